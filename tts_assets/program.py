@@ -1,0 +1,216 @@
+"""The runtime of every launched program: ranks, progress, metrics, stop signals, results.
+
+A program is ``python -m tts_assets.<stage>.<program> run.json``, by hand or under torchrun. All
+it tells goes to files of its run folder first; the terminal, Dagster Pipes and W&B are views of
+those:
+
+    run.json        the program's configuration
+    progress.jsonl  one line at most every few seconds: what, done, total
+    metrics.jsonl   one line a report: step and numbers
+    checkpoints/    what a restart resumes from
+    result/         the files that will be published
+    result.json     the facts of the result, written last: it exists only when all is done
+
+Rank 0 alone writes, draws the bar, and speaks Pipes. SIGTERM and SIGUSR1 ask for a stop: the
+program saves and leaves with :data:`STOPPED`, and a restart goes on from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
+
+from dagster_pipes import PipesContext, is_dagster_pipes_process, open_dagster_pipes
+from tqdm import tqdm
+
+from tts_assets.artifacts import written_aside
+from tts_assets.config import Config, ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+STOPPED = 75  # EX_TEMPFAIL of sysexits.h: not a failure, run again to go on
+REPORT_SECONDS = 5.0  # between two progress lines: an hour of work is 720 lines, not 100,000
+PIPES_SECONDS = 30.0  # between two Dagster events: many events a run make the UI slow
+
+
+T = TypeVar("T")
+C = TypeVar("C", bound="ProgramConfig")
+
+
+class ProgramConfig(Config):
+    """What every launched program's configuration has."""
+
+    run_dir: Path
+
+
+def load_config(kind: type[C], argv: list[str] | None = None) -> C:
+    """Read the program's configuration from the JSON file named on the command line."""
+    parser = argparse.ArgumentParser(description=kind.__doc__)
+    parser.add_argument("config", type=Path, help=f"JSON file of {kind.__name__}")
+    path = parser.parse_args(argv).config
+    try:
+        return kind.from_json(path)
+    except ConfigError as error:
+        parser.exit(2, f"{error}\n")
+
+
+class Run:
+    """One rank's view of the run; a context manager around the program's work."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+        self.rank = int(os.environ.get("RANK", "0"))
+        self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
+        self.stop_requested = False
+        self._pipes: PipesContext | None = None
+        self._distributed = False
+        self._last_pipes = 0.0
+        self._handlers: dict[int, Any] = {}
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def result_dir(self) -> Path:
+        return self.run_dir / "result"
+
+    @property
+    def checkpoint_dir(self) -> Path:
+        return self.run_dir / "checkpoints"
+
+    @property
+    def device(self) -> torch.device:
+        import torch
+
+        return torch.device("cuda", self.local_rank) if torch.cuda.is_available() else _cpu()
+
+    def __enter__(self) -> Self:
+        for folder in (self.run_dir, self.result_dir, self.checkpoint_dir):
+            folder.mkdir(parents=True, exist_ok=True)
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            self._handlers[number] = signal.signal(number, self._ask_to_stop)
+        if self.is_main and is_dagster_pipes_process():
+            self._pipes = open_dagster_pipes()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._distributed:
+            import torch.distributed as dist
+
+            dist.destroy_process_group()
+        if self._pipes is not None:
+            self._pipes.close()
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
+        self.stop_requested = True
+
+    def init_distributed(self) -> None:
+        """Join torch.distributed when torchrun started more than one rank (nccl or gloo)."""
+        if self.world_size == 1:
+            return
+        import torch
+        import torch.distributed as dist
+
+        if torch.cuda.is_available():
+            torch.cuda.set_device(self.local_rank)
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        self._distributed = True
+
+    def should_stop(self) -> bool:
+        """Whether any rank was asked to stop: all ranks get the same answer at the same step."""
+        if not self._distributed:
+            return self.stop_requested
+        import torch
+        import torch.distributed as dist
+
+        flag = torch.tensor(float(self.stop_requested), device=self.device)
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+        return bool(flag.item())
+
+    def stopped(self) -> NoReturn:
+        """Leave after a save, because a stop was asked for; running again goes on from there."""
+        self.note("stopped on request; run again to go on")
+        raise SystemExit(STOPPED)
+
+    def note(self, text: str) -> None:
+        """One line for the person who watches: terminal or Dagster's log."""
+        if not self.is_main:
+            return
+        if self._pipes is not None:
+            self._pipes.log.info(text)
+        print(text, file=sys.stderr, flush=True)
+
+    def progress(
+        self, items: Iterable[T], what: str, *, total: int | None = None, start: int = 0
+    ) -> Iterator[T]:
+        """Iterate ``items`` while rank 0 shows how far it is; ``start`` are already done."""
+        if total is None:
+            total = start + len(items) if hasattr(items, "__len__") else None  # type: ignore[arg-type]
+        if not self.is_main:
+            yield from items
+            return
+        bar = tqdm(total=total, initial=start, desc=what, disable=not sys.stderr.isatty())
+        report = self._progress_reporter(what, total)
+        done = start
+        with bar:
+            for item in items:
+                yield item
+                done += 1
+                bar.update()
+                report(done)
+        report(done, True)
+
+    def _progress_reporter(self, what: str, total: int | None) -> Callable[..., None]:
+        last = [time.monotonic()]
+
+        def report(done: int, final: bool = False) -> None:
+            now = time.monotonic()
+            if not final and now - last[0] < REPORT_SECONDS:
+                return
+            last[0] = now
+            self._append("progress.jsonl", {"what": what, "done": done, "total": total})
+            if self._pipes is not None and (final or now - self._last_pipes >= PIPES_SECONDS):
+                self._last_pipes = now
+                self._pipes.log.info(f"{what}: {done}/{total if total is not None else '?'}")
+
+        return report
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Append the numbers of one step to ``metrics.jsonl`` (rank 0)."""
+        if self.is_main:
+            self._append("metrics.jsonl", {"step": step, **values})
+
+    def finish(self, facts: Mapping[str, Any]) -> None:
+        """Declare the files in ``result/`` complete (rank 0)."""
+        if not self.is_main:
+            return
+        with written_aside(self.run_dir / "result.json") as aside:
+            aside.write_text(json.dumps(dict(facts), indent=2, sort_keys=True) + "\n")
+
+    def _append(self, name: str, record: Mapping[str, Any]) -> None:
+        with (self.run_dir / name).open("a") as stream:
+            stream.write(json.dumps(record) + "\n")
+
+
+def _cpu() -> torch.device:
+    import torch
+
+    return torch.device("cpu")
