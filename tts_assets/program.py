@@ -28,7 +28,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
 
-from dagster_pipes import PipesContext, is_dagster_pipes_process, open_dagster_pipes
+from dagster_pipes import PipesContext, PipesEnvVarParamsLoader, open_dagster_pipes
 from tqdm import tqdm
 
 from tts_assets.artifacts import written_aside
@@ -100,7 +100,7 @@ class Run:
             folder.mkdir(parents=True, exist_ok=True)
         for number in (signal.SIGTERM, signal.SIGUSR1):
             self._handlers[number] = signal.signal(number, self._ask_to_stop)
-        if self.is_main and is_dagster_pipes_process():
+        if self.is_main and PipesEnvVarParamsLoader().is_dagster_pipes_process():
             self._pipes = open_dagster_pipes()
         return self
 

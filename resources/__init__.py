@@ -1,0 +1,1 @@
+"""What an asset is handed: the artifact store and the launcher. No stage is known here."""
