@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_origin
 
 from dagster import (
     AssetExecutionContext,
+    BetaWarning,
     ConfigurableIOManager,
     ConfigurableResource,
     DataVersion,
@@ -17,8 +19,12 @@ from dagster import (
     Output,
     OutputContext,
 )
+from filelock import FileLock
 
 from tts_assets.artifacts import UNPARTITIONED, ArtifactStore, Build, Facts, Handle
+
+# Output(data_version=...) is "beta" in 1.13; lineage here is built on it, and tests hold it.
+warnings.filterwarnings("ignore", message=".*data_version.*", category=BetaWarning)
 
 H = TypeVar("H", bound=Handle)
 Metadata = Mapping[str, Any]
@@ -48,24 +54,30 @@ class ArtifactStoreResource(ConfigurableResource):
         folder is the same after a failure or a restart, so that programs resume in it.
         ``describe`` adds metadata (tables, plots, players) to the numbers every artifact shows.
         """
+        handle = self._reuse(context, build)
+        if handle is None:
+            work = self.store.work_folder(build)
+            with FileLock(f"{work}.lock"):  # two runs of the same build: the second takes over
+                handle = self._reuse(context, build) or self._build(kind, build, work, run)
+        assert isinstance(handle, kind)
+        metadata = standard_metadata(handle) | dict(describe(handle) if describe else {})
+        return Output(handle, data_version=DataVersion(handle.content), metadata=metadata)
+
+    def _reuse(self, context: AssetExecutionContext, build: Build) -> Handle | None:
         handle = self.store.find(build)
         if handle is not None:
             context.log.info(f"{build.asset}: already built as {build.fingerprint}, nothing to do")
             self.store.select(handle)
-        else:
-            handle = self._build(kind, build, run)
-        assert isinstance(handle, kind)
-        metadata = standard_metadata(handle) | dict(describe(handle) if describe else {})
-        return Output(handle, data_version=DataVersion(handle.content), metadata=metadata)
+        return handle
 
     def _build(
         self,
         kind: type[Handle],
         build: Build,
+        work: Path,
         run: Callable[[Path], Facts | Mapping[str, Any]],
     ) -> Handle:
-        work = self.store.work_folder(build)
-        (work / "result").mkdir(exist_ok=True)
+        (work / "result").mkdir(parents=True, exist_ok=True)
         facts = run(work)
         handle = self.store.publish(kind, build, work / "result", facts)
         shutil.rmtree(work)
@@ -73,7 +85,11 @@ class ArtifactStoreResource(ConfigurableResource):
 
 
 class ArtifactIOManager(ConfigurableIOManager):
-    """Inputs arrive as typed handles of the current artifacts; outputs were published already."""
+    """Inputs arrive as typed handles of the current artifacts; outputs were published already.
+
+    An input annotated ``dict[str, CodeArrays]`` gets all partitions that its mapping names; one
+    annotated ``CodeArrays`` gets the one of its own partition.
+    """
 
     root: str
 
@@ -86,9 +102,9 @@ class ArtifactIOManager(ConfigurableIOManager):
         asset = "/".join(context.asset_key.path)
         if not context.has_asset_partitions:
             return store.current(asset, UNPARTITIONED)
-        if context.has_partition_key:
-            return store.current(asset, context.asset_partition_key)
-        return {key: store.current(asset, key) for key in context.asset_partition_keys}
+        handles = {key: store.current(asset, key) for key in context.asset_partition_keys}
+        wants_all = get_origin(context.dagster_type.typing_type) is dict
+        return handles if wants_all else handles[context.asset_partition_key]
 
 
 def standard_metadata(handle: Handle) -> dict[str, Any]:

@@ -226,7 +226,7 @@ class ArtifactStore:
         final = self.folder(build.asset, build.partition) / build.fingerprint
         final.parent.mkdir(parents=True, exist_ok=True)
         try:
-            os.rename(result, final)
+            result.rename(final)
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
@@ -240,21 +240,19 @@ class ArtifactStore:
         """Make ``handle`` the current artifact of its asset and partition."""
         link = self.folder(handle.asset, handle.partition) / "current"
         target = handle.manifest.fingerprint
-        if link.is_symlink() and os.readlink(link) == target:
+        if link.is_symlink() and str(link.readlink()) == target:
             return
         aside = link.with_name(f".current.{os.getpid()}")
         aside.unlink(missing_ok=True)
         aside.symlink_to(target)
-        os.replace(aside, link)
+        aside.replace(link)
         fsync(link.parent)
 
 
 def _manifest(kind: type[Handle], build: Build, result: Path, facts: object) -> Manifest:
     typed = facts if isinstance(facts, Facts) else kind.facts_type.model_validate(facts)
     files = {
-        str(file.relative_to(result)): FileEntry(
-            size=file.stat().st_size, sha256=sha256_file(file)
-        )
+        str(file.relative_to(result)): FileEntry(size=file.stat().st_size, sha256=sha256_file(file))
         for file in sorted(result.rglob("*"))
         if file.is_file() and file.name != MANIFEST
     }
@@ -323,7 +321,7 @@ def written_aside(path: Path) -> Iterator[Path]:
         fsync_tree(aside) if aside.is_dir() else fsync(aside)
         if aside.is_dir() and path.is_dir():
             shutil.rmtree(path)
-        os.replace(aside, path)
+        aside.replace(path)
         fsync(path.parent)
     finally:
         if aside.is_dir():

@@ -1,0 +1,57 @@
+# make help lists the targets.
+PYTHON ?= python3
+BIN := .venv/bin
+export DAGSTER_HOME := $(CURDIR)/.dagster
+export PYTHONPATH := $(CURDIR)
+CUDA ?=
+PORT ?= 3000
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo ui codec-demo test test-fast test-coverage lint lint-fix version clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+
+install: ## create .venv and install the locked packages; CUDA=13.0 for GPU machines
+	@$(PYTHON) scripts/install.py --cuda "$(CUDA)"
+
+demo: install ## train the small voice end to end and say where to listen (about 25 minutes)
+	@$(BIN)/python -m jobs.demo
+
+ui: install ## the Dagster UI on http://127.0.0.1:3000 (PORT=…)
+	@$(BIN)/dagster dev --host 127.0.0.1 --port $(PORT)
+
+codec-demo: install ## train the vendored codec again from nothing (hours on two cores)
+	@$(BIN)/python -m jobs.codec_demo
+
+test: install ## all tests; what .ci/run calls
+	@$(BIN)/python -m pytest
+
+test-fast: install ## the tests of less than 20 seconds each
+	@$(BIN)/python -m pytest -m "not slow"
+
+test-coverage: install ## all tests, with a coverage report
+	@$(BIN)/python -m pytest --cov=tts_assets --cov=resources --cov=sensors --cov=jobs --cov-report=term --cov-report=html
+
+lint: install ## ruff, mypy, and that the definitions load
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/dg check defs
+
+lint-fix: install ## mend what ruff can
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+# `make version patch`: the words after `version` are its arguments, not targets
+version: ## show the version, or raise it: make version patch|minor|major
+	@$(PYTHON) scripts/version.py $(filter patch minor major,$(MAKECMDGOALS))
+
+ifeq (version,$(firstword $(MAKECMDGOALS)))
+.PHONY: patch minor major
+patch minor major:
+	@:
+endif
+
+clean: ## remove the environment, artifacts and Dagster's history
+	rm -rf .venv storage .dagster/history .dagster/storage .dagster/schedules .dagster/logs

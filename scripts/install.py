@@ -1,0 +1,108 @@
+#!/usr/bin/env python3
+"""Make .venv and install the locked packages into it; says what it does; a rerun takes a second.
+
+    python3 scripts/install.py [--cuda VERSION]
+
+Runs on the system's Python (3.11 or 3.12) with nothing but its standard library. PyTorch comes
+first, in the build that fits the machine: the CPU build unless --cuda is given. Everything else
+follows from locks/cpu.txt or locks/gpu.txt, exactly as pinned there (--no-deps).
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / ".venv"
+UV = "uv==0.13.8"
+CUDA_OF_LOCK = "13.0"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--cuda", default="", help=f"CUDA of the machine, {CUDA_OF_LOCK}; default: none"
+    )
+    cuda = parser.parse_args().cuda
+    check_request(cuda)
+    lock = ROOT / "locks" / ("gpu.txt" if cuda else "cpu.txt")
+    stamp = VENV / ".installed"
+    wanted = hashlib.sha256(lock.read_bytes() + (ROOT / "pyproject.toml").read_bytes()).hexdigest()
+    if stamp.is_file() and stamp.read_text() == wanted:
+        say(f"{VENV.name} is up to date with {lock.relative_to(ROOT)}")
+        return
+    started = time.monotonic()
+    make_environment()
+    install_torch(lock, cuda)
+    packages = sum(1 for line in lock.read_text().splitlines() if line)
+    say(f"installing {packages} packages of {lock.relative_to(ROOT)} (about 4.5 GB on the disk)")
+    uv("install", "--no-deps", "--requirement", str(lock))
+    say("installing this checkout in editable mode")
+    uv("install", "--no-deps", "--no-build-isolation", "--editable", str(ROOT))
+    check_torch()
+    stamp.write_text(wanted)
+    say(f"done in {time.monotonic() - started:.0f} s; activate it with: source .venv/bin/activate")
+
+
+def check_request(cuda: str) -> None:
+    if not (3, 11) <= sys.version_info[:2] < (3, 13):
+        version = ".".join(map(str, sys.version_info[:3]))
+        sys.exit(
+            f"Python 3.11 or 3.12 is needed, this is {version}; run: make install PYTHON=python3.11"
+        )
+    if cuda not in ("", CUDA_OF_LOCK):
+        sys.exit(
+            f"locks/gpu.txt is resolved for CUDA {CUDA_OF_LOCK}; run: make install CUDA={CUDA_OF_LOCK}"
+        )
+
+
+def make_environment() -> None:
+    say(f"creating {VENV.name} with Python {sys.version.split()[0]}")
+    made = subprocess.run([sys.executable, "-m", "venv", str(VENV)], check=False)
+    if made.returncode:
+        sys.exit("python3 cannot make environments; on Debian: apt-get install python3-venv")
+    pip("install", "--quiet", "--disable-pip-version-check", UV)
+
+
+def install_torch(lock: Path, cuda: str) -> None:
+    """The build for this machine, from PyTorch's own index; else whatever pip is set up to find."""
+    pin = next(line for line in lock.read_text().splitlines() if line.startswith("torch=="))
+    backend = "cu" + cuda.replace(".", "") if cuda else "cpu"
+    say(f"installing {pin} ({backend})")
+    arguments = ("install", f"--torch-backend={backend}", "--no-deps", pin)
+    if uv(*arguments, check=False) != 0:
+        say("PyTorch's index is out of reach; taking torch from where pip is set up to look")
+        pip("install", "--disable-pip-version-check", pin)
+
+
+def check_torch() -> None:
+    test = "import torch; print('torch', torch.__version__, 'CUDA:', torch.cuda.is_available())"
+    if subprocess.run([str(VENV / "bin/python"), "-c", test], check=False).returncode:
+        sys.exit(
+            "torch does not import; delete .venv and run make install again with a network "
+            "that reaches PyTorch's package index"
+        )
+
+
+def uv(*arguments: str, check: bool = True) -> int:
+    environment = {**os.environ, "VIRTUAL_ENV": str(VENV)}
+    command = [str(VENV / "bin/uv"), "pip", *arguments]
+    return subprocess.run(command, env=environment, check=check).returncode
+
+
+def pip(*arguments: str) -> None:
+    subprocess.run([str(VENV / "bin/python"), "-m", "pip", *arguments], check=True)
+
+
+def say(text: str) -> None:
+    print(f"install: {text}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

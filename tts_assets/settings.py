@@ -1,0 +1,156 @@
+"""The strict model of ``dagster_project.toml``: what is built, from what, how large, and where.
+
+The file holds the embedded profile; ``[profiles.<name>]`` tables lay other values over it, and
+``TTS_PROFILE`` selects one. A variable ``TTS__SECTION__KEY=value`` overrides one value (the value
+is TOML, or else a plain string). Relative paths are relative to the file.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field, PrivateAttr, model_validator
+
+from tts_assets.codec.config import CodecConfig
+from tts_assets.config import Config, ConfigError
+from tts_assets.corpora.config import CorpusConfig, FilterConfig
+from tts_assets.evaluation.config import EvaluationConfig
+from tts_assets.rlhf.config import RlhfRecipe
+from tts_assets.sft.config import SftRecipe
+from tts_assets.split import ValidationSplit
+
+PROJECT_FILE = "dagster_project.toml"
+EMBEDDED = "embedded"
+
+
+class Project(Config):
+    """``[project]``: the name shown in the UI and where artifacts lie."""
+
+    name: str
+    storage: Path = Path("storage")
+
+
+class Compute(Config):
+    """``[compute]``: how launched programs run."""
+
+    processes: int = Field(default=2, ge=1, description="ranks a program; one a GPU")
+    threads: int = Field(default=0, ge=0, description="CPU threads a rank; 0: share the cores")
+    grace_seconds: float = Field(default=30.0, gt=0, description="between SIGTERM and SIGKILL")
+
+
+class Settings(Config):
+    """One profile of the project, complete and checked."""
+
+    project: Project
+    compute: Compute = Compute()
+    validation: ValidationSplit = ValidationSplit()
+    corpora: dict[str, CorpusConfig]
+    filters: FilterConfig = FilterConfig()
+    codec: CodecConfig
+    sft: dict[str, SftRecipe] = Field(default_factory=dict)
+    rlhf: dict[str, RlhfRecipe] = Field(default_factory=dict)
+    evaluation: EvaluationConfig
+    _root: Path = PrivateAttr(default=Path())
+
+    @property
+    def root(self) -> Path:
+        """The folder of the project file; relative paths start here."""
+        return self._root
+
+    @property
+    def storage(self) -> Path:
+        return self.path(self.project.storage)
+
+    def path(self, path: Path) -> Path:
+        return (self._root / path).resolve()
+
+    @model_validator(mode="after")
+    def _check_references(self) -> Self:
+        for name, recipe in self.sft.items():
+            for corpus in recipe.corpora:
+                if corpus not in self.corpora:
+                    raise ValueError(
+                        f"sft.{name} trains on corpus {corpus!r}, which is not declared; "
+                        f"declare [corpora.{corpus}] or use one of {sorted(self.corpora)}"
+                    )
+        for name, rlhf in self.rlhf.items():
+            if rlhf.base not in self.sft:
+                raise ValueError(
+                    f"rlhf.{name} starts from {rlhf.base!r}, which is no [sft] recipe; "
+                    f"known recipes: {sorted(self.sft)}"
+                )
+            if name in self.sft:
+                raise ValueError(
+                    f"{name!r} names an sft and an rlhf recipe, and both would be serving/{name}; "
+                    f"rename one, for example rlhf.{name}_grpo"
+                )
+        return self
+
+
+def load_settings(
+    path: Path | None = None,
+    profile: str | None = None,
+    environment: Mapping[str, str] = os.environ,
+    overrides: Mapping[str, Any] | None = None,
+) -> Settings:
+    """Read the project file, lay the profile, ``overrides`` and the environment over it.
+
+    Raises :class:`ConfigError` naming the file, the key, and what to write instead.
+    """
+    path = (path or project_file(environment)).resolve()
+    try:
+        values = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no project file; run from a checkout") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from None
+    profiles = values.pop("profiles", {})
+    profile = profile or environment.get("TTS_PROFILE", EMBEDDED)
+    if profile != EMBEDDED and profile not in profiles:
+        raise ConfigError(f"{path}: no profile {profile!r}; known: {[EMBEDDED, *profiles]}")
+    values = overlay(values, profiles.get(profile, {}))
+    values = overlay(values, overrides or {})
+    values = overlay(values, environment_overrides(environment))
+    settings = Settings.parse(values, str(path))
+    settings._root = path.parent
+    return settings
+
+
+def project_file(environment: Mapping[str, str] = os.environ) -> Path:
+    """``TTS_PROJECT``, or the project file of this checkout."""
+    named = environment.get("TTS_PROJECT")
+    return Path(named) if named else Path(__file__).resolve().parent.parent / PROJECT_FILE
+
+
+def overlay(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """``base`` with the values of ``over``; tables are merged, everything else is replaced."""
+    merged = dict(base)
+    for key, value in over.items():
+        both_tables = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = overlay(merged[key], value) if both_tables else value
+    return merged
+
+
+def environment_overrides(environment: Mapping[str, str]) -> dict[str, Any]:
+    """``TTS__SFT__ANNOUNCER__STEPS=20`` -> ``{"sft": {"announcer": {"steps": 20}}}``."""
+    values: dict[str, Any] = {}
+    for name, text in sorted(environment.items()):
+        if not name.startswith("TTS__"):
+            continue
+        *tables, key = name.removeprefix("TTS__").lower().split("__")
+        node = values
+        for table in tables:
+            node = node.setdefault(table, {})
+        node[key] = _toml_value(text)
+    return values
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
