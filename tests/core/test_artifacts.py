@@ -1,0 +1,141 @@
+"""Artifacts: fingerprints, atomic publishing under kill -9, verification, the current pointer."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tts_assets.artifacts import (
+    ArtifactError,
+    ArtifactStore,
+    Build,
+    EvaluationSuite,
+    open_artifact,
+    written_aside,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+FACTS = {"texts": 1, "categories": {"digits": 1}}
+
+
+def build(**changes: object) -> Build:
+    values: dict[str, object] = {"config": {"a": 1}, "code_version": "1", **changes}
+    return Build(asset="evaluation_suite", inputs={}, **values)  # type: ignore[arg-type]
+
+
+def publish(store: ArtifactStore, made: Build, text: str = "one\n") -> EvaluationSuite:
+    result = store.work_folder(made) / "result"
+    result.mkdir(exist_ok=True)
+    (result / "suite.jsonl").write_text(text)
+    handle = store.publish(EvaluationSuite, made, result, FACTS)
+    assert isinstance(handle, EvaluationSuite)
+    return handle
+
+
+def test_published_is_found_and_current(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path)
+    assert store.find(build()) is None
+    handle = publish(store, build())
+    assert handle.facts.texts == 1
+    assert store.find(build()).content == handle.content
+    assert store.current("evaluation_suite").path == handle.path
+    handle.verify()
+
+
+def test_content_depends_on_bytes_alone_and_fingerprint_on_what_made_them(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path)
+    first = publish(store, build())
+    second = publish(store, build(config={"a": 2}))
+    other = publish(store, build(config={"a": 3}), "two\n")
+    assert first.path != second.path
+    assert first.content == second.content != other.content
+    for changed in ({"config": {"a": 9}}, {"code_version": "2"}, {"seed": 1}, {"partition": "p"}):
+        assert build(**changed).fingerprint != build().fingerprint
+    downstream = [
+        Build(asset="b", inputs={"suite": item}, config={}, code_version="1").fingerprint
+        for item in (first, second, other)
+    ]
+    assert downstream[0] == downstream[1] != downstream[2]
+
+
+def test_current_before_anything_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"code_arrays\[x\].*materialize it first"):
+        ArtifactStore(tmp_path).current("code_arrays", "x")
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "changed"])
+def test_damage_is_named(tmp_path: Path, damage: str) -> None:
+    file = publish(ArtifactStore(tmp_path), build()).path / "suite.jsonl"
+    if damage == "missing":
+        file.unlink()
+    else:
+        file.write_text("on" if damage == "cut" else "eno\n")
+    with pytest.raises(ArtifactError, match=r"suite\.jsonl"):
+        open_artifact(file.parent).verify()
+
+
+def test_an_empty_result_is_refused(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path)
+    result = store.work_folder(build()) / "result"
+    result.mkdir()
+    with pytest.raises(ArtifactError, match="nothing was written"):
+        store.publish(EvaluationSuite, build(), result, FACTS)
+
+
+def test_another_kind_is_refused(tmp_path: Path) -> None:
+    from tts_assets.artifacts import CodeArrays
+
+    handle = publish(ArtifactStore(tmp_path), build())
+    with pytest.raises(ArtifactError, match="'evaluation_suite'.*'code_arrays'"):
+        CodeArrays.open(handle.path)
+
+
+def test_written_aside_leaves_the_old_on_an_error(tmp_path: Path) -> None:
+    target = tmp_path / "file"
+    target.write_text("old")
+    with pytest.raises(RuntimeError), written_aside(target) as aside:
+        aside.write_text("half")
+        raise RuntimeError
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+PUBLISH_FOR_EVER = """
+import sys
+from pathlib import Path
+from tests.core.test_artifacts import build, publish
+from tts_assets.artifacts import ArtifactStore
+
+store = ArtifactStore(Path(sys.argv[1]))
+print("ready", flush=True)
+for number in range(100_000):
+    publish(store, build(config={"number": number}), f"{number}\\n" * 2000)
+"""
+
+
+def test_kill_9_at_any_moment_leaves_whole_artifacts(tmp_path: Path) -> None:
+    """Ten kills at different moments: whatever lies under its final name is complete."""
+    store = ArtifactStore(tmp_path)
+    for attempt in range(10):
+        process = subprocess.Popen(
+            [sys.executable, "-c", PUBLISH_FOR_EVER, str(tmp_path)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+        )
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(0.02 + 0.013 * attempt)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    published = [path for path in store.folder("evaluation_suite").iterdir() if path.is_dir()]
+    finals = [path for path in published if not path.is_symlink()]
+    assert len(finals) > 3
+    for path in finals:
+        open_artifact(path).verify()
+    store.current("evaluation_suite").verify()

@@ -1,0 +1,64 @@
+"""Launched programs by hand, without torchrun and without Dagster."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.programs import CountConfig
+from tts_assets.program import STOPPED, load_config
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(config: CountConfig) -> subprocess.Popen[str]:
+    path = config.run_dir / "run.json"
+    path.write_text(config.to_json())
+    command = [sys.executable, "-m", "tests.programs", str(path)]
+    return subprocess.Popen(command, cwd=ROOT, text=True, stderr=subprocess.PIPE)
+
+
+def test_writes_metrics_progress_and_result(tmp_path: Path) -> None:
+    process = run(CountConfig(run_dir=tmp_path, total=3))
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+    metrics = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert metrics == [{"step": step, "count": step + 1} for step in range(3)]
+    last = json.loads((tmp_path / "progress.jsonl").read_text().splitlines()[-1])
+    assert last == {"what": "counting", "done": 3, "total": 3}
+    assert json.loads((tmp_path / "result.json").read_text())["counted"] == 3
+    assert (tmp_path / "result" / "count.txt").read_text() == "3\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_stop_saves_and_a_restart_goes_on(tmp_path: Path, number: int) -> None:
+    process = run(CountConfig(run_dir=tmp_path, total=1000, step_seconds=0.02))
+    saved = tmp_path / "checkpoints" / "count.txt"
+    while not saved.is_file() or int(saved.read_text()) < 3:
+        time.sleep(0.02)
+    process.send_signal(number)
+    process.communicate(timeout=30)
+    assert process.returncode == STOPPED
+    assert not (tmp_path / "result.json").exists()
+    reached = int(saved.read_text())
+    again = run(CountConfig(run_dir=tmp_path, total=reached + 1))
+    again.communicate(timeout=60)
+    assert json.loads((tmp_path / "result.json").read_text())["started_from"] == reached
+
+
+def test_a_bad_configuration_names_the_key_and_the_near_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps({"run_dir": str(tmp_path), "total": 1, "step_second": 2}))
+    with pytest.raises(SystemExit):
+        load_config(CountConfig, [str(path)])
+    assert "unknown key 'step_second' in CountConfig: did you mean 'step_seconds'?" in (
+        capsys.readouterr().err
+    )

@@ -1,0 +1,50 @@
+"""Small launched programs and an asset around them, for the tests of launching."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from tts_assets.artifacts import written_aside
+from tts_assets.program import ProgramConfig, Run, load_config
+
+
+class CountConfig(ProgramConfig):
+    """Counts to ``total``, saving every step; rank ``broken_rank`` fails at step 2."""
+
+    total: int
+    step_seconds: float = 0.0
+    broken_rank: int = -1
+    deaf: bool = False  # ignores the request to stop
+
+
+def main() -> None:
+    config = load_config(CountConfig)
+    with Run(config.run_dir) as run:
+        run.init_distributed()
+        (config.run_dir / f"pid.{run.rank}").write_text(str(os.getpid()))
+        saved = run.checkpoint_dir / "count.txt"
+        start = int(saved.read_text()) if saved.is_file() else 0
+        for step in run.progress(range(start, config.total), "counting", start=start):
+            if run.rank == config.broken_rank and step == 2:
+                raise ValueError(f"rank {run.rank} cannot count past two")
+            time.sleep(config.step_seconds)
+            stop = run.should_stop() and not config.deaf
+            if run.is_main:
+                run.metrics(step, {"count": step + 1})
+                _save(saved, step + 1)
+            if stop:
+                run.stopped()
+        if run.is_main:
+            (run.result_dir / "count.txt").write_text(f"{config.total}\n")
+        run.finish({"counted": config.total, "started_from": start})
+
+
+def _save(path: Path, count: int) -> None:
+    with written_aside(path) as aside:
+        aside.write_text(str(count))
+
+
+if __name__ == "__main__":
+    main()
