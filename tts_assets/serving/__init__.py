@@ -1,0 +1,1 @@
+"""Checkpoints made ready to speak: conversion, synthesis, the vLLM engine."""
