@@ -55,12 +55,14 @@ class ArtifactStoreResource(ConfigurableResource):
         ``describe`` adds metadata (tables, plots, players) to the numbers every artifact shows.
         """
         handle = self._reuse(context, build)
+        reused = handle is not None
         if handle is None:
             work = self.store.work_folder(build)
             with FileLock(f"{work}.lock"):  # two runs of the same build: the second takes over
                 handle = self._reuse(context, build) or self._build(kind, build, work, run)
         assert isinstance(handle, kind)
-        metadata = standard_metadata(handle) | dict(describe(handle) if describe else {})
+        metadata = standard_metadata(handle) | {"reused": reused}
+        metadata |= dict(describe(handle) if describe else {})
         return Output(handle, data_version=DataVersion(handle.content), metadata=metadata)
 
     def _reuse(self, context: AssetExecutionContext, build: Build) -> Handle | None:

@@ -1,0 +1,1 @@
+"""What is run together: asset jobs, their schedules, and the demo."""
