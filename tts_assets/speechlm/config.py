@@ -1,0 +1,93 @@
+"""Configurations of the speech language model: where it starts, its vocabulary, its sampling."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from tts_assets.config import Config
+
+
+class LlamaSize(Config):
+    """A Llama trained from scratch, with the byte-level tokenizer of ``speechlm/tokenizer.py``.
+
+    ``max_positions`` bounds prompt plus speech, in tokens. ``rope_theta`` is small because
+    sequences are: at 10,000 most rotary pairs never complete a turn within 1,000 tokens.
+    """
+
+    hidden_size: int = Field(256, gt=0)
+    intermediate_size: int = Field(512, gt=0)
+    layers: int = Field(6, gt=0)
+    heads: int = Field(4, gt=0)
+    kv_heads: int = Field(4, gt=0)
+    rope_theta: float = Field(1000.0, gt=0)
+    max_positions: int = Field(2048, gt=0)
+    tie_embeddings: bool = True
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.hidden_size % (2 * self.heads):
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not a multiple of 2 x heads ({self.heads}): "
+                "rotary embeddings need an even number of features a head"
+            )
+        if self.heads % self.kv_heads:
+            raise ValueError(f"heads {self.heads} is not a multiple of kv_heads {self.kv_heads}")
+        return self
+
+
+class BaseModel(Config):
+    """Where a recipe starts; exactly one of the three.
+
+    ``llama``: from scratch in this size. ``hub``: a Hugging Face name, or the path of such a
+    folder. ``recipe``: the checkpoint of another SFT recipe (continued fine-tuning).
+    """
+
+    llama: LlamaSize | None = None
+    hub: str | None = None
+    recipe: str | None = None
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        given = [name for name in ("llama", "hub", "recipe") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"give exactly one of llama, hub, recipe; got {', '.join(given) or 'none'}"
+            )
+        return self
+
+
+class VocabularyConfig(Config):
+    """How speech tokens are appended to a tokenizer that has none.
+
+    ``lexicographic`` is the reference trainer's order (s_0, s_1, s_10, s_100, …), ``numeric``
+    LLaSA's. ``nonverbals`` appends the 21 tags such as ``<laugh>`` too.
+    """
+
+    order: Literal["numeric", "lexicographic"] = "numeric"
+    nonverbals: bool = False
+
+
+class SamplingConfig(Config):
+    """How speech tokens are drawn. ``top_k`` 0 and ``top_p`` 1 switch those filters off.
+
+    ``min_tokens`` and ``max_tokens`` count speech tokens, without ``<|speech_end|>``.
+    ``temperature`` 0 is greedy decoding.
+    """
+
+    temperature: float = Field(0.8, ge=0)
+    top_k: int = Field(50, ge=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    repetition_penalty: float = Field(1.1, gt=0)
+    min_tokens: int = Field(10, ge=0)
+    max_tokens: int = Field(1792, gt=0)
+    seed: int = Field(42, ge=0)
+
+    @model_validator(mode="after")
+    def _bounds_in_order(self) -> Self:
+        if self.min_tokens > self.max_tokens:
+            raise ValueError(
+                f"min_tokens {self.min_tokens} is above max_tokens {self.max_tokens}"
+            )
+        return self

@@ -1,0 +1,339 @@
+"""Batched sampling of speech tokens from a transformers model.
+
+Made for many short sequences of a small model at once, where a step's overhead counts: keys and
+values are written in place, finished rows leave the batch, only the rows of the output matrix
+that are speech are multiplied, and random numbers are drawn before the first step.
+
+A request's tokens depend on its prompt, its seed and the sampling, not on its batch mates: each
+request has its own random stream, and a token is chosen by inverting the cumulative distribution
+at that stream's next number. (What batch mates can change is the rounding of float sums.)
+
+Shapes: B rows of the batch, A allowed tokens (the codebook, then ``<|speech_end|>``), L tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicLayer
+
+from tts_assets.speechlm.attention import SEGMENTS
+from tts_assets.speechlm.config import SamplingConfig
+from tts_assets.speechlm.loss import token_logprobs
+from tts_assets.speechlm.model import SpeechLM
+from tts_assets.speechlm.vocabulary import SpeechVocabulary
+
+COMPACT_BELOW = 0.8  # drop finished rows once a fifth is finished: a copy of the cache costs a step
+CACHE_BLOCK = 256  # tokens by which the key/value buffers grow
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt (token ids) and the seed of its random stream."""
+
+    prompt: NDArray[np.int64]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What was drawn after a prompt.
+
+    ``codes`` are codec codes. ``ended``: the model said ``<|speech_end|>``, rather than reaching
+    ``max_tokens``. ``token_ids`` are the same codes as token ids, with the end token if it was
+    drawn; ``logprobs`` (one a token id) are the model's own, over the allowed tokens, before
+    temperature, penalty and filters.
+    """
+
+    codes: NDArray[np.int64]
+    ended: bool
+    token_ids: NDArray[np.int64]
+    logprobs: NDArray[np.float32]
+
+
+def allowed_ids(vocabulary: SpeechVocabulary) -> NDArray[np.int64]:
+    """The token ids that may be drawn, shape (A,): index a < codebook_size is code a."""
+    return np.append(vocabulary.code_to_id, vocabulary.speech_end)
+
+
+@torch.inference_mode()
+def generate(
+    lm: SpeechLM,
+    requests: Sequence[Request],
+    sampling: SamplingConfig,
+    *,
+    batch_size: int = 64,
+    progress: Callable[[int], None] | None = None,
+) -> list[Completion]:
+    """Complete every request; results in the order of ``requests``.
+
+    ``progress`` is called with the number of requests a batch completed. Raises ValueError for a
+    prompt that leaves no room for ``sampling.max_tokens``.
+    """
+    _check_lengths(lm, requests, sampling)
+    was_training = lm.model.training
+    lm.model.eval()
+    # Prompts of like length share a batch: less padding.
+    order = sorted(range(len(requests)), key=lambda i: len(requests[i].prompt))
+    results: list[Completion | None] = [None] * len(requests)
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        batch = _Batch(lm, [requests[i] for i in rows], sampling)
+        for row, completion in zip(rows, batch.run(), strict=True):
+            results[row] = completion
+        if progress is not None:
+            progress(len(rows))
+    lm.model.train(was_training)
+    return [completion for completion in results if completion is not None]
+
+
+def completion_logprobs(
+    lm: SpeechLM,
+    prompts: Sequence[NDArray[np.int64]],
+    completions: Sequence[NDArray[np.int64]],
+    temperature: float = 1.0,
+) -> list[Tensor]:
+    """Log-probabilities of given completions (token ids), over the allowed tokens.
+
+    One packed forward pass, differentiable. Returns a float32 tensor a completion.
+    """
+    device = lm.model.device
+    pairs = [np.concatenate(pair) for pair in zip(prompts, completions, strict=True)]
+    lengths = [len(pair) for pair in pairs]
+    ids = torch.from_numpy(np.concatenate(pairs)).to(device)
+    positions = torch.cat([torch.arange(n) for n in lengths]).to(device)
+    previous = lm.model.config._attn_implementation
+    lm.model.set_attn_implementation(SEGMENTS)
+    output = lm.model.base_model(
+        input_ids=ids[None], position_ids=positions[None], segments=lengths, use_cache=False
+    )
+    lm.model.set_attn_implementation(previous)
+    starts = np.cumsum([0, *lengths[:-1]])
+    # The hidden state before a token predicts it.
+    where = [
+        np.arange(s + len(p) - 1, s + n - 1)
+        for s, p, n in zip(starts, prompts, lengths, strict=True)
+    ]
+    index = torch.from_numpy(np.concatenate(where)).to(device)
+    hidden = output.last_hidden_state[0][index]
+    space = _AllowedSpace(lm)
+    values = token_logprobs(hidden, space.head(), space.index_of(ids[index + 1]), temperature)
+    return list(values.split([len(w) for w in where]))
+
+
+def _check_lengths(lm: SpeechLM, requests: Sequence[Request], sampling: SamplingConfig) -> None:
+    room = lm.model.config.max_position_embeddings - sampling.max_tokens
+    for number, request in enumerate(requests):
+        if len(request.prompt) > room:
+            raise ValueError(
+                f"request {number}: its prompt has {len(request.prompt)} tokens, but "
+                f"max_tokens {sampling.max_tokens} leaves room for {room} of the model's "
+                f"{lm.model.config.max_position_embeddings} positions; lower max_tokens"
+            )
+
+
+class _AllowedSpace:
+    """Token ids <-> indices 0..A-1 of the allowed tokens."""
+
+    def __init__(self, lm: SpeechLM) -> None:
+        self.lm = lm
+        self.ids = torch.from_numpy(allowed_ids(lm.vocabulary)).to(lm.model.device)
+
+    def head(self) -> Tensor:
+        """Rows of the output matrix that can be drawn, (A, H)."""
+        return self.lm.model.get_output_embeddings().weight[self.ids]
+
+    def index_of(self, token_ids: Tensor) -> Tensor:
+        table = torch.full((self.lm.vocabulary.size,), -1, device=self.ids.device)
+        table[self.ids] = torch.arange(len(self.ids), device=self.ids.device)
+        return table[token_ids]
+
+
+class _GrowingLayer(DynamicLayer):
+    """Keys and values of one layer, (B, KV, capacity, D), written in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.length = 0
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        end = self.length + key_states.shape[2]
+        self._reserve(key_states, end)
+        self.keys[:, :, self.length : end] = key_states
+        self.values[:, :, self.length : end] = value_states
+        self.length = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def _reserve(self, like: Tensor, length: int) -> None:
+        if self.is_initialized and length <= self.keys.shape[2]:
+            return
+        rows, heads, _, features = like.shape
+        grown = like.new_empty(2, rows, heads, length + CACHE_BLOCK, features)
+        if self.is_initialized:
+            grown[0, :, :, : self.length] = self.keys[:, :, : self.length]
+            grown[1, :, :, : self.length] = self.values[:, :, : self.length]
+        self.keys, self.values = grown[0], grown[1]
+        self.is_initialized = True
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+
+class _Batch:
+    """One batch from prompts to completions. ``rows`` maps the live rows to the requests."""
+
+    def __init__(self, lm: SpeechLM, requests: list[Request], sampling: SamplingConfig) -> None:
+        self.lm, self.requests, self.sampling = lm, requests, sampling
+        self.device = lm.model.device
+        self.space = _AllowedSpace(lm)
+        self.head = self.space.head()
+        self.end = len(self.space.ids) - 1
+        self.cache = Cache(
+            layers=[_GrowingLayer() for _ in range(lm.model.config.num_hidden_layers)]
+        )
+        count, limit = len(requests), sampling.max_tokens + 1  # one more: the end token
+        self.rows = torch.arange(count, device=self.device)
+        self.tokens = torch.full((count, limit), -1, device=self.device)
+        self.logprobs = torch.zeros(count, limit, device=self.device)
+        self.random = torch.stack([_random_stream(r.seed, limit) for r in requests]).to(self.device)
+        self.seen = self._prompt_codes()
+
+    def run(self) -> list[Completion]:
+        logits = self._prefill()
+        done = torch.zeros(len(self.requests), dtype=torch.bool, device=self.device)
+        for step in range(self.sampling.max_tokens + 1):
+            drawn = self._draw(logits, step)
+            self.tokens[self.rows, step] = torch.where(done, -1, drawn)
+            done |= drawn == self.end
+            finished = int(done.sum())
+            if finished == len(done) or step == self.sampling.max_tokens:
+                break
+            if len(done) - finished < COMPACT_BELOW * len(done):
+                keep = (~done).nonzero()[:, 0]
+                drawn, done = drawn[keep], done[keep]
+                self._keep(keep)
+            logits = self._forward(self.space.ids[drawn][:, None])
+        return self._completions()
+
+    def _prompt_codes(self) -> Tensor:
+        """Which codes a row's prompt holds, (B, A): the repetition penalty counts them too."""
+        seen = torch.zeros(len(self.requests), self.end + 1, dtype=torch.bool)
+        for row, request in enumerate(self.requests):
+            seen[row, torch.from_numpy(self.lm.vocabulary.codes(request.prompt))] = True
+        return seen.to(self.device)
+
+    def _prefill(self) -> Tensor:
+        """Run the prompts, padded on the left, through the model: logits (B, A)."""
+        lengths = [len(request.prompt) for request in self.requests]
+        width = max(lengths)
+        ids = torch.full((len(lengths), width), self.lm.tokenizer.pad_token_id)
+        for row, request in enumerate(self.requests):
+            ids[row, width - lengths[row] :] = torch.from_numpy(request.prompt)
+        pads = width - torch.tensor(lengths)
+        self.visible = (torch.arange(width) >= pads[:, None]).to(self.device)
+        self.next_position = torch.tensor(lengths, device=self.device)
+        positions = (torch.arange(width) - pads[:, None]).clamp_min(0)
+        square = torch.ones(width, width, dtype=torch.bool, device=self.device)
+        # A padding token sees itself: a row that sees nothing would be NaN, and spread.
+        mask = square.tril() & (self.visible[:, None, :] | torch.eye(width, device=self.device).bool())
+        return self._model(ids.to(self.device), positions.to(self.device), mask[:, None])
+
+    def _forward(self, ids: Tensor) -> Tensor:
+        """One token a row: logits (B, A)."""
+        self.visible = F.pad(self.visible, (0, 1), value=True)
+        positions = self.next_position[:, None]
+        self.next_position = self.next_position + 1
+        return self._model(ids, positions, self.visible[:, None, None, :])
+
+    def _model(self, ids: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
+        output = self.lm.model.base_model(
+            input_ids=ids,
+            position_ids=positions,
+            attention_mask=mask,
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        return (output.last_hidden_state[:, -1] @ self.head.T).float()
+
+    def _draw(self, logits: Tensor, step: int) -> Tensor:
+        """Draw the next token of every live row (B,), and record its log-probability."""
+        model_logits = logits
+        if self.sampling.repetition_penalty != 1.0:
+            logits = penalize(logits, self.seen, self.sampling.repetition_penalty)
+        if step < self.sampling.min_tokens:
+            logits = logits.index_fill(1, torch.tensor([self.end], device=self.device), -torch.inf)
+        if step == self.sampling.max_tokens:  # only to see whether it would have ended here
+            drawn = torch.where(logits.argmax(1) == self.end, self.end, -1)
+        else:
+            drawn = choose(logits, self.random[self.rows, step], self.sampling)
+        picked = model_logits.gather(1, drawn.clamp_min(0)[:, None])[:, 0]
+        self.logprobs[self.rows, step] = picked - model_logits.logsumexp(dim=1)
+        self.seen[torch.arange(len(drawn), device=self.device), drawn.clamp_min(0)] = True
+        return drawn
+
+    def _keep(self, keep: Tensor) -> None:
+        """Only the rows ``keep`` stay in the batch."""
+        self.rows, self.seen = self.rows[keep], self.seen[keep]
+        self.visible, self.next_position = self.visible[keep], self.next_position[keep]
+        self.cache.batch_select_indices(keep)
+
+    def _completions(self) -> list[Completion]:
+        vocabulary = self.lm.vocabulary
+        ids = allowed_ids(vocabulary)
+        results = []
+        for tokens, logprobs in zip(
+            self.tokens.cpu().numpy(), self.logprobs.cpu().numpy(), strict=True
+        ):
+            drawn = tokens[tokens >= 0]
+            results.append(
+                Completion(
+                    codes=drawn[drawn < self.end],
+                    ended=bool(len(drawn)) and bool(drawn[-1] == self.end),
+                    token_ids=ids[drawn],
+                    logprobs=logprobs[: len(drawn)],
+                )
+            )
+        return results
+
+
+def _random_stream(seed: int, length: int) -> Tensor:
+    """``length`` numbers in [0, 1) that depend on ``seed`` alone."""
+    return torch.rand(length, generator=torch.Generator().manual_seed(seed))
+
+
+def penalize(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """Repetition penalty (CTRL, Keskar et al. 2019): seen tokens lose, whatever their sign."""
+    lowered = torch.where(logits > 0, logits / penalty, logits * penalty)
+    return torch.where(seen, lowered, logits)
+
+
+def choose(logits: Tensor, uniform: Tensor, sampling: SamplingConfig) -> Tensor:
+    """Draw one index a row: logits (B, A), uniform numbers (B,) -> (B,).
+
+    Order of the filters as in transformers and vLLM: temperature, top-k, top-p.
+    """
+    if sampling.temperature == 0:
+        return logits.argmax(dim=1)
+    logits = logits / sampling.temperature
+    if 0 < sampling.top_k < logits.shape[1]:
+        logits, order = logits.topk(sampling.top_k, dim=1)
+    elif sampling.top_p < 1:
+        logits, order = logits.sort(dim=1, descending=True)
+    else:
+        order = None
+    weights = logits.softmax(dim=1)
+    if sampling.top_p < 1:
+        # The first token that reaches top_p belongs to the nucleus.
+        weights = torch.where(weights.cumsum(1) - weights < sampling.top_p, weights, 0.0)
+    cumulative = weights.cumsum(dim=1)
+    target = uniform[:, None] * cumulative[:, -1:]
+    picked = torch.searchsorted(cumulative, target, right=True).clamp_max(logits.shape[1] - 1)
+    return picked[:, 0] if order is None else order.gather(1, picked)[:, 0]

@@ -1,0 +1,76 @@
+"""Losses over the vocabulary that never hold the whole matrix of logits.
+
+With 193,856 tokens the logits of 8,192 positions are 6 GB in float32, their gradient as much
+again; a chunk of 1,024 positions needs an eighth.
+
+Shapes: N positions, H hidden size, V tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+CHUNK = 1024
+
+
+class _SummedCrossEntropy(torch.autograd.Function):
+    """Makes both gradients while a chunk's logits are at hand: nothing is computed twice."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        needed = hidden.requires_grad or weight.requires_grad
+        cast = weight.to(hidden.dtype)
+        loss = hidden.new_zeros((), dtype=torch.float32)
+        d_hidden = torch.empty_like(hidden) if needed else None
+        d_weight = torch.zeros_like(weight) if needed else None
+        for start in range(0, len(targets), CHUNK):
+            x, y = hidden[start : start + CHUNK], targets[start : start + CHUNK]
+            logits = (x @ cast.T).float()
+            normalizer = logits.logsumexp(dim=-1, keepdim=True)
+            loss += (normalizer - logits.gather(1, y[:, None])).sum()
+            if d_hidden is None or d_weight is None:
+                continue
+            d_logits = logits.sub_(normalizer).exp_()
+            d_logits[torch.arange(len(y), device=y.device), y] -= 1.0
+            d_cast = d_logits.to(hidden.dtype)
+            torch.mm(d_cast, cast, out=d_hidden[start : start + CHUNK])
+            d_weight += d_cast.T @ x
+        ctx.save_for_backward(d_hidden, d_weight)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        d_hidden, d_weight = ctx.saved_tensors
+        return d_hidden * grads[0].to(d_hidden.dtype), d_weight * grads[0], None
+
+
+def summed_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Sum over positions of -log softmax(hidden weight^T)[target], in float32.
+
+    ``hidden`` (N, H) in the compute dtype, ``weight`` (V, H), ``targets`` (N,).
+    """
+    result: Tensor = _SummedCrossEntropy.apply(hidden, weight, targets)
+    return result
+
+
+def token_logprobs(
+    hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float = 1.0
+) -> Tensor:
+    """log softmax(hidden weight^T / temperature)[target] of each position: (N,), float32.
+
+    Differentiable; a chunk's logits are computed again in the backward pass.
+    """
+
+    def chunk(x: Tensor, y: Tensor) -> Tensor:
+        logits = (x @ weight.to(x.dtype).T).float() / temperature
+        return logits.gather(1, y[:, None])[:, 0] - logits.logsumexp(dim=-1)
+
+    parts = [
+        checkpoint(chunk, hidden[i : i + CHUNK], targets[i : i + CHUNK], use_reentrant=False)
+        for i in range(0, len(targets), CHUNK)
+    ]
+    return torch.cat(parts) if parts else hidden.new_zeros(0, dtype=torch.float32)

@@ -1,0 +1,140 @@
+"""Speech language models: from scratch or from a hub checkpoint, and their folders on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from tts_assets.speechlm.config import BaseModel, LlamaSize, SamplingConfig, VocabularyConfig
+from tts_assets.speechlm.tokenizer import byte_tokenizer, load_tokenizer
+from tts_assets.speechlm.vocabulary import SpeechVocabulary, extend_tokenizer, read_vocabulary
+
+
+class SpeechLM:
+    """A causal LM with the tokenizer and the speech vocabulary that belong to it."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        vocabulary: SpeechVocabulary,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.vocabulary = vocabulary
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters; tied embeddings count once."""
+        return sum(p.numel() for p in self.model.parameters())
+
+    @classmethod
+    def load(cls, folder: Path, codebook_size: int, dtype: torch.dtype = torch.float32) -> SpeechLM:
+        """Open a folder that :meth:`save` wrote; raises if its files do not belong together."""
+        tokenizer = load_tokenizer(str(folder))
+        vocabulary = read_vocabulary(tokenizer, codebook_size)
+        vocabulary.check(folder)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+        return cls(model, tokenizer, vocabulary)
+
+    def save(self, folder: Path, sampling: SamplingConfig | None = None) -> None:
+        """Write a Hugging Face folder: model.safetensors, tokenizer, generation defaults."""
+        self.model.save_pretrained(folder, safe_serialization=True)
+        self.tokenizer.save_pretrained(folder)
+        self.vocabulary.save(folder)
+        generation_config(self, sampling or SamplingConfig()).save_pretrained(folder)
+
+
+def generation_config(lm: SpeechLM, sampling: SamplingConfig) -> GenerationConfig:
+    """The sampling defaults that transformers and vLLM read from the folder."""
+    return GenerationConfig(
+        do_sample=sampling.temperature > 0,
+        temperature=sampling.temperature or None,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+        repetition_penalty=sampling.repetition_penalty,
+        max_new_tokens=sampling.max_tokens,
+        eos_token_id=lm.vocabulary.speech_end,
+        pad_token_id=lm.tokenizer.pad_token_id,
+    )
+
+
+def build(
+    base: BaseModel, codebook_size: int, vocabulary: VocabularyConfig, seed: int
+) -> SpeechLM:
+    """A model to train: from scratch in a size, or the hub's with the speech vocabulary added."""
+    if base.llama is not None:
+        return new_llama(base.llama, codebook_size, vocabulary, seed)
+    if base.hub is None:
+        raise ValueError(f"base recipe {base.recipe!r} is opened with SpeechLM.load()")
+    tokenizer = load_tokenizer(base.hub)
+    model = AutoModelForCausalLM.from_pretrained(base.hub, dtype=torch.float32)
+    first_new = len(tokenizer)
+    speech = extend_tokenizer(tokenizer, codebook_size, vocabulary)
+    grow_embeddings(model, first_new, speech.size, seed)
+    return SpeechLM(model, tokenizer, speech)
+
+
+def new_llama(
+    size: LlamaSize, codebook_size: int, config: VocabularyConfig, seed: int
+) -> SpeechLM:
+    """A Llama with random weights that depend on ``seed`` alone."""
+    tokenizer = byte_tokenizer(size.max_positions)
+    vocabulary = extend_tokenizer(tokenizer, codebook_size, config)
+    llama = LlamaConfig(
+        vocab_size=vocabulary.size,
+        hidden_size=size.hidden_size,
+        intermediate_size=size.intermediate_size,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        num_key_value_heads=size.kv_heads,
+        max_position_embeddings=size.max_positions,
+        rope_parameters={"rope_type": "default", "rope_theta": size.rope_theta},
+        tie_word_embeddings=size.tie_embeddings,
+        bos_token_id=None,
+        eos_token_id=vocabulary.speech_end,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(llama)
+    return SpeechLM(model, tokenizer, vocabulary)
+
+
+@torch.no_grad()
+def grow_embeddings(model: PreTrainedModel, first_new: int, size: int, seed: int) -> None:
+    """Give ``model`` at least ``size`` embedding rows; those from ``first_new`` on are new.
+
+    New rows are drawn from the mean and covariance of the old ones, so that a new token's logit
+    starts out like an average token's. (transformers' ``mean_resizing`` scales the covariance by
+    1e-9: all new rows would start equal.)
+    """
+    rows = model.get_input_embeddings().weight.shape[0]
+    if size > rows:
+        model.resize_token_embeddings(size, mean_resizing=False)
+    tables = [model.get_input_embeddings().weight]
+    if not model.config.tie_word_embeddings:
+        tables.append(model.get_output_embeddings().weight)
+    generator = torch.Generator().manual_seed(seed)
+    for table in tables:
+        table[first_new:] = draw_like(table[:first_new], len(table) - first_new, generator)
+
+
+def draw_like(old: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """``count`` rows from the normal distribution with the mean and covariance of ``old``."""
+    data = old.double()
+    mean = data.mean(dim=0)
+    values, vectors = torch.linalg.eigh(torch.cov(data.T, correction=0))
+    root = vectors * values.clamp_min(0).sqrt()
+    noise = torch.randn(count, old.shape[1], generator=generator, dtype=torch.float64)
+    return (mean + noise.to(old.device) @ root.T).to(old.dtype)

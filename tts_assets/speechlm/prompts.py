@@ -1,0 +1,128 @@
+"""The prompt formats, as token ids.
+
+Training::
+
+    Convert the text to speech:<|text_prompt_start|>T<|text_prompt_end|>\\n
+    <|speech_start|>codes<|speech_end|>
+
+With a voice description D the first line begins with ``Given the following voice description
+<|voice_description_start|>D<|voice_description_end|> convert the text to speech:``. Inference ends
+after ``<|speech_start|>``; with a voice prompt, T is its transcript, a space, and the text to
+say, and its codes follow ``<|speech_start|>``.
+
+The pieces are tokenized apart and joined as ids. That equals tokenizing the whole string, since
+a tokenizer splits at its added tokens first (``tests/speechlm/test_prompts.py``).
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from transformers import PreTrainedTokenizerBase
+
+from tts_assets.speechlm.vocabulary import (
+    TEXT_END,
+    TEXT_START,
+    VOICE_END,
+    VOICE_START,
+    SpeechVocabulary,
+)
+
+INSTRUCTION = "Convert the text to speech:"
+GIVEN_VOICE = "Given the following voice description "
+CONVERT = " convert the text to speech:"
+INSTRUCTION_STRINGS = (INSTRUCTION, GIVEN_VOICE, CONVERT)
+
+Ids = NDArray[np.int64]
+
+
+class PromptError(ValueError):
+    """A prompt that the format does not allow."""
+
+
+class PromptFormat:
+    """Builds training samples and inference prompts for one tokenizer."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, vocabulary: SpeechVocabulary) -> None:
+        self.tokenizer = tokenizer
+        self.vocabulary = vocabulary
+
+    def text_ids(self, text: str) -> Ids:
+        """Ids of a piece of plain text, without special tokens around it."""
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return np.asarray(ids, dtype=np.int64)
+
+    def text_batch(self, texts: list[str]) -> list[Ids]:
+        """:meth:`text_ids` of many texts at once (the Rust tokenizer uses all cores)."""
+        if not texts:
+            return []
+        batch = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return [np.asarray(ids, dtype=np.int64) for ids in batch]
+
+    def training(self, text: str, codes: ArrayLike, voice_description: str = "") -> Ids:
+        """A whole training sample; the loss counts from ``<|speech_start|>`` on."""
+        if np.size(codes) == 0:
+            raise PromptError(f"no speech codes for the text {text!r}")
+        prompt = self.head(self.text_ids(text), voice_description)
+        end = np.asarray([self.vocabulary.speech_end])
+        return np.concatenate([prompt, self.vocabulary.ids(codes), end])
+
+    def inference(
+        self,
+        text: str,
+        *,
+        prompt_text: str = "",
+        prompt_codes: ArrayLike = (),
+        voice_description: str = "",
+    ) -> Ids:
+        """What the model continues with speech tokens.
+
+        ``prompt_text`` and ``prompt_codes`` are transcript and codes of a voice prompt: both or
+        neither.
+        """
+        codes = np.asarray(prompt_codes, dtype=np.int64)
+        if bool(prompt_text) != bool(codes.size):
+            raise PromptError("a voice prompt needs both its transcript and its codes")
+        whole = f"{prompt_text} {text}" if prompt_text else text
+        prompt = self.head(self.text_ids(whole), voice_description)
+        return np.concatenate([prompt, self.vocabulary.ids(codes)])
+
+    def head(self, text: Ids, voice_description: str = "") -> Ids:
+        """All up to and including ``<|speech_start|>`` for a text that is tokenized already."""
+        return np.concatenate([self.before_text(voice_description), text, self._after_text])
+
+    def before_text(self, voice_description: str) -> Ids:
+        """Instruction, voice description, ``<|text_prompt_start|>``."""
+        if not voice_description:
+            return self._plain_start
+        control = self.vocabulary.control
+        return np.concatenate(
+            [
+                self._prefix,
+                self.text_ids(GIVEN_VOICE),
+                [control[VOICE_START]],
+                self.text_ids(voice_description),
+                [control[VOICE_END]],
+                self.text_ids(CONVERT),
+                [control[TEXT_START]],
+            ]
+        )
+
+    @cached_property
+    def _prefix(self) -> Ids:
+        """What the tokenizer itself puts before every text: ``<|begin_of_text|>`` for Llama 3."""
+        ids = self.tokenizer("", add_special_tokens=True)["input_ids"]
+        return np.asarray([i for i in ids if i != self.tokenizer.eos_token_id], dtype=np.int64)
+
+    @cached_property
+    def _plain_start(self) -> Ids:
+        start = [self.vocabulary.control[TEXT_START]]
+        return np.concatenate([self._prefix, self.text_ids(INSTRUCTION), start])
+
+    @cached_property
+    def _after_text(self) -> Ids:
+        control = self.vocabulary.control
+        newline = self.text_ids("\n")
+        return np.concatenate([[control[TEXT_END]], newline, [self.vocabulary.speech_start]])
