@@ -66,7 +66,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, scaling: float, dropout: float) -> 
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and length <= DIRECT_LENGTH:
         mask = _causal_bias(length, q.dtype).expand(q.shape[0], length, length)
         weights = torch.softmax(torch.baddbmm(mask, q, k.transpose(1, 2), alpha=scaling), dim=-1)
-        return torch.bmm(F.dropout(weights, dropout), v)
+        return torch.bmm(F.dropout(weights, dropout) if dropout else weights, v)
     out = F.scaled_dot_product_attention(
         q[None], k[None], v[None], is_causal=True, scale=scaling, dropout_p=dropout
     )

@@ -1,0 +1,124 @@
+"""Configurations of supervised fine-tuning: a recipe, and the program that trains it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from tts_assets.config import Config
+from tts_assets.program import ProgramConfig
+from tts_assets.speechlm.config import BaseModel, SamplingConfig, VocabularyConfig
+
+
+class Concatenation(Config):
+    """Join random utterances of one speaker, texts and codes, into one sample.
+
+    Each epoch joins others. Every utterance still comes once an epoch (times its corpus' weight),
+    in groups of 1 to ``max_utterances``. ``short_share`` of all samples are added to that: groups
+    of random utterances of at most ``short_seconds``, drawn with replacement. They teach a model
+    with little data to say known words in any order.
+    """
+
+    max_utterances: int = Field(4, ge=1)
+    max_seconds: float = Field(12.0, gt=0)
+    short_share: float = Field(0.0, ge=0, lt=1)
+    short_seconds: float = Field(1.5, gt=0)
+    max_short: int = Field(8, ge=2)
+
+
+class OptimizerConfig(Config):
+    """AdamW, or Muon for the matrices of the layers and AdamW for all else.
+
+    Muon's steps are scaled to the RMS of AdamW's, so that one ``lr`` fits both. Weight decay acts
+    on matrices only.
+    """
+
+    name: Literal["adamw", "muon"] = "adamw"
+    lr: float = Field(1e-4, gt=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = Field(0.1, ge=0)
+    clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
+    schedule: Literal["cosine", "constant", "wsd"] = "cosine"
+    warmup_share: float = Field(0.05, ge=0, lt=1, description="of all steps")
+    final_share: float = Field(0.1, ge=0, le=1, description="last lr / peak lr")
+    decay_share: float = Field(0.2, gt=0, le=1, description="wsd: part of all steps that decays")
+
+
+class SftRecipe(Config):
+    """``[sft.<name>]``: what is trained, on what, and how long. Give ``steps`` or ``epochs``.
+
+    ``corpora`` maps names to epochs: 1.5 sees every utterance once and a random half of them
+    twice, another half in the next epoch. ``batch_tokens`` are those of one optimizer step over
+    all ranks; ``micro_tokens`` bound one forward pass of one rank.
+    """
+
+    base: BaseModel
+    corpora: dict[str, float] = Field(min_length=1)
+    vocabulary: VocabularyConfig = VocabularyConfig()
+    steps: int | None = Field(None, gt=0)
+    epochs: float | None = Field(None, gt=0)
+    batch_tokens: int = Field(8192, gt=0)
+    micro_tokens: int = Field(4096, gt=0)
+    max_seq_len: int = Field(2048, gt=0)
+    concatenate: Concatenation | None = None
+    code_noise: float = Field(
+        0.0, ge=0, lt=1, description="share of the input codes that are replaced by random ones"
+    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="of the attention weights")
+    optimizer: OptimizerConfig = OptimizerConfig()
+    precision: Literal["fp32", "bf16"] = "fp32"
+    eval_every: int = Field(300, gt=0, description="steps between two validations")
+    save_every: int = Field(1000, gt=0, description="steps between two checkpoints for a restart")
+    export: Literal["best", "last"] = Field(
+        "best", description="weights to publish: those of the lowest validation loss, or the last"
+    )
+    sampling: SamplingConfig = SamplingConfig()
+    seed: int = Field(777, ge=0)
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give exactly one of steps and epochs")
+        if self.max_seq_len > self.micro_tokens:
+            raise ValueError(
+                f"max_seq_len {self.max_seq_len} does not fit into micro_tokens "
+                f"{self.micro_tokens}: raise micro_tokens or lower max_seq_len"
+            )
+        llama = self.base.llama
+        if llama is not None and llama.max_positions < self.max_seq_len:
+            raise ValueError(
+                f"max_seq_len {self.max_seq_len} is above base.llama.max_positions "
+                f"{llama.max_positions}"
+            )
+        bad = [name for name, weight in self.corpora.items() if weight <= 0]
+        if bad:
+            raise ValueError(f"corpora {bad} have no positive weight: leave them out")
+        return self
+
+
+class SftProgram(ProgramConfig):
+    """``tts_assets.sft.train``: one recipe on published code arrays.
+
+    ``base_checkpoint`` is the folder of the recipe that ``base.recipe`` names. ``codec`` is the
+    content digest of the codec that made all arrays.
+    """
+
+    name: str
+    recipe: SftRecipe
+    arrays: dict[str, Path]
+    base_checkpoint: Path | None = None
+    codec: str
+    sample_rate: int
+    token_rate: float
+    codebook_size: int
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        missing = sorted(set(self.recipe.corpora) - set(self.arrays))
+        if missing:
+            raise ValueError(f"no code arrays given for corpora {missing} of the recipe")
+        if (self.recipe.base.recipe is None) != (self.base_checkpoint is None):
+            raise ValueError("base_checkpoint goes with a recipe whose base is another recipe")
+        return self

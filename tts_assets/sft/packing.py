@@ -1,0 +1,94 @@
+"""Samples into packed rows: nothing is padded, and no sample is cut.
+
+T tokens of a row, N of them with a target that counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tts_assets.sft.dataset import Encoded
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Samples end to end in one row.
+
+    ``input_ids`` and ``position_ids`` (1, T), positions restart at each sample; ``segments`` are
+    the samples' lengths; ``where`` (N,) the positions that count and ``targets`` (N,) what they
+    predict.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    segments: list[int]
+    where: Tensor
+    targets: Tensor
+
+    def to(self, device: torch.device) -> Packed:
+        return Packed(
+            self.input_ids.to(device),
+            self.position_ids.to(device),
+            self.segments,
+            self.where.to(device),
+            self.targets.to(device),
+        )
+
+    def without_targets(self) -> Packed:
+        """The same row with nothing to predict: loss and gradients are zero."""
+        return replace(self, where=self.where[:0], targets=self.targets[:0])
+
+
+def pack(samples: Sequence[Encoded]) -> Packed:
+    """Put samples end to end."""
+    segments = [len(sample.inputs) for sample in samples]
+    starts = np.cumsum([0, *segments[:-1]])
+    where = [
+        np.arange(start + sample.first, start + length)
+        for start, length, sample in zip(starts, segments, samples, strict=True)
+    ]
+    return Packed(
+        input_ids=torch.from_numpy(np.concatenate([s.inputs for s in samples]))[None],
+        position_ids=torch.from_numpy(np.concatenate([np.arange(n) for n in segments]))[None],
+        segments=segments,
+        where=torch.from_numpy(np.concatenate(where)),
+        targets=torch.from_numpy(np.concatenate([s.targets[s.first :] for s in samples])),
+    )
+
+
+def split_over(samples: Sequence[T], size: Callable[[T], int], parts: int) -> list[list[T]]:
+    """Share samples between ``parts`` ranks: the longest first, each to the least loaded.
+
+    Deterministic, so that every rank knows all shares without a message.
+    """
+    shares: list[list[T]] = [[] for _ in range(parts)]
+    loads = [0] * parts
+    for sample in sorted(samples, key=size, reverse=True):
+        least = loads.index(min(loads))
+        shares[least].append(sample)
+        loads[least] += size(sample)
+    return shares
+
+
+def first_fit(samples: Sequence[T], size: Callable[[T], int], capacity: int) -> list[list[T]]:
+    """Rows of at most ``capacity``: each sample goes to the first row with room for it."""
+    rows: list[list[T]] = []
+    room: list[int] = []
+    for sample in samples:
+        need = size(sample)
+        row = next((i for i, free in enumerate(room) if free >= need), None)
+        if row is None:
+            rows.append([])
+            room.append(capacity)
+            row = len(rows) - 1
+        rows[row].append(sample)
+        room[row] -= need
+    return rows
