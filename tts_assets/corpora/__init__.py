@@ -1,0 +1,1 @@
+"""Recordings as they lie -> utterances -> filtered samples."""

@@ -1,0 +1,165 @@
+"""The corpora in the graph: ``raw_corpus`` and ``filtered_samples``, one partition a corpus."""
+
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from dagster import (
+    AssetCheckExecutionContext,
+    AssetCheckResult,
+    AssetChecksDefinition,
+    AssetExecutionContext,
+    AssetsDefinition,
+    MetadataValue,
+    Output,
+    asset,
+    asset_check,
+)
+
+from resources.artifact_store import ArtifactStoreResource
+from tts_assets.accounting import SET_ASIDE_FILE, count_reasons, read_set_aside
+from tts_assets.artifacts import Build, RawCorpus, SampleManifest
+from tts_assets.corpora.config import CorpusConfig, FilterConfig
+from tts_assets.corpora.filter import KEPT_FILE, REJECTED_FILE, filter_corpus
+from tts_assets.corpora.index import UTTERANCES_FILE, index_corpus, read_entries
+from tts_assets.corpora.listing import listing_digest
+from tts_assets.partitions import corpus_partitions
+
+CODE_VERSION = "1"
+ROWS_SHOWN = 8
+
+
+def build_assets(
+    corpora: dict[str, CorpusConfig], filters: FilterConfig, root: Path
+) -> list[AssetsDefinition | AssetChecksDefinition]:
+    """``root``: the folder that relative corpus paths start from."""
+
+    def declared(partition: str) -> tuple[Path, CorpusConfig]:
+        if partition not in corpora:
+            raise ValueError(
+                f"corpus {partition!r} is a partition, but not declared: add "
+                f"[corpora.{partition}] to dagster_project.toml, or delete the partition"
+            )
+        return (root / corpora[partition].path).resolve(), corpora[partition]
+
+    @asset(
+        group_name="corpora",
+        partitions_def=corpus_partitions,
+        kinds={"polars", "parquet"},
+        description="Every utterance of a corpus: where its audio lies, how long, who, what.",
+    )
+    def raw_corpus(
+        context: AssetExecutionContext, store: ArtifactStoreResource
+    ) -> Output[RawCorpus]:
+        name = context.partition_key
+        path, config = declared(name)
+        build = Build(
+            asset="raw_corpus",
+            partition=name,
+            inputs={},
+            # The listing tells that files changed; the content digest tells whether it matters.
+            config={"corpus": config, "root": path, "listing": listing_digest(path)},
+            code_version=CODE_VERSION,
+        )
+        return store.materialize(
+            context,
+            RawCorpus,
+            build,
+            lambda work: index_corpus(name, path, config, work / "result"),
+            describe_corpus,
+        )
+
+    @asset(
+        group_name="corpora",
+        partitions_def=corpus_partitions,
+        kinds={"polars", "json"},
+        description="Utterances with normalized text, kept or rejected with a reason.",
+    )
+    def filtered_samples(
+        context: AssetExecutionContext, store: ArtifactStoreResource, raw_corpus: RawCorpus
+    ) -> Output[SampleManifest]:
+        build = Build(
+            asset="filtered_samples",
+            partition=context.partition_key,
+            inputs={"raw_corpus": raw_corpus},
+            # Samples name audio by absolute path, so the place is part of what they are.
+            config={"filters": filters, "root": raw_corpus.facts.root},
+            code_version=CODE_VERSION,
+        )
+        return store.materialize(
+            context,
+            SampleManifest,
+            build,
+            lambda work: filter_corpus(raw_corpus, filters, work / "result"),
+            describe_samples,
+        )
+
+    @asset_check(asset=raw_corpus, blocking=True, description="Entries = utterances + set aside.")
+    def every_entry_is_accounted_for(
+        context: AssetCheckExecutionContext, raw_corpus: RawCorpus
+    ) -> AssetCheckResult:
+        path, config = declared(raw_corpus.partition)
+        entries = len(read_entries(path, config))
+        rows = pl.scan_parquet(raw_corpus.path / UTTERANCES_FILE).select(pl.len()).collect().item()
+        aside = len(read_set_aside(raw_corpus.path / SET_ASIDE_FILE))
+        return AssetCheckResult(
+            passed=entries == rows + aside,
+            metadata={"entries": entries, "utterances": rows, "set_aside": aside},
+        )
+
+    @asset_check(asset=filtered_samples, blocking=True, description="In = kept + rejected.")
+    def every_sample_is_accounted_for(
+        context: AssetCheckExecutionContext, filtered_samples: SampleManifest
+    ) -> AssetCheckResult:
+        kept, rejected = (_lines(filtered_samples.path / f) for f in (KEPT_FILE, REJECTED_FILE))
+        samples_in = filtered_samples.facts.samples_in
+        return AssetCheckResult(
+            passed=samples_in == kept + rejected and kept > 0,
+            metadata={"samples_in": samples_in, "kept": kept, "rejected": rejected},
+        )
+
+    return [
+        raw_corpus,
+        filtered_samples,
+        every_entry_is_accounted_for,
+        every_sample_is_accounted_for,
+    ]
+
+
+def describe_corpus(corpus: RawCorpus) -> dict[str, Any]:
+    rows = pl.read_parquet(corpus.path / UTTERANCES_FILE)
+    shown = rows.select("id", "audio", "duration", "sample_rate", "speaker", "text")
+    reasons = count_reasons(read_set_aside(corpus.path / SET_ASIDE_FILE))
+    return {
+        "dagster/partition_row_count": len(rows),
+        "utterances_preview": _table(shown),
+        "set_aside_reasons": MetadataValue.json(reasons),
+        "seconds_median": float(rows["duration"].median() or 0.0),
+        "seconds_longest": float(rows["duration"].max() or 0.0),
+    }
+
+
+def describe_samples(samples: SampleManifest) -> dict[str, Any]:
+    path = samples.path / KEPT_FILE
+    rows = pl.read_ndjson(path, infer_schema_length=None) if path.stat().st_size else pl.DataFrame()
+    columns = ("id", "transcript", "language", "duration", "speaker_id")
+    shown = rows.select(columns) if len(rows) else rows
+    return {"dagster/partition_row_count": len(rows), "samples_preview": _table(shown)}
+
+
+def _table(rows: pl.DataFrame) -> MetadataValue:
+    """The first rows as a Markdown table."""
+    with pl.Config(
+        tbl_formatting="MARKDOWN",
+        tbl_hide_dataframe_shape=True,
+        tbl_hide_column_data_types=True,
+        tbl_width_chars=1000,
+        tbl_cols=-1,
+        fmt_str_lengths=80,
+    ):
+        return MetadataValue.md(str(rows.head(ROWS_SHOWN)))
+
+
+def _lines(path: Path) -> int:
+    with path.open("rb") as stream:
+        return sum(1 for _ in stream)

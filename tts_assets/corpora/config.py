@@ -1,0 +1,51 @@
+"""What ``dagster_project.toml`` may say of corpora and filters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from tts_assets.config import Config
+
+ReaderName = Literal["jsonl", "ljspeech", "folder"]
+
+
+class CorpusConfig(Config):
+    """``[corpora.<name>]``: where recordings lie, in which layout, and whose they are.
+
+    ``language``, ``licence`` and ``speaker`` hold for utterances that do not say otherwise.
+    """
+
+    path: Path
+    reader: ReaderName
+    language: str
+    licence: str = "unknown"
+    speaker: str = ""
+
+
+class FilterConfig(Config):
+    """``[filters]``: which utterances are kept; the order of the fields is that of the checks.
+
+    Durations in seconds, rates in Hz. ``allowed_languages`` empty allows all. ``min_dnsmos``
+    looks at the sample's ``dnsmos_mos_ovr``; samples that were never measured pass.
+    """
+
+    allowed_languages: tuple[str, ...] = ()
+    max_duration: float = Field(default=30.0, gt=0)
+    min_duration: float = Field(default=0.2, ge=0)
+    min_sample_rate: int = Field(default=8000, ge=0)
+    min_dnsmos: float = Field(default=0.0, ge=0, le=5)
+    max_characters_per_second: float = Field(
+        default=40.0, gt=0, description="faster than anybody speaks: the text is of another clip"
+    )
+
+    @model_validator(mode="after")
+    def _some_duration_is_left(self) -> Self:
+        if self.min_duration >= self.max_duration:
+            raise ValueError(
+                f"min_duration {self.min_duration} s leaves nothing below max_duration "
+                f"{self.max_duration} s; raise max_duration"
+            )
+        return self
