@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.sft.conftest import program_values, recipe_values
+from tts_assets.config import ConfigError
+from tts_assets.sft.config import OptimizerConfig, SftProgram, SftRecipe
+from tts_assets.sft.optimizer import learning_rate
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": 2}, "exactly one of steps and epochs"),
+        ({"steps": None}, "exactly one of steps and epochs"),
+        ({"max_seq_len": 1000}, "does not fit into micro_tokens 900"),
+        ({"max_seq_len": 4096, "micro_tokens": 4096}, "above base.llama.max_positions 2048"),
+        ({"corpora": {"asterisk": 0.0}}, r"corpora \['asterisk'\] have no positive weight"),
+        ({"corpora": {}}, "corpora: "),
+        ({"optimiser": {}}, "did you mean 'optimizer'"),
+        ({"optimizer": {"name": "adam"}}, "optimizer.name"),
+        ({"precision": "fp16"}, "precision"),
+    ],
+)
+def test_impossible_recipes_are_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        SftRecipe.parse(recipe_values(**changes), "dagster_project.toml")
+
+
+def test_a_program_needs_the_arrays_of_its_recipe(tmp_path: Path) -> None:
+    values = program_values(tmp_path, tmp_path)
+    with pytest.raises(ConfigError, match=r"no code arrays given for corpora \['asterisk'\]"):
+        SftProgram.parse(values | {"arrays": {"other": str(tmp_path)}}, "run.json")
+    with pytest.raises(ConfigError, match="base_checkpoint goes with a recipe"):
+        SftProgram.parse(values | {"base_checkpoint": str(tmp_path)}, "run.json")
+
+
+@pytest.mark.parametrize(
+    ("schedule", "middle", "last"),
+    [("cosine", 0.55, 0.1), ("constant", 1.0, 1.0), ("wsd", 1.0, 0.1)],
+)
+def test_schedules(schedule: str, middle: float, last: float) -> None:
+    config = OptimizerConfig.model_validate({"lr": 1.0, "schedule": schedule, "warmup_share": 0.01})
+    rates = [learning_rate(config, step, 1001) for step in range(1001)]
+    assert rates[0] == pytest.approx(1 / 11) and rates[11] == pytest.approx(1.0)
+    assert rates[505] == pytest.approx(middle, abs=0.01)
+    assert rates[-1] == pytest.approx(last)
+    assert max(rates) <= 1.0

@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.sft.conftest import CODEBOOK, recipe_values
+from tts_assets.sft.config import SftRecipe
+from tts_assets.sft.dataset import Arrays, DataError, Pool, Sample, SampleStream, plan_epoch
+from tts_assets.sft.packing import first_fit, split_over
+from tts_assets.speechlm.config import VocabularyConfig
+from tts_assets.speechlm.prompts import PromptFormat
+from tts_assets.speechlm.tokenizer import byte_tokenizer
+from tts_assets.speechlm.vocabulary import extend_tokenizer
+
+RATE = 50.0
+
+
+def recipe(**changes: object) -> SftRecipe:
+    return SftRecipe.model_validate(recipe_values(**changes))
+
+
+@pytest.fixture(scope="module")
+def prompts() -> PromptFormat:
+    tokenizer = byte_tokenizer(2048)
+    return PromptFormat(tokenizer, extend_tokenizer(tokenizer, CODEBOOK, VocabularyConfig()))
+
+
+@pytest.fixture(scope="module")
+def pool(arrays: Path, prompts: PromptFormat) -> Pool:
+    return Pool({"asterisk": arrays}, "train", prompts, 800)
+
+
+def test_a_sample_is_the_training_prompt_of_its_utterances(
+    pool: Pool, prompts: PromptFormat, arrays: Path
+) -> None:
+    data = Arrays(arrays, "train")
+    texts = [sample["transcript"] for sample in data.samples]
+    for utterances in [(0,), (3, 1, 2), (5, 5)]:
+        whole = prompts.training(
+            " ".join(texts[u] for u in utterances), np.concatenate([data[u] for u in utterances])
+        )
+        encoded = pool.encode(Sample(utterances, 0, 0))
+        assert np.array_equal(np.append(encoded.inputs, encoded.targets[-1]), whole)
+        assert np.array_equal(encoded.targets[:-1], encoded.inputs[1:])
+        assert encoded.targets[encoded.first] == prompts.vocabulary.speech_start
+        assert pool.length(utterances) == len(whole)
+
+
+def test_noise_touches_input_codes_only(pool: Pool) -> None:
+    sample = Sample((0, 1), 2, 7)
+    clean, noisy = pool.encode(sample), pool.encode(sample, code_noise=0.2, seed=1)
+    assert np.array_equal(clean.targets, noisy.targets)
+    start = clean.first + 2  # the first code
+    assert np.array_equal(clean.inputs[:start], noisy.inputs[:start])
+    changed = (clean.inputs[start:] != noisy.inputs[start:]).mean()
+    assert 0.1 < changed < 0.3
+    assert np.array_equal(noisy.inputs, pool.encode(sample, code_noise=0.2, seed=1).inputs)
+
+
+def test_an_epoch_holds_every_utterance_once_in_new_company(pool: Pool) -> None:
+    plain = recipe(concatenate={"max_utterances": 4, "max_seconds": 10.0})
+    epochs = [plan_epoch(pool, plain, RATE, epoch) for epoch in range(2)]
+    for samples in epochs:
+        seen = Counter(u for sample in samples for u in sample.utterances)
+        assert seen == Counter(range(len(pool)))
+        assert max(len(sample.utterances) for sample in samples) in (3, 4)
+        for sample in samples:
+            codes = pool.code_counts[list(sample.utterances)].sum()
+            assert len(sample.utterances) == 1 or codes <= 10.0 * RATE
+    groups = [{s.utterances for s in samples if len(s.utterances) > 1} for samples in epochs]
+    assert not groups[0] & groups[1]
+
+
+def test_short_groups_are_the_share_asked_for(pool: Pool) -> None:
+    config = {"max_utterances": 1, "short_share": 0.5, "short_seconds": 1.5, "max_short": 5}
+    samples = plan_epoch(pool, recipe(concatenate=config), RATE, 0)
+    joined = [sample for sample in samples if len(sample.utterances) > 1]
+    assert len(samples) == 2 * len(pool)
+    assert len(joined) > 0.9 * len(pool)
+    assert max(pool.code_counts[list(s.utterances)].max() for s in joined) <= 1.5 * RATE
+
+
+def test_voices_do_not_mix(arrays: Path, prompts: PromptFormat, tmp_path: Path) -> None:
+    folder = tmp_path / "two"
+    shutil.copytree(arrays, folder)
+    lines = (folder / "train_samples.jsonl").read_text().splitlines()
+    samples = [json.loads(line) for line in lines]
+    for number, sample in enumerate(samples):
+        sample["speaker_id"] = f"speaker{number % 2}"
+    text = "".join(json.dumps(sample) + "\n" for sample in samples)
+    (folder / "train_samples.jsonl").write_text(text)
+    pool = Pool({"a": folder, "b": arrays}, "train", prompts, 800)
+    plan = plan_epoch(pool, recipe(corpora={"a": 1, "b": 1}), RATE, 0)
+    assert len(set(pool.voice_of)) == 3
+    assert all(len({pool.voice_of[u] for u in sample.utterances}) == 1 for sample in plan)
+
+
+def test_weights_are_epochs(arrays: Path, prompts: PromptFormat) -> None:
+    pool = Pool({"a": arrays, "b": arrays}, "train", prompts, 800)
+    half = len(pool) // 2
+    mixture = recipe(corpora={"a": 2.5, "b": 0.5}, concatenate=None)
+    drawn = []
+    for epoch in range(2):
+        seen = Counter(s.utterances[0] for s in plan_epoch(pool, mixture, RATE, epoch))
+        counts = [seen[u] for u in range(half)]
+        assert set(counts) == {2, 3} and sum(counts) == round(2.5 * half)
+        drawn.append({u for u in range(half, 2 * half) if seen[u]})
+        assert len(drawn[-1]) == round(half / 2)
+    assert drawn[0] != drawn[1]
+
+
+def test_a_stream_goes_on_where_its_state_says(pool: Pool) -> None:
+    settings = recipe()
+    stream = SampleStream(pool, settings, RATE)
+    batches = []
+    for step in range(40):
+        if step == 20:
+            epoch, offset = stream.epoch, stream.offset
+        batches.append(stream.batch())
+    assert stream.epoch >= 1
+    again = SampleStream(pool, settings, RATE, epoch, offset)
+    assert [again.batch() for _ in range(20)] == batches[20:]
+    tokens = [sum(pool.length(s.utterances) for s in batch) for batch in batches]
+    assert max(tokens) <= settings.batch_tokens
+    assert np.mean(tokens) > 0.7 * settings.batch_tokens
+
+
+def test_utterances_that_do_not_fit_are_dropped_whole_and_named(
+    arrays: Path, prompts: PromptFormat, pool: Pool
+) -> None:
+    assert pool.dropped == []
+    small = Pool({"asterisk": arrays}, "train", prompts, 200)
+    assert len(small) + len(small.dropped) == len(pool)
+    assert all(tokens > 200 for _, tokens in small.dropped)
+    assert max(small.length((u,)) for u in range(len(small))) <= 200
+    with pytest.raises(DataError, match=r"see set_aside\.jsonl"):
+        SampleStream(Pool({"a": arrays}, "train", prompts, 9), recipe(), RATE)
+
+
+def test_arrays_that_disagree_are_refused(arrays: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "short"
+    shutil.copytree(arrays, folder)
+    lines = (folder / "train_samples.jsonl").read_text().splitlines(keepends=True)
+    (folder / "train_samples.jsonl").write_text("".join(lines[:-1]))
+    with pytest.raises(DataError, match="55 train samples but 56 index entries"):
+        Arrays(folder, "train")
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_ranks_share_a_batch_without_loss(ranks: int) -> None:
+    lengths = [700, 20, 350, 340, 500, 90, 90]
+    shares = split_over(lengths, int, ranks)
+    assert sorted(x for share in shares for x in share) == sorted(lengths)
+    assert max(map(sum, shares)) - min(map(sum, shares)) <= 350
+    rows = first_fit(lengths, int, 720)
+    assert sorted(x for row in rows for x in row) == sorted(lengths)
+    assert max(map(sum, rows)) <= 720 and len(rows) == 3

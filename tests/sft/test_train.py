@@ -1,0 +1,228 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.sft.conftest import CODEBOOK, program, program_values
+from tts_assets.artifacts import CheckpointFacts
+from tts_assets.program import STOPPED, Run
+from tts_assets.sft.checkpoint import saved
+from tts_assets.sft.config import SftProgram
+from tts_assets.sft.dataset import Sample
+from tts_assets.sft.packing import Packed, pack
+from tts_assets.sft.train import Trainer, main, read_metrics
+from tts_assets.speechlm.model import SpeechLM
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def train(config: SftProgram) -> None:
+    """Run the program in this process, from the file it would be launched with."""
+    config.run_dir.mkdir(parents=True, exist_ok=True)
+    path = config.run_dir / "run.json"
+    path.write_text(config.to_json())
+    main([str(path)])
+
+
+def losses(run_dir: Path) -> list[float]:
+    return [r["loss"] for r in read_metrics(run_dir / "metrics.jsonl") if "loss" in r]
+
+
+def weights(run_dir: Path) -> dict[str, torch.Tensor]:
+    return load_file(run_dir / "result" / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def whole_run(arrays: Path, tmp_path_factory: pytest.TempPathFactory) -> SftProgram:
+    """Six steps without interruption on one rank."""
+    config = program(tmp_path_factory.mktemp("whole"), arrays, code_noise=0.1, dropout=0.1)
+    train(config)
+    return config
+
+
+def test_the_result_is_a_checkpoint(whole_run: SftProgram) -> None:
+    facts = json.loads((whole_run.run_dir / "result.json").read_text())
+    typed = CheckpointFacts.parse(facts, "result.json")
+    assert typed.steps == 6 and typed.train_loss < losses(whole_run.run_dir)[0]
+    folder = whole_run.run_dir / "result"
+    lm = SpeechLM.load(folder, CODEBOOK)
+    assert lm.parameters == typed.parameters and lm.vocabulary.digest == typed.vocabulary
+    assert {"config.json", "tokenizer.json", "generation_config.json", "vocabulary.json"} <= {
+        file.name for file in folder.iterdir()
+    }
+    records = read_metrics(folder / "metrics.jsonl")
+    assert [r["step"] for r in records if "val_loss" in r] == [3, 6]
+    assert typed.tokens == sum(r["tokens"] for r in records if "tokens" in r)
+
+
+def test_a_stopped_run_goes_on_to_bit_equal_weights(
+    whole_run: SftProgram, arrays: Path, tmp_path: Path
+) -> None:
+    config = whole_run.model_copy(update={"run_dir": tmp_path})
+    with Run(tmp_path) as run:
+        trainer = Trainer(run, config)
+        for step in range(4):
+            trainer.train_step(step)
+        run.stop_requested = True
+        with pytest.raises(SystemExit) as left:
+            trainer.train()
+    assert left.value.code == STOPPED
+    assert [folder.name for folder in saved(tmp_path / "checkpoints")] == ["step-0000005"]
+    assert not (tmp_path / "result.json").exists()
+    train(config)
+    assert losses(tmp_path) == losses(whole_run.run_dir)
+    expected = weights(whole_run.run_dir)
+    for name, value in weights(tmp_path).items():
+        assert torch.equal(value, expected[name]), name
+
+
+def test_a_killed_run_falls_back_on_its_last_checkpoint(
+    whole_run: SftProgram, arrays: Path, tmp_path: Path
+) -> None:
+    """Steps after the checkpoint are done again; their metrics are not written twice."""
+    config = whole_run.model_copy(update={"run_dir": tmp_path})
+    with Run(tmp_path) as run:
+        trainer = Trainer(run, config)
+        for step in range(5):
+            trainer.train_step(step)
+            if step == 2:
+                trainer.validate()
+                trainer.save()
+    (tmp_path / "checkpoints" / ".step-0000005.1.tmp").mkdir()  # a save that was cut short
+    train(config)
+    assert losses(tmp_path) == losses(whole_run.run_dir)
+    expected = weights(whole_run.run_dir)
+    assert all(torch.equal(value, expected[name]) for name, value in weights(tmp_path).items())
+
+
+@pytest.mark.slow
+def test_two_ranks_give_the_curve_of_one(arrays: Path, tmp_path: Path) -> None:
+    for processes in (1, 2):
+        config = program(tmp_path / str(processes), arrays, code_noise=0.1)
+        config.run_dir.mkdir()
+        path = config.run_dir / "run.json"
+        path.write_text(config.to_json())
+        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        subprocess.run(
+            [sys.executable, *launch, "-m", "tts_assets.sft.train", str(path)],
+            cwd=REPOSITORY,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            check=True,
+            capture_output=True,
+        )
+    one, two = losses(tmp_path / "1"), losses(tmp_path / "2")
+    assert len(one) == 6
+    assert np.allclose(one, two, atol=1e-4), (one, two)
+    validation = [read_metrics(tmp_path / n / "metrics.jsonl")[-1]["val_loss"] for n in "12"]
+    assert validation[0] == pytest.approx(validation[1], abs=1e-4)
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_asks_to_be_run_again(arrays: Path, tmp_path: Path) -> None:
+    config = program(tmp_path, arrays, steps=100_000)
+    path = tmp_path / "run.json"
+    path.write_text(config.to_json())
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tts_assets.sft.train", str(path)],
+        cwd=REPOSITORY,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+    )
+    metrics = tmp_path / "metrics.jsonl"
+    while process.poll() is None and not (metrics.is_file() and len(losses(tmp_path)) >= 2):
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == STOPPED, errors.decode()
+    done = len(losses(tmp_path))
+    assert [f.name for f in saved(tmp_path / "checkpoints")] == [f"step-{done:07d}"]
+
+
+def test_packed_and_single_samples_have_equal_losses(arrays: Path, tmp_path: Path) -> None:
+    with Run(tmp_path) as run:
+        trainer = Trainer(run, program(tmp_path, arrays))
+    samples = [Sample(u, 0, 0) for u in [(0,), (1, 2), (3,), (4, 5, 6)]]
+    encoded = [trainer.train_pool.encode(sample) for sample in samples]
+    trainer.loss.eval()
+    with torch.no_grad():
+        packed = float(trainer.loss(pack(encoded)))
+        alone = [float(trainer.loss(pack([sample]))) for sample in encoded]
+        backwards = float(trainer.loss(pack(encoded[::-1])))
+        plain = [plain_loss(trainer.lm, pack([sample])) for sample in encoded]
+    assert packed == pytest.approx(sum(alone), rel=1e-6)
+    assert packed == pytest.approx(backwards, rel=1e-6)
+    assert alone == pytest.approx(plain, rel=1e-5)
+
+
+def plain_loss(lm: SpeechLM, row: Packed) -> float:
+    """One sample through transformers' own attention and loss."""
+    lm.model.set_attn_implementation("sdpa")
+    logits = lm.model(row.input_ids).logits[0]
+    lm.model.set_attn_implementation("segments")
+    picked = logits[row.where].log_softmax(-1)
+    return -float(picked.gather(1, row.targets[:, None]).sum())
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_training_lowers_the_loss(
+    arrays: Path, tmp_path: Path, name: str, precision: str
+) -> None:
+    optimizer = {"name": name, "lr": 5e-3, "warmup_share": 0.0}
+    config = program(
+        tmp_path, arrays, optimizer=optimizer, precision=precision, steps=20, eval_every=20
+    )
+    train(config)
+    curve = losses(tmp_path)
+    assert np.mean(curve[-3:]) < curve[0] - 0.8, curve
+
+
+def test_the_best_weights_are_published(arrays: Path, tmp_path: Path) -> None:
+    """A learning rate that ruins the model after a good start."""
+    optimizer = {"lr": 0.003, "warmup_share": 0.0, "schedule": "constant"}
+    config = program(tmp_path, arrays, optimizer=optimizer, export="best", steps=4, eval_every=2)
+    with Run(tmp_path) as run:
+        trainer = Trainer(run, config)
+        trainer.train_step(0)
+        trainer.train_step(1)
+        trainer.validate()
+        good = {name: p.clone() for name, p in trainer.lm.model.state_dict().items()}
+        with torch.no_grad():
+            for parameter in trainer.lm.model.parameters():
+                parameter += torch.randn_like(parameter)
+        trainer.validate()
+        trainer.save()
+        trainer.export()
+    assert trainer.progress.best_step == 2
+    published = weights(tmp_path)
+    assert all(torch.equal(value, good[name]) for name, value in published.items())
+
+
+def test_a_loss_that_is_not_a_number_names_its_utterances(arrays: Path, tmp_path: Path) -> None:
+    with Run(tmp_path) as run:
+        trainer = Trainer(run, program(tmp_path, arrays))
+        with torch.no_grad():
+            trainer.lm.model.get_input_embeddings().weight.fill_(float("nan"))
+        with pytest.raises(FloatingPointError, match=r"step 1 is nan.*\.g722"):
+            trainer.train_step(0)
+
+
+def test_training_goes_on_from_another_recipe(
+    whole_run: SftProgram, arrays: Path, tmp_path: Path
+) -> None:
+    base_folder = whole_run.run_dir / "result"
+    values = program_values(tmp_path, arrays, base={"recipe": "first"}, steps=2, eval_every=2)
+    config = SftProgram.model_validate(values | {"base_checkpoint": str(base_folder)})
+    train(config)
+    assert losses(tmp_path)[0] == pytest.approx(losses(whole_run.run_dir)[-1], abs=0.3)
+    assert read_metrics(tmp_path / "metrics.jsonl")[-1]["step"] == 2

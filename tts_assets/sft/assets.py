@@ -1,0 +1,139 @@
+"""SFT as Dagster sees it: one asset per recipe, ``sft/<recipe>``."""
+
+from __future__ import annotations
+
+import base64
+import io
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dagster import (
+    AssetExecutionContext,
+    AssetIn,
+    AssetKey,
+    AssetsDefinition,
+    MetadataValue,
+    Output,
+    ResourceParam,
+    SpecificPartitionsPartitionMapping,
+    asset,
+)
+
+from resources.artifact_store import ArtifactStoreResource
+from resources.launcher import Launcher, Program
+from tts_assets.artifacts import ArtifactError, Build, Checkpoint, CodeArrays, CodecCheckpoint
+from tts_assets.sft.config import SftProgram, SftRecipe
+
+CODE_VERSION = "1"
+
+
+def build_assets(recipes: Mapping[str, SftRecipe], processes: int) -> list[AssetsDefinition]:
+    """An asset for each ``[sft.<name>]``."""
+    return [sft_asset(name, recipe, processes) for name, recipe in recipes.items()]
+
+
+def sft_asset(name: str, recipe: SftRecipe, processes: int) -> AssetsDefinition:
+    """The asset ``sft/<name>``; its base recipe, if it has one, is upstream of it."""
+    corpora = SpecificPartitionsPartitionMapping(list(recipe.corpora))
+    ins = {"arrays": AssetIn(key="code_arrays", partition_mapping=corpora)}
+    if recipe.base.recipe is not None:
+        ins["base"] = AssetIn(key=AssetKey(["sft", recipe.base.recipe]))
+
+    @asset(
+        key=["sft", name],
+        group_name="sft",
+        ins={**ins, "codec": AssetIn(key="codec")},
+        code_version=CODE_VERSION,
+        kinds={"pytorch"},
+        description=describe_recipe(recipe),
+    )
+    def checkpoint(
+        context: AssetExecutionContext,
+        store: ArtifactStoreResource,
+        launcher: ResourceParam[Launcher],
+        **inputs: Any,
+    ) -> Output[Checkpoint]:
+        build = Build(f"sft/{name}", inputs, recipe, CODE_VERSION, seed=recipe.seed)
+
+        def run(work: Path) -> dict[str, Any]:
+            program = sft_program(name, recipe, work, **inputs)
+            return launcher.run(
+                context, Program("tts_assets.sft.train", program, processes=processes)
+            ).facts
+
+        return store.materialize(context, Checkpoint, build, run, describe=describe_checkpoint)
+
+    return checkpoint
+
+
+def sft_program(
+    name: str,
+    recipe: SftRecipe,
+    run_dir: Path,
+    arrays: Mapping[str, CodeArrays],
+    codec: CodecCheckpoint,
+    base: Checkpoint | None = None,
+) -> SftProgram:
+    """The program's configuration; raises :class:`ArtifactError` where inputs do not fit."""
+    for corpus, handle in arrays.items():
+        if handle.facts.codec != codec.content:
+            raise ArtifactError(
+                f"code_arrays[{corpus}] were made with codec {handle.facts.codec[:12]}, but the "
+                f"codec is now {codec.content[:12]}: materialize code_arrays[{corpus}] again"
+            )
+    if base is not None and base.facts.codec != codec.content:
+        raise ArtifactError(
+            f"{base.asset} was trained on codec {base.facts.codec[:12]}, but the codec is now "
+            f"{codec.content[:12]}: materialize {base.asset} again"
+        )
+    return SftProgram(
+        run_dir=run_dir,
+        name=name,
+        recipe=recipe,
+        arrays={corpus: handle.path for corpus, handle in arrays.items()},
+        base_checkpoint=base.path if base is not None else None,
+        codec=codec.content,
+        sample_rate=codec.facts.sample_rate,
+        token_rate=codec.facts.token_rate,
+        codebook_size=codec.facts.codebook_size,
+    )
+
+
+def describe_recipe(recipe: SftRecipe) -> str:
+    base = recipe.base
+    start = base.hub or (f"sft/{base.recipe}" if base.recipe else "a Llama from scratch")
+    length = f"{recipe.steps} steps" if recipe.steps else f"{recipe.epochs} epochs"
+    return f"SpeechLM trained from {start} on {', '.join(recipe.corpora)} for {length}."
+
+
+def describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Numbers of the run, and its loss curve as a picture."""
+    from tts_assets.sft.train import read_metrics
+
+    records = read_metrics(checkpoint.path / "metrics.jsonl")
+    trained = [record for record in records if "loss" in record]
+    return {
+        "tokens_per_second": statistics.median(r["tokens_per_second"] for r in trained),
+        "audio_hours_seen": trained[-1]["audio_hours_seen"],
+        "loss_curve": MetadataValue.md(f"![loss curve]({loss_curve(records)})"),
+    }
+
+
+def loss_curve(records: list[dict[str, float]]) -> str:
+    """Training and validation loss over steps, as a PNG in a data URI (about 15 kB)."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3), dpi=80, layout="constrained")
+    axes = figure.subplots()
+    for key, label in (("loss", "training"), ("val_loss", "validation")):
+        points = [(record["step"], record[key]) for record in records if key in record]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=label, linewidth=1)
+    axes.set_xlabel("step")
+    axes.set_ylabel("nats a speech token")
+    axes.legend()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
