@@ -1,0 +1,56 @@
+"""Fixtures of all tests: real utterances from the demo corpus, and an empty artifact store."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tts_assets.artifacts import ArtifactStore
+
+CORPUS = Path(__file__).resolve().parents[1] / "examples" / "corpora" / "asterisk_en"
+# Five words of 0.7 to 1 s and eight sentences of 2 to 5 s: 32 s in all.
+CLIPS = (
+    *(f"digits/{number}" for number in range(1, 6)),
+    "agent-incorrect",
+    "agent-newlocation",
+    "auth-incorrect",
+    "cannot-complete-as-dialed",
+    "check-number-dial-again",
+    "conf-invalid",
+    "conf-noempty",
+    "demo-nomatch",
+)
+
+
+@pytest.fixture(scope="session")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus folder of 13 utterances: ``audio/*.g722`` and ``samples.jsonl`` beside."""
+    folder = tmp_path_factory.mktemp("clips")
+    lines = (CORPUS / "samples.jsonl").read_text().splitlines()
+    by_key = {json.loads(line)["original_data"]["key"]: line for line in lines}
+    for key in CLIPS:
+        source = Path(json.loads(by_key[key])["wav_path"])
+        (folder / source).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(CORPUS / source, folder / source)
+    (folder / "samples.jsonl").write_text("".join(by_key[key] + "\n" for key in CLIPS))
+    return folder
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ArtifactStore:
+    return ArtifactStore(tmp_path / "storage")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip tests marked ``gpu`` where there is no CUDA device."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
