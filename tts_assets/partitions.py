@@ -1,5 +1,15 @@
 """The one partitions definition: a corpus is a partition, added by the corpora sensor or a job."""
 
-from dagster import DynamicPartitionsDefinition
+from collections.abc import Iterable
+
+from dagster import AssetIn, DynamicPartitionsDefinition, SpecificPartitionsPartitionMapping
+
+from tts_assets.artifacts import CodeArrays
 
 corpus_partitions = DynamicPartitionsDefinition(name="corpus")
+
+
+def code_arrays_of(corpora: Iterable[str]) -> AssetIn:
+    """The input of an unpartitioned asset that reads these corpora: a dict by corpus name."""
+    mapping = SpecificPartitionsPartitionMapping(sorted(corpora))
+    return AssetIn("code_arrays", partition_mapping=mapping, dagster_type=dict[str, CodeArrays])

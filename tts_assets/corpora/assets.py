@@ -45,6 +45,7 @@ def build_assets(
     @asset(
         group_name="corpora",
         partitions_def=corpus_partitions,
+        code_version=CODE_VERSION,
         kinds={"polars", "parquet"},
         description="Every utterance of a corpus: where its audio lies, how long, who, what.",
     )
@@ -72,6 +73,7 @@ def build_assets(
     @asset(
         group_name="corpora",
         partitions_def=corpus_partitions,
+        code_version=CODE_VERSION,
         kinds={"polars", "json"},
         description="Utterances with normalized text, kept or rejected with a reason.",
     )

@@ -17,13 +17,13 @@ from dagster import (
     MetadataValue,
     Output,
     ResourceParam,
-    SpecificPartitionsPartitionMapping,
     asset,
 )
 
 from resources.artifact_store import ArtifactStoreResource
 from resources.launcher import Launcher, Program
 from tts_assets.artifacts import ArtifactError, Build, Checkpoint, CodeArrays, CodecCheckpoint
+from tts_assets.partitions import code_arrays_of
 from tts_assets.sft.config import SftProgram, SftRecipe
 
 CODE_VERSION = "1"
@@ -36,8 +36,7 @@ def build_assets(recipes: Mapping[str, SftRecipe], processes: int) -> list[Asset
 
 def sft_asset(name: str, recipe: SftRecipe, processes: int) -> AssetsDefinition:
     """The asset ``sft/<name>``; its base recipe, if it has one, is upstream of it."""
-    corpora = SpecificPartitionsPartitionMapping(list(recipe.corpora))
-    ins = {"arrays": AssetIn(key="code_arrays", partition_mapping=corpora)}
+    ins = {"arrays": code_arrays_of(recipe.corpora)}
     if recipe.base.recipe is not None:
         ins["base"] = AssetIn(key=AssetKey(["sft", recipe.base.recipe]))
 

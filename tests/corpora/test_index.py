@@ -1,0 +1,119 @@
+"""Readers and the index on real clips: content decides, what is bad is set aside by name."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import polars as pl
+import pytest
+import soundfile
+
+from tts_assets.accounting import count_reasons, read_set_aside
+from tts_assets.config import ConfigError
+from tts_assets.corpora.audio import read_clip
+from tts_assets.corpora.config import CorpusConfig
+from tts_assets.corpora.index import index_corpus
+
+
+def index(root: Path, result: Path, reader: str = "jsonl", **fields: str) -> pl.DataFrame:
+    result.mkdir(parents=True, exist_ok=True)
+    config = CorpusConfig(path=root, reader=reader, language="en", **fields)  # type: ignore[arg-type]
+    facts = index_corpus("clips", root.resolve(), config, result)
+    rows = pl.read_parquet(result / "utterances.parquet")
+    assert facts.utterances == len(rows)
+    assert facts.set_aside == len(read_set_aside(result / "set_aside.jsonl"))
+    return rows
+
+
+def test_the_same_bytes_whatever_times_order_and_place(clips: Path, tmp_path: Path) -> None:
+    index(clips, tmp_path / "first")
+    copy = tmp_path / "copy"
+    shutil.copytree(clips, copy)
+    lines = (copy / "samples.jsonl").read_text().splitlines()
+    (copy / "samples.jsonl").write_text("\n".join(reversed(lines)) + "\n")
+    for path in copy.rglob("*"):
+        os.utime(path, (1, 1))
+    index(copy, tmp_path / "second")
+    for name in ("utterances.parquet", "set_aside.jsonl"):
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
+
+
+def test_bad_lines_and_files_are_set_aside_and_the_rest_goes_on(
+    clips: Path, tmp_path: Path
+) -> None:
+    good = len(index(clips, tmp_path / "good"))
+    bad = tmp_path / "bad"
+    shutil.copytree(clips, bad)
+    first = json.loads((bad / "samples.jsonl").read_text().splitlines()[0])
+    shutil.copyfile(bad / first["wav_path"], bad / "again.g722")
+    (bad / "words.wav").write_text("words")
+    lines = [
+        "not json",
+        '["a list"]',
+        json.dumps({"transcript": "no path"}),
+        json.dumps({"wav_path": "missing.wav", "transcript": "a"}),
+        json.dumps({"wav_path": "../../etc/passwd", "transcript": "a"}),
+        json.dumps({"wav_path": "words.wav", "transcript": "a"}),
+        json.dumps({"wav_path": "again.g722", "transcript": "a"}),
+        json.dumps({"wav_path": first["wav_path"], "dnsmos_mos_ovr": "good"}),
+    ]
+    path = bad / "samples.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    with path.open("a") as stream:
+        stream.write("\n".join(lines) + "\n")
+    assert len(index(bad, tmp_path / "out")) == good
+    set_aside = read_set_aside(tmp_path / "out" / "set_aside.jsonl")
+    assert count_reasons(set_aside) == {
+        "not JSON": 1,
+        "not a JSON object": 1,
+        "no wav_path": 1,
+        "no such file": 1,
+        "path outside the corpus": 1,
+        "not readable as audio": 1,
+        "duplicate audio": 1,
+        "a field of another type": 1,
+    }
+    where = {record.reason: record.what for record in set_aside}
+    assert where["not JSON"] == f"samples.jsonl:{good + 1}"
+
+
+def wavs(clips: Path, target: Path) -> dict[str, str]:
+    """The clips as wav files in ``target``; name -> text."""
+    target.mkdir(parents=True)
+    texts = {}
+    for line in (clips / "samples.jsonl").read_text().splitlines():
+        sample = json.loads(line)
+        clip = read_clip(clips / sample["wav_path"])
+        name = sample["wav_path"].removesuffix(".g722").replace("/", "_")
+        soundfile.write(target / f"{name}.wav", clip.wave, clip.rate)
+        texts[name] = sample["transcript"]
+    return texts
+
+
+def test_ljspeech(clips: Path, tmp_path: Path) -> None:
+    texts = wavs(clips, tmp_path / "lj" / "wavs")
+    lines = [f"{name}|raw|{text}" for name, text in texts.items()] + ["a line without columns"]
+    (tmp_path / "lj" / "metadata.csv").write_text("\n".join(lines) + "\n")
+    rows = index(tmp_path / "lj", tmp_path / "out", reader="ljspeech", speaker="linda")
+    assert sorted(rows["text"]) == sorted(texts.values())
+    assert set(rows["speaker"]) == {"linda"}
+    (record,) = read_set_aside(tmp_path / "out" / "set_aside.jsonl")
+    assert record.what == f"metadata.csv:{len(lines)}"
+
+
+def test_a_plain_folder(clips: Path, tmp_path: Path) -> None:
+    texts = wavs(clips, tmp_path / "corpus" / "deep")
+    for name, text in list(texts.items())[1:]:
+        (tmp_path / "corpus" / "deep" / f"{name}.txt").write_text(text + "\n")
+    rows = index(tmp_path / "corpus", tmp_path / "out", reader="folder")
+    assert sorted(rows["text"]) == sorted(list(texts.values())[1:])
+    (record,) = read_set_aside(tmp_path / "out" / "set_aside.jsonl")
+    assert record.reason == "no text file"
+
+
+def test_no_corpus_at_all_is_an_error_that_names_the_place(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="mend path or reader"):
+        index(tmp_path / "nowhere", tmp_path / "out")
