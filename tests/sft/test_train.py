@@ -175,9 +175,7 @@ def plain_loss(lm: SpeechLM, row: Packed) -> float:
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_training_lowers_the_loss(
-    arrays: Path, tmp_path: Path, name: str, precision: str
-) -> None:
+def test_training_lowers_the_loss(arrays: Path, tmp_path: Path, name: str, precision: str) -> None:
     optimizer = {"name": name, "lr": 5e-3, "warmup_share": 0.0}
     config = program(
         tmp_path, arrays, optimizer=optimizer, precision=precision, steps=20, eval_every=20

@@ -32,9 +32,7 @@ def ending_soon(tiny: SpeechLM) -> SpeechLM:
     return SpeechLM(model, tiny.tokenizer, tiny.vocabulary)
 
 
-def test_batch_mates_change_nothing(
-    tiny: SpeechLM, requests_of_all_lengths: list[Request]
-) -> None:
+def test_batch_mates_change_nothing(tiny: SpeechLM, requests_of_all_lengths: list[Request]) -> None:
     lm = ending_soon(tiny)
     together = generate(lm, requests_of_all_lengths, SAMPLING)
     assert len({len(c.codes) for c in together}) > 3  # rows left the batch at several steps

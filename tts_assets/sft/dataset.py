@@ -164,7 +164,7 @@ def plan_epoch(pool: Pool, recipe: SftRecipe, token_rate: float, epoch: int) -> 
     weights = [recipe.corpora[name] for name in pool.corpora]
     utterances = random.permutation(_drawn(pool, weights, random))
     if recipe.concatenate is None:
-        groups = [(int(u),) for u in utterances]
+        groups: list[tuple[int, ...]] = [(int(u),) for u in utterances]
     else:
         joiner = _Joiner(pool, recipe.concatenate, recipe.max_seq_len, token_rate, random)
         groups = joiner.join(utterances)
@@ -223,11 +223,9 @@ class _Joiner:
         count = round(others * share / (1 - share))
         if not len(short):
             return []
-        by_voice = {v: short[self.pool.voice_of[short] == v] for v in set(self.pool.voice_of[short])}
-        return [
-            self._short_group(by_voice[self.pool.voice_of[self.random.choice(short)]])
-            for _ in range(count)
-        ]
+        voices = self.pool.voice_of[short]
+        members = {voice: short[voices == voice] for voice in np.unique(voices)}
+        return [self._short_group(members[voice]) for voice in self.random.choice(voices, count)]
 
     def _short_group(self, members: Ints) -> tuple[int, ...]:
         wanted = int(self.random.integers(2, self.config.max_short + 1))
@@ -270,8 +268,3 @@ class SampleStream:
                 return samples
             samples.append(sample)
             self.offset += 1
-
-    def steps(self, epochs: float) -> int:
-        """Optimizer steps in ``epochs`` epochs, estimated on the current one."""
-        tokens = sum(self.pool.length(sample.utterances) for sample in self.plan)
-        return max(1, round(epochs * tokens / self.recipe.batch_tokens))

@@ -20,19 +20,19 @@ import torch.distributed as dist
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from transformers import PreTrainedModel
 
 from tts_assets.artifacts import written_aside
 from tts_assets.config import digest_of
 from tts_assets.program import Run, load_config
 from tts_assets.sft import checkpoint
-from tts_assets.sft.checkpoint import Progress
 from tts_assets.sft.config import SftProgram
-from tts_assets.sft.dataset import Pool, Sample, SampleStream
+from tts_assets.sft.dataset import Pool, Sample, SampleStream, plan_epoch
 from tts_assets.sft.optimizer import Optimizers, learning_rate
 from tts_assets.sft.packing import Packed, first_fit, pack, split_over
 from tts_assets.speechlm.attention import SEGMENTS
 from tts_assets.speechlm.loss import summed_cross_entropy
-from tts_assets.speechlm.model import SpeechLM, build
+from tts_assets.speechlm.model import SpeechLM, build, output_table
 from tts_assets.speechlm.prompts import PromptFormat
 
 BEST = "best.safetensors"
@@ -42,7 +42,7 @@ TRAIN_LOSS_SHARE = 0.05  # the published train_loss is the mean over the last st
 class SpeechLoss(nn.Module):
     """The model with its loss: a packed row in, the summed cross-entropy out."""
 
-    def __init__(self, model: nn.Module, bf16: bool) -> None:
+    def __init__(self, model: PreTrainedModel, bf16: bool) -> None:
         super().__init__()
         self.model = model
         self.bf16 = bf16
@@ -58,8 +58,7 @@ class SpeechLoss(nn.Module):
             )
         hidden = output.last_hidden_state[0][row.where]
         dtype = torch.bfloat16 if self.bf16 else hidden.dtype
-        weight = self.model.get_output_embeddings().weight
-        return summed_cross_entropy(hidden.to(dtype), weight, row.targets)
+        return summed_cross_entropy(hidden.to(dtype), output_table(self.model), row.targets)
 
 
 class Trainer:
@@ -68,18 +67,13 @@ class Trainer:
     def __init__(self, run: Run, program: SftProgram) -> None:
         self.run, self.program, self.recipe = run, program, program.recipe
         self.lm = open_base(program)
-        self.lm.model.set_attn_implementation(SEGMENTS)
-        self.lm.model.to(run.device)
-        for layer in self.lm.model.modules():
-            if hasattr(layer, "attention_dropout"):
-                layer.attention_dropout = self.recipe.dropout
-        self.loss = SpeechLoss(self.lm.model, self.recipe.precision == "bf16")
+        prepare(self.lm.model, self.recipe.dropout)
+        self.loss = SpeechLoss(self.lm.model, self.recipe.precision == "bf16").to(run.device)
         self.optimizers = Optimizers(self.lm.model, self.recipe.optimizer)
         prompts = PromptFormat(self.lm.tokenizer, self.lm.vocabulary)
-        limit = self.recipe.max_seq_len
         folders = {name: program.arrays[name] for name in self.recipe.corpora}
-        self.train_pool = Pool(folders, "train", prompts, limit)
-        self.val_pool = Pool(folders, "val", prompts, limit)
+        self.train_pool = Pool(folders, "train", prompts, self.recipe.max_seq_len)
+        self.val_pool = Pool(folders, "val", prompts, self.recipe.max_seq_len)
         self.resume()
 
     def resume(self) -> None:
@@ -91,9 +85,7 @@ class Trainer:
         epoch, offset = self.progress.epoch, self.progress.offset
         rate = self.program.token_rate
         self.stream = SampleStream(self.train_pool, self.recipe, rate, epoch, offset)
-        self.steps = self.recipe.steps or SampleStream(
-            self.train_pool, self.recipe, rate
-        ).steps(self.recipe.epochs or 0)
+        self.steps = self.recipe.steps or self.steps_of(self.recipe.epochs or 0)
         if self.run.is_main:
             checkpoint.truncate_metrics(self.run.run_dir / "metrics.jsonl", self.progress.step)
         if self.progress.step:
@@ -102,6 +94,12 @@ class Trainer:
         if self.run.world_size > 1:
             # No buckets of other dtypes, no unused parameters: the plain case of DDP.
             self.parallel = DistributedDataParallel(self.loss, gradient_as_bucket_view=True)
+
+    def steps_of(self, epochs: float) -> int:
+        """Optimizer steps in ``epochs`` epochs, from the tokens of the first."""
+        first = plan_epoch(self.train_pool, self.recipe, self.program.token_rate, 0)
+        tokens = sum(self.train_pool.length(sample.utterances) for sample in first)
+        return max(1, round(epochs * tokens / self.recipe.batch_tokens))
 
     def train(self) -> None:
         """Train to the last step, validating and saving on the way."""
@@ -126,6 +124,25 @@ class Trainer:
         rows = list(self.rows(self.train_pool, batch, self.recipe.code_noise))
         counts = self.reduce(sum(len(r.targets) for r in rows), sum(sum(r.segments) for r in rows))
         targets, tokens = (int(count) for count in counts)
+        (loss_sum,) = self.reduce(self.backward(rows, targets))
+        self.check_finite(loss_sum, batch)
+        lr = learning_rate(self.recipe.optimizer, step, self.steps)
+        norm = self.optimizers.step(lr)
+        self.advance(tokens, targets)
+        seconds = time.perf_counter() - started
+        hours = self.progress.speech_tokens / self.program.token_rate / 3600
+        metrics = {
+            "loss": round(loss_sum / targets, 6),
+            "lr": lr,
+            "gradient_norm": round(norm, 5),
+            "tokens": tokens,
+            "tokens_per_second": round(tokens / seconds, 1),
+            "audio_hours_seen": round(hours, 5),
+        }
+        self.run.metrics(step + 1, metrics)
+
+    def backward(self, rows: list[Packed], targets: int) -> Tensor:
+        """Gradients of the mean loss over all ranks' ``targets``; returns this rank's sum."""
         self.loss.train()
         total = torch.zeros((), device=self.run.device)
         for number, row in enumerate(rows):
@@ -134,33 +151,18 @@ class Trainer:
                 # DDP averages over ranks; the sum over all of them is wanted.
                 (loss * (self.run.world_size / targets)).backward()
             total += loss.detach()
-        (loss_sum,) = self.reduce(total)
-        self.check_finite(loss_sum, batch)
-        lr = learning_rate(self.recipe.optimizer, step, self.steps)
-        norm = self.optimizers.step(lr)
-        self.progress = self.progress.model_copy(
-            update={
-                "step": step + 1,
-                "epoch": self.stream.epoch,
-                "offset": self.stream.offset,
-                "tokens": self.progress.tokens + tokens,
-                "speech_tokens": self.progress.speech_tokens + targets,
-            }
-        )
-        seconds = time.perf_counter() - started
-        self.run.metrics(
-            step + 1,
-            {
-                "loss": round(loss_sum / targets, 6),
-                "lr": lr,
-                "gradient_norm": round(norm, 5),
-                "tokens": tokens,
-                "tokens_per_second": round(tokens / seconds, 1),
-                "audio_hours_seen": round(
-                    self.progress.speech_tokens / self.program.token_rate / 3600, 5
-                ),
-            },
-        )
+        return total
+
+    def advance(self, tokens: int, targets: int) -> None:
+        """Count a finished step."""
+        done = {
+            "step": self.progress.step + 1,
+            "epoch": self.stream.epoch,
+            "offset": self.stream.offset,
+            "tokens": self.progress.tokens + tokens,
+            "speech_tokens": self.progress.speech_tokens + targets,
+        }
+        self.progress = self.progress.model_copy(update=done)
 
     def rows(self, pool: Pool, batch: list[Sample], noise: float = 0.0) -> Iterator[Packed]:
         """This rank's share of a global batch, as packed rows."""
@@ -226,9 +228,7 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint for a restart (rank 0 has all there is to save)."""
         if self.run.is_main:
-            checkpoint.save(
-                self.run.checkpoint_dir, self.lm.model, self.optimizers, self.progress
-            )
+            checkpoint.save(self.run.checkpoint_dir, self.lm.model, self.optimizers, self.progress)
 
     def export(self) -> None:
         """Write the Hugging Face folder and what goes with it to ``result/`` (rank 0)."""
@@ -271,6 +271,14 @@ def open_base(program: SftProgram) -> SpeechLM:
     if program.base_checkpoint is not None:
         return SpeechLM.load(program.base_checkpoint, program.codebook_size)
     return build(recipe.base, program.codebook_size, recipe.vocabulary, recipe.seed)
+
+
+def prepare(model: PreTrainedModel, dropout: float) -> None:
+    """Attention over packed rows, with ``dropout`` of its weights while training."""
+    model.set_attn_implementation(SEGMENTS)
+    for module in model.modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = dropout  # type: ignore[assignment]
 
 
 def write_set_aside(path: Path, pools: Sequence[Pool]) -> None:

@@ -87,7 +87,5 @@ class SamplingConfig(Config):
     @model_validator(mode="after")
     def _bounds_in_order(self) -> Self:
         if self.min_tokens > self.max_tokens:
-            raise ValueError(
-                f"min_tokens {self.min_tokens} is above max_tokens {self.max_tokens}"
-            )
+            raise ValueError(f"min_tokens {self.min_tokens} is above max_tokens {self.max_tokens}")
         return self

@@ -26,7 +26,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from tts_assets.speechlm.attention import SEGMENTS
 from tts_assets.speechlm.config import SamplingConfig
 from tts_assets.speechlm.loss import token_logprobs
-from tts_assets.speechlm.model import SpeechLM
+from tts_assets.speechlm.model import SpeechLM, output_table
 from tts_assets.speechlm.vocabulary import SpeechVocabulary
 
 COMPACT_BELOW = 0.8  # drop finished rows once a fifth is finished: a copy of the cache costs a step
@@ -147,7 +147,7 @@ class _AllowedSpace:
 
     def head(self) -> Tensor:
         """Rows of the output matrix that can be drawn, (A, H)."""
-        return self.lm.model.get_output_embeddings().weight[self.ids]
+        return output_table(self.lm.model)[self.ids]
 
     def index_of(self, token_ids: Tensor) -> Tensor:
         table = torch.full((self.lm.vocabulary.size,), -1, device=self.ids.device)
@@ -156,32 +156,33 @@ class _AllowedSpace:
 
 
 class _GrowingLayer(DynamicLayer):
-    """Keys and values of one layer, (B, KV, capacity, D), written in place."""
+    """Keys and values of one layer in one buffer, (2, B, KV, capacity, D), written in place."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.buffer = torch.empty(0)
         self.length = 0
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
         end = self.length + key_states.shape[2]
-        self._reserve(key_states, end)
-        self.keys[:, :, self.length : end] = key_states
-        self.values[:, :, self.length : end] = value_states
+        if self.length == 0 or end > self.buffer.shape[3]:
+            self._grow(key_states, end + CACHE_BLOCK)
+        self.buffer[0, :, :, self.length : end] = key_states
+        self.buffer[1, :, :, self.length : end] = value_states
         self.length = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
+        return self.buffer[0, :, :, :end], self.buffer[1, :, :, :end]
 
-    def _reserve(self, like: Tensor, length: int) -> None:
-        if self.is_initialized and length <= self.keys.shape[2]:
-            return
+    def _grow(self, like: Tensor, capacity: int) -> None:
         rows, heads, _, features = like.shape
-        grown = like.new_empty(2, rows, heads, length + CACHE_BLOCK, features)
-        if self.is_initialized:
-            grown[0, :, :, : self.length] = self.keys[:, :, : self.length]
-            grown[1, :, :, : self.length] = self.values[:, :, : self.length]
-        self.keys, self.values = grown[0], grown[1]
-        self.is_initialized = True
+        grown = like.new_empty(2, rows, heads, capacity, features)
+        if self.length:
+            grown[:, :, :, : self.length] = self.buffer[:, :, :, : self.length]
+        self.buffer = grown
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self.buffer = self.buffer[:, indices]
 
     def get_seq_length(self) -> int:
         return self.length
@@ -241,9 +242,9 @@ class _Batch:
         self.visible = (torch.arange(width) >= pads[:, None]).to(self.device)
         self.next_position = torch.tensor(lengths, device=self.device)
         positions = (torch.arange(width) - pads[:, None]).clamp_min(0)
-        square = torch.ones(width, width, dtype=torch.bool, device=self.device)
+        itself = torch.eye(width, dtype=torch.bool, device=self.device)
         # A padding token sees itself: a row that sees nothing would be NaN, and spread.
-        mask = square.tril() & (self.visible[:, None, :] | torch.eye(width, device=self.device).bool())
+        mask = torch.ones_like(itself).tril() & (self.visible[:, None, :] | itself)
         return self._model(ids.to(self.device), positions.to(self.device), mask[:, None])
 
     def _forward(self, ids: Tensor) -> Tensor:

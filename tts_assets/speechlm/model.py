@@ -69,9 +69,7 @@ def generation_config(lm: SpeechLM, sampling: SamplingConfig) -> GenerationConfi
     )
 
 
-def build(
-    base: BaseModel, codebook_size: int, vocabulary: VocabularyConfig, seed: int
-) -> SpeechLM:
+def build(base: BaseModel, codebook_size: int, vocabulary: VocabularyConfig, seed: int) -> SpeechLM:
     """A model to train: from scratch in a size, or the hub's with the speech vocabulary added."""
     if base.llama is not None:
         return new_llama(base.llama, codebook_size, vocabulary, seed)
@@ -85,9 +83,7 @@ def build(
     return SpeechLM(model, tokenizer, speech)
 
 
-def new_llama(
-    size: LlamaSize, codebook_size: int, config: VocabularyConfig, seed: int
-) -> SpeechLM:
+def new_llama(size: LlamaSize, codebook_size: int, config: VocabularyConfig, seed: int) -> SpeechLM:
     """A Llama with random weights that depend on ``seed`` alone."""
     tokenizer = byte_tokenizer(size.max_positions)
     vocabulary = extend_tokenizer(tokenizer, codebook_size, config)
@@ -119,15 +115,28 @@ def grow_embeddings(model: PreTrainedModel, first_new: int, size: int, seed: int
     starts out like an average token's. (transformers' ``mean_resizing`` scales the covariance by
     1e-9: all new rows would start equal.)
     """
-    rows = model.get_input_embeddings().weight.shape[0]
-    if size > rows:
+    if size > len(input_table(model)):
         model.resize_token_embeddings(size, mean_resizing=False)
-    tables = [model.get_input_embeddings().weight]
+    tables = [input_table(model)]
     if not model.config.tie_word_embeddings:
-        tables.append(model.get_output_embeddings().weight)
+        tables.append(output_table(model))
     generator = torch.Generator().manual_seed(seed)
     for table in tables:
         table[first_new:] = draw_like(table[:first_new], len(table) - first_new, generator)
+
+
+def input_table(model: PreTrainedModel) -> Tensor:
+    """The embeddings, (V, H)."""
+    table = model.get_input_embeddings().weight
+    assert isinstance(table, Tensor)
+    return table
+
+
+def output_table(model: PreTrainedModel) -> Tensor:
+    """The rows that hidden states are multiplied with, (V, H); tied models share them."""
+    table = model.get_output_embeddings().weight
+    assert isinstance(table, Tensor)
+    return table
 
 
 def draw_like(old: Tensor, count: int, generator: torch.Generator) -> Tensor:

@@ -37,12 +37,28 @@ CONTROL_TOKENS = (
     SOUND_START,
     SOUND_END,
 )
-NONVERBALS = tuple(
-    f"<{name}>"
-    for name in (
-        "breathe burp chew clear_throat cough cry gasp grunt hiccup laugh moan pant scream sigh "
-        "sing slurp sneeze sniff snort whistle yawn"
-    ).split()
+NONVERBALS = (
+    "<breathe>",
+    "<burp>",
+    "<chew>",
+    "<clear_throat>",
+    "<cough>",
+    "<cry>",
+    "<gasp>",
+    "<grunt>",
+    "<hiccup>",
+    "<laugh>",
+    "<moan>",
+    "<pant>",
+    "<scream>",
+    "<sigh>",
+    "<sing>",
+    "<slurp>",
+    "<sneeze>",
+    "<sniff>",
+    "<snort>",
+    "<whistle>",
+    "<yawn>",
 )
 SIZE_MULTIPLE = 64  # matrices whose rows are a multiple of 64 meet the GPU's tile sizes
 VOCABULARY_FILE = "vocabulary.json"
