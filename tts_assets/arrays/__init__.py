@@ -1,0 +1,1 @@
+"""Shards of codes -> two memory-mapped arrays a corpus: training and validation."""
