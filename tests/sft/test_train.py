@@ -19,8 +19,9 @@ from tts_assets.program import STOPPED, Run
 from tts_assets.sft.checkpoint import saved
 from tts_assets.sft.config import SftProgram
 from tts_assets.sft.dataset import Sample
+from tts_assets.sft.metrics import read_metrics
 from tts_assets.sft.packing import Packed, pack
-from tts_assets.sft.train import Trainer, main, read_metrics
+from tts_assets.sft.train import Trainer, main
 from tts_assets.speechlm.model import SpeechLM
 
 REPOSITORY = Path(__file__).resolve().parents[2]

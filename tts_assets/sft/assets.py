@@ -1,7 +1,5 @@
 """SFT as Dagster sees it: one asset per recipe, ``sft/<recipe>``."""
 
-from __future__ import annotations
-
 import base64
 import io
 import statistics
@@ -25,6 +23,7 @@ from resources.launcher import Launcher, Program
 from tts_assets.artifacts import ArtifactError, Build, Checkpoint, CodeArrays, CodecCheckpoint
 from tts_assets.partitions import code_arrays_of
 from tts_assets.sft.config import SftProgram, SftRecipe
+from tts_assets.sft.metrics import read_metrics
 
 CODE_VERSION = "1"
 
@@ -109,8 +108,6 @@ def describe_recipe(recipe: SftRecipe) -> str:
 
 def describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
     """Numbers of the run, and its loss curve as a picture."""
-    from tts_assets.sft.train import read_metrics
-
     records = read_metrics(checkpoint.path / "metrics.jsonl")
     trained = [record for record in records if "loss" in record]
     return {

@@ -5,7 +5,6 @@ The random state needs no file: what is random in step n follows from (seed, n, 
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -68,12 +67,3 @@ def load(folder: Path, model: nn.Module, optimizers: Optimizers, recipe: str) ->
     )
     optimizers.load_state_dict(states)
     return progress
-
-
-def truncate_metrics(path: Path, step: int) -> None:
-    """Drop the lines of steps after ``step``: the restart will write them again."""
-    if not path.is_file():
-        return
-    lines = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
-    with written_aside(path) as aside:
-        aside.write_text("".join(f"{line}\n" for line in lines))

@@ -28,6 +28,7 @@ from tts_assets.program import Run, load_config
 from tts_assets.sft import checkpoint
 from tts_assets.sft.config import SftProgram
 from tts_assets.sft.dataset import Pool, Sample, SampleStream, plan_epoch
+from tts_assets.sft.metrics import read_metrics, truncate_metrics
 from tts_assets.sft.optimizer import Optimizers, learning_rate
 from tts_assets.sft.packing import Packed, first_fit, pack, split_over
 from tts_assets.speechlm.attention import SEGMENTS
@@ -87,7 +88,7 @@ class Trainer:
         self.stream = SampleStream(self.train_pool, self.recipe, rate, epoch, offset)
         self.steps = self.recipe.steps or self.steps_of(self.recipe.epochs or 0)
         if self.run.is_main:
-            checkpoint.truncate_metrics(self.run.run_dir / "metrics.jsonl", self.progress.step)
+            truncate_metrics(self.run.run_dir / "metrics.jsonl", self.progress.step)
         if self.progress.step:
             self.run.note(f"resuming after step {self.progress.step} of {self.steps}")
         self.parallel: nn.Module = self.loss
@@ -292,11 +293,6 @@ def write_set_aside(path: Path, pools: Sequence[Pool]) -> None:
                     "detail": f"{tokens} tokens",
                 }
                 stream.write(json.dumps(record) + "\n")
-
-
-def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The lines of a ``metrics.jsonl``."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:
