@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import json
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.arrays.conftest import Utterance, publish_shards, write_shard
+from tts_assets.arrays.arrays import SPLITS, ArrayError, CodeTable
+from tts_assets.arrays.merge import NpyWriter, identify, merge
+from tts_assets.artifacts import ArtifactStore
+from tts_assets.split import ValidationSplit, is_validation
+
+LAYOUTS = [(13,), (4, 4, 5), (0, 6, 0, 7), (1,) * 13]
+HALF = ValidationSplit(fraction=0.5)
+
+
+def merged(
+    tmp_path: Path,
+    store: ArtifactStore,
+    utterances: list[Utterance],
+    layout: tuple[int, ...] = (4, 4, 5),
+    validation: ValidationSplit = HALF,
+) -> Path:
+    target = tmp_path / f"arrays-{len(layout)}"
+    target.mkdir(parents=True)
+    merge(publish_shards(store, utterances, layout), validation, target)
+    return target
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_sample_keeps_its_codes_and_goes_where_its_id_says(
+    tmp_path: Path, store: ArtifactStore, utterances: list[Utterance], layout: tuple[int, ...]
+) -> None:
+    folder = merged(tmp_path, store, utterances, layout)
+    for split in SPLITS:
+        wanted = [u for u in utterances if is_validation(u.sample["id"], HALF) == (split == "val")]
+        table = CodeTable.of_split(folder, split)
+        assert len(wanted) == len(table) >= 3
+        for (sample, codes), utterance in zip(table, wanted, strict=True):
+            assert sample == utterance.sample
+            np.testing.assert_array_equal(codes, utterance.codes)
+
+
+def test_the_bytes_do_not_depend_on_the_shards(
+    tmp_path: Path, store: ArtifactStore, utterances: list[Utterance]
+) -> None:
+    folders = [merged(tmp_path, store, utterances, layout) for layout in LAYOUTS]
+    names = sorted(path.name for path in folders[0].iterdir())
+    assert names == sorted(
+        f"{split}_{name}"
+        for split in SPLITS
+        for name in ("codes.npy", "codes_index.npy", "samples.jsonl")
+    )
+    for name in names:
+        assert len({(folder / name).read_bytes() for folder in folders}) == 1, name
+
+
+def test_facts(tmp_path: Path, store: ArtifactStore, utterances: list[Utterance]) -> None:
+    facts = merge(publish_shards(store, utterances, (6, 7)), HALF, tmp_path)
+    held = [u for u in utterances if is_validation(u.sample["id"], HALF)]
+    assert (facts.train_samples, facts.val_samples) == (len(utterances) - len(held), len(held))
+    assert facts.val_codes == sum(len(u.codes) for u in held)
+    assert facts.train_codes + facts.val_codes == sum(len(u.codes) for u in utterances)
+    assert facts.hours == pytest.approx(32 / 3600, rel=0.05)
+    assert (facts.speakers, facts.corpus, facts.codec) == (1, "asterisk", "c0dec")
+
+
+def test_the_files_are_plain_npy(
+    tmp_path: Path, store: ArtifactStore, utterances: list[Utterance]
+) -> None:
+    folder = merged(tmp_path, store, utterances)
+    codes = np.load(folder / "train_codes.npy", mmap_mode="r")
+    starts = np.load(folder / "train_codes_index.npy")
+    assert (codes.dtype, starts.dtype, starts[0]) == (np.uint16, np.int64, 0)
+
+
+def test_folder_names_may_have_dots(tmp_path: Path, utterances: list[Utterance]) -> None:
+    store = ArtifactStore(tmp_path / "v1.2.final" / "storage.d")
+    folder = merged(tmp_path / "out.v2", store, utterances)
+    assert len(CodeTable.of_split(folder, "train")) > 0
+
+
+@pytest.mark.parametrize("sizes", [(13,), (5, 8)])
+def test_nobody_held_out(
+    tmp_path: Path, store: ArtifactStore, utterances: list[Utterance], sizes: tuple[int, ...]
+) -> None:
+    folder = merged(tmp_path, store, utterances, sizes, ValidationSplit(fraction=0))
+    table = CodeTable.of_split(folder, "val")
+    assert (len(table), len(table.codes), table.samples) == (0, 0, [])
+    assert len(CodeTable.of_split(folder, "train")) == len(utterances)
+
+
+def test_another_salt_holds_out_others(
+    tmp_path: Path, store: ArtifactStore, utterances: list[Utterance]
+) -> None:
+    shards = publish_shards(store, utterances, (13,))
+    ids = set()
+    for salt in "abcd":
+        (tmp_path / salt).mkdir()
+        merge(shards, ValidationSplit(fraction=0.5, salt=salt), tmp_path / salt)
+        table = CodeTable.of_split(tmp_path / salt, "val")
+        ids.add(tuple(sample["id"] for sample in table.samples))
+    assert len(ids) == 4
+
+
+def test_a_merge_that_was_killed_is_written_over(
+    tmp_path: Path, store: ArtifactStore, utterances: list[Utterance]
+) -> None:
+    whole = merged(tmp_path, store, utterances, (13,))
+    partial = tmp_path / "partial"
+    partial.mkdir()
+    for split in SPLITS:
+        (partial / f"{split}_codes.npy").write_bytes(b"left over" * 10_000)
+        (partial / f"{split}_samples.jsonl").write_text("left over\n" * 10_000)
+    merge(publish_shards(store, utterances, (4, 4, 5)), HALF, partial)
+    for path in whole.iterdir():
+        assert path.read_bytes() == (partial / path.name).read_bytes()
+
+
+@pytest.mark.parametrize("wrong", [{"samples": 14}, {"codes": 1}, {"shards": 2}])
+def test_shards_that_are_not_all_are_refused(
+    tmp_path: Path, store: ArtifactStore, utterances: list[Utterance], wrong: dict[str, int]
+) -> None:
+    shards = publish_shards(store, utterances, (4, 4, 5), **wrong)
+    with pytest.raises(ArrayError, match=r"recorded are .* materialize codec_shards again"):
+        merge(shards, HALF, tmp_path)
+
+
+def test_a_missing_shard_is_named(
+    tmp_path: Path, store: ArtifactStore, utterances: list[Utterance]
+) -> None:
+    shards = publish_shards(store, utterances, (4, 4, 5), shards=4)
+    with pytest.raises(ArrayError, match=r"shard-00003\.codes\.npy is missing"):
+        merge(shards, HALF, tmp_path)
+
+
+def test_memory_is_that_of_a_shard(
+    tmp_path: Path, store: ArtifactStore, utterances: list[Utterance]
+) -> None:
+    """40 shards of 1 MB of codes: what Python and NumPy allocate stays below four shards."""
+    long = [
+        Utterance(u.sample | {"id": f"{u.sample['id']}-{i}"}, np.tile(u.codes, 310))
+        for i in range(40)
+        for u in utterances
+    ]
+    shards = publish_shards(store, long, (13,) * 40)
+    assert shards.facts.codes > 19_000_000
+    tracemalloc.start()
+    merge(shards, HALF, tmp_path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    buffers = 6 * (4 << 20)
+    assert peak < buffers + 4 * (1 << 20) < shards.facts.codes * 2
+
+
+ODD_SAMPLES: list[dict[str, Any]] = [
+    {"id": "a1", "transcript": 'say "speaker_id": "nobody", please', "speaker_id": "ann"},
+    {"id": "a1", "transcript": "{braces}", "speaker_id": "ann"},
+    {"id": "a1", "original_data": {"speaker_id": "nobody"}, "speaker_id": "ann"},
+    {"id": "a1", "speaker_id": "ann", "original_data": {"speaker_id": "nobody"}},
+    {"speaker_id": "ann", "original_data": {"id": "b2"}, "id": "a1"},
+    {"id": "a1", "original_data": {"speaker_id": "nobody"}},
+    {"id": 'a"1\\', "transcript": "Grüße", "speaker_id": "Jörg \\"},
+]
+
+
+@pytest.mark.parametrize("sample", ODD_SAMPLES)
+@pytest.mark.parametrize("options", [{}, {"ensure_ascii": False}, {"separators": (",", ":")}])
+def test_id_and_speaker_are_those_of_the_json(
+    tmp_path: Path, sample: dict[str, Any], options: dict[str, Any]
+) -> None:
+    write_shard(tmp_path, 0, [])
+    table = CodeTable.of_shard(tmp_path, 0)
+    line = json.dumps(sample, **options).encode()
+    assert identify(table, line, 0) == (sample["id"], sample.get("speaker_id", ""))
+
+
+def test_a_line_that_cannot_be_read_is_named(tmp_path: Path, utterances: list[Utterance]) -> None:
+    write_shard(tmp_path, 0, utterances)
+    table = CodeTable.of_shard(tmp_path, 0)
+    with pytest.raises(ArrayError, match=r"shard-00000\.samples\.jsonl, line 8 is not JSON"):
+        identify(table, b'{"id": "\xff\xfe", "speaker_id": ""}', 7)
+
+
+def test_a_growing_file_equals_numpy_s(tmp_path: Path) -> None:
+    values = np.arange(100_000, dtype=np.int64)
+    writer = NpyWriter(tmp_path / "grown.npy", values.dtype)
+    for part in np.array_split(values, 7):
+        writer.add(part)
+    writer.close()
+    np.save(tmp_path / "whole.npy", values)
+    assert (tmp_path / "grown.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()
