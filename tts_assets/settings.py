@@ -1,7 +1,8 @@
 """The strict model of ``dagster_project.toml``: what is built, from what, how large, and where.
 
 The file holds the embedded profile; ``[profiles.<name>]`` tables lay other values over it, and
-``TTS_PROFILE`` selects one. A variable ``TTS__SECTION__KEY=value`` overrides one value (the value
+``TTS_PROFILE`` selects one; its list ``drop`` names keys to take out first, where one key excludes
+another. A variable ``TTS__SECTION__KEY=value`` overrides one value (the value
 is TOML, or else a plain string). Relative paths are relative to the file.
 """
 
@@ -20,6 +21,7 @@ from tts_assets.config import Config, ConfigError
 from tts_assets.corpora.config import CorpusConfig, FilterConfig
 from tts_assets.evaluation.config import EvaluationConfig
 from tts_assets.rlhf.config import RlhfRecipe
+from tts_assets.serving.config import ServingConfig
 from tts_assets.sft.config import SftRecipe
 from tts_assets.split import ValidationSplit
 
@@ -51,6 +53,7 @@ class Settings(Config):
     corpora: dict[str, CorpusConfig]
     filters: FilterConfig = FilterConfig()
     codec: CodecConfig
+    serving: ServingConfig = ServingConfig()
     sft: dict[str, SftRecipe] = Field(default_factory=dict)
     rlhf: dict[str, RlhfRecipe] = Field(default_factory=dict)
     evaluation: EvaluationConfig
@@ -77,6 +80,12 @@ class Settings(Config):
                         f"sft.{name} trains on corpus {corpus!r}, which is not declared; "
                         f"declare [corpora.{corpus}] or use one of {sorted(self.corpora)}"
                     )
+            base = recipe.base.recipe
+            if base is not None and (base not in self.sft or base == name):
+                raise ValueError(
+                    f"sft.{name} continues {base!r}, which is no other [sft] recipe; "
+                    f"known recipes: {sorted(self.sft)}"
+                )
         for name, rlhf in self.rlhf.items():
             if rlhf.base not in self.sft:
                 raise ValueError(
@@ -112,7 +121,10 @@ def load_settings(
     profile = profile or environment.get("TTS_PROFILE", EMBEDDED)
     if profile != EMBEDDED and profile not in profiles:
         raise ConfigError(f"{path}: no profile {profile!r}; known: {[EMBEDDED, *profiles]}")
-    values = overlay(values, profiles.get(profile, {}))
+    chosen = dict(profiles.get(profile, {}))
+    for dotted in chosen.pop("drop", []):
+        drop(values, dotted, f"{path}: profiles.{profile}.drop")
+    values = overlay(values, chosen)
     values = overlay(values, overrides or {})
     values = overlay(values, environment_overrides(environment))
     settings = Settings.parse(values, str(path))
@@ -133,6 +145,17 @@ def overlay(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         both_tables = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
         merged[key] = overlay(merged[key], value) if both_tables else value
     return merged
+
+
+def drop(values: dict[str, Any], dotted: str, source: str) -> None:
+    """Take the key ``a.b.c`` out of nested tables."""
+    *tables, key = dotted.split(".")
+    node: Any = values
+    for table in tables:
+        node = node.get(table, {})
+    if key not in node:
+        raise ConfigError(f"{source}: there is no {dotted} to drop")
+    del node[key]
 
 
 def environment_overrides(environment: Mapping[str, str]) -> dict[str, Any]:

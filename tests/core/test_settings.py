@@ -1,0 +1,66 @@
+"""The project file: profiles, overrides, and messages that say what to write instead."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tts_assets.config import ConfigError
+from tts_assets.settings import environment_overrides, load_settings, overlay, project_file
+
+
+def load(overrides: dict[str, Any], **environment: str) -> Any:
+    return load_settings(environment=environment, overrides=overrides)
+
+
+def test_the_project_file_of_the_checkout_is_valid_in_every_profile() -> None:
+    embedded = load_settings(environment={})
+    assert embedded.root == project_file({}).parent
+    assert embedded.storage == embedded.root / "storage"
+    for corpus in embedded.corpora.values():
+        assert embedded.path(corpus.path).exists()
+    assert load_settings(environment={"TTS_PROFILE": "gpu"}) != embedded
+
+
+def test_environment_overrides_one_value() -> None:
+    settings = load({}, TTS__SFT__ANNOUNCER__STEPS="20", TTS__PROJECT__NAME="plain text")
+    assert settings.sft["announcer"].steps == 20
+    assert settings.project.name == "plain text"
+    assert environment_overrides({"TTS__A__B": "[1, 2]", "PATH": "x"}) == {"a": {"b": [1, 2]}}
+
+
+def test_overlay_merges_tables_and_replaces_the_rest() -> None:
+    base = {"a": {"b": 1, "c": [1, 2]}, "d": 3}
+    assert overlay(base, {"a": {"c": [9]}, "e": 4}) == {"a": {"b": 1, "c": [9]}, "d": 3, "e": 4}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"codec": {"shard_sample": 3}}, "codec: unknown key 'shard_sample'.*'shard_samples'"),
+        ({"compute": {"processes": 0}}, "compute.processes"),
+        ({"sft": {"announcer": {"corpora": {"nope": 1.0}}}}, r"declare \[corpora.nope\]"),
+        ({"sft": {"announcer": {"epochs": 3}}}, "exactly one of steps and epochs"),
+        ({"rlhf": {"announcer_grpo": {"base": "nobody"}}}, "'nobody', which is no .sft. recipe"),
+        (
+            {"rlhf": {"announcer": {"base": "announcer", "prompts": {"texts": "a.txt"}}}},
+            "rename one",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused_with_the_remedy(overrides: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        load(overrides)
+    assert "dagster_project.toml" in str(caught.value)
+
+
+def test_a_missing_file_a_broken_file_and_an_unknown_profile(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no project file"):
+        load_settings(tmp_path / "absent.toml")
+    (tmp_path / "broken.toml").write_text("[project\n")
+    with pytest.raises(ConfigError, match="not TOML"):
+        load_settings(tmp_path / "broken.toml")
+    with pytest.raises(ConfigError, match=r"no profile 'gpus'; known: \['embedded', 'gpu'"):
+        load_settings(environment={"TTS_PROFILE": "gpus"})
