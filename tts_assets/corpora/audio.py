@@ -1,8 +1,15 @@
-"""Reading audio files: anything soundfile or FFmpeg (PyAV) reads, as mono float32."""
+"""Reading audio files: anything soundfile or FFmpeg (PyAV) reads, as mono float32.
+
+A file that was cut short is refused where its format tells, because the words of its lost end are
+still in its text: by the length in the header (wav, aiff, au, flac, mp3) or by the mark on the
+last page (ogg). Formats without either (g722, aac) cannot tell.
+"""
 
 from __future__ import annotations
 
 import math
+import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +21,13 @@ import soxr
 from numpy.typing import NDArray
 
 Wave = NDArray[np.float32]
-# libsndfile does not know these; G.722 has no header, so FFmpeg must be told.
-FFMPEG_FORMATS = {".g722": "g722", ".m4a": None, ".aac": None, ".opus": None, ".webm": None}
+SNDFILE_SUFFIXES = {".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf"}
+HEADERLESS = {".g722": "g722"}  # FFmpeg must be told what these are
+# libsndfile's log of a header that announces more bytes than the file has.
+ANNOUNCED = re.compile(r"^\s*(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)", re.M)
+STREAMED = 0x7FFFF000  # sizes from here on mean "unknown": written to a pipe by sox or FFmpeg
+OGG_PAGE = 65_307  # bytes, the longest possible
+OGG_LAST_PAGE = 0x04  # bit of the sixth byte of a page
 
 
 class BrokenAudio(ValueError):
@@ -47,7 +59,7 @@ def read_clip(path: Path) -> Clip:
         raise BrokenAudio(path, "no such file")
     if path.stat().st_size == 0:
         raise BrokenAudio(path, "empty file")
-    decode = _read_ffmpeg if path.suffix.lower() in FFMPEG_FORMATS else _read_sndfile
+    decode = _read_sndfile if path.suffix.lower() in SNDFILE_SUFFIXES else _read_ffmpeg
     frames, rate = decode(path)
     if frames.size == 0:
         raise BrokenAudio(path, "no samples")
@@ -71,20 +83,39 @@ def _read_sndfile(path: Path) -> tuple[Wave, int]:
     """Frames (samples, channels) and rate."""
     try:
         with soundfile.SoundFile(path) as file:
+            _refuse_cut(path, file)
             announced = file.frames
             frames = file.read(dtype="float32", always_2d=True)
             rate = file.samplerate
     except soundfile.LibsndfileError as error:
-        raise BrokenAudio(path, "not readable as audio", str(error)) from None
+        detail = f"is it {path.suffix.lower()}? {error.error_string}"
+        raise BrokenAudio(path, "not readable as audio", detail) from None
     if len(frames) < announced:
         raise BrokenAudio(path, "truncated", f"{len(frames)} of {announced} frames")
     return frames, rate
 
 
+def _refuse_cut(path: Path, file: soundfile.SoundFile) -> None:
+    """Raise where libsndfile would read what is left of a file without a word."""
+    for size, present in ANNOUNCED.findall(file.extra_info):
+        if int(present) < int(size) < STREAMED:
+            raise BrokenAudio(path, "truncated", f"{present} of {size} bytes")
+    if file.format == "OGG" and not _ends_with_last_page(path):
+        raise BrokenAudio(path, "truncated", "its last Ogg page is not marked as the end")
+
+
+def _ends_with_last_page(path: Path) -> bool:
+    with path.open("rb") as stream:
+        stream.seek(max(0, path.stat().st_size - OGG_PAGE), os.SEEK_SET)
+        tail = stream.read()
+    page = tail.rfind(b"OggS")
+    return page >= 0 and len(tail) > page + 5 and bool(tail[page + 5] & OGG_LAST_PAGE)
+
+
 def _read_ffmpeg(path: Path) -> tuple[Wave, int]:
     """Frames (samples, channels) and rate."""
     try:
-        with av.open(str(path), format=FFMPEG_FORMATS[path.suffix.lower()]) as container:
+        with av.open(str(path), format=HEADERLESS.get(path.suffix.lower())) as container:
             if not container.streams.audio:
                 raise BrokenAudio(path, "no audio stream")
             stream = container.streams.audio[0]
@@ -96,7 +127,8 @@ def _read_ffmpeg(path: Path) -> tuple[Wave, int]:
             ]
             rate = stream.rate
     except av.error.FFmpegError as error:
-        raise BrokenAudio(path, "not readable as audio", str(error)) from None
+        detail = f"is it {path.suffix.lower()}? {error.strerror}"
+        raise BrokenAudio(path, "not readable as audio", detail) from None
     if not blocks:
         raise BrokenAudio(path, "no samples")
     return np.concatenate(blocks, axis=1).T, rate
