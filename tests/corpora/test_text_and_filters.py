@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from pydantic import ValidationError
 
+from tests.conftest import CORPUS
 from tts_assets.corpora.config import FilterConfig
 from tts_assets.corpora.filters import rejection
 from tts_assets.corpora.index import Utterance
 from tts_assets.corpora.samples import Sample
 from tts_assets.corpora.text import normalize
+
+PROMPTS = CORPUS / "samples.jsonl"
 
 
 @pytest.mark.parametrize(
@@ -22,6 +27,17 @@ from tts_assets.corpora.text import normalize
         ("3D audio", "three D audio"),
         ("It’s “fine” – really…", 'It\'s "fine" - really...'),
         ("1,250 calls", "one thousand, two hundred and fifty calls"),
+        ("#1 of 28.80", "number one of twenty-eight point eight zero"),
+        ("H.323 at -5 %", "H three hundred and twenty-three at minus five percent"),
+        ("call 555-1234", "call five five five, one two three four"),
+        ("at 10:05 or 12:00", "at ten oh five or twelve o'clock"),
+        (
+            "$1.01, £20, €3.5 million",
+            "one dollar and one cent, twenty pounds, three point five million euros",
+        ),
+        ("version 1.2.3", "version one two three"),
+        ("12345678901", "one two three four five six seven eight nine zero one"),
+        ("in\u00advis\u200bi\x00ble", "invisible"),
         ("...", ""),
         ("", ""),
         ("  \n", ""),
@@ -34,12 +50,19 @@ def test_english(raw: str, spoken: str) -> None:
 def test_other_languages_and_unknown_ones() -> None:
     assert normalize("2 perros", "es") == "dos perros"
     assert normalize("Hány 3 óra?", "hu") == "Hány három óra?"
-    assert normalize("5 foo", "xx") == "5 foo"
+    assert normalize("1.250,5 Meter", "de") == "eintausendzweihundertfünfzig Komma fünf Meter"
+    assert normalize("3.5 Meter", "de-AT") == "drei Komma fünf Meter"
+    assert normalize("5 foo 3.50", "xx") == "5 foo 3.50"
 
 
 def test_normalizing_twice_changes_nothing() -> None:
-    once = normalize("Call 42 & press * or # by the 3rd.", "en")
-    assert normalize(once, "en") == once
+    """A transcript is normalized when it is filtered, and again when a voice is made of it."""
+    texts = [json.loads(line)["transcript"] for line in PROMPTS.read_text().splitlines()]
+    assert sum(any(map(str.isdigit, text)) for text in texts) > 50
+    for text in [*texts, "Call 42 & press * or # by the 3rd at 10:00 for $5.50."]:
+        once = normalize(text, "en")
+        assert not any(map(str.isdigit, once))
+        assert normalize(once, "en") == once
 
 
 def utterance(**changes: object) -> tuple[Utterance, Sample]:

@@ -1,7 +1,8 @@
 """Text as it is spoken: the one normalization that training and synthesis share.
 
 Numbers become words (num2words), a few symbols become their names, typographic variants become
-plain characters. Case and punctuation stay: they carry prosody. The raw text is kept beside.
+plain characters, invisible ones go. Case and punctuation stay: they carry prosody. The raw text is
+kept beside. Dates, years and units are left to a real text normalizer.
 """
 
 from __future__ import annotations
@@ -13,28 +14,45 @@ from num2words import num2words
 
 TYPOGRAPHY = str.maketrans(
     {"‘": "'", "’": "'", "“": '"', "”": '"', "–": "-", "—": "-", "…": "...", "\u00a0": " "}
+    | dict.fromkeys("\u00ad\u200b\u2060\ufeff", "")  # soft hyphen, zero-width space, joiner, BOM
 )
 SYMBOLS = {
     "en": {"#": "pound", "*": "star", "%": "percent", "&": "and", "@": "at", "+": "plus"},
+    "es": {"*": "asterisco", "%": "por ciento", "&": "y", "@": "arroba", "+": "más"},
 }
+DECIMAL_POINT = {"en", "ja", "ko", "th", "zh"}  # elsewhere 1.000 is a thousand and 0,5 a half
 NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
-LETTER_AT_DIGIT = re.compile(r"(?<=\d)(?=[^\W\d_])|(?<=[^\W\d_])(?=\d)")
-ORDINAL = re.compile(r"(\d+)(?:st|nd|rd|th)\b")
+# "3D", "MP3", "H.323": the parts are read one after the other.
+LETTER_AT_DIGIT = re.compile(r"(?<=\d)(?=[^\W\d_])|(?<=[^\W\d_])\.?(?=\d)")
+LONGEST_CARDINAL = 9  # digits; a longer run is a number to dial or to type
+
+MONEY = re.compile(r"([$£€])\s?(\d+(?:,\d{3})*)(?:\.(\d\d))?(?!\d|[.,]\d)")
+MILLIONS = re.compile(r"([$£€])\s?(\d[\d.,]*)(\s+(?:thousand|million|billion|trillion))\b")
+COINS = {"$": ("dollar", "cent"), "£": ("pound", "penny"), "€": ("euro", "cent")}
+CLOCK = re.compile(r"\b([01]?\d|2[0-3]):([0-5]\d)\b(?!:)(\s*[ap]\.?m\b)?", re.IGNORECASE)
+TELEPHONE = re.compile(r"(?<![\d.,-])(?:\d{1,3}-)?(?:\d{3}-)?\d{3}-\d{4}(?![\d-])")
+ORDINAL = re.compile(r"\b(\d+(?:,\d{3})*)(?:st|nd|rd|th)\b", re.IGNORECASE)
+NUMBERED = re.compile(r"#\s?(?=\d)")
+NEGATIVE = re.compile(r"(?<![\w-])-(?=\d)")
 
 
 def normalize(text: str, language: str) -> str:
     """The spoken form of ``text``; empty if nothing in it can be spoken.
 
+    ``language`` is a tag like ``en`` or ``en-GB``. Of an unknown one, numbers stay digits.
+
     >>> normalize("Press 1 for 3D\\u2019s #.", "en")
     "Press one for three D's pound."
     """
+    language = language.split("-")[0].lower()
     text = unicodedata.normalize("NFC", text).translate(TYPOGRAPHY)
+    text = "".join(c for c in text if c.isspace() or unicodedata.category(c) != "Cc")
+    if language == "en":
+        text = _english(text)
     for symbol, name in SYMBOLS.get(language, {}).items():
         text = text.replace(symbol, f" {name} ")
-    if language == "en":
-        text = ORDINAL.sub(lambda match: _words(match[1], language, "ordinal"), text)
     text = LETTER_AT_DIGIT.sub(" ", text)
-    text = NUMBER.sub(lambda match: _words(match[0], language, "cardinal"), text)
+    text = NUMBER.sub(lambda match: _number(match[0], language), text)
     text = re.sub(r"\s+", " ", text).strip()
     text = re.sub(r"\s+([.,;:!?])", r"\1", text)
     return text if is_spoken(text) else ""
@@ -45,20 +63,64 @@ def is_spoken(text: str) -> bool:
     return any(character.isalnum() for character in text)
 
 
-def _words(number: str, language: str, kind: str) -> str:
-    """``1,234.5`` -> words; a leading zero or a long run is read digit by digit."""
-    plain = number.replace(",", "")
-    if "." in plain and plain.count(".") > 1:
-        return " ".join(_words(part, language, kind) for part in plain.split("."))
-    whole = plain.partition(".")[0]
-    if (len(whole) > 1 and whole.startswith("0")) or len(whole) > 9:
-        return " ".join(_spell(digit, language, "cardinal") for digit in plain if digit.isdigit())
-    return _spell(plain, language, kind)
+def _english(text: str) -> str:
+    """Money, times of day, telephone numbers, ordinals, and signs at numbers, as words."""
+    text = MILLIONS.sub(lambda m: f"{m[2]}{m[3]} {COINS[m[1]][0]}s", text)
+    text = MONEY.sub(_money, text)
+    text = CLOCK.sub(_clock, text)
+    text = TELEPHONE.sub(lambda match: ", ".join(map(_digits, match[0].split("-"))), text)
+    text = ORDINAL.sub(lambda m: num2words(int(m[1].replace(",", "")), to="ordinal"), text)
+    return NEGATIVE.sub("minus ", NUMBERED.sub("number ", text))
 
 
-def _spell(number: str, language: str, kind: str) -> str:
-    value = float(number) if "." in number else int(number)
+def _money(match: re.Match[str]) -> str:
+    sign, whole, cents = match.groups()
+    large, small = COINS[sign]
+    count = int(whole.replace(",", ""))
+    words = f"{num2words(count)} {large}{'' if count == 1 else 's'}"
+    if not int(cents or 0):
+        return words
+    plural = "pence" if small == "penny" else f"{small}s"
+    return f"{words} and {num2words(int(cents))} {small if int(cents) == 1 else plural}"
+
+
+def _clock(match: re.Match[str]) -> str:
+    hour, minute, half = num2words(int(match[1])), int(match[2]), match[3] or ""
+    if minute == 0:
+        return hour + (half or " o'clock")
+    return f"{hour} {'oh ' if minute < 10 else ''}{num2words(minute)}{half}"
+
+
+def _number(text: str, language: str) -> str:
+    """``1,234.5`` or ``1.234,5``, whichever the language writes, in words.
+
+    A single separator that groups no thousands is a decimal one; more of them are a version or an
+    address, read part by part. A leading zero or a long run is read digit by digit.
+    """
+    point, comma = (".", ",") if language in DECIMAL_POINT else (",", ".")
+    plain = text
+    if re.fullmatch(rf"\d{{1,3}}(?:\{comma}\d{{3}})+(?:\{point}\d+)?", text):
+        plain = text.replace(comma, "")
+    parts = re.split("[.,]", plain)
     try:
-        return num2words(value, lang=language, to=kind)
-    except NotImplementedError:  # a language num2words does not know: digits are spoken as written
-        return number
+        if len(parts) == 2 and len(parts[0]) <= LONGEST_CARDINAL:
+            return _decimal(parts[0], parts[1], language)
+        return " ".join(_integer(part, language) for part in parts)
+    except NotImplementedError:  # a language num2words does not know
+        return text
+
+
+def _decimal(whole: str, fraction: str, language: str) -> str:
+    if language == "en":  # every digit, the zeros at the end too
+        return f"{num2words(int(whole))} point {_digits(fraction)}"
+    return num2words(float(f"{whole}.{fraction}"), lang=language)
+
+
+def _integer(text: str, language: str) -> str:
+    if (len(text) > 1 and text.startswith("0")) or len(text) > LONGEST_CARDINAL:
+        return _digits(text, language)
+    return num2words(int(text), lang=language)
+
+
+def _digits(text: str, language: str = "en") -> str:
+    return " ".join(num2words(int(digit), lang=language) for digit in text)
