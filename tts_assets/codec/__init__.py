@@ -1,0 +1,1 @@
+"""Waveforms to integer codes and back: codec checkpoints, codec training, codec shards."""

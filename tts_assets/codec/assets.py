@@ -1,0 +1,240 @@
+"""The codec in the graph: ``codec`` (fetched or trained) and ``codec_shards``."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dagster import (
+    AssetCheckExecutionContext,
+    AssetCheckResult,
+    AssetChecksDefinition,
+    AssetExecutionContext,
+    AssetIn,
+    AssetsDefinition,
+    MetadataValue,
+    Output,
+    ResourceParam,
+    SpecificPartitionsPartitionMapping,
+    asset,
+    asset_check,
+)
+
+from resources.artifact_store import ArtifactStoreResource
+from resources.launcher import Launcher, Program
+from tts_assets.accounting import SET_ASIDE_FILE, count_reasons, read_set_aside
+from tts_assets.artifacts import (
+    Build,
+    CodecCheckpoint,
+    CodecShards,
+    SampleManifest,
+    sha256_file,
+)
+from tts_assets.codec.config import CodecConfig, CodecProgram, CodecRecipe, ShardProgram
+from tts_assets.corpora.filter import KEPT_FILE
+from tts_assets.partitions import corpus_partitions
+from tts_assets.split import ValidationSplit
+
+CODE_VERSION = "1"
+HUB_FILES = ("config.json", "model*.safetensors", "model.safetensors.index.json", "README.md")
+
+
+def build_assets(
+    config: CodecConfig, validation: ValidationSplit, processes: int, root: Path
+) -> list[AssetsDefinition | AssetChecksDefinition]:
+    """``root``: the folder that a relative ``checkpoint`` or ``base`` starts from."""
+    if config.train is not None:
+        codec = trained_codec(config.train, validation, processes, root)
+    else:
+        codec = fetched_codec(config, root)
+    shards = codec_shards_asset(config.shard_samples, processes)
+    return [codec, shards, accounting_check(shards)]
+
+
+def fetched_codec(config: CodecConfig, root: Path) -> AssetsDefinition:
+    """The asset ``codec`` where it is a folder or a published model."""
+    name = config.checkpoint
+    assert name is not None
+
+    @asset(
+        group_name="codec",
+        code_version=CODE_VERSION,
+        kinds={"pytorch"},
+        description=f"The codec {name}: waveforms to integer codes and back.",
+    )
+    def codec(
+        context: AssetExecutionContext, store: ArtifactStoreResource
+    ) -> Output[CodecCheckpoint]:
+        folder = root / name
+        if folder.is_dir():
+            source: dict[str, Any] = {path.name: sha256_file(path) for path in files_of(folder)}
+        else:
+            source = {"name": name, "revision": config.revision or newest_revision(name)}
+        build = Build("codec", {}, {"source": source}, CODE_VERSION)
+
+        def fetch(work: Path) -> dict[str, Any]:
+            result = work / "result"
+            if folder.is_dir():
+                for path in files_of(folder):
+                    shutil.copyfile(path, result / path.name)
+            else:
+                download(name, source["revision"], result)
+            return codec_facts(result)
+
+        return store.materialize(context, CodecCheckpoint, build, fetch, describe_codec)
+
+    return codec
+
+
+def trained_codec(
+    recipe: CodecRecipe, validation: ValidationSplit, processes: int, root: Path
+) -> AssetsDefinition:
+    """The asset ``codec`` where this project trains it, downstream of its corpora."""
+    mapping = SpecificPartitionsPartitionMapping(sorted(recipe.corpora))
+    samples_in = AssetIn(
+        "filtered_samples",
+        partition_mapping=mapping,
+        dagster_type=dict[str, SampleManifest],
+    )
+    base = None if recipe.base is None else root / recipe.base
+    base_files = {} if base is None else {path.name: sha256_file(path) for path in files_of(base)}
+
+    @asset(
+        group_name="codec",
+        ins={"samples": samples_in},
+        code_version=CODE_VERSION,
+        kinds={"pytorch"},
+        description=f"A codec trained on {', '.join(recipe.corpora)} for {recipe.steps} steps.",
+    )
+    def codec(
+        context: AssetExecutionContext,
+        store: ArtifactStoreResource,
+        launcher: ResourceParam[Launcher],
+        samples: dict[str, SampleManifest],
+    ) -> Output[CodecCheckpoint]:
+        parts = {
+            "recipe": recipe.model_copy(update={"base": None}),
+            "base": base_files,
+            "validation": validation,
+        }
+        build = Build("codec", {"samples": samples}, parts, CODE_VERSION, seed=recipe.seed)
+
+        def train(work: Path) -> dict[str, Any]:
+            program = CodecProgram(
+                run_dir=work,
+                recipe=recipe.model_copy(update={"base": base}),
+                samples={name: handle.path / KEPT_FILE for name, handle in samples.items()},
+                validation=validation,
+            )
+            module = "tts_assets.codec.train"
+            return launcher.run(context, Program(module, program, processes)).facts
+
+        return store.materialize(context, CodecCheckpoint, build, train, describe_codec)
+
+    return codec
+
+
+def codec_shards_asset(shard_samples: int, processes: int) -> AssetsDefinition:
+    """The asset ``codec_shards``, one partition a corpus."""
+
+    @asset(
+        group_name="codec",
+        partitions_def=corpus_partitions,
+        ins={"samples": AssetIn("filtered_samples")},
+        code_version=CODE_VERSION,
+        kinds={"pytorch", "numpy"},
+        description="Every kept utterance as codes; broken audio is set aside with its reason.",
+    )
+    def codec_shards(
+        context: AssetExecutionContext,
+        store: ArtifactStoreResource,
+        launcher: ResourceParam[Launcher],
+        samples: SampleManifest,
+        codec: CodecCheckpoint,
+    ) -> Output[CodecShards]:
+        build = Build(
+            asset="codec_shards",
+            partition=context.partition_key,
+            inputs={"samples": samples, "codec": codec},
+            config={"shard_samples": shard_samples},
+            code_version=CODE_VERSION,
+        )
+
+        def encode(work: Path) -> dict[str, Any]:
+            program = ShardProgram(
+                run_dir=work,
+                corpus=samples.facts.corpus,
+                samples=samples.path / KEPT_FILE,
+                codec=codec.path,
+                codec_content=codec.content,
+                shard_samples=shard_samples,
+            )
+            module = "tts_assets.codec.shards"
+            return launcher.run(context, Program(module, program, processes)).facts
+
+        return store.materialize(context, CodecShards, build, encode, describe_shards)
+
+    return codec_shards
+
+
+def accounting_check(shards: AssetsDefinition) -> AssetChecksDefinition:
+    """The blocking check that no utterance was lost on the way to codes."""
+
+    @asset_check(asset=shards, blocking=True, description="Samples in = encoded + set aside.")
+    def every_code_sample_is_accounted_for(
+        context: AssetCheckExecutionContext, codec_shards: CodecShards
+    ) -> AssetCheckResult:
+        facts = codec_shards.facts
+        encoded = sum(
+            len(path.read_bytes().splitlines())
+            for path in codec_shards.path.glob("shard-*.samples.jsonl")
+        )
+        aside = len(read_set_aside(codec_shards.path / SET_ASIDE_FILE))
+        return AssetCheckResult(
+            passed=facts.samples_in == encoded + aside and encoded > 0,
+            metadata={"samples_in": facts.samples_in, "encoded": encoded, "set_aside": aside},
+        )
+
+    return every_code_sample_is_accounted_for
+
+
+def files_of(folder: Path) -> list[Path]:
+    """The files of a codec folder, sorted by name."""
+    return sorted(path for path in folder.iterdir() if path.is_file())
+
+
+def newest_revision(name: str) -> str:
+    """The commit that the main branch of a published model is at; needs the network."""
+    from huggingface_hub import HfApi
+
+    return str(HfApi().model_info(name).sha)
+
+
+def download(name: str, revision: str, folder: Path) -> None:
+    """The safetensors of one commit of a published model; code and pickles stay there."""
+    from huggingface_hub import snapshot_download
+
+    snapshot_download(name, revision=revision, local_dir=folder, allow_patterns=list(HUB_FILES))
+    shutil.rmtree(folder / ".cache", ignore_errors=True)  # the downloader's own notes
+
+
+def codec_facts(folder: Path) -> dict[str, Any]:
+    """Load the codec once: what cannot be loaded is not published."""
+    from tts_assets.codec.model import Codec
+
+    return Codec.load(folder).facts.model_dump()
+
+
+def describe_codec(codec: CodecCheckpoint) -> Mapping[str, Any]:
+    card = codec.path / "README.md"
+    return {"model_card": MetadataValue.md(card.read_text())} if card.is_file() else {}
+
+
+def describe_shards(shards: CodecShards) -> Mapping[str, Any]:
+    reasons = count_reasons(read_set_aside(shards.path / SET_ASIDE_FILE))
+    return {
+        "dagster/partition_row_count": shards.facts.samples,
+        "set_aside_reasons": MetadataValue.json(reasons),
+    }

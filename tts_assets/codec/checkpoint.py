@@ -1,0 +1,70 @@
+"""Checkpoints for a restart of codec training, and the weights that are published."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.optim import Optimizer
+
+from tts_assets.artifacts import written_aside
+from tts_assets.config import Config
+
+KEEP = 2  # the newest, and one to fall back on
+
+
+class Progress(Config):
+    """How far a run is; ``recipe`` is the digest of recipe and data it belongs to."""
+
+    step: int = 0
+    recipe: str = ""
+
+
+def save(
+    folder: Path,
+    progress: Progress,
+    modules: dict[str, nn.Module],
+    optimizers: dict[str, Optimizer],
+) -> None:
+    """Write ``step-NNNNNNN`` aside, rename it, and drop all but the newest two."""
+    with written_aside(folder / f"step-{progress.step:07d}") as aside:
+        aside.mkdir()
+        for name, module in modules.items():
+            save_file(_tensors(module), aside / f"{name}.safetensors")
+        states = {name: optimizer.state_dict() for name, optimizer in optimizers.items()}
+        torch.save(states, aside / "optimizers.pt")
+        (aside / "progress.json").write_text(progress.to_json())
+    for old in sorted(folder.glob("step-*"))[:-KEEP]:
+        shutil.rmtree(old)
+
+
+def load(
+    folder: Path,
+    recipe: str,
+    modules: dict[str, nn.Module],
+    optimizers: dict[str, Optimizer],
+) -> Progress:
+    """Restore the newest checkpoint in place; a fresh :class:`Progress` if there is none."""
+    found = sorted(folder.glob("step-*"))
+    if not found:
+        return Progress(recipe=recipe)
+    newest = found[-1]
+    progress = Progress.from_json(newest / "progress.json")
+    if progress.recipe != recipe:
+        raise ValueError(
+            f"{newest} belongs to another recipe or other data; give the run another folder, or "
+            f"delete {folder}"
+        )
+    for name, module in modules.items():
+        module.load_state_dict(load_file(newest / f"{name}.safetensors"))
+    states = torch.load(newest / "optimizers.pt", weights_only=True, map_location="cpu")
+    for name, optimizer in optimizers.items():
+        optimizer.load_state_dict(states[name])
+    return progress
+
+
+def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.contiguous() for name, tensor in module.state_dict().items()}

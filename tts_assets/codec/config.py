@@ -1,0 +1,165 @@
+"""Configurations of the codec stage: where the codec comes from, its training, its shards."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from tts_assets.config import Config
+from tts_assets.program import ProgramConfig
+from tts_assets.split import ValidationSplit
+
+UINT16_CODES = 65_536  # shards store codes as uint16; the largest X-Codec-2 has just as many
+
+
+class CodecArchitecture(Config):
+    """The size of an X-Codec-2 model. The product of ``ratios`` is the samples of one code.
+
+    The filterbank that feeds the encoder has a frame every 10 ms, two a code, so the model runs
+    at 16 kHz with 320 samples a code.
+    """
+
+    hidden: int = Field(288, gt=0, description="channels of the decoder; a multiple of 32")
+    layers: int = Field(2, ge=0, description="attention layers of the decoder")
+    heads: int = Field(4, gt=0)
+    intermediate: int = Field(864, gt=0)
+    semantic_hidden: int = Field(192, gt=0, description="channels of the filterbank branch")
+    acoustic_hidden: int = Field(1, gt=0, description="channels of the waveform branch at 16 kHz")
+    ratios: tuple[int, ...] = (20, 16)
+    levels: tuple[int, ...] = Field((8, 8, 6, 5), min_length=1)
+
+    @property
+    def codebook_size(self) -> int:
+        return math.prod(self.levels)
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if math.prod(self.ratios) != 320:
+            raise ValueError(
+                f"ratios {self.ratios} multiply to {math.prod(self.ratios)}; the filterbank has a "
+                "frame for every 320 samples, so write for example [20, 16] or [2, 2, 4, 4, 5]"
+            )
+        if self.hidden % 32 or self.hidden % self.heads or (self.hidden // self.heads) % 2:
+            raise ValueError(
+                f"hidden {self.hidden} must be a multiple of 32 (group norm), and of twice "
+                f"heads {self.heads} (rotary embedding)"
+            )
+        if min(self.levels) < 2 or self.codebook_size > UINT16_CODES:
+            raise ValueError(
+                f"levels {self.levels} make {self.codebook_size} codes; use 2 or more levels a "
+                f"dimension and at most {UINT16_CODES} codes, for example [8, 8, 6, 5]"
+            )
+        return self
+
+
+class AdversarialConfig(Config):
+    """The adversarial stage: discriminators of STFTs from ``start`` (a share of all steps) on.
+
+    For ``warmup`` steps only the discriminators learn, then their weight rises as long again.
+    """
+
+    start: float = Field(0.5, ge=0, lt=1)
+    warmup: int = Field(200, ge=1)
+    sizes: tuple[int, ...] = Field((1024, 512, 256), min_length=1, description="FFT sizes")
+    channels: int = Field(16, gt=0)
+    share: float = Field(0.5, gt=0, le=1, description="of a step's windows that are judged")
+    lr: float = Field(3e-4, gt=0)
+    adversarial_weight: float = Field(0.15, ge=0)
+    feature_weight: float = Field(0.4, ge=0)
+
+
+class CodecRecipe(Config):
+    """``[codec.train]``: a codec trained on ``corpora`` (name to weight of its hours).
+
+    ``base`` names a checkpoint folder of this project to start from instead of random weights;
+    ``freeze_encoder`` keeps its codes as they are, so that shards made with it stay valid, and
+    trains the decoder alone.
+    """
+
+    corpora: dict[str, float] = Field(min_length=1)
+    architecture: CodecArchitecture = CodecArchitecture()
+    base: Path | None = None
+    freeze_encoder: bool = False
+    steps: int = Field(12_000, gt=0)
+    batch_seconds: int = Field(10, gt=0, description="audio of one step over all ranks")
+    window_seconds: tuple[int, ...] = Field((1, 1, 2, 4), min_length=1)
+    lr: float = Field(1e-3, gt=0)
+    final_share: float = Field(0.05, ge=0, le=1, description="last lr / peak lr")
+    warmup: int = Field(100, ge=1)
+    clip: float = Field(1.0, gt=0)
+    spread_weight: float = Field(
+        1.0, ge=0, description="keeps the latents centred, of unit variance and uncorrelated"
+    )
+    ema: float = Field(0.999, ge=0, lt=1, description="the published weights are an average")
+    adversarial: AdversarialConfig | None = AdversarialConfig()
+    precision: Literal["fp32", "bf16"] = "fp32"
+    export_dtype: Literal["fp32", "fp16"] = "fp32"
+    eval_every: int = Field(1000, gt=0)
+    save_every: int = Field(500, gt=0)
+    seed: int = Field(777, ge=0)
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if max(self.window_seconds) > self.batch_seconds or min(self.window_seconds) < 1:
+            raise ValueError(
+                f"window_seconds {self.window_seconds} must lie between 1 and batch_seconds "
+                f"{self.batch_seconds}"
+            )
+        if self.freeze_encoder and self.base is None:
+            raise ValueError("freeze_encoder needs a base: a random encoder learns nothing")
+        bad = [name for name, weight in self.corpora.items() if weight <= 0]
+        if bad:
+            raise ValueError(f"corpora {bad} have no positive weight: leave them out")
+        return self
+
+
+class CodecConfig(Config):
+    """``[codec]``: give ``checkpoint`` or ``train``.
+
+    ``checkpoint`` is a folder, or a Hugging Face name (``HKUSTAudio/xcodec2-hf``) with its
+    ``revision``, a commit: a branch would change under the recorded lineage.
+    """
+
+    checkpoint: str | None = None
+    revision: str | None = Field(None, pattern=r"^[0-9a-f]{40}$")
+    train: CodecRecipe | None = None
+    shard_samples: int = Field(512, gt=0, description="utterances in one shard")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.checkpoint is None) == (self.train is None):
+            raise ValueError("give exactly one of checkpoint and train")
+        if self.train is not None and self.revision is not None:
+            raise ValueError("revision goes with checkpoint, the name of a published codec")
+        return self
+
+
+class CodecProgram(ProgramConfig):
+    """``tts_assets.codec.train``: one recipe on published sample lists (``filtered_samples``)."""
+
+    recipe: CodecRecipe
+    samples: dict[str, Path]
+    validation: ValidationSplit = ValidationSplit()
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        missing = sorted(set(self.recipe.corpora) - set(self.samples))
+        if missing:
+            raise ValueError(f"no samples given for corpora {missing} of the recipe")
+        return self
+
+
+class ShardProgram(ProgramConfig):
+    """``tts_assets.codec.shards``: encode one corpus' samples with a codec.
+
+    ``codec_content`` is the digest of the codec, which the shards record.
+    """
+
+    corpus: str
+    samples: Path
+    codec: Path
+    codec_content: str
+    shard_samples: int = Field(512, gt=0)

@@ -1,0 +1,90 @@
+"""Discriminators of the adversarial stage: small 2-D convolutions over complex STFTs."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
+
+from tts_assets.codec.config import AdversarialConfig
+
+SLOPE = 0.1  # of the leaky ReLU
+COMPRESSION = 0.3  # exponent of the magnitudes: quiet harmonics matter as much as loud ones
+
+Judgement = tuple[Tensor, list[Tensor]]
+
+
+class StftDiscriminator(nn.Module):
+    """Judges patches of one STFT; frequency is strided by 32 in all, time by none."""
+
+    window: Tensor
+
+    def __init__(self, size: int, channels: int) -> None:
+        super().__init__()
+        self.size, wide = size, 2 * channels
+        self.register_buffer("window", torch.hann_window(size), persistent=False)
+        shapes = [
+            (2, channels, (3, 8), (1, 4), (1, 2)),
+            (channels, wide, (3, 8), (1, 4), (1, 2)),
+            (wide, wide, (3, 5), (1, 2), (1, 2)),
+            (wide, wide, (3, 3), (1, 1), (1, 1)),
+        ]
+        self.layers = nn.ModuleList(
+            weight_norm(nn.Conv2d(a, b, kernel, stride, padding))
+            for a, b, kernel, stride, padding in shapes
+        )
+        self.output = weight_norm(nn.Conv2d(wide, 1, (3, 3), padding=(1, 1)))
+
+    def forward(self, waves: Tensor) -> Judgement:
+        """Waveforms (batch, samples) to scores (batch, 1, frames, patches) and the features of
+        every layer. A score is high for what is thought to be real."""
+        hidden = self._spectrum(waves)
+        features = []
+        for layer in self.layers:
+            hidden = F.leaky_relu(layer(hidden), SLOPE)
+            features.append(hidden)
+        return self.output(hidden), features
+
+    def _spectrum(self, waves: Tensor) -> Tensor:
+        """(batch, 2, frames, bins): real and imaginary parts of the compressed spectrum."""
+        spectrum = torch.stft(
+            waves, self.size, self.size // 4, window=self.window, return_complex=True
+        )
+        parts = torch.view_as_real(spectrum * (4 / self.size**0.5)).permute(0, 3, 2, 1)
+        power = parts.square().sum(1, keepdim=True) + 1e-5
+        compressed = parts * power ** ((COMPRESSION - 1) / 2)
+        return compressed[..., :-1].contiguous(memory_format=torch.channels_last)
+
+
+class Discriminators(nn.Module):
+    """One judge for each FFT size."""
+
+    def __init__(self, config: AdversarialConfig) -> None:
+        super().__init__()
+        self.judges = nn.ModuleList(
+            StftDiscriminator(size, config.channels) for size in config.sizes
+        )
+
+    def forward(self, waves: Tensor) -> list[Judgement]:
+        return [judge(waves) for judge in self.judges]
+
+
+def discriminator_loss(real: list[Judgement], made: list[Judgement]) -> Tensor:
+    """Hinge loss: scores above 1 for real audio, below -1 for made audio."""
+    losses = [
+        F.relu(1 - true).mean() + F.relu(1 + false).mean()
+        for (true, _), (false, _) in zip(real, made, strict=True)
+    ]
+    return torch.stack(losses).mean()
+
+
+def generator_losses(real: list[Judgement], made: list[Judgement]) -> tuple[Tensor, Tensor]:
+    """The adversarial hinge loss, and the relative L1 distance of the judges' features."""
+    adversarial = torch.stack([F.relu(1 - score).mean() for score, _ in made]).mean()
+    distances = [
+        (have.float() - want.float()).abs().mean() / (want.float().abs().mean() + 1e-3)
+        for (_, wanted), (_, had) in zip(real, made, strict=True)
+        for want, have in zip(wanted, had, strict=True)
+    ]
+    return adversarial, torch.stack(distances).mean()

@@ -1,0 +1,62 @@
+"""Codec folders of this project: ``config.json`` and ``model.safetensors``."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, Xcodec2Config
+
+from tts_assets.artifacts import CodecFacts, written_aside
+from tts_assets.codec.xcodec2 import SINGLE_BOUND, CompactXcodec2
+
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+
+
+def is_compact(folder: Path) -> bool:
+    """Whether a folder holds a codec of this project, and not one of transformers itself."""
+    config = AutoConfig.from_pretrained(folder)
+    return getattr(config, "quantizer_bound", None) == SINGLE_BOUND
+
+
+def save_compact(model: CompactXcodec2, folder: Path, dtype: Literal["fp32", "fp16"]) -> None:
+    """Write the folder; half precision halves the file and is read back as float32."""
+    tensors = {
+        name: tensor.detach().cpu().to(DTYPES[dtype]).contiguous()
+        for name, tensor in model.state_dict().items()
+    }
+    with written_aside(folder / WEIGHTS_FILE) as aside:
+        save_file(tensors, aside)
+    model.config.architectures = [type(model).__name__]
+    with written_aside(folder / CONFIG_FILE) as aside:
+        aside.write_text(model.config.to_json_string(use_diff=False))
+
+
+def open_compact(folder: Path) -> CompactXcodec2:
+    """Read a folder that :func:`save_compact` wrote; float32, on the CPU, in training mode."""
+    if not (folder / WEIGHTS_FILE).is_file() or not is_compact(folder):
+        raise ValueError(
+            f"{folder} is no codec of this project ({WEIGHTS_FILE} and a {CONFIG_FILE} with "
+            f'"quantizer_bound": "{SINGLE_BOUND}"); to train on from a published codec is not '
+            "supported"
+        )
+    model = CompactXcodec2(Xcodec2Config.from_pretrained(folder))
+    tensors = {name: t.float() for name, t in load_file(folder / WEIGHTS_FILE).items()}
+    model.load_state_dict(tensors)
+    return model.train()
+
+
+def facts_of(model: CompactXcodec2) -> CodecFacts:
+    """What the next stages check."""
+    config = model.config
+    return CodecFacts(
+        sample_rate=config.sampling_rate,
+        hop_length=config.hop_length,
+        token_rate=config.sampling_rate / config.hop_length,
+        codebook_size=math.prod(config.quantization_levels),
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+    )

@@ -1,0 +1,106 @@
+"""The audio that a codec is trained on: random windows of the training utterances."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tts_assets.codec.config import CodecRecipe
+from tts_assets.codec.features import HOP, SAMPLE_RATE
+from tts_assets.corpora.audio import Wave, read_wave
+from tts_assets.corpora.samples import Sample, read_samples
+from tts_assets.split import ValidationSplit, is_validation
+
+CACHE_SAMPLES = 2 * 3600 * SAMPLE_RATE  # decoded audio kept in memory: two hours, 460 MB
+
+
+class AudioCache:
+    """Decoded waveforms at 16 kHz, the most recently used ones in memory."""
+
+    def __init__(self, limit: int = CACHE_SAMPLES) -> None:
+        self.limit = limit
+        self.size = 0
+        self.waves: OrderedDict[str, Wave] = OrderedDict()
+
+    def read(self, path: str) -> Wave:
+        """Float32 (samples,). Raises :class:`~tts_assets.corpora.audio.BrokenAudio`."""
+        if path in self.waves:
+            self.waves.move_to_end(path)
+            return self.waves[path]
+        wave = self.waves[path] = read_wave(Path(path), SAMPLE_RATE)
+        self.size += len(wave)
+        while self.size > self.limit and len(self.waves) > 1:
+            self.size -= len(self.waves.popitem(last=False)[1])
+        return wave
+
+
+class TrainingAudio:
+    """Windows from anywhere in the training utterances; validation utterances never appear.
+
+    What step n sees follows from (seed, n) alone: a restart needs no saved place, and any number
+    of ranks trains on the same global batches.
+    """
+
+    def __init__(
+        self, samples: Mapping[str, Path], recipe: CodecRecipe, split: ValidationSplit
+    ) -> None:
+        self.recipe = recipe
+        self.cache = AudioCache()
+        self.train: list[Sample] = []
+        self.validation: list[Sample] = []
+        weights: list[float] = []
+        for corpus, weight in sorted(recipe.corpora.items()):
+            for sample in read_samples(samples[corpus]):
+                if is_validation(sample.id, split):
+                    self.validation.append(sample)
+                else:
+                    self.train.append(sample)
+                    weights.append(weight * sample.duration)
+        if not self.train:
+            raise ValueError(f"no training utterances in {sorted(map(str, samples.values()))}")
+        self.shares = np.array(weights) / np.sum(weights)
+        self.validation.sort(key=lambda sample: sample.id)
+
+    def batch(self, step: int, rank: int, world_size: int) -> Tensor:
+        """This rank's windows of one step, (windows, samples). All windows of a step are of one
+        length, drawn from ``window_seconds``."""
+        seed, seconds = self.recipe.seed, self.recipe.window_seconds
+        length = seconds[np.random.default_rng([seed, step]).integers(len(seconds))]
+        count = self.recipe.batch_seconds // length
+        mine = range(rank, count, world_size)
+        if not mine:
+            raise ValueError(
+                f"{world_size} ranks share {count} windows of {length} s: raise batch_seconds "
+                f"to at least {world_size * max(seconds)}, or start fewer processes"
+            )
+        windows = [self._window((seed, step, index), length * SAMPLE_RATE) for index in mine]
+        return torch.from_numpy(np.stack(windows))
+
+    def calibration(self) -> Tensor:
+        """A minute of windows of two seconds, the same for any number of ranks: (30, samples)."""
+        seed = self.recipe.seed
+        windows = [self._window((seed, 0, 0, index), 2 * SAMPLE_RATE) for index in range(30)]
+        return torch.from_numpy(np.stack(windows))
+
+    def whole(self, sample: Sample) -> Tensor:
+        """One utterance as (1, samples), zeros added up to a whole number of codes."""
+        wave = torch.from_numpy(self.cache.read(sample.wav_path))
+        return torch.nn.functional.pad(wave, (0, -len(wave) % HOP)).unsqueeze(0)
+
+    def _window(self, key: tuple[int, ...], length: int) -> Wave:
+        """``length`` samples of one utterance, or, where it is shorter, of several in a row."""
+        generator = np.random.default_rng(key)
+        parts: list[Wave] = []
+        while (missing := length - sum(map(len, parts))) > 0:
+            sample = self.train[generator.choice(len(self.train), p=self.shares)]
+            wave = self.cache.read(sample.wav_path)
+            if not parts and len(wave) > length:
+                start = int(generator.integers(len(wave) - length + 1))
+                wave = wave[start:]
+            parts.append(wave[:missing])
+        return np.concatenate(parts)
