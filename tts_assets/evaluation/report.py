@@ -8,7 +8,6 @@ from pathlib import Path
 
 from tts_assets.config import canonical_json, digest_of
 from tts_assets.evaluation.config import EvaluationConfig, LineageRow
-from tts_assets.evaluation.notebook import Clip, Section, write_notebook
 from tts_assets.evaluation.page import (
     Heard,
     RangeMark,
@@ -28,6 +27,7 @@ from tts_assets.evaluation.results import (
     write_samples,
 )
 from tts_assets.evaluation.text_match import Interval
+from tts_assets.notebook import Clip, Section, write_notebook
 
 PAGE_FILE = "report.html"
 NOTEBOOK_FILE = "listening.ipynb"
