@@ -431,7 +431,8 @@ class CheckpointFacts(Facts):
     steps: int
     tokens: int
     train_loss: float
-    val_loss: float
+    val_loss: float | None = None  # of SFT
+    reward: float | None = None  # of RLHF: the mean over the last rollouts
     parameters: int
     vocabulary: str
     codec: str

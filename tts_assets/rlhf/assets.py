@@ -1,0 +1,145 @@
+"""RLHF as Dagster sees it: ``rlhf/<recipe>``, GRPO from the serving model of its base recipe."""
+
+import base64
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dagster import (
+    AssetExecutionContext,
+    AssetIn,
+    AssetKey,
+    AssetsDefinition,
+    MetadataValue,
+    Output,
+    ResourceParam,
+    asset,
+)
+
+from resources.artifact_store import ArtifactStoreResource
+from resources.launcher import Launcher, Program
+from tts_assets.artifacts import Build, Checkpoint, CodeArrays, EvaluationSuite, ServingModel
+from tts_assets.partitions import code_arrays_of
+from tts_assets.rlhf.config import RlhfProgram, RlhfRecipe
+
+CODE_VERSION = "1"
+
+
+def build_assets(
+    recipes: Mapping[str, RlhfRecipe], processes: int, root: Path
+) -> list[AssetsDefinition]:
+    """An asset for each ``[rlhf.<name>]``; ``root`` is where relative text files start."""
+    return [rlhf_asset(name, recipe, processes, root) for name, recipe in recipes.items()]
+
+
+def rlhf_asset(name: str, recipe: RlhfRecipe, processes: int, root: Path) -> AssetsDefinition:
+    """The asset ``rlhf/<name>``.
+
+    The evaluation suite is read to keep its texts out of the prompts. It decides nothing else,
+    and is no part of the fingerprint: another suite alone does not train again.
+    """
+    ins = {
+        "base": AssetIn(key=AssetKey(["serving", recipe.base])),
+        "suite": AssetIn(key="evaluation_suite"),
+    }
+    if recipe.prompts.corpora:
+        ins["arrays"] = code_arrays_of(recipe.prompts.corpora)
+
+    @asset(
+        key=["rlhf", name],
+        group_name="rlhf",
+        ins=ins,
+        code_version=CODE_VERSION,
+        kinds={"pytorch"},
+        description=f"GRPO from serving/{recipe.base} with the rewards "
+        f"{', '.join(reward.kind for reward in recipe.rewards)}, {recipe.steps} steps.",
+    )
+    def checkpoint(
+        context: AssetExecutionContext,
+        store: ArtifactStoreResource,
+        launcher: ResourceParam[Launcher],
+        base: ServingModel,
+        suite: EvaluationSuite,
+        **optional: Any,
+    ) -> Output[Checkpoint]:
+        from tts_assets.rlhf.prompts import collect
+
+        texts = recipe_texts(recipe, root)
+        arrays: Mapping[str, CodeArrays] = optional.get("arrays", {})
+        folders = {corpus: handle.path for corpus, handle in arrays.items()}
+        prompts = collect(recipe.prompts, texts, folders, suite_texts(suite))
+        config = {"recipe": recipe, "texts": texts}
+        inputs = {"base": base, **optional}
+        build = Build(f"rlhf/{name}", inputs, config, CODE_VERSION, seed=recipe.seed)
+
+        def run(work: Path) -> dict[str, Any]:
+            prompts.write(work / "prompts.jsonl")
+            program = RlhfProgram(
+                run_dir=work,
+                name=name,
+                recipe=recipe,
+                serving_model=base.path,
+                prompts=work / "prompts.jsonl",
+            )
+            return launcher.run(
+                context, Program("tts_assets.rlhf.train", program, processes=processes)
+            ).facts
+
+        return store.materialize(
+            context,
+            Checkpoint,
+            build,
+            run,
+            describe=lambda handle: {
+                "prompts": len(prompts.prompts),
+                "prompts_left_out": MetadataValue.json(dict(prompts.left_out)),
+                **describe_checkpoint(handle),
+            },
+        )
+
+    return checkpoint
+
+
+def recipe_texts(recipe: RlhfRecipe, root: Path) -> list[str]:
+    """The lines of the recipe's text file, if it names one."""
+    from tts_assets.rlhf.prompts import read_texts
+
+    return read_texts(root / recipe.prompts.texts) if recipe.prompts.texts else []
+
+
+def suite_texts(suite: EvaluationSuite) -> list[str]:
+    lines = (suite.path / "suite.jsonl").read_text().splitlines()
+    return [json.loads(line)["text"] for line in lines]
+
+
+def describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
+    """How reward and WER of the rollouts went, and a picture of it."""
+    lines = (checkpoint.path / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    first, last = records[0], records[-1]
+    return {
+        "reward_first": first["reward"],
+        "reward_last": last["reward"],
+        "rollout_wer_first": first["wer"],
+        "rollout_wer_last": last["wer"],
+        "curves": MetadataValue.md(f"![reward and KL]({curves(records)})"),
+    }
+
+
+def curves(records: list[dict[str, float]]) -> str:
+    """Reward, WER of the rollouts and KL over updates, as a PNG in a data URI."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3), dpi=80, layout="constrained")
+    for axes, keys in zip(figure.subplots(1, 2), (("reward", "wer"), ("kl",)), strict=True):
+        for key in keys:
+            points = [(record["step"], record[key]) for record in records if key in record]
+            if points:
+                axes.plot(*zip(*points, strict=True), label=key, linewidth=1)
+        axes.set_xlabel("update")
+        axes.legend()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,105 @@
+"""Rollouts: the policy speaks, the panel judges. Token ids in, token ids and log-probabilities out.
+
+The engine is that of synthesis: the policy's own weights in this process now, or a vLLM engine
+that is given new weights after each step. A completion's seed follows from (recipe seed, step,
+place in the global batch): the same whatever the number of processes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from numpy.typing import NDArray
+
+from tts_assets.rlhf.prompts import RolloutPrompt
+from tts_assets.rlhf.rewards import Panel, Spoken, Verdict
+from tts_assets.serving.synthesis import Line, Synthesizer, decode
+from tts_assets.speechlm.config import SamplingConfig
+from tts_assets.speechlm.generate import Completion, Request
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One completion: prompt, tokens, sound, verdict."""
+
+    request: Request
+    completion: Completion
+    spoken: Spoken
+    verdict: Verdict
+
+
+def completion_seed(seed: int, step: int, place: int) -> int:
+    """63 bits that depend on all three."""
+    digest = hashlib.blake2b(f"{seed}:{step}:{place}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+class RolloutWorker:
+    """Makes and judges completions on one process."""
+
+    def __init__(
+        self, synthesizer: Synthesizer, panel: Panel, sampling: SamplingConfig, seed: int
+    ) -> None:
+        self.synthesizer = synthesizer
+        self.panel = panel
+        self.sampling = sampling
+        self.seed = seed
+
+    def run(self, prompts: Sequence[RolloutPrompt], step: int, first_place: int) -> list[Rollout]:
+        """Complete and judge ``prompts``, the first of which is at ``first_place`` globally."""
+        requests = [
+            self.synthesizer.request(
+                Line(prompt.text, prompt.voice, completion_seed(self.seed, step, place)),
+                self.sampling.seed,
+                prompt.language,
+            )
+            for place, prompt in enumerate(prompts, start=first_place)
+        ]
+        completions = self.synthesizer.engine.complete(requests, self.sampling, None)
+        spoken = self.listen(prompts, [completion.codes for completion in completions], completions)
+        verdicts = self.panel.judge(spoken)
+        return [
+            Rollout(*parts) for parts in zip(requests, completions, spoken, verdicts, strict=True)
+        ]
+
+    def listen(
+        self,
+        prompts: Sequence[RolloutPrompt],
+        codes: Sequence[NDArray[np.int64]],
+        completions: Sequence[Completion],
+    ) -> list[Spoken]:
+        """One decode for all rewards; what never ended is not decoded, it scores zero anyway."""
+        ended = [own if c.ended else own[:0] for own, c in zip(codes, completions, strict=True)]
+        waves = decode(self.synthesizer.codec, ended, [prompt.voice for prompt in prompts])
+        rate = self.synthesizer.sample_rate
+        return [
+            Spoken(prompt.text, wave, rate, completion.ended, prompt.voice)
+            for prompt, wave, completion in zip(prompts, waves, completions, strict=True)
+        ]
+
+
+def save_audio(folder: Path, step: int, rollouts: Sequence[Rollout]) -> None:
+    """``step-NNNNNN-I.flac`` for each, and one JSON with texts, transcripts and rewards."""
+    folder.mkdir(parents=True, exist_ok=True)
+    records = []
+    for number, one in enumerate(rollouts):
+        name = f"step-{step:06d}-{number}.flac"
+        if len(one.spoken.wave):
+            soundfile.write(folder / name, one.spoken.wave, one.spoken.rate)
+        records.append(
+            {
+                "audio": name if len(one.spoken.wave) else None,
+                "text": one.spoken.text,
+                "heard": one.verdict.heard,
+                "wer": round(one.verdict.wer, 4),
+                "ended": one.spoken.ended,
+                "rewards": {k: round(v, 4) for k, v in one.verdict.rewards.items()},
+            }
+        )
+    (folder / f"step-{step:06d}.json").write_text(json.dumps(records, indent=1) + "\n")

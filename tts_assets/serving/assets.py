@@ -1,0 +1,127 @@
+"""Serving models as Dagster sees them: ``serving/<recipe>`` for SFT and RLHF checkpoints."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dagster import (
+    AssetCheckResult,
+    AssetChecksDefinition,
+    AssetExecutionContext,
+    AssetIn,
+    AssetKey,
+    AssetsDefinition,
+    MetadataValue,
+    Output,
+    asset,
+    asset_check,
+)
+
+from resources.artifact_store import ArtifactStoreResource
+from tts_assets.artifacts import Build, Checkpoint, ServingFacts, ServingModel
+from tts_assets.partitions import code_arrays_of
+from tts_assets.serving.config import ServingConfig
+
+CODE_VERSION = "1"
+Definitions = list[AssetsDefinition | AssetChecksDefinition]
+
+
+def build_assets(
+    config: ServingConfig, sft: Mapping[str, Sequence[str]], rlhf: Mapping[str, Sequence[str]]
+) -> Definitions:
+    """``sft`` and ``rlhf``: recipes, and the corpora from whose arrays voices are taken."""
+    definitions: Definitions = []
+    for stage, recipes in (("sft", sft), ("rlhf", rlhf)):
+        for name, corpora in recipes.items():
+            model = serving_asset(name, stage, corpora, config)
+            definitions += [model, *checks(model, config)]
+    return definitions
+
+
+def serving_asset(
+    name: str, stage: str, corpora: Sequence[str], config: ServingConfig
+) -> AssetsDefinition:
+    """The asset ``serving/<name>`` of the checkpoint ``<stage>/<name>``."""
+
+    @asset(
+        key=["serving", name],
+        group_name="serving",
+        ins={
+            "checkpoint": AssetIn(key=AssetKey([stage, name])),
+            "codec": AssetIn(key="codec"),
+            "arrays": code_arrays_of(corpora),
+        },
+        code_version=CODE_VERSION,
+        kinds={"huggingface"},
+        description=f"The checkpoint {stage}/{name}, ready to speak: with codec, voices and card.",
+    )
+    def serving_model(
+        context: AssetExecutionContext, store: ArtifactStoreResource, **inputs: Any
+    ) -> Output[ServingModel]:
+        build = Build(f"serving/{name}", inputs, config, CODE_VERSION)
+        final = store.store.folder(build.asset) / build.fingerprint
+
+        def run(work: Path) -> ServingFacts:
+            from tts_assets.serving.convert import Sources, convert
+
+            return convert(Sources(**inputs), config, work / "result", final)
+
+        return store.materialize(context, ServingModel, build, run, describe=describe)
+
+    return serving_model
+
+
+def checks(model: AssetsDefinition, config: ServingConfig) -> list[AssetChecksDefinition]:
+    """Blocking: the folder gives the trainer's tokens in transformers (and vLLM, if wanted)."""
+
+    @asset_check(asset=model, blocking=True, description="Tokens and log-probs as the trainer's.")
+    def transformers_agrees(
+        store: ArtifactStoreResource, serving_model: ServingModel
+    ) -> AssetCheckResult:
+        from tts_assets.serving.verify import compare_transformers
+
+        return compared(compare_transformers, store, serving_model, config)
+
+    if not config.check_vllm:
+        return [transformers_agrees]
+
+    @asset_check(asset=model, blocking=True, description="The same, in the vLLM engine.")
+    def vllm_agrees(store: ArtifactStoreResource, serving_model: ServingModel) -> AssetCheckResult:
+        from tts_assets.serving.verify import compare_vllm
+
+        return compared(compare_vllm, store, serving_model, config)
+
+    return [transformers_agrees, vllm_agrees]
+
+
+def compared(
+    compare: Any, store: ArtifactStoreResource, model: ServingModel, config: ServingConfig
+) -> AssetCheckResult:
+    """Run a comparison with the very checkpoint that ``model`` was converted from."""
+    source = model.manifest.inputs["checkpoint"]
+    checkpoint = Checkpoint.open(
+        store.store.folder(source.asset, source.partition) / source.fingerprint
+    )
+    agreement = compare(
+        checkpoint.path,
+        model.path,
+        model.facts.codebook_size,
+        config.check_texts,
+        config.check_tokens,
+    )
+    return AssetCheckResult(
+        passed=agreement.holds,
+        metadata={
+            "tokens_compared": agreement.tokens,
+            "tokens_different": agreement.different,
+            "largest_logprob_difference": agreement.largest_difference,
+            "prompts_equal": agreement.prompts_equal,
+        },
+    )
+
+
+def describe(model: ServingModel) -> dict[str, Any]:
+    """The model card, and how to hear the model."""
+    command = f'python -m tts_assets.serving.synthesize --model {model.path} --text "…" --out a.wav'
+    card = (model.path / "README.md").read_text().split("---\n", 2)[2]
+    return {"model_card": MetadataValue.md(card), "speak": command}

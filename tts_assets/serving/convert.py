@@ -1,0 +1,192 @@
+"""A checkpoint becomes a serving model: a folder that speaks without the trainer.
+
+In it: the weights as safetensors, the tokenizer with the speech vocabulary, the generation
+defaults, ``serving.json`` (codec, voices, sampling) and ``README.md`` (model card with lineage
+and licences).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tts_assets.arrays.arrays import SPLITS, CodeTable
+from tts_assets.artifacts import (
+    Checkpoint,
+    CheckpointFacts,
+    CodeArrays,
+    CodecCheckpoint,
+    Handle,
+    ServingFacts,
+)
+from tts_assets.serving.config import SERVING_FILE, ServingCard, ServingConfig, Voice
+from tts_assets.speechlm.model import SpeechLM
+
+
+class ConversionError(ValueError):
+    """A checkpoint and a codec, or its arrays, that do not belong together."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What a serving model is made from; ``arrays`` by corpus."""
+
+    checkpoint: Checkpoint
+    codec: CodecCheckpoint
+    arrays: Mapping[str, CodeArrays]
+
+    def check(self) -> None:
+        """Raise unless the checkpoint speaks this codec's codes and so do the arrays."""
+        facts = self.checkpoint.facts
+        for name, content, size in [
+            ("codec", self.codec.content, self.codec.facts.codebook_size),
+            *(
+                (f"arrays[{k}]", a.facts.codec, a.facts.codebook_size)
+                for k, a in self.arrays.items()
+            ),
+        ]:
+            if (content, size) != (facts.codec, facts.codebook_size):
+                raise ConversionError(
+                    f"{self.checkpoint.asset} speaks the {facts.codebook_size} codes of codec "
+                    f"{facts.codec[:12]}, but {name} is of codec {content[:12]} with {size}; "
+                    f"materialize {self.checkpoint.asset} again with the present codec"
+                )
+
+
+def convert(sources: Sources, config: ServingConfig, target: Path, final: Path) -> ServingFacts:
+    """Write the serving model to ``target``, which will be moved to ``final``.
+
+    The codec is referred to by its path relative to ``final``, so that a storage folder can be
+    moved as a whole.
+    """
+    sources.check()
+    facts = sources.checkpoint.facts
+    lm = SpeechLM.load(sources.checkpoint.path, facts.codebook_size)
+    if lm.vocabulary.digest != facts.vocabulary:
+        raise ConversionError(
+            f"{sources.checkpoint.path}: its tokenizer gives vocabulary "
+            f"{lm.vocabulary.digest[:12]}, recorded is {facts.vocabulary[:12]}; train it again"
+        )
+    lm.save(target, config.sampling)
+    card = ServingCard(
+        recipe=facts.recipe,
+        stage=facts.stage,
+        vocabulary=facts.vocabulary,
+        codec=facts.codec,
+        codec_path=Path(os.path.relpath(sources.codec.path, final)),
+        sample_rate=facts.sample_rate,
+        token_rate=facts.token_rate,
+        codebook_size=facts.codebook_size,
+        sampling=config.sampling,
+        voices=pick_voices(sources.arrays, config),
+    )
+    (target / SERVING_FILE).write_text(card.to_json())
+    (target / "README.md").write_text(model_card(sources, card, config, lm.parameters))
+    return ServingFacts(
+        parameters=lm.parameters,
+        codec_path=str(card.codec_path),
+        **{
+            name: getattr(facts, name)
+            for name in ("recipe", "stage", "vocabulary", "codec", "sample_rate", "token_rate")
+        },
+        codebook_size=facts.codebook_size,
+    )
+
+
+def pick_voices(arrays: Mapping[str, CodeArrays], config: ServingConfig) -> dict[str, Voice]:
+    """Up to ``config.voices`` validation clips of a fitting length, each speaker in turn.
+
+    A speaker's clips come in the order of their ids, which are digests: the choice depends on the
+    samples alone. Without validation samples of a fitting length there is no voice.
+    """
+    shortest, longest = config.voice_seconds
+    by_speaker: dict[str, list[tuple[str, Voice]]] = {}
+    for array in arrays.values():
+        for sample, codes in CodeTable.of_split(array.path, "val"):
+            if shortest <= len(codes) / array.facts.token_rate <= longest:
+                voice = Voice(
+                    text=sample["transcript"],
+                    codes=tuple(int(code) for code in codes),
+                    speaker=sample["speaker_id"],
+                    language=sample["language"],
+                    source=sample["id"],
+                )
+                by_speaker.setdefault(voice.speaker, []).append((voice.source, voice))
+    in_turn = [
+        (rank, speaker, voice)
+        for speaker, clips in by_speaker.items()
+        for rank, (_, voice) in enumerate(sorted(clips, key=lambda clip: clip[0]))
+    ]
+    chosen = sorted(in_turn, key=lambda item: item[:2])[: config.voices]
+    return {f"{speaker or 'voice'}-{rank + 1}": voice for rank, speaker, voice in chosen}
+
+
+def licences(arrays: Mapping[str, CodeArrays]) -> dict[str, list[str]]:
+    """The licences that the samples of each corpus carry."""
+    return {
+        corpus: sorted(
+            {
+                str(sample["original_data"].get("licence", "unknown"))
+                for split in SPLITS
+                for sample in CodeTable.of_split(array.path, split).samples
+            }
+        )
+        for corpus, array in sorted(arrays.items())
+    }
+
+
+def model_card(sources: Sources, card: ServingCard, config: ServingConfig, parameters: int) -> str:
+    """``README.md``: what the model is, what it was made from, and under which terms."""
+    of_corpora = licences(sources.arrays)
+    own = config.licence or ", ".join(sorted({x for found in of_corpora.values() for x in found}))
+    facts = sources.checkpoint.facts
+    lines = [
+        "---",
+        "library_name: transformers",
+        "pipeline_tag: text-to-speech",
+        f"license_name: {own or 'unknown'}",
+        "---",
+        "",
+        f"# {card.recipe}",
+        "",
+        f"A speech language model of {parameters / 1e6:.1f} M parameters: text in, "
+        f"{card.token_rate:g} codec tokens a second out ({card.codebook_size} codes, "
+        f"{card.sample_rate} Hz). Stage: {card.stage}, {facts.steps} steps, "
+        f"{facts.tokens} tokens, {_outcome(facts)}.",
+        "",
+        f"Licence: {own or 'unknown'}.",
+        "",
+        "## Use",
+        "",
+        "    python -m tts_assets.serving.synthesize --model THIS_FOLDER --text TEXT --out a.wav",
+        "",
+        f"Voices: {', '.join(card.voices) or 'the model has its own only'}.",
+        "",
+        "## Made from",
+        "",
+        "| what | asset | content |",
+        "|---|---|---|",
+        *(_lineage_row(name, handle) for name, handle in _lineage(sources)),
+        "",
+        "## Licences of the recordings",
+        "",
+        *(f"- {corpus}: {', '.join(found)}" for corpus, found in of_corpora.items()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _outcome(facts: CheckpointFacts) -> str:
+    if facts.reward is not None:
+        return f"mean reward {facts.reward:.4f}"
+    return "not validated" if facts.val_loss is None else f"validation loss {facts.val_loss:.4f}"
+
+
+def _lineage(sources: Sources) -> list[tuple[str, Handle]]:
+    arrays = [(f"speech of {name}", array) for name, array in sorted(sources.arrays.items())]
+    return [("checkpoint", sources.checkpoint), ("codec", sources.codec), *arrays]
+
+
+def _lineage_row(name: str, handle: Handle) -> str:
+    return f"| {name} | {handle.asset} | {handle.content[:12]} |"

@@ -1,0 +1,121 @@
+"""Speak one text or a list of them::
+
+    python -m tts_assets.serving.synthesize --model SERVING_MODEL --text "one two three" --out a.wav
+    python -m tts_assets.serving.synthesize --model SERVING_MODEL --texts lines.txt --out folder/
+
+``--voice`` takes a voice registered in the serving model; ``--prompt-wav`` with ``--prompt-text``
+takes any clip. The same arguments and ``--seed`` give the same bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from tts_assets.artifacts import ArtifactError
+from tts_assets.config import ConfigError
+from tts_assets.serving.config import Voice
+from tts_assets.serving.synthesis import Line, Speech, SynthesisError, Synthesizer
+from tts_assets.speechlm.config import SamplingConfig
+
+OVERRIDES = ("temperature", "top_k", "top_p", "repetition_penalty", "min_tokens", "max_tokens")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = build_parser()
+    options = parser.parse_args(argv)
+    try:
+        synthesizer = Synthesizer.open(options.model, options.backend)
+        voice = chosen_voice(synthesizer, options)
+        speak(synthesizer, texts_of(options), voice, options)
+    except (SynthesisError, ArtifactError, ConfigError) as error:
+        parser.exit(1, f"{error}\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m tts_assets.serving.synthesize", description=(__doc__ or "").split("::")[0]
+    )
+    parser.add_argument("--model", type=Path, required=True, help="folder of a serving model")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--text", help="what to say")
+    what.add_argument("--texts", type=Path, help="a file with a text a line")
+    parser.add_argument("--out", type=Path, required=True, help=".wav file, or folder for --texts")
+    parser.add_argument("--voice", help="a voice registered in the serving model")
+    parser.add_argument("--prompt-wav", type=Path, help="a clip of the voice to imitate")
+    parser.add_argument("--prompt-text", help="what the clip says")
+    parser.add_argument("--backend", choices=["transformers", "vllm"], default="transformers")
+    parser.add_argument("--seed", type=int, help="default: the serving model's")
+    for name in OVERRIDES:
+        kind = type(SamplingConfig.model_fields[name].default)
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help="default: the model's")
+    return parser
+
+
+def texts_of(options: argparse.Namespace) -> list[str]:
+    if options.text is not None:
+        return [options.text]
+    return [line.strip() for line in options.texts.read_text().splitlines() if line.strip()]
+
+
+def chosen_voice(synthesizer: Synthesizer, options: argparse.Namespace) -> Voice | None:
+    """The registered voice, the clip's, or None for the model's own."""
+    if bool(options.prompt_wav) != bool(options.prompt_text):
+        raise SynthesisError("--prompt-wav and --prompt-text go together: the clip and its words")
+    if options.voice and options.prompt_wav:
+        raise SynthesisError("give --voice or --prompt-wav, not both")
+    if options.voice:
+        return synthesizer.voice(options.voice)
+    if options.prompt_wav:
+        wave = read_mono(options.prompt_wav, synthesizer.codec.input_rate)
+        return synthesizer.new_voice(wave, options.prompt_text)
+    return None
+
+
+def read_mono(path: Path, rate: int) -> NDArray[np.float32]:
+    """A sound file as mono float32 at ``rate`` Hz."""
+    wave, own_rate = soundfile.read(path, dtype="float32", always_2d=True)
+    mono = wave.mean(axis=1)
+    return mono if own_rate == rate else soxr.resample(mono, own_rate, rate).astype(np.float32)
+
+
+def speak(
+    synthesizer: Synthesizer,
+    texts: Sequence[str],
+    voice: Voice | None,
+    options: argparse.Namespace,
+) -> None:
+    """Say all texts and write the files; the third of a list is ``0003.wav``."""
+    given = {name: getattr(options, name) for name in (*OVERRIDES, "seed")}
+    changes = {name: value for name, value in given.items() if value is not None}
+    sampling = SamplingConfig.parse(
+        synthesizer.card.sampling.model_dump() | changes, "command line"
+    )
+    with tqdm(total=len(texts), desc="synthesis", unit="text") as bar:
+        lines = [Line(text, voice) for text in texts]
+        spoken = synthesizer.say(lines, sampling, progress=bar.update)
+    if options.text is not None:
+        write(options.out, spoken[0], synthesizer.sample_rate)
+        return
+    options.out.mkdir(parents=True, exist_ok=True)
+    for number, speech in enumerate(spoken, start=1):
+        write(options.out / f"{number:04d}.wav", speech, synthesizer.sample_rate)
+
+
+def write(path: Path, speech: Speech, rate: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, speech.wave, rate, subtype="PCM_16")
+    ending = "" if speech.ended else " (stopped at the token limit)"
+    print(f"{path}: {len(speech.wave) / rate:.2f} s{ending}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

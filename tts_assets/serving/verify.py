@@ -1,0 +1,145 @@
+"""Is the serving model the trainer's model? Greedy tokens and log-probabilities, compared.
+
+The reference is the checkpoint, sampled by our own code. The serving folder is opened as any user
+would: ``AutoTokenizer`` over the whole prompt string and ``AutoModelForCausalLM``, or vLLM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tts_assets.speechlm.config import SamplingConfig
+from tts_assets.speechlm.generate import Completion, Request, allowed_ids, generate
+from tts_assets.speechlm.model import SpeechLM
+from tts_assets.speechlm.prompts import INSTRUCTION, PromptFormat
+from tts_assets.speechlm.vocabulary import SPEECH_START, TEXT_END, TEXT_START
+
+# float32 sums in another order differ by 1e-6..1e-5 nats; a lost or untied weight by 1e-1 and more.
+TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """``tokens`` compared, how many differ, and the largest difference of a log-probability.
+
+    A token that differs where the two best are closer than the tolerance is a tie, not counted.
+    """
+
+    prompts_equal: bool
+    tokens: int
+    different: int
+    largest_difference: float
+
+    @property
+    def holds(self) -> bool:
+        return (
+            self.prompts_equal
+            and self.tokens > 0
+            and self.different == 0
+            and self.largest_difference <= TOLERANCE
+        )
+
+
+def greedy(
+    lm: SpeechLM, texts: Sequence[str], tokens: int
+) -> tuple[list[Request], list[Completion]]:
+    """The reference: ``tokens`` greedy speech tokens after each text."""
+    prompts = PromptFormat(lm.tokenizer, lm.vocabulary)
+    requests = [Request(prompts.inference(text), seed=0) for text in texts]
+    return requests, generate(lm, requests, greedy_sampling(tokens))
+
+
+def greedy_sampling(tokens: int) -> SamplingConfig:
+    return SamplingConfig(
+        temperature=0, top_k=0, repetition_penalty=1.0, min_tokens=tokens, max_tokens=tokens
+    )
+
+
+def compare_transformers(
+    checkpoint: Path, serving: Path, codebook_size: int, texts: Sequence[str], tokens: int
+) -> Agreement:
+    """The serving folder, opened by plain transformers, against the trainer's checkpoint."""
+    lm = SpeechLM.load(checkpoint, codebook_size)
+    requests, completions = greedy(lm, texts, tokens)
+    tokenizer = AutoTokenizer.from_pretrained(serving, local_files_only=True)
+    model = AutoModelForCausalLM.from_pretrained(
+        serving, dtype=torch.float32, local_files_only=True
+    )
+    allowed = torch.from_numpy(allowed_ids(lm.vocabulary))
+    rows = []
+    prompts_equal = True
+    for text, request, completion in zip(texts, requests, completions, strict=True):
+        prompt = tokenizer(prompt_string(text))["input_ids"]
+        prompts_equal &= prompt == request.prompt.tolist()
+        drawn = torch.from_numpy(completion.token_ids)
+        logprobs = next_logprobs(model, torch.tensor(prompt), drawn, allowed)
+        rows.append(_compare_row(logprobs, drawn, allowed, completion.logprobs))
+    return _sum_up(prompts_equal, rows)
+
+
+def compare_vllm(
+    checkpoint: Path, serving: Path, codebook_size: int, texts: Sequence[str], tokens: int
+) -> Agreement:
+    """The serving folder in the real vLLM engine against the trainer's checkpoint.
+
+    The engine draws by itself, so only the tokens up to a first difference are compared.
+    """
+    from tts_assets.serving.vllm_engine import VllmEngine
+
+    lm = SpeechLM.load(checkpoint, codebook_size)
+    requests, completions = greedy(lm, texts, tokens)
+    engine = VllmEngine(serving, lm.vocabulary, max_sequences=len(texts))
+    answers = engine.complete(requests, greedy_sampling(tokens))
+    rows = []
+    for ours, theirs in zip(completions, answers, strict=True):
+        length = min(len(ours.token_ids), len(theirs.token_ids))
+        equal = ours.token_ids[:length] == theirs.token_ids[:length]
+        agreed = length if equal.all() else int(equal.argmin())
+        differences = np.abs(ours.logprobs[:agreed] - theirs.logprobs[:agreed])
+        tie = agreed < length and abs(ours.logprobs[agreed] - theirs.logprobs[agreed]) < TOLERANCE
+        missing = 0 if agreed == tokens or tie else 1
+        rows.append((agreed, missing, float(differences.max(initial=0.0))))
+    return _sum_up(True, rows)
+
+
+def prompt_string(text: str) -> str:
+    """The inference prompt as one string."""
+    return f"{INSTRUCTION}{TEXT_START}{text}{TEXT_END}\n{SPEECH_START}"
+
+
+@torch.inference_mode()
+def next_logprobs(
+    model: torch.nn.Module, prompt: Tensor, completion: Tensor, allowed: Tensor
+) -> Tensor:
+    """Log-probabilities over the allowed tokens before each token of ``completion``: (L, A)."""
+    ids = torch.cat([prompt, completion])[None]
+    logits = model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
+    return logits[:, allowed].float().log_softmax(dim=1)
+
+
+def _compare_row(
+    logprobs: Tensor, drawn: Tensor, allowed: Tensor, expected: NDArray[np.float32]
+) -> tuple[int, int, float]:
+    """Tokens, tokens that a greedy choice would have drawn otherwise, largest difference."""
+    index = (drawn[:, None] == allowed).int().argmax(dim=1)
+    own = logprobs.gather(1, index[:, None])[:, 0]
+    best = logprobs[:, :-1].max(dim=1).values  # the end token was forbidden below min_tokens
+    different = int((best - own > TOLERANCE).sum())
+    return len(drawn), different, float((own - torch.from_numpy(expected)).abs().max())
+
+
+def _sum_up(prompts_equal: bool, rows: Sequence[tuple[int, int, float]]) -> Agreement:
+    return Agreement(
+        prompts_equal=prompts_equal,
+        tokens=sum(row[0] for row in rows),
+        different=sum(row[1] for row in rows),
+        largest_difference=max((row[2] for row in rows), default=float("nan")),
+    )
