@@ -1,7 +1,5 @@
 """The codec in the graph: ``codec`` (fetched or trained) and ``codec_shards``."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,0 +1,65 @@
+"""Where everything meets: settings in, Dagster definitions out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dagster import Definitions, in_process_executor
+
+from jobs.asset_jobs import REFRESH, build_jobs, build_schedules
+from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
+from resources.torchrun import TorchrunLauncher
+from sensors.corpora import build_corpora_sensors
+from tts_assets.arrays.assets import build_assets as arrays_assets
+from tts_assets.codec.assets import build_assets as codec_assets
+from tts_assets.corpora.assets import build_assets as corpora_assets
+from tts_assets.evaluation.assets import build_assets as evaluation_assets
+from tts_assets.rlhf.assets import build_assets as rlhf_assets
+from tts_assets.serving.assets import build_assets as serving_assets
+from tts_assets.settings import Settings, load_settings
+from tts_assets.sft.assets import build_assets as sft_assets
+
+
+def build_defs(settings: Settings, resources: Mapping[str, Any] | None = None) -> Definitions:
+    """All definitions of one profile; ``resources`` replace the profile's by name."""
+    jobs = build_jobs(settings)
+    return Definitions(
+        assets=build_assets(settings),
+        resources={**build_resources(settings), **(resources or {})},
+        jobs=jobs,
+        schedules=build_schedules(jobs),
+        sensors=build_corpora_sensors(settings, REFRESH),
+        # One step at a time: each launched program already uses every core.
+        executor=in_process_executor,
+    )
+
+
+def build_assets(settings: Settings) -> list[Any]:
+    """Every stage's assets and checks, in the order in which data flows."""
+    root, processes = settings.root, settings.compute.processes
+    trained = {name: list(recipe.corpora) for name, recipe in settings.sft.items()}
+    aligned = {name: trained[recipe.base] for name, recipe in settings.rlhf.items()}
+    return [
+        *corpora_assets(settings.corpora, settings.filters, root),
+        *codec_assets(settings.codec, settings.validation, processes, root),
+        *arrays_assets(settings.validation),
+        *sft_assets(settings.sft, processes),
+        *serving_assets(settings.serving, trained, aligned),
+        *rlhf_assets(settings.rlhf, processes, root),
+        *evaluation_assets(settings.evaluation, settings.sft, settings.rlhf, root, processes),
+    ]
+
+
+def build_resources(settings: Settings) -> dict[str, Any]:
+    compute = settings.compute
+    return {
+        "store": ArtifactStoreResource(root=str(settings.storage)),
+        "io_manager": ArtifactIOManager(root=str(settings.storage)),
+        "launcher": TorchrunLauncher(
+            grace_seconds=compute.grace_seconds, threads=compute.threads
+        ),
+    }
+
+
+defs = build_defs(load_settings())
