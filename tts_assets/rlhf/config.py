@@ -103,8 +103,8 @@ class RlhfRecipe(Config):
     """``[rlhf.<name>]``: GRPO from the serving model of the SFT recipe ``base``.
 
     One step samples ``generations`` completions of each of ``prompts_per_step`` prompts, over all
-    processes, and makes ``iterations`` updates with them. ``micro_batch`` completions go through
-    the model at a time.
+    processes, and makes ``iterations`` updates with them. At most ``micro_batch`` completions go
+    through the model at a time.
     """
 
     base: str

@@ -210,12 +210,12 @@ def grpo_config(recipe: RlhfRecipe, run: Run) -> GRPOConfig:
     """The recipe in TRL's terms."""
     completions = recipe.prompts_per_step * recipe.generations
     local, rest = divmod(completions, run.world_size)
-    micro = min(recipe.micro_batch, local)
-    if rest or local % micro:
+    if rest:
         raise ValueError(
             f"prompts_per_step x generations = {completions} completions do not divide into "
-            f"{run.world_size} processes with micro batches of {micro}: change one of them"
+            f"{run.world_size} processes: change one of them"
         )
+    micro = max(size for size in range(1, recipe.micro_batch + 1) if local % size == 0)
     on_gpu = run.device.type == "cuda"
     return GRPOConfig(
         output_dir=str(run.checkpoint_dir),

@@ -14,14 +14,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import soundfile
-import soxr
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from tts_assets.artifacts import ArtifactError
 from tts_assets.config import ConfigError
+from tts_assets.corpora.audio import BrokenAudio, read_wave
 from tts_assets.serving.config import Voice
 from tts_assets.serving.synthesis import Line, Speech, SynthesisError, Synthesizer
 from tts_assets.speechlm.config import SamplingConfig
@@ -36,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
         synthesizer = Synthesizer.open(options.model, options.backend)
         voice = chosen_voice(synthesizer, options)
         speak(synthesizer, texts_of(options), voice, options)
-    except (SynthesisError, ArtifactError, ConfigError) as error:
+    except (SynthesisError, ArtifactError, ConfigError, BrokenAudio) as error:
         parser.exit(1, f"{error}\n")
 
 
@@ -75,16 +73,9 @@ def chosen_voice(synthesizer: Synthesizer, options: argparse.Namespace) -> Voice
     if options.voice:
         return synthesizer.voice(options.voice)
     if options.prompt_wav:
-        wave = read_mono(options.prompt_wav, synthesizer.codec.input_rate)
+        wave = read_wave(options.prompt_wav, synthesizer.codec.input_rate)
         return synthesizer.new_voice(wave, options.prompt_text)
     return None
-
-
-def read_mono(path: Path, rate: int) -> NDArray[np.float32]:
-    """A sound file as mono float32 at ``rate`` Hz."""
-    wave, own_rate = soundfile.read(path, dtype="float32", always_2d=True)
-    mono = wave.mean(axis=1)
-    return mono if own_rate == rate else soxr.resample(mono, own_rate, rate).astype(np.float32)
 
 
 def speak(

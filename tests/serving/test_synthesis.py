@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from tests.speaking import Speaking
+from tts_assets.corpora.audio import read_wave
+from tts_assets.serving import synthesize
+from tts_assets.serving.config import Voice
+from tts_assets.serving.synthesis import Line, SynthesisError, Synthesizer, decode
+
+
+def test_same_seed_same_samples_alone_and_among_others(synthesizer: Synthesizer) -> None:
+    alone = synthesizer.say([Line("one two three", seed=9)])[0]
+    among = synthesizer.say([Line("goodbye", seed=1), Line("one two three", seed=9)])[1]
+    assert np.array_equal(alone.codes, among.codes)
+    assert alone.wave.tobytes() == among.wave.tobytes()
+
+
+def test_another_seed_gives_other_codes(synthesizer: Synthesizer) -> None:
+    first, second = synthesizer.say([Line("one", seed=1), Line("one", seed=2)])
+    assert not np.array_equal(first.codes, second.codes)
+
+
+def test_one_hop_a_code(synthesizer: Synthesizer) -> None:
+    speech = synthesizer.say([Line("one")])[0]
+    assert speech.wave.dtype == np.float32
+    assert len(speech.wave) == len(speech.codes) * synthesizer.codec.hop_length
+
+
+def test_prompt_is_decoded_with_the_completion_and_cut_off(synthesizer: Synthesizer) -> None:
+    """The cut waveform is, sample for sample, the tail of the whole."""
+    voice = next(iter(synthesizer.card.voices.values()))
+    codes = np.arange(40) % 256
+    whole = synthesizer.codec.decode([np.concatenate([np.array(voice.codes), codes])])[0]
+    cut = decode(synthesizer.codec, [codes], [voice])[0]
+    assert len(cut) == 40 * synthesizer.codec.hop_length
+    assert np.array_equal(cut, whole[-len(cut) :])
+    assert not np.array_equal(cut, decode(synthesizer.codec, [codes], [None])[0])
+
+
+def test_no_codes_give_no_samples(synthesizer: Synthesizer) -> None:
+    empty, some = decode(synthesizer.codec, [np.zeros(0, int), np.arange(5)], [None, None])
+    assert len(empty) == 0
+    assert len(some) == 5 * synthesizer.codec.hop_length
+
+
+def test_voice_prompt_is_in_the_prompt(synthesizer: Synthesizer) -> None:
+    name, voice = next(iter(synthesizer.card.voices.items()))
+    request = synthesizer.request(Line("one", synthesizer.voice(name)), seed=0)
+    assert tuple(synthesizer.prompts.vocabulary.codes(request.prompt)) == voice.codes
+    assert voice.text in synthesizer.prompts.tokenizer.decode(request.prompt)
+
+
+def test_text_is_normalized_as_in_training(synthesizer: Synthesizer) -> None:
+    figures = synthesizer.request(Line("Press 1"), seed=0)
+    words = synthesizer.request(Line("Press one"), seed=0)
+    assert np.array_equal(figures.prompt, words.prompt)
+
+
+def test_text_without_words_is_refused(synthesizer: Synthesizer) -> None:
+    with pytest.raises(SynthesisError, match="nothing to say"):
+        synthesizer.say([Line("?!")])
+
+
+def test_unknown_voice_names_the_known(synthesizer: Synthesizer) -> None:
+    with pytest.raises(SynthesisError, match="known voices: "):
+        synthesizer.voice("nobody")
+
+
+def test_codes_of_a_new_voice(synthesizer: Synthesizer, clips: Path) -> None:
+    wave = read_wave(clips / "audio" / "digits" / "1.g722", synthesizer.codec.input_rate)
+    voice = synthesizer.new_voice(wave, "1")
+    assert isinstance(voice, Voice)
+    assert voice.text == "one"
+    assert len(voice.codes) == -(-len(wave) // 320)
+
+
+def command(speaking: Speaking, out: Path, *rest: str) -> list[str]:
+    return ["--model", str(speaking.serving.path), "--out", str(out), *rest]
+
+
+def test_command_writes_the_same_bytes_twice(speaking: Speaking, tmp_path: Path) -> None:
+    for name in ("a.wav", "b.wav"):
+        synthesize.main(
+            command(speaking, tmp_path / name, "--text", "one two", "--seed=4", "--max-tokens=30")
+        )
+    assert (tmp_path / "a.wav").read_bytes() == (tmp_path / "b.wav").read_bytes()
+    wave, rate = soundfile.read(tmp_path / "a.wav")
+    assert rate == 16_000
+    assert 0 < len(wave) <= 30 * 320
+
+
+def test_command_reads_a_list_and_a_prompt_clip(speaking: Speaking, tmp_path: Path) -> None:
+    (tmp_path / "texts.txt").write_text("one\n\ntwo three\n")
+    clip = tmp_path / "clip.wav"
+    soundfile.write(clip, 0.1 * np.sin(np.arange(24_000) / 20), 24_000)
+    synthesize.main(
+        command(
+            *(speaking, tmp_path / "out", "--texts", str(tmp_path / "texts.txt")),
+            *("--prompt-wav", str(clip), "--prompt-text", "a tone"),
+        )
+    )
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["0001.wav", "0002.wav"]
+
+
+def test_command_says_what_is_wrong(
+    speaking: Speaking, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        synthesize.main(command(speaking, tmp_path / "a.wav", "--text", "one", "--voice", "nobody"))
+    assert "no voice 'nobody'" in capsys.readouterr().err
