@@ -117,3 +117,13 @@ def test_a_plain_folder(clips: Path, tmp_path: Path) -> None:
 def test_no_corpus_at_all_is_an_error_that_names_the_place(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="mend path or reader"):
         index(tmp_path / "nowhere", tmp_path / "out")
+
+
+def test_a_corpus_that_is_one_file_with_absolute_paths(clips: Path, tmp_path: Path) -> None:
+    file = tmp_path / "train.jsonl"
+    samples = [json.loads(line) for line in (clips / "samples.jsonl").read_text().splitlines()]
+    lines = [json.dumps(s | {"wav_path": str(clips / s["wav_path"])}) for s in samples]
+    file.write_text("\n".join(lines))
+    rows = index(file, tmp_path / "out")
+    assert len(rows) == len(samples)
+    assert all(Path(audio).is_file() for audio in rows["audio"])

@@ -96,6 +96,8 @@ def utterance(**changes: object) -> tuple[Utterance, Sample]:
         ({}, None),
         ({"text": " "}, "empty transcript"),
         ({"language": "de"}, "language not allowed"),
+        ({"language": "eng"}, "language not allowed"),
+        ({"language": "en-GB"}, None),
         ({"duration": 31.0}, "too long"),
         ({"text": "?!"}, "nothing to speak"),
         ({"sample_rate": 4000}, "sample rate too low"),
@@ -115,3 +117,7 @@ def test_the_first_filter_that_hits_names_the_reason(
 def test_impossible_filters_are_refused() -> None:
     with pytest.raises(ValidationError, match="raise max_duration"):
         FilterConfig(min_duration=5, max_duration=4)
+    with pytest.raises(ValidationError, match="write one like 'en'"):
+        FilterConfig(allowed_languages=("English",))
+    with pytest.raises(ValidationError, match="did you mean 'max_duration'"):
+        FilterConfig.model_validate({"max_durations": 4})

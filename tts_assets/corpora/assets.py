@@ -1,5 +1,6 @@
 """The corpora in the graph: ``raw_corpus`` and ``filtered_samples``, one partition a corpus."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,14 @@ from tts_assets.artifacts import Build, RawCorpus, SampleManifest
 from tts_assets.corpora.config import CorpusConfig, FilterConfig
 from tts_assets.corpora.filter import KEPT_FILE, REJECTED_FILE, filter_corpus
 from tts_assets.corpora.index import UTTERANCES_FILE, index_corpus, read_entries
-from tts_assets.corpora.listing import listing_digest
+from tts_assets.corpora.listening import NOTEBOOK_FILE
+from tts_assets.corpora.listing import entries_digest
 from tts_assets.partitions import corpus_partitions
 
-CODE_VERSION = "1"
+INDEX_VERSION = "1"
+FILTER_VERSION = "2"
 ROWS_SHOWN = 8
+SECONDS = (0, 1, 2, 4, 7, 10, 15, 20, 30)  # where the classes of the duration table begin
 
 
 def build_assets(
@@ -45,7 +49,7 @@ def build_assets(
     @asset(
         group_name="corpora",
         partitions_def=corpus_partitions,
-        code_version=CODE_VERSION,
+        code_version=INDEX_VERSION,
         kinds={"polars", "parquet"},
         description="Every utterance of a corpus: where its audio lies, how long, who, what.",
     )
@@ -54,13 +58,14 @@ def build_assets(
     ) -> Output[RawCorpus]:
         name = context.partition_key
         path, config = declared(name)
+        entries = read_entries(path, config)
         build = Build(
             asset="raw_corpus",
             partition=name,
             inputs={},
-            # The listing tells that files changed; the content digest tells whether it matters.
-            config={"corpus": config, "root": path, "listing": listing_digest(path)},
-            code_version=CODE_VERSION,
+            # This tells that files changed; the content digest tells whether it matters.
+            config={"corpus": config, "root": path, "state": entries_digest(entries)},
+            code_version=INDEX_VERSION,
         )
         return store.materialize(
             context,
@@ -73,7 +78,7 @@ def build_assets(
     @asset(
         group_name="corpora",
         partitions_def=corpus_partitions,
-        code_version=CODE_VERSION,
+        code_version=FILTER_VERSION,
         kinds={"polars", "json"},
         description="Utterances with normalized text, kept or rejected with a reason.",
     )
@@ -86,7 +91,7 @@ def build_assets(
             inputs={"raw_corpus": raw_corpus},
             # Samples name audio by absolute path, so the place is part of what they are.
             config={"filters": filters, "root": raw_corpus.facts.root},
-            code_version=CODE_VERSION,
+            code_version=FILTER_VERSION,
         )
         return store.materialize(
             context,
@@ -96,7 +101,12 @@ def build_assets(
             describe_samples,
         )
 
-    @asset_check(asset=raw_corpus, blocking=True, description="Entries = utterances + set aside.")
+    @asset_check(
+        asset=raw_corpus,
+        partitions_def=corpus_partitions,
+        blocking=True,
+        description="Entries = utterances + set aside.",
+    )
     def every_entry_is_accounted_for(
         context: AssetCheckExecutionContext, raw_corpus: RawCorpus
     ) -> AssetCheckResult:
@@ -109,7 +119,12 @@ def build_assets(
             metadata={"entries": entries, "utterances": rows, "set_aside": aside},
         )
 
-    @asset_check(asset=filtered_samples, blocking=True, description="In = kept + rejected.")
+    @asset_check(
+        asset=filtered_samples,
+        partitions_def=corpus_partitions,
+        blocking=True,
+        description="In = kept + rejected.",
+    )
     def every_sample_is_accounted_for(
         context: AssetCheckExecutionContext, filtered_samples: SampleManifest
     ) -> AssetCheckResult:
@@ -134,32 +149,62 @@ def describe_corpus(corpus: RawCorpus) -> dict[str, Any]:
     reasons = count_reasons(read_set_aside(corpus.path / SET_ASIDE_FILE))
     return {
         "dagster/partition_row_count": len(rows),
-        "utterances_preview": _table(shown),
+        "utterances_preview": _table(shown.head(ROWS_SHOWN)),
+        "durations": _table(durations(rows["duration"])),
         "set_aside_reasons": MetadataValue.json(reasons),
-        "seconds_median": float(rows["duration"].median() or 0.0),
-        "seconds_longest": float(rows["duration"].max() or 0.0),
+        **{
+            f"seconds_{name}": round(float(value), 3)
+            for name, value in rows.select(
+                median=pl.col("duration").median().fill_null(0),
+                longest=pl.col("duration").max().fill_null(0),
+            )
+            .row(0, named=True)
+            .items()
+        },
     }
 
 
 def describe_samples(samples: SampleManifest) -> dict[str, Any]:
     path = samples.path / KEPT_FILE
-    rows = pl.read_ndjson(path, infer_schema_length=None) if path.stat().st_size else pl.DataFrame()
-    columns = ("id", "transcript", "language", "duration", "speaker_id")
-    shown = rows.select(columns) if len(rows) else rows
-    return {"dagster/partition_row_count": len(rows), "samples_preview": _table(shown)}
+    columns = {
+        "id": pl.String,
+        "transcript": pl.String,
+        "language": pl.String,
+        "duration": pl.Float64,
+        "speaker_id": pl.String,
+    }
+    empty = not path.stat().st_size
+    rows = pl.DataFrame(schema=columns) if empty else pl.read_ndjson(path, schema=columns)
+    return {
+        "dagster/partition_row_count": len(rows),
+        "samples_preview": _table(rows.head(ROWS_SHOWN)),
+        "durations": _table(durations(rows["duration"])),
+        "listening": MetadataValue.notebook(samples.path / NOTEBOOK_FILE),
+    }
+
+
+def durations(seconds: pl.Series) -> pl.DataFrame:
+    """A histogram: how many clips, and how many minutes, are how long."""
+    rows = []
+    for low, high in pairwise([*SECONDS, float("inf")]):
+        inside = seconds.filter((seconds >= low) & (seconds < high))
+        name = f"{low} to {high} s" if high < float("inf") else f"from {low} s"
+        rows.append({"long": name, "clips": len(inside), "minutes": round(inside.sum() / 60, 2)})
+    return pl.DataFrame(rows)
 
 
 def _table(rows: pl.DataFrame) -> MetadataValue:
-    """The first rows as a Markdown table."""
+    """Rows as a Markdown table."""
     with pl.Config(
         tbl_formatting="MARKDOWN",
         tbl_hide_dataframe_shape=True,
         tbl_hide_column_data_types=True,
         tbl_width_chars=1000,
         tbl_cols=-1,
+        tbl_rows=-1,
         fmt_str_lengths=80,
     ):
-        return MetadataValue.md(str(rows.head(ROWS_SHOWN)))
+        return MetadataValue.md(str(rows))
 
 
 def _lines(path: Path) -> int:

@@ -131,4 +131,4 @@ def _read_ffmpeg(path: Path) -> tuple[Wave, int]:
         raise BrokenAudio(path, "not readable as audio", detail) from None
     if not blocks:
         raise BrokenAudio(path, "no samples")
-    return np.concatenate(blocks, axis=1).T, rate
+    return np.concatenate(blocks, axis=1, dtype=np.float32).T, rate

@@ -1,4 +1,8 @@
-"""``filtered_samples``: utterances with normalized text, kept or rejected with a reason."""
+"""``filtered_samples``: utterances with normalized text, kept or rejected with a reason.
+
+``listening.ipynb`` plays a few of both. Which ones is decided by their ids, so that the same
+samples give the same bytes.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,8 @@ from tts_assets.artifacts import RawCorpus, SampleFacts
 from tts_assets.corpora.config import FilterConfig
 from tts_assets.corpora.filters import rejection
 from tts_assets.corpora.index import Utterance, utterances
+from tts_assets.corpora.listening import write_listening
+from tts_assets.corpora.quality import measure_dnsmos
 from tts_assets.corpora.samples import Sample, write_samples
 from tts_assets.corpora.text import normalize
 
@@ -19,10 +25,13 @@ KEPT_FILE, REJECTED_FILE = "kept.jsonl", "rejected.jsonl"
 def filter_corpus(corpus: RawCorpus, config: FilterConfig, result: Path) -> SampleFacts:
     """Write ``kept.jsonl`` and ``rejected.jsonl`` (each with its ``reason``) into ``result``."""
     root = Path(corpus.facts.root)
+    rows = list(utterances(corpus))
+    samples = [to_sample(row, root, corpus.facts.corpus) for row in rows]
+    if config.measure_dnsmos:
+        samples = with_dnsmos(samples)
     kept: list[Sample] = []
     rejected: list[tuple[Sample, str]] = []
-    for row in utterances(corpus):
-        sample = to_sample(row, root, corpus.facts.corpus)
+    for row, sample in zip(rows, samples, strict=True):
         reason = rejection(row, sample, config)
         if reason is None:
             kept.append(sample)
@@ -33,6 +42,7 @@ def filter_corpus(corpus: RawCorpus, config: FilterConfig, result: Path) -> Samp
         json.dumps({"reason": why, **s.model_dump()}, ensure_ascii=False) for s, why in rejected
     ]
     (result / REJECTED_FILE).write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    write_listening(result, corpus.facts.corpus, kept, rejected)
     return SampleFacts(
         corpus=corpus.facts.corpus,
         samples_in=corpus.facts.utterances,
@@ -65,3 +75,14 @@ def to_sample(row: Utterance, root: Path, corpus: str) -> Sample:
         original_data=original,
         **extra,
     )
+
+
+def with_dnsmos(samples: list[Sample]) -> list[Sample]:
+    """The same samples, those without a DNSMOS measured."""
+    missing = [sample for sample in samples if sample.dnsmos_mos_ovr == 0]
+    scores = measure_dnsmos(Path(sample.wav_path) for sample in missing)
+    measured = dict(zip((sample.id for sample in missing), scores, strict=True))
+    return [
+        sample.model_copy(update={"dnsmos_mos_ovr": measured.get(sample.id, sample.dnsmos_mos_ovr)})
+        for sample in samples
+    ]

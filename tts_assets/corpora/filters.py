@@ -17,7 +17,7 @@ Predicate = Callable[[Utterance, Sample, FilterConfig], bool]
 FILTERS: dict[str, Predicate] = {
     "empty transcript": lambda row, sample, config: not row.text.strip(),
     "language not allowed": lambda row, sample, config: (
-        bool(config.allowed_languages) and row.language not in config.allowed_languages
+        not is_allowed(row.language, config.allowed_languages)
     ),
     "too long": lambda row, sample, config: row.duration > config.max_duration,
     "nothing to speak": lambda row, sample, config: not sample.transcript,
@@ -36,3 +36,8 @@ def rejection(row: Utterance, sample: Sample, config: FilterConfig) -> str | Non
         if fails(row, sample, config):
             return reason
     return None
+
+
+def is_allowed(language: str, allowed: tuple[str, ...]) -> bool:
+    """Whether a language tag is one of ``allowed`` or a variety of it; none named allows all."""
+    return not allowed or any(language == tag or language.startswith(f"{tag}-") for tag in allowed)

@@ -72,6 +72,7 @@ def read_entries(root: Path, config: CorpusConfig) -> list[Entry | SetAside]:
 def index_corpus(name: str, root: Path, config: CorpusConfig, result: Path) -> CorpusFacts:
     """Write ``utterances.parquet`` and ``set_aside.jsonl`` into ``result``."""
     entries = read_entries(root, config)
+    root = root if root.is_dir() else root.parent  # a corpus may be one samples file
     with ThreadPoolExecutor(THREADS) as pool:
         measured = list(pool.map(lambda item: measure(root, item), entries))
     utterances, set_aside = separate(measured)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+from tts_assets.accounting import SetAside
+from tts_assets.corpora.readers.entry import Entry
 
 
 def listing_digest(root: Path) -> str:
@@ -14,6 +17,27 @@ def listing_digest(root: Path) -> str:
     for path, stat in sorted(_files(root)):
         digest.update(f"{path}\0{stat[0]}\0{stat[1]}\n".encode())
     return digest.hexdigest()
+
+
+def entries_digest(entries: Iterable[Entry | SetAside]) -> str:
+    """Digest of all that a reader found, and of the sizes and times of the audio it names.
+
+    It sees audio outside the corpus' folder, too, and overlooks files that are no part of it.
+    """
+    digest = hashlib.sha256()
+    for item in sorted(f"{item}{_state(item)}" for item in entries):
+        digest.update(f"{item}\n".encode())
+    return digest.hexdigest()
+
+
+def _state(item: Entry | SetAside) -> str:
+    if isinstance(item, SetAside):
+        return ""
+    try:
+        stat = item.audio.stat()
+    except OSError as error:
+        return f"\0{error.errno}"
+    return f"\0{stat.st_size}\0{stat.st_mtime_ns}"
 
 
 def _files(root: Path) -> Iterator[tuple[str, tuple[int, int]]]:

@@ -1,0 +1,156 @@
+"""``raw_corpus`` and ``filtered_samples`` in real Dagster runs: accounting, reuse, lineage."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from dagster import DagsterInstance, ExecuteInProcessResult, materialize
+
+from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
+from tts_assets.artifacts import ArtifactStore, Handle
+from tts_assets.corpora.assets import build_assets
+from tts_assets.corpora.config import CorpusConfig, FilterConfig
+from tts_assets.corpora.samples import read_samples
+
+CORPUS = "clips.v1"
+ASSETS = ("raw_corpus", "filtered_samples")
+
+
+@pytest.fixture
+def corpus(clips: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(clips, tmp_path / "corpus"))
+
+
+@pytest.fixture
+def instance() -> Iterator[DagsterInstance]:
+    with DagsterInstance.ephemeral() as instance:
+        instance.add_dynamic_partitions("corpus", [CORPUS, "undeclared"])
+        yield instance
+
+
+def run(
+    instance: DagsterInstance,
+    store: ArtifactStore,
+    corpus: Path,
+    filters: FilterConfig | None = None,
+    partition: str = CORPUS,
+) -> ExecuteInProcessResult:
+    config = CorpusConfig(path=Path(corpus.name), reader="jsonl", language="en")
+    root = str(store.root)
+    return materialize(
+        build_assets({CORPUS: config}, filters or FilterConfig(), corpus.parent),
+        instance=instance,
+        partition_key=partition,
+        resources={
+            "store": ArtifactStoreResource(root=root),
+            "io_manager": ArtifactIOManager(root=root),
+        },
+        raise_on_error=False,
+    )
+
+
+def current(store: ArtifactStore) -> list[Handle]:
+    return [store.current(asset, CORPUS) for asset in ASSETS]
+
+
+def reused(result: ExecuteInProcessResult) -> list[bool]:
+    return [
+        result.asset_materializations_for_node(asset)[0].metadata["reused"].value
+        for asset in ASSETS
+    ]
+
+
+def checks(result: ExecuteInProcessResult) -> dict[str, bool]:
+    return {check.check_name: check.passed for check in result.get_asset_check_evaluations()}
+
+
+def test_a_run_accounts_for_every_clip_and_shows_them(
+    instance: DagsterInstance, store: ArtifactStore, corpus: Path
+) -> None:
+    (corpus / "audio" / "silent.wav").write_bytes(b"")
+    with (corpus / "samples.jsonl").open("a") as lines:
+        lines.write(json.dumps({"wav_path": "audio/silent.wav", "transcript": "nothing"}) + "\n")
+    result = run(instance, store, corpus, FilterConfig(min_duration=0.8))
+    assert result.success
+    assert checks(result) == {
+        "every_entry_is_accounted_for": True,
+        "every_sample_is_accounted_for": True,
+    }
+    (raw,) = result.asset_materializations_for_node("raw_corpus")
+    assert (raw.metadata["utterances"].value, raw.metadata["set_aside"].value) == (13, 1)
+    assert raw.metadata["set_aside_reasons"].value == {"empty file": 1}
+    (event,) = result.asset_materializations_for_node("filtered_samples")
+    kept, rejected = event.metadata["kept"].value, event.metadata["rejected"].value
+    assert (kept + rejected, rejected > 0) == (13, True)
+    assert event.metadata["reasons/too short"].value == rejected
+    assert "transcript" in str(event.metadata["samples_preview"].value)
+    assert "2 to 4 s" in str(event.metadata["durations"].value)
+    notebook = Path(str(event.metadata["listening"].value))
+    assert notebook.read_text().count("data:audio/flac;base64,") == min(kept, 8) + min(rejected, 4)
+
+
+def test_samples_are_ready_for_training(
+    instance: DagsterInstance, store: ArtifactStore, corpus: Path
+) -> None:
+    assert run(instance, store, corpus).success
+    samples = list(read_samples(store.current("filtered_samples", CORPUS).path / "kept.jsonl"))
+    assert [sample.id for sample in samples] == sorted(sample.id for sample in samples)
+    for sample in samples:
+        assert Path(sample.wav_path).is_file()
+        assert sample.id == sample.original_data["audio_sha256"][:16]
+        assert sample.transcript
+        assert (sample.language, sample.dataset_name) == ("en", CORPUS)
+        assert 0.5 < sample.duration < 6
+    assert {sample.original_data["key"] for sample in samples} >= {"digits/1", "demo-nomatch"}
+
+
+def test_what_was_only_touched_makes_nothing_stale_and_what_changed_does(
+    instance: DagsterInstance, store: ArtifactStore, corpus: Path
+) -> None:
+    assert reused(run(instance, store, corpus)) == [False, False]
+    before = current(store)
+    assert reused(run(instance, store, corpus)) == [True, True]
+    (corpus / "NOTES.txt").write_text("no part of the corpus")
+    assert reused(run(instance, store, corpus)) == [True, True]
+
+    first = json.loads((corpus / "samples.jsonl").read_text().splitlines()[0])["wav_path"]
+    os.utime(corpus / first, (1, 1))
+    assert reused(run(instance, store, corpus)) == [False, True]  # read again, and found the same
+    assert [handle.content for handle in current(store)] == [handle.content for handle in before]
+
+    with (corpus / first).open("ab") as audio:
+        audio.write(b"\xfa" * 800)
+    assert reused(run(instance, store, corpus)) == [False, False]
+    ids = [
+        {sample.id for sample in read_samples(h.path / "kept.jsonl")}
+        for h in (before[1], current(store)[1])
+    ]
+    assert len(ids[0] - ids[1]) == len(ids[1] - ids[0]) == 1
+
+
+def test_other_filters_leave_the_index_alone(
+    instance: DagsterInstance, store: ArtifactStore, corpus: Path
+) -> None:
+    assert run(instance, store, corpus).success
+    assert reused(run(instance, store, corpus, FilterConfig(max_duration=3))) == [True, False]
+
+
+def test_a_corpus_of_which_nothing_is_left_stops_the_run(
+    instance: DagsterInstance, store: ArtifactStore, corpus: Path
+) -> None:
+    result = run(instance, store, corpus, FilterConfig(allowed_languages=("de",)))
+    assert not result.success
+    assert checks(result)["every_sample_is_accounted_for"] is False
+
+
+def test_a_partition_that_is_not_declared_is_named(
+    instance: DagsterInstance, store: ArtifactStore, corpus: Path
+) -> None:
+    result = run(instance, store, corpus, partition="undeclared")
+    (failure,) = result.get_step_failure_events()
+    assert "add [corpora.undeclared]" in str(failure.step_failure_data)
