@@ -67,6 +67,7 @@ def recipe_values(**changes: Any) -> dict[str, Any]:
         "optimizer": {"lr": 3e-3},
         "eval_every": 3,
         "export": "last",
+        "precision": "fp32",
         **changes,
     }
 

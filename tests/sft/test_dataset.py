@@ -85,6 +85,14 @@ def test_short_groups_are_the_share_asked_for(pool: Pool) -> None:
     assert max(pool.code_counts[list(s.utterances)].max() for s in joined) <= 1.5 * RATE
 
 
+def test_words_repeat_as_often_as_asked_for(pool: Pool) -> None:
+    config = {"short_share": 0.9, "short_seconds": 1.5, "max_short": 6, "repeat_share": 0.5}
+    samples = plan_epoch(pool, recipe(concatenate={"max_utterances": 1, **config}), RATE, 0)
+    joined = [sample.utterances for sample in samples if len(sample.utterances) > 2]
+    repeated = [len(group) - len(set(group)) for group in joined]
+    assert 0.4 < sum(repeated) / sum(len(group) - 1 for group in joined) < 0.7
+
+
 def test_voices_do_not_mix(arrays: Path, prompts: PromptFormat, tmp_path: Path) -> None:
     folder = tmp_path / "two"
     shutil.copytree(arrays, folder)

@@ -18,7 +18,8 @@ class Concatenation(Config):
     Each epoch joins others. Every utterance still comes once an epoch (times its corpus' weight),
     in groups of 1 to ``max_utterances``. ``short_share`` of all samples are added to that: groups
     of random utterances of at most ``short_seconds``, drawn with replacement. They teach a model
-    with little data to say known words in any order.
+    with little data to say known words in any order; ``repeat_share`` of the words in them repeat
+    an earlier one of the group, since few would by chance.
     """
 
     max_utterances: int = Field(4, ge=1)
@@ -26,6 +27,7 @@ class Concatenation(Config):
     short_share: float = Field(0.0, ge=0, lt=1)
     short_seconds: float = Field(1.5, gt=0)
     max_short: int = Field(8, ge=2)
+    repeat_share: float = Field(0.0, ge=0, le=1)
 
 
 class OptimizerConfig(Config):
@@ -68,7 +70,9 @@ class SftRecipe(Config):
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="of the attention weights")
     optimizer: OptimizerConfig = OptimizerConfig()
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="auto: bf16 where the processor multiplies it natively, else fp32"
+    )
     eval_every: int = Field(300, gt=0, description="steps between two validations")
     save_every: int = Field(1000, gt=0, description="steps between two checkpoints for a restart")
     export: Literal["best", "last"] = Field(

@@ -231,6 +231,8 @@ class _Joiner:
         wanted = int(self.random.integers(2, self.config.max_short + 1))
         group: list[int] = []
         for utterance in map(int, self.random.choice(members, size=wanted)):
+            if group and self.random.random() < self.config.repeat_share:
+                utterance = int(self.random.choice(group))
             if group and not self._fits(group, utterance):
                 break
             group.append(utterance)

@@ -48,14 +48,14 @@ def _parts(model: nn.Module, config: OptimizerConfig) -> list[Optimizer]:
     plain = {"params": [*tables, *vectors], "weight_decay": 0.0}
     decayed = {"params": matrices, "weight_decay": config.weight_decay}
     if config.name == "adamw":
-        return [AdamW([decayed, plain], lr=config.lr, betas=config.betas)]
+        return [AdamW([decayed, plain], lr=config.lr, betas=config.betas, fused=True)]
     muon = Muon(
         matrices,
         lr=config.lr,
         weight_decay=config.weight_decay,
         adjust_lr_fn="match_rms_adamw",
     )
-    return [muon, AdamW([plain], lr=config.lr, betas=config.betas)]
+    return [muon, AdamW([plain], lr=config.lr, betas=config.betas, fused=True)]
 
 
 def _is_table(name: str) -> bool:
