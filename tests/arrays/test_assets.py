@@ -39,7 +39,7 @@ CHECKS = {
 @pytest.fixture
 def instance() -> Iterator[DagsterInstance]:
     with DagsterInstance.ephemeral() as instance:
-        instance.add_dynamic_partitions("corpus", [CORPUS])
+        instance.add_dynamic_partitions("corpus", [CORPUS, "never built"])
         yield instance
 
 

@@ -56,25 +56,50 @@ def build_assets(validation: ValidationSplit) -> list[AssetsDefinition | AssetCh
             },
         )
 
-    @asset_check(asset=code_arrays, blocking=True, description="In the shards = train + val.")
+    @asset_check(
+        asset=code_arrays,
+        partitions_def=corpus_partitions,
+        blocking=True,
+        description="In the shards = train + val.",
+    )
     def no_sample_is_lost(
         store: ArtifactStoreResource, code_arrays: CodeArrays
     ) -> AssetCheckResult:
         return verdict(lambda: count_samples(store, code_arrays))
 
-    @asset_check(asset=code_arrays, blocking=True, description="Offsets rise, and end in range.")
+    @asset_check(
+        asset=code_arrays,
+        partitions_def=corpus_partitions,
+        blocking=True,
+        description="Offsets rise, and end in range.",
+    )
     def index_fits_codes(code_arrays: CodeArrays) -> AssetCheckResult:
         return verdict(lambda: measure_tables(code_arrays))
 
-    @asset_check(asset=code_arrays, blocking=True, description="A sample an index entry, in place.")
+    @asset_check(
+        asset=code_arrays,
+        partitions_def=corpus_partitions,
+        blocking=True,
+        description="A sample an index entry, in place.",
+    )
     def samples_fit_index(code_arrays: CodeArrays) -> AssetCheckResult:
         return verdict(lambda: check_samples(code_arrays, validation))
 
-    @asset_check(asset=code_arrays, blocking=True, description="Every code is in the codebook.")
+    @asset_check(
+        asset=code_arrays,
+        partitions_def=corpus_partitions,
+        blocking=True,
+        description="Every code is in the codebook.",
+    )
     def codes_are_in_codebook(code_arrays: CodeArrays) -> AssetCheckResult:
         return verdict(lambda: check_codes(code_arrays))
 
-    @asset_check(asset=code_arrays, blocking=True, description="Digests agree when read again.")
+    @asset_check(
+        asset=code_arrays,
+        partitions_def=corpus_partitions,
+        blocking=True,
+        description="Digests agree when read again.",
+    )
     def files_are_unchanged(code_arrays: CodeArrays) -> AssetCheckResult:
         def read_again() -> Numbers:
             code_arrays.verify()

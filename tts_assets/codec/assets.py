@@ -180,7 +180,12 @@ def codec_shards_asset(shard_samples: int, processes: int) -> AssetsDefinition:
 def accounting_check(shards: AssetsDefinition) -> AssetChecksDefinition:
     """The blocking check that no utterance was lost on the way to codes."""
 
-    @asset_check(asset=shards, blocking=True, description="Samples in = encoded + set aside.")
+    @asset_check(
+        asset=shards,
+        partitions_def=corpus_partitions,
+        blocking=True,
+        description="Samples in = encoded + set aside.",
+    )
     def every_code_sample_is_accounted_for(
         context: AssetCheckExecutionContext, codec_shards: CodecShards
     ) -> AssetCheckResult:
