@@ -86,6 +86,7 @@ class Pool:
         later = prompts.text_batch([" " + text for text in texts])
         self.dropped: list[tuple[str, int]] = []
         self.place: list[tuple[int, int]] = []
+        self.alone: list[int] = []  # tokens of the sample that the utterance makes by itself
         self.text: list[Ints] = []
         self.continuation: list[Ints] = []
         for (corpus, row), ids, continued in zip(every, first, later, strict=True):
@@ -94,6 +95,7 @@ class Pool:
                 self.dropped.append((self._sample(corpus, row)["id"], tokens))
                 continue
             self.place.append((corpus, row))
+            self.alone.append(tokens)
             self.text.append(ids)
             self.continuation.append(continued)
 
@@ -132,9 +134,9 @@ class Pool:
 
     def length(self, utterances: tuple[int, ...]) -> int:
         """Tokens of the sample that these utterances make."""
-        head = self._tokens(*self.place[utterances[0]], len(self.text[utterances[0]]))
-        rest = utterances[1:]
-        return head + sum(len(self.continuation[u]) + int(self.code_counts[u]) for u in rest)
+        first, *rest = utterances
+        added = sum(len(self.continuation[u]) + int(self.code_counts[u]) for u in rest)
+        return self.alone[first] + added
 
     def encode(self, sample: Sample, code_noise: float = 0.0, seed: int = 0) -> Encoded:
         """Token ids of a sample; ``code_noise`` of its input codes are replaced by random ones."""

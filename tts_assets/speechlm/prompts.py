@@ -48,6 +48,7 @@ class PromptFormat:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, vocabulary: SpeechVocabulary) -> None:
         self.tokenizer = tokenizer
         self.vocabulary = vocabulary
+        self._starts: dict[str, Ids] = {}
 
     def text_ids(self, text: str) -> Ids:
         """Ids of a piece of plain text, without special tokens around it."""
@@ -94,32 +95,30 @@ class PromptFormat:
         return np.concatenate([self.before_text(voice_description), text, self._after_text])
 
     def before_text(self, voice_description: str) -> Ids:
-        """Instruction, voice description, ``<|text_prompt_start|>``."""
-        if not voice_description:
-            return self._plain_start
+        """Instruction, voice description, ``<|text_prompt_start|>``; made once a description."""
+        if voice_description not in self._starts:
+            self._starts[voice_description] = self._start(voice_description)
+        return self._starts[voice_description]
+
+    def _start(self, description: str) -> Ids:
         control = self.vocabulary.control
-        return np.concatenate(
-            [
-                self._prefix,
+        if not description:
+            instruction = [self.text_ids(INSTRUCTION)]
+        else:
+            instruction = [
                 self.text_ids(GIVEN_VOICE),
-                [control[VOICE_START]],
-                self.text_ids(voice_description),
-                [control[VOICE_END]],
+                np.asarray([control[VOICE_START]]),
+                self.text_ids(description),
+                np.asarray([control[VOICE_END]]),
                 self.text_ids(CONVERT),
-                [control[TEXT_START]],
             ]
-        )
+        return np.concatenate([self._prefix, *instruction, [control[TEXT_START]]])
 
     @cached_property
     def _prefix(self) -> Ids:
         """What the tokenizer itself puts before every text: ``<|begin_of_text|>`` for Llama 3."""
         ids = self.tokenizer("", add_special_tokens=True)["input_ids"]
         return np.asarray([i for i in ids if i != self.tokenizer.eos_token_id], dtype=np.int64)
-
-    @cached_property
-    def _plain_start(self) -> Ids:
-        start = [self.vocabulary.control[TEXT_START]]
-        return np.concatenate([self._prefix, self.text_ids(INSTRUCTION), start])
 
     @cached_property
     def _after_text(self) -> Ids:
