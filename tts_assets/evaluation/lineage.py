@@ -62,7 +62,7 @@ def describe(handle: Handle) -> str:
     said = [
         words.format(facts[name])
         for name, words in WORDS.items()
-        if name in facts and name not in hidden and facts[name] not in (0, "")
+        if name in facts and name not in hidden and facts[name] not in (0, "", None)
     ]
     return ", ".join(said)
 
