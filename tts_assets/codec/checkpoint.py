@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -26,8 +27,8 @@ class Progress(Config):
 def save(
     folder: Path,
     progress: Progress,
-    modules: dict[str, nn.Module],
-    optimizers: dict[str, Optimizer],
+    modules: Mapping[str, nn.Module],
+    optimizers: Mapping[str, Optimizer],
 ) -> None:
     """Write ``step-NNNNNNN`` aside, rename it, and drop all but the newest two."""
     with written_aside(folder / f"step-{progress.step:07d}") as aside:
@@ -44,8 +45,8 @@ def save(
 def load(
     folder: Path,
     recipe: str,
-    modules: dict[str, nn.Module],
-    optimizers: dict[str, Optimizer],
+    modules: Mapping[str, nn.Module],
+    optimizers: Mapping[str, Optimizer],
 ) -> Progress:
     """Restore the newest checkpoint in place; a fresh :class:`Progress` if there is none."""
     found = sorted(folder.glob("step-*"))

@@ -70,11 +70,11 @@ class Discriminators(nn.Module):
         return [judge(waves) for judge in self.judges]
 
 
-def discriminator_loss(real: list[Judgement], made: list[Judgement]) -> Tensor:
-    """Hinge loss: scores above 1 for real audio, below -1 for made audio."""
+def discriminator_loss(real: list[Tensor], made: list[Tensor]) -> Tensor:
+    """Hinge loss of the judges' scores: above 1 for real audio, below -1 for made audio."""
     losses = [
         F.relu(1 - true).mean() + F.relu(1 + false).mean()
-        for (true, _), (false, _) in zip(real, made, strict=True)
+        for true, false in zip(real, made, strict=True)
     ]
     return torch.stack(losses).mean()
 

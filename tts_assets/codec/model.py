@@ -98,7 +98,7 @@ class Codec:
         if family not in FAMILIES:
             raise ValueError(f"{folder} holds a {family!r} model; codecs are {FAMILIES}")
         if is_compact(folder):
-            return cls(CompactBackend(open_compact(folder).to(device)), device)
+            return cls(CompactBackend(open_compact(folder).moved(device)), device)
         model = AutoModel.from_pretrained(folder, dtype=torch.float32).to(device)
         return cls(PublishedBackend(model, device), device)
 

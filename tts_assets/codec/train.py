@@ -42,9 +42,15 @@ class Reconstruction(nn.Module):
 
     def forward(self, waves: Tensor) -> tuple[Tensor, Tensor]:
         """(batch, samples) to the same, float32, and latents (batch, codes, dimensions)."""
-        with torch.autocast(waves.device.type, torch.bfloat16, enabled=self.bf16):
-            with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-                latents = self.model.latents(waves)
+        device = waves.device.type
+        # A frozen encoder gives the very codes of inference: no gradients, full precision.
+        encoder_bf16 = self.bf16 and not self.frozen
+        with (
+            torch.autocast(device, torch.bfloat16, enabled=encoder_bf16),
+            torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen),
+        ):
+            latents = self.model.latents(waves)
+        with torch.autocast(device, torch.bfloat16, enabled=self.bf16):
             quantized, _ = self.model.quantizer.quantize(latents)
             made = self.model.waves(quantized)
         return made.float(), latents
@@ -56,7 +62,7 @@ class Trainer:
     def __init__(self, run: Run, program: CodecProgram) -> None:
         self.run, self.program, self.recipe = run, program, program.recipe
         self.audio = TrainingAudio(program.samples, self.recipe, program.validation)
-        self.model = self._new_model().to(run.device)
+        self.model = self._new_model().moved(run.device)
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.spectral = SpectralLoss().to(run.device)
         self.optimizers = {"generator": self._adam(self.model, self.recipe.lr)}
@@ -188,8 +194,8 @@ class Trainer:
         with self._autocast():
             # One pass over both: DDP allows one forward for each backward.
             judged = self.parallel_judges(torch.cat([waves, made]))
-            real = [(score[: len(waves)], []) for score, _ in judged]
-            false = [(score[len(waves) :], []) for score, _ in judged]
+            real = [score[: len(waves)] for score, _ in judged]
+            false = [score[len(waves) :] for score, _ in judged]
             loss = discriminator_loss(real, false)
         loss.backward()
         self.optimizers["judges"].step()

@@ -14,6 +14,7 @@ Three things differ from the published model, and each is written into ``config.
 from __future__ import annotations
 
 import math
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,7 @@ from tts_assets.codec.config import CodecArchitecture
 from tts_assets.codec.features import DIMENSION, SAMPLE_RATE, LogFilterbank
 
 SINGLE_BOUND = "single"
+OWN_KEYS: dict[str, Any] = {"quantizer_bound": SINGLE_BOUND, "features": "absolute"}
 RESIDUAL_GAIN = 0.3  # of a residual branch's last layer: the trunk is near the identity at first
 
 
@@ -44,6 +46,8 @@ class SingleBoundQuantizer(Xcodec2Quantizer):
 class CompactXcodec2(Xcodec2Model):
     """``Xcodec2Model`` with a single bound and its filterbank inside."""
 
+    quantizer: SingleBoundQuantizer
+
     def __init__(self, config: Xcodec2Config) -> None:
         super().__init__(config)
         self.quantizer = SingleBoundQuantizer(config)
@@ -62,6 +66,11 @@ class CompactXcodec2(Xcodec2Model):
     def waves(self, quantized: Tensor) -> Tensor:
         """Quantized frames (batch, codes, hidden) to waveforms (batch, samples)."""
         return self.acoustic_decoder(quantized).squeeze(1)
+
+    def moved(self, device: torch.device | str) -> Self:
+        """``to(device)``, whose type transformers' decorators hide."""
+        nn.Module.to(self, device)
+        return self
 
     def encoder_parts(self) -> list[nn.Module]:
         """All modules that decide a clip's codes."""
@@ -103,8 +112,7 @@ def _transformers_config(size: CodecArchitecture) -> Xcodec2Config:
         activation_dropout=0.0,
         quantization_dim=size.hidden + size.semantic_hidden,
         quantization_levels=list(size.levels),
-        quantizer_bound=SINGLE_BOUND,
-        features="absolute",
+        **OWN_KEYS,
     )
 
 
@@ -117,8 +125,9 @@ def _initialize(model: CompactXcodec2) -> None:
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
     decoder = model.acoustic_decoder
-    ends = [block.conv2 for block in (*decoder.prior_net, *decoder.post_net)]
-    for layer in decoder.layers:
+    ends: list[Any] = [block.conv2 for block in (*decoder.prior_net, *decoder.post_net)]
+    attention: list[Any] = list(decoder.layers)
+    for layer in attention:
         ends += [layer.self_attn.o_proj, layer.mlp.fc2]
     for block in model.acoustic_encoder.block:
         ends += [unit.conv2 for unit in (block.res_unit1, block.res_unit2, block.res_unit3)]

@@ -1,0 +1,64 @@
+"""Real clips for the codec's tests, and a codec small enough to train in seconds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tts_assets.artifacts import sha256_file
+from tts_assets.codec.config import CodecArchitecture
+from tts_assets.codec.model import Codec
+from tts_assets.corpora.audio import Wave, read_wave
+from tts_assets.corpora.samples import Sample, write_samples
+
+ROOT = Path(__file__).resolve().parents[2]
+CORPUS = ROOT / "examples/corpora/asterisk_en"
+VENDORED = ROOT / "examples/codecs/announcer-16khz"
+
+
+@pytest.fixture(scope="session")
+def samples() -> list[Sample]:
+    """Thirty utterances of one to two seconds, some of them validation utterances."""
+    found = []
+    for line in (CORPUS / "samples.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        path = CORPUS / row["wav_path"]
+        if 1.0 <= row["duration"] <= 2.0:
+            identity = sha256_file(path)[:16]
+            found.append(
+                Sample(
+                    id=identity,
+                    wav_path=str(path),
+                    transcript=row["transcript"],
+                    duration=row["duration"],
+                    sample_rate=row["sample_rate"],
+                )
+            )
+    return found[:30]
+
+
+@pytest.fixture(scope="session")
+def sample_list(samples: list[Sample], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("samples") / "kept.jsonl"
+    write_samples(path, samples)
+    return path
+
+
+@pytest.fixture(scope="session")
+def waves(samples: list[Sample]) -> list[Wave]:
+    """Three clips of different lengths."""
+    return [read_wave(Path(sample.wav_path), 16_000) for sample in samples[:3]]
+
+
+@pytest.fixture(scope="session")
+def vendored() -> Codec:
+    return Codec.load(VENDORED)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> CodecArchitecture:
+    return CodecArchitecture(
+        hidden=32, layers=1, heads=2, intermediate=32, semantic_hidden=32, levels=(5, 5, 5)
+    )

@@ -1,0 +1,35 @@
+"""Configurations that cannot be are refused with what to write instead."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tts_assets.codec.config import CodecConfig
+from tts_assets.config import ConfigError
+
+
+def train(**changes: Any) -> dict[str, Any]:
+    return {"train": {"corpora": {"a": 1.0}, **changes}}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({}, "exactly one of checkpoint and train"),
+        ({"checkpoint": "x", **train()}, "exactly one of checkpoint and train"),
+        ({"revision": "0" * 40, **train()}, "revision goes with checkpoint"),
+        ({"chekpoint": "x"}, "did you mean 'checkpoint'"),
+        (train(architecture={"ratios": [2, 2]}), r"multiply to 4.*\[20, 16\]"),
+        (train(architecture={"hidden": 100}), "multiple of 32"),
+        (train(architecture={"levels": [8] * 6}), "262144 codes.*at most 65536"),
+        (train(freeze_encoder=True), "needs a base"),
+        (train(window_seconds=[20]), "between 1 and batch_seconds"),
+        (train(corpora={"a": 0.0}), "no positive weight"),
+        (train(adversarial={"start": 1.0}), "less than 1"),
+    ],
+)
+def test_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        CodecConfig.parse(values, "codec")
