@@ -362,7 +362,7 @@ class SampleFacts(Facts):
 
 
 class SampleManifest(Handle):
-    """``kept.jsonl`` and ``rejected.jsonl`` in the sample schema."""
+    """``kept.jsonl``, ``rejected.jsonl`` (sample schema), ``listening.ipynb``."""
 
     kind, facts_type = "filtered_samples", SampleFacts
     facts: SampleFacts
