@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from tts_assets.config import Config
 from tts_assets.program import ProgramConfig
-from tts_assets.speechlm.config import BaseModel, SamplingConfig, VocabularyConfig
+from tts_assets.speechlm.config import BaseModel, VocabularyConfig
 
 
 class Concatenation(Config):
@@ -78,7 +78,6 @@ class SftRecipe(Config):
     export: Literal["best", "last"] = Field(
         "best", description="weights to publish: those of the lowest validation loss, or the last"
     )
-    sampling: SamplingConfig = SamplingConfig()
     seed: int = Field(777, ge=0)
 
     @model_validator(mode="after")

@@ -238,7 +238,7 @@ class Trainer:
         if self.recipe.export == "best" and self.progress.best_loss is not None:
             load_model(self.lm.model, str(self.run.checkpoint_dir / BEST))
         folder = self.run.result_dir
-        self.lm.save(folder, self.recipe.sampling)
+        self.lm.save(folder)
         shutil.copy(self.run.run_dir / "metrics.jsonl", folder / "metrics.jsonl")
         write_set_aside(folder / "set_aside.jsonl", [self.train_pool, self.val_pool])
         self.run.finish(self.facts())

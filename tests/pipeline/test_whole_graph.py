@@ -1,0 +1,96 @@
+"""The whole graph, really: every job on a minimal profile, twice, and again after a change."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from dagster import AssetKey, DagsterInstance, Definitions, ExecuteInProcessResult
+
+from jobs.asset_jobs import ALIGN, REFRESH, RETRAIN
+from tts_assets.artifacts import ArtifactStore
+from tts_assets.definitions import build_defs
+from tts_assets.partitions import corpus_partitions
+from tts_assets.settings import Settings
+
+CORPUS = "asterisk_en"
+DATA = ("raw_corpus", "filtered_samples", "codec", "codec_shards", "code_arrays")
+TRAINED = ("evaluation_suite", "sft/announcer", "serving/announcer", "report/announcer")
+ALIGNED = (
+    "rlhf/announcer_grpo",
+    "serving/announcer_grpo",
+    "report/announcer_grpo",
+    "comparison/announcer_grpo",
+)
+
+
+@pytest.fixture
+def instance() -> Iterator[DagsterInstance]:
+    with DagsterInstance.ephemeral() as ephemeral:
+        assert corpus_partitions.name is not None
+        ephemeral.add_dynamic_partitions(corpus_partitions.name, [CORPUS])
+        yield ephemeral
+
+
+def run_all(defs: Definitions, instance: DagsterInstance) -> dict[str, bool]:
+    """Run the three jobs; for each asset, whether it was reused rather than built."""
+    reused: dict[str, bool] = {}
+    for job, partition in ((REFRESH, CORPUS), (RETRAIN, None), (ALIGN, None)):
+        result = defs.resolve_job_def(job).execute_in_process(
+            instance=instance, partition_key=partition
+        )
+        assert result.success
+        assert all(check.passed for check in result.get_asset_check_evaluations())
+        reused |= reuse(result)
+    return reused
+
+
+def reuse(result: ExecuteInProcessResult) -> dict[str, bool]:
+    events = result.get_asset_materialization_events()
+    return {
+        event.asset_key.to_user_string(): bool(
+            event.step_materialization_data.materialization.metadata["reused"].value
+        )
+        for event in events
+        if event.asset_key is not None
+    }
+
+
+def data_version(instance: DagsterInstance, asset: str) -> str:
+    event = instance.get_latest_materialization_event(AssetKey(asset.split("/")))
+    assert event is not None
+    assert event.asset_materialization is not None
+    return (event.asset_materialization.tags or {})["dagster/data_version"]
+
+
+@pytest.mark.slow
+def test_build_reuse_and_redo_what_changed(
+    settings: Settings, instance: DagsterInstance, corpus: Path
+) -> None:
+    defs = build_defs(settings)
+    first = run_all(defs, instance)
+    assert set(first) == {*DATA, *TRAINED, *ALIGNED}
+    assert not any(first.values())
+    store = ArtifactStore(settings.storage)
+    report = store.current("report/announcer_grpo")
+    assert (report.path / "report.html").stat().st_size > 10_000
+    assert report.facts.texts == 2
+
+    assert all(run_all(defs, instance).values()), "unchanged inputs must build nothing"
+
+    versions = {asset: data_version(instance, asset) for asset in (*DATA, *TRAINED, *ALIGNED)}
+    samples = corpus / "samples.jsonl"
+    touched = samples.read_bytes()
+    samples.write_bytes(touched)  # other time, same bytes: looked at again, and no more
+    assert [asset for asset, was in run_all(defs, instance).items() if not was] == ["raw_corpus"]
+    assert data_version(instance, "raw_corpus") == versions["raw_corpus"]
+
+    rows = [json.loads(line) for line in samples.read_text().splitlines()]
+    rows[0]["transcript"] = "something else"
+    samples.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    changed = run_all(defs, instance)
+    kept = {asset for asset, was in changed.items() if was}
+    assert kept == {"codec", "evaluation_suite"}
+    assert data_version(instance, "code_arrays") != versions["code_arrays"]
