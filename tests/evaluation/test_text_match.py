@@ -30,7 +30,7 @@ def test_digits_match_however_they_are_written(written: str) -> None:
         ("oh one", "0 1"),
         ("one", "1"),
         ("007", "0 0 7"),
-        ("Isn't it 20 %?", "is not it 2 0 %"),
+        ("Isn't it 20%?", "is not it 2 0 %"),
         ("the 2nd colour", "the 2 nd color"),
     ],
 )

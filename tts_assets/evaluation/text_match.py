@@ -27,7 +27,6 @@ from numpy.typing import NDArray
 UNSPACED = ("zh", "ja", "ko")  # scored by characters: what a word is, is a matter of segmentation
 LEADING_ZERO = re.compile(r"(?<![\d.])0\d+")
 DIGIT = re.compile(r"\d")
-NUMBER_DOT = re.compile(r"(?<=\d)[.](?=\d)")
 
 Change: TypeAlias = Literal["equal", "substitute", "delete", "insert"]
 
@@ -80,8 +79,8 @@ def normalize_for_match(text: str, language: str = "en") -> str:
         text = _english()(spelled)
     else:
         text = _basic(language in UNSPACED)(text)
-    text = NUMBER_DOT.sub(" ", text)
-    words = DIGIT.sub(r" \g<0> ", text).split()
+    # what dots the normalizer leaves are those of numbers, and the rests of "..."
+    words = DIGIT.sub(r" \g<0> ", text.replace(".", " ")).split()
     # the normalizer writes a lone 1 as "one", yet 1 in any longer number as a figure
     return " ".join("1" if word == "one" else word for word in words)
 

@@ -1,0 +1,109 @@
+"""Suite, reports and comparison in a real Dagster run: lineage, checks, reuse."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from dagster import (
+    AssetSpec,
+    DagsterInstance,
+    Definitions,
+    ExecuteInProcessResult,
+    define_asset_job,
+    in_process_executor,
+)
+
+from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
+from resources.torchrun import TorchrunLauncher
+from tests.speaking import SAMPLING, Speaking
+from tts_assets.artifacts import UNPARTITIONED, Build, Handle
+from tts_assets.evaluation.assets import build_assets
+from tts_assets.evaluation.config import EvaluationConfig
+from tts_assets.evaluation.lineage import lineage
+from tts_assets.partitions import corpus_partitions
+from tts_assets.sft.config import SftRecipe
+
+CHECKS = {"every_text_is_accounted_for", "suite_is_held_out"}
+
+
+@pytest.fixture
+def instance() -> Iterator[DagsterInstance]:
+    with DagsterInstance.ephemeral() as ephemeral:
+        ephemeral.add_dynamic_partitions("corpus", ["clips"])
+        yield ephemeral
+
+
+def run(
+    instance: DagsterInstance, speaking: Speaking, folder: Path, texts: list[str]
+) -> ExecuteInProcessResult:
+    rows = [{"id": f"t{n}", "category": "c", "text": text} for n, text in enumerate(texts)]
+    (folder / "suite.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    evaluation = EvaluationConfig(
+        suite=Path("suite.jsonl"), references=1, sampling=SAMPLING, window_seconds=5
+    )
+    recipe = SftRecipe.model_validate({"base": {"llama": {}}, "corpora": {"clips": 1}, "steps": 1})
+    root = str(speaking.store.root)
+    upstream = [
+        AssetSpec(["serving", "tiny"]),
+        AssetSpec("code_arrays", partitions_def=corpus_partitions),
+    ]
+    job = define_asset_job("evaluate", ["evaluation_suite", "report/tiny"])
+    definitions = Definitions(
+        assets=[*upstream, *build_assets(evaluation, {"tiny": recipe}, {}, folder, 1)],
+        jobs=[job],
+        executor=in_process_executor,
+        resources={
+            "store": ArtifactStoreResource(root=root),
+            "io_manager": ArtifactIOManager(root=root),
+            "launcher": TorchrunLauncher(),
+        },
+    )
+    return definitions.resolve_job_def("evaluate").execute_in_process(
+        instance=instance, raise_on_error=False
+    )
+
+
+def checks(result: ExecuteInProcessResult) -> dict[str, bool]:
+    return {check.check_name: check.passed for check in result.get_asset_check_evaluations()}
+
+
+@pytest.mark.slow
+def test_report_of_a_model(instance: DagsterInstance, speaking: Speaking, tmp_path: Path) -> None:
+    result = run(instance, speaking, tmp_path, ["nobody is here", "four three"])
+    assert result.success
+    assert checks(result) == dict.fromkeys(CHECKS, True)
+    report = speaking.store.current("report/tiny", UNPARTITIONED)
+    rows = lineage(speaking.store, [report])
+    assert rows[-1].asset == "report/tiny"
+    assert {row.asset for row in rows} >= {"codec", "code_arrays", "sft/tiny", "evaluation_suite"}
+    page = (report.path / "report.html").read_text()
+    assert speaking.codec.content[:12] in page
+    assert str(speaking.store.root) not in page, "a page must not name folders of a machine"
+
+
+@pytest.mark.slow
+def test_a_suite_that_was_trained_on_is_told(
+    instance: DagsterInstance, speaking: Speaking, tmp_path: Path
+) -> None:
+    lines = (speaking.arrays.path / "train_samples.jsonl").read_text().splitlines()
+    known = json.loads(lines[0])["transcript"]
+    result = run(instance, speaking, tmp_path, [known, "four three"])
+    assert checks(result) == {
+        "every_text_is_accounted_for": True,
+        "suite_is_held_out": False,
+    }
+
+
+def test_lineage_names_what_is_no_longer_stored(speaking: Speaking, tmp_path: Path) -> None:
+    elsewhere = type(speaking.store)(tmp_path)
+    build = Build("serving/copy", {"codec": speaking.codec}, {}, "1")
+    folder = elsewhere.work_folder(build) / "result"
+    folder.mkdir()
+    (folder / "a").write_text("a")
+    facts = speaking.serving.facts
+    handle: Handle = elsewhere.publish(type(speaking.serving), build, folder, facts)
+    rows = lineage(elsewhere, [handle])
+    assert (rows[0].asset, rows[0].detail) == ("codec", "no longer stored")

@@ -1,0 +1,79 @@
+"""The evaluation program: same bytes on any number of ranks, and after an interruption."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.speaking import Speaking
+from tts_assets.evaluation.assets import reference_clips
+from tts_assets.evaluation.config import EvaluationConfig, EvaluationProgram
+from tts_assets.evaluation.evaluate import main
+from tts_assets.evaluation.results import read_samples
+from tts_assets.evaluation.suite import SuiteText, write_suite
+from tts_assets.speechlm.config import SamplingConfig
+
+TEXTS = ("one two", "thank you", "nobody is here")
+SAMPLING = SamplingConfig(min_tokens=20, max_tokens=40)
+
+
+def program(run_dir: Path, speaking: Speaking) -> EvaluationProgram:
+    run_dir.mkdir(parents=True)
+    suite = run_dir.parent / "suite.jsonl"
+    texts = [SuiteText(id=f"t{n}", category="short", text=text) for n, text in enumerate(TEXTS)]
+    write_suite(suite, texts)
+    config = EvaluationProgram(
+        run_dir=run_dir,
+        name="tiny",
+        evaluation=EvaluationConfig(
+            suite=suite, seeds=(1, 2), sampling=SAMPLING, batch_size=1, window_seconds=5
+        ),
+        serving_model=speaking.serving.path,
+        suite=suite,
+        references=reference_clips({"clips": speaking.arrays}, 2),
+    )
+    (run_dir / "run.json").write_text(config.to_json())
+    return config
+
+
+def launch(config: EvaluationProgram, ranks: int) -> None:
+    module = "tts_assets.evaluation.evaluate"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command = [*torchrun, f"--nproc-per-node={ranks}", "-m", module]
+    subprocess.run([*command, str(config.run_dir / "run.json")], check=True, timeout=600)
+
+
+def result_bytes(config: EvaluationProgram) -> dict[str, bytes]:
+    folder = config.run_dir / "result"
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.mark.slow
+def test_ranks_and_interruptions_change_no_byte(speaking: Speaking, tmp_path: Path) -> None:
+    alone = program(tmp_path / "alone", speaking)
+    main([str(alone.run_dir / "run.json")])
+    expected = result_bytes(alone)
+    assert {"report.html", "report.json", "samples.jsonl", "listening.ipynb"} <= set(expected)
+    samples = read_samples(alone.run_dir / "result")
+    asked = [(f"t{n}", seed) for n in range(len(TEXTS)) for seed in (1, 2)]
+    assert [(sample.id, sample.seed) for sample in samples] == asked
+    facts = json.loads((alone.run_dir / "result.json").read_text())
+    assert facts["texts"] == len(TEXTS)
+    assert set(facts["wer_by_category"]) == {"short"}
+
+    pair = program(tmp_path / "pair", speaking)
+    shutil.copytree(alone.run_dir / "checkpoints", pair.run_dir / "checkpoints")
+    shutil.copytree(alone.run_dir / "result" / "audio", pair.run_dir / "result" / "audio")
+    for index in (1, 2):  # as if stopped after the first batch
+        (pair.run_dir / "checkpoints" / f"batch-{index:04d}.json").unlink()
+    launch(pair, ranks=2)
+    assert result_bytes(pair) == expected
