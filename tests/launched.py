@@ -1,4 +1,4 @@
-"""Materializes one asset that launches ``tests.programs``: ``python -m tests.launched DIR JSON``."""
+"""Materializes an asset that launches ``tests.programs``: ``python -m tests.launched DIR JSON``."""
 
 import json
 import sys

@@ -92,7 +92,7 @@ def test_another_kind_is_refused(tmp_path: Path) -> None:
     from tts_assets.artifacts import CodeArrays
 
     handle = publish(ArtifactStore(tmp_path), build())
-    with pytest.raises(ArtifactError, match="'evaluation_suite'.*'code_arrays'"):
+    with pytest.raises(ArtifactError, match=r"'evaluation_suite'.*'code_arrays'"):
         CodeArrays.open(handle.path)
 
 

@@ -19,9 +19,7 @@ def minimal(corpus: Path, folder: Path) -> dict[str, Any]:
     """Overrides that make every stage small: 2 SFT steps, 1 GRPO step, 2 texts to say."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "texts.txt").write_text("\n".join(TEXTS) + "\n")
-    rows = [
-        {"id": f"{category}-1", "category": category, "text": text} for category, text in SUITE
-    ]
+    rows = [{"id": f"{category}-1", "category": category, "text": text} for category, text in SUITE]
     (folder / "suite.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     sampling = {"min_tokens": 5, "max_tokens": 40}
     llama = {"hidden_size": 64, "intermediate_size": 128, "layers": 2, "heads": 2, "kv_heads": 2}

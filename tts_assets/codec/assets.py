@@ -36,6 +36,7 @@ from tts_assets.partitions import corpus_partitions
 from tts_assets.split import ValidationSplit
 
 CODE_VERSION = "1"
+MODEL_CARD = "README.md"
 HUB_FILES = ("config.json", "model*.safetensors", "model.safetensors.index.json", "README.md")
 
 
@@ -81,7 +82,9 @@ def fetched_codec(config: CodecConfig, root: Path) -> AssetsDefinition:
                 download(name, source["revision"], result)
             return codec_facts(result)
 
-        return store.materialize(context, CodecCheckpoint, build, fetch, describe_codec)
+        return store.materialize(
+            context, CodecCheckpoint, build, fetch, lambda _: model_card(folder)
+        )
 
     return codec
 
@@ -129,7 +132,7 @@ def trained_codec(
             module = "tts_assets.codec.train"
             return launcher.run(context, Program(module, program, processes)).facts
 
-        return store.materialize(context, CodecCheckpoint, build, train, describe_codec)
+        return store.materialize(context, CodecCheckpoint, build, train)
 
     return codec
 
@@ -204,8 +207,8 @@ def accounting_check(shards: AssetsDefinition) -> AssetChecksDefinition:
 
 
 def files_of(folder: Path) -> list[Path]:
-    """The files of a codec folder, sorted by name."""
-    return sorted(path for path in folder.iterdir() if path.is_file())
+    """The files that a codec consists of. Its card is none: other words train nothing again."""
+    return sorted(p for p in folder.iterdir() if p.is_file() and p.name != MODEL_CARD)
 
 
 def newest_revision(name: str) -> str:
@@ -230,8 +233,8 @@ def codec_facts(folder: Path) -> dict[str, Any]:
     return Codec.load(folder).facts.model_dump()
 
 
-def describe_codec(codec: CodecCheckpoint) -> Mapping[str, Any]:
-    card = codec.path / "README.md"
+def model_card(folder: Path) -> Mapping[str, Any]:
+    card = folder / MODEL_CARD
     return {"model_card": MetadataValue.md(card.read_text())} if card.is_file() else {}
 
 

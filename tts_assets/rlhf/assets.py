@@ -139,7 +139,8 @@ def curves(records: list[dict[str, float]]) -> str:
             if points:
                 axes.plot(*zip(*points, strict=True), label=key, linewidth=1)
         axes.set_xlabel("update")
-        axes.legend()
+        if axes.lines:  # the KL is not computed where its weight is 0
+            axes.legend()
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

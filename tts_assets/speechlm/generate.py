@@ -200,7 +200,7 @@ class _Batch:
         self.cache = Cache(
             layers=[_GrowingLayer() for _ in range(lm.model.config.num_hidden_layers)]
         )
-        count, limit = len(requests), sampling.max_tokens + 1  # one more: the end token
+        count, limit = len(requests), sampling.max_tokens
         self.rows = torch.arange(count, device=self.device)
         self.tokens = torch.full((count, limit), -1, device=self.device)
         self.logprobs = torch.zeros(count, limit, device=self.device)
@@ -210,12 +210,12 @@ class _Batch:
     def run(self) -> list[Completion]:
         logits = self._prefill()
         done = torch.zeros(len(self.requests), dtype=torch.bool, device=self.device)
-        for step in range(self.sampling.max_tokens + 1):
+        for step in range(self.sampling.max_tokens):
             drawn = self._draw(logits, step)
             self.tokens[self.rows, step] = torch.where(done, -1, drawn)
             done |= drawn == self.end
             finished = int(done.sum())
-            if finished == len(done) or step == self.sampling.max_tokens:
+            if finished == len(done) or step + 1 == self.sampling.max_tokens:
                 break
             if len(done) - finished < COMPACT_BELOW * len(done):
                 keep = (~done).nonzero()[:, 0]
@@ -271,13 +271,10 @@ class _Batch:
             logits = penalize(logits, self.seen, self.sampling.repetition_penalty)
         if step < self.sampling.min_tokens:
             logits = logits.index_fill(1, torch.tensor([self.end], device=self.device), -torch.inf)
-        if step == self.sampling.max_tokens:  # only to see whether it would have ended here
-            drawn = torch.where(logits.argmax(1) == self.end, self.end, -1)
-        else:
-            drawn = choose(logits, self.random[self.rows, step], self.sampling)
-        picked = model_logits.gather(1, drawn.clamp_min(0)[:, None])[:, 0]
+        drawn = choose(logits, self.random[self.rows, step], self.sampling)
+        picked = model_logits.gather(1, drawn[:, None])[:, 0]
         self.logprobs[self.rows, step] = picked - model_logits.logsumexp(dim=1)
-        self.seen[torch.arange(len(drawn), device=self.device), drawn.clamp_min(0)] = True
+        self.seen.scatter_(1, drawn[:, None], True)
         return drawn
 
     def _keep(self, keep: Tensor) -> None:
