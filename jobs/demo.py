@@ -40,9 +40,7 @@ def main() -> None:
     print_summary(settings)
 
 
-def run_job(
-    instance: DagsterInstance, settings: Settings, job: str, tags: dict[str, str]
-) -> None:
+def run_job(instance: DagsterInstance, settings: Settings, job: str, tags: dict[str, str]) -> None:
     """``dagster job execute`` in a process of its own; leaves with its log's end if it fails."""
     launch = uuid.uuid4().hex
     log = settings.storage / f"{job}.log"

@@ -80,7 +80,7 @@ def asset_line(entry: EventLogEntry) -> str:
     assert event is not None and event.asset_key is not None
     metadata = event.step_materialization_data.materialization.metadata
     figures = [
-        f"{name} {value.value:,.4g}" if isinstance(value.value, float) else f"{name} {value.value:,}"
+        f"{name} {value.value:,.4g}"
         for name, value in metadata.items()
         if isinstance(value.value, (int, float)) and not isinstance(value.value, bool)
         if name not in NOT_FIGURES

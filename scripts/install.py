@@ -57,9 +57,7 @@ def check_request(cuda: str) -> None:
             f"Python 3.11 or 3.12 is needed, this is {version}; run: make install PYTHON=python3.11"
         )
     if cuda not in ("", CUDA_OF_LOCK):
-        sys.exit(
-            f"locks/gpu.txt is resolved for CUDA {CUDA_OF_LOCK}; run: make install CUDA={CUDA_OF_LOCK}"
-        )
+        sys.exit(f"locks/gpu.txt is for CUDA {CUDA_OF_LOCK}: make install CUDA={CUDA_OF_LOCK}")
 
 
 def make_environment() -> None:

@@ -56,9 +56,7 @@ def build_resources(settings: Settings) -> dict[str, Any]:
     return {
         "store": ArtifactStoreResource(root=str(settings.storage)),
         "io_manager": ArtifactIOManager(root=str(settings.storage)),
-        "launcher": TorchrunLauncher(
-            grace_seconds=compute.grace_seconds, threads=compute.threads
-        ),
+        "launcher": TorchrunLauncher(grace_seconds=compute.grace_seconds, threads=compute.threads),
     }
 
 
