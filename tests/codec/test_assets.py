@@ -39,7 +39,10 @@ def test_a_folder_is_published_once(tmp_path: Path, store: ArtifactStore, vendor
     events = [r.asset_materializations_for_node("codec")[0] for r in (first, second)]
     assert [event.metadata["reused"].value for event in events] == [False, True]
     assert events[0].metadata["token_rate"].value == 50.0
-    (tmp_path / "codec" / "README.md").write_text("another card")
+    (tmp_path / "codec" / "README.md").write_text("other words make no other codec")
+    fetch(tmp_path, store)
+    assert store.current("codec").content == handle.content
+    (tmp_path / "codec" / "recipe.json").write_text("{}")
     fetch(tmp_path, store)
     assert store.current("codec").content != handle.content
 

@@ -79,10 +79,10 @@ def test_an_interrupted_run_ends_in_the_same_bytes(
 
 
 def test_the_loss_falls(tmp_path: Path, tiny: CodecArchitecture, sample_list: Path) -> None:
-    write(tmp_path, recipe(tiny, steps=25, adversarial=None, final_share=1.0), sample_list)
+    write(tmp_path, recipe(tiny, steps=60, lr=3e-3, adversarial=None, final_share=1.0), sample_list)
     main([str(tmp_path / "run.json")])
     losses = [record["loss"] for record in metrics(tmp_path)]
-    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
+    assert np.mean(losses[-10:]) < 0.85 * np.mean(losses[:10])
     assert metrics(tmp_path)[-1]["val_mel"] > 0
 
 
@@ -96,6 +96,8 @@ def test_a_frozen_encoder_keeps_its_codes(
     write(tmp_path / "decoder", frozen, sample_list)
     main([str(tmp_path / "decoder" / "run.json")])
     before, after = (Codec.load(folder) for folder in (base, tmp_path / "decoder" / "result"))
+    published = json.loads((tmp_path / "decoder" / "result" / "recipe.json").read_text())
+    assert published["base"] == sha256_file(base / "model.safetensors")
     old, new = before.encode(waves), after.encode(waves)
     assert all(np.array_equal(a, b) for a, b in zip(old, new, strict=True))
     assert not np.array_equal(before.decode(old)[0], after.decode(new)[0])

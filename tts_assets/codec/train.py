@@ -8,7 +8,9 @@ exponential moving average, which is also what validation measures.
 from __future__ import annotations
 
 import copy
+import json
 import math
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -16,12 +18,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW
 
-from tts_assets.artifacts import CodecFacts, written_aside
+from tts_assets.artifacts import CodecFacts, sha256_file, written_aside
 from tts_assets.codec import checkpoint
 from tts_assets.codec.config import CodecProgram, CodecRecipe
 from tts_assets.codec.discriminator import Discriminators, discriminator_loss, generator_losses
 from tts_assets.codec.losses import SpectralLoss, spread_loss
-from tts_assets.codec.storage import facts_of, open_compact, save_compact
+from tts_assets.codec.storage import WEIGHTS_FILE, facts_of, open_compact, save_compact
 from tts_assets.codec.windows import TrainingAudio
 from tts_assets.codec.xcodec2 import CompactXcodec2, build, calibrate
 from tts_assets.config import digest_of
@@ -245,9 +247,18 @@ class Trainer:
         if self.run.is_main:
             folder = self.run.result_dir
             save_compact(self.average, folder, self.recipe.export_dtype)
-            with written_aside(folder / "recipe.json") as aside:
-                aside.write_text(self.recipe.to_json())
+            write_recipe(self.recipe, folder)
         return facts
+
+
+def write_recipe(recipe: CodecRecipe, folder: Path) -> None:
+    """``recipe.json``: how the weights were made. A base is named by the digest of its weights:
+    a path would mean nothing elsewhere, and would make equal results differ."""
+    values = recipe.model_dump(mode="json")
+    if recipe.base is not None:
+        values["base"] = sha256_file(recipe.base / WEIGHTS_FILE)
+    with written_aside(folder / "recipe.json") as aside:
+        aside.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
 
 
 def main(argv: list[str] | None = None) -> None:
