@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import uuid
+from datetime import datetime
 from pathlib import Path
 from typing import IO
 
@@ -23,6 +24,7 @@ from resources.launcher import Launcher, LaunchError, Outcome, Program
 from resources.processes import MARKER, end_processes, tree_memory
 
 LOG = "log.txt"
+HEADER = "=== launched"  # of each attempt in the log; a resumed run appends to it
 LAST_LINES = 40  # of the failing rank, in the error: a traceback through torch is about 30
 POLL_SECONDS = 0.5
 
@@ -49,7 +51,7 @@ class TorchrunLauncher(Launcher):
             context_injector=PipesEnvContextInjector(),
             message_reader=PipesFileMessageReader(str(program.run_dir / "pipes.jsonl")),
         ) as session:
-            environment = self.environment(program, session.get_bootstrap_env_vars())
+            environment = self.environment(program, dict(session.get_bootstrap_env_vars()))
             status, peak = self._supervise(command, environment, program.run_dir / LOG)
         seconds = time.monotonic() - started
         facts = program.facts()
@@ -108,6 +110,7 @@ class TorchrunLauncher(Launcher):
 def _copy_log(source: IO[bytes], log: Path) -> None:
     """Each line as it comes: to the run folder's log and to Dagster's compute log."""
     with source, log.open("ab") as kept:
+        kept.write(f"{HEADER} {datetime.now().isoformat(timespec='seconds')}\n".encode())
         for line in source:
             kept.write(line)
             kept.flush()
@@ -115,14 +118,17 @@ def _copy_log(source: IO[bytes], log: Path) -> None:
 
 
 def failure_message(program: Program, status: int) -> str:
-    """The last lines of the rank that torchrun saw fail first, and where the rest lies."""
+    """The last lines of the rank that failed first, and where the rest lies.
+
+    The others fail of its absence, within the same second, so what torchrun calls the root cause
+    is often one of them; the order of the tracebacks in the log is not.
+    """
     log = program.run_dir / LOG
-    lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
-    root_cause = re.search(r"Root Cause.*?rank\s*:\s*(\d+)", "\n".join(lines), re.DOTALL)
-    if root_cause:
-        prefix = f"[rank{root_cause[1]}]:"
-        own = [line for line in lines if line.startswith((prefix, f"[default{root_cause[1]}]:"))]
-        lines = own or lines
+    text = log.read_text(errors="replace") if log.is_file() else ""
+    lines = text.rpartition(HEADER)[2].splitlines()
+    first = next((re.match(r"\[\w+\]:", line) for line in lines if "Traceback (" in line), None)
+    if first:
+        lines = [line for line in lines if line.startswith(first[0])]
     tail = "\n".join(lines[-LAST_LINES:])
     how = "ended without a result" if status == 0 else f"failed with exit status {status}"
     return f"{program.module} {how}; its log is {log}; the last lines:\n{tail}"

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from tts_assets.accounting import SET_ASIDE_FILE, SetAside, read_set_aside, write_set_aside
 from tts_assets.artifacts import ShardFacts, sha256_file, written_aside
@@ -149,8 +148,6 @@ def main(argv: list[str] | None = None) -> None:
     with Run(program.run_dir) as run:
         run.init_distributed()
         run_shards(run, program)
-        if run.world_size > 1:
-            dist.barrier()
 
 
 if __name__ == "__main__":

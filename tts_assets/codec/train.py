@@ -13,7 +13,6 @@ import math
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW
@@ -269,8 +268,6 @@ def main(argv: list[str] | None = None) -> None:
         trainer.train()
         facts = trainer.export()
         run.finish(facts.model_dump())
-        if run.world_size > 1:
-            dist.barrier()
 
 
 if __name__ == "__main__":
