@@ -22,6 +22,7 @@ from transformers import AttentionInterface
 
 SEGMENTS = "segments"
 DIRECT_LENGTH = 1024  # beyond, the (heads, n, n) scores cost more memory than the speed is worth
+LENGTH_MULTIPLE = 32  # oneDNN compiles a kernel for each new shape: 0.75 ms and 0.6 MB
 
 
 def segment_attention(
@@ -62,20 +63,28 @@ def _repeat(x: Tensor, groups: int) -> Tensor:
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, scaling: float, dropout: float) -> Tensor:
     """One sample: q, k, v (H, n, D) -> (H, n, D)."""
-    length = q.shape[1]
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and length <= DIRECT_LENGTH:
-        mask = _causal_bias(length, q.dtype).expand(q.shape[0], length, length)
-        weights = torch.softmax(torch.baddbmm(mask, q, k.transpose(1, 2), alpha=scaling), dim=-1)
-        return torch.bmm(F.dropout(weights, dropout) if dropout else weights, v)
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[1] <= DIRECT_LENGTH:
+        return _attend_directly(q, k, v, scaling, dropout)
     out = F.scaled_dot_product_attention(
         q[None], k[None], v[None], is_causal=True, scale=scaling, dropout_p=dropout
     )
     return out[0]
 
 
-@lru_cache(maxsize=512)
-def _causal_bias(length: int, dtype: torch.dtype) -> Tensor:
-    return torch.full((1, length, length), float("-inf"), dtype=dtype).triu_(1)
+def _attend_directly(q: Tensor, k: Tensor, v: Tensor, scaling: float, dropout: float) -> Tensor:
+    """As :func:`_attend`. Padding comes last, so that causality already hides it."""
+    length = q.shape[1]
+    if -length % LENGTH_MULTIPLE:
+        q, k, v = (F.pad(x, (0, 0, 0, -length % LENGTH_MULTIPLE)) for x in (q, k, v))
+    heads, padded, _ = q.shape
+    mask = _causal_bias(q.dtype)[:padded, :padded].expand(heads, padded, padded)
+    weights = torch.softmax(torch.baddbmm(mask, q, k.transpose(1, 2), alpha=scaling), dim=-1)
+    return torch.bmm(F.dropout(weights, dropout) if dropout else weights, v)[:, :length]
+
+
+@lru_cache(maxsize=2)
+def _causal_bias(dtype: torch.dtype) -> Tensor:
+    return torch.full((DIRECT_LENGTH, DIRECT_LENGTH), float("-inf"), dtype=dtype).triu_(1)
 
 
 AttentionInterface.register(SEGMENTS, segment_attention)
