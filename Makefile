@@ -22,7 +22,7 @@ ui: install ## the Dagster UI on http://127.0.0.1:3000 (PORT=…)
 	@$(BIN)/dagster dev --host 127.0.0.1 --port $(PORT)
 
 codec-demo: install ## train the vendored codec again from nothing (hours on two cores)
-	@$(BIN)/python -m jobs.codec_demo
+	@TTS_PROFILE=codec_demo $(BIN)/python -m jobs.codec_demo
 
 test: install ## all tests; what .ci/run calls
 	@$(BIN)/python -m pytest

@@ -8,7 +8,8 @@ from dagster._core.definitions.unresolved_asset_job_definition import Unresolved
 from tts_assets.partitions import corpus_partitions
 from tts_assets.settings import Settings
 
-REFRESH, RETRAIN, ALIGN, EVALUATE = "refresh", "retrain", "align", "evaluate"
+REFRESH, TRAIN_CODEC, RETRAIN = "refresh", "train_codec", "retrain"
+ALIGN, EVALUATE = "align", "evaluate"
 
 
 def build_jobs(settings: Settings) -> list[UnresolvedAssetJobDefinition]:
@@ -20,6 +21,12 @@ def build_jobs(settings: Settings) -> list[UnresolvedAssetJobDefinition]:
             AssetSelection.groups("corpora", "codec", "arrays"),
             partitions_def=corpus_partitions,
             description="One corpus: recordings -> samples -> codes -> arrays.",
+        ),
+        define_asset_job(
+            TRAIN_CODEC,
+            AssetSelection.groups("corpora") | AssetSelection.assets("codec"),
+            partitions_def=corpus_partitions,
+            description="The codec and what it is trained on (profile codec_demo: from nothing).",
         ),
         define_asset_job(
             RETRAIN,

@@ -27,11 +27,9 @@ LAUNCH_TAG = "tts/demo"
 
 def main() -> None:
     settings = load_settings()
-    settings.storage.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     with DagsterInstance.get() as instance:
-        assert corpus_partitions.name is not None
-        instance.add_dynamic_partitions(corpus_partitions.name, list(settings.corpora))
+        register_corpora(instance, settings)
         for corpus in settings.corpora:
             run_job(instance, settings, REFRESH, {"dagster/partition": corpus})
         run_job(instance, settings, RETRAIN, {})
@@ -40,9 +38,16 @@ def main() -> None:
     print_summary(settings)
 
 
+def register_corpora(instance: DagsterInstance, settings: Settings) -> None:
+    """Each declared corpus is a partition from now on."""
+    assert corpus_partitions.name is not None
+    instance.add_dynamic_partitions(corpus_partitions.name, list(settings.corpora))
+
+
 def run_job(instance: DagsterInstance, settings: Settings, job: str, tags: dict[str, str]) -> None:
     """``dagster job execute`` in a process of its own; leaves with its log's end if it fails."""
     launch = uuid.uuid4().hex
+    settings.storage.mkdir(parents=True, exist_ok=True)
     log = settings.storage / f"{job}.log"
     command = [
         *(sys.executable, "-m", "dagster", "job", "execute"),

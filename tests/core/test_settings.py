@@ -21,7 +21,8 @@ def test_the_project_file_of_the_checkout_is_valid_in_every_profile() -> None:
     assert embedded.storage == embedded.root / "storage"
     for corpus in embedded.corpora.values():
         assert embedded.path(corpus.path).exists()
-    assert load_settings(environment={"TTS_PROFILE": "gpu"}) != embedded
+    for profile in ("gpu", "codec_demo"):
+        assert load_settings(environment={"TTS_PROFILE": profile}) != embedded
 
 
 def test_environment_overrides_one_value() -> None:
