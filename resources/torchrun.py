@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 import threading
 import time
 import uuid
-from datetime import datetime
 from pathlib import Path
 from typing import IO
 
@@ -24,7 +22,6 @@ from resources.launcher import Launcher, LaunchError, Outcome, Program
 from resources.processes import MARKER, end_processes, tree_memory
 
 LOG = "log.txt"
-HEADER = "=== launched"  # of each attempt in the log; a resumed run appends to it
 LAST_LINES = 40  # of the failing rank, in the error: a traceback through torch is about 30
 POLL_SECONDS = 0.5
 
@@ -43,6 +40,8 @@ class TorchrunLauncher(Launcher):
         if facts is not None:
             context.log.info(f"{program.module} had finished in {program.run_dir}: taken over")
             return Outcome(facts, 0.0, 0.0, 0.0)
+        for old in program.run_dir.glob("failure-*.txt"):
+            old.unlink()
         command = self.command(program)
         context.log.info(f"launching {' '.join(command)}")
         started = time.monotonic()
@@ -110,7 +109,6 @@ class TorchrunLauncher(Launcher):
 def _copy_log(source: IO[bytes], log: Path) -> None:
     """Each line as it comes: to the run folder's log and to Dagster's compute log."""
     with source, log.open("ab") as kept:
-        kept.write(f"{HEADER} {datetime.now().isoformat(timespec='seconds')}\n".encode())
         for line in source:
             kept.write(line)
             kept.flush()
@@ -118,19 +116,19 @@ def _copy_log(source: IO[bytes], log: Path) -> None:
 
 
 def failure_message(program: Program, status: int) -> str:
-    """The last lines of the rank that failed first, and where the rest lies.
+    """The traceback of the rank that failed first, and where the log lies.
 
-    The others fail of its absence, within the same second, so what torchrun calls the root cause
-    is often one of them; the order of the tracebacks in the log is not.
+    The others fail of its absence, within the same second: neither what torchrun calls the root
+    cause nor the order of lines in the log tells them apart. A program that died without a word
+    (killed, or before it ran) is shown by the end of its log.
     """
     log = program.run_dir / LOG
-    text = log.read_text(errors="replace") if log.is_file() else ""
-    lines = text.rpartition(HEADER)[2].splitlines()
-    first = next((re.match(r"\[\w+\]:", line) for line in lines if "Traceback (" in line), None)
-    if first:
-        lines = [line for line in lines if line.startswith(first[0])]
-    tail = "\n".join(lines[-LAST_LINES:])
-    how = "ended without a result" if status == 0 else f"failed with exit status {status}"
+    failures = sorted(program.run_dir.glob("failure-*.txt"))
+    shown = failures[0] if failures else log
+    text = shown.read_text(errors="replace") if shown.is_file() else ""
+    tail = "\n".join(text.splitlines()[-LAST_LINES:])
+    rank = f" in {shown.stem.rpartition('-')[2]}" if failures else ""
+    how = "ended without a result" if status == 0 else f"failed{rank} with exit status {status}"
     return f"{program.module} {how}; its log is {log}; the last lines:\n{tail}"
 
 

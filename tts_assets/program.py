@@ -9,6 +9,7 @@ those:
     metrics.jsonl   one line a report: step and numbers
     checkpoints/    what a restart resumes from
     result/         the files that will be published
+    failure-*.txt   the traceback of each rank that failed, the earliest first
     result.json     the facts of the result, written last: it exists only when all is done
 
 Rank 0 alone writes, draws the bar, and speaks Pipes. SIGTERM and SIGUSR1 ask for a stop: the
@@ -114,6 +115,8 @@ class Run:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if error is not None and not isinstance(error, SystemExit):
+            self._record_failure(error)
         if self._distributed and kind is None:
             import torch.distributed as dist
 
@@ -124,6 +127,11 @@ class Run:
             signal.signal(number, handler)
         if self._distributed:
             _leave(error)
+
+    def _record_failure(self, error: BaseException) -> None:
+        """``failure-<nanoseconds>-rank<r>.txt``: the first by name is the cause of the others."""
+        path = self.run_dir / f"failure-{time.time_ns()}-rank{self.rank}.txt"
+        path.write_text("".join(traceback.format_exception(error)))
 
     def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
         self.stop_requested = True

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tests.speaking import Speaking
+from tts_assets.codec.model import Codec
 from tts_assets.config import ConfigError
 from tts_assets.corpora.audio import read_wave
 from tts_assets.rlhf.config import (
@@ -21,6 +22,7 @@ from tts_assets.rlhf.rewards import EMPTY_WER, Intelligibility, Panel, SpeakingR
 from tts_assets.serving.synthesis import Synthesizer
 
 RATE = 16_000
+VENDORED_CODEC = Path(__file__).resolve().parents[2] / "examples/codecs/announcer-16khz"
 WRONG = "weasels have eaten our phone system"
 SILENCE = np.zeros(RATE, np.float32)
 
@@ -83,10 +85,12 @@ def test_rate_falls_as_the_ratio_to_the_bound() -> None:
 def test_all_rewards_are_between_0_and_1_and_zero_for_the_unusable(
     speaking: Speaking, sentences: list[Spoken]
 ) -> None:
-    panel = Panel(
-        (WerReward(), RateReward(), DnsmosReward(), SimilarityReward()),
-        Synthesizer.open(speaking.serving.path),
-    )
+    synthesizer = Synthesizer.open(speaking.serving.path)
+    synthesizer.codec = Codec.load(VENDORED_CODEC)  # an untrained codec's voice is no voice
+    voice = synthesizer.new_voice(sentences[1].wave, sentences[1].text)
+    synthesizer.card = synthesizer.card.model_copy(update={"voices": {"real": voice}})
+    rewards = (WerReward(), RateReward(), DnsmosReward(), SimilarityReward())
+    panel = Panel(rewards, synthesizer)
     unending = changed(sentences[0], ended=False)
     silent = changed(sentences[0], wave=SILENCE)
     real, *unusable = panel.judge([sentences[0], unending, silent])

@@ -7,7 +7,7 @@ would: ``AutoTokenizer`` over the whole prompt string and ``AutoModelForCausalLM
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,8 @@ from tts_assets.speechlm.vocabulary import SPEECH_START, TEXT_END, TEXT_START
 
 # float32 sums in another order differ by 1e-6..1e-5 nats; a lost or untied weight by 1e-1 and more.
 TOLERANCE = 1e-3
+# vLLM's CPU attention multiplies in bfloat16 where the processor has it: 5e-3 measured.
+VLLM_TOLERANCE = 2e-2
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Agreement:
     tokens: int
     different: int
     largest_difference: float
+    tolerance: float = TOLERANCE
 
     @property
     def holds(self) -> bool:
@@ -44,7 +47,7 @@ class Agreement:
             self.prompts_equal
             and self.tokens > 0
             and self.different == 0
-            and self.largest_difference <= TOLERANCE
+            and self.largest_difference <= self.tolerance
         )
 
 
@@ -104,10 +107,12 @@ def compare_vllm(
         equal = ours.token_ids[:length] == theirs.token_ids[:length]
         agreed = length if equal.all() else int(equal.argmin())
         differences = np.abs(ours.logprobs[:agreed] - theirs.logprobs[:agreed])
-        tie = agreed < length and abs(ours.logprobs[agreed] - theirs.logprobs[agreed]) < TOLERANCE
+        tie = agreed < length and (
+            abs(ours.logprobs[agreed] - theirs.logprobs[agreed]) < VLLM_TOLERANCE
+        )
         missing = 0 if agreed == tokens or tie else 1
         rows.append((agreed, missing, float(differences.max(initial=0.0))))
-    return _sum_up(True, rows)
+    return replace(_sum_up(True, rows), tolerance=VLLM_TOLERANCE)
 
 
 def prompt_string(text: str) -> str:
