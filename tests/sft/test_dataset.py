@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from tests.sft.conftest import CODEBOOK, recipe_values
+from tts_assets.arrays.arrays import ArrayError, CodeTable
 from tts_assets.sft.config import SftRecipe
-from tts_assets.sft.dataset import Arrays, DataError, Pool, Sample, SampleStream, plan_epoch
+from tts_assets.sft.dataset import DataError, Pool, Sample, SampleStream, plan_epoch
 from tts_assets.sft.packing import first_fit, split_over
 from tts_assets.speechlm.config import VocabularyConfig
 from tts_assets.speechlm.prompts import PromptFormat
@@ -38,7 +39,7 @@ def pool(arrays: Path, prompts: PromptFormat) -> Pool:
 def test_a_sample_is_the_training_prompt_of_its_utterances(
     pool: Pool, prompts: PromptFormat, arrays: Path
 ) -> None:
-    data = Arrays(arrays, "train")
+    data = CodeTable.of_split(arrays, "train")
     texts = [sample["transcript"] for sample in data.samples]
     for utterances in [(0,), (3, 1, 2), (5, 5)]:
         whole = prompts.training(
@@ -51,15 +52,20 @@ def test_a_sample_is_the_training_prompt_of_its_utterances(
         assert pool.length(utterances) == len(whole)
 
 
-def test_noise_touches_input_codes_only(pool: Pool) -> None:
-    sample = Sample((0, 1), 2, 7)
-    clean, noisy = pool.encode(sample), pool.encode(sample, code_noise=0.2, seed=1)
-    assert np.array_equal(clean.targets, noisy.targets)
-    start = clean.first + 2  # the first code
-    assert np.array_equal(clean.inputs[:start], noisy.inputs[:start])
-    changed = (clean.inputs[start:] != noisy.inputs[start:]).mean()
-    assert 0.1 < changed < 0.3
-    assert np.array_equal(noisy.inputs, pool.encode(sample, code_noise=0.2, seed=1).inputs)
+def test_dropout_hides_input_codes_only(pool: Pool, prompts: PromptFormat) -> None:
+    shares = []
+    for number in range(40):
+        sample = Sample((0, 1), 2, number)
+        clean, hidden = pool.encode(sample), pool.encode(sample, code_dropout=0.8, seed=1)
+        assert np.array_equal(clean.targets, hidden.targets)
+        start = clean.first + 2  # the first code
+        assert np.array_equal(clean.inputs[:start], hidden.inputs[:start])
+        changed = clean.inputs[start:] != hidden.inputs[start:]
+        assert set(hidden.inputs[start:][changed]) <= {prompts.tokenizer.pad_token_id}
+        shares.append(changed.mean())
+        again = pool.encode(sample, code_dropout=0.8, seed=1)
+        assert np.array_equal(hidden.inputs, again.inputs)
+    assert min(shares) < 0.1 and 0.7 < max(shares) < 0.9 and 0.3 < np.mean(shares) < 0.5
 
 
 def test_an_epoch_holds_every_utterance_once_in_new_company(pool: Pool) -> None:
@@ -81,7 +87,7 @@ def test_short_groups_are_the_share_asked_for(pool: Pool) -> None:
     samples = plan_epoch(pool, recipe(concatenate=config), RATE, 0)
     joined = [sample for sample in samples if len(sample.utterances) > 1]
     assert len(samples) == 2 * len(pool)
-    assert len(joined) > 0.9 * len(pool)
+    assert 0.6 * len(pool) < len(joined) < len(pool)  # one in five is a single word
     assert max(pool.code_counts[list(s.utterances)].max() for s in joined) <= 1.5 * RATE
 
 
@@ -91,6 +97,15 @@ def test_words_repeat_as_often_as_asked_for(pool: Pool) -> None:
     joined = [sample.utterances for sample in samples if len(sample.utterances) > 2]
     repeated = [len(group) - len(set(group)) for group in joined]
     assert 0.4 < sum(repeated) / sum(len(group) - 1 for group in joined) < 0.7
+
+
+def test_groups_grow_over_the_first_epochs(pool: Pool) -> None:
+    config = {"max_utterances": 3, "short_share": 0.5, "max_short": 5, "grow_epochs": 4}
+    sizes = []
+    for epoch in range(6):
+        plan = plan_epoch(pool, recipe(concatenate=config), RATE, epoch)
+        sizes.append(max(len(sample.utterances) for sample in plan))
+    assert sizes == [1, 2, 3, 4, 5, 5]
 
 
 def test_voices_do_not_mix(arrays: Path, prompts: PromptFormat, tmp_path: Path) -> None:
@@ -150,13 +165,15 @@ def test_utterances_that_do_not_fit_are_dropped_whole_and_named(
         SampleStream(Pool({"a": arrays}, "train", prompts, 9), recipe(), RATE)
 
 
-def test_arrays_that_disagree_are_refused(arrays: Path, tmp_path: Path) -> None:
+def test_arrays_that_disagree_are_refused(
+    arrays: Path, prompts: PromptFormat, tmp_path: Path
+) -> None:
     folder = tmp_path / "short"
     shutil.copytree(arrays, folder)
     lines = (folder / "train_samples.jsonl").read_text().splitlines(keepends=True)
     (folder / "train_samples.jsonl").write_text("".join(lines[:-1]))
-    with pytest.raises(DataError, match="55 train samples but 56 index entries"):
-        Arrays(folder, "train")
+    with pytest.raises(ArrayError, match="has 55 samples, but its index 56"):
+        Pool({"a": folder}, "train", prompts, 800)
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])

@@ -46,7 +46,7 @@ def weights(run_dir: Path) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def whole_run(arrays: Path, tmp_path_factory: pytest.TempPathFactory) -> SftProgram:
     """Six steps without interruption on one rank."""
-    config = program(tmp_path_factory.mktemp("whole"), arrays, code_noise=0.1, dropout=0.1)
+    config = program(tmp_path_factory.mktemp("whole"), arrays, code_dropout=0.2, dropout=0.1)
     train(config)
     return config
 
@@ -109,7 +109,7 @@ def test_a_killed_run_falls_back_on_its_last_checkpoint(
 @pytest.mark.slow
 def test_two_ranks_give_the_curve_of_one(arrays: Path, tmp_path: Path) -> None:
     for processes in (1, 2):
-        config = program(tmp_path / str(processes), arrays, code_noise=0.1)
+        config = program(tmp_path / str(processes), arrays, code_dropout=0.2)
         config.run_dir.mkdir()
         path = config.run_dir / "run.json"
         path.write_text(config.to_json())

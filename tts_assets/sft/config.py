@@ -17,17 +17,34 @@ class Concatenation(Config):
 
     Each epoch joins others. Every utterance still comes once an epoch (times its corpus' weight),
     in groups of 1 to ``max_utterances``. ``short_share`` of all samples are added to that: groups
-    of random utterances of at most ``short_seconds``, drawn with replacement. They teach a model
-    with little data to say known words in any order; ``repeat_share`` of the words in them repeat
-    an earlier one of the group, since few would by chance.
+    of 1 to ``max_short`` random utterances of at most ``short_seconds``, drawn with replacement.
+    They teach a model with little data to say known words in any order; ``repeat_share`` of the
+    words in them repeat an earlier one of the group, since few would by chance.
+
+    Both maxima grow from 1 to their full size in the first ``grow_epochs`` epochs. A model from
+    scratch learns what a word sounds like from single words, then to find its place among
+    several; given long groups at once it learns the recordings by heart instead and does not look
+    at the text (``benchmarks/reading.md``).
     """
 
     max_utterances: int = Field(4, ge=1)
     max_seconds: float = Field(12.0, gt=0)
     short_share: float = Field(0.0, ge=0, lt=1)
     short_seconds: float = Field(1.5, gt=0)
-    max_short: int = Field(8, ge=2)
+    max_short: int = Field(8, ge=1)
     repeat_share: float = Field(0.0, ge=0, le=1)
+    grow_epochs: int = Field(0, ge=0)
+
+    def in_epoch(self, epoch: int) -> Concatenation:
+        """The same with the maxima of this epoch, counted from 0."""
+        if epoch >= self.grow_epochs:
+            return self
+        share = epoch / self.grow_epochs
+        grown = {
+            name: 1 + int(share * (getattr(self, name) - 1))
+            for name in ("max_utterances", "max_short")
+        }
+        return self.model_copy(update=grown)
 
 
 class OptimizerConfig(Config):
@@ -65,8 +82,12 @@ class SftRecipe(Config):
     micro_tokens: int = Field(4096, gt=0)
     max_seq_len: int = Field(2048, gt=0)
     concatenate: Concatenation | None = None
-    code_noise: float = Field(
-        0.0, ge=0, lt=1, description="share of the input codes that are replaced by random ones"
+    code_dropout: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="largest share of a sample's input codes that are hidden, so that the text "
+        "must tell what comes next; each sample draws its own share",
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="of the attention weights")
     optimizer: OptimizerConfig = OptimizerConfig()

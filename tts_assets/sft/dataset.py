@@ -6,7 +6,6 @@ seed and its number alone, never on ranks: a global batch is composed first, the
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,15 +14,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from tts_assets.arrays.arrays import CodeTable, Split
 from tts_assets.sft.config import Concatenation, SftRecipe
 from tts_assets.speechlm.prompts import PromptFormat
 
 Ints = NDArray[np.int64]
-EPOCH, NOISE = 1, 2  # streams of random numbers below one seed
+EPOCH, DROPOUT = 1, 2  # streams of random numbers below one seed
 
 
 class DataError(ValueError):
-    """Code arrays that do not fit together, or leave nothing to train on."""
+    """Code arrays that leave nothing to train on."""
 
 
 class Sample(NamedTuple):
@@ -47,25 +47,6 @@ class Encoded:
     first: int
 
 
-class Arrays:
-    """One split of one corpus' code arrays, memory-mapped."""
-
-    def __init__(self, folder: Path, split: str) -> None:
-        self.codes = np.load(folder / f"{split}_codes.npy", mmap_mode="r")
-        starts = np.load(folder / f"{split}_codes_index.npy")
-        self.bounds = np.append(starts, len(self.codes)).astype(np.int64)
-        with (folder / f"{split}_samples.jsonl").open() as stream:
-            self.samples: list[dict[str, Any]] = [json.loads(line) for line in stream]
-        if len(self.samples) != len(starts):
-            raise DataError(
-                f"{folder}: {len(self.samples)} {split} samples but {len(starts)} index entries; "
-                "materialize code_arrays again"
-            )
-
-    def __getitem__(self, row: int) -> NDArray[np.uint16]:
-        return self.codes[self.bounds[row] : self.bounds[row + 1]]
-
-
 class Pool:
     """All utterances of one split of several corpora that fit into ``max_seq_len``.
 
@@ -74,13 +55,13 @@ class Pool:
     """
 
     def __init__(
-        self, folders: dict[str, Path], split: str, prompts: PromptFormat, max_seq_len: int
+        self, folders: dict[str, Path], split: Split, prompts: PromptFormat, max_seq_len: int
     ) -> None:
         self.prompts = prompts
         self.corpora = list(folders)
-        self.arrays = [Arrays(folder, split) for folder in folders.values()]
-        every = [(c, row) for c, a in enumerate(self.arrays) for row in range(len(a.samples))]
-        texts = [str(self.arrays[c].samples[row]["transcript"]) for c, row in every]
+        self.tables = [CodeTable.of_split(folder, split) for folder in folders.values()]
+        every = [(c, row) for c, table in enumerate(self.tables) for row in range(len(table))]
+        texts = [str(self.tables[c].samples[row]["transcript"]) for c, row in every]
         first = prompts.text_batch(texts)
         # As a continuation: tokenizers join the space to the next word.
         later = prompts.text_batch([" " + text for text in texts])
@@ -103,12 +84,12 @@ class Pool:
         return len(self.place)
 
     def _sample(self, corpus: int, row: int) -> dict[str, Any]:
-        return self.arrays[corpus].samples[row]
+        return self.tables[corpus].samples[row]
 
     def _tokens(self, corpus: int, row: int, text: int) -> int:
         description = self._sample(corpus, row).get("voice_description") or ""
         head = len(self.prompts.head(np.empty(0, dtype=np.int64), description))
-        return head + text + len(self.arrays[corpus][row]) + 1
+        return head + text + len(self.tables[corpus][row]) + 1
 
     def identity(self, utterance: int) -> str:
         return str(self._sample(*self.place[utterance])["id"])
@@ -116,7 +97,7 @@ class Pool:
     @cached_property
     def code_counts(self) -> Ints:
         """Codes of each utterance."""
-        return np.array([len(self.arrays[c][row]) for c, row in self.place], dtype=np.int64)
+        return np.array([len(self.tables[c][row]) for c, row in self.place], dtype=np.int64)
 
     @cached_property
     def corpus_of(self) -> Ints:
@@ -138,22 +119,22 @@ class Pool:
         added = sum(len(self.continuation[u]) + int(self.code_counts[u]) for u in rest)
         return self.alone[first] + added
 
-    def encode(self, sample: Sample, code_noise: float = 0.0, seed: int = 0) -> Encoded:
-        """Token ids of a sample; ``code_noise`` of its input codes are replaced by random ones."""
+    def encode(self, sample: Sample, code_dropout: float = 0.0, seed: int = 0) -> Encoded:
+        """Token ids of a sample. Up to ``code_dropout`` of its input codes become padding tokens:
+        of each sample a share between 0 and that, drawn from ``seed`` and the sample's place."""
         first, *rest = sample.utterances
         text = np.concatenate([self.text[first], *(self.continuation[u] for u in rest)])
         description = self._sample(*self.place[first]).get("voice_description") or ""
         head = self.prompts.head(text, description)
-        codes = np.concatenate([self.arrays[c][row] for c, row in map(self._at, sample.utterances)])
+        codes = np.concatenate([self.tables[c][row] for c, row in map(self._at, sample.utterances)])
         vocabulary = self.prompts.vocabulary
         clean = np.concatenate([head, vocabulary.ids(codes), [vocabulary.speech_end]])
         inputs = clean[:-1]
-        if code_noise > 0:
-            random = np.random.default_rng([seed, NOISE, sample.epoch, sample.number])
-            wrong = random.integers(vocabulary.codebook_size, size=len(codes))
-            hit = random.random(len(codes)) < code_noise
-            noisy = vocabulary.ids(np.where(hit, wrong, codes))
-            inputs = np.concatenate([head, noisy])
+        if code_dropout > 0:
+            random = np.random.default_rng([seed, DROPOUT, sample.epoch, sample.number])
+            hidden = random.random(len(codes)) < random.random() * code_dropout
+            inputs = inputs.copy()
+            inputs[len(head) :][hidden] = self.prompts.tokenizer.pad_token_id
         return Encoded(inputs, clean[1:], first=len(head) - 2)
 
     def _at(self, utterance: int) -> tuple[int, int]:
@@ -168,7 +149,8 @@ def plan_epoch(pool: Pool, recipe: SftRecipe, token_rate: float, epoch: int) -> 
     if recipe.concatenate is None:
         groups: list[tuple[int, ...]] = [(int(u),) for u in utterances]
     else:
-        joiner = _Joiner(pool, recipe.concatenate, recipe.max_seq_len, token_rate, random)
+        config = recipe.concatenate.in_epoch(epoch)
+        joiner = _Joiner(pool, config, recipe.max_seq_len, token_rate, random)
         groups = joiner.join(utterances)
         groups += joiner.short_groups(len(groups))
     order = random.permutation(len(groups))
@@ -230,7 +212,7 @@ class _Joiner:
         return [self._short_group(members[voice]) for voice in self.random.choice(voices, count)]
 
     def _short_group(self, members: Ints) -> tuple[int, ...]:
-        wanted = int(self.random.integers(2, self.config.max_short + 1))
+        wanted = int(self.random.integers(1, self.config.max_short + 1))
         group: list[int] = []
         for utterance in map(int, self.random.choice(members, size=wanted)):
             if group and self.random.random() < self.config.repeat_share:

@@ -1,4 +1,4 @@
-"""Samples into packed rows: nothing is padded, and no sample is cut.
+"""Samples into packed rows: end to end, and no sample is cut.
 
 T tokens of a row, N of them with a target that counts.
 """
@@ -16,15 +16,18 @@ from torch import Tensor
 from tts_assets.sft.dataset import Encoded
 
 T = TypeVar("T")
+# Rows end in padding up to a multiple of this: oneDNN compiles its bfloat16 kernels for each new
+# shape and keeps them, which cost a rank 10 MB a step.
+ROW_MULTIPLE = 64
 
 
 @dataclass(frozen=True)
 class Packed:
-    """Samples end to end in one row.
+    """Samples end to end in one row, and padding.
 
     ``input_ids`` and ``position_ids`` (1, T), positions restart at each sample; ``segments`` are
-    the samples' lengths; ``where`` (N,) the positions that count and ``targets`` (N,) what they
-    predict.
+    the samples' lengths, and that of the padding if there is any; ``where`` (N,) the positions
+    that count and ``targets`` (N,) what they predict. ``tokens`` counts the samples' own.
     """
 
     input_ids: Tensor
@@ -32,6 +35,7 @@ class Packed:
     segments: list[int]
     where: Tensor
     targets: Tensor
+    tokens: int
 
     def to(self, device: torch.device) -> Packed:
         return Packed(
@@ -40,6 +44,7 @@ class Packed:
             self.segments,
             self.where.to(device),
             self.targets.to(device),
+            self.tokens,
         )
 
     def without_targets(self) -> Packed:
@@ -50,17 +55,23 @@ class Packed:
 def pack(samples: Sequence[Encoded]) -> Packed:
     """Put samples end to end."""
     segments = [len(sample.inputs) for sample in samples]
+    tokens = sum(segments)
+    padding = -tokens % ROW_MULTIPLE
+    inputs = [*(sample.inputs for sample in samples), np.zeros(padding, dtype=np.int64)]
     starts = np.cumsum([0, *segments[:-1]])
     where = [
         np.arange(start + sample.first, start + length)
         for start, length, sample in zip(starts, segments, samples, strict=True)
     ]
+    if padding:
+        segments = [*segments, padding]
     return Packed(
-        input_ids=torch.from_numpy(np.concatenate([s.inputs for s in samples]))[None],
+        input_ids=torch.from_numpy(np.concatenate(inputs))[None],
         position_ids=torch.from_numpy(np.concatenate([np.arange(n) for n in segments]))[None],
         segments=segments,
         where=torch.from_numpy(np.concatenate(where)),
         targets=torch.from_numpy(np.concatenate([s.targets[s.first :] for s in samples])),
+        tokens=tokens,
     )
 
 

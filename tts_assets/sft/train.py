@@ -122,8 +122,8 @@ class Trainer:
         started = time.perf_counter()
         torch.manual_seed(_step_seed(self.recipe.seed, step, self.run.rank))
         batch = self.stream.batch()
-        rows = list(self.rows(self.train_pool, batch, self.recipe.code_noise))
-        counts = self.reduce(sum(len(r.targets) for r in rows), sum(sum(r.segments) for r in rows))
+        rows = list(self.rows(self.train_pool, batch, self.recipe.code_dropout))
+        counts = self.reduce(sum(len(r.targets) for r in rows), sum(r.tokens for r in rows))
         targets, tokens = (int(count) for count in counts)
         (loss_sum,) = self.reduce(self.backward(rows, targets))
         self.check_finite(loss_sum, batch)
@@ -165,7 +165,7 @@ class Trainer:
         }
         self.progress = self.progress.model_copy(update=done)
 
-    def rows(self, pool: Pool, batch: list[Sample], noise: float = 0.0) -> Iterator[Packed]:
+    def rows(self, pool: Pool, batch: list[Sample], code_dropout: float = 0.0) -> Iterator[Packed]:
         """This rank's share of a global batch, as packed rows."""
 
         def size(sample: Sample) -> int:
@@ -173,7 +173,7 @@ class Trainer:
 
         mine = split_over(batch, size, self.run.world_size)[self.run.rank]
         for group in first_fit(mine, size, self.recipe.micro_tokens):
-            yield pack([pool.encode(sample, noise, self.recipe.seed) for sample in group])
+            yield pack([pool.encode(sample, code_dropout, self.recipe.seed) for sample in group])
         if not mine:  # takes part in the exchange of gradients with zeros
             yield pack([pool.encode(batch[0])]).without_targets()
 

@@ -45,6 +45,8 @@ def segment_attention(
     if sum(segments) != query.shape[2] or query.shape[0] != 1:
         raise ValueError(f"segments {segments} do not fill one row of {tuple(query.shape)}")
     scaling = scaling if scaling is not None else query.shape[-1] ** -0.5
+    # Under autocast the rotary embedding leaves queries and keys in float32, values in bfloat16.
+    query, key = query.to(value.dtype), key.to(value.dtype)
     groups = query.shape[1] // key.shape[1]
     parts = zip(
         query[0].split(segments, dim=1),

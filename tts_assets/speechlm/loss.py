@@ -11,10 +11,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 CHUNK = 1024
+ROWS = 256  # chunks are multiples of it: on CPUs, oneDNN keeps some 10 MB for each new shape
 
 
 class _SummedCrossEntropy(torch.autograd.Function):
@@ -23,23 +25,28 @@ class _SummedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         needed = hidden.requires_grad or weight.requires_grad
+        count = len(targets)
+        hidden = F.pad(hidden, (0, 0, 0, -count % ROWS))
+        targets = F.pad(targets, (0, len(hidden) - count))
         cast = weight.to(hidden.dtype)
         loss = hidden.new_zeros((), dtype=torch.float32)
         d_hidden = torch.empty_like(hidden) if needed else None
         d_weight = torch.zeros_like(weight) if needed else None
         for start in range(0, len(targets), CHUNK):
             x, y = hidden[start : start + CHUNK], targets[start : start + CHUNK]
+            real = count - start
             logits = (x @ cast.T).float()
             normalizer = logits.logsumexp(dim=-1, keepdim=True)
-            loss += (normalizer - logits.gather(1, y[:, None])).sum()
+            loss += (normalizer - logits.gather(1, y[:, None]))[:real].sum()
             if d_hidden is None or d_weight is None:
                 continue
             d_logits = logits.sub_(normalizer).exp_()
             d_logits[torch.arange(len(y), device=y.device), y] -= 1.0
+            d_logits[real:] = 0.0
             d_cast = d_logits.to(hidden.dtype)
             torch.mm(d_cast, cast, out=d_hidden[start : start + CHUNK])
             d_weight += d_cast.T @ x
-        ctx.save_for_backward(d_hidden, d_weight)
+        ctx.save_for_backward(d_hidden[:count] if d_hidden is not None else None, d_weight)
         return loss
 
     @staticmethod
