@@ -12,7 +12,7 @@ from tests.sft.conftest import CODEBOOK, recipe_values
 from tts_assets.arrays.arrays import ArrayError, CodeTable
 from tts_assets.sft.config import SftRecipe
 from tts_assets.sft.dataset import DataError, Pool, Sample, SampleStream, plan_epoch
-from tts_assets.sft.packing import first_fit, split_over
+from tts_assets.sft.packing import ROW_MULTIPLE, first_fit, pack, split_over
 from tts_assets.speechlm.config import VocabularyConfig
 from tts_assets.speechlm.prompts import PromptFormat
 from tts_assets.speechlm.tokenizer import byte_tokenizer
@@ -174,6 +174,17 @@ def test_arrays_that_disagree_are_refused(
     (folder / "train_samples.jsonl").write_text("".join(lines[:-1]))
     with pytest.raises(ArrayError, match="has 55 samples, but its index 56"):
         Pool({"a": folder}, "train", prompts, 800)
+
+
+def test_a_row_ends_in_padding_that_predicts_nothing(pool: Pool) -> None:
+    samples = [pool.encode(Sample((u,), 0, u)) for u in range(5)]
+    row = pack(samples)
+    assert row.tokens == sum(len(sample.inputs) for sample in samples)
+    length = row.input_ids.shape[1]
+    assert length % ROW_MULTIPLE == 0 and 0 <= length - row.tokens < ROW_MULTIPLE
+    assert sum(row.segments) == row.position_ids.shape[1] == length
+    assert int(row.where.max()) == row.tokens - 1
+    assert len(row.where) == len(row.targets) == sum(len(s.targets) - s.first for s in samples)
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])

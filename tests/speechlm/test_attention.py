@@ -43,6 +43,14 @@ def test_segments_are_attended_apart(dtype: torch.dtype, tolerance: float, kv_he
         assert torch.allclose(got.float(), wanted.float(), atol=5 * tolerance)
 
 
+def test_queries_and_keys_take_the_type_of_the_values() -> None:
+    """Under autocast they come in float32; attention stays in bfloat16 all the same."""
+    row = torch.randn(1, 4, sum(SEGMENTS), 32, generator=torch.Generator().manual_seed(0))
+    mixed = attention(row, row, row.bfloat16(), SEGMENTS)
+    assert mixed.dtype == torch.bfloat16
+    assert torch.equal(mixed, attention(*[row.bfloat16()] * 3, SEGMENTS))
+
+
 def test_segments_must_fill_the_row() -> None:
     row = torch.zeros(1, 2, 10, 8)
     with pytest.raises(ValueError, match=r"segments \[4, 5\] do not fill"):

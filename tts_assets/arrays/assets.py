@@ -22,10 +22,27 @@ from tts_assets.split import ValidationSplit, is_validation
 
 CODE_VERSION = "1"
 Numbers = dict[str, int]
+Test = Callable[[ArtifactStoreResource, CodeArrays], Numbers]
 
 
 def build_assets(validation: ValidationSplit) -> list[AssetsDefinition | AssetChecksDefinition]:
     """``code_arrays`` and its blocking checks; ``validation`` says who is held out."""
+    return [
+        code_arrays_asset(validation),
+        array_check("no_sample_is_lost", "In the shards = train + val.", count_samples),
+        array_check("index_fits_codes", "Offsets rise, and end in range.", measure_tables),
+        array_check(
+            "samples_fit_index",
+            "A sample an index entry, in place.",
+            lambda store, arrays: check_samples(arrays, validation),
+        ),
+        array_check("codes_are_in_codebook", "Every code is in the codebook.", check_codes),
+        array_check("files_are_unchanged", "Digests agree when read again.", read_again),
+    ]
+
+
+def code_arrays_asset(validation: ValidationSplit) -> AssetsDefinition:
+    """The asset ``code_arrays``."""
 
     @asset(
         group_name="arrays",
@@ -49,80 +66,34 @@ def build_assets(validation: ValidationSplit) -> list[AssetsDefinition | AssetCh
             CodeArrays,
             build,
             lambda work: merge(codec_shards, validation, work / "result"),
-            lambda arrays: {
-                "dagster/partition_row_count": arrays.facts.train_samples
-                + arrays.facts.val_samples,
-                "samples": arrays.facts.train_samples + arrays.facts.val_samples,
-            },
+            describe_arrays,
         )
 
-    @asset_check(
-        asset=code_arrays,
-        partitions_def=corpus_partitions,
-        blocking=True,
-        description="In the shards = train + val.",
-    )
-    def no_sample_is_lost(
-        store: ArtifactStoreResource, code_arrays: CodeArrays
-    ) -> AssetCheckResult:
-        return verdict(lambda: count_samples(store, code_arrays))
+    return code_arrays
+
+
+def describe_arrays(arrays: CodeArrays) -> dict[str, int]:
+    samples = arrays.facts.train_samples + arrays.facts.val_samples
+    return {"dagster/partition_row_count": samples, "samples": samples}
+
+
+def array_check(name: str, description: str, test: Test) -> AssetChecksDefinition:
+    """A blocking check: passed with the numbers that ``test`` finds, or failed with its error."""
 
     @asset_check(
-        asset=code_arrays,
+        asset="code_arrays",
+        name=name,
         partitions_def=corpus_partitions,
         blocking=True,
-        description="Offsets rise, and end in range.",
+        description=description,
     )
-    def index_fits_codes(code_arrays: CodeArrays) -> AssetCheckResult:
-        return verdict(lambda: measure_tables(code_arrays))
+    def check(store: ArtifactStoreResource, code_arrays: CodeArrays) -> AssetCheckResult:
+        try:
+            return AssetCheckResult(passed=True, metadata=test(store, code_arrays))
+        except (ArrayError, ArtifactError) as error:
+            return AssetCheckResult(passed=False, description=str(error))
 
-    @asset_check(
-        asset=code_arrays,
-        partitions_def=corpus_partitions,
-        blocking=True,
-        description="A sample an index entry, in place.",
-    )
-    def samples_fit_index(code_arrays: CodeArrays) -> AssetCheckResult:
-        return verdict(lambda: check_samples(code_arrays, validation))
-
-    @asset_check(
-        asset=code_arrays,
-        partitions_def=corpus_partitions,
-        blocking=True,
-        description="Every code is in the codebook.",
-    )
-    def codes_are_in_codebook(code_arrays: CodeArrays) -> AssetCheckResult:
-        return verdict(lambda: check_codes(code_arrays))
-
-    @asset_check(
-        asset=code_arrays,
-        partitions_def=corpus_partitions,
-        blocking=True,
-        description="Digests agree when read again.",
-    )
-    def files_are_unchanged(code_arrays: CodeArrays) -> AssetCheckResult:
-        def read_again() -> Numbers:
-            code_arrays.verify()
-            return {"bytes": sum(entry.size for entry in code_arrays.manifest.files.values())}
-
-        return verdict(read_again)
-
-    return [
-        code_arrays,
-        no_sample_is_lost,
-        index_fits_codes,
-        samples_fit_index,
-        codes_are_in_codebook,
-        files_are_unchanged,
-    ]
-
-
-def verdict(test: Callable[[], Numbers]) -> AssetCheckResult:
-    """Passed, with the numbers found; or failed, with the message of the error as description."""
-    try:
-        return AssetCheckResult(passed=True, metadata=test())
-    except (ArrayError, ArtifactError) as error:
-        return AssetCheckResult(passed=False, description=str(error))
+    return check
 
 
 def count_samples(store: ArtifactStoreResource, arrays: CodeArrays) -> Numbers:
@@ -140,7 +111,7 @@ def count_samples(store: ArtifactStoreResource, arrays: CodeArrays) -> Numbers:
     return {"samples": samples, "codes": codes}
 
 
-def measure_tables(arrays: CodeArrays) -> Numbers:
+def measure_tables(store: ArtifactStoreResource, arrays: CodeArrays) -> Numbers:
     """Open both splits, which checks their index; the counts equal the recorded facts."""
     facts = arrays.facts.model_dump()
     found: Numbers = {}
@@ -165,7 +136,7 @@ def check_samples(arrays: CodeArrays, validation: ValidationSplit) -> Numbers:
     return found
 
 
-def check_codes(arrays: CodeArrays) -> Numbers:
+def check_codes(store: ArtifactStoreResource, arrays: CodeArrays) -> Numbers:
     """Every code is below the codebook size; the message names the first that is not."""
     size = arrays.facts.codebook_size
     highest = 0
@@ -180,3 +151,9 @@ def check_codes(arrays: CodeArrays) -> Numbers:
                 f"codebook has {size}; encode the corpus again"
             )
     return {"highest_code": highest, "codebook_size": size}
+
+
+def read_again(store: ArtifactStoreResource, arrays: CodeArrays) -> Numbers:
+    """Every byte is what the manifest says."""
+    arrays.verify()
+    return {"bytes": sum(entry.size for entry in arrays.manifest.files.values())}

@@ -1,5 +1,6 @@
 """The corpora in the graph: ``raw_corpus`` and ``filtered_samples``, one partition a corpus."""
 
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -37,14 +38,35 @@ def build_assets(
     corpora: dict[str, CorpusConfig], filters: FilterConfig, root: Path
 ) -> list[AssetsDefinition | AssetChecksDefinition]:
     """``root``: the folder that relative corpus paths start from."""
+    declared = Declared(corpora, root)
+    return [
+        raw_corpus_asset(declared),
+        filtered_samples_asset(filters),
+        entries_check(declared),
+        samples_check(),
+    ]
 
-    def declared(partition: str) -> tuple[Path, CorpusConfig]:
-        if partition not in corpora:
+
+@dataclass(frozen=True)
+class Declared:
+    """The corpora of ``dagster_project.toml``."""
+
+    corpora: dict[str, CorpusConfig]
+    root: Path
+
+    def __call__(self, partition: str) -> tuple[Path, CorpusConfig]:
+        """Where the corpus of a partition lies, and how it is read."""
+        if partition not in self.corpora:
             raise ValueError(
                 f"corpus {partition!r} is a partition, but not declared: add "
                 f"[corpora.{partition}] to dagster_project.toml, or delete the partition"
             )
-        return (root / corpora[partition].path).resolve(), corpora[partition]
+        config = self.corpora[partition]
+        return (self.root / config.path).resolve(), config
+
+
+def raw_corpus_asset(declared: Declared) -> AssetsDefinition:
+    """The asset ``raw_corpus``."""
 
     @asset(
         group_name="corpora",
@@ -75,6 +97,12 @@ def build_assets(
             describe_corpus,
         )
 
+    return raw_corpus
+
+
+def filtered_samples_asset(filters: FilterConfig) -> AssetsDefinition:
+    """The asset ``filtered_samples``."""
+
     @asset(
         group_name="corpora",
         partitions_def=corpus_partitions,
@@ -101,8 +129,14 @@ def build_assets(
             describe_samples,
         )
 
+    return filtered_samples
+
+
+def entries_check(declared: Declared) -> AssetChecksDefinition:
+    """Nothing that a corpus lists is missing from its index."""
+
     @asset_check(
-        asset=raw_corpus,
+        asset="raw_corpus",
         partitions_def=corpus_partitions,
         blocking=True,
         description="Entries = utterances + set aside.",
@@ -119,8 +153,14 @@ def build_assets(
             metadata={"entries": entries, "utterances": rows, "set_aside": aside},
         )
 
+    return every_entry_is_accounted_for
+
+
+def samples_check() -> AssetChecksDefinition:
+    """Nothing that went into the filters is lost."""
+
     @asset_check(
-        asset=filtered_samples,
+        asset="filtered_samples",
         partitions_def=corpus_partitions,
         blocking=True,
         description="In = kept + rejected.",
@@ -135,12 +175,7 @@ def build_assets(
             metadata={"samples_in": samples_in, "kept": kept, "rejected": rejected},
         )
 
-    return [
-        raw_corpus,
-        filtered_samples,
-        every_entry_is_accounted_for,
-        every_sample_is_accounted_for,
-    ]
+    return every_sample_is_accounted_for
 
 
 def describe_corpus(corpus: RawCorpus) -> dict[str, Any]:

@@ -10,7 +10,17 @@ from pydantic import AfterValidator, Field, model_validator
 
 from tts_assets.config import Config
 
-ReaderName = Literal["jsonl", "ljspeech", "folder"]
+ReaderName = Literal[
+    "jsonl",
+    "ljspeech",
+    "folder",
+    "pipe_list",
+    "librispeech",
+    "libritts",
+    "vctk",
+    "common_voice",
+    "speakers",
+]
 
 
 def _language_tag(value: str) -> str:

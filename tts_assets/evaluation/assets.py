@@ -1,7 +1,5 @@
 """Evaluation as Dagster sees it: the suite, ``report/<recipe>`` and ``comparison/<recipe>``."""
 
-import base64
-import io
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -36,6 +34,7 @@ from tts_assets.evaluation.config import EvaluationConfig, EvaluationProgram
 from tts_assets.evaluation.lineage import lineage
 from tts_assets.evaluation.suite import SUITE_FILE, known_texts, read_suite, write_suite
 from tts_assets.partitions import code_arrays_of
+from tts_assets.plots import bars
 from tts_assets.rlhf.config import RlhfRecipe
 from tts_assets.sft.config import SftRecipe
 
@@ -262,11 +261,12 @@ def describe_report(report: Report) -> dict[str, Any]:
     from tts_assets.evaluation.report import NOTEBOOK_FILE, PAGE_FILE
 
     total = json.loads((report.path / "report.json").read_text())["total"]
+    picture = bars(report.facts.wer_by_category, x_label="word errors, %")
     numbers = ("wer_low", "wer_high", "cer", "perfect", "dnsmos_overall", "unscored", "cut_off")
     return {
         "listen": MetadataValue.notebook(str(report.path / NOTEBOOK_FILE)),
         "page": MetadataValue.path(str(report.path / PAGE_FILE)),
-        "word_errors": MetadataValue.md(f"![word errors]({bars(report.facts.wer_by_category)})"),
+        "word_errors": MetadataValue.md(f"![word errors]({picture})"),
         **{name: total[name] for name in numbers},
     }
 
@@ -275,20 +275,3 @@ def describe_comparison(comparison: Comparison) -> dict[str, Any]:
     from tts_assets.evaluation.compare import PAGE_FILE
 
     return {"page": MetadataValue.path(str(comparison.path / PAGE_FILE))}
-
-
-def bars(rates: Mapping[str, float]) -> str:
-    """Word error rates of the categories, as a PNG in a data URI (about 8 kB)."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 0.5 + 0.4 * len(rates)), dpi=80, layout="constrained")
-    axes = figure.subplots()
-    drawn = axes.barh(list(rates), [100 * rate for rate in rates.values()], color="#1f6b58")
-    axes.bar_label(drawn, fmt="%.1f %%", padding=4)
-    axes.invert_yaxis()
-    axes.set_xlabel("word errors, %")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.margins(x=0.15)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,7 +1,5 @@
 """RLHF as Dagster sees it: ``rlhf/<recipe>``, GRPO from the serving model of its base recipe."""
 
-import base64
-import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +20,7 @@ from resources.artifact_store import ArtifactStoreResource
 from resources.launcher import Launcher, Program
 from tts_assets.artifacts import Build, Checkpoint, CodeArrays, EvaluationSuite, ServingModel
 from tts_assets.partitions import code_arrays_of
+from tts_assets.plots import curves
 from tts_assets.rlhf.config import RlhfProgram, RlhfRecipe
 
 CODE_VERSION = "1"
@@ -119,28 +118,12 @@ def describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
     lines = (checkpoint.path / "metrics.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
     first, last = records[0], records[-1]
+    panels = [{"reward": "reward", "wer": "WER of the rollouts"}, {"kl": "KL to the base"}]
+    picture = curves(records, panels, x_label="update")
     return {
         "reward_first": first["reward"],
         "reward_last": last["reward"],
         "rollout_wer_first": first["wer"],
         "rollout_wer_last": last["wer"],
-        "curves": MetadataValue.md(f"![reward and KL]({curves(records)})"),
+        "curves": MetadataValue.md(f"![reward and KL]({picture})"),
     }
-
-
-def curves(records: list[dict[str, float]]) -> str:
-    """Reward, WER of the rollouts and KL over updates, as a PNG in a data URI."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 3), dpi=80, layout="constrained")
-    for axes, keys in zip(figure.subplots(1, 2), (("reward", "wer"), ("kl",)), strict=True):
-        for key in keys:
-            points = [(record["step"], record[key]) for record in records if key in record]
-            if points:
-                axes.plot(*zip(*points, strict=True), label=key, linewidth=1)
-        axes.set_xlabel("update")
-        if axes.lines:  # the KL is not computed where its weight is 0
-            axes.legend()
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -7,6 +7,7 @@ would: ``AutoTokenizer`` over the whole prompt string and ``AutoModelForCausalLM
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -99,8 +100,8 @@ def compare_vllm(
 
     lm = SpeechLM.load(checkpoint, codebook_size)
     requests, completions = greedy(lm, texts, tokens)
-    engine = VllmEngine(serving, lm.vocabulary, max_sequences=len(texts))
-    answers = engine.complete(requests, greedy_sampling(tokens))
+    with closing(VllmEngine(serving, lm.vocabulary, max_sequences=len(texts))) as engine:
+        answers = engine.complete(requests, greedy_sampling(tokens))
     rows = []
     for ours, theirs in zip(completions, answers, strict=True):
         length = min(len(ours.token_ids), len(theirs.token_ids))

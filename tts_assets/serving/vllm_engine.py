@@ -67,6 +67,10 @@ class VllmEngine:
             progress(len(requests))
         return [self._completion(output.outputs[0]) for output in outputs]
 
+    def close(self) -> None:
+        """End the engine's process; without it, it lives as long as this one."""
+        self.llm.llm_engine.engine_core.shutdown()
+
     def _parameters(self, sampling: SamplingConfig, seed: int) -> Any:
         from vllm import SamplingParams
 

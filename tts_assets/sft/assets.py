@@ -1,7 +1,5 @@
 """SFT as Dagster sees it: one asset per recipe, ``sft/<recipe>``."""
 
-import base64
-import io
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,10 +20,11 @@ from resources.artifact_store import ArtifactStoreResource
 from resources.launcher import Launcher, Program
 from tts_assets.artifacts import ArtifactError, Build, Checkpoint, CodeArrays, CodecCheckpoint
 from tts_assets.partitions import code_arrays_of
+from tts_assets.plots import curves
 from tts_assets.sft.config import SftProgram, SftRecipe
 from tts_assets.sft.metrics import read_metrics
 
-CODE_VERSION = "1"
+CODE_VERSION = "2"
 
 
 def build_assets(recipes: Mapping[str, SftRecipe], processes: int) -> list[AssetsDefinition]:
@@ -110,26 +109,10 @@ def describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
     """Numbers of the run, and its loss curve as a picture."""
     records = read_metrics(checkpoint.path / "metrics.jsonl")
     trained = [record for record in records if "loss" in record]
+    labels = {"loss": "training", "val_loss": "validation"}
+    picture = curves(records, [labels], x_label="step", y_label="nats a speech token")
     return {
         "tokens_per_second": statistics.median(r["tokens_per_second"] for r in trained),
         "audio_hours_seen": trained[-1]["audio_hours_seen"],
-        "loss_curve": MetadataValue.md(f"![loss curve]({loss_curve(records)})"),
+        "loss_curve": MetadataValue.md(f"![loss curve]({picture})"),
     }
-
-
-def loss_curve(records: list[dict[str, float]]) -> str:
-    """Training and validation loss over steps, as a PNG in a data URI (about 15 kB)."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 3), dpi=80, layout="constrained")
-    axes = figure.subplots()
-    for key, label in (("loss", "training"), ("val_loss", "validation")):
-        points = [(record["step"], record[key]) for record in records if key in record]
-        if points:
-            axes.plot(*zip(*points, strict=True), label=label, linewidth=1)
-    axes.set_xlabel("step")
-    axes.set_ylabel("nats a speech token")
-    axes.legend()
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

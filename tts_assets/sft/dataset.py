@@ -94,6 +94,9 @@ class Pool:
     def identity(self, utterance: int) -> str:
         return str(self._sample(*self.place[utterance])["id"])
 
+    def transcript(self, utterance: int) -> str:
+        return str(self._sample(*self.place[utterance])["transcript"])
+
     @cached_property
     def code_counts(self) -> Ints:
         """Codes of each utterance."""

@@ -9,6 +9,8 @@ from typing import Any
 from tts_assets.accounting import SetAside
 from tts_assets.corpora.config import CorpusConfig
 
+AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".g722"}
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -30,6 +32,14 @@ def inside(root: Path, relative: str, where: str) -> Path | SetAside:
         detail = f"{relative} lies outside {root}; move it there, or declare its folder as a corpus"
         return SetAside(where, "path outside the corpus", detail)
     return path
+
+
+def text_file(path: Path, where: str) -> str | SetAside:
+    """What stands in a transcript; set aside if it is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        return SetAside(where, "text is not UTF-8", f"{path.name}: {error}")
 
 
 def entry(

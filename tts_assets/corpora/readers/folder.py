@@ -7,9 +7,7 @@ from pathlib import Path
 
 from tts_assets.accounting import SetAside
 from tts_assets.corpora.config import CorpusConfig
-from tts_assets.corpora.readers.entry import Entry, entry
-
-AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".g722"}
+from tts_assets.corpora.readers.entry import AUDIO_SUFFIXES, Entry, entry, text_file
 
 
 def read_folder(root: Path, config: CorpusConfig) -> Iterator[Entry | SetAside]:
@@ -21,9 +19,8 @@ def read_folder(root: Path, config: CorpusConfig) -> Iterator[Entry | SetAside]:
         if not text.is_file():
             yield SetAside(where, "no text file", f"its words belong into {text.name} beside it")
             continue
-        try:
-            words = text.read_text(encoding="utf-8-sig").strip()
-        except UnicodeDecodeError as error:
-            yield SetAside(where, "text is not UTF-8", f"{text.name}: {error}")
+        words = text_file(text, where)
+        if isinstance(words, SetAside):
+            yield words
             continue
         yield entry(config, audio, where, words)

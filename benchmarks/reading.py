@@ -1,0 +1,115 @@
+"""What makes a small SpeechLM read its text: an ablation of the embedded recipe.
+
+    python benchmarks/reading.py [--steps 1000]
+
+Trains ``[sft.announcer]`` four times on the arrays that ``make demo`` has made: as it is, without
+groups that grow (``grow_epochs``), without hidden codes (``code_dropout``), and without either.
+Then it measures, on random digit strings put together from the digits' recordings, the nats a
+spoken word costs the model after the string's own text and after another string's. A model that
+recites what it knows by heart pays the same for both; one that reads pays little for its own text
+and much for the other. Prints a Markdown table; about six minutes a row on one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tts_assets.artifacts import ArtifactStore
+from tts_assets.settings import load_settings
+from tts_assets.sft.config import SftProgram, SftRecipe
+from tts_assets.sft.dataset import Encoded, Pool, Sample
+from tts_assets.sft.packing import pack
+from tts_assets.sft.train import SpeechLoss, main, prepare
+from tts_assets.speechlm.model import SpeechLM
+from tts_assets.speechlm.prompts import PromptFormat
+
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+STRINGS = 48
+
+
+def variants(recipe: SftRecipe, steps: int) -> dict[str, SftRecipe]:
+    """The recipe in fewer steps, growing over as large a part of them, and what is left out."""
+    assert recipe.steps is not None and recipe.concatenate is not None
+    grow = round(recipe.concatenate.grow_epochs * steps / recipe.steps)
+    growing = recipe.concatenate.model_copy(update={"grow_epochs": grow})
+    at_once = recipe.concatenate.model_copy(update={"grow_epochs": 0})
+    short = recipe.model_copy(update={"steps": steps, "concatenate": growing})
+    return {
+        "as it is": short,
+        "without grow_epochs": short.model_copy(update={"concatenate": at_once}),
+        "without code_dropout": short.model_copy(update={"code_dropout": 0.0}),
+        "without both": short.model_copy(update={"concatenate": at_once, "code_dropout": 0.0}),
+    }
+
+
+def digit_strings(pool: Pool, count: int) -> list[tuple[int, ...]]:
+    """Random strings of 3 to 6 digits, as utterances of the pool."""
+    texts = [pool.transcript(u).strip(" .").lower() for u in range(len(pool))]
+    spoken = [texts.index(word) for word in DIGITS]
+    random = np.random.default_rng(5)
+    return [tuple(random.choice(spoken, size=random.integers(3, 7))) for _ in range(count)]
+
+
+def with_text_of(pool: Pool, utterances: tuple[int, ...], other: tuple[int, ...]) -> Encoded:
+    """The codes of ``utterances`` after the text of ``other``."""
+    codes, text = (pool.encode(Sample(u, 0, 0)) for u in (utterances, other))
+    head, start = text.inputs[: text.first + 2], codes.first + 2
+    inputs = np.concatenate([head, codes.inputs[start:]])
+    targets = np.append(inputs[1:], codes.targets[-1])
+    return Encoded(inputs, targets, text.first)
+
+
+@torch.no_grad()
+def nats_a_word(lm: SpeechLM, arrays: Path) -> tuple[float, float]:
+    """Mean cost of a word after its own text and after another string's."""
+    pool = Pool({"corpus": arrays}, "train", PromptFormat(lm.tokenizer, lm.vocabulary), 1024)
+    strings = digit_strings(pool, STRINGS)
+    prepare(lm.model, dropout=0.0)
+    loss = SpeechLoss(lm.model, bf16=False).eval()
+    own = sum(float(loss(pack([pool.encode(Sample(s, 0, 0))]))) for s in strings)
+    others = [*strings[1:], strings[0]]
+    pairs = zip(strings, others, strict=True)
+    swapped = sum(float(loss(pack([with_text_of(pool, s, other)]))) for s, other in pairs)
+    words = sum(map(len, strings))
+    return own / words, swapped / words
+
+
+def run() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=1000)
+    steps = parser.parse_args().steps
+    settings = load_settings()
+    recipe = settings.sft["announcer"]
+    store = ArtifactStore(settings.storage)
+    arrays = {name: store.current("code_arrays", name) for name in recipe.corpora}
+    facts = next(iter(arrays.values())).facts
+    folders = {name: handle.path for name, handle in arrays.items()}
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {steps} steps\n")
+    print("| recipe | own text, nats a word | another string's text |\n|---|---|---|")
+    for name, variant in variants(recipe, steps).items():
+        with tempfile.TemporaryDirectory() as folder:
+            program = SftProgram(
+                run_dir=Path(folder),
+                name="reading",
+                recipe=variant,
+                arrays=folders,
+                codec=facts.codec,
+                sample_rate=facts.sample_rate,
+                token_rate=facts.token_rate,
+                codebook_size=facts.codebook_size,
+            )
+            config = Path(folder) / "run.json"
+            config.write_text(program.to_json())
+            main([str(config)])
+            lm = SpeechLM.load(Path(folder) / "result", facts.codebook_size)
+            own, swapped = nats_a_word(lm, next(iter(folders.values())))
+        print(f"| {name} | {own:.2f} | {swapped:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    run()
