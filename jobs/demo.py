@@ -19,6 +19,7 @@ from dagster import DagsterInstance
 from jobs.asset_jobs import ALIGN, REFRESH, RETRAIN
 from jobs.run_view import RunView
 from tts_assets.artifacts import ArtifactError, ArtifactStore, Handle
+from tts_assets.evaluation.compare import FIGURES_FILE, PAGE_FILE
 from tts_assets.partitions import corpus_partitions
 from tts_assets.settings import Settings, load_settings
 
@@ -92,13 +93,16 @@ def print_summary(settings: Settings) -> None:
 
 
 def describe_comparison(comparison: Handle) -> str:
+    """Word errors before and after, by kind of text, with the interval of the difference."""
     facts = comparison.facts
-    return (
-        f"{facts.baseline} -> {facts.candidate}: word error rate {facts.wer_baseline:.1%} -> "
-        f"{facts.wer_candidate:.1%}, difference {facts.wer_difference:+.1%} "
-        f"(95 % interval {facts.ci_low:+.1%} to {facts.ci_high:+.1%})\n"
-        f"  listen: {comparison.path / 'comparison.html'}"
-    )
+    categories = json.loads((comparison.path / FIGURES_FILE).read_text())["categories"]
+    lines = [f"{facts.baseline} -> {facts.candidate}: change of the word error rate, 95 % interval"]
+    for name, row in categories.items():
+        lines.append(
+            f"  {name:12} {row['baseline']:7.1%} -> {row['candidate']:6.1%}  "
+            f"{row['difference']:+7.1%} ({row['low']:+.1%} to {row['high']:+.1%})"
+        )
+    return "\n".join([*lines, f"  listen: {comparison.path / PAGE_FILE}"])
 
 
 if __name__ == "__main__":

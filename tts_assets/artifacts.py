@@ -27,7 +27,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from tts_assets.config import Config, canonical_json, digest_of
 
@@ -448,6 +448,29 @@ class Checkpoint(Handle):
     facts: CheckpointFacts
 
 
+class Agreement(Facts):
+    """What comparing a serving model with the trainer's checkpoint gave.
+
+    ``tokens`` compared, how many differ, and the largest difference of a log-probability. A token
+    that differs where the two best are closer than ``tolerance`` is a tie, not counted.
+    """
+
+    prompts_equal: bool
+    tokens: int
+    different: int
+    largest_difference: float
+    tolerance: float
+
+    @property
+    def holds(self) -> bool:
+        return (
+            self.prompts_equal
+            and self.tokens > 0
+            and self.different == 0
+            and self.largest_difference <= self.tolerance
+        )
+
+
 class ServingFacts(Facts):
     recipe: str
     stage: str
@@ -458,6 +481,7 @@ class ServingFacts(Facts):
     sample_rate: int
     token_rate: float
     codebook_size: int
+    agreements: dict[str, Agreement] = Field(default_factory=dict, description="by engine")
 
 
 class ServingModel(Handle):

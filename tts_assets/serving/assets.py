@@ -18,11 +18,11 @@ from dagster import (
 )
 
 from resources.artifact_store import ArtifactStoreResource
-from tts_assets.artifacts import Build, Checkpoint, ServingFacts, ServingModel
+from tts_assets.artifacts import ArtifactError, Build, ServingFacts, ServingModel
 from tts_assets.partitions import code_arrays_of
 from tts_assets.serving.config import ServingConfig
 
-CODE_VERSION = "1"
+CODE_VERSION = "2"
 Definitions = list[AssetsDefinition | AssetChecksDefinition]
 
 
@@ -63,8 +63,14 @@ def serving_asset(
 
         def run(work: Path) -> ServingFacts:
             from tts_assets.serving.convert import Sources, convert
+            from tts_assets.serving.verify import agreements
 
-            return convert(Sources(**inputs), config, work / "result", final)
+            sources = Sources(**inputs)
+            facts = convert(sources, config, work / "result", final)
+            found = agreements(
+                sources.checkpoint.path, work / "result", facts.codebook_size, config
+            )
+            return facts.model_copy(update={"agreements": found})
 
         return store.materialize(context, ServingModel, build, run, describe=describe)
 
@@ -73,51 +79,36 @@ def serving_asset(
 
 def checks(model: AssetsDefinition, config: ServingConfig) -> list[AssetChecksDefinition]:
     """Blocking: the folder gives the trainer's tokens in transformers (and vLLM, if wanted)."""
-
-    @asset_check(asset=model, blocking=True, description="Tokens and log-probs as the trainer's.")
-    def transformers_agrees(
-        store: ArtifactStoreResource, serving_model: ServingModel
-    ) -> AssetCheckResult:
-        from tts_assets.serving.verify import compare_transformers
-
-        return compared(compare_transformers, store, serving_model, config)
-
-    if not config.check_vllm:
-        return [transformers_agrees]
-
-    @asset_check(asset=model, blocking=True, description="The same, in the vLLM engine.")
-    def vllm_agrees(store: ArtifactStoreResource, serving_model: ServingModel) -> AssetCheckResult:
-        from tts_assets.serving.verify import compare_vllm
-
-        return compared(compare_vllm, store, serving_model, config)
-
-    return [transformers_agrees, vllm_agrees]
+    engines = ("transformers", "vllm") if config.check_vllm else ("transformers",)
+    return [agreement_check(model, engine) for engine in engines]
 
 
-def compared(
-    compare: Any, store: ArtifactStoreResource, model: ServingModel, config: ServingConfig
-) -> AssetCheckResult:
-    """Run a comparison with the very checkpoint that ``model`` was converted from."""
-    source = model.manifest.inputs["checkpoint"]
-    checkpoint = Checkpoint.open(
-        store.store.folder(source.asset, source.partition) / source.fingerprint
+def agreement_check(model: AssetsDefinition, engine: str) -> AssetChecksDefinition:
+    """The folder agreed with its checkpoint when it was made, and its bytes are still those."""
+
+    @asset_check(
+        asset=model,
+        name=f"{engine}_agrees",
+        blocking=True,
+        description=f"Tokens and log-probs in {engine} as the trainer's.",
     )
-    agreement = compare(
-        checkpoint.path,
-        model.path,
-        model.facts.codebook_size,
-        config.check_texts,
-        config.check_tokens,
-    )
-    return AssetCheckResult(
-        passed=agreement.holds,
-        metadata={
-            "tokens_compared": agreement.tokens,
-            "tokens_different": agreement.different,
-            "largest_logprob_difference": agreement.largest_difference,
-            "prompts_equal": agreement.prompts_equal,
-        },
-    )
+    def check(serving_model: ServingModel) -> AssetCheckResult:
+        agreement = serving_model.facts.agreements[engine]
+        try:
+            serving_model.verify()
+        except ArtifactError as error:
+            return AssetCheckResult(passed=False, description=str(error))
+        return AssetCheckResult(
+            passed=agreement.holds,
+            metadata={
+                "tokens_compared": agreement.tokens,
+                "tokens_different": agreement.different,
+                "largest_logprob_difference": agreement.largest_difference,
+                "prompts_equal": agreement.prompts_equal,
+            },
+        )
+
+    return check
 
 
 def describe(model: ServingModel) -> dict[str, Any]:

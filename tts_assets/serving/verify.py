@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tts_assets.artifacts import Agreement
+from tts_assets.serving.config import ServingConfig
 from tts_assets.speechlm.config import SamplingConfig
 from tts_assets.speechlm.generate import Completion, Request, allowed_ids, generate
 from tts_assets.speechlm.model import SpeechLM
@@ -29,27 +30,15 @@ TOLERANCE = 1e-3
 VLLM_TOLERANCE = 2e-2
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """``tokens`` compared, how many differ, and the largest difference of a log-probability.
-
-    A token that differs where the two best are closer than the tolerance is a tie, not counted.
-    """
-
-    prompts_equal: bool
-    tokens: int
-    different: int
-    largest_difference: float
-    tolerance: float = TOLERANCE
-
-    @property
-    def holds(self) -> bool:
-        return (
-            self.prompts_equal
-            and self.tokens > 0
-            and self.different == 0
-            and self.largest_difference <= self.tolerance
-        )
+def agreements(
+    checkpoint: Path, serving: Path, codebook_size: int, config: ServingConfig
+) -> dict[str, Agreement]:
+    """The comparisons that ``config`` asks for, by engine; vLLM's cold start takes a minute."""
+    arguments = (checkpoint, serving, codebook_size, config.check_texts, config.check_tokens)
+    found = {"transformers": compare_transformers(*arguments)}
+    if config.check_vllm:
+        found["vllm"] = compare_vllm(*arguments)
+    return found
 
 
 def greedy(
@@ -86,7 +75,7 @@ def compare_transformers(
         drawn = torch.from_numpy(completion.token_ids)
         logprobs = next_logprobs(model, torch.tensor(prompt), drawn, allowed)
         rows.append(_compare_row(logprobs, drawn, allowed, completion.logprobs))
-    return _sum_up(prompts_equal, rows)
+    return _sum_up(prompts_equal, rows, TOLERANCE)
 
 
 def compare_vllm(
@@ -113,7 +102,7 @@ def compare_vllm(
         )
         missing = 0 if agreed == tokens or tie else 1
         rows.append((agreed, missing, float(differences.max(initial=0.0))))
-    return replace(_sum_up(True, rows), tolerance=VLLM_TOLERANCE)
+    return _sum_up(True, rows, VLLM_TOLERANCE)
 
 
 def prompt_string(text: str) -> str:
@@ -142,10 +131,13 @@ def _compare_row(
     return len(drawn), different, float((own - torch.from_numpy(expected)).abs().max())
 
 
-def _sum_up(prompts_equal: bool, rows: Sequence[tuple[int, int, float]]) -> Agreement:
+def _sum_up(
+    prompts_equal: bool, rows: Sequence[tuple[int, int, float]], tolerance: float
+) -> Agreement:
     return Agreement(
         prompts_equal=prompts_equal,
         tokens=sum(row[0] for row in rows),
         different=sum(row[1] for row in rows),
-        largest_difference=max((row[2] for row in rows), default=float("nan")),
+        largest_difference=max((row[2] for row in rows), default=0.0),
+        tolerance=tolerance,
     )

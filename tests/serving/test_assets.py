@@ -1,0 +1,68 @@
+"""The blocking check of serving models: what was compared, and that its bytes are still those."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dagster import AssetCheckResult, AssetsDefinition
+
+from tests.speaking import Speaking
+from tts_assets.artifacts import MANIFEST, ServingModel
+from tts_assets.serving.assets import agreement_check, build_assets
+from tts_assets.serving.config import ServingConfig
+from tts_assets.serving.verify import agreements
+
+CONFIG = ServingConfig(check_texts=("one two", "three"), check_tokens=12)
+
+
+@pytest.fixture(scope="module")
+def compared(speaking: Speaking) -> dict[str, Any]:
+    found = agreements(speaking.checkpoint.path, speaking.serving.path, 256, CONFIG)
+    return {engine: agreement.model_dump() for engine, agreement in found.items()}
+
+
+def model_with(speaking: Speaking, agreed: dict[str, Any], folder: Path) -> ServingModel:
+    """A copy of the serving model whose facts say what a comparison gave."""
+    shutil.copytree(speaking.serving.path, folder)
+    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest["facts"]["agreements"] = agreed
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    return ServingModel.open(folder)
+
+
+def check(model: ServingModel) -> AssetCheckResult:
+    asset = next(
+        definition
+        for definition in build_assets(CONFIG, {"voice": ["clips"]}, {})
+        if isinstance(definition, AssetsDefinition) and not definition.check_keys
+    )
+    result = agreement_check(asset, "transformers")(serving_model=model)
+    assert isinstance(result, AssetCheckResult)
+    return result
+
+
+def test_a_model_that_agreed_passes(
+    speaking: Speaking, compared: dict[str, Any], tmp_path: Path
+) -> None:
+    result = check(model_with(speaking, compared, tmp_path / "model"))
+    assert result.passed
+    assert result.metadata["tokens_compared"].value == 24
+
+
+def test_a_difference_fails(speaking: Speaking, compared: dict[str, Any], tmp_path: Path) -> None:
+    differing = {"transformers": compared["transformers"] | {"different": 1}}
+    assert not check(model_with(speaking, differing, tmp_path / "model")).passed
+
+
+def test_changed_bytes_fail(speaking: Speaking, compared: dict[str, Any], tmp_path: Path) -> None:
+    model = model_with(speaking, compared, tmp_path / "model")
+    weights = model.path / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    result = check(model)
+    assert not result.passed and "model.safetensors" in str(result.description)
