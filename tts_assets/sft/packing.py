@@ -17,7 +17,7 @@ from tts_assets.sft.dataset import Encoded
 
 T = TypeVar("T")
 # Rows end in padding up to a multiple of this: oneDNN compiles its bfloat16 kernels for each new
-# shape and keeps them, which cost a rank 10 MB a step.
+# shape and keeps them, which cost a rank of the embedded recipe 7 MB a step.
 ROW_MULTIPLE = 64
 
 

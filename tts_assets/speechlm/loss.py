@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 CHUNK = 1024
-ROWS = 256  # chunks are multiples of it: on CPUs, oneDNN keeps some 10 MB for each new shape
+ROWS = 256  # chunks are multiples of it: oneDNN compiles and keeps a kernel for each new shape
 
 
 class _SummedCrossEntropy(torch.autograd.Function):
