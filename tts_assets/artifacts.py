@@ -20,6 +20,7 @@ import json
 import os
 import shutil
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -191,6 +192,15 @@ class ArtifactStore:
     def __init__(self, root: Path) -> None:
         self.root = root
 
+    @property
+    def audio_pool(self) -> Path:
+        """Where audio lies that the pipeline cut or extracted (see ``audio_pool.py``)."""
+        return self.root / "audio"
+
+    def cache(self, name: str) -> Path:
+        """The file of one kind of cached facts (see ``cache.py``); may be deleted at any time."""
+        return self.root / ".cache" / f"{name}.sqlite"
+
     def folder(self, asset: str, partition: str = UNPARTITIONED) -> Path:
         return self.root / asset / partition
 
@@ -315,7 +325,7 @@ def written_aside(path: Path) -> Iterator[Path]:
     Works for a file or a folder. On an error nothing is left behind and ``path`` is untouched.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    aside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_native_id()}.tmp")
     try:
         yield aside
         fsync_tree(aside) if aside.is_dir() else fsync(aside)
@@ -336,6 +346,7 @@ def written_aside(path: Path) -> Iterator[Path]:
 class CorpusFacts(Facts):
     corpus: str
     root: str
+    audio_pool: str
     language: str
     licence: str
     utterances: int
@@ -349,6 +360,19 @@ class RawCorpus(Handle):
 
     kind, facts_type = "raw_corpus", CorpusFacts
     facts: CorpusFacts
+
+
+class SegmentFacts(CorpusFacts):
+    recordings: int
+    recorded_hours: float
+
+
+class SpeechSegments(Handle):
+    """``utterances.parquet``, ``set_aside.jsonl``: of long recordings their clips; of a corpus
+    of utterances those of its ``raw_corpus`` as they are."""
+
+    kind, facts_type = "speech_segments", SegmentFacts
+    facts: SegmentFacts
 
 
 class SampleFacts(Facts):

@@ -7,25 +7,11 @@ import os
 import shutil
 from pathlib import Path
 
-import polars as pl
 import pytest
-import soundfile
 
-from tts_assets.accounting import count_reasons, read_set_aside
+from tests.corpora.layouts import index, put
+from tts_assets.accounting import count_reasons
 from tts_assets.config import ConfigError
-from tts_assets.corpora.audio import read_clip
-from tts_assets.corpora.config import CorpusConfig
-from tts_assets.corpora.index import index_corpus
-
-
-def index(root: Path, result: Path, reader: str = "jsonl", **fields: str) -> pl.DataFrame:
-    result.mkdir(parents=True, exist_ok=True)
-    config = CorpusConfig(path=root, reader=reader, language="en", **fields)  # type: ignore[arg-type]
-    facts = index_corpus("clips", root.resolve(), config, result)
-    rows = pl.read_parquet(result / "utterances.parquet")
-    assert facts.utterances == len(rows)
-    assert facts.set_aside == len(read_set_aside(result / "set_aside.jsonl"))
-    return rows
 
 
 def test_the_same_bytes_whatever_times_order_and_place(clips: Path, tmp_path: Path) -> None:
@@ -44,7 +30,7 @@ def test_the_same_bytes_whatever_times_order_and_place(clips: Path, tmp_path: Pa
 def test_bad_lines_and_files_are_set_aside_and_the_rest_goes_on(
     clips: Path, tmp_path: Path
 ) -> None:
-    good = len(index(clips, tmp_path / "good"))
+    good = len(index(clips, tmp_path / "good")[0])
     bad = tmp_path / "bad"
     shutil.copytree(clips, bad)
     first = json.loads((bad / "samples.jsonl").read_text().splitlines()[0])
@@ -64,8 +50,8 @@ def test_bad_lines_and_files_are_set_aside_and_the_rest_goes_on(
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
     with path.open("a") as stream:
         stream.write("\n".join(lines) + "\n")
-    assert len(index(bad, tmp_path / "out")) == good
-    set_aside = read_set_aside(tmp_path / "out" / "set_aside.jsonl")
+    rows, set_aside = index(bad, tmp_path / "out")
+    assert len(rows) == good
     assert count_reasons(set_aside) == {
         "not JSON": 1,
         "not a JSON object": 1,
@@ -82,13 +68,11 @@ def test_bad_lines_and_files_are_set_aside_and_the_rest_goes_on(
 
 def wavs(clips: Path, target: Path) -> dict[str, str]:
     """The clips as wav files in ``target``; name -> text."""
-    target.mkdir(parents=True)
     texts = {}
     for line in (clips / "samples.jsonl").read_text().splitlines():
         sample = json.loads(line)
-        clip = read_clip(clips / sample["wav_path"])
         name = sample["wav_path"].removesuffix(".g722").replace("/", "_")
-        soundfile.write(target / f"{name}.wav", clip.wave, clip.rate)
+        put(clips / sample["wav_path"], target / f"{name}.wav")
         texts[name] = sample["transcript"]
     return texts
 
@@ -97,10 +81,9 @@ def test_ljspeech(clips: Path, tmp_path: Path) -> None:
     texts = wavs(clips, tmp_path / "lj" / "wavs")
     lines = [f"{name}|raw|{text}" for name, text in texts.items()] + ["a line without columns"]
     (tmp_path / "lj" / "metadata.csv").write_text("\n".join(lines) + "\n")
-    rows = index(tmp_path / "lj", tmp_path / "out", reader="ljspeech", speaker="linda")
+    rows, (record,) = index(tmp_path / "lj", tmp_path / "out", "ljspeech", speaker="linda")
     assert sorted(rows["text"]) == sorted(texts.values())
     assert set(rows["speaker"]) == {"linda"}
-    (record,) = read_set_aside(tmp_path / "out" / "set_aside.jsonl")
     assert record.what == f"metadata.csv:{len(lines)}"
 
 
@@ -108,9 +91,8 @@ def test_a_plain_folder(clips: Path, tmp_path: Path) -> None:
     texts = wavs(clips, tmp_path / "corpus" / "deep")
     for name, text in list(texts.items())[1:]:
         (tmp_path / "corpus" / "deep" / f"{name}.txt").write_text(text + "\n")
-    rows = index(tmp_path / "corpus", tmp_path / "out", reader="folder")
+    rows, (record,) = index(tmp_path / "corpus", tmp_path / "out", "folder")
     assert sorted(rows["text"]) == sorted(list(texts.values())[1:])
-    (record,) = read_set_aside(tmp_path / "out" / "set_aside.jsonl")
     assert record.reason == "no text file"
 
 
@@ -124,6 +106,6 @@ def test_a_corpus_that_is_one_file_with_absolute_paths(clips: Path, tmp_path: Pa
     samples = [json.loads(line) for line in (clips / "samples.jsonl").read_text().splitlines()]
     lines = [json.dumps(s | {"wav_path": str(clips / s["wav_path"])}) for s in samples]
     file.write_text("\n".join(lines))
-    rows = index(file, tmp_path / "out")
+    rows, _ = index(file, tmp_path / "out")
     assert len(rows) == len(samples)
     assert all(Path(audio).is_file() for audio in rows["audio"])

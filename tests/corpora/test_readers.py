@@ -7,43 +7,19 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-import soundfile
 
-from tts_assets.accounting import SetAside, read_set_aside
+from tests.corpora.layouts import index, put, write
 from tts_assets.config import ConfigError
-from tts_assets.corpora.audio import read_clip
-from tts_assets.corpora.config import CorpusConfig, ReaderName
-from tts_assets.corpora.index import index_corpus
+
+Recordings = list[tuple[Path, str]]  # audio, words
 
 
 @pytest.fixture(scope="module")
-def recordings(clips: Path) -> list[tuple[Path, str]]:
+def recordings(clips: Path) -> Recordings:
     """Four clips and their words."""
     lines = (clips / "samples.jsonl").read_text().splitlines()[5:9]
     samples = [json.loads(line) for line in lines]
     return [(clips / sample["wav_path"], sample["transcript"]) for sample in samples]
-
-
-def put(source: Path, target: Path) -> None:
-    """A clip in the format that ``target``'s suffix names."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    clip = read_clip(source)
-    soundfile.write(target, clip.wave, clip.rate)
-
-
-def write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
-
-
-def index(root: Path, reader: ReaderName, out: Path) -> tuple[pl.DataFrame, list[SetAside]]:
-    out.mkdir()
-    config = CorpusConfig(path=root, reader=reader, language="en")
-    index_corpus("corpus", root.resolve(), config, out)
-    return pl.read_parquet(out / "utterances.parquet"), read_set_aside(out / "set_aside.jsonl")
-
-
-Recordings = list[tuple[Path, str]]
 
 
 def texts(rows: pl.DataFrame) -> set[str]:
@@ -62,7 +38,7 @@ def test_librispeech(recordings: Recordings, tmp_path: Path) -> None:
         lines.append(f"84-121123-{number:04} {words.upper()}")
     lines.append("84-121123-9999 WITHOUT AUDIO")
     write(chapter / "84-121123.trans.txt", "\n".join(lines) + "\n")
-    rows, set_aside = index(tmp_path / "c", "librispeech", tmp_path / "out")
+    rows, set_aside = index(tmp_path / "c", tmp_path / "out", "librispeech")
     assert texts(rows) == {words.upper() for _, words in recordings}
     assert set(rows["speaker"]) == {"84"}
     (record,) = set_aside
@@ -77,7 +53,7 @@ def test_libritts_reads_the_original_text(recordings: Recordings, tmp_path: Path
             write(Path(f"{stem}.normalized.txt"), "as it was normalized")
         if number > 1:
             write(Path(f"{stem}.original.txt"), words)
-    rows, set_aside = index(tmp_path / "c", "libritts", tmp_path / "out")
+    rows, set_aside = index(tmp_path / "c", tmp_path / "out", "libritts")
     expected = {words for _, words in recordings[2:]}
     assert texts(rows) == {"as it was normalized", *expected}
     assert set(rows["speaker"]) == {"251"}
@@ -93,7 +69,7 @@ def test_vctk(recordings: Recordings, tmp_path: Path, tree: str, suffix: str) ->
         name = f"p{225 + number % 2}_{number:03}"
         put(audio, root / tree / name[:4] / f"{name}{suffix}")
         write(root / "txt" / name[:4] / f"{name}.txt", words + "\n")
-    rows, set_aside = index(root, "vctk", tmp_path / "out")
+    rows, set_aside = index(root, tmp_path / "out", "vctk")
     assert texts(rows) == {words for _, words in recordings} and not set_aside
     assert all(stem.startswith(speaker) for stem, speaker in speakers(rows).items())
 
@@ -106,7 +82,7 @@ def test_common_voice(recordings: Recordings, tmp_path: Path) -> None:
         rows_in.append(f'speaker{number}\tcv_{number}.mp3\t"{words}\t2\ten')
     rows_in += ["speaker9\t\tno clip\t2\ten", "speaker9\t../../secret.mp3\tout\t2\ten"]
     write(root / "validated.tsv", "\n".join(rows_in) + "\n")
-    rows, set_aside = index(root, "common_voice", tmp_path / "out")
+    rows, set_aside = index(root, tmp_path / "out", "common_voice")
     assert texts(rows) == {f'"{words}' for _, words in recordings}  # a quotation mark is text
     assert set(rows["speaker"]) == {f"speaker{number}" for number in range(4)}
     assert json.loads(rows["extra"][0]) == {"original_data": {"up_votes": "2"}}
@@ -117,7 +93,7 @@ def test_common_voice(recordings: Recordings, tmp_path: Path) -> None:
     }
     write(root / "train.tsv", "path\tsentence\n")
     with pytest.raises(ConfigError, match="no columns client_id"):
-        index(root / "train.tsv", "common_voice", tmp_path / "none")
+        index(root / "train.tsv", tmp_path / "none", "common_voice")
 
 
 def test_pipe_lists_with_and_without_a_header(recordings: Recordings, tmp_path: Path) -> None:
@@ -125,14 +101,14 @@ def test_pipe_lists_with_and_without_a_header(recordings: Recordings, tmp_path: 
         put(audio, tmp_path / "c" / "wavs" / f"{number}.wav")
     plain = [f"wavs/{n}.wav|s{n % 2}|{words}" for n, (_, words) in enumerate(recordings)]
     write(tmp_path / "c" / "vits.txt", "\n".join([*plain, "wavs/0.wav", "a|b|c|d"]) + "\n")
-    rows, set_aside = index(tmp_path / "c" / "vits.txt", "pipe_list", tmp_path / "out")
+    rows, set_aside = index(tmp_path / "c" / "vits.txt", tmp_path / "out", "pipe_list")
     assert texts(rows) == {words for _, words in recordings}
     assert speakers(rows) == {str(n): f"s{n % 2}" for n in range(4)}
     assert [record.what for record in set_aside] == ["vits.txt:5", "vits.txt:6"]
     coqui = ["audio_file|text|speaker_name"]
     coqui += [f"wavs/{n}.wav|{words}|speaker{n}" for n, (_, words) in enumerate(recordings)]
     write(tmp_path / "c" / "metadata.csv", "\ufeff" + "\r\n".join(coqui) + "\r\n")
-    rows, set_aside = index(tmp_path / "c", "pipe_list", tmp_path / "again")
+    rows, set_aside = index(tmp_path / "c", tmp_path / "again", "pipe_list")
     assert texts(rows) == {words for _, words in recordings} and not set_aside
     assert speakers(rows) == {str(n): f"speaker{n}" for n in range(4)}
 
@@ -142,7 +118,7 @@ def test_folders_of_speakers_need_no_text(recordings: Recordings, tmp_path: Path
     for number, (audio, _) in enumerate(recordings[:3]):
         put(audio, root / f"id1000{number}" / "1zcIwhmdeo4" / "00001.wav")
     put(recordings[3][0], root / "stray.wav")
-    rows, set_aside = index(root, "speakers", tmp_path / "out")
+    rows, set_aside = index(root, tmp_path / "out", "speakers")
     assert set(rows["speaker"]) == {"id10000", "id10001", "id10002"} and texts(rows) == {""}
     assert json.loads(rows["extra"][0])["original_data"] == {"session": "1zcIwhmdeo4"}
     assert [record.reason for record in set_aside] == ["no speaker folder"]

@@ -69,6 +69,7 @@ def utterance(**changes: object) -> tuple[Utterance, Sample]:
     values: dict[str, object] = {
         "id": "0",
         "audio": "a.wav",
+        "pooled": False,
         "audio_sha256": "0",
         "duration": 2.0,
         "sample_rate": 16_000,

@@ -28,7 +28,7 @@ from tts_assets.corpora.listening import NOTEBOOK_FILE
 from tts_assets.corpora.listing import entries_digest
 from tts_assets.partitions import corpus_partitions
 
-INDEX_VERSION = "1"
+INDEX_VERSION = "2"
 FILTER_VERSION = "2"
 ROWS_SHOWN = 8
 SECONDS = (0, 1, 2, 4, 7, 10, 15, 20, 30)  # where the classes of the duration table begin
@@ -93,7 +93,7 @@ def raw_corpus_asset(declared: Declared) -> AssetsDefinition:
             context,
             RawCorpus,
             build,
-            lambda work: index_corpus(name, path, config, work / "result"),
+            lambda work: index_corpus(name, path, config, store.store, work / "result"),
             describe_corpus,
         )
 
@@ -118,7 +118,11 @@ def filtered_samples_asset(filters: FilterConfig) -> AssetsDefinition:
             partition=context.partition_key,
             inputs={"raw_corpus": raw_corpus},
             # Samples name audio by absolute path, so the place is part of what they are.
-            config={"filters": filters, "root": raw_corpus.facts.root},
+            config={
+                "filters": filters,
+                "root": raw_corpus.facts.root,
+                "audio_pool": raw_corpus.facts.audio_pool,
+            },
             code_version=FILTER_VERSION,
         )
         return store.materialize(

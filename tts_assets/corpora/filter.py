@@ -10,7 +10,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from tts_assets.artifacts import RawCorpus, SampleFacts
+from tts_assets.artifacts import CorpusFacts, RawCorpus, SampleFacts, SpeechSegments
 from tts_assets.corpora.config import FilterConfig
 from tts_assets.corpora.filters import rejection
 from tts_assets.corpora.index import Utterance, utterances
@@ -22,11 +22,12 @@ from tts_assets.corpora.text import normalize
 KEPT_FILE, REJECTED_FILE = "kept.jsonl", "rejected.jsonl"
 
 
-def filter_corpus(corpus: RawCorpus, config: FilterConfig, result: Path) -> SampleFacts:
+def filter_corpus(
+    corpus: RawCorpus | SpeechSegments, config: FilterConfig, result: Path
+) -> SampleFacts:
     """Write ``kept.jsonl`` and ``rejected.jsonl`` (each with its ``reason``) into ``result``."""
-    root = Path(corpus.facts.root)
     rows = list(utterances(corpus))
-    samples = [to_sample(row, root, corpus.facts.corpus) for row in rows]
+    samples = [to_sample(row, corpus.facts) for row in rows]
     if config.measure_dnsmos:
         samples = with_dnsmos(samples)
     kept: list[Sample] = []
@@ -54,7 +55,7 @@ def filter_corpus(corpus: RawCorpus, config: FilterConfig, result: Path) -> Samp
     )
 
 
-def to_sample(row: Utterance, root: Path, corpus: str) -> Sample:
+def to_sample(row: Utterance, facts: CorpusFacts) -> Sample:
     """A row in the sample schema; the audio's path becomes absolute, as the schema wants it."""
     extra = json.loads(row.extra)
     original = {
@@ -65,13 +66,13 @@ def to_sample(row: Utterance, root: Path, corpus: str) -> Sample:
     }
     return Sample(
         id=row.id,
-        wav_path=str(root / row.audio),
+        wav_path=str(row.path(facts)),
         transcript=normalize(row.text, row.language),
         language=row.language,
         duration=row.duration,
         sample_rate=row.sample_rate,
         speaker_id=row.speaker,
-        dataset_name=corpus,
+        dataset_name=facts.corpus,
         original_data=original,
         **extra,
     )

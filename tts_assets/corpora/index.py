@@ -16,7 +16,7 @@ from pathlib import Path
 import polars as pl
 
 from tts_assets.accounting import SET_ASIDE_FILE, SetAside, write_set_aside
-from tts_assets.artifacts import CorpusFacts, RawCorpus
+from tts_assets.artifacts import ArtifactStore, CorpusFacts, RawCorpus, SpeechSegments
 from tts_assets.config import ConfigError
 from tts_assets.corpora.audio import BrokenAudio, read_clip
 from tts_assets.corpora.config import CorpusConfig
@@ -29,7 +29,8 @@ THREADS = 4  # decoding releases the GIL
 
 SCHEMA = {
     "id": pl.String,
-    "audio": pl.String,  # relative to the corpus root where it lies below it
+    "audio": pl.String,  # relative to the corpus root where it lies below it, or to the pool
+    "pooled": pl.Boolean,  # the audio lies in the audio pool (see audio_pool.py)
     "audio_sha256": pl.String,
     "duration": pl.Float64,  # seconds
     "sample_rate": pl.Int32,  # Hz
@@ -48,6 +49,7 @@ class Utterance:
 
     id: str
     audio: str
+    pooled: bool
     audio_sha256: str
     duration: float
     sample_rate: int
@@ -57,6 +59,10 @@ class Utterance:
     text: str
     licence: str
     extra: str
+
+    def path(self, facts: CorpusFacts) -> Path:
+        """Where the audio lies; ``facts`` of the corpus."""
+        return Path(facts.audio_pool if self.pooled else facts.root) / self.audio
 
 
 def read_entries(root: Path, config: CorpusConfig) -> list[Entry | SetAside]:
@@ -69,8 +75,11 @@ def read_entries(root: Path, config: CorpusConfig) -> list[Entry | SetAside]:
         ) from None
 
 
-def index_corpus(name: str, root: Path, config: CorpusConfig, result: Path) -> CorpusFacts:
-    """Write ``utterances.parquet`` and ``set_aside.jsonl`` into ``result``."""
+def index_corpus(
+    name: str, root: Path, config: CorpusConfig, store: ArtifactStore, result: Path
+) -> CorpusFacts:
+    """Write ``utterances.parquet`` and ``set_aside.jsonl`` into ``result``; audio that is no file
+    of its own becomes one in the ``store``'s pool."""
     entries = read_entries(root, config)
     root = root if root.is_dir() else root.parent  # a corpus may be one samples file
     with ThreadPoolExecutor(THREADS) as pool:
@@ -82,6 +91,7 @@ def index_corpus(name: str, root: Path, config: CorpusConfig, result: Path) -> C
     return CorpusFacts(
         corpus=name,
         root=str(root),
+        audio_pool=str(store.audio_pool),
         language=config.language,
         licence=config.licence,
         utterances=len(utterances),
@@ -106,6 +116,7 @@ def measure(root: Path, item: Entry | SetAside) -> Utterance | SetAside:
     return Utterance(
         id=digest[:ID_DIGITS],
         audio=str(item.audio.relative_to(root) if below else item.audio),
+        pooled=False,
         audio_sha256=digest,
         duration=round(clip.seconds, 6),
         sample_rate=clip.rate,
@@ -133,7 +144,7 @@ def separate(
     return list(kept.values()), set_aside
 
 
-def utterances(corpus: RawCorpus) -> Iterator[Utterance]:
-    """The rows of a raw corpus, by id."""
+def utterances(corpus: RawCorpus | SpeechSegments) -> Iterator[Utterance]:
+    """The rows of a corpus, by id."""
     for row in pl.read_parquet(corpus.path / UTTERANCES_FILE).iter_rows(named=True):
         yield Utterance(**row)
