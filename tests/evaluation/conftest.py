@@ -10,12 +10,12 @@ import pytest
 from tests.speaking import Speaking, publish_all
 from tts_assets.artifacts import ArtifactStore
 from tts_assets.corpora.audio import Clip, read_clip
+from tts_assets.corpora.transcription import Transcriber
 from tts_assets.evaluation.config import EvaluationConfig, LineageRow
 from tts_assets.evaluation.report import write_report
 from tts_assets.evaluation.results import SampleResult
 from tts_assets.evaluation.scoring import Scorer, write_flac
 from tts_assets.evaluation.suite import SuiteText
-from tts_assets.evaluation.transcription import Transcriber
 
 SENTENCES = ("agent-newlocation", "check-number-dial-again", "conf-invalid")
 LINEAGE = LineageRow(

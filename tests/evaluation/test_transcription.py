@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from tts_assets.corpora.audio import Clip
-from tts_assets.evaluation.text_match import corpus_wer, match
-from tts_assets.evaluation.transcription import Transcriber, quietest_place
+from tts_assets.corpora.text_match import corpus_wer, match
+from tts_assets.corpora.transcription import Transcriber, quietest_place
 
 Recordings = dict[str, tuple[str, Clip]]
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tts_assets.config import Config, canonical_json
+from tts_assets.corpora.text_match import Interval, difference_interval
 from tts_assets.evaluation.config import LineageRow
 from tts_assets.evaluation.page import Heard, RangeMark, heard, range_mark, render, scale_end
 from tts_assets.evaluation.results import (
@@ -21,7 +22,6 @@ from tts_assets.evaluation.results import (
     figures,
     read_samples,
 )
-from tts_assets.evaluation.text_match import Interval, difference_interval
 
 PAGE_FILE = "comparison.html"
 FIGURES_FILE = "comparison.json"

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from tts_assets.evaluation.transcription import WHISPER_RATE, Clip, at_whisper_rate
+from tts_assets.corpora.transcription import WHISPER_RATE, Clip, at_whisper_rate
 
 SHORTEST_SECONDS = 0.3  # of speech, after silences are cut
 Embedding = NDArray[np.float32]
