@@ -197,9 +197,14 @@ class ArtifactStore:
         """Where audio lies that the pipeline cut or extracted (see ``audio_pool.py``)."""
         return self.root / "audio"
 
+    @property
+    def caches(self) -> Path:
+        """What is slow to make and may be deleted at any time."""
+        return self.root / ".cache"
+
     def cache(self, name: str) -> Path:
-        """The file of one kind of cached facts (see ``cache.py``); may be deleted at any time."""
-        return self.root / ".cache" / f"{name}.sqlite"
+        """The file of one kind of cached facts (see ``cache.py``)."""
+        return self.caches / f"{name}.sqlite"
 
     def folder(self, asset: str, partition: str = UNPARTITIONED) -> Path:
         return self.root / asset / partition
@@ -383,6 +388,7 @@ class SampleFacts(Facts):
     reasons: dict[str, int]
     hours: float
     speakers: int
+    normalizer: str = "num2words"
 
 
 class SampleManifest(Handle):

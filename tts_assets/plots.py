@@ -1,10 +1,11 @@
-"""Curves as pictures inside Markdown, as Dagster's metadata and reports show them."""
+"""Curves, bars and histograms as pictures inside Markdown, as Dagster's metadata and reports show them."""
 
 from __future__ import annotations
 
 import base64
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -52,6 +53,36 @@ def bars(shares: Mapping[str, float], *, x_label: str) -> str:
     axes.set_xlabel(x_label)
     axes.spines[["top", "right"]].set_visible(False)
     axes.margins(x=0.15)
+    return _data_uri(figure)
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Counts of values in bins of equal ``width``, the first from ``low`` on."""
+
+    low: float
+    width: float
+    counts: Sequence[int]
+
+
+def histograms(panels: Mapping[str, Mapping[str, Histogram]]) -> str:
+    """A PNG in a data URI: a panel for each quantity (its name and unit), an outline for each
+    histogram; those of a panel have the same bins."""
+    from matplotlib.figure import Figure
+
+    columns = min(len(panels), 4)
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(3.2 * columns, 2.2 * rows), dpi=80, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flat
+    for panel, (quantity, named) in zip(axes, panels.items(), strict=False):
+        for name, bins in named.items():
+            edges = [bins.low + bins.width * place for place in range(len(bins.counts) + 1)]
+            panel.stairs(bins.counts, edges, label=name)
+        panel.set_xlabel(quantity)
+        panel.set_yticks([])
+        panel.legend(fontsize="small")
+    for panel in axes:  # those that are left over: zip has taken the others
+        panel.set_axis_off()
     return _data_uri(figure)
 
 

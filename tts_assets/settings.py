@@ -18,7 +18,7 @@ from pydantic import Field, PrivateAttr, model_validator
 
 from tts_assets.codec.config import CodecConfig
 from tts_assets.config import Config, ConfigError
-from tts_assets.corpora.config import CorpusConfig, FilterConfig
+from tts_assets.corpora.config import CorpusConfig, FilterConfig, TextConfig
 from tts_assets.evaluation.config import EvaluationConfig
 from tts_assets.rlhf.config import RlhfRecipe
 from tts_assets.serving.config import ServingConfig
@@ -52,6 +52,7 @@ class Settings(Config):
     validation: ValidationSplit = ValidationSplit()
     corpora: dict[str, CorpusConfig]
     filters: FilterConfig = FilterConfig()
+    text: TextConfig = TextConfig()
     codec: CodecConfig
     serving: ServingConfig = ServingConfig()
     sft: dict[str, SftRecipe] = Field(default_factory=dict)
@@ -73,6 +74,8 @@ class Settings(Config):
 
     @model_validator(mode="after")
     def _check_references(self) -> Self:
+        for name, corpus_config in self.corpora.items():
+            self.filters.for_corpus(corpus_config.filters, name)
         for name, recipe in self.sft.items():
             for corpus in recipe.corpora:
                 if corpus not in self.corpora:

@@ -14,34 +14,46 @@ from dagster import (
     AssetsDefinition,
     MetadataValue,
     Output,
+    ResourceParam,
     asset,
     asset_check,
 )
 
 from resources.artifact_store import ArtifactStoreResource
+from resources.launcher import Launcher, Program
 from tts_assets.accounting import SET_ASIDE_FILE, count_reasons, read_set_aside
-from tts_assets.artifacts import Build, RawCorpus, SampleManifest
-from tts_assets.corpora.config import CorpusConfig, FilterConfig
-from tts_assets.corpora.filter import KEPT_FILE, REJECTED_FILE, filter_corpus
+from tts_assets.artifacts import Build, RawCorpus, SampleFacts, SampleManifest
+from tts_assets.corpora import summary
+from tts_assets.corpora.config import CorpusConfig, FilterConfig, MeasureProgram, TextConfig
+from tts_assets.corpora.filter import KEPT_FILE, REJECTED_FILE
+from tts_assets.corpora.filter_corpus import filter_corpus
 from tts_assets.corpora.index import UTTERANCES_FILE, index_corpus, read_entries
 from tts_assets.corpora.listening import NOTEBOOK_FILE
 from tts_assets.corpora.listing import entries_digest
+from tts_assets.corpora.samples import SCHEMA
 from tts_assets.partitions import corpus_partitions
 
 INDEX_VERSION = "2"
-FILTER_VERSION = "2"
+FILTER_VERSION = "3"
+MEASURE = "tts_assets.corpora.measure"
 ROWS_SHOWN = 8
 SECONDS = (0, 1, 2, 4, 7, 10, 15, 20, 30)  # where the classes of the duration table begin
 
 
 def build_assets(
-    corpora: dict[str, CorpusConfig], filters: FilterConfig, root: Path
+    corpora: dict[str, CorpusConfig],
+    filters: FilterConfig,
+    root: Path,
+    text: TextConfig | None = None,
+    processes: int = 1,
 ) -> list[AssetsDefinition | AssetChecksDefinition]:
-    """``root``: the folder that relative corpus paths start from."""
+    """``root``: the folder that relative corpus paths start from; ``processes``: the ranks that
+    measure the metrics of a corpus."""
     declared = Declared(corpora, root)
+    filtering = Filtering(corpora, filters, text or TextConfig(), processes)
     return [
         raw_corpus_asset(declared),
-        filtered_samples_asset(filters),
+        filtered_samples_asset(filtering),
         entries_check(declared),
         samples_check(),
     ]
@@ -65,6 +77,21 @@ class Declared:
         return (self.root / config.path).resolve(), config
 
 
+@dataclass(frozen=True)
+class Filtering:
+    """``[filters]``, those of each corpus, and ``[text]``."""
+
+    corpora: dict[str, CorpusConfig]
+    filters: FilterConfig
+    text: TextConfig
+    processes: int
+
+    def of(self, partition: str) -> FilterConfig:
+        """The filters of one corpus."""
+        config = self.corpora.get(partition)
+        return self.filters.for_corpus(config.filters, partition) if config else self.filters
+
+
 def raw_corpus_asset(declared: Declared) -> AssetsDefinition:
     """The asset ``raw_corpus``."""
 
@@ -86,7 +113,11 @@ def raw_corpus_asset(declared: Declared) -> AssetsDefinition:
             partition=name,
             inputs={},
             # This tells that files changed; the content digest tells whether it matters.
-            config={"corpus": config, "root": path, "state": entries_digest(entries)},
+            config={
+                "corpus": config.model_copy(update={"filters": {}}),
+                "root": path,
+                "state": entries_digest(entries),
+            },
             code_version=INDEX_VERSION,
         )
         return store.materialize(
@@ -100,7 +131,7 @@ def raw_corpus_asset(declared: Declared) -> AssetsDefinition:
     return raw_corpus
 
 
-def filtered_samples_asset(filters: FilterConfig) -> AssetsDefinition:
+def filtered_samples_asset(filtering: Filtering) -> AssetsDefinition:
     """The asset ``filtered_samples``."""
 
     @asset(
@@ -111,8 +142,12 @@ def filtered_samples_asset(filters: FilterConfig) -> AssetsDefinition:
         description="Utterances with normalized text, kept or rejected with a reason.",
     )
     def filtered_samples(
-        context: AssetExecutionContext, store: ArtifactStoreResource, raw_corpus: RawCorpus
+        context: AssetExecutionContext,
+        store: ArtifactStoreResource,
+        launcher: ResourceParam[Launcher],
+        raw_corpus: RawCorpus,
     ) -> Output[SampleManifest]:
+        filters = filtering.of(context.partition_key)
         build = Build(
             asset="filtered_samples",
             partition=context.partition_key,
@@ -120,17 +155,21 @@ def filtered_samples_asset(filters: FilterConfig) -> AssetsDefinition:
             # Samples name audio by absolute path, so the place is part of what they are.
             config={
                 "filters": filters,
+                "text": filtering.text,
                 "root": raw_corpus.facts.root,
                 "audio_pool": raw_corpus.facts.audio_pool,
             },
             code_version=FILTER_VERSION,
         )
+
+        def measure(program: MeasureProgram) -> None:
+            launcher.run(context, Program(MEASURE, program, filtering.processes))
+
+        def run(work: Path) -> SampleFacts:
+            return filter_corpus(raw_corpus, filters, filtering.text, store.store, work, measure)
+
         return store.materialize(
-            context,
-            SampleManifest,
-            build,
-            lambda work: filter_corpus(raw_corpus, filters, work / "result"),
-            describe_samples,
+            context, SampleManifest, build, run, lambda made: describe_samples(made, filters)
         )
 
     return filtered_samples
@@ -203,21 +242,20 @@ def describe_corpus(corpus: RawCorpus) -> dict[str, Any]:
     }
 
 
-def describe_samples(samples: SampleManifest) -> dict[str, Any]:
-    path = samples.path / KEPT_FILE
-    columns = {
-        "id": pl.String,
-        "transcript": pl.String,
-        "language": pl.String,
-        "duration": pl.Float64,
-        "speaker_id": pl.String,
-    }
-    empty = not path.stat().st_size
-    rows = pl.DataFrame(schema=columns) if empty else pl.read_ndjson(path, schema=columns)
+def describe_samples(samples: SampleManifest, filters: FilterConfig) -> dict[str, Any]:
+    kept, rejected = samples.path / KEPT_FILE, samples.path / REJECTED_FILE
+    shown = ("id", "transcript", "language", "duration", "speaker_id")
+    rows = pl.scan_ndjson(kept, schema=SCHEMA).select(shown)
+    picture = summary.picture({"kept": kept, "rejected": rejected})
     return {
-        "dagster/partition_row_count": len(rows),
-        "samples_preview": _table(rows.head(ROWS_SHOWN)),
-        "durations": _table(durations(rows["duration"])),
+        "dagster/partition_row_count": samples.facts.kept,
+        "samples_preview": _table(rows.head(ROWS_SHOWN).collect()),
+        "rejected_in_order": _table(summary.reasons(samples.facts.reasons, filters)),
+        "durations": _table(
+            durations(rows.select("duration").collect(engine="streaming")["duration"])
+        ),
+        "quality": _table(summary.quantiles(kept)),
+        "distributions": MetadataValue.md(f"![distributions]({picture})"),
         "listening": MetadataValue.notebook(samples.path / NOTEBOOK_FILE),
     }
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import AfterValidator, Field, model_validator
 
 from tts_assets.config import Config
+from tts_assets.program import ProgramConfig
+
+Metric = Literal["dnsmos", "p808", "snr", "clipping", "silence", "wer"]
+METRICS: tuple[Metric, ...] = get_args(Metric)
 
 ReaderName = Literal[
     "jsonl",
@@ -36,6 +41,7 @@ class CorpusConfig(Config):
     """``[corpora.<name>]``: where recordings lie, in which layout, and whose they are.
 
     ``language``, ``licence`` and ``speaker`` hold for utterances that do not say otherwise.
+    ``filters`` are laid over ``[filters]`` for this corpus (see :meth:`FilterConfig.for_corpus`).
     """
 
     path: Path
@@ -43,31 +49,148 @@ class CorpusConfig(Config):
     language: Language
     licence: str = "unknown"
     speaker: str = ""
+    filters: dict[str, Any] = Field(default_factory=dict)
+
+
+class TextConfig(Config):
+    """``[text]``: who makes written text spoken, in training and in synthesis.
+
+    ``num2words``: numbers, times, money and symbols (:mod:`tts_assets.corpora.text`). ``nemo``:
+    NeMo's grammars first (dates, units, abbreviations; ``pip install tts-assets[nemo]``), then
+    the former for what they leave. ``none``: the text is spoken as it is written.
+    """
+
+    normalizer: Literal["num2words", "nemo", "none"] = "num2words"
 
 
 class FilterConfig(Config):
     """``[filters]``: which utterances are kept; the order of the fields is that of the checks.
 
-    Durations in seconds, rates in Hz. ``allowed_languages`` empty allows all; ``en`` allows
-    ``en-GB`` too. ``min_dnsmos`` looks at the sample's ``dnsmos_mos_ovr``; samples that were never
-    measured pass, unless ``measure_dnsmos`` measures them (about 0.1 s of a core a clip).
+    Durations in seconds, rates in Hz, shares from 0 to 1; what is not set is not checked.
+    ``allowed_languages`` empty allows all; ``en`` allows ``en-GB`` too. Metrics are measured where
+    a filter or ``measure`` wants them (``quality.py`` says what they are and cost), of samples
+    that pass the checks before ``min_dnsmos``; a sample's own ``dnsmos_mos_ovr`` is believed.
     """
 
+    without_text: bool = Field(
+        default=False, description="the corpus has no transcripts, and needs none (codecs, voices)"
+    )
     allowed_languages: tuple[Language, ...] = ()
     max_duration: float = Field(default=30.0, gt=0)
-    min_duration: float = Field(default=0.2, ge=0)
     min_sample_rate: int = Field(default=8000, ge=0)
-    min_dnsmos: float = Field(default=0.0, ge=0, le=5)
-    measure_dnsmos: bool = False
-    max_characters_per_second: float = Field(
+    min_dnsmos: float | None = Field(default=None, ge=1, le=5, description="P.835 overall")
+    min_duration: float = Field(default=0.2, ge=0)
+    max_channels: int | None = Field(default=None, ge=1)
+    min_p808: float | None = Field(default=None, ge=1, le=5)
+    min_snr: float | None = Field(default=None, ge=-20, le=100, description="dB")
+    max_clipping: float | None = Field(default=None, ge=0, lt=1, description="share of samples")
+    max_silence: float | None = Field(default=None, ge=0, lt=1, description="share of the time")
+    max_characters_per_second: float | None = Field(
         default=40.0, gt=0, description="faster than anybody speaks: the text is of another clip"
     )
+    min_characters_per_second: float | None = Field(default=None, gt=0)
+    max_wer: float | None = Field(default=None, ge=0, description="word errors of Whisper a word")
+    duplicate_text: Literal["keep", "reject", "reject_of_speaker"] = Field(
+        default="keep", description="'reject': the first by id stays, of all or of each speaker"
+    )
+    slowest_percent: float = Field(default=0.0, ge=0, lt=100, description="by speaking rate")
+    fastest_percent: float = Field(default=0.0, ge=0, lt=100, description="of what is left by then")
+
+    measure: tuple[Metric, ...] = Field(default=(), description="metrics that no filter needs")
+    whisper: str = Field(default="", description="a faster-whisper model; empty: tiny.en")
 
     @model_validator(mode="after")
-    def _some_duration_is_left(self) -> Self:
-        if self.min_duration >= self.max_duration:
+    def _something_is_left(self) -> Self:
+        for low, high, unit in (
+            ("min_duration", "max_duration", "s"),
+            ("min_characters_per_second", "max_characters_per_second", "characters a second"),
+        ):
+            least, most = getattr(self, low), getattr(self, high)
+            if least is not None and most is not None and least >= most:
+                raise ValueError(
+                    f"{low} {least} {unit} leaves nothing below {high} {most} {unit}; raise {high}"
+                )
+        if self.slowest_percent + self.fastest_percent >= 100:
             raise ValueError(
-                f"min_duration {self.min_duration} s leaves nothing below max_duration "
-                f"{self.max_duration} s; raise max_duration"
+                f"slowest_percent {self.slowest_percent} and fastest_percent "
+                f"{self.fastest_percent} leave nothing between them; lower one"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _text_filters_need_text(self) -> Self:
+        set_ = sorted(self.model_fields_set & TEXT_FILTERS)
+        if self.without_text and (set_ or "wer" in self.measure):
+            raise ValueError(
+                f"without_text keeps samples that have no transcript, but "
+                f"{', '.join(set_) or 'measure wer'} looks at it; leave out one of them"
+            )
+        return self
+
+    def for_corpus(self, over: Mapping[str, Any], name: str) -> FilterConfig:
+        """These filters with ``[corpora.<name>.filters]`` laid over them; ``without_text`` there
+        takes out what these say about text. Raises :class:`ConfigError`."""
+        below = self.model_dump(exclude_unset=True)
+        if over.get("without_text") and not self.without_text:
+            below = {key: value for key, value in below.items() if key not in TEXT_FILTERS}
+        return FilterConfig.parse({**below, **over}, f"corpora.{name}.filters")
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """What must be measured, in the order of the filters."""
+        wanted = {
+            "dnsmos": self.min_dnsmos,
+            "p808": self.min_p808,
+            "snr": self.min_snr,
+            "clipping": self.max_clipping,
+            "silence": self.max_silence,
+            "wer": self.max_wer,
+        }
+        return tuple(m for m in METRICS if wanted[m] is not None or m in self.measure)
+
+
+TEXT_FILTERS = {
+    "max_characters_per_second",
+    "min_characters_per_second",
+    "max_wer",
+    "duplicate_text",
+    "slowest_percent",
+    "fastest_percent",
+}
+
+
+class MeasureProgram(ProgramConfig):
+    """``tts_assets.corpora.measure``: metrics of audio files, into a cache.
+
+    ``clips`` is a Parquet file with the columns ``audio`` (absolute path), ``audio_sha256``,
+    ``language``, and one of Booleans for each metric: whether it is wanted there.
+    """
+
+    clips: Path
+    metrics: tuple[Metric, ...]
+    whisper: str = ""
+    cache: Path
+
+
+class FilterProgram(ProgramConfig):
+    """``tts_assets.corpora.filter``: sample JSONL in, kept and rejected JSONL out.
+
+    No audio is opened: of the metrics only the samples' own ``dnsmos_mos_ovr`` can be filtered by.
+    ``cache``: a folder for the grammars and results of NeMo; empty: below ``run_dir``.
+    """
+
+    samples: tuple[Path, ...] = Field(min_length=1)
+    filters: FilterConfig = FilterConfig()
+    text: TextConfig = TextConfig()
+    dataset_name: str = Field(default="", description="for samples that name none")
+    cache: Path | None = None
+
+    @model_validator(mode="after")
+    def _no_audio_is_opened(self) -> Self:
+        needed = [metric for metric in self.filters.metrics if metric != "dnsmos"]
+        if needed or self.filters.max_channels is not None:
+            raise ValueError(
+                f"{', '.join(needed) or 'max_channels'} would need the audio, which this program "
+                "does not open; leave it out, or declare the samples as a corpus"
             )
         return self

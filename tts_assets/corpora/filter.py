@@ -1,89 +1,178 @@
-"""``filtered_samples``: utterances with normalized text, kept or rejected with a reason.
+"""Samples in, kept and rejected samples out: ``filtered_samples``, and by hand of any JSONL,
+``python -m tts_assets.corpora.filter run.json``.
 
-``listening.ipynb`` plays a few of both. Which ones is decided by their ids, so that the same
-samples give the same bytes.
+Rows flow through polars' streaming engine: the JSON is read, filtered and written by all cores
+in memory that does not grow with it. Only texts that change when spoken go through Python. The
+same rows give the same bytes on any number of threads.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from tts_assets.artifacts import CorpusFacts, RawCorpus, SampleFacts, SpeechSegments
-from tts_assets.corpora.config import FilterConfig
-from tts_assets.corpora.filters import rejection
-from tts_assets.corpora.index import Utterance, utterances
-from tts_assets.corpora.listening import write_listening
-from tts_assets.corpora.quality import measure_dnsmos
-from tts_assets.corpora.samples import Sample, write_samples
-from tts_assets.corpora.text import normalize
+import polars as pl
+from polars.exceptions import ComputeError
+
+from tts_assets.corpora.bad_lines import separate
+from tts_assets.corpora.config import FilterConfig, FilterProgram
+from tts_assets.corpora.filters import (
+    Filter,
+    first_hit,
+    looks_around,
+    mark_duplicates,
+    mark_rates,
+    of_samples,
+    of_sources,
+)
+from tts_assets.corpora.normalizer import Normalizer
+from tts_assets.corpora.samples import as_line, scan_samples
+from tts_assets.program import Run, load_config
 
 KEPT_FILE, REJECTED_FILE = "kept.jsonl", "rejected.jsonl"
+LINES: dict[str, Any] = {"include_header": False, "quote_style": "never"}  # lines as they are
 
 
-def filter_corpus(
-    corpus: RawCorpus | SpeechSegments, config: FilterConfig, result: Path
-) -> SampleFacts:
-    """Write ``kept.jsonl`` and ``rejected.jsonl`` (each with its ``reason``) into ``result``."""
-    rows = list(utterances(corpus))
-    samples = [to_sample(row, corpus.facts) for row in rows]
-    if config.measure_dnsmos:
-        samples = with_dnsmos(samples)
-    kept: list[Sample] = []
-    rejected: list[tuple[Sample, str]] = []
-    for row, sample in zip(rows, samples, strict=True):
-        reason = rejection(row, sample, config)
-        if reason is None:
-            kept.append(sample)
-        else:
-            rejected.append((sample, reason))
-    write_samples(result / KEPT_FILE, kept)
-    lines = [
-        json.dumps({"reason": why, **s.model_dump()}, ensure_ascii=False) for s, why in rejected
+@dataclass(frozen=True)
+class Counts:
+    """What became of the samples; ``reasons`` in the order of the filters."""
+
+    samples_in: int
+    kept: int
+    rejected: int
+    reasons: dict[str, int]
+    hours: float
+    speakers: int
+
+
+def spoken(rows: pl.LazyFrame, config: FilterConfig, normalizer: Normalizer) -> pl.LazyFrame:
+    """Rows whose ``transcript`` is the normalized ``text``, where the first filters pass; the
+    others keep the text as it is."""
+    passes = first_hit(of_sources(config)).is_null() & (pl.col("text") != "")
+    return rows.with_columns(transcript=normalizer.column("text", "language", passes))
+
+
+def filter_rows(
+    rows: pl.LazyFrame, config: FilterConfig, result: Path, work: Path, *, opened: bool = False
+) -> Counts:
+    """Write the kept and the rejected of ``rows`` to ``result``.
+
+    ``rows``: the columns of SCHEMA, ``text`` (raw), and those that the filters look at, of which
+    metrics are there if the audio was ``opened``.
+    ``work``: a folder for the rows, where they must be read more than once.
+    """
+    filters = list(of_samples(config, opened=opened))
+    rows = rows.with_columns(reason=first_hit(filters))
+    if looks_around(config):
+        rows.with_row_index("row").sink_parquet(work / "rows.parquet")
+        rows = pl.scan_parquet(work / "rows.parquet")
+        for mark in (mark_duplicates, mark_rates):
+            rows, more = mark(rows, config)
+            filters += more
+    kept = rows.filter(pl.col("reason").is_null()).select(as_line())
+    rejected = rows.filter(pl.col("reason").is_not_null()).select(as_line(figures(filters)))
+    groups = rows.group_by("reason").agg(
+        pl.len(), pl.col("duration").sum(), pl.col("speaker_id").n_unique()
+    )
+    *_, counted = pl.collect_all(
+        [
+            kept.sink_csv(result / KEPT_FILE, lazy=True, **LINES),
+            rejected.sink_csv(result / REJECTED_FILE, lazy=True, **LINES),
+            groups,
+        ],
+        engine="streaming",
+    )
+    return count(counted, [each.reason for each in filters])
+
+
+def figures(filters: Sequence[Filter]) -> pl.Expr:
+    """``"reason":…,"value":…,"limit":…`` of a rejected row: what decided, as JSON."""
+    cases = [
+        pl.when(pl.col("reason") == each.reason).then(
+            pl.struct(
+                pl.lit(each.reason).alias("reason"),
+                (pl.lit(None) if each.value is None else each.value).alias("value"),
+                pl.lit(each.limit).alias("limit"),
+            ).struct.json_encode()
+        )
+        for each in filters
     ]
-    (result / REJECTED_FILE).write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-    write_listening(result, corpus.facts.corpus, kept, rejected)
-    return SampleFacts(
-        corpus=corpus.facts.corpus,
-        samples_in=corpus.facts.utterances,
-        kept=len(kept),
-        rejected=len(rejected),
-        reasons=dict(Counter(reason for _, reason in rejected).most_common()),
-        hours=round(sum(sample.duration for sample in kept) / 3600, 6),
-        speakers=len({sample.speaker_id for sample in kept}),
+    return pl.coalesce(cases).str.strip_prefix("{").str.strip_suffix("}")
+
+
+def count(groups: pl.DataFrame, order: Sequence[str]) -> Counts:
+    """``groups``: rows, seconds and speakers by reason; no reason: kept."""
+    rows = {reason: row for reason, *row in groups.iter_rows()}
+    kept, seconds, speakers = rows.pop(None, (0, 0.0, 0))
+    reasons = {reason: rows[reason][0] for reason in order if reason in rows}
+    rejected = sum(reasons.values())
+    hours = round(seconds / 3600, 6)
+    return Counts(kept + rejected, kept, rejected, reasons, hours, speakers)
+
+
+# --- any sample JSONL, by hand -------------------------------------------------------------------
+
+
+def filter_files(program: FilterProgram, result: Path, work: Path) -> Counts:
+    """Filter sample files without opening audio. A file with a line that is no sample is written
+    anew to ``work`` without it, and the line is rejected with its place."""
+    normalizer = Normalizer(program.text, program.cache or program.run_dir / "cache")
+    try:
+        return filter_rows(
+            rows_of_files(program.samples, program, normalizer), program.filters, result, work
+        )
+    except ComputeError:
+        good = work / "samples.jsonl"
+        bad = list(separate(program.samples, good))
+        if not bad:
+            raise
+    counts = filter_rows(rows_of_files([good], program, normalizer), program.filters, result, work)
+    with (result / REJECTED_FILE).open("a", encoding="utf-8") as rejected:
+        rejected.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in bad)
+    lines = Counter(line["reason"] for line in bad)
+    return replace(
+        counts,
+        samples_in=counts.samples_in + len(bad),
+        rejected=counts.rejected + len(bad),
+        reasons={**lines, **counts.reasons},
     )
 
 
-def to_sample(row: Utterance, facts: CorpusFacts) -> Sample:
-    """A row in the sample schema; the audio's path becomes absolute, as the schema wants it."""
-    extra = json.loads(row.extra)
-    original = {
-        **extra.pop("original_data", {}),
-        "audio_sha256": row.audio_sha256,
-        "licence": row.licence,
-        "text": row.text,
-    }
-    return Sample(
-        id=row.id,
-        wav_path=str(row.path(facts)),
-        transcript=normalize(row.text, row.language),
-        language=row.language,
-        duration=row.duration,
-        sample_rate=row.sample_rate,
-        speaker_id=row.speaker,
-        dataset_name=facts.corpus,
-        original_data=original,
-        **extra,
+def rows_of_files(
+    paths: Sequence[Path], program: FilterProgram, normalizer: Normalizer
+) -> pl.LazyFrame:
+    """Samples as :func:`filter_rows` wants them; a raw text that changed stays beside."""
+    rows = scan_samples(paths).with_columns(
+        text="transcript",
+        dataset_name=pl.when(pl.col("dataset_name") == "")
+        .then(pl.lit(program.dataset_name))
+        .otherwise("dataset_name"),
+    )
+    rows = spoken(rows, program.filters, normalizer)
+    changed = pl.col("transcript") != pl.col("text")
+    known = pl.col("original_data").str.contains('"text":', literal=True)
+    beside = with_fields("original_data", pl.struct("text"))
+    return rows.with_columns(
+        original_data=pl.when(changed & ~known).then(beside).otherwise("original_data")
     )
 
 
-def with_dnsmos(samples: list[Sample]) -> list[Sample]:
-    """The same samples, those without a DNSMOS measured."""
-    missing = [sample for sample in samples if sample.dnsmos_mos_ovr == 0]
-    scores = measure_dnsmos(Path(sample.wav_path) for sample in missing)
-    measured = dict(zip((sample.id for sample in missing), scores, strict=True))
-    return [
-        sample.model_copy(update={"dnsmos_mos_ovr": measured.get(sample.id, sample.dnsmos_mos_ovr)})
-        for sample in samples
-    ]
+def with_fields(column: str, fields: pl.Expr) -> pl.Expr:
+    """The JSON objects of a column with the fields of a struct after their own."""
+    own = pl.col(column).str.strip_suffix("}")
+    comma = pl.when(own == "{").then(pl.lit("")).otherwise(pl.lit(","))
+    return pl.concat_str(own, comma, fields.struct.json_encode().str.strip_prefix("{"))
+
+
+def main(argv: list[str] | None = None) -> None:
+    program = load_config(FilterProgram, argv)
+    with Run(program.run_dir) as run:
+        run.finish(asdict(filter_files(program, run.result_dir, run.checkpoint_dir)))
+
+
+if __name__ == "__main__":
+    main()

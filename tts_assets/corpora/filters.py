@@ -1,43 +1,150 @@
-"""Which utterances are kept: the reference's filters in its order; the first hit names the reason.
+"""Which samples are kept: the reference's filters in its order; the first hit names the reason.
 
-Filters see the normalized transcript. Each is one line of FILTERS: a reason and a predicate that
-is true for what must go.
+A filter is a reason, an expression of polars that is true for what must go, and the figures that
+decided. What was not measured is null, and null fails nothing. Duplicates of a text and the
+slowest and fastest speech are found among the samples that have passed everything before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
 
 from tts_assets.corpora.config import FilterConfig
-from tts_assets.corpora.index import Utterance
-from tts_assets.corpora.samples import Sample
 
-Predicate = Callable[[Utterance, Sample, FilterConfig], bool]
-
-FILTERS: dict[str, Predicate] = {
-    "empty transcript": lambda row, sample, config: not row.text.strip(),
-    "language not allowed": lambda row, sample, config: (
-        not is_allowed(row.language, config.allowed_languages)
-    ),
-    "too long": lambda row, sample, config: row.duration > config.max_duration,
-    "nothing to speak": lambda row, sample, config: not sample.transcript,
-    "sample rate too low": lambda row, sample, config: row.sample_rate < config.min_sample_rate,
-    "DNSMOS too low": lambda row, sample, config: 0 < sample.dnsmos_mos_ovr < config.min_dnsmos,
-    "too short": lambda row, sample, config: row.duration < config.min_duration,
-    "more text than speech": lambda row, sample, config: (
-        len(sample.transcript) > config.max_characters_per_second * row.duration
-    ),
+DURATION = pl.col("duration")
+RATE = pl.when(DURATION > 0).then(pl.col("transcript").str.len_chars() / DURATION)
+SAME_TEXT = pl.col("transcript").str.to_lowercase().str.replace_all(r"[\p{P}\s]+", "")
+MEASURED = {  # filters of metrics: the field, its column in quality.py, the reason
+    "min_p808": ("p808", "P.808 too low"),
+    "min_snr": ("snr", "too noisy"),
+    "max_clipping": ("clipping", "clipped"),
+    "max_silence": ("silence", "too much silence"),
 }
 
 
-def rejection(row: Utterance, sample: Sample, config: FilterConfig) -> str | None:
-    """The first filter that an utterance fails, or None if it is kept."""
-    for reason, fails in FILTERS.items():
-        if fails(row, sample, config):
-            return reason
-    return None
+@dataclass(frozen=True)
+class Filter:
+    """``value`` and ``limit`` are what the rejected line shows."""
+
+    reason: str
+    fails: pl.Expr
+    value: pl.Expr | None = None
+    limit: Any = None
 
 
-def is_allowed(language: str, allowed: tuple[str, ...]) -> bool:
-    """Whether a language tag is one of ``allowed`` or a variety of it; none named allows all."""
-    return not allowed or any(language == tag or language.startswith(f"{tag}-") for tag in allowed)
+def of_sources(config: FilterConfig) -> Iterator[Filter]:
+    """The first filters: they see no transcript, so that only what passes is normalized."""
+    if not config.without_text:
+        yield Filter("empty transcript", pl.col("text").str.strip_chars() == "")
+    if config.allowed_languages:
+        allowed = list(config.allowed_languages)
+        language = pl.col("language")
+        variety = [language.str.starts_with(f"{tag}-") for tag in allowed]
+        hit = ~pl.any_horizontal(language.is_in(allowed), *variety)
+        yield Filter("language not allowed", hit, language, ", ".join(allowed))
+    yield above("too long", DURATION, config.max_duration)
+
+
+def of_samples(config: FilterConfig, *, opened: bool = False) -> Iterator[Filter]:
+    """The filters that look at one sample alone, in order; ``opened``: its audio was measured."""
+    yield from of_sources(config)
+    if not config.without_text:
+        yield Filter("nothing to speak", pl.col("transcript") == "", pl.col("text"))
+    if opened:
+        unreadable = pl.col("unreadable")
+        yield Filter("audio not readable", unreadable.is_not_null(), unreadable)
+    yield below("sample rate too low", pl.col("sample_rate"), config.min_sample_rate)
+    if config.min_dnsmos is not None:
+        score = pl.col("dnsmos_mos_ovr")
+        known = pl.when(score > 0).then(score)
+        yield below("DNSMOS too low", known, config.min_dnsmos)
+    yield below("too short", DURATION, config.min_duration)
+    if config.max_channels is not None:
+        yield above("too many channels", pl.col("channels"), config.max_channels)
+    for field, (column, reason) in MEASURED.items():
+        limit = getattr(config, field)
+        if limit is not None:
+            compare = below if field.startswith("min_") else above
+            yield compare(reason, pl.col(column), limit)
+    if not config.without_text:
+        yield from of_texts(config)
+
+
+def of_texts(config: FilterConfig) -> Iterator[Filter]:
+    """The filters that compare a transcript with its speech."""
+    if config.max_characters_per_second is not None:
+        yield above("more text than speech", RATE, config.max_characters_per_second)
+    if config.min_characters_per_second is not None:
+        yield below("more speech than text", RATE, config.min_characters_per_second)
+    if config.max_wer is not None:
+        yield above("not what is heard", pl.col("wer"), config.max_wer)
+
+
+def below(reason: str, value: pl.Expr, limit: float) -> Filter:
+    return Filter(reason, value < limit, value, limit)
+
+
+def above(reason: str, value: pl.Expr, limit: float) -> Filter:
+    return Filter(reason, value > limit, value, limit)
+
+
+def first_hit(filters: Iterable[Filter]) -> pl.Expr:
+    """The reason of the first filter that a row fails; null if it passes all."""
+    hits = [pl.when(each.fails).then(pl.lit(each.reason)) for each in filters]
+    return pl.coalesce(*hits, pl.lit(None, pl.String))
+
+
+# --- filters that look at the other samples -------------------------------------------------------
+
+
+def looks_around(config: FilterConfig) -> bool:
+    """Whether there are any: the rows are then read more than once."""
+    return (
+        config.duplicate_text != "keep" or config.slowest_percent > 0 or config.fastest_percent > 0
+    )
+
+
+def mark_duplicates(rows: pl.LazyFrame, config: FilterConfig) -> tuple[pl.LazyFrame, list[Filter]]:
+    """Rows with their ``reason`` where a text is that of an earlier row (all else but letters and
+    digits aside). A 64-bit hash stands for the text: 30 bytes of memory a row."""
+    if config.duplicate_text == "keep":
+        return rows, []
+    within = ["speaker_id"] if config.duplicate_text == "reject_of_speaker" else []
+    passed = rows.filter(pl.col("reason").is_null()).select(
+        "row", "id", text=pl.struct(SAME_TEXT, *within).hash()
+    )
+    texts = passed.collect(engine="streaming")
+    first = texts.select("row", same_as=pl.col("id").first().over("text"), copy=repeats("text"))
+    copies = first.filter("copy").drop("copy")
+    rows = rows.join(copies.lazy(), on="row", how="left", maintain_order="left")
+    found = Filter("duplicate text", pl.col("same_as").is_not_null(), pl.col("same_as"))
+    return rows.with_columns(reason=pl.coalesce("reason", first_hit([found]))), [found]
+
+
+def repeats(column: str) -> pl.Expr:
+    """Whether a value stood in an earlier row."""
+    return ~pl.col(column).is_first_distinct()
+
+
+def mark_rates(rows: pl.LazyFrame, config: FilterConfig) -> tuple[pl.LazyFrame, list[Filter]]:
+    """Rows with their ``reason`` where speech is slower or faster than those percentiles."""
+    slow, fast = config.slowest_percent / 100, config.fastest_percent / 100
+    if not slow and not fast:
+        return rows, []
+    passed = rows.filter(pl.col("reason").is_null())
+    limits = passed.select(
+        slow=RATE.quantile(slow, "nearest"), fast=RATE.quantile(1 - fast, "nearest")
+    ).collect(engine="streaming")
+    lowest, highest = limits.row(0)
+    if lowest is None:  # nothing passed
+        return rows, []
+    found = []
+    if slow:
+        found.append(below("among the slowest", RATE, lowest))
+    if fast:
+        found.append(above("among the fastest", RATE, highest))
+    return rows.with_columns(reason=pl.coalesce("reason", first_hit(found))), found

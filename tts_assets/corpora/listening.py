@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import soundfile
 
-from tts_assets.config import digest_of
-from tts_assets.corpora.audio import read_wave
-from tts_assets.corpora.samples import Sample
+from tts_assets.corpora.audio import BrokenAudio, read_wave
 from tts_assets.notebook import Clip, Section, write_notebook
 
 NOTEBOOK_FILE = "listening.ipynb"
@@ -18,31 +18,37 @@ SECONDS_SHOWN = 12  # of a clip
 HIGHEST_RATE = 24_000  # Hz; twelve clips stay below 2 MB
 
 
-def write_listening(
-    folder: Path, corpus: str, kept: Sequence[Sample], rejected: Sequence[tuple[Sample, str]]
-) -> None:
-    """Write ``listening.ipynb`` into ``folder``; which clips it plays is a hash of their ids."""
-    reasons = {sample.id: reason for sample, reason in rejected}
+def write_listening(folder: Path, corpus: str, kept: Path, rejected: Path) -> None:
+    """Write ``listening.ipynb`` into ``folder``. It plays the first clips of each file: they are
+    in the order of their ids, which are digests, so the first are any."""
     sections = []
-    for title, samples, shown in (
-        ("Kept", kept, KEPT_SHOWN),
-        ("Rejected", [sample for sample, _ in rejected], REJECTED_SHOWN),
-    ):
-        chosen = sorted(samples, key=lambda sample: digest_of(sample.id))[:shown]
-        clips = [clip(sample, reasons.get(sample.id, ""), folder) for sample in chosen]
-        sections.append(Section(f"{title}: {len(clips)} of {len(samples)}", clips))
+    for title, path, shown in (("Kept", kept, KEPT_SHOWN), ("Rejected", rejected, REJECTED_SHOWN)):
+        with path.open(encoding="utf-8") as lines:
+            samples = [json.loads(line) for line in islice(lines, shown)]
+        clips = [played for sample in samples if (played := clip(sample, folder))]
+        sections.append(Section(title, clips))
     write_notebook(folder / NOTEBOOK_FILE, corpus, sections)
     for section in sections:
         for played in section.clips:
             played.path.unlink()
 
 
-def clip(sample: Sample, reason: str, folder: Path) -> Clip:
-    """The start of a sample as a FLAC file, which browsers play whatever the source was."""
-    rate = min(sample.sample_rate, HIGHEST_RATE)
-    wave = read_wave(Path(sample.wav_path), rate)[: SECONDS_SHOWN * rate]
-    path = folder / f"{sample.id}.flac"
+def clip(sample: dict[str, Any], folder: Path) -> Clip | None:
+    """The start of a sample as a FLAC file, which browsers play whatever the source was; None if
+    it can no longer be read."""
+    rate = min(sample["sample_rate"], HIGHEST_RATE)
+    try:
+        wave = read_wave(Path(sample["wav_path"]), rate)[: SECONDS_SHOWN * rate]
+    except BrokenAudio:
+        return None
+    path = folder / f"{sample['id']}.flac"
     soundfile.write(path, wave, rate)
-    facts = [reason, sample.speaker_id, f"{sample.duration:.1f} s", f"{sample.sample_rate} Hz"]
-    caption = " \u00b7 ".join(fact for fact in [*facts, sample.id] if fact)
-    return Clip(sample.transcript or "(no words)", caption, path)
+    facts = [
+        sample.get("reason", ""),
+        sample["speaker_id"],
+        f"{sample['duration']:.1f} s",
+        f"{sample['sample_rate']} Hz",
+        sample["id"],
+    ]
+    caption = " \u00b7 ".join(fact for fact in facts if fact)
+    return Clip(sample["transcript"] or "(no words)", caption, path)

@@ -1,55 +1,197 @@
-"""How clean a recording is: DNSMOS ``ovr``, 1 (bad) to 5 (excellent), as a column of the samples.
+"""Metrics of a recording, each measured once and kept by the audio's digest.
 
-The model (P.835, Reddy et al., ICASSP 2022) is in the package ``speechmos``. It hears 16 kHz in
-windows of 9.01 s, one a second; a shorter clip is repeated until it fills one. (Its authors double
-it, and hear the same sounds in up to nine windows: 0.01 of difference for a ninth of the time.)
+| metric | what it is | source |
+|---|---|---|
+| ``dnsmos`` | P.835 overall, 1 to 5; the slowest: 0.2 s of a core a clip | ``naturalness.py`` |
+| ``p808`` | P.808 rating, 1 to 5 | ``naturalness.py`` |
+| ``snr`` | signal to noise in dB, -20 to 100 | WADA-SNR: Kim & Stern, Interspeech 2008 |
+| ``clipping`` | share of samples at full scale, in runs of two and more | |
+| ``silence`` | share of 20 ms frames 40 dB below the loud ones (95th percentile) | |
+| ``wer`` | word errors of what Whisper hears, a word of the transcript | ``transcription.py`` |
+
+Of ``wer`` what was heard is kept, because the transcript may change. Figures are rounded, so that
+another machine's last digits change nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tts_assets.corpora.audio import Wave, read_wave
+from tts_assets.cache import RecordCache
+from tts_assets.corpora.audio import BrokenAudio, Clip, Wave, read_clip
+from tts_assets.corpora.config import Metric
+from tts_assets.corpora.naturalness import NaturalnessScorer
 
-RATE = 16_000
-WINDOW = 144_160  # samples
-# The authors' map from the network's output to their listeners' scale, highest power first.
-TO_LISTENERS = (-0.06766283, 1.11546468, 0.04602535)
-THREADS = 2
+if TYPE_CHECKING:
+    from tts_assets.corpora.transcription import Transcriber
 
+EXPENSIVE: frozenset[Metric] = frozenset({"dnsmos", "p808", "wer"})  # worth launching ranks for
+# What is measured in one go, and its version: raise it when its figures change.
+RECORDS: Mapping[Metric, str] = {
+    "dnsmos": "dnsmos.1",
+    "p808": "p808.1",
+    "snr": "signal.1",
+    "clipping": "signal.1",
+    "silence": "signal.1",
+    "wer": "heard.1",
+}
+FULL_SCALE = 0.999  # 32,735 of 32,768
+FRAME_SECONDS, LOUD_PERCENTILE, SILENT_DB = 0.02, 95, 40
 
-class Dnsmos:
-    """Overall quality of a mono clip at 16 kHz. Imports onnxruntime when it is made."""
-
-    def __init__(self) -> None:
-        import onnxruntime
-        import speechmos
-
-        model = Path(speechmos.__file__).parent / "dnsmos_models" / "sig_bak_ovr.onnx"
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1  # clips are scored side by side
-        self._session = onnxruntime.InferenceSession(str(model), options)
-
-    def __call__(self, wave: Wave) -> float:
-        """The mean over all windows of ``wave``, shape (samples,), not empty."""
-        if len(wave) < WINDOW:
-            wave = np.resize(wave, WINDOW)
-        windows = int(len(wave) // RATE - WINDOW / RATE) + 1  # as the authors count them
-        raw = [self._window(wave[i * RATE :][:WINDOW]) for i in range(max(1, windows))]
-        return float(np.mean(np.polyval(TO_LISTENERS, raw)))
-
-    def _window(self, wave: Wave) -> float:
-        loud = np.clip(wave, -1.0, 1.0)[None]
-        (scores,) = self._session.run(None, {"input_1": loud})
-        return float(scores[0, 2])  # signal, background, overall
+# WADA-SNR: log E|x| - E log|x| of speech (its amplitude gamma-distributed, shape 0.4) in Gaussian
+# noise, for every 5 dB from -20 to 100. Integrated numerically: tests/corpora/test_quality.py.
+WADA_DB = np.arange(-20, 101, 5)
+WADA = np.array(
+    (0.4094, 0.4098, 0.4121, 0.4238, 0.4618, 0.5436, 0.6673, 0.8123, 0.9558, 1.0847, 1.1941)
+    + (1.2842, 1.3573, 1.4159, 1.4628, 1.5002, 1.5300, 1.5536, 1.5724, 1.5874, 1.5992, 1.6087)
+    + (1.6162, 1.6221, 1.6268)
+)
 
 
-def measure_dnsmos(files: Iterable[Path]) -> list[float]:
-    """DNSMOS ovr of each file, in their order, to two decimals."""
-    dnsmos = Dnsmos()
-    with ThreadPoolExecutor(THREADS) as pool:
-        return list(pool.map(lambda file: round(dnsmos(read_wave(file, RATE)), 2), files))
+@dataclass(frozen=True)
+class Wanted:
+    """A clip and what is to be known of it."""
+
+    audio: Path
+    audio_sha256: str
+    language: str
+    metrics: tuple[Metric, ...]
+
+    def keys(self, whisper: str) -> dict[str, Metric]:
+        """The cache's keys of all that is wanted, each with one of its metrics."""
+        found: dict[str, Metric] = {}
+        for metric in self.metrics:
+            kind = RECORDS[metric]
+            if metric == "wer":
+                kind += f":{whisper or 'tiny.en'}:{spoken_language(self.language)}"
+            found[f"{kind}:{self.audio_sha256}"] = metric
+        return found
+
+
+class Gauge:
+    """Measures clips; models are loaded when the first clip needs them."""
+
+    def __init__(self, whisper: str = "", *, threads: int = 1, device: str = "cpu") -> None:
+        self._whisper, self._device = whisper, device
+        self._pool = ThreadPoolExecutor(threads)  # decoding and inference release the GIL
+        self._transcribers: dict[str, Transcriber] = {}
+        self._loading = Lock()
+
+    def measure(
+        self, clips: Sequence[Wanted], cache: RecordCache
+    ) -> tuple[dict[str, Any], dict[str, str]]:
+        """Records of all clips by key, from the cache or measured and put there; and why the
+        audio of a digest could not be read."""
+        keys = {clip: clip.keys(self._whisper) for clip in clips}
+        known = cache.get(key for wanted in keys.values() for key in wanted)
+        missing = {
+            clip: {key: metric for key, metric in wanted.items() if key not in known}
+            for clip, wanted in keys.items()
+            if any(key not in known for key in wanted)
+        }
+        new: dict[str, Any] = {}
+        unreadable: dict[str, str] = {}
+        for clip, found in zip(missing, self._pool.map(self._open, missing.items()), strict=True):
+            if isinstance(found, BrokenAudio):
+                unreadable[clip.audio_sha256] = f"{found.reason}: {found.path}"
+            else:
+                new |= found
+        if new:
+            cache.put(new)
+        return known | new, unreadable
+
+    def _open(self, item: tuple[Wanted, Mapping[str, Metric]]) -> dict[str, Any] | BrokenAudio:
+        wanted, missing = item
+        try:
+            clip = read_clip(wanted.audio)
+        except BrokenAudio as error:
+            return error
+        return {key: self._record(metric, clip, wanted) for key, metric in missing.items()}
+
+    def _record(self, metric: Metric, clip: Clip, wanted: Wanted) -> Any:
+        if metric == "wer":
+            return self._transcriber(wanted.language)([(clip.wave, clip.rate)])[0]
+        if metric in ("dnsmos", "p808"):
+            audio = self._naturalness.heard(clip.wave, clip.rate)
+            if audio is None:
+                return None
+            score = self._naturalness
+            return round(score.p808(audio) if metric == "p808" else score.p835(audio)[2], 2)
+        return {
+            "snr": rounded(wada_snr(clip.wave), 1),
+            "clipping": rounded(clipping(clip.wave), 5),
+            "silence": rounded(silence(clip.wave, clip.rate), 3),
+        }
+
+    @cached_property
+    def _naturalness(self) -> NaturalnessScorer:
+        return NaturalnessScorer()
+
+    def _transcriber(self, language: str) -> Transcriber:
+        tag = spoken_language(language)
+        from tts_assets.corpora.transcription import Transcriber
+
+        with self._loading:
+            if tag not in self._transcribers:
+                # one clip at a time and one thread: a transcript depends on its clip alone
+                self._transcribers[tag] = Transcriber(
+                    self._whisper, language=tag, batch_size=1, threads=1, device=self._device
+                )
+            return self._transcribers[tag]
+
+
+def spoken_language(tag: str) -> str:
+    """``en`` of ``en-GB``."""
+    return tag.split("-")[0].lower()
+
+
+def wada_snr(wave: Wave) -> float | None:
+    """Signal-to-noise ratio in dB of speech, shape (samples,); None of digital silence."""
+    loud = np.abs(wave[wave != 0], dtype=np.float64)  # digital silence is neither
+    if not len(loud):
+        return None
+    statistic = np.log(loud.mean()) - np.log(loud).mean()
+    return float(np.interp(statistic, WADA, WADA_DB))
+
+
+def clipping(wave: Wave) -> float:
+    """Share of samples at full scale that have a neighbour there too: a single one is a peak."""
+    at_top = np.abs(wave) >= FULL_SCALE
+    pairs = at_top[1:] & at_top[:-1]
+    in_runs = np.zeros(len(wave), dtype=bool)
+    in_runs[1:] |= pairs
+    in_runs[:-1] |= pairs
+    return float(in_runs.mean())
+
+
+def silence(wave: Wave, rate: int) -> float | None:
+    """Share of frames far below the clip's loud ones; None of a clip shorter than a frame."""
+    size = round(FRAME_SECONDS * rate)
+    frames = wave[: len(wave) // size * size].reshape(-1, size).astype(np.float64)
+    if not len(frames):
+        return None
+    power = np.square(frames).mean(axis=1)
+    loud = np.percentile(power, LOUD_PERCENTILE)
+    return float((power <= loud * 10 ** (-SILENT_DB / 10)).mean())
+
+
+def word_error_rate(text: str, heard: str, language: str) -> float | None:
+    """Word errors a word of ``text``; None of a text in which the comparison finds no words."""
+    from tts_assets.corpora.text_match import match, normalize_for_match
+
+    tag = spoken_language(language)
+    if not normalize_for_match(text, tag):
+        return None
+    return round(match(text, heard, tag).wer, 4)
+
+
+def rounded(value: float | None, digits: int) -> float | None:
+    return None if value is None else round(value, digits)

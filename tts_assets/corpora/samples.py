@@ -1,15 +1,41 @@
-"""The sample schema of the reference trainer: one JSON object a line, read and written here."""
+"""The sample schema of the reference trainer: one JSON object a line, read and written here.
+
+One at a time as :class:`Sample`; by the million as rows of polars (``SCHEMA``), in which
+``original_data`` is the text of a JSON object.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 from pydantic import Field
 
 from tts_assets.config import Config
+
+SCHEMA = {
+    "id": pl.String,
+    "wav_path": pl.String,
+    "transcript": pl.String,
+    "language": pl.String,
+    "duration": pl.Float64,
+    "sample_rate": pl.Int64,
+    "speaker_id": pl.String,
+    "emotion": pl.String,
+    "style": pl.String,
+    "voice_description": pl.String,
+    "sound_effect": pl.String,
+    "dnsmos_mos_ovr": pl.Float64,
+    "dataset_name": pl.String,
+    "original_data": pl.String,
+}
+HEAD = tuple(SCHEMA)[:-1]  # the fields before original_data
+DEFAULTS = {"language": "unknown", "duration": -1.0, "sample_rate": -1, "dnsmos_mos_ovr": 0.0}
+ID_DIGITS = 16
 
 
 class Sample(Config):
@@ -44,3 +70,41 @@ def read_samples(path: Path) -> Iterator[Sample]:
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
             yield Sample.parse(json.loads(line), f"{path}:{number}")
+
+
+def scan_samples(paths: Sequence[Path]) -> pl.LazyFrame:
+    """Rows of sample files in the columns of SCHEMA, defaults filled in; an empty id becomes the
+    digest of path and transcript. Other keys are left out.
+
+    Collecting raises ``polars.exceptions.ComputeError`` at a line that ``bad_lines.py`` would
+    name.
+    """
+    rows = pl.scan_ndjson(list(paths), schema=SCHEMA)
+    defaults = [pl.col(name).fill_null(DEFAULTS.get(name, "")) for name in HEAD[1:]]
+    rows = rows.with_columns(*defaults, original_data=pl.col("original_data").fill_null("{}"))
+    identity = pl.struct("id", "wav_path", "transcript")
+    return rows.with_columns(
+        id=identity.map_batches(identify, return_dtype=pl.String, is_elementwise=True)
+    )
+
+
+def identify(rows: pl.Series) -> pl.Series:
+    """The ids of rows (id, wav_path, transcript); where it is missing, the digest of the rest."""
+    ids = rows.struct.field("id")
+    missing = (ids.fill_null("") == "").arg_true()
+    if missing.is_empty():
+        return ids
+    keys = [f"{row['wav_path']}\0{row['transcript']}" for row in rows.gather(missing)]
+    return ids.scatter(
+        missing, [hashlib.sha256(key.encode()).hexdigest()[:ID_DIGITS] for key in keys]
+    )
+
+
+def as_line(more: pl.Expr | None = None) -> pl.Expr:
+    """A row as its line of JSON: the keys in the order of SCHEMA, text unescaped, no spaces.
+
+    ``original_data`` and the further keys ``more`` are JSON text; NaN becomes null.
+    """
+    head = pl.struct(HEAD).struct.json_encode().str.strip_suffix("}")
+    end = [] if more is None else [pl.lit(","), more]
+    return pl.concat_str(head, pl.lit(',"original_data":'), "original_data", *end, pl.lit("}"))

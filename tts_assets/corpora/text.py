@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from functools import lru_cache
 
 from num2words import num2words
 
@@ -16,11 +17,13 @@ TYPOGRAPHY = str.maketrans(
     {"‘": "'", "’": "'", "“": '"', "”": '"', "–": "-", "—": "-", "…": "...", "\u00a0": " "}
     | dict.fromkeys("\u00ad\u200b\u2060\ufeff", "")  # soft hyphen, zero-width space, joiner, BOM
 )
+CONTROL = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f]")  # those that are no white space
 SYMBOLS = {
     "en": {"#": "pound", "*": "star", "%": "percent", "&": "and", "@": "at", "+": "plus"},
     "es": {"*": "asterisco", "%": "por ciento", "&": "y", "@": "arroba", "+": "más"},
 }
 DECIMAL_POINT = {"en", "ja", "ko", "th", "zh"}  # elsewhere 1.000 is a thousand and 0,5 a half
+DIGIT = re.compile(r"\d")
 NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 # "3D", "MP3", "H.323": the parts are read one after the other.
 LETTER_AT_DIGIT = re.compile(r"(?<=\d)(?=[^\W\d_])|(?<=[^\W\d_])\.?(?=\d)")
@@ -33,6 +36,7 @@ CLOCK = re.compile(r"\b([01]?\d|2[0-3]):([0-5]\d)\b(?!:)(\s*[ap]\.?m\b)?", re.IG
 TELEPHONE = re.compile(r"(?<![\d.,-])(?:\d{1,3}-)?(?:\d{3}-)?\d{3}-\d{4}(?![\d-])")
 ORDINAL = re.compile(r"\b(\d+(?:,\d{3})*)(?:st|nd|rd|th)\b", re.IGNORECASE)
 NUMBERED = re.compile(r"#\s?(?=\d)")
+SPACE_BEFORE_POINT = re.compile(r" ([.,;:!?])")
 NEGATIVE = re.compile(r"(?<![\w-])-(?=\d)")
 
 
@@ -45,16 +49,19 @@ def normalize(text: str, language: str) -> str:
     "Press one for three D's pound."
     """
     language = language.split("-")[0].lower()
-    text = unicodedata.normalize("NFC", text).translate(TYPOGRAPHY)
-    text = "".join(c for c in text if c.isspace() or unicodedata.category(c) != "Cc")
-    if language == "en":
+    if not text.isascii():
+        text = unicodedata.normalize("NFC", text).translate(TYPOGRAPHY)
+    text = CONTROL.sub("", text)
+    has_numbers = DIGIT.search(text) is not None
+    if has_numbers and language == "en":
         text = _english(text)
     for symbol, name in SYMBOLS.get(language, {}).items():
         text = text.replace(symbol, f" {name} ")
-    text = LETTER_AT_DIGIT.sub(" ", text)
-    text = NUMBER.sub(lambda match: _number(match[0], language), text)
-    text = re.sub(r"\s+", " ", text).strip()
-    text = re.sub(r"\s+([.,;:!?])", r"\1", text)
+    if has_numbers:
+        text = LETTER_AT_DIGIT.sub(" ", text)
+        text = NUMBER.sub(lambda match: _number(match[0], language), text)
+    text = " ".join(text.split())
+    text = SPACE_BEFORE_POINT.sub(r"\1", text)
     return text if is_spoken(text) else ""
 
 
@@ -67,8 +74,9 @@ def _english(text: str) -> str:
     """Money, times of day, telephone numbers, ordinals, and signs at numbers, as words."""
     text = MILLIONS.sub(lambda m: f"{m[2]}{m[3]} {COINS[m[1]][0]}s", text)
     text = MONEY.sub(_money, text)
-    text = CLOCK.sub(_clock, text)
-    text = TELEPHONE.sub(lambda match: ", ".join(map(_digits, match[0].split("-"))), text)
+    text = CLOCK.sub(_clock, text) if ":" in text else text
+    if "-" in text:
+        text = TELEPHONE.sub(lambda match: ", ".join(map(_digits, match[0].split("-"))), text)
     text = ORDINAL.sub(lambda m: num2words(int(m[1].replace(",", "")), to="ordinal"), text)
     return NEGATIVE.sub("minus ", NUMBERED.sub("number ", text))
 
@@ -91,6 +99,7 @@ def _clock(match: re.Match[str]) -> str:
     return f"{hour} {'oh ' if minute < 10 else ''}{num2words(minute)}{half}"
 
 
+@lru_cache(maxsize=100_000)
 def _number(text: str, language: str) -> str:
     """``1,234.5`` or ``1.234,5``, whichever the language writes, in words.
 

@@ -1,0 +1,136 @@
+"""The text normalizer that ``[text]`` chooses, for one text (synthesis) or a column (filters).
+
+Most texts are spoken as they are written. A regular expression finds them in a column, and only
+the others, each once a batch, go through Python.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Sequence
+from functools import cache, cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from tts_assets.cache import RecordCache
+from tts_assets.config import ConfigError
+from tts_assets.corpora.config import TextConfig
+from tts_assets.corpora.text import is_spoken, normalize
+
+# What normalize() leaves alone wherever it stands: letters that are their own NFC and combine with
+# none of the others, and punctuation. Anything else (a digit, a symbol, a mark, a control) may
+# change. ASCII, Latin, Greek, Cyrillic, kana, Chinese characters, Korean syllables.
+PLAIN_LETTERS = (
+    r"A-Za-z\u00C0-\u00D6\u00D8-\u00F6\u00F8-\u017F\u0386\u0388-\u038A\u038C\u038E-\u03A1"
+    r"\u03A3-\u03CE\u0400-\u0481\u048A-\u0513\u3041-\u3096\u30A1-\u30FA\u4E00-\u9FFF\uAC00-\uD7A3"
+)
+CHANGES = rf"[^{PLAIN_LETTERS} .,;:!?'\"()\[\]¿¡«»、。，！？-]| [.,;:!?]"
+PLAIN_SPACE = r"[ \t\r\n]+"
+
+
+class Normalizer:
+    """Written text to spoken text, as the configuration says. ``folder`` keeps NeMo's grammars
+    (tens of MB a language, a minute to make) and what they gave; without it they are made anew."""
+
+    def __init__(self, config: TextConfig, folder: Path | None = None) -> None:
+        self._name = config.normalizer
+        self._folder = folder
+        if self._name == "nemo":
+            nemo_version()  # a missing package is told now, not after an hour
+
+    def __call__(self, text: str, language: str) -> str:
+        """The spoken form; empty if nothing in ``text`` can be spoken."""
+        return self.many([text], language)[0]
+
+    def many(self, texts: Sequence[str], language: str) -> list[str]:
+        """The spoken form of each text."""
+        if self._name == "none":
+            return [text if is_spoken(text) else "" for text in texts]
+        if self._name == "nemo":
+            texts = self._nemo.many(texts, language)
+        return [normalize(text, language) for text in texts]
+
+    def column(self, text: str, language: str, where: pl.Expr) -> pl.Expr:
+        """The column ``text``, normalized ``where`` that is true, by the tags in ``language``."""
+        if self._name == "num2words":
+            plain = pl.col(text).str.replace_all(PLAIN_SPACE, " ").str.strip_chars(" ")
+            changes = plain.str.contains(CHANGES) | ~plain.str.contains(f"[{PLAIN_LETTERS}]")
+        else:
+            plain, changes = pl.col(text), pl.lit(True)
+        rows = pl.struct(text, language, changes=where & changes)
+        spoken = rows.map_batches(self._batch, return_dtype=pl.String, is_elementwise=True)
+        return pl.when(where & ~changes).then(plain).otherwise(spoken)
+
+    def _batch(self, rows: pl.Series) -> pl.Series:
+        """Texts of a struct (text, language, changes): those that change, each once."""
+        text, language, changes = (rows.struct.field(name) for name in rows.struct.fields)
+        places = changes.arg_true()
+        written = list(zip(text.gather(places), language.gather(places), strict=True))
+        spoken = {}
+        for tag in {tag for _, tag in written}:
+            texts = list(dict.fromkeys(text for text, other in written if other == tag))
+            said = self.many(texts, tag)
+            spoken.update(((text, tag), heard) for text, heard in zip(texts, said, strict=True))
+        return text.scatter(places, [spoken[each] for each in written])
+
+    @cached_property
+    def _nemo(self) -> Nemo:
+        return Nemo(self._folder)
+
+
+class Nemo:
+    """NeMo's grammars (Bakhturina et al., Interspeech 2022), each loaded when first needed."""
+
+    def __init__(self, folder: Path | None) -> None:
+        version = nemo_version()
+        self._grammars = folder / "nemo" / version if folder else None
+        self._spoken = RecordCache(folder / f"nemo-{version}.sqlite") if folder else None
+        self._lock = threading.Lock()  # the grammars are not made for several threads
+        self._of = cache(partial(load_grammar, folder=self._grammars))
+
+    def many(self, texts: Sequence[str], language: str) -> list[str]:
+        """Texts as NeMo speaks them; as they are in a language that it does not know."""
+        tag = language.split("-")[0].lower()
+        keys = [f"{tag}:{hashlib.sha256(text.encode()).hexdigest()}" for text in texts]
+        known: dict[str, str] = self._spoken.get(keys) if self._spoken else {}
+        with self._lock:
+            grammar = self._of(tag) if len(known) < len(set(keys)) else None
+            new = {
+                key: grammar.normalize(text, verbose=False) if grammar else text
+                for key, text in zip(keys, texts, strict=True)
+                if key not in known
+            }
+        if self._spoken and new:
+            self._spoken.put(new)
+        return [(known | new)[key] for key in keys]
+
+
+def nemo_version() -> str:
+    """The installed version. Raises ConfigError with the command that installs it."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("nemo_text_processing")
+    except PackageNotFoundError:
+        raise ConfigError(
+            "text.normalizer is 'nemo', but NeMo text processing is not installed: "
+            "pip install 'tts-assets[nemo]', or choose 'num2words'"
+        ) from None
+
+
+def load_grammar(language: str, folder: Path | None) -> Any:
+    """NeMo's normalizer of a language; None if it has none. Made once, then read from ``folder``."""
+    import logging
+
+    from nemo_text_processing.text_normalization.normalize import Normalizer as Grammar
+
+    logging.getLogger("NeMo-text-processing").setLevel(logging.WARNING)
+    if folder:
+        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        return Grammar(input_case="cased", lang=language, cache_dir=folder and str(folder))
+    except NotImplementedError:
+        return None
