@@ -1,4 +1,4 @@
-"""Curves, bars and histograms as pictures inside Markdown, as Dagster's metadata and reports show them."""
+"""Plots as pictures inside Markdown, as Dagster's metadata and reports show them."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def histograms(panels: Mapping[str, Mapping[str, Histogram]]) -> str:
     columns = min(len(panels), 4)
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(3.2 * columns, 2.2 * rows), dpi=80, layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).flat
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for panel, (quantity, named) in zip(axes, panels.items(), strict=False):
         for name, bins in named.items():
             edges = [bins.low + bins.width * place for place in range(len(bins.counts) + 1)]
@@ -81,7 +81,7 @@ def histograms(panels: Mapping[str, Mapping[str, Histogram]]) -> str:
         panel.set_xlabel(quantity)
         panel.set_yticks([])
         panel.legend(fontsize="small")
-    for panel in axes:  # those that are left over: zip has taken the others
+    for panel in axes[len(panels) :]:
         panel.set_axis_off()
     return _data_uri(figure)
 

@@ -30,7 +30,6 @@ WINDOW = 144_160  # samples
 SIGNAL = (-0.08397278, 1.22083953, 0.0052439)
 BACKGROUND = (-0.13166888, 1.60915514, -0.39604546)
 OVERALL = (-0.06766283, 1.11546468, 0.04602535)
-MEL = {"sr": RATE, "n_fft": 321, "hop_length": 160, "n_mels": 120}  # of the P.808 model
 
 
 @dataclass(frozen=True)
@@ -118,5 +117,7 @@ def mel(window: Wave) -> NDArray[np.float32]:
     """The P.808 model's features: decibels of 120 mel bands, shape (frames, 120)."""
     import librosa
 
-    power = librosa.feature.melspectrogram(y=window[:-160], **MEL)
+    power = librosa.feature.melspectrogram(
+        y=window[:-160], sr=RATE, n_fft=321, hop_length=160, n_mels=120
+    )
     return ((librosa.power_to_db(power, ref=np.max) + 40) / 40).T.astype(np.float32)

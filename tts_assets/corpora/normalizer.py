@@ -69,7 +69,7 @@ class Normalizer:
         text, language, changes = (rows.struct.field(name) for name in rows.struct.fields)
         places = changes.arg_true()
         written = list(zip(text.gather(places), language.gather(places), strict=True))
-        spoken = {}
+        spoken: dict[tuple[str, str], str] = {}
         for tag in {tag for _, tag in written}:
             texts = list(dict.fromkeys(text for text, other in written if other == tag))
             said = self.many(texts, tag)
@@ -122,7 +122,7 @@ def nemo_version() -> str:
 
 
 def load_grammar(language: str, folder: Path | None) -> Any:
-    """NeMo's normalizer of a language; None if it has none. Made once, then read from ``folder``."""
+    """NeMo's normalizer of a language, kept in ``folder``; None if it has none."""
     import logging
 
     from nemo_text_processing.text_normalization.normalize import Normalizer as Grammar

@@ -49,11 +49,13 @@ FRAME_SECONDS, LOUD_PERCENTILE, SILENT_DB = 0.02, 95, 40
 # WADA-SNR: log E|x| - E log|x| of speech (its amplitude gamma-distributed, shape 0.4) in Gaussian
 # noise, for every 5 dB from -20 to 100. Integrated numerically: tests/corpora/test_quality.py.
 WADA_DB = np.arange(-20, 101, 5)
-WADA = np.array(
-    (0.4094, 0.4098, 0.4121, 0.4238, 0.4618, 0.5436, 0.6673, 0.8123, 0.9558, 1.0847, 1.1941)
-    + (1.2842, 1.3573, 1.4159, 1.4628, 1.5002, 1.5300, 1.5536, 1.5724, 1.5874, 1.5992, 1.6087)
-    + (1.6162, 1.6221, 1.6268)
-)
+# fmt: off
+WADA = np.array([
+    0.4094, 0.4098, 0.4121, 0.4238, 0.4618, 0.5436, 0.6673, 0.8123, 0.9558, 1.0847, 1.1941, 1.2842,
+    1.3573, 1.4159, 1.4628, 1.5002, 1.5300, 1.5536, 1.5724, 1.5874, 1.5992, 1.6087, 1.6162, 1.6221,
+    1.6268,
+])
+# fmt: on
 
 
 @dataclass(frozen=True)

@@ -95,9 +95,8 @@ def identify(rows: pl.Series) -> pl.Series:
     if missing.is_empty():
         return ids
     keys = [f"{row['wav_path']}\0{row['transcript']}" for row in rows.gather(missing)]
-    return ids.scatter(
-        missing, [hashlib.sha256(key.encode()).hexdigest()[:ID_DIGITS] for key in keys]
-    )
+    digests = [hashlib.sha256(key.encode()).hexdigest()[:ID_DIGITS] for key in keys]
+    return ids.scatter(missing, digests)
 
 
 def as_line(more: pl.Expr | None = None) -> pl.Expr:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -14,7 +15,7 @@ from tts_assets.plots import Histogram, histograms
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 BINS = 40
 UNITS = {
-    "duration": "s",
+    "duration": "duration, s",
     "rate": "characters a second",
     "dnsmos": "DNSMOS overall",
     "p808": "DNSMOS P.808",
@@ -29,7 +30,7 @@ def scan_figures(path: Path) -> pl.LazyFrame:
     """Duration in seconds, speaking rate and every metric of the samples of a file; null where a
     figure is not known."""
     metrics = pl.Struct(dict.fromkeys(METRICS, pl.Float64))
-    schema = {
+    schema: dict[str, Any] = {
         "duration": pl.Float64,
         "transcript": pl.String,
         "dnsmos_mos_ovr": pl.Float64,
@@ -63,17 +64,17 @@ def quantiles(path: Path) -> pl.DataFrame:
 def picture(files: Mapping[str, Path]) -> str:
     """A panel a known figure: how it is distributed in each of the files; a PNG data URI."""
     rows = {name: scan_figures(path) for name, path in files.items() if path.stat().st_size}
-    ends = (
-        pl.concat(rows.values())
-        .select(pl.all().min().name.prefix("low_"), pl.all().max())
-        .collect(engine="streaming")
+    both = pl.concat(rows.values())
+    lows, highs = (
+        ends.row(0, named=True)
+        for ends in pl.collect_all([both.min(), both.max()], engine="streaming")
     )
     panels: dict[str, dict[str, Histogram]] = {}
     for figure, unit in UNITS.items():
-        low, high = ends[f"low_{figure}"].item(), ends[figure].item()
+        low, high = lows[figure], highs[figure]
         if low is None:
             continue
-        width = (high - low) / BINS or 1.0
+        width = (high - low) / BINS or 1 / BINS
         place = ((pl.col(figure) - low) / width).floor().clip(0, BINS - 1).cast(pl.Int32)
         panels[unit] = {}
         for name, frame in rows.items():
