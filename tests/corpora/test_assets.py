@@ -12,6 +12,7 @@ import pytest
 from dagster import DagsterInstance, ExecuteInProcessResult, materialize
 
 from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
+from resources.torchrun import TorchrunLauncher
 from tts_assets.artifacts import ArtifactStore, Handle
 from tts_assets.corpora.assets import build_assets
 from tts_assets.corpora.config import CorpusConfig, FilterConfig
@@ -49,6 +50,7 @@ def run(
         resources={
             "store": ArtifactStoreResource(root=root),
             "io_manager": ArtifactIOManager(root=root),
+            "launcher": TorchrunLauncher(),
         },
         raise_on_error=False,
     )

@@ -1,34 +1,123 @@
-"""DNSMOS of real clips, clean and noisy."""
+"""Metrics of real clips, as they are and spoilt; measured once."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 import soundfile
 
-from tts_assets.corpora.audio import read_wave
-from tts_assets.corpora.filter import with_dnsmos
-from tts_assets.corpora.samples import Sample
+from tts_assets.cache import RecordCache
+from tts_assets.corpora.audio import Wave, read_wave
+from tts_assets.corpora.config import METRICS, MeasureProgram, Metric
+from tts_assets.corpora.measure import main, wanted
+from tts_assets.corpora.quality import Gauge, Wanted, clipping, silence, wada_snr, word_error_rate
+
+RATE = 16_000
 
 
-def sample(name: str, path: Path, score: float = 0.0) -> Sample:
-    return Sample(id=name, wav_path=str(path), transcript="a", dnsmos_mos_ovr=score)
+@pytest.fixture
+def speech(clips: Path) -> Wave:
+    return read_wave(clips / "audio" / "demo-nomatch.g722", RATE)
 
 
-def test_noise_costs_quality_and_measured_samples_keep_their_figure(
-    clips: Path, tmp_path: Path
-) -> None:
-    clean = clips / "audio" / "demo-nomatch.g722"
-    wave = read_wave(clean, 16_000)
-    noise = np.random.default_rng(1).normal(0, 0.1, len(wave)).astype(np.float32)
+def noise(count: int, level: float) -> Wave:
+    return np.random.default_rng(1).normal(0, level, count).astype(np.float32)
+
+
+def of(path: Path, *metrics: Metric) -> Wanted:
+    return Wanted(path, path.name, "en", metrics)
+
+
+@pytest.mark.parametrize("decibels", [0, 10, 20, 40])
+def test_snr_of_the_model_it_assumes(decibels: int) -> None:
+    """Speech whose amplitude is gamma-distributed with shape 0.4, in Gaussian noise."""
+    draw = np.random.default_rng(decibels)
+    clean = draw.gamma(0.4, size=2_000_000) * draw.choice((-1.0, 1.0), 2_000_000)
+    level = clean.std() / 10 ** (decibels / 20)
+    noisy = (clean + draw.normal(0, level, len(clean))).astype(np.float32)
+    assert wada_snr(noisy) == pytest.approx(decibels, abs=0.5)
+
+
+def test_snr_follows_the_noise_that_is_added(speech: Wave) -> None:
+    found = []
+    for decibels in (20, 10, 0):
+        level = float(speech.std()) / 10 ** (decibels / 20)
+        found.append(wada_snr(speech + noise(len(speech), level)))
+    assert found == pytest.approx([20, 10, 0], abs=4)
+    assert found[0] > found[1] > found[2]
+    assert wada_snr(np.zeros(100, dtype=np.float32)) is None
+
+
+def test_clipping_counts_runs_and_no_single_peaks(speech: Wave) -> None:
+    assert clipping(speech) == 0
+    assert clipping(np.clip(speech * 20, -1, 1)) > 0.05
+    one_peak = np.zeros(100, dtype=np.float32)
+    one_peak[50] = 1.0
+    assert clipping(one_peak) == 0
+
+
+def test_silence_that_is_added_is_counted(speech: Wave) -> None:
+    padded = np.concatenate([speech, np.zeros(len(speech), dtype=np.float32)])
+    before, after = silence(speech, RATE), silence(padded, RATE)
+    assert before is not None
+    assert after == pytest.approx(0.5 + before / 2, abs=0.02)
+    assert silence(np.zeros(10, dtype=np.float32), RATE) is None
+
+
+def test_noise_costs_dnsmos_and_words(clips: Path, speech: Wave, tmp_path: Path) -> None:
     noisy = tmp_path / "noisy.wav"
-    soundfile.write(noisy, wave + noise, 16_000)
-    good, bad, known = with_dnsmos(
-        [sample("a", clean), sample("b", noisy), sample("c", clean, 4.5)]
+    soundfile.write(noisy, speech + noise(len(speech), 0.1), RATE)
+    clean = clips / "audio" / "demo-nomatch.g722"
+    asked = [of(clean, *METRICS), of(noisy, *METRICS)]
+    known, unreadable = Gauge(threads=2).measure(asked, RecordCache(tmp_path / "cache"))
+    good, bad = ({metric: known[key] for key, metric in clip.keys("").items()} for clip in asked)
+    assert 2.5 < good["dnsmos"] < 4  # 3.03 by speechmos itself
+    assert bad["dnsmos"] < good["dnsmos"] - 0.5
+    assert bad["p808"] < good["p808"] - 0.3
+    text = "I'm sorry, I'm not understanding you."
+    assert word_error_rate(text, good["wer"], "en") < word_error_rate(text, "", "en") == 1.0
+    assert not unreadable
+
+
+def test_what_is_known_is_not_measured_again(clips: Path, tmp_path: Path) -> None:
+    """Not even opened: the file is gone. A cache that is gone, too, names it."""
+    audio = tmp_path / "one.g722"
+    audio.write_bytes((clips / "audio" / "digits" / "1.g722").read_bytes())
+    cache = RecordCache(tmp_path / "cache")
+    asked = [of(audio, "snr", "silence")]
+    first = Gauge().measure(asked, cache)
+    audio.unlink()
+    assert Gauge().measure(asked, cache) == first
+    known, unreadable = Gauge().measure(asked, RecordCache(tmp_path / "other"))
+    assert not known
+    assert "no such file" in unreadable[audio.name]
+
+
+def test_the_program_measures_what_is_missing(clips: Path, tmp_path: Path) -> None:
+    files = sorted((clips / "audio").glob("*.g722"))
+    pl.DataFrame(
+        {
+            "audio": [str(file) for file in files],
+            "audio_sha256": [file.name for file in files],
+            "language": "en",
+            "snr": [True] * (len(files) - 1) + [False],
+        }
+    ).write_parquet(tmp_path / "clips.parquet")
+    program = MeasureProgram(
+        run_dir=tmp_path / "run",
+        clips=tmp_path / "clips.parquet",
+        metrics=("snr",),
+        cache=tmp_path / "cache",
     )
-    # 3.03 by speechmos itself on the clip repeated to 9.01 s
-    assert 2.5 < good.dnsmos_mos_ovr < 4
-    assert bad.dnsmos_mos_ovr < good.dnsmos_mos_ovr - 0.5
-    assert known.dnsmos_mos_ovr == pytest.approx(4.5)
+    (tmp_path / "run.json").write_text(program.to_json())
+    (asked,) = wanted(program.clips, program.metrics)
+    (key,) = asked[0].keys("")
+    cache = RecordCache(program.cache)
+    cache.put({key: {"snr": -7.0, "clipping": 0.0, "silence": 0.0}})
+    main([str(tmp_path / "run.json")])
+    records = cache.get(key for clip in asked for key in clip.keys(""))
+    assert len(records) == len(files) - 1
+    assert records[key]["snr"] == -7.0

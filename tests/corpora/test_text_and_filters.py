@@ -1,17 +1,20 @@
-"""Text as it is spoken, and which samples are kept."""
+"""Text as it is spoken, one at a time and as a column."""
 
 from __future__ import annotations
 
 import json
+import random
+from importlib.util import find_spec
+from pathlib import Path
 
+import polars as pl
 import pytest
-from pydantic import ValidationError
 
 from tests.conftest import CORPUS
-from tts_assets.corpora.config import FilterConfig
-from tts_assets.corpora.filters import rejection
-from tts_assets.corpora.index import Utterance
-from tts_assets.corpora.samples import Sample
+from tts_assets.config import ConfigError
+from tts_assets.corpora import normalizer
+from tts_assets.corpora.config import TextConfig
+from tts_assets.corpora.normalizer import CHANGES, PLAIN_LETTERS, Normalizer
 from tts_assets.corpora.text import normalize
 
 PROMPTS = CORPUS / "samples.jsonl"
@@ -65,60 +68,79 @@ def test_normalizing_twice_changes_nothing() -> None:
         assert normalize(once, "en") == once
 
 
-def utterance(**changes: object) -> tuple[Utterance, Sample]:
-    values: dict[str, object] = {
-        "id": "0",
-        "audio": "a.wav",
-        "pooled": False,
-        "audio_sha256": "0",
-        "duration": 2.0,
-        "sample_rate": 16_000,
-        "channels": 1,
-        "speaker": "",
-        "language": "en",
-        "text": "hello there",
-        "licence": "",
-        "extra": "{}",
-        **{key: value for key, value in changes.items() if key != "dnsmos"},
-    }
-    row = Utterance(**values)  # type: ignore[arg-type]
-    sample = Sample(
-        id="0",
-        wav_path="a.wav",
-        transcript=normalize(row.text, "en"),
-        dnsmos_mos_ovr=float(changes.get("dnsmos", 0.0)),  # type: ignore[arg-type]
-    )
-    return row, sample
-
-
-@pytest.mark.parametrize(
-    ("changes", "reason"),
-    [
-        ({}, None),
-        ({"text": " "}, "empty transcript"),
-        ({"language": "de"}, "language not allowed"),
-        ({"language": "eng"}, "language not allowed"),
-        ({"language": "en-GB"}, None),
-        ({"duration": 31.0}, "too long"),
-        ({"text": "?!"}, "nothing to speak"),
-        ({"sample_rate": 4000}, "sample rate too low"),
-        ({"dnsmos": 2.0}, "DNSMOS too low"),
-        ({"duration": 0.1}, "too short"),
-        ({"text": "far too many words for so little speech " * 9}, "more text than speech"),
-        ({"text": "", "language": "de", "duration": 99.0}, "empty transcript"),
-    ],
+PIECES = (
+    *(
+        "a",
+        "Hello",
+        "Ünal",
+        "дом",
+        "日本",
+        "も",
+        "é",
+        "e\u0301",
+        "ﬁ",
+        "ά",
+        "½",
+        "²",
+        "가",
+        "\u11a8",
+    ),
+    *(" ", "  ", "\t", "\n", "\u00a0", "\u3000", "\x01", "\x1c", "\x85", "\u200b", "\u00ad"),
+    *(".", ",", "...", "?", "!", ";", ":", "-", "–", "’", '"', "(", "]", "¿", "。", "«", "_", "/"),
+    *("1", "007", "3.5", "10:05", "555-1234", "21st", "#", "*", "%", "&", "$1.01", "@", "+", "MP3"),
 )
-def test_the_first_filter_that_hits_names_the_reason(
-    changes: dict[str, object], reason: str | None
-) -> None:
-    config = FilterConfig(allowed_languages=("en",), min_dnsmos=3.0)
-    assert rejection(*utterance(**changes), config) == reason
 
 
-def test_impossible_filters_are_refused() -> None:
-    with pytest.raises(ValidationError, match="raise max_duration"):
-        FilterConfig(min_duration=5, max_duration=4)
-    with pytest.raises(ValidationError, match="write one like 'en'"):
-        FilterConfig(allowed_languages=("English",))
-    with pytest.raises(ValidationError, match="did you mean 'max_duration'"):
-        FilterConfig.model_validate({"max_durations": 4})
+@pytest.mark.parametrize("language", ["en", "es-MX", "ja", "xx"])
+def test_a_column_is_normalized_as_each_text_is(language: str) -> None:
+    """Most of it without Python, which must make no difference."""
+    draw = random.Random(language)
+    texts = ["".join(draw.choices(PIECES, k=draw.randint(0, 8))) for _ in range(10_000)]
+    texts += [" ".join(draw.choices(PIECES[:7], k=4)) for _ in range(1000)]
+    rows = pl.LazyFrame({"text": texts, "language": [language] * len(texts)})
+    spoken = Normalizer(TextConfig()).column("text", "language", pl.lit(True))
+    assert rows.select(spoken).collect(engine="streaming").to_series().to_list() == [
+        normalize(text, language) for text in texts
+    ]
+
+
+def test_what_is_called_plain_is_left_alone_whatever_stands_beside_it() -> None:
+    every = pl.Series([chr(code) for code in range(0x20, 0x2_0000) if not 0xD800 <= code < 0xE000])
+    plain = every.filter(~every.str.contains(CHANGES) & every.str.contains(f"[{PLAIN_LETTERS}]"))
+    assert len(plain) > 30_000
+    for text in ("".join(plain), "".join(reversed(plain.to_list()))):
+        for language in ("en", "es", "ko"):
+            assert normalize(text, language) == text
+
+
+def test_only_where_it_is_wanted() -> None:
+    rows = pl.LazyFrame({"text": ["1", "2"], "language": ["en", "en"], "wanted": [True, False]})
+    spoken = Normalizer(TextConfig()).column("text", "language", pl.col("wanted"))
+    assert rows.select(spoken).collect().to_series().to_list() == ["one", "2"]
+
+
+def test_without_a_normalizer_text_stays_as_it_is() -> None:
+    as_written = Normalizer(TextConfig(normalizer="none"))
+    assert as_written("Press 1  now", "en") == "Press 1  now"
+    assert as_written("?!", "en") == ""
+
+
+def test_a_missing_nemo_is_named_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(normalizer, "NEMO", "no_such_package")
+    with pytest.raises(ConfigError, match=r"pip install 'tts-assets\[nemo\]'"):
+        Normalizer(TextConfig(normalizer="nemo"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not find_spec("nemo_text_processing"), reason="needs tts-assets[nemo]")
+def test_nemo_reads_dates_and_remembers_them(tmp_path: Path) -> None:
+    nemo = Normalizer(TextConfig(normalizer="nemo"), tmp_path)
+    text = "Am 5.3.2020 um 10:05 Uhr."
+    (spoken,) = nemo.many([text], "de")
+    assert not any(map(str.isdigit, spoken))
+    assert spoken != normalize(text, "de")
+    (cache,) = tmp_path.glob("*.sqlite")
+    again = Normalizer(TextConfig(normalizer="nemo"), tmp_path)
+    assert again.many([text], "de") == [spoken]
+    assert cache.stat().st_size > 0
+    assert nemo("5 foo", "xx") == "5 foo"

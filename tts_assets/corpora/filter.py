@@ -122,14 +122,11 @@ def filter_files(program: FilterProgram, result: Path, work: Path) -> Counts:
     anew to ``work`` without it, and the line is rejected with its place."""
     normalizer = Normalizer(program.text, program.cache or program.run_dir / "cache")
     try:
-        return filter_rows(
-            rows_of_files(program.samples, program, normalizer), program.filters, result, work
-        )
+        rows = rows_of_files(program.samples, program, normalizer)
+        return filter_rows(rows, program.filters, result, work)
     except ComputeError:
         good = work / "samples.jsonl"
         bad = list(separate(program.samples, good))
-        if not bad:
-            raise
     counts = filter_rows(rows_of_files([good], program, normalizer), program.filters, result, work)
     with (result / REJECTED_FILE).open("a", encoding="utf-8") as rejected:
         rejected.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in bad)

@@ -29,6 +29,7 @@ PLAIN_LETTERS = (
 )
 CHANGES = rf"[^{PLAIN_LETTERS} .,;:!?'\"()\[\]¿¡«»、。，！？-]| [.,;:!?]"
 PLAIN_SPACE = r"[ \t\r\n]+"
+NEMO = "nemo_text_processing"
 
 
 class Normalizer:
@@ -113,7 +114,7 @@ def nemo_version() -> str:
     from importlib.metadata import PackageNotFoundError, version
 
     try:
-        return version("nemo_text_processing")
+        return version(NEMO)
     except PackageNotFoundError:
         raise ConfigError(
             "text.normalizer is 'nemo', but NeMo text processing is not installed: "

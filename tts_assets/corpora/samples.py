@@ -79,9 +79,13 @@ def scan_samples(paths: Sequence[Path]) -> pl.LazyFrame:
     Collecting raises ``polars.exceptions.ComputeError`` at a line that ``bad_lines.py`` would
     name.
     """
-    rows = pl.scan_ndjson(list(paths), schema=SCHEMA)
+    lines = pl.scan_lines(list(paths), name="line").filter(pl.col("line").str.strip_chars() != "")
+    rows = pl.concat([pl.scan_ndjson(list(paths), schema=SCHEMA), lines], how="horizontal")
+    # polars 2.1 forgets to escape what it gives as the text of an object
+    escaped = pl.when(pl.col("line").str.contains("\\", literal=True)).then("line")
+    own = pl.coalesce(escaped.str.json_path_match("$.original_data"), "original_data")
     defaults = [pl.col(name).fill_null(DEFAULTS.get(name, "")) for name in HEAD[1:]]
-    rows = rows.with_columns(*defaults, original_data=pl.col("original_data").fill_null("{}"))
+    rows = rows.select("id", *defaults, original_data=own.fill_null("{}"))
     identity = pl.struct("id", "wav_path", "transcript")
     return rows.with_columns(
         id=identity.map_batches(identify, return_dtype=pl.String, is_elementwise=True)
