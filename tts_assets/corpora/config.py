@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from tts_assets.config import Config
+from tts_assets.corpora.segments.config import SegmentConfig
 
 ReaderName = Literal[
     "jsonl",
@@ -36,6 +37,7 @@ class CorpusConfig(Config):
     """``[corpora.<name>]``: where recordings lie, in which layout, and whose they are.
 
     ``language``, ``licence`` and ``speaker`` hold for utterances that do not say otherwise.
+    ``segments`` declares that they are long recordings, to be cut into utterances.
     """
 
     path: Path
@@ -43,6 +45,13 @@ class CorpusConfig(Config):
     language: Language
     licence: str = "unknown"
     speaker: str = ""
+    segments: SegmentConfig | None = None
+
+    @model_validator(mode="after")
+    def _model_knows_language(self) -> Self:
+        if self.segments is not None:
+            self.segments.check_language(self.language)
+        return self
 
 
 class FilterConfig(Config):

@@ -10,10 +10,10 @@ import soundfile
 from numpy.typing import NDArray
 
 from tts_assets.corpora.audio import read_clip
+from tts_assets.corpora.speaker_similarity import SpeakerEncoder, SpeakerSimilarity
 from tts_assets.evaluation.config import EvaluationConfig
 from tts_assets.evaluation.naturalness import NaturalnessScorer
 from tts_assets.evaluation.results import SampleResult
-from tts_assets.evaluation.speaker_similarity import SpeakerEncoder, SpeakerSimilarity
 from tts_assets.evaluation.suite import SuiteText
 from tts_assets.evaluation.text_match import match
 from tts_assets.evaluation.transcription import Transcriber

@@ -17,8 +17,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from tts_assets.corpora.speaker_similarity import SpeakerEncoder, SpeakerSimilarity
 from tts_assets.evaluation.naturalness import NaturalnessScorer
-from tts_assets.evaluation.speaker_similarity import SpeakerEncoder, SpeakerSimilarity
 from tts_assets.evaluation.text_match import UNSPACED, match
 from tts_assets.evaluation.transcription import Transcriber
 from tts_assets.rlhf.config import (
