@@ -1,4 +1,7 @@
-"""The corpora in the graph: ``raw_corpus`` and ``filtered_samples``, one partition a corpus."""
+"""The corpora in the graph: ``raw_corpus`` and ``filtered_samples``, one partition a corpus.
+
+``speech_segments`` between them is in ``segments/assets.py``.
+"""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -20,12 +23,13 @@ from dagster import (
 
 from resources.artifact_store import ArtifactStoreResource
 from tts_assets.accounting import SET_ASIDE_FILE, count_reasons, read_set_aside
-from tts_assets.artifacts import Build, RawCorpus, SampleManifest
+from tts_assets.artifacts import Build, RawCorpus, SampleManifest, SpeechSegments
 from tts_assets.corpora.config import CorpusConfig, FilterConfig
 from tts_assets.corpora.filter import KEPT_FILE, REJECTED_FILE, filter_corpus
 from tts_assets.corpora.index import UTTERANCES_FILE, index_corpus, read_entries
 from tts_assets.corpora.listening import NOTEBOOK_FILE
 from tts_assets.corpora.listing import entries_digest
+from tts_assets.corpora.segments.assets import build_assets as segments_assets
 from tts_assets.partitions import corpus_partitions
 
 INDEX_VERSION = "2"
@@ -35,12 +39,13 @@ SECONDS = (0, 1, 2, 4, 7, 10, 15, 20, 30)  # where the classes of the duration t
 
 
 def build_assets(
-    corpora: dict[str, CorpusConfig], filters: FilterConfig, root: Path
+    corpora: dict[str, CorpusConfig], filters: FilterConfig, processes: int, root: Path
 ) -> list[AssetsDefinition | AssetChecksDefinition]:
     """``root``: the folder that relative corpus paths start from."""
     declared = Declared(corpora, root)
     return [
         raw_corpus_asset(declared),
+        *segments_assets(declared, processes, root),
         filtered_samples_asset(filters),
         entries_check(declared),
         samples_check(),
@@ -111,17 +116,19 @@ def filtered_samples_asset(filters: FilterConfig) -> AssetsDefinition:
         description="Utterances with normalized text, kept or rejected with a reason.",
     )
     def filtered_samples(
-        context: AssetExecutionContext, store: ArtifactStoreResource, raw_corpus: RawCorpus
+        context: AssetExecutionContext,
+        store: ArtifactStoreResource,
+        speech_segments: SpeechSegments,
     ) -> Output[SampleManifest]:
         build = Build(
             asset="filtered_samples",
             partition=context.partition_key,
-            inputs={"raw_corpus": raw_corpus},
+            inputs={"speech_segments": speech_segments},
             # Samples name audio by absolute path, so the place is part of what they are.
             config={
                 "filters": filters,
-                "root": raw_corpus.facts.root,
-                "audio_pool": raw_corpus.facts.audio_pool,
+                "root": speech_segments.facts.root,
+                "audio_pool": speech_segments.facts.audio_pool,
             },
             code_version=FILTER_VERSION,
         )
@@ -129,7 +136,7 @@ def filtered_samples_asset(filters: FilterConfig) -> AssetsDefinition:
             context,
             SampleManifest,
             build,
-            lambda work: filter_corpus(raw_corpus, filters, work / "result"),
+            lambda work: filter_corpus(speech_segments, filters, work / "result"),
             describe_samples,
         )
 

@@ -11,6 +11,8 @@ from tts_assets.config import Config
 from tts_assets.corpora.whisper import PACKAGED, knows_english_only
 from tts_assets.program import ProgramConfig
 
+CODE_VERSION = "1"  # of all that turns a recording into clips
+
 
 class SpeakerFilter(Config):
     """``[corpora.<name>.segments.speaker]``: keep only clips of one voice.
@@ -36,7 +38,7 @@ class SegmentConfig(Config):
 
     min_seconds: float = Field(default=2.0, ge=0.5)
     max_seconds: float = Field(default=10.0, le=25, description="Whisper hears 30 s at once")
-    pause: float = Field(default=0.2, ge=0.1)
+    pause: float = Field(default=0.15, ge=0.1)
     longest_pause: float = Field(default=1.0, gt=0)
     margin: float = Field(default=0.15, ge=0, le=1)
     vad_threshold: float = Field(default=0.5, gt=0, lt=1)

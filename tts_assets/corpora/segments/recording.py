@@ -70,7 +70,7 @@ def listen(
     """Transcribe a wave at 16 kHz: after each window how many seconds are done, at the end the
     transcript. ``language``: two letters, or empty to detect it."""
     speech = find_speech(wave, config.vad_threshold, config.pause)
-    parts = list(windows(speech, config.max_seconds))
+    parts = list(windows(speech))
     if not language and parts:
         longest = max(parts, key=lambda part: part.seconds)
         language = listener.language(wave[round(longest.start * RATE) : round(longest.end * RATE)])

@@ -13,24 +13,12 @@ import polars as pl
 from tts_assets.accounting import SET_ASIDE_FILE, SetAside, write_set_aside
 from tts_assets.artifacts import RawCorpus, SegmentFacts
 from tts_assets.corpora.index import ID_DIGITS, SCHEMA, UTTERANCES_FILE, Utterance
+from tts_assets.corpora.segments.accounting import KEPT, SPANS, SPANS_FILE
 from tts_assets.corpora.segments.card import CARD_FILE, card, write_listening
 from tts_assets.corpora.segments.config import SegmentProgram
 from tts_assets.corpora.segments.recording import NO_SPEECH, Span
 
-SPANS_FILE = "spans.parquet"
-KEPT = "kept"
 DUPLICATE = "duplicate audio"
-SPANS = {
-    "recording": pl.String,  # its id in raw_corpus
-    "start": pl.Int64,  # frames
-    "end": pl.Int64,
-    "sample_rate": pl.Int32,
-    "reason": pl.String,  # why it is in no clip; "kept": it is one
-    "clip": pl.String,  # its id
-    "text": pl.String,
-    "confidence": pl.Float64,
-    "speaker_similarity": pl.Float64,
-}
 
 
 @dataclass(frozen=True)

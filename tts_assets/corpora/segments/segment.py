@@ -22,7 +22,7 @@ from tts_assets.cache import RecordCache
 from tts_assets.config import digest_of
 from tts_assets.corpora.audio import BrokenAudio, Clip, read_clip
 from tts_assets.corpora.index import Utterance, utterances
-from tts_assets.corpora.segments.config import SegmentProgram
+from tts_assets.corpora.segments.config import CODE_VERSION, SegmentProgram
 from tts_assets.corpora.segments.recording import (
     Span,
     Transcript,
@@ -37,8 +37,7 @@ from tts_assets.corpora.speaker_similarity import SpeakerEncoder, SpeakerSimilar
 from tts_assets.corpora.whisper import model_digest
 from tts_assets.program import Run, load_config
 
-CODE_VERSION = "1"
-HEARD_KEYS = ("vad_threshold", "pause", "max_seconds", "detect_language")  # what words depend on
+HEARD_KEYS = ("vad_threshold", "pause", "detect_language")  # what words depend on
 UNIT = 30.0  # seconds of a recording that progress counts by
 POLL = 0.5  # seconds between two looks for the other ranks' results
 

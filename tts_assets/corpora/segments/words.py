@@ -105,13 +105,12 @@ class Listener:
         ]
 
 
-def windows(speech: Sequence[Stretch], longest_speech: float) -> Iterator[Stretch]:
-    """Stretches of up to 28 s that hold all speech but what no clip can hold anyway.
+def windows(speech: Sequence[Stretch]) -> Iterator[Stretch]:
+    """Stretches of up to 28 s that hold all speech, but what goes on for longer without a pause.
 
-    A window ends at the longest of the pauses in its second half. A stretch above
-    ``longest_speech`` seconds is left out: there is no pause to cut it at.
+    A window ends at the longest of the pauses in its second half.
     """
-    left = [stretch for stretch in speech if stretch.seconds <= longest_speech]
+    left = [stretch for stretch in speech if stretch.seconds <= LONGEST_WINDOW]
     while left:
         start = left[0].start
         fits = [i for i, part in enumerate(left) if part.end - start <= LONGEST_WINDOW]
