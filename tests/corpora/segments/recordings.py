@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import jiwer
 import numpy as np
 import soundfile
+from whisper_normalizer.english import EnglishTextNormalizer
 
 from tts_assets.corpora.audio import Wave, read_clip
 
@@ -69,3 +71,15 @@ def record(
     path.parent.mkdir(parents=True, exist_ok=True)
     soundfile.write(path, np.clip(wave + noise, -1, 1).astype(np.float32), RATE, "PCM_16")
     return said
+
+
+def quiet(wave: Wave, time: float, *, seconds: float = 0.03, level: float = 0.005) -> bool:
+    """Whether nothing but noise is around a moment of a 16 kHz wave."""
+    around = wave[max(0, int((time - seconds) * RATE)) : int((time + seconds) * RATE)]
+    return bool(np.max(np.abs(around), initial=0.0) < level)
+
+
+def word_error_rate(said: Sequence[str], heard: Sequence[str]) -> float:
+    """Word errors, all texts one after the other, in Whisper's spelling of numbers and such."""
+    normalize = EnglishTextNormalizer()
+    return jiwer.wer(normalize(" ".join(said)), normalize(" ".join(heard)))
