@@ -79,6 +79,16 @@ def quiet(wave: Wave, time: float, *, seconds: float = 0.03, level: float = 0.00
     return bool(np.max(np.abs(around), initial=0.0) < level)
 
 
+def kept(said: Sequence[Said], clips: Sequence[tuple[float, float]]) -> list[str]:
+    """The texts of which clips (start and end in seconds) hold nine tenths or more."""
+    return [
+        one.text
+        for one in said
+        if sum(max(0.0, min(end, one.end) - max(start, one.start)) for start, end in clips)
+        > 0.9 * (one.end - one.start)
+    ]
+
+
 def word_error_rate(said: Sequence[str], heard: Sequence[str]) -> float:
     """Word errors, all texts one after the other, in Whisper's spelling of numbers and such."""
     normalize = EnglishTextNormalizer()
