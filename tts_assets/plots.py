@@ -64,6 +64,7 @@ def histogram(values: Sequence[float], *, x_label: str, y_label: str) -> str:
     axes.hist(values, bins=20, color="#1f6b58", rwidth=0.92)
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
+    axes.locator_params(axis="y", integer=True)
     axes.spines[["top", "right"]].set_visible(False)
     return _data_uri(figure)
 

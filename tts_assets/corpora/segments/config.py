@@ -40,7 +40,7 @@ class SegmentConfig(Config):
     max_seconds: float = Field(default=10.0, le=25, description="Whisper hears 30 s at once")
     pause: float = Field(default=0.15, ge=0.1)
     longest_pause: float = Field(default=1.0, gt=0)
-    margin: float = Field(default=0.15, ge=0, le=1)
+    margin: float = Field(default=0.2, ge=0, le=1)
     vad_threshold: float = Field(default=0.5, gt=0, lt=1)
     model: str = PACKAGED
     detect_language: bool = Field(default=False, description="of each recording, from its speech")

@@ -21,6 +21,7 @@ SHORTEST_SPEECH = 0.06  # s; two frames of silero-vad, less is a click
 HOP, WIDTH = 160, 480  # samples: a level every 10 ms, of 30 ms
 SILENCE = -100.0  # dB of digital zero
 REACH = 0.2  # s; silero-vad begins up to 0.2 s late and ends up to 0.2 s early
+NOISE_VARIES = 1.5  # dB from one 30 ms to another
 ABOVE_FLOOR = 6.0  # dB over the quietest of a pause: still speech, which fades out
 BELOW_SPEECH = 45.0  # dB under the loudest of a stretch: nobody hears it
 
@@ -70,9 +71,13 @@ class Levels:
         return self.levels[first : max(first + 1, self._frame(stretch.end))]
 
     def quietest(self, stretch: Stretch) -> float:
-        """The time of the lowest level within a stretch."""
+        """The time of the lowest level within a stretch; of levels that do not differ by more
+        than noise does, the one nearest to the middle."""
+        levels = self.of(stretch)
+        low = np.flatnonzero(levels <= np.min(levels) + NOISE_VARIES)
         first = min(self._frame(stretch.start), len(self.levels) - 1)
-        return (first + int(np.argmin(self.of(stretch)))) * HOP / RATE
+        middle = len(levels) // 2
+        return (first + int(low[np.argmin(np.abs(low - middle))])) * HOP / RATE
 
     @staticmethod
     def _frame(time: float) -> int:
