@@ -368,13 +368,17 @@ class RawCorpus(Handle):
 
 
 class SegmentFacts(CorpusFacts):
+    """``seconds``: of all recordings, in clips (``kept``) and by the reason why not."""
+
     recordings: int
     recorded_hours: float
+    seconds: dict[str, float] = Field(default_factory=dict)
 
 
 class SpeechSegments(Handle):
-    """``utterances.parquet``, ``set_aside.jsonl``: of long recordings their clips; of a corpus
-    of utterances those of its ``raw_corpus`` as they are."""
+    """``utterances.parquet``, ``set_aside.jsonl``: of long recordings their clips, with
+    ``spans.parquet``, ``card.md`` and ``listening.ipynb``; of a corpus of utterances those of its
+    ``raw_corpus`` as they are."""
 
     kind, facts_type = "speech_segments", SegmentFacts
     facts: SegmentFacts

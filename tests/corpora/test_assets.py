@@ -1,4 +1,4 @@
-"""``raw_corpus`` and ``filtered_samples`` in real Dagster runs: accounting, reuse, lineage."""
+"""The assets of a corpus of utterances in real Dagster runs: accounting, reuse, lineage."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tts_assets.corpora.config import CorpusConfig, FilterConfig
 from tts_assets.corpora.samples import read_samples
 
 CORPUS = "clips.v1"
-ASSETS = ("raw_corpus", "filtered_samples")
+ASSETS = ("raw_corpus", "speech_segments", "filtered_samples")
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def run(
     config = CorpusConfig(path=Path(corpus.name), reader="jsonl", language="en")
     root = str(store.root)
     return materialize(
-        build_assets({CORPUS: config}, filters or FilterConfig(), corpus.parent),
+        build_assets({CORPUS: config}, filters or FilterConfig(), 1, corpus.parent),
         instance=instance,
         partition_key=partition,
         resources={
@@ -81,6 +81,7 @@ def test_a_run_accounts_for_every_clip_and_shows_them(
     assert result.success
     assert checks(result) == {
         "every_entry_is_accounted_for": True,
+        "every_second_is_accounted_for": True,
         "every_sample_is_accounted_for": True,
     }
     (raw,) = result.asset_materializations_for_node("raw_corpus")
@@ -114,23 +115,27 @@ def test_samples_are_ready_for_training(
 def test_what_was_only_touched_makes_nothing_stale_and_what_changed_does(
     instance: DagsterInstance, store: ArtifactStore, corpus: Path
 ) -> None:
-    assert reused(run(instance, store, corpus)) == [False, False]
+    assert reused(run(instance, store, corpus)) == [False, False, False]
     before = current(store)
-    assert reused(run(instance, store, corpus)) == [True, True]
+    assert reused(run(instance, store, corpus)) == [True, True, True]
     (corpus / "NOTES.txt").write_text("no part of the corpus")
-    assert reused(run(instance, store, corpus)) == [True, True]
+    assert reused(run(instance, store, corpus)) == [True, True, True]
 
     first = json.loads((corpus / "samples.jsonl").read_text().splitlines()[0])["wav_path"]
     os.utime(corpus / first, (1, 1))
-    assert reused(run(instance, store, corpus)) == [False, True]  # read again, and found the same
+    assert reused(run(instance, store, corpus)) == [
+        False,
+        True,
+        True,
+    ]  # read again, and found the same
     assert [handle.content for handle in current(store)] == [handle.content for handle in before]
 
     with (corpus / first).open("ab") as audio:
         audio.write(b"\xfa" * 800)
-    assert reused(run(instance, store, corpus)) == [False, False]
+    assert reused(run(instance, store, corpus)) == [False, False, False]
     ids = [
         {sample.id for sample in read_samples(h.path / "kept.jsonl")}
-        for h in (before[1], current(store)[1])
+        for h in (before[2], current(store)[2])
     ]
     assert len(ids[0] - ids[1]) == len(ids[1] - ids[0]) == 1
 
@@ -139,7 +144,7 @@ def test_other_filters_leave_the_index_alone(
     instance: DagsterInstance, store: ArtifactStore, corpus: Path
 ) -> None:
     assert run(instance, store, corpus).success
-    assert reused(run(instance, store, corpus, FilterConfig(max_duration=3))) == [True, False]
+    assert reused(run(instance, store, corpus, FilterConfig(max_duration=3))) == [True, True, False]
 
 
 def test_a_corpus_of_which_nothing_is_left_stops_the_run(

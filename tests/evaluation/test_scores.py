@@ -7,7 +7,7 @@ import pytest
 
 from tts_assets.corpora.audio import Clip
 from tts_assets.corpora.naturalness import NaturalnessScorer
-from tts_assets.evaluation.speaker_similarity import SpeakerEncoder, SpeakerSimilarity
+from tts_assets.corpora.speaker_similarity import SpeakerEncoder, SpeakerSimilarity
 
 Recordings = dict[str, tuple[str, Clip]]
 

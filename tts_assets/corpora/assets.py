@@ -1,4 +1,7 @@
-"""The corpora in the graph: ``raw_corpus`` and ``filtered_samples``, one partition a corpus."""
+"""The corpora in the graph: ``raw_corpus`` and ``filtered_samples``, one partition a corpus.
+
+``speech_segments`` between them is in ``segments/assets.py``.
+"""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -22,7 +25,7 @@ from dagster import (
 from resources.artifact_store import ArtifactStoreResource
 from resources.launcher import Launcher, Program
 from tts_assets.accounting import SET_ASIDE_FILE, count_reasons, read_set_aside
-from tts_assets.artifacts import Build, RawCorpus, SampleFacts, SampleManifest
+from tts_assets.artifacts import Build, RawCorpus, SampleFacts, SampleManifest, SpeechSegments
 from tts_assets.corpora import summary
 from tts_assets.corpora.config import CorpusConfig, FilterConfig, MeasureProgram, TextConfig
 from tts_assets.corpora.filter import KEPT_FILE, REJECTED_FILE
@@ -31,6 +34,7 @@ from tts_assets.corpora.index import UTTERANCES_FILE, index_corpus, read_entries
 from tts_assets.corpora.listening import NOTEBOOK_FILE
 from tts_assets.corpora.listing import entries_digest
 from tts_assets.corpora.samples import SCHEMA
+from tts_assets.corpora.segments.assets import build_assets as segments_assets
 from tts_assets.partitions import corpus_partitions
 
 INDEX_VERSION = "2"
@@ -53,6 +57,7 @@ def build_assets(
     filtering = Filtering(corpora, filters, text or TextConfig(), processes)
     return [
         raw_corpus_asset(declared),
+        *segments_assets(declared, processes, root),
         filtered_samples_asset(filtering),
         entries_check(declared),
         samples_check(),
@@ -145,19 +150,19 @@ def filtered_samples_asset(filtering: Filtering) -> AssetsDefinition:
         context: AssetExecutionContext,
         store: ArtifactStoreResource,
         launcher: ResourceParam[Launcher],
-        raw_corpus: RawCorpus,
+        speech_segments: SpeechSegments,
     ) -> Output[SampleManifest]:
         filters = filtering.of(context.partition_key)
         build = Build(
             asset="filtered_samples",
             partition=context.partition_key,
-            inputs={"raw_corpus": raw_corpus},
+            inputs={"speech_segments": speech_segments},
             # Samples name audio by absolute path, so the place is part of what they are.
             config={
                 "filters": filters,
                 "text": filtering.text,
-                "root": raw_corpus.facts.root,
-                "audio_pool": raw_corpus.facts.audio_pool,
+                "root": speech_segments.facts.root,
+                "audio_pool": speech_segments.facts.audio_pool,
             },
             code_version=FILTER_VERSION,
         )
@@ -166,7 +171,9 @@ def filtered_samples_asset(filtering: Filtering) -> AssetsDefinition:
             launcher.run(context, Program(MEASURE, program, filtering.processes))
 
         def run(work: Path) -> SampleFacts:
-            return filter_corpus(raw_corpus, filters, filtering.text, store.store, work, measure)
+            return filter_corpus(
+                speech_segments, filters, filtering.text, store.store, work, measure
+            )
 
         return store.materialize(
             context, SampleManifest, build, run, lambda made: describe_samples(made, filters)

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import AfterValidator, Field, model_validator
 
 from tts_assets.config import Config
+from tts_assets.corpora.segments.config import SegmentConfig
 from tts_assets.program import ProgramConfig
 
 Metric = Literal["dnsmos", "p808", "snr", "clipping", "silence", "wer"]
@@ -42,6 +43,7 @@ class CorpusConfig(Config):
 
     ``language``, ``licence`` and ``speaker`` hold for utterances that do not say otherwise.
     ``filters`` are laid over ``[filters]`` for this corpus (see :meth:`FilterConfig.for_corpus`).
+    ``segments`` declares that they are long recordings, to be cut into utterances.
     """
 
     path: Path
@@ -50,6 +52,13 @@ class CorpusConfig(Config):
     licence: str = "unknown"
     speaker: str = ""
     filters: dict[str, Any] = Field(default_factory=dict)
+    segments: SegmentConfig | None = None
+
+    @model_validator(mode="after")
+    def _model_knows_language(self) -> Self:
+        if self.segments is not None:
+            self.segments.check_language(self.language)
+        return self
 
 
 class TextConfig(Config):

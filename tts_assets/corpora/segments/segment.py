@@ -1,0 +1,202 @@
+"""Cuts the recordings of a corpus: ``python -m tts_assets.corpora.segments.segment run.json``,
+or torchrun with any number of ranks.
+
+The recordings are shared out among the ranks, the longest first, and each is done with one
+thread, so that the bytes do not depend on how many ranks there are. Its result appears by one
+rename; a restart does those that are missing. The ranks exchange nothing: rank 0 waits for the
+others' files.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from tts_assets.artifacts import RawCorpus, sha256_file, written_aside
+from tts_assets.audio_pool import AudioPool
+from tts_assets.cache import RecordCache
+from tts_assets.config import digest_of
+from tts_assets.corpora.audio import BrokenAudio, Clip, read_clip
+from tts_assets.corpora.index import Utterance, utterances
+from tts_assets.corpora.segments.config import CODE_VERSION, SegmentProgram
+from tts_assets.corpora.segments.recording import (
+    Span,
+    Transcript,
+    at_model_rate,
+    clips_exist,
+    cut,
+    listen,
+)
+from tts_assets.corpora.segments.result import Recording, write_result
+from tts_assets.corpora.segments.words import Listener
+from tts_assets.corpora.speaker_similarity import SpeakerEncoder, SpeakerSimilarity
+from tts_assets.corpora.whisper import model_digest
+from tts_assets.program import Run, load_config
+
+HEARD_KEYS = ("vad_threshold", "pause", "detect_language")  # what words depend on
+UNIT = 30.0  # seconds of a recording that progress counts by
+POLL = 0.5  # seconds between two looks for the other ranks' results
+
+
+@dataclass(frozen=True)
+class Keys:
+    """The names of a recording's transcript and of its result: digests of all they follow from."""
+
+    transcript: str
+    record: str
+
+
+class Segmenter:
+    """Recordings to spans, through the caches; models are loaded when they are first needed."""
+
+    def __init__(self, program: SegmentProgram, device: str) -> None:
+        self.program = program
+        self.device = device
+        self.facts = RawCorpus.open(program.corpus).facts
+        self.pool = AudioPool(program.audio_pool)
+        self.transcripts = RecordCache(program.transcripts)
+        self.records = RecordCache(program.records)
+        self._model = model_digest(program.model)
+        self._reference = program.reference and sha256_file(program.reference)
+
+    @cached_property
+    def listener(self) -> Listener:
+        return Listener(self.program.model, self.device)
+
+    @cached_property
+    def voice(self) -> SpeakerSimilarity | None:
+        if self.program.reference is None:
+            return None
+        reference = read_clip(self.program.reference)
+        return SpeakerSimilarity(SpeakerEncoder(), [(reference.wave, reference.rate)])
+
+    def keys(self, row: Utterance) -> Keys:
+        config = self.program.segments.model_dump()
+        heard = {name: config[name] for name in HEARD_KEYS}
+        language = self.language(row)
+        parts = (row.audio_sha256, self._model, self.device.partition(":")[0], CODE_VERSION)
+        rest = {name: value for name, value in config.items() if name not in ("model", "speaker")}
+        speaker = self.program.segments.speaker
+        least = speaker and speaker.min_similarity
+        return Keys(
+            transcript=digest_of([parts, heard, language]),
+            record=digest_of([parts, rest, language, self._reference, least]),
+        )
+
+    def language(self, row: Utterance) -> str:
+        """Two letters, as Whisper wants them; empty where it is to be detected."""
+        return "" if self.program.segments.detect_language else row.language.split("-")[0]
+
+    def segment(self, row: Utterance) -> Iterator[float | Recording]:
+        """How many seconds of a recording are done, and at last what became of it."""
+        keys = self.keys(row)
+        known = self.records.get([keys.record]).get(keys.record)
+        if known is not None:
+            recording = Recording.from_json(known)
+            if clips_exist(recording.spans, self.pool):
+                yield recording
+                return
+        try:
+            clip = self._read(row)
+        except BrokenAudio as error:
+            frames = round(row.duration * row.sample_rate)
+            lost = Span(0, frames, error.reason, text=error.detail)
+            yield Recording(row.language, row.sample_rate, (lost,))
+            return
+        found = self.transcripts.get([keys.transcript]).get(keys.transcript)
+        transcript = Transcript.from_json(found) if found else None
+        if transcript is None:
+            for news in listen(
+                at_model_rate(clip), self.listener, self.language(row), self.program.segments
+            ):
+                if isinstance(news, Transcript):
+                    transcript = news
+                else:
+                    yield news
+            assert transcript is not None
+            self.transcripts.put({keys.transcript: transcript.to_json()})
+        spans = cut(clip, transcript, self.program.segments, self.voice, self.pool)
+        detected = self.program.segments.detect_language and transcript.language
+        recording = Recording(detected or row.language, clip.rate, tuple(spans))
+        self.records.put({keys.record: recording.to_json()})
+        yield recording
+
+    def _read(self, row: Utterance) -> Clip:
+        path = row.path(self.facts)
+        clip = read_clip(path)
+        if sha256_file(path) != row.audio_sha256:
+            detail = "materialize raw_corpus again"
+            raise BrokenAudio(path, "changed since it was indexed", detail)
+        return clip
+
+
+def check_languages(segmenter: Segmenter, rows: list[Utterance]) -> None:
+    """Refuse recordings in a language that the model does not know."""
+    if not rows or not segmenter.listener.knows_english_only:
+        return
+    config = segmenter.program.segments
+    for row in rows:
+        if config.detect_language or segmenter.language(row) != "en":
+            wish = "is to be detected" if config.detect_language else f"is {row.language!r}"
+            raise ValueError(
+                f"the model in {segmenter.program.model} knows English only, but the language of "
+                f"{row.audio} {wish}; name a multilingual one, for example "
+                "segments.model = 'large-v3'"
+            )
+
+
+def run_segments(run: Run, program: SegmentProgram) -> None:
+    """This rank's share of the missing recordings; then rank 0 collects all."""
+    segmenter = Segmenter(program, str(run.device))
+    rows = list(utterances(RawCorpus.open(program.corpus)))
+    check_languages(segmenter, rows)
+    files = {row.id: run.checkpoint_dir / f"{segmenter.keys(row).record}.json" for row in rows}
+    by_length = sorted(rows, key=lambda row: (-row.duration, row.id))
+    mine = [r for r in by_length[run.rank :: run.world_size] if not files[r.id].is_file()]
+    steps = _steps(segmenter, mine, files)
+    total = sum(_units(row) for row in mine)
+    for _ in run.progress(steps, "speech segments, half minutes", total=total):
+        if run.stop_requested:
+            run.stopped()
+    if not run.is_main:
+        return
+    while not all(path.is_file() for path in files.values()):
+        if run.stop_requested:
+            run.stopped()
+        time.sleep(POLL)
+    recordings = [(row, Recording.from_json(json.loads(files[row.id].read_text()))) for row in rows]
+    facts = write_result(RawCorpus.open(program.corpus), recordings, program, run.result_dir)
+    run.finish(facts.model_dump())
+
+
+def _steps(segmenter: Segmenter, rows: list[Utterance], files: dict[str, Path]) -> Iterator[None]:
+    """Segment the rows and keep each result; yields once for each half minute of a recording."""
+    for row in rows:
+        counted = 0
+        for news in segmenter.segment(row):
+            if isinstance(news, Recording):
+                with written_aside(files[row.id]) as aside:
+                    aside.write_text(json.dumps(news.to_json()))
+                reached = _units(row)
+            else:
+                reached = min(int(news / UNIT), _units(row) - 1)
+            yield from [None] * max(0, reached - counted)
+            counted = max(counted, reached)
+
+
+def _units(row: Utterance) -> int:
+    return int(row.duration / UNIT) + 1
+
+
+def main(argv: list[str] | None = None) -> None:
+    program = load_config(SegmentProgram, argv)
+    with Run(program.run_dir) as run:
+        run_segments(run, program)
+
+
+if __name__ == "__main__":
+    main()
