@@ -42,7 +42,7 @@ def test_overlay_merges_tables_and_replaces_the_rest() -> None:
     [
         ({"codec": {"shard_sample": 3}}, "codec: unknown key 'shard_sample'.*'shard_samples'"),
         ({"compute": {"processes": 0}}, "compute.processes"),
-        ({"sft": {"announcer": {"corpora": {"nope": 1.0}}}}, r"declare \[corpora.nope\]"),
+        ({"sft": {"announcer": {"corpora": {"nope": 1.0}}}}, r"add \[corpora.nope\]"),
         ({"sft": {"announcer": {"epochs": 3}}}, "exactly one of steps and epochs"),
         ({"rlhf": {"announcer_grpo": {"base": "nobody"}}}, "'nobody', which is no .sft. recipe"),
         (

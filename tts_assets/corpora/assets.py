@@ -1,6 +1,5 @@
 """The corpora in the graph: ``raw_corpus`` and ``filtered_samples``, one partition a corpus."""
 
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,11 +20,14 @@ from dagster import (
 from resources.artifact_store import ArtifactStoreResource
 from tts_assets.accounting import SET_ASIDE_FILE, count_reasons, read_set_aside
 from tts_assets.artifacts import Build, RawCorpus, SampleManifest
-from tts_assets.corpora.config import CorpusConfig, FilterConfig
+from tts_assets.automation import follow_data
+from tts_assets.corpora.config import FilterConfig
+from tts_assets.corpora.discovery import Corpora
 from tts_assets.corpora.filter import KEPT_FILE, REJECTED_FILE, filter_corpus
 from tts_assets.corpora.index import UTTERANCES_FILE, index_corpus, read_entries
 from tts_assets.corpora.listening import NOTEBOOK_FILE
-from tts_assets.corpora.listing import entries_digest
+from tts_assets.corpora.listing import audio_outside, entries_digest
+from tts_assets.corpora.watch import Look, Seen
 from tts_assets.partitions import corpus_partitions
 
 INDEX_VERSION = "2"
@@ -35,37 +37,18 @@ SECONDS = (0, 1, 2, 4, 7, 10, 15, 20, 30)  # where the classes of the duration t
 
 
 def build_assets(
-    corpora: dict[str, CorpusConfig], filters: FilterConfig, root: Path
+    corpora: Corpora, filters: FilterConfig
 ) -> list[AssetsDefinition | AssetChecksDefinition]:
-    """``root``: the folder that relative corpus paths start from."""
-    declared = Declared(corpora, root)
+    """``corpora`` are looked up when an asset runs: a new one needs no restart."""
     return [
-        raw_corpus_asset(declared),
+        raw_corpus_asset(corpora),
         filtered_samples_asset(filters),
-        entries_check(declared),
+        entries_check(corpora),
         samples_check(),
     ]
 
 
-@dataclass(frozen=True)
-class Declared:
-    """The corpora of ``dagster_project.toml``."""
-
-    corpora: dict[str, CorpusConfig]
-    root: Path
-
-    def __call__(self, partition: str) -> tuple[Path, CorpusConfig]:
-        """Where the corpus of a partition lies, and how it is read."""
-        if partition not in self.corpora:
-            raise ValueError(
-                f"corpus {partition!r} is a partition, but not declared: add "
-                f"[corpora.{partition}] to dagster_project.toml, or delete the partition"
-            )
-        config = self.corpora[partition]
-        return (self.root / config.path).resolve(), config
-
-
-def raw_corpus_asset(declared: Declared) -> AssetsDefinition:
+def raw_corpus_asset(corpora: Corpora) -> AssetsDefinition:
     """The asset ``raw_corpus``."""
 
     @asset(
@@ -79,8 +62,12 @@ def raw_corpus_asset(declared: Declared) -> AssetsDefinition:
         context: AssetExecutionContext, store: ArtifactStoreResource
     ) -> Output[RawCorpus]:
         name = context.partition_key
-        path, config = declared(name)
+        path, config = corpus = corpora(name)
+        look = Look.begin(corpus)
+        look.folder(path)  # before anything is read: what changes later is seen next time
         entries = read_entries(path, config)
+        outside = audio_outside(entries, path)
+        look.outside(outside)
         build = Build(
             asset="raw_corpus",
             partition=name,
@@ -89,13 +76,15 @@ def raw_corpus_asset(declared: Declared) -> AssetsDefinition:
             config={"corpus": config, "root": path, "state": entries_digest(entries)},
             code_version=INDEX_VERSION,
         )
-        return store.materialize(
+        output = store.materialize(
             context,
             RawCorpus,
             build,
             lambda work: index_corpus(name, path, config, store.store, work / "result"),
             describe_corpus,
         )
+        Seen(look.digest, tuple(outside)).record(store.store, name)
+        return output
 
     return raw_corpus
 
@@ -107,6 +96,7 @@ def filtered_samples_asset(filters: FilterConfig) -> AssetsDefinition:
         group_name="corpora",
         partitions_def=corpus_partitions,
         code_version=FILTER_VERSION,
+        automation_condition=follow_data(),
         kinds={"polars", "json"},
         description="Utterances with normalized text, kept or rejected with a reason.",
     )
@@ -136,7 +126,7 @@ def filtered_samples_asset(filters: FilterConfig) -> AssetsDefinition:
     return filtered_samples
 
 
-def entries_check(declared: Declared) -> AssetChecksDefinition:
+def entries_check(corpora: Corpora) -> AssetChecksDefinition:
     """Nothing that a corpus lists is missing from its index."""
 
     @asset_check(
@@ -148,7 +138,7 @@ def entries_check(declared: Declared) -> AssetChecksDefinition:
     def every_entry_is_accounted_for(
         context: AssetCheckExecutionContext, raw_corpus: RawCorpus
     ) -> AssetCheckResult:
-        path, config = declared(raw_corpus.partition)
+        path, config = corpora(raw_corpus.partition)
         entries = len(read_entries(path, config))
         rows = pl.scan_parquet(raw_corpus.path / UTTERANCES_FILE).select(pl.len()).collect().item()
         aside = len(read_set_aside(raw_corpus.path / SET_ASIDE_FILE))

@@ -45,6 +45,28 @@ class CorpusConfig(Config):
     speaker: str = ""
 
 
+class DiscoveryConfig(Config):
+    """``[discovery]``: the folder whose subfolders are corpora (see ``discovery.py``).
+
+    ``language``, ``licence`` and ``speaker`` hold for those whose ``corpus.toml`` does not say
+    otherwise.
+    """
+
+    root: Path | None = None
+    language: Language | None = None
+    licence: str = "unknown"
+    speaker: str = ""
+
+    @model_validator(mode="after")
+    def _defaults_are_of_something(self) -> Self:
+        if self.root is None and self.model_fields_set:
+            raise ValueError(
+                f"{sorted(self.model_fields_set)} hold for discovered corpora, but no root says "
+                f"where those lie; write root = 'corpora', or leave [discovery] out"
+            )
+        return self
+
+
 class FilterConfig(Config):
     """``[filters]``: which utterances are kept; the order of the fields is that of the checks.
 
