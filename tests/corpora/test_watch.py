@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -32,10 +33,10 @@ def corpus_at(path: Path, language: str = "en") -> Corpus:
 def see(corpus: Corpus, store: ArtifactStore, *outside: Path, name: str = NAME) -> None:
     """Record what there is, as ``raw_corpus`` does."""
     look = Look.begin(corpus)
-    paths = sorted(map(str, outside))
     assert look.folder(corpus.path)
-    assert look.outside(paths)
-    Seen(look.digest, tuple(paths)).record(store, name)
+    seen = Seen(outside=tuple(sorted(map(str, outside))))
+    assert look.outside(seen.states(look.after))
+    replace(seen, digest=look.digest).record(store, name)
 
 
 def changed(store: ArtifactStore, *corpora: Corpus, watch: Watch | None = None) -> list[str]:

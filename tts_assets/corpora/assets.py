@@ -26,7 +26,7 @@ from tts_assets.corpora.discovery import Corpora
 from tts_assets.corpora.filter import KEPT_FILE, REJECTED_FILE, filter_corpus
 from tts_assets.corpora.index import UTTERANCES_FILE, index_corpus, read_entries
 from tts_assets.corpora.listening import NOTEBOOK_FILE
-from tts_assets.corpora.listing import audio_outside, entries_digest
+from tts_assets.corpora.listing import survey
 from tts_assets.corpora.watch import Look, Seen
 from tts_assets.partitions import corpus_partitions
 
@@ -65,15 +65,14 @@ def raw_corpus_asset(corpora: Corpora) -> AssetsDefinition:
         path, config = corpus = corpora(name)
         look = Look.begin(corpus)
         look.folder(path)  # before anything is read: what changes later is seen next time
-        entries = read_entries(path, config)
-        outside = audio_outside(entries, path)
-        look.outside(outside)
+        state, outside = survey(read_entries(path, config), path)
+        look.outside(outside.items())
         build = Build(
             asset="raw_corpus",
             partition=name,
             inputs={},
             # This tells that files changed; the content digest tells whether it matters.
-            config={"corpus": config, "root": path, "state": entries_digest(entries)},
+            config={"corpus": config, "root": path, "state": state},
             code_version=INDEX_VERSION,
         )
         output = store.materialize(

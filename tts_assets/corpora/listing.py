@@ -11,25 +11,23 @@ from tts_assets.accounting import SetAside
 from tts_assets.corpora.readers.entry import Entry
 
 
-def entries_digest(entries: Iterable[Entry | SetAside]) -> str:
-    """Digest of all that a reader found, and of the state of the audio it names.
+def survey(entries: Iterable[Entry | SetAside], root: Path) -> tuple[str, dict[str, str]]:
+    """Digest of all that a reader found and of the state of the audio it names; and the states of
+    the audio that a walk through the corpus ``root`` does not see, by path, sorted.
 
-    It sees audio outside the corpus' folder, too, and overlooks files that are no part of it.
+    The digest sees audio outside the corpus' folder, too, and overlooks files that are no part of
+    it. The order of the entries does not count.
     """
-    digest = hashlib.sha256()
-    for item in sorted(f"{item}{_state(item)}" for item in entries):
-        digest.update(f"{item}\n".encode(errors="surrogateescape"))
-    return digest.hexdigest()
-
-
-def _state(item: Entry | SetAside) -> str:
-    return "" if isinstance(item, SetAside) else f"\0{file_state(item.audio)}"
-
-
-def audio_outside(entries: Iterable[Entry | SetAside], root: Path) -> list[str]:
-    """The audio that a walk through the corpus ``root`` does not see; sorted."""
-    audio = {item.audio for item in entries if isinstance(item, Entry)}
-    return sorted(str(path) for path in audio if root not in path.parents)
+    found, outside = [], {}
+    for item in entries:
+        state = ""
+        if isinstance(item, Entry):
+            state = file_state(item.audio)
+            if root not in item.audio.parents:
+                outside[str(item.audio)] = state
+        line = f"{item} {state}".encode(errors="surrogateescape")
+        found.append(hashlib.sha256(line).digest())
+    return hashlib.sha256(b"".join(sorted(found))).hexdigest(), dict(sorted(outside.items()))
 
 
 def file_state(file: os.DirEntry[str] | Path) -> str:

@@ -43,12 +43,11 @@ class Look:
         """Look at the files below ``root``; whether that was all of them."""
         return self.after.startswith("/") or self._fold(walk(root, self.after), deadline)
 
-    def outside(self, paths: Iterable[str], deadline: float = math.inf) -> bool:
-        """Look at files by their absolute paths, sorted; whether that was all of them."""
-        left = (path for path in paths if path > self.after or not self.after.startswith("/"))
-        return self._fold(((path, file_state(Path(path))) for path in left), deadline)
+    def outside(self, files: Iterable[tuple[str, str]], deadline: float = math.inf) -> bool:
+        """Look at absolute paths and their states, sorted; whether that was all of them."""
+        return self._fold(files, deadline)
 
-    def _fold(self, files: Iterator[tuple[str, str]], deadline: float) -> bool:
+    def _fold(self, files: Iterable[tuple[str, str]], deadline: float) -> bool:
         for path, state in files:
             line = f"{self.digest} {state} {path}".encode(errors="surrogateescape")
             self.digest = hashlib.sha256(line).hexdigest()[:DIGITS]
@@ -72,8 +71,13 @@ class Seen:
         try:
             values = json.loads(_record(store, name).read_text())
             return cls(values["digest"], tuple(values["outside"]))
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             return cls()
+
+    def states(self, after: str) -> Iterator[tuple[str, str]]:
+        """The audio outside as it is now, from behind ``after`` on if that lies outside, too."""
+        left = (path for path in self.outside if path > after or not after.startswith("/"))
+        return ((path, file_state(Path(path))) for path in left)
 
     def record(self, store: ArtifactStore, name: str) -> None:
         with written_aside(_record(store, name)) as aside:
@@ -134,7 +138,7 @@ class Watch:
         """The digest of a whole look, or None if time ended it."""
         begun = self.unfinished.pop(name, None)
         look = Look(*begun) if begun else Look.begin(corpus)
-        if look.folder(corpus.path, deadline) and look.outside(seen.outside, deadline):
+        if look.folder(corpus.path, deadline) and look.outside(seen.states(look.after), deadline):
             return look.digest
         self.unfinished[name] = [look.digest, look.after]
         return None
