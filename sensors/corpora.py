@@ -41,7 +41,8 @@ UNFINISHED = [
 
 def build_corpora_sensors(corpora: Corpora, storage: Path) -> list[SensorDefinition]:
     """``new_corpora`` is on by default, it only adds partitions. ``changed_corpora`` is off until
-    somebody asks for it: its first tick would start work on every corpus there is."""
+    somebody asks for it: it starts work on every corpus that was never looked at, which on a fresh
+    checkout are all."""
 
     @sensor(
         name="new_corpora",
@@ -66,22 +67,25 @@ def build_corpora_sensors(corpora: Corpora, storage: Path) -> list[SensorDefinit
     )
     def changed_corpora(context: SensorEvaluationContext) -> SensorResult:
         found, _ = corpora.find()
-        problems = {name: why for name, corpus in found.items() if (why := obstacle(corpus))}
-        in_sight = {name: found[name] for name in found if name not in problems}
+        hidden = {name: why for name, corpus in found.items() if (why := obstacle(corpus))}
+        in_sight = {name: found[name] for name in found if name not in hidden}
         watch = Watch.load(context.cursor)
         changed = watch.round(in_sight, ArtifactStore(storage), LOOK_SECONDS)
+        notes = [f"{name} is passed over: {why}" for name, why in hidden.items()]
+        if watch.first:
+            notes.append(f"time ended this round; the next begins with {watch.first}")
         requests = []
         for name, digest in changed.items():
             if run := unfinished_run(context.instance, name):
-                context.log.info(f"{name} changed, and waits for the end of run {run}")
+                notes.append(f"{name} changed, and waits for the end of run {run}")
                 continue
             watch.requested[name] = digest
             # No run key: a corpus that returns to an earlier state is to be looked at, too.
             requests.append(RunRequest(partition_key=name))
         return result(
             context,
-            f"{len(in_sight)} corpora are as they were",
-            [f"{name} is passed over: {why}" for name, why in problems.items()],
+            f"{len(in_sight)} corpora in sight, no change to act on",
+            notes,
             added=found,
             requests=requests,
             cursor=watch.dump(),
@@ -93,21 +97,21 @@ def build_corpora_sensors(corpora: Corpora, storage: Path) -> list[SensorDefinit
 def result(
     context: SensorEvaluationContext,
     nothing: str,
-    problems: Iterable[str],
+    notes: Iterable[str],
     added: Mapping[str, object],
     requests: list[RunRequest] | None = None,
     cursor: str | None = None,
 ) -> SensorResult:
-    """New partitions before the runs that need them; problems in the log, and in the reason of a
-    tick that does nothing, as that is what the UI shows."""
-    for problem in problems:
-        context.log.warning(problem)
+    """New partitions before the runs that need them; notes in the log, and in the reason of a tick
+    that does nothing, as that is what the UI shows."""
+    for note in notes:
+        context.log.warning(note)
     new = sorted(set(added) - partitions(context.instance))
     idle = not new and not requests
     return SensorResult(
         run_requests=requests or [],
         dynamic_partitions_requests=[corpus_partitions.build_add_request(new)] if new else [],
-        skip_reason="; ".join([nothing, *problems]) if idle else None,
+        skip_reason="; ".join([nothing, *notes]) if idle else None,
         cursor=cursor,
     )
 

@@ -124,6 +124,10 @@ def test_a_change_that_cannot_be_indexed_is_reported_once(
     assert changed(store, corpus, watch=watch) == [NAME]
 
 
+def test_a_cursor_of_another_version_is_forgotten() -> None:
+    assert Watch.load('{"asterisk_en": "0123"}') == Watch.load("no JSON") == Watch()
+
+
 def rounds(watch: Watch, corpora: dict[str, Corpus], store: ArtifactStore, limit: int) -> list[str]:
     """Rounds that time ends after one file each; the corpora that were reported, in order."""
     reported = []

@@ -9,6 +9,8 @@ from pathlib import Path
 from dagster import DagsterRunStatus, DefaultSensorStatus
 from dagster._core.test_utils import create_run_for_test
 
+from jobs.asset_jobs import REFRESH
+from jobs.demo import register_corpora
 from sensors import corpora as sensors
 from tests.corpora.layouts import write
 from tests.sensors.conftest import SPOKEN, Daemon
@@ -39,6 +41,14 @@ def test_a_corpus_becomes_a_partition_and_what_is_none_is_named(
     shutil.rmtree(corpora / SPOKEN)
     gone = daemon.sense("new_corpora").skip_reason
     assert f"{SPOKEN} has no corpus any more" in str(gone)
+
+
+def test_the_jobs_know_discovered_corpora(daemon: Daemon) -> None:
+    assert register_corpora(daemon.instance, daemon.settings) == [SPOKEN]
+    partitions_def = daemon.defs.resolve_job_def(REFRESH).partitions_def
+    assert partitions_def is not None
+    # What a backfill of all partitions runs:
+    assert partitions_def.get_partition_keys(dynamic_partitions_store=daemon.instance) == [SPOKEN]
 
 
 def test_a_change_asks_for_one_look(daemon: Daemon, corpora: Path) -> None:

@@ -103,7 +103,11 @@ class Watch:
 
     @classmethod
     def load(cls, cursor: str | None) -> Self:
-        return cls(**json.loads(cursor or "{}"))
+        """What :meth:`dump` wrote; a cursor of another version is forgotten, which costs a look."""
+        try:
+            return cls(**json.loads(cursor or "{}"))
+        except (TypeError, ValueError):
+            return cls()
 
     def dump(self) -> str:
         return json.dumps(asdict(self), sort_keys=True)
