@@ -5,6 +5,7 @@ from __future__ import annotations
 from dagster import AssetSelection, ScheduleDefinition, define_asset_job
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
+from tts_assets.automation import WHOLE_CORPUS
 from tts_assets.partitions import corpus_partitions
 from tts_assets.settings import Settings
 
@@ -20,6 +21,7 @@ def build_jobs(settings: Settings) -> list[UnresolvedAssetJobDefinition]:
             REFRESH,
             AssetSelection.groups("corpora", "codec", "arrays"),
             partitions_def=corpus_partitions,
+            tags={WHOLE_CORPUS: "yes"},
             description="One corpus: recordings -> samples -> codes -> arrays.",
         ),
         define_asset_job(

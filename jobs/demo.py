@@ -1,4 +1,4 @@
-"""``make demo``: the whole graph on the declared corpora, in the UI's own instance.
+"""``make demo``: the whole graph on all corpora, in the UI's own instance.
 
 Runs the jobs ``refresh`` (once a corpus), ``retrain`` and ``align`` as anyone would from the
 command line, shows how far they are, and ends with the figures and where to listen. What was
@@ -30,8 +30,7 @@ def main() -> None:
     settings = load_settings()
     started = time.monotonic()
     with DagsterInstance.get() as instance:
-        register_corpora(instance, settings)
-        for corpus in settings.corpora:
+        for corpus in register_corpora(instance, settings):
             run_job(instance, settings, REFRESH, {"dagster/partition": corpus})
         run_job(instance, settings, RETRAIN, {})
         run_job(instance, settings, ALIGN, {})
@@ -39,10 +38,14 @@ def main() -> None:
     print_summary(settings)
 
 
-def register_corpora(instance: DagsterInstance, settings: Settings) -> None:
-    """Each declared corpus is a partition from now on."""
+def register_corpora(instance: DagsterInstance, settings: Settings) -> list[str]:
+    """Each corpus, declared or discovered, is a partition from now on; their names."""
+    corpora, problems = settings.all_corpora.find()
+    for problem in problems:
+        print(problem, file=sys.stderr)
     assert corpus_partitions.name is not None
-    instance.add_dynamic_partitions(corpus_partitions.name, list(settings.corpora))
+    instance.add_dynamic_partitions(corpus_partitions.name, list(corpora))
+    return list(corpora)
 
 
 def run_job(instance: DagsterInstance, settings: Settings, job: str, tags: dict[str, str]) -> None:

@@ -1,71 +1,128 @@
-"""Corpora on disk: each declared corpus becomes a partition, each change a refresh of it.
+"""Corpora on disk: each becomes a partition, each change a new look at it by ``raw_corpus``.
 
-Whether something changed is decided by paths, sizes and modification times, without reading a
-byte; whether that change matters is decided by the refresh itself, from content. A file that was
-touched costs one look and makes nothing downstream stale.
+Whether something changed is decided without reading a byte (``tts_assets/corpora/watch.py``);
+whether that matters is decided from content, by ``raw_corpus`` and by what follows it (the sensor
+``data_automation``). A file that was touched costs one look, and nothing downstream.
 """
 
-import json
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 from dagster import (
+    AssetSelection,
+    DagsterInstance,
+    DagsterRunStatus,
     DefaultSensorStatus,
     RunRequest,
+    RunsFilter,
     SensorDefinition,
     SensorEvaluationContext,
     SensorResult,
-    SkipReason,
     sensor,
 )
 
-from tts_assets.corpora.listing import listing_digest
+from tts_assets.artifacts import ArtifactStore
+from tts_assets.corpora.discovery import Corpora
+from tts_assets.corpora.watch import Watch, obstacle
 from tts_assets.partitions import corpus_partitions
-from tts_assets.settings import Settings
+
+LOOK_SECONDS = 20.0  # a tick: Dagster ends one after 60 s, and what it found with it
+PARTITION_TAG = "dagster/partition"
+UNFINISHED = [
+    DagsterRunStatus.QUEUED,
+    DagsterRunStatus.NOT_STARTED,
+    DagsterRunStatus.STARTING,
+    DagsterRunStatus.STARTED,
+    DagsterRunStatus.CANCELING,
+]
 
 
-def build_corpora_sensors(settings: Settings, refresh_job: str) -> list[SensorDefinition]:
-    """``declared_corpora`` (on: it only adds partitions) and ``changed_corpora`` (off until asked
-    for: it starts runs)."""
+def build_corpora_sensors(corpora: Corpora, storage: Path) -> list[SensorDefinition]:
+    """``new_corpora`` is on by default, it only adds partitions. ``changed_corpora`` is off until
+    somebody asks for it: it starts work on every corpus that was never looked at, which on a fresh
+    checkout are all."""
 
     @sensor(
-        name="declared_corpora",
+        name="new_corpora",
         minimum_interval_seconds=60,
         default_status=DefaultSensorStatus.RUNNING,
-        description="Adds a partition for each corpus of dagster_project.toml.",
+        description="Adds a partition for each corpus, declared or discovered.",
     )
-    def declared_corpora(context: SensorEvaluationContext) -> SensorResult | SkipReason:
-        new = _undeclared(context, settings)
-        if not new:
-            return SkipReason("every declared corpus is a partition already")
-        return SensorResult(dynamic_partitions_requests=[corpus_partitions.build_add_request(new)])
+    def new_corpora(context: SensorEvaluationContext) -> SensorResult:
+        found, problems = corpora.find()
+        known = partitions(context.instance)
+        problems += [
+            f"the partition {name} has no corpus any more: restore it, or delete the partition"
+            for name in sorted(known - set(found))
+        ]
+        return result(context, f"{len(found)} corpora are partitions", problems, added=found)
 
     @sensor(
         name="changed_corpora",
-        job_name=refresh_job,
+        asset_selection=AssetSelection.assets("raw_corpus"),
         minimum_interval_seconds=60,
-        description="Refreshes a corpus when its files change.",
+        description="Has raw_corpus look again at a corpus when its files change.",
     )
     def changed_corpora(context: SensorEvaluationContext) -> SensorResult:
-        seen: dict[str, str] = json.loads(context.cursor or "{}")
-        now = {
-            name: listing_digest(settings.path(corpus.path))
-            for name, corpus in settings.corpora.items()
-        }
-        requests = [
-            RunRequest(run_key=f"{name}:{digest}", partition_key=name)
-            for name, digest in now.items()
-            if seen.get(name) != digest
-        ]
-        new = _undeclared(context, settings)
-        return SensorResult(
-            run_requests=requests,
-            dynamic_partitions_requests=[corpus_partitions.build_add_request(new)] if new else [],
-            cursor=json.dumps(now, sort_keys=True),
+        found, _ = corpora.find()
+        hidden = {name: why for name, corpus in found.items() if (why := obstacle(corpus))}
+        in_sight = {name: found[name] for name in found if name not in hidden}
+        watch = Watch.load(context.cursor)
+        changed = watch.round(in_sight, ArtifactStore(storage), LOOK_SECONDS)
+        notes = [f"{name} is passed over: {why}" for name, why in hidden.items()]
+        if watch.first:
+            notes.append(f"time ended this round; the next begins with {watch.first}")
+        requests = []
+        for name, digest in changed.items():
+            if run := unfinished_run(context.instance, name):
+                notes.append(f"{name} changed, and waits for the end of run {run}")
+                continue
+            watch.requested[name] = digest
+            # No run key: a corpus that returns to an earlier state is to be looked at, too.
+            requests.append(RunRequest(partition_key=name))
+        return result(
+            context,
+            f"{len(in_sight)} corpora in sight, no change to act on",
+            notes,
+            added=found,
+            requests=requests,
+            cursor=watch.dump(),
         )
 
-    return [declared_corpora, changed_corpora]
+    return [new_corpora, changed_corpora]
 
 
-def _undeclared(context: SensorEvaluationContext, settings: Settings) -> list[str]:
+def result(
+    context: SensorEvaluationContext,
+    nothing: str,
+    notes: Iterable[str],
+    added: Mapping[str, object],
+    requests: list[RunRequest] | None = None,
+    cursor: str | None = None,
+) -> SensorResult:
+    """New partitions before the runs that need them; notes in the log, and in the reason of a tick
+    that does nothing, as that is what the UI shows."""
+    for note in notes:
+        context.log.warning(note)
+    new = sorted(set(added) - partitions(context.instance))
+    idle = not new and not requests
+    return SensorResult(
+        run_requests=requests or [],
+        dynamic_partitions_requests=[corpus_partitions.build_add_request(new)] if new else [],
+        skip_reason="; ".join([nothing, *notes]) if idle else None,
+        cursor=cursor,
+    )
+
+
+def partitions(instance: DagsterInstance) -> set[str]:
     assert corpus_partitions.name is not None
-    known = set(context.instance.get_dynamic_partitions(corpus_partitions.name))
-    return [name for name in settings.corpora if name not in known]
+    return set(instance.get_dynamic_partitions(corpus_partitions.name))
+
+
+def unfinished_run(instance: DagsterInstance, corpus: str) -> str | None:
+    """A run that works on the corpus now: one look at a time, and not under a run's feet."""
+    filters = RunsFilter(statuses=UNFINISHED, tags={PARTITION_TAG: corpus})
+    runs = instance.get_runs(filters, limit=1)
+    return runs[0].run_id if runs else None

@@ -7,9 +7,10 @@ from typing import Any
 
 from dagster import Definitions, in_process_executor
 
-from jobs.asset_jobs import REFRESH, build_jobs, build_schedules
+from jobs.asset_jobs import build_jobs, build_schedules
 from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
 from resources.torchrun import TorchrunLauncher
+from sensors.automation import build_data_sensor
 from sensors.corpora import build_corpora_sensors
 from tts_assets.arrays.assets import build_assets as arrays_assets
 from tts_assets.codec.assets import build_assets as codec_assets
@@ -29,7 +30,10 @@ def build_defs(settings: Settings, resources: Mapping[str, Any] | None = None) -
         resources={**build_resources(settings), **(resources or {})},
         jobs=jobs,
         schedules=build_schedules(jobs),
-        sensors=build_corpora_sensors(settings, REFRESH),
+        sensors=[
+            *build_corpora_sensors(settings.all_corpora, settings.storage),
+            build_data_sensor(),
+        ],
         # One step at a time: each launched program already uses every core.
         executor=in_process_executor,
     )
@@ -41,7 +45,7 @@ def build_assets(settings: Settings) -> list[Any]:
     trained = {name: list(recipe.corpora) for name, recipe in settings.sft.items()}
     aligned = {name: trained[recipe.base] for name, recipe in settings.rlhf.items()}
     return [
-        *corpora_assets(settings.corpora, settings.filters, root, settings.text, processes),
+        *corpora_assets(settings.all_corpora, settings.filters, settings.text, processes),
         *codec_assets(settings.codec, settings.validation, processes, root),
         *arrays_assets(settings.validation),
         *sft_assets(settings.sft, processes),

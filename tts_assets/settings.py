@@ -18,7 +18,8 @@ from pydantic import Field, PrivateAttr, model_validator
 
 from tts_assets.codec.config import CodecConfig
 from tts_assets.config import Config, ConfigError
-from tts_assets.corpora.config import CorpusConfig, FilterConfig, TextConfig
+from tts_assets.corpora.config import CorpusConfig, DiscoveryConfig, FilterConfig, TextConfig
+from tts_assets.corpora.discovery import Corpora, check_name
 from tts_assets.evaluation.config import EvaluationConfig
 from tts_assets.rlhf.config import RlhfRecipe
 from tts_assets.serving.config import ServingConfig
@@ -50,7 +51,8 @@ class Settings(Config):
     project: Project
     compute: Compute = Compute()
     validation: ValidationSplit = ValidationSplit()
-    corpora: dict[str, CorpusConfig]
+    corpora: dict[str, CorpusConfig] = Field(default_factory=dict)
+    discovery: DiscoveryConfig = DiscoveryConfig()
     filters: FilterConfig = FilterConfig()
     text: TextConfig = TextConfig()
     codec: CodecConfig
@@ -72,17 +74,34 @@ class Settings(Config):
     def path(self, path: Path) -> Path:
         return (self._root / path).resolve()
 
+    @property
+    def all_corpora(self) -> Corpora:
+        """Those of the file and those that are discovered, as they are when it is asked."""
+        return Corpora(self.corpora, self.discovery, self.root)
+
+    def check_corpora(self) -> None:
+        """Raise ConfigError if a recipe trains on a corpus that is nowhere."""
+        for name, recipe in self.sft.items():
+            for corpus in recipe.corpora:
+                try:
+                    self.all_corpora(corpus)
+                except (ConfigError, OSError) as error:
+                    raise ConfigError(
+                        f"sft.{name} trains on corpus {corpus!r}: {error}; "
+                        f"or use one of {sorted(self.all_corpora.find()[0])}"
+                    ) from None
+
+    @model_validator(mode="after")
+    def _check_names(self) -> Self:
+        for name in self.corpora:
+            check_name(name)
+        return self
+
     @model_validator(mode="after")
     def _check_references(self) -> Self:
         for name, corpus_config in self.corpora.items():
             self.filters.for_corpus(corpus_config.filters, name)
         for name, recipe in self.sft.items():
-            for corpus in recipe.corpora:
-                if corpus not in self.corpora:
-                    raise ValueError(
-                        f"sft.{name} trains on corpus {corpus!r}, which is not declared; "
-                        f"declare [corpora.{corpus}] or use one of {sorted(self.corpora)}"
-                    )
             base = recipe.base.recipe
             if base is not None and (base not in self.sft or base == name):
                 raise ValueError(
@@ -132,6 +151,10 @@ def load_settings(
     values = overlay(values, environment_overrides(environment))
     settings = Settings.parse(values, str(path))
     settings._root = path.parent
+    try:
+        settings.check_corpora()
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
     return settings
 
 

@@ -42,7 +42,7 @@ def test_overlay_merges_tables_and_replaces_the_rest() -> None:
     [
         ({"codec": {"shard_sample": 3}}, "codec: unknown key 'shard_sample'.*'shard_samples'"),
         ({"compute": {"processes": 0}}, "compute.processes"),
-        ({"sft": {"announcer": {"corpora": {"nope": 1.0}}}}, r"declare \[corpora.nope\]"),
+        ({"sft": {"announcer": {"corpora": {"nope": 1.0}}}}, r"add \[corpora.nope\]"),
         ({"sft": {"announcer": {"epochs": 3}}}, "exactly one of steps and epochs"),
         ({"rlhf": {"announcer_grpo": {"base": "nobody"}}}, "'nobody', which is no .sft. recipe"),
         (
@@ -55,6 +55,26 @@ def test_what_cannot_be_is_refused_with_the_remedy(overrides: dict[str, Any], me
     with pytest.raises(ConfigError, match=message) as caught:
         load(overrides)
     assert "dagster_project.toml" in str(caught.value)
+
+
+def test_a_recipe_may_name_a_discovered_corpus(tmp_path: Path) -> None:
+    overrides = {
+        "discovery": {"root": str(tmp_path), "language": "en"},
+        "sft": {"announcer": {"corpora": {"voice": 1.0}}},
+    }
+    with pytest.raises(ConfigError, match=f"nor does {tmp_path / 'voice'} exist.*put its folder"):
+        load(overrides)
+    (tmp_path / "voice").mkdir()
+    with pytest.raises(ConfigError, match="'voice': its layout is none that is recognized"):
+        load(overrides)
+    (tmp_path / "voice" / "samples.jsonl").write_text("")
+    assert "voice" in load(overrides).sft["announcer"].corpora
+
+
+def test_a_declared_name_that_cannot_be_a_partition_is_refused() -> None:
+    corpus = {"path": ".", "reader": "folder", "language": "en"}
+    with pytest.raises(ConfigError, match=r"cannot name a corpus.*for example 'my_voice'"):
+        load({"corpora": {"my voice": corpus}})
 
 
 def test_a_missing_file_a_broken_file_and_an_unknown_profile(tmp_path: Path) -> None:

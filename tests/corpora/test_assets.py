@@ -15,7 +15,8 @@ from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
 from resources.torchrun import TorchrunLauncher
 from tts_assets.artifacts import ArtifactStore, Handle
 from tts_assets.corpora.assets import build_assets
-from tts_assets.corpora.config import CorpusConfig, FilterConfig
+from tts_assets.corpora.config import CorpusConfig, DiscoveryConfig, FilterConfig
+from tts_assets.corpora.discovery import Corpora
 from tts_assets.corpora.samples import read_samples
 
 CORPUS = "clips.v1"
@@ -42,9 +43,10 @@ def run(
     partition: str = CORPUS,
 ) -> ExecuteInProcessResult:
     config = CorpusConfig(path=Path(corpus.name), reader="jsonl", language="en")
+    corpora = Corpora({CORPUS: config}, DiscoveryConfig(), corpus.parent)
     root = str(store.root)
     return materialize(
-        build_assets({CORPUS: config}, filters or FilterConfig(), 1, corpus.parent),
+        build_assets(corpora, filters or FilterConfig()),
         instance=instance,
         partition_key=partition,
         resources={

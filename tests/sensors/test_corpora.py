@@ -1,72 +1,102 @@
-"""The corpora sensors on a real folder: partitions appear, a change asks for one refresh."""
+"""The corpora sensors: partitions appear, changes ask for one look each, trouble is named."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-from dagster import (
-    DagsterInstance,
-    SensorDefinition,
-    SensorResult,
-    SkipReason,
-    build_sensor_context,
-)
+from dagster import DagsterRunStatus, DefaultSensorStatus
+from dagster._core.test_utils import create_run_for_test
 
-from sensors.corpora import build_corpora_sensors
-from tts_assets.partitions import corpus_partitions
+from jobs.asset_jobs import REFRESH
+from jobs.demo import register_corpora
+from sensors import corpora as sensors
+from tests.corpora.layouts import write
+from tests.sensors.conftest import SPOKEN, Daemon
 from tts_assets.settings import load_settings
 
-NAME = "asterisk_en"
+LOOK = [("raw_corpus", SPOKEN)]
 
 
-@pytest.fixture
-def instance() -> Iterator[DagsterInstance]:
-    with DagsterInstance.ephemeral() as ephemeral:
-        yield ephemeral
+def test_only_what_starts_no_work_is_on_by_default(daemon: Daemon) -> None:
+    on = {
+        sensor.name: sensor.default_status == DefaultSensorStatus.RUNNING
+        for sensor in daemon.defs.sensors or []
+    }
+    assert on == {"new_corpora": True, "changed_corpora": False, "data_automation": True}
 
 
-@pytest.fixture
-def corpus(clips: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(clips, tmp_path / "corpus"))
-
-
-@pytest.fixture
-def sensors(corpus: Path) -> dict[str, SensorDefinition]:
-    overrides = {"corpora": {NAME: {"path": str(corpus)}}}
-    settings = load_settings(environment={}, overrides=overrides)
-    return {sensor.name: sensor for sensor in build_corpora_sensors(settings, "refresh")}
-
-
-def tick(sensor: SensorDefinition, instance: DagsterInstance, cursor: str | None) -> SensorResult:
-    result = sensor(build_sensor_context(instance=instance, cursor=cursor))
-    assert isinstance(result, SensorResult)
-    return result
-
-
-def test_a_declared_corpus_becomes_a_partition_once(
-    sensors: dict[str, SensorDefinition], instance: DagsterInstance
+def test_a_corpus_becomes_a_partition_and_what_is_none_is_named(
+    daemon: Daemon, corpora: Path
 ) -> None:
-    sensor = sensors["declared_corpora"]
-    (request,) = tick(sensor, instance, None).dynamic_partitions_requests
-    assert request.partition_keys == [NAME]
-    assert corpus_partitions.name is not None
-    instance.add_dynamic_partitions(corpus_partitions.name, [NAME])
-    assert isinstance(sensor(build_sensor_context(instance=instance)), SkipReason)
+    write(corpora / "odd" / "notes.txt", "no corpus")
+    daemon.sense("new_corpora")
+    assert sensors.partitions(daemon.instance) == {SPOKEN}
+    quiet = daemon.sense("new_corpora")
+    assert not quiet.dynamic_partitions_requests
+    assert quiet.skip_reason is not None
+    assert "write reader = …" in str(quiet.skip_reason.skip_message)
+    assert str(corpora / "odd") in str(quiet.skip_reason.skip_message)
+    shutil.rmtree(corpora / SPOKEN)
+    gone = daemon.sense("new_corpora").skip_reason
+    assert f"{SPOKEN} has no corpus any more" in str(gone)
 
 
-def test_a_change_asks_for_one_refresh(
-    sensors: dict[str, SensorDefinition], instance: DagsterInstance, corpus: Path
-) -> None:
-    sensor = sensors["changed_corpora"]
-    first = tick(sensor, instance, None)
-    assert [request.partition_key for request in first.run_requests or []] == [NAME]
-    quiet = tick(sensor, instance, first.cursor)
-    assert not quiet.run_requests
-    os.utime(next(corpus.rglob("*.g722")))
-    changed = tick(sensor, instance, quiet.cursor)
-    assert len(changed.run_requests or []) == 1
-    assert not tick(sensor, instance, changed.cursor).run_requests
+def test_the_jobs_know_discovered_corpora(daemon: Daemon) -> None:
+    assert register_corpora(daemon.instance, daemon.settings) == [SPOKEN]
+    partitions_def = daemon.defs.resolve_job_def(REFRESH).partitions_def
+    assert partitions_def is not None
+    # What a backfill of all partitions runs:
+    assert partitions_def.get_partition_keys(dynamic_partitions_store=daemon.instance) == [SPOKEN]
+
+
+def test_a_change_asks_for_one_look(daemon: Daemon, corpora: Path) -> None:
+    assert daemon.looks() == LOOK
+    assert daemon.looks() == []  # asked for, whether it succeeds or not
+    daemon.run(LOOK)
+    assert daemon.looks() == []
+    os.utime(next(corpora.rglob("*.g722")))
+    assert daemon.looks() == LOOK
+    assert daemon.looks() == []
+
+
+def test_a_corpus_is_left_alone_while_a_run_works_on_it(daemon: Daemon) -> None:
+    tags = {sensors.PARTITION_TAG: SPOKEN}
+    run = create_run_for_test(daemon.instance, status=DagsterRunStatus.STARTED, tags=tags)
+    assert daemon.looks() == []
+    daemon.instance.delete_run(run.run_id)
+    assert daemon.looks() == LOOK
+
+
+def test_a_corpus_that_vanished_stops_no_other(daemon: Daemon) -> None:
+    gone = daemon.settings.root / "gone"
+    fields = {"path": str(gone), "reader": "jsonl", "language": "en"}
+    settings = load_settings(
+        daemon.settings.root / "project.toml",
+        environment={},
+        overrides={"corpora": {"gone": fields}},
+    )
+    daemon = Daemon(settings, daemon.instance)
+    assert daemon.looks() == LOOK
+    skipped = daemon.sense("changed_corpora").skip_reason
+    assert f"gone is passed over: No such file or directory: {gone}" in str(skipped)
+
+
+def test_the_cursor_does_not_grow_with_the_corpus(daemon: Daemon, corpora: Path) -> None:
+    for number in range(500):
+        (corpora / SPOKEN / f"{number}.g722").write_bytes(b"")
+    assert daemon.looks() == LOOK
+    assert daemon.sensor_cursor is not None
+    assert len(daemon.sensor_cursor) < 200
+
+
+def test_audio_elsewhere_is_watched_after_the_first_look(daemon: Daemon, corpora: Path) -> None:
+    elsewhere = daemon.settings.root / "elsewhere"
+    shutil.move(corpora / SPOKEN / "audio", elsewhere)
+    samples = corpora / SPOKEN / "samples.jsonl"
+    samples.write_text(samples.read_text().replace('"audio/', f'"{elsewhere}/'))
+    daemon.run(daemon.looks())
+    assert daemon.looks() == []
+    os.utime(next(elsewhere.rglob("*.g722")))
+    assert daemon.looks() == LOOK

@@ -17,6 +17,7 @@ from resources.artifact_store import ArtifactStoreResource
 from tts_assets.arrays.arrays import SPLITS, ArrayError, CodeTable
 from tts_assets.arrays.merge import merge
 from tts_assets.artifacts import ArtifactError, Build, CodeArrays, CodecShards
+from tts_assets.automation import follow_data
 from tts_assets.partitions import corpus_partitions
 from tts_assets.split import ValidationSplit, is_validation
 
@@ -48,6 +49,7 @@ def code_arrays_asset(validation: ValidationSplit) -> AssetsDefinition:
         group_name="arrays",
         partitions_def=corpus_partitions,
         code_version=CODE_VERSION,
+        automation_condition=follow_data(),
         kinds={"numpy"},
         description="All codes of a corpus in two memory-mapped arrays: training and validation.",
     )

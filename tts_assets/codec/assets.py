@@ -30,6 +30,7 @@ from tts_assets.artifacts import (
     SampleManifest,
     sha256_file,
 )
+from tts_assets.automation import fetch_for, follow_data
 from tts_assets.codec.config import CodecConfig, CodecProgram, CodecRecipe, ShardProgram
 from tts_assets.corpora.filter import KEPT_FILE
 from tts_assets.partitions import corpus_partitions
@@ -60,6 +61,7 @@ def fetched_codec(config: CodecConfig, root: Path) -> AssetsDefinition:
     @asset(
         group_name="codec",
         code_version=CODE_VERSION,
+        automation_condition=fetch_for("filtered_samples"),
         kinds={"pytorch"},
         description=f"The codec {name}: waveforms to integer codes and back.",
     )
@@ -145,6 +147,7 @@ def codec_shards_asset(shard_samples: int, processes: int) -> AssetsDefinition:
         partitions_def=corpus_partitions,
         ins={"samples": AssetIn("filtered_samples")},
         code_version=CODE_VERSION,
+        automation_condition=follow_data(),
         kinds={"pytorch", "numpy"},
         description="Every kept utterance as codes; broken audio is set aside with its reason.",
     )

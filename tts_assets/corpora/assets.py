@@ -26,15 +26,18 @@ from resources.artifact_store import ArtifactStoreResource
 from resources.launcher import Launcher, Program
 from tts_assets.accounting import SET_ASIDE_FILE, count_reasons, read_set_aside
 from tts_assets.artifacts import Build, RawCorpus, SampleFacts, SampleManifest, SpeechSegments
+from tts_assets.automation import follow_data
 from tts_assets.corpora import summary
-from tts_assets.corpora.config import CorpusConfig, FilterConfig, MeasureProgram, TextConfig
+from tts_assets.corpora.config import FilterConfig, MeasureProgram, TextConfig
+from tts_assets.corpora.discovery import Corpora
 from tts_assets.corpora.filter import KEPT_FILE, REJECTED_FILE
 from tts_assets.corpora.filter_corpus import filter_corpus
 from tts_assets.corpora.index import UTTERANCES_FILE, index_corpus, read_entries
 from tts_assets.corpora.listening import NOTEBOOK_FILE
-from tts_assets.corpora.listing import entries_digest
+from tts_assets.corpora.listing import survey
 from tts_assets.corpora.samples import SCHEMA
 from tts_assets.corpora.segments.assets import build_assets as segments_assets
+from tts_assets.corpora.watch import Look, Seen
 from tts_assets.partitions import corpus_partitions
 
 INDEX_VERSION = "2"
@@ -45,59 +48,39 @@ SECONDS = (0, 1, 2, 4, 7, 10, 15, 20, 30)  # where the classes of the duration t
 
 
 def build_assets(
-    corpora: dict[str, CorpusConfig],
+    corpora: Corpora,
     filters: FilterConfig,
-    root: Path,
     text: TextConfig | None = None,
     processes: int = 1,
 ) -> list[AssetsDefinition | AssetChecksDefinition]:
-    """``root``: the folder that relative corpus paths start from; ``processes``: the ranks that
-    measure the metrics of a corpus."""
-    declared = Declared(corpora, root)
+    """``corpora`` are looked up when an asset runs: a new one needs no restart. ``processes``: the
+    ranks that cut recordings and measure the quality of a corpus."""
     filtering = Filtering(corpora, filters, text or TextConfig(), processes)
     return [
-        raw_corpus_asset(declared),
-        *segments_assets(declared, processes, root),
+        raw_corpus_asset(corpora),
+        *segments_assets(corpora, processes),
         filtered_samples_asset(filtering),
-        entries_check(declared),
+        entries_check(corpora),
         samples_check(),
     ]
-
-
-@dataclass(frozen=True)
-class Declared:
-    """The corpora of ``dagster_project.toml``."""
-
-    corpora: dict[str, CorpusConfig]
-    root: Path
-
-    def __call__(self, partition: str) -> tuple[Path, CorpusConfig]:
-        """Where the corpus of a partition lies, and how it is read."""
-        if partition not in self.corpora:
-            raise ValueError(
-                f"corpus {partition!r} is a partition, but not declared: add "
-                f"[corpora.{partition}] to dagster_project.toml, or delete the partition"
-            )
-        config = self.corpora[partition]
-        return (self.root / config.path).resolve(), config
 
 
 @dataclass(frozen=True)
 class Filtering:
     """``[filters]``, those of each corpus, and ``[text]``."""
 
-    corpora: dict[str, CorpusConfig]
+    corpora: Corpora
     filters: FilterConfig
     text: TextConfig
     processes: int
 
     def of(self, partition: str) -> FilterConfig:
         """The filters of one corpus."""
-        config = self.corpora.get(partition)
-        return self.filters.for_corpus(config.filters, partition) if config else self.filters
+        _, config = self.corpora(partition)
+        return self.filters.for_corpus(config.filters, partition)
 
 
-def raw_corpus_asset(declared: Declared) -> AssetsDefinition:
+def raw_corpus_asset(corpora: Corpora) -> AssetsDefinition:
     """The asset ``raw_corpus``."""
 
     @asset(
@@ -111,27 +94,28 @@ def raw_corpus_asset(declared: Declared) -> AssetsDefinition:
         context: AssetExecutionContext, store: ArtifactStoreResource
     ) -> Output[RawCorpus]:
         name = context.partition_key
-        path, config = declared(name)
-        entries = read_entries(path, config)
+        path, config = corpus = corpora(name)
+        look = Look.begin(corpus)
+        look.folder(path)  # before anything is read: what changes later is seen next time
+        state, outside = survey(read_entries(path, config), path)
+        look.outside(outside.items())
         build = Build(
             asset="raw_corpus",
             partition=name,
             inputs={},
             # This tells that files changed; the content digest tells whether it matters.
-            config={
-                "corpus": config.model_copy(update={"filters": {}}),
-                "root": path,
-                "state": entries_digest(entries),
-            },
+            config={"corpus": config.as_indexed(), "root": path, "state": state},
             code_version=INDEX_VERSION,
         )
-        return store.materialize(
+        output = store.materialize(
             context,
             RawCorpus,
             build,
             lambda work: index_corpus(name, path, config, store.store, work / "result"),
             describe_corpus,
         )
+        Seen(look.digest, tuple(outside)).record(store.store, name)
+        return output
 
     return raw_corpus
 
@@ -143,6 +127,7 @@ def filtered_samples_asset(filtering: Filtering) -> AssetsDefinition:
         group_name="corpora",
         partitions_def=corpus_partitions,
         code_version=FILTER_VERSION,
+        automation_condition=follow_data(),
         kinds={"polars", "json"},
         description="Utterances with normalized text, kept or rejected with a reason.",
     )
@@ -182,7 +167,7 @@ def filtered_samples_asset(filtering: Filtering) -> AssetsDefinition:
     return filtered_samples
 
 
-def entries_check(declared: Declared) -> AssetChecksDefinition:
+def entries_check(corpora: Corpora) -> AssetChecksDefinition:
     """Nothing that a corpus lists is missing from its index."""
 
     @asset_check(
@@ -194,7 +179,7 @@ def entries_check(declared: Declared) -> AssetChecksDefinition:
     def every_entry_is_accounted_for(
         context: AssetCheckExecutionContext, raw_corpus: RawCorpus
     ) -> AssetCheckResult:
-        path, config = declared(raw_corpus.partition)
+        path, config = corpora(raw_corpus.partition)
         entries = len(read_entries(path, config))
         rows = pl.scan_parquet(raw_corpus.path / UTTERANCES_FILE).select(pl.len()).collect().item()
         aside = len(read_set_aside(raw_corpus.path / SET_ASIDE_FILE))

@@ -60,6 +60,10 @@ class CorpusConfig(Config):
             self.segments.check_language(self.language)
         return self
 
+    def as_indexed(self) -> Self:
+        """What of it determines the index of the corpus: not what is cut and filtered later."""
+        return self.model_copy(update={"filters": {}, "segments": None})
+
 
 class TextConfig(Config):
     """``[text]``: who makes written text spoken, in training and in synthesis.
@@ -70,6 +74,28 @@ class TextConfig(Config):
     """
 
     normalizer: Literal["num2words", "nemo", "none"] = "num2words"
+
+
+class DiscoveryConfig(Config):
+    """``[discovery]``: the folder whose subfolders are corpora (see ``discovery.py``).
+
+    ``language``, ``licence`` and ``speaker`` hold for those whose ``corpus.toml`` does not say
+    otherwise.
+    """
+
+    root: Path | None = None
+    language: Language | None = None
+    licence: str = "unknown"
+    speaker: str = ""
+
+    @model_validator(mode="after")
+    def _defaults_are_of_something(self) -> Self:
+        if self.root is None and self.model_fields_set:
+            raise ValueError(
+                f"{sorted(self.model_fields_set)} hold for discovered corpora, but no root says "
+                f"where those lie; write root = 'corpora', or leave [discovery] out"
+            )
+        return self
 
 
 class FilterConfig(Config):

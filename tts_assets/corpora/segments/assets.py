@@ -2,7 +2,6 @@
 
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,8 @@ from tts_assets.artifacts import (
     SpeechSegments,
     sha256_file,
 )
-from tts_assets.corpora.config import CorpusConfig
+from tts_assets.automation import follow_data
+from tts_assets.corpora.discovery import Corpora
 from tts_assets.corpora.index import UTTERANCES_FILE
 from tts_assets.corpora.segments.accounting import account
 from tts_assets.corpora.segments.card import CARD_FILE, NOTEBOOK_FILE
@@ -40,23 +40,22 @@ from tts_assets.corpora.whisper import model_digest, model_folder
 from tts_assets.partitions import corpus_partitions
 from tts_assets.plots import histogram
 
-Declared = Callable[[str], tuple[Path, CorpusConfig]]
-
 
 def build_assets(
-    declared: Declared, processes: int, root: Path
+    corpora: Corpora, processes: int
 ) -> list[AssetsDefinition | AssetChecksDefinition]:
-    """``root``: the folder that relative paths of models and of reference voices start from."""
-    return [speech_segments_asset(declared, processes, root), accounting_check()]
+    return [speech_segments_asset(corpora, processes), accounting_check()]
 
 
-def speech_segments_asset(declared: Declared, processes: int, root: Path) -> AssetsDefinition:
+def speech_segments_asset(corpora: Corpora, processes: int) -> AssetsDefinition:
     """The asset ``speech_segments``."""
+    root = corpora.project  # relative paths of models and of reference voices start here
 
     @asset(
         group_name="corpora",
         partitions_def=corpus_partitions,
         code_version=CODE_VERSION,
+        automation_condition=follow_data(),
         kinds={"ctranslate2", "polars"},
         description="Clips cut from long recordings; a corpus of utterances passes as it is.",
     )
@@ -66,7 +65,7 @@ def speech_segments_asset(declared: Declared, processes: int, root: Path) -> Ass
         launcher: ResourceParam[Launcher],
         raw_corpus: RawCorpus,
     ) -> Output[SpeechSegments]:
-        _, corpus = declared(context.partition_key)
+        _, corpus = corpora(context.partition_key)
         config = corpus.segments
         # Rows name audio relative to these, so the places are part of what they are.
         places = {"root": raw_corpus.facts.root, "audio_pool": raw_corpus.facts.audio_pool}

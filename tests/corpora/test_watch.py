@@ -1,0 +1,224 @@
+"""A watched corpus: every change is seen, however often a look is broken off; nothing else is."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tts_assets.artifacts import ArtifactStore
+from tts_assets.corpora.config import CorpusConfig
+from tts_assets.corpora.discovery import Corpus
+from tts_assets.corpora.listing import walk
+from tts_assets.corpora.watch import Look, Seen, Watch, obstacle
+
+NAME = "voice"
+LONG = 60.0
+
+
+@pytest.fixture
+def folder(clips: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(clips, tmp_path / "corpus"))
+
+
+def corpus_at(path: Path, language: str = "en") -> Corpus:
+    values = {"path": path, "reader": "jsonl", "language": language}
+    return Corpus(path, CorpusConfig.model_validate(values))
+
+
+def see(corpus: Corpus, store: ArtifactStore, *outside: Path, name: str = NAME) -> None:
+    """Record what there is, as ``raw_corpus`` does."""
+    look = Look.begin(corpus)
+    assert look.folder(corpus.path)
+    seen = Seen(outside=tuple(sorted(map(str, outside))))
+    assert look.outside(seen.states(look.after))
+    replace(seen, digest=look.digest).record(store, name)
+
+
+def changed(store: ArtifactStore, *corpora: Corpus, watch: Watch | None = None) -> list[str]:
+    named = {NAME if i == 0 else f"{NAME}{i}": corpus for i, corpus in enumerate(corpora)}
+    return sorted((watch or Watch()).round(named, store, LONG))
+
+
+def overwrite(folder: Path) -> None:
+    (folder / "audio" / "digits" / "1.g722").write_bytes(b"\xfa" * 8000)
+
+
+def touch(folder: Path) -> None:
+    os.utime(folder / "samples.jsonl", (1, 1))
+
+
+def remove(folder: Path) -> None:
+    (folder / "audio" / "digits" / "2.g722").unlink()
+
+
+def add(folder: Path) -> None:
+    (folder / "audio" / "new.g722").write_bytes(b"")
+
+
+def rename(folder: Path) -> None:
+    (folder / "audio" / "digits").rename(folder / "audio" / "numbers")
+
+
+def forbid(folder: Path) -> None:
+    (folder / "audio" / "digits" / "3.g722").chmod(0)
+
+
+@pytest.mark.parametrize("change", [overwrite, touch, remove, add, rename, forbid])
+def test_each_change_is_seen_once_it_is_there(
+    folder: Path, store: ArtifactStore, change: Callable[[Path], None]
+) -> None:
+    corpus = corpus_at(folder)
+    assert changed(store, corpus) == [NAME]  # never looked at
+    see(corpus, store)
+    assert changed(store, corpus) == []
+    change(folder)
+    assert changed(store, corpus) == [NAME]
+    see(corpus, store)
+    assert changed(store, corpus) == []
+
+
+def test_a_corpus_that_is_declared_in_another_way_has_changed(
+    folder: Path, store: ArtifactStore
+) -> None:
+    see(corpus_at(folder), store)
+    assert changed(store, corpus_at(folder, "es")) == [NAME]
+
+
+def test_audio_outside_the_folder_is_watched(
+    folder: Path, clips: Path, store: ArtifactStore, tmp_path: Path
+) -> None:
+    outside = [tmp_path / "elsewhere" / name for name in ("a.g722", "b.g722")]
+    outside[0].parent.mkdir()
+    shutil.copyfile(clips / "audio" / "digits" / "1.g722", outside[0])
+    corpus = corpus_at(folder)
+    see(corpus, store, *outside)
+    assert changed(store, corpus) == []
+    shutil.copyfile(clips / "audio" / "digits" / "2.g722", outside[1])  # was missing
+    assert changed(store, corpus) == [NAME]
+    see(corpus, store, *outside)
+    outside[0].unlink()
+    assert changed(store, corpus) == [NAME]
+
+
+def test_a_change_that_cannot_be_indexed_is_reported_once(
+    folder: Path, store: ArtifactStore
+) -> None:
+    corpus, watch = corpus_at(folder), Watch()
+    see(corpus, store)
+    samples = folder / "samples.jsonl"
+    times = (samples.stat().st_atime_ns, samples.stat().st_mtime_ns)
+    os.utime(samples, (1, 1))
+    for reported in ([NAME], []):
+        digests = watch.round({NAME: corpus}, store, LONG)
+        assert list(digests) == reported
+        watch = Watch.load(watch.dump())
+        watch.requested |= digests
+    os.utime(samples, ns=times)  # as it was when it was indexed
+    assert changed(store, corpus, watch=watch) == []
+    os.utime(samples, (1, 1))  # and again as it was reported
+    assert changed(store, corpus, watch=watch) == [NAME]
+
+
+def test_a_cursor_of_another_version_is_forgotten() -> None:
+    assert Watch.load('{"asterisk_en": "0123"}') == Watch.load("no JSON") == Watch()
+
+
+def rounds(watch: Watch, corpora: dict[str, Corpus], store: ArtifactStore, limit: int) -> list[str]:
+    """Rounds that time ends after one file each; the corpora that were reported, in order."""
+    reported = []
+    for _ in range(limit):
+        digests = watch.round(corpora, store, seconds=-1.0)
+        watch = Watch.load(watch.dump())
+        watch.requested |= digests
+        reported += list(digests)
+    return reported
+
+
+def test_a_look_that_is_broken_off_sees_what_a_whole_one_sees(
+    folder: Path, clips: Path, store: ArtifactStore, tmp_path: Path
+) -> None:
+    outside = [tmp_path / name for name in ("x.g722", "y.g722")]
+    for path in outside:
+        shutil.copyfile(clips / "audio" / "digits" / "1.g722", path)
+    corpora = {"a": corpus_at(folder), "b": corpus_at(clips)}
+    see(corpora["a"], store, *outside, name="a")
+    see(corpora["b"], store, name="b")
+    watch = Watch()
+    assert rounds(watch, corpora, store, 100) == []
+    os.utime(outside[1], (1, 1))
+    assert rounds(watch, corpora, store, 100) == ["a"]
+    see(corpora["a"], store, *outside, name="a")
+    remove(folder)
+    assert rounds(watch, corpora, store, 100) == ["a"]
+
+
+def test_a_change_behind_a_look_that_is_under_way_is_seen_by_the_next(
+    folder: Path, store: ArtifactStore
+) -> None:
+    corpora, watch = {NAME: corpus_at(folder)}, Watch()
+    see(corpora[NAME], store)
+    for _ in range(8):
+        watch.round(corpora, store, seconds=-1.0)
+    seen = watch.unfinished[NAME][1]
+    os.utime(next(path for path in sorted(folder.rglob("*.g722"))), (1, 1))
+    assert str(next(iter(sorted(folder.rglob("*.g722")))).relative_to(folder)) < seen
+    assert rounds(watch, corpora, store, 60) == [NAME]
+
+
+def test_a_large_corpus_does_not_keep_others_from_their_turn(
+    folder: Path, store: ArtifactStore, tmp_path: Path
+) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    (small / "samples.jsonl").write_text("{}\n")
+    corpora = {"large": corpus_at(folder), "small": corpus_at(small)}
+    assert rounds(Watch(), corpora, store, 4) == ["small"]
+
+
+def test_links_in_circles_broken_links_and_odd_names(tmp_path: Path, clips: Path) -> None:
+    root = tmp_path / "corpus"
+    (root / "a" / "deep").mkdir(parents=True)
+    (root / "a" / "deep" / "up").symlink_to(root)
+    (root / "linked").symlink_to(clips)
+    (root / "gone").symlink_to(root / "nowhere")
+    (root / os.fsdecode(b"\xff.wav")).write_bytes(b"")
+    whole = list(walk(root))
+    paths = [path for path, _ in whole]
+    assert len(paths) == len(set(paths)) == 16  # 14 files through the link, and two of its own
+    assert dict(whole)["gone"] == "errno 2"
+    for i, path in enumerate(paths):
+        assert list(walk(root, path)) == whole[i + 1 :]
+    look = Look.begin(corpus_at(root))
+    assert look.folder(root)
+
+
+def test_a_corpus_of_one_file(folder: Path, store: ArtifactStore) -> None:
+    samples = folder / "samples.jsonl"
+    corpus = corpus_at(samples)
+    audio = sorted(folder.rglob("*.g722"))
+    see(corpus, store, *audio)
+    assert changed(store, corpus) == []
+    os.utime(audio[3], (1, 1))
+    assert changed(store, corpus) == [NAME]
+
+
+def test_what_keeps_a_corpus_from_being_looked_at(folder: Path, tmp_path: Path) -> None:
+    assert obstacle(corpus_at(folder)) is None
+    assert obstacle(corpus_at(folder / "samples.jsonl")) is None
+    message = obstacle(corpus_at(tmp_path / "unmounted"))
+    assert message is not None
+    assert f"No such file or directory: {tmp_path / 'unmounted'}; mount it" in message
+
+
+def test_a_record_that_was_lost_or_spoiled_means_a_new_look(
+    folder: Path, store: ArtifactStore
+) -> None:
+    corpus = corpus_at(folder)
+    see(corpus, store)
+    (store.folder("raw_corpus", NAME) / "seen.json").write_text('{"digest": "')
+    assert changed(store, corpus) == [NAME]

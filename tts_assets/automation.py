@@ -1,0 +1,41 @@
+"""When a data asset follows its inputs by itself: when their content changed, and never else."""
+
+from dagster import AssetKey, AutomationCondition
+
+WHOLE_CORPUS = "tts/whole_corpus"  # tags runs that make everything from recordings to arrays
+
+
+def follow_data() -> AutomationCondition:
+    """Materialize a partition when the data version of an input changed since it was requested.
+
+    An input that was rebuilt to the same bytes is no change, nor is one of a run that makes this
+    asset, too. It waits while it or an input is being made, for inputs that are missing, and for
+    the inputs' blocking checks to pass. Nothing is asked for twice: after a failure the next
+    change, or a person, asks again. At its first look everything is as it should be.
+    """
+    changed = AutomationCondition.any_deps_match(
+        AutomationCondition.data_version_changed()
+        & ~AutomationCondition.executed_with_root_target()
+        & ~AutomationCondition.executed_with_tags(tag_keys={WHOLE_CORPUS})
+    )
+    # A change that comes in the very tick after a request is not part of what was requested.
+    handled = AutomationCondition.newly_requested() & ~changed
+    return (
+        changed.since(handled)
+        & ~AutomationCondition.in_progress()
+        & ~AutomationCondition.any_deps_in_progress()
+        & ~AutomationCondition.any_deps_missing()
+        & AutomationCondition.all_deps_blocking_checks_passed()
+    ).with_label("follow_data")
+
+
+def fetch_for(user: str) -> AutomationCondition:
+    """Materialize an asset without inputs, once, when some partition of the asset ``user``, for
+    which it is needed, is there."""
+    needed = AutomationCondition.missing() & AutomationCondition.asset_matches(
+        AssetKey(user), ~AutomationCondition.missing()
+    )
+    return (
+        needed.newly_true().since(AutomationCondition.newly_requested())
+        & ~AutomationCondition.in_progress()
+    ).with_label("fetch_when_needed")
