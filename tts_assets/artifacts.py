@@ -355,11 +355,15 @@ class CorpusFacts(Facts):
     speakers: int
 
 
+class RawCorpusFacts(CorpusFacts):
+    entries: int = Field(description="what the reader found: utterances and set aside")
+
+
 class RawCorpus(Handle):
     """``utterances.parquet`` (a row an utterance), ``set_aside.jsonl``."""
 
-    kind, facts_type = "raw_corpus", CorpusFacts
-    facts: CorpusFacts
+    kind, facts_type = "raw_corpus", RawCorpusFacts
+    facts: RawCorpusFacts
 
 
 class SegmentFacts(CorpusFacts):

@@ -23,18 +23,24 @@ def entries_digest(entries: Iterable[Entry | SetAside]) -> str:
     """Digest of all that a reader found, and of the sizes and times of the audio it names.
 
     It sees audio outside the corpus' folder, too, and overlooks files that are no part of it.
+    The order of the entries does not count.
     """
     digest = hashlib.sha256()
-    for item in sorted(f"{item}{_state(item)}" for item in entries):
-        digest.update(f"{item}\n".encode())
+    for item in sorted(hashlib.sha256(_described(item)).digest() for item in entries):
+        digest.update(item)
     return digest.hexdigest()
+
+
+def _described(item: Entry | SetAside) -> bytes:
+    return f"{item}{_state(item)}".encode()
 
 
 def _state(item: Entry | SetAside) -> str:
     if isinstance(item, SetAside):
         return ""
+    path = item.audio if isinstance(item.audio, Path) else item.audio.file
     try:
-        stat = item.audio.stat()
+        stat = path.stat()
     except OSError as error:
         return f"\0{error.errno}"
     return f"\0{stat.st_size}\0{stat.st_mtime_ns}"
