@@ -1,4 +1,7 @@
-"""Audio bytes out of Parquet files, read forward, in little memory however long a file is."""
+"""Audio bytes out of Parquet files, read forward, in the memory of one page however long a file is.
+
+A page has 1 MB, or up to 1024 cells if they are larger; ``datasets`` writes row groups of 100.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,9 @@ import pyarrow.parquet as pq
 from tts_assets.corpora.audio import BrokenAudio
 from tts_assets.corpora.readers.entry import Embedded
 from tts_assets.corpora.readers.files import AUDIO_SUFFIXES
+from tts_assets.corpora.readers.parquet import STREAMED
 
 ROWS = 16  # of audio at once
-BUFFER = 1 << 20  # bytes; without it pyarrow loads a row group's whole column
 SIGNATURES = (
     (0, b"RIFF", ".wav"),
     (0, b"RF64", ".wav"),
@@ -65,7 +68,7 @@ class EmbeddedAudio:
 
 def _rows(first: Embedded) -> Iterator[tuple[int, pa.Scalar]]:
     """The cells of a column, numbered, from the row group on that holds ``first``."""
-    with pq.ParquetFile(first.file, buffer_size=BUFFER) as file:
+    with pq.ParquetFile(first.file, **STREAMED) as file:
         number, groups = 0, list(range(file.num_row_groups))
         while (
             groups and number + (size := file.metadata.row_group(groups[0]).num_rows) <= first.row
