@@ -167,11 +167,14 @@ def _sndfile_blocks(path: Path, first: int) -> Iterator[Block]:
     try:
         with soundfile.SoundFile(path) as file:
             _refuse_cut(path, file)
-            read, announced = first, file.frames
-            file.seek(first)
+            # Lossy decoders give the samples of a whole decoding only after some of the past.
+            read, announced = max(0, first - file.samplerate), file.frames
+            file.seek(read)
             while len(frames := file.read(BLOCK, dtype="float32", always_2d=True)):
+                past = max(0, first - read)
                 read += len(frames)
-                yield Block(frames, file.samplerate)
+                if past < len(frames):
+                    yield Block(frames[past:], file.samplerate)
     except soundfile.LibsndfileError as error:
         detail = f"is it {path.suffix.lower()}? {error.error_string.rstrip('.')}"
         raise BrokenAudio(path, "not readable as audio", detail) from None
