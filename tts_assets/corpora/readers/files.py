@@ -52,11 +52,18 @@ def files_below(root: Path, suffixes: Collection[str]) -> Iterator[Path | SetAsi
             elif not item.is_symlink():
                 if path.suffix.lower() in suffixes:
                     yield path
-            elif path.suffix.lower() in suffixes or item.is_dir():
+            elif path.suffix.lower() in suffixes or _is_folder(item):
                 name = str(path.relative_to(root))
                 target = inside(root, name, name)
-                if isinstance(target, SetAside) or not target.is_dir():
+                if isinstance(target, SetAside) or not _is_folder(item):
                     yield target  # a folder inside is met where it lies
+
+
+def _is_folder(link: os.DirEntry[str]) -> bool:
+    try:
+        return link.is_dir()
+    except OSError:  # a link to itself, or into what must not be seen
+        return False
 
 
 def lines(path: Path) -> Iterator[tuple[int, str | SetAside]]:
