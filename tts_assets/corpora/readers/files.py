@@ -7,6 +7,7 @@ import json
 import os
 import zlib
 from collections.abc import Collection, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,15 @@ def inside(root: Path, name: str, where: str, *, absolute: bool = False) -> Path
     if absolute and Path(name).is_absolute():
         return Path(name)
     path = Path(os.path.realpath(root / name))
-    if not path.is_relative_to(os.path.realpath(root)):
+    if not path.is_relative_to(_real(root)):
         detail = f"{name} lies outside {root}; move it there, or declare its folder as a corpus"
         return SetAside(where, "path outside the corpus", detail)
     return path
+
+
+@lru_cache
+def _real(root: Path) -> str:
+    return os.path.realpath(root)
 
 
 def files_below(root: Path, suffixes: Collection[str]) -> Iterator[Path | SetAside]:
