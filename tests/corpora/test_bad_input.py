@@ -237,6 +237,13 @@ def test_a_file_name_that_is_not_utf8(clips: Path, tmp_path: Path) -> None:
     assert (len(rows), record.what, record.reason) == (1, "\\udce9.wav", "not Unicode")
 
 
+def test_a_file_name_of_two_lines(clips: Path, tmp_path: Path) -> None:
+    put(clips / "audio" / "demo-nomatch.g722", tmp_path / "c" / "a.wav")
+    (tmp_path / "c" / "a\u2028b\n.wav").write_bytes(b"")
+    _, (record,) = index(tmp_path / "c", tmp_path / "out", "recordings")
+    assert (record.what, record.reason) == ("a\u2028b\n.wav", "empty file")
+
+
 @pytest.fixture
 def open_folder() -> Iterator[Path]:
     """A folder that everybody may enter and write; pytest's own are the user's alone."""

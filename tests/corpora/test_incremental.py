@@ -7,6 +7,8 @@ import os
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import soundfile
 
@@ -72,6 +74,23 @@ def test_what_was_broken_is_looked_at_again_when_it_changes(corpus: Path, tmp_pa
         reasons.append([record.reason for record in set_aside])
     broken = ["not readable as audio"]
     assert reasons == [["no such file"], broken, broken, []]
+
+
+def test_embedded_audio_is_extracted_once(clips: Path, tmp_path: Path) -> None:
+    audio = [path.read_bytes() * 9 for path in sorted(clips.rglob("*.g722"))]
+    cells = [{"bytes": one, "path": "a.g722"} for one in audio]
+    (tmp_path / "c").mkdir()
+    pq.write_table(pa.table({"audio": cells, "text": ["a"] * len(cells)}), tmp_path / "c/a.parquet")
+    index(tmp_path / "c", tmp_path / "first", "parquet")
+    before = bytes_read()
+    index(tmp_path / "c", tmp_path / "again", "parquet")
+    assert bytes_read() - before < sum(map(len, audio)) / 4
+    assert result(tmp_path / "again") == result(tmp_path / "first")
+
+
+def bytes_read() -> int:
+    """By this process so far, from files of any kind."""
+    return int(Path("/proc/self/io").read_text().split()[1])
 
 
 def test_a_touched_recording_is_read_but_not_cut_again(clips: Path, tmp_path: Path) -> None:
