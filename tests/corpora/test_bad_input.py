@@ -271,6 +271,20 @@ def test_what_must_not_be_read(clips: Path, open_folder: Path) -> None:
     assert sorted(rows["audio"]) == ["1.wav", "2.wav"]
 
 
+def test_one_chapter_that_must_not_be_read(clips: Path, open_folder: Path) -> None:
+    for chapter in ("1", "2"):
+        put(
+            clips / "audio/digits" / f"{chapter}.g722",
+            open_folder / f"c/9/{chapter}/9-{chapter}.flac",
+        )
+        write(open_folder / f"c/9/{chapter}/9-{chapter}.trans.txt", f"9-{chapter} WORDS")
+    (open_folder / "c/9/2/9-2.trans.txt").chmod(0)
+    with without_privileges():
+        rows, (record,) = index(open_folder / "c", open_folder / "out", "librispeech")
+    assert rows["audio"].to_list() == ["9/1/9-1.flac"]
+    assert (record.what, record.reason) == ("9/2/9-2.trans.txt", "no permission to read")
+
+
 def test_a_list_that_must_not_be_read_is_no_corpus(clips: Path, open_folder: Path) -> None:
     shutil.copyfile(clips / "samples.jsonl", open_folder / "samples.jsonl")
     (open_folder / "samples.jsonl").chmod(0)

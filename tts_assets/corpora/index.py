@@ -26,9 +26,9 @@ from tts_assets.artifacts import (
 )
 from tts_assets.config import ConfigError
 from tts_assets.corpora.config import CorpusConfig
-from tts_assets.corpora.measure import Fault, Found, Measurer
 from tts_assets.corpora.readers import READERS
-from tts_assets.corpora.readers.entry import Audio, Embedded, Entry
+from tts_assets.corpora.readers.entry import Audio, Embedded, Entry, file_of
+from tts_assets.corpora.sources import Fault, Found, Sources
 
 UTTERANCES_FILE = "utterances.parquet"
 ID_DIGITS = 16  # 64 bits of the audio's SHA-256: no collision below a billion utterances
@@ -96,10 +96,10 @@ def index_corpus(
     """Write ``utterances.parquet`` and ``set_aside.jsonl`` into ``result``; audio that is no file
     of its own becomes one in the ``store``'s pool."""
     folder = root if root.is_dir() else root.parent  # a corpus may be one file
-    measure = Measurer(store)
+    sources = Sources(store)
     entries, set_aside, frames = 0, [], []
     for batch in batches(read_entries(root, config)):
-        found = measure(item.audio for item in batch if isinstance(item, Entry))
+        found = sources.open(item.audio for item in batch if isinstance(item, Entry))
         entries += len(batch)
         items = [
             item if isinstance(item, SetAside) else to_row(folder, item, found) for item in batch
@@ -128,7 +128,7 @@ def index_corpus(
 def to_row(folder: Path, item: Entry, found: Mapping[Audio, Found]) -> tuple[Any, ...] | SetAside:
     """An entry with what its audio was found to be, as a ROW."""
     audio, measured = item.audio, found[item.audio]
-    path = _path_of(audio)
+    path = item.file
     if isinstance(measured, Fault):
         what = "" if isinstance(audio, Embedded) else f"{path.name}: "
         return SetAside(item.where, measured.reason, what + measured.detail)
@@ -183,7 +183,7 @@ def storable(item: Entry | SetAside) -> Entry | SetAside:
     escape half a character."""
 
     def path(audio: Audio) -> str:
-        return str(_path_of(audio))
+        return str(file_of(audio))
 
     try:
         json.dumps(vars(item), default=path, ensure_ascii=False, allow_nan=False).encode()
@@ -192,10 +192,6 @@ def storable(item: Entry | SetAside) -> Entry | SetAside:
         detail = f"{error}; rename the file, or mend the line"
         return SetAside(what.encode(errors="backslashreplace").decode(), "not Unicode", detail)
     return item
-
-
-def _path_of(audio: Audio) -> Path:
-    return audio if isinstance(audio, Path) else audio.file
 
 
 def utterances(corpus: RawCorpus | SpeechSegments) -> Iterator[Utterance]:

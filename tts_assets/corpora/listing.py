@@ -38,9 +38,8 @@ def _described(item: Entry | SetAside) -> bytes:
 def _state(item: Entry | SetAside) -> str:
     if isinstance(item, SetAside):
         return ""
-    path = item.audio if isinstance(item.audio, Path) else item.audio.file
     try:
-        stat = path.stat()
+        stat = item.file.stat()
     except OSError as error:
         return f"\0{error.errno}"
     return f"\0{stat.st_size}\0{stat.st_mtime_ns}"

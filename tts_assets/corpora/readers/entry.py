@@ -44,6 +44,15 @@ class Entry:
     licence: str
     extra: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def file(self) -> Path:
+        """The file that holds the audio, alone or among other."""
+        return file_of(self.audio)
+
+
+def file_of(audio: Audio) -> Path:
+    return audio if isinstance(audio, Path) else audio.file
+
 
 def entry(
     config: CorpusConfig,

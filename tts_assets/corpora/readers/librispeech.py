@@ -27,7 +27,13 @@ def read_librispeech(root: Path, config: CorpusConfig) -> Iterator[Entry | SetAs
         if not chapter.name.endswith(CHAPTER_FILES):
             continue
         folder = chapter.parent.relative_to(root)
-        for number, line in lines(chapter):
+        try:
+            numbered = list(lines(chapter))
+        except PermissionError:
+            where = str(folder / chapter.name)
+            yield SetAside(where, "no permission to read", "its utterances are lost; chmod a+r")
+            continue
+        for number, line in numbered:
             where = f"{folder / chapter.name}:{number}"
             if isinstance(line, SetAside):
                 yield SetAside(where, line.reason, line.detail)

@@ -64,15 +64,15 @@ Job = Callable[[], Found]
 T = TypeVar("T")
 
 
-class Measurer:
-    """Measures audio and remembers it. ``store`` has the cache and the pool."""
+class Sources:
+    """Opens the audio of entries and remembers it. ``store`` has the cache and the pool."""
 
     def __init__(self, store: ArtifactStore) -> None:
         self._pool = AudioPool(store.audio_pool)
         self._cache = RecordCache(store.cache("audio"))
         self._embedded = EmbeddedAudio()
 
-    def __call__(self, audio: Iterable[Audio]) -> dict[Audio, Found]:
+    def open(self, audio: Iterable[Audio]) -> dict[Audio, Found]:
         """What each is found to be."""
         wanted = dict.fromkeys(audio)
         parts = [one for one in wanted if isinstance(one, Part)]
