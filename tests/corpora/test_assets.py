@@ -142,6 +142,19 @@ def test_what_was_only_touched_makes_nothing_stale_and_what_changed_does(
     assert len(ids[0] - ids[1]) == len(ids[1] - ids[0]) == 1
 
 
+def test_an_index_that_lost_an_entry_stops_the_run(
+    instance: DagsterInstance, store: ArtifactStore, corpus: Path
+) -> None:
+    assert run(instance, store, corpus).success
+    path = store.current("raw_corpus", CORPUS).path / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["facts"]["entries"] += 1
+    path.write_text(json.dumps(manifest))
+    result = run(instance, store, corpus)
+    assert not result.success
+    assert checks(result) == {"every_entry_is_accounted_for": False}
+
+
 def test_other_filters_leave_the_index_alone(
     instance: DagsterInstance, store: ArtifactStore, corpus: Path
 ) -> None:

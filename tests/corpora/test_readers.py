@@ -122,3 +122,21 @@ def test_folders_of_speakers_need_no_text(recordings: Recordings, tmp_path: Path
     assert set(rows["speaker"]) == {"id10000", "id10001", "id10002"} and texts(rows) == {""}
     assert json.loads(rows["extra"][0])["original_data"] == {"session": "1zcIwhmdeo4"}
     assert [record.reason for record in set_aside] == ["no speaker folder"]
+
+
+def test_recordings_of_any_depth_need_no_text(recordings: Recordings, tmp_path: Path) -> None:
+    root = tmp_path / "c"
+    for number, (audio, _) in enumerate(recordings):
+        put(
+            audio, root / ("show/season 1", "interview", "interview", ".")[number] / f"{number}.mp3"
+        )
+    rows, set_aside = index(root, tmp_path / "out", "recordings")
+    assert speakers(rows) == {"0": "season 1", "1": "interview", "2": "interview", "3": ""}
+    assert texts(rows) == {""} and not set_aside and not any(rows["pooled"])
+    rows, _ = index(root, tmp_path / "again", "recordings", speaker="ann")
+    assert set(rows["speaker"]) == {"ann"}
+
+
+def test_another_layout_is_no_empty_corpus(clips: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="librispeech reader finds nothing"):
+        index(clips, tmp_path / "out", "librispeech")

@@ -7,9 +7,12 @@ last page (ogg). Formats without either (g722, aac) cannot tell.
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import re
+import stat
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,18 +29,36 @@ HEADERLESS = {".g722": "g722"}  # FFmpeg must be told what these are
 # libsndfile's log of a header that announces more bytes than the file has.
 ANNOUNCED = re.compile(r"^\s*(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)", re.M)
 STREAMED = 0x7FFFF000  # sizes from here on mean "unknown": written to a pipe by sox or FFmpeg
+BLOCK = 1 << 18  # frames: a clip is one block; an hour of 48 kHz stereo never more than 2 MB
 OGG_PAGE = 65_307  # bytes, the longest possible
 OGG_LAST_PAGE = 0x04  # bit of the sixth byte of a page
 
 
+REMEDIES = {
+    "no such file": "put it there, or drop its line",
+    "not a file": "name a file",
+    "empty file": "copy it again",
+    "truncated": "copy it again from its source",
+    "no samples": "record or export it again",
+    "no audio stream": "name a file with audio",
+    "not a number": "export it again from its source",
+    "not readable as audio": "convert it to wav or flac",
+    "no permission to read": "chmod a+r it, and a+x its folders",
+    "not within its recording": "mend its start or duration",
+    "no such channel": "mend its channel",
+    "no audio bytes": "embed the audio in the Parquet file",
+    "not readable as Parquet": "copy it again",
+}
+
+
 class BrokenAudio(ValueError):
-    """A file without usable audio; ``reason`` is short and countable."""
+    """A file without usable audio; ``reason`` is short and countable, ``detail`` has the rest."""
 
     def __init__(self, path: Path, reason: str, detail: str = "") -> None:
-        super().__init__(f"{path}: {reason}{f' ({detail})' if detail else ''}")
         self.path = path
         self.reason = reason
-        self.detail = detail
+        self.detail = "; ".join(filter(None, (detail, REMEDIES[reason])))
+        super().__init__(f"{path}: {reason} ({self.detail})")
 
 
 @dataclass(frozen=True)
@@ -53,19 +74,82 @@ class Clip:
         return len(self.wave) / self.rate
 
 
+@dataclass(frozen=True)
+class Block:
+    """``frames`` float32 in [-1, 1], shape (samples, channels); ``rate`` in Hz."""
+
+    frames: Wave
+    rate: int
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much audio a file holds: ``frames`` at ``rate`` Hz in each of ``channels``."""
+
+    frames: int
+    rate: int
+    channels: int
+
+
 def read_clip(path: Path) -> Clip:
     """Decode a whole file and mix it to mono. Raises :class:`BrokenAudio`."""
-    if not path.is_file():
-        raise BrokenAudio(path, "no such file")
-    if path.stat().st_size == 0:
-        raise BrokenAudio(path, "empty file")
-    decode = _read_sndfile if path.suffix.lower() in SNDFILE_SUFFIXES else _read_ffmpeg
-    frames, rate = decode(path)
-    if frames.size == 0:
+    waves = []
+    for block in blocks(path):
+        waves.append(block.frames.mean(axis=1, dtype=np.float32))
+    wave = waves[0] if len(waves) == 1 else np.concatenate(waves)
+    return Clip(wave, block.rate, block.frames.shape[1])
+
+
+def measure(path: Path) -> Size:
+    """Decode a whole file block by block, in little memory. Raises :class:`BrokenAudio`."""
+    total = 0
+    for block in blocks(path):
+        total += len(block.frames)
+    return Size(total, block.rate, block.frames.shape[1])
+
+
+def blocks(path: Path, first: int = 0) -> Iterator[Block]:
+    """A file from frame ``first`` on, at least one block.
+
+    Raises :class:`BrokenAudio` where the file turns out to be broken.
+    """
+    check_is_file(path)
+    _check_permission(path)
+    decode = _sndfile_blocks if path.suffix.lower() in SNDFILE_SUFFIXES else _ffmpeg_blocks
+    empty = True
+    for block in decode(path, first):
+        if not math.isfinite(float(block.frames.sum(dtype=np.float64))):
+            raise BrokenAudio(path, "not a number", "NaN or infinite samples")
+        empty = False
+        yield block
+    if empty:
         raise BrokenAudio(path, "no samples")
-    if not math.isfinite(float(frames.sum(dtype=np.float64))):
-        raise BrokenAudio(path, "not a number", "NaN or infinite samples")
-    return Clip(frames.mean(axis=1, dtype=np.float32), rate, frames.shape[1])
+
+
+def check_is_file(path: Path) -> os.stat_result:
+    """The state of a file that may hold audio. Raises :class:`BrokenAudio`."""
+    try:
+        state = path.stat()
+    except PermissionError:
+        raise BrokenAudio(path, "no permission to read") from None
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG):
+            raise
+        raise BrokenAudio(path, "no such file") from None
+    if not stat.S_ISREG(state.st_mode):
+        kind = "a folder" if stat.S_ISDIR(state.st_mode) else "a device or a pipe"
+        raise BrokenAudio(path, "not a file", f"it is {kind}")
+    if state.st_size == 0:
+        raise BrokenAudio(path, "empty file")
+    return state
+
+
+def _check_permission(path: Path) -> None:
+    """libsndfile and FFmpeg would say that it is no audio."""
+    try:
+        path.open("rb").close()
+    except PermissionError:
+        raise BrokenAudio(path, "no permission to read") from None
 
 
 def read_wave(path: Path, rate: int) -> Wave:
@@ -79,20 +163,23 @@ def resample(wave: Wave, rate: int, new_rate: int) -> Wave:
     return soxr.resample(wave, rate, new_rate, quality="HQ").astype(np.float32, copy=False)
 
 
-def _read_sndfile(path: Path) -> tuple[Wave, int]:
-    """Frames (samples, channels) and rate."""
+def _sndfile_blocks(path: Path, first: int) -> Iterator[Block]:
     try:
         with soundfile.SoundFile(path) as file:
             _refuse_cut(path, file)
-            announced = file.frames
-            frames = file.read(dtype="float32", always_2d=True)
-            rate = file.samplerate
+            # Lossy decoders give the samples of a whole decoding only after some of the past.
+            read, announced = max(0, first - file.samplerate), file.frames
+            file.seek(read)
+            while len(frames := file.read(BLOCK, dtype="float32", always_2d=True)):
+                past = max(0, first - read)
+                read += len(frames)
+                if past < len(frames):
+                    yield Block(frames[past:], file.samplerate)
     except soundfile.LibsndfileError as error:
-        detail = f"is it {path.suffix.lower()}? {error.error_string}"
+        detail = f"is it {path.suffix.lower()}? {error.error_string.rstrip('.')}"
         raise BrokenAudio(path, "not readable as audio", detail) from None
-    if len(frames) < announced:
-        raise BrokenAudio(path, "truncated", f"{len(frames)} of {announced} frames")
-    return frames, rate
+    if read < announced:
+        raise BrokenAudio(path, "truncated", f"{read} of {announced} frames")
 
 
 def _refuse_cut(path: Path, file: soundfile.SoundFile) -> None:
@@ -112,23 +199,21 @@ def _ends_with_last_page(path: Path) -> bool:
     return page >= 0 and len(tail) > page + 5 and bool(tail[page + 5] & OGG_LAST_PAGE)
 
 
-def _read_ffmpeg(path: Path) -> tuple[Wave, int]:
-    """Frames (samples, channels) and rate."""
+def _ffmpeg_blocks(path: Path, first: int) -> Iterator[Block]:
+    """FFmpeg does not seek to a frame in every format: what lies before ``first`` is decoded."""
+    skip = first
     try:
         with av.open(str(path), format=HEADERLESS.get(path.suffix.lower())) as container:
             if not container.streams.audio:
                 raise BrokenAudio(path, "no audio stream")
             stream = container.streams.audio[0]
             resampler = av.AudioResampler(format="fltp")
-            blocks = [
-                block.to_ndarray()
-                for frame in container.decode(stream)
-                for block in resampler.resample(frame)
-            ]
-            rate = stream.rate
+            for packet in container.decode(stream):
+                for frame in resampler.resample(packet):
+                    frames = frame.to_ndarray().T[skip:].astype(np.float32, copy=False)
+                    skip = max(0, skip - frame.samples)
+                    if len(frames):
+                        yield Block(frames, stream.rate)
     except av.error.FFmpegError as error:
         detail = f"is it {path.suffix.lower()}? {error.strerror}"
         raise BrokenAudio(path, "not readable as audio", detail) from None
-    if not blocks:
-        raise BrokenAudio(path, "no samples")
-    return np.concatenate(blocks, axis=1, dtype=np.float32).T, rate

@@ -26,16 +26,32 @@ ReaderName = Literal[
     "vctk",
     "common_voice",
     "speakers",
+    "parquet",
+    "lhotse",
+    "recordings",
 ]
+
+LANGUAGE_TAG = r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*"
 
 
 def _language_tag(value: str) -> str:
-    if not re.fullmatch(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*", value):
+    if not re.fullmatch(LANGUAGE_TAG, value):
         raise ValueError(f"{value!r} is no language tag; write one like 'en' or 'es-MX'")
     return value
 
 
 Language = Annotated[str, AfterValidator(_language_tag)]
+
+
+class ParquetOptions(Config):
+    """``options`` of the reader ``parquet``: names of columns; an empty name means there is none.
+
+    ``audio_column`` holds ``{bytes, path}`` or plain bytes, the others text or numbers.
+    """
+
+    audio_column: str = Field(default="audio", min_length=1)
+    text_column: str = "text"
+    speaker_column: str = ""
 
 
 class CorpusConfig(Config):
@@ -51,8 +67,17 @@ class CorpusConfig(Config):
     language: Language
     licence: str = "unknown"
     speaker: str = ""
+    options: ParquetOptions | None = None
     filters: dict[str, Any] = Field(default_factory=dict)
     segments: SegmentConfig | None = None
+
+    @model_validator(mode="after")
+    def _only_parquet_has_options(self) -> Self:
+        if self.options is not None and self.reader != "parquet":
+            raise ValueError(
+                f"the reader {self.reader!r} has no options; leave them out, or is it 'parquet'?"
+            )
+        return self
 
     @model_validator(mode="after")
     def _model_knows_language(self) -> Self:

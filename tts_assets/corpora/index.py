@@ -6,26 +6,34 @@ number of threads. What cannot be used is set aside with its reason.
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
 from tts_assets.accounting import SET_ASIDE_FILE, SetAside, write_set_aside
-from tts_assets.artifacts import ArtifactStore, CorpusFacts, RawCorpus, SpeechSegments
+from tts_assets.artifacts import (
+    ArtifactStore,
+    CorpusFacts,
+    RawCorpus,
+    RawCorpusFacts,
+    SpeechSegments,
+)
 from tts_assets.config import ConfigError
-from tts_assets.corpora.audio import BrokenAudio, read_clip
 from tts_assets.corpora.config import CorpusConfig
 from tts_assets.corpora.readers import READERS
-from tts_assets.corpora.readers.entry import Entry
+from tts_assets.corpora.readers.entry import Audio, Embedded, Entry, file_of
+from tts_assets.corpora.sources import Fault, Found, Sources
 
 UTTERANCES_FILE = "utterances.parquet"
 ID_DIGITS = 16  # 64 bits of the audio's SHA-256: no collision below a billion utterances
-THREADS = 4  # decoding releases the GIL
+BATCH = 1000  # entries that are measured together; the rest of a corpus is columns, not objects
+ROW_GROUP = 100_000
 
 SCHEMA = {
     "id": pl.String,
@@ -41,6 +49,7 @@ SCHEMA = {
     "licence": pl.String,
     "extra": pl.String,  # JSON: further fields of the sample schema
 }
+ROW = {**SCHEMA, "where": pl.String}  # the entry's line or file, until the table is written
 
 
 @dataclass(frozen=True)
@@ -65,83 +74,124 @@ class Utterance:
         return Path(facts.audio_pool if self.pooled else facts.root) / self.audio
 
 
-def read_entries(root: Path, config: CorpusConfig) -> list[Entry | SetAside]:
+def read_entries(root: Path, config: CorpusConfig) -> Iterator[Entry | SetAside]:
     """All that the corpus' reader finds. Raises ConfigError if the corpus is not there at all."""
+    missing = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
+    found = False
     try:
-        return list(READERS[config.reader](root, config))
-    except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
+        for item in READERS[config.reader](root, config):
+            found = True
+            yield storable(item)
+    except missing as error:
         raise ConfigError(
             f"the {config.reader} reader finds no corpus at {root}: {error}; mend path or reader"
         ) from None
+    if not found:
+        raise ConfigError(f"the {config.reader} reader finds nothing at {root}; is it another's?")
 
 
 def index_corpus(
     name: str, root: Path, config: CorpusConfig, store: ArtifactStore, result: Path
-) -> CorpusFacts:
+) -> RawCorpusFacts:
     """Write ``utterances.parquet`` and ``set_aside.jsonl`` into ``result``; audio that is no file
     of its own becomes one in the ``store``'s pool."""
-    entries = read_entries(root, config)
-    root = root if root.is_dir() else root.parent  # a corpus may be one samples file
-    with ThreadPoolExecutor(THREADS) as pool:
-        measured = list(pool.map(lambda item: measure(root, item), entries))
-    utterances, set_aside = separate(measured)
-    frame = pl.DataFrame([vars(row) for row in utterances], schema=SCHEMA)
-    frame.write_parquet(result / UTTERANCES_FILE)
+    folder = root if root.is_dir() else root.parent  # a corpus may be one file
+    sources = Sources(store)
+    entries, set_aside, frames = 0, [], []
+    for batch in batches(read_entries(root, config)):
+        found = sources.open(item.audio for item in batch if isinstance(item, Entry))
+        entries += len(batch)
+        items = [
+            item if isinstance(item, SetAside) else to_row(folder, item, found) for item in batch
+        ]
+        set_aside += [item for item in items if isinstance(item, SetAside)]
+        rows = [item for item in items if not isinstance(item, SetAside)]
+        frames.append(pl.DataFrame(rows, schema=ROW, orient="row"))
+    table, duplicates = separate(pl.concat(frames))
+    set_aside += duplicates
+    table.write_parquet(result / UTTERANCES_FILE, row_group_size=ROW_GROUP)
     write_set_aside(result / SET_ASIDE_FILE, set_aside)
-    return CorpusFacts(
+    return RawCorpusFacts(
         corpus=name,
-        root=str(root),
+        root=str(folder),
         audio_pool=str(store.audio_pool),
         language=config.language,
         licence=config.licence,
-        utterances=len(utterances),
+        entries=entries,
+        utterances=len(table),
         set_aside=len(set_aside),
-        hours=round(sum(row.duration for row in utterances) / 3600, 6),
-        speakers=len({row.speaker for row in utterances}),
+        hours=round(math.fsum(table["duration"]) / 3600, 6),
+        speakers=table["speaker"].n_unique(),
     )
 
 
-def measure(root: Path, item: Entry | SetAside) -> Utterance | SetAside:
-    """Open an entry's audio: its digest, duration, rate and channels, or why not."""
-    if isinstance(item, SetAside):
-        return item
+def to_row(folder: Path, item: Entry, found: Mapping[Audio, Found]) -> tuple[Any, ...] | SetAside:
+    """An entry with what its audio was found to be, as a ROW."""
+    audio, measured = item.audio, found[item.audio]
+    path = item.file
+    if isinstance(measured, Fault):
+        what = "" if isinstance(audio, Embedded) else f"{path.name}: "
+        return SetAside(item.where, measured.reason, what + measured.detail)
+    name = str(path.relative_to(folder) if path.is_relative_to(folder) else path)
+    extra = item.extra
+    if measured.cut_from:
+        end = measured.first + measured.frames
+        source = {
+            "recording": name,
+            "recording_sha256": measured.cut_from,
+            "start": measured.seconds(measured.first),
+            "end": measured.seconds(end),
+        }
+        extra = {**extra, "original_data": {**extra.get("original_data", {}), **source}}
+    return (
+        measured.sha256[:ID_DIGITS],
+        measured.pooled or name,
+        bool(measured.pooled),
+        measured.sha256,
+        measured.seconds(measured.frames),
+        measured.sample_rate,
+        measured.channels,
+        item.speaker,
+        item.language,
+        item.text,
+        item.licence,
+        json.dumps(extra, sort_keys=True, ensure_ascii=False),
+        item.where,
+    )
+
+
+def separate(rows: pl.DataFrame) -> tuple[pl.DataFrame, list[SetAside]]:
+    """Utterances by id, each audio once (the first by path and text), and the others."""
+    rows = rows.sort("id", "pooled", "audio", "text", "speaker", "extra", "where")
+    first = rows["id"].is_first_distinct()
+    table = rows.filter(first)
+    again = rows.filter(~first).join(table.select("id", of="where"), on="id")
+    duplicates = [
+        SetAside(where, "duplicate audio", f"the same bytes as {of}; drop one of them")
+        for where, of in again.select("where", "of").iter_rows()
+    ]
+    return table.select(SCHEMA.keys()), duplicates
+
+
+def batches(entries: Iterator[Entry | SetAside]) -> Iterator[list[Entry | SetAside]]:
+    while batch := list(islice(entries, BATCH)):
+        yield batch
+
+
+def storable(item: Entry | SetAside) -> Entry | SetAside:
+    """The item, unless it cannot be written as UTF-8: file names may be any bytes, and JSON may
+    escape half a character."""
+
+    def path(audio: Audio) -> str:
+        return str(file_of(audio))
+
     try:
-        clip = read_clip(item.audio)
-        digest = hashlib.sha256(item.audio.read_bytes()).hexdigest()
-    except BrokenAudio as error:
-        return SetAside(item.where, error.reason, f"{item.audio.name} {error.detail}".strip())
-    except PermissionError:
-        return SetAside(item.where, "no permission to read", str(item.audio))
-    below = item.audio.is_relative_to(root)
-    return Utterance(
-        id=digest[:ID_DIGITS],
-        audio=str(item.audio.relative_to(root) if below else item.audio),
-        pooled=False,
-        audio_sha256=digest,
-        duration=round(clip.seconds, 6),
-        sample_rate=clip.rate,
-        channels=clip.channels,
-        speaker=item.speaker,
-        language=item.language,
-        text=item.text,
-        licence=item.licence,
-        extra=json.dumps(item.extra, sort_keys=True, ensure_ascii=False),
-    )
-
-
-def separate(
-    measured: Iterable[Utterance | SetAside],
-) -> tuple[list[Utterance], list[SetAside]]:
-    """Utterances by id, each audio once (the first by path), and the rest with its reason."""
-    rows = [item for item in measured if isinstance(item, Utterance)]
-    set_aside = [item for item in measured if isinstance(item, SetAside)]
-    kept: dict[str, Utterance] = {}
-    for row in sorted(rows, key=lambda row: (row.id, row.audio, row.text)):
-        first = kept.setdefault(row.id, row)
-        if first is not row:
-            detail = f"the same bytes as {first.audio}"
-            set_aside.append(SetAside(row.audio, "duplicate audio", detail))
-    return list(kept.values()), set_aside
+        json.dumps(vars(item), default=path, ensure_ascii=False, allow_nan=False).encode()
+    except ValueError as error:
+        what = item.where if isinstance(item, Entry) else item.what
+        detail = f"{error}; rename the file, or mend the line"
+        return SetAside(what.encode(errors="backslashreplace").decode(), "not Unicode", detail)
+    return item
 
 
 def utterances(corpus: RawCorpus | SpeechSegments) -> Iterator[Utterance]:

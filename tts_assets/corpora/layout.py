@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tts_assets.corpora.config import ReaderName
 from tts_assets.corpora.readers import common_voice, jsonl, librispeech, ljspeech, pipe_list, vctk
-from tts_assets.corpora.readers.entry import AUDIO_SUFFIXES
+from tts_assets.corpora.readers.files import AUDIO_SUFFIXES
 
 ENTRIES_SEEN = 200  # of each folder: a layout shows at once, and millions of files cost no more
 FOLDERS_SEEN = 20
@@ -57,6 +57,14 @@ def is_libritts(folder: Path) -> bool:
     return any(holds(folder, f"*{end}") for end in (librispeech.ORIGINAL, librispeech.NORMALIZED))
 
 
+def is_lhotse(folder: Path) -> bool:
+    return holds(folder, "*supervisions*.jsonl*")
+
+
+def is_parquet(folder: Path) -> bool:
+    return holds(folder, "*.parquet")
+
+
 def is_folder(folder: Path) -> bool:
     files = some_files(folder)
     audio = [path for path in files if path.suffix.lower() in AUDIO_SUFFIXES]
@@ -72,6 +80,8 @@ LAYOUTS: tuple[tuple[ReaderName, Callable[[Path], bool]], ...] = (
     ("vctk", is_vctk),
     ("librispeech", is_librispeech),
     ("libritts", is_libritts),
+    ("lhotse", is_lhotse),
+    ("parquet", is_parquet),
     ("folder", is_folder),
 )
 

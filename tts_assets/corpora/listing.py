@@ -22,9 +22,9 @@ def survey(entries: Iterable[Entry | SetAside], root: Path) -> tuple[str, dict[s
     for item in entries:
         state = ""
         if isinstance(item, Entry):
-            state = file_state(item.audio)
-            if root not in item.audio.parents:
-                outside[str(item.audio)] = state
+            state = file_state(item.file)
+            if root not in item.file.parents:
+                outside[str(item.file)] = state
         line = f"{item} {state}".encode(errors="surrogateescape")
         found.append(hashlib.sha256(line).digest())
     return hashlib.sha256(b"".join(sorted(found))).hexdigest(), dict(sorted(outside.items()))

@@ -6,13 +6,14 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator
 from pathlib import Path
 
 from tts_assets.accounting import SetAside
+from tts_assets.config import ConfigError
 from tts_assets.corpora.config import CorpusConfig
-from tts_assets.corpora.readers.entry import Entry, entry, inside
+from tts_assets.corpora.readers.entry import Entry, entry
+from tts_assets.corpora.readers.files import inside, lines
 
 DEFAULT_LIST = "validated.tsv"
 COLUMNS = ("client_id", "path", "sentence")
@@ -21,26 +22,34 @@ KEPT = ("age", "gender", "accents", "up_votes", "down_votes")
 
 def read_common_voice(root: Path, config: CorpusConfig) -> Iterator[Entry | SetAside]:
     path = root / DEFAULT_LIST if root.is_dir() else root
-    with path.open(encoding="utf-8-sig", newline="") as lines:
+    rows = lines(path)
+    header = _header(path, next(rows, (0, ""))[1])
+    for number, line in rows:
+        if isinstance(line, SetAside):
+            yield line
+            continue
+        where = f"{path.name}:{number}"
         # Sentences contain plain quotation marks: nothing is quoted in these files.
-        rows = csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
-        missing = [name for name in COLUMNS if name not in (rows.fieldnames or ())]
-        if missing:
-            raise FileNotFoundError(f"{path} has no columns {', '.join(missing)}")
-        for number, row in enumerate(rows, start=2):
-            where = f"{path.name}:{number}"
-            if not row["path"] or row["sentence"] is None:
-                yield SetAside(where, "columns are missing", f"a row has {', '.join(COLUMNS)}")
-                continue
-            audio = inside(path.parent, f"clips/{row['path']}", where)
-            facts = {name: row[name] for name in KEPT if row.get(name)}
-            fields = {"original_data": facts} if facts else {}
-            yield entry(
-                config,
-                audio,
-                where,
-                row["sentence"],
-                speaker=row["client_id"],
-                language=row.get("locale") or "",
-                **fields,
-            )
+        row = dict(zip(header, line.split("\t"), strict=False))
+        if not row.get("path") or "sentence" not in row:
+            yield SetAside(where, "columns are missing", f"a row has {', '.join(COLUMNS)}")
+            continue
+        facts = {name: row[name] for name in KEPT if row.get(name)}
+        fields = {"original_data": facts} if facts else {}
+        yield entry(
+            config,
+            inside(path.parent, f"clips/{row['path']}", where),
+            where,
+            row["sentence"],
+            speaker=row["client_id"],
+            language=row.get("locale", ""),
+            **fields,
+        )
+
+
+def _header(path: Path, line: str | SetAside) -> list[str]:
+    header = [] if isinstance(line, SetAside) else line.split("\t")
+    missing = [name for name in COLUMNS if name not in header]
+    if missing:
+        raise ConfigError(f"{path} has no columns {', '.join(missing)}; mend path or reader")
+    return header

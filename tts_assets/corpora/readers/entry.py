@@ -9,14 +9,34 @@ from typing import Any
 from tts_assets.accounting import SetAside
 from tts_assets.corpora.config import CorpusConfig
 
-AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".g722"}
+
+@dataclass(frozen=True)
+class Embedded:
+    """Audio inside a Parquet file: the bytes in row ``row`` (from 0) of ``column``."""
+
+    file: Path
+    column: str
+    row: int
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a recording, in seconds; ``channels`` of its file from 0, or all if empty."""
+
+    file: Path
+    start: float
+    duration: float
+    channels: tuple[int, ...] = ()
+
+
+Audio = Path | Embedded | Part  # a path: a file that is one utterance as it lies
 
 
 @dataclass(frozen=True)
 class Entry:
     """``where`` names the line or file in messages; ``extra`` are fields of the sample schema."""
 
-    audio: Path
+    audio: Audio
     where: str
     text: str
     speaker: str
@@ -24,30 +44,29 @@ class Entry:
     licence: str
     extra: dict[str, Any] = field(default_factory=dict)
 
-
-def inside(root: Path, relative: str, where: str) -> Path | SetAside:
-    """The file ``relative`` names below ``root``; set aside if it leads out of the corpus."""
-    path = (root / relative).resolve()
-    if not path.is_relative_to(root.resolve()):
-        detail = f"{relative} lies outside {root}; move it there, or declare its folder as a corpus"
-        return SetAside(where, "path outside the corpus", detail)
-    return path
+    @property
+    def file(self) -> Path:
+        """The file that holds the audio, alone or among other."""
+        return file_of(self.audio)
 
 
-def text_file(path: Path, where: str) -> str | SetAside:
-    """What stands in a transcript; set aside if it is not UTF-8."""
-    try:
-        return path.read_text(encoding="utf-8-sig").strip()
-    except UnicodeDecodeError as error:
-        return SetAside(where, "text is not UTF-8", f"{path.name}: {error}")
+def file_of(audio: Audio) -> Path:
+    return audio if isinstance(audio, Path) else audio.file
 
 
 def entry(
-    config: CorpusConfig, audio: Path | SetAside, where: str, text: str, **fields: Any
+    config: CorpusConfig,
+    audio: Audio | SetAside,
+    where: str,
+    text: str | SetAside,
+    **fields: Any,
 ) -> Entry | SetAside:
-    """An entry with the corpus' defaults for what is not said; a set-aside path stays one."""
+    """An entry with the corpus' defaults for what is not said; a path or a text that was set
+    aside stays so."""
     if isinstance(audio, SetAside):
         return audio
+    if isinstance(text, SetAside):
+        return text
     return Entry(
         audio=audio,
         where=where,

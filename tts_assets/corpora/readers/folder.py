@@ -7,20 +7,14 @@ from pathlib import Path
 
 from tts_assets.accounting import SetAside
 from tts_assets.corpora.config import CorpusConfig
-from tts_assets.corpora.readers.entry import AUDIO_SUFFIXES, Entry, entry, text_file
+from tts_assets.corpora.readers.entry import Entry, entry
+from tts_assets.corpora.readers.files import AUDIO_SUFFIXES, files_below, text_beside
 
 
 def read_folder(root: Path, config: CorpusConfig) -> Iterator[Entry | SetAside]:
-    for audio in sorted(root.rglob("*")):
-        if audio.suffix.lower() not in AUDIO_SUFFIXES:
+    for audio in files_below(root, AUDIO_SUFFIXES):
+        if isinstance(audio, SetAside):
+            yield audio
             continue
         where = str(audio.relative_to(root))
-        text = audio.with_suffix(".txt")
-        if not text.is_file():
-            yield SetAside(where, "no text file", f"its words belong into {text.name} beside it")
-            continue
-        words = text_file(text, where)
-        if isinstance(words, SetAside):
-            yield words
-            continue
-        yield entry(config, audio, where, words)
+        yield entry(config, audio, where, text_beside([audio.with_suffix(".txt")], where))

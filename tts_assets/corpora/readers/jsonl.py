@@ -6,15 +6,14 @@ folder or absolute; an absolute path may lie anywhere, a relative one not outsid
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from tts_assets.accounting import SetAside
 from tts_assets.config import ConfigError
 from tts_assets.corpora.config import CorpusConfig
-from tts_assets.corpora.readers.entry import Entry, entry, inside
+from tts_assets.corpora.readers.entry import Entry, entry
+from tts_assets.corpora.readers.files import inside, json_object, lines
 from tts_assets.corpora.samples import Sample
 
 SAMPLES_FILE = "samples.jsonl"
@@ -30,19 +29,16 @@ KEPT_FIELDS = (
 
 def read_jsonl(root: Path, config: CorpusConfig) -> Iterator[Entry | SetAside]:
     path = root / SAMPLES_FILE if root.is_dir() else root
-    with path.open(encoding="utf-8-sig", newline=None) as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                yield _read_line(path.parent, config, f"{path.name}:{number}", line)
+    for number, line in lines(path):
+        yield _read_line(path.parent, config, f"{path.name}:{number}", line)
 
 
-def _read_line(folder: Path, config: CorpusConfig, where: str, line: str) -> Entry | SetAside:
-    try:
-        sample: Any = json.loads(line)
-    except json.JSONDecodeError as error:
-        return SetAside(where, "not JSON", str(error))
-    if not isinstance(sample, dict):
-        return SetAside(where, "not a JSON object", f"a {type(sample).__name__}")
+def _read_line(
+    folder: Path, config: CorpusConfig, where: str, line: str | SetAside
+) -> Entry | SetAside:
+    sample = json_object(line, where)
+    if isinstance(sample, SetAside):
+        return sample
     wav_path = sample.get("wav_path")
     if not isinstance(wav_path, str) or not wav_path:
         return SetAside(where, "no wav_path", "every sample needs the path of its audio")
@@ -51,10 +47,9 @@ def _read_line(folder: Path, config: CorpusConfig, where: str, line: str) -> Ent
         checked = Sample.parse({"id": "", "wav_path": "", "transcript": "", **fields}, where)
     except ConfigError as error:
         return SetAside(where, "a field of another type", str(error))
-    absolute = Path(wav_path).is_absolute()
     return entry(
         config,
-        Path(wav_path) if absolute else inside(folder, wav_path, where),
+        inside(folder, wav_path, where, absolute=True),
         where,
         str(sample.get("transcript") or ""),
         speaker=str(sample.get("speaker_id") or ""),

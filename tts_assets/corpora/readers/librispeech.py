@@ -12,37 +12,43 @@ from pathlib import Path
 
 from tts_assets.accounting import SetAside
 from tts_assets.corpora.config import CorpusConfig
-from tts_assets.corpora.readers.entry import Entry, entry, text_file
+from tts_assets.corpora.readers.entry import Entry, entry
+from tts_assets.corpora.readers.files import files_below, inside, lines, text_beside
 
-CHAPTER_FILES = "*.trans.txt"
+CHAPTER_FILES = ".trans.txt"
 ORIGINAL, NORMALIZED = ".original.txt", ".normalized.txt"
 
 
 def read_librispeech(root: Path, config: CorpusConfig) -> Iterator[Entry | SetAside]:
-    for chapter in sorted(root.rglob(CHAPTER_FILES)):
-        words = text_file(chapter, str(chapter.relative_to(root)))
-        if isinstance(words, SetAside):
-            yield words
+    for chapter in files_below(root, {".txt"}):
+        if isinstance(chapter, SetAside):
+            yield chapter
             continue
-        for number, line in enumerate(words.splitlines(), start=1):
-            where = f"{chapter.relative_to(root)}:{number}"
+        if not chapter.name.endswith(CHAPTER_FILES):
+            continue
+        folder = chapter.parent.relative_to(root)
+        try:
+            numbered = list(lines(chapter))
+        except PermissionError:
+            where = str(folder / chapter.name)
+            yield SetAside(where, "no permission to read", "its utterances are lost; chmod a+r")
+            continue
+        for number, line in numbered:
+            where = f"{folder / chapter.name}:{number}"
+            if isinstance(line, SetAside):
+                yield SetAside(where, line.reason, line.detail)
+                continue
             name, _, text = line.strip().partition(" ")
-            if name:
-                audio = chapter.with_name(f"{name}.flac")
-                yield entry(config, audio, where, text, speaker=name.split("-")[0])
+            audio = inside(root, str(folder / f"{name}.flac"), where)
+            yield entry(config, audio, where, text, speaker=name.split("-")[0])
 
 
 def read_libritts(root: Path, config: CorpusConfig) -> Iterator[Entry | SetAside]:
-    for audio in sorted(root.rglob("*.wav")):
+    for audio in files_below(root, {".wav"}):
+        if isinstance(audio, SetAside):
+            yield audio
+            continue
         where = str(audio.relative_to(root))
         beside = [audio.with_name(audio.stem + suffix) for suffix in (ORIGINAL, NORMALIZED)]
-        text = next((path for path in beside if path.is_file()), None)
-        if text is None:
-            detail = f"its words belong into {beside[0].name} beside it"
-            yield SetAside(where, "no text file", detail)
-            continue
-        words = text_file(text, where)
-        if isinstance(words, SetAside):
-            yield words
-        else:
-            yield entry(config, audio, where, words, speaker=audio.stem.split("_")[0])
+        words = text_beside(beside, where)
+        yield entry(config, audio, where, words, speaker=audio.stem.split("_")[0])

@@ -10,12 +10,14 @@ from pathlib import Path
 
 from tts_assets.accounting import SetAside
 from tts_assets.corpora.config import CorpusConfig
-from tts_assets.corpora.readers.entry import AUDIO_SUFFIXES, Entry, entry
+from tts_assets.corpora.readers.entry import Entry, entry
+from tts_assets.corpora.readers.files import AUDIO_SUFFIXES, files_below
 
 
 def read_speakers(root: Path, config: CorpusConfig) -> Iterator[Entry | SetAside]:
-    for audio in sorted(root.rglob("*")):
-        if audio.suffix.lower() not in AUDIO_SUFFIXES:
+    for audio in files_below(root, AUDIO_SUFFIXES):
+        if isinstance(audio, SetAside):
+            yield audio
             continue
         where = audio.relative_to(root)
         if len(where.parts) < 2:

@@ -11,22 +11,24 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tts_assets.accounting import SetAside
+from tts_assets.config import ConfigError
 from tts_assets.corpora.config import CorpusConfig
-from tts_assets.corpora.readers.entry import Entry, entry, text_file
+from tts_assets.corpora.readers.entry import Entry, entry
+from tts_assets.corpora.readers.files import files_below, inside, text_file
 
 TREES = (("wav48_silence_trimmed", "_mic1.flac"), ("wav48", ".wav"))
 
 
 def read_vctk(root: Path, config: CorpusConfig) -> Iterator[Entry | SetAside]:
-    if not (root / "txt").is_dir():
-        raise FileNotFoundError(f"{root / 'txt'}, the folder of VCTK's transcripts")
+    texts = root / "txt"
+    if not texts.is_dir():
+        raise ConfigError(f"{texts}, the folder of VCTK's transcripts, is missing; mend path")
     tree, suffix = next((pair for pair in TREES if (root / pair[0]).is_dir()), TREES[0])
-    for path in sorted((root / "txt").rglob("*.txt")):
-        where = str(path.relative_to(root))
-        words = text_file(path, where)
-        if isinstance(words, SetAside):
-            yield words
+    for path in files_below(texts, {".txt"}):
+        if isinstance(path, SetAside):
+            yield path
             continue
+        where = str(path.relative_to(root))
         speaker = path.parent.name
-        audio = root / tree / speaker / (path.stem + suffix)
-        yield entry(config, audio, where, words, speaker=speaker)
+        audio = inside(root, f"{tree}/{speaker}/{path.stem}{suffix}", where)
+        yield entry(config, audio, where, text_file(path, where), speaker=speaker)

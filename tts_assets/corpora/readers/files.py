@@ -1,0 +1,130 @@
+"""How readers look at a corpus' files: a bad name, line or link is set aside, the rest is read."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import zlib
+from collections.abc import Collection, Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from tts_assets.accounting import SetAside
+
+AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".g722"})
+BOM = b"\xef\xbb\xbf"
+
+
+def inside(root: Path, name: str, where: str, *, absolute: bool = False) -> Path | SetAside:
+    """The file that ``name`` means below ``root``; set aside if it leads out of the corpus, by
+    ``..`` or through a link. Where ``absolute``, an absolute name may lead anywhere."""
+    if "\0" in name:
+        return SetAside(where, "not a path", f"{name!r} has a zero byte; write the file's name")
+    if absolute and Path(name).is_absolute():
+        return Path(name)
+    path = Path(os.path.realpath(root / name))
+    if not path.is_relative_to(_real(root)):
+        detail = f"{name} lies outside {root}; move it there, or declare its folder as a corpus"
+        return SetAside(where, "path outside the corpus", detail)
+    return path
+
+
+@lru_cache
+def _real(root: Path) -> str:
+    return os.path.realpath(root)
+
+
+def files_below(root: Path, suffixes: Collection[str]) -> Iterator[Path | SetAside]:
+    """Files with such suffixes at any depth, by name. Links are followed where they stay inside;
+    a folder that must not be read is set aside."""
+    folders = [root]
+    while folders:
+        folder = folders.pop()
+        try:
+            with os.scandir(folder) as scan:
+                found = sorted(scan, key=lambda item: item.name)
+        except PermissionError:
+            if folder == root:
+                raise
+            where = str(folder.relative_to(root))
+            yield SetAside(where, "no permission to read", "its files are not seen; chmod -R a+rX")
+            continue
+        for item in found:
+            path = folder / item.name
+            if item.is_dir(follow_symlinks=False):
+                folders.append(path)
+            elif not item.is_symlink():
+                if path.suffix.lower() in suffixes:
+                    yield path
+            elif path.suffix.lower() in suffixes or _is_folder(item):
+                name = str(path.relative_to(root))
+                target = inside(root, name, name)
+                if isinstance(target, SetAside) or not _is_folder(item):
+                    yield target  # a folder inside is met where it lies
+
+
+def _is_folder(link: os.DirEntry[str]) -> bool:
+    try:
+        return link.is_dir()
+    except OSError:  # a link to itself, or into what must not be seen
+        return False
+
+
+def lines(path: Path) -> Iterator[tuple[int, str | SetAside]]:
+    """The lines of a UTF-8 file that are not blank, numbered from 1, without line ends. A line
+    that is no UTF-8 is set aside alone. A leading BOM and CRLF are no part of the text; ``.gz``
+    is unpacked, and what a damaged end has lost is set aside."""
+    number = 0
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+        try:
+            for number, raw in enumerate(stream, start=1):
+                where = f"{path.name}:{number}"
+                line = _text(raw.removeprefix(BOM) if number == 1 else raw, where)
+                if isinstance(line, SetAside) or line.strip():
+                    yield number, line if isinstance(line, SetAside) else line.rstrip("\r\n")
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            where = f"{path.name}:{number + 1}"
+            yield number + 1, SetAside(where, "truncated", f"{error}; copy {path.name} again")
+
+
+def json_object(line: str | SetAside, where: str) -> dict[str, Any] | SetAside:
+    """The JSON object of a line. NaN and infinity, which Python would take, are no JSON."""
+    if isinstance(line, SetAside):
+        return line
+    try:
+        value = json.loads(line, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        return SetAside(where, "not JSON", f"{error}; a line is one JSON object")
+    if not isinstance(value, dict):
+        return SetAside(where, "not a JSON object", f"a {type(value).__name__}")
+    return value
+
+
+def text_file(path: Path, where: str) -> str | SetAside:
+    """What stands in a transcript; set aside if it is not UTF-8 or must not be read."""
+    try:
+        text = _text(path.read_bytes().removeprefix(BOM), where)
+    except PermissionError:
+        return SetAside(where, "no permission to read", f"{path.name}; chmod a+r")
+    return text if isinstance(text, SetAside) else text.strip()
+
+
+def text_beside(names: Sequence[Path], where: str) -> str | SetAside:
+    """The words of an audio file: what stands in the first of ``names`` that exists."""
+    path = next((path for path in names if path.is_file()), None)
+    if path is None:
+        return SetAside(where, "no text file", f"its words belong into {names[0].name} beside it")
+    return text_file(path, where)
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON number; write null")
+
+
+def _text(raw: bytes, where: str) -> str | SetAside:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        return SetAside(where, "text is not UTF-8", f"{error}; save it as UTF-8")
