@@ -41,7 +41,7 @@ def build_assets(settings: Settings) -> list[Any]:
     trained = {name: list(recipe.corpora) for name, recipe in settings.sft.items()}
     aligned = {name: trained[recipe.base] for name, recipe in settings.rlhf.items()}
     return [
-        *corpora_assets(settings.corpora, settings.filters, processes, root),
+        *corpora_assets(settings.corpora, settings.filters, root, processes),
         *codec_assets(settings.codec, settings.validation, processes, root),
         *arrays_assets(settings.validation),
         *sft_assets(settings.sft, processes),

@@ -44,7 +44,7 @@ def run(
     config = CorpusConfig(path=Path(corpus.name), reader="jsonl", language="en")
     root = str(store.root)
     return materialize(
-        build_assets({CORPUS: config}, filters or FilterConfig(), 1, corpus.parent),
+        build_assets({CORPUS: config}, filters or FilterConfig(), corpus.parent),
         instance=instance,
         partition_key=partition,
         resources={

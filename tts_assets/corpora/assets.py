@@ -39,9 +39,10 @@ SECONDS = (0, 1, 2, 4, 7, 10, 15, 20, 30)  # where the classes of the duration t
 
 
 def build_assets(
-    corpora: dict[str, CorpusConfig], filters: FilterConfig, processes: int, root: Path
+    corpora: dict[str, CorpusConfig], filters: FilterConfig, root: Path, processes: int = 1
 ) -> list[AssetsDefinition | AssetChecksDefinition]:
-    """``root``: the folder that relative corpus paths start from."""
+    """``root``: the folder that relative corpus paths start from; ``processes``: the ranks that
+    cut recordings."""
     declared = Declared(corpora, root)
     return [
         raw_corpus_asset(declared),
@@ -91,7 +92,11 @@ def raw_corpus_asset(declared: Declared) -> AssetsDefinition:
             partition=name,
             inputs={},
             # This tells that files changed; the content digest tells whether it matters.
-            config={"corpus": config, "root": path, "state": entries_digest(entries)},
+            config={
+                "corpus": config.model_copy(update={"segments": None}),  # cut after the index
+                "root": path,
+                "state": entries_digest(entries),
+            },
             code_version=INDEX_VERSION,
         )
         return store.materialize(

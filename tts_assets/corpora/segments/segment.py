@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from tts_assets.accounting import SetAside
 from tts_assets.artifacts import RawCorpus, sha256_file, written_aside
 from tts_assets.audio_pool import AudioPool
 from tts_assets.cache import RecordCache
@@ -38,6 +39,7 @@ from tts_assets.corpora.whisper import model_digest
 from tts_assets.program import Run, load_config
 
 HEARD_KEYS = ("vad_threshold", "pause", "detect_language")  # what words depend on
+CHANGED = "changed since it was indexed"
 UNIT = 30.0  # seconds of a recording that progress counts by
 POLL = 0.5  # seconds between two looks for the other ranks' results
 
@@ -100,11 +102,9 @@ class Segmenter:
             if clips_exist(recording.spans, self.pool):
                 yield recording
                 return
-        try:
-            clip = self._read(row)
-        except BrokenAudio as error:
-            frames = round(row.duration * row.sample_rate)
-            lost = Span(0, frames, error.reason, text=error.detail)
+        clip = self._read(row)
+        if isinstance(clip, SetAside):
+            lost = Span(0, round(row.duration * row.sample_rate), clip.reason, clip.detail)
             yield Recording(row.language, row.sample_rate, (lost,))
             return
         found = self.transcripts.get([keys.transcript]).get(keys.transcript)
@@ -125,12 +125,14 @@ class Segmenter:
         self.records.put({keys.record: recording.to_json()})
         yield recording
 
-    def _read(self, row: Utterance) -> Clip:
+    def _read(self, row: Utterance) -> Clip | SetAside:
         path = row.path(self.facts)
-        clip = read_clip(path)
+        try:
+            clip = read_clip(path)
+        except BrokenAudio as error:
+            return SetAside(row.audio, error.reason, error.detail)
         if sha256_file(path) != row.audio_sha256:
-            detail = "materialize raw_corpus again"
-            raise BrokenAudio(path, "changed since it was indexed", detail)
+            return SetAside(row.audio, CHANGED, "materialize raw_corpus again")
         return clip
 
 
