@@ -39,7 +39,7 @@ from tts_assets.corpora.whisper import packaged_model
 
 CLIPS = 100
 PAUSES = (0.25, 0.4, 0.6, 0.9, 1.5, 3.0)  # seconds
-NOISES = (-65.0, -45.0, -35.0)  # dB of full scale; the speech is at about -20
+NOISES = (-65.0, -45.0, -35.0)  # dB of full scale; the speech is at about -18 LUFS
 WORDS = range(4, 25)
 CONFIG = SegmentConfig()
 

