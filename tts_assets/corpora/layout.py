@@ -9,7 +9,15 @@ from itertools import islice
 from pathlib import Path
 
 from tts_assets.corpora.config import ReaderName
-from tts_assets.corpora.readers import common_voice, jsonl, librispeech, ljspeech, pipe_list, vctk
+from tts_assets.corpora.readers import (
+    common_voice,
+    jsonl,
+    lhotse,
+    librispeech,
+    ljspeech,
+    pipe_list,
+    vctk,
+)
 from tts_assets.corpora.readers.files import AUDIO_SUFFIXES
 
 ENTRIES_SEEN = 200  # of each folder: a layout shows at once, and millions of files cost no more
@@ -58,7 +66,7 @@ def is_libritts(folder: Path) -> bool:
 
 
 def is_lhotse(folder: Path) -> bool:
-    return holds(folder, "*supervisions*.jsonl*")
+    return any(folder.glob(f"*{lhotse.RECORDINGS}*.jsonl*"))
 
 
 def is_parquet(folder: Path) -> bool:

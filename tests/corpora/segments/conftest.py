@@ -52,10 +52,11 @@ class Segmented:
         return self.handle.facts
 
 
-def index_recordings(root: Path, store: ArtifactStore) -> RawCorpus:
+def index_recordings(root: Path, store: ArtifactStore, language: str = "en") -> RawCorpus:
     """The published ``raw_corpus`` of a folder ``<speaker>/<recording>.wav``."""
-    config = CorpusConfig(path=root, reader="speakers", language="en")
-    build = Build("raw_corpus", {}, {"files": sorted(map(str, root.rglob("*")))}, "1")
+    config = CorpusConfig(path=root, reader="speakers", language=language)
+    files = sorted(map(str, root.rglob("*")))
+    build = Build("raw_corpus", {}, {"files": files, "language": language}, "1")
     result = store.work_folder(build) / "result"
     result.mkdir(parents=True)
     facts = index_corpus("talks", root, config, store, result)

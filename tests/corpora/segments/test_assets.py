@@ -29,7 +29,7 @@ def test_recordings_become_samples_with_a_card_and_the_way_back(
     with DagsterInstance.ephemeral() as instance:
         instance.add_dynamic_partitions("corpus", [CORPUS])
         result = materialize(
-            build_assets({CORPUS: config}, FilterConfig(), 2, talk[0]),
+            build_assets({CORPUS: config}, FilterConfig(), talk[0], processes=2),
             instance=instance,
             partition_key=CORPUS,
             resources={

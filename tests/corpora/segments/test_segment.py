@@ -168,3 +168,11 @@ def test_noise_without_a_voice_gives_no_clip(store: ArtifactStore, tmp_path: Pat
     record(tmp_path / "talks" / "ann" / "noise.wav", (), (), lead=20.0, noise_db=-20.0)
     found: Segmented = segment(index_recordings(tmp_path / "talks", store), store, tmp_path / "run")
     assert found.facts.seconds == {"kept": 0.0, "no speech": 20.0}
+
+
+def test_a_language_that_the_model_does_not_know_stops_the_program(
+    talks: Path, store: ArtifactStore, tmp_path: Path
+) -> None:
+    corpus = index_recordings(talks, store, language="de")
+    with pytest.raises(ValueError, match=r"one\.wav is 'de'; name a multilingual one"):
+        segment(corpus, store, tmp_path / "run")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import polars as pl
 
-from tts_assets.artifacts import ArtifactError, RawCorpus, SpeechSegments
+from tts_assets.artifacts import ArtifactError, CorpusFacts, RawCorpus, SpeechSegments
 from tts_assets.corpora.index import UTTERANCES_FILE
 
 SPANS_FILE = "spans.parquet"
@@ -22,6 +24,11 @@ SPANS = {
 }
 
 Numbers = dict[str, int | float]
+
+
+def corpus_facts(corpus: RawCorpus) -> dict[str, Any]:
+    """Those facts of a raw corpus that its segments have, too."""
+    return {name: getattr(corpus.facts, name) for name in CorpusFacts.model_fields}
 
 
 def account(corpus: RawCorpus, segments: SpeechSegments) -> Numbers:

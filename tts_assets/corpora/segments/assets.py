@@ -33,7 +33,7 @@ from tts_assets.artifacts import (
 from tts_assets.automation import follow_data
 from tts_assets.corpora.discovery import Corpora
 from tts_assets.corpora.index import UTTERANCES_FILE
-from tts_assets.corpora.segments.accounting import account
+from tts_assets.corpora.segments.accounting import account, corpus_facts
 from tts_assets.corpora.segments.card import CARD_FILE, NOTEBOOK_FILE
 from tts_assets.corpora.segments.config import CODE_VERSION, SegmentConfig, SegmentProgram
 from tts_assets.corpora.whisper import model_digest, model_folder
@@ -121,7 +121,7 @@ def pass_through(corpus: RawCorpus, result: Path) -> SegmentFacts:
             os.link(corpus.path / name, result / name)
         except OSError:  # another filesystem, or one without links
             shutil.copyfile(corpus.path / name, result / name)
-    return SegmentFacts(**corpus.facts.model_dump(), recordings=0, recorded_hours=0.0)
+    return SegmentFacts(**corpus_facts(corpus), recordings=0, recorded_hours=0.0)
 
 
 def accounting_check() -> AssetChecksDefinition:

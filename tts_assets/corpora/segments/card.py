@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import soundfile
+
 from tts_assets.artifacts import SegmentFacts
 from tts_assets.config import digest_of
+from tts_assets.corpora.audio import read_wave
 from tts_assets.corpora.index import Utterance
-from tts_assets.corpora.listening import clip
-from tts_assets.corpora.samples import Sample
-from tts_assets.notebook import Section, write_notebook
+from tts_assets.notebook import Clip, Section, write_notebook
 
 CARD_FILE, NOTEBOOK_FILE = "card.md", "listening.ipynb"
 CLIPS_SHOWN = 4  # of each category
+HIGHEST_RATE = 24_000  # Hz; sixteen clips stay below 3 MB
 LENGTHS = {"short": (0.0, 4.0), "medium": (4.0, 7.0), "long": (7.0, float("inf"))}  # seconds
 QUESTION = "question"
 QUESTION_MARKS = ("?", "？", "؟")
@@ -74,7 +76,7 @@ def write_listening(folder: Path, rows: Sequence[Utterance], facts: SegmentFacts
     sections = []
     for name, chosen in categories(rows).items():
         some = sorted(chosen, key=lambda row: digest_of(row.id))[:CLIPS_SHOWN]
-        clips = [clip(_sample(row, facts), "", folder) for row in some]
+        clips = [_played(row, facts, folder) for row in some]
         title = f"{name.capitalize()} ({_length(name)}): {len(clips)} of {len(chosen)}"
         sections.append(Section(title, clips))
     write_notebook(folder / NOTEBOOK_FILE, facts.corpus, sections)
@@ -83,15 +85,13 @@ def write_listening(folder: Path, rows: Sequence[Utterance], facts: SegmentFacts
             played.path.unlink(missing_ok=True)  # a question is in two sections
 
 
-def _sample(row: Utterance, facts: SegmentFacts) -> Sample:
-    return Sample(
-        id=row.id,
-        wav_path=str(row.path(facts)),
-        transcript=row.text,
-        duration=row.duration,
-        sample_rate=row.sample_rate,
-        speaker_id=row.speaker,
-    )
+def _played(row: Utterance, facts: SegmentFacts, folder: Path) -> Clip:
+    """A clip in 16 bits and at a rate that keeps the notebook small."""
+    rate = min(row.sample_rate, HIGHEST_RATE)
+    path = folder / f"{row.id}.flac"
+    soundfile.write(path, read_wave(row.path(facts), rate), rate)
+    caption = [row.speaker, f"{row.duration:.1f} s", f"{row.sample_rate} Hz", row.id]
+    return Clip(row.text, " · ".join(part for part in caption if part), path)
 
 
 def _length(category: str) -> str:

@@ -13,7 +13,7 @@ import polars as pl
 from tts_assets.accounting import SET_ASIDE_FILE, SetAside, write_set_aside
 from tts_assets.artifacts import RawCorpus, SegmentFacts
 from tts_assets.corpora.index import ID_DIGITS, SCHEMA, UTTERANCES_FILE, Utterance
-from tts_assets.corpora.segments.accounting import KEPT, SPANS, SPANS_FILE
+from tts_assets.corpora.segments.accounting import KEPT, SPANS, SPANS_FILE, corpus_facts
 from tts_assets.corpora.segments.card import CARD_FILE, card, write_listening
 from tts_assets.corpora.segments.config import SegmentProgram
 from tts_assets.corpora.segments.recording import NO_SPEECH, Span
@@ -51,7 +51,7 @@ def write_result(
     spans = pl.DataFrame([_span_row(*item) for item in found], schema=SPANS)
     facts = SegmentFacts(
         **{
-            **corpus.facts.model_dump(),
+            **corpus_facts(corpus),
             "audio_pool": str(program.audio_pool),
             "utterances": len(rows),
             "set_aside": len(set_aside),

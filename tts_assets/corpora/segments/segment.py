@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from tts_assets.accounting import SetAside
 from tts_assets.artifacts import RawCorpus, sha256_file, written_aside
 from tts_assets.audio_pool import AudioPool
 from tts_assets.cache import RecordCache
@@ -38,6 +39,7 @@ from tts_assets.corpora.whisper import model_digest
 from tts_assets.program import Run, load_config
 
 HEARD_KEYS = ("vad_threshold", "pause", "detect_language")  # what words depend on
+CHANGED = "changed since it was indexed"
 UNIT = 30.0  # seconds of a recording that progress counts by
 POLL = 0.5  # seconds between two looks for the other ranks' results
 
@@ -53,8 +55,10 @@ class Keys:
 class Segmenter:
     """Recordings to spans, through the caches; models are loaded when they are first needed."""
 
-    def __init__(self, program: SegmentProgram, device: str) -> None:
+    def __init__(self, program: SegmentProgram, rows: Sequence[Utterance], device: str) -> None:
+        """``rows``: all recordings that there are; ``device`` as torch names it."""
         self.program = program
+        self.rows = rows
         self.device = device
         self.facts = RawCorpus.open(program.corpus).facts
         self.pool = AudioPool(program.audio_pool)
@@ -65,7 +69,10 @@ class Segmenter:
 
     @cached_property
     def listener(self) -> Listener:
-        return Listener(self.program.model, self.device)
+        listener = Listener(self.program.model, self.device)
+        if listener.knows_english_only:
+            self._refuse_other_languages()
+        return listener
 
     @cached_property
     def voice(self) -> SpeakerSimilarity | None:
@@ -100,11 +107,9 @@ class Segmenter:
             if clips_exist(recording.spans, self.pool):
                 yield recording
                 return
-        try:
-            clip = self._read(row)
-        except BrokenAudio as error:
-            frames = round(row.duration * row.sample_rate)
-            lost = Span(0, frames, error.reason, text=error.detail)
+        clip = self._read(row)
+        if isinstance(clip, SetAside):
+            lost = Span(0, round(row.duration * row.sample_rate), clip.reason, clip.detail)
             yield Recording(row.language, row.sample_rate, (lost,))
             return
         found = self.transcripts.get([keys.transcript]).get(keys.transcript)
@@ -125,35 +130,31 @@ class Segmenter:
         self.records.put({keys.record: recording.to_json()})
         yield recording
 
-    def _read(self, row: Utterance) -> Clip:
+    def _read(self, row: Utterance) -> Clip | SetAside:
         path = row.path(self.facts)
-        clip = read_clip(path)
+        try:
+            clip = read_clip(path)
+        except BrokenAudio as error:
+            return SetAside(row.audio, error.reason, error.detail)
         if sha256_file(path) != row.audio_sha256:
-            detail = "materialize raw_corpus again"
-            raise BrokenAudio(path, "changed since it was indexed", detail)
+            return SetAside(row.audio, CHANGED, "materialize raw_corpus again")
         return clip
 
-
-def check_languages(segmenter: Segmenter, rows: list[Utterance]) -> None:
-    """Refuse recordings in a language that the model does not know."""
-    if not rows or not segmenter.listener.knows_english_only:
-        return
-    config = segmenter.program.segments
-    for row in rows:
-        if config.detect_language or segmenter.language(row) != "en":
-            wish = "is to be detected" if config.detect_language else f"is {row.language!r}"
-            raise ValueError(
-                f"the model in {segmenter.program.model} knows English only, but the language of "
-                f"{row.audio} {wish}; name a multilingual one, for example "
-                "segments.model = 'large-v3'"
-            )
+    def _refuse_other_languages(self) -> None:
+        for row in self.rows:
+            if self.language(row) != "en":
+                known = "is to be detected" if not self.language(row) else f"is {row.language!r}"
+                raise ValueError(
+                    f"the model in {self.program.model} knows English only, but the language of "
+                    f"{row.audio} {known}; name a multilingual one, for example "
+                    "segments.model = 'large-v3'"
+                )
 
 
 def run_segments(run: Run, program: SegmentProgram) -> None:
     """This rank's share of the missing recordings; then rank 0 collects all."""
-    segmenter = Segmenter(program, str(run.device))
     rows = list(utterances(RawCorpus.open(program.corpus)))
-    check_languages(segmenter, rows)
+    segmenter = Segmenter(program, rows, str(run.device))
     files = {row.id: run.checkpoint_dir / f"{segmenter.keys(row).record}.json" for row in rows}
     by_length = sorted(rows, key=lambda row: (-row.duration, row.id))
     mine = [r for r in by_length[run.rank :: run.world_size] if not files[r.id].is_file()]
