@@ -98,10 +98,8 @@ def test_a_column_is_normalized_as_each_text_is(language: str) -> None:
     texts = ["".join(draw.choices(PIECES, k=draw.randint(0, 8))) for _ in range(10_000)]
     texts += [" ".join(draw.choices(PIECES[:7], k=4)) for _ in range(1000)]
     rows = pl.LazyFrame({"text": texts, "language": [language] * len(texts)})
-    spoken = Normalizer(TextConfig()).column("text", "language", pl.lit(True))
-    assert rows.select(spoken).collect(engine="streaming").to_series().to_list() == [
-        normalize(text, language) for text in texts
-    ]
+    spoken = Normalizer(TextConfig()).rows(rows, pl.lit(True)).collect(engine="streaming")
+    assert spoken["transcript"].to_list() == [normalize(text, language) for text in texts]
 
 
 def test_what_is_called_plain_is_left_alone_whatever_stands_beside_it() -> None:
@@ -114,9 +112,10 @@ def test_what_is_called_plain_is_left_alone_whatever_stands_beside_it() -> None:
 
 
 def test_only_where_it_is_wanted() -> None:
-    rows = pl.LazyFrame({"text": ["1", "2"], "language": ["en", "en"], "wanted": [True, False]})
-    spoken = Normalizer(TextConfig()).column("text", "language", pl.col("wanted"))
-    assert rows.select(spoken).collect().to_series().to_list() == ["one", "2"]
+    rows = pl.LazyFrame({"text": ["1", " 2"], "language": ["en", "en"], "wanted": [True, False]})
+    for name, expected in (("num2words", ["one", " 2"]), ("none", ["1", " 2"])):
+        spoken = Normalizer(TextConfig(normalizer=name)).rows(rows, pl.col("wanted"))
+        assert spoken.collect()["transcript"].to_list() == expected
 
 
 def test_without_a_normalizer_text_stays_as_it_is() -> None:

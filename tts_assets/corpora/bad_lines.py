@@ -1,11 +1,12 @@
-"""Sample files in which a line is no sample: the bad lines are named, the rest is written anew.
+"""Sample files in which a line is no sample, or has no id: they are written anew without it.
 
-A file without such lines is never read this way: polars refuses the first bad line, and only then
-is it worth the time of Python to look at each.
+Other files are never read this way: polars refuses a bad line, and only then is it worth the time
+of Python to look at each. An id that is missing becomes the digest of audio path and transcript.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ from tts_assets.config import ConfigError
 from tts_assets.corpora.samples import SCHEMA, Sample
 
 SHOWN = 200  # characters of a bad line
+ID_DIGITS = 16
 
 
 class BadLine(ValueError):
@@ -66,7 +68,14 @@ def check_line(line: bytes) -> dict[str, Any]:
         checked = Sample.parse({"id": "", "transcript": "", **fields}, "sample")
     except ConfigError as error:
         raise BadLine("a field of another type", str(error)) from None
-    return checked.model_dump(include=set(fields))
+    sample = checked.model_dump(include=set(fields) - {"id"})
+    return {"id": checked.id or identify(checked), **sample}
+
+
+def identify(sample: Sample) -> str:
+    return hashlib.sha256(f"{sample.wav_path}\0{sample.transcript}".encode()).hexdigest()[
+        :ID_DIGITS
+    ]
 
 
 def _no_number(text: str) -> NoReturn:

@@ -21,6 +21,7 @@ from polars.exceptions import ComputeError
 from tts_assets.corpora.bad_lines import separate
 from tts_assets.corpora.config import FilterConfig, FilterProgram
 from tts_assets.corpora.filters import (
+    NOT_WHOLE,
     Filter,
     first_hit,
     looks_around,
@@ -53,7 +54,7 @@ def spoken(rows: pl.LazyFrame, config: FilterConfig, normalizer: Normalizer) -> 
     """Rows whose ``transcript`` is the normalized ``text``, where the first filters pass; the
     others keep the text as it is."""
     passes = first_hit(of_sources(config)).is_null() & (pl.col("text") != "")
-    return rows.with_columns(transcript=normalizer.column("text", "language", passes))
+    return normalizer.rows(rows, passes)
 
 
 def filter_rows(
@@ -91,17 +92,22 @@ def filter_rows(
 
 def figures(filters: Sequence[Filter]) -> pl.Expr:
     """``"reason":…,"value":…,"limit":…`` of a rejected row: what decided, as JSON."""
-    cases = [
-        pl.when(pl.col("reason") == each.reason).then(
-            pl.struct(
-                pl.lit(each.reason).alias("reason"),
-                (pl.lit(None) if each.value is None else each.value).alias("value"),
-                pl.lit(each.limit).alias("limit"),
-            ).struct.json_encode()
-        )
-        for each in filters
-    ]
-    return pl.coalesce(cases).str.strip_prefix("{").str.strip_suffix("}")
+    return pl.coalesce([figures_of(each) for each in filters])
+
+
+def figures_of(each: Filter) -> pl.Expr:
+    """The figures where this filter was the first to hit; null elsewhere, which costs nothing."""
+    hit = pl.col("reason") == each.reason
+    before = f'"reason":{json.dumps(each.reason)},"value":'
+    after = f',"limit":{json.dumps(each.limit, ensure_ascii=False)}'
+    if each.value is None:
+        return pl.when(hit).then(pl.lit(f"{before}null{after}"))
+    decided = pl.when(hit).then(each.value)
+    value = decided.cast(pl.String)
+    if each.is_text:
+        encoded = pl.struct(decided.alias("v")).struct.json_encode()
+        value = pl.when(hit).then(encoded.str.strip_prefix('{"v":').str.strip_suffix("}"))
+    return pl.concat_str(pl.lit(before), value, pl.lit(after))
 
 
 def count(groups: pl.DataFrame, order: Sequence[str]) -> Counts:
@@ -118,15 +124,18 @@ def count(groups: pl.DataFrame, order: Sequence[str]) -> Counts:
 
 
 def filter_files(program: FilterProgram, result: Path, work: Path) -> Counts:
-    """Filter sample files without opening audio. A file with a line that is no sample is written
-    anew to ``work`` without it, and the line is rejected with its place."""
+    """Filter sample files without opening audio. If a line is no sample, or has no id, all are
+    written anew to ``work`` with ids; bad lines are rejected with their place."""
     normalizer = Normalizer(program.text, program.cache or program.run_dir / "cache")
     try:
         rows = rows_of_files(program.samples, program, normalizer)
-        return filter_rows(rows, program.filters, result, work)
-    except ComputeError:
-        good = work / "samples.jsonl"
-        bad = list(separate(program.samples, good))
+        counts = filter_rows(rows, program.filters, result, work)
+        if not NOT_WHOLE & counts.reasons.keys():
+            return counts
+    except ComputeError:  # a line that polars does not read
+        pass
+    good = work / "samples.jsonl"
+    bad = list(separate(program.samples, good))
     counts = filter_rows(rows_of_files([good], program, normalizer), program.filters, result, work)
     with (result / REJECTED_FILE).open("a", encoding="utf-8") as rejected:
         rejected.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in bad)

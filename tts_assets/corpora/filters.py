@@ -18,6 +18,8 @@ from tts_assets.corpora.config import FilterConfig
 DURATION = pl.col("duration")
 RATE = pl.when(DURATION > 0).then(pl.col("transcript").str.len_chars() / DURATION)
 SAME_TEXT = pl.col("transcript").str.to_lowercase().str.replace_all(r"[\p{P}\s]+", "")
+NO_ID, NO_AUDIO = "no id", "no wav_path"
+NOT_WHOLE = {NO_ID, NO_AUDIO}
 MEASURED = {  # filters of metrics: the field, its column in quality.py, the reason
     "min_p808": ("p808", "P.808 too low"),
     "min_snr": ("snr", "too noisy"),
@@ -34,10 +36,13 @@ class Filter:
     fails: pl.Expr
     value: pl.Expr | None = None
     limit: Any = None
+    is_text: bool = False
 
 
 def of_sources(config: FilterConfig) -> Iterator[Filter]:
     """The first filters: they see no transcript, so that only what passes is normalized."""
+    for reason, column in ((NO_ID, "id"), (NO_AUDIO, "wav_path")):
+        yield Filter(reason, pl.col(column) == "")
     if not config.without_text:
         yield Filter("empty transcript", pl.col("text").str.strip_chars() == "")
     if config.allowed_languages:
@@ -45,7 +50,7 @@ def of_sources(config: FilterConfig) -> Iterator[Filter]:
         language = pl.col("language")
         variety = [language.str.starts_with(f"{tag}-") for tag in allowed]
         hit = ~pl.any_horizontal(language.is_in(allowed), *variety)
-        yield Filter("language not allowed", hit, language, ", ".join(allowed))
+        yield Filter("language not allowed", hit, language, ", ".join(allowed), is_text=True)
     yield above("too long", DURATION, config.max_duration)
 
 
@@ -53,10 +58,11 @@ def of_samples(config: FilterConfig, *, opened: bool = False) -> Iterator[Filter
     """The filters that look at one sample alone, in order; ``opened``: its audio was measured."""
     yield from of_sources(config)
     if not config.without_text:
-        yield Filter("nothing to speak", pl.col("transcript") == "", pl.col("text"))
+        text = pl.col("text")
+        yield Filter("nothing to speak", pl.col("transcript") == "", text, is_text=True)
     if opened:
         unreadable = pl.col("unreadable")
-        yield Filter("audio not readable", unreadable.is_not_null(), unreadable)
+        yield Filter("audio not readable", unreadable.is_not_null(), unreadable, is_text=True)
     yield below("sample rate too low", pl.col("sample_rate"), config.min_sample_rate)
     if config.min_dnsmos is not None:
         score = pl.col("dnsmos_mos_ovr")
@@ -121,7 +127,8 @@ def mark_duplicates(rows: pl.LazyFrame, config: FilterConfig) -> tuple[pl.LazyFr
     first = texts.select("row", same_as=pl.col("id").first().over("text"), copy=repeats("text"))
     copies = first.filter("copy").drop("copy")
     rows = rows.join(copies.lazy(), on="row", how="left", maintain_order="left")
-    found = Filter("duplicate text", pl.col("same_as").is_not_null(), pl.col("same_as"))
+    same = pl.col("same_as")
+    found = Filter("duplicate text", same.is_not_null(), same, is_text=True)
     return rows.with_columns(reason=pl.coalesce("reason", first_hit([found]))), [found]
 
 

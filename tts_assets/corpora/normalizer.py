@@ -28,7 +28,9 @@ PLAIN_LETTERS = (
     r"\u03A3-\u03CE\u0400-\u0481\u048A-\u0513\u3041-\u3096\u30A1-\u30FA\u4E00-\u9FFF\uAC00-\uD7A3"
 )
 CHANGES = rf"[^{PLAIN_LETTERS} .,;:!?'\"()\[\]¿¡«»、。，！？-]| [.,;:!?]"
-PLAIN_SPACE = r"[ \t\r\n]+"
+SPACES = r"[ \t\r\n]{2,}|[\t\r\n]"
+SPOKEN = r"[\p{L}\p{N}]"
+REMEMBERED = 100_000  # texts of a column: 20 MB
 NEMO = "nemo_text_processing"
 
 
@@ -39,6 +41,7 @@ class Normalizer:
     def __init__(self, config: TextConfig, folder: Path | None = None) -> None:
         self._name = config.normalizer
         self._folder = folder
+        self._known: dict[tuple[str, str], str] = {}  # of a column: (text, language) to spoken
         if self._name == "nemo":
             nemo_version()  # a missing package is told now, not after an hour
 
@@ -54,28 +57,42 @@ class Normalizer:
             texts = self._nemo.many(texts, language)
         return [normalize(text, language) for text in texts]
 
-    def column(self, text: str, language: str, where: pl.Expr) -> pl.Expr:
-        """The column ``text``, normalized ``where`` that is true, by the tags in ``language``."""
-        if self._name == "num2words":
-            plain = pl.col(text).str.replace_all(PLAIN_SPACE, " ").str.strip_chars(" ")
-            changes = plain.str.contains(CHANGES) | ~plain.str.contains(f"[{PLAIN_LETTERS}]")
+    def rows(self, rows: pl.LazyFrame, where: pl.Expr) -> pl.LazyFrame:
+        """Rows with ``transcript``: their ``text`` normalized by the tag in ``language`` where
+        ``where`` is true, elsewhere as it is."""
+        written, spoken = pl.col("text"), pl.col("transcript")
+        if self._name == "none":
+            silent = where & ~written.str.contains(SPOKEN)
+            return rows.with_columns(transcript=pl.when(silent).then(pl.lit("")).otherwise(written))
+        if self._name == "nemo":
+            rows = rows.with_columns(transcript=written, changes=where)
         else:
-            plain, changes = pl.col(text), pl.lit(True)
-        rows = pl.struct(text, language, changes=where & changes)
-        spoken = rows.map_batches(self._batch, return_dtype=pl.String, is_elementwise=True)
-        return pl.when(where & ~changes).then(plain).otherwise(spoken)
+            # null elsewhere, so that only what has such spaces is copied
+            spaced = pl.when(where & written.str.contains(SPACES)).then(written)
+            single = pl.coalesce(spaced.str.replace_all(SPACES, " "), written)
+            stripped = pl.when(where).then(single.str.strip_chars(" ")).otherwise(written)
+            changes = spoken.str.contains(CHANGES) | ~spoken.str.contains(f"[{PLAIN_LETTERS}]")
+            rows = rows.with_columns(transcript=stripped).with_columns(changes=where & changes)
+        columns = pl.struct("transcript", "text", "language", "changes")
+        batches = columns.map_batches(self._batch, return_dtype=pl.String, is_elementwise=True)
+        return rows.with_columns(transcript=batches).drop("changes")
 
     def _batch(self, rows: pl.Series) -> pl.Series:
-        """Texts of a struct (text, language, changes): those that change, each once."""
-        text, language, changes = (rows.struct.field(name) for name in rows.struct.fields)
+        """The transcripts of a struct's rows; those that change are made of their texts, once."""
+        transcript, text, language, changes = map(rows.struct.field, rows.struct.fields)
         places = changes.arg_true()
-        written = list(zip(text.gather(places), language.gather(places), strict=True))
-        spoken: dict[tuple[str, str], str] = {}
-        for tag in {tag for _, tag in written}:
-            texts = list(dict.fromkeys(text for text, other in written if other == tag))
-            said = self.many(texts, tag)
-            spoken.update(((text, tag), heard) for text, heard in zip(texts, said, strict=True))
-        return text.scatter(places, [spoken[each] for each in written])
+        if places.is_empty():
+            return transcript
+        chosen = (column.gather(places).to_list() for column in (text, language))
+        written = list(zip(*chosen, strict=True))
+        known = self._known
+        new = {each for each in written if each not in known}
+        for tag in {tag for _, tag in new}:
+            texts = [text for text, other in new if other == tag]
+            known.update(zip(((text, tag) for text in texts), self.many(texts, tag), strict=True))
+        if len(known) > REMEMBERED:
+            self._known = {}
+        return transcript.scatter(places, [known[each] for each in written])
 
     @cached_property
     def _nemo(self) -> Nemo:

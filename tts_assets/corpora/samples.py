@@ -6,7 +6,6 @@ One at a time as :class:`Sample`; by the million as rows of polars (``SCHEMA``),
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -35,7 +34,6 @@ SCHEMA = {
 }
 HEAD = tuple(SCHEMA)[:-1]  # the fields before original_data
 DEFAULTS = {"language": "unknown", "duration": -1.0, "sample_rate": -1, "dnsmos_mos_ovr": 0.0}
-ID_DIGITS = 16
 
 
 class Sample(Config):
@@ -73,8 +71,7 @@ def read_samples(path: Path) -> Iterator[Sample]:
 
 
 def scan_samples(paths: Sequence[Path]) -> pl.LazyFrame:
-    """Rows of sample files in the columns of SCHEMA, defaults filled in; an empty id becomes the
-    digest of path and transcript. Other keys are left out.
+    """Rows of sample files in the columns of SCHEMA, defaults filled in. Other keys are left out.
 
     Collecting raises ``polars.exceptions.ComputeError`` at a line that ``bad_lines.py`` would
     name.
@@ -84,23 +81,8 @@ def scan_samples(paths: Sequence[Path]) -> pl.LazyFrame:
     # polars 2.1 forgets to escape what it gives as the text of an object
     escaped = pl.when(pl.col("line").str.contains("\\", literal=True)).then("line")
     own = pl.coalesce(escaped.str.json_path_match("$.original_data"), "original_data")
-    defaults = [pl.col(name).fill_null(DEFAULTS.get(name, "")) for name in HEAD[1:]]
-    rows = rows.select("id", *defaults, original_data=own.fill_null("{}"))
-    identity = pl.struct("id", "wav_path", "transcript")
-    return rows.with_columns(
-        id=identity.map_batches(identify, return_dtype=pl.String, is_elementwise=True)
-    )
-
-
-def identify(rows: pl.Series) -> pl.Series:
-    """The ids of rows (id, wav_path, transcript); where it is missing, the digest of the rest."""
-    ids = rows.struct.field("id")
-    missing = (ids.fill_null("") == "").arg_true()
-    if missing.is_empty():
-        return ids
-    keys = [f"{row['wav_path']}\0{row['transcript']}" for row in rows.gather(missing)]
-    digests = [hashlib.sha256(key.encode()).hexdigest()[:ID_DIGITS] for key in keys]
-    return ids.scatter(missing, digests)
+    defaults = [pl.col(name).fill_null(DEFAULTS.get(name, "")) for name in HEAD]
+    return rows.select(*defaults, original_data=own.fill_null("{}"))
 
 
 def as_line(more: pl.Expr | None = None) -> pl.Expr:

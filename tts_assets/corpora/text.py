@@ -24,9 +24,8 @@ SYMBOLS = {
 }
 DECIMAL_POINT = {"en", "ja", "ko", "th", "zh"}  # elsewhere 1.000 is a thousand and 0,5 a half
 DIGIT = re.compile(r"\d")
-NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
-# "3D", "MP3", "H.323": the parts are read one after the other.
-LETTER_AT_DIGIT = re.compile(r"(?<=\d)(?=[^\W\d_])|(?<=[^\W\d_])\.?(?=\d)")
+NUMBER = re.compile(r"(\.?)(\d+(?:[.,]\d+)*)")  # with the dot of "H.323"
+LETTER = re.compile(r"[^\W\d_]")
 LONGEST_CARDINAL = 9  # digits; a longer run is a number to dial or to type
 
 MONEY = re.compile(r"([$£€])\s?(\d+(?:,\d{3})*)(?:\.(\d\d))?(?!\d|[.,]\d)")
@@ -58,8 +57,7 @@ def normalize(text: str, language: str) -> str:
     for symbol, name in SYMBOLS.get(language, {}).items():
         text = text.replace(symbol, f" {name} ")
     if has_numbers:
-        text = LETTER_AT_DIGIT.sub(" ", text)
-        text = NUMBER.sub(lambda match: _number(match[0], language), text)
+        text = NUMBER.sub(lambda match: _apart(match, _number(match[2], language)), text)
     text = " ".join(text.split())
     text = SPACE_BEFORE_POINT.sub(r"\1", text)
     return text if is_spoken(text) else ""
@@ -78,7 +76,8 @@ def _english(text: str) -> str:
     if "-" in text:
         text = TELEPHONE.sub(lambda match: ", ".join(map(_digits, match[0].split("-"))), text)
     text = ORDINAL.sub(lambda m: num2words(int(m[1].replace(",", "")), to="ordinal"), text)
-    return NEGATIVE.sub("minus ", NUMBERED.sub("number ", text))
+    text = NUMBERED.sub("number ", text)
+    return NEGATIVE.sub("minus ", text) if "-" in text else text
 
 
 def _money(match: re.Match[str]) -> str:
@@ -97,6 +96,14 @@ def _clock(match: re.Match[str]) -> str:
     if minute == 0:
         return hour + (half or " o'clock")
     return f"{hour} {'oh ' if minute < 10 else ''}{num2words(minute)}{half}"
+
+
+def _apart(match: re.Match[str], spoken: str) -> str:
+    """The words of a number with spaces at letters: "3D", "MP3", "H.323" are read in parts."""
+    dot, text = match[1], match.string
+    if match.start() and LETTER.match(text, match.start() - 1):
+        dot = " "
+    return f"{dot}{spoken}{' ' if LETTER.match(text, match.end()) else ''}"
 
 
 @lru_cache(maxsize=100_000)
