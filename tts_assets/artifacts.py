@@ -407,7 +407,28 @@ class CodecCheckpoint(Handle):
     facts: CodecFacts
 
 
-class ShardFacts(Facts):
+CODE_TYPES = ("uint16", "int32")  # NumPy's names; the first holds a codebook of up to 65,536
+
+
+def code_dtype(codebook_size: int) -> str:
+    """The type in which codes are stored: the smaller one that holds the codebook."""
+    return CODE_TYPES[0] if codebook_size <= 2**16 else CODE_TYPES[1]
+
+
+class CodeFacts(Facts):
+    """Which codec made some codes."""
+
+    codec: str
+    sample_rate: int
+    token_rate: float
+    codebook_size: int
+
+    @property
+    def dtype(self) -> str:
+        return code_dtype(self.codebook_size)
+
+
+class ShardFacts(CodeFacts):
     corpus: str
     shards: int
     samples_in: int
@@ -415,10 +436,7 @@ class ShardFacts(Facts):
     set_aside: int
     codes: int
     hours: float
-    codec: str
-    sample_rate: int
-    token_rate: float
-    codebook_size: int
+    speakers: int = Field(0, description="0: not counted")
 
 
 class CodecShards(Handle):
@@ -428,17 +446,13 @@ class CodecShards(Handle):
     facts: ShardFacts
 
 
-class ArrayFacts(Facts):
+class ArrayFacts(CodeFacts):
     corpus: str
     train_samples: int
     val_samples: int
     train_codes: int
     val_codes: int
     hours: float
-    codec: str
-    sample_rate: int
-    token_rate: float
-    codebook_size: int
     speakers: int
 
 

@@ -45,7 +45,7 @@ def utterances(clips: Path) -> list[Utterance]:
 def write_shard(folder: Path, number: int, utterances: Sequence[Utterance]) -> None:
     name = f"shard-{number:05}"
     lengths = np.array([len(u.codes) for u in utterances], dtype=np.int64)
-    codes = [np.empty(0, np.uint16), *(u.codes for u in utterances)]
+    codes = [u.codes for u in utterances] or [np.empty(0, np.uint16)]
     np.save(folder / f"{name}.codes.npy", np.concatenate(codes))
     np.save(folder / f"{name}.index.npy", np.cumsum(lengths) - lengths)
     lines = [json.dumps(u.sample, ensure_ascii=False) + "\n" for u in utterances]
@@ -74,6 +74,7 @@ def publish_shards(
         "corpus": corpus,
         "shards": len(layout),
         "samples_in": len(utterances),
+        "speakers": len({u.sample["speaker_id"] for u in utterances}),
         "samples": len(utterances),
         "set_aside": 0,
         "codes": codes,
