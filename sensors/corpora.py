@@ -68,4 +68,4 @@ def build_corpora_sensors(settings: Settings, refresh_job: str) -> list[SensorDe
 def _undeclared(context: SensorEvaluationContext, settings: Settings) -> list[str]:
     assert corpus_partitions.name is not None
     known = set(context.instance.get_dynamic_partitions(corpus_partitions.name))
-    return [name for name in settings.corpora if name not in known]
+    return [name for name in settings.partitions if name not in known]

@@ -26,7 +26,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, Field
 
@@ -454,12 +454,23 @@ class ArrayFacts(CodeFacts):
     val_codes: int
     hours: float
     speakers: int
+    membership: Literal["hash", "imported"] = Field(
+        "hash", description="who is validation: by the hash of the id, or as the arrays came"
+    )
 
 
 class CodeArrays(Handle):
     """``{train,val}_codes.npy``, ``{train,val}_codes_index.npy``, ``{train,val}_samples.jsonl``."""
 
     kind, facts_type = "code_arrays", ArrayFacts
+    facts: ArrayFacts
+
+
+class InworldArrays(Handle):
+    """The same names as ``code_arrays`` in the layout of the reference trainer: headerless int32
+    codes."""
+
+    kind, facts_type = "inworld_arrays", ArrayFacts
     facts: ArrayFacts
 
 

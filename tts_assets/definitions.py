@@ -43,7 +43,7 @@ def build_assets(settings: Settings) -> list[Any]:
     return [
         *corpora_assets(settings.corpora, settings.filters, root),
         *codec_assets(settings.codec, settings.validation, processes, root),
-        *arrays_assets(settings.validation),
+        *arrays_assets(settings.arrays, settings.validation, settings.codec.checkpoint, root),
         *sft_assets(settings.sft, processes),
         *serving_assets(settings.serving, trained, aligned),
         *rlhf_assets(settings.rlhf, processes, root),

@@ -16,6 +16,7 @@ from typing import Any, Self
 
 from pydantic import Field, PrivateAttr, model_validator
 
+from tts_assets.arrays.config import ArraysConfig
 from tts_assets.codec.config import CodecConfig
 from tts_assets.config import Config, ConfigError
 from tts_assets.corpora.config import CorpusConfig, FilterConfig
@@ -53,6 +54,7 @@ class Settings(Config):
     corpora: dict[str, CorpusConfig]
     filters: FilterConfig = FilterConfig()
     codec: CodecConfig
+    arrays: ArraysConfig = ArraysConfig()
     serving: ServingConfig = ServingConfig()
     sft: dict[str, SftRecipe] = Field(default_factory=dict)
     rlhf: dict[str, RlhfRecipe] = Field(default_factory=dict)
@@ -71,14 +73,25 @@ class Settings(Config):
     def path(self, path: Path) -> Path:
         return (self._root / path).resolve()
 
+    @property
+    def partitions(self) -> list[str]:
+        """The corpora that are declared, with those whose arrays are imported."""
+        return [*self.corpora, *self.arrays.imported]
+
     @model_validator(mode="after")
     def _check_references(self) -> Self:
+        for name in self.arrays.imported:
+            if name in self.corpora:
+                raise ValueError(
+                    f"{name!r} is declared in [corpora] and in [arrays.imported]: its arrays can "
+                    "come from one of the two; rename or drop the other"
+                )
         for name, recipe in self.sft.items():
             for corpus in recipe.corpora:
-                if corpus not in self.corpora:
+                if corpus not in self.partitions:
                     raise ValueError(
                         f"sft.{name} trains on corpus {corpus!r}, which is not declared; "
-                        f"declare [corpora.{corpus}] or use one of {sorted(self.corpora)}"
+                        f"declare [corpora.{corpus}] or use one of {sorted(self.partitions)}"
                     )
             base = recipe.base.recipe
             if base is not None and (base not in self.sft or base == name):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.arrays.conftest import Utterance, publish_shards, write_shard
+from tests.arrays.conftest import Utterance, publish_shards
 from tts_assets.arrays.arrays import SPLITS, ArrayError, CodeTable
 from tts_assets.arrays.lines import line_bounds, read_ids
 from tts_assets.arrays.merge import merge

@@ -28,9 +28,9 @@ SPLITS: tuple[Split, Split] = ("train", "val")
 class CodeTable:
     """The codes and samples of some utterances; sample ``i`` has ``table[i]`` and ``sample(i)``.
 
-    ``codes`` uint16 or int32 (codes,), memory-mapped unless ``read``; ``bounds`` int64 (samples + 1,): sample
-    ``i`` is ``codes[bounds[i]:bounds[i + 1]]``. Raises :class:`ArrayError` if a file is damaged, or
-    index and codes do not fit together.
+    ``codes`` uint16 or int32 (codes,), memory-mapped unless ``read``; ``bounds`` int64
+    (samples + 1,): sample ``i`` is ``codes[bounds[i]:bounds[i + 1]]``. Raises :class:`ArrayError`
+    if a file is damaged, or index and codes do not fit together.
     """
 
     def __init__(

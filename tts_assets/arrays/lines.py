@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,13 @@ def map_lines(path: Path, *, read: bool = False) -> tuple[Bytes, Ints]:
     if bounds[-1] != len(text):
         raise ArrayError(f"{path} ends within a line; {REMEDY}")
     return text, bounds
+
+
+def count_lines(path: Path) -> int:
+    """Lines of a text file, at the memory of a piece."""
+    text = map_raw(path, "uint8")
+    pieces = (text[at : at + PIECE] for at in range(0, len(text), PIECE))
+    return sum(int(np.count_nonzero(piece == NEWLINE)) for piece in pieces)
 
 
 def line_bounds(text: Bytes) -> Ints:
@@ -88,7 +96,7 @@ def _id_of(line: bytes, path: Path, number: int) -> bytes:
     return identity.encode()
 
 
-def _numbered(bounds: Ints) -> Any:
+def _numbered(bounds: Ints) -> Iterator[tuple[int, tuple[int, int]]]:
     return enumerate(zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True), start=1)
 
 

@@ -64,7 +64,8 @@ class NpyWriter:
         self._write_header()
 
     def add(self, values: NDArray[Any], runs: NDArray[np.int64] | None = None) -> None:
-        """Append ``values`` of the file's type, or the runs of them that :func:`write_runs` takes."""
+        """Append ``values``, which are of the file's type; with ``runs`` (see :func:`write_runs`)
+        only those."""
         if values.dtype != self._dtype:
             raise TypeError(f"{self._stream.name} holds {self._dtype}, not {values.dtype}")
         runs = np.array([[0, len(values)]]) if runs is None else runs
@@ -85,7 +86,9 @@ class NpyWriter:
 def write_runs(stream: BinaryIO, values: NDArray[Any], runs: NDArray[np.int64]) -> None:
     """Write ``values[first:end]`` for each row of ``runs`` (n, 2) to an unbuffered file, in few
     calls and without joining them first."""
-    data = memoryview(np.ascontiguousarray(values)).cast("B")
+    if not len(values):
+        return
+    data = np.ascontiguousarray(values).data.cast("B")
     pieces = [data[first:end] for first, end in (runs * values.itemsize).tolist()]
     for start in range(0, len(pieces), PIECES):
         rest = pieces[start : start + PIECES]
