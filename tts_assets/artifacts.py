@@ -474,6 +474,19 @@ class InworldArrays(Handle):
     facts: ArrayFacts
 
 
+class TokenFacts(Facts):
+    corpus: str
+    text_tokens: dict[str, int] = Field(description="by digest of the tokenizer")
+
+
+class TokenArrays(Handle):
+    """A folder for each tokenizer, by its digest: ``{train,val}_{text,later,description}_{ids,
+    index}.npy`` and, where asked for, ``{train,val}_pretraining_{codes,tokens}.npy``."""
+
+    kind, facts_type = "token_arrays", TokenFacts
+    facts: TokenFacts
+
+
 class CheckpointFacts(Facts):
     stage: str
     recipe: str

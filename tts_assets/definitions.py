@@ -19,6 +19,7 @@ from tts_assets.rlhf.assets import build_assets as rlhf_assets
 from tts_assets.serving.assets import build_assets as serving_assets
 from tts_assets.settings import Settings, load_settings
 from tts_assets.sft.assets import build_assets as sft_assets
+from tts_assets.speechlm.assets import build_assets as token_assets
 
 
 def build_defs(settings: Settings, resources: Mapping[str, Any] | None = None) -> Definitions:
@@ -44,6 +45,7 @@ def build_assets(settings: Settings) -> list[Any]:
         *corpora_assets(settings.corpora, settings.filters, root),
         *codec_assets(settings.codec, settings.validation, processes, root),
         *arrays_assets(settings.arrays, settings.validation, settings.codec.checkpoint, root),
+        *token_assets(settings.tokenizers, settings.arrays.pretraining),
         *sft_assets(settings.sft, processes),
         *serving_assets(settings.serving, trained, aligned),
         *rlhf_assets(settings.rlhf, processes, root),

@@ -24,6 +24,7 @@ from tts_assets.evaluation.config import EvaluationConfig
 from tts_assets.rlhf.config import RlhfRecipe
 from tts_assets.serving.config import ServingConfig
 from tts_assets.sft.config import SftRecipe
+from tts_assets.speechlm.config import TokenizerConfig
 from tts_assets.split import ValidationSplit
 
 PROJECT_FILE = "dagster_project.toml"
@@ -77,6 +78,21 @@ class Settings(Config):
     def partitions(self) -> list[str]:
         """The corpora that are declared, with those whose arrays are imported."""
         return [*self.corpora, *self.arrays.imported]
+
+    @property
+    def tokenizers(self) -> dict[str, list[TokenizerConfig]]:
+        """By corpus, the tokenizers of the SFT recipes that train on it, each once."""
+        found: dict[str, list[TokenizerConfig]] = {}
+        for recipe in self.sft.values():
+            first = recipe
+            for _ in self.sft:  # continued training keeps the tokenizer
+                first = self.sft.get(first.base.recipe or "", first)
+            tokenizer = TokenizerConfig(hub=first.base.hub, vocabulary=first.vocabulary)
+            for corpus in recipe.corpora:
+                known = found.setdefault(corpus, [])
+                if tokenizer not in known:
+                    known.append(tokenizer)
+        return found
 
     @model_validator(mode="after")
     def _check_references(self) -> Self:

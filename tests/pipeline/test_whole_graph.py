@@ -17,7 +17,7 @@ from tts_assets.partitions import corpus_partitions
 from tts_assets.settings import Settings
 
 CORPUS = "asterisk_en"
-DATA = ("raw_corpus", "filtered_samples", "codec", "codec_shards", "code_arrays")
+DATA = ("raw_corpus", "filtered_samples", "codec", "codec_shards", "code_arrays", "token_arrays")
 TRAINED = ("evaluation_suite", "sft/announcer", "serving/announcer", "report/announcer")
 ALIGNED = (
     "rlhf/announcer_grpo",
