@@ -7,7 +7,7 @@ whether that matters is decided from content, by ``raw_corpus`` and by what foll
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from dagster import (
@@ -39,8 +39,12 @@ UNFINISHED = [
 ]
 
 
-def build_corpora_sensors(corpora: Corpora, storage: Path) -> list[SensorDefinition]:
-    """``new_corpora`` is on by default, it only adds partitions. ``changed_corpora`` is off until
+def build_corpora_sensors(
+    corpora: Corpora, imported: Sequence[str], storage: Path
+) -> list[SensorDefinition]:
+    """``imported`` are partitions, too: corpora of which only the arrays are there.
+
+    ``new_corpora`` is on by default, it only adds partitions. ``changed_corpora`` is off until
     somebody asks for it: it starts work on every corpus that was never looked at, which on a fresh
     checkout are all."""
 
@@ -55,9 +59,10 @@ def build_corpora_sensors(corpora: Corpora, storage: Path) -> list[SensorDefinit
         known = partitions(context.instance)
         problems += [
             f"the partition {name} has no corpus any more: restore it, or delete the partition"
-            for name in sorted(known - set(found))
+            for name in sorted(known - {*found, *imported})
         ]
-        return result(context, f"{len(found)} corpora are partitions", problems, added=found)
+        added = [*found, *imported]
+        return result(context, f"{len(added)} corpora are partitions", problems, added)
 
     @sensor(
         name="changed_corpora",
@@ -86,7 +91,7 @@ def build_corpora_sensors(corpora: Corpora, storage: Path) -> list[SensorDefinit
             context,
             f"{len(in_sight)} corpora in sight, no change to act on",
             notes,
-            added=found,
+            found,
             requests=requests,
             cursor=watch.dump(),
         )
@@ -98,7 +103,7 @@ def result(
     context: SensorEvaluationContext,
     nothing: str,
     notes: Iterable[str],
-    added: Mapping[str, object],
+    added: Iterable[str],
     requests: list[RunRequest] | None = None,
     cursor: str | None = None,
 ) -> SensorResult:

@@ -27,7 +27,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, Field
 
@@ -444,7 +444,28 @@ class CodecCheckpoint(Handle):
     facts: CodecFacts
 
 
-class ShardFacts(Facts):
+CODE_TYPES = ("uint16", "int32")  # NumPy's names; the first holds a codebook of up to 65,536
+
+
+def code_dtype(codebook_size: int) -> str:
+    """The type in which codes are stored: the smaller one that holds the codebook."""
+    return CODE_TYPES[0] if codebook_size <= 2**16 else CODE_TYPES[1]
+
+
+class CodeFacts(Facts):
+    """Which codec made some codes."""
+
+    codec: str
+    sample_rate: int
+    token_rate: float
+    codebook_size: int
+
+    @property
+    def dtype(self) -> str:
+        return code_dtype(self.codebook_size)
+
+
+class ShardFacts(CodeFacts):
     corpus: str
     shards: int
     samples_in: int
@@ -452,10 +473,7 @@ class ShardFacts(Facts):
     set_aside: int
     codes: int
     hours: float
-    codec: str
-    sample_rate: int
-    token_rate: float
-    codebook_size: int
+    speakers: int = Field(0, description="0: not counted")
 
 
 class CodecShards(Handle):
@@ -465,18 +483,17 @@ class CodecShards(Handle):
     facts: ShardFacts
 
 
-class ArrayFacts(Facts):
+class ArrayFacts(CodeFacts):
     corpus: str
     train_samples: int
     val_samples: int
     train_codes: int
     val_codes: int
     hours: float
-    codec: str
-    sample_rate: int
-    token_rate: float
-    codebook_size: int
     speakers: int
+    membership: Literal["hash", "imported"] = Field(
+        "hash", description="who is validation: by the hash of the id, or as the arrays came"
+    )
 
 
 class CodeArrays(Handle):
@@ -484,6 +501,27 @@ class CodeArrays(Handle):
 
     kind, facts_type = "code_arrays", ArrayFacts
     facts: ArrayFacts
+
+
+class InworldArrays(Handle):
+    """The same names as ``code_arrays`` in the layout of the reference trainer: headerless int32
+    codes."""
+
+    kind, facts_type = "inworld_arrays", ArrayFacts
+    facts: ArrayFacts
+
+
+class TokenFacts(Facts):
+    corpus: str
+    text_tokens: dict[str, int] = Field(description="by digest of the tokenizer")
+
+
+class TokenArrays(Handle):
+    """A folder for each tokenizer, by its digest: ``{train,val}_{text,later,description}_{ids,
+    index}.npy`` and, where asked for, ``{train,val}_pretraining_{codes,tokens}.npy``."""
+
+    kind, facts_type = "token_arrays", TokenFacts
+    facts: TokenFacts
 
 
 class CheckpointFacts(Facts):

@@ -20,6 +20,7 @@ from tts_assets.rlhf.assets import build_assets as rlhf_assets
 from tts_assets.serving.assets import build_assets as serving_assets
 from tts_assets.settings import Settings, load_settings
 from tts_assets.sft.assets import build_assets as sft_assets
+from tts_assets.speechlm.assets import build_assets as token_assets
 
 
 def build_defs(settings: Settings, resources: Mapping[str, Any] | None = None) -> Definitions:
@@ -31,7 +32,9 @@ def build_defs(settings: Settings, resources: Mapping[str, Any] | None = None) -
         jobs=jobs,
         schedules=build_schedules(jobs),
         sensors=[
-            *build_corpora_sensors(settings.all_corpora, settings.storage),
+            *build_corpora_sensors(
+                settings.all_corpora, list(settings.arrays.imported), settings.storage
+            ),
             build_data_sensor(),
         ],
         # One step at a time: each launched program already uses every core.
@@ -47,7 +50,8 @@ def build_assets(settings: Settings) -> list[Any]:
     return [
         *corpora_assets(settings.all_corpora, settings.filters, settings.text, processes),
         *codec_assets(settings.codec, settings.validation, processes, root),
-        *arrays_assets(settings.validation),
+        *arrays_assets(settings.arrays, settings.validation, settings.codec.checkpoint, root),
+        *token_assets(settings.tokenizers, settings.arrays.pretraining),
         *sft_assets(settings.sft, processes),
         *serving_assets(settings.serving, trained, aligned),
         *rlhf_assets(settings.rlhf, processes, root),

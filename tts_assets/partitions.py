@@ -2,7 +2,12 @@
 
 from collections.abc import Iterable
 
-from dagster import AssetIn, DynamicPartitionsDefinition, SpecificPartitionsPartitionMapping
+from dagster import (
+    AssetDep,
+    AssetIn,
+    DynamicPartitionsDefinition,
+    SpecificPartitionsPartitionMapping,
+)
 
 from tts_assets.artifacts import CodeArrays
 
@@ -13,3 +18,10 @@ def code_arrays_of(corpora: Iterable[str]) -> AssetIn:
     """The input of an unpartitioned asset that reads these corpora: a dict by corpus name."""
     mapping = SpecificPartitionsPartitionMapping(sorted(corpora))
     return AssetIn("code_arrays", partition_mapping=mapping, dagster_type=dict[str, CodeArrays])
+
+
+def token_arrays_of(corpora: Iterable[str]) -> AssetDep:
+    """The dependency on the texts of these corpora as token ids."""
+    return AssetDep(
+        "token_arrays", partition_mapping=SpecificPartitionsPartitionMapping(sorted(corpora))
+    )

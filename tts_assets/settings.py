@@ -16,6 +16,7 @@ from typing import Any, Self
 
 from pydantic import Field, PrivateAttr, model_validator
 
+from tts_assets.arrays.config import ArraysConfig
 from tts_assets.codec.config import CodecConfig
 from tts_assets.config import Config, ConfigError
 from tts_assets.corpora.config import CorpusConfig, DiscoveryConfig, FilterConfig, TextConfig
@@ -24,6 +25,7 @@ from tts_assets.evaluation.config import EvaluationConfig
 from tts_assets.rlhf.config import RlhfRecipe
 from tts_assets.serving.config import ServingConfig
 from tts_assets.sft.config import SftRecipe
+from tts_assets.speechlm.config import TokenizerConfig
 from tts_assets.split import ValidationSplit
 
 PROJECT_FILE = "dagster_project.toml"
@@ -56,6 +58,7 @@ class Settings(Config):
     filters: FilterConfig = FilterConfig()
     text: TextConfig = TextConfig()
     codec: CodecConfig
+    arrays: ArraysConfig = ArraysConfig()
     serving: ServingConfig = ServingConfig()
     sft: dict[str, SftRecipe] = Field(default_factory=dict)
     rlhf: dict[str, RlhfRecipe] = Field(default_factory=dict)
@@ -82,7 +85,7 @@ class Settings(Config):
     def check_corpora(self) -> None:
         """Raise ConfigError if a recipe trains on a corpus that is nowhere."""
         for name, recipe in self.sft.items():
-            for corpus in recipe.corpora:
+            for corpus in set(recipe.corpora) - set(self.arrays.imported):
                 try:
                     self.all_corpora(corpus)
                 except (ConfigError, OSError) as error:
@@ -91,9 +94,24 @@ class Settings(Config):
                         f"or use one of {sorted(self.all_corpora.find()[0])}"
                     ) from None
 
+    @property
+    def tokenizers(self) -> dict[str, list[TokenizerConfig]]:
+        """By corpus, the tokenizers of the SFT recipes that train on it, each once."""
+        found: dict[str, list[TokenizerConfig]] = {}
+        for recipe in self.sft.values():
+            first = recipe
+            for _ in self.sft:  # continued training keeps the tokenizer
+                first = self.sft.get(first.base.recipe or "", first)
+            tokenizer = TokenizerConfig(hub=first.base.hub, vocabulary=first.vocabulary)
+            for corpus in recipe.corpora:
+                known = found.setdefault(corpus, [])
+                if tokenizer not in known:
+                    known.append(tokenizer)
+        return found
+
     @model_validator(mode="after")
     def _check_names(self) -> Self:
-        for name in self.corpora:
+        for name in [*self.corpora, *self.arrays.imported]:
             check_name(name)
         return self
 
@@ -101,6 +119,12 @@ class Settings(Config):
     def _check_references(self) -> Self:
         for name, corpus_config in self.corpora.items():
             self.filters.for_corpus(corpus_config.filters, name)
+        for name in self.arrays.imported:
+            if name in self.corpora:
+                raise ValueError(
+                    f"{name!r} is declared in [corpora] and in [arrays.imported]: its arrays can "
+                    "come from one of the two; rename or drop the other"
+                )
         for name, recipe in self.sft.items():
             base = recipe.base.recipe
             if base is not None and (base not in self.sft or base == name):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 
-from tts_assets.artifacts import ArtifactStore, Build, CodecShards, ShardFacts
+from tts_assets.artifacts import ArtifactStore, Build, CodecShards, Handle, ShardFacts
 from tts_assets.corpora.audio import read_wave
 
 FRAME = 320  # 20 ms at 16 kHz
@@ -45,7 +45,7 @@ def utterances(clips: Path) -> list[Utterance]:
 def write_shard(folder: Path, number: int, utterances: Sequence[Utterance]) -> None:
     name = f"shard-{number:05}"
     lengths = np.array([len(u.codes) for u in utterances], dtype=np.int64)
-    codes = [np.empty(0, np.uint16), *(u.codes for u in utterances)]
+    codes = [u.codes for u in utterances] or [np.empty(0, np.uint16)]
     np.save(folder / f"{name}.codes.npy", np.concatenate(codes))
     np.save(folder / f"{name}.index.npy", np.cumsum(lengths) - lengths)
     lines = [json.dumps(u.sample, ensure_ascii=False) + "\n" for u in utterances]
@@ -57,25 +57,32 @@ def publish_shards(
     utterances: Sequence[Utterance],
     layout: Sequence[int],
     corpus: str = "asterisk",
+    *,
+    inputs: Mapping[str, Handle] | None = None,
+    set_aside: int = 0,
     **wrong_facts: Any,
 ) -> CodecShards:
-    """Publish ``codec_shards[corpus]`` with ``layout`` utterances in each shard."""
+    """Publish ``codec_shards[corpus]`` with ``layout`` utterances in each shard, and a line for
+    each of ``set_aside`` others."""
     assert sum(layout) == len(utterances)
-    build = Build("codec_shards", {}, {"layout": list(layout)} | wrong_facts, "1", partition=corpus)
+    build = Build(
+        "codec_shards", inputs or {}, {"layout": list(layout)} | wrong_facts, "1", partition=corpus
+    )
     result = store.work_folder(build) / "result"
     result.mkdir()
     first = 0
     for number, size in enumerate(layout):
         write_shard(result, number, utterances[first : first + size])
         first += size
-    (result / "set_aside.jsonl").write_text("")
+    (result / "set_aside.jsonl").write_text("{}\n" * set_aside)
     codes = sum(len(u.codes) for u in utterances)
     facts = {
         "corpus": corpus,
         "shards": len(layout),
-        "samples_in": len(utterances),
+        "samples_in": len(utterances) + set_aside,
+        "speakers": len({u.sample["speaker_id"] for u in utterances}),
         "samples": len(utterances),
-        "set_aside": 0,
+        "set_aside": set_aside,
         "codes": codes,
         "hours": codes / 50 / 3600,
         "codec": "c0dec",

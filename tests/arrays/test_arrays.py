@@ -30,7 +30,6 @@ def test_an_intact_shard_reads(folder: Path, utterances: list[Utterance]) -> Non
     table = read(folder)
     assert len(table) == len(utterances)
     np.testing.assert_array_equal(table[12], utterances[12].codes)
-    assert not table[0].flags.writeable
 
 
 @pytest.mark.parametrize("row", [13, -1])
@@ -63,7 +62,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "codes of another type": (
         lambda f: np.save(f / CODES, np.zeros(90, np.float32)),
-        rf"{CODES} holds float32 of shape \(90,\), not a row of uint16",
+        rf"{CODES} holds float32 of shape \(90,\), not a row of uint16 or int32",
     ),
     "codes in a table": (
         lambda f: np.save(f / CODES, np.zeros((9, 10), np.uint16)),
@@ -100,7 +99,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda f: (f / SAMPLES).write_bytes(b"[1]\n" * 13),
         rf"{SAMPLES}, line 1 is not a sample",
     ),
-    "samples missing": (lambda f: (f / SAMPLES).unlink(), rf"{SAMPLES}: No such file"),
+    "samples missing": (lambda f: (f / SAMPLES).unlink(), rf"{SAMPLES} is missing"),
 }
 
 

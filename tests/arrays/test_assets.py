@@ -21,6 +21,7 @@ from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
 from tests.arrays.conftest import Utterance, publish_shards
 from tts_assets.arrays.arrays import CodeTable
 from tts_assets.arrays.assets import build_assets
+from tts_assets.arrays.config import ArraysConfig
 from tts_assets.artifacts import ArtifactStore, Build, CodeArrays, CodecShards, Handle
 from tts_assets.partitions import corpus_partitions
 from tts_assets.split import ValidationSplit
@@ -59,7 +60,7 @@ def run(
     upstream = AssetSpec("codec_shards", partitions_def=corpus_partitions)
     root = str(store.root)
     return materialize(
-        [upstream, *build_assets(validation), trained_on],
+        [upstream, *build_assets(ArraysConfig(), validation, None, store.root), trained_on],
         instance=instance,
         partition_key=CORPUS,
         resources={
@@ -210,7 +211,7 @@ def test_damage_on_disk_fails_its_checks_and_stops_training(
 def republish(store: ArtifactStore, source: CodeArrays, **facts: Any) -> None:
     """Put the files of ``source`` and wrong facts where the arrays of HALF belong."""
     shards = store.current("codec_shards", CORPUS)
-    build = Build("code_arrays", {"codec_shards": shards}, HALF, "1", partition=CORPUS)
+    build = Build("code_arrays", {"codec_shards": shards}, HALF, "2", partition=CORPUS)
     result = store.work_folder(build) / "result"
     shutil.copytree(source.path, result)
     store.publish(CodeArrays, build, result, source.facts.model_copy(update=facts))
@@ -228,7 +229,7 @@ def test_arrays_of_fewer_samples_than_their_shards(
     assert not trained(result)
     problems = failed(result)
     assert set(problems) == {"no_sample_is_lost"}
-    assert "holds 12 samples" in problems["no_sample_is_lost"]
+    assert "train + val samples are 12, but should be 13" in problems["no_sample_is_lost"]
 
 
 @pytest.mark.usefixtures("shards")

@@ -24,6 +24,7 @@ DATA = (
     "codec",
     "codec_shards",
     "code_arrays",
+    "token_arrays",
 )
 TRAINED = ("evaluation_suite", "sft/announcer", "serving/announcer", "report/announcer")
 ALIGNED = (

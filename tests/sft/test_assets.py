@@ -20,9 +20,10 @@ from tts_assets.artifacts import (
     CodeArrays,
     CodecCheckpoint,
     Handle,
+    TokenArrays,
 )
 from tts_assets.partitions import corpus_partitions
-from tts_assets.sft.assets import sft_asset, sft_program
+from tts_assets.sft.assets import find_tokens, sft_asset, sft_program
 from tts_assets.sft.config import SftRecipe
 
 CODEC_FACTS = {
@@ -91,6 +92,26 @@ def test_a_recipe_is_materialized_once(
     assert event is not None and event.asset_materialization is not None
     folders = [p for p in (store.root / "sft" / "test" / "all").iterdir() if not p.is_symlink()]
     assert len(folders) == 1  # the second time there was nothing to do
+
+
+def test_texts_of_other_arrays_are_not_used(
+    inputs: tuple[ArtifactStore, CodeArrays, CodecCheckpoint],
+) -> None:
+    store, arrays, _ = inputs
+    assert find_tokens(store, {"asterisk": arrays}) == {}
+    for version, used in (("1", True), ("2", False)):
+        build = Build("code_arrays", {}, {}, version, partition="asterisk")
+        folder = store.work_folder(build) / "result"
+        folder.mkdir()
+        (folder / "other").write_text(version)
+        made_from = arrays if used else publish(store, CodeArrays, build, arrays.facts.model_dump())
+        build = Build("token_arrays", {"code_arrays": made_from}, {}, "1", partition="asterisk")
+        folder = store.work_folder(build) / "result"
+        folder.mkdir()
+        (folder / "tokenizers.json").write_text("[]")
+        published = publish(store, TokenArrays, build, {"corpus": "asterisk", "text_tokens": {}})
+        found = find_tokens(store, {"asterisk": arrays})
+        assert found == ({"asterisk": published.path} if used else {})
 
 
 def test_arrays_of_another_codec_are_refused(

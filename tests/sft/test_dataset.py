@@ -15,7 +15,8 @@ from tts_assets.sft.dataset import DataError, Pool, Sample, SampleStream, plan_e
 from tts_assets.sft.packing import ROW_MULTIPLE, first_fit, pack, split_over
 from tts_assets.speechlm.config import VocabularyConfig
 from tts_assets.speechlm.prompts import PromptFormat
-from tts_assets.speechlm.tokenizer import byte_tokenizer
+from tts_assets.speechlm.text_ids import write_text_ids
+from tts_assets.speechlm.tokenizer import byte_tokenizer, tokenizer_digest
 from tts_assets.speechlm.vocabulary import extend_tokenizer
 
 RATE = 50.0
@@ -50,6 +51,28 @@ def test_a_sample_is_the_training_prompt_of_its_utterances(
         assert np.array_equal(encoded.targets[:-1], encoded.inputs[1:])
         assert encoded.targets[encoded.first] == prompts.vocabulary.speech_start
         assert pool.length(utterances) == len(whole)
+
+
+def test_texts_tokenized_before_make_the_same_samples(
+    arrays: Path, prompts: PromptFormat, pool: Pool, tmp_path: Path
+) -> None:
+    folder = tmp_path / tokenizer_digest(prompts.tokenizer)
+    folder.mkdir()
+    write_text_ids(CodeTable.of_split(arrays, "train"), prompts, folder, "train")
+    corpora = {"asterisk": arrays}
+    again = Pool(corpora, "train", prompts, 800, {"asterisk": tmp_path})
+    assert isinstance(again.texts[0].text.ids.base, np.memmap)
+    streams = [SampleStream(p, recipe(), RATE) for p in (pool, again)]
+    for _ in range(10):
+        batch, same = (stream.batch() for stream in streams)
+        assert batch == same
+        for sample in batch:
+            one, other = (p.encode(sample, 0.5, 1) for p in (pool, again))
+            assert np.array_equal(one.inputs, other.inputs)
+            assert np.array_equal(one.targets, other.targets)
+    folder.rename(tmp_path / "of another tokenizer")
+    without = Pool(corpora, "train", prompts, 800, {"asterisk": tmp_path})
+    assert np.array_equal(without.alone, pool.alone)
 
 
 def test_dropout_hides_input_codes_only(pool: Pool, prompts: PromptFormat) -> None:

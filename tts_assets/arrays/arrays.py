@@ -1,42 +1,46 @@
 """Reading codes and samples: one table of utterances, the same in shards and in merged arrays.
 
-A table is three files that belong together: all codes one after another (``.npy``, uint16), the
-int64 offset at which each sample's codes start, and a JSON line a sample. Codes stay on disk.
+A table is three files that belong together: all codes one after another (``.npy``, uint16, or
+int32 where the codebook is larger than 65,536), the int64 offset at which each sample's codes
+start, and a JSON line a sample. Codes and lines stay on disk.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
-Codes = NDArray[np.uint16]
-Ints = NDArray[np.int64]
+from tts_assets.arrays.lines import Bytes, Ints, map_lines, parse_sample
+from tts_assets.arrays.npy import REMEDY, ArrayError, map_npy, map_raw
+from tts_assets.artifacts import CODE_TYPES
+
+Codes = NDArray[np.uint16] | NDArray[np.int32]
 Split = Literal["train", "val"]
 SPLITS: tuple[Split, Split] = ("train", "val")
-REMEDY = "delete the folder and materialize its asset again"
-
-
-class ArrayError(ValueError):
-    """Files of codes that are damaged or do not belong together; the message names the file."""
 
 
 class CodeTable:
-    """The codes and samples of some utterances; sample ``i`` has ``table[i]`` and ``samples[i]``.
+    """The codes and samples of some utterances; sample ``i`` has ``table[i]`` and ``sample(i)``.
 
-    ``codes`` uint16 (codes,), memory-mapped; ``bounds`` int64 (samples + 1,): sample ``i`` is
-    ``codes[bounds[i]:bounds[i + 1]]``. Raises :class:`ArrayError` if a file is damaged, or index
-    and codes do not fit together.
+    ``codes`` uint16 or int32 (codes,), memory-mapped unless ``read``; ``bounds`` int64
+    (samples + 1,): sample ``i`` is ``codes[bounds[i]:bounds[i + 1]]``. Raises :class:`ArrayError`
+    if a file is damaged, or index and codes do not fit together.
     """
 
-    def __init__(self, codes: Path, index: Path, samples: Path) -> None:
-        self.codes: Codes = map_npy(codes, np.uint16)
-        starts: Ints = np.array(map_npy(index, np.int64))
+    def __init__(
+        self, codes: Path, index: Path, samples: Path, *, raw: bool = False, read: bool = False
+    ) -> None:
+        self._read = read
+        self.codes: Codes = (
+            map_raw(codes, "int32", read=read) if raw else map_npy(codes, *CODE_TYPES, read=read)
+        )
+        starts: Ints = map_npy(index, "int64", read=True)
         self.bounds: Ints = np.append(starts, len(self.codes))
         self.samples_path = samples
         if self.bounds[0] != 0:
@@ -51,22 +55,25 @@ class CodeTable:
             )
 
     @classmethod
-    def of_split(cls, folder: Path, split: Split) -> Self:
-        """One half of a ``code_arrays`` artifact."""
+    def of_split(cls, folder: Path, split: Split, *, raw: bool = False) -> Self:
+        """One half of a ``code_arrays`` artifact; ``raw``: of the reference trainer's arrays,
+        whose codes are int32 without a header."""
         return cls(
             folder / f"{split}_codes.npy",
             folder / f"{split}_codes_index.npy",
             folder / f"{split}_samples.jsonl",
+            raw=raw,
         )
 
     @classmethod
     def of_shard(cls, folder: Path, number: int) -> Self:
-        """One shard of a ``codec_shards`` artifact."""
+        """One shard of a ``codec_shards`` artifact, read into memory."""
         name = f"shard-{number:05}"
         return cls(
             folder / f"{name}.codes.npy",
             folder / f"{name}.index.npy",
             folder / f"{name}.samples.jsonl",
+            read=True,
         )
 
     def __len__(self) -> int:
@@ -74,60 +81,54 @@ class CodeTable:
 
     def __getitem__(self, row: int) -> Codes:
         """The codes of one sample, a view into the mapped file."""
-        if not 0 <= row < len(self):
-            raise IndexError(f"sample {row} of {len(self)}: {self.samples_path}")
+        self._refuse_outside(row)
         return self.codes[self.bounds[row] : self.bounds[row + 1]]
 
-    def lines(self) -> list[bytes]:
-        """The samples as they are on disk, without line ends; one an index entry."""
-        try:
-            *lines, rest = self.samples_path.read_bytes().split(b"\n")
-        except OSError as error:
-            raise ArrayError(f"{self.samples_path}: {error.strerror}; {REMEDY}") from None
-        if rest:
-            raise ArrayError(f"{self.samples_path} ends within a line; {REMEDY}")
-        if len(lines) != len(self):
+    def _refuse_outside(self, row: int) -> None:
+        if not 0 <= row < len(self):
+            raise IndexError(f"sample {row} of {len(self)}: {self.samples_path}")
+
+    @cached_property
+    def lines(self) -> tuple[Bytes, Ints]:
+        """The samples file and the bounds of its lines; one an index entry."""
+        text, bounds = map_lines(self.samples_path, read=self._read)
+        self._refuse_count(len(bounds) - 1)
+        return text, bounds
+
+    def _refuse_count(self, samples: int) -> None:
+        if samples != len(self):
             raise ArrayError(
-                f"{self.samples_path} has {len(lines)} samples, but its index {len(self)}; {REMEDY}"
+                f"{self.samples_path} has {samples} samples, but its index {len(self)}; {REMEDY}"
             )
-        return lines
+
+    def sample(self, row: int) -> dict[str, Any]:
+        """One sample, parsed now."""
+        self._refuse_outside(row)
+        text, bounds = self.lines
+        line = text[bounds[row] : bounds[row + 1]].tobytes()
+        return parse_sample(line, self.samples_path, row + 1)
 
     @cached_property
     def samples(self) -> list[dict[str, Any]]:
-        """The samples, parsed, in the order of the index."""
-        return [
-            parse_sample(line, self.samples_path, number)
-            for number, line in enumerate(self.lines(), start=1)
-        ]
+        """All samples, parsed and kept: about 2 kB each. See :meth:`sample`, :meth:`columns`."""
+        return [self.sample(row) for row in range(len(self))]
+
+    def columns(self, *names: str) -> pl.DataFrame:
+        """String fields of all samples, a row each; null where a sample lacks one. Reads every
+        line, so it raises :class:`ArrayError` where one is not JSON."""
+        _, bounds = self.lines
+        schema = dict.fromkeys(names, pl.String)
+        if len(bounds) == 1:
+            return pl.DataFrame(schema=schema)
+        try:
+            found = pl.scan_ndjson(self.samples_path, schema=schema).collect(engine="streaming")
+        except pl.exceptions.ComputeError as error:
+            for row in range(len(self)):
+                self.sample(row)  # raises at the line
+            raise ArrayError(f"{self.samples_path} cannot be read: {error}; {REMEDY}") from None
+        self._refuse_count(len(found))
+        return found
 
     def __iter__(self) -> Iterator[tuple[dict[str, Any], Codes]]:
         """Each sample with its codes."""
-        return ((sample, self[row]) for row, sample in enumerate(self.samples))
-
-
-def parse_sample(line: bytes, path: Path, number: int) -> dict[str, Any]:
-    """One line of a samples file; ``path`` and ``number`` are for the error message."""
-    try:
-        sample = json.loads(line)
-    except ValueError as error:  # neither JSON nor UTF-8
-        raise ArrayError(f"{path}, line {number} is not JSON ({error}); {REMEDY}") from None
-    if not isinstance(sample, dict) or not isinstance(sample.get("id"), str):
-        raise ArrayError(f"{path}, line {number} is not a sample with an id; {REMEDY}")
-    return sample
-
-
-def map_npy(path: Path, dtype: type[np.generic]) -> NDArray[Any]:
-    """Memory-map a one-dimensional ``.npy`` file of exactly this type and size."""
-    try:
-        array = np.lib.format.open_memmap(path, mode="r")
-        size = path.stat().st_size
-    except FileNotFoundError:
-        raise ArrayError(f"{path} is missing; {REMEDY}") from None
-    except (ValueError, EOFError) as error:
-        raise ArrayError(f"{path} is damaged or not a .npy file ({error}); {REMEDY}") from None
-    if array.dtype != dtype or array.ndim != 1:
-        found = f"{array.dtype} of shape {array.shape}"
-        raise ArrayError(f"{path} holds {found}, not a row of {np.dtype(dtype)}; {REMEDY}")
-    if array.offset + array.nbytes != size:
-        raise ArrayError(f"{path} is longer than its header says; {REMEDY}")
-    return array.view(np.ndarray)  # the same map; slices of np.memmap objects cost 5x as much
+        return ((self.sample(row), self[row]) for row in range(len(self)))

@@ -1,6 +1,8 @@
 """The merged arrays in the graph: ``code_arrays``, one partition a corpus, and what must hold."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from dagster import (
@@ -14,52 +16,91 @@ from dagster import (
 )
 
 from resources.artifact_store import ArtifactStoreResource
-from tts_assets.arrays.arrays import SPLITS, ArrayError, CodeTable
-from tts_assets.arrays.merge import merge
-from tts_assets.artifacts import ArtifactError, Build, CodeArrays, CodecShards
+from tts_assets.arrays.arrays import SPLITS, CodeTable
+from tts_assets.arrays.config import DIGEST_DIGITS, ArraysConfig, ImportedArrays
+from tts_assets.arrays.export import export_inworld
+from tts_assets.arrays.import_inworld import file_digests, import_inworld, refuse_outside
+from tts_assets.arrays.merge import merge, refuse_other_type
+from tts_assets.arrays.npy import ArrayError
+from tts_assets.arrays.stages import Numbers, add_up_stages
+from tts_assets.artifacts import (
+    ArtifactError,
+    Build,
+    CodeArrays,
+    CodecCheckpoint,
+    CodecShards,
+    InworldArrays,
+)
 from tts_assets.automation import follow_data
 from tts_assets.partitions import corpus_partitions
-from tts_assets.split import ValidationSplit, is_validation
+from tts_assets.split import ValidationSplit, held_out
 
-CODE_VERSION = "1"
-Numbers = dict[str, int]
+CODE_VERSION = "2"
+IMPORT_VERSION = "1"
+EXPORT_VERSION = "1"
 Test = Callable[[ArtifactStoreResource, CodeArrays], Numbers]
+Built = AssetsDefinition | AssetChecksDefinition
 
 
-def build_assets(validation: ValidationSplit) -> list[AssetsDefinition | AssetChecksDefinition]:
-    """``code_arrays`` and its blocking checks; ``validation`` says who is held out."""
-    return [
-        code_arrays_asset(validation),
-        array_check("no_sample_is_lost", "In the shards = train + val.", count_samples),
+def build_assets(
+    config: ArraysConfig, validation: ValidationSplit, codec_name: str | None, root: Path
+) -> list[Built]:
+    """``code_arrays``, its blocking checks, and the export if there is one.
+
+    ``validation`` says who is held out, ``codec_name`` how ``[codec]`` calls a published codec;
+    imported folders are relative to ``root``.
+    """
+    built: list[Built] = [
+        code_arrays_asset(config.imported, validation, codec_name, root),
+        array_check(
+            "no_sample_is_lost",
+            "Counts add up over all stages, from a corpus' entries to train + val.",
+            lambda store, arrays: add_up_stages(store.store, arrays),
+        ),
         array_check("index_fits_codes", "Offsets rise, and end in range.", measure_tables),
         array_check(
             "samples_fit_index",
-            "A sample an index entry, in place.",
+            "A sample an index entry, in the split of its id.",
             lambda store, arrays: check_samples(arrays, validation),
         ),
         array_check("codes_are_in_codebook", "Every code is in the codebook.", check_codes),
         array_check("files_are_unchanged", "Digests agree when read again.", read_again),
     ]
+    return [*built, inworld_arrays_asset()] if config.export == "inworld" else built
 
 
-def code_arrays_asset(validation: ValidationSplit) -> AssetsDefinition:
-    """The asset ``code_arrays``."""
+def code_arrays_asset(
+    imported: Mapping[str, ImportedArrays],
+    validation: ValidationSplit,
+    codec_name: str | None,
+    root: Path,
+) -> AssetsDefinition:
+    """The asset ``code_arrays``: merged from shards, or imported where a corpus is declared so."""
 
     @asset(
         group_name="arrays",
         partitions_def=corpus_partitions,
+        # Not loaded as inputs: an imported corpus has no shards.
+        deps=["codec_shards", *(["codec"] if imported else [])],
         code_version=CODE_VERSION,
         automation_condition=follow_data(),
         kinds={"numpy"},
         description="All codes of a corpus in two memory-mapped arrays: training and validation.",
     )
     def code_arrays(
-        context: AssetExecutionContext, store: ArtifactStoreResource, codec_shards: CodecShards
+        context: AssetExecutionContext, store: ArtifactStoreResource
     ) -> Output[CodeArrays]:
+        corpus = context.partition_key
+        if corpus in imported:
+            codec = store.store.current("codec")
+            assert isinstance(codec, CodecCheckpoint)
+            return imported_arrays(context, store, imported[corpus], codec, codec_name, root)
+        shards = store.store.current("codec_shards", corpus)
+        assert isinstance(shards, CodecShards)
         build = Build(
             asset="code_arrays",
-            partition=context.partition_key,
-            inputs={"codec_shards": codec_shards},
+            partition=corpus,
+            inputs={"codec_shards": shards},
             config=validation,
             code_version=CODE_VERSION,
         )
@@ -67,16 +108,91 @@ def code_arrays_asset(validation: ValidationSplit) -> AssetsDefinition:
             context,
             CodeArrays,
             build,
-            lambda work: merge(codec_shards, validation, work / "result"),
+            lambda work: merge(shards, validation, work / "result"),
             describe_arrays,
         )
 
     return code_arrays
 
 
-def describe_arrays(arrays: CodeArrays) -> dict[str, int]:
+def imported_arrays(
+    context: AssetExecutionContext,
+    store: ArtifactStoreResource,
+    config: ImportedArrays,
+    codec: CodecCheckpoint,
+    codec_name: str | None,
+    root: Path,
+) -> Output[CodeArrays]:
+    """The arrays of a folder that the reference trainer's merger wrote."""
+    corpus, source = context.partition_key, (root / config.path).resolve()
+    refuse_other_codec(corpus, config.codec, codec, codec_name)
+    build = Build(
+        asset="code_arrays",
+        partition=corpus,
+        inputs={"codec": codec},
+        config={"licence": config.licence, "files": file_digests(source)},
+        code_version=IMPORT_VERSION,
+    )
+    return store.materialize(
+        context,
+        CodeArrays,
+        build,
+        lambda work: import_inworld(corpus, source, config.licence, codec, work / "result"),
+        describe_arrays,
+    )
+
+
+def refuse_other_codec(
+    corpus: str, named: str, codec: CodecCheckpoint, codec_name: str | None
+) -> None:
+    """Raise :class:`ArtifactError` if imported codes were made with another codec than ours."""
+    by_digest = len(named) >= DIGEST_DIGITS and codec.content.startswith(named)
+    if named != codec_name and not by_digest:
+        ours = [codec.content[:DIGEST_DIGITS], *([codec_name] if codec_name else [])]
+        raise ArtifactError(
+            f"arrays.imported.{corpus} were made with codec {named!r}, but [codec] is now "
+            f"{' or '.join(ours)}: codes mean nothing to another codec. Use that codec, or if it "
+            f"is the same one, write codec = {ours[-1]!r}"
+        )
+
+
+def inworld_arrays_asset() -> AssetsDefinition:
+    """The asset ``inworld_arrays``: an export of ``code_arrays``."""
+
+    @asset(
+        group_name="arrays",
+        partitions_def=corpus_partitions,
+        code_version=EXPORT_VERSION,
+        kinds={"numpy"},
+        description="The same arrays as the reference trainer reads them: headerless int32 codes.",
+    )
+    def inworld_arrays(
+        context: AssetExecutionContext, store: ArtifactStoreResource, code_arrays: CodeArrays
+    ) -> Output[InworldArrays]:
+        build = Build(
+            asset="inworld_arrays",
+            partition=context.partition_key,
+            inputs={"code_arrays": code_arrays},
+            config={},
+            code_version=EXPORT_VERSION,
+        )
+        return store.materialize(
+            context,
+            InworldArrays,
+            build,
+            lambda work: export_inworld(code_arrays, work / "result"),
+        )
+
+    return inworld_arrays
+
+
+def describe_arrays(arrays: CodeArrays) -> dict[str, Any]:
     samples = arrays.facts.train_samples + arrays.facts.val_samples
-    return {"dagster/partition_row_count": samples, "samples": samples}
+    return {
+        "dagster/partition_row_count": samples,
+        "samples": samples,
+        "dtype": arrays.facts.dtype,
+    }
 
 
 def array_check(name: str, description: str, test: Test) -> AssetChecksDefinition:
@@ -98,27 +214,13 @@ def array_check(name: str, description: str, test: Test) -> AssetChecksDefinitio
     return check
 
 
-def count_samples(store: ArtifactStoreResource, arrays: CodeArrays) -> Numbers:
-    """Samples and codes are as many as in the shards that the arrays were made from."""
-    source = arrays.manifest.inputs["codec_shards"]
-    folder = store.store.folder(source.asset, source.partition)
-    shards = CodecShards.open(folder / source.fingerprint).facts
-    tables = [CodeTable.of_split(arrays.path, split) for split in SPLITS]
-    samples, codes = (sum(map(len, part)) for part in (tables, [t.codes for t in tables]))
-    if (samples, codes) != (shards.samples, shards.codes):
-        raise ArrayError(
-            f"{arrays.path} holds {samples} samples and {codes} codes, but the shards in {folder} "
-            f"{shards.samples} and {shards.codes}; materialize {arrays.asset} again"
-        )
-    return {"samples": samples, "codes": codes}
-
-
 def measure_tables(store: ArtifactStoreResource, arrays: CodeArrays) -> Numbers:
-    """Open both splits, which checks their index; the counts equal the recorded facts."""
+    """Open both splits, which checks their index; type and counts equal the recorded facts."""
     facts = arrays.facts.model_dump()
     found: Numbers = {}
     for split in SPLITS:
         table = CodeTable.of_split(arrays.path, split)
+        refuse_other_type(table, arrays.facts.dtype, arrays.path)
         found |= {f"{split}_samples": len(table), f"{split}_codes": len(table.codes)}
     for name, number in found.items():
         if facts[name] != number:
@@ -127,31 +229,33 @@ def measure_tables(store: ArtifactStoreResource, arrays: CodeArrays) -> Numbers:
 
 
 def check_samples(arrays: CodeArrays, validation: ValidationSplit) -> Numbers:
-    """Every line is a sample, belongs to an index entry, and lies in the split of its id."""
+    """Every line is a sample, belongs to an index entry, and lies in the split of its id; the
+    last not for arrays that were imported, whose split is kept."""
     found: Numbers = {}
     for split in SPLITS:
         table = CodeTable.of_split(arrays.path, split)
-        for sample in table.samples:
-            if is_validation(sample["id"], validation) != (split == "val"):
-                raise ArrayError(f"{table.samples_path}: {sample['id']} is not of split {split}")
-        found[split] = len(table.samples)
+        ids = table.columns("id")["id"]
+        if ids.null_count():
+            row = int(ids.is_null().arg_max() or 0)
+            raise ArrayError(f"{table.samples_path}, line {row + 1} is not a sample with an id")
+        if arrays.facts.membership == "hash":
+            held = held_out([identity.encode() for identity in ids], validation)
+            wrong = np.flatnonzero(held != (split == "val"))
+            if len(wrong):
+                name = ids[int(wrong[0])]
+                raise ArrayError(f"{table.samples_path}: {name} is not of split {split}")
+        found[split] = len(ids)
     return found
 
 
 def check_codes(store: ArtifactStoreResource, arrays: CodeArrays) -> Numbers:
-    """Every code is below the codebook size; the message names the first that is not."""
+    """Every code is in the codebook; the message names the first that is not."""
     size = arrays.facts.codebook_size
     highest = 0
     for split in SPLITS:
         table = CodeTable.of_split(arrays.path, split)
+        refuse_outside(table, size, arrays.path / f"{split}_codes.npy")
         highest = max(highest, int(table.codes.max(initial=0)))
-        if highest >= size:
-            place = int(np.argmax(table.codes >= size))
-            row = int(np.searchsorted(table.bounds, place, side="right")) - 1
-            raise ArrayError(
-                f"{arrays.path}: {split} sample {row} has code {table.codes[place]}, but the "
-                f"codebook has {size}; encode the corpus again"
-            )
     return {"highest_code": highest, "codebook_size": size}
 
 

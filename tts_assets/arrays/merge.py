@@ -1,28 +1,25 @@
-"""Merging shards into one pair of arrays, in one pass and at the memory of one shard.
+"""Merging shards into one pair of arrays, in one pass and at the memory of two shards.
 
 A sample goes to ``val`` or ``train`` by its id alone, and samples stay in shard order, so the
-result depends neither on how many shards there are nor on who wrote them.
+result depends neither on how many shards there are nor on who wrote them. Runs of neighbours are
+copied from the mapped shard as they are; one thread finds out who is held out, another writes.
 """
 
 from __future__ import annotations
 
-import re
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tts_assets.arrays.arrays import ArrayError, CodeTable, Ints, Split, parse_sample
+from tts_assets.arrays.arrays import CodeTable, Split
+from tts_assets.arrays.lines import read_ids
+from tts_assets.arrays.npy import ArrayError, NpyWriter, write_runs
 from tts_assets.artifacts import ArrayFacts, CodecShards
-from tts_assets.split import ValidationSplit, is_validation
-
-BUFFER = 4 << 20  # bytes a file: runs of a few kB become few writes
-# A line as this project writes it, of which id and speaker are read without parsing it. That is
-# safe: no object begins before the speaker, and as quotes within JSON strings are escaped,
-# "speaker_id": " can only be a key. Any other line is parsed, which takes five times as long.
-PLAIN_LINE = re.compile(rb'\{"id": "([^"\\{]*)"[^{]*"speaker_id": "([^"\\]*)"')
+from tts_assets.split import ValidationSplit, held_out
 
 
 def merge(shards: CodecShards, validation: ValidationSplit, target: Path) -> ArrayFacts:
@@ -31,18 +28,22 @@ def merge(shards: CodecShards, validation: ValidationSplit, target: Path) -> Arr
     Raises :class:`ArrayError` if a shard is damaged or the shards are not all that was recorded.
     """
     facts = shards.facts
-    speakers: set[str] = set()
-    with SplitWriter(target, "train") as train, SplitWriter(target, "val") as val:
+    with (
+        SplitWriter(target, "train", facts.dtype) as train,
+        SplitWriter(target, "val", facts.dtype) as val,
+        ThreadPoolExecutor(1) as writer,
+    ):
+        written: Future[None] | None = None
         for number in range(facts.shards):
             table = CodeTable.of_shard(shards.path, number)
-            lines = table.lines()
-            held_out = np.zeros(len(table), dtype=bool)
-            for row, line in enumerate(lines):
-                identity, speaker = identify(table, line, row)
-                held_out[row] = is_validation(identity, validation)
-                speakers.add(speaker)
-            train.add(table, lines, np.flatnonzero(~held_out))
-            val.add(table, lines, np.flatnonzero(held_out))
+            refuse_other_type(table, facts.dtype, shards.path)
+            text, bounds = table.lines
+            held = held_out(read_ids(text, bounds, table.samples_path), validation)
+            if written is not None:
+                written.result()
+            written = writer.submit(write, table, held, train, val)
+        if written is not None:
+            written.result()
     found = (train.samples + val.samples, train.codes + val.codes)
     if found != (facts.samples, facts.codes):
         raise ArrayError(
@@ -61,26 +62,32 @@ def merge(shards: CodecShards, validation: ValidationSplit, target: Path) -> Arr
         sample_rate=facts.sample_rate,
         token_rate=facts.token_rate,
         codebook_size=facts.codebook_size,
-        speakers=len(speakers),
+        speakers=facts.speakers,
     )
 
 
-def identify(table: CodeTable, line: bytes, row: int) -> tuple[str, str]:
-    """Id and speaker of a sample line."""
-    plain = PLAIN_LINE.match(line)
-    if plain and plain[1].isascii() and plain[2].isascii():
-        return plain[1].decode(), plain[2].decode()
-    sample = parse_sample(line, table.samples_path, row + 1)
-    return sample["id"], str(sample.get("speaker_id", ""))
+def refuse_other_type(table: CodeTable, dtype: str, where: Path) -> None:
+    """Codes that a smaller type has cut off cannot be told from others: their type must fit."""
+    if table.codes.dtype != dtype:
+        raise ArrayError(
+            f"{where}: codes are {table.codes.dtype}, but a codebook of the recorded size is "
+            f"written as {dtype}; delete the folder and make it again"
+        )
+
+
+def write(table: CodeTable, held: NDArray[np.bool_], train: SplitWriter, val: SplitWriter) -> None:
+    """Append each sample of a shard to its split."""
+    train.add(table, ~held)
+    val.add(table, held)
 
 
 class SplitWriter:
     """Writes the three files of one split; complete when the ``with`` block has ended."""
 
-    def __init__(self, folder: Path, split: Split) -> None:
-        self._codes = NpyWriter(folder / f"{split}_codes.npy", np.dtype(np.uint16))
-        self._index = NpyWriter(folder / f"{split}_codes_index.npy", np.dtype(np.int64))
-        self._lines = (folder / f"{split}_samples.jsonl").open("wb", buffering=BUFFER)
+    def __init__(self, folder: Path, split: Split, dtype: str) -> None:
+        self._codes = NpyWriter(folder / f"{split}_codes.npy", dtype)
+        self._index = NpyWriter(folder / f"{split}_codes_index.npy", "int64")
+        self._lines = (folder / f"{split}_samples.jsonl").open("wb", buffering=0)
 
     @property
     def samples(self) -> int:
@@ -90,15 +97,15 @@ class SplitWriter:
     def codes(self) -> int:
         return self._codes.length
 
-    def add(self, table: CodeTable, lines: list[bytes], rows: Ints) -> None:
-        """Append these rows of a table, ascending; neighbours are copied in one piece."""
-        if not len(rows):
-            return
-        lengths = np.diff(table.bounds)[rows]
+    def add(self, table: CodeTable, chosen: NDArray[np.bool_]) -> None:
+        """Append the chosen rows of a table; neighbours are copied in one piece."""
+        text, lines = table.lines
+        lengths = np.diff(table.bounds)[chosen]
         self._index.add(self.codes + np.cumsum(lengths) - lengths)
-        for run in np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1):
-            self._codes.add(table.codes[table.bounds[run[0]] : table.bounds[run[-1] + 1]])
-        self._lines.writelines(lines[row] + b"\n" for row in rows)
+        # First row of each run of neighbours, and the first behind it.
+        runs = np.flatnonzero(np.diff(chosen, prepend=False, append=False)).reshape(-1, 2)
+        self._codes.add(table.codes, table.bounds[runs])
+        write_runs(self._lines, text, lines[runs])
 
     def __enter__(self) -> Self:
         return self
@@ -112,31 +119,3 @@ class SplitWriter:
         self._codes.close()
         self._index.close()
         self._lines.close()
-
-
-class NpyWriter:
-    """A one-dimensional ``.npy`` file that grows.
-
-    NumPy pads its headers so that the first axis can grow in place: the header is written again,
-    with the final length, at the end.
-    """
-
-    def __init__(self, path: Path, dtype: np.dtype[Any]) -> None:
-        self.length = 0
-        self._dtype = dtype
-        self._stream: BinaryIO = path.open("wb", buffering=BUFFER)
-        self._write_header()
-
-    def add(self, values: NDArray[Any]) -> None:
-        self._stream.write(np.ascontiguousarray(values, dtype=self._dtype).data)
-        self.length += len(values)
-
-    def close(self) -> None:
-        with self._stream:
-            self._stream.seek(0)
-            self._write_header()
-
-    def _write_header(self) -> None:
-        description = np.lib.format.dtype_to_descr(self._dtype)
-        header = {"descr": description, "fortran_order": False, "shape": (self.length,)}
-        np.lib.format.write_array_header_1_0(self._stream, header)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from tts_assets.accounting import SET_ASIDE_FILE, SetAside, read_set_aside, write_set_aside
-from tts_assets.artifacts import ShardFacts, sha256_file, written_aside
+from tts_assets.artifacts import ShardFacts, code_dtype, sha256_file, written_aside
 from tts_assets.codec.config import ShardProgram
 from tts_assets.codec.model import Codec, Codes
 from tts_assets.config import digest_of
@@ -50,7 +50,7 @@ def split_into_shards(samples: list[Sample], size: int) -> list[Shard]:
 
 
 def encode_shard(shard: Shard, codec: Codec, folder: Path) -> None:
-    """Write one shard's folder aside and rename it: codes (uint16, one after another), the
+    """Write one shard's folder aside and rename it: codes (one after another), the
     offset of each utterance (int64), the samples, and who was set aside."""
     kept: list[Sample] = []
     codes: list[Codes] = []
@@ -68,7 +68,7 @@ def encode_shard(shard: Shard, codec: Codec, folder: Path) -> None:
     joined = np.concatenate(codes) if codes else np.array([], dtype=np.int64)
     with written_aside(folder / shard.name) as work:
         work.mkdir()
-        np.save(work / CODES, joined.astype(np.uint16))
+        np.save(work / CODES, joined.astype(code_dtype(codec.facts.codebook_size)))
         np.save(work / INDEX, index)
         write_samples(work / SAMPLES, kept)
         write_set_aside(work / SET_ASIDE_FILE, aside)
@@ -106,6 +106,8 @@ def collect(program: ShardProgram, shards: list[Shard], folder: Path, result: Pa
         samples += len(np.load(folder / shard.name / INDEX, mmap_mode="r"))
     write_set_aside(result / SET_ASIDE_FILE, aside)
     facts = Codec.load(program.codec).facts
+    left_out = {record.what for record in aside}
+    speakers = {s.speaker_id for shard in shards for s in shard.samples if s.id not in left_out}
     return ShardFacts(
         corpus=program.corpus,
         shards=len(shards),
@@ -114,6 +116,7 @@ def collect(program: ShardProgram, shards: list[Shard], folder: Path, result: Pa
         set_aside=len(aside),
         codes=codes,
         hours=round(codes / facts.token_rate / 3600, 6),
+        speakers=len(speakers),
         codec=program.codec_content,
         sample_rate=facts.sample_rate,
         token_rate=facts.token_rate,

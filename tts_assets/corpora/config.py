@@ -71,6 +71,13 @@ class CorpusConfig(Config):
     filters: dict[str, Any] = Field(default_factory=dict)
     segments: SegmentConfig | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _recordings_are_cut(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("reader") == "recordings":
+            return {"segments": {}, **values}
+        return values
+
     @model_validator(mode="after")
     def _only_parquet_has_options(self) -> Self:
         if self.options is not None and self.reader != "parquet":

@@ -18,8 +18,16 @@ from dagster import (
 
 from resources.artifact_store import ArtifactStoreResource
 from resources.launcher import Launcher, Program
-from tts_assets.artifacts import ArtifactError, Build, Checkpoint, CodeArrays, CodecCheckpoint
-from tts_assets.partitions import code_arrays_of
+from tts_assets.artifacts import (
+    ArtifactError,
+    ArtifactStore,
+    Build,
+    Checkpoint,
+    CodeArrays,
+    CodecCheckpoint,
+    TokenArrays,
+)
+from tts_assets.partitions import code_arrays_of, token_arrays_of
 from tts_assets.plots import curves
 from tts_assets.sft.config import SftProgram, SftRecipe
 from tts_assets.sft.metrics import read_metrics
@@ -42,6 +50,8 @@ def sft_asset(name: str, recipe: SftRecipe, processes: int) -> AssetsDefinition:
         key=["sft", name],
         group_name="sft",
         ins={**ins, "codec": AssetIn(key="codec")},
+        # No input: the texts as ids change no result, and are not always there.
+        deps=[token_arrays_of(recipe.corpora)],
         code_version=CODE_VERSION,
         kinds={"pytorch"},
         description=describe_recipe(recipe),
@@ -55,7 +65,8 @@ def sft_asset(name: str, recipe: SftRecipe, processes: int) -> AssetsDefinition:
         build = Build(f"sft/{name}", inputs, recipe, CODE_VERSION, seed=recipe.seed)
 
         def run(work: Path) -> dict[str, Any]:
-            program = sft_program(name, recipe, work, **inputs)
+            tokens = find_tokens(store.store, inputs["arrays"])
+            program = sft_program(name, recipe, work, **inputs, tokens=tokens)
             return launcher.run(
                 context, Program("tts_assets.sft.train", program, processes=processes)
             ).facts
@@ -65,6 +76,18 @@ def sft_asset(name: str, recipe: SftRecipe, processes: int) -> AssetsDefinition:
     return checkpoint
 
 
+def find_tokens(store: ArtifactStore, arrays: Mapping[str, CodeArrays]) -> dict[str, Path]:
+    """By corpus, the ``token_arrays`` that were made from these arrays, where there are some."""
+    found = {}
+    for corpus, handle in arrays.items():
+        link = store.folder("token_arrays", corpus) / "current"
+        if link.is_symlink():
+            tokens = TokenArrays.open(link.resolve())
+            if tokens.manifest.inputs["code_arrays"].content == handle.content:
+                found[corpus] = tokens.path
+    return found
+
+
 def sft_program(
     name: str,
     recipe: SftRecipe,
@@ -72,6 +95,7 @@ def sft_program(
     arrays: Mapping[str, CodeArrays],
     codec: CodecCheckpoint,
     base: Checkpoint | None = None,
+    tokens: Mapping[str, Path] | None = None,
 ) -> SftProgram:
     """The program's configuration; raises :class:`ArtifactError` where inputs do not fit."""
     for corpus, handle in arrays.items():
@@ -90,6 +114,7 @@ def sft_program(
         name=name,
         recipe=recipe,
         arrays={corpus: handle.path for corpus, handle in arrays.items()},
+        tokens=dict(tokens or {}),
         base_checkpoint=base.path if base is not None else None,
         codec=codec.content,
         sample_rate=codec.facts.sample_rate,

@@ -126,12 +126,14 @@ class SftProgram(ProgramConfig):
     """``tts_assets.sft.train``: one recipe on published code arrays.
 
     ``base_checkpoint`` is the folder of the recipe that ``base.recipe`` names. ``codec`` is the
-    content digest of the codec that made all arrays.
+    content digest of the codec that made all arrays. ``tokens`` are the ``token_arrays`` of
+    corpora that have them; they change no result, the texts need not be tokenized again.
     """
 
     name: str
     recipe: SftRecipe
     arrays: dict[str, Path]
+    tokens: dict[str, Path] = Field(default_factory=dict)
     base_checkpoint: Path | None = None
     codec: str
     sample_rate: int

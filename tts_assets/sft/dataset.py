@@ -1,22 +1,27 @@
 """Utterances of code arrays, and the endless stream of training samples made from them.
 
-Texts are tokenized once, codes stay memory-mapped uint16. What an epoch holds depends on the
-seed and its number alone, never on ranks: a global batch is composed first, then split.
+Texts are tokenized once; their ids, the codes and the samples stay on disk, memory-mapped. What an
+epoch holds depends on the seed and its number alone, never on ranks: a global batch is composed
+first, then split.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
 from tts_assets.arrays.arrays import CodeTable, Split
 from tts_assets.sft.config import Concatenation, SftRecipe
-from tts_assets.speechlm.prompts import PromptFormat
+from tts_assets.speechlm.prompts import NO_IDS, PromptFormat
+from tts_assets.speechlm.text_ids import TextIds, read_text_ids, text_ids
+from tts_assets.speechlm.tokenizer import tokenizer_digest
 
 Ints = NDArray[np.int64]
 EPOCH, DROPOUT = 1, 2  # streams of random numbers below one seed
@@ -50,86 +55,95 @@ class Encoded:
 class Pool:
     """All utterances of one split of several corpora that fit into ``max_seq_len``.
 
-    ``dropped`` holds an (id, tokens) pair for every utterance that does not fit: it is left out
-    whole, since speech cut short would teach the model to stop early.
+    ``tokens`` holds, by corpus, the folder of its ``token_arrays``; a corpus without texts of this
+    tokenizer there is tokenized now, to the same ids. ``dropped`` holds an (id, tokens) pair for
+    every utterance that does not fit: it is left out whole, since speech cut short would teach the
+    model to stop early.
     """
 
     def __init__(
-        self, folders: dict[str, Path], split: Split, prompts: PromptFormat, max_seq_len: int
+        self,
+        folders: Mapping[str, Path],
+        split: Split,
+        prompts: PromptFormat,
+        max_seq_len: int,
+        tokens: Mapping[str, Path] | None = None,
     ) -> None:
         self.prompts = prompts
         self.corpora = list(folders)
         self.tables = [CodeTable.of_split(folder, split) for folder in folders.values()]
-        every = [(c, row) for c, table in enumerate(self.tables) for row in range(len(table))]
-        texts = [str(self.tables[c].samples[row]["transcript"]) for c, row in every]
-        first = prompts.text_batch(texts)
-        # As a continuation: tokenizers join the space to the next word.
-        later = prompts.text_batch([" " + text for text in texts])
-        self.dropped: list[tuple[str, int]] = []
-        self.place: list[tuple[int, int]] = []
-        self.alone: list[int] = []  # tokens of the sample that the utterance makes by itself
-        self.text: list[Ints] = []
-        self.continuation: list[Ints] = []
-        for (corpus, row), ids, continued in zip(every, first, later, strict=True):
-            tokens = self._tokens(corpus, row, len(ids))
-            if tokens > max_seq_len:
-                self.dropped.append((self._sample(corpus, row)["id"], tokens))
-                continue
-            self.place.append((corpus, row))
-            self.alone.append(tokens)
-            self.text.append(ids)
-            self.continuation.append(continued)
+        places = [(tokens or {}).get(corpus) for corpus in self.corpora]
+        self.texts = find_texts(self.tables, places, split, prompts)
+        lengths = [self._tokens(c) for c in range(len(self.tables))]
+        fits = [np.flatnonzero(own <= max_seq_len) for own in lengths]
+        self.corpus_of = np.repeat(np.arange(len(fits)), [len(rows) for rows in fits])
+        self.row_of: Ints = _joined(fits)
+        # Tokens of the sample that each utterance makes by itself, and what it adds to another.
+        self.alone: Ints = _joined([own[rows] for own, rows in zip(lengths, fits, strict=True)])
+        self.code_counts: Ints = self._of_utterances([np.diff(t.bounds) for t in self.tables])
+        self.added: Ints = self.code_counts + self._of_utterances(
+            [texts.later.lengths for texts in self.texts]
+        )
+        self.dropped: list[tuple[str, int]] = [
+            (table.sample(int(row))["id"], int(own[row]))
+            for table, own in zip(self.tables, lengths, strict=True)
+            for row in np.flatnonzero(own > max_seq_len)
+        ]
 
     def __len__(self) -> int:
-        return len(self.place)
+        return len(self.row_of)
 
-    def _sample(self, corpus: int, row: int) -> dict[str, Any]:
-        return self.tables[corpus].samples[row]
+    def _tokens(self, corpus: int) -> Ints:
+        """Tokens of the sample that each utterance of a corpus makes by itself, (rows,)."""
+        texts = self.texts[corpus]
+        described = texts.description.lengths
+        plain = len(self.prompts.head(NO_IDS))
+        frame = len(self.prompts.head(NO_IDS, np.zeros(1, dtype=np.int64))) - 1
+        head = np.where(described > 0, frame + described, plain)
+        return head + texts.text.lengths + np.diff(self.tables[corpus].bounds) + 1
 
-    def _tokens(self, corpus: int, row: int, text: int) -> int:
-        description = self._sample(corpus, row).get("voice_description") or ""
-        head = len(self.prompts.head(np.empty(0, dtype=np.int64), description))
-        return head + text + len(self.tables[corpus][row]) + 1
+    def _of_utterances(self, columns: Sequence[Ints]) -> Ints:
+        """A number a row of each table -> a number an utterance."""
+        rows = (self.row_of[self.corpus_of == c] for c in range(len(columns)))
+        return _joined([column[own] for column, own in zip(columns, rows, strict=True)])
+
+    def sample(self, utterance: int) -> dict[str, Any]:
+        """The sample of an utterance, parsed now."""
+        corpus, row = self._at(utterance)
+        return self.tables[corpus].sample(row)
 
     def identity(self, utterance: int) -> str:
-        return str(self._sample(*self.place[utterance])["id"])
+        return str(self.sample(utterance)["id"])
 
     def transcript(self, utterance: int) -> str:
-        return str(self._sample(*self.place[utterance])["transcript"])
-
-    @cached_property
-    def code_counts(self) -> Ints:
-        """Codes of each utterance."""
-        return np.array([len(self.tables[c][row]) for c, row in self.place], dtype=np.int64)
-
-    @cached_property
-    def corpus_of(self) -> Ints:
-        return np.array([corpus for corpus, _ in self.place], dtype=np.int64)
+        return str(self.sample(utterance)["transcript"])
 
     @cached_property
     def voice_of(self) -> Ints:
         """A number a voice: utterances are joined only within one corpus, speaker, description."""
-        keys = [
-            (c, s.get("speaker_id", ""), s.get("voice_description") or "")
-            for c, s in ((c, self._sample(c, row)) for c, row in self.place)
-        ]
-        numbers = {key: i for i, key in enumerate(dict.fromkeys(keys))}
-        return np.array([numbers[key] for key in keys], dtype=np.int64)
+        names = ("speaker_id", "voice_description")
+        keys = pl.concat(
+            [
+                table.columns(*names).fill_null("")[self.row_of[self.corpus_of == c]]
+                for c, table in enumerate(self.tables)
+            ]
+        ).with_columns(corpus=pl.Series(self.corpus_of))
+        voices = keys.unique(maintain_order=True).with_row_index("voice")
+        numbered = keys.join(voices, on=[*names, "corpus"], maintain_order="left")
+        return numbered["voice"].cast(pl.Int64).to_numpy()
 
     def length(self, utterances: tuple[int, ...]) -> int:
         """Tokens of the sample that these utterances make."""
         first, *rest = utterances
-        added = sum(len(self.continuation[u]) + int(self.code_counts[u]) for u in rest)
-        return self.alone[first] + added
+        return int(self.alone[first]) + sum(int(self.added[u]) for u in rest)
 
     def encode(self, sample: Sample, code_dropout: float = 0.0, seed: int = 0) -> Encoded:
         """Token ids of a sample. Up to ``code_dropout`` of its input codes become padding tokens:
         of each sample a share between 0 and that, drawn from ``seed`` and the sample's place."""
-        first, *rest = sample.utterances
-        text = np.concatenate([self.text[first], *(self.continuation[u] for u in rest)])
-        description = self._sample(*self.place[first]).get("voice_description") or ""
-        head = self.prompts.head(text, description)
-        codes = np.concatenate([self.tables[c][row] for c, row in map(self._at, sample.utterances)])
+        (corpus, row), *rest = map(self._at, sample.utterances)
+        texts = [self.texts[corpus].text[row], *(self.texts[c].later[r] for c, r in rest)]
+        head = self.prompts.head(np.concatenate(texts), self.texts[corpus].description[row])
+        codes = np.concatenate([self.tables[c][r] for c, r in map(self._at, sample.utterances)])
         vocabulary = self.prompts.vocabulary
         clean = np.concatenate([head, vocabulary.ids(codes), [vocabulary.speech_end]])
         inputs = clean[:-1]
@@ -141,7 +155,27 @@ class Pool:
         return Encoded(inputs, clean[1:], first=len(head) - 2)
 
     def _at(self, utterance: int) -> tuple[int, int]:
-        return self.place[utterance]
+        """Its corpus and its row there."""
+        return int(self.corpus_of[utterance]), int(self.row_of[utterance])
+
+
+def find_texts(
+    tables: Sequence[CodeTable], places: Sequence[Path | None], split: Split, prompts: PromptFormat
+) -> list[TextIds]:
+    """The texts of each table: read where ``token_arrays`` has them of this tokenizer, or else
+    tokenized now."""
+    digest = tokenizer_digest(prompts.tokenizer) if any(places) else ""
+    found = []
+    for table, place in zip(tables, places, strict=True):
+        if place is not None and (place / digest).is_dir():
+            found.append(read_text_ids(table, place / digest, split))
+        else:
+            found.append(text_ids(table, prompts))
+    return found
+
+
+def _joined(parts: Sequence[Ints]) -> Ints:
+    return np.concatenate([np.empty(0, dtype=np.int64), *parts])
 
 
 def plan_epoch(pool: Pool, recipe: SftRecipe, token_rate: float, epoch: int) -> list[Sample]:

@@ -73,8 +73,9 @@ class Trainer:
         self.optimizers = Optimizers(self.lm.model, self.recipe.optimizer)
         prompts = PromptFormat(self.lm.tokenizer, self.lm.vocabulary)
         folders = {name: program.arrays[name] for name in self.recipe.corpora}
-        self.train_pool = Pool(folders, "train", prompts, self.recipe.max_seq_len)
-        self.val_pool = Pool(folders, "val", prompts, self.recipe.max_seq_len)
+        longest, tokens = self.recipe.max_seq_len, program.tokens
+        self.train_pool = Pool(folders, "train", prompts, longest, tokens)
+        self.val_pool = Pool(folders, "val", prompts, longest, tokens)
         self.resume()
 
     def resume(self) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from tts_assets.config import Config
+from tts_assets.program import ProgramConfig
 
 
 class LlamaSize(Config):
@@ -67,6 +69,22 @@ class VocabularyConfig(Config):
 
     order: Literal["numeric", "lexicographic"] = "numeric"
     nonverbals: bool = False
+
+
+class TokenizerConfig(Config):
+    """A tokenizer with its speech tokens; ``hub`` None is the byte-level one."""
+
+    hub: str | None
+    vocabulary: VocabularyConfig
+
+
+class TokenProgram(ProgramConfig):
+    """``tts_assets.speechlm.tokens``: the folder of a ``code_arrays`` artifact, and for which
+    tokenizers its texts become ids. ``pretraining`` adds the streams that pretraining reads."""
+
+    arrays: Path
+    tokenizers: tuple[TokenizerConfig, ...]
+    pretraining: bool = False
 
 
 class SamplingConfig(Config):

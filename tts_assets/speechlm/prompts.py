@@ -36,6 +36,8 @@ CONVERT = " convert the text to speech:"
 INSTRUCTION_STRINGS = (INSTRUCTION, GIVEN_VOICE, CONVERT)
 
 Ids = NDArray[np.int64]
+AnyIds = NDArray[np.int64] | NDArray[np.int32]
+NO_IDS: Ids = np.empty(0, dtype=np.int64)
 
 
 class PromptError(ValueError):
@@ -48,7 +50,6 @@ class PromptFormat:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, vocabulary: SpeechVocabulary) -> None:
         self.tokenizer = tokenizer
         self.vocabulary = vocabulary
-        self._starts: dict[str, Ids] = {}
 
     def text_ids(self, text: str) -> Ids:
         """Ids of a piece of plain text, without special tokens around it."""
@@ -66,7 +67,7 @@ class PromptFormat:
         """A whole training sample; the loss counts from ``<|speech_start|>`` on."""
         if np.size(codes) == 0:
             raise PromptError(f"no speech codes for the text {text!r}")
-        prompt = self.head(self.text_ids(text), voice_description)
+        prompt = self.head(self.text_ids(text), self.text_ids(voice_description))
         end = np.asarray([self.vocabulary.speech_end])
         return np.concatenate([prompt, self.vocabulary.ids(codes), end])
 
@@ -87,35 +88,31 @@ class PromptFormat:
         if bool(prompt_text) != bool(codes.size):
             raise PromptError("a voice prompt needs both its transcript and its codes")
         whole = f"{prompt_text} {text}" if prompt_text else text
-        prompt = self.head(self.text_ids(whole), voice_description)
+        prompt = self.head(self.text_ids(whole), self.text_ids(voice_description))
         return np.concatenate([prompt, self.vocabulary.ids(codes)])
 
-    def head(self, text: Ids, voice_description: str = "") -> Ids:
-        """All up to and including ``<|speech_start|>`` for a text that is tokenized already."""
-        return np.concatenate([self.before_text(voice_description), text, self._after_text])
-
-    def before_text(self, voice_description: str) -> Ids:
-        """Instruction, voice description, ``<|text_prompt_start|>``; made once a description."""
-        if voice_description not in self._starts:
-            self._starts[voice_description] = self._start(voice_description)
-        return self._starts[voice_description]
-
-    def _start(self, description: str) -> Ids:
-        control = self.vocabulary.control
-        if not description:
-            instruction = [self.text_ids(INSTRUCTION)]
-        else:
-            instruction = [
-                self.text_ids(GIVEN_VOICE),
-                np.asarray([control[VOICE_START]]),
-                self.text_ids(description),
-                np.asarray([control[VOICE_END]]),
-                self.text_ids(CONVERT),
-            ]
-        return np.concatenate([self._prefix, *instruction, [control[TEXT_START]]])
+    def head(self, text: AnyIds, description: AnyIds = NO_IDS) -> Ids:
+        """All up to and including ``<|speech_start|>``, for a text and a voice description that
+        are tokenized already; no ids: no description."""
+        if not len(description):
+            return np.concatenate([self._plain, text, self._after_text])
+        before, after = self._around_description
+        return np.concatenate([before, description, after, text, self._after_text])
 
     @cached_property
-    def _prefix(self) -> Ids:
+    def _plain(self) -> Ids:
+        start = self.vocabulary.control[TEXT_START]
+        return np.append(np.concatenate([self.prefix, self.text_ids(INSTRUCTION)]), start)
+
+    @cached_property
+    def _around_description(self) -> tuple[Ids, Ids]:
+        control = self.vocabulary.control
+        before = np.concatenate([self.prefix, self.text_ids(GIVEN_VOICE)])
+        after = np.concatenate([[control[VOICE_END]], self.text_ids(CONVERT)])
+        return np.append(before, control[VOICE_START]), np.append(after, control[TEXT_START])
+
+    @cached_property
+    def prefix(self) -> Ids:
         """What the tokenizer itself puts before every text: ``<|begin_of_text|>`` for Llama 3."""
         ids = self.tokenizer("", add_special_tokens=True)["input_ids"]
         return np.asarray([i for i in ids if i != self.tokenizer.eos_token_id], dtype=np.int64)

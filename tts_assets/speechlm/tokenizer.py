@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from tts_assets.speechlm.prompts import INSTRUCTION_STRINGS
+from tts_assets.config import digest_of
+from tts_assets.speechlm.config import TokenizerConfig
+from tts_assets.speechlm.prompts import INSTRUCTION_STRINGS, PromptFormat
+from tts_assets.speechlm.vocabulary import extend_tokenizer
 
 PAD = "<|pad|>"
+ANY_LENGTH = 1 << 30  # where no model bounds a text
 
 
 def byte_tokenizer(max_length: int) -> PreTrainedTokenizerFast:
@@ -45,3 +51,16 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def open_tokenizer(config: TokenizerConfig, codebook_size: int) -> PromptFormat:
+    """The prompt format of a tokenizer with the speech vocabulary of a codec, without a model."""
+    tokenizer = byte_tokenizer(ANY_LENGTH) if config.hub is None else load_tokenizer(config.hub)
+    return PromptFormat(tokenizer, extend_tokenizer(tokenizer, codebook_size, config.vocabulary))
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Changes whenever a text could get other ids. Padding and truncation, which a call sets and
+    leaves set, are no part of it."""
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    return digest_of({k: v for k, v in state.items() if k not in ("padding", "truncation")})
