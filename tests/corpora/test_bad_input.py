@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -28,9 +29,8 @@ from tts_assets.artifacts import ArtifactError, Build, RawCorpus
 from tts_assets.config import ConfigError
 from tts_assets.corpora.audio import read_clip
 from tts_assets.corpora.config import CorpusConfig, FilterConfig
-from tts_assets.corpora.filters import rejection
-from tts_assets.corpora.index import Utterance, index_corpus
-from tts_assets.corpora.samples import Sample
+from tts_assets.corpora.filters import first_hit, of_samples
+from tts_assets.corpora.index import index_corpus
 
 GOOD = 13
 RATE = 16_000
@@ -148,12 +148,11 @@ def test_a_missing_text_is_left_to_the_filters(corpus: Path, tmp_path: Path) -> 
     assert rejections(rows) == ["empty transcript"]
 
 
-def rejections(rows: Any) -> list[str]:
+def rejections(rows: pl.DataFrame) -> list[str]:
     """Reasons for which the default filters reject utterances."""
-    utterances = [Utterance(**row) for row in rows.iter_rows(named=True)]
-    samples = [Sample(id=row.id, wav_path=row.audio, transcript=row.text) for row in utterances]
-    reasons = (rejection(*pair, FilterConfig()) for pair in zip(utterances, samples, strict=True))
-    return [reason for reason in reasons if reason]
+    samples = rows.with_columns(wav_path="audio", transcript="text")
+    reasons = samples.select(reason=first_hit(of_samples(FilterConfig())))["reason"]
+    return reasons.drop_nulls().to_list()
 
 
 def test_bom_and_crlf_are_no_part_of_the_text(corpus: Path, tmp_path: Path) -> None:

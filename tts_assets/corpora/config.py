@@ -59,7 +59,8 @@ class CorpusConfig(Config):
 
     ``language``, ``licence`` and ``speaker`` hold for utterances that do not say otherwise.
     ``filters`` are laid over ``[filters]`` for this corpus (see :meth:`FilterConfig.for_corpus`).
-    ``segments`` declares that they are long recordings, to be cut into utterances.
+    ``segments`` declares that they are long recordings, to be cut into utterances; the reader
+    ``recordings`` implies it.
     """
 
     path: Path
