@@ -58,7 +58,8 @@ def lineage(
     c = COUNTS
     files = {"utterances.parquet": c["utterances"], "set_aside.jsonl": c["not_usable"]}
     counts = {"utterances": c["utterances"], "set_aside": c["not_usable"]}
-    source = publish(store, RawCorpus, {}, files, CORPUS_FACTS | counts)
+    entries = {"entries": c["utterances"] + c["not_usable"]}
+    source = publish(store, RawCorpus, {}, files, CORPUS_FACTS | counts | entries)
     if segmented:
         files = {"utterances.parquet": c["clips"], "set_aside.jsonl": 0}
         counts = {"utterances": c["clips"], "set_aside": 0, "recordings": recordings}
@@ -96,7 +97,7 @@ def test_all_stages_are_added_up(
 @pytest.mark.parametrize(
     ("asset", "file", "message"),
     [
-        ("raw_corpus", "set_aside.jsonl", r"raw_corpus/.*set aside are 2, but should be 3"),
+        ("raw_corpus", "set_aside.jsonl", r"raw_corpus/.*set aside are 19, but should be 20"),
         ("filtered_samples", "kept.jsonl", r"kept \+ rejected are 16, but should be 17"),
         ("codec_shards", "set_aside.jsonl", r"encoded \+ set aside are 14, but should be 15"),
     ],

@@ -15,7 +15,13 @@ from jobs.asset_jobs import REFRESH
 from tests.sensors.conftest import SPOKEN, Daemon, Made, watched_project
 from tts_assets.arrays.arrays import CodeTable
 
-FOLLOWING = ("filtered_samples", "codec_shards", "code_arrays")
+FOLLOWING = (
+    "speech_segments",
+    "filtered_samples",
+    "codec_shards",
+    "code_arrays",
+    "token_arrays",
+)
 
 
 def chain(corpus: str) -> list[Made]:
@@ -95,7 +101,7 @@ def test_a_change_that_ends_early_goes_no_further(built: Daemon, folder: Path) -
     with (folder / "samples.jsonl").open("a") as samples:
         samples.write('{"wav_path": "audio/none.wav", "transcript": "nothing"}\n')
     # One more entry is set aside: that is another index, but no other samples.
-    assert built.settle() == [("raw_corpus", SPOKEN), ("filtered_samples", SPOKEN)]
+    assert built.settle() == chain(SPOKEN)[:3]
 
 
 def test_a_failed_check_stops_its_corpus_until_it_is_mended(built: Daemon, folder: Path) -> None:
@@ -103,7 +109,7 @@ def test_a_failed_check_stops_its_corpus_until_it_is_mended(built: Daemon, folde
     text = samples.read_text()
     samples.write_text(text.replace('"transcript": "', '"transcript": "...", "was": "'))
     words = add_words(folder, "more_words")
-    assert set(built.settle()) == {*chain(SPOKEN)[:2], *words}  # no sample was kept
+    assert set(built.settle()) == {*chain(SPOKEN)[:3], *words}  # no sample was kept
     samples.write_text(text)
     say(folder, "mended")
     assert set(built.settle()) == set(chain(SPOKEN))
@@ -113,7 +119,7 @@ def test_what_changes_while_its_user_runs_is_not_forgotten(built: Daemon, folder
     say(folder, "first")
     built.run(built.looks())
     asked = built.follow()
-    assert asked == [("filtered_samples", SPOKEN)]
+    assert asked == [("speech_segments", SPOKEN)]
     built.run(asked)
     say(folder, "second")
     built.run(built.looks())

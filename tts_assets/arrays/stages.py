@@ -90,8 +90,8 @@ def utterance_numbers(store: ArtifactStore, samples: SampleManifest) -> Numbers:
         return numbers
     utterances, aside = count_rows(raw.path), count_lines(raw.path / SET_ASIDE_FILE)
     agree(later, what, took, utterances)
-    agree(raw, "set aside", aside, raw.facts.set_aside)
-    entries = {"utterances": utterances, "not_usable": aside, "entries": utterances + aside}
+    agree(raw, "utterances + set aside", utterances + aside, raw.facts.entries)
+    entries = {"utterances": utterances, "not_usable": aside, "entries": raw.facts.entries}
     return numbers | entries
 
 

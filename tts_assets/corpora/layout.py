@@ -58,7 +58,7 @@ def is_vctk(folder: Path) -> bool:
 
 
 def is_librispeech(folder: Path) -> bool:
-    return holds(folder, librispeech.CHAPTER_FILES)
+    return holds(folder, f"*{librispeech.CHAPTER_FILES}")
 
 
 def is_libritts(folder: Path) -> bool:

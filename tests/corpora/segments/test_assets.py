@@ -12,7 +12,8 @@ from resources.torchrun import TorchrunLauncher
 from tests.corpora.segments.recordings import Said
 from tts_assets.artifacts import ArtifactStore, sha256_file
 from tts_assets.corpora.assets import build_assets
-from tts_assets.corpora.config import CorpusConfig, FilterConfig
+from tts_assets.corpora.config import CorpusConfig, DiscoveryConfig, FilterConfig
+from tts_assets.corpora.discovery import Corpora
 from tts_assets.corpora.samples import read_samples
 from tts_assets.corpora.segments.config import SegmentConfig
 
@@ -25,11 +26,12 @@ def test_recordings_become_samples_with_a_card_and_the_way_back(
     config = CorpusConfig(
         path=talk[0], reader="speakers", language="en", licence="CC0", segments=SegmentConfig()
     )
+    corpora = Corpora({CORPUS: config}, DiscoveryConfig(), talk[0])
     root = str(store.root)
     with DagsterInstance.ephemeral() as instance:
         instance.add_dynamic_partitions("corpus", [CORPUS])
         result = materialize(
-            build_assets({CORPUS: config}, FilterConfig(), talk[0], processes=2),
+            build_assets(corpora, FilterConfig(), processes=2),
             instance=instance,
             partition_key=CORPUS,
             resources={
