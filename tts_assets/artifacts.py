@@ -408,6 +408,9 @@ class CodecCheckpoint(Handle):
 
 
 class ShardFacts(Facts):
+    """Of all clips some were ``encoded``, a share of these ``encoded_again`` alone, and others'
+    codes reused; ``padding`` is a share of the batches, the speed that of one rank."""
+
     corpus: str
     shards: int
     samples_in: int
@@ -419,6 +422,11 @@ class ShardFacts(Facts):
     sample_rate: int
     token_rate: float
     codebook_size: int
+    encoded: int = 0
+    reused_codes: int = 0
+    encoded_again: float = 0.0
+    padding: float = 0.0
+    audio_seconds_per_second: float = 0.0
 
 
 class CodecShards(Handle):

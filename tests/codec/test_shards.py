@@ -11,7 +11,7 @@ import pytest
 
 from tests.codec.conftest import ROOT, VENDORED
 from tts_assets.accounting import read_set_aside
-from tts_assets.artifacts import ShardFacts, sha256_file
+from tts_assets.artifacts import CodecFacts, ShardFacts, sha256_file
 from tts_assets.codec.config import ShardProgram
 from tts_assets.codec.model import Codec
 from tts_assets.codec.shards import main
@@ -27,6 +27,13 @@ def program(folder: Path, samples: Path, codec_content: str = "digest") -> Shard
         samples=samples,
         codec=VENDORED,
         codec_content=codec_content,
+        codec_facts=CodecFacts(
+            sample_rate=16_000,
+            hop_length=320,
+            token_rate=50.0,
+            codebook_size=1920,
+            parameters=1,
+        ),
         shard_samples=8,
     )
     (folder / "run.json").write_text(config.to_json())

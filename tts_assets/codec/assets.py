@@ -24,9 +24,12 @@ from resources.artifact_store import ArtifactStoreResource
 from resources.launcher import Launcher, Program
 from tts_assets.accounting import SET_ASIDE_FILE, count_reasons, read_set_aside
 from tts_assets.artifacts import (
+    MANIFEST,
+    ArtifactStore,
     Build,
     CodecCheckpoint,
     CodecShards,
+    Manifest,
     SampleManifest,
     sha256_file,
 )
@@ -48,7 +51,7 @@ def build_assets(
         codec = trained_codec(config.train, validation, processes, root)
     else:
         codec = fetched_codec(config, root)
-    shards = codec_shards_asset(config.shard_samples, processes)
+    shards = codec_shards_asset(config.shard_samples, config.batch_tokens, processes)
     return [codec, shards, accounting_check(shards)]
 
 
@@ -137,8 +140,9 @@ def trained_codec(
     return codec
 
 
-def codec_shards_asset(shard_samples: int, processes: int) -> AssetsDefinition:
-    """The asset ``codec_shards``, one partition a corpus."""
+def codec_shards_asset(shard_samples: int, batch_tokens: int, processes: int) -> AssetsDefinition:
+    """The asset ``codec_shards``, one partition a corpus. ``batch_tokens`` changes no byte, so
+    it is no part of what a build is known by."""
 
     @asset(
         group_name="codec",
@@ -170,7 +174,10 @@ def codec_shards_asset(shard_samples: int, processes: int) -> AssetsDefinition:
                 samples=samples.path / KEPT_FILE,
                 codec=codec.path,
                 codec_content=codec.content,
+                codec_facts=codec.facts,
                 shard_samples=shard_samples,
+                batch_tokens=batch_tokens,
+                reuse=earlier_shards(store.store, context.partition_key, codec),
             )
             module = "tts_assets.codec.shards"
             return launcher.run(context, Program(module, program, processes)).facts
@@ -178,6 +185,19 @@ def codec_shards_asset(shard_samples: int, processes: int) -> AssetsDefinition:
         return store.materialize(context, CodecShards, build, encode, describe_shards)
 
     return codec_shards
+
+
+def earlier_shards(store: ArtifactStore, partition: str, codec: CodecCheckpoint) -> list[Path]:
+    """The current ``codec_shards`` of all corpora that this code made with this codec, the
+    partition's own first: the same audio has the same codes there."""
+    links = sorted(store.root.glob("codec_shards/*/current"))
+    found = []
+    for link in sorted(links, key=lambda link: link.parent.name != partition):
+        manifest = Manifest.from_json(link / MANIFEST)
+        same_code = manifest.code_version == CODE_VERSION
+        if same_code and manifest.facts.get("codec") == codec.content:
+            found.append(link.resolve())
+    return found
 
 
 def accounting_check(shards: AssetsDefinition) -> AssetChecksDefinition:

@@ -9,16 +9,20 @@ alone. What "alone" gives is by definition right: one clip, one thread.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tts_assets.accounting import SetAside
 from tts_assets.codec.model import Codec, Codes, Wave
+
+K = TypeVar("K")
 
 SAFETY = 10.0  # doubtful: nearer to a boundary than so many times the largest difference seen
 PROBED = 4  # clips that are encoded both ways before any batch is believed
@@ -28,22 +32,16 @@ class RoundingError(RuntimeError):
     """Batches round so differently that their codes are not certain."""
 
 
-@dataclass
-class Effort:
-    """What encoding took: clips encoded, of them again alone; codes, padded codes of batches."""
-
-    clips: int = 0
-    again: int = 0
-    codes: int = 0
-    padded: int = 0
-
-
 class BatchEncoder:
-    """Encodes clips together with the codes that :meth:`Codec.encode` gives each alone."""
+    """Encodes clips together with the codes that :meth:`Codec.encode` gives each alone.
+
+    ``effort`` counts clips ``encoded``, of them ``again`` alone, their ``codes``, and the
+    ``padded`` codes of their batches.
+    """
 
     def __init__(self, codec: Codec) -> None:
         self.codec = codec
-        self.effort = Effort()
+        self.effort: Counter[str] = Counter()
         self.probes = 0
         self.difference = 0.0  # largest seen between batch and alone, in quantization levels
 
@@ -52,13 +50,38 @@ class BatchEncoder:
         """In quantization levels; boundaries lie 1 apart."""
         return SAFETY * self.difference
 
+    def batches(
+        self, clips: Iterable[tuple[K, Wave | SetAside]], budget: int
+    ) -> Iterator[list[tuple[K, Codes | SetAside]]]:
+        """Clips under any key, in an order of similar lengths, to batches of their codes.
+
+        A batch has at most ``budget`` codes with its padding; a longer clip is one of its own.
+        What was set aside passes through.
+        """
+        keys: list[K] = []
+        waves: list[Wave] = []
+        longest = 0
+        for key, wave in clips:
+            if isinstance(wave, SetAside):
+                yield [(key, wave)]
+                continue
+            count = self.codec.codes(len(wave))
+            longest = max(longest, count)
+            if waves and longest * (len(waves) + 1) > budget:
+                yield list(zip(keys, self.encode(waves), strict=True))
+                keys, waves, longest = [], [], count
+            keys.append(key)
+            waves.append(wave)
+        if waves:
+            yield list(zip(keys, self.encode(waves), strict=True))
+
     def encode(self, waves: Sequence[Wave]) -> list[Codes]:
         """Waveforms at 16 kHz to codes, padded to the longest: call it with similar lengths."""
         counts = [self.codec.codes(len(wave)) for wave in waves]
-        self.effort.clips += len(waves)
-        self.effort.codes += sum(counts)
-        self.effort.padded += len(waves) * max(counts)
-        if len(waves) == 1 or self.codec.obstacle:
+        together = len(waves) > 1 and self.codec.obstacle is None
+        padded = len(waves) * max(counts) if together else sum(counts)
+        self.effort.update(encoded=len(waves), codes=sum(counts), padded=padded)
+        if not together:
             return [self._alone(wave)[1] for wave in waves]
         latents = self.codec.latents(waves)
         codes = self.codec.quantize(latents)
@@ -88,10 +111,10 @@ class BatchEncoder:
             raise RoundingError(
                 f"a clip's latents differ by {difference:.1e} levels alone and in a batch, but by "
                 f"at most {self.difference:.1e} before: codes of batches are not certain. Write "
-                "batch_codes = 1 under [codec]: clips are then encoded one by one"
+                "batch_tokens = 1 under [codec]: clips are then encoded one by one"
             )
         self.probes += probe
-        self.effort.again += 1
+        self.effort["again"] += 1
         self.difference = max(self.difference, difference)
         return codes
 

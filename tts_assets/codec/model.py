@@ -175,9 +175,7 @@ class Codec:
     @torch.inference_mode()
     def encode(self, waves: Sequence[Wave]) -> list[Codes]:
         """Mono float32 waveforms at 16 kHz to integer codes, one for every 320 samples begun."""
-        return [
-            self.quantize(self.latents([wave]))[0, : self.codes(len(wave))] for wave in waves
-        ]
+        return [self.quantize(self.latents([wave]))[0, : self.codes(len(wave))] for wave in waves]
 
     @torch.inference_mode()
     def latents(self, waves: Sequence[Wave]) -> Tensor:
