@@ -29,6 +29,12 @@ CORPUS = ROOT / "examples/corpora/asterisk_en"
 VENDORED = ROOT / "examples/codecs/announcer-16khz"
 
 
+@pytest.fixture(autouse=True, scope="session")
+def one_thread_a_rank() -> None:
+    """As the launcher has it where there are as many ranks as cores; the clips are short."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def samples() -> list[Sample]:
     """Thirty utterances of one to two seconds, some of them validation utterances."""

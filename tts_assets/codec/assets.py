@@ -34,11 +34,13 @@ from tts_assets.artifacts import (
     sha256_file,
 )
 from tts_assets.codec.config import CodecConfig, CodecProgram, CodecRecipe, ShardProgram
+from tts_assets.config import ConfigError
 from tts_assets.corpora.filter import KEPT_FILE
 from tts_assets.partitions import corpus_partitions
 from tts_assets.split import ValidationSplit
 
 CODE_VERSION = "1"
+SHARDS = "codec_shards"
 MODEL_CARD = "README.md"
 HUB_FILES = ("config.json", "model*.safetensors", "model.safetensors.index.json", "README.md")
 
@@ -160,7 +162,7 @@ def codec_shards_asset(shard_samples: int, batch_tokens: int, processes: int) ->
         codec: CodecCheckpoint,
     ) -> Output[CodecShards]:
         build = Build(
-            asset="codec_shards",
+            asset=SHARDS,
             partition=context.partition_key,
             inputs={"samples": samples, "codec": codec},
             config={"shard_samples": shard_samples},
@@ -190,10 +192,13 @@ def codec_shards_asset(shard_samples: int, batch_tokens: int, processes: int) ->
 def earlier_shards(store: ArtifactStore, partition: str, codec: CodecCheckpoint) -> list[Path]:
     """The current ``codec_shards`` of all corpora that this code made with this codec, the
     partition's own first: the same audio has the same codes there."""
-    links = sorted(store.root.glob("codec_shards/*/current"))
+    links = sorted(store.root.glob(f"{SHARDS}/*/current"))
     found = []
     for link in sorted(links, key=lambda link: link.parent.name != partition):
-        manifest = Manifest.from_json(link / MANIFEST)
+        try:
+            manifest = Manifest.from_json(link / MANIFEST)
+        except ConfigError:  # it is said where the artifact itself is opened
+            continue
         same_code = manifest.code_version == CODE_VERSION
         if same_code and manifest.facts.get("codec") == codec.content:
             found.append(link.resolve())
