@@ -25,6 +25,7 @@ from tts_assets.codec.model import Codec, Codes, Wave
 K = TypeVar("K")
 
 SAFETY = 10.0  # doubtful: nearer to a boundary than so many times the largest difference seen
+SHORTEST = 0.8  # of the longest in a batch: padding is less than a fifth
 PROBED = 4  # clips that are encoded both ways before any batch is believed
 
 
@@ -53,10 +54,10 @@ class BatchEncoder:
     def batches(
         self, clips: Iterable[tuple[K, Wave | SetAside]], budget: int
     ) -> Iterator[list[tuple[K, Codes | SetAside]]]:
-        """Clips under any key, in an order of similar lengths, to batches of their codes.
+        """Clips under any key, in the order of their length, to batches of their codes.
 
-        A batch has at most ``budget`` codes with its padding; a longer clip is one of its own.
-        What was set aside passes through.
+        A batch has at most ``budget`` codes with its padding, which is less than a fifth of it; a
+        clip longer than that is a batch of its own. What was set aside passes through.
         """
         keys: list[K] = []
         waves: list[Wave] = []
@@ -67,7 +68,8 @@ class BatchEncoder:
                 continue
             count = self.codec.codes(len(wave))
             longest = max(longest, count)
-            if waves and longest * (len(waves) + 1) > budget:
+            full = longest * (len(waves) + 1) > budget
+            if waves and (full or count < SHORTEST * longest):
                 yield list(zip(keys, self.encode(waves), strict=True))
                 keys, waves, longest = [], [], count
             keys.append(key)

@@ -129,7 +129,7 @@ class CodecConfig(Config):
     train: CodecRecipe | None = None
     shard_samples: int = Field(512, gt=0, description="utterances in one shard")
     batch_tokens: int = Field(
-        1000, gt=0, description="codes of one batch with padding; 1: clips one by one"
+        4000, gt=0, description="codes of one batch with padding; 1: clips one by one"
     )
 
     @model_validator(mode="after")
@@ -169,5 +169,5 @@ class ShardProgram(ProgramConfig):
     codec_content: str
     codec_facts: CodecFacts
     shard_samples: int = Field(512, gt=0)
-    batch_tokens: int = Field(1000, gt=0)
+    batch_tokens: int = Field(4000, gt=0)
     reuse: list[Path] = Field(default_factory=list)
