@@ -466,6 +466,9 @@ class CodeFacts(Facts):
 
 
 class ShardFacts(CodeFacts):
+    """Of all clips some were ``encoded``, a share of these ``encoded_again`` alone, and others'
+    codes reused; ``padding`` is a share of the batches, the speed that of one rank."""
+
     corpus: str
     shards: int
     samples_in: int
@@ -474,6 +477,11 @@ class ShardFacts(CodeFacts):
     codes: int
     hours: float
     speakers: int = Field(0, description="0: not counted")
+    encoded: int = 0
+    reused_codes: int = 0
+    encoded_again: float = 0.0
+    padding: float = 0.0
+    audio_seconds_per_second: float = 0.0
 
 
 class CodecShards(Handle):

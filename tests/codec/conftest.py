@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
+from transformers import (
+    NeuCodecConfig,
+    NeuCodecModel,
+    PreTrainedModel,
+    Wav2Vec2BertConfig,
+    Xcodec2Config,
+    Xcodec2Model,
+)
 
 from tts_assets.artifacts import sha256_file
 from tts_assets.codec.config import CodecArchitecture
@@ -16,6 +27,12 @@ from tts_assets.corpora.samples import Sample, write_samples
 ROOT = Path(__file__).resolve().parents[2]
 CORPUS = ROOT / "examples/corpora/asterisk_en"
 VENDORED = ROOT / "examples/codecs/announcer-16khz"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread_a_rank() -> None:
+    """As the launcher has it where there are as many ranks as cores; the clips are short."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -34,6 +51,7 @@ def samples() -> list[Sample]:
                     transcript=row["transcript"],
                     duration=row["duration"],
                     sample_rate=row["sample_rate"],
+                    original_data={"audio_sha256": sha256_file(path)},
                 )
             )
     return found[:30]
@@ -62,3 +80,40 @@ def tiny() -> CodecArchitecture:
     return CodecArchitecture(
         hidden=32, layers=1, heads=2, intermediate=32, semantic_hidden=32, levels=(5, 5, 5)
     )
+
+
+FAMILIES = {"xcodec2": (Xcodec2Config, Xcodec2Model), "neucodec": (NeuCodecConfig, NeuCodecModel)}
+
+
+@torch.no_grad()
+def published(family: str, positions: str = "relative_key") -> PreTrainedModel:
+    """A model of transformers, small, its weights random, of gain 1, and its biases not zero."""
+    semantic = Wav2Vec2BertConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        position_embeddings_type=positions,
+    )
+    make_config, make_model = FAMILIES[family]
+    config = make_config(
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=16,
+        intermediate_size=32,
+        encoder_hidden_size=2,
+        semantic_model_config=semantic,
+        quantization_dim=64,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = make_model(config)
+        for module in model.modules():
+            if isinstance(module, (nn.Conv1d, nn.Linear)):
+                nn.init.normal_(module.weight, std=0.5 / math.sqrt(module.weight[0].numel()))
+                if module.bias is not None:
+                    nn.init.normal_(module.bias, std=0.3)
+    assert isinstance(model, PreTrainedModel)
+    return model

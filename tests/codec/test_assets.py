@@ -1,33 +1,99 @@
-"""The codec in the graph: fetched from a folder, and taken again when nothing changed."""
+"""The codec in the graph: what is the same is not made again, neither codec nor codes."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from dagster import AssetsDefinition, ExecuteInProcessResult, materialize
+from dagster import (
+    AssetsDefinition,
+    AssetSpec,
+    DagsterInstance,
+    ExecuteInProcessResult,
+    materialize,
+)
 
 from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
 from resources.torchrun import TorchrunLauncher
 from tests.codec.conftest import VENDORED
-from tts_assets.artifacts import ArtifactStore, CodecCheckpoint
+from tts_assets.artifacts import (
+    ArtifactStore,
+    Build,
+    CodecCheckpoint,
+    CodecShards,
+    SampleFacts,
+    SampleManifest,
+)
 from tts_assets.codec.assets import build_assets
 from tts_assets.codec.config import CodecConfig
 from tts_assets.codec.model import Codec
+from tts_assets.corpora.samples import Sample, write_samples
+from tts_assets.partitions import corpus_partitions
 from tts_assets.split import ValidationSplit
+
+
+def resources(store: ArtifactStore) -> dict[str, object]:
+    return {
+        "store": ArtifactStoreResource(root=str(store.root)),
+        "io_manager": ArtifactIOManager(root=str(store.root)),
+        "launcher": TorchrunLauncher(),
+    }
 
 
 def fetch(root: Path, store: ArtifactStore) -> ExecuteInProcessResult:
     config = CodecConfig(checkpoint="codec")
     codec = build_assets(config, ValidationSplit(), 1, root)[0]
     assert isinstance(codec, AssetsDefinition)
-    resources = {
-        "store": ArtifactStoreResource(root=str(store.root)),
-        "io_manager": ArtifactIOManager(root=str(store.root)),
-        "launcher": TorchrunLauncher(),
-    }
-    return materialize([codec], resources=resources)
+    return materialize([codec], resources=resources(store))
+
+
+def publish(store: ArtifactStore, corpus: str, samples: Sequence[Sample]) -> None:
+    """Make these the ``filtered_samples`` of a corpus."""
+    build = Build("filtered_samples", {}, {"ids": [s.id for s in samples]}, "1", partition=corpus)
+    result = store.work_folder(build) / "result"
+    result.mkdir()
+    write_samples(result / "kept.jsonl", samples)
+    count = len(samples)
+    facts = SampleFacts(
+        corpus=corpus, samples_in=count, kept=count, rejected=0, reasons={}, hours=0.0, speakers=1
+    )
+    store.publish(SampleManifest, build, result, facts)
+
+
+def encode(store: ArtifactStore, instance: DagsterInstance, corpus: str) -> CodecShards:
+    upstream = AssetSpec("filtered_samples", partitions_def=corpus_partitions)
+    config = CodecConfig(checkpoint=str(VENDORED), shard_samples=4)
+    result = materialize(
+        [upstream, *build_assets(config, ValidationSplit(), 1, Path())],
+        instance=instance,
+        partition_key=corpus,
+        resources=resources(store),
+    )
+    assert all(check.passed for check in result.get_asset_check_evaluations())
+    handle = store.current("codec_shards", corpus)
+    assert isinstance(handle, CodecShards)
+    (event,) = result.asset_materializations_for_node("codec_shards")
+    assert event.metadata["encoded"].value == handle.facts.encoded
+    return handle
+
+
+def test_a_corpus_that_grows_has_only_its_new_clips_encoded(
+    store: ArtifactStore, samples: list[Sample]
+) -> None:
+    with DagsterInstance.ephemeral() as instance:
+        instance.add_dynamic_partitions("corpus", ["announcer", "again"])
+        publish(store, "announcer", samples[4:9])
+        first = encode(store, instance, "announcer").facts
+        assert (first.samples, first.encoded, first.reused_codes) == (5, 5, 0)
+        publish(store, "announcer", samples[:10])
+        grown = encode(store, instance, "announcer").facts
+        assert (grown.samples, grown.encoded, grown.reused_codes) == (10, 5, 5)
+        publish(store, "again", samples[:10])
+        again = encode(store, instance, "again")
+        assert (again.facts.encoded, again.facts.reused_codes) == (0, 10)
+        assert again.content == store.current("codec_shards", "announcer").content
 
 
 def test_a_folder_is_published_once(tmp_path: Path, store: ArtifactStore, vendored: Codec) -> None:

@@ -2,24 +2,49 @@
 
 from __future__ import annotations
 
+import os
+import random
+import signal
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.codec.conftest import ROOT, VENDORED
 from tts_assets.accounting import read_set_aside
-from tts_assets.artifacts import ShardFacts, sha256_file
+from tts_assets.artifacts import (
+    ArtifactStore,
+    Build,
+    CodecFacts,
+    CodecShards,
+    ShardFacts,
+    sha256_file,
+)
 from tts_assets.codec.config import ShardProgram
 from tts_assets.codec.model import Codec
 from tts_assets.codec.shards import main
 from tts_assets.corpora.audio import read_wave
 from tts_assets.corpora.samples import Sample, read_samples, write_samples
+from tts_assets.program import STOPPED
+
+FACTS = CodecFacts(
+    sample_rate=16_000, hop_length=320, token_rate=50.0, codebook_size=1920, parameters=1
+)
 
 
-def program(folder: Path, samples: Path, codec_content: str = "digest") -> ShardProgram:
+def program(
+    folder: Path,
+    samples: Path,
+    codec_content: str = "digest",
+    reuse: Sequence[Path] = (),
+    batch_tokens: int = 300,
+) -> None:
     folder.mkdir(exist_ok=True)
     config = ShardProgram(
         run_dir=folder,
@@ -27,16 +52,47 @@ def program(folder: Path, samples: Path, codec_content: str = "digest") -> Shard
         samples=samples,
         codec=VENDORED,
         codec_content=codec_content,
+        codec_facts=FACTS,
         shard_samples=8,
+        batch_tokens=batch_tokens,
+        reuse=list(reuse),
     )
     (folder / "run.json").write_text(config.to_json())
-    return config
 
 
-def encode(folder: Path, samples: Path) -> ShardFacts:
-    program(folder, samples)
+def encode(folder: Path, samples: Path, **changes: Any) -> ShardFacts:
+    program(folder, samples, **changes)
     main([str(folder / "run.json")])
     return ShardFacts.from_json(folder / "result.json")
+
+
+def start(folder: Path) -> subprocess.Popen[bytes]:
+    """One rank, in a process of its own."""
+    command = [sys.executable, "-m", "tts_assets.codec.shards", str(folder / "run.json")]
+    return subprocess.Popen(command, cwd=ROOT)
+
+
+def when(happened: Callable[[], bool], act: Callable[[], None]) -> threading.Thread:
+    """Do ``act`` as soon as something has happened, from another thread."""
+
+    def watch() -> None:
+        while not happened():
+            time.sleep(0.005)
+        act()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    return thread
+
+
+def publish(store: ArtifactStore, samples: Path) -> CodecShards:
+    """The shards of a sample list as an artifact."""
+    build = Build("codec_shards", {}, {"samples": sha256_file(samples)}, "1")
+    work = store.work_folder(build)
+    facts = encode(work, samples)
+    handle = store.publish(CodecShards, build, work / "result", facts)
+    assert isinstance(handle, CodecShards)
+    return handle
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -86,10 +142,81 @@ def test_shards_of_another_codec_are_not_mixed_in(tmp_path: Path, sample_list: P
         main([str(tmp_path / "run.json")])
 
 
-def test_the_bytes_do_not_depend_on_the_number_of_ranks(tmp_path: Path, sample_list: Path) -> None:
-    encode(tmp_path / "one", sample_list)
-    program(tmp_path / "two", sample_list)
+def test_killed_and_gone_on_with_more_ranks_the_bytes_are_the_same(
+    tmp_path: Path, sample_list: Path
+) -> None:
+    encode(tmp_path / "one", sample_list, batch_tokens=1)
+    folder = tmp_path / "two"
+    shards = folder / "checkpoints"
+    program(folder, sample_list)
+    rank = start(folder)
+    while not list(shards.glob("shard-*")):
+        time.sleep(0.005)
+        assert rank.poll() is None
+    time.sleep(random.random() / 2)
+    rank.kill()
+    rank.wait()
+    finished = {path: path.stat().st_mtime_ns for path in shards.glob("shard-*")}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += ["-m", "tts_assets.codec.shards", str(tmp_path / "two" / "run.json")]
+    command += ["-m", "tts_assets.codec.shards", str(folder / "run.json")]
     subprocess.run(command, cwd=ROOT, check=True, timeout=300)
-    assert digests(tmp_path / "two") == digests(tmp_path / "one")
+    assert digests(folder) == digests(tmp_path / "one")
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished
+
+
+def test_asked_to_stop_it_leaves_after_the_batch(tmp_path: Path, sample_list: Path) -> None:
+    program(tmp_path, sample_list)
+    first = tmp_path / "checkpoints" / "shard-00000"
+    thread = when(first.is_dir, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit) as left:
+        main([str(tmp_path / "run.json")])
+    thread.join()
+    assert left.value.code == STOPPED
+    assert not (tmp_path / "result.json").is_file()
+    untouched = first.stat().st_mtime_ns
+    assert encode(tmp_path, sample_list).samples == 30
+    assert first.stat().st_mtime_ns == untouched
+
+
+def test_only_new_clips_are_encoded(
+    tmp_path: Path, store: ArtifactStore, samples: list[Sample], sample_list: Path
+) -> None:
+    few = tmp_path / "few.jsonl"
+    write_samples(few, samples[3:21:2])
+    fresh = encode(tmp_path / "fresh", sample_list)
+    assert (fresh.encoded, fresh.reused_codes) == (30, 0)
+    earlier = publish(store, few).path
+    facts = encode(tmp_path / "again", sample_list, reuse=[earlier])
+    assert (facts.encoded, facts.reused_codes) == (21, 9)
+    assert digests(tmp_path / "again") == digests(tmp_path / "fresh")
+    other = encode(tmp_path / "other", few, reuse=[earlier], codec_content="other")
+    assert (other.encoded, other.reused_codes) == (9, 0), "codes of another codec"
+
+
+def test_codes_are_not_taken_from_a_damaged_artifact(
+    tmp_path: Path, store: ArtifactStore, sample_list: Path
+) -> None:
+    handle = publish(store, sample_list)
+    codes = handle.path / "shard-00001.codes.npy"
+    content = bytearray(codes.read_bytes())
+    content[-1] ^= 1
+    codes.write_bytes(content)
+    facts = encode(tmp_path / "run", sample_list, reuse=[handle.path])
+    assert (facts.encoded, facts.reused_codes) == (8, 22)
+    encode(tmp_path / "fresh", sample_list)
+    assert digests(tmp_path / "run") == digests(tmp_path / "fresh")
+
+
+def test_a_file_that_is_no_longer_the_indexed_one_is_set_aside(
+    tmp_path: Path, samples: list[Sample]
+) -> None:
+    path = tmp_path / "clip.g722"
+    path.write_bytes(Path(samples[0].wav_path).read_bytes()[:-800])
+    write_samples(
+        tmp_path / "kept.jsonl",
+        [samples[0].model_copy(update={"wav_path": str(path)}), samples[1]],
+    )
+    facts = encode(tmp_path / "run", tmp_path / "kept.jsonl")
+    assert (facts.samples, facts.set_aside) == (1, 1)
+    (record,) = read_set_aside(tmp_path / "run" / "result" / "set_aside.jsonl")
+    assert (record.what, record.reason) == (samples[0].id, "changed since it was indexed")

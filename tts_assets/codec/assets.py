@@ -24,19 +24,24 @@ from resources.artifact_store import ArtifactStoreResource
 from resources.launcher import Launcher, Program
 from tts_assets.accounting import SET_ASIDE_FILE, count_reasons, read_set_aside
 from tts_assets.artifacts import (
+    MANIFEST,
+    ArtifactStore,
     Build,
     CodecCheckpoint,
     CodecShards,
+    Manifest,
     SampleManifest,
     sha256_file,
 )
 from tts_assets.automation import fetch_for, follow_data
 from tts_assets.codec.config import CodecConfig, CodecProgram, CodecRecipe, ShardProgram
+from tts_assets.config import ConfigError
 from tts_assets.corpora.filter import KEPT_FILE
 from tts_assets.partitions import corpus_partitions
 from tts_assets.split import ValidationSplit
 
 CODE_VERSION = "1"
+SHARDS = "codec_shards"
 MODEL_CARD = "README.md"
 HUB_FILES = ("config.json", "model*.safetensors", "model.safetensors.index.json", "README.md")
 
@@ -49,7 +54,7 @@ def build_assets(
         codec = trained_codec(config.train, validation, processes, root)
     else:
         codec = fetched_codec(config, root)
-    shards = codec_shards_asset(config.shard_samples, processes)
+    shards = codec_shards_asset(config.shard_samples, config.batch_tokens, processes)
     return [codec, shards, accounting_check(shards)]
 
 
@@ -139,8 +144,9 @@ def trained_codec(
     return codec
 
 
-def codec_shards_asset(shard_samples: int, processes: int) -> AssetsDefinition:
-    """The asset ``codec_shards``, one partition a corpus."""
+def codec_shards_asset(shard_samples: int, batch_tokens: int, processes: int) -> AssetsDefinition:
+    """The asset ``codec_shards``, one partition a corpus. ``batch_tokens`` changes no byte, so
+    it is no part of what a build is known by."""
 
     @asset(
         group_name="codec",
@@ -159,7 +165,7 @@ def codec_shards_asset(shard_samples: int, processes: int) -> AssetsDefinition:
         codec: CodecCheckpoint,
     ) -> Output[CodecShards]:
         build = Build(
-            asset="codec_shards",
+            asset=SHARDS,
             partition=context.partition_key,
             inputs={"samples": samples, "codec": codec},
             config={"shard_samples": shard_samples},
@@ -173,7 +179,10 @@ def codec_shards_asset(shard_samples: int, processes: int) -> AssetsDefinition:
                 samples=samples.path / KEPT_FILE,
                 codec=codec.path,
                 codec_content=codec.content,
+                codec_facts=codec.facts,
                 shard_samples=shard_samples,
+                batch_tokens=batch_tokens,
+                reuse=earlier_shards(store.store, context.partition_key, codec),
             )
             module = "tts_assets.codec.shards"
             return launcher.run(context, Program(module, program, processes)).facts
@@ -181,6 +190,22 @@ def codec_shards_asset(shard_samples: int, processes: int) -> AssetsDefinition:
         return store.materialize(context, CodecShards, build, encode, describe_shards)
 
     return codec_shards
+
+
+def earlier_shards(store: ArtifactStore, partition: str, codec: CodecCheckpoint) -> list[Path]:
+    """The current ``codec_shards`` of all corpora that this code made with this codec, the
+    partition's own first: the same audio has the same codes there."""
+    links = sorted(store.root.glob(f"{SHARDS}/*/current"))
+    found = []
+    for link in sorted(links, key=lambda link: link.parent.name != partition):
+        try:
+            manifest = Manifest.from_json(link / MANIFEST)
+        except ConfigError:  # it is said where the artifact itself is opened
+            continue
+        same_code = manifest.code_version == CODE_VERSION
+        if same_code and manifest.facts.get("codec") == codec.content:
+            found.append(link.resolve())
+    return found
 
 
 def accounting_check(shards: AssetsDefinition) -> AssetChecksDefinition:

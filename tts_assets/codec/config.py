@@ -8,6 +8,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from tts_assets.artifacts import CodecFacts
 from tts_assets.config import Config
 from tts_assets.program import ProgramConfig
 from tts_assets.split import ValidationSplit
@@ -127,6 +128,9 @@ class CodecConfig(Config):
     revision: str | None = Field(None, pattern=r"^[0-9a-f]{40}$")
     train: CodecRecipe | None = None
     shard_samples: int = Field(512, gt=0, description="utterances in one shard")
+    batch_tokens: int = Field(
+        4000, gt=0, description="codes of one batch with padding; 1: clips one by one"
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -155,11 +159,15 @@ class CodecProgram(ProgramConfig):
 class ShardProgram(ProgramConfig):
     """``tts_assets.codec.shards``: encode one corpus' samples with a codec.
 
-    ``codec_content`` is the digest of the codec, which the shards record.
+    ``codec_content`` is the digest of the codec, which the shards record. ``reuse`` names earlier
+    artifacts whose codes may be taken over. Neither it nor ``batch_tokens`` changes a byte.
     """
 
     corpus: str
     samples: Path
     codec: Path
     codec_content: str
+    codec_facts: CodecFacts
     shard_samples: int = Field(512, gt=0)
+    batch_tokens: int = Field(4000, gt=0)
+    reuse: list[Path] = Field(default_factory=list)

@@ -1,77 +1,165 @@
 """Encodes one corpus into shards: ``python -m tts_assets.codec.shards run.json`` or torchrun.
 
 A shard is a run of consecutive utterances of the sample list. It appears whole, by one rename,
-when it is done; a restart makes only those that are missing. Its bytes follow from its
-utterances and the codec alone: one thread and one clip at a time, so that neither the number of
-ranks nor a batch changes how sums are rounded.
+when it is done; a restart, with any number of ranks, makes only those that are missing. Its bytes
+follow from its utterances and the codec alone (see ``batching.py``), not from batches, ranks,
+threads, or from what could be taken over from earlier shards.
+
+Ranks share nothing but the folder: each makes its shards, and rank 0 waits until all are there.
+(A process group would fail a rank that waits for another longer than its timeout.)
 """
 
 from __future__ import annotations
 
-import itertools
+import json
+import os
 import shutil
-from dataclasses import dataclass
+import time
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from tts_assets.accounting import SET_ASIDE_FILE, SetAside, read_set_aside, write_set_aside
 from tts_assets.artifacts import ShardFacts, code_dtype, sha256_file, written_aside
 from tts_assets.codec.config import ShardProgram
-from tts_assets.codec.model import Codec, Codes
+from tts_assets.codec.decoding import read_ahead
+from tts_assets.codec.reuse import EarlierCodes, audio_digest
+from tts_assets.codec.shard_files import (
+    CODES,
+    EFFORT_FILE,
+    INDEX,
+    SAMPLES,
+    Effort,
+    Shard,
+    ShardCodes,
+    ShardResult,
+    split_into_shards,
+)
 from tts_assets.config import digest_of
-from tts_assets.corpora.audio import BrokenAudio, read_wave
-from tts_assets.corpora.samples import Sample, read_samples, write_samples
+from tts_assets.corpora.audio import Wave
+from tts_assets.corpora.samples import Sample
 from tts_assets.program import Run, load_config
 
-CODES, INDEX, SAMPLES = "codes.npy", "index.npy", "samples.jsonl"
+if TYPE_CHECKING:
+    from tts_assets.codec.batching import BatchEncoder
+    from tts_assets.codec.model import Codec
+
 IDENTITY_FILE = "shards.json"
+POLL_SECONDS = 0.2
 
 
-@dataclass(frozen=True)
-class Shard:
-    """Utterances ``number * shard_samples`` and following of the list."""
+class Encoding:
+    """One rank's missing shards, made one after the other."""
 
-    number: int
-    samples: list[Sample]
+    def __init__(self, run: Run, program: ShardProgram, shards: list[Shard]) -> None:
+        self.run, self.program, self.shards = run, program, shards
+        lines = (line for shard in shards for line in shard.lines(program.samples))
+        digests = (digest for line in lines if (digest := audio_digest(line)))
+        self.earlier = EarlierCodes(program.reuse, program.codec_content, digests, run.note)
+        self.dtype = code_dtype(program.codec_facts.codebook_size)
+        self.encoder: BatchEncoder | None = None
+        self.total: Effort = Counter()
 
-    @property
-    def name(self) -> str:
-        return f"shard-{self.number:05d}"
+    def utterances(self) -> Iterator[Sample]:
+        """Each utterance when it is done; ends after a batch if a stop is asked for."""
+        for step, shard in enumerate(self.shards):
+            started = time.monotonic()
+            result = ShardResult(shard.samples(self.program.samples))
+            yield from self._fill(result)
+            if self.run.stop_requested:
+                return
+            result.effort["milliseconds"] = round(1000 * (time.monotonic() - started))
+            result.write(self.run.checkpoint_dir / shard.name, self.dtype)
+            self.total += result.effort
+            self.run.metrics(step, figures(self.total, self.program.codec_facts.token_rate))
+
+    def _fill(self, result: ShardResult) -> Iterator[Sample]:
+        """What earlier artifacts have is taken over, the rest encoded."""
+        left = []
+        for row, sample in enumerate(result.samples):
+            codes = self._known(sample)
+            if codes is None:
+                left.append(row)
+            else:
+                result.codes[row] = codes
+                result.effort["reused"] += 1
+                yield sample
+        if left:
+            yield from self._encode(result, left)
+
+    def _known(self, sample: Sample) -> ShardCodes | None:
+        """Codes of the same audio, if they are as many as its duration asks for."""
+        codes = self.earlier.get(sample.original_data.get("audio_sha256"))
+        if codes is None:
+            return None
+        seconds = len(codes) / self.program.codec_facts.token_rate
+        return codes if abs(seconds - sample.duration) < 0.1 else None
+
+    def _encode(self, result: ShardResult, rows: list[int]) -> Iterator[Sample]:
+        """Encode these utterances, those of like length together, the longest first."""
+        if self.encoder is None:
+            self.encoder = open_encoder(self.run, self.program)
+        encoder, samples = self.encoder, result.samples
+        encoder.effort.clear()
+        rows = sorted(rows, key=lambda row: -samples[row].duration)
+        waves = self._waves(encoder.codec, [samples[row] for row in rows])
+        for batch in encoder.batches(zip(rows, waves, strict=True), self.program.batch_tokens):
+            for row, codes in batch:
+                if isinstance(codes, SetAside):
+                    result.aside.append(codes)
+                else:
+                    result.codes[row] = codes.astype(self.dtype)
+                yield samples[row]
+            if self.run.stop_requested:
+                return
+        result.effort += encoder.effort
+
+    def _waves(self, codec: Codec, samples: list[Sample]) -> Iterator[Wave | SetAside]:
+        """The samples' waveforms; what is too short for a code is set aside."""
+        read = read_ahead(samples, codec.input_rate, readers())
+        for sample, wave in zip(samples, read, strict=True):
+            if not isinstance(wave, SetAside) and not codec.codes(len(wave)):
+                yield SetAside(sample.id, "too short for the codec", f"{len(wave)} samples")
+            else:
+                yield wave
 
 
-def split_into_shards(samples: list[Sample], size: int) -> list[Shard]:
-    """Consecutive runs of ``size`` utterances; the last may be shorter."""
-    return [
-        Shard(number, samples[start : start + size])
-        for number, start in enumerate(range(0, len(samples), size))
-    ]
+def open_encoder(run: Run, program: ShardProgram) -> BatchEncoder:
+    """The codec on this rank's device. Imported here: it takes ten seconds, and a run that takes
+    all codes over needs none."""
+    import torch
+
+    from tts_assets.codec.batching import BatchEncoder
+    from tts_assets.codec.memory import keep_freed_memory
+    from tts_assets.codec.model import Codec
+
+    keep_freed_memory()
+    # TF32 rounds inputs to ten bits: other shapes would then differ by whole levels.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    codec = Codec.load(program.codec, str(run.device))
+    if codec.obstacle:
+        run.note(f"clips are encoded one by one: {codec.obstacle}")
+    return BatchEncoder(codec)
 
 
-def encode_shard(shard: Shard, codec: Codec, folder: Path) -> None:
-    """Write one shard's folder aside and rename it: codes (one after another), the
-    offset of each utterance (int64), the samples, and who was set aside."""
-    kept: list[Sample] = []
-    codes: list[Codes] = []
-    aside: list[SetAside] = []
-    for sample in shard.samples:
-        try:
-            wave = read_wave(Path(sample.wav_path), codec.input_rate)
-        except BrokenAudio as error:
-            aside.append(SetAside(sample.id, error.reason, error.detail or str(error.path)))
-            continue
-        codes += codec.encode([wave])
-        kept.append(sample)
-    lengths = [len(clip) for clip in codes]
-    index = np.array([0, *itertools.accumulate(lengths)][:-1] if lengths else [], dtype=np.int64)
-    joined = np.concatenate(codes) if codes else np.array([], dtype=np.int64)
-    with written_aside(folder / shard.name) as work:
-        work.mkdir()
-        np.save(work / CODES, joined.astype(code_dtype(codec.facts.codebook_size)))
-        np.save(work / INDEX, index)
-        write_samples(work / SAMPLES, kept)
-        write_set_aside(work / SET_ASIDE_FILE, aside)
+def readers() -> int:
+    """Threads that decode: this rank's share of the cores."""
+    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def figures(effort: Effort, token_rate: float) -> dict[str, float]:
+    """The facts of an effort: counts, shares, and seconds of audio a second of one rank."""
+    seconds = effort["milliseconds"] / 1000
+    return {
+        "encoded": effort["encoded"],
+        "reused_codes": effort["reused"],
+        "encoded_again": round(effort["again"] / max(1, effort["encoded"]), 6),
+        "padding": round(1 - effort["codes"] / max(1, effort["padded"]), 6),
+        "audio_seconds_per_second": round(effort["codes"] / token_rate / max(seconds, 1e-3), 3),
+    }
 
 
 def check_identity(program: ShardProgram, folder: Path) -> None:
@@ -94,24 +182,36 @@ def check_identity(program: ShardProgram, folder: Path) -> None:
         )
 
 
+def wait_for(shards: list[Shard], run: Run) -> None:
+    """Until the other ranks have made theirs; torchrun ends this one if one of them fails."""
+    for shard in shards:
+        while not (run.checkpoint_dir / shard.name).is_dir():
+            if run.stop_requested:
+                run.stopped()
+            time.sleep(POLL_SECONDS)
+
+
 def collect(program: ShardProgram, shards: list[Shard], folder: Path, result: Path) -> ShardFacts:
     """Copy all shards to ``result`` under their published names and count what they hold."""
     aside: list[SetAside] = []
+    effort: Effort = Counter()
+    speakers: set[str] = set()
     codes = samples = 0
     for shard in shards:
         for name in (CODES, INDEX, SAMPLES):
             shutil.copyfile(folder / shard.name / name, result / f"{shard.name}.{name}")
+        with (folder / shard.name / SAMPLES).open("rb") as lines:
+            speakers |= {json.loads(line)["speaker_id"] for line in lines}
         aside += read_set_aside(folder / shard.name / SET_ASIDE_FILE)
+        effort += Counter(json.loads((folder / shard.name / EFFORT_FILE).read_text()))
         codes += len(np.load(folder / shard.name / CODES, mmap_mode="r"))
         samples += len(np.load(folder / shard.name / INDEX, mmap_mode="r"))
     write_set_aside(result / SET_ASIDE_FILE, aside)
-    facts = Codec.load(program.codec).facts
-    left_out = {record.what for record in aside}
-    speakers = {s.speaker_id for shard in shards for s in shard.samples if s.id not in left_out}
+    facts = program.codec_facts
     return ShardFacts(
         corpus=program.corpus,
         shards=len(shards),
-        samples_in=sum(len(shard.samples) for shard in shards),
+        samples_in=sum(shard.count for shard in shards),
         samples=samples,
         set_aside=len(aside),
         codes=codes,
@@ -121,35 +221,33 @@ def collect(program: ShardProgram, shards: list[Shard], folder: Path, result: Pa
         sample_rate=facts.sample_rate,
         token_rate=facts.token_rate,
         codebook_size=facts.codebook_size,
+        **figures(effort, facts.token_rate),
     )
 
 
 def run_shards(run: Run, program: ShardProgram) -> None:
     """This rank's share of the missing shards; then rank 0 collects all."""
     folder = run.checkpoint_dir
-    if run.is_main:
-        check_identity(program, folder)
-    samples = list(read_samples(program.samples))
-    shards = split_into_shards(samples, program.shard_samples)
+    check_identity(program, folder)
+    shards = split_into_shards(program.samples, program.shard_samples)
     mine = shards[run.rank :: run.world_size]
     missing = [shard for shard in mine if not (folder / shard.name).is_dir()]
-    codec = Codec.load(program.codec, str(run.device))
-    done = len(mine) - len(missing)
-    for shard in run.progress(missing, "codec shards", total=len(mine), start=done):
-        encode_shard(shard, codec, folder)
-        if run.stop_requested:
-            break
-    if run.should_stop():  # also waits for the other ranks
+    total = sum(shard.count for shard in mine)
+    start = total - sum(shard.count for shard in missing)
+    utterances = Encoding(run, program, missing).utterances()
+    what = f"utterances of rank 0 of {run.world_size}"
+    for _ in run.progress(utterances, what, total=total, start=start):
+        pass
+    if run.stop_requested:
         run.stopped()
     if run.is_main:
+        wait_for(shards, run)
         run.finish(collect(program, shards, folder, run.result_dir).model_dump())
 
 
 def main(argv: list[str] | None = None) -> None:
     program = load_config(ShardProgram, argv)
-    torch.set_num_threads(1)
     with Run(program.run_dir) as run:
-        run.init_distributed()
         run_shards(run, program)
 
 

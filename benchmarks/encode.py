@@ -1,0 +1,118 @@
+"""Encoding 20 minutes of real speech: batches by length, batches as listed, one by one.
+
+    OMP_NUM_THREADS=1 python benchmarks/encode.py
+
+times the vendored codec on the demo corpus, decoded beforehand, each way in turn, and prints a
+Markdown table with the shortest time of each. Batches of both kinds have the same budget of codes,
+padding included. *By length* is what ``codec_shards`` does within a shard, doubtful clips encoded
+again; its codes must be those of one by one. *As listed* is masked too, but encodes nothing again.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tts_assets.accounting import SetAside
+from tts_assets.codec.batching import BatchEncoder
+from tts_assets.codec.memory import keep_freed_memory
+from tts_assets.codec.model import Codec, Codes, Wave
+from tts_assets.corpora.audio import read_wave
+
+ROOT = Path(__file__).resolve().parents[1]
+CORPUS = ROOT / "examples/corpora/asterisk_en"
+CODEC = ROOT / "examples/codecs/announcer-16khz"
+MINUTES, REPEATS = 20, 3
+SHARD, BUDGET = 128, 4000  # clips and codes: those of the demo
+
+
+def speech() -> list[Wave]:
+    """The first 20 minutes of the corpus, at 16 kHz."""
+    waves: list[Wave] = []
+    for line in (CORPUS / "samples.jsonl").read_text().splitlines():
+        if sum(map(len, waves)) >= MINUTES * 60 * 16_000:
+            break
+        waves.append(read_wave(CORPUS / json.loads(line)["wav_path"], 16_000))
+    return waves
+
+
+def as_listed(codec: Codec, waves: list[Wave]) -> tuple[list[Codes], float]:
+    """Codes of consecutive clips in batches of the same budget, and the share of padding."""
+    counts = [codec.codes(len(wave)) for wave in waves]
+    codes: list[Codes] = []
+    padded = 0
+    while len(codes) < len(waves):
+        size = 1
+        longest = counts[len(codes)]
+        for count in counts[len(codes) + 1 :]:
+            longest = max(longest, count)
+            if longest * (size + 1) > BUDGET:
+                break
+            size += 1
+        batch = range(len(codes), len(codes) + size)
+        rows = codec.quantize(codec.latents([waves[row] for row in batch]))
+        padded += rows.size
+        codes += [clip[: counts[row]] for row, clip in zip(batch, rows, strict=True)]
+    return codes, 1 - sum(counts) / padded
+
+
+def by_length(encoder: BatchEncoder, waves: list[Wave]) -> list[Codes]:
+    """As ``codec_shards`` does it: the longest of each shard first."""
+    encoder.effort.clear()
+    codes: dict[int, Codes] = {}
+    for start in range(0, len(waves), SHARD):
+        rows = range(start, min(start + SHARD, len(waves)))
+        order = sorted(rows, key=lambda row: -len(waves[row]))
+        for batch in encoder.batches(((row, waves[row]) for row in order), BUDGET):
+            codes.update((row, clip) for row, clip in batch if not isinstance(clip, SetAside))
+    return [codes[row] for row in range(len(waves))]
+
+
+def main() -> None:
+    keep_freed_memory()
+    codec = Codec.load(CODEC)
+    waves = speech()
+    encoder = BatchEncoder(codec)
+    ways: dict[str, Callable[[], list[Codes]]] = {
+        "one by one": lambda: codec.encode(waves),
+        "batches as listed": lambda: as_listed(codec, waves)[0],
+        "batches by length": lambda: by_length(encoder, waves),
+    }
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    codes: dict[str, list[Codes]] = {}
+    for _ in range(REPEATS):
+        for name, encode in ways.items():
+            started = time.perf_counter()
+            codes[name] = encode()
+            times[name].append(time.perf_counter() - started)
+    alone = codes["one by one"]
+    same = [np.array_equal(*pair) for pair in zip(alone, codes["batches by length"], strict=True)]
+    assert all(same), f"{same.count(False)} clips have other codes"
+    effort = encoder.effort
+    padding = {
+        "one by one": 0.0,
+        "batches as listed": as_listed(codec, waves)[1],
+        "batches by length": 1 - effort["codes"] / effort["padded"],
+    }
+    seconds = sum(map(len, waves)) / 16_000
+    listed = min(times["batches as listed"])
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {BUDGET} codes a batch;")
+    print(f"{len(waves)} clips, {seconds / 60:.1f} minutes, {sum(map(len, alone))} codes\n")
+    print("| way | padding | s | x real time | as listed / this |")
+    print("|---|---|---|---|---|")
+    for name, taken in times.items():
+        print(
+            f"| {name} | {padding[name]:.1%} | {min(taken):.1f} | {seconds / min(taken):.0f} "
+            f"| {listed / min(taken):.2f} |"
+        )
+    print(f"\nEncoded again: {effort['again'] / effort['encoded']:.1%} of the clips; ", end="")
+    print(f"largest difference by rounding {encoder.difference:.1e} levels.")
+
+
+if __name__ == "__main__":
+    main()
