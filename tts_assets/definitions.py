@@ -45,7 +45,7 @@ def build_assets(settings: Settings) -> list[Any]:
         *codec_assets(settings.codec, settings.validation, processes, root),
         *arrays_assets(settings.validation),
         *sft_assets(settings.sft, processes),
-        *serving_assets(settings.serving, trained, aligned),
+        *serving_assets(settings.serving, trained, aligned, settings.text),
         *rlhf_assets(settings.rlhf, processes, root),
         *evaluation_assets(settings.evaluation, settings.sft, settings.rlhf, root, processes),
     ]
