@@ -53,7 +53,7 @@ def build_assets(settings: Settings) -> list[Any]:
         *arrays_assets(settings.arrays, settings.validation, settings.codec.checkpoint, root),
         *token_assets(settings.tokenizers, settings.arrays.pretraining),
         *sft_assets(settings.sft, processes),
-        *serving_assets(settings.serving, trained, aligned),
+        *serving_assets(settings.serving, trained, aligned, settings.text),
         *rlhf_assets(settings.rlhf, processes, root),
         *evaluation_assets(settings.evaluation, settings.sft, settings.rlhf, root, processes),
     ]

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from dagster import DagsterInstance, ExecuteInProcessResult, materialize
@@ -41,12 +42,13 @@ def run(
     corpus: Path,
     filters: FilterConfig | None = None,
     partition: str = CORPUS,
+    own: dict[str, Any] | None = None,
 ) -> ExecuteInProcessResult:
-    config = CorpusConfig(path=Path(corpus.name), reader="jsonl", language="en")
+    config = CorpusConfig(path=Path(corpus.name), reader="jsonl", language="en", filters=own or {})
     corpora = Corpora({CORPUS: config}, DiscoveryConfig(), corpus.parent)
     root = str(store.root)
     return materialize(
-        build_assets(corpora, filters or FilterConfig()),
+        build_assets(corpora, filters or FilterConfig(), processes=2),
         instance=instance,
         partition_key=partition,
         resources={
@@ -160,6 +162,71 @@ def test_other_filters_leave_the_index_alone(
 ) -> None:
     assert run(instance, store, corpus).success
     assert reused(run(instance, store, corpus, FilterConfig(max_duration=3))) == [True, True, False]
+
+
+@pytest.mark.slow
+def test_metrics_are_measured_by_launched_ranks_and_decide(
+    instance: DagsterInstance, store: ArtifactStore, corpus: Path
+) -> None:
+    filters = FilterConfig(min_p808=3.5, measure=("snr", "silence"))
+    result = run(instance, store, corpus, filters)
+    assert result.success
+    (event,) = result.asset_materializations_for_node("filtered_samples")
+    assert 0 < event.metadata["reasons/P.808 too low"].value < 13
+    assert "P.808 too low" in str(event.metadata["rejected_in_order"].value)
+    assert "SNR, dB" in str(event.metadata["quality"].value)
+    assert "data:image/png" in str(event.metadata["distributions"].value)
+    artifact = store.current("filtered_samples", CORPUS)
+    rejected = [json.loads(line) for line in (artifact.path / "rejected.jsonl").open()]
+    for line in rejected:
+        assert line["value"] == line["original_data"]["quality"]["p808"] < line["limit"] == 3.5
+    for sample in read_samples(artifact.path / "kept.jsonl"):
+        assert sample.original_data["quality"]["p808"] >= 3.5
+        assert sample.original_data["quality"]["snr"] is not None
+
+    before = digests(artifact)
+    shutil.rmtree(store.caches)  # a cache decides nothing
+    shutil.rmtree(artifact.path)
+    assert run(
+        instance, store, corpus, FilterConfig(min_p808=3.5, measure=("snr", "silence"))
+    ).success
+    assert digests(store.current("filtered_samples", CORPUS)) == before
+
+
+def digests(handle: Handle) -> dict[str, str]:
+    return {name: entry.sha256 for name, entry in handle.manifest.files.items()}
+
+
+def test_what_the_corpus_says_of_a_sample_is_kept(
+    instance: DagsterInstance, store: ArtifactStore, corpus: Path
+) -> None:
+    """Also where a corpus is itself a result: nothing is told twice."""
+    assert run(instance, store, corpus).success
+    first = store.current("filtered_samples", CORPUS)
+    kept = [json.loads(line) for line in (first.path / "kept.jsonl").open()]
+    kept[0] |= {"style": "calm", "dnsmos_mos_ovr": 3.25}
+    kept[0]["original_data"] |= {'a "key"': {"deep": ["\\", None, 1.5]}, "quality": {"p808": 1.0}}
+    (corpus / "samples.jsonl").write_text("".join(json.dumps(each) + "\n" for each in kept))
+    assert run(instance, store, corpus).success
+    second = store.current("filtered_samples", CORPUS)
+    again = list(read_samples(second.path / "kept.jsonl"))
+    assert (again[0].style, again[0].dnsmos_mos_ovr) == ("calm", 3.25)
+    del kept[0]["original_data"]["quality"]
+    for sample, given in zip(again, kept, strict=True):
+        assert sample.original_data == given["original_data"] | {"text": given["transcript"]}
+    for line in (second.path / "kept.jsonl").read_text().splitlines():
+        assert line.count('"audio_sha256"') == 1
+
+
+def test_a_corpus_has_filters_of_its_own(
+    instance: DagsterInstance, store: ArtifactStore, corpus: Path
+) -> None:
+    assert run(instance, store, corpus).success
+    own = {"max_duration": 3.0}
+    result = run(instance, store, corpus, own=own)
+    assert reused(result) == [True, True, False]  # the index does not depend on them
+    (event,) = result.asset_materializations_for_node("filtered_samples")
+    assert event.metadata["reasons/too long"].value > 0
 
 
 def test_a_corpus_of_which_nothing_is_left_stops_the_run(

@@ -8,6 +8,7 @@ import soundfile
 
 from tests.speaking import Speaking
 from tts_assets.corpora.audio import read_wave
+from tts_assets.corpora.config import TextConfig
 from tts_assets.serving import synthesize
 from tts_assets.serving.config import Voice
 from tts_assets.serving.synthesis import Line, SynthesisError, Synthesizer, decode
@@ -59,6 +60,12 @@ def test_text_is_normalized_as_in_training(synthesizer: Synthesizer) -> None:
     figures = synthesizer.request(Line("Press 1"), seed=0)
     words = synthesizer.request(Line("Press one"), seed=0)
     assert np.array_equal(figures.prompt, words.prompt)
+
+
+def test_a_model_of_texts_as_they_were_written_gets_them_so(synthesizer: Synthesizer) -> None:
+    card = synthesizer.card.model_copy(update={"text": TextConfig(normalizer="none")})
+    plain = Synthesizer(card, synthesizer.engine, synthesizer.prompts, synthesizer.codec)
+    assert "Press 1" in plain.prompts.tokenizer.decode(plain.request(Line("Press 1"), 0).prompt)
 
 
 def test_text_without_words_is_refused(synthesizer: Synthesizer) -> None:

@@ -7,6 +7,7 @@ the others, each once a batch, go through Python.
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
 from collections.abc import Sequence
 from functools import cache, cached_property, partial
@@ -124,6 +125,12 @@ class Nemo:
         if self._spoken and new:
             self._spoken.put(new)
         return [(known | new)[key] for key in keys]
+
+
+def user_cache() -> Path:
+    """Where what is slow to make lies for programs that know of no storage."""
+    folder = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(folder).expanduser() / "tts-assets"
 
 
 def nemo_version() -> str:

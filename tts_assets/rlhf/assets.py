@@ -63,12 +63,15 @@ def rlhf_asset(name: str, recipe: RlhfRecipe, processes: int, root: Path) -> Ass
         suite: EvaluationSuite,
         **optional: Any,
     ) -> Output[Checkpoint]:
+        from tts_assets.corpora.normalizer import Normalizer
         from tts_assets.rlhf.prompts import collect
+        from tts_assets.serving.synthesis import read_card
 
         texts = recipe_texts(recipe, root)
         arrays: Mapping[str, CodeArrays] = optional.get("arrays", {})
         folders = {corpus: handle.path for corpus, handle in arrays.items()}
-        prompts = collect(recipe.prompts, texts, folders, suite_texts(suite))
+        normalizer = Normalizer(read_card(base.path).text, store.store.caches)
+        prompts = collect(recipe.prompts, texts, folders, suite_texts(suite), normalize=normalizer)
         config = {"recipe": recipe, "texts": texts}
         inputs = {"base": base, **optional}
         build = Build(f"rlhf/{name}", inputs, config, CODE_VERSION, seed=recipe.seed)

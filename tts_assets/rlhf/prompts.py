@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tts_assets.arrays.arrays import CodeTable
 from tts_assets.config import Config, ConfigError
-from tts_assets.corpora.text import normalize
+from tts_assets.corpora.text import normalize as numbers_to_words
 from tts_assets.corpora.text_match import normalize_for_match
 from tts_assets.rlhf.config import PromptsConfig
 from tts_assets.serving.config import Voice
@@ -64,8 +64,10 @@ def collect(
     arrays: Mapping[str, Path],
     suite: Iterable[str],
     language: str = "en",
+    normalize: Callable[[str, str], str] = numbers_to_words,
 ) -> PromptSet:
-    """All prompts of a recipe, in a fixed order. ``texts`` are the lines of its file.
+    """All prompts of a recipe, in a fixed order. ``texts`` are the lines of its file;
+    ``normalize`` is that of the model's training.
 
     Raises :class:`PromptError` if the file overlaps with the suite, or if nothing is left.
     """

@@ -19,27 +19,32 @@ from dagster import (
 
 from resources.artifact_store import ArtifactStoreResource
 from tts_assets.artifacts import ArtifactError, Build, ServingFacts, ServingModel
+from tts_assets.corpora.config import TextConfig
 from tts_assets.partitions import code_arrays_of
 from tts_assets.serving.config import ServingConfig
 
-CODE_VERSION = "2"
+CODE_VERSION = "3"
 Definitions = list[AssetsDefinition | AssetChecksDefinition]
 
 
 def build_assets(
-    config: ServingConfig, sft: Mapping[str, Sequence[str]], rlhf: Mapping[str, Sequence[str]]
+    config: ServingConfig,
+    sft: Mapping[str, Sequence[str]],
+    rlhf: Mapping[str, Sequence[str]],
+    text: TextConfig | None = None,
 ) -> Definitions:
-    """``sft`` and ``rlhf``: recipes, and the corpora from whose arrays voices are taken."""
+    """``sft`` and ``rlhf``: recipes, and the corpora from whose arrays voices are taken; ``text``:
+    how the corpora's texts were normalized."""
     definitions: Definitions = []
     for stage, recipes in (("sft", sft), ("rlhf", rlhf)):
         for name, corpora in recipes.items():
-            model = serving_asset(name, stage, corpora, config)
+            model = serving_asset(name, stage, corpora, config, text or TextConfig())
             definitions += [model, *checks(model, config)]
     return definitions
 
 
 def serving_asset(
-    name: str, stage: str, corpora: Sequence[str], config: ServingConfig
+    name: str, stage: str, corpora: Sequence[str], config: ServingConfig, text: TextConfig
 ) -> AssetsDefinition:
     """The asset ``serving/<name>`` of the checkpoint ``<stage>/<name>``."""
 
@@ -58,7 +63,7 @@ def serving_asset(
     def serving_model(
         context: AssetExecutionContext, store: ArtifactStoreResource, **inputs: Any
     ) -> Output[ServingModel]:
-        build = Build(f"serving/{name}", inputs, config, CODE_VERSION)
+        build = Build(f"serving/{name}", inputs, {"serving": config, "text": text}, CODE_VERSION)
         final = store.store.folder(build.asset) / build.fingerprint
 
         def run(work: Path) -> ServingFacts:
@@ -66,7 +71,7 @@ def serving_asset(
             from tts_assets.serving.verify import agreements
 
             sources = Sources(**inputs)
-            facts = convert(sources, config, work / "result", final)
+            facts = convert(sources, config, work / "result", final, text)
             found = agreements(
                 sources.checkpoint.path, work / "result", facts.codebook_size, config
             )

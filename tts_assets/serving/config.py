@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import Field
 
 from tts_assets.config import Config
+from tts_assets.corpora.config import TextConfig
 from tts_assets.speechlm.config import SamplingConfig
 
 SERVING_FILE = "serving.json"
@@ -54,4 +55,5 @@ class ServingCard(Config):
     token_rate: float
     codebook_size: int
     sampling: SamplingConfig
+    text: TextConfig = Field(TextConfig(), description="how the training texts were normalized")
     voices: dict[str, Voice]

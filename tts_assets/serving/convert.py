@@ -21,6 +21,7 @@ from tts_assets.artifacts import (
     Handle,
     ServingFacts,
 )
+from tts_assets.corpora.config import TextConfig
 from tts_assets.serving.config import SERVING_FILE, ServingCard, ServingConfig, Voice
 from tts_assets.speechlm.model import SpeechLM
 
@@ -55,9 +56,16 @@ class Sources:
                 )
 
 
-def convert(sources: Sources, config: ServingConfig, target: Path, final: Path) -> ServingFacts:
+def convert(
+    sources: Sources,
+    config: ServingConfig,
+    target: Path,
+    final: Path,
+    text: TextConfig | None = None,
+) -> ServingFacts:
     """Write the serving model to ``target``, which will be moved to ``final``.
 
+    ``text``: how the training texts were normalized; what is to be spoken will be, too.
     The codec is referred to by its path relative to ``final``, so that a storage folder can be
     moved as a whole.
     """
@@ -80,6 +88,7 @@ def convert(sources: Sources, config: ServingConfig, target: Path, final: Path) 
         token_rate=facts.token_rate,
         codebook_size=facts.codebook_size,
         sampling=config.sampling,
+        text=text or TextConfig(),
         voices=pick_voices(sources.arrays, config),
     )
     (target / SERVING_FILE).write_text(card.to_json())

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from tts_assets.artifacts import CodecCheckpoint
 from tts_assets.codec.model import Codec
-from tts_assets.corpora.text import normalize
+from tts_assets.corpora.normalizer import Normalizer, user_cache
 from tts_assets.serving.config import SERVING_FILE, ServingCard, Voice
 from tts_assets.speechlm.config import SamplingConfig
 from tts_assets.speechlm.generate import Completion, Request, generate
@@ -88,6 +88,7 @@ class Synthesizer:
         self.engine = engine
         self.prompts = prompts
         self.codec = codec
+        self.normalize = Normalizer(card.text, user_cache())
 
     @classmethod
     def open(
@@ -121,11 +122,11 @@ class Synthesizer:
     def new_voice(self, wave: NDArray[np.float32], text: str, language: str = "en") -> Voice:
         """A voice prompt from a clip (mono float32 at ``codec.input_rate``) and what it says."""
         codes = self.codec.encode([wave])[0]
-        return Voice(text=normalize(text, language), codes=tuple(int(code) for code in codes))
+        return Voice(text=self.normalize(text, language), codes=tuple(int(code) for code in codes))
 
     def request(self, line: Line, seed: int, language: str = "en") -> Request:
         """The prompt of one line as token ids, its text normalized as in training."""
-        text = normalize(line.text, language)
+        text = self.normalize(line.text, language)
         if not text:
             raise SynthesisError(f"nothing to say in {line.text!r}: no letters or digits are left")
         voice = line.voice
