@@ -9,14 +9,22 @@ from tts_assets.automation import WHOLE_CORPUS
 from tts_assets.partitions import corpus_partitions
 from tts_assets.settings import Settings
 
-REFRESH, TRAIN_CODEC, RETRAIN = "refresh", "train_codec", "retrain"
+REFRESH, IMPORT, TRAIN_CODEC, RETRAIN = "refresh", "import_arrays", "train_codec", "retrain"
 ALIGN, EVALUATE = "align", "evaluate"
 
 
 def build_jobs(settings: Settings) -> list[UnresolvedAssetJobDefinition]:
     trained = list(settings.sft)
     aligned = list(settings.rlhf)
+    import_arrays = define_asset_job(
+        IMPORT,
+        AssetSelection.groups("arrays"),
+        partitions_def=corpus_partitions,
+        tags={WHOLE_CORPUS: "yes"},
+        description="One corpus of [arrays.imported]: its folder -> arrays.",
+    )
     return [
+        *([import_arrays] if settings.arrays.imported else []),
         define_asset_job(
             REFRESH,
             AssetSelection.groups("corpora", "codec", "arrays"),

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from dagster import DagsterInstance
 
-from jobs.asset_jobs import ALIGN, REFRESH, RETRAIN
+from jobs.asset_jobs import ALIGN, IMPORT, REFRESH, RETRAIN
 from jobs.run_view import RunView
 from tts_assets.artifacts import ArtifactError, ArtifactStore, Handle
 from tts_assets.evaluation.compare import FIGURES_FILE, PAGE_FILE
@@ -32,6 +32,8 @@ def main() -> None:
     with DagsterInstance.get() as instance:
         for corpus in register_corpora(instance, settings):
             run_job(instance, settings, REFRESH, {"dagster/partition": corpus})
+        for corpus in settings.arrays.imported:
+            run_job(instance, settings, IMPORT, {"dagster/partition": corpus})
         run_job(instance, settings, RETRAIN, {})
         run_job(instance, settings, ALIGN, {})
     print(f"\nall of it took {(time.monotonic() - started) / 60:.1f} minutes\n")
@@ -39,12 +41,14 @@ def main() -> None:
 
 
 def register_corpora(instance: DagsterInstance, settings: Settings) -> list[str]:
-    """Each corpus, declared or discovered, is a partition from now on; their names."""
+    """Each corpus is a partition from now on; the names of those that are declared or discovered,
+    and so have recordings."""
     corpora, problems = settings.all_corpora.find()
     for problem in problems:
         print(problem, file=sys.stderr)
     assert corpus_partitions.name is not None
-    instance.add_dynamic_partitions(corpus_partitions.name, list(corpora))
+    added = [*corpora, *settings.arrays.imported]
+    instance.add_dynamic_partitions(corpus_partitions.name, added)
     return list(corpora)
 
 

@@ -46,6 +46,11 @@ def test_overlay_merges_tables_and_replaces_the_rest() -> None:
         ({"sft": {"announcer": {"epochs": 3}}}, "exactly one of steps and epochs"),
         ({"rlhf": {"announcer_grpo": {"base": "nobody"}}}, "'nobody', which is no .sft. recipe"),
         (
+            {"arrays": {"imported": {"asterisk_en": {"path": "x", "codec": "y"}}}},
+            r"'asterisk_en' is declared in \[corpora\] and in \[arrays.imported\]",
+        ),
+        ({"arrays": {"imported": {"theirs": {"path": "x"}}}}, "imported.theirs.codec"),
+        (
             {"rlhf": {"announcer": {"base": "announcer", "prompts": {"texts": "a.txt"}}}},
             "rename one",
         ),
@@ -75,6 +80,16 @@ def test_a_declared_name_that_cannot_be_a_partition_is_refused() -> None:
     corpus = {"path": ".", "reader": "folder", "language": "en"}
     with pytest.raises(ConfigError, match=r"cannot name a corpus.*for example 'my_voice'"):
         load({"corpora": {"my voice": corpus}})
+
+
+def test_recipes_train_on_imported_arrays() -> None:
+    base = load({}).sft["announcer"].model_dump(mode="json")
+    more = base | {"base": {"recipe": "announcer"}, "corpora": {"theirs": 1, "asterisk_en": 1}}
+    imported = {"imported": {"theirs": {"path": "x", "codec": "hub/codec"}}}
+    settings = load({"arrays": imported, "sft": {"more": more}})
+    # Continued training keeps the tokenizer, so that both recipes share one.
+    assert settings.tokenizers["asterisk_en"] == settings.tokenizers["theirs"]
+    assert [tokenizer.hub for tokenizer in settings.tokenizers["theirs"]] == [None]
 
 
 def test_a_missing_file_a_broken_file_and_an_unknown_profile(tmp_path: Path) -> None:
