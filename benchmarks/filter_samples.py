@@ -137,8 +137,8 @@ def child(kind: str, path: Path) -> None:
     print(time.perf_counter() - started)
 
 
-def measure(kind: str, path: Path) -> tuple[float, float]:
-    """Seconds, and peak resident megabytes, of a child process."""
+def measure(kind: str, path: Path) -> tuple[float, float, float]:
+    """Seconds, CPU seconds (the start included), and peak resident megabytes of a child."""
     command = [sys.executable, __file__, "--child", kind, "--config", str(path)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -146,7 +146,7 @@ def measure(kind: str, path: Path) -> tuple[float, float]:
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(f"{' '.join(command)} failed")
-    return float(output.split()[-1]), usage.ru_maxrss / 1000
+    return float(output.split()[-1]), usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1000
 
 
 def same(one: Path, other: Path) -> int:
@@ -181,11 +181,12 @@ def compare(folder: Path, count: int, rounds: int) -> None:
     write_input(source, count)
     cores = len(os.sched_getaffinity(0))
     print(f"{count:,} samples, {source.stat().st_size / 1e6:.0f} MB, {cores} cores\n")
-    print("| text | way | seconds of each round | median | peak MB | ratio of medians |")
-    print("|---|---|---|---|---|---|")
+    print("| text | way | seconds of each round | median | ratio | CPU seconds | peak MB |")
+    print("|---|---|---|---|---|---|---|")
     for text in ("num2words", "none"):
         times: dict[str, list[float]] = {"plain": [], "polars": []}
         peaks = dict.fromkeys(times, 0.0)
+        cpu: dict[str, list[float]] = {"plain": [], "polars": []}
         for _ in range(rounds):
             for kind in times:
                 program = FilterProgram(
@@ -197,8 +198,9 @@ def compare(folder: Path, count: int, rounds: int) -> None:
                 program.run_dir.mkdir(exist_ok=True)
                 path = program.run_dir / "run.json"
                 path.write_text(program.to_json())
-                seconds, peak = measure(kind, path)
+                seconds, busy, peak = measure(kind, path)
                 times[kind].append(seconds)
+                cpu[kind].append(busy)
                 peaks[kind] = max(peaks[kind], peak)
         assert same(folder / "plain" / "result", folder / "polars" / "result") == count
         medians = {kind: statistics.median(seconds) for kind, seconds in times.items()}

@@ -19,7 +19,7 @@ import polars as pl
 from tts_assets.cache import RecordCache
 from tts_assets.config import ConfigError
 from tts_assets.corpora.config import TextConfig
-from tts_assets.corpora.text import is_spoken, normalize
+from tts_assets.corpora.text import is_spoken, normalize_by_words
 
 # What normalize() leaves alone wherever it stands: letters that are their own NFC and combine with
 # none of the others, and punctuation. Anything else (a digit, a symbol, a mark, a control) may
@@ -56,7 +56,7 @@ class Normalizer:
             return [text if is_spoken(text) else "" for text in texts]
         if self._name == "nemo":
             texts = self._nemo.many(texts, language)
-        return [normalize(text, language) for text in texts]
+        return [normalize_by_words(text, language) for text in texts]
 
     def rows(self, rows: pl.LazyFrame, where: pl.Expr) -> pl.LazyFrame:
         """Rows with ``transcript``: their ``text`` normalized by the tag in ``language`` where

