@@ -21,13 +21,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from tts_assets.audio import Wave, read_wave
 from tts_assets.codec.losses import SpectralLoss
 from tts_assets.codec.model import Codec
-from tts_assets.corpora.audio import Wave, read_wave
-from tts_assets.corpora.naturalness import NaturalnessScorer
 from tts_assets.corpora.samples import Sample, read_samples
-from tts_assets.corpora.text_match import corpus_cer, corpus_wer, match
-from tts_assets.corpora.transcription import Transcriber
+from tts_assets.hearing.naturalness import NaturalnessScorer
+from tts_assets.hearing.text_match import corpus_cer, corpus_wer, match
+from tts_assets.hearing.transcription import Transcriber
 from tts_assets.split import ValidationSplit, is_validation
 
 UNSPOKEN = re.compile(r"[()\[\]]|\.\.\.")

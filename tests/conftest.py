@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tts_assets.artifacts import ArtifactStore
+from tts_assets.audio import Clip, read_clip
 
 CORPUS = Path(__file__).resolve().parents[1] / "examples" / "corpora" / "asterisk_en"
 # Five words of 0.7 to 1 s and eight sentences of 2 to 5 s: 32 s in all.
@@ -37,6 +38,16 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copyfile(CORPUS / source, folder / source)
     (folder / "samples.jsonl").write_text("".join(by_key[key] + "\n" for key in CLIPS))
     return folder
+
+
+@pytest.fixture(scope="session")
+def recordings(clips: Path) -> dict[str, tuple[str, Clip]]:
+    """Text and audio of each clip by its key."""
+    rows = [json.loads(line) for line in (clips / "samples.jsonl").read_text().splitlines()]
+    return {
+        row["original_data"]["key"]: (row["transcript"], read_clip(clips / row["wav_path"]))
+        for row in rows
+    }
 
 
 @pytest.fixture

@@ -22,11 +22,11 @@ from tts_assets.artifacts import (
     CodecCheckpoint,
     ServingModel,
 )
+from tts_assets.audio import read_wave
 from tts_assets.codec.config import CodecArchitecture
 from tts_assets.codec.model import Codec
 from tts_assets.codec.storage import facts_of, save_compact
 from tts_assets.codec.xcodec2 import build as build_codec
-from tts_assets.corpora.audio import read_wave
 from tts_assets.serving.config import ServingConfig
 from tts_assets.serving.convert import Sources, convert
 from tts_assets.speechlm.config import BaseModel, LlamaSize, SamplingConfig, VocabularyConfig

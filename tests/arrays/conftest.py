@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tts_assets.artifacts import ArtifactStore, Build, CodecShards, Handle, ShardFacts
-from tts_assets.corpora.audio import read_wave
+from tts_assets.audio import read_wave
 
 FRAME = 320  # 20 ms at 16 kHz
 CODEBOOK = 64

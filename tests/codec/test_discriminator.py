@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 
+from tts_assets.audio import Wave
 from tts_assets.codec.config import AdversarialConfig
 from tts_assets.codec.discriminator import (
     Discriminators,
     discriminator_loss,
     generator_losses,
 )
-from tts_assets.corpora.audio import Wave
 
 
 def test_every_fft_size_judges_every_frame() -> None:

@@ -15,10 +15,10 @@ from transformers import (
     Xcodec2Model,
 )
 
+from tts_assets.audio import Wave
 from tts_assets.codec.features import LogFilterbank
 from tts_assets.codec.losses import SpectralLoss
 from tts_assets.codec.model import Codec
-from tts_assets.corpora.audio import Wave
 
 
 def test_a_clip_survives_the_round_trip(vendored: Codec, waves: list[Wave]) -> None:

@@ -26,10 +26,10 @@ from tts_assets.artifacts import (
     ShardFacts,
     sha256_file,
 )
+from tts_assets.audio import read_wave
 from tts_assets.codec.config import ShardProgram
 from tts_assets.codec.model import Codec
 from tts_assets.codec.shards import main
-from tts_assets.corpora.audio import read_wave
 from tts_assets.corpora.samples import Sample, read_samples, write_samples
 from tts_assets.program import STOPPED
 

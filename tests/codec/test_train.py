@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from tts_assets.artifacts import CodecFacts, sha256_file
+from tts_assets.audio import Wave
 from tts_assets.codec.config import AdversarialConfig, CodecArchitecture, CodecProgram, CodecRecipe
 from tts_assets.codec.model import Codec
 from tts_assets.codec.train import Trainer, main
 from tts_assets.codec.windows import TrainingAudio
-from tts_assets.corpora.audio import Wave
 from tts_assets.corpora.samples import Sample
 from tts_assets.program import STOPPED, Run
 from tts_assets.split import ValidationSplit, is_validation

@@ -13,7 +13,7 @@ import soundfile
 
 from tts_assets.accounting import SetAside, read_set_aside
 from tts_assets.artifacts import ArtifactStore
-from tts_assets.corpora.audio import read_clip
+from tts_assets.audio import read_clip
 from tts_assets.corpora.config import CorpusConfig
 from tts_assets.corpora.index import index_corpus
 

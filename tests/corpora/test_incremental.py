@@ -15,7 +15,7 @@ import soundfile
 from tests.corpora.layouts import index, put
 from tests.corpora.test_lhotse import manifest, recording, supervision
 from tests.corpora.watching import reads_below
-from tts_assets.corpora.audio import read_clip
+from tts_assets.audio import read_clip
 
 
 @pytest.fixture

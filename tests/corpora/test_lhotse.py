@@ -13,8 +13,8 @@ import soundfile
 
 from tests.corpora.layouts import index, write
 from tts_assets.artifacts import sha256_file
+from tts_assets.audio import read_clip, resample
 from tts_assets.config import ConfigError, digest_of
-from tts_assets.corpora.audio import read_clip, resample
 
 RATE = 16_000
 

@@ -15,8 +15,8 @@ from datasets.table import embed_table_storage
 
 from tests.corpora.layouts import index, put
 from tts_assets.artifacts import ArtifactStore
+from tts_assets.audio import read_clip
 from tts_assets.config import ConfigError
-from tts_assets.corpora.audio import read_clip
 from tts_assets.corpora.config import CorpusConfig
 from tts_assets.corpora.embedded import EmbeddedAudio, suffix_of
 from tts_assets.corpora.index import Utterance, index_corpus

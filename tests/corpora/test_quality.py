@@ -9,8 +9,8 @@ import polars as pl
 import pytest
 import soundfile
 
+from tts_assets.audio import Wave, read_wave
 from tts_assets.cache import RecordCache
-from tts_assets.corpora.audio import Wave, read_wave
 from tts_assets.corpora.config import METRICS, MeasureProgram, Metric
 from tts_assets.corpora.measure import main, wanted
 from tts_assets.corpora.quality import Gauge, Wanted, clipping, silence, wada_snr, word_error_rate

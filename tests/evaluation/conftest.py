@@ -9,8 +9,7 @@ import pytest
 
 from tests.speaking import Speaking, publish_all
 from tts_assets.artifacts import ArtifactStore
-from tts_assets.corpora.audio import Clip, read_clip
-from tts_assets.corpora.transcription import Transcriber
+from tts_assets.audio import Clip
 from tts_assets.evaluation.config import EvaluationConfig, LineageRow
 from tts_assets.evaluation.report import write_report
 from tts_assets.evaluation.results import SampleResult
@@ -21,21 +20,6 @@ SENTENCES = ("agent-newlocation", "check-number-dial-again", "conf-invalid")
 LINEAGE = LineageRow(
     asset="raw_corpus", partition="clips", content="8d1f0c2b77aa", code_version="1", detail="13"
 )
-
-
-@pytest.fixture(scope="session")
-def recordings(clips: Path) -> dict[str, tuple[str, Clip]]:
-    """Text and audio of each clip by its key."""
-    rows = [json.loads(line) for line in (clips / "samples.jsonl").read_text().splitlines()]
-    return {
-        row["original_data"]["key"]: (row["transcript"], read_clip(clips / row["wav_path"]))
-        for row in rows
-    }
-
-
-@pytest.fixture(scope="session")
-def transcriber() -> Transcriber:
-    return Transcriber(window_seconds=15, threads=1)
 
 
 @pytest.fixture(scope="session")

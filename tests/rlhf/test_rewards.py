@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from tests.speaking import Speaking
+from tts_assets.audio import read_wave
 from tts_assets.codec.model import Codec
 from tts_assets.config import ConfigError
-from tts_assets.corpora.audio import read_wave
 from tts_assets.rlhf.config import (
     DnsmosReward,
     PromptsConfig,

@@ -7,7 +7,7 @@ import pytest
 import soundfile
 
 from tests.speaking import Speaking
-from tts_assets.corpora.audio import read_wave
+from tts_assets.audio import read_wave
 from tts_assets.corpora.config import TextConfig
 from tts_assets.serving import synthesize
 from tts_assets.serving.config import Voice

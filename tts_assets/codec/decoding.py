@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tts_assets.accounting import SetAside
 from tts_assets.artifacts import sha256_file
-from tts_assets.corpora.audio import BrokenAudio, Wave, read_wave
+from tts_assets.audio import BrokenAudio, Wave, read_wave
 from tts_assets.corpora.samples import Sample
 
 AHEAD_SECONDS = 600.0  # of audio that waits for the encoder: 38 MB at 16 kHz

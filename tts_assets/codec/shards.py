@@ -24,6 +24,7 @@ import numpy as np
 
 from tts_assets.accounting import SET_ASIDE_FILE, SetAside, read_set_aside, write_set_aside
 from tts_assets.artifacts import ShardFacts, code_dtype, sha256_file, written_aside
+from tts_assets.audio import Wave
 from tts_assets.codec.config import ShardProgram
 from tts_assets.codec.decoding import read_ahead
 from tts_assets.codec.reuse import EarlierCodes, audio_digest
@@ -39,7 +40,6 @@ from tts_assets.codec.shard_files import (
     split_into_shards,
 )
 from tts_assets.config import digest_of
-from tts_assets.corpora.audio import Wave
 from tts_assets.corpora.samples import Sample
 from tts_assets.program import Run, load_config
 

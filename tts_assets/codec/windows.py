@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tts_assets.audio import Wave, read_wave
 from tts_assets.codec.config import CodecRecipe
 from tts_assets.codec.features import HOP, SAMPLE_RATE
-from tts_assets.corpora.audio import Wave, read_wave
 from tts_assets.corpora.samples import Sample, read_samples
 from tts_assets.split import ValidationSplit, is_validation
 
@@ -28,7 +28,7 @@ class AudioCache:
         self.waves: OrderedDict[str, Wave] = OrderedDict()
 
     def read(self, path: str) -> Wave:
-        """Float32 (samples,). Raises :class:`~tts_assets.corpora.audio.BrokenAudio`."""
+        """Float32 (samples,). Raises :class:`~tts_assets.audio.BrokenAudio`."""
         if path in self.waves:
             self.waves.move_to_end(path)
             return self.waves[path]

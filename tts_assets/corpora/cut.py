@@ -10,7 +10,7 @@ import av
 import numpy as np
 import soundfile
 
-from tts_assets.corpora.audio import HEADERLESS, SNDFILE_SUFFIXES, blocks
+from tts_assets.audio import HEADERLESS, SNDFILE_SUFFIXES, blocks
 
 # What libsndfile and FFmpeg decode to no more than 16 bits.
 SIXTEEN_BITS = {"PCM_S8", "PCM_U8", "PCM_16", "ULAW", "ALAW", "IMA_ADPCM", "MS_ADPCM", "ALAC_16"}

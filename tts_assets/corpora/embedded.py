@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tts_assets.corpora.audio import BrokenAudio
+from tts_assets.audio import BrokenAudio
 from tts_assets.corpora.readers.entry import Embedded
 from tts_assets.corpora.readers.files import AUDIO_SUFFIXES
 from tts_assets.corpora.readers.parquet import STREAMED

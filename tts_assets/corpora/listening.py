@@ -9,7 +9,7 @@ from typing import Any
 
 import soundfile
 
-from tts_assets.corpora.audio import BrokenAudio, read_wave
+from tts_assets.audio import BrokenAudio, read_wave
 from tts_assets.notebook import Clip, Section, write_notebook
 
 NOTEBOOK_FILE = "listening.ipynb"

@@ -25,13 +25,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tts_assets.audio import BrokenAudio, Clip, Wave, read_clip
 from tts_assets.cache import RecordCache
-from tts_assets.corpora.audio import BrokenAudio, Clip, Wave, read_clip
 from tts_assets.corpora.config import Metric
-from tts_assets.corpora.naturalness import NaturalnessScorer
+from tts_assets.hearing.naturalness import NaturalnessScorer
 
 if TYPE_CHECKING:
-    from tts_assets.corpora.transcription import Transcriber
+    from tts_assets.hearing.transcription import Transcriber
 
 EXPENSIVE: frozenset[Metric] = frozenset({"dnsmos", "p808", "wer"})  # worth launching ranks for
 # What is measured in one go, and its version: raise it when its figures change.
@@ -139,7 +139,7 @@ class Gauge:
 
     def _transcriber(self, language: str) -> Transcriber:
         tag = spoken_language(language)
-        from tts_assets.corpora.transcription import Transcriber
+        from tts_assets.hearing.transcription import Transcriber
 
         with self._loading:
             if tag not in self._transcribers:
@@ -187,7 +187,7 @@ def silence(wave: Wave, rate: int) -> float | None:
 
 def word_error_rate(text: str, heard: str, language: str) -> float | None:
     """Word errors a word of ``text``; None of a text in which the comparison finds no words."""
-    from tts_assets.corpora.text_match import match, normalize_for_match
+    from tts_assets.hearing.text_match import match, normalize_for_match
 
     tag = spoken_language(language)
     if not normalize_for_match(text, tag):

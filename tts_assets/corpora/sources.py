@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tts_assets.artifacts import ArtifactStore, sha256_file
+from tts_assets.audio import BrokenAudio, check_is_file, measure
 from tts_assets.audio_pool import AudioPool
 from tts_assets.cache import RecordCache
 from tts_assets.config import digest_of
-from tts_assets.corpora.audio import BrokenAudio, check_is_file, measure
 from tts_assets.corpora.cut import cut
 from tts_assets.corpora.embedded import EmbeddedAudio
 from tts_assets.corpora.readers.entry import Audio, Embedded, Part

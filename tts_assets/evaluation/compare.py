@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from tts_assets.config import Config, canonical_json
-from tts_assets.corpora.text_match import Interval, difference_interval
 from tts_assets.evaluation.config import LineageRow
 from tts_assets.evaluation.page import Heard, RangeMark, heard, range_mark, render, scale_end
 from tts_assets.evaluation.results import (
@@ -22,6 +21,7 @@ from tts_assets.evaluation.results import (
     figures,
     read_samples,
 )
+from tts_assets.hearing.text_match import Interval, difference_interval
 
 PAGE_FILE = "comparison.html"
 FIGURES_FILE = "comparison.json"

@@ -14,9 +14,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from tts_assets.corpora.text_match import Interval, Span, match
 from tts_assets.evaluation.results import SampleResult
 from tts_assets.evaluation.scoring import read_flac
+from tts_assets.hearing.text_match import Interval, Span, match
 
 HERE = Path(__file__).parent
 BARS = 96  # of a waveform picture: 0.7 kB a clip

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tts_assets.config import canonical_json, digest_of
-from tts_assets.corpora.text_match import Interval
 from tts_assets.evaluation.config import EvaluationConfig, LineageRow
 from tts_assets.evaluation.page import (
     Heard,
@@ -27,6 +26,7 @@ from tts_assets.evaluation.results import (
     figures,
     write_samples,
 )
+from tts_assets.hearing.text_match import Interval
 from tts_assets.notebook import Clip, Section, write_notebook
 
 PAGE_FILE = "report.html"

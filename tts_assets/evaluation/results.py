@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean
 
 from tts_assets.config import Config
-from tts_assets.corpora.text_match import rate_interval
+from tts_assets.hearing.text_match import rate_interval
 
 SAMPLES_FILE = "samples.jsonl"
 REPORT_FILE = "report.json"

@@ -9,14 +9,14 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from tts_assets.corpora.audio import read_clip
-from tts_assets.corpora.naturalness import NaturalnessScorer
-from tts_assets.corpora.speaker_similarity import SpeakerEncoder, SpeakerSimilarity
-from tts_assets.corpora.text_match import match
-from tts_assets.corpora.transcription import Transcriber
+from tts_assets.audio import read_clip
 from tts_assets.evaluation.config import EvaluationConfig
 from tts_assets.evaluation.results import SampleResult
 from tts_assets.evaluation.suite import SuiteText
+from tts_assets.hearing.naturalness import NaturalnessScorer
+from tts_assets.hearing.speaker_similarity import SpeakerEncoder, SpeakerSimilarity
+from tts_assets.hearing.text_match import match
+from tts_assets.hearing.transcription import Transcriber
 
 
 class Scorer:

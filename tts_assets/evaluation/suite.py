@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tts_assets.config import Config, ConfigError
-from tts_assets.corpora.text_match import normalize_for_match
+from tts_assets.hearing.text_match import normalize_for_match
 
 SUITE_FILE = "suite.jsonl"
 

@@ -16,7 +16,7 @@ from typing import Any
 from tts_assets.arrays.arrays import CodeTable
 from tts_assets.config import Config, ConfigError
 from tts_assets.corpora.text import normalize as numbers_to_words
-from tts_assets.corpora.text_match import normalize_for_match
+from tts_assets.hearing.text_match import normalize_for_match
 from tts_assets.rlhf.config import PromptsConfig
 from tts_assets.serving.config import Voice
 

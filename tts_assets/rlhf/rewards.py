@@ -17,10 +17,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from tts_assets.corpora.naturalness import NaturalnessScorer
-from tts_assets.corpora.speaker_similarity import SpeakerEncoder, SpeakerSimilarity
-from tts_assets.corpora.text_match import UNSPACED, match
-from tts_assets.corpora.transcription import Transcriber
+from tts_assets.hearing.naturalness import NaturalnessScorer
+from tts_assets.hearing.speaker_similarity import SpeakerEncoder, SpeakerSimilarity
+from tts_assets.hearing.text_match import UNSPACED, match
+from tts_assets.hearing.transcription import Transcriber
 from tts_assets.rlhf.config import (
     DnsmosReward,
     RateReward,

@@ -18,8 +18,8 @@ import soundfile
 from tqdm import tqdm
 
 from tts_assets.artifacts import ArtifactError
+from tts_assets.audio import BrokenAudio, read_wave
 from tts_assets.config import ConfigError
-from tts_assets.corpora.audio import BrokenAudio, read_wave
 from tts_assets.serving.config import Voice
 from tts_assets.serving.synthesis import Line, Speech, SynthesisError, Synthesizer
 from tts_assets.speechlm.config import SamplingConfig

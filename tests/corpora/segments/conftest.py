@@ -15,7 +15,7 @@ from tts_assets.corpora.config import CorpusConfig
 from tts_assets.corpora.index import Utterance, index_corpus, utterances
 from tts_assets.corpora.segments.config import SegmentConfig, SegmentProgram
 from tts_assets.corpora.segments.segment import main
-from tts_assets.corpora.whisper import packaged_model
+from tts_assets.hearing.whisper import packaged_model
 
 KEYS = (
     "conf-locked",

@@ -12,7 +12,7 @@ import numpy as np
 import soundfile
 from whisper_normalizer.english import EnglishTextNormalizer
 
-from tts_assets.corpora.audio import Wave, read_clip
+from tts_assets.audio import Wave, read_clip
 
 CORPUS = Path(__file__).resolve().parents[3] / "examples" / "corpora" / "asterisk_en"
 RATE = 16_000

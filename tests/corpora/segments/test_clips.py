@@ -13,7 +13,7 @@ import soundfile
 from tests.corpora.segments.conftest import Segmented, index_recordings, segment
 from tests.corpora.segments.recordings import Said, kept, quiet, word_error_rate
 from tts_assets.artifacts import ArtifactError, RawCorpus
-from tts_assets.corpora.audio import read_clip
+from tts_assets.audio import read_clip
 from tts_assets.corpora.segments.accounting import SPANS_FILE, account
 from tts_assets.corpora.segments.loudness import measure
 

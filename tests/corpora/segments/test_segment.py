@@ -23,7 +23,7 @@ from tests.corpora.segments.conftest import (
 from tests.corpora.segments.recordings import RATE, record, speech_of
 from tts_assets.accounting import read_set_aside
 from tts_assets.artifacts import ArtifactStore, sha256_file
-from tts_assets.corpora.audio import resample
+from tts_assets.audio import resample
 from tts_assets.corpora.segments.segment import main
 from tts_assets.corpora.segments.words import Listener
 

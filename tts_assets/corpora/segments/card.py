@@ -8,8 +8,8 @@ from pathlib import Path
 import soundfile
 
 from tts_assets.artifacts import SegmentFacts
+from tts_assets.audio import read_wave
 from tts_assets.config import digest_of
-from tts_assets.corpora.audio import read_wave
 from tts_assets.corpora.index import Utterance
 from tts_assets.notebook import Clip, Section, write_notebook
 

@@ -8,7 +8,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from tts_assets.config import Config
-from tts_assets.corpora.whisper import PACKAGED, knows_english_only
+from tts_assets.hearing.whisper import PACKAGED, knows_english_only
 from tts_assets.program import ProgramConfig
 
 CODE_VERSION = "1"  # of all that turns a recording into clips
@@ -18,7 +18,7 @@ class SpeakerFilter(Config):
     """``[corpora.<name>.segments.speaker]``: keep only clips of one voice.
 
     ``reference`` is a recording of the wanted speaker alone, a few seconds or more. Clips of one
-    speaker are at 0.8 to 0.95, of two at 0.5 to 0.7 (``corpora/speaker_similarity.py``).
+    speaker are at 0.8 to 0.95, of two at 0.5 to 0.7 (``hearing/speaker_similarity.py``).
     """
 
     reference: Path

@@ -14,7 +14,7 @@ import av
 import av.error
 import av.filter
 
-from tts_assets.corpora.audio import Wave
+from tts_assets.audio import Wave
 
 INTEGRATED, TRUE_PEAK = "lavfi.r128.I", "lavfi.r128.true_peak"
 

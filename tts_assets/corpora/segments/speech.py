@@ -14,7 +14,7 @@ import numpy as np
 from faster_whisper.vad import VadOptions, get_speech_timestamps
 from numpy.typing import NDArray
 
-from tts_assets.corpora.audio import Wave
+from tts_assets.audio import Wave
 
 RATE = 16_000  # Hz; silero-vad and Whisper hear nothing else
 SHORTEST_SPEECH = 0.06  # s; two frames of silero-vad, less is a click

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tts_assets.corpora.audio import Wave, resample
+from tts_assets.audio import Wave, resample
 
 RATE = 16_000
 SHORTEST_SECONDS = 0.1  # below, the score of a clip repeated to 9 s says nothing about it

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from tts_assets.corpora.audio import resample
+from tts_assets.audio import resample
 
 RATE = 16_000
 SHORTEST_SECONDS = 0.3  # of speech, after silences are cut

@@ -18,7 +18,7 @@ from faster_whisper import WhisperModel
 from faster_whisper.tokenizer import Tokenizer
 from numpy.typing import NDArray
 
-from tts_assets.corpora.whisper import PACKAGED, packaged_model
+from tts_assets.hearing.whisper import PACKAGED, packaged_model
 
 Clip: TypeAlias = tuple[NDArray[np.float32], int]
 """A mono waveform, shape (samples,), and its sample rate in Hz."""
