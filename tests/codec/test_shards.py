@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 
-from tests.codec.conftest import ROOT, VENDORED
+from tests.codec.conftest import ROOT, VENDORED, published
 from tts_assets.accounting import read_set_aside
 from tts_assets.artifacts import (
     ArtifactStore,
@@ -44,13 +45,14 @@ def program(
     codec_content: str = "digest",
     reuse: Sequence[Path] = (),
     batch_tokens: int = 300,
+    codec: Path = VENDORED,
 ) -> None:
     folder.mkdir(exist_ok=True)
     config = ShardProgram(
         run_dir=folder,
         corpus="asterisk_en",
         samples=samples,
-        codec=VENDORED,
+        codec=codec,
         codec_content=codec_content,
         codec_facts=FACTS,
         shard_samples=8,
@@ -220,3 +222,15 @@ def test_a_file_that_is_no_longer_the_indexed_one_is_set_aside(
     assert (facts.samples, facts.set_aside) == (1, 1)
     (record,) = read_set_aside(tmp_path / "run" / "result" / "set_aside.jsonl")
     assert (record.what, record.reason) == (samples[0].id, "changed since it was indexed")
+
+
+def test_a_clip_too_short_for_a_code_is_set_aside(tmp_path: Path, samples: list[Sample]) -> None:
+    published("neucodec").save_pretrained(tmp_path / "codec")
+    short = tmp_path / "short.wav"
+    soundfile.write(short, np.full(80, 0.1), 16_000)
+    five_ms = Sample(id="short", wav_path=str(short), transcript="", duration=0.005)
+    write_samples(tmp_path / "kept.jsonl", [five_ms, *samples[:3]])
+    facts = encode(tmp_path / "run", tmp_path / "kept.jsonl", codec=tmp_path / "codec")
+    assert (facts.samples, facts.set_aside) == (3, 1)
+    (record,) = read_set_aside(tmp_path / "run" / "result" / "set_aside.jsonl")
+    assert (record.what, record.reason) == ("short", "too short for the codec")

@@ -10,16 +10,16 @@ import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tts_assets.artifacts import ArtifactError, CodecShards, sha256_file
-from tts_assets.codec.shard_files import ShardCodes
 
+ShardCodes = NDArray[np.integer[Any]]  # of the type that holds the codebook
 # Quotes within JSON strings are escaped, so this can only be a key and its value.
 DIGEST = re.compile(rb'"audio_sha256": ?"([0-9a-f]{64})"')
-TABLE_FILES = ("codes.npy", "index.npy", "samples.jsonl")
 
 
 class EarlierCodes:
@@ -66,23 +66,31 @@ class EarlierCodes:
     def _add(self, shards: CodecShards, number: int, wanted: set[str]) -> set[str]:
         """Note where a shard has wanted clips; returns their digests."""
         name = f"shard-{number:05d}"
-        paths = [shards.path / f"{name}.{file}" for file in TABLE_FILES]
-        lines = paths[2].read_bytes().splitlines()
+        codes_path, index_path, samples_path = (
+            shards.path / f"{name}.{file}" for file in ("codes.npy", "index.npy", "samples.jsonl")
+        )
+        check_bytes(shards, samples_path)
+        lines = samples_path.read_bytes().splitlines()
         rows = {digest: row for row, line in enumerate(lines) if (digest := audio_digest(line))}
         found = wanted & rows.keys()
         if not found:
             return found
-        for path in paths:
-            if sha256_file(path) != shards.manifest.files[path.name].sha256:
-                raise ArtifactError(f"{path} has changed since it was published")
-        codes = np.load(paths[0], mmap_mode="r").view(np.ndarray)
-        bounds = np.append(np.load(paths[1]), len(codes))
+        check_bytes(shards, codes_path, index_path)
+        codes = np.load(codes_path, mmap_mode="r").view(np.ndarray)
+        bounds = np.append(np.load(index_path), len(codes))
         fits = len(bounds) == len(lines) + 1 and np.all(np.diff(bounds) > 0)
         if not fits or codes.max() >= shards.facts.codebook_size:
-            raise ArtifactError(f"{paths[0]}, its index and its samples do not fit together")
+            raise ArtifactError(f"{codes_path}, its index and its samples do not fit together")
         self.places |= {digest: (len(self.tables), rows[digest]) for digest in found}
         self.tables.append((codes, bounds))
         return found
+
+
+def check_bytes(shards: CodecShards, *paths: Path) -> None:
+    """Raise :class:`ArtifactError` unless the files are what the manifest says."""
+    for path in paths:
+        if sha256_file(path) != shards.manifest.files[path.name].sha256:
+            raise ArtifactError(f"{path} has changed since it was published")
 
 
 def audio_digest(line: bytes) -> str | None:

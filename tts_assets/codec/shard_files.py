@@ -7,22 +7,20 @@ import json
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tts_assets.accounting import SET_ASIDE_FILE, SetAside, write_set_aside
 from tts_assets.artifacts import written_aside
+from tts_assets.codec.reuse import ShardCodes
 from tts_assets.corpora.samples import Sample, write_samples
 
 CODES, INDEX, SAMPLES = "codes.npy", "index.npy", "samples.jsonl"
 EFFORT_FILE = "effort.json"
 
-ShardCodes = NDArray[np.integer[Any]]  # of the type that holds the codebook
 Effort = Counter[str]
 """What shards took: clips ``encoded``, of them ``again`` alone, and ``reused``; ``codes`` and
-``padded`` codes of batches; ``milliseconds`` of a rank."""
+``padded`` codes of batches; ``milliseconds`` that encoding took its rank."""
 
 
 @dataclass(frozen=True)

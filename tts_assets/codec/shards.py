@@ -27,7 +27,7 @@ from tts_assets.artifacts import ShardFacts, code_dtype, sha256_file, written_as
 from tts_assets.audio import Wave
 from tts_assets.codec.config import ShardProgram
 from tts_assets.codec.decoding import read_ahead
-from tts_assets.codec.reuse import EarlierCodes, audio_digest
+from tts_assets.codec.reuse import EarlierCodes, ShardCodes, audio_digest
 from tts_assets.codec.shard_files import (
     CODES,
     EFFORT_FILE,
@@ -35,7 +35,6 @@ from tts_assets.codec.shard_files import (
     SAMPLES,
     Effort,
     Shard,
-    ShardCodes,
     ShardResult,
     split_into_shards,
 )
@@ -65,16 +64,16 @@ class Encoding:
 
     def utterances(self) -> Iterator[Sample]:
         """Each utterance when it is done; ends after a batch if a stop is asked for."""
-        for step, shard in enumerate(self.shards):
-            started = time.monotonic()
+        for shard in self.shards:
             result = ShardResult(shard.samples(self.program.samples))
             yield from self._fill(result)
             if self.run.stop_requested:
                 return
-            result.effort["milliseconds"] = round(1000 * (time.monotonic() - started))
             result.write(self.run.checkpoint_dir / shard.name, self.dtype)
             self.total += result.effort
-            self.run.metrics(step, figures(self.total, self.program.codec_facts.token_rate))
+            rate = self.program.codec_facts.token_rate
+            hours = {"hours_encoded": self.total["codes"] / rate / 3600}
+            self.run.metrics(shard.number, figures(self.total, rate) | hours)
 
     def _fill(self, result: ShardResult) -> Iterator[Sample]:
         """What earlier artifacts have is taken over, the rest encoded."""
@@ -104,6 +103,7 @@ class Encoding:
             self.encoder = open_encoder(self.run, self.program)
         encoder, samples = self.encoder, result.samples
         encoder.effort.clear()
+        started = time.monotonic()
         rows = sorted(rows, key=lambda row: -samples[row].duration)
         waves = self._waves(encoder.codec, [samples[row] for row in rows])
         for batch in encoder.batches(zip(rows, waves, strict=True), self.program.batch_tokens):
@@ -116,6 +116,7 @@ class Encoding:
             if self.run.stop_requested:
                 return
         result.effort += encoder.effort
+        result.effort["milliseconds"] = round(1000 * (time.monotonic() - started))
 
     def _waves(self, codec: Codec, samples: list[Sample]) -> Iterator[Wave | SetAside]:
         """The samples' waveforms; what is too short for a code is set aside."""
