@@ -2,7 +2,7 @@
 
 A sample goes to ``val`` or ``train`` by its id alone, and samples stay in shard order, so the
 result depends neither on how many shards there are nor on who wrote them. Runs of neighbours are
-copied from the mapped shard as they are; one thread finds out who is held out, another writes.
+copied in one piece; while one thread writes a shard, another reads the next and hashes its ids.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from tts_assets.arrays.arrays import CodeTable, Split
 from tts_assets.arrays.lines import read_ids
-from tts_assets.arrays.npy import ArrayError, NpyWriter, write_runs
+from tts_assets.arrays.npy import ArrayError, NpyWriter, Pieces, pieces_of, write_pieces
 from tts_assets.artifacts import ArrayFacts, CodecShards
 from tts_assets.split import ValidationSplit, held_out
 
@@ -31,19 +31,20 @@ def merge(shards: CodecShards, validation: ValidationSplit, target: Path) -> Arr
     with (
         SplitWriter(target, "train", facts.dtype) as train,
         SplitWriter(target, "val", facts.dtype) as val,
-        ThreadPoolExecutor(1) as writer,
+        ThreadPoolExecutor(1) as thread,
     ):
-        written: Future[None] | None = None
+        writing: Future[None] | None = None
         for number in range(facts.shards):
             table = CodeTable.of_shard(shards.path, number)
             refuse_other_type(table, facts.dtype, shards.path)
             text, bounds = table.lines
             held = held_out(read_ids(text, bounds, table.samples_path), validation)
-            if written is not None:
-                written.result()
-            written = writer.submit(write, table, held, train, val)
-        if written is not None:
-            written.result()
+            pieces = [*train.take(table, ~held), *val.take(table, held)]
+            if writing is not None:
+                writing.result()
+            writing = thread.submit(write_all, pieces)
+        if writing is not None:
+            writing.result()
     found = (train.samples + val.samples, train.codes + val.codes)
     if found != (facts.samples, facts.codes):
         raise ArrayError(
@@ -75,10 +76,9 @@ def refuse_other_type(table: CodeTable, dtype: str, where: Path) -> None:
         )
 
 
-def write(table: CodeTable, held: NDArray[np.bool_], train: SplitWriter, val: SplitWriter) -> None:
-    """Append each sample of a shard to its split."""
-    train.add(table, ~held)
-    val.add(table, held)
+def write_all(pieces: list[Pieces]) -> None:
+    for own in pieces:
+        write_pieces(*own)
 
 
 class SplitWriter:
@@ -97,15 +97,18 @@ class SplitWriter:
     def codes(self) -> int:
         return self._codes.length
 
-    def add(self, table: CodeTable, chosen: NDArray[np.bool_]) -> None:
-        """Append the chosen rows of a table; neighbours are copied in one piece."""
+    def take(self, table: CodeTable, chosen: NDArray[np.bool_]) -> list[Pieces]:
+        """Count the chosen rows of a table as written: a piece for each run of neighbours."""
         text, lines = table.lines
         lengths = np.diff(table.bounds)[chosen]
-        self._index.add(self.codes + np.cumsum(lengths) - lengths)
+        starts = self.codes + np.cumsum(lengths) - lengths
         # First row of each run of neighbours, and the first behind it.
         runs = np.flatnonzero(np.diff(chosen, prepend=False, append=False)).reshape(-1, 2)
-        self._codes.add(table.codes, table.bounds[runs])
-        write_runs(self._lines, text, lines[runs])
+        return [
+            self._codes.take(table.codes, table.bounds[runs]),
+            self._index.take(starts, np.array([[0, len(starts)]])),
+            Pieces(self._lines, pieces_of(text, lines[runs])),
+        ]
 
     def __enter__(self) -> Self:
         return self

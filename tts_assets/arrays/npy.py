@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +50,13 @@ def map_raw(path: Path, dtype: str, *, read: bool = False) -> NDArray[Any]:
     return np.memmap(path, dtype, mode="r").view(np.ndarray)
 
 
+class Pieces(NamedTuple):
+    """What is to be written next to an unbuffered file."""
+
+    stream: BinaryIO
+    pieces: list[memoryview]
+
+
 class NpyWriter:
     """A one-dimensional ``.npy`` file that grows.
 
@@ -63,14 +70,17 @@ class NpyWriter:
         self._stream: BinaryIO = path.open("wb", buffering=0)
         self._write_header()
 
-    def add(self, values: NDArray[Any], runs: NDArray[np.int64] | None = None) -> None:
-        """Append ``values``, which are of the file's type; with ``runs`` (see :func:`write_runs`)
-        only those."""
+    def add(self, values: NDArray[Any]) -> None:
+        """Append ``values``, which are of the file's type."""
+        write_pieces(*self.take(values, np.array([[0, len(values)]])))
+
+    def take(self, values: NDArray[Any], runs: NDArray[np.int64]) -> Pieces:
+        """Count ``values[first:end]`` for each row of ``runs`` (n, 2) as written; the result is for
+        :func:`write_pieces`, in any thread."""
         if values.dtype != self._dtype:
             raise TypeError(f"{self._stream.name} holds {self._dtype}, not {values.dtype}")
-        runs = np.array([[0, len(values)]]) if runs is None else runs
-        write_runs(self._stream, values, runs)
         self.length += int(np.diff(runs).sum())
+        return Pieces(self._stream, pieces_of(values, runs))
 
     def close(self) -> None:
         with self._stream:
@@ -83,20 +93,22 @@ class NpyWriter:
         np.lib.format.write_array_header_1_0(self._stream, header)
 
 
-def write_runs(stream: BinaryIO, values: NDArray[Any], runs: NDArray[np.int64]) -> None:
-    """Write ``values[first:end]`` for each row of ``runs`` (n, 2) to an unbuffered file, in few
-    calls and without joining them first."""
+def pieces_of(values: NDArray[Any], runs: NDArray[np.int64]) -> list[memoryview]:
+    """The bytes of ``values[first:end]`` for each row of ``runs`` (n, 2), without a copy."""
     if not len(values):
-        return
+        return []
     data = np.ascontiguousarray(values).data.cast("B")
-    pieces = [data[first:end] for first, end in (runs * values.itemsize).tolist()]
+    return [data[first:end] for first, end in (runs * values.itemsize).tolist()]
+
+
+def write_pieces(stream: BinaryIO, pieces: list[memoryview]) -> None:
+    """Write to an unbuffered file in few calls, without joining the pieces first."""
     for start in range(0, len(pieces), PIECES):
         rest = pieces[start : start + PIECES]
         while rest:
             written = os.writev(stream.fileno(), rest)
-            if written == sum(map(len, rest)):
-                break
             # A disk that fills up takes less than it is given, and raises at the next call.
-            while written >= len(rest[0]):
+            while rest and written >= len(rest[0]):
                 written -= len(rest.pop(0))
-            rest[0] = rest[0][written:]
+            if rest:
+                rest[0] = rest[0][written:]
