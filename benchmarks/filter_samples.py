@@ -206,9 +206,10 @@ def compare(folder: Path, count: int, rounds: int) -> None:
         medians = {kind: statistics.median(seconds) for kind, seconds in times.items()}
         for kind, seconds in times.items():
             each = ", ".join(f"{value:.1f}" for value in seconds)
-            ratio = f"{medians['plain'] / medians[kind]:.1f}"
+            ratio, busy = medians["plain"] / medians[kind], statistics.median(cpu[kind])
             print(
-                f"| {text} | {kind} | {each} | {medians[kind]:.1f} | {peaks[kind]:.0f} | {ratio} |"
+                f"| {text} | {kind} | {each} | {medians[kind]:.1f} | {ratio:.1f} | {busy:.1f} "
+                f"| {peaks[kind]:.0f} |"
             )
 
 
