@@ -21,14 +21,14 @@ import torch
 from tts_assets.accounting import SetAside
 from tts_assets.audio import read_wave
 from tts_assets.codec.batching import BatchEncoder
-from tts_assets.codec.memory import keep_freed_memory
+from tts_assets.codec.config import BATCH_TOKENS
 from tts_assets.codec.model import Codec, Codes, Wave
 
 ROOT = Path(__file__).resolve().parents[1]
 CORPUS = ROOT / "examples/corpora/asterisk_en"
 CODEC = ROOT / "examples/codecs/announcer-16khz"
 MINUTES, REPEATS = 20, 3
-SHARD, BUDGET = 128, 4000  # clips and codes: those of the demo
+SHARD, BUDGET = 128, BATCH_TOKENS  # clips and codes: those of the demo
 
 
 def speech() -> list[Wave]:
@@ -74,7 +74,6 @@ def by_length(encoder: BatchEncoder, waves: list[Wave]) -> list[Codes]:
 
 
 def main() -> None:
-    keep_freed_memory()
     codec = Codec.load(CODEC)
     waves = speech()
     encoder = BatchEncoder(codec)

@@ -134,10 +134,8 @@ def open_encoder(run: Run, program: ShardProgram) -> BatchEncoder:
     import torch
 
     from tts_assets.codec.batching import BatchEncoder
-    from tts_assets.codec.memory import keep_freed_memory
     from tts_assets.codec.model import Codec
 
-    keep_freed_memory()
     # TF32 rounds inputs to ten bits: other shapes would then differ by whole levels.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     codec = Codec.load(program.codec, str(run.device))
