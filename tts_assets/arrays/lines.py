@@ -18,7 +18,7 @@ from tts_assets.arrays.npy import REMEDY, ArrayError, map_raw
 
 Bytes = NDArray[np.uint8]
 Ints = NDArray[np.int64]
-PIECE = 256 << 10  # bytes looked at at once: a mask of them stays in the cache
+PIECE = 1 << 20  # bytes looked at at once: a mask of them stays in the cache
 NEWLINE = ord("\n")
 # A line as this project writes it. The id is read without parsing if it is plain ASCII and the
 # first key: then no escape can mean another one.
