@@ -19,7 +19,6 @@ from pathlib import Path
 import soundfile
 import torch
 from dagster import AssetSpec, DagsterInstance, materialize
-from tts_assets.corpora.audio import Wave, read_wave
 
 from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
 from resources.torchrun import TorchrunLauncher
@@ -31,6 +30,7 @@ from tts_assets.artifacts import (
     SampleManifest,
     sha256_file,
 )
+from tts_assets.audio import Wave, read_wave
 from tts_assets.codec.assets import build_assets
 from tts_assets.codec.config import CodecArchitecture, CodecConfig
 from tts_assets.codec.storage import save_compact
@@ -120,7 +120,8 @@ def main() -> None:
             store = ArtifactStore(folder / f"storage-{name}")
             full, whole_time = encode(store, codec, samples)
             assert (full.facts.encoded, full.facts.set_aside) == (CLIPS, 0)
-            samples[500] = clip(folder / f"changed-{name}.wav", waves[500], 0.7)
+            changed = CLIPS // 2
+            samples[changed] = clip(folder / f"changed-{name}.wav", waves[changed], 0.7)
             again, change_time = encode(store, codec, samples)
             assert (again.facts.encoded, again.facts.reused_codes) == (1, CLIPS - 1)
             rows.append((name, full.facts, whole_time, change_time))

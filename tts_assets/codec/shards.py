@@ -136,7 +136,7 @@ def open_encoder(run: Run, program: ShardProgram) -> BatchEncoder:
     from tts_assets.codec.batching import BatchEncoder
     from tts_assets.codec.model import Codec
 
-    # TF32 rounds inputs to ten bits: other shapes would then differ by whole levels.
+    # TF32 keeps ten bits of the inputs: nearly every clip of a batch would be doubtful.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     codec = Codec.load(program.codec, str(run.device))
     if codec.obstacle:
