@@ -5,8 +5,8 @@
 materializes ``codec_shards`` of the demo's clips and of quieter copies of them, as many ranks as
 there are cores; then changes the gain of one clip and materializes again, which must encode that
 clip alone. It prints a Markdown table for two codecs: the vendored one, which is so small that
-starting its program takes longer than encoding half an hour, and one with an encoder two thirds as
-wide as the published X-Codec-2's, of random weights (15 minutes on two cores).
+starting its program takes longer than encoding half an hour, and one with an encoder a third as
+wide as that of the published X-Codec-2, of random weights (ten minutes on two cores).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CORPUS = ROOT / "examples/corpora/asterisk_en"
 VENDORED = ROOT / "examples/codecs/announcer-16khz"
 CLIPS, SHARD = 1000, 128
-LARGER = CodecArchitecture(acoustic_hidden=32, ratios=(2, 2, 4, 4, 5))
+LARGER = CodecArchitecture(acoustic_hidden=16, ratios=(2, 2, 4, 4, 5))
 
 
 def demo_waves() -> list[Wave]:
