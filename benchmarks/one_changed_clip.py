@@ -5,8 +5,8 @@
 materializes ``codec_shards`` of the demo's clips and of quieter copies of them, as many ranks as
 there are cores; then changes the gain of one clip and materializes again, which must encode that
 clip alone. It prints a Markdown table for two codecs: the vendored one, which is so small that
-starting its program takes longer than encoding half an hour, and one with an encoder two thirds as
-wide as the published X-Codec-2's, of random weights (15 minutes on two cores).
+starting its program takes longer than encoding half an hour, and one with an encoder a third as
+wide as that of the published X-Codec-2, of random weights (ten minutes on two cores).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CORPUS = ROOT / "examples/corpora/asterisk_en"
 VENDORED = ROOT / "examples/codecs/announcer-16khz"
 CLIPS, SHARD = 1000, 128
-LARGER = CodecArchitecture(acoustic_hidden=32, ratios=(2, 2, 4, 4, 5))
+LARGER = CodecArchitecture(acoustic_hidden=16, ratios=(2, 2, 4, 4, 5))
 
 
 def demo_waves() -> list[Wave]:
@@ -108,30 +108,31 @@ def encode(store: ArtifactStore, codec: Path, samples: list[Sample]) -> tuple[Co
 def main() -> None:
     waves = demo_waves()
     rows = []
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
         gains = [(number, 1.0 if number < len(waves) else 0.8) for number in range(CLIPS)]
         samples = [
             clip(folder / f"{number:04d}.wav", waves[number % len(waves)], gain)
             for number, gain in gains
         ]
         codecs = {"vendored": VENDORED, "larger": larger_codec(folder / "codec", waves)}
-        for name, codec in codecs.items():
-            store = ArtifactStore(folder / f"storage-{name}")
+        for number, (codec_name, codec) in enumerate(codecs.items(), start=1):
+            store = ArtifactStore(folder / f"storage-{codec_name}")
             full, whole_time = encode(store, codec, samples)
             assert (full.facts.encoded, full.facts.set_aside) == (CLIPS, 0)
-            changed = CLIPS // 2
-            samples[changed] = clip(folder / f"changed-{name}.wav", waves[changed], 0.7)
+            changed, gain = CLIPS // 2, 0.5 + 0.1 * number
+            path = folder / f"changed-{codec_name}.wav"
+            samples[changed] = clip(path, waves[changed], gain)
             again, change_time = encode(store, codec, samples)
             assert (again.facts.encoded, again.facts.reused_codes) == (1, CLIPS - 1)
-            rows.append((name, full.facts, whole_time, change_time))
+            rows.append((codec_name, full.facts, whole_time, change_time))
     print(f"torch {torch.__version__}, {len(os.sched_getaffinity(0))} cores\n")
     print("| codec | clips | hours | all, s | one changed, s | share |")
     print("|---|---|---|---|---|---|")
-    for name, facts, whole, change in rows:
+    for codec_name, facts, whole, change in rows:
         share = f"{change / whole:.1%}"
         print(
-            f"| {name} | {facts.samples} | {facts.hours:.2f} | {whole:.1f} | {change:.1f} "
+            f"| {codec_name} | {facts.samples} | {facts.hours:.2f} | {whole:.1f} | {change:.1f} "
             f"| {share} |"
         )
 
