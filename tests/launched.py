@@ -10,14 +10,15 @@ from dagster._utils.interrupts import setup_interrupt_handlers
 from resources.launcher import Program
 from resources.torchrun import TorchrunLauncher
 from tests.programs import CountConfig
+from tts_assets.compute import Shape
 
 
 @asset
 def counted(context: AssetExecutionContext, launcher: TorchrunLauncher) -> MaterializeResult:
     arguments = json.loads(sys.argv[2])
     config = CountConfig(run_dir=Path(sys.argv[1]), **arguments)
-    outcome = launcher.run(context, Program("tests.programs", config, processes=2))
-    return MaterializeResult(metadata={**outcome.facts, "peak_memory_gb": outcome.peak_memory_gb})
+    outcome = launcher.run(context, Program("tests.programs", config, Shape(processes=2)))
+    return MaterializeResult(metadata=outcome.facts)
 
 
 def main() -> None:

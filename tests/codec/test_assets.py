@@ -15,12 +15,13 @@ from tts_assets.artifacts import ArtifactStore, CodecCheckpoint
 from tts_assets.codec.assets import build_assets
 from tts_assets.codec.config import CodecConfig
 from tts_assets.codec.model import Codec
+from tts_assets.compute import Shape
 from tts_assets.split import ValidationSplit
 
 
 def fetch(root: Path, store: ArtifactStore) -> ExecuteInProcessResult:
     config = CodecConfig(checkpoint="codec")
-    codec = build_assets(config, ValidationSplit(), 1, root)[0]
+    codec = build_assets(config, ValidationSplit(), Shape(processes=1), root)[0]
     assert isinstance(codec, AssetsDefinition)
     resources = {
         "store": ArtifactStoreResource(root=str(store.root)),
