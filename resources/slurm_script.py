@@ -1,6 +1,7 @@
 """The batch script of a program: readable, kept in its run folder, and submitted again by hand.
 
-One task a node; each is a torchrun that meets the others at the first node. The script asks the
+One task a node; each is a torchrun that meets the others at the first node (a single process needs
+none). The script asks the
 program to save before the time limit, requeues the job, and writes ``exit.json`` at its end, which
 tells how it went when the controller has forgotten the job.
 """
@@ -92,6 +93,10 @@ def sbatch_options(program: Program, options: SlurmOptions) -> list[str]:
 
 def _trainer(program: Program, options: SlurmOptions, nodes: str) -> str:
     shape = program.shape
+    what = shlex.join(["-m", program.module, str(program.run_dir / "run.json")])
+    if shape.nodes == shape.processes == 1:
+        python = shlex.join([*shape.prefix, shape.python or sys.executable])
+        return f"{_srun(shape, options, nodes)} {python} {what} &\nprogram=$!"
     torchrun = [
         *(*shape.prefix, shape.python or sys.executable, "-m", "torch.distributed.run"),
         f"--nnodes={shape.nodes}",
@@ -100,7 +105,6 @@ def _trainer(program: Program, options: SlurmOptions, nodes: str) -> str:
         *("--redirects=0", "--tee=3"),
     ]
     meeting = '--node-rank="$SLURM_PROCID" --master-addr="$master" --master-port="$port"'
-    what = shlex.join(["-m", program.module, str(program.run_dir / "run.json")])
     command = f"exec {shlex.join(torchrun)} {meeting} {what}"
     return f"{_srun(shape, options, nodes)} bash -c {shlex.quote(command)} &\nprogram=$!"
 

@@ -15,13 +15,18 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def start(run_dir: Path, grace: float = 20.0, **config: object) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "tests.launched", str(run_dir), json.dumps(config), str(grace)]
+    values = {
+        "config": {"run_dir": str(run_dir), **config},
+        "shape": {"processes": 2},
+        "launcher": {"grace_seconds": grace},
+    }
+    command = [sys.executable, "-m", "tests.launched", json.dumps(values)]
     return subprocess.Popen(
         command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     )
 
 
-def worker_pids(run_dir: Path, deadline_seconds: float = 60.0) -> list[int]:
+def worker_pids(run_dir: Path, deadline_seconds: float = 300.0) -> list[int]:
     """The pids of both ranks, once both have started."""
     deadline = time.monotonic() + deadline_seconds
     while time.monotonic() < deadline:
@@ -34,7 +39,7 @@ def worker_pids(run_dir: Path, deadline_seconds: float = 60.0) -> list[int]:
 
 def test_runs_two_ranks_and_gives_their_facts(tmp_path: Path) -> None:
     process = start(tmp_path, total=4)
-    output, _ = process.communicate(timeout=90)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     metadata = json.loads(output.splitlines()[-1])
     assert metadata["counted"] == 4
@@ -44,7 +49,7 @@ def test_runs_two_ranks_and_gives_their_facts(tmp_path: Path) -> None:
 
 def test_failure_names_the_rank_and_shows_its_traceback(tmp_path: Path) -> None:
     process = start(tmp_path, total=4, broken_rank=1)
-    output, _ = process.communicate(timeout=90)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 1
     assert "ValueError: rank 1 cannot count past two" in output
     assert str(tmp_path / "log.txt") in output
@@ -60,13 +65,13 @@ def test_cancelling_saves_ends_every_process_and_resumes(tmp_path: Path) -> None
     process = start(tmp_path, total=400, step_seconds=0.05)
     pids = worker_pids(tmp_path)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
     assert process.returncode != 0
     assert not living(pids)
     reached = int((tmp_path / "checkpoints" / "count.txt").read_text())
     assert 0 < reached < 400
     again = start(tmp_path, total=reached + 2)
-    output, _ = again.communicate(timeout=90)
+    output, _ = again.communicate(timeout=300)
     assert json.loads(output.splitlines()[-1])["started_from"] == reached
 
 
@@ -74,5 +79,5 @@ def test_a_program_that_ignores_the_stop_is_killed_after_the_grace(tmp_path: Pat
     process = start(tmp_path, grace=1.0, total=4000, step_seconds=0.05, deaf=True)
     pids = worker_pids(tmp_path)
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=30)
+    process.communicate(timeout=300)
     assert not living(pids)

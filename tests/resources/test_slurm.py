@@ -1,0 +1,241 @@
+"""The Slurm launcher on a real Slurm: two nodes, real jobs, real accidents."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dagster import DagsterInstance, ExecuteInProcessResult
+
+from resources.slurm import SlurmLauncher
+from resources.slurm_script import job_name, write_script
+from tests.launched import count, failure, launch, metadata
+from tests.slurm_cluster import SlurmCluster
+from tts_assets.compute import Shape, SlurmOptions
+
+ROOT = Path(__file__).resolve().parents[2]
+ONE = Shape(processes=1, gpus=4, threads=1)
+LAUNCHER: dict[str, Any] = {"poll_seconds": 1.0, "grace_seconds": 20.0}
+
+pytestmark = pytest.mark.slow
+
+
+def start(
+    run_dir: Path, launcher: dict[str, Any] | None = None, shape: Shape = ONE, **config: Any
+) -> Future[ExecuteInProcessResult]:
+    """A Dagster run in a thread, so that the test can do something to its job meanwhile."""
+    program = count(run_dir, shape, **config)
+    pool = ThreadPoolExecutor(1)
+    future = pool.submit(launch, program, SlurmLauncher(**{**LAUNCHER, **(launcher or {})}))
+    pool.shutdown(wait=False)
+    return future
+
+
+def wait_for(condition: Callable[[], object], what: str, seconds: float = 300) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {seconds:.0f} s for {what}"
+        time.sleep(0.1)
+
+
+def counted(run_dir: Path) -> int:
+    saved = run_dir / "checkpoints" / "count.txt"
+    return int(saved.read_text()) if saved.is_file() else 0
+
+
+def job(cluster: SlurmCluster) -> str:
+    (job,) = cluster.ask("squeue", "-h", "-o", "%i").split()
+    return job
+
+
+def test_success_gives_facts_costs_and_the_log(
+    cluster: SlurmCluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = start(tmp_path, total=20, step_seconds=0.2)
+    seen = ""
+
+    def live() -> bool:
+        nonlocal seen
+        seen += capsys.readouterr().err
+        return "counted 0\n" in seen
+
+    wait_for(live, "the first line of the log")
+    assert not (tmp_path / "result.json").exists()  # it was shown while the job ran
+    found = metadata(run.result())
+    assert found["counted"] == 20
+    assert found["attempts"] == 1
+    assert found["gpu_hours"] == pytest.approx(found["compute_seconds"] * 4 / 3600)
+    assert found["compute_seconds"] >= 3
+    assert 0.01 < found["peak_memory_gb"] < 8
+    log = (tmp_path / "log.txt").read_text()
+    assert [line for line in log.splitlines() if line.startswith("counted")] == [
+        f"counted {step}" for step in range(20)
+    ]
+    assert (seen + capsys.readouterr().err).count("counted 19\n") == 1
+    assert not (tmp_path / "environment.sh").stat().st_mode & 0o077
+
+
+def test_failure_shows_the_traceback_and_a_retry_resumes(
+    cluster: SlurmCluster, tmp_path: Path
+) -> None:
+    run = start(tmp_path, total=6, fail_once_at=3).result()
+    said = failure(run)
+    assert "OSError: the disk hiccups at 3" in said
+    assert "ended as FAILED with exit code 1:0" in said
+    assert str(tmp_path / "log.txt") in said
+    for path in (tmp_path / "checkpoints").glob("*"):
+        path.unlink()
+    again = start(tmp_path, {"retries": 2, "retry_seconds": 0.1}, total=6, fail_once_at=3)
+    found = metadata(again.result())
+    assert found["started_from"] == 3
+    assert found["attempts"] == 3  # the failed run's, and two of the one that succeeded
+
+
+def test_what_slurm_refuses_is_not_tried_again(cluster: SlurmCluster, tmp_path: Path) -> None:
+    run = start(tmp_path, {"partition": "nowhere", "retries": 5}, total=1).result()
+    assert "invalid partition" in failure(run)
+    assert not [event for event in run.all_events if event.is_step_up_for_retry]
+
+
+def test_a_job_cancelled_by_somebody_is_a_failure_that_says_so(
+    cluster: SlurmCluster, tmp_path: Path
+) -> None:
+    run = start(tmp_path, {"retries": 5}, total=10_000, step_seconds=0.1)
+    wait_for(lambda: counted(tmp_path), "the first step")
+    cluster.ask("scancel", job(cluster))
+    assert "somebody cancelled it (scancel)" in failure(run.result())
+    assert counted(tmp_path) < 10_000
+
+
+def dagster(tmp_path: Path, **config: Any) -> subprocess.Popen[str]:
+    """A Dagster run in a process of its own, which can be killed."""
+    values = {
+        "slurm": True,
+        "home": str(tmp_path / "home"),
+        "config": {"run_dir": str(tmp_path / "run"), **config},
+        "shape": ONE.model_dump(),
+        "launcher": LAUNCHER,
+    }
+    (tmp_path / "home").mkdir()
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.launched", json.dumps(values)],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def compute_log(home: Path) -> str:
+    """What Dagster keeps of the step's stderr."""
+    return "".join(path.read_text() for path in home.glob("storage/*/compute_logs/*.err"))
+
+
+def test_cancelling_the_dagster_run_cancels_the_job(cluster: SlurmCluster, tmp_path: Path) -> None:
+    process = dagster(tmp_path, total=10_000, step_seconds=0.1)
+    wait_for(lambda: counted(tmp_path / "run"), "the first step")
+    wait_for(lambda: "counted" in compute_log(tmp_path / "home"), "Dagster's compute log")
+    with DagsterInstance.local_temp(str(tmp_path / "home")) as instance:
+        (run,) = instance.get_runs()
+        instance.report_run_canceling(run)  # as the UI does, before it sends the signal
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=300)
+    cluster.wait_until(lambda: not cluster.ask("squeue", "-h"), "an empty queue")
+
+
+def test_a_killed_dagster_leaves_the_job_and_the_next_run_follows_it(
+    cluster: SlurmCluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    process = dagster(tmp_path, total=400, step_seconds=0.1)
+    wait_for(lambda: "counted 1\n" in compute_log(tmp_path / "home"), "Dagster's compute log")
+    process.kill()
+    process.communicate()
+    number = job(cluster)
+    reached = counted(tmp_path / "run")
+    again = start(tmp_path / "run", total=400, step_seconds=0.1)
+    found = metadata(again.result(timeout=300))
+    assert found["started_from"] == 0 and found["attempts"] == 1
+    assert reached < 400
+    shown = compute_log(tmp_path / "home") + capsys.readouterr().err
+    lines = [line for line in shown.splitlines() if line.startswith("counted ")]
+    assert len(lines) == len(set(lines)) == 400
+    assert f"job {number}, start 0" in (tmp_path / "run" / "log.txt").read_text()
+
+
+def test_a_job_that_runs_for_the_same_build_is_followed(
+    cluster: SlurmCluster, tmp_path: Path
+) -> None:
+    program = count(tmp_path, ONE, total=30, step_seconds=0.1)
+    program.write_config()
+    script = write_script(program, SlurmOptions(), {})
+    number = cluster.ask("sbatch", "--parsable", str(script))  # by hand
+    assert job(cluster) == number
+    assert metadata(start(tmp_path, total=30, step_seconds=0.1).result())["counted"] == 30
+    assert cluster.ask("squeue", "-h", "-t", "all", "-o", "%i", f"--name={job_name(program)}") == (
+        number
+    )
+
+
+def test_the_time_limit_saves_and_requeues_up_to_a_number(
+    cluster: SlurmCluster, tmp_path: Path
+) -> None:
+    minute = ONE.model_copy(update={"hours": 1 / 60})
+    launcher = {"save_seconds": 55, "max_requeues": 1}  # Slurm signals up to a minute early
+    run = start(tmp_path, launcher, minute, total=10_000, step_seconds=0.1)
+    said = failure(run.result())
+    assert "reached the last of 2 time limits" in said
+    assert "start 1, on" in (tmp_path / "log.txt").read_text()
+    reached = counted(tmp_path)
+    found = metadata(start(tmp_path, total=reached + 1).result())
+    assert found["started_from"] == reached > 0
+    assert found["attempts"] == 3
+
+
+def test_a_crashed_node_and_the_job_goes_on_at_another(
+    cluster: SlurmCluster, tmp_path: Path
+) -> None:
+    run = start(tmp_path, total=60, step_seconds=0.5)
+    wait_for(lambda: counted(tmp_path), "the first step")
+    node = int(cluster.ask("squeue", "-h", "-o", "%N").removeprefix("node"))
+    cluster.crash(node)
+    found = metadata(run.result())
+    assert found["started_from"] > 0 and found["attempts"] == 2
+    assert f"on node{1 - node}" in (tmp_path / "log.txt").read_text()
+
+
+def test_preemption_is_not_a_failure(cluster: SlurmCluster, tmp_path: Path) -> None:
+    both = Shape(nodes=2, processes=1, gpus=8, cpus=16, threads=1)
+    shape = both.model_copy(update={"nodes": 1})
+    run = start(tmp_path, {"options": ["--nodelist=node0"]}, shape, total=60, step_seconds=0.2)
+    wait_for(lambda: counted(tmp_path), "the first step")
+    urgent = ["--partition=high", "--nodelist=node0", "--cpus-per-task=16", "--output=/dev/null"]
+    cluster.ask("sbatch", *urgent, "--wrap=sleep 1")
+    found = metadata(run.result())
+    assert found["started_from"] > 0 and found["attempts"] == 2
+
+
+def test_a_controller_that_restarts_is_waited_for(cluster: SlurmCluster, tmp_path: Path) -> None:
+    run = start(tmp_path, {"command_seconds": 5.0}, total=60, step_seconds=0.2)
+    wait_for(lambda: counted(tmp_path), "the first step")
+    cluster.kill("slurmctld")
+    time.sleep(3)
+    cluster.start_controller()
+    assert metadata(run.result())["started_from"] == 0
+
+
+def test_a_controller_that_forgot_the_job(cluster: SlurmCluster, tmp_path: Path) -> None:
+    run = start(tmp_path, {"command_seconds": 5.0}, total=30, step_seconds=0.2)
+    wait_for(lambda: counted(tmp_path), "the first step")
+    cluster.kill("slurmctld")
+    wait_for((tmp_path / "exit.json").exists, "the job's end")
+    cluster.start_controller(forget=True)
+    found = metadata(run.result())
+    assert found["counted"] == 30 and found["attempts"] == 1
