@@ -24,7 +24,8 @@ _UNREACHABLE = re.compile(
     "Unable to contact slurm controller|Socket timed out|Connection refused|Connection timed out|"
     "Zero Bytes were transmitted|Communication connection failure|standby mode|"
     "Resource temporarily unavailable|Unable to establish|No route to host|"
-    "temporarily unable to accept|Transport endpoint",
+    "temporarily unable to accept|Transport endpoint|"
+    "Could not establish a configuration source",
     re.IGNORECASE,
 )
 _SSH_FAILED = 255
@@ -106,6 +107,10 @@ class SlurmClient:
             return None
         state, code, seconds = text.strip().splitlines()[-1].split("|")
         return Job(job, state.split()[0], seconds=int(seconds), exit_code=code)
+
+    def release(self, job: int) -> None:
+        """Let a job that Slurm holds back start again."""
+        self._ask("scontrol", "release", str(job))
 
     def cancel(self, name: str) -> None:
         """End all the user's jobs of this name; one try."""

@@ -13,6 +13,7 @@ from resources.slurm_client import Job, SlurmClient
 from resources.slurm_script import EXIT_MARKER
 
 FIRST_LOOK = 1.0  # seconds; then ever longer, up to the launcher's poll_seconds
+RELEASES = 3  # of a job that Slurm could not start, and would hold for ever
 RESULT_SECONDS = 30.0  # that a shared file system may take to show what another machine wrote
 
 
@@ -41,7 +42,7 @@ class Follower:
 
     def follow(self, job: int) -> Ended:
         """Return when the job has ended for good."""
-        told, wait, ends = "", FIRST_LOOK, 0
+        told, wait, ends, releases = "", FIRST_LOOK, 0, 0
         while True:
             seen = self.client.show(job)
             if seen is None:
@@ -51,6 +52,9 @@ class Follower:
             if (line := describe(seen)) != told:
                 told, wait = line, FIRST_LOOK
                 self.say(line)
+                if seen.reason == "launch_failed_requeued_held" and releases < RELEASES:
+                    releases += 1
+                    self.client.release(job)
             # A job that is being requeued may show the end of its last start for a moment.
             ends = ends + 1 if seen.ended else 0
             if ends and (seen.state == "COMPLETED" or self._marker(job) or ends > 1):

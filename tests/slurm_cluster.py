@@ -140,11 +140,11 @@ class SlurmCluster:
         (self.folder / f"spool.node{node}").mkdir(exist_ok=True)
         self._daemon("slurmd", "-f", str(self.configuration), "-N", f"node{node}")
 
-    def kill(self, daemon: str) -> None:
-        """SIGKILL to ``slurmctld`` or ``node0``, as a crash would."""
+    def kill(self, daemon: str, how: signal.Signals = signal.SIGKILL) -> None:
+        """End ``slurmctld`` or ``node0``: by SIGKILL as a crash would, by SIGTERM as a restart."""
         pid_file = self.folder / "run" / f"{daemon}.pid"
         pid = int(pid_file.read_text())
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, how)
         self.wait_until(lambda: not alive(pid), f"the end of {daemon}")
         pid_file.unlink(missing_ok=True)
 

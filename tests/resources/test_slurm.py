@@ -32,9 +32,10 @@ def start(
     run_dir: Path, launcher: dict[str, Any] | None = None, shape: Shape = ONE, **config: Any
 ) -> Future[ExecuteInProcessResult]:
     """A Dagster run in a thread, so that the test can do something to its job meanwhile."""
-    program = count(run_dir, shape, **config)
     pool = ThreadPoolExecutor(1)
-    future = pool.submit(launch, program, SlurmLauncher(**{**LAUNCHER, **(launcher or {})}))
+    future = pool.submit(
+        launch, count(run_dir, shape, **config), SlurmLauncher(**{**LAUNCHER, **(launcher or {})})
+    )
     pool.shutdown(wait=False)
     return future
 
@@ -154,19 +155,19 @@ def test_cancelling_the_dagster_run_cancels_the_job(cluster: SlurmCluster, tmp_p
 def test_a_killed_dagster_leaves_the_job_and_the_next_run_follows_it(
     cluster: SlurmCluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    process = dagster(tmp_path, total=400, step_seconds=0.1)
+    process = dagster(tmp_path, total=150, step_seconds=0.1)
     wait_for(lambda: "counted 1\n" in compute_log(tmp_path / "home"), "Dagster's compute log")
     process.kill()
     process.communicate()
     number = job(cluster)
     reached = counted(tmp_path / "run")
-    again = start(tmp_path / "run", total=400, step_seconds=0.1)
+    again = start(tmp_path / "run", total=150, step_seconds=0.1)
     found = metadata(again.result(timeout=300))
     assert found["started_from"] == 0 and found["attempts"] == 1
-    assert reached < 400
+    assert reached < 150
     shown = compute_log(tmp_path / "home") + capsys.readouterr().err
     lines = [line for line in shown.splitlines() if line.startswith("counted ")]
-    assert len(lines) == len(set(lines)) == 400
+    assert len(lines) == len(set(lines)) == 150
     assert f"job {number}, start 0" in (tmp_path / "run" / "log.txt").read_text()
 
 
@@ -188,21 +189,26 @@ def test_the_time_limit_saves_and_requeues_up_to_a_number(
     cluster: SlurmCluster, tmp_path: Path
 ) -> None:
     minute = ONE.model_copy(update={"hours": 1 / 60})
-    launcher = {"save_seconds": 55, "max_requeues": 1}  # Slurm signals up to a minute early
-    run = start(tmp_path, launcher, minute, total=10_000, step_seconds=0.1)
-    said = failure(run.result())
-    assert "reached the last of 2 time limits" in said
-    assert "start 1, on" in (tmp_path / "log.txt").read_text()
-    reached = counted(tmp_path)
-    found = metadata(start(tmp_path, total=reached + 1).result())
-    assert found["started_from"] == reached > 0
-    assert found["attempts"] == 3
+    limited = {"save_seconds": 55}  # Slurm signals up to a minute early
+    goes_on, gives_up = tmp_path / "goes-on", tmp_path / "gives-up"
+    first = start(goes_on, {**limited, "max_requeues": 1}, minute, total=350, step_seconds=0.1)
+    second = start(gives_up, {**limited, "max_requeues": 0}, minute, total=9999, step_seconds=0.1)
+    wait_for((goes_on / "requeues").exists, "a requeue")
+    cluster.ask(
+        "scontrol", "update", f"jobname={job_name(count(goes_on, ONE, total=1))}", "timelimit=60"
+    )
+    assert "reached the last of 1 time limits" in failure(second.result())
+    found = metadata(first.result())
+    assert 0 < found["started_from"] < 350 and found["attempts"] == 2
+    reached = counted(gives_up)
+    found = metadata(start(gives_up, total=reached + 1).result())
+    assert found["started_from"] == reached > 0  # run again, it goes on
 
 
 def test_a_crashed_node_and_the_job_goes_on_at_another(
     cluster: SlurmCluster, tmp_path: Path
 ) -> None:
-    run = start(tmp_path, total=60, step_seconds=0.5)
+    run = start(tmp_path, total=20, step_seconds=0.3)
     wait_for(lambda: counted(tmp_path), "the first step")
     node = int(cluster.ask("squeue", "-h", "-o", "%N").removeprefix("node"))
     cluster.crash(node)
@@ -225,8 +231,8 @@ def test_preemption_is_not_a_failure(cluster: SlurmCluster, tmp_path: Path) -> N
 def test_a_controller_that_restarts_is_waited_for(cluster: SlurmCluster, tmp_path: Path) -> None:
     run = start(tmp_path, {"command_seconds": 5.0}, total=60, step_seconds=0.2)
     wait_for(lambda: counted(tmp_path), "the first step")
-    cluster.kill("slurmctld")
-    time.sleep(3)
+    cluster.kill("slurmctld", signal.SIGTERM)
+    time.sleep(2)
     cluster.start_controller()
     assert metadata(run.result())["started_from"] == 0
 
