@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from tts_assets.program import STOP_FILE, ProgramConfig
 LAST_LINES = 40  # of the failing rank, in the error: a traceback through torch is about 30
 ATTEMPTS = "attempts.json"
 LONGEST_BACK_OFF = 3600.0
+DEFAULTS = {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false", "WANDB_MODE": "offline"}
 ONE_PROCESS = Shape(processes=1)
 
 
@@ -81,6 +83,10 @@ class Program:
         for path in (path for pattern in old for path in self.run_dir.glob(pattern)):
             path.unlink()
 
+    def roles(self) -> list[Program]:
+        """This program, and its service if it has one."""
+        return [self, self.service] if self.service else [self]
+
     def record_attempt(self, name: str, seconds: float, gpus: int) -> None:
         """Remember that the attempt ``name`` has run for ``seconds`` on ``gpus`` in all."""
         path = self.run_dir / ATTEMPTS
@@ -91,12 +97,8 @@ class Program:
 
     def common_environment(self) -> dict[str, str]:
         """What a program finds in its environment, whoever launches it."""
-        return {
-            "PYTHONUNBUFFERED": "1",
-            "TOKENIZERS_PARALLELISM": "false",
-            "WANDB_MODE": "offline",
-            **self.shape.environment,
-        }
+        kept = {name: os.environ.get(name, value) for name, value in DEFAULTS.items()}
+        return {**kept, **self.shape.environment}
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,8 @@ class Launcher(ConfigurableResource, ABC):
         return outcome
 
     def _run(self, context: AssetExecutionContext, program: Program) -> dict[str, Any]:
-        program.write_config()
+        for role in program.roles():
+            role.write_config()
         try:
             with open_pipes_session(
                 context=context,
@@ -197,9 +200,8 @@ def launch_error(program: Program, how: str) -> LaunchError:
     (killed, or before it ran) is shown by the end of its log.
     """
     log = program.run_dir / LOG
-    roles = [program, program.service] if program.service else [program]
-    refused = [path for role in roles for path in role.run_dir.glob("refused-*.txt")]
-    failures = [path for role in roles for path in role.run_dir.glob("failure-*.txt")]
+    refused = [path for role in program.roles() for path in role.run_dir.glob("refused-*.txt")]
+    failures = [path for role in program.roles() for path in role.run_dir.glob("failure-*.txt")]
     first = sorted(refused or failures, key=lambda path: path.name)[:1]
     shown = first[0] if first else log
     text = shown.read_text(errors="replace") if shown.is_file() else ""

@@ -90,10 +90,8 @@ class SlurmLauncher(Launcher):
         program: Program,
         pipes: Mapping[str, str],
     ) -> int:
-        for role in (program, program.service):
-            if role is not None:
-                role.write_config()
-                role.forget_failures()
+        for role in program.roles():
+            role.forget_failures()
         script = write_script(program, self.slurm_options(), pipes)
         while True:
             try:

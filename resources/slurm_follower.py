@@ -34,11 +34,7 @@ class Follower:
         self, client: SlurmClient, program: Program, poll_seconds: float, say: Callable[[str], None]
     ) -> None:
         self.client, self.program, self.poll_seconds, self.say = client, program, poll_seconds, say
-        self.gpus = sum(
-            role.shape.nodes * (role.shape.gpus or 0)
-            for role in (program, program.service)
-            if role is not None
-        )
+        self.gpus = sum(role.shape.nodes * (role.shape.gpus or 0) for role in program.roles())
 
     def follow(self, job: int) -> Ended:
         """Return when the job has ended for good."""

@@ -68,7 +68,7 @@ def render(program: Program, options: SlurmOptions) -> str:
 
 
 def sbatch_options(program: Program, options: SlurmOptions) -> list[str]:
-    shapes = [program.shape, *([program.service.shape] if program.service else [])]
+    shapes = [role.shape for role in program.roles()]
     given = {
         "job-name": job_name(program),
         "output": program.run_dir / LOG,

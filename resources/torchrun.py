@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import time
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 from dagster import AssetExecutionContext
 
@@ -33,31 +35,37 @@ class TorchrunLauncher(Launcher):
     def launch(
         self, context: AssetExecutionContext, program: Program, pipes: Mapping[str, str]
     ) -> None:
-        count = self.gpus(program)
+        wanted = [self.gpus(role) for role in program.roles()]
         with (
             # A watchdog of an earlier launch holds it while it ends what that left.
             locked(
                 program.run_dir / "launch.lock",
                 lambda: context.log.info(f"waiting: {program.run_dir} is in use"),
             ) as folder,
-            lease(count, self._devices(), context.log.info, self._lease_folder()) as held,
+            lease(sum(wanted), self._devices(), context.log.info, self._lease_folder()) as held,
         ):
-            program.forget_failures()
-            devices = {"CUDA_VISIBLE_DEVICES": ",".join(held.devices)} if count else {}
-            environment = self.environment(program, {**pipes, **devices})
+            for role in program.roles():
+                role.forget_failures()
             context.log.info(f"launching {' '.join(self.command(program))}")
             started = time.monotonic()
             status = None
             try:
-                status = self._supervise(program, environment, [folder, *held.files])
+                launch = _Launch(self, program, held.devices, pipes)
+                status = launch.run([folder, *held.files])
             finally:
                 seconds = time.monotonic() - started
-                program.record_attempt(f"{context.run_id}.{context.retry_number}", seconds, count)
+                name = f"{context.run_id}.{context.retry_number}"
+                program.record_attempt(name, seconds, sum(wanted))
         if status is None:
             raise LaunchError(time_limit_message(program), program, permanent=True)
         if status != 0 or program.facts() is None:
             how = "ended without a result" if status == 0 else f"failed with exit status {status}"
             raise launch_error(program, how)
+
+    def plain_command(self, program: Program) -> list[str]:
+        shape = program.shape
+        python = [*shape.prefix, shape.python or sys.executable]
+        return [*python, "-m", program.module, str(program.run_dir / "run.json")]
 
     def command(self, program: Program) -> list[str]:
         shape = program.shape
@@ -69,18 +77,6 @@ class TorchrunLauncher(Launcher):
             *("--redirects=0", "--tee=3"),
             *("-m", program.module, str(program.run_dir / "run.json")),
         ]
-
-    def environment(self, program: Program, more: Mapping[str, str]) -> dict[str, str]:
-        cores = program.shape.cpus or len(os.sched_getaffinity(0))
-        threads = program.shape.threads or max(1, cores // program.shape.processes)
-        return {
-            "OMP_NUM_THREADS": str(threads),
-            **program.common_environment(),
-            **os.environ,
-            **program.shape.environment,
-            **more,
-            MARKER: uuid.uuid4().hex,
-        }
 
     def gpus(self, program: Program) -> int:
         """GPUs the program holds: as asked for, or one a process where this machine has any."""
@@ -95,41 +91,93 @@ class TorchrunLauncher(Launcher):
             )
         return min(present, program.shape.processes) if asked is None else asked
 
-    def _supervise(
-        self, program: Program, environment: dict[str, str], files: Sequence[int]
-    ) -> int | None:
-        """Run to the end; the exit status, or None if the time limit ended it."""
-        launch_id = environment[MARKER]
-        hours = program.shape.hours
-        deadline = time.monotonic() + hours * 3600 if hours else float("inf")
-        process = None
-        with (
-            watchdog(launch_id, self.grace_seconds, files),
-            (program.run_dir / LOG).open("ab") as log,
-        ):
-            try:
-                process = subprocess.Popen(
-                    self.command(program),
-                    env=environment,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                )
-                while process.poll() is None and time.monotonic() < deadline:
-                    time.sleep(POLL_SECONDS)
-                status = process.poll()
-            finally:  # a cancelled Dagster run raises here; after a normal end nothing is left
-                end_processes(launch_id, self.grace_seconds, process.pid if process else None)
-                if process is not None:
-                    process.wait()
-        return status
-
     def _devices(self) -> list[str]:
         return visible_devices() if self.devices is None else self.devices
 
     def _lease_folder(self) -> Path | None:
         return Path(self.lease_folder) if self.lease_folder else None
+
+
+class _Launch:
+    """The processes of one attempt: torchrun, and the program's service if it has one."""
+
+    def __init__(
+        self,
+        launcher: TorchrunLauncher,
+        program: Program,
+        devices: Sequence[str],
+        pipes: Mapping[str, str],
+    ) -> None:
+        self.launcher, self.program, self.pipes = launcher, program, pipes
+        self.id = uuid.uuid4().hex
+        count = launcher.gpus(program)
+        self.devices, self.service_devices = devices[:count], devices[count:]
+        self.address = {"TTS_SERVICE_HOST": "127.0.0.1", "TTS_SERVICE_PORT": str(_free_port())}
+
+    def run(self, files: Sequence[int]) -> int | None:
+        """Run to the end; the exit status, or None if the time limit ended it.
+
+        ``files`` stay open as long as any process of the launch lives.
+        """
+        hours, grace = self.program.shape.hours, self.launcher.grace_seconds
+        deadline = time.monotonic() + hours * 3600 if hours else float("inf")
+        main = service = None
+        with (
+            watchdog(self.id, grace, files),
+            (self.program.run_dir / LOG).open("ab") as log,
+        ):
+            try:
+                if self.program.service is not None:
+                    command = self.launcher.plain_command(self.program.service)
+                    service = self._start(
+                        command, self.program.service, self.service_devices, {}, log
+                    )
+                command = self.launcher.command(self.program)
+                main = self._start(command, self.program, self.devices, self.pipes, log)
+                while main.poll() is None and time.monotonic() < deadline:
+                    if service is not None and service.poll() is not None:
+                        log.write(b"the service has ended before the program\n")
+                        return 1
+                    time.sleep(POLL_SECONDS)
+                return main.poll()
+            finally:  # a cancelled Dagster run raises here; after a normal end nothing is left
+                end_processes(self.id, grace, main.pid if main else None)
+                for process in (main, service):
+                    if process is not None:
+                        process.wait()
+
+    def _start(
+        self,
+        command: list[str],
+        role: Program,
+        devices: Sequence[str],
+        more: Mapping[str, str],
+        log: IO[bytes],
+    ) -> subprocess.Popen[bytes]:
+        cores = role.shape.cpus or len(os.sched_getaffinity(0))
+        environment = {
+            "OMP_NUM_THREADS": str(role.shape.threads or max(1, cores // role.shape.processes)),
+            **os.environ,
+            **role.common_environment(),
+            "CUDA_VISIBLE_DEVICES": ",".join(devices),
+            **(self.address if self.program.service else {}),
+            **more,
+            MARKER: self.id,
+        }
+        return subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def time_limit_message(program: Program) -> str:

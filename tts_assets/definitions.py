@@ -10,6 +10,7 @@ from dagster import Definitions, in_process_executor
 from jobs.asset_jobs import REFRESH, build_jobs, build_schedules
 from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
 from resources.launcher import Launcher
+from resources.slurm import SlurmLauncher
 from resources.torchrun import TorchrunLauncher
 from sensors.corpora import build_corpora_sensors
 from tts_assets.arrays.assets import build_assets as arrays_assets
@@ -64,7 +65,10 @@ def build_resources(settings: Settings) -> dict[str, Any]:
 
 
 def build_launcher(compute: Compute) -> Launcher:
+    """The launcher that ``compute.launcher`` names."""
     common = compute.model_dump(include={"grace_seconds", "retries", "retry_seconds"})
+    if compute.launcher == "slurm":
+        return SlurmLauncher(**common, **compute.slurm.model_dump(mode="json"))
     return TorchrunLauncher(**common)
 
 

@@ -176,6 +176,10 @@ class Run:
             self._stop_requested |= (self.run_dir / STOP_FILE).exists()
         return self._stop_requested
 
+    @stop_requested.setter
+    def stop_requested(self, value: bool) -> None:
+        self._stop_requested = value
+
     def should_stop(self) -> bool:
         """Whether any rank was asked to stop: all ranks get the same answer at the same step."""
         if not self._distributed:
