@@ -87,7 +87,8 @@ def sbatch_options(program: Program, options: SlurmOptions) -> list[str]:
         "constraint": options.constraint,
         "dependency": "singleton",  # two of one name, should that happen, never run at once
     }
-    lines = [f"--{name}={value}" for name, value in given.items() if value is not None]
+    given = {name: value for name, value in given.items() if value is not None}
+    lines = [f"--{name}={shlex.quote(str(value))}" for name, value in given.items()]
     return [*lines, "--requeue", *options.options]
 
 

@@ -19,6 +19,7 @@ class CountConfig(ProgramConfig):
     broken_rank: int = -1
     deaf: bool = False  # ignores the request to stop
     fail_once_at: int = -1
+    wait_at: int = -1  # at this step, until there is a file ``go`` or a request to stop
 
 
 def main() -> None:
@@ -36,6 +37,10 @@ def main() -> None:
             time.sleep(config.step_seconds)
             if run.is_main:
                 print(f"counted {step}", file=sys.stderr, flush=True)
+            while step == config.wait_at and not (config.run_dir / "go").exists():
+                if run.should_stop():
+                    break
+                time.sleep(0.05)
             stop = run.should_stop() and not config.deaf
             if run.is_main:
                 run.metrics(step, {"count": step + 1})
