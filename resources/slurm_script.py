@@ -9,6 +9,7 @@ tells how it went when the controller has forgotten the job.
 from __future__ import annotations
 
 import hashlib
+import re
 import shlex
 import sys
 from collections.abc import Iterable, Mapping
@@ -33,7 +34,8 @@ def job_name(program: Program) -> str:
     The name of a build's work folder is made of those; its path tells two stores apart.
     """
     where = hashlib.sha256(str(program.run_dir).encode()).hexdigest()[:8]
-    return f"{program.run_dir.name}.{where}"
+    name = re.sub("[^A-Za-z0-9._-]", "-", program.run_dir.name)  # squeue would split at a comma
+    return f"{name}.{where}"
 
 
 def write_script(program: Program, options: SlurmOptions, pipes: Mapping[str, str]) -> Path:

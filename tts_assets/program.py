@@ -193,6 +193,8 @@ class Run:
 
     def stopped(self) -> NoReturn:
         """Leave after a save, because a stop was asked for; running again goes on from there."""
+        if self.is_main:
+            (self.run_dir / STOP_FILE).unlink(missing_ok=True)  # it is obeyed
         self.note("stopped on request; run again to go on")
         raise SystemExit(STOPPED)
 
