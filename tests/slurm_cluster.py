@@ -20,6 +20,7 @@ from pathlib import Path
 import psutil
 
 NEEDED = ("munged", "slurmctld", "slurmd", "sbatch")
+NEEDED_TO_ACCOUNT = ("slurmdbd", "mariadbd", "mariadb-install-db", "mariadb")
 NODES, CPUS, GPUS = 2, 16, 8
 
 CONFIGURATION = """\
@@ -56,7 +57,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 SlurmdParameters=config_overrides
 JobAcctGatherType=jobacct_gather/linux
-AccountingStorageType=accounting_storage/none
+{accounting}
 JobCompType=jobcomp/none
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
@@ -68,20 +69,56 @@ PartitionName=high Nodes=ALL MaxTime=INFINITE DefaultTime=30 PriorityTier=10 Sta
 """
 
 
+NO_ACCOUNTING = "AccountingStorageType=accounting_storage/none"
+ACCOUNTING = """\
+AccountingStorageType=accounting_storage/slurmdbd
+AccountingStorageHost=127.0.0.1
+AccountingStoragePort={dbd_port}
+AccountingStoragePass={folder}/run/munge.sock"""
+
+DBD_CONFIGURATION = """\
+AuthType=auth/munge
+AuthInfo=socket={folder}/run/munge.sock
+DbdHost=localhost
+DbdAddr=127.0.0.1
+DbdPort={dbd_port}
+SlurmUser={user}
+StorageType=accounting_storage/mysql
+StorageHost=127.0.0.1
+StoragePort={sql_port}
+StorageUser=slurm
+StoragePass=slurm
+StorageLoc=slurm_acct_db
+PidFile={folder}/run/slurmdbd.pid
+LogFile={folder}/log/slurmdbd.log
+"""
+SQL = """\
+create database slurm_acct_db;
+create user slurm@127.0.0.1 identified by 'slurm';
+create user slurm@localhost identified by 'slurm';
+grant all on slurm_acct_db.* to slurm@127.0.0.1; grant all on slurm_acct_db.* to slurm@localhost;
+"""
+
+
 class Unavailable(Exception):
     """Why there can be no cluster here."""
 
 
 class SlurmCluster:
-    """Started by :meth:`start`; clients find it by the variable SLURM_CONF."""
+    """Started by :meth:`start`; clients find it by the variable SLURM_CONF.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    ``accounting``: with slurmdbd and a MariaDB of its own, without which ``sacct`` knows nothing.
+    """
+
+    def __init__(self, folder: Path, accounting: bool = False) -> None:
+        self.folder, self.accounting = folder, accounting
+        self.database: subprocess.Popen[bytes] | None = None
         self.configuration = folder / "slurm.conf"
         self.environment = {**os.environ, "SLURM_CONF": str(self.configuration)}
 
     def start(self) -> None:
-        missing = [name for name in NEEDED if find(name) is None]
+        needed = (*NEEDED, *NEEDED_TO_ACCOUNT) if self.accounting else NEEDED
+        missing = [name for name in needed if find(name) is None]
         if missing:
             raise Unavailable(f"Slurm is not installed ({', '.join(missing)}); see .ci/run")
         if os.getuid() != 0:
@@ -97,17 +134,25 @@ class SlurmCluster:
             raise Unavailable(f"this container may not make device files: {error}") from None
         self._configure()
         self._start_munge()
+        if self.accounting:
+            self._start_accounting()
         self.start_controller(forget=True)
         for node in range(NODES):
             self.start_node(node)
         self.wait_until(lambda: self.states() == ["idle"] * NODES, "idle nodes")
 
     def _configure(self) -> None:
-        host, port = socket.gethostname().split(".")[0], free_ports(NODES + 1)
+        host, port = socket.gethostname().split(".")[0], free_ports(NODES + 3)
+        places = {
+            "folder": self.folder,
+            "user": psutil.Process().username(),
+            "dbd_port": port + NODES + 1,
+            "sql_port": port + NODES + 2,
+        }
         text = CONFIGURATION.format(
-            folder=self.folder,
+            **places,
             host=host,
-            user=psutil.Process().username(),
+            accounting=(ACCOUNTING if self.accounting else NO_ACCOUNTING).format(**places),
             port=port,
             first_port=port + 1,
             last_port=port + NODES,
@@ -116,6 +161,9 @@ class SlurmCluster:
             gpus=GPUS,
         )
         self.configuration.write_text(text)
+        (self.folder / "slurmdbd.conf").write_text(DBD_CONFIGURATION.format(**places))
+        (self.folder / "slurmdbd.conf").chmod(0o600)
+        self.dbd_port, self.sql_port = port + NODES + 1, port + NODES + 2
         gpus = f"Name=gpu File={self.folder}/dev/nvidia[0-{GPUS - 1}]"
         (self.folder / "gres.conf").write_text(f"NodeName=node[0-{NODES - 1}] {gpus}\n")
 
@@ -131,6 +179,32 @@ class SlurmCluster:
             "seed-file": self.folder / "munge.seed",
         }
         self._daemon("munged", *(f"--{name}={path}" for name, path in places.items()))
+
+    def _start_accounting(self) -> None:
+        """MariaDB, an empty database in it, and slurmdbd."""
+        data, socket_file = self.folder / "mysql", self.folder / "run" / "mysqld.sock"
+        mine = ["--no-defaults", f"--user={psutil.Process().username()}", f"--datadir={data}"]
+        self._daemon(
+            *("mariadb-install-db", *mine),
+            *("--auth-root-authentication-method=normal", "--skip-test-db"),
+        )
+        server = find("mariadbd")
+        assert server is not None
+        options = [f"--socket={socket_file}", f"--pid-file={self.folder}/run/mariadbd.pid"]
+        options += ["--bind-address=127.0.0.1", f"--port={self.sql_port}"]
+        with (self.folder / "log" / "mariadbd.log").open("w") as log:
+            self.database = subprocess.Popen([server, *mine, *options], stdout=log, stderr=log)
+        client = ["mariadb", "--no-defaults", f"--socket={socket_file}", "-uroot"]
+
+        def sql(text: str) -> bool:
+            done = subprocess.run([*client, "-e", text], capture_output=True, check=False)
+            return done.returncode == 0
+
+        self.wait_until(lambda: sql("select 1"), "MariaDB")
+        assert sql(SQL)
+        environment = {**self.environment, "SLURM_CONF": str(self.folder / "slurmdbd.conf")}
+        self._daemon("slurmdbd", environment=environment)
+        self.wait_until(lambda: listening(self.dbd_port), "slurmdbd")
 
     def start_controller(self, forget: bool = False) -> None:
         """``forget``: without the jobs and nodes that the last one knew."""
@@ -196,6 +270,8 @@ class SlurmCluster:
                 os.kill(int(pid_file.read_text()), signal.SIGKILL)
             except (ProcessLookupError, ValueError):
                 continue
+        if self.database is not None:
+            self.database.wait()
         for process in psutil.process_iter():
             try:
                 mine = process.environ().get("SLURM_CONF") == str(self.configuration)
@@ -216,12 +292,14 @@ class SlurmCluster:
         logs = [path.read_text()[-1000:] for path in (self.folder / "log").glob("*.log")]
         return "\n".join([self.ask("sinfo", "-N", "-l"), self.ask("squeue"), *logs])
 
-    def _daemon(self, name: str, *arguments: str) -> None:
+    def _daemon(
+        self, name: str, *arguments: str, environment: dict[str, str] | None = None
+    ) -> None:
         program = find(name)
         assert program is not None
         done = subprocess.run(
             [program, *arguments],
-            env=self.environment,
+            env=environment or self.environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -248,6 +326,11 @@ def free_ports(count: int) -> int:
         except OSError:
             continue
         return first
+
+
+def listening(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def alive(pid: int) -> bool:
