@@ -69,7 +69,8 @@ class Program:
         """``run.json``: the program runs by hand from it, too."""
         self.run_dir.mkdir(parents=True, exist_ok=True)
         path = self.run_dir / "run.json"
-        path.write_text(self.config.to_json())
+        with written_aside(path) as aside:  # a job that is starting may read it
+            aside.write_text(self.config.to_json())
         return path
 
     def facts(self) -> dict[str, Any] | None:

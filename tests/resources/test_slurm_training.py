@@ -64,4 +64,4 @@ def test_two_roles_on_this_machine(tmp_path: Path) -> None:
     found = metadata(launch(two_roles(tmp_path / "run"), launcher))
     assert found["answers"] == "forty-two forty-two forty-two"
     log = (tmp_path / "run" / "log.txt").read_text()
-    assert "serves on a" in log and "asks on b" in log
+    assert "asks on a" in log and "serves on b" in log
