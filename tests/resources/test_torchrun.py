@@ -20,6 +20,7 @@ from tests.roles import RoleConfig
 from tts_assets.compute import Shape
 
 ROOT = Path(__file__).resolve().parents[2]
+PATIENCE = 300.0  # seconds until a test gives up
 
 
 def start(run_dir: Path, grace: float = 20.0, **config: object) -> subprocess.Popen[str]:
@@ -34,7 +35,7 @@ def start(run_dir: Path, grace: float = 20.0, **config: object) -> subprocess.Po
     )
 
 
-def worker_pids(run_dir: Path, deadline_seconds: float = 300.0) -> list[int]:
+def worker_pids(run_dir: Path, deadline_seconds: float = PATIENCE) -> list[int]:
     """The pids of both ranks, once both have started."""
     deadline = time.monotonic() + deadline_seconds
     while time.monotonic() < deadline:
@@ -47,7 +48,7 @@ def worker_pids(run_dir: Path, deadline_seconds: float = 300.0) -> list[int]:
 
 def test_runs_two_ranks_and_gives_their_facts(tmp_path: Path) -> None:
     process = start(tmp_path, total=4)
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, output
     metadata = json.loads(output.splitlines()[-1])
     assert metadata["counted"] == 4
@@ -57,7 +58,7 @@ def test_runs_two_ranks_and_gives_their_facts(tmp_path: Path) -> None:
 
 def test_failure_names_the_rank_and_shows_its_traceback(tmp_path: Path) -> None:
     process = start(tmp_path, total=4, broken_rank=1)
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
     assert "ValueError: rank 1 cannot count past two" in output
     assert str(tmp_path / "log.txt") in output
@@ -73,13 +74,13 @@ def test_cancelling_saves_ends_every_process_and_resumes(tmp_path: Path) -> None
     process = start(tmp_path, total=400, step_seconds=0.05)
     pids = worker_pids(tmp_path)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=300)
+    process.communicate(timeout=PATIENCE)
     assert process.returncode != 0
     assert not living(pids)
     reached = int((tmp_path / "checkpoints" / "count.txt").read_text())
     assert 0 < reached < 400
     again = start(tmp_path, total=reached + 2)
-    output, _ = again.communicate(timeout=300)
+    output, _ = again.communicate(timeout=PATIENCE)
     assert json.loads(output.splitlines()[-1])["started_from"] == reached
 
 
@@ -87,7 +88,7 @@ def test_a_program_that_ignores_the_stop_is_killed_after_the_grace(tmp_path: Pat
     process = start(tmp_path, grace=1.0, total=4000, step_seconds=0.05, deaf=True)
     pids = worker_pids(tmp_path)
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=300)
+    process.communicate(timeout=PATIENCE)
     assert not living(pids)
 
 
@@ -107,14 +108,14 @@ def test_whenever_dagster_is_killed_nothing_survives(tmp_path: Path) -> None:
     for number in range(3):
         run_dir = tmp_path / str(number)
         process = start(run_dir, grace=1.0, total=4000, step_seconds=0.05, deaf=True)
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + PATIENCE
         while not (run_dir / "log.txt").exists():
             assert time.monotonic() < deadline
             time.sleep(0.05)
         delay, how = chance.uniform(0, 8), chance.choice([signal.SIGTERM, signal.SIGKILL])
         time.sleep(delay)
         process.send_signal(how)
-        process.communicate(timeout=300)
+        process.communicate(timeout=PATIENCE)
         deadline = time.monotonic() + 120
         while left := processes_of(run_dir):
             assert time.monotonic() < deadline, f"after {how.name} at {delay:.2f} s: {left}"
