@@ -18,9 +18,11 @@ from dagster import (
 
 from resources.artifact_store import ArtifactStoreResource
 from resources.launcher import Launcher, Program
+from resources.torchrun import TorchrunLauncher
 from tts_assets.artifacts import ArtifactError, Build, Checkpoint, CodeArrays, CodecCheckpoint
 from tts_assets.partitions import code_arrays_of
 from tts_assets.plots import curves
+from tts_assets.sft import machine
 from tts_assets.sft.config import SftProgram, SftRecipe
 from tts_assets.sft.metrics import read_metrics
 
@@ -56,6 +58,8 @@ def sft_asset(name: str, recipe: SftRecipe, processes: int) -> AssetsDefinition:
 
         def run(work: Path) -> dict[str, Any]:
             program = sft_program(name, recipe, work, **inputs)
+            if isinstance(launcher, TorchrunLauncher):  # others run on other machines
+                machine.check(recipe, processes)
             return launcher.run(
                 context, Program("tts_assets.sft.train", program, processes=processes)
             ).facts
