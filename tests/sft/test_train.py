@@ -18,7 +18,7 @@ from tests.sft.conftest import CODEBOOK, program, program_values
 from tts_assets.artifacts import CheckpointFacts
 from tts_assets.program import STOPPED, Run
 from tts_assets.sft import dry_run
-from tts_assets.sft.checkpoint import Progress, saved, step_of
+from tts_assets.sft.checkpoint import CheckpointError, Progress, saved, step_of
 from tts_assets.sft.config import SftProgram
 from tts_assets.sft.dataset import Sample
 from tts_assets.sft.metrics import read_metrics, truncate_metrics
@@ -266,7 +266,7 @@ def test_a_checkpoint_that_cannot_be_written_stops_the_run(arrays: Path, tmp_pat
         trainer = Trainer(run, program(tmp_path, arrays, save_every=1))
         run.checkpoint_dir.rmdir()
         run.checkpoint_dir.write_text("a file in the way")
-        with pytest.raises(OSError, match="checkpoints"):
+        with pytest.raises(CheckpointError, match="step-0000001 could not be written"):
             trainer.train()
     assert trainer.progress.step < 6
 

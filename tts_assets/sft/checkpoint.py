@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file, save_file
+from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.checkpoint.hf_storage import (
     HuggingFaceStorageReader,
     HuggingFaceStorageWriter,
@@ -34,6 +36,12 @@ from tts_assets.sft.saver import Saver
 from tts_assets.sft.strategies.base import Strategy, Tensors
 
 MANIFEST, PROGRESS = "manifest.json", "progress.json"
+# One rank has no process group, and says so itself.
+warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable")
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written, or does not fit the run."""
 
 
 class Progress(Config):
@@ -69,21 +77,24 @@ class Checkpoints:
 
     def save(self, strategy: Strategy, progress: Progress) -> None:
         """Copy the state, and write it in the background."""
-        self.saver.wait()  # the copy goes where that of the checkpoint before was
+        self.saver.wait("checkpoint")  # the copy goes where that of the checkpoint before was
         copy = self._stager.stage(strategy.state())
-        self.saver.submit(self._write, copy, progress)
+        self.saver.submit("checkpoint", self._write, copy, progress)
 
     def _write(self, state: Tensors, progress: Progress) -> None:
         """All ranks write their files; rank 0 verifies and publishes them."""
         final = self.folder / f"step-{progress.step:07d}"
         aside = self.folder / f".{final.name}.tmp"
         writer = HuggingFaceStorageWriter(str(aside), save_distributed=True)
-        dcp.save(
-            state,
-            storage_writer=writer,
-            process_group=self._group,
-            no_dist=self._group is None,
-        )
+        try:
+            dcp.save(
+                state,
+                storage_writer=writer,
+                process_group=self._group,
+                no_dist=self._group is None,
+            )
+        except CheckpointException as error:  # a BaseException, which nobody expects
+            raise CheckpointError(f"{final} could not be written: {error}") from error
         if not self.run.is_main:
             return
         (aside / PROGRESS).write_text(progress.to_json())
@@ -107,17 +118,16 @@ class Checkpoints:
             if step_of(best) not in needed and step_of(best) < progress.step:
                 best.unlink()
 
-    def load(self, strategy: Strategy, recipe: str, vocabulary: str) -> Progress:
-        """Restore the newest whole checkpoint; a fresh :class:`Progress` if there is none."""
+    def load(self, strategy: Strategy, fresh: Progress) -> Progress:
+        """Restore the newest whole checkpoint; ``fresh`` if there is none."""
         newest = self._newest() if self.run.is_main else None
         step = from_main(-1 if newest is None else step_of(newest), self.run.device)
-        fresh = Progress(recipe=recipe, vocabulary=vocabulary)
         if step < 0:
             return fresh
         folder = self.folder / f"step-{step:07d}"
         progress = Progress.from_json(folder / PROGRESS)
-        if (progress.recipe, progress.vocabulary) != (recipe, vocabulary):
-            raise ValueError(
+        if (progress.recipe, progress.vocabulary) != (fresh.recipe, fresh.vocabulary):
+            raise CheckpointError(
                 f"{folder} belongs to another recipe or other data; give the run another folder, "
                 f"or delete {self.folder}"
             )
@@ -148,7 +158,7 @@ class Checkpoints:
 
     def save_best(self, weights: Tensors, step: int) -> None:
         """Write whole weights in the background (rank 0)."""
-        self.saver.submit(_write_weights, weights, self._best(step))
+        self.saver.submit("best", _write_weights, weights, self._best(step))
 
     def load_best(self, step: int) -> Tensors:
         return load_file(self._best(step))

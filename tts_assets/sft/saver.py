@@ -14,20 +14,21 @@ class Saver:
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="saver")
-        self._last: Future[None] | None = None
+        self._pending: dict[str, Future[None]] = {}
 
-    def submit(self, work: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
-        """Write in the background; waits for what was submitted before, lest memory fills up."""
-        self.wait()
-        self._last = self._thread.submit(work, *args, **kwargs)
+    def submit(self, kind: str, work: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Write in the background; first waits for the one before of its kind."""
+        self.wait(kind)
+        self._pending[kind] = self._thread.submit(work, *args, **kwargs)
 
     def check(self) -> None:
         """Raise the error of a write that has failed meanwhile."""
-        if self._last is not None and self._last.done():
-            self.wait()
+        for kind, future in list(self._pending.items()):
+            if future.done():
+                self.wait(kind)
 
-    def wait(self) -> None:
-        """Until all is written."""
-        last, self._last = self._last, None
-        if last is not None:
-            last.result()
+    def wait(self, *kinds: str) -> None:
+        """Until these are written, or everything."""
+        for kind in kinds or list(self._pending):
+            if kind in self._pending:
+                self._pending.pop(kind).result()

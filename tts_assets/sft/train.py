@@ -56,7 +56,8 @@ class Trainer:
         self.strategy = open_strategy(run, self.recipe, loss)
         self.share = Share(run, self.recipe, self.strategy.lockstep)
         self.checkpoints = Checkpoints(run, self.recipe.checkpoints)
-        self.start(Progress())
+        recipe = digest_of({"recipe": self.recipe.what(), "arrays": program.codec})
+        self.start(Progress(recipe=recipe, vocabulary=self.lm.vocabulary.digest))
 
     def start(self, progress: Progress) -> None:
         """Put the stream of samples where ``progress`` is."""
@@ -75,9 +76,7 @@ class Trainer:
 
     def resume(self) -> None:
         """Go on from the newest checkpoint of the run folder, if there is one."""
-        recipe = digest_of({"recipe": self.recipe.what(), "arrays": self.program.codec})
-        vocabulary = self.lm.vocabulary.digest
-        self.start(self.checkpoints.load(self.strategy, recipe, vocabulary))
+        self.start(self.checkpoints.load(self.strategy, self.progress))
         if self.run.is_main:
             truncate_metrics(self.run.run_dir / "metrics.jsonl", self.progress.step)
         if self.progress.step:
