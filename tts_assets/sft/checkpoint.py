@@ -79,6 +79,7 @@ class Checkpoints:
         """Copy the state, and write it in the background."""
         self.saver.wait("checkpoint")  # the copy goes where that of the checkpoint before was
         copy = self._stager.stage(strategy.state())
+        assert isinstance(copy, dict)  # not a future of one: staging is not asynchronous
         self.saver.submit("checkpoint", self._write, copy, progress)
 
     def _write(self, state: Tensors, progress: Progress) -> None:

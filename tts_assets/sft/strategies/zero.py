@@ -19,7 +19,7 @@ from tts_assets.program import Run
 from tts_assets.sft.config import OptimizerConfig
 from tts_assets.sft.model import SpeechLoss
 from tts_assets.sft.optimizer import adamw, parameter_groups
-from tts_assets.sft.packing import Packed
+from tts_assets.sft.packing import Packed, split_over
 from tts_assets.sft.strategies.base import Losses, Strategy, Tensors
 from tts_assets.speechlm.model import output_table
 
@@ -64,13 +64,16 @@ class Zero(Strategy):
         return float(self.engine.get_global_grad_norm())
 
     def state(self) -> Tensors:
+        shares = split_over(
+            list(self.parameters), lambda name: self._shape(name).numel(), self.run.world_size
+        )
         mine: Tensors = {}
-        for number, (name, parameter) in enumerate(self.parameters.items()):
+        for name, parameter in self.parameters.items():
             whole = {f"model.{name}": self._weight(parameter)}
             for kind in MOMENTS:
                 moment = self.deepspeed.utils.safe_get_full_optimizer_state(parameter, kind)
                 whole[f"optimizer.{kind}.{name}"] = moment
-            if number % self.run.world_size == self.run.rank:
+            if name in shares[self.run.rank]:
                 mine |= {name: tensor.cpu() for name, tensor in whole.items()}
         return mine
 
@@ -98,7 +101,7 @@ class Zero(Strategy):
 
     def _shape(self, name: str) -> torch.Size:
         parameter = self.parameters[name]
-        shape: torch.Size = parameter.ds_shape if self.stage == 3 else parameter.shape  # type: ignore[assignment]
+        shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)  # of ZeRO-3: whole
         return shape
 
     def _put(self, parameter: Parameter, weight: Tensor, *moments: Tensor) -> None:
