@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from dagster import (
     AssetExecutionContext,
@@ -144,6 +144,7 @@ class Outcome:
 class Launcher(ConfigurableResource, ABC):
     """Runs programs, here (``TorchrunLauncher``) or on a cluster (``SlurmLauncher``)."""
 
+    is_local: ClassVar[bool] = False  # programs run on the machine on which Dagster runs
     grace_seconds: float = 30.0  # between SIGTERM and SIGKILL
     retries: int = 0
     retry_seconds: float = 30.0

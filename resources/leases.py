@@ -31,14 +31,6 @@ def lease_folder() -> Path:
     return Path(tempfile.gettempdir()) / f"tts-assets-gpus-{os.getuid()}"
 
 
-def visible_devices() -> list[str]:
-    """The GPUs of this machine that this process may use, as CUDA_VISIBLE_DEVICES names them."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return [device.strip() for device in visible.split(",") if device.strip()]
-    return [str(i) for i in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
-
-
 @contextmanager
 def lease(
     count: int, devices: Sequence[str], on_wait: Callable[[str], None], folder: Path | None = None

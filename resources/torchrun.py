@@ -10,14 +10,15 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, ClassVar
 
 from dagster import AssetExecutionContext
 
 from resources.launcher import Launcher, LaunchError, Program, launch_error
-from resources.leases import lease, locked, visible_devices
+from resources.leases import lease, locked
 from resources.processes import MARKER, end_processes, watchdog
 from resources.run_folder import LOG
+from tts_assets.compute import visible_devices
 
 POLL_SECONDS = 0.5
 
@@ -29,6 +30,7 @@ class TorchrunLauncher(Launcher):
     when Dagster itself is killed. The GPUs are leased: a program waits until there are enough.
     """
 
+    is_local: ClassVar[bool] = True
     devices: list[str] | None = None  # as CUDA_VISIBLE_DEVICES names them; None: all that it shows
     lease_folder: str | None = None  # None: one a user of this machine
 
@@ -88,6 +90,13 @@ class TorchrunLauncher(Launcher):
             raise LaunchError(
                 f"{program.module} asks for {asked} GPUs, and this machine has {present}: "
                 f"set compute.gpus to at most that",
+                program,
+                permanent=True,
+            )
+        if asked is None and 0 < present < program.shape.processes:
+            raise LaunchError(
+                f"{program.module} starts {program.shape.processes} processes, one a GPU, and this "
+                f"machine has {present}: set compute.processes = {present}, or compute.gpus = 0",
                 program,
                 permanent=True,
             )

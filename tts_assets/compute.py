@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 from pydantic import Field, model_validator
@@ -97,3 +99,14 @@ class Compute(Shape):
             if self.launcher == "slurm" and shape.gpus is None:
                 raise ValueError("launcher = 'slurm' needs gpus: how many of each node (0: none)")
         return self
+
+
+def visible_devices() -> list[str]:
+    """The GPUs of this machine that this process may use, as CUDA_VISIBLE_DEVICES names them.
+
+    Asked without starting CUDA.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name.strip() for name in visible.split(",") if name.strip() not in ("", "-1")]
+    return [str(i) for i in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]

@@ -30,6 +30,7 @@ from tts_assets.artifacts import (
 from tts_assets.compute import Shape
 from tts_assets.partitions import code_arrays_of, token_arrays_of
 from tts_assets.plots import curves
+from tts_assets.sft import machine
 from tts_assets.sft.config import SftProgram, SftRecipe
 from tts_assets.sft.metrics import read_metrics
 
@@ -68,6 +69,8 @@ def sft_asset(name: str, recipe: SftRecipe, shape: Shape) -> AssetsDefinition:
         def run(work: Path) -> dict[str, Any]:
             tokens = find_tokens(store.store, inputs["arrays"])
             program = sft_program(name, recipe, work, **inputs, tokens=tokens)
+            if launcher.is_local:
+                machine.check(recipe, shape.processes)
             return launcher.run(context, Program("tts_assets.sft.train", program, shape)).facts
 
         return store.materialize(context, Checkpoint, build, run, describe=describe_checkpoint)

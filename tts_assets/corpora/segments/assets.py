@@ -42,9 +42,7 @@ from tts_assets.partitions import corpus_partitions
 from tts_assets.plots import histogram
 
 
-def build_assets(
-    corpora: Corpora, shape: Shape
-) -> list[AssetsDefinition | AssetChecksDefinition]:
+def build_assets(corpora: Corpora, shape: Shape) -> list[AssetsDefinition | AssetChecksDefinition]:
     return [speech_segments_asset(corpora, shape), accounting_check()]
 
 
