@@ -6,7 +6,7 @@ materializes ``codec_shards`` of the demo's clips and of quieter copies of them,
 there are cores; then changes the gain of one clip and materializes again, which must encode that
 clip alone. It prints a Markdown table for two codecs: the vendored one, which is so small that
 starting its program takes longer than encoding half an hour, and one with an encoder a third as
-wide as that of the published X-Codec-2, of random weights (ten minutes on two cores).
+wide as that of the published X-Codec-2, of random weights (eight minutes on two cores).
 """
 
 from __future__ import annotations
