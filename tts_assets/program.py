@@ -85,6 +85,7 @@ class Run:
         self.rank = int(os.environ.get("RANK", "0"))
         self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
+        self.local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of this node
         self._stop_requested = False
         self._pipes: PipesContext | None = None
         self._distributed = False

@@ -43,7 +43,7 @@ def report(trainer: Trainer) -> dict[str, float]:
 def main(argv: list[str] | None = None) -> None:
     program = load_config(SftProgram, argv)
     with Run(program.run_dir) as run:
-        machine.check(program.recipe, run.world_size)
+        machine.check(program.recipe, run.local_world_size)
         run.init_distributed()
         text = json.dumps(report(Trainer(run, program)), indent=2) + "\n"
         if run.is_main:

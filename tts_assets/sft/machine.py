@@ -16,7 +16,8 @@ class MachineError(ConfigError):
 
 
 def check(recipe: SftRecipe, processes: int) -> None:
-    """Raise :class:`MachineError` where ``processes`` ranks of the recipe cannot run here."""
+    """Raise :class:`MachineError` where ``processes`` ranks of the recipe cannot run here, on
+    this node."""
     gpus = len(visible_devices())
     if 0 < gpus < processes:
         raise MachineError(

@@ -207,7 +207,7 @@ def _step_seed(seed: int, step: int, rank: int) -> int:
 def main(argv: list[str] | None = None) -> None:
     program = load_config(SftProgram, argv)
     with Run(program.run_dir) as run:
-        machine.check(program.recipe, run.world_size)
+        machine.check(program.recipe, run.local_world_size)
         run.init_distributed()
         trainer = Trainer(run, program)
         trainer.resume()
