@@ -126,7 +126,7 @@ def test_a_configuration_that_cannot_be_is_not_tried_again(tmp_path: Path) -> No
     config = RoleConfig(run_dir=tmp_path, role="ask")  # of another program
     program = Program("tests.programs", config, Shape(processes=1))
     run = launch(program, TorchrunLauncher(retries=5, retry_seconds=600))
-    assert "unknown key 'role' in CountConfig" in failure(run)
+    assert "unknown key 'answer' in CountConfig" in failure(run)
 
 
 def test_a_failure_is_retried_from_the_last_checkpoint(tmp_path: Path) -> None:
