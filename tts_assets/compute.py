@@ -18,9 +18,13 @@ class Shape(Config):
     """What one program is given; processes, GPUs, CPUs and memory are those of each node."""
 
     nodes: int = Field(default=1, ge=1)
-    processes: int = Field(default=2, ge=1, description="ranks a node; one a GPU")
     gpus: int | None = Field(
         default=None, ge=0, description="a node; unset: one a process where the machine has any"
+    )
+    processes: int = Field(
+        default_factory=lambda known: _ranks(known.get("gpus")),
+        ge=1,
+        description="ranks a node; unset: one a GPU, two where there is none",
     )
     cpus: int | None = Field(default=None, ge=1, description="a node; unset: all, or the cluster's")
     memory_gb: float | None = Field(default=None, gt=0, description="a node; torchrun: no limit")
@@ -84,7 +88,9 @@ class Compute(Shape):
 
     def shape(self, stage: Stage) -> Shape:
         """The shape of a stage's programs."""
-        values = {name: getattr(self, name) for name in Shape.model_fields}
+        values = {
+            name: getattr(self, name) for name in Shape.model_fields.keys() & self.model_fields_set
+        }
         return Shape.model_validate({**values, **self.stages.get(stage, {})})
 
     @model_validator(mode="after")
@@ -99,6 +105,11 @@ class Compute(Shape):
             if self.launcher == "slurm" and shape.gpus is None:
                 raise ValueError("launcher = 'slurm' needs gpus: how many of each node (0: none)")
         return self
+
+
+def _ranks(gpus: int | None) -> int:
+    """Processes of a node with that many GPUs; ``None``: of this machine."""
+    return (len(visible_devices()) if gpus is None else gpus) or 2
 
 
 def visible_devices() -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from resources.slurm import SlurmLauncher
+from tts_assets.compute import Compute
 from tts_assets.config import ConfigError
 from tts_assets.definitions import build_launcher
 from tts_assets.settings import environment_overrides, load_settings, overlay, project_file
@@ -53,6 +54,7 @@ def test_overlay_merges_tables_and_replaces_the_rest() -> None:
     [
         ({"codec": {"shard_sample": 3}}, "codec: unknown key 'shard_sample'.*'shard_samples'"),
         ({"compute": {"processes": 0}}, "compute.processes"),
+        ({"compute": {"gpus": 8, "stages": {"sft": {"processes": 9}}}}, "cannot share 8 GPUs"),
         ({"compute": {"nodes": 2}}, "need launcher = 'slurm'"),
         ({"compute": {"launcher": "slurm"}}, "needs gpus"),
         ({"compute": {"processes": 4, "gpus": 2}}, "set processes = 2"),
@@ -115,3 +117,22 @@ def test_a_missing_file_a_broken_file_and_an_unknown_profile(tmp_path: Path) -> 
         load_settings(tmp_path / "broken.toml")
     with pytest.raises(ConfigError, match=r"no profile 'gpus'; known: \['embedded', 'gpu'"):
         load_settings(environment={"TTS_PROFILE": "gpus"})
+
+
+@pytest.mark.parametrize(
+    ("visible", "compute", "processes"),
+    [
+        ("", {}, 2),
+        ("3", {}, 1),
+        ("0,1,2,3", {}, 4),
+        ("0,1", {"processes": 1}, 1),
+        ("0,1", {"gpus": 1}, 1),
+        ("", {"launcher": "slurm", "gpus": 8}, 8),
+        ("", {"launcher": "slurm", "gpus": 1, "stages": {"sft": {"gpus": 4}}}, 4),
+    ],
+)
+def test_one_process_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, visible: str, compute: dict[str, Any], processes: int
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert Compute.model_validate(compute).shape("sft").processes == processes
