@@ -35,6 +35,7 @@ from tts_assets.codec.assets import build_assets
 from tts_assets.codec.config import CodecArchitecture, CodecConfig
 from tts_assets.codec.storage import save_compact
 from tts_assets.codec.xcodec2 import build, calibrate
+from tts_assets.compute import Shape
 from tts_assets.corpora.filter import KEPT_FILE
 from tts_assets.corpora.samples import Sample, write_samples
 from tts_assets.partitions import corpus_partitions
@@ -84,13 +85,13 @@ def encode(store: ArtifactStore, codec: Path, samples: list[Sample]) -> tuple[Co
     counts = {"samples_in": len(samples), "kept": len(samples), "rejected": 0, "speakers": 1}
     facts = SampleFacts(corpus="clips", reasons={}, hours=0.0, **counts)
     store.publish(SampleManifest, listed, result, facts)
-    processes = len(os.sched_getaffinity(0))
+    shape = Shape(processes=len(os.sched_getaffinity(0)))
     config = CodecConfig(checkpoint=str(codec), shard_samples=SHARD)
     upstream = AssetSpec("filtered_samples", partitions_def=corpus_partitions)
     with DagsterInstance.ephemeral() as instance:
         instance.add_dynamic_partitions("corpus", ["clips"])
         run = materialize(
-            [upstream, *build_assets(config, ValidationSplit(), processes, ROOT)],
+            [upstream, *build_assets(config, ValidationSplit(), shape, ROOT)],
             instance=instance,
             partition_key="clips",
             resources={

@@ -23,8 +23,9 @@ from tts_assets.artifacts import ArtifactStore
 from tts_assets.settings import load_settings
 from tts_assets.sft.config import SftProgram, SftRecipe
 from tts_assets.sft.dataset import Encoded, Pool, Sample
+from tts_assets.sft.model import SpeechLoss, prepare
 from tts_assets.sft.packing import pack
-from tts_assets.sft.train import SpeechLoss, main, prepare
+from tts_assets.sft.train import main
 from tts_assets.speechlm.model import SpeechLM
 from tts_assets.speechlm.prompts import PromptFormat
 
@@ -71,10 +72,10 @@ def nats_a_word(lm: SpeechLM, arrays: Path) -> tuple[float, float]:
     strings = digit_strings(pool, STRINGS)
     prepare(lm.model, dropout=0.0)
     loss = SpeechLoss(lm.model, bf16=False).eval()
-    own = sum(float(loss(pack([pool.encode(Sample(s, 0, 0))]))) for s in strings)
+    own = sum(float(loss(pack([pool.encode(Sample(s, 0, 0))]))[0]) for s in strings)
     others = [*strings[1:], strings[0]]
     pairs = zip(strings, others, strict=True)
-    swapped = sum(float(loss(pack([with_text_of(pool, s, other)]))) for s, other in pairs)
+    swapped = sum(float(loss(pack([with_text_of(pool, s, other)]))[0]) for s, other in pairs)
     words = sum(map(len, strings))
     return own / words, swapped / words
 

@@ -3,27 +3,63 @@
 from __future__ import annotations
 
 import json
+import os
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from dagster import AssetExecutionContext, ConfigurableResource
+from dagster import (
+    AssetExecutionContext,
+    ConfigurableResource,
+    Failure,
+    MetadataValue,
+    PipesEnvContextInjector,
+    RetryRequested,
+    open_pipes_session,
+)
 
-from tts_assets.program import ProgramConfig
+from resources.run_folder import LOG, RunFolderReader
+from tts_assets.artifacts import written_aside
+from tts_assets.compute import Shape
+from tts_assets.program import STOP_FILE, ProgramConfig
+
+LAST_LINES = 40  # of the failing rank, in the error: a traceback through torch is about 30
+ATTEMPTS = "attempts.json"
+LONGEST_BACK_OFF = 3600.0
+DEFAULTS = {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false", "WANDB_MODE": "offline"}
+ONE_PROCESS = Shape(processes=1)
 
 
-class LaunchError(RuntimeError):
-    """A launched program failed: the message has the failing rank's last words and the log."""
+class LaunchError(Failure):
+    """A launched program failed: the message has the failing rank's last words and the log.
+
+    ``permanent``: running it again would end the same.
+    """
+
+    def __init__(self, message: str, program: Program, permanent: bool = False) -> None:
+        self.message, self.permanent = message, permanent
+        log = MetadataValue.path(str(program.run_dir / LOG))
+        super().__init__(message, metadata={"log": log}, allow_retries=False)
+
+    def __str__(self) -> str:
+        return self.message
 
 
 @dataclass(frozen=True)
 class Program:
-    """A module, its typed configuration and its shape."""
+    """A module, its typed configuration and its shape.
+
+    ``service`` is a second role that runs as long as the program: one process of its own shape
+    (one node), such as a server of the model that is trained. Both find its address in the
+    variables ``TTS_SERVICE_HOST`` and ``TTS_SERVICE_PORT``.
+    """
 
     module: str
     config: ProgramConfig
-    processes: int = 1
+    shape: Shape = ONE_PROCESS
+    service: Program | None = None
 
     @property
     def run_dir(self) -> Path:
@@ -33,7 +69,8 @@ class Program:
         """``run.json``: the program runs by hand from it, too."""
         self.run_dir.mkdir(parents=True, exist_ok=True)
         path = self.run_dir / "run.json"
-        path.write_text(self.config.to_json())
+        with written_aside(path) as aside:  # a job that is starting may read it
+            aside.write_text(self.config.to_json())
         return path
 
     def facts(self) -> dict[str, Any] | None:
@@ -41,20 +78,136 @@ class Program:
         path = self.run_dir / "result.json"
         return json.loads(path.read_text()) if path.is_file() else None
 
+    def forget_failures(self) -> None:
+        """Before an attempt: what earlier ones left, but for their checkpoints."""
+        old = ("failure-*.txt", "refused-*.txt", "memory/*.json", STOP_FILE)
+        for path in (path for pattern in old for path in self.run_dir.glob(pattern)):
+            path.unlink()
+
+    def roles(self) -> list[Program]:
+        """This program, and its service if it has one."""
+        return [self, self.service] if self.service else [self]
+
+    def record_attempt(self, name: str, seconds: float, gpus: int) -> None:
+        """Remember that the attempt ``name`` has run for ``seconds`` on ``gpus`` in all."""
+        path = self.run_dir / ATTEMPTS
+        attempts = json.loads(path.read_text()) if path.is_file() else {}
+        attempts[name] = {"seconds": round(seconds, 1), "gpus": gpus}
+        with written_aside(path) as aside:
+            aside.write_text(json.dumps(attempts, indent=2) + "\n")
+
+    def common_environment(self) -> dict[str, str]:
+        """What a program finds in its environment, whoever launches it."""
+        kept = {name: os.environ.get(name, value) for name, value in DEFAULTS.items()}
+        return {**kept, **self.shape.environment}
+
 
 @dataclass(frozen=True)
 class Outcome:
-    """The facts of a finished program and what it cost."""
+    """The facts of a finished program, and what all its attempts cost.
+
+    ``peak_memory_gb`` is the sum of the ranks' peaks, ``peak_gpu_memory_gb`` that of the fullest
+    GPU (0 where none was used).
+    """
 
     facts: dict[str, Any]
     seconds: float
     gpu_hours: float
+    attempts: int
     peak_memory_gb: float
+    peak_gpu_memory_gb: float
+
+    @classmethod
+    def of(cls, program: Program, facts: dict[str, Any]) -> Outcome:
+        path = program.run_dir / ATTEMPTS
+        attempts = json.loads(path.read_text()).values() if path.is_file() else ()
+        memory = [json.loads(p.read_text()) for p in program.run_dir.glob("memory/rank*.json")]
+        return cls(
+            facts,
+            seconds=sum(attempt["seconds"] for attempt in attempts),
+            gpu_hours=sum(attempt["seconds"] * attempt["gpus"] for attempt in attempts) / 3600,
+            attempts=len(attempts),
+            peak_memory_gb=sum(rank["host"] for rank in memory),
+            peak_gpu_memory_gb=max((rank["gpu"] for rank in memory), default=0.0),
+        )
+
+    def metadata(self) -> dict[str, float | int]:
+        return {
+            "compute_seconds": self.seconds,
+            "gpu_hours": self.gpu_hours,
+            "attempts": self.attempts,
+            "peak_memory_gb": self.peak_memory_gb,
+            "peak_gpu_memory_gb": self.peak_gpu_memory_gb,
+        }
 
 
 class Launcher(ConfigurableResource, ABC):
-    """Runs programs; see ``TorchrunLauncher``."""
+    """Runs programs, here (``TorchrunLauncher``) or on a cluster (``SlurmLauncher``)."""
+
+    is_local: ClassVar[bool] = False  # programs run on the machine on which Dagster runs
+    grace_seconds: float = 30.0  # between SIGTERM and SIGKILL
+    retries: int = 0
+    retry_seconds: float = 30.0
+
+    def run(self, context: AssetExecutionContext, program: Program) -> Outcome:
+        """Run ``program`` to its end, resuming what its run folder holds.
+
+        What it cost is added to the materialization's metadata. A failure raises
+        :class:`LaunchError`, or asks Dagster for a retry that resumes.
+        """
+        facts = program.facts()
+        if facts is not None:
+            context.log.info(f"{program.module} had finished in {program.run_dir}: taken over")
+        else:
+            facts = self._run(context, program)
+        outcome = Outcome.of(program, facts)
+        context.add_output_metadata(outcome.metadata())
+        return outcome
+
+    def _run(self, context: AssetExecutionContext, program: Program) -> dict[str, Any]:
+        for role in program.roles():
+            role.write_config()
+        try:
+            with open_pipes_session(
+                context=context,
+                context_injector=PipesEnvContextInjector(),
+                message_reader=RunFolderReader(program.run_dir),
+            ) as session:
+                self.launch(context, program, session.get_bootstrap_env_vars())
+        except LaunchError as error:
+            if error.permanent or context.retry_number >= self.retries:
+                raise
+            wait = min(self.retry_seconds * 2**context.retry_number, LONGEST_BACK_OFF)
+            raise RetryRequested(max_retries=self.retries, seconds_to_wait=wait) from error
+        facts = program.facts()
+        assert facts is not None, "launch() returns only when there is a result"
+        return facts
 
     @abstractmethod
-    def run(self, context: AssetExecutionContext, program: Program) -> Outcome:
-        """Run ``program`` to its end, resuming what its run folder holds; raise LaunchError."""
+    def launch(
+        self, context: AssetExecutionContext, program: Program, pipes: Mapping[str, str]
+    ) -> None:
+        """Run ``program`` until its ``result.json`` is there; raise LaunchError if it fails.
+
+        ``pipes`` belongs into the program's environment. ``log.txt`` of the run folder is shown
+        live by the caller.
+        """
+
+
+def launch_error(program: Program, how: str) -> LaunchError:
+    """The traceback of the rank that failed first, and where the log lies.
+
+    The others fail of its absence, within the same second: neither what torchrun calls the root
+    cause nor the order of lines in the log tells them apart. A program that died without a word
+    (killed, or before it ran) is shown by the end of its log.
+    """
+    log = program.run_dir / LOG
+    refused = [path for role in program.roles() for path in role.run_dir.glob("refused-*.txt")]
+    failures = [path for role in program.roles() for path in role.run_dir.glob("failure-*.txt")]
+    first = sorted(refused or failures, key=lambda path: path.name)[:1]
+    shown = first[0] if first else log
+    text = shown.read_text(errors="replace") if shown.is_file() else ""
+    tail = "\n".join(text.splitlines()[-LAST_LINES:])
+    rank = f" in {shown.stem.rpartition('-')[2]}" if first else ""
+    message = f"{program.module} {how}{rank}; its log is {log}; the last lines:\n{tail}"
+    return LaunchError(message, program, permanent=bool(refused))

@@ -3,16 +3,23 @@
 torchrun starts every worker in a session of its own, so neither killpg nor a signal to the
 direct child reaches them when torchrun itself is gone. Each launch therefore carries a marker in
 its environment, which all descendants inherit, and which finds them wherever they are.
+
+Run as a program this file is the watchdog of a launch: it ends the launch when the Dagster
+process that started both is gone, even by SIGKILL.
 """
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import psutil
 
 MARKER = "TTS_LAUNCH_ID"
+SETTLE_SECONDS = 1.0  # a child just forked shows its parent's environment until it has exec'd
 
 
 def marked_processes(launch_id: str) -> list[psutil.Process]:
@@ -29,12 +36,19 @@ def marked_processes(launch_id: str) -> list[psutil.Process]:
     return found
 
 
-def end_processes(launch_id: str, grace_seconds: float) -> None:
-    """SIGTERM to all of the launch, SIGKILL to what is left after the grace period."""
-    for process in marked_processes(launch_id):
-        _signal(process.terminate)
+def end_processes(launch_id: str, grace_seconds: float, root: int | None = None) -> None:
+    """SIGTERM to all of the launch, SIGKILL to what is left after the grace period.
+
+    ``root`` (torchrun) gets its SIGTERM when it is alone: it would give the others 30 seconds,
+    however long the grace is, and it ends by itself when they have ended.
+    """
     deadline = time.monotonic() + grace_seconds
-    while marked_processes(launch_id) and time.monotonic() < deadline:
+    asked: set[int] = set()
+    while (left := marked_processes(launch_id)) and time.monotonic() < deadline:
+        for process in left:
+            if process.pid not in asked and (process.pid != root or len(left) == 1):
+                asked.add(process.pid)
+                _signal(process.terminate)
         time.sleep(0.1)
     while left := marked_processes(launch_id):  # a dying parent may just have forked
         for process in left:
@@ -42,16 +56,28 @@ def end_processes(launch_id: str, grace_seconds: float) -> None:
         time.sleep(0.05)
 
 
-def tree_memory(pid: int) -> int:
-    """Resident bytes of a process and all its descendants; shared pages count each time."""
-    total = 0
+@contextmanager
+def watchdog(launch_id: str, grace_seconds: float, files: Sequence[int]) -> Iterator[None]:
+    """End the launch's processes if this process dies; hold ``files`` (locks) open until then."""
+    guard = subprocess.Popen(
+        [sys.executable, __file__, launch_id, str(grace_seconds)],
+        stdin=subprocess.PIPE,
+        pass_fds=tuple(files),
+        start_new_session=True,
+    )
+    assert guard.stdin is not None
     try:
-        root = psutil.Process(pid)
-        for process in [root, *root.children(recursive=True)]:
-            total += process.memory_info().rss
-    except psutil.NoSuchProcess:
-        return total
-    return total
+        yield
+    finally:
+        guard.stdin.close()
+        guard.wait()
+
+
+def _watch(launch_id: str, grace_seconds: float) -> None:
+    sys.stdin.buffer.read()  # ends when the other end is closed, by whatever death
+    end_processes(launch_id, grace_seconds)
+    time.sleep(SETTLE_SECONDS)
+    end_processes(launch_id, grace_seconds)
 
 
 def _signal(send: Callable[[], None]) -> None:
@@ -59,3 +85,7 @@ def _signal(send: Callable[[], None]) -> None:
         send()
     except psutil.NoSuchProcess:
         return
+
+
+if __name__ == "__main__":
+    _watch(sys.argv[1], float(sys.argv[2]))

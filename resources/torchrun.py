@@ -1,142 +1,198 @@
-"""Programs on this machine, through torchrun, with Dagster Pipes over a file of the run folder."""
+"""Programs on this machine, through torchrun."""
 
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
-import threading
 import time
 import uuid
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, ClassVar
 
-from dagster import (
-    AssetExecutionContext,
-    PipesEnvContextInjector,
-    PipesFileMessageReader,
-    open_pipes_session,
-)
+from dagster import AssetExecutionContext
 
-from resources.launcher import Launcher, LaunchError, Outcome, Program
-from resources.processes import MARKER, end_processes, tree_memory
+from resources.launcher import Launcher, LaunchError, Program, launch_error
+from resources.leases import lease, locked
+from resources.processes import MARKER, end_processes, watchdog
+from resources.run_folder import LOG
+from tts_assets.compute import visible_devices
 
-LOG = "log.txt"
-LAST_LINES = 40  # of the failing rank, in the error: a traceback through torch is about 30
 POLL_SECONDS = 0.5
 
 
 class TorchrunLauncher(Launcher):
     """One torchrun a program. Cancelling the Dagster run ends the whole process tree.
 
-    The program gets SIGTERM and ``grace_seconds`` to save; then SIGKILL. Nothing survives.
+    The program gets SIGTERM and ``grace_seconds`` to save; then SIGKILL. Nothing survives, also
+    when Dagster itself is killed. The GPUs are leased: a program waits until there are enough.
     """
 
-    grace_seconds: float = 30.0
-    threads: int = 0  # CPU threads a process; 0: the machine's cores shared out evenly
+    is_local: ClassVar[bool] = True
+    devices: list[str] | None = None  # as CUDA_VISIBLE_DEVICES names them; None: all that it shows
+    lease_folder: str | None = None  # None: one a user of this machine
 
-    def run(self, context: AssetExecutionContext, program: Program) -> Outcome:
-        facts = program.facts()
-        if facts is not None:
-            context.log.info(f"{program.module} had finished in {program.run_dir}: taken over")
-            return Outcome(facts, 0.0, 0.0, 0.0)
-        for old in program.run_dir.glob("failure-*.txt"):
-            old.unlink()
-        command = self.command(program)
-        context.log.info(f"launching {' '.join(command)}")
-        started = time.monotonic()
-        with open_pipes_session(
-            context=context,
-            context_injector=PipesEnvContextInjector(),
-            message_reader=PipesFileMessageReader(str(program.run_dir / "pipes.jsonl")),
-        ) as session:
-            environment = self.environment(program, dict(session.get_bootstrap_env_vars()))
-            status, peak = self._supervise(command, environment, program.run_dir / LOG)
-        seconds = time.monotonic() - started
-        facts = program.facts()
-        if status != 0 or facts is None:
-            raise LaunchError(failure_message(program, status))
-        return Outcome(facts, seconds, seconds * _gpus(program) / 3600, peak / 1e9)
+    def launch(
+        self, context: AssetExecutionContext, program: Program, pipes: Mapping[str, str]
+    ) -> None:
+        wanted = [self.gpus(role) for role in program.roles()]
+        with (
+            # A watchdog of an earlier launch holds it while it ends what that left.
+            locked(
+                program.run_dir / "launch.lock",
+                lambda: context.log.info(f"waiting: {program.run_dir} is in use"),
+            ) as folder,
+            lease(sum(wanted), self._devices(), context.log.info, self._lease_folder()) as held,
+        ):
+            for role in program.roles():
+                role.forget_failures()
+            context.log.info(f"launching {' '.join(self.command(program))}")
+            started = time.monotonic()
+            status = None
+            try:
+                launch = _Launch(self, program, held.devices, pipes)
+                status = launch.run([folder, *held.files])
+            finally:
+                seconds = time.monotonic() - started
+                name = f"{context.run_id}.{context.retry_number}"
+                program.record_attempt(name, seconds, sum(wanted))
+        if status is None:
+            raise LaunchError(time_limit_message(program), program, permanent=True)
+        if status != 0 or program.facts() is None:
+            how = "ended without a result" if status == 0 else f"failed with exit status {status}"
+            raise launch_error(program, how)
+
+    def plain_command(self, program: Program) -> list[str]:
+        shape = program.shape
+        python = [*shape.prefix, shape.python or sys.executable]
+        return [*python, "-m", program.module, str(program.run_dir / "run.json")]
 
     def command(self, program: Program) -> list[str]:
+        shape = program.shape
+        if shape.processes == 1:  # nobody to meet, and torchrun takes seconds to start
+            return self.plain_command(program)
         return [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            f"--nproc-per-node={program.processes}",
+            *(*shape.prefix, shape.python or sys.executable),
+            *("-m", "torch.distributed.run", "--standalone"),
+            f"--nproc-per-node={shape.processes}",
             f"--log-dir={program.run_dir / 'ranks'}",
             *("--redirects=0", "--tee=3"),
-            *("-m", program.module, str(program.write_config())),
+            *("-m", program.module, str(program.run_dir / "run.json")),
         ]
 
-    def environment(self, program: Program, pipes: dict[str, str]) -> dict[str, str]:
-        cores = len(os.sched_getaffinity(0))
-        threads = self.threads or max(1, cores // program.processes)
-        return {
-            "OMP_NUM_THREADS": str(threads),
-            "TOKENIZERS_PARALLELISM": "false",
-            "WANDB_MODE": "offline",
-            **os.environ,
-            **pipes,
-            MARKER: uuid.uuid4().hex,
-        }
+    def gpus(self, program: Program) -> int:
+        """GPUs the program holds: as asked for, or one a process where this machine has any."""
+        present = len(self._devices())
+        asked = program.shape.gpus
+        if asked is not None and asked > present:
+            raise LaunchError(
+                f"{program.module} asks for {asked} GPUs, and this machine has {present}: "
+                f"set compute.gpus to at most that",
+                program,
+                permanent=True,
+            )
+        if asked is None and 0 < present < program.shape.processes:
+            raise LaunchError(
+                f"{program.module} starts {program.shape.processes} processes, one a GPU, and this "
+                f"machine has {present}: set compute.processes = {present}, or compute.gpus = 0",
+                program,
+                permanent=True,
+            )
+        return min(present, program.shape.processes) if asked is None else asked
 
-    def _supervise(
-        self, command: list[str], environment: dict[str, str], log: Path
-    ) -> tuple[int, int]:
-        """Run to the end; return the exit status and the peak of the tree's memory in bytes."""
-        process = subprocess.Popen(
+    def _devices(self) -> list[str]:
+        return visible_devices() if self.devices is None else self.devices
+
+    def _lease_folder(self) -> Path | None:
+        return Path(self.lease_folder) if self.lease_folder else None
+
+
+class _Launch:
+    """The processes of one attempt: torchrun, and the program's service if it has one."""
+
+    def __init__(
+        self,
+        launcher: TorchrunLauncher,
+        program: Program,
+        devices: Sequence[str],
+        pipes: Mapping[str, str],
+    ) -> None:
+        self.launcher, self.program, self.pipes = launcher, program, pipes
+        self.id = uuid.uuid4().hex
+        count = launcher.gpus(program)
+        self.devices, self.service_devices = devices[:count], devices[count:]
+        self.address = {"TTS_SERVICE_HOST": "127.0.0.1", "TTS_SERVICE_PORT": str(_free_port())}
+
+    def run(self, files: Sequence[int]) -> int | None:
+        """Run to the end; the exit status, or None if the time limit ended it.
+
+        ``files`` stay open as long as any process of the launch lives.
+        """
+        hours, grace = self.program.shape.hours, self.launcher.grace_seconds
+        deadline = time.monotonic() + hours * 3600 if hours else float("inf")
+        main = service = None
+        with (
+            watchdog(self.id, grace, files),
+            (self.program.run_dir / LOG).open("ab") as log,
+        ):
+            try:
+                if self.program.service is not None:
+                    command = self.launcher.plain_command(self.program.service)
+                    service = self._start(
+                        command, self.program.service, self.service_devices, {}, log
+                    )
+                command = self.launcher.command(self.program)
+                main = self._start(command, self.program, self.devices, self.pipes, log)
+                while main.poll() is None and time.monotonic() < deadline:
+                    if service is not None and service.poll() is not None:
+                        log.write(b"the service has ended before the program\n")
+                        return 1
+                    time.sleep(POLL_SECONDS)
+                return main.poll()
+            finally:  # a cancelled Dagster run raises here; after a normal end nothing is left
+                end_processes(self.id, grace, main.pid if main else None)
+                for process in (main, service):
+                    if process is not None:
+                        process.wait()
+
+    def _start(
+        self,
+        command: list[str],
+        role: Program,
+        devices: Sequence[str],
+        more: Mapping[str, str],
+        log: IO[bytes],
+    ) -> subprocess.Popen[bytes]:
+        cores = role.shape.cpus or len(os.sched_getaffinity(0))
+        environment = {
+            "OMP_NUM_THREADS": str(role.shape.threads or max(1, cores // role.shape.processes)),
+            **os.environ,
+            **role.common_environment(),
+            "CUDA_VISIBLE_DEVICES": ",".join(devices),
+            **(self.address if self.program.service else {}),
+            **more,
+            MARKER: self.id,
+        }
+        return subprocess.Popen(
             command,
             env=environment,
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
+            stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        assert process.stdout is not None
-        copier = threading.Thread(target=_copy_log, args=(process.stdout, log), daemon=True)
-        copier.start()
-        peak = 0
-        try:
-            while process.poll() is None:
-                peak = max(peak, tree_memory(process.pid))
-                time.sleep(POLL_SECONDS)
-        finally:  # a cancelled Dagster run raises here; after a normal end nothing is left to end
-            end_processes(environment[MARKER], self.grace_seconds)
-            process.wait()
-            copier.join(timeout=5)
-        return process.returncode, peak
 
 
-def _copy_log(source: IO[bytes], log: Path) -> None:
-    """Each line as it comes: to the run folder's log and to Dagster's compute log."""
-    with source, log.open("ab") as kept:
-        for line in source:
-            kept.write(line)
-            kept.flush()
-            sys.stderr.write(line.decode(errors="replace"))
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
-def failure_message(program: Program, status: int) -> str:
-    """The traceback of the rank that failed first, and where the log lies.
-
-    The others fail of its absence, within the same second: neither what torchrun calls the root
-    cause nor the order of lines in the log tells them apart. A program that died without a word
-    (killed, or before it ran) is shown by the end of its log.
-    """
-    log = program.run_dir / LOG
-    failures = sorted(program.run_dir.glob("failure-*.txt"))
-    shown = failures[0] if failures else log
-    text = shown.read_text(errors="replace") if shown.is_file() else ""
-    tail = "\n".join(text.splitlines()[-LAST_LINES:])
-    rank = f" in {shown.stem.rpartition('-')[2]}" if failures else ""
-    how = "ended without a result" if status == 0 else f"failed{rank} with exit status {status}"
-    return f"{program.module} {how}; its log is {log}; the last lines:\n{tail}"
-
-
-def _gpus(program: Program) -> int:
-    """GPUs the program held: one a process where this machine has any."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        present = len([device for device in visible.split(",") if device.strip()])
-    else:
-        present = len(list(Path("/dev").glob("nvidia[0-9]*")))
-    return min(present, program.processes)
+def time_limit_message(program: Program) -> str:
+    return (
+        f"{program.module} reached its time limit of {program.shape.hours} hours. What it saved is "
+        f"in {program.run_dir}: run it again to go on, or raise compute.hours"
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -17,6 +18,8 @@ class CountConfig(ProgramConfig):
     step_seconds: float = 0.0
     broken_rank: int = -1
     deaf: bool = False  # ignores the request to stop
+    fail_once_at: int = -1
+    wait_at: int = -1  # at this step, until there is a file ``go`` or a request to stop
 
 
 def main() -> None:
@@ -29,7 +32,15 @@ def main() -> None:
         for step in run.progress(range(start, config.total), "counting", start=start):
             if run.rank == config.broken_rank and step == 2:
                 raise ValueError(f"rank {run.rank} cannot count past two")
+            if step == config.fail_once_at and start < step:
+                raise OSError(f"the disk hiccups at {step}")
             time.sleep(config.step_seconds)
+            if run.is_main:
+                print(f"counted {step}", file=sys.stderr, flush=True)
+            while step == config.wait_at and not (config.run_dir / "go").exists():
+                if run.should_stop():
+                    break
+                time.sleep(0.05)
             stop = run.should_stop() and not config.deaf
             if run.is_main:
                 run.metrics(step, {"count": step + 1})

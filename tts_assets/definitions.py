@@ -9,11 +9,14 @@ from dagster import Definitions, in_process_executor
 
 from jobs.asset_jobs import build_jobs, build_schedules
 from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
+from resources.launcher import Launcher
+from resources.slurm import SlurmLauncher
 from resources.torchrun import TorchrunLauncher
 from sensors.automation import build_data_sensor
 from sensors.corpora import build_corpora_sensors
 from tts_assets.arrays.assets import build_assets as arrays_assets
 from tts_assets.codec.assets import build_assets as codec_assets
+from tts_assets.compute import Compute
 from tts_assets.corpora.assets import build_assets as corpora_assets
 from tts_assets.evaluation.assets import build_assets as evaluation_assets
 from tts_assets.rlhf.assets import build_assets as rlhf_assets
@@ -44,28 +47,37 @@ def build_defs(settings: Settings, resources: Mapping[str, Any] | None = None) -
 
 def build_assets(settings: Settings) -> list[Any]:
     """Every stage's assets and checks, in the order in which data flows."""
-    root, processes = settings.root, settings.compute.processes
+    root, shape = settings.root, settings.compute.shape
     trained = {name: list(recipe.corpora) for name, recipe in settings.sft.items()}
     aligned = {name: trained[recipe.base] for name, recipe in settings.rlhf.items()}
     return [
-        *corpora_assets(settings.all_corpora, settings.filters, settings.text, processes),
-        *codec_assets(settings.codec, settings.validation, processes, root),
+        *corpora_assets(settings.all_corpora, settings.filters, settings.text, shape("corpora")),
+        *codec_assets(settings.codec, settings.validation, shape("codec"), root),
         *arrays_assets(settings.arrays, settings.validation, settings.codec.checkpoint, root),
-        *token_assets(settings.tokenizers, settings.arrays.pretraining),
-        *sft_assets(settings.sft, processes),
+        *token_assets(settings.tokenizers, settings.arrays.pretraining, shape("speechlm")),
+        *sft_assets(settings.sft, shape("sft")),
         *serving_assets(settings.serving, trained, aligned, settings.text),
-        *rlhf_assets(settings.rlhf, processes, root),
-        *evaluation_assets(settings.evaluation, settings.sft, settings.rlhf, root, processes),
+        *rlhf_assets(settings.rlhf, shape("rlhf"), root),
+        *evaluation_assets(
+            settings.evaluation, settings.sft, settings.rlhf, root, shape("evaluation")
+        ),
     ]
 
 
 def build_resources(settings: Settings) -> dict[str, Any]:
-    compute = settings.compute
     return {
         "store": ArtifactStoreResource(root=str(settings.storage)),
         "io_manager": ArtifactIOManager(root=str(settings.storage)),
-        "launcher": TorchrunLauncher(grace_seconds=compute.grace_seconds, threads=compute.threads),
+        "launcher": build_launcher(settings.compute),
     }
+
+
+def build_launcher(compute: Compute) -> Launcher:
+    """The launcher that ``compute.launcher`` names."""
+    common = compute.model_dump(include={"grace_seconds", "retries", "retry_seconds"})
+    if compute.launcher == "slurm":
+        return SlurmLauncher(**common, **compute.slurm.model_dump(mode="json"))
+    return TorchrunLauncher(**common)
 
 
 defs = build_defs(load_settings())

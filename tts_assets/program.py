@@ -9,11 +9,14 @@ those:
     metrics.jsonl   one line a report: step and numbers
     checkpoints/    what a restart resumes from
     result/         the files that will be published
+    memory/         what each rank needed at most
     failure-*.txt   the traceback of each rank that failed, the earliest first
+    refused-*.txt   why the configuration cannot be: trying again would not help
     result.json     the facts of the result, written last: it exists only when all is done
 
-Rank 0 alone writes, draws the bar, and speaks Pipes. SIGTERM and SIGUSR1 ask for a stop: the
-program saves and leaves with :data:`STOPPED`, and a restart goes on from there.
+Rank 0 alone writes, draws the bar, and speaks Pipes. SIGTERM, SIGUSR1 and a file ``stop`` in the
+run folder ask for a stop: the program saves and leaves with :data:`STOPPED`, and a restart goes on
+from there. The file reaches programs that signals do not, below torchrun and on other nodes.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import signal
 import sys
 import time
@@ -40,6 +44,9 @@ if TYPE_CHECKING:
     import torch
 
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h: not a failure, run again to go on
+REFUSED = 2  # as argparse: the configuration cannot be, do not run it again
+STOP_FILE = "stop"
+STOP_SECONDS = 2.0  # between two looks for it: a file system of the network is slow
 REPORT_SECONDS = 5.0  # between two progress lines: an hour of work is 720 lines, not 100,000
 PIPES_SECONDS = 30.0  # between two Dagster events: many events a run make the UI slow
 
@@ -62,7 +69,9 @@ def load_config(kind: type[C], argv: list[str] | None = None) -> C:
     try:
         return kind.from_json(path)
     except ConfigError as error:
-        parser.exit(2, f"{error}\n")
+        if path.parent.is_dir():
+            record_failure(path.parent, "refused", f"{error}\n")
+        parser.exit(REFUSED, f"{error}\n")
 
 
 class Run:
@@ -76,10 +85,12 @@ class Run:
         self.rank = int(os.environ.get("RANK", "0"))
         self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
-        self.stop_requested = False
+        self.local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of this node
+        self._stop_requested = False
         self._pipes: PipesContext | None = None
         self._distributed = False
         self._last_pipes = 0.0
+        self._last_look = 0.0
         self._handlers: dict[int, Any] = {}
 
     @property
@@ -116,7 +127,9 @@ class Run:
         trace: TracebackType | None,
     ) -> None:
         if error is not None and not isinstance(error, SystemExit):
-            self._record_failure(error)
+            failure = "refused" if isinstance(error, ConfigError) else "failure"
+            record_failure(self.run_dir, failure, "".join(traceback.format_exception(error)))
+        self._record_memory()
         if self._distributed and kind is None:
             import torch.distributed as dist
 
@@ -128,13 +141,20 @@ class Run:
         if self._distributed:
             _leave(error)
 
-    def _record_failure(self, error: BaseException) -> None:
-        """``failure-<nanoseconds>-rank<r>.txt``: the first by name is the cause of the others."""
-        path = self.run_dir / f"failure-{time.time_ns()}-rank{self.rank}.txt"
-        path.write_text("".join(traceback.format_exception(error)))
+    def _record_memory(self) -> None:
+        """``memory/rank<r>.json``: the peaks of this process, in GB; the largest child counts."""
+        kilobytes = sum(
+            resource.getrusage(who).ru_maxrss
+            for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+        )
+        peaks = {"host": kilobytes * 1024 / 1e9, "gpu": _gpu_memory() / 1e9}
+        folder = self.run_dir / "memory"
+        folder.mkdir(exist_ok=True)
+        with written_aside(folder / f"rank{self.rank}.json") as aside:
+            aside.write_text(json.dumps(peaks))
 
     def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
-        self.stop_requested = True
+        self._stop_requested = True
 
     def init_distributed(self) -> None:
         """Join torch.distributed when torchrun started more than one rank (nccl or gloo)."""
@@ -147,6 +167,19 @@ class Run:
             torch.cuda.set_device(self.local_rank)
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
         self._distributed = True
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether this rank was asked to stop, by a signal or by the file."""
+        now = time.monotonic()
+        if now - self._last_look >= STOP_SECONDS:
+            self._last_look = now
+            self._stop_requested |= (self.run_dir / STOP_FILE).exists()
+        return self._stop_requested
+
+    @stop_requested.setter
+    def stop_requested(self, value: bool) -> None:
+        self._stop_requested = value
 
     def should_stop(self) -> bool:
         """Whether any rank was asked to stop: all ranks get the same answer at the same step."""
@@ -161,6 +194,8 @@ class Run:
 
     def stopped(self) -> NoReturn:
         """Leave after a save, because a stop was asked for; running again goes on from there."""
+        if self.is_main:
+            (self.run_dir / STOP_FILE).unlink(missing_ok=True)  # it is obeyed
         self.note("stopped on request; run again to go on")
         raise SystemExit(STOPPED)
 
@@ -222,6 +257,19 @@ class Run:
     def _append(self, name: str, record: Mapping[str, Any]) -> None:
         with (self.run_dir / name).open("a") as stream:
             stream.write(json.dumps(record) + "\n")
+
+
+def record_failure(run_dir: Path, kind: str, text: str) -> None:
+    """``<kind>-<nanoseconds>-rank<r>.txt``: the first by name is the cause of the others."""
+    rank = os.environ.get("RANK", "0")
+    (run_dir / f"{kind}-{time.time_ns()}-rank{rank}.txt").write_text(text)
+
+
+def _gpu_memory() -> int:
+    """Bytes that torch held at most on this rank's GPU; 0 where it used none."""
+    torch = sys.modules.get("torch")
+    used = torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized()
+    return int(torch.cuda.max_memory_reserved()) if torch is not None and used else 0
 
 
 def _leave(error: BaseException | None) -> NoReturn:

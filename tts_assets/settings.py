@@ -18,6 +18,7 @@ from pydantic import Field, PrivateAttr, model_validator
 
 from tts_assets.arrays.config import ArraysConfig
 from tts_assets.codec.config import CodecConfig
+from tts_assets.compute import Compute
 from tts_assets.config import Config, ConfigError
 from tts_assets.corpora.config import CorpusConfig, DiscoveryConfig, FilterConfig, TextConfig
 from tts_assets.corpora.discovery import Corpora, check_name
@@ -37,14 +38,6 @@ class Project(Config):
 
     name: str
     storage: Path = Path("storage")
-
-
-class Compute(Config):
-    """``[compute]``: how launched programs run."""
-
-    processes: int = Field(default=2, ge=1, description="ranks a program; one a GPU")
-    threads: int = Field(default=0, ge=0, description="CPU threads a rank; 0: share the cores")
-    grace_seconds: float = Field(default=30.0, gt=0, description="between SIGTERM and SIGKILL")
 
 
 class Settings(Config):

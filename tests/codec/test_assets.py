@@ -29,6 +29,7 @@ from tts_assets.artifacts import (
 from tts_assets.codec.assets import build_assets
 from tts_assets.codec.config import CodecConfig
 from tts_assets.codec.model import Codec
+from tts_assets.compute import Shape
 from tts_assets.corpora.samples import Sample, write_samples
 from tts_assets.partitions import corpus_partitions
 from tts_assets.split import ValidationSplit
@@ -44,7 +45,7 @@ def resources(store: ArtifactStore) -> dict[str, object]:
 
 def fetch(root: Path, store: ArtifactStore) -> ExecuteInProcessResult:
     config = CodecConfig(checkpoint="codec")
-    codec = build_assets(config, ValidationSplit(), 1, root)[0]
+    codec = build_assets(config, ValidationSplit(), Shape(processes=1), root)[0]
     assert isinstance(codec, AssetsDefinition)
     return materialize([codec], resources=resources(store))
 
@@ -66,7 +67,7 @@ def encode(store: ArtifactStore, instance: DagsterInstance, corpus: str) -> Code
     upstream = AssetSpec("filtered_samples", partitions_def=corpus_partitions)
     config = CodecConfig(checkpoint=str(VENDORED), shard_samples=4)
     result = materialize(
-        [upstream, *build_assets(config, ValidationSplit(), 1, Path())],
+        [upstream, *build_assets(config, ValidationSplit(), Shape(processes=1), Path())],
         instance=instance,
         partition_key=corpus,
         resources=resources(store),

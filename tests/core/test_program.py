@@ -36,13 +36,16 @@ def test_writes_metrics_progress_and_result(tmp_path: Path) -> None:
     assert (tmp_path / "result" / "count.txt").read_text() == "3\n"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_stop_saves_and_a_restart_goes_on(tmp_path: Path, number: int) -> None:
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGUSR1, "stop"])
+def test_a_stop_saves_and_a_restart_goes_on(tmp_path: Path, how: signal.Signals | str) -> None:
     process = run(CountConfig(run_dir=tmp_path, total=1000, step_seconds=0.02))
     saved = tmp_path / "checkpoints" / "count.txt"
     while not saved.is_file() or int(saved.read_text()) < 3:
         time.sleep(0.02)
-    process.send_signal(number)
+    if isinstance(how, str):
+        (tmp_path / how).touch()
+    else:
+        process.send_signal(how)
     process.communicate(timeout=30)
     assert process.returncode == STOPPED
     assert not (tmp_path / "result.json").exists()

@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 
+from resources.slurm import SlurmLauncher
+from tts_assets.compute import Compute
 from tts_assets.config import ConfigError
+from tts_assets.definitions import build_launcher
 from tts_assets.settings import environment_overrides, load_settings, overlay, project_file
 
 
@@ -21,7 +24,7 @@ def test_the_project_file_of_the_checkout_is_valid_in_every_profile() -> None:
     assert embedded.storage == embedded.root / "storage"
     for corpus in embedded.corpora.values():
         assert embedded.path(corpus.path).exists()
-    for profile in ("gpu", "codec_demo"):
+    for profile in ("gpu", "slurm", "codec_demo"):
         assert load_settings(environment={"TTS_PROFILE": profile}) != embedded
 
 
@@ -30,6 +33,15 @@ def test_environment_overrides_one_value() -> None:
     assert settings.sft["announcer"].steps == 20
     assert settings.project.name == "plain text"
     assert environment_overrides({"TTS__A__B": "[1, 2]", "PATH": "x"}) == {"a": {"b": [1, 2]}}
+
+
+def test_a_stage_changes_the_shape_of_its_programs() -> None:
+    compute = load({}, TTS_PROFILE="slurm").compute
+    assert compute.shape("evaluation").nodes == 1 and compute.shape("evaluation").gpus == 1
+    assert compute.shape("sft").nodes == 2 and compute.shape("sft").gpus == 8
+    launcher = build_launcher(compute)
+    assert isinstance(launcher, SlurmLauncher)
+    assert launcher.slurm_options() == compute.slurm
 
 
 def test_overlay_merges_tables_and_replaces_the_rest() -> None:
@@ -42,6 +54,11 @@ def test_overlay_merges_tables_and_replaces_the_rest() -> None:
     [
         ({"codec": {"shard_sample": 3}}, "codec: unknown key 'shard_sample'.*'shard_samples'"),
         ({"compute": {"processes": 0}}, "compute.processes"),
+        ({"compute": {"gpus": 8, "stages": {"sft": {"processes": 9}}}}, "cannot share 8 GPUs"),
+        ({"compute": {"nodes": 2}}, "need launcher = 'slurm'"),
+        ({"compute": {"launcher": "slurm"}}, "needs gpus"),
+        ({"compute": {"processes": 4, "gpus": 2}}, "set processes = 2"),
+        ({"compute": {"stages": {"sft": {"node": 2}}}}, "did you mean 'nodes'"),
         ({"sft": {"announcer": {"corpora": {"nope": 1.0}}}}, r"add \[corpora.nope\]"),
         ({"sft": {"announcer": {"epochs": 3}}}, "exactly one of steps and epochs"),
         ({"rlhf": {"announcer_grpo": {"base": "nobody"}}}, "'nobody', which is no .sft. recipe"),
@@ -100,3 +117,22 @@ def test_a_missing_file_a_broken_file_and_an_unknown_profile(tmp_path: Path) -> 
         load_settings(tmp_path / "broken.toml")
     with pytest.raises(ConfigError, match=r"no profile 'gpus'; known: \['embedded', 'gpu'"):
         load_settings(environment={"TTS_PROFILE": "gpus"})
+
+
+@pytest.mark.parametrize(
+    ("visible", "compute", "processes"),
+    [
+        ("", {}, 2),
+        ("3", {}, 1),
+        ("0,1,2,3", {}, 4),
+        ("0,1", {"processes": 1}, 1),
+        ("0,1", {"gpus": 1}, 1),
+        ("", {"launcher": "slurm", "gpus": 8}, 8),
+        ("", {"launcher": "slurm", "gpus": 1, "stages": {"sft": {"gpus": 4}}}, 4),
+    ],
+)
+def test_one_process_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, visible: str, compute: dict[str, Any], processes: int
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert Compute.model_validate(compute).shape("sft").processes == processes

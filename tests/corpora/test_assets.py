@@ -15,6 +15,7 @@ from dagster import DagsterInstance, ExecuteInProcessResult, materialize
 from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
 from resources.torchrun import TorchrunLauncher
 from tts_assets.artifacts import ArtifactStore, Handle
+from tts_assets.compute import Shape
 from tts_assets.corpora.assets import build_assets
 from tts_assets.corpora.config import CorpusConfig, DiscoveryConfig, FilterConfig
 from tts_assets.corpora.discovery import Corpora
@@ -48,7 +49,7 @@ def run(
     corpora = Corpora({CORPUS: config}, DiscoveryConfig(), corpus.parent)
     root = str(store.root)
     return materialize(
-        build_assets(corpora, filters or FilterConfig(), processes=2),
+        build_assets(corpora, filters or FilterConfig(), shape=Shape(processes=2)),
         instance=instance,
         partition_key=partition,
         resources={

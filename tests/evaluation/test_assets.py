@@ -20,6 +20,7 @@ from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
 from resources.torchrun import TorchrunLauncher
 from tests.speaking import SAMPLING, Speaking
 from tts_assets.artifacts import UNPARTITIONED, Build, Handle
+from tts_assets.compute import Shape
 from tts_assets.evaluation.assets import build_assets
 from tts_assets.evaluation.config import EvaluationConfig
 from tts_assets.evaluation.lineage import lineage
@@ -52,7 +53,10 @@ def run(
     ]
     job = define_asset_job("evaluate", ["evaluation_suite", "report/tiny"])
     definitions = Definitions(
-        assets=[*upstream, *build_assets(evaluation, {"tiny": recipe}, {}, folder, 1)],
+        assets=[
+            *upstream,
+            *build_assets(evaluation, {"tiny": recipe}, {}, folder, Shape(processes=1)),
+        ],
         jobs=[job],
         executor=in_process_executor,
         resources={

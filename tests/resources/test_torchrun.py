@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import signal
 import subprocess
 import sys
@@ -10,18 +11,31 @@ import time
 from pathlib import Path
 
 import psutil
+import pytest
+
+from resources.launcher import Program
+from resources.torchrun import TorchrunLauncher
+from tests.launched import count, failure, launch, metadata
+from tests.roles import RoleConfig
+from tts_assets.compute import Shape
 
 ROOT = Path(__file__).resolve().parents[2]
+PATIENCE = 300.0  # seconds until a test gives up
 
 
 def start(run_dir: Path, grace: float = 20.0, **config: object) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "tests.launched", str(run_dir), json.dumps(config), str(grace)]
+    values = {
+        "config": {"run_dir": str(run_dir), **config},
+        "shape": {"processes": 2},
+        "launcher": {"grace_seconds": grace},
+    }
+    command = [sys.executable, "-m", "tests.launched", json.dumps(values)]
     return subprocess.Popen(
         command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     )
 
 
-def worker_pids(run_dir: Path, deadline_seconds: float = 60.0) -> list[int]:
+def worker_pids(run_dir: Path, deadline_seconds: float = PATIENCE) -> list[int]:
     """The pids of both ranks, once both have started."""
     deadline = time.monotonic() + deadline_seconds
     while time.monotonic() < deadline:
@@ -34,7 +48,7 @@ def worker_pids(run_dir: Path, deadline_seconds: float = 60.0) -> list[int]:
 
 def test_runs_two_ranks_and_gives_their_facts(tmp_path: Path) -> None:
     process = start(tmp_path, total=4)
-    output, _ = process.communicate(timeout=90)
+    output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, output
     metadata = json.loads(output.splitlines()[-1])
     assert metadata["counted"] == 4
@@ -44,7 +58,7 @@ def test_runs_two_ranks_and_gives_their_facts(tmp_path: Path) -> None:
 
 def test_failure_names_the_rank_and_shows_its_traceback(tmp_path: Path) -> None:
     process = start(tmp_path, total=4, broken_rank=1)
-    output, _ = process.communicate(timeout=90)
+    output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
     assert "ValueError: rank 1 cannot count past two" in output
     assert str(tmp_path / "log.txt") in output
@@ -60,13 +74,13 @@ def test_cancelling_saves_ends_every_process_and_resumes(tmp_path: Path) -> None
     process = start(tmp_path, total=400, step_seconds=0.05)
     pids = worker_pids(tmp_path)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
+    process.communicate(timeout=PATIENCE)
     assert process.returncode != 0
     assert not living(pids)
     reached = int((tmp_path / "checkpoints" / "count.txt").read_text())
     assert 0 < reached < 400
     again = start(tmp_path, total=reached + 2)
-    output, _ = again.communicate(timeout=90)
+    output, _ = again.communicate(timeout=PATIENCE)
     assert json.loads(output.splitlines()[-1])["started_from"] == reached
 
 
@@ -74,5 +88,64 @@ def test_a_program_that_ignores_the_stop_is_killed_after_the_grace(tmp_path: Pat
     process = start(tmp_path, grace=1.0, total=4000, step_seconds=0.05, deaf=True)
     pids = worker_pids(tmp_path)
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=30)
+    process.communicate(timeout=PATIENCE)
     assert not living(pids)
+
+
+def processes_of(run_dir: Path) -> list[psutil.Process]:
+    """Whatever names the run folder in its command line: Dagster, torchrun, the ranks."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "status"]):
+        command = " ".join(process.info["cmdline"] or [])
+        if str(run_dir) in command and process.info["status"] != psutil.STATUS_ZOMBIE:
+            found.append(process)
+    return found
+
+
+@pytest.mark.slow
+def test_whenever_dagster_is_killed_nothing_survives(tmp_path: Path) -> None:
+    chance = random.Random()
+    for number in range(3):
+        run_dir = tmp_path / str(number)
+        process = start(run_dir, grace=1.0, total=4000, step_seconds=0.05, deaf=True)
+        deadline = time.monotonic() + PATIENCE
+        while not (run_dir / "log.txt").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        delay, how = chance.uniform(0, 8), chance.choice([signal.SIGTERM, signal.SIGKILL])
+        time.sleep(delay)
+        process.send_signal(how)
+        process.communicate(timeout=PATIENCE)
+        deadline = time.monotonic() + 120
+        while left := processes_of(run_dir):
+            assert time.monotonic() < deadline, f"after {how.name} at {delay:.2f} s: {left}"
+            time.sleep(0.2)
+
+
+def test_a_configuration_that_cannot_be_is_not_tried_again(tmp_path: Path) -> None:
+    config = RoleConfig(run_dir=tmp_path, role="ask")  # of another program
+    program = Program("tests.programs", config, Shape(processes=1))
+    run = launch(program, TorchrunLauncher(retries=5, retry_seconds=600))
+    assert "unknown key 'answer' in CountConfig" in failure(run)
+
+
+def test_a_failure_is_retried_from_the_last_checkpoint(tmp_path: Path) -> None:
+    program = count(tmp_path, Shape(processes=1, gpus=1), total=6, fail_once_at=3)
+    launcher = TorchrunLauncher(
+        retries=1, retry_seconds=0.1, devices=["a"], lease_folder=str(tmp_path / "leases")
+    )
+    found = metadata(launch(program, launcher))
+    assert found["attempts"] == 2 and found["started_from"] == 3
+    assert found["gpu_hours"] == pytest.approx(found["compute_seconds"] / 3600)
+
+
+def test_more_gpus_than_there_are(tmp_path: Path) -> None:
+    program = count(tmp_path, Shape(processes=1, gpus=4), total=1)
+    run = launch(program, TorchrunLauncher(devices=["0", "1"]))
+    assert "asks for 4 GPUs, and this machine has 2" in failure(run)
+
+
+def test_the_time_limit_saves(tmp_path: Path) -> None:
+    program = count(tmp_path, Shape(processes=1, hours=20 / 3600), total=10_000, step_seconds=0.05)
+    assert "reached its time limit" in failure(launch(program, TorchrunLauncher()))
+    assert 0 < int((tmp_path / "checkpoints" / "count.txt").read_text()) < 10_000

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import shutil
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,7 @@ from dagster import (
 )
 from dagster._core.definitions.asset_daemon_cursor import AssetDaemonCursor
 
-from resources.launcher import Launcher, Outcome, Program
+from resources.launcher import Launcher, Program
 from tts_assets.artifacts import ArtifactStore
 from tts_assets.definitions import build_defs
 from tts_assets.partitions import corpus_partitions
@@ -35,9 +35,10 @@ MOST_TICKS = 12
 class InProcess(Launcher):
     """Runs a program in this process, as one rank."""
 
-    def run(self, context: AssetExecutionContext, program: Program) -> Outcome:
-        importlib.import_module(program.module).main([str(program.write_config())])
-        return Outcome(program.facts() or {}, 0.0, 0.0, 0.0)
+    def launch(
+        self, context: AssetExecutionContext, program: Program, pipes: Mapping[str, str]
+    ) -> None:
+        importlib.import_module(program.module).main([str(program.run_dir / "run.json")])
 
 
 class Daemon:

@@ -22,6 +22,7 @@ from tts_assets.artifacts import (
     Handle,
     TokenArrays,
 )
+from tts_assets.compute import Shape
 from tts_assets.partitions import corpus_partitions
 from tts_assets.sft.assets import find_tokens, sft_asset, sft_program
 from tts_assets.sft.config import SftRecipe
@@ -62,7 +63,7 @@ def test_a_recipe_is_materialized_once(
 ) -> None:
     store, arrays, codec = inputs
     recipe = SftRecipe.model_validate(recipe_values(steps=3))
-    asset = sft_asset("test", recipe, processes=2)
+    asset = sft_asset("test", recipe, Shape(processes=2, threads=1))
     upstream: list[Any] = [
         AssetSpec("codec"),
         AssetSpec("code_arrays", partitions_def=corpus_partitions),
@@ -70,7 +71,7 @@ def test_a_recipe_is_materialized_once(
     resources = {
         "store": ArtifactStoreResource(root=str(store.root)),
         "io_manager": ArtifactIOManager(root=str(store.root)),
-        "launcher": TorchrunLauncher(grace_seconds=5.0, threads=1),
+        "launcher": TorchrunLauncher(grace_seconds=5.0),
     }
     with DagsterInstance.ephemeral() as instance:
         instance.add_dynamic_partitions("corpus", ["asterisk"])

@@ -6,7 +6,9 @@ import pytest
 
 from tests.sft.conftest import program_values, recipe_values
 from tts_assets.config import ConfigError
+from tts_assets.sft import machine
 from tts_assets.sft.config import OptimizerConfig, SftProgram, SftRecipe
+from tts_assets.sft.machine import MachineError
 from tts_assets.sft.optimizer import learning_rate
 
 
@@ -22,11 +24,40 @@ from tts_assets.sft.optimizer import learning_rate
         ({"optimiser": {}}, "did you mean 'optimizer'"),
         ({"optimizer": {"name": "adam"}}, "optimizer.name"),
         ({"precision": "fp16"}, "precision"),
+        ({"strategy": {"name": "zero"}}, "strategy.name"),
+        ({"strategy": {"zero_stage": 3}}, "zero_stage goes with name = 'deepspeed'"),
+        (
+            {"strategy": {"name": "fsdp"}, "optimizer": {"name": "muon"}},
+            "write optimizer.name = 'adamw' or strategy.name = 'ddp'",
+        ),
+        ({"strategy": {"name": "deepspeed"}, "compile": True}, "compile goes with"),
+        ({"checkpoints": {"keep_every": 1500}}, "no multiple of save_every 1000"),
+        ({"checkpoints": {"best": "val_loss/other"}}, "no metric of this recipe"),
     ],
 )
 def test_impossible_recipes_are_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         SftRecipe.parse(recipe_values(**changes), "dagster_project.toml")
+
+
+def test_the_machine_is_asked_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = SftRecipe.parse(recipe_values(compile=True), "test")
+    plain = SftRecipe.parse(recipe_values(strategy={"name": "deepspeed"}), "test")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    machine.check(plain, processes=64)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(MachineError, match=r"no-such-compiler is not found.*compile = false"):
+        machine.check(compiled, processes=2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    with pytest.raises(MachineError, match="3 processes need a GPU each, and this machine shows 2"):
+        machine.check(plain, processes=3)
+
+
+def test_how_a_recipe_runs_is_no_part_of_what_it_trains() -> None:
+    sharded = recipe_values(strategy={"name": "fsdp"}, save_every=7, gradient_checkpointing=True)
+    plain = SftRecipe.parse(recipe_values(), "test").what()
+    assert SftRecipe.parse(sharded, "test").what() == plain
+    assert SftRecipe.parse(recipe_values(seed=1), "test").what() != plain
 
 
 def test_a_program_needs_the_arrays_of_its_recipe(tmp_path: Path) -> None:

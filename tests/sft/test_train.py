@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,10 +17,11 @@ from safetensors.torch import load_file
 from tests.sft.conftest import CODEBOOK, program, program_values
 from tts_assets.artifacts import CheckpointFacts
 from tts_assets.program import STOPPED, Run
-from tts_assets.sft.checkpoint import saved
+from tts_assets.sft import dry_run
+from tts_assets.sft.checkpoint import CheckpointError, Progress, saved, step_of
 from tts_assets.sft.config import SftProgram
 from tts_assets.sft.dataset import Sample
-from tts_assets.sft.metrics import read_metrics
+from tts_assets.sft.metrics import read_metrics, truncate_metrics
 from tts_assets.sft.packing import Packed, pack
 from tts_assets.sft.train import Trainer, main
 from tts_assets.speechlm.model import SpeechLM
@@ -46,7 +48,9 @@ def weights(run_dir: Path) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def whole_run(arrays: Path, tmp_path_factory: pytest.TempPathFactory) -> SftProgram:
     """Six steps without interruption on one rank."""
-    config = program(tmp_path_factory.mktemp("whole"), arrays, code_dropout=0.2, dropout=0.1)
+    config = program(
+        tmp_path_factory.mktemp("whole"), arrays, code_dropout=0.2, dropout=0.1, save_every=3
+    )
     train(config)
     return config
 
@@ -98,8 +102,8 @@ def test_a_killed_run_falls_back_on_its_last_checkpoint(
             trainer.train_step(step)
             if step == 2:
                 trainer.validate()
-                trainer.save()
-    (tmp_path / "checkpoints" / ".step-0000005.1.tmp").mkdir()  # a save that was cut short
+                trainer.checkpoints.save(trainer.strategy, trainer.progress)
+    (tmp_path / "checkpoints" / ".step-0000005.tmp").mkdir()  # a save that was cut short
     train(config)
     assert losses(tmp_path) == losses(whole_run.run_dir)
     expected = weights(whole_run.run_dir)
@@ -154,12 +158,13 @@ def test_packed_and_single_samples_have_equal_losses(arrays: Path, tmp_path: Pat
         trainer = Trainer(run, program(tmp_path, arrays))
     samples = [Sample(u, 0, 0) for u in [(0,), (1, 2), (3,), (4, 5, 6)]]
     encoded = [trainer.train_pool.encode(sample) for sample in samples]
-    trainer.loss.eval()
+    packed, each = trainer.strategy.evaluate(pack(encoded))
+    alone = [float(trainer.strategy.evaluate(pack([sample]))[0]) for sample in encoded]
+    backwards, _ = trainer.strategy.evaluate(pack(encoded[::-1]))
     with torch.no_grad():
-        packed = float(trainer.loss(pack(encoded)))
-        alone = [float(trainer.loss(pack([sample]))) for sample in encoded]
-        backwards = float(trainer.loss(pack(encoded[::-1])))
         plain = [plain_loss(trainer.lm, pack([sample])) for sample in encoded]
+    assert float(each.sum()) == pytest.approx(float(packed), rel=1e-6)
+    packed, backwards = float(packed), float(backwards)
     assert packed == pytest.approx(sum(alone), rel=1e-6)
     assert packed == pytest.approx(backwards, rel=1e-6)
     assert alone == pytest.approx(plain, rel=1e-5)
@@ -200,8 +205,8 @@ def test_the_best_weights_are_published(arrays: Path, tmp_path: Path) -> None:
             for parameter in trainer.lm.model.parameters():
                 parameter += torch.randn_like(parameter)
         trainer.validate()
-        trainer.save()
-        trainer.export()
+        trainer.checkpoints.save(trainer.strategy, trainer.progress)
+        trainer.finish()
     assert trainer.progress.best_step == 2
     published = weights(tmp_path)
     assert all(torch.equal(value, good[name]) for name, value in published.items())
@@ -214,6 +219,109 @@ def test_a_loss_that_is_not_a_number_names_its_utterances(arrays: Path, tmp_path
             trainer.lm.model.get_input_embeddings().weight.fill_(float("nan"))
         with pytest.raises(FloatingPointError, match=r"step 1 is nan.*\.g722"):
             trainer.train_step(0)
+
+
+def test_a_loss_that_explodes_stops_before_the_step(arrays: Path, tmp_path: Path) -> None:
+    with Run(tmp_path) as run:
+        trainer = Trainer(run, program(tmp_path, arrays))
+        with torch.no_grad():
+            trainer.lm.model.get_input_embeddings().weight.mul_(1000)
+        before = {name: p.clone() for name, p in trainer.lm.model.state_dict().items()}
+        with pytest.raises(FloatingPointError, match=r"the loss of step 1 is \d+.*\.g722"):
+            trainer.train_step(0)
+    after = trainer.lm.model.state_dict()
+    assert all(torch.equal(value, before[name]) for name, value in after.items())
+
+
+@pytest.mark.parametrize("harm", ["truncated", "changed", "missing"])
+def test_a_damaged_checkpoint_is_passed_over(
+    whole_run: SftProgram, tmp_path: Path, capfd: pytest.CaptureFixture[str], harm: str
+) -> None:
+    config = whole_run.model_copy(update={"run_dir": tmp_path})
+    shutil.copytree(whole_run.run_dir / "checkpoints", tmp_path / "checkpoints")
+    shutil.copy(whole_run.run_dir / "metrics.jsonl", tmp_path)
+    older, newest = saved(tmp_path / "checkpoints")
+    tensors = next(newest.glob("*.safetensors"))
+    content = tensors.read_bytes()
+    if harm == "missing":
+        tensors.unlink()
+    else:
+        kept = content[:-1000] if harm == "truncated" else content[:-1] + bytes([content[-1] ^ 1])
+        tensors.write_bytes(kept)
+    with Run(tmp_path) as run:
+        trainer = Trainer(run, config)
+        trainer.resume()
+    assert trainer.progress.step == 3
+    assert saved(tmp_path / "checkpoints") == [older]
+    assert (
+        f"step-0000006 is passed over and removed: {tensors.name} is {harm}"
+        in capfd.readouterr().err
+    )
+    assert losses(tmp_path) == losses(whole_run.run_dir)[:3]
+
+
+def test_a_checkpoint_that_cannot_be_written_stops_the_run(arrays: Path, tmp_path: Path) -> None:
+    """It is written in the background, and its error is raised by one of the next steps."""
+    with Run(tmp_path) as run:
+        trainer = Trainer(run, program(tmp_path, arrays, save_every=1))
+        run.checkpoint_dir.rmdir()
+        run.checkpoint_dir.write_text("a file in the way")
+        with pytest.raises(CheckpointError, match="step-0000001 could not be written"):
+            trainer.train()
+    assert trainer.progress.step < 6
+
+
+def test_rotation_keeps_the_newest_and_every_kth(arrays: Path, tmp_path: Path) -> None:
+    rotation = {"keep_last": 1, "keep_every": 4}
+    config = program(
+        tmp_path, arrays, checkpoints=rotation, save_every=2, eval_every=2, export="best"
+    )
+    train(config)
+    folder = tmp_path / "checkpoints"
+    assert [step_of(path) for path in saved(folder)] == [4, 6]
+    best = {Progress.from_json(path / "progress.json").best_step for path in saved(folder)}
+    assert {step_of(path) for path in folder.glob("best-*")} == best
+
+
+def test_losses_are_told_by_source(arrays: Path, tmp_path: Path) -> None:
+    values = program_values(tmp_path, arrays, corpora={"asterisk": 1.0, "again": 0.5}, steps=1)
+    values["arrays"]["again"] = str(arrays)
+    train(SftProgram.model_validate(values))
+    step, validation = read_metrics(tmp_path / "metrics.jsonl")
+    assert min(step["loss/asterisk"], step["loss/again"]) <= step["loss"]
+    assert step["loss"] <= max(step["loss/asterisk"], step["loss/again"])
+    assert validation["val_loss/again"] == pytest.approx(validation["val_loss"], abs=1e-5)
+    assert 0 <= step["padding_share"] < 0.2 and step["memory_gb"] > 0 and step["tflops"] > 0
+
+
+def test_gradient_checkpointing_gives_the_same_weights(
+    whole_run: SftProgram, arrays: Path, tmp_path: Path
+) -> None:
+    config = program(tmp_path, arrays, code_dropout=0.2, dropout=0.1, gradient_checkpointing=True)
+    train(config)
+    assert losses(tmp_path) == losses(whole_run.run_dir)
+
+
+def test_a_dry_run_tells_and_changes_nothing(
+    arrays: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run.json"
+    path.write_text(program(tmp_path, arrays, max_seq_len=300).to_json())
+    dry_run.main([str(path)])
+    told = json.loads(capsys.readouterr().out)
+    assert told == json.loads((tmp_path / "dry_run.json").read_text())
+    assert told["train_samples_dropped"] > 0 and told["tokens_per_step"] <= 1500
+    assert told["parameters"] > 0 and told["loss"] == pytest.approx(np.log(448), abs=1.5)
+    assert not (tmp_path / "metrics.jsonl").exists() and not saved(tmp_path / "checkpoints")
+
+
+def test_metrics_are_cut_from_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    lines = [json.dumps({"step": step, "loss": step / 3}) + "\n" for step in range(1, 5001)]
+    path.write_text("".join(lines) + '{"step": 5001, "lo')  # killed while it wrote
+    for last in (5000, 4999, 17, 0):
+        truncate_metrics(path, last)
+        assert path.read_text() == "".join(lines[:last])
 
 
 def test_training_goes_on_from_another_recipe(

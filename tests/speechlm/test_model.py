@@ -68,8 +68,10 @@ def test_chunked_loss_is_the_plain_loss(positions: int) -> None:
     targets = torch.randint(70, (positions,), generator=generator)
     plain = torch.nn.functional.cross_entropy(hidden @ weight.T, targets, reduction="sum")
     expected = torch.autograd.grad(plain, (hidden, weight))
-    chunked = summed_cross_entropy(hidden, weight, targets)
+    chunked, each = summed_cross_entropy(hidden, weight, targets)
     assert torch.allclose(chunked, plain, rtol=1e-5)
+    single = torch.nn.functional.cross_entropy(hidden @ weight.T, targets, reduction="none")
+    assert torch.allclose(each, single, rtol=1e-4, atol=1e-5) and not each.requires_grad
     for ours, theirs in zip(torch.autograd.grad(chunked, (hidden, weight)), expected, strict=True):
         assert torch.allclose(ours, theirs, atol=1e-3, rtol=1e-4)
     summed = -token_logprobs(hidden, weight, targets).sum()

@@ -35,6 +35,7 @@ from tts_assets.artifacts import (
 )
 from tts_assets.automation import fetch_for, follow_data
 from tts_assets.codec.config import CodecConfig, CodecProgram, CodecRecipe, ShardProgram
+from tts_assets.compute import Shape
 from tts_assets.config import ConfigError
 from tts_assets.corpora.filter import KEPT_FILE
 from tts_assets.partitions import corpus_partitions
@@ -47,14 +48,14 @@ HUB_FILES = ("config.json", "model*.safetensors", "model.safetensors.index.json"
 
 
 def build_assets(
-    config: CodecConfig, validation: ValidationSplit, processes: int, root: Path
+    config: CodecConfig, validation: ValidationSplit, shape: Shape, root: Path
 ) -> list[AssetsDefinition | AssetChecksDefinition]:
     """``root``: the folder that a relative ``checkpoint`` or ``base`` starts from."""
     if config.train is not None:
-        codec = trained_codec(config.train, validation, processes, root)
+        codec = trained_codec(config.train, validation, shape, root)
     else:
         codec = fetched_codec(config, root)
-    shards = codec_shards_asset(config.shard_samples, config.batch_tokens, processes)
+    shards = codec_shards_asset(config.shard_samples, config.batch_tokens, shape)
     return [codec, shards, accounting_check(shards)]
 
 
@@ -97,7 +98,7 @@ def fetched_codec(config: CodecConfig, root: Path) -> AssetsDefinition:
 
 
 def trained_codec(
-    recipe: CodecRecipe, validation: ValidationSplit, processes: int, root: Path
+    recipe: CodecRecipe, validation: ValidationSplit, shape: Shape, root: Path
 ) -> AssetsDefinition:
     """The asset ``codec`` where this project trains it, downstream of its corpora."""
     mapping = SpecificPartitionsPartitionMapping(sorted(recipe.corpora))
@@ -137,14 +138,14 @@ def trained_codec(
                 validation=validation,
             )
             module = "tts_assets.codec.train"
-            return launcher.run(context, Program(module, program, processes)).facts
+            return launcher.run(context, Program(module, program, shape)).facts
 
         return store.materialize(context, CodecCheckpoint, build, train)
 
     return codec
 
 
-def codec_shards_asset(shard_samples: int, batch_tokens: int, processes: int) -> AssetsDefinition:
+def codec_shards_asset(shard_samples: int, batch_tokens: int, shape: Shape) -> AssetsDefinition:
     """The asset ``codec_shards``, one partition a corpus. ``batch_tokens`` changes no byte, so
     it is no part of what a build is known by."""
 
@@ -185,7 +186,7 @@ def codec_shards_asset(shard_samples: int, batch_tokens: int, processes: int) ->
                 reuse=earlier_shards(store.store, context.partition_key, codec),
             )
             module = "tts_assets.codec.shards"
-            return launcher.run(context, Program(module, program, processes)).facts
+            return launcher.run(context, Program(module, program, shape)).facts
 
         return store.materialize(context, CodecShards, build, encode, describe_shards)
 

@@ -27,6 +27,7 @@ from resources.launcher import Launcher, Program
 from tts_assets.accounting import SET_ASIDE_FILE, count_reasons, read_set_aside
 from tts_assets.artifacts import Build, RawCorpus, SampleFacts, SampleManifest, SpeechSegments
 from tts_assets.automation import follow_data
+from tts_assets.compute import Shape
 from tts_assets.corpora import summary
 from tts_assets.corpora.config import FilterConfig, MeasureProgram, TextConfig
 from tts_assets.corpora.discovery import Corpora
@@ -51,14 +52,15 @@ def build_assets(
     corpora: Corpora,
     filters: FilterConfig,
     text: TextConfig | None = None,
-    processes: int = 1,
+    shape: Shape | None = None,
 ) -> list[AssetsDefinition | AssetChecksDefinition]:
-    """``corpora`` are looked up when an asset runs: a new one needs no restart. ``processes``: the
-    ranks that cut recordings and measure the quality of a corpus."""
-    filtering = Filtering(corpora, filters, text or TextConfig(), processes)
+    """``corpora`` are looked up when an asset runs: a new one needs no restart. ``shape``: of the
+    programs that cut recordings and measure the quality of a corpus."""
+    shape = shape or Shape(processes=1)
+    filtering = Filtering(corpora, filters, text or TextConfig(), shape)
     return [
         raw_corpus_asset(corpora),
-        *segments_assets(corpora, processes),
+        *segments_assets(corpora, shape),
         filtered_samples_asset(filtering),
         entries_check(),
         samples_check(),
@@ -72,7 +74,7 @@ class Filtering:
     corpora: Corpora
     filters: FilterConfig
     text: TextConfig
-    processes: int
+    shape: Shape
 
     def of(self, partition: str) -> FilterConfig:
         """The filters of one corpus."""
@@ -153,7 +155,7 @@ def filtered_samples_asset(filtering: Filtering) -> AssetsDefinition:
         )
 
         def measure(program: MeasureProgram) -> None:
-            launcher.run(context, Program(MEASURE, program, filtering.processes))
+            launcher.run(context, Program(MEASURE, program, filtering.shape))
 
         def run(work: Path) -> SampleFacts:
             return filter_corpus(

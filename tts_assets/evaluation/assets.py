@@ -30,6 +30,7 @@ from tts_assets.artifacts import (
     ServingModel,
     sha256_file,
 )
+from tts_assets.compute import Shape
 from tts_assets.evaluation.config import EvaluationConfig, EvaluationProgram
 from tts_assets.evaluation.lineage import lineage
 from tts_assets.evaluation.suite import SUITE_FILE, known_texts, read_suite, write_suite
@@ -47,7 +48,7 @@ def build_assets(
     sft: Mapping[str, SftRecipe],
     rlhf: Mapping[str, RlhfRecipe],
     root: Path,
-    processes: int,
+    shape: Shape,
 ) -> list[Built]:
     """The suite, a report for every recipe, and a comparison of every RLHF recipe with its base.
 
@@ -55,11 +56,11 @@ def build_assets(
     """
     built: list[Built] = [suite_asset(evaluation, root)]
     for name, recipe in sft.items():
-        built += report_assets(name, recipe.corpora, [], evaluation, root, processes)
+        built += report_assets(name, recipe.corpora, [], evaluation, root, shape)
     for name, aligned in rlhf.items():
         prompts = [root / aligned.prompts.texts] if aligned.prompts.texts else []
         corpora = sft[aligned.base].corpora
-        built += report_assets(name, corpora, prompts, evaluation, root, processes)
+        built += report_assets(name, corpora, prompts, evaluation, root, shape)
         built.append(comparison_asset(name, aligned.base, evaluation))
     return built
 
@@ -97,7 +98,7 @@ def report_assets(
     prompts: list[Path],
     evaluation: EvaluationConfig,
     root: Path,
-    processes: int,
+    shape: Shape,
 ) -> list[Built]:
     """``report/<name>`` and its checks. ``prompts``: files of texts that RLHF trained on."""
 
@@ -136,7 +137,7 @@ def report_assets(
                 lineage=lineage(store.store, [suite, *arrays.values(), serving]),
             )
             module = "tts_assets.evaluation.evaluate"
-            return launcher.run(context, Program(module, program, processes)).facts
+            return launcher.run(context, Program(module, program, shape)).facts
 
         return store.materialize(context, Report, build, run, describe_report)
 

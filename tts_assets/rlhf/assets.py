@@ -19,6 +19,7 @@ from dagster import (
 from resources.artifact_store import ArtifactStoreResource
 from resources.launcher import Launcher, Program
 from tts_assets.artifacts import Build, Checkpoint, CodeArrays, EvaluationSuite, ServingModel
+from tts_assets.compute import Shape
 from tts_assets.partitions import code_arrays_of
 from tts_assets.plots import curves
 from tts_assets.rlhf.config import RlhfProgram, RlhfRecipe
@@ -27,13 +28,13 @@ CODE_VERSION = "1"
 
 
 def build_assets(
-    recipes: Mapping[str, RlhfRecipe], processes: int, root: Path
+    recipes: Mapping[str, RlhfRecipe], shape: Shape, root: Path
 ) -> list[AssetsDefinition]:
     """An asset for each ``[rlhf.<name>]``; ``root`` is where relative text files start."""
-    return [rlhf_asset(name, recipe, processes, root) for name, recipe in recipes.items()]
+    return [rlhf_asset(name, recipe, shape, root) for name, recipe in recipes.items()]
 
 
-def rlhf_asset(name: str, recipe: RlhfRecipe, processes: int, root: Path) -> AssetsDefinition:
+def rlhf_asset(name: str, recipe: RlhfRecipe, shape: Shape, root: Path) -> AssetsDefinition:
     """The asset ``rlhf/<name>``.
 
     The evaluation suite is read to keep its texts out of the prompts. It decides nothing else,
@@ -85,9 +86,7 @@ def rlhf_asset(name: str, recipe: RlhfRecipe, processes: int, root: Path) -> Ass
                 serving_model=base.path,
                 prompts=work / "prompts.jsonl",
             )
-            return launcher.run(
-                context, Program("tts_assets.rlhf.train", program, processes=processes)
-            ).facts
+            return launcher.run(context, Program("tts_assets.rlhf.train", program, shape)).facts
 
         return store.materialize(
             context,

@@ -27,20 +27,22 @@ from tts_assets.artifacts import (
     CodecCheckpoint,
     TokenArrays,
 )
+from tts_assets.compute import Shape
 from tts_assets.partitions import code_arrays_of, token_arrays_of
 from tts_assets.plots import curves
+from tts_assets.sft import machine
 from tts_assets.sft.config import SftProgram, SftRecipe
 from tts_assets.sft.metrics import read_metrics
 
 CODE_VERSION = "2"
 
 
-def build_assets(recipes: Mapping[str, SftRecipe], processes: int) -> list[AssetsDefinition]:
+def build_assets(recipes: Mapping[str, SftRecipe], shape: Shape) -> list[AssetsDefinition]:
     """An asset for each ``[sft.<name>]``."""
-    return [sft_asset(name, recipe, processes) for name, recipe in recipes.items()]
+    return [sft_asset(name, recipe, shape) for name, recipe in recipes.items()]
 
 
-def sft_asset(name: str, recipe: SftRecipe, processes: int) -> AssetsDefinition:
+def sft_asset(name: str, recipe: SftRecipe, shape: Shape) -> AssetsDefinition:
     """The asset ``sft/<name>``; its base recipe, if it has one, is upstream of it."""
     ins = {"arrays": code_arrays_of(recipe.corpora)}
     if recipe.base.recipe is not None:
@@ -67,9 +69,9 @@ def sft_asset(name: str, recipe: SftRecipe, processes: int) -> AssetsDefinition:
         def run(work: Path) -> dict[str, Any]:
             tokens = find_tokens(store.store, inputs["arrays"])
             program = sft_program(name, recipe, work, **inputs, tokens=tokens)
-            return launcher.run(
-                context, Program("tts_assets.sft.train", program, processes=processes)
-            ).facts
+            if launcher.is_local:
+                machine.check(recipe, shape.processes)
+            return launcher.run(context, Program("tts_assets.sft.train", program, shape)).facts
 
         return store.materialize(context, Checkpoint, build, run, describe=describe_checkpoint)
 

@@ -1,23 +1,47 @@
-"""Checkpoints for a restart: model, optimizers, and the place in the stream of samples.
+"""Checkpoints for a restart: weights, moments, and the place in the stream of samples.
 
-The random state needs no file: what is random in step n follows from (seed, n, rank).
+A folder ``step-NNNNNNN`` has the tensors as safetensors, a file a rank, written and read by
+torch.distributed.checkpoint; ``progress.json``; and ``manifest.json``, the size and SHA-256 of each
+file. No pickle is written or read: DCP's own format keeps its metadata in one, that of safetensors
+needs none. The random state needs no file: what is random in step n follows from (seed, n, rank).
+
+A training step waits for the copy into memory, not for the disk. Several nodes need one file
+system.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
-import torch
-from safetensors.torch import load_model, save_model
-from torch import nn
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from safetensors.torch import load_file, save_file
+from torch.distributed.checkpoint import CheckpointException
+from torch.distributed.checkpoint.hf_storage import (
+    HuggingFaceStorageReader,
+    HuggingFaceStorageWriter,
+)
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
-from tts_assets.artifacts import written_aside
+from tts_assets.artifacts import fsync, fsync_tree, sha256_file, written_aside
 from tts_assets.config import Config
-from tts_assets.sft.optimizer import Optimizers
+from tts_assets.program import Run
+from tts_assets.sft.config import CheckpointConfig
+from tts_assets.sft.ranks import from_main
+from tts_assets.sft.saver import Saver
+from tts_assets.sft.strategies.base import Strategy, Tensors
 
-KEEP = 2  # the newest, and one to fall back on
+MANIFEST, PROGRESS = "manifest.json", "progress.json"
+# One rank has no process group, and says so itself.
+warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable")
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written, or does not fit the run."""
 
 
 class Progress(Config):
@@ -31,39 +55,157 @@ class Progress(Config):
     best_step: int = 0
     best_loss: float | None = None
     recipe: str = ""
+    vocabulary: str = ""
 
 
-def save(folder: Path, model: nn.Module, optimizers: Optimizers, progress: Progress) -> None:
-    """Write ``step-NNNNNNN`` aside, rename it, and drop all but the newest ``KEEP``."""
-    with written_aside(folder / f"step-{progress.step:07d}") as aside:
-        aside.mkdir()
-        save_model(model, str(aside / "model.safetensors"))
-        torch.save(optimizers.state_dict(), aside / "optimizer.pt")
-        (aside / "progress.json").write_text(progress.to_json())
-    for old in saved(folder)[:-KEEP]:
-        shutil.rmtree(old)
+class Checkpoints:
+    """Those of one run; every rank has one of these and calls the same at the same step."""
+
+    def __init__(self, run: Run, config: CheckpointConfig) -> None:
+        self.run, self.config = run, config
+        self.folder = run.checkpoint_dir
+        self.saver = Saver()
+        copy = StagingOptions(
+            use_pinned_memory=False,
+            use_shared_memory=False,
+            use_async_staging=False,
+            use_non_blocking_copy=False,
+        )
+        self._stager = DefaultStager(copy)
+        # A group of its own: the saver's messages would mix with those of training.
+        self._group = dist.new_group(backend="gloo") if run.world_size > 1 else None
+
+    def save(self, strategy: Strategy, progress: Progress) -> None:
+        """Copy the state, and write it in the background."""
+        self.saver.wait("checkpoint")  # the copy goes where that of the checkpoint before was
+        copy = self._stager.stage(strategy.state())
+        assert isinstance(copy, dict)  # not a future of one: staging is not asynchronous
+        self.saver.submit("checkpoint", self._write, copy, progress)
+
+    def _write(self, state: Tensors, progress: Progress) -> None:
+        """All ranks write their files; rank 0 verifies and publishes them."""
+        final = self.folder / f"step-{progress.step:07d}"
+        aside = self.folder / f".{final.name}.tmp"
+        writer = HuggingFaceStorageWriter(str(aside), save_distributed=True)
+        try:
+            dcp.save(
+                state,
+                storage_writer=writer,
+                process_group=self._group,
+                no_dist=self._group is None,
+            )
+        except CheckpointException as error:  # a BaseException, which nobody expects
+            raise CheckpointError(f"{final} could not be written: {error}") from error
+        if not self.run.is_main:
+            return
+        (aside / PROGRESS).write_text(progress.to_json())
+        (aside / MANIFEST).write_text(json.dumps(_described(aside), indent=2) + "\n")
+        fsync_tree(aside)
+        if final.is_dir():  # a save that was asked for at a step that is saved anyway
+            shutil.rmtree(final)
+        aside.replace(final)
+        fsync(self.folder)
+        self._rotate(progress)
+
+    def _rotate(self, progress: Progress) -> None:
+        """Drop what neither the configuration nor a kept checkpoint needs."""
+        every = self.config.keep_every
+        for old in saved(self.folder)[: -self.config.keep_last]:
+            if every is None or step_of(old) % every:
+                shutil.rmtree(old)
+        kept = [Progress.from_json(folder / PROGRESS) for folder in saved(self.folder)]
+        needed = {kept_one.best_step for kept_one in kept} | {progress.best_step}
+        for best in self.folder.glob("best-*.safetensors"):
+            if step_of(best) not in needed and step_of(best) < progress.step:
+                best.unlink()
+
+    def load(self, strategy: Strategy, fresh: Progress) -> Progress:
+        """Restore the newest whole checkpoint; ``fresh`` if there is none."""
+        newest = self._newest() if self.run.is_main else None
+        step = from_main(-1 if newest is None else step_of(newest), self.run.device)
+        if step < 0:
+            return fresh
+        folder = self.folder / f"step-{step:07d}"
+        progress = Progress.from_json(folder / PROGRESS)
+        if (progress.recipe, progress.vocabulary) != (fresh.recipe, fresh.vocabulary):
+            raise CheckpointError(
+                f"{folder} belongs to another recipe or other data; give the run another folder, "
+                f"or delete {self.folder}"
+            )
+
+        def read(tensors: Tensors) -> None:
+            reader = HuggingFaceStorageReader(str(folder))
+            dcp.load(
+                tensors,
+                storage_reader=reader,
+                process_group=self._group,
+                no_dist=self._group is None,
+            )
+
+        strategy.load(read, progress.step)
+        return progress
+
+    def _newest(self) -> Path | None:
+        """The newest whole checkpoint (rank 0); unfinished and damaged ones after it go."""
+        for unfinished in self.folder.glob(".*.tmp"):
+            shutil.rmtree(unfinished) if unfinished.is_dir() else unfinished.unlink()
+        for folder in reversed(saved(self.folder)):
+            problem = damage(folder)
+            if problem is None:
+                return folder
+            self.run.note(f"{folder.name} is passed over and removed: {problem}")
+            shutil.rmtree(folder)
+        return None
+
+    def save_best(self, weights: Tensors, step: int) -> None:
+        """Write whole weights in the background (rank 0)."""
+        self.saver.submit("best", _write_weights, weights, self._best(step))
+
+    def load_best(self, step: int) -> Tensors:
+        return load_file(self._best(step))
+
+    def _best(self, step: int) -> Path:
+        return self.folder / f"best-{step:07d}.safetensors"
 
 
 def saved(folder: Path) -> list[Path]:
-    """Complete checkpoints, oldest first (an unfinished one never has its final name)."""
+    """Published checkpoints, oldest first (an unfinished one never has its final name)."""
     return sorted(folder.glob("step-*"))
 
 
-def load(folder: Path, model: nn.Module, optimizers: Optimizers, recipe: str) -> Progress:
-    """Restore the newest checkpoint in place; a fresh :class:`Progress` if there is none."""
-    checkpoints = saved(folder)
-    if not checkpoints:
-        return Progress(recipe=recipe)
-    newest = checkpoints[-1]
-    progress = Progress.from_json(newest / "progress.json")
-    if progress.recipe != recipe:
-        raise ValueError(
-            f"{newest} belongs to another recipe or other data; give the run another folder, or "
-            f"delete {folder}"
-        )
-    load_model(model, str(newest / "model.safetensors"))
-    states: list[dict[str, Any]] = torch.load(
-        newest / "optimizer.pt", weights_only=True, map_location="cpu"
-    )
-    optimizers.load_state_dict(states)
-    return progress
+def step_of(path: Path) -> int:
+    """``step-0000005``, ``best-0000005.safetensors`` -> 5."""
+    return int(path.stem.rpartition("-")[2])
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint's files; None if they are what was written."""
+    try:
+        expected = json.loads((folder / MANIFEST).read_text())
+    except (FileNotFoundError, ValueError) as error:
+        return f"its {MANIFEST} cannot be read ({error})"
+    missing = [name for name in expected if not (folder / name).is_file()]
+    if missing:
+        return f"{missing[0]} is missing"
+    found = _described(folder)
+    for name, entry in expected.items():
+        if found[name] != entry:
+            how = "truncated" if found[name]["size"] < entry["size"] else "changed"
+            return f"{name} is {how}"
+    return None
+
+
+def _described(folder: Path) -> dict[str, dict[str, int | str]]:
+    """Size and digest of each file; digests in parallel, since a file is gigabytes."""
+    files = sorted(file for file in folder.iterdir() if file.name != MANIFEST)
+    with ThreadPoolExecutor() as threads:
+        digests = list(threads.map(sha256_file, files))
+    return {
+        file.name: {"size": file.stat().st_size, "sha256": digest}
+        for file, digest in zip(files, digests, strict=True)
+    }
+
+
+def _write_weights(weights: Tensors, path: Path) -> None:
+    with written_aside(path) as aside:
+        save_file(weights, str(aside))

@@ -65,6 +65,40 @@ class OptimizerConfig(Config):
     decay_share: float = Field(0.2, gt=0, le=1, description="wsd: part of all steps that decays")
 
 
+class StrategyConfig(Config):
+    """How ranks share the work of one model; with one rank there is nothing to share.
+
+    ``ddp`` keeps model and optimizer on every rank. ``fsdp`` (FSDP2) shares out weights, gradients
+    and optimizer. ``deepspeed`` shares out gradients and optimizer (``zero_stage`` 2, the default)
+    or the weights, too (3).
+    """
+
+    name: Literal["ddp", "fsdp", "deepspeed"] = "ddp"
+    zero_stage: Literal[2, 3] | None = None
+
+    @model_validator(mode="after")
+    def _stage_of_deepspeed(self) -> Self:
+        if self.zero_stage is not None and self.name != "deepspeed":
+            raise ValueError(f"zero_stage goes with name = 'deepspeed', not with {self.name!r}")
+        return self
+
+
+class CheckpointConfig(Config):
+    """Which checkpoints for a restart stay: the newest, and one every ``keep_every`` steps.
+
+    ``best`` is the metric by which the best weights are kept: ``val_loss``, or that of one corpus,
+    ``val_loss/<corpus>``.
+    """
+
+    keep_last: int = Field(2, ge=1)
+    keep_every: int | None = Field(None, gt=0)
+    best: str = "val_loss"
+
+
+# A recipe continues under another of these: they change how fast it trains, not what.
+HOW = frozenset({"strategy", "checkpoints", "save_every", "gradient_checkpointing", "compile"})
+
+
 class SftRecipe(Config):
     """``[sft.<name>]``: what is trained, on what, and how long. Give ``steps`` or ``epochs``.
 
@@ -94,6 +128,12 @@ class SftRecipe(Config):
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="auto: bf16 where the processor multiplies it natively, else fp32"
     )
+    strategy: StrategyConfig = StrategyConfig()
+    gradient_checkpointing: bool = Field(
+        False, description="keep no activations inside layers, compute them again: less memory"
+    )
+    compile: bool = Field(False, description="layers through torch.compile; needs a compiler")
+    checkpoints: CheckpointConfig = CheckpointConfig()
     eval_every: int = Field(300, gt=0, description="steps between two validations")
     save_every: int = Field(1000, gt=0, description="steps between two checkpoints for a restart")
     export: Literal["best", "last"] = Field(
@@ -120,6 +160,34 @@ class SftRecipe(Config):
         if bad:
             raise ValueError(f"corpora {bad} have no positive weight: leave them out")
         return self
+
+    @model_validator(mode="after")
+    def _fitting_strategy(self) -> Self:
+        name = self.strategy.name
+        if self.optimizer.name == "muon" and name != "ddp":
+            raise ValueError(
+                f"muon turns whole matrices, and {name} gives a rank a part of each: write "
+                "optimizer.name = 'adamw' or strategy.name = 'ddp'"
+            )
+        if self.compile and name == "deepspeed":
+            raise ValueError("compile goes with strategy.name = 'ddp' or 'fsdp'")
+        return self
+
+    @model_validator(mode="after")
+    def _fitting_checkpoints(self) -> Self:
+        every, best = self.checkpoints.keep_every, self.checkpoints.best
+        if every is not None and every % self.save_every:
+            raise ValueError(
+                f"checkpoints.keep_every {every} is no multiple of save_every {self.save_every}"
+            )
+        known = ["val_loss", *(f"val_loss/{name}" for name in self.corpora)]
+        if best not in known:
+            raise ValueError(f"checkpoints.best {best!r} is no metric of this recipe: {known}")
+        return self
+
+    def what(self) -> dict[str, object]:
+        """All that determines the weights, for the comparison with a checkpoint's recipe."""
+        return self.model_dump(mode="json", exclude=set(HOW))
 
 
 class SftProgram(ProgramConfig):

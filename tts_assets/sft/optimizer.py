@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Muon, Optimizer
 
 from tts_assets.sft.config import OptimizerConfig
+
+Group = dict[str, Any]
 
 
 class Optimizers:
@@ -23,6 +27,8 @@ class Optimizers:
     def step(self, lr: float) -> float:
         """Clip, update, clear the gradients; returns the gradient's norm before clipping."""
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
         for part in self.parts:
             for group in part.param_groups:
                 group["lr"] = lr
@@ -30,15 +36,49 @@ class Optimizers:
             part.zero_grad(set_to_none=True)
         return float(norm)
 
-    def state_dict(self) -> list[dict[str, Any]]:
-        return [part.state_dict() for part in self.parts]
+    def moments(self) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """(kind, parameter, running average) of all that was averaged over the steps."""
+        for part in self.parts:
+            for parameter, state in part.state.items():
+                for kind, value in state.items():
+                    if kind != "step":
+                        yield kind, parameter, value
 
-    def load_state_dict(self, states: list[dict[str, Any]]) -> None:
-        for part, state in zip(self.parts, states, strict=True):
-            part.load_state_dict(state)
+    def start_after(self, step: int) -> None:
+        """As after ``step`` steps, with averages of zero: a place to load them into."""
+        for part in self.parts:
+            for group in part.param_groups:
+                for parameter in group["params"]:
+                    part.state[parameter] = _blank_state(part, parameter, step)
+
+
+def _blank_state(part: Optimizer, parameter: Tensor, step: int) -> dict[str, Tensor]:
+    if isinstance(part, Muon):
+        return {"momentum_buffer": torch.zeros_like(parameter)}
+    count = torch.tensor(float(step), dtype=torch.float32, device=parameter.device)
+    averages = {kind: torch.zeros_like(parameter) for kind in ("exp_avg", "exp_avg_sq")}
+    return {"step": count, **averages}
 
 
 def _parts(model: nn.Module, config: OptimizerConfig) -> list[Optimizer]:
+    decayed, plain = parameter_groups(model, config)
+    if config.name == "adamw":
+        return [adamw([decayed, plain], config)]
+    muon = Muon(
+        decayed["params"],
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        adjust_lr_fn="match_rms_adamw",
+    )
+    return [muon, adamw([plain], config)]
+
+
+def adamw(groups: list[dict[str, Any]], config: OptimizerConfig) -> AdamW:
+    return AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
+
+
+def parameter_groups(model: nn.Module, config: OptimizerConfig) -> tuple[Group, Group]:
+    """The matrices of the layers, which decay, and all else, which does not."""
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     vectors = [p for _, p in named if p.ndim < 2]
     # Embeddings and the output matrix are lookup tables: their rows get gradients rarely, and
@@ -47,15 +87,7 @@ def _parts(model: nn.Module, config: OptimizerConfig) -> list[Optimizer]:
     matrices = [p for name, p in named if p.ndim >= 2 and not _is_table(name)]
     plain = {"params": [*tables, *vectors], "weight_decay": 0.0}
     decayed = {"params": matrices, "weight_decay": config.weight_decay}
-    if config.name == "adamw":
-        return [AdamW([decayed, plain], lr=config.lr, betas=config.betas, fused=True)]
-    muon = Muon(
-        matrices,
-        lr=config.lr,
-        weight_decay=config.weight_decay,
-        adjust_lr_fn="match_rms_adamw",
-    )
-    return [muon, AdamW([plain], lr=config.lr, betas=config.betas, fused=True)]
+    return decayed, plain
 
 
 def _is_table(name: str) -> bool:

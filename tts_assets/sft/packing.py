@@ -27,7 +27,8 @@ class Packed:
 
     ``input_ids`` and ``position_ids`` (1, T), positions restart at each sample; ``segments`` are
     the samples' lengths, and that of the padding if there is any; ``where`` (N,) the positions
-    that count and ``targets`` (N,) what they predict. ``tokens`` counts the samples' own.
+    that count, ``targets`` (N,) what they predict and ``sources`` (N,) the number of the corpus
+    that each is from. ``tokens`` counts the samples' own.
     """
 
     input_ids: Tensor
@@ -35,6 +36,7 @@ class Packed:
     segments: list[int]
     where: Tensor
     targets: Tensor
+    sources: Tensor
     tokens: int
 
     def to(self, device: torch.device) -> Packed:
@@ -44,16 +46,18 @@ class Packed:
             self.segments,
             self.where.to(device),
             self.targets.to(device),
+            self.sources.to(device),
             self.tokens,
         )
 
     def without_targets(self) -> Packed:
         """The same row with nothing to predict: loss and gradients are zero."""
-        return replace(self, where=self.where[:0], targets=self.targets[:0])
+        nothing = {name: getattr(self, name)[:0] for name in ("where", "targets", "sources")}
+        return replace(self, **nothing, tokens=0)
 
 
-def pack(samples: Sequence[Encoded]) -> Packed:
-    """Put samples end to end."""
+def pack(samples: Sequence[Encoded], sources: Sequence[int] | None = None) -> Packed:
+    """Put samples end to end; ``sources`` are the numbers of their corpora, 0 if not given."""
     segments = [len(sample.inputs) for sample in samples]
     tokens = sum(segments)
     padding = -tokens % ROW_MULTIPLE
@@ -65,12 +69,14 @@ def pack(samples: Sequence[Encoded]) -> Packed:
     ]
     if padding:
         segments = [*segments, padding]
+    counts = [len(sample.inputs) - sample.first for sample in samples]
     return Packed(
         input_ids=torch.from_numpy(np.concatenate(inputs))[None],
         position_ids=torch.from_numpy(np.concatenate([np.arange(n) for n in segments]))[None],
         segments=segments,
         where=torch.from_numpy(np.concatenate(where)),
         targets=torch.from_numpy(np.concatenate([s.targets[s.first :] for s in samples])),
+        sources=torch.from_numpy(np.repeat(sources or [0] * len(samples), counts)),
         tokens=tokens,
     )
 

@@ -10,6 +10,7 @@ from resources.artifact_store import ArtifactStoreResource
 from resources.launcher import Launcher, Program
 from tts_assets.artifacts import Build, CodeArrays, TokenArrays
 from tts_assets.automation import follow_data
+from tts_assets.compute import Shape
 from tts_assets.partitions import corpus_partitions
 from tts_assets.speechlm.config import TokenizerConfig, TokenProgram
 
@@ -17,7 +18,7 @@ CODE_VERSION = "1"
 
 
 def build_assets(
-    tokenizers: Mapping[str, Sequence[TokenizerConfig]], pretraining: bool
+    tokenizers: Mapping[str, Sequence[TokenizerConfig]], pretraining: bool, shape: Shape
 ) -> list[AssetsDefinition]:
     """``tokenizers``: by corpus, those of the recipes that train on it, each once."""
     streams = "; the streams that pretraining reads" if pretraining else ""
@@ -52,7 +53,8 @@ def build_assets(
                 tokenizers=tuple(wanted),
                 pretraining=pretraining,
             )
-            return launcher.run(context, Program("tts_assets.speechlm.tokens", program, 1)).facts
+            module = "tts_assets.speechlm.tokens"
+            return launcher.run(context, Program(module, program, shape.alone())).facts
 
         return store.materialize(context, TokenArrays, build, tokenize)
 

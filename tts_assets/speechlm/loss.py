@@ -23,13 +23,14 @@ class _SummedCrossEntropy(torch.autograd.Function):
     """Makes both gradients while a chunk's logits are at hand: nothing is computed twice."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         needed = hidden.requires_grad or weight.requires_grad
         count = len(targets)
         hidden = F.pad(hidden, (0, 0, 0, -count % ROWS))
         targets = F.pad(targets, (0, len(hidden) - count))
         cast = weight.to(hidden.dtype)
         loss = hidden.new_zeros((), dtype=torch.float32)
+        each = hidden.new_empty(len(targets), dtype=torch.float32)
         d_hidden = torch.empty_like(hidden) if needed else None
         d_weight = torch.zeros_like(weight) if needed else None
         for start in range(0, len(targets), CHUNK):
@@ -37,7 +38,9 @@ class _SummedCrossEntropy(torch.autograd.Function):
             real = count - start
             logits = (x @ cast.T).float()
             normalizer = logits.logsumexp(dim=-1, keepdim=True)
-            loss += (normalizer - logits.gather(1, y[:, None]))[:real].sum()
+            losses = normalizer - logits.gather(1, y[:, None])
+            loss += losses[:real].sum()
+            each[start : start + CHUNK] = losses[:, 0]
             if d_hidden is None or d_weight is None:
                 continue
             d_logits = logits.sub_(normalizer).exp_()
@@ -47,7 +50,9 @@ class _SummedCrossEntropy(torch.autograd.Function):
             torch.mm(d_cast, cast, out=d_hidden[start : start + CHUNK])
             d_weight += d_cast.T @ x
         ctx.save_for_backward(d_hidden[:count] if d_hidden is not None else None, d_weight)
-        return loss
+        each = each[:count]
+        ctx.mark_non_differentiable(each)
+        return loss, each
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
@@ -55,13 +60,14 @@ class _SummedCrossEntropy(torch.autograd.Function):
         return d_hidden * grads[0].to(d_hidden.dtype), d_weight * grads[0], None
 
 
-def summed_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Sum over positions of -log softmax(hidden weight^T)[target], in float32.
+def summed_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """-log softmax(hidden weight^T)[target] in float32: the sum over positions, and each (N,).
 
-    ``hidden`` (N, H) in the compute dtype, ``weight`` (V, H), ``targets`` (N,).
+    ``hidden`` (N, H) in the compute dtype, ``weight`` (V, H), ``targets`` (N,). Only the sum has a
+    gradient.
     """
-    result: Tensor = _SummedCrossEntropy.apply(hidden, weight, targets)
-    return result
+    total, each = _SummedCrossEntropy.apply(hidden, weight, targets)
+    return total, each
 
 
 def token_logprobs(

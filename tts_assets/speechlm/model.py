@@ -47,9 +47,17 @@ class SpeechLM:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
         return cls(model, tokenizer, vocabulary)
 
-    def save(self, folder: Path, sampling: SamplingConfig | None = None) -> None:
-        """Write a Hugging Face folder: model.safetensors, tokenizer, generation defaults."""
-        self.model.save_pretrained(folder, safe_serialization=True)
+    def save(
+        self,
+        folder: Path,
+        sampling: SamplingConfig | None = None,
+        weights: dict[str, Tensor] | None = None,
+    ) -> None:
+        """Write a Hugging Face folder: model.safetensors, tokenizer, generation defaults.
+
+        ``weights`` instead of the model's own, where those are shared out over ranks.
+        """
+        self.model.save_pretrained(folder, safe_serialization=True, state_dict=weights)
         self.tokenizer.save_pretrained(folder)
         self.vocabulary.save(folder)
         generation_config(self, sampling or SamplingConfig()).save_pretrained(folder)

@@ -11,6 +11,7 @@ from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
 from resources.torchrun import TorchrunLauncher
 from tests.corpora.segments.recordings import Said
 from tts_assets.artifacts import ArtifactStore, sha256_file
+from tts_assets.compute import Shape
 from tts_assets.corpora.assets import build_assets
 from tts_assets.corpora.config import CorpusConfig, DiscoveryConfig, FilterConfig
 from tts_assets.corpora.discovery import Corpora
@@ -31,7 +32,7 @@ def test_recordings_become_samples_with_a_card_and_the_way_back(
     with DagsterInstance.ephemeral() as instance:
         instance.add_dynamic_partitions("corpus", [CORPUS])
         result = materialize(
-            build_assets(corpora, FilterConfig(), processes=2),
+            build_assets(corpora, FilterConfig(), shape=Shape(processes=2)),
             instance=instance,
             partition_key=CORPUS,
             resources={

@@ -31,6 +31,7 @@ from tts_assets.artifacts import (
     sha256_file,
 )
 from tts_assets.automation import follow_data
+from tts_assets.compute import Shape
 from tts_assets.corpora.discovery import Corpora
 from tts_assets.corpora.index import UTTERANCES_FILE
 from tts_assets.corpora.segments.accounting import account, corpus_facts
@@ -41,13 +42,11 @@ from tts_assets.partitions import corpus_partitions
 from tts_assets.plots import histogram
 
 
-def build_assets(
-    corpora: Corpora, processes: int
-) -> list[AssetsDefinition | AssetChecksDefinition]:
-    return [speech_segments_asset(corpora, processes), accounting_check()]
+def build_assets(corpora: Corpora, shape: Shape) -> list[AssetsDefinition | AssetChecksDefinition]:
+    return [speech_segments_asset(corpora, shape), accounting_check()]
 
 
-def speech_segments_asset(corpora: Corpora, processes: int) -> AssetsDefinition:
+def speech_segments_asset(corpora: Corpora, shape: Shape) -> AssetsDefinition:
     """The asset ``speech_segments``."""
     root = corpora.project  # relative paths of models and of reference voices start here
 
@@ -92,7 +91,7 @@ def speech_segments_asset(corpora: Corpora, processes: int) -> AssetsDefinition:
                 records=store.store.cache("segments"),
             )
             module = "tts_assets.corpora.segments.segment"
-            return launcher.run(context, Program(module, program, processes)).facts
+            return launcher.run(context, Program(module, program, shape)).facts
 
         return store.materialize(context, SpeechSegments, build, run, describe_segments)
 

@@ -1,0 +1,106 @@
+"""GPUs of one machine, lent by count to the Dagster runs on it.
+
+A lease is a locked file a GPU. The kernel releases a lock when the last process that holds the
+file open is gone, so a killed run gives its GPUs back without anybody's help.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+WAIT_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Lease:
+    """The devices, and the files that must stay open as long as they are in use."""
+
+    devices: tuple[str, ...]
+    files: tuple[int, ...]
+
+
+def lease_folder() -> Path:
+    """Shared by all runs of this user on this machine."""
+    return Path(tempfile.gettempdir()) / f"tts-assets-gpus-{os.getuid()}"
+
+
+@contextmanager
+def lease(
+    count: int, devices: Sequence[str], on_wait: Callable[[str], None], folder: Path | None = None
+) -> Iterator[Lease]:
+    """Hold ``count`` of ``devices``; wait for them in line, after saying so by ``on_wait``.
+
+    Who is first in line keeps what becomes free until it has enough: a run that needs all GPUs
+    is not overtaken for ever by small ones.
+    """
+    if count == 0:
+        yield Lease((), ())
+        return
+    folder = folder or lease_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    held: dict[str, int] = {}
+    try:
+        with locked(folder / "line", lambda: on_wait(f"waiting in line for {count} GPUs")):
+            _take(count, devices, on_wait, folder, held)
+        yield Lease(tuple(d for d in devices if d in held), tuple(held.values()))
+    finally:
+        for file in held.values():
+            os.close(file)
+
+
+def _take(
+    count: int,
+    devices: Sequence[str],
+    on_wait: Callable[[str], None],
+    folder: Path,
+    held: dict[str, int],
+) -> None:
+    """Lock ``count`` devices, in their order, as they become free."""
+    said = False
+    while True:
+        for device in devices:
+            if device not in held and len(held) < count:
+                file = _try_lock(folder / f"gpu-{device}")
+                if file is not None:
+                    held[device] = file
+        if len(held) == count:
+            return
+        if not said:
+            on_wait(f"waiting for {count} GPUs: {len(held)} of {len(devices)} are free")
+            said = True
+        time.sleep(WAIT_SECONDS)
+
+
+@contextmanager
+def locked(path: Path, on_wait: Callable[[], None]) -> Iterator[int]:
+    """Hold the lock of ``path`` (the open file); ``on_wait`` is called once if another has it.
+
+    Waiting is in steps, because Dagster's interrupt is noticed between two of them.
+    """
+    file = _try_lock(path)
+    if file is None:
+        on_wait()
+    while file is None:
+        time.sleep(WAIT_SECONDS)
+        file = _try_lock(path)
+    try:
+        yield file
+    finally:
+        os.close(file)
+
+
+def _try_lock(path: Path) -> int | None:
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(file)
+        return None
+    return file

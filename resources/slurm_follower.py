@@ -1,0 +1,105 @@
+"""Following one job from PENDING to its end, through requeues, preemption and forgetfulness."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from resources.launcher import Program
+from resources.slurm_client import Job, SlurmClient
+from resources.slurm_script import EXIT_MARKER
+
+FIRST_LOOK = 1.0  # seconds; then ever longer, up to the launcher's poll_seconds
+RELEASES = 3  # of a job that Slurm could not start, and would hold for ever
+RESULT_SECONDS = 30.0  # that a shared file system may take to show what another machine wrote
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a job ended. ``stopped``: it saved because its time was over, and was not requeued."""
+
+    job: int
+    state: str
+    exit_code: str
+    stopped: bool = False
+
+
+class Follower:
+    """Looks at the queue and tells what changes. ``say`` gets one line a change."""
+
+    def __init__(
+        self, client: SlurmClient, program: Program, poll_seconds: float, say: Callable[[str], None]
+    ) -> None:
+        self.client, self.program, self.poll_seconds, self.say = client, program, poll_seconds, say
+        self.gpus = sum(role.shape.nodes * (role.shape.gpus or 0) for role in program.roles())
+
+    def follow(self, job: int) -> Ended:
+        """Return when the job has ended for good."""
+        told, wait, ends, releases = "", FIRST_LOOK, 0, 0
+        while True:
+            seen = self.client.show(job)
+            if seen is None:
+                return self._forgotten(job)
+            if seen.state != "PENDING":
+                self._record(seen.id, seen.starts, seen.seconds)
+            if (line := describe(seen)) != told:
+                told, wait = line, FIRST_LOOK
+                self.say(line)
+                if seen.reason == "launch_failed_requeued_held" and releases < RELEASES:
+                    releases += 1
+                    self.client.release(job)
+            # A job that is being requeued may show the end of its last start for a moment.
+            ends = ends + 1 if seen.ended else 0
+            if ends and (seen.state == "COMPLETED" or self._marker(job) or ends > 1):
+                return self._ended(seen)
+            time.sleep(wait)
+            wait = min(1.5 * wait, self.poll_seconds)
+
+    def _ended(self, job: Job) -> Ended:
+        if job.state == "COMPLETED":
+            self._await_result()
+        marker = self._marker(job.id) or {}
+        return Ended(job.id, job.state, job.exit_code, bool(marker.get("stopped")))
+
+    def _forgotten(self, job: int) -> Ended:
+        """The controller keeps a job for ``MinJobAge``; the run folder and slurmdbd know longer."""
+        marker = self._marker(job)
+        if marker is not None:
+            self._record(job, marker["start"], marker["seconds"])
+            state = "COMPLETED" if marker["status"] == 0 else "FAILED"
+            return Ended(job, state, f"{marker['status']}:0", marker["stopped"])
+        known = self.client.account(job)
+        if known is not None:
+            self._record(job, known.starts, known.seconds)
+            return Ended(job, known.state, known.exit_code)
+        self._await_result()
+        return Ended(job, "LOST", "?")
+
+    def _await_result(self) -> None:
+        deadline = time.monotonic() + RESULT_SECONDS
+        while self.program.facts() is None and time.monotonic() < deadline:
+            time.sleep(FIRST_LOOK)
+
+    def _marker(self, job: int) -> dict[str, Any] | None:
+        """What the batch script left at its end, if it is this job's."""
+        path = self.program.run_dir / EXIT_MARKER
+        if not path.is_file():
+            return None
+        marker: dict[str, Any] = json.loads(path.read_text())
+        return marker if marker["job"] == job else None
+
+    def _record(self, job: int, start: int, seconds: int) -> None:
+        self.program.record_attempt(f"{job}.{start}", seconds, self.gpus)
+
+
+def describe(job: Job) -> str:
+    """One line for Dagster's log; the same as long as nothing changes."""
+    if job.state == "PENDING":
+        expected = "" if job.expected == "Unknown" else f", expected to start {job.expected}"
+        again = f", start {job.starts + 1}" if job.starts else ""
+        return f"job {job.id} is PENDING ({job.reason}){expected}{again}"
+    again = f" (start {job.starts + 1})" if job.starts else ""
+    return f"job {job.id} is {job.state} on {job.nodes}{again}"

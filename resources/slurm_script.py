@@ -1,0 +1,230 @@
+"""The batch script of a program: readable, kept in its run folder, and submitted again by hand.
+
+One task a node; each is a torchrun that meets the others at the first node (a single process needs
+none). The script asks the
+program to save before the time limit, requeues the job, and writes ``exit.json`` at its end, which
+tells how it went when the controller has forgotten the job.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shlex
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from resources.launcher import Program
+from resources.run_folder import LOG
+from tts_assets.compute import Shape, SlurmOptions
+from tts_assets.program import STOP_FILE
+
+SCRIPT = "job.sh"
+ENVIRONMENT = "environment.sh"
+EXIT_MARKER = "exit.json"
+REQUEUES = "requeues"  # how often the time limit was reached
+PROJECT = Path(__file__).resolve().parents[1]
+SERVICE_GRACE = 30  # seconds, to end on its own when the program has
+
+
+def job_name(program: Program) -> str:
+    """The same for the same build, whoever submits it: asset, partition and fingerprint.
+
+    The path of a build's run folder is made of those; all of it tells two stores apart.
+    """
+    where = hashlib.sha256(str(program.run_dir).encode()).hexdigest()[:8]
+    inside = ".work" in program.run_dir.parts
+    below = str(program.run_dir).rpartition("/.work/")[2] if inside else program.run_dir.name
+    name = re.sub("[^A-Za-z0-9._-]", "-", below)  # squeue would split at a comma
+    return f"{name}.{where}"
+
+
+def write_script(program: Program, options: SlurmOptions, pipes: Mapping[str, str]) -> Path:
+    """``job.sh`` and ``environment.sh`` of the run folder; the script's path."""
+    environment = {**program.common_environment(), **pipes}
+    path = program.run_dir / ENVIRONMENT
+    path.touch(mode=0o600)  # tokens may be among it
+    path.write_text("".join(f"export {k}={shlex.quote(v)}\n" for k, v in environment.items()))
+    script = program.run_dir / SCRIPT
+    script.write_text(render(program, options))
+    return script
+
+
+def render(program: Program, options: SlurmOptions) -> str:
+    """The text of the script."""
+    parts = [
+        "#!/bin/bash -l" if options.modules else "#!/bin/bash",
+        "# Written for this run folder; by hand: sbatch job.sh",
+        *(f"#SBATCH {option}" for option in sbatch_options(program, options)),
+        "",
+        *([f"module load {shlex.join(options.modules)}"] if options.modules else []),
+        f"run={shlex.quote(str(program.run_dir))}",
+        f"max_requeues={options.max_requeues}",
+        _threads(program.shape),
+        _PROLOGUE,
+    ]
+    if program.service is None:
+        parts += [_trainer(program, options, ""), _WAIT]
+    else:
+        parts += [_service(program, options), _WAIT_FOR_BOTH]
+    return "\n".join([*parts, _EPILOGUE])
+
+
+def sbatch_options(program: Program, options: SlurmOptions) -> list[str]:
+    shapes = [role.shape for role in program.roles()]
+    given = {
+        "job-name": job_name(program),
+        "output": program.run_dir / LOG,
+        "open-mode": "append",
+        "chdir": PROJECT,
+        "nodes": sum(shape.nodes for shape in shapes),
+        "ntasks-per-node": 1,
+        "cpus-per-task": _most(shape.cpus for shape in shapes),
+        "gpus-per-node": _most(shape.gpus for shape in shapes) or None,
+        "mem": _megabytes(_most(shape.memory_gb for shape in shapes)),
+        "time": _minutes(program.shape.hours),
+        "signal": f"B:USR1@{options.save_seconds}",
+        "account": options.account,
+        "partition": options.partition,
+        "qos": options.qos,
+        "constraint": options.constraint,
+        "dependency": "singleton",  # two of one name, should that happen, never run at once
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    lines = [f"--{name}={shlex.quote(str(value))}" for name, value in given.items()]
+    return [*lines, "--requeue", *options.options]
+
+
+def _trainer(program: Program, options: SlurmOptions, nodes: str) -> str:
+    shape = program.shape
+    what = shlex.join(["-m", program.module, str(program.run_dir / "run.json")])
+    if shape.nodes == shape.processes == 1:
+        python = shlex.join([*shape.prefix, shape.python or sys.executable])
+        return f"{_srun(shape, options, nodes)} {python} {what} &\nprogram=$!"
+    torchrun = [
+        *(*shape.prefix, shape.python or sys.executable, "-m", "torch.distributed.run"),
+        f"--nnodes={shape.nodes}",
+        f"--nproc-per-node={shape.processes}",
+        f"--log-dir={program.run_dir / 'ranks'}",
+        *("--redirects=0", "--tee=3"),
+    ]
+    meeting = '--node-rank="$SLURM_PROCID" --master-addr="$master" --master-port="$port"'
+    command = f"exec {shlex.join(torchrun)} {meeting} {what}"
+    return f"{_srun(shape, options, nodes)} bash -c {shlex.quote(command)} &\nprogram=$!"
+
+
+def _service(program: Program, options: SlurmOptions) -> str:
+    service = program.service
+    assert service is not None
+    shape, count = service.shape, program.shape.nodes
+    command = [
+        *(*shape.prefix, shape.python or sys.executable),
+        *("-m", service.module, str(service.run_dir / "run.json")),
+    ]
+    return "\n".join(
+        [
+            f"service_run={shlex.quote(str(service.run_dir))}",
+            'export TTS_SERVICE_HOST; TTS_SERVICE_HOST=$(address "${nodes[-1]}")',
+            "export TTS_SERVICE_PORT=$((port + 1))",
+            f'rm -f "$service_run/{STOP_FILE}"',
+            f"{_srun(shape, options, '${nodes[-1]}')} {shlex.join(command)} &",
+            "service=$!",
+            f'first_nodes=$(IFS=,; echo "${{nodes[*]:0:{count}}}")',
+            _trainer(program, options, "$first_nodes"),
+        ]
+    )
+
+
+def _srun(shape: Shape, options: SlurmOptions, nodes: str) -> str:
+    words = ["srun", f"--nodes={shape.nodes}", f"--ntasks={shape.nodes}", "--ntasks-per-node=1"]
+    words += [f"--cpus-per-task={shape.cpus}"] if shape.cpus else []  # not taken from sbatch's
+    words += ["--kill-on-bad-exit=1", *(shlex.quote(option) for option in options.srun_options)]
+    words += [f'--nodelist="{nodes}"'] if nodes else []
+    return " ".join(words)
+
+
+def _threads(shape: Shape) -> str:
+    if shape.threads:
+        return f"export OMP_NUM_THREADS={shape.threads}"
+    share = f"SLURM_CPUS_ON_NODE / {shape.processes}"
+    return f"export OMP_NUM_THREADS=$(({share} > 0 ? {share} : 1))"
+
+
+def _most(values: Iterable[float | None]) -> float | None:
+    """A job's nodes are alike: each has what the more demanding role needs."""
+    return max((value for value in values if value is not None), default=None)
+
+
+def _megabytes(gigabytes: float | None) -> str | None:
+    return None if gigabytes is None else f"{round(gigabytes * 1000)}M"
+
+
+def _minutes(hours: float | None) -> int | None:
+    return None if hours is None else max(1, round(hours * 60))
+
+
+_PROLOGUE = f"""\
+export master port
+status=0 stopping=
+started=$(date +%s)
+echo "job $SLURM_JOB_ID, start ${{SLURM_RESTART_COUNT:-0}}, on $SLURM_JOB_NODELIST"
+
+finished() {{ [ -e "$run/result.json" ]; }}
+leave() {{
+    printf '{{"job": %s, "start": %s, "status": %s, "stopped": %s, "seconds": %s}}\\n' \\
+        "$SLURM_JOB_ID" "${{SLURM_RESTART_COUNT:-0}}" "$status" "$1" $(($(date +%s) - started)) \\
+        > "$run/{EXIT_MARKER}.new"
+    mv "$run/{EXIT_MARKER}.new" "$run/{EXIT_MARKER}"
+    exit "$status"
+}}
+# Node names do not resolve everywhere; the controller knows their addresses.
+address() {{ scontrol show node -o "$1" | grep -o 'NodeAddr=[^ ]*' | cut -d= -f2; }}
+
+source "$run/{ENVIRONMENT}"
+rm -f "$run/{EXIT_MARKER}" "$run/{STOP_FILE}"
+finished && leave false
+trap 'stopping=yes; touch "$run/{STOP_FILE}"' USR1  # the time limit is near: save
+trap : TERM  # live on to tell how the program ended
+mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+master=$(address "${{nodes[0]}}")
+port=$((20000 + SLURM_JOB_ID % 10000 * 2))
+"""
+
+_WAIT = """
+while kill -0 "$program" 2>/dev/null; do wait "$program"; done  # a signal interrupts wait
+wait "$program"
+status=$?
+"""
+
+_WAIT_FOR_BOTH = f"""
+while kill -0 "$program" 2>/dev/null && kill -0 "$service" 2>/dev/null; do
+    wait -n "$program" "$service"
+done
+if kill -0 "$program" 2>/dev/null; then
+    echo "the service has ended before the program" >&2
+    touch "$run/{STOP_FILE}"
+    sleep 10
+    kill "$program"
+fi
+wait "$program"
+status=$?
+touch "$service_run/{STOP_FILE}"
+for _ in $(seq {SERVICE_GRACE}); do kill -0 "$service" 2>/dev/null || break; sleep 1; done
+kill "$service" 2>/dev/null
+wait "$service"
+"""
+
+_EPILOGUE = f"""\
+finished && status=0
+if [ -n "$stopping" ] && ! finished; then
+    requeues=$(cat "$run/{REQUEUES}" 2>/dev/null || echo 0)
+    if [ "$requeues" -lt "$max_requeues" ]; then
+        echo $((requeues + 1)) > "$run/{REQUEUES}"
+        scontrol requeue "$SLURM_JOB_ID" && sleep 3600  # which Slurm cuts short
+        echo "$requeues" > "$run/{REQUEUES}"
+    fi
+    leave true
+fi
+leave false
+"""

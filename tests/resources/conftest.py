@@ -1,0 +1,33 @@
+"""A real Slurm for the tests of its launcher, once a session."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.slurm_cluster import SlurmCluster, Unavailable
+
+
+@pytest.fixture(scope="session")
+def slurm() -> Iterator[SlurmCluster]:
+    """Two nodes with 16 CPUs and 8 GPUs each, by their own account."""
+    # Not tmp_path: munge wants folders above its socket that others may enter.
+    cluster = SlurmCluster(Path(tempfile.mkdtemp(prefix="slurm-")))
+    try:
+        cluster.start()
+    except Unavailable as reason:
+        cluster.stop()
+        pytest.skip(f"no Slurm here: {reason}")
+    yield cluster
+    cluster.stop()
+
+
+@pytest.fixture
+def cluster(slurm: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[SlurmCluster]:
+    """The cluster with an empty queue, before and after, and found by all clients."""
+    monkeypatch.setenv("SLURM_CONF", str(slurm.configuration))
+    yield slurm
+    slurm.recover()

@@ -1,0 +1,67 @@
+"""Several nodes: training on two of them, and two roles that talk to each other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from resources.launcher import Program
+from resources.slurm import SlurmLauncher
+from resources.torchrun import TorchrunLauncher
+from tests.launched import launch, metadata
+from tests.roles import RoleConfig
+from tests.sft.conftest import arrays  # noqa: F401 (a fixture)
+from tests.sft.conftest import program as sft_program
+from tests.slurm_cluster import SlurmCluster
+from tts_assets.compute import Shape
+from tts_assets.sft.metrics import read_metrics
+
+pytestmark = pytest.mark.slow
+
+
+def losses(run_dir: Path) -> list[float]:
+    return [r["loss"] for r in read_metrics(run_dir / "metrics.jsonl") if "loss" in r]
+
+
+def test_two_nodes_of_two_processes_train_as_one_process_does(
+    cluster: SlurmCluster,
+    arrays: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    shape = Shape(nodes=2, processes=2, gpus=2, threads=1)
+    config = sft_program(tmp_path / "four", arrays, steps=3)
+    four = launch(Program("tts_assets.sft.train", config, shape), SlurmLauncher(poll_seconds=1))
+    assert metadata(four)["steps"] == 3
+    log = (tmp_path / "four" / "log.txt").read_text()
+    assert "on node[0-1]" in log
+    assert len(list((tmp_path / "four" / "memory").glob("rank*.json"))) == 4
+    config = sft_program(tmp_path / "one", arrays, steps=3)
+    here = Program("tts_assets.sft.train", config, Shape(processes=1, threads=1))
+    assert metadata(launch(here, TorchrunLauncher()))["steps"] == 3
+    assert len(losses(tmp_path / "one")) == 3
+    assert np.allclose(losses(tmp_path / "four"), losses(tmp_path / "one"), atol=1e-4)
+
+
+def two_roles(run_dir: Path) -> Program:
+    shape = Shape(processes=1, gpus=1, threads=1)
+    serves = RoleConfig(run_dir=run_dir / "service", role="serve", answer="forty-two")
+    asks = RoleConfig(run_dir=run_dir, role="ask")
+    service = Program("tests.roles", serves, shape)
+    return Program("tests.roles", asks, shape, service=service)
+
+
+def test_two_roles_on_two_nodes(cluster: SlurmCluster, tmp_path: Path) -> None:
+    found = metadata(launch(two_roles(tmp_path), SlurmLauncher(poll_seconds=1)))
+    assert found["answers"] == "forty-two forty-two forty-two"
+    log = (tmp_path / "log.txt").read_text()
+    assert {"asks on node0", "serves on node1"} <= set(log.splitlines())
+
+
+def test_two_roles_on_this_machine(tmp_path: Path) -> None:
+    launcher = TorchrunLauncher(devices=["a", "b"], lease_folder=str(tmp_path / "leases"))
+    found = metadata(launch(two_roles(tmp_path / "run"), launcher))
+    assert found["answers"] == "forty-two forty-two forty-two"
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert "asks on a" in log and "serves on b" in log

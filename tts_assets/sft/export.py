@@ -1,0 +1,64 @@
+"""The result of a run: a Hugging Face folder, and what goes with it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from tts_assets.program import Run
+from tts_assets.sft.checkpoint import Progress
+from tts_assets.sft.config import SftProgram
+from tts_assets.sft.dataset import Pool
+from tts_assets.sft.metrics import read_metrics
+from tts_assets.sft.strategies.base import Tensors
+from tts_assets.speechlm.model import SpeechLM
+
+TRAIN_LOSS_SHARE = 0.05  # the published train_loss is the mean over the last steps
+
+
+def export(run: Run, lm: SpeechLM, weights: Tensors, pools: Sequence[Pool]) -> None:
+    """Write ``result/`` (rank 0)."""
+    folder = run.result_dir
+    lm.save(folder, weights=weights)
+    shutil.copy(run.run_dir / "metrics.jsonl", folder / "metrics.jsonl")
+    write_set_aside(folder / "set_aside.jsonl", pools)
+
+
+def facts(
+    run: Run, program: SftProgram, lm: SpeechLM, parameters: int, progress: Progress
+) -> dict[str, object]:
+    """The facts of a Checkpoint artifact."""
+    records = read_metrics(run.run_dir / "metrics.jsonl")
+    losses = [record["loss"] for record in records if "loss" in record]
+    last = losses[-max(1, round(TRAIN_LOSS_SHARE * len(losses))) :]
+    val_losses = {r["step"]: r["val_loss"] for r in records if "val_loss" in r}
+    at = progress.best_step if program.recipe.export == "best" else progress.step
+    return {
+        "stage": "sft",
+        "recipe": program.name,
+        "steps": progress.step,
+        "tokens": progress.tokens,
+        "train_loss": round(sum(last) / len(last), 5),
+        "val_loss": val_losses.get(at, last[-1]),
+        "parameters": parameters,
+        "vocabulary": lm.vocabulary.digest,
+        "codec": program.codec,
+        "sample_rate": program.sample_rate,
+        "token_rate": program.token_rate,
+        "codebook_size": program.codebook_size,
+    }
+
+
+def write_set_aside(path: Path, pools: Sequence[Pool]) -> None:
+    """A line for each utterance that was left out."""
+    with path.open("w") as stream:
+        for pool in pools:
+            for identity, tokens in pool.dropped:
+                record = {
+                    "what": identity,
+                    "reason": "longer than max_seq_len",
+                    "detail": f"{tokens} tokens",
+                }
+                stream.write(json.dumps(record) + "\n")

@@ -1,0 +1,69 @@
+"""The numbers of a step: losses by source, speed, padding, memory."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Sequence
+
+import torch
+
+from tts_assets.program import Run
+from tts_assets.sft.flops import Flops, peak
+from tts_assets.sft.packing import Packed
+from tts_assets.sft.ranks import summed
+from tts_assets.sft.strategies.base import Losses
+
+
+class Meter:
+    """Counts one batch over all ranks: first its tokens, then the losses of its rows."""
+
+    def __init__(self, run: Run, sources: Sequence[str], rows: Sequence[Packed]) -> None:
+        self.run, self.sources = run, sources
+        self.started = time.perf_counter()
+        by_source = torch.zeros(len(sources), dtype=torch.int64)
+        for row in rows:
+            by_source += torch.bincount(row.sources, minlength=len(sources))
+        size = sum(row.input_ids.numel() for row in rows)
+        tokens = sum(row.tokens for row in rows)
+        counts = summed([tokens, size, *by_source.tolist()], run.device)
+        self.tokens, self.size, *self.counts = map(int, counts)
+        self.targets = sum(self.counts)
+        self._total = torch.zeros((), dtype=torch.float64, device=run.device)
+        self._by_source = torch.zeros(len(sources), dtype=torch.float64, device=run.device)
+
+    def add(self, row: Packed, losses: Losses) -> None:
+        """Add a row of this rank."""
+        total, each = losses
+        self._total += total
+        self._by_source.index_add_(0, row.sources.to(self.run.device), each.double())
+
+    def losses(self) -> dict[str, float]:
+        """Mean losses over all ranks: ``loss``, and ``loss/<source>`` where there are several."""
+        total, *by_source = summed([self._total, *self._by_source.tolist()], self.run.device)
+        named = {"loss": total / self.targets}
+        if len(self.sources) > 1:
+            found = zip(self.sources, by_source, self.counts, strict=True)
+            named |= {f"loss/{source}": sum_ / n for source, sum_, n in found if n}
+        return named
+
+    def speed(self, flops: Flops, lengths: Sequence[int]) -> dict[str, float]:
+        """Tokens a second, padding, memory of rank 0, and MFU where the peak is known."""
+        seconds = time.perf_counter() - self.started
+        rate = flops.of(lengths, self.targets) / seconds / self.run.world_size
+        best = peak(self.run.device)
+        mfu = {"mfu": round(rate / best, 4)} if best else {}
+        return {
+            "tokens_per_second": round(self.tokens / seconds, 1),
+            "padding_share": round(1 - self.tokens / self.size, 5),
+            "memory_gb": round(memory(self.run.device) / 1e9, 3),
+            "tflops": round(rate / 1e12, 5),
+            **mfu,
+        }
+
+
+def memory(device: torch.device) -> int:
+    """The most bytes this process has held: of the GPU's memory, or resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

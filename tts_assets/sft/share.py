@@ -1,0 +1,41 @@
+"""A rank's share of a global batch, as packed rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from tts_assets.program import Run
+from tts_assets.sft.config import SftRecipe
+from tts_assets.sft.dataset import Pool, Sample
+from tts_assets.sft.packing import Packed, first_fit, pack, split_over
+
+
+class Share:
+    """Makes the rows of one rank. Every rank knows all shares, since they follow from the batch.
+
+    ``lockstep``: all ranks get equally many rows, some of them without targets.
+    """
+
+    def __init__(self, run: Run, recipe: SftRecipe, lockstep: bool) -> None:
+        self.rank, self.world_size = run.rank, run.world_size
+        self.micro_tokens = recipe.micro_tokens
+        self.seed = recipe.seed
+        self.lockstep = lockstep
+
+    def rows(
+        self, pool: Pool, batch: Sequence[Sample], code_dropout: float = 0.0
+    ) -> Iterator[Packed]:
+        def size(sample: Sample) -> int:
+            return pool.length(sample.utterances)
+
+        shares = split_over(batch, size, self.world_size)
+        groups = [first_fit(share, size, self.micro_tokens) for share in shares]
+        mine = groups[self.rank]
+        for group in mine:
+            encoded = [pool.encode(sample, code_dropout, self.seed) for sample in group]
+            sources = [int(pool.corpus_of[sample.utterances[0]]) for sample in group]
+            yield pack(encoded, sources)
+        # A rank without samples takes part in the exchange of gradients with zeros.
+        wanted = max(map(len, groups)) if self.lockstep else 1
+        for _ in range(wanted - len(mine)):
+            yield pack([pool.encode(min(batch, key=size))]).without_targets()
