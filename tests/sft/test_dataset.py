@@ -138,11 +138,12 @@ def test_voices_do_not_mix(arrays: Path, prompts: PromptFormat, tmp_path: Path) 
     samples = [json.loads(line) for line in lines]
     for number, sample in enumerate(samples):
         sample["speaker_id"] = f"speaker{number % 2}"
+        sample["emotion"] = ("", "", "sad")[number % 3]
     text = "".join(json.dumps(sample) + "\n" for sample in samples)
     (folder / "train_samples.jsonl").write_text(text)
     pool = Pool({"a": folder, "b": arrays}, "train", prompts, 800)
     plan = plan_epoch(pool, recipe(corpora={"a": 1, "b": 1}), RATE, 0)
-    assert len(set(pool.voice_of)) == 3
+    assert len(set(pool.voice_of)) == 5
     assert all(len({pool.voice_of[u] for u in sample.utterances}) == 1 for sample in plan)
 
 

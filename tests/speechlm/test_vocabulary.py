@@ -83,6 +83,9 @@ def test_nonverbals_are_added_on_request_only() -> None:
     assert len(NONVERBALS) == 21
     assert len(plain("<laugh>")["input_ids"]) == len("<laugh>")
     assert tagged("<laugh>")["input_ids"] == [tagged.convert_tokens_to_ids("<laugh>")]
+    inside = tagged("so <clear_throat>what")["input_ids"]
+    assert inside == [*plain("so ")["input_ids"], inside[3], *plain("what")["input_ids"]]
+    assert tagged.decode(inside) == "so <clear_throat>what"
 
 
 def test_a_codec_of_another_size_is_named() -> None:

@@ -33,8 +33,9 @@ from tts_assets.plots import curves
 from tts_assets.sft import machine
 from tts_assets.sft.config import SftProgram, SftRecipe
 from tts_assets.sft.metrics import read_metrics
+from tts_assets.speechlm.assets import CODE_VERSION as TOKENS_VERSION
 
-CODE_VERSION = "2"
+CODE_VERSION = "3"
 
 
 def build_assets(recipes: Mapping[str, SftRecipe], shape: Shape) -> list[AssetsDefinition]:
@@ -79,13 +80,14 @@ def sft_asset(name: str, recipe: SftRecipe, shape: Shape) -> AssetsDefinition:
 
 
 def find_tokens(store: ArtifactStore, arrays: Mapping[str, CodeArrays]) -> dict[str, Path]:
-    """By corpus, the ``token_arrays`` that were made from these arrays, where there are some."""
+    """By corpus, the ``token_arrays`` that this code made from these arrays, where there are."""
     found = {}
     for corpus, handle in arrays.items():
         link = store.folder("token_arrays", corpus) / "current"
         if link.is_symlink():
             tokens = TokenArrays.open(link.resolve())
-            if tokens.manifest.inputs["code_arrays"].content == handle.content:
+            made = tokens.manifest.inputs["code_arrays"].content, tokens.manifest.code_version
+            if made == (handle.content, TOKENS_VERSION):
                 found[corpus] = tokens.path
     return found
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from tts_assets.arrays.arrays import CodeTable, Split
 from tts_assets.sft.config import Concatenation, SftRecipe
 from tts_assets.speechlm.prompts import NO_IDS, PromptFormat
-from tts_assets.speechlm.text_ids import TextIds, read_text_ids, text_ids
+from tts_assets.speechlm.text_ids import DESCRIBED, TextIds, read_text_ids, text_ids
 from tts_assets.speechlm.tokenizer import tokenizer_digest
 
 Ints = NDArray[np.int64]
@@ -121,7 +121,7 @@ class Pool:
     @cached_property
     def voice_of(self) -> Ints:
         """A number a voice: utterances are joined only within one corpus, speaker, description."""
-        names = ("speaker_id", "voice_description")
+        names = ("speaker_id", *DESCRIBED)
         keys = pl.concat(
             [
                 table.columns(*names).fill_null("")[self.row_of[self.corpus_of == c]]

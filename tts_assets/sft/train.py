@@ -24,6 +24,7 @@ from tts_assets.sft.flops import Flops
 from tts_assets.sft.meter import Meter
 from tts_assets.sft.metrics import truncate_metrics
 from tts_assets.sft.model import SpeechLoss, open_base, prepare, uses_bf16
+from tts_assets.sft.nonverbals import tell_of_spelled_tags
 from tts_assets.sft.optimizer import learning_rate
 from tts_assets.sft.packing import Packed
 from tts_assets.sft.ranks import wait_for_all
@@ -53,6 +54,7 @@ class Trainer:
         longest, tokens = self.recipe.max_seq_len, program.tokens
         self.train_pool = Pool(folders, "train", prompts, longest, tokens)
         self.val_pool = Pool(folders, "val", prompts, longest, tokens)
+        tell_of_spelled_tags(run, folders, self.lm.tokenizer)
         loss = SpeechLoss(self.lm.model, uses_bf16(self.recipe, run.device)).to(run.device)
         self.strategy = open_strategy(run, self.recipe, loss)
         self.share = Share(run, self.recipe, self.strategy.lockstep)
