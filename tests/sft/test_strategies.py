@@ -77,6 +77,9 @@ def runs(arrays: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         add(f"{name}-recomputed", strategy=STRATEGIES[name], gradient_checkpointing=True)
     for name in ("ddp", "fsdp", "zero3"):
         add(f"{name}-bf16", strategy=STRATEGIES[name], precision="bf16")
+    train(SftProgram.model_validate(values("one-text", dropout=0.0, text_loss_weight=0.4)))
+    for name, strategy in STRATEGIES.items():
+        add(f"{name}-text", strategy=strategy, dropout=0.0, text_loss_weight=0.4)
     add("unclipped", optimizer={"lr": 3e-3, "clip": 1e9})
     path = root / "runs.json"
     path.write_text(json.dumps(entries))
@@ -150,6 +153,14 @@ def test_recomputed_activations_change_nothing(runs: Path, name: str) -> None:
 @pytest.mark.parametrize("name", ["fsdp", "zero3"])
 def test_bfloat16_is_that_of_ddp(runs: Path, name: str) -> None:
     assert curve(runs, f"{name}-bf16") == pytest.approx(curve(runs, "ddp-bf16"), abs=1e-3)
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_a_text_loss_is_that_of_one_rank(runs: Path, name: str) -> None:
+    for metric in ("loss", "text_loss", "val_text_loss"):
+        both = (read_metrics(runs / run / "metrics.jsonl") for run in (f"{name}-text", "one-text"))
+        ours, theirs = ([r[metric] for r in records if metric in r] for records in both)
+        assert len(ours) in (3, 6) and ours == pytest.approx(theirs, abs=1e-4), metric
 
 
 def test_a_failing_rank_ends_the_others(arrays: Path, tmp_path: Path) -> None:

@@ -86,8 +86,8 @@ class StrategyConfig(Config):
 class CheckpointConfig(Config):
     """Which checkpoints for a restart stay: the newest, and one every ``keep_every`` steps.
 
-    ``best`` is the metric by which the best weights are kept: ``val_loss``, or that of one corpus,
-    ``val_loss/<corpus>``.
+    ``best`` is the metric by which the best weights are kept: ``val_loss``, that of one corpus,
+    ``val_loss/<corpus>``, or a part of it, ``val_speech_loss``.
     """
 
     keep_last: int = Field(2, ge=1)
@@ -124,6 +124,12 @@ class SftRecipe(Config):
         "must tell what comes next; each sample draws its own share",
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="of the attention weights")
+    text_loss_weight: float = Field(
+        0.0,
+        ge=0,
+        description="the loss is the mean over speech tokens plus this times the mean over the "
+        "tokens of the texts",
+    )
     optimizer: OptimizerConfig = OptimizerConfig()
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="auto: bf16 where the processor multiplies it natively, else fp32"
@@ -181,6 +187,7 @@ class SftRecipe(Config):
                 f"checkpoints.keep_every {every} is no multiple of save_every {self.save_every}"
             )
         known = ["val_loss", *(f"val_loss/{name}" for name in self.corpora)]
+        known += ["val_speech_loss", "val_text_loss"] if self.text_loss_weight else []
         if best not in known:
             raise ValueError(f"checkpoints.best {best!r} is no metric of this recipe: {known}")
         return self

@@ -44,12 +44,14 @@ class Encoded:
     """One sample as token ids, n = prompt + codes + 1 tokens.
 
     ``inputs`` and ``targets`` (n - 1,): the target of position i is token i + 1. ``first`` is the
-    first position whose target counts: it predicts ``<|speech_start|>``.
+    first position whose target counts: it predicts ``<|speech_start|>``. The positions
+    from ``text[0]`` up to ``text[1]`` predict the text and its ``<|text_prompt_end|>``.
     """
 
     inputs: Ints
     targets: Ints
     first: int
+    text: tuple[int, int] = (0, 0)
 
 
 class Pool:
@@ -152,7 +154,9 @@ class Pool:
             hidden = random.random(len(codes)) < random.random() * code_dropout
             inputs = inputs.copy()
             inputs[len(head) :][hidden] = self.prompts.tokenizer.pad_token_id
-        return Encoded(inputs, clean[1:], first=len(head) - 2)
+        text_end = len(head) - len(self.prompts.after_text)
+        text = (text_end - sum(map(len, texts)) - 1, text_end)
+        return Encoded(inputs, clean[1:], len(head) - 2, text)
 
     def _at(self, utterance: int) -> tuple[int, int]:
         """Its corpus and its row there."""

@@ -107,7 +107,7 @@ class Trainer:
         torch.manual_seed(_step_seed(self.recipe.seed, step, self.run.rank))
         batch = self.stream.batch()
         rows = list(self.share.rows(self.train_pool, batch, self.recipe.code_dropout))
-        meter = Meter(self.run, self.train_pool.corpora, rows)
+        meter = self.meter(self.train_pool, rows)
         losses = self.backward(rows, meter)
         self.check_sane("loss", losses["loss"], batch)
         lr = learning_rate(self.recipe.optimizer, step, self.steps)
@@ -131,9 +131,12 @@ class Trainer:
         # Strategies average over ranks; the sum over all of them is wanted.
         scale = self.run.world_size / meter.targets
         for number, row in enumerate(rows, start=1):
-            last = number == len(rows)
-            meter.add(row, self.strategy.backward(row.to(self.run.device), scale, last))
+            row = row.to(self.run.device, meter.text_scale)
+            meter.add(row, self.strategy.backward(row, scale, last=number == len(rows)))
         return meter.losses()
+
+    def meter(self, pool: Pool, rows: Sequence[Packed]) -> Meter:
+        return Meter(self.run, pool.corpora, rows, self.recipe.text_loss_weight)
 
     def advance(self, meter: Meter) -> None:
         """Count a finished step."""
@@ -148,7 +151,8 @@ class Trainer:
 
     def check_sane(self, what: str, value: float, batch: Sequence[Sample]) -> None:
         """Stop before a step that would spoil the weights."""
-        limit = EXPLODED * math.log(self.lm.vocabulary.size) if what == "loss" else math.inf
+        knows_nothing = math.log(self.lm.vocabulary.size) * (1 + self.recipe.text_loss_weight)
+        limit = EXPLODED * knows_nothing if what == "loss" else math.inf
         if value < limit:  # NaN is not
             return
         ids = [self.train_pool.identity(u) for sample in batch for u in sample.utterances]
@@ -178,9 +182,10 @@ class Trainer:
         """Means over all targets of the validation utterances, one sample each."""
         samples = [Sample((u,), 0, u) for u in range(len(self.val_pool))]
         rows = list(self.share.rows(self.val_pool, samples))
-        meter = Meter(self.run, self.val_pool.corpora, rows)
+        meter = self.meter(self.val_pool, rows)
         for row in rows:
-            meter.add(row, self.strategy.evaluate(row.to(self.run.device)))
+            row = row.to(self.run.device, meter.text_scale)
+            meter.add(row, self.strategy.evaluate(row))
         return meter.losses()
 
     def settle(self) -> None:

@@ -113,9 +113,9 @@ class PromptFormat:
         """All up to and including ``<|speech_start|>``, for a text and a voice description that
         are tokenized already; no ids: no description."""
         if not len(description):
-            return np.concatenate([self._plain, text, self._after_text])
+            return np.concatenate([self._plain, text, self.after_text])
         before, after = self._around_description
-        return np.concatenate([before, description, after, text, self._after_text])
+        return np.concatenate([before, description, after, text, self.after_text])
 
     @cached_property
     def _plain(self) -> Ids:
@@ -136,7 +136,8 @@ class PromptFormat:
         return np.asarray([i for i in ids if i != self.tokenizer.eos_token_id], dtype=np.int64)
 
     @cached_property
-    def _after_text(self) -> Ids:
+    def after_text(self) -> Ids:
+        """``<|text_prompt_end|>``, a newline and ``<|speech_start|>``."""
         control = self.vocabulary.control
         newline = self.text_ids("\n")
         return np.concatenate([[control[TEXT_END]], newline, [self.vocabulary.speech_start]])
