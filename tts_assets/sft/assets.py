@@ -30,7 +30,7 @@ from tts_assets.artifacts import (
 from tts_assets.compute import Shape
 from tts_assets.partitions import code_arrays_of, token_arrays_of
 from tts_assets.plots import curves
-from tts_assets.sft import machine
+from tts_assets.sft import lora, machine
 from tts_assets.sft.config import SftProgram, SftRecipe
 from tts_assets.sft.metrics import read_metrics
 from tts_assets.speechlm.assets import CODE_VERSION as TOKENS_VERSION
@@ -72,6 +72,7 @@ def sft_asset(name: str, recipe: SftRecipe, shape: Shape) -> AssetsDefinition:
             program = sft_program(name, recipe, work, **inputs, tokens=tokens)
             if launcher.is_local:
                 machine.check(recipe, shape.processes)
+                lora.check(recipe)
             return launcher.run(context, Program("tts_assets.sft.train", program, shape)).facts
 
         return store.materialize(context, Checkpoint, build, run, describe=describe_checkpoint)

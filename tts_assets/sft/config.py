@@ -65,6 +65,22 @@ class OptimizerConfig(Config):
     decay_share: float = Field(0.2, gt=0, le=1, description="wsd: part of all steps that decays")
 
 
+class Lora(Config):
+    """Adapters of ``rank`` beside frozen matrices, which they change by ``alpha / rank`` times
+    their product; the published model has them merged.
+
+    ``targets`` are names such as ``q_proj``; none: every linear layer but the output matrix.
+    ``embeddings`` trains the embedding tables, too, as it must where a base gets its speech
+    vocabulary.
+    """
+
+    rank: int = Field(16, gt=0)
+    alpha: float = Field(32.0, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1, description="of what the adapters are given")
+    targets: tuple[str, ...] = ()
+    embeddings: bool = False
+
+
 class StrategyConfig(Config):
     """How ranks share the work of one model; with one rank there is nothing to share.
 
@@ -110,6 +126,7 @@ class SftRecipe(Config):
     base: BaseModel
     corpora: dict[str, float] = Field(min_length=1)
     vocabulary: VocabularyConfig = VocabularyConfig()
+    lora: Lora | None = None
     steps: int | None = Field(None, gt=0)
     epochs: float | None = Field(None, gt=0)
     batch_tokens: int = Field(8192, gt=0)
@@ -177,6 +194,22 @@ class SftRecipe(Config):
             )
         if self.compile and name == "deepspeed":
             raise ValueError("compile goes with strategy.name = 'ddp' or 'fsdp'")
+        return self
+
+    @model_validator(mode="after")
+    def _fitting_lora(self) -> Self:
+        if self.lora is None:
+            return self
+        if self.base.llama is not None:
+            raise ValueError(
+                "lora adapts a trained model, and base.llama is none: write base.hub or "
+                "base.recipe, or leave lora out"
+            )
+        if self.optimizer.name == "muon":
+            raise ValueError(
+                "muon would give both matrices of an adapter steps of full rank: write "
+                "optimizer.name = 'adamw'"
+            )
         return self
 
     @model_validator(mode="after")

@@ -15,7 +15,7 @@ import torch
 
 from tts_assets.config import digest_of
 from tts_assets.program import Run, load_config
-from tts_assets.sft import machine
+from tts_assets.sft import lora, machine
 from tts_assets.sft.checkpoint import Checkpoints, Progress
 from tts_assets.sft.config import SftProgram
 from tts_assets.sft.dataset import Pool, Sample, SampleStream, plan_epoch
@@ -40,8 +40,11 @@ class Trainer:
 
     def __init__(self, run: Run, program: SftProgram) -> None:
         self.run, self.program, self.recipe = run, program, program.recipe
+        lora.check(self.recipe)
         self.lm = open_base(program)
         self.parameters = self.lm.parameters
+        if self.recipe.lora is not None:
+            lora.adapt(self.lm.model, self.recipe.lora, self.recipe.seed)
         self.flops = Flops(self.lm.model)
         prepare(
             self.lm.model,
@@ -202,7 +205,12 @@ class Trainer:
             return
         if best:
             weights = self.checkpoints.load_best(self.progress.best_step)
-        export(self.run, self.lm, weights, [self.train_pool, self.val_pool])
+        pools = [self.train_pool, self.val_pool]
+        if self.recipe.lora is None:
+            export(self.run, self.lm, weights, pools)
+        else:
+            base = open_base(self.program)
+            export(self.run, lora.merged(base, self.recipe, weights), None, pools)
         found = facts(self.run, self.program, self.lm, self.parameters, self.progress)
         self.run.finish(found)
 
