@@ -161,6 +161,39 @@ def test_weights_are_epochs(arrays: Path, prompts: PromptFormat) -> None:
     assert drawn[0] != drawn[1]
 
 
+@pytest.mark.parametrize("weight", [0.25, 0.013])
+def test_a_share_of_earlier_data_is_another_one_each_epoch(
+    arrays: Path, prompts: PromptFormat, weight: float
+) -> None:
+    """As continued training keeps it against forgetting; 0.013 are 0.7 utterances an epoch."""
+    pool = Pool({"new": arrays, "old": arrays}, "train", prompts, 800)
+    old = len(pool) // 2
+    config = recipe(corpora={"new": 1.0, "old": weight}, concatenate=None)
+    epochs = 600
+    counts = np.zeros(2 * old)
+    drawn = set()
+    for epoch in range(epochs):
+        utterances = [s.utterances[0] for s in plan_epoch(pool, config, RATE, epoch)]
+        np.add.at(counts, utterances, 1)
+        drawn.add(tuple(sorted(u for u in utterances if u >= old)))
+        assert weight * old - 1 < len(utterances) - old < weight * old + 1
+    assert len(drawn) > (0.9 * epochs if weight > 0.1 else old)
+    assert set(counts[:old]) == {epochs}
+    expected = weight * epochs
+    deviation = np.sqrt(expected * (1 - weight))
+    assert abs(counts[old:] - expected).max() < 4 * deviation
+    assert abs(counts[old:].mean() - expected) < 4 * deviation / np.sqrt(old)
+
+
+def test_short_groups_keep_the_weights(arrays: Path, prompts: PromptFormat) -> None:
+    pool = Pool({"new": arrays, "old": arrays}, "train", prompts, 800)
+    short = {"max_utterances": 1, "short_share": 0.8, "max_short": 1}
+    config = recipe(corpora={"new": 1.0, "old": 0.25}, concatenate=short)
+    groups = [s.utterances[0] for e in range(40) for s in plan_epoch(pool, config, RATE, e)]
+    old = np.mean(np.array(groups) >= len(pool) // 2)
+    assert old == pytest.approx(0.2, abs=0.03)
+
+
 def test_a_stream_goes_on_where_its_state_says(pool: Pool) -> None:
     settings = recipe()
     stream = SampleStream(pool, settings, RATE)

@@ -75,7 +75,7 @@ class Lora(Config):
     """
 
     rank: int = Field(16, gt=0)
-    alpha: float = Field(32.0, gt=0)
+    alpha: int = Field(32, gt=0)
     dropout: float = Field(0.0, ge=0, lt=1, description="of what the adapters are given")
     targets: tuple[str, ...] = ()
     embeddings: bool = False

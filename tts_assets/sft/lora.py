@@ -64,13 +64,14 @@ def targets(model: PreTrainedModel, config: Lora) -> list[str]:
 
 
 def merged(base: SpeechLM, recipe: SftRecipe, trained: Tensors) -> SpeechLM:
-    """``base``, as it was before training, with what was trained of it: a plain model."""
+    """``base``, as it was before training, made the plain model with all that was trained."""
     assert recipe.lora is not None
     tuner = adapt(base.model, recipe.lora, recipe.seed)
     found = base.model.load_state_dict(trained, strict=False)
     if found.unexpected_keys:
         raise ValueError(f"{found.unexpected_keys} are no parameters of the adapted model")
-    return SpeechLM(tuner.merge_and_unload(), base.tokenizer, base.vocabulary)
+    tuner.merge_and_unload()
+    return base
 
 
 def _last(name: str) -> str:
