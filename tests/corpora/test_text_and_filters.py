@@ -41,6 +41,7 @@ PROMPTS = CORPUS / "samples.jsonl"
         ("version 1.2.3", "version one two three"),
         ("12345678901", "one two three four five six seven eight nine zero one"),
         ("in\u00advis\u200bi\x00ble", "invisible"),
+        ("Well <laugh> & 3<clear_throat>.", "Well <laugh> and three<clear_throat>."),
         ("...", ""),
         ("", ""),
         ("  \n", ""),
@@ -87,6 +88,7 @@ PIECES = (
     ),
     *(" ", "  ", "\t", "\n", "\u00a0", "\u3000", "\x01", "\x1c", "\x85", "\u200b", "\u00ad"),
     *(".", ",", "...", "?", "!", ";", ":", "-", "–", "’", '"', "(", "]", "¿", "。", "«", "_", "/"),
+    *("<laugh>", "<clear_throat>", "<", ">"),
     *("$ 5", "million", "# 2", "12:00", " pm", "-5", "\u00a3", "a.m.", "\u0301"),
     *("1", "007", "3.5", "10:05", "555-1234", "21st", "#", "*", "%", "&", "$1.01", "@", "+", "MP3"),
 )
@@ -110,6 +112,14 @@ def test_what_is_called_plain_is_left_alone_whatever_stands_beside_it() -> None:
     for text in ("".join(plain), "".join(reversed(plain.to_list()))):
         for language in ("en", "es", "ko"):
             assert normalize(text, language) == text
+
+
+def test_a_column_with_nothing_but_tags_needs_no_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Normalizer, "many", None)
+    texts = ["Well <laugh> okay.", "<clear_throat>Hello", "<sigh>"]
+    rows = pl.LazyFrame({"text": texts, "language": ["en"] * 3})
+    spoken = Normalizer(TextConfig()).rows(rows, pl.lit(True)).collect()
+    assert spoken["transcript"].to_list() == texts
 
 
 def test_only_where_it_is_wanted() -> None:
@@ -144,3 +154,6 @@ def test_nemo_reads_dates_and_remembers_them(tmp_path: Path) -> None:
     assert again.many([text], "de") == [spoken]
     assert cache.stat().st_size > 0
     assert nemo("5 foo", "xx") == "5 foo"
+    assert (
+        nemo("Ja <laugh> <clear_throat> gut<cry>!", "de") == "Ja <laugh> <clear_throat> gut<cry>!"
+    )

@@ -56,6 +56,12 @@ def test_voice_prompt_is_in_the_prompt(synthesizer: Synthesizer) -> None:
     assert voice.text in synthesizer.prompts.tokenizer.decode(request.prompt)
 
 
+def test_a_description_is_in_the_prompt(synthesizer: Synthesizer) -> None:
+    request = synthesizer.request(Line("one", description="Emotion: happy."), seed=0)
+    trained = synthesizer.prompts.training("one", [7], "Emotion: happy.")
+    assert request.prompt.tolist() == trained[:-2].tolist()
+
+
 def test_text_is_normalized_as_in_training(synthesizer: Synthesizer) -> None:
     figures = synthesizer.request(Line("Press 1"), seed=0)
     words = synthesizer.request(Line("Press one"), seed=0)

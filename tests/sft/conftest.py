@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from tts_assets.sft.config import SftProgram
+from tts_assets.speechlm.config import LlamaSize, VocabularyConfig
+from tts_assets.speechlm.model import new_llama
 
 CORPUS = Path(__file__).resolve().parents[2] / "examples" / "corpora" / "asterisk_en"
 CODEBOOK = 256
@@ -50,6 +52,17 @@ def arrays(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_split(folder, "val", samples[::VALIDATION_EVERY])
     kept = [sample for i, sample in enumerate(samples) if i % VALIDATION_EVERY]
     write_split(folder, "train", kept)
+    return folder
+
+
+def speaking_folder(folder: Path) -> Path:
+    """A small model with a speech vocabulary, as the hub would give it."""
+    size = LlamaSize(
+        hidden_size=64, intermediate_size=96, layers=2, heads=2, kv_heads=1, tie_embeddings=False
+    )
+    lm = new_llama(size, CODEBOOK, VocabularyConfig(), seed=3)
+    folder.mkdir()
+    lm.save(folder)
     return folder
 
 

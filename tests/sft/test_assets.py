@@ -26,6 +26,7 @@ from tts_assets.compute import Shape
 from tts_assets.partitions import corpus_partitions
 from tts_assets.sft.assets import find_tokens, sft_asset, sft_program
 from tts_assets.sft.config import SftRecipe
+from tts_assets.speechlm.assets import CODE_VERSION as TOKENS_VERSION
 
 CODEC_FACTS = {
     "sample_rate": 16000,
@@ -100,13 +101,15 @@ def test_texts_of_other_arrays_are_not_used(
 ) -> None:
     store, arrays, _ = inputs
     assert find_tokens(store, {"asterisk": arrays}) == {}
-    for version, used in (("1", True), ("2", False)):
-        build = Build("code_arrays", {}, {}, version, partition="asterisk")
-        folder = store.work_folder(build) / "result"
-        folder.mkdir()
-        (folder / "other").write_text(version)
-        made_from = arrays if used else publish(store, CodeArrays, build, arrays.facts.model_dump())
-        build = Build("token_arrays", {"code_arrays": made_from}, {}, "1", partition="asterisk")
+    build = Build("code_arrays", {}, {}, "2", partition="asterisk")
+    folder = store.work_folder(build) / "result"
+    folder.mkdir()
+    (folder / "other").write_text("2")
+    other = publish(store, CodeArrays, build, arrays.facts.model_dump())
+    for made_from, version in ((arrays, TOKENS_VERSION), (other, TOKENS_VERSION), (arrays, "0")):
+        used = (made_from, version) == (arrays, TOKENS_VERSION)
+        inputs = {"code_arrays": made_from}
+        build = Build("token_arrays", inputs, {}, version, partition="asterisk")
         folder = store.work_folder(build) / "result"
         folder.mkdir()
         (folder / "tokenizers.json").write_text("[]")

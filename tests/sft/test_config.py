@@ -31,6 +31,12 @@ from tts_assets.sft.optimizer import learning_rate
             "write optimizer.name = 'adamw' or strategy.name = 'ddp'",
         ),
         ({"strategy": {"name": "deepspeed"}, "compile": True}, "compile goes with"),
+        ({"lora": {"rank": 4}}, "base.llama is none: write base.hub or base.recipe"),
+        (
+            {"base": {"hub": "x"}, "lora": {}, "optimizer": {"name": "muon"}},
+            "write optimizer.name = 'adamw'",
+        ),
+        ({"base": {"hub": "x"}, "lora": {"r": 4}}, "lora"),
         ({"checkpoints": {"keep_every": 1500}}, "no multiple of save_every 1000"),
         ({"checkpoints": {"best": "val_loss/other"}}, "no metric of this recipe"),
     ],

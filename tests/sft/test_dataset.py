@@ -138,11 +138,12 @@ def test_voices_do_not_mix(arrays: Path, prompts: PromptFormat, tmp_path: Path) 
     samples = [json.loads(line) for line in lines]
     for number, sample in enumerate(samples):
         sample["speaker_id"] = f"speaker{number % 2}"
+        sample["emotion"] = ("", "", "sad")[number % 3]
     text = "".join(json.dumps(sample) + "\n" for sample in samples)
     (folder / "train_samples.jsonl").write_text(text)
     pool = Pool({"a": folder, "b": arrays}, "train", prompts, 800)
     plan = plan_epoch(pool, recipe(corpora={"a": 1, "b": 1}), RATE, 0)
-    assert len(set(pool.voice_of)) == 3
+    assert len(set(pool.voice_of)) == 5
     assert all(len({pool.voice_of[u] for u in sample.utterances}) == 1 for sample in plan)
 
 
@@ -158,6 +159,39 @@ def test_weights_are_epochs(arrays: Path, prompts: PromptFormat) -> None:
         drawn.append({u for u in range(half, 2 * half) if seen[u]})
         assert len(drawn[-1]) == round(half / 2)
     assert drawn[0] != drawn[1]
+
+
+@pytest.mark.parametrize("weight", [0.25, 0.013])
+def test_a_share_of_earlier_data_is_another_one_each_epoch(
+    arrays: Path, prompts: PromptFormat, weight: float
+) -> None:
+    """As continued training keeps it against forgetting; 0.013 are 0.7 utterances an epoch."""
+    pool = Pool({"new": arrays, "old": arrays}, "train", prompts, 800)
+    old = len(pool) // 2
+    config = recipe(corpora={"new": 1.0, "old": weight}, concatenate=None)
+    epochs = 600
+    counts = np.zeros(2 * old)
+    drawn = set()
+    for epoch in range(epochs):
+        utterances = [s.utterances[0] for s in plan_epoch(pool, config, RATE, epoch)]
+        np.add.at(counts, utterances, 1)
+        drawn.add(tuple(sorted(u for u in utterances if u >= old)))
+        assert weight * old - 1 < len(utterances) - old < weight * old + 1
+    assert len(drawn) > (0.9 * epochs if weight > 0.1 else old)
+    assert set(counts[:old]) == {epochs}
+    expected = weight * epochs
+    deviation = np.sqrt(expected * (1 - weight))
+    assert abs(counts[old:] - expected).max() < 4 * deviation
+    assert abs(counts[old:].mean() - expected) < 4 * deviation / np.sqrt(old)
+
+
+def test_short_groups_keep_the_weights(arrays: Path, prompts: PromptFormat) -> None:
+    pool = Pool({"new": arrays, "old": arrays}, "train", prompts, 800)
+    short = {"max_utterances": 1, "short_share": 0.8, "max_short": 1}
+    config = recipe(corpora={"new": 1.0, "old": 0.25}, concatenate=short)
+    groups = [s.utterances[0] for e in range(40) for s in plan_epoch(pool, config, RATE, e)]
+    old = np.mean(np.array(groups) >= len(pool) // 2)
+    assert old == pytest.approx(0.2, abs=0.03)
 
 
 def test_a_stream_goes_on_where_its_state_says(pool: Pool) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.sft.conftest import program_values
+from tests.sft.conftest import program_values, speaking_folder
 from tests.sft.test_train import REPOSITORY, losses, train, weights
 from tts_assets.sft.checkpoint import saved
 from tts_assets.sft.config import SftProgram
@@ -37,6 +37,7 @@ RECIPE = {
     "batch_tokens": 2600,
     "micro_tokens": 800,
 }
+LORA = {"rank": 4, "alpha": 16}
 GOLDEN = [5.940141, 5.888753, 5.648675, 5.497806, 5.341721, 5.292839]
 GOLDEN_VALIDATION = 5.305808
 
@@ -77,6 +78,15 @@ def runs(arrays: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         add(f"{name}-recomputed", strategy=STRATEGIES[name], gradient_checkpointing=True)
     for name in ("ddp", "fsdp", "zero3"):
         add(f"{name}-bf16", strategy=STRATEGIES[name], precision="bf16")
+    train(SftProgram.model_validate(values("one-text", dropout=0.0, text_loss_weight=0.4)))
+    for name, strategy in STRATEGIES.items():
+        add(f"{name}-text", strategy=strategy, dropout=0.0, text_loss_weight=0.4)
+    base = {"hub": str(speaking_folder(root / "base"))}
+    train(SftProgram.model_validate(values("one-lora", dropout=0.0, base=base, lora=LORA)))
+    for name, strategy in STRATEGIES.items():
+        adapted = {"strategy": strategy, "base": base, "lora": LORA}
+        add(f"{name}-lora", **adapted, dropout=0.0)
+        add(f"{name}-lora-from-one", before="one-lora", **adapted, dropout=0.0)
     add("unclipped", optimizer={"lr": 3e-3, "clip": 1e9})
     path = root / "runs.json"
     path.write_text(json.dumps(entries))
@@ -150,6 +160,27 @@ def test_recomputed_activations_change_nothing(runs: Path, name: str) -> None:
 @pytest.mark.parametrize("name", ["fsdp", "zero3"])
 def test_bfloat16_is_that_of_ddp(runs: Path, name: str) -> None:
     assert curve(runs, f"{name}-bf16") == pytest.approx(curve(runs, "ddp-bf16"), abs=1e-3)
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_a_text_loss_is_that_of_one_rank(runs: Path, name: str) -> None:
+    for metric in ("loss", "text_loss", "val_text_loss"):
+        both = (read_metrics(runs / run / "metrics.jsonl") for run in (f"{name}-text", "one-text"))
+        ours, theirs = ([r[metric] for r in records if metric in r] for records in both)
+        assert len(ours) in (3, 6) and ours == pytest.approx(theirs, abs=1e-4), metric
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_adapters_are_those_of_one_rank(runs: Path, name: str) -> None:
+    one = curve(runs, "one-lora")
+    assert curve(runs, f"{name}-lora") == pytest.approx(one, abs=1e-4)
+    assert curve(runs, f"{name}-lora-from-one") == pytest.approx(one[3:], abs=1e-4)
+    expected = weights(runs / "one-lora")
+    for run in (f"{name}-lora", f"{name}-lora-from-one"):
+        published = weights(runs / run)
+        assert published.keys() == expected.keys()
+        for key, value in published.items():
+            assert torch.allclose(value, expected[key], atol=1e-4), key
 
 
 def test_a_failing_rank_ends_the_others(arrays: Path, tmp_path: Path) -> None:

@@ -333,3 +333,30 @@ def test_training_goes_on_from_another_recipe(
     train(config)
     assert losses(tmp_path)[0] == pytest.approx(losses(whole_run.run_dir)[-1], abs=0.3)
     assert read_metrics(tmp_path / "metrics.jsonl")[-1]["step"] == 2
+
+
+def test_a_share_of_the_earlier_data_keeps_it_from_being_forgotten(
+    whole_run: SftProgram, arrays: Path, tmp_path: Path
+) -> None:
+    """The new corpus is the old one with its codes turned round."""
+    reversed_arrays = tmp_path / "new"
+    shutil.copytree(arrays, reversed_arrays)
+    for split in ("train", "val"):
+        path = reversed_arrays / f"{split}_codes.npy"
+        np.save(path, CODEBOOK - 1 - np.load(path))
+    found = {}
+    for kept in (0.001, 0.25):
+        values = program_values(
+            tmp_path / str(kept),
+            arrays,
+            base={"recipe": "first"},
+            corpora={"new": 1.0, "old": kept},
+            steps=25,
+            eval_every=25,
+        )
+        values["arrays"] = {"new": str(reversed_arrays), "old": str(arrays)}
+        values["base_checkpoint"] = str(whole_run.run_dir / "result")
+        train(SftProgram.model_validate(values))
+        found[kept] = read_metrics(tmp_path / str(kept) / "metrics.jsonl")[-1]
+    assert found[0.25]["val_loss/old"] < found[0.001]["val_loss/old"] - 0.3
+    assert found[0.25]["val_loss/new"] < found[0.001]["val_loss/new"] + 0.2

@@ -52,6 +52,19 @@ def test_a_hub_folder_gets_the_speech_vocabulary(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("order", ["numeric", "lexicographic"])
+def test_a_folder_with_speech_keeps_its_ids_and_rows(order: str, tmp_path: Path) -> None:
+    """Whatever order the recipe asks for."""
+    trained = build(BaseModel(llama=TINY), 300, VocabularyConfig(order=order), seed=5)
+    trained.save(tmp_path)
+    for wanted in ("numeric", "lexicographic"):
+        vocabulary = VocabularyConfig(order=wanted, nonverbals=True)
+        lm = build(BaseModel(hub=str(tmp_path)), 300, vocabulary, seed=3)
+        assert lm.vocabulary == trained.vocabulary
+        for name, value in trained.model.state_dict().items():
+            assert torch.equal(lm.model.state_dict()[name], value), name
+
+
 def test_new_rows_have_the_mean_and_covariance_of_the_old() -> None:
     generator = torch.Generator().manual_seed(0)
     old = torch.randn(500, 8, generator=generator) @ torch.randn(8, 8, generator=generator) + 3

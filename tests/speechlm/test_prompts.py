@@ -5,7 +5,7 @@ import pytest
 
 from tts_assets.speechlm.config import VocabularyConfig
 from tts_assets.speechlm.model import SpeechLM
-from tts_assets.speechlm.prompts import PromptError, PromptFormat
+from tts_assets.speechlm.prompts import PromptError, PromptFormat, describe
 from tts_assets.speechlm.tokenizer import byte_tokenizer
 from tts_assets.speechlm.vocabulary import extend_tokenizer
 
@@ -37,6 +37,21 @@ def test_training_format_with_a_voice_description(prompts: PromptFormat) -> None
         f"<|text_prompt_start|>{TEXT}<|text_prompt_end|>\n<|speech_start|><|s_0|><|speech_end|>"
     )
     assert prompts.training(TEXT, [0], "A calm woman.").tolist() == tokenized(prompts, expected)
+
+
+@pytest.mark.parametrize(
+    ("tags", "description"),
+    [
+        (("", "", ""), ""),
+        ((" A calm woman", "", ""), " A calm woman"),
+        (("", "happy", ""), "Emotion: happy."),
+        (("A calm woman", "", "newscast"), "A calm woman. Style: newscast."),
+        (("A calm woman!", "happy", "newscast"), "A calm woman! Emotion: happy. Style: newscast."),
+        (("静かな声。", "", "朗読"), "静かな声。 Style: 朗読."),
+    ],
+)
+def test_a_description_of_all_tags(tags: tuple[str, str, str], description: str) -> None:
+    assert describe(*tags) == description
 
 
 def test_inference_format(prompts: PromptFormat) -> None:

@@ -13,7 +13,7 @@ from tts_assets.artifacts import ArrayFacts, ArtifactStore, Build, CodeArrays
 from tts_assets.speechlm import tokens
 from tts_assets.speechlm.config import LlamaSize, TokenizerConfig, VocabularyConfig
 from tts_assets.speechlm.model import new_llama
-from tts_assets.speechlm.prompts import PromptFormat
+from tts_assets.speechlm.prompts import PromptFormat, describe
 from tts_assets.speechlm.text_ids import read_text_ids, text_ids
 from tts_assets.speechlm.tokenizer import load_tokenizer, open_tokenizer, tokenizer_digest
 
@@ -30,7 +30,8 @@ def prompts() -> PromptFormat:
 
 @pytest.fixture
 def arrays(clips: Path, tmp_path: Path) -> CodeArrays:
-    """Transcripts of real clips with random codes; every third has a voice description."""
+    """Transcripts of real clips with random codes; every third has a voice description, every
+    second an emotion."""
     store = ArtifactStore(tmp_path / "storage")
     build = Build("code_arrays", {}, {}, "1", partition="clips")
     result = store.work_folder(build) / "result"
@@ -47,6 +48,7 @@ def arrays(clips: Path, tmp_path: Path) -> CodeArrays:
             for number, sample in enumerate(own):
                 sample["id"] = f"{split}{number}"
                 sample["voice_description"] = "" if number % 3 else f"Voice {number}, 2 × calm."
+                sample["emotion"] = "" if number % 2 else "happy"
                 lines.write(json.dumps(sample) + "\n")
         counts |= {f"{split}_samples": len(own), f"{split}_codes": int(lengths.sum())}
     codec = {"codec": "c", "sample_rate": 16000, "token_rate": 50, "codebook_size": CODEBOOK}
@@ -86,8 +88,8 @@ def test_texts_that_were_written_are_those_made_now(
             text = sample["transcript"]
             assert found.text[row].tolist() == prompts.text_ids(text).tolist()
             assert found.later[row].tolist() == prompts.text_ids(" " + text).tolist()
-            described = prompts.text_ids(sample["voice_description"]).tolist()
-            assert found.description[row].tolist() == described
+            described = describe(sample["voice_description"], sample["emotion"])
+            assert found.description[row].tolist() == prompts.text_ids(described).tolist()
 
 
 def test_texts_of_other_samples_are_refused(

@@ -40,6 +40,19 @@ def test_llama_3_with_the_published_codec_has_193856_tokens(order: str) -> None:
     )
 
 
+def test_llasa_keeps_its_193800_tokens_and_gets_the_control_tokens() -> None:
+    """Its eight own control tokens, then the speech tokens from 128,264 on, in numeric order."""
+    tokenizer = base_of(128_256)
+    kinds = ("TEXT_GENERATION", "TEXT_UNDERSTANDING", "SPEECH_GENERATION", "SPEECH_UNDERSTANDING")
+    own = [f"<|{kind}_{edge}|>" for kind in kinds for edge in ("START", "END")]
+    tokenizer.add_tokens([*own, *map(speech_token, range(65_536))], special_tokens=True)
+    assert len(tokenizer) == 193_800
+    vocabulary = extend_tokenizer(tokenizer, 65_536, LEXICOGRAPHIC)
+    assert vocabulary.code_to_id.tolist() == list(range(128_264, 193_800))
+    assert sorted(vocabulary.control.values()) == list(range(193_800, 193_808))
+    assert vocabulary.size == len(tokenizer) == 193_856
+
+
 def test_lexicographic_ids_are_those_of_python_sorted() -> None:
     tokenizer = base_of(1000)
     vocabulary = extend_tokenizer(tokenizer, 200, LEXICOGRAPHIC)
@@ -83,6 +96,9 @@ def test_nonverbals_are_added_on_request_only() -> None:
     assert len(NONVERBALS) == 21
     assert len(plain("<laugh>")["input_ids"]) == len("<laugh>")
     assert tagged("<laugh>")["input_ids"] == [tagged.convert_tokens_to_ids("<laugh>")]
+    inside = tagged("so <clear_throat>what")["input_ids"]
+    assert inside == [*plain("so ")["input_ids"], inside[3], *plain("what")["input_ids"]]
+    assert tagged.decode(inside) == "so <clear_throat>what"
 
 
 def test_a_codec_of_another_size_is_named() -> None:

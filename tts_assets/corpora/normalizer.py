@@ -23,12 +23,13 @@ from tts_assets.corpora.text import is_spoken, normalize_by_words
 
 # What normalize() leaves alone wherever it stands: letters that are their own NFC and combine with
 # none of the others, and punctuation. Anything else (a digit, a symbol, a mark, a control) may
-# change. ASCII, Latin, Greek, Cyrillic, kana, Chinese characters, Korean syllables.
+# change; <, > and _ make tags. ASCII, Latin, Greek, Cyrillic, kana, Chinese characters, Korean
+# syllables.
 PLAIN_LETTERS = (
     r"A-Za-z\u00C0-\u00D6\u00D8-\u00F6\u00F8-\u017F\u0386\u0388-\u038A\u038C\u038E-\u03A1"
     r"\u03A3-\u03CE\u0400-\u0481\u048A-\u0513\u3041-\u3096\u30A1-\u30FA\u4E00-\u9FFF\uAC00-\uD7A3"
 )
-CHANGES = rf"[^{PLAIN_LETTERS} .,;:!?'\"()\[\]¿¡«»、。，！？-]| [.,;:!?]"
+CHANGES = rf"[^{PLAIN_LETTERS} .,;:!?'\"()\[\]<>_¿¡«»、。，！？-]| [.,;:!?]"
 SPACES = r"[ \t\r\n]{2,}|[\t\r\n]"
 SPOKEN = r"[\p{L}\p{N}]"
 REMEMBERED = 100_000  # texts of a column: 20 MB

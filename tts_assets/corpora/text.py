@@ -1,8 +1,9 @@
 """Text as it is spoken: the one normalization that training and synthesis share.
 
 Numbers become words (num2words), a few symbols become their names, typographic variants become
-plain characters, invisible ones go. Case and punctuation stay: they carry prosody. The raw text is
-kept beside. Dates, years and units are left to a real text normalizer.
+plain characters, invisible ones go. Case and punctuation stay: they carry prosody. Tags such as
+``<laugh>`` stay as they are. The raw text is kept beside. Dates, years and units are left to a real
+text normalizer.
 """
 
 from __future__ import annotations

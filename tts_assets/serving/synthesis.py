@@ -40,11 +40,15 @@ class SynthesisError(ValueError):
 
 @dataclass(frozen=True)
 class Line:
-    """One thing to say. ``seed`` alone decides its random numbers; None: the sampling's."""
+    """One thing to say. ``seed`` alone decides its random numbers; None: the sampling's.
+
+    ``description`` of the voice is that of training (``speechlm.prompts.describe``).
+    """
 
     text: str
     voice: Voice | None = None
     seed: int | None = None
+    description: str = ""
 
 
 @dataclass(frozen=True)
@@ -134,6 +138,7 @@ class Synthesizer:
             text,
             prompt_text=voice.text if voice else "",
             prompt_codes=voice.codes if voice else (),
+            voice_description=line.description,
         )
         return Request(prompt, seed if line.seed is None else line.seed)
 

@@ -4,7 +4,8 @@
     python -m tts_assets.serving.synthesize --model SERVING_MODEL --texts lines.txt --out folder/
 
 ``--voice`` takes a voice registered in the serving model; ``--prompt-wav`` with ``--prompt-text``
-takes any clip. The same arguments and ``--seed`` give the same bytes.
+takes any clip. ``--voice-description``, ``--emotion`` and ``--style`` tell a model that was
+trained on such tags how to speak. The same arguments and ``--seed`` give the same bytes.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from tts_assets.config import ConfigError
 from tts_assets.serving.config import Voice
 from tts_assets.serving.synthesis import Line, Speech, SynthesisError, Synthesizer
 from tts_assets.speechlm.config import SamplingConfig
+from tts_assets.speechlm.prompts import describe
 
 OVERRIDES = ("temperature", "top_k", "top_p", "repetition_penalty", "min_tokens", "max_tokens")
 
@@ -50,6 +52,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--voice", help="a voice registered in the serving model")
     parser.add_argument("--prompt-wav", type=Path, help="a clip of the voice to imitate")
     parser.add_argument("--prompt-text", help="what the clip says")
+    for name in ("voice-description", "emotion", "style"):
+        parser.add_argument(f"--{name}", default="", help="as in the training samples")
     parser.add_argument("--backend", choices=["transformers", "vllm"], default="transformers")
     parser.add_argument("--seed", type=int, help="default: the serving model's")
     for name in OVERRIDES:
@@ -90,8 +94,9 @@ def speak(
     sampling = SamplingConfig.parse(
         synthesizer.card.sampling.model_dump() | changes, "command line"
     )
+    description = describe(options.voice_description, options.emotion, options.style)
     with tqdm(total=len(texts), desc="synthesis", unit="text") as bar:
-        lines = [Line(text, voice) for text in texts]
+        lines = [Line(text, voice, description=description) for text in texts]
         spoken = synthesizer.say(lines, sampling, progress=bar.update)
     if options.text is not None:
         write(options.out, spoken[0], synthesizer.sample_rate)

@@ -30,11 +30,12 @@ from tts_assets.artifacts import (
 from tts_assets.compute import Shape
 from tts_assets.partitions import code_arrays_of, token_arrays_of
 from tts_assets.plots import curves
-from tts_assets.sft import machine
+from tts_assets.sft import lora, machine
 from tts_assets.sft.config import SftProgram, SftRecipe
 from tts_assets.sft.metrics import read_metrics
+from tts_assets.speechlm.assets import CODE_VERSION as TOKENS_VERSION
 
-CODE_VERSION = "2"
+CODE_VERSION = "3"
 
 
 def build_assets(recipes: Mapping[str, SftRecipe], shape: Shape) -> list[AssetsDefinition]:
@@ -71,6 +72,7 @@ def sft_asset(name: str, recipe: SftRecipe, shape: Shape) -> AssetsDefinition:
             program = sft_program(name, recipe, work, **inputs, tokens=tokens)
             if launcher.is_local:
                 machine.check(recipe, shape.processes)
+                lora.check(recipe)
             return launcher.run(context, Program("tts_assets.sft.train", program, shape)).facts
 
         return store.materialize(context, Checkpoint, build, run, describe=describe_checkpoint)
@@ -79,13 +81,14 @@ def sft_asset(name: str, recipe: SftRecipe, shape: Shape) -> AssetsDefinition:
 
 
 def find_tokens(store: ArtifactStore, arrays: Mapping[str, CodeArrays]) -> dict[str, Path]:
-    """By corpus, the ``token_arrays`` that were made from these arrays, where there are some."""
+    """By corpus, the ``token_arrays`` that this code made from these arrays, where there are."""
     found = {}
     for corpus, handle in arrays.items():
         link = store.folder("token_arrays", corpus) / "current"
         if link.is_symlink():
             tokens = TokenArrays.open(link.resolve())
-            if tokens.manifest.inputs["code_arrays"].content == handle.content:
+            made = tokens.manifest.inputs["code_arrays"].content, tokens.manifest.code_version
+            if made == (handle.content, TOKENS_VERSION):
                 found[corpus] = tokens.path
     return found
 

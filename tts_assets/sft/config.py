@@ -65,6 +65,22 @@ class OptimizerConfig(Config):
     decay_share: float = Field(0.2, gt=0, le=1, description="wsd: part of all steps that decays")
 
 
+class Lora(Config):
+    """Adapters of ``rank`` beside frozen matrices, which they change by ``alpha / rank`` times
+    their product; the published model has them merged.
+
+    ``targets`` are names such as ``q_proj``; none: every linear layer but the output matrix.
+    ``embeddings`` trains the embedding tables, too, as it must where a base gets its speech
+    vocabulary.
+    """
+
+    rank: int = Field(16, gt=0)
+    alpha: int = Field(32, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1, description="of what the adapters are given")
+    targets: tuple[str, ...] = ()
+    embeddings: bool = False
+
+
 class StrategyConfig(Config):
     """How ranks share the work of one model; with one rank there is nothing to share.
 
@@ -86,8 +102,8 @@ class StrategyConfig(Config):
 class CheckpointConfig(Config):
     """Which checkpoints for a restart stay: the newest, and one every ``keep_every`` steps.
 
-    ``best`` is the metric by which the best weights are kept: ``val_loss``, or that of one corpus,
-    ``val_loss/<corpus>``.
+    ``best`` is the metric by which the best weights are kept: ``val_loss``, that of one corpus,
+    ``val_loss/<corpus>``, or a part of it, ``val_speech_loss``.
     """
 
     keep_last: int = Field(2, ge=1)
@@ -110,6 +126,7 @@ class SftRecipe(Config):
     base: BaseModel
     corpora: dict[str, float] = Field(min_length=1)
     vocabulary: VocabularyConfig = VocabularyConfig()
+    lora: Lora | None = None
     steps: int | None = Field(None, gt=0)
     epochs: float | None = Field(None, gt=0)
     batch_tokens: int = Field(8192, gt=0)
@@ -124,6 +141,12 @@ class SftRecipe(Config):
         "must tell what comes next; each sample draws its own share",
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="of the attention weights")
+    text_loss_weight: float = Field(
+        0.0,
+        ge=0,
+        description="the loss is the mean over speech tokens plus this times the mean over the "
+        "tokens of the texts",
+    )
     optimizer: OptimizerConfig = OptimizerConfig()
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="auto: bf16 where the processor multiplies it natively, else fp32"
@@ -174,6 +197,22 @@ class SftRecipe(Config):
         return self
 
     @model_validator(mode="after")
+    def _fitting_lora(self) -> Self:
+        if self.lora is None:
+            return self
+        if self.base.llama is not None:
+            raise ValueError(
+                "lora adapts a trained model, and base.llama is none: write base.hub or "
+                "base.recipe, or leave lora out"
+            )
+        if self.optimizer.name == "muon":
+            raise ValueError(
+                "muon would give both matrices of an adapter steps of full rank: write "
+                "optimizer.name = 'adamw'"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _fitting_checkpoints(self) -> Self:
         every, best = self.checkpoints.keep_every, self.checkpoints.best
         if every is not None and every % self.save_every:
@@ -181,6 +220,7 @@ class SftRecipe(Config):
                 f"checkpoints.keep_every {every} is no multiple of save_every {self.save_every}"
             )
         known = ["val_loss", *(f"val_loss/{name}" for name in self.corpora)]
+        known += ["val_speech_loss", "val_text_loss"] if self.text_loss_weight else []
         if best not in known:
             raise ValueError(f"checkpoints.best {best!r} is no metric of this recipe: {known}")
         return self

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from tts_assets.arrays.arrays import CodeTable, Split
 from tts_assets.sft.config import Concatenation, SftRecipe
 from tts_assets.speechlm.prompts import NO_IDS, PromptFormat
-from tts_assets.speechlm.text_ids import TextIds, read_text_ids, text_ids
+from tts_assets.speechlm.text_ids import DESCRIBED, TextIds, read_text_ids, text_ids
 from tts_assets.speechlm.tokenizer import tokenizer_digest
 
 Ints = NDArray[np.int64]
@@ -44,12 +44,14 @@ class Encoded:
     """One sample as token ids, n = prompt + codes + 1 tokens.
 
     ``inputs`` and ``targets`` (n - 1,): the target of position i is token i + 1. ``first`` is the
-    first position whose target counts: it predicts ``<|speech_start|>``.
+    first position whose target counts: it predicts ``<|speech_start|>``. The positions
+    from ``text[0]`` up to ``text[1]`` predict the text and its ``<|text_prompt_end|>``.
     """
 
     inputs: Ints
     targets: Ints
     first: int
+    text: tuple[int, int] = (0, 0)
 
 
 class Pool:
@@ -121,7 +123,7 @@ class Pool:
     @cached_property
     def voice_of(self) -> Ints:
         """A number a voice: utterances are joined only within one corpus, speaker, description."""
-        names = ("speaker_id", "voice_description")
+        names = ("speaker_id", *DESCRIBED)
         keys = pl.concat(
             [
                 table.columns(*names).fill_null("")[self.row_of[self.corpus_of == c]]
@@ -152,7 +154,9 @@ class Pool:
             hidden = random.random(len(codes)) < random.random() * code_dropout
             inputs = inputs.copy()
             inputs[len(head) :][hidden] = self.prompts.tokenizer.pad_token_id
-        return Encoded(inputs, clean[1:], first=len(head) - 2)
+        text_end = len(head) - len(self.prompts.after_text)
+        text = (text_end - sum(map(len, texts)) - 1, text_end)
+        return Encoded(inputs, clean[1:], len(head) - 2, text)
 
     def _at(self, utterance: int) -> tuple[int, int]:
         """Its corpus and its row there."""
@@ -189,18 +193,22 @@ def plan_epoch(pool: Pool, recipe: SftRecipe, token_rate: float, epoch: int) -> 
         config = recipe.concatenate.in_epoch(epoch)
         joiner = _Joiner(pool, config, recipe.max_seq_len, token_rate, random)
         groups = joiner.join(utterances)
-        groups += joiner.short_groups(len(groups))
+        groups += joiner.short_groups(np.sort(utterances), len(groups))
     order = random.permutation(len(groups))
     return [Sample(groups[i], epoch, number) for number, i in enumerate(order)]
 
 
 def _drawn(pool: Pool, weights: list[float], random: np.random.Generator) -> Ints:
-    """Utterances of one epoch: whole passes, and a random part for the fraction of a weight."""
+    """Utterances of one epoch: whole passes, and a random part for the fraction of a weight.
+
+    Of 3 utterances with a weight of 0.1 one is drawn in 3 of 10 epochs: rounded, it were none.
+    """
     parts = [np.empty(0, dtype=np.int64)]
     for corpus, weight in enumerate(weights):
         members = np.flatnonzero(pool.corpus_of == corpus)
         parts += [members] * int(weight)
-        extra = round((weight - int(weight)) * len(members))
+        wanted = (weight - int(weight)) * len(members)
+        extra = int(wanted + random.random()) if wanted else 0
         parts.append(random.permutation(members)[:extra])
     return np.concatenate(parts)
 
@@ -237,10 +245,11 @@ class _Joiner:
             group.append(utterance)
         return groups + [tuple(group) for group in open_groups.values() if group]
 
-    def short_groups(self, others: int) -> list[tuple[int, ...]]:
-        """Additional groups of short utterances, for ``others`` groups of all kinds."""
+    def short_groups(self, utterances: Ints, others: int) -> list[tuple[int, ...]]:
+        """Additional groups of the short ones of an epoch's ``utterances``, for ``others`` groups
+        of all kinds."""
         share = self.config.short_share
-        short = np.flatnonzero(self.pool.code_counts <= self.short_codes)
+        short = utterances[self.pool.code_counts[utterances] <= self.short_codes]
         count = round(others * share / (1 - share))
         if not len(short):
             return []

@@ -12,7 +12,6 @@ from tts_assets.artifacts import written_aside
 from tts_assets.program import Run, load_config
 from tts_assets.sft import machine
 from tts_assets.sft.config import SftProgram
-from tts_assets.sft.meter import Meter
 from tts_assets.sft.train import Trainer
 
 
@@ -20,7 +19,7 @@ def report(trainer: Trainer) -> dict[str, float]:
     """Numbers of one batch, as of the first step."""
     batch = trainer.stream.batch()
     rows = list(trainer.share.rows(trainer.train_pool, batch, trainer.recipe.code_dropout))
-    meter = Meter(trainer.run, trainer.train_pool.corpora, rows)
+    meter = trainer.meter(trainer.train_pool, rows)
     losses = trainer.backward(rows, meter)
     trainer.check_sane("loss", losses["loss"], batch)
     lengths = [trainer.train_pool.length(sample.utterances) for sample in batch]

@@ -18,8 +18,8 @@ from tts_assets.speechlm.model import SpeechLM
 TRAIN_LOSS_SHARE = 0.05  # the published train_loss is the mean over the last steps
 
 
-def export(run: Run, lm: SpeechLM, weights: Tensors, pools: Sequence[Pool]) -> None:
-    """Write ``result/`` (rank 0)."""
+def export(run: Run, lm: SpeechLM, weights: Tensors | None, pools: Sequence[Pool]) -> None:
+    """Write ``result/`` (rank 0); ``weights`` None: those of ``lm``."""
     folder = run.result_dir
     lm.save(folder, weights=weights)
     shutil.copy(run.run_dir / "metrics.jsonl", folder / "metrics.jsonl")

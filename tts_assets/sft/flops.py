@@ -2,7 +2,8 @@
 
 Forward and backward of a matrix of P elements cost 6 P a token, causal attention over n tokens
 6 n^2 a layer and feature (Chowdhery et al. 2022, PaLM, appendix B, halved for causality). The
-table of the loss is multiplied with the positions that count alone; padding counts nowhere.
+table of the loss is multiplied with the positions that count alone; padding counts nowhere. A
+frozen matrix needs no gradient of its own: 4 P.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from tts_assets.sft.model import layers_of
@@ -33,8 +35,8 @@ class Flops:
 
     def __init__(self, model: PreTrainedModel) -> None:
         layers = layers_of(model)
-        self.matrices = sum(p.numel() for m in layers for p in m.parameters() if p.ndim == 2)
-        self.table = output_table(model).numel()
+        self.matrices = sum(of_matrix(p) for m in layers for p in m.parameters() if p.ndim == 2)
+        self.table = of_matrix(output_table(model))
         config = model.config
         head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.features = len(layers) * config.num_attention_heads * head
@@ -42,8 +44,13 @@ class Flops:
     def of(self, lengths: Iterable[int], targets: int) -> float:
         """FLOPs of a step over samples of these ``lengths`` with ``targets`` in all."""
         lengths = list(lengths)
-        attention = self.features * sum(n * n for n in lengths)
-        return 6.0 * (self.matrices * sum(lengths) + self.table * targets + attention)
+        attention = 6.0 * self.features * sum(n * n for n in lengths)
+        return self.matrices * sum(lengths) + self.table * targets + attention
+
+
+def of_matrix(matrix: Tensor) -> float:
+    """FLOPs of a step that a matrix costs a token."""
+    return (6.0 if matrix.requires_grad else 4.0) * matrix.numel()
 
 
 def peak(device: torch.device) -> float | None:

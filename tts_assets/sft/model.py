@@ -22,7 +22,10 @@ class SpeechLoss(nn.Module):
         self.bf16 = bf16
 
     def forward(self, row: Packed) -> tuple[Tensor, Tensor]:
-        """The sum over the targets, float32 scalar, and each (N,) without a gradient."""
+        """The sum over the targets, float32 scalar, and each (N,) without a gradient.
+
+        In the sum, targets of text count ``row.text_scale`` times.
+        """
         with torch.autocast(row.input_ids.device.type, torch.bfloat16, enabled=self.bf16):
             output = self.model.base_model(
                 input_ids=row.input_ids,
@@ -31,8 +34,16 @@ class SpeechLoss(nn.Module):
                 use_cache=False,
             )
         hidden = output.last_hidden_state[0][row.where]
-        dtype = torch.bfloat16 if self.bf16 else hidden.dtype
-        return summed_cross_entropy(hidden.to(dtype), output_table(self.model), row.targets)
+        hidden = hidden.to(torch.bfloat16 if self.bf16 else hidden.dtype)
+        table = output_table(self.model)
+        if not row.text_targets:
+            return summed_cross_entropy(hidden, table, row.targets)
+        sizes = [len(hidden) - row.text_targets, row.text_targets]
+        (speech, each), (text, each_text) = (
+            summed_cross_entropy(states, table, targets)
+            for states, targets in zip(hidden.split(sizes), row.targets.split(sizes), strict=True)
+        )
+        return speech + row.text_scale * text, torch.cat([each, each_text])
 
 
 def open_base(program: SftProgram) -> SpeechLM:

@@ -29,6 +29,9 @@ class Packed:
     the samples' lengths, and that of the padding if there is any; ``where`` (N,) the positions
     that count, ``targets`` (N,) what they predict and ``sources`` (N,) the number of the corpus
     that each is from. ``tokens`` counts the samples' own.
+
+    The last ``text_targets`` of the N are of text, the others of speech; a text target's loss
+    counts ``text_scale`` times that of a speech target.
     """
 
     input_ids: Tensor
@@ -38,46 +41,50 @@ class Packed:
     targets: Tensor
     sources: Tensor
     tokens: int
+    text_targets: int = 0
+    text_scale: float = 0.0
 
-    def to(self, device: torch.device) -> Packed:
-        return Packed(
-            self.input_ids.to(device),
-            self.position_ids.to(device),
-            self.segments,
-            self.where.to(device),
-            self.targets.to(device),
-            self.sources.to(device),
-            self.tokens,
-        )
+    def to(self, device: torch.device, text_scale: float = 0.0) -> Packed:
+        """The row on a device, its text targets scaled."""
+        tensors = ("input_ids", "position_ids", "where", "targets", "sources")
+        moved = {name: getattr(self, name).to(device) for name in tensors}
+        return replace(self, **moved, text_scale=text_scale)
 
     def without_targets(self) -> Packed:
         """The same row with nothing to predict: loss and gradients are zero."""
         nothing = {name: getattr(self, name)[:0] for name in ("where", "targets", "sources")}
-        return replace(self, **nothing, tokens=0)
+        return replace(self, **nothing, tokens=0, text_targets=0)
 
 
-def pack(samples: Sequence[Encoded], sources: Sequence[int] | None = None) -> Packed:
-    """Put samples end to end; ``sources`` are the numbers of their corpora, 0 if not given."""
+def pack(
+    samples: Sequence[Encoded], sources: Sequence[int] | None = None, text: bool = False
+) -> Packed:
+    """Put samples end to end; ``sources`` are the numbers of their corpora, 0 if not given.
+    ``text``: their texts are targets, too."""
     segments = [len(sample.inputs) for sample in samples]
     tokens = sum(segments)
     padding = -tokens % ROW_MULTIPLE
     inputs = [*(sample.inputs for sample in samples), np.zeros(padding, dtype=np.int64)]
     starts = np.cumsum([0, *segments[:-1]])
-    where = [
-        np.arange(start + sample.first, start + length)
-        for start, length, sample in zip(starts, segments, samples, strict=True)
-    ]
+    # What counts: (sample, first position, end), of speech, then of text.
+    spans = [(i, sample.first, segments[i]) for i, sample in enumerate(samples)]
+    if text:
+        spans += [(i, *sample.text) for i, sample in enumerate(samples)]
+    counts = [end - first for _, first, end in spans]
+    where = [np.arange(first, end) + starts[i] for i, first, end in spans]
+    targets = [samples[i].targets[first:end] for i, first, end in spans]
+    corpora = [sources[i] if sources else 0 for i, _, _ in spans]
     if padding:
         segments = [*segments, padding]
-    counts = [len(sample.inputs) - sample.first for sample in samples]
     return Packed(
         input_ids=torch.from_numpy(np.concatenate(inputs))[None],
         position_ids=torch.from_numpy(np.concatenate([np.arange(n) for n in segments]))[None],
         segments=segments,
         where=torch.from_numpy(np.concatenate(where)),
-        targets=torch.from_numpy(np.concatenate([s.targets[s.first :] for s in samples])),
-        sources=torch.from_numpy(np.repeat(sources or [0] * len(samples), counts)),
+        targets=torch.from_numpy(np.concatenate(targets)),
+        sources=torch.from_numpy(np.repeat(corpora, counts)),
         tokens=tokens,
+        text_targets=sum(counts[len(samples) :]),
     )
 
 

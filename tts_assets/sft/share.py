@@ -20,6 +20,7 @@ class Share:
         self.rank, self.world_size = run.rank, run.world_size
         self.micro_tokens = recipe.micro_tokens
         self.seed = recipe.seed
+        self.text = recipe.text_loss_weight > 0
         self.lockstep = lockstep
 
     def rows(
@@ -34,7 +35,7 @@ class Share:
         for group in mine:
             encoded = [pool.encode(sample, code_dropout, self.seed) for sample in group]
             sources = [int(pool.corpus_of[sample.utterances[0]]) for sample in group]
-            yield pack(encoded, sources)
+            yield pack(encoded, sources, self.text)
         # A rank without samples takes part in the exchange of gradients with zeros.
         wanted = max(map(len, groups)) if self.lockstep else 1
         for _ in range(wanted - len(mine)):

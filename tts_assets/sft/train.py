@@ -15,7 +15,7 @@ import torch
 
 from tts_assets.config import digest_of
 from tts_assets.program import Run, load_config
-from tts_assets.sft import machine
+from tts_assets.sft import lora, machine
 from tts_assets.sft.checkpoint import Checkpoints, Progress
 from tts_assets.sft.config import SftProgram
 from tts_assets.sft.dataset import Pool, Sample, SampleStream, plan_epoch
@@ -24,6 +24,7 @@ from tts_assets.sft.flops import Flops
 from tts_assets.sft.meter import Meter
 from tts_assets.sft.metrics import truncate_metrics
 from tts_assets.sft.model import SpeechLoss, open_base, prepare, uses_bf16
+from tts_assets.sft.nonverbals import tell_of_spelled_tags
 from tts_assets.sft.optimizer import learning_rate
 from tts_assets.sft.packing import Packed
 from tts_assets.sft.ranks import wait_for_all
@@ -39,8 +40,11 @@ class Trainer:
 
     def __init__(self, run: Run, program: SftProgram) -> None:
         self.run, self.program, self.recipe = run, program, program.recipe
+        lora.check(self.recipe)
         self.lm = open_base(program)
         self.parameters = self.lm.parameters
+        if self.recipe.lora is not None:
+            lora.adapt(self.lm.model, self.recipe.lora, self.recipe.seed)
         self.flops = Flops(self.lm.model)
         prepare(
             self.lm.model,
@@ -53,6 +57,7 @@ class Trainer:
         longest, tokens = self.recipe.max_seq_len, program.tokens
         self.train_pool = Pool(folders, "train", prompts, longest, tokens)
         self.val_pool = Pool(folders, "val", prompts, longest, tokens)
+        tell_of_spelled_tags(run, folders, self.lm.tokenizer)
         loss = SpeechLoss(self.lm.model, uses_bf16(self.recipe, run.device)).to(run.device)
         self.strategy = open_strategy(run, self.recipe, loss)
         self.share = Share(run, self.recipe, self.strategy.lockstep)
@@ -105,7 +110,7 @@ class Trainer:
         torch.manual_seed(_step_seed(self.recipe.seed, step, self.run.rank))
         batch = self.stream.batch()
         rows = list(self.share.rows(self.train_pool, batch, self.recipe.code_dropout))
-        meter = Meter(self.run, self.train_pool.corpora, rows)
+        meter = self.meter(self.train_pool, rows)
         losses = self.backward(rows, meter)
         self.check_sane("loss", losses["loss"], batch)
         lr = learning_rate(self.recipe.optimizer, step, self.steps)
@@ -129,9 +134,12 @@ class Trainer:
         # Strategies average over ranks; the sum over all of them is wanted.
         scale = self.run.world_size / meter.targets
         for number, row in enumerate(rows, start=1):
-            last = number == len(rows)
-            meter.add(row, self.strategy.backward(row.to(self.run.device), scale, last))
+            row = row.to(self.run.device, meter.text_scale)
+            meter.add(row, self.strategy.backward(row, scale, last=number == len(rows)))
         return meter.losses()
+
+    def meter(self, pool: Pool, rows: Sequence[Packed]) -> Meter:
+        return Meter(self.run, pool.corpora, rows, self.recipe.text_loss_weight)
 
     def advance(self, meter: Meter) -> None:
         """Count a finished step."""
@@ -146,7 +154,8 @@ class Trainer:
 
     def check_sane(self, what: str, value: float, batch: Sequence[Sample]) -> None:
         """Stop before a step that would spoil the weights."""
-        limit = EXPLODED * math.log(self.lm.vocabulary.size) if what == "loss" else math.inf
+        knows_nothing = math.log(self.lm.vocabulary.size) * (1 + self.recipe.text_loss_weight)
+        limit = EXPLODED * knows_nothing if what == "loss" else math.inf
         if value < limit:  # NaN is not
             return
         ids = [self.train_pool.identity(u) for sample in batch for u in sample.utterances]
@@ -176,9 +185,10 @@ class Trainer:
         """Means over all targets of the validation utterances, one sample each."""
         samples = [Sample((u,), 0, u) for u in range(len(self.val_pool))]
         rows = list(self.share.rows(self.val_pool, samples))
-        meter = Meter(self.run, self.val_pool.corpora, rows)
+        meter = self.meter(self.val_pool, rows)
         for row in rows:
-            meter.add(row, self.strategy.evaluate(row.to(self.run.device)))
+            row = row.to(self.run.device, meter.text_scale)
+            meter.add(row, self.strategy.evaluate(row))
         return meter.losses()
 
     def settle(self) -> None:
@@ -195,7 +205,12 @@ class Trainer:
             return
         if best:
             weights = self.checkpoints.load_best(self.progress.best_step)
-        export(self.run, self.lm, weights, [self.train_pool, self.val_pool])
+        pools = [self.train_pool, self.val_pool]
+        if self.recipe.lora is None:
+            export(self.run, self.lm, weights, pools)
+        else:
+            base = open_base(self.program)
+            export(self.run, lora.merged(base, self.recipe, weights), None, pools)
         found = facts(self.run, self.program, self.lm, self.parameters, self.progress)
         self.run.finish(found)
 

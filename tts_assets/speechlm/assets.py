@@ -14,7 +14,7 @@ from tts_assets.compute import Shape
 from tts_assets.partitions import corpus_partitions
 from tts_assets.speechlm.config import TokenizerConfig, TokenProgram
 
-CODE_VERSION = "1"
+CODE_VERSION = "2"
 
 
 def build_assets(

@@ -24,15 +24,15 @@ class _SummedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        needed = hidden.requires_grad or weight.requires_grad
+        hidden_learns, weight_learns = hidden.requires_grad, weight.requires_grad
         count = len(targets)
         hidden = F.pad(hidden, (0, 0, 0, -count % ROWS))
         targets = F.pad(targets, (0, len(hidden) - count))
         cast = weight.to(hidden.dtype)
         loss = hidden.new_zeros((), dtype=torch.float32)
         each = hidden.new_empty(len(targets), dtype=torch.float32)
-        d_hidden = torch.empty_like(hidden) if needed else None
-        d_weight = torch.zeros_like(weight) if needed else None
+        d_hidden = torch.empty_like(hidden) if hidden_learns else None
+        d_weight = torch.zeros_like(weight) if weight_learns else None
         for start in range(0, len(targets), CHUNK):
             x, y = hidden[start : start + CHUNK], targets[start : start + CHUNK]
             real = count - start
@@ -41,23 +41,29 @@ class _SummedCrossEntropy(torch.autograd.Function):
             losses = normalizer - logits.gather(1, y[:, None])
             loss += losses[:real].sum()
             each[start : start + CHUNK] = losses[:, 0]
-            if d_hidden is None or d_weight is None:
+            if d_hidden is None and d_weight is None:
                 continue
             d_logits = logits.sub_(normalizer).exp_()
             d_logits[torch.arange(len(y), device=y.device), y] -= 1.0
             d_logits[real:] = 0.0
             d_cast = d_logits.to(hidden.dtype)
-            torch.mm(d_cast, cast, out=d_hidden[start : start + CHUNK])
-            d_weight += d_cast.T @ x
+            if d_hidden is not None:
+                torch.mm(d_cast, cast, out=d_hidden[start : start + CHUNK])
+            if d_weight is not None:
+                d_weight += d_cast.T @ x
         ctx.save_for_backward(d_hidden[:count] if d_hidden is not None else None, d_weight)
         each = each[:count]
         ctx.mark_non_differentiable(each)
         return loss, each
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         d_hidden, d_weight = ctx.saved_tensors
-        return d_hidden * grads[0].to(d_hidden.dtype), d_weight * grads[0], None
+        return (
+            None if d_hidden is None else d_hidden * grads[0].to(d_hidden.dtype),
+            None if d_weight is None else d_weight * grads[0],
+            None,
+        )
 
 
 def summed_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -66,6 +72,8 @@ def summed_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> tup
     ``hidden`` (N, H) in the compute dtype, ``weight`` (V, H), ``targets`` (N,). Only the sum has a
     gradient.
     """
+    if not torch.is_grad_enabled():
+        weight = weight.detach()  # the function would make its gradient, unasked
     total, each = _SummedCrossEntropy.apply(hidden, weight, targets)
     return total, each
 

@@ -6,9 +6,10 @@ Training::
     <|speech_start|>codes<|speech_end|>
 
 With a voice description D the first line begins with ``Given the following voice description
-<|voice_description_start|>D<|voice_description_end|> convert the text to speech:``. Inference ends
-after ``<|speech_start|>``; with a voice prompt, T is its transcript, a space, and the text to
-say, and its codes follow ``<|speech_start|>``.
+<|voice_description_start|>D<|voice_description_end|> convert the text to speech:``. D also tells
+emotion and style, where there are such tags (:func:`describe`). Inference ends after
+``<|speech_start|>``; with a voice prompt, T is its transcript, a space, and the text to say, and
+its codes follow ``<|speech_start|>``.
 
 The pieces are tokenized apart and joined as ids. That equals tokenizing the whole string, since
 a tokenizer splits at its added tokens first (``tests/speechlm/test_prompts.py``).
@@ -37,11 +38,28 @@ INSTRUCTION_STRINGS = (INSTRUCTION, GIVEN_VOICE, CONVERT)
 
 Ids = NDArray[np.int64]
 AnyIds = NDArray[np.int64] | NDArray[np.int32]
+SENTENCE_ENDS = ".!?。！？"
 NO_IDS: Ids = np.empty(0, dtype=np.int64)
 
 
 class PromptError(ValueError):
     """A prompt that the format does not allow."""
+
+
+def describe(voice_description: str = "", emotion: str = "", style: str = "") -> str:
+    """The description D of a sample. A voice description alone is left as it is.
+
+    >>> describe("A calm woman", emotion="happy", style="newscast")
+    'A calm woman. Emotion: happy. Style: newscast.'
+    """
+    if not emotion and not style:
+        return voice_description
+    sentences = [voice_description.strip()]
+    if sentences[0] and sentences[0][-1] not in SENTENCE_ENDS:
+        sentences[0] += "."
+    sentences += [f"Emotion: {emotion}."] if emotion else []
+    sentences += [f"Style: {style}."] if style else []
+    return " ".join(filter(None, sentences))
 
 
 class PromptFormat:
@@ -95,9 +113,9 @@ class PromptFormat:
         """All up to and including ``<|speech_start|>``, for a text and a voice description that
         are tokenized already; no ids: no description."""
         if not len(description):
-            return np.concatenate([self._plain, text, self._after_text])
+            return np.concatenate([self._plain, text, self.after_text])
         before, after = self._around_description
-        return np.concatenate([before, description, after, text, self._after_text])
+        return np.concatenate([before, description, after, text, self.after_text])
 
     @cached_property
     def _plain(self) -> Ids:
@@ -118,7 +136,8 @@ class PromptFormat:
         return np.asarray([i for i in ids if i != self.tokenizer.eos_token_id], dtype=np.int64)
 
     @cached_property
-    def _after_text(self) -> Ids:
+    def after_text(self) -> Ids:
+        """``<|text_prompt_end|>``, a newline and ``<|speech_start|>``."""
         control = self.vocabulary.control
         newline = self.text_ids("\n")
         return np.concatenate([[control[TEXT_END]], newline, [self.vocabulary.speech_start]])

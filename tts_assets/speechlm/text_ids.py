@@ -2,7 +2,7 @@
 
 In a folder: ``{split}_{text,later,description}_ids.npy`` (int32, all rows one after another) and
 ``…_index.npy`` (int64, where each row starts). ``later`` is the text with a space before it, as it
-continues another: tokenizers join the space to the next word.
+continues another: tokenizers join the space to the next word. ``description`` is D of the prompts.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 
 from tts_assets.arrays.arrays import ArrayError, CodeTable, Split
 from tts_assets.arrays.npy import NpyWriter, map_npy
-from tts_assets.speechlm.prompts import PromptFormat
+from tts_assets.speechlm.prompts import PromptFormat, describe
 
 Ints = NDArray[np.int64]
 ROWS = 20_000  # texts tokenized at once: all cores are busy, and memory stays flat
 NAMES = ("text", "later", "description")
+DESCRIBED = ("voice_description", "emotion", "style")  # fields of a sample that make a description
 
 
 class Rows:
@@ -44,7 +45,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class TextIds:
-    """Text, text as a continuation, and voice description (often empty) of every sample."""
+    """Text, text as a continuation, and description (often empty) of every sample."""
 
     text: Rows
     later: Rows
@@ -103,10 +104,10 @@ def joined(rows: list[Ints]) -> tuple[NDArray[np.int32], Ints]:
 
 def _tokenized(table: CodeTable, prompts: PromptFormat) -> Iterator[list[list[Ints]]]:
     """Text, continuation and description of up to ROWS samples at a time."""
-    columns = table.columns("transcript", "voice_description").fill_null("")
+    columns = table.columns("transcript", *DESCRIBED).fill_null("")
     for piece in columns.iter_slices(ROWS):
         texts = piece["transcript"].to_list()
-        described = piece["voice_description"].to_list()
+        described = [describe(*tags) for tags in piece.select(DESCRIBED).rows()]
         yield [
             prompts.text_batch(texts),
             prompts.text_batch([" " + text for text in texts]),

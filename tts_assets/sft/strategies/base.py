@@ -44,7 +44,7 @@ class Strategy(ABC):
 
     @abstractmethod
     def state(self) -> Tensors:
-        """This rank's part of weights and moments, by the names of the checkpoint."""
+        """This rank's part of trained weights and moments, by the names of the checkpoint."""
 
     @abstractmethod
     def load(self, read: Callable[[Tensors], None], step: int) -> None:
@@ -52,7 +52,8 @@ class Strategy(ABC):
 
     @abstractmethod
     def weights(self) -> Tensors:
-        """All weights, whole, in the memory of rank 0; empty elsewhere. All ranks take part."""
+        """All weights that are trained, whole, in the memory of rank 0; empty elsewhere. All ranks
+        take part."""
 
 
 class TorchStrategy(Strategy):
@@ -103,11 +104,13 @@ class TorchStrategy(Strategy):
 
 
 def named_tensors(model: nn.Module) -> Tensors:
-    """Parameters and buffers that are saved; what goes by two names (a tied head) once."""
+    """Parameters that are trained and buffers that are saved; what goes by two names (a tied
+    head) once."""
     seen: set[int] = set()
     named = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
-        if id(tensor) not in seen:
+        frozen = isinstance(tensor, nn.Parameter) and not tensor.requires_grad
+        if id(tensor) not in seen and not frozen:
             seen.add(id(tensor))
             named[name] = tensor
     return named

@@ -33,10 +33,14 @@ class Zero(Strategy):
     def __init__(self, run: Run, loss: SpeechLoss, config: OptimizerConfig, stage: int) -> None:
         self.run, self.loss, self.stage = run, loss, stage
         self.deepspeed = import_deepspeed(run.device)
-        self.parameters: dict[str, Parameter] = dict(loss.model.named_parameters())
-        groups = parameter_groups(loss.model, config)
+        self.parameters: dict[str, Parameter] = {
+            name: parameter
+            for name, parameter in loss.model.named_parameters()
+            if parameter.requires_grad
+        }
+        groups = [group for group in parameter_groups(loss.model, config) if group["params"]]
         self.engine, self.optimizer, _, _ = self.deepspeed.initialize(
-            model=loss, optimizer=adamw(list(groups), config), config=engine_config(config, stage)
+            model=loss, optimizer=adamw(groups, config), config=engine_config(config, stage)
         )
         if stage == 3:  # the loss multiplies with this table outside of its module's forward
             self.deepspeed.zero.register_external_parameter(loss, output_table(loss.model))

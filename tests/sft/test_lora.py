@@ -1,0 +1,148 @@
+"""Adapters beside a frozen model, and the plain model that is published of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from tests.sft.conftest import CODEBOOK, program, speaking_folder
+from tests.sft.test_train import losses, train, weights
+from tts_assets.config import ConfigError
+from tts_assets.program import Run
+from tts_assets.sft.checkpoint import saved
+from tts_assets.sft.config import SftProgram
+from tts_assets.sft.train import Trainer
+from tts_assets.speechlm.model import SpeechLM
+from tts_assets.speechlm.tokenizer import byte_tokenizer
+
+LORA = {"rank": 4, "alpha": 16, "dropout": 0.1}
+CHANGES = {"lora": LORA, "save_every": 3, "optimizer": {"lr": 1e-2, "warmup_share": 0.0}}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return speaking_folder(tmp_path_factory.mktemp("base") / "model")
+
+
+@pytest.fixture(scope="module")
+def whole_run(arrays: Path, base: Path, tmp_path_factory: pytest.TempPathFactory) -> SftProgram:
+    config = program(
+        tmp_path_factory.mktemp("lora"), arrays, base={"hub": str(base)}, **CHANGES, export="best"
+    )
+    train(config)
+    return config
+
+
+@pytest.fixture
+def text_base(tmp_path: Path) -> Path:
+    """A model that has read, and never spoken."""
+    folder = tmp_path / "text"
+    tokenizer = byte_tokenizer(2048)
+    tokenizer.save_pretrained(folder)
+    size = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
+    config = LlamaConfig(vocab_size=len(tokenizer), tie_word_embeddings=True, **size, **heads)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def test_the_published_model_is_the_adapted_one(arrays: Path, base: Path, tmp_path: Path) -> None:
+    with Run(tmp_path) as run:
+        trainer = Trainer(run, program(tmp_path, arrays, base={"hub": str(base)}, **CHANGES))
+        for step in range(3):
+            trainer.train_step(step)
+        ids = torch.arange(200)[None]
+        trainer.lm.model.set_attn_implementation("sdpa")
+        trainer.lm.model.eval()
+        adapted = trainer.lm.model(ids).logits.detach()
+        trainer.finish()
+    published = AutoModelForCausalLM.from_pretrained(tmp_path / "result")
+    plain = AutoModelForCausalLM.from_pretrained(base)
+    assert torch.allclose(published(ids).logits, adapted, atol=1e-5)
+    assert not torch.allclose(plain(ids).logits, adapted, atol=1e-2)
+    before, after = load_file(base / "model.safetensors"), weights(tmp_path)
+    assert {name: value.shape for name, value in before.items()} == {
+        name: value.shape for name, value in after.items()
+    }
+    same = {name for name in before if torch.equal(before[name], after[name])}
+    assert {"model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"} <= same
+    changed = {name.split(".")[-2] for name in before.keys() - same}
+    assert changed == {f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")}
+    assert SpeechLM.load(tmp_path / "result", CODEBOOK).parameters == trainer.parameters
+
+
+def test_checkpoints_hold_what_is_trained(whole_run: SftProgram) -> None:
+    newest = saved(whole_run.run_dir / "checkpoints")[-1]
+    best = next((whole_run.run_dir / "checkpoints").glob("best-*.safetensors"))
+    for path in (next(newest.glob("*.safetensors")), best):
+        with safe_open(path, "pt") as tensors:
+            names = list(tensors.keys())
+        assert names and all(".lora_A." in name or ".lora_B." in name for name in names)
+    curve = losses(whole_run.run_dir)
+    assert np.mean(curve[-2:]) < curve[0] - 0.1
+
+
+def test_a_stopped_run_goes_on_to_bit_equal_weights(whole_run: SftProgram, tmp_path: Path) -> None:
+    config = whole_run.model_copy(update={"run_dir": tmp_path})
+    with Run(tmp_path) as run:
+        trainer = Trainer(run, config)
+        for step in range(4):
+            trainer.train_step(step)
+            if step == 2:
+                trainer.validate()
+        run.stop_requested = True
+        with pytest.raises(SystemExit):
+            trainer.train()
+    train(config)
+    assert losses(tmp_path) == losses(whole_run.run_dir)
+    expected = weights(whole_run.run_dir)
+    for name, value in weights(tmp_path).items():
+        assert torch.equal(value, expected[name]), name
+
+
+def test_only_the_targets_get_adapters(arrays: Path, base: Path, tmp_path: Path) -> None:
+    def trainer(*targets: str) -> Trainer:
+        config = {"base": {"hub": str(base)}, "lora": {"rank": 4, "targets": targets}}
+        with Run(tmp_path) as run:
+            return Trainer(run, program(tmp_path, arrays, **config))
+
+    parameters = trainer("q_proj", "v_proj").lm.model.named_parameters()
+    adapted = {name.split(".")[-4] for name, p in parameters if p.requires_grad}
+    assert adapted == {"q_proj", "v_proj"}
+    with pytest.raises(ConfigError, match=r"\['lm_head', 'query'\] are no matrices.*'q_proj'"):
+        trainer("query", "lm_head")
+
+
+def test_a_base_that_does_not_speak_needs_its_embeddings_trained(
+    arrays: Path, text_base: Path, tmp_path: Path
+) -> None:
+    plain = program(tmp_path / "run", arrays, base={"hub": str(text_base)}, lora=LORA)
+    with (
+        pytest.raises(ConfigError, match=r"has no speech vocabulary.*lora.embeddings = true"),
+        Run(plain.run_dir) as run,
+    ):
+        Trainer(run, plain)
+    config = program(
+        tmp_path / "run",
+        arrays,
+        base={"hub": str(text_base)},
+        **CHANGES | {"lora": LORA | {"embeddings": True}},
+    )
+    with Run(config.run_dir) as run:
+        start = Trainer(run, config).lm.model.get_input_embeddings().weight.detach().clone()
+    train(config)
+    newest = saved(config.run_dir / "checkpoints")[-1]
+    with safe_open(next(newest.glob("*.safetensors")), "pt") as tensors:
+        whole = {name for name in tensors.keys() if "lora" not in name}  # noqa: SIM118
+    kinds = ("model", "optimizer.exp_avg", "optimizer.exp_avg_sq")
+    assert whole == {f"{kind}.model.embed_tokens.weight" for kind in kinds}
+    lm = SpeechLM.load(config.run_dir / "result", CODEBOOK)
+    speech = torch.from_numpy(lm.vocabulary.code_to_id)
+    moved = (lm.model.get_input_embeddings().weight - start)[speech].abs().amax(dim=1)
+    assert float(moved.detach().min()) > 0
