@@ -20,10 +20,10 @@ def report(trainer: Trainer) -> dict[str, float]:
     """Numbers of one batch, as of the first step."""
     batch = trainer.stream.batch()
     rows = list(trainer.share.rows(trainer.train_pool, batch, trainer.recipe.code_dropout))
-    meter = Meter(trainer.run, trainer.train_pool.corpora, rows)
+    meter = Meter(trainer.run, trainer.train_pool.sources, rows)
     losses = trainer.backward(rows, meter)
     trainer.check_sane("loss", losses["loss"], batch)
-    lengths = [trainer.train_pool.length(sample.utterances) for sample in batch]
+    lengths = [trainer.train_pool.length(sample.items) for sample in batch]
     return {
         "parameters": trainer.parameters,
         "ranks": trainer.run.world_size,

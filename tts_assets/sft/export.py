@@ -10,15 +10,15 @@ from pathlib import Path
 from tts_assets.program import Run
 from tts_assets.sft.checkpoint import Progress
 from tts_assets.sft.config import SftProgram
-from tts_assets.sft.dataset import Pool
 from tts_assets.sft.metrics import read_metrics
 from tts_assets.sft.strategies.base import Tensors
+from tts_assets.sft.stream import SamplePool
 from tts_assets.speechlm.model import SpeechLM
 
 TRAIN_LOSS_SHARE = 0.05  # the published train_loss is the mean over the last steps
 
 
-def export(run: Run, lm: SpeechLM, weights: Tensors, pools: Sequence[Pool]) -> None:
+def export(run: Run, lm: SpeechLM, weights: Tensors, pools: Sequence[SamplePool]) -> None:
     """Write ``result/`` (rank 0)."""
     folder = run.result_dir
     lm.save(folder, weights=weights)
@@ -51,7 +51,7 @@ def facts(
     }
 
 
-def write_set_aside(path: Path, pools: Sequence[Pool]) -> None:
+def write_set_aside(path: Path, pools: Sequence[SamplePool]) -> None:
     """A line for each utterance that was left out."""
     with path.open("w") as stream:
         for pool in pools:

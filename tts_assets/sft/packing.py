@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tts_assets.sft.dataset import Encoded
+from tts_assets.sft.stream import Encoded
 
 T = TypeVar("T")
 # Rows end in padding up to a multiple of this: oneDNN compiles its bfloat16 kernels for each new
@@ -57,25 +57,24 @@ class Packed:
 
 
 def pack(samples: Sequence[Encoded], sources: Sequence[int] | None = None) -> Packed:
-    """Put samples end to end; ``sources`` are the numbers of their corpora, 0 if not given."""
+    """Put samples end to end; ``sources`` are the numbers of their sources, 0 if not given."""
     segments = [len(sample.inputs) for sample in samples]
     tokens = sum(segments)
     padding = -tokens % ROW_MULTIPLE
     inputs = [*(sample.inputs for sample in samples), np.zeros(padding, dtype=np.int64)]
     starts = np.cumsum([0, *segments[:-1]])
-    where = [
-        np.arange(start + sample.first, start + length)
-        for start, length, sample in zip(starts, segments, samples, strict=True)
-    ]
+    own = [sample.where for sample in samples]
+    where = [start + positions for start, positions in zip(starts, own, strict=True)]
     if padding:
         segments = [*segments, padding]
-    counts = [len(sample.inputs) - sample.first for sample in samples]
+    targets = [sample.targets[at] for sample, at in zip(samples, own, strict=True)]
+    counts = [len(positions) for positions in own]
     return Packed(
         input_ids=torch.from_numpy(np.concatenate(inputs))[None],
         position_ids=torch.from_numpy(np.concatenate([np.arange(n) for n in segments]))[None],
         segments=segments,
         where=torch.from_numpy(np.concatenate(where)),
-        targets=torch.from_numpy(np.concatenate([s.targets[s.first :] for s in samples])),
+        targets=torch.from_numpy(np.concatenate(targets)),
         sources=torch.from_numpy(np.repeat(sources or [0] * len(samples), counts)),
         tokens=tokens,
     )

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 
 from tts_assets.program import Run
 from tts_assets.sft.config import SftRecipe
-from tts_assets.sft.dataset import Pool, Sample
 from tts_assets.sft.packing import Packed, first_fit, pack, split_over
+from tts_assets.sft.stream import Sample, SamplePool
 
 
 class Share:
@@ -23,17 +23,17 @@ class Share:
         self.lockstep = lockstep
 
     def rows(
-        self, pool: Pool, batch: Sequence[Sample], code_dropout: float = 0.0
+        self, pool: SamplePool, batch: Sequence[Sample], code_dropout: float = 0.0
     ) -> Iterator[Packed]:
         def size(sample: Sample) -> int:
-            return pool.length(sample.utterances)
+            return pool.length(sample.items)
 
         shares = split_over(batch, size, self.world_size)
         groups = [first_fit(share, size, self.micro_tokens) for share in shares]
         mine = groups[self.rank]
         for group in mine:
             encoded = [pool.encode(sample, code_dropout, self.seed) for sample in group]
-            sources = [int(pool.corpus_of[sample.utterances[0]]) for sample in group]
+            sources = [pool.source(sample.items[0]) for sample in group]
             yield pack(encoded, sources)
         # A rank without samples takes part in the exchange of gradients with zeros.
         wanted = max(map(len, groups)) if self.lockstep else 1

@@ -18,7 +18,7 @@ from tts_assets.program import Run, load_config
 from tts_assets.sft import machine
 from tts_assets.sft.checkpoint import Checkpoints, Progress
 from tts_assets.sft.config import SftProgram
-from tts_assets.sft.dataset import Pool, Sample, SampleStream, plan_epoch
+from tts_assets.sft.dataset import Pool
 from tts_assets.sft.export import export, facts
 from tts_assets.sft.flops import Flops
 from tts_assets.sft.meter import Meter
@@ -29,6 +29,7 @@ from tts_assets.sft.packing import Packed
 from tts_assets.sft.ranks import wait_for_all
 from tts_assets.sft.share import Share
 from tts_assets.sft.strategies import open_strategy
+from tts_assets.sft.stream import Sample, SampleStream, plan_epoch
 from tts_assets.speechlm.prompts import PromptFormat
 
 EXPLODED = 3.0  # times ln(vocabulary), the loss of one who knows nothing
@@ -72,7 +73,7 @@ class Trainer:
     def steps_of(self, epochs: float) -> int:
         """Optimizer steps in ``epochs`` epochs, from the tokens of the first."""
         first = plan_epoch(self.train_pool, self.recipe, self.program.token_rate, 0)
-        tokens = sum(self.train_pool.length(sample.utterances) for sample in first)
+        tokens = sum(self.train_pool.length(sample.items) for sample in first)
         return max(1, round(epochs * tokens / self.recipe.batch_tokens))
 
     def resume(self) -> None:
@@ -105,7 +106,7 @@ class Trainer:
         torch.manual_seed(_step_seed(self.recipe.seed, step, self.run.rank))
         batch = self.stream.batch()
         rows = list(self.share.rows(self.train_pool, batch, self.recipe.code_dropout))
-        meter = Meter(self.run, self.train_pool.corpora, rows)
+        meter = Meter(self.run, self.train_pool.sources, rows)
         losses = self.backward(rows, meter)
         self.check_sane("loss", losses["loss"], batch)
         lr = learning_rate(self.recipe.optimizer, step, self.steps)
@@ -113,7 +114,7 @@ class Trainer:
         self.check_sane("gradient norm", norm, batch)
         self.advance(meter)
         hours = self.progress.speech_tokens / self.program.token_rate / 3600
-        lengths = [self.train_pool.length(sample.utterances) for sample in batch]
+        lengths = [self.train_pool.length(sample.items) for sample in batch]
         metrics = {
             **{name: round(loss, 6) for name, loss in losses.items()},
             "lr": lr,
@@ -149,7 +150,7 @@ class Trainer:
         limit = EXPLODED * math.log(self.lm.vocabulary.size) if what == "loss" else math.inf
         if value < limit:  # NaN is not
             return
-        ids = [self.train_pool.identity(u) for sample in batch for u in sample.utterances]
+        ids = [self.train_pool.identity(u) for sample in batch for u in sample.items]
         raise FloatingPointError(
             f"the {what} of step {self.progress.step + 1} is {value}; utterances of the batch: "
             f"{', '.join(ids)}. Lower the learning rate, or look at these utterances"
@@ -176,7 +177,7 @@ class Trainer:
         """Means over all targets of the validation utterances, one sample each."""
         samples = [Sample((u,), 0, u) for u in range(len(self.val_pool))]
         rows = list(self.share.rows(self.val_pool, samples))
-        meter = Meter(self.run, self.val_pool.corpora, rows)
+        meter = Meter(self.run, self.val_pool.sources, rows)
         for row in rows:
             meter.add(row, self.strategy.evaluate(row.to(self.run.device)))
         return meter.losses()
