@@ -119,6 +119,11 @@ class Settings(Config):
                     "come from one of the two; rename or drop the other"
                 )
         for name, recipe in self.sft.items():
+            if recipe.pretraining is not None and not self.arrays.pretraining:
+                raise ValueError(
+                    f"sft.{name} has a table pretraining, and the streams that it reads are "
+                    "written only where asked for: set [arrays] pretraining = true"
+                )
             base = recipe.base.recipe
             if base is not None and (base not in self.sft or base == name):
                 raise ValueError(

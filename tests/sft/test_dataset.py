@@ -8,29 +8,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.sft.conftest import CODEBOOK, recipe_values
+from tests.sft.conftest import recipe_values
 from tts_assets.arrays.arrays import ArrayError, CodeTable
 from tts_assets.sft.config import SftRecipe
 from tts_assets.sft.dataset import Pool
 from tts_assets.sft.packing import ROW_MULTIPLE, first_fit, pack, split_over
 from tts_assets.sft.stream import DataError, Sample, SampleStream, plan_epoch
-from tts_assets.speechlm.config import VocabularyConfig
 from tts_assets.speechlm.prompts import PromptFormat
 from tts_assets.speechlm.text_ids import write_text_ids
-from tts_assets.speechlm.tokenizer import byte_tokenizer, tokenizer_digest
-from tts_assets.speechlm.vocabulary import extend_tokenizer
+from tts_assets.speechlm.tokenizer import tokenizer_digest
 
 RATE = 50.0
 
 
 def recipe(**changes: object) -> SftRecipe:
     return SftRecipe.model_validate(recipe_values(**changes))
-
-
-@pytest.fixture(scope="module")
-def prompts() -> PromptFormat:
-    tokenizer = byte_tokenizer(2048)
-    return PromptFormat(tokenizer, extend_tokenizer(tokenizer, CODEBOOK, VocabularyConfig()))
 
 
 @pytest.fixture(scope="module")

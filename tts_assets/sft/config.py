@@ -47,6 +47,17 @@ class Concatenation(Config):
         return self.model_copy(update=grown)
 
 
+class Pretraining(Config):
+    """``[sft.<name>.pretraining]``: windows of token streams, and a loss on every token.
+
+    The windows are ``max_seq_len`` tokens of the speech of ``corpora``, whose weights are epochs,
+    and ``text_share`` of all tokens are from windows of text: transcripts of the corpora, and
+    ``texts``, by the weight of each.
+    """
+
+    text_share: float = Field(0.1, ge=0, lt=1)
+
+
 class OptimizerConfig(Config):
     """AdamW, or Muon for the matrices of the layers and AdamW for all else.
 
@@ -95,6 +106,7 @@ class CheckpointConfig(Config):
     best: str = "val_loss"
 
 
+TRANSCRIPTS = "text"  # the source of the corpora's texts, in pretraining
 # A recipe continues under another of these: they change how fast it trains, not what.
 HOW = frozenset({"strategy", "checkpoints", "save_every", "gradient_checkpointing", "compile"})
 
@@ -109,6 +121,7 @@ class SftRecipe(Config):
 
     base: BaseModel
     corpora: dict[str, float] = Field(min_length=1)
+    pretraining: Pretraining | None = None
     vocabulary: VocabularyConfig = VocabularyConfig()
     steps: int | None = Field(None, gt=0)
     epochs: float | None = Field(None, gt=0)
@@ -161,6 +174,27 @@ class SftRecipe(Config):
             raise ValueError(f"corpora {bad} have no positive weight: leave them out")
         return self
 
+    @property
+    def sources(self) -> list[str]:
+        """What losses are told apart by: the speech of each corpus, then texts."""
+        mixed = self.pretraining is not None and self.pretraining.text_share > 0
+        return [*self.corpora, *([TRANSCRIPTS] if mixed else [])]
+
+    @model_validator(mode="after")
+    def _fitting_sources(self) -> Self:
+        twice = sorted({name for name in self.sources if self.sources.count(name) > 1})
+        if twice:
+            raise ValueError(f"losses are told by source, and {twice} would name two: rename one")
+        if self.pretraining is None:
+            return self
+        if self.concatenate is not None or self.code_dropout:
+            raise ValueError(
+                "pretraining cuts windows from streams, in which utterances follow each other "
+                "anyhow and no text comes before its speech: leave out concatenate and "
+                "code_dropout"
+            )
+        return self
+
     @model_validator(mode="after")
     def _fitting_strategy(self) -> Self:
         name = self.strategy.name
@@ -180,7 +214,7 @@ class SftRecipe(Config):
             raise ValueError(
                 f"checkpoints.keep_every {every} is no multiple of save_every {self.save_every}"
             )
-        known = ["val_loss", *(f"val_loss/{name}" for name in self.corpora)]
+        known = ["val_loss", *(f"val_loss/{name}" for name in self.sources)]
         if best not in known:
             raise ValueError(f"checkpoints.best {best!r} is no metric of this recipe: {known}")
         return self
@@ -195,7 +229,8 @@ class SftProgram(ProgramConfig):
 
     ``base_checkpoint`` is the folder of the recipe that ``base.recipe`` names. ``codec`` is the
     content digest of the codec that made all arrays. ``tokens`` are the ``token_arrays`` of
-    corpora that have them; they change no result, the texts need not be tokenized again.
+    corpora that have them: for fine-tuning they change no result, the texts need not be tokenized
+    again; pretraining reads its streams there.
     """
 
     name: str
@@ -213,6 +248,9 @@ class SftProgram(ProgramConfig):
         missing = sorted(set(self.recipe.corpora) - set(self.arrays))
         if missing:
             raise ValueError(f"no code arrays given for corpora {missing} of the recipe")
+        missing = sorted(set(self.recipe.corpora) - set(self.tokens))
+        if self.recipe.pretraining is not None and missing:
+            raise ValueError(f"pretraining reads token_arrays; none given for corpora {missing}")
         if (self.recipe.base.recipe is None) != (self.base_checkpoint is None):
             raise ValueError("base_checkpoint goes with a recipe whose base is another recipe")
         return self

@@ -2,8 +2,8 @@
 
 Data-parallel over any number of ranks, under the recipe's strategy. A global batch is composed
 first and then shared out, and the loss is the sum over all of its targets divided by their number,
-so that the curve does not depend on the number of ranks. The loss counts from
-``<|speech_start|>`` on.
+so that the curve does not depend on the number of ranks. The loss of an utterance counts from
+``<|speech_start|>`` on, that of a window of pretraining on every token.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from collections.abc import Sequence
 
 import torch
 
+from tts_assets.arrays.arrays import SPLITS
 from tts_assets.config import digest_of
 from tts_assets.program import Run, load_config
 from tts_assets.sft import machine
 from tts_assets.sft.checkpoint import Checkpoints, Progress
 from tts_assets.sft.config import SftProgram
-from tts_assets.sft.dataset import Pool
 from tts_assets.sft.export import export, facts
 from tts_assets.sft.flops import Flops
 from tts_assets.sft.meter import Meter
@@ -26,6 +26,7 @@ from tts_assets.sft.metrics import truncate_metrics
 from tts_assets.sft.model import SpeechLoss, open_base, prepare, uses_bf16
 from tts_assets.sft.optimizer import learning_rate
 from tts_assets.sft.packing import Packed
+from tts_assets.sft.pools import open_pool
 from tts_assets.sft.ranks import wait_for_all
 from tts_assets.sft.share import Share
 from tts_assets.sft.strategies import open_strategy
@@ -50,10 +51,7 @@ class Trainer:
             self.recipe.compile,
         )
         prompts = PromptFormat(self.lm.tokenizer, self.lm.vocabulary)
-        folders = {name: program.arrays[name] for name in self.recipe.corpora}
-        longest, tokens = self.recipe.max_seq_len, program.tokens
-        self.train_pool = Pool(folders, "train", prompts, longest, tokens)
-        self.val_pool = Pool(folders, "val", prompts, longest, tokens)
+        self.train_pool, self.val_pool = (open_pool(program, prompts, split) for split in SPLITS)
         loss = SpeechLoss(self.lm.model, uses_bf16(self.recipe, run.device)).to(run.device)
         self.strategy = open_strategy(run, self.recipe, loss)
         self.share = Share(run, self.recipe, self.strategy.lockstep)
@@ -135,13 +133,14 @@ class Trainer:
         return meter.losses()
 
     def advance(self, meter: Meter) -> None:
-        """Count a finished step."""
+        """Count a finished step. Speech is what the first sources have, one a corpus."""
+        spoken = sum(meter.counts[: len(self.recipe.corpora)])
         done = {
             "step": self.progress.step + 1,
             "epoch": self.stream.epoch,
             "offset": self.stream.offset,
             "tokens": self.progress.tokens + meter.tokens,
-            "speech_tokens": self.progress.speech_tokens + meter.targets,
+            "speech_tokens": self.progress.speech_tokens + spoken,
         }
         self.progress = self.progress.model_copy(update=done)
 
@@ -150,14 +149,14 @@ class Trainer:
         limit = EXPLODED * math.log(self.lm.vocabulary.size) if what == "loss" else math.inf
         if value < limit:  # NaN is not
             return
-        ids = [self.train_pool.identity(u) for sample in batch for u in sample.items]
+        ids = [self.train_pool.identity(item) for sample in batch for item in sample.items]
         raise FloatingPointError(
-            f"the {what} of step {self.progress.step + 1} is {value}; utterances of the batch: "
-            f"{', '.join(ids)}. Lower the learning rate, or look at these utterances"
+            f"the {what} of step {self.progress.step + 1} is {value}; the batch: "
+            f"{', '.join(ids)}. Lower the learning rate, or look at these samples"
         )
 
     def validate(self) -> None:
-        """Losses over the validation utterances; keeps the weights if they are the best."""
+        """Losses over the validation samples; keeps the weights if they are the best."""
         if not len(self.val_pool):
             return
         losses = {f"val_{name}": loss for name, loss in self.validation_losses().items()}
@@ -174,7 +173,7 @@ class Trainer:
                 self.checkpoints.save_best(weights, self.progress.step)
 
     def validation_losses(self) -> dict[str, float]:
-        """Means over all targets of the validation utterances, one sample each."""
+        """Means over all targets of the validation split, one sample an item."""
         samples = [Sample((u,), 0, u) for u in range(len(self.val_pool))]
         rows = list(self.share.rows(self.val_pool, samples))
         meter = Meter(self.run, self.val_pool.sources, rows)
