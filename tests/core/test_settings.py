@@ -66,6 +66,8 @@ def test_overlay_merges_tables_and_replaces_the_rest() -> None:
         ({"compute": {"stages": {"sft": {"node": 2}}}}, "did you mean 'nodes'"),
         ({"sft": {"announcer": {"corpora": {"nope": 1.0}}}}, r"add \[corpora.nope\]"),
         ({"sft": {"announcer": {"epochs": 3}}}, "exactly one of steps and epochs"),
+        ({"sft": {"announcer": {"texts": {"chat": 0.5}}}}, r"nowhere: add \[texts.chat\]"),
+        ({"texts": {"a b": {"path": "a.jsonl"}}}, "for example 'a_b'"),
         ({"sft": {"base": PRETRAINING}}, r"set \[arrays\] pretraining = true"),
         ({"rlhf": {"announcer_grpo": {"base": "nobody"}}}, "'nobody', which is no .sft. recipe"),
         (

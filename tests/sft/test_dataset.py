@@ -175,7 +175,7 @@ def test_utterances_that_do_not_fit_are_dropped_whole_and_named(
     assert pool.dropped == []
     small = Pool({"asterisk": arrays}, "train", prompts, 200)
     assert len(small) + len(small.dropped) == len(pool)
-    assert all(tokens > 200 for _, tokens in small.dropped)
+    assert all(int(item.detail.split()[0]) > 200 for item in small.dropped)
     assert max(small.length((u,)) for u in range(len(small))) <= 200
     with pytest.raises(DataError, match=r"see set_aside\.jsonl"):
         SampleStream(Pool({"a": arrays}, "train", prompts, 9), recipe(), RATE)

@@ -63,8 +63,9 @@ def test_windows_predict_every_token_of_a_stream_once(
     for number, stream in enumerate(pool.streams):
         own = np.flatnonzero(pool.stream_of == number)
         encoded = [pool.encode(Sample((window,), 0, 0)) for window in own]
-        targets = np.concatenate([sample.targets[sample.where] for sample in encoded])
+        targets = np.concatenate([sample.targets for sample in encoded])
         assert np.array_equal(targets, stream.rows.ids[1:])
+        assert all(sample.spans == ((0, len(sample.inputs)),) for sample in encoded)
         inputs = np.concatenate([sample.inputs for sample in encoded])
         assert np.array_equal(inputs, stream.rows.ids[:-1])
         assert [pool.length((w,)) for w in own[:-1]] == [SIZE] * (len(own) - 1)

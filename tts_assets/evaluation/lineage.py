@@ -26,6 +26,7 @@ WORDS = {
     "token_rate": "{:g} codes a second",
     "codebook_size": "codebook of {}",
     "texts": "{} texts",
+    "lines": "{} lines",
 }
 HIDDEN = {"serving_model": {"sample_rate", "token_rate", "codebook_size"}}
 HIDDEN |= dict.fromkeys(("checkpoint", "codec_shards", "code_arrays"), HIDDEN["serving_model"])

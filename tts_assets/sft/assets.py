@@ -25,6 +25,7 @@ from tts_assets.artifacts import (
     Checkpoint,
     CodeArrays,
     CodecCheckpoint,
+    Texts,
     TokenArrays,
 )
 from tts_assets.compute import Shape
@@ -35,7 +36,7 @@ from tts_assets.sft.config import SftProgram, SftRecipe
 from tts_assets.sft.metrics import read_metrics
 from tts_assets.speechlm.pretraining import CODES
 
-CODE_VERSION = "2"
+CODE_VERSION = "3"
 
 
 def build_assets(recipes: Mapping[str, SftRecipe], shape: Shape) -> list[AssetsDefinition]:
@@ -44,10 +45,12 @@ def build_assets(recipes: Mapping[str, SftRecipe], shape: Shape) -> list[AssetsD
 
 
 def sft_asset(name: str, recipe: SftRecipe, shape: Shape) -> AssetsDefinition:
-    """The asset ``sft/<name>``; its base recipe, if it has one, is upstream of it."""
+    """The asset ``sft/<name>``; its base recipe and its texts, if it has any, are upstream."""
     ins = {"arrays": code_arrays_of(recipe.corpora)}
     if recipe.base.recipe is not None:
         ins["base"] = AssetIn(key=AssetKey(["sft", recipe.base.recipe]))
+    given = {f"text_{number}": name for number, name in enumerate(recipe.texts)}
+    ins |= {key: AssetIn(key=AssetKey(["texts", text])) for key, text in given.items()}
     deps = []
     if recipe.pretraining is not None:
         ins["tokens"] = streams_of(recipe.corpora)
@@ -69,11 +72,12 @@ def sft_asset(name: str, recipe: SftRecipe, shape: Shape) -> AssetsDefinition:
         launcher: ResourceParam[Launcher],
         **inputs: Any,
     ) -> Output[Checkpoint]:
+        inputs["texts"] = {text: inputs.pop(key) for key, text in given.items()}
         build = Build(f"sft/{name}", inputs, recipe, CODE_VERSION, seed=recipe.seed)
 
         def run(work: Path) -> dict[str, Any]:
-            given = {"tokens": find_tokens(store.store, inputs["arrays"]), **inputs}
-            program = sft_program(name, recipe, work, **given)
+            tokens = {"tokens": find_tokens(store.store, inputs["arrays"])}
+            program = sft_program(name, recipe, work, **tokens | inputs)
             if launcher.is_local:
                 machine.check(recipe, shape.processes)
             return launcher.run(context, Program("tts_assets.sft.train", program, shape)).facts
@@ -122,6 +126,7 @@ def sft_program(
     codec: CodecCheckpoint,
     base: Checkpoint | None = None,
     tokens: Mapping[str, TokenArrays] | None = None,
+    texts: Mapping[str, Texts] | None = None,
 ) -> SftProgram:
     """The program's configuration; raises :class:`ArtifactError` where inputs do not fit."""
     for corpus, handle in arrays.items():
@@ -143,6 +148,7 @@ def sft_program(
         recipe=recipe,
         arrays={corpus: handle.path for corpus, handle in arrays.items()},
         tokens={corpus: handle.path for corpus, handle in (tokens or {}).items()},
+        texts={name: handle.path for name, handle in (texts or {}).items()},
         base_checkpoint=base.path if base is not None else None,
         codec=codec.content,
         sample_rate=codec.facts.sample_rate,
@@ -155,8 +161,9 @@ def describe_recipe(recipe: SftRecipe) -> str:
     base = recipe.base
     start = base.hub or (f"sft/{base.recipe}" if base.recipe else "a Llama from scratch")
     length = f"{recipe.steps} steps" if recipe.steps else f"{recipe.epochs} epochs"
+    data = ", ".join([*recipe.corpora, *recipe.texts])
     how = "trained" if recipe.pretraining is None else "pretrained"
-    return f"SpeechLM {how} from {start} on {', '.join(recipe.corpora)} for {length}."
+    return f"SpeechLM {how} from {start} on {data} for {length}."
 
 
 def describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -115,12 +115,14 @@ class SftRecipe(Config):
     """``[sft.<name>]``: what is trained, on what, and how long. Give ``steps`` or ``epochs``.
 
     ``corpora`` maps names to epochs: 1.5 sees every utterance once and a random half of them
-    twice, another half in the next epoch. ``batch_tokens`` are those of one optimizer step over
-    all ranks; ``micro_tokens`` bound one forward pass of one rank.
+    twice, another half in the next epoch. ``texts`` does the same for sources of ``[texts]``, of
+    which the answers are learnt. ``batch_tokens`` are those of one optimizer step over all ranks;
+    ``micro_tokens`` bound one forward pass of one rank.
     """
 
     base: BaseModel
     corpora: dict[str, float] = Field(min_length=1)
+    texts: dict[str, float] = Field(default_factory=dict)
     pretraining: Pretraining | None = None
     vocabulary: VocabularyConfig = VocabularyConfig()
     steps: int | None = Field(None, gt=0)
@@ -169,16 +171,18 @@ class SftRecipe(Config):
                 f"max_seq_len {self.max_seq_len} is above base.llama.max_positions "
                 f"{llama.max_positions}"
             )
-        bad = [name for name, weight in self.corpora.items() if weight <= 0]
-        if bad:
-            raise ValueError(f"corpora {bad} have no positive weight: leave them out")
+        weights = {"corpora": self.corpora, "texts": self.texts}
+        for what, named in weights.items():
+            bad = [name for name, weight in named.items() if weight <= 0]
+            if bad:
+                raise ValueError(f"{what} {bad} have no positive weight: leave them out")
         return self
 
     @property
     def sources(self) -> list[str]:
         """What losses are told apart by: the speech of each corpus, then texts."""
         mixed = self.pretraining is not None and self.pretraining.text_share > 0
-        return [*self.corpora, *([TRANSCRIPTS] if mixed else [])]
+        return [*self.corpora, *([TRANSCRIPTS] if mixed else []), *self.texts]
 
     @model_validator(mode="after")
     def _fitting_sources(self) -> Self:
@@ -192,6 +196,10 @@ class SftRecipe(Config):
                 "pretraining cuts windows from streams, in which utterances follow each other "
                 "anyhow and no text comes before its speech: leave out concatenate and "
                 "code_dropout"
+            )
+        if self.texts and not self.pretraining.text_share:
+            raise ValueError(
+                "pretraining.text_share = 0 leaves no room for texts: raise it, or leave out texts"
             )
         return self
 
@@ -230,13 +238,14 @@ class SftProgram(ProgramConfig):
     ``base_checkpoint`` is the folder of the recipe that ``base.recipe`` names. ``codec`` is the
     content digest of the codec that made all arrays. ``tokens`` are the ``token_arrays`` of
     corpora that have them: for fine-tuning they change no result, the texts need not be tokenized
-    again; pretraining reads its streams there.
+    again; pretraining reads its streams there. ``texts`` are folders of the recipe's texts.
     """
 
     name: str
     recipe: SftRecipe
     arrays: dict[str, Path]
     tokens: dict[str, Path] = Field(default_factory=dict)
+    texts: dict[str, Path] = Field(default_factory=dict)
     base_checkpoint: Path | None = None
     codec: str
     sample_rate: int
@@ -251,6 +260,9 @@ class SftProgram(ProgramConfig):
         missing = sorted(set(self.recipe.corpora) - set(self.tokens))
         if self.recipe.pretraining is not None and missing:
             raise ValueError(f"pretraining reads token_arrays; none given for corpora {missing}")
+        missing = sorted(set(self.recipe.texts) - set(self.texts))
+        if missing:
+            raise ValueError(f"no folder given for texts {missing} of the recipe")
         if (self.recipe.base.recipe is None) != (self.base_checkpoint is None):
             raise ValueError("base_checkpoint goes with a recipe whose base is another recipe")
         return self

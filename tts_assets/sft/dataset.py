@@ -16,7 +16,7 @@ import polars as pl
 from tts_assets.arrays.arrays import CodeTable, Split
 from tts_assets.sft.concatenate import Joiner
 from tts_assets.sft.config import SftRecipe
-from tts_assets.sft.stream import DROPOUT, Encoded, Group, Ints, Sample, drawn
+from tts_assets.sft.stream import DROPOUT, Encoded, Group, Ints, Sample, drawn, too_long
 from tts_assets.speechlm.prompts import NO_IDS, PromptFormat
 from tts_assets.speechlm.text_ids import TextIds, read_text_ids, text_ids
 from tts_assets.speechlm.tokenizer import tokenizer_digest
@@ -26,9 +26,7 @@ class Pool:
     """All utterances of one split of several corpora that fit into ``max_seq_len``.
 
     ``tokens`` holds, by corpus, the folder of its ``token_arrays``; a corpus without texts of this
-    tokenizer there is tokenized now, to the same ids. ``dropped`` holds an (id, tokens) pair for
-    every utterance that does not fit: it is left out whole, since speech cut short would teach the
-    model to stop early.
+    tokenizer there is tokenized now, to the same ids. ``dropped`` are utterances that do not fit.
     """
 
     def __init__(
@@ -54,8 +52,8 @@ class Pool:
         self.added: Ints = self.code_counts + self._of_utterances(
             [texts.later.lengths for texts in self.texts]
         )
-        self.dropped: list[tuple[str, int]] = [
-            (table.sample(int(row))["id"], int(own[row]))
+        self.dropped = [
+            too_long(table.sample(int(row))["id"], int(own[row]))
             for table, own in zip(self.tables, lengths, strict=True)
             for row in np.flatnonzero(own > max_seq_len)
         ]

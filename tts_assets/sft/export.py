@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
-from pathlib import Path
 
+from tts_assets.accounting import SET_ASIDE_FILE, write_set_aside
 from tts_assets.program import Run
 from tts_assets.sft.checkpoint import Progress
 from tts_assets.sft.config import SftProgram
@@ -23,7 +22,7 @@ def export(run: Run, lm: SpeechLM, weights: Tensors, pools: Sequence[SamplePool]
     folder = run.result_dir
     lm.save(folder, weights=weights)
     shutil.copy(run.run_dir / "metrics.jsonl", folder / "metrics.jsonl")
-    write_set_aside(folder / "set_aside.jsonl", pools)
+    write_set_aside(folder / SET_ASIDE_FILE, [item for pool in pools for item in pool.dropped])
 
 
 def facts(
@@ -49,16 +48,3 @@ def facts(
         "token_rate": program.token_rate,
         "codebook_size": program.codebook_size,
     }
-
-
-def write_set_aside(path: Path, pools: Sequence[SamplePool]) -> None:
-    """A line for each utterance that was left out."""
-    with path.open("w") as stream:
-        for pool in pools:
-            for identity, tokens in pool.dropped:
-                record = {
-                    "what": identity,
-                    "reason": "longer than max_seq_len",
-                    "detail": f"{tokens} tokens",
-                }
-                stream.write(json.dumps(record) + "\n")

@@ -63,19 +63,21 @@ def pack(samples: Sequence[Encoded], sources: Sequence[int] | None = None) -> Pa
     padding = -tokens % ROW_MULTIPLE
     inputs = [*(sample.inputs for sample in samples), np.zeros(padding, dtype=np.int64)]
     starts = np.cumsum([0, *segments[:-1]])
-    own = [sample.where for sample in samples]
-    where = [start + positions for start, positions in zip(starts, own, strict=True)]
+    # What counts: (sample, first position, end).
+    spans = [(i, *span) for i, sample in enumerate(samples) for span in sample.spans]
+    where = [np.arange(first, end) + starts[i] for i, first, end in spans]
+    targets = [samples[i].targets[first:end] for i, first, end in spans]
+    numbers = [sources[i] if sources else 0 for i, _, _ in spans]
+    counts = [end - first for _, first, end in spans]
     if padding:
         segments = [*segments, padding]
-    targets = [sample.targets[at] for sample, at in zip(samples, own, strict=True)]
-    counts = [len(positions) for positions in own]
     return Packed(
         input_ids=torch.from_numpy(np.concatenate(inputs))[None],
         position_ids=torch.from_numpy(np.concatenate([np.arange(n) for n in segments]))[None],
         segments=segments,
         where=torch.from_numpy(np.concatenate(where)),
         targets=torch.from_numpy(np.concatenate(targets)),
-        sources=torch.from_numpy(np.repeat(sources or [0] * len(samples), counts)),
+        sources=torch.from_numpy(np.repeat(numbers, counts)),
         tokens=tokens,
     )
 

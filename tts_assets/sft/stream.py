@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from tts_assets.accounting import SetAside
 from tts_assets.sft.config import SftRecipe
 
 Ints = NDArray[np.int64]
@@ -36,32 +37,30 @@ class Encoded:
     """One sample as token ids, n of them.
 
     ``inputs`` and ``targets`` (n - 1,): the target of position i is token i + 1. ``first`` is the
-    first position whose target counts; ``counts`` (n - 1,) says of each position whether it does,
+    first position whose target counts; ``turns`` are the ranges of positions whose targets count,
     where not all from ``first`` on do.
     """
 
     inputs: Ints
     targets: Ints
     first: int
-    counts: NDArray[np.bool_] | None = None
+    turns: tuple[tuple[int, int], ...] = ()
 
     @property
-    def where(self) -> Ints:
-        """The positions whose targets count."""
-        if self.counts is not None:
-            return np.flatnonzero(self.counts)
-        return np.arange(self.first, len(self.inputs))
+    def spans(self) -> tuple[tuple[int, int], ...]:
+        """The ranges of positions whose targets count."""
+        return self.turns or ((self.first, len(self.inputs)),)
 
 
 class SamplePool(Protocol):
     """One split of all that a recipe trains on, as numbered items: utterances, windows, texts.
 
     ``sources`` names where items are from: the speech of each corpus first, in the recipe's order.
-    ``dropped`` holds an (id, tokens) pair for every item that does not fit.
+    ``dropped`` are those that cannot be trained on, most of them since they do not fit.
     """
 
     sources: list[str]
-    dropped: list[tuple[str, int]]
+    dropped: list[SetAside]
 
     def __len__(self) -> int: ...
 
@@ -80,6 +79,12 @@ class SamplePool(Protocol):
         self, recipe: SftRecipe, token_rate: float, epoch: int, random: np.random.Generator
     ) -> list[Group]:
         """What the samples of one epoch are made of, in any order."""
+
+
+def too_long(identity: str, tokens: int) -> SetAside:
+    """An item that does not fit. It is left out whole: speech cut short would teach the model to
+    stop early."""
+    return SetAside(identity, "longer than max_seq_len", f"{tokens} tokens")
 
 
 def plan_epoch(pool: SamplePool, recipe: SftRecipe, token_rate: float, epoch: int) -> list[Sample]:

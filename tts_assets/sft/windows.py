@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tts_assets.accounting import SetAside
 from tts_assets.sft.config import SftRecipe
 from tts_assets.sft.stream import DataError, Encoded, Group, Ints, Sample, drawn_epochs
 from tts_assets.speechlm.text_ids import Rows
@@ -41,7 +42,14 @@ class TokenStream:
 class Windows:
     """All windows of the streams of one split, a pool whose items are single samples."""
 
-    def __init__(self, streams: Sequence[TokenStream], sources: list[str], size: int) -> None:
+    def __init__(
+        self,
+        streams: Sequence[TokenStream],
+        sources: list[str],
+        size: int,
+        dropped: Sequence[SetAside] = (),
+    ) -> None:
+        self.dropped = list(dropped)
         self.streams, self.sources, self.size = list(streams), sources, size
         predicted = [max(0, len(stream.rows.ids) - 1) for stream in streams]
         counts = [-(-tokens // size) for tokens in predicted]
@@ -50,7 +58,6 @@ class Windows:
         self.starts: Ints = np.concatenate([np.empty(0, dtype=np.int64), *starts])
         ends = np.asarray(predicted, dtype=np.int64)[self.stream_of]
         self.lengths: Ints = np.minimum(ends - self.starts, size)
-        self.dropped: list[tuple[str, int]] = []
 
     def __len__(self) -> int:
         return len(self.starts)
