@@ -10,6 +10,7 @@ from tts_assets.evaluation.config import LineageRow
 # The facts that say what an artifact is, in a reader's words; {} is the value.
 WORDS = {
     "utterances": "{} utterances",
+    "lines": "{} lines",
     "kept": "{} kept",
     "rejected": "{} rejected",
     "samples": "{} samples",
@@ -26,7 +27,6 @@ WORDS = {
     "token_rate": "{:g} codes a second",
     "codebook_size": "codebook of {}",
     "texts": "{} texts",
-    "lines": "{} lines",
 }
 HIDDEN = {"serving_model": {"sample_rate", "token_rate", "codebook_size"}}
 HIDDEN |= dict.fromkeys(("checkpoint", "codec_shards", "code_arrays"), HIDDEN["serving_model"])
