@@ -2,10 +2,11 @@
 
     OMP_NUM_THREADS=1 python benchmarks/data_path.py
 
-makes arrays of 4,000 utterances with the lengths and texts of examples/corpora/asterisk_en and
-random codes of 65,536, and a tokenizer of 193,856 tokens. Either way, in turn and in one process,
-turns samples into tensors on one core; what counts are the samples' own tokens a second, without
-padding. Prints a Markdown table of the best of ROUNDS.
+makes arrays of 4,000 utterances with the lengths and texts of examples/corpora/asterisk_en (short
+ones: 2.6 s on average), and again of four joined (10 s, as much read speech has), with random codes
+of 65,536, and a tokenizer of 193,856 tokens. Either way, in turn and in one process, turns samples
+into tensors on one core; what counts are the samples' own tokens a second, without padding. Prints
+Markdown tables.
 
 * codes to ids: ``tts_assets.sft``, texts read from ``token_arrays``; a batch of 32,768 tokens is
   composed, shared out and packed into rows of at most 8,192.
@@ -74,16 +75,18 @@ def make_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>")
 
 
-def make_arrays(folder: Path, rows: list[dict[str, Any]]) -> None:
+def make_arrays(folder: Path, rows: list[dict[str, Any]], joined: int) -> None:
     random = np.random.default_rng(0)
-    chosen = [rows[i] for i in random.integers(0, len(rows), SAMPLES)]
-    lengths = np.array([max(1, round(row["duration"] * RATE)) for row in chosen])
+    groups = random.integers(0, len(rows), (SAMPLES, joined))
+    seconds = np.array([row["duration"] for row in rows])[groups].sum(axis=1)
+    lengths = np.maximum(1, np.round(seconds * RATE)).astype(np.int64)
     codes = random.integers(0, CODEBOOK, lengths.sum(), dtype=np.uint16)
     np.save(folder / "train_codes.npy", codes)
     np.save(folder / "train_codes_index.npy", np.cumsum(lengths) - lengths)
     with (folder / "train_samples.jsonl").open("w") as lines:
-        for number, row in enumerate(chosen):
-            lines.write(json.dumps({"id": str(number), "transcript": row["transcript"]}) + "\n")
+        for number, group in enumerate(groups):
+            text = " ".join(rows[i]["transcript"] for i in group)
+            lines.write(json.dumps({"id": str(number), "transcript": text}) + "\n")
 
 
 class Ours:
@@ -107,8 +110,8 @@ class Ours:
         while done < samples:
             batch = self.stream.batch()
             done += len(batch)
-            for row in self.share.rows(self.pool, batch):
-                tokens += row.tokens + len(row.segments)  # the last of each is a target alone
+            tokens += len(batch)  # the last token of each is a target alone
+            tokens += sum(row.tokens for row in self.share.rows(self.pool, batch))
         return tokens
 
 
@@ -143,7 +146,7 @@ class Theirs:
             inputs = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=end)
             labels = inputs.clone()
             for label, row in zip(labels, rows, strict=True):
-                label[: int((row == self.start).nonzero()[0])] = -100
+                label[: int(torch.eq(row, self.start).nonzero()[0])] = -100
                 label[len(row) :] = -100
         return tokens
 
@@ -154,33 +157,36 @@ def rate(work: Callable[[int], int], samples: int) -> float:
     return work(samples) / (time.process_time() - started)
 
 
+def compare(rows: list[dict[str, Any]], prompts: PromptFormat, joined: int) -> None:
+    """One table."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make_arrays(folder, rows, joined)
+        own = folder / tokenizer_digest(prompts.tokenizer)
+        own.mkdir()
+        write_text_ids(CodeTable.of_split(folder, "train"), prompts, own, "train")
+        ours, theirs = Ours(folder, prompts), Theirs(folder, prompts.tokenizer)
+        assert all(ours.ids(i) == theirs.ids(i) for i in range(20)), "the ids differ"
+        found = [(rate(ours.work, OURS), rate(theirs.work, THEIRS)) for _ in range(ROUNDS)]
+    tokens = ours.pool.alone.mean()
+    print(f"\n{len(ours.pool)} samples of {tokens:.0f} tokens on average\n")
+    print("| tokens a second of one core | best | of each round |\n|---|---|---|")
+    for name, rates in zip(("codes to ids", "strings"), zip(*found, strict=True), strict=True):
+        every = ", ".join(f"{rate:,.0f}" for rate in rates)
+        print(f"| {name} | {max(rates):,.0f} | {every} |")
+    best = max(mine for mine, _ in found) / max(other for _, other in found)
+    print(f"| ratio | {best:.0f}x | {', '.join(f'{a / b:.0f}x' for a, b in found)} |")
+
+
 def main() -> None:
     torch.set_num_threads(1)
     lines = (CORPUS / "samples.jsonl").read_text().splitlines()
     rows = [row for row in map(json.loads, lines) if row["transcript"] and row["duration"] <= 30]
     tokenizer = make_tokenizer([row["transcript"] for row in rows])
     vocabulary = extend_tokenizer(tokenizer, CODEBOOK, VocabularyConfig(order="lexicographic"))
-    prompts = PromptFormat(tokenizer, vocabulary)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        make_arrays(folder, rows)
-        own = folder / tokenizer_digest(tokenizer)
-        own.mkdir()
-        write_text_ids(CodeTable.of_split(folder, "train"), prompts, own, "train")
-        ours, theirs = Ours(folder, prompts), Theirs(folder, tokenizer)
-        assert all(ours.ids(i) == theirs.ids(i) for i in range(20)), "the ids differ"
-        found = [(rate(ours.work, OURS), rate(theirs.work, THEIRS)) for _ in range(ROUNDS)]
-    print(
-        f"{vocabulary.size:,} tokens, {len(ours.pool)} samples, {ours.pool.alone.mean():.0f} "
-        "tokens each on average\n"
-    )
-    print("| tokens a second of one core | best | of each round |\n|---|---|---|")
-    for name, rates in zip(("codes to ids", "strings"), zip(*found, strict=True), strict=True):
-        every = ", ".join(f"{rate:,.0f}" for rate in rates)
-        print(f"| {name} | {max(rates):,.0f} | {every} |")
-    ratios = [mine / other for mine, other in found]
-    best = max(mine for mine, _ in found) / max(other for _, other in found)
-    print(f"| ratio | {best:.0f}x | {', '.join(f'{ratio:.0f}x' for ratio in ratios)} |")
+    print(f"{vocabulary.size:,} tokens")
+    for joined in (1, 4):
+        compare(rows, PromptFormat(tokenizer, vocabulary), joined)
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ class Pool:
         tokens: Mapping[str, Path] | None = None,
     ) -> None:
         self.prompts = prompts
+        self._end = np.array([prompts.vocabulary.speech_end])
         self.corpora = self.sources = list(folders)
         self.tables = [CodeTable.of_split(folder, split) for folder in folders.values()]
         places = [(tokens or {}).get(corpus) for corpus in self.corpora]
@@ -106,22 +107,23 @@ class Pool:
 
     def length(self, utterances: Group) -> int:
         """Tokens of the sample that these utterances make."""
-        first, *rest = utterances
-        return int(self.alone[first]) + sum(int(self.added[u]) for u in rest)
+        length = int(self.alone[utterances[0]])
+        return length + sum(int(self.added[u]) for u in utterances[1:])
 
     def encode(self, sample: Sample, code_dropout: float = 0.0, seed: int = 0) -> Encoded:
         """Token ids of a sample. Up to ``code_dropout`` of its input codes become padding tokens:
         of each sample a share between 0 and that, drawn from ``seed`` and the sample's place."""
-        (corpus, row), *rest = map(self._at, sample.items)
+        (corpus, row), *rest = places = [self._at(utterance) for utterance in sample.items]
         texts = [self.texts[corpus].text[row], *(self.texts[c].later[r] for c, r in rest)]
-        head = self.prompts.head(np.concatenate(texts), self.texts[corpus].description[row])
-        codes = np.concatenate([self.tables[c][r] for c, r in map(self._at, sample.items)])
-        vocabulary = self.prompts.vocabulary
-        clean = np.concatenate([head, vocabulary.ids(codes), [vocabulary.speech_end]])
+        text = np.concatenate(texts) if rest else texts[0]
+        head = self.prompts.head(text, self.texts[corpus].description[row])
+        codes = [self.tables[c][r] for c, r in places]
+        ids = self.prompts.vocabulary.ids(np.concatenate(codes) if rest else codes[0])
+        clean = np.concatenate([head, ids, self._end])
         inputs = clean[:-1]
         if code_dropout > 0:
             random = np.random.default_rng([seed, DROPOUT, sample.epoch, sample.number])
-            hidden = random.random(len(codes)) < random.random() * code_dropout
+            hidden = random.random(len(ids)) < random.random() * code_dropout
             inputs = inputs.copy()
             inputs[len(head) :][hidden] = self.prompts.tokenizer.pad_token_id
         return Encoded(inputs, clean[1:], first=len(head) - 2)

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tts_assets.sft.stream import Encoded
@@ -64,22 +65,27 @@ def pack(samples: Sequence[Encoded], sources: Sequence[int] | None = None) -> Pa
     inputs = [*(sample.inputs for sample in samples), np.zeros(padding, dtype=np.int64)]
     starts = np.cumsum([0, *segments[:-1]])
     # What counts: (sample, first position, end).
-    spans = [(i, *span) for i, sample in enumerate(samples) for span in sample.spans]
-    where = [np.arange(first, end) + starts[i] for i, first, end in spans]
-    targets = [samples[i].targets[first:end] for i, first, end in spans]
-    numbers = [sources[i] if sources else 0 for i, _, _ in spans]
-    counts = [end - first for _, first, end in spans]
+    counted = [(i, *span) for i, sample in enumerate(samples) for span in sample.spans]
+    number, first, end = np.array(counted, dtype=np.int64).T
+    where = ranges(starts[number] + first, end - first)
+    numbers = np.asarray(sources or [0] * len(samples))[number]
     if padding:
         segments = [*segments, padding]
     return Packed(
         input_ids=torch.from_numpy(np.concatenate(inputs))[None],
-        position_ids=torch.from_numpy(np.concatenate([np.arange(n) for n in segments]))[None],
+        position_ids=torch.from_numpy(ranges(0, np.array(segments)))[None],
         segments=segments,
-        where=torch.from_numpy(np.concatenate(where)),
-        targets=torch.from_numpy(np.concatenate(targets)),
-        sources=torch.from_numpy(np.repeat(numbers, counts)),
+        where=torch.from_numpy(where),
+        targets=torch.from_numpy(np.concatenate([s.targets for s in samples])[where]),
+        sources=torch.from_numpy(np.repeat(numbers, end - first)),
         tokens=tokens,
     )
+
+
+def ranges(firsts: NDArray[np.int64] | int, counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """``arange(first, first + count)`` of each, end to end."""
+    before = np.cumsum(counts) - counts
+    return np.arange(counts.sum()) + np.repeat(firsts - before, counts)
 
 
 def split_over(samples: Sequence[T], size: Callable[[T], int], parts: int) -> list[list[T]]:
