@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from tts_assets.arrays.arrays import CodeTable
 from tts_assets.sft.config import SftRecipe
@@ -118,11 +118,11 @@ class Ours:
 class Theirs:
     """Strings through the tokenizer, a sample at a time, and padded."""
 
-    def __init__(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, folder: Path, prompts: PromptFormat) -> None:
         self.table = CodeTable.of_split(folder, "train")
         self.samples = self.table.samples
-        self.tokenizer = tokenizer
-        self.start = tokenizer.convert_tokens_to_ids("<|speech_start|>")
+        self.tokenizer = prompts.tokenizer
+        self.start = prompts.vocabulary.speech_start
         self.order = np.random.default_rng(1).permutation(len(self.table))
         self.at = 0
 
@@ -165,7 +165,7 @@ def compare(rows: list[dict[str, Any]], prompts: PromptFormat, joined: int) -> N
         own = folder / tokenizer_digest(prompts.tokenizer)
         own.mkdir()
         write_text_ids(CodeTable.of_split(folder, "train"), prompts, own, "train")
-        ours, theirs = Ours(folder, prompts), Theirs(folder, prompts.tokenizer)
+        ours, theirs = Ours(folder, prompts), Theirs(folder, prompts)
         assert all(ours.ids(i) == theirs.ids(i) for i in range(20)), "the ids differ"
         found = [(rate(ours.work, OURS), rate(theirs.work, THEIRS)) for _ in range(ROUNDS)]
     tokens = ours.pool.alone.mean()
