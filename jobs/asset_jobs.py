@@ -40,9 +40,9 @@ def build_jobs(settings: Settings) -> list[UnresolvedAssetJobDefinition]:
         ),
         define_asset_job(
             RETRAIN,
-            _keys(sft=trained, serving=trained, report=trained)
+            _keys(texts=list(settings.texts), sft=trained, serving=trained, report=trained)
             | AssetSelection.assets("evaluation_suite"),
-            description="Every SFT recipe, its serving model and its report.",
+            description="Texts, every SFT recipe, its serving model and its report.",
         ),
         define_asset_job(
             ALIGN,

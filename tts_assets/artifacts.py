@@ -532,6 +532,24 @@ class TokenArrays(Handle):
     facts: TokenFacts
 
 
+class TextFacts(Facts):
+    """Of ``lines`` all are ``train_samples``, ``val_samples`` or ``set_aside``."""
+
+    name: str
+    licence: str
+    lines: int
+    train_samples: int
+    val_samples: int
+    set_aside: int
+
+
+class Texts(Handle):
+    """``{train,val}_samples.jsonl``: id and ``messages`` or ``text``; ``set_aside.jsonl``."""
+
+    kind, facts_type = "texts", TextFacts
+    facts: TextFacts
+
+
 class CheckpointFacts(Facts):
     stage: str
     recipe: str

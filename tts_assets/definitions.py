@@ -24,6 +24,7 @@ from tts_assets.serving.assets import build_assets as serving_assets
 from tts_assets.settings import Settings, load_settings
 from tts_assets.sft.assets import build_assets as sft_assets
 from tts_assets.speechlm.assets import build_assets as token_assets
+from tts_assets.texts.assets import build_assets as texts_assets
 
 
 def build_defs(settings: Settings, resources: Mapping[str, Any] | None = None) -> Definitions:
@@ -55,6 +56,7 @@ def build_assets(settings: Settings) -> list[Any]:
         *codec_assets(settings.codec, settings.validation, shape("codec"), root),
         *arrays_assets(settings.arrays, settings.validation, settings.codec.checkpoint, root),
         *token_assets(settings.tokenizers, settings.arrays.pretraining, shape("speechlm")),
+        *texts_assets(settings.texts, settings.validation, root),
         *sft_assets(settings.sft, shape("sft")),
         *serving_assets(settings.serving, trained, aligned, settings.text),
         *rlhf_assets(settings.rlhf, shape("rlhf"), root),

@@ -9,7 +9,7 @@ from dagster import (
     SpecificPartitionsPartitionMapping,
 )
 
-from tts_assets.artifacts import CodeArrays
+from tts_assets.artifacts import CodeArrays, TokenArrays
 
 corpus_partitions = DynamicPartitionsDefinition(name="corpus")
 
@@ -18,6 +18,12 @@ def code_arrays_of(corpora: Iterable[str]) -> AssetIn:
     """The input of an unpartitioned asset that reads these corpora: a dict by corpus name."""
     mapping = SpecificPartitionsPartitionMapping(sorted(corpora))
     return AssetIn("code_arrays", partition_mapping=mapping, dagster_type=dict[str, CodeArrays])
+
+
+def streams_of(corpora: Iterable[str]) -> AssetIn:
+    """The input of an unpartitioned asset that reads the ``token_arrays`` of these corpora."""
+    mapping = SpecificPartitionsPartitionMapping(sorted(corpora))
+    return AssetIn("token_arrays", partition_mapping=mapping, dagster_type=dict[str, TokenArrays])
 
 
 def token_arrays_of(corpora: Iterable[str]) -> AssetDep:

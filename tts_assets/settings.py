@@ -28,6 +28,7 @@ from tts_assets.serving.config import ServingConfig
 from tts_assets.sft.config import SftRecipe
 from tts_assets.speechlm.config import TokenizerConfig
 from tts_assets.split import ValidationSplit
+from tts_assets.texts.config import TextSource
 
 PROJECT_FILE = "dagster_project.toml"
 EMBEDDED = "embedded"
@@ -50,6 +51,7 @@ class Settings(Config):
     discovery: DiscoveryConfig = DiscoveryConfig()
     filters: FilterConfig = FilterConfig()
     text: TextConfig = TextConfig()
+    texts: dict[str, TextSource] = Field(default_factory=dict)
     codec: CodecConfig
     arrays: ArraysConfig = ArraysConfig()
     serving: ServingConfig = ServingConfig()
@@ -104,7 +106,7 @@ class Settings(Config):
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:
-        for name in [*self.corpora, *self.arrays.imported]:
+        for name in [*self.corpora, *self.arrays.imported, *self.texts]:
             check_name(name)
         return self
 
@@ -119,6 +121,16 @@ class Settings(Config):
                     "come from one of the two; rename or drop the other"
                 )
         for name, recipe in self.sft.items():
+            if recipe.pretraining is not None and not self.arrays.pretraining:
+                raise ValueError(
+                    f"sft.{name} has a table pretraining, and the streams that it reads are "
+                    "written only where asked for: set [arrays] pretraining = true"
+                )
+            for text in set(recipe.texts) - set(self.texts):
+                raise ValueError(
+                    f"sft.{name} trains on texts {text!r}, which are nowhere: add [texts.{text}] "
+                    f"with the path of a JSONL file; known texts: {sorted(self.texts)}"
+                )
             base = recipe.base.recipe
             if base is not None and (base not in self.sft or base == name):
                 raise ValueError(

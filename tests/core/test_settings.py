@@ -13,6 +13,13 @@ from tts_assets.config import ConfigError
 from tts_assets.definitions import build_launcher
 from tts_assets.settings import environment_overrides, load_settings, overlay, project_file
 
+PRETRAINING = {
+    "base": {"llama": {}},
+    "corpora": {"asterisk_en": 1.0},
+    "pretraining": {"text_share": 0.1},
+    "steps": 1,
+}
+
 
 def load(overrides: dict[str, Any], **environment: str) -> Any:
     return load_settings(environment=environment, overrides=overrides)
@@ -61,6 +68,9 @@ def test_overlay_merges_tables_and_replaces_the_rest() -> None:
         ({"compute": {"stages": {"sft": {"node": 2}}}}, "did you mean 'nodes'"),
         ({"sft": {"announcer": {"corpora": {"nope": 1.0}}}}, r"add \[corpora.nope\]"),
         ({"sft": {"announcer": {"epochs": 3}}}, "exactly one of steps and epochs"),
+        ({"sft": {"announcer": {"texts": {"chat": 0.5}}}}, r"nowhere: add \[texts.chat\]"),
+        ({"texts": {"a b": {"path": "a.jsonl"}}}, "for example 'a_b'"),
+        ({"sft": {"base": PRETRAINING}}, r"set \[arrays\] pretraining = true"),
         ({"rlhf": {"announcer_grpo": {"base": "nobody"}}}, "'nobody', which is no .sft. recipe"),
         (
             {"arrays": {"imported": {"asterisk_en": {"path": "x", "codec": "y"}}}},

@@ -11,9 +11,14 @@ import av
 import numpy as np
 import pytest
 
+from tts_assets.arrays.arrays import SPLITS, CodeTable
 from tts_assets.sft.config import SftProgram
-from tts_assets.speechlm.config import LlamaSize, VocabularyConfig
+from tts_assets.speechlm.config import LlamaSize, TokenizerConfig, VocabularyConfig
 from tts_assets.speechlm.model import new_llama
+from tts_assets.speechlm.pretraining import write_pretraining
+from tts_assets.speechlm.prompts import PromptFormat
+from tts_assets.speechlm.text_ids import write_text_ids
+from tts_assets.speechlm.tokenizer import open_tokenizer, tokenizer_digest
 
 CORPUS = Path(__file__).resolve().parents[2] / "examples" / "corpora" / "asterisk_en"
 CODEBOOK = 256
@@ -64,6 +69,29 @@ def speaking_folder(folder: Path) -> Path:
     folder.mkdir()
     lm.save(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def prompts() -> PromptFormat:
+    """Those of a model from scratch over the rough codes."""
+    return open_tokenizer(TokenizerConfig(hub=None, vocabulary=VocabularyConfig()), CODEBOOK)
+
+
+@pytest.fixture(scope="session")
+def streams(arrays: Path, prompts: PromptFormat, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``token_arrays`` of the arrays, with what pretraining reads."""
+    root = tmp_path_factory.mktemp("token_arrays")
+    write_streams(root, arrays, prompts)
+    return root
+
+
+def write_streams(root: Path, arrays: Path, prompts: PromptFormat) -> None:
+    folder = root / tokenizer_digest(prompts.tokenizer)
+    folder.mkdir()
+    for split in SPLITS:
+        table = CodeTable.of_split(arrays, split)
+        texts = write_text_ids(table, prompts, folder, split)
+        write_pretraining(table, texts, prompts, folder, split)
 
 
 def recipe_values(**changes: Any) -> dict[str, Any]:

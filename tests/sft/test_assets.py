@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-from dagster import AssetKey, AssetSpec, DagsterInstance, materialize
+from dagster import (
+    AssetKey,
+    AssetsDefinition,
+    AssetSpec,
+    DagsterInstance,
+    ExecuteInProcessResult,
+    materialize,
+)
 
 from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
 from resources.torchrun import TorchrunLauncher
@@ -23,10 +32,17 @@ from tts_assets.artifacts import (
     TokenArrays,
 )
 from tts_assets.compute import Shape
+from tts_assets.evaluation.lineage import lineage
 from tts_assets.partitions import corpus_partitions
 from tts_assets.sft.assets import find_tokens, sft_asset, sft_program
 from tts_assets.sft.config import SftRecipe
+from tts_assets.sft.metrics import read_metrics
 from tts_assets.speechlm.assets import CODE_VERSION as TOKENS_VERSION
+from tts_assets.speechlm.assets import build_assets as token_assets
+from tts_assets.speechlm.config import TokenizerConfig, VocabularyConfig
+from tts_assets.split import ValidationSplit
+from tts_assets.texts.assets import build_assets as texts_assets
+from tts_assets.texts.config import TextSource
 
 CODEC_FACTS = {
     "sample_rate": 16000,
@@ -96,6 +112,122 @@ def test_a_recipe_is_materialized_once(
     assert len(folders) == 1  # the second time there was nothing to do
 
 
+def run(store: ArtifactStore, assets: list[Any], *selected: Any) -> ExecuteInProcessResult:
+    """Materialize unpartitioned assets, or those of the corpus, as this project's code location."""
+    upstream = [AssetSpec("codec"), AssetSpec("code_arrays", partitions_def=corpus_partitions)]
+    known = {key for a in assets if isinstance(a, AssetsDefinition) for key in a.keys}
+    with DagsterInstance.ephemeral() as instance:
+        instance.add_dynamic_partitions("corpus", ["asterisk"])
+        partitioned = any(getattr(a, "partitions_def", None) for a in selected)
+        return materialize(
+            [*(spec for spec in upstream if spec.key not in known), *assets],
+            instance=instance,
+            resources={
+                "store": ArtifactStoreResource(root=str(store.root)),
+                "io_manager": ArtifactIOManager(root=str(store.root)),
+                "launcher": TorchrunLauncher(grace_seconds=5.0),
+            },
+            selection=list(selected),
+            partition_key="asterisk" if partitioned else None,
+            raise_on_error=False,
+        )
+
+
+def reasons(result: ExecuteInProcessResult) -> str:
+    return "\n".join(
+        event.step_failure_data.error_display_string
+        for event in result.all_events
+        if event.is_step_failure
+    )
+
+
+def texts_of(tmp_path: Path) -> list[Any]:
+    """``texts/chat`` and its check, of a file with one bad line."""
+    lines = [json.dumps({"prompt": f"{n} and {n}?", "completion": f"{n + n}."}) for n in range(40)]
+    (tmp_path / "chat.jsonl").write_text("\n".join([*lines, "{"]) + "\n")
+    sources = {"chat": TextSource(path=Path("chat.jsonl"), licence="CC0-1.0")}
+    return list(texts_assets(sources, ValidationSplit(fraction=0.2), tmp_path))
+
+
+def test_texts_are_published_by_what_they_say(store: ArtifactStore, tmp_path: Path) -> None:
+    """Another time, place and licence: the same content. A line more: another one."""
+    contents = []
+    for change in ("none", "time", "line"):
+        assets = texts_of(tmp_path)
+        path = tmp_path / "chat.jsonl"
+        if change == "time":
+            os.utime(path, (1, 1))
+        if change == "line":
+            path.write_text(path.read_text() + '{"text": "And more."}\n')
+        result = run(store, assets, *assets)
+        assert result.success, reasons(result)
+        (check,) = result.get_asset_check_evaluations()
+        assert check.passed and check.metadata["set_aside"].value == 1
+        texts = store.current("texts/chat")
+        contents.append(texts.content)
+    assert contents[0] == contents[1] != contents[2]
+    assert texts.facts.lines == 42 and texts.facts.licence == "CC0-1.0"
+    (event,) = result.asset_materializations_for_node("texts__chat")
+    assert event.metadata["set_aside/not JSON"].value == 1
+    assets = texts_of(tmp_path)
+    (tmp_path / "chat.jsonl").unlink()
+    gone = run(store, assets, *assets)
+    assert "texts.chat: there is no file" in reasons(gone)
+
+
+@pytest.mark.slow
+def test_a_recipe_trains_on_texts(
+    inputs: tuple[ArtifactStore, CodeArrays, CodecCheckpoint], tmp_path: Path
+) -> None:
+    store, _, _ = inputs
+    recipe = SftRecipe.model_validate(recipe_values(steps=3, texts={"chat": 0.5}))
+    sft = sft_asset("test", recipe, Shape(processes=1))
+    texts = texts_of(tmp_path)
+    missing = run(store, [*texts, sft], sft)
+    assert "texts/chat has not been materialized yet" in reasons(missing)
+    result = run(store, [*texts, sft], *texts, sft)
+    assert result.success, reasons(result)
+    assert AssetKey(["texts", "chat"]) in sft.dependency_keys
+    checkpoint = store.current("sft/test")
+    made_from = checkpoint.manifest.inputs["texts[chat]"]
+    assert made_from.content == store.current("texts/chat").content
+    rows = lineage(store, [checkpoint])
+    assert [row.asset for row in rows][-2:] == ["texts/chat", "sft/test"]
+    assert "41 lines, 1 set aside" in " ".join(row.detail for row in rows)
+    metrics = read_metrics(checkpoint.path / "metrics.jsonl")
+    assert any("loss/chat" in record for record in metrics)
+
+
+@pytest.mark.slow
+def test_a_recipe_pretrains_on_token_arrays(
+    inputs: tuple[ArtifactStore, CodeArrays, CodecCheckpoint], tmp_path: Path
+) -> None:
+    """They are upstream of it; without them, or without their streams, it says what to do."""
+    store, _, _ = inputs
+    values = recipe_values(steps=3, pretraining={"text_share": 0.2}, concatenate=None)
+    recipe = SftRecipe.model_validate(values)
+    sft = sft_asset("test", recipe, Shape(processes=1))
+    assert AssetKey("token_arrays") in sft.keys_by_input_name.values()
+    specs = AssetSpec("token_arrays", partitions_def=corpus_partitions)
+    missing = run(store, [specs, sft], sft)
+    assert "token_arrays[asterisk] has not been materialized yet" in reasons(missing)
+    tokenizers = {"asterisk": [TokenizerConfig(hub=None, vocabulary=VocabularyConfig())]}
+    for pretraining in (False, True):
+        (tokens,) = token_assets(tokenizers, pretraining, Shape(processes=1))
+        made = run(store, [tokens], tokens)
+        assert made.success, reasons(made)
+        result = run(store, [tokens, sft], sft)
+        assert result.success == pretraining
+        if not pretraining:
+            assert "set [arrays] pretraining = true" in reasons(result)
+    assert result.success, reasons(result)
+    checkpoint = store.current("sft/test")
+    made_from = checkpoint.manifest.inputs["tokens[asterisk]"]
+    assert made_from.content == store.current("token_arrays", "asterisk").content
+    metrics = read_metrics(checkpoint.path / "metrics.jsonl")
+    assert "val_loss/text" in metrics[-1]
+
+
 def test_texts_of_other_arrays_are_not_used(
     inputs: tuple[ArtifactStore, CodeArrays, CodecCheckpoint],
 ) -> None:
@@ -115,7 +247,7 @@ def test_texts_of_other_arrays_are_not_used(
         (folder / "tokenizers.json").write_text("[]")
         published = publish(store, TokenArrays, build, {"corpus": "asterisk", "text_tokens": {}})
         found = find_tokens(store, {"asterisk": arrays})
-        assert found == ({"asterisk": published.path} if used else {})
+        assert [handle.path for handle in found.values()] == ([published.path] if used else [])
 
 
 def test_arrays_of_another_codec_are_refused(

@@ -39,6 +39,9 @@ from tts_assets.sft.optimizer import learning_rate
         ({"base": {"hub": "x"}, "lora": {"r": 4}}, "lora"),
         ({"checkpoints": {"keep_every": 1500}}, "no multiple of save_every 1000"),
         ({"checkpoints": {"best": "val_loss/other"}}, "no metric of this recipe"),
+        ({"pretraining": {}}, "leave out concatenate and code_dropout"),
+        ({"pretraining": {"text_share": 1.0}}, "text_share"),
+        ({"pretraining": {}, "corpora": {"text": 1.0}}, r"\['text'\] would name two: rename one"),
     ],
 )
 def test_impossible_recipes_are_refused(changes: dict[str, object], message: str) -> None:

@@ -8,28 +8,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.sft.conftest import CODEBOOK, recipe_values
+from tests.sft.conftest import recipe_values
 from tts_assets.arrays.arrays import ArrayError, CodeTable
 from tts_assets.sft.config import SftRecipe
-from tts_assets.sft.dataset import DataError, Pool, Sample, SampleStream, plan_epoch
+from tts_assets.sft.dataset import Pool
 from tts_assets.sft.packing import ROW_MULTIPLE, first_fit, pack, split_over
-from tts_assets.speechlm.config import VocabularyConfig
+from tts_assets.sft.stream import DataError, Sample, SampleStream, plan_epoch
 from tts_assets.speechlm.prompts import PromptFormat
 from tts_assets.speechlm.text_ids import write_text_ids
-from tts_assets.speechlm.tokenizer import byte_tokenizer, tokenizer_digest
-from tts_assets.speechlm.vocabulary import extend_tokenizer
+from tts_assets.speechlm.tokenizer import tokenizer_digest
 
 RATE = 50.0
 
 
 def recipe(**changes: object) -> SftRecipe:
     return SftRecipe.model_validate(recipe_values(**changes))
-
-
-@pytest.fixture(scope="module")
-def prompts() -> PromptFormat:
-    tokenizer = byte_tokenizer(2048)
-    return PromptFormat(tokenizer, extend_tokenizer(tokenizer, CODEBOOK, VocabularyConfig()))
 
 
 @pytest.fixture(scope="module")
@@ -95,29 +88,29 @@ def test_an_epoch_holds_every_utterance_once_in_new_company(pool: Pool) -> None:
     plain = recipe(concatenate={"max_utterances": 4, "max_seconds": 10.0})
     epochs = [plan_epoch(pool, plain, RATE, epoch) for epoch in range(2)]
     for samples in epochs:
-        seen = Counter(u for sample in samples for u in sample.utterances)
+        seen = Counter(u for sample in samples for u in sample.items)
         assert seen == Counter(range(len(pool)))
-        assert max(len(sample.utterances) for sample in samples) in (3, 4)
+        assert max(len(sample.items) for sample in samples) in (3, 4)
         for sample in samples:
-            codes = pool.code_counts[list(sample.utterances)].sum()
-            assert len(sample.utterances) == 1 or codes <= 10.0 * RATE
-    groups = [{s.utterances for s in samples if len(s.utterances) > 1} for samples in epochs]
+            codes = pool.code_counts[list(sample.items)].sum()
+            assert len(sample.items) == 1 or codes <= 10.0 * RATE
+    groups = [{s.items for s in samples if len(s.items) > 1} for samples in epochs]
     assert not groups[0] & groups[1]
 
 
 def test_short_groups_are_the_share_asked_for(pool: Pool) -> None:
     config = {"max_utterances": 1, "short_share": 0.5, "short_seconds": 1.5, "max_short": 5}
     samples = plan_epoch(pool, recipe(concatenate=config), RATE, 0)
-    joined = [sample for sample in samples if len(sample.utterances) > 1]
+    joined = [sample for sample in samples if len(sample.items) > 1]
     assert len(samples) == 2 * len(pool)
     assert 0.6 * len(pool) < len(joined) < len(pool)  # one in five is a single word
-    assert max(pool.code_counts[list(s.utterances)].max() for s in joined) <= 1.5 * RATE
+    assert max(pool.code_counts[list(s.items)].max() for s in joined) <= 1.5 * RATE
 
 
 def test_words_repeat_as_often_as_asked_for(pool: Pool) -> None:
     config = {"short_share": 0.9, "short_seconds": 1.5, "max_short": 6, "repeat_share": 0.5}
     samples = plan_epoch(pool, recipe(concatenate={"max_utterances": 1, **config}), RATE, 0)
-    joined = [sample.utterances for sample in samples if len(sample.utterances) > 2]
+    joined = [sample.items for sample in samples if len(sample.items) > 2]
     repeated = [len(group) - len(set(group)) for group in joined]
     assert 0.4 < sum(repeated) / sum(len(group) - 1 for group in joined) < 0.7
 
@@ -127,7 +120,7 @@ def test_groups_grow_over_the_first_epochs(pool: Pool) -> None:
     sizes = []
     for epoch in range(6):
         plan = plan_epoch(pool, recipe(concatenate=config), RATE, epoch)
-        sizes.append(max(len(sample.utterances) for sample in plan))
+        sizes.append(max(len(sample.items) for sample in plan))
     assert sizes == [1, 2, 3, 4, 5, 5]
 
 
@@ -144,7 +137,7 @@ def test_voices_do_not_mix(arrays: Path, prompts: PromptFormat, tmp_path: Path) 
     pool = Pool({"a": folder, "b": arrays}, "train", prompts, 800)
     plan = plan_epoch(pool, recipe(corpora={"a": 1, "b": 1}), RATE, 0)
     assert len(set(pool.voice_of)) == 5
-    assert all(len({pool.voice_of[u] for u in sample.utterances}) == 1 for sample in plan)
+    assert all(len({pool.voice_of[u] for u in sample.items}) == 1 for sample in plan)
 
 
 def test_weights_are_epochs(arrays: Path, prompts: PromptFormat) -> None:
@@ -153,7 +146,7 @@ def test_weights_are_epochs(arrays: Path, prompts: PromptFormat) -> None:
     mixture = recipe(corpora={"a": 2.5, "b": 0.5}, concatenate=None)
     drawn = []
     for epoch in range(2):
-        seen = Counter(s.utterances[0] for s in plan_epoch(pool, mixture, RATE, epoch))
+        seen = Counter(s.items[0] for s in plan_epoch(pool, mixture, RATE, epoch))
         counts = [seen[u] for u in range(half)]
         assert set(counts) == {2, 3} and sum(counts) == round(2.5 * half)
         drawn.append({u for u in range(half, 2 * half) if seen[u]})
@@ -173,7 +166,7 @@ def test_a_share_of_earlier_data_is_another_one_each_epoch(
     counts = np.zeros(2 * old)
     drawn = set()
     for epoch in range(epochs):
-        utterances = [s.utterances[0] for s in plan_epoch(pool, config, RATE, epoch)]
+        utterances = [s.items[0] for s in plan_epoch(pool, config, RATE, epoch)]
         np.add.at(counts, utterances, 1)
         drawn.add(tuple(sorted(u for u in utterances if u >= old)))
         assert weight * old - 1 < len(utterances) - old < weight * old + 1
@@ -189,7 +182,7 @@ def test_short_groups_keep_the_weights(arrays: Path, prompts: PromptFormat) -> N
     pool = Pool({"new": arrays, "old": arrays}, "train", prompts, 800)
     short = {"max_utterances": 1, "short_share": 0.8, "max_short": 1}
     config = recipe(corpora={"new": 1.0, "old": 0.25}, concatenate=short)
-    groups = [s.utterances[0] for e in range(40) for s in plan_epoch(pool, config, RATE, e)]
+    groups = [s.items[0] for e in range(40) for s in plan_epoch(pool, config, RATE, e)]
     old = np.mean(np.array(groups) >= len(pool) // 2)
     assert old == pytest.approx(0.2, abs=0.03)
 
@@ -205,7 +198,7 @@ def test_a_stream_goes_on_where_its_state_says(pool: Pool) -> None:
     assert stream.epoch >= 1
     again = SampleStream(pool, settings, RATE, epoch, offset)
     assert [again.batch() for _ in range(20)] == batches[20:]
-    tokens = [sum(pool.length(s.utterances) for s in batch) for batch in batches]
+    tokens = [sum(pool.length(s.items) for s in batch) for batch in batches]
     assert max(tokens) <= settings.batch_tokens
     assert np.mean(tokens) > 0.7 * settings.batch_tokens
 
@@ -216,7 +209,7 @@ def test_utterances_that_do_not_fit_are_dropped_whole_and_named(
     assert pool.dropped == []
     small = Pool({"asterisk": arrays}, "train", prompts, 200)
     assert len(small) + len(small.dropped) == len(pool)
-    assert all(tokens > 200 for _, tokens in small.dropped)
+    assert all(int(item.detail.split()[0]) > 200 for item in small.dropped)
     assert max(small.length((u,)) for u in range(len(small))) <= 200
     with pytest.raises(DataError, match=r"see set_aside\.jsonl"):
         SampleStream(Pool({"a": arrays}, "train", prompts, 9), recipe(), RATE)

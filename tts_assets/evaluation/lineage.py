@@ -10,6 +10,7 @@ from tts_assets.evaluation.config import LineageRow
 # The facts that say what an artifact is, in a reader's words; {} is the value.
 WORDS = {
     "utterances": "{} utterances",
+    "lines": "{} lines",
     "kept": "{} kept",
     "rejected": "{} rejected",
     "samples": "{} samples",

@@ -25,15 +25,17 @@ from tts_assets.artifacts import (
     Checkpoint,
     CodeArrays,
     CodecCheckpoint,
+    Texts,
     TokenArrays,
 )
 from tts_assets.compute import Shape
-from tts_assets.partitions import code_arrays_of, token_arrays_of
+from tts_assets.partitions import code_arrays_of, streams_of, token_arrays_of
 from tts_assets.plots import curves
 from tts_assets.sft import lora, machine
 from tts_assets.sft.config import SftProgram, SftRecipe
 from tts_assets.sft.metrics import read_metrics
 from tts_assets.speechlm.assets import CODE_VERSION as TOKENS_VERSION
+from tts_assets.speechlm.pretraining import CODES
 
 CODE_VERSION = "3"
 
@@ -44,17 +46,23 @@ def build_assets(recipes: Mapping[str, SftRecipe], shape: Shape) -> list[AssetsD
 
 
 def sft_asset(name: str, recipe: SftRecipe, shape: Shape) -> AssetsDefinition:
-    """The asset ``sft/<name>``; its base recipe, if it has one, is upstream of it."""
+    """The asset ``sft/<name>``; its base recipe and its texts, if it has any, are upstream."""
     ins = {"arrays": code_arrays_of(recipe.corpora)}
     if recipe.base.recipe is not None:
         ins["base"] = AssetIn(key=AssetKey(["sft", recipe.base.recipe]))
+    given = {f"text_{number}": name for number, name in enumerate(recipe.texts)}
+    ins |= {key: AssetIn(key=AssetKey(["texts", text])) for key, text in given.items()}
+    deps = []
+    if recipe.pretraining is not None:
+        ins["tokens"] = streams_of(recipe.corpora)
+    else:  # no input: the texts as ids change no result, and are not always there
+        deps.append(token_arrays_of(recipe.corpora))
 
     @asset(
         key=["sft", name],
         group_name="sft",
         ins={**ins, "codec": AssetIn(key="codec")},
-        # No input: the texts as ids change no result, and are not always there.
-        deps=[token_arrays_of(recipe.corpora)],
+        deps=deps,
         code_version=CODE_VERSION,
         kinds={"pytorch"},
         description=describe_recipe(recipe),
@@ -65,11 +73,12 @@ def sft_asset(name: str, recipe: SftRecipe, shape: Shape) -> AssetsDefinition:
         launcher: ResourceParam[Launcher],
         **inputs: Any,
     ) -> Output[Checkpoint]:
+        inputs["texts"] = {text: inputs.pop(key) for key, text in given.items()}
         build = Build(f"sft/{name}", inputs, recipe, CODE_VERSION, seed=recipe.seed)
 
         def run(work: Path) -> dict[str, Any]:
-            tokens = find_tokens(store.store, inputs["arrays"])
-            program = sft_program(name, recipe, work, **inputs, tokens=tokens)
+            tokens = {"tokens": find_tokens(store.store, inputs["arrays"])}
+            program = sft_program(name, recipe, work, **tokens | inputs)
             if launcher.is_local:
                 machine.check(recipe, shape.processes)
                 lora.check(recipe)
@@ -80,17 +89,39 @@ def sft_asset(name: str, recipe: SftRecipe, shape: Shape) -> AssetsDefinition:
     return checkpoint
 
 
-def find_tokens(store: ArtifactStore, arrays: Mapping[str, CodeArrays]) -> dict[str, Path]:
+def find_tokens(store: ArtifactStore, arrays: Mapping[str, CodeArrays]) -> dict[str, TokenArrays]:
     """By corpus, the ``token_arrays`` that this code made from these arrays, where there are."""
     found = {}
     for corpus, handle in arrays.items():
         link = store.folder("token_arrays", corpus) / "current"
         if link.is_symlink():
             tokens = TokenArrays.open(link.resolve())
-            made = tokens.manifest.inputs["code_arrays"].content, tokens.manifest.code_version
-            if made == (handle.content, TOKENS_VERSION):
-                found[corpus] = tokens.path
+            if made_from(tokens, handle):
+                found[corpus] = tokens
     return found
+
+
+def made_from(tokens: TokenArrays, arrays: CodeArrays) -> bool:
+    """Whether this code made ``tokens`` from these arrays."""
+    manifest = tokens.manifest
+    made = manifest.inputs["code_arrays"].content, manifest.code_version
+    return made == (arrays.content, TOKENS_VERSION)
+
+
+def check_streams(tokens: Mapping[str, TokenArrays], arrays: Mapping[str, CodeArrays]) -> None:
+    """Raise :class:`ArtifactError` unless there are streams to pretrain on, of these arrays."""
+    for corpus, handle in tokens.items():
+        if not made_from(handle, arrays[corpus]):
+            raise ArtifactError(
+                f"token_arrays[{corpus}] were made from other code_arrays than the current, or by "
+                f"older code: "
+                f"materialize token_arrays[{corpus}] again"
+            )
+        if not any(name.endswith(f"{CODES}.npy") for name in handle.manifest.files):
+            raise ArtifactError(
+                f"token_arrays[{corpus}] have no streams for pretraining: set [arrays] "
+                f"pretraining = true and materialize token_arrays[{corpus}] again"
+            )
 
 
 def sft_program(
@@ -100,7 +131,8 @@ def sft_program(
     arrays: Mapping[str, CodeArrays],
     codec: CodecCheckpoint,
     base: Checkpoint | None = None,
-    tokens: Mapping[str, Path] | None = None,
+    tokens: Mapping[str, TokenArrays] | None = None,
+    texts: Mapping[str, Texts] | None = None,
 ) -> SftProgram:
     """The program's configuration; raises :class:`ArtifactError` where inputs do not fit."""
     for corpus, handle in arrays.items():
@@ -114,12 +146,15 @@ def sft_program(
             f"{base.asset} was trained on codec {base.facts.codec[:12]}, but the codec is now "
             f"{codec.content[:12]}: materialize {base.asset} again"
         )
+    if recipe.pretraining is not None:
+        check_streams(tokens or {}, arrays)
     return SftProgram(
         run_dir=run_dir,
         name=name,
         recipe=recipe,
         arrays={corpus: handle.path for corpus, handle in arrays.items()},
-        tokens=dict(tokens or {}),
+        tokens={corpus: handle.path for corpus, handle in (tokens or {}).items()},
+        texts={name: handle.path for name, handle in (texts or {}).items()},
         base_checkpoint=base.path if base is not None else None,
         codec=codec.content,
         sample_rate=codec.facts.sample_rate,
@@ -132,7 +167,9 @@ def describe_recipe(recipe: SftRecipe) -> str:
     base = recipe.base
     start = base.hub or (f"sft/{base.recipe}" if base.recipe else "a Llama from scratch")
     length = f"{recipe.steps} steps" if recipe.steps else f"{recipe.epochs} epochs"
-    return f"SpeechLM trained from {start} on {', '.join(recipe.corpora)} for {length}."
+    data = ", ".join([*recipe.corpora, *recipe.texts])
+    how = "trained" if recipe.pretraining is None else "pretrained"
+    return f"SpeechLM {how} from {start} on {data} for {length}."
 
 
 def describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -140,7 +177,7 @@ def describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
     records = read_metrics(checkpoint.path / "metrics.jsonl")
     trained = [record for record in records if "loss" in record]
     labels = {"loss": "training", "val_loss": "validation"}
-    picture = curves(records, [labels], x_label="step", y_label="nats a speech token")
+    picture = curves(records, [labels], x_label="step", y_label="nats a token")
     return {
         "tokens_per_second": statistics.median(r["tokens_per_second"] for r in trained),
         "audio_hours_seen": trained[-1]["audio_hours_seen"],

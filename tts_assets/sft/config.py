@@ -47,6 +47,17 @@ class Concatenation(Config):
         return self.model_copy(update=grown)
 
 
+class Pretraining(Config):
+    """``[sft.<name>.pretraining]``: windows of token streams, and a loss on every token.
+
+    The windows are ``max_seq_len`` tokens of the speech of ``corpora``, whose weights are epochs,
+    and ``text_share`` of all tokens are from windows of text: transcripts of the corpora, and
+    ``texts``, by the weight of each.
+    """
+
+    text_share: float = Field(0.1, ge=0, lt=1)
+
+
 class OptimizerConfig(Config):
     """AdamW, or Muon for the matrices of the layers and AdamW for all else.
 
@@ -111,6 +122,7 @@ class CheckpointConfig(Config):
     best: str = "val_loss"
 
 
+TRANSCRIPTS = "text"  # the source of the corpora's texts, in pretraining
 # A recipe continues under another of these: they change how fast it trains, not what.
 HOW = frozenset({"strategy", "checkpoints", "save_every", "gradient_checkpointing", "compile"})
 
@@ -119,12 +131,15 @@ class SftRecipe(Config):
     """``[sft.<name>]``: what is trained, on what, and how long. Give ``steps`` or ``epochs``.
 
     ``corpora`` maps names to epochs: 1.5 sees every utterance once and a random half of them
-    twice, another half in the next epoch. ``batch_tokens`` are those of one optimizer step over
-    all ranks; ``micro_tokens`` bound one forward pass of one rank.
+    twice, another half in the next epoch. ``texts`` does the same for sources of ``[texts]``, of
+    which the answers are learnt. ``batch_tokens`` are those of one optimizer step over all ranks;
+    ``micro_tokens`` bound one forward pass of one rank.
     """
 
     base: BaseModel
     corpora: dict[str, float] = Field(min_length=1)
+    texts: dict[str, float] = Field(default_factory=dict)
+    pretraining: Pretraining | None = None
     vocabulary: VocabularyConfig = VocabularyConfig()
     lora: Lora | None = None
     steps: int | None = Field(None, gt=0)
@@ -179,9 +194,41 @@ class SftRecipe(Config):
                 f"max_seq_len {self.max_seq_len} is above base.llama.max_positions "
                 f"{llama.max_positions}"
             )
-        bad = [name for name, weight in self.corpora.items() if weight <= 0]
-        if bad:
-            raise ValueError(f"corpora {bad} have no positive weight: leave them out")
+        weights = {"corpora": self.corpora, "texts": self.texts}
+        for what, named in weights.items():
+            bad = [name for name, weight in named.items() if weight <= 0]
+            if bad:
+                raise ValueError(f"{what} {bad} have no positive weight: leave them out")
+        return self
+
+    @property
+    def sources(self) -> list[str]:
+        """What losses are told apart by: the speech of each corpus, then texts."""
+        mixed = self.pretraining is not None and self.pretraining.text_share > 0
+        return [*self.corpora, *([TRANSCRIPTS] if mixed else []), *self.texts]
+
+    @model_validator(mode="after")
+    def _fitting_sources(self) -> Self:
+        twice = sorted({name for name in self.sources if self.sources.count(name) > 1})
+        if twice:
+            raise ValueError(f"losses are told by source, and {twice} would name two: rename one")
+        if self.pretraining is None:
+            return self
+        if self.concatenate is not None or self.code_dropout:
+            raise ValueError(
+                "pretraining cuts windows from streams, in which utterances follow each other "
+                "anyhow and no text comes before its speech: leave out concatenate and "
+                "code_dropout"
+            )
+        if self.text_loss_weight:
+            raise ValueError(
+                "in pretraining every token of a text counts as much as one of speech: leave out "
+                "text_loss_weight, and set pretraining.text_share"
+            )
+        if self.texts and not self.pretraining.text_share:
+            raise ValueError(
+                "pretraining.text_share = 0 leaves no room for texts: raise it, or leave out texts"
+            )
         return self
 
     @model_validator(mode="after")
@@ -219,7 +266,7 @@ class SftRecipe(Config):
             raise ValueError(
                 f"checkpoints.keep_every {every} is no multiple of save_every {self.save_every}"
             )
-        known = ["val_loss", *(f"val_loss/{name}" for name in self.corpora)]
+        known = ["val_loss", *(f"val_loss/{name}" for name in self.sources)]
         known += ["val_speech_loss", "val_text_loss"] if self.text_loss_weight else []
         if best not in known:
             raise ValueError(f"checkpoints.best {best!r} is no metric of this recipe: {known}")
@@ -235,13 +282,15 @@ class SftProgram(ProgramConfig):
 
     ``base_checkpoint`` is the folder of the recipe that ``base.recipe`` names. ``codec`` is the
     content digest of the codec that made all arrays. ``tokens`` are the ``token_arrays`` of
-    corpora that have them; they change no result, the texts need not be tokenized again.
+    corpora that have them: for fine-tuning they change no result, the texts need not be tokenized
+    again; pretraining reads its streams there. ``texts`` are folders of the recipe's texts.
     """
 
     name: str
     recipe: SftRecipe
     arrays: dict[str, Path]
     tokens: dict[str, Path] = Field(default_factory=dict)
+    texts: dict[str, Path] = Field(default_factory=dict)
     base_checkpoint: Path | None = None
     codec: str
     sample_rate: int
@@ -253,6 +302,12 @@ class SftProgram(ProgramConfig):
         missing = sorted(set(self.recipe.corpora) - set(self.arrays))
         if missing:
             raise ValueError(f"no code arrays given for corpora {missing} of the recipe")
+        missing = sorted(set(self.recipe.corpora) - set(self.tokens))
+        if self.recipe.pretraining is not None and missing:
+            raise ValueError(f"pretraining reads token_arrays; none given for corpora {missing}")
+        missing = sorted(set(self.recipe.texts) - set(self.texts))
+        if missing:
+            raise ValueError(f"no folder given for texts {missing} of the recipe")
         if (self.recipe.base.recipe is None) != (self.base_checkpoint is None):
             raise ValueError("base_checkpoint goes with a recipe whose base is another recipe")
         return self

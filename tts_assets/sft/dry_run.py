@@ -22,7 +22,7 @@ def report(trainer: Trainer) -> dict[str, float]:
     meter = trainer.meter(trainer.train_pool, rows)
     losses = trainer.backward(rows, meter)
     trainer.check_sane("loss", losses["loss"], batch)
-    lengths = [trainer.train_pool.length(sample.utterances) for sample in batch]
+    lengths = [trainer.train_pool.length(sample.items) for sample in batch]
     return {
         "parameters": trainer.parameters,
         "ranks": trainer.run.world_size,

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
-from pathlib import Path
 
+from tts_assets.accounting import SET_ASIDE_FILE, write_set_aside
 from tts_assets.program import Run
 from tts_assets.sft.checkpoint import Progress
 from tts_assets.sft.config import SftProgram
-from tts_assets.sft.dataset import Pool
 from tts_assets.sft.metrics import read_metrics
 from tts_assets.sft.strategies.base import Tensors
+from tts_assets.sft.stream import SamplePool
 from tts_assets.speechlm.model import SpeechLM
 
 TRAIN_LOSS_SHARE = 0.05  # the published train_loss is the mean over the last steps
 
 
-def export(run: Run, lm: SpeechLM, weights: Tensors | None, pools: Sequence[Pool]) -> None:
+def export(run: Run, lm: SpeechLM, weights: Tensors | None, pools: Sequence[SamplePool]) -> None:
     """Write ``result/`` (rank 0); ``weights`` None: those of ``lm``."""
     folder = run.result_dir
     lm.save(folder, weights=weights)
     shutil.copy(run.run_dir / "metrics.jsonl", folder / "metrics.jsonl")
-    write_set_aside(folder / "set_aside.jsonl", pools)
+    write_set_aside(folder / SET_ASIDE_FILE, [item for pool in pools for item in pool.dropped])
 
 
 def facts(
@@ -49,16 +48,3 @@ def facts(
         "token_rate": program.token_rate,
         "codebook_size": program.codebook_size,
     }
-
-
-def write_set_aside(path: Path, pools: Sequence[Pool]) -> None:
-    """A line for each utterance that was left out."""
-    with path.open("w") as stream:
-        for pool in pools:
-            for identity, tokens in pool.dropped:
-                record = {
-                    "what": identity,
-                    "reason": "longer than max_seq_len",
-                    "detail": f"{tokens} tokens",
-                }
-                stream.write(json.dumps(record) + "\n")

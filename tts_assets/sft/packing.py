@@ -11,9 +11,10 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from tts_assets.sft.dataset import Encoded
+from tts_assets.sft.stream import Encoded
 
 T = TypeVar("T")
 # Rows end in padding up to a multiple of this: oneDNN compiles its bfloat16 kernels for each new
@@ -59,33 +60,39 @@ class Packed:
 def pack(
     samples: Sequence[Encoded], sources: Sequence[int] | None = None, text: bool = False
 ) -> Packed:
-    """Put samples end to end; ``sources`` are the numbers of their corpora, 0 if not given.
+    """Put samples end to end; ``sources`` are the numbers of their sources, 0 if not given.
     ``text``: their texts are targets, too."""
     segments = [len(sample.inputs) for sample in samples]
     tokens = sum(segments)
     padding = -tokens % ROW_MULTIPLE
     inputs = [*(sample.inputs for sample in samples), np.zeros(padding, dtype=np.int64)]
     starts = np.cumsum([0, *segments[:-1]])
-    # What counts: (sample, first position, end), of speech, then of text.
-    spans = [(i, sample.first, segments[i]) for i, sample in enumerate(samples)]
+    # What counts: (sample, first position, end), then of texts.
+    counted = [(i, *span) for i, sample in enumerate(samples) for span in sample.spans]
+    spoken = len(counted)
     if text:
-        spans += [(i, *sample.text) for i, sample in enumerate(samples)]
-    counts = [end - first for _, first, end in spans]
-    where = [np.arange(first, end) + starts[i] for i, first, end in spans]
-    targets = [samples[i].targets[first:end] for i, first, end in spans]
-    corpora = [sources[i] if sources else 0 for i, _, _ in spans]
+        counted += [(i, *sample.text) for i, sample in enumerate(samples)]
+    number, first, end = np.array(counted, dtype=np.int64).T
+    where = ranges(starts[number] + first, end - first)
+    numbers = np.asarray(sources or [0] * len(samples))[number]
     if padding:
         segments = [*segments, padding]
     return Packed(
         input_ids=torch.from_numpy(np.concatenate(inputs))[None],
-        position_ids=torch.from_numpy(np.concatenate([np.arange(n) for n in segments]))[None],
+        position_ids=torch.from_numpy(ranges(0, np.array(segments)))[None],
         segments=segments,
-        where=torch.from_numpy(np.concatenate(where)),
-        targets=torch.from_numpy(np.concatenate(targets)),
-        sources=torch.from_numpy(np.repeat(corpora, counts)),
+        where=torch.from_numpy(where),
+        targets=torch.from_numpy(np.concatenate([s.targets for s in samples])[where]),
+        sources=torch.from_numpy(np.repeat(numbers, end - first)),
         tokens=tokens,
-        text_targets=sum(counts[len(samples) :]),
+        text_targets=int((end - first)[spoken:].sum()),
     )
+
+
+def ranges(firsts: NDArray[np.int64] | int, counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """``arange(first, first + count)`` of each, end to end."""
+    before = np.cumsum(counts) - counts
+    return np.arange(counts.sum()) + np.repeat(firsts - before, counts)
 
 
 def split_over(samples: Sequence[T], size: Callable[[T], int], parts: int) -> list[list[T]]:

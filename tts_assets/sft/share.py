@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from operator import itemgetter
 
 from tts_assets.program import Run
 from tts_assets.sft.config import SftRecipe
-from tts_assets.sft.dataset import Pool, Sample
 from tts_assets.sft.packing import Packed, first_fit, pack, split_over
+from tts_assets.sft.stream import Sample, SamplePool
+
+_size = itemgetter(0)  # of a sample with its length
 
 
 class Share:
@@ -24,19 +27,18 @@ class Share:
         self.lockstep = lockstep
 
     def rows(
-        self, pool: Pool, batch: Sequence[Sample], code_dropout: float = 0.0
+        self, pool: SamplePool, batch: Sequence[Sample], code_dropout: float = 0.0
     ) -> Iterator[Packed]:
-        def size(sample: Sample) -> int:
-            return pool.length(sample.utterances)
-
-        shares = split_over(batch, size, self.world_size)
-        groups = [first_fit(share, size, self.micro_tokens) for share in shares]
+        sized = [(pool.length(sample.items), sample) for sample in batch]
+        shares = split_over(sized, _size, self.world_size)
+        groups = [first_fit(share, _size, self.micro_tokens) for share in shares]
         mine = groups[self.rank]
         for group in mine:
-            encoded = [pool.encode(sample, code_dropout, self.seed) for sample in group]
-            sources = [int(pool.corpus_of[sample.utterances[0]]) for sample in group]
+            encoded = [pool.encode(sample, code_dropout, self.seed) for _, sample in group]
+            sources = [pool.source(sample.items[0]) for _, sample in group]
             yield pack(encoded, sources, self.text)
         # A rank without samples takes part in the exchange of gradients with zeros.
         wanted = max(map(len, groups)) if self.lockstep else 1
         for _ in range(wanted - len(mine)):
-            yield pack([pool.encode(min(batch, key=size))]).without_targets()
+            _, shortest = min(sized, key=_size)
+            yield pack([pool.encode(shortest)]).without_targets()

@@ -2,8 +2,8 @@
 
 Data-parallel over any number of ranks, under the recipe's strategy. A global batch is composed
 first and then shared out, and the loss is the sum over all of its targets divided by their number,
-so that the curve does not depend on the number of ranks. The loss counts from
-``<|speech_start|>`` on.
+so that the curve does not depend on the number of ranks. The loss of an utterance counts from
+``<|speech_start|>`` on, that of a window of pretraining on every token.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from collections.abc import Sequence
 
 import torch
 
+from tts_assets.arrays.arrays import SPLITS
 from tts_assets.config import digest_of
 from tts_assets.program import Run, load_config
 from tts_assets.sft import lora, machine
 from tts_assets.sft.checkpoint import Checkpoints, Progress
 from tts_assets.sft.config import SftProgram
-from tts_assets.sft.dataset import Pool, Sample, SampleStream, plan_epoch
 from tts_assets.sft.export import export, facts
 from tts_assets.sft.flops import Flops
 from tts_assets.sft.meter import Meter
@@ -27,9 +27,11 @@ from tts_assets.sft.model import SpeechLoss, open_base, prepare, uses_bf16
 from tts_assets.sft.nonverbals import tell_of_spelled_tags
 from tts_assets.sft.optimizer import learning_rate
 from tts_assets.sft.packing import Packed
+from tts_assets.sft.pools import open_pool
 from tts_assets.sft.ranks import wait_for_all
 from tts_assets.sft.share import Share
 from tts_assets.sft.strategies import open_strategy
+from tts_assets.sft.stream import Sample, SamplePool, SampleStream, plan_epoch
 from tts_assets.speechlm.prompts import PromptFormat
 
 EXPLODED = 3.0  # times ln(vocabulary), the loss of one who knows nothing
@@ -53,11 +55,9 @@ class Trainer:
             self.recipe.compile,
         )
         prompts = PromptFormat(self.lm.tokenizer, self.lm.vocabulary)
-        folders = {name: program.arrays[name] for name in self.recipe.corpora}
-        longest, tokens = self.recipe.max_seq_len, program.tokens
-        self.train_pool = Pool(folders, "train", prompts, longest, tokens)
-        self.val_pool = Pool(folders, "val", prompts, longest, tokens)
-        tell_of_spelled_tags(run, folders, self.lm.tokenizer)
+        self.train_pool, self.val_pool = (open_pool(program, prompts, split) for split in SPLITS)
+        corpora = {name: program.arrays[name] for name in self.recipe.corpora}
+        tell_of_spelled_tags(run, corpora, self.lm.tokenizer)
         loss = SpeechLoss(self.lm.model, uses_bf16(self.recipe, run.device)).to(run.device)
         self.strategy = open_strategy(run, self.recipe, loss)
         self.share = Share(run, self.recipe, self.strategy.lockstep)
@@ -77,7 +77,7 @@ class Trainer:
     def steps_of(self, epochs: float) -> int:
         """Optimizer steps in ``epochs`` epochs, from the tokens of the first."""
         first = plan_epoch(self.train_pool, self.recipe, self.program.token_rate, 0)
-        tokens = sum(self.train_pool.length(sample.utterances) for sample in first)
+        tokens = sum(self.train_pool.length(sample.items) for sample in first)
         return max(1, round(epochs * tokens / self.recipe.batch_tokens))
 
     def resume(self) -> None:
@@ -118,7 +118,7 @@ class Trainer:
         self.check_sane("gradient norm", norm, batch)
         self.advance(meter)
         hours = self.progress.speech_tokens / self.program.token_rate / 3600
-        lengths = [self.train_pool.length(sample.utterances) for sample in batch]
+        lengths = [self.train_pool.length(sample.items) for sample in batch]
         metrics = {
             **{name: round(loss, 6) for name, loss in losses.items()},
             "lr": lr,
@@ -138,17 +138,18 @@ class Trainer:
             meter.add(row, self.strategy.backward(row, scale, last=number == len(rows)))
         return meter.losses()
 
-    def meter(self, pool: Pool, rows: Sequence[Packed]) -> Meter:
-        return Meter(self.run, pool.corpora, rows, self.recipe.text_loss_weight)
+    def meter(self, pool: SamplePool, rows: Sequence[Packed]) -> Meter:
+        return Meter(self.run, pool.sources, rows, self.recipe.text_loss_weight)
 
     def advance(self, meter: Meter) -> None:
-        """Count a finished step."""
+        """Count a finished step. Speech is what the first sources have, one a corpus."""
+        spoken = sum(meter.counts[: len(self.recipe.corpora)])
         done = {
             "step": self.progress.step + 1,
             "epoch": self.stream.epoch,
             "offset": self.stream.offset,
             "tokens": self.progress.tokens + meter.tokens,
-            "speech_tokens": self.progress.speech_tokens + meter.targets,
+            "speech_tokens": self.progress.speech_tokens + spoken,
         }
         self.progress = self.progress.model_copy(update=done)
 
@@ -158,14 +159,14 @@ class Trainer:
         limit = EXPLODED * knows_nothing if what == "loss" else math.inf
         if value < limit:  # NaN is not
             return
-        ids = [self.train_pool.identity(u) for sample in batch for u in sample.utterances]
+        ids = [self.train_pool.identity(item) for sample in batch for item in sample.items]
         raise FloatingPointError(
-            f"the {what} of step {self.progress.step + 1} is {value}; utterances of the batch: "
-            f"{', '.join(ids)}. Lower the learning rate, or look at these utterances"
+            f"the {what} of step {self.progress.step + 1} is {value}; the batch: "
+            f"{', '.join(ids)}. Lower the learning rate, or look at these samples"
         )
 
     def validate(self) -> None:
-        """Losses over the validation utterances; keeps the weights if they are the best."""
+        """Losses over the validation samples; keeps the weights if they are the best."""
         if not len(self.val_pool):
             return
         losses = {f"val_{name}": loss for name, loss in self.validation_losses().items()}
@@ -182,7 +183,7 @@ class Trainer:
                 self.checkpoints.save_best(weights, self.progress.step)
 
     def validation_losses(self) -> dict[str, float]:
-        """Means over all targets of the validation utterances, one sample each."""
+        """Means over all targets of the validation split, one sample an item."""
         samples = [Sample((u,), 0, u) for u in range(len(self.val_pool))]
         rows = list(self.share.rows(self.val_pool, samples))
         meter = self.meter(self.val_pool, rows)

@@ -17,12 +17,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tts_assets.arrays.arrays import CodeTable, Split
-from tts_assets.arrays.npy import NpyWriter
+from tts_assets.arrays.arrays import ArrayError, CodeTable, Split
+from tts_assets.arrays.npy import NpyWriter, map_npy
 from tts_assets.speechlm.prompts import PromptFormat
-from tts_assets.speechlm.text_ids import Ints, TextIds
+from tts_assets.speechlm.text_ids import Ints, Rows, TextIds, read_text_ids
 
 ROWS = 10_000  # samples written at once
+CODES, TEXTS = "pretraining_codes", "pretraining_tokens"
 
 
 def write_pretraining(
@@ -30,8 +31,8 @@ def write_pretraining(
 ) -> None:
     """Write both streams of a split."""
     vocabulary = prompts.vocabulary
-    speech = NpyWriter(folder / f"{split}_pretraining_codes.npy", "int32")
-    text = NpyWriter(folder / f"{split}_pretraining_tokens.npy", "int32")
+    speech = NpyWriter(folder / f"{split}_{CODES}.npy", "int32")
+    text = NpyWriter(folder / f"{split}_{TEXTS}.npy", "int32")
     end_of_text = prompts.tokenizer.eos_token_id
     for first in range(0, len(table), ROWS):
         codes, bounds = _piece(table.codes, table.bounds, first)
@@ -41,6 +42,36 @@ def write_pretraining(
         text.add(framed(words, bounds, prompts.prefix, [end_of_text]))
     speech.close()
     text.close()
+
+
+def read_pretraining(
+    table: CodeTable, folder: Path, prompts: PromptFormat, split: Split
+) -> tuple[Rows, Rows]:
+    """Both streams of a split, memory-mapped; a row of each is a sample with its frame.
+
+    ``folder`` is that of one tokenizer. Raises :class:`ArrayError` where a stream is missing or of
+    other samples.
+    """
+    if not (folder / f"{split}_{CODES}.npy").is_file():
+        raise ArrayError(
+            f"{folder} has no streams for pretraining: set [arrays] pretraining = true and "
+            "materialize token_arrays again"
+        )
+    texts = read_text_ids(table, folder, split).text
+    frames = {CODES: (table.bounds, 2), TEXTS: (texts.bounds, len(prompts.prefix) + 1)}
+    found = []
+    for name, (bounds, frame) in frames.items():
+        path = folder / f"{split}_{name}.npy"
+        ids = map_npy(path, "int32")
+        starts = bounds + frame * np.arange(len(bounds))
+        if starts[-1] != len(ids):
+            raise ArrayError(
+                f"{path} has {len(ids)} tokens, but {starts[-1]} belong to the {len(table)} "
+                "samples of the arrays; materialize token_arrays again"
+            )
+        found.append(Rows(ids, starts[:-1]))
+    speech, text = found
+    return speech, text
 
 
 def framed(ids: ArrayLike, bounds: Ints, before: ArrayLike, after: ArrayLike) -> NDArray[np.int32]:

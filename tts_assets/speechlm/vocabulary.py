@@ -110,12 +110,13 @@ class SpeechVocabulary:
     def ids(self, codes: ArrayLike) -> NDArray[np.int64]:
         """Token ids of ``codes`` (any integer array); raises if a code is outside the codebook."""
         array = np.asarray(codes)
-        if array.size and int(array.max()) >= self.codebook_size:
+        try:
+            return self.code_to_id[array]
+        except IndexError:
             raise VocabularyError(
                 f"code {int(array.max())} is outside the codebook of {self.codebook_size}: "
                 "the arrays were made with another codec"
-            )
-        return self.code_to_id[array]
+            ) from None
 
     def codes(self, token_ids: ArrayLike) -> NDArray[np.int64]:
         """Codes of the speech tokens among ``token_ids``, in order; other tokens are dropped."""

@@ -1,0 +1,187 @@
+"""Texts as token ids to train on beside speech: what is learnt in a conversation are the answers.
+
+A conversation is written as the tokenizer's own chat template has it (Llama-3-Instruct's, for
+example), or where it has none, as::
+
+    System: You are kind.
+    User: What is two and two?
+    Assistant: Four.<end of text>
+    User: And three and three?
+    Assistant: Six.<end of text>
+
+Learnt are the assistant's words with what ends its turn; what follows the last answer is left out.
+A plain text is learnt as a whole, up to its end of text. Turns are tokenized apart, as they are
+when the model answers.
+
+In a folder, a row a sample: ``{split}_{ids,learnt}.npy`` (int32 and uint8, all rows one after
+another), ``{split}_index.npy`` (int64, where each starts), and ``{split}_refused.jsonl``: samples
+that the template cannot express, whose rows are empty.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import date
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+from jinja2 import TemplateError
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+from tts_assets.accounting import SetAside, read_set_aside, write_set_aside
+from tts_assets.arrays.arrays import SPLITS, Split
+from tts_assets.arrays.npy import NpyWriter, map_npy
+from tts_assets.artifacts import written_aside
+from tts_assets.config import digest_of
+from tts_assets.speechlm.prompts import NO_IDS, PromptFormat
+from tts_assets.speechlm.text_ids import Ints, Rows, joined
+from tts_assets.speechlm.tokenizer import tokenizer_digest
+
+Piece = tuple[str, bool]  # a part of a sample, and whether it is learnt
+ROWS = 2_000  # samples tokenized at once
+NAMES = {"system": "System", "user": "User", "assistant": "Assistant"}
+TODAY = date(2024, 7, 26)  # of templates that tell the date: the same ids on every day
+
+
+class ChatIds:
+    """The samples of one split as ids: ``rows[i]``, and ``learnt(i)`` (uint8) of each token."""
+
+    def __init__(self, folder: Path, split: Split) -> None:
+        starts = map_npy(folder / f"{split}_index.npy", "int64", read=True)
+        self.rows = Rows(map_npy(folder / f"{split}_ids.npy", "int32"), starts)
+        self._learnt: NDArray[np.uint8] = map_npy(folder / f"{split}_learnt.npy", "uint8")
+        self.refused = read_set_aside(folder / f"{split}_refused.jsonl")
+
+    def learnt(self, row: int) -> NDArray[np.uint8]:
+        return self._learnt[self.rows.bounds[row] : self.rows.bounds[row + 1]]
+
+
+def tokenize_texts(texts: Path, prompts: PromptFormat, cache: Path) -> Path:
+    """The ids of a ``texts`` artifact, made once in a folder below ``cache``.
+
+    Any number of processes may ask for them: the first makes them, the others wait.
+    """
+    tokenizer = prompts.tokenizer
+    made_from = [str(texts), tokenizer_digest(tokenizer), tokenizer.chat_template]
+    folder = cache / digest_of(made_from)[:16]
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not folder.is_dir():
+            with written_aside(folder) as aside:
+                aside.mkdir()
+                for split in SPLITS:
+                    write_chats(texts / f"{split}_samples.jsonl", prompts, aside, split)
+    return folder
+
+
+def write_chats(samples: Path, prompts: PromptFormat, folder: Path, split: Split) -> None:
+    """Tokenize a file of samples into ``folder``, at the memory of ROWS of them."""
+    ids = NpyWriter(folder / f"{split}_ids.npy", "int32")
+    learnt = NpyWriter(folder / f"{split}_learnt.npy", "uint8")
+    index = NpyWriter(folder / f"{split}_index.npy", "int64")
+    refused: list[SetAside] = []
+    with samples.open(encoding="utf-8") as lines:
+        while piece := [json.loads(line) for line in islice(lines, ROWS)]:
+            parts = [_expressed(sample, prompts, refused) for sample in piece]
+            rows, marks = _tokenized(parts, piece, prompts)
+            values, starts = joined(rows)
+            index.add(starts + ids.length)
+            ids.add(values)
+            learnt.add(joined(marks)[0].astype(np.uint8))
+    for writer in (ids, learnt, index):
+        writer.close()
+    write_set_aside(folder / f"{split}_refused.jsonl", refused)
+
+
+def _expressed(
+    sample: dict[str, Any], prompts: PromptFormat, refused: list[SetAside]
+) -> list[Piece]:
+    """The pieces of a sample; none, and a line in ``refused``, where the template has no way."""
+    try:
+        return pieces_of(sample, prompts.tokenizer)
+    except TemplateError as error:
+        refused.append(SetAside(sample["id"], "refused by the chat template", str(error)))
+        return []
+
+
+def _tokenized(
+    parts: list[list[Piece]], samples: list[dict[str, Any]], prompts: PromptFormat
+) -> tuple[list[Ints], list[Ints]]:
+    """Ids and marks of each sample; all pieces go through the tokenizer at once."""
+    found = iter(prompts.text_batch([text for pieces in parts for text, _ in pieces]))
+    templated = prompts.tokenizer.chat_template is not None
+    rows, marks = [], []
+    for pieces, sample in zip(parts, samples, strict=True):
+        # A template writes itself what a text begins with.
+        bare = not pieces or (templated and "messages" in sample)
+        ids = [NO_IDS if bare else prompts.prefix]
+        learnt = [np.zeros_like(ids[0])]
+        for _, is_learnt in pieces:
+            ids.append(next(found))
+            learnt.append(np.full(len(ids[-1]), int(is_learnt)))
+        rows.append(np.concatenate(ids))
+        marks.append(np.concatenate(learnt))
+    return rows, marks
+
+
+def pieces_of(sample: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[Piece]:
+    """The parts of a sample in order. Raises jinja2's TemplateError if the tokenizer's template
+    cannot express it."""
+    end = str(tokenizer.eos_token)
+    if "text" in sample:
+        return [(sample["text"], True), (end, True)]
+    messages = sample["messages"]
+    last = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
+    if tokenizer.chat_template is None:
+        return plain_turns(messages[: last + 1], end)
+    return template_turns(messages[: last + 1], tokenizer)
+
+
+def plain_turns(messages: list[dict[str, str]], end: str) -> list[Piece]:
+    pieces: list[Piece] = []
+    for message in messages:
+        name, content = NAMES[message["role"]], message["content"].strip()
+        if message["role"] == "assistant":
+            pieces += [(f"{name}:", False), (f" {content}{end}", True), ("\n", False)]
+        else:
+            pieces.append((f"{name}: {content}\n", False))
+    return pieces[:-1]
+
+
+def template_turns(
+    messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase
+) -> list[Piece]:
+    """What the template writes up to each answer, and what an answer adds to that."""
+    pieces: list[Piece] = []
+    done = ""
+    for number, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        asked = render(messages[:number], tokenizer, add_generation_prompt=True)
+        answered = render(messages[: number + 1], tokenizer)
+        if not (asked.startswith(done) and answered.startswith(asked)):
+            raise TemplateError("it writes earlier turns anew, so that none can be told apart")
+        if answered == asked:
+            raise TemplateError(f"it leaves out the answer {message['content']!r}")
+        pieces += [(asked[len(done) :], False), (answered[len(asked) :], True)]
+        done = answered
+    return pieces
+
+
+def render(
+    messages: list[dict[str, str]],
+    tokenizer: PreTrainedTokenizerBase,
+    add_generation_prompt: bool = False,
+) -> str:
+    text = tokenizer.apply_chat_template(
+        messages,
+        tokenize=False,
+        add_generation_prompt=add_generation_prompt,
+        strftime_now=TODAY.strftime,
+    )
+    assert isinstance(text, str)
+    return text
