@@ -76,7 +76,7 @@ def build_resources(settings: Settings) -> dict[str, Any]:
 def build_launcher(compute: Compute, wandb: WandbConfig | None = None) -> Launcher:
     """The launcher that ``compute.launcher`` names; its programs report to ``wandb``, too."""
     common = compute.model_dump(include={"grace_seconds", "retries", "retry_seconds"})
-    common["wandb"] = wandb.model_dump(mode="json") if wandb is not None else None
+    common["wandb"] = wandb and wandb.model_dump(mode="json", exclude_none=True)
     if compute.launcher == "slurm":
         return SlurmLauncher(**common, **compute.slurm.model_dump(mode="json"))
     return TorchrunLauncher(**common)

@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 from wandb.proto.wandb_internal_pb2 import Record
 
-from resources.torchrun import TorchrunLauncher
 from tests.launched import count, launch, metadata
 from tests.programs import CountConfig
-from tts_assets.compute import Shape
+from tts_assets.compute import Compute, Shape
 from tts_assets.config import ConfigError
+from tts_assets.definitions import build_launcher
 from tts_assets.program import STOPPED
 from tts_assets.tracking import CONFIG_FILE, ID_FILE, WandbConfig, keep_files, write_card
 
@@ -134,13 +134,12 @@ def test_what_fails_in_it_is_told_and_ends_nothing(
 
 def test_the_launcher_turns_it_on_and_off(tmp_path: Path) -> None:
     shape = Shape(processes=1)
-    on = TorchrunLauncher(grace_seconds=5.0, wandb={"project": "voices", "tags": ["nightly"]})
+    on = build_launcher(Compute(), WandbConfig(project="voices", tags=("nightly",)))
     assert metadata(launch(count(tmp_path, shape, total=2), on))["counted"] == 2
     (folder,) = runs(tmp_path / "wandb")
     assert [row["count"] for row in history(folder)] == [1, 2]
     (tmp_path / "result.json").unlink()
-    off = TorchrunLauncher(grace_seconds=5.0)
-    metadata(launch(count(tmp_path, shape, total=4), off))
+    metadata(launch(count(tmp_path, shape, total=4), build_launcher(Compute())))
     assert len(runs(tmp_path / "wandb")) == 1
 
 
