@@ -96,7 +96,17 @@ class CheckpointConfig(Config):
 
 
 # A recipe continues under another of these: they change how fast it trains, not what.
-HOW = frozenset({"strategy", "checkpoints", "save_every", "gradient_checkpointing", "compile"})
+HOW = frozenset(
+    {
+        "strategy",
+        "checkpoints",
+        "save_every",
+        "gradient_checkpointing",
+        "compile",
+        "listen",
+        "listen_every",
+    }
+)
 
 
 class SftRecipe(Config):
@@ -136,6 +146,8 @@ class SftRecipe(Config):
     checkpoints: CheckpointConfig = CheckpointConfig()
     eval_every: int = Field(300, gt=0, description="steps between two validations")
     save_every: int = Field(1000, gt=0, description="steps between two checkpoints for a restart")
+    listen: int = Field(4, ge=0, description="validation texts that the model speaks on the way")
+    listen_every: int = Field(1000, gt=0, description="steps between two times that it speaks")
     export: Literal["best", "last"] = Field(
         "best", description="weights to publish: those of the lowest validation loss, or the last"
     )
@@ -196,6 +208,7 @@ class SftProgram(ProgramConfig):
     ``base_checkpoint`` is the folder of the recipe that ``base.recipe`` names. ``codec`` is the
     content digest of the codec that made all arrays. ``tokens`` are the ``token_arrays`` of
     corpora that have them; they change no result, the texts need not be tokenized again.
+    ``codec_folder`` is that codec, for ``listen``.
     """
 
     name: str
@@ -204,6 +217,7 @@ class SftProgram(ProgramConfig):
     tokens: dict[str, Path] = Field(default_factory=dict)
     base_checkpoint: Path | None = None
     codec: str
+    codec_folder: Path | None = None
     sample_rate: int
     token_rate: float
     codebook_size: int
@@ -215,4 +229,6 @@ class SftProgram(ProgramConfig):
             raise ValueError(f"no code arrays given for corpora {missing} of the recipe")
         if (self.recipe.base.recipe is None) != (self.base_checkpoint is None):
             raise ValueError("base_checkpoint goes with a recipe whose base is another recipe")
+        if self.recipe.listen and self.codec_folder is None:
+            raise ValueError("listen needs the codec: give codec_folder, or write listen = 0")
         return self

@@ -21,6 +21,8 @@ from tts_assets.sft.config import SftProgram
 from tts_assets.sft.dataset import Pool, Sample, SampleStream, plan_epoch
 from tts_assets.sft.export import export, facts
 from tts_assets.sft.flops import Flops
+from tts_assets.sft.health import Health
+from tts_assets.sft.listening import Listening
 from tts_assets.sft.meter import Meter
 from tts_assets.sft.metrics import truncate_metrics
 from tts_assets.sft.model import SpeechLoss, open_base, prepare, uses_bf16
@@ -55,7 +57,9 @@ class Trainer:
         self.val_pool = Pool(folders, "val", prompts, longest, tokens)
         loss = SpeechLoss(self.lm.model, uses_bf16(self.recipe, run.device)).to(run.device)
         self.strategy = open_strategy(run, self.recipe, loss)
+        self.health = Health(run, self.strategy, loss, self.lm.vocabulary)
         self.share = Share(run, self.recipe, self.strategy.lockstep)
+        self.listening = Listening(run, program, self.lm, self.val_pool)
         self.checkpoints = Checkpoints(run, self.recipe.checkpoints)
         recipe = digest_of({"recipe": self.recipe.what(), "arrays": program.codec})
         self.start(Progress(recipe=recipe, vocabulary=self.lm.vocabulary.digest))
@@ -88,11 +92,16 @@ class Trainer:
         first = self.progress.step
         steps = range(first, self.steps)
         for step in self.run.progress(steps, "sft", total=self.steps, start=first):
+            done = step + 1
+            validates = done % self.recipe.eval_every == 0 or done == self.steps
+            if validates:
+                self.health.remember()
             self.train_step(step)
             self.checkpoints.saver.check()
-            done = step + 1
-            if done % self.recipe.eval_every == 0 or done == self.steps:
+            if validates:
                 self.validate()
+            if self.listening.due(done, self.steps):
+                self.listening.speak(self.strategy, done)
             stop = self.run.should_stop()
             if stop or done % self.recipe.save_every == 0 or done == self.steps:
                 self.checkpoints.save(self.strategy, self.progress)
@@ -160,7 +169,8 @@ class Trainer:
         if not len(self.val_pool):
             return
         losses = {f"val_{name}": loss for name, loss in self.validation_losses().items()}
-        self.run.metrics(self.progress.step, {k: round(v, 6) for k, v in losses.items()})
+        metrics = {**{k: round(v, 6) for k, v in losses.items()}, **self.health.report()}
+        self.run.metrics(self.progress.step, metrics)
         # Where there is one corpus, its loss is the whole.
         loss = losses.get(self.recipe.checkpoints.best, losses["val_loss"])
         if self.progress.best_loss is not None and loss >= self.progress.best_loss:
@@ -196,6 +206,7 @@ class Trainer:
         if best:
             weights = self.checkpoints.load_best(self.progress.best_step)
         export(self.run, self.lm, weights, [self.train_pool, self.val_pool])
+        self.listening.publish()
         found = facts(self.run, self.program, self.lm, self.parameters, self.progress)
         self.run.finish(found)
 
