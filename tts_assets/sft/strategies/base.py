@@ -104,7 +104,7 @@ class TorchStrategy(Strategy):
     def parts(self) -> Iterator[Tensor]:
         for tensor in self.tensors().values():
             if isinstance(tensor, DTensor):
-                yield tensor.detach().to_local()
+                yield tensor.to_local().detach()
             elif self.run.is_main:  # every rank has it
                 yield tensor.detach()
 
