@@ -1,6 +1,6 @@
 """Going on with a run: how long after step 100,000, and how long after step 10.
 
-    OMP_NUM_THREADS=2 python benchmarks/resume.py
+    OMP_NUM_THREADS=1 python benchmarks/resume.py
 
 Trains ten steps of ``[sft.announcer]`` on the code arrays that ``make demo`` has made, and makes a
 second run folder of it that has come to step 100,000: the stream of samples is walked to where it

@@ -1,9 +1,9 @@
 """A training step: packed rows against padded batches, losses in chunks against whole logits.
 
-    OMP_NUM_THREADS=2 python benchmarks/train_step.py
+    OMP_NUM_THREADS=1 python benchmarks/train_step.py
 
-Takes the recipe ``[sft.announcer]`` and the code arrays that ``make demo`` has made, one utterance a
-sample. Each way runs in processes of its own, in turn, and the best of each counts; prints two
+Takes the recipe ``[sft.announcer]`` and the code arrays that ``make demo`` has made, one utterance
+a sample. Each way runs in processes of its own, in turn, and the best of each counts; prints two
 Markdown tables. *Padded* has the samples of each packed row in one batch, padded to the longest,
 through transformers' own attention; loss and optimizer are the same. *Whole logits* has the same
 packed rows, and the logits and the loss of transformers, at a vocabulary of 193,856.
@@ -36,7 +36,7 @@ from tts_assets.speechlm.prompts import PromptFormat
 
 SPEED, MEMORY = ("packed", "padded"), ("chunks", "whole logits")
 SPEED_TOKENS, MEMORY_TOKENS = 2048, 4096  # of a row: the recipe's, and the default of all recipes
-ROWS, PASSES = 24, 2  # rows of a pass; the first pass warms up the kernels of all shapes
+ROWS, PASSES = 12, 2  # rows of a pass; the first pass warms up the kernels of all shapes
 REPEATS = 3  # of the speed; the memory varies by less than 1 %
 VOCABULARY = 193_856  # Llama 3 with the 65,536 codes of X-Codec-2
 PADDED_TO = 32  # as in tts_assets/speechlm/attention.py: fewer shapes for oneDNN to compile
@@ -177,11 +177,9 @@ def main() -> None:
     for name, found in speed.items():
         print(f"| {name} | {found['tokens']:.0f} | {found['loss']:.3f} |")
     ratio = speed["packed"]["tokens"] / speed["padded"]["tokens"]
-    print(
-        f"\nPacked is {ratio:.2f} times as fast; padded batches are {padding_of(batches[:ROWS]):.0%} ",
-        end="",
-    )
-    print("padding.\n\n| way | peak memory of the process, GB | first loss |\n|---|---|---|")
+    share = padding_of(batches[:ROWS])
+    print(f"\nPacked is {ratio:.2f} times as fast; padded batches are {share:.0%} padding.")
+    print("\n| way | peak memory of the process, GB | first loss |\n|---|---|---|")
     memory = measure(MEMORY, 1)
     for name, found in memory.items():
         print(f"| {name} | {found['memory']:.2f} | {found['loss']:.3f} |")
