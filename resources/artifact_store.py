@@ -29,6 +29,7 @@ from tts_assets.artifacts import (
     Handle,
     disk_full_named,
 )
+from tts_assets.tracking import keep_files
 
 # Output(data_version=...) is "beta" in 1.13; lineage here is built on it, and tests hold it.
 warnings.filterwarnings("ignore", message=".*data_version.*", category=BetaWarning)
@@ -90,6 +91,7 @@ class ArtifactStoreResource(ConfigurableResource):
             (work / "result").mkdir(parents=True, exist_ok=True)
             facts = run(work)
             handle = self.store.publish(kind, build, work / "result", facts)
+        keep_files(work, self.store.root / "wandb")
         shutil.rmtree(work)
         return handle
 

@@ -24,6 +24,7 @@ from resources.run_folder import LOG, RunFolderReader
 from tts_assets.artifacts import written_aside
 from tts_assets.compute import Shape
 from tts_assets.program import STOP_FILE, ProgramConfig
+from tts_assets.tracking import WandbConfig, write_card
 
 LAST_LINES = 40  # of the failing rank, in the error: a traceback through torch is about 30
 ATTEMPTS = "attempts.json"
@@ -148,6 +149,7 @@ class Launcher(ConfigurableResource, ABC):
     grace_seconds: float = 30.0  # between SIGTERM and SIGKILL
     retries: int = 0
     retry_seconds: float = 30.0
+    wandb: dict[str, Any] | None = None  # as [wandb] of the project file; None: off
 
     def run(self, context: AssetExecutionContext, program: Program) -> Outcome:
         """Run ``program`` to its end, resuming what its run folder holds.
@@ -167,6 +169,8 @@ class Launcher(ConfigurableResource, ABC):
     def _run(self, context: AssetExecutionContext, program: Program) -> dict[str, Any]:
         for role in program.roles():
             role.write_config()
+        wandb = None if self.wandb is None else WandbConfig.model_validate(self.wandb)
+        write_card(program.run_dir, wandb, context.asset_key.to_user_string())
         try:
             with open_pipes_session(
                 context=context,

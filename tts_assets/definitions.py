@@ -25,6 +25,7 @@ from tts_assets.settings import Settings, load_settings
 from tts_assets.sft.assets import build_assets as sft_assets
 from tts_assets.speechlm.assets import build_assets as token_assets
 from tts_assets.texts.assets import build_assets as texts_assets
+from tts_assets.tracking import WandbConfig
 
 
 def build_defs(settings: Settings, resources: Mapping[str, Any] | None = None) -> Definitions:
@@ -70,13 +71,14 @@ def build_resources(settings: Settings) -> dict[str, Any]:
     return {
         "store": ArtifactStoreResource(root=str(settings.storage)),
         "io_manager": ArtifactIOManager(root=str(settings.storage)),
-        "launcher": build_launcher(settings.compute),
+        "launcher": build_launcher(settings.compute, settings.wandb),
     }
 
 
-def build_launcher(compute: Compute) -> Launcher:
-    """The launcher that ``compute.launcher`` names."""
+def build_launcher(compute: Compute, wandb: WandbConfig | None = None) -> Launcher:
+    """The launcher that ``compute.launcher`` names; its programs report to ``wandb``, too."""
     common = compute.model_dump(include={"grace_seconds", "retries", "retry_seconds"})
+    common["wandb"] = wandb and wandb.model_dump(mode="json", exclude_none=True)
     if compute.launcher == "slurm":
         return SlurmLauncher(**common, **compute.slurm.model_dump(mode="json"))
     return TorchrunLauncher(**common)

@@ -7,6 +7,7 @@ those:
     run.json        the program's configuration
     progress.jsonl  one line at most every few seconds: what, done, total
     metrics.jsonl   one line a report: step and numbers
+    wandb.json      where there is one, W&B gets the metrics, too (tracking.py)
     checkpoints/    what a restart resumes from
     result/         the files that will be published
     memory/         what each rank needed at most
@@ -39,6 +40,7 @@ from tqdm import tqdm
 
 from tts_assets.artifacts import written_aside
 from tts_assets.config import Config, ConfigError
+from tts_assets.tracking import Tracker
 
 if TYPE_CHECKING:
     import torch
@@ -92,6 +94,7 @@ class Run:
         self._last_pipes = 0.0
         self._last_look = 0.0
         self._handlers: dict[int, Any] = {}
+        self._tracker = Tracker(run_dir, self.note)
 
     @property
     def is_main(self) -> bool:
@@ -134,6 +137,7 @@ class Run:
             import torch.distributed as dist
 
             dist.barrier()  # a rank that leaves early would break its peers' last exchange
+        self._tracker.close(failed=error is not None and not isinstance(error, SystemExit))
         if self._pipes is not None:
             self._pipes.close()
         for number, handler in self._handlers.items():
@@ -246,6 +250,7 @@ class Run:
         """Append the numbers of one step to ``metrics.jsonl`` (rank 0)."""
         if self.is_main:
             self._append("metrics.jsonl", {"step": step, **values})
+            self._tracker.log(step, values)
 
     def finish(self, facts: Mapping[str, Any]) -> None:
         """Declare the files in ``result/`` complete (rank 0)."""

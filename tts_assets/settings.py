@@ -29,6 +29,7 @@ from tts_assets.sft.config import SftRecipe
 from tts_assets.speechlm.config import TokenizerConfig
 from tts_assets.split import ValidationSplit
 from tts_assets.texts.config import TextSource
+from tts_assets.tracking import WandbConfig
 
 PROJECT_FILE = "dagster_project.toml"
 EMBEDDED = "embedded"
@@ -46,6 +47,7 @@ class Settings(Config):
 
     project: Project
     compute: Compute = Compute()
+    wandb: WandbConfig | None = None
     validation: ValidationSplit = ValidationSplit()
     corpora: dict[str, CorpusConfig] = Field(default_factory=dict)
     discovery: DiscoveryConfig = DiscoveryConfig()

@@ -12,6 +12,9 @@ import numpy as np
 import pytest
 
 from tts_assets.arrays.arrays import SPLITS, CodeTable
+from tts_assets.codec.config import CodecArchitecture
+from tts_assets.codec.storage import save_compact
+from tts_assets.codec.xcodec2 import build
 from tts_assets.sft.config import SftProgram
 from tts_assets.speechlm.config import LlamaSize, TokenizerConfig, VocabularyConfig
 from tts_assets.speechlm.model import new_llama
@@ -24,6 +27,9 @@ CORPUS = Path(__file__).resolve().parents[2] / "examples" / "corpora" / "asteris
 CODEBOOK = 256
 FRAME = 320  # 20 ms at 16 kHz
 VALIDATION_EVERY = 8
+ARCHITECTURE = CodecArchitecture(
+    hidden=32, layers=1, heads=1, intermediate=64, semantic_hidden=32, levels=(8, 8, 4)
+)
 
 
 def rough_codes(path: Path) -> np.ndarray:
@@ -94,6 +100,14 @@ def write_streams(root: Path, arrays: Path, prompts: PromptFormat) -> None:
         write_pretraining(table, texts, prompts, folder, split)
 
 
+@pytest.fixture(scope="session")
+def codec(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained codec with as many codes."""
+    folder = tmp_path_factory.mktemp("codec")
+    save_compact(build(ARCHITECTURE, 0), folder, "fp32")
+    return folder
+
+
 def recipe_values(**changes: Any) -> dict[str, Any]:
     """A recipe of seconds, complete but for what a test changes."""
     llama = {"hidden_size": 64, "intermediate_size": 96, "layers": 2, "heads": 2, "kv_heads": 2}
@@ -109,6 +123,7 @@ def recipe_values(**changes: Any) -> dict[str, Any]:
         "eval_every": 3,
         "export": "last",
         "precision": "fp32",
+        "listen": 0,
         **changes,
     }
 

@@ -56,22 +56,22 @@ def publish(store: ArtifactStore, kind: type[Handle], build: Build, facts: objec
 
 
 @pytest.fixture
-def inputs(arrays: Path, tmp_path: Path) -> tuple[ArtifactStore, CodeArrays, CodecCheckpoint]:
+def inputs(
+    arrays: Path, codec: Path, tmp_path: Path
+) -> tuple[ArtifactStore, CodeArrays, CodecCheckpoint]:
     """A store in which a codec and the arrays it made are published."""
     store = ArtifactStore(tmp_path / "storage")
     codec_build = Build("codec", {}, {}, "1")
-    folder = store.work_folder(codec_build) / "result"
-    folder.mkdir()
-    (folder / "config.json").write_text("{}")
+    shutil.copytree(codec, store.work_folder(codec_build) / "result")
     facts = CODEC_FACTS | {"hop_length": 320, "parameters": 1}
-    codec = publish(store, CodecCheckpoint, codec_build, facts)
-    build = Build("code_arrays", {"codec": codec}, {}, "1", partition="asterisk")
+    handle = publish(store, CodecCheckpoint, codec_build, facts)
+    build = Build("code_arrays", {"codec": handle}, {}, "1", partition="asterisk")
     shutil.copytree(arrays, store.work_folder(build) / "result")
     counts = {"train_samples": 56, "val_samples": 8, "train_codes": 1, "val_codes": 1}
-    extra = {"corpus": "asterisk", "hours": 0.05, "codec": codec.content, "speakers": 1}
+    extra = {"corpus": "asterisk", "hours": 0.05, "codec": handle.content, "speakers": 1}
     published = publish(store, CodeArrays, build, CODEC_FACTS | counts | extra)
-    assert isinstance(codec, CodecCheckpoint) and isinstance(published, CodeArrays)
-    return store, published, codec
+    assert isinstance(handle, CodecCheckpoint) and isinstance(published, CodeArrays)
+    return store, published, handle
 
 
 @pytest.mark.slow
@@ -79,7 +79,7 @@ def test_a_recipe_is_materialized_once(
     inputs: tuple[ArtifactStore, CodeArrays, CodecCheckpoint],
 ) -> None:
     store, arrays, codec = inputs
-    recipe = SftRecipe.model_validate(recipe_values(steps=3))
+    recipe = SftRecipe.model_validate(recipe_values(steps=3, listen=1))
     asset = sft_asset("test", recipe, Shape(processes=2, threads=1))
     upstream: list[Any] = [
         AssetSpec("codec"),
@@ -107,6 +107,10 @@ def test_a_recipe_is_materialized_once(
     assert metadata[0]["val_loss"].value == checkpoint.facts.val_loss
     assert metadata[0]["tokens_per_second"].value > 0
     assert metadata[0]["loss_curve"].value.startswith("![loss curve](data:image/png;base64,")
+    assert metadata[0]["val_entropy"].value > 0 and metadata[0]["update_ratio"].value > 0
+    assert metadata[0]["health"].value.startswith("![signs of health](data:image/png;base64,")
+    assert Path(metadata[1]["listening"].path) == checkpoint.path / "listening.ipynb"
+    assert "data:audio/flac" in (checkpoint.path / "listening.ipynb").read_text()
     assert event is not None and event.asset_materialization is not None
     folders = [p for p in (store.root / "sft" / "test" / "all").iterdir() if not p.is_symlink()]
     assert len(folders) == 1  # the second time there was nothing to do

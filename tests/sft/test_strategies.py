@@ -57,7 +57,7 @@ def launch(path: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def runs(arrays: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(arrays: Path, codec: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with one folder a run, of six steps or of the last three of them."""
     root = tmp_path_factory.mktemp("strategies")
     entries: list[dict[str, Any]] = []
@@ -87,6 +87,9 @@ def runs(arrays: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         adapted = {"strategy": strategy, "base": base, "lora": LORA}
         add(f"{name}-lora", **adapted, dropout=0.0)
         add(f"{name}-lora-from-one", before="one-lora", **adapted, dropout=0.0)
+    for name in ("ddp", "fsdp", "zero3"):
+        add(f"{name}-heard", strategy=STRATEGIES[name], listen=1, listen_every=4)
+        entries[-1]["program"]["codec_folder"] = str(codec)
     add("unclipped", optimizer={"lr": 3e-3, "clip": 1e9})
     path = root / "runs.json"
     path.write_text(json.dumps(entries))
@@ -105,6 +108,16 @@ def test_golden_losses(runs: Path, name: str) -> None:
     assert curve(runs, name) == pytest.approx(curve(runs, "ddp"), abs=1e-4)
     last = [r for r in read_metrics(runs / name / "metrics.jsonl") if "val_loss" in r][-1]
     assert last["val_loss"] == pytest.approx(GOLDEN_VALIDATION, abs=1e-3)
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_signs_of_health_are_those_of_one_rank(runs: Path, name: str) -> None:
+    """One rank without dropout, for what two say of the same steps from its checkpoint on."""
+    told, one = (read_metrics(runs / n / "metrics.jsonl") for n in (f"{name}-from-one", "one"))
+    names = ("val_accuracy", "val_end_found", "val_end_false", "val_entropy", "weight_norm")
+    found, expected = told[-1], one[-1]
+    assert {n: found[n] for n in names} == pytest.approx({n: expected[n] for n in names}, abs=2e-3)
+    assert found["update_ratio"] == pytest.approx(expected["update_ratio"], rel=1e-2)
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
@@ -150,6 +163,18 @@ def test_two_ranks_continue_as_one(runs: Path, name: str, tmp_path: Path) -> Non
     expected = weights(folder)
     for key, value in weights(tmp_path).items():
         assert torch.allclose(value, expected[key], atol=1e-4), key
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp", "zero3"])
+def test_listening_changes_nothing(runs: Path, name: str) -> None:
+    assert curve(runs, f"{name}-heard") == curve(runs, name)
+    expected = weights(runs / name)
+    for key, value in weights(runs / f"{name}-heard").items():
+        assert torch.equal(value, expected[key]), key
+    folder = runs / f"{name}-heard" / "result"
+    heard = {path.name for path in (folder / "listening").glob("*.flac")}
+    assert heard == {"recording-0.flac", "step-0000004-0.flac", "step-0000006-0.flac"}
+    assert (folder / "listening.ipynb").is_file()
 
 
 @pytest.mark.parametrize("name", ["fsdp-recomputed", "zero3-recomputed"])

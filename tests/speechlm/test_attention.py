@@ -55,3 +55,30 @@ def test_segments_must_fill_the_row() -> None:
     row = torch.zeros(1, 2, 10, 8)
     with pytest.raises(ValueError, match=r"segments \[4, 5\] do not fill"):
         attention(row, row, row, [4, 5])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_one_kernel_does_what_one_by_one_does(dtype: torch.dtype, kv_heads: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(1, heads, sum(SEGMENTS), 64) for heads in (4, kv_heads, kv_heads)]
+    inputs = [
+        torch.randn(shape, generator=generator).to("cuda", dtype).requires_grad_()
+        for shape in shapes
+    ]
+    ours, theirs = attention(*inputs, SEGMENTS), one_by_one(*inputs)
+    assert torch.allclose(ours.float(), theirs, atol=0.03)
+    weight = torch.randn(theirs.shape, generator=generator).cuda()
+    gradients = torch.autograd.grad((ours.float() * weight).sum(), inputs)
+    expected = torch.autograd.grad((theirs * weight).sum(), inputs)
+    for got, wanted in zip(gradients, expected, strict=True):
+        assert torch.allclose(got.float(), wanted.float(), atol=0.15)
+
+
+@pytest.mark.gpu
+def test_dropout_goes_sample_by_sample() -> None:
+    row = torch.randn(1, 4, sum(SEGMENTS), 64, device="cuda", dtype=torch.bfloat16)
+    layer = torch.nn.Identity()
+    dropped = segment_attention(layer, row, row, row, None, segments=SEGMENTS, dropout=0.5)[0]
+    assert not torch.allclose(dropped, attention(row, row, row, SEGMENTS), atol=0.1)

@@ -1,7 +1,7 @@
 """SFT as Dagster sees it: one asset per recipe, ``sft/<recipe>``."""
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from tts_assets.artifacts import (
     TokenArrays,
 )
 from tts_assets.compute import Shape
+from tts_assets.corpora.listening import NOTEBOOK_FILE
 from tts_assets.partitions import code_arrays_of, streams_of, token_arrays_of
 from tts_assets.plots import curves
 from tts_assets.sft import lora, machine
@@ -38,6 +39,15 @@ from tts_assets.speechlm.assets import CODE_VERSION as TOKENS_VERSION
 from tts_assets.speechlm.pretraining import CODES
 
 CODE_VERSION = "3"
+HEALTH_PANELS = (
+    {
+        "val_accuracy": "codes found",
+        "val_end_found": "ends found",
+        "val_end_false": "codes taken for an end",
+    },
+    {"val_entropy": "entropy, nats"},
+    {"update_ratio": "change of a step / weights"},
+)
 
 
 def build_assets(recipes: Mapping[str, SftRecipe], shape: Shape) -> list[AssetsDefinition]:
@@ -157,6 +167,7 @@ def sft_program(
         texts={name: handle.path for name, handle in (texts or {}).items()},
         base_checkpoint=base.path if base is not None else None,
         codec=codec.content,
+        codec_folder=codec.path,
         sample_rate=codec.facts.sample_rate,
         token_rate=codec.facts.token_rate,
         codebook_size=codec.facts.codebook_size,
@@ -173,7 +184,7 @@ def describe_recipe(recipe: SftRecipe) -> str:
 
 
 def describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Numbers of the run, and its loss curve as a picture."""
+    """Numbers of the run, its curves as pictures, and what it sounded like."""
     records = read_metrics(checkpoint.path / "metrics.jsonl")
     trained = [record for record in records if "loss" in record]
     labels = {"loss": "training", "val_loss": "validation"}
@@ -182,4 +193,21 @@ def describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
         "tokens_per_second": statistics.median(r["tokens_per_second"] for r in trained),
         "audio_hours_seen": trained[-1]["audio_hours_seen"],
         "loss_curve": MetadataValue.md(f"![loss curve]({picture})"),
+        **describe_health(records),
+        **describe_listening(checkpoint.path / NOTEBOOK_FILE),
     }
+
+
+def describe_health(records: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """The last signs of health as numbers, and their curves; nothing without a validation."""
+    seen = [record for record in records if "val_accuracy" in record]
+    if not seen:
+        return {}
+    picture = curves(seen, HEALTH_PANELS, x_label="step")
+    return {name: seen[-1][name] for panel in HEALTH_PANELS for name in panel} | {
+        "health": MetadataValue.md(f"![signs of health]({picture})")
+    }
+
+
+def describe_listening(path: Path) -> dict[str, Any]:
+    return {"listening": MetadataValue.notebook(str(path))} if path.is_file() else {}

@@ -124,7 +124,17 @@ class CheckpointConfig(Config):
 
 TRANSCRIPTS = "text"  # the source of the corpora's texts, in pretraining
 # A recipe continues under another of these: they change how fast it trains, not what.
-HOW = frozenset({"strategy", "checkpoints", "save_every", "gradient_checkpointing", "compile"})
+HOW = frozenset(
+    {
+        "strategy",
+        "checkpoints",
+        "save_every",
+        "gradient_checkpointing",
+        "compile",
+        "listen",
+        "listen_every",
+    }
+)
 
 
 class SftRecipe(Config):
@@ -174,6 +184,8 @@ class SftRecipe(Config):
     checkpoints: CheckpointConfig = CheckpointConfig()
     eval_every: int = Field(300, gt=0, description="steps between two validations")
     save_every: int = Field(1000, gt=0, description="steps between two checkpoints for a restart")
+    listen: int = Field(4, ge=0, description="validation texts that the model speaks on the way")
+    listen_every: int = Field(1000, gt=0, description="steps between two times that it speaks")
     export: Literal["best", "last"] = Field(
         "best", description="weights to publish: those of the lowest validation loss, or the last"
     )
@@ -284,6 +296,7 @@ class SftProgram(ProgramConfig):
     content digest of the codec that made all arrays. ``tokens`` are the ``token_arrays`` of
     corpora that have them: for fine-tuning they change no result, the texts need not be tokenized
     again; pretraining reads its streams there. ``texts`` are folders of the recipe's texts.
+    ``codec_folder`` is that codec, for ``listen``.
     """
 
     name: str
@@ -293,6 +306,7 @@ class SftProgram(ProgramConfig):
     texts: dict[str, Path] = Field(default_factory=dict)
     base_checkpoint: Path | None = None
     codec: str
+    codec_folder: Path | None = None
     sample_rate: int
     token_rate: float
     codebook_size: int
@@ -310,4 +324,6 @@ class SftProgram(ProgramConfig):
             raise ValueError(f"no folder given for texts {missing} of the recipe")
         if (self.recipe.base.recipe is None) != (self.base_checkpoint is None):
             raise ValueError("base_checkpoint goes with a recipe whose base is another recipe")
+        if self.recipe.listen and self.codec_folder is None:
+            raise ValueError("listen needs the codec: give codec_folder, or write listen = 0")
         return self

@@ -2,6 +2,10 @@
 
 Builds everything, composes the first batch, runs it forward and backward, writes
 ``dry_run.json`` into the run folder and prints it. Trains nothing and saves nothing.
+
+``run.json`` is what the asset writes into its run folder,
+``storage/.work/sft.<recipe>.all.<fingerprint>/``, when it is first launched; a copy of it with
+another ``run_dir`` and recipe tells what that would need.
 """
 
 from __future__ import annotations

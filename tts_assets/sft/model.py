@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
@@ -12,6 +14,8 @@ from tts_assets.speechlm.attention import SEGMENTS, segment_attention
 from tts_assets.speechlm.loss import summed_cross_entropy
 from tts_assets.speechlm.model import SpeechLM, build, output_table
 
+Probe = Callable[[Tensor, Tensor, Tensor], None]  # hidden (N, H), table (V, H), targets (N,)
+
 
 class SpeechLoss(nn.Module):
     """The model with its loss: a packed row in, the cross-entropy of its N targets out."""
@@ -20,6 +24,7 @@ class SpeechLoss(nn.Module):
         super().__init__()
         self.model = model
         self.bf16 = bf16
+        self.probe: Probe | None = None  # sees what a validation's loss is made from
 
     def forward(self, row: Packed) -> tuple[Tensor, Tensor]:
         """The sum over the targets, float32 scalar, and each (N,) without a gradient.
@@ -36,6 +41,8 @@ class SpeechLoss(nn.Module):
         hidden = output.last_hidden_state[0][row.where]
         hidden = hidden.to(torch.bfloat16 if self.bf16 else hidden.dtype)
         table = output_table(self.model)
+        if self.probe is not None and not self.training:
+            self.probe(hidden, table, row.targets)
         if not row.text_targets:
             return summed_cross_entropy(hidden, table, row.targets)
         sizes = [len(hidden) - row.text_targets, row.text_targets]

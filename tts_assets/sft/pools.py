@@ -37,6 +37,12 @@ def open_pool(program: SftProgram, prompts: PromptFormat, split: Split) -> Sampl
     return Mixture([speech, TextPool(texts, recipe.max_seq_len)]) if texts else speech
 
 
+def speech_of(pool: SamplePool) -> Pool | None:
+    """The utterances of a pool, each with its text; None where there are none."""
+    parts = pool.parts if isinstance(pool, Mixture) else [pool]
+    return next((part for part in parts if isinstance(part, Pool)), None)
+
+
 def open_texts(
     name: str, folder: Path, prompts: PromptFormat, cache: Path, split: Split
 ) -> TextFile:

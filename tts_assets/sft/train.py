@@ -21,13 +21,15 @@ from tts_assets.sft.checkpoint import Checkpoints, Progress
 from tts_assets.sft.config import SftProgram
 from tts_assets.sft.export import export, facts
 from tts_assets.sft.flops import Flops
+from tts_assets.sft.health import Health
+from tts_assets.sft.listening import Listening
 from tts_assets.sft.meter import Meter
 from tts_assets.sft.metrics import truncate_metrics
 from tts_assets.sft.model import SpeechLoss, open_base, prepare, uses_bf16
 from tts_assets.sft.nonverbals import tell_of_spelled_tags
 from tts_assets.sft.optimizer import learning_rate
 from tts_assets.sft.packing import Packed
-from tts_assets.sft.pools import open_pool
+from tts_assets.sft.pools import open_pool, speech_of
 from tts_assets.sft.ranks import wait_for_all
 from tts_assets.sft.share import Share
 from tts_assets.sft.strategies import open_strategy
@@ -60,7 +62,9 @@ class Trainer:
         tell_of_spelled_tags(run, corpora, self.lm.tokenizer)
         loss = SpeechLoss(self.lm.model, uses_bf16(self.recipe, run.device)).to(run.device)
         self.strategy = open_strategy(run, self.recipe, loss)
+        self.health = Health(run, self.strategy, loss, self.lm.vocabulary)
         self.share = Share(run, self.recipe, self.strategy.lockstep)
+        self.listening = Listening(run, program, self.lm, speech_of(self.val_pool))
         self.checkpoints = Checkpoints(run, self.recipe.checkpoints)
         recipe = digest_of({"recipe": self.recipe.what(), "arrays": program.codec})
         self.start(Progress(recipe=recipe, vocabulary=self.lm.vocabulary.digest))
@@ -93,11 +97,16 @@ class Trainer:
         first = self.progress.step
         steps = range(first, self.steps)
         for step in self.run.progress(steps, "sft", total=self.steps, start=first):
+            done = step + 1
+            validates = done % self.recipe.eval_every == 0 or done == self.steps
+            if validates:
+                self.health.remember()
             self.train_step(step)
             self.checkpoints.saver.check()
-            done = step + 1
-            if done % self.recipe.eval_every == 0 or done == self.steps:
+            if validates:
                 self.validate()
+            if self.listening.due(done, self.steps):
+                self.listening.speak(self.strategy, done)
             stop = self.run.should_stop()
             if stop or done % self.recipe.save_every == 0 or done == self.steps:
                 self.checkpoints.save(self.strategy, self.progress)
@@ -170,7 +179,8 @@ class Trainer:
         if not len(self.val_pool):
             return
         losses = {f"val_{name}": loss for name, loss in self.validation_losses().items()}
-        self.run.metrics(self.progress.step, {k: round(v, 6) for k, v in losses.items()})
+        metrics = {**{k: round(v, 6) for k, v in losses.items()}, **self.health.report()}
+        self.run.metrics(self.progress.step, metrics)
         # Where there is one corpus, its loss is the whole.
         loss = losses.get(self.recipe.checkpoints.best, losses["val_loss"])
         if self.progress.best_loss is not None and loss >= self.progress.best_loss:
@@ -212,6 +222,7 @@ class Trainer:
         else:
             base = open_base(self.program)
             export(self.run, lora.merged(base, self.recipe, weights), None, pools)
+        self.listening.publish()
         found = facts(self.run, self.program, self.lm, self.parameters, self.progress)
         self.run.finish(found)
 

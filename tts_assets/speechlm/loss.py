@@ -78,6 +78,22 @@ def summed_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> tup
     return total, each
 
 
+@torch.no_grad()
+def likeliest(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The likeliest token of each position, (N,), and the entropy of its distribution, (N,), in
+    nats; of softmax(hidden weight^T) as above."""
+    count = len(hidden)
+    hidden = F.pad(hidden, (0, 0, 0, -count % ROWS))
+    cast = weight.to(hidden.dtype)
+    tokens = torch.empty(len(hidden), dtype=torch.int64, device=hidden.device)
+    entropies = hidden.new_empty(len(hidden), dtype=torch.float32)
+    for start in range(0, len(hidden), ROWS):
+        logs = (hidden[start : start + ROWS] @ cast.T).float().log_softmax(dim=-1)
+        tokens[start : start + ROWS] = logs.argmax(dim=-1)
+        entropies[start : start + ROWS] = -(logs.exp() * logs).sum(dim=-1)
+    return tokens[:count], entropies[:count]
+
+
 def token_logprobs(
     hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float = 1.0
 ) -> Tensor:

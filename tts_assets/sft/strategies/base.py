@@ -8,7 +8,7 @@ of ranks.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import ClassVar
 
 import torch
@@ -55,6 +55,10 @@ class Strategy(ABC):
         """All weights that are trained, whole, in the memory of rank 0; empty elsewhere. All ranks
         take part."""
 
+    @abstractmethod
+    def parts(self) -> Iterator[Tensor]:
+        """This rank's part of the weights; over all ranks each comes once. All take part."""
+
 
 class TorchStrategy(Strategy):
     """Parameters that are tensors or DTensors, and torch's optimizers on them."""
@@ -80,8 +84,12 @@ class TorchStrategy(Strategy):
     def step(self, lr: float) -> float:
         return self.optimizers.step(lr)
 
+    def tensors(self) -> Tensors:
+        """Parameters and buffers between two steps, as this rank holds them."""
+        return named_tensors(self.loss.model)
+
     def state(self) -> Tensors:
-        named = named_tensors(self.loss.model)
+        named = self.tensors()
         names = {id(tensor): name for name, tensor in named.items()}
         weights = {f"model.{name}": tensor.detach() for name, tensor in named.items()}
         moments = {
@@ -94,9 +102,16 @@ class TorchStrategy(Strategy):
         self.optimizers.start_after(step)
         read(self.state())
 
+    def parts(self) -> Iterator[Tensor]:
+        for tensor in self.tensors().values():
+            if isinstance(tensor, DTensor):
+                yield tensor.to_local().detach()
+            elif self.run.is_main:  # every rank has it
+                yield tensor.detach()
+
     def weights(self) -> Tensors:
         whole = {}
-        for name, tensor in named_tensors(self.loss.model).items():
+        for name, tensor in self.tensors().items():
             full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
             if self.run.is_main:
                 whole[name] = full.detach().to("cpu", copy=True)

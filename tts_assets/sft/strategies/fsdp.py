@@ -37,6 +37,6 @@ class Fsdp(TorchStrategy):
         self.shards.reshard()  # without a backward pass the root would stay whole
         return losses
 
-    def state(self) -> Tensors:
+    def tensors(self) -> Tensors:
         self.shards.reshard()
-        return super().state()
+        return super().tensors()

@@ -68,16 +68,14 @@ class Zero(Strategy):
         return float(self.engine.get_global_grad_norm())
 
     def state(self) -> Tensors:
-        shares = split_over(
-            list(self.parameters), lambda name: self._shape(name).numel(), self.run.world_size
-        )
+        share = self._share()
         mine: Tensors = {}
         for name, parameter in self.parameters.items():
             whole = {f"model.{name}": self._weight(parameter)}
             for kind in MOMENTS:
                 moment = self.deepspeed.utils.safe_get_full_optimizer_state(parameter, kind)
                 whole[f"optimizer.{kind}.{name}"] = moment
-            if name in shares[self.run.rank]:
+            if name in share:
                 mine |= {name: tensor.cpu() for name, tensor in whole.items()}
         return mine
 
@@ -98,6 +96,21 @@ class Zero(Strategy):
             if self.run.is_main:
                 whole[name] = tensor.detach().to("cpu", copy=True)
         return whole
+
+    def parts(self) -> Iterator[Tensor]:
+        share = self._share()
+        for name, parameter in self.parameters.items():
+            tensor = self._weight(parameter)
+            if name in share:
+                yield tensor.detach()
+
+    def _share(self) -> set[str]:
+        """The parameters that this rank tells of."""
+        return set(
+            split_over(
+                list(self.parameters), lambda name: self._shape(name).numel(), self.run.world_size
+            )[self.run.rank]
+        )
 
     def _weight(self, parameter: Parameter) -> Tensor:
         tensor: Tensor = self.deepspeed.utils.safe_get_full_fp32_param(parameter)

@@ -1,0 +1,99 @@
+"""The model speaks while it learns, through a real (untrained) codec, and learns the same."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import soundfile
+import torch
+
+from tests.sft.conftest import ARCHITECTURE, CODEBOOK, program_values
+from tests.sft.test_train import losses, train, weights
+from tts_assets.codec.storage import save_compact
+from tts_assets.codec.xcodec2 import build
+from tts_assets.config import ConfigError
+from tts_assets.program import Run
+from tts_assets.sft.config import SftProgram
+from tts_assets.sft.train import Trainer
+
+
+def listening(run_dir: Path, arrays: Path, codec: Path, **changes: Any) -> SftProgram:
+    changes = {"listen": 2, "listen_every": 4, "dropout": 0.1, "code_dropout": 0.2} | changes
+    values = program_values(run_dir, arrays, **changes)
+    return SftProgram.model_validate(values | {"codec_folder": str(codec)})
+
+
+def lines(run_dir: Path) -> list[dict[str, Any]]:
+    path = run_dir / "result" / "listening" / "samples.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def heard(arrays: Path, codec: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of six steps that spoke after the fourth and after the last."""
+    folder = tmp_path_factory.mktemp("heard")
+    train(listening(folder, arrays, codec))
+    return folder
+
+
+def test_texts_are_spoken_beside_the_recordings(heard: Path, arrays: Path) -> None:
+    found = lines(heard)
+    assert [(line["step"], line["number"]) for line in found] == [
+        (step, number) for step in (0, 4, 6) for number in (0, 1)
+    ]
+    texts = [json.loads(line)["transcript"] for line in (arrays / "val_samples.jsonl").open()]
+    recordings = [soundfile.info(heard / "result/listening" / f"recording-{n}.flac") for n in "01"]
+    longest = max(info.duration for info in recordings)
+    for line in found:
+        assert line["text"] in texts and line["text"] == found[line["number"]]["text"]
+        info = soundfile.info(heard / "result" / "listening" / line["audio"])
+        assert info.samplerate == 16000 and 0 < info.duration <= 2 * longest
+    notebook = json.loads((heard / "result" / "listening.ipynb").read_text())
+    players = [cell["outputs"][0]["data"]["text/html"] for cell in notebook["cells"][2::2]]
+    assert [player.count("data:audio/flac;base64,") for player in players] == [3, 3]
+    assert "the recording" in players[0] and "step 6" in players[0]
+
+
+def test_listening_changes_nothing(heard: Path, arrays: Path, codec: Path, tmp_path: Path) -> None:
+    train(listening(tmp_path, arrays, codec, listen=0))
+    assert losses(tmp_path) == losses(heard)
+    expected = weights(heard)
+    assert all(torch.equal(value, expected[name]) for name, value in weights(tmp_path).items())
+    assert not (tmp_path / "result" / "listening.ipynb").exists()
+
+
+def test_a_resumed_run_sounds_the_same(
+    heard: Path, arrays: Path, codec: Path, tmp_path: Path
+) -> None:
+    """It stops after it has spoken at step 4, is set back to step 3, and speaks there again."""
+    config = listening(tmp_path, arrays, codec, save_every=3)
+    with Run(tmp_path) as run:
+        trainer = Trainer(run, config)
+        for step in range(4):
+            trainer.train_step(step)
+            if step == 2:
+                trainer.checkpoints.save(trainer.strategy, trainer.progress)
+        trainer.listening.speak(trainer.strategy, 4)
+        trainer.settle()
+    train(config)
+    assert lines(tmp_path) == lines(heard)
+    for line in lines(heard):
+        name = Path("result") / "listening" / line["audio"]
+        assert (tmp_path / name).read_bytes() == (heard / name).read_bytes(), name
+
+
+def test_a_codec_that_did_not_make_the_codes_is_refused(
+    arrays: Path, codec: Path, tmp_path: Path
+) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    save_compact(build(ARCHITECTURE.model_copy(update={"levels": (4, 4, 4)}), 0), small, "fp32")
+    with pytest.raises(ConfigError, match=f"has 64 codes, the arrays {CODEBOOK}"):
+        train(listening(tmp_path / "run", arrays, small, steps=1))
+    with pytest.raises(ConfigError, match="holds no codec"):
+        train(listening(tmp_path / "other", arrays, tmp_path))
+    with pytest.raises(ConfigError, match="give codec_folder, or write listen = 0"):
+        SftProgram.parse(program_values(tmp_path, arrays, listen=1), "run.json")
