@@ -10,7 +10,7 @@ import pytest
 import soundfile
 import torch
 
-from tests.sft.conftest import ARCHITECTURE, CODEBOOK, program_values
+from tests.sft.conftest import ARCHITECTURE, CODEBOOK, program_values, speaking_folder
 from tests.sft.test_train import losses, train, weights
 from tts_assets.codec.storage import save_compact
 from tts_assets.codec.xcodec2 import build
@@ -97,3 +97,38 @@ def test_a_codec_that_did_not_make_the_codes_is_refused(
         train(listening(tmp_path / "other", arrays, tmp_path))
     with pytest.raises(ConfigError, match="give codec_folder, or write listen = 0"):
         SftProgram.parse(program_values(tmp_path, arrays, listen=1), "run.json")
+
+
+def test_an_adapted_model_speaks_as_the_published_one(
+    arrays: Path, codec: Path, tmp_path: Path
+) -> None:
+    """The weights of the last step, merged, say what was heard of that step."""
+    base = {"hub": str(speaking_folder(tmp_path / "base"))}
+    optimizer = {"lr": 1e-2, "warmup_share": 0.0}
+    changes = {"base": base, "lora": {"rank": 4}, "optimizer": optimizer, "listen": 1}
+    config = listening(tmp_path / "adapted", arrays, codec, export="last", **changes)
+    train(config)
+    heard = lines(tmp_path / "adapted")[-1]
+    published = listening(
+        tmp_path / "plain",
+        arrays,
+        codec,
+        base={"hub": str(tmp_path / "adapted" / "result")},
+        listen=1,
+    )
+    with Run(tmp_path / "plain") as run:
+        trainer = Trainer(run, published)
+        trainer.listening.speak(trainer.strategy, heard["step"])
+    folders = [tmp_path / name / "result" / "listening" for name in ("adapted", "plain")]
+    first, second = (soundfile.read(folder / heard["audio"])[0] for folder in folders)
+    assert len(first) == len(second) and (first == second).all()
+
+
+def test_pretraining_has_nothing_to_say(
+    arrays: Path, codec: Path, streams: Path, tmp_path: Path
+) -> None:
+    changes = {"pretraining": {}, "concatenate": None, "max_seq_len": 200, "steps": 2}
+    values = program_values(tmp_path, arrays, **changes, listen=2, eval_every=2)
+    given = {"tokens": {"asterisk": str(streams)}, "codec_folder": str(codec)}
+    train(SftProgram.model_validate(values | given))
+    assert not (tmp_path / "result" / "listening.ipynb").exists()
