@@ -114,6 +114,7 @@ class SlurmCluster:
         self.folder, self.accounting = folder, accounting
         self.database: subprocess.Popen[bytes] | None = None
         self.configuration = folder / "slurm.conf"
+        self.first_job = 1
         self.environment = {**os.environ, "SLURM_CONF": str(self.configuration)}
 
     def start(self) -> None:
@@ -207,8 +208,16 @@ class SlurmCluster:
         self.wait_until(lambda: listening(self.dbd_port), "slurmdbd")
 
     def start_controller(self, forget: bool = False) -> None:
-        """``forget``: without the jobs and nodes that the last one knew."""
-        self._daemon("slurmctld", "-f", str(self.configuration), *(["-c"] if forget else []))
+        """``forget``: without the jobs and nodes that the last one knew.
+
+        It counts jobs on, from a higher number: a node that still remembers job 16 would refuse
+        another one, and be drained.
+        """
+        self.first_job += 1000 if forget else 0
+        configuration = self.folder / "slurmctld.conf"
+        own = f"{self.configuration.read_text()}FirstJobId={self.first_job}\n"
+        configuration.write_text(own)
+        self._daemon("slurmctld", "-f", str(configuration), *(["-c"] if forget else []))
 
     def start_node(self, node: int) -> None:
         (self.folder / f"spool.node{node}").mkdir(exist_ok=True)

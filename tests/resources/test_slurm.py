@@ -60,7 +60,7 @@ def job(cluster: SlurmCluster) -> str:
 def test_success_gives_facts_costs_and_the_log(
     cluster: SlurmCluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = start(tmp_path, total=6, wait_at=3)
+    run = start(tmp_path, total=6, wait_at=3, step_seconds=0.5)  # Slurm counts whole seconds
     seen = ""
 
     def live() -> bool:
