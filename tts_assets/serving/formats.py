@@ -53,11 +53,17 @@ class StreamEncoder:
         self.head = wav_header(rate) if name == "wav" else b""
         self.resampler = soxr.ResampleStream(rate, PCM_RATE, 1) if name == "pcm" else None
 
-    def push(self, wave: Wave, last: bool = False) -> bytes:
+    def push(self, wave: Wave) -> bytes:
         head, self.head = self.head, b""
         if self.resampler is not None:
-            wave = self.resampler.resample_chunk(wave, last=last)
+            wave = self.resampler.resample_chunk(wave)
         return head + pcm16(wave)
+
+    def finish(self) -> bytes:
+        """What the resampler still holds."""
+        if self.resampler is None:
+            return b""
+        return pcm16(self.resampler.resample_chunk(np.zeros(0, dtype=np.float32), last=True))
 
 
 def wav_header(rate: int) -> bytes:

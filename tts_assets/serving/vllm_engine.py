@@ -44,10 +44,9 @@ def engine_arguments(folder: Path, dtype: Dtype | None, max_sequences: int) -> d
         "logprobs_mode": "processed_logprobs",
         "generation_config": "vllm",
         "disable_log_stats": True,
-        # A prompt found in the cache, or cut in two by others' tokens, is summed in another order:
-        # the same request would not always give the same tokens.
+        # What is found in the cache was summed in another order: the same request would not always
+        # give the same tokens.
         "enable_prefix_caching": False,
-        "enable_chunked_prefill": False,
     }
 
 
@@ -128,7 +127,7 @@ class VllmEngine:
                 for output in engine.step():
                     assert isinstance(output, RequestOutput)
                     ids = output.outputs[0].token_ids
-                    yield from (int(i) for i in ids[known:])
+                    yield from (int(i) for i in ids[known : sampling.max_tokens])
                     known = len(ids)
         finally:
             engine.abort_request([name])
