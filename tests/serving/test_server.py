@@ -14,6 +14,7 @@ import openai
 import pytest
 import soundfile
 
+from resources.processes import marked_processes
 from resources.vllm_server import Server, VllmServer
 from tests.speaking import Speaking
 
@@ -236,3 +237,16 @@ def test_a_client_that_leaves_gives_its_place_back(http: httpx.Client) -> None:
     while "tts_busy 0.0" not in http.get("/metrics").text:
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+def test_without_its_engine_the_server_ends(server: Server, lines: list[str]) -> None:
+    """So that whoever keeps it running starts it again. The last test: nothing comes after it."""
+    engines = [p for p in marked_processes(server.launch_id) if "EngineCor" in p.name()]
+    assert len(engines) == 1
+    engines[0].kill()
+    deadline = time.monotonic() + 60
+    while server.failure is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert server.failure == "ended with status 1, 1 times in a row"
+    assert any("the engine ended by itself" in line for line in lines)
