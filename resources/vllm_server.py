@@ -16,7 +16,7 @@ from contextlib import contextmanager
 
 from dagster import ConfigurableResource
 
-from resources.processes import MARKER, end_processes, watchdog
+from resources.processes import KEEP_ENVIRONMENT, MARKER, end_processes, watchdog
 
 POLL_SECONDS = 0.2
 FIRST_BACKOFF, LONGEST_BACKOFF = 1.0, 60.0  # seconds before a restart; doubled each time
@@ -135,7 +135,7 @@ class Server:
     def _run_once(self) -> int:
         process = subprocess.Popen(
             self.command,
-            env={**os.environ, MARKER: self.launch_id},
+            env={**os.environ, **KEEP_ENVIRONMENT, MARKER: self.launch_id},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
