@@ -19,6 +19,9 @@ from contextlib import contextmanager
 import psutil
 
 MARKER = "TTS_LAUNCH_ID"
+# vLLM's processes rename themselves; setproctitle then writes over the environment that is seen
+# from outside, and the marker with it, unless it is told not to.
+KEEP_ENVIRONMENT = {"SPT_NOENV": "1"}
 SETTLE_SECONDS = 1.0  # a child just forked shows its parent's environment until it has exec'd
 
 

@@ -16,7 +16,7 @@ from dagster import AssetExecutionContext
 
 from resources.launcher import Launcher, LaunchError, Program, launch_error
 from resources.leases import lease, locked
-from resources.processes import MARKER, end_processes, watchdog
+from resources.processes import KEEP_ENVIRONMENT, MARKER, end_processes, watchdog
 from resources.run_folder import LOG
 from tts_assets.compute import visible_devices
 
@@ -173,6 +173,7 @@ class _Launch:
             "CUDA_VISIBLE_DEVICES": ",".join(devices),
             **(self.address if self.program.service else {}),
             **more,
+            **KEEP_ENVIRONMENT,
             MARKER: self.id,
         }
         return subprocess.Popen(

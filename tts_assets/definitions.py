@@ -12,6 +12,7 @@ from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
 from resources.launcher import Launcher
 from resources.slurm import SlurmLauncher
 from resources.torchrun import TorchrunLauncher
+from resources.vllm_server import VllmServer
 from sensors.automation import build_data_sensor
 from sensors.corpora import build_corpora_sensors
 from tts_assets.arrays.assets import build_assets as arrays_assets
@@ -72,6 +73,7 @@ def build_resources(settings: Settings) -> dict[str, Any]:
         "store": ArtifactStoreResource(root=str(settings.storage)),
         "io_manager": ArtifactIOManager(root=str(settings.storage)),
         "launcher": build_launcher(settings.compute, settings.wandb),
+        "vllm": VllmServer(**settings.vllm.model_dump(mode="json")),
     }
 
 

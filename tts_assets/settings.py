@@ -24,7 +24,7 @@ from tts_assets.corpora.config import CorpusConfig, DiscoveryConfig, FilterConfi
 from tts_assets.corpora.discovery import Corpora, check_name
 from tts_assets.evaluation.config import EvaluationConfig
 from tts_assets.rlhf.config import RlhfRecipe
-from tts_assets.serving.config import ServingConfig
+from tts_assets.serving.config import ServingConfig, VllmConfig
 from tts_assets.sft.config import SftRecipe
 from tts_assets.speechlm.config import TokenizerConfig
 from tts_assets.split import ValidationSplit
@@ -57,6 +57,7 @@ class Settings(Config):
     codec: CodecConfig
     arrays: ArraysConfig = ArraysConfig()
     serving: ServingConfig = ServingConfig()
+    vllm: VllmConfig = VllmConfig()
     sft: dict[str, SftRecipe] = Field(default_factory=dict)
     rlhf: dict[str, RlhfRecipe] = Field(default_factory=dict)
     evaluation: EvaluationConfig

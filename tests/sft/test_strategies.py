@@ -14,11 +14,13 @@ from typing import Any
 import pytest
 import torch
 
-from tests.sft.conftest import program_values, speaking_folder
+from tests.sft.conftest import CODEBOOK, program_values, speaking_folder
 from tests.sft.test_train import REPOSITORY, losses, train, weights
+from tts_assets.serving.verify import compare_transformers
 from tts_assets.sft.checkpoint import saved
 from tts_assets.sft.config import SftProgram
 from tts_assets.sft.metrics import read_metrics
+from tts_assets.speechlm.model import SpeechLM
 
 STRATEGIES = {
     "ddp": {"name": "ddp"},
@@ -206,6 +208,22 @@ def test_adapters_are_those_of_one_rank(runs: Path, name: str) -> None:
         assert published.keys() == expected.keys()
         for key, value in published.items():
             assert torch.allclose(value, expected[key], atol=1e-4), key
+
+
+@pytest.mark.parametrize("adapted", ["", "-lora"])
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_what_is_published_becomes_a_serving_model(
+    runs: Path, name: str, adapted: str, tmp_path: Path
+) -> None:
+    """The blocking check of ``serving/<recipe>`` holds: shards gathered, adapters merged."""
+    published = runs / f"{name}{adapted}" / "result"
+    SpeechLM.load(published, CODEBOOK).save(tmp_path / "serving")
+    agreement = compare_transformers(
+        published, tmp_path / "serving", CODEBOOK, ["one two", "three"], tokens=16
+    )
+    assert agreement.holds and agreement.tokens == 32, agreement
+    known = {key.split(".")[0] for key in weights(runs / f"{name}{adapted}")}
+    assert known <= {"model", "lm_head"}
 
 
 def test_a_failing_rank_ends_the_others(arrays: Path, tmp_path: Path) -> None:

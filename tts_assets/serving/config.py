@@ -1,4 +1,4 @@
-"""Configuration of the conversion of a checkpoint into a serving model."""
+"""Configuration of serving models: conversion, server, and what lies in their folder."""
 
 from __future__ import annotations
 
@@ -31,6 +31,29 @@ class ServingConfig(Config):
     )
     check_tokens: int = Field(32, gt=0, description="greedy tokens compared with the trainer's")
     check_vllm: bool = Field(False, description="compare with the vLLM engine, too (cold start)")
+
+
+class ServerConfig(Config):
+    """``python -m tts_assets.serving.server``; each key is an option of the command.
+
+    Its API key is the environment variable ``TTS_API_KEY``; none: no key is asked for.
+    """
+
+    host: str = Field("127.0.0.1", description="0.0.0.0: every interface; set TTS_API_KEY then")
+    port: int = Field(8000, ge=0, le=65535)
+    concurrency: int = Field(64, gt=0, description="requests at once; more get status 429")
+    max_characters: int = Field(4096, gt=0, description="of a text")
+    max_upload_mb: float = Field(10.0, gt=0, description="of a request")
+    voices: Path | None = Field(None, description="folder of uploaded voices; none: till it ends")
+    max_voices: int = Field(1000, gt=0)
+
+
+class VllmConfig(Config):
+    """``[vllm]``: where vLLM runs when Dagster starts it as a process of its own."""
+
+    python: Path | None = Field(None, description="of the environment with vLLM; none: this one")
+    start_seconds: float = Field(600.0, gt=0, description="it starts cold in 30-150 s on a CPU")
+    restarts: int = Field(3, ge=0, description="in a row, after it died")
 
 
 class Voice(Config):

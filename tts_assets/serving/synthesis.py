@@ -4,14 +4,18 @@ A voice prompt's codes are decoded together with the completion's and cut off af
 heard together in training: the completion's first sample has the context it was made in. One hop
 a code, so the cut is exact.
 
+A long text is spoken in pieces (``pieces.py``), each with a seed of its own; a completion that
+nobody should hear (``guards.py``) is drawn again with another, as often as the caller allows.
+
 The same serving model, text, voice, seed and backend give the same samples, whatever else is
 asked for in the same call.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -23,12 +27,15 @@ from tts_assets.artifacts import CodecCheckpoint
 from tts_assets.codec.model import Codec
 from tts_assets.corpora.normalizer import Normalizer, user_cache
 from tts_assets.serving.config import SERVING_FILE, ServingCard, Voice
+from tts_assets.serving.guards import Fault, fault
+from tts_assets.serving.pieces import Joiner, longest_piece, split
+from tts_assets.serving.streaming import StreamDecoder
 from tts_assets.speechlm.config import SamplingConfig
-from tts_assets.speechlm.generate import Completion, Request, generate
+from tts_assets.speechlm.generate import Completion, Request, generate, stream
 from tts_assets.speechlm.model import SpeechLM
 from tts_assets.speechlm.prompts import PromptFormat
 from tts_assets.speechlm.tokenizer import load_tokenizer
-from tts_assets.speechlm.vocabulary import SpeechVocabulary, read_vocabulary
+from tts_assets.speechlm.vocabulary import NONVERBALS, SpeechVocabulary, read_vocabulary
 
 Backend = Literal["transformers", "vllm"]
 Progress = Callable[[int], None]
@@ -49,16 +56,33 @@ class Line:
     voice: Voice | None = None
     seed: int | None = None
     description: str = ""
+    language: str = "en"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of a line, ready to be completed; ``pause`` seconds of silence follow it."""
+
+    request: Request
+    voice: Voice | None
+    pause: float
+
+    def again(self, attempt: int) -> Part:
+        """The same with another seed, which follows from its own."""
+        seed = derived_seed(self.request.seed, f"attempt {attempt}")
+        return replace(self, request=replace(self.request, seed=seed))
 
 
 @dataclass(frozen=True)
 class Speech:
-    """``wave`` is mono float32, shape (hop x codes,). ``ended``: the model said it was done."""
+    """``wave`` is mono float32, shape (hop x codes,) and the pauses of a long text. ``ended``: the
+    model said it was done. ``fault``: why it should not be heard."""
 
     text: str
     wave: NDArray[np.float32]
     codes: NDArray[np.int64]
     ended: bool
+    fault: Fault | None = None
 
 
 class Engine(Protocol):
@@ -67,6 +91,8 @@ class Engine(Protocol):
     def complete(
         self, requests: Sequence[Request], sampling: SamplingConfig, progress: Progress | None
     ) -> list[Completion]: ...
+
+    def stream(self, request: Request, sampling: SamplingConfig) -> Iterator[int]: ...
 
 
 class TransformersEngine:
@@ -81,36 +107,18 @@ class TransformersEngine:
     ) -> list[Completion]:
         return generate(self.lm, requests, sampling, batch_size=self.batch_size, progress=progress)
 
+    def stream(self, request: Request, sampling: SamplingConfig) -> Iterator[int]:
+        return stream(self.lm, request, sampling)
 
-class Synthesizer:
-    """A serving model that speaks."""
 
-    def __init__(
-        self, card: ServingCard, engine: Engine, prompts: PromptFormat, codec: Codec
-    ) -> None:
+class ServedModel:
+    """All of a serving model but what completes its prompts: card, prompt format, codec."""
+
+    def __init__(self, card: ServingCard, prompts: PromptFormat, codec: Codec) -> None:
         self.card = card
-        self.engine = engine
         self.prompts = prompts
         self.codec = codec
         self.normalize = Normalizer(card.text, user_cache())
-
-    @classmethod
-    def open(
-        cls, folder: Path, backend: Backend = "transformers", device: str | None = None
-    ) -> Synthesizer:
-        """Open a serving model; its tokenizer, its codec and its card must belong together."""
-        card = read_card(folder)
-        codec = open_codec(folder, card, device or default_device())
-        if backend == "vllm":
-            from tts_assets.serving.vllm_engine import VllmEngine
-
-            tokenizer = load_tokenizer(str(folder))
-            vocabulary = read_vocabulary(tokenizer, card.codebook_size)
-            check_vocabulary(folder, card, vocabulary)
-            prompts = PromptFormat(tokenizer, vocabulary)
-            return cls(card, VllmEngine(folder, vocabulary), prompts, codec)
-        lm = open_lm(folder, card, device)
-        return cls(card, TransformersEngine(lm), PromptFormat(lm.tokenizer, lm.vocabulary), codec)
 
     @property
     def sample_rate(self) -> int:
@@ -128,9 +136,10 @@ class Synthesizer:
         codes = self.codec.encode([wave])[0]
         return Voice(text=self.normalize(text, language), codes=tuple(int(code) for code in codes))
 
-    def request(self, line: Line, seed: int, language: str = "en") -> Request:
+    def request(self, line: Line, seed: int, language: str | None = None) -> Request:
         """The prompt of one line as token ids, its text normalized as in training."""
-        text = self.normalize(line.text, language)
+        self._check_tags(line.text)
+        text = self.normalize(line.text, language or line.language)
         if not text:
             raise SynthesisError(f"nothing to say in {line.text!r}: no letters or digits are left")
         voice = line.voice
@@ -142,22 +151,140 @@ class Synthesizer:
         )
         return Request(prompt, seed if line.seed is None else line.seed)
 
+    def parts(self, line: Line, sampling: SamplingConfig) -> list[Part]:
+        """The pieces of a line. The first has the line's seed, each other one of its own."""
+        seed = sampling.seed if line.seed is None else line.seed
+        pieces = split(line.text, longest_piece(sampling, self.card.token_rate))
+        if len(pieces) > 1:  # dashes between sentences are no piece
+            pieces = [piece for piece in pieces if self.normalize(piece.text, line.language)]
+        if not pieces:
+            raise SynthesisError(f"nothing to say in {line.text!r}: no letters or digits are left")
+        seeds = [seed, *(derived_seed(seed, f"piece {i}") for i in range(1, len(pieces)))]
+        return [
+            Part(
+                self.request(replace(line, text=piece.text, seed=own), own), line.voice, piece.pause
+            )
+            for piece, own in zip(pieces, seeds, strict=True)
+        ]
+
+    def judged(self, wave: NDArray[np.float32], codes: NDArray[np.int64], ended: bool) -> Speech:
+        """The speech of one part, with its fault if it has one."""
+        found = fault(codes, wave, ended, self.sample_rate, self.card.token_rate)
+        return Speech("", wave, codes, ended, found)
+
+    def joined(self, text: str, parts: Sequence[Part], spoken: Sequence[Speech]) -> Speech:
+        """The speech of a line from that of its parts."""
+        joiner = Joiner(self.sample_rate)
+        waves = []
+        for part, speech in zip(parts, spoken, strict=True):
+            waves.append(joiner.push(speech.wave))
+            joiner.end_piece(part.pause)
+        return Speech(
+            text,
+            np.concatenate([*waves, joiner.finish()]),
+            np.concatenate([speech.codes for speech in spoken]),
+            all(speech.ended for speech in spoken),
+            next((speech.fault for speech in spoken if speech.fault), None),
+        )
+
+    def _check_tags(self, text: str) -> None:
+        """A tag that is no token would be read aloud, letter by letter."""
+        known = self.prompts.tokenizer.get_added_vocab()
+        unknown = [tag for tag in NONVERBALS if tag in text and tag not in known]
+        if unknown:
+            raise SynthesisError(
+                f"{self.card.recipe} does not know {', '.join(unknown)}: take it out of the text, "
+                "or train with vocabulary.nonverbals = true"
+            )
+
+
+class Synthesizer(ServedModel):
+    """A serving model that speaks."""
+
+    def __init__(
+        self, card: ServingCard, engine: Engine, prompts: PromptFormat, codec: Codec
+    ) -> None:
+        super().__init__(card, prompts, codec)
+        self.engine = engine
+
+    @classmethod
+    def open(
+        cls, folder: Path, backend: Backend = "transformers", device: str | None = None
+    ) -> Synthesizer:
+        """Open a serving model; its tokenizer, its codec and its card must belong together."""
+        card = read_card(folder)
+        codec = open_codec(folder, card, device or default_device())
+        if backend == "vllm":
+            from tts_assets.serving.vllm_engine import VllmEngine
+
+            prompts = open_prompts(folder, card)
+            return cls(card, VllmEngine(folder, prompts.vocabulary), prompts, codec)
+        lm = open_lm(folder, card, device)
+        return cls(card, TransformersEngine(lm), PromptFormat(lm.tokenizer, lm.vocabulary), codec)
+
     def say(
         self,
         lines: Sequence[Line],
         sampling: SamplingConfig | None = None,
         progress: Progress | None = None,
+        retries: int = 0,
     ) -> list[Speech]:
-        """Speak every line; ``progress`` is called with how many more are done."""
+        """Speak every line; ``progress`` is called with how many more pieces are done.
+
+        A faulty piece is drawn again up to ``retries`` times; one that stays so is the first.
+        """
         sampling = sampling or self.card.sampling
-        requests = [self.request(line, sampling.seed) for line in lines]
-        completions = self.engine.complete(requests, sampling, progress)
-        codes = [completion.codes for completion in completions]
-        waves = decode(self.codec, codes, [line.voice for line in lines])
+        parts = [self.parts(line, sampling) for line in lines]
+        flat = [part for own in parts for part in own]
+        spoken = self._speak(flat, sampling, progress)
+        for attempt in range(1, retries + 1):
+            faulty = [i for i, speech in enumerate(spoken) if speech.fault]
+            again = self._speak([flat[i].again(attempt) for i in faulty], sampling, None)
+            for i, speech in zip(faulty, again, strict=True):
+                spoken[i] = spoken[i] if speech.fault else speech
+        rest = iter(spoken)
         return [
-            Speech(line.text, wave, completion.codes, completion.ended)
-            for line, wave, completion in zip(lines, waves, completions, strict=True)
+            self.joined(line.text, own, [next(rest) for _ in own])
+            for line, own in zip(lines, parts, strict=True)
         ]
+
+    def stream(
+        self, line: Line, sampling: SamplingConfig | None = None
+    ) -> Iterator[NDArray[np.float32]]:
+        """The waveform of a line in chunks, the first after ``streaming.FIRST`` codes."""
+        sampling = sampling or self.card.sampling
+        joiner = Joiner(self.sample_rate)
+        for part in self.parts(line, sampling):
+            decoder = StreamDecoder(self.codec, part.voice.codes if part.voice else ())
+            for wave in self._decoded(decoder, self.engine.stream(part.request, sampling)):
+                yield joiner.push(wave)
+            joiner.end_piece(part.pause)
+        yield joiner.finish()
+
+    def _decoded(
+        self, decoder: StreamDecoder, ids: Iterator[int]
+    ) -> Generator[NDArray[np.float32]]:
+        for token in ids:
+            decoder.add(self.prompts.vocabulary.codes([token]))
+            if decoder.due():
+                yield decoder.decode()
+        yield decoder.decode(last=True)
+
+    def _speak(
+        self, parts: Sequence[Part], sampling: SamplingConfig, progress: Progress | None
+    ) -> list[Speech]:
+        completions = self.engine.complete([part.request for part in parts], sampling, progress)
+        codes = [completion.codes for completion in completions]
+        waves = decode(self.codec, codes, [part.voice for part in parts])
+        return [
+            self.judged(wave, completion.codes, completion.ended)
+            for wave, completion in zip(waves, completions, strict=True)
+        ]
+
+
+def derived_seed(seed: int, purpose: str) -> int:
+    """Another seed of 32 bits that depends on ``seed`` and ``purpose`` alone."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {purpose}".encode()).digest()[:4], "big")
 
 
 def decode(
@@ -195,6 +322,14 @@ def open_codec(folder: Path, card: ServingCard, device: str) -> Codec:
             f"{handle.content[:12]}: codes of one codec are noise in another; convert again"
         )
     return Codec.load(handle.path, device)
+
+
+def open_prompts(folder: Path, card: ServingCard) -> PromptFormat:
+    """The prompt format of a serving model, without its weights."""
+    tokenizer = load_tokenizer(str(folder))
+    vocabulary = read_vocabulary(tokenizer, card.codebook_size)
+    check_vocabulary(folder, card, vocabulary)
+    return PromptFormat(tokenizer, vocabulary)
 
 
 def open_lm(folder: Path, card: ServingCard, device: str | None = None) -> SpeechLM:

@@ -6,6 +6,12 @@
 ``--voice`` takes a voice registered in the serving model; ``--prompt-wav`` with ``--prompt-text``
 takes any clip. ``--voice-description``, ``--emotion`` and ``--style`` tell a model that was
 trained on such tags how to speak. The same arguments and ``--seed`` give the same bytes.
+``--out -`` writes the samples of one text to stdout while they are made, 16-bit mono::
+
+    python -m tts_assets.serving.synthesize --model … --text … --out - | aplay -f S16_LE -r 16000
+
+Long texts are spoken in pieces. A piece that is silent, loops or does not end is drawn once more
+with another seed; if it stays so, that is told.
 """
 
 from __future__ import annotations
@@ -22,11 +28,21 @@ from tts_assets.artifacts import ArtifactError
 from tts_assets.audio import BrokenAudio, read_wave
 from tts_assets.config import ConfigError
 from tts_assets.serving.config import Voice
+from tts_assets.serving.formats import pcm16
 from tts_assets.serving.synthesis import Line, Speech, SynthesisError, Synthesizer
 from tts_assets.speechlm.config import SamplingConfig
 from tts_assets.speechlm.prompts import describe
 
-OVERRIDES = ("temperature", "top_k", "top_p", "repetition_penalty", "min_tokens", "max_tokens")
+OVERRIDES = (
+    "temperature",
+    "top_k",
+    "top_p",
+    "repetition_penalty",
+    "frequency_penalty",
+    "min_tokens",
+    "max_tokens",
+)
+RETRIES = 1
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -48,12 +64,15 @@ def build_parser() -> argparse.ArgumentParser:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--text", help="what to say")
     what.add_argument("--texts", type=Path, help="a file with a text a line")
-    parser.add_argument("--out", type=Path, required=True, help=".wav file, or folder for --texts")
+    parser.add_argument(
+        "--out", type=Path, required=True, help=".wav file, folder for --texts, or -"
+    )
     parser.add_argument("--voice", help="a voice registered in the serving model")
     parser.add_argument("--prompt-wav", type=Path, help="a clip of the voice to imitate")
     parser.add_argument("--prompt-text", help="what the clip says")
     for name in ("voice-description", "emotion", "style"):
         parser.add_argument(f"--{name}", default="", help="as in the training samples")
+    parser.add_argument("--language", default="en", help="of the texts: how figures are read")
     parser.add_argument("--backend", choices=["transformers", "vllm"], default="transformers")
     parser.add_argument("--seed", type=int, help="default: the serving model's")
     for name in OVERRIDES:
@@ -70,6 +89,8 @@ def texts_of(options: argparse.Namespace) -> list[str]:
 
 def chosen_voice(synthesizer: Synthesizer, options: argparse.Namespace) -> Voice | None:
     """The registered voice, the clip's, or None for the model's own."""
+    if options.texts and str(options.out) == "-":
+        raise SynthesisError("--out - streams one text: give --text, or a folder for --texts")
     if bool(options.prompt_wav) != bool(options.prompt_text):
         raise SynthesisError("--prompt-wav and --prompt-text go together: the clip and its words")
     if options.voice and options.prompt_wav:
@@ -78,8 +99,14 @@ def chosen_voice(synthesizer: Synthesizer, options: argparse.Namespace) -> Voice
         return synthesizer.voice(options.voice)
     if options.prompt_wav:
         wave = read_wave(options.prompt_wav, synthesizer.codec.input_rate)
-        return synthesizer.new_voice(wave, options.prompt_text)
+        return synthesizer.new_voice(wave, options.prompt_text, options.language)
     return None
+
+
+def sampling_of(synthesizer: Synthesizer, options: argparse.Namespace) -> SamplingConfig:
+    given = {name: getattr(options, name) for name in (*OVERRIDES, "seed")}
+    changes = {name: value for name, value in given.items() if value is not None}
+    return SamplingConfig.parse(synthesizer.card.sampling.model_dump() | changes, "command line")
 
 
 def speak(
@@ -89,15 +116,19 @@ def speak(
     options: argparse.Namespace,
 ) -> None:
     """Say all texts and write the files; the third of a list is ``0003.wav``."""
-    given = {name: getattr(options, name) for name in (*OVERRIDES, "seed")}
-    changes = {name: value for name, value in given.items() if value is not None}
-    sampling = SamplingConfig.parse(
-        synthesizer.card.sampling.model_dump() | changes, "command line"
-    )
+    sampling = sampling_of(synthesizer, options)
     description = describe(options.voice_description, options.emotion, options.style)
-    with tqdm(total=len(texts), desc="synthesis", unit="text") as bar:
-        lines = [Line(text, voice, description=description) for text in texts]
-        spoken = synthesizer.say(lines, sampling, progress=bar.update)
+    lines = [
+        Line(text, voice, description=description, language=options.language) for text in texts
+    ]
+    if str(options.out) == "-":
+        for wave in synthesizer.stream(lines[0], sampling):
+            sys.stdout.buffer.write(pcm16(wave))
+            sys.stdout.buffer.flush()
+        return
+    pieces = sum(len(synthesizer.parts(line, sampling)) for line in lines)
+    with tqdm(total=pieces, desc="synthesis", unit="piece") as bar:
+        spoken = synthesizer.say(lines, sampling, progress=bar.update, retries=RETRIES)
     if options.text is not None:
         write(options.out, spoken[0], synthesizer.sample_rate)
         return
@@ -109,8 +140,8 @@ def speak(
 def write(path: Path, speech: Speech, rate: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     soundfile.write(path, speech.wave, rate, subtype="PCM_16")
-    ending = "" if speech.ended else " (stopped at the token limit)"
-    print(f"{path}: {len(speech.wave) / rate:.2f} s{ending}", file=sys.stderr)
+    problem = f": {speech.fault}, also with another seed" if speech.fault else ""
+    print(f"{path}: {len(speech.wave) / rate:.2f} s{problem}", file=sys.stderr)
 
 
 if __name__ == "__main__":

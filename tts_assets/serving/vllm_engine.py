@@ -7,7 +7,8 @@ be drawn (``allowed_token_ids``); each request has its own seed.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,38 +19,76 @@ from tts_assets.speechlm.config import SamplingConfig
 from tts_assets.speechlm.generate import Completion, Request, allowed_ids
 from tts_assets.speechlm.vocabulary import SpeechVocabulary
 
+Dtype = Literal["float32", "bfloat16", "float16"]
+
 CACHE_GB = "1"  # keys and values on a CPU: 1 GB holds about 500 s of speech of a 1B model in fp32
 SEQUENCES = 64  # in flight at once; more wait inside the engine
 
 
+def prepare_environment() -> None:
+    """What vLLM reads from the environment; to be called before it is imported."""
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", CACHE_GB)
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+
+
+def engine_arguments(folder: Path, dtype: Dtype | None, max_sequences: int) -> dict[str, Any]:
+    """Of vLLM's engines, ``LLM`` and ``AsyncLLM``; ``dtype`` None: float32 on a CPU, bfloat16 on
+    a GPU."""
+    on_gpu = torch.cuda.is_available()
+    return {
+        "model": str(folder),
+        "dtype": dtype or ("bfloat16" if on_gpu else "float32"),
+        "enforce_eager": not on_gpu,
+        "max_num_seqs": max_sequences,
+        # Log-probabilities as generate() gives them: over the tokens that may be drawn.
+        "logprobs_mode": "processed_logprobs",
+        "generation_config": "vllm",
+        "disable_log_stats": True,
+        # What is found in the cache was summed in another order: the same request would not always
+        # give the same tokens.
+        "enable_prefix_caching": False,
+    }
+
+
+def sampling_parameters(
+    vocabulary: SpeechVocabulary, sampling: SamplingConfig, seed: int, **more: Any
+) -> Any:
+    """vLLM's parameters of one request: only speech tokens and the end can be drawn."""
+    from vllm import SamplingParams
+
+    return SamplingParams(
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+        repetition_penalty=sampling.repetition_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        min_tokens=sampling.min_tokens,
+        max_tokens=sampling.max_tokens + 1,  # the end token counts here
+        stop_token_ids=[vocabulary.speech_end],
+        allowed_token_ids=allowed_ids(vocabulary).tolist(),
+        seed=seed,
+        detokenize=False,
+        **({"logprobs": 0} | more),
+    )
+
+
 class VllmEngine:
-    """One vLLM engine of a serving model. ``dtype`` None: float32 on a CPU, bfloat16 on a GPU."""
+    """One vLLM engine of a serving model, in this process."""
 
     def __init__(
         self,
         folder: Path,
         vocabulary: SpeechVocabulary,
         *,
-        dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+        dtype: Dtype | None = None,
         max_sequences: int = SEQUENCES,
     ) -> None:
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", CACHE_GB)
-        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        prepare_environment()
         from vllm import LLM
 
-        on_gpu = torch.cuda.is_available()
         self.vocabulary = vocabulary
-        self.allowed = allowed_ids(vocabulary).tolist()
-        self.llm = LLM(
-            str(folder),
-            dtype=dtype or ("bfloat16" if on_gpu else "float32"),
-            enforce_eager=not on_gpu,
-            max_num_seqs=max_sequences,
-            # Log-probabilities as generate() gives them: over the tokens that may be drawn.
-            logprobs_mode="processed_logprobs",
-            generation_config="vllm",
-            disable_log_stats=True,
-        )
+        self.streams = count()
+        self.llm = LLM(**engine_arguments(folder, dtype, max_sequences))
 
     def complete(
         self,
@@ -61,7 +100,9 @@ class VllmEngine:
         from vllm import TokensPrompt
 
         prompts = [TokensPrompt(prompt_token_ids=r.prompt.tolist()) for r in requests]
-        parameters = [self._parameters(sampling, request.seed) for request in requests]
+        parameters = [
+            sampling_parameters(self.vocabulary, sampling, request.seed) for request in requests
+        ]
         outputs = self.llm.generate(prompts, parameters, use_tqdm=False)
         if progress is not None:
             progress(len(requests))
@@ -71,22 +112,25 @@ class VllmEngine:
         """End the engine's process; without it, it lives as long as this one."""
         self.llm.llm_engine.engine_core.shutdown()
 
-    def _parameters(self, sampling: SamplingConfig, seed: int) -> Any:
-        from vllm import SamplingParams
+    def stream(self, request: Request, sampling: SamplingConfig) -> Iterator[int]:
+        """The token ids of one completion as they are drawn."""
+        from vllm import RequestOutput, TokensPrompt
 
-        return SamplingParams(
-            temperature=sampling.temperature,
-            top_k=sampling.top_k,
-            top_p=sampling.top_p,
-            repetition_penalty=sampling.repetition_penalty,
-            min_tokens=sampling.min_tokens,
-            max_tokens=sampling.max_tokens + 1,  # the end token counts here
-            stop_token_ids=[self.vocabulary.speech_end],
-            allowed_token_ids=self.allowed,
-            seed=seed,
-            logprobs=0,
-            detokenize=False,
-        )
+        engine = self.llm.llm_engine
+        prompt = TokensPrompt(prompt_token_ids=request.prompt.tolist())
+        parameters = sampling_parameters(self.vocabulary, sampling, request.seed)
+        name = f"stream-{next(self.streams)}"
+        engine.add_request(name, prompt, parameters)
+        known = 0
+        try:
+            while engine.has_unfinished_requests():
+                for output in engine.step():
+                    assert isinstance(output, RequestOutput)
+                    ids = output.outputs[0].token_ids
+                    yield from (int(i) for i in ids[known : sampling.max_tokens])
+                    known = len(ids)
+        finally:
+            engine.abort_request([name])
 
     def _completion(self, output: Any) -> Completion:
         ids = np.asarray(output.token_ids, dtype=np.int64)

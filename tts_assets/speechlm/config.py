@@ -91,13 +91,15 @@ class SamplingConfig(Config):
     """How speech tokens are drawn. ``top_k`` 0 and ``top_p`` 1 switch those filters off.
 
     ``min_tokens`` and ``max_tokens`` count speech tokens, without ``<|speech_end|>``.
-    ``temperature`` 0 is greedy decoding.
+    ``temperature`` 0 is greedy decoding. ``repetition_penalty`` looks at the prompt, too;
+    ``frequency_penalty`` is subtracted once for each time that a token was drawn.
     """
 
     temperature: float = Field(0.8, ge=0)
     top_k: int = Field(50, ge=0)
     top_p: float = Field(1.0, gt=0, le=1)
     repetition_penalty: float = Field(1.1, gt=0)
+    frequency_penalty: float = Field(0.0, ge=-2, le=2)
     min_tokens: int = Field(10, ge=0)
     max_tokens: int = Field(1792, gt=0)
     seed: int = Field(42, ge=0)

@@ -13,7 +13,7 @@ Shapes: B rows of the batch, A allowed tokens (the codebook, then ``<|speech_end
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,6 +91,16 @@ def generate(
             progress(len(rows))
     lm.model.train(was_training)
     return [completion for completion in results if completion is not None]
+
+
+@torch.inference_mode()
+def stream(lm: SpeechLM, request: Request, sampling: SamplingConfig) -> Iterator[int]:
+    """The token ids of one completion as they are drawn: those that :func:`generate` gives."""
+    _check_lengths(lm, [request], sampling)
+    lm.model.eval()
+    batch = _Batch(lm, [request], sampling)
+    for drawn in batch.steps():
+        yield int(batch.space.ids[drawn[0]])
 
 
 def completion_logprobs(
@@ -206,14 +216,22 @@ class _Batch:
         self.logprobs = torch.zeros(count, limit, device=self.device)
         self.random = torch.stack([_random_stream(r.seed, limit) for r in requests]).to(self.device)
         self.seen = self._prompt_codes()
+        self.counts = torch.zeros(count, self.end + 1, device=self.device)  # of drawn tokens
 
     def run(self) -> list[Completion]:
+        for _ in self.steps():
+            pass
+        return self._completions()
+
+    def steps(self) -> Iterator[Tensor]:
+        """Draw to the end; after each step the indices drawn for the live rows, (B,)."""
         logits = self._prefill()
         done = torch.zeros(len(self.requests), dtype=torch.bool, device=self.device)
         for step in range(self.sampling.max_tokens):
             drawn = self._draw(logits, step)
             self.tokens[self.rows, step] = torch.where(done, -1, drawn)
             done |= drawn == self.end
+            yield drawn
             finished = int(done.sum())
             if finished == len(done) or step + 1 == self.sampling.max_tokens:
                 break
@@ -222,7 +240,6 @@ class _Batch:
                 drawn, done = drawn[keep], done[keep]
                 self._keep(keep)
             logits = self._forward(self.space.ids[drawn][:, None])
-        return self._completions()
 
     def _prompt_codes(self) -> Tensor:
         """Which codes a row's prompt holds, (B, A): the repetition penalty counts them too."""
@@ -269,17 +286,20 @@ class _Batch:
         model_logits = logits
         if self.sampling.repetition_penalty != 1.0:
             logits = penalize(logits, self.seen, self.sampling.repetition_penalty)
+        if self.sampling.frequency_penalty:
+            logits = logits - self.sampling.frequency_penalty * self.counts
         if step < self.sampling.min_tokens:
             logits = logits.index_fill(1, torch.tensor([self.end], device=self.device), -torch.inf)
         drawn = choose(logits, self.random[self.rows, step], self.sampling)
         picked = model_logits.gather(1, drawn[:, None])[:, 0]
         self.logprobs[self.rows, step] = picked - model_logits.logsumexp(dim=1)
         self.seen.scatter_(1, drawn[:, None], True)
+        self.counts.scatter_add_(1, drawn[:, None], torch.ones_like(drawn[:, None]).float())
         return drawn
 
     def _keep(self, keep: Tensor) -> None:
         """Only the rows ``keep`` stay in the batch."""
-        self.rows, self.seen = self.rows[keep], self.seen[keep]
+        self.rows, self.seen, self.counts = self.rows[keep], self.seen[keep], self.counts[keep]
         self.visible, self.next_position = self.visible[keep], self.next_position[keep]
         self.cache.batch_select_indices(keep)
 

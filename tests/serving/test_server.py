@@ -1,0 +1,252 @@
+"""The real server with the real vLLM engine, asked by the real openai client; one for all tests."""
+
+from __future__ import annotations
+
+import io
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import numpy as np
+import openai
+import pytest
+import soundfile
+
+from resources.processes import marked_processes
+from resources.vllm_server import Server, VllmServer
+from tests.speaking import Speaking
+
+KEY = "a-key-for-the-tests"
+CONCURRENCY = 64
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def lines() -> list[str]:
+    """The server's log."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def server(speaking: Speaking, lines: list[str]) -> Iterator[Server]:
+    os.environ["TTS_API_KEY"] = KEY
+    arguments = ["--model", str(speaking.serving.path), "--concurrency", str(CONCURRENCY)]
+    arguments += ["--max-characters", "200", "--max-upload-mb", "1"]
+    try:
+        with VllmServer(restarts=0).serve(arguments, lines.append) as running:
+            yield running
+    finally:
+        del os.environ["TTS_API_KEY"]
+
+
+@pytest.fixture(scope="module")
+def client(server: Server) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY, max_retries=0)
+
+
+@pytest.fixture
+def http(server: Server) -> Iterator[httpx.Client]:
+    headers = {"Authorization": f"Bearer {KEY}"}
+    with httpx.Client(base_url=server.url, headers=headers) as http:
+        yield http
+
+
+def speak(client: openai.OpenAI, form: str = "wav", text: str = "one two", **more: object) -> bytes:
+    answer = client.audio.speech.create(
+        model="tiny", voice="default", input=text, response_format=form, extra_body=more
+    )
+    return answer.content
+
+
+def seconds_of_pcm(data: bytes) -> float:
+    return len(data) / 2 / 24_000
+
+
+@pytest.mark.parametrize("form", ["wav", "flac", "opus", "mp3"])
+def test_every_format_decodes_to_the_whole_speech(client: openai.OpenAI, form: str) -> None:
+    """60 codes of 20 ms; mp3 pads with up to 0.15 s."""
+    wave, rate = soundfile.read(io.BytesIO(speak(client, form, seed=1)))
+    assert 0.2 <= len(wave) / rate <= 1.2 + 0.15
+    assert np.abs(wave).max() > 0.001
+
+
+def test_pcm_is_openais(client: openai.OpenAI) -> None:
+    """24 kHz, and the same speech as the wav file: the length in seconds tells."""
+    wave, rate = soundfile.read(io.BytesIO(speak(client, "wav", seed=1)))
+    assert seconds_of_pcm(speak(client, "pcm", seed=1)) == pytest.approx(len(wave) / rate, abs=1e-3)
+
+
+def test_the_same_seed_gives_the_same_bytes_alone_and_among_others(client: openai.OpenAI) -> None:
+    alone = speak(client, seed=5)
+    with ThreadPoolExecutor(8) as pool:
+        among = list(pool.map(lambda seed: speak(client, seed=seed), [1, 2, 5, 3, 4, 5, 6, 7]))
+    assert among[2] == among[5] == alone != among[0]
+
+
+def test_the_first_audio_comes_before_the_last(client: openai.OpenAI) -> None:
+    """A text of several pieces; what comes first is playable while the rest is not made."""
+    times, sizes = [], []
+    with client.audio.speech.with_streaming_response.create(
+        model="tiny", voice="default", input="One two three four. " * 8, response_format="pcm"
+    ) as answer:
+        for chunk in answer.iter_bytes():
+            times.append(time.perf_counter())
+            sizes.append(len(chunk))
+    assert len(times) > 5
+    assert times[-1] - times[0] > 0.1
+    assert sizes[0] < sum(sizes) / 4
+
+
+def test_a_streamed_wav_can_be_read(client: openai.OpenAI) -> None:
+    data = speak(client, "wav", stream=True, seed=1)
+    whole, _ = soundfile.read(io.BytesIO(speak(client, "wav", seed=1)))
+    assert data[:4] == b"RIFF" and len(data) - 44 == 2 * len(whole)
+    wave, rate = soundfile.read(io.BytesIO(data))
+    assert (len(wave), rate) == (len(whole), 16_000)
+
+
+def test_no_request_of_64_at_once_is_lost(client: openai.OpenAI) -> None:
+    with ThreadPoolExecutor(CONCURRENCY) as pool:
+        waves = list(pool.map(lambda seed: speak(client, seed=seed), range(CONCURRENCY)))
+    assert all(soundfile.info(io.BytesIO(wave)).duration >= 0.2 for wave in waves)
+
+
+def test_beyond_the_limit_comes_429(client: openai.OpenAI) -> None:
+    def ask(seed: int) -> bytes | openai.RateLimitError:
+        try:
+            return speak(client, "pcm", "One two three four. " * 3, seed=seed)
+        except openai.RateLimitError as error:
+            return error
+
+    with ThreadPoolExecutor(2 * CONCURRENCY) as pool:
+        answers = list(pool.map(ask, range(2 * CONCURRENCY)))
+    refused = [answer for answer in answers if isinstance(answer, openai.RateLimitError)]
+    assert 0 < len(refused) <= CONCURRENCY
+    assert all(int(error.response.headers["retry-after"]) > 0 for error in refused)
+    assert "the most at once" in str(refused[0])
+    assert len(speak(client)) > 1000  # and all places are free again
+
+
+def test_a_wrong_key_is_refused(server: Server, lines: list[str]) -> None:
+    stranger = openai.OpenAI(base_url=f"{server.url}/v1", api_key="wrong", max_retries=0)
+    with pytest.raises(openai.AuthenticationError, match="wrong API key"):
+        speak(stranger)
+    assert httpx.get(f"{server.url}/metrics").status_code == 401
+    assert httpx.get(f"{server.url}/health").json() == {"status": "ok"}
+    assert not any(KEY in line or "wrong" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "message"),
+    [
+        ({"input": "x " * 101}, 400, "202 characters, at most 200"),
+        ({"input": "?!"}, 400, "nothing to say"),
+        ({"voice": "nobody"}, 400, "known voices: default"),
+        ({"model": "gpt"}, 404, "this server has 'tiny'"),
+        ({"speed": 2}, 400, "speed"),
+        ({"temprature": 1}, 400, "temprature"),
+        ({"min_tokens": 70}, 400, "above max_tokens 60"),
+        ({"response_format": "aac"}, 400, "response_format"),
+        ({"response_format": "flac", "stream": True}, 400, "cannot be streamed"),
+    ],
+)
+def test_what_is_wrong_is_told_as_openai_does(
+    http: httpx.Client, body: dict[str, object], status: int, message: str
+) -> None:
+    answer = http.post(
+        "/v1/audio/speech", json={"model": "tiny", "voice": "default", "input": "one"} | body
+    )
+    error = answer.json()["error"]
+    assert answer.status_code == status
+    assert set(error) == {"message", "type", "param", "code"}
+    assert message in error["message"]
+
+
+def test_a_body_that_is_too_large_is_refused(http: httpx.Client) -> None:
+    big = b"x" * (1 << 20) + b"y"
+    files = {"file": ("a.wav", big)}
+    form = {"name": "big", "text": "one"}
+    assert http.post("/v1/voices", data=form, files=files).status_code == 413
+    json = {"content-type": "application/json"}
+    streamed = http.post("/v1/audio/speech", content=iter([big, big]), headers=json)
+    assert streamed.status_code == 413
+    assert "larger than 1 MB" in streamed.json()["error"]["message"]
+
+
+def upload(http: httpx.Client, name: str, audio: bytes, text: str = "The number") -> httpx.Response:
+    files = {"file": ("clip.wav", audio)}
+    return http.post("/v1/voices", data={"name": name, "text": text}, files=files)
+
+
+def wav(wave: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, wave, 16_000, format="WAV")
+    return buffer.getvalue()
+
+
+def test_an_uploaded_voice_speaks(
+    http: httpx.Client, client: openai.OpenAI, recordings: dict[str, tuple[str, object]]
+) -> None:
+    text, clip = recordings["agent-incorrect"]
+    answer = upload(http, "allison", wav(clip.wave), text)  # type: ignore[attr-defined]
+    assert answer.status_code == 201, answer.text
+    voices = {row["id"]: row for row in http.get("/v1/voices").json()["data"]}
+    assert {"default", "allison"} < set(voices)
+    assert voices["allison"]["text"] == " ".join(text.split())
+    spoken = client.audio.speech.create(
+        model="tiny", voice="allison", input="one", response_format="wav", extra_body={"seed": 1}
+    )
+    assert spoken.content != speak(client, text="one", seed=1)
+    assert upload(http, "allison", wav(clip.wave)).status_code == 400  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("name", "audio", "message"),
+    [
+        ("../etc", wav(np.ones(20_000)), "letters, digits"),
+        ("noise", b"no audio at all", "not readable as audio"),
+        ("short", wav(np.ones(8_000)), "0.5 s"),
+        ("quiet", wav(np.zeros(32_000)), "mostly silence"),
+    ],
+)
+def test_a_clip_that_is_no_voice_is_refused(
+    http: httpx.Client, name: str, audio: bytes, message: str
+) -> None:
+    answer = upload(http, name, audio)
+    assert answer.status_code == 400
+    assert message in answer.json()["error"]["message"]
+
+
+def test_models_and_metrics(client: openai.OpenAI, http: httpx.Client) -> None:
+    speak(client, "flac")
+    assert [model.id for model in client.models.list()] == ["tiny"]
+    text = http.get("/metrics").text
+    assert 'tts_requests_total{format="flac"}' in text
+    assert "tts_busy 0.0" in text
+
+
+def test_a_client_that_leaves_gives_its_place_back(http: httpx.Client) -> None:
+    body = {"model": "tiny", "voice": "default", "response_format": "pcm"}
+    for seed in range(3):
+        text = {"input": "One two three four. " * 9, "seed": seed}
+        with http.stream("POST", "/v1/audio/speech", json=body | text) as answer:
+            next(answer.iter_bytes())
+    deadline = time.monotonic() + 10
+    while "tts_busy 0.0" not in http.get("/metrics").text:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_without_its_engine_the_server_ends(server: Server, lines: list[str]) -> None:
+    """So that whoever keeps it running starts it again. The last test: nothing comes after it."""
+    engines = [p for p in marked_processes(server.launch_id) if "EngineCor" in p.name()]
+    assert len(engines) == 1
+    engines[0].kill()
+    deadline = time.monotonic() + 60
+    while server.failure is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert server.failure == "ended with status 1, 1 times in a row"
+    assert any("the engine ended by itself" in line for line in lines)

@@ -1,0 +1,201 @@
+"""Many speak at once: vLLM's asynchronous engine, with the codec in a thread beside it.
+
+The engine batches continuously: a request joins the running batch at the next token and leaves it
+at its last. The codec takes what is to be decoded in the order in which it comes, clip by clip: a
+clip's samples never depend on its mates. Neither blocks the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from itertools import count
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import AutoConfig
+
+from tts_assets.serving.guards import Fault, audible_share
+from tts_assets.serving.pieces import Joiner
+from tts_assets.serving.streaming import StreamDecoder
+from tts_assets.serving.synthesis import (
+    Line,
+    Part,
+    ServedModel,
+    Speech,
+    SynthesisError,
+    decode,
+    default_device,
+    open_codec,
+    open_prompts,
+    read_card,
+)
+from tts_assets.serving.vllm_engine import (
+    engine_arguments,
+    prepare_environment,
+    sampling_parameters,
+)
+from tts_assets.speechlm.config import SamplingConfig
+
+T = TypeVar("T")
+Wave = NDArray[np.float32]
+RETRIES = 1
+WATCH_SECONDS = 0.5
+
+
+class Speaker:
+    """A serving model that speaks to many; made and used inside a running event loop.
+
+    ``on_death`` is called when the engine's process has ended, other than by :meth:`close`.
+    """
+
+    def __init__(self, folder: Path, sequences: int, on_death: Callable[[], None]) -> None:
+        prepare_environment()
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        card = read_card(folder)
+        codec = open_codec(folder, card, default_device())
+        self.model = ServedModel(card, open_prompts(folder, card), codec)
+        self.positions = int(AutoConfig.from_pretrained(folder).max_position_embeddings)
+        arguments = AsyncEngineArgs(**engine_arguments(folder, None, sequences))
+        self.engine = AsyncLLM.from_engine_args(arguments)
+        self.codec_thread = ThreadPoolExecutor(1, "codec")
+        self.names = count()
+        self.faults: dict[Fault, int] = {}  # completions that were drawn again, or heard with it
+
+        self.watch = asyncio.create_task(self._watch(on_death))
+
+    async def _watch(self, on_death: Callable[[], None]) -> None:
+        while not self.dead:
+            await asyncio.sleep(WATCH_SECONDS)
+        on_death()
+
+    def close(self) -> None:
+        """End the engine's processes and the codec's thread."""
+        self.watch.cancel()
+        self.engine.shutdown()
+        self.codec_thread.shutdown(cancel_futures=True)
+
+    @property
+    def dead(self) -> bool:
+        return bool(self.engine.errored)
+
+    async def parts(self, line: Line, sampling: SamplingConfig) -> list[Part]:
+        """The pieces of a line; raises :class:`SynthesisError` if one does not fit the context."""
+        parts = await asyncio.to_thread(self.model.parts, line, sampling)
+        for part in parts:
+            self._fitting(part, sampling)
+        return parts
+
+    async def say(self, line: Line, sampling: SamplingConfig) -> Speech:
+        """Speak a line, all its pieces at once; as ``Synthesizer.say`` with one retry."""
+        parts = await self.parts(line, sampling)
+        spoken = await asyncio.gather(*(self._say(part, sampling) for part in parts))
+        return self.model.joined(line.text, parts, spoken)
+
+    async def stream(self, line: Line, sampling: SamplingConfig) -> AsyncGenerator[Wave]:
+        """The waveform of a line in chunks, from the first audible one on."""
+        joiner = Joiner(self.model.sample_rate)
+        for part in await self.parts(line, sampling):
+            async with aclosing(self._stream(part, sampling, RETRIES)) as waves:
+                async for wave in waves:
+                    if len(due := joiner.push(wave)):
+                        yield due
+            joiner.end_piece(part.pause)
+        yield joiner.finish()
+
+    async def in_codec_thread(self, function: Callable[..., T], *arguments: Any) -> T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self.codec_thread, function, *arguments)
+
+    async def _say(self, part: Part, sampling: SamplingConfig) -> Speech:
+        first = speech = await self._once(part, sampling)
+        for attempt in range(1, RETRIES + 1):
+            if speech.fault:
+                self._count(speech.fault)
+                speech = await self._once(part.again(attempt), sampling)
+        return first if speech.fault else speech
+
+    async def _once(self, part: Part, sampling: SamplingConfig) -> Speech:
+        ids: list[int] = []
+        async with aclosing(self._ids(part, sampling)) as drawn:
+            async for more in drawn:
+                ids += more
+        codes = self._codes(ids)
+        waves = await self.in_codec_thread(decode, self.model.codec, [codes], [part.voice])
+        return self.model.judged(waves[0], codes, self._ended(ids))
+
+    async def _stream(
+        self, part: Part, sampling: SamplingConfig, retries: int
+    ) -> AsyncGenerator[Wave]:
+        """Silence at the start is held back: a piece that is nothing else is drawn again."""
+        decoder = StreamDecoder(self.model.codec, part.voice.codes if part.voice else ())
+        ids: list[int] = []
+        waves: list[Wave] = []
+        given = 0
+        async with aclosing(self._ids(part, sampling)) as drawn:
+            async for more in drawn:
+                ids += more
+                decoder.add(self._codes(more))
+                while decoder.due():
+                    waves.append(await self.in_codec_thread(decoder.decode))
+                    if given or audible_share(waves[-1], self.model.sample_rate):
+                        yield np.concatenate(waves[given:])
+                        given = len(waves)
+        waves.append(await self.in_codec_thread(decoder.decode, True))
+        judged = self.model.judged(np.concatenate(waves), decoder.codes, self._ended(ids))
+        if judged.fault:
+            self._count(judged.fault)
+            if retries and not given:
+                async with aclosing(self._stream(part.again(1), sampling, retries - 1)) as again:
+                    async for wave in again:
+                        yield wave
+                return
+        yield np.concatenate(waves[given:])
+
+    async def _ids(self, part: Part, sampling: SamplingConfig) -> AsyncGenerator[list[int]]:
+        from vllm import TokensPrompt
+        from vllm.sampling_params import RequestOutputKind
+
+        sampling = self._fitting(part, sampling)
+        parameters = sampling_parameters(
+            self.model.prompts.vocabulary,
+            sampling,
+            part.request.seed,
+            logprobs=None,
+            output_kind=RequestOutputKind.DELTA,
+        )
+        prompt = TokensPrompt(prompt_token_ids=part.request.prompt.tolist())
+        outputs = self.engine.generate(prompt, parameters, f"speech-{next(self.names)}")
+        drawn = 0
+        async with aclosing(outputs):
+            async for output in outputs:
+                ids = [int(token) for token in output.outputs[0].token_ids]
+                drawn += len(ids)
+                if drawn > sampling.max_tokens and not self._ended(ids):
+                    ids.pop()  # the place kept for an end token that did not come
+                yield ids
+
+    def _fitting(self, part: Part, sampling: SamplingConfig) -> SamplingConfig:
+        """``sampling`` with as many tokens as the context has left."""
+        room = self.positions - len(part.request.prompt) - 1
+        if room < max(sampling.min_tokens, 1):
+            raise SynthesisError(
+                f"voice prompt and text have {len(part.request.prompt)} tokens, the model has "
+                f"{self.positions} positions: use a shorter voice prompt"
+            )
+        return sampling.model_copy(update={"max_tokens": min(sampling.max_tokens, room)})
+
+    def _codes(self, ids: Sequence[int]) -> NDArray[np.int64]:
+        return self.model.prompts.vocabulary.codes(np.asarray(ids, dtype=np.int64))
+
+    def _ended(self, ids: Sequence[int]) -> bool:
+        return bool(ids) and ids[-1] == self.model.prompts.vocabulary.speech_end
+
+    def _count(self, fault: Fault) -> None:
+        self.faults[fault] = self.faults.get(fault, 0) + 1
