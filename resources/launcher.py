@@ -128,8 +128,8 @@ class Outcome:
             seconds=sum(attempt["seconds"] for attempt in attempts),
             gpu_hours=sum(attempt["seconds"] * attempt["gpus"] for attempt in attempts) / 3600,
             attempts=len(attempts),
-            peak_memory_gb=sum(rank["host"] for rank in memory),
-            peak_gpu_memory_gb=max((rank["gpu"] for rank in memory), default=0.0),
+            peak_memory_gb=round(sum(rank["host"] for rank in memory), 3),
+            peak_gpu_memory_gb=round(max((rank["gpu"] for rank in memory), default=0.0), 3),
         )
 
     def metadata(self) -> dict[str, float | int]:
