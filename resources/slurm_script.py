@@ -221,7 +221,10 @@ if [ -n "$stopping" ] && ! finished; then
     requeues=$(cat "$run/{REQUEUES}" 2>/dev/null || echo 0)
     if [ "$requeues" -lt "$max_requeues" ]; then
         echo $((requeues + 1)) > "$run/{REQUEUES}"
-        scontrol requeue "$SLURM_JOB_ID" && sleep 3600  # which Slurm cuts short
+        if scontrol requeue "$SLURM_JOB_ID"; then
+            sleep 3600  # Slurm ends it, and this script, which may outlive it for a moment
+            exit 1
+        fi
         echo "$requeues" > "$run/{REQUEUES}"
     fi
     leave true
