@@ -57,11 +57,12 @@ def split(text: str, longest: int) -> list[Piece]:
     Cut at paragraphs, else at sentences, at colons, at commas, between words; one word is never
     cut. All words are in the pieces, in order.
     """
-    parts = [part.strip() for part in _parts(text.strip(), longest, 0)]
-    paragraphs = {match.start() for match in ENDS[0].finditer(text.strip())}
+    text = text.strip()
+    parts = [part.strip() for part in _parts(text, longest, 0)]
+    paragraphs = {match.start() for match in ENDS[0].finditer(text)}
     pieces, place = [], 0
     for part in filter(None, parts):
-        place = text.strip().index(part, place) + len(part)
+        place = text.index(part, place) + len(part)
         mark = "\n" if place in paragraphs else part.rstrip("\"')]")[-1:].translate(FULL_WIDTH)
         pieces.append(Piece(part, PAUSES.get(mark, 0.0)))
     if pieces:

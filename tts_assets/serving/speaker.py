@@ -40,6 +40,7 @@ from tts_assets.serving.vllm_engine import (
     sampling_parameters,
 )
 from tts_assets.speechlm.config import SamplingConfig
+from tts_assets.speechlm.generate import allowed_ids
 
 T = TypeVar("T")
 Wave = NDArray[np.float32]
@@ -61,6 +62,7 @@ class Speaker:
         card = read_card(folder)
         codec = open_codec(folder, card, default_device())
         self.model = ServedModel(card, open_prompts(folder, card), codec)
+        self.allowed = allowed_ids(self.model.prompts.vocabulary).tolist()
         self.positions = int(AutoConfig.from_pretrained(folder).max_position_embeddings)
         arguments = AsyncEngineArgs(**engine_arguments(folder, None, sequences))
         self.engine = AsyncLLM.from_engine_args(arguments)
@@ -164,7 +166,7 @@ class Speaker:
 
         sampling = self._fitting(part, sampling)
         parameters = sampling_parameters(
-            self.model.prompts.vocabulary,
+            self.allowed,
             sampling,
             part.request.seed,
             logprobs=None,

@@ -51,9 +51,10 @@ def engine_arguments(folder: Path, dtype: Dtype | None, max_sequences: int) -> d
 
 
 def sampling_parameters(
-    vocabulary: SpeechVocabulary, sampling: SamplingConfig, seed: int, **more: Any
+    allowed: list[int], sampling: SamplingConfig, seed: int, **more: Any
 ) -> Any:
-    """vLLM's parameters of one request: only speech tokens and the end can be drawn."""
+    """vLLM's parameters of one request: only the ``allowed`` tokens can be drawn, and the last of
+    them ends it (``speechlm.generate.allowed_ids``; 65,537 as a rule, so made once an engine)."""
     from vllm import SamplingParams
 
     return SamplingParams(
@@ -64,8 +65,8 @@ def sampling_parameters(
         frequency_penalty=sampling.frequency_penalty,
         min_tokens=sampling.min_tokens,
         max_tokens=sampling.max_tokens + 1,  # the end token counts here
-        stop_token_ids=[vocabulary.speech_end],
-        allowed_token_ids=allowed_ids(vocabulary).tolist(),
+        stop_token_ids=allowed[-1:],
+        allowed_token_ids=allowed,
         seed=seed,
         detokenize=False,
         **({"logprobs": 0} | more),
@@ -87,6 +88,7 @@ class VllmEngine:
         from vllm import LLM
 
         self.vocabulary = vocabulary
+        self.allowed = allowed_ids(vocabulary).tolist()
         self.streams = count()
         self.llm = LLM(**engine_arguments(folder, dtype, max_sequences))
 
@@ -101,7 +103,7 @@ class VllmEngine:
 
         prompts = [TokensPrompt(prompt_token_ids=r.prompt.tolist()) for r in requests]
         parameters = [
-            sampling_parameters(self.vocabulary, sampling, request.seed) for request in requests
+            sampling_parameters(self.allowed, sampling, request.seed) for request in requests
         ]
         outputs = self.llm.generate(prompts, parameters, use_tqdm=False)
         if progress is not None:
@@ -118,7 +120,7 @@ class VllmEngine:
 
         engine = self.llm.llm_engine
         prompt = TokensPrompt(prompt_token_ids=request.prompt.tolist())
-        parameters = sampling_parameters(self.vocabulary, sampling, request.seed)
+        parameters = sampling_parameters(self.allowed, sampling, request.seed)
         name = f"stream-{next(self.streams)}"
         engine.add_request(name, prompt, parameters)
         known = 0
