@@ -5,7 +5,7 @@ from __future__ import annotations
 from dagster import AssetSelection, ScheduleDefinition, define_asset_job
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
-from tts_assets.automation import WHOLE_CORPUS
+from sensors.conditions import WHOLE_CORPUS
 from tts_assets.partitions import corpus_partitions
 from tts_assets.settings import Settings
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from dagster import AssetExecutionContext
 
 from resources.launcher import Launcher, LaunchError, Program, launch_error
 from resources.leases import lease, locked
+from resources.ports import LOOPBACK, free_port
 from resources.processes import KEEP_ENVIRONMENT, MARKER, end_processes, watchdog
 from resources.run_folder import LOG
 from tts_assets.compute import visible_devices
@@ -123,7 +123,7 @@ class _Launch:
         self.id = uuid.uuid4().hex
         count = launcher.gpus(program)
         self.devices, self.service_devices = devices[:count], devices[count:]
-        self.address = {"TTS_SERVICE_HOST": "127.0.0.1", "TTS_SERVICE_PORT": str(_free_port())}
+        self.address = {"TTS_SERVICE_HOST": LOOPBACK, "TTS_SERVICE_PORT": str(free_port())}
 
     def run(self, files: Sequence[int]) -> int | None:
         """Run to the end; the exit status, or None if the time limit ended it.
@@ -184,12 +184,6 @@ class _Launch:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def time_limit_message(program: Program) -> str:

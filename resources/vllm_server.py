@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -16,12 +15,12 @@ from contextlib import contextmanager
 
 from dagster import ConfigurableResource
 
+from resources.ports import LOOPBACK, free_port
 from resources.processes import KEEP_ENVIRONMENT, MARKER, end_processes, watchdog
 
 POLL_SECONDS = 0.2
 FIRST_BACKOFF, LONGEST_BACKOFF = 1.0, 60.0  # seconds before a restart; doubled each time
 SETTLED_SECONDS = 60.0  # who was healthy for so long starts counting restarts anew
-LOOPBACK = "127.0.0.1"
 
 
 class ServerDied(RuntimeError):
@@ -74,7 +73,7 @@ class Server:
         log: Callable[[str], None],
     ) -> None:
         self.resource, self.launch_id, self.log = resource, launch_id, log
-        port = resource.port or _free_port()
+        port = resource.port or free_port()
         self.url = f"http://{LOOPBACK}:{port}"
         self.command = resource.command(port, arguments)
         self.restarted = 0
@@ -160,9 +159,3 @@ class Server:
         for line in lines:
             self.last_lines = [*self.last_lines[-19:], line.rstrip("\n")]
             self.log(self.last_lines[-1])
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        return int(probe.getsockname()[1])

@@ -1,4 +1,4 @@
-"""What follows ``raw_corpus`` by itself: every data asset, by ``tts_assets/automation.py``."""
+"""What follows ``raw_corpus`` by itself: every data asset, by ``conditions.py``."""
 
 from dagster import AssetSelection, AutomationConditionSensorDefinition, DefaultSensorStatus
 

@@ -16,6 +16,7 @@ from dagster import (
 )
 
 from resources.artifact_store import ArtifactStoreResource
+from sensors.conditions import follow_data
 from tts_assets.arrays.arrays import SPLITS, CodeTable
 from tts_assets.arrays.config import DIGEST_DIGITS, ArraysConfig, ImportedArrays
 from tts_assets.arrays.export import export_inworld
@@ -31,7 +32,6 @@ from tts_assets.artifacts import (
     CodecShards,
     InworldArrays,
 )
-from tts_assets.automation import follow_data
 from tts_assets.partitions import corpus_partitions
 from tts_assets.split import ValidationSplit, held_out
 

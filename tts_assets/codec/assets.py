@@ -22,6 +22,7 @@ from dagster import (
 
 from resources.artifact_store import ArtifactStoreResource
 from resources.launcher import Launcher, Program
+from sensors.conditions import fetch_for, follow_data
 from tts_assets.accounting import SET_ASIDE_FILE, count_reasons, read_set_aside
 from tts_assets.artifacts import (
     MANIFEST,
@@ -33,7 +34,6 @@ from tts_assets.artifacts import (
     SampleManifest,
     sha256_file,
 )
-from tts_assets.automation import fetch_for, follow_data
 from tts_assets.codec.config import CodecConfig, CodecProgram, CodecRecipe, ShardProgram
 from tts_assets.compute import Shape
 from tts_assets.config import ConfigError

@@ -24,9 +24,9 @@ from dagster import (
 
 from resources.artifact_store import ArtifactStoreResource
 from resources.launcher import Launcher, Program
+from sensors.conditions import follow_data
 from tts_assets.accounting import SET_ASIDE_FILE, count_reasons, read_set_aside
 from tts_assets.artifacts import Build, RawCorpus, SampleFacts, SampleManifest, SpeechSegments
-from tts_assets.automation import follow_data
 from tts_assets.compute import Shape
 from tts_assets.corpora import summary
 from tts_assets.corpora.config import FilterConfig, MeasureProgram, TextConfig

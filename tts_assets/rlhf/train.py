@@ -36,6 +36,7 @@ from tts_assets.rlhf.prompts import read_prompts
 from tts_assets.rlhf.rewards import Panel
 from tts_assets.rlhf.rollouts import Rollout, RolloutWorker, save_audio
 from tts_assets.serving.synthesis import Synthesizer, TransformersEngine
+from tts_assets.sft.metrics import truncate_metrics
 
 with warnings.catch_warnings():
     # TRL imports its own vLLM client, which knows vLLM up to 0.31; it is not used here.
@@ -255,13 +256,6 @@ def newest_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint that all ranks finished."""
     found = [path.parent for path in folder.glob(f"checkpoint-*/{COMPLETE}")]
     return max(found, key=lambda path: int(path.name.partition("-")[2]), default=None)
-
-
-def truncate_metrics(path: Path, step: int) -> None:
-    """Drop the lines after ``step``: the restart writes them again."""
-    if path.is_file():
-        lines = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
-        path.write_text("".join(f"{line}\n" for line in lines))
 
 
 def export(run: Run, program: RlhfProgram, policy: Policy, tokens: int) -> None:

@@ -8,8 +8,8 @@ from dagster import AssetExecutionContext, AssetsDefinition, Output, ResourcePar
 
 from resources.artifact_store import ArtifactStoreResource
 from resources.launcher import Launcher, Program
+from sensors.conditions import follow_data
 from tts_assets.artifacts import Build, CodeArrays, TokenArrays
-from tts_assets.automation import follow_data
 from tts_assets.compute import Shape
 from tts_assets.partitions import corpus_partitions
 from tts_assets.speechlm.config import TokenizerConfig, TokenProgram

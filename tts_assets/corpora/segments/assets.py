@@ -21,6 +21,7 @@ from dagster import (
 
 from resources.artifact_store import ArtifactStoreResource
 from resources.launcher import Launcher, Program
+from sensors.conditions import follow_data
 from tts_assets.accounting import SET_ASIDE_FILE, count_reasons, read_set_aside
 from tts_assets.artifacts import (
     ArtifactError,
@@ -30,7 +31,6 @@ from tts_assets.artifacts import (
     SpeechSegments,
     sha256_file,
 )
-from tts_assets.automation import follow_data
 from tts_assets.compute import Shape
 from tts_assets.corpora.discovery import Corpora
 from tts_assets.corpora.index import UTTERANCES_FILE
