@@ -97,18 +97,15 @@ def plan_epoch(pool: SamplePool, recipe: SftRecipe, token_rate: float, epoch: in
     return [Sample(groups[i], epoch, number) for number, i in enumerate(order)]
 
 
-def drawn(members: Ints, passes: int, extra: int, random: np.random.Generator) -> list[Ints]:
-    """``passes`` times all members, and ``extra`` random ones."""
-    return [members] * passes + [random.permutation(members)[:extra]]
-
-
 def drawn_epochs(members: Ints, weight: float, random: np.random.Generator) -> list[Ints]:
-    """``weight`` epochs of all members. A part of a member is drawn with its probability, so that
-    few members are not rounded away: half an epoch of one is that one in every other epoch."""
-    if not len(members):
-        return []
-    passes, extra = divmod(int(weight * len(members) + random.random()), len(members))
-    return drawn(members, passes, extra, random)
+    """``weight`` epochs of all members: whole passes, and a random part for the fraction.
+
+    Of 3 members with a weight of 0.1 one is drawn in 3 of 10 epochs: rounded, it were none.
+    """
+    passes = int(weight)
+    wanted = (weight - passes) * len(members)
+    extra = int(wanted + random.random()) if wanted else 0
+    return [members] * passes + [random.permutation(members)[:extra]]
 
 
 class SampleStream:
