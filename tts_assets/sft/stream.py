@@ -7,6 +7,7 @@ composed first, then split.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -123,7 +124,11 @@ class SampleStream:
             raise DataError("no training sample is left; see set_aside.jsonl for the reasons")
         self.pool, self.recipe, self.token_rate = pool, recipe, token_rate
         self.epoch, self.offset = epoch, offset
-        self.plan = plan_epoch(pool, recipe, token_rate, epoch)
+
+    @cached_property
+    def plan(self) -> list[Sample]:
+        """The samples of the present epoch, made when the first is asked for."""
+        return plan_epoch(self.pool, self.recipe, self.token_rate, self.epoch)
 
     def batch(self) -> list[Sample]:
         """The next samples, up to ``batch_tokens`` tokens (one sample at least)."""
@@ -132,7 +137,7 @@ class SampleStream:
         while True:
             if self.offset == len(self.plan):
                 self.epoch, self.offset = self.epoch + 1, 0
-                self.plan = plan_epoch(self.pool, self.recipe, self.token_rate, self.epoch)
+                del self.plan
             sample = self.plan[self.offset]
             tokens += self.pool.length(sample.items)
             if samples and tokens > self.recipe.batch_tokens:
