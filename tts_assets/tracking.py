@@ -123,7 +123,9 @@ class Tracker:
     def _guarded(self, call: Callable[..., object], *args: object) -> None:
         try:
             call(*args)
-        except Exception as error:  # noqa: BLE001 - whatever it is, hours of training go on
+        # W&B's errors have no common base (0.31: MailboxClosedError, WandbServiceConnectionError
+        # and a dozen others derive from Exception itself), and hours of training go on.
+        except Exception as error:  # noqa: BLE001
             self._run = None
             self.warn(
                 f"Weights & Biases gets no more metrics of this run: {error}. They are whole in "
