@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from tests.sft.conftest import CODEBOOK, program, speaking_folder
-from tests.sft.test_train import losses, train, weights
+from tests.sft.test_train import assert_bit_equal, losses, stop_after, train, weights
 from tts_assets.config import ConfigError
 from tts_assets.program import Run
 from tts_assets.sft.checkpoint import saved
@@ -90,20 +90,9 @@ def test_checkpoints_hold_what_is_trained(whole_run: SftProgram) -> None:
 
 def test_a_stopped_run_goes_on_to_bit_equal_weights(whole_run: SftProgram, tmp_path: Path) -> None:
     config = whole_run.model_copy(update={"run_dir": tmp_path})
-    with Run(tmp_path) as run:
-        trainer = Trainer(run, config)
-        for step in range(4):
-            trainer.train_step(step)
-            if step == 2:
-                trainer.validate()
-        run.stop_requested = True
-        with pytest.raises(SystemExit):
-            trainer.train()
+    stop_after(4, config)
     train(config)
-    assert losses(tmp_path) == losses(whole_run.run_dir)
-    expected = weights(whole_run.run_dir)
-    for name, value in weights(tmp_path).items():
-        assert torch.equal(value, expected[name]), name
+    assert_bit_equal(tmp_path, whole_run)
 
 
 def test_only_the_targets_get_adapters(arrays: Path, base: Path, tmp_path: Path) -> None:

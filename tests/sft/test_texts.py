@@ -9,20 +9,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from tests.sft.conftest import CORPUS, program_values, recipe_values
-from tests.sft.test_train import losses, train, weights
+from tests.sft.test_train import assert_bit_equal, stop_after, train
 from tts_assets.accounting import read_set_aside
 from tts_assets.config import ConfigError
-from tts_assets.program import Run
 from tts_assets.sft.config import SftProgram, SftRecipe
 from tts_assets.sft.metrics import read_metrics
 from tts_assets.sft.mixture import Mixture
 from tts_assets.sft.packing import pack
 from tts_assets.sft.pools import open_pool
 from tts_assets.sft.stream import Sample, SampleStream, plan_epoch
-from tts_assets.sft.train import Trainer
 from tts_assets.speechlm.prompts import PromptFormat
 from tts_assets.split import ValidationSplit
 from tts_assets.texts.lines import write_texts
@@ -145,19 +142,12 @@ def test_losses_of_texts_are_told(whole_run: SftProgram) -> None:
 def test_a_stopped_run_goes_on_to_bit_equal_weights(whole_run: SftProgram, tmp_path: Path) -> None:
     """With the ids that it made before."""
     config = whole_run.model_copy(update={"run_dir": tmp_path})
-    with Run(tmp_path) as run:
-        trainer = Trainer(run, config)
-        for step in range(2):
-            trainer.train_step(step)
-        trainer.checkpoints.save(trainer.strategy, trainer.progress)
-        trainer.settle()
+    stop_after(1, config)
     (ids,) = (tmp_path / "texts").glob("*/train_ids.npy")
     made = ids.stat().st_ino
     train(config)
     assert ids.stat().st_ino == made
-    assert losses(tmp_path) == losses(whole_run.run_dir)
-    expected = weights(whole_run.run_dir)
-    assert all(torch.equal(value, expected[name]) for name, value in weights(tmp_path).items())
+    assert_bit_equal(tmp_path, whole_run)
 
 
 def test_texts_are_windows_in_pretraining(

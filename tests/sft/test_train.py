@@ -45,6 +45,28 @@ def weights(run_dir: Path) -> dict[str, torch.Tensor]:
     return load_file(run_dir / "result" / "model.safetensors")
 
 
+def stop_after(steps: int, config: SftProgram) -> None:
+    """Train so many steps, and have it stopped, as by SIGTERM, in the next."""
+    with Run(config.run_dir) as run:
+        trainer = Trainer(run, config)
+        for step in range(steps):
+            trainer.train_step(step)
+            if (step + 1) % config.recipe.eval_every == 0:
+                trainer.validate()
+        run.stop_requested = True
+        with pytest.raises(SystemExit) as left:
+            trainer.train()
+    assert left.value.code == STOPPED
+
+
+def assert_bit_equal(run_dir: Path, whole: SftProgram) -> None:
+    """The losses of every step, and the published weights."""
+    assert losses(run_dir) == losses(whole.run_dir)
+    expected = weights(whole.run_dir)
+    for name, value in weights(run_dir).items():
+        assert torch.equal(value, expected[name]), name
+
+
 @pytest.fixture(scope="module")
 def whole_run(arrays: Path, tmp_path_factory: pytest.TempPathFactory) -> SftProgram:
     """Six steps without interruption on one rank."""
@@ -70,25 +92,13 @@ def test_the_result_is_a_checkpoint(whole_run: SftProgram) -> None:
     assert typed.tokens == sum(r["tokens"] for r in records if "tokens" in r)
 
 
-def test_a_stopped_run_goes_on_to_bit_equal_weights(
-    whole_run: SftProgram, arrays: Path, tmp_path: Path
-) -> None:
+def test_a_stopped_run_goes_on_to_bit_equal_weights(whole_run: SftProgram, tmp_path: Path) -> None:
     config = whole_run.model_copy(update={"run_dir": tmp_path})
-    with Run(tmp_path) as run:
-        trainer = Trainer(run, config)
-        for step in range(4):
-            trainer.train_step(step)
-        run.stop_requested = True
-        with pytest.raises(SystemExit) as left:
-            trainer.train()
-    assert left.value.code == STOPPED
+    stop_after(4, config)
     assert [folder.name for folder in saved(tmp_path / "checkpoints")] == ["step-0000005"]
     assert not (tmp_path / "result.json").exists()
     train(config)
-    assert losses(tmp_path) == losses(whole_run.run_dir)
-    expected = weights(whole_run.run_dir)
-    for name, value in weights(tmp_path).items():
-        assert torch.equal(value, expected[name]), name
+    assert_bit_equal(tmp_path, whole_run)
 
 
 def test_a_killed_run_falls_back_on_its_last_checkpoint(
@@ -105,9 +115,7 @@ def test_a_killed_run_falls_back_on_its_last_checkpoint(
                 trainer.checkpoints.save(trainer.strategy, trainer.progress)
     (tmp_path / "checkpoints" / ".step-0000005.tmp").mkdir()  # a save that was cut short
     train(config)
-    assert losses(tmp_path) == losses(whole_run.run_dir)
-    expected = weights(whole_run.run_dir)
-    assert all(torch.equal(value, expected[name]) for name, value in weights(tmp_path).items())
+    assert_bit_equal(tmp_path, whole_run)
 
 
 @pytest.mark.slow

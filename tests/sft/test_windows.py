@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from tests.sft.conftest import program_values, recipe_values
-from tests.sft.test_train import losses, train, weights
+from tests.sft.test_train import assert_bit_equal, losses, stop_after, train
 from tts_assets.arrays.arrays import ArrayError, CodeTable
 from tts_assets.config import ConfigError
-from tts_assets.program import STOPPED, Run
+from tts_assets.program import Run
 from tts_assets.sft.config import SftProgram, SftRecipe
 from tts_assets.sft.metrics import read_metrics
 from tts_assets.sft.pools import open_pool
@@ -161,21 +161,9 @@ def test_validation_sees_every_window(
 
 def test_a_stopped_run_goes_on_to_bit_equal_weights(whole_run: SftProgram, tmp_path: Path) -> None:
     config = whole_run.model_copy(update={"run_dir": tmp_path})
-    with Run(tmp_path) as run:
-        trainer = Trainer(run, config)
-        for step in range(4):
-            trainer.train_step(step)
-            if step == 2:
-                trainer.validate()
-        run.stop_requested = True
-        with pytest.raises(SystemExit) as left:
-            trainer.train()
-    assert left.value.code == STOPPED
+    stop_after(4, config)
     train(config)
-    assert losses(tmp_path) == losses(whole_run.run_dir)
-    expected = weights(whole_run.run_dir)
-    for name, value in weights(tmp_path).items():
-        assert torch.equal(value, expected[name]), name
+    assert_bit_equal(tmp_path, whole_run)
 
 
 def test_a_loss_that_is_not_a_number_names_its_windows(
