@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -85,28 +86,25 @@ def tiny() -> CodecArchitecture:
 FAMILIES = {"xcodec2": (Xcodec2Config, Xcodec2Model), "neucodec": (NeuCodecConfig, NeuCodecModel)}
 
 
+def small(**semantic: Any) -> dict[str, Any]:
+    """Sizes of a published codec in small; ``semantic`` are those of its semantic encoder."""
+    sizes = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 32}
+    return {
+        **sizes,
+        "num_hidden_layers": 1,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "encoder_hidden_size": 2,
+        "semantic_model_config": Wav2Vec2BertConfig(**sizes, **semantic),
+        "quantization_dim": 64,
+    }
+
+
 @torch.no_grad()
 def published(family: str, positions: str = "relative_key") -> PreTrainedModel:
     """A model of transformers, small, its weights random, of gain 1, and its biases not zero."""
-    semantic = Wav2Vec2BertConfig(
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        position_embeddings_type=positions,
-    )
     make_config, make_model = FAMILIES[family]
-    config = make_config(
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        head_dim=16,
-        intermediate_size=32,
-        encoder_hidden_size=2,
-        semantic_model_config=semantic,
-        quantization_dim=64,
-    )
+    config = make_config(**small(num_hidden_layers=2, position_embeddings_type=positions))
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = make_model(config)

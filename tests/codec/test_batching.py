@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from transformers import Wav2Vec2BertConfig, Xcodec2Config, Xcodec2Model
+from transformers import Xcodec2Config, Xcodec2Model
 
-from tests.codec.conftest import VENDORED, published
+from tests.codec.conftest import VENDORED, published, small
 from tts_assets.accounting import SetAside
 from tts_assets.audio import Wave
 from tts_assets.codec.batching import PROBED, BatchEncoder, RoundingError, distance_to_boundary
@@ -128,25 +128,7 @@ def test_batches_that_round_unlike_the_probes_are_refused(
 
 
 def test_a_model_that_cannot_be_masked_is_encoded_clip_by_clip(waves: list[Wave]) -> None:
-    semantic = Wav2Vec2BertConfig(
-        hidden_size=32,
-        num_hidden_layers=0,
-        num_attention_heads=2,
-        intermediate_size=32,
-        add_adapter=True,
-        adapter_stride=1,
-    )
-    config = Xcodec2Config(
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        head_dim=16,
-        intermediate_size=32,
-        encoder_hidden_size=2,
-        semantic_model_config=semantic,
-        quantization_dim=64,
-    )
+    config = Xcodec2Config(**small(num_hidden_layers=0, add_adapter=True, adapter_stride=1))
     codec = Codec(PublishedBackend(Xcodec2Model(config), "cpu"), "cpu")
     assert codec.obstacle is not None
     assert "adapter" in codec.obstacle
