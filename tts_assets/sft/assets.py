@@ -124,8 +124,7 @@ def check_streams(tokens: Mapping[str, TokenArrays], arrays: Mapping[str, CodeAr
         if not made_from(handle, arrays[corpus]):
             raise ArtifactError(
                 f"token_arrays[{corpus}] were made from other code_arrays than the current, or by "
-                f"older code: "
-                f"materialize token_arrays[{corpus}] again"
+                f"older code: materialize token_arrays[{corpus}] again"
             )
         if not any(name.endswith(f"{CODES}.npy") for name in handle.manifest.files):
             raise ArtifactError(

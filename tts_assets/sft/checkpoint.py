@@ -30,10 +30,10 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from tts_assets.artifacts import fsync, fsync_tree, sha256_file, written_aside
 from tts_assets.config import Config
 from tts_assets.program import Run
-from tts_assets.sft.config import CheckpointConfig
 from tts_assets.sft.ranks import from_main
 from tts_assets.sft.saver import Saver
 from tts_assets.sft.strategies.base import Strategy, Tensors
+from tts_assets.sft.tables import CheckpointConfig
 
 MANIFEST, PROGRESS = "manifest.json", "progress.json"
 # One rank has no process group, and says so itself.

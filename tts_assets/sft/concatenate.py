@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tts_assets.sft.config import Concatenation
 from tts_assets.sft.stream import Group, Ints
+from tts_assets.sft.tables import Concatenation
 
 if TYPE_CHECKING:
     from tts_assets.sft.dataset import Pool

@@ -9,9 +9,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from tts_assets.config import ConfigError
-from tts_assets.sft.config import Lora, SftRecipe
+from tts_assets.sft.config import SftRecipe
 from tts_assets.sft.model import layers_of
 from tts_assets.sft.strategies.base import Tensors
+from tts_assets.sft.tables import Lora
 from tts_assets.speechlm.model import SpeechLM, input_table, output_table
 from tts_assets.speechlm.tokenizer import load_tokenizer
 from tts_assets.speechlm.vocabulary import SPEECH_START

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from tts_assets.program import Run
-from tts_assets.sft.config import OptimizerConfig
 from tts_assets.sft.model import SpeechLoss
 from tts_assets.sft.optimizer import Optimizers
 from tts_assets.sft.packing import Packed
+from tts_assets.sft.tables import OptimizerConfig
 
 Losses = tuple[Tensor, Tensor]  # the sum of a row, and each of its N targets
 Tensors = dict[str, Tensor]

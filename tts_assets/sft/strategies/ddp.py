@@ -7,10 +7,10 @@ from contextlib import nullcontext
 from torch.nn.parallel import DistributedDataParallel
 
 from tts_assets.program import Run
-from tts_assets.sft.config import OptimizerConfig
 from tts_assets.sft.model import SpeechLoss
 from tts_assets.sft.packing import Packed
 from tts_assets.sft.strategies.base import Losses, TorchStrategy
+from tts_assets.sft.tables import OptimizerConfig
 
 
 class Ddp(TorchStrategy):

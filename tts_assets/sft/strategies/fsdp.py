@@ -7,10 +7,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from tts_assets.program import Run
-from tts_assets.sft.config import OptimizerConfig
 from tts_assets.sft.model import SpeechLoss, layers_of
 from tts_assets.sft.packing import Packed
 from tts_assets.sft.strategies.base import Losses, Tensors, TorchStrategy
+from tts_assets.sft.tables import OptimizerConfig
 
 
 class Fsdp(TorchStrategy):

@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from tts_assets.program import Run
-from tts_assets.sft.config import OptimizerConfig
 from tts_assets.sft.model import SpeechLoss
 from tts_assets.sft.optimizer import adamw, parameter_groups
 from tts_assets.sft.packing import Packed, split_over
 from tts_assets.sft.strategies.base import Losses, Strategy, Tensors
+from tts_assets.sft.tables import OptimizerConfig
 from tts_assets.speechlm.model import output_table
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
