@@ -53,9 +53,10 @@ class SlurmLauncher(Launcher):
         client = SlurmClient(tuple(self.login), self.command_seconds, context.log.warning)
         follower = Follower(client, program, self.poll_seconds, context.log.info)
         try:
-            job = self._find(context, client, program) or self._start(
-                context, client, program, pipes
-            )
+            job = self._find(context, client, program)
+            if job is None:
+                (program.run_dir / REQUEUES).unlink(missing_ok=True)
+                job = self._submit(context, client, program, pipes)
             while (ended := follower.follow(job)) and self._may_go_on(program, ended):
                 context.log.info(f"job {job} reached its time limit; submitting it again")
                 job = self._submit(context, client, program, pipes)
@@ -72,16 +73,6 @@ class SlurmLauncher(Launcher):
         if found:
             context.log.info(f"job {found[0]} is at it already: following it")
         return found[0] if found else None
-
-    def _start(
-        self,
-        context: AssetExecutionContext,
-        client: SlurmClient,
-        program: Program,
-        pipes: Mapping[str, str],
-    ) -> int:
-        (program.run_dir / REQUEUES).unlink(missing_ok=True)
-        return self._submit(context, client, program, pipes)
 
     def _submit(
         self,
