@@ -7,6 +7,7 @@ untrained Llama over its codes, published in a store as the assets would.
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -122,6 +123,17 @@ def publish_checkpoint(store: ArtifactStore, codec: CodecCheckpoint, seed: int =
         **codec.facts.model_dump(include={"sample_rate", "token_rate", "codebook_size"}),
     )
     handle = store.publish(Checkpoint, build, folder, facts)
+    assert isinstance(handle, Checkpoint)
+    return handle
+
+
+def publish_trained(speaking: Speaking, run_dir: Path) -> Checkpoint:
+    """The result of a training of ``speaking.codec``'s codes, as its asset publishes it."""
+    facts = CheckpointFacts.from_json(run_dir / "result.json")
+    build = Build(f"{facts.stage}/{facts.recipe}", {"codec": speaking.codec}, {}, "1")
+    folder = speaking.store.work_folder(build) / "result"
+    shutil.copytree(run_dir / "result", folder)
+    handle = speaking.store.publish(Checkpoint, build, folder, facts)
     assert isinstance(handle, Checkpoint)
     return handle
 

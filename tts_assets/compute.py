@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from tts_assets.config import Config
 
-Stage = Literal["corpora", "codec", "speechlm", "sft", "rlhf", "evaluation"]
+Stage = Literal["corpora", "codec", "speechlm", "sft", "serving", "rlhf", "evaluation"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
 
@@ -38,7 +38,12 @@ class Shape(Config):
 
     def alone(self) -> Shape:
         """The same for a program that is one process and computes nothing on a GPU."""
-        return self.model_copy(update={"nodes": 1, "processes": 1, "gpus": 0})
+        return self.one_process().model_copy(update={"gpus": 0})
+
+    def one_process(self) -> Shape:
+        """The same for a program that is one process, on one GPU if it has any."""
+        gpus = self.gpus and 1
+        return self.model_copy(update={"nodes": 1, "processes": 1, "gpus": gpus})
 
     @model_validator(mode="after")
     def _check_gpus(self) -> Self:

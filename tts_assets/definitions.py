@@ -17,7 +17,7 @@ from sensors.automation import build_data_sensor
 from sensors.corpora import build_corpora_sensors
 from tts_assets.arrays.assets import build_assets as arrays_assets
 from tts_assets.codec.assets import build_assets as codec_assets
-from tts_assets.compute import Compute
+from tts_assets.compute import Compute, Shape
 from tts_assets.corpora.assets import build_assets as corpora_assets
 from tts_assets.evaluation.assets import build_assets as evaluation_assets
 from tts_assets.rlhf.assets import build_assets as rlhf_assets
@@ -60,12 +60,18 @@ def build_assets(settings: Settings) -> list[Any]:
         *token_assets(settings.tokenizers, settings.arrays.pretraining, shape("speechlm")),
         *texts_assets(settings.texts, settings.validation, root),
         *sft_assets(settings.sft, shape("sft")),
-        *serving_assets(settings.serving, trained, aligned, settings.text),
+        *serving_assets(settings.serving, trained, aligned, vllm_shape(settings), settings.text),
         *rlhf_assets(settings.rlhf, shape("rlhf"), root),
         *evaluation_assets(
             settings.evaluation, settings.sft, settings.rlhf, root, shape("evaluation")
         ),
     ]
+
+
+def vllm_shape(settings: Settings) -> Shape:
+    """Of the program that loads a serving model, in vLLM's environment where it has its own."""
+    shape, python = settings.compute.shape("serving").one_process(), settings.vllm.python
+    return shape.model_copy(update={"python": str(python)}) if python else shape
 
 
 def build_resources(settings: Settings) -> dict[str, Any]:

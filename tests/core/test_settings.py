@@ -10,7 +10,7 @@ import pytest
 from resources.slurm import SlurmLauncher
 from tts_assets.compute import Compute
 from tts_assets.config import ConfigError
-from tts_assets.definitions import build_launcher
+from tts_assets.definitions import build_launcher, vllm_shape
 from tts_assets.settings import environment_overrides, load_settings, overlay, project_file
 
 PRETRAINING = {
@@ -49,6 +49,14 @@ def test_a_stage_changes_the_shape_of_its_programs() -> None:
     launcher = build_launcher(compute)
     assert isinstance(launcher, SlurmLauncher)
     assert launcher.slurm_options() == compute.slurm
+
+
+def test_what_runs_vllm_is_one_process_in_its_environment() -> None:
+    changes = {"vllm": {"python": "/envs/vllm/bin/python"}, "compute": {"gpus": 8}}
+    shape = vllm_shape(load(changes, TTS_PROFILE="slurm"))
+    assert (shape.nodes, shape.processes, shape.gpus) == (1, 1, 1)
+    assert shape.python == "/envs/vllm/bin/python"
+    assert vllm_shape(load({})).python is None
 
 
 def test_overlay_merges_tables_and_replaces_the_rest() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -15,12 +16,15 @@ import numpy as np
 import pytest
 import soundfile
 
+from tests.speaking import SAMPLING, Speaking, publish_serving, publish_trained
 from tts_assets.artifacts import CheckpointFacts
 from tts_assets.program import STOPPED, Run
 from tts_assets.rlhf import train
 from tts_assets.rlhf.config import RlhfProgram
 from tts_assets.rlhf.rollouts import completion_seed
+from tts_assets.serving.config import ServingConfig
 from tts_assets.serving.synthesis import read_card
+from tts_assets.serving.verify import compare_transformers
 from tts_assets.speechlm.model import SpeechLM
 
 Make = Callable[..., RlhfProgram]
@@ -58,6 +62,16 @@ def test_result_is_a_checkpoint_of_the_same_vocabulary(program: Make) -> None:
     lm = SpeechLM.load(made.run_dir / "result", facts.codebook_size)
     assert lm.model.config.eos_token_id == lm.vocabulary.speech_end
     assert weights(made) != (made.serving_model / "model.safetensors").read_bytes()
+
+
+def test_result_becomes_a_serving_model(program: Make, speaking: Speaking) -> None:
+    made = program("run", steps=1)
+    run(made)
+    checkpoint = publish_trained(speaking, made.run_dir)
+    sources = dataclasses.replace(speaking.sources, checkpoint=checkpoint)
+    serving = publish_serving(speaking.store, sources, ServingConfig(sampling=SAMPLING))
+    agreement = compare_transformers(checkpoint.path, serving.path, 256, ["one two"], tokens=16)
+    assert agreement.holds and serving.facts.stage == "rlhf", agreement
 
 
 def test_completions_are_kept_as_audio(program: Make) -> None:

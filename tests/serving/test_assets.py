@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,29 @@ from dagster import AssetCheckResult, AssetsDefinition
 
 from tests.speaking import Speaking
 from tts_assets.artifacts import MANIFEST, ServingModel
+from tts_assets.compute import Shape
+from tts_assets.config import ConfigError
 from tts_assets.serving.assets import agreement_check, build_assets
-from tts_assets.serving.config import ServingConfig
+from tts_assets.serving.config import ServingConfig, VerifyProgram
 from tts_assets.serving.verify import agreements
-
-CONFIG = ServingConfig(check_texts=("one two", "three"), check_tokens=12)
 
 
 @pytest.fixture(scope="module")
-def compared(speaking: Speaking) -> dict[str, Any]:
-    found = agreements(speaking.checkpoint.path, speaking.serving.path, 256, CONFIG)
-    return {engine: agreement.model_dump() for engine, agreement in found.items()}
+def program(speaking: Speaking) -> VerifyProgram:
+    return VerifyProgram(
+        run_dir=Path(),
+        checkpoint=speaking.checkpoint.path,
+        serving_model=speaking.serving.path,
+        codebook_size=256,
+        texts=("one two", "three"),
+        tokens=12,
+        vllm=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def compared(program: VerifyProgram) -> dict[str, Any]:
+    return {engine: agreement.model_dump() for engine, agreement in agreements(program).items()}
 
 
 def model_with(speaking: Speaking, agreed: dict[str, Any], folder: Path) -> ServingModel:
@@ -37,7 +50,7 @@ def model_with(speaking: Speaking, agreed: dict[str, Any], folder: Path) -> Serv
 def check(model: ServingModel) -> AssetCheckResult:
     asset = next(
         definition
-        for definition in build_assets(CONFIG, {"voice": ["clips"]}, {})
+        for definition in build_assets(ServingConfig(), {"voice": ["clips"]}, {}, Shape())
         if isinstance(definition, AssetsDefinition) and not definition.check_keys
     )
     result = agreement_check(asset, "transformers")(serving_model=model)
@@ -66,3 +79,11 @@ def test_changed_bytes_fail(speaking: Speaking, compared: dict[str, Any], tmp_pa
     weights.write_bytes(data)
     result = check(model)
     assert not result.passed and "model.safetensors" in str(result.description)
+
+
+def test_an_environment_without_vllm_is_told(
+    program: VerifyProgram, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", None)  # as the interpreter says that it is not there
+    with pytest.raises(ConfigError, match=r"\[vllm\] python, or write check_vllm = false"):
+        agreements(program.model_copy(update={"vllm": True}))

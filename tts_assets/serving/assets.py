@@ -13,15 +13,18 @@ from dagster import (
     AssetsDefinition,
     MetadataValue,
     Output,
+    ResourceParam,
     asset,
     asset_check,
 )
 
 from resources.artifact_store import ArtifactStoreResource
+from resources.launcher import Launcher, Program
 from tts_assets.artifacts import ArtifactError, Build, ServingFacts, ServingModel
+from tts_assets.compute import Shape
 from tts_assets.corpora.config import TextConfig
 from tts_assets.partitions import code_arrays_of
-from tts_assets.serving.config import ServingConfig
+from tts_assets.serving.config import ServingConfig, VerifyProgram
 
 CODE_VERSION = "3"
 Definitions = list[AssetsDefinition | AssetChecksDefinition]
@@ -31,20 +34,26 @@ def build_assets(
     config: ServingConfig,
     sft: Mapping[str, Sequence[str]],
     rlhf: Mapping[str, Sequence[str]],
+    shape: Shape,
     text: TextConfig | None = None,
 ) -> Definitions:
-    """``sft`` and ``rlhf``: recipes, and the corpora from whose arrays voices are taken; ``text``:
-    how the corpora's texts were normalized."""
+    """``sft`` and ``rlhf``: recipes, and the corpora from whose arrays voices are taken; ``shape``:
+    of the program that compares; ``text``: how the corpora's texts were normalized."""
     definitions: Definitions = []
     for stage, recipes in (("sft", sft), ("rlhf", rlhf)):
         for name, corpora in recipes.items():
-            model = serving_asset(name, stage, corpora, config, text or TextConfig())
+            model = serving_asset(name, stage, corpora, config, shape, text or TextConfig())
             definitions += [model, *checks(model, config)]
     return definitions
 
 
 def serving_asset(
-    name: str, stage: str, corpora: Sequence[str], config: ServingConfig, text: TextConfig
+    name: str,
+    stage: str,
+    corpora: Sequence[str],
+    config: ServingConfig,
+    shape: Shape,
+    text: TextConfig,
 ) -> AssetsDefinition:
     """The asset ``serving/<name>`` of the checkpoint ``<stage>/<name>``."""
 
@@ -61,21 +70,30 @@ def serving_asset(
         description=f"The checkpoint {stage}/{name}, ready to speak: with codec, voices and card.",
     )
     def serving_model(
-        context: AssetExecutionContext, store: ArtifactStoreResource, **inputs: Any
+        context: AssetExecutionContext,
+        store: ArtifactStoreResource,
+        launcher: ResourceParam[Launcher],
+        **inputs: Any,
     ) -> Output[ServingModel]:
         build = Build(f"serving/{name}", inputs, {"serving": config, "text": text}, CODE_VERSION)
         final = store.store.folder(build.asset) / build.fingerprint
 
         def run(work: Path) -> ServingFacts:
             from tts_assets.serving.convert import Sources, convert
-            from tts_assets.serving.verify import agreements
 
             sources = Sources(**inputs)
             facts = convert(sources, config, work / "result", final, text)
-            found = agreements(
-                sources.checkpoint.path, work / "result", facts.codebook_size, config
+            program = VerifyProgram(
+                run_dir=work / "verify",
+                checkpoint=sources.checkpoint.path,
+                serving_model=work / "result",
+                codebook_size=facts.codebook_size,
+                texts=config.check_texts,
+                tokens=config.check_tokens,
+                vllm=config.check_vllm,
             )
-            return facts.model_copy(update={"agreements": found})
+            found = launcher.run(context, Program("tts_assets.serving.verify", program, shape))
+            return ServingFacts.parse(facts.model_dump() | {"agreements": found.facts}, str(work))
 
         return store.materialize(context, ServingModel, build, run, describe=describe)
 

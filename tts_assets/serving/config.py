@@ -8,6 +8,7 @@ from pydantic import Field
 
 from tts_assets.config import Config
 from tts_assets.corpora.config import TextConfig
+from tts_assets.program import ProgramConfig
 from tts_assets.speechlm.config import SamplingConfig
 
 SERVING_FILE = "serving.json"
@@ -30,7 +31,21 @@ class ServingConfig(Config):
         "thank you for calling",
     )
     check_tokens: int = Field(32, gt=0, description="greedy tokens compared with the trainer's")
-    check_vllm: bool = Field(False, description="compare with the vLLM engine, too (cold start)")
+    # 50 s more on one busy core, most of it vLLM's start. It reads the folder with code of its own
+    # (tied embeddings, rotary positions, heads), and what it misreads gives noise, not an error.
+    check_vllm: bool = Field(True, description="in vLLM, too; false where vLLM is not installed")
+
+
+class VerifyProgram(ProgramConfig):
+    """``tts_assets.serving.verify``: a serving model against its checkpoint, ``tokens`` greedy
+    tokens after each of ``texts``; with ``vllm`` in that engine, too."""
+
+    checkpoint: Path
+    serving_model: Path
+    codebook_size: int
+    texts: tuple[str, ...]
+    tokens: int
+    vllm: bool
 
 
 class ServerConfig(Config):

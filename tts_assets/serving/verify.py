@@ -1,13 +1,19 @@
-"""Is the serving model the trainer's model? Greedy tokens and log-probabilities, compared.
+"""Is the serving model the trainer's model? Greedy tokens and log-probabilities, compared::
+
+    python -m tts_assets.serving.verify run.json
 
 The reference is the checkpoint, sampled by our own code. The serving folder is opened as any user
-would: ``AutoTokenizer`` over the whole prompt string and ``AutoModelForCausalLM``, or vLLM.
+would: ``AutoTokenizer`` over the whole prompt string and ``AutoModelForCausalLM``, and vLLM.
+
+A program, since vLLM may have an environment of its own, and the GPU be on another node.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from contextlib import closing
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +23,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tts_assets.artifacts import Agreement
-from tts_assets.serving.config import ServingConfig
+from tts_assets.config import ConfigError
+from tts_assets.program import Run, load_config
+from tts_assets.serving.config import VerifyProgram
 from tts_assets.speechlm.config import SamplingConfig
 from tts_assets.speechlm.generate import Completion, Request, allowed_ids, generate
 from tts_assets.speechlm.model import SpeechLM
@@ -30,13 +38,19 @@ TOLERANCE = 1e-3
 VLLM_TOLERANCE = 2e-2
 
 
-def agreements(
-    checkpoint: Path, serving: Path, codebook_size: int, config: ServingConfig
-) -> dict[str, Agreement]:
-    """The comparisons that ``config`` asks for, by engine; vLLM's cold start takes a minute."""
-    arguments = (checkpoint, serving, codebook_size, config.check_texts, config.check_tokens)
+def agreements(program: VerifyProgram) -> dict[str, Agreement]:
+    """The comparisons that are asked for, by engine. Raises :class:`ConfigError` without vLLM."""
+    if program.vllm and find_spec("vllm") is None:
+        raise ConfigError(
+            f"{sys.executable} has no vLLM to compare with: name the interpreter that has it in "
+            "[vllm] python, or write check_vllm = false under [serving]"
+        )
+    arguments = (
+        *(program.checkpoint, program.serving_model, program.codebook_size),
+        *(program.texts, program.tokens),
+    )
     found = {"transformers": compare_transformers(*arguments)}
-    if config.check_vllm:
+    if program.vllm:
         found["vllm"] = compare_vllm(*arguments)
     return found
 
@@ -89,7 +103,15 @@ def compare_vllm(
 
     lm = SpeechLM.load(checkpoint, codebook_size)
     requests, completions = greedy(lm, texts, tokens)
-    with closing(VllmEngine(serving, lm.vocabulary, max_sequences=len(texts))) as engine:
+    engine = VllmEngine(
+        serving,
+        lm.vocabulary,
+        dtype="float32",  # on a GPU, too: in bfloat16 the right weights differ as wrong ones do
+        max_sequences=len(texts),
+        # The whole context of a large model would need gigabytes of keys and values.
+        max_model_len=max(len(request.prompt) for request in requests) + tokens + 1,
+    )
+    with closing(engine):
         answers = engine.complete(requests, greedy_sampling(tokens))
     rows = []
     for ours, theirs in zip(completions, answers, strict=True):
@@ -141,3 +163,14 @@ def _sum_up(
         largest_difference=max((row[2] for row in rows), default=0.0),
         tolerance=tolerance,
     )
+
+
+def main(argv: list[str] | None = None) -> None:
+    program = load_config(VerifyProgram, argv)
+    with Run(program.run_dir) as run:
+        found = agreements(program)
+        run.finish({engine: agreement.model_dump() for engine, agreement in found.items()})
+
+
+if __name__ == "__main__":
+    main()
