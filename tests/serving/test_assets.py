@@ -12,6 +12,7 @@ from dagster import AssetCheckResult, AssetsDefinition
 
 from tests.speaking import Speaking
 from tts_assets.artifacts import MANIFEST, ServingModel
+from tts_assets.corpora.config import TextConfig
 from tts_assets.serving.assets import agreement_check, build_assets
 from tts_assets.serving.config import ServingConfig
 from tts_assets.serving.verify import agreements
@@ -37,7 +38,7 @@ def model_with(speaking: Speaking, agreed: dict[str, Any], folder: Path) -> Serv
 def check(model: ServingModel) -> AssetCheckResult:
     asset = next(
         definition
-        for definition in build_assets(CONFIG, {"voice": ["clips"]}, {})
+        for definition in build_assets(CONFIG, {"voice": ["clips"]}, {}, TextConfig(), lambda _: {})
         if isinstance(definition, AssetsDefinition) and not definition.check_keys
     )
     result = agreement_check(asset, "transformers")(serving_model=model)

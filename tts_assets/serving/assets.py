@@ -1,6 +1,7 @@
 """Serving models as Dagster sees them: ``serving/<recipe>`` for SFT and RLHF checkpoints."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,12 @@ from dagster import (
 from resources.artifact_store import ArtifactStoreResource
 from tts_assets.artifacts import ArtifactError, Build, ServingFacts, ServingModel
 from tts_assets.corpora.config import TextConfig
+from tts_assets.corpora.consent import VoiceConsent, check_consents
 from tts_assets.partitions import code_arrays_of
 from tts_assets.serving.config import ServingConfig
 
-CODE_VERSION = "3"
+CODE_VERSION = "4"
+Consents = Callable[[str], Mapping[str, VoiceConsent | None]]
 Definitions = list[AssetsDefinition | AssetChecksDefinition]
 
 
@@ -31,20 +34,27 @@ def build_assets(
     config: ServingConfig,
     sft: Mapping[str, Sequence[str]],
     rlhf: Mapping[str, Sequence[str]],
-    text: TextConfig | None = None,
+    text: TextConfig,
+    consents: Consents,
 ) -> Definitions:
     """``sft`` and ``rlhf``: recipes, and the corpora from whose arrays voices are taken; ``text``:
-    how the corpora's texts were normalized."""
+    how the corpora's texts were normalized; ``consents``: of all corpora that a recipe's voice is
+    from, asked when it is published."""
     definitions: Definitions = []
     for stage, recipes in (("sft", sft), ("rlhf", rlhf)):
         for name, corpora in recipes.items():
-            model = serving_asset(name, stage, corpora, config, text or TextConfig())
+            model = serving_asset(name, stage, corpora, config, text, consents)
             definitions += [model, *checks(model, config)]
     return definitions
 
 
 def serving_asset(
-    name: str, stage: str, corpora: Sequence[str], config: ServingConfig, text: TextConfig
+    name: str,
+    stage: str,
+    corpora: Sequence[str],
+    config: ServingConfig,
+    text: TextConfig,
+    consents: Consents,
 ) -> AssetsDefinition:
     """The asset ``serving/<name>`` of the checkpoint ``<stage>/<name>``."""
 
@@ -63,7 +73,9 @@ def serving_asset(
     def serving_model(
         context: AssetExecutionContext, store: ArtifactStoreResource, **inputs: Any
     ) -> Output[ServingModel]:
-        build = Build(f"serving/{name}", inputs, {"serving": config, "text": text}, CODE_VERSION)
+        agreed = check_consents(consents(name), f"serving/{name} is not published", date.today())
+        what = {"serving": config, "text": text, "consents": agreed}
+        build = Build(f"serving/{name}", inputs, what, CODE_VERSION)
         final = store.store.folder(build.asset) / build.fingerprint
 
         def run(work: Path) -> ServingFacts:
@@ -71,7 +83,7 @@ def serving_asset(
             from tts_assets.serving.verify import agreements
 
             sources = Sources(**inputs)
-            facts = convert(sources, config, work / "result", final, text)
+            facts = convert(sources, config, work / "result", final, text, agreed)
             found = agreements(
                 sources.checkpoint.path, work / "result", facts.codebook_size, config
             )
