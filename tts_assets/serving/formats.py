@@ -29,7 +29,7 @@ CONTAINERS = {
     "wav": ("WAV", "PCM_16"),
 }
 PCM_RATE = 24_000  # of OpenAI's pcm, which names no rate: 16-bit little-endian mono
-UNKNOWN = 0x7FFFFFFF - 4096  # the size that a header names when the end is not known
+UNKNOWN = 0x7FFFF000  # the size that a header names when the end is not known
 
 
 def encode(wave: Wave, rate: int, name: Format, comment: str) -> bytes:
