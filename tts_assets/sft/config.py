@@ -122,6 +122,20 @@ class CheckpointConfig(Config):
     best: str = "val_loss"
 
 
+class GuardConfig(Config):
+    """``[sft.<name>.guards]``: when a run ends before its last step (``guards.py``).
+
+    ``patience``: validations without a better ``checkpoints.best``. ``forgetting``: the share by
+    which a source's validation loss may rise above that before training.
+    """
+
+    patience: int | None = Field(None, ge=1)
+    forgetting: float | None = Field(None, gt=0)
+    on_forgetting: Literal["stop", "lower"] = Field(
+        "stop", description="lower: go on at half the learning rate"
+    )
+
+
 TRANSCRIPTS = "text"  # the source of the corpora's texts, in pretraining
 # A recipe continues under another of these: they change how fast it trains, not what.
 HOW = frozenset(
@@ -182,6 +196,7 @@ class SftRecipe(Config):
     )
     compile: bool = Field(False, description="layers through torch.compile; needs a compiler")
     checkpoints: CheckpointConfig = CheckpointConfig()
+    guards: GuardConfig | None = None
     eval_every: int = Field(300, gt=0, description="steps between two validations")
     save_every: int = Field(1000, gt=0, description="steps between two checkpoints for a restart")
     listen: int = Field(4, ge=0, description="validation texts that the model speaks on the way")
