@@ -107,7 +107,7 @@ def test_nothing_to_mix_in_is_refused() -> None:
     rows = Rows(np.arange(500, dtype=np.int32), np.zeros(1, dtype=np.int64))
     stream = TokenStream(rows, 0, is_text=False, weight=1.0, name=str)
     with pytest.raises(DataError, match=r"set pretraining\.text_share = 0"):
-        SampleStream(Windows([stream], ["asterisk", "text"], SIZE), recipe, RATE)
+        SampleStream(Windows([stream], ["asterisk", "text"], SIZE), recipe, RATE).batch()
 
 
 def test_a_batch_is_the_same_on_any_number_of_ranks(pool: Windows) -> None:

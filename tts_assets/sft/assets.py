@@ -38,7 +38,7 @@ from tts_assets.sft.metrics import read_metrics
 from tts_assets.speechlm.assets import CODE_VERSION as TOKENS_VERSION
 from tts_assets.speechlm.pretraining import CODES
 
-CODE_VERSION = "3"
+CODE_VERSION = "4"
 HEALTH_PANELS = (
     {
         "val_accuracy": "codes found",

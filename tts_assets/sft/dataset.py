@@ -16,7 +16,7 @@ import polars as pl
 from tts_assets.arrays.arrays import CodeTable, Split
 from tts_assets.sft.concatenate import Joiner
 from tts_assets.sft.config import SftRecipe
-from tts_assets.sft.stream import DROPOUT, Encoded, Group, Ints, Sample, drawn, too_long
+from tts_assets.sft.stream import DROPOUT, Encoded, Group, Ints, Sample, drawn_epochs, too_long
 from tts_assets.speechlm.prompts import NO_IDS, PromptFormat
 from tts_assets.speechlm.text_ids import DESCRIBED, TextIds, read_text_ids, text_ids
 from tts_assets.speechlm.tokenizer import tokenizer_digest
@@ -134,28 +134,17 @@ class Pool:
         self, recipe: SftRecipe, token_rate: float, epoch: int, random: np.random.Generator
     ) -> list[Group]:
         """Single utterances, or groups of one voice where the recipe concatenates."""
-        weights = [recipe.corpora[name] for name in self.corpora]
-        utterances = random.permutation(self._drawn(weights, random))
+        parts: list[Ints] = []
+        for corpus, name in enumerate(self.corpora):
+            members = np.flatnonzero(self.corpus_of == corpus)
+            parts += drawn_epochs(members, recipe.corpora[name], random)
+        utterances = random.permutation(_joined(parts))
         if recipe.concatenate is None:
             return [(int(u),) for u in utterances]
         config = recipe.concatenate.in_epoch(epoch)
         joiner = Joiner(self, config, recipe.max_seq_len, token_rate, random)
         groups = joiner.join(utterances)
         return groups + joiner.short_groups(np.sort(utterances), len(groups))
-
-    def _drawn(self, weights: list[float], random: np.random.Generator) -> Ints:
-        """Utterances of one epoch: whole passes, and a random part for the fraction of a weight.
-
-        Of 3 utterances with a weight of 0.1 one is drawn in 3 of 10 epochs: rounded, it were none.
-        """
-        parts = []
-        for corpus, weight in enumerate(weights):
-            members = np.flatnonzero(self.corpus_of == corpus)
-            passes = int(weight)
-            wanted = (weight - passes) * len(members)
-            extra = int(wanted + random.random()) if wanted else 0
-            parts += drawn(members, passes, extra, random)
-        return _joined(parts)
 
     def _at(self, utterance: int) -> tuple[int, int]:
         """Its corpus and its row there."""

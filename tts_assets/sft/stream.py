@@ -7,6 +7,7 @@ composed first, then split.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -97,18 +98,15 @@ def plan_epoch(pool: SamplePool, recipe: SftRecipe, token_rate: float, epoch: in
     return [Sample(groups[i], epoch, number) for number, i in enumerate(order)]
 
 
-def drawn(members: Ints, passes: int, extra: int, random: np.random.Generator) -> list[Ints]:
-    """``passes`` times all members, and ``extra`` random ones."""
-    return [members] * passes + [random.permutation(members)[:extra]]
-
-
 def drawn_epochs(members: Ints, weight: float, random: np.random.Generator) -> list[Ints]:
-    """``weight`` epochs of all members. A part of a member is drawn with its probability, so that
-    few members are not rounded away: half an epoch of one is that one in every other epoch."""
-    if not len(members):
-        return []
-    passes, extra = divmod(int(weight * len(members) + random.random()), len(members))
-    return drawn(members, passes, extra, random)
+    """``weight`` epochs of all members: whole passes, and a random part for the fraction.
+
+    Of 3 members with a weight of 0.1 one is drawn in 3 of 10 epochs: rounded, it were none.
+    """
+    passes = int(weight)
+    wanted = (weight - passes) * len(members)
+    extra = int(wanted + random.random()) if wanted else 0
+    return [members] * passes + [random.permutation(members)[:extra]]
 
 
 class SampleStream:
@@ -126,7 +124,11 @@ class SampleStream:
             raise DataError("no training sample is left; see set_aside.jsonl for the reasons")
         self.pool, self.recipe, self.token_rate = pool, recipe, token_rate
         self.epoch, self.offset = epoch, offset
-        self.plan = plan_epoch(pool, recipe, token_rate, epoch)
+
+    @cached_property
+    def plan(self) -> list[Sample]:
+        """The samples of the present epoch, made when the first is asked for."""
+        return plan_epoch(self.pool, self.recipe, self.token_rate, self.epoch)
 
     def batch(self) -> list[Sample]:
         """The next samples, up to ``batch_tokens`` tokens (one sample at least)."""
@@ -135,7 +137,7 @@ class SampleStream:
         while True:
             if self.offset == len(self.plan):
                 self.epoch, self.offset = self.epoch + 1, 0
-                self.plan = plan_epoch(self.pool, self.recipe, self.token_rate, self.epoch)
+                del self.plan
             sample = self.plan[self.offset]
             tokens += self.pool.length(sample.items)
             if samples and tokens > self.recipe.batch_tokens:

@@ -33,7 +33,7 @@ from tts_assets.sft.pools import open_pool, speech_of
 from tts_assets.sft.ranks import wait_for_all
 from tts_assets.sft.share import Share
 from tts_assets.sft.strategies import open_strategy
-from tts_assets.sft.stream import Sample, SamplePool, SampleStream, plan_epoch
+from tts_assets.sft.stream import Sample, SamplePool, SampleStream
 from tts_assets.speechlm.prompts import PromptFormat
 
 EXPLODED = 3.0  # times ln(vocabulary), the loss of one who knows nothing
@@ -67,29 +67,24 @@ class Trainer:
         self.listening = Listening(run, program, self.lm, speech_of(self.val_pool))
         self.checkpoints = Checkpoints(run, self.recipe.checkpoints)
         recipe = digest_of({"recipe": self.recipe.what(), "arrays": program.codec})
-        self.start(Progress(recipe=recipe, vocabulary=self.lm.vocabulary.digest))
-
-    def start(self, progress: Progress) -> None:
-        """Put the stream of samples where ``progress`` is."""
-        self.progress = progress
-        rate = self.program.token_rate
-        self.stream = SampleStream(
-            self.train_pool, self.recipe, rate, progress.epoch, progress.offset
-        )
+        self.progress = Progress(recipe=recipe, vocabulary=self.lm.vocabulary.digest)
+        self.stream = SampleStream(self.train_pool, self.recipe, program.token_rate)
         self.steps = self.recipe.steps or self.steps_of(self.recipe.epochs or 0)
 
     def steps_of(self, epochs: float) -> int:
         """Optimizer steps in ``epochs`` epochs, from the tokens of the first."""
-        first = plan_epoch(self.train_pool, self.recipe, self.program.token_rate, 0)
-        tokens = sum(self.train_pool.length(sample.items) for sample in first)
+        tokens = sum(self.train_pool.length(sample.items) for sample in self.stream.plan)
         return max(1, round(epochs * tokens / self.recipe.batch_tokens))
 
     def resume(self) -> None:
         """Go on from the newest checkpoint of the run folder, if there is one."""
-        self.start(self.checkpoints.load(self.strategy, self.progress))
+        self.progress = self.checkpoints.load(self.strategy, self.progress)
         if self.run.is_main:
             truncate_metrics(self.run.run_dir / "metrics.jsonl", self.progress.step)
         if self.progress.step:
+            place = self.progress.epoch, self.progress.offset
+            rate = self.program.token_rate
+            self.stream = SampleStream(self.train_pool, self.recipe, rate, *place)
             self.run.note(f"resuming after step {self.progress.step} of {self.steps}")
 
     def train(self) -> None:
