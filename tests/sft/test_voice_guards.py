@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from tests.sft.conftest import program
+from tests.sft.test_train import train
 from tts_assets.sft.config import GuardConfig
 from tts_assets.sft.data_card import SourceCard, markdown, read_card, warnings
 from tts_assets.sft.guards import GuardState, begin, judge
+from tts_assets.sft.metrics import read_metrics
+from tts_assets.sft.stream import DataError
 from tts_assets.sft.verdict import verdict
 
 TWO = {"val_loss": 4.0, "val_loss/old": 3.0, "val_loss/new": 5.0}
@@ -54,6 +60,40 @@ def records(train: list[float], val: list[float]) -> list[dict[str, float]]:
         lines += [{"step": 10 * block + i, "loss": loss} for i in range(1, 11)]
         lines.append({"step": 10 * block + 10, "val_loss": found})
     return lines
+
+
+def test_a_run_ends_early_and_stays_ended(arrays: Path, tmp_path: Path) -> None:
+    """At this rate the loss rises again within steps; the best weights are published."""
+    config = program(
+        tmp_path,
+        arrays,
+        steps=40,
+        eval_every=1,
+        export="best",
+        guards={"patience": 2},
+        optimizer={"lr": 0.2},
+    )
+    train(config)
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    losses = [(line["step"], line["val_loss"]) for line in lines if "val_loss" in line]
+    best = min(losses[1:], key=lambda at: at[1])
+    last = losses[-1][0]
+    assert losses[0][0] == 0 and last == best[0] + 2 < 40
+    facts = json.loads((tmp_path / "result.json").read_text())
+    assert facts["steps"] == last and facts["val_loss"] == best[1]
+    train(config)  # a restart after the end goes no further
+    assert read_metrics(tmp_path / "metrics.jsonl") == lines
+
+
+def test_guards_without_validation_are_refused(arrays: Path, tmp_path: Path) -> None:
+    alone = tmp_path / "arrays"
+    shutil.copytree(arrays, alone)
+    np.save(alone / "val_codes.npy", np.zeros(0, dtype=np.uint16))
+    np.save(alone / "val_codes_index.npy", np.zeros(0, dtype=np.int64))
+    (alone / "val_samples.jsonl").write_text("")
+    config = program(tmp_path / "run", alone, guards={"patience": 2})
+    with pytest.raises(DataError, match=r"raise validation\.fraction"):
+        train(config)
 
 
 def test_verdicts() -> None:

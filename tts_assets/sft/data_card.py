@@ -74,7 +74,7 @@ def read_source(folder: Path, weight: float) -> SourceCard:
         speakers=_tags(rows["speaker_id"]),
         styles=_tags(rows["style"]),
         emotions=_tags(rows["emotion"]),
-        dnsmos=float(scores.mean()) if len(scores) else None,
+        dnsmos=float(scores.to_numpy().mean()) if len(scores) else None,
     )
 
 

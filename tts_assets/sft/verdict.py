@@ -15,6 +15,8 @@ Word = Literal["learning", "settled", "over-fitted", "not validated"]
 RISE = 0.02  # of the lowest validation loss: above this it rose, below it is noise
 FALL = 0.02  # of the loss two validations ago: above this the run had not settled
 AROUND = 0.05  # of all steps: training losses are averaged over as many before a validation
+SETTLED = "The validation loss has settled: more steps bring little."
+LEARNING = "The validation loss still falls: train longer."
 
 
 @dataclass(frozen=True)
@@ -41,10 +43,8 @@ def verdict(records: Sequence[Mapping[str, float]], exported: Literal["best", "l
     if rise > RISE * lowest and train_loss(trained, last_step) < train_loss(trained, best_step):
         return Verdict("over-fitted", _over_fitted(best_step, rise, exported), gap, rise)
     if len(validated) > 2 and validated[-3][1] - last < FALL * validated[-3][1]:
-        return Verdict(
-            "settled", "The validation loss has settled: more steps bring little.", gap, rise
-        )
-    return Verdict("learning", "The validation loss still falls: train longer.", gap, rise)
+        return Verdict("settled", SETTLED, gap, rise)
+    return Verdict("learning", LEARNING, gap, rise)
 
 
 def train_loss(trained: Sequence[tuple[int, float]], step: int) -> float:
