@@ -21,6 +21,7 @@ from tts_assets.codec.config import CodecConfig
 from tts_assets.compute import Compute
 from tts_assets.config import Config, ConfigError
 from tts_assets.corpora.config import CorpusConfig, DiscoveryConfig, FilterConfig, TextConfig
+from tts_assets.corpora.consent import VoiceConsent
 from tts_assets.corpora.discovery import Corpora, check_name
 from tts_assets.evaluation.config import EvaluationConfig
 from tts_assets.rlhf.config import RlhfRecipe
@@ -91,6 +92,22 @@ class Settings(Config):
                         f"sft.{name} trains on corpus {corpus!r}: {error}; "
                         f"or use one of {sorted(self.all_corpora.find()[0])}"
                     ) from None
+
+    def consents(self, recipe: str) -> dict[str, VoiceConsent | None]:
+        """By corpus, who agreed to the voice of an SFT or RLHF recipe: also of those that the
+        recipes before it were trained on."""
+        corpora: set[str] = set()
+        if recipe in self.rlhf:
+            corpora |= set(self.rlhf[recipe].prompts.corpora)
+            recipe = self.rlhf[recipe].base
+        for _ in self.sft:  # no chain is longer
+            corpora |= set(self.sft[recipe].corpora)
+            recipe = self.sft[recipe].base.recipe or recipe
+        imported = self.arrays.imported
+        return {
+            name: (imported[name] if name in imported else self.all_corpora(name).config).consent
+            for name in sorted(corpora)
+        }
 
     @property
     def tokenizers(self) -> dict[str, list[TokenizerConfig]]:

@@ -15,6 +15,7 @@ from tests.speaking import Speaking
 from tts_assets.artifacts import MANIFEST, ServingModel
 from tts_assets.compute import Shape
 from tts_assets.config import ConfigError
+from tts_assets.corpora.config import TextConfig
 from tts_assets.serving.assets import agreement_check, build_assets
 from tts_assets.serving.config import ServingConfig, VerifyProgram
 from tts_assets.serving.verify import agreements
@@ -50,7 +51,9 @@ def model_with(speaking: Speaking, agreed: dict[str, Any], folder: Path) -> Serv
 def check(model: ServingModel) -> AssetCheckResult:
     asset = next(
         definition
-        for definition in build_assets(ServingConfig(), {"voice": ["clips"]}, {}, Shape())
+        for definition in build_assets(
+            ServingConfig(), {"voice": ["clips"]}, {}, Shape(), TextConfig(), lambda _: {}
+        )
         if isinstance(definition, AssetsDefinition) and not definition.check_keys
     )
     result = agreement_check(asset, "transformers")(serving_model=model)

@@ -64,6 +64,22 @@ def seconds_of_pcm(data: bytes) -> float:
     return len(data) / 2 / 24_000
 
 
+def test_files_and_streams_say_that_they_are_synthetic(
+    http: httpx.Client, client: openai.OpenAI
+) -> None:
+    for form in ("wav", "flac", "opus", "mp3"):
+        assert "trainedAlgorithmicMedia" in comment_of(speak(client, form, seed=1))
+    assert "trainedAlgorithmicMedia" in comment_of(speak(client, "wav", stream=True, seed=1))
+    asked = {"model": "tiny", "input": "one", "response_format": "pcm", "seed": 1}
+    answer = http.post("/v1/audio/speech", json=asked | {"voice": "default"})
+    assert answer.headers["x-provenance"].startswith("Synthetic speech by sft/tiny")
+
+
+def comment_of(data: bytes) -> str:
+    with soundfile.SoundFile(io.BytesIO(data)) as file:
+        return str(file.comment)
+
+
 @pytest.mark.parametrize("form", ["wav", "flac", "opus", "mp3"])
 def test_every_format_decodes_to_the_whole_speech(client: openai.OpenAI, form: str) -> None:
     """60 codes of 20 ms; mp3 pads with up to 0.15 s."""
@@ -102,7 +118,7 @@ def test_the_first_audio_comes_before_the_last(client: openai.OpenAI) -> None:
 def test_a_streamed_wav_can_be_read(client: openai.OpenAI) -> None:
     data = speak(client, "wav", stream=True, seed=1)
     whole, _ = soundfile.read(io.BytesIO(speak(client, "wav", seed=1)))
-    assert data[:4] == b"RIFF" and len(data) - 44 == 2 * len(whole)
+    assert data[:4] == b"RIFF" and len(data) - data.index(b"data") - 8 == 2 * len(whole)
     wave, rate = soundfile.read(io.BytesIO(data))
     assert (len(wave), rate) == (len(whole), 16_000)
 

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import shutil
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +12,10 @@ import soundfile
 from tests.speaking import Speaking
 from tts_assets.audio import read_wave
 from tts_assets.corpora.config import TextConfig
-from tts_assets.serving import synthesize
+from tts_assets.corpora.consent import Consent
+from tts_assets.serving import server, synthesize
 from tts_assets.serving.config import Voice
-from tts_assets.serving.synthesis import Line, SynthesisError, Synthesizer, decode
+from tts_assets.serving.synthesis import Line, SynthesisError, Synthesizer, decode, read_card
 
 
 def test_same_seed_same_samples_alone_and_among_others(synthesizer: Synthesizer) -> None:
@@ -126,3 +130,34 @@ def test_command_says_what_is_wrong(
     with pytest.raises(SystemExit):
         synthesize.main(command(speaking, tmp_path / "a.wav", "--text", "one", "--voice", "nobody"))
     assert "no voice 'nobody'" in capsys.readouterr().err
+
+
+def test_files_say_whose_voice_it_is(
+    speaking: Speaking, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = copy_with_consent(speaking, tmp_path / "model", until=date(2999, 1, 1))
+    synthesize.main(["--model", str(model), "--text", "one", "--out", str(tmp_path / "a.wav")])
+    with soundfile.SoundFile(tmp_path / "a.wav") as file:
+        assert "trained on the voice of Ann Ü." in file.comment
+        assert "trainedAlgorithmicMedia" in file.comment
+
+
+def test_a_voice_whose_consent_has_ended_does_not_speak(
+    speaking: Speaking, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = copy_with_consent(speaking, tmp_path / "model", until=date(2001, 1, 1))
+    with pytest.raises(SystemExit):
+        synthesize.main(["--model", str(model), "--text", "one", "--out", str(tmp_path / "a.wav")])
+    assert "tiny may not speak: the consent of Ann Ü" in capsys.readouterr().err
+    assert server.main(["--model", str(model)]) == server.REFUSED
+
+
+def copy_with_consent(speaking: Speaking, folder: Path, until: date) -> Path:
+    """The serving model with a consent in its card, beside the codec that it refers to."""
+    shutil.copytree(speaking.serving.path, folder)
+    card = read_card(folder)
+    consent = Consent(who="Ann Ü", purpose="tests", until=until)
+    codec = Path(os.path.relpath(speaking.codec.path, folder))
+    card = card.model_copy(update={"consents": {"clips": consent}, "codec_path": codec})
+    (folder / "serving.json").write_text(card.to_json())
+    return folder

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from tts_assets.config import Config
+from tts_assets.corpora.consent import VoiceConsent
 from tts_assets.program import ProgramConfig
 
 DIGEST_DIGITS = 12  # as many of a content digest as name a codec
@@ -24,6 +25,7 @@ class ImportedArrays(Config):
     path: Path
     codec: str = Field(min_length=1)
     licence: str = "unknown"
+    consent: VoiceConsent | None = None
 
 
 class ArraysConfig(Config):

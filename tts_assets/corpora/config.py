@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import AfterValidator, Field, model_validator
 
 from tts_assets.config import Config
+from tts_assets.corpora.consent import VoiceConsent
 from tts_assets.corpora.segments.config import SegmentConfig
 from tts_assets.program import ProgramConfig
 
@@ -60,7 +61,7 @@ class CorpusConfig(Config):
     ``language``, ``licence`` and ``speaker`` hold for utterances that do not say otherwise.
     ``filters`` are laid over ``[filters]`` for this corpus (see :meth:`FilterConfig.for_corpus`).
     ``segments`` declares that they are long recordings, to be cut into utterances; the reader
-    ``recordings`` implies it.
+    ``recordings`` implies it. ``consent`` is needed before a model of the voice is published.
     """
 
     path: Path
@@ -68,6 +69,7 @@ class CorpusConfig(Config):
     language: Language
     licence: str = "unknown"
     speaker: str = ""
+    consent: VoiceConsent | None = None
     options: ParquetOptions | None = None
     filters: dict[str, Any] = Field(default_factory=dict)
     segments: SegmentConfig | None = None
@@ -94,8 +96,8 @@ class CorpusConfig(Config):
         return self
 
     def as_indexed(self) -> Self:
-        """What of it determines the index of the corpus: not what is cut and filtered later."""
-        return self.model_copy(update={"filters": {}, "segments": None})
+        """What of it determines the index of the corpus: not what is done with it later."""
+        return self.model_copy(update={"filters": {}, "segments": None, "consent": None})
 
 
 class TextConfig(Config):

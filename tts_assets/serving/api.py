@@ -27,6 +27,7 @@ from tts_assets.serving.api_errors import ApiError, Gate, install_handlers
 from tts_assets.serving.config import ServerConfig
 from tts_assets.serving.formats import MEDIA_TYPES, Format, StreamEncoder, encode
 from tts_assets.serving.metrics import Metrics
+from tts_assets.serving.provenance import header
 from tts_assets.serving.speaker import Speaker
 from tts_assets.serving.synthesis import Line
 from tts_assets.serving.voices import OWN, VoiceRegistry
@@ -144,9 +145,10 @@ def add_speech(app: FastAPI, service: Service) -> None:
         async with service.place():
             spoken = await speaker.say(line, sampling)
             rate, wanted = speaker.model.sample_rate, request.response_format
-            body = await speaker.in_codec_thread(encode, spoken.wave, rate, wanted)
+            comment = speaker.model.provenance
+            body = await speaker.in_codec_thread(encode, spoken.wave, rate, wanted, comment)
         service.metrics.spoken(wanted, started, len(spoken.wave) / rate)
-        headers = {"X-Fault": spoken.fault} if spoken.fault else {}
+        headers = header(comment) | ({"X-Fault": spoken.fault} if spoken.fault else {})
         return Response(body, media_type=MEDIA_TYPES[wanted], headers=headers)
 
 
@@ -157,6 +159,7 @@ async def streamed(
     wanted = request.response_format
     if wanted not in ("pcm", "wav"):
         raise ApiError(400, f"{wanted} cannot be streamed: ask for pcm or wav", param="stream")
+    headers = header(service.ready()[0].model.provenance)
     chunks = chunks_of(service, line, sampling, wanted, started)
     first = await anext(chunks)
 
@@ -166,7 +169,7 @@ async def streamed(
             async for chunk in chunks:
                 yield chunk
 
-    return StreamingResponse(body(), media_type=MEDIA_TYPES[wanted])
+    return StreamingResponse(body(), media_type=MEDIA_TYPES[wanted], headers=headers)
 
 
 async def chunks_of(
@@ -178,7 +181,7 @@ async def chunks_of(
 ) -> AsyncGenerator[bytes]:
     speaker, _ = service.ready()
     rate, samples = speaker.model.sample_rate, 0
-    encoder = StreamEncoder(rate, wanted)
+    encoder = StreamEncoder(rate, wanted, speaker.model.provenance)
     async with service.place(), aclosing(speaker.stream(line, sampling)) as waves:
         async for wave in waves:
             if not samples:

@@ -1,6 +1,7 @@
 """Serving models as Dagster sees them: ``serving/<recipe>`` for SFT and RLHF checkpoints."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,12 @@ from resources.launcher import Launcher, Program
 from tts_assets.artifacts import ArtifactError, Build, ServingFacts, ServingModel
 from tts_assets.compute import Shape
 from tts_assets.corpora.config import TextConfig
+from tts_assets.corpora.consent import VoiceConsent, check_consents
 from tts_assets.partitions import code_arrays_of
 from tts_assets.serving.config import ServingConfig, VerifyProgram
 
-CODE_VERSION = "3"
+CODE_VERSION = "4"
+Consents = Callable[[str], Mapping[str, VoiceConsent | None]]
 Definitions = list[AssetsDefinition | AssetChecksDefinition]
 
 
@@ -35,14 +38,16 @@ def build_assets(
     sft: Mapping[str, Sequence[str]],
     rlhf: Mapping[str, Sequence[str]],
     shape: Shape,
-    text: TextConfig | None = None,
+    text: TextConfig,
+    consents: Consents,
 ) -> Definitions:
     """``sft`` and ``rlhf``: recipes, and the corpora from whose arrays voices are taken; ``shape``:
-    of the program that compares; ``text``: how the corpora's texts were normalized."""
+    of the program that compares; ``text``: how the corpora's texts were normalized; ``consents``:
+    of all corpora that a recipe's voice is from, asked when it is published."""
     definitions: Definitions = []
     for stage, recipes in (("sft", sft), ("rlhf", rlhf)):
         for name, corpora in recipes.items():
-            model = serving_asset(name, stage, corpora, config, shape, text or TextConfig())
+            model = serving_asset(name, stage, corpora, config, shape, text, consents)
             definitions += [model, *checks(model, config)]
     return definitions
 
@@ -54,6 +59,7 @@ def serving_asset(
     config: ServingConfig,
     shape: Shape,
     text: TextConfig,
+    consents: Consents,
 ) -> AssetsDefinition:
     """The asset ``serving/<name>`` of the checkpoint ``<stage>/<name>``."""
 
@@ -75,14 +81,16 @@ def serving_asset(
         launcher: ResourceParam[Launcher],
         **inputs: Any,
     ) -> Output[ServingModel]:
-        build = Build(f"serving/{name}", inputs, {"serving": config, "text": text}, CODE_VERSION)
+        agreed = check_consents(consents(name), f"serving/{name} is not published", date.today())
+        what = {"serving": config, "text": text, "consents": agreed}
+        build = Build(f"serving/{name}", inputs, what, CODE_VERSION)
         final = store.store.folder(build.asset) / build.fingerprint
 
         def run(work: Path) -> ServingFacts:
             from tts_assets.serving.convert import Sources, convert
 
             sources = Sources(**inputs)
-            facts = convert(sources, config, work / "result", final, text)
+            facts = convert(sources, config, work / "result", final, text, agreed)
             program = VerifyProgram(
                 run_dir=work / "verify",
                 checkpoint=sources.checkpoint.path,

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from tts_assets.config import Config
 from tts_assets.corpora.config import TextConfig
+from tts_assets.corpora.consent import Consent, VoiceConsent
 from tts_assets.program import ProgramConfig
 from tts_assets.speechlm.config import SamplingConfig
 
@@ -95,3 +96,10 @@ class ServingCard(Config):
     sampling: SamplingConfig
     text: TextConfig = Field(TextConfig(), description="how the training texts were normalized")
     voices: dict[str, Voice]
+    consents: dict[str, VoiceConsent] = Field(default_factory=dict, description="by corpus")
+
+    @property
+    def whose(self) -> str:
+        """The people whose voices it was trained on; empty where there are none."""
+        agreed = [one for one in self.consents.values() if isinstance(one, Consent)]
+        return ", ".join(sorted({one.who for one in agreed}))

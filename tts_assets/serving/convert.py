@@ -22,6 +22,7 @@ from tts_assets.artifacts import (
     ServingFacts,
 )
 from tts_assets.corpora.config import TextConfig
+from tts_assets.corpora.consent import Consent, VoiceConsent
 from tts_assets.serving.config import SERVING_FILE, ServingCard, ServingConfig, Voice
 from tts_assets.speechlm.model import SpeechLM
 
@@ -62,10 +63,12 @@ def convert(
     target: Path,
     final: Path,
     text: TextConfig | None = None,
+    consents: Mapping[str, VoiceConsent] | None = None,
 ) -> ServingFacts:
     """Write the serving model to ``target``, which will be moved to ``final``.
 
     ``text``: how the training texts were normalized; what is to be spoken will be, too.
+    ``consents``: by whose leave it speaks, by corpus.
     The codec is referred to by its path relative to ``final``, so that a storage folder can be
     moved as a whole.
     """
@@ -90,6 +93,7 @@ def convert(
         sampling=config.sampling,
         text=text or TextConfig(),
         voices=pick_voices(sources.arrays, config),
+        consents=dict(consents or {}),
     )
     (target / SERVING_FILE).write_text(card.to_json())
     (target / "README.md").write_text(model_card(sources, card, config, lm.parameters))
@@ -182,8 +186,16 @@ def model_card(sources: Sources, card: ServingCard, config: ServingConfig, param
         "## Licences of the recordings",
         "",
         *(f"- {corpus}: {', '.join(found)}" for corpus, found in of_corpora.items()),
+        "",
+        "## Whose voices, and what they agreed to",
+        "",
+        *(f"- {corpus}: {_agreed(one)}" for corpus, one in sorted(card.consents.items())),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _agreed(consent: VoiceConsent) -> str:
+    return consent.in_words() if isinstance(consent, Consent) else "a synthetic voice"
 
 
 def _outcome(facts: CheckpointFacts) -> str:

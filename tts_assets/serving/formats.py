@@ -7,9 +7,10 @@ import struct
 from typing import Literal, get_args
 
 import numpy as np
-import soundfile
 import soxr
 from numpy.typing import NDArray
+
+from tts_assets.serving.provenance import wav_comment, write_speech
 
 Wave = NDArray[np.float32]
 Format = Literal["mp3", "opus", "flac", "wav", "pcm"]
@@ -28,16 +29,16 @@ CONTAINERS = {
     "wav": ("WAV", "PCM_16"),
 }
 PCM_RATE = 24_000  # of OpenAI's pcm, which names no rate: 16-bit little-endian mono
-UNKNOWN = 0x7FFFFFFF - 64  # the size that a header names when the end is not known
+UNKNOWN = 0x7FFFF000  # the size that a header names when the end is not known
 
 
-def encode(wave: Wave, rate: int, name: Format) -> bytes:
-    """A whole waveform, mono float32; pcm is resampled to 24 kHz."""
+def encode(wave: Wave, rate: int, name: Format, comment: str) -> bytes:
+    """A whole waveform, mono float32, with a comment; pcm has none and is resampled to 24 kHz."""
     if name == "pcm":
         return pcm16(soxr.resample(wave, rate, PCM_RATE).astype(np.float32))
     container, subtype = CONTAINERS[name]
     buffer = io.BytesIO()
-    soundfile.write(buffer, wave, rate, format=container, subtype=subtype)
+    write_speech(buffer, wave, rate, comment, container, subtype)
     return buffer.getvalue()
 
 
@@ -49,8 +50,8 @@ def pcm16(wave: Wave) -> bytes:
 class StreamEncoder:
     """pcm at 24 kHz, or wav of unknown length at the model's rate, as the waveform comes."""
 
-    def __init__(self, rate: int, name: Literal["wav", "pcm"]) -> None:
-        self.head = wav_header(rate) if name == "wav" else b""
+    def __init__(self, rate: int, name: Literal["wav", "pcm"], comment: str) -> None:
+        self.head = wav_header(rate, comment) if name == "wav" else b""
         self.resampler = soxr.ResampleStream(rate, PCM_RATE, 1) if name == "pcm" else None
 
     def push(self, wave: Wave) -> bytes:
@@ -66,8 +67,10 @@ class StreamEncoder:
         return pcm16(self.resampler.resample_chunk(np.zeros(0, dtype=np.float32), last=True))
 
 
-def wav_header(rate: int) -> bytes:
+def wav_header(rate: int, comment: str) -> bytes:
     """Of 16-bit mono whose length is not known."""
+    tags = wav_comment(comment)
     form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, rate, 2 * rate, 2, 16)
     data = struct.pack("<4sI", b"data", UNKNOWN)
-    return struct.pack("<4sI4s", b"RIFF", UNKNOWN + 36, b"WAVE") + form + data
+    size = UNKNOWN + 36 + len(tags)
+    return struct.pack("<4sI4s", b"RIFF", size, b"WAVE") + form + tags + data

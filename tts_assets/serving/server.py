@@ -17,13 +17,17 @@ from pathlib import Path
 
 import uvicorn
 
+from tts_assets.artifacts import ArtifactError
+from tts_assets.config import ConfigError
 from tts_assets.serving.api import build_app
 from tts_assets.serving.config import ServerConfig
+from tts_assets.serving.provenance import refuse_ended
+from tts_assets.serving.synthesis import read_card
 
 KEY_VARIABLE = "TTS_API_KEY"
 GRACE_SECONDS = 20
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-ENGINE_DIED = 1
+ENGINE_DIED, REFUSED = 1, 2
 
 log = logging.getLogger("tts_assets.server")
 
@@ -36,6 +40,11 @@ def main(argv: list[str] | None = None) -> int:
     key = os.environ.pop(KEY_VARIABLE, "")  # popped: the engine's processes need not know it
     if not key and config.host not in LOOPBACK:
         log.warning("%s serves whoever reaches it: set %s", config.host, KEY_VARIABLE)
+    try:
+        refuse_ended(read_card(model))
+    except (ConfigError, ArtifactError) as error:
+        log.error("%s", error)
+        return REFUSED
     died = False
 
     def on_death() -> None:

@@ -29,6 +29,7 @@ from tts_assets.corpora.normalizer import Normalizer, user_cache
 from tts_assets.serving.config import SERVING_FILE, ServingCard, Voice
 from tts_assets.serving.guards import Fault, fault
 from tts_assets.serving.pieces import Joiner, longest_piece, split
+from tts_assets.serving.provenance import provenance
 from tts_assets.serving.streaming import StreamDecoder
 from tts_assets.speechlm.config import SamplingConfig
 from tts_assets.speechlm.generate import Completion, Request, generate, stream
@@ -123,6 +124,11 @@ class ServedModel:
     @property
     def sample_rate(self) -> int:
         return self.card.sample_rate
+
+    @property
+    def provenance(self) -> str:
+        """What every file of its speech says of itself."""
+        return provenance(self.card)
 
     def voice(self, name: str) -> Voice:
         """A registered voice by name."""

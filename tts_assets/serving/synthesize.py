@@ -21,7 +21,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import soundfile
 from tqdm import tqdm
 
 from tts_assets.artifacts import ArtifactError
@@ -29,7 +28,15 @@ from tts_assets.audio import BrokenAudio, read_wave
 from tts_assets.config import ConfigError
 from tts_assets.serving.config import Voice
 from tts_assets.serving.formats import pcm16
-from tts_assets.serving.synthesis import Line, Speech, SynthesisError, Synthesizer
+from tts_assets.serving.provenance import refuse_ended, write_speech
+from tts_assets.serving.synthesis import (
+    Line,
+    ServedModel,
+    Speech,
+    SynthesisError,
+    Synthesizer,
+    read_card,
+)
 from tts_assets.speechlm.config import SamplingConfig
 from tts_assets.speechlm.prompts import describe
 
@@ -49,6 +56,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = build_parser()
     options = parser.parse_args(argv)
     try:
+        refuse_ended(read_card(options.model))
         synthesizer = Synthesizer.open(options.model, options.backend)
         voice = chosen_voice(synthesizer, options)
         speak(synthesizer, texts_of(options), voice, options)
@@ -130,16 +138,17 @@ def speak(
     with tqdm(total=pieces, desc="synthesis", unit="piece") as bar:
         spoken = synthesizer.say(lines, sampling, progress=bar.update, retries=RETRIES)
     if options.text is not None:
-        write(options.out, spoken[0], synthesizer.sample_rate)
+        write(options.out, spoken[0], synthesizer)
         return
     options.out.mkdir(parents=True, exist_ok=True)
     for number, speech in enumerate(spoken, start=1):
-        write(options.out / f"{number:04d}.wav", speech, synthesizer.sample_rate)
+        write(options.out / f"{number:04d}.wav", speech, synthesizer)
 
 
-def write(path: Path, speech: Speech, rate: int) -> None:
+def write(path: Path, speech: Speech, model: ServedModel) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(path, speech.wave, rate, subtype="PCM_16")
+    rate = model.sample_rate
+    write_speech(path, speech.wave, rate, model.provenance)
     problem = f": {speech.fault}, also with another seed" if speech.fault else ""
     print(f"{path}: {len(speech.wave) / rate:.2f} s{problem}", file=sys.stderr)
 

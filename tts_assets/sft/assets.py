@@ -34,7 +34,9 @@ from tts_assets.partitions import code_arrays_of, streams_of, token_arrays_of
 from tts_assets.plots import curves
 from tts_assets.sft import lora, machine
 from tts_assets.sft.config import SftProgram, SftRecipe
+from tts_assets.sft.data_card import markdown, read_card
 from tts_assets.sft.metrics import read_metrics
+from tts_assets.sft.verdict import verdict
 from tts_assets.speechlm.assets import CODE_VERSION as TOKENS_VERSION
 from tts_assets.speechlm.pretraining import CODES
 
@@ -94,9 +96,29 @@ def sft_asset(name: str, recipe: SftRecipe, shape: Shape) -> AssetsDefinition:
                 lora.check(recipe)
             return launcher.run(context, Program("tts_assets.sft.train", program, shape)).facts
 
-        return store.materialize(context, Checkpoint, build, run, describe=describe_checkpoint)
+        return store.materialize(
+            context,
+            Checkpoint,
+            build,
+            run,
+            describe=lambda made: {
+                **describe_data(recipe, inputs["arrays"]),
+                **describe_checkpoint(made, recipe),
+            },
+        )
 
     return checkpoint
+
+
+def describe_data(recipe: SftRecipe, arrays: Mapping[str, CodeArrays]) -> dict[str, Any]:
+    """What it was trained on, by source, and what may spoil the voice."""
+    folders = {name: handle.path for name, handle in arrays.items()}
+    card = read_card(folders, recipe.corpora)
+    return {
+        "minutes": sum(source.minutes for source in card.values()),
+        "samples": sum(source.samples for source in card.values()),
+        "dataset_card": MetadataValue.md(markdown(card)),
+    }
 
 
 def find_tokens(store: ArtifactStore, arrays: Mapping[str, CodeArrays]) -> dict[str, TokenArrays]:
@@ -182,7 +204,7 @@ def describe_recipe(recipe: SftRecipe) -> str:
     return f"SpeechLM {how} from {start} on {data} for {length}."
 
 
-def describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
+def describe_checkpoint(checkpoint: Checkpoint, recipe: SftRecipe) -> dict[str, Any]:
     """Numbers of the run, its curves as pictures, and what it sounded like."""
     records = read_metrics(checkpoint.path / "metrics.jsonl")
     trained = [record for record in records if "loss" in record]
@@ -192,9 +214,18 @@ def describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
         "tokens_per_second": statistics.median(r["tokens_per_second"] for r in trained),
         "audio_hours_seen": trained[-1]["audio_hours_seen"],
         "loss_curve": MetadataValue.md(f"![loss curve]({picture})"),
+        **describe_verdict(records, recipe),
         **describe_health(records),
         **describe_listening(checkpoint.path / NOTEBOOK_FILE),
     }
+
+
+def describe_verdict(records: Sequence[Mapping[str, float]], recipe: SftRecipe) -> dict[str, Any]:
+    """Whether it learnt its recordings by heart, in a sentence and in numbers."""
+    found = verdict(records, recipe.export)
+    numbers = {"train_val_gap": found.gap, "val_loss_rise": found.rise}
+    known = {name: value for name, value in numbers.items() if value is not None}
+    return {"verdict": f"{found.word}: {found.sentence}", **known}
 
 
 def describe_health(records: Sequence[Mapping[str, float]]) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from tts_assets.artifacts import fsync, fsync_tree, sha256_file, written_aside
 from tts_assets.config import Config
 from tts_assets.program import Run
+from tts_assets.sft.guards import GuardState
 from tts_assets.sft.ranks import from_main
 from tts_assets.sft.saver import Saver
 from tts_assets.sft.strategies.base import Strategy, Tensors
@@ -54,6 +55,7 @@ class Progress(Config):
     speech_tokens: int = 0
     best_step: int = 0
     best_loss: float | None = None
+    guards: GuardState = GuardState()
     recipe: str = ""
     vocabulary: str = ""
 

@@ -12,6 +12,7 @@ from tts_assets.program import ProgramConfig
 from tts_assets.sft.tables import (
     CheckpointConfig,
     Concatenation,
+    GuardConfig,
     Lora,
     OptimizerConfig,
     Pretraining,
@@ -79,6 +80,7 @@ class SftRecipe(Config):
     )
     compile: bool = Field(False, description="layers through torch.compile; needs a compiler")
     checkpoints: CheckpointConfig = CheckpointConfig()
+    guards: GuardConfig | None = None
     eval_every: int = Field(300, gt=0, description="steps between two validations")
     save_every: int = Field(1000, gt=0, description="steps between two checkpoints for a restart")
     listen: int = Field(4, ge=0, description="validation texts that the model speaks on the way")

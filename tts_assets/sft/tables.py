@@ -117,3 +117,17 @@ class CheckpointConfig(Config):
     keep_last: int = Field(2, ge=1)
     keep_every: int | None = Field(None, gt=0)
     best: str = "val_loss"
+
+
+class GuardConfig(Config):
+    """``[sft.<name>.guards]``: when a run ends before its last step (``guards.py``).
+
+    ``patience``: validations without a better ``checkpoints.best``. ``forgetting``: the share by
+    which a source's validation loss may rise above that before training.
+    """
+
+    patience: int | None = Field(None, ge=1)
+    forgetting: float | None = Field(None, gt=0)
+    on_forgetting: Literal["stop", "lower"] = Field(
+        "stop", description="lower: go on at half the learning rate"
+    )

@@ -9,7 +9,7 @@ so that the curve does not depend on the number of ranks. The loss of an utteran
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -21,6 +21,7 @@ from tts_assets.sft.checkpoint import Checkpoints, Progress
 from tts_assets.sft.config import SftProgram
 from tts_assets.sft.export import export, facts
 from tts_assets.sft.flops import Flops
+from tts_assets.sft.guards import begin, judge
 from tts_assets.sft.health import Health
 from tts_assets.sft.listening import Listening
 from tts_assets.sft.meter import Meter
@@ -33,7 +34,7 @@ from tts_assets.sft.pools import open_pool, speech_of
 from tts_assets.sft.ranks import wait_for_all
 from tts_assets.sft.share import Share
 from tts_assets.sft.strategies import open_strategy
-from tts_assets.sft.stream import Sample, SamplePool, SampleStream
+from tts_assets.sft.stream import DataError, Sample, SamplePool, SampleStream
 from tts_assets.speechlm.prompts import PromptFormat
 
 EXPLODED = 3.0  # times ln(vocabulary), the loss of one who knows nothing
@@ -80,7 +81,8 @@ class Trainer:
         """Go on from the newest checkpoint of the run folder, if there is one."""
         self.progress = self.checkpoints.load(self.strategy, self.progress)
         if self.run.is_main:
-            truncate_metrics(self.run.run_dir / "metrics.jsonl", self.progress.step)
+            # Step 0 is the guards' look before training, which is repeated, too.
+            truncate_metrics(self.run.run_dir / "metrics.jsonl", self.progress.step or -1)
         if self.progress.step:
             place = self.progress.epoch, self.progress.offset
             rate = self.program.token_rate
@@ -90,7 +92,9 @@ class Trainer:
     def train(self) -> None:
         """Train to the last step, validating and saving on the way."""
         first = self.progress.step
-        steps = range(first, self.steps)
+        if self.recipe.guards is not None and not first:
+            self.look_before()
+        steps = range(first, self.steps if not self.progress.guards.ended else first)
         for step in self.run.progress(steps, "sft", total=self.steps, start=first):
             done = step + 1
             validates = done % self.recipe.eval_every == 0 or done == self.steps
@@ -103,8 +107,11 @@ class Trainer:
             if self.listening.due(done, self.steps):
                 self.listening.speak(self.strategy, done)
             stop = self.run.should_stop()
-            if stop or done % self.recipe.save_every == 0 or done == self.steps:
+            ended = bool(self.progress.guards.ended)
+            if stop or ended or done % self.recipe.save_every == 0 or done == self.steps:
                 self.checkpoints.save(self.strategy, self.progress)
+            if ended:
+                return
             if stop and done < self.steps:
                 self.settle()
                 self.run.stopped()
@@ -117,7 +124,7 @@ class Trainer:
         meter = self.meter(self.train_pool, rows)
         losses = self.backward(rows, meter)
         self.check_sane("loss", losses["loss"], batch)
-        lr = learning_rate(self.recipe.optimizer, step, self.steps)
+        lr = learning_rate(self.recipe.optimizer, step, self.steps) * self.progress.guards.rate
         norm = self.strategy.step(lr)
         self.check_sane("gradient norm", norm, batch)
         self.advance(meter)
@@ -176,6 +183,7 @@ class Trainer:
         losses = {f"val_{name}": loss for name, loss in self.validation_losses().items()}
         metrics = {**{k: round(v, 6) for k, v in losses.items()}, **self.health.report()}
         self.run.metrics(self.progress.step, metrics)
+        self.guard(losses)
         # Where there is one corpus, its loss is the whole.
         loss = losses.get(self.recipe.checkpoints.best, losses["val_loss"])
         if self.progress.best_loss is not None and loss >= self.progress.best_loss:
@@ -186,6 +194,28 @@ class Trainer:
             weights = self.strategy.weights()
             if self.run.is_main:
                 self.checkpoints.save_best(weights, self.progress.step)
+
+    def look_before(self) -> None:
+        """The losses before the first step, which the guards compare with."""
+        if not len(self.val_pool):
+            raise DataError(
+                "guards look at validation losses, and no sample is in the validation split: "
+                "raise validation.fraction, or leave out guards"
+            )
+        losses = {f"val_{name}": loss for name, loss in self.validation_losses().items()}
+        self.health.report()  # of this validation, and nobody asked
+        self.run.metrics(0, {name: round(loss, 6) for name, loss in losses.items()})
+        self.progress = self.progress.model_copy(update={"guards": begin(losses)})
+
+    def guard(self, losses: Mapping[str, float]) -> None:
+        """Let the recipe's guards look at a validation."""
+        if self.recipe.guards is None:
+            return
+        best = self.recipe.checkpoints.best
+        state, message = judge(self.recipe.guards, self.progress.guards, losses, best)
+        self.progress = self.progress.model_copy(update={"guards": state})
+        if message:
+            self.run.note(message)
 
     def validation_losses(self) -> dict[str, float]:
         """Means over all targets of the validation split, one sample an item."""
