@@ -83,14 +83,16 @@ class VllmEngine:
         *,
         dtype: Dtype | None = None,
         max_sequences: int = SEQUENCES,
+        **more: Any,
     ) -> None:
+        """``more``: other arguments of vLLM's ``LLM``, or other values of those given here."""
         prepare_environment()
         from vllm import LLM
 
         self.vocabulary = vocabulary
         self.allowed = allowed_ids(vocabulary).tolist()
         self.streams = count()
-        self.llm = LLM(**engine_arguments(folder, dtype, max_sequences))
+        self.llm = LLM(**(engine_arguments(folder, dtype, max_sequences) | more))
 
     def complete(
         self,
