@@ -146,7 +146,7 @@ def build_app(engine: RolloutEngine, thread: ThreadPoolExecutor, secret: str) ->
             return await asyncio.get_running_loop().run_in_executor(thread, function, *arguments)
         except RequestError as error:
             raise HTTPException(400, str(error)) from None
-        except Exception:
+        except Exception:  # noqa: BLE001  it goes on in another process
             traceback.print_exc()
             os._exit(ENGINE_DIED)
 
