@@ -6,7 +6,7 @@ import os
 import signal
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +15,7 @@ import pytest
 import torch
 
 from resources.ports import LOOPBACK, free_port
-from resources.processes import marked_processes
-from resources.supervisor import Server
+from resources.supervisor import Server, ServerDied
 from tests.rlhf.conftest import TEXTS
 from tests.speaking import Speaking
 from tts_assets.rlhf.engine import hosted
@@ -36,28 +35,18 @@ SAMPLING = SamplingConfig(
 )
 # vLLM's CPU attention multiplies in bfloat16 where the processor has it; old weights are 0.1 away.
 TOLERANCE = 2e-2
-ENGINE = VllmRollouts(restarts=1, start_seconds=300)
-
-
-@pytest.fixture(scope="module")
-def program(speaking: Speaking, tmp_path_factory: pytest.TempPathFactory) -> EngineProgram:
-    run_dir = tmp_path_factory.mktemp("engine")
-    return EngineProgram(run_dir=run_dir, serving_model=speaking.serving.path, engine=ENGINE)
-
-
-@pytest.fixture(scope="module")
-def server(program: EngineProgram) -> Iterator[Server]:
-    with hosted(program, LOOPBACK, free_port(), print) as running:
-        running.wait_until_healthy()
-        yield running
-    assert not marked_processes(running.launch_id)
 
 
 @pytest.fixture
-def client(program: EngineProgram, server: Server) -> EngineClient:
-    return EngineClient(
-        server.url, program.run_dir, program.engine, lambda: server.check() and None, print
-    )
+def client(engine: EngineProgram, server: Server) -> EngineClient:
+    return client_of(engine, server)
+
+
+def client_of(engine: EngineProgram, server: Server) -> EngineClient:
+    def waiting() -> None:
+        server.check()
+
+    return EngineClient(server.url, engine.run_dir, engine.engine, waiting, print)
 
 
 @pytest.fixture
@@ -148,8 +137,8 @@ def test_without_the_secret_nothing_is_answered(server: Server) -> None:
         urllib.request.urlopen(request)
 
 
-def test_the_secret_is_its_owners_alone(program: EngineProgram, server: Server) -> None:
-    assert (program.run_dir / SECRET).stat().st_mode & 0o077 == 0
+def test_the_secret_is_its_owners_alone(engine: EngineProgram, server: Server) -> None:
+    assert (engine.run_dir / SECRET).stat().st_mode & 0o077 == 0
 
 
 def test_a_prompt_that_does_not_fit_is_refused(
@@ -165,9 +154,8 @@ def test_an_engine_that_cannot_start_is_given_up_with_its_log(
 ) -> None:
     config = VllmRollouts(restarts=0, python="/bin/false")
     program = EngineProgram(run_dir=tmp_path, serving_model=speaking.serving.path, engine=config)
-    with hosted(program, LOOPBACK, free_port(), print) as server:
-        client = EngineClient(
-            server.url, tmp_path, config, lambda: server.check() and None, print
-        )
-        with pytest.raises(Exception, match="ended with status 1, 1 times in a row"):
-            ask(client, policy, requests)
+    with (
+        hosted(program, LOOPBACK, free_port(), print) as server,
+        pytest.raises(ServerDied, match="ended with status 1, 1 times in a row"),
+    ):
+        ask(client_of(program, server), policy, requests)

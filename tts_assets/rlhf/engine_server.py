@@ -27,12 +27,12 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
+import torch
 import uvicorn
 from fastapi import Depends, FastAPI, Header, HTTPException
 from pydantic import BaseModel
 from safetensors import safe_open
 
-from tts_assets.compute import visible_devices
 from tts_assets.rlhf.engine_config import EngineProgram
 from tts_assets.rlhf.engine_files import LABEL, SECRET, WEIGHTS
 from tts_assets.rlhf.engine_worker import EXTENSION
@@ -87,7 +87,7 @@ class RolloutEngine:
             worker_extension_cls=EXTENSION,
             # The model's own, before temperature and filters, over the whole vocabulary: as TRL's.
             logprobs_mode="raw_logprobs",
-            **(on_gpus if visible_devices() else {}),
+            **(on_gpus if torch.cuda.is_available() else {}),
         )
 
     def complete(self, rollout: Rollout) -> dict[str, Any]:

@@ -83,10 +83,10 @@ class SharedEngine:
         if self.client is None:
             return {}
         return {
-            "engine_push_seconds": self.client.push_seconds,
-            "engine_rollout_seconds": self.client.rollout_seconds,
+            "engine_push_seconds": round(self.client.push_seconds, 3),
+            "engine_rollout_seconds": round(self.client.rollout_seconds, 3),
             "engine_lost": float(self.client.lost),
-            "engine_logprob_gap": self.gap,
+            "engine_logprob_gap": float(f"{self.gap:.3g}"),
         }
 
     def _ask(

@@ -166,7 +166,7 @@ class Watch(TrainerCallback):
     ) -> None:
         values = {k: round(v, 6) for k, v in (logs or {}).items() if isinstance(v, float)}
         if "reward" in values:
-            facts = {name: round(value, 6) for name, value in self.engine.facts().items()}
+            facts = self.engine.facts()
             self.run.metrics(state.global_step, {**values, **facts})
             self.tokens = int(values.get("num_tokens", 0))
 
