@@ -48,7 +48,7 @@ def test_two_steps_with_the_engine_on_the_second_node(
 
 
 def test_an_engine_that_dies_beside_the_trainer_leaves_a_checkpoint(program: Make) -> None:
-    """The launcher ends the trainer, which saves; the error is the engine's; a second try goes on."""
+    """The launcher ends the trainer, which saves; the error names the engine; a retry goes on."""
     made = program("run", engine={"kind": "vllm", "restarts": 0}, steps=4, save_every=100)
     killer = threading.Thread(target=kill_after_first_step, args=(made,))
     killer.start()
