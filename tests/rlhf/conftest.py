@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from resources.ports import LOOPBACK, free_port
@@ -22,6 +23,16 @@ TEXTS = ("one two", "three four five", "six", "seven eight", "nine", "two two tw
 @pytest.fixture(scope="session")
 def speaking(tmp_path_factory: pytest.TempPathFactory, clips: Path) -> Speaking:
     return publish_all(ArtifactStore(tmp_path_factory.mktemp("storage")), clips)
+
+
+def engine_servers(program: RlhfProgram) -> list[psutil.Process]:
+    """The processes of a run's engine, whoever started it."""
+    config = str((program.run_dir / "engine").resolve() / "run.json")
+    return [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if {"tts_assets.rlhf.engine_server", config} <= set(process.info["cmdline"] or ())
+    ]
 
 
 @pytest.fixture(scope="module")

@@ -7,13 +7,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 
 from resources.slurm import SlurmLauncher
 from resources.torchrun import TorchrunLauncher
 from tests.launched import failure, launch, metadata
 from tests.resources.conftest import cluster, slurm  # noqa: F401 (fixtures)
+from tests.rlhf.conftest import engine_servers
 from tests.rlhf.test_train import metrics
 from tests.slurm_cluster import SlurmCluster
 from tts_assets.compute import Shape
@@ -24,15 +24,6 @@ from tts_assets.rlhf.config import RlhfProgram
 pytestmark = pytest.mark.slow
 Make = Callable[..., RlhfProgram]
 SHAPE = Shape(processes=1, gpus=0, threads=1)
-
-
-def engine_servers(program: RlhfProgram) -> list[psutil.Process]:
-    return [
-        process
-        for process in psutil.process_iter(["cmdline"])
-        if "tts_assets.rlhf.engine_server" in (process.info["cmdline"] or ())
-        and str(program.run_dir / "engine" / "run.json") in process.info["cmdline"]
-    ]
 
 
 def test_two_steps_with_the_engine_on_the_second_node(

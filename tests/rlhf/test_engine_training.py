@@ -10,10 +10,10 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
-import psutil
 import pytest
 
 from resources.supervisor import Server
+from tests.rlhf.conftest import engine_servers
 from tests.rlhf.test_train import metrics, run, stop_after_first_step, weights
 from tts_assets.artifacts import CheckpointFacts
 from tts_assets.program import STOPPED
@@ -62,16 +62,8 @@ def after_first_step(program: RlhfProgram, act: Callable[[], None]) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def engines_of_this_process() -> list[psutil.Process]:
-    return [
-        process
-        for process in psutil.Process().children(recursive=True)
-        if "tts_assets.rlhf.engine_server" in " ".join(process.cmdline())
-    ]
-
-
-def kill_engine() -> None:
-    for process in engines_of_this_process():
+def kill_engine(program: RlhfProgram) -> None:
+    for process in engine_servers(program):
         process.kill()
 
 
@@ -99,7 +91,7 @@ def test_stopped_and_resumed_is_the_same_run(shared: Make, whole: RlhfProgram) -
 def test_a_killed_engine_changes_nothing(shared: Make, whole: RlhfProgram, server: Server) -> None:
     made = shared("crashed")
     before = server.restarted
-    after_first_step(made, kill_engine)
+    after_first_step(made, lambda: kill_engine(made))
     run(made)
     assert server.restarted > before
     assert weights(made) == weights(whole)
@@ -124,10 +116,10 @@ def test_an_engine_that_never_comes_back_ends_the_run_with_what_it_has(
     monkeypatch.delenv("TTS_SERVICE_HOST")
     config = {"kind": "vllm", "restarts": 0}
     made = program("lost", engine=config, steps=STEPS, save_every=100)
-    after_first_step(made, kill_engine)
+    after_first_step(made, lambda: kill_engine(made))
     with pytest.raises(EngineError, match=r"the engine's log is|The whole log is"):
         run(made)
-    assert not engines_of_this_process()
+    assert not engine_servers(made)
     newest = train.newest_checkpoint(made.run_dir / "checkpoints")
     assert newest is not None  # though the recipe saves every 100 steps
     (failure,) = made.run_dir.glob("failure-*.txt")
@@ -135,4 +127,4 @@ def test_an_engine_that_never_comes_back_ends_the_run_with_what_it_has(
     run(made)
     assert len(metrics(made)) == STEPS
     assert weights(made) == weights(whole)
-    assert not engines_of_this_process()
+    assert not engine_servers(made)
