@@ -2,7 +2,8 @@
 
 torchrun starts every worker in a session of its own, so neither killpg nor a signal to the
 direct child reaches them when torchrun itself is gone. Each launch therefore carries a marker in
-its environment, which all descendants inherit, and which finds them wherever they are.
+its environment, which all descendants inherit, and which finds them wherever they are. What is
+launched from within a launch carries both markers: the outer launch ends it, too.
 
 Run as a program this file is the watchdog of a launch: it ends the launch when the Dagster
 process that started both is gone, even by SIGKILL.
@@ -10,6 +11,7 @@ process that started both is gone, even by SIGKILL.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -25,6 +27,11 @@ KEEP_ENVIRONMENT = {"SPT_NOENV": "1"}
 SETTLE_SECONDS = 1.0  # a child just forked shows its parent's environment until it has exec'd
 
 
+def marked(launch_id: str) -> str:
+    """The marker of a launch that this process makes: its own, and those that it inherited."""
+    return "/".join(filter(None, (os.environ.get(MARKER), launch_id)))
+
+
 def marked_processes(launch_id: str) -> list[psutil.Process]:
     """Every living process that inherited ``launch_id``; zombies are dead already."""
     found = []
@@ -32,7 +39,7 @@ def marked_processes(launch_id: str) -> list[psutil.Process]:
         try:
             if process.status() == psutil.STATUS_ZOMBIE:
                 continue
-            if process.environ().get(MARKER) == launch_id:
+            if launch_id in process.environ().get(MARKER, "").split("/"):
                 found.append(process)
         except (psutil.NoSuchProcess, psutil.AccessDenied, ProcessLookupError):
             continue

@@ -16,7 +16,7 @@ from dagster import AssetExecutionContext
 from resources.launcher import Launcher, LaunchError, Program, launch_error
 from resources.leases import lease, locked
 from resources.ports import LOOPBACK, free_port
-from resources.processes import KEEP_ENVIRONMENT, MARKER, end_processes, watchdog
+from resources.processes import KEEP_ENVIRONMENT, MARKER, end_processes, marked, watchdog
 from resources.run_folder import LOG
 from tts_assets.compute import visible_devices
 
@@ -38,6 +38,7 @@ class TorchrunLauncher(Launcher):
         self, context: AssetExecutionContext, program: Program, pipes: Mapping[str, str]
     ) -> None:
         wanted = [self.gpus(role) for role in program.roles()]
+        self._check_together(program, wanted)
         with (
             # A watchdog of an earlier launch holds it while it ends what that left.
             locked(
@@ -101,6 +102,17 @@ class TorchrunLauncher(Launcher):
                 permanent=True,
             )
         return min(present, program.shape.processes) if asked is None else asked
+
+    def _check_together(self, program: Program, wanted: Sequence[int]) -> None:
+        present = len(self._devices())
+        if sum(wanted) > present:
+            raise LaunchError(
+                f"{program.module} and its service ask for {wanted[0]} and {wanted[1]} GPUs, and "
+                f"this machine has {present}: set compute.gpus for the stage to at most "
+                f"{present - wanted[1]}",
+                program,
+                permanent=True,
+            )
 
     def _devices(self) -> list[str]:
         return visible_devices() if self.devices is None else self.devices
@@ -174,7 +186,7 @@ class _Launch:
             **(self.address if self.program.service else {}),
             **more,
             **KEEP_ENVIRONMENT,
-            MARKER: self.id,
+            MARKER: marked(self.id),
         }
         return subprocess.Popen(
             command,

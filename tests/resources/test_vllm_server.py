@@ -14,7 +14,8 @@ import psutil
 import pytest
 
 from resources.processes import marked_processes
-from resources.vllm_server import ServerDied, VllmServer
+from resources.supervisor import ServerDied
+from resources.vllm_server import VllmServer
 
 SMALL = "tests.resources.small_server"
 

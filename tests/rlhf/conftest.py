@@ -1,14 +1,20 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
+from resources.ports import LOOPBACK, free_port
+from resources.processes import marked_processes
+from resources.supervisor import Server
 from tests.speaking import Speaking, publish_all
 from tts_assets.artifacts import ArtifactStore
 from tts_assets.rlhf.config import PromptsConfig, RlhfProgram, RlhfRecipe
+from tts_assets.rlhf.engine import hosted
+from tts_assets.rlhf.engine_config import EngineProgram, VllmRollouts
 from tts_assets.rlhf.prompts import PromptSet, RolloutPrompt
 
 TEXTS = ("one two", "three four five", "six", "seven eight", "nine", "two two two")
@@ -17,6 +23,32 @@ TEXTS = ("one two", "three four five", "six", "seven eight", "nine", "two two tw
 @pytest.fixture(scope="session")
 def speaking(tmp_path_factory: pytest.TempPathFactory, clips: Path) -> Speaking:
     return publish_all(ArtifactStore(tmp_path_factory.mktemp("storage")), clips)
+
+
+def engine_servers(program: RlhfProgram) -> list[psutil.Process]:
+    """The processes of a run's engine, whoever started it."""
+    config = str((program.run_dir / "engine").resolve() / "run.json")
+    return [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if {"tts_assets.rlhf.engine_server", config} <= set(process.info["cmdline"] or ())
+    ]
+
+
+@pytest.fixture(scope="module")
+def engine(speaking: Speaking, tmp_path_factory: pytest.TempPathFactory) -> EngineProgram:
+    run_dir = tmp_path_factory.mktemp("engine")
+    config = VllmRollouts(start_seconds=300)
+    return EngineProgram(run_dir=run_dir, serving_model=speaking.serving.path, engine=config)
+
+
+@pytest.fixture(scope="module")
+def server(engine: EngineProgram) -> Iterator[Server]:
+    """A real vLLM engine, about 25 s to start."""
+    with hosted(engine, LOOPBACK, free_port(), print) as running:
+        running.wait_until_healthy()
+        yield running
+    assert not marked_processes(running.launch_id)
 
 
 @pytest.fixture

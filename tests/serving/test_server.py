@@ -15,7 +15,8 @@ import pytest
 import soundfile
 
 from resources.processes import marked_processes
-from resources.vllm_server import Server, VllmServer
+from resources.supervisor import Server
+from resources.vllm_server import VllmServer
 from tests.speaking import Speaking
 
 KEY = "a-key-for-the-tests"

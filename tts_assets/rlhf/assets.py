@@ -19,7 +19,7 @@ from dagster import (
 from resources.artifact_store import ArtifactStoreResource
 from resources.launcher import Launcher, Program
 from tts_assets.artifacts import Build, Checkpoint, CodeArrays, EvaluationSuite, ServingModel
-from tts_assets.compute import Shape
+from tts_assets.compute import Shape, visible_devices
 from tts_assets.partitions import code_arrays_of
 from tts_assets.plots import curves
 from tts_assets.rlhf.config import RlhfProgram, RlhfRecipe
@@ -73,7 +73,7 @@ def rlhf_asset(name: str, recipe: RlhfRecipe, shape: Shape, root: Path) -> Asset
         folders = {corpus: handle.path for corpus, handle in arrays.items()}
         normalizer = Normalizer(read_card(base.path).text, store.store.caches)
         prompts = collect(recipe.prompts, texts, folders, suite_texts(suite), normalize=normalizer)
-        config = {"recipe": recipe, "texts": texts}
+        config = {"recipe": recipe.identity(), "texts": texts}
         inputs = {"base": base, **optional}
         build = Build(f"rlhf/{name}", inputs, config, CODE_VERSION, seed=recipe.seed)
 
@@ -86,7 +86,7 @@ def rlhf_asset(name: str, recipe: RlhfRecipe, shape: Shape, root: Path) -> Asset
                 serving_model=base.path,
                 prompts=work / "prompts.jsonl",
             )
-            return launcher.run(context, Program("tts_assets.rlhf.train", program, shape)).facts
+            return launcher.run(context, launched(program, shape)).facts
 
         return store.materialize(
             context,
@@ -101,6 +101,17 @@ def rlhf_asset(name: str, recipe: RlhfRecipe, shape: Shape, root: Path) -> Asset
         )
 
     return checkpoint
+
+
+def launched(program: RlhfProgram, shape: Shape) -> Program:
+    """The trainer, and beside it the engine if the recipe has one in a process of its own."""
+    engine = program.engine_program()
+    if engine is None:
+        return Program("tts_assets.rlhf.train", program, shape)
+    on_gpus = bool(visible_devices() if shape.gpus is None else shape.gpus)
+    alone = shape.alone().model_copy(update={"gpus": engine.engine.gpus if on_gpus else 0})
+    service = Program("tts_assets.rlhf.engine", engine, alone)
+    return Program("tts_assets.rlhf.train", program, shape, service=service)
 
 
 def recipe_texts(recipe: RlhfRecipe, root: Path) -> list[str]:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from tts_assets.config import Config
 from tts_assets.program import ProgramConfig
+from tts_assets.rlhf.engine_config import (
+    EngineConfig,
+    EngineProgram,
+    TransformersRollouts,
+    VllmRollouts,
+)
 from tts_assets.speechlm.config import SamplingConfig
 
 # A rollout explores: hotter than synthesis, and without the filters that hide what is likely wrong.
@@ -110,6 +116,7 @@ class RlhfRecipe(Config):
     base: str
     prompts: PromptsConfig
     rewards: tuple[RewardConfig, ...] = (WerReward(),)
+    engine: EngineConfig = TransformersRollouts()
     sampling: SamplingConfig = ROLLOUT_SAMPLING
     steps: int = Field(1000, gt=0)
     prompts_per_step: int = Field(8, gt=0)
@@ -141,6 +148,10 @@ class RlhfRecipe(Config):
             raise ValueError("sampling.temperature 0 makes all completions of a prompt equal")
         return self
 
+    def identity(self) -> dict[str, Any]:
+        """What decides the result: all but how the engine runs."""
+        return {**self.model_dump(mode="json", exclude={"engine"}), **self.engine.identity()}
+
 
 class RlhfProgram(ProgramConfig):
     """``tts_assets.rlhf.train``: one GRPO run. ``prompts`` is a ``prompts.jsonl``."""
@@ -149,3 +160,11 @@ class RlhfProgram(ProgramConfig):
     recipe: RlhfRecipe
     serving_model: Path
     prompts: Path
+
+    def engine_program(self) -> EngineProgram | None:
+        """The engine beside the trainer; None where the policy speaks itself."""
+        engine = self.recipe.engine
+        if not isinstance(engine, VllmRollouts):
+            return None
+        folder = self.run_dir / "engine"
+        return EngineProgram(run_dir=folder, serving_model=self.serving_model, engine=engine)

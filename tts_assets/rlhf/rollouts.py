@@ -1,7 +1,7 @@
 """Rollouts: the policy speaks, the panel judges. Token ids in, token ids and log-probabilities out.
 
-The engine is that of synthesis: the policy's own weights in this process now, or a vLLM engine
-that is given new weights after each step. A completion's seed follows from (recipe seed, step,
+The engine is the policy itself in this process, or a vLLM engine that is given the policy's weights
+before each rollout (``engines.py``). A completion's seed follows from (recipe seed, step,
 place in the global batch): the same whatever the number of processes.
 """
 
@@ -17,6 +17,7 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
+from tts_assets.rlhf.engines import RolloutEngine
 from tts_assets.rlhf.prompts import RolloutPrompt
 from tts_assets.rlhf.rewards import Panel, Spoken, Verdict
 from tts_assets.serving.synthesis import Line, Synthesizer, decode
@@ -44,9 +45,15 @@ class RolloutWorker:
     """Makes and judges completions on one process."""
 
     def __init__(
-        self, synthesizer: Synthesizer, panel: Panel, sampling: SamplingConfig, seed: int
+        self,
+        synthesizer: Synthesizer,
+        engine: RolloutEngine,
+        panel: Panel,
+        sampling: SamplingConfig,
+        seed: int,
     ) -> None:
         self.synthesizer = synthesizer
+        self.engine = engine
         self.panel = panel
         self.sampling = sampling
         self.seed = seed
@@ -61,7 +68,7 @@ class RolloutWorker:
             )
             for place, prompt in enumerate(prompts, start=first_place)
         ]
-        completions = self.synthesizer.engine.complete(requests, self.sampling, None)
+        completions = self.engine.complete(requests, self.sampling)
         spoken = self.listen(prompts, [completion.codes for completion in completions], completions)
         verdicts = self.panel.judge(spoken)
         return [

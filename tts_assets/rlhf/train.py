@@ -6,7 +6,8 @@ speech tokens only: the difference is the probability that the model gives to te
 ``<|speech_start|>``, below 1e-4 once it is fine-tuned.
 
 Order of prompts, seeds of completions and so all of the run follow from the recipe and its seed. A
-restart goes on from the newest complete checkpoint and ends with the same weights.
+restart goes on from the newest complete checkpoint and ends with the same weights. A run that loses
+its engine for good saves what it has before it ends.
 """
 
 from __future__ import annotations
@@ -32,11 +33,14 @@ from transformers import (
 
 from tts_assets.program import Run, load_config
 from tts_assets.rlhf.config import RlhfProgram, RlhfRecipe
+from tts_assets.rlhf.engine_client import EngineError
+from tts_assets.rlhf.engines import RolloutEngine, RolloutsStopped, open_engine
 from tts_assets.rlhf.prompts import read_prompts
 from tts_assets.rlhf.rewards import Panel
 from tts_assets.rlhf.rollouts import Rollout, RolloutWorker, save_audio
 from tts_assets.serving.synthesis import Synthesizer, TransformersEngine
 from tts_assets.sft.metrics import truncate_metrics
+from tts_assets.speechlm.model import SpeechLM
 
 with warnings.catch_warnings():
     # TRL imports its own vLLM client, which knows vLLM up to 0.31; it is not used here.
@@ -47,18 +51,25 @@ COMPLETE = "complete"  # marks a checkpoint that every rank has finished writing
 REWARD_SHARE = 0.1  # the published reward is the mean over the last steps
 
 
+def own_lm(synthesizer: Synthesizer) -> SpeechLM:
+    """The model that is trained: that of the synthesizer."""
+    assert isinstance(synthesizer.engine, TransformersEngine)
+    return synthesizer.engine.lm
+
+
 class Policy:
     """What TRL calls: completions and rewards for the prompts of this process."""
 
-    def __init__(self, run: Run, program: RlhfProgram) -> None:
+    def __init__(
+        self, run: Run, program: RlhfProgram, synthesizer: Synthesizer, engine: RolloutEngine
+    ) -> None:
         self.run, self.recipe = run, program.recipe
         self.prompts = read_prompts(program.prompts)
-        self.synthesizer = Synthesizer.open(program.serving_model, device=str(run.device))
-        engine = self.synthesizer.engine
-        assert isinstance(engine, TransformersEngine)
-        self.lm = engine.lm
+        self.synthesizer, self.engine = synthesizer, engine
+        self.lm = own_lm(synthesizer)
         panel = Panel(self.recipe.rewards, self.synthesizer)
-        self.worker = RolloutWorker(self.synthesizer, panel, self.recipe.sampling, self.recipe.seed)
+        sampling, seed = self.recipe.sampling, self.recipe.seed
+        self.worker = RolloutWorker(synthesizer, engine, panel, sampling, seed)
 
     def dataset(self) -> Dataset:
         """The prompts of every step in order, as rows ``{"prompt": index}``."""
@@ -123,8 +134,8 @@ def prompt_order(prompts: int, count: int, seed: int) -> NDArray[np.int64]:
 class Watch(TrainerCallback):
     """Progress, metrics, stop requests and complete checkpoints of a TRL run."""
 
-    def __init__(self, run: Run, recipe: RlhfRecipe, first: int) -> None:
-        self.run, self.recipe = run, recipe
+    def __init__(self, run: Run, recipe: RlhfRecipe, engine: RolloutEngine, first: int) -> None:
+        self.run, self.recipe, self.engine = run, recipe, engine
         steps = range(first, recipe.steps)
         self.bar: Iterator[int] = iter(run.progress(steps, "rlhf", total=recipe.steps, start=first))
         self.stopped = False
@@ -155,7 +166,8 @@ class Watch(TrainerCallback):
     ) -> None:
         values = {k: round(v, 6) for k, v in (logs or {}).items() if isinstance(v, float)}
         if "reward" in values:
-            self.run.metrics(state.global_step, values)
+            facts = self.engine.facts()
+            self.run.metrics(state.global_step, {**values, **facts})
             self.tokens = int(values.get("num_tokens", 0))
 
     def on_save(
@@ -181,15 +193,24 @@ def main(argv: list[str] | None = None) -> None:
 
 def train(run: Run, program: RlhfProgram) -> None:
     """GRPO to the last step, then the Hugging Face folder and the facts."""
+    synthesizer = Synthesizer.open(program.serving_model, device=str(run.device))
+    with open_engine(run, program, own_lm(synthesizer)) as engine:
+        policy = Policy(run, program, synthesizer, engine)
+        tokens = optimize(run, program, policy)
+    if run.is_main:
+        export(run, program, policy, tokens)
+
+
+def optimize(run: Run, program: RlhfProgram, policy: Policy) -> int:
+    """GRPO from the newest checkpoint to the last step; the tokens of all completions."""
     recipe = program.recipe
-    policy = Policy(run, program)
     newest = newest_checkpoint(run.checkpoint_dir)
     done = int(newest.name.partition("-")[2]) if newest else 0
     if done:
         run.note(f"resuming after update {done} of {recipe.steps * recipe.iterations}")
     if run.is_main:
         truncate_metrics(run.run_dir / "metrics.jsonl", done)
-    watch = Watch(run, recipe, first=done // recipe.iterations)
+    watch = Watch(run, recipe, policy.engine, first=done // recipe.iterations)
     trainer = GRPOTrainer(
         model=policy.lm.model,
         reward_funcs=policy.reward_functions(),
@@ -200,11 +221,23 @@ def train(run: Run, program: RlhfProgram) -> None:
         callbacks=[watch],
     )
     trainer.remove_callback(PrinterCallback)  # metrics.jsonl has it all
-    trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+    try:
+        trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+    except (EngineError, RolloutsStopped) as end:
+        save_now(trainer, watch)
+        if isinstance(end, EngineError):
+            raise
+        watch.stopped = True
     if watch.stopped:
         run.stopped()
-    if run.is_main:
-        export(run, program, policy, watch.tokens)
+    return watch.tokens
+
+
+def save_now(trainer: GRPOTrainer, watch: Watch) -> None:
+    """A checkpoint between two steps, of a run that cannot begin the next."""
+    if trainer.state.global_step:
+        trainer._save_checkpoint(trainer.model, trial=None)
+        watch.on_save(trainer.args, trainer.state, trainer.control)
 
 
 def grpo_config(recipe: RlhfRecipe, run: Run) -> GRPOConfig:

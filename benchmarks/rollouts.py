@@ -1,0 +1,154 @@
+"""The rollouts of one GRPO step by three engines: the same model, prompts and sampling.
+
+    python benchmarks/rollouts.py --model storage/serving/announcer/all/current
+
+64 completions (8 prompts, 8 generations) of a serving model, as ``make demo`` leaves one, through
+
+* ``generate`` of transformers: one batch, padded on the left, everything but speech suppressed;
+* our batched sampling (``speechlm/generate.py``), which rollouts use without an engine;
+* vLLM, asked as the trainer asks it: over HTTP, new weights before each rollout. The time to move
+  them is part of it, and also told alone.
+
+Each draws once to warm up, then ``--repeats`` times in turn, each round with other texts and seeds.
+Tokens a second are the tokens drawn (an end token counts, padding does not) by the seconds of the
+whole call.
+All compute in float32 with as many threads as there are cores. Nothing else should run beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import set_seed
+
+from resources.ports import LOOPBACK, free_port
+from tts_assets.rlhf.engine import hosted
+from tts_assets.rlhf.engine_client import EngineClient
+from tts_assets.rlhf.engine_config import EngineProgram, VllmRollouts
+from tts_assets.rlhf.weights import FileSender
+from tts_assets.serving.synthesis import Line, Synthesizer, TransformersEngine
+from tts_assets.speechlm.config import SamplingConfig
+from tts_assets.speechlm.generate import Request, allowed_ids, generate
+from tts_assets.speechlm.model import SpeechLM
+
+TEXTS = Path(__file__).resolve().parents[1] / "examples" / "texts" / "announcer_rlhf.txt"
+PROMPTS, GENERATIONS = 8, 8
+# The demo's: as the model itself speaks.
+SAMPLING = SamplingConfig(
+    temperature=1.0, top_k=0, top_p=1.0, repetition_penalty=1.0, min_tokens=10, max_tokens=320
+)
+Rollout = Callable[[Sequence[Request]], int]  # the number of tokens drawn
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", type=Path, required=True, help="folder of a serving model")
+    parser.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args()
+    synthesizer = Synthesizer.open(options.model)
+    assert isinstance(synthesizer.engine, TransformersEngine)
+    lm = synthesizer.engine.lm
+    with tempfile.TemporaryDirectory() as folder:
+        config = VllmRollouts(dtype="float32", max_sequences=PROMPTS * GENERATIONS)
+        program = EngineProgram(run_dir=Path(folder), serving_model=options.model, engine=config)
+        with hosted(program, LOOPBACK, free_port(), lambda line: None) as server:
+
+            def waiting() -> None:
+                server.check()
+
+            server.wait_until_healthy()
+            client = EngineClient(server.url, program.run_dir, config, waiting, print)
+            compare(synthesizer, lm, client, options.repeats)
+
+
+def compare(synthesizer: Synthesizer, lm: SpeechLM, client: EngineClient, repeats: int) -> None:
+    pushes: list[float] = []
+
+    def vllm(requests: Sequence[Request]) -> int:
+        sender = FileSender(lm.model, client.config, client.folder)
+        found = client.complete(requests, SAMPLING, lm.vocabulary, sender)
+        pushes.append(client.push_seconds)
+        return sum(len(completion.token_ids) for completion in found)
+
+    def ours(requests: Sequence[Request]) -> int:
+        return sum(len(c.token_ids) for c in generate(lm, requests, SAMPLING))
+
+    def plain(requests: Sequence[Request]) -> int:
+        return transformers_generate(lm, requests)
+
+    engines: dict[str, Rollout] = {
+        "transformers' generate": plain,
+        "our batched sampling": ours,
+        "vLLM, weights pushed": vllm,
+    }
+    speeds: dict[str, list[float]] = {name: [] for name in engines}
+    drawn: dict[str, int] = dict.fromkeys(engines, 0)
+    for repeat in range(repeats + 1):
+        requests = requests_of(synthesizer, repeat)
+        for name, rollout in engines.items():
+            started = time.perf_counter()
+            tokens = rollout(requests)
+            if repeat:  # the first is the warm-up
+                speeds[name].append(tokens / (time.perf_counter() - started))
+                drawn[name] += tokens
+    print("| engine | tokens | tokens/s | slowest | fastest | ratio |\n|---|---|---|---|---|---|")
+    reference = statistics.median(speeds["transformers' generate"])
+    for name, values in speeds.items():
+        median = statistics.median(values)
+        print(
+            f"| {name} | {drawn[name]} | {median:.0f} | {min(values):.0f} | {max(values):.0f} "
+            f"| {median / reference:.2f} |"
+        )
+    print(f"\npush: {statistics.median(pushes[1:]):.3f} s; {lm.parameters:,} parameters")
+
+
+def requests_of(synthesizer: Synthesizer, repeat: int) -> list[Request]:
+    lines = [line for line in TEXTS.read_text().splitlines() if line and line[0] != "#"]
+    texts = lines[repeat * PROMPTS : (repeat + 1) * PROMPTS]
+    return [
+        synthesizer.request(Line(text, seed=1000 * repeat + number), 0)
+        for number, text in enumerate(text for text in texts for _ in range(GENERATIONS))
+    ]
+
+
+@torch.inference_mode()
+def transformers_generate(lm: SpeechLM, requests: Sequence[Request]) -> int:
+    """One call of ``generate`` for all."""
+    width = max(len(request.prompt) for request in requests)
+    pad = lm.tokenizer.pad_token_id
+    ids = torch.full((len(requests), width), pad)
+    for row, request in enumerate(requests):
+        ids[row, width - len(request.prompt) :] = torch.from_numpy(request.prompt)
+    speech = allowed_ids(lm.vocabulary)
+    suppressed = np.setdiff1d(np.arange(lm.vocabulary.size), speech)
+    set_seed(requests[0].seed)
+    answer = lm.model.generate(
+        input_ids=ids,
+        attention_mask=torch.arange(width) >= width - lengths(requests)[:, None],
+        do_sample=True,
+        temperature=SAMPLING.temperature,
+        top_k=SAMPLING.top_k,
+        top_p=SAMPLING.top_p,
+        min_new_tokens=SAMPLING.min_tokens,
+        max_new_tokens=SAMPLING.max_tokens,
+        suppress_tokens=suppressed.tolist(),
+        eos_token_id=lm.vocabulary.speech_end,
+        pad_token_id=pad,
+    )
+    assert isinstance(answer, torch.Tensor)
+    return int((answer[:, width:] != pad).sum())
+
+
+def lengths(requests: Sequence[Request]) -> torch.Tensor:
+    return torch.tensor([len(request.prompt) for request in requests])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""Trainer and engine as the two roles of one launch: on two nodes of a real Slurm, and here."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from resources.slurm import SlurmLauncher
+from resources.torchrun import TorchrunLauncher
+from tests.launched import failure, launch, metadata
+from tests.resources.conftest import cluster, slurm  # noqa: F401 (fixtures)
+from tests.rlhf.conftest import engine_servers
+from tests.rlhf.test_train import metrics
+from tests.slurm_cluster import SlurmCluster
+from tts_assets.compute import Shape
+from tts_assets.rlhf import train
+from tts_assets.rlhf.assets import launched
+from tts_assets.rlhf.config import RlhfProgram
+
+pytestmark = pytest.mark.slow
+Make = Callable[..., RlhfProgram]
+SHAPE = Shape(processes=1, gpus=0, threads=1)
+
+
+def test_two_steps_with_the_engine_on_the_second_node(
+    cluster: SlurmCluster,  # noqa: F811
+    program: Make,
+) -> None:
+    made = program("run", engine={"kind": "vllm"}, steps=2)
+    found = metadata(launch(launched(made, SHAPE), SlurmLauncher(poll_seconds=1)))
+    assert found["steps"] == 2
+    assert "on node[0-1]" in (made.run_dir / "log.txt").read_text()
+    assert all(record["engine_logprob_gap"] < 1e-2 for record in metrics(made))
+    cluster.wait_until(lambda: not engine_servers(made), "the engine's end")
+
+
+def test_an_engine_that_dies_beside_the_trainer_leaves_a_checkpoint(program: Make) -> None:
+    """The launcher ends the trainer, which saves; the error names the engine; a retry goes on."""
+    made = program("run", engine={"kind": "vllm", "restarts": 0}, steps=4, save_every=100)
+    killer = threading.Thread(target=kill_after_first_step, args=(made,))
+    killer.start()
+    lost = launch(launched(made, SHAPE), TorchrunLauncher(grace_seconds=20))
+    killer.join()
+    assert "ended with status -9, 1 times in a row" in failure(lost)
+    assert "log.txt" in failure(lost)
+    assert not engine_servers(made)
+    assert train.newest_checkpoint(made.run_dir / "checkpoints") is not None
+    done = len(metrics(made))
+    assert 1 <= done < 4
+    assert metadata(launch(launched(made, SHAPE), TorchrunLauncher()))["steps"] == 4
+    assert [record["step"] for record in metrics(made)] == [1, 2, 3, 4]
+    assert not engine_servers(made)
+
+
+def kill_after_first_step(program: RlhfProgram) -> None:
+    path: Path = program.run_dir / "metrics.jsonl"
+    deadline = time.monotonic() + 300
+    while not path.is_file() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    for process in engine_servers(program):
+        process.kill()
