@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,15 +9,29 @@ import pytest
 
 from tests.speaking import Speaking, publish_all
 from tts_assets.artifacts import ArtifactStore
+from tts_assets.audio import read_wave
 from tts_assets.rlhf.config import PromptsConfig, RlhfProgram, RlhfRecipe
 from tts_assets.rlhf.prompts import PromptSet, RolloutPrompt
+from tts_assets.rlhf.spoken import Spoken
 
+RATE = 16_000
 TEXTS = ("one two", "three four five", "six", "seven eight", "nine", "two two two")
 
 
 @pytest.fixture(scope="session")
 def speaking(tmp_path_factory: pytest.TempPathFactory, clips: Path) -> Speaking:
     return publish_all(ArtifactStore(tmp_path_factory.mktemp("storage")), clips)
+
+
+@pytest.fixture(scope="session")
+def sentences(clips: Path) -> list[Spoken]:
+    """The real sentences of the test clips, with what they say."""
+    samples = [json.loads(line) for line in (clips / "samples.jsonl").read_text().splitlines()]
+    return [
+        Spoken(sample["transcript"], read_wave(clips / sample["wav_path"], RATE), RATE, True)
+        for sample in samples
+        if sample["duration"] > 2
+    ]
 
 
 @pytest.fixture

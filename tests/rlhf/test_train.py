@@ -19,6 +19,7 @@ from tts_assets.artifacts import CheckpointFacts
 from tts_assets.program import STOPPED, Run
 from tts_assets.rlhf import train
 from tts_assets.rlhf.config import RlhfProgram
+from tts_assets.rlhf.metrics import training_records
 from tts_assets.rlhf.rollouts import completion_seed
 from tts_assets.serving.synthesis import read_card
 from tts_assets.speechlm.model import SpeechLM
@@ -31,8 +32,8 @@ def run(program: RlhfProgram) -> None:
 
 
 def metrics(program: RlhfProgram) -> list[dict[str, Any]]:
-    lines = (program.run_dir / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
+    """Of the steps of training."""
+    return training_records(program.run_dir)
 
 
 def weights(program: RlhfProgram) -> bytes:

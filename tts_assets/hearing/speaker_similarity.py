@@ -35,9 +35,7 @@ class SpeakerEncoder:
         """The voice of a mono clip; None if it holds less than 0.3 s of speech."""
         return self.embed_all([(wave, rate)])[0]
 
-    def embed_all(
-        self, clips: Sequence[tuple[NDArray[np.float32], int]]
-    ) -> list[Embedding | None]:
+    def embed_all(self, clips: Sequence[tuple[NDArray[np.float32], int]]) -> list[Embedding | None]:
         """The voices of clips with their rates in Hz, all windows of them in one batch."""
         parts = [self._parts(wave, rate) for wave, rate in clips]
         frames = [part for part in parts if part is not None]

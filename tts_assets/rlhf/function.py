@@ -54,7 +54,7 @@ def find_function(call: str) -> Callable[..., Sequence[float]]:
     function = getattr(importlib.import_module(module), name, None)
     if not callable(function):
         raise ConfigError(f"reward {call}: {module} has no function {name!r}")
-    return function  # type: ignore[no-any-return]
+    return function
 
 
 def source_digest(call: str) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tts_assets.rlhf.reward_config import RewardConfig, SimilarityReward, WerReward
-from tts_assets.rlhf.rewards import EMPTY_WER, Reward, build_reward
+from tts_assets.rlhf.rewards import Reward, build_reward
 from tts_assets.rlhf.spoken import Score, Spoken, Verdict
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tts_assets.serving.config import Voice
     from tts_assets.serving.synthesis import ServedModel
 
+EMPTY_WER = 5.0  # the reference trainer's, for audio in which there is nothing to recognize
 CHUNK = 8  # completions a task: some seconds of work, and what a death of a worker costs
 References = Callable[["Voice | None"], NDArray[np.float32]]
 
@@ -141,9 +142,7 @@ class Panel:
         return {reward.name: reward.weight for reward in self.rewards}
 
 
-def combined(
-    rewards: Mapping[str, float], weights: Mapping[str, float], combine: Combine
-) -> float:
+def combined(rewards: Mapping[str, float], weights: Mapping[str, float], combine: Combine) -> float:
     """The weighted sum, or the weighted harmonic mean: zero as soon as one of them is zero."""
     if combine == "sum":
         return sum(weights[name] * value for name, value in rewards.items())

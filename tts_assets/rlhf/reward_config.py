@@ -113,11 +113,6 @@ class FunctionReward(BaseReward):
 
 
 RewardConfig = Annotated[
-    WerReward
-    | RateReward
-    | EndReward
-    | DnsmosReward
-    | SimilarityReward
-    | FunctionReward,
+    WerReward | RateReward | EndReward | DnsmosReward | SimilarityReward | FunctionReward,
     Field(discriminator="kind"),
 ]

@@ -4,8 +4,8 @@ Reads the configurations of the rewards and its device, then tasks: the name of 
 completions. Answers with their scores, or with the text of an error. The bytes are pickles, of the
 process that started this one and of no other.
 
-It does not heed SIGTERM and SIGINT, which ask the trainer to stop: that finishes its step first, and
-then closes the pipe.
+It does not heed SIGTERM and SIGINT, which ask the trainer to stop: that finishes its step first,
+and then closes the pipe.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def serve(connection: Connection) -> NoReturn:
             answer: object = known[name](spoken)
         except RewardError as error:
             answer = str(error)
-        except Exception:  # told to the trainer, which ends
+        except Exception:  # noqa: BLE001 - told to the trainer, which ends
             answer = traceback.format_exc()
         connection.send(answer)
 

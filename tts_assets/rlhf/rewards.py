@@ -1,8 +1,8 @@
 """Rewards: what a listener would say of a completion, as numbers in [0, 1].
 
 Each is a class that is called with usable completions (``panel.py`` scores the others zero) and
-returns a :class:`Score` each, which depends on nothing but its completion. Models are loaded when a
-reward is made, in the process that judges. A reward of your own needs no line here: ``function.py``.
+returns a :class:`Score` each, which depends on nothing but its completion. Models are loaded when
+a reward is made, in the process that judges. One of your own needs no line here: ``function.py``.
 """
 
 from __future__ import annotations
@@ -30,9 +30,8 @@ from tts_assets.rlhf.reward_config import (
     SimilarityReward,
     WerReward,
 )
-from tts_assets.rlhf.spoken import Score, Spoken, audible
+from tts_assets.rlhf.spoken import Score, Spoken
 
-EMPTY_WER = 5.0  # the reference trainer's, for audio in which there is nothing to recognize
 VOICES_KEPT = 4096  # embeddings of prompts, 1 kB each
 
 
@@ -58,20 +57,14 @@ class Intelligibility:
         self.ear = open_ear(config, device, parallel)
 
     def __call__(self, spoken: Sequence[Spoken]) -> list[Score]:
-        """Inaudible audio is not transcribed: WER 5."""
-        voiced = [one for one in spoken if audible(one.wave)]
-        clips = [(one.wave, one.rate) for one in voiced]
-        found = iter(self.ear(clips, [one.language for one in voiced]))
-        return [
-            self._score(one, next(found)) if audible(one.wave) else self._worth(EMPTY_WER, "")
-            for one in spoken
-        ]
+        clips = [(one.wave, one.rate) for one in spoken]
+        heard = self.ear(clips, [one.language for one in spoken])
+        return [self.score(*pair) for pair in zip(spoken, heard, strict=True)]
 
-    def _score(self, spoken: Spoken, heard: str) -> Score:
+    def score(self, spoken: Spoken, heard: str) -> Score:
+        """What ``heard`` is worth, where the text of ``spoken`` was to be said."""
         result = match(spoken.text, heard, spoken.language)
-        return self._worth(result.cer if spoken.language in UNSPACED else result.wer, heard)
-
-    def _worth(self, error: float, heard: str) -> Score:
+        error = result.cer if spoken.language in UNSPACED else result.wer
         return Score(math.exp(-self.config.scale * error), heard, error)
 
 

@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tts_assets.serving.config import Voice
-
-SILENCE = 1e-3  # -60 dBFS: below this peak nothing is audible
+from tts_assets.serving.guards import AUDIBLE_SHARE, audible_share
 
 
 @dataclass(frozen=True)
@@ -30,8 +29,8 @@ class Spoken:
 
     @property
     def usable(self) -> bool:
-        """Whether there is anything to judge."""
-        return self.ended and audible(self.wave)
+        """Whether there is anything to judge: it ended, and is not silent."""
+        return self.ended and audible_share(self.wave, self.rate) >= AUDIBLE_SHARE
 
     @property
     def seconds(self) -> float:
@@ -57,7 +56,3 @@ class Verdict:
     total: float
     wer: float | None
     heard: str
-
-
-def audible(wave: NDArray[np.float32]) -> bool:
-    return bool(len(wave)) and float(np.abs(wave).max()) >= SILENCE

@@ -11,7 +11,6 @@ restart goes on from the newest complete checkpoint and ends with the same weigh
 
 from __future__ import annotations
 
-import json
 import shutil
 import warnings
 from collections.abc import Iterator, Sequence
@@ -31,10 +30,15 @@ from transformers import (
 )
 
 from tts_assets.program import Run, load_config
+from tts_assets.rlhf.alarms import Bell
 from tts_assets.rlhf.config import RlhfProgram, RlhfRecipe
-from tts_assets.rlhf.prompts import read_prompts
-from tts_assets.rlhf.rewards import Panel
-from tts_assets.rlhf.rollouts import Rollout, RolloutWorker, save_audio
+from tts_assets.rlhf.function import RewardError
+from tts_assets.rlhf.heldout import HeldOut, hold_out
+from tts_assets.rlhf.listening import FOLDER, save_audio, spread, write_listening
+from tts_assets.rlhf.metrics import combined, record_of, training_records
+from tts_assets.rlhf.panel import Panel
+from tts_assets.rlhf.prompts import read_prompts, refuse_unheard
+from tts_assets.rlhf.rollouts import Rollout, RolloutWorker
 from tts_assets.serving.synthesis import Synthesizer, TransformersEngine
 from tts_assets.sft.metrics import truncate_metrics
 
@@ -52,13 +56,17 @@ class Policy:
 
     def __init__(self, run: Run, program: RlhfProgram) -> None:
         self.run, self.recipe = run, program.recipe
-        self.prompts = read_prompts(program.prompts)
+        found = read_prompts(program.prompts)
+        refuse_unheard(found, self.recipe.rewards)
+        self.prompts, held_out = hold_out(found, self.recipe.heldout)
         self.synthesizer = Synthesizer.open(program.serving_model, device=str(run.device))
         engine = self.synthesizer.engine
         assert isinstance(engine, TransformersEngine)
         self.lm = engine.lm
-        panel = Panel(self.recipe.rewards, self.synthesizer)
-        self.worker = RolloutWorker(self.synthesizer, panel, self.recipe.sampling, self.recipe.seed)
+        self.panel = Panel.open(self.recipe, self.synthesizer, run.rank)
+        sampling, seed = self.recipe.sampling, self.recipe.seed
+        self.worker = RolloutWorker(self.synthesizer, self.panel, sampling, seed)
+        self.held_out = HeldOut(run, self.recipe, self.worker, held_out)
 
     def dataset(self) -> Dataset:
         """The prompts of every step in order, as rows ``{"prompt": index}``."""
@@ -69,48 +77,29 @@ class Policy:
     def rollout(self, prompts: list[str], trainer: GRPOTrainer) -> dict[str, list[Any]]:
         """TRL's ``rollout_func``: ``prompts`` are indices, each as often as it has generations."""
         step = trainer.state.global_step
+        if self.held_out.due(step):
+            self.held_out.measure(step)
         chosen = [self.prompts[int(index)] for index in prompts]
         rollouts = self.worker.run(chosen, step, first_place=self.run.rank * len(prompts))
         if self.run.is_main and self.due(step):
-            folder = self.run.result_dir / "rollouts"
-            save_audio(folder, step, rollouts[: self.recipe.keep_audio])
+            self.keep(step, rollouts)
         return {
             "prompt_ids": [r.request.prompt.tolist() for r in rollouts],
             "completion_ids": [r.completion.token_ids.tolist() for r in rollouts],
             "logprobs": [r.completion.logprobs.tolist() for r in rollouts],
-            "verdict": [_record(r) for r in rollouts],
+            "verdict": [record_of(r) for r in rollouts],
         }
 
     def due(self, step: int) -> bool:
         """Whether the completions of this update are kept as audio."""
-        return (step // self.recipe.iterations) % self.recipe.audio_every == 0
+        every = self.recipe.audio_every
+        return self.recipe.keep_audio > 0 and (step // self.recipe.iterations) % every == 0
 
-    def reward_functions(self) -> list[Any]:
-        """One a reward, by its name in TRL's log; they hand over what the rollout found."""
-        return [_reader(reward.kind) for reward in self.recipe.rewards]
-
-
-def _record(rollout: Rollout) -> dict[str, Any]:
-    return {
-        "wer": rollout.verdict.wer,
-        "ended": rollout.completion.ended,
-        "seconds": len(rollout.spoken.wave) / rollout.spoken.rate,
-        "rewards": rollout.verdict.rewards,
-    }
-
-
-def _reader(kind: str) -> Any:
-    """A TRL reward function that reads the reward ``kind`` from the rollouts' verdicts."""
-
-    def reward(verdict: list[dict[str, Any]], log_metric: Any, **_: Any) -> list[float]:
-        if kind == next(iter(verdict[0]["rewards"])):  # once, whatever the number of rewards
-            log_metric("wer", float(np.mean([min(1.0, v["wer"]) for v in verdict])))
-            log_metric("ended", float(np.mean([v["ended"] for v in verdict])))
-            log_metric("seconds", float(np.mean([v["seconds"] for v in verdict])))
-        return [v["rewards"][kind] for v in verdict]
-
-    reward.__name__ = kind
-    return reward
+    def keep(self, step: int, rollouts: Sequence[Rollout]) -> None:
+        """Save some of the completions for listening."""
+        kept = [rollouts[place] for place in spread(len(rollouts), self.recipe.keep_audio)]
+        heard = [(one.spoken, one.verdict) for one in kept]
+        save_audio(self.run.result_dir / FOLDER, step, heard)
 
 
 def prompt_order(prompts: int, count: int, seed: int) -> NDArray[np.int64]:
@@ -127,8 +116,9 @@ class Watch(TrainerCallback):
         self.run, self.recipe = run, recipe
         steps = range(first, recipe.steps)
         self.bar: Iterator[int] = iter(run.progress(steps, "rlhf", total=recipe.steps, start=first))
-        self.stopped = False
+        self.stopped = self.collapsed = False
         self.tokens = 0
+        self.bell = Bell(recipe.alarms, training_records(run.run_dir), run.note)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -155,8 +145,12 @@ class Watch(TrainerCallback):
     ) -> None:
         values = {k: round(v, 6) for k, v in (logs or {}).items() if isinstance(v, float)}
         if "reward" in values:
-            self.run.metrics(state.global_step, values)
+            raised = self.bell.see(state.global_step, values)
+            self.run.metrics(state.global_step, {**values, **raised})
             self.tokens = int(values.get("num_tokens", 0))
+            if raised and self.recipe.stop_on_collapse:
+                self.collapsed = control.should_training_stop = True
+                control.should_save = False
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -192,7 +186,7 @@ def train(run: Run, program: RlhfProgram) -> None:
     watch = Watch(run, recipe, first=done // recipe.iterations)
     trainer = GRPOTrainer(
         model=policy.lm.model,
-        reward_funcs=policy.reward_functions(),
+        reward_funcs=[combined],
         args=grpo_config(recipe, run),
         train_dataset=policy.dataset(),
         processing_class=policy.lm.tokenizer,
@@ -200,11 +194,41 @@ def train(run: Run, program: RlhfProgram) -> None:
         callbacks=[watch],
     )
     trainer.remove_callback(PrinterCallback)  # metrics.jsonl has it all
-    trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+    try:
+        trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+    except RewardError:
+        if run.world_size == 1:  # the other ranks are in the middle of a step
+            save_now(trainer, watch)
+        raise
     if watch.stopped:
         run.stopped()
+    steps = last_good(run, recipe, policy) if watch.collapsed else recipe.steps
+    policy.held_out.measure(steps * recipe.iterations)
+    policy.panel.close()
     if run.is_main:
-        export(run, program, policy, watch.tokens)
+        export(run, program, policy, watch.tokens, steps)
+
+
+def save_now(trainer: GRPOTrainer, watch: Watch) -> None:
+    """A checkpoint between two steps, of a run that cannot begin the next."""
+    if trainer.state.global_step:
+        trainer._save_checkpoint(trainer.model, trial=None)
+        watch.on_save(trainer.args, trainer.state, trainer.control)
+
+
+def last_good(run: Run, recipe: RlhfRecipe, policy: Policy) -> int:
+    """Go back to the newest checkpoint before an alarm; the steps that it has made."""
+    newest = newest_checkpoint(run.checkpoint_dir)
+    if newest is None:
+        raise RuntimeError(
+            f"the policy collapsed before the first checkpoint, at step {recipe.save_every}: there "
+            "is none to keep. Take a lower learning_rate, a KL (beta), or another reward beside"
+        )
+    good = type(policy.lm.model).from_pretrained(newest)
+    policy.lm.model.load_state_dict(good.state_dict())
+    steps = int(newest.name.partition("-")[2]) // recipe.iterations
+    run.note(f"collapsed: the run ends with the weights of step {steps} of {recipe.steps}")
+    return steps
 
 
 def grpo_config(recipe: RlhfRecipe, run: Run) -> GRPOConfig:
@@ -239,7 +263,6 @@ def grpo_config(recipe: RlhfRecipe, run: Run) -> GRPOConfig:
         epsilon=recipe.clip,
         loss_type=recipe.loss,
         scale_rewards=recipe.scale_rewards,
-        reward_weights=[reward.weight for reward in recipe.rewards],
         shuffle_dataset=False,
         save_steps=recipe.save_every * recipe.iterations,
         save_total_limit=2,
@@ -258,7 +281,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return max(found, key=lambda path: int(path.name.partition("-")[2]), default=None)
 
 
-def export(run: Run, program: RlhfProgram, policy: Policy, tokens: int) -> None:
+def export(run: Run, program: RlhfProgram, policy: Policy, tokens: int, steps: int) -> None:
     """Write the trained policy as a checkpoint folder, and declare its facts."""
     card = policy.synthesizer.card
     lm = policy.lm
@@ -267,13 +290,14 @@ def export(run: Run, program: RlhfProgram, policy: Policy, tokens: int) -> None:
     lm.save(run.result_dir, card.sampling)
     metrics = run.run_dir / "metrics.jsonl"
     shutil.copyfile(metrics, run.result_dir / metrics.name)
-    records = [json.loads(line) for line in metrics.read_text().splitlines()]
+    records = training_records(run.run_dir)
     last = records[-max(1, round(REWARD_SHARE * len(records))) :]
+    write_listening(run.result_dir, program.name)
     run.finish(
         {
             "stage": "rlhf",
             "recipe": program.name,
-            "steps": program.recipe.steps,
+            "steps": steps,
             "tokens": tokens,
             "train_loss": mean_of(last, "loss"),
             "val_loss": None,
