@@ -126,7 +126,7 @@ def test_a_completion_that_always_kills_ends_the_run_and_is_named(
     culprit = sentences[2].text
     reward = fatal(culprit.lower(), times=99)
     panel = Panel([reward], WorkerJudges([reward], ["cpu", "cpu"]))
-    with pytest.raises(RewardError, match="fatal: workers ended 2 times .status -9.") as error:
+    with pytest.raises(RewardError, match=r"fatal: workers ended 2 times \(status -9\)") as error:
         panel.judge(sentences)
     assert repr(culprit) in str(error.value)
     assert not workers()
@@ -135,7 +135,7 @@ def test_a_completion_that_always_kills_ends_the_run_and_is_named(
 def test_an_error_in_a_worker_is_the_trainers(sentences: list[Spoken]) -> None:
     spanish = [Spoken("hola", sentences[0].wave, 16_000, True, language="es")]
     panel = Panel(REWARDS, WorkerJudges(REWARDS, ["cpu"]))
-    with pytest.raises(RewardError, match="reward wer.*tiny.en.* knows English only"):
+    with pytest.raises(RewardError, match=r"knows English only"):
         panel.judge(spanish)
     assert not workers()
 

@@ -11,15 +11,17 @@ from tests.speaking import Speaking
 from tts_assets.codec.model import Codec
 from tts_assets.config import ConfigError
 from tts_assets.rlhf.config import RlhfRecipe
-from tts_assets.rlhf.panel import Panel
+from tts_assets.rlhf.panel import EMPTY_WER, Panel, ThreadJudges, combined, prompt_waves
 from tts_assets.rlhf.reward_config import (
     DnsmosReward,
+    EndReward,
     RateReward,
+    RewardConfig,
     SimilarityReward,
     WerReward,
 )
 from tts_assets.rlhf.rewards import Intelligibility, SpeakingRate
-from tts_assets.rlhf.spoken import Spoken
+from tts_assets.rlhf.spoken import Score, Spoken
 from tts_assets.serving.synthesis import Synthesizer
 
 RATE = 16_000

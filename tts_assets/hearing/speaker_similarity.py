@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from tts_assets.audio import resample
@@ -37,6 +36,8 @@ class SpeakerEncoder:
 
     def embed_all(self, clips: Sequence[tuple[NDArray[np.float32], int]]) -> list[Embedding | None]:
         """The voices of clips with their rates in Hz, all windows of them in one batch."""
+        import torch
+
         parts = [self._parts(wave, rate) for wave, rate in clips]
         frames = [part for part in parts if part is not None]
         if not frames:

@@ -19,7 +19,6 @@ from tts_assets.hearing.naturalness import NaturalnessScorer
 from tts_assets.hearing.speaker_similarity import Embedding, SpeakerEncoder
 from tts_assets.hearing.text_match import UNSPACED, match
 from tts_assets.hearing.transcription import Transcriber
-from tts_assets.hearing.transformers_whisper import TransformersTranscriber
 from tts_assets.rlhf.function import FunctionScorer
 from tts_assets.rlhf.reward_config import (
     DnsmosReward,
@@ -71,6 +70,8 @@ class Intelligibility:
 def open_ear(config: WerReward, device: str, parallel: int) -> Ear:
     """The Whisper that a config names; ``parallel`` calls may run at once."""
     if config.backend == "transformers":
+        from tts_assets.hearing.transformers_whisper import TransformersTranscriber
+
         return TransformersTranscriber(config.model, device=device, batch_size=config.batch_size)
     return Transcriber(
         config.model,
