@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import statistics
 import subprocess
@@ -76,8 +77,10 @@ def mean_rewards(
     return means
 
 
-def train(folder: Path, serving: Path, recipe: RlhfRecipe, texts: list[str]) -> tuple[Path, float]:
-    """The result folder of a run in a process of its own, and its minutes."""
+def train(
+    folder: Path, serving: Path, recipe: RlhfRecipe, texts: list[str], processes: int
+) -> tuple[Path, float]:
+    """The result folder of a run in processes of its own, and its minutes."""
     folder.mkdir(parents=True)
     prompts = folder / "prompts.jsonl"
     PromptSet([RolloutPrompt(text=text) for text in texts]).write(prompts)
@@ -86,8 +89,14 @@ def train(folder: Path, serving: Path, recipe: RlhfRecipe, texts: list[str]) -> 
     )
     (folder / "run.json").write_text(program.to_json())
     started = time.perf_counter()
-    command = [sys.executable, "-m", "tts_assets.rlhf.train", str(folder / "run.json")]
-    subprocess.run(command, check=True)
+    ranks = ["--standalone", f"--nproc-per-node={processes}"]
+    command = ["-m", "torch.distributed.run", *ranks, "-m", "tts_assets.rlhf.train"]
+    threads = str(max(1, torch.get_num_threads() // processes))
+    subprocess.run(
+        [sys.executable, *command, str(folder / "run.json")],
+        check=True,
+        env=os.environ | {"OMP_NUM_THREADS": threads},
+    )
     return folder / "result", (time.perf_counter() - started) / 60
 
 
@@ -127,6 +136,7 @@ def main() -> None:
             "steps": options.steps or recipe.steps,
         }
     )
+    processes = settings.compute.shape("rlhf").processes
     prompts = held_out(settings, texts, options.texts)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; {recipe.steps} steps of")
     print(f"{recipe.prompts_per_step} x {recipe.generations} completions; {len(prompts)} held-out")
@@ -138,7 +148,7 @@ def main() -> None:
         for seed in range(options.seeds):
             folder = (options.keep or Path(temporary)) / f"seed-{seed}"
             own = recipe.model_copy(update={"seed": seed})
-            result, taken = train(folder, serving, own, texts)
+            result, taken = train(folder, serving, own, texts, processes)
             codebook = json.loads((result.parent / "result.json").read_text())["codebook_size"]
             lm = SpeechLM.load(result, codebook)
             after.append(mean_rewards(serving, lm, own, prompts, SAMPLING_SEEDS_AFTER))
