@@ -34,6 +34,9 @@ def in_percent(batch):
 
 def short(batch):
     return [0.5]
+
+def failing(batch):
+    return [one.loudness for one in batch]
 """
 
 
@@ -75,6 +78,7 @@ def test_options_are_passed_on(module: str, sentences: list[Spoken]) -> None:
         ("broken", "broken returned nan"),
         ("in_percent", "in_percent returned 50 for .*a number from 0 to 1"),
         ("short", "short returned 1 scores for"),
+        ("failing", "failing failed .*no attribute 'loudness'.* at 'Login incorrect"),
     ],
 )
 def test_what_is_no_reward_is_refused(

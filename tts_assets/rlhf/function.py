@@ -30,12 +30,19 @@ class FunctionScorer:
 
     def __call__(self, spoken: Sequence[Spoken]) -> list[Score]:
         with self._lock:
-            found = list(self.function(list(spoken), **self.config.options))
+            found = self._called(spoken)
         if len(found) != len(spoken):
             raise RewardError(
                 f"{self.config.call} returned {len(found)} scores for {len(spoken)} completions"
             )
         return [self._checked(value, one) for value, one in zip(found, spoken, strict=True)]
+
+    def _called(self, spoken: Sequence[Spoken]) -> list[Any]:
+        try:
+            return list(self.function(list(spoken), **self.config.options))
+        except Exception as error:
+            texts = ", ".join(repr(one.text) for one in spoken)
+            raise RewardError(f"{self.config.call} failed ({error!r}) at {texts}") from error
 
     def _checked(self, value: Any, spoken: Spoken) -> Score:
         score = float(value)

@@ -1,4 +1,4 @@
-"""A worker that judges: ``reward_workers.py`` starts it with the number of its pipe.
+"""A worker that judges: ``reward_workers.py`` gives it a pipe and the trainer's process id.
 
 Reads the configurations of the rewards and its device, then tasks: the name of a reward and its
 completions. Answers with their scores, or with the text of an error. The bytes are pickles, of the
@@ -28,9 +28,10 @@ LOOK_SECONDS = 1.0  # between two looks whether the trainer lives
 def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
+    pipe, trainer = map(int, sys.argv[1:])
+    threading.Thread(target=end_with, args=(trainer,), daemon=True).start()
     try:
-        serve(Connection(int(sys.argv[1])))
+        serve(Connection(pipe))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # the trainer has closed the pipe
 
@@ -53,9 +54,9 @@ def serve(connection: Connection) -> NoReturn:
         connection.send(answer)
 
 
-def end_with(parent: int) -> NoReturn:
-    """End this process as soon as ``parent`` is gone, whatever it is doing."""
-    while os.getppid() == parent:
+def end_with(trainer: int) -> NoReturn:
+    """End this process as soon as its parent is gone, whatever it is doing."""
+    while os.getppid() == trainer:
         time.sleep(LOOK_SECONDS)
     os._exit(1)
 

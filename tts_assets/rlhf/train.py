@@ -14,6 +14,7 @@ from __future__ import annotations
 import shutil
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -175,14 +176,24 @@ def main(argv: list[str] | None = None) -> None:
 
 def train(run: Run, program: RlhfProgram) -> None:
     """GRPO to the last step, then the Hugging Face folder and the facts."""
-    recipe = program.recipe
     policy = Policy(run, program)
+    with closing(policy.panel):
+        tokens, steps = optimize(run, program, policy)
+    if run.is_main:
+        export(run, program, policy, tokens, steps)
+
+
+def optimize(run: Run, program: RlhfProgram, policy: Policy) -> tuple[int, int]:
+    """GRPO from the newest checkpoint on; the tokens of all completions, and the steps made."""
+    recipe = program.recipe
     newest = newest_checkpoint(run.checkpoint_dir)
     done = int(newest.name.partition("-")[2]) if newest else 0
     if done:
         run.note(f"resuming after update {done} of {recipe.steps * recipe.iterations}")
     if run.is_main:
         truncate_metrics(run.run_dir / "metrics.jsonl", done)
+    if dist.is_initialized():
+        dist.barrier()  # every rank reads what is left
     watch = Watch(run, recipe, first=done // recipe.iterations)
     trainer = GRPOTrainer(
         model=policy.lm.model,
@@ -204,9 +215,7 @@ def train(run: Run, program: RlhfProgram) -> None:
         run.stopped()
     steps = last_good(run, recipe, policy) if watch.collapsed else recipe.steps
     policy.held_out.measure(steps * recipe.iterations)
-    policy.panel.close()
-    if run.is_main:
-        export(run, program, policy, watch.tokens, steps)
+    return watch.tokens, steps
 
 
 def save_now(trainer: GRPOTrainer, watch: Watch) -> None:
