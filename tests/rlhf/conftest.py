@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,14 @@ from resources.processes import marked_processes
 from resources.supervisor import Server
 from tests.speaking import Speaking, publish_all
 from tts_assets.artifacts import ArtifactStore
+from tts_assets.audio import read_wave
 from tts_assets.rlhf.config import PromptsConfig, RlhfProgram, RlhfRecipe
 from tts_assets.rlhf.engine import hosted
 from tts_assets.rlhf.engine_config import EngineProgram, VllmRollouts
 from tts_assets.rlhf.prompts import PromptSet, RolloutPrompt
+from tts_assets.rlhf.spoken import Spoken
 
+RATE = 16_000
 TEXTS = ("one two", "three four five", "six", "seven eight", "nine", "two two two")
 
 
@@ -49,6 +53,17 @@ def server(engine: EngineProgram) -> Iterator[Server]:
         running.wait_until_healthy()
         yield running
     assert not marked_processes(running.launch_id)
+
+
+@pytest.fixture(scope="session")
+def sentences(clips: Path) -> list[Spoken]:
+    """The real sentences of the test clips, with what they say."""
+    samples = [json.loads(line) for line in (clips / "samples.jsonl").read_text().splitlines()]
+    return [
+        Spoken(sample["transcript"], read_wave(clips / sample["wav_path"], RATE), RATE, True)
+        for sample in samples
+        if sample["duration"] > 2
+    ]
 
 
 @pytest.fixture

@@ -1,111 +1,152 @@
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.speaking import Speaking
-from tts_assets.audio import read_wave
 from tts_assets.codec.model import Codec
 from tts_assets.config import ConfigError
-from tts_assets.rlhf.config import (
+from tts_assets.rlhf.config import RlhfRecipe
+from tts_assets.rlhf.panel import EMPTY_WER, Panel, ThreadJudges, combined, prompt_waves
+from tts_assets.rlhf.reward_config import (
     DnsmosReward,
-    PromptsConfig,
+    EndReward,
     RateReward,
-    RlhfRecipe,
+    RewardConfig,
     SimilarityReward,
     WerReward,
 )
-from tts_assets.rlhf.rewards import EMPTY_WER, Intelligibility, Panel, SpeakingRate, Spoken
+from tts_assets.rlhf.rewards import Intelligibility, SpeakingRate
+from tts_assets.rlhf.spoken import Score, Spoken
 from tts_assets.serving.synthesis import Synthesizer
 
 RATE = 16_000
 VENDORED_CODEC = Path(__file__).resolve().parents[2] / "examples/codecs/announcer-16khz"
 WRONG = "weasels have eaten our phone system"
 SILENCE = np.zeros(RATE, np.float32)
-
-
-@pytest.fixture(scope="module")
-def sentences(clips: Path) -> list[Spoken]:
-    """The real sentences of the test clips, with what they say."""
-    samples = [json.loads(line) for line in (clips / "samples.jsonl").read_text().splitlines()]
-    return [
-        Spoken(sample["transcript"], read_wave(clips / sample["wav_path"], RATE), RATE, True)
-        for sample in samples
-        if sample["duration"] > 2
-    ]
+ALL = (WerReward(), RateReward(), EndReward(), DnsmosReward(), SimilarityReward())
 
 
 @pytest.fixture(scope="module")
 def ears() -> Intelligibility:
-    return Intelligibility(WerReward(), threads=1)
+    return Intelligibility(WerReward())
 
 
 def changed(spoken: Spoken, **values: object) -> Spoken:
-    return Spoken(**{**spoken.__dict__, **values})  # type: ignore[arg-type]
+    return replace(spoken, **values)  # type: ignore[arg-type]
+
+
+def values(scores: Sequence[Score]) -> list[float]:
+    return [score.value for score in scores]
 
 
 def test_true_texts_score_high_and_wrong_ones_low(
     sentences: list[Spoken], ears: Intelligibility
 ) -> None:
     assert len(sentences) >= 5
-    true = ears(sentences)
-    wrong = ears([changed(one, text=WRONG) for one in sentences])
+    true = values(ears(sentences))
+    wrong = values(ears([changed(one, text=WRONG) for one in sentences]))
     assert np.mean(true) > 0.85
     assert max(wrong) < 0.2
 
 
-def test_silence_and_no_audio_count_as_wer_5(
+def test_a_narrow_window_hears_what_the_whole_one_hears(sentences: list[Spoken]) -> None:
+    narrow, whole = (
+        [score.error for score in Intelligibility(WerReward(window_seconds=seconds))(sentences)]
+        for seconds in (10, 30)
+    )
+    assert np.mean(narrow) == pytest.approx(np.mean(whole), abs=0.1)
+
+
+def test_the_prompts_language_decides_what_is_counted(
     sentences: list[Spoken], ears: Intelligibility
 ) -> None:
-    quiet = changed(sentences[0], wave=SILENCE)
-    nothing = changed(sentences[0], wave=SILENCE[:0])
-    errors, heard = ears.error_rates([quiet, sentences[0], nothing])
-    assert errors[0] == errors[2] == EMPTY_WER
-    assert heard[0] == heard[2] == ""
-    assert errors[1] < 0.3
-    assert ears([quiet])[0] == pytest.approx(np.exp(-12.5))
-
-
-def test_a_narrow_window_hears_what_the_whole_one_hears(sentences: list[Spoken]) -> None:
-    narrow = Intelligibility(WerReward(window_seconds=10), threads=1).error_rates(sentences)[0]
-    whole = Intelligibility(WerReward(window_seconds=30), threads=1).error_rates(sentences)[0]
-    assert np.mean(narrow) == pytest.approx(np.mean(whole), abs=0.1)
+    spoken = changed(sentences[0], text="\u65e5\u672c\u8a9e \u8a71", language="ja")
+    score = ears.score(spoken, "\u65e5\u672c\u8a9e")
+    assert score.error == 0.25  # characters; as words it would be 1 or 0.5
+    with pytest.raises(ValueError, match=r"'tiny.en' knows English only.*'ja'.*large-v3"):
+        ears([spoken])
 
 
 def test_rate_falls_as_the_ratio_to_the_bound() -> None:
     score = SpeakingRate(RateReward(slowest=10, fastest=20))
     seconds = {2.0: 1.0, 1.0: 1.0, 4.0: 0.5, 0.5: 0.5}  # 20 characters
     clips = [Spoken("x" * 20, np.ones(int(s * RATE), np.float32), RATE, True) for s in seconds]
-    assert score(clips) == pytest.approx(list(seconds.values()))
+    assert values(score(clips)) == pytest.approx(list(seconds.values()))
+
+
+@pytest.fixture(scope="module")
+def synthesizer(speaking: Speaking, sentences: list[Spoken]) -> Synthesizer:
+    """A serving model with a codec that has learned to speak, and a real voice."""
+    opened = Synthesizer.open(speaking.serving.path)
+    opened.codec = Codec.load(VENDORED_CODEC)  # an untrained codec's voice is no voice
+    voice = opened.new_voice(sentences[1].wave, sentences[1].text)
+    opened.card = opened.card.model_copy(update={"voices": {"real": voice}})
+    return opened
+
+
+@pytest.fixture(scope="module")
+def panel(synthesizer: Synthesizer) -> Panel:
+    judges = ThreadJudges(ALL, threads=2)
+    return Panel(ALL, judges, prompt_waves(synthesizer), "harmonic")
 
 
 def test_all_rewards_are_between_0_and_1_and_zero_for_the_unusable(
-    speaking: Speaking, sentences: list[Spoken]
+    panel: Panel, sentences: list[Spoken]
 ) -> None:
-    synthesizer = Synthesizer.open(speaking.serving.path)
-    synthesizer.codec = Codec.load(VENDORED_CODEC)  # an untrained codec's voice is no voice
-    voice = synthesizer.new_voice(sentences[1].wave, sentences[1].text)
-    synthesizer.card = synthesizer.card.model_copy(update={"voices": {"real": voice}})
-    rewards = (WerReward(), RateReward(), DnsmosReward(), SimilarityReward())
-    panel = Panel(rewards, synthesizer)
     unending = changed(sentences[0], ended=False)
-    silent = changed(sentences[0], wave=SILENCE)
-    real, *unusable = panel.judge([sentences[0], unending, silent])
-    assert set(real.rewards) == {"wer", "rate", "dnsmos", "similarity"}
+    click = SILENCE.copy()
+    click[100] = 0.9
+    nothing = [changed(sentences[0], wave=wave) for wave in (SILENCE, SILENCE[:0], click)]
+    real, *unusable = panel.judge([sentences[0], unending, *nothing])
+    assert set(real.rewards) == {"wer", "rate", "end", "dnsmos", "similarity"}
     assert all(0 < value <= 1 for value in real.rewards.values())
     assert real.rewards["dnsmos"] > 0.4
     assert real.heard
-    assert all(set(verdict.rewards.values()) == {0.0} for verdict in unusable)
+    assert min(real.rewards.values()) < real.total < max(real.rewards.values())
+    for verdict in unusable:
+        assert set(verdict.rewards.values()) == {verdict.total} == {0.0}
+        assert verdict.wer == EMPTY_WER
+
+
+def test_a_voice_is_likest_to_itself(panel: Panel, sentences: list[Spoken]) -> None:
+    itself, lower = panel.judge(
+        [sentences[1], changed(sentences[1], rate=RATE * 3 // 4)]  # a deeper voice
+    )
+    assert itself.rewards["similarity"] > lower.rewards["similarity"] + 0.05
+
+
+def test_scores_depend_on_neither_order_nor_mates(panel: Panel, sentences: list[Spoken]) -> None:
+    order = np.random.default_rng(0).permutation(len(sentences))
+    together, shuffled = panel.judge(sentences), panel.judge([sentences[i] for i in order])
+    alone = panel.judge(sentences[2:3])[0]
+    for place, verdict in zip(order, shuffled, strict=True):
+        assert verdict.heard == together[place].heard
+        assert verdict.rewards == pytest.approx(together[place].rewards, abs=1e-5)
+    assert alone.rewards == pytest.approx(together[2].rewards, abs=1e-5)
+
+
+def test_a_harmonic_mean_is_low_where_one_reward_is() -> None:
+    weights = {"wer": 2.0, "dnsmos": 1.0}
+    assert combined({"wer": 0.5, "dnsmos": 0.5}, weights, "harmonic") == pytest.approx(0.5)
+    assert combined({"wer": 0.5, "dnsmos": 1.0}, weights, "harmonic") == pytest.approx(0.6)
+    assert combined({"wer": 0.0, "dnsmos": 1.0}, weights, "harmonic") == 0
+    assert combined({"wer": 0.5, "dnsmos": 1.0}, weights, "sum") == pytest.approx(2.0)
+
+
+def open_panel(synthesizer: Synthesizer, *rewards: RewardConfig) -> Panel:
+    return Panel(rewards, ThreadJudges(rewards, threads=1), prompt_waves(synthesizer))
 
 
 def test_similarity_needs_a_voice(speaking: Speaking, sentences: list[Spoken]) -> None:
     synthesizer = Synthesizer.open(speaking.serving.path)
     synthesizer.card = synthesizer.card.model_copy(update={"voices": {}})
     with pytest.raises(ValueError, match=r"set serving\.voices"):
-        Panel((SimilarityReward(),), synthesizer).judge(sentences[:1])
+        open_panel(synthesizer, SimilarityReward()).judge(sentences[:1])
 
 
 def test_recipe_refuses_what_cannot_be() -> None:
@@ -113,10 +154,12 @@ def test_recipe_refuses_what_cannot_be() -> None:
     for values, message in (
         ({"rewards": []}, "nothing to learn"),
         ({"rewards": [{"kind": "wer"}, {"kind": "wer"}]}, "named twice"),
+        ({"rewards": [{"kind": "wer", "backend": "transformers"}]}, "needs a model"),
+        ({"reward_devices": ["cuda:1"]}, "set reward_workers"),
+        ({"rewards": [{"kind": "function", "call": "brightness"}]}, "should match pattern"),
         ({"sampling": {"temperature": 0}}, "makes all completions"),
         ({"prompts": {"voice_prompts": True, "texts": "x"}}, "needs corpora"),
         ({"step": 5}, "did you mean 'steps'"),
     ):
         with pytest.raises(ConfigError, match=message):
             RlhfRecipe.parse(texts | values, "test")
-    assert PromptsConfig(texts=Path("x")).max_characters == 400

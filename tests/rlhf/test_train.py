@@ -15,16 +15,23 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+import torch
+from safetensors.torch import load_file
 
 from tests.speaking import SAMPLING, Speaking, publish_serving, publish_trained
 from tts_assets.artifacts import CheckpointFacts
 from tts_assets.program import STOPPED, Run
 from tts_assets.rlhf import train
 from tts_assets.rlhf.config import RlhfProgram
+from tts_assets.rlhf.function import RewardError
+from tts_assets.rlhf.heldout import hold_out
+from tts_assets.rlhf.metrics import training_records
+from tts_assets.rlhf.prompts import read_prompts
 from tts_assets.rlhf.rollouts import completion_seed
 from tts_assets.serving.config import ServingConfig
 from tts_assets.serving.synthesis import read_card
 from tts_assets.serving.verify import compare_transformers
+from tts_assets.sft.metrics import read_metrics
 from tts_assets.speechlm.model import SpeechLM
 
 Make = Callable[..., RlhfProgram]
@@ -35,8 +42,8 @@ def run(program: RlhfProgram) -> None:
 
 
 def metrics(program: RlhfProgram) -> list[dict[str, Any]]:
-    lines = (program.run_dir / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
+    """Of the steps of training."""
+    return training_records(program.run_dir)
 
 
 def weights(program: RlhfProgram) -> bytes:
@@ -87,8 +94,107 @@ def test_completions_are_kept_as_audio(program: Make) -> None:
             assert soundfile.info(folder / record["audio"]).samplerate == 16_000
 
 
+def test_the_checkpoint_has_a_listening_notebook(program: Make) -> None:
+    made = program("run", steps=3, audio_every=1, keep_audio=4)
+    run(made)
+    notebook = json.loads((made.run_dir / "result" / "listening.ipynb").read_text())
+    cells = [cell["source"] for cell in notebook["cells"]]
+    assert [cell.split(":")[0] for cell in cells if "step" in cell] == [
+        "## step 0",
+        "## step 1",
+        "## step 2",
+    ]
+    kept = json.loads((made.run_dir / "result" / "rollouts" / "step-000002.json").read_text())
+    assert len({record["text"] for record in kept}) == 4  # one of each prompt
+    heard = [record["text"] for record in kept if record["audio"]]
+    assert heard
+    assert all(text in json.dumps(notebook) for text in heard)
+
+
+HELD_OUT = {"fraction": 0.5, "samples": 2}
+
+
+def test_held_out_prompts_are_measured_and_never_trained_on(program: Make) -> None:
+    made = program("run", steps=4, heldout={**HELD_OUT, "every": 2}, audio_every=1, keep_audio=99)
+    run(made)
+    records = read_metrics(made.run_dir / "metrics.jsonl")
+    measured = [record for record in records if "reward_heldout" in record]
+    assert [record["step"] for record in measured] == [0, 2, 4]
+    assert len({record["reward_heldout"] for record in measured}) > 1
+    trained, held = hold_out(read_prompts(made.prompts), made.recipe.heldout)
+    folder = made.run_dir / "result" / "rollouts"
+    said = {one["text"] for path in folder.glob("*.json") for one in json.loads(path.read_text())}
+    assert held
+    assert said == {prompt.text for prompt in trained}
+
+
+def test_measuring_changes_nothing_of_the_training(program: Make) -> None:
+    often, seldom = (
+        program(f"every-{every}", steps=2, heldout={**HELD_OUT, "every": every}) for every in (1, 9)
+    )
+    run(often)
+    run(seldom)
+    assert weights(often) == weights(seldom)
+
+
+def test_a_collapse_ends_the_run_with_the_checkpoint_before_it(program: Make) -> None:
+    """Without a KL and with a large step the policy is soon far from where it was."""
+    changes = {"beta": 1e-9, "alarms": {"window": 2, "kl": 1e-4}, "save_every": 2}
+    made = program("run", steps=12, stop_on_collapse=True, **changes)
+    run(made)
+    trained = metrics(made)
+    assert 4 <= len(trained) < 12
+    assert "alarm/kl" in trained[-1]
+    assert not any("alarm/kl" in record for record in trained[:-1])
+    facts = CheckpointFacts.from_json(made.run_dir / "result.json")
+    good = (len(trained) - 1) // 2 * 2
+    assert facts.steps == good
+    result, saved = (
+        load_file(folder / "model.safetensors")
+        for folder in (
+            made.run_dir / "result",
+            made.run_dir / "checkpoints" / f"checkpoint-{good}",
+        )
+    )
+    assert all(torch.equal(tensor, saved[name]) for name, tensor in result.items())
+
+
+def test_a_reward_that_fails_keeps_what_was_trained(
+    program: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run ends with the error; when the reward is mended, it goes on from there."""
+    source = tmp_path / "mended_later.py"
+    flag = tmp_path / "broken"
+    source.write_text(
+        "import pathlib\n"
+        "def steady(batch, flag):\n"
+        "    broken = pathlib.Path(flag).exists()\n"
+        "    return [float('nan') if broken else 1.0 for _ in batch]\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    reward = {"kind": "function", "call": "mended_later:steady", "options": {"flag": str(flag)}}
+    made = program("run", steps=4, rewards=[reward], save_every=99, reward_workers=1)
+    original = train.Policy.rollout
+
+    def break_at_the_third(self: train.Policy, prompts: list[str], trainer: Any) -> Any:
+        if trainer.state.global_step == 2 and not (made.run_dir / "seen").exists():
+            (made.run_dir / "seen").touch()
+            flag.touch()
+        return original(self, prompts, trainer)
+
+    monkeypatch.setattr(train.Policy, "rollout", break_at_the_third)
+    with pytest.raises(RewardError, match="steady returned nan"):
+        run(made)
+    flag.unlink()
+    run(made)
+    assert len(metrics(made)) == 4
+    assert CheckpointFacts.from_json(made.run_dir / "result.json").steps == 4
+    assert (made.run_dir / "checkpoints" / "checkpoint-2").is_dir()
+
+
 def test_stopped_and_resumed_is_the_same_run(program: Make) -> None:
-    whole, parts = program("whole", steps=6), program("parts", steps=6)
+    changes = {"steps": 6, "heldout": {**HELD_OUT, "every": 1}}
+    whole, parts = program("whole", **changes), program("parts", **changes)
     run(whole)
     stop_after_first_step(parts)
     with pytest.raises(SystemExit) as stopped:
@@ -97,9 +203,10 @@ def test_stopped_and_resumed_is_the_same_run(program: Make) -> None:
     assert 1 <= len(metrics(parts)) < 6
     run(parts)
     assert weights(parts) == weights(whole)
-    for ours, theirs in zip(metrics(parts), metrics(whole), strict=True):
-        assert ours["step"] == theirs["step"]
-        assert ours["reward"] == theirs["reward"]
+    told = [read_metrics(made.run_dir / "metrics.jsonl") for made in (parts, whole)]
+    for ours, theirs in zip(*told, strict=True):
+        for key in ("step", "reward", "reward_heldout"):
+            assert ours.get(key) == theirs.get(key)
 
 
 def stop_after_first_step(program: RlhfProgram) -> None:

@@ -16,20 +16,42 @@ from tts_assets.audio import resample
 
 RATE = 16_000
 SHORTEST_SECONDS = 0.3  # of speech, after silences are cut
+# resemblyzer's own, in embed_utterance
+WINDOWS_PER_SECOND = 1.3
+SHORTEST_COVERED = 0.75  # of the last window
 Embedding = NDArray[np.float32]
 
 
 class SpeakerEncoder:
-    """resemblyzer's pretrained GE2E encoder on the CPU; the weights lie in its package."""
+    """resemblyzer's pretrained GE2E encoder; the weights lie in its package."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str = "cpu") -> None:
         from resemblyzer import VoiceEncoder
 
-        self.encoder = VoiceEncoder("cpu", verbose=False)
+        self.encoder = VoiceEncoder(device, verbose=False)
 
     def embed(self, wave: NDArray[np.float32], rate: int) -> Embedding | None:
         """The voice of a mono clip; None if it holds less than 0.3 s of speech."""
-        from resemblyzer.audio import preprocess_wav
+        return self.embed_all([(wave, rate)])[0]
+
+    def embed_all(self, clips: Sequence[tuple[NDArray[np.float32], int]]) -> list[Embedding | None]:
+        """The voices of clips with their rates in Hz, all windows of them in one batch."""
+        import torch
+
+        parts = [self._parts(wave, rate) for wave, rate in clips]
+        frames = [part for part in parts if part is not None]
+        if not frames:
+            return [None] * len(clips)
+        with torch.no_grad():
+            batch = torch.from_numpy(np.concatenate(frames)).to(self.encoder.device)
+            embedded = self.encoder(batch).cpu().numpy()
+        ends = np.cumsum([len(part) for part in frames])
+        of_clips = iter(np.split(embedded, ends[:-1]))
+        return [None if part is None else _direction(next(of_clips)) for part in parts]
+
+    def _parts(self, wave: NDArray[np.float32], rate: int) -> NDArray[np.float32] | None:
+        """Mel frames of the windows of a clip, shape (windows, 160, 40)."""
+        from resemblyzer.audio import preprocess_wav, wav_to_mel_spectrogram
 
         at_rate = wave if rate == RATE or not len(wave) else resample(wave, rate, RATE)
         audio = np.clip(at_rate, -1.0, 1.0)
@@ -38,8 +60,18 @@ class SpeakerEncoder:
         speech = preprocess_wav(audio)
         if len(speech) < SHORTEST_SECONDS * RATE:
             return None
-        embedding = self.encoder.embed_utterance(speech)
-        return embedding.astype(np.float32)
+        of_wave, of_mel = self.encoder.compute_partial_slices(
+            len(speech), WINDOWS_PER_SECOND, SHORTEST_COVERED
+        )
+        missing = max(0, of_wave[-1].stop - len(speech))
+        mel = wav_to_mel_spectrogram(np.pad(speech, (0, missing)))
+        return np.stack([mel[part] for part in of_mel])
+
+
+def _direction(windows: NDArray[np.float32]) -> Embedding:
+    """The mean of a clip's windows, shape (windows, 256), as a unit vector."""
+    mean = windows.mean(axis=0)
+    return (mean / np.linalg.norm(mean)).astype(np.float32)
 
 
 class SpeakerSimilarity:

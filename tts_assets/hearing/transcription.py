@@ -34,7 +34,8 @@ class Transcriber:
     ``model``: empty for the packaged tiny.en; else the path of a CTranslate2 model, or a name on
     the Hugging Face hub ("large-v3"). ``window_seconds`` below Whisper's 30 s are faster in
     proportion where clips are that short; a clip longer than the window is read in as many
-    windows as it needs, cut at the quietest place. ``threads`` 0: CTranslate2's own choice.
+    windows as it needs, cut at the quietest place. ``threads`` 0: CTranslate2's own choice;
+    ``parallel`` calls from as many threads run at once. ``device``: "cpu", "cuda" or "cuda:<n>".
     """
 
     def __init__(
@@ -46,62 +47,75 @@ class Transcriber:
         window_seconds: float = 30.0,
         batch_size: int = 8,
         threads: int = 0,
+        parallel: int = 1,
         device: str = "cpu",
     ) -> None:
         name = model or str(packaged_model())
+        kind, _, index = device.partition(":")
         self.whisper = WhisperModel(
             name,
-            device=device,
-            compute_type="int8" if device == "cpu" else "float16",
+            device=kind,
+            device_index=int(index or 0),
+            compute_type="int8" if kind == "cpu" else "float16",
             cpu_threads=threads,
+            num_workers=parallel,
             local_files_only=Path(name).is_dir(),
         )
-        multilingual = self.whisper.model.is_multilingual
-        if not multilingual and language != "en":
-            raise ValueError(
-                f"Whisper model {model or 'tiny.en'!r} knows English only, but the language is "
-                f"{language!r}: name a multilingual model, for example 'large-v3'"
-            )
-        self.tokenizer = Tokenizer(
-            self.whisper.hf_tokenizer, multilingual, task="transcribe", language=language
-        )
+        self.name = model or "tiny.en"
+        self.language = language
+        self.tokenizer = self._tokenizer(language)
         self.beam_size = beam_size
         self.batch_size = batch_size
         self.frames = round(window_seconds * FRAMES_PER_SECOND)
         self.max_tokens = min(448, round(window_seconds * TOKENS_PER_SECOND))
 
-    def __call__(self, clips: Sequence[Clip]) -> list[str]:
-        """Transcribe each clip; a clip in which nothing is heard gives ``""``."""
+    def __call__(self, clips: Sequence[Clip], languages: Sequence[str] = ()) -> list[str]:
+        """Transcribe each clip; a clip in which nothing is heard gives ``""``.
+
+        ``languages``: one a clip, where they are not all :attr:`language`.
+        """
+        spoken = languages or [self.language] * len(clips)
+        prompts = {language: self._prompt(language) for language in sorted(set(spoken))}
+        longest = self.frames * WHISPER_RATE // FRAMES_PER_SECOND
         pieces: list[NDArray[np.float32]] = []
         owners: list[int] = []
         for number, (wave, rate) in enumerate(clips):
-            for piece in self._windows(at_whisper_rate(wave, rate)):
+            for piece in pieces_of(at_whisper_rate(wave, rate), longest):
                 pieces.append(piece)
                 owners.append(number)
         heard: list[list[str]] = [[] for _ in clips]
         for start in range(0, len(pieces), self.batch_size):
             stop = start + self.batch_size
-            texts = self._transcribe(pieces[start:stop])
+            own = [prompts[spoken[owner]] for owner in owners[start:stop]]
+            texts = self._transcribe(pieces[start:stop], own)
             for owner, text in zip(owners[start:stop], texts, strict=True):
                 heard[owner].append(text)
         return [" ".join(text for text in texts if text) for texts in heard]
 
-    def _windows(self, wave: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-        """The clip in pieces that fit the window; an empty clip has none."""
-        longest = self.frames * WHISPER_RATE // FRAMES_PER_SECOND
-        pieces = []
-        while len(wave) > longest:
-            cut = quietest_place(wave, longest // 2, longest)
-            pieces.append(wave[:cut])
-            wave = wave[cut:]
-        return [*pieces, wave] if len(wave) else pieces
+    def _tokenizer(self, language: str) -> Tokenizer:
+        """Raises ValueError for a language that the model does not know."""
+        multilingual = self.whisper.model.is_multilingual
+        if not multilingual and language != "en":
+            raise ValueError(
+                f"Whisper model {self.name!r} knows English only, but the language is "
+                f"{language!r}: name a multilingual model, for example 'large-v3'"
+            )
+        return Tokenizer(
+            self.whisper.hf_tokenizer, multilingual, task="transcribe", language=language
+        )
 
-    def _transcribe(self, pieces: Sequence[NDArray[np.float32]]) -> list[str]:
+    def _prompt(self, language: str) -> list[int]:
+        """What comes before the text: of one length in all languages."""
+        prompt = self.whisper.get_prompt(self._tokenizer(language), [], without_timestamps=True)
+        return list(prompt)
+
+    def _transcribe(
+        self, pieces: Sequence[NDArray[np.float32]], prompts: Sequence[list[int]]
+    ) -> list[str]:
         features = np.stack([self._features(piece) for piece in pieces])
-        prompt = self.whisper.get_prompt(self.tokenizer, [], without_timestamps=True)
         results = self.whisper.model.generate(
             ctranslate2.StorageView.from_array(features),
-            [prompt] * len(pieces),
+            list(prompts),
             beam_size=self.beam_size,
             max_length=self.max_tokens,
         )
@@ -121,6 +135,16 @@ def at_whisper_rate(wave: NDArray[np.float32], rate: int) -> NDArray[np.float32]
     if rate == WHISPER_RATE or not len(wave):
         return wave.astype(np.float32)
     return soxr.resample(wave, rate, WHISPER_RATE).astype(np.float32)
+
+
+def pieces_of(wave: NDArray[np.float32], longest: int) -> list[NDArray[np.float32]]:
+    """A clip at 16 kHz in pieces of at most ``longest`` samples; an empty clip has none."""
+    pieces = []
+    while len(wave) > longest:
+        cut = quietest_place(wave, longest // 2, longest)
+        pieces.append(wave[:cut])
+        wave = wave[cut:]
+    return [*pieces, wave] if len(wave) else pieces
 
 
 def quietest_place(wave: NDArray[np.float32], start: int, stop: int) -> int:

@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from dagster import (
+    AssetCheckResult,
+    AssetChecksDefinition,
+    AssetCheckSeverity,
     AssetExecutionContext,
     AssetIn,
     AssetKey,
@@ -14,24 +17,33 @@ from dagster import (
     Output,
     ResourceParam,
     asset,
+    asset_check,
 )
 
 from resources.artifact_store import ArtifactStoreResource
 from resources.launcher import Launcher, Program
 from tts_assets.artifacts import Build, Checkpoint, CodeArrays, EvaluationSuite, ServingModel
 from tts_assets.compute import Shape, visible_devices
+from tts_assets.corpora.listening import NOTEBOOK_FILE
 from tts_assets.partitions import code_arrays_of
-from tts_assets.plots import curves
+from tts_assets.rlhf.alarms import first_alarms
 from tts_assets.rlhf.config import RlhfProgram, RlhfRecipe
+from tts_assets.rlhf.describe import numbers, pictures
+from tts_assets.rlhf.metrics import training_records
+from tts_assets.rlhf.reward_config import FunctionReward
 
-CODE_VERSION = "1"
+CODE_VERSION = "2"
+Definitions = list[AssetsDefinition | AssetChecksDefinition]
 
 
-def build_assets(
-    recipes: Mapping[str, RlhfRecipe], shape: Shape, root: Path
-) -> list[AssetsDefinition]:
-    """An asset for each ``[rlhf.<name>]``; ``root`` is where relative text files start."""
-    return [rlhf_asset(name, recipe, shape, root) for name, recipe in recipes.items()]
+def build_assets(recipes: Mapping[str, RlhfRecipe], shape: Shape, root: Path) -> Definitions:
+    """An asset and its check for each ``[rlhf.<name>]``; ``root`` is where relative text files
+    start."""
+    definitions: Definitions = []
+    for name, recipe in recipes.items():
+        checkpoint = rlhf_asset(name, recipe, shape, root)
+        definitions += [checkpoint, collapse_check(checkpoint, recipe)]
+    return definitions
 
 
 def rlhf_asset(name: str, recipe: RlhfRecipe, shape: Shape, root: Path) -> AssetsDefinition:
@@ -54,7 +66,7 @@ def rlhf_asset(name: str, recipe: RlhfRecipe, shape: Shape, root: Path) -> Asset
         code_version=CODE_VERSION,
         kinds={"pytorch"},
         description=f"GRPO from serving/{recipe.base} with the rewards "
-        f"{', '.join(reward.kind for reward in recipe.rewards)}, {recipe.steps} steps.",
+        f"{', '.join(reward.name for reward in recipe.rewards)}, {recipe.steps} steps.",
     )
     def checkpoint(
         context: AssetExecutionContext,
@@ -65,7 +77,8 @@ def rlhf_asset(name: str, recipe: RlhfRecipe, shape: Shape, root: Path) -> Asset
         **optional: Any,
     ) -> Output[Checkpoint]:
         from tts_assets.corpora.normalizer import Normalizer
-        from tts_assets.rlhf.prompts import collect
+        from tts_assets.rlhf.heldout import hold_out
+        from tts_assets.rlhf.prompts import collect, refuse_unheard
         from tts_assets.serving.synthesis import read_card
 
         texts = recipe_texts(recipe, root)
@@ -73,7 +86,9 @@ def rlhf_asset(name: str, recipe: RlhfRecipe, shape: Shape, root: Path) -> Asset
         folders = {corpus: handle.path for corpus, handle in arrays.items()}
         normalizer = Normalizer(read_card(base.path).text, store.store.caches)
         prompts = collect(recipe.prompts, texts, folders, suite_texts(suite), normalize=normalizer)
-        config = {"recipe": recipe.identity(), "texts": texts}
+        refuse_unheard(prompts.prompts, recipe.rewards)
+        _, held_out = hold_out(prompts.prompts, recipe.heldout)
+        config = {"recipe": recipe.identity(), "texts": texts, **function_digests(recipe)}
         inputs = {"base": base, **optional}
         build = Build(f"rlhf/{name}", inputs, config, CODE_VERSION, seed=recipe.seed)
 
@@ -95,8 +110,9 @@ def rlhf_asset(name: str, recipe: RlhfRecipe, shape: Shape, root: Path) -> Asset
             run,
             describe=lambda handle: {
                 "prompts": len(prompts.prompts),
+                "prompts_held_out": len(held_out),
                 "prompts_left_out": MetadataValue.json(dict(prompts.left_out)),
-                **describe_checkpoint(handle),
+                **describe_checkpoint(handle, recipe),
             },
         )
 
@@ -126,17 +142,46 @@ def suite_texts(suite: EvaluationSuite) -> list[str]:
     return [json.loads(line)["text"] for line in lines]
 
 
-def describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
-    """How reward and WER of the rollouts went, and a picture of it."""
-    lines = (checkpoint.path / "metrics.jsonl").read_text().splitlines()
-    records = [json.loads(line) for line in lines]
-    first, last = records[0], records[-1]
-    panels = [{"reward": "reward", "wer": "WER of the rollouts"}, {"kl": "KL to the base"}]
-    picture = curves(records, panels, x_label="update")
+def function_digests(recipe: RlhfRecipe) -> dict[str, Any]:
+    """Digests of the files of reward functions; nothing for a recipe that has none.
+
+    Raises :class:`ConfigError` for a module that is not there.
+    """
+    from tts_assets.rlhf.function import source_digest
+
+    calls = [reward.call for reward in recipe.rewards if isinstance(reward, FunctionReward)]
+    return {"functions": {call: source_digest(call) for call in calls}} if calls else {}
+
+
+def describe_checkpoint(checkpoint: Checkpoint, recipe: RlhfRecipe) -> dict[str, Any]:
+    """How rewards and WER went, pictures of it, the alarms, and what it sounded like."""
+    folder = checkpoint.path
+    found = first_alarms(training_records(folder), recipe.alarms)
+    seen = {name: {"update": at, "seen": text} for name, (at, text) in found.items()}
+    notebook = folder / NOTEBOOK_FILE
     return {
-        "reward_first": first["reward"],
-        "reward_last": last["reward"],
-        "rollout_wer_first": first["wer"],
-        "rollout_wer_last": last["wer"],
-        "curves": MetadataValue.md(f"![reward and KL]({picture})"),
+        **numbers(folder, recipe),
+        **{name: MetadataValue.md(text) for name, text in pictures(folder, recipe).items()},
+        "alarms": MetadataValue.json(seen),
+        **({"listening": MetadataValue.notebook(str(notebook))} if notebook.is_file() else {}),
     }
+
+
+def collapse_check(checkpoint: AssetsDefinition, recipe: RlhfRecipe) -> AssetChecksDefinition:
+    """The policy showed no sign of collapse; it warns, and blocks nothing."""
+
+    @asset_check(
+        asset=checkpoint,
+        name="no_collapse",
+        description="No alarm was raised in training: entropy, repetition, reward hacking, length, "
+        "KL.",
+    )
+    def check(checkpoint: Checkpoint) -> AssetCheckResult:
+        found = first_alarms(training_records(checkpoint.path), recipe.alarms)
+        return AssetCheckResult(
+            passed=not found,
+            severity=AssetCheckSeverity.WARN,
+            metadata={name: f"from update {at} on: {text}" for name, (at, text) in found.items()},
+        )
+
+    return check

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from tts_assets.config import Config
 from tts_assets.program import ProgramConfig
+from tts_assets.rlhf.alarms import AlarmConfig
 from tts_assets.rlhf.engine_config import (
     EngineConfig,
     EngineProgram,
     TransformersRollouts,
     VllmRollouts,
 )
+from tts_assets.rlhf.reward_config import RewardConfig, WerReward
 from tts_assets.speechlm.config import SamplingConfig
+
+Combine = Literal["sum", "harmonic"]
 
 # A rollout explores: hotter than synthesis, and without the filters that hide what is likely wrong.
 ROLLOUT_SAMPLING = SamplingConfig(
@@ -23,73 +27,17 @@ ROLLOUT_SAMPLING = SamplingConfig(
 )
 
 
-class WerReward(Config):
-    """``exp(-scale x WER)`` of a Whisper transcript; CER for zh, ja and ko.
-
-    ``model`` names a faster-whisper model; empty is the packaged tiny.en. Whisper reads windows
-    of ``window_seconds`` instead of 30 s where the audio is shorter: on 4.5 s digit strings
-    tiny.en still has WER 0, at 0.15 s a clip instead of 0.8 (one core).
-    """
-
-    kind: Literal["wer"] = "wer"
-    weight: float = Field(1.0, gt=0)
-    scale: float = Field(2.5, gt=0)
-    model: str = ""
-    language: str = "en"
-    window_seconds: float = Field(10.0, ge=4.0, le=30.0)
-    batch_size: int = Field(8, gt=0)
-
-
-class RateReward(Config):
-    """1 while the audio has between ``slowest`` and ``fastest`` characters of text a second.
-
-    Outside it falls as the ratio to the nearer bound: twice too long scores one half. Keeps the
-    policy from stretching or dropping what Whisper forgives.
-    """
-
-    kind: Literal["rate"] = "rate"
-    weight: float = Field(1.0, gt=0)
-    slowest: float = Field(4.0, gt=0)
-    fastest: float = Field(25.0, gt=0)
-
-    @model_validator(mode="after")
-    def _in_order(self) -> Self:
-        if self.slowest >= self.fastest:
-            raise ValueError(f"slowest {self.slowest} is not below fastest {self.fastest}")
-        return self
-
-
-class DnsmosReward(Config):
-    """``(DNSMOS overall - 1) / 4``."""
-
-    kind: Literal["dnsmos"] = "dnsmos"
-    weight: float = Field(1.0, gt=0)
-
-
-class SimilarityReward(Config):
-    """``(cosine + 1) / 2`` of the speaker embeddings of the completion and of the voice prompt.
-
-    Without a voice prompt the serving model's first voice stands for the speaker.
-    """
-
-    kind: Literal["similarity"] = "similarity"
-    weight: float = Field(1.0, gt=0)
-
-
-RewardConfig = Annotated[
-    WerReward | RateReward | DnsmosReward | SimilarityReward, Field(discriminator="kind")
-]
-
-
 class PromptsConfig(Config):
     """Whose texts the policy says: a file (a text a line), transcripts of corpora, or both.
 
     With ``voice_prompts`` a transcript is said after another utterance of the same speaker, as
     text and codes; the lines of a file are said without. Texts outside ``min_characters`` ..
-    ``max_characters`` or of other languages are left out, and counted.
+    ``max_characters`` or of other languages are left out, and counted. ``language`` is that of the
+    file's lines.
     """
 
     texts: Path | None = None
+    language: str = "en"
     corpora: tuple[str, ...] = ()
     voice_prompts: bool = False
     languages: tuple[str, ...] = ()
@@ -105,18 +53,43 @@ class PromptsConfig(Config):
         return self
 
 
+class HeldOutConfig(Config):
+    """Prompts that are never trained on: their mean reward is what the run is judged by.
+
+    A text is held out if its hash is below ``fraction``, at most ``prompts`` of them; 0 holds out
+    none. They are said ``samples`` times with the same seeds before the first step, every
+    ``every`` steps, and at the end.
+    """
+
+    fraction: float = Field(0.06, ge=0, lt=1)
+    salt: str = "1"
+    prompts: int = Field(32, ge=0)
+    samples: int = Field(1, ge=1)
+    every: int = Field(50, gt=0, description="steps")
+
+
 class RlhfRecipe(Config):
     """``[rlhf.<name>]``: GRPO from the serving model of the SFT recipe ``base``.
 
     One step samples ``generations`` completions of each of ``prompts_per_step`` prompts, over all
     processes, and makes ``iterations`` updates with them. At most ``micro_batch`` completions go
     through the model at a time.
+
+    Rewards become one number by ``combine``: their weighted sum, or their weighted harmonic mean,
+    which is low where any of them is. They are judged in threads of the trainer, or in
+    ``reward_workers`` processes a rank, in turn on ``reward_devices`` ("cuda:1"; none: the CPU).
     """
 
     base: str
     prompts: PromptsConfig
     rewards: tuple[RewardConfig, ...] = (WerReward(),)
     engine: EngineConfig = TransformersRollouts()
+    combine: Combine = "sum"
+    reward_workers: int = Field(0, ge=0)
+    reward_devices: tuple[str, ...] = ()
+    heldout: HeldOutConfig = HeldOutConfig()
+    alarms: AlarmConfig = AlarmConfig()
+    stop_on_collapse: bool = Field(False, description="end with the last checkpoint before it")
     sampling: SamplingConfig = ROLLOUT_SAMPLING
     steps: int = Field(1000, gt=0)
     prompts_per_step: int = Field(8, gt=0)
@@ -141,16 +114,24 @@ class RlhfRecipe(Config):
     def _check(self) -> Self:
         if not self.rewards:
             raise ValueError('rewards is empty: without one there is nothing to learn, try "wer"')
-        kinds = [reward.kind for reward in self.rewards]
-        if len(set(kinds)) < len(kinds):
-            raise ValueError(f"a reward is named twice: {kinds}; give one, with a larger weight")
+        names = [reward.name for reward in self.rewards]
+        if len(set(names)) < len(names):
+            raise ValueError(
+                f"a reward is named twice: {names}; give one, with a larger weight, or call a "
+                "function of another name"
+            )
+        if self.reward_devices and not self.reward_workers:
+            raise ValueError(
+                "reward_devices are those of reward_workers: set reward_workers, too, one a device"
+            )
         if self.sampling.temperature == 0:
             raise ValueError("sampling.temperature 0 makes all completions of a prompt equal")
         return self
 
     def identity(self) -> dict[str, Any]:
-        """What decides the result: all but how the engine runs."""
-        return {**self.model_dump(mode="json", exclude={"engine"}), **self.engine.identity()}
+        """What decides the result: all but how the engine runs and where rewards are judged."""
+        how = {"engine", "reward_workers", "reward_devices"}
+        return {**self.model_dump(mode="json", exclude=how), **self.engine.identity()}
 
 
 class RlhfProgram(ProgramConfig):

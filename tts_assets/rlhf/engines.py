@@ -53,7 +53,7 @@ class PolicyEngine:
         self.engine = TransformersEngine(lm)
 
     def complete(self, requests: Sequence[Request], sampling: SamplingConfig) -> list[Completion]:
-        return self.engine.complete(requests, sampling, None)
+        return self.engine.complete(requests, sampling, None) if requests else []
 
     def facts(self) -> dict[str, float]:
         return {}

@@ -18,6 +18,7 @@ from tts_assets.config import Config, ConfigError
 from tts_assets.corpora.text import normalize as numbers_to_words
 from tts_assets.hearing.text_match import normalize_for_match
 from tts_assets.rlhf.config import PromptsConfig
+from tts_assets.rlhf.reward_config import RewardConfig, WerReward
 from tts_assets.serving.config import Voice
 
 
@@ -63,7 +64,6 @@ def collect(
     texts: Sequence[str],
     arrays: Mapping[str, Path],
     suite: Iterable[str],
-    language: str = "en",
     normalize: Callable[[str, str], str] = numbers_to_words,
 ) -> PromptSet:
     """All prompts of a recipe, in a fixed order. ``texts`` are the lines of its file;
@@ -71,6 +71,7 @@ def collect(
 
     Raises :class:`PromptError` if the file overlaps with the suite, or if nothing is left.
     """
+    language = config.language
     examined = {normalize_for_match(text, language) for text in suite}
     refuse_overlap(texts, examined, language)
     found = PromptSet()
@@ -85,6 +86,18 @@ def collect(
     if not found.prompts:
         raise PromptError(f"no prompt is left; left out were {dict(found.left_out)}")
     return found
+
+
+def refuse_unheard(prompts: Iterable[RolloutPrompt], rewards: Sequence[RewardConfig]) -> None:
+    """Raise if a Whisper that knows English only would have to hear another language."""
+    others = sorted({prompt.language for prompt in prompts} - {"en"})
+    deaf = [r for r in rewards if isinstance(r, WerReward) and r.only_english]
+    if others and deaf:
+        raise PromptError(
+            f"there are prompts in {', '.join(others)}, but the wer reward listens with Whisper "
+            f"{deaf[0].model or 'tiny.en'}, which knows English only: give it a multilingual "
+            'model, for example model = "large-v3", or take prompts.languages = ["en"]'
+        )
 
 
 def refuse_overlap(texts: Sequence[str], examined: set[str], language: str) -> None:

@@ -1,110 +1,88 @@
 """Rewards: what a listener would say of a completion, as numbers in [0, 1].
 
-Each completion is decoded once; all rewards hear that waveform. Recognition runs in batches over
-the whole rollout. Speech that is silent, empty or never ended scores zero in every reward.
-
-A new reward is a config class in ``config.py`` with a ``kind``, a class here with ``__call__``,
-and an entry in :func:`build_reward`.
+Each is a class that is called with usable completions (``panel.py`` scores the others zero) and
+returns a :class:`Score` each, which depends on nothing but its completion. Models are loaded when
+a reward is made, in the process that judges. One of your own needs no line here: ``function.py``.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tts_assets.hearing.naturalness import NaturalnessScorer
-from tts_assets.hearing.speaker_similarity import SpeakerEncoder, SpeakerSimilarity
+from tts_assets.hearing.speaker_similarity import Embedding, SpeakerEncoder
 from tts_assets.hearing.text_match import UNSPACED, match
 from tts_assets.hearing.transcription import Transcriber
-from tts_assets.rlhf.config import (
+from tts_assets.rlhf.function import FunctionScorer
+from tts_assets.rlhf.reward_config import (
     DnsmosReward,
+    EndReward,
+    FunctionReward,
     RateReward,
     RewardConfig,
     SimilarityReward,
     WerReward,
 )
-from tts_assets.serving.config import Voice
-from tts_assets.serving.synthesis import Synthesizer
+from tts_assets.rlhf.spoken import Score, Spoken
 
-EMPTY_WER = 5.0  # the reference trainer's, for audio in which there is nothing to recognize
-SILENCE = 1e-3  # -60 dBFS: below this peak nothing is audible
-
-
-@dataclass(frozen=True)
-class Spoken:
-    """A completion as it sounds: mono float32 at ``rate`` Hz. ``heard`` is filled by WER."""
-
-    text: str
-    wave: NDArray[np.float32]
-    rate: int
-    ended: bool
-    voice: Voice | None = None
-
-    @property
-    def usable(self) -> bool:
-        """Whether there is anything to judge."""
-        return self.ended and audible(self.wave)
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """All rewards of one completion by name, and what was heard (empty without a WER reward)."""
-
-    rewards: dict[str, float]
-    wer: float
-    heard: str
+VOICES_KEPT = 4096  # embeddings of prompts, 1 kB each
 
 
 class Reward(Protocol):
-    """Scores usable completions, each in [0, 1]."""
+    """Scores usable completions."""
 
-    def __call__(self, spoken: Sequence[Spoken]) -> list[float]: ...
+    def __call__(self, spoken: Sequence[Spoken]) -> list[Score]: ...
 
 
-def audible(wave: NDArray[np.float32]) -> bool:
-    return bool(len(wave)) and float(np.abs(wave).max()) >= SILENCE
+class Ear(Protocol):
+    """A Whisper: clips and their languages in, texts out."""
+
+    def __call__(
+        self, clips: Sequence[tuple[NDArray[np.float32], int]], languages: Sequence[str]
+    ) -> list[str]: ...
 
 
 class Intelligibility:
     """``exp(-scale x WER)``, by Whisper; CER for languages without spaces."""
 
-    def __init__(self, config: WerReward, threads: int) -> None:
+    def __init__(self, config: WerReward, device: str = "cpu", parallel: int = 1) -> None:
         self.config = config
-        self.transcriber = Transcriber(
-            config.model,
-            language=config.language,
-            beam_size=1,
-            window_seconds=config.window_seconds,
-            batch_size=config.batch_size,
-            threads=threads,
-        )
-        self.heard: list[str] = []
-        self.errors: list[float] = []
+        self.ear = open_ear(config, device, parallel)
 
-    def __call__(self, spoken: Sequence[Spoken]) -> list[float]:
-        self.errors, self.heard = self.error_rates(spoken)
-        return [math.exp(-self.config.scale * error) for error in self.errors]
+    def __call__(self, spoken: Sequence[Spoken]) -> list[Score]:
+        clips = [(one.wave, one.rate) for one in spoken]
+        heard = self.ear(clips, [one.language for one in spoken])
+        return [self.score(*pair) for pair in zip(spoken, heard, strict=True)]
 
-    def error_rates(self, spoken: Sequence[Spoken]) -> tuple[list[float], list[str]]:
-        """WER (or CER) and transcript of each; inaudible audio is not transcribed: WER 5."""
-        voiced = [i for i, one in enumerate(spoken) if audible(one.wave)]
-        found = self.transcriber([(spoken[i].wave, spoken[i].rate) for i in voiced])
-        heard = [""] * len(spoken)
-        for i, text in zip(voiced, found, strict=True):
-            heard[i] = text
-        errors = [self._error(one, text) for one, text in zip(spoken, heard, strict=True)]
-        return errors, heard
+    def score(self, spoken: Spoken, heard: str) -> Score:
+        """What ``heard`` is worth, where the text of ``spoken`` was to be said."""
+        result = match(spoken.text, heard, spoken.language)
+        error = result.cer if spoken.language in UNSPACED else result.wer
+        return Score(math.exp(-self.config.scale * error), heard, error)
 
-    def _error(self, spoken: Spoken, heard: str) -> float:
-        if not audible(spoken.wave):
-            return EMPTY_WER
-        result = match(spoken.text, heard, self.config.language)
-        return result.cer if self.config.language in UNSPACED else result.wer
+
+def open_ear(config: WerReward, device: str, parallel: int) -> Ear:
+    """The Whisper that a config names; ``parallel`` calls may run at once."""
+    if config.backend == "transformers":
+        from tts_assets.hearing.transformers_whisper import TransformersTranscriber
+
+        return TransformersTranscriber(config.model, device=device, batch_size=config.batch_size)
+    return Transcriber(
+        config.model,
+        language="en",
+        beam_size=1,
+        window_seconds=config.window_seconds,
+        batch_size=config.batch_size,
+        threads=1,
+        parallel=parallel,
+        device=device,
+    )
 
 
 class SpeakingRate:
@@ -113,85 +91,87 @@ class SpeakingRate:
     def __init__(self, config: RateReward) -> None:
         self.config = config
 
-    def __call__(self, spoken: Sequence[Spoken]) -> list[float]:
-        return [self._score(len(one.text) * one.rate / len(one.wave)) for one in spoken]
+    def __call__(self, spoken: Sequence[Spoken]) -> list[Score]:
+        return [Score(self._score(len(one.text) / one.seconds)) for one in spoken]
 
     def _score(self, rate: float) -> float:
         return min(1.0, rate / self.config.slowest, self.config.fastest / rate)
 
 
+class Ending:
+    """1: what did not end is not usable, and never comes here."""
+
+    def __call__(self, spoken: Sequence[Spoken]) -> list[Score]:
+        return [Score(float(one.ended)) for one in spoken]
+
+
 class Naturalness:
-    """``(DNSMOS overall - 1) / 4``; too short to score is 0."""
+    """``(DNSMOS overall - 1) / 4``; too short to score is 0.
+
+    Its windows of 9 s run one by one: in a batch each took a quarter longer, on a CPU whose caches
+    hold one.
+    """
 
     def __init__(self) -> None:
         self.scorer = NaturalnessScorer()
 
-    def __call__(self, spoken: Sequence[Spoken]) -> list[float]:
-        scores = [self.scorer(one.wave, one.rate) for one in spoken]
-        return [0.0 if s is None else min(1.0, max(0.0, (s.overall - 1) / 4)) for s in scores]
+    def __call__(self, spoken: Sequence[Spoken]) -> list[Score]:
+        return [Score(self._score(self.scorer.heard(one.wave, one.rate))) for one in spoken]
+
+    def _score(self, audio: NDArray[np.float32] | None) -> float:
+        if audio is None:
+            return 0.0
+        overall = self.scorer.p835(audio)[2]
+        return min(1.0, max(0.0, (overall - 1) / 4))
 
 
 class SameVoice:
-    """``(cosine + 1) / 2`` of the speaker embeddings of completion and voice prompt."""
+    """``(cosine + 1) / 2`` of the speaker embeddings of completion and voice prompt.
 
-    def __init__(self, synthesizer: Synthesizer) -> None:
-        self.synthesizer = synthesizer
-        self.encoder = SpeakerEncoder()
-        self.known: dict[str, SpeakerSimilarity] = {}
+    Raises :class:`ValueError` for a voice prompt that holds no speech.
+    """
 
-    def __call__(self, spoken: Sequence[Spoken]) -> list[float]:
-        scores = [self._voice(one.voice)(one.wave, one.rate) for one in spoken]
-        return [0.0 if score is None else (score + 1) / 2 for score in scores]
+    def __init__(self, device: str = "cpu") -> None:
+        self.encoder = SpeakerEncoder(device)
+        self.known: dict[bytes, Embedding] = {}
 
-    def _voice(self, voice: Voice | None) -> SpeakerSimilarity:
-        if voice is None:
-            voices = self.synthesizer.card.voices
-            if not voices:
+    def __call__(self, spoken: Sequence[Spoken]) -> list[Score]:
+        voices = [self._voice(one) for one in spoken]
+        own = self.encoder.embed_all([(one.wave, one.rate) for one in spoken])
+        return [Score(self._score(*pair)) for pair in zip(own, voices, strict=True)]
+
+    def _score(self, own: Embedding | None, voice: Embedding) -> float:
+        """0 for too little speech to tell whose it is."""
+        return 0.0 if own is None else min(1.0, max(0.0, (float(np.dot(own, voice)) + 1) / 2))
+
+    def _voice(self, spoken: Spoken) -> Embedding:
+        assert spoken.reference is not None, "the panel gives every completion a reference"
+        key = hashlib.blake2b(spoken.reference.tobytes(), digest_size=16).digest()
+        if key not in self.known:
+            voice = self.encoder.embed(spoken.reference, spoken.rate)
+            if voice is None:
                 raise ValueError(
-                    "the similarity reward needs a voice: the serving model has none registered, "
-                    "set serving.voices, or use prompts with voice_prompts"
+                    f"the voice prompt of {spoken.text!r} holds too little speech to compare a "
+                    "voice with: take longer voice prompts (serving.voice_seconds), or leave the "
+                    "similarity reward out"
                 )
-            voice = voices[min(voices)]
-        if voice.source not in self.known:
-            wave = self.synthesizer.codec.decode([np.asarray(voice.codes)])[0]
-            reference = (wave, self.synthesizer.sample_rate)
-            self.known[voice.source] = SpeakerSimilarity(self.encoder, [reference])
-        return self.known[voice.source]
+            if len(self.known) >= VOICES_KEPT:
+                self.known.clear()
+            self.known[key] = voice
+        return self.known[key]
 
 
-def build_reward(config: RewardConfig, synthesizer: Synthesizer, threads: int) -> Reward:
-    """The reward that a config describes."""
+def build_reward(config: RewardConfig, device: str = "cpu", parallel: int = 1) -> Reward:
+    """The reward that a config describes; ``parallel`` threads may call it at once."""
     if isinstance(config, WerReward):
-        return Intelligibility(config, threads)
+        return Intelligibility(config, device, parallel)
     if isinstance(config, RateReward):
         return SpeakingRate(config)
+    if isinstance(config, EndReward):
+        return Ending()
     if isinstance(config, DnsmosReward):
         return Naturalness()
+    if isinstance(config, FunctionReward):
+        return FunctionScorer(config)
     assert isinstance(config, SimilarityReward)
-    return SameVoice(synthesizer)
-
-
-class Panel:
-    """All rewards of a recipe."""
-
-    def __init__(
-        self, configs: Sequence[RewardConfig], synthesizer: Synthesizer, threads: int = 1
-    ) -> None:
-        self.rewards = {c.kind: build_reward(c, synthesizer, threads) for c in configs}
-
-    def judge(self, spoken: Sequence[Spoken]) -> list[Verdict]:
-        """One verdict a completion."""
-        usable = [i for i, one in enumerate(spoken) if one.usable]
-        scores = {name: [0.0] * len(spoken) for name in self.rewards}
-        errors, heard = [EMPTY_WER] * len(spoken), [""] * len(spoken)
-        for name, reward in self.rewards.items():
-            found = reward([spoken[i] for i in usable])
-            for i, score in zip(usable, found, strict=True):
-                scores[name][i] = score
-            if isinstance(reward, Intelligibility):
-                for i, error, text in zip(usable, reward.errors, reward.heard, strict=True):
-                    errors[i], heard[i] = error, text
-        return [
-            Verdict({name: scores[name][i] for name in scores}, errors[i], heard[i])
-            for i in range(len(spoken))
-        ]
+    return SameVoice(device)

@@ -8,18 +8,16 @@ place in the global batch): the same whatever the number of processes.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import soundfile
 from numpy.typing import NDArray
 
 from tts_assets.rlhf.engines import RolloutEngine
+from tts_assets.rlhf.panel import Panel
 from tts_assets.rlhf.prompts import RolloutPrompt
-from tts_assets.rlhf.rewards import Panel, Spoken, Verdict
+from tts_assets.rlhf.spoken import Spoken, Verdict
 from tts_assets.serving.synthesis import Line, Synthesizer, decode
 from tts_assets.speechlm.config import SamplingConfig
 from tts_assets.speechlm.generate import Completion, Request
@@ -59,7 +57,10 @@ class RolloutWorker:
         self.seed = seed
 
     def run(self, prompts: Sequence[RolloutPrompt], step: int, first_place: int) -> list[Rollout]:
-        """Complete and judge ``prompts``, the first of which is at ``first_place`` globally."""
+        """Complete and judge ``prompts``, the first of which is at ``first_place`` globally.
+
+        Every rank calls it at once, also one that has no prompts: they may share an engine.
+        """
         requests = [
             self.synthesizer.request(
                 Line(prompt.text, prompt.voice, completion_seed(self.seed, step, place)),
@@ -86,27 +87,6 @@ class RolloutWorker:
         waves = decode(self.synthesizer.codec, ended, [prompt.voice for prompt in prompts])
         rate = self.synthesizer.sample_rate
         return [
-            Spoken(prompt.text, wave, rate, completion.ended, prompt.voice)
+            Spoken(prompt.text, wave, rate, completion.ended, prompt.voice, prompt.language)
             for prompt, wave, completion in zip(prompts, waves, completions, strict=True)
         ]
-
-
-def save_audio(folder: Path, step: int, rollouts: Sequence[Rollout]) -> None:
-    """``step-NNNNNN-I.flac`` for each, and one JSON with texts, transcripts and rewards."""
-    folder.mkdir(parents=True, exist_ok=True)
-    records = []
-    for number, one in enumerate(rollouts):
-        name = f"step-{step:06d}-{number}.flac"
-        if len(one.spoken.wave):
-            soundfile.write(folder / name, one.spoken.wave, one.spoken.rate)
-        records.append(
-            {
-                "audio": name if len(one.spoken.wave) else None,
-                "text": one.spoken.text,
-                "heard": one.verdict.heard,
-                "wer": round(one.verdict.wer, 4),
-                "ended": one.spoken.ended,
-                "rewards": {k: round(v, 4) for k, v in one.verdict.rewards.items()},
-            }
-        )
-    (folder / f"step-{step:06d}.json").write_text(json.dumps(records, indent=1) + "\n")

@@ -12,10 +12,10 @@ its engine for good saves what it has before it ends.
 
 from __future__ import annotations
 
-import json
 import shutil
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +32,17 @@ from transformers import (
 )
 
 from tts_assets.program import Run, load_config
+from tts_assets.rlhf.alarms import Bell
 from tts_assets.rlhf.config import RlhfProgram, RlhfRecipe
 from tts_assets.rlhf.engine_client import EngineError
 from tts_assets.rlhf.engines import RolloutEngine, RolloutsStopped, open_engine
-from tts_assets.rlhf.prompts import read_prompts
-from tts_assets.rlhf.rewards import Panel
-from tts_assets.rlhf.rollouts import Rollout, RolloutWorker, save_audio
+from tts_assets.rlhf.function import RewardError
+from tts_assets.rlhf.heldout import HeldOut, hold_out
+from tts_assets.rlhf.listening import FOLDER, save_audio, spread, write_listening
+from tts_assets.rlhf.metrics import combined, record_of, training_records
+from tts_assets.rlhf.panel import Panel
+from tts_assets.rlhf.prompts import read_prompts, refuse_unheard
+from tts_assets.rlhf.rollouts import Rollout, RolloutWorker
 from tts_assets.serving.synthesis import Synthesizer, TransformersEngine
 from tts_assets.sft.metrics import truncate_metrics
 from tts_assets.speechlm.model import SpeechLM
@@ -64,12 +69,15 @@ class Policy:
         self, run: Run, program: RlhfProgram, synthesizer: Synthesizer, engine: RolloutEngine
     ) -> None:
         self.run, self.recipe = run, program.recipe
-        self.prompts = read_prompts(program.prompts)
+        found = read_prompts(program.prompts)
+        refuse_unheard(found, self.recipe.rewards)
+        self.prompts, held_out = hold_out(found, self.recipe.heldout)
         self.synthesizer, self.engine = synthesizer, engine
         self.lm = own_lm(synthesizer)
-        panel = Panel(self.recipe.rewards, self.synthesizer)
+        self.panel = Panel.open(self.recipe, synthesizer, run.rank)
         sampling, seed = self.recipe.sampling, self.recipe.seed
-        self.worker = RolloutWorker(synthesizer, engine, panel, sampling, seed)
+        self.worker = RolloutWorker(synthesizer, engine, self.panel, sampling, seed)
+        self.held_out = HeldOut(run, self.recipe, self.worker, held_out)
 
     def dataset(self) -> Dataset:
         """The prompts of every step in order, as rows ``{"prompt": index}``."""
@@ -80,48 +88,29 @@ class Policy:
     def rollout(self, prompts: list[str], trainer: GRPOTrainer) -> dict[str, list[Any]]:
         """TRL's ``rollout_func``: ``prompts`` are indices, each as often as it has generations."""
         step = trainer.state.global_step
+        if self.held_out.due(step):
+            self.held_out.measure(step)
         chosen = [self.prompts[int(index)] for index in prompts]
         rollouts = self.worker.run(chosen, step, first_place=self.run.rank * len(prompts))
         if self.run.is_main and self.due(step):
-            folder = self.run.result_dir / "rollouts"
-            save_audio(folder, step, rollouts[: self.recipe.keep_audio])
+            self.keep(step, rollouts)
         return {
             "prompt_ids": [r.request.prompt.tolist() for r in rollouts],
             "completion_ids": [r.completion.token_ids.tolist() for r in rollouts],
             "logprobs": [r.completion.logprobs.tolist() for r in rollouts],
-            "verdict": [_record(r) for r in rollouts],
+            "verdict": [record_of(r) for r in rollouts],
         }
 
     def due(self, step: int) -> bool:
         """Whether the completions of this update are kept as audio."""
-        return (step // self.recipe.iterations) % self.recipe.audio_every == 0
+        every = self.recipe.audio_every
+        return self.recipe.keep_audio > 0 and (step // self.recipe.iterations) % every == 0
 
-    def reward_functions(self) -> list[Any]:
-        """One a reward, by its name in TRL's log; they hand over what the rollout found."""
-        return [_reader(reward.kind) for reward in self.recipe.rewards]
-
-
-def _record(rollout: Rollout) -> dict[str, Any]:
-    return {
-        "wer": rollout.verdict.wer,
-        "ended": rollout.completion.ended,
-        "seconds": len(rollout.spoken.wave) / rollout.spoken.rate,
-        "rewards": rollout.verdict.rewards,
-    }
-
-
-def _reader(kind: str) -> Any:
-    """A TRL reward function that reads the reward ``kind`` from the rollouts' verdicts."""
-
-    def reward(verdict: list[dict[str, Any]], log_metric: Any, **_: Any) -> list[float]:
-        if kind == next(iter(verdict[0]["rewards"])):  # once, whatever the number of rewards
-            log_metric("wer", float(np.mean([min(1.0, v["wer"]) for v in verdict])))
-            log_metric("ended", float(np.mean([v["ended"] for v in verdict])))
-            log_metric("seconds", float(np.mean([v["seconds"] for v in verdict])))
-        return [v["rewards"][kind] for v in verdict]
-
-    reward.__name__ = kind
-    return reward
+    def keep(self, step: int, rollouts: Sequence[Rollout]) -> None:
+        """Save some of the completions for listening."""
+        kept = [rollouts[place] for place in spread(len(rollouts), self.recipe.keep_audio)]
+        heard = [(one.spoken, one.verdict) for one in kept]
+        save_audio(self.run.result_dir / FOLDER, step, heard)
 
 
 def prompt_order(prompts: int, count: int, seed: int) -> NDArray[np.int64]:
@@ -138,8 +127,9 @@ class Watch(TrainerCallback):
         self.run, self.recipe, self.engine = run, recipe, engine
         steps = range(first, recipe.steps)
         self.bar: Iterator[int] = iter(run.progress(steps, "rlhf", total=recipe.steps, start=first))
-        self.stopped = False
+        self.stopped = self.collapsed = False
         self.tokens = 0
+        self.bell = Bell(recipe.alarms, training_records(run.run_dir), run.note)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -166,9 +156,12 @@ class Watch(TrainerCallback):
     ) -> None:
         values = {k: round(v, 6) for k, v in (logs or {}).items() if isinstance(v, float)}
         if "reward" in values:
-            facts = self.engine.facts()
-            self.run.metrics(state.global_step, {**values, **facts})
+            raised = self.bell.see(state.global_step, values)
+            self.run.metrics(state.global_step, {**values, **self.engine.facts(), **raised})
             self.tokens = int(values.get("num_tokens", 0))
+            if raised and self.recipe.stop_on_collapse:
+                self.collapsed = control.should_training_stop = True
+                control.should_save = False
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -196,13 +189,14 @@ def train(run: Run, program: RlhfProgram) -> None:
     synthesizer = Synthesizer.open(program.serving_model, device=str(run.device))
     with open_engine(run, program, own_lm(synthesizer)) as engine:
         policy = Policy(run, program, synthesizer, engine)
-        tokens = optimize(run, program, policy)
+        with closing(policy.panel):
+            tokens, steps = optimize(run, program, policy)
     if run.is_main:
-        export(run, program, policy, tokens)
+        export(run, program, policy, tokens, steps)
 
 
-def optimize(run: Run, program: RlhfProgram, policy: Policy) -> int:
-    """GRPO from the newest checkpoint to the last step; the tokens of all completions."""
+def optimize(run: Run, program: RlhfProgram, policy: Policy) -> tuple[int, int]:
+    """GRPO from the newest checkpoint on; the tokens of all completions, and the steps made."""
     recipe = program.recipe
     newest = newest_checkpoint(run.checkpoint_dir)
     done = int(newest.name.partition("-")[2]) if newest else 0
@@ -210,10 +204,12 @@ def optimize(run: Run, program: RlhfProgram, policy: Policy) -> int:
         run.note(f"resuming after update {done} of {recipe.steps * recipe.iterations}")
     if run.is_main:
         truncate_metrics(run.run_dir / "metrics.jsonl", done)
+    if dist.is_initialized():
+        dist.barrier()  # every rank reads what is left
     watch = Watch(run, recipe, policy.engine, first=done // recipe.iterations)
     trainer = GRPOTrainer(
         model=policy.lm.model,
-        reward_funcs=policy.reward_functions(),
+        reward_funcs=[combined],
         args=grpo_config(recipe, run),
         train_dataset=policy.dataset(),
         processing_class=policy.lm.tokenizer,
@@ -228,9 +224,15 @@ def optimize(run: Run, program: RlhfProgram, policy: Policy) -> int:
         if isinstance(end, EngineError):
             raise
         watch.stopped = True
+    except RewardError:
+        if run.world_size == 1:  # the other ranks are in the middle of a step
+            save_now(trainer, watch)
+        raise
     if watch.stopped:
         run.stopped()
-    return watch.tokens
+    steps = last_good(run, recipe, policy) if watch.collapsed else recipe.steps
+    policy.held_out.measure(steps * recipe.iterations)
+    return watch.tokens, steps
 
 
 def save_now(trainer: GRPOTrainer, watch: Watch) -> None:
@@ -238,6 +240,21 @@ def save_now(trainer: GRPOTrainer, watch: Watch) -> None:
     if trainer.state.global_step:
         trainer._save_checkpoint(trainer.model, trial=None)
         watch.on_save(trainer.args, trainer.state, trainer.control)
+
+
+def last_good(run: Run, recipe: RlhfRecipe, policy: Policy) -> int:
+    """Go back to the newest checkpoint before an alarm; the steps that it has made."""
+    newest = newest_checkpoint(run.checkpoint_dir)
+    if newest is None:
+        raise RuntimeError(
+            f"the policy collapsed before the first checkpoint, at step {recipe.save_every}: there "
+            "is none to keep. Take a lower learning_rate, a KL (beta), or another reward beside"
+        )
+    good = type(policy.lm.model).from_pretrained(newest)
+    policy.lm.model.load_state_dict(good.state_dict())
+    steps = int(newest.name.partition("-")[2]) // recipe.iterations
+    run.note(f"collapsed: the run ends with the weights of step {steps} of {recipe.steps}")
+    return steps
 
 
 def grpo_config(recipe: RlhfRecipe, run: Run) -> GRPOConfig:
@@ -272,7 +289,6 @@ def grpo_config(recipe: RlhfRecipe, run: Run) -> GRPOConfig:
         epsilon=recipe.clip,
         loss_type=recipe.loss,
         scale_rewards=recipe.scale_rewards,
-        reward_weights=[reward.weight for reward in recipe.rewards],
         shuffle_dataset=False,
         save_steps=recipe.save_every * recipe.iterations,
         save_total_limit=2,
@@ -291,7 +307,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return max(found, key=lambda path: int(path.name.partition("-")[2]), default=None)
 
 
-def export(run: Run, program: RlhfProgram, policy: Policy, tokens: int) -> None:
+def export(run: Run, program: RlhfProgram, policy: Policy, tokens: int, steps: int) -> None:
     """Write the trained policy as a checkpoint folder, and declare its facts."""
     card = policy.synthesizer.card
     lm = policy.lm
@@ -300,13 +316,14 @@ def export(run: Run, program: RlhfProgram, policy: Policy, tokens: int) -> None:
     lm.save(run.result_dir, card.sampling)
     metrics = run.run_dir / "metrics.jsonl"
     shutil.copyfile(metrics, run.result_dir / metrics.name)
-    records = [json.loads(line) for line in metrics.read_text().splitlines()]
+    records = training_records(run.run_dir)
     last = records[-max(1, round(REWARD_SHARE * len(records))) :]
+    write_listening(run.result_dir, program.name)
     run.finish(
         {
             "stage": "rlhf",
             "recipe": program.name,
-            "steps": program.recipe.steps,
+            "steps": steps,
             "tokens": tokens,
             "train_loss": mean_of(last, "loss"),
             "val_loss": None,

@@ -1,0 +1,69 @@
+"""What Dagster shows of a GRPO run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from dagster import (
+    AssetCheckResult,
+    AssetCheckSeverity,
+    AssetsDefinition,
+    MarkdownMetadataValue,
+    NotebookMetadataValue,
+)
+
+from tts_assets.artifacts import ArtifactStore, Build, Checkpoint, CheckpointFacts
+from tts_assets.compute import Shape
+from tts_assets.rlhf import train
+from tts_assets.rlhf.assets import build_assets, collapse_check, describe_checkpoint
+from tts_assets.rlhf.config import RlhfProgram, RlhfRecipe
+
+
+@pytest.fixture
+def trained(program: Callable[..., RlhfProgram], tmp_path: Path) -> tuple[Checkpoint, RlhfRecipe]:
+    """A published checkpoint of a real run of four steps."""
+    made = program("run", steps=4, beta=0.01, heldout={"fraction": 0.5, "every": 2}, audio_every=2)
+    train.main([str(made.run_dir / "run.json")])
+    store = ArtifactStore(tmp_path / "storage")
+    facts = CheckpointFacts.from_json(made.run_dir / "result.json")
+    build = Build("rlhf/tiny", {}, {}, "1")
+    handle = store.publish(Checkpoint, build, made.run_dir / "result", facts)
+    assert isinstance(handle, Checkpoint)
+    return handle, made.recipe
+
+
+def test_numbers_curves_and_sound_are_shown(trained: tuple[Checkpoint, RlhfRecipe]) -> None:
+    checkpoint, recipe = trained
+    shown = describe_checkpoint(checkpoint, recipe)
+    lines = (checkpoint.path / "metrics.jsonl").read_text().splitlines()
+    held = [json.loads(line)["reward_heldout"] for line in lines if "reward_heldout" in line]
+    assert (shown["reward_heldout_first"], shown["reward_heldout_last"]) == (held[0], held[-1])
+    for name in ("reward_first", "reward_rate_last", "seconds_last", "kl", "entropy", "ended"):
+        assert isinstance(shown[name], float)
+    for name in ("curves", "health"):
+        assert isinstance(shown[name], MarkdownMetadataValue)
+    assert isinstance(shown["listening"], NotebookMetadataValue)
+
+
+def test_a_collapse_warns_and_blocks_nothing(trained: tuple[Checkpoint, RlhfRecipe]) -> None:
+    checkpoint, recipe = trained
+    assert evaluate(checkpoint, recipe).passed
+    strict = recipe.model_copy(
+        update={"alarms": recipe.alarms.model_copy(update={"window": 1, "length": 1.0001})}
+    )
+    result = evaluate(checkpoint, strict)
+    assert not result.passed
+    assert result.severity == AssetCheckSeverity.WARN
+    assert "length" in result.metadata
+    assert "length" in describe_checkpoint(checkpoint, strict)["alarms"].value
+
+
+def evaluate(checkpoint: Checkpoint, recipe: RlhfRecipe) -> AssetCheckResult:
+    asset = build_assets({"tiny": recipe}, Shape(), Path())[0]
+    assert isinstance(asset, AssetsDefinition)
+    result = collapse_check(asset, recipe)(checkpoint)
+    assert isinstance(result, AssetCheckResult)
+    return result

@@ -1,0 +1,178 @@
+"""Rewards in processes of their own, on devices of their own.
+
+Each worker runs ``reward_worker.py`` and gets a task whenever it has none. One that dies, killed or
+out of memory, is started again, and its task is done again. A task that ends two workers is cut
+into single completions; one that ends two more by itself ends the run, with an error that names it.
+
+Workers read from a pipe that nobody else holds: they end when it closes, however the trainer ended.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection, wait
+from typing import Any, cast
+
+from tts_assets.rlhf.function import RewardError
+from tts_assets.rlhf.panel import Task
+from tts_assets.rlhf.reward_config import RewardConfig
+from tts_assets.rlhf.spoken import Score, Spoken
+
+PROGRAM = "tts_assets.rlhf.reward_worker"
+DEATHS = 2  # of workers at the same completions, before these are cut or given up
+GRACE_SECONDS = 5.0
+
+
+@dataclass
+class Part:
+    """Completions of a task that are still to be scored: ``first`` is where they lie in it."""
+
+    task: int
+    first: int
+    spoken: Sequence[Spoken]
+    deaths: int = 0
+
+    def singles(self) -> list[Part]:
+        return [Part(self.task, self.first + i, [one]) for i, one in enumerate(self.spoken)]
+
+
+class Worker:
+    """A process, our end of its pipe, and what it is doing."""
+
+    def __init__(self, rewards: Sequence[RewardConfig], device: str) -> None:
+        self.device = device
+        self.part: Part | None = None
+        self.connection, theirs = Pipe()
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", PROGRAM, str(theirs.fileno()), str(os.getpid())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                # the functions of a recipe are found where the trainer finds them
+                env=os.environ
+                | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"},
+            )
+        self.hello = (tuple(rewards), device)
+        self.greeted = False
+
+    def give(self, task: Task, part: Part) -> None:
+        """Hand over a part; raises OSError if the process is gone."""
+        self.part = part
+        if not self.greeted:
+            self.connection.send(self.hello)
+            self.greeted = True
+        self.connection.send((task.reward, list(part.spoken)))
+
+    def end(self) -> None:
+        """Close the pipe, on which the process ends; one that does not is killed."""
+        self.connection.close()
+        try:
+            self.process.wait(GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+class WorkerJudges:
+    """A worker a device; each loads the models of the rewards that it is asked for."""
+
+    def __init__(self, rewards: Sequence[RewardConfig], devices: Sequence[str]) -> None:
+        self.rewards = rewards
+        self.workers = [Worker(rewards, device) for device in devices]
+        self.restarted = 0
+
+    def score(self, tasks: Sequence[Task]) -> list[list[Score]]:
+        """Scores of each task's completions. Raises :class:`RewardError`."""
+        scores: list[list[Score | None]] = [[None] * len(task.spoken) for task in tasks]
+        todo = deque(Part(number, 0, task.spoken) for number, task in enumerate(tasks))
+        try:
+            while todo or any(worker.part for worker in self.workers):
+                for place, worker in enumerate(self.workers):
+                    if todo and worker.part is None:
+                        self._give(place, tasks, todo)
+                for place in self._answered():
+                    self._take(place, tasks, todo, scores)
+        except BaseException:
+            self.close()
+            raise
+        return cast(list[list[Score]], scores)
+
+    def close(self) -> None:
+        for worker in self.workers:
+            worker.connection.close()
+        for worker in self.workers:
+            worker.end()
+
+    def _give(self, place: int, tasks: Sequence[Task], todo: deque[Part]) -> None:
+        part = todo.popleft()
+        try:
+            self.workers[place].give(tasks[part.task], part)
+        except OSError:
+            self._bury(place, tasks, todo)
+
+    def _answered(self) -> list[int]:
+        """Workers that have an answer, or are dead."""
+        busy = {w.connection: place for place, w in enumerate(self.workers) if w.part}
+        return [busy[cast(Connection, ready)] for ready in wait(list(busy))] if busy else []
+
+    def _take(
+        self,
+        place: int,
+        tasks: Sequence[Task],
+        todo: deque[Part],
+        scores: Sequence[list[Score | None]],
+    ) -> None:
+        worker = self.workers[place]
+        try:
+            answer: Any = worker.connection.recv()
+        except (EOFError, OSError):
+            self._bury(place, tasks, todo)
+            return
+        part, worker.part = worker.part, None
+        assert part is not None
+        if isinstance(answer, str):  # the traceback of its error
+            raise RewardError(f"reward {tasks[part.task].reward}: {answer}")
+        scores[part.task][part.first : part.first + len(answer)] = answer
+
+    def _bury(self, place: int, tasks: Sequence[Task], todo: deque[Part]) -> None:
+        """Start another worker in the place of a dead one, and have its part done again."""
+        worker = self.workers[place]
+        part = worker.part
+        worker.end()
+        status = worker.process.returncode
+        assert part is not None
+        part.deaths += 1
+        reward = tasks[part.task].reward
+        print(
+            f"a reward worker ended with status {status} at {reward}; another is started",
+            file=sys.stderr,
+            flush=True,
+        )
+        if part.deaths < DEATHS:
+            todo.appendleft(part)
+        elif len(part.spoken) > 1:
+            todo.extendleft(reversed(part.singles()))
+        else:
+            raise RewardError(
+                f"reward {reward}: workers ended {DEATHS} times (status {status}) while judging "
+                f"{describe(part.spoken[0])}. If they were short of memory, take fewer "
+                "reward_workers or a smaller model; the run can be started again"
+            )
+        self.workers[place] = Worker(self.rewards, worker.device)
+        self.restarted += 1
+
+
+def describe(spoken: Spoken) -> str:
+    return f"the completion of {spoken.text!r} ({spoken.seconds:.1f} s of audio)"
+
+
+def devices_of(rank: int, workers: int, devices: Sequence[str]) -> list[str]:
+    """Of the ``workers`` workers of a rank: in turn over ``devices``, all ranks together."""
+    among = devices or ["cpu"]
+    return [among[(rank * workers + number) % len(among)] for number in range(workers)]
