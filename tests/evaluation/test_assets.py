@@ -27,7 +27,7 @@ from tts_assets.evaluation.lineage import lineage
 from tts_assets.partitions import corpus_partitions
 from tts_assets.sft.config import SftRecipe
 
-CHECKS = {"every_text_is_accounted_for", "suite_is_held_out"}
+CHECKS = {"every_text_is_accounted_for", "suite_is_held_out", "metrics_did_not_fail"}
 
 
 @pytest.fixture
@@ -98,6 +98,7 @@ def test_a_suite_that_was_trained_on_is_told(
     assert checks(result) == {
         "every_text_is_accounted_for": True,
         "suite_is_held_out": False,
+        "metrics_did_not_fail": True,
     }
 
 
