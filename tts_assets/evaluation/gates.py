@@ -40,7 +40,7 @@ def judge(
         return Verdict(True, f"{texts} texts in common, {FEWEST_TEXTS} are needed to judge", texts)
     worse_by, low, high = worsening(change, column)
     certain = low > margin
-    interval = f"95 % interval {column.signed(low)} to {column.signed(high)}"
+    interval = f"95 % interval {column.signed_range(low, high)}"
     why = f"worse by {column.signed(worse_by)}, {interval}; margin {column.text(margin)}"
     return Verdict(not certain, why, change.texts, worse_by, low, high)
 

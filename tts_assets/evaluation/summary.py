@@ -63,7 +63,7 @@ def described(column: Column, change: Difference) -> str:
     return (
         f"{column.title.lower()}: {column.text(change.candidate)} instead of "
         f"{column.text(change.baseline)} (95 % interval of the change: "
-        f"{column.signed(change.low)} to {column.signed(change.high)})"
+        f"{column.signed_range(change.low, change.high)})"
     )
 
 

@@ -36,23 +36,43 @@ class Column:
     about: str
     better: Literal["low", "high", ""] = ""
     weight: Literal["", "words", "characters"] = ""
-    unit: Literal["", "%", "Hz", "s", "words/s", "semitones"] = ""
+    unit: Literal["", "%", "Hz", "s", "words", "words/s", "semitones"] = ""
     digits: int = 2
     shown: bool = False
 
     def text(self, value: float) -> str:
         """A value as people read it; shares in per cent."""
+        return f"{self.number(value)} {self.unit}".rstrip()
+
+    def number(self, value: float) -> str:
+        """The same without its unit; a whole number of words has no digits."""
         scaled = 100 * value if self.unit == "%" else value
-        return f"{scaled:.{self.digits}f} {self.unit}".rstrip()
+        digits = 0 if self.unit == "words" and value == int(value) else self.digits
+        return f"{scaled:.{digits}f}"
+
+    @property
+    def head(self) -> str:
+        """The title of a column of numbers."""
+        return f"{self.title}, {self.unit}" if self.unit not in ("", "words") else self.title
+
+    def range(self, low: float, high: float) -> str:
+        return f"{self.number(low)} to {self.text(high)}"
 
     def signed(self, difference: float) -> str:
         """A difference with its sign; of shares in percentage points."""
+        return f"{self._change(difference)} {self._change_unit}".rstrip()
+
+    def signed_range(self, low: float, high: float) -> str:
+        return f"{self._change(low)} to {self._change(high)} {self._change_unit}".rstrip()
+
+    @property
+    def _change_unit(self) -> str:
+        return "points" if self.unit == "%" else self.unit
+
+    def _change(self, difference: float) -> str:
         scaled = 100 * difference if self.unit == "%" else difference
         number = f"{scaled:+.{self.digits}f}"
-        if not float(number):
-            number = number[1:]
-        unit = "points" if self.unit == "%" else self.unit
-        return f"{number} {unit}".replace("-", "−").rstrip()
+        return (number if float(number) else number[1:]).replace("-", "−")
 
 
 @dataclass(frozen=True)

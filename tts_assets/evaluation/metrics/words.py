@@ -48,6 +48,7 @@ class Words(Metric):
             "Words dropped",
             "Words of the text that were not heard at all, an utterance.",
             better="low",
+            unit="words",
             shown=True,
         ),
         Column(
@@ -55,6 +56,7 @@ class Words(Metric):
             "Words repeated",
             "Words heard once more than they stand in the text, an utterance.",
             better="low",
+            unit="words",
             shown=True,
         ),
     )
