@@ -70,7 +70,9 @@ class Gauge:
     def _heard(self, batch: Sequence[Spoken]) -> list[Utterance]:
         """What can be heard, with the transcript aligned to the text."""
         started = time.monotonic()
-        audio = [read_flac(s.audio) if s.audio else (np.zeros(0, np.float32), 16_000) for s in batch]
+        audio = [
+            read_flac(s.audio) if s.audio else (np.zeros(0, np.float32), 16_000) for s in batch
+        ]
         digests = [sha256_file(s.audio) if s.audio else "" for s in batch]
         ear = (self._whisper, self.config.beam_size, self.config.window_seconds)
         keys = [
