@@ -9,8 +9,8 @@ from typing import Any
 
 from tts_assets.artifacts import CodeArrays
 from tts_assets.config import ConfigError
+from tts_assets.evaluation.metrics.pace import spoken_characters
 from tts_assets.evaluation.suite import SuiteText
-from tts_assets.hearing.text_match import normalize_for_match
 
 Sample = dict[str, Any]
 
@@ -74,8 +74,5 @@ def expected_rate(arrays: Mapping[str, CodeArrays], language: str) -> float:
     samples = samples_of(arrays, "val") or samples_of(arrays, "train")
     timed = [sample for sample in samples if sample["duration"] > 0]
     seconds = sum(sample["duration"] for sample in timed)
-    characters = sum(
-        len(normalize_for_match(sample["transcript"], language).replace(" ", ""))
-        for sample in timed
-    )
+    characters = sum(spoken_characters(sample["transcript"], language) for sample in timed)
     return round(characters / seconds, 3) if seconds else 0.0

@@ -112,10 +112,11 @@ class Gauge:
         for place, values in found.items():
             key = keys[place]
             if key and not failed(values):
-                known[key] = values.reason if isinstance(values, Unmeasured) else values
+                known[key] = to_record(values)
         self.cache.put({key: known[key] for i in todo if (key := keys[i]) and key in known})
         return [
-            found[i] if i in found else from_record(known[key or ""]) for i, key in enumerate(keys)
+            from_record(known[key]) if key and key in known else found[i]
+            for i, key in enumerate(keys)
         ]
 
     def _key(self, metric: Metric, utterance: Utterance) -> str | None:
@@ -182,6 +183,13 @@ def failed(values: Values | Unmeasured | str) -> bool:
     return isinstance(reason, str) and reason.startswith(FAILED)
 
 
+def to_record(measured: Values | Unmeasured) -> Values | str:
+    """What is kept. A model's numbers are rounded: those that need no model are exact."""
+    if isinstance(measured, Unmeasured):
+        return measured.reason
+    return {name: round(value, DIGITS) for name, value in measured.items()}
+
+
 def from_record(record: Values | str) -> Values | Unmeasured:
     return Unmeasured(record) if isinstance(record, str) else record
 
@@ -210,5 +218,4 @@ def with_values(
     """The row with a metric's values, or with the reason why it has none."""
     if isinstance(measured, Unmeasured):
         return row.model_copy(update={"set_aside": row.set_aside | {metric.name: measured.reason}})
-    values = {name: round(value, DIGITS) for name, value in measured.items()}
-    return row.model_copy(update={"values": row.values | values})
+    return row.model_copy(update={"values": row.values | measured})

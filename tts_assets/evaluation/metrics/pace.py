@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from tts_assets.audio import Wave, read_clip
+from tts_assets.corpora.text import normalize
 from tts_assets.evaluation.metrics.metric import Column, Metric, Unmeasured, Utterance, Values
-from tts_assets.hearing.text_match import normalize_for_match
 
 FRAME_SECONDS = 0.02
 SILENT_DB = 30.0  # below the loud frames
@@ -66,9 +66,14 @@ class Pace(Metric):
             return seconds_of(text.reference_wav)
         rate = self.setting.characters_per_second
         if text.prompt_wav:
-            prompt = normalize_for_match(text.prompt_text, text.language)
-            rate = len(prompt.replace(" ", "")) / max(seconds_of(text.prompt_wav), SHORTEST_SECONDS)
-        return utterance.match.characters / rate if rate else 0.0
+            said = spoken_characters(text.prompt_text, text.language)
+            rate = said / max(seconds_of(text.prompt_wav), SHORTEST_SECONDS)
+        return spoken_characters(text.text, text.language) / rate if rate else 0.0
+
+
+def spoken_characters(text: str, language: str) -> int:
+    """Letters of a text as it is spoken: figures count as their words."""
+    return sum(character.isalnum() for character in normalize(text, language))
 
 
 @cache
