@@ -622,7 +622,8 @@ class SuiteFacts(Facts):
 
 
 class EvaluationSuite(Handle):
-    """``suite.jsonl``: id, category and text of everything a model is asked to say."""
+    """``suite.jsonl``: id, category and text of everything a model is asked to say; ``wavs/``:
+    voice prompts and recordings that it names."""
 
     kind, facts_type = "evaluation_suite", SuiteFacts
     facts: SuiteFacts
@@ -630,21 +631,28 @@ class EvaluationSuite(Handle):
 
 class ReportFacts(Facts):
     recipe: str
+    suite: str = "main"
     texts: int
     wer: float
     wer_by_category: dict[str, float]
-    dnsmos_p808: float
-    speaker_similarity: float
+    dnsmos_p808: float | None = None
+    speaker_similarity: float | None = None
+    metrics: dict[str, float] = Field(
+        default_factory=dict, description="every total, with _low and _high of its 95 % interval"
+    )
 
 
 class Report(Handle):
-    """``report.html``, ``report.json``, ``samples.jsonl``, ``audio/``, ``listening.ipynb``."""
+    """``report.html``, ``report.json``, ``samples.jsonl``, ``audio/``, ``listening.ipynb``; with
+    other temperatures ``temperatures.jsonl``."""
 
     kind, facts_type = "report", ReportFacts
     facts: ReportFacts
 
 
 class ComparisonFacts(Facts):
+    """``baseline`` is the first of the models, ``candidate`` the last."""
+
     baseline: str
     candidate: str
     wer_baseline: float
@@ -655,7 +663,8 @@ class ComparisonFacts(Facts):
 
 
 class Comparison(Handle):
-    """``comparison.html`` and ``comparison.json``: a candidate against a baseline."""
+    """``comparison.html``, ``comparison.json`` and ``summary.md`` of two models or more;
+    ``blind.html``, a blind test of them, and ``blind_key.json``, who is who in it."""
 
     kind, facts_type = "comparison", ComparisonFacts
     facts: ComparisonFacts

@@ -30,7 +30,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
@@ -251,6 +251,11 @@ class Run:
         if self.is_main:
             self._append("metrics.jsonl", {"step": step, **values})
             self._tracker.log(step, values)
+
+    def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Rows for whoever looks at them in W&B, where it is on (rank 0)."""
+        if self.is_main:
+            self._tracker.table(name, rows)
 
     def finish(self, facts: Mapping[str, Any]) -> None:
         """Declare the files in ``result/`` complete (rank 0)."""

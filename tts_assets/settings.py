@@ -168,6 +168,7 @@ class Settings(Config):
                     f"{name!r} names an sft and an rlhf recipe, and both would be serving/{name}; "
                     f"rename one, for example rlhf.{name}_grpo"
                 )
+        self.evaluation.check_recipes({*self.sft, *self.rlhf}, set(self.rlhf))
         return self
 
 

@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -86,6 +86,10 @@ class Tracker:
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self._guarded(self._log, step, values)
 
+    def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Rows as a table of W&B; a row without a key has an empty cell."""
+        self._guarded(self._table, name, rows)
+
     def close(self, failed: bool) -> None:
         """Until all is on disk or, online, uploaded."""
         if self._run is not None:
@@ -93,12 +97,24 @@ class Tracker:
             self._run = None
 
     def _log(self, step: int, values: Mapping[str, float]) -> None:
+        self._open_once()
+        if self._run is not None:
+            self._run.log({"step": step, **values})
+
+    def _table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        self._open_once()
+        if self._run is not None:
+            import wandb
+
+            columns: list[str | int] = list(dict.fromkeys(key for row in rows for key in row))
+            data = [[row.get(str(column)) for column in columns] for row in rows]
+            self._run.log({name: wandb.Table(columns=columns, data=data)})
+
+    def _open_once(self) -> None:
         if not self._opened:
             self._opened = True
             if (self.run_dir / CONFIG_FILE).is_file():
                 self._run = self._open(RunCard.from_json(self.run_dir / CONFIG_FILE))
-        if self._run is not None:
-            self._run.log({"step": step, **values})
 
     def _open(self, card: RunCard) -> Any:
         folder = self.run_dir / FOLDER

@@ -154,3 +154,25 @@ def test_one_process_a_gpu(
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert Compute.model_validate(compute).shape("sft").processes == processes
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "message"),
+    [
+        (
+            {"comparisons": {"x": {"models": ["announcer", "nobody"]}}},
+            "names 'nobody', which is no",
+        ),
+        ({"comparisons": {"x": {"models": ["announcer"] * 2}}}, "names a model twice"),
+        (
+            {"comparisons": {"announcer_grpo": {"models": ["announcer", "announcer_grpo"]}}},
+            "choose another name",
+        ),
+        ({"suites": {"x": {"path": "x.jsonl", "recipes": ["nobody"]}}}, "suites.x.recipes names"),
+        ({"suites": {"main": {"path": "x.jsonl"}}}, "the name is taken"),
+        ({"gates": {"incumbent": "nobody"}}, "gates.incumbent names 'nobody'"),
+    ],
+)
+def test_evaluation_names_recipes_that_exist(evaluation: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load({"evaluation": evaluation})

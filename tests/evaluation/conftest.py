@@ -10,10 +10,11 @@ import pytest
 from tests.speaking import Speaking, publish_all
 from tts_assets.artifacts import ArtifactStore
 from tts_assets.audio import Clip
-from tts_assets.evaluation.config import EvaluationConfig, LineageRow
+from tts_assets.evaluation.clips import write_flac
+from tts_assets.evaluation.config import EvaluationConfig, EvaluationProgram, LineageRow
+from tts_assets.evaluation.measuring import Gauge, Spoken
+from tts_assets.evaluation.metrics.metric import Setting
 from tts_assets.evaluation.report import write_report
-from tts_assets.evaluation.results import SampleResult
-from tts_assets.evaluation.scoring import Scorer, write_flac
 from tts_assets.evaluation.suite import SuiteText
 
 SENTENCES = ("agent-newlocation", "check-number-dial-again", "conf-invalid")
@@ -37,17 +38,38 @@ def speaking(tmp_path_factory: pytest.TempPathFactory, absolute_clips: Path) -> 
     return publish_all(ArtifactStore(tmp_path_factory.mktemp("storage")), absolute_clips)
 
 
+def program_of(name: str, **values: object) -> EvaluationProgram:
+    """What a report of that name is told, with real clips' pace."""
+    given: dict[str, object] = {
+        "run_dir": Path(),
+        "evaluation": EvaluationConfig(suite=Path("suite.jsonl")),
+        "serving_model": Path(),
+        "suite": Path(),
+        "references": (),
+        "lineage": (LINEAGE,),
+    }
+    return EvaluationProgram.model_validate({"name": name, **given, **values})
+
+
+@pytest.fixture(scope="session")
+def setting(clips: Path) -> Setting:
+    return Setting(
+        EvaluationConfig(suite=Path("suite.jsonl")),
+        references=(clips / "audio" / "agent-incorrect.g722",),
+        characters_per_second=14.0,
+    )
+
+
 @pytest.fixture(scope="session")
 def report(
     recordings: dict[str, tuple[str, Clip]],
-    clips: Path,
+    setting: Setting,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     """A report of three recordings as syntheses: two under their texts, one under another's."""
     folder = tmp_path_factory.mktemp("report")
-    config = EvaluationConfig(suite=Path("suite.jsonl"))
-    scorer = Scorer(config, [clips / "audio" / "agent-incorrect.g722"])
-    samples: list[SampleResult] = []
+    gauge = Gauge(setting, folder.parent / "metrics.sqlite")
+    spoken = []
     for number, key in enumerate(SENTENCES):
         said, clip = recordings[key]
         if number == 2:
@@ -55,7 +77,7 @@ def report(
         audio = folder / "audio" / f"{key}-42.flac"
         write_flac(audio, clip.wave, clip.rate)
         category = "wrong" if number == 2 else "right"
-        text = SuiteText(id=key, category=category, text=said)
-        samples.append(scorer.score(text, 42, audio, ended=True))
-    write_report(folder, "recordings", samples, config, [LINEAGE])
+        text = SuiteText(id=key, category=category, text=said, language="en")
+        spoken.append(Spoken(text, 42, None, audio, ended=True))
+    write_report(folder, program_of("recordings"), gauge.measure(spoken))
     return folder

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -24,10 +25,12 @@ from tts_assets.compute import Shape
 from tts_assets.evaluation.assets import build_assets
 from tts_assets.evaluation.config import EvaluationConfig
 from tts_assets.evaluation.lineage import lineage
+from tts_assets.evaluation.results import read_samples
 from tts_assets.partitions import corpus_partitions
 from tts_assets.sft.config import SftRecipe
 
-CHECKS = {"every_text_is_accounted_for", "suite_is_held_out"}
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "suites"
+CHECKS = {"every_text_is_accounted_for", "suite_is_held_out", "metrics_did_not_fail"}
 
 
 @pytest.fixture
@@ -38,20 +41,24 @@ def instance() -> Iterator[DagsterInstance]:
 
 
 def run(
-    instance: DagsterInstance, speaking: Speaking, folder: Path, texts: list[str]
+    instance: DagsterInstance,
+    speaking: Speaking,
+    folder: Path,
+    texts: list[str],
+    select: Sequence[str] = ("evaluation_suite", "report/tiny"),
+    **options: object,
 ) -> ExecuteInProcessResult:
     rows = [{"id": f"t{n}", "category": "c", "text": text} for n, text in enumerate(texts)]
     (folder / "suite.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    evaluation = EvaluationConfig(
-        suite=Path("suite.jsonl"), references=1, sampling=SAMPLING, window_seconds=5
-    )
+    given = {"suite": "suite.jsonl", "references": 1, "window_seconds": 5}
+    evaluation = EvaluationConfig.model_validate({**given, "sampling": SAMPLING, **options})
     recipe = SftRecipe.model_validate({"base": {"llama": {}}, "corpora": {"clips": 1}, "steps": 1})
     root = str(speaking.store.root)
     upstream = [
         AssetSpec(["serving", "tiny"]),
         AssetSpec("code_arrays", partitions_def=corpus_partitions),
     ]
-    job = define_asset_job("evaluate", ["evaluation_suite", "report/tiny"])
+    job = define_asset_job("evaluate", select)
     definitions = Definitions(
         assets=[
             *upstream,
@@ -98,7 +105,40 @@ def test_a_suite_that_was_trained_on_is_told(
     assert checks(result) == {
         "every_text_is_accounted_for": True,
         "suite_is_held_out": False,
+        "metrics_did_not_fail": True,
     }
+
+
+@pytest.mark.slow
+def test_a_second_suite_with_unseen_speakers(
+    instance: DagsterInstance, speaking: Speaking, tmp_path: Path
+) -> None:
+    shutil.copytree(EXAMPLES / "prompts", tmp_path / "prompts")
+    lines = (EXAMPLES / "unseen_speakers.jsonl").read_text().splitlines()[:2]
+    (tmp_path / "voices.jsonl").write_text("\n".join(lines))
+    result = run(
+        instance,
+        speaking,
+        tmp_path,
+        ["four three"],
+        ["suite/voices", "report/tiny/voices"],
+        suites={"voices": {"path": "voices.jsonl"}},
+        temperatures=[1.5],
+        temperature_texts=1,
+        gates={"wer": 0.02},
+    )
+    assert result.success
+    assert checks(result) == dict.fromkeys([*CHECKS, "wer_gate"], True)
+    report = speaking.store.current("report/tiny/voices", UNPARTITIONED)
+    assert report.facts.suite == "voices"
+    assert report.facts.metrics["real_time_factor"] > 0
+    assert len(read_samples(report.path)) == 2
+    (warm,) = read_samples(report.path, "temperatures.jsonl")
+    assert warm.temperature == 1.5
+    assert warm.audio is not None and (report.path / warm.audio).is_file()
+    events = result.get_asset_materialization_events()
+    (numbers,) = [e.materialization.metadata for e in events if "metrics/wer" in str(e)]
+    assert numbers["metrics/wer_low"].value <= numbers["metrics/wer_high"].value
 
 
 def test_lineage_names_what_is_no_longer_stored(speaking: Speaking, tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.speaking import Speaking
-from tts_assets.evaluation.assets import reference_clips
 from tts_assets.evaluation.config import EvaluationConfig, EvaluationProgram
+from tts_assets.evaluation.corpus_voices import reference_clips
 from tts_assets.evaluation.evaluate import main
 from tts_assets.evaluation.results import read_samples
 from tts_assets.evaluation.suite import SuiteText, write_suite

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from tts_assets.config import ConfigError
-from tts_assets.evaluation.suite import SuiteText, known_texts, read_suite
+from tts_assets.evaluation.suite import (
+    SuiteText,
+    audio_digests,
+    known_texts,
+    read_suite,
+    write_suite,
+)
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -45,3 +52,65 @@ def test_a_bad_suite_is_refused(tmp_path: Path, lines: list[str], message: str) 
     path.write_text("\n".join(lines))
     with pytest.raises(ConfigError, match=message):
         read_suite(path)
+
+
+PROMPT = EXAMPLES / "suites" / "prompts" / "carlo_flora.g722"
+
+
+def meta_lst(folder: Path, *lines: str) -> Path:
+    """A list as Seed-TTS-eval has them, with one prompt."""
+    shutil.copytree(PROMPT.parent, folder / "prompt-wavs")
+    path = folder / "meta.lst"
+    path.write_text("".join(line + "\n" for line in lines))
+    return path
+
+
+def test_a_list_of_seed_tts_eval(tmp_path: Path) -> None:
+    wav = "prompt-wavs/carlo_flora.g722"
+    path = meta_lst(
+        tmp_path, f"a-1|Prego riprovare.|{wav}|One two.", f"a-2|Prego.|{wav}|Three.|{wav}"
+    )
+    first, second = read_suite(path, "en")
+    assert (first.id, first.category, first.text) == ("a-1", "en", "One two.")
+    assert (first.prompt_text, first.reference_wav) == ("Prego riprovare.", None)
+    assert first.prompt_wav == tmp_path / wav == second.reference_wav
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("a|Prego.|prompt-wavs/carlo_flora.g722", "meta.lst:1: 3 fields; write name"),
+        ("a|Prego.|prompt-wavs/none.wav|One.", "meta.lst:1: .*no such file"),
+        ("a||prompt-wavs/carlo_flora.g722|One.", "4 fields; write"),
+    ],
+)
+def test_a_bad_list_is_refused(tmp_path: Path, line: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        read_suite(meta_lst(tmp_path, line))
+
+
+def test_a_written_suite_takes_its_audio_along(tmp_path: Path) -> None:
+    texts = read_suite(EXAMPLES / "suites" / "unseen_speakers.jsonl")
+    (tmp_path / "made").mkdir()
+    write_suite(tmp_path / "made" / "suite.jsonl", texts)
+    moved = (tmp_path / "made").rename(tmp_path / "moved")
+    again = read_suite(moved / "suite.jsonl")
+    assert audio_digests(again) == audio_digests(texts)
+    assert len(list((moved / "wavs").iterdir())) == 3
+    assert all(t.prompt_wav and t.prompt_wav.is_relative_to(moved) for t in again)
+
+
+@pytest.mark.parametrize(
+    ("name", "categories"),
+    [
+        ("numerals", 6),
+        ("tongue_twisters", 4),
+        ("long_paragraphs", 3),
+        ("questions", 5),
+        ("languages", 5),
+        ("unseen_speakers", 3),
+    ],
+)
+def test_example_suites(name: str, categories: int) -> None:
+    texts = read_suite(EXAMPLES / "suites" / f"{name}.jsonl")
+    assert len({text.category for text in texts}) == categories

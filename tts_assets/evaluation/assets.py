@@ -1,12 +1,15 @@
-"""Evaluation as Dagster sees it: the suite, ``report/<recipe>`` and ``comparison/<recipe>``."""
+"""Evaluation as Dagster sees it: suites, ``report/<recipe>`` and ``comparison/<name>``.
 
-import json
-from collections.abc import Iterable, Mapping
+The suite of ``[evaluation]`` is ``evaluation_suite``, its reports ``report/<recipe>``; one of
+``[evaluation.suites.<name>]`` is ``suite/<name>``, and ``report/<recipe>/<name>``.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dagster import (
-    AssetCheckResult,
     AssetChecksDefinition,
     AssetExecutionContext,
     AssetIn,
@@ -16,14 +19,12 @@ from dagster import (
     Output,
     ResourceParam,
     asset,
-    asset_check,
 )
 
 from resources.artifact_store import ArtifactStoreResource
 from resources.launcher import Launcher, Program
 from tts_assets.artifacts import (
     Build,
-    CodeArrays,
     Comparison,
     EvaluationSuite,
     Report,
@@ -31,16 +32,35 @@ from tts_assets.artifacts import (
     sha256_file,
 )
 from tts_assets.compute import Shape
-from tts_assets.evaluation.config import EvaluationConfig, EvaluationProgram
+from tts_assets.evaluation.checks import report_checks
+from tts_assets.evaluation.config import (
+    MAIN,
+    ComparisonConfig,
+    EvaluationConfig,
+    EvaluationProgram,
+)
+from tts_assets.evaluation.corpus_voices import expected_rate, named_speakers, reference_clips
+from tts_assets.evaluation.history import earlier_reports
 from tts_assets.evaluation.lineage import lineage
-from tts_assets.evaluation.suite import SUITE_FILE, known_texts, read_suite, write_suite
+from tts_assets.evaluation.suite import SUITE_FILE, audio_digests, read_suite, write_suite
 from tts_assets.partitions import code_arrays_of
 from tts_assets.plots import bars
 from tts_assets.rlhf.config import RlhfRecipe
 from tts_assets.sft.config import SftRecipe
 
-CODE_VERSION = "1"
+SUITE_VERSION = "1"
+CODE_VERSION = "2"
 Built = AssetsDefinition | AssetChecksDefinition
+
+
+@dataclass(frozen=True)
+class Examined:
+    """A recipe whose serving model says the suites; ``prompts``: files of texts that RLHF
+    trained on."""
+
+    name: str
+    corpora: tuple[str, ...]
+    prompts: tuple[Path, ...] = ()
 
 
 def build_assets(
@@ -50,36 +70,61 @@ def build_assets(
     root: Path,
     shape: Shape,
 ) -> list[Built]:
-    """The suite, a report for every recipe, and a comparison of every RLHF recipe with its base.
+    """The suites, a report for every recipe on each, a comparison of every RLHF recipe with its
+    base, and those that the configuration names.
 
     ``root``: the folder that relative paths of the configuration start from.
     """
-    built: list[Built] = [suite_asset(evaluation, root)]
-    for name, recipe in sft.items():
-        built += report_assets(name, recipe.corpora, [], evaluation, root, shape)
+    examined = [Examined(name, tuple(recipe.corpora)) for name, recipe in sft.items()]
     for name, aligned in rlhf.items():
-        prompts = [root / aligned.prompts.texts] if aligned.prompts.texts else []
-        corpora = sft[aligned.base].corpora
-        built += report_assets(name, corpora, prompts, evaluation, root, shape)
-        built.append(comparison_asset(name, aligned.base, evaluation))
+        prompts = (root / aligned.prompts.texts,) if aligned.prompts.texts else ()
+        examined.append(Examined(name, tuple(sft[aligned.base].corpora), prompts))
+    built: list[Built] = []
+    for suite in (MAIN, *evaluation.suites):
+        built.append(suite_asset(suite, evaluation.for_suite(suite), root))
+        chosen = evaluation.suites[suite].recipes if suite != MAIN else ()
+        for recipe in examined:
+            if not chosen or recipe.name in chosen:
+                built += report_assets(recipe, suite, evaluation.for_suite(suite), root, shape)
+    for name, aligned in rlhf.items():
+        pair = ComparisonConfig(models=(aligned.base, name))
+        built.append(comparison_asset(name, pair, evaluation))
+    for name, comparison in evaluation.comparisons.items():
+        built.append(comparison_asset(name, comparison, evaluation))
     return built
 
 
-def suite_asset(evaluation: EvaluationConfig, root: Path) -> AssetsDefinition:
+def suite_key(suite: str) -> AssetKey:
+    return AssetKey("evaluation_suite") if suite == MAIN else AssetKey(["suite", suite])
+
+
+def report_key(recipe: str, suite: str = MAIN) -> AssetKey:
+    return AssetKey(["report", recipe] if suite == MAIN else ["report", recipe, suite])
+
+
+def suite_asset(name: str, evaluation: EvaluationConfig, root: Path) -> AssetsDefinition:
     source = root / evaluation.suite
 
     @asset(
+        key=suite_key(name),
         group_name="evaluation",
-        code_version=CODE_VERSION,
+        code_version=SUITE_VERSION,
         kinds={"json"},
-        description="The fixed texts that every model is asked to say, in categories.",
+        description="Fixed texts that models are asked to say, in categories"
+        + ("." if name == MAIN else f": {evaluation.suite.name}."),
     )
-    def evaluation_suite(
+    def suite(
         context: AssetExecutionContext, store: ArtifactStoreResource
     ) -> Output[EvaluationSuite]:
         texts = read_suite(source, evaluation.language)
-        config = {"source": sha256_file(source), "language": evaluation.language}
-        build = Build("evaluation_suite", {}, config, CODE_VERSION)
+        config: dict[str, Any] = {
+            "source": sha256_file(source),
+            "language": evaluation.language,
+        }
+        if audio := audio_digests(texts):
+            config["audio"] = audio
+        asset_name = "/".join(suite_key(name).path)
+        build = Build(asset_name, {}, config, SUITE_VERSION)
 
         def run(work: Path) -> dict[str, Any]:
             write_suite(work / "result" / SUITE_FILE, texts)
@@ -89,30 +134,29 @@ def suite_asset(evaluation: EvaluationConfig, root: Path) -> AssetsDefinition:
 
         return store.materialize(context, EvaluationSuite, build, run)
 
-    return evaluation_suite
+    return suite
 
 
 def report_assets(
-    name: str,
-    corpora: Iterable[str],
-    prompts: list[Path],
-    evaluation: EvaluationConfig,
-    root: Path,
-    shape: Shape,
+    recipe: Examined, suite_name: str, evaluation: EvaluationConfig, root: Path, shape: Shape
 ) -> list[Built]:
-    """``report/<name>`` and its checks. ``prompts``: files of texts that RLHF trained on."""
+    """``report/<recipe>`` or ``report/<recipe>/<suite>``, and its checks."""
+    name = recipe.name
+    key = report_key(name, suite_name)
+    on_suite = "" if suite_name == MAIN else f" on the suite {suite_name}"
 
     @asset(
-        key=["report", name],
+        key=key,
         group_name="evaluation",
         ins={
             "serving": AssetIn(key=AssetKey(["serving", name])),
-            "suite": AssetIn(key="evaluation_suite"),
-            "arrays": code_arrays_of(corpora),
+            "suite": AssetIn(key=suite_key(suite_name)),
+            "arrays": code_arrays_of(recipe.corpora),
         },
         code_version=CODE_VERSION,
         kinds={"html", "whisper"},
-        description=f"What {name} sounds like: word errors, naturalness, likeness, players.",
+        description=f"What {name} sounds like{on_suite}: word errors, naturalness, likeness, "
+        "players.",
     )
     def report(
         context: AssetExecutionContext,
@@ -122,157 +166,104 @@ def report_assets(
         suite: EvaluationSuite,
         arrays: Any,
     ) -> Output[Report]:
+        from tts_assets.evaluation.metrics.registry import metrics_of
+
         inputs = {"serving": serving, "suite": suite, "arrays": arrays}
-        config = evaluation.model_dump(mode="json", exclude={"suite"})
-        build = Build(f"report/{name}", inputs, config, CODE_VERSION)
+        given = evaluation
+        if evaluation.utmos is not None:
+            given = evaluation.model_copy(update={"utmos": root / evaluation.utmos})
+        config = given.determining() | {
+            "versions": {metric.name: metric.version for metric in metrics_of(given)}
+        }
+        if given.utmos is not None and given.utmos.is_file():
+            config["utmos"] = sha256_file(given.utmos)
+        build = Build("/".join(key.path), inputs, config, CODE_VERSION)
 
         def run(work: Path) -> dict[str, Any]:
+            texts = read_suite(suite.path / SUITE_FILE, given.language)
             program = EvaluationProgram(
                 run_dir=work,
                 name=name,
-                evaluation=evaluation,
+                suite_name=suite_name,
+                evaluation=given,
                 serving_model=serving.path,
                 suite=suite.path / SUITE_FILE,
-                references=reference_clips(arrays, evaluation.references),
+                references=reference_clips(arrays, given.references),
+                speakers=named_speakers(arrays, texts, given.references),
+                characters_per_second=expected_rate(arrays, given.language),
+                cache=store.store.cache("evaluation"),
                 lineage=lineage(store.store, [suite, *arrays.values(), serving]),
+                earlier=earlier_reports(store.store, build),
             )
             module = "tts_assets.evaluation.evaluate"
             return launcher.run(context, Program(module, program, shape)).facts
 
         return store.materialize(context, Report, build, run, describe_report)
 
-    return [report, *report_checks(report, name, corpora, prompts, evaluation)]
-
-
-def report_checks(
-    report: AssetsDefinition,
-    name: str,
-    corpora: Iterable[str],
-    prompts: list[Path],
-    evaluation: EvaluationConfig,
-) -> list[AssetChecksDefinition]:
-    suite_in = AssetIn(key="evaluation_suite")
-
-    @asset_check(
-        asset=report,
-        additional_ins={"suite": suite_in},
-        blocking=True,
-        description="Texts of the suite x seeds = syntheses in the report.",
-    )
-    def every_text_is_accounted_for(report: Report, suite: EvaluationSuite) -> AssetCheckResult:
-        asked = {(t.id, seed) for t in suite_texts(suite, evaluation) for seed in evaluation.seeds}
-        rows = [json.loads(line) for line in read_lines(report.path / "samples.jsonl")]
-        scored = {(row["id"], row["seed"]) for row in rows}
-        missing = [list(key) for key in sorted(asked - scored)]
-        return AssetCheckResult(
-            passed=asked == scored and len(rows) == len(asked),
-            metadata={"asked": len(asked), "scored": len(rows), "missing": missing},
-        )
-
-    @asset_check(
-        asset=report,
-        additional_ins={"suite": suite_in, "arrays": code_arrays_of(corpora)},
-        blocking=True,
-        description="No text of the suite was trained on.",
-    )
-    def suite_is_held_out(report: Report, suite: EvaluationSuite, arrays: Any) -> AssetCheckResult:
-        trained = [sample["transcript"] for sample in samples_of(arrays, "train")]
-        trained += [line for path in prompts for line in read_lines(path)]
-        known = known_texts(suite_texts(suite, evaluation), trained, evaluation.language)
-        return AssetCheckResult(
-            passed=not known,
-            metadata={"trained_on": len(trained), "known": [text.id for text in known]},
-        )
-
-    return [every_text_is_accounted_for, suite_is_held_out]
+    return [
+        report,
+        *report_checks(report, suite_key(suite_name), recipe.corpora, recipe.prompts, evaluation),
+    ]
 
 
 def comparison_asset(
-    name: str, baseline_name: str, evaluation: EvaluationConfig
+    name: str, comparison: ComparisonConfig, evaluation: EvaluationConfig
 ) -> AssetsDefinition:
+    models = comparison.models
+
     @asset(
         key=["comparison", name],
         group_name="evaluation",
         ins={
-            "baseline": AssetIn(key=AssetKey(["report", baseline_name])),
-            "candidate": AssetIn(key=AssetKey(["report", name])),
+            f"report_{place}": AssetIn(key=report_key(model)) for place, model in enumerate(models)
         },
         code_version=CODE_VERSION,
         kinds={"html"},
-        description=f"{baseline_name} and {name} side by side, with a paired bootstrap interval.",
+        description=f"{', '.join(models)} side by side, with paired bootstrap intervals, and a "
+        "blind test of them.",
     )
-    def comparison(
-        context: AssetExecutionContext,
-        store: ArtifactStoreResource,
-        baseline: Report,
-        candidate: Report,
+    def compared(
+        context: AssetExecutionContext, store: ArtifactStoreResource, **inputs: Any
     ) -> Output[Comparison]:
-        inputs = {"baseline": baseline, "candidate": candidate}
-        build = Build(f"comparison/{name}", inputs, {}, CODE_VERSION)
+        reports = {model: inputs[f"report_{place}"] for place, model in enumerate(models)}
+        config = {"models": models, "blind_trials": comparison.blind_trials}
+        build = Build(f"comparison/{name}", reports, config, CODE_VERSION)
 
         def run(work: Path) -> dict[str, Any]:
             from tts_assets.evaluation.compare import compare
 
             return compare(
-                baseline.path,
-                candidate.path,
-                (baseline_name, name),
-                evaluation.language,
-                lineage(store.store, [baseline, candidate]),
+                {model: report.path for model, report in reports.items()},
+                evaluation,
+                lineage(store.store, reports.values()),
                 work / "result",
+                comparison.blind_trials,
             )
 
         return store.materialize(context, Comparison, build, run, describe_comparison)
 
-    return comparison
-
-
-def reference_clips(arrays: Mapping[str, CodeArrays], count: int) -> tuple[Path, ...]:
-    """The longest validation clips (training clips where there are none): the speaker's voice."""
-    samples = samples_of(arrays, "val") or samples_of(arrays, "train")
-    longest = sorted(samples, key=lambda sample: (-sample["duration"], sample["id"]))[:count]
-    clips = tuple(Path(sample["wav_path"]) for sample in longest)
-    for clip in clips:
-        if not clip.is_file():
-            raise FileNotFoundError(
-                f"{clip}, a clip of code_arrays, is gone: put it back, or materialize raw_corpus "
-                "and what follows again"
-            )
-    return clips
-
-
-def samples_of(arrays: Mapping[str, CodeArrays], split: str) -> list[dict[str, Any]]:
-    return [
-        json.loads(line)
-        for handle in arrays.values()
-        for line in read_lines(handle.path / f"{split}_samples.jsonl")
-    ]
-
-
-def suite_texts(suite: EvaluationSuite, evaluation: EvaluationConfig) -> list[Any]:
-    return list(read_suite(suite.path / SUITE_FILE, evaluation.language))
-
-
-def read_lines(path: Path) -> list[str]:
-    return [line for line in path.read_text().splitlines() if line.strip()]
+    return compared
 
 
 def describe_report(report: Report) -> dict[str, Any]:
     """Where to read and hear it, and its word errors as a picture."""
     from tts_assets.evaluation.report import NOTEBOOK_FILE, PAGE_FILE
 
-    total = json.loads((report.path / "report.json").read_text())["total"]
     picture = bars(report.facts.wer_by_category, x_label="word errors, %")
-    numbers = ("wer_low", "wer_high", "cer", "perfect", "dnsmos_overall", "unscored", "cut_off")
     return {
         "listen": MetadataValue.notebook(str(report.path / NOTEBOOK_FILE)),
         "page": MetadataValue.path(str(report.path / PAGE_FILE)),
         "word_errors": MetadataValue.md(f"![word errors]({picture})"),
-        **{name: total[name] for name in numbers},
     }
 
 
 def describe_comparison(comparison: Comparison) -> dict[str, Any]:
-    from tts_assets.evaluation.compare import PAGE_FILE
+    """Where to read, hear and vote, and the summary in words."""
+    from tts_assets.evaluation import blind
+    from tts_assets.evaluation.compare import PAGE_FILE, SUMMARY_FILE
 
-    return {"page": MetadataValue.path(str(comparison.path / PAGE_FILE))}
+    return {
+        "page": MetadataValue.path(str(comparison.path / PAGE_FILE)),
+        "blind_test": MetadataValue.path(str(comparison.path / blind.PAGE_FILE)),
+        "summary": MetadataValue.md((comparison.path / SUMMARY_FILE).read_text()),
+    }

@@ -1,173 +1,225 @@
-"""Two models on the same suite: who makes fewer errors, and is the difference more than luck?
+"""Any number of models on the same suite: who is better in what, and is it more than luck?
 
 The pairs are texts: each bootstrap resample draws the same texts for both models, so that what
-makes a text hard cancels out.
+makes a text hard cancels out. The first model is the baseline.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from tts_assets.config import Config, canonical_json
-from tts_assets.evaluation.config import LineageRow
+from tts_assets.config import canonical_json
+from tts_assets.evaluation.blind import write_blind_test
+from tts_assets.evaluation.clips import Embedder
+from tts_assets.evaluation.config import EvaluationConfig, LineageRow
+from tts_assets.evaluation.metrics.metric import Column
+from tts_assets.evaluation.metrics.registry import columns_of
 from tts_assets.evaluation.page import Heard, RangeMark, heard, range_mark, render, scale_end
 from tts_assets.evaluation.results import (
+    TEMPERATURES_FILE,
+    Difference,
+    Figures,
     SampleResult,
     by_category,
-    counts_by_text,
+    difference,
     figures,
     read_samples,
 )
-from tts_assets.hearing.text_match import Interval, difference_interval
+from tts_assets.evaluation.summary import summary
+from tts_assets.hearing.text_match import Interval
 
 PAGE_FILE = "comparison.html"
 FIGURES_FILE = "comparison.json"
+SUMMARY_FILE = "summary.md"
 ALL = "all"
 
-
-class Difference(Config):
-    """Word error rates of a set of texts; negative differences favour the candidate."""
-
-    category: str
-    texts: int
-    baseline: float
-    candidate: float
-    difference: float
-    low: float
-    high: float
-
-    @property
-    def certain(self) -> bool:
-        """Whether the 95 % interval leaves out zero."""
-        return self.low > 0 or self.high < 0
+Pairs = dict[tuple[str, str], dict[str, Difference]]
+"""By (baseline, candidate) and column."""
 
 
 @dataclass(frozen=True)
-class Pair:
-    """The same text and seed, said by both."""
+class Model:
+    """One of the models: its samples in the baseline's order, and its figures."""
 
-    baseline: Heard
-    candidate: Heard
+    name: str
+    folder: Path
+    samples: list[SampleResult]
+    figures: Figures
 
 
 @dataclass(frozen=True)
 class Row:
-    difference: Difference
-    mark: RangeMark
+    """The word errors of a kind of text: of each model, and the change from the first."""
+
+    category: str
+    texts: int
+    values: tuple[float, ...]
+    changes: tuple[tuple[Difference, RangeMark], ...]
 
 
 class ComparisonError(ValueError):
-    """Two reports that cannot be compared: the message says why."""
+    """Reports that cannot be compared: the message says why."""
 
 
 def compare(
-    baseline: Path,
-    candidate: Path,
-    names: tuple[str, str],
-    language: str,
+    reports: Mapping[str, Path],
+    config: EvaluationConfig,
     lineage: Sequence[LineageRow],
     result: Path,
+    blind_trials: int = 10,
 ) -> dict[str, Any]:
-    """Compare the report folders and write page and numbers; returns the artifact's facts."""
-    before, after = paired(read_samples(baseline), read_samples(candidate))
-    differences = all_differences(before, after)
-    total = differences[-1]
-    pairs = [
-        Pair(heard(baseline, a, language), heard(candidate, b, language))
-        for a, b in zip(before, after, strict=True)
-    ]
-    groups = {
-        category: [pair for pair in pairs if pair.baseline.sample.category == category]
-        for category in by_category(before)
+    """Compare the report folders and write pages and numbers; returns the artifact's facts."""
+    columns = columns_of(config)
+    models = read_models(reports, columns)
+    pairs: Pairs = {
+        (a.name, b.name): differences(a.samples, b.samples, columns)
+        for a, b in combinations(models, 2)
     }
-    page = comparison_page(names, differences, groups, lineage)
+    rows = category_rows(models, columns)
+    said = summary([(model.name, model.figures) for model in models], pairs, columns)
+    page = comparison_page(models, columns, pairs, rows, said, lineage)
     (result / PAGE_FILE).write_text(page)
-    facts = {
-        "baseline": names[0],
-        "candidate": names[1],
-        "wer_baseline": total.baseline,
-        "wer_candidate": total.candidate,
-        "wer_difference": total.difference,
-        "ci_low": total.low,
-        "ci_high": total.high,
-    }
-    values = {**facts, "categories": {d.category: d for d in differences}}
-    (result / FIGURES_FILE).write_text(canonical_json(values) + "\n")
+    (result / SUMMARY_FILE).write_text("".join(f"- {sentence}\n" for sentence in said))
+    write_blind_test(result, [(m.name, m.folder, m.samples) for m in models], blind_trials)
+    facts = facts_of(models, pairs)
+    (result / FIGURES_FILE).write_text(canonical_json(numbers(models, pairs, rows, facts)) + "\n")
     return facts
 
 
-def paired(
+def read_models(reports: Mapping[str, Path], columns: Sequence[Column]) -> list[Model]:
+    """Raises :class:`ComparisonError` unless all said the same texts with the same seeds."""
+    models: list[Model] = []
+    for name, folder in reports.items():
+        samples = read_samples(folder)
+        if models:
+            samples = in_order(models[0].samples, samples)
+        models.append(Model(name, folder, samples, figures(samples, columns)))
+    return models
+
+
+def in_order(
     baseline: Sequence[SampleResult], candidate: Sequence[SampleResult]
-) -> tuple[list[SampleResult], list[SampleResult]]:
-    """Both in the baseline's order; raises :class:`ComparisonError` unless they said the same."""
-    after = {(sample.id, sample.text, sample.seed): sample for sample in candidate}
-    before = {(sample.id, sample.text, sample.seed): sample for sample in baseline}
-    if differing := sorted(set(before) ^ set(after)):
+) -> list[SampleResult]:
+    """The candidate's samples in the baseline's order."""
+    after = {sample.key: sample for sample in candidate}
+    before = [sample.key for sample in baseline]
+    if differing := sorted(set(before) ^ set(after), key=str):
         raise ComparisonError(
             f"the two reports are not of the same suite and seeds ({len(differing)} texts differ, "
             f"the first is {differing[0][0]!r}): materialize both reports again"
         )
-    return list(before.values()), [after[key] for key in before]
+    return [after[key] for key in before]
 
 
-def all_differences(
-    before: Sequence[SampleResult], after: Sequence[SampleResult]
-) -> list[Difference]:
-    """One for each category, then one for all texts."""
-    candidates = by_category(after)
-    each = [
-        difference(category, rows, candidates[category])
-        for category, rows in by_category(before).items()
+def differences(
+    baseline: Sequence[SampleResult], candidate: Sequence[SampleResult], columns: Sequence[Column]
+) -> dict[str, Difference]:
+    """By column, of those of which both have values."""
+    found = {column.name: difference(baseline, candidate, column) for column in columns}
+    return {name: pair for name, pair in found.items() if pair is not None}
+
+
+def category_rows(models: Sequence[Model], columns: Sequence[Column]) -> list[Row]:
+    """The word errors of each kind, then of all texts."""
+    (words,) = (column for column in columns if column.name == "wer")
+    groups = [by_category(model.samples) | {ALL: model.samples} for model in models]
+    found = []
+    for category, first in groups[0].items():
+        changes = [difference(first, group[category], words) for group in groups[1:]]
+        known = [change for change in changes if change is not None]
+        values = tuple(figures(group[category], [words]).metrics["wer"].value for group in groups)
+        found.append((category, len({s.id for s in first}), values, known))
+    end = scale_end([abs(x) for *_, known in found for d in known for x in (d.low, d.high)])
+    return [
+        Row(category, texts, values, tuple((d, mark(d, end)) for d in known))
+        for category, texts, values, known in found
     ]
-    return [*each, difference(ALL, before, after)]
 
 
-def difference(
-    category: str, before: Sequence[SampleResult], after: Sequence[SampleResult]
-) -> Difference:
-    interval = difference_interval(*counts_by_text(before), *counts_by_text(after))
-    a, b = figures(before), figures(after)
-    return Difference(
-        category=category,
-        texts=a.texts,
-        baseline=a.wer,
-        candidate=b.wer,
-        difference=b.wer - a.wer,
-        low=interval.low,
-        high=interval.high,
-    )
+def mark(change: Difference, end: float) -> RangeMark:
+    return range_mark(change.difference, Interval(change.low, change.high), -end, end)
 
 
 def comparison_page(
-    names: tuple[str, str],
-    differences: Sequence[Difference],
-    groups: dict[str, list[Pair]],
+    models: Sequence[Model],
+    columns: Sequence[Column],
+    pairs: Pairs,
+    rows: Sequence[Row],
+    said: Sequence[str],
     lineage: Sequence[LineageRow],
 ) -> str:
-    end = scale_end([abs(bound) for d in differences for bound in (d.low, d.high)])
-    rows = [
-        Row(d, range_mark(d.difference, Interval(d.low, d.high), -end, end)) for d in differences
+    others = [read_samples(model.folder, TEMPERATURES_FILE) for model in models]
+    every = [
+        model.folder / sample.audio
+        for model, own in zip(models, others, strict=True)
+        for sample in [*model.samples, *own]
+        if sample.audio
     ]
+    embed = Embedder(every)
+    said_by = [side_by_side(models, [model.samples for model in models], embed)]
+    if all(others):
+        aligned = [others[0], *(in_order(others[0], own) for own in others[1:])]
+        said_by.append(side_by_side(models, aligned, embed))
     return render(
         "comparison.html.j2",
-        title=f"{names[0]} and {names[1]}: comparison",
-        baseline=names[0],
-        candidate=names[1],
-        total=differences[-1],
-        verdict=verdict(differences[-1]),
+        title=f"{', '.join(model.name for model in models)}: comparison",
+        models=models,
+        columns=[c for c in columns if all(c.name in m.figures.metrics for m in models)],
+        pairs=pairs,
         rows=rows,
-        groups=groups,
-        end=end,
+        summary=said,
+        groups=said_by[0],
+        others=said_by[1] if len(said_by) > 1 else {},
+        lossless=embed.lossless,
         lineage=lineage,
     )
 
 
-def verdict(total: Difference) -> str:
-    """What the interval allows to say, in a sentence."""
-    if not total.certain:
-        return "The interval includes zero: with these texts the two cannot be told apart."
-    better = "fewer" if total.difference < 0 else "more"
-    return f"The interval leaves out zero: the candidate makes {better} word errors."
+def side_by_side(
+    models: Sequence[Model], samples: Sequence[Sequence[SampleResult]], embed: Embedder
+) -> dict[str, list[list[Heard]]]:
+    """By category, what each model made of each text; the text with most errors first."""
+    groups: dict[str, list[tuple[SampleResult, ...]]] = {}
+    for row in zip(*samples, strict=True):
+        groups.setdefault(row[0].category, []).append(row)
+    return {
+        category: [
+            [heard(model.folder, s, embed) for model, s in zip(models, row, strict=True)]
+            for row in sorted(rows, key=lambda row: -sum(s.values["wer"] for s in row))
+        ]
+        for category, rows in groups.items()
+    }
+
+
+def facts_of(models: Sequence[Model], pairs: Pairs) -> dict[str, Any]:
+    first, last = models[0].name, models[-1].name
+    words = pairs[first, last]["wer"]
+    return {
+        "baseline": first,
+        "candidate": last,
+        "wer_baseline": words.baseline,
+        "wer_candidate": words.candidate,
+        "wer_difference": words.difference,
+        "ci_low": words.low,
+        "ci_high": words.high,
+    }
+
+
+def numbers(
+    models: Sequence[Model], pairs: Pairs, rows: Sequence[Row], facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """``comparison.json``: ``categories`` are word errors, of the first and the last model."""
+    return {
+        **facts,
+        "models": {model.name: model.figures for model in models},
+        "differences": [
+            {"models": list(names), **change.model_dump()}
+            for names, changes in pairs.items()
+            for change in changes.values()
+        ],
+        "categories": {row.category: row.changes[-1][0] for row in rows},
+    }

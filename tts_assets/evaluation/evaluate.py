@@ -9,20 +9,30 @@ any number of ranks. A batch that is done is kept, and a restart goes on with th
 from __future__ import annotations
 
 import json
+import time
+from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
 from tts_assets.artifacts import written_aside
-from tts_assets.evaluation.config import EvaluationProgram
+from tts_assets.audio import read_wave
+from tts_assets.evaluation.clips import write_flac
+from tts_assets.evaluation.config import EvaluationConfig, EvaluationProgram
+from tts_assets.evaluation.measuring import Gauge, Spoken
+from tts_assets.evaluation.metrics.metric import Setting
+from tts_assets.evaluation.metrics.registry import columns_of, not_given
 from tts_assets.evaluation.report import write_report
-from tts_assets.evaluation.results import SampleResult, by_category, figures
-from tts_assets.evaluation.scoring import Scorer, write_flac
+from tts_assets.evaluation.results import SampleResult, by_category, figure, figures
+from tts_assets.evaluation.speed import real_time_factor
 from tts_assets.evaluation.suite import SuiteText, read_suite
 from tts_assets.program import Run, load_config
+from tts_assets.serving.config import Voice
 from tts_assets.serving.synthesis import Line, Synthesizer
+from tts_assets.speechlm.config import SamplingConfig
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -34,8 +44,10 @@ def main(argv: list[str] | None = None) -> None:
 
 def evaluate(config: EvaluationProgram, run: Run) -> None:
     texts = read_suite(config.suite, config.evaluation.language)
-    batches = in_batches(texts, config.evaluation.batch_size)
+    batches = in_batches(texts, config.evaluation)
     speaker = Speaker(config, run)
+    for reason in not_given(config.evaluation).values():
+        run.note(f"a metric is {reason}")
     rounds = range(-(-len(batches) // run.world_size))  # all ranks make as many: they ask together
     for number in run.progress(rounds, "evaluation"):
         index = number * run.world_size + run.rank
@@ -46,12 +58,34 @@ def evaluate(config: EvaluationProgram, run: Run) -> None:
     if run.world_size > 1:
         dist.barrier()
     if run.is_main:
-        samples = [s for index in range(len(batches)) for s in speaker.said(index)]
-        run.finish(write_result(config, samples, run.result_dir))
+        records = [speaker.record(index) for index in range(len(batches))]
+        run.finish(write_result(config, run, records))
 
 
-def in_batches(texts: Sequence[SuiteText], size: int) -> list[Sequence[SuiteText]]:
-    return [texts[start : start + size] for start in range(0, len(texts), size)]
+@dataclass(frozen=True)
+class Batch:
+    """Texts that are said together, each with every seed, at one temperature (none: as set)."""
+
+    texts: Sequence[SuiteText]
+    seeds: tuple[int, ...]
+    temperature: float | None = None
+
+
+def in_batches(texts: Sequence[SuiteText], config: EvaluationConfig) -> list[Batch]:
+    """The whole suite, then the first texts of each category at the other temperatures."""
+    groups: dict[str, list[SuiteText]] = {}
+    for text in texts:
+        groups.setdefault(text.category, []).append(text)
+    few = [text for group in groups.values() for text in group[: config.temperature_texts]]
+    asked: list[tuple[Sequence[SuiteText], tuple[int, ...], float | None]] = [
+        (texts, config.seeds, None)
+    ]
+    asked += [(few, config.seeds[:1], temperature) for temperature in config.temperatures]
+    return [
+        Batch(some[start : start + config.batch_size], seeds, temperature)
+        for some, seeds, temperature in asked
+        for start in range(0, len(some), config.batch_size)
+    ]
 
 
 class Speaker:
@@ -60,61 +94,126 @@ class Speaker:
     def __init__(self, config: EvaluationProgram, run: Run) -> None:
         self.config = config
         self.run = run
-        self._models: tuple[Synthesizer, Scorer] | None = None
+        self._models: tuple[Synthesizer, Gauge] | None = None
+        self._voices: dict[Path, Voice] = {}
 
-    def models(self) -> tuple[Synthesizer, Scorer]:
+    def models(self) -> tuple[Synthesizer, Gauge]:
         """Loaded when the first batch needs them: a finished run is taken over in no time."""
         if self._models is None:
+            given = self.config
             device = str(self.run.device)
-            synthesizer = Synthesizer.open(self.config.serving_model, device=device)
-            scorer = Scorer(self.config.evaluation, self.config.references)
-            self._models = synthesizer, scorer
+            synthesizer = Synthesizer.open(given.serving_model, device=device)
+            setting = Setting(
+                given.evaluation, given.references, given.speakers, given.characters_per_second
+            )
+            cache = given.cache or self.run.run_dir / "metrics.sqlite"
+            self._models = synthesizer, Gauge(setting, cache)
         return self._models
 
-    def record(self, index: int) -> Path:
+    def _file(self, index: int) -> Path:
         return self.run.checkpoint_dir / f"batch-{index:04d}.json"
 
-    def said(self, index: int) -> list[SampleResult]:
-        path = self.record(index)
-        return [SampleResult.parse(row, str(path)) for row in json.loads(path.read_text())]
+    def record(self, index: int) -> dict[str, Any]:
+        return json.loads(self._file(index).read_text())
 
-    def say(self, index: int, texts: Sequence[SuiteText]) -> None:
+    def say(self, index: int, batch: Batch) -> None:
         """Speak, write, read back and score one batch, unless that was done before."""
-        if self.record(index).is_file():
+        if self._file(index).is_file():
             return
-        evaluation = self.config.evaluation
-        synthesizer, scorer = self.models()
-        voice = synthesizer.voice(evaluation.voice) if evaluation.voice else None
-        asked = [(text, seed) for text in texts for seed in evaluation.seeds]
-        lines = [Line(text.text, voice, seed) for text, seed in asked]
-        rows = []
-        spoken = synthesizer.say(lines, evaluation.sampling)
-        for (text, seed), speech in zip(asked, spoken, strict=True):
+        synthesizer, gauge = self.models()
+        asked = [(text, seed) for text in batch.texts for seed in batch.seeds]
+        lines = [
+            Line(text.text, self.voice(text), seed, language=text.language) for text, seed in asked
+        ]
+        started = time.monotonic()
+        speeches = synthesizer.say(lines, self.sampling(batch.temperature))
+        elapsed = time.monotonic() - started
+        spoken = []
+        for (text, seed), speech in zip(asked, speeches, strict=True):
             audio = None
             if len(speech.wave):
-                audio = self.run.result_dir / "audio" / f"{text.id}-{seed}.flac"
+                audio = self.run.result_dir / "audio" / clip_name(text, seed, batch.temperature)
                 write_flac(audio, speech.wave, synthesizer.sample_rate)
-            rows.append(scorer.score(text, seed, audio, speech.ended).model_dump())
-        with written_aside(self.record(index)) as aside:
-            aside.write_text(json.dumps(rows, ensure_ascii=False, indent=1) + "\n")
+            spoken.append(Spoken(text, seed, batch.temperature, audio, speech.ended))
+        gauge.seconds.clear()
+        rows = [row.model_dump() for row in gauge.measure(spoken)]
+        record = {"rows": rows, "elapsed": elapsed, "measuring": dict(gauge.seconds)}
+        with written_aside(self._file(index)) as aside:
+            aside.write_text(json.dumps(record, ensure_ascii=False, indent=1) + "\n")
+
+    def sampling(self, temperature: float | None) -> SamplingConfig:
+        synthesizer, _ = self.models()
+        usual = self.config.evaluation.sampling or synthesizer.card.sampling
+        changes = {} if temperature is None else {"temperature": temperature}
+        return usual.model_copy(update=changes)
+
+    def voice(self, text: SuiteText) -> Voice | None:
+        """The text's prompt, in codes of the model's codec; else the voice that is set."""
+        synthesizer, _ = self.models()
+        if text.prompt_wav is None:
+            name = self.config.evaluation.voice
+            return synthesizer.voice(name) if name else None
+        if text.prompt_wav not in self._voices:
+            wave = read_wave(text.prompt_wav, synthesizer.codec.input_rate)
+            voice = synthesizer.new_voice(wave, text.prompt_text, text.language)
+            self._voices[text.prompt_wav] = voice
+        return self._voices[text.prompt_wav]
+
+
+def clip_name(text: SuiteText, seed: int, temperature: float | None) -> str:
+    return f"{text.id}-{seed}{'' if temperature is None else f'-t{temperature:g}'}.flac"
 
 
 def write_result(
-    config: EvaluationProgram, samples: Sequence[SampleResult], folder: Path
+    config: EvaluationProgram, run: Run, records: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
-    """Report, notebook and numbers; returns the facts of the artifact."""
-    write_report(folder, config.name, samples, config.evaluation, config.lineage)
-    total = figures(samples)
+    """Report, notebook and numbers; returns the facts of the artifact.
+
+    What took how long is a fact and no part of the files: these have the same bytes anywhere.
+    """
+    said = [SampleResult.parse(row, "batch") for record in records for row in record["rows"]]
+    samples = [sample for sample in said if sample.temperature is None]
+    columns = columns_of(config.evaluation)
+    write_report(run.result_dir, config, said)
+    total = figures(samples, columns).metrics
+    numbers = {
+        f"{name}{part}": getattr(of, field)
+        for name, of in total.items()
+        for part, field in (("", "value"), ("_low", "low"), ("_high", "high"))
+    }
+    numbers |= real_time_factor(records)
+    run.metrics(0, numbers)
+    run.table("samples", table_rows(samples))
+    run.note(f"measuring took, in seconds an utterance: {cost(records, len(said))}")
+    words = next(column for column in columns if column.name == "wer")
+    errors = {kind: figure(rows, words) for kind, rows in by_category(samples).items()}
     return {
         "recipe": config.name,
-        "texts": total.texts,
-        "wer": total.wer,
-        "wer_by_category": {
-            category: figures(rows).wer for category, rows in by_category(samples).items()
-        },
-        "dnsmos_p808": total.dnsmos_p808,
-        "speaker_similarity": total.speaker_similarity,
+        "suite": config.suite_name,
+        "texts": len({sample.id for sample in samples}),
+        "wer": total["wer"].value,
+        "wer_by_category": {kind: found.value for kind, found in errors.items() if found},
+        "dnsmos_p808": total["dnsmos_p808"].value if "dnsmos_p808" in total else None,
+        "speaker_similarity": (
+            total["speaker_similarity"].value if "speaker_similarity" in total else None
+        ),
+        "metrics": numbers,
     }
+
+
+def cost(records: Sequence[dict[str, Any]], utterances: int) -> str:
+    """What each metric took; what the cache knew took nothing."""
+    spent: defaultdict[str, float] = defaultdict(float)
+    for record in records:
+        for name, seconds in record["measuring"].items():
+            spent[name] += seconds
+    return ", ".join(f"{name} {seconds / utterances:.3f}" for name, seconds in spent.items())
+
+
+def table_rows(samples: Sequence[SampleResult]) -> list[dict[str, Any]]:
+    """A row a synthesis for W&B: what was said and heard, and every value."""
+    kept = {"id", "category", "text", "heard", "seed", "seconds"}
+    return [sample.model_dump(include=kept) | sample.values for sample in samples]
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,8 +13,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from tts_assets.evaluation.clips import Embedder, read_flac
 from tts_assets.evaluation.results import SampleResult
-from tts_assets.evaluation.scoring import read_flac
+from tts_assets.evaluation.spectrogram import spectrogram
 from tts_assets.hearing.text_match import Interval, Span, match
 
 HERE = Path(__file__).parent
@@ -25,11 +25,12 @@ BAR_HEIGHT = 28
 
 @dataclass(frozen=True)
 class Player:
-    """A clip in the page: the file as a data URI and its outline as an SVG path."""
+    """A clip in the page: the file as a data URI, its outline as an SVG path, its spectrogram."""
 
     source: str
     outline: str
     seconds: float
+    spectrogram: str
 
 
 @dataclass(frozen=True)
@@ -51,19 +52,19 @@ class RangeMark:
     zero: float
 
 
-def heard(folder: Path, sample: SampleResult, language: str) -> Heard:
-    spans = match(sample.text, sample.heard, language).spans
-    player = player_of(folder / sample.audio) if sample.audio else None
+def heard(folder: Path, sample: SampleResult, embed: Embedder) -> Heard:
+    spans = match(sample.text, sample.heard, sample.language).spans
+    player = player_of(folder / sample.audio, embed) if sample.audio else None
     return Heard(sample, player, spans if sample.word_errors else ())
 
 
-def player_of(path: Path) -> Player:
+def player_of(path: Path, embed: Embedder) -> Player | None:
+    """None if the page is full."""
+    source = embed(path)
+    if source is None:
+        return None
     wave, rate = read_flac(path)
-    return Player(data_uri(path), outline(wave), len(wave) / rate)
-
-
-def data_uri(path: Path, kind: str = "audio/flac") -> str:
-    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+    return Player(source, outline(wave), len(wave) / rate, spectrogram(wave, rate))
 
 
 def outline(wave: NDArray[np.float32]) -> str:
@@ -96,7 +97,8 @@ def scale_end(values: Sequence[float], step: float = 0.1) -> float:
 def render(template: str, **values: object) -> str:
     """One of the templates beside this file, with style and script inside: no other resource."""
     style = Markup((HERE / "page.css").read_text())
-    return environment().get_template(template).render(style=style, **values)
+    script = Markup((HERE / "page.js").read_text())
+    return environment().get_template(template).render(style=style, script=script, **values)
 
 
 @cache

@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from statistics import fmean
+
+from pydantic import Field
 
 from tts_assets.config import Config
-from tts_assets.hearing.text_match import rate_interval
+from tts_assets.evaluation.metrics.metric import Column
+from tts_assets.hearing.text_match import difference_interval, rate_interval
 
 SAMPLES_FILE = "samples.jsonl"
+TEMPERATURES_FILE = "temperatures.jsonl"
 REPORT_FILE = "report.json"
-WORST_MOS, WORST_SIMILARITY = 1.0, 0.0  # what a set gets in which no clip could be scored
 
 
 class SampleResult(Config):
     """One synthesis of one text, heard and scored.
 
-    ``audio`` is relative to the report's folder; None if the model said nothing at all. The
-    scores are None where a clip is too short, or holds too little speech, to be scored.
+    ``audio`` is relative to the report's folder; None if the model said nothing at all.
+    ``values`` has a number a column, ``set_aside`` by metric why it has none.
     """
 
     id: str
     category: str
     text: str
+    language: str = "en"
     seed: int
+    temperature: float | None = Field(None, description="none: that of all figures")
     heard: str
     word_errors: int
     words: int
@@ -34,63 +37,122 @@ class SampleResult(Config):
     characters: int
     seconds: float
     ended: bool
-    dnsmos_p808: float | None
-    dnsmos_overall: float | None
-    speaker_similarity: float | None
     audio: str | None
+    values: dict[str, float]
+    set_aside: dict[str, str] = Field(default_factory=dict)
 
     @property
-    def wer(self) -> float:
-        return self.word_errors / self.words
+    def key(self) -> tuple[str, str, int, float | None]:
+        """What was asked for: the same in two reports of the same suite."""
+        return self.id, self.text, self.seed, self.temperature
+
+    def weight(self, column: Column) -> float:
+        return float(getattr(self, column.weight)) if column.weight else 1.0
+
+
+class Figure(Config):
+    """One column of a set of samples: total, 95 % interval, how many have a value and have not."""
+
+    value: float
+    low: float
+    high: float
+    count: int
+    set_aside: int
 
 
 class Figures(Config):
-    """A set of samples in numbers. Rates are sums of errors over sums of words."""
+    """A set of samples in numbers; a column without any value is not among ``metrics``."""
 
     texts: int
     samples: int
-    wer: float
-    wer_low: float
-    wer_high: float
-    cer: float
-    perfect: float
-    dnsmos_p808: float
-    dnsmos_overall: float
-    speaker_similarity: float
-    seconds: float
-    unscored: int
-    cut_off: int
+    metrics: dict[str, Figure]
 
 
-def figures(samples: Sequence[SampleResult]) -> Figures:
-    """The figures of ``samples``; the interval resamples texts, not syntheses."""
-    errors, words = counts_by_text(samples)
-    interval = rate_interval(errors, words)
+class Difference(Config):
+    """One column of two models on the same texts: candidate minus baseline, 95 % interval."""
+
+    column: str
+    texts: int
+    baseline: float
+    candidate: float
+    difference: float
+    low: float
+    high: float
+
+    @property
+    def certain(self) -> bool:
+        """Whether the interval leaves out zero."""
+        return self.low > 0 or self.high < 0
+
+
+def figures(samples: Sequence[SampleResult], columns: Iterable[Column]) -> Figures:
+    """The figures of ``samples``; intervals resample texts, not syntheses."""
+    found = {column.name: figure(samples, column) for column in columns}
     return Figures(
-        texts=len(errors),
+        texts=len({sample.id for sample in samples}),
         samples=len(samples),
-        wer=sum(errors) / sum(words),
-        wer_low=interval.low,
-        wer_high=interval.high,
-        cer=sum(s.character_errors for s in samples) / sum(s.characters for s in samples),
-        perfect=fmean(s.word_errors == 0 for s in samples),
-        dnsmos_p808=_mean((s.dnsmos_p808 for s in samples), WORST_MOS),
-        dnsmos_overall=_mean((s.dnsmos_overall for s in samples), WORST_MOS),
-        speaker_similarity=_mean((s.speaker_similarity for s in samples), WORST_SIMILARITY),
-        seconds=sum(s.seconds for s in samples),
-        unscored=sum(s.dnsmos_p808 is None or s.speaker_similarity is None for s in samples),
-        cut_off=sum(not s.ended for s in samples),
+        metrics={name: value for name, value in found.items() if value is not None},
     )
 
 
-def counts_by_text(samples: Sequence[SampleResult]) -> tuple[list[int], list[int]]:
-    """Word errors and words of each text, summed over its syntheses, in order of appearance."""
-    errors: dict[str, int] = defaultdict(int)
-    words: dict[str, int] = defaultdict(int)
+def figure(samples: Sequence[SampleResult], column: Column) -> Figure | None:
+    """None if no sample has a value."""
+    sums = by_text(samples, column)
+    if not sums:
+        return None
+    values, weights = zip(*sums.values(), strict=True)
+    interval = rate_interval(values, weights)
+    count = sum(column.name in sample.values for sample in samples)
+    return Figure(
+        value=rounded(sum(values) / sum(weights)),
+        low=rounded(interval.low),
+        high=rounded(interval.high),
+        count=count,
+        set_aside=len(samples) - count,
+    )
+
+
+def difference(
+    baseline: Sequence[SampleResult], candidate: Sequence[SampleResult], column: Column
+) -> Difference | None:
+    """Paired over the texts of which both have values; None if there are none.
+
+    A synthesis without a value takes its pair out, so that both totals are of the same.
+    """
+    known = [{s.key for s in rows if column.name in s.values} for rows in (baseline, candidate)]
+    both = known[0] & known[1]
+    a, b = (by_text([s for s in rows if s.key in both], column) for rows in (baseline, candidate))
+    if not a:
+        return None
+    values_a, weights_a = zip(*a.values(), strict=True)
+    values_b, weights_b = zip(*(b[text] for text in a), strict=True)
+    interval = difference_interval(values_a, weights_a, values_b, weights_b)
+    totals = sum(values_a) / sum(weights_a), sum(values_b) / sum(weights_b)
+    return Difference(
+        column=column.name,
+        texts=len(a),
+        baseline=rounded(totals[0]),
+        candidate=rounded(totals[1]),
+        difference=rounded(totals[1] - totals[0]),
+        low=rounded(interval.low),
+        high=rounded(interval.high),
+    )
+
+
+def by_text(samples: Iterable[SampleResult], column: Column) -> dict[str, tuple[float, float]]:
+    """Weighted values and weights of each text, summed over its syntheses that have a value."""
+    sums: dict[str, tuple[float, float]] = {}
     for sample in samples:
-        errors[sample.id] += sample.word_errors
-        words[sample.id] += sample.words
-    return list(errors.values()), list(words.values())
+        if column.name in sample.values:
+            weight = sample.weight(column)
+            value, total = sums.get(sample.id, (0.0, 0.0))
+            sums[sample.id] = value + sample.values[column.name] * weight, total + weight
+    return sums
+
+
+def rounded(value: float) -> float:
+    """Six digits: sums in another order change the sixteenth, and a report keeps its bytes."""
+    return round(value, 6)
 
 
 def by_category(samples: Iterable[SampleResult]) -> dict[str, list[SampleResult]]:
@@ -106,15 +168,13 @@ def write_samples(path: Path, samples: Iterable[SampleResult]) -> None:
     path.write_text("".join(line + "\n" for line in lines))
 
 
-def read_samples(folder: Path) -> list[SampleResult]:
-    """The rows of a report's folder."""
-    path = folder / SAMPLES_FILE
-    return [
-        SampleResult.parse(json.loads(line), f"{path}:{number}")
-        for number, line in enumerate(path.read_text().splitlines(), start=1)
-    ]
-
-
-def _mean(values: Iterable[float | None], otherwise: float) -> float:
-    scored = [value for value in values if value is not None]
-    return fmean(scored) if scored else otherwise
+def read_samples(folder: Path, name: str = SAMPLES_FILE) -> list[SampleResult]:
+    """The rows of a report's folder; none where it has no such file."""
+    path = folder / name
+    if not path.is_file():
+        return []
+    with path.open() as lines:
+        return [
+            SampleResult.parse(json.loads(line), f"{path}:{number}")
+            for number, line in enumerate(lines, start=1)
+        ]

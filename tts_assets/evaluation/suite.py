@@ -1,51 +1,126 @@
-"""The suite: fixed texts, in categories, that every model is asked to say."""
+"""The suite: fixed texts, in categories, that every model is asked to say.
+
+JSONL of ours has an object a line, of :class:`SuiteText`; only id, category and text are needed.
+``meta.lst`` of Seed-TTS-eval is read by ``meta_lst.py``. Audio is named relative to the file.
+"""
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from pydantic import Field
+
+from tts_assets.artifacts import sha256_file
+from tts_assets.audio import BrokenAudio, measure
 from tts_assets.config import Config, ConfigError
+from tts_assets.evaluation.meta_lst import read_meta_lst
 from tts_assets.hearing.text_match import normalize_for_match
 
 SUITE_FILE = "suite.jsonl"
+AUDIO_FOLDER = "wavs"
+PROMPT_SECONDS = (1.0, 30.0)  # a prompt must show the voice, yet leave the context to the text
 
 
 class SuiteText(Config):
-    """One line of a suite."""
+    """One line of a suite.
+
+    ``prompt_wav`` with its words ``prompt_text`` is the voice to say it in, ``speaker`` the
+    speaker of the training corpora whose voice it should be, ``reference_wav`` the same text as a
+    person said it.
+    """
 
     id: str
     category: str
     text: str
+    language: str = Field("", description="empty: the suite's")
+    prompt_text: str = ""
+    prompt_wav: Path | None = None
+    speaker: str = ""
+    reference_wav: Path | None = None
+
+    def audio(self) -> dict[str, Path]:
+        """The audio files that it names, by key."""
+        named = {"prompt_wav": self.prompt_wav, "reference_wav": self.reference_wav}
+        return {key: path for key, path in named.items() if path is not None}
 
 
 def read_suite(path: Path, language: str = "en") -> list[SuiteText]:
-    """Read and check a suite. Raises :class:`ConfigError` naming the file and the line."""
+    """Read and check a suite; audio paths become absolute, languages explicit.
+
+    Raises :class:`ConfigError` naming the file and the line.
+    """
     if not path.is_file():
-        raise ConfigError(f"{path}: no such suite; [evaluation] suite names a JSONL file")
-    texts: list[SuiteText] = []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
-        where = f"{path}:{number}"
-        try:
-            values = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"{where}: not JSON ({error})") from None
-        text = SuiteText.parse(values, where)
-        if not normalize_for_match(text.text, language):
-            raise ConfigError(f"{where}: no words in {text.text!r}")
-        if not text.id or Path(text.id).name != text.id:
-            raise ConfigError(f"{where}: id {text.id!r} cannot name a file")
-        texts.append(text)
+        raise ConfigError(f"{path}: no such suite; [evaluation] suite names a JSONL or .lst file")
+    lines = path.read_text(encoding="utf-8-sig").split("\n")
+    rows = read_meta_lst(path, lines, language) if path.suffix == ".lst" else _objects(path, lines)
+    texts = [_checked(row, where, path.parent, language) for where, row in rows.items()]
     twice = [name for name, count in Counter(text.id for text in texts).items() if count > 1]
     if twice or not texts:
         raise ConfigError(f"{path}: {f'ids used twice: {twice}' if twice else 'no texts'}")
     return texts
 
 
+def _objects(path: Path, lines: Sequence[str]) -> dict[str, dict[str, str]]:
+    rows = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip() and number == len(lines):
+            continue
+        try:
+            rows[f"{path}:{number}"] = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"{path}:{number}: not JSON ({error})") from None
+    return rows
+
+
+def _checked(row: Mapping[str, str], where: str, folder: Path, language: str) -> SuiteText:
+    text = SuiteText.parse(row, where)
+    changes: dict[str, object] = {"language": text.language or language}
+    changes |= {key: (folder / path).resolve() for key, path in text.audio().items()}
+    text = text.model_copy(update=changes)
+    if not normalize_for_match(text.text, text.language):
+        raise ConfigError(f"{where}: no words in {text.text!r}")
+    if not text.id or Path(text.id).name != text.id:
+        raise ConfigError(f"{where}: id {text.id!r} cannot name a file")
+    if bool(text.prompt_wav) != bool(text.prompt_text.strip()):
+        raise ConfigError(f"{where}: prompt_wav and prompt_text go together: a clip and its words")
+    try:
+        sizes = {key: measure(path) for key, path in text.audio().items()}
+    except BrokenAudio as error:
+        raise ConfigError(f"{where}: {error}") from None
+    if "prompt_wav" in sizes:
+        seconds = sizes["prompt_wav"].frames / sizes["prompt_wav"].rate
+        if not PROMPT_SECONDS[0] <= seconds <= PROMPT_SECONDS[1]:
+            raise ConfigError(
+                f"{where}: the prompt has {seconds:.1f} s; give one of "
+                f"{PROMPT_SECONDS[0]:g} to {PROMPT_SECONDS[1]:g} s"
+            )
+    return text
+
+
+def audio_digests(texts: Iterable[SuiteText]) -> dict[str, str]:
+    """The SHA-256 of every audio file of a suite, by text and key."""
+    return {
+        f"{text.id}/{key}": sha256_file(path)
+        for text in texts
+        for key, path in text.audio().items()
+    }
+
+
 def write_suite(path: Path, texts: Iterable[SuiteText]) -> None:
-    lines = [json.dumps(text.model_dump(), ensure_ascii=False) + "\n" for text in texts]
+    """Write a suite whose audio lies beside it, copied under its digest."""
+    lines = []
+    for text in texts:
+        row = text.model_dump(mode="json", exclude_defaults=True)
+        for key, source in text.audio().items():
+            copy = Path(AUDIO_FOLDER) / (sha256_file(source)[:20] + source.suffix.lower())
+            (path.parent / AUDIO_FOLDER).mkdir(exist_ok=True)
+            shutil.copyfile(source, path.parent / copy)
+            row[key] = str(copy)
+        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
     path.write_text("".join(lines))
 
 

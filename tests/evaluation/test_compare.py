@@ -1,0 +1,117 @@
+"""Models on the same texts: differences, the summary in words, the blind test and its count."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.evaluation.conftest import LINEAGE
+from tts_assets.config import ConfigError
+from tts_assets.evaluation import votes
+from tts_assets.evaluation.blind import BlindKey, Trial
+from tts_assets.evaluation.compare import ComparisonError, compare
+from tts_assets.evaluation.config import EvaluationConfig
+from tts_assets.evaluation.results import read_samples, write_samples
+from tts_assets.evaluation.votes import Votes, tally
+
+CONFIG = EvaluationConfig(suite=Path("suite.jsonl"))
+
+
+def better_copy(report: Path, folder: Path, name: str = "better") -> Path:
+    """The report of a model whose every word is understood, and whose voice is the same."""
+    copy = folder / name
+    shutil.copytree(report, copy)
+    rows = [
+        s.model_copy(update={"word_errors": 0, "heard": s.text, "values": s.values | {"wer": 0.0}})
+        for s in read_samples(report)
+    ]
+    write_samples(copy / "samples.jsonl", rows)
+    return copy
+
+
+def compared(reports: dict[str, Path], result: Path) -> Path:
+    result.mkdir()
+    compare(reports, CONFIG, (LINEAGE,), result)
+    return result
+
+
+def test_three_models(report: Path, tmp_path: Path) -> None:
+    better = better_copy(report, tmp_path)
+    again = better_copy(report, tmp_path, "again")
+    reports = {"base": report, "first": better, "second": again}
+    result = tmp_path / "result"
+    result.mkdir()
+    facts = compare(reports, CONFIG, (), result)
+    assert (facts["baseline"], facts["candidate"]) == ("base", "second")
+    assert facts["wer_candidate"] == 0
+    assert facts["wer_difference"] == -facts["wer_baseline"]
+    assert facts["ci_low"] <= facts["wer_difference"] <= facts["ci_high"] <= 0
+    figures = json.loads((result / "comparison.json").read_text())
+    pairs = [row["models"] for row in figures["differences"] if row["column"] == "wer"]
+    assert pairs == [["base", "first"], ["base", "second"], ["first", "second"]]
+    page = (result / "comparison.html").read_text()
+    assert page.count("<audio ") == 9
+    summary = (result / "summary.md").read_text()
+    assert "second and first cannot be told apart in word errors, likeness" in summary
+    assert "better in likeness" not in summary
+
+
+def test_reports_of_other_suites_are_refused(report: Path, tmp_path: Path) -> None:
+    other = better_copy(report, tmp_path)
+    write_samples(other / "samples.jsonl", read_samples(report)[1:])
+    with pytest.raises(ComparisonError, match=r"1 texts differ.*'agent-newlocation'"):
+        compare({"a": report, "b": other}, CONFIG, (), tmp_path)
+
+
+def test_the_blind_page_names_nobody(report: Path, tmp_path: Path) -> None:
+    better = better_copy(report, tmp_path)
+    names = {"carthage": report, "palmyra": better}
+    result = compared(names, tmp_path / "result")
+    page = (result / "blind.html").read_text()
+    assert not any(name in page for name in names)
+    key = BlindKey.from_json(result / "blind_key.json")
+    assert len(key.trials) == 3
+    assert all(trial.id in page for trial in key.trials)
+    again = compared(names, tmp_path / "again")
+    assert (again / "blind.html").read_text() == page
+
+
+def ballots(choices: str) -> tuple[BlindKey, Votes]:
+    """A letter a trial of a against b: which of them won, or = ."""
+    trials = tuple(
+        Trial(id=f"t{n}", text="x", first="ab"[n % 2], second="ba"[n % 2])
+        for n in range(len(choices))
+    )
+    given = {
+        trial.id: "same" if choice == "=" else "first" if trial.first == choice else "second"
+        for trial, choice in zip(trials, choices, strict=True)
+    }
+    return BlindKey(test="t", trials=trials), Votes.model_validate({"test": "t", "votes": given})
+
+
+def test_votes_are_counted_by_model_and_not_by_side() -> None:
+    key, ballot = ballots("bbbbbbbbba==")
+    (row,) = tally(key, [ballot])
+    assert (row.a_wins, row.b_wins, row.ties) == (1, 9, 2)
+    assert row.p == pytest.approx(2 * 11 / 2**10), "the binomial test by hand"
+    assert row.low < 0.9 < row.high
+    even, split = ballots("ab")
+    assert tally(even, [split])[0].p == 1.0
+    with pytest.raises(ConfigError, match=r"are of test u.*this comparison's is t"):
+        tally(key, [ballot.model_copy(update={"test": "u"})])
+
+
+def test_votes_are_counted_from_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key, ballot = ballots("bbbb")
+    (tmp_path / "blind_key.json").write_text(key.to_json())
+    (tmp_path / "votes.json").write_text(ballot.to_json())
+    votes.main([str(tmp_path), str(tmp_path / "votes.json")])
+    assert "a 0, b 4, no difference 0: b wins 100%" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        votes.main([str(tmp_path), str(tmp_path / "nowhere.json")])
+    assert "no such configuration file" in capsys.readouterr().err

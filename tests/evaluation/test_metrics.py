@@ -1,0 +1,177 @@
+"""Metrics of real clips, of one's own, and of what goes wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tts_assets.audio import Clip
+from tts_assets.config import ConfigError
+from tts_assets.evaluation.clips import write_flac
+from tts_assets.evaluation.config import EvaluationConfig
+from tts_assets.evaluation.measuring import Gauge, Spoken
+from tts_assets.evaluation.metrics.metric import (
+    Column,
+    Metric,
+    Setting,
+    Unmeasured,
+    Utterance,
+    Values,
+)
+from tts_assets.evaluation.metrics.pace import Pace
+from tts_assets.evaluation.metrics.pitch import Pitch
+from tts_assets.evaluation.metrics.registry import columns_of, metrics_of
+from tts_assets.evaluation.metrics.truncation import cut_short
+from tts_assets.evaluation.metrics.words import dropped, repeated
+from tts_assets.evaluation.suite import SuiteText
+from tts_assets.hearing.text_match import match
+
+Recordings = dict[str, tuple[str, Clip]]
+
+
+class Loudness(Metric):
+    """A plug-in as somebody else would write it."""
+
+    name, version = "loudness", "1"
+    columns = (Column("peak", "Peak", "The loudest sample."),)
+    asked: list[str] = []  # noqa: RUF012 - what was really measured
+
+    def measure(self, utterances: Sequence[Utterance]) -> list[Values | Unmeasured]:
+        if any(u.text.id == "bad" for u in utterances):
+            raise RuntimeError("cannot bear it")
+        self.asked += [u.text.id for u in utterances]
+        return [{"peak": float(np.abs(u.wave).max())} for u in utterances]
+
+
+def config(*metrics: str) -> EvaluationConfig:
+    return EvaluationConfig(suite=Path("suite.jsonl"), metrics=("words", *metrics))
+
+
+def utterance(
+    said: str, heard: str, wave: np.ndarray | None = None, ended: bool = True
+) -> Utterance:
+    text = SuiteText(id="a", category="c", text=said, language="en")
+    audio = np.zeros(16_000, dtype=np.float32) if wave is None else wave
+    return Utterance(text, audio, 16_000, "0", ended, heard, match(said, heard))
+
+
+def spoken(recordings: Recordings, folder: Path, ids: Sequence[str]) -> list[Spoken]:
+    """Recordings as syntheses of their texts."""
+    rows = []
+    for name, (said, clip) in zip(ids, recordings.values(), strict=False):
+        audio = folder / f"{name}.flac"
+        write_flac(audio, clip.wave, clip.rate)
+        text = SuiteText(id=name, category="c", text=said, language="en")
+        rows.append(Spoken(text, 1, None, audio, ended=True))
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("said", "heard", "gone", "again"),
+    [
+        ("five five five", "five five five five", 0, 1),
+        ("call the office now", "call the office call the office now", 0, 3),
+        ("call the office now", "call the now", 1, 0),
+        ("call the office", "call the office today", 0, 0),
+        ("call the office", "", 3, 0),
+    ],
+)
+def test_words_dropped_and_repeated(said: str, heard: str, gone: int, again: int) -> None:
+    matched = match(said, heard)
+    assert (dropped(matched), repeated(matched)) == (gone, again)
+
+
+def test_what_is_cut_short() -> None:
+    assert not cut_short(utterance("one two three", "one two three"))
+    assert not cut_short(utterance("one two three", "one two tree"))
+    assert cut_short(utterance("one two three", "one two"))
+    assert cut_short(utterance("one two three", "one two three", ended=False))
+
+
+def test_pitch_of_a_tone_and_of_a_voice(recordings: Recordings) -> None:
+    pitch = Pitch(Setting(config()))
+    time = np.arange(16_000) / 16_000
+    buzz = sum(np.sin(2 * np.pi * 120 * k * time) / k for k in range(1, 20)).astype(np.float32)
+    noise = np.zeros(16_000, dtype=np.float32)
+    tone, nothing = pitch.measure([utterance("a", "a", 0.2 * buzz), utterance("a", "a", noise)])
+    assert isinstance(tone, dict)
+    assert tone["f0_median"] == pytest.approx(120, rel=0.03)
+    assert tone["f0_spread"] < 0.2
+    assert nothing == Unmeasured("less than 0.1 s voiced")
+
+
+def test_pace_against_what_is_known(recordings: Recordings, clips: Path) -> None:
+    said, clip = recordings["conf-invalid"]
+    own = clips / "audio" / "conf-invalid.g722"
+    pace = Pace(Setting(config(), characters_per_second=10.0))
+    base = utterance(said, said, clip.wave)
+    (expected,) = pace.measure([base])
+    assert isinstance(expected, dict)
+    text = base.text.model_copy(update={"reference_wav": own})
+    slow = np.repeat(clip.wave, 2)
+    twice = Utterance(text, slow, 16_000, "0", True, said, base.match)
+    (against,) = pace.measure([twice])
+    assert isinstance(against, dict)
+    assert against["duration_ratio"] == pytest.approx(2, rel=0.05)
+    assert against["speaking_rate"] == pytest.approx(expected["speaking_rate"] / 2, rel=0.05)
+
+
+def test_a_metric_of_ones_own_is_kept_by_digest(recordings: Recordings, tmp_path: Path) -> None:
+    Loudness.asked.clear()
+    setting = Setting(config(f"{__name__}:Loudness"))
+    rows = spoken(recordings, tmp_path, ["a", "b"])
+    first = Gauge(setting, tmp_path / "cache.sqlite").measure(rows)
+    assert [0 < row.values["peak"] <= 1 for row in first] == [True, True]
+    again = Gauge(setting, tmp_path / "cache.sqlite").measure(rows)
+    assert again == first
+    assert Loudness.asked == ["a", "b"], "what is known is not measured again"
+
+
+def test_one_failure_sets_one_value_aside(recordings: Recordings, tmp_path: Path) -> None:
+    Loudness.asked.clear()
+    rows = spoken(recordings, tmp_path, ["a", "bad", "c"])
+    gauge = Gauge(Setting(config(f"{__name__}:Loudness")), tmp_path / "cache.sqlite")
+    good, bad, last = gauge.measure(rows)
+    assert bad.set_aside == {"loudness": "failed: RuntimeError: cannot bear it"}
+    assert bad.values["wer"] <= 1
+    assert "peak" in good.values and "peak" in last.values
+    assert gauge.measure(rows)[1].set_aside, "a failure is not remembered as a value"
+
+
+def test_a_model_that_says_nothing_has_a_row(tmp_path: Path, setting: Setting) -> None:
+    text = SuiteText(id="a", category="c", text="hello there", language="en")
+    gauge = Gauge(setting, tmp_path / "cache.sqlite")
+    (row,) = gauge.measure([Spoken(text, 1, None, None, ended=True)])
+    assert row.values["wer"] == 1
+    assert row.values["dropped"] == 2
+    assert row.set_aside == {
+        "dnsmos": "shorter than 0.1 s",
+        "similarity": "less than 0.3 s of speech",
+        "pitch": "less than 0.1 s voiced",
+        "pace": "less than 0.1 s above silence",
+    }
+
+
+@pytest.mark.parametrize(
+    ("metrics", "message"),
+    [
+        (("words", "wordz"), "no metric 'wordz'; known:"),
+        (("dnsmos",), "'words' must be among them"),
+        (("words", "tts_assets.cache:RecordCache"), "is no subclass of"),
+        (("words", "no.such:Thing"), "cannot be imported"),
+        (("words", "words"), "two metrics give"),
+    ],
+)
+def test_bad_names_are_refused(metrics: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        metrics_of(EvaluationConfig(suite=Path("suite.jsonl"), metrics=metrics))
+
+
+def test_utmos_needs_its_weights(tmp_path: Path) -> None:
+    missing = EvaluationConfig(suite=Path("suite.jsonl"), utmos=tmp_path / "utmos.onnx")
+    assert "utmos" not in [column.name for column in columns_of(missing)]
+    (tmp_path / "utmos.onnx").write_bytes(b"")
+    assert "utmos" in [column.name for column in columns_of(missing)]

@@ -1,0 +1,128 @@
+"""The pages in a browser: they play, sort, filter, keep votes; axe-core finds no barrier."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import axe_core_python
+import pytest
+
+from tests.browser import Browser
+from tests.evaluation.test_compare import better_copy, compared
+from tts_assets.evaluation.blind import BlindKey
+from tts_assets.evaluation.results import read_samples
+from tts_assets.evaluation.votes import Votes, tally
+
+AXE = (Path(axe_core_python.__file__).parent / "axe.min.js").read_text()
+STANDARD = '{ runOnly: ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"] }'
+
+
+@pytest.fixture(scope="module")
+def comparison(report: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("compared")
+    return compared({"before": report, "after": better_copy(report, folder)}, folder / "result")
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Browser]:
+    with Browser(tmp_path) as opened:
+        yield opened
+
+
+def visible_rows(browser: Browser) -> list[str]:
+    rows = "document.querySelectorAll('#syntheses tbody tr:not([hidden])')"
+    return browser.run(f"[...{rows}].map((row) => row.querySelector('.said').textContent)")
+
+
+@pytest.mark.slow
+def test_every_clip_plays(report: Path, browser: Browser) -> None:
+    browser.open(report / "report.html")
+    every = "[...document.querySelectorAll('audio')]"
+    browser.wait(f"{every}.every((audio) => audio.readyState > 0)")
+    durations = browser.run(f"{every}.map((audio) => audio.duration)")
+    assert sorted(durations) == pytest.approx(
+        sorted(s.seconds for s in read_samples(report)), abs=0.05
+    )
+    browser.run("document.querySelectorAll('.player button')[0].click()")
+    browser.wait(f"{every}[0].currentTime > 0.2")
+    browser.run("document.querySelectorAll('.player button')[1].click()")
+    browser.wait(f"{every}[1].currentTime > 0.2 && {every}[0].paused")
+
+
+@pytest.mark.slow
+def test_the_table_starts_with_the_worst_and_sorts(report: Path, browser: Browser) -> None:
+    samples = read_samples(report)
+    browser.open(report / "report.html")
+    assert visible_rows(browser)[0] == max(samples, key=lambda s: s.values["wer"]).text
+    heads = "[...document.querySelectorAll('#syntheses th')]"
+    pitch = f"{heads}.find((th) => th.innerText.startsWith('Pitch'))"
+    for order in ("descending", "ascending"):
+        browser.run(f"{pitch}.querySelector('button').click()")
+        assert browser.run(f"{pitch}.ariaSort") == order
+        falling = order == "descending"
+        expected = sorted(samples, key=lambda s: s.values["f0_median"], reverse=falling)
+        assert visible_rows(browser) == [s.text for s in expected]
+
+
+@pytest.mark.slow
+def test_the_table_filters(report: Path, browser: Browser) -> None:
+    browser.open(report / "report.html")
+    form = "document.querySelector('form.filter')"
+
+    def choose(field: str, value: str) -> list[str]:
+        browser.run(f"{form}.elements.{field} = {value}")
+        browser.run(f"{form}.dispatchEvent(new Event('input'))")
+        return visible_rows(browser)
+
+    wrong = [s.text for s in read_samples(report) if s.category == "wrong"]
+    assert choose("kind.value", "'wrong'") == wrong
+    assert browser.run(f"{form}.querySelector('output').textContent") == "1 of 3 syntheses"
+    assert len(choose("kind.value", "''")) == 3
+    said = [s.text for s in read_samples(report) if "number" in f"{s.text} {s.heard}".lower()]
+    assert sorted(choose("words.value", "'Number'")) == sorted(said)
+    assert len(choose("words.value", "'no such words'")) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["report", "comparison", "blind"])
+def test_nothing_bars_anyone(page: str, report: Path, comparison: Path, browser: Browser) -> None:
+    browser.open((report if page == "report" else comparison) / f"{page}.html")
+    browser.run(AXE)
+    for scheme in ("light", "dark"):
+        browser.prefer(scheme)
+        found = browser.run(f"axe.run(document, {STANDARD}).then((r) => r.violations)")
+        assert [(v["id"], v["nodes"][0]["html"][:200]) for v in found] == []
+
+
+@pytest.mark.slow
+def test_no_page_scrolls_sideways_on_a_phone(
+    report: Path, comparison: Path, tmp_path: Path
+) -> None:
+    with Browser(tmp_path, (390, 844)) as phone:
+        for page in (
+            report / "report.html",
+            comparison / "comparison.html",
+            comparison / "blind.html",
+        ):
+            phone.open(page)
+            assert phone.run("document.documentElement.scrollWidth") <= 390
+
+
+@pytest.mark.slow
+def test_votes_are_kept_and_counted(comparison: Path, browser: Browser) -> None:
+    key = BlindKey.from_json(comparison / "blind_key.json")
+    for trial in key.trials:
+        choice = "first" if trial.first == "after" else "second"
+        browser.open(comparison / "blind.html")
+        browser.run(f"document.querySelector('[name=\"{trial.id}\"][value={choice}]').click()")
+    browser.open(comparison / "blind.html")
+    said = browser.run("document.querySelector('output').textContent")
+    assert said == f"{len(key.trials)} of {len(key.trials)} chosen"
+    browser.run(
+        "URL.createObjectURL = (blob) => { window.saved = blob.text(); return '#'; };"
+        "document.querySelector('#download').click()"
+    )
+    votes = Votes.model_validate_json(browser.run("window.saved"))
+    (row,) = tally(key, [votes])
+    assert (row.a, row.a_wins, row.b_wins) == ("after", len(key.trials), 0)

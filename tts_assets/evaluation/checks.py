@@ -1,0 +1,196 @@
+"""What must hold of a report: nothing is lost, nothing was trained on, metrics did not fail, and
+it is not certainly worse than the incumbent's."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from dagster import (
+    AssetCheckResult,
+    AssetChecksDefinition,
+    AssetCheckSeverity,
+    AssetIn,
+    AssetKey,
+    AssetsDefinition,
+    asset_check,
+)
+
+from resources.artifact_store import ArtifactStoreResource
+from tts_assets.artifacts import ArtifactError, ArtifactStore, EvaluationSuite, Report
+from tts_assets.evaluation.config import MAIN, EvaluationConfig
+from tts_assets.evaluation.corpus_voices import samples_of
+from tts_assets.evaluation.suite import (
+    SUITE_FILE,
+    SuiteText,
+    audio_digests,
+    known_texts,
+    read_suite,
+)
+from tts_assets.partitions import code_arrays_of
+
+
+def report_checks(
+    report: AssetsDefinition,
+    suite_key: AssetKey,
+    corpora: Iterable[str],
+    prompts: Iterable[Path],
+    evaluation: EvaluationConfig,
+) -> list[AssetChecksDefinition]:
+    return [
+        every_text_check(report, suite_key, evaluation),
+        held_out_check(report, suite_key, corpora, prompts, evaluation),
+        metrics_check(report),
+        *(
+            gate_check(report, column, margin, evaluation)
+            for column, margin in evaluation.gates.margins.items()
+        ),
+    ]
+
+
+def every_text_check(
+    report: AssetsDefinition, suite_key: AssetKey, evaluation: EvaluationConfig
+) -> AssetChecksDefinition:
+    @asset_check(
+        asset=report,
+        additional_ins={"suite": AssetIn(key=suite_key)},
+        blocking=True,
+        description="Texts of the suite x seeds = syntheses in the report.",
+    )
+    def every_text_is_accounted_for(report: Report, suite: EvaluationSuite) -> AssetCheckResult:
+        asked = {(t.id, seed) for t in suite_texts(suite, evaluation) for seed in evaluation.seeds}
+        rows = [json.loads(line) for line in read_lines(report.path / "samples.jsonl")]
+        scored = {(row["id"], row["seed"]) for row in rows}
+        missing = [list(key) for key in sorted(asked - scored)]
+        return AssetCheckResult(
+            passed=asked == scored and len(rows) == len(asked),
+            metadata={"asked": len(asked), "scored": len(rows), "missing": missing},
+        )
+
+    return every_text_is_accounted_for
+
+
+def held_out_check(
+    report: AssetsDefinition,
+    suite_key: AssetKey,
+    corpora: Iterable[str],
+    prompts: Iterable[Path],
+    evaluation: EvaluationConfig,
+) -> AssetChecksDefinition:
+    @asset_check(
+        asset=report,
+        additional_ins={"suite": AssetIn(key=suite_key), "arrays": code_arrays_of(corpora)},
+        blocking=True,
+        description="No text and no voice prompt of the suite was trained on.",
+    )
+    def suite_is_held_out(report: Report, suite: EvaluationSuite, arrays: Any) -> AssetCheckResult:
+        samples = samples_of(arrays, "train")
+        trained = [sample["transcript"] for sample in samples]
+        trained += [line for path in prompts for line in read_lines(path)]
+        texts = suite_texts(suite, evaluation)
+        known = known_texts(texts, trained, evaluation.language)
+        audio = {sample.get("original_data", {}).get("audio_sha256") for sample in samples}
+        heard = [name for name, digest in audio_digests(texts).items() if digest in audio]
+        return AssetCheckResult(
+            passed=not known and not heard,
+            metadata={
+                "trained_on": len(trained),
+                "known": [text.id for text in known],
+                "known_audio": heard,
+            },
+        )
+
+    return suite_is_held_out
+
+
+def metrics_check(report: AssetsDefinition) -> AssetChecksDefinition:
+    @asset_check(
+        asset=report,
+        description="No metric raised an error. What is too short for one is no error.",
+    )
+    def metrics_did_not_fail(report: Report) -> AssetCheckResult:
+        from tts_assets.evaluation.measuring import failed
+
+        rows = [json.loads(line) for line in read_lines(report.path / "samples.jsonl")]
+        reasons = Counter(
+            f"{metric}: {reason}" for row in rows for metric, reason in row["set_aside"].items()
+        )
+        errors = [reason for reason in reasons if failed(reason.partition(": ")[2])]
+        return AssetCheckResult(
+            passed=not errors,
+            severity=AssetCheckSeverity.WARN,
+            metadata={"set_aside": dict(reasons), "errors": errors[:10]},
+        )
+
+    return metrics_did_not_fail
+
+
+def gate_check(
+    report: AssetsDefinition, column_name: str, margin: float, evaluation: EvaluationConfig
+) -> AssetChecksDefinition:
+    @asset_check(
+        asset=report,
+        name=f"{column_name}_gate",
+        blocking=True,
+        description=f"Not certainly worse than the incumbent by more than {margin:g}.",
+    )
+    def gate(report: Report, store: ArtifactStoreResource) -> AssetCheckResult:
+        from tts_assets.evaluation.gates import judge
+        from tts_assets.evaluation.metrics.registry import columns_of
+        from tts_assets.evaluation.results import read_samples
+
+        column = next((c for c in columns_of(evaluation) if c.name == column_name), None)
+        before = incumbent(store.store, report, evaluation.gates.incumbent)
+        if column is None or before is None:
+            why = "there is no incumbent yet" if column else f"{column_name} is not measured"
+            return AssetCheckResult(passed=True, description=why)
+        verdict = judge(read_samples(report.path), read_samples(before.path), column, margin)
+        return AssetCheckResult(
+            passed=verdict.passed,
+            description=verdict.why,
+            metadata={
+                "incumbent": before.manifest.inputs["serving"].content[:12],
+                "texts": verdict.texts,
+                "worse_by": verdict.worse_by,
+                "low": verdict.low,
+                "high": verdict.high,
+                "margin": margin,
+            },
+        )
+
+    return gate
+
+
+def incumbent(store: ArtifactStore, report: Report, recipe: str) -> Report | None:
+    """The report to beat: the current one of ``recipe``, else the best of the recipe's own.
+
+    The best, and not the latest: a slow decline within the margin must not pass step by step.
+    Reports of another suite or another kind of figures do not count.
+    """
+    if recipe and recipe != report.facts.recipe:
+        suite = report.facts.suite
+        asset = f"report/{recipe}" if suite == MAIN else f"report/{recipe}/{suite}"
+        try:
+            current = store.current(asset)
+        except ArtifactError:
+            return None
+        return current if isinstance(current, Report) and comparable(current, report) else None
+    folders = report.path.parent.glob("[0-9a-f]*")
+    others = [Report.open(folder) for folder in folders if folder.name != report.path.name]
+    alike = [other for other in others if comparable(other, report)]
+    return min(alike, key=lambda other: (other.facts.wer, other.path.name), default=None)
+
+
+def comparable(a: Report, b: Report) -> bool:
+    mine, other = a.manifest, b.manifest
+    same_suite = mine.inputs["suite"].content == other.inputs["suite"].content
+    return same_suite and mine.code_version == other.code_version
+
+
+def suite_texts(suite: EvaluationSuite, evaluation: EvaluationConfig) -> list[SuiteText]:
+    return read_suite(suite.path / SUITE_FILE, evaluation.language)
+
+
+def read_lines(path: Path) -> list[str]:
+    return [line for line in path.read_text().split("\n") if line.strip()]

@@ -1,0 +1,73 @@
+"""Syntheses as files, and inside of pages."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterable
+from pathlib import Path
+
+import av
+import numpy as np
+import soundfile
+
+from tts_assets.audio import Wave, resample
+
+OPUS_RATE = 48_000  # of Hz that Opus knows, the one that holds every codec's band
+OPUS_BITS = 40_000  # a second: speech of 24 kHz without audible loss
+PAGE_BYTES = 10_000_000  # of audio in a page, which must stay readable in a browser
+ENCODED = 4 / 3  # bytes of base64 a byte
+
+
+def write_flac(path: Path, wave: Wave, rate: int) -> None:
+    """16-bit FLAC: lossless from here on, half the size of WAV, played by every browser."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, np.clip(wave, -1.0, 1.0), rate, format="FLAC", subtype="PCM_16")
+
+
+def read_flac(path: Path) -> tuple[Wave, int]:
+    wave, rate = soundfile.read(path, dtype="float32")
+    return wave, rate
+
+
+class Embedder:
+    """Files as data URIs of one page: FLAC as they are while all fit, else Opus.
+
+    Where Opus does not fit either, those that come last get none: ask for the worst first.
+    """
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self.lossless = sum(path.stat().st_size for path in paths) * ENCODED <= PAGE_BYTES
+        self.left = PAGE_BYTES
+
+    def __call__(self, path: Path) -> str | None:
+        """The data URI of a FLAC file; None if the page is full."""
+        if self.lossless:
+            kind, data = "audio/flac", path.read_bytes()
+        else:
+            kind, data = "audio/ogg", opus(*read_flac(path))
+        uri = data_uri(data, kind)
+        if len(uri) > self.left:
+            self.left = 0
+            return None
+        self.left -= len(uri)
+        return uri
+
+
+def opus(wave: Wave, rate: int) -> bytes:
+    """Ogg Opus, mono; the same samples give the same bytes (libsndfile draws a serial number)."""
+    samples = np.clip(resample(wave, rate, OPUS_RATE), -1.0, 1.0)
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="ogg", options={"fflags": "+bitexact"}) as container:
+        stream = container.add_stream("libopus", rate=OPUS_RATE, layout="mono")
+        stream.bit_rate = OPUS_BITS
+        frame = av.AudioFrame.from_ndarray(
+            np.round(samples * 32767).astype(np.int16)[None], format="s16", layout="mono"
+        )
+        frame.sample_rate = OPUS_RATE
+        container.mux([*stream.encode(frame), *stream.encode(None)])
+    return buffer.getvalue()
+
+
+def data_uri(data: bytes, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"

@@ -1,0 +1,78 @@
+"""Whose voice a model has learnt, and at what pace: told by the samples of its code arrays."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tts_assets.artifacts import CodeArrays
+from tts_assets.config import ConfigError
+from tts_assets.evaluation.metrics.pace import spoken_characters
+from tts_assets.evaluation.suite import SuiteText
+
+Sample = dict[str, Any]
+
+
+def samples_of(arrays: Mapping[str, CodeArrays], split: str) -> list[Sample]:
+    return [
+        json.loads(line)
+        for handle in arrays.values()
+        for line in (handle.path / f"{split}_samples.jsonl").read_text().split("\n")
+        if line.strip()
+    ]
+
+
+def reference_clips(arrays: Mapping[str, CodeArrays], count: int) -> tuple[Path, ...]:
+    """The longest validation clips (training clips where there are none): the speaker's voice."""
+    return longest(samples_of(arrays, "val") or samples_of(arrays, "train"), count)
+
+
+def named_speakers(
+    arrays: Mapping[str, CodeArrays], texts: Iterable[SuiteText], count: int
+) -> dict[str, tuple[Path, ...]]:
+    """The longest clips of each speaker whom a text names, validation clips before others.
+
+    Raises :class:`ConfigError` for a speaker who is in none of the corpora.
+    """
+    names = sorted({text.speaker for text in texts if text.speaker})
+    if not names:
+        return {}
+    val, train = samples_of(arrays, "val"), samples_of(arrays, "train")
+    found = {}
+    for name in names:
+        own = [[s for s in samples if s.get("speaker_id") == name] for samples in (val, train)]
+        if not any(own):
+            known = sorted({str(s.get("speaker_id", "")) for s in [*val, *train]})
+            raise ConfigError(
+                f"the suite names speaker {name!r}, who is in none of the corpora "
+                f"{sorted(arrays)}; speakers there: {known[:20]}"
+            )
+        found[name] = longest(own[0] or own[1], count)
+    return found
+
+
+def longest(samples: Iterable[Sample], count: int) -> tuple[Path, ...]:
+    """Raises FileNotFoundError if one of the clips is gone."""
+    chosen = sorted(samples, key=lambda sample: (-sample["duration"], sample["id"]))[:count]
+    clips = tuple(Path(sample["wav_path"]) for sample in chosen)
+    for clip in clips:
+        if not clip.is_file():
+            raise FileNotFoundError(
+                f"{clip}, a clip of code_arrays, is gone: put it back, or materialize raw_corpus "
+                "and what follows again"
+            )
+    return clips
+
+
+def expected_rate(arrays: Mapping[str, CodeArrays], language: str) -> float:
+    """Characters a second of the recordings, pauses included; 0 if their lengths are not known.
+
+    Of validation where there is some: thousands of clips are enough.
+    """
+    samples = samples_of(arrays, "val") or samples_of(arrays, "train")
+    timed = [sample for sample in samples if sample["duration"] > 0]
+    seconds = sum(sample["duration"] for sample in timed)
+    characters = sum(spoken_characters(sample["transcript"], language) for sample in timed)
+    return round(characters / seconds, 3) if seconds else 0.0

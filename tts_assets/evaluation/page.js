@@ -1,0 +1,74 @@
+"use strict";
+document.documentElement.classList.add("js");
+
+for (const box of document.querySelectorAll(".player")) {
+  const audio = box.querySelector("audio");
+  const wave = box.querySelector(".seen");
+  const button = box.querySelector("button");
+  const show = () => wave.style.setProperty("--played", `${100 * audio.currentTime / (audio.duration || 1)}%`);
+  const follow = () => { show(); if (!audio.paused) requestAnimationFrame(follow); };
+  const seek = (seconds) => { audio.currentTime = Math.min(audio.duration || 0, Math.max(0, seconds)); show(); };
+  audio.controls = false;
+  box.classList.add("ready");
+  button.addEventListener("click", () => audio.paused ? audio.play() : audio.pause());
+  button.addEventListener("keydown", (event) => {
+    const step = { ArrowRight: 0.5, ArrowLeft: -0.5 }[event.key];
+    if (step) { seek(audio.currentTime + step); event.preventDefault(); }
+  });
+  wave.addEventListener("click", (event) => {
+    const edge = wave.getBoundingClientRect();
+    seek(audio.duration * (event.clientX - edge.left) / edge.width);
+    audio.play();
+  });
+  audio.addEventListener("play", () => {
+    for (const other of document.querySelectorAll("audio")) if (other !== audio) other.pause();
+    box.classList.add("playing");
+    follow();
+  });
+  audio.addEventListener("pause", () => box.classList.remove("playing"));
+  audio.addEventListener("ended", () => { box.classList.remove("playing"); audio.currentTime = 0; show(); });
+}
+
+for (const table of document.querySelectorAll("table.sortable")) {
+  const body = table.tBodies[0];
+  const heads = [...table.tHead.rows[0].cells];
+  const value = (row, column) => {
+    const cell = row.cells[column];
+    if (cell.dataset.value === undefined) return cell.textContent.trim();
+    return cell.dataset.value === "" ? null : Number(cell.dataset.value);
+  };
+  const compare = (a, b) => typeof a === "number" ? a - b : a.localeCompare(b);
+  for (const [column, head] of heads.entries()) {
+    head.querySelector("button")?.addEventListener("click", () => {
+      const first = head.dataset.first ?? "ascending";
+      const other = first === "ascending" ? "descending" : "ascending";
+      const order = head.ariaSort === first ? other : first;
+      for (const each of heads) each.ariaSort = each === head ? order : null;
+      const sign = order === "ascending" ? 1 : -1;
+      body.append(...[...body.rows].sort((left, right) => {
+        const a = value(left, column), b = value(right, column);
+        if (a === null || b === null) return (a === null) - (b === null);  // no value: last
+        return sign * compare(a, b);
+      }));
+    });
+  }
+}
+
+for (const form of document.querySelectorAll("form.filter")) {
+  const rows = [...document.querySelectorAll(`#${form.dataset.table} tbody tr`)];
+  const count = form.querySelector("output");
+  const apply = () => {
+    const words = form.elements.words.value.toLowerCase();
+    const kind = form.elements.kind.value;
+    const wrong = form.elements.wrong.checked;
+    for (const row of rows) {
+      row.hidden = !(row.dataset.text.includes(words) && (!kind || row.dataset.kind === kind)
+        && (!wrong || row.dataset.wrong));
+    }
+    const shown = rows.filter((row) => !row.hidden).length;
+    count.textContent = `${shown} of ${rows.length} syntheses`;
+  };
+  form.addEventListener("input", apply);
+  form.addEventListener("submit", (event) => event.preventDefault());
+  apply();
+}
