@@ -72,14 +72,22 @@ def build_resources(settings: Settings) -> dict[str, Any]:
     return {
         "store": ArtifactStoreResource(root=str(settings.storage)),
         "io_manager": ArtifactIOManager(root=str(settings.storage)),
-        "launcher": build_launcher(settings.compute, settings.wandb),
+        "launcher": build_launcher(
+            settings.compute,
+            settings.wandb,
+            ledger=str(settings.storage / ledger.FOLDER),
+            **settings.budget.model_dump(),
+        ),
         "vllm": VllmServer(**settings.vllm.model_dump(mode="json")),
     }
 
 
-def build_launcher(compute: Compute, wandb: WandbConfig | None = None) -> Launcher:
-    """The launcher that ``compute.launcher`` names; its programs report to ``wandb``, too."""
-    common = compute.model_dump(include={"grace_seconds", "retries", "retry_seconds"})
+def build_launcher(
+    compute: Compute, wandb: WandbConfig | None = None, **accounts: Any
+) -> Launcher:
+    """The launcher that ``compute.launcher`` names; its programs report to ``wandb``, too, and
+    what they cost goes to ``accounts``: the launcher's ``ledger`` and ``gpu_hours_a_week``."""
+    common = compute.model_dump(include={"grace_seconds", "retries", "retry_seconds"}) | accounts
     common["wandb"] = wandb and wandb.model_dump(mode="json", exclude_none=True)
     if compute.launcher == "slurm":
         return SlurmLauncher(**common, **compute.slurm.model_dump(mode="json"))
