@@ -1,4 +1,4 @@
-"""When a data asset follows its inputs by itself: when their content changed, and never else."""
+"""When an asset follows its inputs by itself: when their content changed, and never else."""
 
 from dagster import AssetKey, AutomationCondition
 
@@ -13,11 +13,26 @@ def follow_data() -> AutomationCondition:
     the inputs' blocking checks to pass. Nothing is asked for twice: after a failure the next
     change, or a person, asks again. At its first look everything is as it should be.
     """
-    changed = AutomationCondition.any_deps_match(
+    elsewhere = ~AutomationCondition.executed_with_tags(tag_keys={WHOLE_CORPUS})
+    return _follow(elsewhere).with_label("follow_data")
+
+
+def follow_training() -> AutomationCondition:
+    """The same for assets that cost GPUs, which no job that makes a whole corpus has made.
+
+    It waits, too, for an input that is asked for in this very tick.
+    """
+    asked = AutomationCondition.any_deps_match(AutomationCondition.will_be_requested())
+    return (_follow() & ~asked).with_label("follow_training")
+
+
+def _follow(more: AutomationCondition | None = None) -> AutomationCondition:
+    """``more``: what else holds of a change that counts."""
+    change = (
         AutomationCondition.data_version_changed()
         & ~AutomationCondition.executed_with_root_target()
-        & ~AutomationCondition.executed_with_tags(tag_keys={WHOLE_CORPUS})
     )
+    changed = AutomationCondition.any_deps_match(change if more is None else change & more)
     # A change that comes in the very tick after a request is not part of what was requested.
     handled = AutomationCondition.newly_requested() & ~changed
     return (
@@ -26,7 +41,15 @@ def follow_data() -> AutomationCondition:
         & ~AutomationCondition.any_deps_in_progress()
         & ~AutomationCondition.any_deps_missing()
         & AutomationCondition.all_deps_blocking_checks_passed()
-    ).with_label("follow_data")
+    )
+
+
+def make_once() -> AutomationCondition:
+    """Materialize an asset without inputs, once, when it is not there."""
+    return (
+        AutomationCondition.missing().newly_true().since(AutomationCondition.newly_requested())
+        & ~AutomationCondition.in_progress()
+    ).with_label("make_once")
 
 
 def fetch_for(user: str) -> AutomationCondition:

@@ -1,8 +1,9 @@
 """GPU-hours of launched programs, week by week: ``python -m tts_assets.ledger``.
 
 ``storage/.ledger/`` has a small JSON file for each attempt of a program, which its launcher writes
-anew, in one step, when it starts, while it runs, and when it ends. A launcher that was killed leaves
-what it wrote last, at most :data:`BEAT_SECONDS` behind. Weeks begin on Monday, 0:00 UTC.
+anew, in one step, when it starts, while it runs, and when it ends. A launcher that was killed
+leaves what it wrote last, at most :data:`BEAT_SECONDS` behind; a cluster's job that nobody follows
+is counted when it is followed again. Weeks begin on Monday, 0:00 UTC.
 """
 
 from __future__ import annotations

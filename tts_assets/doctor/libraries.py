@@ -131,7 +131,7 @@ def alerts(variables: tuple[str, ...]) -> list[Finding]:
 
 
 def slurm(login: tuple[str, ...], needed: bool) -> Finding:
-    """The client commands, where ``compute.slurm.login`` runs them, and whether a cluster answers."""
+    """The client commands, run through ``compute.slurm.login``, and whether a cluster answers."""
     cost = "TTS_PROFILE=slurm; this machine's own cores and GPUs do not need it"
     if not login and shutil.which("sbatch") is None:
         remedy = "apt-get install slurm-client, or set compute.slurm.login to reach a login node"

@@ -162,4 +162,3 @@ def describe(chain: list[Promoted]) -> str:
         f = handle.facts
         lines.append(f"| {f.when} | {f.recipe} ({f.event}) | {f.model[:12]} | {f.why} |")
     return "\n".join(lines)
-
