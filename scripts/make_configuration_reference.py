@@ -93,6 +93,7 @@ def summary(model: type[BaseModel]) -> str:
     """The docstring of the model in Markdown, its own and not pydantic's."""
     text = model.__dict__.get("__doc__") or ""
     text = re.sub(r":\w+:`~?([^`]*)`", r"`\1`", text).replace("``", "`")
+    text = re.sub(r"^`\[[^`]*\]`[:.] ", "", text)  # the heading says it
     paragraphs = [" ".join(part.split()) for part in text.split("\n\n")]
     return "\n\n".join(part for part in paragraphs if part)
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 from dagster import (
-    AssetExecutionContext,
     DagsterInstance,
     DagsterRunStatus,
     Definitions,
@@ -65,7 +64,7 @@ def instance() -> Iterator[DagsterInstance]:
 
 
 @asset
-def broken(context: AssetExecutionContext) -> None:
+def broken() -> None:
     raise ValueError("no room left to write")
 
 
