@@ -19,7 +19,6 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
 
 from tts_assets.settings import Settings
 
@@ -95,7 +94,8 @@ def summary(model: type[BaseModel]) -> str:
     text = re.sub(r":\w+:`~?([^`]*)`", r"`\1`", text).replace("``", "`")
     text = re.sub(r"^`\[[^`]*\]`[:.] ", "", text)  # the heading says it
     paragraphs = [" ".join(part.split()) for part in text.split("\n\n")]
-    return "\n\n".join(part for part in paragraphs if part)
+    words = "\n\n".join(part for part in paragraphs if part)
+    return words[:1].upper() + words[1:]
 
 
 def kind(annotation: Any) -> str:
@@ -124,9 +124,11 @@ def kind(annotation: Any) -> str:
 def default(field: FieldInfo) -> str:
     if field.is_required():
         return "*needed*"
-    value = field.default
-    if field.default_factory is not None or value is PydanticUndefined:
-        return "see right" if field.description else "empty"
+    if field.default_factory_takes_validated_data:
+        return "see right"
+    value = field.get_default(call_default_factory=True)
+    if value == {}:
+        return "empty"
     if value is None:
         return "unset"
     if isinstance(value, BaseModel):
