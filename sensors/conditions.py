@@ -20,10 +20,15 @@ def follow_data() -> AutomationCondition:
 def follow_training() -> AutomationCondition:
     """The same for assets that cost GPUs, which no job that makes a whole corpus has made.
 
-    It waits, too, for an input that is asked for in this very tick.
+    It waits, too, for an input that will be made again, because an input of its own has changed:
+    texts as token ids after codes, a report after its model.
     """
-    asked = AutomationCondition.any_deps_match(AutomationCondition.will_be_requested())
-    return (_follow() & ~asked).with_label("follow_training")
+    behind = AutomationCondition.any_deps_match(
+        AutomationCondition.any_deps_match(AutomationCondition.data_version_changed()).since(
+            AutomationCondition.newly_updated()
+        )
+    )
+    return (_follow() & ~behind).with_label("follow_training")
 
 
 def _follow(more: AutomationCondition | None = None) -> AutomationCondition:
