@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from dagster import (
@@ -39,7 +38,7 @@ def build_checkpoint_sensor(recipes: Sequence[str], storage: Path) -> SensorDefi
                 continue
             asked[recipe] = newest.content
             if better := better_than(store, newest):
-                notes.append(f"sft/{recipe} is not asked for: {better.describe(newest)}")
+                notes.append(f"sft/{recipe} is not asked for: {better}")
                 continue
             requests.append(
                 RunRequest(
@@ -59,19 +58,6 @@ def build_checkpoint_sensor(recipes: Sequence[str], storage: Path) -> SensorDefi
     return best_checkpoint
 
 
-@dataclass(frozen=True)
-class Better:
-    """An earlier checkpoint with a lower loss on the same validation samples."""
-
-    checkpoint: Checkpoint
-
-    def describe(self, newest: Checkpoint) -> str:
-        return (
-            f"its val_loss {newest.facts.val_loss:.4f} is not below "
-            f"{self.checkpoint.facts.val_loss:.4f} of {self.checkpoint.path.name}"
-        )
-
-
 def newest_checkpoint(store: ArtifactStore, recipe: str) -> Checkpoint | None:
     link = store.folder(f"sft/{recipe}") / "current"
     return Checkpoint.open(link.resolve()) if link.is_symlink() else None
@@ -85,9 +71,11 @@ def served(store: ArtifactStore, recipe: str) -> str | None:
     return open_artifact(link.resolve()).manifest.inputs["checkpoint"].content
 
 
-def better_than(store: ArtifactStore, newest: Checkpoint) -> Better | None:
-    """The best of the others whose loss can be compared: it is of the same arrays."""
-    if newest.facts.val_loss is None:
+def better_than(store: ArtifactStore, newest: Checkpoint) -> str | None:
+    """In words, the best of the other checkpoints whose loss is comparable, being of the same
+    arrays, if ``newest`` is no better; None if it is the best."""
+    loss = newest.facts.val_loss
+    if loss is None:
         return None
     earlier = [
         Checkpoint.open(folder)
@@ -95,14 +83,14 @@ def better_than(store: ArtifactStore, newest: Checkpoint) -> Better | None:
         if folder.is_dir() and not folder.is_symlink() and folder != newest.path
     ]
     comparable = [
-        other
+        (other.facts.val_loss, other.path.name)
         for other in earlier
         if other.facts.val_loss is not None and validated_on(other) == validated_on(newest)
     ]
-    best = min(comparable, key=lambda other: other.facts.val_loss, default=None)
-    if best is None or newest.facts.val_loss < best.facts.val_loss:
+    if not comparable or loss < min(comparable)[0]:
         return None
-    return Better(best)
+    best, name = min(comparable)
+    return f"its val_loss {loss:.4f} is not below {best:.4f} of {name}"
 
 
 def validated_on(checkpoint: Checkpoint) -> dict[str, str]:

@@ -14,7 +14,7 @@ def follow_data() -> AutomationCondition:
     change, or a person, asks again. At its first look everything is as it should be.
     """
     elsewhere = ~AutomationCondition.executed_with_tags(tag_keys={WHOLE_CORPUS})
-    return _follow(elsewhere).with_label("follow_data")
+    return _follow("follow_data", _changed() & elsewhere, _at_rest())
 
 
 def follow_training() -> AutomationCondition:
@@ -28,25 +28,33 @@ def follow_training() -> AutomationCondition:
             AutomationCondition.newly_updated()
         )
     )
-    return (_follow() & ~behind).with_label("follow_training")
+    return _follow("follow_training", _changed(), _at_rest() & ~behind)
 
 
-def _follow(more: AutomationCondition | None = None) -> AutomationCondition:
-    """``more``: what else holds of a change that counts."""
-    change = (
+def _changed() -> AutomationCondition:
+    """Of an input: by a run that does not make the asset itself."""
+    return (
         AutomationCondition.data_version_changed()
         & ~AutomationCondition.executed_with_root_target()
     )
-    changed = AutomationCondition.any_deps_match(change if more is None else change & more)
-    # A change that comes in the very tick after a request is not part of what was requested.
-    handled = AutomationCondition.newly_requested() & ~changed
+
+
+def _at_rest() -> AutomationCondition:
     return (
-        changed.since(handled)
-        & ~AutomationCondition.in_progress()
+        ~AutomationCondition.in_progress()
         & ~AutomationCondition.any_deps_in_progress()
         & ~AutomationCondition.any_deps_missing()
         & AutomationCondition.all_deps_blocking_checks_passed()
     )
+
+
+def _follow(
+    label: str, change: AutomationCondition, ready: AutomationCondition
+) -> AutomationCondition:
+    changed = AutomationCondition.any_deps_match(change)
+    # A change that comes in the very tick after a request is not part of what was requested.
+    handled = AutomationCondition.newly_requested() & ~changed
+    return (changed.since(handled) & ready).with_label(label)
 
 
 def make_once() -> AutomationCondition:
