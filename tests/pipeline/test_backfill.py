@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +17,11 @@ from dagster import (
     AssetKey,
     AssetRecordsFilter,
     DagsterInstance,
+    DagsterRun,
     DagsterRunStatus,
     EventLogRecord,
     RunsFilter,
 )
-from dagster._core.execution.backfill import BulkActionStatus
 
 from jobs.demo import register_corpora
 from tests.sensors.test_training import two_voices
@@ -49,17 +49,17 @@ class Checkout:
         )
 
     def backfill(self, *which: str) -> None:
-        """``dagster job backfill`` of ``refresh``; returns when its runs have succeeded."""
+        """``dagster job backfill`` of both corpora; returns when its runs have succeeded."""
         self.dagster(
             "job", "backfill", "-w", "workspace.yaml", "-j", "refresh", "--noprompt", *which
         )
+        (newest, *_) = self.instance.get_backfills()
+        filters = RunsFilter(tags={"dagster/backfill": newest.backfill_id})
         deadline = time.monotonic() + PATIENCE
-        while self.instance.get_backfills(status=BulkActionStatus.REQUESTED):
+        while not ended(runs := self.instance.get_runs(filters), 2):
             assert time.monotonic() < deadline, "the daemon does not end the backfill"
             time.sleep(0.5)
-        (newest, *_) = self.instance.get_backfills()
-        runs = self.instance.get_runs(RunsFilter(tags={"dagster/backfill": newest.backfill_id}))
-        assert runs and all(run.status == DagsterRunStatus.SUCCESS for run in runs)
+        assert all(run.status == DagsterRunStatus.SUCCESS for run in runs)
 
     def newest(self, asset: str) -> list[EventLogRecord]:
         """The last materialization of each partition."""
@@ -83,6 +83,10 @@ class Checkout:
                 (bool(known["reused"].value), "compute_seconds" in known) for known in metadata
             ]
         return found
+
+
+def ended(runs: Sequence[DagsterRun], expected: int) -> bool:
+    return len(runs) == expected and all(run.is_finished for run in runs)
 
 
 @contextmanager

@@ -82,7 +82,7 @@ def promote_best(
         return first(store, voice, able, verdicts)
     refused = pointer.refused(pointer.history(store, voice))
     reports = reports_of(store, serves.facts.recipe, serves.facts.model)
-    margins: dict[str, float] = {name: least for name, least in config.margins.items()}
+    margins: dict[str, float] = dict(config.margins.items())
     verdicts += [judge(c, serves.facts.model, reports, margins, refused) for c in able.values()]
     best = winner(verdicts, margins)
     if best is None:
