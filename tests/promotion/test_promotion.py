@@ -66,6 +66,18 @@ def test_only_a_candidate_that_reaches_all_margins_replaces_what_serves(
     ]
 
 
+def test_a_category_of_the_suite_can_decide(studio: Studio, config: PromotionConfig) -> None:
+    digits = config.model_copy(update={"category": "digits"})
+    studio.candidate("first", "a")
+    best(studio, digits)
+    studio.candidate("second", "b", wer=0.12, digits=0.05)
+    best(studio, digits)
+    assert serving(studio) == "b"
+    studio.candidate("first", "c")
+    with pytest.raises(ArtifactError, match=r"write one of \['digits'\]"):
+        best(studio, config.model_copy(update={"category": "poems"}))
+
+
 def test_nothing_new_changes_nothing(studio: Studio, config: PromotionConfig) -> None:
     studio.candidate("first", "a")
     best(studio, config)

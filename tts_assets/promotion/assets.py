@@ -82,9 +82,8 @@ def promote_best(
         return first(store, voice, able, verdicts)
     refused = pointer.refused(pointer.history(store, voice))
     reports = reports_of(store, serves.facts.recipe, serves.facts.model)
-    margins: dict[str, float] = dict(config.margins.items())
-    verdicts += [judge(c, serves.facts.model, reports, margins, refused) for c in able.values()]
-    best = winner(verdicts, margins)
+    verdicts += [judge(c, serves.facts.model, reports, config, refused) for c in able.values()]
+    best = winner(verdicts, config)
     if best is None:
         return serves, verdicts
     why = next(verdict.why for verdict in verdicts if verdict.recipe == best)

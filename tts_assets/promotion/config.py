@@ -23,12 +23,18 @@ class PromotionConfig(Config):
     """``[promotion.<voice>]``: recipes whose serving models compete for a voice.
 
     The first candidate that has a report serves first. ``margins`` are gains over the model that
-    serves, of ``total`` in ``report.json``: 0.005 asks for a WER that is lower by half a percent
+    serves, of the figures in ``report.json``: 0.005 asks for a WER that is lower by half a percent
     point, -0.1 allows a MOS that is lower by a tenth. All of them must be reached.
     """
 
     candidates: tuple[str, ...] = Field(min_length=1)
+    category: str = Field("", description="of the suite, whose figures count; empty: of all texts")
     margins: dict[Metric, float] = Field(default_factory=lambda: dict(MARGINS), min_length=1)
+
+    @property
+    def gains_needed(self) -> dict[str, float]:
+        """``margins`` by plain names."""
+        return dict(self.margins.items())
 
     @model_validator(mode="after")
     def _something_gets_better(self) -> Self:

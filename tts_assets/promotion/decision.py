@@ -16,7 +16,7 @@ from tts_assets.artifacts import (
 )
 from tts_assets.config import digest_of
 from tts_assets.evaluation.results import REPORT_FILE
-from tts_assets.promotion.config import LOWER_IS_BETTER, METRICS
+from tts_assets.promotion.config import LOWER_IS_BETTER, METRICS, PromotionConfig
 
 Figures = Mapping[str, float]
 
@@ -56,9 +56,16 @@ def bench(report: Report) -> str:
     return digest_of([asked, manifest.config, manifest.code_version])
 
 
-def figures(report: Report) -> dict[str, float]:
-    total = json.loads((report.path / REPORT_FILE).read_text())["total"]
-    return {name: total[name] for name in METRICS if name in total}
+def figures(report: Report, category: str) -> dict[str, float]:
+    """Of one category of the suite, or of all texts."""
+    told = json.loads((report.path / REPORT_FILE).read_text())
+    if category and category not in told["categories"]:
+        raise ArtifactError(
+            f"{report.asset} has no category {category!r}: write one of "
+            f"{sorted(told['categories'])} into [promotion], or leave category out"
+        )
+    row = told["categories"][category] if category else told["total"]
+    return {name: row[name] for name in METRICS if name in row}
 
 
 def contender(store: ArtifactStore, recipe: str) -> Contender | str:
@@ -91,7 +98,7 @@ def judge(
     challenger: Contender,
     serves: str,
     reports: Mapping[str, Report],
-    margins: Figures,
+    config: PromotionConfig,
     refused: Collection[str],
 ) -> Verdict:
     """``serves``: the incumbent's content, ``reports`` those of it by bench; ``refused`` were
@@ -105,7 +112,9 @@ def judge(
     if challenger.bench not in reports:
         why = "the model that serves was judged by other texts or code: not comparable"
         return Verdict(recipe, False, why, {})
-    gains = gained(figures(reports[challenger.bench]), figures(challenger.report), margins)
+    before = figures(reports[challenger.bench], config.category)
+    margins = config.gains_needed
+    gains = gained(before, figures(challenger.report, config.category), margins)
     short = [
         f"{name} {gains[name]:+.4g}, needed {least:+.4g}"
         for name, least in margins.items()
@@ -123,8 +132,8 @@ def gained(before: Figures, after: Figures, margins: Figures) -> dict[str, float
     }
 
 
-def winner(verdicts: Sequence[Verdict], margins: Figures) -> str | None:
+def winner(verdicts: Sequence[Verdict], config: PromotionConfig) -> str | None:
     """The recipe with the largest gain in the first metric of the margins, of those that win."""
-    first = next(iter(margins))
+    first = next(iter(config.margins))
     winners = [verdict for verdict in verdicts if verdict.wins]
     return max(winners, key=lambda verdict: verdict.gains[first]).recipe if winners else None
