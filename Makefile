@@ -7,13 +7,16 @@ CUDA ?=
 PORT ?= 3000
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo ui codec-demo test test-fast test-coverage lint lint-fix version clean
+.PHONY: help install doctor demo ui codec-demo test test-fast test-coverage lint lint-fix version clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 install: ## create .venv and install the locked packages; CUDA=13.0 for GPU machines
 	@$(PYTHON) scripts/install.py --cuda "$(CUDA)"
+
+doctor: ## look at this machine: what is there, what is missing, how to mend it
+	@if [ -x $(BIN)/python ]; then $(BIN)/python -m tts_assets.doctor; else $(PYTHON) -m tts_assets.doctor; fi
 
 demo: install ## train the small voice end to end and say where to listen (about 25 minutes)
 	@$(BIN)/python -m jobs.demo

@@ -1,8 +1,19 @@
-"""The asset jobs. ``refresh`` is partitioned by corpus, so that it backfills; the rest is not."""
+"""The asset jobs and their schedules. ``refresh`` is partitioned by corpus, so that it backfills;
+the rest is not."""
 
 from __future__ import annotations
 
-from dagster import AssetSelection, ScheduleDefinition, define_asset_job
+from collections.abc import Iterator
+
+from dagster import (
+    AssetSelection,
+    RunRequest,
+    ScheduleDefinition,
+    ScheduleEvaluationContext,
+    SkipReason,
+    define_asset_job,
+    schedule,
+)
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 from sensors.conditions import WHOLE_CORPUS
@@ -10,7 +21,7 @@ from tts_assets.partitions import corpus_partitions
 from tts_assets.settings import Settings
 
 REFRESH, IMPORT, TRAIN_CODEC, RETRAIN = "refresh", "import_arrays", "train_codec", "retrain"
-ALIGN, EVALUATE = "align", "evaluate"
+ALIGN, EVALUATE, PROMOTE = "align", "evaluate", "promote"
 
 
 def build_jobs(settings: Settings) -> list[UnresolvedAssetJobDefinition]:
@@ -22,6 +33,11 @@ def build_jobs(settings: Settings) -> list[UnresolvedAssetJobDefinition]:
         partitions_def=corpus_partitions,
         tags={WHOLE_CORPUS: "yes"},
         description="One corpus of [arrays.imported]: its folder -> arrays.",
+    )
+    promote = define_asset_job(
+        PROMOTE,
+        AssetSelection.groups("promotion"),
+        description="For each voice: the candidate whose report beats what serves, if one does.",
     )
     return [
         *([import_arrays] if settings.arrays.imported else []),
@@ -54,13 +70,53 @@ def build_jobs(settings: Settings) -> list[UnresolvedAssetJobDefinition]:
             AssetSelection.groups("evaluation"),
             description="All reports of the current serving models.",
         ),
+        *([promote] if settings.promotion else []),
     ]
 
 
-def build_schedules(jobs: list[UnresolvedAssetJobDefinition]) -> list[ScheduleDefinition]:
-    """Weekly retraining, off until somebody turns it on: unchanged inputs cost nothing."""
-    retrain = next(job for job in jobs if job.name == RETRAIN)
-    return [ScheduleDefinition(name="weekly_retrain", job=retrain, cron_schedule="0 2 * * 6")]
+def build_schedules(
+    jobs: list[UnresolvedAssetJobDefinition], settings: Settings
+) -> list[ScheduleDefinition]:
+    """All are off until somebody turns them on. Unchanged inputs cost nothing."""
+    named = {job.name: job for job in jobs}
+    when = settings.schedules
+    return [
+        nightly_refresh(named[REFRESH], settings),
+        *(
+            ScheduleDefinition(
+                name=name, job=named[job], cron_schedule=cron, execution_timezone=when.timezone
+            )
+            for name, job, cron in (
+                ("weekly_retrain", RETRAIN, when.retrain),
+                ("monthly_align", ALIGN, when.align),
+            )
+        ),
+    ]
+
+
+def nightly_refresh(job: UnresolvedAssetJobDefinition, settings: Settings) -> ScheduleDefinition:
+    """A run for each corpus that is a partition and has recordings."""
+
+    @schedule(
+        name="nightly_refresh",
+        job=job,
+        cron_schedule=settings.schedules.refresh,
+        execution_timezone=settings.schedules.timezone,
+        description="Looks again at every corpus; what did not change is taken over.",
+    )
+    def refresh_all(context: ScheduleEvaluationContext) -> Iterator[RunRequest | SkipReason]:
+        found, problems = settings.all_corpora.find()
+        for problem in problems:
+            context.log.warning(problem)
+        assert corpus_partitions.name is not None
+        known = context.instance.get_dynamic_partitions(corpus_partitions.name)
+        corpora = [name for name in known if name in found]
+        for corpus in corpora:
+            yield RunRequest(partition_key=corpus)
+        if not corpora:
+            yield SkipReason("no corpus is a partition yet: switch on the sensor new_corpora")
+
+    return refresh_all
 
 
 def _keys(**recipes: list[str]) -> AssetSelection:

@@ -23,6 +23,7 @@ from dagster import (
 from resources.run_folder import LOG, RunFolderReader
 from tts_assets.artifacts import written_aside
 from tts_assets.compute import Shape
+from tts_assets.ledger import Ledger, OverBudget
 from tts_assets.program import STOP_FILE, ProgramConfig
 from tts_assets.tracking import WandbConfig, write_card
 
@@ -150,6 +151,8 @@ class Launcher(ConfigurableResource, ABC):
     retries: int = 0
     retry_seconds: float = 30.0
     wandb: dict[str, Any] | None = None  # as [wandb] of the project file; None: off
+    ledger: str | None = None  # folder in which GPU-hours are written down; None: nowhere
+    gpu_hours_a_week: float | None = None  # None: no limit
 
     def run(self, context: AssetExecutionContext, program: Program) -> Outcome:
         """Run ``program`` to its end, resuming what its run folder holds.
@@ -186,6 +189,25 @@ class Launcher(ConfigurableResource, ABC):
         facts = program.facts()
         assert facts is not None, "launch() returns only when there is a result"
         return facts
+
+    def refuse_over_budget(self, program: Program, gpus: int) -> None:
+        """Before each launch: raise LaunchError where the week's GPU-hours are used up."""
+        if self.ledger is None:
+            return
+        try:
+            Ledger(Path(self.ledger), self.gpu_hours_a_week).check(gpus)
+        except OverBudget as error:
+            raise LaunchError(
+                f"{program.module} is not launched: {error}", program, permanent=True
+            ) from None
+
+    def record(self, program: Program, asset: str, name: str, seconds: float, gpus: int) -> None:
+        """The attempt ``name`` has run for ``seconds`` on ``gpus``: in the run folder, where the
+        result's cost is added up, and in the ledger, where the week's is."""
+        program.record_attempt(name, seconds, gpus)
+        if self.ledger is not None:
+            unique = f"{program.run_dir.name}.{name}"
+            Ledger(Path(self.ledger)).record(unique, asset, gpus, seconds)
 
     @abstractmethod
     def launch(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Mapping
 
@@ -10,7 +11,7 @@ from pydantic import Field
 
 from resources.launcher import Launcher, LaunchError, Program, launch_error
 from resources.slurm_client import Refused, SlurmClient, Unreachable
-from resources.slurm_follower import Ended, Follower
+from resources.slurm_follower import Ended, Follower, gpus_of
 from resources.slurm_script import REQUEUES, job_name, write_script
 from resources.torchrun import time_limit_message
 from tts_assets.artifacts import written_aside
@@ -51,7 +52,9 @@ class SlurmLauncher(Launcher):
         self, context: AssetExecutionContext, program: Program, pipes: Mapping[str, str]
     ) -> None:
         client = SlurmClient(tuple(self.login), self.command_seconds, context.log.warning)
-        follower = Follower(client, program, self.poll_seconds, context.log.info)
+        asset = context.asset_key.to_user_string()
+        record = functools.partial(self.record, program, asset)
+        follower = Follower(client, program, self.poll_seconds, context.log.info, record)
         try:
             job = self._find(context, client, program)
             if job is None:
@@ -81,6 +84,7 @@ class SlurmLauncher(Launcher):
         program: Program,
         pipes: Mapping[str, str],
     ) -> int:
+        self.refuse_over_budget(program, gpus_of(program))
         for role in program.roles():
             role.forget_failures()
         script = write_script(program, self.slurm_options(), pipes)

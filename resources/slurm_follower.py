@@ -27,14 +27,25 @@ class Ended:
     stopped: bool = False
 
 
+def gpus_of(program: Program) -> int:
+    """Those of all nodes and roles."""
+    return sum(role.shape.nodes * (role.shape.gpus or 0) for role in program.roles())
+
+
 class Follower:
-    """Looks at the queue and tells what changes. ``say`` gets one line a change."""
+    """Looks at the queue and tells what changes. ``say`` gets one line a change, ``record`` each
+    start's name, its seconds and its GPUs."""
 
     def __init__(
-        self, client: SlurmClient, program: Program, poll_seconds: float, say: Callable[[str], None]
+        self,
+        client: SlurmClient,
+        program: Program,
+        poll_seconds: float,
+        say: Callable[[str], None],
+        record: Callable[[str, float, int], None],
     ) -> None:
         self.client, self.program, self.poll_seconds, self.say = client, program, poll_seconds, say
-        self.gpus = sum(role.shape.nodes * (role.shape.gpus or 0) for role in program.roles())
+        self.record, self.gpus = record, gpus_of(program)
 
     def follow(self, job: int) -> Ended:
         """Return when the job has ended for good."""
@@ -92,7 +103,7 @@ class Follower:
         return marker if marker["job"] == job else None
 
     def _record(self, job: int, start: int, seconds: int) -> None:
-        self.program.record_attempt(f"{job}.{start}", seconds, self.gpus)
+        self.record(f"{job}.{start}", seconds, self.gpus)
 
 
 def describe(job: Job) -> str:

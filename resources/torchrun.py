@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, ClassVar
 
@@ -19,6 +19,7 @@ from resources.ports import LOOPBACK, free_port
 from resources.processes import KEEP_ENVIRONMENT, MARKER, end_processes, marked, watchdog
 from resources.run_folder import LOG
 from tts_assets.compute import visible_devices
+from tts_assets.ledger import BEAT_SECONDS
 
 POLL_SECONDS = 0.5
 
@@ -39,6 +40,7 @@ class TorchrunLauncher(Launcher):
     ) -> None:
         wanted = [self.gpus(role) for role in program.roles()]
         self._check_together(program, wanted)
+        asset = context.asset_key.to_user_string()
         with (
             # A watchdog of an earlier launch holds it while it ends what that left.
             locked(
@@ -47,18 +49,23 @@ class TorchrunLauncher(Launcher):
             ) as folder,
             lease(sum(wanted), self._devices(), context.log.info, self._lease_folder()) as held,
         ):
+            self.refuse_over_budget(program, sum(wanted))  # who waited in line may be too late
             for role in program.roles():
                 role.forget_failures()
             context.log.info(f"launching {' '.join(self.command(program))}")
+            name = f"{context.run_id}.{context.retry_number}"
             started = time.monotonic()
+
+            def beat() -> None:
+                seconds = time.monotonic() - started
+                self.record(program, asset, name, seconds, sum(wanted))
+
             status = None
             try:
                 launch = _Launch(self, program, held.devices, pipes)
-                status = launch.run([folder, *held.files])
+                status = launch.run([folder, *held.files], beat)
             finally:
-                seconds = time.monotonic() - started
-                name = f"{context.run_id}.{context.retry_number}"
-                program.record_attempt(name, seconds, sum(wanted))
+                beat()
         if status is None:
             raise LaunchError(time_limit_message(program), program, permanent=True)
         if status != 0 or program.facts() is None:
@@ -137,14 +144,16 @@ class _Launch:
         self.devices, self.service_devices = devices[:count], devices[count:]
         self.address = {"TTS_SERVICE_HOST": LOOPBACK, "TTS_SERVICE_PORT": str(free_port())}
 
-    def run(self, files: Sequence[int]) -> int | None:
+    def run(self, files: Sequence[int], beat: Callable[[], None]) -> int | None:
         """Run to the end; the exit status, or None if the time limit ended it.
 
-        ``files`` stay open as long as any process of the launch lives.
+        ``files`` stay open as long as any process of the launch lives; ``beat`` is called while
+        the program runs.
         """
         hours, grace = self.program.shape.hours, self.launcher.grace_seconds
         deadline = time.monotonic() + hours * 3600 if hours else float("inf")
         main = service = None
+        next_beat = 0.0
         with (
             watchdog(self.id, grace, files),
             (self.program.run_dir / LOG).open("ab") as log,
@@ -161,6 +170,9 @@ class _Launch:
                     if service is not None and service.poll() is not None:
                         log.write(b"the service has ended before the program\n")
                         return 1
+                    if time.monotonic() >= next_beat:
+                        beat()
+                        next_beat = time.monotonic() + BEAT_SECONDS
                     time.sleep(POLL_SECONDS)
                 return main.poll()
             finally:  # a cancelled Dagster run raises here; after a normal end nothing is left

@@ -1,6 +1,24 @@
-"""What follows ``raw_corpus`` by itself: every data asset, by ``conditions.py``."""
+"""Who follows inputs by itself: data assets, by ``conditions.py``, and, once switched on, training.
 
-from dagster import AssetSelection, AutomationConditionSensorDefinition, DefaultSensorStatus
+A data asset names its condition where it is defined; what costs GPUs gets it here, all the same.
+"""
+
+from collections.abc import Mapping
+
+from dagster import (
+    AssetKey,
+    AssetSelection,
+    AssetSpec,
+    AutomationCondition,
+    AutomationConditionSensorDefinition,
+    DefaultSensorStatus,
+)
+
+from sensors.conditions import follow_training, make_once
+
+DATA_GROUPS = ("corpora", "codec", "arrays")
+TRAINING_GROUPS = ("sft", "serving", "rlhf", "evaluation", "promotion")
+BY_KEY: Mapping[AssetKey, AutomationCondition] = {AssetKey("evaluation_suite"): make_once()}
 
 
 def build_data_sensor() -> AutomationConditionSensorDefinition:
@@ -8,7 +26,26 @@ def build_data_sensor() -> AutomationConditionSensorDefinition:
     ``changed_corpora``, began with a corpus. On a fresh checkout it has nothing to do."""
     return AutomationConditionSensorDefinition(
         "data_automation",
-        target=AssetSelection.groups("corpora", "codec", "arrays"),
+        target=AssetSelection.groups(*DATA_GROUPS),
         default_status=DefaultSensorStatus.RUNNING,
         description="Materializes data assets whose inputs have other content than before.",
     )
+
+
+def build_training_sensor() -> AutomationConditionSensorDefinition:
+    """Off by default: GPUs cost money. Switched on, it trains what depends on a corpus that
+    changed, and what follows from that."""
+    return AutomationConditionSensorDefinition(
+        "gpu_automation",
+        target=AssetSelection.groups(*TRAINING_GROUPS),
+        default_status=DefaultSensorStatus.STOPPED,
+        description="Trains, converts, reports and promotes again where inputs have other content.",
+    )
+
+
+def with_training_condition(spec: AssetSpec) -> AssetSpec:
+    """``spec`` with the condition by which ``gpu_automation`` asks for it."""
+    if spec.group_name not in TRAINING_GROUPS or spec.automation_condition is not None:
+        return spec
+    condition = BY_KEY.get(spec.key) or follow_training()
+    return spec.replace_attributes(automation_condition=condition)

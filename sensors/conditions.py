@@ -1,4 +1,4 @@
-"""When a data asset follows its inputs by itself: when their content changed, and never else."""
+"""When an asset follows its inputs by itself: when their content changed, and never else."""
 
 from dagster import AssetKey, AutomationCondition
 
@@ -13,20 +13,56 @@ def follow_data() -> AutomationCondition:
     the inputs' blocking checks to pass. Nothing is asked for twice: after a failure the next
     change, or a person, asks again. At its first look everything is as it should be.
     """
-    changed = AutomationCondition.any_deps_match(
+    elsewhere = ~AutomationCondition.executed_with_tags(tag_keys={WHOLE_CORPUS})
+    return _follow("follow_data", _changed() & elsewhere, _at_rest())
+
+
+def follow_training() -> AutomationCondition:
+    """The same for assets that cost GPUs, which no job that makes a whole corpus has made.
+
+    It waits, too, for an input that will be made again, because an input of its own has changed:
+    texts as token ids after codes, a report after its model.
+    """
+    behind = AutomationCondition.any_deps_match(
+        AutomationCondition.any_deps_match(AutomationCondition.data_version_changed()).since(
+            AutomationCondition.newly_updated()
+        )
+    )
+    return _follow("follow_training", _changed(), _at_rest() & ~behind)
+
+
+def _changed() -> AutomationCondition:
+    """Of an input: by a run that does not make the asset itself."""
+    return (
         AutomationCondition.data_version_changed()
         & ~AutomationCondition.executed_with_root_target()
-        & ~AutomationCondition.executed_with_tags(tag_keys={WHOLE_CORPUS})
     )
-    # A change that comes in the very tick after a request is not part of what was requested.
-    handled = AutomationCondition.newly_requested() & ~changed
+
+
+def _at_rest() -> AutomationCondition:
     return (
-        changed.since(handled)
-        & ~AutomationCondition.in_progress()
+        ~AutomationCondition.in_progress()
         & ~AutomationCondition.any_deps_in_progress()
         & ~AutomationCondition.any_deps_missing()
         & AutomationCondition.all_deps_blocking_checks_passed()
-    ).with_label("follow_data")
+    )
+
+
+def _follow(
+    label: str, change: AutomationCondition, ready: AutomationCondition
+) -> AutomationCondition:
+    changed = AutomationCondition.any_deps_match(change)
+    # A change that comes in the very tick after a request is not part of what was requested.
+    handled = AutomationCondition.newly_requested() & ~changed
+    return (changed.since(handled) & ready).with_label(label)
+
+
+def make_once() -> AutomationCondition:
+    """Materialize an asset without inputs, once, when it is not there."""
+    return (
+        AutomationCondition.missing().newly_true().since(AutomationCondition.newly_requested())
+        & ~AutomationCondition.in_progress()
+    ).with_label("make_once")
 
 
 def fetch_for(user: str) -> AutomationCondition:

@@ -668,3 +668,26 @@ class Comparison(Handle):
 
     kind, facts_type = "comparison", ComparisonFacts
     facts: ComparisonFacts
+
+
+PromotionEvent = Literal["first", "promoted", "by hand", "rolled back"]
+
+
+class PromotedFacts(Facts):
+    """``model``: content of the serving model that serves since ``when`` (UTC); ``previous``: the
+    fingerprint of the change before."""
+
+    voice: str
+    recipe: str
+    model: str
+    event: PromotionEvent
+    why: str
+    previous: str | None
+    when: str
+
+
+class Promoted(Handle):
+    """A serving model's folder with ``promotion.json``: what speaks for a voice."""
+
+    kind, facts_type = "promoted", PromotedFacts
+    facts: PromotedFacts

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any
 
-from dagster import Definitions, in_process_executor
+from dagster import (
+    AssetsDefinition,
+    AssetSpec,
+    Definitions,
+    FreshnessPolicy,
+    in_process_executor,
+)
 
 from jobs.asset_jobs import build_jobs, build_schedules
 from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
@@ -13,13 +20,21 @@ from resources.launcher import Launcher
 from resources.slurm import SlurmLauncher
 from resources.torchrun import TorchrunLauncher
 from resources.vllm_server import VllmServer
-from sensors.automation import build_data_sensor
+from sensors.alerts import build_alert_sensors
+from sensors.automation import (
+    build_data_sensor,
+    build_training_sensor,
+    with_training_condition,
+)
+from sensors.checkpoints import build_checkpoint_sensor
 from sensors.corpora import build_corpora_sensors
+from tts_assets import ledger
 from tts_assets.arrays.assets import build_assets as arrays_assets
 from tts_assets.codec.assets import build_assets as codec_assets
 from tts_assets.compute import Compute, Shape
 from tts_assets.corpora.assets import build_assets as corpora_assets
 from tts_assets.evaluation.assets import build_assets as evaluation_assets
+from tts_assets.promotion.assets import build_assets as promotion_assets
 from tts_assets.rlhf.assets import build_assets as rlhf_assets
 from tts_assets.serving.assets import build_assets as serving_assets
 from tts_assets.settings import Settings, load_settings
@@ -33,15 +48,18 @@ def build_defs(settings: Settings, resources: Mapping[str, Any] | None = None) -
     """All definitions of one profile; ``resources`` replace the profile's by name."""
     jobs = build_jobs(settings)
     return Definitions(
-        assets=build_assets(settings),
+        assets=[complete(made, settings) for made in build_assets(settings)],
         resources={**build_resources(settings), **(resources or {})},
         jobs=jobs,
-        schedules=build_schedules(jobs),
+        schedules=build_schedules(jobs, settings),
         sensors=[
             *build_corpora_sensors(
                 settings.all_corpora, list(settings.arrays.imported), settings.storage
             ),
             build_data_sensor(),
+            build_training_sensor(),
+            build_checkpoint_sensor(list(settings.sft), settings.storage),
+            *build_alert_sensors(settings.alerts),
         ],
         # One step at a time: each launched program already uses every core.
         executor=in_process_executor,
@@ -72,6 +90,7 @@ def build_assets(settings: Settings) -> list[Any]:
         *evaluation_assets(
             settings.evaluation, settings.sft, settings.rlhf, root, shape("evaluation")
         ),
+        *promotion_assets(settings.promotion),
     ]
 
 
@@ -81,18 +100,43 @@ def vllm_shape(settings: Settings) -> Shape:
     return shape.model_copy(update={"python": str(python)}) if python else shape
 
 
+def complete(made: Any, settings: Settings) -> Any:
+    """What holds for assets of all stages: owners, who follows inputs, how long reports are fresh.
+    Checks stay as they are."""
+    if not isinstance(made, AssetsDefinition):
+        return made
+    days = settings.schedules.report_days
+
+    def finish(spec: AssetSpec) -> AssetSpec:
+        spec = with_training_condition(spec).replace_attributes(owners=settings.project.owners)
+        if spec.key.path[0] != "report":
+            return spec
+        policy = FreshnessPolicy.time_window(
+            warn_window=timedelta(days=days), fail_window=timedelta(days=2 * days)
+        )
+        return spec.replace_attributes(freshness_policy=policy)
+
+    return made.map_asset_specs(finish)
+
+
 def build_resources(settings: Settings) -> dict[str, Any]:
     return {
         "store": ArtifactStoreResource(root=str(settings.storage)),
         "io_manager": ArtifactIOManager(root=str(settings.storage)),
-        "launcher": build_launcher(settings.compute, settings.wandb),
+        "launcher": build_launcher(
+            settings.compute,
+            settings.wandb,
+            ledger=str(settings.storage / ledger.FOLDER),
+            **settings.budget.model_dump(),
+        ),
         "vllm": VllmServer(**settings.vllm.model_dump(mode="json")),
     }
 
 
-def build_launcher(compute: Compute, wandb: WandbConfig | None = None) -> Launcher:
-    """The launcher that ``compute.launcher`` names; its programs report to ``wandb``, too."""
-    common = compute.model_dump(include={"grace_seconds", "retries", "retry_seconds"})
+def build_launcher(compute: Compute, wandb: WandbConfig | None = None, **accounts: Any) -> Launcher:
+    """The launcher that ``compute.launcher`` names; its programs report to ``wandb``, too, and
+    what they cost goes to ``accounts``: the launcher's ``ledger`` and ``gpu_hours_a_week``."""
+    common = compute.model_dump(include={"grace_seconds", "retries", "retry_seconds"}) | accounts
     common["wandb"] = wandb and wandb.model_dump(mode="json", exclude_none=True)
     if compute.launcher == "slurm":
         return SlurmLauncher(**common, **compute.slurm.model_dump(mode="json"))

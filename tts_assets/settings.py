@@ -24,6 +24,8 @@ from tts_assets.corpora.config import CorpusConfig, DiscoveryConfig, FilterConfi
 from tts_assets.corpora.consent import VoiceConsent
 from tts_assets.corpora.discovery import Corpora, check_name
 from tts_assets.evaluation.config import EvaluationConfig
+from tts_assets.operations import Alerts, Budget, Owner, Schedules
+from tts_assets.promotion.config import PromotionConfig
 from tts_assets.rlhf.config import RlhfRecipe
 from tts_assets.serving.config import ServingConfig, VllmConfig
 from tts_assets.sft.config import SftRecipe
@@ -37,10 +39,11 @@ EMBEDDED = "embedded"
 
 
 class Project(Config):
-    """``[project]``: the name shown in the UI and where artifacts lie."""
+    """``[project]``: the name shown in the UI, where artifacts lie, and whose all assets are."""
 
     name: str
     storage: Path = Path("storage")
+    owners: tuple[Owner, ...] = Field((), description="addresses, or teams: 'team:speech'")
 
 
 class Settings(Config):
@@ -62,6 +65,10 @@ class Settings(Config):
     sft: dict[str, SftRecipe] = Field(default_factory=dict)
     rlhf: dict[str, RlhfRecipe] = Field(default_factory=dict)
     evaluation: EvaluationConfig
+    promotion: dict[str, PromotionConfig] = Field(default_factory=dict)
+    schedules: Schedules = Schedules()
+    budget: Budget = Budget()
+    alerts: Alerts = Alerts()
     _root: Path = PrivateAttr(default=Path())
 
     @property
@@ -169,6 +176,18 @@ class Settings(Config):
                     f"rename one, for example rlhf.{name}_grpo"
                 )
         self.evaluation.check_recipes({*self.sft, *self.rlhf}, set(self.rlhf))
+        return self
+
+    @model_validator(mode="after")
+    def _check_candidates(self) -> Self:
+        recipes = {*self.sft, *self.rlhf}
+        for voice, promotion in self.promotion.items():
+            check_name(voice)
+            for candidate in set(promotion.candidates) - recipes:
+                raise ValueError(
+                    f"promotion.{voice} names the candidate {candidate!r}, which is no recipe; "
+                    f"known recipes: {sorted(recipes)}"
+                )
         return self
 
 

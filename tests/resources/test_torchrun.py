@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
@@ -18,6 +19,7 @@ from resources.torchrun import TorchrunLauncher
 from tests.launched import count, failure, launch, metadata
 from tests.roles import RoleConfig
 from tts_assets.compute import Shape
+from tts_assets.ledger import Ledger
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 300.0  # seconds until a test gives up
@@ -149,3 +151,40 @@ def test_the_time_limit_saves(tmp_path: Path) -> None:
     program = count(tmp_path, Shape(processes=1, hours=20 / 3600), total=10_000, step_seconds=0.05)
     assert "reached its time limit" in failure(launch(program, TorchrunLauncher()))
     assert 0 < int((tmp_path / "checkpoints" / "count.txt").read_text()) < 10_000
+
+
+def test_the_weeks_gpu_hours_are_counted_and_refused(tmp_path: Path) -> None:
+    shape = Shape(processes=1, gpus=1)
+    ledger = tmp_path / "ledger"
+    accounts = {"ledger": str(ledger), "devices": ["0"], "lease_folder": str(tmp_path / "leases")}
+    first = launch(count(tmp_path / "a", shape, total=2), TorchrunLauncher(**accounts))
+    spent = metadata(first)["gpu_hours"]
+    assert spent > 0
+    assert sum(Ledger(ledger).used(datetime.now(UTC)).values()) == pytest.approx(spent, abs=1e-4)
+    limited = TorchrunLauncher(**accounts, gpu_hours_a_week=spent / 2)
+    refused = failure(launch(count(tmp_path / "b", shape, total=2), limited))
+    assert "is not launched: the budget of" in refused
+    assert not (tmp_path / "b" / "log.txt").exists()
+    free = Shape(processes=1, gpus=0)
+    assert metadata(launch(count(tmp_path / "c", free, total=2), limited))["counted"] == 2
+
+
+def test_a_launcher_that_is_killed_has_told_the_ledger(tmp_path: Path) -> None:
+    values = {
+        "config": {"run_dir": str(tmp_path / "run"), "total": 400, "step_seconds": 0.05},
+        "shape": {"processes": 1, "gpus": 1},
+        "launcher": {
+            "ledger": str(tmp_path / "ledger"),
+            "devices": ["0"],
+            "lease_folder": str(tmp_path / "leases"),
+        },
+    }
+    command = [sys.executable, "-m", "tests.launched", json.dumps(values)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + PATIENCE
+    while not (tmp_path / "run" / "metrics.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.kill()
+    process.wait()
+    (attempt,) = Ledger(tmp_path / "ledger").attempts()
+    assert attempt.gpus == 1 and attempt.asset == "counted"

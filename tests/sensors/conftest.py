@@ -12,6 +12,7 @@ import pytest
 from dagster import (
     AssetExecutionContext,
     AssetKey,
+    AutomationConditionSensorDefinition,
     DagsterInstance,
     Definitions,
     SensorResult,
@@ -49,7 +50,8 @@ class Daemon:
         self.instance = instance
         self.store = ArtifactStore(settings.storage)
         self.defs: Definitions = build_defs(settings, {"launcher": InProcess()})
-        self.cursor: AssetDaemonCursor | None = None
+        self.on = ["data_automation"]  # automation sensors that are switched on
+        self.cursors: dict[str, AssetDaemonCursor] = {}
         self.sensor_cursor: str | None = None
 
     def sense(self, name: str) -> SensorResult:
@@ -72,21 +74,28 @@ class Daemon:
         return [("raw_corpus", request.partition_key) for request in requests]
 
     def follow(self) -> list[Made]:
-        """One tick of the automation conditions."""
-        result = evaluate_automation_conditions(self.defs, self.instance, cursor=self.cursor)
-        self.cursor = result.cursor
+        """One tick of each automation sensor that is on."""
         keys = self.defs.resolve_asset_graph().get_all_asset_keys()
-        return sorted(
-            (key.to_user_string(), partition)
-            for key in keys
-            for partition in result.get_requested_partitions(key)
-        )
+        asked: list[Made] = []
+        for name in self.on:
+            sensor = self.defs.resolve_sensor_def(name)
+            assert isinstance(sensor, AutomationConditionSensorDefinition)
+            result = evaluate_automation_conditions(
+                self.defs, self.instance, sensor.asset_selection, cursor=self.cursors.get(name)
+            )
+            self.cursors[name] = result.cursor
+            asked += [
+                (key.to_user_string(), partition)
+                for key in keys
+                for partition in result.get_requested_partitions(key)
+            ]
+        return sorted(asked)
 
     def run(self, made: list[Made]) -> None:
         """One run a partition, as the daemon does."""
         assets = defaultdict(list)
         for asset, partition in made:
-            assets[partition].append(AssetKey(asset))
+            assets[partition].append(AssetKey(asset.split("/")))
         job = self.defs.resolve_implicit_global_asset_job_def()
         for partition, keys in assets.items():
             job.execute_in_process(

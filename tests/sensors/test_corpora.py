@@ -6,7 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
-from dagster import DagsterRunStatus, DefaultSensorStatus
+from dagster import DagsterRunStatus
 from dagster._core.test_utils import create_run_for_test
 
 from jobs.asset_jobs import REFRESH
@@ -17,14 +17,6 @@ from tests.sensors.conftest import SPOKEN, Daemon
 from tts_assets.settings import load_settings
 
 LOOK = [("raw_corpus", SPOKEN)]
-
-
-def test_only_what_starts_no_work_is_on_by_default(daemon: Daemon) -> None:
-    on = {
-        sensor.name: sensor.default_status == DefaultSensorStatus.RUNNING
-        for sensor in daemon.defs.sensors or []
-    }
-    assert on == {"new_corpora": True, "changed_corpora": False, "data_automation": True}
 
 
 def test_a_corpus_becomes_a_partition_and_what_is_none_is_named(

@@ -1,0 +1,185 @@
+"""Who is told of trouble: a webhook of ours, Slack and e-mail through Dagster's own sensors.
+
+All are off until switched on. What is secret comes from the environment; Slack's or e-mail's sensor
+is not there without its secret, and ``python -m tts_assets.doctor`` says so.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import urllib.request
+from collections.abc import Mapping
+from typing import Any
+
+from dagster import (
+    DagsterInstance,
+    DagsterRun,
+    DagsterRunStatus,
+    RunFailureSensorContext,
+    RunsFilter,
+    SensorDefinition,
+    SensorEvaluationContext,
+    SkipReason,
+    get_dagster_logger,
+    make_email_on_run_failure_sensor,
+    run_failure_sensor,
+    sensor,
+)
+
+from tts_assets.operations import (
+    SLACK_VARIABLE,
+    SMTP_VARIABLE,
+    WEBHOOK_VARIABLE,
+    Alerts,
+    Email,
+    Slack,
+)
+
+POST_SECONDS = 10.0
+BETWEEN_TRIES = (1.0, 4.0)  # seconds; three tries fit into a tick's 60 s
+LONGEST_MESSAGE = 2000  # characters, the last ones: a launcher's message ends with the traceback
+NO_WEBHOOK = f"nobody is told: set {WEBHOOK_VARIABLE} to the address of a webhook"
+
+
+class NotTold(RuntimeError):
+    """The webhook did not take a notice; the tick shows it as failed."""
+
+
+def build_alert_sensors(alerts: Alerts) -> list[SensorDefinition]:
+    built = [failed_runs(alerts), stuck_runs(alerts)]
+    if alerts.slack and (token := secret(SLACK_VARIABLE)):
+        built.append(slack_sensor(alerts.slack, token, alerts.ui))
+    if alerts.email and (password := secret(SMTP_VARIABLE)):
+        built.append(email_sensor(alerts.email, password, alerts.ui))
+    return built
+
+
+def secret(variable: str) -> str:
+    value = os.environ.get(variable, "")
+    if not value:
+        get_dagster_logger().warning(f"{variable} is not set: its alerts tell nobody")
+    return value
+
+
+def failed_runs(alerts: Alerts) -> SensorDefinition:
+    @run_failure_sensor(
+        name="failed_runs",
+        minimum_interval_seconds=30,
+        description=f"POSTs each failed run as JSON to the address in {WEBHOOK_VARIABLE}.",
+    )
+    def failed(context: RunFailureSensorContext) -> SkipReason | None:
+        if WEBHOOK_VARIABLE not in os.environ:
+            return SkipReason(NO_WEBHOOK)
+        steps = {
+            event.step_key: str(event.step_failure_data.error_display_string)[-LONGEST_MESSAGE:]
+            for event in context.get_step_failure_events()
+        }
+        message = context.failure_event.message or "failed"
+        post(notice("run_failed", context.dagster_run, alerts.ui, message, steps=steps))
+        return None
+
+    return failed
+
+
+def stuck_runs(alerts: Alerts) -> SensorDefinition:
+    """A launched program tells Dagster every half a minute how far it is, so that silence means a
+    program that hangs. The run is not ended: a debugger may want it."""
+
+    @sensor(
+        name="stuck_runs",
+        minimum_interval_seconds=60,
+        description=f"Tells of runs without an event for {alerts.stuck_minutes:g} minutes.",
+    )
+    def stuck(context: SensorEvaluationContext) -> SkipReason:
+        told: dict[str, float] = json.loads(context.cursor or "{}")
+        silent = silent_runs(context.instance, time.time() - alerts.stuck_minutes * 60)
+        for run, last, event in silent:
+            if told.get(run.run_id) == last:
+                continue
+            minutes = (time.time() - last) / 60
+            message = f"no event for {minutes:.0f} minutes; the last one: {event}"
+            context.log.warning(f"run {run.run_id} ({run.job_name}): {message}")
+            if WEBHOOK_VARIABLE in os.environ:
+                post(notice("run_stuck", run, alerts.ui, message, minutes=round(minutes, 1)))
+        context.update_cursor(json.dumps({run.run_id: last for run, last, _ in silent}))
+        names = ", ".join(run.run_id for run, _, _ in silent)
+        return SkipReason(f"stuck: {names}" if silent else "no run is stuck")
+
+    return stuck
+
+
+def silent_runs(instance: DagsterInstance, since: float) -> list[tuple[DagsterRun, float, str]]:
+    """Runs under way whose last event is older than ``since``: when and what it was."""
+    statuses = [DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING]
+    found = []
+    for run in instance.get_runs(RunsFilter(statuses=statuses)):
+        records = instance.get_records_for_run(run.run_id, limit=1, ascending=False).records
+        if records and records[0].event_log_entry.timestamp < since:
+            entry = records[0].event_log_entry
+            found.append((run, entry.timestamp, entry.user_message or str(entry.message)))
+    return found
+
+
+def notice(event: str, run: DagsterRun, ui: str, message: str, **more: Any) -> dict[str, Any]:
+    """``text`` is what Slack's and Mattermost's incoming webhooks show."""
+    assets = sorted(key.to_user_string() for key in run.asset_selection or ())
+    partition = run.tags.get("dagster/partition")
+    url = f"{ui.rstrip('/')}/runs/{run.run_id}"
+    what = f"{run.job_name}{f' [{partition}]' if partition else ''}"
+    return {
+        "event": event,
+        "run_id": run.run_id,
+        "job": run.job_name,
+        "partition": partition,
+        "assets": assets,
+        "message": message[-LONGEST_MESSAGE:],
+        "url": url,
+        "text": f"{event.replace('_', ' ')}: {what}: {message[-LONGEST_MESSAGE:]} {url}",
+        **more,
+    }
+
+
+def post(body: Mapping[str, Any]) -> None:
+    """POST to the webhook, three times if need be; raises :class:`NotTold`, without the address,
+    which is a secret."""
+    request = urllib.request.Request(
+        os.environ[WEBHOOK_VARIABLE],
+        data=json.dumps(body).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    for wait in (*BETWEEN_TRIES, None):
+        try:
+            with urllib.request.urlopen(request, timeout=POST_SECONDS):
+                return
+        except OSError as error:  # URLError, HTTPError and time-outs
+            if wait is None:
+                raise NotTold(f"the webhook in {WEBHOOK_VARIABLE} answers: {error}") from None
+            time.sleep(wait)
+
+
+def slack_sensor(slack: Slack, token: str, ui: str) -> SensorDefinition:
+    try:
+        from dagster_slack import make_slack_on_run_failure_sensor
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            "[alerts.slack] needs the package dagster-slack: pip install tts-assets[slack]"
+        ) from None
+    return make_slack_on_run_failure_sensor(
+        slack.channel, token, name="failed_runs_to_slack", webserver_base_url=ui
+    )
+
+
+def email_sensor(email: Email, password: str, ui: str) -> SensorDefinition:
+    return make_email_on_run_failure_sensor(
+        email_from=email.sender,
+        email_password=password,
+        email_to=list(email.to),
+        smtp_host=email.host,
+        smtp_type=email.kind,
+        smtp_port=email.port,
+        smtp_user=email.user,
+        name="failed_runs_to_email",
+        webserver_base_url=ui,
+    )

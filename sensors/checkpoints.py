@@ -1,0 +1,98 @@
+"""A retrained recipe that is better than before asks for its serving model and its report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from dagster import (
+    AssetKey,
+    AssetSelection,
+    RunRequest,
+    SensorDefinition,
+    SensorEvaluationContext,
+    SensorResult,
+    sensor,
+)
+
+from tts_assets.artifacts import ArtifactStore, Checkpoint, open_artifact
+
+
+def build_checkpoint_sensor(recipes: Sequence[str], storage: Path) -> SensorDefinition:
+    """Off by default. The cursor holds, by recipe, the checkpoint last asked for."""
+
+    @sensor(
+        name="best_checkpoint",
+        asset_selection=AssetSelection.groups("serving", "evaluation"),
+        minimum_interval_seconds=60,
+        description="Asks for serving model and report when sft/<recipe> has a new best one.",
+    )
+    def best_checkpoint(context: SensorEvaluationContext) -> SensorResult:
+        store = ArtifactStore(storage)
+        asked: dict[str, str] = json.loads(context.cursor or "{}")
+        requests, notes = [], []
+        for recipe in recipes:
+            newest = newest_checkpoint(store, recipe)
+            if newest is None or newest.content in (asked.get(recipe), served(store, recipe)):
+                continue
+            asked[recipe] = newest.content
+            if better := better_than(store, newest):
+                notes.append(f"sft/{recipe} is not asked for: {better}")
+                continue
+            requests.append(
+                RunRequest(
+                    run_key=f"{recipe} {newest.content}",
+                    asset_selection=[AssetKey(["serving", recipe]), AssetKey(["report", recipe])],
+                )
+            )
+        for note in notes:
+            context.log.info(note)
+        nothing = "; ".join(["no checkpoint is new", *notes])
+        return SensorResult(
+            run_requests=requests,
+            skip_reason=None if requests else nothing,
+            cursor=json.dumps(asked, sort_keys=True),
+        )
+
+    return best_checkpoint
+
+
+def newest_checkpoint(store: ArtifactStore, recipe: str) -> Checkpoint | None:
+    link = store.folder(f"sft/{recipe}") / "current"
+    return Checkpoint.open(link.resolve()) if link.is_symlink() else None
+
+
+def served(store: ArtifactStore, recipe: str) -> str | None:
+    """The content of the checkpoint that the serving model was made of."""
+    link = store.folder(f"serving/{recipe}") / "current"
+    if not link.is_symlink():
+        return None
+    return open_artifact(link.resolve()).manifest.inputs["checkpoint"].content
+
+
+def better_than(store: ArtifactStore, newest: Checkpoint) -> str | None:
+    """In words, the best of the other checkpoints whose loss is comparable, being of the same
+    arrays, if ``newest`` is no better; None if it is the best."""
+    loss = newest.facts.val_loss
+    if loss is None:
+        return None
+    earlier = [
+        Checkpoint.open(folder)
+        for folder in sorted(store.folder(newest.asset).iterdir())
+        if folder.is_dir() and not folder.is_symlink() and folder != newest.path
+    ]
+    comparable = [
+        (other.facts.val_loss, other.path.name)
+        for other in earlier
+        if other.facts.val_loss is not None and validated_on(other) == validated_on(newest)
+    ]
+    if not comparable or loss < min(comparable)[0]:
+        return None
+    best, name = min(comparable)
+    return f"its val_loss {loss:.4f} is not below {best:.4f} of {name}"
+
+
+def validated_on(checkpoint: Checkpoint) -> dict[str, str]:
+    inputs = checkpoint.manifest.inputs
+    return {name: ref.content for name, ref in inputs.items() if name.startswith("arrays")}

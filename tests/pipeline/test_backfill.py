@@ -1,0 +1,141 @@
+"""Backfills from the command line, through the real daemon: all corpora, then a recipe, twice."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from dagster import (
+    AssetKey,
+    AssetRecordsFilter,
+    DagsterInstance,
+    DagsterRun,
+    DagsterRunStatus,
+    EventLogRecord,
+    RunsFilter,
+)
+
+from jobs.demo import register_corpora
+from tests.sensors.test_training import two_voices
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+PATIENCE = 600.0
+RECIPE = 'key:"sft/spoken" or key:"serving/spoken"'
+
+
+@dataclass
+class Checkout:
+    """Commands as a person types them, in an environment of its own."""
+
+    environment: dict[str, str]
+    instance: DagsterInstance
+
+    def dagster(self, *arguments: str) -> None:
+        subprocess.run(
+            [BIN / "dagster", *arguments],
+            cwd=ROOT,
+            env=self.environment,
+            check=True,
+            timeout=PATIENCE,
+        )
+
+    def backfill(self, *which: str) -> None:
+        """``dagster job backfill`` of both corpora; returns when its runs have succeeded."""
+        self.dagster(
+            "job", "backfill", "-w", "workspace.yaml", "-j", "refresh", "--noprompt", *which
+        )
+        (newest, *_) = self.instance.get_backfills()
+        filters = RunsFilter(tags={"dagster/backfill": newest.backfill_id})
+        deadline = time.monotonic() + PATIENCE
+        while not ended(runs := self.instance.get_runs(filters), 2):
+            assert time.monotonic() < deadline, "the daemon does not end the backfill"
+            time.sleep(0.5)
+        assert all(run.status == DagsterRunStatus.SUCCESS for run in runs)
+
+    def newest(self, asset: str) -> list[EventLogRecord]:
+        """The last materialization of each partition."""
+        key = AssetKey(asset.split("/"))
+        records = self.instance.fetch_materializations(AssetRecordsFilter(key), limit=100).records
+        seen: dict[str | None, EventLogRecord] = {}
+        for record in records:
+            seen.setdefault(record.partition_key, record)
+        return list(seen.values())
+
+    def work(self, *assets: str) -> dict[str, list[tuple[bool, bool]]]:
+        """Of the newest materializations: was it taken over, and was a program launched?"""
+        found = {}
+        for asset in assets:
+            metadata = [
+                record.asset_materialization.metadata
+                for record in self.newest(asset)
+                if record.asset_materialization is not None
+            ]
+            found[asset] = [
+                (bool(known["reused"].value), "compute_seconds" in known) for known in metadata
+            ]
+        return found
+
+
+def ended(runs: Sequence[DagsterRun], expected: int) -> bool:
+    return len(runs) == expected and all(run.is_finished for run in runs)
+
+
+@contextmanager
+def daemon(environment: dict[str, str]) -> Iterator[None]:
+    command = [BIN / "dagster-daemon", "run", "-w", "workspace.yaml"]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+
+
+@pytest.fixture
+def checkout(clips: Path, tmp_path: Path) -> Iterator[Checkout]:
+    home = tmp_path / "home"
+    home.mkdir()
+    shutil.copy(ROOT / ".dagster" / "dagster.yaml", home)
+    settings = two_voices(tmp_path / "project", clips)
+    environment = {
+        **os.environ,
+        "DAGSTER_HOME": str(home),
+        "TTS_PROJECT": str(settings.root / "project.toml"),
+        "TTS__COMPUTE__PROCESSES": "1",
+        "PYTHONPATH": str(ROOT),
+    }
+    with DagsterInstance.from_config(str(home)) as instance:
+        register_corpora(instance, settings)
+        with daemon(environment):
+            yield Checkout(environment, instance)
+
+
+@pytest.mark.slow
+def test_a_completed_backfill_does_no_work_again(checkout: Checkout) -> None:
+    materialize = ("asset", "materialize", "-m", "tts_assets.definitions", "--select", RECIPE)
+    checkout.backfill("--all", "_")
+    checkout.dagster(*materialize)
+    encoded, trained = checkout.work("codec_shards", "sft/spoken").values()
+    assert encoded == [(False, True)] * 2 and trained == [(False, True)]
+
+    checkout.backfill("--partitions", "spoken,other")
+    checkout.dagster(*materialize)
+    again = checkout.work(
+        *("raw_corpus", "filtered_samples", "codec_shards", "code_arrays", "token_arrays"),
+        *("sft/spoken", "serving/spoken"),
+    )
+    taken_over = (True, False)
+    for asset, partitions in again.items():
+        assert set(partitions) == {taken_over}, asset
+    assert len(again["code_arrays"]) == 2

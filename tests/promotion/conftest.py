@@ -1,0 +1,92 @@
+"""Small published serving models with reports, as the stages before publish them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tts_assets.artifacts import (
+    ArtifactStore,
+    Build,
+    EvaluationSuite,
+    Handle,
+    Report,
+    ServingModel,
+)
+from tts_assets.promotion.config import PromotionConfig
+
+SERVING = {
+    "stage": "sft",
+    "parameters": 1,
+    "vocabulary": "v",
+    "codec": "c",
+    "codec_path": "../../../../codec/all/c",
+    "sample_rate": 16000,
+    "token_rate": 50.0,
+    "codebook_size": 1920,
+}
+FIGURES = {"wer": 0.1, "dnsmos_p808": 3.0, "speaker_similarity": 0.8}
+CANDIDATES = ("first", "second")
+
+
+@dataclass
+class Studio:
+    """Publishes what a voice's candidates are judged by."""
+
+    store: ArtifactStore
+
+    def publish(
+        self,
+        kind: type[Handle],
+        asset: str,
+        inputs: dict[str, Handle],
+        files: dict[str, str],
+        facts: object,
+    ) -> Handle:
+        build = Build(asset, inputs, {"files": files}, "1")
+        result = self.store.work_folder(build) / "result"
+        result.mkdir(exist_ok=True)
+        for name, text in files.items():
+            (result / name).write_text(text)
+        return self.store.publish(kind, build, result, facts)
+
+    def serving(self, recipe: str, weights: str) -> Handle:
+        files = {"model.safetensors": weights, "serving.json": "{}"}
+        facts = {"recipe": recipe, **SERVING}
+        return self.publish(ServingModel, f"serving/{recipe}", {}, files, facts)
+
+    def report(
+        self, recipe: str, suite: str = "texts", digits: float = 0.1, **figures: float
+    ) -> Handle:
+        """Of the current serving model."""
+        files = {"suite.jsonl": suite}
+        facts = {"texts": 1, "categories": {}}
+        asked = self.publish(EvaluationSuite, "evaluation_suite", {}, files, facts)
+        total = {**FIGURES, **figures}
+        model = self.store.current(f"serving/{recipe}")
+        build = Build(f"report/{recipe}", {"serving": model, "suite": asked}, {}, "1")
+        result = self.store.work_folder(build) / "result"
+        result.mkdir(exist_ok=True)
+        (result / "report.json").write_text(
+            json.dumps({"total": total, "categories": {"digits": {**total, "wer": digits}}})
+        )
+        heard = {"recipe": recipe, "texts": 1, "wer_by_category": {}, **total}
+        return self.store.publish(Report, build, result, heard)
+
+    def candidate(self, recipe: str, weights: str, **figures: float) -> None:
+        self.serving(recipe, weights)
+        self.report(recipe, **figures)
+
+
+@pytest.fixture
+def studio(tmp_path: Path) -> Studio:
+    return Studio(ArtifactStore(tmp_path / "storage"))
+
+
+@pytest.fixture
+def config() -> PromotionConfig:
+    margins = {"wer": 0.01, "dnsmos_p808": -0.1, "speaker_similarity": -0.02}
+    return PromotionConfig(candidates=CANDIDATES, margins=margins)

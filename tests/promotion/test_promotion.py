@@ -1,0 +1,214 @@
+"""Who serves: only what is better by all margins, and back again with one command."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from dagster import AssetKey, DagsterInstance, materialize
+from pydantic import ValidationError
+
+from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
+from tests.promotion.conftest import Studio
+from tts_assets.artifacts import ArtifactError
+from tts_assets.promotion import __main__ as command
+from tts_assets.promotion import pointer
+from tts_assets.promotion.assets import promote_best, promoted_asset
+from tts_assets.promotion.config import PromotionConfig
+
+VOICE = "voice"
+
+
+def serving(studio: Studio) -> str:
+    handle = pointer.serving_now(studio.store, VOICE)
+    assert handle is not None
+    handle.verify()
+    return (handle.path / "model.safetensors").read_text()
+
+
+def best(studio: Studio, config: PromotionConfig) -> dict[str, str]:
+    """Promote; why each candidate won or not."""
+    return {verdict.recipe: verdict.why for verdict in promote_best(studio.store, VOICE, config)[1]}
+
+
+def test_the_first_candidate_with_a_report_serves_first(
+    studio: Studio, config: PromotionConfig
+) -> None:
+    with pytest.raises(ArtifactError, match="has not been materialized yet"):
+        best(studio, config)
+    studio.candidate("second", "b")
+    assert "not been materialized" in best(studio, config)["first"]
+    assert serving(studio) == "b"
+
+
+def test_only_a_candidate_that_reaches_all_margins_replaces_what_serves(
+    studio: Studio, config: PromotionConfig
+) -> None:
+    studio.candidate("first", "a", wer=0.1)
+    best(studio, config)
+    studio.candidate("second", "b", wer=0.095)
+    assert best(studio, config)["second"] == "wer +0.005, needed +0.01"
+    studio.candidate("second", "c", wer=0.05, dnsmos_p808=2.8)
+    assert best(studio, config)["second"] == "dnsmos_p808 -0.2, needed -0.1"
+    assert serving(studio) == "a"
+    studio.candidate("second", "d", wer=0.09)  # the margin itself, but for rounding
+    best(studio, config)
+    assert serving(studio) == "d"
+    studio.candidate("first", "e", wer=0.075)
+    studio.candidate("second", "f", wer=0.06)
+    best(studio, config)
+    assert serving(studio) == "f"
+    assert [handle.facts.event for handle in pointer.history(studio.store, VOICE)] == [
+        "first",
+        "promoted",
+        "promoted",
+    ]
+
+
+def test_a_category_of_the_suite_can_decide(studio: Studio, config: PromotionConfig) -> None:
+    digits = config.model_copy(update={"category": "digits"})
+    studio.candidate("first", "a")
+    best(studio, digits)
+    studio.candidate("second", "b", wer=0.12, digits=0.05)
+    best(studio, digits)
+    assert serving(studio) == "b"
+    studio.candidate("first", "c")
+    with pytest.raises(ArtifactError, match=r"write one of \['digits'\]"):
+        best(studio, config.model_copy(update={"category": "poems"}))
+
+
+def test_nothing_new_changes_nothing(studio: Studio, config: PromotionConfig) -> None:
+    studio.candidate("first", "a")
+    best(studio, config)
+    before = pointer.serving_now(studio.store, VOICE)
+    best(studio, config)
+    after = pointer.serving_now(studio.store, VOICE)
+    assert before is not None and after is not None and before.path == after.path
+
+
+def test_reports_of_other_texts_are_not_compared(studio: Studio, config: PromotionConfig) -> None:
+    studio.candidate("first", "a")
+    best(studio, config)
+    studio.serving("second", "b")
+    studio.report("second", suite="easier texts", wer=0.0)
+    assert "not comparable" in best(studio, config)["second"]
+    studio.report("first", suite="easier texts", wer=0.2)  # of the same model
+    best(studio, config)
+    assert serving(studio) == "b"
+
+
+def test_a_report_of_an_earlier_model_does_not_count(
+    studio: Studio, config: PromotionConfig
+) -> None:
+    studio.candidate("first", "a")
+    best(studio, config)
+    studio.candidate("second", "b", wer=0.2)
+    studio.serving("second", "c")
+    assert "report/second is of an earlier model" in best(studio, config)["second"]
+
+
+def test_rollback_brings_back_what_served_and_keeps_it(
+    studio: Studio, config: PromotionConfig
+) -> None:
+    for weights, wer in (("a", 0.1), ("b", 0.08), ("c", 0.06)):
+        studio.candidate("first", weights, wer=wer)
+        best(studio, config)
+    pointer.rollback(studio.store, VOICE, "it lisps")
+    assert serving(studio) == "b"
+    assert "was rolled back" in best(studio, config)["first"]
+    pointer.rollback(studio.store, VOICE, "that one, too")
+    assert serving(studio) == "a"
+    with pytest.raises(ArtifactError, match="nothing served voice before"):
+        pointer.rollback(studio.store, VOICE, "again")
+    studio.candidate("first", "d", wer=0.05)
+    best(studio, config)
+    assert serving(studio) == "d"
+    assert "it lisps" in pointer.describe(pointer.history(studio.store, VOICE))
+
+
+def test_what_serves_stays_whole_when_its_source_is_deleted(
+    studio: Studio, config: PromotionConfig
+) -> None:
+    studio.candidate("first", "a")
+    best(studio, config)
+    studio.candidate("first", "b", wer=0.05)
+    best(studio, config)
+    shutil.rmtree(studio.store.root / "serving")
+    assert serving(studio) == "b"
+    pointer.rollback(studio.store, VOICE, "")
+    assert serving(studio) == "a"
+
+
+def test_a_kill_before_the_switch_leaves_the_old(
+    studio: Studio, config: PromotionConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    studio.candidate("first", "a")
+    best(studio, config)
+    studio.candidate("second", "b", wer=0.0)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(type(studio.store), "select", killed)
+        best(studio, config)
+    assert serving(studio) == "a"
+    best(studio, config)
+    assert serving(studio) == "b"
+
+
+def test_the_command_and_the_asset_tell_one_history(
+    studio: Studio,
+    config: PromotionConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    home = tmp_path / "dagster"
+    home.mkdir()
+    monkeypatch.setenv("DAGSTER_HOME", str(home))
+    monkeypatch.setenv("TTS__PROJECT__STORAGE", str(studio.store.root))
+    recipe = "{ base = { llama = {} }, corpora = { asterisk_en = 1.0 }, steps = 1 }"
+    for name in config.candidates:
+        monkeypatch.setenv(f"TTS__SFT__{name}", recipe)
+    monkeypatch.setenv("TTS__PROMOTION__VOICE", '{ candidates = ["first", "second"] }')
+    root = str(studio.store.root)
+    resources = {
+        "store": ArtifactStoreResource(root=root),
+        "io_manager": ArtifactIOManager(root=root),
+    }
+
+    def promote() -> dict[str, object]:
+        with DagsterInstance.get() as instance:
+            result = materialize(
+                [promoted_asset(VOICE, config)], instance=instance, resources=resources
+            )
+        (event,) = result.asset_materializations_for_node(f"promoted__{VOICE}")
+        return {name: value.value for name, value in event.metadata.items()}
+
+    studio.candidate("first", "a")
+    assert promote()["reused"] is False
+    studio.candidate("second", "b", wer=0.05)
+    told = promote()
+    assert told["reused"] is False and "wins" in str(told["verdicts"])
+    assert promote()["reused"] is True
+
+    assert command.main(["rollback", VOICE, "--because", "it lisps"]) == 0
+    assert serving(studio) == "a"
+    with DagsterInstance.get() as instance:
+        event = instance.get_latest_materialization_event(AssetKey(["promoted", VOICE]))
+    assert event is not None and event.asset_materialization is not None
+    assert "it lisps" in str(event.asset_materialization.metadata["history"].value)
+    capsys.readouterr()
+    assert command.main(["history"]) == 0
+    assert "first (rolled back)" in capsys.readouterr().out
+    assert command.main(["promote", VOICE, "second"]) == 0
+    assert serving(studio) == "b"
+    assert command.main(["rollback", "nobody"]) == 1
+    assert "add [promotion.nobody]" in capsys.readouterr().err
+
+
+def test_margins_that_let_equals_replace_each_other_are_refused() -> None:
+    with pytest.raises(ValidationError, match="ask for no gain"):
+        PromotionConfig(candidates=("a",), margins={"wer": 0.0})

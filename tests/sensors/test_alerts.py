@@ -1,0 +1,153 @@
+"""Trouble is told, to a real HTTP server: once, with what is needed to find it."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
+
+import pytest
+from dagster import (
+    DagsterInstance,
+    DagsterRunStatus,
+    Definitions,
+    SkipReason,
+    asset,
+    build_run_status_sensor_context,
+    build_sensor_context,
+)
+from dagster._core.test_utils import create_run_for_test
+
+from sensors import alerts as sensors
+from tts_assets.operations import Alerts, Email, Slack
+
+ALERTS = Alerts(ui="http://ui.example:3000/", stuck_minutes=0.02)
+
+
+class Webhook(HTTPServer):
+    """Keeps what is posted; ``refusals``: how many of the next posts it answers with 503."""
+
+    def __init__(self) -> None:
+        self.posted: list[dict[str, Any]] = []
+        self.refusals = 0
+        super().__init__(("127.0.0.1", 0), Answer)
+
+
+class Answer(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        assert isinstance(self.server, Webhook)
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        refused = self.server.refusals > 0
+        self.server.refusals -= 1
+        self.server.posted += [] if refused else [body]
+        self.send_response(503 if refused else 200)
+        self.end_headers()
+
+
+@pytest.fixture
+def webhook(monkeypatch: pytest.MonkeyPatch) -> Iterator[Webhook]:
+    monkeypatch.setattr(sensors, "BETWEEN_TRIES", (0.01, 0.01))
+    with Webhook() as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("TTS_ALERT_WEBHOOK", f"http://127.0.0.1:{server.server_port}/secret")
+        yield server
+        server.shutdown()
+
+
+@pytest.fixture
+def instance() -> Iterator[DagsterInstance]:
+    with DagsterInstance.ephemeral() as ephemeral:
+        yield ephemeral
+
+
+@asset
+def broken() -> None:
+    raise ValueError("no room left to write")
+
+
+def fail(instance: DagsterInstance) -> Any:
+    """The result of a failed run, told to the sensor ``failed_runs``."""
+    job = Definitions([broken]).resolve_implicit_global_asset_job_def()
+    result = job.execute_in_process(instance=instance, raise_on_error=False)
+    (event,) = [event for event in result.all_events if event.is_run_failure]
+    context = build_run_status_sensor_context(
+        "failed_runs", event, instance, result.dagster_run
+    ).for_run_failure()
+    return sensors.failed_runs(ALERTS)(context), result.dagster_run.run_id
+
+
+def test_a_failed_run_is_posted_with_its_error_and_its_page(
+    webhook: Webhook, instance: DagsterInstance
+) -> None:
+    _, run_id = fail(instance)
+    (body,) = webhook.posted
+    assert body["event"] == "run_failed" and body["run_id"] == run_id
+    assert body["url"] == f"http://ui.example:3000/runs/{run_id}"
+    assert "no room left to write" in body["steps"]["broken"]
+    assert body["text"].startswith("run failed: ")
+
+
+def test_a_webhook_that_is_away_is_asked_again_and_never_named(
+    webhook: Webhook, instance: DagsterInstance
+) -> None:
+    webhook.refusals = 2
+    fail(instance)
+    assert len(webhook.posted) == 1
+    webhook.refusals = 3
+    with pytest.raises(sensors.NotTold, match="503") as refused:
+        fail(instance)
+    assert "secret" not in str(refused.value)
+
+
+def test_without_a_webhook_the_sensor_says_what_to_set(
+    instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TTS_ALERT_WEBHOOK", raising=False)
+    skipped, _ = fail(instance)
+    assert "set TTS_ALERT_WEBHOOK" in skipped.skip_message
+
+
+def test_a_silent_run_is_told_once_and_left_running(
+    webhook: Webhook, instance: DagsterInstance
+) -> None:
+    run = create_run_for_test(instance, status=DagsterRunStatus.STARTED)
+    instance.report_engine_event("training: 20/100", run)
+    cursor = None
+
+    def tick() -> str:
+        nonlocal cursor
+        with build_sensor_context(instance=instance, cursor=cursor) as context:
+            skipped = sensors.stuck_runs(ALERTS)(context)
+            cursor = context.cursor
+        assert isinstance(skipped, SkipReason) and skipped.skip_message
+        return skipped.skip_message
+
+    assert tick() == "no run is stuck"
+    time.sleep(1.5)
+    assert run.run_id in tick()
+    assert "training: 20/100" in webhook.posted[0]["message"]
+    tick()
+    assert len(webhook.posted) == 1
+    instance.report_engine_event("training: 21/100", run)
+    assert tick() == "no run is stuck"
+    time.sleep(1.5)
+    tick()
+    assert len(webhook.posted) == 2  # silent again
+    found = instance.get_run_by_id(run.run_id)
+    assert found is not None and found.status == DagsterRunStatus.STARTED
+
+
+def test_slack_and_email_are_there_with_their_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    email = Email(sender="tts@example.org", to=("me@example.org",), host="mail.example.org")
+    alerts = Alerts(slack=Slack(channel="#tts"), email=email)
+    for name in alerts.variables():
+        monkeypatch.delenv(name, raising=False)
+    ours = ["failed_runs", "stuck_runs"]
+    assert [s.name for s in sensors.build_alert_sensors(alerts)] == ours
+    for name in alerts.variables():
+        monkeypatch.setenv(name, "hush")
+    theirs = ["failed_runs_to_slack", "failed_runs_to_email"]
+    assert [s.name for s in sensors.build_alert_sensors(alerts)] == [*ours, *theirs]

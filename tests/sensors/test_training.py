@@ -1,0 +1,118 @@
+"""GPU assets follow by themselves once switched on: exactly what depends on what changed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from dagster import DagsterInstance, DefaultScheduleStatus, DefaultSensorStatus
+
+from tests.sensors.conftest import ROOT, SPOKEN, Daemon, Made
+from tests.sensors.test_automation import chain, say
+from tts_assets.partitions import corpus_partitions
+from tts_assets.settings import Settings, load_settings
+
+OTHER = "other"
+RECIPE = """
+[sft.{0}]
+base.llama = {{ hidden_size = 64, intermediate_size = 128, layers = 2, heads = 2, kv_heads = 2 }}
+corpora = {{ {0} = 1.0 }}
+steps = 2
+eval_every = 1
+listen = 0
+"""
+
+
+def two_voices(folder: Path, clips: Path) -> Settings:
+    """Two corpora with a recipe each; what they say is a word."""
+    for corpus in (SPOKEN, OTHER):
+        shutil.copytree(clips, folder / "corpora" / corpus)
+    row = {"id": "1", "category": "digits", "text": "four three two"}
+    (folder / "suite.jsonl").write_text(json.dumps(row) + "\n")
+    (folder / "project.toml").write_text(
+        '[project]\nname = "voices"\n'
+        '[discovery]\nroot = "corpora"\nlanguage = "en"\n'
+        "[validation]\nfraction = 0.3\n"
+        f'[codec]\nshard_samples = 5\ncheckpoint = "{ROOT / "codecs/announcer-16khz"}"\n'
+        "[serving]\nsampling = { min_tokens = 5, max_tokens = 40 }\ncheck_tokens = 4\n"
+        '[evaluation]\nsuite = "suite.jsonl"\nreferences = 1\n'
+        f'[promotion.voice]\ncandidates = ["{SPOKEN}", "{OTHER}"]\n'
+        + RECIPE.format(SPOKEN)
+        + RECIPE.format(OTHER)
+    )
+    return load_settings(folder / "project.toml", environment={})
+
+
+@pytest.fixture
+def voices(clips: Path, tmp_path: Path) -> Iterator[Daemon]:
+    with DagsterInstance.ephemeral() as instance:
+        yield Daemon(two_voices(tmp_path, clips), instance)
+
+
+def trained(recipe: str) -> set[Made]:
+    return {(f"{stage}/{recipe}", None) for stage in ("sft", "serving", "report")}
+
+
+PROMOTED: set[Made] = {("promoted/voice", None)}
+
+
+@pytest.mark.slow
+def test_one_changed_corpus_retrains_exactly_what_depends_on_it(voices: Daemon) -> None:
+    assert set(voices.settle()) == {*chain(SPOKEN), *chain(OTHER), ("codec", None)}
+    voices.run(sorted([("evaluation_suite", None), *trained(SPOKEN), *trained(OTHER), *PROMOTED]))
+    voices.on.append("gpu_automation")
+    assert voices.settle() == []  # at the first look all is well
+
+    folder = voices.settings.root / "corpora" / OTHER
+    for path in folder.rglob("*"):
+        path.touch()
+    assert voices.settle() == [("raw_corpus", OTHER)]  # identical data trains nothing
+
+    say(folder, "something else")
+    again = voices.settle()
+    assert set(again) - PROMOTED == {*chain(OTHER), *trained(OTHER)}
+    assert len(again) == len(set(again))
+
+
+def test_switched_on_it_makes_the_suite_and_trains_nothing_yet(voices: Daemon) -> None:
+    voices.on.append("gpu_automation")
+    assert voices.follow() == [("evaluation_suite", None)]
+    assert voices.follow() == []  # asked for once, whether it succeeds or not
+
+
+def test_a_change_by_the_nightly_job_is_followed_by_training_too(voices: Daemon) -> None:
+    """The tag by which data assets know that a job makes them all does not hide it from GPUs."""
+    conditions = {
+        key.to_user_string(): str(voices.defs.resolve_asset_graph().get(key).automation_condition)
+        for key in voices.defs.resolve_asset_graph().get_all_asset_keys()
+    }
+    assert "whole_corpus" in conditions["code_arrays"]
+    assert "whole_corpus" not in conditions[f"sft/{SPOKEN}"]
+
+
+def test_nothing_that_costs_gpus_is_on_by_default(voices: Daemon) -> None:
+    on = {
+        s.name for s in voices.defs.sensors or () if s.default_status == DefaultSensorStatus.RUNNING
+    }
+    assert on == {"new_corpora", "data_automation"}
+    schedules = {s.name: s.default_status for s in voices.defs.schedules or ()}
+    assert set(schedules) == {"nightly_refresh", "weekly_retrain", "monthly_align"}
+    assert set(schedules.values()) == {DefaultScheduleStatus.STOPPED}
+
+
+def test_the_nightly_refresh_asks_for_every_corpus_that_is_there(voices: Daemon) -> None:
+    from dagster import build_schedule_context
+
+    nightly = voices.defs.resolve_schedule_def("nightly_refresh")
+    repository = voices.defs.get_repository_def()
+    with build_schedule_context(instance=voices.instance, repository_def=repository) as context:
+        assert "no corpus is a partition" in str(nightly.evaluate_tick(context).skip_message)
+    voices.sense("new_corpora")
+    assert corpus_partitions.name is not None
+    voices.instance.add_dynamic_partitions(corpus_partitions.name, ["imported"])
+    with build_schedule_context(instance=voices.instance, repository_def=repository) as context:
+        requests = nightly.evaluate_tick(context).run_requests or ()
+    assert {request.partition_key for request in requests} == {SPOKEN, OTHER}

@@ -1,0 +1,1 @@
+"""Which serving model speaks for a voice: candidates, the incumbent, and what served before."""

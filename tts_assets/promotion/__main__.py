@@ -1,0 +1,83 @@
+"""What serves, what served, and changing it by hand.
+
+    python -m tts_assets.promotion history [VOICE]
+    python -m tts_assets.promotion rollback VOICE [--because TEXT]
+    python -m tts_assets.promotion promote VOICE RECIPE [--because TEXT]
+
+A model that was rolled back from does not come back by itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from tts_assets.artifacts import ArtifactError, ArtifactStore, Promoted, ServingModel
+from tts_assets.config import ConfigError
+from tts_assets.promotion import pointer
+from tts_assets.settings import Settings, load_settings
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = arguments(argv)
+    try:
+        settings = load_settings()
+        store = ArtifactStore(settings.storage)
+        if options.command == "history":
+            show(store, [options.voice] if options.voice else list(settings.promotion))
+            return 0
+        check(settings, options.voice)
+        if options.command == "rollback":
+            handle = pointer.rollback(store, options.voice, options.because)
+        else:
+            handle = promote(store, options.voice, options.recipe, options.because)
+    except (ArtifactError, ConfigError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    from tts_assets.promotion.assets import tell_dagster
+
+    tell_dagster(store, handle)
+    print(f"{options.voice} is served by {handle.facts.recipe}: {handle.path}")
+    return 0
+
+
+def arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tts_assets.promotion", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("history").add_argument("voice", nargs="?")
+    for name in ("rollback", "promote"):
+        command = commands.add_parser(name)
+        command.add_argument("voice")
+        if name == "promote":
+            command.add_argument("recipe")
+        command.add_argument("--because", default="by hand", help="kept in the history")
+    return parser.parse_args(argv)
+
+
+def check(settings: Settings, voice: str) -> None:
+    if voice not in settings.promotion:
+        raise ConfigError(
+            f"{voice!r} is no voice of the project file: add [promotion.{voice}], or use one of "
+            f"{sorted(settings.promotion)}"
+        )
+
+
+def promote(store: ArtifactStore, voice: str, recipe: str, why: str) -> Promoted:
+    """Let the current serving model of ``recipe`` serve, whatever its report says."""
+    with pointer.locked(store, voice):
+        model = store.current(f"serving/{recipe}")
+        assert isinstance(model, ServingModel)
+        return pointer.switch(store, voice, model, recipe, "by hand", why)
+
+
+def show(store: ArtifactStore, voices: list[str]) -> None:
+    for voice in voices:
+        chain = pointer.history(store, voice)
+        now = f"{chain[-1].facts.recipe} ({chain[-1].path})" if chain else "nothing yet"
+        print(f"{voice}: {now}")
+        if chain:
+            print(pointer.describe(chain))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

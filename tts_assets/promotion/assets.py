@@ -1,0 +1,134 @@
+"""Promotion as Dagster sees it: ``promoted/<voice>``, the model that serves."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from dagster import (
+    AssetExecutionContext,
+    AssetKey,
+    AssetMaterialization,
+    AssetsDefinition,
+    DagsterInstance,
+    DataVersion,
+    MetadataValue,
+    Output,
+    asset,
+)
+
+from resources.artifact_store import ArtifactStoreResource, standard_metadata
+from tts_assets.artifacts import ArtifactError, ArtifactStore, Promoted
+from tts_assets.promotion import pointer
+from tts_assets.promotion.config import PromotionConfig
+from tts_assets.promotion.decision import (
+    Contender,
+    Verdict,
+    contender,
+    judge,
+    reports_of,
+    winner,
+)
+
+CODE_VERSION = pointer.CODE_VERSION
+
+
+def build_assets(promotions: Mapping[str, PromotionConfig]) -> list[AssetsDefinition]:
+    """An asset for each ``[promotion.<voice>]``."""
+    return [promoted_asset(voice, config) for voice, config in promotions.items()]
+
+
+def promoted_asset(voice: str, config: PromotionConfig) -> AssetsDefinition:
+    """The asset ``promoted/<voice>``. Candidates that were not made yet do not compete."""
+    stages = ("serving", "report")
+
+    @asset(
+        key=["promoted", voice],
+        group_name="promotion",
+        deps=[AssetKey([stage, name]) for name in config.candidates for stage in stages],
+        code_version=CODE_VERSION,
+        kinds={"huggingface"},
+        description=f"What speaks for {voice}: of {', '.join(config.candidates)} the one whose "
+        f"report beats what served before by the margins {config.margins}. "
+        f"`python -m tts_assets.promotion rollback {voice}` takes the last change back.",
+    )
+    def promoted(context: AssetExecutionContext, store: ArtifactStoreResource) -> Output[Promoted]:
+        with pointer.locked(store.store, voice):
+            before = pointer.serving_now(store.store, voice)
+            handle, verdicts = promote_best(store.store, voice, config)
+        context.log.info("; ".join(f"{v.recipe}: {v.why}" for v in verdicts))
+        return Output(
+            handle,
+            data_version=DataVersion(handle.content),
+            metadata={
+                **standard_metadata(handle),
+                "reused": before is not None and before.path == handle.path,
+                "verdicts": MetadataValue.md(describe(verdicts)),
+                "history": history_of(store.store, voice),
+            },
+        )
+
+    return promoted
+
+
+def promote_best(
+    store: ArtifactStore, voice: str, config: PromotionConfig
+) -> tuple[Promoted, list[Verdict]]:
+    """Switch to the candidate that wins, if one does; what serves now, and why."""
+    found = {name: contender(store, name) for name in config.candidates}
+    verdicts = [Verdict(n, False, why, {}) for n, why in found.items() if isinstance(why, str)]
+    able = {name: c for name, c in found.items() if isinstance(c, Contender)}
+    serves = pointer.serving_now(store, voice)
+    if serves is None:
+        return first(store, voice, able, verdicts)
+    refused = pointer.refused(pointer.history(store, voice))
+    reports = reports_of(store, serves.facts.recipe, serves.facts.model)
+    verdicts += [judge(c, serves.facts.model, reports, config, refused) for c in able.values()]
+    best = winner(verdicts, config)
+    if best is None:
+        return serves, verdicts
+    why = next(verdict.why for verdict in verdicts if verdict.recipe == best)
+    chosen = able[best]
+    model = chosen.model
+    return pointer.switch(store, voice, model, best, "promoted", why, chosen.report), verdicts
+
+
+def first(
+    store: ArtifactStore, voice: str, able: Mapping[str, Contender], verdicts: list[Verdict]
+) -> tuple[Promoted, list[Verdict]]:
+    """Nothing serves yet: the first of the candidates that can."""
+    if not able:
+        reasons = "; ".join(f"{verdict.recipe}: {verdict.why}" for verdict in verdicts)
+        raise ArtifactError(f"no candidate can serve {voice}: {reasons}")
+    name, chosen = next(iter(able.items()))
+    why = "the first candidate with a report"
+    handle = pointer.switch(store, voice, chosen.model, name, "first", why, chosen.report)
+    return handle, [*verdicts, Verdict(name, True, why, {})]
+
+
+def describe(verdicts: list[Verdict]) -> str:
+    lines = ["| candidate | | why |", "|---|---|---|"]
+    lines += [f"| {v.recipe} | {'wins' if v.wins else 'no'} | {v.why} |" for v in verdicts]
+    return "\n".join(lines)
+
+
+def history_of(store: ArtifactStore, voice: str) -> MetadataValue:
+    return MetadataValue.md(pointer.describe(pointer.history(store, voice)))
+
+
+def tell_dagster(store: ArtifactStore, handle: Promoted) -> None:
+    """A change by hand appears in the asset's history, where ``DAGSTER_HOME`` names an instance."""
+    if not os.environ.get("DAGSTER_HOME"):
+        return
+    metadata: dict[str, Any] = {
+        **standard_metadata(handle),
+        "reused": False,
+        "history": history_of(store, handle.facts.voice),
+    }
+    event = AssetMaterialization(
+        AssetKey(handle.asset.split("/")),
+        description=f"{handle.facts.event}: {handle.facts.why}",
+        metadata=metadata,
+        tags={"dagster/data_version": handle.content},
+    )
+    with DagsterInstance.get() as instance:
+        instance.report_runless_asset_event(event)

@@ -1,0 +1,139 @@
+"""Does a candidate beat the incumbent? Reports in, a verdict for each candidate out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from tts_assets.artifacts import (
+    UNPARTITIONED,
+    ArtifactError,
+    ArtifactStore,
+    Report,
+    ServingModel,
+    open_artifact,
+)
+from tts_assets.config import digest_of
+from tts_assets.evaluation.results import REPORT_FILE
+from tts_assets.promotion.config import LOWER_IS_BETTER, METRICS, PromotionConfig
+
+Figures = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A serving model and its reports: figures by :func:`bench`, so that like meets like."""
+
+    recipe: str
+    model: ServingModel
+    reports: Mapping[str, Report]
+    bench: str  # of the newest report
+
+    @property
+    def report(self) -> Report:
+        return self.reports[self.bench]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """``gains`` over the incumbent: positive is better, whatever the metric."""
+
+    recipe: str
+    wins: bool
+    why: str
+    gains: Figures
+
+
+def bench(report: Report) -> str:
+    """What a report was measured by: texts, configuration and code, not the model and its data."""
+    manifest = report.manifest
+    asked = {
+        name: ref.content
+        for name, ref in manifest.inputs.items()
+        if not name.startswith(("serving", "arrays"))
+    }
+    return digest_of([asked, manifest.config, manifest.code_version])
+
+
+def figures(report: Report, category: str) -> dict[str, float]:
+    """Of one category of the suite, or of all texts."""
+    told = json.loads((report.path / REPORT_FILE).read_text())
+    if category and category not in told["categories"]:
+        raise ArtifactError(
+            f"{report.asset} has no category {category!r}: write one of "
+            f"{sorted(told['categories'])} into [promotion], or leave category out"
+        )
+    row = told["categories"][category] if category else told["total"]
+    return {name: row[name] for name in METRICS if name in row}
+
+
+def contender(store: ArtifactStore, recipe: str) -> Contender | str:
+    """The current serving model of a recipe with its reports, or why it cannot compete."""
+    try:
+        model = store.current(f"serving/{recipe}")
+        newest = store.current(f"report/{recipe}")
+    except ArtifactError as error:
+        return str(error)
+    assert isinstance(model, ServingModel) and isinstance(newest, Report)
+    reports = reports_of(store, recipe, model.content)
+    if bench(newest) not in reports:
+        return f"report/{recipe} is of an earlier model: materialize report/{recipe}"
+    return Contender(recipe, model, reports, bench(newest))
+
+
+def reports_of(store: ArtifactStore, recipe: str, model: str) -> dict[str, Report]:
+    """By bench, all reports of the serving model with the content ``model``."""
+    found: dict[str, Report] = {}
+    for folder in sorted(store.folder(f"report/{recipe}", UNPARTITIONED).iterdir()):
+        if folder.name.startswith(".") or folder.is_symlink():
+            continue
+        report = open_artifact(folder)
+        if isinstance(report, Report) and report.manifest.inputs["serving"].content == model:
+            found[bench(report)] = report
+    return found
+
+
+def judge(
+    challenger: Contender,
+    serves: str,
+    reports: Mapping[str, Report],
+    config: PromotionConfig,
+    refused: Collection[str],
+) -> Verdict:
+    """``serves``: the incumbent's content, ``reports`` those of it by bench; ``refused`` were
+    rolled back from, and do not come back by themselves."""
+    recipe = challenger.recipe
+    if challenger.model.content == serves:
+        return Verdict(recipe, False, "serves now", {})
+    if challenger.model.content in refused:
+        why = "was rolled back; another model of it, or `promotion promote`, brings it back"
+        return Verdict(recipe, False, why, {})
+    if challenger.bench not in reports:
+        why = "the model that serves was judged by other texts or code: not comparable"
+        return Verdict(recipe, False, why, {})
+    before = figures(reports[challenger.bench], config.category)
+    margins = config.gains_needed
+    gains = gained(before, figures(challenger.report, config.category), margins)
+    short = [
+        f"{name} {gains[name]:+.4g}, needed {least:+.4g}"
+        for name, least in margins.items()
+        if gains[name] < least
+    ]
+    won = ", ".join(f"{name} {gains[name]:+.4g}" for name in margins)
+    return Verdict(recipe, not short, "; ".join(short) or f"gains {won}", gains)
+
+
+def gained(before: Figures, after: Figures, margins: Figures) -> dict[str, float]:
+    """Rounded to 1e-9: a gain that is the margin but for the last bit of a float reaches it."""
+    return {
+        name: round((after[name] - before[name]) * (-1 if name in LOWER_IS_BETTER else 1), 9)
+        for name in margins
+    }
+
+
+def winner(verdicts: Sequence[Verdict], config: PromotionConfig) -> str | None:
+    """The recipe with the largest gain in the first metric of the margins, of those that win."""
+    first = next(iter(config.margins))
+    winners = [verdict for verdict in verdicts if verdict.wins]
+    return max(winners, key=lambda verdict: verdict.gains[first]).recipe if winners else None
