@@ -1,6 +1,5 @@
 """The codec in the graph: ``codec`` (fetched or trained) and ``codec_shards``."""
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,6 +34,7 @@ from tts_assets.artifacts import (
     sha256_file,
 )
 from tts_assets.codec.config import CodecConfig, CodecProgram, CodecRecipe, ShardProgram
+from tts_assets.codec.sources import MODEL_CARD, fetch, files_of, identify
 from tts_assets.compute import Shape
 from tts_assets.config import ConfigError
 from tts_assets.corpora.filter import KEPT_FILE
@@ -43,8 +43,6 @@ from tts_assets.split import ValidationSplit
 
 CODE_VERSION = "1"
 SHARDS = "codec_shards"
-MODEL_CARD = "README.md"
-HUB_FILES = ("config.json", "model*.safetensors", "model.safetensors.index.json", "README.md")
 
 
 def build_assets(
@@ -74,24 +72,15 @@ def fetched_codec(config: CodecConfig, root: Path) -> AssetsDefinition:
     def codec(
         context: AssetExecutionContext, store: ArtifactStoreResource
     ) -> Output[CodecCheckpoint]:
-        folder = root / name
-        if folder.is_dir():
-            source: dict[str, Any] = {path.name: sha256_file(path) for path in files_of(folder)}
-        else:
-            source = {"name": name, "revision": config.revision or newest_revision(name)}
+        source = identify(name, config.revision, root)
         build = Build("codec", {}, {"source": source}, CODE_VERSION)
 
-        def fetch(work: Path) -> dict[str, Any]:
-            result = work / "result"
-            if folder.is_dir():
-                for path in files_of(folder):
-                    shutil.copyfile(path, result / path.name)
-            else:
-                download(name, source["revision"], result)
-            return codec_facts(result)
+        def bring(work: Path) -> dict[str, Any]:
+            fetch(name, source, root, work / "result")
+            return codec_facts(work / "result")
 
         return store.materialize(
-            context, CodecCheckpoint, build, fetch, lambda _: model_card(folder)
+            context, CodecCheckpoint, build, bring, lambda _: model_card(root / name)
         )
 
     return codec
@@ -233,26 +222,6 @@ def accounting_check(shards: AssetsDefinition) -> AssetChecksDefinition:
         )
 
     return every_code_sample_is_accounted_for
-
-
-def files_of(folder: Path) -> list[Path]:
-    """The files that a codec consists of. Its card is none: other words train nothing again."""
-    return sorted(p for p in folder.iterdir() if p.is_file() and p.name != MODEL_CARD)
-
-
-def newest_revision(name: str) -> str:
-    """The commit that the main branch of a published model is at; needs the network."""
-    from huggingface_hub import HfApi
-
-    return str(HfApi().model_info(name).sha)
-
-
-def download(name: str, revision: str, folder: Path) -> None:
-    """The safetensors of one commit of a published model; code and pickles stay there."""
-    from huggingface_hub import snapshot_download
-
-    snapshot_download(name, revision=revision, local_dir=folder, allow_patterns=list(HUB_FILES))
-    shutil.rmtree(folder / ".cache", ignore_errors=True)  # the downloader's own notes
 
 
 def codec_facts(folder: Path) -> dict[str, Any]:

@@ -121,8 +121,9 @@ class CodecRecipe(Config):
 class CodecConfig(Config):
     """``[codec]``: give ``checkpoint`` or ``train``.
 
-    ``checkpoint`` is a folder, or a Hugging Face name (``HKUSTAudio/xcodec2-hf``) with its
-    ``revision``, a commit: a branch would change under the recorded lineage.
+    ``checkpoint`` is a folder, a Hugging Face name (``HKUSTAudio/xcodec2-hf``) with its
+    ``revision``, a commit (a branch would change under the recorded lineage), or an original
+    X-Codec-2's ``.ckpt`` or ``.safetensors``, which is converted (see ``original.py``).
     """
 
     checkpoint: str | None = None

@@ -58,6 +58,10 @@ class CompactXcodec2(Xcodec2Model):
         dimensions of the code)."""
         with torch.no_grad():
             features = self.semantic_encoder(self.filterbank(waves)).last_hidden_state
+        return self.joined(features, waves)
+
+    def joined(self, features: Tensor, waves: Tensor) -> Tensor:
+        """The semantic encoder's features (batch, codes, hidden) and waveforms to latents."""
         semantic = self.semantic_adapter(features.transpose(1, 2))
         acoustic = self.acoustic_encoder(waves.unsqueeze(1))
         frames = torch.cat([semantic, acoustic], dim=1).transpose(1, 2)
