@@ -60,7 +60,9 @@ def build_assets(settings: Settings) -> list[Any]:
         *token_assets(settings.tokenizers, settings.arrays.pretraining, shape("speechlm")),
         *texts_assets(settings.texts, settings.validation, root),
         *sft_assets(settings.sft, shape("sft")),
-        *serving_assets(settings.serving, trained, aligned, settings.text),
+        *serving_assets(
+            settings.serving, trained, aligned, settings.text, settings.codec.decoder is not None
+        ),
         *rlhf_assets(settings.rlhf, shape("rlhf"), root),
         *evaluation_assets(
             settings.evaluation, settings.sft, settings.rlhf, root, shape("evaluation")

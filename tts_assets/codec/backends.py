@@ -22,6 +22,7 @@ class Backend(Protocol):
     """One family of codecs, without gradients. A *hop* is 320 samples of what is encoded."""
 
     facts: CodecFacts
+    model: Any
     quantizer: Any
     obstacle: str | None
     """Why clips cannot share a padded batch, if they cannot."""

@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModel
 
 from tts_assets.artifacts import CodecFacts
 from tts_assets.codec.backends import Backend, CompactBackend, Precision, PublishedBackend
+from tts_assets.codec.decoder import CodecDecoder, open_decoder
 from tts_assets.codec.features import HOP, SAMPLE_RATE
 from tts_assets.codec.storage import is_compact, open_compact
 
@@ -35,6 +36,7 @@ class Codec:
 
     def __init__(self, backend: Backend, device: str) -> None:
         self.backend, self.device = backend, torch.device(device)
+        self.decoder: CodecDecoder | None = None
 
     @classmethod
     def load(cls, folder: Path, device: str = "cpu", precision: Precision = "fp32") -> Self:
@@ -63,9 +65,19 @@ class Codec:
             )
         return cls(PublishedBackend(model.to(device), device, precision), device)
 
+    def use_decoder(self, folder: Path) -> Self:
+        """Decode with a decoder that was trained for this codec's codes (see ``decoder.py``)."""
+        self.decoder = open_decoder(folder).eval().to(self.device)
+        return self
+
     @property
     def facts(self) -> CodecFacts:
-        return self.backend.facts
+        if self.decoder is None:
+            return self.backend.facts
+        output = self.decoder.output
+        return self.backend.facts.model_copy(
+            update={"sample_rate": output.sample_rate, "hop_length": output.code_samples}
+        )
 
     @property
     def obstacle(self) -> str | None:
@@ -162,4 +174,6 @@ class Codec:
     def decode_batch(self, codes: Tensor) -> Tensor:
         """Codes of clips of one length (clips, codes) to waveforms (clips, samples). A decoder
         normalizes over the whole clip, so there is no padding that it would not hear."""
-        return self.backend.waves(self.backend.dequantized(codes.to(self.device))).cpu()
+        frames = self.backend.dequantized(codes.to(self.device))
+        decode = self.backend.waves if self.decoder is None else self.decoder.waves
+        return decode(frames).cpu()

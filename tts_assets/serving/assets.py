@@ -32,21 +32,28 @@ def build_assets(
     sft: Mapping[str, Sequence[str]],
     rlhf: Mapping[str, Sequence[str]],
     text: TextConfig | None = None,
+    decoder: bool = False,
 ) -> Definitions:
     """``sft`` and ``rlhf``: recipes, and the corpora from whose arrays voices are taken; ``text``:
-    how the corpora's texts were normalized."""
+    how the corpora's texts were normalized; ``decoder``: there is a ``codec_decoder``."""
     definitions: Definitions = []
     for stage, recipes in (("sft", sft), ("rlhf", rlhf)):
         for name, corpora in recipes.items():
-            model = serving_asset(name, stage, corpora, config, text or TextConfig())
+            model = serving_asset(name, stage, corpora, config, text or TextConfig(), decoder)
             definitions += [model, *checks(model, config)]
     return definitions
 
 
 def serving_asset(
-    name: str, stage: str, corpora: Sequence[str], config: ServingConfig, text: TextConfig
+    name: str,
+    stage: str,
+    corpora: Sequence[str],
+    config: ServingConfig,
+    text: TextConfig,
+    decoder: bool,
 ) -> AssetsDefinition:
-    """The asset ``serving/<name>`` of the checkpoint ``<stage>/<name>``."""
+    """The asset ``serving/<name>`` of the checkpoint ``<stage>/<name>``. It speaks with the codec's
+    own decoder, or with ``codec_decoder`` where that is configured."""
 
     @asset(
         key=["serving", name],
@@ -54,6 +61,7 @@ def serving_asset(
         ins={
             "checkpoint": AssetIn(key=AssetKey([stage, name])),
             "codec": AssetIn(key="codec"),
+            **({"decoder": AssetIn(key="codec_decoder")} if decoder else {}),
             "arrays": code_arrays_of(corpora),
         },
         code_version=CODE_VERSION,
