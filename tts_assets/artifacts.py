@@ -465,6 +465,35 @@ class CodecDecoder(Handle):
     facts: DecoderFacts
 
 
+class CodecReportFacts(Facts):
+    """Of one codec, means over the clips; ``cents`` and ``voicing`` are errors of the pitch."""
+
+    clips: int
+    versions: int
+    wer: float
+    wer_original: float
+    stoi: float | None
+    pesq: float | None
+    mel: float | None
+    cents: float | None
+    voicing: float | None
+    p808: float | None
+    p808_original: float | None
+    similarity: float | None
+    perplexity: float
+    codes_used: int
+    bit_rate: float
+    encode_real_time_factor: float
+    decode_real_time_factor: float
+
+
+class CodecReport(Handle):
+    """``report.html``, ``report.json``, ``listening.ipynb`` and ``audio/<system>/<id>.flac``."""
+
+    kind, facts_type = "codec_report", CodecReportFacts
+    facts: CodecReportFacts
+
+
 CODE_TYPES = ("uint16", "int32")  # NumPy's names; the first holds a codebook of up to 65,536
 
 

@@ -151,7 +151,7 @@ def trained_decoder(
     start_files = {} if start is None else {p.name: sha256_file(p) for p in files_of(start)}
 
     @asset(
-        group_name="codec",
+        group_name="codec_decoder",  # no part of what a corpus is refreshed with
         ins={"samples": samples_of(recipe.corpora)},
         code_version=CODE_VERSION,
         kinds={"pytorch"},

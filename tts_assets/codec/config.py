@@ -185,6 +185,16 @@ class DecoderRecipe(TrainingRecipe):
         return self
 
 
+class CodecReportConfig(Config):
+    """``[codec.report]``: what codecs are compared on, held-out utterances of ``corpora``."""
+
+    corpora: tuple[str, ...] = Field(min_length=1)
+    clips: int = Field(40, gt=0)
+    longest_seconds: float = Field(12.0, gt=0)
+    language: str = "en"
+    whisper: str = Field("", description="as in [evaluation]; nothing for the packaged tiny.en")
+
+
 class CodecConfig(Config):
     """``[codec]``: give ``checkpoint`` or ``train``.
 
@@ -197,6 +207,7 @@ class CodecConfig(Config):
     revision: str | None = Field(None, pattern=r"^[0-9a-f]{40}$")
     train: CodecRecipe | None = None
     decoder: DecoderRecipe | None = None
+    report: CodecReportConfig | None = None
     shard_samples: int = Field(512, gt=0, description="utterances in one shard")
     batch_tokens: int = Field(
         BATCH_TOKENS, gt=0, description="codes of one batch with padding; 1: clips one by one"
