@@ -17,14 +17,14 @@ from typing import Any, Literal, Self
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 from transformers import Xcodec2Config
 from transformers.models.xcodec2.modeling_xcodec2 import Xcodec2Decoder, Xcodec2ISTFTHead
 
 from tts_assets.artifacts import written_aside
-from tts_assets.codec.storage import CONFIG_FILE, DTYPES, WEIGHTS_FILE
+from tts_assets.codec.config import DecoderSize
+from tts_assets.codec.storage import CONFIG_FILE, read_weights, save_weights
 from tts_assets.config import Config
 
 OUTPUT_FILE = "model_config.json"
@@ -125,11 +125,12 @@ def istft_head(hidden: int, hop: int) -> Xcodec2ISTFTHead:
 
 
 class CodecDecoder(Xcodec2Decoder):
-    """Dequantized frames (batch, codes, hidden + semantic hidden) to waveforms."""
+    """Dequantized frames (batch, codes, dimension of the quantizer) to waveforms."""
 
     def __init__(self, config: Xcodec2Config, output: DecoderOutput) -> None:
         super().__init__(config)
         self.config, self.output = config, output
+        self.fc = nn.Linear(config.quantization_dim, config.hidden_size)
         self.head = (
             UpsampledHead(config.hidden_size, output)
             if output.upsample_factors
@@ -145,10 +146,9 @@ class CodecDecoder(Xcodec2Decoder):
         return self(frames).squeeze(1)
 
 
-def decoder_config(codec: Any, size: Any | None = None) -> Xcodec2Config:
+def decoder_config(codec: Any, size: DecoderSize | None = None) -> Xcodec2Config:
     """The sizes of a decoder of a codec's codes: ``codec`` is the configuration of its model,
-    ``size`` a :class:`~tts_assets.codec.config.DecoderSize` of its own. The first layer takes what
-    the codec's quantizer gives, whatever the backbone's width."""
+    ``size`` is the decoder's own."""
     values = {
         name: getattr(codec, name)
         for name in (
@@ -165,12 +165,10 @@ def decoder_config(codec: Any, size: Any | None = None) -> Xcodec2Config:
             "num_key_value_heads": size.heads,
             "head_dim": size.hidden // size.heads,
         }
-    frames = codec.hidden_size + codec.semantic_model_config.hidden_size
-    rest = {"hidden_size": frames - values["hidden_size"], "model_type": "wav2vec2-bert"}
     return Xcodec2Config(
         **values,
-        semantic_model_config=rest,
-        quantization_dim=frames,
+        semantic_model_config=codec.semantic_model_config.to_dict(),
+        quantization_dim=codec.quantization_dim,
         quantization_levels=list(codec.quantization_levels),
         activation_dropout=0.0,
     )
@@ -180,12 +178,7 @@ def save_decoder(
     model: CodecDecoder, folder: Path, dtype: Literal["fp32", "fp16"] = "fp32"
 ) -> None:
     """Write the folder; half precision halves the file and is read back as float32."""
-    tensors = {
-        name: tensor.detach().cpu().to(DTYPES[dtype]).contiguous()
-        for name, tensor in model.state_dict().items()
-    }
-    with written_aside(folder / WEIGHTS_FILE) as aside:
-        save_file(tensors, aside)
+    save_weights(model, folder, dtype)
     with written_aside(folder / CONFIG_FILE) as aside:
         aside.write_text(model.config.to_json_string(use_diff=False))
     with written_aside(folder / OUTPUT_FILE) as aside:
@@ -198,8 +191,7 @@ def open_decoder(folder: Path) -> CodecDecoder:
         raise ValueError(f"{folder} holds no decoder: it has no {OUTPUT_FILE}")
     output = DecoderOutput.from_json(folder / OUTPUT_FILE)
     model = CodecDecoder(Xcodec2Config.from_pretrained(folder), output)
-    weights = load_file(folder / WEIGHTS_FILE)
-    model.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
+    read_weights(model, folder)
     return model.train()
 
 

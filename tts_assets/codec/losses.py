@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor, nn
 from transformers.audio_utils import mel_filter_bank
@@ -68,7 +70,9 @@ class MelLoss(nn.Module):
     def __init__(self, sample_rate: int) -> None:
         super().__init__()
         for size, bands in MEL_RESOLUTIONS:
-            mel = mel_filter_bank(size // 2 + 1, bands, 0.0, sample_rate / 2, sample_rate)
+            with warnings.catch_warnings():  # at 48 kHz the lowest bands are narrower than a bin
+                warnings.simplefilter("ignore", UserWarning)
+                mel = mel_filter_bank(size // 2 + 1, bands, 0.0, sample_rate / 2, sample_rate)
             filters = torch.tensor(mel, dtype=torch.float32).T
             self.register_buffer(f"mel_{size}", filters, persistent=False)
             self.register_buffer(f"window_{size}", torch.hann_window(size), persistent=False)

@@ -59,7 +59,7 @@ IN_UNIT = {"snake1.act": "0.act", "conv1": "1", "snake2.act": "2.act", "conv2": 
 LEFT_OVER = re.compile(
     r"(SemanticDecoder_module|fc_post_s|discriminator|spec_discriminator|criteria|model_spk|"
     r"perception_model|mel_conv)\.|.*(sample\.filter|lowpass\.filter|istft\.window|"
-    r"rotary_embed\..*|rope\..*)$|generator\.quantizer\.(layers|rvqs|fsqs)\.|num_batches_tracked$"
+    r"rotary_embed\..*|rope\..*)$|generator\.quantizer\.(layers|rvqs|fsqs)\."
 )
 SEMANTIC_LAYER = re.compile(r"semantic_model\.encoder\.layers\.(\d+)\.")
 
