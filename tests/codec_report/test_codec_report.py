@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +82,9 @@ def measured(program: CodecReportProgram) -> list[dict[str, Any]]:
 def test_a_codec_lies_between_the_recording_and_noise(measured: list[dict[str, Any]]) -> None:
     original, vendored, untrained = measured
     assert [system["name"] for system in measured] == ["original", "vendored", "untrained"]
-    assert original["wer"] <= vendored["wer"] < untrained["wer"]
+    assert vendored["wer"] < untrained["wer"]
     assert vendored["stoi"] > untrained["stoi"] and vendored["mel"] < untrained["mel"]
-    assert vendored["similarity"] > untrained["similarity"]
+    assert vendored["similarity"] > (untrained["similarity"] or 0)  # None: nobody speaks
     assert original["stoi"] is None and original["codes"] is None
     assert original["p808"] > untrained["p808"]
     assert 0 < vendored["cents"] < 400 and 0 <= vendored["voicing"] < 0.5
@@ -129,8 +128,7 @@ def test_stopped_it_measures_the_other_codecs_only(
     shown = program.run_dir / "result" / "audio" / "vendored"
     (tmp_path / "result" / "audio" / "vendored").symlink_to(shown)
     main([str(tmp_path / "run.json")])
-    assert "as kept: " in (tmp_path / "result" / "report.html").read_text()
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert "as kept: " in (tmp_path / "result" / "report.json").read_text()
 
 
 def test_every_codec_of_the_store_is_in_the_report(

@@ -167,7 +167,7 @@ def trained_decoder(
     ) -> Output[CodecDecoder]:
         known = recipe if start is None else recipe.model_copy(update={"start": "folder"})
         parts = {"recipe": known, "start": start_files, "validation": validation}
-        inputs = {"samples": samples, "codec": codec}
+        inputs: dict[str, Any] = {"samples": samples, "codec": codec}
         build = Build("codec_decoder", inputs, parts, CODE_VERSION, seed=recipe.seed)
 
         def train(work: Path) -> dict[str, Any]:

@@ -121,11 +121,14 @@ class UpsampledHead(nn.Module):
 
 
 def istft_head(hidden: int, hop: int) -> Xcodec2ISTFTHead:
-    return Xcodec2ISTFTHead(SimpleNamespace(hidden_size=hidden, hop_length=hop, n_fft=4 * hop))
+    sizes: Any = SimpleNamespace(hidden_size=hidden, hop_length=hop, n_fft=4 * hop)
+    return Xcodec2ISTFTHead(sizes)
 
 
 class CodecDecoder(Xcodec2Decoder):
     """Dequantized frames (batch, codes, dimension of the quantizer) to waveforms."""
+
+    head: Any
 
     def __init__(self, config: Xcodec2Config, output: DecoderOutput) -> None:
         super().__init__(config)

@@ -85,7 +85,7 @@ def read_original(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     try:
         unknown = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        inert = [(type("Inert", (Inert,), {}), name) for name in unknown]
+        inert: list[Any] = [(type("Inert", (Inert,), {}), name) for name in unknown]
         with torch.serialization.safe_globals(inert):
             content = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:
@@ -135,7 +135,8 @@ def converted(weights: dict[str, Tensor], config: Xcodec2Config) -> Xcodec2Model
         if tensor.shape != target.shape:
             missing.append(f"{sources[0]} as {tuple(target.shape)}, not {tuple(tensor.shape)}")
         found[name] = tensor
-    layers = config.semantic_model_config.num_hidden_layers
+    semantic: Any = config.semantic_model_config
+    layers = semantic.num_hidden_layers
     extra = [name for name in weights.keys() - used if not left_over(name, layers)]
     if missing or extra:
         raise OriginalError(

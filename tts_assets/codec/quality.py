@@ -68,13 +68,14 @@ def pesq(original: Wave, made: Wave) -> float | None:
     utterance, or is not installed."""
     if not knows_pesq() or len(original) < SAMPLE_RATE // 4:
         return None
-    from pesq import NoUtterancesError
+    from pesq import BufferTooShortError, NoUtterancesError
     from pesq import pesq as measure
 
     try:
-        return float(measure(SAMPLE_RATE, original, made, "wb"))
-    except NoUtterancesError:
+        score = float(measure(SAMPLE_RATE, original, made, "wb"))
+    except (BufferTooShortError, NoUtterancesError):
         return None
+    return score if math.isfinite(score) else None
 
 
 def mel_distance(original: Wave, made: Wave) -> float:

@@ -158,8 +158,8 @@ class Measurer:
                 heard=text,
                 word_errors=found.word_errors,
                 words=found.words,
-                p808=rounded(mos and mos.p808),
-                overall=rounded(mos and mos.overall),
+                p808=rounded(mos.p808 if mos else None),
+                overall=rounded(mos.overall if mos else None),
             )
 
     def _compared(self, row: int, made: Wave, rate: int) -> dict[str, float | None]:
