@@ -140,12 +140,13 @@ def planned(folder: Path, minutes: float) -> CodecProgram:
     if (folder / "run.json").is_file():
         return CodecProgram.from_json(folder / "run.json")
     recipe = recorded_recipe()
-    steps = max(POINTS, round(60 * minutes / seconds_a_step(folder, recipe)))
+    steps = round(60 * minutes / seconds_a_step(folder, recipe))
+    steps = POINTS * max(1, steps // POINTS)  # each point counts the codes of as many steps
     warmup = {"warmup": min(recipe.warmup, max(1, steps // 20))}
     judged = recipe.adversarial and recipe.adversarial.model_copy(
         update={"warmup": min(recipe.adversarial.warmup, max(1, steps // 20))}
     )
-    changes = {"steps": steps, "eval_every": max(1, steps // POINTS), "adversarial": judged}
+    changes = {"steps": steps, "eval_every": steps // POINTS, "adversarial": judged}
     return write_program(folder, recipe.model_copy(update=changes | warmup))
 
 
