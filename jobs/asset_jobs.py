@@ -50,7 +50,7 @@ def build_jobs(settings: Settings) -> list[UnresolvedAssetJobDefinition]:
         ),
         define_asset_job(
             TRAIN_CODEC,
-            AssetSelection.groups("corpora") | AssetSelection.assets("codec"),
+            AssetSelection.groups("corpora", "codec_decoder") | AssetSelection.assets("codec"),
             partitions_def=corpus_partitions,
             description="The codec and what it is trained on (profile codec_demo: from nothing).",
         ),

@@ -435,6 +435,8 @@ class CodecFacts(Facts):
     token_rate: float
     codebook_size: int
     parameters: int
+    perplexity: float | None = Field(None, description="of the codes of the last steps' training")
+    dead_codes: int | None = Field(None, description="that did not occur in them")
 
 
 class CodecCheckpoint(Handle):
@@ -442,6 +444,54 @@ class CodecCheckpoint(Handle):
 
     kind, facts_type = "codec", CodecFacts
     facts: CodecFacts
+
+
+class DecoderFacts(Facts):
+    """``codec``: content digest of the codec whose codes it decodes."""
+
+    codec: str
+    sample_rate: int
+    hop_length: int = Field(description="samples of one code")
+    token_rate: float
+    codebook_size: int
+    parameters: int
+
+
+class CodecDecoder(Handle):
+    """``model.safetensors``, ``config.json`` and ``model_config.json`` of a decoder, with its
+    recipe."""
+
+    kind, facts_type = "codec_decoder", DecoderFacts
+    facts: DecoderFacts
+
+
+class CodecReportFacts(Facts):
+    """Of one codec, means over the clips; ``cents`` and ``voicing`` are errors of the pitch."""
+
+    clips: int
+    versions: int
+    wer: float
+    wer_original: float
+    stoi: float | None
+    pesq: float | None
+    mel: float | None
+    cents: float | None
+    voicing: float | None
+    p808: float | None
+    p808_original: float | None
+    similarity: float | None
+    perplexity: float
+    codes_used: int
+    bit_rate: float
+    encode_real_time_factor: float
+    decode_real_time_factor: float
+
+
+class CodecReport(Handle):
+    """``report.html``, ``report.json``, ``listening.ipynb`` and ``audio/<system>/<id>.flac``."""
+
+    kind, facts_type = "codec_report", CodecReportFacts
+    facts: CodecReportFacts
 
 
 CODE_TYPES = ("uint16", "int32")  # NumPy's names; the first holds a codebook of up to 65,536

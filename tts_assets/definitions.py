@@ -31,6 +31,7 @@ from sensors.corpora import build_corpora_sensors
 from tts_assets import ledger
 from tts_assets.arrays.assets import build_assets as arrays_assets
 from tts_assets.codec.assets import build_assets as codec_assets
+from tts_assets.codec_report.assets import build_assets as codec_report_assets
 from tts_assets.compute import Compute, Shape
 from tts_assets.corpora.assets import build_assets as corpora_assets
 from tts_assets.evaluation.assets import build_assets as evaluation_assets
@@ -85,10 +86,17 @@ def build_assets(settings: Settings) -> list[Any]:
             vllm_shape(settings),
             settings.text,
             settings.consents,
+            settings.codec.decoder is not None,
         ),
         *rlhf_assets(settings.rlhf, shape("rlhf"), root),
         *evaluation_assets(
             settings.evaluation, settings.sft, settings.rlhf, root, shape("evaluation")
+        ),
+        *codec_report_assets(
+            settings.codec.report,
+            settings.validation,
+            shape("evaluation"),
+            settings.codec.decoder is not None,
         ),
         *promotion_assets(settings.promotion),
     ]

@@ -72,6 +72,12 @@ def waves(samples: list[Sample]) -> list[Wave]:
 
 
 @pytest.fixture(scope="session")
+def speech(samples: list[Sample]) -> list[Wave]:
+    """Thirty clips, 2,200 codes."""
+    return [read_wave(Path(sample.wav_path), 16_000) for sample in samples]
+
+
+@pytest.fixture(scope="session")
 def vendored() -> Codec:
     return Codec.load(VENDORED)
 

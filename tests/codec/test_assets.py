@@ -17,7 +17,8 @@ from dagster import (
 
 from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
 from resources.torchrun import TorchrunLauncher
-from tests.codec.conftest import VENDORED
+from tests.codec.conftest import VENDORED, published
+from tests.codec.test_original import original_weights, save
 from tts_assets.artifacts import (
     ArtifactStore,
     Build,
@@ -43,8 +44,8 @@ def resources(store: ArtifactStore) -> dict[str, object]:
     }
 
 
-def fetch(root: Path, store: ArtifactStore) -> ExecuteInProcessResult:
-    config = CodecConfig(checkpoint="codec")
+def fetch(root: Path, store: ArtifactStore, name: str = "codec") -> ExecuteInProcessResult:
+    config = CodecConfig(checkpoint=name)
     codec = build_assets(config, ValidationSplit(), Shape(processes=1), root)[0]
     assert isinstance(codec, AssetsDefinition)
     return materialize([codec], resources=resources(store))
@@ -112,6 +113,15 @@ def test_a_folder_is_published_once(tmp_path: Path, store: ArtifactStore, vendor
     (tmp_path / "codec" / "recipe.json").write_text("{}")
     fetch(tmp_path, store)
     assert store.current("codec").content != handle.content
+
+
+def test_an_original_checkpoint_is_converted_once(tmp_path: Path, store: ArtifactStore) -> None:
+    model = published("xcodec2")
+    save(tmp_path, model, original_weights(model))
+    first, second = (fetch(tmp_path, store, "xcodec2.ckpt") for _ in range(2))
+    events = [r.asset_materializations_for_node("codec")[0] for r in (first, second)]
+    assert [event.metadata["reused"].value for event in events] == [False, True]
+    assert Codec.load(store.current("codec").path).facts == store.current("codec").facts
 
 
 def test_a_folder_that_holds_no_codec_is_not_published(

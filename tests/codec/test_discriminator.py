@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 import torch
 
 from tts_assets.audio import Wave
 from tts_assets.codec.config import AdversarialConfig
 from tts_assets.codec.discriminator import (
     Discriminators,
+    Objective,
     discriminator_loss,
     generator_losses,
 )
@@ -23,20 +27,33 @@ def test_every_fft_size_judges_every_frame() -> None:
         assert [feature.shape[1] for feature in features] == [4, 8, 8, 8]
 
 
-def test_judges_learn_to_tell_speech_from_noise(waves: list[Wave]) -> None:
+def test_every_period_judges_its_columns() -> None:
+    judges = Discriminators(AdversarialConfig(sizes=(78, 2296), periods=(2, 11), channels=4))
+    judged = judges(torch.randn(2, 4800))
+    assert len(judged) == 4
+    for period, (score, features) in zip((2, 11), judged[2:], strict=True):
+        assert score.shape[:2] == (2, 1) and score.shape[3] == period
+        assert [feature.shape[1] for feature in features] == [2, 8, 32, 128]
+
+
+@pytest.mark.parametrize("objective", ["hinge", "least_squares"])
+@pytest.mark.parametrize("kinds", [{"sizes": (256,)}, {"sizes": (78,), "periods": (2, 5)}])
+def test_judges_learn_to_tell_speech_from_noise(
+    waves: list[Wave], objective: Objective, kinds: dict[str, Any]
+) -> None:
     torch.manual_seed(0)
-    judges = Discriminators(AdversarialConfig(sizes=(256,), channels=4))
+    judges = Discriminators(AdversarialConfig(channels=4, **kinds))
     optimizer = torch.optim.AdamW(judges.parameters(), lr=3e-3)
     real = torch.from_numpy(waves[0][:8000]).unsqueeze(0)
     made = torch.randn_like(real) * real.std()
     for _ in range(60):
         true, false = ([score for score, _ in judges(wave)] for wave in (real, made))
-        loss = discriminator_loss(true, false)
+        loss = discriminator_loss(true, false, objective)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     assert float(loss.detach()) < 0.5
-    fooled, features = generator_losses(judges(real), judges(real))
-    caught, _ = generator_losses(judges(real), judges(made))
+    fooled, features = generator_losses(judges(real), judges(real), objective)
+    caught, _ = generator_losses(judges(real), judges(made), objective)
     assert float(features.detach()) == 0.0
     assert float(fooled.detach()) < float(caught.detach())

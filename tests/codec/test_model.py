@@ -8,14 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import (
-    SeamlessM4TFeatureExtractor,
-    Wav2Vec2BertConfig,
-    Xcodec2Config,
-    Xcodec2Model,
-)
+from safetensors.torch import load_file, save_file
+from transformers import SeamlessM4TFeatureExtractor, Wav2Vec2BertConfig
 
+from tests.codec.conftest import VENDORED, published
 from tts_assets.audio import Wave
+from tts_assets.codec.backends import Precision
 from tts_assets.codec.features import LogFilterbank
 from tts_assets.codec.losses import SpectralLoss
 from tts_assets.codec.model import Codec
@@ -88,27 +86,66 @@ def test_a_folder_without_a_codec_is_refused(tmp_path: Path) -> None:
         Codec.load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("family", "rate", "hop"), [("xcodec2", 16_000, 320), ("neucodec", 24_000, 480)]
+)
 def test_a_model_of_transformers_is_read_with_its_own_conventions(
-    tmp_path: Path, waves: list[Wave]
+    tmp_path: Path, waves: list[Wave], family: str, rate: int, hop: int
 ) -> None:
-    semantic = Wav2Vec2BertConfig(
-        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
-    )
-    config = Xcodec2Config(
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        head_dim=16,
-        intermediate_size=32,
-        encoder_hidden_size=2,
-        semantic_model_config=semantic,
-        quantization_dim=64,
-    )
-    torch.manual_seed(0)
-    Xcodec2Model(config).save_pretrained(tmp_path)
+    published(family).save_pretrained(tmp_path)
     codec = Codec.load(tmp_path)
-    assert (codec.sample_rate, codec.token_rate, codec.codebook_size) == (16_000, 50.0, 65_536)
+    assert (codec.input_rate, codec.sample_rate, codec.hop_length) == (16_000, rate, hop)
+    assert (codec.token_rate, codec.codebook_size) == (50.0, 65_536)
     codes = codec.encode(waves)
-    assert [len(clip) for clip in codes] == [math.ceil(len(wave) / 320) for wave in waves]
-    assert len(codec.decode(codes[:1])[0]) == len(codes[0]) * 320
+    rounded = math.ceil if family == "xcodec2" else math.floor
+    assert [len(clip) for clip in codes] == [rounded(len(wave) / 320) for wave in waves]
+    assert len(codec.decode(codes[:1])[0]) == len(codes[0]) * hop
+
+
+@pytest.mark.parametrize("family", ["ours", "xcodec2", "neucodec"])
+def test_a_padded_batch_has_the_codes_of_its_clips(
+    tmp_path: Path, vendored: Codec, waves: list[Wave], family: str
+) -> None:
+    codec = vendored
+    if family != "ours":
+        published(family).save_pretrained(tmp_path)
+        codec = Codec.load(tmp_path)
+    lengths = torch.tensor([len(wave) for wave in waves])
+    padded = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(wave) for wave in waves], True)
+    codes, counts = codec.encode_batch(padded, lengths)
+    alone = codec.encode(waves)
+    assert counts.tolist() == list(map(len, alone))
+    for row, clip in zip(codes.numpy(), alone, strict=True):
+        assert np.mean(row[: len(clip)] == clip) > 0.99 and not row[len(clip) :].any()
+    pair = torch.from_numpy(np.stack([alone[0][:40], alone[1][:40]]))
+    together = codec.decode_batch(pair)
+    assert together.shape == (2, 40 * codec.hop_length)
+    np.testing.assert_allclose(together[1], codec.decode([pair[1].numpy()])[0], atol=1e-4)
+
+
+def agreement(codec: Codec, other: Codec, waves: list[Wave]) -> float:
+    pairs = zip(codec.encode(waves), other.encode(waves), strict=True)
+    return float(np.mean(np.concatenate([a == b for a, b in pairs])))
+
+
+def test_half_precision_gives_nearly_the_same_codes(vendored: Codec, speech: list[Wave]) -> None:
+    narrow = Codec.load(VENDORED, precision="bf16")
+    assert 0.99 <= agreement(vendored, narrow, speech) < 1
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_gpu_gives_nearly_the_same_codes(
+    vendored: Codec, speech: list[Wave], precision: Precision
+) -> None:
+    assert agreement(vendored, Codec.load(VENDORED, "cuda", precision), speech) >= 0.99
+
+
+def test_a_model_without_all_weights_is_refused(tmp_path: Path) -> None:
+    published("xcodec2").save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["fc_encoder.weight"]
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"lacks 1 weights.*fc_encoder\.weight"):
+        Codec.load(tmp_path)

@@ -14,6 +14,7 @@ from tts_assets.audio import Wave
 from tts_assets.codec.config import AdversarialConfig, CodecArchitecture, CodecProgram, CodecRecipe
 from tts_assets.codec.model import Codec
 from tts_assets.codec.train import Trainer, main
+from tts_assets.codec.usage import usage
 from tts_assets.codec.windows import TrainingAudio
 from tts_assets.corpora.samples import Sample
 from tts_assets.program import STOPPED, Run
@@ -86,6 +87,51 @@ def test_the_loss_falls(tmp_path: Path, tiny: CodecArchitecture, sample_list: Pa
     assert metrics(tmp_path)[-1]["val_mel"] > 0
 
 
+def test_a_kill_between_saves_leaves_the_same_figures(
+    tmp_path: Path, tiny: CodecArchitecture, sample_list: Path
+) -> None:
+    """The steps after the last save are taken again: neither reported nor counted twice."""
+    changes: dict[str, Any] = {"save_every": 2, "eval_every": 4, "adversarial": None}
+    for name in ("whole", "parts"):
+        write(tmp_path / name, recipe(tiny, **changes), sample_list)
+    main([str(tmp_path / "whole" / "run.json")])
+    program = CodecProgram.from_json(tmp_path / "parts" / "run.json")
+    with pytest.raises(KeyboardInterrupt), Run(program.run_dir) as run:
+        trainer = Trainer(run, program)
+        step = trainer.train_step
+
+        def die_in_the_sixth(number: int) -> dict[str, float]:
+            if number == 5:
+                raise KeyboardInterrupt
+            return step(number)
+
+        trainer.train_step = die_in_the_sixth  # type: ignore[method-assign]
+        trainer.train()
+    assert metrics(tmp_path / "parts")[-1]["step"] == 5
+    main([str(tmp_path / "parts" / "run.json")])
+    assert metrics(tmp_path / "whole") == metrics(tmp_path / "parts")
+    facts = [CodecFacts.from_json(tmp_path / name / "result.json") for name in ("whole", "parts")]
+    assert facts[0] == facts[1]
+
+
+def test_dead_codes_are_reported(
+    tmp_path: Path, tiny: CodecArchitecture, sample_list: Path
+) -> None:
+    write(tmp_path, recipe(tiny, steps=2, adversarial=None), sample_list)
+    main([str(tmp_path / "run.json")])
+    last, facts = metrics(tmp_path)[-1], CodecFacts.from_json(tmp_path / "result.json")
+    assert 1 < last["perplexity"] <= last["codes_used"] <= 125
+    assert last["codes_used"] + last["dead_codes"] == 125
+    assert (facts.perplexity, facts.dead_codes) == (last["perplexity"], last["dead_codes"])
+    counts = np.array([6, 0, 2, 0])
+    assert usage(counts) == {
+        "entropy": pytest.approx(0.811278),
+        "perplexity": pytest.approx(1.7548, abs=1e-4),
+        "codes_used": 2,
+        "dead_codes": 2,
+    }
+
+
 def test_a_frozen_encoder_keeps_its_codes(
     tmp_path: Path, tiny: CodecArchitecture, sample_list: Path, waves: list[Wave]
 ) -> None:
@@ -123,6 +169,22 @@ def test_validation_is_never_heard(
     for step in range(50):
         audio.batch(step, 0, 1)
     assert not held_out & {s.id for s in samples if s.wav_path in audio.cache.waves}
+
+
+def test_windows_lie_anywhere_in_an_utterance(
+    tiny: CodecArchitecture, sample_list: Path, samples: list[Sample]
+) -> None:
+    longest = max(samples, key=lambda sample: sample.duration)
+    audio = TrainingAudio({"asterisk_en": sample_list}, recipe(tiny), SPLIT)
+    audio.train, audio.shares = [longest], np.array([1.0])
+    wave = audio.cache.read(longest.wav_path)
+    starts = []
+    for step in range(40):
+        (window,) = audio.batch(step, 0, 1).numpy()[:1]
+        places = [s for s in range(len(wave) - 16_000 + 1) if wave[s] == window[0]]
+        starts += [s for s in places if np.array_equal(wave[s : s + 16_000], window)][:1]
+    room = len(wave) - 16_000
+    assert len(starts) == 40 and min(starts) < 0.1 * room and max(starts) > 0.9 * room
 
 
 def test_ranks_share_the_batch_of_one(tiny: CodecArchitecture, sample_list: Path) -> None:

@@ -11,10 +11,19 @@ from transformers import GenerationConfig
 
 from tests.speaking import SAMPLING, Speaking, publish_checkpoint, publish_codec
 from tts_assets.arrays.arrays import CodeTable
-from tts_assets.artifacts import ArtifactStore, ServingModel
+from tts_assets.artifacts import (
+    ArtifactStore,
+    Build,
+    CodecCheckpoint,
+    CodecDecoder,
+    ServingModel,
+)
+from tts_assets.codec.decoder import OUTPUTS, decoder_config, save_decoder
+from tts_assets.codec.decoder import CodecDecoder as DecoderNetwork
+from tts_assets.codec.storage import open_compact
 from tts_assets.serving.config import ServingConfig
-from tts_assets.serving.convert import ConversionError, pick_voices
-from tts_assets.serving.synthesis import SynthesisError, Synthesizer, read_card
+from tts_assets.serving.convert import ConversionError, convert, pick_voices
+from tts_assets.serving.synthesis import Line, SynthesisError, Synthesizer, read_card
 from tts_assets.serving.verify import TOLERANCE, compare_transformers, compare_vllm
 
 TEXTS = ("one two three four", "You entered an invalid number.")
@@ -57,6 +66,39 @@ def test_a_moved_storage_folder_still_speaks(speaking: Speaking, tmp_path: Path)
     shutil.copytree(speaking.store.root, moved, symlinks=True)
     own = speaking.serving.path.relative_to(speaking.store.root)
     assert Synthesizer.open(moved / own).codec.codebook_size == 256
+
+
+def publish_decoder(store: ArtifactStore, codec: CodecCheckpoint) -> CodecDecoder:
+    """A decoder at 24 kHz with random weights."""
+    build = Build("codec_decoder", {"codec": codec}, {}, "1")
+    folder = store.work_folder(build) / "result"
+    folder.mkdir(exist_ok=True)
+    trained = open_compact(codec.path)
+    decoder = DecoderNetwork(decoder_config(trained.config), OUTPUTS[24_000])
+    save_decoder(decoder, folder)
+    facts = codec.facts.model_dump(include={"token_rate", "codebook_size", "parameters"})
+    facts |= {"codec": codec.content, "sample_rate": 24_000, "hop_length": 480}
+    handle = store.publish(CodecDecoder, build, folder, facts)
+    assert isinstance(handle, CodecDecoder)
+    return handle
+
+
+def test_a_decoder_speaks_where_there_is_one(
+    speaking: Speaking, store: ArtifactStore, tmp_path: Path
+) -> None:
+    decoder = publish_decoder(store, speaking.codec)
+    sources = dataclasses.replace(speaking.sources, decoder=decoder)
+    target = tmp_path / "model"
+    facts = convert(sources, ServingConfig(sampling=SAMPLING), target, target)
+    assert facts.sample_rate == 24_000
+    synthesizer = Synthesizer.open(target)
+    assert (synthesizer.sample_rate, synthesizer.codec.hop_length) == (24_000, 480)
+    speech = synthesizer.say([Line("one two", seed=1)])[0]
+    assert len(speech.wave) == 480 * len(speech.codes)
+    assert decoder.content[:12] in (target / "README.md").read_text()
+    stranger = publish_decoder(store, publish_codec(store, seed=1))
+    with pytest.raises(ConversionError, match="decoder is of codec"):
+        dataclasses.replace(sources, decoder=stranger).check()
 
 
 def test_another_codec_is_refused(speaking: Speaking, store: ArtifactStore) -> None:

@@ -1,7 +1,6 @@
 """The codec in the graph: ``codec`` (fetched or trained) and ``codec_shards``."""
 
-import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,22 +28,32 @@ from tts_assets.artifacts import (
     ArtifactStore,
     Build,
     CodecCheckpoint,
+    CodecDecoder,
     CodecShards,
+    Handle,
     Manifest,
     SampleManifest,
     sha256_file,
 )
-from tts_assets.codec.config import CodecConfig, CodecProgram, CodecRecipe, ShardProgram
+from tts_assets.codec.config import (
+    CodecConfig,
+    CodecProgram,
+    CodecRecipe,
+    DecoderProgram,
+    DecoderRecipe,
+    ShardProgram,
+)
+from tts_assets.codec.sources import MODEL_CARD, fetch, files_of, identify
 from tts_assets.compute import Shape
 from tts_assets.config import ConfigError
 from tts_assets.corpora.filter import KEPT_FILE
+from tts_assets.metrics import METRICS_FILE, read_metrics
 from tts_assets.partitions import corpus_partitions
+from tts_assets.plots import curves
 from tts_assets.split import ValidationSplit
 
 CODE_VERSION = "1"
 SHARDS = "codec_shards"
-MODEL_CARD = "README.md"
-HUB_FILES = ("config.json", "model*.safetensors", "model.safetensors.index.json", "README.md")
 
 
 def build_assets(
@@ -56,7 +65,11 @@ def build_assets(
     else:
         codec = fetched_codec(config, root)
     shards = codec_shards_asset(config.shard_samples, config.batch_tokens, shape)
-    return [codec, shards, accounting_check(shards)]
+    built: list[AssetsDefinition | AssetChecksDefinition] = [codec, shards]
+    built.append(accounting_check(shards))
+    if config.decoder is not None:
+        built.append(trained_decoder(config.decoder, validation, shape, root))
+    return built
 
 
 def fetched_codec(config: CodecConfig, root: Path) -> AssetsDefinition:
@@ -74,24 +87,15 @@ def fetched_codec(config: CodecConfig, root: Path) -> AssetsDefinition:
     def codec(
         context: AssetExecutionContext, store: ArtifactStoreResource
     ) -> Output[CodecCheckpoint]:
-        folder = root / name
-        if folder.is_dir():
-            source: dict[str, Any] = {path.name: sha256_file(path) for path in files_of(folder)}
-        else:
-            source = {"name": name, "revision": config.revision or newest_revision(name)}
+        source = identify(name, config.revision, root)
         build = Build("codec", {}, {"source": source}, CODE_VERSION)
 
-        def fetch(work: Path) -> dict[str, Any]:
-            result = work / "result"
-            if folder.is_dir():
-                for path in files_of(folder):
-                    shutil.copyfile(path, result / path.name)
-            else:
-                download(name, source["revision"], result)
-            return codec_facts(result)
+        def bring(work: Path) -> dict[str, Any]:
+            fetch(name, source, root, work / "result")
+            return codec_facts(work / "result")
 
         return store.materialize(
-            context, CodecCheckpoint, build, fetch, lambda _: model_card(folder)
+            context, CodecCheckpoint, build, bring, lambda _: model_card(root / name)
         )
 
     return codec
@@ -101,18 +105,12 @@ def trained_codec(
     recipe: CodecRecipe, validation: ValidationSplit, shape: Shape, root: Path
 ) -> AssetsDefinition:
     """The asset ``codec`` where this project trains it, downstream of its corpora."""
-    mapping = SpecificPartitionsPartitionMapping(sorted(recipe.corpora))
-    samples_in = AssetIn(
-        "filtered_samples",
-        partition_mapping=mapping,
-        dagster_type=dict[str, SampleManifest],
-    )
     base = None if recipe.base is None else root / recipe.base
     base_files = {} if base is None else {path.name: sha256_file(path) for path in files_of(base)}
 
     @asset(
         group_name="codec",
-        ins={"samples": samples_in},
+        ins={"samples": samples_of(recipe.corpora)},
         code_version=CODE_VERSION,
         kinds={"pytorch"},
         description=f"A codec trained on {', '.join(recipe.corpora)} for {recipe.steps} steps.",
@@ -140,9 +138,63 @@ def trained_codec(
             module = "tts_assets.codec.train"
             return launcher.run(context, Program(module, program, shape)).facts
 
-        return store.materialize(context, CodecCheckpoint, build, train)
+        return store.materialize(context, CodecCheckpoint, build, train, describe_training)
 
     return codec
+
+
+def trained_decoder(
+    recipe: DecoderRecipe, validation: ValidationSplit, shape: Shape, root: Path
+) -> AssetsDefinition:
+    """The asset ``codec_decoder``; serving models and reports decode with it where it exists."""
+    start = None if recipe.start in ("codec", "scratch") else root / recipe.start
+    start_files = {} if start is None else {p.name: sha256_file(p) for p in files_of(start)}
+
+    @asset(
+        group_name="codec_decoder",  # no part of what a corpus is refreshed with
+        ins={"samples": samples_of(recipe.corpora)},
+        code_version=CODE_VERSION,
+        kinds={"pytorch"},
+        description=f"A decoder at {recipe.sample_rate} Hz for the codec's codes, trained on "
+        f"{', '.join(recipe.corpora)} for {recipe.steps} steps.",
+    )
+    def codec_decoder(
+        context: AssetExecutionContext,
+        store: ArtifactStoreResource,
+        launcher: ResourceParam[Launcher],
+        samples: dict[str, SampleManifest],
+        codec: CodecCheckpoint,
+    ) -> Output[CodecDecoder]:
+        known = recipe if start is None else recipe.model_copy(update={"start": "folder"})
+        parts = {"recipe": known, "start": start_files, "validation": validation}
+        inputs: dict[str, Any] = {"samples": samples, "codec": codec}
+        build = Build("codec_decoder", inputs, parts, CODE_VERSION, seed=recipe.seed)
+
+        def train(work: Path) -> dict[str, Any]:
+            program = DecoderProgram(
+                run_dir=work,
+                recipe=recipe,
+                codec=codec.path,
+                codec_content=codec.content,
+                start=start,
+                samples={name: handle.path / KEPT_FILE for name, handle in samples.items()},
+                validation=validation,
+            )
+            module = "tts_assets.codec.train_decoder"
+            return launcher.run(context, Program(module, program, shape)).facts
+
+        return store.materialize(context, CodecDecoder, build, train, describe_training)
+
+    return codec_decoder
+
+
+def samples_of(corpora: Iterable[str]) -> AssetIn:
+    """The filtered samples of some corpora as one input, by name."""
+    return AssetIn(
+        "filtered_samples",
+        partition_mapping=SpecificPartitionsPartitionMapping(sorted(corpora)),
+        dagster_type=dict[str, SampleManifest],
+    )
 
 
 def codec_shards_asset(shard_samples: int, batch_tokens: int, shape: Shape) -> AssetsDefinition:
@@ -235,31 +287,25 @@ def accounting_check(shards: AssetsDefinition) -> AssetChecksDefinition:
     return every_code_sample_is_accounted_for
 
 
-def files_of(folder: Path) -> list[Path]:
-    """The files that a codec consists of. Its card is none: other words train nothing again."""
-    return sorted(p for p in folder.iterdir() if p.is_file() and p.name != MODEL_CARD)
-
-
-def newest_revision(name: str) -> str:
-    """The commit that the main branch of a published model is at; needs the network."""
-    from huggingface_hub import HfApi
-
-    return str(HfApi().model_info(name).sha)
-
-
-def download(name: str, revision: str, folder: Path) -> None:
-    """The safetensors of one commit of a published model; code and pickles stay there."""
-    from huggingface_hub import snapshot_download
-
-    snapshot_download(name, revision=revision, local_dir=folder, allow_patterns=list(HUB_FILES))
-    shutil.rmtree(folder / ".cache", ignore_errors=True)  # the downloader's own notes
-
-
 def codec_facts(folder: Path) -> dict[str, Any]:
     """Load the codec once: what cannot be loaded is not published."""
     from tts_assets.codec.model import Codec
 
     return Codec.load(folder).facts.model_dump()
+
+
+def describe_training(handle: Handle) -> Mapping[str, Any]:
+    """Curves of the training, and how much of the codebook was in use at its end."""
+    records = read_metrics(handle.path / METRICS_FILE)
+    panels = [{"mel": "training", "val_mel": "validation"}]
+    if any("perplexity" in record for record in records):
+        panels.append({"perplexity": "perplexity of the codes", "dead_codes": "dead codes"})
+    picture = curves(records, panels, x_label="step")
+    last = records[-1]
+    names = ("val_mel", "val_entropy", "perplexity", "codes_used", "dead_codes")
+    return {"curves": MetadataValue.md(f"![curves]({picture})")} | {
+        name: last[name] for name in names if name in last
+    }
 
 
 def model_card(folder: Path) -> Mapping[str, Any]:

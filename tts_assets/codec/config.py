@@ -58,14 +58,17 @@ class CodecArchitecture(Config):
 
 
 class AdversarialConfig(Config):
-    """The adversarial stage: discriminators of STFTs from ``start`` (a share of all steps) on.
+    """The adversarial stage: discriminators of STFTs and of periods, from ``start`` (a share of
+    all steps) on.
 
     For ``warmup`` steps only the discriminators learn, then their weight rises as long again.
     """
 
     start: float = Field(0.5, ge=0, lt=1)
     warmup: int = Field(200, ge=1)
+    objective: Literal["hinge", "least_squares"] = "hinge"
     sizes: tuple[int, ...] = Field((1024, 512, 256), min_length=1, description="FFT sizes")
+    periods: tuple[int, ...] = Field((), description="of judges of every n-th sample (HiFi-GAN)")
     channels: int = Field(16, gt=0)
     share: float = Field(0.5, gt=0, le=1, description="of a step's windows that are judged")
     lr: float = Field(3e-4, gt=0)
@@ -73,18 +76,11 @@ class AdversarialConfig(Config):
     feature_weight: float = Field(0.4, ge=0)
 
 
-class CodecRecipe(Config):
-    """``[codec.train]``: a codec trained on ``corpora`` (name to weight of its hours).
-
-    ``base`` names a checkpoint folder of this project to start from instead of random weights;
-    ``freeze_encoder`` keeps its codes as they are, so that shards made with it stay valid, and
-    trains the decoder alone.
-    """
+class TrainingRecipe(Config):
+    """What the trainings of a codec and of a decoder have in common. ``corpora``: name to weight
+    of its hours."""
 
     corpora: dict[str, float] = Field(min_length=1)
-    architecture: CodecArchitecture = CodecArchitecture()
-    base: Path | None = None
-    freeze_encoder: bool = False
     steps: int = Field(12_000, gt=0)
     batch_seconds: int = Field(10, gt=0, description="audio of one step over all ranks")
     window_seconds: tuple[int, ...] = Field((1, 1, 2, 4), min_length=1)
@@ -92,9 +88,6 @@ class CodecRecipe(Config):
     final_share: float = Field(0.05, ge=0, le=1, description="last lr / peak lr")
     warmup: int = Field(100, ge=1)
     clip: float = Field(1.0, gt=0)
-    spread_weight: float = Field(
-        1.0, ge=0, description="keeps the latents centred, of unit variance and uncorrelated"
-    )
     ema: float = Field(0.999, ge=0, lt=1, description="the published weights are an average")
     adversarial: AdversarialConfig | None = AdversarialConfig()
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -104,30 +97,117 @@ class CodecRecipe(Config):
     seed: int = Field(777, ge=0)
 
     @model_validator(mode="after")
-    def _possible(self) -> Self:
+    def _possible_data(self) -> Self:
         if max(self.window_seconds) > self.batch_seconds or min(self.window_seconds) < 1:
             raise ValueError(
                 f"window_seconds {self.window_seconds} must lie between 1 and batch_seconds "
                 f"{self.batch_seconds}"
             )
-        if self.freeze_encoder and self.base is None:
-            raise ValueError("freeze_encoder needs a base: a random encoder learns nothing")
         bad = [name for name, weight in self.corpora.items() if weight <= 0]
         if bad:
             raise ValueError(f"corpora {bad} have no positive weight: leave them out")
         return self
 
 
+class CodecRecipe(TrainingRecipe):
+    """``[codec.train]``: a codec trained on ``corpora``.
+
+    ``base`` names a checkpoint folder of this project to start from instead of random weights;
+    ``freeze_encoder`` keeps its codes as they are, so that shards made with it stay valid, and
+    trains the decoder alone.
+    """
+
+    architecture: CodecArchitecture = CodecArchitecture()
+    base: Path | None = None
+    freeze_encoder: bool = False
+    spread_weight: float = Field(
+        1.0, ge=0, description="keeps the latents centred, of unit variance and uncorrelated"
+    )
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.freeze_encoder and self.base is None:
+            raise ValueError("freeze_encoder needs a base: a random encoder learns nothing")
+        return self
+
+
+class DecoderSize(Config):
+    """The size of a decoder's backbone, where it is not that of the codec."""
+
+    hidden: int = Field(gt=0, description="channels; a multiple of 32")
+    layers: int = Field(ge=0)
+    heads: int = Field(gt=0)
+    intermediate: int = Field(gt=0)
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.hidden % 32 or self.hidden % self.heads or (self.hidden // self.heads) % 2:
+            raise ValueError(
+                f"hidden {self.hidden} must be a multiple of 32 (group norm), and of twice "
+                f"heads {self.heads} (rotary embedding)"
+            )
+        return self
+
+
+class DecoderRecipe(TrainingRecipe):
+    """``[codec.decoder]``: a decoder of its own for the codec's codes, at another rate.
+
+    ``start``: ``codec`` takes over all weights of the codec's own decoder that fit (a public one's
+    backbone does, its head where the rate is the same), ``scratch`` takes random ones; a folder
+    goes on with a decoder that was trained before. The losses are those of the reference trainer:
+    multi-resolution mel (weight 15), loudness, least-squares judges of periods and STFTs.
+    """
+
+    sample_rate: Literal[16_000, 24_000, 48_000] = 24_000
+    start: str = "codec"
+    size: DecoderSize | None = Field(None, description="with start = scratch")
+    steps: int = Field(20_000, gt=0)
+    window_seconds: tuple[int, ...] = Field((1,), min_length=1)
+    lr: float = Field(1e-4, gt=0)
+    mel_weight: float = Field(15.0, gt=0)
+    loudness_weight: float = Field(1.0, ge=0, description="of the squared difference in dB")
+    adversarial: AdversarialConfig | None = AdversarialConfig(
+        start=0.0,
+        objective="least_squares",
+        sizes=(78, 126, 206, 334, 542, 876, 1418, 2296),
+        periods=(2, 3, 5, 7, 11),
+        channels=32,
+        share=1.0,
+        lr=1e-4,
+        adversarial_weight=1.0,
+        feature_weight=1.0,
+    )
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.size is not None and self.start != "scratch":
+            raise ValueError('a size of its own has only a decoder from nothing: start = "scratch"')
+        return self
+
+
+class CodecReportConfig(Config):
+    """``[codec.report]``: what codecs are compared on, held-out utterances of ``corpora``."""
+
+    corpora: tuple[str, ...] = Field(min_length=1)
+    clips: int = Field(40, gt=0)
+    longest_seconds: float = Field(12.0, gt=0)
+    language: str = "en"
+    whisper: str = Field("", description="as in [evaluation]; nothing for the packaged tiny.en")
+
+
 class CodecConfig(Config):
     """``[codec]``: give ``checkpoint`` or ``train``.
 
-    ``checkpoint`` is a folder, or a Hugging Face name (``HKUSTAudio/xcodec2-hf``) with its
-    ``revision``, a commit: a branch would change under the recorded lineage.
+    ``checkpoint`` is a folder, a Hugging Face name (``HKUSTAudio/xcodec2-hf``) with its
+    ``revision``, a commit (a branch would change under the recorded lineage), or an original
+    X-Codec-2's ``.ckpt`` or ``.safetensors``, which is converted (see ``original.py``).
     """
 
     checkpoint: str | None = None
     revision: str | None = Field(None, pattern=r"^[0-9a-f]{40}$")
     train: CodecRecipe | None = None
+    decoder: DecoderRecipe | None = None
+    report: CodecReportConfig | None = None
     shard_samples: int = Field(512, gt=0, description="utterances in one shard")
     batch_tokens: int = Field(
         BATCH_TOKENS, gt=0, description="codes of one batch with padding; 1: clips one by one"
@@ -146,6 +226,25 @@ class CodecProgram(ProgramConfig):
     """``tts_assets.codec.train``: one recipe on published sample lists (``filtered_samples``)."""
 
     recipe: CodecRecipe
+    samples: dict[str, Path]
+    validation: ValidationSplit = ValidationSplit()
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        missing = sorted(set(self.recipe.corpora) - set(self.samples))
+        if missing:
+            raise ValueError(f"no samples given for corpora {missing} of the recipe")
+        return self
+
+
+class DecoderProgram(ProgramConfig):
+    """``tts_assets.codec.train_decoder``: a decoder for the codes of ``codec``, whose content
+    digest is ``codec_content``. ``start``: the folder of a decoder to go on with."""
+
+    recipe: DecoderRecipe
+    codec: Path
+    codec_content: str
+    start: Path | None = None
     samples: dict[str, Path]
     validation: ValidationSplit = ValidationSplit()
 

@@ -1,6 +1,9 @@
-"""Discriminators of the adversarial stage: small 2-D convolutions over complex STFTs."""
+"""Discriminators of the adversarial stage: of complex STFTs, and of periods (HiFi-GAN)."""
 
 from __future__ import annotations
+
+import itertools
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +15,10 @@ from tts_assets.codec.config import AdversarialConfig
 SLOPE = 0.1  # of the leaky ReLU
 COMPRESSION = 0.3  # exponent of the magnitudes: quiet harmonics matter as much as loud ones
 
+WIDEST = 512  # channels of a period's judge
+
 Judgement = tuple[Tensor, list[Tensor]]
+Objective = Literal["hinge", "least_squares"]
 
 
 class StftDiscriminator(nn.Module):
@@ -57,31 +63,70 @@ class StftDiscriminator(nn.Module):
         return compressed[..., :-1].contiguous(memory_format=torch.channels_last)
 
 
+class PeriodDiscriminator(nn.Module):
+    """Judges a waveform folded into rows of ``period`` samples, along its columns alone.
+
+    Source: Kong et al., HiFi-GAN (2020)."""
+
+    def __init__(self, period: int, channels: int) -> None:
+        super().__init__()
+        self.period = period
+        widths = [1, *(min(channels * 4**depth // 2, WIDEST) for depth in range(4))]
+        self.layers = nn.ModuleList(
+            weight_norm(nn.Conv2d(a, b, (5, 1), (3, 1), (2, 0)))
+            for a, b in itertools.pairwise(widths)
+        )
+        self.output = weight_norm(nn.Conv2d(widths[-1], 1, (3, 1), padding=(1, 0)))
+
+    def forward(self, waves: Tensor) -> Judgement:
+        """Waveforms (batch, samples) to scores (batch, 1, rows, period) and features."""
+        hidden = F.pad(waves.unsqueeze(1), (0, -waves.shape[-1] % self.period), "reflect")
+        hidden = hidden.unflatten(-1, (-1, self.period))
+        features = []
+        for layer in self.layers:
+            hidden = F.leaky_relu(layer(hidden), SLOPE)
+            features.append(hidden)
+        return self.output(hidden), features
+
+
 class Discriminators(nn.Module):
-    """One judge for each FFT size."""
+    """One judge for each FFT size and each period."""
 
     def __init__(self, config: AdversarialConfig) -> None:
         super().__init__()
-        self.judges = nn.ModuleList(
-            StftDiscriminator(size, config.channels) for size in config.sizes
-        )
+        spectral = [StftDiscriminator(size, config.channels) for size in config.sizes]
+        periodic = [PeriodDiscriminator(period, config.channels) for period in config.periods]
+        self.judges = nn.ModuleList([*spectral, *periodic])
 
     def forward(self, waves: Tensor) -> list[Judgement]:
         return [judge(waves) for judge in self.judges]
 
 
-def discriminator_loss(real: list[Tensor], made: list[Tensor]) -> Tensor:
-    """Hinge loss of the judges' scores: above 1 for real audio, below -1 for made audio."""
-    losses = [
-        F.relu(1 - true).mean() + F.relu(1 + false).mean()
-        for true, false in zip(real, made, strict=True)
-    ]
+def discriminator_loss(
+    real: list[Tensor], made: list[Tensor], objective: Objective = "hinge"
+) -> Tensor:
+    """Of the judges' scores: hinge wants them above 1 for real audio and below -1 for made audio,
+    least squares (LSGAN) at 1 and at 0."""
+    if objective == "hinge":
+        losses = [
+            F.relu(1 - true).mean() + F.relu(1 + false).mean()
+            for true, false in zip(real, made, strict=True)
+        ]
+    else:
+        losses = [
+            (1 - true).square().mean() + false.square().mean()
+            for true, false in zip(real, made, strict=True)
+        ]
     return torch.stack(losses).mean()
 
 
-def generator_losses(real: list[Judgement], made: list[Judgement]) -> tuple[Tensor, Tensor]:
-    """The adversarial hinge loss, and the relative L1 distance of the judges' features."""
-    adversarial = torch.stack([F.relu(1 - score).mean() for score, _ in made]).mean()
+def generator_losses(
+    real: list[Judgement], made: list[Judgement], objective: Objective = "hinge"
+) -> tuple[Tensor, Tensor]:
+    """The adversarial loss, and the relative L1 distance of the judges' features."""
+    short = [1 - score for score, _ in made]  # of what is thought to be real
+    pushed = [F.relu(s).mean() if objective == "hinge" else s.square().mean() for s in short]
+    adversarial = torch.stack(pushed).mean()
     distances = [
         (have.float() - want.float()).abs().mean() / (want.float().abs().mean() + 1e-3)
         for (_, wanted), (_, had) in zip(real, made, strict=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor, nn
 from transformers.audio_utils import mel_filter_bank
@@ -11,6 +13,8 @@ from tts_assets.codec.features import SAMPLE_RATE
 RESOLUTIONS = ((2048, 160), (1024, 120), (512, 80), (256, 40))  # FFT size, mel bands
 MEL_FLOOR, BIN_FLOOR = 1e-4, 1e-3  # 80 dB and 60 dB below a full-scale sine
 LOG_WEIGHT, CONVERGENCE_WEIGHT = 0.25, 0.5
+MEL_RESOLUTIONS = tuple((2**power, 5 * 2 ** (power - 5)) for power in range(5, 12))
+SILENCE = 1e-6  # mean square: 60 dB below full scale
 QUIET = 0.3  # added to the norm of a spectrum, so that silence does not divide by zero
 
 
@@ -57,6 +61,44 @@ class SpectralLoss(nn.Module):
         spectrum = torch.stft(waves, size, size // 4, window=window, return_complex=True)
         power = torch.view_as_real(spectrum).square().sum(-1)
         return (power + 1e-9).sqrt() / (size / 4) ** 0.5
+
+
+class MelLoss(nn.Module):
+    """Multi-resolution mel L1 of DAC (Kumar et al., 2023): log10 of 5 to 320 bands, from windows
+    of 32 to 2,048 samples, hops a quarter of them; the mean over the resolutions."""
+
+    def __init__(self, sample_rate: int) -> None:
+        super().__init__()
+        for size, bands in MEL_RESOLUTIONS:
+            with warnings.catch_warnings():  # at 48 kHz the lowest bands are narrower than a bin
+                warnings.simplefilter("ignore", UserWarning)
+                mel = mel_filter_bank(size // 2 + 1, bands, 0.0, sample_rate / 2, sample_rate)
+            filters = torch.tensor(mel, dtype=torch.float32).T
+            self.register_buffer(f"mel_{size}", filters, persistent=False)
+            self.register_buffer(f"window_{size}", torch.hann_window(size), persistent=False)
+
+    def forward(self, waves: Tensor, targets: Tensor) -> Tensor:
+        """Both (batch, samples) float32; returns a scalar."""
+        distances = [
+            (self._mel(size, waves) - self._mel(size, targets)).abs().mean()
+            for size, _ in MEL_RESOLUTIONS
+        ]
+        return torch.stack(distances).mean()
+
+    def _mel(self, size: int, waves: Tensor) -> Tensor:
+        window = self.get_buffer(f"window_{size}")
+        spectrum = torch.stft(waves, size, size // 4, window=window, return_complex=True)
+        magnitudes = (torch.view_as_real(spectrum).square().sum(-1) + 1e-12).sqrt()
+        return (self.get_buffer(f"mel_{size}") @ magnitudes).clamp_min(1e-5).log10()
+
+
+def loudness_loss(waves: Tensor, targets: Tensor) -> Tensor:
+    """Squared difference of levels (root mean square) in dB, the mean over clips; scalar.
+
+    Levels below :data:`SILENCE` count as that, softly: of silence the loss is 0 and its gradient
+    finite, where a plain logarithm would be at -200 dB and its gradient in the millions."""
+    levels = [10 * (clips.square().mean(dim=-1) + SILENCE).log10() for clips in (waves, targets)]
+    return (levels[0] - levels[1]).square().mean()
 
 
 def spread_loss(latents: Tensor) -> Tensor:

@@ -1,114 +1,27 @@
-"""A codec as everything else uses it: waveforms to codes and back, clip by clip."""
+"""A codec as everything else uses it: waveforms to codes and back."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModel
 
 from tts_assets.artifacts import CodecFacts
-from tts_assets.codec.features import HOP, SAMPLE_RATE, LogFilterbank
-from tts_assets.codec.masking import ClipEnds, obstacle
-from tts_assets.codec.storage import facts_of, is_compact, open_compact
-from tts_assets.codec.xcodec2 import CompactXcodec2
+from tts_assets.codec.backends import Backend, CompactBackend, Precision, PublishedBackend
+from tts_assets.codec.decoder import CodecDecoder, open_decoder
+from tts_assets.codec.features import HOP, SAMPLE_RATE
+from tts_assets.codec.storage import is_compact, open_compact
 
 Wave = NDArray[np.float32]
 Codes = NDArray[np.int64]
 FAMILIES = ("xcodec2", "neucodec")
-
-
-class Backend(Protocol):
-    """One family of codecs, without gradients. A *hop* is 320 samples of what is encoded."""
-
-    facts: CodecFacts
-    quantizer: Any
-    obstacle: str | None
-    """Why clips cannot share a padded batch, if they cannot."""
-
-    def hops(self, samples: int) -> int:
-        """The length that a clip is padded to before it is encoded."""
-
-    def codes(self, samples: int) -> int:
-        """The codes of a clip; 0 if it is too short."""
-
-    def latents(self, waves: Tensor, hops: Sequence[int]) -> Tensor:
-        """Clips (clips, longest) of ``hops`` each, zeros behind, to what is quantized: (clips,
-        codes, dimensions of the code). What follows a clip's codes is of no clip."""
-
-    def decode(self, codes: Tensor) -> Tensor:
-        """(1, codes) to (samples,) at the codec's rate."""
-
-
-class CompactBackend:
-    """A codec that this project trained."""
-
-    def __init__(self, model: CompactXcodec2) -> None:
-        self.model = model.eval()
-        self.quantizer = model.quantizer.quantizer
-        self.facts = facts_of(model)
-        self.obstacle = obstacle(model)
-        self.ends = [ClipEnds(part) for part in (model.semantic_adapter, model.acoustic_encoder)]
-
-    def hops(self, samples: int) -> int:
-        return math.ceil(samples / HOP)
-
-    codes = hops
-
-    def latents(self, waves: Tensor, hops: Sequence[int]) -> Tensor:
-        total = waves.shape[-1] // HOP
-        with self.ends[0].at(hops, total), self.ends[1].at(hops, total):
-            return self.model.latents(waves)
-
-    def decode(self, codes: Tensor) -> Tensor:
-        return self.model.waves(self.model.quantizer.from_codes(codes.unsqueeze(-1)))[0]
-
-
-class PublishedBackend:
-    """``Xcodec2Model`` or ``NeuCodecModel`` of transformers, with its own feature conventions."""
-
-    def __init__(self, model: Any, device: str) -> None:
-        self.model = model.eval()
-        self.quantizer = model.quantizer.quantizer
-        self.facts = _published_facts(model)
-        self.obstacle = obstacle(model)
-        self.centred = model.config.model_type == "xcodec2"
-        self.filterbank = LogFilterbank(per_clip=True, centred=self.centred).to(device)
-        self.semantic_ends = ClipEnds(model.semantic_adapter)
-        self.acoustic_ends = ClipEnds(model.acoustic_encoder)
-
-    def hops(self, samples: int) -> int:
-        return samples // HOP + 1  # their extractors add one sample before they pad to whole hops
-
-    def codes(self, samples: int) -> int:
-        return math.ceil(samples / HOP) if self.centred else samples // HOP
-
-    def latents(self, waves: Tensor, hops: Sequence[int]) -> Tensor:
-        model, total = self.model, waves.shape[-1] // HOP
-        missing = 0 if self.centred else 1  # frames: see LogFilterbank
-        frames = [count - missing for count in hops]
-        features = self.filterbank(waves, frames)
-        mask = None
-        if min(hops) < total:
-            counts = torch.tensor(frames, device=waves.device).unsqueeze(1)
-            mask = torch.arange(features.shape[1], device=waves.device) < counts
-        semantic = model.semantic_encoder(features, attention_mask=mask).last_hidden_state
-        with self.semantic_ends.at(frames, total - missing):
-            semantic = model.semantic_adapter(semantic.transpose(1, 2))
-        with self.acoustic_ends.at(hops, total):
-            acoustic = model.acoustic_encoder(waves.unsqueeze(1))
-        joined = torch.cat([semantic, acoustic[..., : semantic.shape[-1]]], dim=1).transpose(1, 2)
-        projected = model.quantizer.project_in(model.fc_encoder(joined))
-        return self.quantizer.bound(projected)  # these codecs bound twice: see xcodec2.py
-
-    def decode(self, codes: Tensor) -> Tensor:
-        return self.model.decode(audio_codes=codes.unsqueeze(1)).audio_values[0, 0]
 
 
 class Codec:
@@ -123,12 +36,16 @@ class Codec:
 
     def __init__(self, backend: Backend, device: str) -> None:
         self.backend, self.device = backend, torch.device(device)
+        self.decoder: CodecDecoder | None = None
 
     @classmethod
-    def load(cls, folder: Path, device: str = "cpu") -> Self:
+    def load(cls, folder: Path, device: str = "cpu", precision: Precision = "fp32") -> Self:
         """Open a codec folder, ours or a snapshot of a published one.
 
-        Raises :class:`ValueError` for a model that is no codec of these families.
+        ``precision`` of encoding: with ``bf16`` the semantic encoder, nearly all of a published
+        codec's arithmetic, runs in half precision; about one code in 200 is then another.
+        Raises :class:`ValueError` for a model that is no codec of these families, or whose
+        weights are not complete.
         """
         if not (folder / "config.json").is_file():
             raise ValueError(f"{folder} holds no codec: it has no config.json")
@@ -136,13 +53,31 @@ class Codec:
         if family not in FAMILIES:
             raise ValueError(f"{folder} holds a {family!r} model; codecs are {FAMILIES}")
         if is_compact(folder):
-            return cls(CompactBackend(open_compact(folder).moved(device)), device)
-        model = AutoModel.from_pretrained(folder, dtype=torch.float32).to(device)
-        return cls(PublishedBackend(model, device), device)
+            return cls(CompactBackend(open_compact(folder).moved(device), precision), device)
+        model, found = AutoModel.from_pretrained(
+            folder, dtype=torch.float32, output_loading_info=True
+        )
+        if missing := sorted(found["missing_keys"]):
+            raise ValueError(
+                f"{folder} lacks {len(missing)} weights of the class {type(model).__name__}, the "
+                f"first is {missing[0]}; if it is an original X-Codec-2, name its .ckpt or "
+                "model.safetensors itself as the checkpoint"
+            )
+        return cls(PublishedBackend(model.to(device), device, precision), device)
+
+    def use_decoder(self, folder: Path) -> Self:
+        """Decode with a decoder that was trained for this codec's codes (see ``decoder.py``)."""
+        self.decoder = open_decoder(folder).eval().to(self.device)
+        return self
 
     @property
     def facts(self) -> CodecFacts:
-        return self.backend.facts
+        if self.decoder is None:
+            return self.backend.facts
+        output = self.decoder.output
+        return self.backend.facts.model_copy(
+            update={"sample_rate": output.sample_rate, "hop_length": output.code_samples}
+        )
 
     @property
     def obstacle(self) -> str | None:
@@ -176,6 +111,21 @@ class Codec:
     def encode(self, waves: Sequence[Wave]) -> list[Codes]:
         """Mono float32 waveforms at 16 kHz to integer codes, one for every 320 samples begun."""
         return [self.quantize(self.latents([wave]))[0, : self.codes(len(wave))] for wave in waves]
+
+    @torch.inference_mode()
+    def encode_batch(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """The same for a padded batch, masked: (clips, longest) with their samples (clips,) to
+        codes (clips, longest) with their numbers (clips,); behind a clip's codes are zeros.
+
+        Rounding is not the same as for clips alone: see ``batching.py``, which makes certain."""
+        waves = [wave[:n].cpu().numpy() for wave, n in zip(waveform, lengths.tolist(), strict=True)]
+        counts = [self.codes(len(wave)) for wave in waves]
+        if self.obstacle:
+            rows = [torch.from_numpy(codes) for codes in self.encode(waves)]
+        else:
+            together = torch.from_numpy(self.quantize(self.latents(waves)))
+            rows = [codes[:count] for codes, count in zip(together, counts, strict=True)]
+        return pad_sequence(rows, batch_first=True), torch.tensor(counts)
 
     @torch.inference_mode()
     def latents(self, waves: Sequence[Wave]) -> Tensor:
@@ -216,18 +166,14 @@ class Codec:
                     f"codes lie in [0, {self.codebook_size}), but these in [{clip.min()}, "
                     f"{clip.max()}]: they are of another codec, or were not mapped from tokens"
                 )
-            tensor = torch.from_numpy(clip.astype(np.int64)).to(self.device)
-            waves.append(self.backend.decode(tensor.unsqueeze(0)).cpu().numpy())
+            tensor = torch.from_numpy(clip.astype(np.int64))
+            waves.append(self.decode_batch(tensor.unsqueeze(0))[0].numpy())
         return waves
 
-
-def _published_facts(model: Any) -> CodecFacts:
-    config = model.config
-    rate = getattr(config, "output_sampling_rate", None) or config.sampling_rate
-    return CodecFacts(
-        sample_rate=rate,
-        hop_length=config.hop_length,
-        token_rate=rate / config.hop_length,
-        codebook_size=math.prod(config.quantization_levels),
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-    )
+    @torch.inference_mode()
+    def decode_batch(self, codes: Tensor) -> Tensor:
+        """Codes of clips of one length (clips, codes) to waveforms (clips, samples). A decoder
+        normalizes over the whole clip, so there is no padding that it would not hear."""
+        frames = self.backend.dequantized(codes.to(self.device))
+        decode = self.backend.waves if self.decoder is None else self.decoder.waves
+        return decode(frames).cpu()

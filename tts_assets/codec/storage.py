@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import AutoConfig, Xcodec2Config
 
 from tts_assets.artifacts import CodecFacts, written_aside
@@ -25,15 +26,25 @@ def is_compact(folder: Path) -> bool:
 
 def save_compact(model: CompactXcodec2, folder: Path, dtype: Literal["fp32", "fp16"]) -> None:
     """Write the folder; half precision halves the file and is read back as float32."""
+    save_weights(model, folder, dtype)
+    model.config.architectures = [type(model).__name__]
+    with written_aside(folder / CONFIG_FILE) as aside:
+        aside.write_text(model.config.to_json_string(use_diff=False))
+
+
+def save_weights(model: nn.Module, folder: Path, dtype: Literal["fp32", "fp16"]) -> None:
     tensors = {
         name: tensor.detach().cpu().to(DTYPES[dtype]).contiguous()
         for name, tensor in model.state_dict().items()
     }
     with written_aside(folder / WEIGHTS_FILE) as aside:
         save_file(tensors, aside)
-    model.config.architectures = [type(model).__name__]
-    with written_aside(folder / CONFIG_FILE) as aside:
-        aside.write_text(model.config.to_json_string(use_diff=False))
+
+
+def read_weights(model: nn.Module, folder: Path) -> None:
+    """In place, as float32."""
+    weights = load_file(folder / WEIGHTS_FILE)
+    model.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
 
 
 def open_compact(folder: Path) -> CompactXcodec2:
@@ -45,8 +56,7 @@ def open_compact(folder: Path) -> CompactXcodec2:
             "supported"
         )
     model = CompactXcodec2(Xcodec2Config.from_pretrained(folder))
-    tensors = {name: t.float() for name, t in load_file(folder / WEIGHTS_FILE).items()}
-    model.load_state_dict(tensors)
+    read_weights(model, folder)
     return model.train()
 
 

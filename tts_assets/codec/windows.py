@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tts_assets.audio import Wave, read_wave
-from tts_assets.codec.config import CodecRecipe
+from tts_assets.codec.config import TrainingRecipe
 from tts_assets.codec.features import HOP, SAMPLE_RATE
 from tts_assets.corpora.samples import Sample, read_samples
 from tts_assets.split import ValidationSplit, is_validation
@@ -20,10 +20,10 @@ CACHE_SAMPLES = 2 * 3600 * SAMPLE_RATE  # decoded audio kept in memory: two hour
 
 
 class AudioCache:
-    """Decoded waveforms at 16 kHz, the most recently used ones in memory."""
+    """Decoded waveforms at one rate in Hz, the most recently used ones in memory."""
 
-    def __init__(self, limit: int = CACHE_SAMPLES) -> None:
-        self.limit = limit
+    def __init__(self, rate: int = SAMPLE_RATE, limit: int = CACHE_SAMPLES) -> None:
+        self.rate, self.limit = rate, limit
         self.size = 0
         self.waves: OrderedDict[str, Wave] = OrderedDict()
 
@@ -32,7 +32,7 @@ class AudioCache:
         if path in self.waves:
             self.waves.move_to_end(path)
             return self.waves[path]
-        wave = self.waves[path] = read_wave(Path(path), SAMPLE_RATE)
+        wave = self.waves[path] = read_wave(Path(path), self.rate)
         self.size += len(wave)
         while self.size > self.limit and len(self.waves) > 1:
             self.size -= len(self.waves.popitem(last=False)[1])
@@ -47,10 +47,15 @@ class TrainingAudio:
     """
 
     def __init__(
-        self, samples: Mapping[str, Path], recipe: CodecRecipe, split: ValidationSplit
+        self,
+        samples: Mapping[str, Path],
+        recipe: TrainingRecipe,
+        split: ValidationSplit,
+        rate: int = SAMPLE_RATE,
     ) -> None:
-        self.recipe = recipe
-        self.cache = AudioCache()
+        """``samples``: sample lists by corpus; ``rate``: of all waveforms, in Hz."""
+        self.recipe, self.rate = recipe, rate
+        self.cache = AudioCache(rate)
         self.train: list[Sample] = []
         self.validation: list[Sample] = []
         weights: list[float] = []
@@ -78,19 +83,20 @@ class TrainingAudio:
                 f"{world_size} ranks share {count} windows of {length} s: raise batch_seconds "
                 f"to at least {world_size * max(seconds)}, or start fewer processes"
             )
-        windows = [self._window((seed, step, index), length * SAMPLE_RATE) for index in mine]
+        windows = [self._window((seed, step, index), length * self.rate) for index in mine]
         return torch.from_numpy(np.stack(windows))
 
     def calibration(self) -> Tensor:
         """A minute of windows of two seconds, the same for any number of ranks: (30, samples)."""
         seed = self.recipe.seed
-        windows = [self._window((seed, 0, 0, index), 2 * SAMPLE_RATE) for index in range(30)]
+        windows = [self._window((seed, 0, 0, index), 2 * self.rate) for index in range(30)]
         return torch.from_numpy(np.stack(windows))
 
     def whole(self, sample: Sample) -> Tensor:
         """One utterance as (1, samples), zeros added up to a whole number of codes."""
         wave = torch.from_numpy(self.cache.read(sample.wav_path))
-        return torch.nn.functional.pad(wave, (0, -len(wave) % HOP)).unsqueeze(0)
+        hop = HOP * self.rate // SAMPLE_RATE
+        return torch.nn.functional.pad(wave, (0, -len(wave) % hop)).unsqueeze(0)
 
     def _window(self, key: tuple[int, ...], length: int) -> Wave:
         """``length`` samples of one utterance, or, where it is shorter, of several in a row."""

@@ -58,6 +58,10 @@ class CompactXcodec2(Xcodec2Model):
         dimensions of the code)."""
         with torch.no_grad():
             features = self.semantic_encoder(self.filterbank(waves)).last_hidden_state
+        return self.joined(features, waves)
+
+    def joined(self, features: Tensor, waves: Tensor) -> Tensor:
+        """The semantic encoder's features (batch, codes, hidden) and waveforms to latents."""
         semantic = self.semantic_adapter(features.transpose(1, 2))
         acoustic = self.acoustic_encoder(waves.unsqueeze(1))
         frames = torch.cat([semantic, acoustic], dim=1).transpose(1, 2)
@@ -118,26 +122,40 @@ def _transformers_config(size: CodecArchitecture) -> Xcodec2Config:
 
 @torch.no_grad()
 def _initialize(model: CompactXcodec2) -> None:
-    """Variance-preserving weights; residual branches start small; phases start random."""
+    _vary(model)
+    for block in model.acoustic_encoder.block:
+        for unit in (block.res_unit1, block.res_unit2, block.res_unit3):
+            unit.conv2.weight.mul_(RESIDUAL_GAIN)
+    _begin_small(model.acoustic_decoder, model.acoustic_decoder.head)
+
+
+@torch.no_grad()
+def initialize_decoder(decoder: Any) -> None:
+    """Random weights that train, for a decoder alone: ``Xcodec2Decoder``, also upsampled."""
+    _vary(decoder)
+    _begin_small(decoder, getattr(decoder.head, "istft", decoder.head))
+
+
+def _vary(model: nn.Module) -> None:
+    """Variance-preserving weights, no biases."""
     for module in model.modules():
         if isinstance(module, (nn.Conv1d, nn.Linear)):
             nn.init.normal_(module.weight, std=1 / math.sqrt(module.weight[0].numel()))
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-    decoder = model.acoustic_decoder
+
+
+def _begin_small(decoder: Any, head: Any) -> None:
+    """Residual branches start small; phases start random."""
     ends: list[Any] = [block.conv2 for block in (*decoder.prior_net, *decoder.post_net)]
-    attention: list[Any] = list(decoder.layers)
-    for layer in attention:
+    for layer in decoder.layers:
         ends += [layer.self_attn.o_proj, layer.mlp.fc2]
-    for block in model.acoustic_encoder.block:
-        ends += [unit.conv2 for unit in (block.res_unit1, block.res_unit2, block.res_unit3)]
     for end in ends:
         end.weight.mul_(RESIDUAL_GAIN)
-    head = decoder.head.linear
-    magnitudes = head.out_features // 2
-    head.weight.mul_(0.5)
-    head.bias[:magnitudes] = -1.0  # log magnitude: about the loudness of speech
-    head.bias[magnitudes:].uniform_(-math.pi, math.pi)
+    magnitudes = head.linear.out_features // 2
+    head.linear.weight.mul_(0.5)
+    head.linear.bias[:magnitudes] = -1.0  # log magnitude: about the loudness of speech
+    head.linear.bias[magnitudes:].uniform_(-math.pi, math.pi)
 
 
 @torch.no_grad()

@@ -64,8 +64,8 @@ def figures(report: Report, category: str) -> dict[str, float]:
             f"{report.asset} has no category {category!r}: write one of "
             f"{sorted(told['categories'])} into [promotion], or leave category out"
         )
-    row = told["categories"][category] if category else told["total"]
-    return {name: row[name] for name in METRICS if name in row}
+    found = (told["categories"][category] if category else told["total"])["metrics"]
+    return {name: found[name]["value"] for name in METRICS if name in found}
 
 
 def contender(store: ArtifactStore, recipe: str) -> Contender | str:

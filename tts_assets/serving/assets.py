@@ -40,14 +40,16 @@ def build_assets(
     shape: Shape,
     text: TextConfig,
     consents: Consents,
+    decoder: bool = False,
 ) -> Definitions:
     """``sft`` and ``rlhf``: recipes, and the corpora from whose arrays voices are taken; ``shape``:
     of the program that compares; ``text``: how the corpora's texts were normalized; ``consents``:
-    of all corpora that a recipe's voice is from, asked when it is published."""
+    of all corpora that a recipe's voice is from, asked when it is published; ``decoder``: there is
+    a ``codec_decoder``."""
     definitions: Definitions = []
     for stage, recipes in (("sft", sft), ("rlhf", rlhf)):
         for name, corpora in recipes.items():
-            model = serving_asset(name, stage, corpora, config, shape, text, consents)
+            model = serving_asset(name, stage, corpora, config, shape, text, consents, decoder)
             definitions += [model, *checks(model, config)]
     return definitions
 
@@ -60,8 +62,10 @@ def serving_asset(
     shape: Shape,
     text: TextConfig,
     consents: Consents,
+    decoder: bool,
 ) -> AssetsDefinition:
-    """The asset ``serving/<name>`` of the checkpoint ``<stage>/<name>``."""
+    """The asset ``serving/<name>`` of the checkpoint ``<stage>/<name>``. It speaks with the codec's
+    own decoder, or with ``codec_decoder`` where that is configured."""
 
     @asset(
         key=["serving", name],
@@ -69,6 +73,7 @@ def serving_asset(
         ins={
             "checkpoint": AssetIn(key=AssetKey([stage, name])),
             "codec": AssetIn(key="codec"),
+            **({"decoder": AssetIn(key="codec_decoder")} if decoder else {}),
             "arrays": code_arrays_of(corpora),
         },
         code_version=CODE_VERSION,

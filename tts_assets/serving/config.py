@@ -83,13 +83,15 @@ class Voice(Config):
 
 
 class ServingCard(Config):
-    """``serving.json``. ``codec_path`` is relative to the folder that holds it."""
+    """``serving.json``. Paths are relative to the folder that holds it; without ``decoder_path``
+    the codec's own decoder speaks."""
 
     recipe: str
     stage: str
     vocabulary: str
     codec: str
     codec_path: Path
+    decoder_path: Path | None = None
     sample_rate: int
     token_rate: float
     codebook_size: int

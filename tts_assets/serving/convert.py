@@ -18,6 +18,7 @@ from tts_assets.artifacts import (
     CheckpointFacts,
     CodeArrays,
     CodecCheckpoint,
+    CodecDecoder,
     Handle,
     ServingFacts,
 )
@@ -38,11 +39,20 @@ class Sources:
     checkpoint: Checkpoint
     codec: CodecCheckpoint
     arrays: Mapping[str, CodeArrays]
+    decoder: CodecDecoder | None = None
+
+    @property
+    def sample_rate(self) -> int:
+        """Of what it will say, in Hz."""
+        speaking = self.checkpoint if self.decoder is None else self.decoder
+        return int(speaking.facts.sample_rate)
 
     def check(self) -> None:
         """Raise unless the checkpoint speaks this codec's codes and so do the arrays."""
         facts = self.checkpoint.facts
+        decoders = [] if self.decoder is None else [self.decoder.facts]
         for name, content, size in [
+            *(("decoder", own.codec, own.codebook_size) for own in decoders),
             ("codec", self.codec.content, self.codec.facts.codebook_size),
             *(
                 (f"arrays[{k}]", a.facts.codec, a.facts.codebook_size)
@@ -87,7 +97,8 @@ def convert(
         vocabulary=facts.vocabulary,
         codec=facts.codec,
         codec_path=Path(os.path.relpath(sources.codec.path, final)),
-        sample_rate=facts.sample_rate,
+        decoder_path=sources.decoder and Path(os.path.relpath(sources.decoder.path, final)),
+        sample_rate=sources.sample_rate,
         token_rate=facts.token_rate,
         codebook_size=facts.codebook_size,
         sampling=config.sampling,
@@ -102,8 +113,9 @@ def convert(
         codec_path=str(card.codec_path),
         **{
             name: getattr(facts, name)
-            for name in ("recipe", "stage", "vocabulary", "codec", "sample_rate", "token_rate")
+            for name in ("recipe", "stage", "vocabulary", "codec", "token_rate")
         },
+        sample_rate=card.sample_rate,
         codebook_size=facts.codebook_size,
     )
 
@@ -206,7 +218,8 @@ def _outcome(facts: CheckpointFacts) -> str:
 
 def _lineage(sources: Sources) -> list[tuple[str, Handle]]:
     arrays = [(f"speech of {name}", array) for name, array in sorted(sources.arrays.items())]
-    return [("checkpoint", sources.checkpoint), ("codec", sources.codec), *arrays]
+    decoder = [("decoder", sources.decoder)] if sources.decoder is not None else []
+    return [("checkpoint", sources.checkpoint), ("codec", sources.codec), *decoder, *arrays]
 
 
 def _lineage_row(name: str, handle: Handle) -> str:

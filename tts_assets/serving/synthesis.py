@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tts_assets.artifacts import CodecCheckpoint
+from tts_assets.artifacts import CodecCheckpoint, CodecDecoder
 from tts_assets.codec.model import Codec
 from tts_assets.corpora.normalizer import Normalizer, user_cache
 from tts_assets.serving.config import SERVING_FILE, ServingCard, Voice
@@ -327,7 +327,11 @@ def open_codec(folder: Path, card: ServingCard, device: str) -> Codec:
             f"{folder} speaks the codes of codec {card.codec[:12]}, but {handle.path} is codec "
             f"{handle.content[:12]}: codes of one codec are noise in another; convert again"
         )
-    return Codec.load(handle.path, device)
+    codec = Codec.load(handle.path, device)
+    if card.decoder_path is None:
+        return codec
+    decoder = CodecDecoder.open((folder / card.decoder_path).resolve())
+    return codec.use_decoder(decoder.path)
 
 
 def open_prompts(folder: Path, card: ServingCard) -> PromptFormat:

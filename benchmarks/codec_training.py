@@ -1,0 +1,211 @@
+"""Word errors of a codec's resynthesis over its training time, on the demo corpus.
+
+    OMP_NUM_THREADS=2 python benchmarks/codec_training.py --minutes 120
+
+trains the recorded recipe (profile ``codec_demo``) from random weights. Its steps are those that
+fit into the time, by the speed of a few of them with and without discriminators; the learning rate
+falls to its end within it. On the way the averaged weights resynthesize held-out clips, and Whisper
+tiny.en's word errors are noted; listening does not count as training time. The curve is written to
+``benchmarks/codec_training-DATE.md``. Interrupted, the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+from tts_assets.artifacts import sha256_file
+from tts_assets.audio import Wave, read_wave
+from tts_assets.codec.backends import CompactBackend
+from tts_assets.codec.config import CodecProgram, CodecRecipe
+from tts_assets.codec.features import SAMPLE_RATE
+from tts_assets.codec.model import Codec
+from tts_assets.codec.train import Trainer
+from tts_assets.corpora.samples import Sample, write_samples
+from tts_assets.hearing.text_match import corpus_wer, match
+from tts_assets.hearing.transcription import Transcriber
+from tts_assets.program import Run
+from tts_assets.settings import load_settings
+from tts_assets.split import ValidationSplit, is_validation
+
+ROOT = Path(__file__).resolve().parents[1]
+CORPUS = ROOT / "examples/corpora/asterisk_en"
+SPLIT = ValidationSplit(fraction=0.06, salt="1")
+TIMED_STEPS = 6  # of each stage, after as many that warm up
+POINTS = 12  # of the curve
+
+
+def demo_samples() -> list[Sample]:
+    """The clips of the demo corpus that have a text which somebody says."""
+    rows = [json.loads(line) for line in (CORPUS / "samples.jsonl").read_text().splitlines()]
+    return [
+        Sample(
+            id=sha256_file(CORPUS / row["wav_path"])[:16],
+            wav_path=str(CORPUS / row["wav_path"]),
+            transcript=row["transcript"],
+            duration=row["duration"],
+        )
+        for row in rows
+        if row["transcript"] and not set(row["transcript"]) & set("()[]")
+    ]
+
+
+def recorded_recipe() -> CodecRecipe:
+    recipe = load_settings(profile="codec_demo").codec.train
+    assert recipe is not None
+    return recipe
+
+
+def write_program(folder: Path, recipe: CodecRecipe) -> CodecProgram:
+    """``run.json`` of a training on the demo corpus."""
+    folder.mkdir(parents=True, exist_ok=True)
+    samples = folder / "kept.jsonl"
+    write_samples(samples, demo_samples())
+    program = CodecProgram(
+        run_dir=folder, recipe=recipe, samples={"asterisk_en": samples}, validation=SPLIT
+    )
+    (folder / "run.json").write_text(program.to_json())
+    return program
+
+
+class Listener:
+    """Whisper's word errors on held-out clips as they are, and through a codec."""
+
+    def __init__(self, clips: int) -> None:
+        held_out = [s for s in demo_samples() if is_validation(s.id, SPLIT) and s.duration <= 12]
+        self.samples = sorted(held_out, key=lambda sample: sample.id)[:clips]
+        self.waves = [read_wave(Path(s.wav_path), SAMPLE_RATE) for s in self.samples]
+        self.transcriber = Transcriber(beam_size=1)
+
+    def word_errors(self, waves: Sequence[Wave]) -> float:
+        heard = self.transcriber([(wave, SAMPLE_RATE) for wave in waves])
+        pairs = zip(self.samples, heard, strict=True)
+        return corpus_wer([match(sample.transcript, text) for sample, text in pairs])
+
+    def through(self, codec: Codec) -> float:
+        return self.word_errors(codec.decode(codec.encode(self.waves)))
+
+
+class Watched(Trainer):
+    """Listens where it validates, and knows how long it has trained."""
+
+    listener: Listener
+    seconds = 0.0
+
+    def train_step(self, step: int) -> dict[str, float]:
+        started = time.perf_counter()
+        report = super().train_step(step)
+        self.seconds += time.perf_counter() - started
+        return report | {"seconds": round(self.seconds, 3)}
+
+    def validate(self) -> dict[str, float]:
+        report = super().validate()
+        codec = Codec(CompactBackend(self.average), str(self.run.device))
+        wer = round(self.listener.through(codec), 4)
+        self.run.note(f"step {self.step}: {self.seconds / 60:.1f} min, WER {wer:.1%}")
+        return report | {"wer": wer}
+
+
+def seconds_a_step(folder: Path, recipe: CodecRecipe) -> float:
+    """Mean over the schedule: a few steps before and in the adversarial stage."""
+    found = []
+    for start in (None, 0.0):
+        judged = recipe.adversarial and recipe.adversarial.model_copy(
+            update={"start": start or 0.0, "warmup": 1}
+        )
+        short = recipe.model_copy(
+            update={"steps": 10_000, "adversarial": None if start is None else judged}
+        )
+        program = write_program(folder / f"timing-{start}", short)
+        with Run(program.run_dir) as run:
+            trainer = Trainer(run, program)
+            for step in range(TIMED_STEPS):
+                trainer.train_step(step)
+            started = time.perf_counter()
+            for step in range(TIMED_STEPS, 2 * TIMED_STEPS):
+                trainer.train_step(step)
+            found.append((time.perf_counter() - started) / TIMED_STEPS)
+    share = recipe.adversarial.start if recipe.adversarial else 1.0
+    return share * found[0] + (1 - share) * found[1]
+
+
+def planned(folder: Path, minutes: float) -> CodecProgram:
+    """The run of this folder; the first time, of as many steps as fit into the time."""
+    if (folder / "run.json").is_file():
+        return CodecProgram.from_json(folder / "run.json")
+    recipe = recorded_recipe()
+    steps = round(60 * minutes / seconds_a_step(folder, recipe))
+    steps = POINTS * max(1, steps // POINTS)  # each point counts the codes of as many steps
+    warmup = {"warmup": min(recipe.warmup, max(1, steps // 20))}
+    judged = recipe.adversarial and recipe.adversarial.model_copy(
+        update={"warmup": min(recipe.adversarial.warmup, max(1, steps // 20))}
+    )
+    changes = {"steps": steps, "eval_every": steps // POINTS, "adversarial": judged}
+    return write_program(folder, recipe.model_copy(update=changes | warmup))
+
+
+def last_seconds(folder: Path, step: int) -> float:
+    """How long an interrupted run had trained when it was saved."""
+    path = folder / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.is_file() else []
+    known = {(row := json.loads(line))["step"]: row["seconds"] for line in lines}
+    return float(known.get(step, 0.0))
+
+
+def curve(folder: Path, program: CodecProgram, original: float, clips: int) -> str:
+    """The result in Markdown."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    points = [row for row in rows if "wer" in row]
+    recipe = program.recipe
+    start = recipe.adversarial.start if recipe.adversarial else 1.0
+    lines = [
+        f"# Codec training, {datetime.now(UTC):%Y-%m-%d}",
+        "",
+        f"Recipe `codec_demo`, {recipe.steps} steps ({rows[-1]['seconds'] / 60:.1f} minutes of "
+        f"training), {torch.get_num_threads()} threads, torch {torch.__version__}; discriminators "
+        f"from step {round(start * recipe.steps)} on. Whisper tiny.en on {clips} held-out clips: "
+        f"{original:.1%} word errors in the recordings.",
+        "",
+        "| minutes | step | log-mel L1 | perplexity | dead codes | WER | above the recordings |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row['seconds'] / 60:.1f} | {row['step']} | {row['val_mel']:.3f} "
+        f"| {row['perplexity']:.0f} | {row['dead_codes']} | {row['wer']:.1%} "
+        f"| {100 * (row['wer'] - original):+.1f} points |"
+        for row in points
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=120.0)
+    parser.add_argument("--clips", type=int, default=40)
+    parser.add_argument("--folder", type=Path, default=ROOT / "storage/benchmarks/codec_training")
+    today = f"codec_training-{datetime.now(UTC):%Y-%m-%d}.md"
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_name(today))
+    arguments = parser.parse_args()
+    program = planned(arguments.folder, arguments.minutes)
+    listener = Listener(arguments.clips)
+    with Run(program.run_dir) as run:
+        trainer = Watched(run, program)
+        trainer.listener = listener
+        trainer.seconds = last_seconds(program.run_dir, trainer.step)
+        trainer.train()
+        trainer.export()
+    text = curve(
+        arguments.folder, program, listener.word_errors(listener.waves), len(listener.samples)
+    )
+    arguments.out.write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,174 @@
+"""Decoders for a codec's codes: other rates, exact resume, silence, and who decodes with them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.codec.conftest import VENDORED, published
+from tts_assets.artifacts import DecoderFacts, sha256_file
+from tts_assets.audio import Wave
+from tts_assets.codec.config import AdversarialConfig, DecoderProgram, DecoderRecipe, DecoderSize
+from tts_assets.codec.decoder import DecoderOutput
+from tts_assets.codec.losses import MelLoss, loudness_loss
+from tts_assets.codec.model import Codec
+from tts_assets.codec.train_decoder import DecoderTrainer, main
+from tts_assets.config import ConfigError
+from tts_assets.program import STOPPED, Run
+from tts_assets.split import ValidationSplit
+
+TINY = DecoderSize(hidden=32, layers=1, heads=2, intermediate=32)
+
+
+def recipe(**changes: Any) -> DecoderRecipe:
+    values: dict[str, Any] = {
+        "corpora": {"asterisk_en": 1.0},
+        "start": "scratch",
+        "size": TINY,
+        "steps": 4,
+        "batch_seconds": 1,
+        "warmup": 1,
+        "adversarial": AdversarialConfig(
+            start=0.0, warmup=1, objective="least_squares", sizes=(78,), periods=(3,), channels=4
+        ),
+        "eval_every": 100,
+        "save_every": 100,
+    }
+    return DecoderRecipe(**values | changes)
+
+
+def write(
+    folder: Path, recipe: DecoderRecipe, samples: Path, codec: Path = VENDORED, **more: Any
+) -> DecoderProgram:
+    folder.mkdir(exist_ok=True)
+    program = DecoderProgram(
+        run_dir=folder,
+        recipe=recipe,
+        codec=codec,
+        codec_content="digest",
+        samples={"asterisk_en": samples},
+        validation=ValidationSplit(fraction=0.2),
+        **more,
+    )
+    (folder / "run.json").write_text(program.to_json())
+    return program
+
+
+def metrics(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("rate", "hop", "upsampling"), [(24_000, 480, [[], []]), (48_000, 160, [[3, 2], [9, 6]])]
+)
+def test_a_decoder_gives_the_same_codes_another_rate(
+    tmp_path: Path,
+    sample_list: Path,
+    waves: list[Wave],
+    rate: int,
+    hop: int,
+    upsampling: list[list[int]],
+) -> None:
+    write(tmp_path, recipe(sample_rate=rate, steps=2), sample_list)
+    main([str(tmp_path / "run.json")])
+    facts = DecoderFacts.from_json(tmp_path / "result.json")
+    assert (facts.sample_rate, facts.hop_length, facts.codec) == (rate, rate // 50, "digest")
+    assert json.loads((tmp_path / "result" / "model_config.json").read_text()) == {
+        "model_type": "codec_decoder",
+        "sample_rate": rate,
+        "token_rate": 50,
+        "hop_length": hop,
+        "upsample_factors": upsampling[0],
+        "kernel_sizes": upsampling[1],
+    }
+    codec = Codec.load(VENDORED).use_decoder(tmp_path / "result")
+    assert (codec.input_rate, codec.sample_rate, codec.hop_length) == (16_000, rate, rate // 50)
+    (codes,) = codec.encode(waves[:1])
+    assert np.array_equal(codes, Codec.load(VENDORED).encode(waves[:1])[0])
+    (made,) = codec.decode([codes])
+    assert len(made) == len(codes) * rate // 50 and np.isfinite(made).all()
+
+
+def test_an_interrupted_run_ends_in_the_same_bytes(tmp_path: Path, sample_list: Path) -> None:
+    for name in ("whole", "parts"):
+        write(tmp_path / name, recipe(), sample_list)
+    main([str(tmp_path / "whole" / "run.json")])
+    program = DecoderProgram.from_json(tmp_path / "parts" / "run.json")
+    with Run(program.run_dir) as run, pytest.raises(SystemExit) as stopped:
+        trainer = DecoderTrainer(run, program)
+        step = trainer.train_step
+
+        def stop_after_two(number: int) -> dict[str, float]:
+            run.stop_requested = number == 1
+            return step(number)
+
+        trainer.train_step = stop_after_two  # type: ignore[method-assign]
+        trainer.train()
+    assert stopped.value.code == STOPPED
+    main([str(tmp_path / "parts" / "run.json")])
+    for file in ("model.safetensors", "config.json", "model_config.json", "recipe.json"):
+        whole, parts = (tmp_path / name / "result" / file for name in ("whole", "parts"))
+        assert sha256_file(whole) == sha256_file(parts), file
+    assert metrics(tmp_path / "whole") == metrics(tmp_path / "parts")
+
+
+def test_the_codecs_own_decoder_is_a_better_start(tmp_path: Path, sample_list: Path) -> None:
+    """Its backbone is known; only the head is new at 24 kHz, and nothing is at 16 kHz."""
+    found = {}
+    for start in ("codec", "scratch"):
+        changes: dict[str, Any] = {"start": start, "size": None, "steps": 1, "adversarial": None}
+        write(tmp_path / start, recipe(sample_rate=16_000, lr=1e-6, **changes), sample_list)
+        main([str(tmp_path / start / "run.json")])
+        found[start] = metrics(tmp_path / start)[-1]["val_mel"]
+    assert found["codec"] < 0.5 * found["scratch"]
+
+
+def test_the_loss_falls_and_a_decoder_goes_on(tmp_path: Path, sample_list: Path) -> None:
+    more: dict[str, Any] = {"adversarial": None, "lr": 3e-3, "final_share": 1.0}
+    write(tmp_path / "first", recipe(steps=40, **more), sample_list)
+    main([str(tmp_path / "first" / "run.json")])
+    losses = [record["loss"] for record in metrics(tmp_path / "first")]
+    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
+    start = tmp_path / "first" / "result"
+    again = recipe(steps=1, start=str(start), size=None, **more | {"lr": 1e-6})
+    write(tmp_path / "second", again, sample_list, start=start)
+    main([str(tmp_path / "second" / "run.json")])
+    assert metrics(tmp_path / "second")[0]["loss"] < np.mean(losses[:5])
+    named = json.loads((tmp_path / "second" / "result" / "recipe.json").read_text())
+    assert named["base"] == sha256_file(start / "model.safetensors")
+
+
+def test_a_published_codecs_codes_get_a_decoder(tmp_path: Path, sample_list: Path) -> None:
+    published("neucodec").save_pretrained(tmp_path / "codec")
+    changes: dict[str, Any] = {"start": "codec", "size": None, "steps": 1, "adversarial": None}
+    write(tmp_path, recipe(sample_rate=48_000, **changes), sample_list, tmp_path / "codec")
+    main([str(tmp_path / "run.json")])
+    assert DecoderFacts.from_json(tmp_path / "result.json").codebook_size == 65_536
+
+
+def test_losses_of_silence_are_finite(waves: list[Wave]) -> None:
+    speech = torch.from_numpy(waves[0][:16_000]).unsqueeze(0)
+    for target in (torch.zeros_like(speech), speech):
+        made = torch.zeros_like(speech).requires_grad_()
+        loss = loudness_loss(made, target) + MelLoss(16_000)(made, target)
+        loss.backward()
+        assert torch.isfinite(loss) and torch.isfinite(made.grad).all()
+        assert made.grad.abs().max() < 10
+    assert loudness_loss(speech, speech) == 0
+    assert float(loudness_loss(speech / 10, speech)) == pytest.approx(400, rel=0.05)
+
+
+def test_rates_that_do_not_fit_are_refused() -> None:
+    values = {"sample_rate": 48_000, "token_rate": 50, "hop_length": 160}
+    with pytest.raises(ConfigError, match="are not 48000 Hz"):
+        DecoderOutput.parse(values, "model_config.json")
+    bad = values | {"upsample_factors": [3, 2], "kernel_sizes": [8, 6]}
+    with pytest.raises(ConfigError, match="larger by an even number"):
+        DecoderOutput.parse(bad, "model_config.json")
+    with pytest.raises(ConfigError, match='start = "scratch"'):
+        DecoderRecipe.parse({"corpora": {"a": 1.0}, "size": TINY.model_dump()}, "decoder")

@@ -1,0 +1,65 @@
+"""Figures of resynthesis order what an ear would order, and say so where they cannot."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tts_assets.audio import Wave, resample
+from tts_assets.codec.model import Codec
+from tts_assets.codec.quality import (
+    aligned,
+    bit_rate,
+    mel_distance,
+    pesq,
+    pitch,
+    pitch_error,
+    stoi,
+)
+
+
+def test_noise_is_worse_than_the_codec_and_that_than_the_original(
+    vendored: Codec, speech: list[Wave]
+) -> None:
+    clip = max(speech, key=len)
+    (made,) = vendored.decode(vendored.encode([clip]))
+    noise = np.random.default_rng(0).normal(size=len(clip)).astype(np.float32) * clip.std()
+    ways = [aligned(clip, other, 16_000) for other in (clip, made, clip + noise)]
+    similar = [stoi(*pair) for pair in ways]
+    assert similar[0] == pytest.approx(1) and similar[1] > similar[2]
+    distances = [mel_distance(*pair) for pair in ways]
+    assert distances[0] == 0 and 0 < distances[1] < distances[2]
+
+
+def test_pesq_falls_with_noise(speech: list[Wave]) -> None:
+    pytest.importorskip("pesq", reason="the extra pesq is not installed")
+    clip = max(speech, key=len)
+    noise = np.random.default_rng(0).normal(size=len(clip)).astype(np.float32) * clip.std()
+    quiet, loud = (pesq(clip, clip + gain * noise) for gain in (0.01, 0.5))
+    assert pesq(clip, clip) == pytest.approx(4.64, abs=0.01)
+    assert quiet is not None and loud is not None and 1 <= loud < quiet
+    assert pesq(np.zeros_like(clip), clip) is None
+
+
+def test_pitch_is_found_in_cents(speech: list[Wave]) -> None:
+    clip = max(speech, key=len)
+    higher = resample(clip, 16_000, 15_102)  # played at 16 kHz, a semitone higher
+    course = pitch(clip)
+    assert 0.2 < np.mean(~np.isnan(course)) < 1
+    stretched = np.interp(
+        np.arange(len(pitch(higher))) * 16_000 / 15_102, np.arange(len(course)), course
+    )
+    error = pitch_error(stretched, pitch(higher))
+    assert error is not None and 60 < error.cents < 140
+    assert pitch_error(course, course) == (0, 0)
+    assert pitch_error(course, np.full_like(course, np.nan)) is None
+
+
+def test_a_clip_too_short_has_no_figure() -> None:
+    short = np.random.default_rng(0).normal(size=2_000).astype(np.float32)
+    assert stoi(short, short) is None
+    assert pesq(short, short) is None
+
+
+def test_bit_rate_is_that_of_the_codebook() -> None:
+    assert bit_rate(50, 65_536) == 800

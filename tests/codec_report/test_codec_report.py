@@ -1,0 +1,169 @@
+"""The codec report on real clips: figures that add up, a page of its own, every codec in store."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dagster import AssetSpec, DagsterInstance, materialize
+
+from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
+from resources.torchrun import TorchrunLauncher
+from tests.codec.conftest import CORPUS, VENDORED
+from tests.codec.test_assets import publish
+from tts_assets.artifacts import ArtifactStore, Build, CodecCheckpoint, CodecReport, sha256_file
+from tts_assets.codec.config import CodecArchitecture, CodecReportConfig
+from tts_assets.codec.decoder import OUTPUTS, CodecDecoder, decoder_config, save_decoder
+from tts_assets.codec.storage import facts_of, open_compact, save_compact
+from tts_assets.codec.xcodec2 import build
+from tts_assets.codec_report.assets import build_assets
+from tts_assets.codec_report.config import CodecReportProgram, CodecVersion
+from tts_assets.codec_report.evaluate import main
+from tts_assets.compute import Shape
+from tts_assets.corpora.samples import Sample, write_samples
+from tts_assets.partitions import corpus_partitions
+from tts_assets.program import STOPPED
+from tts_assets.split import ValidationSplit
+
+EVERYTHING = ValidationSplit(fraction=0.99)
+REPORT = CodecReportConfig(corpora=("asterisk_en",), clips=2)
+
+
+@pytest.fixture(scope="module")
+def samples() -> list[Sample]:
+    """Four sentences."""
+    rows = [json.loads(line) for line in (CORPUS / "samples.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if 2 <= row["duration"] <= 3 and "(" not in row["transcript"]][:4]
+    return [
+        Sample(
+            id=sha256_file(CORPUS / row["wav_path"])[:16],
+            wav_path=str(CORPUS / row["wav_path"]),
+            transcript=row["transcript"],
+            duration=row["duration"],
+        )
+        for row in rows
+    ]
+
+
+@pytest.fixture(scope="module")
+def program(samples: list[Sample], tmp_path_factory: pytest.TempPathFactory) -> CodecReportProgram:
+    """The vendored codec, and the same with a decoder at 24 kHz that has learnt nothing."""
+    folder = tmp_path_factory.mktemp("codec_report")
+    write_samples(folder / "kept.jsonl", samples)
+    config = decoder_config(open_compact(VENDORED).config)
+    (folder / "decoder").mkdir()
+    save_decoder(CodecDecoder(config, OUTPUTS[24_000]), folder / "decoder")
+    return CodecReportProgram(
+        run_dir=folder,
+        report=REPORT,
+        versions=(
+            CodecVersion(name="vendored", codec=VENDORED),
+            CodecVersion(name="untrained", codec=VENDORED, decoder=folder / "decoder"),
+        ),
+        samples={"asterisk_en": folder / "kept.jsonl"},
+        validation=EVERYTHING,
+    )
+
+
+@pytest.fixture(scope="module")
+def measured(program: CodecReportProgram) -> list[dict[str, Any]]:
+    path = program.run_dir / "run.json"
+    path.write_text(program.to_json())
+    main([str(path)])
+    systems: list[dict[str, Any]] = json.loads(
+        (program.run_dir / "result" / "report.json").read_text()
+    )
+    return systems
+
+
+def test_a_codec_lies_between_the_recording_and_noise(measured: list[dict[str, Any]]) -> None:
+    original, vendored, untrained = measured
+    assert [system["name"] for system in measured] == ["original", "vendored", "untrained"]
+    assert vendored["wer"] < untrained["wer"]
+    assert vendored["stoi"] > untrained["stoi"] and vendored["mel"] < untrained["mel"]
+    assert vendored["similarity"] > (untrained["similarity"] or 0)  # None: nobody speaks
+    assert original["stoi"] is None and original["codes"] is None
+    assert original["p808"] > untrained["p808"]
+    assert 0 < vendored["cents"] < 400 and 0 <= vendored["voicing"] < 0.5
+
+
+def test_codes_and_speed_are_counted(measured: list[dict[str, Any]]) -> None:
+    vendored, untrained = measured[1:]
+    assert vendored["codes"]["codes_used"] == untrained["codes"]["codes_used"] <= 1920
+    assert vendored["codes"]["codes"] == untrained["codes"]["codes"] > 100
+    assert vendored["codes"]["bit_rate"] == pytest.approx(545.3, abs=0.1)
+    assert untrained["codes"]["sample_rate"] == 24_000
+    assert 0 < vendored["speed"]["encode"] < 10 and 0 < vendored["speed"]["decode"] < 10
+
+
+def test_the_page_needs_no_other_file(
+    program: CodecReportProgram, measured: list[dict[str, Any]]
+) -> None:
+    page = (program.run_dir / "result" / "report.html").read_text()
+    sources = re.findall(r'(?:src|href)="([^"]*)"', page)
+    assert sources and all(source.startswith(("data:", "#")) for source in sources)
+    assert page.count("data:audio/flac") == 2 * 3 and page.count("data:image/png") == 2
+    assert "PESQ" in page
+    notebook = json.loads((program.run_dir / "result" / "listening.ipynb").read_text())
+    assert sum("data:audio/flac" in json.dumps(cell) for cell in notebook["cells"]) == 2
+
+
+def test_stopped_it_measures_the_other_codecs_only(
+    program: CodecReportProgram, measured: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    kept = tmp_path / "checkpoints" / "vendored.json"
+    kept.parent.mkdir()
+    known = (program.run_dir / "checkpoints" / "vendored.json").read_text()
+    kept.write_text(known.replace('"heard": "', '"heard": "as kept: '))
+    again = program.model_copy(update={"run_dir": tmp_path, "versions": program.versions[:1]})
+    (tmp_path / "run.json").write_text(again.to_json())
+    (tmp_path / "stop").touch()
+    with pytest.raises(SystemExit) as left:
+        main([str(tmp_path / "run.json")])
+    assert left.value.code == STOPPED and not (tmp_path / "stop").exists()
+    (tmp_path / "result" / "audio").mkdir(exist_ok=True)
+    shown = program.run_dir / "result" / "audio" / "vendored"
+    (tmp_path / "result" / "audio" / "vendored").symlink_to(shown)
+    main([str(tmp_path / "run.json")])
+    assert "as kept: " in (tmp_path / "result" / "report.json").read_text()
+
+
+def test_every_codec_of_the_store_is_in_the_report(
+    store: ArtifactStore, samples: list[Sample]
+) -> None:
+    publish(store, "asterisk_en", samples)
+    for seed in range(2):
+        size = CodecArchitecture(
+            hidden=32, layers=1, heads=2, intermediate=32, semantic_hidden=32, levels=(5, 5, 5)
+        )
+        model, known = build(size, seed), Build("codec", {}, {"seed": seed}, "1")
+        folder = store.work_folder(known) / "result"
+        folder.mkdir()
+        save_compact(model, folder, "fp32")
+        handle = store.publish(CodecCheckpoint, known, folder, facts_of(model))
+    (report,) = build_assets(REPORT, EVERYTHING, Shape(processes=1), False)
+    with DagsterInstance.ephemeral() as instance:
+        instance.add_dynamic_partitions("corpus", ["asterisk_en"])
+        result = materialize(
+            [
+                AssetSpec("filtered_samples", partitions_def=corpus_partitions),
+                AssetSpec("codec"),
+                report,
+            ],
+            instance=instance,
+            selection=[report],
+            resources={
+                "store": ArtifactStoreResource(root=str(store.root)),
+                "io_manager": ArtifactIOManager(root=str(store.root)),
+                "launcher": TorchrunLauncher(),
+            },
+        )
+    assert result.success
+    made = store.current("codec_report")
+    assert isinstance(made, CodecReport)
+    assert (made.facts.versions, made.facts.clips) == (2, 2)
+    names = [system["name"] for system in json.loads((made.path / "report.json").read_text())]
+    assert names[1] == f"codec {handle.content[:12]}" and len(names) == 3

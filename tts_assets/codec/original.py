@@ -1,0 +1,219 @@
+"""Original X-Codec-2 checkpoints (HKUSTAudio) as codec folders: ``python -m
+tts_assets.codec.original CHECKPOINT FOLDER``.
+
+A training checkpoint (``.ckpt``) and the published ``model.safetensors`` name their weights alike.
+Every weight that ``transformers.Xcodec2Model`` has is looked up by its original name; what is
+missing, of another shape or left over is named, and then nothing is written. Three things are not
+a change of names:
+
+* weight normalization (``weight_g``, ``weight_v``) becomes the plain weight: g v / |v|;
+* ``c_attn`` holds queries, keys and values one below the other;
+* the original rotates neighbouring dimensions of a head, transformers the two halves: the rows of
+  queries and keys are put in the other order, the even ones of a head first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import Xcodec2Config, Xcodec2Model
+
+from tts_assets.codec.sources import ORIGINAL
+
+# Names of transformers -> original names. Numbers are taken over; {n+1} is one more.
+NAMES = (
+    (r"acoustic_encoder\.conv1\.", "CodecEnc.conv_blocks.0."),
+    (r"acoustic_encoder\.snake1\.act\.", "CodecEnc.conv_final_block.0.act."),
+    (r"acoustic_encoder\.conv2\.", "CodecEnc.conv_final_block.1."),
+    (r"acoustic_encoder\.block\.(\d+)\.snake1\.act\.", "CodecEnc.conv_blocks.{n+1}.block.3.act."),
+    (r"acoustic_encoder\.block\.(\d+)\.conv1\.", "CodecEnc.conv_blocks.{n+1}.block.4."),
+    (r"semantic_encoder\.", "semantic_model."),
+    (r"semantic_adapter\.conv1\.", "SemanticEncoder_module.initial_conv."),
+    (r"semantic_adapter\.conv2\.", "SemanticEncoder_module.residual_blocks.1."),
+    (r"semantic_adapter\.conv3\.", "SemanticEncoder_module.residual_blocks.3."),
+    (r"semantic_adapter\.conv4\.", "SemanticEncoder_module.final_conv."),
+    (r"fc_encoder\.", "fc_prior."),
+    (r"quantizer\.", "generator.quantizer."),
+    (r"acoustic_decoder\.fc\.", "fc_post_a."),
+    (r"acoustic_decoder\.head\.linear\.", "generator.head.out."),
+    (r"acoustic_decoder\.norm\.", "generator.backbone.final_layer_norm."),
+    (r"acoustic_decoder\.layers\.(\d+)\.input_layernorm\.", "{layer}.att_norm."),
+    (r"acoustic_decoder\.layers\.(\d+)\.post_attention_layernorm\.", "{layer}.ffn_norm."),
+    (r"acoustic_decoder\.layers\.(\d+)\.self_attn\.o_proj\.", "{layer}.att.c_proj."),
+    (r"acoustic_decoder\.layers\.(\d+)\.self_attn\.[qkv]_proj\.", "{layer}.att.c_attn."),
+    (r"acoustic_decoder\.layers\.(\d+)\.mlp\.", "{layer}.mlp."),
+    (r"acoustic_decoder\.", "generator.backbone."),
+)
+RESIDUAL_UNIT = re.compile(
+    r"acoustic_encoder\.block\.(\d+)\.res_unit([123])\.(snake1\.act|conv1|snake2\.act|conv2)\."
+)
+IN_UNIT = {"snake1.act": "0.act", "conv1": "1", "snake2.act": "2.act", "conv2": "3"}
+# What only training needs, and constants that follow from the sizes.
+LEFT_OVER = re.compile(
+    r"(SemanticDecoder_module|fc_post_s|discriminator|spec_discriminator|criteria|model_spk|"
+    r"perception_model|mel_conv)\.|.*(sample\.filter|lowpass\.filter|istft\.window|"
+    r"rotary_embed\..*|rope\..*)$|generator\.quantizer\.(layers|rvqs|fsqs)\."
+)
+SEMANTIC_LAYER = re.compile(r"semantic_model\.encoder\.layers\.(\d+)\.")
+
+
+class OriginalError(ValueError):
+    """A file that is no original X-Codec-2 checkpoint of the given sizes."""
+
+
+class Inert:
+    """Stands for whatever class a checkpoint's hyper-parameters name: it does nothing."""
+
+    def __init__(self, *arguments: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def read_original(path: Path) -> dict[str, Tensor]:
+    """The weights of a checkpoint by their original names. No code of the file is run: classes
+    other than tensors (Lightning saves the configuration, too) become :class:`Inert`."""
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    try:
+        unknown = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        inert: list[Any] = [(type("Inert", (Inert,), {}), name) for name in unknown]
+        with torch.serialization.safe_globals(inert):
+            content = torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:
+        raise OriginalError(f"{path} cannot be read as plain weights: {error}") from error
+    weights = content.get("state_dict", content) if isinstance(content, dict) else {}
+    tensors = {name: value for name, value in weights.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise OriginalError(f"{path} holds no weights: expected a state_dict of tensors")
+    return tensors
+
+
+def original_name(name: str) -> str:
+    """The original name of a weight of ``Xcodec2Model``; of queries, keys and values ``c_attn``."""
+    unit = RESIDUAL_UNIT.match(name)
+    if unit:
+        block, number, part = int(unit[1]) + 1, int(unit[2]) - 1, IN_UNIT[unit[3]]
+        rest = name[unit.end() :]
+        return f"CodecEnc.conv_blocks.{block}.block.{number}.block.{part}.{rest}"
+    for pattern, original in NAMES:
+        found = re.match(pattern, name)
+        if found:
+            number = int(found[1]) if found.groups() else 0
+            original = original.replace("{n+1}", str(number + 1))
+            original = original.replace("{layer}", f"generator.backbone.transformers.{number}")
+            return original + name[found.end() :]
+    raise OriginalError(f"no original name is known for {name}")
+
+
+def converted(weights: dict[str, Tensor], config: Xcodec2Config) -> Xcodec2Model:
+    """The model of transformers with these weights, in float32.
+
+    Raises :class:`OriginalError` with every name that is missing, misshapen or left over.
+    """
+    model = Xcodec2Model(config)
+    used: set[str] = set()
+    missing: list[str] = []
+    found: dict[str, Tensor] = {}
+    for name, target in model.state_dict().items():
+        sources = original_sources(original_name(name), weights)
+        if sources is None:
+            missing.append(original_name(name))
+            continue
+        used.update(sources)
+        tensor = combined([weights[source].float() for source in sources])
+        if "_proj." in name and ".c_attn." in sources[0]:
+            tensor = attention_rows(tensor, name, config.num_attention_heads)
+        if tensor.shape != target.shape:
+            missing.append(f"{sources[0]} as {tuple(target.shape)}, not {tuple(tensor.shape)}")
+        found[name] = tensor
+    semantic: Any = config.semantic_model_config
+    layers = semantic.num_hidden_layers
+    extra = [name for name in weights.keys() - used if not left_over(name, layers)]
+    if missing or extra:
+        raise OriginalError(
+            f"not an original X-Codec-2 of these sizes; missing: {listed(missing)}; left over: "
+            f"{listed(extra)}. For other than the published sizes give the Xcodec2Config as JSON"
+        )
+    model.load_state_dict(found)
+    return model.eval()
+
+
+def original_sources(name: str, weights: dict[str, Tensor]) -> list[str] | None:
+    """The one or two names under which a weight lies; None if it is not there."""
+    # the package xcodec2 0.1.5 calls the activation's beta bias
+    for candidate in (name, re.sub(r"\.act\.beta$", ".act.bias", name)):
+        if candidate in weights:
+            return [candidate]
+    stem = name.removesuffix("weight")
+    for magnitude, direction in (
+        ("weight_g", "weight_v"),
+        ("parametrizations.weight.original0", "parametrizations.weight.original1"),
+    ):
+        if stem != name and stem + magnitude in weights and stem + direction in weights:
+            return [stem + magnitude, stem + direction]
+    return None
+
+
+def combined(parts: list[Tensor]) -> Tensor:
+    """A weight as it is, or of its weight normalization: magnitudes (out, 1, 1), directions."""
+    if len(parts) == 1:
+        return parts[0]
+    magnitude, direction = parts
+    return torch._weight_norm(direction, magnitude, 0)
+
+
+def attention_rows(fused: Tensor, name: str, heads: int) -> Tensor:
+    """Queries, keys or values of ``c_attn`` (3 hidden, hidden), rows in transformers' order."""
+    query, key, value = fused.chunk(3)
+    if ".v_proj." in name:
+        return value
+    rows = query if ".q_proj." in name else key
+    pairs = rows.reshape(heads, -1, 2, rows.shape[1])
+    return pairs.transpose(1, 2).reshape(rows.shape)
+
+
+def left_over(name: str, layers: int) -> bool:
+    """Whether a codec needs a weight of the original not: of w2v-BERT it takes the first layers."""
+    layer = SEMANTIC_LAYER.match(name)
+    return bool(LEFT_OVER.match(name)) or (layer is not None and int(layer[1]) >= layers)
+
+
+def listed(names: Iterable[str]) -> str:
+    names = sorted(names)
+    shown = ", ".join(names[:8]) or "nothing"
+    return shown if len(names) <= 8 else f"{shown} and {len(names) - 8} more"
+
+
+def convert(checkpoint: Path, folder: Path, config: Path | None = None) -> None:
+    """Write the codec folder of an original checkpoint. ``config``: the ``Xcodec2Config`` of
+    another size than the published; by default the checkpoint's name with ``.json``, if there."""
+    if not checkpoint.is_file() or checkpoint.suffix not in ORIGINAL:
+        raise OriginalError(f"{checkpoint} is no file that ends in one of {ORIGINAL}")
+    config = config or checkpoint.with_suffix(".json")
+    sizes = Xcodec2Config.from_json_file(config) if config.is_file() else Xcodec2Config()
+    converted(read_original(checkpoint), sizes).save_pretrained(folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="An original X-Codec-2 as a codec folder")
+    parser.add_argument("checkpoint", type=Path, help="a .ckpt or .safetensors")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--config", type=Path, help="Xcodec2Config as JSON, for other sizes")
+    arguments = parser.parse_args()
+    try:
+        convert(arguments.checkpoint, arguments.folder, arguments.config)
+    except OriginalError as error:
+        raise SystemExit(str(error)) from None
+
+
+if __name__ == "__main__":
+    main()
