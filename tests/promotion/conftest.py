@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,7 @@ from tts_assets.artifacts import (
     Report,
     ServingModel,
 )
+from tts_assets.evaluation.results import Figure, Figures
 from tts_assets.promotion.config import PromotionConfig
 
 SERVING = {
@@ -65,20 +67,34 @@ class Studio:
         files = {"suite.jsonl": suite}
         facts = {"texts": 1, "categories": {}}
         asked = self.publish(EvaluationSuite, "evaluation_suite", {}, files, facts)
-        total = {**FIGURES, **figures}
+        values = {**FIGURES, **figures}
         model = self.store.current(f"serving/{recipe}")
         build = Build(f"report/{recipe}", {"serving": model, "suite": asked}, {}, "1")
         result = self.store.work_folder(build) / "result"
         result.mkdir(exist_ok=True)
         (result / "report.json").write_text(
-            json.dumps({"total": total, "categories": {"digits": {**total, "wer": digits}}})
+            json.dumps(
+                {
+                    "total": as_told(values),
+                    "categories": {"digits": as_told({**values, "wer": digits})},
+                }
+            )
         )
-        heard = {"recipe": recipe, "texts": 1, "wer_by_category": {}, **total}
+        heard = {"recipe": recipe, "texts": 1, "wer_by_category": {}, **values}
         return self.store.publish(Report, build, result, heard)
 
     def candidate(self, recipe: str, weights: str, **figures: float) -> None:
         self.serving(recipe, weights)
         self.report(recipe, **figures)
+
+
+def as_told(values: dict[str, float]) -> dict[str, Any]:
+    """As a report tells its totals."""
+    metrics = {
+        name: Figure(value=value, low=value, high=value, count=1, set_aside=0)
+        for name, value in values.items()
+    }
+    return Figures(texts=1, samples=1, metrics=metrics).model_dump(mode="json")
 
 
 @pytest.fixture
