@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-FACE = re.compile(r"^(resources|sensors|jobs)/|/(assets|definitions|partitions)\.py$")
+FACE = re.compile(r"^(resources|sensors|jobs)/|/(assets|checks|definitions|partitions)\.py$")
 
 
 @pytest.mark.parametrize("name", ["tts_assets", "resources", "sensors", "jobs"])
