@@ -24,6 +24,7 @@ from tts_assets.rlhf.assets import build_assets as rlhf_assets
 from tts_assets.serving.assets import build_assets as serving_assets
 from tts_assets.settings import Settings, load_settings
 from tts_assets.sft.assets import build_assets as sft_assets
+from tts_assets.speakers.assets import build_assets as speakers_assets
 from tts_assets.speechlm.assets import build_assets as token_assets
 from tts_assets.texts.assets import build_assets as texts_assets
 from tts_assets.tracking import WandbConfig
@@ -65,6 +66,7 @@ def build_assets(settings: Settings) -> list[Any]:
         *evaluation_assets(
             settings.evaluation, settings.sft, settings.rlhf, root, shape("evaluation")
         ),
+        *speakers_assets(settings.speakers, shape("speakers"), root),
     ]
 
 

@@ -26,6 +26,7 @@ from tts_assets.evaluation.config import EvaluationConfig
 from tts_assets.rlhf.config import RlhfRecipe
 from tts_assets.serving.config import ServingConfig, VllmConfig
 from tts_assets.sft.config import SftRecipe
+from tts_assets.speakers.config import SpeakersConfig
 from tts_assets.speechlm.config import TokenizerConfig
 from tts_assets.split import ValidationSplit
 from tts_assets.texts.config import TextSource
@@ -61,6 +62,7 @@ class Settings(Config):
     sft: dict[str, SftRecipe] = Field(default_factory=dict)
     rlhf: dict[str, RlhfRecipe] = Field(default_factory=dict)
     evaluation: EvaluationConfig
+    speakers: SpeakersConfig | None = None
     _root: Path = PrivateAttr(default=Path())
 
     @property
@@ -81,7 +83,7 @@ class Settings(Config):
         return Corpora(self.corpora, self.discovery, self.root)
 
     def check_corpora(self) -> None:
-        """Raise ConfigError if a recipe trains on a corpus that is nowhere."""
+        """Raise ConfigError if a recipe or the speakers are of a corpus that is nowhere."""
         for name, recipe in self.sft.items():
             for corpus in set(recipe.corpora) - set(self.arrays.imported):
                 try:
@@ -91,6 +93,11 @@ class Settings(Config):
                         f"sft.{name} trains on corpus {corpus!r}: {error}; "
                         f"or use one of {sorted(self.all_corpora.find()[0])}"
                     ) from None
+        for corpus in self.speakers.corpora if self.speakers else ():
+            try:
+                self.all_corpora(corpus)
+            except (ConfigError, OSError) as error:
+                raise ConfigError(f"[speakers] has corpus {corpus!r}: {error}") from None
 
     @property
     def tokenizers(self) -> dict[str, list[TokenizerConfig]]:

@@ -38,6 +38,7 @@ from tts_assets.partitions import code_arrays_of
 from tts_assets.plots import bars
 from tts_assets.rlhf.config import RlhfRecipe
 from tts_assets.sft.config import SftRecipe
+from tts_assets.speakers.storage import encoder_digest, resolve
 
 CODE_VERSION = "1"
 Built = AssetsDefinition | AssetChecksDefinition
@@ -124,13 +125,15 @@ def report_assets(
     ) -> Output[Report]:
         inputs = {"serving": serving, "suite": suite, "arrays": arrays}
         config = evaluation.model_dump(mode="json", exclude={"suite"})
+        encoder = resolve(evaluation.speaker_encoder, root)
+        config["speaker_encoder"] = encoder_digest(encoder)
         build = Build(f"report/{name}", inputs, config, CODE_VERSION)
 
         def run(work: Path) -> dict[str, Any]:
             program = EvaluationProgram(
                 run_dir=work,
                 name=name,
-                evaluation=evaluation,
+                evaluation=evaluation.model_copy(update={"speaker_encoder": str(encoder)}),
                 serving_model=serving.path,
                 suite=suite.path / SUITE_FILE,
                 references=reference_clips(arrays, evaluation.references),

@@ -24,6 +24,9 @@ class EvaluationConfig(Config):
     window_seconds: float = Field(
         15.0, ge=4.0, le=30.0, description="of Whisper; at 15 a third of the time of 30"
     )
+    speaker_encoder: str = Field(
+        "resemblyzer", description='or a folder, such as "storage/speaker_encoder/all/current"'
+    )
     references: int = Field(10, ge=1, description="validation clips that stand for the speaker")
     batch_size: int = Field(8, ge=1, description="texts spoken at a time; changes rounding")
 

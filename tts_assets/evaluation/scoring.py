@@ -17,6 +17,7 @@ from tts_assets.hearing.naturalness import NaturalnessScorer
 from tts_assets.hearing.speaker_similarity import SpeakerEncoder, SpeakerSimilarity
 from tts_assets.hearing.text_match import match
 from tts_assets.hearing.transcription import Transcriber
+from tts_assets.speakers.storage import resolve
 
 
 class Scorer:
@@ -34,9 +35,10 @@ class Scorer:
             threads=1,
         )
         self.naturalness = NaturalnessScorer()
+        encoder = resolve(config.speaker_encoder, Path())
         clips = [read_clip(path) for path in references]
         self.similarity = SpeakerSimilarity(
-            SpeakerEncoder(), [(clip.wave, clip.rate) for clip in clips]
+            SpeakerEncoder(encoder), [(clip.wave, clip.rate) for clip in clips]
         )
 
     def score(self, text: SuiteText, seed: int, audio: Path | None, ended: bool) -> SampleResult:

@@ -1,45 +1,33 @@
-"""Whose voice it is: cosine of GE2E speaker embeddings (the encoder of ``resemblyzer``).
+"""Whose voice it is: cosine of GE2E speaker embeddings (resemblyzer's weights, or others).
 
-Two clips of one speaker are at 0.8 to 0.95, of two speakers at 0.5 to 0.7; the channel counts
-too. An embedding is the unit vector of shape (256,) that the encoder gives for a clip at 16 kHz,
+With resemblyzer's, two clips of one speaker are at 0.8 to 0.95, of two speakers at 0.5 to 0.7; the
+channel counts too. An embedding is the unit vector of shape (256,) that the encoder gives for a clip at 16 kHz,
 silences shortened. Source: Wan et al., Generalized end-to-end loss (2018).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tts_assets.audio import resample
-
-RATE = 16_000
-SHORTEST_SECONDS = 0.3  # of speech, after silences are cut
-Embedding = NDArray[np.float32]
+from tts_assets.speakers.config import RESEMBLYZER
+from tts_assets.speakers.encoder import SHORTEST_SECONDS, Embedding, VoiceEncoder
+from tts_assets.speakers.storage import resolve
 
 
 class SpeakerEncoder:
-    """resemblyzer's pretrained GE2E encoder on the CPU; the weights lie in its package."""
+    """A GE2E encoder on the CPU: resemblyzer's, whose weights lie in its package, or the one at
+    ``path`` (see :mod:`tts_assets.speakers.storage`)."""
 
-    def __init__(self) -> None:
-        from resemblyzer import VoiceEncoder
-
-        self.encoder = VoiceEncoder("cpu", verbose=False)
+    def __init__(self, path: Path | None = None) -> None:
+        self.encoder = VoiceEncoder.load(path or resolve(RESEMBLYZER, Path()))
 
     def embed(self, wave: NDArray[np.float32], rate: int) -> Embedding | None:
         """The voice of a mono clip; None if it holds less than 0.3 s of speech."""
-        from resemblyzer.audio import preprocess_wav
-
-        at_rate = wave if rate == RATE or not len(wave) else resample(wave, rate, RATE)
-        audio = np.clip(at_rate, -1.0, 1.0)
-        if len(audio) < SHORTEST_SECONDS * RATE or not np.any(audio):
-            return None
-        speech = preprocess_wav(audio)
-        if len(speech) < SHORTEST_SECONDS * RATE:
-            return None
-        embedding = self.encoder.embed_utterance(speech)
-        return embedding.astype(np.float32)
+        return self.encoder.embed(np.clip(wave, -1.0, 1.0), rate)
 
 
 class SpeakerSimilarity:

@@ -158,7 +158,8 @@ class EncoderRecipe(Config):
 
 
 class PeopleConfig(Config):
-    """Whose recordings are used. ``test`` speakers are drawn by the hash of their names.
+    """Whose recordings are used. Speakers are tested with, never trained on, if they are named by
+    ``test_speakers``; where that is empty, ``test`` draws them by the hash of their names.
 
     A speaker is ``<corpus>/<speaker>``. ``same`` names those who are one person:
     ``same = { allison = ["asterisk_en/allison_smith", "asterisk_es/allison"] }``.
@@ -166,6 +167,7 @@ class PeopleConfig(Config):
 
     corpora: tuple[str, ...] = Field(min_length=1)
     test: ValidationSplit = ValidationSplit(fraction=0.1)
+    test_speakers: tuple[str, ...] = ()
     min_utterances: int = Field(4, ge=2)
     min_seconds: float = Field(1.0, ge=0)
     same: dict[str, tuple[str, ...]] = Field(default_factory=dict)
@@ -239,7 +241,7 @@ class CorporaProgram(ProgramConfig):
 
 
 class EncoderProgram(CorporaProgram):
-    """``tts_assets.speakers.train``. ``mels``: where prepared mels are kept; else the run folder."""
+    """``tts_assets.speakers.train``: one recipe on the training speakers of the corpora."""
 
     recipe: EncoderRecipe
 
@@ -249,6 +251,7 @@ class ReportProgram(CorporaProgram):
 
     trials: TrialConfig
     encoder: str
+    root: Path = Field(Path(), description="that trials.beside is relative to")
 
 
 class PurityProgram(ProgramConfig):

@@ -73,7 +73,9 @@ def open_encoder(path: Path) -> tuple[nn.Module, EncoderCard]:
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        raise ConfigError(f"{path} does not hold the weights of its architecture: {error}") from None
+        raise ConfigError(
+            f"{path} does not hold the weights of its architecture: {error}"
+        ) from None
     return model.eval(), card
 
 

@@ -1,0 +1,159 @@
+"""A speaker encoder from real speech of Debian packages: from scratch, and from Resemblyzer's.
+
+    OMP_NUM_THREADS=2 python benchmarks/speaker_encoder.py WORK
+
+fetches the packages of ``PACKAGES`` with ``apt-get download`` (600 MB; nothing is installed) into
+WORK/debs, lays their recordings out by speaker, and then runs what the pipeline runs: index, train,
+report. ``--only scratch|finetune`` does one of both, ``--steps N`` another number of steps.
+
+Real speakers, whole languages apart: who is tested with has no language in common with anyone of
+the same kind of package who is trained on, because a volunteer may have recorded for several. What
+is left is easier than VoxCeleb all the same: a speaker is also a channel and mostly a language. The
+report therefore also has the error on the trials within one package.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+from tts_assets.artifacts import ArtifactStore, Build, RawCorpus
+from tts_assets.corpora.config import CorpusConfig
+from tts_assets.corpora.index import index_corpus
+from tts_assets.split import ValidationSplit, is_validation
+
+PACKAGES = (
+    *(f"asterisk-core-sounds-{language}-g722" for language in ("en", "es", "fr", "it", "ru")),
+    *("asterisk-prompt-fr-armelle", "asterisk-prompt-it-menardi-wav", "asterisk-prompt-es-co"),
+    *("fillets-ng-data", "fillets-ng-data-cs", "fillets-ng-data-nl"),
+    *("tuxpaint-stamps-default", "klettres-data", "ktuberling-data", "hedgewars-data"),
+)
+ASTERISK = {  # folder below sounds/ -> speaker; the English and the Spanish one are one person
+    "en_US_f_Allison": "allison",
+    "es_MX_f_Allison": "allison",
+    "fr_CA_f_June": "june",
+    "it_IT_m_Carlo": "carlo",
+    "ru_RU_f_IvrvoiceRU": "ivrvoice",
+    "fr": "armelle",
+    "it_IT_f_Menardi": "menardi",
+    "es": "july",
+}
+NO_SPEECH = re.compile(r"silence|beep|tt-|confbridge-(join|leave)|scending|music|ring")
+TUXPAINT = ("be", "bg", "ca", "da", "el", "es", "fr", "ro", "ru")  # one volunteer each
+LEADS = {"font_small": "small", "font_big": "big"}  # of fillets; the others are small roles
+CORPORA = ("asterisk", "fillets", "tuxpaint", "klettres", "ktuberling", "hedgewars")
+VOLUNTEERS = ("tuxpaint", "klettres", "ktuberling")
+TEST = ValidationSplit(fraction=0.4, salt="speakers")
+
+
+def fetch(work: Path) -> Path:
+    """The packages, unpacked side by side."""
+    debs, unpacked = work / "debs", work / "packages"
+    debs.mkdir(parents=True, exist_ok=True)
+    for package in PACKAGES:
+        if not (unpacked / package).is_dir():
+            subprocess.run(["apt-get", "download", package], cwd=debs, check=True)
+            deb = next(debs.glob(f"{package}_*.deb"))
+            subprocess.run(["dpkg", "-x", str(deb), str(unpacked / package)], check=True)
+    return unpacked
+
+
+def recordings(packages: Path) -> Iterator[tuple[str, str, Path]]:
+    """Corpus, speaker and file of everything that somebody speaks."""
+    for package in (p for p in PACKAGES if p.startswith("asterisk")):
+        for path in sorted((packages / package / "usr/share/asterisk/sounds").rglob("*.*")):
+            folder = next(p for p in path.parents if p.parent.name == "sounds").name
+            if path.suffix in (".g722", ".wav", ".gsm") and not NO_SPEECH.search(str(path)):
+                yield "asterisk", ASTERISK[folder], path
+    for language in ("cs", "nl"):
+        yield from fillets(packages, language)
+    stamps = packages / "tuxpaint-stamps-default/usr/share/tuxpaint/stamps"
+    for path in sorted(stamps.rglob("*_desc_*.ogg")):
+        language = path.stem.rpartition("_desc_")[2]
+        if language in TUXPAINT:
+            yield "tuxpaint", language, path
+    letters = packages / "klettres-data/usr/share/klettres"
+    for path in sorted(letters.rglob("*.ogg")):
+        yield "klettres", path.relative_to(letters).parts[0], path
+    names = packages / "ktuberling-data/usr/share/ktuberling/sounds"
+    for path in sorted(names.rglob("*.*")):
+        if path.suffix in (".ogg", ".wav", ".opus", ".mp3"):
+            yield "ktuberling", path.relative_to(names).parts[0].partition("@")[0], path
+    voices = packages / "hedgewars-data/usr/share/games/hedgewars/Data/Sounds/voices"
+    for path in sorted(voices.rglob("*.ogg")):
+        yield "hedgewars", path.parent.name, path
+
+
+def fillets(packages: Path, language: str) -> Iterator[tuple[str, str, Path]]:
+    """The two leads: who says which file stands in the game's scripts."""
+    scripts = packages / "fillets-ng-data/usr/share/games/fillets-ng/script"
+    if not scripts.is_dir():
+        scripts = next((packages / "fillets-ng-data").rglob("script"))
+    sounds = next((packages / f"fillets-ng-data-{language}").rglob("sound"))
+    for level in sorted(sounds.glob(f"*/{language}")):
+        said_by: dict[str, str] = {}
+        for script in sorted((scripts / level.parent.name).glob("*dialogs*.lua")):
+            found = re.findall(r'dialogId\("([^"]+)",\s*"([^"]+)"', script.read_text("utf-8"))
+            said_by |= dict(found)
+        for path in sorted(level.glob("*.ogg")):
+            lead = LEADS.get(said_by.get(path.stem, ""))
+            if lead:
+                yield "fillets", f"{language}_{lead}", path
+
+
+def lay_out(packages: Path, work: Path) -> None:
+    """``WORK/corpora/<corpus>/<speaker>/<file>``, as the reader ``speakers`` wants it."""
+    root = work / "corpora"
+    shutil.rmtree(root, ignore_errors=True)
+    for number, (corpus, speaker, path) in enumerate(recordings(packages)):
+        target = root / corpus / speaker / f"{number:06d}{path.suffix}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.symlink_to(path.resolve())
+
+
+def indexes(work: Path) -> dict[str, Path]:
+    """Each corpus' index, published as the asset ``raw_corpus`` publishes it."""
+    store = ArtifactStore(work / "storage")
+    found = {}
+    for corpus in CORPORA:
+        root = (work / "corpora" / corpus).resolve()
+        config = CorpusConfig(path=root, reader="speakers", language="und")
+        build = Build("raw_corpus", {}, {"corpus": config}, "benchmark", partition=corpus)
+        handle = store.find(build)
+        if handle is None:
+            folder = store.work_folder(build)
+            (folder / "result").mkdir(exist_ok=True)
+            facts = index_corpus(corpus, root, config, store, folder / "result")
+            handle = store.publish(RawCorpus, build, folder / "result", facts)
+        found[corpus] = handle.path
+    return found
+
+
+def test_speakers(work: Path) -> list[str]:
+    """By the hash of their language, or of the game, or of the name; the clowns of hedgewars only
+    train. Volunteers of a language may be one person: with the one who has the most clips is
+    tested, and the others' folders are deleted."""
+    clips = {
+        f"{folder.parent.name}/{folder.name}": len(list(folder.iterdir()))
+        for folder in sorted((work / "corpora").glob("*/*"))
+    }
+    chosen: dict[str, str] = {}
+    for name in sorted(clips, key=lambda name: (-clips[name], name)):
+        corpus, _, speaker = name.partition("/")
+        if corpus == "hedgewars":
+            continue
+        group = name
+        if corpus in VOLUNTEERS:
+            group = f"volunteers/{speaker[:2]}"
+        elif corpus == "fillets":
+            group = f"fillets/{speaker[:2]}"
+        if not is_validation(group, TEST):
+            continue
+        if corpus in VOLUNTEERS and group in chosen:
+            shutil.rmtree(work / "corpora" / name)
+        else:
+            chosen[name if corpus == "fillets" else group] = name
+    return sorted(chosen.values())
