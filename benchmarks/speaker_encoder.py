@@ -157,3 +157,76 @@ def test_speakers(work: Path) -> list[str]:
         else:
             chosen[name if corpus == "fillets" else group] = name
     return sorted(chosen.values())
+
+
+def recipes(steps: int | None) -> dict[str, EncoderRecipe]:
+    """From random weights, and from the public ones with a fiftieth of the learning rate."""
+    common = {"speakers": 24, "utterances": 6, "eval_every": 100, "save_every": 100}
+    scratch = {
+        "steps": 1500,
+        "speeds": (0.85, 1.0, 1.15),
+        "equalize": 6.0,
+        "audio": {"centre": True},
+    }
+    tuned = {"steps": 300, "base": RESEMBLYZER, "lr": 2e-5, "final_lr": 2e-6}
+    changed = {} if steps is None else {"steps": steps}
+    return {
+        "scratch": EncoderRecipe.model_validate(common | scratch | changed),
+        "finetune": EncoderRecipe.model_validate(common | tuned | changed),
+    }
+
+
+def run(
+    work: Path, name: str, recipe: EncoderRecipe, people: PeopleConfig, corpora: dict[str, Path]
+) -> dict[str, object]:
+    """Train and judge; the seconds are those of the optimizer's steps and of making mels."""
+    folder = work / "runs" / name
+    program = EncoderProgram(
+        run_dir=folder / "train", recipe=recipe, people=people, corpora=corpora
+    )
+    with Run(program.run_dir) as running:
+        started = time.perf_counter()
+        trainer = train.Trainer(running, program)
+        prepared = time.perf_counter()
+        resumed = trainer.step
+        trainer.train()
+        ended = time.perf_counter()
+        trainer.finish()
+        facts = trainer.facts()
+    judged = ReportProgram(
+        run_dir=folder / "report",
+        people=people,
+        corpora=corpora,
+        trials=TrialConfig(),
+        encoder=str(folder / "train" / "result"),
+    )
+    with Run(judged.run_dir) as running:
+        report = evaluate.Judge(running, judged).judge()
+    seconds = {"mels": round(prepared - started), "training": round(ended - prepared)}
+    return {"facts": facts, "report": report, "seconds": seconds, "resumed_at": resumed}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("work", type=Path, help="a folder with 4 GB of room")
+    parser.add_argument("--only", choices=["scratch", "finetune"])
+    parser.add_argument("--steps", type=int)
+    arguments = parser.parse_args()
+    work = arguments.work.resolve()
+    tested = work / "test_speakers.json"
+    if not tested.exists():
+        lay_out(fetch(work), work)
+        tested.write_text(json.dumps(test_speakers(work)))
+    people = PeopleConfig(
+        corpora=CORPORA, test_speakers=json.loads(tested.read_text()), min_seconds=0.6
+    )
+    corpora = indexes(work)
+    for name, recipe in recipes(arguments.steps).items():
+        if arguments.only in (None, name):
+            found = run(work, name, recipe, people, corpora)
+            print(f"\n## {name}\n\n{json.dumps(found, indent=1)}\n")
+            print(evaluate.table(found["report"]), flush=True)
+
+
+if __name__ == "__main__":
+    main()

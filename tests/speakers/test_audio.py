@@ -15,13 +15,8 @@ from tts_assets.config import ConfigError
 from tts_assets.speakers.audio import Mels, mels_of, preprocess
 from tts_assets.speakers.config import PUBLIC_AUDIO, RESEMBLYZER, AudioSettings
 from tts_assets.speakers.encoder import NoSpeech, VoiceEncoder
-from tts_assets.speakers.storage import (
-    EncoderCard,
-    encoder_digest,
-    open_encoder,
-    resolve,
-    save_encoder,
-)
+from tts_assets.speakers.source import encoder_digest, resolve
+from tts_assets.speakers.storage import EncoderCard, open_encoder, save_encoder
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from tts_assets.speakers.config import (
     PeopleConfig,
 )
 from tts_assets.speakers.encoder import VoiceEncoder
-from tts_assets.speakers.storage import resolve
+from tts_assets.speakers.source import resolve
 from tts_assets.speakers.train import Trainer, main
 
 
@@ -158,8 +158,8 @@ def test_what_cannot_be_is_refused(tmp_path: Path, people: PeopleConfig, index: 
         Trainer(run, program)
     nobody = people.model_copy(update={"test_speakers": ("voices/nobody",)})
     program = write(tmp_path, recipe(), nobody, index)
-    with pytest.raises(ConfigError, match=r"\['voices/nobody'\] have no recording"):
-        with Run(program.run_dir) as run:
-            Trainer(run, program)
+    refused = pytest.raises(ConfigError, match=r"\['voices/nobody'\] have no recording")
+    with refused, Run(program.run_dir) as run:
+        Trainer(run, program)
     with pytest.raises(ValueError, match="architecture and audio are those of the base"):
         EncoderRecipe(base=RESEMBLYZER, architecture=EncoderArchitecture())

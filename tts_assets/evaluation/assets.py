@@ -38,7 +38,7 @@ from tts_assets.partitions import code_arrays_of
 from tts_assets.plots import bars
 from tts_assets.rlhf.config import RlhfRecipe
 from tts_assets.sft.config import SftRecipe
-from tts_assets.speakers.storage import encoder_digest, resolve
+from tts_assets.speakers.source import encoder_digest, resolve
 
 CODE_VERSION = "1"
 Built = AssetsDefinition | AssetChecksDefinition

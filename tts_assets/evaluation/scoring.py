@@ -17,7 +17,7 @@ from tts_assets.hearing.naturalness import NaturalnessScorer
 from tts_assets.hearing.speaker_similarity import SpeakerEncoder, SpeakerSimilarity
 from tts_assets.hearing.text_match import match
 from tts_assets.hearing.transcription import Transcriber
-from tts_assets.speakers.storage import resolve
+from tts_assets.speakers.source import resolve
 
 
 class Scorer:

@@ -1,8 +1,8 @@
 """Whose voice it is: cosine of GE2E speaker embeddings (resemblyzer's weights, or others).
 
 With resemblyzer's, two clips of one speaker are at 0.8 to 0.95, of two speakers at 0.5 to 0.7; the
-channel counts too. An embedding is the unit vector of shape (256,) that the encoder gives for a clip at 16 kHz,
-silences shortened. Source: Wan et al., Generalized end-to-end loss (2018).
+channel counts too. An embedding is the unit vector of shape (256,) that the encoder gives for a
+clip at 16 kHz, silences shortened. Source: Wan et al., Generalized end-to-end loss (2018).
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from tts_assets.speakers.config import RESEMBLYZER
 from tts_assets.speakers.encoder import SHORTEST_SECONDS, Embedding, VoiceEncoder
-from tts_assets.speakers.storage import resolve
+from tts_assets.speakers.source import resolve
 
 
 class SpeakerEncoder:
     """A GE2E encoder on the CPU: resemblyzer's, whose weights lie in its package, or the one at
-    ``path`` (see :mod:`tts_assets.speakers.storage`)."""
+    ``path`` (see :mod:`tts_assets.speakers.source`)."""
 
     def __init__(self, path: Path | None = None) -> None:
         self.encoder = VoiceEncoder.load(path or resolve(RESEMBLYZER, Path()))

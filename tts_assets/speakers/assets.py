@@ -3,6 +3,7 @@
 Only where ``[speakers]`` is configured.
 """
 
+import base64
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from tts_assets.compute import Shape
 from tts_assets.corpora.filter import KEPT_FILE
 from tts_assets.partitions import corpus_partitions
 from tts_assets.speakers.config import (
+    PURITY_FILE,
     EncoderProgram,
     EncoderRecipe,
     PurityConfig,
@@ -45,9 +47,7 @@ from tts_assets.speakers.config import (
     ReportProgram,
     SpeakersConfig,
 )
-from tts_assets.speakers.pictures import data_uri
-from tts_assets.speakers.purity import PURITY_FILE
-from tts_assets.speakers.storage import encoder_digest, open_encoder, resolve, save_encoder
+from tts_assets.speakers.source import encoder_digest, resolve
 
 CODE_VERSION = "1"
 ENCODER = "speaker_encoder"
@@ -95,6 +95,8 @@ def fetched_encoder(config: SpeakersConfig, root: Path) -> AssetsDefinition:
         build = Build(ENCODER, {}, {"source": encoder_digest(path)}, CODE_VERSION)
 
         def fetch(work: Path) -> dict[str, Any]:
+            from tts_assets.speakers.storage import open_encoder, save_encoder
+
             model, card = open_encoder(path)
             save_encoder(model, card, work / "result")
             return {
@@ -264,7 +266,8 @@ def describe_report(report: SpeakerReport) -> Mapping[str, Any]:
     """The report with its pictures inside."""
     text = (report.path / "report.md").read_text()
     for picture in sorted(report.path.glob("*.png")):
-        text = text.replace(f"({picture.name})", f"({data_uri(picture)})")
+        inside = base64.b64encode(picture.read_bytes()).decode()
+        text = text.replace(f"({picture.name})", f"(data:image/png;base64,{inside})")
     return {"report": MetadataValue.md(text)}
 
 

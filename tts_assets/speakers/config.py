@@ -12,7 +12,7 @@ from tts_assets.program import ProgramConfig
 from tts_assets.split import ValidationSplit
 
 RESEMBLYZER = "resemblyzer"  # names the public weights that lie in the package of that name
-FRAME_MS = 10.0
+PURITY_FILE = "purity.parquet"
 
 
 class AudioSettings(Config):
@@ -30,7 +30,7 @@ class AudioSettings(Config):
     loudness: float = Field(-27.0, ge=-60, le=-10)
     only_louder: bool = False
     window_ms: float = Field(25.0, gt=0)
-    hop_ms: float = Field(FRAME_MS, gt=0)
+    hop_ms: float = Field(10.0, gt=0)
     n_fft: int = Field(512, gt=0)
     mels: int = Field(40, gt=0)
     low_hz: float = Field(0.0, ge=0)

@@ -20,7 +20,8 @@ from torch import nn
 
 from tts_assets.audio import Wave, blocks
 from tts_assets.speakers.audio import Mels, preprocess, preprocess_wav, windows
-from tts_assets.speakers.storage import EncoderCard, open_encoder, resolve
+from tts_assets.speakers.source import resolve
+from tts_assets.speakers.storage import EncoderCard, open_encoder
 
 Embedding = NDArray[np.float32]
 

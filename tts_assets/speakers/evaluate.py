@@ -24,7 +24,7 @@ from tts_assets.speakers import pictures
 from tts_assets.speakers.config import ReportProgram, TrialConfig
 from tts_assets.speakers.encoder import NoSpeech, VoiceEncoder
 from tts_assets.speakers.people import Recording, read_people
-from tts_assets.speakers.storage import resolve
+from tts_assets.speakers.source import resolve
 from tts_assets.speakers.verification import (
     Errors,
     Trial,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import NormalDist
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,24 +26,27 @@ NEIGHBOURS = 30  # perplexity of t-SNE, neighbours of UMAP; fewer where there ar
 
 def det(curves: Mapping[str, Errors], path: Path) -> None:
     """Misses over false alarms, on the scale of the normal distribution."""
-    from scipy.stats import norm
-
     figure = _figure(5, 5)
     axes = figure.subplots()
-    ends = norm.ppf([LEAST_ERROR, 0.5])
+    ends = deviates([LEAST_ERROR, 0.5])
     axes.plot(ends, ends, color="#bbbbbb", linewidth=1)
     for name, found in curves.items():
         points = [
-            norm.ppf(np.clip(side, LEAST_ERROR, 0.6)) for side in (found.false_alarms, found.misses)
+            deviates(np.clip(side, LEAST_ERROR, 0.6)) for side in (found.false_alarms, found.misses)
         ]
         axes.plot(*points, label=f"{name}: EER {100 * found.eer:.1f} %")
-    places = norm.ppf(TICKS)
+    places = deviates(TICKS)
     labels = [f"{100 * tick:g}" for tick in TICKS]
     axes.set_xticks(places, labels)
     axes.set_yticks(places, labels)
     axes.set(xlim=ends, ylim=ends, xlabel="false alarms, %", ylabel="misses, %")
     axes.legend()
     figure.savefig(path)
+
+
+def deviates(shares: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
+    """Where the normal distribution has these shares below."""
+    return np.array([NormalDist().inv_cdf(share) for share in shares])
 
 
 def matrix(names: Sequence[str], counts: NDArray[np.int64], path: Path) -> None:
@@ -96,10 +99,6 @@ def umap(voices: NDArray[np.float32], seed: int) -> NDArray[np.floating] | None:
     neighbours = min(NEIGHBOURS, len(voices) - 1)
     made = UMAP(metric="cosine", n_neighbors=neighbours, random_state=seed, n_jobs=1)
     return np.asarray(made.fit_transform(voices))
-
-
-def data_uri(path: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
 
 
 def _figure(width: float, height: float) -> Figure:

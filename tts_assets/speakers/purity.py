@@ -23,11 +23,10 @@ from tts_assets.audio import BrokenAudio
 from tts_assets.cache import RecordCache
 from tts_assets.corpora.samples import Sample, read_samples
 from tts_assets.program import Run, load_config
-from tts_assets.speakers.config import PurityProgram
+from tts_assets.speakers.config import PURITY_FILE, PurityProgram
 from tts_assets.speakers.encoder import NoSpeech, VoiceEncoder
-from tts_assets.speakers.storage import encoder_digest, resolve
+from tts_assets.speakers.source import encoder_digest, resolve
 
-PURITY_FILE = "purity.parquet"
 BLOCK = 64  # clips a transaction of the cache: what a kill loses
 DIGITS = 6  # of an embedding in the cache
 

@@ -6,7 +6,6 @@ those are known (``PUBLIC_AUDIO``).
 
 from __future__ import annotations
 
-import importlib.util
 import pickle
 from pathlib import Path
 
@@ -14,19 +13,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from tts_assets.artifacts import sha256_file, written_aside
-from tts_assets.config import Config, ConfigError, digest_of
+from tts_assets.artifacts import written_aside
+from tts_assets.config import Config, ConfigError
 from tts_assets.speakers.config import (
     PUBLIC_ARCHITECTURE,
     PUBLIC_AUDIO,
-    RESEMBLYZER,
     AudioSettings,
     EncoderArchitecture,
 )
 from tts_assets.speakers.model import build
-
-WEIGHTS_FILE = "model.safetensors"
-CONFIG_FILE = "config.json"
+from tts_assets.speakers.source import CONFIG_FILE, WEIGHTS_FILE, check_exists
 
 
 class EncoderCard(Config):
@@ -34,22 +30,6 @@ class EncoderCard(Config):
 
     architecture: EncoderArchitecture
     audio: AudioSettings
-
-
-def resolve(name: str, root: Path) -> Path:
-    """The folder or file that ``name`` means: below ``root``, or in the package resemblyzer."""
-    if name != RESEMBLYZER:
-        return root / name
-    found = importlib.util.find_spec(RESEMBLYZER)
-    assert found is not None and found.origin is not None
-    return Path(found.origin).with_name("pretrained.pt")
-
-
-def encoder_digest(path: Path) -> str:
-    """What an encoder is, wherever it lies: the digest of its bytes."""
-    files = [path] if path.is_file() else [path / WEIGHTS_FILE, path / CONFIG_FILE]
-    _check_exists(path)
-    return digest_of([sha256_file(file) for file in files])
 
 
 def save_encoder(model: nn.Module, card: EncoderCard, folder: Path) -> None:
@@ -62,7 +42,7 @@ def save_encoder(model: nn.Module, card: EncoderCard, folder: Path) -> None:
 
 def open_encoder(path: Path) -> tuple[nn.Module, EncoderCard]:
     """A folder of this project, or a public ``.pt``. Raises ConfigError naming it."""
-    _check_exists(path)
+    check_exists(path)
     if path.is_file():
         card = EncoderCard(architecture=PUBLIC_ARCHITECTURE, audio=PUBLIC_AUDIO)
         weights = _public_weights(path)
@@ -77,15 +57,6 @@ def open_encoder(path: Path) -> tuple[nn.Module, EncoderCard]:
             f"{path} does not hold the weights of its architecture: {error}"
         ) from None
     return model.eval(), card
-
-
-def _check_exists(path: Path) -> None:
-    complete = all((path / name).is_file() for name in (WEIGHTS_FILE, CONFIG_FILE))
-    if not path.is_file() and not complete:
-        raise ConfigError(
-            f"{path} is no speaker encoder: give a folder with {WEIGHTS_FILE} and {CONFIG_FILE}, "
-            f"a .pt of Resemblyzer or Real-Time-Voice-Cloning, or {RESEMBLYZER!r}"
-        )
 
 
 def _public_weights(path: Path) -> dict[str, torch.Tensor]:

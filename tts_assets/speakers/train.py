@@ -29,7 +29,8 @@ from tts_assets.speakers.features import Item, prepare
 from tts_assets.speakers.loss import Adversary, Ge2eLoss
 from tts_assets.speakers.model import build
 from tts_assets.speakers.people import Recording, read_people
-from tts_assets.speakers.storage import EncoderCard, open_encoder, resolve, save_encoder
+from tts_assets.speakers.source import resolve
+from tts_assets.speakers.storage import EncoderCard, open_encoder, save_encoder
 from tts_assets.speakers.verification import errors, make_trials, score_trials
 
 TRACKING = TrialConfig(per_speaker=50, max_utterances=20)  # trials while it trains
