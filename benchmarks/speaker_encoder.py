@@ -14,15 +14,29 @@ report therefore also has the error on the trials within one package.
 
 from __future__ import annotations
 
+import argparse
+import json
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from tts_assets.artifacts import ArtifactStore, Build, RawCorpus
 from tts_assets.corpora.config import CorpusConfig
 from tts_assets.corpora.index import index_corpus
+from tts_assets.program import Run
+from tts_assets.speakers import evaluate, train
+from tts_assets.speakers.config import (
+    RESEMBLYZER,
+    EncoderProgram,
+    EncoderRecipe,
+    PeopleConfig,
+    ReportProgram,
+    TrialConfig,
+)
 from tts_assets.split import ValidationSplit, is_validation
 
 PACKAGES = (
@@ -45,6 +59,7 @@ NO_SPEECH = re.compile(r"silence|beep|tt-|confbridge-(join|leave)|scending|music
 TUXPAINT = ("be", "bg", "ca", "da", "el", "es", "fr", "ro", "ru")  # one volunteer each
 LEADS = {"font_small": "small", "font_big": "big"}  # of fillets; the others are small roles
 CORPORA = ("asterisk", "fillets", "tuxpaint", "klettres", "ktuberling", "hedgewars")
+CLIPS = 200  # of a speaker: enough to learn a voice from
 VOLUNTEERS = ("tuxpaint", "klettres", "ktuberling")
 TEST = ValidationSplit(fraction=0.4, salt="speakers")
 
@@ -105,13 +120,18 @@ def fillets(packages: Path, language: str) -> Iterator[tuple[str, str, Path]]:
 
 
 def lay_out(packages: Path, work: Path) -> None:
-    """``WORK/corpora/<corpus>/<speaker>/<file>``, as the reader ``speakers`` wants it."""
+    """``WORK/corpora/<corpus>/<speaker>/<file>``, as the reader ``speakers`` wants it: of each
+    speaker at most CLIPS, evenly from all."""
     root = work / "corpora"
     shutil.rmtree(root, ignore_errors=True)
-    for number, (corpus, speaker, path) in enumerate(recordings(packages)):
-        target = root / corpus / speaker / f"{number:06d}{path.suffix}"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.symlink_to(path.resolve())
+    voices: dict[tuple[str, str], list[Path]] = {}
+    for corpus, speaker, path in recordings(packages):
+        voices.setdefault((corpus, speaker), []).append(path)
+    for (corpus, speaker), paths in voices.items():
+        folder = root / corpus / speaker
+        folder.mkdir(parents=True)
+        for number, path in enumerate(paths[:: -(-len(paths) // CLIPS)]):
+            (folder / f"{number:03d}{path.suffix}").symlink_to(path.resolve())
 
 
 def indexes(work: Path) -> dict[str, Path]:
@@ -178,7 +198,7 @@ def recipes(steps: int | None) -> dict[str, EncoderRecipe]:
 
 def run(
     work: Path, name: str, recipe: EncoderRecipe, people: PeopleConfig, corpora: dict[str, Path]
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """Train and judge; the seconds are those of the optimizer's steps and of making mels."""
     folder = work / "runs" / name
     program = EncoderProgram(

@@ -22,7 +22,8 @@ from tts_assets.artifacts import Build, Checkpoint, CodeArrays, EvaluationSuite,
 from tts_assets.compute import Shape
 from tts_assets.partitions import code_arrays_of
 from tts_assets.plots import curves
-from tts_assets.rlhf.config import RlhfProgram, RlhfRecipe
+from tts_assets.rlhf.config import RlhfProgram, RlhfRecipe, SimilarityReward
+from tts_assets.speakers.source import encoder_digest, resolve
 
 CODE_VERSION = "1"
 
@@ -73,7 +74,8 @@ def rlhf_asset(name: str, recipe: RlhfRecipe, shape: Shape, root: Path) -> Asset
         folders = {corpus: handle.path for corpus, handle in arrays.items()}
         normalizer = Normalizer(read_card(base.path).text, store.store.caches)
         prompts = collect(recipe.prompts, texts, folders, suite_texts(suite), normalize=normalizer)
-        config = {"recipe": recipe, "texts": texts}
+        placed, encoders = with_encoders(recipe, root)
+        config = {"recipe": recipe, "texts": texts, **encoders}
         inputs = {"base": base, **optional}
         build = Build(f"rlhf/{name}", inputs, config, CODE_VERSION, seed=recipe.seed)
 
@@ -82,7 +84,7 @@ def rlhf_asset(name: str, recipe: RlhfRecipe, shape: Shape, root: Path) -> Asset
             program = RlhfProgram(
                 run_dir=work,
                 name=name,
-                recipe=recipe,
+                recipe=placed,
                 serving_model=base.path,
                 prompts=work / "prompts.jsonl",
             )
@@ -108,6 +110,18 @@ def recipe_texts(recipe: RlhfRecipe, root: Path) -> list[str]:
     from tts_assets.rlhf.prompts import read_texts
 
     return read_texts(root / recipe.prompts.texts) if recipe.prompts.texts else []
+
+
+def with_encoders(recipe: RlhfRecipe, root: Path) -> tuple[RlhfRecipe, dict[str, str]]:
+    """The recipe with the place of its similarity reward's encoder, and what that encoder is."""
+    rewards, encoders = [], {}
+    for reward in recipe.rewards:
+        if isinstance(reward, SimilarityReward):
+            path = resolve(reward.speaker_encoder, root)
+            encoders = {"speaker_encoder": encoder_digest(path)}
+            reward = reward.model_copy(update={"speaker_encoder": str(path)})
+        rewards.append(reward)
+    return recipe.model_copy(update={"rewards": tuple(rewards)}), encoders
 
 
 def suite_texts(suite: EvaluationSuite) -> list[str]:

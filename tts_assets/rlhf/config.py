@@ -68,6 +68,9 @@ class SimilarityReward(Config):
 
     kind: Literal["similarity"] = "similarity"
     weight: float = Field(1.0, gt=0)
+    speaker_encoder: str = Field(
+        "resemblyzer", description='or a folder, such as "storage/speaker_encoder/all/current"'
+    )
 
 
 RewardConfig = Annotated[

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -30,6 +31,7 @@ from tts_assets.rlhf.config import (
 )
 from tts_assets.serving.config import Voice
 from tts_assets.serving.synthesis import Synthesizer
+from tts_assets.speakers.source import resolve
 
 EMPTY_WER = 5.0  # the reference trainer's, for audio in which there is nothing to recognize
 SILENCE = 1e-3  # -60 dBFS: below this peak nothing is audible
@@ -134,9 +136,9 @@ class Naturalness:
 class SameVoice:
     """``(cosine + 1) / 2`` of the speaker embeddings of completion and voice prompt."""
 
-    def __init__(self, synthesizer: Synthesizer) -> None:
+    def __init__(self, config: SimilarityReward, synthesizer: Synthesizer) -> None:
         self.synthesizer = synthesizer
-        self.encoder = SpeakerEncoder()
+        self.encoder = SpeakerEncoder(resolve(config.speaker_encoder, Path()))
         self.known: dict[str, SpeakerSimilarity] = {}
 
     def __call__(self, spoken: Sequence[Spoken]) -> list[float]:
@@ -168,7 +170,7 @@ def build_reward(config: RewardConfig, synthesizer: Synthesizer, threads: int) -
     if isinstance(config, DnsmosReward):
         return Naturalness()
     assert isinstance(config, SimilarityReward)
-    return SameVoice(synthesizer)
+    return SameVoice(config, synthesizer)
 
 
 class Panel:
