@@ -10,7 +10,7 @@ from tts_assets.partitions import corpus_partitions
 from tts_assets.settings import Settings
 
 REFRESH, IMPORT, TRAIN_CODEC, RETRAIN = "refresh", "import_arrays", "train_codec", "retrain"
-ALIGN, EVALUATE = "align", "evaluate"
+ALIGN, EVALUATE, TRAIN_SPEAKERS = "align", "evaluate", "train_speakers"
 
 
 def build_jobs(settings: Settings) -> list[UnresolvedAssetJobDefinition]:
@@ -23,8 +23,14 @@ def build_jobs(settings: Settings) -> list[UnresolvedAssetJobDefinition]:
         tags={WHOLE_CORPUS: "yes"},
         description="One corpus of [arrays.imported]: its folder -> arrays.",
     )
+    train_speakers = define_asset_job(
+        TRAIN_SPEAKERS,
+        AssetSelection.assets("speaker_encoder", "speaker_report"),
+        description="The speaker encoder of [speakers], and its report.",
+    )
     return [
         *([import_arrays] if settings.arrays.imported else []),
+        *([train_speakers] if settings.speakers else []),
         define_asset_job(
             REFRESH,
             AssetSelection.groups("corpora", "codec", "arrays"),

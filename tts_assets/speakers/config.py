@@ -143,7 +143,8 @@ class EncoderRecipe(Config):
             )
         if self.final_lr > self.lr:
             raise ValueError(f"final_lr {self.final_lr} is above lr {self.lr}; it decays to it")
-        if self.base is not None and {"architecture", "audio"} & self.model_fields_set:
+        own = (self.architecture, self.audio) != (EncoderArchitecture(), AudioSettings())
+        if self.base is not None and own:
             raise ValueError(
                 "architecture and audio are those of the base; leave them out, or leave out base"
             )
