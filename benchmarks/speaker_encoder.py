@@ -41,7 +41,7 @@ from tts_assets.split import ValidationSplit, is_validation
 
 PACKAGES = (
     *(f"asterisk-core-sounds-{language}-g722" for language in ("en", "es", "fr", "it", "ru")),
-    *("asterisk-prompt-fr-armelle", "asterisk-prompt-it-menardi-wav", "asterisk-prompt-es-co"),
+    "asterisk-prompt-it-menardi-wav",
     *("fillets-ng-data", "fillets-ng-data-cs", "fillets-ng-data-nl"),
     *("tuxpaint-stamps-default", "klettres-data", "ktuberling-data", "hedgewars-data"),
 )
@@ -51,9 +51,7 @@ ASTERISK = {  # folder below sounds/ -> speaker; the English and the Spanish one
     "fr_CA_f_June": "june",
     "it_IT_m_Carlo": "carlo",
     "ru_RU_f_IvrvoiceRU": "ivrvoice",
-    "fr": "armelle",
     "it_IT_f_Menardi": "menardi",
-    "es": "july",
 }
 NO_SPEECH = re.compile(r"silence|beep|tt-|confbridge-(join|leave)|scending|music|ring")
 TUXPAINT = ("be", "bg", "ca", "da", "el", "es", "fr", "ro", "ru")  # one volunteer each
@@ -82,7 +80,7 @@ def recordings(packages: Path) -> Iterator[tuple[str, str, Path]]:
     for package in (p for p in PACKAGES if p.startswith("asterisk")):
         for path in sorted((packages / package / "usr/share/asterisk/sounds").rglob("*.*")):
             folder = next(p for p in path.parents if p.parent.name == "sounds").name
-            if path.suffix in (".g722", ".wav", ".gsm") and not NO_SPEECH.search(str(path)):
+            if path.suffix in (".g722", ".wav") and not NO_SPEECH.search(str(path)):
                 yield "asterisk", ASTERISK[folder], path
     for language in ("cs", "nl"):
         yield from fillets(packages, language)
