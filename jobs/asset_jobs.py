@@ -22,6 +22,7 @@ from tts_assets.settings import Settings
 
 REFRESH, IMPORT, TRAIN_CODEC, RETRAIN = "refresh", "import_arrays", "train_codec", "retrain"
 ALIGN, EVALUATE, PROMOTE = "align", "evaluate", "promote"
+TRAIN_SPEAKERS = "train_speakers"
 
 
 def build_jobs(settings: Settings) -> list[UnresolvedAssetJobDefinition]:
@@ -39,8 +40,14 @@ def build_jobs(settings: Settings) -> list[UnresolvedAssetJobDefinition]:
         AssetSelection.groups("promotion"),
         description="For each voice: the candidate whose report beats what serves, if one does.",
     )
+    train_speakers = define_asset_job(
+        TRAIN_SPEAKERS,
+        AssetSelection.assets("speaker_encoder", "speaker_report"),
+        description="The speaker encoder of [speakers], and its report.",
+    )
     return [
         *([import_arrays] if settings.arrays.imported else []),
+        *([train_speakers] if settings.speakers else []),
         define_asset_job(
             REFRESH,
             AssetSelection.groups("corpora", "codec", "arrays"),

@@ -666,6 +666,69 @@ class ServingModel(Handle):
     facts: ServingFacts
 
 
+class SpeakerEncoderFacts(Facts):
+    """What it was trained on is 0 where it was not trained here; ``test_eer`` is of a few trials,
+    the ``speaker_report`` has the rest."""
+
+    parameters: int
+    embedding: int
+    speakers: int = 0
+    test_speakers: int = 0
+    utterances: int = 0
+    test_utterances: int = 0
+    set_aside: int = 0
+    hours: float = 0.0
+    steps: int = 0
+    test_eer: float | None = None
+
+
+class SpeakerEncoderCheckpoint(Handle):
+    """``model.safetensors`` and ``config.json``; of a trained one ``examples.json``, ``examples/``
+    and ``check.py``, which compares, and ``set_aside.jsonl``."""
+
+    kind, facts_type = "speaker_encoder", SpeakerEncoderFacts
+    facts: SpeakerEncoderFacts
+
+
+class SpeakerReportFacts(Facts):
+    """Errors are fractions; ``beside`` names the encoder that the same trials were given."""
+
+    eer: float
+    min_dcf: float
+    identified: float
+    beside: str
+    eer_beside: float | None
+    speakers: int
+    utterances: int
+    set_aside: int
+    trials: int
+
+
+class SpeakerReport(Handle):
+    """``report.md``, ``report.json``, ``trials.txt``, ``scores.parquet``, ``voices.parquet``,
+    ``confusion.csv`` and the pictures."""
+
+    kind, facts_type = "speaker_report", SpeakerReportFacts
+    facts: SpeakerReportFacts
+
+
+class SpeakerPurityFacts(Facts):
+    """``similarity``: the mean of each utterance's to its speaker's others."""
+
+    utterances: int
+    set_aside: int
+    outliers: int
+    speakers: int
+    similarity: float
+
+
+class SpeakerPurity(Handle):
+    """``purity.parquet``, a row an utterance with speech, and ``set_aside.jsonl``."""
+
+    kind, facts_type = "speaker_purity", SpeakerPurityFacts
+    facts: SpeakerPurityFacts
+
+
 class SuiteFacts(Facts):
     texts: int
     categories: dict[str, int]

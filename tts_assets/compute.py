@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from tts_assets.config import Config
 
-Stage = Literal["corpora", "codec", "speechlm", "sft", "serving", "rlhf", "evaluation"]
+Stage = Literal["corpora", "codec", "speechlm", "sft", "serving", "rlhf", "evaluation", "speakers"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
 

@@ -40,6 +40,7 @@ from tts_assets.rlhf.assets import build_assets as rlhf_assets
 from tts_assets.serving.assets import build_assets as serving_assets
 from tts_assets.settings import Settings, load_settings
 from tts_assets.sft.assets import build_assets as sft_assets
+from tts_assets.speakers.assets import build_assets as speakers_assets
 from tts_assets.speechlm.assets import build_assets as token_assets
 from tts_assets.texts.assets import build_assets as texts_assets
 from tts_assets.tracking import WandbConfig
@@ -99,6 +100,7 @@ def build_assets(settings: Settings) -> list[Any]:
             settings.codec.decoder is not None,
         ),
         *promotion_assets(settings.promotion),
+        *speakers_assets(settings.speakers, shape("speakers"), root),
     ]
 
 

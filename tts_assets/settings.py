@@ -29,6 +29,7 @@ from tts_assets.promotion.config import PromotionConfig
 from tts_assets.rlhf.config import RlhfRecipe
 from tts_assets.serving.config import ServingConfig, VllmConfig
 from tts_assets.sft.config import SftRecipe
+from tts_assets.speakers.config import SpeakersConfig
 from tts_assets.speechlm.config import TokenizerConfig
 from tts_assets.split import ValidationSplit
 from tts_assets.texts.config import TextSource
@@ -69,6 +70,7 @@ class Settings(Config):
     schedules: Schedules = Schedules()
     budget: Budget = Budget()
     alerts: Alerts = Alerts()
+    speakers: SpeakersConfig | None = None
     _root: Path = PrivateAttr(default=Path())
 
     @property
@@ -89,7 +91,7 @@ class Settings(Config):
         return Corpora(self.corpora, self.discovery, self.root)
 
     def check_corpora(self) -> None:
-        """Raise ConfigError if a recipe trains on a corpus that is nowhere."""
+        """Raise ConfigError if a recipe or the speakers are of a corpus that is nowhere."""
         for name, recipe in self.sft.items():
             for corpus in set(recipe.corpora) - set(self.arrays.imported):
                 try:
@@ -99,6 +101,11 @@ class Settings(Config):
                         f"sft.{name} trains on corpus {corpus!r}: {error}; "
                         f"or use one of {sorted(self.all_corpora.find()[0])}"
                     ) from None
+        for corpus in self.speakers.corpora if self.speakers else ():
+            try:
+                self.all_corpora(corpus)
+            except (ConfigError, OSError) as error:
+                raise ConfigError(f"[speakers] has corpus {corpus!r}: {error}") from None
 
     def consents(self, recipe: str) -> dict[str, VoiceConsent | None]:
         """By corpus, who agreed to the voice of an SFT or RLHF recipe: also of those that the

@@ -1,0 +1,109 @@
+"""What an encoder hears; with the public settings and weights, Resemblyzer's own embeddings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import resemblyzer
+import soundfile
+
+from tests.conftest import CLIPS, CORPUS
+from tts_assets.audio import read_clip
+from tts_assets.config import ConfigError
+from tts_assets.speakers.audio import Mels, mels_of, preprocess
+from tts_assets.speakers.config import PUBLIC_AUDIO, RESEMBLYZER, AudioSettings
+from tts_assets.speakers.encoder import NoSpeech, VoiceEncoder
+from tts_assets.speakers.source import encoder_digest, resolve
+from tts_assets.speakers.storage import EncoderCard, open_encoder, save_encoder
+
+
+@pytest.fixture(scope="module")
+def public() -> VoiceEncoder:
+    return VoiceEncoder.load(resolve(RESEMBLYZER, Path()))
+
+
+def test_resemblyzers_embeddings_of_files(
+    clips: Path, tmp_path: Path, public: VoiceEncoder
+) -> None:
+    """Short ones, long ones, at another rate and in stereo."""
+    theirs = resemblyzer.VoiceEncoder("cpu", verbose=False)
+    sources = [clips / f"audio/{key}.g722" for key in CLIPS]
+    sources.append(CORPUS / "audio/demo-congrats.g722")
+    largest = 0.0
+    paths = []
+    for number, source in enumerate(sources):
+        clip = read_clip(source)
+        path = tmp_path / f"{number}.wav"
+        stereo = np.stack([clip.wave, 0.5 * clip.wave], axis=1)
+        soundfile.write(path, stereo, 22_050 if number % 2 else clip.rate)
+        expected = theirs.embed_utterance(resemblyzer.preprocess_wav(path))
+        found = public.wav_to_embedding(path)
+        assert found.shape == (256,) and found.dtype == np.float32
+        largest = max(largest, float(np.abs(found - expected).max()))
+        paths.append(path)
+    assert largest < 1e-4
+    together = public.wavs_to_embeddings(paths)
+    alone = [public.wav_to_embedding(path) for path in paths]
+    assert np.abs(together - np.stack(alone)).max() < 1e-5
+
+
+def test_a_long_recording_is_the_mean_of_its_windows(tmp_path: Path, public: VoiceEncoder) -> None:
+    clip = read_clip(CORPUS / "audio/demo-congrats.g722")
+    path = tmp_path / "long.wav"
+    soundfile.write(path, np.tile(clip.wave, 1 + int(90 / clip.seconds)), clip.rate)
+    voice = public.long_wav_to_embedding(path)
+    assert float(voice @ public.wav_to_embedding(path)) > 0.999
+    assert float(np.linalg.norm(voice)) == pytest.approx(1, abs=1e-6)
+
+
+def test_silence_has_no_voice(tmp_path: Path, public: VoiceEncoder) -> None:
+    path = tmp_path / "silence.wav"
+    soundfile.write(path, np.zeros(32_000), 16_000)
+    assert public.preprocess_wav(path).shape == (0,)
+    for way in (public.wav_to_embedding, public.long_wav_to_embedding):
+        with pytest.raises(NoSpeech, match=r"silence\.wav holds less than 0\.3 s"):
+            way(path)
+
+
+def test_log_mels_of_the_paper(clips: Path) -> None:
+    settings = AudioSettings()
+    clip = read_clip(clips / "audio/conf-invalid.g722")
+    quiet, loud = (preprocess(gain * clip.wave, clip.rate, settings) for gain in (0.05, 1.0))
+    for speech in (quiet, loud):
+        silent = preprocess(speech, 16_000, settings.model_copy(update={"vad": "none"}))
+        level = 20 * np.log10(np.sqrt(np.mean(np.square(silent, dtype=np.float64))))
+        assert level == pytest.approx(settings.loudness, abs=0.01)
+    frames = mels_of(loud, Mels(settings))
+    assert frames.shape == (len(loud) // 160 + 1, 40)
+    assert np.exp(frames.numpy()).max() > 100 * np.exp(frames.numpy()).min()
+
+
+def test_an_encoder_is_stored_with_what_it_hears(tmp_path: Path, public: VoiceEncoder) -> None:
+    card = EncoderCard(architecture=public.card.architecture, audio=PUBLIC_AUDIO)
+    save_encoder(public.model, card, tmp_path)
+    path = CORPUS / "audio/conf-invalid.g722"
+    found = VoiceEncoder.load(tmp_path)
+    assert found.card == public.card
+    assert np.array_equal(found.wav_to_embedding(path), public.wav_to_embedding(path))
+    before = encoder_digest(tmp_path)
+    (tmp_path / "config.json").write_text(
+        card.model_copy(update={"audio": AudioSettings()}).to_json()
+    )
+    assert encoder_digest(tmp_path) != before
+
+
+def test_what_is_no_encoder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"absent is no speaker encoder: give a folder with"):
+        open_encoder(tmp_path / "absent")
+    (tmp_path / "code.pt").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
+    with pytest.raises(ConfigError, match="no checkpoint of tensors alone"):
+        open_encoder(tmp_path / "code.pt")
+
+
+def test_settings_that_cannot_be_are_refused() -> None:
+    with pytest.raises(ValueError, match="write n_fft = 512"):
+        AudioSettings(n_fft=256)
+    with pytest.raises(ValueError, match="would leave gaps"):
+        AudioSettings(step_frames=200)

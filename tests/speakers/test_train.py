@@ -1,0 +1,164 @@
+"""Training an encoder: it learns, resumes exactly, shares its batches, and starves nobody."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.speakers.conftest import TESTED, recipe, write
+from tts_assets.accounting import read_set_aside
+from tts_assets.artifacts import SpeakerEncoderFacts, sha256_file
+from tts_assets.config import ConfigError
+from tts_assets.program import STOPPED, Run
+from tts_assets.speakers.config import (
+    RESEMBLYZER,
+    AdversaryConfig,
+    EncoderArchitecture,
+    EncoderRecipe,
+    PeopleConfig,
+)
+from tts_assets.speakers.encoder import VoiceEncoder
+from tts_assets.speakers.source import resolve
+from tts_assets.speakers.train import Trainer, main
+
+
+def metrics(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_an_interrupted_run_ends_in_the_same_bytes(
+    tmp_path: Path, people: PeopleConfig, index: Path
+) -> None:
+    for name in ("whole", "parts"):
+        program = write(tmp_path / name, recipe(), people, index)
+    main([str(tmp_path / "whole" / "run.json")])
+    with Run(program.run_dir) as run, pytest.raises(SystemExit) as stopped:
+        trainer = Trainer(run, program)
+        step = trainer.train_step
+
+        def stop_after_three(number: int) -> dict[str, float]:
+            run.stop_requested = number == 2
+            return step(number)
+
+        trainer.train_step = stop_after_three  # type: ignore[method-assign]
+        trainer.train()
+    assert stopped.value.code == STOPPED
+    main([str(tmp_path / "parts" / "run.json")])
+    whole, parts = (tmp_path / name / "result" for name in ("whole", "parts"))
+    files = sorted(path.relative_to(whole) for path in whole.rglob("*") if path.is_file())
+    assert {"model.safetensors", "config.json", "check.py"} <= {str(file) for file in files}
+    for file in files:
+        assert sha256_file(whole / file) == sha256_file(parts / file), file
+    assert metrics(tmp_path / "whole") == metrics(tmp_path / "parts")
+    facts = SpeakerEncoderFacts.from_json(tmp_path / "parts" / "result.json")
+    assert (facts.speakers, facts.test_speakers) == (4, 2)
+    aside = read_set_aside(parts / "set_aside.jsonl")
+    assert facts.utterances + facts.test_utterances + len(aside) == 6 * 13
+
+
+def test_the_loss_falls_and_the_package_checks_itself(
+    tmp_path: Path, people: PeopleConfig, index: Path
+) -> None:
+    write(tmp_path, recipe(steps=150, lr=3e-3, final_lr=3e-3), people, index)
+    main([str(tmp_path / "run.json")])
+    losses = [record["loss"] for record in metrics(tmp_path)]
+    assert np.mean(losses[-20:]) < 0.8 * np.mean(losses[:20])
+    check = f"import runpy; runpy.run_path({str(tmp_path / 'result' / 'check.py')!r})"
+    told = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True)
+    assert "4 examples, largest difference" in told.stdout, told.stderr
+
+
+def test_fine_tuning_begins_with_the_public_weights(
+    tmp_path: Path, people: PeopleConfig, index: Path, clips: Path
+) -> None:
+    tuned = recipe(base=RESEMBLYZER, steps=1, lr=1e-12, final_lr=1e-12, speakers=2, utterances=2)
+    write(tmp_path, tuned, people, index)
+    main([str(tmp_path / "run.json")])
+    path = clips / "audio/conf-invalid.g722"
+    found = VoiceEncoder.load(tmp_path / "result").wav_to_embedding(path)
+    public = VoiceEncoder.load(resolve(RESEMBLYZER, Path())).wav_to_embedding(path)
+    assert np.abs(found - public).max() < 1e-5
+
+
+@pytest.mark.parametrize("what", ["resnet34", "adversary", "contrast, speeds and equalizer"])
+def test_other_recipes_train(what: str, tmp_path: Path, people: PeopleConfig, index: Path) -> None:
+    changes = {
+        "resnet34": {"architecture": EncoderArchitecture(kind="resnet34", channels=4)},
+        "adversary": {"adversary": AdversaryConfig(what="language")},
+        "contrast, speeds and equalizer": {
+            "loss": "contrast",
+            "speeds": (0.95, 1.0),
+            "equalize": 6.0,
+            "speakers": 8,
+            "utterances": 2,
+        },
+    }[what]
+    program = write(tmp_path, recipe(steps=2, **changes), people, index)
+    with Run(program.run_dir) as run:
+        if what == "adversary":
+            with pytest.raises(ConfigError, match="at least two of language"):
+                Trainer(run, program)
+            return
+        trainer = Trainer(run, program)
+        before = [p.detach().clone() for p in trainer.model.parameters()]
+        trainer.train()
+        after = list(trainer.model.parameters())
+        assert all(not (a == b).all() for a, b in zip(before, after, strict=True))
+
+
+def test_ranks_have_the_loss_of_the_whole_batch(
+    tmp_path: Path, people: PeopleConfig, index: Path
+) -> None:
+    for name in ("one", "two"):
+        write(tmp_path / name, recipe(), people, index)
+    main([str(tmp_path / "one" / "run.json")])
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    program = ["-m", "tts_assets.speakers.train", str(tmp_path / "two" / "run.json")]
+    subprocess.run([sys.executable, *command, *program], check=True, capture_output=True)
+    one, two = (metrics(tmp_path / name) for name in ("one", "two"))
+    for name in ("loss", "gradient_norm", "scale"):
+        expected = [record[name] for record in one]
+        assert [record[name] for record in two] == pytest.approx(expected, rel=1e-4), name
+
+
+def test_batches_starve_nobody(tmp_path: Path, people: PeopleConfig, index: Path) -> None:
+    """Each voice comes up equally often, each of its recordings before any comes again."""
+    program = write(tmp_path, recipe(speakers=2, utterances=4), people, index)
+    with Run(program.run_dir) as run:
+        batches = Trainer(run, program).batches
+    voices: Counter[str] = Counter()
+    heard: dict[str, list[str]] = {}
+    for step in range(26):  # 13 passes over four voices
+        items, frames = batches.rows(step)
+        assert 60 <= frames <= 80
+        chosen = [item.voice for item in items]
+        assert chosen == [voice for voice in dict.fromkeys(chosen) for _ in range(4)]
+        voices.update(chosen)
+        for item in items:
+            heard.setdefault(item.voice, []).append(item.recording.id)
+    assert set(voices.values()) == {13 * 4}
+    assert not set(voices) & set(TESTED)
+    for voice, ids in heard.items():
+        assert len(set(ids[: len(batches.voices[voice])])) == len(batches.voices[voice])
+    whole, _ = batches.crops(3)
+    parts = [batches.crops(3, rank, 2)[0] for rank in range(2)]
+    assert (whole[:4] == parts[0]).all() and (whole[4:] == parts[1]).all()
+
+
+def test_what_cannot_be_is_refused(tmp_path: Path, people: PeopleConfig, index: Path) -> None:
+    program = write(tmp_path, recipe(speakers=5), people, index)
+    with pytest.raises(ConfigError, match="set speakers = 4 or less"), Run(program.run_dir) as run:
+        Trainer(run, program)
+    nobody = people.model_copy(update={"test_speakers": ("voices/nobody",)})
+    program = write(tmp_path, recipe(), nobody, index)
+    refused = pytest.raises(ConfigError, match=r"\['voices/nobody'\] have no recording")
+    with refused, Run(program.run_dir) as run:
+        Trainer(run, program)
+    with pytest.raises(ValueError, match="architecture and audio are those of the base"):
+        EncoderRecipe(base=RESEMBLYZER, architecture=EncoderArchitecture(hidden=768))

@@ -1,0 +1,103 @@
+"""Trials, and the errors on them, against what they are by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from tests.speakers.conftest import TESTED
+from tts_assets.config import ConfigError
+from tts_assets.speakers.config import RESEMBLYZER, PeopleConfig, ReportProgram, TrialConfig
+from tts_assets.speakers.evaluate import main
+from tts_assets.speakers.people import Recording, read_people
+from tts_assets.speakers.verification import confusion, errors, make_trials
+
+
+def recording(speaker: str, number: int, session: str = "") -> Recording:
+    name = f"{speaker}{number}"
+    return Recording(speaker, name, Path(name), "corpus", session, "en", "", 2.0)
+
+
+def test_error_rates_by_hand() -> None:
+    scores = np.array([0.9, 0.8, 0.7, 0.4, 0.6, 0.3, 0.2, 0.1])
+    same = [True] * 4 + [False] * 4
+    found = errors(scores, same, 0.01)
+    assert found.eer == pytest.approx(0.25)  # between 0.4 and 0.6 one of each is wrong
+    assert found.min_dcf == pytest.approx(0.25)  # above 0.6: one miss of four, no false alarm
+    perfect = errors(np.array([0.9, 0.8, 0.2, 0.1]), [True, True, False, False], 0.01)
+    assert (perfect.eer, perfect.min_dcf) == (0, 0)
+    inverted = errors(np.array([0.1, 0.2, 0.8, 0.9]), [True, True, False, False], 0.01)
+    assert inverted.eer == pytest.approx(1)
+    assert inverted.min_dcf == pytest.approx(1)  # no better than to refuse everything
+    random = np.random.default_rng(0).random(20_000)
+    assert errors(random, [True, False] * 10_000, 0.5).eer == pytest.approx(0.5, abs=0.02)
+
+
+def test_trials_are_the_same_in_any_order_and_avoid_one_session() -> None:
+    voices = [recording(s, n, f"day{n % 2}") for s in "abc" for n in range(6)]
+    config = TrialConfig(per_speaker=5)
+    trials = make_trials(voices, config)
+    assert trials == make_trials(voices[::-1], config)
+    assert trials != make_trials(voices, TrialConfig(per_speaker=5, seed=2))
+    session = {voice.id: voice.session for voice in voices}
+    for trial in trials:
+        assert trial.same == (trial.a[0] == trial.b[0])
+        assert not trial.same or session[trial.a] != session[trial.b]
+    assert sum(trial.same for trial in trials) == 15
+    alone = [recording(s, n, "day") for s in "ab" for n in range(3)]
+    with pytest.raises(ConfigError, match="different sessions"):
+        make_trials(alone, config)
+
+
+def test_confusion_leaves_an_utterance_out_of_its_own_speaker() -> None:
+    recordings = [recording("a", 0), recording("a", 1), recording("b", 0), recording("b", 1)]
+    vectors = {"a0": [1.0, 0], "a1": [0.9, 0.1], "b0": [0, 1.0], "b1": [0.95, 0.05]}
+    voices = {name: np.array(v, dtype=np.float32) for name, v in vectors.items()}
+    names, counts = confusion(recordings, voices)
+    assert names == ["a", "b"]
+    assert counts.tolist() == [[2, 0], [2, 0]]
+
+
+def test_people_of_two_corpora(index: Path) -> None:
+    """The same clips in another corpus are duplicates; names of one person are one speaker."""
+    same = {"announcer": ("voices/plain", "voices/brisk")}
+    config = PeopleConfig(corpora=("voices", "again"), same=same, test_speakers=TESTED)
+    people = read_people({"voices": index, "again": index}, config)
+    assert {r.speaker for r in people.test} == set(TESTED)
+    trained = {r.speaker for r in people.train}
+    assert "announcer" in trained and "voices/plain" not in trained
+    reasons = {record.reason for record in people.set_aside}
+    assert "duplicate audio" in reasons
+    assert {r.session for r in people.test} == {"day0", "day1"}
+    by_hash = config.model_copy(update={"test_speakers": ()})
+    with pytest.raises(ConfigError, match="fewer than two to test with"):
+        read_people({"voices": index, "again": index}, by_hash)
+
+
+def test_a_report_of_the_public_encoder(tmp_path: Path, index: Path, people: PeopleConfig) -> None:
+    program = ReportProgram(
+        run_dir=tmp_path,
+        people=people,
+        corpora={"voices": index},
+        trials=TrialConfig(per_speaker=40),
+        encoder=RESEMBLYZER,
+    )
+    (tmp_path / "run.json").write_text(program.to_json())
+    main([str(tmp_path / "run.json")])
+    result = tmp_path / "result"
+    report = json.loads((result / "report.json").read_text())
+    assert report["eer"]["encoder"] == report["eer"][RESEMBLYZER] < 0.2
+    assert report["utterances"] + report["set_aside"] <= 2 * 13
+    lines = (result / "trials.txt").read_text().splitlines()
+    scores = pl.read_parquet(result / "scores.parquet")
+    assert len(lines) == len(scores) == report["trials"]
+    for name in ("det.png", "confusion.png", "tsne.png"):
+        assert (result / name).read_bytes().startswith(b"\x89PNG")
+        assert name in (result / "report.md").read_text()
+    first = {path.name: path.read_bytes() for path in result.iterdir()}
+    main([str(tmp_path / "run.json")])
+    assert {path.name: path.read_bytes() for path in result.iterdir()} == first

@@ -1,0 +1,1 @@
+"""Whose voice it is: training a speaker encoder, judging it, and asking it."""

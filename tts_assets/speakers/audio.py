@@ -1,0 +1,148 @@
+"""What an encoder hears: 16 kHz, an even loudness, silences shortened, mels of 10 ms.
+
+With :data:`~tts_assets.speakers.config.PUBLIC_AUDIO` it is what Resemblyzer does, to rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+import webrtcvad
+from torch import Tensor, nn
+from transformers.audio_utils import mel_filter_bank
+
+from tts_assets.audio import Wave, read_clip, resample
+from tts_assets.speakers.config import AudioSettings
+
+INT16 = 2**15 - 1
+VAD_MS = 30  # of one decision
+VAD_MODE = 3  # the strictest of 0 to 3
+VAD_AVERAGE = 8  # decisions that are averaged
+VAD_SILENCE = 6  # decisions of silence that are left
+COVERED = 0.75  # of the last window
+LOG_FLOOR = 1e-6  # of the power; digital silence is -13.8
+
+
+def preprocess_wav(path: Path, settings: AudioSettings) -> Wave:
+    """A recording's speech, float32 [samples] at 16 kHz; empty where there is none.
+
+    Raises :class:`~tts_assets.audio.BrokenAudio`.
+    """
+    clip = read_clip(path)
+    return preprocess(clip.wave, clip.rate, settings)
+
+
+def preprocess(wave: Wave, rate: int, settings: AudioSettings) -> Wave:
+    """A mono wave's speech, float32 [samples] at 16 kHz; empty where there is none."""
+    if rate != settings.sample_rate and len(wave):
+        wave = resample(wave, rate, settings.sample_rate)
+    if not np.any(wave):
+        return np.zeros(0, dtype=np.float32)
+    wave = normalize_loudness(wave, settings)
+    return shorten_silences(wave, settings.sample_rate) if settings.vad == "webrtc" else wave
+
+
+def normalize_loudness(wave: Wave, settings: AudioSettings) -> Wave:
+    """The wave with an RMS of ``settings.loudness`` dBFS."""
+    rms = np.sqrt(np.mean(np.square(wave, dtype=np.float64)))
+    gain = 10 ** (settings.loudness / 20) / rms
+    if settings.only_louder and gain < 1:
+        return wave
+    return (wave * gain).astype(np.float32)
+
+
+def shorten_silences(wave: Wave, rate: int) -> Wave:
+    """The wave without what is neither speech nor within about 0.1 s of it."""
+    size = VAD_MS * rate // 1000
+    wave = wave[: len(wave) // size * size]
+    if not len(wave):
+        return wave
+    pcm = np.round(np.clip(wave, -1, 1) * INT16).astype(np.int16).reshape(-1, size)
+    vad = webrtcvad.Vad(VAD_MODE)
+    spoken = np.array([vad.is_speech(part.tobytes(), rate) for part in pcm], dtype=np.float64)
+    averaged = np.convolve(spoken, np.full(VAD_AVERAGE, 1 / VAD_AVERAGE))
+    start = VAD_AVERAGE // 2
+    kept = np.round(averaged[start : start + len(pcm)])
+    near = np.convolve(kept, np.ones(VAD_SILENCE + 1))[VAD_SILENCE // 2 :][: len(pcm)] > 0.5
+    return wave[np.repeat(near, size)]
+
+
+class Mels(nn.Module):
+    """Waves [batch, samples] to mels [batch, frames, bands]: librosa's, centred and zero-padded."""
+
+    bank: Tensor
+    taper: Tensor
+
+    def __init__(self, settings: AudioSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        bank = mel_filter_bank(
+            num_frequency_bins=settings.n_fft // 2 + 1,
+            num_mel_filters=settings.mels,
+            min_frequency=settings.low_hz,
+            max_frequency=settings.high_hz,
+            sampling_rate=settings.sample_rate,
+            norm="slaney",
+            mel_scale="slaney",
+        )
+        self.register_buffer("bank", torch.tensor(bank, dtype=torch.float32), persistent=False)
+        self.register_buffer("taper", torch.hann_window(settings.window), persistent=False)
+
+    @torch.no_grad()
+    def forward(self, waves: Tensor) -> Tensor:
+        settings = self.settings
+        spectrum = torch.stft(
+            waves,
+            settings.n_fft,
+            settings.hop,
+            settings.window,
+            self.taper,
+            center=True,
+            pad_mode="constant",
+            return_complex=True,
+        )
+        power = spectrum.abs().square().transpose(1, 2)
+        mels = power @ self.bank
+        return mels.clamp_min(LOG_FLOOR).log() if settings.log else mels
+
+
+def windows(wave: Wave, mels: Mels) -> Tensor:
+    """A preprocessed wave, not empty, as what the model takes: [n, window_frames, bands].
+
+    The last window must be covered by three quarters, unless it is the only one.
+    """
+    settings = mels.settings
+    size, step, hop = settings.window_frames, settings.step_frames, settings.hop
+    frames = -(-(len(wave) + 1) // hop)
+    starts = list(range(0, max(1, frames - size + step + 1), step))
+    if len(starts) > 1 and len(wave) / hop - starts[-1] < COVERED * size:
+        starts.pop()
+    needed = starts[-1] + size
+    if settings.short == "zeros":
+        wave = np.pad(wave, (0, max(0, needed * hop - len(wave))))
+    filled = fill(mels_of(wave, mels), needed, settings)
+    return centred(torch.stack([filled[start : start + size] for start in starts]), settings)
+
+
+def mels_of(wave: Wave, mels: Mels) -> Tensor:
+    """Mels [frames, bands] of one preprocessed wave."""
+    return mels(torch.from_numpy(wave)[None])[0]
+
+
+def fill(mels: Tensor, frames: int, settings: AudioSettings) -> Tensor:
+    """At least ``frames`` frames, by silence or by the recording again."""
+    missing = frames - len(mels)
+    if missing <= 0:
+        return mels
+    if settings.short == "repeat":
+        return mels.repeat(-(-frames // len(mels)), 1)[:frames]
+    silence = math.log(LOG_FLOOR) if settings.log else 0.0
+    return nn.functional.pad(mels, (0, 0, 0, missing), value=silence)
+
+
+def centred(crops: Tensor, settings: AudioSettings) -> Tensor:
+    """Crops [batch, frames, bands] as the model takes them."""
+    return crops - crops.mean(dim=1, keepdim=True) if settings.centre else crops

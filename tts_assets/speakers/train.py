@@ -1,0 +1,246 @@
+"""Trains a speaker encoder: ``torchrun --nproc-per-node R -m tts_assets.speakers.train run.json``.
+
+A batch of N x M crops is composed first and then shared out; the ranks exchange their embeddings,
+with gradients, so that each sees the loss of the whole batch. The curve does not depend on the
+number of ranks.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Adam
+
+from tts_assets.accounting import SET_ASIDE_FILE, write_set_aside
+from tts_assets.codec import checkpoint
+from tts_assets.config import ConfigError, digest_of
+from tts_assets.program import Run, load_config
+from tts_assets.speakers.audio import centred, fill
+from tts_assets.speakers.batch_loss import BatchLoss
+from tts_assets.speakers.batches import Batches
+from tts_assets.speakers.config import EncoderProgram, TrialConfig
+from tts_assets.speakers.examples import write_examples
+from tts_assets.speakers.features import Item, prepare
+from tts_assets.speakers.loss import Adversary, Ge2eLoss
+from tts_assets.speakers.model import build
+from tts_assets.speakers.people import Recording, read_people
+from tts_assets.speakers.source import resolve
+from tts_assets.speakers.storage import EncoderCard, open_encoder, save_encoder
+from tts_assets.speakers.verification import errors, make_trials, score_trials
+
+TRACKING = TrialConfig(per_speaker=50, max_utterances=20)  # trials while it trains
+
+
+class Trainer:
+    """One rank's part of a run."""
+
+    def __init__(self, run: Run, program: EncoderProgram) -> None:
+        self.run, self.recipe = run, program.recipe
+        rows = self.recipe.speakers * self.recipe.utterances
+        if rows % run.world_size:
+            raise ConfigError(
+                f"{self.recipe.speakers} x {self.recipe.utterances} crops cannot be shared evenly "
+                f"among {run.world_size} ranks: make speakers a multiple of them"
+            )
+        self.model, self.card = self._open()
+        self.people = read_people(program.corpora, program.people)
+        audio = self.card.audio
+        self.store, items, lost = prepare(run, self.people.train, audio, self.recipe.speeds)
+        self.test_store, self.test, lost_test = prepare(run, self.people.test, audio, (1.0,))
+        self.set_aside = [*self.people.set_aside, *lost, *lost_test]
+        self.items = items
+        self.batches = Batches(items, self.store, self.recipe, audio)
+        self.trials = make_trials([item.recording for item in self.test], TRACKING)
+        self.ge2e = Ge2eLoss(self.recipe.loss).to(run.device)
+        self.classes, self.adversary = self._adversary()
+        self.modules: dict[str, nn.Module] = {"model": self.model, "ge2e": self.ge2e}
+        if self.adversary is not None:
+            self.modules["adversary"] = self.adversary
+        self.optimizers = {"adam": self._adam()}
+        self._resume()
+        self.loss: nn.Module = BatchLoss(self.model, self.ge2e, self.adversary)
+        if run.world_size > 1:
+            self.loss = DistributedDataParallel(self.loss)
+
+    def _open(self) -> tuple[nn.Module, EncoderCard]:
+        recipe = self.recipe
+        if recipe.base is not None:
+            model, card = open_encoder(resolve(recipe.base, Path()))
+            model.train()
+        else:
+            card = EncoderCard(architecture=recipe.architecture, audio=recipe.audio)
+            model = build(recipe.architecture, recipe.audio, recipe.seed)
+        if recipe.equalize and not card.audio.log:
+            raise ConfigError(f"equalize adds to log-mels, but {recipe.base} hears power mels")
+        return model.to(self.run.device), card
+
+    def _adversary(self) -> tuple[dict[str, int], Adversary | None]:
+        """Numbers of the languages or corpora that embeddings must not tell."""
+        config = self.recipe.adversary
+        if config is None:
+            return {}, None
+        found = sorted({getattr(item.recording, config.what) for item in self.items})
+        if len(found) < 2:
+            raise ConfigError(
+                f"an adversary needs at least two of {config.what}, but there is only {found}; "
+                "leave out adversary"
+            )
+        with torch.random.fork_rng():
+            torch.manual_seed(self.recipe.seed)
+            size = self.card.architecture.embedding
+            adversary = Adversary(size, config.hidden, len(found), config.weight)
+        return {name: place for place, name in enumerate(found)}, adversary.to(self.run.device)
+
+    def _adam(self) -> Adam:
+        share = self.recipe.similarity_share
+        rest = [*self.model.parameters()]
+        if self.adversary is not None:
+            rest += self.adversary.parameters()
+        groups = [
+            {"params": rest, "share": 1.0},
+            {"params": [*self.ge2e.parameters()], "share": share},
+        ]
+        return Adam(groups, lr=self.recipe.lr)
+
+    def _resume(self) -> None:
+        """Go on from the newest checkpoint of the run folder, if there is one."""
+        data = [[item.recording.id, item.voice] for item in self.items]
+        recipe = digest_of({"recipe": self.recipe, "data": data})
+        folder = self.run.checkpoint_dir
+        progress = checkpoint.load(folder, recipe, self.modules, self.optimizers)
+        self.identity, self.step = progress.recipe, progress.step
+        if self.step:
+            self.run.note(f"resuming after step {self.step} of {self.recipe.steps}")
+
+    def train(self) -> None:
+        """Train to the last step, measuring and saving on the way."""
+        steps, first = self.recipe.steps, self.step
+        for step in self.run.progress(range(first, steps), "encoder", total=steps, start=first):
+            report = self.train_step(step)
+            self.step = step + 1
+            if self.step % self.recipe.eval_every == 0 or self.step == steps:
+                report["test_eer"] = round(self.test_eer(), 6)
+            self.run.metrics(self.step, report)
+            stop = self.run.should_stop()
+            if stop or self.step % self.recipe.save_every == 0 or self.step == steps:
+                self.save()
+            if stop and self.step < steps:
+                self.run.stopped()
+
+    def train_step(self, step: int) -> dict[str, float]:
+        """One optimizer step on one batch."""
+        lr = self.set_learning_rates(step)
+        crops, _ = self.batches.crops(step, self.run.rank, self.run.world_size)
+        loss, confound = self.loss(
+            crops.to(self.run.device), self.recipe.speakers, self.classes_of(step)
+        )
+        total = loss if confound is None else loss + confound
+        if not math.isfinite(float(total.detach())):
+            raise FloatingPointError(f"the loss of step {step + 1} is not finite: lower lr")
+        total.backward()
+        parameters = [p for module in self.modules.values() for p in module.parameters()]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.recipe.clip)
+        self.optimizers["adam"].step()
+        self.optimizers["adam"].zero_grad(set_to_none=True)
+        self.ge2e.keep_positive()
+        report = {
+            "loss": float(loss.detach()),
+            "gradient_norm": float(norm),
+            "scale": float(self.ge2e.scale.detach()),
+            "lr": lr,
+        }
+        if confound is not None:
+            report["adversary"] = float(confound.detach())
+        return {name: round(value, 6) for name, value in report.items()}
+
+    def set_learning_rates(self, step: int) -> float:
+        """From ``lr`` to ``final_lr`` by the same factor every step."""
+        recipe = self.recipe
+        lr = recipe.lr * (recipe.final_lr / recipe.lr) ** (step / recipe.steps)
+        for group in self.optimizers["adam"].param_groups:
+            group["lr"] = lr * group["share"]
+        return lr
+
+    def classes_of(self, step: int) -> Tensor | None:
+        """What the adversary must tell of every row of the whole batch."""
+        config = self.recipe.adversary
+        if config is None:
+            return None
+        items, _ = self.batches.rows(step)
+        numbers = [self.classes[getattr(item.recording, config.what)] for item in items]
+        return torch.tensor(numbers, device=self.run.device)
+
+    @torch.no_grad()
+    def test_eer(self) -> float:
+        """On a few trials of the test speakers, from one window of each recording. To be watched:
+        nothing is chosen by it."""
+        used = {name for trial in self.trials for name in (trial.a, trial.b)}
+        items = [item for item in self.test if item.recording.id in used]
+        self.model.eval()
+        made = [self.model(self._middle(item).to(self.run.device)).cpu() for item in items]
+        self.model.train()
+        voices = {
+            item.recording.id: vector[0].numpy() for item, vector in zip(items, made, strict=True)
+        }
+        scores = score_trials(self.trials, voices)
+        return errors(scores, [t.same for t in self.trials], TRACKING.p_target).eer
+
+    def _middle(self, item: Item) -> Tensor:
+        size = self.card.audio.window_frames
+        first = max(0, (item.frames - size) // 2)
+        crop = fill(self.test_store(item, first, min(size, item.frames)), size, self.card.audio)
+        return centred(crop[None], self.card.audio)
+
+    def save(self) -> None:
+        """A checkpoint for a restart (rank 0 has all there is to save)."""
+        if self.run.is_main:
+            progress = checkpoint.Progress(step=self.step, recipe=self.identity)
+            checkpoint.save(self.run.checkpoint_dir, progress, self.modules, self.optimizers)
+
+    def finish(self) -> None:
+        """Publish the encoder, with what shows that it works, to ``result/``."""
+        if not self.run.is_main:
+            return
+        folder = self.run.result_dir
+        save_encoder(self.model, self.card, folder)
+        write_set_aside(folder / SET_ASIDE_FILE, self.set_aside)
+        tested = sorted({item.recording for item in self.test})
+        write_examples(folder, tested)
+        self.run.finish(self.facts())
+
+    def facts(self) -> dict[str, Any]:
+        used = {item.recording for item in self.items}
+        return {
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "embedding": self.card.architecture.embedding,
+            "speakers": speakers(used),
+            "test_speakers": speakers({item.recording for item in self.test}),
+            "utterances": len(used),
+            "test_utterances": len(self.test),
+            "set_aside": len(self.set_aside),
+            "hours": round(math.fsum(sorted(r.seconds for r in used)) / 3600, 6),
+            "steps": self.recipe.steps,
+            "test_eer": round(self.test_eer(), 6),
+        }
+
+
+def speakers(recordings: set[Recording]) -> int:
+    return len({recording.speaker for recording in recordings})
+
+
+def main(argv: list[str] | None = None) -> None:
+    program = load_config(EncoderProgram, argv)
+    with Run(program.run_dir) as run:
+        run.init_distributed()
+        trainer = Trainer(run, program)
+        trainer.train()
+        trainer.finish()
+
+
+if __name__ == "__main__":
+    main()
