@@ -9,14 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from markupsafe import Markup
-
 from tts_assets.codec_report.config import CodecReportProgram
 from tts_assets.codec_report.measure import ClipFigures, SystemFigures
 from tts_assets.config import canonical_json
 from tts_assets.evaluation import page
 from tts_assets.evaluation.clips import Embedder, read_flac
-from tts_assets.evaluation.page import Player, environment, percent, player_of
+from tts_assets.evaluation.page import Player, percent, player_of
 from tts_assets.notebook import Clip, Section, write_notebook
 from tts_assets.plots import spectrograms
 
@@ -78,10 +76,8 @@ def write_report(
 def render(
     systems: Sequence[SystemFigures], said: Sequence[Said], program: CodecReportProgram
 ) -> str:
-    style = Markup((Path(page.__file__).parent / "page.css").read_text())
-    template = environment().from_string(TEMPLATE.read_text())
-    return template.render(
-        style=style,
+    return page.render(
+        TEMPLATE,
         title="Codecs side by side",
         systems=systems,
         columns={

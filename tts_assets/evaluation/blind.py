@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tts_assets.config import Config, digest_of
 from tts_assets.evaluation.clips import Embedder
-from tts_assets.evaluation.page import Heard, heard, render
+from tts_assets.evaluation.page import HERE, Heard, heard, render
 from tts_assets.evaluation.results import SampleResult, by_category
 
 PAGE_FILE = "blind.html"
@@ -61,7 +61,7 @@ def write_blind_test(folder: Path, models: Sequence[Candidate], trials_each: int
         first, second = (heard_at(path, sample, embed) for sample, path in sides)
         if first.player and second.player:
             trials.append((trial, first, second))
-    page = render("blind.html.j2", title="Blind test", test=test, trials=trials)
+    page = render(HERE / "blind.html.j2", title="Blind test", test=test, trials=trials)
     (folder / PAGE_FILE).write_text(page)
     key = BlindKey(test=test, trials=tuple(trial for trial, _, _ in trials))
     (folder / KEY_FILE).write_text(json.dumps(key.model_dump(), indent=1, sort_keys=True) + "\n")

@@ -18,7 +18,7 @@ from tts_assets.evaluation.clips import Embedder
 from tts_assets.evaluation.config import EvaluationConfig, LineageRow
 from tts_assets.evaluation.metrics.metric import Column
 from tts_assets.evaluation.metrics.registry import columns_of
-from tts_assets.evaluation.page import Heard, RangeMark, heard, range_mark, render, scale_end
+from tts_assets.evaluation.page import HERE, Heard, RangeMark, heard, range_mark, render, scale_end
 from tts_assets.evaluation.results import (
     TEMPERATURES_FILE,
     Difference,
@@ -165,7 +165,7 @@ def comparison_page(
         aligned = [others[0], *(in_order(others[0], own) for own in others[1:])]
         said_by.append(side_by_side(models, aligned, embed))
     return render(
-        "comparison.html.j2",
+        HERE / "comparison.html.j2",
         title=f"{', '.join(model.name for model in models)}: comparison",
         models=models,
         columns=[c for c in columns if all(c.name in m.figures.metrics for m in models)],

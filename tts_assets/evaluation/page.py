@@ -94,11 +94,13 @@ def scale_end(values: Sequence[float], step: float = 0.1) -> float:
     return max(step, math.ceil(round(max(values) / step, 6)) * step)
 
 
-def render(template: str, **values: object) -> str:
-    """One of the templates beside this file, with style and script inside: no other resource."""
+def render(template: Path, **values: object) -> str:
+    """A page from a template that may extend those beside this file, with style and script inside:
+    no other resource."""
     style = Markup((HERE / "page.css").read_text())
     script = Markup((HERE / "page.js").read_text())
-    return environment().get_template(template).render(style=style, script=script, **values)
+    found = environment().from_string(template.read_text())
+    return found.render(style=style, script=script, **values)
 
 
 @cache

@@ -13,7 +13,15 @@ from tts_assets.evaluation.distributions import distributions
 from tts_assets.evaluation.history import Past, past
 from tts_assets.evaluation.metrics.metric import Column
 from tts_assets.evaluation.metrics.registry import columns_of, metrics_of, not_given
-from tts_assets.evaluation.page import RangeMark, heard, percent, range_mark, render, scale_end
+from tts_assets.evaluation.page import (
+    HERE,
+    RangeMark,
+    heard,
+    percent,
+    range_mark,
+    render,
+    scale_end,
+)
 from tts_assets.evaluation.results import (
     REPORT_FILE,
     SAMPLES_FILE,
@@ -79,7 +87,7 @@ def report_page(
     ]
     suite = "" if program.suite_name == MAIN else program.suite_name
     return render(
-        "report.html.j2",
+        HERE / "report.html.j2",
         title=f"{program.name}: listening report",
         name=program.name,
         suite=suite,
