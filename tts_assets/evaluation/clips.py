@@ -12,6 +12,7 @@ import numpy as np
 import soundfile
 
 from tts_assets.audio import Wave, resample
+from tts_assets.serving.provenance import write_speech
 
 OPUS_RATE = 48_000  # of Hz that Opus knows, the one that holds every codec's band
 OPUS_BITS = 40_000  # a second: speech of 24 kHz without audible loss
@@ -19,10 +20,10 @@ PAGE_BYTES = 10_000_000  # of audio in a page, which must stay readable in a bro
 ENCODED = 4 / 3  # bytes of base64 a byte
 
 
-def write_flac(path: Path, wave: Wave, rate: int) -> None:
+def write_flac(path: Path, wave: Wave, rate: int, comment: str = "") -> None:
     """16-bit FLAC: lossless from here on, half the size of WAV, played by every browser."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(path, np.clip(wave, -1.0, 1.0), rate, format="FLAC", subtype="PCM_16")
+    write_speech(path, np.clip(wave, -1.0, 1.0), rate, comment, "FLAC")
 
 
 def read_flac(path: Path) -> tuple[Wave, int]:

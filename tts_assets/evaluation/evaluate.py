@@ -133,7 +133,7 @@ class Speaker:
             audio = None
             if len(speech.wave):
                 audio = self.run.result_dir / "audio" / clip_name(text, seed, batch.temperature)
-                write_flac(audio, speech.wave, synthesizer.sample_rate)
+                write_flac(audio, speech.wave, synthesizer.sample_rate, synthesizer.provenance)
             spoken.append(Spoken(text, seed, batch.temperature, audio, speech.ended))
         gauge.seconds.clear()
         rows = [row.model_dump() for row in gauge.measure(spoken)]

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
 
 from tts_assets.artifacts import written_aside
 from tts_assets.corpora.listening import NOTEBOOK_FILE
 from tts_assets.notebook import Clip, Section, write_notebook
 from tts_assets.rlhf.spoken import Spoken, Verdict
+from tts_assets.serving.provenance import write_speech
 
 FOLDER = "rollouts"
 SHOWN = 6  # moments of a run in the notebook, the first and the last among them
@@ -24,14 +24,17 @@ def spread(count: int, kept: int) -> list[int]:
     return [int(place) for place in np.linspace(0, count - 1, min(kept, count)).round()]
 
 
-def save_audio(folder: Path, step: int, heard: Sequence[tuple[Spoken, Verdict]]) -> None:
+def save_audio(
+    folder: Path, step: int, heard: Sequence[tuple[Spoken, Verdict]], comment: str
+) -> None:
     """``step-NNNNNN-I.flac`` for each, and one JSON with texts, transcripts and rewards."""
     folder.mkdir(parents=True, exist_ok=True)
     records = []
     for number, (one, verdict) in enumerate(heard):
         name = f"step-{step:06d}-{number}.flac"
         if len(one.wave):
-            soundfile.write(folder / name, np.clip(one.wave, -1.0, 1.0), one.rate)
+            wave = np.clip(one.wave, -1.0, 1.0)
+            write_speech(folder / name, wave, one.rate, comment, "FLAC")
         records.append(
             {
                 "audio": name if len(one.wave) else None,

@@ -110,7 +110,7 @@ class Policy:
         """Save some of the completions for listening."""
         kept = [rollouts[place] for place in spread(len(rollouts), self.recipe.keep_audio)]
         heard = [(one.spoken, one.verdict) for one in kept]
-        save_audio(self.run.result_dir / FOLDER, step, heard)
+        save_audio(self.run.result_dir / FOLDER, step, heard, self.synthesizer.provenance)
 
 
 def prompt_order(prompts: int, count: int, seed: int) -> NDArray[np.int64]:

@@ -52,9 +52,10 @@ def write_speech(
     container: str = "WAV",
     subtype: str = "PCM_16",
 ) -> None:
-    """Mono float32 as an audio file that carries ``comment``."""
+    """Mono float32 as an audio file that carries ``comment``, if there is one."""
     with soundfile.SoundFile(target, "w", rate, 1, subtype, format=container) as file:
-        file.comment = comment
+        if comment:
+            file.comment = comment
         file.write(wave)
 
 
