@@ -30,6 +30,8 @@ def two_voices(folder: Path, clips: Path) -> Settings:
     """Two corpora with a recipe each; what they say is a word."""
     for corpus in (SPOKEN, OTHER):
         shutil.copytree(clips, folder / "corpora" / corpus)
+        agreed = 'consent = { who = "Allison Smith", purpose = "tests" }\n'
+        (folder / "corpora" / corpus / "corpus.toml").write_text(agreed)
     row = {"id": "1", "category": "digits", "text": "four three two"}
     (folder / "suite.jsonl").write_text(json.dumps(row) + "\n")
     (folder / "project.toml").write_text(
@@ -38,6 +40,7 @@ def two_voices(folder: Path, clips: Path) -> Settings:
         "[validation]\nfraction = 0.3\n"
         f'[codec]\nshard_samples = 5\ncheckpoint = "{ROOT / "codecs/announcer-16khz"}"\n'
         "[serving]\nsampling = { min_tokens = 5, max_tokens = 40 }\ncheck_tokens = 4\n"
+        "check_vllm = false\n"
         '[evaluation]\nsuite = "suite.jsonl"\nreferences = 1\n'
         f'[promotion.voice]\ncandidates = ["{SPOKEN}", "{OTHER}"]\n'
         + RECIPE.format(SPOKEN)
@@ -48,7 +51,7 @@ def two_voices(folder: Path, clips: Path) -> Settings:
 
 @pytest.fixture
 def voices(clips: Path, tmp_path: Path) -> Iterator[Daemon]:
-    with DagsterInstance.ephemeral() as instance:
+    with DagsterInstance.local_temp() as instance:  # a schedule's tick wants one on disk
         yield Daemon(two_voices(tmp_path, clips), instance)
 
 
