@@ -119,7 +119,9 @@ def nightly_refresh(job: UnresolvedAssetJobDefinition, settings: Settings) -> Sc
         known = context.instance.get_dynamic_partitions(corpus_partitions.name)
         corpora = [name for name in known if name in found]
         for corpus in corpora:
-            yield RunRequest(partition_key=corpus)
+            # Dagster wants a key where there are several: one a night and corpus.
+            key = f"{corpus}:{context.scheduled_execution_time.isoformat()}"
+            yield RunRequest(run_key=key, partition_key=corpus)
         if not corpora:
             yield SkipReason("no corpus is a partition yet: switch on the sensor new_corpora")
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -110,12 +112,17 @@ def test_the_nightly_refresh_asks_for_every_corpus_that_is_there(voices: Daemon)
     from dagster import build_schedule_context
 
     nightly = voices.defs.resolve_schedule_def("nightly_refresh")
-    repository = voices.defs.get_repository_def()
-    with build_schedule_context(instance=voices.instance, repository_def=repository) as context:
+    tonight = partial(
+        build_schedule_context,
+        instance=voices.instance,
+        repository_def=voices.defs.get_repository_def(),
+        scheduled_execution_time=datetime(2026, 11, 22, 1, tzinfo=UTC),
+    )
+    with tonight() as context:
         assert "no corpus is a partition" in str(nightly.evaluate_tick(context).skip_message)
     voices.sense("new_corpora")
     assert corpus_partitions.name is not None
     voices.instance.add_dynamic_partitions(corpus_partitions.name, ["imported"])
-    with build_schedule_context(instance=voices.instance, repository_def=repository) as context:
+    with tonight() as context:
         requests = nightly.evaluate_tick(context).run_requests or ()
     assert {request.partition_key for request in requests} == {SPOKEN, OTHER}

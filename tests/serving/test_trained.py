@@ -23,6 +23,7 @@ from tests.sft.conftest import program_values
 from tests.sft.test_strategies import STRATEGIES, launch
 from tests.speaking import SAMPLING, Speaking, publish_trained
 from tts_assets.compute import Shape
+from tts_assets.corpora.config import TextConfig
 from tts_assets.partitions import corpus_partitions
 from tts_assets.serving.assets import build_assets
 from tts_assets.serving.config import ServingConfig
@@ -74,7 +75,12 @@ def serve(
         AssetSpec("code_arrays", partitions_def=corpus_partitions),
     ]
     definitions = Definitions(
-        assets=[*upstream, *build_assets(config, {name: ["clips"]}, {}, Shape(processes=1))],
+        assets=[
+            *upstream,
+            *build_assets(
+                config, {name: ["clips"]}, {}, Shape(processes=1), TextConfig(), lambda _: {}
+            ),
+        ],
         jobs=[define_asset_job("serve", f"serving/{name}")],
         executor=in_process_executor,
         resources={
