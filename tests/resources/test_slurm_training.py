@@ -16,7 +16,7 @@ from tests.sft.conftest import arrays  # noqa: F401 (a fixture)
 from tests.sft.conftest import program as sft_program
 from tests.slurm_cluster import SlurmCluster
 from tts_assets.compute import Shape
-from tts_assets.sft.metrics import read_metrics
+from tts_assets.metrics import read_metrics
 
 pytestmark = pytest.mark.slow
 

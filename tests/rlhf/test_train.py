@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 from tests.speaking import SAMPLING, Speaking, publish_serving, publish_trained
 from tts_assets.artifacts import CheckpointFacts
+from tts_assets.metrics import read_metrics
 from tts_assets.program import STOPPED, Run
 from tts_assets.rlhf import train
 from tts_assets.rlhf.config import RlhfProgram
@@ -31,7 +32,6 @@ from tts_assets.rlhf.rollouts import completion_seed
 from tts_assets.serving.config import ServingConfig
 from tts_assets.serving.synthesis import read_card
 from tts_assets.serving.verify import compare_transformers
-from tts_assets.sft.metrics import read_metrics
 from tts_assets.speechlm.model import SpeechLM
 
 Make = Callable[..., RlhfProgram]

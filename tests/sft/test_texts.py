@@ -14,8 +14,8 @@ from tests.sft.conftest import CORPUS, program_values, recipe_values
 from tests.sft.test_train import assert_bit_equal, stop_after, train
 from tts_assets.accounting import read_set_aside
 from tts_assets.config import ConfigError
+from tts_assets.metrics import read_metrics
 from tts_assets.sft.config import SftProgram, SftRecipe
-from tts_assets.sft.metrics import read_metrics
 from tts_assets.sft.mixture import Mixture
 from tts_assets.sft.packing import pack
 from tts_assets.sft.pools import open_pool

@@ -16,11 +16,11 @@ from safetensors.torch import load_file
 
 from tests.sft.conftest import CODEBOOK, program, program_values
 from tts_assets.artifacts import CheckpointFacts
+from tts_assets.metrics import read_metrics, truncate_metrics
 from tts_assets.program import STOPPED, Run
 from tts_assets.sft import dry_run
 from tts_assets.sft.checkpoint import CheckpointError, Progress, saved, step_of
 from tts_assets.sft.config import SftProgram
-from tts_assets.sft.metrics import read_metrics, truncate_metrics
 from tts_assets.sft.packing import Packed, pack
 from tts_assets.sft.stream import Sample
 from tts_assets.sft.train import Trainer, main

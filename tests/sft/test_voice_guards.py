@@ -12,9 +12,9 @@ import pytest
 
 from tests.sft.conftest import program
 from tests.sft.test_train import train
+from tts_assets.metrics import read_metrics
 from tts_assets.sft.data_card import SourceCard, markdown, read_card, warnings
 from tts_assets.sft.guards import GuardState, begin, judge
-from tts_assets.sft.metrics import read_metrics
 from tts_assets.sft.stream import DataError
 from tts_assets.sft.tables import GuardConfig
 from tts_assets.sft.verdict import verdict

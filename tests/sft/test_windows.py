@@ -17,9 +17,9 @@ from tests.sft.conftest import program_values, recipe_values
 from tests.sft.test_train import assert_bit_equal, losses, stop_after, train
 from tts_assets.arrays.arrays import ArrayError, CodeTable
 from tts_assets.config import ConfigError
+from tts_assets.metrics import read_metrics
 from tts_assets.program import Run
 from tts_assets.sft.config import SftProgram, SftRecipe
-from tts_assets.sft.metrics import read_metrics
 from tts_assets.sft.pools import open_pool
 from tts_assets.sft.share import Share
 from tts_assets.sft.stream import DataError, Sample, SampleStream, plan_epoch

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from tts_assets.metrics import read_metrics
 from tts_assets.plots import curves
 from tts_assets.rlhf.config import RlhfRecipe
 from tts_assets.rlhf.metrics import training_records
-from tts_assets.sft.metrics import read_metrics
 
 HEALTH = (
     {"kl": "KL to the base", "entropy": "entropy"},

@@ -13,12 +13,12 @@ import torch
 import torch.distributed as dist
 
 from tts_assets.hearing.text_match import normalize_for_match
+from tts_assets.metrics import read_metrics
 from tts_assets.program import Run
 from tts_assets.rlhf.config import HeldOutConfig, RlhfRecipe
 from tts_assets.rlhf.prompts import PromptError, RolloutPrompt
 from tts_assets.rlhf.rollouts import RolloutWorker
 from tts_assets.rlhf.spoken import Verdict
-from tts_assets.sft.metrics import read_metrics
 from tts_assets.split import ValidationSplit, is_validation
 
 STEP = -1  # in the seeds of its completions: no step of training

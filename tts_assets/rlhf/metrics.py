@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from tts_assets.metrics import read_metrics
 from tts_assets.rlhf.alarms import repeated_share
 from tts_assets.rlhf.rollouts import Rollout
-from tts_assets.sft.metrics import read_metrics
 
 Values = dict[str, Any]
 

@@ -31,6 +31,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from tts_assets.metrics import truncate_metrics
 from tts_assets.program import Run, load_config
 from tts_assets.rlhf.alarms import Bell
 from tts_assets.rlhf.config import RlhfProgram, RlhfRecipe
@@ -44,7 +45,6 @@ from tts_assets.rlhf.panel import Panel
 from tts_assets.rlhf.prompts import read_prompts, refuse_unheard
 from tts_assets.rlhf.rollouts import Rollout, RolloutWorker
 from tts_assets.serving.synthesis import Synthesizer, TransformersEngine
-from tts_assets.sft.metrics import truncate_metrics
 from tts_assets.speechlm.model import SpeechLM
 
 with warnings.catch_warnings():

@@ -30,12 +30,12 @@ from tts_assets.artifacts import (
 )
 from tts_assets.compute import Shape
 from tts_assets.corpora.listening import NOTEBOOK_FILE
+from tts_assets.metrics import read_metrics
 from tts_assets.partitions import code_arrays_of, streams_of, token_arrays_of
 from tts_assets.plots import curves
 from tts_assets.sft import lora, machine
 from tts_assets.sft.config import SftProgram, SftRecipe
 from tts_assets.sft.data_card import markdown, read_card
-from tts_assets.sft.metrics import read_metrics
 from tts_assets.sft.verdict import verdict
 from tts_assets.speechlm.assets import CODE_VERSION as TOKENS_VERSION
 from tts_assets.speechlm.pretraining import CODES

@@ -6,10 +6,10 @@ import shutil
 from collections.abc import Sequence
 
 from tts_assets.accounting import SET_ASIDE_FILE, write_set_aside
+from tts_assets.metrics import read_metrics
 from tts_assets.program import Run
 from tts_assets.sft.checkpoint import Progress
 from tts_assets.sft.config import SftProgram
-from tts_assets.sft.metrics import read_metrics
 from tts_assets.sft.strategies.base import Tensors
 from tts_assets.sft.stream import SamplePool
 from tts_assets.speechlm.model import SpeechLM

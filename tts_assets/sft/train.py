@@ -15,6 +15,7 @@ import torch
 
 from tts_assets.arrays.arrays import SPLITS
 from tts_assets.config import digest_of
+from tts_assets.metrics import truncate_metrics
 from tts_assets.program import Run, load_config
 from tts_assets.sft import lora, machine
 from tts_assets.sft.checkpoint import Checkpoints, Progress
@@ -25,7 +26,6 @@ from tts_assets.sft.guards import begin, judge
 from tts_assets.sft.health import Health
 from tts_assets.sft.listening import Listening
 from tts_assets.sft.meter import Meter
-from tts_assets.sft.metrics import truncate_metrics
 from tts_assets.sft.model import SpeechLoss, open_base, prepare, uses_bf16
 from tts_assets.sft.nonverbals import tell_of_spelled_tags
 from tts_assets.sft.optimizer import learning_rate
