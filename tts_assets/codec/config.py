@@ -222,10 +222,10 @@ class CodecConfig(Config):
         return self
 
 
-class CodecProgram(ProgramConfig):
-    """``tts_assets.codec.train``: one recipe on published sample lists (``filtered_samples``)."""
+class TrainingProgram(ProgramConfig):
+    """A recipe on published sample lists (``filtered_samples``), by corpus."""
 
-    recipe: CodecRecipe
+    recipe: TrainingRecipe
     samples: dict[str, Path]
     validation: ValidationSplit = ValidationSplit()
 
@@ -237,7 +237,13 @@ class CodecProgram(ProgramConfig):
         return self
 
 
-class DecoderProgram(ProgramConfig):
+class CodecProgram(TrainingProgram):
+    """``tts_assets.codec.train``: one codec."""
+
+    recipe: CodecRecipe
+
+
+class DecoderProgram(TrainingProgram):
     """``tts_assets.codec.train_decoder``: a decoder for the codes of ``codec``, whose content
     digest is ``codec_content``. ``start``: the folder of a decoder to go on with."""
 
@@ -245,15 +251,6 @@ class DecoderProgram(ProgramConfig):
     codec: Path
     codec_content: str
     start: Path | None = None
-    samples: dict[str, Path]
-    validation: ValidationSplit = ValidationSplit()
-
-    @model_validator(mode="after")
-    def _complete(self) -> Self:
-        missing = sorted(set(self.recipe.corpora) - set(self.samples))
-        if missing:
-            raise ValueError(f"no samples given for corpora {missing} of the recipe")
-        return self
 
 
 class ShardProgram(ProgramConfig):
