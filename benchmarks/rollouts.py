@@ -35,7 +35,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, set_seed
 
-from resources.ports import LOOPBACK, free_port
+from tts_assets.ports import LOOPBACK, free_port
 from tts_assets.rlhf.engine import hosted
 from tts_assets.rlhf.engine_client import EngineClient
 from tts_assets.rlhf.engine_config import EngineProgram, VllmRollouts

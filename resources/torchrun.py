@@ -15,11 +15,11 @@ from dagster import AssetExecutionContext
 
 from resources.launcher import Launcher, LaunchError, Program, launch_error
 from resources.leases import lease, locked
-from resources.ports import LOOPBACK, free_port
-from resources.processes import KEEP_ENVIRONMENT, MARKER, end_processes, marked, watchdog
 from resources.run_folder import LOG
 from tts_assets.compute import visible_devices
 from tts_assets.ledger import BEAT_SECONDS
+from tts_assets.ports import LOOPBACK, free_port
+from tts_assets.processes import KEEP_ENVIRONMENT, MARKER, end_processes, marked, watchdog
 
 POLL_SECONDS = 0.5
 

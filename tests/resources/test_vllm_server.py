@@ -13,9 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from resources.processes import marked_processes
-from resources.supervisor import ServerDied
 from resources.vllm_server import VllmServer
+from tts_assets.processes import marked_processes
+from tts_assets.supervisor import ServerDied
 
 SMALL = "tests.resources.small_server"
 

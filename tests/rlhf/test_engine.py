@@ -14,10 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from resources.ports import LOOPBACK, free_port
-from resources.supervisor import Server, ServerDied
 from tests.rlhf.conftest import TEXTS
 from tests.speaking import Speaking
+from tts_assets.ports import LOOPBACK, free_port
 from tts_assets.rlhf.engine import hosted
 from tts_assets.rlhf.engine_client import EngineClient, EngineError
 from tts_assets.rlhf.engine_config import EngineProgram, VllmRollouts
@@ -28,6 +27,7 @@ from tts_assets.serving.synthesis import Line, Synthesizer
 from tts_assets.speechlm.config import SamplingConfig
 from tts_assets.speechlm.generate import Completion, Request
 from tts_assets.speechlm.model import SpeechLM
+from tts_assets.supervisor import Server, ServerDied
 
 pytestmark = pytest.mark.slow
 SAMPLING = SamplingConfig(

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from resources.ports import LOOPBACK, free_port
 from tests.rlhf.test_engine import SAMPLING, client_of, disturb, largest_gap
 from tests.speaking import Speaking
+from tts_assets.ports import LOOPBACK, free_port
 from tts_assets.rlhf.engine import hosted
 from tts_assets.rlhf.engine_config import EngineProgram, VllmRollouts
 from tts_assets.rlhf.weights import NcclSender, sender

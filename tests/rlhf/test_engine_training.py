@@ -12,7 +12,6 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from resources.supervisor import Server
 from tests.rlhf.conftest import engine_servers
 from tests.rlhf.test_train import metrics, run, stop_after_first_step, weights
 from tts_assets.artifacts import CheckpointFacts
@@ -21,6 +20,7 @@ from tts_assets.rlhf import train
 from tts_assets.rlhf.config import RlhfProgram
 from tts_assets.rlhf.engine_client import EngineError
 from tts_assets.rlhf.engine_config import EngineProgram
+from tts_assets.supervisor import Server
 
 pytestmark = pytest.mark.slow
 Make = Callable[..., RlhfProgram]

@@ -27,6 +27,7 @@ from tts_assets.rlhf.config import RlhfProgram
 from tts_assets.rlhf.function import RewardError
 from tts_assets.rlhf.heldout import hold_out
 from tts_assets.rlhf.metrics import training_records
+from tts_assets.rlhf.policy import prompt_order
 from tts_assets.rlhf.prompts import read_prompts
 from tts_assets.rlhf.rollouts import completion_seed
 from tts_assets.serving.config import ServingConfig
@@ -231,10 +232,10 @@ def test_unfinished_checkpoints_are_not_resumed_from(tmp_path: Path) -> None:
 
 
 def test_prompts_come_in_whole_rounds_of_different_orders() -> None:
-    order = train.prompt_order(prompts=7, count=20, seed=1)
+    order = prompt_order(prompts=7, count=20, seed=1)
     assert sorted(order[:7]) == sorted(order[7:14]) == list(range(7))
     assert list(order[:7]) != list(order[7:14])
-    assert list(train.prompt_order(7, 9, seed=1)) == list(order[:9])
+    assert list(prompt_order(7, 9, seed=1)) == list(order[:9])
 
 
 def test_seeds_differ_by_place_and_step() -> None:

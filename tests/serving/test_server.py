@@ -14,10 +14,10 @@ import openai
 import pytest
 import soundfile
 
-from resources.processes import marked_processes
-from resources.supervisor import Server
 from resources.vllm_server import VllmServer
 from tests.speaking import Speaking
+from tts_assets.processes import marked_processes
+from tts_assets.supervisor import Server
 
 KEY = "a-key-for-the-tests"
 CONCURRENCY = 64

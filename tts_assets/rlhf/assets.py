@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dagster import (
     AssetCheckResult,
@@ -31,6 +31,9 @@ from tts_assets.rlhf.config import RlhfProgram, RlhfRecipe
 from tts_assets.rlhf.describe import numbers, pictures
 from tts_assets.rlhf.metrics import training_records
 from tts_assets.rlhf.reward_config import FunctionReward
+
+if TYPE_CHECKING:
+    from tts_assets.rlhf.prompts import PromptSet
 
 CODE_VERSION = "2"
 Definitions = list[AssetsDefinition | AssetChecksDefinition]
@@ -76,18 +79,9 @@ def rlhf_asset(name: str, recipe: RlhfRecipe, shape: Shape, root: Path) -> Asset
         suite: EvaluationSuite,
         **optional: Any,
     ) -> Output[Checkpoint]:
-        from tts_assets.corpora.normalizer import Normalizer
-        from tts_assets.rlhf.heldout import hold_out
-        from tts_assets.rlhf.prompts import collect, refuse_unheard
-        from tts_assets.serving.synthesis import read_card
-
         texts = recipe_texts(recipe, root)
         arrays: Mapping[str, CodeArrays] = optional.get("arrays", {})
-        folders = {corpus: handle.path for corpus, handle in arrays.items()}
-        normalizer = Normalizer(read_card(base.path).text, store.store.caches)
-        prompts = collect(recipe.prompts, texts, folders, suite_texts(suite), normalize=normalizer)
-        refuse_unheard(prompts.prompts, recipe.rewards)
-        _, held_out = hold_out(prompts.prompts, recipe.heldout)
+        prompts = collected(recipe, texts, arrays, base, suite, store)
         config = {"recipe": recipe.identity(), "texts": texts, **function_digests(recipe)}
         inputs = {"base": base, **optional}
         build = Build(f"rlhf/{name}", inputs, config, CODE_VERSION, seed=recipe.seed)
@@ -109,9 +103,7 @@ def rlhf_asset(name: str, recipe: RlhfRecipe, shape: Shape, root: Path) -> Asset
             build,
             run,
             describe=lambda handle: {
-                "prompts": len(prompts.prompts),
-                "prompts_held_out": len(held_out),
-                "prompts_left_out": MetadataValue.json(dict(prompts.left_out)),
+                **describe_prompts(prompts, recipe),
                 **describe_checkpoint(handle, recipe),
             },
         )
@@ -137,6 +129,29 @@ def recipe_texts(recipe: RlhfRecipe, root: Path) -> list[str]:
     return read_texts(root / recipe.prompts.texts) if recipe.prompts.texts else []
 
 
+def collected(
+    recipe: RlhfRecipe,
+    texts: list[str],
+    arrays: Mapping[str, CodeArrays],
+    base: ServingModel,
+    suite: EvaluationSuite,
+    store: ArtifactStoreResource,
+) -> "PromptSet":
+    """The recipe's prompts, without the suite's texts, as the base model would have them read.
+
+    Raises :class:`PromptError` where a reward cannot judge one of them.
+    """
+    from tts_assets.corpora.normalizer import Normalizer
+    from tts_assets.rlhf.prompts import collect, refuse_unheard
+    from tts_assets.serving.synthesis import read_card
+
+    folders = {corpus: handle.path for corpus, handle in arrays.items()}
+    normalizer = Normalizer(read_card(base.path).text, store.store.caches)
+    found = collect(recipe.prompts, texts, folders, suite_texts(suite), normalize=normalizer)
+    refuse_unheard(found.prompts, recipe.rewards)
+    return found
+
+
 def suite_texts(suite: EvaluationSuite) -> list[str]:
     lines = (suite.path / "suite.jsonl").read_text().splitlines()
     return [json.loads(line)["text"] for line in lines]
@@ -151,6 +166,18 @@ def function_digests(recipe: RlhfRecipe) -> dict[str, Any]:
 
     calls = [reward.call for reward in recipe.rewards if isinstance(reward, FunctionReward)]
     return {"functions": {call: source_digest(call) for call in calls}} if calls else {}
+
+
+def describe_prompts(found: "PromptSet", recipe: RlhfRecipe) -> dict[str, Any]:
+    """How many there are, how many of them are held out, and why others were left out."""
+    from tts_assets.rlhf.heldout import hold_out
+
+    _, held_out = hold_out(found.prompts, recipe.heldout)
+    return {
+        "prompts": len(found.prompts),
+        "prompts_held_out": len(held_out),
+        "prompts_left_out": MetadataValue.json(dict(found.left_out)),
+    }
 
 
 def describe_checkpoint(checkpoint: Checkpoint, recipe: RlhfRecipe) -> dict[str, Any]:

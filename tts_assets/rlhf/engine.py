@@ -14,12 +14,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from resources.ports import LOOPBACK, free_port
-from resources.supervisor import Patience, Server
 from tts_assets.artifacts import written_aside
+from tts_assets.ports import LOOPBACK, free_port
 from tts_assets.program import Run, load_config
 from tts_assets.rlhf.engine_config import EngineProgram
 from tts_assets.rlhf.engine_files import LOG, write_secret
+from tts_assets.supervisor import Patience, Server
 
 HOST, PORT = "TTS_SERVICE_HOST", "TTS_SERVICE_PORT"
 # torchrun's, which vLLM would take for its own, and Dagster's.

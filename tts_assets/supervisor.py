@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Self
 
-from resources.processes import KEEP_ENVIRONMENT, MARKER, end_processes, marked, watchdog
+from tts_assets.processes import KEEP_ENVIRONMENT, MARKER, end_processes, marked, watchdog
 
 POLL_SECONDS = 0.2
 FIRST_BACKOFF, LONGEST_BACKOFF = 1.0, 60.0  # seconds before a restart; doubled each time
