@@ -148,6 +148,18 @@ def test_an_error_in_a_worker_is_the_trainers(sentences: list[Spoken]) -> None:
     assert not workers()
 
 
+def test_a_function_that_hangs_is_given_up_and_named(
+    sentences: list[Spoken], fatal: Callable[..., FunctionReward]
+) -> None:
+    endless = FunctionReward(call=fatal("x", 0).call.replace(":fatal", ":endless"))
+    judges = WorkerJudges([endless], ["cpu"], seconds=1.0)
+    with pytest.raises(
+        RewardError, match="endless: workers ended 2 times"
+    ):
+        Panel([endless], judges).judge(sentences[:1])
+    assert not workers()
+
+
 def test_no_worker_outlives_a_killed_trainer(
     tmp_path: Path, fatal: Callable[..., FunctionReward]
 ) -> None:

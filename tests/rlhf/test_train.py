@@ -257,12 +257,49 @@ def test_completions_that_do_not_divide_are_refused(
 def test_two_processes_make_the_rollouts_of_one(program: Make) -> None:
     one, two = program("one", steps=2), program("two", steps=2)
     run(one)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    subprocess.run(
-        [*command, "-m", "tts_assets.rlhf.train", str(two.run_dir / "run.json")],
-        check=True,
-        timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    assert run_by_two(two).returncode == 0
     assert metrics(two)[0]["reward"] == pytest.approx(metrics(one)[0]["reward"], abs=1e-6)
     assert CheckpointFacts.from_json(two.run_dir / "result.json").steps == 2
+
+
+FAILS_ON_ONE_RANK = """
+import os, pathlib
+calls = 0
+def steady(batch, flag):
+    global calls
+    calls += 1
+    broken = calls == 3 and os.environ["RANK"] == "1" and pathlib.Path(flag).exists()
+    return [float("nan") if broken else 1.0 for _ in batch]
+"""
+
+
+@pytest.mark.slow
+def test_a_reward_that_fails_on_one_rank_ends_all_and_costs_a_step(
+    program: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "fails_on_one.py").write_text(FAILS_ON_ONE_RANK)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *filter(None, sys.path)]))
+    flag = tmp_path / "broken"
+    flag.touch()
+    reward = {"kind": "function", "call": "fails_on_one:steady", "options": {"flag": str(flag)}}
+    heldout = {"fraction": 0}
+    made = program("run", steps=4, rewards=[reward], save_every=1, heldout=heldout)
+    failed = run_by_two(made)
+    assert failed.returncode != 0 and "steady returned nan" in failed.stderr
+    assert len(metrics(made)) == 2
+    flag.unlink()
+    again = run_by_two(made)
+    assert again.returncode == 0 and "resuming after update 2 of 4" in again.stdout + again.stderr
+    assert [record["step"] for record in metrics(made)] == [1, 2, 3, 4]
+
+
+def run_by_two(program: RlhfProgram) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    return subprocess.run(
+        [*command, "-m", "tts_assets.rlhf.train", str(program.run_dir / "run.json")],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=400,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )

@@ -78,6 +78,7 @@ class RlhfRecipe(Config):
     Rewards become one number by ``combine``: their weighted sum, or their weighted harmonic mean,
     which is low where any of them is. They are judged in threads of the trainer, or in
     ``reward_workers`` processes a rank, in turn on ``reward_devices`` ("cuda:1"; none: the CPU).
+    Only a process can be ended that takes longer than ``reward_seconds`` for some completions.
     """
 
     base: str
@@ -87,6 +88,7 @@ class RlhfRecipe(Config):
     combine: Combine = "sum"
     reward_workers: int = Field(0, ge=0)
     reward_devices: tuple[str, ...] = ()
+    reward_seconds: float = Field(600.0, gt=0)
     heldout: HeldOutConfig = HeldOutConfig()
     alarms: AlarmConfig = AlarmConfig()
     stop_on_collapse: bool = Field(False, description="end with the last checkpoint before it")
@@ -130,7 +132,7 @@ class RlhfRecipe(Config):
 
     def identity(self) -> dict[str, Any]:
         """What decides the result: all but how the engine runs and where rewards are judged."""
-        how = {"engine", "reward_workers", "reward_devices"}
+        how = {"engine", "reward_workers", "reward_devices", "reward_seconds"}
         return {**self.model_dump(mode="json", exclude=how), **self.engine.identity()}
 
 

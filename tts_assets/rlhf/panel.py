@@ -88,7 +88,7 @@ class Panel:
             from tts_assets.rlhf.reward_workers import WorkerJudges, devices_of
 
             devices = devices_of(rank, recipe.reward_workers, recipe.reward_devices)
-            judges = WorkerJudges(recipe.rewards, devices)
+            judges = WorkerJudges(recipe.rewards, devices, recipe.reward_seconds)
         else:
             judges = ThreadJudges(recipe.rewards, torch.get_num_threads())
         return cls(recipe.rewards, judges, prompt_waves(model), recipe.combine)

@@ -1,8 +1,9 @@
 """Rewards in processes of their own, on devices of their own.
 
 Each worker runs ``reward_worker.py`` and gets a task whenever it has none. One that dies, killed or
-out of memory, is started again, and its task is done again. A task that ends two workers is cut
-into single completions; one that ends two more by itself ends the run, with an error that names it.
+out of memory, is started again, and its task is done again; one that takes too long for its task is
+killed. A task that ends two workers is cut into single completions; one that ends two more by
+itself ends the run, with an error that names it.
 
 Workers read from a pipe that nobody else holds: they end when it closes, however the trainer ended.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,6 +50,7 @@ class Worker:
     def __init__(self, rewards: Sequence[RewardConfig], device: str) -> None:
         self.device = device
         self.part: Part | None = None
+        self.since = 0.0  # when it got its part
         self.connection, theirs = Pipe()
         with theirs:
             self.process = subprocess.Popen(
@@ -63,7 +66,7 @@ class Worker:
 
     def give(self, task: Task, part: Part) -> None:
         """Hand over a part; raises OSError if the process is gone."""
-        self.part = part
+        self.part, self.since = part, time.monotonic()
         if not self.greeted:
             self.connection.send(self.hello)
             self.greeted = True
@@ -80,10 +83,13 @@ class Worker:
 
 
 class WorkerJudges:
-    """A worker a device; each loads the models of the rewards that it is asked for."""
+    """A worker a device; each loads the models of the rewards that it is asked for, which counts
+    among the ``seconds`` that it may take for a task."""
 
-    def __init__(self, rewards: Sequence[RewardConfig], devices: Sequence[str]) -> None:
-        self.rewards = rewards
+    def __init__(
+        self, rewards: Sequence[RewardConfig], devices: Sequence[str], seconds: float = 600.0
+    ) -> None:
+        self.rewards, self.seconds = rewards, seconds
         self.workers = [Worker(rewards, device) for device in devices]
         self.restarted = 0
 
@@ -117,9 +123,18 @@ class WorkerJudges:
             self._bury(place, tasks, todo)
 
     def _answered(self) -> list[int]:
-        """Workers that have an answer, or are dead."""
+        """Workers that have an answer, or are dead, or have just been killed."""
         busy = {w.connection: place for place, w in enumerate(self.workers) if w.part}
-        return [busy[cast(Connection, ready)] for ready in wait(list(busy))] if busy else []
+        if not busy:
+            return []
+        ends = {place: self.workers[place].since + self.seconds for place in busy.values()}
+        ready = wait(list(busy), max(0.0, min(ends.values()) - time.monotonic()))
+        late = [place for place, end in ends.items() if end <= time.monotonic()]
+        for place in [] if ready else late:
+            print(f"a reward worker took over {self.seconds:g} s", file=sys.stderr, flush=True)
+            self.workers[place].process.kill()
+            self.workers[place].process.wait()
+        return [busy[cast(Connection, one)] for one in ready] or late
 
     def _take(
         self,
@@ -162,7 +177,8 @@ class WorkerJudges:
             raise RewardError(
                 f"reward {reward}: workers ended {DEATHS} times (status {status}) while judging "
                 f"{describe(part.spoken[0])}. If they were short of memory, take fewer "
-                "reward_workers or a smaller model; the run can be started again"
+                f"reward_workers or a smaller model; if {self.seconds:g} s are too short, raise "
+                "reward_seconds; the run can be started again"
             )
         self.workers[place] = Worker(self.rewards, worker.device)
         self.restarted += 1
