@@ -31,7 +31,7 @@ def test_the_demos_texts_are_not_in_its_suite() -> None:
     texts = read_texts(ROOT / "examples" / "texts" / "announcer_rlhf.txt")
     lines = (ROOT / "examples" / "suites" / "announcer.jsonl").read_text().splitlines()
     found = collect(FILE, texts, {}, [json.loads(line)["text"] for line in lines])
-    assert len(found.prompts) == len(set(texts)) == 288
+    assert len(found.prompts) == len(set(texts)) == 240
 
 
 def test_too_long_and_too_short_are_counted() -> None:
