@@ -5,9 +5,9 @@
 trains ``[rlhf.announcer_grpo]`` from a serving model with the WER reward alone, once for each of
 three seeds, and says 64 held-out digit strings before and after with several sampling seeds. The
 strings are in neither the recipe's texts, nor the suite, nor the corpus. Prints a Markdown table:
-the mean rewards, the spread over sampling seeds before any training, that over training seeds, and
-the minutes of each run. ``--steps`` and ``--texts`` make it shorter; ``--keep`` keeps the run
-folders.
+the mean rewards, the spread over sampling seeds before any training, that over training seeds, the
+interval of the mean rise, and the minutes of each run. ``--steps`` and ``--texts`` make it shorter;
+``--keep`` keeps the run folders.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import time
 from pathlib import Path
 
 import torch
+from scipy.stats import t as student_t
 
 from tts_assets.hearing.text_match import normalize_for_match
 from tts_assets.rlhf.assets import recipe_texts
@@ -107,22 +108,24 @@ def report(before: list[float], after: list[list[float]], minutes: list[float]) 
     print("| training seed | before | after | rise | minutes |\n|---|---|---|---|---|")
     for seed, (mean, taken) in enumerate(zip(means, minutes, strict=True)):
         print(f"| {seed} | {base:.4f} | {mean:.4f} | {mean - base:+.4f} | {taken:.1f} |")
-    sampling = statistics.stdev(before)
-    training = statistics.stdev(means) if len(means) > 1 else float("nan")
-    noise = 2 * (sampling**2 + training**2) ** 0.5
+    sampling, training = statistics.stdev(before), statistics.stdev(means)
     rise = statistics.mean(means) - base
+    error = (training**2 / len(means) + sampling**2 / len(before)) ** 0.5
+    half = float(student_t.ppf(0.975, len(means) - 1)) * error
     print(f"\nBefore, by sampling seed: {', '.join(f'{value:.4f}' for value in before)};")
     print(f"standard deviation over sampling seeds {sampling:.4f}, over training seeds of the")
-    print(f"means {training:.4f}. Mean rise {rise:+.4f}, the smallest {min(means) - base:+.4f};")
-    verdict = "beyond" if min(means) - base > noise else "NOT beyond"
-    print(f"twice both deviations together: {noise:.4f}. The smallest rise is {verdict} the noise.")
+    print(f"means {training:.4f}. Mean rise {rise:+.4f}, 95 % interval of Student's t over the")
+    print(f"training seeds {rise - half:+.4f} to {rise + half:+.4f}: ", end="")
+    print("beyond the noise." if rise > half else "NOT beyond the noise.")
+    lowest = min(value for own in after for value in own)
+    print(f"The highest before is {max(before):.4f}, the lowest after {lowest:.4f}.")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--serving", type=Path, required=True, help="folder of a serving model")
     parser.add_argument("--recipe", default="announcer_grpo")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3, help="two or more")
     parser.add_argument("--texts", type=int, default=64)
     parser.add_argument("--steps", type=int)
     parser.add_argument("--keep", type=Path, help="keep the run folders here")

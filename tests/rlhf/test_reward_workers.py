@@ -153,9 +153,7 @@ def test_a_function_that_hangs_is_given_up_and_named(
 ) -> None:
     endless = FunctionReward(call=fatal("x", 0).call.replace(":fatal", ":endless"))
     judges = WorkerJudges([endless], ["cpu"], seconds=1.0)
-    with pytest.raises(
-        RewardError, match="endless: workers ended 2 times"
-    ):
+    with pytest.raises(RewardError, match="endless: workers ended 2 times"):
         Panel([endless], judges).judge(sentences[:1])
     assert not workers()
 
