@@ -22,6 +22,7 @@ from dagster import (
 
 from resources.artifact_store import ArtifactStoreResource
 from resources.launcher import Launcher, Program
+from resources.launchpad import Training
 from tts_assets.artifacts import Build, Checkpoint, CodeArrays, EvaluationSuite, ServingModel
 from tts_assets.compute import Shape, visible_devices
 from tts_assets.corpora.listening import NOTEBOOK_FILE
@@ -72,6 +73,7 @@ def rlhf_asset(name: str, recipe: RlhfRecipe, shape: Shape, root: Path) -> Asset
         context: AssetExecutionContext,
         store: ArtifactStoreResource,
         launcher: ResourceParam[Launcher],
+        config: Training,
         base: ServingModel,
         suite: EvaluationSuite,
         **optional: Any,
@@ -81,27 +83,28 @@ def rlhf_asset(name: str, recipe: RlhfRecipe, shape: Shape, root: Path) -> Asset
         from tts_assets.rlhf.prompts import collect, refuse_unheard
         from tts_assets.serving.synthesis import read_card
 
-        texts = recipe_texts(recipe, root)
+        asked, machines = config.of_recipe(recipe), config.of(shape)
+        texts = recipe_texts(asked, root)
         arrays: Mapping[str, CodeArrays] = optional.get("arrays", {})
         folders = {corpus: handle.path for corpus, handle in arrays.items()}
         normalizer = Normalizer(read_card(base.path).text, store.store.caches)
-        prompts = collect(recipe.prompts, texts, folders, suite_texts(suite), normalize=normalizer)
-        refuse_unheard(prompts.prompts, recipe.rewards)
-        _, held_out = hold_out(prompts.prompts, recipe.heldout)
-        config = {"recipe": recipe.identity(), "texts": texts, **function_digests(recipe)}
+        prompts = collect(asked.prompts, texts, folders, suite_texts(suite), normalize=normalizer)
+        refuse_unheard(prompts.prompts, asked.rewards)
+        _, held_out = hold_out(prompts.prompts, asked.heldout)
+        known = {"recipe": asked.identity(), "texts": texts, **function_digests(asked)}
         inputs = {"base": base, **optional}
-        build = Build(f"rlhf/{name}", inputs, config, CODE_VERSION, seed=recipe.seed)
+        build = Build(f"rlhf/{name}", inputs, known, CODE_VERSION, seed=asked.seed)
 
         def run(work: Path) -> dict[str, Any]:
             prompts.write(work / "prompts.jsonl")
             program = RlhfProgram(
                 run_dir=work,
                 name=name,
-                recipe=recipe,
+                recipe=asked,
                 serving_model=base.path,
                 prompts=work / "prompts.jsonl",
             )
-            return launcher.run(context, launched(program, shape)).facts
+            return launcher.run(context, launched(program, machines)).facts
 
         return store.materialize(
             context,
@@ -112,7 +115,7 @@ def rlhf_asset(name: str, recipe: RlhfRecipe, shape: Shape, root: Path) -> Asset
                 "prompts": len(prompts.prompts),
                 "prompts_held_out": len(held_out),
                 "prompts_left_out": MetadataValue.json(dict(prompts.left_out)),
-                **describe_checkpoint(handle, recipe),
+                **describe_checkpoint(handle, asked),
             },
         )
 
