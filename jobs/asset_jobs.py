@@ -206,4 +206,3 @@ def nightly_refresh(job: UnresolvedAssetJobDefinition, settings: Settings) -> Sc
             yield SkipReason("no corpus is a partition yet: switch on the sensor new_corpora")
 
     return refresh_all
-

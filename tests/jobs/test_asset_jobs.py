@@ -70,7 +70,9 @@ def test_evaluation_holds_all_reports_and_trains_nothing(defs: Definitions) -> N
 def test_every_report_with_a_freshness_policy_is_made_each_week(defs: Definitions) -> None:
     graph = defs.resolve_asset_graph()
     aging = {
-        key.to_user_string() for key in graph.get_all_asset_keys() if graph.get(key).freshness_policy
+        key.to_user_string()
+        for key in graph.get_all_asset_keys()
+        if graph.get(key).freshness_policy
     }
     weekly = defs.resolve_schedule_def("weekly_evaluate").job_name
     assert aging and aging <= assets_of(defs, weekly)

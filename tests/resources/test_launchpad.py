@@ -35,8 +35,8 @@ def test_every_field_of_a_launched_asset_has_a_type_and_a_help_text() -> None:
             assert field.config_type.kind.name == "NONEABLE", name
             assert field.config_type.inner_type.given_name in ("Int", "Float"), name
     assert offered == {
-        **dict.fromkeys(TRAINED, {*MACHINES, "steps", "seed"}),
-        **dict.fromkeys(LAUNCHED, MACHINES),
+        **{asset: {*MACHINES, "steps", "seed"} for asset in TRAINED},
+        **{asset: MACHINES for asset in LAUNCHED},
     }
 
 
@@ -56,5 +56,5 @@ def test_ranks_follow_gpus_and_what_cannot_be_is_refused() -> None:
     assert Machines(gpus=4, hours=2).of(Shape(gpus=1, memory_gb=9)) == Shape(
         gpus=4, memory_gb=9, hours=2
     )
-    with pytest.raises(ConfigError, match="the launchpad.*2 processes cannot share 1 GPUs"):
+    with pytest.raises(ConfigError, match=r"the launchpad.*2 processes cannot share 1 GPUs"):
         Machines(gpus=1, processes=2).of(Shape())

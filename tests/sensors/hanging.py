@@ -15,7 +15,9 @@ class Where(Config):
 
 
 @asset
-def hanging(context: AssetExecutionContext, config: Where, launcher: ResourceParam[Launcher]) -> None:
+def hanging(
+    context: AssetExecutionContext, config: Where, launcher: ResourceParam[Launcher]
+) -> None:
     launcher.run(context, count(Path(config.folder), Shape(processes=1), total=9, wait_at=2))
 
 

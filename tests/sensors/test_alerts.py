@@ -157,8 +157,10 @@ def hanging_run(home: Path, work: Path) -> Iterator[tuple[DagsterInstance, Dagst
         WorkspaceProcessContext(instance, target) as workspace,
     ):
         request = workspace.create_request_context()
-        job = request.get_code_location("hanging").get_repository("__repository__").get_full_job(
-            "__ASSET_JOB"
+        job = (
+            request.get_code_location("hanging")
+            .get_repository("__repository__")
+            .get_full_job("__ASSET_JOB")
         )
         run = create_run_for_test(
             instance,
@@ -185,9 +187,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_that_hangs_is_ended_where_it_is_configured(
-    webhook: Webhook, tmp_path: Path
-) -> None:
+def test_a_run_that_hangs_is_ended_where_it_is_configured(webhook: Webhook, tmp_path: Path) -> None:
     alerts = ALERTS.model_copy(update={"end_stuck_minutes": 0.05})
     with hanging_run(tmp_path / "home", tmp_path / "work") as (instance, run):
         time.sleep(1.5)
