@@ -3,7 +3,7 @@ the rest is not."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from dagster import (
     AssetSelection,
@@ -22,32 +22,41 @@ from tts_assets.settings import Settings
 
 REFRESH, IMPORT, TRAIN_CODEC, RETRAIN = "refresh", "import_arrays", "train_codec", "retrain"
 ALIGN, EVALUATE, PROMOTE = "align", "evaluate", "promote"
-TRAIN_SPEAKERS = "train_speakers"
+TRAIN_SPEAKERS, SPEAKER_PURITY = "train_speakers", "speaker_purity"
 
 
 def build_jobs(settings: Settings) -> list[UnresolvedAssetJobDefinition]:
-    trained = list(settings.sft)
-    aligned = list(settings.rlhf)
-    import_arrays = define_asset_job(
-        IMPORT,
-        AssetSelection.groups("arrays"),
-        partitions_def=corpus_partitions,
-        tags={WHOLE_CORPUS: "yes"},
-        description="One corpus of [arrays.imported]: its folder -> arrays.",
-    )
-    promote = define_asset_job(
-        PROMOTE,
-        AssetSelection.groups("promotion"),
-        description="For each voice: the candidate whose report beats what serves, if one does.",
-    )
-    train_speakers = define_asset_job(
-        TRAIN_SPEAKERS,
-        AssetSelection.assets("speaker_encoder", "speaker_report"),
-        description="The speaker encoder of [speakers], and its report.",
-    )
+    """Every asset is in a job; ``retrain`` and ``align`` end with who serves."""
+    speakers = settings.speakers
+    purity = speakers is not None and speakers.purity is not None
     return [
-        *([import_arrays] if settings.arrays.imported else []),
-        *([train_speakers] if settings.speakers else []),
+        *([import_arrays()] if settings.arrays.imported else []),
+        *([train_speakers()] if speakers else []),
+        *([speaker_purity()] if purity else []),
+        *corpus_jobs(),
+        define_asset_job(
+            RETRAIN,
+            retrained(settings),
+            description="Texts, every SFT recipe, its serving model and reports, and who serves.",
+        ),
+        define_asset_job(
+            ALIGN,
+            aligned(settings),
+            description="Every RLHF recipe, its serving model, reports and comparisons, and who "
+            "serves.",
+        ),
+        define_asset_job(
+            EVALUATE,
+            AssetSelection.groups("evaluation", "codec_report"),
+            description="All reports: of the current serving models, and of the codec.",
+        ),
+        *([promote()] if settings.promotion else []),
+    ]
+
+
+def corpus_jobs() -> list[UnresolvedAssetJobDefinition]:
+    """Of one corpus each."""
+    return [
         define_asset_job(
             REFRESH,
             AssetSelection.groups("corpora", "codec", "arrays"),
@@ -61,24 +70,94 @@ def build_jobs(settings: Settings) -> list[UnresolvedAssetJobDefinition]:
             partitions_def=corpus_partitions,
             description="The codec and what it is trained on (profile codec_demo: from nothing).",
         ),
-        define_asset_job(
-            RETRAIN,
-            _keys(texts=list(settings.texts), sft=trained, serving=trained, report=trained)
-            | AssetSelection.assets("evaluation_suite"),
-            description="Texts, every SFT recipe, its serving model and its report.",
-        ),
-        define_asset_job(
-            ALIGN,
-            _keys(rlhf=aligned, serving=aligned, report=aligned, comparison=aligned),
-            description="Every RLHF recipe, its serving model, report and comparison.",
-        ),
-        define_asset_job(
-            EVALUATE,
-            AssetSelection.groups("evaluation"),
-            description="All reports of the current serving models.",
-        ),
-        *([promote] if settings.promotion else []),
     ]
+
+
+def import_arrays() -> UnresolvedAssetJobDefinition:
+    return define_asset_job(
+        IMPORT,
+        AssetSelection.groups("arrays"),
+        partitions_def=corpus_partitions,
+        tags={WHOLE_CORPUS: "yes"},
+        description="One corpus of [arrays.imported]: its folder -> arrays.",
+    )
+
+
+def train_speakers() -> UnresolvedAssetJobDefinition:
+    return define_asset_job(
+        TRAIN_SPEAKERS,
+        AssetSelection.assets("speaker_encoder", "speaker_report"),
+        description="The speaker encoder of [speakers], and its report.",
+    )
+
+
+def speaker_purity() -> UnresolvedAssetJobDefinition:
+    return define_asset_job(
+        SPEAKER_PURITY,
+        AssetSelection.assets("speaker_purity"),
+        partitions_def=corpus_partitions,
+        description="One corpus: which utterances are not their speaker's.",
+    )
+
+
+def promote() -> UnresolvedAssetJobDefinition:
+    return define_asset_job(
+        PROMOTE,
+        AssetSelection.groups("promotion"),
+        description="For each voice: the candidate whose report beats what serves, if one does.",
+    )
+
+
+def retrained(settings: Settings) -> AssetSelection:
+    """What follows from SFT alone."""
+    evaluation = settings.evaluation
+    compared = [
+        name for name, pair in evaluation.comparisons.items() if set(pair.models) <= {*settings.sft}
+    ]
+    return (
+        _made_by("sft", settings.sft)
+        | _served_by(settings, settings.sft)
+        | _keys(texts=settings.texts, suite=evaluation.suites, comparison=compared)
+        | AssetSelection.assets("evaluation_suite")
+    )
+
+
+def aligned(settings: Settings) -> AssetSelection:
+    """What follows from RLHF."""
+    compared = [
+        *settings.rlhf,
+        *(
+            name
+            for name, pair in settings.evaluation.comparisons.items()
+            if set(pair.models) & {*settings.rlhf}
+        ),
+    ]
+    return (
+        _made_by("rlhf", settings.rlhf)
+        | _served_by(settings, settings.rlhf)
+        | _keys(comparison=compared)
+    )
+
+
+def _made_by(stage: str, recipes: Iterable[str]) -> AssetSelection:
+    """Checkpoints, serving models, and reports on every suite."""
+    reports = [["report", name] for name in recipes]
+    return _keys(**{stage: recipes}, serving=recipes) | AssetSelection.key_prefixes(*reports)
+
+
+def _served_by(settings: Settings, recipes: Iterable[str]) -> AssetSelection:
+    """The voices that one of ``recipes`` may serve."""
+    voices = [
+        voice
+        for voice, config in settings.promotion.items()
+        if set(config.candidates) & set(recipes)
+    ]
+    return _keys(promoted=voices)
+
+
+def _keys(**names: Iterable[str]) -> AssetSelection:
+    keys = [[stage, name] for stage, named in names.items() for name in named]
+    return AssetSelection.assets(*keys)
 
 
 def build_schedules(
@@ -95,6 +174,7 @@ def build_schedules(
             )
             for name, job, cron in (
                 ("weekly_retrain", RETRAIN, when.retrain),
+                ("weekly_evaluate", EVALUATE, when.evaluate),
                 ("monthly_align", ALIGN, when.align),
             )
         ),
@@ -126,8 +206,3 @@ def nightly_refresh(job: UnresolvedAssetJobDefinition, settings: Settings) -> Sc
             yield SkipReason("no corpus is a partition yet: switch on the sensor new_corpora")
 
     return refresh_all
-
-
-def _keys(**recipes: list[str]) -> AssetSelection:
-    keys = [[stage, name] for stage, names in recipes.items() for name in names]
-    return AssetSelection.assets(*keys)

@@ -85,29 +85,55 @@ def failed_runs(alerts: Alerts) -> SensorDefinition:
 
 def stuck_runs(alerts: Alerts) -> SensorDefinition:
     """A launched program tells Dagster every half a minute how far it is, so that silence means a
-    program that hangs. The run is not ended: a debugger may want it."""
+    program that hangs. The run is left to a debugger, unless ``end_stuck_minutes`` says how long.
+    """
+    ends = "" if alerts.end_stuck_minutes is None else f", and ends them {ending(alerts)}"
 
     @sensor(
         name="stuck_runs",
         minimum_interval_seconds=60,
-        description=f"Tells of runs without an event for {alerts.stuck_minutes:g} minutes.",
+        description=f"Tells of runs without an event for {alerts.stuck_minutes:g} minutes{ends}.",
     )
     def stuck(context: SensorEvaluationContext) -> SkipReason:
         told: dict[str, float] = json.loads(context.cursor or "{}")
         silent = silent_runs(context.instance, time.time() - alerts.stuck_minutes * 60)
         for run, last, event in silent:
-            if told.get(run.run_id) == last:
-                continue
             minutes = (time.time() - last) / 60
+            over = is_over(alerts, run, minutes)
+            if told.get(run.run_id) == last and not over:
+                continue
             message = f"no event for {minutes:.0f} minutes; the last one: {event}"
+            if over:
+                message = f"ended {ending(alerts)}: {message}"
+                end(context.instance, run, message)
             context.log.warning(f"run {run.run_id} ({run.job_name}): {message}")
             if WEBHOOK_VARIABLE in os.environ:
-                post(notice("run_stuck", run, alerts.ui, message, minutes=round(minutes, 1)))
+                name = "run_ended" if over else "run_stuck"
+                post(notice(name, run, alerts.ui, message, minutes=round(minutes, 1)))
         context.update_cursor(json.dumps({run.run_id: last for run, last, _ in silent}))
         names = ", ".join(run.run_id for run, _, _ in silent)
         return SkipReason(f"stuck: {names}" if silent else "no run is stuck")
 
     return stuck
+
+
+def ending(alerts: Alerts) -> str:
+    return f"after {alerts.end_stuck_minutes:g} minutes, by [alerts] end_stuck_minutes"
+
+
+def is_over(alerts: Alerts, run: DagsterRun, minutes: float) -> bool:
+    """Whether a run that is silent for ``minutes`` is to be ended, and is not being ended."""
+    limit = alerts.end_stuck_minutes
+    return limit is not None and minutes >= limit and run.status == DagsterRunStatus.STARTED
+
+
+def end(instance: DagsterInstance, run: DagsterRun, why: str) -> None:
+    """As *Terminate* in the UI: the launched program is asked to save, then killed. A run whose
+    process nobody finds is only written down as canceled."""
+    instance.report_engine_event(why, run)
+    coordinator = instance.run_coordinator
+    if coordinator is None or not coordinator.cancel_run(run.run_id):
+        instance.report_run_canceled(run, why)
 
 
 def silent_runs(instance: DagsterInstance, since: float) -> list[tuple[DagsterRun, float, str]]:

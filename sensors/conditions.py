@@ -23,10 +23,12 @@ def follow_training() -> AutomationCondition:
     It waits, too, for an input that will be made again, because an input of its own has changed:
     texts as token ids after codes, a report after its model.
     """
+    # data_version_changed() names all changed partitions of an input, also those that an asset
+    # without partitions does not read; what stands beside it in an `&` leaves only those it reads.
+    # Without, a changed corpus holds up whoever waits for recipes of other corpora, for good.
+    own = AutomationCondition.data_version_changed() & ~AutomationCondition.missing()
     behind = AutomationCondition.any_deps_match(
-        AutomationCondition.any_deps_match(AutomationCondition.data_version_changed()).since(
-            AutomationCondition.newly_updated()
-        )
+        AutomationCondition.any_deps_match(own).since(AutomationCondition.newly_updated())
     )
     return _follow("follow_training", _changed(), _at_rest() & ~behind)
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from tts_assets.config import Config
 
@@ -33,6 +33,7 @@ class Schedules(Config):
     timezone: str = Field("UTC", description="of the crons: 'Europe/Berlin'")
     refresh: str = Field("0 1 * * *", description="nightly_refresh: every corpus")
     retrain: str = Field("0 2 * * 6", description="weekly_retrain: every SFT recipe")
+    evaluate: str = Field("0 2 * * 0", description="weekly_evaluate: all reports stay fresh")
     align: str = Field("0 2 1 * *", description="monthly_align: every RLHF recipe")
     report_days: float = Field(10.0, ge=1, description="a week, and three days to notice")
 
@@ -73,8 +74,20 @@ class Alerts(Config):
 
     ui: str = Field("http://127.0.0.1:3000", description="for links to runs")
     stuck_minutes: float = Field(60.0, gt=0, description="without an event of a run")
+    end_stuck_minutes: float | None = Field(
+        None, gt=0, description="without an event, and the run is ended; unset: never"
+    )
     slack: Slack | None = None
     email: Email | None = None
+
+    @model_validator(mode="after")
+    def _told_before_it_ends(self) -> Self:
+        if self.end_stuck_minutes is not None and self.end_stuck_minutes < self.stuck_minutes:
+            raise ValueError(
+                f"a run would end after {self.end_stuck_minutes:g} minutes, before anybody is told "
+                f"of it after {self.stuck_minutes:g}; write a smaller stuck_minutes"
+            )
+        return self
 
     def variables(self) -> tuple[str, ...]:
         """The environment variables without which somebody named here is not told."""

@@ -46,6 +46,7 @@ def run(
     folder: Path,
     texts: list[str],
     select: Sequence[str] = ("evaluation_suite", "report/tiny"),
+    recipes: Sequence[str] = ("tiny",),
     **options: object,
 ) -> ExecuteInProcessResult:
     rows = [{"id": f"t{n}", "category": "c", "text": text} for n, text in enumerate(texts)]
@@ -55,14 +56,16 @@ def run(
     recipe = SftRecipe.model_validate({"base": {"llama": {}}, "corpora": {"clips": 1}, "steps": 1})
     root = str(speaking.store.root)
     upstream = [
-        AssetSpec(["serving", "tiny"]),
+        *(AssetSpec(["serving", name]) for name in recipes),
         AssetSpec("code_arrays", partitions_def=corpus_partitions),
     ]
     job = define_asset_job("evaluate", select)
     definitions = Definitions(
         assets=[
             *upstream,
-            *build_assets(evaluation, {"tiny": recipe}, {}, folder, Shape(processes=1)),
+            *build_assets(
+                evaluation, dict.fromkeys(recipes, recipe), {}, folder, Shape(processes=1)
+            ),
         ],
         jobs=[job],
         executor=in_process_executor,

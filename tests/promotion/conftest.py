@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,9 +62,9 @@ class Studio:
         return self.publish(ServingModel, f"serving/{recipe}", {}, files, facts)
 
     def report(
-        self, recipe: str, suite: str = "texts", digits: float = 0.1, **figures: float
+        self, recipe: str, suite: str = "texts", digits: float = 0.1, **figures: float | None
     ) -> Handle:
-        """Of the current serving model."""
+        """Of the current serving model; a figure that is None could not be measured."""
         files = {"suite.jsonl": suite}
         facts = {"texts": 1, "categories": {}}
         asked = self.publish(EvaluationSuite, "evaluation_suite", {}, files, facts)
@@ -83,16 +84,17 @@ class Studio:
         heard = {"recipe": recipe, "texts": 1, "wer_by_category": {}, **values}
         return self.store.publish(Report, build, result, heard)
 
-    def candidate(self, recipe: str, weights: str, **figures: float) -> None:
+    def candidate(self, recipe: str, weights: str, **figures: float | None) -> None:
         self.serving(recipe, weights)
         self.report(recipe, **figures)
 
 
-def as_told(values: dict[str, float]) -> dict[str, Any]:
+def as_told(values: Mapping[str, float | None]) -> dict[str, Any]:
     """As a report tells its totals."""
     metrics = {
         name: Figure(value=value, low=value, high=value, count=1, set_aside=0)
         for name, value in values.items()
+        if value is not None
     }
     return Figures(texts=1, samples=1, metrics=metrics).model_dump(mode="json")
 

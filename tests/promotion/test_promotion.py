@@ -98,6 +98,15 @@ def test_reports_of_other_texts_are_not_compared(studio: Studio, config: Promoti
     assert serving(studio) == "b"
 
 
+def test_what_could_not_be_measured_is_no_gain(studio: Studio, config: PromotionConfig) -> None:
+    studio.candidate("first", "a")
+    best(studio, config)
+    studio.serving("second", "b")
+    studio.report("second", wer=0.0, dnsmos_p808=None)  # as of syntheses too short to judge
+    assert "dnsmos_p808 could not be measured of both" in best(studio, config)["second"]
+    assert serving(studio) == "a"
+
+
 def test_a_report_of_an_earlier_model_does_not_count(
     studio: Studio, config: PromotionConfig
 ) -> None:

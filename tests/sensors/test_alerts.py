@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
 from dagster import (
     DagsterInstance,
+    DagsterRun,
     DagsterRunStatus,
     Definitions,
     SkipReason,
@@ -20,10 +23,14 @@ from dagster import (
     build_sensor_context,
 )
 from dagster._core.test_utils import create_run_for_test
+from dagster._core.workspace.context import WorkspaceProcessContext
+from dagster._core.workspace.load_target import ModuleTarget
 
 from sensors import alerts as sensors
 from tts_assets.operations import Alerts, Email, Slack
 
+ROOT = Path(__file__).resolve().parents[2]
+PATIENCE = 120.0  # seconds
 ALERTS = Alerts(ui="http://ui.example:3000/", stuck_minutes=0.02)
 
 
@@ -138,6 +145,83 @@ def test_a_silent_run_is_told_once_and_left_running(
     assert len(webhook.posted) == 2  # silent again
     found = instance.get_run_by_id(run.run_id)
     assert found is not None and found.status == DagsterRunStatus.STARTED
+
+
+@contextmanager
+def hanging_run(home: Path, work: Path) -> Iterator[tuple[DagsterInstance, DagsterRun]]:
+    """A run in a process of its own, whose program has begun to wait."""
+    home.mkdir()
+    target = ModuleTarget("tests.sensors.hanging", None, str(ROOT), "hanging")
+    with (
+        DagsterInstance.local_temp(str(home)) as instance,
+        WorkspaceProcessContext(instance, target) as workspace,
+    ):
+        request = workspace.create_request_context()
+        job = (
+            request.get_code_location("hanging")
+            .get_repository("__repository__")
+            .get_full_job("__ASSET_JOB")
+        )
+        run = create_run_for_test(
+            instance,
+            job.name,
+            run_config={"ops": {"hanging": {"config": {"folder": str(work)}}}},
+            remote_job_origin=job.get_remote_origin(),
+            job_code_origin=job.get_python_origin(),
+        )
+        instance.launch_run(run.run_id, request)
+        wait_for(lambda: saved(work) == 2)
+        yield instance, run
+
+
+def saved(work: Path) -> int:
+    path = work / "checkpoints" / "count.txt"
+    return int(path.read_text()) if path.is_file() else 0
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_a_run_that_hangs_is_ended_where_it_is_configured(webhook: Webhook, tmp_path: Path) -> None:
+    alerts = ALERTS.model_copy(update={"end_stuck_minutes": 0.05})
+    with hanging_run(tmp_path / "home", tmp_path / "work") as (instance, run):
+        time.sleep(1.5)
+
+        def ended() -> bool:
+            with build_sensor_context(instance=instance) as context:
+                sensors.stuck_runs(alerts)(context)
+            found = instance.get_run_by_id(run.run_id)
+            return found is not None and found.status == DagsterRunStatus.CANCELED
+
+        wait_for(ended)
+    assert saved(tmp_path / "work") == 3  # it was asked to stop, and saved
+    told = [body["event"] for body in webhook.posted]
+    assert told[0] == "run_stuck" and told.count("run_ended") == 1
+    assert "end_stuck_minutes" in webhook.posted[told.index("run_ended")]["text"]
+
+
+def test_a_run_whose_process_is_gone_is_written_down_as_ended(
+    webhook: Webhook, tmp_path: Path
+) -> None:
+    with DagsterInstance.local_temp(str(tmp_path)) as instance:
+        run = create_run_for_test(instance, status=DagsterRunStatus.STARTED)
+        instance.report_engine_event("training: 20/100", run)
+        time.sleep(1.5)
+        with build_sensor_context(instance=instance) as context:
+            sensors.stuck_runs(ALERTS.model_copy(update={"end_stuck_minutes": 0.02}))(context)
+        found = instance.get_run_by_id(run.run_id)
+    assert found is not None and found.status == DagsterRunStatus.CANCELED
+    assert [body["event"] for body in webhook.posted] == ["run_ended"]
+
+
+def test_nobody_ends_a_run_before_anybody_is_told() -> None:
+    with pytest.raises(ValueError, match="write a smaller stuck_minutes"):
+        Alerts(stuck_minutes=60, end_stuck_minutes=30)
 
 
 def test_slack_and_email_are_there_with_their_secrets(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -116,8 +116,12 @@ def test_a_recipe_is_materialized_once(
     assert len(folders) == 1  # the second time there was nothing to do
 
 
-def run(store: ArtifactStore, assets: list[Any], *selected: Any) -> ExecuteInProcessResult:
-    """Materialize unpartitioned assets, or those of the corpus, as this project's code location."""
+def run(
+    store: ArtifactStore, assets: list[Any], *selected: Any, **asked: Any
+) -> ExecuteInProcessResult:
+    """Materialize unpartitioned assets, or those of the corpus, as this project's code location.
+
+    ``asked``: of the first asset, in the launchpad."""
     upstream = [AssetSpec("codec"), AssetSpec("code_arrays", partitions_def=corpus_partitions)]
     known = {key for a in assets if isinstance(a, AssetsDefinition) for key in a.keys}
     with DagsterInstance.ephemeral() as instance:
@@ -132,9 +136,34 @@ def run(store: ArtifactStore, assets: list[Any], *selected: Any) -> ExecuteInPro
                 "launcher": TorchrunLauncher(grace_seconds=5.0),
             },
             selection=list(selected),
+            run_config={"ops": {selected[0].op.name: {"config": asked}}} if asked else None,
             partition_key="asterisk" if partitioned else None,
             raise_on_error=False,
         )
+
+
+@pytest.mark.slow
+def test_what_the_launchpad_asks_for_is_another_result(
+    inputs: tuple[ArtifactStore, CodeArrays, CodecCheckpoint],
+) -> None:
+    store, *_ = inputs
+    recipe = SftRecipe.model_validate(recipe_values(steps=2))
+    asset = sft_asset("test", recipe, Shape(processes=2, threads=1))
+
+    def made(**asked: Any) -> Checkpoint:
+        assert run(store, [asset], asset, **asked).success
+        handle = store.current("sft/test")
+        assert isinstance(handle, Checkpoint)
+        return handle
+
+    own = made(processes=1)
+    another = made(steps=1, seed=8)
+    assert (own.facts.steps, another.facts.steps) == (2, 1)
+    assert another.manifest.seed == another.manifest.config["seed"] == 8
+    assert own.manifest.fingerprint != another.manifest.fingerprint
+    assert made().path == own.path  # machines are no part of it, and it was not overwritten
+    refused = run(store, [asset], asset, gpus=1, processes=2)
+    assert "the launchpad: (top level): 2 processes cannot share 1 GPUs" in reasons(refused)
 
 
 def reasons(result: ExecuteInProcessResult) -> str:

@@ -21,6 +21,7 @@ from dagster import (
 
 from resources.artifact_store import ArtifactStoreResource
 from resources.launcher import Launcher, Program
+from resources.launchpad import Machines, Training
 from sensors.conditions import fetch_for, follow_data
 from tts_assets.accounting import SET_ASIDE_FILE, count_reasons, read_set_aside
 from tts_assets.artifacts import (
@@ -119,24 +120,26 @@ def trained_codec(
         context: AssetExecutionContext,
         store: ArtifactStoreResource,
         launcher: ResourceParam[Launcher],
+        config: Training,
         samples: dict[str, SampleManifest],
     ) -> Output[CodecCheckpoint]:
+        asked = config.of_recipe(recipe)
         parts = {
-            "recipe": recipe.model_copy(update={"base": None}),
+            "recipe": asked.model_copy(update={"base": None}),
             "base": base_files,
             "validation": validation,
         }
-        build = Build("codec", {"samples": samples}, parts, CODE_VERSION, seed=recipe.seed)
+        build = Build("codec", {"samples": samples}, parts, CODE_VERSION, seed=asked.seed)
 
         def train(work: Path) -> dict[str, Any]:
             program = CodecProgram(
                 run_dir=work,
-                recipe=recipe.model_copy(update={"base": base}),
+                recipe=asked.model_copy(update={"base": base}),
                 samples={name: handle.path / KEPT_FILE for name, handle in samples.items()},
                 validation=validation,
             )
             module = "tts_assets.codec.train"
-            return launcher.run(context, Program(module, program, shape)).facts
+            return launcher.run(context, Program(module, program, config.of(shape))).facts
 
         return store.materialize(context, CodecCheckpoint, build, train, describe_training)
 
@@ -162,18 +165,20 @@ def trained_decoder(
         context: AssetExecutionContext,
         store: ArtifactStoreResource,
         launcher: ResourceParam[Launcher],
+        config: Training,
         samples: dict[str, SampleManifest],
         codec: CodecCheckpoint,
     ) -> Output[CodecDecoder]:
-        known = recipe if start is None else recipe.model_copy(update={"start": "folder"})
+        asked = config.of_recipe(recipe)
+        known = asked if start is None else asked.model_copy(update={"start": "folder"})
         parts = {"recipe": known, "start": start_files, "validation": validation}
         inputs: dict[str, Any] = {"samples": samples, "codec": codec}
-        build = Build("codec_decoder", inputs, parts, CODE_VERSION, seed=recipe.seed)
+        build = Build("codec_decoder", inputs, parts, CODE_VERSION, seed=asked.seed)
 
         def train(work: Path) -> dict[str, Any]:
             program = DecoderProgram(
                 run_dir=work,
-                recipe=recipe,
+                recipe=asked,
                 codec=codec.path,
                 codec_content=codec.content,
                 start=start,
@@ -181,7 +186,7 @@ def trained_decoder(
                 validation=validation,
             )
             module = "tts_assets.codec.train_decoder"
-            return launcher.run(context, Program(module, program, shape)).facts
+            return launcher.run(context, Program(module, program, config.of(shape))).facts
 
         return store.materialize(context, CodecDecoder, build, train, describe_training)
 
@@ -214,6 +219,7 @@ def codec_shards_asset(shard_samples: int, batch_tokens: int, shape: Shape) -> A
         context: AssetExecutionContext,
         store: ArtifactStoreResource,
         launcher: ResourceParam[Launcher],
+        config: Machines,
         samples: SampleManifest,
         codec: CodecCheckpoint,
     ) -> Output[CodecShards]:
@@ -238,7 +244,7 @@ def codec_shards_asset(shard_samples: int, batch_tokens: int, shape: Shape) -> A
                 reuse=earlier_shards(store.store, context.partition_key, codec),
             )
             module = "tts_assets.codec.shards"
-            return launcher.run(context, Program(module, program, shape)).facts
+            return launcher.run(context, Program(module, program, config.of(shape))).facts
 
         return store.materialize(context, CodecShards, build, encode, describe_shards)
 

@@ -16,6 +16,7 @@ from dagster import (
 
 from resources.artifact_store import ArtifactStoreResource
 from resources.launcher import Launcher, Program
+from resources.launchpad import Machines
 from tts_assets.artifacts import (
     MANIFEST,
     ArtifactStore,
@@ -45,13 +46,13 @@ def build_assets(
 
 
 def report_asset(
-    config: CodecReportConfig, validation: ValidationSplit, shape: Shape, decoder: bool
+    asked: CodecReportConfig, validation: ValidationSplit, shape: Shape, decoder: bool
 ) -> AssetsDefinition:
     own = {"decoder": AssetIn(key="codec_decoder")} if decoder else {}
 
     @asset(
         group_name="codec_report",
-        ins={"codec": AssetIn(key="codec"), "samples": samples_of(config.corpora), **own},
+        ins={"codec": AssetIn(key="codec"), "samples": samples_of(asked.corpora), **own},
         code_version=CODE_VERSION,
         kinds={"html", "whisper"},
         description="What the codec loses of held-out speech, beside every other codec in store.",
@@ -60,25 +61,26 @@ def report_asset(
         context: AssetExecutionContext,
         store: ArtifactStoreResource,
         launcher: ResourceParam[Launcher],
+        config: Machines,
         **inputs: Any,
     ) -> Output[CodecReport]:
         samples: dict[str, SampleManifest] = inputs["samples"]
         codec: CodecCheckpoint = inputs["codec"]
         others = earlier(store.store, codec, inputs.get("decoder"))
         known = {**inputs, "others": {handle.content[:12]: handle for handle in others}}
-        build = Build("codec_report", known, {"report": config, "split": validation}, CODE_VERSION)
+        build = Build("codec_report", known, {"report": asked, "split": validation}, CODE_VERSION)
 
         def run(work: Path) -> dict[str, Any]:
             program = CodecReportProgram(
                 run_dir=work,
-                report=config,
+                report=asked,
                 versions=versions(codec, inputs.get("decoder"), others),
                 samples={name: handle.path / KEPT_FILE for name, handle in samples.items()},
                 validation=validation,
                 lineage=lineage(store.store, [*samples.values(), codec, *others]),
             )
             module = "tts_assets.codec_report.evaluate"
-            return launcher.run(context, Program(module, program, shape)).facts
+            return launcher.run(context, Program(module, program, config.of(shape))).facts
 
         return store.materialize(context, CodecReport, build, run, describe)
 

@@ -23,6 +23,7 @@ from dagster import (
 
 from resources.artifact_store import ArtifactStoreResource
 from resources.launcher import Launcher, Program
+from resources.launchpad import Machines
 from tts_assets.artifacts import (
     Build,
     Comparison,
@@ -162,6 +163,7 @@ def report_assets(
         context: AssetExecutionContext,
         store: ArtifactStoreResource,
         launcher: ResourceParam[Launcher],
+        config: Machines,
         serving: ServingModel,
         suite: EvaluationSuite,
         arrays: Any,
@@ -172,12 +174,12 @@ def report_assets(
         given = evaluation
         if evaluation.utmos is not None:
             given = evaluation.model_copy(update={"utmos": root / evaluation.utmos})
-        config = given.determining() | {
+        known = given.determining() | {
             "versions": {metric.name: metric.version for metric in metrics_of(given)}
         }
         if given.utmos is not None and given.utmos.is_file():
-            config["utmos"] = sha256_file(given.utmos)
-        build = Build("/".join(key.path), inputs, config, CODE_VERSION)
+            known["utmos"] = sha256_file(given.utmos)
+        build = Build("/".join(key.path), inputs, known, CODE_VERSION)
 
         def run(work: Path) -> dict[str, Any]:
             texts = read_suite(suite.path / SUITE_FILE, given.language)
@@ -196,7 +198,7 @@ def report_assets(
                 earlier=earlier_reports(store.store, build),
             )
             module = "tts_assets.evaluation.evaluate"
-            return launcher.run(context, Program(module, program, shape)).facts
+            return launcher.run(context, Program(module, program, config.of(shape))).facts
 
         return store.materialize(context, Report, build, run, describe_report)
 

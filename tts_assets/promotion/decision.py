@@ -113,8 +113,12 @@ def judge(
         why = "the model that serves was judged by other texts or code: not comparable"
         return Verdict(recipe, False, why, {})
     before = figures(reports[challenger.bench], config.category)
+    after = figures(challenger.report, config.category)
     margins = config.gains_needed
-    gains = gained(before, figures(challenger.report, config.category), margins)
+    if missing := sorted(name for name in margins if name not in before or name not in after):
+        why = f"{', '.join(missing)} could not be measured of both: not comparable"
+        return Verdict(recipe, False, why, {})
+    gains = gained(before, after, margins)
     short = [
         f"{name} {gains[name]:+.4g}, needed {least:+.4g}"
         for name, least in margins.items()

@@ -22,6 +22,7 @@ from dagster import (
 
 from resources.artifact_store import ArtifactStoreResource
 from resources.launcher import Launcher, Program
+from resources.launchpad import Training
 from tts_assets.artifacts import Build, Checkpoint, CodeArrays, EvaluationSuite, ServingModel
 from tts_assets.compute import Shape, visible_devices
 from tts_assets.corpora.listening import NOTEBOOK_FILE
@@ -75,27 +76,29 @@ def rlhf_asset(name: str, recipe: RlhfRecipe, shape: Shape, root: Path) -> Asset
         context: AssetExecutionContext,
         store: ArtifactStoreResource,
         launcher: ResourceParam[Launcher],
+        config: Training,
         base: ServingModel,
         suite: EvaluationSuite,
         **optional: Any,
     ) -> Output[Checkpoint]:
-        texts = recipe_texts(recipe, root)
+        asked, machines = config.of_recipe(recipe), config.of(shape)
+        texts = recipe_texts(asked, root)
         arrays: Mapping[str, CodeArrays] = optional.get("arrays", {})
-        prompts = collected(recipe, texts, arrays, base, suite, store)
-        config = {"recipe": recipe.identity(), "texts": texts, **function_digests(recipe)}
+        prompts = collected(asked, texts, arrays, base, suite, store)
+        known = {"recipe": asked.identity(), "texts": texts, **function_digests(asked)}
         inputs = {"base": base, **optional}
-        build = Build(f"rlhf/{name}", inputs, config, CODE_VERSION, seed=recipe.seed)
+        build = Build(f"rlhf/{name}", inputs, known, CODE_VERSION, seed=asked.seed)
 
         def run(work: Path) -> dict[str, Any]:
             prompts.write(work / "prompts.jsonl")
             program = RlhfProgram(
                 run_dir=work,
                 name=name,
-                recipe=recipe,
+                recipe=asked,
                 serving_model=base.path,
                 prompts=work / "prompts.jsonl",
             )
-            return launcher.run(context, launched(program, shape)).facts
+            return launcher.run(context, launched(program, machines)).facts
 
         return store.materialize(
             context,
@@ -103,8 +106,8 @@ def rlhf_asset(name: str, recipe: RlhfRecipe, shape: Shape, root: Path) -> Asset
             build,
             run,
             describe=lambda handle: {
-                **describe_prompts(prompts, recipe),
-                **describe_checkpoint(handle, recipe),
+                **describe_prompts(prompts, asked),
+                **describe_checkpoint(handle, asked),
             },
         )
 

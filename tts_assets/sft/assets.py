@@ -18,6 +18,7 @@ from dagster import (
 
 from resources.artifact_store import ArtifactStoreResource
 from resources.launcher import Launcher, Program
+from resources.launchpad import Training
 from tts_assets.artifacts import (
     ArtifactError,
     ArtifactStore,
@@ -83,18 +84,20 @@ def sft_asset(name: str, recipe: SftRecipe, shape: Shape) -> AssetsDefinition:
         context: AssetExecutionContext,
         store: ArtifactStoreResource,
         launcher: ResourceParam[Launcher],
+        config: Training,
         **inputs: Any,
     ) -> Output[Checkpoint]:
         inputs["texts"] = {text: inputs.pop(key) for key, text in given.items()}
-        build = Build(f"sft/{name}", inputs, recipe, CODE_VERSION, seed=recipe.seed)
+        asked, machines = config.of_recipe(recipe), config.of(shape)
+        build = Build(f"sft/{name}", inputs, asked, CODE_VERSION, seed=asked.seed)
 
         def run(work: Path) -> dict[str, Any]:
             tokens = {"tokens": find_tokens(store.store, inputs["arrays"])}
-            program = sft_program(name, recipe, work, **tokens | inputs)
+            program = sft_program(name, asked, work, **tokens | inputs)
             if launcher.is_local:
-                machine.check(recipe, shape.processes)
-                lora.check(recipe)
-            return launcher.run(context, Program("tts_assets.sft.train", program, shape)).facts
+                machine.check(asked, machines.processes)
+                lora.check(asked)
+            return launcher.run(context, Program("tts_assets.sft.train", program, machines)).facts
 
         return store.materialize(
             context,
@@ -103,7 +106,7 @@ def sft_asset(name: str, recipe: SftRecipe, shape: Shape) -> AssetsDefinition:
             run,
             describe=lambda made: {
                 **describe_data(recipe, inputs["arrays"]),
-                **describe_checkpoint(made, recipe),
+                **describe_checkpoint(made, asked),
             },
         )
 

@@ -26,6 +26,7 @@ from dagster import (
 
 from resources.artifact_store import ArtifactStoreResource
 from resources.launcher import Launcher, Program
+from resources.launchpad import Training
 from tts_assets.accounting import SET_ASIDE_FILE, count_reasons, read_set_aside
 from tts_assets.artifacts import (
     Build,
@@ -110,7 +111,7 @@ def fetched_encoder(config: SpeakersConfig, root: Path) -> AssetsDefinition:
 
 
 def trained_encoder(
-    config: SpeakersConfig, recipe: EncoderRecipe, shape: Shape, root: Path
+    speakers: SpeakersConfig, recipe: EncoderRecipe, shape: Shape, root: Path
 ) -> AssetsDefinition:
     """The asset ``speaker_encoder`` where this project trains it, downstream of its corpora."""
     base = None if recipe.base is None else resolve(recipe.base, root)
@@ -118,32 +119,34 @@ def trained_encoder(
     @asset(
         key=ENCODER,
         group_name="speakers",
-        ins={"segments": segments_of(config)},
+        ins={"segments": segments_of(speakers)},
         code_version=CODE_VERSION,
         kinds={"pytorch"},
-        description=f"An encoder of voices by GE2E on {', '.join(config.corpora)}.",
+        description=f"An encoder of voices by GE2E on {', '.join(speakers.corpora)}.",
     )
     def speaker_encoder(
         context: AssetExecutionContext,
         store: ArtifactStoreResource,
         launcher: ResourceParam[Launcher],
+        config: Training,
         segments: dict[str, SpeechSegments],
     ) -> Output[SpeakerEncoderCheckpoint]:
+        asked = config.of_recipe(recipe)
         parts = {
-            "recipe": recipe.model_copy(update={"base": base and encoder_digest(base)}),
-            "people": config.people,
+            "recipe": asked.model_copy(update={"base": base and encoder_digest(base)}),
+            "people": speakers.people,
         }
-        build = Build(ENCODER, {"segments": segments}, parts, CODE_VERSION, seed=recipe.seed)
+        build = Build(ENCODER, {"segments": segments}, parts, CODE_VERSION, seed=asked.seed)
 
         def train(work: Path) -> dict[str, Any]:
             program = EncoderProgram(
                 run_dir=work,
-                people=config.people,
+                people=speakers.people,
                 corpora={name: handle.path for name, handle in segments.items()},
-                recipe=recipe.model_copy(update={"base": base and str(base)}),
+                recipe=asked.model_copy(update={"base": base and str(base)}),
             )
             module = "tts_assets.speakers.train"
-            return launcher.run(context, Program(module, program, shape)).facts
+            return launcher.run(context, Program(module, program, config.of(shape))).facts
 
         return store.materialize(context, SpeakerEncoderCheckpoint, build, train, describe_encoder)
 

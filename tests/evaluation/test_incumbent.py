@@ -1,0 +1,145 @@
+"""A worse report after a better one, in Dagster: recordings are better than an untrained model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from dagster import DagsterInstance, ExecuteInProcessResult
+
+from tests.conftest import CORPUS
+from tests.core.test_tracking import history, runs
+from tests.evaluation.conftest import program_of
+from tests.evaluation.test_assets import checks, run
+from tests.speaking import Speaking
+from tts_assets.artifacts import Build, Report
+from tts_assets.audio import read_clip
+from tts_assets.evaluation.assets import CODE_VERSION
+from tts_assets.evaluation.clips import write_flac
+from tts_assets.evaluation.compare import FIGURES_FILE
+from tts_assets.evaluation.evaluate import write_result
+from tts_assets.evaluation.measuring import Gauge, Spoken
+from tts_assets.evaluation.metrics.metric import Setting
+from tts_assets.evaluation.suite import SuiteText
+from tts_assets.program import Run
+from tts_assets.tracking import WandbConfig, write_card
+
+SENTENCES = (
+    "all-circuits-busy-now",
+    "conf-invalidpin",
+    "conf-leaderhasleft",
+    "conf-now-recording",
+    "conf-placeintoconf",
+    "conf-waitforleader",
+    "confbridge-invalid",
+    "feature-not-avail-line",
+    "please-try-call-later",
+    "pls-hold-while-try",
+    "vm-msgsaved",
+    "vm-undelete",
+)
+PAIR = ("recorded", "tiny")
+
+
+@dataclass
+class Recorded:
+    """A report whose syntheses are recordings: ``run_dir`` as the program leaves it."""
+
+    texts: list[str]
+    run_dir: Path
+    facts: dict[str, object]
+
+    def publish(self, speaking: Speaking, recipe: str) -> Report:
+        """As the current report of ``recipe`` on the suite that is in the store."""
+        suite = speaking.store.current("evaluation_suite")
+        inputs = {
+            "serving": speaking.serving,
+            "suite": suite,
+            "arrays": {"clips": speaking.arrays},
+        }
+        build = Build(f"report/{recipe}", inputs, {"recorded": True}, CODE_VERSION)
+        work = speaking.store.work_folder(build) / "result"
+        work.parent.mkdir(parents=True, exist_ok=True)
+        (self.run_dir / "result").rename(work)
+        handle = speaking.store.publish(Report, build, work, {**self.facts, "recipe": recipe})
+        assert isinstance(handle, Report)
+        return handle
+
+
+@pytest.fixture
+def recorded(setting: Setting, tmp_path: Path) -> Recorded:
+    rows = [json.loads(line) for line in (CORPUS / "samples.jsonl").read_text().splitlines()]
+    by_key = {row["original_data"]["key"]: row for row in rows}
+    folder = tmp_path / "recorded"
+    folder.mkdir()
+    write_card(folder, WandbConfig(project="voices"), "report/recorded")
+    texts = [by_key[key]["transcript"] for key in SENTENCES]
+    with Run(folder) as program:
+        spoken = []
+        for number, key in enumerate(SENTENCES):
+            clip = read_clip(CORPUS / by_key[key]["wav_path"])
+            audio = program.result_dir / "audio" / f"t{number}-42.flac"
+            write_flac(audio, clip.wave, clip.rate)
+            text = SuiteText(id=f"t{number}", category="c", text=texts[number], language="en")
+            spoken.append(Spoken(text, 42, None, audio, ended=True))
+        gauge = Gauge(setting, tmp_path / "metrics.sqlite")
+        said = [row.model_dump() for row in gauge.measure(spoken)]
+        record = {"rows": said, "elapsed": 1.0, "measuring": {}}
+        facts = write_result(program_of("recorded"), program, [record])
+        program.finish(facts)
+    return Recorded(texts, folder, facts)
+
+
+@pytest.fixture
+def instance() -> Iterator[DagsterInstance]:
+    with DagsterInstance.ephemeral() as ephemeral:
+        ephemeral.add_dynamic_partitions("corpus", ["clips"])
+        yield ephemeral
+
+
+def made(result: ExecuteInProcessResult) -> set[str]:
+    events = result.get_asset_materialization_events()
+    return {event.asset_key.to_user_string() for event in events if event.asset_key}
+
+
+@pytest.mark.slow
+def test_a_worse_report_goes_no_further_and_a_comparison_says_by_how_much(
+    instance: DagsterInstance, speaking: Speaking, recorded: Recorded, tmp_path: Path
+) -> None:
+    options = {"recipes": PAIR, "comparisons": {"pair": {"models": PAIR}}, "seeds": [42]}
+    select = ["report/tiny", "comparison/pair"]
+    first = run(instance, speaking, tmp_path, recorded.texts, ["evaluation_suite"], **options)
+    assert first.success
+    incumbent = recorded.publish(speaking, "recorded")
+    assert incumbent.facts.wer < 0.3
+
+    gates = {"wer": 0.05, "speaker_similarity": 0.05, "incumbent": "recorded"}
+    stopped = run(instance, speaking, tmp_path, recorded.texts, select, gates=gates, **options)
+    assert not stopped.success
+    assert checks(stopped)["wer_gate"] is checks(stopped)["speaker_similarity_gate"] is False
+    assert made(stopped) == {"report/tiny"}
+
+    free = run(instance, speaking, tmp_path, recorded.texts, select, **options)
+    assert free.success and made(free) == set(select)
+    comparison = speaking.store.current("comparison/pair")
+    figures = json.loads((comparison.path / FIGURES_FILE).read_text())
+    assert figures["categories"]["c"]["low"] > 0.05
+    events = free.get_asset_materialization_events()
+    (told,) = [
+        e.materialization.metadata for e in events if "blind_test" in e.materialization.metadata
+    ]
+    assert Path(str(told["page"].value)).is_file()
+
+
+@pytest.mark.slow
+def test_weights_and_biases_gets_the_table_of_a_report(recorded: Recorded) -> None:
+    (folder,) = runs(recorded.run_dir / "wandb")
+    (logged,) = [row["samples"] for row in history(folder) if "samples" in row]
+    table = json.loads((folder / "files" / logged["path"]).read_text())
+    heard = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    assert [row["text"] for row in heard] == recorded.texts
+    assert sum(row["wer"] for row in heard) / len(heard) < 0.3
+    assert all(row["heard"] and row["dnsmos_p808"] > 1 for row in heard)

@@ -1,0 +1,78 @@
+"""Which job makes what: nothing is left out, and what a schedule keeps fresh is in its job."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from dagster import Definitions
+
+from tts_assets.definitions import build_defs
+from tts_assets.settings import load_settings
+
+SUITE = {"path": "examples/suites/numerals.jsonl"}
+EVERYTHING: dict[str, Any] = {
+    "texts": {"chat": {"path": "chat.jsonl"}},
+    "arrays": {"imported": {"theirs": {"path": "theirs", "codec": "their/codec"}}},
+    "codec": {"decoder": {"corpora": {"asterisk_en": 1.0}, "sample_rate": 16000, "steps": 1}},
+    "sft": {"small": {"base": {"llama": {}}, "corpora": {"asterisk_en": 1.0}, "steps": 1}},
+    "evaluation": {
+        "suites": {"numerals": SUITE, "few": {**SUITE, "recipes": ["announcer_grpo"]}},
+        "comparisons": {
+            "sizes": {"models": ["announcer", "small"]},
+            "all": {"models": ["announcer", "small", "announcer_grpo"]},
+        },
+    },
+    "promotion": {"little": {"candidates": ["small"]}},
+    "speakers": {"corpora": ["asterisk_en"], "checkpoint": "resemblyzer", "purity": {}},
+}
+SUITES = {"evaluation_suite", "suite/numerals", "suite/few"}
+SFT = {
+    f"{stage}/{recipe}{more}"
+    for recipe in ("announcer", "small")
+    for stage, more in (("sft", ""), ("serving", ""), ("report", ""), ("report", "/numerals"))
+}
+GRPO = {
+    *("rlhf/announcer_grpo", "serving/announcer_grpo"),
+    *(f"report/announcer_grpo{suite}" for suite in ("", "/numerals", "/few")),
+}
+RETRAINED = {"texts/chat", *SUITES, *SFT, "comparison/sizes"}
+ALIGNED = {*GRPO, "comparison/announcer_grpo", "comparison/all"}
+
+
+def assets_of(defs: Definitions, job: str) -> set[str]:
+    keys = defs.resolve_job_def(job).asset_layer.selected_asset_keys
+    return {key.to_user_string() for key in keys}
+
+
+@pytest.fixture(scope="module")
+def defs() -> Definitions:
+    return build_defs(load_settings(environment={}, overrides=EVERYTHING))
+
+
+def test_every_asset_is_in_a_job(defs: Definitions) -> None:
+    made = {job.name: assets_of(defs, job.name) for job in defs.jobs or ()}
+    keys = defs.resolve_asset_graph().materializable_asset_keys
+    assert {key.to_user_string() for key in keys} == set().union(*made.values())
+
+
+def test_what_is_trained_is_judged_on_every_suite_and_may_serve(defs: Definitions) -> None:
+    assert assets_of(defs, "retrain") == {*RETRAINED, "promoted/announcer", "promoted/little"}
+    assert assets_of(defs, "align") == {*ALIGNED, "promoted/announcer"}
+
+
+def test_evaluation_holds_all_reports_and_trains_nothing(defs: Definitions) -> None:
+    kinds = ("report", "suite", "comparison")
+    judged = {name for name in RETRAINED | ALIGNED if name.startswith(kinds)}
+    assert assets_of(defs, "evaluate") == {*judged, "evaluation_suite", "codec_report"}
+
+
+def test_every_report_with_a_freshness_policy_is_made_each_week(defs: Definitions) -> None:
+    graph = defs.resolve_asset_graph()
+    aging = {
+        key.to_user_string()
+        for key in graph.get_all_asset_keys()
+        if graph.get(key).freshness_policy
+    }
+    weekly = defs.resolve_schedule_def("weekly_evaluate").job_name
+    assert aging and aging <= assets_of(defs, weekly)

@@ -1,0 +1,7 @@
+"""The project's definitions, whose programs run in the process of the Dagster run."""
+
+from tests.sensors.conftest import InProcess
+from tts_assets.definitions import build_defs
+from tts_assets.settings import load_settings
+
+defs = build_defs(load_settings(), {"launcher": InProcess()})

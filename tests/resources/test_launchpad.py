@@ -1,0 +1,60 @@
+"""What the launchpad offers: typed, explained, and nothing else than what it says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from dagster import AssetsDefinition
+
+from resources.launchpad import Machines, Training
+from tts_assets.compute import Shape
+from tts_assets.config import ConfigError
+from tts_assets.definitions import build_assets
+from tts_assets.settings import load_settings
+from tts_assets.sft.config import SftRecipe
+
+MACHINES = {"gpus", "processes", "cpus", "memory_gb", "hours"}
+TRAINED = {"codec", "sft/announcer", "rlhf/announcer_grpo"}
+LAUNCHED = {"codec_shards", "codec_report", "report/announcer"}
+RECIPE = {"base": {"llama": {}}, "corpora": {"a": 1}}
+
+
+def test_every_field_of_a_launched_asset_has_a_type_and_a_help_text() -> None:
+    settings = load_settings(environment={"TTS_PROFILE": "codec_demo"})
+    offered: dict[str, set[str]] = {}
+    for made in build_assets(settings):
+        if not isinstance(made, AssetsDefinition) or made.key.to_user_string() not in (
+            TRAINED | LAUNCHED
+        ):
+            continue
+        fields: dict[str, Any] = made.op.config_schema.config_type.fields  # type: ignore[union-attr]
+        offered[made.key.to_user_string()] = set(fields)
+        for name, field in fields.items():
+            assert field.description and not field.is_required, name
+            assert field.config_type.kind.name == "NONEABLE", name
+            assert field.config_type.inner_type.given_name in ("Int", "Float"), name
+    assert offered == {
+        **{asset: {*MACHINES, "steps", "seed"} for asset in TRAINED},
+        **{asset: MACHINES for asset in LAUNCHED},
+    }
+
+
+def test_who_asks_for_nothing_gets_the_recipe_and_the_shape_as_they_are() -> None:
+    recipe, shape = SftRecipe.model_validate({**RECIPE, "steps": 7}), Shape(processes=3)
+    assert Training().of_recipe(recipe) is recipe
+    assert Training().of(shape) is shape
+
+
+def test_steps_take_the_place_of_epochs_and_the_rest_stays() -> None:
+    recipe = SftRecipe.model_validate({**RECIPE, "epochs": 2.0, "batch_tokens": 4096})
+    asked = Training(steps=5).of_recipe(recipe)
+    assert (asked.steps, asked.epochs, asked.batch_tokens) == (5, None, 4096)
+
+
+def test_ranks_follow_gpus_and_what_cannot_be_is_refused() -> None:
+    assert Machines(gpus=4, hours=2).of(Shape(gpus=1, memory_gb=9)) == Shape(
+        gpus=4, memory_gb=9, hours=2
+    )
+    with pytest.raises(ConfigError, match=r"the launchpad.*2 processes cannot share 1 GPUs"):
+        Machines(gpus=1, processes=2).of(Shape())
