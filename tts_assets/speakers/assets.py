@@ -49,7 +49,7 @@ from tts_assets.speakers.config import (
 )
 from tts_assets.speakers.source import encoder_digest, resolve
 
-CODE_VERSION = "1"
+CODE_VERSION = "2"
 ENCODER = "speaker_encoder"
 OUTLIERS_SHOWN = 20
 Built = AssetsDefinition | AssetChecksDefinition
