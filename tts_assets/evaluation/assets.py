@@ -29,6 +29,7 @@ from tts_assets.artifacts import (
     EvaluationSuite,
     Report,
     ServingModel,
+    SpeakerEncoderCheckpoint,
     sha256_file,
 )
 from tts_assets.compute import Shape
@@ -47,9 +48,12 @@ from tts_assets.partitions import code_arrays_of
 from tts_assets.plots import bars
 from tts_assets.rlhf.config import RlhfRecipe
 from tts_assets.sft.config import SftRecipe
+from tts_assets.speakers.assets import encoder_input, encoder_path
+from tts_assets.speakers.config import RESEMBLYZER
+from tts_assets.speakers.source import encoder_digest
 
 SUITE_VERSION = "1"
-CODE_VERSION = "2"
+CODE_VERSION = "3"
 Built = AssetsDefinition | AssetChecksDefinition
 
 
@@ -152,6 +156,7 @@ def report_assets(
             "serving": AssetIn(key=AssetKey(["serving", name])),
             "suite": AssetIn(key=suite_key(suite_name)),
             "arrays": code_arrays_of(recipe.corpora),
+            **encoder_input(evaluation.speaker_encoder),
         },
         code_version=CODE_VERSION,
         kinds={"html", "whisper"},
@@ -165,18 +170,26 @@ def report_assets(
         serving: ServingModel,
         suite: EvaluationSuite,
         arrays: Any,
+        **encoder: SpeakerEncoderCheckpoint,
     ) -> Output[Report]:
         from tts_assets.evaluation.metrics.registry import metrics_of
 
-        inputs = {"serving": serving, "suite": suite, "arrays": arrays}
+        inputs = {"serving": serving, "suite": suite, "arrays": arrays, **encoder}
         given = evaluation
+        voices = ""
+        if evaluation.speaker_encoder != RESEMBLYZER:
+            path = encoder_path(evaluation.speaker_encoder, encoder, root)
+            voices = encoder_digest(path)
+            given = given.model_copy(update={"speaker_encoder": str(path)})
         if evaluation.utmos is not None:
-            given = evaluation.model_copy(update={"utmos": root / evaluation.utmos})
+            given = given.model_copy(update={"utmos": root / evaluation.utmos})
         config = given.determining() | {
             "versions": {metric.name: metric.version for metric in metrics_of(given)}
         }
         if given.utmos is not None and given.utmos.is_file():
             config["utmos"] = sha256_file(given.utmos)
+        if voices:
+            config["speaker_encoder"] = voices
         build = Build("/".join(key.path), inputs, config, CODE_VERSION)
 
         def run(work: Path) -> dict[str, Any]:
@@ -192,7 +205,7 @@ def report_assets(
                 speakers=named_speakers(arrays, texts, given.references),
                 characters_per_second=expected_rate(arrays, given.language),
                 cache=store.store.cache("evaluation"),
-                lineage=lineage(store.store, [suite, *arrays.values(), serving]),
+                lineage=lineage(store.store, [suite, *arrays.values(), *encoder.values(), serving]),
                 earlier=earlier_reports(store.store, build),
             )
             module = "tts_assets.evaluation.evaluate"

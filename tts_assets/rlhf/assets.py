@@ -31,6 +31,9 @@ from tts_assets.rlhf.config import RlhfProgram, RlhfRecipe
 from tts_assets.rlhf.describe import numbers, pictures
 from tts_assets.rlhf.metrics import training_records
 from tts_assets.rlhf.reward_config import FunctionReward
+from tts_assets.speakers.assets import encoder_input, encoder_path
+from tts_assets.speakers.config import RESEMBLYZER
+from tts_assets.speakers.source import encoder_digest
 
 CODE_VERSION = "2"
 Definitions = list[AssetsDefinition | AssetChecksDefinition]
@@ -58,6 +61,7 @@ def rlhf_asset(name: str, recipe: RlhfRecipe, shape: Shape, root: Path) -> Asset
     }
     if recipe.prompts.corpora:
         ins["arrays"] = code_arrays_of(recipe.prompts.corpora)
+    ins |= encoder_input(recipe.voice_encoder)
 
     @asset(
         key=["rlhf", name],
@@ -89,6 +93,11 @@ def rlhf_asset(name: str, recipe: RlhfRecipe, shape: Shape, root: Path) -> Asset
         refuse_unheard(prompts.prompts, recipe.rewards)
         _, held_out = hold_out(prompts.prompts, recipe.heldout)
         config = {"recipe": recipe.identity(), "texts": texts, **function_digests(recipe)}
+        heard_by = recipe
+        if recipe.voice_encoder not in ("", RESEMBLYZER):
+            encoder = encoder_path(recipe.voice_encoder, optional, root)
+            heard_by = recipe.hearing_with(str(encoder))
+            config["recipe"] = recipe.hearing_with(encoder_digest(encoder)).identity()
         inputs = {"base": base, **optional}
         build = Build(f"rlhf/{name}", inputs, config, CODE_VERSION, seed=recipe.seed)
 
@@ -97,7 +106,7 @@ def rlhf_asset(name: str, recipe: RlhfRecipe, shape: Shape, root: Path) -> Asset
             program = RlhfProgram(
                 run_dir=work,
                 name=name,
-                recipe=recipe,
+                recipe=heard_by,
                 serving_model=base.path,
                 prompts=work / "prompts.jsonl",
             )

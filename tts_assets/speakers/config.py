@@ -12,6 +12,7 @@ from tts_assets.program import ProgramConfig
 from tts_assets.split import ValidationSplit
 
 RESEMBLYZER = "resemblyzer"  # names the public weights that lie in the package of that name
+PUBLISHED = "speaker_encoder"  # names the asset: the encoder of [speakers]
 PURITY_FILE = "purity.parquet"
 
 
