@@ -21,7 +21,6 @@ from tts_assets.evaluation.metrics.metric import (
     Values,
 )
 from tts_assets.hearing.speaker_similarity import SHORTEST_SECONDS, SpeakerSimilarity
-from tts_assets.speakers.encoder import open_voices
 from tts_assets.speakers.source import encoder_digest, resolve
 
 
@@ -40,6 +39,8 @@ class Similarity(Metric):
     )
 
     def __init__(self, setting: Setting) -> None:
+        from tts_assets.speakers.encoder import open_voices  # torch: slow to import
+
         super().__init__(setting)
         name = setting.config.speaker_encoder
         self.encoder = open_voices(name)
