@@ -70,7 +70,11 @@ class OneByOne:
         wer.ear = Transcriber(beam_size=1, window_seconds=seconds, batch_size=1, threads=threads)
         dnsmos = Naturalness()
         dnsmos.scorer = NaturalnessScorer(threads)
-        self.rewards: dict[str, Reward] = {"wer": wer, "dnsmos": dnsmos, "similarity": SameVoice()}
+        self.rewards: dict[str, Reward] = {
+            "wer": wer,
+            "dnsmos": dnsmos,
+            "similarity": SameVoice(SimilarityReward()),
+        }
         self.codec = codec
 
     def __call__(self, said: list[Said], voice: Voice) -> Scores:

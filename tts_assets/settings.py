@@ -29,7 +29,7 @@ from tts_assets.promotion.config import PromotionConfig
 from tts_assets.rlhf.config import RlhfRecipe
 from tts_assets.serving.config import ServingConfig, VllmConfig
 from tts_assets.sft.config import SftRecipe
-from tts_assets.speakers.config import SpeakersConfig
+from tts_assets.speakers.config import PUBLISHED, RESEMBLYZER, SpeakersConfig
 from tts_assets.speechlm.config import TokenizerConfig
 from tts_assets.split import ValidationSplit
 from tts_assets.texts.config import TextSource
@@ -183,6 +183,18 @@ class Settings(Config):
                     f"rename one, for example rlhf.{name}_grpo"
                 )
         self.evaluation.check_recipes({*self.sft, *self.rlhf}, set(self.rlhf))
+        return self
+
+    @model_validator(mode="after")
+    def _check_speaker_encoder(self) -> Self:
+        named = {f"rlhf.{name}.rewards": recipe.voice_encoder for name, recipe in self.rlhf.items()}
+        named["evaluation.speaker_encoder"] = self.evaluation.speaker_encoder
+        for key, encoder in named.items():
+            if encoder == PUBLISHED and self.speakers is None:
+                raise ValueError(
+                    f"{key} names {PUBLISHED!r}, the asset that a table [speakers] makes; add one "
+                    f"with checkpoint or train, or name {RESEMBLYZER!r}"
+                )
         return self
 
     @model_validator(mode="after")

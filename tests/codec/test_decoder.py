@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.codec.conftest import VENDORED, published
+from tests.interrupting import assert_same_bytes_after_a_stop
 from tts_assets.artifacts import DecoderFacts, sha256_file
 from tts_assets.audio import Wave
 from tts_assets.codec.config import AdversarialConfig, DecoderProgram, DecoderRecipe, DecoderSize
@@ -19,7 +20,6 @@ from tts_assets.codec.losses import MelLoss, loudness_loss
 from tts_assets.codec.model import Codec
 from tts_assets.codec.train_decoder import DecoderTrainer, main
 from tts_assets.config import ConfigError
-from tts_assets.program import STOPPED, Run
 from tts_assets.split import ValidationSplit
 
 TINY = DecoderSize(hidden=32, layers=1, heads=2, intermediate=32)
@@ -95,26 +95,12 @@ def test_a_decoder_gives_the_same_codes_another_rate(
 
 
 def test_an_interrupted_run_ends_in_the_same_bytes(tmp_path: Path, sample_list: Path) -> None:
-    for name in ("whole", "parts"):
-        write(tmp_path / name, recipe(), sample_list)
-    main([str(tmp_path / "whole" / "run.json")])
-    program = DecoderProgram.from_json(tmp_path / "parts" / "run.json")
-    with Run(program.run_dir) as run, pytest.raises(SystemExit) as stopped:
-        trainer = DecoderTrainer(run, program)
-        step = trainer.train_step
+    def prepared(folder: Path) -> DecoderProgram:
+        return write(folder, recipe(), sample_list)
 
-        def stop_after_two(number: int) -> dict[str, float]:
-            run.stop_requested = number == 1
-            return step(number)
-
-        trainer.train_step = stop_after_two  # type: ignore[method-assign]
-        trainer.train()
-    assert stopped.value.code == STOPPED
-    main([str(tmp_path / "parts" / "run.json")])
-    for file in ("model.safetensors", "config.json", "model_config.json", "recipe.json"):
-        whole, parts = (tmp_path / name / "result" / file for name in ("whole", "parts"))
-        assert sha256_file(whole) == sha256_file(parts), file
-    assert metrics(tmp_path / "whole") == metrics(tmp_path / "parts")
+    parts = assert_same_bytes_after_a_stop(tmp_path, prepared, DecoderTrainer, main, after=2)
+    published = {path.name for path in (parts / "result").iterdir()}
+    assert {"model.safetensors", "config.json", "model_config.json", "recipe.json"} <= published
 
 
 def test_the_codecs_own_decoder_is_a_better_start(tmp_path: Path, sample_list: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.interrupting import assert_same_bytes_after_a_stop
 from tts_assets.artifacts import CodecFacts, sha256_file
 from tts_assets.audio import Wave
 from tts_assets.codec.config import AdversarialConfig, CodecArchitecture, CodecProgram, CodecRecipe
@@ -17,7 +18,7 @@ from tts_assets.codec.train import Trainer, main
 from tts_assets.codec.usage import usage
 from tts_assets.codec.windows import TrainingAudio
 from tts_assets.corpora.samples import Sample
-from tts_assets.program import STOPPED, Run
+from tts_assets.program import Run
 from tts_assets.split import ValidationSplit, is_validation
 
 SPLIT = ValidationSplit(fraction=0.2)
@@ -51,31 +52,19 @@ def metrics(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
 def test_an_interrupted_run_ends_in_the_same_bytes(
     tmp_path: Path, tiny: CodecArchitecture, sample_list: Path
 ) -> None:
-    for name in ("whole", "parts"):
-        write(tmp_path / name, recipe(tiny), sample_list)
-    main([str(tmp_path / "whole" / "run.json")])
-    program = CodecProgram.from_json(tmp_path / "parts" / "run.json")
-    with Run(program.run_dir) as run, pytest.raises(SystemExit) as stopped:
-        trainer = Trainer(run, program)
-        step = trainer.train_step
+    def prepared(folder: Path) -> CodecProgram:
+        return write(folder, recipe(tiny), sample_list)
 
-        def stop_after_three(number: int) -> dict[str, float]:
-            run.stop_requested = number == 2
-            return step(number)
-
-        trainer.train_step = stop_after_three  # type: ignore[method-assign]
-        trainer.train()
-    assert stopped.value.code == STOPPED
-    main([str(tmp_path / "parts" / "run.json")])
-    files = ("model.safetensors", "config.json", "recipe.json")
-    for file in files:
-        whole, parts = (tmp_path / name / "result" / file for name in ("whole", "parts"))
-        assert sha256_file(whole) == sha256_file(parts), file
-    assert metrics(tmp_path / "whole") == metrics(tmp_path / "parts")
-    facts = CodecFacts.from_json(tmp_path / "parts" / "result.json")
+    parts = assert_same_bytes_after_a_stop(tmp_path, prepared, Trainer, main, after=3)
+    assert {"model.safetensors", "config.json", "recipe.json"} <= names(parts / "result")
+    facts = CodecFacts.from_json(parts / "result.json")
     assert (facts.token_rate, facts.codebook_size, facts.sample_rate) == (50.0, 125, 16_000)
 
 

@@ -17,6 +17,7 @@ from tts_assets.artifacts import ArtifactStore, Build, RawCorpus
 from tts_assets.audio import read_clip, resample
 from tts_assets.corpora.config import CorpusConfig
 from tts_assets.corpora.index import index_corpus
+from tts_assets.speakers import train
 from tts_assets.speakers.config import (
     EncoderArchitecture,
     EncoderProgram,
@@ -88,3 +89,12 @@ def write(folder: Path, recipe: EncoderRecipe, people: PeopleConfig, index: Path
     )
     (folder / "run.json").write_text(program.to_json())
     return program
+
+
+@pytest.fixture(scope="session")
+def trained(people: PeopleConfig, index: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an encoder that was trained for six steps."""
+    folder = tmp_path_factory.mktemp("trained")
+    write(folder, recipe(), people, index)
+    train.main([str(folder / "run.json")])
+    return folder / "result"

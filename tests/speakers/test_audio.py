@@ -12,6 +12,7 @@ import soundfile
 from tests.conftest import CLIPS, CORPUS
 from tts_assets.audio import read_clip
 from tts_assets.config import ConfigError
+from tts_assets.corpora.segments.loudness import measure
 from tts_assets.speakers.audio import Mels, mels_of, preprocess
 from tts_assets.speakers.config import PUBLIC_AUDIO, RESEMBLYZER, AudioSettings
 from tts_assets.speakers.encoder import NoSpeech, VoiceEncoder
@@ -65,6 +66,39 @@ def test_silence_has_no_voice(tmp_path: Path, public: VoiceEncoder) -> None:
     for way in (public.wav_to_embedding, public.long_wav_to_embedding):
         with pytest.raises(NoSpeech, match=r"silence\.wav holds less than 0\.3 s"):
             way(path)
+
+
+def test_silero_takes_out_noise_that_webrtc_takes_for_speech(clips: Path) -> None:
+    clip = read_clip(clips / "audio/conf-invalid.g722")
+    noise = 0.03 * np.random.default_rng(1).standard_normal(3 * clip.rate).astype(np.float32)
+    noisy = np.concatenate([clip.wave, noise])
+    webrtc, silero = (
+        preprocess(noisy, clip.rate, AudioSettings(vad=vad))  # type: ignore[arg-type]
+        for vad in ("webrtc", "silero")
+    )
+    alone = preprocess(clip.wave, clip.rate, AudioSettings(vad="silero"))
+    assert 0.5 * len(clip.wave) < len(alone) <= len(clip.wave)
+    assert len(silero) == pytest.approx(len(alone), abs=0.3 * clip.rate) and len(silero) < len(
+        webrtc
+    )
+    assert preprocess(noise, clip.rate, AudioSettings(vad="silero")).shape == (0,)
+
+
+def test_loudness_by_r128_is_stored_with_the_weights(
+    clips: Path, tmp_path: Path, public: VoiceEncoder
+) -> None:
+    audio = PUBLIC_AUDIO.model_copy(update={"unit": "lufs", "only_louder": False, "vad": "none"})
+    card = EncoderCard(architecture=public.card.architecture, audio=audio)
+    save_encoder(public.model, card, tmp_path)
+    encoder = VoiceEncoder.load(tmp_path)
+    speech = encoder.preprocess_wav(clips / "audio/conf-invalid.g722")
+    found = measure(speech, 16_000)
+    assert found is not None and found.integrated == pytest.approx(audio.loudness, abs=0.1)
+    by_rms = audio.model_copy(update={"unit": "rms"})
+    whole = read_clip(clips / "audio/conf-invalid.g722")
+    assert np.abs(preprocess(whole.wave, whole.rate, by_rms) - speech).max() > 1e-3
+    blip = whole.wave[: whole.rate // 5]  # too short for R128
+    assert np.array_equal(*(preprocess(blip, whole.rate, a) for a in (audio, by_rms)))
 
 
 def test_log_mels_of_the_paper(clips: Path) -> None:

@@ -11,20 +11,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.interrupting import assert_same_bytes_after_a_stop
 from tests.speakers.conftest import TESTED, recipe, write
 from tts_assets.accounting import read_set_aside
-from tts_assets.artifacts import SpeakerEncoderFacts, sha256_file
+from tts_assets.artifacts import SpeakerEncoderFacts
 from tts_assets.config import ConfigError
-from tts_assets.program import STOPPED, Run
+from tts_assets.program import Run
 from tts_assets.speakers.config import (
     RESEMBLYZER,
     AdversaryConfig,
     EncoderArchitecture,
+    EncoderProgram,
     EncoderRecipe,
     PeopleConfig,
 )
 from tts_assets.speakers.encoder import VoiceEncoder
 from tts_assets.speakers.source import resolve
+from tts_assets.speakers.storage import open_encoder
 from tts_assets.speakers.train import Trainer, main
 
 
@@ -35,30 +38,15 @@ def metrics(folder: Path) -> list[dict[str, float]]:
 def test_an_interrupted_run_ends_in_the_same_bytes(
     tmp_path: Path, people: PeopleConfig, index: Path
 ) -> None:
-    for name in ("whole", "parts"):
-        program = write(tmp_path / name, recipe(), people, index)
-    main([str(tmp_path / "whole" / "run.json")])
-    with Run(program.run_dir) as run, pytest.raises(SystemExit) as stopped:
-        trainer = Trainer(run, program)
-        step = trainer.train_step
+    def prepared(folder: Path) -> EncoderProgram:
+        return write(folder, recipe(), people, index)
 
-        def stop_after_three(number: int) -> dict[str, float]:
-            run.stop_requested = number == 2
-            return step(number)
-
-        trainer.train_step = stop_after_three  # type: ignore[method-assign]
-        trainer.train()
-    assert stopped.value.code == STOPPED
-    main([str(tmp_path / "parts" / "run.json")])
-    whole, parts = (tmp_path / name / "result" for name in ("whole", "parts"))
-    files = sorted(path.relative_to(whole) for path in whole.rglob("*") if path.is_file())
-    assert {"model.safetensors", "config.json", "check.py"} <= {str(file) for file in files}
-    for file in files:
-        assert sha256_file(whole / file) == sha256_file(parts / file), file
-    assert metrics(tmp_path / "whole") == metrics(tmp_path / "parts")
-    facts = SpeakerEncoderFacts.from_json(tmp_path / "parts" / "result.json")
+    parts = assert_same_bytes_after_a_stop(tmp_path, prepared, Trainer, main, after=3)
+    result = parts / "result"
+    assert {"model.safetensors", "config.json", "check.py"} <= {p.name for p in result.iterdir()}
+    facts = SpeakerEncoderFacts.from_json(parts / "result.json")
     assert (facts.speakers, facts.test_speakers) == (4, 2)
-    aside = read_set_aside(parts / "set_aside.jsonl")
+    aside = read_set_aside(result / "set_aside.jsonl")
     assert facts.utterances + facts.test_utterances + len(aside) == 6 * 13
 
 
@@ -84,6 +72,8 @@ def test_fine_tuning_begins_with_the_public_weights(
     found = VoiceEncoder.load(tmp_path / "result").wav_to_embedding(path)
     public = VoiceEncoder.load(resolve(RESEMBLYZER, Path())).wav_to_embedding(path)
     assert np.abs(found - public).max() < 1e-5
+    assert metrics(tmp_path)[0]["scale"] == pytest.approx(70.8929, abs=1e-3)  # as it was left
+    assert open_encoder(tmp_path / "result")[1].offset == pytest.approx(-4.1807, abs=1e-3)
 
 
 @pytest.mark.parametrize("what", ["resnet34", "adversary", "contrast, speeds and equalizer"])

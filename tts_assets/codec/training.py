@@ -1,7 +1,7 @@
 """The loop that trains a generator of waveforms, first by spectra, then against discriminators.
 
 ``train.py`` (a whole codec) and ``train_decoder.py`` say what is generated and by which losses;
-what is here they share: schedule, adversarial stage, averaged weights, saving, stop and resume.
+what is here they share: schedule, adversarial stage, averaged weights, the codes' usage.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import shutil
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,13 +19,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW
 
-from tts_assets.codec import checkpoint
 from tts_assets.codec.config import TrainingRecipe
 from tts_assets.codec.discriminator import Discriminators, discriminator_loss, generator_losses
 from tts_assets.codec.usage import CodeUsage
-from tts_assets.config import digest_of
-from tts_assets.metrics import METRICS_FILE, truncate_metrics
-from tts_assets.program import Run
+from tts_assets.metrics import METRICS_FILE
+from tts_assets.training.loop import StepLoop
 
 BETAS = (0.8, 0.98)  # short memories, as usual where discriminators move the target
 
@@ -42,15 +40,12 @@ class Generated:
     report: dict[str, float]
 
 
-class TrainingLoop(ABC):
+class TrainingLoop(StepLoop):
     """One rank's part of a run. A subclass builds :attr:`model` and calls :meth:`prepare`."""
 
-    what: str  # as progress names it
+    recipe: TrainingRecipe
     model: nn.Module
     average: Any  # a copy of the model that forgets slowly: it is validated and published
-
-    def __init__(self, run: Run, recipe: TrainingRecipe) -> None:
-        self.run, self.recipe = run, recipe
 
     @abstractmethod
     def generate(self, step: int) -> Generated:
@@ -78,13 +73,7 @@ class TrainingLoop(ABC):
             self.judges = Discriminators(self.recipe.adversarial).to(self.run.device)
             self.modules["judges"] = self.judges
             self.optimizers["judges"] = _adam(self.judges, self.recipe.adversarial.lr)
-        folder = self.run.checkpoint_dir
-        progress = checkpoint.load(folder, digest_of(identity), self.modules, self.optimizers)
-        self.identity, self.step = progress.recipe, progress.step
-        if self.run.is_main:  # a kill may have left figures of steps that are taken again
-            truncate_metrics(self.run.run_dir / METRICS_FILE, self.step)
-        if self.step:
-            self.run.note(f"resuming after step {self.step} of {self.recipe.steps}")
+        self.resume(identity)
         if not self.run.is_main:
             self.usage.counts.zero_()  # rank 0 has the counts of all
         self.parallel_judges = self.parallel(self.judges) if self.judges is not None else None
@@ -93,22 +82,12 @@ class TrainingLoop(ABC):
         """The module, its gradients averaged over the ranks."""
         return DistributedDataParallel(module) if self.run.world_size > 1 else module
 
-    def train(self) -> None:
-        """Train to the last step, validating and saving on the way."""
-        steps, first = self.recipe.steps, self.step
-        for step in self.run.progress(range(first, steps), self.what, total=steps, start=first):
-            report = self.train_step(step)
-            self.step = step + 1
-            if self.step % self.recipe.eval_every == 0 or self.step == steps:
-                report |= self.validate() | self.usage.figures(self.run.world_size)
-                if self.step < steps:  # the last counts are facts of the result
-                    self.usage.counts.zero_()
-            self.run.metrics(self.step, report)
-            stop = self.run.should_stop()
-            if stop or self.step % self.recipe.save_every == 0 or self.step == steps:
-                self.save()
-            if stop and self.step < steps:
-                self.run.stopped()
+    def held_out(self) -> dict[str, float]:
+        """:meth:`validate`, and how the codes were used since it was last asked."""
+        figures = self.validate() | self.usage.figures(self.run.world_size)
+        if self.step < self.recipe.steps:  # the last counts are facts of the result
+            self.usage.counts.zero_()
+        return figures
 
     def train_step(self, step: int) -> dict[str, float]:
         """One step of the generator and, in the adversarial stage, one of the judges."""
@@ -201,11 +180,8 @@ class TrainingLoop(ABC):
         shutil.copyfile(self.run.run_dir / METRICS_FILE, self.run.result_dir / METRICS_FILE)
 
     def save(self) -> None:
-        """A checkpoint for a restart (rank 0 has all there is to save)."""
         self.usage.gather(self.run.world_size, self.run.is_main)
-        if self.run.is_main:
-            progress = checkpoint.Progress(step=self.step, recipe=self.identity)
-            checkpoint.save(self.run.checkpoint_dir, progress, self.modules, self.optimizers)
+        super().save()
 
 
 def _adam(module: nn.Module, lr: float) -> AdamW:

@@ -30,6 +30,7 @@ from tts_assets.artifacts import (
     EvaluationSuite,
     Report,
     ServingModel,
+    SpeakerEncoderCheckpoint,
     sha256_file,
 )
 from tts_assets.compute import Shape
@@ -48,9 +49,12 @@ from tts_assets.partitions import code_arrays_of
 from tts_assets.plots import bars
 from tts_assets.rlhf.config import RlhfRecipe
 from tts_assets.sft.config import SftRecipe
+from tts_assets.speakers.assets import encoder_input, encoder_path
+from tts_assets.speakers.config import RESEMBLYZER
+from tts_assets.speakers.source import encoder_digest
 
 SUITE_VERSION = "1"
-CODE_VERSION = "2"
+CODE_VERSION = "3"
 Built = AssetsDefinition | AssetChecksDefinition
 
 
@@ -153,6 +157,7 @@ def report_assets(
             "serving": AssetIn(key=AssetKey(["serving", name])),
             "suite": AssetIn(key=suite_key(suite_name)),
             "arrays": code_arrays_of(recipe.corpora),
+            **encoder_input(evaluation.speaker_encoder),
         },
         code_version=CODE_VERSION,
         kinds={"html", "whisper"},
@@ -167,18 +172,10 @@ def report_assets(
         serving: ServingModel,
         suite: EvaluationSuite,
         arrays: Any,
+        **encoder: SpeakerEncoderCheckpoint,
     ) -> Output[Report]:
-        from tts_assets.evaluation.metrics.registry import metrics_of
-
-        inputs = {"serving": serving, "suite": suite, "arrays": arrays}
-        given = evaluation
-        if evaluation.utmos is not None:
-            given = evaluation.model_copy(update={"utmos": root / evaluation.utmos})
-        known = given.determining() | {
-            "versions": {metric.name: metric.version for metric in metrics_of(given)}
-        }
-        if given.utmos is not None and given.utmos.is_file():
-            known["utmos"] = sha256_file(given.utmos)
+        inputs = {"serving": serving, "suite": suite, "arrays": arrays, **encoder}
+        given, known = determined(evaluation, encoder, root)
         build = Build("/".join(key.path), inputs, known, CODE_VERSION)
 
         def run(work: Path) -> dict[str, Any]:
@@ -194,7 +191,7 @@ def report_assets(
                 speakers=named_speakers(arrays, texts, given.references),
                 characters_per_second=expected_rate(arrays, given.language),
                 cache=store.store.cache("evaluation"),
-                lineage=lineage(store.store, [suite, *arrays.values(), serving]),
+                lineage=lineage(store.store, [suite, *arrays.values(), *encoder.values(), serving]),
                 earlier=earlier_reports(store.store, build),
             )
             module = "tts_assets.evaluation.evaluate"
@@ -206,6 +203,27 @@ def report_assets(
         report,
         *report_checks(report, suite_key(suite_name), recipe.corpora, recipe.prompts, evaluation),
     ]
+
+
+def determined(
+    evaluation: EvaluationConfig, encoder: Mapping[str, SpeakerEncoderCheckpoint], root: Path
+) -> tuple[EvaluationConfig, dict[str, Any]]:
+    """The configuration with the models that it names found, and what of it decides a report's
+    bytes, free of paths."""
+    from tts_assets.evaluation.metrics.registry import metrics_of
+
+    given, digests = evaluation, {}
+    if evaluation.speaker_encoder != RESEMBLYZER:
+        path = encoder_path(evaluation.speaker_encoder, encoder, root)
+        given = given.model_copy(update={"speaker_encoder": str(path)})
+        digests["speaker_encoder"] = encoder_digest(path)
+    if evaluation.utmos is not None:
+        utmos = root / evaluation.utmos
+        given = given.model_copy(update={"utmos": utmos})
+        if utmos.is_file():
+            digests["utmos"] = sha256_file(utmos)
+    versions = {metric.name: metric.version for metric in metrics_of(given)}
+    return given, given.determining() | {"versions": versions} | digests
 
 
 def comparison_asset(

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from tts_assets.config import Config
 from tts_assets.program import ProgramConfig
+from tts_assets.speakers.config import RESEMBLYZER
 from tts_assets.speechlm.config import SamplingConfig
 
 METRICS = ("words", "dnsmos", "utmos", "similarity", "pitch", "pace", "truncation")
@@ -69,6 +70,9 @@ class EvaluationConfig(Config):
     temperature_texts: int = Field(2, ge=1, description="texts of each category for that")
     metrics: tuple[str, ...] = Field(METRICS, description="names, or 'package.module:Class'")
     utmos: Path | None = Field(None, description="UTMOS as an ONNX file; none: not measured")
+    speaker_encoder: str = Field(
+        RESEMBLYZER, description='who tells voices: "resemblyzer", "speaker_encoder", or a folder'
+    )
     whisper: str = Field("", description="a faster-whisper model; empty: the packaged tiny.en")
     beam_size: int = Field(5, ge=1)
     window_seconds: float = Field(
@@ -90,7 +94,7 @@ class EvaluationConfig(Config):
 
     def determining(self) -> dict[str, Any]:
         """What of it decides a report's bytes, free of paths."""
-        aside = {"suite", "suites", "gates", "comparisons", "utmos"}
+        aside = {"suite", "suites", "gates", "comparisons", "utmos", "speaker_encoder"}
         return self.model_dump(mode="json", exclude=aside)
 
     def check_recipes(self, recipes: Set[str], compared: Set[str]) -> None:

@@ -8,6 +8,7 @@ silences shortened. Source: Wan et al., Generalized end-to-end loss (2018).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,16 @@ SHORTEST_SECONDS = 0.3  # of speech, after silences are cut
 WINDOWS_PER_SECOND = 1.3
 SHORTEST_COVERED = 0.75  # of the last window
 Embedding = NDArray[np.float32]
+
+
+class Voices(Protocol):
+    """An encoder of voices: this one, or one of ``tts_assets/speakers``."""
+
+    def embed(self, wave: NDArray[np.float32], rate: int) -> Embedding | None: ...
+
+    def embed_all(
+        self, clips: Sequence[tuple[NDArray[np.float32], int]]
+    ) -> list[Embedding | None]: ...
 
 
 class SpeakerEncoder:
@@ -78,7 +89,7 @@ class SpeakerSimilarity:
     """How near a clip's voice is to the mean voice of reference clips."""
 
     def __init__(
-        self, encoder: SpeakerEncoder, references: Sequence[tuple[NDArray[np.float32], int]]
+        self, encoder: Voices, references: Sequence[tuple[NDArray[np.float32], int]]
     ) -> None:
         """``references``: waves, shape (samples,), of one speaker with their rates in Hz; at least
         one of them must hold speech."""

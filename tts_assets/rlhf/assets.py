@@ -32,6 +32,9 @@ from tts_assets.rlhf.config import RlhfProgram, RlhfRecipe
 from tts_assets.rlhf.describe import numbers, pictures
 from tts_assets.rlhf.metrics import training_records
 from tts_assets.rlhf.reward_config import FunctionReward
+from tts_assets.speakers.assets import encoder_input, encoder_path
+from tts_assets.speakers.config import RESEMBLYZER
+from tts_assets.speakers.source import encoder_digest
 
 if TYPE_CHECKING:
     from tts_assets.rlhf.prompts import PromptSet
@@ -62,6 +65,7 @@ def rlhf_asset(name: str, recipe: RlhfRecipe, shape: Shape, root: Path) -> Asset
     }
     if recipe.prompts.corpora:
         ins["arrays"] = code_arrays_of(recipe.prompts.corpora)
+    ins |= encoder_input(recipe.voice_encoder)
 
     @asset(
         key=["rlhf", name],
@@ -85,7 +89,8 @@ def rlhf_asset(name: str, recipe: RlhfRecipe, shape: Shape, root: Path) -> Asset
         texts = recipe_texts(asked, root)
         arrays: Mapping[str, CodeArrays] = optional.get("arrays", {})
         prompts = collected(asked, texts, arrays, base, suite, store)
-        known = {"recipe": asked.identity(), "texts": texts, **function_digests(asked)}
+        heard_by, identity = hearing(asked, optional, root)
+        known = {"recipe": identity, "texts": texts, **function_digests(asked)}
         inputs = {"base": base, **optional}
         build = Build(f"rlhf/{name}", inputs, known, CODE_VERSION, seed=asked.seed)
 
@@ -94,7 +99,7 @@ def rlhf_asset(name: str, recipe: RlhfRecipe, shape: Shape, root: Path) -> Asset
             program = RlhfProgram(
                 run_dir=work,
                 name=name,
-                recipe=asked,
+                recipe=heard_by,
                 serving_model=base.path,
                 prompts=work / "prompts.jsonl",
             )
@@ -158,6 +163,16 @@ def collected(
 def suite_texts(suite: EvaluationSuite) -> list[str]:
     lines = (suite.path / "suite.jsonl").read_text().splitlines()
     return [json.loads(line)["text"] for line in lines]
+
+
+def hearing(
+    recipe: RlhfRecipe, inputs: Mapping[str, Any], root: Path
+) -> tuple[RlhfRecipe, dict[str, Any]]:
+    """The recipe with its encoder of voices found, and what identifies it, free of paths."""
+    if recipe.voice_encoder in ("", RESEMBLYZER):
+        return recipe, recipe.identity()
+    path = encoder_path(recipe.voice_encoder, inputs, root)
+    return recipe.hearing_with(str(path)), recipe.hearing_with(encoder_digest(path)).identity()
 
 
 def function_digests(recipe: RlhfRecipe) -> dict[str, Any]:

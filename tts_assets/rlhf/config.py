@@ -16,7 +16,7 @@ from tts_assets.rlhf.engine_config import (
     TransformersRollouts,
     VllmRollouts,
 )
-from tts_assets.rlhf.reward_config import RewardConfig, WerReward
+from tts_assets.rlhf.reward_config import RewardConfig, SimilarityReward, WerReward
 from tts_assets.speechlm.config import SamplingConfig
 
 Combine = Literal["sum", "harmonic"]
@@ -129,6 +129,20 @@ class RlhfRecipe(Config):
         if self.sampling.temperature == 0:
             raise ValueError("sampling.temperature 0 makes all completions of a prompt equal")
         return self
+
+    @property
+    def voice_encoder(self) -> str:
+        """The speaker encoder that the similarity reward names; empty without one."""
+        found = [r.encoder for r in self.rewards if isinstance(r, SimilarityReward)]
+        return found[0] if found else ""
+
+    def hearing_with(self, encoder: str) -> RlhfRecipe:
+        """The recipe with this encoder in its similarity reward."""
+        rewards = tuple(
+            r.model_copy(update={"encoder": encoder}) if isinstance(r, SimilarityReward) else r
+            for r in self.rewards
+        )
+        return self.model_copy(update={"rewards": rewards})
 
     def identity(self) -> dict[str, Any]:
         """What decides the result: all but how the engine runs and where rewards are judged."""

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from tts_assets.config import Config
 from tts_assets.hearing.whisper import knows_english_only
+from tts_assets.speakers.config import RESEMBLYZER
 
 
 class BaseReward(Config):
@@ -88,10 +89,13 @@ class DnsmosReward(BaseReward):
 class SimilarityReward(BaseReward):
     """``(cosine + 1) / 2`` of the speaker embeddings of the completion and of the voice prompt.
 
-    Without a voice prompt the serving model's first voice stands for the speaker.
+    Without a voice prompt the serving model's first voice stands for the speaker. ``encoder``:
+    "resemblyzer", "speaker_encoder" (the asset), or a folder of one. Encoders have scales of
+    their own: what is alike to one is at 0.8, to another at 0.5.
     """
 
     kind: Literal["similarity"] = "similarity"
+    encoder: str = RESEMBLYZER
 
 
 class FunctionReward(BaseReward):

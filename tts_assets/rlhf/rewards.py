@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tts_assets.hearing.naturalness import NaturalnessScorer
-from tts_assets.hearing.speaker_similarity import Embedding, SpeakerEncoder
+from tts_assets.hearing.speaker_similarity import Embedding
 from tts_assets.hearing.text_match import UNSPACED, match
 from tts_assets.hearing.transcription import Transcriber
 from tts_assets.rlhf.function import FunctionScorer
@@ -30,6 +30,7 @@ from tts_assets.rlhf.reward_config import (
     WerReward,
 )
 from tts_assets.rlhf.spoken import Score, Spoken
+from tts_assets.speakers.encoder import open_voices
 
 VOICES_KEPT = 4096  # embeddings of prompts, 1 kB each
 
@@ -131,8 +132,8 @@ class SameVoice:
     Raises :class:`ValueError` for a voice prompt that holds no speech.
     """
 
-    def __init__(self, device: str = "cpu") -> None:
-        self.encoder = SpeakerEncoder(device)
+    def __init__(self, config: SimilarityReward, device: str = "cpu") -> None:
+        self.encoder = open_voices(config.encoder, device)
         self.known: dict[bytes, Embedding] = {}
 
     def __call__(self, spoken: Sequence[Spoken]) -> list[Score]:
@@ -174,4 +175,4 @@ def build_reward(config: RewardConfig, device: str = "cpu", parallel: int = 1) -
     if isinstance(config, FunctionReward):
         return FunctionScorer(config)
     assert isinstance(config, SimilarityReward)
-    return SameVoice(device)
+    return SameVoice(config, device)

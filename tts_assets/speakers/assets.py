@@ -40,6 +40,7 @@ from tts_assets.compute import Shape
 from tts_assets.corpora.filter import KEPT_FILE
 from tts_assets.partitions import corpus_partitions
 from tts_assets.speakers.config import (
+    PUBLISHED,
     PURITY_FILE,
     EncoderProgram,
     EncoderRecipe,
@@ -50,8 +51,7 @@ from tts_assets.speakers.config import (
 )
 from tts_assets.speakers.source import encoder_digest, resolve
 
-CODE_VERSION = "1"
-ENCODER = "speaker_encoder"
+CODE_VERSION = "2"
 OUTLIERS_SHOWN = 20
 Built = AssetsDefinition | AssetChecksDefinition
 
@@ -70,6 +70,17 @@ def build_assets(config: SpeakersConfig | None, shape: Shape, root: Path) -> lis
     return built
 
 
+def encoder_input(name: str) -> dict[str, AssetIn]:
+    """The input ``encoder`` of an asset whose configuration names the published encoder."""
+    return {"encoder": AssetIn(PUBLISHED)} if name == PUBLISHED else {}
+
+
+def encoder_path(name: str, given: Mapping[str, SpeakerEncoderCheckpoint], root: Path) -> Path:
+    """Where the encoder lies that a configuration names; ``given``: what came by
+    :func:`encoder_input`."""
+    return given["encoder"].path if name == PUBLISHED else resolve(name, root)
+
+
 def segments_of(config: SpeakersConfig) -> AssetIn:
     """The indexes of the corpora whose speakers are trained on and tested with."""
     mapping = SpecificPartitionsPartitionMapping(sorted(config.corpora))
@@ -83,7 +94,7 @@ def fetched_encoder(config: SpeakersConfig, root: Path) -> AssetsDefinition:
     assert name is not None
 
     @asset(
-        key=ENCODER,
+        key=PUBLISHED,
         group_name="speakers",
         code_version=CODE_VERSION,
         kinds={"pytorch"},
@@ -93,7 +104,7 @@ def fetched_encoder(config: SpeakersConfig, root: Path) -> AssetsDefinition:
         context: AssetExecutionContext, store: ArtifactStoreResource
     ) -> Output[SpeakerEncoderCheckpoint]:
         path = resolve(name, root)
-        build = Build(ENCODER, {}, {"source": encoder_digest(path)}, CODE_VERSION)
+        build = Build(PUBLISHED, {}, {"source": encoder_digest(path)}, CODE_VERSION)
 
         def fetch(work: Path) -> dict[str, Any]:
             from tts_assets.speakers.storage import open_encoder, save_encoder
@@ -117,7 +128,7 @@ def trained_encoder(
     base = None if recipe.base is None else resolve(recipe.base, root)
 
     @asset(
-        key=ENCODER,
+        key=PUBLISHED,
         group_name="speakers",
         ins={"segments": segments_of(speakers)},
         code_version=CODE_VERSION,
@@ -136,7 +147,7 @@ def trained_encoder(
             "recipe": asked.model_copy(update={"base": base and encoder_digest(base)}),
             "people": speakers.people,
         }
-        build = Build(ENCODER, {"segments": segments}, parts, CODE_VERSION, seed=asked.seed)
+        build = Build(PUBLISHED, {"segments": segments}, parts, CODE_VERSION, seed=asked.seed)
 
         def train(work: Path) -> dict[str, Any]:
             program = EncoderProgram(
@@ -158,7 +169,7 @@ def report_asset(config: SpeakersConfig, shape: Shape, root: Path) -> AssetsDefi
 
     @asset(
         group_name="speakers",
-        ins={"encoder": AssetIn(ENCODER), "segments": segments_of(config)},
+        ins={"encoder": AssetIn(PUBLISHED), "segments": segments_of(config)},
         code_version=CODE_VERSION,
         kinds={"pytorch", "markdown"},
         description="Errors of the encoder on pairs of speakers whom it was not trained on.",
@@ -197,15 +208,10 @@ def report_asset(config: SpeakersConfig, shape: Shape, root: Path) -> AssetsDefi
 
 
 def purity_asset(config: PurityConfig, shape: Shape, root: Path) -> AssetsDefinition:
-    trained = config.encoder == ENCODER
-    ins = {"samples": AssetIn("filtered_samples")}
-    if trained:
-        ins["encoder"] = AssetIn(ENCODER)
-
     @asset(
         group_name="speakers",
         partitions_def=corpus_partitions,
-        ins=ins,
+        ins={"samples": AssetIn("filtered_samples"), **encoder_input(config.encoder)},
         code_version=CODE_VERSION,
         kinds={"pytorch", "parquet"},
         description="How alike each speaker's utterances sound, and which do not belong.",
@@ -217,7 +223,7 @@ def purity_asset(config: PurityConfig, shape: Shape, root: Path) -> AssetsDefini
         samples: SampleManifest,
         **encoder: SpeakerEncoderCheckpoint,
     ) -> Output[SpeakerPurity]:
-        path = encoder["encoder"].path if trained else resolve(config.encoder, root)
+        path = encoder_path(config.encoder, encoder, root)
         build = Build(
             "speaker_purity",
             {"samples": samples},

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers.audio_utils import mel_filter_bank
 
 from tts_assets.audio import Wave, read_clip, resample
+from tts_assets.corpora.segments.loudness import measure
 from tts_assets.speakers.config import AudioSettings
 
 INT16 = 2**15 - 1
@@ -22,6 +23,9 @@ VAD_MS = 30  # of one decision
 VAD_MODE = 3  # the strictest of 0 to 3
 VAD_AVERAGE = 8  # decisions that are averaged
 VAD_SILENCE = 6  # decisions of silence that are left
+SILERO_THRESHOLD = 0.5  # probability of speech, silero's own default
+SILERO_PAUSE = 0.2  # s; shorter ones are left
+SILERO_MARGIN = 0.1  # s
 COVERED = 0.75  # of the last window
 LOG_FLOOR = 1e-6  # of the power; digital silence is -13.8
 
@@ -42,16 +46,38 @@ def preprocess(wave: Wave, rate: int, settings: AudioSettings) -> Wave:
     if not np.any(wave):
         return np.zeros(0, dtype=np.float32)
     wave = normalize_loudness(wave, settings)
-    return shorten_silences(wave, settings.sample_rate) if settings.vad == "webrtc" else wave
+    if settings.vad == "none":
+        return wave
+    shorten = shorten_silences if settings.vad == "webrtc" else only_speech
+    return shorten(wave, settings.sample_rate)
 
 
 def normalize_loudness(wave: Wave, settings: AudioSettings) -> Wave:
-    """The wave with an RMS of ``settings.loudness`` dBFS."""
-    rms = np.sqrt(np.mean(np.square(wave, dtype=np.float64)))
-    gain = 10 ** (settings.loudness / 20) / rms
+    """The wave, not of zeros, as loud as ``settings.loudness``."""
+    gain = 10 ** ((settings.loudness - loudness_of(wave, settings)) / 20)
     if settings.only_louder and gain < 1:
         return wave
     return (wave * gain).astype(np.float32)
+
+
+def loudness_of(wave: Wave, settings: AudioSettings) -> float:
+    """In the unit of the settings; where R128 knows none, under 0.4 s, the RMS."""
+    if settings.unit == "lufs":
+        measured = measure(wave, settings.sample_rate)
+        if measured is not None:
+            return measured.integrated
+    return 10 * math.log10(float(np.mean(np.square(wave, dtype=np.float64))))
+
+
+def only_speech(wave: Wave, rate: int) -> Wave:
+    """The wave where silero-vad hears speech, and 0.1 s around it."""
+    from tts_assets.corpora.segments.speech import find_speech  # a second to import
+
+    kept = np.zeros(len(wave), dtype=np.bool_)
+    for part in find_speech(wave, SILERO_THRESHOLD, SILERO_PAUSE):
+        first = max(0.0, part.start - SILERO_MARGIN)
+        kept[round(first * rate) : round((part.end + SILERO_MARGIN) * rate)] = True
+    return wave[kept]
 
 
 def shorten_silences(wave: Wave, rate: int) -> Wave:

@@ -12,6 +12,7 @@ from tts_assets.program import ProgramConfig
 from tts_assets.split import ValidationSplit
 
 RESEMBLYZER = "resemblyzer"  # names the public weights that lie in the package of that name
+PUBLISHED = "speaker_encoder"  # names the asset: the encoder of [speakers]
 PURITY_FILE = "purity.parquet"
 
 
@@ -19,15 +20,17 @@ class AudioSettings(Config):
     """What an encoder hears of a recording. It is stored with the weights: an embedding means
     nothing without it.
 
-    ``loudness`` is the RMS of the speech in dBFS; ``only_louder`` leaves loud recordings as they
-    are. ``vad`` shortens silences by WebRTC's detector. ``log``: log-mels instead of power. Each
-    ``window_frames`` of 10 ms give an embedding, ``step_frames`` apart, and their mean is that of
-    the recording; ``short`` says what fills the window of a shorter one.
+    ``loudness`` is that of every recording: its RMS in dBFS, or with ``unit = "lufs"`` that of EBU
+    R128; ``only_louder`` leaves loud recordings as they are. ``vad`` shortens silences by WebRTC's
+    detector, or silero's, which also takes out what is loud but no speech. ``log``: log-mels
+    instead of power. Each ``window_frames`` of 10 ms give an embedding, ``step_frames`` apart, and
+    their mean is that of the recording; ``short`` says what fills the window of a shorter one.
     """
 
     sample_rate: Literal[16_000] = 16_000
-    vad: Literal["webrtc", "none"] = "webrtc"
+    vad: Literal["webrtc", "silero", "none"] = "webrtc"
     loudness: float = Field(-27.0, ge=-60, le=-10)
+    unit: Literal["rms", "lufs"] = "rms"
     only_louder: bool = False
     window_ms: float = Field(25.0, gt=0)
     hop_ms: float = Field(10.0, gt=0)

@@ -3,6 +3,8 @@
     encoder = VoiceEncoder.load(Path("storage/speaker_encoder/all/current"))
     encoder.wav_to_embedding(Path("clip.wav"))    # float32 [256], of length 1
 
+:func:`open_voices` opens whatever a configuration names.
+
 ``python -m tts_assets.speakers.encoder ENCODER CLIP…`` prints the cosine of every pair.
 """
 
@@ -19,7 +21,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from tts_assets.audio import Wave, blocks
+from tts_assets.hearing.speaker_similarity import SpeakerEncoder, Voices
 from tts_assets.speakers.audio import Mels, preprocess, preprocess_wav, windows
+from tts_assets.speakers.config import RESEMBLYZER
 from tts_assets.speakers.source import resolve
 from tts_assets.speakers.storage import EncoderCard, open_encoder
 
@@ -79,6 +83,10 @@ class VoiceEncoder:
         """The voice of a mono wave; None if it holds less than 0.3 s of speech."""
         return self.embed_speech(preprocess(wave, rate, self.card.audio))
 
+    def embed_all(self, clips: Sequence[tuple[Wave, int]]) -> list[Embedding | None]:
+        """The voices of mono waves with their rates in Hz, as :meth:`embed` gives each."""
+        return [*self.embed_many(preprocess(wave, rate, self.card.audio) for wave, rate in clips)]
+
     def embed_speech(self, speech: Wave) -> Embedding | None:
         """The voice of what :meth:`preprocess_wav` gave."""
         return next(self.embed_many([speech]))
@@ -113,6 +121,13 @@ class VoiceEncoder:
         if voice is None:
             raise NoSpeech(f"{path} holds less than {SHORTEST_SECONDS} s of speech")
         return voice
+
+
+def open_voices(name: str, device: str = "cpu") -> Voices:
+    """The encoder that ``name`` means: "resemblyzer", or the path of a folder or a ``.pt``."""
+    if name == RESEMBLYZER:
+        return SpeakerEncoder(device)
+    return VoiceEncoder.load(Path(name), device)
 
 
 def unit(vector: NDArray[np.floating]) -> Embedding:

@@ -19,11 +19,16 @@ LEAST_SCALE = 1e-6
 
 
 class Ge2eLoss(nn.Module):
-    def __init__(self, kind: Literal["softmax", "contrast"] = "softmax") -> None:
+    def __init__(
+        self,
+        kind: Literal["softmax", "contrast"] = "softmax",
+        scale: float = SCALE,
+        offset: float = OFFSET,
+    ) -> None:
         super().__init__()
         self.kind = kind
-        self.scale = nn.Parameter(torch.tensor(SCALE))
-        self.offset = nn.Parameter(torch.tensor(OFFSET))
+        self.scale = nn.Parameter(torch.tensor(scale))
+        self.offset = nn.Parameter(torch.tensor(offset))
 
     @torch.no_grad()
     def keep_positive(self) -> None:

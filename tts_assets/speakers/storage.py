@@ -10,6 +10,7 @@ import pickle
 from pathlib import Path
 
 import torch
+from pydantic import Field
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -21,15 +22,19 @@ from tts_assets.speakers.config import (
     AudioSettings,
     EncoderArchitecture,
 )
+from tts_assets.speakers.loss import OFFSET, SCALE
 from tts_assets.speakers.model import build
 from tts_assets.speakers.source import CONFIG_FILE, WEIGHTS_FILE, check_exists
 
 
 class EncoderCard(Config):
-    """``config.json``."""
+    """``config.json``. ``scale`` and ``offset`` are the loss's when training ended: fine-tuning
+    goes on from them, or its first steps would undo what the weights know."""
 
     architecture: EncoderArchitecture
     audio: AudioSettings
+    scale: float = Field(SCALE, gt=0)
+    offset: float = OFFSET
 
 
 def save_encoder(model: nn.Module, card: EncoderCard, folder: Path) -> None:
@@ -44,8 +49,7 @@ def open_encoder(path: Path) -> tuple[nn.Module, EncoderCard]:
     """A folder of this project, or a public ``.pt``. Raises ConfigError naming it."""
     check_exists(path)
     if path.is_file():
-        card = EncoderCard(architecture=PUBLIC_ARCHITECTURE, audio=PUBLIC_AUDIO)
-        weights = _public_weights(path)
+        card, weights = _public(path)
     else:
         card = EncoderCard.from_json(path / CONFIG_FILE)
         weights = load_file(path / WEIGHTS_FILE)
@@ -59,8 +63,8 @@ def open_encoder(path: Path) -> tuple[nn.Module, EncoderCard]:
     return model.eval(), card
 
 
-def _public_weights(path: Path) -> dict[str, torch.Tensor]:
-    """The encoder's tensors; the public files also hold the loss's scale and an optimizer."""
+def _public(path: Path) -> tuple[EncoderCard, dict[str, torch.Tensor]]:
+    """The encoder's card and tensors; the public files also hold an optimizer."""
     try:
         found = torch.load(path, weights_only=True, map_location="cpu")
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
@@ -68,4 +72,10 @@ def _public_weights(path: Path) -> dict[str, torch.Tensor]:
     state = found.get("model_state") if isinstance(found, dict) else None
     if not isinstance(state, dict):
         raise ConfigError(f"{path} has no model_state, as the public encoders have")
-    return {k: v for k, v in state.items() if k.startswith(("lstm.", "linear."))}
+    card = EncoderCard(
+        architecture=PUBLIC_ARCHITECTURE,
+        audio=PUBLIC_AUDIO,
+        scale=float(state.get("similarity_weight", SCALE)),
+        offset=float(state.get("similarity_bias", OFFSET)),
+    )
+    return card, {k: v for k, v in state.items() if k.startswith(("lstm.", "linear."))}

@@ -17,13 +17,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Adam
 
 from tts_assets.accounting import SET_ASIDE_FILE, write_set_aside
-from tts_assets.codec import checkpoint
-from tts_assets.config import ConfigError, digest_of
+from tts_assets.config import ConfigError
 from tts_assets.program import Run, load_config
 from tts_assets.speakers.audio import centred, fill
 from tts_assets.speakers.batch_loss import BatchLoss
 from tts_assets.speakers.batches import Batches
-from tts_assets.speakers.config import EncoderProgram, TrialConfig
+from tts_assets.speakers.config import EncoderProgram, EncoderRecipe, TrialConfig
 from tts_assets.speakers.examples import write_examples
 from tts_assets.speakers.features import Item, prepare
 from tts_assets.speakers.loss import Adversary, Ge2eLoss
@@ -32,15 +31,19 @@ from tts_assets.speakers.people import Recording, read_people
 from tts_assets.speakers.source import resolve
 from tts_assets.speakers.storage import EncoderCard, open_encoder, save_encoder
 from tts_assets.speakers.verification import errors, make_trials, score_trials
+from tts_assets.training.loop import StepLoop
 
 TRACKING = TrialConfig(per_speaker=50, max_utterances=20)  # trials while it trains
 
 
-class Trainer:
+class Trainer(StepLoop):
     """One rank's part of a run."""
 
+    what = "encoder"
+    recipe: EncoderRecipe
+
     def __init__(self, run: Run, program: EncoderProgram) -> None:
-        self.run, self.recipe = run, program.recipe
+        super().__init__(run, program.recipe)
         rows = self.recipe.speakers * self.recipe.utterances
         if rows % run.world_size:
             raise ConfigError(
@@ -56,13 +59,14 @@ class Trainer:
         self.items = items
         self.batches = Batches(items, self.store, self.recipe, audio)
         self.trials = make_trials([item.recording for item in self.test], TRACKING)
-        self.ge2e = Ge2eLoss(self.recipe.loss).to(run.device)
+        self.ge2e = Ge2eLoss(self.recipe.loss, self.card.scale, self.card.offset).to(run.device)
         self.classes, self.adversary = self._adversary()
-        self.modules: dict[str, nn.Module] = {"model": self.model, "ge2e": self.ge2e}
+        self.modules = {"model": self.model, "ge2e": self.ge2e}
         if self.adversary is not None:
             self.modules["adversary"] = self.adversary
         self.optimizers = {"adam": self._adam()}
-        self._resume()
+        data = [[item.recording.id, item.voice] for item in self.items]
+        self.resume({"recipe": self.recipe, "data": data})
         self.loss: nn.Module = BatchLoss(self.model, self.ge2e, self.adversary)
         if run.world_size > 1:
             self.loss = DistributedDataParallel(self.loss)
@@ -107,30 +111,8 @@ class Trainer:
         ]
         return Adam(groups, lr=self.recipe.lr)
 
-    def _resume(self) -> None:
-        """Go on from the newest checkpoint of the run folder, if there is one."""
-        data = [[item.recording.id, item.voice] for item in self.items]
-        recipe = digest_of({"recipe": self.recipe, "data": data})
-        folder = self.run.checkpoint_dir
-        progress = checkpoint.load(folder, recipe, self.modules, self.optimizers)
-        self.identity, self.step = progress.recipe, progress.step
-        if self.step:
-            self.run.note(f"resuming after step {self.step} of {self.recipe.steps}")
-
-    def train(self) -> None:
-        """Train to the last step, measuring and saving on the way."""
-        steps, first = self.recipe.steps, self.step
-        for step in self.run.progress(range(first, steps), "encoder", total=steps, start=first):
-            report = self.train_step(step)
-            self.step = step + 1
-            if self.step % self.recipe.eval_every == 0 or self.step == steps:
-                report["test_eer"] = round(self.test_eer(), 6)
-            self.run.metrics(self.step, report)
-            stop = self.run.should_stop()
-            if stop or self.step % self.recipe.save_every == 0 or self.step == steps:
-                self.save()
-            if stop and self.step < steps:
-                self.run.stopped()
+    def held_out(self) -> dict[str, float]:
+        return {"test_eer": round(self.test_eer(), 6)}
 
     def train_step(self, step: int) -> dict[str, float]:
         """One optimizer step on one batch."""
@@ -196,18 +178,13 @@ class Trainer:
         crop = fill(self.test_store(item, first, min(size, item.frames)), size, self.card.audio)
         return centred(crop[None], self.card.audio)
 
-    def save(self) -> None:
-        """A checkpoint for a restart (rank 0 has all there is to save)."""
-        if self.run.is_main:
-            progress = checkpoint.Progress(step=self.step, recipe=self.identity)
-            checkpoint.save(self.run.checkpoint_dir, progress, self.modules, self.optimizers)
-
     def finish(self) -> None:
         """Publish the encoder, with what shows that it works, to ``result/``."""
         if not self.run.is_main:
             return
         folder = self.run.result_dir
-        save_encoder(self.model, self.card, folder)
+        learnt = {"scale": float(self.ge2e.scale), "offset": float(self.ge2e.offset)}
+        save_encoder(self.model, self.card.model_copy(update=learnt), folder)
         write_set_aside(folder / SET_ASIDE_FILE, self.set_aside)
         tested = sorted({item.recording for item in self.test})
         write_examples(folder, tested)

@@ -20,29 +20,31 @@ from tts_assets.evaluation.metrics.metric import (
     Utterance,
     Values,
 )
-from tts_assets.hearing.speaker_similarity import (
-    SHORTEST_SECONDS,
-    SpeakerEncoder,
-    SpeakerSimilarity,
-)
+from tts_assets.hearing.speaker_similarity import SHORTEST_SECONDS, SpeakerSimilarity
+from tts_assets.speakers.source import encoder_digest, resolve
 
 
 class Similarity(Metric):
-    name, version = "similarity", "1"
+    name, version = "similarity", "2"
     columns = (
         Column(
             "speaker_similarity",
             "Likeness",
             "Cosine of GE2E voice embeddings to the target's: the voice prompt, or the mean of the "
-            "speaker's recordings. About 0.8 to 0.95 for the same person, 0.5 to 0.7 for another.",
+            "speaker's recordings. By the public encoder about 0.8 to 0.95 for the same person, "
+            "0.5 to 0.7 for another.",
             better="high",
             shown=True,
         ),
     )
 
     def __init__(self, setting: Setting) -> None:
+        from tts_assets.speakers.encoder import open_voices  # torch: slow to import
+
         super().__init__(setting)
-        self.encoder = SpeakerEncoder()
+        name = setting.config.speaker_encoder
+        self.encoder = open_voices(name)
+        self.encoder_digest = encoder_digest(resolve(name, Path()))
         self._voices: dict[tuple[Path, ...], SpeakerSimilarity] = {}
         self._keys: dict[tuple[Path, ...], str] = {}
 
@@ -58,7 +60,8 @@ class Similarity(Metric):
     def key(self, utterance: Utterance) -> str:
         clips = self.target(utterance)
         if clips not in self._keys:
-            self._keys[clips] = digest_of([sha256_file(clip) for clip in clips])
+            digests = [sha256_file(clip) for clip in clips]
+            self._keys[clips] = digest_of([self.encoder_digest, *digests])
         return self._keys[clips]
 
     def measure(self, utterances: Sequence[Utterance]) -> list[Values | Unmeasured]:

@@ -1,4 +1,4 @@
-"""Checkpoints for a restart of codec training, and the weights that are published."""
+"""Checkpoints for a restart: modules, optimizers, and how far the run is."""
 
 from __future__ import annotations
 
