@@ -22,7 +22,7 @@ from tts_assets.settings import Settings
 
 REFRESH, IMPORT, TRAIN_CODEC, RETRAIN = "refresh", "import_arrays", "train_codec", "retrain"
 ALIGN, EVALUATE, PROMOTE = "align", "evaluate", "promote"
-TRAIN_SPEAKERS = "train_speakers"
+TRAIN_SPEAKERS, TRAIN_FAMILIES = "train_speakers", "train_families"
 
 
 def build_jobs(settings: Settings) -> list[UnresolvedAssetJobDefinition]:
@@ -45,7 +45,15 @@ def build_jobs(settings: Settings) -> list[UnresolvedAssetJobDefinition]:
         AssetSelection.assets("speaker_encoder", "speaker_report"),
         description="The speaker encoder of [speakers], and its report.",
     )
+    train_families = define_asset_job(
+        TRAIN_FAMILIES,
+        AssetSelection.groups("families")
+        | _keys(report=list(settings.families.recipes))
+        | AssetSelection.assets("evaluation_suite"),
+        description="Models of other families, what they say, their reports, and the table of all.",
+    )
     return [
+        *([train_families] if settings.families.recipes else []),
         *([import_arrays] if settings.arrays.imported else []),
         *([train_speakers] if settings.speakers else []),
         define_asset_job(

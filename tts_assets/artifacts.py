@@ -763,6 +763,58 @@ class Report(Handle):
     facts: ReportFacts
 
 
+class FamilyModelFacts(Facts):
+    """``losses``: the last that its trainer told, by coqui's names; ``hours`` of training clips."""
+
+    family: str
+    recipe: str
+    steps: int
+    train_samples: int
+    val_samples: int
+    set_aside: int
+    hours: float
+    parameters: int
+    losses: dict[str, float] = Field(default_factory=dict)
+
+
+class FamilyModel(Handle):
+    """A model of another family: ``config.json`` and safetensors, ``metrics.jsonl``,
+    ``set_aside.jsonl``; where it clones, ``voices/``."""
+
+    kind, facts_type = "family_model", FamilyModelFacts
+    facts: FamilyModelFacts
+
+
+class SpokenFacts(Facts):
+    """``silent``: of all ``syntheses`` those in which nothing was said."""
+
+    recipe: str
+    suite: str
+    texts: int
+    syntheses: int
+    silent: int
+
+
+class SpokenSuite(Handle):
+    """``spoken.jsonl`` and ``audio/``: a suite as a model of another family says it."""
+
+    kind, facts_type = "spoken", SpokenFacts
+    facts: SpokenFacts
+
+
+class FamiliesFacts(Facts):
+    recipes: int
+    trained: int
+    reported: int
+
+
+class FamiliesTable(Handle):
+    """``families.md`` and ``families.json``: a row a recipe of any family."""
+
+    kind, facts_type = "families_table", FamiliesFacts
+    facts: FamiliesFacts
+
+
 class ComparisonFacts(Facts):
     """``baseline`` is the first of the models, ``candidate`` the last."""
 
