@@ -40,7 +40,7 @@ class Row(Config):
 
 
 def row(store: ArtifactStore, name: str, known: Known, notes: Mapping[str, str]) -> Row:
-    runs = len(published(store, f"{known.stage}/{name}"))
+    runs = len(store.published(f"{known.stage}/{name}"))
     reports = comparable_reports(store, name)
     best = min(reports, key=lambda r: (r.facts.wer, r.manifest.fingerprint), default=None)
     figures = {} if best is None else best.facts.model_dump(include=set(FIGURES))
@@ -55,11 +55,6 @@ def row(store: ArtifactStore, name: str, known: Known, notes: Mapping[str, str])
     )
 
 
-def published(store: ArtifactStore, asset: str) -> list[Path]:
-    """The folders of an asset's artifacts."""
-    return sorted(store.folder(asset).glob("[0-9a-f]*/manifest.json"))
-
-
 def comparable_reports(store: ArtifactStore, name: str) -> list[Report]:
     """The reports of a recipe that are of the same suite and code as its current one."""
     asset = f"report/{name}"
@@ -67,7 +62,7 @@ def comparable_reports(store: ArtifactStore, name: str) -> list[Report]:
     if not link.is_symlink():
         return []
     current = Report.open(link.resolve())
-    everything = [Report.open(path.parent) for path in published(store, asset)]
+    everything = [Report.open(folder) for folder in store.published(asset)]
     return [
         report
         for report in everything
