@@ -48,7 +48,7 @@ from tts_assets.rlhf.config import RlhfRecipe
 from tts_assets.sft.config import SftRecipe
 
 SUITE_VERSION = "1"
-CODE_VERSION = "2"
+CODE_VERSION = "3"
 Built = AssetsDefinition | AssetChecksDefinition
 
 

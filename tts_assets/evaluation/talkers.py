@@ -18,6 +18,7 @@ from tts_assets.evaluation.suite import SuiteText
 from tts_assets.serving.config import Voice
 from tts_assets.serving.synthesis import Line, Synthesizer
 from tts_assets.speechlm.config import SamplingConfig
+from tts_assets.speechlm.prompts import describe
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,7 @@ class Served:
         self._voices: dict[Path, Voice] = {}
 
     def say(self, batch: Batch, folder: Path) -> tuple[list[Spoken], float | None]:
-        lines = [
-            Line(text.text, self.voice(text), seed, language=text.language)
-            for text, seed in batch.asked
-        ]
+        lines = [self.line(text, seed) for text, seed in batch.asked]
         started = time.monotonic()
         speeches = self.synthesizer.say(lines, self.sampling(batch.temperature))
         elapsed = time.monotonic() - started
@@ -71,6 +69,10 @@ class Served:
                 write_flac(audio, speech.wave, rate, provenance)
             spoken.append(Spoken(text, seed, batch.temperature, audio, speech.ended))
         return spoken, elapsed
+
+    def line(self, text: SuiteText, seed: int) -> Line:
+        description = describe(text.voice_description, text.emotion, text.style)
+        return Line(text.text, self.voice(text), seed, description, text.language)
 
     def sampling(self, temperature: float | None) -> SamplingConfig:
         usual = self.config.sampling or self.synthesizer.card.sampling
