@@ -30,7 +30,7 @@ class SuiteText(Config):
 
     ``prompt_wav`` with its words ``prompt_text`` is the voice to say it in, ``speaker`` the
     speaker of the training corpora whose voice it should be, ``reference_wav`` the same text as a
-    person said it. ``voice_description``, ``emotion`` and ``style`` reach the prompt as in training.
+    person said it. ``voice_description``, ``emotion``, ``style``: as in training.
     """
 
     id: str

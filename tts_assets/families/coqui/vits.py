@@ -9,10 +9,16 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 from TTS.tts.configs.shared_configs import CharactersConfig
-from TTS.tts.configs.vits_config import VitsConfig
-from TTS.tts.models.vits import Vits, VitsArgs, VitsAudioConfig
+from TTS.tts.configs.vits_config import VitsArgs, VitsAudioConfig, VitsConfig
+from TTS.tts.models.vits import Vits
 
-from tts_assets.families.coqui.fit import read_samples, train, write_config, write_weights
+from tts_assets.families.coqui.fit import (
+    common_settings,
+    read_samples,
+    train,
+    write_config,
+    write_weights,
+)
 from tts_assets.families.coqui.job import CONFIG_FILE, MODEL_FILE, Events, Line, TrainJob
 
 PUNCTUATION = "!\"'(),-.:;?¡¿–—… "
@@ -34,8 +40,6 @@ def train_vits(job: TrainJob) -> None:
 
 def new_config(job: TrainJob) -> VitsConfig:
     """Coqui's defaults, in the characters of the training texts."""
-    from tts_assets.families.coqui.fit import common_settings
-
     texts = "".join(sample["text"] for sample in read_samples(job, "train")).lower()
     letters = "".join(sorted(set(texts) - set(PUNCTUATION)))
     config = VitsConfig(
