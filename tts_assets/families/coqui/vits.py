@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
+from TTS.config.shared_configs import BaseAudioConfig
 from TTS.tts.configs.shared_configs import CharactersConfig
-from TTS.tts.configs.vits_config import VitsArgs, VitsAudioConfig, VitsConfig
+from TTS.tts.configs.vits_config import VitsArgs, VitsConfig
 from TTS.tts.models.vits import Vits
 
 from tts_assets.families.coqui.fit import (
@@ -31,7 +32,7 @@ def train_vits(job: TrainJob) -> None:
         Events(job.events).refuse("vits is trained from scratch: leave `model` out")
     torch.manual_seed(job.seed)  # the first weights, too
     config = new_config(job)
-    weights = train(job, config, Vits.init_from_config(config))
+    weights = train(job, config, Vits(config))
     config.model_args.init_discriminator = False
     spoken = {k: v for k, v in weights.items() if not k.startswith(DISCRIMINATOR)}
     write_config(job, config)
@@ -44,7 +45,7 @@ def new_config(job: TrainJob) -> VitsConfig:
     letters = "".join(sorted(set(texts) - set(PUNCTUATION)))
     config = VitsConfig(
         model_args=VitsArgs(),
-        audio=VitsAudioConfig(sample_rate=job.sample_rate),
+        audio=BaseAudioConfig(sample_rate=job.sample_rate),
         characters=CharactersConfig(
             characters_class="TTS.tts.models.vits.VitsCharacters",
             pad="_",
@@ -72,7 +73,7 @@ class VitsSpeaker:
     def __init__(self, folder: Path, device: torch.device) -> None:
         config = VitsConfig()
         config.load_json(str(folder / CONFIG_FILE))
-        self.model = Vits.init_from_config(config)
+        self.model = Vits(config)
         self.model.load_state_dict(load_file(folder / MODEL_FILE))
         self.model.to(device).eval()
         self.rate = int(config.audio.sample_rate)

@@ -59,7 +59,7 @@ def train_xtts(job: TrainJob) -> None:
     if not (start / "ready").is_file():
         prepare(job, start)
     config = new_config(job, start)
-    weights = train(job, config, GPTTrainer.init_from_config(config))
+    weights = train(job, config, GPTTrainer(config))
     own = {k.removeprefix(MODEL): v for k, v in weights.items() if k.startswith(MODEL)}
     known = {field.name for field in fields(XttsArgs)}
     arguments = {k: v for k, v in config.model_args.to_dict().items() if k in known}
