@@ -29,9 +29,9 @@ RUN = "run"
 
 
 def train(job: TrainJob, config: Coqpit, model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Train to the last epoch; the weights that ``job.export`` names, on the CPU."""
+    """Train to the last epoch, with :func:`common_settings`; the weights that ``job.export`` names,
+    on the CPU."""
     events = Events(job.events)
-    common_settings(config, job)
     earlier = earlier_run(Path(job.work))
     arguments = TrainerArgs(continue_path=str(earlier) if earlier else "")
     stop = StopRequest()
