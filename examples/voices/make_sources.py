@@ -33,7 +33,6 @@ def main() -> None:
     parser.add_argument("source", choices=("quiz", "interview"))
     parser.add_argument("folder", type=Path)
     given = parser.parse_args()
-    given.folder.mkdir(parents=True, exist_ok=True)
     write = write_quiz if given.source == "quiz" else write_interview
     minutes = write(given.folder) / 60
     print(f"{given.source}: {minutes:.1f} minutes in {given.folder}")
@@ -48,6 +47,7 @@ def sentences() -> list[dict[str, str]]:
 
 
 def write_quiz(folder: Path) -> float:
+    folder.mkdir(parents=True, exist_ok=True)
     seconds = 0.0
     for number, row in enumerate(sentences()[:QUIZ_CLIPS]):
         wave = read_wave(CORPUS / row["wav_path"], RATE)
@@ -64,9 +64,10 @@ def write_interview(folder: Path) -> float:
         silence = np.zeros(int(RATE * pauses.uniform(*PAUSES)), np.float32)
         waves += [read_wave(CORPUS / row["wav_path"], RATE), silence]
     recording = np.concatenate(waves)
-    # Copied to its place in one step: who looks at the folder sees a whole file or none.
-    with written_aside(folder / "interview.flac") as aside:
-        soundfile.write(aside, recording, RATE, "PCM_16", format="FLAC")
+    # The folder comes to its place in one step: who looks for it sees the whole file, or none.
+    with written_aside(folder) as aside:
+        aside.mkdir()
+        soundfile.write(aside / "interview.flac", recording, RATE, "PCM_16")
     return len(recording) / RATE
 
 

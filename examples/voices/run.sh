@@ -6,7 +6,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
 work=$here/work
 export TTS_PROJECT=$here/dagster_project.toml DAGSTER_HOME=$work/dagster PYTHONPATH=$root
-mkdir -p "$work/interview" "$DAGSTER_HOME"
+mkdir -p "$DAGSTER_HOME"
 cp -n "$root/.dagster/dagster.yaml" "$DAGSTER_HOME/" || true
 cd "$root"
 
