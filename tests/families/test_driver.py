@@ -46,9 +46,14 @@ def program(python: Path, kept: Path, folder: Path, **values: Any) -> Path:
     return folder / "run.json"
 
 
-def test_an_interpreter_that_is_not_there(kept: Path, tmp_path: Path) -> None:
-    path = program(Path("/nowhere/python"), kept, tmp_path / "run")
-    with pytest.raises(ConfigError, match="/nowhere/python is no interpreter"):
+@pytest.mark.parametrize(
+    ("python", "says"), [("/nowhere/python", "no interpreter"), (sys.executable, "no coqui-tts")]
+)
+def test_an_environment_that_lacks_something(
+    python: str, says: str, kept: Path, tmp_path: Path
+) -> None:
+    path = program(Path(python), kept, tmp_path / "run")
+    with pytest.raises(ConfigError, match=f"{python} (is|has) {says}"):
         main([str(path)])
 
 

@@ -85,11 +85,7 @@ def steps(events: Iterator[Event]) -> Iterator[int]:
 
 def start(folder: Path, python: Path, job: TrainJob | SpeakJob, what: str) -> subprocess.Popen[Any]:
     """The program for ``job``: it sees this checkout, and nothing of our environment."""
-    if not python.is_file():
-        raise ConfigError(
-            f"families.python: {python} is no interpreter; name that of an environment with "
-            "coqui-tts (docs/families.md)"
-        )
+    check_environment(python)
     path = folder / f"{what}.json"
     write_job(path, job)
     program = "train" if isinstance(job, TrainJob) else "speak"
@@ -100,6 +96,16 @@ def start(folder: Path, python: Path, job: TrainJob | SpeakJob, what: str) -> su
         env=environment,
         stdin=subprocess.DEVNULL,
     )
+
+
+def check_environment(python: Path) -> None:
+    """Raise :class:`ConfigError` unless it is the interpreter of an environment with coqui-tts."""
+    wanted = "name that of an environment with coqui-tts (docs/families.md)"
+    if not python.is_file():
+        raise ConfigError(f"families.python: {python} is no interpreter; {wanted}")
+    look = "import importlib.util, sys; sys.exit(importlib.util.find_spec('TTS') is None)"
+    if subprocess.run([str(python), "-I", "-c", look], check=False).returncode:
+        raise ConfigError(f"families.python: {python} has no coqui-tts; {wanted}")
 
 
 def new_events(path: Path, known: int) -> list[Event]:
