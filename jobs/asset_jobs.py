@@ -23,6 +23,7 @@ from tts_assets.settings import Settings
 REFRESH, IMPORT, TRAIN_CODEC, RETRAIN = "refresh", "import_arrays", "train_codec", "retrain"
 ALIGN, EVALUATE, PROMOTE = "align", "evaluate", "promote"
 TRAIN_SPEAKERS, SPEAKER_PURITY = "train_speakers", "speaker_purity"
+TRAIN_FAMILIES = "train_families"
 
 
 def build_jobs(settings: Settings) -> list[UnresolvedAssetJobDefinition]:
@@ -33,6 +34,7 @@ def build_jobs(settings: Settings) -> list[UnresolvedAssetJobDefinition]:
         *([import_arrays()] if settings.arrays.imported else []),
         *([train_speakers()] if speakers else []),
         *([speaker_purity()] if purity else []),
+        *([train_families(settings)] if settings.families.recipes else []),
         *corpus_jobs(),
         define_asset_job(
             RETRAIN,
@@ -97,6 +99,16 @@ def speaker_purity() -> UnresolvedAssetJobDefinition:
         AssetSelection.assets("speaker_purity"),
         partitions_def=corpus_partitions,
         description="One corpus: which utterances are not their speaker's.",
+    )
+
+
+def train_families(settings: Settings) -> UnresolvedAssetJobDefinition:
+    return define_asset_job(
+        TRAIN_FAMILIES,
+        AssetSelection.groups("families")
+        | _keys(report=settings.families.recipes)
+        | AssetSelection.assets("evaluation_suite"),
+        description="Models of other families, what they say, their reports, and the table of all.",
     )
 
 

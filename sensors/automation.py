@@ -17,7 +17,7 @@ from dagster import (
 from sensors.conditions import follow_training, make_once
 
 DATA_GROUPS = ("corpora", "codec", "arrays")
-TRAINING_GROUPS = ("sft", "serving", "rlhf", "evaluation", "promotion")
+TRAINING_GROUPS = ("sft", "serving", "rlhf", "families", "evaluation", "promotion")
 BY_KEY: Mapping[AssetKey, AutomationCondition] = {AssetKey("evaluation_suite"): make_once()}
 
 

@@ -36,6 +36,7 @@ from tts_assets.config import Config, canonical_json, digest_of
 MANIFEST = "manifest.json"
 UNPARTITIONED = "all"
 FINGERPRINT_DIGITS = 20  # 80 bits: no collision among any number of artifacts a team will make
+FINGERPRINT = re.compile(rf"[0-9a-f]{{{FINGERPRINT_DIGITS}}}")
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how polars and other Rust libraries name errno
 NEARLY_FULL = 1 << 20  # bytes left; soundfile and sqlite name no errno, and torch not always
@@ -228,6 +229,11 @@ class ArtifactStore:
             where = asset if partition == UNPARTITIONED else f"{asset}[{partition}]"
             raise ArtifactError(f"{where} has not been materialized yet: materialize it first")
         return open_artifact(link.resolve())
+
+    def published(self, asset: str, partition: str = UNPARTITIONED) -> list[Path]:
+        """The folders of all its artifacts, by fingerprint; ``current`` is one of them."""
+        folders = self.folder(asset, partition).glob("*")
+        return sorted(folder for folder in folders if FINGERPRINT.fullmatch(folder.name))
 
     def work_folder(self, build: Build) -> Path:
         """The folder in which this build works; the same after a restart, so that it resumes."""
@@ -761,6 +767,58 @@ class Report(Handle):
 
     kind, facts_type = "report", ReportFacts
     facts: ReportFacts
+
+
+class FamilyModelFacts(Facts):
+    """``losses``: the last that its trainer told, by coqui's names; ``hours`` of training clips."""
+
+    family: str
+    recipe: str
+    steps: int
+    train_samples: int
+    val_samples: int
+    set_aside: int
+    hours: float
+    parameters: int
+    losses: dict[str, float] = Field(default_factory=dict)
+
+
+class FamilyModel(Handle):
+    """A model of another family: ``config.json`` and safetensors, ``metrics.jsonl``,
+    ``set_aside.jsonl``; where it clones, ``voices/``."""
+
+    kind, facts_type = "family_model", FamilyModelFacts
+    facts: FamilyModelFacts
+
+
+class SpokenFacts(Facts):
+    """``silent``: of all ``syntheses`` those in which nothing was said."""
+
+    recipe: str
+    suite: str
+    texts: int
+    syntheses: int
+    silent: int
+
+
+class SpokenSuite(Handle):
+    """``spoken.jsonl`` and ``audio/``: a suite as a model of another family says it."""
+
+    kind, facts_type = "spoken", SpokenFacts
+    facts: SpokenFacts
+
+
+class FamiliesFacts(Facts):
+    recipes: int
+    trained: int
+    reported: int
+
+
+class FamiliesTable(Handle):
+    """``families.md`` and ``families.json``: a row a recipe of any family."""
+
+    kind, facts_type = "families_table", FamiliesFacts
+    facts: FamiliesFacts
 
 
 class ComparisonFacts(Facts):

@@ -10,7 +10,17 @@ from pydantic import Field, model_validator
 
 from tts_assets.config import Config
 
-Stage = Literal["corpora", "codec", "speechlm", "sft", "serving", "rlhf", "evaluation", "speakers"]
+Stage = Literal[
+    "corpora",
+    "codec",
+    "speechlm",
+    "sft",
+    "serving",
+    "rlhf",
+    "evaluation",
+    "speakers",
+    "families",
+]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
 

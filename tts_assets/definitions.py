@@ -35,6 +35,7 @@ from tts_assets.codec_report.assets import build_assets as codec_report_assets
 from tts_assets.compute import Compute, Shape
 from tts_assets.corpora.assets import build_assets as corpora_assets
 from tts_assets.evaluation.assets import build_assets as evaluation_assets
+from tts_assets.families.assets import build_assets as families_assets
 from tts_assets.promotion.assets import build_assets as promotion_assets
 from tts_assets.rlhf.assets import build_assets as rlhf_assets
 from tts_assets.serving.assets import build_assets as serving_assets
@@ -91,7 +92,21 @@ def build_assets(settings: Settings) -> list[Any]:
         ),
         *rlhf_assets(settings.rlhf, shape("rlhf"), root),
         *evaluation_assets(
-            settings.evaluation, settings.sft, settings.rlhf, root, shape("evaluation")
+            settings.evaluation,
+            settings.sft,
+            settings.rlhf,
+            root,
+            shape("evaluation"),
+            {name: recipe.corpora for name, recipe in settings.families.recipes.items()},
+        ),
+        *families_assets(
+            settings.families,
+            settings.evaluation,
+            settings.validation,
+            {**dict.fromkeys(settings.sft, "sft"), **dict.fromkeys(settings.rlhf, "rlhf")},
+            shape("families"),
+            root,
+            settings.consents,
         ),
         *codec_report_assets(
             settings.codec.report,

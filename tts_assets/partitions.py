@@ -9,7 +9,7 @@ from dagster import (
     SpecificPartitionsPartitionMapping,
 )
 
-from tts_assets.artifacts import CodeArrays, TokenArrays
+from tts_assets.artifacts import CodeArrays, SampleManifest, TokenArrays
 
 corpus_partitions = DynamicPartitionsDefinition(name="corpus")
 
@@ -18,6 +18,14 @@ def code_arrays_of(corpora: Iterable[str]) -> AssetIn:
     """The input of an unpartitioned asset that reads these corpora: a dict by corpus name."""
     mapping = SpecificPartitionsPartitionMapping(sorted(corpora))
     return AssetIn("code_arrays", partition_mapping=mapping, dagster_type=dict[str, CodeArrays])
+
+
+def filtered_samples_of(corpora: Iterable[str]) -> AssetIn:
+    """The input of an unpartitioned asset that reads the ``filtered_samples`` of these corpora."""
+    mapping = SpecificPartitionsPartitionMapping(sorted(corpora))
+    return AssetIn(
+        "filtered_samples", partition_mapping=mapping, dagster_type=dict[str, SampleManifest]
+    )
 
 
 def streams_of(corpora: Iterable[str]) -> AssetIn:

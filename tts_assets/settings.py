@@ -24,6 +24,7 @@ from tts_assets.corpora.config import CorpusConfig, DiscoveryConfig, FilterConfi
 from tts_assets.corpora.consent import VoiceConsent
 from tts_assets.corpora.discovery import Corpora, check_name
 from tts_assets.evaluation.config import EvaluationConfig
+from tts_assets.families.config import FamiliesConfig
 from tts_assets.operations import Alerts, Budget, Owner, Schedules
 from tts_assets.promotion.config import PromotionConfig
 from tts_assets.rlhf.config import RlhfRecipe
@@ -71,6 +72,7 @@ class Settings(Config):
     budget: Budget = Budget()
     alerts: Alerts = Alerts()
     speakers: SpeakersConfig | None = None
+    families: FamiliesConfig = FamiliesConfig()
     _root: Path = PrivateAttr(default=Path())
 
     @property
@@ -101,16 +103,24 @@ class Settings(Config):
                         f"sft.{name} trains on corpus {corpus!r}: {error}; "
                         f"or use one of {sorted(self.all_corpora.find()[0])}"
                     ) from None
-        for corpus in self.speakers.corpora if self.speakers else ():
+        named = [
+            ("[speakers]", corpus) for corpus in (self.speakers.corpora if self.speakers else ())
+        ]
+        for name, family in self.families.recipes.items():
+            named += [(f"families.recipes.{name}", corpus) for corpus in family.corpora]
+        for where, corpus in named:
             try:
                 self.all_corpora(corpus)
             except (ConfigError, OSError) as error:
-                raise ConfigError(f"[speakers] has corpus {corpus!r}: {error}") from None
+                raise ConfigError(f"{where} has corpus {corpus!r}: {error}") from None
 
     def consents(self, recipe: str) -> dict[str, VoiceConsent | None]:
-        """By corpus, who agreed to the voice of an SFT or RLHF recipe: also of those that the
-        recipes before it were trained on."""
+        """By corpus, who agreed to the voice of a recipe: also of those that the recipes before it
+        were trained on."""
         corpora: set[str] = set()
+        if recipe in self.families.recipes:
+            found = self.families.recipes[recipe].corpora
+            return {name: self.all_corpora(name).config.consent for name in sorted(found)}
         if recipe in self.rlhf:
             corpora |= set(self.rlhf[recipe].prompts.corpora)
             recipe = self.rlhf[recipe].base
@@ -182,7 +192,17 @@ class Settings(Config):
                     f"{name!r} names an sft and an rlhf recipe, and both would be serving/{name}; "
                     f"rename one, for example rlhf.{name}_grpo"
                 )
-        self.evaluation.check_recipes({*self.sft, *self.rlhf}, set(self.rlhf))
+        for name in set(self.families.recipes) & {*self.sft, *self.rlhf}:
+            raise ValueError(
+                f"{name!r} names a recipe of [families] and another one, and both would have "
+                f"report/{name}; rename one, for example families.recipes.{name}_vits"
+            )
+        recipes = {*self.sft, *self.rlhf, *self.families.recipes}
+        for name in set(self.families.notes) - recipes:
+            raise ValueError(
+                f"families.notes has {name!r}, which is no recipe; known recipes: {sorted(recipes)}"
+            )
+        self.evaluation.check_recipes(recipes, set(self.rlhf))
         return self
 
     @model_validator(mode="after")

@@ -14,6 +14,7 @@ from tts_assets.evaluation.config import EarlierReport, EvaluationConfig
 from tts_assets.evaluation.metrics.registry import columns_of
 from tts_assets.evaluation.report import write_report
 from tts_assets.evaluation.results import figures, read_samples
+from tts_assets.evaluation.suite import SuiteText
 
 COLUMNS = columns_of(EvaluationConfig(suite=Path("suite.jsonl")))
 
@@ -61,6 +62,19 @@ def test_the_same_rows_make_the_same_bytes(report: Path, tmp_path: Path) -> None
     write_report(tmp_path, program_of("recordings"), read_samples(report))
     for name in ("report.html", "report.json", "samples.jsonl", "listening.ipynb"):
         assert (tmp_path / name).read_bytes() == (report / name).read_bytes()
+
+
+def test_each_emotion_and_style_is_scored_apart(report: Path, tmp_path: Path) -> None:
+    shutil.copytree(report / "audio", tmp_path / "audio")
+    first, *others = read_samples(report)
+    sad = [other.model_copy(update={"manner": "sad, whispered"}) for other in others]
+    write_report(tmp_path, program_of("recordings"), [first, *sad])
+    written = json.loads((tmp_path / "report.json").read_text())
+    assert written["manners"] == {"sad, whispered": figures(sad, COLUMNS).model_dump()}
+    assert "By emotion and style" in (tmp_path / "report.html").read_text()
+    assert "By emotion and style" not in (report / "report.html").read_text()
+    text = SuiteText(id="a", category="c", text="a", emotion="sad", style="whispered")
+    assert text.manner == "sad, whispered"
 
 
 def test_an_earlier_report_stands_beside_the_new_one(report: Path, tmp_path: Path) -> None:

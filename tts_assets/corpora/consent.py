@@ -40,6 +40,12 @@ class Consent(Config):
 VoiceConsent = Consent | Literal["synthetic"]  # the voice of nobody
 
 
+def people(consents: Mapping[str, VoiceConsent]) -> str:
+    """Who agreed; empty where the voices are nobody's."""
+    agreed = [one for one in consents.values() if isinstance(one, Consent)]
+    return ", ".join(sorted({one.who for one in agreed}))
+
+
 class ConsentError(ConfigError):
     """A voice that may not be published; the message says what to write where."""
 

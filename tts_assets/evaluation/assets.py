@@ -4,7 +4,7 @@ The suite of ``[evaluation]`` is ``evaluation_suite``, its reports ``report/<rec
 ``[evaluation.suites.<name>]`` is ``suite/<name>``, and ``report/<recipe>/<name>``.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,6 @@ from tts_assets.artifacts import (
     Comparison,
     EvaluationSuite,
     Report,
-    ServingModel,
     SpeakerEncoderCheckpoint,
     sha256_file,
 )
@@ -61,11 +60,16 @@ Built = AssetsDefinition | AssetChecksDefinition
 @dataclass(frozen=True)
 class Examined:
     """A recipe whose serving model says the suites; ``prompts``: files of texts that RLHF
-    trained on."""
+    trained on; ``spoken``: it is of another family, and has said them."""
 
     name: str
     corpora: tuple[str, ...]
     prompts: tuple[Path, ...] = ()
+    spoken: bool = False
+
+    def speaks(self, suite: str) -> AssetKey:
+        """What a report listens to."""
+        return spoken_key(self.name, suite) if self.spoken else AssetKey(["serving", self.name])
 
 
 def build_assets(
@@ -74,22 +78,25 @@ def build_assets(
     rlhf: Mapping[str, RlhfRecipe],
     root: Path,
     shape: Shape,
+    families: Mapping[str, Sequence[str]] | None = None,
 ) -> list[Built]:
     """The suites, a report for every recipe on each, a comparison of every RLHF recipe with its
     base, and those that the configuration names.
 
-    ``root``: the folder that relative paths of the configuration start from.
+    ``root``: the folder that relative paths of the configuration start from; ``families``: recipes
+    of other families, and their corpora.
     """
     examined = [Examined(name, tuple(recipe.corpora)) for name, recipe in sft.items()]
     for name, aligned in rlhf.items():
         prompts = (root / aligned.prompts.texts,) if aligned.prompts.texts else ()
         examined.append(Examined(name, tuple(sft[aligned.base].corpora), prompts))
+    for name, corpora in (families or {}).items():
+        examined.append(Examined(name, tuple(corpora), spoken=True))
     built: list[Built] = []
     for suite in (MAIN, *evaluation.suites):
         built.append(suite_asset(suite, evaluation.for_suite(suite), root))
-        chosen = evaluation.suites[suite].recipes if suite != MAIN else ()
         for recipe in examined:
-            if not chosen or recipe.name in chosen:
+            if suite in evaluation.suites_of(recipe.name):
                 built += report_assets(recipe, suite, evaluation.for_suite(suite), root, shape)
     for name, aligned in rlhf.items():
         pair = ComparisonConfig(models=(aligned.base, name))
@@ -105,6 +112,10 @@ def suite_key(suite: str) -> AssetKey:
 
 def report_key(recipe: str, suite: str = MAIN) -> AssetKey:
     return AssetKey(["report", recipe] if suite == MAIN else ["report", recipe, suite])
+
+
+def spoken_key(recipe: str, suite: str = MAIN) -> AssetKey:
+    return AssetKey(["spoken", recipe] if suite == MAIN else ["spoken", recipe, suite])
 
 
 def suite_asset(name: str, evaluation: EvaluationConfig, root: Path) -> AssetsDefinition:
@@ -154,7 +165,7 @@ def report_assets(
         key=key,
         group_name="evaluation",
         ins={
-            "serving": AssetIn(key=AssetKey(["serving", name])),
+            "serving": AssetIn(key=recipe.speaks(suite_name)),
             "suite": AssetIn(key=suite_key(suite_name)),
             "arrays": code_arrays_of(recipe.corpora),
             **encoder_input(evaluation.speaker_encoder),
@@ -169,13 +180,15 @@ def report_assets(
         store: ArtifactStoreResource,
         launcher: ResourceParam[Launcher],
         config: Machines,
-        serving: ServingModel,
+        serving: Any,  # a ServingModel or a SpokenSuite
         suite: EvaluationSuite,
         arrays: Any,
         **encoder: SpeakerEncoderCheckpoint,
     ) -> Output[Report]:
         inputs = {"serving": serving, "suite": suite, "arrays": arrays, **encoder}
-        given, known = determined(evaluation, encoder, root)
+        # What was said elsewhere was said at one temperature.
+        asked = evaluation.model_copy(update={"temperatures": ()} if recipe.spoken else {})
+        given, known = determined(asked, encoder, root)
         build = Build("/".join(key.path), inputs, known, CODE_VERSION)
 
         def run(work: Path) -> dict[str, Any]:
@@ -185,7 +198,7 @@ def report_assets(
                 name=name,
                 suite_name=suite_name,
                 evaluation=given,
-                serving_model=serving.path,
+                **{"spoken" if recipe.spoken else "serving_model": serving.path},
                 suite=suite.path / SUITE_FILE,
                 references=reference_clips(arrays, given.references),
                 speakers=named_speakers(arrays, texts, given.references),

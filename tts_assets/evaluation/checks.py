@@ -176,7 +176,7 @@ def incumbent(store: ArtifactStore, report: Report, recipe: str) -> Report | Non
         except ArtifactError:
             return None
         return current if isinstance(current, Report) and comparable(current, report) else None
-    folders = report.path.parent.glob("[0-9a-f]*")
+    folders = store.published(report.asset, report.partition)
     others = [Report.open(folder) for folder in folders if folder.name != report.path.name]
     alike = [other for other in others if comparable(other, report)]
     return min(alike, key=lambda other: (other.facts.wer, other.path.name), default=None)

@@ -92,6 +92,11 @@ class EvaluationConfig(Config):
         values |= {"whisper": suite.whisper} if suite.whisper else {}
         return self.model_copy(update=values)
 
+    def suites_of(self, recipe: str) -> list[str]:
+        """The suites that a recipe is asked to say, :data:`MAIN` first."""
+        asked = [name for name, s in self.suites.items() if not s.recipes or recipe in s.recipes]
+        return [MAIN, *asked]
+
     def determining(self) -> dict[str, Any]:
         """What of it decides a report's bytes, free of paths."""
         aside = {"suite", "suites", "gates", "comparisons", "utmos", "speaker_encoder"}
@@ -144,7 +149,7 @@ class EarlierReport(Config):
 
 
 class EvaluationProgram(ProgramConfig):
-    """``tts_assets.evaluation.evaluate``: one serving model says one suite.
+    """``tts_assets.evaluation.evaluate``: one serving model says one suite, or has ``spoken`` it.
 
     ``suite`` is a ``suite.jsonl``; ``references`` are clips of the speaker that is imitated,
     ``speakers`` those of the speakers that texts name. ``characters_per_second`` is the pace of
@@ -154,7 +159,8 @@ class EvaluationProgram(ProgramConfig):
     name: str
     suite_name: str = MAIN
     evaluation: EvaluationConfig
-    serving_model: Path
+    serving_model: Path | None = None
+    spoken: Path | None = Field(None, description="folder of spoken.py")
     suite: Path
     references: tuple[Path, ...]
     speakers: dict[str, tuple[Path, ...]] = Field(default_factory=dict)
@@ -162,3 +168,9 @@ class EvaluationProgram(ProgramConfig):
     cache: Path | None = None
     lineage: tuple[LineageRow, ...] = ()
     earlier: tuple[EarlierReport, ...] = ()
+
+    @model_validator(mode="after")
+    def _check_who_speaks(self) -> Self:
+        if (self.serving_model is None) == (self.spoken is None):
+            raise ValueError("name a serving_model that says the suite, or what was spoken")
+        return self

@@ -9,30 +9,25 @@ any number of ranks. A batch that is done is kept, and a restart goes on with th
 from __future__ import annotations
 
 import json
-import time
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
 from tts_assets.artifacts import written_aside
-from tts_assets.audio import read_wave
-from tts_assets.evaluation.clips import write_flac
 from tts_assets.evaluation.config import EvaluationConfig, EvaluationProgram
-from tts_assets.evaluation.measuring import Gauge, Spoken
+from tts_assets.evaluation.measuring import Gauge
 from tts_assets.evaluation.metrics.metric import Setting
 from tts_assets.evaluation.metrics.registry import columns_of, not_given
 from tts_assets.evaluation.report import write_report
 from tts_assets.evaluation.results import SampleResult, by_category, figure, figures
 from tts_assets.evaluation.speed import real_time_factor
+from tts_assets.evaluation.spoken import AUDIO_FOLDER
 from tts_assets.evaluation.suite import SuiteText, read_suite
+from tts_assets.evaluation.talkers import Batch, Talker, talker_of
 from tts_assets.program import Run, load_config
-from tts_assets.serving.config import Voice
-from tts_assets.serving.synthesis import Line, Synthesizer
-from tts_assets.speechlm.config import SamplingConfig
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -62,15 +57,6 @@ def evaluate(config: EvaluationProgram, run: Run) -> None:
         run.finish(write_result(config, run, records))
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Texts that are said together, each with every seed, at one temperature (none: as set)."""
-
-    texts: Sequence[SuiteText]
-    seeds: tuple[int, ...]
-    temperature: float | None = None
-
-
 def in_batches(texts: Sequence[SuiteText], config: EvaluationConfig) -> list[Batch]:
     """The whole suite, then the first texts of each category at the other temperatures."""
     groups: dict[str, list[SuiteText]] = {}
@@ -94,20 +80,18 @@ class Speaker:
     def __init__(self, config: EvaluationProgram, run: Run) -> None:
         self.config = config
         self.run = run
-        self._models: tuple[Synthesizer, Gauge] | None = None
-        self._voices: dict[Path, Voice] = {}
+        self._models: tuple[Talker, Gauge] | None = None
 
-    def models(self) -> tuple[Synthesizer, Gauge]:
+    def models(self) -> tuple[Talker, Gauge]:
         """Loaded when the first batch needs them: a finished run is taken over in no time."""
         if self._models is None:
             given = self.config
-            device = str(self.run.device)
-            synthesizer = Synthesizer.open(given.serving_model, device=device)
+            talker = talker_of(given, str(self.run.device))
             setting = Setting(
                 given.evaluation, given.references, given.speakers, given.characters_per_second
             )
             cache = given.cache or self.run.run_dir / "metrics.sqlite"
-            self._models = synthesizer, Gauge(setting, cache)
+            self._models = talker, Gauge(setting, cache)
         return self._models
 
     def _file(self, index: int) -> Path:
@@ -120,48 +104,13 @@ class Speaker:
         """Speak, write, read back and score one batch, unless that was done before."""
         if self._file(index).is_file():
             return
-        synthesizer, gauge = self.models()
-        asked = [(text, seed) for text in batch.texts for seed in batch.seeds]
-        lines = [
-            Line(text.text, self.voice(text), seed, language=text.language) for text, seed in asked
-        ]
-        started = time.monotonic()
-        speeches = synthesizer.say(lines, self.sampling(batch.temperature))
-        elapsed = time.monotonic() - started
-        spoken = []
-        for (text, seed), speech in zip(asked, speeches, strict=True):
-            audio = None
-            if len(speech.wave):
-                audio = self.run.result_dir / "audio" / clip_name(text, seed, batch.temperature)
-                write_flac(audio, speech.wave, synthesizer.sample_rate, synthesizer.provenance)
-            spoken.append(Spoken(text, seed, batch.temperature, audio, speech.ended))
+        talker, gauge = self.models()
+        spoken, elapsed = talker.say(batch, self.run.result_dir / AUDIO_FOLDER)
         gauge.seconds.clear()
         rows = [row.model_dump() for row in gauge.measure(spoken)]
         record = {"rows": rows, "elapsed": elapsed, "measuring": dict(gauge.seconds)}
         with written_aside(self._file(index)) as aside:
             aside.write_text(json.dumps(record, ensure_ascii=False, indent=1) + "\n")
-
-    def sampling(self, temperature: float | None) -> SamplingConfig:
-        synthesizer, _ = self.models()
-        usual = self.config.evaluation.sampling or synthesizer.card.sampling
-        changes = {} if temperature is None else {"temperature": temperature}
-        return usual.model_copy(update=changes)
-
-    def voice(self, text: SuiteText) -> Voice | None:
-        """The text's prompt, in codes of the model's codec; else the voice that is set."""
-        synthesizer, _ = self.models()
-        if text.prompt_wav is None:
-            name = self.config.evaluation.voice
-            return synthesizer.voice(name) if name else None
-        if text.prompt_wav not in self._voices:
-            wave = read_wave(text.prompt_wav, synthesizer.codec.input_rate)
-            voice = synthesizer.new_voice(wave, text.prompt_text, text.language)
-            self._voices[text.prompt_wav] = voice
-        return self._voices[text.prompt_wav]
-
-
-def clip_name(text: SuiteText, seed: int, temperature: float | None) -> str:
-    return f"{text.id}-{seed}{'' if temperature is None else f'-t{temperature:g}'}.flac"
 
 
 def write_result(

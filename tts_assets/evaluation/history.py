@@ -38,7 +38,7 @@ def earlier_reports(store: ArtifactStore, build: Build) -> tuple[EarlierReport, 
     """Published reports of the same asset, suite and model format, oldest first."""
     suite = build.references()["suite"].content
     found = []
-    for folder in store.folder(build.asset, build.partition).glob("[0-9a-f]*"):
+    for folder in store.published(build.asset, build.partition):
         report = readable(folder)
         if report is None or folder.name == build.fingerprint:
             continue

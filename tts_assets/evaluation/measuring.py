@@ -198,6 +198,7 @@ def row_of(spoken: Spoken, utterance: Utterance) -> SampleResult:
     matched = utterance.match
     return SampleResult(
         **spoken.text.model_dump(include={"id", "category", "text", "language"}),
+        manner=spoken.text.manner,
         seed=spoken.seed,
         temperature=spoken.temperature,
         heard=utterance.heard,

@@ -29,6 +29,7 @@ from tts_assets.evaluation.results import (
     Figures,
     SampleResult,
     by_category,
+    by_manner,
     figures,
     write_samples,
 )
@@ -79,12 +80,10 @@ def report_page(
     named = worst_first(samples)
     audio = [folder / s.audio for s in [*named, *others] if s.audio]
     embed = Embedder(audio)
-    errors = {kind: found.metrics["wer"] for kind, found in by_kind.items()}
-    end = scale_end([error.high for error in errors.values()])
-    rows = [
-        Row(kind, by_kind[kind], range_mark(e.value, Interval(e.low, e.high), 0.0, end))
-        for kind, e in errors.items()
-    ]
+    manners = manner_figures(samples, columns)
+    tables = (by_kind, manners | {ALL: by_kind[ALL]} if manners else {})
+    end = scale_end([found.metrics["wer"].high for table in tables for found in table.values()])
+    rows, manner_rows = (table_rows(table, end) for table in tables)
     suite = "" if program.suite_name == MAIN else program.suite_name
     return render(
         HERE / "report.html.j2",
@@ -95,6 +94,7 @@ def report_page(
         total=by_kind[ALL],
         columns=columns,
         rows=rows,
+        manners=manner_rows,
         heard=[heard(folder, sample, embed) for sample in named],
         others=by_temperature(others, columns),
         other_heard=[heard(folder, sample, embed) for sample in others],
@@ -106,6 +106,22 @@ def report_page(
         end=end,
         lineage=program.lineage,
     )
+
+
+def manner_figures(
+    samples: Sequence[SampleResult], columns: Sequence[Column]
+) -> dict[str, Figures]:
+    return {manner: figures(rows, columns) for manner, rows in by_manner(samples).items()}
+
+
+def table_rows(table: Mapping[str, Figures], end: float) -> list[Row]:
+    """The lines of a table, with marks on a scale that ends at ``end``."""
+    rows = []
+    for name, found in table.items():
+        wer = found.metrics["wer"]
+        mark = range_mark(wer.value, Interval(wer.low, wer.high), 0.0, end)
+        rows.append(Row(name, found, mark))
+    return rows
 
 
 def worst_first(samples: Sequence[SampleResult]) -> list[SampleResult]:
@@ -159,6 +175,7 @@ def write_figures(
         },
         "total": by_kind[ALL],
         "categories": {kind: found for kind, found in by_kind.items() if kind != ALL},
+        "manners": manner_figures(samples, columns),
         "temperatures": {f"{t:g}": f for t, f in by_temperature(others, columns).items()},
         "not_given": not_given(program.evaluation),
         "set_aside": [

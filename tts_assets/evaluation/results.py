@@ -28,6 +28,7 @@ class SampleResult(Config):
     category: str
     text: str
     language: str = "en"
+    manner: str = Field("", description="emotion and style that were asked for")
     seed: int
     temperature: float | None = Field(None, description="none: that of all figures")
     heard: str
@@ -160,6 +161,15 @@ def by_category(samples: Iterable[SampleResult]) -> dict[str, list[SampleResult]
     groups: dict[str, list[SampleResult]] = {}
     for sample in samples:
         groups.setdefault(sample.category, []).append(sample)
+    return groups
+
+
+def by_manner(samples: Iterable[SampleResult]) -> dict[str, list[SampleResult]]:
+    """Samples of each emotion and style that was asked for; none where none was."""
+    groups: dict[str, list[SampleResult]] = {}
+    for sample in samples:
+        if sample.manner:
+            groups.setdefault(sample.manner, []).append(sample)
     return groups
 
 

@@ -17,9 +17,11 @@ NAME = "real_time_factor"
 def real_time_factor(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Of the batches of an evaluation, with its 95 % interval over batches; none of silence.
 
-    A batch is spoken as one: its utterances have no times of their own.
+    A batch is spoken as one: its utterances have no times of their own. What was said elsewhere
+    has none at all.
     """
-    pairs = [(r["elapsed"], sum(row["seconds"] for row in r["rows"])) for r in records]
+    timed = [record for record in records if record["elapsed"] is not None]
+    pairs = [(r["elapsed"], sum(row["seconds"] for row in r["rows"])) for r in timed]
     heard = [(elapsed, seconds) for elapsed, seconds in pairs if seconds > 0]
     if not heard:
         return {}

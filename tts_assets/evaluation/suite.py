@@ -30,7 +30,7 @@ class SuiteText(Config):
 
     ``prompt_wav`` with its words ``prompt_text`` is the voice to say it in, ``speaker`` the
     speaker of the training corpora whose voice it should be, ``reference_wav`` the same text as a
-    person said it.
+    person said it. ``voice_description``, ``emotion``, ``style``: as in training.
     """
 
     id: str
@@ -41,6 +41,14 @@ class SuiteText(Config):
     prompt_wav: Path | None = None
     speaker: str = ""
     reference_wav: Path | None = None
+    voice_description: str = ""
+    emotion: str = ""
+    style: str = ""
+
+    @property
+    def manner(self) -> str:
+        """How it is to be said: emotion and style; empty where neither is asked for."""
+        return ", ".join(filter(None, (self.emotion, self.style)))
 
     def audio(self) -> dict[str, Path]:
         """The audio files that it names, by key."""

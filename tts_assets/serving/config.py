@@ -8,7 +8,7 @@ from pydantic import Field
 
 from tts_assets.config import Config
 from tts_assets.corpora.config import TextConfig
-from tts_assets.corpora.consent import Consent, VoiceConsent
+from tts_assets.corpora.consent import VoiceConsent, people
 from tts_assets.program import ProgramConfig
 from tts_assets.speechlm.config import SamplingConfig
 
@@ -103,5 +103,4 @@ class ServingCard(Config):
     @property
     def whose(self) -> str:
         """The people whose voices it was trained on; empty where there are none."""
-        agreed = [one for one in self.consents.values() if isinstance(one, Consent)]
-        return ", ".join(sorted({one.who for one in agreed}))
+        return people(self.consents)

@@ -27,10 +27,14 @@ HEADER = "X-Provenance"
 
 def provenance(card: ServingCard) -> str:
     """What is written into every file that the model speaks."""
-    whose = f", trained on the voice of {card.whose}" if card.whose else ""
+    return statement(f"{card.stage}/{card.recipe}", card.whose)
+
+
+def statement(model: str, whose: str) -> str:
+    """That speech is synthetic, by which model, after whose voice (empty: nobody's)."""
+    whose = f", trained on the voice of {whose}" if whose else ""
     return (
-        f"Synthetic speech by {card.stage}/{card.recipe}{whose}. "
-        f"DigitalSourceType: {IPTC}. tts-assets {__version__}"
+        f"Synthetic speech by {model}{whose}. DigitalSourceType: {IPTC}. tts-assets {__version__}"
     )
 
 

@@ -1,0 +1,70 @@
+"""A suite that was said elsewhere is scored by the same program."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tts_assets.audio import Clip
+from tts_assets.config import ConfigError
+from tts_assets.evaluation.clips import write_flac
+from tts_assets.evaluation.config import EvaluationConfig, EvaluationProgram
+from tts_assets.evaluation.evaluate import main
+from tts_assets.evaluation.results import read_samples
+from tts_assets.evaluation.spoken import AUDIO_FOLDER, Saying, write_sayings
+from tts_assets.evaluation.suite import SuiteText, write_suite
+
+KEY = "conf-invalid"
+
+
+def program(folder: Path, said: str, silent: bool = True) -> EvaluationProgram:
+    texts = [SuiteText(id=name, category="c", text=said) for name in ("heard", "silent")]
+    write_suite(folder / "suite.jsonl", texts)
+    write_sayings(
+        folder,
+        [
+            Saying(id="heard", seed=42, audio="elsewhere.flac"),
+            *([Saying(id="silent", seed=42, audio=None, ended=False)] if silent else []),
+        ],
+    )
+    config = EvaluationProgram(
+        run_dir=folder / "run",
+        name="other",
+        evaluation=EvaluationConfig(
+            suite=folder / "suite.jsonl", metrics=("words",), window_seconds=6.0
+        ),
+        spoken=folder,
+        suite=folder / "suite.jsonl",
+        references=(),
+    )
+    config.run_dir.mkdir()
+    (config.run_dir / "run.json").write_text(config.to_json())
+    return config
+
+
+def test_clips_from_elsewhere_are_heard_and_kept(
+    recordings: dict[str, tuple[str, Clip]], tmp_path: Path
+) -> None:
+    said, clip = recordings[KEY]
+    write_flac(tmp_path / AUDIO_FOLDER / "elsewhere.flac", clip.wave, clip.rate)
+    config = program(tmp_path, said)
+    main([str(config.run_dir / "run.json")])
+    result = config.run_dir / "result"
+    heard, silent = read_samples(result)
+    assert heard.values["wer"] <= 0.25
+    assert heard.audio is not None and (result / heard.audio).is_file()
+    assert (silent.audio, silent.ended, silent.values["wer"]) == (None, False, 1.0)
+    facts = json.loads((config.run_dir / "result.json").read_text())
+    assert "real_time_factor" not in facts["metrics"], "nobody knows how long it took"
+
+
+def test_a_text_that_was_not_said_is_named(
+    recordings: dict[str, tuple[str, Clip]], tmp_path: Path
+) -> None:
+    said, clip = recordings[KEY]
+    write_flac(tmp_path / AUDIO_FOLDER / "elsewhere.flac", clip.wave, clip.rate)
+    config = program(tmp_path, said, silent=False)
+    with pytest.raises(ConfigError, match="'silent' was not said with seed 42"):
+        main([str(config.run_dir / "run.json")])

@@ -1,0 +1,46 @@
+"""What recipes of other families may say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tts_assets.config import ConfigError
+from tts_assets.families.config import FamiliesConfig
+from tts_assets.settings import load_settings
+
+RECIPE = {"family": "vits", "corpora": ["asterisk_en"]}
+
+
+def recipes(python: str | None = "/opt/coqui/bin/python", **values: Any) -> dict[str, Any]:
+    given = {"recipes": {"other": {**RECIPE, **values}}}
+    return given | ({"python": python} if python else {})
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"family": "speechlm"}, r"write it as \[sft.<name>\]"),
+        ({"model": "/models/vits"}, "leave model out"),
+        ({"family": "xtts", "sample_rate": 16000}, "leave sample_rate out"),
+        ({"family": "xtts", "longest": 20.0}, "11.6 s"),
+        ({"python": None}, "set families.python"),
+    ],
+)
+def test_what_cannot_be_is_refused(values: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        FamiliesConfig.parse(recipes(**values), "families")
+
+
+@pytest.mark.parametrize(
+    ("families", "says"),
+    [
+        (recipes(corpora=["nowhere"]), "families.recipes.other has corpus 'nowhere'"),
+        ({"python": "p", "recipes": {"announcer": RECIPE}}, "both would have report/announcer"),
+        ({"notes": {"nobody": "hello"}}, "notes has 'nobody', which is no recipe"),
+    ],
+)
+def test_recipes_fit_the_project(families: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        load_settings(environment={}, overrides={"families": families})

@@ -1,0 +1,32 @@
+"""Filtered samples as coqui's clips: every one is listed once, or set aside with a reason."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import soundfile
+
+from tts_assets.families.config import FamilyRecipe
+from tts_assets.families.dataset import TOO_LONG, Dataset, add, read_samples
+from tts_assets.split import ValidationSplit, is_validation
+
+SPLIT = ValidationSplit(fraction=0.3)
+
+
+def test_every_clip_is_accounted_for(kept: Path, tmp_path: Path) -> None:
+    gone = json.loads(kept.read_text().splitlines()[0]) | {"wav_path": "/nowhere.wav", "id": "gone"}
+    kept.write_text(kept.read_text() + json.dumps(gone) + "\n")
+    recipe = FamilyRecipe(family="vits", corpora=("clips",), sample_rate=16000, longest=4.0)
+    dataset = Dataset()
+    samples = list(read_samples({"clips": kept}))
+    for corpus, sample in samples:
+        add(dataset, tmp_path, corpus, sample, recipe, SPLIT)
+    reasons = sorted({record.reason for record in dataset.set_aside})
+    assert reasons == sorted(["no such file", TOO_LONG])
+    assert len(dataset.train) + len(dataset.val) + len(dataset.set_aside) == len(samples) == 14
+    validation = {sample.transcript for _, sample in samples if is_validation(sample.id, SPLIT)}
+    assert {clip["text"] for clip in dataset.val} <= validation
+    assert not {clip["text"] for clip in dataset.train} & validation
+    info = soundfile.info(dataset.train[0]["audio_file"])
+    assert (info.samplerate, info.channels, info.subtype) == (16000, 1, "PCM_16")

@@ -1,0 +1,39 @@
+"""The table of all families, from what is published."""
+
+from __future__ import annotations
+
+from tts_assets.artifacts import ArtifactStore, Build, EvaluationSuite, Handle, Report
+from tts_assets.families.table import Known, markdown, row
+
+NOTES = {"old": "the demo's | voice"}
+
+
+def publish(store: ArtifactStore, kind: type[Handle], build: Build, facts: object) -> Handle:
+    folder = store.work_folder(build) / "result"
+    folder.mkdir()
+    (folder / "file").write_text(build.fingerprint)
+    return store.publish(kind, build, folder, facts)
+
+
+def report(store: ArtifactStore, name: str, suite: Handle, wer: float) -> None:
+    build = Build(f"report/{name}", {"suite": suite}, {"wer": wer}, "2")
+    facts = {"recipe": name, "texts": 1, "wer": wer, "wer_by_category": {}, "dnsmos_p808": 3.0}
+    publish(store, Report, build, facts)
+
+
+def test_a_row_has_the_best_figures_of_the_current_suite(store: ArtifactStore) -> None:
+    texts = {"texts": 1, "categories": {}}
+    before, suite = (
+        publish(store, EvaluationSuite, Build("evaluation_suite", {}, {"n": n}, "1"), texts)
+        for n in range(2)
+    )
+    report(store, "old", before, 0.01)  # of another suite: does not count
+    report(store, "old", suite, 0.2)
+    report(store, "old", suite, 0.3)
+    old = row(store, "old", Known("speechlm", "sft"), NOTES)
+    assert (old.status, old.figures_of, old.wer, old.dnsmos_p808) == ("reported", 2, 0.2, 3.0)
+    new = row(store, "new", Known("vits", "family"), NOTES)
+    assert (new.status, new.runs, new.wer) == ("not trained yet", 0, None)
+    lines = markdown([old, new]).splitlines()
+    assert lines[2] == "| old | speechlm | reported | 0 | 20.0 % |  | 3.00 | the demo's \\| voice |"
+    assert len(lines) == 4

@@ -1,0 +1,1 @@
+"""Other model families, trained on the same samples and scored by the same reports."""
