@@ -147,7 +147,7 @@ def test_the_page_in_a_browser(
         rows = browser.run(
             f"{tables}.map((t) => [...t.rows].map((r) => [...r.cells].map((c) => c.innerText)))"
         )
-        lost, takes = (dict(zip(rows[n][0], map(list, zip(*rows[n][1:])))) for n in (0, 1))
+        lost, takes = ({column[0]: column[1:] for column in zip(*t, strict=True)} for t in rows[:2])
         for figure in ("STOI", "PESQ", "Mel L1", "Pitch error", "P.808", "Likeness"):
             (column,) = (values for name, values in lost.items() if name.startswith(figure))
             assert len(column) == 3 and re.fullmatch(r"[\d.]+", column[1]), figure
