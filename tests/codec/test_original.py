@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,14 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from transformers import Xcodec2Config
 
-from tests.codec.conftest import published
-from tts_assets.audio import Wave
+from tests.codec.conftest import CORPUS, published, small
+from tts_assets.audio import Wave, read_wave
 from tts_assets.codec.model import Codec
 from tts_assets.codec.original import OriginalError, attention_rows, convert
 
+PUBLISHED = Path(__file__).with_name("xcodec2_published.json")
 UNIT = {"snake1": "0", "conv1": "1", "snake2": "2", "conv2": "3"}
 
 
@@ -89,6 +93,24 @@ def original_weights(model: Any) -> dict[str, Tensor]:
     return made
 
 
+def weights_of(shapes: dict[str, list[int]]) -> dict[str, Tensor]:
+    """Weights that follow from names, shapes and their order; constants of the source are zeros."""
+    generator = np.random.default_rng(0)
+    made: dict[str, Tensor] = {}
+    for name, shape in shapes.items():
+        drawn = generator.standard_normal(shape)
+        if name.endswith((".filter", ".window")):
+            drawn = 0 * drawn
+        elif name.endswith(".weight_g"):
+            drawn = 0.7 + 0.1 * np.tanh(drawn)
+        elif len(shape) > 1:
+            drawn *= 0.7 / math.sqrt(math.prod(shape[1:]))
+        else:
+            drawn = (1.0 if name.endswith("weight") else 0.0) + 0.3 * drawn
+        made[name] = torch.from_numpy(drawn).float()
+    return made
+
+
 def in_neighbours(rows: Tensor, heads: int) -> Tensor:
     """Rows of a head from (first half, second half) to (pair, pair, …), as the original's."""
     first, second = rows.reshape(heads, 2, -1, rows.shape[1]).unbind(1)
@@ -115,6 +137,25 @@ def test_a_checkpoint_becomes_the_same_codec(tmp_path: Path, model: Any, waves: 
     assert all(np.array_equal(a, b) for a, b in zip(codes, made.encode(waves), strict=True))
     for a, b in zip(own.decode(codes), made.decode(codes), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+def test_the_published_source_gives_the_same(tmp_path: Path) -> None:
+    """``xcodec2_published.json``: names and shapes of the authors' training module, its parts built
+    small from their source, and what that source made of a clip with the weights of
+    :func:`weights_of`: the codes, and every 500th sample of their resynthesis."""
+    truth = json.loads(PUBLISHED.read_text())
+    path = tmp_path / "xcodec2.ckpt"
+    torch.save({"state_dict": weights_of(truth["shapes"])}, path)
+    config = Xcodec2Config(**small(num_hidden_layers=1) | {"intermediate_size": 128})
+    path.with_suffix(".json").write_text(config.to_json_string(use_diff=False))
+    convert(path, tmp_path / "codec")
+    codec = Codec.load(tmp_path / "codec")
+    (codes,) = codec.encode([read_wave(CORPUS / truth["clip"], 16_000)])
+    assert len(set(truth["codes"])) > 20
+    assert np.mean(codes == np.array(truth["codes"])) > 0.95
+    (made,) = codec.decode([np.array(truth["codes"])])
+    np.testing.assert_allclose(made[::500], truth["wave"], atol=1e-4)
+    assert np.abs(truth["wave"]).max() > 0.01
 
 
 def test_rotating_neighbours_is_rotating_halves() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ from dagster import AssetSpec, DagsterInstance, materialize
 
 from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
 from resources.torchrun import TorchrunLauncher
+from tests.browser import Browser
 from tests.codec.conftest import CORPUS, VENDORED
 from tests.codec.test_assets import publish
+from tests.evaluation.test_pages import AXE, STANDARD
 from tts_assets.artifacts import ArtifactStore, Build, CodecCheckpoint, CodecReport, sha256_file
 from tts_assets.codec.config import CodecArchitecture, CodecReportConfig
 from tts_assets.codec.decoder import OUTPUTS, CodecDecoder, decoder_config, save_decoder
@@ -22,8 +25,11 @@ from tts_assets.codec.xcodec2 import build
 from tts_assets.codec_report.assets import build_assets
 from tts_assets.codec_report.config import CodecReportProgram, CodecVersion
 from tts_assets.codec_report.evaluate import main
+from tts_assets.codec_report.measure import SystemFigures
+from tts_assets.codec_report.report import write_report
 from tts_assets.compute import Shape
 from tts_assets.corpora.samples import Sample, write_samples
+from tts_assets.evaluation import clips
 from tts_assets.partitions import corpus_partitions
 from tts_assets.program import STOPPED
 from tts_assets.split import ValidationSplit
@@ -110,6 +116,54 @@ def test_the_page_needs_no_other_file(
     assert "PESQ" in page
     notebook = json.loads((program.run_dir / "result" / "listening.ipynb").read_text())
     assert sum("data:audio/flac" in json.dumps(cell) for cell in notebook["cells"]) == 2
+
+
+def test_a_full_page_names_the_files(
+    program: CodecReportProgram,
+    measured: list[dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shutil.copytree(program.run_dir / "result", tmp_path / "result")
+    kept = [f"{system['name']}.json" for system in measured]
+    systems = [SystemFigures.from_json(program.run_dir / "checkpoints" / name) for name in kept]
+    monkeypatch.setattr(clips, "PAGE_BYTES", 30_000)
+    write_report(tmp_path / "result", systems, program)
+    page = (tmp_path / "result" / "report.html").read_text()
+    assert 0 < page.count("data:audio/ogg") < 2 * 3
+    missing = re.findall(r"too large: (\S+) beside it", page)
+    assert len(missing) == 2 * 3 - page.count("data:audio/ogg")
+    assert all((tmp_path / "result" / name).is_file() for name in missing)
+
+
+@pytest.mark.slow
+def test_the_page_in_a_browser(
+    program: CodecReportProgram, measured: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    """All figures of all codecs, pictures that show, players that play; also on a phone."""
+    with Browser(tmp_path / "wide") as browser:
+        browser.open(program.run_dir / "result" / "report.html")
+        tables = "[...document.querySelectorAll('table')]"
+        rows = browser.run(
+            f"{tables}.map((t) => [...t.rows].map((r) => [...r.cells].map((c) => c.innerText)))"
+        )
+        lost, takes = ({column[0]: column[1:] for column in zip(*t, strict=True)} for t in rows[:2])
+        for figure in ("STOI", "PESQ", "Mel L1", "Pitch error", "P.808", "Likeness"):
+            (column,) = (values for name, values in lost.items() if name.startswith(figure))
+            assert len(column) == 3 and re.fullmatch(r"[\d.]+", column[1]), figure
+        assert lost["Word errors"][1].endswith("%")
+        names = ("Bit rate", "Used here", "Perplexity", "Encoding", "Decoding")
+        assert all(re.fullmatch(r"[\d.]+", cell) for name in names for cell in takes[name])
+        browser.run("document.querySelectorAll('img').forEach((i) => { i.loading = 'eager'; })")
+        browser.wait("[...document.images].every((image) => image.naturalWidth > 100)")
+        browser.run("document.querySelectorAll('.player button')[1].click()")
+        browser.wait("document.querySelectorAll('audio')[1].currentTime > 0.2")
+        browser.run(AXE)
+        broken = browser.run(f"axe.run(document, {STANDARD}).then((r) => r.violations)")
+        assert [(v["id"], v["nodes"][0]["html"][:200]) for v in broken] == []
+    with Browser(tmp_path / "narrow", (390, 844)) as phone:
+        phone.open(program.run_dir / "result" / "report.html")
+        assert phone.run("document.documentElement.scrollWidth") <= 390
 
 
 def test_stopped_it_measures_the_other_codecs_only(

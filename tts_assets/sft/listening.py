@@ -163,7 +163,9 @@ def chosen(pool: Pool, count: int, token_rate: float, seed: int) -> list[int]:
 
 
 def open_codec(program: SftProgram) -> Codec:
-    """On the CPU: the GPU's memory is that of training."""
+    """On the CPU: the GPU's memory is that of training. It speaks with its own decoder, also where
+    a ``codec_decoder`` serves: what is heard here is part of the checkpoint's bytes, so the decoder
+    would be an input, and a better one would train every model again."""
     folder = program.codec_folder
     if folder is None or not (folder / "config.json").is_file():
         raise ConfigError(f"codec_folder {folder} holds no codec")

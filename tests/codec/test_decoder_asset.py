@@ -1,0 +1,126 @@
+"""``codec_decoder`` in the graph, trained by two ranks: once, and as one rank trains it."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from dagster import (
+    AssetsDefinition,
+    AssetSpec,
+    DagsterInstance,
+    ExecuteInProcessResult,
+    materialize,
+)
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tests.codec.conftest import VENDORED
+from tests.codec.test_assets import publish, resources
+from tests.codec.test_decoder import recipe
+from tts_assets.artifacts import ArtifactStore, CodecDecoder, DecoderFacts
+from tts_assets.audio import Wave
+from tts_assets.codec.assets import build_assets
+from tts_assets.codec.config import CodecConfig, DecoderProgram, DecoderRecipe
+from tts_assets.codec.model import Codec
+from tts_assets.codec.train_decoder import DecoderTrainer, main
+from tts_assets.compute import Shape
+from tts_assets.corpora.filter import KEPT_FILE
+from tts_assets.corpora.samples import Sample
+from tts_assets.metrics import METRICS_FILE
+from tts_assets.partitions import corpus_partitions
+from tts_assets.program import Run
+from tts_assets.split import ValidationSplit
+
+SPLIT = ValidationSplit(fraction=0.2)
+
+
+def trained(
+    store: ArtifactStore, instance: DagsterInstance, recipe: DecoderRecipe
+) -> ExecuteInProcessResult:
+    """The asset and the codec before it, on two ranks."""
+    config = CodecConfig(checkpoint=str(VENDORED), decoder=recipe)
+    shape = Shape(processes=2, gpus=0, threads=1)
+    built = build_assets(config, SPLIT, shape, Path())
+    codec, decoder = (
+        asset
+        for asset in built
+        if isinstance(asset, AssetsDefinition) and asset.key.path[-1] in ("codec", "codec_decoder")
+    )
+    upstream = AssetSpec("filtered_samples", partitions_def=corpus_partitions)
+    return materialize([upstream, codec, decoder], instance=instance, resources=resources(store))
+
+
+@pytest.fixture(scope="module")
+def alike() -> DecoderRecipe:
+    """Four windows a step, all of them judged; without the distance of features, of which two
+    ranks have the mean of two ratios and one has the ratio of two means."""
+    judged = recipe().adversarial
+    assert judged is not None
+    return recipe(
+        batch_seconds=4, adversarial=judged.model_copy(update={"share": 1.0, "feature_weight": 0.0})
+    )
+
+
+def test_two_ranks_train_what_one_does(
+    store: ArtifactStore,
+    tmp_path: Path,
+    samples: list[Sample],
+    waves: list[Wave],
+    alike: DecoderRecipe,
+) -> None:
+    publish(store, "asterisk_en", samples)
+    with DagsterInstance.ephemeral() as instance:
+        instance.add_dynamic_partitions("corpus", ["asterisk_en"])
+        results = [trained(store, instance, alike) for _ in range(2)]
+    events = [r.asset_materializations_for_node("codec_decoder")[0] for r in results]
+    assert [event.metadata["reused"].value for event in events] == [False, True]
+    assert events[0].metadata["val_mel"].value > 0
+    handle = store.current("codec_decoder")
+    assert isinstance(handle, CodecDecoder)
+    assert handle.facts.codec == store.current("codec").content
+    codec = Codec.load(store.current("codec").path).use_decoder(handle.path)
+    (made,) = codec.decode(codec.encode(waves[:1]))
+    assert codec.sample_rate == 24_000 and np.isfinite(made).all()
+
+    program, start = one_rank(store, tmp_path, alike)
+    alone = load_file(tmp_path / "result" / "model.safetensors")
+    together = load_file(handle.path / "model.safetensors")
+    assert DecoderFacts.from_json(program.run_dir / "result.json") == handle.facts
+    moved = distance(start, alone)
+    assert moved > 0 and distance(alone, together) < 0.02 * moved
+    last = [figures(folder)[-1] for folder in (tmp_path / "result", handle.path)]
+    assert last[0]["perplexity"] == last[1]["perplexity"]
+    assert last[0]["val_mel"] == pytest.approx(last[1]["val_mel"], rel=1e-3)
+
+
+def one_rank(
+    store: ArtifactStore, folder: Path, recipe: DecoderRecipe
+) -> tuple[DecoderProgram, dict[str, Tensor]]:
+    """The same by hand in this process; also the weights before the first step."""
+    codec = store.current("codec")
+    program = DecoderProgram(
+        run_dir=folder,
+        recipe=recipe,
+        codec=codec.path,
+        codec_content=codec.content,
+        samples={"asterisk_en": store.current("filtered_samples", "asterisk_en").path / KEPT_FILE},
+        validation=SPLIT,
+    )
+    (folder / "run.json").write_text(program.to_json())
+    with Run(folder) as run:
+        start = copy.deepcopy(DecoderTrainer(run, program).decoder.state_dict())
+    main([str(folder / "run.json")])
+    return program, start
+
+
+def distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+    return math.sqrt(sum(float((a[name] - b[name]).square().sum()) for name in b))
+
+
+def figures(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / METRICS_FILE).read_text().splitlines()]
