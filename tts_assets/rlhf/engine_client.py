@@ -85,7 +85,7 @@ class EngineClient:
                 self.lost += 1
                 self.note(f"the engine was lost: {error}; waiting for it to ask again")
         raise EngineError(
-            f"{self.config.restarts + 1} engines in a row died of this rollout; {self.where()}"
+            f"the engine died of this rollout {self.config.restarts + 1} times in a row; {self.where()}"
         )
 
     def _ask(
