@@ -31,7 +31,7 @@ def test_every_field_of_a_launched_asset_has_a_type_and_a_help_text() -> None:
         for name, field in fields.items():
             assert field.description and not field.is_required, name
             assert field.config_type.kind.name == "NONEABLE", name
-            assert field.config_type.inner_type.given_name in ("Int", "Float"), name
+            assert field.config_type.inner_type.key in ("IntSourceType", "Float"), name
     assert offered == {
         **dict.fromkeys(TRAINED, MACHINES | {"steps", "seed"}),
         **dict.fromkeys(LAUNCHED, MACHINES),
