@@ -104,7 +104,8 @@ def test_nothing_that_costs_gpus_is_on_by_default(voices: Daemon) -> None:
     }
     assert on == {"new_corpora", "data_automation"}
     schedules = {s.name: s.default_status for s in voices.defs.schedules or ()}
-    assert set(schedules) == {"nightly_refresh", "weekly_retrain", "monthly_align"}
+    ours = {"nightly_refresh", "weekly_retrain", "weekly_evaluate", "monthly_align"}
+    assert set(schedules) == ours
     assert set(schedules.values()) == {DefaultScheduleStatus.STOPPED}
 
 
