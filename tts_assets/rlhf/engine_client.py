@@ -85,7 +85,8 @@ class EngineClient:
                 self.lost += 1
                 self.note(f"the engine was lost: {error}; waiting for it to ask again")
         raise EngineError(
-            f"the engine died of this rollout {self.config.restarts + 1} times in a row; {self.where()}"
+            f"the engine died of this rollout {self.config.restarts + 1} times in a row; "
+            f"{self.where()}"
         )
 
     def _ask(
