@@ -183,7 +183,7 @@ class Trainer(StepLoop):
         if not self.run.is_main:
             return
         folder = self.run.result_dir
-        learnt = {"scale": float(self.ge2e.scale), "offset": float(self.ge2e.offset)}
+        learnt = {name: float(p.detach()) for name, p in self.ge2e.named_parameters()}
         save_encoder(self.model, self.card.model_copy(update=learnt), folder)
         write_set_aside(folder / SET_ASIDE_FILE, self.set_aside)
         tested = sorted({item.recording for item in self.test})

@@ -17,6 +17,7 @@ import av.filter
 from tts_assets.audio import Wave
 
 INTEGRATED, TRUE_PEAK = "lavfi.r128.I", "lavfi.r128.true_peak"
+GATE = -70.0  # LUFS: what FFmpeg says where nothing is above R128's absolute gate
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def measure(wave: Wave, rate: int) -> Loudness | None:
         pass
     peak = float(last.get(TRUE_PEAK, 0.0))
     integrated = float(last.get(INTEGRATED, "-inf"))
-    if peak <= 0 or not math.isfinite(integrated):
+    if peak <= 0 or integrated <= GATE:
         return None
     return Loudness(integrated, 20 * math.log10(peak))
 
