@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Two sources of one person, one voice: docs/voices.md, "The story, run". About ten minutes on one
-# quiet core. Run it in the project's environment; it may be broken off and started again.
+# Two sources of one person, one voice: docs/voices.md, "The story, run". Run it in the project's
+# environment; it may be broken off and started again.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
