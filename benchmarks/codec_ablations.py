@@ -32,7 +32,7 @@ from tts_assets.audio import Wave
 from tts_assets.codec.backends import CompactBackend
 from tts_assets.codec.config import CodecProgram, CodecRecipe
 from tts_assets.codec.features import SAMPLE_RATE
-from tts_assets.codec.losses import SpectralLoss
+from tts_assets.codec.losses import RESOLUTIONS, SpectralLoss
 from tts_assets.codec.model import Codec
 from tts_assets.codec.quality import aligned, mel_distance, pesq, stoi
 from tts_assets.codec.train import Trainer
@@ -82,8 +82,8 @@ class MelLossAlone(SpectralLoss):
     """Neither bins nor spectral convergence."""
 
     def forward(self, waves: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        mel = [self._at(size, waves, targets)[0] for size in (2048, 1024, 512, 256)]
-        loss = sum(mel, mel[0].new_zeros(())) / len(mel)
+        parts = [self._at(size, waves, targets)[0] for size, _ in RESOLUTIONS]
+        loss = torch.stack(parts).mean()
         return loss, loss.detach()
 
 
@@ -107,7 +107,7 @@ class Row:
 
 def from_random_weights() -> dict[str, Row]:
     first = {"adversarial": None}
-    changed: dict[str, tuple[dict[str, Any], type[Timed]]] = {
+    differing: dict[str, tuple[dict[str, Any], type[Timed]]] = {
         "quantizer: no spread loss": ({"spread_weight": 0.0}, Timed),
         "quantizer: double bound, no spread loss": ({"spread_weight": 0.0}, DoubleBound),
         "losses: log-mel alone": ({}, MelAlone),
@@ -120,7 +120,7 @@ def from_random_weights() -> dict[str, Row]:
         "recipe": Row(first),
         **{
             name: Row(first | change, trainer, "recipe")
-            for name, (change, trainer) in changed.items()
+            for name, (change, trainer) in differing.items()
         },
         "losses: judges from the start": Row({"adversarial.start": 0.0}, baseline="recipe"),
     }
@@ -322,7 +322,7 @@ def main() -> None:
     folder = arguments.folder / f"{arguments.steps}-steps"
     ears = Ears(arguments.clips)
     done = [name for name in ROWS if (place_of(folder, name) / "figures.json").is_file()]
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for name in [*done, *(name for name in arguments.rows if name not in done)]:
         try:
             found[name] = measured(ears, name, place_of(folder, name), arguments.steps)
