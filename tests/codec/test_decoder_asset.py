@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from dagster import (
+    AssetKey,
     AssetsDefinition,
     AssetSpec,
     DagsterInstance,
@@ -48,8 +49,9 @@ def trained(
     built = build_assets(config, SPLIT, shape, Path())
     codec, decoder = (
         asset
+        for name in ("codec", "codec_decoder")
         for asset in built
-        if isinstance(asset, AssetsDefinition) and asset.key.path[-1] in ("codec", "codec_decoder")
+        if isinstance(asset, AssetsDefinition) and asset.keys == {AssetKey(name)}
     )
     upstream = AssetSpec("filtered_samples", partitions_def=corpus_partitions)
     return materialize([upstream, codec, decoder], instance=instance, resources=resources(store))
