@@ -39,6 +39,8 @@ from tts_assets.ports import LOOPBACK, free_port
 from tts_assets.rlhf.engine import hosted
 from tts_assets.rlhf.engine_client import EngineClient
 from tts_assets.rlhf.engine_config import EngineProgram, VllmRollouts
+from tts_assets.rlhf.policy import prompt_order
+from tts_assets.rlhf.prompts import read_texts
 from tts_assets.rlhf.weights import FileSender
 from tts_assets.serving.config import SERVING_FILE
 from tts_assets.serving.synthesis import Line, Synthesizer, TransformersEngine, read_card
@@ -150,11 +152,12 @@ def compare(synthesizer: Synthesizer, lm: SpeechLM, client: EngineClient, repeat
 
 
 def requests_of(synthesizer: Synthesizer, repeat: int) -> list[Request]:
-    lines = [line for line in TEXTS.read_text().splitlines() if line and line[0] != "#"]
-    texts = lines[repeat * PROMPTS : (repeat + 1) * PROMPTS]
+    """A step's, in the order in which training would draw the texts: of all lengths."""
+    texts = read_texts(TEXTS)
+    order = prompt_order(len(texts), PROMPTS * (repeat + 1), seed=777)[-PROMPTS:]
     return [
         synthesizer.request(Line(text, seed=1000 * repeat + number), 0)
-        for number, text in enumerate(text for text in texts for _ in range(GENERATIONS))
+        for number, text in enumerate(texts[i] for i in order for _ in range(GENERATIONS))
     ]
 
 
