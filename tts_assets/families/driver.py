@@ -17,6 +17,7 @@ from tts_assets.program import Run
 
 ROOT = Path(__file__).resolve().parents[2]
 POLL_SECONDS = 0.5
+GRACE_SECONDS = 300.0  # to finish a step of training and save it
 Event = dict[str, Any]
 
 
@@ -39,8 +40,7 @@ def drive(run: Run, python: Path, job: TrainJob | SpeakJob, what: str, total: in
         for _ in run.progress(done, what, total=total):
             pass
     finally:
-        process.terminate()
-        process.wait()
+        end(process)
     if process.returncode != 0 and run.stop_requested:
         run.stopped()
     if process.returncode == REFUSED:
@@ -48,6 +48,16 @@ def drive(run: Run, python: Path, job: TrainJob | SpeakJob, what: str, total: in
     if process.returncode != 0:
         raise DriverFailed(f"{what}: the program of {python} ended with {process.returncode}")
     return told
+
+
+def end(process: subprocess.Popen[Any]) -> None:
+    """Ask it to end, and make it."""
+    process.terminate()
+    try:
+        process.wait(GRACE_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def heard(
