@@ -1,7 +1,8 @@
 # make help lists the targets.
 PYTHON ?= python3
 BIN := .venv/bin
-export DAGSTER_HOME := $(CURDIR)/.dagster
+DAGSTER_HOME ?= $(CURDIR)/.dagster
+export DAGSTER_HOME
 export PYTHONPATH := $(CURDIR)
 CUDA ?=
 PORT ?= 3000

@@ -49,8 +49,9 @@ def build_jobs(settings: Settings) -> list[UnresolvedAssetJobDefinition]:
         ),
         define_asset_job(
             EVALUATE,
-            AssetSelection.groups("evaluation", "codec_report"),
-            description="All reports: of the current serving models, and of the codec.",
+            evaluated(settings),
+            description="All reports: of the current serving models, of the codec, and of the "
+            "speaker encoder where there is one.",
         ),
         *([promote()] if settings.promotion else []),
     ]
@@ -118,6 +119,12 @@ def promote() -> UnresolvedAssetJobDefinition:
         AssetSelection.groups("promotion"),
         description="For each voice: the candidate whose report beats what serves, if one does.",
     )
+
+
+def evaluated(settings: Settings) -> AssetSelection:
+    """Every report and what it is made with, without the models."""
+    reports = AssetSelection.groups("evaluation", "codec_report")
+    return reports | AssetSelection.assets("speaker_report") if settings.speakers else reports
 
 
 def retrained(settings: Settings) -> AssetSelection:

@@ -35,7 +35,8 @@ def main() -> None:
         for corpus in settings.arrays.imported:
             run_job(instance, settings, IMPORT, {"dagster/partition": corpus})
         run_job(instance, settings, RETRAIN, {})
-        run_job(instance, settings, ALIGN, {})
+        if settings.rlhf:
+            run_job(instance, settings, ALIGN, {})
     print(f"\nall of it took {(time.monotonic() - started) / 60:.1f} minutes\n")
     print_summary(settings)
 

@@ -22,9 +22,16 @@ SOURCE = "the launchpad"
 class Machines(dagster.Config):
     """What the programs of this run are given instead of ``[compute]``."""
 
-    gpus: int | None = Field(None, ge=0, description="GPUs of a node; 0: none. Unset: [compute]")
+    gpus: int | None = Field(
+        None,
+        ge=0,
+        description="GPUs of a node, for a program that uses any; 0: none. Unset: [compute]",
+    )
     processes: int | None = Field(
-        None, ge=1, description="Ranks of a node, at most one a GPU. Unset: [compute]"
+        None,
+        ge=1,
+        description="Ranks of a node, at most one a GPU; a program that is one stays one. Unset: "
+        "[compute]",
     )
     cpus: int | None = Field(None, ge=1, description="Cores of a node. Unset: [compute]")
     memory_gb: float | None = Field(

@@ -113,10 +113,15 @@ class TorchrunLauncher(Launcher):
     def _check_together(self, program: Program, wanted: Sequence[int]) -> None:
         present = len(self._devices())
         if sum(wanted) > present:
+            left = present - wanted[1]
+            remedy = (
+                f"set compute.gpus for the stage to at most {left}"
+                if left > 0
+                else 'let the policy of rlhf speak itself, engine = { kind = "transformers" }'
+            )
             raise LaunchError(
                 f"{program.module} and its service ask for {wanted[0]} and {wanted[1]} GPUs, and "
-                f"this machine has {present}: set compute.gpus for the stage to at most "
-                f"{present - wanted[1]}",
+                f"this machine has {present}: {remedy}",
                 program,
                 permanent=True,
             )

@@ -1,7 +1,9 @@
 """Who is told of trouble: a webhook of ours, Slack and e-mail through Dagster's own sensors.
 
-All are off until switched on. What is secret comes from the environment; Slack's or e-mail's sensor
-is not there without its secret, and ``python -m tts_assets.doctor`` says so.
+All are off until switched on. They tell of runs started by hand (``dagster job execute``, ``make
+demo``), too, which Dagster gives no or another code location than the workspace's: hence
+``monitor_all_code_locations``. What is secret comes from the environment; Slack's or e-mail's
+sensor is not there without its secret, and ``python -m tts_assets.doctor`` says so.
 """
 
 from __future__ import annotations
@@ -67,6 +69,7 @@ def failed_runs(alerts: Alerts) -> SensorDefinition:
     @run_failure_sensor(
         name="failed_runs",
         minimum_interval_seconds=30,
+        monitor_all_code_locations=True,
         description=f"POSTs each failed run as JSON to the address in {WEBHOOK_VARIABLE}.",
     )
     def failed(context: RunFailureSensorContext) -> SkipReason | None:
@@ -193,7 +196,11 @@ def slack_sensor(slack: Slack, token: str, ui: str) -> SensorDefinition:
             "[alerts.slack] needs the package dagster-slack: pip install tts-assets[slack]"
         ) from None
     return make_slack_on_run_failure_sensor(
-        slack.channel, token, name="failed_runs_to_slack", webserver_base_url=ui
+        slack.channel,
+        token,
+        name="failed_runs_to_slack",
+        monitor_all_code_locations=True,
+        webserver_base_url=ui,
     )
 
 
@@ -207,5 +214,6 @@ def email_sensor(email: Email, password: str, ui: str) -> SensorDefinition:
         smtp_port=email.port,
         smtp_user=email.user,
         name="failed_runs_to_email",
+        monitor_all_code_locations=True,
         webserver_base_url=ui,
     )

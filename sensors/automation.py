@@ -3,13 +3,10 @@
 A data asset names its condition where it is defined; what costs GPUs gets it here, all the same.
 """
 
-from collections.abc import Mapping
-
 from dagster import (
     AssetKey,
     AssetSelection,
     AssetSpec,
-    AutomationCondition,
     AutomationConditionSensorDefinition,
     DefaultSensorStatus,
 )
@@ -17,8 +14,12 @@ from dagster import (
 from sensors.conditions import follow_training, make_once
 
 DATA_GROUPS = ("corpora", "codec", "arrays")
-TRAINING_GROUPS = ("sft", "serving", "rlhf", "families", "evaluation", "promotion")
-BY_KEY: Mapping[AssetKey, AutomationCondition] = {AssetKey("evaluation_suite"): make_once()}
+TRAINING_GROUPS = (
+    *("texts", "sft", "serving", "rlhf", "families", "evaluation", "promotion"),
+    *("speakers", "codec_report"),
+)
+# With another encoder no similarity can be compared with an earlier one: a person decides that.
+BY_HAND = (AssetKey("speaker_encoder"),)
 
 
 def build_data_sensor() -> AutomationConditionSensorDefinition:
@@ -44,8 +45,12 @@ def build_training_sensor() -> AutomationConditionSensorDefinition:
 
 
 def with_training_condition(spec: AssetSpec) -> AssetSpec:
-    """``spec`` with the condition by which ``gpu_automation`` asks for it."""
+    """``spec`` with the condition by which ``gpu_automation`` asks for it: what has no inputs is
+    made once, the rest follows them."""
     if spec.group_name not in TRAINING_GROUPS or spec.automation_condition is not None:
         return spec
-    condition = BY_KEY.get(spec.key) or follow_training()
-    return spec.replace_attributes(automation_condition=condition)
+    if not list(spec.deps):
+        return spec.replace_attributes(automation_condition=make_once())
+    if spec.key in BY_HAND:
+        return spec
+    return spec.replace_attributes(automation_condition=follow_training())

@@ -25,6 +25,9 @@ from numpy.typing import NDArray
 
 Wave = NDArray[np.float32]
 SNDFILE_SUFFIXES = {".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf"}
+# Of what strangers send, by content: FFmpeg would follow a playlist to whatever it names.
+UPLOAD_FORMATS = ("WAV", "WAVEX", "FLAC", "OGG", "MP3")  # as libsndfile calls them; Opus is OGG
+UPLOAD_RATES = (8_000, 192_000)  # Hz; a header can claim 2 GHz, and seconds of that fill memory
 HEADERLESS = {".g722": "g722"}  # FFmpeg must be told what these are
 # libsndfile's log of a header that announces more bytes than the file has.
 ANNOUNCED = re.compile(r"^\s*(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)", re.M)
@@ -46,6 +49,7 @@ REMEDIES = {
     "no permission to read": "chmod a+r it, and a+x its folders",
     "not within its recording": "mend its start or duration",
     "no such channel": "mend its channel",
+    "too long": "cut it",
     "no audio bytes": "embed the audio in the Parquet file",
     "not readable as Parquet": "copy it again",
 }
@@ -116,8 +120,13 @@ def blocks(path: Path, first: int = 0) -> Iterator[Block]:
     check_is_file(path)
     _check_permission(path)
     decode = _sndfile_blocks if path.suffix.lower() in SNDFILE_SUFFIXES else _ffmpeg_blocks
+    yield from _finite(path, decode(path, first))
+
+
+def _finite(path: Path, decoded: Iterator[Block]) -> Iterator[Block]:
+    """The blocks, at least one, while their samples are numbers."""
     empty = True
-    for block in decode(path, first):
+    for block in decoded:
         if not math.isfinite(float(block.frames.sum(dtype=np.float64))):
             raise BrokenAudio(path, "not a number", "NaN or infinite samples")
         empty = False
@@ -156,6 +165,31 @@ def read_wave(path: Path, rate: int) -> Wave:
     """Mono float32 at ``rate`` Hz. Raises :class:`BrokenAudio`."""
     clip = read_clip(path)
     return clip.wave if clip.rate == rate else resample(clip.wave, clip.rate, rate)
+
+
+def read_upload(path: Path, rate: int, seconds: float) -> Wave:
+    """As :func:`read_wave` for a file of a stranger, of which no more than ``seconds`` are decoded:
+    a few MB of FLAC hold hours of silence. Its content, not its name, tells its format.
+
+    Raises :class:`BrokenAudio`; for a longer one, too.
+    """
+    try:
+        with soundfile.SoundFile(path) as file:
+            form, own_rate = file.format, file.samplerate
+    except soundfile.LibsndfileError as error:
+        raise BrokenAudio(path, "not readable as audio", error.error_string.rstrip(".")) from None
+    if form not in UPLOAD_FORMATS:
+        raise BrokenAudio(path, "not readable as audio", f"it is {form}")
+    if not UPLOAD_RATES[0] <= own_rate <= UPLOAD_RATES[1]:
+        raise BrokenAudio(path, "not readable as audio", f"it has {own_rate} Hz")
+    waves, frames = [], 0
+    for block in _finite(path, _sndfile_blocks(path, 0)):
+        waves.append(block.frames.mean(axis=1, dtype=np.float32))
+        frames += len(block.frames)
+        if frames > seconds * own_rate:
+            raise BrokenAudio(path, "too long", f"more than {seconds:g} s")
+    wave = np.concatenate(waves)
+    return wave if own_rate == rate else resample(wave, own_rate, rate)
 
 
 def resample(wave: Wave, rate: int, new_rate: int) -> Wave:

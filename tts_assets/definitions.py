@@ -46,6 +46,8 @@ from tts_assets.speechlm.assets import build_assets as token_assets
 from tts_assets.texts.assets import build_assets as texts_assets
 from tts_assets.tracking import WandbConfig
 
+REPORTS = ("report", "codec_report", "speaker_report")  # keys, or the first parts of them
+
 
 def build_defs(settings: Settings, resources: Mapping[str, Any] | None = None) -> Definitions:
     """All definitions of one profile; ``resources`` replace the profile's by name."""
@@ -134,7 +136,7 @@ def complete(made: Any, settings: Settings) -> Any:
 
     def finish(spec: AssetSpec) -> AssetSpec:
         spec = with_training_condition(spec).replace_attributes(owners=settings.project.owners)
-        if spec.key.path[0] != "report":
+        if spec.key.path[0] not in REPORTS:
             return spec
         policy = FreshnessPolicy.time_window(
             warn_window=timedelta(days=days), fail_window=timedelta(days=2 * days)

@@ -9,33 +9,35 @@ from dagster import (
     SpecificPartitionsPartitionMapping,
 )
 
-from tts_assets.artifacts import CodeArrays, SampleManifest, TokenArrays
+from tts_assets.artifacts import CodeArrays, Handle, SampleManifest, SpeechSegments, TokenArrays
 
 corpus_partitions = DynamicPartitionsDefinition(name="corpus")
 
 
 def code_arrays_of(corpora: Iterable[str]) -> AssetIn:
-    """The input of an unpartitioned asset that reads these corpora: a dict by corpus name."""
-    mapping = SpecificPartitionsPartitionMapping(sorted(corpora))
-    return AssetIn("code_arrays", partition_mapping=mapping, dagster_type=dict[str, CodeArrays])
+    return of_corpora("code_arrays", CodeArrays, corpora)
 
 
 def filtered_samples_of(corpora: Iterable[str]) -> AssetIn:
-    """The input of an unpartitioned asset that reads the ``filtered_samples`` of these corpora."""
-    mapping = SpecificPartitionsPartitionMapping(sorted(corpora))
-    return AssetIn(
-        "filtered_samples", partition_mapping=mapping, dagster_type=dict[str, SampleManifest]
-    )
+    return of_corpora("filtered_samples", SampleManifest, corpora)
+
+
+def segments_of(corpora: Iterable[str]) -> AssetIn:
+    return of_corpora("speech_segments", SpeechSegments, corpora)
 
 
 def streams_of(corpora: Iterable[str]) -> AssetIn:
-    """The input of an unpartitioned asset that reads the ``token_arrays`` of these corpora."""
+    return of_corpora("token_arrays", TokenArrays, corpora)
+
+
+def of_corpora(asset: str, kind: type[Handle], corpora: Iterable[str]) -> AssetIn:
+    """The input of an unpartitioned asset that reads these corpora: a dict by corpus name."""
     mapping = SpecificPartitionsPartitionMapping(sorted(corpora))
-    return AssetIn("token_arrays", partition_mapping=mapping, dagster_type=dict[str, TokenArrays])
+    # a kind that is known at run time only
+    return AssetIn(asset, partition_mapping=mapping, dagster_type=dict[str, kind])  # type: ignore[valid-type]
 
 
 def token_arrays_of(corpora: Iterable[str]) -> AssetDep:
     """The dependency on the texts of these corpora as token ids."""
-    return AssetDep(
-        "token_arrays", partition_mapping=SpecificPartitionsPartitionMapping(sorted(corpora))
-    )
+    mapping = SpecificPartitionsPartitionMapping(sorted(corpora))
+    return AssetDep("token_arrays", partition_mapping=mapping)

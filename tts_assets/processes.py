@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import psutil
 
@@ -64,6 +65,15 @@ def end_processes(launch_id: str, grace_seconds: float, root: int | None = None)
         for process in left:
             _signal(process.kill)
         time.sleep(0.05)
+
+
+def reap(process: subprocess.Popen[Any], grace_seconds: float) -> None:
+    """Wait for a process that was asked to end; kill it after the grace period."""
+    try:
+        process.wait(grace_seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 @contextmanager

@@ -93,7 +93,7 @@ class Settings(Config):
         return Corpora(self.corpora, self.discovery, self.root)
 
     def check_corpora(self) -> None:
-        """Raise ConfigError if a recipe or the speakers are of a corpus that is nowhere."""
+        """Raise ConfigError if a recipe, the speakers or a target is of an unknown corpus."""
         for name, recipe in self.sft.items():
             for corpus in set(recipe.corpora) - set(self.arrays.imported):
                 try:
@@ -106,8 +106,13 @@ class Settings(Config):
         named = [
             ("[speakers]", corpus) for corpus in (self.speakers.corpora if self.speakers else ())
         ]
+        for name, rlhf in self.rlhf.items():
+            own = set(rlhf.prompts.corpora) - set(self.arrays.imported)
+            named += [(f"rlhf.{name}.prompts", corpus) for corpus in sorted(own)]
         for name, family in self.families.recipes.items():
             named += [(f"families.recipes.{name}", corpus) for corpus in family.corpora]
+        target = set(self.evaluation.target) - set(self.arrays.imported)
+        named += [("evaluation.target", corpus) for corpus in sorted(target)]
         for where, corpus in named:
             try:
                 self.all_corpora(corpus)
@@ -117,21 +122,24 @@ class Settings(Config):
     def consents(self, recipe: str) -> dict[str, VoiceConsent | None]:
         """By corpus, who agreed to the voice of a recipe: also of those that the recipes before it
         were trained on."""
-        corpora: set[str] = set()
+        imported = self.arrays.imported
+        return {
+            name: (imported[name] if name in imported else self.all_corpora(name).config).consent
+            for name in sorted(self._learnt_from(recipe))
+        }
+
+    def _learnt_from(self, recipe: str) -> set[str]:
+        """The corpora of a recipe, and of the recipes before it."""
         if recipe in self.families.recipes:
-            found = self.families.recipes[recipe].corpora
-            return {name: self.all_corpora(name).config.consent for name in sorted(found)}
+            return set(self.families.recipes[recipe].corpora)
+        corpora: set[str] = set()
         if recipe in self.rlhf:
             corpora |= set(self.rlhf[recipe].prompts.corpora)
             recipe = self.rlhf[recipe].base
         for _ in self.sft:  # no chain is longer
             corpora |= set(self.sft[recipe].corpora)
             recipe = self.sft[recipe].base.recipe or recipe
-        imported = self.arrays.imported
-        return {
-            name: (imported[name] if name in imported else self.all_corpora(name).config).consent
-            for name in sorted(corpora)
-        }
+        return corpora
 
     @property
     def tokenizers(self) -> dict[str, list[TokenizerConfig]]:

@@ -23,10 +23,11 @@ say "the quiz: 80 clips with their texts"
 python examples/voices/make_sources.py quiz "$work/quiz"
 
 say "sensors watch both folders"
+# before the daemon: two processes that both make the instance's database leave a broken one
+dagster sensor start changed_corpora -m tts_assets.definitions
 dagster-daemon run -m tts_assets.definitions > "$work/daemon.log" 2>&1 &
 daemon=$!
 trap 'kill $daemon 2> /dev/null || true' EXIT
-dagster sensor start changed_corpora -m tts_assets.definitions
 wait_for token_arrays quiz
 
 say "the first voice, from the quiz alone"

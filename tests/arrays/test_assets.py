@@ -98,6 +98,8 @@ def test_a_run_publishes_arrays_and_all_checks_pass(
     assert trained(result)
     (event,) = result.asset_materializations_for_node("code_arrays")
     assert event.metadata["samples"].value == len(utterances)
+    columns = event.metadata["dagster/column_schema"].value.columns
+    assert utterances[0].sample.keys() <= {column.name for column in columns}
     assert event.metadata["hours"].value == pytest.approx(32 / 3600, rel=0.05)
     assert (event.tags or {})["dagster/data_version"] == arrays(store).content
     assert len(CodeTable.of_split(arrays(store).path, "val")) == arrays(store).facts.val_samples

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -78,6 +79,9 @@ def encode(store: ArtifactStore, instance: DagsterInstance, corpus: str) -> Code
     assert isinstance(handle, CodecShards)
     (event,) = result.asset_materializations_for_node("codec_shards")
     assert event.metadata["encoded"].value == handle.facts.encoded
+    columns = event.metadata["dagster/column_schema"].value.columns
+    with (handle.path / "shard-00000.samples.jsonl").open() as lines:
+        assert [column.name for column in columns] == list(json.loads(next(lines)))
     return handle
 
 

@@ -176,3 +176,9 @@ def test_one_process_a_gpu(
 def test_evaluation_names_recipes_that_exist(evaluation: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load({"evaluation": evaluation})
+
+
+def test_prompts_of_a_corpus_that_is_nowhere_are_refused() -> None:
+    prompts = {"rlhf": {"announcer_grpo": {"prompts": {"corpora": ["announcer"]}}}}
+    with pytest.raises(ConfigError, match=r"rlhf.announcer_grpo.prompts has corpus 'announcer'"):
+        load_settings(environment={}, overrides=prompts)

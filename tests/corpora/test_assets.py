@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 from dagster import DagsterInstance, ExecuteInProcessResult, materialize
 
@@ -100,6 +101,27 @@ def test_a_run_accounts_for_every_clip_and_shows_them(
     assert "2 to 4 s" in str(event.metadata["durations"].value)
     notebook = Path(str(event.metadata["listening"].value))
     assert notebook.read_text().count("data:audio/flac;base64,") == min(kept, 8) + min(rejected, 4)
+
+
+def test_the_catalog_shows_the_columns_that_the_files_have(
+    instance: DagsterInstance, store: ArtifactStore, corpus: Path
+) -> None:
+    result = run(instance, store, corpus)
+    shown = {}
+    for name in ASSETS:
+        (event,) = result.asset_materializations_for_node(name)
+        shown[name] = event.metadata["dagster/column_schema"].value.columns
+    *tables, samples = current(store)
+    for table in tables:
+        written = pl.read_parquet_schema(table.path / "utterances.parquet")
+        columns = {column.name: column.type for column in shown[table.asset]}
+        assert columns == {name: str(kind) for name, kind in written.items()}
+    kinds = {"String": str, "Float64": float, "Int64": int, "Object": dict}
+    first = json.loads((samples.path / "kept.jsonl").read_text().splitlines()[0])
+    for column, (name, value) in zip(shown["filtered_samples"], first.items(), strict=True):
+        assert (column.name, kinds[column.type]) == (name, type(value))
+    about = {column.name: column.description for column in shown["raw_corpus"]}
+    assert about["duration"] == "seconds"
 
 
 def test_samples_are_ready_for_training(

@@ -10,6 +10,7 @@ import pytest
 
 from tests.corpora.layouts import index, put, write
 from tts_assets.config import ConfigError
+from tts_assets.corpora.config import CorpusConfig
 
 Recordings = list[tuple[Path, str]]  # audio, words
 
@@ -140,3 +141,32 @@ def test_recordings_of_any_depth_need_no_text(recordings: Recordings, tmp_path: 
 def test_another_layout_is_no_empty_corpus(clips: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="librispeech reader finds nothing"):
         index(clips, tmp_path / "out", "librispeech")
+
+
+def test_a_corpus_has_manners(recordings: Recordings, tmp_path: Path) -> None:
+    """They hold for samples that say no other, and change no fingerprint where there are none."""
+    audio, words = recordings[0]
+    put(audio, tmp_path / "folder" / "a.wav")
+    write(tmp_path / "folder" / "a.txt", words)
+    rows, _ = index(tmp_path / "folder", tmp_path / "out", "folder", style="calm", emotion="joy")
+    assert json.loads(rows["extra"][0]) == {"style": "calm", "emotion": "joy"}
+    sample = {"wav_path": str(tmp_path / "folder" / "a.wav"), "transcript": words, "style": "loud"}
+    write(tmp_path / "lines" / "samples.jsonl", json.dumps(sample) + "\n")
+    rows, _ = index(tmp_path / "lines", tmp_path / "own", style="calm", voice_description="deep")
+    extra = json.loads(rows["extra"][0])
+    assert (extra["style"], extra["voice_description"]) == ("loud", "deep")
+    values = {"path": tmp_path, "reader": "folder", "language": "en"}
+    plain = CorpusConfig.model_validate(values).as_indexed().model_dump(mode="json")
+    assert sorted(plain) == [
+        "consent",
+        "filters",
+        "language",
+        "licence",
+        "options",
+        "path",
+        "reader",
+        "segments",
+        "speaker",
+    ]
+    styled = CorpusConfig.model_validate(values | {"style": "calm"}).as_indexed()
+    assert styled.model_dump(mode="json") == plain | {"style": "calm"}

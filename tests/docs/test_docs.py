@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import runpy
+import subprocess
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tts_assets.artifacts.handle import Manifest
+from tts_assets.corpora.samples import SCHEMA
+from tts_assets.evaluation.suite import SuiteText
 
 ROOT = Path(__file__).resolve().parents[2]
 CODE = ("jobs", "resources", "scripts", "sensors", "tts_assets")
@@ -51,3 +58,50 @@ def test_the_configuration_reference_is_current() -> None:
     assert (ROOT / "docs/configuration.md").read_text() == made["reference"](), (
         "run: python scripts/make_configuration_reference.py"
     )
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/tutorial.md", "docs/voices.md"])
+def test_who_has_another_voice_is_told_of_the_codec(name: str) -> None:
+    """The embedded codec knows one speaker; the one to take is that of the profile ``gpu``."""
+    project = tomllib.loads((ROOT / "dagster_project.toml").read_text())
+    wanted = project["profiles"]["gpu"]["codec"]["checkpoint"]
+    text = " ".join((ROOT / name).read_text().split())
+    assert f'checkpoint = "{wanted}"' in text
+    assert "the demo's one speaker" in text
+
+
+def test_what_is_to_be_switched_on_is_there_and_off(said: list[str]) -> None:
+    """Each ``sensor start`` and ``schedule start`` of the documents names one of the code."""
+    documents = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    text = "\n".join(path.read_text() for path in documents)
+    named = set(re.findall(r"dagster (?:sensor|schedule) start (\w+)", text))
+    assert {"failed_runs", "stuck_runs"} <= named
+    assert named <= set(said)
+
+
+def test_make_leaves_a_named_instance_as_it_is() -> None:
+    """``DAGSTER_HOME`` of the shell holds; without one it is the checkout's."""
+
+    def home(**environment: str) -> str:
+        bare = {key: value for key, value in os.environ.items() if key != "DAGSTER_HOME"}
+        show = ["make", "-s", "--eval", "show: ; @echo $$DAGSTER_HOME", "show"]
+        return subprocess.run(
+            show, cwd=ROOT, env=bare | environment, text=True, capture_output=True, check=True
+        ).stdout.strip()
+
+    assert home(DAGSTER_HOME="/srv/dagster") == "/srv/dagster"
+    assert home() == str(ROOT / ".dagster")
+
+
+@pytest.mark.parametrize(
+    ("heading", "fields"),
+    [
+        ("Samples", list(SCHEMA)),
+        ("Suites", list(SuiteText.model_fields)),
+        ("manifest.json", list(Manifest.model_fields)),
+    ],
+)
+def test_the_tables_of_formats_have_every_field(heading: str, fields: list[str]) -> None:
+    text = (ROOT / "docs/formats.md").read_text()
+    table = text.split(f"\n## {heading}\n")[1].split("|---", 1)[1].split("\n\n")[0]
+    assert re.findall(r"^\| `(\w+)` \|", table, re.M) == fields

@@ -94,3 +94,17 @@ def test_secrets_are_named_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SLACK_BOT_TOKEN", raising=False)
     slack, smtp = libraries.alerts(("SLACK_BOT_TOKEN", "TTS_SMTP_PASSWORD"))
     assert not slack.fine and smtp.fine and "hush" not in smtp.found
+
+
+def test_vllm_is_looked_for_where_it_is_configured(tmp_path: Path) -> None:
+    other = tmp_path / "python"  # an environment of its own, as [vllm] python names it
+    other.write_text("#!/bin/sh\necho 7.7.7\n")
+    other.chmod(0o755)
+    found = libraries.vllm(other, checked=True)
+    assert found.fine and found.found == f"7.7.7, of {other}"
+
+
+def test_a_checked_vllm_is_needed_and_the_check_can_be_switched_off(tmp_path: Path) -> None:
+    lacking = libraries.vllm(tmp_path / "nowhere", checked=True)
+    assert lacking.needed and "check_vllm = false" in lacking.remedy
+    assert not libraries.vllm(tmp_path / "nowhere").needed

@@ -22,11 +22,14 @@ from resources.torchrun import TorchrunLauncher
 from tests.speaking import SAMPLING, Speaking
 from tts_assets.artifacts import UNPARTITIONED, Build, Handle
 from tts_assets.compute import Shape
+from tts_assets.config import ConfigError
 from tts_assets.evaluation.assets import build_assets
 from tts_assets.evaluation.config import EvaluationConfig
+from tts_assets.evaluation.corpus_voices import expected_rate, reference_clips, target_digest
 from tts_assets.evaluation.lineage import lineage
-from tts_assets.evaluation.results import read_samples
+from tts_assets.evaluation.results import read_samples, read_target
 from tts_assets.partitions import corpus_partitions
+from tts_assets.settings import load_settings
 from tts_assets.sft.config import SftRecipe
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "suites"
@@ -143,6 +146,46 @@ def test_a_second_suite_with_unseen_speakers(
     events = result.get_asset_materialization_events()
     (numbers,) = [e.materialization.metadata for e in events if "metrics/wer" in str(e)]
     assert numbers["metrics/wer_low"].value <= numbers["metrics/wer_high"].value
+
+
+@pytest.mark.slow
+def test_a_report_against_another_corpus(
+    instance: DagsterInstance, speaking: Speaking, tmp_path: Path
+) -> None:
+    """The recipe is of ``clips``; the voice that it should be like is in ``others``."""
+    store, own = speaking.store, speaking.arrays
+    build = Build("code_arrays", {"codec": speaking.codec}, {}, "1", partition="others")
+    folder = store.work_folder(build) / "result"
+    shutil.copytree(own.path, folder, ignore=shutil.ignore_patterns("manifest.json"))
+    train, val = folder / "train_samples.jsonl", folder / "val_samples.jsonl"
+    val.write_text(train.read_text().splitlines()[0] + "\n")
+    others = store.publish(type(own), build, folder, own.facts)
+    instance.add_dynamic_partitions("corpus", ["others"])
+    assert run(instance, speaking, tmp_path, ["four three"]).success
+    gates = {"speaker_similarity": 0.0}
+    result = run(instance, speaking, tmp_path, ["four three"], target=["others"], gates=gates)
+    assert result.success
+    (gate,) = [c for c in result.get_asset_check_evaluations() if "gate" in c.check_name]
+    assert gate.description is not None and "against other recordings" in gate.description
+    report = store.current("report/tiny", UNPARTITIONED)
+
+    def target(arrays: Handle) -> str:
+        given = {"a": arrays}
+        rate = expected_rate(given, "en")  # type: ignore[arg-type]
+        return target_digest(reference_clips(given, 1), {}, rate)  # type: ignore[arg-type]
+
+    assert read_target(report.path) == target(others) != target(own)
+
+
+def test_a_target_that_is_nowhere_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"evaluation\.target has corpus 'nowhere'"):
+        load_settings(environment={}, overrides={"evaluation": {"target": ["nowhere"]}})
+
+
+def test_no_target_leaves_reports_what_they_are() -> None:
+    none = EvaluationConfig(suite=Path("suite.jsonl"))
+    assert "target" not in none.determining()
+    assert none.model_copy(update={"target": ("clips",)}).determining()["target"] == ["clips"]
 
 
 def test_lineage_names_what_is_no_longer_stored(speaking: Speaking, tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -12,10 +14,12 @@ from tests.evaluation.conftest import LINEAGE
 from tts_assets.config import ConfigError
 from tts_assets.evaluation import votes
 from tts_assets.evaluation.blind import BlindKey, Trial
+from tts_assets.evaluation.clips import commented
 from tts_assets.evaluation.compare import ComparisonError, compare
 from tts_assets.evaluation.config import EvaluationConfig
 from tts_assets.evaluation.results import read_samples, write_samples
 from tts_assets.evaluation.votes import Votes, tally
+from tts_assets.provenance import statement
 
 CONFIG = EvaluationConfig(suite=Path("suite.jsonl"))
 
@@ -30,6 +34,11 @@ def better_copy(report: Path, folder: Path, name: str = "better") -> Path:
     ]
     write_samples(copy / "samples.jsonl", rows)
     return copy
+
+
+def digest(clip: bytes) -> bytes:
+    """The MD5 of a FLAC file's samples, as its header has it."""
+    return clip[26:42]
 
 
 def compared(reports: dict[str, Path], result: Path) -> Path:
@@ -59,6 +68,23 @@ def test_three_models(report: Path, tmp_path: Path) -> None:
     assert "better in likeness" not in summary
 
 
+def test_what_the_models_differ_in_is_heard_first(report: Path, tmp_path: Path) -> None:
+    better = better_copy(report, tmp_path)
+    rows = read_samples(report)
+    rows[1] = rows[1].model_copy(update={"audio": None, "values": rows[1].values | {"wer": 1.0}})
+    shutil.copytree(report, tmp_path / "mute")
+    write_samples(tmp_path / "mute" / "samples.jsonl", rows)
+    result = compared({"mute": tmp_path / "mute", "better": better}, tmp_path / "result")
+    cells = json.loads((result / "listening.ipynb").read_text())["cells"]
+    titles = [cell["source"] for cell in cells if cell["source"]]
+    assert [title.split(":")[0] for title in titles] == ["# Listening", "## right", "## wrong"]
+    assert titles[2].startswith("## wrong: mute ") and ", better 0.0 % word" in titles[2]
+    right, wrong = (c["outputs"][0]["data"]["text/html"] for c in cells if not c["source"])
+    assert (right.count("<audio "), wrong.count("<audio ")) == (3, 2)
+    assert right.index(f"{rows[1].text} (mute said nothing)") < right.index(rows[0].text)
+    assert "mute; heard: " in wrong and "better; heard as written" in wrong
+
+
 def test_reports_of_other_suites_are_refused(report: Path, tmp_path: Path) -> None:
     other = better_copy(report, tmp_path)
     write_samples(other / "samples.jsonl", read_samples(report)[1:])
@@ -66,11 +92,41 @@ def test_reports_of_other_suites_are_refused(report: Path, tmp_path: Path) -> No
         compare({"a": report, "b": other}, CONFIG, (), tmp_path)
 
 
+def test_what_was_measured_against_other_recordings_is_left_out(
+    report: Path, tmp_path: Path
+) -> None:
+    better = better_copy(report, tmp_path)
+    told = json.loads((better / "report.json").read_text())
+    (better / "report.json").write_text(json.dumps(told | {"target": "of other clips"}))
+    result = compared({"a": report, "b": better}, tmp_path / "result")
+    figures = json.loads((result / "comparison.json").read_text())
+    columns = {row["column"] for row in figures["differences"]}
+    assert "wer" in columns
+    assert not columns & {"speaker_similarity", "duration_ratio"}
+    says = "not compared: the reports measure it against other recordings"
+    assert f"Likeness and length ratio: {says}" in (result / "summary.md").read_text()
+    alike = compared({"a": report, "b": report}, tmp_path / "alike")
+    assert "speaker_similarity" in (alike / "comparison.json").read_text()
+    assert says not in (alike / "summary.md").read_text()
+
+
 def test_the_blind_page_names_nobody(report: Path, tmp_path: Path) -> None:
     better = better_copy(report, tmp_path)
-    names = {"carthage": report, "palmyra": better}
+    names = {"carthage": better_copy(report, tmp_path, "worse"), "palmyra": better}
+    for name, folder in names.items():
+        for path in (folder / "audio").iterdir():
+            path.write_bytes(commented(path, statement(f"sft/{name}", "a citizen")))
     result = compared(names, tmp_path / "result")
     page = (result / "blind.html").read_text()
+    clips = [
+        base64.b64decode(data) for data in re.findall(r"data:audio/flac;base64,([^\"]+)", page)
+    ]
+    assert len(clips) == 6
+    known = {digest(path.read_bytes()) for path in (report / "audio").iterdir()}
+    for clip in clips:
+        assert b"Synthetic speech. DigitalSourceType" in clip and b"citizen" not in clip
+        assert not any(name.encode() in clip for name in names)
+        assert digest(clip) in known, "the samples stay what they are"
     assert not any(name in page for name in names)
     key = BlindKey.from_json(result / "blind_key.json")
     assert len(key.trials) == 3

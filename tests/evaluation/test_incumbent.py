@@ -14,10 +14,12 @@ from tests.conftest import CORPUS
 from tests.core.test_tracking import records, runs
 from tests.evaluation.conftest import program_of
 from tests.evaluation.test_assets import CHECKS, checks, run
+from tests.families.test_table import publish, report
 from tests.speaking import Speaking
-from tts_assets.artifacts import Build, Report
+from tts_assets.artifacts import ArtifactError, ArtifactStore, Build, EvaluationSuite, Report
 from tts_assets.audio import read_clip
 from tts_assets.evaluation.assets import CODE_VERSION
+from tts_assets.evaluation.checks import incumbent
 from tts_assets.evaluation.clips import write_flac
 from tts_assets.evaluation.compare import FIGURES_FILE
 from tts_assets.evaluation.evaluate import write_result
@@ -105,6 +107,21 @@ def made(result: ExecuteInProcessResult) -> set[str]:
     return {event.asset_key.to_user_string() for event in events if event.asset_key}
 
 
+def test_an_incumbents_old_report_may_be_gone_and_its_current_one_not(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path / "storage")
+    texts = {"texts": 1, "categories": {}}
+    suite = publish(store, EvaluationSuite, Build("evaluation_suite", {}, {}, "1"), texts)
+    old, better, last = (report(store, "tiny", suite, wer) for wer in (0.1, 0.2, 0.3))
+    assert isinstance(last, Report)
+    (old.path / "file").unlink()
+    beaten = incumbent(store, last, "")
+    assert beaten is not None and beaten.path == better.path
+    assert incumbent(store, last, "other") is None  # was not made yet
+    (report(store, "other", suite, 0.1).path / "file").unlink()
+    with pytest.raises(ArtifactError, match="is missing"):
+        incumbent(store, last, "other")
+
+
 @pytest.mark.slow
 def test_a_worse_report_goes_no_further_and_a_comparison_says_by_how_much(
     instance: DagsterInstance, speaking: Speaking, recorded: Recorded, tmp_path: Path
@@ -113,8 +130,8 @@ def test_a_worse_report_goes_no_further_and_a_comparison_says_by_how_much(
     select = ["report/tiny", "comparison/pair"]
     first = run(instance, speaking, tmp_path, recorded.texts, ["evaluation_suite"], **options)
     assert first.success
-    incumbent = recorded.publish(speaking, "recorded")
-    assert incumbent.facts.wer < 0.3
+    beaten = recorded.publish(speaking, "recorded")
+    assert beaten.facts.wer < 0.3
 
     gates = {"wer": 0.05, "incumbent": "recorded"}
     stopped = run(instance, speaking, tmp_path, recorded.texts, select, gates=gates, **options)
@@ -132,6 +149,7 @@ def test_a_worse_report_goes_no_further_and_a_comparison_says_by_how_much(
         e.materialization.metadata for e in events if "blind_test" in e.materialization.metadata
     ]
     assert Path(str(told["page"].value)).is_file()
+    assert Path(str(told["listen"].value)).read_text().count("<audio ") == 2 * len(SENTENCES)
 
 
 @pytest.mark.slow

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 import shutil
 from pathlib import Path
 
+import av
+
 from tests.evaluation.conftest import program_of
 from tts_assets.audio import Clip
-from tts_assets.evaluation.clips import Embedder, opus
+from tts_assets.evaluation.clips import Embedder, opus, write_flac
 from tts_assets.evaluation.config import EarlierReport, EvaluationConfig
 from tts_assets.evaluation.metrics.registry import columns_of
 from tts_assets.evaluation.report import write_report
 from tts_assets.evaluation.results import figures, read_samples
 from tts_assets.evaluation.suite import SuiteText
+from tts_assets.provenance import statement
 
 COLUMNS = columns_of(EvaluationConfig(suite=Path("suite.jsonl")))
 
@@ -92,10 +97,16 @@ def test_an_earlier_report_stands_beside_the_new_one(report: Path, tmp_path: Pat
 
 
 def test_a_large_page_gets_opus_and_what_does_not_fit_is_told(
-    report: Path, recordings: dict[str, tuple[str, Clip]]
+    report: Path, recordings: dict[str, tuple[str, Clip]], tmp_path: Path
 ) -> None:
     clip = recordings["conf-invalid"][1]
     assert opus(clip.wave, clip.rate) == opus(clip.wave, clip.rate)
+    said = tmp_path / "said.flac"
+    write_flac(said, clip.wave, clip.rate, statement("sft/one", "Ann"))
+    told = Embedder([said] * 10_000)(said)
+    assert told is not None
+    with av.open(io.BytesIO(base64.b64decode(told.partition(",")[2]))) as file:
+        assert file.streams.audio[0].metadata["comment"] == statement("sft/one", "Ann")
     paths = sorted((report / "audio").iterdir())
     embed = Embedder(paths * 1000)
     uri = embed(paths[0])

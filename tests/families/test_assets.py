@@ -1,4 +1,4 @@
-"""A tiny VITS from scratch, really: trained by coqui-tts, asked a suite, scored by the report."""
+"""Tiny models of each family, really: trained by coqui-tts, asked a suite, scored by the report."""
 
 from __future__ import annotations
 
@@ -8,32 +8,31 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dagster import AssetSpec, DagsterInstance, Definitions, define_asset_job, in_process_executor
+from dagster import (
+    AssetKey,
+    AssetSpec,
+    DagsterInstance,
+    Definitions,
+    define_asset_job,
+    in_process_executor,
+)
 
 from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
 from resources.torchrun import TorchrunLauncher
-from tests.families.conftest import publish_samples
+from tests.families.conftest import TINY_TORTOISE, TINY_VITS, TINY_XTTS, publish_samples
 from tests.speaking import publish_arrays, publish_codec
 from tts_assets.artifacts import ArtifactStore
 from tts_assets.compute import Shape
+from tts_assets.corpora.consent import ConsentError, VoiceConsent
 from tts_assets.evaluation.assets import build_assets as evaluation_assets
 from tts_assets.evaluation.config import EvaluationConfig
 from tts_assets.evaluation.results import read_samples
 from tts_assets.families.assets import build_assets
 from tts_assets.families.config import FamiliesConfig
-from tts_assets.metrics import read_metrics
+from tts_assets.metrics import METRICS_FILE, read_metrics
 from tts_assets.partitions import corpus_partitions
 from tts_assets.split import ValidationSplit
 
-TINY = {
-    "hidden_channels": 32,
-    "hidden_channels_ffn_text_encoder": 64,
-    "num_layers_text_encoder": 1,
-    "num_layers_posterior_encoder": 2,
-    "num_layers_flow": 1,
-    "upsample_initial_channel_decoder": 32,
-    "periods_multi_period_discriminator": [2],
-}
 ASSETS = ["evaluation_suite", "family/tiny", "spoken/tiny", "report/tiny", "model_families"]
 
 
@@ -44,11 +43,27 @@ def instance() -> Iterator[DagsterInstance]:
         yield ephemeral
 
 
-def definitions(coqui: Path, store: ArtifactStore, folder: Path) -> Definitions:
+VITS: dict[str, Any] = {"config": {"model_args": TINY_VITS}, "sample_rate": 16000}
+XTTS: dict[str, Any] = {"config": {"model_args": TINY_XTTS}, "longest": 5.0}
+TORTOISE: dict[str, Any] = {
+    "config": {
+        "model_args": TINY_TORTOISE,
+        "num_autoregressive_samples": 1,
+        "diffusion_iterations": 2,
+    }
+}
+
+
+def definitions(
+    coqui: Path,
+    store: ArtifactStore,
+    folder: Path,
+    recipe: dict[str, Any],
+    consent: VoiceConsent | None = "synthetic",
+) -> Definitions:
     rows = [{"id": "t0", "category": "short", "text": "nobody is here"}]
     (folder / "suite.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    recipe = {"family": "vits", "corpora": ["clips"], "epochs": 1, "batch_size": 4}
-    recipe |= {"sample_rate": 16000, "log_steps": 1, "config": {"model_args": TINY}}
+    recipe = recipe | {"corpora": ["clips"], "epochs": 1, "batch_size": 4, "log_steps": 1}
     families = FamiliesConfig.model_validate({"python": coqui, "recipes": {"tiny": recipe}})
     given: dict[str, Any] = {"suite": "suite.jsonl", "references": 1, "window_seconds": 5}
     evaluation = EvaluationConfig.model_validate(given | {"temperatures": [0.5]})
@@ -69,7 +84,7 @@ def definitions(coqui: Path, store: ArtifactStore, folder: Path) -> Definitions:
                 {"announcer": "sft"},
                 shape,
                 folder,
-                lambda name: {"clips": "synthetic"},
+                lambda name: {"clips": consent},
             ),
         ],
         jobs=[define_asset_job("everything", ASSETS)],
@@ -82,8 +97,25 @@ def definitions(coqui: Path, store: ArtifactStore, folder: Path) -> Definitions:
     )
 
 
+def test_no_model_of_a_voice_without_consent(
+    store: ArtifactStore, kept: Path, instance: DagsterInstance, tmp_path: Path
+) -> None:
+    publish_samples(store, kept, "clips")
+    tiny = definitions(Path("unused"), store, tmp_path, {"family": "vits", **VITS}, consent=None)
+    job = tiny.resolve_implicit_global_asset_job_def()
+    with pytest.raises(ConsentError, match=r"family/tiny is not published: corpora\.clips"):
+        job.execute_in_process(instance=instance, asset_selection=[AssetKey(["family", "tiny"])])
+
+
 @pytest.mark.slow
-def test_vits_is_trained_and_scored(
+@pytest.mark.parametrize(
+    ("family", "recipe", "loss"),
+    [("vits", VITS, "loss_mel"), ("xtts", XTTS, "loss_mel_ce"), ("tortoise", TORTOISE, None)],
+)
+def test_a_family_is_trained_and_scored(
+    family: str,
+    recipe: dict[str, Any],
+    loss: str | None,
     coqui: Path,
     store: ArtifactStore,
     clips: Path,
@@ -96,20 +128,22 @@ def test_vits_is_trained_and_scored(
     absolute = tmp_path / "arrays" / "samples.jsonl"
     absolute.write_text(kept.read_text())
     publish_arrays(store, publish_codec(store), absolute.parent)
-    job = definitions(coqui, store, tmp_path).resolve_job_def("everything")
+    tiny = definitions(coqui, store, tmp_path, {"family": family, **recipe})
+    job = tiny.resolve_job_def("everything")
     result = job.execute_in_process(instance=instance)
     assert all(check.passed for check in result.get_asset_check_evaluations())
 
     model = store.current("family/tiny")
     assert model.facts.train_samples + model.facts.val_samples + model.facts.set_aside == 13
-    assert model.facts.losses["loss_mel"] > 0
     assert not list(model.path.rglob("*.pth")), "pickles are not published"
-    assert any("val_loss_mel" in record for record in read_metrics(model.path / "metrics.jsonl"))
+    if loss is not None:
+        assert model.facts.losses[loss] > 0
+        assert any(f"val_{loss}" in record for record in read_metrics(model.path / METRICS_FILE))
     (sample,) = read_samples(store.current("report/tiny").path)
     assert sample.seconds > 0
     assert (store.current("report/tiny").path / sample.audio).is_file()
     table = (store.current("model_families").path / "families.md").read_text()
-    assert "| tiny | vits | reported | 1 |" in table
+    assert f"| tiny | {family} | reported | 1 |" in table
     assert "| announcer | speechlm | not trained yet | 0 |" in table
 
     again = job.execute_in_process(instance=instance)

@@ -8,7 +8,7 @@ from pathlib import Path
 import soundfile
 
 from tts_assets.families.config import FamilyRecipe
-from tts_assets.families.dataset import TOO_LONG, Dataset, add, read_samples
+from tts_assets.families.dataset import TOO_LONG, Dataset, add, all_samples
 from tts_assets.split import ValidationSplit, is_validation
 
 SPLIT = ValidationSplit(fraction=0.3)
@@ -19,7 +19,7 @@ def test_every_clip_is_accounted_for(kept: Path, tmp_path: Path) -> None:
     kept.write_text(kept.read_text() + json.dumps(gone) + "\n")
     recipe = FamilyRecipe(family="vits", corpora=("clips",), sample_rate=16000, longest=4.0)
     dataset = Dataset()
-    samples = list(read_samples({"clips": kept}))
+    samples = list(all_samples({"clips": kept}))
     for corpus, sample in samples:
         add(dataset, tmp_path, corpus, sample, recipe, SPLIT)
     reasons = sorted({record.reason for record in dataset.set_aside})

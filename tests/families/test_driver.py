@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
+from tests.families.conftest import TINY_VITS, TINY_XTTS
 from tts_assets.config import ConfigError
 from tts_assets.families.config import FamilyRecipe, FamilyTrainProgram
 from tts_assets.families.train import main
@@ -19,20 +23,21 @@ from tts_assets.metrics import read_metrics
 from tts_assets.program import STOPPED
 from tts_assets.split import ValidationSplit
 
-TINY = {
-    "hidden_channels": 32,
-    "hidden_channels_ffn_text_encoder": 64,
-    "num_layers_text_encoder": 1,
-    "num_layers_posterior_encoder": 2,
-    "num_layers_flow": 1,
-    "upsample_initial_channel_decoder": 32,
-    "periods_multi_period_discriminator": [2],
-}
+VITS: dict[str, Any] = {"family": "vits", "sample_rate": 16000}
+# Coqui's published models are files of torch's, which nobody but coqui writes.
+PUBLISH = """
+import sys
+import torch
+from safetensors.torch import load_file
+torch.save({"model": load_file(sys.argv[1])}, sys.argv[2])
+"""
 
 
-def program(python: Path, kept: Path, folder: Path, **values: Any) -> Path:
-    recipe = {"family": "vits", "corpora": ["clips"], "batch_size": 4, "sample_rate": 16000}
-    recipe |= {"log_steps": 1, "config": {"model_args": TINY}}
+def program(
+    python: Path, kept: Path, folder: Path, family: dict[str, Any] = VITS, **values: Any
+) -> Path:
+    recipe = family | {"corpora": ["clips"], "batch_size": 4, "log_steps": 1}
+    recipe.setdefault("config", {"model_args": TINY_VITS})
     config = FamilyTrainProgram(
         run_dir=folder,
         name="tiny",
@@ -82,3 +87,27 @@ def test_a_stop_is_passed_on_and_gone_on_from(coqui: Path, kept: Path, tmp_path:
     records = read_metrics(folder / "metrics.jsonl")
     losses = [record["step"] for record in records if "loss_mel" in record]
     assert losses == sorted(losses) and len(losses) >= 6
+
+
+@pytest.mark.slow
+def test_xtts_is_fine_tuned_from_its_published_files(
+    coqui: Path, kept: Path, tmp_path: Path
+) -> None:
+    """At a rate that changes nothing, what comes out is what was published."""
+    random = {"family": "xtts", "epochs": 1, "longest": 5.0, "config": {"model_args": TINY_XTTS}}
+    main([str(program(coqui, kept, tmp_path / "random", random))])
+    first, published = tmp_path / "random" / "result", tmp_path / "published"
+    shutil.copytree(tmp_path / "random" / "checkpoints" / "start", published)
+    shutil.copy(first / "config.json", published)
+    weights = str(first / "model.safetensors")
+    subprocess.run([coqui, "-c", PUBLISH, weights, str(published / "model.pth")], check=True)
+
+    tuned = random | {"model": published, "learning_rate": 1e-12, "seed": 2, "config": {}}
+    main([str(program(coqui, kept, tmp_path / "tuned", tuned))])
+    old, new = load_file(weights), load_file(tmp_path / "tuned" / "result" / "model.safetensors")
+    assert old.keys() == new.keys()
+    assert all(torch.allclose(old[name], new[name], atol=1e-6) for name in old)
+
+    (published / "dvae.pth").unlink()
+    with pytest.raises(ConfigError, match=r"published lacks \['dvae.pth'\]"):
+        main([str(program(coqui, kept, tmp_path / "lacking", tuned))])

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from tts_assets.artifacts import ArtifactStore, Build, EvaluationSuite, Handle, Report
+import pytest
+
+from tts_assets.artifacts import (
+    ArtifactError,
+    ArtifactStore,
+    Build,
+    EvaluationSuite,
+    Handle,
+    Report,
+)
 from tts_assets.families.table import Known, markdown, row
 
 NOTES = {"old": "the demo's | voice"}
@@ -15,10 +24,10 @@ def publish(store: ArtifactStore, kind: type[Handle], build: Build, facts: objec
     return store.publish(kind, build, folder, facts)
 
 
-def report(store: ArtifactStore, name: str, suite: Handle, wer: float) -> None:
+def report(store: ArtifactStore, name: str, suite: Handle, wer: float) -> Handle:
     build = Build(f"report/{name}", {"suite": suite}, {"wer": wer}, "2")
     facts = {"recipe": name, "texts": 1, "wer": wer, "wer_by_category": {}, "dnsmos_p808": 3.0}
-    publish(store, Report, build, facts)
+    return publish(store, Report, build, facts)
 
 
 def test_a_row_has_the_best_figures_of_the_current_suite(store: ArtifactStore) -> None:
@@ -37,3 +46,15 @@ def test_a_row_has_the_best_figures_of_the_current_suite(store: ArtifactStore) -
     lines = markdown([old, new]).splitlines()
     assert lines[2] == "| old | speechlm | reported | 0 | 20.0 % |  | 3.00 | the demo's \\| voice |"
     assert len(lines) == 4
+
+
+def test_an_old_report_that_is_being_deleted_does_not_count(store: ArtifactStore) -> None:
+    texts = {"texts": 1, "categories": {}}
+    suite = publish(store, EvaluationSuite, Build("evaluation_suite", {}, {}, "1"), texts)
+    old, _, current = (report(store, "old", suite, wer) for wer in (0.1, 0.2, 0.3))
+    (old.path / "file").unlink()
+    known = row(store, "old", Known("speechlm", "sft"), NOTES)
+    assert (known.figures_of, known.wer) == (2, 0.2)
+    (current.path / "file").unlink()
+    with pytest.raises(ArtifactError, match="is missing"):
+        row(store, "old", Known("speechlm", "sft"), NOTES)

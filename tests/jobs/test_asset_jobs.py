@@ -64,7 +64,13 @@ def test_what_is_trained_is_judged_on_every_suite_and_may_serve(defs: Definition
 def test_evaluation_holds_all_reports_and_trains_nothing(defs: Definitions) -> None:
     kinds = ("report", "suite", "comparison")
     judged = {name for name in RETRAINED | ALIGNED if name.startswith(kinds)}
-    assert assets_of(defs, "evaluate") == {*judged, "evaluation_suite", "codec_report"}
+    reports = {"codec_report", "speaker_report"}
+    assert assets_of(defs, "evaluate") == {*judged, "evaluation_suite", *reports}
+
+
+def test_without_a_speaker_encoder_there_is_no_report_of_one() -> None:
+    plain = build_defs(load_settings(environment={}))
+    assert "speaker_report" not in assets_of(plain, "evaluate")
 
 
 def test_every_report_with_a_freshness_policy_is_made_each_week(defs: Definitions) -> None:
@@ -75,4 +81,5 @@ def test_every_report_with_a_freshness_policy_is_made_each_week(defs: Definition
         if graph.get(key).freshness_policy
     }
     weekly = defs.resolve_schedule_def("weekly_evaluate").job_name
-    assert aging and aging <= assets_of(defs, weekly)
+    assert {"report/announcer", "codec_report", "speaker_report"} <= aging
+    assert aging <= assets_of(defs, weekly)

@@ -117,6 +117,22 @@ def test_a_report_of_an_earlier_model_does_not_count(
     assert "report/second is of an earlier model" in best(studio, config)["second"]
 
 
+def test_an_old_report_that_is_being_deleted_stops_nobody(
+    studio: Studio, config: PromotionConfig
+) -> None:
+    studio.serving("first", "a")
+    (studio.report("first", suite="old texts").path / "report.json").unlink()
+    studio.report("first")
+    best(studio, config)
+    studio.candidate("second", "b", wer=0.05)
+    best(studio, config)
+    assert serving(studio) == "b"
+    (studio.store.current("report/second").path / "report.json").unlink()
+    studio.candidate("first", "c", wer=0.01)
+    with pytest.raises(ArtifactError, match="is missing"):
+        best(studio, config)  # what serves has no report to be compared with
+
+
 def test_rollback_brings_back_what_served_and_keeps_it(
     studio: Studio, config: PromotionConfig
 ) -> None:
@@ -146,6 +162,41 @@ def test_what_serves_stays_whole_when_its_source_is_deleted(
     shutil.rmtree(studio.store.root / "serving")
     assert serving(studio) == "b"
     pointer.rollback(studio.store, VOICE, "")
+    assert serving(studio) == "a"
+
+
+def test_the_history_ends_where_earlier_changes_were_deleted(
+    studio: Studio, config: PromotionConfig
+) -> None:
+    for weights, wer in (("a", 0.1), ("b", 0.08), ("c", 0.06), ("d", 0.04)):
+        studio.candidate("first", weights, wer=wer)
+        best(studio, config)
+    chain = pointer.history(studio.store, VOICE)
+    assert "no longer stored" not in pointer.describe(chain)
+    shutil.rmtree(chain[1].path)
+    left = pointer.history(studio.store, VOICE)
+    assert [handle.path for handle in left] == [handle.path for handle in chain[2:]]
+    assert "earlier ones are no longer stored" in pointer.describe(left)
+    pointer.rollback(studio.store, VOICE, "it lisps")
+    assert serving(studio) == "c"
+    with pytest.raises(ArtifactError, match="no longer stored"):
+        pointer.rollback(studio.store, VOICE, "that one, too")
+    studio.candidate("first", "e", wer=0.02)
+    best(studio, config)
+    assert serving(studio) == "e"
+
+
+def test_what_was_rolled_back_from_may_be_deleted(studio: Studio, config: PromotionConfig) -> None:
+    for weights, wer in (("a", 0.1), ("b", 0.08)):
+        studio.candidate("first", weights, wer=wer)
+        best(studio, config)
+    pointer.rollback(studio.store, VOICE, "it lisps")
+    shutil.rmtree(pointer.history(studio.store, VOICE)[1].path)
+    with pytest.raises(ArtifactError, match="no longer stored"):
+        pointer.rollback(studio.store, VOICE, "again")
+    studio.candidate("first", "c", wer=0.01)
+    best(studio, config)
+    pointer.rollback(studio.store, VOICE, "that one, too")
     assert serving(studio) == "a"
 
 

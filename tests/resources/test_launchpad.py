@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from dagster import AssetChecksDefinition
 
 from resources.launchpad import Machines, Training
 from tts_assets.compute import Shape
@@ -14,25 +15,46 @@ from tts_assets.settings import load_settings
 from tts_assets.sft.config import SftRecipe
 
 MACHINES = frozenset({"gpus", "processes", "cpus", "memory_gb", "hours"})
-TRAINED = {"codec", "sft/announcer", "rlhf/announcer_grpo"}
-LAUNCHED = {"codec_shards", "codec_report", "report/announcer"}
+CORPORA = ["asterisk_en"]
+EVERYTHING: dict[str, Any] = {
+    "codec": {"decoder": {"corpora": {"asterisk_en": 1.0}}},
+    "speakers": {"corpora": CORPORA, "train": {}, "purity": {}},
+    "families": {
+        "python": "/opt/coqui/bin/python",
+        "recipes": {"other": {"family": "vits", "corpora": CORPORA}},
+    },
+}
+TRAINED = {"codec", "codec_decoder", "sft/announcer", "rlhf/announcer_grpo", "speaker_encoder"}
+LAUNCHED = {
+    *("speech_segments", "filtered_samples", "codec_shards", "token_arrays", "codec_report"),
+    *("serving/announcer", "serving/announcer_grpo", "speaker_report", "speaker_purity"),
+    *("report/announcer", "report/announcer_grpo", "report/other", "family/other", "spoken/other"),
+}
 RECIPE = {"base": {"llama": {}}, "corpora": {"a": 1}}
 
 
+def launching() -> dict[str, dict[str, Any]]:
+    """The fields that the launchpad offers, by asset that launches a program."""
+    environment = {"TTS_PROFILE": "codec_demo"}
+    found: dict[str, dict[str, Any]] = {}
+    for made in build_assets(load_settings(environment=environment, overrides=EVERYTHING)):
+        if (
+            not isinstance(made, AssetChecksDefinition)
+            and "launcher" in made.required_resource_keys
+        ):
+            fields = getattr(made.op.config_schema.config_type, "fields", {})
+            found |= {key.to_user_string(): fields for key in made.keys}
+    return found
+
+
 def test_every_field_of_a_launched_asset_has_a_type_and_a_help_text() -> None:
-    settings = load_settings(environment={"TTS_PROFILE": "codec_demo"})
-    offered: dict[str, frozenset[str]] = {}
-    for made in build_assets(settings):
-        names = {key.to_user_string() for key in made.keys}  # none of a check
-        if not names & (TRAINED | LAUNCHED):
-            continue
-        fields: dict[str, Any] = made.op.config_schema.config_type.fields
-        offered |= dict.fromkeys(names, frozenset(fields))
+    offered = launching()
+    for asset, fields in offered.items():
         for name, field in fields.items():
-            assert field.description and not field.is_required, name
-            assert field.config_type.kind.name == "NONEABLE", name
+            assert field.description and not field.is_required, f"{asset}: {name}"
+            assert field.config_type.kind.name == "NONEABLE", f"{asset}: {name}"
             assert field.config_type.inner_type.key in ("IntSourceType", "Float"), name
-    assert offered == {
+    assert {asset: frozenset(fields) for asset, fields in offered.items()} == {
         **dict.fromkeys(TRAINED, MACHINES | {"steps", "seed"}),
         **dict.fromkeys(LAUNCHED, MACHINES),
     }

@@ -173,9 +173,9 @@ def test_a_killed_dagster_leaves_the_job_and_the_next_run_follows_it(
     assert found["started_from"] == 0 and found["attempts"] == 1
     shown += compute_log(tmp_path / "home") + capsys.readouterr().err
     lines = [line for line in shown.splitlines() if line.startswith("counted ")]
-    # A kill between showing lines and remembering that shows these again; none is lost.
     assert set(lines) == {f"counted {step}" for step in range(9)}
-    assert all(lines.count(f"counted {step}") == 1 for step in range(4, 9))
+    # A kill between showing lines and remembering that shows these again, once; none is lost.
+    assert all(lines.count(f"counted {step}") <= (2 if step < 4 else 1) for step in range(9))
 
 
 def test_a_job_that_runs_for_the_same_build_is_followed(

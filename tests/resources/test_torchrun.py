@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -145,6 +146,22 @@ def test_more_gpus_than_there_are(tmp_path: Path) -> None:
     program = count(tmp_path, Shape(processes=1, gpus=4), total=1)
     run = launch(program, TorchrunLauncher(devices=["0", "1"]))
     assert "asks for 4 GPUs, and this machine has 2" in failure(run)
+
+
+@pytest.mark.parametrize(
+    ("devices", "remedy"),
+    [("a", 'speak itself, engine = { kind = "transformers" }'), ("abc", "gpus .* to at most 2")],
+)
+def test_no_gpu_left_for_a_service(tmp_path: Path, devices: str, remedy: str) -> None:
+    asks, serves = (
+        RoleConfig(run_dir=tmp_path / role, role=role)  # type: ignore[arg-type]
+        for role in ("ask", "serve")
+    )
+    service = Program("tests.roles", serves, Shape(processes=1, gpus=1))
+    shape = Shape(processes=1, gpus=len(devices))
+    program = Program("tests.roles", asks, shape, service=service)
+    run = launch(program, TorchrunLauncher(devices=list(devices)))
+    assert re.search(f"this machine has {len(devices)}: .*{remedy}", failure(run))
 
 
 def test_the_time_limit_saves(tmp_path: Path) -> None:

@@ -1,22 +1,37 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.speaking import Speaking
 from tts_assets.arrays.arrays import CodeTable
 from tts_assets.rlhf.config import PromptsConfig
-from tts_assets.rlhf.prompts import PromptError, collect, read_prompts, read_texts
+from tts_assets.rlhf.prompts import (
+    Limits,
+    PromptError,
+    PromptSet,
+    RolloutPrompt,
+    collect,
+    read_prompts,
+    read_texts,
+    refuse_unheard,
+)
+from tts_assets.rlhf.reward_config import WerReward
 
 ROOT = Path(__file__).resolve().parents[2]
 FILE = PromptsConfig(texts=Path("x.txt"))
+ROOMY = Limits(tokens=10_000, token_rate=50.0)
 
 
 def test_file_texts_are_normalized_and_survive_the_disk(tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_text("# a comment\nPress 1\n\n  goodbye \n")
-    found = collect(FILE, read_texts(tmp_path / "x.txt"), {}, [])
+    found = collect(FILE, read_texts(tmp_path / "x.txt"), {}, [], ROOMY)
     assert [prompt.text for prompt in found.prompts] == ["Press one", "goodbye"]
     found.write(tmp_path / "prompts.jsonl")
     assert read_prompts(tmp_path / "prompts.jsonl") == found.prompts
@@ -24,29 +39,38 @@ def test_file_texts_are_normalized_and_survive_the_disk(tmp_path: Path) -> None:
 
 def test_text_of_the_suite_is_refused_whatever_its_form() -> None:
     with pytest.raises(PromptError, match=r"'3 7 1, nine\.'"):
-        collect(FILE, ["goodbye", "3 7 1, nine."], {}, ["Three seven one nine"])
+        collect(FILE, ["goodbye", "3 7 1, nine."], {}, ["Three seven one nine"], ROOMY)
 
 
 def test_the_demos_texts_are_not_in_its_suite() -> None:
     texts = read_texts(ROOT / "examples" / "texts" / "announcer_rlhf.txt")
     lines = (ROOT / "examples" / "suites" / "announcer.jsonl").read_text().splitlines()
-    found = collect(FILE, texts, {}, [json.loads(line)["text"] for line in lines])
+    found = collect(FILE, texts, {}, [json.loads(line)["text"] for line in lines], ROOMY)
     assert len(found.prompts) == len(set(texts)) == 240
 
 
 def test_too_long_and_too_short_are_counted() -> None:
     config = PromptsConfig(texts=Path("x.txt"), min_characters=4, max_characters=8)
-    found = collect(config, ["one", "eleven", "eleven twelve", "?!"], {}, [])
+    found = collect(config, ["one", "eleven", "eleven twelve", "?!"], {}, [], ROOMY)
     assert [prompt.text for prompt in found.prompts] == ["eleven"]
     assert found.left_out == {"shorter than min_characters": 2, "longer than max_characters": 1}
 
 
+def test_a_text_without_words_cannot_be_judged_and_is_left_out() -> None:
+    found = collect(FILE, ["Mhm.", "<laugh>", "well"], {}, [], ROOMY)
+    assert [prompt.text for prompt in found.prompts] == ["well"]
+    assert found.left_out == {"no words to recognize": 2}
+
+
+def voiced(speaking: Speaking, limits: Limits = ROOMY, **values: Any) -> PromptSet:
+    config = PromptsConfig(corpora=("clips",), voice_prompts=True, **values)
+    return collect(config, [], {"clips": speaking.arrays.path}, [], limits)
+
+
 def test_transcripts_come_with_another_clip_of_the_speaker(speaking: Speaking) -> None:
-    config = PromptsConfig(corpora=("clips",), voice_prompts=True)
     table = CodeTable.of_split(speaking.arrays.path, "train")
-    examined = table.samples[0]["transcript"]
-    found = collect(config, [], {"clips": speaking.arrays.path}, [examined])
-    assert len(found.prompts) + found.left_out["in the evaluation suite"] == len(table)
+    found = voiced(speaking, voice_seconds=(0.1, 60.0))
+    assert len(found.prompts) == len(table)
     codes = {sample["id"]: tuple(own) for sample, own in table}
     for prompt in found.prompts:
         assert prompt.voice is not None
@@ -54,6 +78,53 @@ def test_transcripts_come_with_another_clip_of_the_speaker(speaking: Speaking) -
         assert prompt.voice.codes == codes[prompt.voice.source]
 
 
+def test_voice_prompts_are_neither_too_short_nor_too_long(speaking: Speaking) -> None:
+    table = CodeTable.of_split(speaking.arrays.path, "train")
+    middle = float(np.median(np.diff(table.bounds))) / 50.0
+    found = voiced(speaking, voice_seconds=(0.1, middle))
+    lengths = [len(prompt.voice.codes) / 50.0 for prompt in found.prompts if prompt.voice]
+    assert len(lengths) == len(table) and max(lengths) <= middle
+    nothing = {"no clip for its voice prompt": len(table)}
+    with pytest.raises(PromptError, match=re.escape(str(nothing))):
+        voiced(speaking, voice_seconds=(500.0, 600.0))
+
+
+def test_a_voice_of_whoever_comes_next(speaking: Speaking, tmp_path: Path) -> None:
+    """Where each speaker has one clip, only another's can be the voice prompt."""
+    folder = tmp_path / "arrays"
+    shutil.copytree(speaking.arrays.path, folder)
+    lines = (folder / "train_samples.jsonl").read_text().splitlines()
+    alone = [json.loads(line) | {"speaker_id": str(row)} for row, line in enumerate(lines)]
+    (folder / "train_samples.jsonl").write_text("".join(json.dumps(one) + "\n" for one in alone))
+    config = PromptsConfig(corpora=("clips",), voice_prompts=True, voice_seconds=(0.1, 60.0))
+    with pytest.raises(PromptError, match="no clip for its voice prompt"):
+        collect(config, [], {"clips": folder}, [], ROOMY)
+    config = config.model_copy(update={"voice_of": "any"})
+    found = collect(config, [], {"clips": folder}, [], ROOMY)
+    assert len(found.prompts) == len(lines)
+    assert all(prompt.voice and prompt.voice.text != prompt.text for prompt in found.prompts)
+
+
+def test_a_prompt_that_leaves_no_room_for_an_answer_is_left_out(speaking: Speaking) -> None:
+    everything = voiced(speaking, voice_seconds=(0.1, 60.0)).prompts
+    sizes = sorted(len(p.voice.codes) for p in everything if p.voice)
+    found = voiced(speaking, Limits(sizes[len(sizes) // 2] + 100, 50.0), voice_seconds=(0.1, 60.0))
+    assert found.left_out["no room for an answer"] > 0
+    assert max(len(p.voice.codes) for p in found.prompts if p.voice) < sizes[-1]
+
+
+def test_tags_with_a_region_are_their_language() -> None:
+    config = FILE.model_copy(update={"language": "en-GB", "languages": ("en",)})
+    found = collect(config, ["three colours"], {}, [], ROOMY)
+    refuse_unheard(found.prompts, [WerReward()])
+
+
+def test_a_language_that_whisper_does_not_know_is_refused() -> None:
+    prompts = [RolloutPrompt(text="well", language="unknown")]
+    with pytest.raises(PromptError, match="unknown, which Whisper does not know"):
+        refuse_unheard(prompts, [WerReward(model="large-v3")])
+
+
 def test_no_prompt_left_is_an_error() -> None:
     with pytest.raises(PromptError, match="no prompt is left"):
-        collect(PromptsConfig(texts=Path("x"), languages=("fr",)), ["one"], {}, [])
+        collect(PromptsConfig(texts=Path("x"), languages=("fr",)), ["one"], {}, [], ROOMY)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import pytest
 from tests.speaking import Speaking
 from tts_assets.codec.model import Codec
 from tts_assets.config import ConfigError
-from tts_assets.rlhf.config import RlhfRecipe
+from tts_assets.rlhf.alarms import AlarmConfig, alarms
+from tts_assets.rlhf.config import Combine, RlhfRecipe
+from tts_assets.rlhf.metrics import record_of, step_metrics
 from tts_assets.rlhf.panel import EMPTY_WER, Panel, ThreadJudges, combined, prompt_waves
 from tts_assets.rlhf.reward_config import (
     DnsmosReward,
@@ -21,8 +24,10 @@ from tts_assets.rlhf.reward_config import (
     WerReward,
 )
 from tts_assets.rlhf.rewards import Intelligibility, SpeakingRate
-from tts_assets.rlhf.spoken import Score, Spoken
+from tts_assets.rlhf.rollouts import Rollout
+from tts_assets.rlhf.spoken import Score, Spoken, Verdict
 from tts_assets.serving.synthesis import Synthesizer
+from tts_assets.speechlm.generate import Completion, Request
 
 RATE = 16_000
 VENDORED_CODEC = Path(__file__).resolve().parents[2] / "examples/codecs/announcer-16khz"
@@ -52,6 +57,15 @@ def test_true_texts_score_high_and_wrong_ones_low(
     wrong = values(ears([changed(one, text=WRONG) for one in sentences]))
     assert np.mean(true) > 0.85
     assert max(wrong) < 0.2
+
+
+def test_a_tag_with_a_region_is_heard_and_scored_as_its_language(
+    sentences: list[Spoken], ears: Intelligibility
+) -> None:
+    british = [changed(one, language="en-GB") for one in sentences]
+    assert values(ears(british)) == values(ears(sentences))
+    chinese = changed(sentences[0], text="\u4f60\u597d", language="zh-CN")
+    assert ears.score(chinese, "\u4f60 \u597d").error == 0
 
 
 def test_a_narrow_window_hears_what_the_whole_one_hears(sentences: list[Spoken]) -> None:
@@ -138,6 +152,42 @@ def test_a_harmonic_mean_is_low_where_one_reward_is() -> None:
     assert combined({"wer": 0.5, "dnsmos": 1.0}, weights, "sum") == pytest.approx(2.0)
 
 
+@pytest.mark.parametrize("combine", ["sum", "harmonic"])
+def test_a_reward_of_weight_0_changes_no_combination(combine: Combine) -> None:
+    rewards, weights = {"wer": 0.3, "rate": 0.9}, {"wer": 2.0, "rate": 0.7}
+    alone = combined(rewards, weights, combine)
+    for dnsmos in (0.0, 0.7):
+        watched = combined({"dnsmos": dnsmos, **rewards}, {**weights, "dnsmos": 0.0}, combine)
+        assert watched == alone > 0
+
+
+def test_the_alarm_of_hacking_hears_a_reward_of_weight_0(sentences: list[Spoken]) -> None:
+    """What is understood better and sounds worse: real speech, then its true words in noise."""
+    rewards = (WerReward(), DnsmosReward(weight=0))
+    random = np.random.default_rng(0)
+    misread = [changed(one, text=WRONG) for one in sentences[:3]]
+    noisy = [
+        changed(one, wave=one.wave + random.normal(0, 0.01, len(one.wave)).astype(np.float32))
+        for one in sentences[:3]
+    ]
+    with closing(Panel(rewards, ThreadJudges(rewards, threads=1))) as panel:
+        steps = [(spoken, panel.judge(spoken)) for spoken in (misread, noisy)]
+    for _, verdicts in steps:
+        assert all(verdict.total == verdict.rewards["wer"] for verdict in verdicts)
+    records = [
+        step_metrics([record_of(rollout(*pair)) for pair in zip(*step, strict=True)])
+        for step in steps
+    ]
+    raised = alarms(records, AlarmConfig(window=1, rate=0))  # the wrong words are fewer
+    assert [alarm.name for alarm in raised] == ["hacking_dnsmos"]
+
+
+def rollout(spoken: Spoken, verdict: Verdict) -> Rollout:
+    codes = np.arange(50)
+    completion = Completion(codes, True, codes, np.zeros(50, np.float32))
+    return Rollout(Request(codes, seed=0), completion, spoken, verdict)
+
+
 def open_panel(synthesizer: Synthesizer, *rewards: RewardConfig) -> Panel:
     return Panel(rewards, ThreadJudges(rewards, threads=1), prompt_waves(synthesizer))
 
@@ -154,11 +204,13 @@ def test_recipe_refuses_what_cannot_be() -> None:
     for values, message in (
         ({"rewards": []}, "nothing to learn"),
         ({"rewards": [{"kind": "wer"}, {"kind": "wer"}]}, "named twice"),
+        ({"rewards": [{"kind": "wer", "weight": 0}]}, "every reward has weight 0"),
         ({"rewards": [{"kind": "wer", "backend": "transformers"}]}, "needs a model"),
         ({"reward_devices": ["cuda:1"]}, "set reward_workers"),
         ({"rewards": [{"kind": "function", "call": "brightness"}]}, "should match pattern"),
         ({"sampling": {"temperature": 0}}, "makes all completions"),
         ({"prompts": {"voice_prompts": True, "texts": "x"}}, "needs corpora"),
+        ({"loss": "cispo", "clip_high": 0.28}, "Take more than 1, or leave it out for 5"),
         ({"step": 5}, "did you mean 'steps'"),
     ):
         with pytest.raises(ConfigError, match=message):

@@ -20,12 +20,15 @@ from safetensors.torch import load_file
 
 from tests.speaking import SAMPLING, Speaking, publish_serving, publish_trained
 from tts_assets.artifacts import CheckpointFacts
+from tts_assets.config import ConfigError
 from tts_assets.metrics import read_metrics
 from tts_assets.program import STOPPED, Run
 from tts_assets.rlhf import train
 from tts_assets.rlhf.config import RlhfProgram
+from tts_assets.rlhf.engine_config import VllmRollouts
+from tts_assets.rlhf.engines import RolloutsStopped, spare_devices
 from tts_assets.rlhf.function import RewardError
-from tts_assets.rlhf.heldout import hold_out
+from tts_assets.rlhf.heldout import HeldOut, hold_out
 from tts_assets.rlhf.metrics import training_records
 from tts_assets.rlhf.policy import prompt_order
 from tts_assets.rlhf.prompts import read_prompts
@@ -160,21 +163,31 @@ def test_a_collapse_ends_the_run_with_the_checkpoint_before_it(program: Make) ->
     assert all(torch.equal(tensor, saved[name]) for name, tensor in result.items())
 
 
+@pytest.mark.parametrize(
+    ("workers", "returned", "message"),
+    [(1, "float('nan')", "steady returned nan"), (0, "None", "(?s)reward steady: .*TypeError")],
+)
 def test_a_reward_that_fails_keeps_what_was_trained(
-    program: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    program: Make,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    workers: int,
+    returned: str,
+    message: str,
 ) -> None:
     """The run ends with the error; when the reward is mended, it goes on from there."""
-    source = tmp_path / "mended_later.py"
+    source = tmp_path / f"mended_later_{workers}.py"
     flag = tmp_path / "broken"
     source.write_text(
         "import pathlib\n"
         "def steady(batch, flag):\n"
         "    broken = pathlib.Path(flag).exists()\n"
-        "    return [float('nan') if broken else 1.0 for _ in batch]\n"
+        f"    return [{returned} if broken else 1.0 for _ in batch]\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    reward = {"kind": "function", "call": "mended_later:steady", "options": {"flag": str(flag)}}
-    made = program("run", steps=4, rewards=[reward], save_every=99, reward_workers=1)
+    options = {"flag": str(flag)}
+    reward = {"kind": "function", "call": f"{source.stem}:steady", "options": options}
+    made = program("run", steps=4, rewards=[reward], save_every=99, reward_workers=workers)
     original = train.Policy.rollout
 
     def break_at_the_third(self: train.Policy, prompts: list[str], trainer: Any) -> Any:
@@ -184,13 +197,33 @@ def test_a_reward_that_fails_keeps_what_was_trained(
         return original(self, prompts, trainer)
 
     monkeypatch.setattr(train.Policy, "rollout", break_at_the_third)
-    with pytest.raises(RewardError, match="steady returned nan"):
+    with pytest.raises(RewardError, match=message):
         run(made)
     flag.unlink()
     run(made)
     assert len(metrics(made)) == 4
     assert CheckpointFacts.from_json(made.run_dir / "result.json").steps == 4
     assert (made.run_dir / "checkpoints" / "checkpoint-2").is_dir()
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(
+    program: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = program("run", steps=3, save_every=1)
+    original = train.Policy.rollout
+
+    def spoil_the_second(self: train.Policy, prompts: list[str], trainer: Any) -> Any:
+        rollouts = original(self, prompts, trainer)
+        if trainer.state.global_step == 1:
+            with torch.no_grad():
+                next(self.lm.model.parameters()).fill_(float("nan"))
+        return rollouts
+
+    monkeypatch.setattr(train.Policy, "rollout", spoil_the_second)
+    with pytest.raises(FloatingPointError, match="of update 2 is nan: lower the recipe's learning"):
+        run(made)
+    newest = train.newest_checkpoint(made.run_dir / "checkpoints")
+    assert newest is not None and newest.name == "checkpoint-1"
 
 
 def test_stopped_and_resumed_is_the_same_run(program: Make) -> None:
@@ -208,6 +241,31 @@ def test_stopped_and_resumed_is_the_same_run(program: Make) -> None:
     for ours, theirs in zip(*told, strict=True):
         for key in ("step", "reward", "reward_heldout"):
             assert ours.get(key) == theirs.get(key)
+
+
+def test_a_stop_at_the_last_measurement_leaves_only_that_to_do(
+    program: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = program("run", steps=2, heldout=HELD_OUT, save_every=99)
+    original = HeldOut.measure
+
+    def engine_away(self: HeldOut, step: int) -> None:
+        if step == 2 and not (made.run_dir / "seen").exists():
+            (made.run_dir / "seen").touch()
+            raise RolloutsStopped("a stop was asked for while the engine was away")
+        original(self, step)
+
+    monkeypatch.setattr(HeldOut, "measure", engine_away)
+    with pytest.raises(SystemExit) as stopped:
+        run(made)
+    assert stopped.value.code == STOPPED
+    told = metrics(made)
+    run(made)
+    assert metrics(made) == told
+    facts = CheckpointFacts.from_json(made.run_dir / "result.json")
+    assert facts.tokens == told[-1]["num_tokens"] > 0
+    records = read_metrics(made.run_dir / "metrics.jsonl")
+    assert [one["step"] for one in records if "reward_heldout" in one] == [0, 2]
 
 
 def stop_after_first_step(program: RlhfProgram) -> None:
@@ -251,6 +309,38 @@ def test_completions_that_do_not_divide_are_refused(
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="9 completions do not divide into 2 processes"):
         train.grpo_config(recipe, Run(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("devices", "remedy"),
+    [("0", 'speak itself, engine = { kind = "transformers" }'), ("0,1", "at most 1 processes")],
+)
+def test_no_gpu_left_for_the_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, devices: str, remedy: str
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", devices)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(len(devices.split(","))))
+    with pytest.raises(ConfigError, match=f"of this machine: .*{remedy}"):
+        spare_devices(Run(tmp_path), VllmRollouts())
+
+
+@pytest.mark.parametrize(
+    ("changes", "bound"),
+    [
+        ({}, None),
+        ({"clip_high": 0.28}, 0.28),
+        ({"loss": "cispo"}, 5.0),
+        ({"loss": "cispo", "clip_high": 3.0}, 3.0),
+    ],
+)
+def test_the_upper_clip_is_told_to_trl_and_to_the_fingerprint(
+    program: Make, tmp_path: Path, changes: dict[str, Any], bound: float | None
+) -> None:
+    """A recipe without one has the fingerprint that it had before there was the key."""
+    recipe = program("run", **changes).recipe
+    assert train.grpo_config(recipe, Run(tmp_path)).epsilon_high == bound
+    assert recipe.identity().get("clip_high") == bound
+    assert ("clip_high" in recipe.identity()) == (bound is not None)
 
 
 @pytest.mark.slow

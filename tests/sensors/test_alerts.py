@@ -17,6 +17,7 @@ from dagster import (
     DagsterRun,
     DagsterRunStatus,
     Definitions,
+    SensorDefinition,
     SkipReason,
     asset,
     build_run_status_sensor_context,
@@ -75,15 +76,16 @@ def broken() -> None:
     raise ValueError("no room left to write")
 
 
-def fail(instance: DagsterInstance) -> Any:
-    """The result of a failed run, told to the sensor ``failed_runs``."""
+def fail(instance: DagsterInstance, told: SensorDefinition | None = None) -> Any:
+    """What a sensor, ``failed_runs`` unless another is given, answers to a failed run."""
     job = Definitions([broken]).resolve_implicit_global_asset_job_def()
     result = job.execute_in_process(instance=instance, raise_on_error=False)
     (event,) = [event for event in result.all_events if event.is_run_failure]
+    told = told or sensors.failed_runs(ALERTS)
     context = build_run_status_sensor_context(
-        "failed_runs", event, instance, result.dagster_run
+        told.name, event, instance, result.dagster_run
     ).for_run_failure()
-    return sensors.failed_runs(ALERTS)(context), result.dagster_run.run_id
+    return told(context), result.dagster_run.run_id
 
 
 def test_a_failed_run_is_posted_with_its_error_and_its_page(
@@ -107,6 +109,25 @@ def test_a_webhook_that_is_away_is_asked_again_and_never_named(
     with pytest.raises(sensors.NotTold, match="503") as refused:
         fail(instance)
     assert "secret" not in str(refused.value)
+
+
+def test_a_run_started_by_hand_is_told_by_the_daemons_tick(
+    webhook: Webhook, instance: DagsterInstance
+) -> None:
+    told = sensors.failed_runs(ALERTS)
+    cursor = None
+
+    def tick() -> None:
+        nonlocal cursor
+        context = build_sensor_context(instance=instance, cursor=cursor, repository_name="tts")
+        with context:
+            cursor = told.evaluate_tick(context).cursor
+
+    tick()
+    _, run_id = fail(instance, told)  # has no origin, as that of `dagster job execute`
+    webhook.posted.clear()
+    tick()
+    assert [body["run_id"] for body in webhook.posted] == [run_id]
 
 
 def test_without_a_webhook_the_sensor_says_what_to_set(
@@ -234,4 +255,7 @@ def test_slack_and_email_are_there_with_their_secrets(monkeypatch: pytest.Monkey
     for name in alerts.variables():
         monkeypatch.setenv(name, "hush")
     theirs = ["failed_runs_to_slack", "failed_runs_to_email"]
-    assert [s.name for s in sensors.build_alert_sensors(alerts)] == [*ours, *theirs]
+    built = sensors.build_alert_sensors(alerts)
+    assert [s.name for s in built] == [*ours, *theirs]
+    everywhere = {s.name for s in built if getattr(s, "_monitor_all_code_locations", False)}
+    assert everywhere == {"failed_runs", *theirs}

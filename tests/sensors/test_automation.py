@@ -9,11 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from dagster import DagsterInstance
+from dagster import AssetKey, DagsterInstance
 
 from jobs.asset_jobs import REFRESH
 from tests.sensors.conftest import SPOKEN, Daemon, Made, watched_project
 from tts_assets.arrays.arrays import CodeTable
+from tts_assets.definitions import build_defs
+from tts_assets.settings import load_settings
 
 FOLLOWING = (
     "speech_segments",
@@ -65,6 +67,14 @@ def say(folder: Path, text: str) -> None:
     first, *rest = samples.read_text().splitlines(keepends=True)
     first = json.dumps({**json.loads(first), "transcript": text}) + "\n"
     samples.write_text("".join([first, *rest]))
+
+
+def test_every_asset_of_a_corpus_follows_data() -> None:
+    settings = load_settings(environment={}, overrides={"arrays": {"export": "inworld"}})
+    graph = build_defs(settings).resolve_asset_graph()
+    followed = {*FOLLOWING, "inworld_arrays"}
+    still = {name for name in followed if not graph.get(AssetKey(name)).automation_condition}
+    assert not still
 
 
 def test_a_new_folder_becomes_arrays(built: Daemon, folder: Path) -> None:

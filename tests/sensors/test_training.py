@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from dagster import DagsterInstance, DefaultScheduleStatus, DefaultSensorStatus
+from dagster import AssetKey, DagsterInstance, DefaultScheduleStatus, DefaultSensorStatus
 
 from tests.sensors.conftest import ROOT, SPOKEN, Daemon, Made
 from tests.sensors.test_automation import chain, say
@@ -86,6 +86,32 @@ def test_switched_on_it_makes_the_suite_and_trains_nothing_yet(voices: Daemon) -
     voices.on.append("gpu_automation")
     assert voices.follow() == [("evaluation_suite", None)]
     assert voices.follow() == []  # asked for once, whether it succeeds or not
+
+
+def test_what_has_no_inputs_is_made_once_and_encoders_by_hand(clips: Path, tmp_path: Path) -> None:
+    two_voices(tmp_path, clips)
+    (tmp_path / "chat.jsonl").write_text('{"text": "hello"}\n')
+    shutil.copy(tmp_path / "suite.jsonl", tmp_path / "more.jsonl")
+    more = {
+        "texts": {"chat": {"path": "chat.jsonl"}},
+        "codec": {"report": {"corpora": [SPOKEN]}},
+        "evaluation": {"suites": {"more": {"path": "more.jsonl"}}},
+        "speakers": {"corpora": [SPOKEN], "purity": {}, "train": {"steps": 1}},
+    }
+    settings = load_settings(tmp_path / "project.toml", environment={}, overrides=more)
+    with DagsterInstance.ephemeral() as instance:
+        daemon = Daemon(settings, instance)
+        daemon.on = ["gpu_automation"]
+        once = ["evaluation_suite", "suite/more", "texts/chat"]
+        assert daemon.follow() == [(name, None) for name in once]
+        graph = daemon.defs.resolve_asset_graph()
+        labels = {
+            name: condition and condition.get_label()
+            for name in ("codec_report", "speaker_report", "speaker_purity", "speaker_encoder")
+            for condition in [graph.get(AssetKey(name)).automation_condition]
+        }
+    follows = dict.fromkeys(("codec_report", "speaker_report", "speaker_purity"), "follow_training")
+    assert labels == follows | {"speaker_encoder": None}
 
 
 def test_a_change_by_the_nightly_job_is_followed_by_training_too(voices: Daemon) -> None:

@@ -1,16 +1,22 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 
 from tests.conftest import CORPUS
+from tests.speaking import LLAMA
 from tts_assets.audio import Clip
 from tts_assets.codec.model import Codec
 from tts_assets.serving.guards import fault
 from tts_assets.serving.streaming import FIRST, LOOKAHEAD, StreamDecoder
 from tts_assets.serving.synthesis import Line, Synthesizer
-from tts_assets.speechlm.config import SamplingConfig
+from tts_assets.speechlm.config import BaseModel, SamplingConfig, VocabularyConfig
 from tts_assets.speechlm.generate import Completion, Request
+from tts_assets.speechlm.model import build
+from tts_assets.speechlm.prompts import PromptFormat
+from tts_assets.speechlm.vocabulary import SpeechVocabulary
 
 TRAINED = CORPUS.parents[1] / "codecs" / "announcer-16khz"
 
@@ -43,9 +49,13 @@ def test_what_must_not_be_heard(trained: Codec, sentence: np.ndarray) -> None:
 class Scripted:
     """Completes with given codes: those of the first call, of the second, …"""
 
-    def __init__(self, *answers: np.ndarray) -> None:
+    positions = 2048
+
+    def __init__(self, *answers: np.ndarray, vocabulary: SpeechVocabulary | None = None) -> None:
         self.answers = list(answers)
+        self.vocabulary = vocabulary
         self.seeds: list[int] = []
+        self.drawn = 0  # codes of the last stream
 
     def complete(
         self, requests: list[Request], sampling: SamplingConfig, progress: object
@@ -54,12 +64,23 @@ class Scripted:
         none = np.empty(0)
         return [Completion(self.answers.pop(0), True, none, none) for _ in requests]
 
+    def stream(self, request: Request, sampling: SamplingConfig) -> Iterator[int]:
+        self.seeds.append(request.seed)
+        assert self.vocabulary is not None
+        self.drawn = 0
+        for token in self.vocabulary.ids(self.answers.pop(0)):
+            self.drawn += 1
+            yield int(token)
+        yield self.vocabulary.speech_end
+
 
 @pytest.fixture
 def scripted(synthesizer: Synthesizer, trained: Codec) -> Synthesizer:
     """The real synthesizer with the trained codec; its engine is to be replaced."""
     card = synthesizer.card.model_copy(update={"codebook_size": 1920})
-    return Synthesizer(card, synthesizer.engine, synthesizer.prompts, trained)
+    lm = build(BaseModel(llama=LLAMA), 1920, VocabularyConfig(), seed=0)
+    prompts = PromptFormat(lm.tokenizer, lm.vocabulary)
+    return Synthesizer(card, synthesizer.engine, prompts, trained)
 
 
 def test_a_fault_is_drawn_again_once_with_another_seed(
@@ -96,6 +117,41 @@ def test_streamed_audio_is_the_whole_decodes(trained: Codec, sentence: np.ndarra
     assert np.array_equal(streamed[-len(chunks[-1]) + 320 :], whole[-len(chunks[-1]) + 320 :])
     noise = ((streamed - whole) ** 2).sum()
     assert 10 * np.log10((whole**2).sum() / noise) > 12
+
+
+def test_a_loop_that_is_streamed_ends_at_the_next_chunk(
+    scripted: Synthesizer, sentence: np.ndarray
+) -> None:
+    """Its second saying begins at code 85, and codes to 112 are given when it is two seconds."""
+    looped = np.concatenate([sentence[:60], np.tile(sentence[60:85], 20)])
+    scripted.engine = engine = Scripted(looped, vocabulary=scripted.prompts.vocabulary)  # type: ignore[assignment]
+    faults: list[str] = []
+    heard = np.concatenate(list(scripted.stream(Line("hello"), None, 1, faults.append)))
+    assert len(heard) == 112 * 320
+    assert engine.drawn == 249 < len(looped)
+    assert faults == ["repeating"]
+
+
+def test_a_short_loop_is_cut_where_it_begins_again(
+    scripted: Synthesizer, sentence: np.ndarray
+) -> None:
+    looped = np.concatenate([sentence[:130], np.tile(sentence[60:80], 5)])
+    assert looped[129] != looped[149]
+    scripted.engine = Scripted(looped, vocabulary=scripted.prompts.vocabulary)  # type: ignore[assignment]
+    assert sum(map(len, scripted.stream(Line("hello")))) == 150 * 320
+
+
+def test_silence_that_is_streamed_is_drawn_again(
+    scripted: Synthesizer, trained: Codec, sentence: np.ndarray
+) -> None:
+    silence = trained.encode([np.zeros(48_000, dtype=np.float32)])[0]
+    vocabulary = scripted.prompts.vocabulary
+    scripted.engine = engine = Scripted(silence, sentence, vocabulary=vocabulary)  # type: ignore[assignment]
+    faults: list[str] = []
+    heard = np.concatenate(list(scripted.stream(Line("hello", seed=4), None, 1, faults.append)))
+    assert len(heard) == len(sentence) * 320
+    assert faults == ["silent"]
+    assert engine.seeds[0] == 4 and engine.seeds[1] != 4
 
 
 def test_streaming_ids_are_those_of_the_whole(synthesizer: Synthesizer) -> None:

@@ -164,6 +164,7 @@ def test_a_wrong_key_is_refused(server: Server, lines: list[str]) -> None:
         ({"model": "gpt"}, 404, "this server has 'tiny'"),
         ({"speed": 2}, 400, "speed"),
         ({"temprature": 1}, 400, "temprature"),
+        ({"seed": 2**63}, 400, "seed: Input should be less than 9223372036854775808"),
         ({"min_tokens": 70}, 400, "above max_tokens 60"),
         ({"response_format": "aac"}, 400, "response_format"),
         ({"response_format": "flac", "stream": True}, 400, "cannot be streamed"),

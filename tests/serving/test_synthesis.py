@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from tests.speaking import Speaking
 from tts_assets.audio import read_wave
@@ -16,6 +17,7 @@ from tts_assets.corpora.consent import Consent
 from tts_assets.serving import server, synthesize
 from tts_assets.serving.config import Voice
 from tts_assets.serving.synthesis import Line, SynthesisError, Synthesizer, decode, read_card
+from tts_assets.serving.vllm_engine import room_arguments
 
 
 def test_same_seed_same_samples_alone_and_among_others(synthesizer: Synthesizer) -> None:
@@ -161,3 +163,67 @@ def copy_with_consent(speaking: Speaking, folder: Path, until: date) -> Path:
     card = card.model_copy(update={"consents": {"clips": consent}, "codec_path": codec})
     (folder / "serving.json").write_text(card.to_json())
     return folder
+
+
+def test_a_long_voice_prompt_leaves_fewer_tokens_to_the_speech(synthesizer: Synthesizer) -> None:
+    """Of 1024 positions: without the prompt 60 are drawn, as the model's sampling says."""
+    voice = Voice(text="one", codes=(7,) * 960)
+    line = Line("two", voice)
+    room = 1024 - len(synthesizer.request(line, 0).prompt)
+    assert 10 <= room < 60
+    alone, among = synthesizer.say([line])[0], synthesizer.say([Line("one"), line])[1]
+    assert 10 <= len(alone.codes) <= room
+    assert np.array_equal(alone.codes, among.codes)
+    assert sum(map(len, synthesizer.stream(line))) == len(alone.wave)
+
+
+def test_a_voice_prompt_that_fills_the_context_is_refused(synthesizer: Synthesizer) -> None:
+    line = Line("two", Voice(text="one", codes=(7,) * 1020))
+    with pytest.raises(SynthesisError, match="1024 positions: use a shorter voice prompt"):
+        synthesizer.say([line])
+    with pytest.raises(SynthesisError, match="1024 positions: use a shorter voice prompt"):
+        list(synthesizer.stream(line))
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--concurrency=0", "concurrency: Input should be greater than 0"),
+        ("--max-voices=0", "max_voices: Input should be greater than 0"),
+    ],
+)
+def test_an_option_that_cannot_be_is_refused(
+    speaking: Speaking, caplog: pytest.LogCaptureFixture, option: str, message: str
+) -> None:
+    assert server.main(["--model", str(speaking.serving.path), option]) == server.REFUSED
+    assert message in caplog.text
+
+
+def test_a_seed_beyond_64_bits_is_refused(
+    speaking: Speaking, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        synthesize.main(command(speaking, tmp_path / "a.wav", "--text=one", f"--seed={2**63}"))
+    assert "seed: Input should be less than" in capsys.readouterr().err
+
+
+def test_a_shorter_context_is_asked_of_vllm_and_never_a_longer_one(speaking: Speaking) -> None:
+    folder = speaking.serving.path
+    assert room_arguments(folder, 0.8, 512)["max_model_len"] == 512
+    assert room_arguments(folder, 0.8, 4096)["max_model_len"] == 1024
+    assert room_arguments(folder, 0.8, None)["max_model_len"] == 1024
+    shares = [0.5] if torch.cuda.is_available() else []
+    given = room_arguments(folder, 0.5, None)
+    assert [v for k, v in given.items() if k == "gpu_memory_utilization"] == shares
+
+
+def test_room_is_an_option_of_vllm_alone(
+    speaking: Speaking, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for wrong, message in [
+        (["--gpu-memory=0.5"], "go with --backend vllm"),
+        (["--gpu-memory=1.5", "--backend=vllm"], "gpu_memory: Input should be less than"),
+    ]:
+        with pytest.raises(SystemExit):
+            synthesize.main(command(speaking, tmp_path / "a.wav", "--text=one", *wrong))
+        assert message in capsys.readouterr().err

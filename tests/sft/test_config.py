@@ -32,6 +32,7 @@ from tts_assets.sft.tables import OptimizerConfig
             "write optimizer.name = 'adamw' or strategy.name = 'ddp'",
         ),
         ({"strategy": {"name": "deepspeed"}, "compile": True}, "compile goes with"),
+        ({"base": {"hub": "x"}, "lora": {}, "steps": 0}, "base as it is: leave lora out"),
         ({"lora": {"rank": 4}}, "base.llama is none: write base.hub or base.recipe"),
         (
             {"base": {"hub": "x"}, "lora": {}, "optimizer": {"name": "muon"}},

@@ -51,6 +51,8 @@ def test_texts_are_spoken_beside_the_recordings(heard: Path, arrays: Path) -> No
         assert line["text"] in texts and line["text"] == found[line["number"]]["text"]
         info = soundfile.info(heard / "result" / "listening" / line["audio"])
         assert info.samplerate == 16000 and 0 < info.duration <= 2 * longest
+        with soundfile.SoundFile(heard / "result" / "listening" / line["audio"]) as file:
+            assert file.comment.startswith("Synthetic speech by sft/test.") == (line["step"] > 0)
     notebook = json.loads((heard / "result" / "listening.ipynb").read_text())
     players = [cell["outputs"][0]["data"]["text/html"] for cell in notebook["cells"][2::2]]
     assert [player.count("data:audio/flac;base64,") for player in players] == [3, 3]

@@ -15,10 +15,11 @@ import torch
 from safetensors.torch import load_file
 
 from tests.sft.conftest import CODEBOOK, program, program_values
-from tts_assets.artifacts import CheckpointFacts
+from tts_assets.artifacts import ArtifactStore, Build, Checkpoint, CheckpointFacts
 from tts_assets.metrics import read_metrics, truncate_metrics
 from tts_assets.program import STOPPED, Run
 from tts_assets.sft import dry_run
+from tts_assets.sft.assets import describe_checkpoint, describe_recipe
 from tts_assets.sft.checkpoint import CheckpointError, Progress, saved, step_of
 from tts_assets.sft.config import SftProgram
 from tts_assets.sft.packing import Packed, pack
@@ -92,6 +93,31 @@ def test_the_result_is_a_checkpoint(whole_run: SftProgram) -> None:
     assert typed.tokens == sum(r["tokens"] for r in records if "tokens" in r)
 
 
+@pytest.mark.parametrize("listen", [0, 2])
+def test_of_no_steps_the_base_is_published(
+    whole_run: SftProgram, arrays: Path, codec: Path, tmp_path: Path, listen: int
+) -> None:
+    base = whole_run.run_dir / "result"
+    changes = {"base": {"hub": str(base)}, "export": "best", "guards": {"forgetting": 0.1}}
+    values = program_values(tmp_path, arrays, steps=0, listen=listen, **changes)
+    train(SftProgram.model_validate(values | {"codec_folder": str(codec)}))
+    for name, value in weights(whole_run.run_dir).items():
+        assert torch.equal(weights(tmp_path)[name], value), name
+    typed = CheckpointFacts.from_json(tmp_path / "result.json")
+    assert (typed.steps, typed.tokens, typed.train_loss) == (0, 0, None)
+    last = read_metrics(base / "metrics.jsonl")[-1]
+    assert typed.val_loss == pytest.approx(last["val_loss"], abs=1e-4)
+    assert [r["step"] for r in read_metrics(tmp_path / "result" / "metrics.jsonl")] == [0]
+    store, build = ArtifactStore(tmp_path / "storage"), Build("sft/base", {}, {}, "1")
+    folder = store.work_folder(build) / "result"
+    shutil.copytree(tmp_path / "result", folder)
+    checkpoint = store.publish(Checkpoint, build, folder, typed)
+    assert isinstance(checkpoint, Checkpoint)
+    recipe = SftProgram.from_json(tmp_path / "run.json").recipe
+    assert describe_checkpoint(checkpoint, recipe)["verdict"].startswith("not trained")
+    assert "not trained" in describe_recipe(recipe)
+
+
 def test_a_stopped_run_goes_on_to_bit_equal_weights(whole_run: SftProgram, tmp_path: Path) -> None:
     config = whole_run.model_copy(update={"run_dir": tmp_path})
     stop_after(4, config)
@@ -116,6 +142,17 @@ def test_a_killed_run_falls_back_on_its_last_checkpoint(
     (tmp_path / "checkpoints" / ".step-0000005.tmp").mkdir()  # a save that was cut short
     train(config)
     assert_bit_equal(tmp_path, whole_run)
+
+
+def test_weights_without_a_validation_loss_are_no_best_ones(arrays: Path, tmp_path: Path) -> None:
+    with Run(tmp_path) as run:
+        trainer = Trainer(run, program(tmp_path, arrays))
+        trainer.train_step(0)
+        with torch.no_grad():
+            trainer.lm.model.get_output_embeddings().weight.fill_(float("nan"))
+        with pytest.raises(FloatingPointError, match=r"val_loss is nan.* Lower the learning rate"):
+            trainer.validate()
+    assert trainer.progress.best_loss is None
 
 
 @pytest.mark.slow

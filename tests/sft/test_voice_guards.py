@@ -9,10 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
-from tests.sft.conftest import program
+from tests.sft.conftest import CODEBOOK, program, program_values
 from tests.sft.test_train import train
+from tts_assets.config import ConfigError
 from tts_assets.metrics import read_metrics
+from tts_assets.sft.config import SftProgram
 from tts_assets.sft.data_card import SourceCard, markdown, read_card, warnings
 from tts_assets.sft.guards import GuardState, begin, judge
 from tts_assets.sft.stream import DataError
@@ -44,6 +48,16 @@ def test_a_forgotten_source_slows_the_run() -> None:
     config = GuardConfig(forgetting=0.1, on_forgetting="lower")
     rates = [s.rate for s in run_of(config, losses(3.2, 3), losses(3.4, 2.9), losses(3.5, 2.8))]
     assert rates == [1.0, 0.5, 0.25]
+
+
+def test_a_validation_that_forgets_is_never_the_best() -> None:
+    config = GuardConfig(forgetting=0.1, on_forgetting="lower", patience=3)
+    found = judge(config, begin(TWO), losses(3.4, 1.0), "val_loss")
+    assert found.forgotten and found.state.best is None and found.state.waited == 1
+    found = judge(config, found.state, losses(3.2, 2.0), "val_loss")
+    assert not found.forgotten and found.state.best == 2.6
+    stopped = judge(GuardConfig(forgetting=0.1), begin(TWO), losses(3.4, 1.0), "val_loss")
+    assert stopped.forgotten and stopped.state.ended
 
 
 def test_patience_counts_validations_without_a_better_one() -> None:
@@ -85,12 +99,84 @@ def test_a_run_ends_early_and_stays_ended(arrays: Path, tmp_path: Path) -> None:
     assert read_metrics(tmp_path / "metrics.jsonl") == lines
 
 
+def negative(arrays: Path, folder: Path) -> Path:
+    """Another source: the same clips with every code turned around."""
+    shutil.copytree(arrays, folder)
+    for file in folder.glob("*_codes.npy"):
+        np.save(file, (CODEBOOK - 1 - np.load(file)).astype(np.uint16))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def continuing(arrays: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A recipe that continues one of the old source on a new one, where the old is forgotten."""
+    folder = tmp_path_factory.mktemp("continuing")
+    train(program(folder / "first", arrays, steps=30))
+    values = program_values(
+        folder,
+        arrays,
+        base={"recipe": "first"},
+        corpora={"old": 0.05, "new": 1.0},
+        steps=12,
+        eval_every=2,
+        export="best",
+    )
+    values["arrays"] = {"old": str(arrays), "new": str(negative(arrays, folder / "new"))}
+    return values | {"base_checkpoint": str(folder / "first" / "result")}
+
+
+def continued(
+    values: dict[str, Any], run_dir: Path, **changes: Any
+) -> tuple[dict[str, Any], list[dict[str, float]]]:
+    """The facts of a run of the changed recipe, and its validations."""
+    recipe = values["recipe"] | changes
+    train(SftProgram.model_validate(values | {"run_dir": str(run_dir), "recipe": recipe}))
+    lines = [line for line in read_metrics(run_dir / "metrics.jsonl") if "val_loss" in line]
+    return json.loads((run_dir / "result.json").read_text()), lines
+
+
+def test_the_start_is_published_where_every_validation_forgets(
+    continuing: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    facts, lines = continued(continuing, tmp_path, guards={"forgetting": 1e-6})
+    assert [line["step"] for line in lines] == [0, 2] and facts["val_loss"] == lines[0]["val_loss"]
+    start = load_file(Path(continuing["base_checkpoint"]) / "model.safetensors")
+    published = load_file(tmp_path / "result" / "model.safetensors")
+    assert all(torch.equal(value, start[name]) for name, value in published.items())
+    assert "the weights from before the first step are published" in capfd.readouterr().err
+
+
+def without_validation(arrays: Path, folder: Path) -> Path:
+    shutil.copytree(arrays, folder)
+    np.save(folder / "val_codes.npy", np.zeros(0, dtype=np.uint16))
+    np.save(folder / "val_codes_index.npy", np.zeros(0, dtype=np.int64))
+    (folder / "val_samples.jsonl").write_text("")
+    return folder
+
+
+def test_a_source_without_validation_is_named(
+    arrays: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Refused where its loss is needed, told where not."""
+    alone = without_validation(arrays, tmp_path / "arrays")
+
+    def run(name: str, **changes: Any) -> None:
+        corpora = {"asterisk": 1.0, "small": 1.0}
+        values = program_values(tmp_path / name, arrays, corpora=corpora, steps=1, **changes)
+        values["arrays"]["small"] = str(alone)
+        train(SftProgram.model_validate(values))
+
+    remedy = r"no sample of small is in the validation split: raise \[validation\] fraction"
+    with pytest.raises(ConfigError, match=f"guards.forgetting watches.*{remedy}"):
+        run("forgetting", guards={"forgetting": 0.1})
+    with pytest.raises(ConfigError, match=f"checkpoints.best = 'val_loss/small'.*{remedy}"):
+        run("best", checkpoints={"best": "val_loss/small"})
+    run("plain", guards={"patience": 2})
+    assert "no sample of small is in the validation split" in capfd.readouterr().err
+
+
 def test_guards_without_validation_are_refused(arrays: Path, tmp_path: Path) -> None:
-    alone = tmp_path / "arrays"
-    shutil.copytree(arrays, alone)
-    np.save(alone / "val_codes.npy", np.zeros(0, dtype=np.uint16))
-    np.save(alone / "val_codes_index.npy", np.zeros(0, dtype=np.int64))
-    (alone / "val_samples.jsonl").write_text("")
+    alone = without_validation(arrays, tmp_path / "arrays")
     config = program(tmp_path / "run", alone, guards={"patience": 2})
     with pytest.raises(DataError, match=r"raise validation\.fraction"):
         train(config)
@@ -129,7 +215,9 @@ def source(**changes: Any) -> SourceCard:
         ({"seconds": 300.0}, "5.0 minutes are few"),
         ({"seconds": 1200.0}, "20.0 minutes do for a voice that reads"),
         ({"styles": {"none": 300}}, "speak in one manner"),
+        ({"styles": {"neutral": 300}}, "All samples have the style neutral and the emotion none"),
         ({"dnsmos": 2.1}, "show is noisy: DNSMOS 2.10"),
+        ({"dnsmos": None}, "show was not measured: set filters.min_dnsmos"),
         ({"questions": 0}, "show has no questions"),
     ],
 )

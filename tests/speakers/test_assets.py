@@ -16,6 +16,7 @@ from dagster import AssetSpec, DagsterInstance, ExecuteInProcessResult, material
 from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
 from resources.torchrun import TorchrunLauncher
 from tests.speakers.conftest import TESTED, recipe
+from tts_assets.accounting import read_set_aside
 from tts_assets.artifacts import (
     ArtifactStore,
     Build,
@@ -135,6 +136,8 @@ def test_an_utterance_of_another_voice_is_flagged(
     silent = tmp_path / "audio" / "silent.wav"
     soundfile.write(silent, np.zeros(16_000), 16_000)
     samples.append(Sample(id="silent", wav_path=str(silent), transcript="", speaker_id="slow"))
+    nobody = str(tmp_path / "audio" / "conf-invalid-slow.wav")
+    samples.append(Sample(id="nobody", wav_path=nobody, transcript="", speaker_id=""))
     publish_samples(store, samples)
     config = {
         "corpora": ["voices"],
@@ -150,7 +153,10 @@ def test_an_utterance_of_another_voice_is_flagged(
     assert isinstance(handle, SpeakerPurity)
     rows = pl.read_parquet(handle.path / "purity.parquet")
     assert rows.filter("outlier")["id"].to_list() == ["conf-invalid-slow"]
-    assert (handle.facts.utterances, handle.facts.set_aside) == (len(samples), 1)
+    assert (handle.facts.utterances, handle.facts.set_aside) == (len(samples), 2)
+    records = read_set_aside(handle.path / "set_aside.jsonl")
+    assert {r.what: r.reason for r in records} == {"silent": "no speech", "nobody": "no speaker"}
+    assert set(rows["speaker"]) == {"announcer", "slow"}
     (check,) = result.get_asset_check_evaluations()
     assert not check.passed and check.severity.value == "WARN"
 

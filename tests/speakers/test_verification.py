@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -49,8 +50,33 @@ def test_trials_are_the_same_in_any_order_and_avoid_one_session() -> None:
         assert not trial.same or session[trial.a] != session[trial.b]
     assert sum(trial.same for trial in trials) == 15
     alone = [recording(s, n, "day") for s in "ab" for n in range(3)]
-    with pytest.raises(ConfigError, match="different sessions"):
+    with pytest.raises(ConfigError, match="different sessions: add recordings of another day"):
         make_trials(alone, config)
+
+
+def test_trials_need_two_speakers() -> None:
+    voices = [recording("ann", n) for n in range(3)]
+    with pytest.raises(ConfigError, match=r"are of ann, and trials need two.*add corpora"):
+        make_trials(voices, TrialConfig())
+    with pytest.raises(ConfigError, match="are of nobody"):
+        make_trials([], TrialConfig())
+
+
+def test_a_report_without_umap_says_so(
+    tmp_path: Path, index: Path, people: PeopleConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "umap", None)  # as where it is not installed
+    program = ReportProgram(
+        run_dir=tmp_path,
+        people=people,
+        corpora={"voices": index},
+        trials=TrialConfig(per_speaker=5),
+        encoder=RESEMBLYZER,
+    )
+    (tmp_path / "run.json").write_text(program.to_json())
+    main([str(tmp_path / "run.json")])
+    text = (tmp_path / "result" / "report.md").read_text()
+    assert "no UMAP: pip install tts-assets[umap]" in text and "umap.png" not in text
 
 
 def test_confusion_leaves_an_utterance_out_of_its_own_speaker() -> None:

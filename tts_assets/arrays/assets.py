@@ -16,6 +16,7 @@ from dagster import (
 )
 
 from resources.artifact_store import ArtifactStoreResource
+from resources.table_schema import column_schema
 from sensors.conditions import follow_data
 from tts_assets.arrays.arrays import SPLITS, CodeTable
 from tts_assets.arrays.config import DIGEST_DIGITS, ArraysConfig, ImportedArrays
@@ -32,6 +33,7 @@ from tts_assets.artifacts import (
     CodecShards,
     InworldArrays,
 )
+from tts_assets.corpora.samples import ABOUT_SAMPLES, FIELDS
 from tts_assets.partitions import corpus_partitions
 from tts_assets.split import ValidationSplit, held_out
 
@@ -163,6 +165,7 @@ def inworld_arrays_asset() -> AssetsDefinition:
         group_name="arrays",
         partitions_def=corpus_partitions,
         code_version=EXPORT_VERSION,
+        automation_condition=follow_data(),
         kinds={"numpy"},
         description="The same arrays as the reference trainer reads them: headerless int32 codes.",
     )
@@ -190,6 +193,7 @@ def describe_arrays(arrays: CodeArrays) -> dict[str, Any]:
     samples = arrays.facts.train_samples + arrays.facts.val_samples
     return {
         "dagster/partition_row_count": samples,
+        **column_schema(FIELDS, ABOUT_SAMPLES),
         "samples": samples,
         "dtype": arrays.facts.dtype,
     }

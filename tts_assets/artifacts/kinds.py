@@ -243,7 +243,7 @@ class CheckpointFacts(Facts):
     recipe: str
     steps: int
     tokens: int
-    train_loss: float
+    train_loss: float | None  # none of a base that was not trained
     val_loss: float | None = None  # of SFT
     reward: float | None = None  # of RLHF: the mean over the last rollouts
     parameters: int
@@ -466,8 +466,9 @@ class ComparisonFacts(Facts):
 
 
 class Comparison(Handle):
-    """``comparison.html``, ``comparison.json`` and ``summary.md`` of two models or more;
-    ``blind.html``, a blind test of them, and ``blind_key.json``, who is who in it."""
+    """``comparison.html``, ``comparison.json``, ``summary.md`` and ``listening.ipynb`` of two
+    models or more; ``blind.html``, a blind test of them, and ``blind_key.json``, who is who in
+    it."""
 
     kind, facts_type = "comparison", ComparisonFacts
     facts: ComparisonFacts

@@ -1,6 +1,6 @@
 """The codec in the graph: ``codec`` (fetched or trained) and ``codec_shards``."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from dagster import (
     MetadataValue,
     Output,
     ResourceParam,
-    SpecificPartitionsPartitionMapping,
     asset,
     asset_check,
 )
@@ -22,6 +21,7 @@ from dagster import (
 from resources.artifact_store import ArtifactStoreResource
 from resources.launcher import Launcher, Program
 from resources.launchpad import Machines, Training
+from resources.table_schema import column_schema
 from sensors.conditions import fetch_for, follow_data
 from tts_assets.accounting import SET_ASIDE_FILE, count_reasons, read_set_aside
 from tts_assets.artifacts import (
@@ -48,10 +48,12 @@ from tts_assets.codec.sources import MODEL_CARD, fetch, files_of, identify
 from tts_assets.compute import Shape
 from tts_assets.config import ConfigError
 from tts_assets.corpora.filter import KEPT_FILE
+from tts_assets.corpora.samples import ABOUT_SAMPLES, FIELDS
 from tts_assets.metrics import METRICS_FILE, read_metrics
-from tts_assets.partitions import corpus_partitions
+from tts_assets.partitions import corpus_partitions, filtered_samples_of
 from tts_assets.plots import curves
 from tts_assets.split import ValidationSplit
+from tts_assets.training.checks import losses_check
 
 CODE_VERSION = "1"
 SHARDS = "codec_shards"
@@ -68,8 +70,11 @@ def build_assets(
     shards = codec_shards_asset(config.shard_samples, config.batch_tokens, shape)
     built: list[AssetsDefinition | AssetChecksDefinition] = [codec, shards]
     built.append(accounting_check(shards))
+    if config.train is not None:
+        built.append(losses_check(codec))
     if config.decoder is not None:
-        built.append(trained_decoder(config.decoder, validation, shape, root))
+        decoder = trained_decoder(config.decoder, validation, shape, root)
+        built += [decoder, losses_check(decoder)]
     return built
 
 
@@ -111,7 +116,7 @@ def trained_codec(
 
     @asset(
         group_name="codec",
-        ins={"samples": samples_of(recipe.corpora)},
+        ins={"samples": filtered_samples_of(recipe.corpora)},
         code_version=CODE_VERSION,
         kinds={"pytorch"},
         description=f"A codec trained on {', '.join(recipe.corpora)} for {recipe.steps} steps.",
@@ -155,7 +160,7 @@ def trained_decoder(
 
     @asset(
         group_name="codec_decoder",  # no part of what a corpus is refreshed with
-        ins={"samples": samples_of(recipe.corpora)},
+        ins={"samples": filtered_samples_of(recipe.corpora)},
         code_version=CODE_VERSION,
         kinds={"pytorch"},
         description=f"A decoder at {recipe.sample_rate} Hz for the codec's codes, trained on "
@@ -191,15 +196,6 @@ def trained_decoder(
         return store.materialize(context, CodecDecoder, build, train, describe_training)
 
     return codec_decoder
-
-
-def samples_of(corpora: Iterable[str]) -> AssetIn:
-    """The filtered samples of some corpora as one input, by name."""
-    return AssetIn(
-        "filtered_samples",
-        partition_mapping=SpecificPartitionsPartitionMapping(sorted(corpora)),
-        dagster_type=dict[str, SampleManifest],
-    )
 
 
 def codec_shards_asset(shard_samples: int, batch_tokens: int, shape: Shape) -> AssetsDefinition:
@@ -323,5 +319,6 @@ def describe_shards(shards: CodecShards) -> Mapping[str, Any]:
     reasons = count_reasons(read_set_aside(shards.path / SET_ASIDE_FILE))
     return {
         "dagster/partition_row_count": shards.facts.samples,
+        **column_schema(FIELDS, ABOUT_SAMPLES),
         "set_aside_reasons": MetadataValue.json(reasons),
     }

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tts_assets.artifacts import sha256_file
+from tts_assets.hub import from_hub
 
 MODEL_CARD = "README.md"
 HUB_FILES = ("config.json", "model*.safetensors", "model.safetensors.index.json", "README.md")
@@ -48,12 +49,14 @@ def newest_revision(name: str) -> str:
     """The commit that the main branch of a published model is at; needs the network."""
     from huggingface_hub import HfApi
 
-    return str(HfApi().model_info(name).sha)
+    with from_hub(name):
+        return str(HfApi().model_info(name).sha)
 
 
 def download(name: str, revision: str, folder: Path) -> None:
     """The safetensors of one commit of a published model; code and pickles stay there."""
     from huggingface_hub import snapshot_download
 
-    snapshot_download(name, revision=revision, local_dir=folder, allow_patterns=list(HUB_FILES))
+    with from_hub(name):
+        snapshot_download(name, revision=revision, local_dir=folder, allow_patterns=list(HUB_FILES))
     shutil.rmtree(folder / ".cache", ignore_errors=True)  # the downloader's own notes

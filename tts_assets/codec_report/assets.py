@@ -1,6 +1,6 @@
 """``codec_report``: the codec on held-out speech, beside every other version in the store."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from resources.artifact_store import ArtifactStoreResource
 from resources.launcher import Launcher, Program
 from resources.launchpad import Machines
 from tts_assets.artifacts import (
-    MANIFEST,
     ArtifactStore,
     Build,
     CodecCheckpoint,
@@ -27,12 +26,12 @@ from tts_assets.artifacts import (
     Handle,
     SampleManifest,
 )
-from tts_assets.codec.assets import samples_of
 from tts_assets.codec.config import CodecReportConfig
 from tts_assets.codec_report.config import CodecReportProgram, CodecVersion
 from tts_assets.compute import Shape
 from tts_assets.corpora.filter import KEPT_FILE
 from tts_assets.evaluation.lineage import lineage
+from tts_assets.partitions import filtered_samples_of
 from tts_assets.split import ValidationSplit
 
 CODE_VERSION = "1"
@@ -52,7 +51,7 @@ def report_asset(
 
     @asset(
         group_name="codec_report",
-        ins={"codec": AssetIn(key="codec"), "samples": samples_of(asked.corpora), **own},
+        ins={"codec": AssetIn(key="codec"), "samples": filtered_samples_of(asked.corpora), **own},
         code_version=CODE_VERSION,
         kinds={"html", "whisper"},
         description="What the codec loses of held-out speech, beside every other codec in store.",
@@ -92,22 +91,17 @@ def earlier(
 ) -> list[Handle]:
     """All other codecs in the store, and all decoders of them and of this one, by content."""
     shown = {codec.content, decoder.content if decoder else ""}
-    codecs = unlike(shown, of_kind(store, "codec", CodecCheckpoint))
+    codecs = unlike(shown, map(CodecCheckpoint.open, store.published("codec")))
     contents = {codec.content, *(handle.content for handle in codecs)}
     decoders = [
         handle
-        for handle in unlike(shown, of_kind(store, "codec_decoder", CodecDecoder))
+        for handle in unlike(shown, map(CodecDecoder.open, store.published("codec_decoder")))
         if handle.facts.codec in contents
     ]
     return [*codecs, *decoders]
 
 
-def of_kind(store: ArtifactStore, asset: str, kind: type[Handle]) -> list[Handle]:
-    manifests = sorted(store.root.glob(f"{asset}/all/*/{MANIFEST}"))
-    return [kind.open(path.parent) for path in manifests if not path.parent.is_symlink()]
-
-
-def unlike(shown: set[str], handles: list[Handle]) -> list[Handle]:
+def unlike(shown: set[str], handles: Iterable[Handle]) -> list[Handle]:
     """Those of other contents, each content once, in the order of the contents."""
     return [
         h for content, h in sorted({h.content: h for h in handles}.items()) if content not in shown

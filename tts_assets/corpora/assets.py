@@ -24,6 +24,8 @@ from dagster import (
 
 from resources.artifact_store import ArtifactStoreResource
 from resources.launcher import Launcher, Program
+from resources.launchpad import Machines
+from resources.table_schema import column_schema
 from sensors.conditions import follow_data
 from tts_assets.accounting import SET_ASIDE_FILE, count_reasons, read_set_aside
 from tts_assets.artifacts import Build, RawCorpus, SampleFacts, SampleManifest, SpeechSegments
@@ -33,10 +35,15 @@ from tts_assets.corpora.config import FilterConfig, MeasureProgram, TextConfig
 from tts_assets.corpora.discovery import Corpora
 from tts_assets.corpora.filter import KEPT_FILE, REJECTED_FILE
 from tts_assets.corpora.filter_corpus import filter_corpus
-from tts_assets.corpora.index import UTTERANCES_FILE, index_corpus, read_entries
+from tts_assets.corpora.index import (
+    ABOUT_UTTERANCES,
+    UTTERANCES_FILE,
+    index_corpus,
+    read_entries,
+)
 from tts_assets.corpora.listening import NOTEBOOK_FILE
 from tts_assets.corpora.listing import survey
-from tts_assets.corpora.samples import SCHEMA
+from tts_assets.corpora.samples import ABOUT_SAMPLES, FIELDS, SCHEMA
 from tts_assets.corpora.segments.assets import build_assets as segments_assets
 from tts_assets.corpora.watch import Look, Seen
 from tts_assets.partitions import corpus_partitions
@@ -137,6 +144,7 @@ def filtered_samples_asset(filtering: Filtering) -> AssetsDefinition:
         context: AssetExecutionContext,
         store: ArtifactStoreResource,
         launcher: ResourceParam[Launcher],
+        config: Machines,
         speech_segments: SpeechSegments,
     ) -> Output[SampleManifest]:
         filters = filtering.of(context.partition_key)
@@ -155,7 +163,7 @@ def filtered_samples_asset(filtering: Filtering) -> AssetsDefinition:
         )
 
         def measure(program: MeasureProgram) -> None:
-            launcher.run(context, Program(MEASURE, program, filtering.shape))
+            launcher.run(context, Program(MEASURE, program, config.of(filtering.shape)))
 
         def run(work: Path) -> SampleFacts:
             return filter_corpus(
@@ -227,6 +235,7 @@ def describe_corpus(corpus: RawCorpus) -> dict[str, Any]:
         "utterances_preview": _table(shown.head(ROWS_SHOWN)),
         "durations": _table(durations(rows["duration"])),
         "set_aside_reasons": MetadataValue.json(reasons),
+        **column_schema(rows.schema, ABOUT_UTTERANCES),
         **{
             f"seconds_{name}": round(float(value), 3)
             for name, value in rows.select(
@@ -246,6 +255,7 @@ def describe_samples(samples: SampleManifest, filters: FilterConfig) -> dict[str
     picture = summary.picture({"kept": kept, "rejected": rejected})
     return {
         "dagster/partition_row_count": samples.facts.kept,
+        **column_schema(FIELDS, ABOUT_SAMPLES),
         "samples_preview": _table(rows.head(ROWS_SHOWN).collect()),
         "rejected_in_order": _table(summary.reasons(samples.facts.reasons, filters)),
         "durations": _table(

@@ -7,7 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from tts_assets.config import Config
 from tts_assets.corpora.consent import VoiceConsent
@@ -44,6 +50,9 @@ def _language_tag(value: str) -> str:
 Language = Annotated[str, AfterValidator(_language_tag)]
 
 
+MANNERS = ("style", "emotion", "voice_description")
+
+
 class ParquetOptions(Config):
     """``options`` of the reader ``parquet``: names of columns; an empty name means there is none.
 
@@ -58,7 +67,8 @@ class ParquetOptions(Config):
 class CorpusConfig(Config):
     """``[corpora.<name>]``: where recordings lie, in which layout, and whose they are.
 
-    ``language``, ``licence`` and ``speaker`` hold for utterances that do not say otherwise.
+    ``language``, ``licence``, ``speaker``, ``style``, ``emotion`` and ``voice_description`` hold
+    for utterances that do not say otherwise.
     ``filters`` are laid over ``[filters]`` for this corpus (see :meth:`FilterConfig.for_corpus`).
     ``segments`` declares that they are long recordings, to be cut into utterances; the reader
     ``recordings`` implies it. ``consent`` is needed before a model of the voice is published.
@@ -69,6 +79,9 @@ class CorpusConfig(Config):
     language: Language
     licence: str = "unknown"
     speaker: str = ""
+    style: str = ""
+    emotion: str = ""
+    voice_description: str = ""
     consent: VoiceConsent | None = None
     options: ParquetOptions | None = None
     filters: dict[str, Any] = Field(default_factory=dict)
@@ -94,6 +107,12 @@ class CorpusConfig(Config):
         if self.segments is not None:
             self.segments.check_language(self.language)
         return self
+
+    @model_serializer(mode="wrap")
+    def _only_manners_that_are_set(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """So that corpora without them keep the fingerprint from before there were any."""
+        values: dict[str, Any] = dump(self)
+        return {name: value for name, value in values.items() if value or name not in MANNERS}
 
     def as_indexed(self) -> Self:
         """What of it determines the index of the corpus: not what is done with it later."""

@@ -37,17 +37,28 @@ ROW_GROUP = 100_000
 
 SCHEMA = {
     "id": pl.String,
-    "audio": pl.String,  # relative to the corpus root where it lies below it, or to the pool
-    "pooled": pl.Boolean,  # the audio lies in the audio pool (see audio_pool.py)
+    "audio": pl.String,
+    "pooled": pl.Boolean,
     "audio_sha256": pl.String,
-    "duration": pl.Float64,  # seconds
-    "sample_rate": pl.Int32,  # Hz
+    "duration": pl.Float64,
+    "sample_rate": pl.Int32,
     "channels": pl.Int16,
     "speaker": pl.String,
     "language": pl.String,
-    "text": pl.String,  # raw
+    "text": pl.String,
     "licence": pl.String,
-    "extra": pl.String,  # JSON: further fields of the sample schema
+    "extra": pl.String,
+}
+ABOUT_UTTERANCES = {
+    "id": f"the first {ID_DIGITS} digits of audio_sha256",
+    "audio": "file: relative to the corpus root where it lies below it, or to the audio pool",
+    "pooled": "the audio lies in the audio pool (see audio_pool.py)",
+    "audio_sha256": "of the file's bytes, hexadecimal",
+    "duration": "seconds",
+    "sample_rate": "Hz, of the file",
+    "speaker": "who speaks, by the corpus",
+    "text": "raw, as the corpus has it",
+    "extra": "JSON: further fields of the sample schema",
 }
 ROW = {**SCHEMA, "where": pl.String}  # the entry's line or file, until the table is written
 

@@ -28,6 +28,7 @@ import numpy as np
 from tts_assets.audio import BrokenAudio, Clip, Wave, read_clip
 from tts_assets.cache import RecordCache
 from tts_assets.corpora.config import Metric
+from tts_assets.hearing.languages import spoken_language
 from tts_assets.hearing.naturalness import NaturalnessScorer
 
 if TYPE_CHECKING:
@@ -148,11 +149,6 @@ class Gauge:
                     self._whisper, language=tag, batch_size=1, threads=1, device=self._device
                 )
             return self._transcribers[tag]
-
-
-def spoken_language(tag: str) -> str:
-    """``en`` of ``en-GB``."""
-    return tag.split("-")[0].lower()
 
 
 def wada_snr(wave: Wave) -> float | None:

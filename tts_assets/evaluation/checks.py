@@ -17,9 +17,10 @@ from dagster import (
 )
 
 from resources.artifact_store import ArtifactStoreResource
-from tts_assets.artifacts import ArtifactError, ArtifactStore, CodeArrays, EvaluationSuite, Report
+from tts_assets.artifacts import ArtifactStore, EvaluationSuite, Report
 from tts_assets.evaluation.config import MAIN, EvaluationConfig
 from tts_assets.evaluation.corpus_voices import samples_of
+from tts_assets.evaluation.history import measure, readable_reports
 from tts_assets.evaluation.suite import (
     SUITE_FILE,
     SuiteText,
@@ -86,8 +87,7 @@ def held_out_check(
     def suite_is_held_out(
         report: Report, suite: EvaluationSuite, store: ArtifactStoreResource
     ) -> AssetCheckResult:
-        current = {name: store.store.current("code_arrays", name).path for name in corpora}
-        arrays = {name: CodeArrays.open(path) for name, path in current.items()}
+        arrays = {name: store.store.current("code_arrays", name) for name in corpora}
         samples = samples_of(arrays, "train")
         trained = [sample["transcript"] for sample in samples]
         trained += [line for path in prompts for line in read_lines(path)]
@@ -141,12 +141,16 @@ def gate_check(
     def gate(report: Report, store: ArtifactStoreResource) -> AssetCheckResult:
         from tts_assets.evaluation.gates import judge
         from tts_assets.evaluation.metrics.registry import columns_of
-        from tts_assets.evaluation.results import read_samples
+        from tts_assets.evaluation.results import AGAINST_TARGET, read_samples, read_target
 
         column = next((c for c in columns_of(evaluation) if c.name == column_name), None)
         before = incumbent(store.store, report, evaluation.gates.incumbent)
         if column is None or before is None:
             why = "there is no incumbent yet" if column else f"{column_name} is not measured"
+            return AssetCheckResult(passed=True, description=why)
+        targets = {read_target(before.path), read_target(report.path)}
+        if column_name in AGAINST_TARGET and len(targets) > 1:
+            why = "the incumbent's is measured against other recordings; set [evaluation] target"
             return AssetCheckResult(passed=True, description=why)
         verdict = judge(read_samples(report.path), read_samples(before.path), column, margin)
         return AssetCheckResult(
@@ -169,26 +173,22 @@ def incumbent(store: ArtifactStore, report: Report, recipe: str) -> Report | Non
     """The report to beat: the current one of ``recipe``, else the best of the recipe's own.
 
     The best, and not the latest: a slow decline within the margin must not pass step by step.
-    Reports of another suite or another kind of figures do not count.
+    Reports of another suite or another kind of figures do not count, nor do old ones that cannot be
+    read; raises :class:`ArtifactError` where the current one cannot.
     """
     if recipe and recipe != report.facts.recipe:
         suite = report.facts.suite
         asset = f"report/{recipe}" if suite == MAIN else f"report/{recipe}/{suite}"
-        try:
-            current = store.current(asset)
-        except ArtifactError:
+        if not (store.folder(asset) / "current").is_symlink():
             return None
-        return current if isinstance(current, Report) and comparable(current, report) else None
-    folders = store.published(report.asset, report.partition)
-    others = [Report.open(folder) for folder in folders if folder.name != report.path.name]
-    alike = [other for other in others if comparable(other, report)]
+        current = store.current(asset)
+        if isinstance(current, Report) and measure(current) == measure(report):
+            return current
+        return None
+    published = readable_reports(store, report.asset, report.partition)
+    others = [other for other in published if other.path.name != report.path.name]
+    alike = [other for other in others if measure(other) == measure(report)]
     return min(alike, key=lambda other: (other.facts.wer, other.path.name), default=None)
-
-
-def comparable(a: Report, b: Report) -> bool:
-    mine, other = a.manifest, b.manifest
-    same_suite = mine.inputs["suite"].content == other.inputs["suite"].content
-    return same_suite and mine.code_version == other.code_version
 
 
 def suite_texts(suite: EvaluationSuite, evaluation: EvaluationConfig) -> list[SuiteText]:

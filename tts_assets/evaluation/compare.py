@@ -16,10 +16,12 @@ from tts_assets.config import canonical_json
 from tts_assets.evaluation.blind import write_blind_test
 from tts_assets.evaluation.clips import Embedder
 from tts_assets.evaluation.config import EvaluationConfig, LineageRow
+from tts_assets.evaluation.listening import NOTEBOOK_FILE, sections
 from tts_assets.evaluation.metrics.metric import Column
 from tts_assets.evaluation.metrics.registry import columns_of
 from tts_assets.evaluation.page import HERE, Heard, RangeMark, heard, range_mark, render, scale_end
 from tts_assets.evaluation.results import (
+    AGAINST_TARGET,
     TEMPERATURES_FILE,
     Difference,
     Figures,
@@ -28,9 +30,11 @@ from tts_assets.evaluation.results import (
     difference,
     figures,
     read_samples,
+    read_target,
 )
-from tts_assets.evaluation.summary import summary
+from tts_assets.evaluation.summary import listed, summary
 from tts_assets.hearing.text_match import Interval
+from tts_assets.notebook import write_notebook
 
 PAGE_FILE = "comparison.html"
 FIGURES_FILE = "comparison.json"
@@ -72,22 +76,38 @@ def compare(
     result: Path,
     blind_trials: int = 10,
 ) -> dict[str, Any]:
-    """Compare the report folders and write pages and numbers; returns the artifact's facts."""
-    columns = columns_of(config)
+    """Compare the report folders; write pages, notebook, numbers; returns the artifact's facts."""
+    columns, left_out = comparable(reports, columns_of(config))
     models = read_models(reports, columns)
     pairs: Pairs = {
         (a.name, b.name): differences(a.samples, b.samples, columns)
         for a, b in combinations(models, 2)
     }
     rows = category_rows(models, columns)
-    said = summary([(model.name, model.figures) for model in models], pairs, columns)
+    said = summary([(model.name, model.figures) for model in models], pairs, columns) + left_out
     page = comparison_page(models, columns, pairs, rows, said, lineage)
     (result / PAGE_FILE).write_text(page)
     (result / SUMMARY_FILE).write_text("".join(f"- {sentence}\n" for sentence in said))
-    write_blind_test(result, [(m.name, m.folder, m.samples) for m in models], blind_trials)
+    said_by = [(model.name, model.folder, model.samples) for model in models]
+    heading = f"Listening: {', '.join(reports)}"
+    errors = {row.category: row.values for row in rows}
+    write_notebook(result / NOTEBOOK_FILE, heading, sections(said_by, errors))
+    write_blind_test(result, said_by, blind_trials)
     facts = facts_of(models, pairs)
     (result / FIGURES_FILE).write_text(canonical_json(numbers(models, pairs, rows, facts)) + "\n")
     return facts
+
+
+def comparable(
+    reports: Mapping[str, Path], columns: Sequence[Column]
+) -> tuple[list[Column], list[str]]:
+    """The columns that all reports measure against the same, and a sentence on the others."""
+    other = [column for column in columns if column.name in AGAINST_TARGET]
+    if not other or len({read_target(folder) for folder in reports.values()}) == 1:
+        return list(columns), []
+    named = listed([column.title.lower() for column in other]).capitalize()
+    why = "not compared: the reports measure it against other recordings; set [evaluation] target."
+    return [column for column in columns if column not in other], [f"{named}: {why}"]
 
 
 def read_models(reports: Mapping[str, Path], columns: Sequence[Column]) -> list[Model]:

@@ -79,6 +79,11 @@ class EvaluationConfig(Config):
         15.0, ge=4.0, le=30.0, description="of Whisper; at 15 a third of the time of 30"
     )
     references: int = Field(10, ge=1, description="validation clips that stand for the speaker")
+    target: tuple[str, ...] = Field(
+        (),
+        description="corpora whose clips every report measures likeness and pace against; empty: "
+        "those of each recipe, and recipes of different corpora are not compared in these",
+    )
     batch_size: int = Field(8, ge=1, description="texts spoken at a time; changes rounding")
     gates: GateConfig = GateConfig()
     comparisons: dict[str, ComparisonConfig] = Field(default_factory=dict)
@@ -100,6 +105,7 @@ class EvaluationConfig(Config):
     def determining(self) -> dict[str, Any]:
         """What of it decides a report's bytes, free of paths."""
         aside = {"suite", "suites", "gates", "comparisons", "utmos", "speaker_encoder"}
+        aside |= set() if self.target else {"target"}  # reports from before it stay what they are
         return self.model_dump(mode="json", exclude=aside)
 
     def check_recipes(self, recipes: Set[str], compared: Set[str]) -> None:

@@ -7,15 +7,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tts_assets.artifacts import CodeArrays
-from tts_assets.config import ConfigError
+from tts_assets.artifacts import CodeArrays, Handle, sha256_file
+from tts_assets.config import ConfigError, digest_of
 from tts_assets.evaluation.metrics.pace import spoken_characters
 from tts_assets.evaluation.suite import SuiteText
 
 Sample = dict[str, Any]
 
 
-def samples_of(arrays: Mapping[str, CodeArrays], split: str) -> list[Sample]:
+def samples_of(arrays: Mapping[str, Handle], split: str) -> list[Sample]:
     return [
         json.loads(line)
         for handle in arrays.values()
@@ -64,6 +64,14 @@ def longest(samples: Iterable[Sample], count: int) -> tuple[Path, ...]:
                 "and what follows again"
             )
     return clips
+
+
+def target_digest(
+    references: Iterable[Path], speakers: Mapping[str, Iterable[Path]], rate: float
+) -> str:
+    """What likeness and pace are measured against: reports with another are not compared in it."""
+    voices = {name: [sha256_file(clip) for clip in clips] for name, clips in speakers.items()}
+    return digest_of([[sha256_file(clip) for clip in references], voices, rate])
 
 
 def expected_rate(arrays: Mapping[str, CodeArrays], language: str) -> float:

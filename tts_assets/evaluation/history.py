@@ -10,7 +10,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tts_assets.artifacts import ArtifactError, ArtifactStore, Build, Handle, open_artifact
+from tts_assets.artifacts import (
+    UNPARTITIONED,
+    ArtifactError,
+    ArtifactStore,
+    Build,
+    Handle,
+    Report,
+    open_artifact,
+)
 from tts_assets.evaluation.config import EarlierReport
 from tts_assets.evaluation.metrics.metric import Column
 from tts_assets.evaluation.results import (
@@ -36,18 +44,22 @@ class Past:
 
 def earlier_reports(store: ArtifactStore, build: Build) -> tuple[EarlierReport, ...]:
     """Published reports of the same asset, suite and model format, oldest first."""
-    suite = build.references()["suite"].content
+    asked = build.references()["suite"].content, build.code_version
     found = []
     for folder in store.published(build.asset, build.partition):
         report = readable(folder)
         if report is None or folder.name == build.fingerprint:
             continue
-        inputs = report.manifest.inputs
-        if inputs["suite"].content == suite and report.manifest.code_version == build.code_version:
+        if measure(report) == asked:
             written = (folder / "manifest.json").stat().st_mtime_ns
-            found.append((written, folder, inputs["serving"].content))
+            found.append((written, folder, report.manifest.inputs["serving"].content))
     latest = sorted(found)[-MOST:]
     return tuple(EarlierReport(model=model, folder=folder) for _, folder, model in latest)
+
+
+def measure(report: Handle) -> tuple[str, str]:
+    """The suite's content and the code: figures of reports with the same can be compared."""
+    return report.manifest.inputs["suite"].content, report.manifest.code_version
 
 
 def readable(folder: Path) -> Handle | None:
@@ -56,6 +68,20 @@ def readable(folder: Path) -> Handle | None:
         return open_artifact(folder)
     except ArtifactError:
         return None
+
+
+def readable_reports(
+    store: ArtifactStore, asset: str, partition: str = UNPARTITIONED
+) -> list[Report]:
+    """The published reports of an asset, by fingerprint, without old ones that cannot be read;
+    raises :class:`ArtifactError` if it is the current one that cannot."""
+    current = (store.folder(asset, partition) / "current").resolve()
+    found = []
+    for folder in store.published(asset, partition):
+        report = Report.open(folder) if folder.name == current.name else readable(folder)
+        if isinstance(report, Report):
+            found.append(report)
+    return found
 
 
 def past(

@@ -9,6 +9,7 @@ from pathlib import Path
 from tts_assets.config import canonical_json, digest_of
 from tts_assets.evaluation.clips import PAGE_BYTES, Embedder
 from tts_assets.evaluation.config import MAIN, EvaluationProgram
+from tts_assets.evaluation.corpus_voices import target_digest
 from tts_assets.evaluation.distributions import distributions
 from tts_assets.evaluation.history import Past, past
 from tts_assets.evaluation.metrics.metric import Column
@@ -50,6 +51,19 @@ class Row:
     mark: RangeMark
 
 
+@dataclass(frozen=True)
+class Findings:
+    """What the page and ``report.json`` tell: ``samples`` at the temperature of all figures,
+    ``others`` at others."""
+
+    samples: Sequence[SampleResult]
+    others: Sequence[SampleResult]
+    by_kind: Mapping[str, Figures]
+    by_manner: Mapping[str, Figures]
+    by_temperature: Mapping[float, Figures]
+    history: Sequence[Past]
+
+
 def write_report(folder: Path, program: EvaluationProgram, said: Sequence[SampleResult]) -> None:
     """Write rows, figures, page and notebook into ``folder``, which holds the audio already."""
     samples = [sample for sample in said if sample.temperature is None]
@@ -57,32 +71,39 @@ def write_report(folder: Path, program: EvaluationProgram, said: Sequence[Sample
     write_samples(folder / SAMPLES_FILE, samples)
     if others:
         write_samples(folder / TEMPERATURES_FILE, others)
-    columns = columns_of(program.evaluation)
-    by_kind = {kind: figures(rows, columns) for kind, rows in by_category(samples).items()}
-    by_kind[ALL] = figures(samples, columns)
-    history = past(samples, program.earlier, columns)
-    write_figures(folder / REPORT_FILE, program, samples, by_kind, others, history)
-    page = report_page(folder, program, samples, others, by_kind, history)
-    (folder / PAGE_FILE).write_text(page)
+    found = findings(program, samples, others)
+    write_figures(folder / REPORT_FILE, program, found)
+    (folder / PAGE_FILE).write_text(report_page(folder, program, found))
     title = f"Listening: {program.name}"
-    write_notebook(folder / NOTEBOOK_FILE, title, sections(folder, samples, by_kind))
+    write_notebook(folder / NOTEBOOK_FILE, title, sections(folder, samples, found.by_kind))
 
 
-def report_page(
-    folder: Path,
-    program: EvaluationProgram,
-    samples: Sequence[SampleResult],
-    others: Sequence[SampleResult],
-    by_kind: Mapping[str, Figures],
-    history: Sequence[Past],
-) -> str:
-    columns = [c for c in columns_of(program.evaluation) if c.name in by_kind[ALL].metrics]
-    named = worst_first(samples)
-    audio = [folder / s.audio for s in [*named, *others] if s.audio]
-    embed = Embedder(audio)
-    manners = manner_figures(samples, columns)
-    tables = (by_kind, manners | {ALL: by_kind[ALL]} if manners else {})
-    end = scale_end([found.metrics["wer"].high for table in tables for found in table.values()])
+def findings(
+    program: EvaluationProgram, samples: Sequence[SampleResult], others: Sequence[SampleResult]
+) -> Findings:
+    columns = columns_of(program.evaluation)
+
+    def all_figures(groups: Mapping[str, Sequence[SampleResult]]) -> dict[str, Figures]:
+        return {name: figures(rows, columns) for name, rows in groups.items()}
+
+    return Findings(
+        samples,
+        others,
+        by_kind=all_figures({**by_category(samples), ALL: samples}),
+        by_manner=all_figures(by_manner(samples)),
+        by_temperature=by_temperature(others, columns),
+        history=past(samples, program.earlier, columns),
+    )
+
+
+def report_page(folder: Path, program: EvaluationProgram, found: Findings) -> str:
+    total = found.by_kind[ALL]
+    columns = [c for c in columns_of(program.evaluation) if c.name in total.metrics]
+    named = worst_first(found.samples)
+    embed = Embedder([folder / s.audio for s in [*named, *found.others] if s.audio])
+    manners = {**found.by_manner, ALL: total} if found.by_manner else {}
+    tables = (found.by_kind, manners)
+    end = scale_end([row.metrics["wer"].high for table in tables for row in table.values()])
     rows, manner_rows = (table_rows(table, end) for table in tables)
     suite = "" if program.suite_name == MAIN else program.suite_name
     return render(
@@ -91,27 +112,21 @@ def report_page(
         name=program.name,
         suite=suite,
         whisper=program.evaluation.whisper or "tiny.en",
-        total=by_kind[ALL],
+        total=total,
         columns=columns,
         rows=rows,
         manners=manner_rows,
         heard=[heard(folder, sample, embed) for sample in named],
-        others=by_temperature(others, columns),
-        other_heard=[heard(folder, sample, embed) for sample in others],
+        others=found.by_temperature,
+        other_heard=[heard(folder, sample, embed) for sample in found.others],
         lossless=embed.lossless,
-        distributions=distributions(samples, columns),
-        history=history,
+        distributions=distributions(found.samples, columns),
+        history=found.history,
         not_given=not_given(program.evaluation),
-        reasons=reasons(samples),
+        reasons=reasons(found.samples),
         end=end,
         lineage=program.lineage,
     )
-
-
-def manner_figures(
-    samples: Sequence[SampleResult], columns: Sequence[Column]
-) -> dict[str, Figures]:
-    return {manner: figures(rows, columns) for manner, rows in by_manner(samples).items()}
 
 
 def table_rows(table: Mapping[str, Figures], end: float) -> list[Row]:
@@ -154,14 +169,7 @@ def reasons(samples: Sequence[SampleResult]) -> dict[tuple[str, str], int]:
     return counts
 
 
-def write_figures(
-    path: Path,
-    program: EvaluationProgram,
-    samples: Sequence[SampleResult],
-    by_kind: Mapping[str, Figures],
-    others: Sequence[SampleResult],
-    history: Sequence[Past],
-) -> None:
+def write_figures(path: Path, program: EvaluationProgram, found: Findings) -> None:
     """``report.json``: what the page says, for machines."""
     columns = columns_of(program.evaluation)
     values = {
@@ -169,25 +177,28 @@ def write_figures(
         "suite": program.suite_name,
         "evaluation": program.evaluation.determining(),
         "versions": {metric.name: metric.version for metric in metrics_of(program.evaluation)},
+        "target": target_digest(
+            program.references, program.speakers, program.characters_per_second
+        ),
         "columns": {
             c.name: {"title": c.title, "better": c.better, "unit": c.unit, "about": c.about}
             for c in columns
         },
-        "total": by_kind[ALL],
-        "categories": {kind: found for kind, found in by_kind.items() if kind != ALL},
-        "manners": manner_figures(samples, columns),
-        "temperatures": {f"{t:g}": f for t, f in by_temperature(others, columns).items()},
+        "total": found.by_kind[ALL],
+        "categories": {kind: row for kind, row in found.by_kind.items() if kind != ALL},
+        "manners": found.by_manner,
+        "temperatures": {f"{t:g}": row for t, row in found.by_temperature.items()},
         "not_given": not_given(program.evaluation),
         "set_aside": [
             {"metric": metric, "reason": reason, "samples": count}
-            for (metric, reason), count in reasons(samples).items()
+            for (metric, reason), count in reasons(found.samples).items()
         ],
         "earlier": [
             {"model": row.model, "total": row.figures, "differences": row.differences}
-            for row in history
+            for row in found.history
         ],
         "lineage": program.lineage,
-        "digest": digest_of(samples),
+        "digest": digest_of(found.samples),
     }
     path.write_text(canonical_json(values) + "\n")
 

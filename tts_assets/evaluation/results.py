@@ -15,6 +15,7 @@ from tts_assets.hearing.text_match import difference_interval, rate_interval
 SAMPLES_FILE = "samples.jsonl"
 TEMPERATURES_FILE = "temperatures.jsonl"
 REPORT_FILE = "report.json"
+AGAINST_TARGET = ("speaker_similarity", "duration_ratio")  # columns that recordings decide, too
 
 
 class SampleResult(Config):
@@ -158,19 +159,26 @@ def rounded(value: float) -> float:
 
 def by_category(samples: Iterable[SampleResult]) -> dict[str, list[SampleResult]]:
     """Samples of each category, both in order of appearance."""
-    groups: dict[str, list[SampleResult]] = {}
-    for sample in samples:
-        groups.setdefault(sample.category, []).append(sample)
-    return groups
+    return grouped((sample.category, sample) for sample in samples)
 
 
 def by_manner(samples: Iterable[SampleResult]) -> dict[str, list[SampleResult]]:
     """Samples of each emotion and style that was asked for; none where none was."""
+    return grouped((sample.manner, sample) for sample in samples if sample.manner)
+
+
+def grouped(named: Iterable[tuple[str, SampleResult]]) -> dict[str, list[SampleResult]]:
     groups: dict[str, list[SampleResult]] = {}
-    for sample in samples:
-        if sample.manner:
-            groups.setdefault(sample.manner, []).append(sample)
+    for name, sample in named:
+        groups.setdefault(name, []).append(sample)
     return groups
+
+
+def read_target(folder: Path) -> str | None:
+    """The digest of what a report's :data:`AGAINST_TARGET` are measured against; None in reports
+    from before it was written."""
+    target: str | None = json.loads((folder / REPORT_FILE).read_text()).get("target")
+    return target
 
 
 def write_samples(path: Path, samples: Iterable[SampleResult]) -> None:

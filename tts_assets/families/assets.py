@@ -20,6 +20,7 @@ from dagster import (
 
 from resources.artifact_store import ArtifactStoreResource
 from resources.launcher import Launcher, Program
+from resources.launchpad import Machines
 from tts_assets.artifacts import (
     Build,
     EvaluationSuite,
@@ -30,6 +31,7 @@ from tts_assets.artifacts import (
 )
 from tts_assets.compute import Shape
 from tts_assets.corpora.consent import VoiceConsent, check_consents, people
+from tts_assets.corpora.filter import KEPT_FILE
 from tts_assets.evaluation.assets import report_key, spoken_key, suite_key
 from tts_assets.evaluation.config import EvaluationConfig
 from tts_assets.evaluation.suite import SUITE_FILE
@@ -43,7 +45,7 @@ from tts_assets.families.config import (
 from tts_assets.metrics import METRICS_FILE, read_metrics
 from tts_assets.partitions import filtered_samples_of
 from tts_assets.plots import curves
-from tts_assets.serving.provenance import statement
+from tts_assets.provenance import statement
 from tts_assets.split import ValidationSplit
 
 CODE_VERSION = "1"
@@ -72,13 +74,13 @@ def build_assets(
     if not families.recipes:
         return []
     assert families.python is not None  # the configuration has checked
-    python, one = root / families.python, shape.one_process()
+    python = root / families.python
     built = []
     for name, recipe in families.recipes.items():
-        built.append(family_asset(name, recipe, python, validation, one, root))
+        built.append(family_asset(name, recipe, python, validation, shape, root, consents))
         for suite in evaluation.suites_of(name):
             given = evaluation.for_suite(suite)
-            built.append(spoken_asset(name, recipe, python, suite, given, one, consents))
+            built.append(spoken_asset(name, recipe, python, suite, given, shape, consents))
     return [*built, table_asset(families, speechlm)]
 
 
@@ -89,6 +91,7 @@ def family_asset(
     validation: ValidationSplit,
     shape: Shape,
     root: Path,
+    consents: Consents,
 ) -> AssetsDefinition:
     given = recipe if recipe.model is None else recipe.with_model(root / recipe.model)
 
@@ -104,14 +107,16 @@ def family_asset(
         context: AssetExecutionContext,
         store: ArtifactStoreResource,
         launcher: ResourceParam[Launcher],
+        config: Machines,
         samples: Any,
     ) -> Output[FamilyModel]:
-        config = {
+        check_consents(consents(name), f"family/{name} is not published", date.today())
+        known = {
             "recipe": recipe.model_dump(mode="json", exclude={"model"}),
             "weights": weights_digests(given.model),
             "validation": validation,
         }
-        build = Build(f"family/{name}", {"samples": samples}, config, CODE_VERSION, recipe.seed)
+        build = Build(f"family/{name}", {"samples": samples}, known, CODE_VERSION, recipe.seed)
 
         def run(work: Path) -> dict[str, Any]:
             program = FamilyTrainProgram(
@@ -119,11 +124,12 @@ def family_asset(
                 name=name,
                 python=python,
                 recipe=given,
-                samples={corpus: kept.path / "kept.jsonl" for corpus, kept in samples.items()},
+                samples={corpus: kept.path / KEPT_FILE for corpus, kept in samples.items()},
                 validation=validation,
             )
             module = "tts_assets.families.train"
-            return launcher.run(context, Program(module, program, shape)).facts
+            machines = config.of(shape).one_process()
+            return launcher.run(context, Program(module, program, machines)).facts
 
         return store.materialize(context, FamilyModel, build, run, describe_model)
 
@@ -156,13 +162,14 @@ def spoken_asset(
         context: AssetExecutionContext,
         store: ArtifactStoreResource,
         launcher: ResourceParam[Launcher],
+        config: Machines,
         model: FamilyModel,
         suite: EvaluationSuite,
     ) -> Output[SpokenSuite]:
         agreed = check_consents(consents(name), f"{name} may not speak", date.today())
-        config = {"seeds": evaluation.seeds, "consents": agreed}
+        known = {"seeds": evaluation.seeds, "consents": agreed}
         inputs = {"model": model, "suite": suite}
-        build = Build("/".join(key.path), inputs, config, CODE_VERSION)
+        build = Build("/".join(key.path), inputs, known, CODE_VERSION)
 
         def run(work: Path) -> dict[str, Any]:
             program = FamilySpeakProgram(
@@ -178,7 +185,8 @@ def spoken_asset(
                 provenance=statement(f"family/{name}", people(agreed)),
             )
             module = "tts_assets.families.speak"
-            return launcher.run(context, Program(module, program, shape)).facts
+            machines = config.of(shape).one_process()
+            return launcher.run(context, Program(module, program, machines)).facts
 
         return store.materialize(context, SpokenSuite, build, run)
 

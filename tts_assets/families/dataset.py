@@ -13,7 +13,7 @@ import soundfile
 from tts_assets.accounting import SetAside
 from tts_assets.artifacts import written_aside
 from tts_assets.audio import BrokenAudio, Wave, read_wave
-from tts_assets.corpora.samples import Sample
+from tts_assets.corpora.samples import Sample, read_samples
 from tts_assets.families.config import FamilyRecipe
 from tts_assets.split import ValidationSplit, is_validation
 
@@ -35,12 +35,11 @@ class Dataset:
         return len({clip["speaker_name"] for clip in self.train})
 
 
-def read_samples(samples: Mapping[str, Path]) -> Iterator[tuple[str, Sample]]:
+def all_samples(files: Mapping[str, Path]) -> Iterator[tuple[str, Sample]]:
     """The samples of each corpus with its name, in the order of the files."""
-    for corpus, path in samples.items():
-        with path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                yield corpus, Sample.parse(json.loads(line), f"{path}:{number}")
+    for corpus, path in files.items():
+        for sample in read_samples(path):
+            yield corpus, sample
 
 
 def write_clip(sample: Sample, target: Path, recipe: FamilyRecipe) -> float:

@@ -13,6 +13,7 @@ from typing import Any
 
 from tts_assets.config import ConfigError
 from tts_assets.families.coqui.job import REFUSED, SpeakJob, TrainJob, write_job
+from tts_assets.processes import reap
 from tts_assets.program import Run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,7 +41,8 @@ def drive(run: Run, python: Path, job: TrainJob | SpeakJob, what: str, total: in
         for _ in run.progress(done, what, total=total):
             pass
     finally:
-        end(process)
+        process.terminate()
+        reap(process, GRACE_SECONDS)
     if process.returncode != 0 and run.stop_requested:
         run.stopped()
     if process.returncode == REFUSED:
@@ -48,16 +50,6 @@ def drive(run: Run, python: Path, job: TrainJob | SpeakJob, what: str, total: in
     if process.returncode != 0:
         raise DriverFailed(f"{what}: the program of {python} ended with {process.returncode}")
     return told
-
-
-def end(process: subprocess.Popen[Any]) -> None:
-    """Ask it to end, and make it."""
-    process.terminate()
-    try:
-        process.wait(GRACE_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
 
 
 def heard(

@@ -9,6 +9,7 @@ from typing import Any
 
 from tts_assets.artifacts import ArtifactStore, Report
 from tts_assets.config import Config, canonical_json
+from tts_assets.evaluation.history import measure, readable_reports
 
 TABLE_FILE, ROWS_FILE = "families.md", "families.json"
 NOT_YET, TRAINED, REPORTED = "not trained yet", "trained", "reported"
@@ -41,15 +42,15 @@ class Row(Config):
 
 def row(store: ArtifactStore, name: str, known: Known, notes: Mapping[str, str]) -> Row:
     runs = len(store.published(f"{known.stage}/{name}"))
-    reports = comparable_reports(store, name)
-    best = min(reports, key=lambda r: (r.facts.wer, r.manifest.fingerprint), default=None)
+    found = comparable_reports(store, name)
+    best = min(found, key=lambda r: (r.facts.wer, r.manifest.fingerprint), default=None)
     figures = {} if best is None else best.facts.model_dump(include=set(FIGURES))
     return Row(
         recipe=name,
         family=known.family,
-        status=REPORTED if reports else TRAINED if runs else NOT_YET,
+        status=REPORTED if found else TRAINED if runs else NOT_YET,
         runs=runs,
-        figures_of=len(reports),
+        figures_of=len(found),
         notes=notes.get(name, ""),
         **figures,
     )
@@ -61,14 +62,8 @@ def comparable_reports(store: ArtifactStore, name: str) -> list[Report]:
     link = store.folder(asset) / "current"
     if not link.is_symlink():
         return []
-    current = Report.open(link.resolve())
-    everything = [Report.open(folder) for folder in store.published(asset)]
-    return [
-        report
-        for report in everything
-        if report.manifest.inputs["suite"].content == current.manifest.inputs["suite"].content
-        and report.manifest.code_version == current.manifest.code_version
-    ]
+    asked = measure(Report.open(link.resolve()))
+    return [report for report in readable_reports(store, asset) if measure(report) == asked]
 
 
 def write(folder: Path, rows: Sequence[Row]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ tells what that tells. What the other trainer can go on from lies in ``checkpoin
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from tts_assets.accounting import SET_ASIDE_FILE, write_set_aside
 from tts_assets.config import ConfigError
 from tts_assets.families.config import CLONING, LEARNING_RATES, FamilyTrainProgram
 from tts_assets.families.coqui.job import VOICES_FOLDER, TrainJob
-from tts_assets.families.dataset import Dataset, add, read_samples, write_lists
+from tts_assets.families.dataset import Dataset, add, all_samples, write_lists
 from tts_assets.families.driver import drive
 from tts_assets.metrics import METRICS_FILE, read_metrics
 from tts_assets.program import Run, load_config
@@ -68,7 +69,7 @@ def train(config: FamilyTrainProgram, run: Run) -> None:
 def prepare(config: FamilyTrainProgram, run: Run, folder: Path) -> Dataset:
     """Every sample as a clip in the family's rate; those that are there from before are kept."""
     dataset = Dataset()
-    samples = list(read_samples(config.samples))
+    samples = list(all_samples(config.samples))
     for corpus, sample in run.progress(samples, "clips"):
         add(dataset, folder, corpus, sample, config.recipe, config.validation)
         if run.stop_requested:
@@ -121,13 +122,7 @@ def parameters(path: Path) -> int:
 
     with safe_open(path, framework="np") as weights:
         shapes = [weights.get_slice(name).get_shape() for name in weights.keys()]  # noqa: SIM118
-    total = 0
-    for shape in shapes:
-        count = 1
-        for size in shape:
-            count *= size
-        total += count
-    return total
+    return sum(math.prod(shape) for shape in shapes)
 
 
 if __name__ == "__main__":

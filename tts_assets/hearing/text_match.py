@@ -24,7 +24,8 @@ import jiwer
 import numpy as np
 from numpy.typing import NDArray
 
-UNSPACED = ("zh", "ja", "ko")  # scored by characters: what a word is, is a matter of segmentation
+from tts_assets.hearing.languages import spoken_language, unspaced
+
 LEADING_ZERO = re.compile(r"(?<![\d.])0\d+")
 DIGIT = re.compile(r"\d")
 
@@ -73,12 +74,12 @@ class Interval:
 
 def normalize_for_match(text: str, language: str = "en") -> str:
     """``text`` as words separated by single spaces, by the rules at the top of this file."""
-    if language == "en":
+    if spoken_language(language) == "en":
         # "0719" as a number would lose its zero in the normalizer: spell such runs out first
         spelled = LEADING_ZERO.sub(lambda run: " ".join(run[0]), text)
         text = _english()(spelled)
     else:
-        text = _basic(language in UNSPACED)(text)
+        text = _basic(unspaced(language))(text)
     # what dots the normalizer leaves are those of numbers, and the rests of "..."
     words = DIGIT.sub(r" \g<0> ", text.replace(".", " ")).split()
     # the normalizer writes a lone 1 as "one", yet 1 in any longer number as a figure

@@ -7,14 +7,13 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from tts_assets.artifacts import (
-    UNPARTITIONED,
     ArtifactError,
     ArtifactStore,
     Report,
     ServingModel,
-    open_artifact,
 )
 from tts_assets.config import digest_of
+from tts_assets.evaluation.history import readable_reports
 from tts_assets.evaluation.results import REPORT_FILE
 from tts_assets.promotion.config import LOWER_IS_BETTER, METRICS, PromotionConfig
 
@@ -83,13 +82,11 @@ def contender(store: ArtifactStore, recipe: str) -> Contender | str:
 
 
 def reports_of(store: ArtifactStore, recipe: str, model: str) -> dict[str, Report]:
-    """By bench, all reports of the serving model with the content ``model``."""
+    """By bench, all reports of the serving model with the content ``model``. Old ones that cannot
+    be read do not count; raises ArtifactError where the current one cannot."""
     found: dict[str, Report] = {}
-    for folder in sorted(store.folder(f"report/{recipe}", UNPARTITIONED).iterdir()):
-        if folder.name.startswith(".") or folder.is_symlink():
-            continue
-        report = open_artifact(folder)
-        if isinstance(report, Report) and report.manifest.inputs["serving"].content == model:
+    for report in readable_reports(store, f"report/{recipe}"):
+        if report.manifest.inputs["serving"].content == model:
             found[bench(report)] = report
     return found
 

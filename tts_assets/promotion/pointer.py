@@ -29,6 +29,7 @@ from tts_assets.artifacts import (
     ServingModel,
 )
 from tts_assets.config import canonical_json
+from tts_assets.evaluation.history import readable
 
 CODE_VERSION = "1"
 CARD_FILE = "promotion.json"
@@ -58,16 +59,20 @@ def serving_now(store: ArtifactStore, voice: str) -> Promoted | None:
 
 
 def history(store: ArtifactStore, voice: str) -> list[Promoted]:
-    """All changes, the first one first."""
+    """All changes, the first one first; those alone after the last that somebody deleted."""
     chain: list[Promoted] = []
     handle = serving_now(store, voice)
     while handle is not None:
         chain.append(handle)
-        before = handle.facts.previous
-        handle = (
-            Promoted.open(store.folder(asset_name(voice)) / before) if before is not None else None
-        )
+        previous = handle.facts.previous
+        before = readable(store.folder(asset_name(voice)) / previous) if previous else None
+        handle = before if isinstance(before, Promoted) else None
     return chain[::-1]
+
+
+def is_cut(chain: list[Promoted]) -> bool:
+    """Whether there were changes before those of the history, which are gone."""
+    return bool(chain) and chain[0].facts.previous is not None
 
 
 def switch(
@@ -121,12 +126,14 @@ def link_tree(source: Path, target: Path) -> None:
 
 
 def stack(chain: list[Promoted]) -> list[Promoted]:
-    """What served and was not rolled back from; the last one serves."""
+    """What served and was not rolled back from; the last one serves. A rollback stands for what it
+    brought back where that is no longer in the chain."""
     left: list[Promoted] = []
     for handle in chain:
-        if handle.facts.event == "rolled back":
-            left.pop()
-        else:
+        back = handle.facts.event == "rolled back"
+        if back:
+            del left[-1:]
+        if not back or not left:
             left.append(handle)
     return left
 
@@ -145,8 +152,13 @@ def refused(chain: list[Promoted]) -> set[str]:
 def rollback(store: ArtifactStore, voice: str, why: str) -> Promoted:
     """What served before serves again; raises ArtifactError where nothing did."""
     with locked(store, voice):
-        left = stack(history(store, voice))
+        chain = history(store, voice)
+        left = stack(chain)
         if len(left) < 2:
+            if is_cut(chain):
+                raise ArtifactError(
+                    f"what served {voice} before is no longer stored: promote a recipe by hand"
+                )
             raise ArtifactError(
                 f"nothing served {voice} before what serves now; see: "
                 f"python -m tts_assets.promotion history {voice}"
@@ -161,4 +173,6 @@ def describe(chain: list[Promoted]) -> str:
     for handle in reversed(chain):
         f = handle.facts
         lines.append(f"| {f.when} | {f.recipe} ({f.event}) | {f.model[:12]} | {f.why} |")
+    if is_cut(chain):
+        lines.append("| | earlier ones are no longer stored | | |")
     return "\n".join(lines)

@@ -1,7 +1,7 @@
 """Signs that a policy collapses, read from the metrics of a run alone.
 
 Each compares the mean of the last ``window`` steps with that of the first ``window``. What is not
-measured (a KL of weight 0, DNSMOS without its reward) raises no alarm.
+measured (a KL of weight 0, DNSMOS that is no reward of the recipe) raises no alarm.
 """
 
 from __future__ import annotations

@@ -35,6 +35,7 @@ from tts_assets.rlhf.reward_config import FunctionReward
 from tts_assets.speakers.assets import encoder_input, encoder_path
 from tts_assets.speakers.config import RESEMBLYZER
 from tts_assets.speakers.source import encoder_digest
+from tts_assets.training.checks import losses_check
 
 if TYPE_CHECKING:
     from tts_assets.rlhf.prompts import PromptSet
@@ -44,12 +45,16 @@ Definitions = list[AssetsDefinition | AssetChecksDefinition]
 
 
 def build_assets(recipes: Mapping[str, RlhfRecipe], shape: Shape, root: Path) -> Definitions:
-    """An asset and its check for each ``[rlhf.<name>]``; ``root`` is where relative text files
+    """An asset and its checks for each ``[rlhf.<name>]``; ``root`` is where relative text files
     start."""
     definitions: Definitions = []
     for name, recipe in recipes.items():
         checkpoint = rlhf_asset(name, recipe, shape, root)
-        definitions += [checkpoint, collapse_check(checkpoint, recipe)]
+        definitions += [
+            checkpoint,
+            losses_check(checkpoint),
+            collapse_check(checkpoint, recipe),
+        ]
     return definitions
 
 
@@ -89,6 +94,7 @@ def rlhf_asset(name: str, recipe: RlhfRecipe, shape: Shape, root: Path) -> Asset
         texts = recipe_texts(asked, root)
         arrays: Mapping[str, CodeArrays] = optional.get("arrays", {})
         prompts = collected(asked, texts, arrays, base, suite, store)
+        told = describe_prompts(prompts, asked)  # refuses a recipe that would train on none
         heard_by, identity = hearing(asked, optional, root)
         known = {"recipe": identity, "texts": texts, **function_digests(asked)}
         inputs = {"base": base, **optional}
@@ -110,10 +116,7 @@ def rlhf_asset(name: str, recipe: RlhfRecipe, shape: Shape, root: Path) -> Asset
             Checkpoint,
             build,
             run,
-            describe=lambda handle: {
-                **describe_prompts(prompts, asked),
-                **describe_checkpoint(handle, asked),
-            },
+            describe=lambda handle: {**told, **describe_checkpoint(handle, asked)},
         )
 
     return checkpoint
@@ -150,12 +153,15 @@ def collected(
     Raises :class:`PromptError` where a reward cannot judge one of them.
     """
     from tts_assets.corpora.normalizer import Normalizer
-    from tts_assets.rlhf.prompts import collect, refuse_unheard
+    from tts_assets.rlhf.prompts import Limits, collect, refuse_unheard
     from tts_assets.serving.synthesis import read_card
 
+    card = read_card(base.path)
+    positions = json.loads((base.path / "config.json").read_text())["max_position_embeddings"]
+    limits = Limits(positions - recipe.sampling.max_tokens, card.token_rate)
     folders = {corpus: handle.path for corpus, handle in arrays.items()}
-    normalizer = Normalizer(read_card(base.path).text, store.store.caches)
-    found = collect(recipe.prompts, texts, folders, suite_texts(suite), normalize=normalizer)
+    normalizer = Normalizer(card.text, store.store.caches)
+    found = collect(recipe.prompts, texts, folders, suite_texts(suite), limits, normalizer)
     refuse_unheard(found.prompts, recipe.rewards)
     return found
 
@@ -187,7 +193,10 @@ def function_digests(recipe: RlhfRecipe) -> dict[str, Any]:
 
 
 def describe_prompts(found: "PromptSet", recipe: RlhfRecipe) -> dict[str, Any]:
-    """How many there are, how many of them are held out, and why others were left out."""
+    """How many there are, how many of them are held out, and why others were left out.
+
+    Raises :class:`PromptError` if all are held out.
+    """
     from tts_assets.rlhf.heldout import hold_out
 
     _, held_out = hold_out(found.prompts, recipe.heldout)

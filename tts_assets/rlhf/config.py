@@ -26,20 +26,29 @@ ROLLOUT_SAMPLING = SamplingConfig(
     temperature=1.1, top_k=75, top_p=0.9, repetition_penalty=1.1, min_tokens=25, max_tokens=1024
 )
 
+# The largest weight of a token that TRL recommends, from ScaleRL (arXiv 2510.13786).
+CISPO_CLIP = 5.0
+
 
 class PromptsConfig(Config):
     """Whose texts the policy says: a file (a text a line), transcripts of corpora, or both.
 
-    With ``voice_prompts`` a transcript is said after another utterance of the same speaker, as
-    text and codes; the lines of a file are said without. Texts outside ``min_characters`` ..
-    ``max_characters`` or of other languages are left out, and counted. ``language`` is that of the
-    file's lines.
+    With ``voice_prompts`` a transcript is said after another utterance, as text and codes; the
+    lines of a file are said without. Texts outside ``min_characters`` .. ``max_characters``, of
+    other languages, without words or without a voice prompt, and those that leave the model no
+    room to answer, are left out, and counted. ``language`` is that of the file's lines.
     """
 
     texts: Path | None = None
     language: str = "en"
     corpora: tuple[str, ...] = ()
     voice_prompts: bool = False
+    voice_of: Literal["same", "any"] = Field(
+        "same", description="speaker of a voice prompt: the text's own, or whoever comes next"
+    )
+    voice_seconds: tuple[float, float] = Field(
+        (1.0, 10.0), description="shortest and longest clip that is a voice prompt"
+    )
     languages: tuple[str, ...] = ()
     min_characters: int = Field(1, ge=1)
     max_characters: int = Field(400, ge=1)
@@ -50,6 +59,11 @@ class PromptsConfig(Config):
             raise ValueError("name a file in texts, or corpora, or both")
         if self.voice_prompts and not self.corpora:
             raise ValueError("voice_prompts needs corpora to take voices from")
+        if not 0 < self.voice_seconds[0] < self.voice_seconds[1]:
+            raise ValueError(
+                f"voice_seconds {list(self.voice_seconds)} must be the shortest and the longest "
+                "voice prompt, for example [1.0, 10.0]"
+            )
         return self
 
 
@@ -76,9 +90,10 @@ class RlhfRecipe(Config):
     through the model at a time.
 
     Rewards become one number by ``combine``: their weighted sum, or their weighted harmonic mean,
-    which is low where any of them is. They are judged in threads of the trainer, or in
-    ``reward_workers`` processes a rank, in turn on ``reward_devices`` ("cuda:1"; none: the CPU).
-    Only a process can be ended that takes longer than ``reward_seconds`` for some completions.
+    which is low where any of them is; one of weight 0 is only watched. They are judged in threads
+    of the trainer, or in ``reward_workers`` processes a rank, in turn on ``reward_devices``
+    ("cuda:1"; none: the CPU). Only a process can be ended that takes longer than
+    ``reward_seconds`` for some completions.
     """
 
     base: str
@@ -103,7 +118,10 @@ class RlhfRecipe(Config):
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
     beta: float = Field(0.04, ge=0, description="weight of the KL to the base; 0 skips it")
-    clip: float = Field(0.2, gt=0, description="of the probability ratio")
+    clip: float = Field(0.2, gt=0, description="of the probability ratio, to 1 - clip .. 1 + clip")
+    clip_high: float | None = Field(
+        None, gt=0, description="above: to 1 + clip_high (DAPO: 0.28); cispo: the largest ratio"
+    )
     loss: Literal["grpo", "bnpo", "dr_grpo", "dapo", "cispo"] = "dr_grpo"
     scale_rewards: Literal["none", "group", "batch"] = "none"
     micro_batch: int = Field(32, gt=0)
@@ -116,6 +134,11 @@ class RlhfRecipe(Config):
     def _check(self) -> Self:
         if not self.rewards:
             raise ValueError('rewards is empty: without one there is nothing to learn, try "wer"')
+        if not any(reward.weight for reward in self.rewards):
+            raise ValueError(
+                "every reward has weight 0: without one that counts there is nothing to learn, "
+                'give one a weight, { kind = "wer", weight = 1.0 }'
+            )
         names = [reward.name for reward in self.rewards]
         if len(set(names)) < len(names):
             raise ValueError(
@@ -126,9 +149,19 @@ class RlhfRecipe(Config):
             raise ValueError(
                 "reward_devices are those of reward_workers: set reward_workers, too, one a device"
             )
+        if self.loss == "cispo" and self.clip_high is not None and self.clip_high <= 1:
+            raise ValueError(
+                f"clip_high {self.clip_high:g} is the largest weight of a token with loss = "
+                f'"cispo": all would shrink. Take more than 1, or leave it out for {CISPO_CLIP:g}'
+            )
         if self.sampling.temperature == 0:
             raise ValueError("sampling.temperature 0 makes all completions of a prompt equal")
         return self
+
+    @property
+    def upper_clip(self) -> float | None:
+        """The upper bound in TRL's terms; None: as far from 1 as the lower."""
+        return CISPO_CLIP if self.loss == "cispo" and self.clip_high is None else self.clip_high
 
     @property
     def voice_encoder(self) -> str:
@@ -146,8 +179,10 @@ class RlhfRecipe(Config):
 
     def identity(self) -> dict[str, Any]:
         """What decides the result: all but how the engine runs and where rewards are judged."""
-        how = {"engine", "reward_workers", "reward_devices", "reward_seconds"}
-        return {**self.model_dump(mode="json", exclude=how), **self.engine.identity()}
+        how = {"engine", "reward_workers", "reward_devices", "reward_seconds", "clip_high"}
+        # without a bound of its own a recipe is what it was before there was one
+        upper = {} if self.upper_clip is None else {"clip_high": self.upper_clip}
+        return {**self.model_dump(mode="json", exclude=how), **upper, **self.engine.identity()}
 
 
 class RlhfProgram(ProgramConfig):

@@ -172,9 +172,15 @@ def spare_devices(run: Run, config: VllmRollouts) -> list[str] | None:
         return None
     spare = devices[run.local_world_size :][: config.gpus]
     if len(spare) < config.gpus:
+        left = len(devices) - config.gpus
+        remedy = (
+            f"start at most {left} processes"
+            if left > 0
+            else 'let the policy speak itself, engine = { kind = "transformers" }'
+        )
         raise ConfigError(
             f"{run.local_world_size} processes and an engine of {config.gpus} GPUs need more than "
-            f"the {len(devices)} of this machine: start fewer processes"
+            f"the {len(devices)} of this machine: {remedy}"
         )
     return spare
 

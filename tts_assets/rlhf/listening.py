@@ -12,8 +12,8 @@ import numpy as np
 from tts_assets.artifacts import written_aside
 from tts_assets.corpora.listening import NOTEBOOK_FILE
 from tts_assets.notebook import Clip, Section, write_notebook
+from tts_assets.provenance import write_speech
 from tts_assets.rlhf.spoken import Spoken, Verdict
-from tts_assets.serving.provenance import write_speech
 
 FOLDER = "rollouts"
 SHOWN = 6  # moments of a run in the notebook, the first and the last among them

@@ -8,6 +8,7 @@ any number of threads or workers. What is silent, empty or never ended scores ze
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from tts_assets.rlhf.function import RewardError
 from tts_assets.rlhf.reward_config import RewardConfig, SimilarityReward, WerReward
 from tts_assets.rlhf.rewards import Reward, build_reward
 from tts_assets.rlhf.spoken import Score, Spoken, Verdict
@@ -57,10 +59,19 @@ class ThreadJudges:
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="reward")
 
     def score(self, tasks: Sequence[Task]) -> list[list[Score]]:
-        return list(self.pool.map(lambda task: self.rewards[task.reward](task.spoken), tasks))
+        """Scores of each task's completions. Raises :class:`RewardError`, as the workers do."""
+        return list(self.pool.map(self._done, tasks))
 
     def close(self) -> None:
         self.pool.shutdown(cancel_futures=True)
+
+    def _done(self, task: Task) -> list[Score]:
+        try:
+            return self.rewards[task.reward](task.spoken)
+        except RewardError as error:
+            raise RewardError(f"reward {task.reward}: {error}") from error
+        except Exception as error:  # the trainer saves what it has, and ends with it
+            raise RewardError(f"reward {task.reward}: {traceback.format_exc()}") from error
 
 
 class Panel:
@@ -143,12 +154,16 @@ class Panel:
 
 
 def combined(rewards: Mapping[str, float], weights: Mapping[str, float], combine: Combine) -> float:
-    """The weighted sum, or the weighted harmonic mean: zero as soon as one of them is zero."""
+    """The weighted sum, or the weighted harmonic mean: zero as soon as one of them is zero.
+
+    What has weight 0 takes no part.
+    """
+    counted = [(weights[name], value) for name, value in rewards.items() if weights[name]]
     if combine == "sum":
-        return sum(weights[name] * value for name, value in rewards.items())
-    if min(rewards.values()) <= 0:
+        return sum(weight * value for weight, value in counted)
+    if min(value for _, value in counted) <= 0:
         return 0.0
-    return sum(weights.values()) / sum(weights[name] / value for name, value in rewards.items())
+    return sum(weight for weight, _ in counted) / sum(weight / value for weight, value in counted)
 
 
 def chunk_of(reward: RewardConfig) -> int:

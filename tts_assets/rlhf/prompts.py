@@ -7,19 +7,24 @@ nothing. A file that overlaps is refused; transcripts that do are left out, and 
 from __future__ import annotations
 
 import json
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+
+import numpy as np
 
 from tts_assets.arrays.arrays import CodeTable
 from tts_assets.config import Config, ConfigError
 from tts_assets.corpora.text import normalize as numbers_to_words
+from tts_assets.hearing.languages import known_to_whisper, spoken_language
 from tts_assets.hearing.text_match import normalize_for_match
 from tts_assets.rlhf.config import PromptsConfig
 from tts_assets.rlhf.reward_config import RewardConfig, WerReward
 from tts_assets.serving.config import Voice
+
+SIGNS = 40  # tokens of a prompt that are neither text nor codes, at most
 
 
 class PromptError(ConfigError):
@@ -32,6 +37,15 @@ class RolloutPrompt(Config):
     text: str
     language: str = "en"
     voice: Voice | None = None
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the base model sets: ``tokens`` of a prompt that leave room for the longest answer,
+    and codes a second."""
+
+    tokens: int
+    token_rate: float
 
 
 @dataclass
@@ -64,10 +78,11 @@ def collect(
     texts: Sequence[str],
     arrays: Mapping[str, Path],
     suite: Iterable[str],
+    limits: Limits,
     normalize: Callable[[str, str], str] = numbers_to_words,
 ) -> PromptSet:
     """All prompts of a recipe, in a fixed order. ``texts`` are the lines of its file;
-    ``normalize`` is that of the model's training.
+    ``limits`` and ``normalize`` are those of the model and its training.
 
     Raises :class:`PromptError` if the file overlaps with the suite, or if nothing is left.
     """
@@ -76,27 +91,40 @@ def collect(
     refuse_overlap(texts, examined, language)
     found = PromptSet()
     for text in texts:
-        _add(found, config, RolloutPrompt(text=normalize(text, language), language=language))
+        prompt = RolloutPrompt(text=normalize(text, language), language=language)
+        _add(found, config, limits, prompt)
     for corpus in config.corpora:
-        for prompt in _transcripts(CodeTable.of_split(arrays[corpus], "train"), config):
+        table = CodeTable.of_split(arrays[corpus], "train")
+        for prompt in _transcripts(table, config, limits.token_rate):
             if normalize_for_match(prompt.text, prompt.language) in examined:
                 found.left_out["in the evaluation suite"] += 1
+            elif config.voice_prompts and prompt.voice is None:
+                found.left_out["no clip for its voice prompt"] += 1
             else:
-                _add(found, config, prompt)
+                _add(found, config, limits, prompt)
     if not found.prompts:
         raise PromptError(f"no prompt is left; left out were {dict(found.left_out)}")
     return found
 
 
 def refuse_unheard(prompts: Iterable[RolloutPrompt], rewards: Sequence[RewardConfig]) -> None:
-    """Raise if a Whisper that knows English only would have to hear another language."""
-    others = sorted({prompt.language for prompt in prompts} - {"en"})
-    deaf = [r for r in rewards if isinstance(r, WerReward) and r.only_english]
+    """Raise if a Whisper would have to hear a language that it does not know."""
+    listening = [reward for reward in rewards if isinstance(reward, WerReward)]
+    if not listening:
+        return
+    languages = {prompt.language for prompt in prompts}
+    others = sorted(tag for tag in languages if spoken_language(tag) != "en")
+    deaf = [reward for reward in listening if reward.only_english]
     if others and deaf:
         raise PromptError(
             f"there are prompts in {', '.join(others)}, but the wer reward listens with Whisper "
             f"{deaf[0].model or 'tiny.en'}, which knows English only: give it a multilingual "
             'model, for example model = "large-v3", or take prompts.languages = ["en"]'
+        )
+    if unknown := [tag for tag in others if not known_to_whisper(tag)]:
+        raise PromptError(
+            f"there are prompts in {', '.join(unknown)}, which Whisper does not know: give the "
+            "corpus its language, or name those to take in prompts.languages"
         )
 
 
@@ -110,33 +138,48 @@ def refuse_overlap(texts: Sequence[str], examined: set[str], language: str) -> N
         )
 
 
-def _add(found: PromptSet, config: PromptsConfig, prompt: RolloutPrompt) -> None:
-    reason = _left_out(config, prompt)
+def _add(found: PromptSet, config: PromptsConfig, limits: Limits, prompt: RolloutPrompt) -> None:
+    reason = _left_out(config, limits, prompt)
     if reason:
         found.left_out[reason] += 1
     else:
         found.prompts.append(prompt)
 
 
-def _left_out(config: PromptsConfig, prompt: RolloutPrompt) -> str:
+def _left_out(config: PromptsConfig, limits: Limits, prompt: RolloutPrompt) -> str:
     """Why a prompt cannot be used; empty if it can."""
     if len(prompt.text) < config.min_characters:
         return "shorter than min_characters"
     if len(prompt.text) > config.max_characters:
         return "longer than max_characters"
-    if config.languages and prompt.language not in config.languages:
+    if config.languages and not {prompt.language, spoken_language(prompt.language)} & {
+        *config.languages
+    }:
         return "language not allowed"
+    if not normalize_for_match(prompt.text, prompt.language):
+        return "no words to recognize"
+    if _tokens_at_most(prompt) > limits.tokens:
+        return "no room for an answer"
     return ""
 
 
-def _transcripts(table: CodeTable, config: PromptsConfig) -> Iterator[RolloutPrompt]:
-    """Each transcript; with ``voice_prompts`` after the next sample of the same speaker."""
-    following = _next_of_speaker(table.samples)
+def _tokens_at_most(prompt: RolloutPrompt) -> int:
+    """A token of text is a byte or more."""
+    voice = prompt.voice
+    spoken = len(voice.text.encode()) + len(voice.codes) if voice else 0
+    return len(prompt.text.encode()) + spoken + SIGNS
+
+
+def _transcripts(
+    table: CodeTable, config: PromptsConfig, token_rate: float
+) -> Iterator[RolloutPrompt]:
+    """Each transcript; with ``voice_prompts`` after the next clip that fits, None if none does."""
+    following = _voice_rows(table, config, token_rate) if config.voice_prompts else {}
     for row, sample in enumerate(table.samples):
         if not sample["transcript"]:
             continue
         voice = None
-        if config.voice_prompts and row in following:
+        if row in following:
             other = table.samples[following[row]]
             voice = Voice(
                 text=other["transcript"],
@@ -148,15 +191,25 @@ def _transcripts(table: CodeTable, config: PromptsConfig) -> Iterator[RolloutPro
         yield RolloutPrompt(text=sample["transcript"], language=sample["language"], voice=voice)
 
 
-def _next_of_speaker(samples: Sequence[dict[str, Any]]) -> dict[int, int]:
-    """Row -> the next row of the same speaker, in a circle; speakers of one sample have none."""
-    rows: dict[str, list[int]] = {}
-    for row, sample in enumerate(samples):
+def _voice_rows(table: CodeTable, config: PromptsConfig, token_rate: float) -> dict[int, int]:
+    """Row -> the next row, in a circle, that is as long as ``voice_seconds`` asks, of the same
+    speaker or of any; none for a row that has no other."""
+    shortest, longest = config.voice_seconds
+    seconds = np.diff(table.bounds) / token_rate
+    fitting: dict[str, list[int]] = {}
+    spoken: dict[str, list[int]] = {}
+    for row, sample in enumerate(table.samples):
         if sample["transcript"]:
-            rows.setdefault(sample["speaker_id"], []).append(row)
-    return {
-        row: own[(place + 1) % len(own)]
-        for own in rows.values()
-        if len(own) > 1
-        for place, row in enumerate(own)
-    }
+            speaker = sample["speaker_id"] if config.voice_of == "same" else ""
+            spoken.setdefault(speaker, []).append(row)
+            if shortest <= seconds[row] <= longest:
+                fitting.setdefault(speaker, []).append(row)
+    found = {}
+    for speaker, rows in spoken.items():
+        own = fitting.get(speaker, [])
+        for row in rows:
+            after = bisect_right(own, row)
+            other = own[after % len(own)] if own else row
+            if other != row:
+                found[row] = other
+    return found

@@ -12,9 +12,12 @@ from tts_assets.speakers.config import RESEMBLYZER
 
 
 class BaseReward(Config):
-    """What every reward has: a share in the combination, and a name in metrics."""
+    """What every reward has: a share in the combination, and a name in metrics.
 
-    weight: float = Field(1.0, gt=0)
+    One of ``weight`` 0 is judged, logged and watched by the alarms; the policy does not follow it.
+    """
+
+    weight: float = Field(1.0, ge=0)
 
     @property
     def name(self) -> str:

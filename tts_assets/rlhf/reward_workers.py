@@ -21,6 +21,7 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from typing import Any, cast
 
+from tts_assets.processes import reap
 from tts_assets.rlhf.function import RewardError
 from tts_assets.rlhf.panel import Task
 from tts_assets.rlhf.reward_config import RewardConfig
@@ -75,11 +76,7 @@ class Worker:
     def end(self) -> None:
         """Close the pipe, on which the process ends; one that does not is killed."""
         self.connection.close()
-        try:
-            self.process.wait(GRACE_SECONDS)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+        reap(self.process, GRACE_SECONDS)
 
 
 class WorkerJudges:
@@ -129,12 +126,14 @@ class WorkerJudges:
             return []
         ends = {place: self.workers[place].since + self.seconds for place in busy.values()}
         ready = wait(list(busy), max(0.0, min(ends.values()) - time.monotonic()))
+        if ready:
+            return [busy[cast(Connection, one)] for one in ready]
         late = [place for place, end in ends.items() if end <= time.monotonic()]
-        for place in [] if ready else late:
+        for place in late:
             print(f"a reward worker took over {self.seconds:g} s", file=sys.stderr, flush=True)
             self.workers[place].process.kill()
             self.workers[place].process.wait()
-        return [busy[cast(Connection, one)] for one in ready] or late
+        return late
 
     def _take(
         self,

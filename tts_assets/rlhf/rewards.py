@@ -15,9 +15,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from tts_assets.hearing.languages import spoken_language, unspaced
 from tts_assets.hearing.naturalness import NaturalnessScorer
 from tts_assets.hearing.speaker_similarity import Embedding
-from tts_assets.hearing.text_match import UNSPACED, match
+from tts_assets.hearing.text_match import match
 from tts_assets.hearing.transcription import Transcriber
 from tts_assets.rlhf.function import FunctionScorer
 from tts_assets.rlhf.reward_config import (
@@ -30,7 +31,6 @@ from tts_assets.rlhf.reward_config import (
     WerReward,
 )
 from tts_assets.rlhf.spoken import Score, Spoken
-from tts_assets.speakers.encoder import open_voices
 
 VOICES_KEPT = 4096  # embeddings of prompts, 1 kB each
 
@@ -58,13 +58,13 @@ class Intelligibility:
 
     def __call__(self, spoken: Sequence[Spoken]) -> list[Score]:
         clips = [(one.wave, one.rate) for one in spoken]
-        heard = self.ear(clips, [one.language for one in spoken])
+        heard = self.ear(clips, [spoken_language(one.language) for one in spoken])
         return [self.score(*pair) for pair in zip(spoken, heard, strict=True)]
 
     def score(self, spoken: Spoken, heard: str) -> Score:
         """What ``heard`` is worth, where the text of ``spoken`` was to be said."""
         result = match(spoken.text, heard, spoken.language)
-        error = result.cer if spoken.language in UNSPACED else result.wer
+        error = result.cer if unspaced(spoken.language) else result.wer
         return Score(math.exp(-self.config.scale * error), heard, error)
 
 
@@ -133,6 +133,8 @@ class SameVoice:
     """
 
     def __init__(self, config: SimilarityReward, device: str = "cpu") -> None:
+        from tts_assets.speakers.encoder import open_voices  # 4 s of imports, in each worker
+
         self.encoder = open_voices(config.encoder, device)
         self.known: dict[bytes, Embedding] = {}
 
@@ -153,8 +155,9 @@ class SameVoice:
             if voice is None:
                 raise ValueError(
                     f"the voice prompt of {spoken.text!r} holds too little speech to compare a "
-                    "voice with: take longer voice prompts (serving.voice_seconds), or leave the "
-                    "similarity reward out"
+                    "voice with: take longer ones (prompts.voice_seconds of the recipe, or "
+                    "serving.voice_seconds for the serving model's own), or leave the similarity "
+                    "reward out"
                 )
             if len(self.known) >= VOICES_KEPT:
                 self.known.clear()

@@ -96,8 +96,11 @@ def optimize(run: Run, program: RlhfProgram, policy: Policy) -> tuple[int, int]:
     if watch.stopped:
         run.stopped()
     steps = last_good(run, recipe, policy) if watch.collapsed else recipe.steps
-    policy.held_out.measure(steps * recipe.iterations)
-    return watch.tokens, steps
+    try:
+        policy.held_out.measure(steps * recipe.iterations)
+    except RolloutsStopped:
+        run.stopped()  # the last checkpoint is there: a restart has only this left to do
+    return trainer.state.num_input_tokens_seen, steps
 
 
 def save_now(trainer: GRPOTrainer, watch: Watch) -> None:
@@ -152,6 +155,7 @@ def grpo_config(recipe: RlhfRecipe, run: Run) -> GRPOConfig:
         max_grad_norm=recipe.max_grad_norm,
         beta=recipe.beta,
         epsilon=recipe.clip,
+        epsilon_high=recipe.upper_clip,
         loss_type=recipe.loss,
         scale_rewards=recipe.scale_rewards,
         shuffle_dataset=False,
@@ -159,6 +163,7 @@ def grpo_config(recipe: RlhfRecipe, run: Run) -> GRPOConfig:
         save_total_limit=2,
         logging_steps=recipe.iterations,
         logging_first_step=False,
+        logging_nan_inf_filter=False,  # a loss that is not finite is to be seen: watch.py
         disable_tqdm=True,
         report_to="none",
         dataloader_num_workers=0,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch.distributed as dist
@@ -17,6 +18,16 @@ from tts_assets.rlhf.metrics import training_records
 COMPLETE = "complete"  # marks a checkpoint that every rank has finished writing
 
 
+def check_finite(step: int, values: Mapping[str, float]) -> None:
+    """Raise :class:`FloatingPointError` where an update has spoilt the weights: TRL logs it before
+    it saves them."""
+    for name in ("loss", "grad_norm"):
+        if not math.isfinite(values.get(name, 0.0)):
+            raise FloatingPointError(
+                f"the {name} of update {step} is {values[name]}: lower the recipe's learning_rate"
+            )
+
+
 class Watch(TrainerCallback):
     """Progress, metrics, stop requests and complete checkpoints of a TRL run."""
 
@@ -25,7 +36,6 @@ class Watch(TrainerCallback):
         steps = range(first, recipe.steps)
         self.bar: Iterator[int] = iter(run.progress(steps, "rlhf", total=recipe.steps, start=first))
         self.stopped = self.collapsed = False
-        self.tokens = 0
         self.bell = Bell(recipe.alarms, training_records(run.run_dir), run.note)
 
     def on_step_begin(
@@ -53,9 +63,9 @@ class Watch(TrainerCallback):
     ) -> None:
         values = {k: round(v, 6) for k, v in (logs or {}).items() if isinstance(v, float)}
         if "reward" in values:
+            check_finite(state.global_step, values)
             raised = self.bell.see(state.global_step, values)
             self.run.metrics(state.global_step, {**values, **self.engine.facts(), **raised})
-            self.tokens = int(values.get("num_tokens", 0))
             if raised and self.recipe.stop_on_collapse:
                 self.collapsed = control.should_training_stop = True
                 control.should_save = False

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tts_assets.artifacts import written_aside
+from tts_assets.rlhf.engine_client import EngineError, EngineLost
 from tts_assets.rlhf.engine_config import VllmRollouts
 from tts_assets.rlhf.engine_files import LABEL, WEIGHTS
 
@@ -82,13 +83,20 @@ class NcclSender:
         self.steps: _Steps | None = None
 
     def send(self, client: EngineClient, label: str) -> None:
+        """Raises EngineLost where the engine leaves the group in the middle of it."""
         instance = client.wait_until_healthy()["instance"]
-        if instance != self.instance:
-            self._connect(client)
-            self.instance = instance
-        assert self.steps is not None
-        self.steps.label = label
-        self.transfer.send_weights()
+        try:
+            if instance != self.instance:
+                self._connect(client)
+                self.instance = instance
+            assert self.steps is not None
+            self.steps.label = label
+            self.transfer.send_weights()
+        except EngineError:
+            raise
+        except RuntimeError as error:  # NCCL's, and torch's of the meeting
+            self.instance = ""  # the group is of no use any more
+            raise EngineLost(f"NCCL: {error}") from error
 
     def _connect(self, client: EngineClient) -> None:
         from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory

@@ -54,7 +54,7 @@ class SpeechRequest(BaseModel):
     stream_format: Literal["audio"] = "audio"
     stream: bool | None = None
     language: str = "en"
-    seed: int | None = Field(None, ge=0)
+    seed: int | None = None
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
@@ -112,7 +112,7 @@ def build_app(model: Path, config: ServerConfig, key: str, on_death: Callable[[]
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        speaker = Speaker(model, config.concurrency, on_death)
+        speaker = Speaker(model, config, on_death)
         try:
             service.voices = VoiceRegistry(speaker.model, config.voices, config.max_voices)
             service.speaker = speaker
@@ -214,9 +214,9 @@ def add_voices(app: FastAPI, service: Service) -> None:
     ) -> dict[str, Any]:
         speaker, voices = service.ready()
         voices.check_name(name)
-        audio, suffix = await file.read(), Path(file.filename or "").suffix
+        audio = await file.read()
         async with service.place():
-            voice = await speaker.in_codec_thread(voices.make, audio, suffix, text, language)
+            voice = await speaker.in_codec_thread(voices.make, audio, text, language)
         voices.add(name, voice)
         return {"id": name, "object": "voice", "text": voice.text, "language": language}
 

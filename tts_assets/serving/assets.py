@@ -21,6 +21,7 @@ from dagster import (
 
 from resources.artifact_store import ArtifactStoreResource
 from resources.launcher import Launcher, Program
+from resources.launchpad import Machines
 from tts_assets.artifacts import ArtifactError, Build, ServingFacts, ServingModel
 from tts_assets.compute import Shape
 from tts_assets.corpora.config import TextConfig
@@ -58,7 +59,7 @@ def serving_asset(
     name: str,
     stage: str,
     corpora: Sequence[str],
-    config: ServingConfig,
+    serving: ServingConfig,
     shape: Shape,
     text: TextConfig,
     consents: Consents,
@@ -84,10 +85,11 @@ def serving_asset(
         context: AssetExecutionContext,
         store: ArtifactStoreResource,
         launcher: ResourceParam[Launcher],
+        config: Machines,
         **inputs: Any,
     ) -> Output[ServingModel]:
         agreed = check_consents(consents(name), f"serving/{name} is not published", date.today())
-        what = {"serving": config, "text": text, "consents": agreed}
+        what = {"serving": serving, "text": text, "consents": agreed}
         build = Build(f"serving/{name}", inputs, what, CODE_VERSION)
         final = store.store.folder(build.asset) / build.fingerprint
 
@@ -95,17 +97,18 @@ def serving_asset(
             from tts_assets.serving.convert import Sources, convert
 
             sources = Sources(**inputs)
-            facts = convert(sources, config, work / "result", final, text, agreed)
+            facts = convert(sources, serving, work / "result", final, text, agreed)
             program = VerifyProgram(
                 run_dir=work / "verify",
                 checkpoint=sources.checkpoint.path,
                 serving_model=work / "result",
                 codebook_size=facts.codebook_size,
-                texts=config.check_texts,
-                tokens=config.check_tokens,
-                vllm=config.check_vllm,
+                texts=serving.check_texts,
+                tokens=serving.check_tokens,
+                vllm=serving.check_vllm,
             )
-            found = launcher.run(context, Program("tts_assets.serving.verify", program, shape))
+            machines = config.of(shape).one_process()
+            found = launcher.run(context, Program("tts_assets.serving.verify", program, machines))
             return ServingFacts.parse(facts.model_dump() | {"agreements": found.facts}, str(work))
 
         return store.materialize(context, ServingModel, build, run, describe=describe)

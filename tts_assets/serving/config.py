@@ -13,6 +13,7 @@ from tts_assets.program import ProgramConfig
 from tts_assets.speechlm.config import SamplingConfig
 
 SERVING_FILE = "serving.json"
+GPU_MEMORY = 0.8  # share of a GPU for vLLM: the codec lies there, too
 
 
 class ServingConfig(Config):
@@ -61,7 +62,13 @@ class ServerConfig(Config):
     max_characters: int = Field(4096, gt=0, description="of a text")
     max_upload_mb: float = Field(10.0, gt=0, description="of a request")
     voices: Path | None = Field(None, description="folder of uploaded voices; none: till it ends")
-    max_voices: int = Field(1000, gt=0)
+    max_voices: int = Field(1000, gt=0, description="uploaded ones that are kept")
+    gpu_memory: float = Field(
+        GPU_MEMORY, gt=0, le=1, description="share of a GPU that vLLM may take; unused on a CPU"
+    )
+    max_model_len: int | None = Field(
+        None, gt=0, description="tokens of voice prompt, text and speech; none: all the model has"
+    )
 
 
 class VllmConfig(Config):
@@ -80,6 +87,12 @@ class Voice(Config):
     speaker: str = ""
     language: str = ""
     source: str = Field("", description="id of the utterance")
+
+
+class KeptVoice(Voice):
+    """An uploaded voice as its file has it: its codes mean something in one codec only."""
+
+    codec: str = Field(description="content digest")
 
 
 class ServingCard(Config):

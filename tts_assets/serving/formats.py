@@ -10,7 +10,7 @@ import numpy as np
 import soxr
 from numpy.typing import NDArray
 
-from tts_assets.serving.provenance import wav_comment, write_speech
+from tts_assets.provenance import wav_comment, write_speech
 
 Wave = NDArray[np.float32]
 Format = Literal["mp3", "opus", "flac", "wav", "pcm"]

@@ -48,10 +48,16 @@ def audible_share(wave: NDArray[np.float32], sample_rate: int) -> float:
 
 def loops(codes: NDArray[np.int64], token_rate: float) -> bool:
     """Is a block of up to 50 codes said over and over for two seconds, and three times at least?"""
+    return first_repeat(codes, token_rate) is not None
+
+
+def first_repeat(codes: NDArray[np.int64], token_rate: float) -> int | None:
+    """The index at which a loop begins to say its block again; None without one."""
     for period in range(1, min(LONGEST_PERIOD, len(codes) // 3) + 1):
         same = np.concatenate([[False], codes[period:] == codes[:-period], [False]])
         edges = np.flatnonzero(same[1:] != same[:-1])
-        longest = int((edges[1::2] - edges[::2]).max(initial=0)) + period
+        starts, lengths = edges[::2], edges[1::2] - edges[::2]
+        longest = int(lengths.max(initial=0)) + period
         if longest >= max(LOOP_SECONDS * token_rate, 3 * period):
-            return True
-    return False
+            return int(starts[lengths.argmax()]) + period
+    return None

@@ -1,41 +1,22 @@
-"""Synthesized speech says that it is: a comment in the metadata of every file that is written.
+"""What a serving model says of its speech (:mod:`tts_assets.provenance`), and whether it may speak.
 
-It names the model, whose voice it was trained on, and IPTC's term for media that were made by a
-trained model (https://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia). It is
-easily taken out; it is for those who are honest. Nothing in it depends on the time, so that the
-same seed gives the same bytes. Raw pcm has no place for it: the server says it in a header, too.
+Raw pcm has no place for a comment: the server says it in a header, too.
 """
 
 from __future__ import annotations
 
-import struct
 from datetime import date
-from pathlib import Path
-from typing import BinaryIO
 
-import numpy as np
-import soundfile
-from numpy.typing import NDArray
-
-from tts_assets import __version__
 from tts_assets.corpora.consent import check_consents
+from tts_assets.provenance import statement
 from tts_assets.serving.config import ServingCard
 
-IPTC = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 HEADER = "X-Provenance"
 
 
 def provenance(card: ServingCard) -> str:
     """What is written into every file that the model speaks."""
     return statement(f"{card.stage}/{card.recipe}", card.whose)
-
-
-def statement(model: str, whose: str) -> str:
-    """That speech is synthetic, by which model, after whose voice (empty: nobody's)."""
-    whose = f", trained on the voice of {whose}" if whose else ""
-    return (
-        f"Synthetic speech by {model}{whose}. DigitalSourceType: {IPTC}. tts-assets {__version__}"
-    )
 
 
 def refuse_ended(card: ServingCard) -> None:
@@ -46,25 +27,3 @@ def refuse_ended(card: ServingCard) -> None:
 def header(comment: str) -> dict[str, str]:
     """The comment as an HTTP header, which is ASCII."""
     return {HEADER: comment.encode("ascii", "backslashreplace").decode()}
-
-
-def write_speech(
-    target: Path | BinaryIO,
-    wave: NDArray[np.float32],
-    rate: int,
-    comment: str,
-    container: str = "WAV",
-    subtype: str = "PCM_16",
-) -> None:
-    """Mono float32 as an audio file that carries ``comment``, if there is one."""
-    with soundfile.SoundFile(target, "w", rate, 1, subtype, format=container) as file:
-        if comment:
-            file.comment = comment
-        file.write(wave)
-
-
-def wav_comment(comment: str) -> bytes:
-    """The chunk of a RIFF file that holds a comment."""
-    text = comment.encode() + b"\0"
-    text += b"\0" * (len(text) % 2)
-    return struct.pack("<4sI4s4sI", b"LIST", 12 + len(text), b"INFO", b"ICMT", len(text)) + text

@@ -14,6 +14,7 @@ import logging
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 
@@ -27,6 +28,8 @@ from tts_assets.serving.synthesis import read_card
 KEY_VARIABLE = "TTS_API_KEY"
 GRACE_SECONDS = 20
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+# Of the options that are unset by default.
+KINDS: dict[str, type[Any]] = {"voices": Path, "max_model_len": int}
 ENGINE_DIED, REFUSED = 1, 2
 
 log = logging.getLogger("tts_assets.server")
@@ -35,16 +38,17 @@ log = logging.getLogger("tts_assets.server")
 def main(argv: list[str] | None = None) -> int:
     options = vars(build_parser().parse_args(argv))
     model = options.pop("model")
-    config = ServerConfig(**{name: value for name, value in options.items() if value is not None})
+    given = {name: value for name, value in options.items() if value is not None}
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     key = os.environ.pop(KEY_VARIABLE, "")  # popped: the engine's processes need not know it
-    if not key and config.host not in LOOPBACK:
-        log.warning("%s serves whoever reaches it: set %s", config.host, KEY_VARIABLE)
     try:
+        config = ServerConfig.parse(given, "command line")
         refuse_ended(read_card(model))
     except (ConfigError, ArtifactError) as error:
         log.error("%s", error)
         return REFUSED
+    if not key and config.host not in LOOPBACK:
+        log.warning("%s serves whoever reaches it: set %s", config.host, KEY_VARIABLE)
     died = False
 
     def on_death() -> None:
@@ -73,9 +77,8 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m tts_assets.serving.server", description=(__doc__ or "").split("::")[0]
     )
     parser.add_argument("--model", type=Path, required=True, help="folder of a serving model")
-    for name in ("host", "port", "concurrency", "max_characters", "max_upload_mb", "voices"):
-        field = ServerConfig.model_fields[name]
-        kind = Path if name == "voices" else type(field.default)
+    for name, field in ServerConfig.model_fields.items():
+        kind = KINDS.get(name) or type(field.default)
         parser.add_argument(
             f"--{name.replace('_', '-')}",
             type=kind,

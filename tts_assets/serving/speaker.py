@@ -17,19 +17,18 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import AutoConfig
 
-from tts_assets.serving.guards import Fault, audible_share
+from tts_assets.serving.config import ServerConfig
+from tts_assets.serving.guards import Fault
 from tts_assets.serving.pieces import Joiner
-from tts_assets.serving.streaming import StreamDecoder
 from tts_assets.serving.synthesis import (
     Line,
     Part,
     ServedModel,
     Speech,
-    SynthesisError,
     decode,
     default_device,
+    fitting,
     open_codec,
     open_prompts,
     read_card,
@@ -37,6 +36,7 @@ from tts_assets.serving.synthesis import (
 from tts_assets.serving.vllm_engine import (
     engine_arguments,
     prepare_environment,
+    room_arguments,
     sampling_parameters,
 )
 from tts_assets.speechlm.config import SamplingConfig
@@ -54,7 +54,7 @@ class Speaker:
     ``on_death`` is called when the engine's process has ended, other than by :meth:`close`.
     """
 
-    def __init__(self, folder: Path, sequences: int, on_death: Callable[[], None]) -> None:
+    def __init__(self, folder: Path, config: ServerConfig, on_death: Callable[[], None]) -> None:
         prepare_environment()
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
@@ -63,9 +63,10 @@ class Speaker:
         codec = open_codec(folder, card, default_device())
         self.model = ServedModel(card, open_prompts(folder, card), codec)
         self.allowed = allowed_ids(self.model.prompts.vocabulary).tolist()
-        self.positions = int(AutoConfig.from_pretrained(folder).max_position_embeddings)
-        arguments = AsyncEngineArgs(**engine_arguments(folder, None, sequences))
-        self.engine = AsyncLLM.from_engine_args(arguments)
+        room = room_arguments(folder, config.gpu_memory, config.max_model_len)
+        arguments = engine_arguments(folder, None, config.concurrency) | room
+        self.positions = room["max_model_len"] - 1  # the last: the end token's
+        self.engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
         self.codec_thread = ThreadPoolExecutor(1, "codec")
         self.names = count()
         self.faults: dict[Fault, int] = {}  # completions that were drawn again, or heard with it
@@ -88,10 +89,10 @@ class Speaker:
         return bool(self.engine.errored)
 
     async def parts(self, line: Line, sampling: SamplingConfig) -> list[Part]:
-        """The pieces of a line; raises :class:`SynthesisError` if one does not fit the context."""
+        """The pieces of a line; raises ``SynthesisError`` if one does not fit the context."""
         parts = await asyncio.to_thread(self.model.parts, line, sampling)
         for part in parts:
-            self._fitting(part, sampling)
+            fitting(part, sampling, self.positions)
         return parts
 
     async def say(self, line: Line, sampling: SamplingConfig) -> Speech:
@@ -135,36 +136,33 @@ class Speaker:
     async def _stream(
         self, part: Part, sampling: SamplingConfig, retries: int
     ) -> AsyncGenerator[Wave]:
-        """Silence at the start is held back: a piece that is nothing else is drawn again."""
-        decoder = StreamDecoder(self.model.codec, part.voice.codes if part.voice else ())
+        """As ``Synthesizer.stream`` of one piece."""
+        piece = self.model.piece_stream(part)
         ids: list[int] = []
-        waves: list[Wave] = []
-        given = 0
         async with aclosing(self._ids(part, sampling)) as drawn:
             async for more in drawn:
                 ids += more
-                decoder.add(self._codes(more))
-                while decoder.due():
-                    waves.append(await self.in_codec_thread(decoder.decode))
-                    if given or audible_share(waves[-1], self.model.sample_rate):
-                        yield np.concatenate(waves[given:])
-                        given = len(waves)
-        waves.append(await self.in_codec_thread(decoder.decode, True))
-        judged = self.model.judged(np.concatenate(waves), decoder.codes, self._ended(ids))
-        if judged.fault:
-            self._count(judged.fault)
-            if retries and not given:
-                async with aclosing(self._stream(part.again(1), sampling, retries - 1)) as again:
-                    async for wave in again:
+                piece.add(self._codes(more))
+                while piece.due():
+                    if len(wave := await self.in_codec_thread(piece.decode)):
                         yield wave
-                return
-        yield np.concatenate(waves[given:])
+                if piece.looping:
+                    break
+        rest, found = await self.in_codec_thread(piece.finish, self._ended(ids))
+        if found:
+            self._count(found)
+        if found and retries and not piece.given:
+            async with aclosing(self._stream(part.again(1), sampling, retries - 1)) as again:
+                async for wave in again:
+                    yield wave
+            return
+        yield rest
 
     async def _ids(self, part: Part, sampling: SamplingConfig) -> AsyncGenerator[list[int]]:
         from vllm import TokensPrompt
         from vllm.sampling_params import RequestOutputKind
 
-        sampling = self._fitting(part, sampling)
+        sampling = fitting(part, sampling, self.positions)
         parameters = sampling_parameters(
             self.allowed,
             sampling,
@@ -182,16 +180,6 @@ class Speaker:
                 if drawn > sampling.max_tokens and not self._ended(ids):
                     ids.pop()  # the place kept for an end token that did not come
                 yield ids
-
-    def _fitting(self, part: Part, sampling: SamplingConfig) -> SamplingConfig:
-        """``sampling`` with as many tokens as the context has left."""
-        room = self.positions - len(part.request.prompt) - 1
-        if room < max(sampling.min_tokens, 1):
-            raise SynthesisError(
-                f"voice prompt and text have {len(part.request.prompt)} tokens, the model has "
-                f"{self.positions} positions: use a shorter voice prompt"
-            )
-        return sampling.model_copy(update={"max_tokens": min(sampling.max_tokens, room)})
 
     def _codes(self, ids: Sequence[int]) -> NDArray[np.int64]:
         return self.model.prompts.vocabulary.codes(np.asarray(ids, dtype=np.int64))

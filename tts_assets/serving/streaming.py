@@ -7,7 +7,7 @@ difference is 15-20 dB below the speech for the vendored codec with 8 codes ahea
 21-23 dB with 50; the last chunk is the whole decode's, bit for bit.
 
 Chunks double, from ``FIRST`` to ``LONGEST`` codes, so that decoding the past again costs about as
-much again as decoding once.
+much again as decoding once. ``PieceStream`` keeps from the listener what can still be kept.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tts_assets.codec.model import Codec
+from tts_assets.serving.guards import Fault, audible_share, fault, first_repeat
 from tts_assets.serving.pieces import Wave, crossfade
 
 FIRST = 16  # codes: 0.3 s at 50 a second
@@ -62,3 +63,49 @@ class StreamDecoder:
         self.held = wave[end * hop : (end + OVERLAP) * hop] if not last else self.held[:0]
         self.given, self.chunk = end, min(2 * self.chunk, LONGEST)
         return fresh
+
+
+class PieceStream:
+    """One piece while its codes come: what may be heard of it.
+
+    Silence at the start is held back, so that a piece which has given no audio can be drawn again.
+    A loop ends the piece where it begins to say the same again, or at what was given by then.
+    """
+
+    def __init__(
+        self, codec: Codec, prompt: Sequence[int], sample_rate: int, token_rate: float
+    ) -> None:
+        self.decoder = StreamDecoder(codec, prompt)
+        self.sample_rate, self.token_rate = sample_rate, token_rate
+        self.waves: list[Wave] = []
+        self.given = 0  # of ``waves``
+        self.looping = False  # nothing more of it should be drawn
+
+    def add(self, codes: NDArray[np.int64]) -> None:
+        self.decoder.add(codes)
+
+    def due(self) -> bool:
+        return not self.looping and self.decoder.due()
+
+    def decode(self) -> Wave:
+        """The next chunk, after the silence that was held back; no samples: keep silent."""
+        self.looping = first_repeat(self.decoder.codes, self.token_rate) is not None
+        if not self.looping:
+            self.waves.append(self.decoder.decode())
+            if self.given or audible_share(self.waves[-1], self.sample_rate):
+                wave = np.concatenate(self.waves[self.given :])
+                self.given = len(self.waves)
+                return wave
+        return np.zeros(0, dtype=np.float32)
+
+    def finish(self, ended: bool) -> tuple[Wave, Fault | None]:
+        """All that is left, and what is wrong with the piece; ``ended``: the model said it was
+        done."""
+        codes = self.decoder.codes
+        repeat = first_repeat(codes, self.token_rate)
+        if repeat is not None:
+            self.decoder.codes = codes[: max(repeat, self.decoder.given)]
+        self.waves.append(self.decoder.decode(last=True))
+        whole, done = np.concatenate(self.waves), ended or repeat is not None
+        found = fault(codes, whole, done, self.sample_rate, self.token_rate)
+        return np.concatenate(self.waves[self.given :]), found

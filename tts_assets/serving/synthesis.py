@@ -14,7 +14,8 @@ asked for in the same call.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
@@ -26,11 +27,11 @@ from numpy.typing import NDArray
 from tts_assets.artifacts import CodecCheckpoint, CodecDecoder
 from tts_assets.codec.model import Codec
 from tts_assets.corpora.normalizer import Normalizer, user_cache
-from tts_assets.serving.config import SERVING_FILE, ServingCard, Voice
+from tts_assets.serving.config import GPU_MEMORY, SERVING_FILE, ServingCard, Voice
 from tts_assets.serving.guards import Fault, fault
 from tts_assets.serving.pieces import Joiner, longest_piece, split
 from tts_assets.serving.provenance import provenance
-from tts_assets.serving.streaming import StreamDecoder
+from tts_assets.serving.streaming import PieceStream
 from tts_assets.speechlm.config import SamplingConfig
 from tts_assets.speechlm.generate import Completion, Request, generate, stream
 from tts_assets.speechlm.model import SpeechLM
@@ -40,6 +41,7 @@ from tts_assets.speechlm.vocabulary import NONVERBALS, SpeechVocabulary, read_vo
 
 Backend = Literal["transformers", "vllm"]
 Progress = Callable[[int], None]
+ROOM_STEP = 64  # tokens: parts with as much room share a batch
 
 
 class SynthesisError(ValueError):
@@ -87,13 +89,15 @@ class Speech:
 
 
 class Engine(Protocol):
-    """Token ids in, token ids out."""
+    """Token ids in, token ids out; prompt and speech have at most ``positions``."""
+
+    positions: int
 
     def complete(
         self, requests: Sequence[Request], sampling: SamplingConfig, progress: Progress | None
     ) -> list[Completion]: ...
 
-    def stream(self, request: Request, sampling: SamplingConfig) -> Iterator[int]: ...
+    def stream(self, request: Request, sampling: SamplingConfig) -> Generator[int]: ...
 
 
 class TransformersEngine:
@@ -102,13 +106,14 @@ class TransformersEngine:
     def __init__(self, lm: SpeechLM, batch_size: int = 64) -> None:
         self.lm = lm
         self.batch_size = batch_size
+        self.positions = int(lm.model.config.max_position_embeddings)
 
     def complete(
         self, requests: Sequence[Request], sampling: SamplingConfig, progress: Progress | None
     ) -> list[Completion]:
         return generate(self.lm, requests, sampling, batch_size=self.batch_size, progress=progress)
 
-    def stream(self, request: Request, sampling: SamplingConfig) -> Iterator[int]:
+    def stream(self, request: Request, sampling: SamplingConfig) -> Generator[int]:
         return stream(self.lm, request, sampling)
 
 
@@ -173,6 +178,11 @@ class ServedModel:
             for piece, own in zip(pieces, seeds, strict=True)
         ]
 
+    def piece_stream(self, part: Part) -> PieceStream:
+        """For one completion of a part, whose codes are to be heard as they come."""
+        prompt = part.voice.codes if part.voice else ()
+        return PieceStream(self.codec, prompt, self.sample_rate, self.card.token_rate)
+
     def judged(self, wave: NDArray[np.float32], codes: NDArray[np.int64], ended: bool) -> Speech:
         """The speech of one part, with its fault if it has one."""
         found = fault(codes, wave, ended, self.sample_rate, self.card.token_rate)
@@ -215,16 +225,26 @@ class Synthesizer(ServedModel):
 
     @classmethod
     def open(
-        cls, folder: Path, backend: Backend = "transformers", device: str | None = None
+        cls,
+        folder: Path,
+        backend: Backend = "transformers",
+        device: str | None = None,
+        *,
+        gpu_memory: float = GPU_MEMORY,
+        max_model_len: int | None = None,
     ) -> Synthesizer:
-        """Open a serving model; its tokenizer, its codec and its card must belong together."""
+        """Open a serving model; its tokenizer, its codec and its card must belong together.
+
+        ``gpu_memory`` and ``max_model_len`` are vLLM's (``ServerConfig``).
+        """
         card = read_card(folder)
         codec = open_codec(folder, card, device or default_device())
         if backend == "vllm":
-            from tts_assets.serving.vllm_engine import VllmEngine
+            from tts_assets.serving.vllm_engine import VllmEngine, room_arguments
 
             prompts = open_prompts(folder, card)
-            return cls(card, VllmEngine(folder, prompts.vocabulary), prompts, codec)
+            room = room_arguments(folder, gpu_memory, max_model_len)
+            return cls(card, VllmEngine(folder, prompts.vocabulary, **room), prompts, codec)
         lm = open_lm(folder, card, device)
         return cls(card, TransformersEngine(lm), PromptFormat(lm.tokenizer, lm.vocabulary), codec)
 
@@ -255,37 +275,85 @@ class Synthesizer(ServedModel):
         ]
 
     def stream(
-        self, line: Line, sampling: SamplingConfig | None = None
-    ) -> Iterator[NDArray[np.float32]]:
-        """The waveform of a line in chunks, the first after ``streaming.FIRST`` codes."""
+        self,
+        line: Line,
+        sampling: SamplingConfig | None = None,
+        retries: int = 0,
+        on_fault: Callable[[Fault], None] | None = None,
+    ) -> Generator[NDArray[np.float32]]:
+        """The waveform of a line in chunks, from the first audible one on.
+
+        A faulty piece is drawn again up to ``retries`` times while nothing of it was given; one
+        that loops ends there. ``on_fault`` is called with each, drawn again or heard.
+        """
         sampling = sampling or self.card.sampling
         joiner = Joiner(self.sample_rate)
-        for part in self.parts(line, sampling):
-            decoder = StreamDecoder(self.codec, part.voice.codes if part.voice else ())
-            for wave in self._decoded(decoder, self.engine.stream(part.request, sampling)):
+        parts = self.parts(line, sampling)
+        limits = [fitting(part, sampling, self.engine.positions) for part in parts]
+        for part, limited in zip(parts, limits, strict=True):
+            for wave in self._stream(part, limited, retries, on_fault):
                 yield joiner.push(wave)
             joiner.end_piece(part.pause)
         yield joiner.finish()
 
-    def _decoded(
-        self, decoder: StreamDecoder, ids: Iterator[int]
+    def _stream(
+        self,
+        part: Part,
+        sampling: SamplingConfig,
+        retries: int,
+        on_fault: Callable[[Fault], None] | None,
     ) -> Generator[NDArray[np.float32]]:
-        for token in ids:
-            decoder.add(self.prompts.vocabulary.codes([token]))
-            if decoder.due():
-                yield decoder.decode()
-        yield decoder.decode(last=True)
+        piece, ended = self.piece_stream(part), False
+        vocabulary = self.prompts.vocabulary
+        with closing(self.engine.stream(part.request, sampling)) as ids:
+            for token in ids:
+                ended = token == vocabulary.speech_end
+                piece.add(vocabulary.codes([token]))
+                if piece.due() and len(wave := piece.decode()):
+                    yield wave
+                if piece.looping:
+                    break
+        rest, found = piece.finish(ended)
+        if found and on_fault is not None:
+            on_fault(found)
+        if found and retries and not piece.given:
+            yield from self._stream(part.again(1), sampling, retries - 1, on_fault)
+            return
+        yield rest
 
     def _speak(
         self, parts: Sequence[Part], sampling: SamplingConfig, progress: Progress | None
     ) -> list[Speech]:
-        completions = self.engine.complete([part.request for part in parts], sampling, progress)
+        limits = [fitting(part, sampling, self.engine.positions) for part in parts]
+        found: dict[int, Completion] = {}
+        for limited in {own.max_tokens: own for own in limits}.values():
+            rows = [i for i, own in enumerate(limits) if own == limited]
+            requests = [parts[i].request for i in rows]
+            found |= zip(rows, self.engine.complete(requests, limited, progress), strict=True)
+        completions = [found[i] for i in range(len(parts))]
         codes = [completion.codes for completion in completions]
         waves = decode(self.codec, codes, [part.voice for part in parts])
         return [
             self.judged(wave, completion.codes, completion.ended)
             for wave, completion in zip(waves, completions, strict=True)
         ]
+
+
+def fitting(part: Part, sampling: SamplingConfig, positions: int) -> SamplingConfig:
+    """``sampling`` with as many tokens as ``positions`` leave to a part, in full ``ROOM_STEP``;
+    raises :class:`SynthesisError` where nothing is left."""
+    tokens = len(part.request.prompt)
+    room = positions - tokens
+    least = max(sampling.min_tokens, 1)
+    if room < least:
+        raise SynthesisError(
+            f"voice prompt and text have {tokens} tokens, the model has {positions} positions: "
+            "use a shorter voice prompt"
+        )
+    if room >= sampling.max_tokens:
+        return sampling
+    room = max(room - room % ROOM_STEP, least) if room >= ROOM_STEP else room
+    return sampling.model_copy(update={"max_tokens": room})
 
 
 def derived_seed(seed: int, purpose: str) -> int:

@@ -11,7 +11,8 @@ trained on such tags how to speak. The same arguments and ``--seed`` give the sa
     python -m tts_assets.serving.synthesize --model … --text … --out - | aplay -f S16_LE -r 16000
 
 Long texts are spoken in pieces. A piece that is silent, loops or does not end is drawn once more
-with another seed; if it stays so, that is told.
+with another seed; if it stays so, that is told. Streamed, that is so while nothing of it was
+heard; later, a loop ends the piece.
 """
 
 from __future__ import annotations
@@ -20,15 +21,18 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from tts_assets.artifacts import ArtifactError
 from tts_assets.audio import BrokenAudio, read_wave
 from tts_assets.config import ConfigError
-from tts_assets.serving.config import Voice
+from tts_assets.provenance import write_speech
+from tts_assets.serving.config import ServerConfig, Voice
 from tts_assets.serving.formats import pcm16
-from tts_assets.serving.provenance import refuse_ended, write_speech
+from tts_assets.serving.guards import Fault
+from tts_assets.serving.provenance import refuse_ended
 from tts_assets.serving.synthesis import (
     Line,
     ServedModel,
@@ -49,6 +53,8 @@ OVERRIDES = (
     "min_tokens",
     "max_tokens",
 )
+# Of vLLM, as the server has them.
+ROOM: dict[str, type[Any]] = {"gpu_memory": float, "max_model_len": int}
 RETRIES = 1
 
 
@@ -57,7 +63,11 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     try:
         refuse_ended(read_card(options.model))
-        synthesizer = Synthesizer.open(options.model, options.backend)
+        given = {name: value for name in ROOM if (value := getattr(options, name)) is not None}
+        if given and options.backend != "vllm":
+            raise SynthesisError("--gpu-memory and --max-model-len go with --backend vllm")
+        ServerConfig.parse(given, "command line")
+        synthesizer = Synthesizer.open(options.model, options.backend, **given)
         voice = chosen_voice(synthesizer, options)
         speak(synthesizer, texts_of(options), voice, options)
     except (SynthesisError, ArtifactError, ConfigError, BrokenAudio) as error:
@@ -82,6 +92,9 @@ def build_parser() -> argparse.ArgumentParser:
         parser.add_argument(f"--{name}", default="", help="as in the training samples")
     parser.add_argument("--language", default="en", help="of the texts: how figures are read")
     parser.add_argument("--backend", choices=["transformers", "vllm"], default="transformers")
+    for name, kind in ROOM.items():
+        about = ServerConfig.model_fields[name].description
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help=f"vllm: {about}")
     parser.add_argument("--seed", type=int, help="default: the serving model's")
     for name in OVERRIDES:
         kind = type(SamplingConfig.model_fields[name].default)
@@ -130,7 +143,7 @@ def speak(
         Line(text, voice, description=description, language=options.language) for text in texts
     ]
     if str(options.out) == "-":
-        for wave in synthesizer.stream(lines[0], sampling):
+        for wave in synthesizer.stream(lines[0], sampling, RETRIES, tell):
             sys.stdout.buffer.write(pcm16(wave))
             sys.stdout.buffer.flush()
         return
@@ -143,6 +156,11 @@ def speak(
     options.out.mkdir(parents=True, exist_ok=True)
     for number, speech in enumerate(spoken, start=1):
         write(options.out / f"{number:04d}.wav", speech, synthesizer)
+
+
+def tell(fault: Fault) -> None:
+    """Of a piece that was streamed; what nobody has heard was drawn again."""
+    print(f"a piece was {fault}", file=sys.stderr)
 
 
 def write(path: Path, speech: Speech, model: ServedModel) -> None:

@@ -7,13 +7,14 @@ be drawn (``allowed_token_ids``); each request has its own seed.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from transformers import AutoConfig
 
 from tts_assets.speechlm.config import SamplingConfig
 from tts_assets.speechlm.generate import Completion, Request, allowed_ids
@@ -29,6 +30,14 @@ def prepare_environment() -> None:
     """What vLLM reads from the environment; to be called before it is imported."""
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", CACHE_GB)
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+
+
+def room_arguments(folder: Path, gpu_memory: float, max_model_len: int | None) -> dict[str, Any]:
+    """Of vLLM's engines: the share of a GPU that one may take, and the tokens of a request, no
+    more than the model of ``folder`` has; None: as many."""
+    positions = int(AutoConfig.from_pretrained(folder).max_position_embeddings)
+    length = {"max_model_len": min(max_model_len or positions, positions)}
+    return length | ({"gpu_memory_utilization": gpu_memory} if torch.cuda.is_available() else {})
 
 
 def engine_arguments(folder: Path, dtype: Dtype | None, max_sequences: int) -> dict[str, Any]:
@@ -93,6 +102,7 @@ class VllmEngine:
         self.allowed = allowed_ids(vocabulary).tolist()
         self.streams = count()
         self.llm = LLM(**(engine_arguments(folder, dtype, max_sequences) | more))
+        self.positions = int(self.llm.model_config.max_model_len) - 1  # the last: the end token's
 
     def complete(
         self,
@@ -116,7 +126,7 @@ class VllmEngine:
         """End the engine's process; without it, it lives as long as this one."""
         self.llm.llm_engine.engine_core.shutdown()
 
-    def stream(self, request: Request, sampling: SamplingConfig) -> Iterator[int]:
+    def stream(self, request: Request, sampling: SamplingConfig) -> Generator[int]:
         """The token ids of one completion as they are drawn."""
         from vllm import RequestOutput, TokensPrompt
 
@@ -130,8 +140,10 @@ class VllmEngine:
             while engine.has_unfinished_requests():
                 for output in engine.step():
                     assert isinstance(output, RequestOutput)
-                    ids = output.outputs[0].token_ids
-                    yield from (int(i) for i in ids[known : sampling.max_tokens])
+                    ids = [int(i) for i in output.outputs[0].token_ids]
+                    if len(ids) > sampling.max_tokens and ids[-1] != self.vocabulary.speech_end:
+                        ids.pop()  # the place kept for an end token that did not come
+                    yield from ids[known:]
                     known = len(ids)
         finally:
             engine.abort_request([name])

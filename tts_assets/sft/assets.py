@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dagster import (
+    AssetChecksDefinition,
     AssetExecutionContext,
     AssetIn,
     AssetKey,
@@ -40,6 +41,7 @@ from tts_assets.sft.data_card import markdown, read_card
 from tts_assets.sft.verdict import verdict
 from tts_assets.speechlm.assets import CODE_VERSION as TOKENS_VERSION
 from tts_assets.speechlm.pretraining import CODES
+from tts_assets.training.checks import losses_check
 
 CODE_VERSION = "4"
 HEALTH_PANELS = (
@@ -53,9 +55,17 @@ HEALTH_PANELS = (
 )
 
 
-def build_assets(recipes: Mapping[str, SftRecipe], shape: Shape) -> list[AssetsDefinition]:
-    """An asset for each ``[sft.<name>]``."""
-    return [sft_asset(name, recipe, shape) for name, recipe in recipes.items()]
+def build_assets(
+    recipes: Mapping[str, SftRecipe], shape: Shape
+) -> list[AssetsDefinition | AssetChecksDefinition]:
+    """An asset and its check for each ``[sft.<name>]``."""
+    built: list[AssetsDefinition | AssetChecksDefinition] = []
+    for name, recipe in recipes.items():
+        checkpoint = sft_asset(name, recipe, shape)
+        built.append(checkpoint)
+        if recipe.steps != 0:  # a base as it is tells no loss where nothing is validated
+            built.append(losses_check(checkpoint))
+    return built
 
 
 def sft_asset(name: str, recipe: SftRecipe, shape: Shape) -> AssetsDefinition:
@@ -201,6 +211,8 @@ def sft_program(
 def describe_recipe(recipe: SftRecipe) -> str:
     base = recipe.base
     start = base.hub or (f"sft/{base.recipe}" if base.recipe else "a Llama from scratch")
+    if recipe.steps == 0:
+        return f"SpeechLM that is not trained: {start}."
     length = f"{recipe.steps} steps" if recipe.steps else f"{recipe.epochs} epochs"
     data = ", ".join([*recipe.corpora, *recipe.texts])
     how = "trained" if recipe.pretraining is None else "pretrained"
@@ -213,9 +225,16 @@ def describe_checkpoint(checkpoint: Checkpoint, recipe: SftRecipe) -> dict[str, 
     trained = [record for record in records if "loss" in record]
     labels = {"loss": "training", "val_loss": "validation"}
     picture = curves(records, [labels], x_label="step", y_label="nats a token")
+    speed = (
+        {
+            "tokens_per_second": statistics.median(r["tokens_per_second"] for r in trained),
+            "audio_hours_seen": trained[-1]["audio_hours_seen"],
+        }
+        if trained
+        else {}
+    )
     return {
-        "tokens_per_second": statistics.median(r["tokens_per_second"] for r in trained),
-        "audio_hours_seen": trained[-1]["audio_hours_seen"],
+        **speed,
         "loss_curve": MetadataValue.md(f"![loss curve]({picture})"),
         **describe_verdict(records, recipe),
         **describe_health(records),

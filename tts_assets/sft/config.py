@@ -50,7 +50,9 @@ class SftRecipe(Config):
     pretraining: Pretraining | None = None
     vocabulary: VocabularyConfig = VocabularyConfig()
     lora: Lora | None = None
-    steps: int | None = Field(None, gt=0)
+    steps: int | None = Field(
+        None, ge=0, description="0: the base as it is, to be compared with what was trained from it"
+    )
     epochs: float | None = Field(None, gt=0)
     batch_tokens: int = Field(8192, gt=0)
     micro_tokens: int = Field(4096, gt=0)
@@ -158,6 +160,8 @@ class SftRecipe(Config):
     def _fitting_lora(self) -> Self:
         if self.lora is None:
             return self
+        if self.steps == 0:
+            raise ValueError("steps = 0 publishes the base as it is: leave lora out")
         if self.base.llama is not None:
             raise ValueError(
                 "lora adapts a trained model, and base.llama is none: write base.hub or "

@@ -99,12 +99,13 @@ def warnings(card: Mapping[str, SourceCard]) -> list[str]:
             f"{minutes:.1f} minutes do for a voice that reads; from {SOME_MINUTES:g} on it can "
             "hold longer sentences, too."
         )
-    if all({*source.styles, *source.emotions} == {UNTAGGED} for source in card.values()):
-        found.append(
-            "No sample says its style or emotion: the model will speak in one manner. Tag them "
-            "in the corpus (style, emotion) if there are several."
-        )
+    found += one_manner(card)
     for name, source in card.items():
+        if source.dnsmos is None:
+            found.append(
+                f"The noise of {name} was not measured: set filters.min_dnsmos = {NOISY_DNSMOS}, "
+                "which leaves out what is noisy, too."
+            )
         if source.dnsmos is not None and source.dnsmos < NOISY_DNSMOS:
             found.append(
                 f"{name} is noisy: DNSMOS {source.dnsmos:.2f}. The model learns the noise, too: "
@@ -114,6 +115,23 @@ def warnings(card: Mapping[str, SourceCard]) -> list[str]:
             found.append(f"{name} has no questions: they will sound like statements.")
     found += unbalanced(card)
     return found
+
+
+def one_manner(card: Mapping[str, SourceCard]) -> list[str]:
+    """Whether all samples have the same style and emotion, or say none."""
+    styles = {tag for source in card.values() for tag in source.styles}
+    emotions = {tag for source in card.values() for tag in source.emotions}
+    if len(styles) > 1 or len(emotions) > 1:
+        return []
+    if styles == emotions == {UNTAGGED}:
+        return [
+            "No sample says its style or emotion: the model will speak in one manner. Tag them "
+            "in the corpus (style, emotion) if there are several."
+        ]
+    return [
+        f"All samples have the style {styles.pop()} and the emotion {emotions.pop()}: the model "
+        "will speak in one manner. Record others, or tag those that differ (style, emotion)."
+    ]
 
 
 def unbalanced(card: Mapping[str, SourceCard]) -> list[str]:

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
@@ -30,6 +29,7 @@ from tts_assets.config import ConfigError
 from tts_assets.corpora.listening import NOTEBOOK_FILE
 from tts_assets.notebook import Clip, Section, write_notebook
 from tts_assets.program import Run
+from tts_assets.provenance import statement, write_speech
 from tts_assets.sft.config import SftProgram
 from tts_assets.sft.dataset import Pool
 from tts_assets.sft.lora import merged
@@ -52,10 +52,12 @@ class Listening:
     """Speaks on rank 0; every rank has one and calls :meth:`speak` at the same step."""
 
     def __init__(self, run: Run, program: SftProgram, lm: SpeechLM, pool: Pool | None) -> None:
-        """``pool`` None: there are no texts with their speech, as in pretraining."""
+        """``pool`` None: there are no texts with their speech, as in pretraining. Nothing is spoken
+        of a base that is not trained: its report is heard."""
         self.run, self.program, self.lm = run, program, lm
         recipe = program.recipe
-        self.texts = chosen(pool, recipe.listen, program.token_rate, recipe.seed) if pool else []
+        count = 0 if recipe.steps == 0 else recipe.listen
+        self.texts = chosen(pool, count, program.token_rate, recipe.seed) if pool else []
         self.folder = run.result_dir / FOLDER
         if pool is None or not self.texts:
             return
@@ -118,7 +120,7 @@ class Listening:
         lines = [line for line in self._lines() if line["step"] != step]  # said again on resume
         for number, completion in enumerate(said):
             name = f"step-{step:07d}-{number}.flac"
-            self._write(name, completion.codes)
+            self._write(name, completion.codes, statement(f"sft/{self.program.name}"))
             line = {"step": step, "text": self._text(number), "ended": completion.ended}
             lines.append({"audio": name, "number": number, **line})
         self._write_lines(lines)
@@ -136,10 +138,10 @@ class Listening:
     def _text(self, number: int) -> str:
         return self.pool.transcript(self.texts[number])
 
-    def _write(self, name: str, codes: NDArray[np.int64]) -> None:
+    def _write(self, name: str, codes: NDArray[np.int64], comment: str = "") -> None:
         assert self.codec is not None, "only rank 0 writes"
         (wave,) = self.codec.decode([codes])
-        soundfile.write(self.folder / name, wave, self.program.sample_rate)
+        write_speech(self.folder / name, wave, self.program.sample_rate, comment, "FLAC")
 
     def _lines(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in (self.folder / LIST_FILE).read_text().splitlines()]

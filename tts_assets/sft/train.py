@@ -22,7 +22,7 @@ from tts_assets.sft.checkpoint import Checkpoints, Progress
 from tts_assets.sft.config import SftProgram
 from tts_assets.sft.export import export, facts
 from tts_assets.sft.flops import Flops
-from tts_assets.sft.guards import begin, judge
+from tts_assets.sft.guards import FORGOTTEN, begin, check_watched, judge
 from tts_assets.sft.health import Health
 from tts_assets.sft.listening import Listening
 from tts_assets.sft.meter import Meter
@@ -38,6 +38,11 @@ from tts_assets.sft.stream import DataError, Sample, SamplePool, SampleStream
 from tts_assets.speechlm.prompts import PromptFormat
 
 EXPLODED = 3.0  # times ln(vocabulary), the loss of one who knows nothing
+NOTHING_GOOD = (
+    "a source was forgotten at every validation, so that none is the best: the weights from before "
+    "the first step are published. Lower optimizer.lr, raise the weight of the forgotten source, "
+    "or raise guards.forgetting"
+)
 
 
 class Trainer:
@@ -70,7 +75,8 @@ class Trainer:
         recipe = digest_of({"recipe": self.recipe.what(), "arrays": program.codec})
         self.progress = Progress(recipe=recipe, vocabulary=self.lm.vocabulary.digest)
         self.stream = SampleStream(self.train_pool, self.recipe, program.token_rate)
-        self.steps = self.recipe.steps or self.steps_of(self.recipe.epochs or 0)
+        steps, epochs = self.recipe.steps, self.recipe.epochs
+        self.steps = self.steps_of(epochs or 0) if steps is None else steps
 
     def steps_of(self, epochs: float) -> int:
         """Optimizer steps in ``epochs`` epochs, from the tokens of the first."""
@@ -90,9 +96,12 @@ class Trainer:
             self.run.note(f"resuming after step {self.progress.step} of {self.steps}")
 
     def train(self) -> None:
-        """Train to the last step, validating and saving on the way."""
+        """Train to the last step, validating and saving on the way; of no steps, measure."""
+        if not self.steps:
+            self.look()
+            return
         first = self.progress.step
-        if self.recipe.guards is not None and not first:
+        if not first:
             self.look_before()
         steps = range(first, self.steps if not self.progress.guards.ended else first)
         for step in self.run.progress(steps, "sft", total=self.steps, start=first):
@@ -176,14 +185,26 @@ class Trainer:
             f"{', '.join(ids)}. Lower the learning rate, or look at these samples"
         )
 
+    def check_finite(self, losses: Mapping[str, float]) -> None:
+        """Stop before weights are taken for the best that are not: NaN compares with nothing."""
+        if wrong := {name: loss for name, loss in losses.items() if not math.isfinite(loss)}:
+            told = ", ".join(f"{name} is {loss}" for name, loss in wrong.items())
+            raise FloatingPointError(
+                f"after step {self.progress.step}: {told}. Lower the learning rate, or look at the "
+                "validation samples"
+            )
+
     def validate(self) -> None:
         """Losses over the validation samples; keeps the weights if they are the best."""
         if not len(self.val_pool):
             return
         losses = {f"val_{name}": loss for name, loss in self.validation_losses().items()}
         metrics = {**{k: round(v, 6) for k, v in losses.items()}, **self.health.report()}
-        self.run.metrics(self.progress.step, metrics)
-        self.guard(losses)
+        forgotten = self.guard(losses)
+        self.run.metrics(self.progress.step, metrics | ({FORGOTTEN: 1.0} if forgotten else {}))
+        self.check_finite(losses)
+        if forgotten:
+            return
         # Where there is one corpus, its loss is the whole.
         loss = losses.get(self.recipe.checkpoints.best, losses["val_loss"])
         if self.progress.best_loss is not None and loss >= self.progress.best_loss:
@@ -196,26 +217,42 @@ class Trainer:
                 self.checkpoints.save_best(weights, self.progress.step)
 
     def look_before(self) -> None:
-        """The losses before the first step, which the guards compare with."""
+        """The losses before the first step, which the guards compare with; whether each source
+        has validation samples."""
+        found = {self.val_pool.source(item) for item in range(len(self.val_pool))}
+        silent = [name for n, name in enumerate(self.val_pool.sources) if n not in found]
+        check_watched(self.recipe.guards, self.recipe.checkpoints.best, silent)
+        if silent:
+            names = ", ".join(silent)
+            self.run.note(f"no sample of {names} is in the validation split: no loss tells of them")
+        if self.recipe.guards is None:
+            return
         if not len(self.val_pool):
             raise DataError(
                 "guards look at validation losses, and no sample is in the validation split: "
                 "raise validation.fraction, or leave out guards"
             )
-        losses = {f"val_{name}": loss for name, loss in self.validation_losses().items()}
+        self.progress = self.progress.model_copy(update={"guards": begin(self.look())})
+
+    def look(self) -> dict[str, float]:
+        """The validation losses of the base; none where there are no validation samples."""
+        found = self.validation_losses() if len(self.val_pool) else {}
+        losses = {f"val_{name}": loss for name, loss in found.items()}
         self.health.report()  # of this validation, and nobody asked
         self.run.metrics(0, {name: round(loss, 6) for name, loss in losses.items()})
-        self.progress = self.progress.model_copy(update={"guards": begin(losses)})
+        self.check_finite(losses)
+        return losses
 
-    def guard(self, losses: Mapping[str, float]) -> None:
-        """Let the recipe's guards look at a validation."""
+    def guard(self, losses: Mapping[str, float]) -> bool:
+        """Let the recipe's guards look at a validation; whether a source was forgotten by then."""
         if self.recipe.guards is None:
-            return
+            return False
         best = self.recipe.checkpoints.best
-        state, message = judge(self.recipe.guards, self.progress.guards, losses, best)
-        self.progress = self.progress.model_copy(update={"guards": state})
-        if message:
-            self.run.note(message)
+        found = judge(self.recipe.guards, self.progress.guards, losses, best)
+        self.progress = self.progress.model_copy(update={"guards": found.state})
+        if found.message:
+            self.run.note(found.message)
+        return found.forgotten
 
     def validation_losses(self) -> dict[str, float]:
         """Means over all targets of the validation split, one sample an item."""
@@ -235,21 +272,27 @@ class Trainer:
     def finish(self) -> None:
         """Publish the weights that the recipe asks for to ``result/``."""
         self.settle()
-        best = self.recipe.export == "best" and self.progress.best_loss is not None
-        weights = {} if best else self.strategy.weights()
+        best = start = False
+        if self.recipe.export == "best":
+            best = self.progress.best_loss is not None
+            # Guarded runs have validations: without a best one, each of them forgot a source.
+            start = not best and bool(self.progress.guards.first)
+        weights = {} if best or start else self.strategy.weights()
         if not self.run.is_main:
             return
         if best:
             weights = self.checkpoints.load_best(self.progress.best_step)
         pools = [self.train_pool, self.val_pool]
-        if self.recipe.lora is None:
+        if start:
+            self.run.note(NOTHING_GOOD)
+            export(self.run, open_base(self.program), None, pools)
+        elif self.recipe.lora is None:
             export(self.run, self.lm, weights, pools)
         else:
             base = open_base(self.program)
             export(self.run, lora.merged(base, self.recipe, weights), None, pools)
         self.listening.publish()
-        found = facts(self.run, self.program, self.lm, self.parameters, self.progress)
-        self.run.finish(found)
+        self.run.finish(facts(self.run, self.program, self.lm, self.parameters, self.progress))
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:

@@ -11,7 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-Word = Literal["learning", "settled", "over-fitted", "not validated"]
+from tts_assets.sft.guards import FORGOTTEN
+
+Word = Literal["learning", "settled", "over-fitted", "not validated", "not trained"]
 RISE = 0.02  # of the lowest validation loss: above this it rose, below it is noise
 FALL = 0.02  # of the loss two validations ago: above this the run had not settled
 AROUND = 0.05  # of all steps: training losses are averaged over as many before a validation
@@ -31,12 +33,17 @@ class Verdict:
 
 def verdict(records: Sequence[Mapping[str, float]], exported: Literal["best", "last"]) -> Verdict:
     """Of the lines of a ``metrics.jsonl``."""
-    validated = [(int(r["step"]), r["val_loss"]) for r in records if "val_loss" in r]
+    every = [r for r in records if "val_loss" in r]
     trained = [(int(r["step"]), r["loss"]) for r in records if "loss" in r]
-    validated = [(step, loss) for step, loss in validated if step]
-    if not validated or not trained:
+    validated = [(int(r["step"]), r["val_loss"]) for r in every if r["step"]]
+    if not trained:
+        return Verdict("not trained", "This is the base as it is: steps = 0.")
+    if not validated:
         return Verdict("not validated", "There was no validation: give the corpora a share of it.")
-    best_step, lowest = min(validated, key=lambda at: at[1])
+    # The best is one that forgets no source; without such, that before the first step.
+    good = [(int(r["step"]), r["val_loss"]) for r in every if not r.get(FORGOTTEN)]
+    good = [at for at in good if at[0]] or good
+    best_step, lowest = min(good, key=lambda at: at[1])
     last_step, last = validated[-1]
     gap = last - train_loss(trained, last_step)
     rise = last - lowest

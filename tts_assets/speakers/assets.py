@@ -19,14 +19,13 @@ from dagster import (
     MetadataValue,
     Output,
     ResourceParam,
-    SpecificPartitionsPartitionMapping,
     asset,
     asset_check,
 )
 
 from resources.artifact_store import ArtifactStoreResource
 from resources.launcher import Launcher, Program
-from resources.launchpad import Training
+from resources.launchpad import Machines, Training
 from tts_assets.accounting import SET_ASIDE_FILE, count_reasons, read_set_aside
 from tts_assets.artifacts import (
     Build,
@@ -38,7 +37,7 @@ from tts_assets.artifacts import (
 )
 from tts_assets.compute import Shape
 from tts_assets.corpora.filter import KEPT_FILE
-from tts_assets.partitions import corpus_partitions
+from tts_assets.partitions import corpus_partitions, segments_of
 from tts_assets.speakers.config import (
     PUBLISHED,
     PURITY_FILE,
@@ -79,13 +78,6 @@ def encoder_path(name: str, given: Mapping[str, SpeakerEncoderCheckpoint], root:
     """Where the encoder lies that a configuration names; ``given``: what came by
     :func:`encoder_input`."""
     return given["encoder"].path if name == PUBLISHED else resolve(name, root)
-
-
-def segments_of(config: SpeakersConfig) -> AssetIn:
-    """The indexes of the corpora whose speakers are trained on and tested with."""
-    mapping = SpecificPartitionsPartitionMapping(sorted(config.corpora))
-    kind = dict[str, SpeechSegments]
-    return AssetIn("speech_segments", partition_mapping=mapping, dagster_type=kind)
 
 
 def fetched_encoder(config: SpeakersConfig, root: Path) -> AssetsDefinition:
@@ -130,7 +122,7 @@ def trained_encoder(
     @asset(
         key=PUBLISHED,
         group_name="speakers",
-        ins={"segments": segments_of(speakers)},
+        ins={"segments": segments_of(speakers.corpora)},
         code_version=CODE_VERSION,
         kinds={"pytorch"},
         description=f"An encoder of voices by GE2E on {', '.join(speakers.corpora)}.",
@@ -164,12 +156,12 @@ def trained_encoder(
     return speaker_encoder
 
 
-def report_asset(config: SpeakersConfig, shape: Shape, root: Path) -> AssetsDefinition:
-    beside = config.trials.beside
+def report_asset(speakers: SpeakersConfig, shape: Shape, root: Path) -> AssetsDefinition:
+    beside = speakers.trials.beside
 
     @asset(
         group_name="speakers",
-        ins={"encoder": AssetIn(PUBLISHED), "segments": segments_of(config)},
+        ins={"encoder": AssetIn(PUBLISHED), "segments": segments_of(speakers.corpora)},
         code_version=CODE_VERSION,
         kinds={"pytorch", "markdown"},
         description="Errors of the encoder on pairs of speakers whom it was not trained on.",
@@ -178,40 +170,42 @@ def report_asset(config: SpeakersConfig, shape: Shape, root: Path) -> AssetsDefi
         context: AssetExecutionContext,
         store: ArtifactStoreResource,
         launcher: ResourceParam[Launcher],
+        config: Machines,
         encoder: SpeakerEncoderCheckpoint,
         segments: dict[str, SpeechSegments],
     ) -> Output[SpeakerReport]:
         other = resolve(beside, root) if beside else None
         parts = {
-            "people": config.people,
-            "trials": config.trials,
+            "people": speakers.people,
+            "trials": speakers.trials,
             "beside": other and encoder_digest(other),
         }
         inputs: dict[str, Any] = {"encoder": encoder, "segments": segments}
-        build = Build("speaker_report", inputs, parts, CODE_VERSION, seed=config.trials.seed)
+        build = Build("speaker_report", inputs, parts, CODE_VERSION, seed=speakers.trials.seed)
 
         def judge(work: Path) -> dict[str, Any]:
             program = ReportProgram(
                 run_dir=work,
-                people=config.people,
+                people=speakers.people,
                 corpora={name: handle.path for name, handle in segments.items()},
-                trials=config.trials,
+                trials=speakers.trials,
                 encoder=str(encoder.path),
                 root=root,
             )
             module = "tts_assets.speakers.evaluate"
-            return launcher.run(context, Program(module, program, shape.alone())).facts
+            machines = config.of(shape).alone()
+            return launcher.run(context, Program(module, program, machines)).facts
 
         return store.materialize(context, SpeakerReport, build, judge, describe_report)
 
     return speaker_report
 
 
-def purity_asset(config: PurityConfig, shape: Shape, root: Path) -> AssetsDefinition:
+def purity_asset(purity: PurityConfig, shape: Shape, root: Path) -> AssetsDefinition:
     @asset(
         group_name="speakers",
         partitions_def=corpus_partitions,
-        ins={"samples": AssetIn("filtered_samples"), **encoder_input(config.encoder)},
+        ins={"samples": AssetIn("filtered_samples"), **encoder_input(purity.encoder)},
         code_version=CODE_VERSION,
         kinds={"pytorch", "parquet"},
         description="How alike each speaker's utterances sound, and which do not belong.",
@@ -220,14 +214,15 @@ def purity_asset(config: PurityConfig, shape: Shape, root: Path) -> AssetsDefini
         context: AssetExecutionContext,
         store: ArtifactStoreResource,
         launcher: ResourceParam[Launcher],
+        config: Machines,
         samples: SampleManifest,
         **encoder: SpeakerEncoderCheckpoint,
     ) -> Output[SpeakerPurity]:
-        path = encoder_path(config.encoder, encoder, root)
+        path = encoder_path(purity.encoder, encoder, root)
         build = Build(
             "speaker_purity",
             {"samples": samples},
-            {"purity": config, "encoder": encoder_digest(path)},
+            {"purity": purity, "encoder": encoder_digest(path)},
             CODE_VERSION,
             partition=context.partition_key,
         )
@@ -235,13 +230,14 @@ def purity_asset(config: PurityConfig, shape: Shape, root: Path) -> AssetsDefini
         def measure(work: Path) -> dict[str, Any]:
             program = PurityProgram(
                 run_dir=work,
-                purity=config,
+                purity=purity,
                 encoder=str(path),
                 samples=samples.path / KEPT_FILE,
                 cache=store.store.cache("voices"),
             )
             module = "tts_assets.speakers.purity"
-            return launcher.run(context, Program(module, program, shape.alone())).facts
+            machines = config.of(shape).alone()
+            return launcher.run(context, Program(module, program, machines)).facts
 
         return store.materialize(context, SpeakerPurity, build, measure, describe_purity)
 

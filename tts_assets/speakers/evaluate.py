@@ -44,6 +44,7 @@ PICTURES = {
     "tsne.png": "The voices by t-SNE",
     "umap.png": "The voices by UMAP",
 }
+NO_UMAP = "no UMAP: pip install tts-assets[umap]"
 
 Voices = dict[str, NDArray[np.float32]]
 
@@ -169,7 +170,7 @@ class Judge:
         pictures.plane(pictures.tsne(matrix, self.config.seed), speakers, folder / "tsne.png")
         points = pictures.umap(matrix, self.config.seed)
         if points is None:
-            self.run.note("no picture by UMAP: pip install 'tts-assets[umap]'")
+            self.run.note(NO_UMAP)
         else:
             pictures.plane(points, speakers, folder / "umap.png")
 
@@ -182,6 +183,8 @@ class Judge:
             for name, title in PICTURES.items()
             if (folder / name).is_file()
         ]
+        if not (folder / "umap.png").is_file():
+            shown.append(f"{NO_UMAP}\n")
         (folder / "report.md").write_text("\n".join(["# Speaker encoder\n", table(report), *shown]))
 
 

@@ -2,8 +2,8 @@
 
 Each kept utterance against the mean of its speaker's others, and against the other speakers'
 means. ``result/purity.parquet`` has a row for each, ``outlier`` where it is below the limit or
-nearer to somebody else; what holds no speech is set aside. Embeddings are kept by audio and
-encoder, so that a corpus that grows has only its new clips heard.
+nearer to somebody else; what names no speaker or holds no speech is set aside. Embeddings are kept
+by audio and encoder, so that a corpus that grows has only its new clips heard.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from tts_assets.accounting import SET_ASIDE_FILE, SetAside, write_set_aside
 from tts_assets.audio import BrokenAudio
 from tts_assets.cache import RecordCache
+from tts_assets.config import ConfigError
 from tts_assets.corpora.samples import Sample, read_samples
 from tts_assets.program import Run, load_config
 from tts_assets.speakers.config import PURITY_FILE, PurityProgram
@@ -28,6 +29,7 @@ from tts_assets.speakers.encoder import NoSpeech, VoiceEncoder
 from tts_assets.speakers.source import encoder_digest, resolve
 
 BLOCK = 64  # clips a transaction of the cache: what a kill loses
+NAME_SPEAKERS = "name speakers in the corpus or its table"
 DIGITS = 6  # of an embedding in the cache
 
 
@@ -48,6 +50,9 @@ def hear(
     fresh = {}
     found: list[Heard] = []
     for key, sample in zip(keys, samples, strict=True):
+        if not sample.speaker_id:
+            found.append(Heard(sample, SetAside(sample.id, "no speaker", NAME_SPEAKERS)))
+            continue
         if key in known:
             found.append(Heard(sample, np.array(known[key], dtype=np.float32)))
             continue
@@ -65,10 +70,14 @@ def hear(
 
 def measure(heard: Sequence[Heard], min_similarity: float) -> pl.DataFrame:
     """A row for each voice: its speaker, how near it is to that speaker's other utterances (null
-    if there are none) and to the nearest other speaker, and whether it is an outlier."""
+    if there are none) and to the nearest other speaker, and whether it is an outlier. Raises
+    ConfigError if there is no voice."""
     voiced = [(one.sample, one.voice) for one in heard if not isinstance(one.voice, SetAside)]
     if not voiced:
-        raise ValueError("no kept utterance holds enough speech to tell whose voice it is")
+        raise ConfigError(
+            "no kept utterance has a speaker and enough speech to tell whose voice it is: "
+            f"{NAME_SPEAKERS}, or leave speakers.purity out"
+        )
     names = sorted({sample.speaker_id for sample, _ in voiced})
     place = {name: number for number, name in enumerate(names)}
     truth = np.array([place[sample.speaker_id] for sample, _ in voiced])

@@ -50,6 +50,11 @@ def make_trials(recordings: Sequence[Recording], config: TrialConfig) -> list[Tr
     for recording in sorted(recordings):
         voices.setdefault(recording.speaker, []).append(recording)
     voices = {name: some(group, name, config) for name, group in sorted(voices.items())}
+    if len(voices) < 2:
+        raise ConfigError(
+            f"the test recordings that hold speech are of {', '.join(voices) or 'nobody'}, and "
+            "trials need two speakers: add corpora, name more test_speakers, or lower min_seconds"
+        )
     trials: list[Trial] = []
     for name, group in voices.items():
         rng = generator(config.seed, "trials", name)
@@ -62,7 +67,11 @@ def make_trials(recordings: Sequence[Recording], config: TrialConfig) -> list[Tr
             c = stranger[rng.integers(len(stranger))]
             trials += [Trial(True, a.id, b.id), Trial(False, a.id, c.id)]
     if not trials:
-        raise ConfigError("no two test recordings of one speaker are of different sessions")
+        raise ConfigError(
+            "no two test recordings of one speaker are of different sessions: add recordings of "
+            "another day, name other test_speakers, or raise trials.max_utterances "
+            f"{config.max_utterances}"
+        )
     return list(dict.fromkeys(trials))
 
 

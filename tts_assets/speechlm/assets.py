@@ -8,6 +8,7 @@ from dagster import AssetExecutionContext, AssetsDefinition, Output, ResourcePar
 
 from resources.artifact_store import ArtifactStoreResource
 from resources.launcher import Launcher, Program
+from resources.launchpad import Machines
 from sensors.conditions import follow_data
 from tts_assets.artifacts import Build, CodeArrays, TokenArrays
 from tts_assets.compute import Shape
@@ -35,6 +36,7 @@ def build_assets(
         context: AssetExecutionContext,
         store: ArtifactStoreResource,
         launcher: ResourceParam[Launcher],
+        config: Machines,
         code_arrays: CodeArrays,
     ) -> Output[TokenArrays]:
         wanted = tokenizers.get(context.partition_key, ())
@@ -54,7 +56,8 @@ def build_assets(
                 pretraining=pretraining,
             )
             module = "tts_assets.speechlm.tokens"
-            return launcher.run(context, Program(module, program, shape.alone())).facts
+            machines = config.of(shape).alone()
+            return launcher.run(context, Program(module, program, machines)).facts
 
         return store.materialize(context, TokenArrays, build, tokenize)
 

@@ -102,7 +102,7 @@ class SamplingConfig(Config):
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
     min_tokens: int = Field(10, ge=0)
     max_tokens: int = Field(1792, gt=0)
-    seed: int = Field(42, ge=0)
+    seed: int = Field(42, ge=0, lt=2**63)  # vLLM takes 64 bits with a sign
 
     @model_validator(mode="after")
     def _bounds_in_order(self) -> Self:

@@ -13,7 +13,7 @@ Shapes: B rows of the batch, A allowed tokens (the codebook, then ``<|speech_end
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -94,7 +94,7 @@ def generate(
 
 
 @torch.inference_mode()
-def stream(lm: SpeechLM, request: Request, sampling: SamplingConfig) -> Iterator[int]:
+def stream(lm: SpeechLM, request: Request, sampling: SamplingConfig) -> Generator[int]:
     """The token ids of one completion as they are drawn: those that :func:`generate` gives."""
     _check_lengths(lm, [request], sampling)
     lm.model.eval()

@@ -15,6 +15,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from tts_assets.hub import from_hub
 from tts_assets.speechlm.config import BaseModel, LlamaSize, SamplingConfig, VocabularyConfig
 from tts_assets.speechlm.tokenizer import byte_tokenizer, load_tokenizer
 from tts_assets.speechlm.vocabulary import SpeechVocabulary, extend_tokenizer, read_vocabulary
@@ -84,7 +85,8 @@ def build(base: BaseModel, codebook_size: int, vocabulary: VocabularyConfig, see
     if base.hub is None:
         raise ValueError(f"base recipe {base.recipe!r} is opened with SpeechLM.load()")
     tokenizer = load_tokenizer(base.hub)
-    model = AutoModelForCausalLM.from_pretrained(base.hub, dtype=torch.float32)
+    with from_hub(base.hub):
+        model = AutoModelForCausalLM.from_pretrained(base.hub, dtype=torch.float32)
     first_new = len(tokenizer)
     speech = extend_tokenizer(tokenizer, codebook_size, vocabulary)
     grow_embeddings(model, first_new, speech.size, seed)

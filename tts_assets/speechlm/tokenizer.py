@@ -8,6 +8,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from tts_assets.config import digest_of
+from tts_assets.hub import from_hub
 from tts_assets.speechlm.config import TokenizerConfig
 from tts_assets.speechlm.prompts import INSTRUCTION_STRINGS, PromptFormat
 from tts_assets.speechlm.vocabulary import extend_tokenizer
@@ -42,7 +43,9 @@ def byte_tokenizer(max_length: int) -> PreTrainedTokenizerFast:
 
 def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     """A fast tokenizer by hub name or folder; its pad token is eos where it has none."""
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name_or_path)
+    tokenizer: PreTrainedTokenizerBase
+    with from_hub(name_or_path):
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
     if not tokenizer.is_fast:
         raise ValueError(
             f"{name_or_path}: only fast tokenizers (tokenizer.json) are supported, this is "

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tts_assets.accounting import SetAside
-from tts_assets.corpora.config import CorpusConfig
+from tts_assets.corpora.config import MANNERS, CorpusConfig
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,8 @@ def entry(
         return audio
     if isinstance(text, SetAside):
         return text
+    manners = {name: fields.get(name) or getattr(config, name) for name in MANNERS}
+    fields |= {name: manner for name, manner in manners.items() if manner}
     return Entry(
         audio=audio,
         where=where,

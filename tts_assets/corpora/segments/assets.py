@@ -21,6 +21,8 @@ from dagster import (
 
 from resources.artifact_store import ArtifactStoreResource
 from resources.launcher import Launcher, Program
+from resources.launchpad import Machines
+from resources.table_schema import column_schema
 from sensors.conditions import follow_data
 from tts_assets.accounting import SET_ASIDE_FILE, count_reasons, read_set_aside
 from tts_assets.artifacts import (
@@ -33,7 +35,7 @@ from tts_assets.artifacts import (
 )
 from tts_assets.compute import Shape
 from tts_assets.corpora.discovery import Corpora
-from tts_assets.corpora.index import UTTERANCES_FILE
+from tts_assets.corpora.index import ABOUT_UTTERANCES, UTTERANCES_FILE
 from tts_assets.corpora.segments.accounting import account, corpus_facts
 from tts_assets.corpora.segments.card import CARD_FILE, NOTEBOOK_FILE
 from tts_assets.corpora.segments.config import CODE_VERSION, SegmentConfig, SegmentProgram
@@ -62,36 +64,37 @@ def speech_segments_asset(corpora: Corpora, shape: Shape) -> AssetsDefinition:
         context: AssetExecutionContext,
         store: ArtifactStoreResource,
         launcher: ResourceParam[Launcher],
+        config: Machines,
         raw_corpus: RawCorpus,
     ) -> Output[SpeechSegments]:
         _, corpus = corpora(context.partition_key)
-        config = corpus.segments
+        cutting = corpus.segments
         # Rows name audio relative to these, so the places are part of what they are.
         places = {"root": raw_corpus.facts.root, "audio_pool": raw_corpus.facts.audio_pool}
-        source = {} if config is None else sources(config, root)
+        source = {} if cutting is None else sources(cutting, root)
         build = Build(
             asset="speech_segments",
             partition=context.partition_key,
             inputs={"raw_corpus": raw_corpus},
-            config={**places, "segments": config, "sources": source},
+            config={**places, "segments": cutting, "sources": source},
             code_version=CODE_VERSION,
         )
 
         def run(work: Path) -> SegmentFacts | dict[str, Any]:
-            if config is None:
+            if cutting is None:
                 return pass_through(raw_corpus, work / "result")
             program = SegmentProgram(
                 run_dir=work,
                 corpus=raw_corpus.path,
-                segments=config,
-                model=model_folder(config.model, root),
-                reference=config.speaker and root / config.speaker.reference,
+                segments=cutting,
+                model=model_folder(cutting.model, root),
+                reference=cutting.speaker and root / cutting.speaker.reference,
                 audio_pool=store.store.audio_pool,
                 transcripts=store.store.cache("transcripts"),
                 records=store.store.cache("segments"),
             )
             module = "tts_assets.corpora.segments.segment"
-            return launcher.run(context, Program(module, program, shape)).facts
+            return launcher.run(context, Program(module, program, config.of(shape))).facts
 
         return store.materialize(context, SpeechSegments, build, run, describe_segments)
 
@@ -151,8 +154,12 @@ def accounting_check() -> AssetChecksDefinition:
 
 def describe_segments(segments: SpeechSegments) -> dict[str, Any]:
     """The dataset card, its picture, and a notebook to listen to; of recordings only."""
-    rows = pl.read_parquet(segments.path / UTTERANCES_FILE, columns=["duration"])
-    metadata: dict[str, Any] = {"dagster/partition_row_count": len(rows)}
+    table = segments.path / UTTERANCES_FILE
+    rows = pl.read_parquet(table, columns=["duration"])
+    metadata: dict[str, Any] = {
+        "dagster/partition_row_count": len(rows),
+        **column_schema(pl.read_parquet_schema(table), ABOUT_UTTERANCES),
+    }
     if not segments.facts.recordings:
         return metadata
     reasons = count_reasons(read_set_aside(segments.path / SET_ASIDE_FILE))

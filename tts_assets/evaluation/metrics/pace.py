@@ -20,7 +20,8 @@ SHORTEST_SECONDS = 0.1
 
 class Pace(Metric):
     """The length to expect is that of the text's own recording; else it follows, by characters,
-    from the voice prompt; else from the recordings of the training corpora."""
+    from the voice prompt; else from the recordings of ``[evaluation] target``, or of the recipe's
+    corpora."""
 
     name, version = "pace", "1"
     columns = (

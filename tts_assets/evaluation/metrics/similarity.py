@@ -1,7 +1,7 @@
 """Likeness: the cosine of the voice to whom it should be (``hearing/speaker_similarity.py``).
 
 To the speaker whom the text names; else to the voice prompt that it was said after; else to the
-speaker of the training corpora.
+speaker of the corpora of ``[evaluation] target``, or of the recipe's.
 """
 
 from __future__ import annotations

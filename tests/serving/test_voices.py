@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import io
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from tts_assets.serving.config import Voice
+from tts_assets.serving.synthesis import SynthesisError, Synthesizer
+from tts_assets.serving.voices import VoiceRegistry
+
+
+def audio(wave: np.ndarray, form: str = "WAV", rate: int = 16_000) -> bytes:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, wave, rate, format=form)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def registry(synthesizer: Synthesizer) -> VoiceRegistry:
+    return VoiceRegistry(synthesizer, None, 10)
+
+
+def test_hours_of_silence_in_a_small_file_are_not_decoded(registry: VoiceRegistry) -> None:
+    """Whole, these 20 minutes are 77 MB of samples; the 30 s that are allowed are 2 MB."""
+    bomb = audio(np.zeros(20 * 60 * 16_000, dtype=np.int16), "FLAC")
+    assert len(bomb) < 1 << 20
+    tracemalloc.start()
+    try:
+        with pytest.raises(SynthesisError, match="more than 30 s; cut it"):
+            registry.make(bomb, "one", "en")
+        assert tracemalloc.get_traced_memory()[1] < 20e6
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("form", ["WAV", "FLAC", "OGG", "MP3"])
+def test_a_voice_of_each_format(registry: VoiceRegistry, form: str) -> None:
+    tone = 0.1 * np.sin(np.arange(2 * 24_000) / 20)
+    voice = registry.make(audio(tone, form, 24_000), "a tone", "en")
+    assert 100 <= len(voice.codes) <= 108  # mp3 pads with up to 0.15 s
+
+
+def test_content_not_the_name_tells_what_is_taken(registry: VoiceRegistry, clips: Path) -> None:
+    """FFmpeg reads the first two, and would open what the second names."""
+    recording = (clips / "audio" / "digits" / "1.g722").resolve()
+    playlist = f"ffconcat version 1.0\nfile '{recording}'\n".encode()
+    for bytes_ in (recording.read_bytes(), playlist, audio(np.ones(32_000), "AIFF")):
+        with pytest.raises(SynthesisError, match="not readable as audio"):
+            registry.make(bytes_, "one", "en")
+
+
+def test_a_rate_that_nobody_records_is_refused(registry: VoiceRegistry) -> None:
+    with pytest.raises(SynthesisError, match="1000000 Hz"):
+        registry.make(audio(np.ones(32_000), rate=1_000_000), "one", "en")
+
+
+def test_only_voices_of_the_same_codec_come_back(
+    synthesizer: Synthesizer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    VoiceRegistry(synthesizer, tmp_path, 10).add("ann", Voice(text="one", codes=(1, 2, 255)))
+    kept = (tmp_path / "ann.json").read_text()
+    assert VoiceRegistry(synthesizer, tmp_path, 10)["ann"].codes == (1, 2, 255)  # type: ignore[union-attr]
+    assert not caplog.records
+
+    codec, taken = synthesizer.card.codec, next(iter(synthesizer.card.voices))
+    wrong = {
+        "other": (kept.replace(codec, "f" * 64), "codec ffffffffffff"),
+        "beyond": (kept.replace("255", "256"), "codes beyond the 256"),
+        "old": (kept.replace(f'"codec": "{codec}",', ""), "codec: Field required"),
+        "torn": (kept[:20], "not JSON"),
+        taken: (kept, "has a voice of this name"),
+        "default": (kept, "has a voice of this name"),
+    }
+    for name, (text, _) in wrong.items():
+        (tmp_path / f"{name}.json").write_text(text)
+    registry = VoiceRegistry(synthesizer, tmp_path, 10)
+    assert set(registry.voices) == {"default", "ann", *synthesizer.card.voices}
+    assert registry[taken] == synthesizer.card.voices[taken] and registry["default"] is None
+    for name, (_, reason) in wrong.items():
+        assert any(f"{name}.json" in line and reason in line for line in caplog.messages), name
