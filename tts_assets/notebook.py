@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+NOTEBOOK_FILE = "listening.ipynb"
 PLAYED_AS = {".flac": "audio/flac", ".wav": "audio/wav", ".ogg": "audio/ogg", ".mp3": "audio/mpeg"}
 ROW = (
     '<div style="display:grid;grid-template-columns:minmax(0,1fr) 320px;gap:4px 24px;'

@@ -32,6 +32,13 @@ def best(studio: Studio, config: PromotionConfig) -> dict[str, str]:
     return {verdict.recipe: verdict.why for verdict in promote_best(studio.store, VOICE, config)[1]}
 
 
+def promoted_in_turn(studio: Studio, config: PromotionConfig, **models: float) -> None:
+    """Models of the recipe ``first`` by their weights, with their word errors."""
+    for weights, wer in models.items():
+        studio.candidate("first", weights, wer=wer)
+        best(studio, config)
+
+
 def test_the_first_candidate_with_a_report_serves_first(
     studio: Studio, config: PromotionConfig
 ) -> None:
@@ -136,9 +143,7 @@ def test_an_old_report_that_is_being_deleted_stops_nobody(
 def test_rollback_brings_back_what_served_and_keeps_it(
     studio: Studio, config: PromotionConfig
 ) -> None:
-    for weights, wer in (("a", 0.1), ("b", 0.08), ("c", 0.06)):
-        studio.candidate("first", weights, wer=wer)
-        best(studio, config)
+    promoted_in_turn(studio, config, a=0.1, b=0.08, c=0.06)
     pointer.rollback(studio.store, VOICE, "it lisps")
     assert serving(studio) == "b"
     assert "was rolled back" in best(studio, config)["first"]
@@ -168,9 +173,7 @@ def test_what_serves_stays_whole_when_its_source_is_deleted(
 def test_the_history_ends_where_earlier_changes_were_deleted(
     studio: Studio, config: PromotionConfig
 ) -> None:
-    for weights, wer in (("a", 0.1), ("b", 0.08), ("c", 0.06), ("d", 0.04)):
-        studio.candidate("first", weights, wer=wer)
-        best(studio, config)
+    promoted_in_turn(studio, config, a=0.1, b=0.08, c=0.06, d=0.04)
     chain = pointer.history(studio.store, VOICE)
     assert "no longer stored" not in pointer.describe(chain)
     shutil.rmtree(chain[1].path)
@@ -187,9 +190,7 @@ def test_the_history_ends_where_earlier_changes_were_deleted(
 
 
 def test_what_was_rolled_back_from_may_be_deleted(studio: Studio, config: PromotionConfig) -> None:
-    for weights, wer in (("a", 0.1), ("b", 0.08)):
-        studio.candidate("first", weights, wer=wer)
-        best(studio, config)
+    promoted_in_turn(studio, config, a=0.1, b=0.08)
     pointer.rollback(studio.store, VOICE, "it lisps")
     shutil.rmtree(pointer.history(studio.store, VOICE)[1].path)
     with pytest.raises(ArtifactError, match="no longer stored"):

@@ -62,20 +62,25 @@ def test_trials_need_two_speakers() -> None:
         make_trials([], TrialConfig())
 
 
+def report_of(folder: Path, index: Path, people: PeopleConfig, per_speaker: int) -> Path:
+    """The folder of a report on the public encoder, made as by hand."""
+    program = ReportProgram(
+        run_dir=folder,
+        people=people,
+        corpora={"voices": index},
+        trials=TrialConfig(per_speaker=per_speaker),
+        encoder=RESEMBLYZER,
+    )
+    (folder / "run.json").write_text(program.to_json())
+    main([str(folder / "run.json")])
+    return folder / "result"
+
+
 def test_a_report_without_umap_says_so(
     tmp_path: Path, index: Path, people: PeopleConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "umap", None)  # as where it is not installed
-    program = ReportProgram(
-        run_dir=tmp_path,
-        people=people,
-        corpora={"voices": index},
-        trials=TrialConfig(per_speaker=5),
-        encoder=RESEMBLYZER,
-    )
-    (tmp_path / "run.json").write_text(program.to_json())
-    main([str(tmp_path / "run.json")])
-    text = (tmp_path / "result" / "report.md").read_text()
+    text = (report_of(tmp_path, index, people, 5) / "report.md").read_text()
     assert "no UMAP: pip install tts-assets[umap]" in text and "umap.png" not in text
 
 
@@ -105,16 +110,7 @@ def test_people_of_two_corpora(index: Path) -> None:
 
 
 def test_a_report_of_the_public_encoder(tmp_path: Path, index: Path, people: PeopleConfig) -> None:
-    program = ReportProgram(
-        run_dir=tmp_path,
-        people=people,
-        corpora={"voices": index},
-        trials=TrialConfig(per_speaker=40),
-        encoder=RESEMBLYZER,
-    )
-    (tmp_path / "run.json").write_text(program.to_json())
-    main([str(tmp_path / "run.json")])
-    result = tmp_path / "result"
+    result = report_of(tmp_path, index, people, 40)
     report = json.loads((result / "report.json").read_text())
     # The voices are one person's at other speeds, hard to tell apart: 0.29, where chance is 0.5.
     assert report["eer"]["encoder"] == report["eer"][RESEMBLYZER] < 0.4

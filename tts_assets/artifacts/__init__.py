@@ -27,6 +27,7 @@ from tts_assets.artifacts.handle import (
     InputRef,
     Manifest,
     open_artifact,
+    readable,
 )
 from tts_assets.artifacts.kinds import (
     CODE_TYPES,
@@ -128,6 +129,7 @@ __all__ = [
     "fsync",
     "fsync_tree",
     "open_artifact",
+    "readable",
     "sha256_file",
     "written_aside",
 ]

@@ -103,6 +103,14 @@ class Handle:
                 )
 
 
+def readable(path: Path) -> Handle | None:
+    """An old artifact that nothing depends on; None if somebody is deleting it, or has."""
+    try:
+        return open_artifact(path)
+    except ArtifactError:
+        return None
+
+
 def open_artifact(path: Path) -> Handle:
     """Open whatever kind of artifact lies at ``path`` as its typed handle."""
     try:

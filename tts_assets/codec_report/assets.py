@@ -25,12 +25,14 @@ from tts_assets.artifacts import (
     CodecReport,
     Handle,
     SampleManifest,
+    readable,
 )
 from tts_assets.codec.config import CodecReportConfig
 from tts_assets.codec_report.config import CodecReportProgram, CodecVersion
 from tts_assets.compute import Shape
 from tts_assets.corpora.filter import KEPT_FILE
 from tts_assets.evaluation.lineage import lineage
+from tts_assets.notebook import NOTEBOOK_FILE
 from tts_assets.partitions import filtered_samples_of
 from tts_assets.split import ValidationSplit
 
@@ -89,13 +91,14 @@ def report_asset(
 def earlier(
     store: ArtifactStore, codec: CodecCheckpoint, decoder: CodecDecoder | None
 ) -> list[Handle]:
-    """All other codecs in the store, and all decoders of them and of this one, by content."""
+    """All other codecs in the store that can be read, and all decoders of them and of this one, by
+    content."""
     shown = {codec.content, decoder.content if decoder else ""}
-    codecs = unlike(shown, map(CodecCheckpoint.open, store.published("codec")))
+    codecs = unlike(shown, filter(None, map(readable, store.published("codec"))))
     contents = {codec.content, *(handle.content for handle in codecs)}
     decoders = [
         handle
-        for handle in unlike(shown, map(CodecDecoder.open, store.published("codec_decoder")))
+        for handle in unlike(shown, filter(None, map(readable, store.published("codec_decoder"))))
         if handle.facts.codec in contents
     ]
     return [*codecs, *decoders]
@@ -130,7 +133,7 @@ def versions(
 
 
 def describe(report: CodecReport) -> Mapping[str, Any]:
-    from tts_assets.codec_report.report import NOTEBOOK_FILE, PAGE_FILE
+    from tts_assets.codec_report.report import PAGE_FILE
 
     return {
         "listen": MetadataValue.notebook(str(report.path / NOTEBOOK_FILE)),

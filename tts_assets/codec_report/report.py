@@ -15,10 +15,10 @@ from tts_assets.config import canonical_json
 from tts_assets.evaluation import page
 from tts_assets.evaluation.clips import Embedder, read_flac
 from tts_assets.evaluation.page import Player, percent, player_of
-from tts_assets.notebook import Clip, Section, write_notebook
+from tts_assets.notebook import NOTEBOOK_FILE, Clip, Section, write_notebook
 from tts_assets.plots import spectrograms
 
-PAGE_FILE, FIGURES_FILE, NOTEBOOK_FILE = "report.html", "report.json", "listening.ipynb"
+PAGE_FILE, FIGURES_FILE = "report.html", "report.json"
 TEMPLATE = Path(__file__).with_name("codec_report.html.j2")
 PICTURED = 6  # clips with spectrograms: 60 kB each
 FIGURES = {  # attribute of ClipFigures: heading, digits, better

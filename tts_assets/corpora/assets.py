@@ -41,11 +41,11 @@ from tts_assets.corpora.index import (
     index_corpus,
     read_entries,
 )
-from tts_assets.corpora.listening import NOTEBOOK_FILE
 from tts_assets.corpora.listing import survey
 from tts_assets.corpora.samples import ABOUT_SAMPLES, FIELDS, SCHEMA
 from tts_assets.corpora.segments.assets import build_assets as segments_assets
 from tts_assets.corpora.watch import Look, Seen
+from tts_assets.notebook import NOTEBOOK_FILE
 from tts_assets.partitions import corpus_partitions
 
 INDEX_VERSION = "3"

@@ -10,9 +10,8 @@ from typing import Any
 import soundfile
 
 from tts_assets.audio import BrokenAudio, read_wave
-from tts_assets.notebook import Clip, Section, write_notebook
+from tts_assets.notebook import NOTEBOOK_FILE, Clip, Section, write_notebook
 
-NOTEBOOK_FILE = "listening.ipynb"
 KEPT_SHOWN, REJECTED_SHOWN = 8, 4
 SECONDS_SHOWN = 12  # of a clip
 HIGHEST_RATE = 24_000  # Hz; twelve clips stay below 2 MB

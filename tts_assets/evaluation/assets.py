@@ -44,6 +44,7 @@ from tts_assets.evaluation.corpus_voices import expected_rate, named_speakers, r
 from tts_assets.evaluation.history import earlier_reports
 from tts_assets.evaluation.lineage import lineage
 from tts_assets.evaluation.suite import SUITE_FILE, audio_digests, read_suite, write_suite
+from tts_assets.notebook import NOTEBOOK_FILE
 from tts_assets.partitions import code_arrays_of
 from tts_assets.plots import bars
 from tts_assets.rlhf.config import RlhfRecipe
@@ -281,7 +282,7 @@ def comparison_asset(
 
 def describe_report(report: Report) -> dict[str, Any]:
     """Where to read and hear it, and its word errors as a picture."""
-    from tts_assets.evaluation.report import NOTEBOOK_FILE, PAGE_FILE
+    from tts_assets.evaluation.report import PAGE_FILE
 
     picture = bars(report.facts.wer_by_category, x_label="word errors, %")
     return {
@@ -295,7 +296,6 @@ def describe_comparison(comparison: Comparison) -> dict[str, Any]:
     """Where to read, hear and vote, and the summary in words."""
     from tts_assets.evaluation import blind
     from tts_assets.evaluation.compare import PAGE_FILE, SUMMARY_FILE
-    from tts_assets.evaluation.listening import NOTEBOOK_FILE
 
     return {
         "listen": MetadataValue.notebook(str(comparison.path / NOTEBOOK_FILE)),

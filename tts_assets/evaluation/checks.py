@@ -141,15 +141,14 @@ def gate_check(
     def gate(report: Report, store: ArtifactStoreResource) -> AssetCheckResult:
         from tts_assets.evaluation.gates import judge
         from tts_assets.evaluation.metrics.registry import columns_of
-        from tts_assets.evaluation.results import AGAINST_TARGET, read_samples, read_target
+        from tts_assets.evaluation.results import AGAINST_TARGET, read_samples, same_target
 
         column = next((c for c in columns_of(evaluation) if c.name == column_name), None)
         before = incumbent(store.store, report, evaluation.gates.incumbent)
         if column is None or before is None:
             why = "there is no incumbent yet" if column else f"{column_name} is not measured"
             return AssetCheckResult(passed=True, description=why)
-        targets = {read_target(before.path), read_target(report.path)}
-        if column_name in AGAINST_TARGET and len(targets) > 1:
+        if column_name in AGAINST_TARGET and not same_target([before.path, report.path]):
             why = "the incumbent's is measured against other recordings; set [evaluation] target"
             return AssetCheckResult(passed=True, description=why)
         verdict = judge(read_samples(report.path), read_samples(before.path), column, margin)

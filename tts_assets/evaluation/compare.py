@@ -16,7 +16,7 @@ from tts_assets.config import canonical_json
 from tts_assets.evaluation.blind import write_blind_test
 from tts_assets.evaluation.clips import Embedder
 from tts_assets.evaluation.config import EvaluationConfig, LineageRow
-from tts_assets.evaluation.listening import NOTEBOOK_FILE, sections
+from tts_assets.evaluation.listening import sections
 from tts_assets.evaluation.metrics.metric import Column
 from tts_assets.evaluation.metrics.registry import columns_of
 from tts_assets.evaluation.page import HERE, Heard, RangeMark, heard, range_mark, render, scale_end
@@ -29,12 +29,13 @@ from tts_assets.evaluation.results import (
     by_category,
     difference,
     figures,
+    grouped,
     read_samples,
-    read_target,
+    same_target,
 )
 from tts_assets.evaluation.summary import listed, summary
 from tts_assets.hearing.text_match import Interval
-from tts_assets.notebook import write_notebook
+from tts_assets.notebook import NOTEBOOK_FILE, write_notebook
 
 PAGE_FILE = "comparison.html"
 FIGURES_FILE = "comparison.json"
@@ -103,7 +104,7 @@ def comparable(
 ) -> tuple[list[Column], list[str]]:
     """The columns that all reports measure against the same, and a sentence on the others."""
     other = [column for column in columns if column.name in AGAINST_TARGET]
-    if not other or len({read_target(folder) for folder in reports.values()}) == 1:
+    if not other or same_target(reports.values()):
         return list(columns), []
     named = listed([column.title.lower() for column in other]).capitalize()
     why = "not compared: the reports measure it against other recordings; set [evaluation] target."
@@ -203,9 +204,7 @@ def side_by_side(
     models: Sequence[Model], samples: Sequence[Sequence[SampleResult]], embed: Embedder
 ) -> dict[str, list[list[Heard]]]:
     """By category, what each model made of each text; the text with most errors first."""
-    groups: dict[str, list[tuple[SampleResult, ...]]] = {}
-    for row in zip(*samples, strict=True):
-        groups.setdefault(row[0].category, []).append(row)
+    groups = grouped((row[0].category, row) for row in zip(*samples, strict=True))
     return {
         category: [
             [heard(model.folder, s, embed) for model, s in zip(models, row, strict=True)]

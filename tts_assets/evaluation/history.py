@@ -8,16 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from tts_assets.artifacts import (
     UNPARTITIONED,
-    ArtifactError,
     ArtifactStore,
     Build,
     Handle,
     Report,
-    open_artifact,
+    readable,
 )
 from tts_assets.evaluation.config import EarlierReport
 from tts_assets.evaluation.metrics.metric import Column
@@ -60,14 +58,6 @@ def earlier_reports(store: ArtifactStore, build: Build) -> tuple[EarlierReport, 
 def measure(report: Handle) -> tuple[str, str]:
     """The suite's content and the code: figures of reports with the same can be compared."""
     return report.manifest.inputs["suite"].content, report.manifest.code_version
-
-
-def readable(folder: Path) -> Handle | None:
-    """The artifact; None if somebody is deleting it, or has."""
-    try:
-        return open_artifact(folder)
-    except ArtifactError:
-        return None
 
 
 def readable_reports(

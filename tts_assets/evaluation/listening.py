@@ -8,10 +8,9 @@ from pathlib import Path
 from tts_assets.evaluation.clips import PAGE_BYTES
 from tts_assets.evaluation.page import percent
 from tts_assets.evaluation.report import caption
-from tts_assets.evaluation.results import SampleResult
+from tts_assets.evaluation.results import SampleResult, grouped
 from tts_assets.notebook import Clip, Section
 
-NOTEBOOK_FILE = "listening.ipynb"
 Said = tuple[str, Path, Sequence[SampleResult]]
 """A model's name, its report's folder, and its samples in the order of all models'."""
 Row = tuple[SampleResult, ...]
@@ -23,9 +22,8 @@ def sections(models: Sequence[Said], errors: Mapping[str, Sequence[float]]) -> l
 
     ``errors``: word errors by category, a number a model.
     """
-    groups: dict[str, list[Row]] = {}
-    for row in zip(*(samples for _, _, samples in models), strict=True):
-        groups.setdefault(row[0].category, []).append(row)
+    rows = zip(*(samples for _, _, samples in models), strict=True)
+    groups = grouped((row[0].category, row) for row in rows)
     room = PAGE_BYTES / len(groups)
     return [
         Section(title(category, models, errors[category]), clips_that_fit(models, rows, room))

@@ -35,10 +35,9 @@ from tts_assets.evaluation.results import (
     write_samples,
 )
 from tts_assets.hearing.text_match import Interval
-from tts_assets.notebook import Clip, Section, write_notebook
+from tts_assets.notebook import NOTEBOOK_FILE, Clip, Section, write_notebook
 
 PAGE_FILE = "report.html"
-NOTEBOOK_FILE = "listening.ipynb"
 ALL = "all"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import Field
 
@@ -16,6 +17,7 @@ SAMPLES_FILE = "samples.jsonl"
 TEMPERATURES_FILE = "temperatures.jsonl"
 REPORT_FILE = "report.json"
 AGAINST_TARGET = ("speaker_similarity", "duration_ratio")  # columns that recordings decide, too
+Item = TypeVar("Item")
 
 
 class SampleResult(Config):
@@ -167,10 +169,11 @@ def by_manner(samples: Iterable[SampleResult]) -> dict[str, list[SampleResult]]:
     return grouped((sample.manner, sample) for sample in samples if sample.manner)
 
 
-def grouped(named: Iterable[tuple[str, SampleResult]]) -> dict[str, list[SampleResult]]:
-    groups: dict[str, list[SampleResult]] = {}
-    for name, sample in named:
-        groups.setdefault(name, []).append(sample)
+def grouped(named: Iterable[tuple[str, Item]]) -> dict[str, list[Item]]:
+    """The items of each name, both in order of appearance."""
+    groups: dict[str, list[Item]] = {}
+    for name, item in named:
+        groups.setdefault(name, []).append(item)
     return groups
 
 
@@ -179,6 +182,11 @@ def read_target(folder: Path) -> str | None:
     from before it was written."""
     target: str | None = json.loads((folder / REPORT_FILE).read_text()).get("target")
     return target
+
+
+def same_target(folders: Iterable[Path]) -> bool:
+    """Whether the :data:`AGAINST_TARGET` of all reports are measured against the same."""
+    return len({read_target(folder) for folder in folders}) == 1
 
 
 def write_samples(path: Path, samples: Iterable[SampleResult]) -> None:

@@ -27,9 +27,9 @@ from tts_assets.artifacts import (
     PromotionEvent,
     Report,
     ServingModel,
+    readable,
 )
 from tts_assets.config import canonical_json
-from tts_assets.evaluation.history import readable
 
 CODE_VERSION = "1"
 CARD_FILE = "promotion.json"

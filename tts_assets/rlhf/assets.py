@@ -25,7 +25,7 @@ from resources.launcher import Launcher, Program
 from resources.launchpad import Training
 from tts_assets.artifacts import Build, Checkpoint, CodeArrays, EvaluationSuite, ServingModel
 from tts_assets.compute import Shape, visible_devices
-from tts_assets.corpora.listening import NOTEBOOK_FILE
+from tts_assets.notebook import NOTEBOOK_FILE
 from tts_assets.partitions import code_arrays_of
 from tts_assets.rlhf.alarms import first_alarms
 from tts_assets.rlhf.config import RlhfProgram, RlhfRecipe

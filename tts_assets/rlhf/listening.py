@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from tts_assets.artifacts import written_aside
-from tts_assets.corpora.listening import NOTEBOOK_FILE
-from tts_assets.notebook import Clip, Section, write_notebook
+from tts_assets.notebook import NOTEBOOK_FILE, Clip, Section, write_notebook
 from tts_assets.provenance import write_speech
 from tts_assets.rlhf.spoken import Spoken, Verdict
 

@@ -55,6 +55,13 @@ class PromptSet:
     prompts: list[RolloutPrompt] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
 
+    def add(self, prompt: RolloutPrompt, reason: str) -> None:
+        """Take the prompt, or leave it out where there is a ``reason``."""
+        if reason:
+            self.left_out[reason] += 1
+        else:
+            self.prompts.append(prompt)
+
     def write(self, path: Path) -> None:
         path.write_text("".join(prompt.model_dump_json() + "\n" for prompt in self.prompts))
 
@@ -92,16 +99,18 @@ def collect(
     found = PromptSet()
     for text in texts:
         prompt = RolloutPrompt(text=normalize(text, language), language=language)
-        _add(found, config, limits, prompt)
+        found.add(prompt, _left_out(config, limits, prompt, _words(prompt)))
     for corpus in config.corpora:
         table = CodeTable.of_split(arrays[corpus], "train")
         for prompt in _transcripts(table, config, limits.token_rate):
-            if normalize_for_match(prompt.text, prompt.language) in examined:
-                found.left_out["in the evaluation suite"] += 1
+            words = _words(prompt)
+            if words in examined:
+                reason = "in the evaluation suite"
             elif config.voice_prompts and prompt.voice is None:
-                found.left_out["no clip for its voice prompt"] += 1
+                reason = "no clip for its voice prompt"
             else:
-                _add(found, config, limits, prompt)
+                reason = _left_out(config, limits, prompt, words)
+            found.add(prompt, reason)
     if not found.prompts:
         raise PromptError(f"no prompt is left; left out were {dict(found.left_out)}")
     return found
@@ -138,16 +147,13 @@ def refuse_overlap(texts: Sequence[str], examined: set[str], language: str) -> N
         )
 
 
-def _add(found: PromptSet, config: PromptsConfig, limits: Limits, prompt: RolloutPrompt) -> None:
-    reason = _left_out(config, limits, prompt)
-    if reason:
-        found.left_out[reason] += 1
-    else:
-        found.prompts.append(prompt)
+def _words(prompt: RolloutPrompt) -> str:
+    """What a listener would have to hear."""
+    return normalize_for_match(prompt.text, prompt.language)
 
 
-def _left_out(config: PromptsConfig, limits: Limits, prompt: RolloutPrompt) -> str:
-    """Why a prompt cannot be used; empty if it can."""
+def _left_out(config: PromptsConfig, limits: Limits, prompt: RolloutPrompt, words: str) -> str:
+    """Why a prompt of these ``words`` cannot be used; empty if it can."""
     if len(prompt.text) < config.min_characters:
         return "shorter than min_characters"
     if len(prompt.text) > config.max_characters:
@@ -156,7 +162,7 @@ def _left_out(config: PromptsConfig, limits: Limits, prompt: RolloutPrompt) -> s
         *config.languages
     }:
         return "language not allowed"
-    if not normalize_for_match(prompt.text, prompt.language):
+    if not words:
         return "no words to recognize"
     if _tokens_at_most(prompt) > limits.tokens:
         return "no room for an answer"

@@ -31,8 +31,8 @@ from tts_assets.artifacts import (
     TokenArrays,
 )
 from tts_assets.compute import Shape
-from tts_assets.corpora.listening import NOTEBOOK_FILE
 from tts_assets.metrics import read_metrics
+from tts_assets.notebook import NOTEBOOK_FILE
 from tts_assets.partitions import code_arrays_of, streams_of, token_arrays_of
 from tts_assets.plots import curves
 from tts_assets.sft import lora, machine

@@ -26,8 +26,7 @@ from transformers import AutoModelForCausalLM
 from tts_assets.artifacts import written_aside
 from tts_assets.codec.model import Codec
 from tts_assets.config import ConfigError
-from tts_assets.corpora.listening import NOTEBOOK_FILE
-from tts_assets.notebook import Clip, Section, write_notebook
+from tts_assets.notebook import NOTEBOOK_FILE, Clip, Section, write_notebook
 from tts_assets.program import Run
 from tts_assets.provenance import statement, write_speech
 from tts_assets.sft.config import SftProgram

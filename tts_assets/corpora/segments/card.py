@@ -11,9 +11,9 @@ from tts_assets.artifacts import SegmentFacts
 from tts_assets.audio import read_wave
 from tts_assets.config import digest_of
 from tts_assets.corpora.index import Utterance
-from tts_assets.notebook import Clip, Section, write_notebook
+from tts_assets.notebook import NOTEBOOK_FILE, Clip, Section, write_notebook
 
-CARD_FILE, NOTEBOOK_FILE = "card.md", "listening.ipynb"
+CARD_FILE = "card.md"
 CLIPS_SHOWN = 4  # of each category
 HIGHEST_RATE = 24_000  # Hz; sixteen clips stay below 3 MB
 LENGTHS = {"short": (0.0, 4.0), "medium": (4.0, 7.0), "long": (7.0, float("inf"))}  # seconds
