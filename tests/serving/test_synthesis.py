@@ -15,7 +15,9 @@ from tts_assets.audio import read_wave
 from tts_assets.corpora.config import TextConfig
 from tts_assets.corpora.consent import Consent
 from tts_assets.serving import server, synthesize
-from tts_assets.serving.config import Voice
+from tts_assets.serving.api import SpeechRequest, check_request
+from tts_assets.serving.api_errors import ApiError
+from tts_assets.serving.config import ServerConfig, Voice
 from tts_assets.serving.synthesis import Line, SynthesisError, Synthesizer, decode, read_card
 from tts_assets.serving.vllm_engine import room_arguments
 
@@ -152,6 +154,11 @@ def test_a_voice_whose_consent_has_ended_does_not_speak(
         synthesize.main(["--model", str(model), "--text", "one", "--out", str(tmp_path / "a.wav")])
     assert "tiny may not speak: the consent of Ann Ü" in capsys.readouterr().err
     assert server.main(["--model", str(model)]) == server.REFUSED
+    request = SpeechRequest(input="one", model="tiny")
+    check_request(request, read_card(speaking.serving.path), ServerConfig())
+    with pytest.raises(ApiError, match="Ann Ü") as refused:  # of a server that was up by then
+        check_request(request, read_card(model), ServerConfig())
+    assert refused.value.status == 403
 
 
 def copy_with_consent(speaking: Speaking, folder: Path, until: date) -> Path:

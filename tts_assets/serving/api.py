@@ -23,11 +23,12 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ConfigDict, Field
 
 from tts_assets.config import ConfigError
+from tts_assets.corpora.consent import ConsentError
 from tts_assets.serving.api_errors import ApiError, Gate, install_handlers
-from tts_assets.serving.config import ServerConfig
+from tts_assets.serving.config import ServerConfig, ServingCard
 from tts_assets.serving.formats import MEDIA_TYPES, Format, StreamEncoder, encode
 from tts_assets.serving.metrics import Metrics
-from tts_assets.serving.provenance import header
+from tts_assets.serving.provenance import header, refuse_ended
 from tts_assets.serving.speaker import Speaker
 from tts_assets.serving.synthesis import Line
 from tts_assets.serving.voices import OWN, VoiceRegistry
@@ -134,7 +135,7 @@ def add_speech(app: FastAPI, service: Service) -> None:
     async def speech(request: SpeechRequest) -> Response:
         started = time.perf_counter()
         speaker, voices = service.ready()
-        check_request(request, speaker.model.card.recipe, service.config)
+        check_request(request, speaker.model.card, service.config)
         sampling = request.sampling(speaker.model.card.sampling)
         name = request.voice if isinstance(request.voice, str) else request.voice.id
         line = Line(
@@ -239,9 +240,15 @@ def add_status(app: FastAPI, service: Service) -> None:
         return Response(service.metrics.text(dict(speaker.faults)), media_type=CONTENT_TYPE_LATEST)
 
 
-def check_request(request: SpeechRequest, model: str, config: ServerConfig) -> None:
-    if request.model != model:
-        message = f"no model {request.model!r}; this server has {model!r}"
+def check_request(request: SpeechRequest, card: ServingCard, config: ServerConfig) -> None:
+    """Raise :class:`ApiError` for what this model does not say, or may no longer: a server that
+    stays up outlives consents."""
+    try:
+        refuse_ended(card)
+    except ConsentError as error:
+        raise ApiError(403, str(error), "consent_ended") from None
+    if request.model != card.recipe:
+        message = f"no model {request.model!r}; this server has {card.recipe!r}"
         raise ApiError(404, message, "model_not_found", "model")
     if len(request.input) > config.max_characters:
         message = f"input has {len(request.input)} characters, at most {config.max_characters}"
