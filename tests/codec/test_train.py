@@ -8,15 +8,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from pydantic import ValidationError
 
 from tests.interrupting import assert_same_bytes_after_a_stop
 from tts_assets.artifacts import CodecFacts, sha256_file
-from tts_assets.audio import Wave
+from tts_assets.audio import Clip, Wave
 from tts_assets.codec.config import AdversarialConfig, CodecArchitecture, CodecProgram, CodecRecipe
 from tts_assets.codec.model import Codec
-from tts_assets.codec.train import Trainer, main
+from tts_assets.codec.train import Reconstruction, Trainer, main
 from tts_assets.codec.usage import usage
 from tts_assets.codec.windows import TrainingAudio
+from tts_assets.codec.xcodec2 import build, calibrate
 from tts_assets.corpora.samples import Sample
 from tts_assets.program import Run
 from tts_assets.split import ValidationSplit, is_validation
@@ -157,7 +160,29 @@ def test_validation_is_never_heard(
     assert {sample.id for sample in audio.validation} == held_out
     for step in range(50):
         audio.batch(step, 0, 1)
-    assert not held_out & {s.id for s in samples if s.wav_path in audio.cache.waves}
+    heard = {path for path, _ in audio.cache.waves}
+    assert heard and not held_out & {s.id for s in samples if s.wav_path in heard}
+
+
+def test_half_precision_is_not_another_codec(
+    tiny: CodecArchitecture, recordings: dict[str, tuple[str, Clip]]
+) -> None:
+    """Rounding is 0.01 of the latents; a kernel that computed something else made it 0.5."""
+    wave = torch.from_numpy(recordings["auth-incorrect"][1].wave[:32_000])[None]
+    model = build(tiny, seed=1)
+    calibrate(model, wave)
+    made = []
+    for precision in ("fp32", "bf16"):
+        reconstruct = Reconstruction(model, recipe(tiny, precision=precision))
+        with torch.no_grad():
+            made.append(reconstruct(wave)[1].float())
+    assert (made[1] - made[0]).norm() < 0.1 * made[0].norm()
+
+
+def starts_of(window: Wave, wave: Wave) -> list[int]:
+    """Where a window lies in a wave."""
+    places = np.flatnonzero(wave[: len(wave) - len(window) + 1] == window[0])
+    return [int(s) for s in places if np.array_equal(wave[s : s + len(window)], window)]
 
 
 def test_windows_lie_anywhere_in_an_utterance(
@@ -169,11 +194,24 @@ def test_windows_lie_anywhere_in_an_utterance(
     wave = audio.cache.read(longest.wav_path)
     starts = []
     for step in range(40):
-        (window,) = audio.batch(step, 0, 1).numpy()[:1]
-        places = [s for s in range(len(wave) - 16_000 + 1) if wave[s] == window[0]]
-        starts += [s for s in places if np.array_equal(wave[s : s + 16_000], window)][:1]
+        starts += starts_of(audio.batch(step, 0, 1).numpy()[0], wave)[:1]
     room = len(wave) - 16_000
     assert len(starts) == 40 and min(starts) < 0.1 * room and max(starts) > 0.9 * room
+
+
+def test_windows_are_played_at_all_speeds(
+    tiny: CodecArchitecture, sample_list: Path, samples: list[Sample]
+) -> None:
+    longest = max(samples, key=lambda sample: sample.duration)
+    audio = TrainingAudio({"asterisk_en": sample_list}, recipe(tiny, speeds=(0.8, 1.0)), SPLIT)
+    audio.train, audio.shares = [longest], np.array([1.0])
+    slow, plain = audio.cache.read(longest.wav_path, 0.8), audio.cache.read(longest.wav_path)
+    assert len(slow) == pytest.approx(len(plain) / 0.8, abs=1)
+    windows = [audio.batch(step, 0, 1).numpy()[0] for step in range(20)]
+    parts = [sum(bool(starts_of(window, wave)) for window in windows) for wave in (slow, plain)]
+    assert sum(parts) == 20 and min(parts) >= 5
+    with pytest.raises(ValidationError, match=r"write for example \[0.9, 1.0, 1.1\]"):
+        recipe(tiny, speeds=(1.0, 3.0))
 
 
 def test_ranks_share_the_batch_of_one(tiny: CodecArchitecture, sample_list: Path) -> None:

@@ -56,6 +56,7 @@ from tts_assets.split import ValidationSplit
 from tts_assets.training.checks import losses_check
 
 CODE_VERSION = "1"
+TRAINING_VERSION = "2"
 SHARDS = "codec_shards"
 
 
@@ -117,7 +118,7 @@ def trained_codec(
     @asset(
         group_name="codec",
         ins={"samples": filtered_samples_of(recipe.corpora)},
-        code_version=CODE_VERSION,
+        code_version=TRAINING_VERSION,
         kinds={"pytorch"},
         description=f"A codec trained on {', '.join(recipe.corpora)} for {recipe.steps} steps.",
     )
@@ -134,7 +135,7 @@ def trained_codec(
             "base": base_files,
             "validation": validation,
         }
-        build = Build("codec", {"samples": samples}, parts, CODE_VERSION, seed=asked.seed)
+        build = Build("codec", {"samples": samples}, parts, TRAINING_VERSION, seed=asked.seed)
 
         def train(work: Path) -> dict[str, Any]:
             program = CodecProgram(

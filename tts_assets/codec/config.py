@@ -84,6 +84,9 @@ class TrainingRecipe(Config):
     steps: int = Field(12_000, gt=0)
     batch_seconds: int = Field(10, gt=0, description="audio of one step over all ranks")
     window_seconds: tuple[int, ...] = Field((1, 1, 2, 4), min_length=1)
+    speeds: tuple[float, ...] = Field(
+        (1.0,), min_length=1, description="each window is played at one of these: other voices"
+    )
     lr: float = Field(1e-3, gt=0)
     final_share: float = Field(0.05, ge=0, le=1, description="last lr / peak lr")
     warmup: int = Field(100, ge=1)
@@ -102,6 +105,11 @@ class TrainingRecipe(Config):
             raise ValueError(
                 f"window_seconds {self.window_seconds} must lie between 1 and batch_seconds "
                 f"{self.batch_seconds}"
+            )
+        if min(self.speeds) < 0.5 or max(self.speeds) > 2:
+            raise ValueError(
+                f"speeds {self.speeds} must lie between 0.5 and 2; write for example "
+                "[0.9, 1.0, 1.1]"
             )
         bad = [name for name, weight in self.corpora.items() if weight <= 0]
         if bad:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tts_assets.audio import Wave, read_wave
+from tts_assets.audio import Wave, read_wave, resample
 from tts_assets.codec.config import TrainingRecipe
 from tts_assets.codec.features import HOP, SAMPLE_RATE
 from tts_assets.corpora.samples import Sample, read_samples
@@ -20,19 +20,24 @@ CACHE_SAMPLES = 2 * 3600 * SAMPLE_RATE  # decoded audio kept in memory: two hour
 
 
 class AudioCache:
-    """Decoded waveforms at one rate in Hz, the most recently used ones in memory."""
+    """Decoded waveforms at one rate in Hz and several speeds, the most recently used in memory."""
 
     def __init__(self, rate: int = SAMPLE_RATE, limit: int = CACHE_SAMPLES) -> None:
         self.rate, self.limit = rate, limit
         self.size = 0
-        self.waves: OrderedDict[str, Wave] = OrderedDict()
+        self.waves: OrderedDict[tuple[str, float], Wave] = OrderedDict()
 
-    def read(self, path: str) -> Wave:
-        """Float32 (samples,). Raises :class:`~tts_assets.audio.BrokenAudio`."""
-        if path in self.waves:
-            self.waves.move_to_end(path)
-            return self.waves[path]
-        wave = self.waves[path] = read_wave(Path(path), self.rate)
+    def read(self, path: str, speed: float = 1.0) -> Wave:
+        """Float32 (samples,), played at ``speed``: faster is also higher. Raises
+        :class:`~tts_assets.audio.BrokenAudio`."""
+        key = path, speed
+        if key in self.waves:
+            self.waves.move_to_end(key)
+            return self.waves[key]
+        wave = read_wave(Path(path), self.rate)
+        if speed != 1.0:
+            wave = resample(wave, round(speed * self.rate), self.rate)
+        self.waves[key] = wave
         self.size += len(wave)
         while self.size > self.limit and len(self.waves) > 1:
             self.size -= len(self.waves.popitem(last=False)[1])
@@ -104,7 +109,8 @@ class TrainingAudio:
         parts: list[Wave] = []
         while (missing := length - sum(map(len, parts))) > 0:
             sample = self.train[generator.choice(len(self.train), p=self.shares)]
-            wave = self.cache.read(sample.wav_path)
+            speed = self.recipe.speeds[generator.integers(len(self.recipe.speeds))]
+            wave = self.cache.read(sample.wav_path, speed)
             if not parts and len(wave) > length:
                 start = int(generator.integers(len(wave) - length + 1))
                 wave = wave[start:]

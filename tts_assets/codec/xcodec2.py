@@ -63,7 +63,10 @@ class CompactXcodec2(Xcodec2Model):
     def joined(self, features: Tensor, waves: Tensor) -> Tensor:
         """The semantic encoder's features (batch, codes, hidden) and waveforms to latents."""
         semantic = self.semantic_adapter(features.transpose(1, 2))
-        acoustic = self.acoustic_encoder(waves.unsqueeze(1))
+        # On CPUs with AMX, oneDNN 3.12 (torch 2.13) makes noise of some strided convolutions in
+        # bf16, of (2, 4, 32 / 16) here: pytorch#169688. Of so few channels it is no faster either.
+        with torch.autocast("cpu", enabled=False):
+            acoustic = self.acoustic_encoder(waves.unsqueeze(1))
         frames = torch.cat([semantic, acoustic], dim=1).transpose(1, 2)
         return self.quantizer.project_in(self.fc_encoder(frames))
 
