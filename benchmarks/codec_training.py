@@ -1,6 +1,6 @@
 """Word errors of a codec's resynthesis over its training time, on the demo corpus.
 
-    OMP_NUM_THREADS=2 python benchmarks/codec_training.py --minutes 120
+    python benchmarks/codec_training.py --minutes 120
 
 trains the recorded recipe (profile ``codec_demo``) from random weights. Its steps are those that
 fit into the time, by the speed of a few of them with and without discriminators; the learning rate
@@ -13,10 +13,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -95,7 +99,7 @@ class Listener:
 class Watched(Trainer):
     """Listens where it validates, and knows how long it has trained."""
 
-    listener: Listener
+    listener: Listener | None  # of rank 0
     seconds = 0.0
 
     def train_step(self, step: int) -> dict[str, float]:
@@ -106,69 +110,92 @@ class Watched(Trainer):
 
     def validate(self) -> dict[str, float]:
         report = super().validate()
+        if self.listener is None:
+            return report
         codec = Codec(CompactBackend(self.average), str(self.run.device))
         wer = round(self.listener.through(codec), 4)
         self.run.note(f"step {self.step}: {self.seconds / 60:.1f} min, WER {wer:.1%}")
         return report | {"wer": wer}
 
 
-def seconds_a_step(folder: Path, recipe: CodecRecipe) -> float:
+def seconds_a_step(folder: Path, recipe: CodecRecipe, processes: int) -> float:
     """Mean over the schedule: a few steps before and in the adversarial stage."""
     found = []
     for start in (None, 0.0):
         judged = recipe.adversarial and recipe.adversarial.model_copy(
             update={"start": start or 0.0, "warmup": 1}
         )
-        short = recipe.model_copy(
-            update={"steps": 10_000, "adversarial": None if start is None else judged}
-        )
-        program = write_program(folder / f"timing-{start}", short)
-        with Run(program.run_dir) as run:
-            trainer = Trainer(run, program)
-            for step in range(TIMED_STEPS):
-                trainer.train_step(step)
-            started = time.perf_counter()
-            for step in range(TIMED_STEPS, 2 * TIMED_STEPS):
-                trainer.train_step(step)
-            found.append((time.perf_counter() - started) / TIMED_STEPS)
+        short = {"steps": 2 * TIMED_STEPS, "adversarial": None if start is None else judged}
+        timing = folder / f"timing-{start}"
+        write_program(timing, recipe.model_copy(update=short))
+        launch(timing, processes, clips=1)
+        seconds = [row["seconds"] for row in read_rows(timing)]
+        found.append((seconds[-1] - seconds[TIMED_STEPS - 1]) / TIMED_STEPS)
     share = recipe.adversarial.start if recipe.adversarial else 1.0
     return share * found[0] + (1 - share) * found[1]
 
 
-def planned(folder: Path, minutes: float) -> CodecProgram:
-    """The run of this folder; the first time, of as many steps as fit into the time."""
+def plan(folder: Path, minutes: float, processes: int) -> None:
+    """Write the run, of as many steps as fit into the time; one that is there goes on."""
     if (folder / "run.json").is_file():
-        return CodecProgram.from_json(folder / "run.json")
+        return
     recipe = recorded_recipe()
-    steps = round(60 * minutes / seconds_a_step(folder, recipe))
+    steps = round(60 * minutes / seconds_a_step(folder, recipe, processes))
     steps = POINTS * max(1, steps // POINTS)  # each point counts the codes of as many steps
     warmup = {"warmup": min(recipe.warmup, max(1, steps // 20))}
     judged = recipe.adversarial and recipe.adversarial.model_copy(
         update={"warmup": min(recipe.adversarial.warmup, max(1, steps // 20))}
     )
     changes = {"steps": steps, "eval_every": steps // POINTS, "adversarial": judged}
-    return write_program(folder, recipe.model_copy(update=changes | warmup))
+    write_program(folder, recipe.model_copy(update=changes | warmup))
+
+
+def launch(folder: Path, processes: int, clips: int) -> None:
+    """This file again, on ``processes`` ranks of a thread each."""
+    ranks = ["--standalone", f"--nproc-per-node={processes}"]
+    mine = [__file__, "--folder", str(folder), "--clips", str(clips)]
+    subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", *ranks, *mine],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        check=True,
+    )
+
+
+def train(folder: Path, clips: int) -> None:
+    """One rank of the run of a folder."""
+    program = CodecProgram.from_json(folder / "run.json")
+    with Run(program.run_dir) as run:
+        run.init_distributed()
+        trainer = Watched(run, program)
+        trainer.listener = Listener(clips) if run.is_main else None
+        trainer.seconds = last_seconds(folder, trainer.step)
+        trainer.train()
+        trainer.export()
+
+
+def read_rows(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
 def last_seconds(folder: Path, step: int) -> float:
     """How long an interrupted run had trained when it was saved."""
-    path = folder / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.is_file() else []
-    known = {(row := json.loads(line))["step"]: row["seconds"] for line in lines}
+    known = {row["step"]: row["seconds"] for row in read_rows(folder)}
     return float(known.get(step, 0.0))
 
 
-def curve(folder: Path, program: CodecProgram, original: float, clips: int) -> str:
+def curve(folder: Path, listener: Listener, processes: int) -> str:
     """The result in Markdown."""
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = read_rows(folder)
     points = [row for row in rows if "wer" in row]
-    recipe = program.recipe
+    recipe = CodecProgram.from_json(folder / "run.json").recipe
+    original, clips = listener.word_errors(listener.waves), len(listener.samples)
     start = recipe.adversarial.start if recipe.adversarial else 1.0
     lines = [
         f"# Codec training, {datetime.now(UTC):%Y-%m-%d}",
         "",
         f"Recipe `codec_demo`, {recipe.steps} steps ({rows[-1]['seconds'] / 60:.1f} minutes of "
-        f"training), {torch.get_num_threads()} threads, torch {torch.__version__}; discriminators "
+        f"training), {processes} ranks, torch {torch.__version__}; discriminators "
         f"from step {round(start * recipe.steps)} on. Whisper tiny.en on {clips} held-out clips: "
         f"{original:.1%} word errors in the recordings.",
         "",
@@ -187,22 +214,18 @@ def curve(folder: Path, program: CodecProgram, original: float, clips: int) -> s
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=120.0)
+    parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--clips", type=int, default=40)
     parser.add_argument("--folder", type=Path, default=ROOT / "storage/benchmarks/codec_training")
     today = f"codec_training-{datetime.now(UTC):%Y-%m-%d}.md"
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name(today))
     arguments = parser.parse_args()
-    program = planned(arguments.folder, arguments.minutes)
-    listener = Listener(arguments.clips)
-    with Run(program.run_dir) as run:
-        trainer = Watched(run, program)
-        trainer.listener = listener
-        trainer.seconds = last_seconds(program.run_dir, trainer.step)
-        trainer.train()
-        trainer.export()
-    text = curve(
-        arguments.folder, program, listener.word_errors(listener.waves), len(listener.samples)
-    )
+    if "RANK" in os.environ:
+        train(arguments.folder, arguments.clips)
+        return
+    plan(arguments.folder, arguments.minutes, arguments.processes)
+    launch(arguments.folder, arguments.processes, arguments.clips)
+    text = curve(arguments.folder, Listener(arguments.clips), arguments.processes)
     arguments.out.write_text(text)
     print(text)
 
