@@ -33,15 +33,15 @@ def test_ten_utterances_are_said_again_code_by_code(tmp_path: Path) -> None:
         tmp_path / "run",
         folder,
         base={"llama": LLAMA},
-        steps=90,
-        eval_every=90,
+        steps=120,  # a loss of 0.001: after 90 (0.012) one code of 800 is still another
+        eval_every=120,
         concatenate=None,
         batch_tokens=4000,
         micro_tokens=4000,
         optimizer={"name": "muon", "lr": 5e-3, "weight_decay": 0.0},
     )
     train(config)
-    assert losses(config.run_dir)[-1] < 0.1
+    assert losses(config.run_dir)[-1] < 0.01
     lm = SpeechLM.load(config.run_dir / "result", CODEBOOK)
     prompts = PromptFormat(lm.tokenizer, lm.vocabulary)
     table = CodeTable.of_split(folder, "train")
