@@ -55,13 +55,15 @@ class Program:
 
     ``service`` is a second role that runs as long as the program: one process of its own shape
     (one node), such as a server of the model that is trained. Both find its address in the
-    variables ``TTS_SERVICE_HOST`` and ``TTS_SERVICE_PORT``.
+    variables ``TTS_SERVICE_HOST`` and ``TTS_SERVICE_PORT``. One that ``shares_gpu`` has the
+    program's first GPU instead of its own, on the same machine.
     """
 
     module: str
     config: ProgramConfig
     shape: Shape = ONE_PROCESS
     service: Program | None = None
+    shares_gpu: bool = False
 
     @property
     def run_dir(self) -> Path:

@@ -117,7 +117,8 @@ class TorchrunLauncher(Launcher):
             remedy = (
                 f"set compute.gpus for the stage to at most {left}"
                 if left > 0
-                else 'let the policy of rlhf speak itself, engine = { kind = "transformers" }'
+                else 'let the engine of rlhf share one, engine = { kind = "vllm", gpus = 0, '
+                'gpu_memory = 0.3 }, or the policy speak itself, engine = { kind = "transformers" }'
             )
             raise LaunchError(
                 f"{program.module} and its service ask for {wanted[0]} and {wanted[1]} GPUs, and "
@@ -147,6 +148,8 @@ class _Launch:
         self.id = uuid.uuid4().hex
         count = launcher.gpus(program)
         self.devices, self.service_devices = devices[:count], devices[count:]
+        if program.service is not None and program.service.shares_gpu:
+            self.service_devices = devices[:1]
         self.address = {"TTS_SERVICE_HOST": LOOPBACK, "TTS_SERVICE_PORT": str(free_port())}
 
     def run(self, files: Sequence[int], beat: Callable[[], None]) -> int | None:

@@ -28,6 +28,7 @@ from tts_assets.families.config import FamiliesConfig
 from tts_assets.operations import Alerts, Budget, Owner, Schedules
 from tts_assets.promotion.config import PromotionConfig
 from tts_assets.rlhf.config import RlhfRecipe
+from tts_assets.rlhf.engine_config import VllmRollouts
 from tts_assets.serving.config import ServingConfig, VllmConfig
 from tts_assets.sft.config import SftRecipe
 from tts_assets.speakers.config import PUBLISHED, RESEMBLYZER, SpeakersConfig
@@ -211,6 +212,18 @@ class Settings(Config):
                 f"families.notes has {name!r}, which is no recipe; known recipes: {sorted(recipes)}"
             )
         self.evaluation.check_recipes(recipes, set(self.rlhf))
+        return self
+
+    @model_validator(mode="after")
+    def _check_engines(self) -> Self:
+        on_gpus = self.compute.launcher == "slurm" and self.compute.shape("rlhf").gpus
+        for name, recipe in self.rlhf.items():
+            engine = recipe.engine
+            if on_gpus and isinstance(engine, VllmRollouts) and engine.shares_gpu:
+                raise ValueError(
+                    f"rlhf.{name}.engine: gpus = 0 shares the trainer's GPU, and under Slurm vLLM "
+                    "has a node of its own: set gpus = 1 or more"
+                )
         return self
 
     @model_validator(mode="after")

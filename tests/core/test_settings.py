@@ -73,6 +73,15 @@ def test_overlay_merges_tables_and_replaces_the_rest() -> None:
         ({"compute": {"nodes": 2}}, "need launcher = 'slurm'"),
         ({"compute": {"launcher": "slurm"}}, "needs gpus"),
         ({"compute": {"processes": 4, "gpus": 2}}, "set processes = 2"),
+        (
+            {
+                "compute": {"launcher": "slurm", "gpus": 8},
+                "rlhf": {
+                    "announcer_grpo": {"engine": {"kind": "vllm", "gpus": 0, "gpu_memory": 0.3}}
+                },
+            },
+            "rlhf.announcer_grpo.engine: gpus = 0 .* set gpus = 1",
+        ),
         ({"compute": {"stages": {"sft": {"node": 2}}}}, "did you mean 'nodes'"),
         ({"sft": {"announcer": {"corpora": {"nope": 1.0}}}}, r"add \[corpora.nope\]"),
         ({"sft": {"announcer": {"epochs": 3}}}, "exactly one of steps and epochs"),

@@ -11,6 +11,7 @@ import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 import psutil
 import pytest
@@ -150,18 +151,33 @@ def test_more_gpus_than_there_are(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("devices", "remedy"),
-    [("a", 'speak itself, engine = { kind = "transformers" }'), ("abc", "gpus .* to at most 2")],
+    [
+        ("a", 'gpus = 0, .* speak itself, engine = { kind = "transformers" }'),
+        ("abc", "gpus .* to at most 2"),
+    ],
 )
 def test_no_gpu_left_for_a_service(tmp_path: Path, devices: str, remedy: str) -> None:
-    asks, serves = (
-        RoleConfig(run_dir=tmp_path / role, role=role)  # type: ignore[arg-type]
-        for role in ("ask", "serve")
-    )
-    service = Program("tests.roles", serves, Shape(processes=1, gpus=1))
+    service = Program("tests.roles", role(tmp_path, "serve"), Shape(processes=1, gpus=1))
     shape = Shape(processes=1, gpus=len(devices))
-    program = Program("tests.roles", asks, shape, service=service)
+    program = Program("tests.roles", role(tmp_path, "ask"), shape, service=service)
     run = launch(program, TorchrunLauncher(devices=list(devices)))
     assert re.search(f"this machine has {len(devices)}: .*{remedy}", failure(run))
+
+
+def test_a_service_shares_the_first_gpu(tmp_path: Path) -> None:
+    alone = Shape(processes=1, gpus=0)
+    service = Program("tests.roles", role(tmp_path, "serve"), alone, shares_gpu=True)
+    asks = role(tmp_path, "ask")
+    program = Program("tests.roles", asks, Shape(processes=1, gpus=1), service=service)
+    launcher = TorchrunLauncher(devices=["a", "b"], lease_folder=str(tmp_path / "leases"))
+    found = metadata(launch(program, launcher))
+    assert found["gpu_hours"] == pytest.approx(found["compute_seconds"] / 3600)  # of one GPU
+    log = (program.run_dir / "log.txt").read_text()
+    assert "asks on a\n" in log and "serves on a\n" in log
+
+
+def role(folder: Path, name: Literal["ask", "serve"]) -> RoleConfig:
+    return RoleConfig(run_dir=folder / name, role=name, answer="yes")
 
 
 def test_the_time_limit_saves(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""vLLM's own transfer between two GPUs."""
+"""vLLM on a GPU of its own, given weights by its own transfer, and on the policy's GPU."""
 
 from __future__ import annotations
 
@@ -12,24 +12,38 @@ from tests.speaking import Speaking
 from tts_assets.ports import LOOPBACK, free_port
 from tts_assets.rlhf.engine import hosted
 from tts_assets.rlhf.engine_config import EngineProgram, VllmRollouts
-from tts_assets.rlhf.weights import NcclSender, sender
+from tts_assets.rlhf.weights import FileSender, NcclSender, sender
 from tts_assets.serving.synthesis import Line, Synthesizer
 
 pytestmark = [pytest.mark.slow, pytest.mark.gpu]
 
 
-def test_weights_go_from_gpu_to_gpu(speaking: Speaking, tmp_path: Path) -> None:
-    if torch.cuda.device_count() < 2:
-        pytest.skip("needs two GPUs: NCCL has no group of two ranks on one")
+TWO_GPUS = pytest.mark.skipif(
+    torch.cuda.device_count() < 2, reason="needs two GPUs: NCCL has no group of two ranks on one"
+)
+
+
+@pytest.mark.parametrize(
+    ("config", "device", "way"),
+    [
+        pytest.param(
+            VllmRollouts(dtype="float32", gpu_memory=0.2), "1", NcclSender, marks=TWO_GPUS
+        ),
+        (VllmRollouts(dtype="float32", gpus=0, gpu_memory=0.2), "0", FileSender),
+    ],
+    ids=["nccl", "shared"],
+)
+def test_the_engine_speaks_with_the_policys_weights(
+    speaking: Speaking, tmp_path: Path, config: VllmRollouts, device: str, way: type
+) -> None:
     synthesizer = Synthesizer.open(speaking.serving.path, device="cuda:0")
     policy = synthesizer.engine.lm  # type: ignore[attr-defined]
     requests = [synthesizer.request(Line("one two", seed=seed), 0) for seed in range(8)]
-    config = VllmRollouts(dtype="float32", gpu_memory=0.2)
     program = EngineProgram(run_dir=tmp_path, serving_model=speaking.serving.path, engine=config)
-    with hosted(program, LOOPBACK, free_port(), print, devices=["1"]) as server:
+    with hosted(program, LOOPBACK, free_port(), print, devices=[device]) as server:
         client = client_of(program, server)
         sends = sender(policy.model, config, tmp_path)
-        assert isinstance(sends, NcclSender)
+        assert isinstance(sends, way)
         for step in range(3):
             disturb(policy, step)
             answers = client.complete(requests, SAMPLING, policy.vocabulary, sends)

@@ -16,14 +16,17 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from tests.speaking import SAMPLING, Speaking, publish_serving, publish_trained
 from tts_assets.artifacts import CheckpointFacts
+from tts_assets.compute import Shape
 from tts_assets.config import ConfigError
 from tts_assets.metrics import read_metrics
 from tts_assets.program import STOPPED, Run
 from tts_assets.rlhf import train
+from tts_assets.rlhf.assets import launched
 from tts_assets.rlhf.config import RlhfProgram
 from tts_assets.rlhf.engine_config import VllmRollouts
 from tts_assets.rlhf.engines import RolloutsStopped, spare_devices
@@ -313,7 +316,7 @@ def test_completions_that_do_not_divide_are_refused(
 
 @pytest.mark.parametrize(
     ("devices", "remedy"),
-    [("0", 'speak itself, engine = { kind = "transformers" }'), ("0,1", "at most 1 processes")],
+    [("0", "gpus = 0, .* speak itself, engine = { kind"), ("0,1", "at most 1 processes")],
 )
 def test_no_gpu_left_for_the_engine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, devices: str, remedy: str
@@ -322,6 +325,29 @@ def test_no_gpu_left_for_the_engine(
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(len(devices.split(","))))
     with pytest.raises(ConfigError, match=f"of this machine: .*{remedy}"):
         spare_devices(Run(tmp_path), VllmRollouts())
+    shared = VllmRollouts(gpus=0, gpu_memory=0.3)
+    assert spare_devices(Run(tmp_path), shared) == ["0"]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"gpu_memory": 0.3, "weights": "nccl"}, "NCCL has no two ranks on one"),
+        ({}, "gpu_memory = 0.9 of it leaves too little: at most 0.6"),
+    ],
+)
+def test_what_cannot_share_a_gpu(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        VllmRollouts(gpus=0, **values)
+
+
+def test_the_engine_is_launched_on_the_trainers_gpu(program: Make) -> None:
+    engine = {"kind": "vllm", "gpus": 0, "gpu_memory": 0.3}
+    made = program("run", engine=engine)
+    service = launched(made, Shape(processes=1, gpus=1)).service
+    assert service is not None and service.shares_gpu and service.shape.gpus == 0
+    service = launched(made, Shape(processes=1, gpus=0)).service
+    assert service is not None and not service.shares_gpu
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,8 @@ def launched(program: RlhfProgram, shape: Shape) -> Program:
         return Program("tts_assets.rlhf.train", program, shape)
     on_gpus = bool(visible_devices() if shape.gpus is None else shape.gpus)
     alone = shape.alone().model_copy(update={"gpus": engine.engine.gpus if on_gpus else 0})
-    service = Program("tts_assets.rlhf.engine", engine, alone)
+    shared = on_gpus and engine.engine.shares_gpu
+    service = Program("tts_assets.rlhf.engine", engine, alone, shares_gpu=shared)
     return Program("tts_assets.rlhf.train", program, shape, service=service)
 
 

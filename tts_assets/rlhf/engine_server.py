@@ -75,7 +75,7 @@ class RolloutEngine:
         self.weights: str | None = None  # those of the serving model have no label
         folder, config = program.serving_model, program.engine
         on_gpus: dict[str, Any] = {
-            "tensor_parallel_size": config.gpus,
+            "tensor_parallel_size": max(1, config.gpus),
             "gpu_memory_utilization": config.gpu_memory,
             "weight_transfer_config": {"backend": "nccl"},
         }

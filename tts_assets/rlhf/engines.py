@@ -166,17 +166,20 @@ def open_engine(run: Run, program: RlhfProgram, lm: SpeechLM) -> Iterator[Rollou
 
 
 def spare_devices(run: Run, config: VllmRollouts) -> list[str] | None:
-    """The GPUs behind those of the ranks; None on a machine without."""
+    """The GPUs behind those of the ranks, or the first, shared; None on a machine without."""
     devices = visible_devices()
     if not devices:
         return None
+    if config.shares_gpu:
+        return devices[:1]
     spare = devices[run.local_world_size :][: config.gpus]
     if len(spare) < config.gpus:
         left = len(devices) - config.gpus
         remedy = (
             f"start at most {left} processes"
             if left > 0
-            else 'let the policy speak itself, engine = { kind = "transformers" }'
+            else 'let the engine share one, engine = { kind = "vllm", gpus = 0, gpu_memory = '
+            '0.3 }, or the policy speak itself, engine = { kind = "transformers" }'
         )
         raise ConfigError(
             f"{run.local_world_size} processes and an engine of {config.gpus} GPUs need more than "

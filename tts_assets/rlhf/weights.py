@@ -25,9 +25,10 @@ if TYPE_CHECKING:
 
 
 def sender(model: PreTrainedModel, config: VllmRollouts, folder: Path) -> Sender:
-    """As ``config.weights`` asks for; ``auto`` is NCCL where the model is on a GPU and this
-    environment has vLLM, whose transfer has two ends."""
-    native = model.device.type == "cuda" and importlib.util.find_spec("vllm") is not None
+    """As ``config.weights`` asks for; ``auto`` is NCCL where the model is on a GPU, the engine on
+    another, and this environment has vLLM, whose transfer has two ends."""
+    apart = model.device.type == "cuda" and not config.shares_gpu
+    native = apart and importlib.util.find_spec("vllm") is not None
     if config.weights == "nccl" or (config.weights == "auto" and native):
         return NcclSender(model, config)
     return FileSender(model, config, folder)
