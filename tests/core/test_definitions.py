@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from dagster import AssetKey, FreshnessPolicy
@@ -10,6 +13,7 @@ from dagster import AssetKey, FreshnessPolicy
 from tts_assets.definitions import build_defs
 from tts_assets.settings import load_settings
 
+ROOT = Path(__file__).resolve().parents[2]
 MORE = {
     "texts": {"chat": {"path": "chat.jsonl"}},
     "arrays": {
@@ -35,6 +39,13 @@ def test_every_asset_says_what_it_is_and_whose(profile: str) -> None:
         }
         assert all(told.values()), f"{node.key.to_user_string()} has no {told}"
         assert len(node.description or "") > 20, node.key
+
+
+def test_definitions_load_without_torch() -> None:
+    """Every process of Dagster loads them, also one that trains nothing: 2 s instead of 10."""
+    code = "import sys, tts_assets.definitions; print(*sys.modules)"
+    loaded = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True)
+    assert not {"torch", "transformers", "scipy"} & {*loaded.split()}
 
 
 def test_reports_say_how_long_they_are_fresh() -> None:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tts_assets.metrics import read_metrics
 from tts_assets.rlhf.alarms import repeated_share
-from tts_assets.rlhf.rollouts import Rollout
+
+if TYPE_CHECKING:  # Dagster reads metrics, without torch
+    from tts_assets.rlhf.rollouts import Rollout
 
 Values = dict[str, Any]
 

@@ -35,12 +35,11 @@ from tts_assets.metrics import read_metrics
 from tts_assets.notebook import NOTEBOOK_FILE
 from tts_assets.partitions import code_arrays_of, streams_of, token_arrays_of
 from tts_assets.plots import curves
-from tts_assets.sft import lora, machine
+from tts_assets.sft import machine
 from tts_assets.sft.config import SftProgram, SftRecipe
 from tts_assets.sft.data_card import markdown, read_card
 from tts_assets.sft.verdict import verdict
 from tts_assets.speechlm.assets import CODE_VERSION as TOKENS_VERSION
-from tts_assets.speechlm.pretraining import CODES
 from tts_assets.training.checks import losses_check
 
 CODE_VERSION = "4"
@@ -106,7 +105,7 @@ def sft_asset(name: str, recipe: SftRecipe, shape: Shape) -> AssetsDefinition:
             program = sft_program(name, asked, work, **tokens | inputs)
             if launcher.is_local:
                 machine.check(asked, machines.processes)
-                lora.check(asked)
+                check_lora(asked)
             return launcher.run(context, Program("tts_assets.sft.train", program, machines)).facts
 
         return store.materialize(
@@ -155,6 +154,8 @@ def made_from(tokens: TokenArrays, arrays: CodeArrays) -> bool:
 
 def check_streams(tokens: Mapping[str, TokenArrays], arrays: Mapping[str, CodeArrays]) -> None:
     """Raise :class:`ArtifactError` unless there are streams to pretrain on, of these arrays."""
+    from tts_assets.speechlm.pretraining import CODES  # half a second to import
+
     for corpus, handle in tokens.items():
         if not made_from(handle, arrays[corpus]):
             raise ArtifactError(
@@ -206,6 +207,14 @@ def sft_program(
         token_rate=codec.facts.token_rate,
         codebook_size=codec.facts.codebook_size,
     )
+
+
+def check_lora(recipe: SftRecipe) -> None:
+    """As :func:`tts_assets.sft.lora.check`, which takes seconds to import."""
+    if recipe.lora is not None:
+        from tts_assets.sft import lora
+
+        lora.check(recipe)
 
 
 def describe_recipe(recipe: SftRecipe) -> str:
