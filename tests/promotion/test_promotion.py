@@ -195,6 +195,7 @@ def test_what_was_rolled_back_from_may_be_deleted(studio: Studio, config: Promot
     shutil.rmtree(pointer.history(studio.store, VOICE)[1].path)
     with pytest.raises(ArtifactError, match="no longer stored"):
         pointer.rollback(studio.store, VOICE, "again")
+    assert "was rolled back" in best(studio, config)["first"]
     studio.candidate("first", "c", wer=0.01)
     best(studio, config)
     pointer.rollback(studio.store, VOICE, "that one, too")

@@ -479,7 +479,7 @@ PromotionEvent = Literal["first", "promoted", "by hand", "rolled back"]
 
 class PromotedFacts(Facts):
     """``model``: content of the serving model that serves since ``when`` (UTC); ``previous``: the
-    fingerprint of the change before."""
+    fingerprint of the change before; ``left``: content of the model that was rolled back from."""
 
     voice: str
     recipe: str
@@ -487,6 +487,7 @@ class PromotedFacts(Facts):
     event: PromotionEvent
     why: str
     previous: str | None
+    left: str | None = None
     when: str
 
 

@@ -13,7 +13,6 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from itertools import pairwise
 from pathlib import Path
 
 from filelock import FileLock
@@ -102,6 +101,7 @@ def switch(
         "event": event,
         "why": why,
         "previous": previous,
+        "left": before.facts.model if before and event == "rolled back" else None,
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     handle = store.publish(Promoted, build, result, facts)
@@ -141,9 +141,9 @@ def stack(chain: list[Promoted]) -> list[Promoted]:
 def refused(chain: list[Promoted]) -> set[str]:
     """Contents of models that were rolled back from, and not brought back by hand since."""
     found: set[str] = set()
-    for before, handle in pairwise(chain):
-        if handle.facts.event == "rolled back":
-            found.add(before.facts.model)
+    for handle in chain:
+        if handle.facts.left is not None:
+            found.add(handle.facts.left)
         else:
             found.discard(handle.facts.model)
     return found
