@@ -34,9 +34,10 @@ class AudioCache:
         if key in self.waves:
             self.waves.move_to_end(key)
             return self.waves[key]
-        wave = read_wave(Path(path), self.rate)
-        if speed != 1.0:
-            wave = resample(wave, round(speed * self.rate), self.rate)
+        if speed == 1.0:
+            wave = read_wave(Path(path), self.rate)
+        else:
+            wave = resample(self.read(path), round(speed * self.rate), self.rate)
         self.waves[key] = wave
         self.size += len(wave)
         while self.size > self.limit and len(self.waves) > 1:
