@@ -33,7 +33,7 @@ def test_ten_utterances_are_said_again_code_by_code(tmp_path: Path) -> None:
         tmp_path / "run",
         folder,
         base={"llama": LLAMA},
-        steps=120,  # a loss of 0.001: after 90 (0.012) one code of 800 is still another
+        steps=120,  # a loss of 0.001: after 90 (0.012) one of ten may still differ
         eval_every=120,
         concatenate=None,
         batch_tokens=4000,
