@@ -27,6 +27,7 @@ from tts_assets.serving.synthesis import read_card
 
 KEY_VARIABLE = "TTS_API_KEY"
 GRACE_SECONDS = 20
+KEEP_ALIVE_SECONDS = 60  # httpx drops idle connections after 5 s, as uvicorn would: they would race
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # Of the options that are unset by default.
 KINDS: dict[str, type[Any]] = {"voices": Path, "max_model_len": int}
@@ -63,6 +64,7 @@ def main(argv: list[str] | None = None) -> int:
             port=config.port,
             lifespan="on",
             access_log=False,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=GRACE_SECONDS,
         )
     )
