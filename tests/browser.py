@@ -65,7 +65,7 @@ class Browser:
     ) -> None:
         self.socket.close()
         self.process.terminate()
-        self.process.wait(timeout=30)
+        self.process.wait(timeout=120)
 
     def send(self, method: str, **parameters: Any) -> dict[str, Any]:
         self.number += 1

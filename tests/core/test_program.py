@@ -26,7 +26,7 @@ def run(config: CountConfig) -> subprocess.Popen[str]:
 
 def test_writes_metrics_progress_and_result(tmp_path: Path) -> None:
     process = run(CountConfig(run_dir=tmp_path, total=3))
-    process.communicate(timeout=60)
+    process.communicate(timeout=120)
     assert process.returncode == 0
     metrics = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert metrics == [{"step": step, "count": step + 1} for step in range(3)]
@@ -46,12 +46,12 @@ def test_a_stop_saves_and_a_restart_goes_on(tmp_path: Path, how: signal.Signals 
         (tmp_path / how).touch()
     else:
         process.send_signal(how)
-    process.communicate(timeout=30)
+    process.communicate(timeout=120)
     assert process.returncode == STOPPED
     assert not (tmp_path / "result.json").exists()
     reached = int(saved.read_text())
     again = run(CountConfig(run_dir=tmp_path, total=reached + 1))
-    again.communicate(timeout=60)
+    again.communicate(timeout=120)
     assert json.loads((tmp_path / "result.json").read_text())["started_from"] == reached
 
 

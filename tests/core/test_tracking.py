@@ -76,7 +76,7 @@ def test_offline_it_has_the_metrics_and_asks_nobody(tmp_path: Path) -> None:
             **dict.fromkeys(["HTTP_PROXY", "HTTPS_PROXY"], address),
             HOME=str(tmp_path / "home"),
         )
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
         proxy.setblocking(False)
         with pytest.raises(BlockingIOError):
@@ -96,12 +96,12 @@ def test_a_resumed_run_goes_on_in_it(tmp_path: Path) -> None:
     while not saved.is_file() or int(saved.read_text()) < 3:
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
+    process.communicate(timeout=120)
     assert process.returncode == STOPPED
     reached = int(saved.read_text())
     time.sleep(1)  # W&B names its folders by the second
     process = start(CountConfig(run_dir=tmp_path, total=reached + 2))
-    process.communicate(timeout=60)
+    process.communicate(timeout=120)
     first, second = runs(tmp_path / "wandb")
     assert first.name.rpartition("-")[2] == second.name.rpartition("-")[2]
     steps = [row["step"] for folder in (first, second) for row in history(folder)]

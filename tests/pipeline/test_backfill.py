@@ -95,7 +95,7 @@ def daemon(environment: dict[str, str]) -> Iterator[None]:
         yield
     finally:
         process.terminate()
-        process.wait(timeout=60)
+        process.wait(timeout=120)
 
 
 @pytest.fixture

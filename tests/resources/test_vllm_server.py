@@ -21,11 +21,11 @@ SMALL = "tests.resources.small_server"
 
 
 def small(**more: object) -> VllmServer:
-    return VllmServer(module=SMALL, start_seconds=20, grace_seconds=5, **more)
+    return VllmServer(module=SMALL, start_seconds=120, grace_seconds=5, **more)
 
 
 def pid_of(url: str) -> int:
-    with urllib.request.urlopen(f"{url}/health", timeout=5) as answer:
+    with urllib.request.urlopen(f"{url}/health", timeout=60) as answer:
         return int(answer.read())
 
 
@@ -80,7 +80,7 @@ def test_it_ends_with_a_killed_parent(tmp_path: Path) -> None:
     assert marked_processes(launch_id)
     parent.kill()
     parent.wait()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while marked_processes(launch_id):
         assert time.monotonic() < deadline
         time.sleep(0.2)

@@ -182,7 +182,7 @@ Panel(rewards, WorkerJudges(rewards, ["cpu"])).judge(
     (worker,) = tree.children()
     trainer.kill()
     trainer.wait()
-    assert wait_until(lambda: gone(worker), seconds=30)
+    assert wait_until(lambda: gone(worker), seconds=120)
 
 
 def test_devices_go_round_over_all_ranks() -> None:

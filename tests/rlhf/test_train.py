@@ -275,7 +275,7 @@ def stop_after_first_step(program: RlhfProgram) -> None:
     """Send this process SIGTERM as soon as the run has reported a step."""
 
     def watch() -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while not (program.run_dir / "metrics.jsonl").is_file() and time.monotonic() < deadline:
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGTERM)

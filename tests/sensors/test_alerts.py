@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from dagster import (
@@ -32,7 +33,7 @@ from tts_assets.operations import Alerts, Email, Slack
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 120.0  # seconds
-ALERTS = Alerts(ui="http://ui.example:3000/", stuck_minutes=0.02)
+ALERTS = Alerts(ui="http://ui.example:3000/", stuck_minutes=2)
 
 
 class Webhook(HTTPServer):
@@ -145,27 +146,30 @@ def test_a_silent_run_is_told_once_and_left_running(
     instance.report_engine_event("training: 20/100", run)
     cursor = None
 
-    def tick() -> str:
+    def tick(minutes: float = 0) -> str:
+        """So many minutes from now."""
         nonlocal cursor
-        with build_sensor_context(instance=instance, cursor=cursor) as context:
+        with later(minutes), build_sensor_context(instance=instance, cursor=cursor) as context:
             skipped = sensors.stuck_runs(ALERTS)(context)
             cursor = context.cursor
         assert isinstance(skipped, SkipReason) and skipped.skip_message
         return skipped.skip_message
 
     assert tick() == "no run is stuck"
-    time.sleep(1.5)
-    assert run.run_id in tick()
+    assert run.run_id in tick(3)
     assert "training: 20/100" in webhook.posted[0]["message"]
-    tick()
+    tick(4)
     assert len(webhook.posted) == 1
     instance.report_engine_event("training: 21/100", run)
     assert tick() == "no run is stuck"
-    time.sleep(1.5)
-    tick()
+    tick(3)
     assert len(webhook.posted) == 2  # silent again
     found = instance.get_run_by_id(run.run_id)
     assert found is not None and found.status == DagsterRunStatus.STARTED
+
+
+def later(minutes: float) -> Any:
+    return patch("time.time", return_value=time.time() + 60 * minutes)
 
 
 @contextmanager
@@ -209,7 +213,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 @pytest.mark.slow
 def test_a_run_that_hangs_is_ended_where_it_is_configured(webhook: Webhook, tmp_path: Path) -> None:
-    alerts = ALERTS.model_copy(update={"end_stuck_minutes": 0.05})
+    alerts = ALERTS.model_copy(update={"stuck_minutes": 0.02, "end_stuck_minutes": 0.05})
     with hanging_run(tmp_path / "home", tmp_path / "work") as (instance, run):
         time.sleep(1.5)
 
@@ -232,9 +236,9 @@ def test_a_run_whose_process_is_gone_is_written_down_as_ended(
     with DagsterInstance.local_temp(str(tmp_path)) as instance:
         run = create_run_for_test(instance, status=DagsterRunStatus.STARTED)
         instance.report_engine_event("training: 20/100", run)
-        time.sleep(1.5)
-        with build_sensor_context(instance=instance) as context:
-            sensors.stuck_runs(ALERTS.model_copy(update={"end_stuck_minutes": 0.02}))(context)
+        alerts = ALERTS.model_copy(update={"end_stuck_minutes": 2})
+        with later(3), build_sensor_context(instance=instance) as context:
+            sensors.stuck_runs(alerts)(context)
         found = instance.get_run_by_id(run.run_id)
     assert found is not None and found.status == DagsterRunStatus.CANCELED
     assert [body["event"] for body in webhook.posted] == ["run_ended"]

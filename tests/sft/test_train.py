@@ -192,7 +192,7 @@ def test_sigterm_saves_and_asks_to_be_run_again(arrays: Path, tmp_path: Path) ->
     while process.poll() is None and not (metrics.is_file() and len(losses(tmp_path)) >= 2):
         time.sleep(0.2)
     process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == STOPPED, errors.decode()
     done = len(losses(tmp_path))
     assert [f.name for f in saved(tmp_path / "checkpoints")] == [f"step-{done:07d}"]
