@@ -31,13 +31,13 @@ from tts_assets.artifacts import written_aside
 from tts_assets.audio import Wave
 from tts_assets.codec.backends import CompactBackend
 from tts_assets.codec.config import CodecProgram, CodecRecipe
-from tts_assets.codec.features import SAMPLE_RATE
+from tts_assets.codec.features import DIMENSION, SAMPLE_RATE
 from tts_assets.codec.losses import RESOLUTIONS, SpectralLoss
 from tts_assets.codec.model import Codec
 from tts_assets.codec.quality import aligned, mel_distance, pesq, stoi
 from tts_assets.codec.train import Trainer
 from tts_assets.codec.usage import count_codes, usage
-from tts_assets.codec.xcodec2 import CompactXcodec2
+from tts_assets.codec.xcodec2 import CompactXcodec2, calibrate
 from tts_assets.hearing.naturalness import NaturalnessScorer
 from tts_assets.hearing.text_match import difference_interval, match
 from tts_assets.program import STOPPED, Run
@@ -78,6 +78,18 @@ class DoubleBound(Timed):
         return model
 
 
+class FrameNormalized(Timed):
+    """A layer norm before the whitening takes each frame's level, which is left to the waveform
+    branch: the published class, whose semantic encoder has other ways to it."""
+
+    def _new_model(self) -> CompactXcodec2:
+        model: Any = super()._new_model()
+        norm = nn.LayerNorm(DIMENSION, elementwise_affine=False)
+        model.filterbank = nn.Sequential(model.filterbank, norm)
+        calibrate(model, self.audio.calibration())
+        return model  # type: ignore[no-any-return]
+
+
 class MelLossAlone(SpectralLoss):
     """Neither bins nor spectral convergence."""
 
@@ -110,6 +122,11 @@ def from_random_weights() -> dict[str, Row]:
     differing: dict[str, tuple[dict[str, Any], type[Timed]]] = {
         "quantizer: no spread loss": ({"spread_weight": 0.0}, Timed),
         "quantizer: double bound, no spread loss": ({"spread_weight": 0.0}, DoubleBound),
+        "encoder: level by the waveform branch": (
+            {"architecture.acoustic_hidden": 1},
+            FrameNormalized,
+        ),
+        "encoder: waveform branch, too": ({"architecture.acoustic_hidden": 1}, Timed),
         "losses: log-mel alone": ({}, MelAlone),
         "windows: 1 s": ({"window_seconds": (1,)}, Timed),
         "windows: 4 s": ({"window_seconds": (4,)}, Timed),

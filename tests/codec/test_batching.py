@@ -14,12 +14,15 @@ from tts_assets.accounting import SetAside
 from tts_assets.audio import Wave
 from tts_assets.codec.backends import Backend, CompactBackend, PublishedBackend
 from tts_assets.codec.batching import PROBED, BatchEncoder, RoundingError, distance_to_boundary
+from tts_assets.codec.config import CodecArchitecture
 from tts_assets.codec.features import HOP
 from tts_assets.codec.model import Codec
 from tts_assets.codec.storage import open_compact
+from tts_assets.codec.xcodec2 import build
 
 MODELS = (
     "ours",
+    "ours with a waveform branch",
     "xcodec2 relative_key",
     "xcodec2 relative",
     "neucodec relative_key",
@@ -30,6 +33,8 @@ MODELS = (
 def open_backend(name: str) -> Backend:
     if name == "ours":
         return CompactBackend(open_compact(VENDORED))
+    if name == "ours with a waveform branch":
+        return CompactBackend(build(CodecArchitecture(acoustic_hidden=2), seed=0))
     return PublishedBackend(published(*name.split()), "cpu")
 
 

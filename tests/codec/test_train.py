@@ -164,12 +164,25 @@ def test_validation_is_never_heard(
     assert heard and not held_out & {s.id for s in samples if s.wav_path in heard}
 
 
-def test_half_precision_is_not_another_codec(
+def test_codes_tell_how_loud_a_frame_is(
     tiny: CodecArchitecture, recordings: dict[str, tuple[str, Clip]]
+) -> None:
+    """Without a branch that sees the waveform, too: 20 dB are far more than one level."""
+    wave = torch.from_numpy(recordings["auth-incorrect"][1].wave[:32_000])[None]
+    model = build(tiny, seed=1)
+    calibrate(model, wave)
+    with torch.no_grad():
+        loud, quiet = model.latents(wave), model.latents(0.1 * wave)
+    assert (loud - quiet).abs().mean() > 0.5
+
+
+@pytest.mark.parametrize("acoustic_hidden", [0, 1])
+def test_half_precision_is_not_another_codec(
+    acoustic_hidden: int, tiny: CodecArchitecture, recordings: dict[str, tuple[str, Clip]]
 ) -> None:
     """Rounding is 0.01 of the latents; a kernel that computed something else made it 0.5."""
     wave = torch.from_numpy(recordings["auth-incorrect"][1].wave[:32_000])[None]
-    model = build(tiny, seed=1)
+    model = build(tiny.model_copy(update={"acoustic_hidden": acoustic_hidden}), seed=1)
     calibrate(model, wave)
     made = []
     for precision in ("fp32", "bf16"):

@@ -29,7 +29,9 @@ class CodecArchitecture(Config):
     heads: int = Field(4, gt=0)
     intermediate: int = Field(864, gt=0)
     semantic_hidden: int = Field(192, gt=0, description="channels of the filterbank branch")
-    acoustic_hidden: int = Field(1, gt=0, description="channels of the waveform branch at 16 kHz")
+    acoustic_hidden: int = Field(
+        0, ge=0, description="channels of the waveform branch at 16 kHz; 0: there is none"
+    )
     ratios: tuple[int, ...] = (20, 16)
     levels: tuple[int, ...] = Field((8, 8, 6, 5), min_length=1)
 

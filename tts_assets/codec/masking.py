@@ -25,9 +25,11 @@ from transformers import Wav2Vec2BertModel
 from transformers.models.neucodec import modeling_neucodec as neucodec
 from transformers.models.xcodec2 import modeling_xcodec2 as xcodec2
 
+from tts_assets.codec.xcodec2 import NoWaveform
+
 UPSAMPLING = (xcodec2.Xcodec2UpSample1d, neucodec.NeuCodecUpSample1d)
 DOWNSAMPLING = (xcodec2.Xcodec2DownSample1d, neucodec.NeuCodecDownSample1d)
-FRAMEWISE = (nn.ReLU, xcodec2.Xcodec2SnakeBeta, neucodec.NeuCodecSnakeBeta)
+FRAMEWISE = (nn.ReLU, xcodec2.Xcodec2SnakeBeta, neucodec.NeuCodecSnakeBeta, NoWaveform)
 
 
 class ClipEnds:
