@@ -16,7 +16,7 @@ from dagster import (
     sensor,
 )
 
-from tts_assets.artifacts import ArtifactStore, Checkpoint, open_artifact
+from tts_assets.artifacts import ArtifactStore, Checkpoint, open_artifact, readable
 
 
 def build_checkpoint_sensor(recipes: Sequence[str], storage: Path) -> SensorDefinition:
@@ -40,12 +40,9 @@ def build_checkpoint_sensor(recipes: Sequence[str], storage: Path) -> SensorDefi
             if better := better_than(store, newest):
                 notes.append(f"sft/{recipe} is not asked for: {better}")
                 continue
-            requests.append(
-                RunRequest(
-                    run_key=f"{recipe} {newest.content}",
-                    asset_selection=[AssetKey(["serving", recipe]), AssetKey(["report", recipe])],
-                )
-            )
+            # No run key: a checkpoint that comes back is to be served again.
+            selection = [AssetKey(["serving", recipe]), AssetKey(["report", recipe])]
+            requests.append(RunRequest(asset_selection=selection))
         for note in notes:
             context.log.info(note)
         nothing = "; ".join(["no checkpoint is new", *notes])
@@ -78,14 +75,16 @@ def better_than(store: ArtifactStore, newest: Checkpoint) -> str | None:
     if loss is None:
         return None
     earlier = [
-        Checkpoint.open(folder)
+        readable(folder)
         for folder in sorted(store.folder(newest.asset).iterdir())
         if folder.is_dir() and not folder.is_symlink() and folder != newest.path
     ]
     comparable = [
         (other.facts.val_loss, other.path.name)
         for other in earlier
-        if other.facts.val_loss is not None and validated_on(other) == validated_on(newest)
+        if isinstance(other, Checkpoint)
+        and other.facts.val_loss is not None
+        and validated_on(other) == validated_on(newest)
     ]
     if not comparable or loss < min(comparable)[0]:
         return None

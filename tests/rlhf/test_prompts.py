@@ -67,6 +67,16 @@ def voiced(speaking: Speaking, limits: Limits = ROOMY, **values: Any) -> PromptS
     return collect(config, [], {"clips": speaking.arrays.path}, [], limits)
 
 
+def test_a_suite_changes_the_digest_only_where_it_takes_a_prompt(speaking: Speaking) -> None:
+    config = PromptsConfig(corpora=("clips",))
+    arrays = {"clips": speaking.arrays.path}
+    whole, other = (collect(config, [], arrays, suite, ROOMY) for suite in ([], ["unheard of"]))
+    assert whole.digest == other.digest
+    held_out = collect(config, [], arrays, [whole.prompts[0].text], ROOMY)
+    assert held_out.left_out["in the evaluation suite"] > 0
+    assert held_out.digest != whole.digest
+
+
 def test_transcripts_come_with_another_clip_of_the_speaker(speaking: Speaking) -> None:
     table = CodeTable.of_split(speaking.arrays.path, "train")
     found = voiced(speaking, voice_seconds=(0.1, 60.0))

@@ -156,6 +156,7 @@ def test_a_collapse_ends_the_run_with_the_checkpoint_before_it(program: Make) ->
     facts = CheckpointFacts.from_json(made.run_dir / "result.json")
     good = (len(trained) - 1) // 2 * 2
     assert facts.steps == good
+    assert facts.reward == pytest.approx(trained[good - 1]["reward"])  # of its last tenth: one step
     result, saved = (
         load_file(folder / "model.safetensors")
         for folder in (

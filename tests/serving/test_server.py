@@ -163,7 +163,8 @@ def test_a_wrong_key_is_refused(server: Server, lines: list[str]) -> None:
 @pytest.mark.parametrize(
     ("body", "status", "message"),
     [
-        ({"input": "x " * 101}, 400, "202 characters, at most 200"),
+        ({"input": "x " * 101}, 400, "input has 202 characters, at most 200"),
+        ({"instructions": "calm " * 50}, 400, "instructions has 250 characters, at most 200"),
         ({"input": "?!"}, 400, "nothing to say"),
         ({"voice": "nobody"}, 400, "known voices: default"),
         ({"model": "gpt"}, 404, "this server has 'tiny'"),

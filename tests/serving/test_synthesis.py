@@ -186,9 +186,9 @@ def test_a_long_voice_prompt_leaves_fewer_tokens_to_the_speech(synthesizer: Synt
 
 def test_a_voice_prompt_that_fills_the_context_is_refused(synthesizer: Synthesizer) -> None:
     line = Line("two", Voice(text="one", codes=(7,) * 1020))
-    with pytest.raises(SynthesisError, match="1024 positions: use a shorter voice prompt"):
+    with pytest.raises(SynthesisError, match="1024 positions: use a shorter voice prompt or desc"):
         synthesizer.say([line])
-    with pytest.raises(SynthesisError, match="1024 positions: use a shorter voice prompt"):
+    with pytest.raises(SynthesisError, match="1024 positions: use a shorter voice prompt or desc"):
         list(synthesizer.stream(line))
 
 

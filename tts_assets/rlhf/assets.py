@@ -61,8 +61,8 @@ def build_assets(recipes: Mapping[str, RlhfRecipe], shape: Shape, root: Path) ->
 def rlhf_asset(name: str, recipe: RlhfRecipe, shape: Shape, root: Path) -> AssetsDefinition:
     """The asset ``rlhf/<name>``.
 
-    The evaluation suite is read to keep its texts out of the prompts. It decides nothing else,
-    and is no part of the fingerprint: another suite alone does not train again.
+    The evaluation suite is read to keep its texts out of the prompts, which are part of the
+    fingerprint: another suite trains again where it takes a prompt away, or gives one back.
     """
     ins = {
         "base": AssetIn(key=AssetKey(["serving", recipe.base])),
@@ -96,7 +96,7 @@ def rlhf_asset(name: str, recipe: RlhfRecipe, shape: Shape, root: Path) -> Asset
         prompts = collected(asked, texts, arrays, base, suite, store)
         told = describe_prompts(prompts, asked)  # refuses a recipe that would train on none
         heard_by, identity = hearing(asked, optional, root)
-        known = {"recipe": identity, "texts": texts, **function_digests(asked)}
+        known = {"recipe": identity, "prompts": prompts.digest, **function_digests(asked)}
         inputs = {"base": base, **optional}
         build = Build(f"rlhf/{name}", inputs, known, CODE_VERSION, seed=asked.seed)
 

@@ -6,6 +6,7 @@ nothing. A file that overlaps is refused; transcripts that do are left out, and 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from bisect import bisect_right
 from collections import Counter
@@ -62,8 +63,18 @@ class PromptSet:
         else:
             self.prompts.append(prompt)
 
+    @property
+    def lines(self) -> str:
+        """As JSON, a line a prompt."""
+        return "".join(prompt.model_dump_json() + "\n" for prompt in self.prompts)
+
+    @property
+    def digest(self) -> str:
+        """Of what a policy is trained on, in this order."""
+        return hashlib.sha256(self.lines.encode()).hexdigest()
+
     def write(self, path: Path) -> None:
-        path.write_text("".join(prompt.model_dump_json() + "\n" for prompt in self.prompts))
+        path.write_text(self.lines)
 
 
 def read_prompts(path: Path) -> list[RolloutPrompt]:

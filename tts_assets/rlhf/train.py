@@ -186,7 +186,8 @@ def export(run: Run, program: RlhfProgram, policy: Policy, tokens: int, steps: i
     lm.save(run.result_dir, card.sampling)
     metrics = run.run_dir / "metrics.jsonl"
     shutil.copyfile(metrics, run.result_dir / metrics.name)
-    records = training_records(run.run_dir)
+    made = steps * program.recipe.iterations  # those after it, of a policy that collapsed, are not
+    records = [record for record in training_records(run.run_dir) if record["step"] <= made]
     last = records[-max(1, round(REWARD_SHARE * len(records))) :]
     write_listening(run.result_dir, program.name)
     run.finish(

@@ -250,6 +250,7 @@ def check_request(request: SpeechRequest, card: ServingCard, config: ServerConfi
     if request.model != card.recipe:
         message = f"no model {request.model!r}; this server has {card.recipe!r}"
         raise ApiError(404, message, "model_not_found", "model")
-    if len(request.input) > config.max_characters:
-        message = f"input has {len(request.input)} characters, at most {config.max_characters}"
-        raise ApiError(400, message, "string_above_max_length", "input")
+    for name, text in (("input", request.input), ("instructions", request.instructions)):
+        if len(text) > config.max_characters:
+            message = f"{name} has {len(text)} characters, at most {config.max_characters}"
+            raise ApiError(400, message, "string_above_max_length", name)

@@ -59,7 +59,7 @@ class ServerConfig(Config):
     host: str = Field("127.0.0.1", description="0.0.0.0: every interface; set TTS_API_KEY then")
     port: int = Field(8000, ge=0, le=65535)
     concurrency: int = Field(64, gt=0, description="requests at once; more get status 429")
-    max_characters: int = Field(4096, gt=0, description="of a text")
+    max_characters: int = Field(4096, gt=0, description="of a text, and of its instructions")
     max_upload_mb: float = Field(10.0, gt=0, description="of a request")
     voices: Path | None = Field(None, description="folder of uploaded voices; none: till it ends")
     max_voices: int = Field(1000, gt=0, description="uploaded ones that are kept")

@@ -347,8 +347,8 @@ def fitting(part: Part, sampling: SamplingConfig, positions: int) -> SamplingCon
     least = max(sampling.min_tokens, 1)
     if room < least:
         raise SynthesisError(
-            f"voice prompt and text have {tokens} tokens, the model has {positions} positions: "
-            "use a shorter voice prompt"
+            f"voice prompt, description and text have {tokens} tokens, the model has {positions} "
+            "positions: use a shorter voice prompt or description"
         )
     if room >= sampling.max_tokens:
         return sampling
