@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import html
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 NOTEBOOK_FILE = "listening.ipynb"
 PLAYED_AS = {".flac": "audio/flac", ".wav": "audio/wav", ".ogg": "audio/ogg", ".mp3": "audio/mpeg"}
+MARKS = re.compile(r"([\\`*_\[\]#|~$])")
 ROW = (
     '<div style="display:grid;grid-template-columns:minmax(0,1fr) 320px;gap:4px 24px;'
     'align-items:center;padding:10px 0;border-bottom:1px solid #ddd;font:15px/1.45 sans-serif">'
@@ -41,13 +43,18 @@ class Section:
 
 def write_notebook(path: Path, title: str, sections: Sequence[Section]) -> None:
     """Write a notebook with a player for each clip. The audio is inside: it needs no other file."""
-    cells = [markdown(f"# {title}")]
+    cells = [markdown(f"# {literal(title)}")]
     for section in sections:
-        cells += [markdown(f"## {section.title}"), players(section.clips)]
+        cells += [markdown(f"## {literal(section.title)}"), players(section.clips)]
     for number, cell in enumerate(cells):
         cell["id"] = f"cell-{number}"
     notebook = {"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
     path.write_text(json.dumps(notebook, indent=1) + "\n")
+
+
+def literal(text: str) -> str:
+    """A transcript says ``<laugh>`` and ``*``: neither HTML nor Markdown."""
+    return MARKS.sub(r"\\\1", html.escape(text, quote=False))
 
 
 def markdown(text: str) -> dict[str, Any]:

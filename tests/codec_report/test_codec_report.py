@@ -26,7 +26,7 @@ from tts_assets.codec.xcodec2 import build
 from tts_assets.codec_report.assets import build_assets
 from tts_assets.codec_report.config import CodecReportProgram, CodecVersion
 from tts_assets.codec_report.evaluate import main
-from tts_assets.codec_report.measure import SystemFigures
+from tts_assets.codec_report.measure import SystemFigures, held_out
 from tts_assets.codec_report.report import write_report
 from tts_assets.compute import Shape
 from tts_assets.corpora.samples import Sample, write_samples
@@ -84,6 +84,23 @@ def measured(program: CodecReportProgram) -> list[dict[str, Any]]:
         (program.run_dir / "result" / "report.json").read_text()
     )
     return systems
+
+
+def test_clips_without_words_are_not_listened_to(program: CodecReportProgram) -> None:
+    def told(*transcripts: str) -> CodecReportProgram:
+        path = program.run_dir / "others.jsonl"
+        write_samples(
+            path,
+            [
+                Sample(id=str(row), wav_path="-", transcript=text, duration=1.0)
+                for row, text in enumerate(transcripts)
+            ],
+        )
+        return program.model_copy(update={"samples": {"asterisk_en": path}})
+
+    assert [sample.transcript for sample in held_out(told("Mm-hmm.", "one"))] == ["one"]
+    with pytest.raises(ValueError, match="take corpora that have transcripts"):
+        held_out(told("Um...", ""))
 
 
 def test_a_codec_lies_between_the_recording_and_noise(measured: list[dict[str, Any]]) -> None:

@@ -106,6 +106,18 @@ def test_written_aside_leaves_the_old_on_an_error(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [target]
 
 
+def test_what_a_killed_writer_left_is_not_published(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path)
+    result = store.work_folder(build()) / "result"
+    for left in (".model.safetensors.4711.4711.tmp", "audio/.clips.4711.4712.tmp/one.flac"):
+        (result / left).parent.mkdir(parents=True, exist_ok=True)
+        (result / left).write_text("half")
+    (result / "audio/.hidden").write_text("whole")
+    handle = publish(store, build())
+    assert set(handle.manifest.files) == {"suite.jsonl", "audio/.hidden"}
+    handle.verify()
+
+
 PUBLISH_FOR_EVER = """
 import sys
 from pathlib import Path

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+ASIDE = re.compile(r"\..+\.\d+\.\d+\.tmp")
 OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how polars and other Rust libraries name errno
 NEARLY_FULL = 1 << 20  # bytes left; soundfile and sqlite name no errno, and torch not always
 
@@ -56,6 +57,14 @@ def disk_full_named(folder: Path) -> Iterator[None]:
             f"no room left to write below {folder} ({error}); free some, or set project.storage "
             "to a folder on another disk, and start again: nothing half-written was published"
         ) from error
+
+
+def remove_asides(root: Path) -> None:
+    """Remove what :func:`written_aside` left below ``root`` when its process was killed. For a
+    folder that nobody writes to any more."""
+    for path in sorted(root.rglob(".*.tmp")):
+        if ASIDE.fullmatch(path.name):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 @contextmanager

@@ -16,7 +16,13 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from tts_assets.artifacts.files import ArtifactError, fsync, fsync_tree, sha256_file
+from tts_assets.artifacts.files import (
+    ArtifactError,
+    fsync,
+    fsync_tree,
+    remove_asides,
+    sha256_file,
+)
 from tts_assets.artifacts.handle import (
     MANIFEST,
     Facts,
@@ -125,6 +131,7 @@ class ArtifactStore:
         ``result`` must lie on the store's filesystem (below :meth:`work_folder`).
         Publishing what another process published meanwhile keeps the first.
         """
+        remove_asides(result)  # of a start before, killed while it wrote a file
         manifest = _manifest(kind, build, result, facts)
         (result / MANIFEST).write_text(manifest.to_json())
         fsync_tree(result)

@@ -21,7 +21,7 @@ from tts_assets.corpora.samples import Sample, read_samples
 from tts_assets.evaluation.clips import write_flac
 from tts_assets.hearing.naturalness import NaturalnessScorer
 from tts_assets.hearing.speaker_similarity import SpeakerEncoder
-from tts_assets.hearing.text_match import match
+from tts_assets.hearing.text_match import match, normalize_for_match
 from tts_assets.hearing.transcription import Transcriber
 from tts_assets.split import is_validation
 
@@ -86,7 +86,8 @@ class SystemFigures(Config):
 
 
 def held_out(program: CodecReportProgram) -> list[Sample]:
-    """Validation utterances of the corpora, by id; no codec that was trained here heard them."""
+    """Validation utterances of the corpora that have words, by id; no codec that was trained here
+    heard them."""
     config = program.report
     chosen = [
         sample
@@ -96,11 +97,13 @@ def held_out(program: CodecReportProgram) -> list[Sample]:
         and sample.duration <= config.longest_seconds
         and not set(sample.original_data.get("text", sample.transcript)) & set("()[]…")
         and "..." not in sample.original_data.get("text", sample.transcript)
+        and normalize_for_match(sample.transcript, config.language)  # "Hmm." has no words
     ]
     if not chosen:
         raise ValueError(
-            f"{sorted(program.samples)} have no held-out utterance of at most "
-            f"{config.longest_seconds} s: raise longest_seconds, or [validation] fraction"
+            f"{sorted(program.samples)} have no held-out utterance with words of at most "
+            f"{config.longest_seconds} s: raise longest_seconds or [validation] fraction, or take "
+            "corpora that have transcripts"
         )
     return sorted(chosen, key=lambda sample: sample.id)[: config.clips]
 

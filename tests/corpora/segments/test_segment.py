@@ -71,6 +71,16 @@ def test_another_recording_or_another_cut_hears_only_what_is_new(
     assert len(heard) == 2
 
 
+def test_another_language_tag_reaches_clips_that_were_cut_before(
+    talks: Path, store: ArtifactStore, tmp_path: Path, heard: list[float]
+) -> None:
+    segment(index_recordings(talks, store, "en"), store, tmp_path / "a")
+    windows = len(heard)
+    british = segment(index_recordings(talks, store, "en-GB"), store, tmp_path / "b")
+    assert {row.language for row in british.rows} == {"en-GB"}
+    assert len(heard) == windows
+
+
 def test_without_its_caches_and_its_pool_the_result_is_the_same(
     talks: Path, store: ArtifactStore, tmp_path: Path
 ) -> None:

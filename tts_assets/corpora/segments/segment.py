@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -105,7 +105,8 @@ class Segmenter:
         if known is not None:
             recording = Recording.from_json(known)
             if clips_exist(recording.spans, self.pool):
-                yield recording
+                detected = self.program.segments.detect_language and recording.language
+                yield replace(recording, language=detected or row.language)
                 return
         clip = self._read(row)
         if isinstance(clip, SetAside):
