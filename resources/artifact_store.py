@@ -13,11 +13,13 @@ from dagster import (
     BetaWarning,
     ConfigurableIOManager,
     ConfigurableResource,
+    DagsterEventType,
     DataVersion,
     InputContext,
     MetadataValue,
     Output,
     OutputContext,
+    TextMetadataValue,
 )
 from filelock import FileLock
 
@@ -28,6 +30,7 @@ from tts_assets.artifacts import (
     Facts,
     Handle,
     disk_full_named,
+    open_artifact,
 )
 from tts_assets.tracking import keep_files
 
@@ -97,7 +100,8 @@ class ArtifactStoreResource(ConfigurableResource):
 
 
 class ArtifactIOManager(ConfigurableIOManager):
-    """Inputs arrive as typed handles of the current artifacts; outputs were published already.
+    """Inputs arrive as typed handles of what their own run made, else of the current artifacts;
+    outputs were published already.
 
     An input annotated ``dict[str, CodeArrays]`` gets all partitions that its mapping names; one
     annotated ``CodeArrays`` gets the one of its own partition.
@@ -112,11 +116,34 @@ class ArtifactIOManager(ConfigurableIOManager):
     def load_input(self, context: InputContext) -> Handle | dict[str, Handle]:
         store = ArtifactStore(Path(self.root))
         asset = "/".join(context.asset_key.path)
+        made = made_in_own_run(context)
+
+        def handle(partition: str) -> Handle:
+            if partition in made:
+                return open_artifact(store.folder(asset, partition) / made[partition])
+            return store.current(asset, partition)
+
         if not context.has_asset_partitions:
-            return store.current(asset, UNPARTITIONED)
-        handles = {key: store.current(asset, key) for key in context.asset_partition_keys}
+            return handle(UNPARTITIONED)
+        handles = {key: handle(key) for key in context.asset_partition_keys}
         wants_all = get_origin(context.dagster_type.typing_type) is dict
         return handles if wants_all else handles[context.asset_partition_key]
+
+
+def made_in_own_run(context: InputContext) -> dict[str, str]:
+    """Fingerprints, by partition, of the artifacts of this input that the step's run has made.
+    Another run may have made another meanwhile, which is then the current one."""
+    events = context.instance.all_logs(
+        context.step_context.run_id, of_type=DagsterEventType.ASSET_MATERIALIZATION
+    )
+    made = {}
+    for event in events:
+        found = event.asset_materialization
+        if found is not None and found.asset_key == context.asset_key:
+            fingerprint = found.metadata.get("fingerprint")
+            if isinstance(fingerprint, TextMetadataValue) and fingerprint.value:
+                made[found.partition or UNPARTITIONED] = fingerprint.value
+    return made
 
 
 def standard_metadata(handle: Handle) -> dict[str, Any]:
