@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from itertools import permutations
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from pydantic import ValidationError
 
 from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
 from tests.promotion.conftest import Studio
-from tts_assets.artifacts import ArtifactError, PromotionEvent
+from tts_assets.artifacts import MANIFEST, ArtifactError, PromotionEvent
 from tts_assets.promotion import __main__ as command
 from tts_assets.promotion import pointer
 from tts_assets.promotion.assets import promote_best, promoted_asset
@@ -124,6 +126,38 @@ def test_reports_of_other_texts_are_not_compared(studio: Studio, config: Promoti
     studio.report("second", suite="easier texts", wer=0.0)
     assert "not comparable" in best(studio, config)["second"]
     studio.report("first", suite="easier texts", wer=0.2)  # of the same model
+    best(studio, config)
+    assert serving(studio) == "b"
+
+
+def test_likeness_to_other_recordings_is_not_compared(
+    studio: Studio, config: PromotionConfig
+) -> None:
+    studio.candidate("first", "a")
+    best(studio, config)
+    studio.serving("second", "b")
+    studio.report("second", target="others", wer=0.05)
+    why = best(studio, config)["second"]
+    assert "speaker_similarity of the model that serves is measured against other recordings" in why
+    assert "set [evaluation] target" in why
+    assert serving(studio) == "a"
+    words_alone = config.model_copy(update={"margins": {"wer": 0.01}})
+    best(studio, words_alone)
+    assert serving(studio) == "b"
+
+
+@pytest.mark.parametrize("targets", list(permutations(["few", "more"])))
+def test_the_newest_report_of_what_serves_is_compared(
+    studio: Studio, config: PromotionConfig, targets: tuple[str, ...]
+) -> None:
+    """Whatever the names of their folders: its recordings are the candidate's."""
+    studio.serving("first", "a")
+    for age, target in zip((2, 1), targets, strict=True):
+        report = studio.report("first", target=target)
+        os.utime(report.path / MANIFEST, (9 - age, 9 - age))
+    best(studio, config)
+    studio.serving("second", "b")
+    studio.report("second", target=targets[-1], wer=0.05)
     best(studio, config)
     assert serving(studio) == "b"
 

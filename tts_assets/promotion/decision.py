@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from tts_assets.artifacts import (
+    MANIFEST,
     ArtifactError,
     ArtifactStore,
     Report,
@@ -14,7 +15,7 @@ from tts_assets.artifacts import (
 )
 from tts_assets.config import digest_of
 from tts_assets.evaluation.history import readable_reports
-from tts_assets.evaluation.results import REPORT_FILE
+from tts_assets.evaluation.results import AGAINST_TARGET, REPORT_FILE, same_target
 from tts_assets.promotion.config import LOWER_IS_BETTER, METRICS, PromotionConfig
 
 Figures = Mapping[str, float]
@@ -82,13 +83,18 @@ def contender(store: ArtifactStore, recipe: str) -> Contender | str:
 
 
 def reports_of(store: ArtifactStore, recipe: str, model: str) -> dict[str, Report]:
-    """By bench, all reports of the serving model with the content ``model``. Old ones that cannot
-    be read do not count; raises ArtifactError where the current one cannot."""
+    """By bench, the newest reports of the serving model with the content ``model``: those of one
+    bench differ in what they compare it with, and a candidate's is new. Old ones that cannot be
+    read do not count; raises ArtifactError where the current one cannot."""
     found: dict[str, Report] = {}
-    for report in readable_reports(store, f"report/{recipe}"):
+    for report in sorted(readable_reports(store, f"report/{recipe}"), key=written):
         if report.manifest.inputs["serving"].content == model:
             found[bench(report)] = report
     return found
+
+
+def written(report: Report) -> int:
+    return (report.path / MANIFEST).stat().st_mtime_ns
 
 
 def judge(
@@ -115,6 +121,12 @@ def judge(
     if missing := sorted(name for name in margins if name not in before or name not in after):
         why = f"{', '.join(missing)} could not be measured of both: not comparable"
         return Verdict(recipe, False, why, {})
+    if apart := measured_apart(reports[challenger.bench], challenger.report, margins):
+        why = (
+            f"{', '.join(apart)} of the model that serves is measured against other recordings: "
+            "not comparable; set [evaluation] target, and report on both again"
+        )
+        return Verdict(recipe, False, why, {})
     gains = gained(before, after, margins)
     short = [
         f"{name} {gains[name]:+.4g}, needed {least:+.4g}"
@@ -123,6 +135,14 @@ def judge(
     ]
     won = ", ".join(f"{name} {gains[name]:+.4g}" for name in margins)
     return Verdict(recipe, not short, "; ".join(short) or f"gains {won}", gains)
+
+
+def measured_apart(before: Report, after: Report, margins: Figures) -> list[str]:
+    """The metrics that the two reports measure against different recordings: a gain in them may be
+    of the recordings alone."""
+    if same_target([before.path, after.path]):
+        return []
+    return [name for name in margins if name in AGAINST_TARGET]
 
 
 def gained(before: Figures, after: Figures, margins: Figures) -> dict[str, float]:
