@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from itertools import permutations
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 from dagster import AssetKey, DagsterInstance, materialize
@@ -13,7 +15,7 @@ from pydantic import ValidationError
 
 from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
 from tests.promotion.conftest import Studio
-from tts_assets.artifacts import MANIFEST, ArtifactError, PromotionEvent
+from tts_assets.artifacts import MANIFEST, ArtifactError, Handle, PromotionEvent
 from tts_assets.promotion import __main__ as command
 from tts_assets.promotion import pointer
 from tts_assets.promotion.assets import promote_best, promoted_asset
@@ -29,9 +31,16 @@ def serving(studio: Studio) -> str:
     return (handle.path / "model.safetensors").read_text()
 
 
-def best(studio: Studio, config: PromotionConfig) -> dict[str, str]:
-    """Promote; why each candidate won or not."""
-    return {verdict.recipe: verdict.why for verdict in promote_best(studio.store, VOICE, config)[1]}
+def best(
+    studio: Studio, config: PromotionConfig, failed: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, str]:
+    """Promote; why each candidate won or not. ``failed``: a blocking check by the asset's name."""
+
+    def failed_by(artifact: Handle) -> list[str]:
+        return [check for asset, check in failed.items() if asset == artifact.asset]
+
+    verdicts = promote_best(studio.store, VOICE, config, failed_by)[1]
+    return {verdict.recipe: verdict.why for verdict in verdicts}
 
 
 def promoted_in_turn(studio: Studio, config: PromotionConfig, **models: float) -> None:
@@ -160,6 +169,21 @@ def test_the_newest_report_of_what_serves_is_compared(
     studio.report("second", target=targets[-1], wer=0.05)
     best(studio, config)
     assert serving(studio) == "b"
+
+
+@pytest.mark.parametrize("asset", ["serving/second", "report/second"])
+def test_what_failed_a_blocking_check_does_not_serve(
+    studio: Studio, config: PromotionConfig, asset: str
+) -> None:
+    studio.candidate("second", "b", wer=0.0)
+    with pytest.raises(ArtifactError, match=f"{asset} failed its blocking check it_holds"):
+        best(studio, config, {asset: "it_holds"})  # nor if nothing serves yet
+    studio.candidate("first", "a")
+    best(studio, config, {asset: "it_holds"})
+    assert serving(studio) == "a"
+    why = best(studio, config, {asset: "it_holds"})["second"]
+    assert why.startswith(f"{asset} failed its blocking check it_holds")
+    assert serving(studio) == "a"
 
 
 def test_what_could_not_be_measured_is_no_gain(studio: Studio, config: PromotionConfig) -> None:
@@ -329,7 +353,7 @@ def test_the_command_and_the_asset_tell_one_history(
     def promote() -> dict[str, object]:
         with DagsterInstance.get() as instance:
             result = materialize(
-                [promoted_asset(VOICE, config)], instance=instance, resources=resources
+                [promoted_asset(VOICE, config, [])], instance=instance, resources=resources
             )
         (event,) = result.asset_materializations_for_node(f"promoted__{VOICE}")
         return {name: value.value for name, value in event.metadata.items()}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from tts_assets.artifacts import (
     MANIFEST,
     ArtifactError,
     ArtifactStore,
+    Handle,
     Report,
     ServingModel,
 )
@@ -19,6 +20,7 @@ from tts_assets.evaluation.results import AGAINST_TARGET, REPORT_FILE, same_targ
 from tts_assets.promotion.config import LOWER_IS_BETTER, METRICS, PromotionConfig
 
 Figures = Mapping[str, float]
+FailedChecks = Callable[[Handle], Collection[str]]  # names of the blocking checks that it failed
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def figures(report: Report, category: str) -> dict[str, float]:
     return {name: found[name]["value"] for name in METRICS if name in found}
 
 
-def contender(store: ArtifactStore, recipe: str) -> Contender | str:
+def contender(store: ArtifactStore, recipe: str, failed: FailedChecks) -> Contender | str:
     """The current serving model of a recipe with its reports, or why it cannot compete."""
     try:
         model = store.current(f"serving/{recipe}")
@@ -79,22 +81,32 @@ def contender(store: ArtifactStore, recipe: str) -> Contender | str:
     reports = reports_of(store, recipe, model.content)
     if bench(newest) not in reports:
         return f"report/{recipe} is of an earlier model: materialize report/{recipe}"
-    return Contender(recipe, model, reports, bench(newest))
+    able = Contender(recipe, model, reports, bench(newest))
+    for artifact in (model, able.report):
+        if names := failed(artifact):
+            return (
+                f"{artifact.asset} failed its blocking check {' and '.join(names)}: mend what that "
+                "tells, or decide by hand with `promotion promote`"
+            )
+    return able
 
 
 def reports_of(store: ArtifactStore, recipe: str, model: str) -> dict[str, Report]:
-    """By bench, the newest reports of the serving model with the content ``model``: those of one
-    bench differ in what they compare it with, and a candidate's is new. Old ones that cannot be
-    read do not count; raises ArtifactError where the current one cannot."""
+    """By bench, the reports of the serving model with the content ``model``: the current one, else
+    the newest, as those of one bench differ in the recordings that it is compared with. Old ones
+    that cannot be read do not count; raises ArtifactError where the current one cannot."""
+    asset = f"report/{recipe}"
+    current = (store.folder(asset) / "current").resolve().name
+
+    def place(report: Report) -> tuple[bool, int]:
+        written = (report.path / MANIFEST).stat().st_mtime_ns
+        return report.path.name == current, written
+
     found: dict[str, Report] = {}
-    for report in sorted(readable_reports(store, f"report/{recipe}"), key=written):
+    for report in sorted(readable_reports(store, asset), key=place):
         if report.manifest.inputs["serving"].content == model:
             found[bench(report)] = report
     return found
-
-
-def written(report: Report) -> int:
-    return (report.path / MANIFEST).stat().st_mtime_ns
 
 
 def judge(
