@@ -72,7 +72,13 @@ def build_defs(settings: Settings, resources: Mapping[str, Any] | None = None) -
 
 
 def build_assets(settings: Settings) -> list[Any]:
-    """Every stage's assets and checks, in the order in which data flows."""
+    """Every stage's assets and checks, and who serves, which asks what the checks said."""
+    stages = build_stages(settings)
+    return [*stages, *promotion_assets(settings.promotion, stages)]
+
+
+def build_stages(settings: Settings) -> list[Any]:
+    """The assets and checks of what is made, in the order in which data flows."""
     root, shape = settings.root, settings.compute.shape
     trained = {name: list(recipe.corpora) for name, recipe in settings.sft.items()}
     aligned = {name: trained[recipe.base] for name, recipe in settings.rlhf.items()}
@@ -116,7 +122,6 @@ def build_assets(settings: Settings) -> list[Any]:
             shape("evaluation"),
             settings.codec.decoder is not None,
         ),
-        *promotion_assets(settings.promotion),
         *speakers_assets(settings.speakers, shape("speakers"), root),
     ]
 

@@ -62,20 +62,26 @@ class Studio:
         return self.publish(ServingModel, f"serving/{recipe}", {}, files, facts)
 
     def report(
-        self, recipe: str, suite: str = "texts", digits: float = 0.1, **figures: float | None
+        self,
+        recipe: str,
+        suite: str = "texts",
+        digits: float = 0.1,
+        target: str = "recordings",
+        **figures: float | None,
     ) -> Handle:
-        """Of the current serving model; a figure that is None could not be measured."""
-        files = {"suite.jsonl": suite}
-        facts = {"texts": 1, "categories": {}}
-        asked = self.publish(EvaluationSuite, "evaluation_suite", {}, files, facts)
+        """Of the current serving model, against the recordings ``target``; a figure that is None
+        could not be measured."""
+        asked, heard_beside = self.texts("evaluation_suite", suite), self.texts("arrays", target)
         values = {**FIGURES, **figures}
         model = self.store.current(f"serving/{recipe}")
-        build = Build(f"report/{recipe}", {"serving": model, "suite": asked}, {}, "1")
+        inputs = {"serving": model, "suite": asked, "arrays": heard_beside}
+        build = Build(f"report/{recipe}", inputs, {}, "1")
         result = self.store.work_folder(build) / "result"
         result.mkdir(exist_ok=True)
         (result / "report.json").write_text(
             json.dumps(
                 {
+                    "target": target,
                     "total": as_told(values),
                     "categories": {"digits": as_told({**values, "wer": digits})},
                 }
@@ -83,6 +89,11 @@ class Studio:
         )
         heard = {"recipe": recipe, "texts": 1, "wer_by_category": {}, **values}
         return self.store.publish(Report, build, result, heard)
+
+    def texts(self, asset: str, text: str) -> Handle:
+        """An input whose content alone matters here."""
+        facts = {"texts": 1, "categories": {}}
+        return self.publish(EvaluationSuite, asset, {}, {"suite.jsonl": text}, facts)
 
     def candidate(self, recipe: str, weights: str, **figures: float | None) -> None:
         self.serving(recipe, weights)

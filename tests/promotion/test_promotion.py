@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from collections.abc import Mapping
+from itertools import permutations
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 from dagster import AssetKey, DagsterInstance, materialize
@@ -11,7 +15,7 @@ from pydantic import ValidationError
 
 from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
 from tests.promotion.conftest import Studio
-from tts_assets.artifacts import ArtifactError
+from tts_assets.artifacts import MANIFEST, ArtifactError, Handle, PromotionEvent
 from tts_assets.promotion import __main__ as command
 from tts_assets.promotion import pointer
 from tts_assets.promotion.assets import promote_best, promoted_asset
@@ -27,9 +31,16 @@ def serving(studio: Studio) -> str:
     return (handle.path / "model.safetensors").read_text()
 
 
-def best(studio: Studio, config: PromotionConfig) -> dict[str, str]:
-    """Promote; why each candidate won or not."""
-    return {verdict.recipe: verdict.why for verdict in promote_best(studio.store, VOICE, config)[1]}
+def best(
+    studio: Studio, config: PromotionConfig, failed: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, str]:
+    """Promote; why each candidate won or not. ``failed``: a blocking check by the asset's name."""
+
+    def failed_by(artifact: Handle) -> list[str]:
+        return [check for asset, check in failed.items() if asset == artifact.asset]
+
+    verdicts = promote_best(studio.store, VOICE, config, failed_by)[1]
+    return {verdict.recipe: verdict.why for verdict in verdicts}
 
 
 def promoted_in_turn(studio: Studio, config: PromotionConfig, **models: float) -> None:
@@ -37,6 +48,29 @@ def promoted_in_turn(studio: Studio, config: PromotionConfig, **models: float) -
     for weights, wer in models.items():
         studio.candidate("first", weights, wer=wer)
         best(studio, config)
+
+
+def switch_again(studio: Studio, event: PromotionEvent = "by hand") -> None:
+    """To the very model that serves."""
+    serves = pointer.serving_now(studio.store, VOICE)
+    assert serves is not None
+    pointer.switch(studio.store, VOICE, serves, serves.facts.recipe, event, "again")
+
+
+@pytest.fixture
+def command_line(
+    studio: Studio, config: PromotionConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Studio:
+    """The project that the command reads, with a Dagster instance of its own."""
+    home = tmp_path / "dagster"
+    home.mkdir()
+    monkeypatch.setenv("DAGSTER_HOME", str(home))
+    monkeypatch.setenv("TTS__PROJECT__STORAGE", str(studio.store.root))
+    recipe = "{ base = { llama = {} }, corpora = { asterisk_en = 1.0 }, steps = 1 }"
+    for name in config.candidates:
+        monkeypatch.setenv(f"TTS__SFT__{name}", recipe)
+    monkeypatch.setenv("TTS__PROMOTION__VOICE", '{ candidates = ["first", "second"] }')
+    return studio
 
 
 def test_the_first_candidate_with_a_report_serves_first(
@@ -105,6 +139,53 @@ def test_reports_of_other_texts_are_not_compared(studio: Studio, config: Promoti
     assert serving(studio) == "b"
 
 
+def test_likeness_to_other_recordings_is_not_compared(
+    studio: Studio, config: PromotionConfig
+) -> None:
+    studio.candidate("first", "a")
+    best(studio, config)
+    studio.serving("second", "b")
+    studio.report("second", target="others", wer=0.05)
+    why = best(studio, config)["second"]
+    assert "speaker_similarity of the model that serves is measured against other recordings" in why
+    assert "set [evaluation] target" in why
+    assert serving(studio) == "a"
+    words_alone = config.model_copy(update={"margins": {"wer": 0.01}})
+    best(studio, words_alone)
+    assert serving(studio) == "b"
+
+
+@pytest.mark.parametrize("targets", list(permutations(["few", "more"])))
+def test_the_newest_report_of_what_serves_is_compared(
+    studio: Studio, config: PromotionConfig, targets: tuple[str, ...]
+) -> None:
+    """Whatever the names of their folders: its recordings are the candidate's."""
+    studio.serving("first", "a")
+    for age, target in zip((2, 1), targets, strict=True):
+        report = studio.report("first", target=target)
+        os.utime(report.path / MANIFEST, (9 - age, 9 - age))
+    best(studio, config)
+    studio.serving("second", "b")
+    studio.report("second", target=targets[-1], wer=0.05)
+    best(studio, config)
+    assert serving(studio) == "b"
+
+
+@pytest.mark.parametrize("asset", ["serving/second", "report/second"])
+def test_what_failed_a_blocking_check_does_not_serve(
+    studio: Studio, config: PromotionConfig, asset: str
+) -> None:
+    studio.candidate("second", "b", wer=0.0)
+    with pytest.raises(ArtifactError, match=f"{asset} failed its blocking check it_holds"):
+        best(studio, config, {asset: "it_holds"})  # nor if nothing serves yet
+    studio.candidate("first", "a")
+    best(studio, config, {asset: "it_holds"})
+    assert serving(studio) == "a"
+    why = best(studio, config, {asset: "it_holds"})["second"]
+    assert why.startswith(f"{asset} failed its blocking check it_holds")
+    assert serving(studio) == "a"
+
+
 def test_what_could_not_be_measured_is_no_gain(studio: Studio, config: PromotionConfig) -> None:
     studio.candidate("first", "a")
     best(studio, config)
@@ -149,12 +230,51 @@ def test_rollback_brings_back_what_served_and_keeps_it(
     assert "was rolled back" in best(studio, config)["first"]
     pointer.rollback(studio.store, VOICE, "that one, too")
     assert serving(studio) == "a"
-    with pytest.raises(ArtifactError, match="nothing served voice before"):
+    with pytest.raises(ArtifactError, match="no other model served voice before"):
         pointer.rollback(studio.store, VOICE, "again")
     studio.candidate("first", "d", wer=0.05)
     best(studio, config)
     assert serving(studio) == "d"
     assert "it lisps" in pointer.describe(pointer.history(studio.store, VOICE))
+
+
+def test_rollback_leaves_a_model_however_often_it_was_promoted(
+    studio: Studio, config: PromotionConfig
+) -> None:
+    promoted_in_turn(studio, config, a=0.1)
+    switch_again(studio)
+    with pytest.raises(ArtifactError, match="no other model served voice before"):
+        pointer.rollback(studio.store, VOICE, "it lisps")
+    promoted_in_turn(studio, config, b=0.08, c=0.06)
+    switch_again(studio)
+    pointer.rollback(studio.store, VOICE, "it lisps")
+    assert serving(studio) == "b"
+    pointer.rollback(studio.store, VOICE, "that one, too")
+    assert serving(studio) == "a"
+
+
+def test_a_rollback_to_the_same_model_is_rolled_back_beyond(
+    studio: Studio, config: PromotionConfig
+) -> None:
+    """Such histories were written while a model could be promoted over itself."""
+    promoted_in_turn(studio, config, a=0.1, b=0.08)
+    switch_again(studio)
+    switch_again(studio, "rolled back")
+    pointer.rollback(studio.store, VOICE, "it lisps")
+    assert serving(studio) == "a"
+    assert "was rolled back" in best(studio, config)["first"]
+
+
+def test_promoting_what_serves_says_so_and_changes_nothing(
+    command_line: Studio, config: PromotionConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    promoted_in_turn(command_line, config, a=0.1, b=0.08)
+    before = pointer.describe(pointer.history(command_line.store, VOICE))
+    assert command.main(["promote", VOICE, "first"]) == 0
+    assert "served by the model of first already" in capsys.readouterr().out
+    assert pointer.describe(pointer.history(command_line.store, VOICE)) == before
+    assert command.main(["rollback", VOICE]) == 0
+    assert serving(command_line) == "a"
 
 
 def test_what_serves_stays_whole_when_its_source_is_deleted(
@@ -221,20 +341,9 @@ def test_a_kill_before_the_switch_leaves_the_old(
 
 
 def test_the_command_and_the_asset_tell_one_history(
-    studio: Studio,
-    config: PromotionConfig,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    command_line: Studio, config: PromotionConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    home = tmp_path / "dagster"
-    home.mkdir()
-    monkeypatch.setenv("DAGSTER_HOME", str(home))
-    monkeypatch.setenv("TTS__PROJECT__STORAGE", str(studio.store.root))
-    recipe = "{ base = { llama = {} }, corpora = { asterisk_en = 1.0 }, steps = 1 }"
-    for name in config.candidates:
-        monkeypatch.setenv(f"TTS__SFT__{name}", recipe)
-    monkeypatch.setenv("TTS__PROMOTION__VOICE", '{ candidates = ["first", "second"] }')
+    studio = command_line
     root = str(studio.store.root)
     resources = {
         "store": ArtifactStoreResource(root=root),
@@ -244,7 +353,7 @@ def test_the_command_and_the_asset_tell_one_history(
     def promote() -> dict[str, object]:
         with DagsterInstance.get() as instance:
             result = materialize(
-                [promoted_asset(VOICE, config)], instance=instance, resources=resources
+                [promoted_asset(VOICE, config, [])], instance=instance, resources=resources
             )
         (event,) = result.asset_materializations_for_node(f"promoted__{VOICE}")
         return {name: value.value for name, value in event.metadata.items()}

@@ -27,6 +27,7 @@ def main(argv: list[str] | None = None) -> int:
             show(store, [options.voice] if options.voice else list(settings.promotion))
             return 0
         check(settings, options.voice)
+        handle: Promoted | None
         if options.command == "rollback":
             handle = pointer.rollback(store, options.voice, options.because)
         else:
@@ -34,6 +35,9 @@ def main(argv: list[str] | None = None) -> int:
     except (ArtifactError, ConfigError) as error:
         print(error, file=sys.stderr)
         return 1
+    if handle is None:
+        print(f"{options.voice} is served by the model of {options.recipe} already: nothing to do")
+        return 0
     from tts_assets.promotion.assets import tell_dagster
 
     tell_dagster(store, handle)
@@ -62,11 +66,15 @@ def check(settings: Settings, voice: str) -> None:
         )
 
 
-def promote(store: ArtifactStore, voice: str, recipe: str, why: str) -> Promoted:
-    """Let the current serving model of ``recipe`` serve, whatever its report says."""
+def promote(store: ArtifactStore, voice: str, recipe: str, why: str) -> Promoted | None:
+    """Let the current serving model of ``recipe`` serve, whatever its report says. None if it
+    serves already: a change that changes nothing is none, and has no place in the history."""
     with pointer.locked(store, voice):
         model = store.current(f"serving/{recipe}")
         assert isinstance(model, ServingModel)
+        serves = pointer.serving_now(store, voice)
+        if serves is not None and serves.facts.model == model.content:
+            return None
         return pointer.switch(store, voice, model, recipe, "by hand", why)
 
 

@@ -1,10 +1,12 @@
 """Promotion as Dagster sees it: ``promoted/<voice>``, the model that serves."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from dagster import (
+    AssetCheckKey,
     AssetExecutionContext,
     AssetKey,
     AssetMaterialization,
@@ -19,9 +21,11 @@ from dagster import (
 from resources.artifact_store import ArtifactStoreResource, standard_metadata
 from tts_assets.artifacts import ArtifactError, ArtifactStore, Promoted
 from tts_assets.promotion import pointer
+from tts_assets.promotion.checks import blocking_checks, failed_checks
 from tts_assets.promotion.config import PromotionConfig
 from tts_assets.promotion.decision import (
     Contender,
+    FailedChecks,
     Verdict,
     contender,
     judge,
@@ -32,13 +36,19 @@ from tts_assets.promotion.decision import (
 CODE_VERSION = pointer.CODE_VERSION
 
 
-def build_assets(promotions: Mapping[str, PromotionConfig]) -> list[AssetsDefinition]:
-    """An asset for each ``[promotion.<voice>]``."""
-    return [promoted_asset(voice, config) for voice, config in promotions.items()]
+def build_assets(
+    promotions: Mapping[str, PromotionConfig], stages: Iterable[object]
+) -> list[AssetsDefinition]:
+    """An asset for each ``[promotion.<voice>]``; ``stages``: what they promote, and its checks."""
+    checks = blocking_checks(stages)
+    return [promoted_asset(voice, config, checks) for voice, config in promotions.items()]
 
 
-def promoted_asset(voice: str, config: PromotionConfig) -> AssetsDefinition:
-    """The asset ``promoted/<voice>``. Candidates that were not made yet do not compete."""
+def promoted_asset(
+    voice: str, config: PromotionConfig, checks: Collection[AssetCheckKey]
+) -> AssetsDefinition:
+    """The asset ``promoted/<voice>``. Candidates that were not made yet do not compete, nor do
+    those that failed one of ``checks``, in whatever run."""
     stages = ("serving", "report")
 
     @asset(
@@ -52,9 +62,10 @@ def promoted_asset(voice: str, config: PromotionConfig) -> AssetsDefinition:
         f"`python -m tts_assets.promotion rollback {voice}` takes the last change back.",
     )
     def promoted(context: AssetExecutionContext, store: ArtifactStoreResource) -> Output[Promoted]:
+        failed = partial(failed_checks, context.instance, checks)
         with pointer.locked(store.store, voice):
             before = pointer.serving_now(store.store, voice)
-            handle, verdicts = promote_best(store.store, voice, config)
+            handle, verdicts = promote_best(store.store, voice, config, failed)
         context.log.info("; ".join(f"{v.recipe}: {v.why}" for v in verdicts))
         return Output(
             handle,
@@ -71,10 +82,10 @@ def promoted_asset(voice: str, config: PromotionConfig) -> AssetsDefinition:
 
 
 def promote_best(
-    store: ArtifactStore, voice: str, config: PromotionConfig
+    store: ArtifactStore, voice: str, config: PromotionConfig, failed: FailedChecks
 ) -> tuple[Promoted, list[Verdict]]:
     """Switch to the candidate that wins, if one does; what serves now, and why."""
-    found = {name: contender(store, name) for name in config.candidates}
+    found = {name: contender(store, name, failed) for name in config.candidates}
     verdicts = [Verdict(n, False, why, {}) for n, why in found.items() if isinstance(why, str)]
     able = {name: c for name, c in found.items() if isinstance(c, Contender)}
     serves = pointer.serving_now(store, voice)

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from tts_assets.artifacts import (
+    MANIFEST,
     ArtifactError,
     ArtifactStore,
+    Handle,
     Report,
     ServingModel,
 )
 from tts_assets.config import digest_of
 from tts_assets.evaluation.history import readable_reports
-from tts_assets.evaluation.results import REPORT_FILE
+from tts_assets.evaluation.results import AGAINST_TARGET, REPORT_FILE, same_target
 from tts_assets.promotion.config import LOWER_IS_BETTER, METRICS, PromotionConfig
 
 Figures = Mapping[str, float]
+FailedChecks = Callable[[Handle], Collection[str]]  # names of the blocking checks that it failed
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ def figures(report: Report, category: str) -> dict[str, float]:
     return {name: found[name]["value"] for name in METRICS if name in found}
 
 
-def contender(store: ArtifactStore, recipe: str) -> Contender | str:
+def contender(store: ArtifactStore, recipe: str, failed: FailedChecks) -> Contender | str:
     """The current serving model of a recipe with its reports, or why it cannot compete."""
     try:
         model = store.current(f"serving/{recipe}")
@@ -78,14 +81,29 @@ def contender(store: ArtifactStore, recipe: str) -> Contender | str:
     reports = reports_of(store, recipe, model.content)
     if bench(newest) not in reports:
         return f"report/{recipe} is of an earlier model: materialize report/{recipe}"
-    return Contender(recipe, model, reports, bench(newest))
+    able = Contender(recipe, model, reports, bench(newest))
+    for artifact in (model, able.report):
+        if names := failed(artifact):
+            return (
+                f"{artifact.asset} failed its blocking check {' and '.join(names)}: mend what that "
+                "tells, or decide by hand with `promotion promote`"
+            )
+    return able
 
 
 def reports_of(store: ArtifactStore, recipe: str, model: str) -> dict[str, Report]:
-    """By bench, all reports of the serving model with the content ``model``. Old ones that cannot
-    be read do not count; raises ArtifactError where the current one cannot."""
+    """By bench, the reports of the serving model with the content ``model``: the current one, else
+    the newest, as those of one bench differ in the recordings that it is compared with. Old ones
+    that cannot be read do not count; raises ArtifactError where the current one cannot."""
+    asset = f"report/{recipe}"
+    current = (store.folder(asset) / "current").resolve().name
+
+    def place(report: Report) -> tuple[bool, int]:
+        written = (report.path / MANIFEST).stat().st_mtime_ns
+        return report.path.name == current, written
+
     found: dict[str, Report] = {}
-    for report in readable_reports(store, f"report/{recipe}"):
+    for report in sorted(readable_reports(store, asset), key=place):
         if report.manifest.inputs["serving"].content == model:
             found[bench(report)] = report
     return found
@@ -115,6 +133,12 @@ def judge(
     if missing := sorted(name for name in margins if name not in before or name not in after):
         why = f"{', '.join(missing)} could not be measured of both: not comparable"
         return Verdict(recipe, False, why, {})
+    if apart := measured_apart(reports[challenger.bench], challenger.report, margins):
+        why = (
+            f"{', '.join(apart)} of the model that serves is measured against other recordings: "
+            "not comparable; set [evaluation] target, and report on both again"
+        )
+        return Verdict(recipe, False, why, {})
     gains = gained(before, after, margins)
     short = [
         f"{name} {gains[name]:+.4g}, needed {least:+.4g}"
@@ -123,6 +147,14 @@ def judge(
     ]
     won = ", ".join(f"{name} {gains[name]:+.4g}" for name in margins)
     return Verdict(recipe, not short, "; ".join(short) or f"gains {won}", gains)
+
+
+def measured_apart(before: Report, after: Report, margins: Figures) -> list[str]:
+    """The metrics that the two reports measure against different recordings: a gain in them may be
+    of the recordings alone."""
+    if same_target([before.path, after.path]):
+        return []
+    return [name for name in margins if name in AGAINST_TARGET]
 
 
 def gained(before: Figures, after: Figures, margins: Figures) -> dict[str, float]:

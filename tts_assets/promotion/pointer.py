@@ -126,14 +126,13 @@ def link_tree(source: Path, target: Path) -> None:
 
 
 def stack(chain: list[Promoted]) -> list[Promoted]:
-    """What served and was not rolled back from; the last one serves. A rollback stands for what it
-    brought back where that is no longer in the chain."""
+    """What served and was not rolled back from, without repetitions; the last one serves. A
+    rollback stands for what it brought back where that is not below what it left."""
     left: list[Promoted] = []
     for handle in chain:
-        back = handle.facts.event == "rolled back"
-        if back:
+        if handle.facts.event == "rolled back":
             del left[-1:]
-        if not back or not left:
+        if not left or left[-1].facts.model != handle.facts.model:
             left.append(handle)
     return left
 
@@ -150,7 +149,7 @@ def refused(chain: list[Promoted]) -> set[str]:
 
 
 def rollback(store: ArtifactStore, voice: str, why: str) -> Promoted:
-    """What served before serves again; raises ArtifactError where nothing did."""
+    """The model that served before this one serves again; raises ArtifactError where none did."""
     with locked(store, voice):
         chain = history(store, voice)
         left = stack(chain)
@@ -160,7 +159,7 @@ def rollback(store: ArtifactStore, voice: str, why: str) -> Promoted:
                     f"what served {voice} before is no longer stored: promote a recipe by hand"
                 )
             raise ArtifactError(
-                f"nothing served {voice} before what serves now; see: "
+                f"no other model served {voice} before what serves now; see: "
                 f"python -m tts_assets.promotion history {voice}"
             )
         before = left[-2]
