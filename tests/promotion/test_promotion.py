@@ -146,12 +146,13 @@ def test_likeness_to_other_recordings_is_not_compared(
     best(studio, config)
     studio.serving("second", "b")
     studio.report("second", target="others", wer=0.05)
-    why = best(studio, config)["second"]
-    assert "speaker_similarity of the model that serves is measured against other recordings" in why
-    assert "set [evaluation] target" in why
+    likeness_alone = config.model_copy(update={"margins": {"speaker_similarity": -0.02}})
+    why = best(studio, likeness_alone)["second"]
+    assert "speaker_similarity not compared: the model that serves was measured against" in why
+    assert "[evaluation] target names fixed ones" in why
     assert serving(studio) == "a"
-    words_alone = config.model_copy(update={"margins": {"wer": 0.01}})
-    best(studio, words_alone)
+    why = best(studio, config)["second"]
+    assert "gains" in why and "speaker_similarity not compared" in why
     assert serving(studio) == "b"
 
 

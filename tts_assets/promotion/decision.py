@@ -19,6 +19,10 @@ from tts_assets.evaluation.history import readable_reports
 from tts_assets.evaluation.results import AGAINST_TARGET, REPORT_FILE, same_target
 from tts_assets.promotion.config import LOWER_IS_BETTER, METRICS, PromotionConfig
 
+OTHER_RECORDINGS = (
+    "the model that serves was measured against other recordings; "
+    "[evaluation] target names fixed ones"
+)
 Figures = Mapping[str, float]
 FailedChecks = Callable[[Handle], Collection[str]]  # names of the blocking checks that it failed
 
@@ -133,25 +137,25 @@ def judge(
     if missing := sorted(name for name in margins if name not in before or name not in after):
         why = f"{', '.join(missing)} could not be measured of both: not comparable"
         return Verdict(recipe, False, why, {})
-    if apart := measured_apart(reports[challenger.bench], challenger.report, margins):
-        why = (
-            f"{', '.join(apart)} of the model that serves is measured against other recordings: "
-            "not comparable; set [evaluation] target, and report on both again"
-        )
-        return Verdict(recipe, False, why, {})
-    gains = gained(before, after, margins)
+    apart = measured_apart(reports[challenger.bench], challenger.report, margins)
+    untold = f"{', '.join(apart)} not compared: {OTHER_RECORDINGS}" if apart else ""
+    if margins.keys() == set(apart):
+        return Verdict(recipe, False, untold, {})
+    gains = gained(before, after, {n: least for n, least in margins.items() if n not in apart})
     short = [
-        f"{name} {gains[name]:+.4g}, needed {least:+.4g}"
-        for name, least in margins.items()
-        if gains[name] < least
+        f"{name} {gain:+.4g}, needed {margins[name]:+.4g}"
+        for name, gain in gains.items()
+        if gain < margins[name]
     ]
-    won = ", ".join(f"{name} {gains[name]:+.4g}" for name in margins)
-    return Verdict(recipe, not short, "; ".join(short) or f"gains {won}", gains)
+    won = "gains " + ", ".join(f"{name} {gain:+.4g}" for name, gain in gains.items())
+    told = [*(short or [won]), untold]
+    return Verdict(recipe, not short, "; ".join(filter(None, told)), gains)
 
 
 def measured_apart(before: Report, after: Report, margins: Figures) -> list[str]:
     """The metrics that the two reports measure against different recordings: a gain in them may be
-    of the recordings alone."""
+    of the recordings alone. They do not decide: else a voice whose corpus grows, and with it what
+    it is compared with, would never be promoted again."""
     if same_target([before.path, after.path]):
         return []
     return [name for name in margins if name in AGAINST_TARGET]
