@@ -11,6 +11,7 @@ from typing import Any
 from resources.launcher import Program
 from resources.slurm_client import Job, SlurmClient
 from resources.slurm_script import EXIT_MARKER
+from tts_assets.waiting import Reminder
 
 FIRST_LOOK = 1.0  # seconds; then ever longer, up to the launcher's poll_seconds
 RELEASES = 3  # of a job that Slurm could not start, and would hold for ever
@@ -33,8 +34,9 @@ def gpus_of(program: Program) -> int:
 
 
 class Follower:
-    """Looks at the queue and tells what changes. ``say`` gets one line a change, ``record`` each
-    start's name, its seconds and its GPUs."""
+    """Looks at the queue and tells what changes. ``say`` gets one line a change, and that of a job
+    that does not run again every few minutes; ``record`` each start's name, its seconds and its
+    GPUs."""
 
     def __init__(
         self,
@@ -49,19 +51,21 @@ class Follower:
 
     def follow(self, job: int) -> Ended:
         """Return when the job has ended for good."""
-        told, wait, ends, releases = "", FIRST_LOOK, 0, 0
+        told, wait, ends, releases, reminder = "", FIRST_LOOK, 0, 0, Reminder()
         while True:
             seen = self.client.show(job)
             if seen is None:
                 return self._forgotten(job)
             if seen.state != "PENDING":
                 self._record(seen.id, seen.starts, seen.seconds)
-            if (line := describe(seen)) != told:
-                told, wait = line, FIRST_LOOK
-                self.say(line)
+            if changed := (line := describe(seen)) != told:
+                told, wait, reminder = line, FIRST_LOOK, Reminder()
                 if seen.reason == "launch_failed_requeued_held" and releases < RELEASES:
                     releases += 1
                     self.client.release(job)
+            # One that runs speaks for itself: what is silent then is its program, which hangs.
+            if (changed or seen.state != "RUNNING") and reminder.due():
+                self.say(line)
             # A job that is being requeued may show the end of its last start for a moment.
             ends = ends + 1 if seen.ended else 0
             if ends and (seen.state == "COMPLETED" or self._marker(job) or ends > 1):

@@ -87,8 +87,9 @@ def failed_runs(alerts: Alerts) -> SensorDefinition:
 
 
 def stuck_runs(alerts: Alerts) -> SensorDefinition:
-    """A launched program tells Dagster every half a minute how far it is, so that silence means a
-    program that hangs. The run is left to a debugger, unless ``end_stuck_minutes`` says how long.
+    """A launched program tells Dagster every half a minute how far it is, and what waits (for GPUs,
+    for Slurm, for another run of the same build) says so every few minutes, so that silence means
+    a program that hangs. The run is left to a debugger, unless ``end_stuck_minutes`` says how long.
     """
     ends = "" if alerts.end_stuck_minutes is None else f", and ends them {ending(alerts)}"
 
