@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from abc import ABC, abstractmethod
@@ -93,9 +94,11 @@ class Program:
         return [self, self.service] if self.service else [self]
 
     def record_attempt(self, name: str, seconds: float, gpus: int) -> None:
-        """Remember that the attempt ``name`` has run for ``seconds`` on ``gpus`` in all."""
+        """Remember that the attempt ``name`` has run for ``seconds``, or for longer if that is
+        known already, on ``gpus`` in all."""
         path = self.run_dir / ATTEMPTS
         attempts = json.loads(path.read_text()) if path.is_file() else {}
+        seconds = max(seconds, attempts.get(name, {}).get("seconds", 0.0))
         attempts[name] = {"seconds": round(seconds, 1), "gpus": gpus}
         with written_aside(path) as aside:
             aside.write_text(json.dumps(attempts, indent=2) + "\n")
@@ -208,7 +211,9 @@ class Launcher(ConfigurableResource, ABC):
         result's cost is added up, and in the ledger, where the week's is."""
         program.record_attempt(name, seconds, gpus)
         if self.ledger is not None:
-            unique = f"{program.run_dir.name}.{name}"
+            # One Dagster run may launch several programs for an asset, and for many partitions.
+            where = hashlib.sha256(str(program.run_dir).encode()).hexdigest()[:8]
+            unique = f"{asset.replace('/', '-')}.{where}.{name}"
             Ledger(Path(self.ledger)).record(unique, asset, gpus, seconds)
 
     @abstractmethod

@@ -46,12 +46,18 @@ class Ledger:
         self.folder, self.limit = folder, limit
 
     def record(self, name: str, asset: str, gpus: int, seconds: float) -> None:
-        """The attempt ``name`` has held ``gpus`` for ``seconds`` by now; CPUs cost nothing."""
+        """The attempt ``name`` has held ``gpus`` for ``seconds`` by now; CPUs cost nothing.
+
+        It never becomes less: of two who tell, one may have looked away earlier.
+        """
         if not gpus:
             return
         path = self.folder / f"{name}.json"
-        known = Attempt.from_json(path).started if path.is_file() else time.time() - seconds
-        attempt = Attempt(asset=asset, gpus=gpus, started=known, seconds=round(seconds, 1))
+        started = time.time() - seconds
+        if path.is_file():
+            known = Attempt.from_json(path)
+            started, seconds = known.started, max(known.seconds, seconds)
+        attempt = Attempt(asset=asset, gpus=gpus, started=started, seconds=round(seconds, 1))
         with written_aside(path) as aside:
             aside.write_text(attempt.to_json())
 
