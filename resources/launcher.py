@@ -165,6 +165,7 @@ class Launcher(ConfigurableResource, ABC):
         What it cost is added to the materialization's metadata. A failure raises
         :class:`LaunchError`, or asks Dagster for a retry that resumes.
         """
+        self.catch_up(program, context.asset_key.to_user_string())
         facts = program.facts()
         if facts is not None:
             context.log.info(f"{program.module} had finished in {program.run_dir}: taken over")
@@ -206,7 +207,18 @@ class Launcher(ConfigurableResource, ABC):
                 f"{program.module} is not launched: {error}", program, permanent=True
             ) from None
 
-    def record(self, program: Program, asset: str, name: str, seconds: float, gpus: int) -> None:
+    def catch_up(self, program: Program, asset: str) -> None:
+        """Record what was spent while no launcher looked on; here, nothing outlives Dagster."""
+
+    def record(
+        self,
+        program: Program,
+        asset: str,
+        name: str,
+        seconds: float,
+        gpus: int,
+        started: float | None = None,
+    ) -> None:
         """The attempt ``name`` has run for ``seconds`` on ``gpus``: in the run folder, where the
         result's cost is added up, and in the ledger, where the week's is."""
         program.record_attempt(name, seconds, gpus)
@@ -214,7 +226,7 @@ class Launcher(ConfigurableResource, ABC):
             # One Dagster run may launch several programs for an asset, and for many partitions.
             where = hashlib.sha256(str(program.run_dir).encode()).hexdigest()[:8]
             unique = f"{asset.replace('/', '-')}.{where}.{name}"
-            Ledger(Path(self.ledger)).record(unique, asset, gpus, seconds)
+            Ledger(Path(self.ledger)).record(unique, asset, gpus, seconds, started)
 
     @abstractmethod
     def launch(
