@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from dagster import (
+    DagsterEventType,
     DagsterInstance,
     DagsterRun,
     DagsterRunStatus,
+    EventLogEntry,
     RunFailureSensorContext,
     RunsFilter,
     SensorDefinition,
@@ -88,7 +90,8 @@ def failed_runs(alerts: Alerts, outbox: Outbox) -> SensorDefinition:
 def stuck_runs(alerts: Alerts, outbox: Outbox) -> SensorDefinition:
     """A launched program tells Dagster every half a minute how far it is, and what waits (for GPUs,
     for Slurm, for another run of the same build) says so every few minutes, so that silence means
-    a program that hangs. The run is left to a debugger, unless ``end_stuck_minutes`` says how long.
+    a program that hangs; between a failure and its retry there is none. The run is left to a
+    debugger, unless ``end_stuck_minutes`` says how long.
     """
     ends = "" if alerts.end_stuck_minutes is None else f", and ends them {ending(alerts)}"
 
@@ -155,15 +158,22 @@ def end(instance: DagsterInstance, run: DagsterRun, why: str) -> None:
 
 
 def silent_runs(instance: DagsterInstance, since: float) -> list[tuple[DagsterRun, float, str]]:
-    """Runs under way whose last event is older than ``since``: when and what it was."""
+    """Runs under way that have been silent from before ``since``: from when, after which event."""
     statuses = [DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING]
     found = []
     for run in instance.get_runs(RunsFilter(statuses=statuses)):
         records = instance.get_records_for_run(run.run_id, limit=1, ascending=False).records
-        if records and records[0].event_log_entry.timestamp < since:
-            entry = records[0].event_log_entry
-            found.append((run, entry.timestamp, entry.user_message or str(entry.message)))
+        if records and silent_from(entry := records[0].event_log_entry) < since:
+            found.append((run, silent_from(entry), entry.user_message or str(entry.message)))
     return found
+
+
+def silent_from(last: EventLogEntry) -> float:
+    """When the last event of a run was; one that waits to retry a step says nothing until then."""
+    event = last.dagster_event
+    if event is None or event.event_type != DagsterEventType.STEP_UP_FOR_RETRY:
+        return last.timestamp
+    return last.timestamp + (event.step_retry_data.seconds_to_wait or 0)
 
 
 def notice(event: str, run: DagsterRun, ui: str, message: str, **more: Any) -> dict[str, Any]:

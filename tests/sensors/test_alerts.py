@@ -14,6 +14,8 @@ from unittest.mock import patch
 
 import pytest
 from dagster import (
+    DagsterEvent,
+    DagsterEventType,
     DagsterInstance,
     DagsterRun,
     DagsterRunStatus,
@@ -24,9 +26,11 @@ from dagster import (
     build_run_status_sensor_context,
     build_sensor_context,
 )
+from dagster._core.events import StepRetryData
 from dagster._core.test_utils import create_run_for_test
 from dagster._core.workspace.context import WorkspaceProcessContext
 from dagster._core.workspace.load_target import ModuleTarget
+from dagster._utils.error import SerializableErrorInfo
 from filelock import FileLock
 
 from sensors import alerts as sensors
@@ -223,6 +227,21 @@ def test_a_silent_run_is_told_once_and_left_running(
     assert len(webhook.posted) == 2  # silent again
     found = instance.get_run_by_id(run.run_id)
     assert found is not None and found.status == DagsterRunStatus.STARTED
+
+
+def test_a_run_that_waits_for_its_retry_is_silent_from_then(instance: DagsterInstance) -> None:
+    run = create_run_for_test(instance, status=DagsterRunStatus.STARTED)
+    error = SerializableErrorInfo("the disk hiccups", [], "OSError")
+    waits = DagsterEvent(
+        event_type_value=DagsterEventType.STEP_UP_FOR_RETRY.value,
+        job_name=run.job_name,
+        event_specific_data=StepRetryData(error, seconds_to_wait=3600),
+    )
+    instance.report_dagster_event(waits, run.run_id)
+    now = time.time()
+    assert not sensors.silent_runs(instance, now + 3500)
+    ((found, since, _),) = sensors.silent_runs(instance, now + 3700)
+    assert found.run_id == run.run_id and since == pytest.approx(now + 3600, abs=60)
 
 
 def later(minutes: float) -> Any:
