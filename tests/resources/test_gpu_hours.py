@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ from resources.launcher import ATTEMPTS
 from resources.slurm import SlurmLauncher
 from resources.slurm_client import Job, SlurmClient
 from resources.slurm_follower import Follower
-from resources.slurm_script import STARTS
+from resources.slurm_script import STARTS, gpus_of
 from resources.torchrun import TorchrunLauncher
 from tests.launched import count
 from tts_assets.compute import Shape
@@ -55,6 +55,13 @@ def test_starts_between_two_looks_are_counted(tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text("{}")
     client = Forgetful(shown=[Job(7, "COMPLETED", starts=2, seconds=20)])
     assert followed(tmp_path, client) == {"6.0": 500.0, "7.0": 500.0, "7.1": 500.0, "7.2": 20.0}
+
+
+def test_the_nodes_of_a_job_are_alike(tmp_path: Path) -> None:
+    """Each holds what the more demanding role needs, as sbatch is told."""
+    service = count(tmp_path / "serve", SHAPE, total=1)
+    shape = Shape(nodes=2, processes=8, gpus=8)
+    assert gpus_of(replace(count(tmp_path, shape, total=1), service=service)) == 24
 
 
 @dataclass(frozen=True)
