@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from abc import ABC, abstractmethod
@@ -93,9 +94,11 @@ class Program:
         return [self, self.service] if self.service else [self]
 
     def record_attempt(self, name: str, seconds: float, gpus: int) -> None:
-        """Remember that the attempt ``name`` has run for ``seconds`` on ``gpus`` in all."""
+        """Remember that the attempt ``name`` has run for ``seconds``, or for longer if that is
+        known already, on ``gpus`` in all."""
         path = self.run_dir / ATTEMPTS
         attempts = json.loads(path.read_text()) if path.is_file() else {}
+        seconds = max(seconds, attempts.get(name, {}).get("seconds", 0.0))
         attempts[name] = {"seconds": round(seconds, 1), "gpus": gpus}
         with written_aside(path) as aside:
             aside.write_text(json.dumps(attempts, indent=2) + "\n")
@@ -162,6 +165,7 @@ class Launcher(ConfigurableResource, ABC):
         What it cost is added to the materialization's metadata. A failure raises
         :class:`LaunchError`, or asks Dagster for a retry that resumes.
         """
+        self.catch_up(program, context.asset_key.to_user_string())
         facts = program.facts()
         if facts is not None:
             context.log.info(f"{program.module} had finished in {program.run_dir}: taken over")
@@ -203,13 +207,26 @@ class Launcher(ConfigurableResource, ABC):
                 f"{program.module} is not launched: {error}", program, permanent=True
             ) from None
 
-    def record(self, program: Program, asset: str, name: str, seconds: float, gpus: int) -> None:
+    def catch_up(self, program: Program, asset: str) -> None:
+        """Record what was spent while no launcher looked on; here, nothing outlives Dagster."""
+
+    def record(
+        self,
+        program: Program,
+        asset: str,
+        name: str,
+        seconds: float,
+        gpus: int,
+        started: float | None = None,
+    ) -> None:
         """The attempt ``name`` has run for ``seconds`` on ``gpus``: in the run folder, where the
         result's cost is added up, and in the ledger, where the week's is."""
         program.record_attempt(name, seconds, gpus)
         if self.ledger is not None:
-            unique = f"{program.run_dir.name}.{name}"
-            Ledger(Path(self.ledger)).record(unique, asset, gpus, seconds)
+            # One Dagster run may launch several programs for an asset, and for many partitions.
+            where = hashlib.sha256(str(program.run_dir).encode()).hexdigest()[:8]
+            unique = f"{asset.replace('/', '-')}.{where}.{name}"
+            Ledger(Path(self.ledger)).record(unique, asset, gpus, seconds, started)
 
     @abstractmethod
     def launch(

@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tts_assets.waiting import Reminder
+
 WAIT_SECONDS = 0.5
 
 
@@ -35,7 +37,7 @@ def lease_folder() -> Path:
 def lease(
     count: int, devices: Sequence[str], on_wait: Callable[[str], None], folder: Path | None = None
 ) -> Iterator[Lease]:
-    """Hold ``count`` of ``devices``; wait for them in line, after saying so by ``on_wait``.
+    """Hold ``count`` of ``devices``; wait for them in line, saying so by ``on_wait``.
 
     Who is first in line keeps what becomes free until it has enough: a run that needs all GPUs
     is not overtaken for ever by small ones.
@@ -63,7 +65,7 @@ def _take(
     held: dict[str, int],
 ) -> None:
     """Lock ``count`` devices, in their order, as they become free."""
-    said = False
+    reminder = Reminder()
     while True:
         for device in devices:
             if device not in held and len(held) < count:
@@ -72,24 +74,23 @@ def _take(
                     held[device] = file
         if len(held) == count:
             return
-        if not said:
+        if reminder.due():
             on_wait(f"waiting for {count} GPUs: {len(held)} of {len(devices)} are free")
-            said = True
         time.sleep(WAIT_SECONDS)
 
 
 @contextmanager
 def locked(path: Path, on_wait: Callable[[], None]) -> Iterator[int]:
-    """Hold the lock of ``path`` (the open file); ``on_wait`` is called once if another has it.
+    """Hold the lock of ``path`` (the open file); ``on_wait`` is called while another has it, at
+    once and every few minutes.
 
     Waiting is in steps, because Dagster's interrupt is noticed between two of them.
     """
-    file = _try_lock(path)
-    if file is None:
-        on_wait()
-    while file is None:
+    reminder = Reminder()
+    while (file := _try_lock(path)) is None:
+        if reminder.due():
+            on_wait()
         time.sleep(WAIT_SECONDS)
-        file = _try_lock(path)
     try:
         yield file
     finally:

@@ -11,8 +11,8 @@ from pydantic import Field
 
 from resources.launcher import Launcher, LaunchError, Program, launch_error
 from resources.slurm_client import Refused, SlurmClient, Unreachable
-from resources.slurm_follower import Ended, Follower, gpus_of
-from resources.slurm_script import REQUEUES, job_name, write_script
+from resources.slurm_follower import Ended, Follower, record_starts
+from resources.slurm_script import REQUEUES, gpus_of, job_name, write_script
 from resources.torchrun import time_limit_message
 from tts_assets.artifacts import written_aside
 from tts_assets.compute import SlurmOptions
@@ -47,6 +47,9 @@ class SlurmLauncher(Launcher):
     max_requeues: int = 10
     poll_seconds: float = 15.0
     command_seconds: float = 60.0
+
+    def catch_up(self, program: Program, asset: str) -> None:
+        record_starts(program, functools.partial(self.record, program, asset))
 
     def launch(
         self, context: AssetExecutionContext, program: Program, pipes: Mapping[str, str]

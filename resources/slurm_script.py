@@ -3,7 +3,8 @@
 One task a node; each is a torchrun that meets the others at the first node (a single process needs
 none). The script asks the
 program to save before the time limit, requeues the job, and writes ``exit.json`` at its end, which
-tells how it went when the controller has forgotten the job.
+tells how it went when the controller has forgotten the job. What each start costs it writes to
+``starts/`` while it runs: a node may die, and Dagster may be away while the job is requeued.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ from pathlib import Path
 from resources.launcher import Program
 from resources.run_folder import LOG
 from tts_assets.compute import Shape, SlurmOptions
+from tts_assets.ledger import BEAT_SECONDS
 from tts_assets.program import STOP_FILE
 
 SCRIPT = "job.sh"
 ENVIRONMENT = "environment.sh"
 EXIT_MARKER = "exit.json"
+STARTS = "starts"  # a JSON file each, <job>.<start>.json: when, for how long, on how many GPUs
 REQUEUES = "requeues"  # how often the time limit was reached
 PROJECT = Path(__file__).resolve().parents[1]
 SERVICE_GRACE = 30  # seconds, to end on its own when the program has
@@ -38,6 +41,12 @@ def job_name(program: Program) -> str:
     below = str(program.run_dir).rpartition("/.work/")[2] if inside else program.run_dir.name
     name = re.sub("[^A-Za-z0-9._-]", "-", below)  # squeue would split at a comma
     return f"{name}.{where}"
+
+
+def gpus_of(program: Program) -> int:
+    """Those that the job holds: on all its nodes as many as the more demanding role needs."""
+    shapes = [role.shape for role in program.roles()]
+    return sum(shape.nodes for shape in shapes) * max(shape.gpus or 0 for shape in shapes)
 
 
 def write_script(program: Program, options: SlurmOptions, pipes: Mapping[str, str]) -> Path:
@@ -60,7 +69,7 @@ def render(program: Program, options: SlurmOptions) -> str:
         "",
         *([f"module load {shlex.join(options.modules)}"] if options.modules else []),
         f"run={shlex.quote(str(program.run_dir))}",
-        f"max_requeues={options.max_requeues}",
+        f"max_requeues={options.max_requeues} gpus={gpus_of(program)}",
         _threads(program.shape),
         _PROLOGUE,
     ]
@@ -171,9 +180,16 @@ started=$(date +%s)
 echo "job $SLURM_JOB_ID, start ${{SLURM_RESTART_COUNT:-0}}, on $SLURM_JOB_NODELIST"
 
 finished() {{ [ -e "$run/result.json" ]; }}
+start="$run/{STARTS}/$SLURM_JOB_ID.${{SLURM_RESTART_COUNT:-0}}"
+mkdir -p "$run/{STARTS}"
+beat() {{
+    printf '{{"started": %s, "seconds": %s, "gpus": %s}}\\n' \\
+        "$started" $(($(date +%s) - started)) "$gpus" > "$start.$BASHPID.new" \\
+        && mv "$start.$BASHPID.new" "$start.json"
+}}
 leave() {{
-    printf '{{"job": %s, "start": %s, "status": %s, "stopped": %s, "seconds": %s}}\\n' \\
-        "$SLURM_JOB_ID" "${{SLURM_RESTART_COUNT:-0}}" "$status" "$1" $(($(date +%s) - started)) \\
+    beat
+    printf '{{"job": %s, "status": %s, "stopped": %s}}\\n' "$SLURM_JOB_ID" "$status" "$1" \\
         > "$run/{EXIT_MARKER}.new"
     mv "$run/{EXIT_MARKER}.new" "$run/{EXIT_MARKER}"
     exit "$status"
@@ -186,6 +202,7 @@ rm -f "$run/{EXIT_MARKER}" "$run/{STOP_FILE}"
 finished && leave false
 trap 'stopping=yes; touch "$run/{STOP_FILE}"' USR1  # the time limit is near: save
 trap : TERM  # live on to tell how the program ended
+while kill -0 $$ 2>/dev/null; do beat; sleep {BEAT_SECONDS:.0f}; done &  # as long as this script
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 master=$(address "${{nodes[0]}}")
 port=$((20000 + SLURM_JOB_ID % 10000 * 2))
@@ -221,6 +238,7 @@ if [ -n "$stopping" ] && ! finished; then
     requeues=$(cat "$run/{REQUEUES}" 2>/dev/null || echo 0)
     if [ "$requeues" -lt "$max_requeues" ]; then
         echo $((requeues + 1)) > "$run/{REQUEUES}"
+        beat
         if scontrol requeue "$SLURM_JOB_ID"; then
             sleep 3600  # Slurm ends it, and this script, which may outlive it for a moment
             exit 1

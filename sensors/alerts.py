@@ -11,14 +11,15 @@ from __future__ import annotations
 import json
 import os
 import time
-import urllib.request
-from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from dagster import (
+    DagsterEventType,
     DagsterInstance,
     DagsterRun,
     DagsterRunStatus,
+    EventLogEntry,
     RunFailureSensorContext,
     RunsFilter,
     SensorDefinition,
@@ -30,6 +31,7 @@ from dagster import (
     sensor,
 )
 
+from sensors.webhook import FOLDER, NotTold, Outbox
 from tts_assets.operations import (
     SLACK_VARIABLE,
     SMTP_VARIABLE,
@@ -39,18 +41,13 @@ from tts_assets.operations import (
     Slack,
 )
 
-POST_SECONDS = 10.0
-BETWEEN_TRIES = (1.0, 4.0)  # seconds; three tries fit into a tick's 60 s
 LONGEST_MESSAGE = 2000  # characters, the last ones: a launcher's message ends with the traceback
 NO_WEBHOOK = f"nobody is told: set {WEBHOOK_VARIABLE} to the address of a webhook"
 
 
-class NotTold(RuntimeError):
-    """The webhook did not take a notice; the tick shows it as failed."""
-
-
-def build_alert_sensors(alerts: Alerts) -> list[SensorDefinition]:
-    built = [failed_runs(alerts), stuck_runs(alerts)]
+def build_alert_sensors(alerts: Alerts, storage: Path) -> list[SensorDefinition]:
+    outbox = Outbox(storage / FOLDER)
+    built = [failed_runs(alerts, outbox), stuck_runs(alerts, outbox)]
     if alerts.slack and (token := secret(SLACK_VARIABLE)):
         built.append(slack_sensor(alerts.slack, token, alerts.ui))
     if alerts.email and (password := secret(SMTP_VARIABLE)):
@@ -65,7 +62,10 @@ def secret(variable: str) -> str:
     return value
 
 
-def failed_runs(alerts: Alerts) -> SensorDefinition:
+def failed_runs(alerts: Alerts, outbox: Outbox) -> SensorDefinition:
+    """Dagster asks for each failed run once, also where the answer is an error: what is not told
+    now is kept, and goes out with the next failed run or the next tick of ``stuck_runs``."""
+
     @run_failure_sensor(
         name="failed_runs",
         minimum_interval_seconds=30,
@@ -80,22 +80,26 @@ def failed_runs(alerts: Alerts) -> SensorDefinition:
             for event in context.get_step_failure_events()
         }
         message = context.failure_event.message or "failed"
-        post(notice("run_failed", context.dagster_run, alerts.ui, message, steps=steps))
+        outbox.keep(notice("run_failed", context.dagster_run, alerts.ui, message, steps=steps))
+        outbox.send()
         return None
 
     return failed
 
 
-def stuck_runs(alerts: Alerts) -> SensorDefinition:
-    """A launched program tells Dagster every half a minute how far it is, so that silence means a
-    program that hangs. The run is left to a debugger, unless ``end_stuck_minutes`` says how long.
+def stuck_runs(alerts: Alerts, outbox: Outbox) -> SensorDefinition:
+    """A launched program tells Dagster every half a minute how far it is, and what waits (for GPUs,
+    for Slurm, for another run of the same build) says so every few minutes, so that silence means
+    a program that hangs; between a failure and its retry there is none. The run is left to a
+    debugger, unless ``end_stuck_minutes`` says how long.
     """
     ends = "" if alerts.end_stuck_minutes is None else f", and ends them {ending(alerts)}"
 
     @sensor(
         name="stuck_runs",
         minimum_interval_seconds=60,
-        description=f"Tells of runs without an event for {alerts.stuck_minutes:g} minutes{ends}.",
+        description=f"Tells of runs without an event for {alerts.stuck_minutes:g} minutes{ends}; "
+        "sends the notices that the webhook has not taken.",
     )
     def stuck(context: SensorEvaluationContext) -> SkipReason:
         told: dict[str, float] = json.loads(context.cursor or "{}")
@@ -112,12 +116,26 @@ def stuck_runs(alerts: Alerts) -> SensorDefinition:
             context.log.warning(f"run {run.run_id} ({run.job_name}): {message}")
             if WEBHOOK_VARIABLE in os.environ:
                 name = "run_ended" if over else "run_stuck"
-                post(notice(name, run, alerts.ui, message, minutes=round(minutes, 1)))
+                outbox.keep(notice(name, run, alerts.ui, message, minutes=round(minutes, 1)))
         context.update_cursor(json.dumps({run.run_id: last for run, last, _ in silent}))
         names = ", ".join(run.run_id for run, _, _ in silent)
-        return SkipReason(f"stuck: {names}" if silent else "no run is stuck")
+        found = f"stuck: {names}" if silent else "no run is stuck"
+        return SkipReason("; ".join([found, *trouble_of_sending(context, outbox)]))
 
     return stuck
+
+
+def trouble_of_sending(context: SensorEvaluationContext, outbox: Outbox) -> list[str]:
+    """Send what is kept; what is in the way of it is said, not raised, because Dagster forgets the
+    cursor of a tick that fails, and everybody would be told again."""
+    if WEBHOOK_VARIABLE not in os.environ:
+        return []
+    try:
+        outbox.send()
+    except NotTold as error:
+        context.log.error(str(error))
+        return [str(error)]
+    return []
 
 
 def ending(alerts: Alerts) -> str:
@@ -140,15 +158,22 @@ def end(instance: DagsterInstance, run: DagsterRun, why: str) -> None:
 
 
 def silent_runs(instance: DagsterInstance, since: float) -> list[tuple[DagsterRun, float, str]]:
-    """Runs under way whose last event is older than ``since``: when and what it was."""
+    """Runs under way that have been silent from before ``since``: from when, after which event."""
     statuses = [DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING]
     found = []
     for run in instance.get_runs(RunsFilter(statuses=statuses)):
         records = instance.get_records_for_run(run.run_id, limit=1, ascending=False).records
-        if records and records[0].event_log_entry.timestamp < since:
-            entry = records[0].event_log_entry
-            found.append((run, entry.timestamp, entry.user_message or str(entry.message)))
+        if records and silent_from(entry := records[0].event_log_entry) < since:
+            found.append((run, silent_from(entry), entry.user_message or str(entry.message)))
     return found
+
+
+def silent_from(last: EventLogEntry) -> float:
+    """When the last event of a run was; one that waits to retry a step says nothing until then."""
+    event = last.dagster_event
+    if event is None or event.event_type != DagsterEventType.STEP_UP_FOR_RETRY:
+        return last.timestamp
+    return last.timestamp + (event.step_retry_data.seconds_to_wait or 0)
 
 
 def notice(event: str, run: DagsterRun, ui: str, message: str, **more: Any) -> dict[str, Any]:
@@ -168,24 +193,6 @@ def notice(event: str, run: DagsterRun, ui: str, message: str, **more: Any) -> d
         "text": f"{event.replace('_', ' ')}: {what}: {message[-LONGEST_MESSAGE:]} {url}",
         **more,
     }
-
-
-def post(body: Mapping[str, Any]) -> None:
-    """POST to the webhook, three times if need be; raises :class:`NotTold`, without the address,
-    which is a secret."""
-    request = urllib.request.Request(
-        os.environ[WEBHOOK_VARIABLE],
-        data=json.dumps(body).encode(),
-        headers={"Content-Type": "application/json"},
-    )
-    for wait in (*BETWEEN_TRIES, None):
-        try:
-            with urllib.request.urlopen(request, timeout=POST_SECONDS):
-                return
-        except OSError as error:  # URLError, HTTPError and time-outs
-            if wait is None:
-                raise NotTold(f"the webhook in {WEBHOOK_VARIABLE} answers: {error}") from None
-            time.sleep(wait)
 
 
 def slack_sensor(slack: Slack, token: str, ui: str) -> SensorDefinition:

@@ -64,7 +64,7 @@ def build_defs(settings: Settings, resources: Mapping[str, Any] | None = None) -
             build_data_sensor(),
             build_training_sensor(),
             build_checkpoint_sensor(list(settings.sft), settings.storage),
-            *build_alert_sensors(settings.alerts),
+            *build_alert_sensors(settings.alerts, settings.storage),
         ],
         # One step at a time: each launched program already uses every core.
         executor=in_process_executor,

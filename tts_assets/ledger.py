@@ -3,7 +3,8 @@
 ``storage/.ledger/`` has a small JSON file for each attempt of a program, which its launcher writes
 anew, in one step, when it starts, while it runs, and when it ends. A launcher that was killed
 leaves what it wrote last, at most :data:`BEAT_SECONDS` behind; a cluster's job that nobody follows
-is counted when it is followed again. Weeks begin on Monday, 0:00 UTC.
+keeps such files itself, and is counted when its asset is materialized again. Weeks begin on
+Monday, 0:00 UTC.
 """
 
 from __future__ import annotations
@@ -45,13 +46,22 @@ class Ledger:
     def __init__(self, folder: Path, limit: float | None = None) -> None:
         self.folder, self.limit = folder, limit
 
-    def record(self, name: str, asset: str, gpus: int, seconds: float) -> None:
-        """The attempt ``name`` has held ``gpus`` for ``seconds`` by now; CPUs cost nothing."""
+    def record(
+        self, name: str, asset: str, gpus: int, seconds: float, started: float | None = None
+    ) -> None:
+        """The attempt ``name`` has held ``gpus`` for ``seconds`` by now, or since ``started``; CPUs
+        cost nothing.
+
+        It never becomes less: of two who tell, one may have looked away earlier.
+        """
         if not gpus:
             return
         path = self.folder / f"{name}.json"
-        known = Attempt.from_json(path).started if path.is_file() else time.time() - seconds
-        attempt = Attempt(asset=asset, gpus=gpus, started=known, seconds=round(seconds, 1))
+        started = time.time() - seconds if started is None else started
+        if path.is_file():
+            known = Attempt.from_json(path)
+            started, seconds = known.started, max(known.seconds, seconds)
+        attempt = Attempt(asset=asset, gpus=gpus, started=started, seconds=round(seconds, 1))
         with written_aside(path) as aside:
             aside.write_text(attempt.to_json())
 

@@ -74,8 +74,8 @@ class Alerts(Config):
 
     ui: str = Field("http://127.0.0.1:3000", description="for links to runs")
     stuck_minutes: float = Field(60.0, gt=0, description="without an event of a run")
-    end_stuck_minutes: float | None = Field(
-        None, gt=0, description="without an event, and the run is ended; unset: never"
+    end_stuck_minutes: float | None = Field(  # what waits has an event every five minutes
+        None, ge=10, description="without an event, and the run is ended; unset: never"
     )
     slack: Slack | None = None
     email: Email | None = None

@@ -29,7 +29,7 @@ def test_an_attempt_over_midnight_counts_in_both_weeks() -> None:
 
 def test_what_is_told_again_replaces_what_was_told(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
-    for seconds in (0.0, 30.0, 60.0):
+    for seconds in (0.0, 30.0, 60.0, 45.0):  # the last of somebody who looked away earlier
         ledger.record("run.0", "sft/a", 2, seconds)
     ledger.record("run.1", "sft/a", 0, 600.0)  # CPUs are free
     (attempt,) = ledger.attempts()

@@ -20,6 +20,7 @@ from resources.slurm_script import job_name, write_script
 from tests.launched import count, failure, launch, metadata
 from tests.slurm_cluster import SlurmCluster
 from tts_assets.compute import Shape, SlurmOptions
+from tts_assets.ledger import Ledger
 
 ROOT = Path(__file__).resolve().parents[2]
 ONE = Shape(processes=1, gpus=4, threads=1)
@@ -193,6 +194,27 @@ def test_a_job_that_runs_for_the_same_build_is_followed(
     assert cluster.ask("squeue", "-h", "-t", "all", "-o", "%i", f"--name={job_name(program)}") == (
         number
     )
+
+
+def test_starts_that_nobody_follows_are_counted(cluster: SlurmCluster, tmp_path: Path) -> None:
+    run_dir, ledger = tmp_path / "run", Ledger(tmp_path / "ledger")
+    program = count(run_dir, ONE, total=6, wait_at=3)
+    program.write_config()
+    number = cluster.ask("sbatch", "--parsable", str(write_script(program, SlurmOptions(), {})))
+    wait_for(lambda: counted(run_dir) == 3, "three steps")
+    cluster.ask("scontrol", "requeue", number)
+    wait_for(lambda: "start 1" in (run_dir / "log.txt").read_text(), "the second start")
+    (run_dir / "go").touch()
+    wait_for((run_dir / "exit.json").exists, "the job's end")
+    again = start(run_dir, {"ledger": str(ledger.folder)}, total=6, wait_at=3)
+    assert metadata(again.result())["attempts"] == 2
+    assert set(json.loads((run_dir / "attempts.json").read_text())) == {
+        f"{number}.0",
+        f"{number}.1",
+    }
+    first, second = sorted(ledger.attempts(), key=lambda attempt: attempt.started)
+    assert first.gpus == second.gpus == 4 and first.seconds >= 0 and second.seconds > 0
+    assert second.started > first.started + first.seconds  # as it was, not when it was counted
 
 
 def test_the_time_limit_saves_and_requeues_up_to_a_number(

@@ -42,6 +42,6 @@ def test_the_accounts_tell_how_a_forgotten_job_ended(
     # ["sh", "-c"] stands where ssh would: it gets one command line
     client = SlurmClient(("sh", "-c"), 30.0, print)
     program = count(tmp_path, Shape(processes=1), total=1)
-    assert Follower(client, program, 1.0, print, program.record_attempt).follow(failed) == Ended(
+    assert Follower(client, program, 1.0, print, print).follow(failed) == Ended(
         failed, "FAILED", "7:0"
     )

@@ -14,6 +14,8 @@ from unittest.mock import patch
 
 import pytest
 from dagster import (
+    DagsterEvent,
+    DagsterEventType,
     DagsterInstance,
     DagsterRun,
     DagsterRunStatus,
@@ -24,11 +26,16 @@ from dagster import (
     build_run_status_sensor_context,
     build_sensor_context,
 )
+from dagster._core.events import StepRetryData
 from dagster._core.test_utils import create_run_for_test
 from dagster._core.workspace.context import WorkspaceProcessContext
 from dagster._core.workspace.load_target import ModuleTarget
+from dagster._utils.error import SerializableErrorInfo
+from filelock import FileLock
 
 from sensors import alerts as sensors
+from sensors import webhook as webhooks
+from sensors.webhook import NotTold, Outbox
 from tts_assets.operations import Alerts, Email, Slack
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,7 +65,7 @@ class Answer(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def webhook(monkeypatch: pytest.MonkeyPatch) -> Iterator[Webhook]:
-    monkeypatch.setattr(sensors, "BETWEEN_TRIES", (0.01, 0.01))
+    monkeypatch.setattr(webhooks, "BETWEEN_TRIES", (0.01, 0.01))
     with Webhook() as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setenv("TTS_ALERT_WEBHOOK", f"http://127.0.0.1:{server.server_port}/secret")
@@ -72,17 +79,21 @@ def instance() -> Iterator[DagsterInstance]:
         yield ephemeral
 
 
+@pytest.fixture
+def outbox(tmp_path: Path) -> Outbox:
+    return Outbox(tmp_path / "storage" / webhooks.FOLDER)
+
+
 @asset
 def broken() -> None:
     raise ValueError("no room left to write")
 
 
-def fail(instance: DagsterInstance, told: SensorDefinition | None = None) -> Any:
-    """What a sensor, ``failed_runs`` unless another is given, answers to a failed run."""
+def fail(instance: DagsterInstance, told: SensorDefinition) -> Any:
+    """What a sensor answers to a failed run."""
     job = Definitions([broken]).resolve_implicit_global_asset_job_def()
     result = job.execute_in_process(instance=instance, raise_on_error=False)
     (event,) = [event for event in result.all_events if event.is_run_failure]
-    told = told or sensors.failed_runs(ALERTS)
     context = build_run_status_sensor_context(
         told.name, event, instance, result.dagster_run
     ).for_run_failure()
@@ -90,9 +101,9 @@ def fail(instance: DagsterInstance, told: SensorDefinition | None = None) -> Any
 
 
 def test_a_failed_run_is_posted_with_its_error_and_its_page(
-    webhook: Webhook, instance: DagsterInstance
+    webhook: Webhook, instance: DagsterInstance, outbox: Outbox
 ) -> None:
-    _, run_id = fail(instance)
+    _, run_id = fail(instance, sensors.failed_runs(ALERTS, outbox))
     (body,) = webhook.posted
     assert body["event"] == "run_failed" and body["run_id"] == run_id
     assert body["url"] == f"http://ui.example:3000/runs/{run_id}"
@@ -101,21 +112,71 @@ def test_a_failed_run_is_posted_with_its_error_and_its_page(
 
 
 def test_a_webhook_that_is_away_is_asked_again_and_never_named(
-    webhook: Webhook, instance: DagsterInstance
+    webhook: Webhook, instance: DagsterInstance, outbox: Outbox
 ) -> None:
+    told = sensors.failed_runs(ALERTS, outbox)
     webhook.refusals = 2
-    fail(instance)
+    fail(instance, told)
     assert len(webhook.posted) == 1
     webhook.refusals = 3
-    with pytest.raises(sensors.NotTold, match="503") as refused:
-        fail(instance)
-    assert "secret" not in str(refused.value)
+    with pytest.raises(NotTold, match="503") as refused:
+        fail(instance, told)
+    (kept,) = outbox.folder.glob("*.json")
+    assert "secret" not in str(refused.value) and "secret" not in kept.read_text()
+
+
+def test_what_is_no_address_is_not_named(
+    instance: DagsterInstance, outbox: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for address in ("hooks.example/secret", "http://hooks.example:port/secret"):
+        monkeypatch.setenv("TTS_ALERT_WEBHOOK", address)
+        with pytest.raises(NotTold, match="TTS_ALERT_WEBHOOK is no address") as refused:
+            fail(instance, sensors.failed_runs(ALERTS, outbox))
+        assert "secret" not in str(refused.value)
+
+
+def test_a_failed_run_is_told_when_the_webhook_is_back(
+    webhook: Webhook, instance: DagsterInstance, outbox: Outbox
+) -> None:
+    webhook.refusals = 100
+    with pytest.raises(NotTold):
+        fail(instance, sensors.failed_runs(ALERTS, outbox))
+    stuck = sensors.stuck_runs(ALERTS, outbox)
+    with build_sensor_context(instance=instance) as context:
+        skipped = stuck(context)
+        assert isinstance(skipped, SkipReason) and skipped.skip_message is not None
+        assert "503" in skipped.skip_message and str(outbox.folder) in skipped.skip_message
+        webhook.refusals = 0
+        for _ in range(2):
+            assert stuck(context) == SkipReason("no run is stuck")
+    assert [body["event"] for body in webhook.posted] == ["run_failed"]  # once
+
+
+def test_a_notice_that_is_refused_keeps_none_of_the_others(
+    webhook: Webhook, outbox: Outbox
+) -> None:
+    for number in range(3):
+        outbox.keep({"event": "run_failed", "run_id": str(number)})
+    webhook.refusals = 3  # all tries of the oldest
+    with pytest.raises(NotTold, match=r"503.*: 1$"):
+        outbox.send()
+    outbox.send()
+    assert [body["run_id"] for body in webhook.posted] == ["1", "2", "0"]
+
+
+def test_two_sensors_send_a_notice_once(webhook: Webhook, outbox: Outbox) -> None:
+    outbox.keep({"event": "run_failed", "run_id": "0"})
+    with FileLock(outbox.folder / ".lock"):  # as the other one holds it
+        outbox.send()
+    assert not webhook.posted
+    outbox.send()
+    assert len(webhook.posted) == 1
 
 
 def test_a_run_started_by_hand_is_told_by_the_daemons_tick(
-    webhook: Webhook, instance: DagsterInstance
+    webhook: Webhook, instance: DagsterInstance, outbox: Outbox
 ) -> None:
-    told = sensors.failed_runs(ALERTS)
+    told = sensors.failed_runs(ALERTS, outbox)
     cursor = None
 
     def tick() -> None:
@@ -132,15 +193,15 @@ def test_a_run_started_by_hand_is_told_by_the_daemons_tick(
 
 
 def test_without_a_webhook_the_sensor_says_what_to_set(
-    instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
+    instance: DagsterInstance, outbox: Outbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("TTS_ALERT_WEBHOOK", raising=False)
-    skipped, _ = fail(instance)
+    skipped, _ = fail(instance, sensors.failed_runs(ALERTS, outbox))
     assert "set TTS_ALERT_WEBHOOK" in skipped.skip_message
 
 
 def test_a_silent_run_is_told_once_and_left_running(
-    webhook: Webhook, instance: DagsterInstance
+    webhook: Webhook, instance: DagsterInstance, outbox: Outbox
 ) -> None:
     run = create_run_for_test(instance, status=DagsterRunStatus.STARTED)
     instance.report_engine_event("training: 20/100", run)
@@ -150,7 +211,7 @@ def test_a_silent_run_is_told_once_and_left_running(
         """So many minutes from now."""
         nonlocal cursor
         with later(minutes), build_sensor_context(instance=instance, cursor=cursor) as context:
-            skipped = sensors.stuck_runs(ALERTS)(context)
+            skipped = sensors.stuck_runs(ALERTS, outbox)(context)
             cursor = context.cursor
         assert isinstance(skipped, SkipReason) and skipped.skip_message
         return skipped.skip_message
@@ -166,6 +227,21 @@ def test_a_silent_run_is_told_once_and_left_running(
     assert len(webhook.posted) == 2  # silent again
     found = instance.get_run_by_id(run.run_id)
     assert found is not None and found.status == DagsterRunStatus.STARTED
+
+
+def test_a_run_that_waits_for_its_retry_is_silent_from_then(instance: DagsterInstance) -> None:
+    run = create_run_for_test(instance, status=DagsterRunStatus.STARTED)
+    error = SerializableErrorInfo("the disk hiccups", [], "OSError")
+    waits = DagsterEvent(
+        event_type_value=DagsterEventType.STEP_UP_FOR_RETRY.value,
+        job_name=run.job_name,
+        event_specific_data=StepRetryData(error, seconds_to_wait=3600),
+    )
+    instance.report_dagster_event(waits, run.run_id)
+    now = time.time()
+    assert not sensors.silent_runs(instance, now + 3500)
+    ((found, since, _),) = sensors.silent_runs(instance, now + 3700)
+    assert found.run_id == run.run_id and since == pytest.approx(now + 3600, abs=60)
 
 
 def later(minutes: float) -> Any:
@@ -212,14 +288,16 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_that_hangs_is_ended_where_it_is_configured(webhook: Webhook, tmp_path: Path) -> None:
+def test_a_run_that_hangs_is_ended_where_it_is_configured(
+    webhook: Webhook, outbox: Outbox, tmp_path: Path
+) -> None:
     alerts = ALERTS.model_copy(update={"stuck_minutes": 0.02, "end_stuck_minutes": 0.05})
     with hanging_run(tmp_path / "home", tmp_path / "work") as (instance, run):
         time.sleep(1.5)
 
         def ended() -> bool:
             with build_sensor_context(instance=instance) as context:
-                sensors.stuck_runs(alerts)(context)
+                sensors.stuck_runs(alerts, outbox)(context)
             found = instance.get_run_by_id(run.run_id)
             return found is not None and found.status == DagsterRunStatus.CANCELED
 
@@ -231,17 +309,44 @@ def test_a_run_that_hangs_is_ended_where_it_is_configured(webhook: Webhook, tmp_
 
 
 def test_a_run_whose_process_is_gone_is_written_down_as_ended(
-    webhook: Webhook, tmp_path: Path
+    webhook: Webhook, outbox: Outbox, tmp_path: Path
 ) -> None:
     with DagsterInstance.local_temp(str(tmp_path)) as instance:
         run = create_run_for_test(instance, status=DagsterRunStatus.STARTED)
         instance.report_engine_event("training: 20/100", run)
         alerts = ALERTS.model_copy(update={"end_stuck_minutes": 2})
         with later(3), build_sensor_context(instance=instance) as context:
-            sensors.stuck_runs(alerts)(context)
+            sensors.stuck_runs(alerts, outbox)(context)
         found = instance.get_run_by_id(run.run_id)
     assert found is not None and found.status == DagsterRunStatus.CANCELED
     assert [body["event"] for body in webhook.posted] == ["run_ended"]
+
+
+def test_all_stuck_runs_are_ended_while_the_webhook_is_away(
+    webhook: Webhook, outbox: Outbox, tmp_path: Path
+) -> None:
+    alerts = ALERTS.model_copy(update={"end_stuck_minutes": 10})
+    webhook.refusals = 1000
+    cursor = None
+    with DagsterInstance.local_temp(str(tmp_path)) as instance:
+        runs = [create_run_for_test(instance, status=DagsterRunStatus.STARTED) for _ in range(3)]
+        for run in runs:
+            instance.report_engine_event("training: 20/100", run)
+        for minutes in (3, 4, 11):
+            context = build_sensor_context(instance=instance, cursor=cursor)
+            with later(minutes), context:
+                skipped = sensors.stuck_runs(alerts, outbox)(context)
+                cursor = context.cursor
+            assert isinstance(skipped, SkipReason) and "503" in str(skipped.skip_message)
+            assert cursor is not None and len(json.loads(cursor)) == 3
+        statuses = {found.status for found in instance.get_runs()}
+    assert statuses == {DagsterRunStatus.CANCELED}
+    webhook.refusals = 0
+    outbox.send()
+    told = [(body["event"], body["run_id"]) for body in webhook.posted]
+    events = ("run_stuck", "run_ended")
+    assert sorted(told) == sorted((event, run.run_id) for event in events for run in runs)
+    assert {body["minutes"] for body in webhook.posted} == {3, 11}  # at 4 nobody is told again
 
 
 def test_nobody_ends_a_run_before_anybody_is_told() -> None:
@@ -249,17 +354,19 @@ def test_nobody_ends_a_run_before_anybody_is_told() -> None:
         Alerts(stuck_minutes=60, end_stuck_minutes=30)
 
 
-def test_slack_and_email_are_there_with_their_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slack_and_email_are_there_with_their_secrets(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     email = Email(sender="tts@example.org", to=("me@example.org",), host="mail.example.org")
     alerts = Alerts(slack=Slack(channel="#tts"), email=email)
     for name in alerts.variables():
         monkeypatch.delenv(name, raising=False)
     ours = ["failed_runs", "stuck_runs"]
-    assert [s.name for s in sensors.build_alert_sensors(alerts)] == ours
+    assert [s.name for s in sensors.build_alert_sensors(alerts, tmp_path)] == ours
     for name in alerts.variables():
         monkeypatch.setenv(name, "hush")
     theirs = ["failed_runs_to_slack", "failed_runs_to_email"]
-    built = sensors.build_alert_sensors(alerts)
+    built = sensors.build_alert_sensors(alerts, tmp_path)
     assert [s.name for s in built] == [*ours, *theirs]
     everywhere = {s.name for s in built if getattr(s, "_monitor_all_code_locations", False)}
     assert everywhere == {"failed_runs", *theirs}

@@ -1,0 +1,101 @@
+"""What programs cost is counted whole: every program, every start, whoever looked on."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+
+from resources.launcher import ATTEMPTS
+from resources.slurm import SlurmLauncher
+from resources.slurm_client import Job, SlurmClient
+from resources.slurm_follower import Follower
+from resources.slurm_script import STARTS, gpus_of
+from resources.torchrun import TorchrunLauncher
+from tests.launched import count
+from tts_assets.compute import Shape
+from tts_assets.ledger import Ledger
+
+SHAPE = Shape(processes=1, gpus=1)
+
+
+def test_programs_of_one_dagster_run_have_accounts_of_their_own(tmp_path: Path) -> None:
+    launcher = TorchrunLauncher(ledger=str(tmp_path / "ledger"))
+    for asset, folder in [("serving/a", "a.x"), ("serving/b", "b.x"), ("serving/b", "b.y")]:
+        program = count(tmp_path / folder / "verify", SHAPE, total=1)
+        launcher.record(program, asset, "run.0", 60.0, 1)
+    attempts = Ledger(tmp_path / "ledger").attempts()
+    assert sorted(a.asset for a in attempts) == ["serving/a", "serving/b", "serving/b"]
+    assert sum(attempt.seconds for attempt in attempts) == pytest.approx(180.0)
+
+
+def test_the_accounting_tells_of_the_last_start(tmp_path: Path) -> None:
+    """It does not say which one that is; the job's own files do."""
+    write_start(tmp_path, "7.0", seconds=500)
+    write_start(tmp_path, "7.1", seconds=30)
+    assert followed(tmp_path, Forgetful(seconds=40)) == {"7.0": 500.0, "7.1": 40.0}
+
+
+def test_without_files_the_accounting_lowers_nothing(tmp_path: Path) -> None:
+    """Of a job whose script wrote none, which was followed through its first start."""
+    program = count(tmp_path, SHAPE, total=1)
+    launcher = SlurmLauncher(ledger=str(tmp_path / "ledger"))
+    launcher.record(program, "sft/a", "7.0", 500.0, 1)
+    assert followed(tmp_path, Forgetful(seconds=40)) == {"7.0": 500.0}
+
+
+def test_starts_between_two_looks_are_counted(tmp_path: Path) -> None:
+    """Slurm shows the last of three; another job of the folder ended with nobody to see it."""
+    for name in ("6.0", "7.0", "7.1"):
+        write_start(tmp_path, name, seconds=500)
+    (tmp_path / "result.json").write_text("{}")
+    client = Forgetful(shown=[Job(7, "COMPLETED", starts=2, seconds=20)])
+    assert followed(tmp_path, client) == {"6.0": 500.0, "7.0": 500.0, "7.1": 500.0, "7.2": 20.0}
+
+
+def test_the_nodes_of_a_job_are_alike(tmp_path: Path) -> None:
+    """Each holds what the more demanding role needs, as sbatch is told."""
+    service = count(tmp_path / "serve", SHAPE, total=1)
+    shape = Shape(nodes=2, processes=8, gpus=8)
+    assert gpus_of(replace(count(tmp_path, shape, total=1), service=service)) == 24
+
+
+@dataclass(frozen=True)
+class Forgetful(SlurmClient):
+    """Shows what is left of ``shown``; then only the accounting knows the job."""
+
+    login: tuple[str, ...] = ()
+    command_seconds: float = 1.0
+    warn: Callable[[str], None] = print
+    seconds: int = 0
+    shown: list[Job] = field(default_factory=list)
+
+    def show(self, job: int) -> Job | None:
+        return self.shown.pop(0) if self.shown else None
+
+    def account(self, job: int) -> Job:
+        return Job(job, "FAILED", seconds=self.seconds, exit_code="7:0")
+
+
+def write_start(folder: Path, name: str, seconds: int) -> None:
+    """As the batch script does."""
+    (folder / STARTS).mkdir(exist_ok=True)
+    start = {"started": 1_800_000_000, "seconds": seconds, "gpus": 1}
+    (folder / STARTS / f"{name}.json").write_text(json.dumps(start))
+
+
+def followed(folder: Path, client: SlurmClient) -> dict[str, float]:
+    """Seconds by start that the ledger knows after job 7 was followed to its end."""
+    program = count(folder, SHAPE, total=1)
+    launcher = SlurmLauncher(ledger=str(folder / "ledger"))
+    record = functools.partial(launcher.record, program, "sft/a")
+    Follower(client, program, 1.0, print, record).follow(7)
+    attempts = json.loads((folder / ATTEMPTS).read_text())
+    in_run_folder = {name: attempt["seconds"] for name, attempt in attempts.items()}
+    in_ledger = [attempt.seconds for attempt in Ledger(folder / "ledger").attempts()]
+    assert sorted(in_ledger) == sorted(in_run_folder.values())
+    return in_run_folder

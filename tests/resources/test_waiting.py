@@ -1,0 +1,154 @@
+"""Who waits says so again and again: a run that says nothing is taken for one that hangs."""
+
+import fcntl
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from dagster import AssetExecutionContext, DagsterInstance, Output, asset, materialize
+
+from resources import artifact_store, leases, slurm_follower
+from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
+from resources.slurm_client import Job, SlurmClient
+from resources.slurm_follower import Ended, Follower
+from tests.launched import count
+from tts_assets import waiting
+from tts_assets.artifacts import ArtifactStore, Build, EvaluationSuite
+from tts_assets.compute import Shape
+from tts_assets.operations import Alerts
+
+BUILD = Build("evaluation_suite", {}, {}, "1")
+
+
+@pytest.fixture(autouse=True)
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Minutes become tenths of a second."""
+    monkeypatch.setattr(waiting, "AGAIN_SECONDS", 0.1)
+    monkeypatch.setattr(leases, "WAIT_SECONDS", 0.02)
+    monkeypatch.setattr(artifact_store, "LOCK_SECONDS", 0.02)
+    monkeypatch.setattr(slurm_follower, "FIRST_LOOK", 0.02)
+
+
+class Heard:
+    """Keeps what is said; ``often`` is set by the third line."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.often = threading.Event()
+
+    def __call__(self, line: str) -> None:
+        self.lines.append(line)
+        if len(self.lines) == 3:
+            self.often.set()
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """What another process would hold."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.mark.parametrize(
+    ("busy", "line"),
+    [("gpu-0", "waiting for 1 GPUs: 0 of 1 are free"), ("line", "waiting in line for 1 GPUs")],
+)
+def test_gpus(tmp_path: Path, busy: str, line: str) -> None:
+    heard = Heard()
+
+    def take() -> tuple[str, ...]:
+        with leases.lease(1, ["0"], heard, tmp_path) as lease:
+            return lease.devices
+
+    with ThreadPoolExecutor(1) as pool:
+        with held(tmp_path / busy):
+            taken = pool.submit(take)
+            assert heard.often.wait(30)
+        assert taken.result() == ("0",)
+    assert set(heard.lines) == {line}
+
+
+def test_another_run_of_the_same_build(tmp_path: Path) -> None:
+    lock = Path(f"{ArtifactStore(tmp_path).work_folder(BUILD)}.lock")
+
+    def said() -> list[str]:
+        """What stands in the event log of a run of the asset."""
+        with DagsterInstance.ephemeral() as instance:
+            resources = {
+                "store": ArtifactStoreResource(root=str(tmp_path)),
+                "io_manager": ArtifactIOManager(root=str(tmp_path)),
+            }
+            result = materialize([evaluation_suite], instance=instance, resources=resources)
+            return [entry.user_message for entry in instance.all_logs(result.run_id)]
+
+    with ThreadPoolExecutor(1) as pool:
+        with held(lock):
+            run = pool.submit(said)
+            with pytest.raises(TimeoutError):
+                run.result(timeout=5)  # seconds: Dagster's start, and a few tenths
+        lines = [line for line in run.result() if line.startswith("waiting: another run builds")]
+    assert len(lines) > 2 and BUILD.fingerprint in lines[0]
+
+
+@asset
+def evaluation_suite(
+    context: AssetExecutionContext, store: ArtifactStoreResource
+) -> Output[EvaluationSuite]:
+    def write(work: Path) -> dict[str, object]:
+        (work / "result" / "suite.jsonl").write_text("one\n")
+        return {"texts": 1, "categories": {"digits": 1}}
+
+    return store.materialize(context, EvaluationSuite, BUILD, write)
+
+
+@dataclass(frozen=True)
+class Queue(SlurmClient):
+    """Shows a job in a given state until ``enough``, and then as completed."""
+
+    login: tuple[str, ...] = ()
+    command_seconds: float = 1.0
+    warn: Callable[[str], None] = print
+    state: str = "PENDING"
+    enough: threading.Event = field(default_factory=threading.Event)
+
+    def show(self, job: int) -> Job:
+        return Job(job, "COMPLETED" if self.enough.is_set() else self.state, reason="Priority")
+
+
+def finished(folder: Path, queue: Queue, heard: Heard, seconds: float) -> Follower:
+    """Of a job that ends after so long, if not before."""
+    timer = threading.Timer(seconds, queue.enough.set)
+    timer.daemon = True
+    timer.start()
+    (folder / "result.json").write_text("{}")
+    program = count(folder, Shape(processes=1), total=1)
+    return Follower(queue, program, 0.02, heard, lambda *_: None)
+
+
+@pytest.mark.parametrize("state", ["PENDING", "SUSPENDED"])
+def test_a_job_that_does_not_run(tmp_path: Path, state: str) -> None:
+    heard = Heard()
+    queue = Queue(state=state, enough=heard.often)
+    assert finished(tmp_path, queue, heard, 30).follow(7) == Ended(7, "COMPLETED", "0:0")
+    assert len(heard.lines) > 3 and len(set(heard.lines[:3])) == 1
+    assert state in heard.lines[0]
+
+
+def test_a_job_that_runs_is_left_to_speak_for_itself(tmp_path: Path) -> None:
+    heard, queue = Heard(), Queue(state="RUNNING")
+    finished(tmp_path, queue, heard, 1).follow(7)
+    assert [line.split()[3] for line in heard.lines] == ["RUNNING", "COMPLETED"]
+
+
+def test_nobody_ends_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    shortest = Alerts(stuck_minutes=5, end_stuck_minutes=10).end_stuck_minutes
+    assert shortest is not None and shortest * 60 >= 2 * waiting.AGAIN_SECONDS
+    with pytest.raises(ValueError, match="greater than or equal to 10"):
+        Alerts(stuck_minutes=5, end_stuck_minutes=9)
