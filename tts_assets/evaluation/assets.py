@@ -41,7 +41,7 @@ from tts_assets.evaluation.config import (
     EvaluationProgram,
 )
 from tts_assets.evaluation.corpus_voices import expected_rate, named_speakers, reference_clips
-from tts_assets.evaluation.history import earlier_reports
+from tts_assets.evaluation.history import earlier_reports, measured, measured_differently
 from tts_assets.evaluation.lineage import lineage
 from tts_assets.evaluation.suite import SUITE_FILE, audio_digests, read_suite, write_suite
 from tts_assets.notebook import NOTEBOOK_FILE
@@ -55,7 +55,7 @@ from tts_assets.speakers.source import encoder_digest
 
 SUITE_VERSION = "1"
 CODE_VERSION = "3"
-COMPARISON_VERSION = "4"
+COMPARISON_VERSION = "5"
 Built = AssetsDefinition | AssetChecksDefinition
 
 
@@ -273,6 +273,7 @@ def comparison_asset(
                 lineage(store.store, reports.values()),
                 work / "result",
                 comparison.blind_trials,
+                measured_differently(measured(report) for report in reports.values()),
             )
 
         return store.materialize(context, Comparison, build, run, describe_comparison)

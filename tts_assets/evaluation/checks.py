@@ -20,7 +20,11 @@ from resources.artifact_store import ArtifactStoreResource
 from tts_assets.artifacts import ArtifactStore, EvaluationSuite, Report
 from tts_assets.evaluation.config import MAIN, EvaluationConfig
 from tts_assets.evaluation.corpus_voices import samples_of
-from tts_assets.evaluation.history import measure, readable_reports
+from tts_assets.evaluation.history import (
+    measured,
+    measured_differently,
+    readable_reports,
+)
 from tts_assets.evaluation.suite import (
     SUITE_FILE,
     SuiteText,
@@ -140,13 +144,16 @@ def gate_check(
     )
     def gate(report: Report, store: ArtifactStoreResource) -> AssetCheckResult:
         from tts_assets.evaluation.gates import judge
-        from tts_assets.evaluation.metrics.registry import columns_of
+        from tts_assets.evaluation.metrics.registry import columns_of, metric_of_columns
         from tts_assets.evaluation.results import AGAINST_TARGET, read_samples, same_target
 
         column = next((c for c in columns_of(evaluation) if c.name == column_name), None)
-        before = incumbent(store.store, report, evaluation.gates.incumbent)
-        if column is None or before is None:
-            why = "there is no incumbent yet" if column else f"{column_name} is not measured"
+        if column is None:
+            return AssetCheckResult(passed=True, description=f"{column_name} is not measured")
+        metric = metric_of_columns(evaluation)[column_name]
+        before = incumbent(store.store, report, evaluation.gates.incumbent, metric)
+        if before is None:
+            why = "there is no incumbent yet that is measured alike"
             return AssetCheckResult(passed=True, description=why)
         if column_name in AGAINST_TARGET and not same_target([before.path, report.path]):
             why = "the incumbent's is measured against other recordings; set [evaluation] target"
@@ -168,26 +175,28 @@ def gate_check(
     return gate
 
 
-def incumbent(store: ArtifactStore, report: Report, recipe: str) -> Report | None:
+def incumbent(store: ArtifactStore, report: Report, recipe: str, metric: str) -> Report | None:
     """The report to beat: the current one of ``recipe``, else the best of the recipe's own.
 
     The best, and not the latest: a slow decline within the margin must not pass step by step.
-    Reports of another suite or another kind of figures do not count, nor do old ones that cannot be
-    read; raises :class:`ArtifactError` where the current one cannot.
+    Reports that measured ``metric`` differently do not count, nor do old ones that cannot be read;
+    raises :class:`ArtifactError` where the current one cannot.
     """
+
+    def alike(other: Report) -> bool:
+        return metric not in measured_differently([measured(report), measured(other)])
+
     if recipe and recipe != report.facts.recipe:
         suite = report.facts.suite
         asset = f"report/{recipe}" if suite == MAIN else f"report/{recipe}/{suite}"
         if not (store.folder(asset) / "current").is_symlink():
             return None
         current = store.current(asset)
-        if isinstance(current, Report) and measure(current) == measure(report):
-            return current
-        return None
+        return current if isinstance(current, Report) and alike(current) else None
     published = readable_reports(store, report.asset, report.partition)
     others = [other for other in published if other.path.name != report.path.name]
-    alike = [other for other in others if measure(other) == measure(report)]
-    return min(alike, key=lambda other: (other.facts.wer, other.path.name), default=None)
+    bars = filter(alike, others)
+    return min(bars, key=lambda other: (other.facts.wer, other.path.name), default=None)
 
 
 def suite_texts(suite: EvaluationSuite, evaluation: EvaluationConfig) -> list[SuiteText]:
