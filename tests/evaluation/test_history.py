@@ -9,6 +9,7 @@ import pytest
 from dagster import AssetSpec, materialize
 
 from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
+from tests.evaluation.test_gates import LIKENESS, WER
 from tests.families.test_table import publish, report
 from tts_assets.artifacts import ArtifactStore, Build, EvaluationSuite, Handle, Report
 from tts_assets.evaluation.assets import comparison_asset
@@ -17,6 +18,7 @@ from tts_assets.evaluation.compare import SUMMARY_FILE
 from tts_assets.evaluation.config import ComparisonConfig, EvaluationConfig
 from tts_assets.evaluation.history import earlier_reports, measured, measured_differently
 
+COLUMNS = {"words": WER, "similarity": LIKENESS}
 VERSIONS = {"words": "1", "similarity": "2"}
 CONFIG = EvaluationConfig(suite=Path("suite.jsonl"))
 
@@ -46,8 +48,8 @@ def test_what_is_measured_differently(
     before = report(store, "tiny", suite, 0.1, temperatures=[1.5])
     after = report(store, "tiny", suite, 0.2, **config)
     assert measured_differently([measured(before), measured(after)]) == differ
-    for metric in VERSIONS:
-        assert (incumbent(store, after, "", metric) is None) is (metric in differ)
+    for metric, column in COLUMNS.items():
+        assert (incumbent(store, after, "", column, metric) is None) is (metric in differ)
     inputs = {"suite": suite, "serving": suite}
     earlier = earlier_reports(store, Build(after.asset, inputs, after.manifest.config, "2"))
     assert [past.folder for past in earlier] == ([] if differ else [before.path])

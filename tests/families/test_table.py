@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from tts_assets.artifacts import (
@@ -17,10 +19,13 @@ from tts_assets.families.table import Known, markdown, row
 NOTES = {"old": "the demo's | voice"}
 
 
-def publish(store: ArtifactStore, kind: type[Handle], build: Build, facts: object) -> Handle:
+def publish(
+    store: ArtifactStore, kind: type[Handle], build: Build, facts: object, **report: object
+) -> Handle:
     folder = store.work_folder(build) / "result"
     folder.mkdir()
     (folder / "file").write_text(build.fingerprint)
+    (folder / "report.json").write_text(json.dumps(report))
     return store.publish(kind, build, folder, facts)
 
 
@@ -30,13 +35,14 @@ def report(
     suite: Handle,
     wer: float,
     likeness: float = 0.8,
+    target: str = "the voice",
     **config: object,
 ) -> Report:
-    known = {"of": [wer, likeness], "versions": {"words": "1", "similarity": "2"}, **config}
+    known = {"of": [wer, likeness, target], "versions": {"words": "1", "similarity": "2"}, **config}
     build = Build(f"report/{name}", {"suite": suite, "serving": suite}, known, "2")
     facts = {"recipe": name, "texts": 1, "wer": wer, "wer_by_category": {}, "dnsmos_p808": 3.0}
     facts["metrics"] = {"wer": wer, "speaker_similarity": likeness}
-    made = publish(store, Report, build, facts)
+    made = publish(store, Report, build, facts, target=target)
     assert isinstance(made, Report)
     return made
 

@@ -25,6 +25,8 @@ from tts_assets.evaluation.history import (
     measured_differently,
     readable_reports,
 )
+from tts_assets.evaluation.metrics.metric import Column
+from tts_assets.evaluation.results import AGAINST_TARGET, read_samples, same_target
 from tts_assets.evaluation.suite import (
     SUITE_FILE,
     SuiteText,
@@ -145,13 +147,12 @@ def gate_check(
     def gate(report: Report, store: ArtifactStoreResource) -> AssetCheckResult:
         from tts_assets.evaluation.gates import judge
         from tts_assets.evaluation.metrics.registry import columns_of, metric_of_columns
-        from tts_assets.evaluation.results import AGAINST_TARGET, read_samples, same_target
 
         column = next((c for c in columns_of(evaluation) if c.name == column_name), None)
         if column is None:
             return AssetCheckResult(passed=True, description=f"{column_name} is not measured")
         metric = metric_of_columns(evaluation)[column_name]
-        before = incumbent(store.store, report, evaluation.gates.incumbent, metric)
+        before = incumbent(store.store, report, evaluation.gates.incumbent, column, metric)
         if before is None:
             why = "there is no incumbent yet that is measured alike"
             return AssetCheckResult(passed=True, description=why)
@@ -175,28 +176,30 @@ def gate_check(
     return gate
 
 
-def incumbent(store: ArtifactStore, report: Report, recipe: str, metric: str) -> Report | None:
-    """The report to beat: the current one of ``recipe``, else the best of the recipe's own.
+def incumbent(
+    store: ArtifactStore, report: Report, recipe: str, column: Column, metric: str
+) -> Report | None:
+    """The report to beat in ``column``, which ``metric`` gives: the best of ``recipe``, else of the
+    report's own recipe.
 
-    The best, and not the latest: a slow decline within the margin must not pass step by step.
-    Reports that measured ``metric`` differently do not count, nor do old ones that cannot be read;
-    raises :class:`ArtifactError` where the current one cannot.
+    The best, and not the latest: a slow decline within the margin must not pass step by step, and a
+    report that failed here is never the best. Reports that measured ``metric`` differently do not
+    count, nor do old ones that cannot be read; raises :class:`ArtifactError` where the current one
+    cannot.
     """
-
-    def alike(other: Report) -> bool:
-        return metric not in measured_differently([measured(report), measured(other)])
-
-    if recipe and recipe != report.facts.recipe:
-        suite = report.facts.suite
-        asset = f"report/{recipe}" if suite == MAIN else f"report/{recipe}/{suite}"
-        if not (store.folder(asset) / "current").is_symlink():
-            return None
-        current = store.current(asset)
-        return current if isinstance(current, Report) and alike(current) else None
-    published = readable_reports(store, report.asset, report.partition)
-    others = [other for other in published if other.path.name != report.path.name]
-    bars = filter(alike, others)
-    return min(bars, key=lambda other: (other.facts.wer, other.path.name), default=None)
+    suite, name = report.facts.suite, recipe or report.facts.recipe
+    asset = f"report/{name}" if suite == MAIN else f"report/{name}/{suite}"
+    others = [
+        other
+        for other in readable_reports(store, asset)
+        if other.path != report.path
+        and column.name in other.facts.metrics
+        and metric not in measured_differently([measured(report), measured(other)])
+    ]
+    if column.name in AGAINST_TARGET:
+        others = [o for o in others if same_target([o.path, report.path])] or others
+    best = max if column.better == "high" else min
+    return best(others, key=lambda o: (o.facts.metrics[column.name], o.path.name), default=None)
 
 
 def suite_texts(suite: EvaluationSuite, evaluation: EvaluationConfig) -> list[SuiteText]:
