@@ -67,7 +67,12 @@ def run(
         assets=[
             *upstream,
             *build_assets(
-                evaluation, dict.fromkeys(recipes, recipe), {}, folder, Shape(processes=1)
+                evaluation,
+                dict.fromkeys(recipes, recipe),
+                {},
+                folder,
+                Shape(processes=1),
+                lambda name: recipe.corpora,
             ),
         ],
         jobs=[job],

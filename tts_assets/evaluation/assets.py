@@ -4,7 +4,7 @@ The suite of ``[evaluation]`` is ``evaluation_suite``, its reports ``report/<rec
 ``[evaluation.suites.<name>]`` is ``suite/<name>``, and ``report/<recipe>/<name>``.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from tts_assets.artifacts import (
     sha256_file,
 )
 from tts_assets.compute import Shape
-from tts_assets.evaluation.checks import report_checks
+from tts_assets.evaluation.checks import TrainedOn, report_checks
 from tts_assets.evaluation.config import (
     MAIN,
     ComparisonConfig,
@@ -61,12 +61,13 @@ Built = AssetsDefinition | AssetChecksDefinition
 
 @dataclass(frozen=True)
 class Examined:
-    """A recipe whose serving model says the suites; ``prompts``: files of texts that RLHF
-    trained on; ``spoken``: it is of another family, and has said them."""
+    """A recipe whose serving model says the suites; ``corpora``: whose voice it should have;
+    ``learnt``: what the suites must not hold; ``spoken``: it is of another family, and has said
+    them."""
 
     name: str
     corpora: tuple[str, ...]
-    prompts: tuple[Path, ...] = ()
+    learnt: TrainedOn
     spoken: bool = False
 
     def speaks(self, suite: str) -> AssetKey:
@@ -80,20 +81,30 @@ def build_assets(
     rlhf: Mapping[str, RlhfRecipe],
     root: Path,
     shape: Shape,
+    learnt_from: Callable[[str], Collection[str]],
     families: Mapping[str, Sequence[str]] | None = None,
 ) -> list[Built]:
     """The suites, a report for every recipe on each, a comparison of every RLHF recipe with its
     base, and those that the configuration names.
 
-    ``root``: the folder that relative paths of the configuration start from; ``families``: recipes
-    of other families, and their corpora.
+    ``root``: the folder that relative paths of the configuration start from; ``learnt_from``: the
+    corpora of a recipe and of those before it; ``families``: recipes of other families, and their
+    corpora.
     """
-    examined = [Examined(name, tuple(recipe.corpora)) for name, recipe in sft.items()]
+    examined = [
+        Examined(name, tuple(recipe.corpora), TrainedOn(learnt_from(name)))
+        for name, recipe in sft.items()
+    ]
     for name, aligned in rlhf.items():
-        prompts = (root / aligned.prompts.texts,) if aligned.prompts.texts else ()
-        examined.append(Examined(name, tuple(sft[aligned.base].corpora), prompts))
+        learnt = TrainedOn(
+            learnt_from(aligned.base),
+            (root / aligned.prompts.texts,) if aligned.prompts.texts else (),
+            aligned.prompts.corpora,
+            aligned.prompts.corpora if aligned.prompts.voice_prompts else (),
+        )
+        examined.append(Examined(name, tuple(sft[aligned.base].corpora), learnt))
     for name, corpora in (families or {}).items():
-        examined.append(Examined(name, tuple(corpora), spoken=True))
+        examined.append(Examined(name, tuple(corpora), TrainedOn(corpora), spoken=True))
     built: list[Built] = []
     for suite in (MAIN, *evaluation.suites):
         built.append(suite_asset(suite, evaluation.for_suite(suite), root))
@@ -216,7 +227,9 @@ def report_assets(
 
     return [
         report,
-        *report_checks(report, suite_key(suite_name), recipe.corpora, recipe.prompts, evaluation),
+        *report_checks(
+            report, suite_key(suite_name), recipe.learnt.of_suite(suite_name), evaluation
+        ),
     ]
 
 

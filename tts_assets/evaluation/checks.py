@@ -4,6 +4,7 @@ it is not certainly worse than the incumbent's."""
 import json
 from collections import Counter
 from collections.abc import Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dagster import (
@@ -36,16 +37,31 @@ from tts_assets.evaluation.suite import (
 )
 
 
+@dataclass(frozen=True)
+class TrainedOn:
+    """What a recipe and those before it learnt from: the clips of ``corpora``; RLHF asked for the
+    texts of the files ``prompts`` and the transcripts of ``asked``, after clips of ``voices``."""
+
+    corpora: Collection[str]
+    prompts: Collection[Path] = ()
+    asked: Collection[str] = ()
+    voices: Collection[str] = ()
+
+    def of_suite(self, suite: str) -> "TrainedOn":
+        """What to look through: of the transcripts that it asks for, RLHF leaves those of the main
+        suite out, and with another suite it trains again."""
+        return replace(self, asked=()) if suite == MAIN else self
+
+
 def report_checks(
     report: AssetsDefinition,
     suite_key: AssetKey,
-    corpora: Collection[str],
-    prompts: Collection[Path],
+    learnt: TrainedOn,
     evaluation: EvaluationConfig,
 ) -> list[AssetChecksDefinition]:
     return [
         every_text_check(report, suite_key, evaluation),
-        held_out_check(report, suite_key, corpora, prompts, evaluation),
+        held_out_check(report, suite_key, learnt, evaluation),
         metrics_check(report),
         *(
             gate_check(report, column, margin, evaluation)
@@ -79,8 +95,7 @@ def every_text_check(
 def held_out_check(
     report: AssetsDefinition,
     suite_key: AssetKey,
-    corpora: Collection[str],
-    prompts: Collection[Path],
+    learnt: TrainedOn,
     evaluation: EvaluationConfig,
 ) -> AssetChecksDefinition:
     # The arrays are no input: Dagster gives a check all partitions, whatever the mapping says.
@@ -88,18 +103,25 @@ def held_out_check(
         asset=report,
         additional_ins={"suite": AssetIn(key=suite_key)},
         blocking=True,
-        description="No text and no voice prompt of the suite was trained on.",
+        description="No recipe up to this one learnt a text or a voice prompt of the suite.",
     )
     def suite_is_held_out(
         report: Report, suite: EvaluationSuite, store: ArtifactStoreResource
     ) -> AssetCheckResult:
-        arrays = {name: store.store.current("code_arrays", name) for name in corpora}
-        samples = samples_of(arrays, "train")
-        trained = [sample["transcript"] for sample in samples]
-        trained += [line for path in prompts for line in read_lines(path)]
+        clips = {
+            name: samples_of({name: store.store.current("code_arrays", name)}, "train")
+            for name in sorted({*learnt.corpora, *learnt.asked, *learnt.voices})
+        }
+        said, heard_by_it = {*learnt.corpora, *learnt.asked}, {*learnt.corpora, *learnt.voices}
+        trained = [clip["transcript"] for name in said for clip in clips[name]]
+        trained += [line for path in learnt.prompts for line in read_lines(path)]
         texts = suite_texts(suite, evaluation)
         known = known_texts(texts, trained, evaluation.language)
-        audio = {sample.get("original_data", {}).get("audio_sha256") for sample in samples}
+        audio = {
+            clip.get("original_data", {}).get("audio_sha256")
+            for name in heard_by_it
+            for clip in clips[name]
+        }
         heard = [name for name, digest in audio_digests(texts).items() if digest in audio]
         return AssetCheckResult(
             passed=not known and not heard,
