@@ -105,6 +105,7 @@ def build_stages(settings: Settings) -> list[Any]:
             settings.rlhf,
             root,
             shape("evaluation"),
+            settings.learnt_from,
             {name: recipe.corpora for name, recipe in settings.families.recipes.items()},
         ),
         *families_assets(

@@ -126,10 +126,10 @@ class Settings(Config):
         imported = self.arrays.imported
         return {
             name: (imported[name] if name in imported else self.all_corpora(name).config).consent
-            for name in sorted(self._learnt_from(recipe))
+            for name in sorted(self.learnt_from(recipe))
         }
 
-    def _learnt_from(self, recipe: str) -> set[str]:
+    def learnt_from(self, recipe: str) -> set[str]:
         """The corpora of a recipe, and of the recipes before it."""
         if recipe in self.families.recipes:
             return set(self.families.recipes[recipe].corpora)

@@ -33,6 +33,7 @@ from tts_assets.settings import load_settings
 from tts_assets.sft.config import SftRecipe
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "suites"
+GIVEN = {"suite": "suite.jsonl", "references": 1, "window_seconds": 5}
 CHECKS = {"every_text_is_accounted_for", "suite_is_held_out", "metrics_did_not_fail"}
 
 
@@ -54,8 +55,7 @@ def run(
 ) -> ExecuteInProcessResult:
     rows = [{"id": f"t{n}", "category": "c", "text": text} for n, text in enumerate(texts)]
     (folder / "suite.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    given = {"suite": "suite.jsonl", "references": 1, "window_seconds": 5}
-    evaluation = EvaluationConfig.model_validate({**given, "sampling": SAMPLING, **options})
+    evaluation = EvaluationConfig.model_validate({**GIVEN, "sampling": SAMPLING, **options})
     recipe = SftRecipe.model_validate({"base": {"llama": {}}, "corpora": {"clips": 1}, "steps": 1})
     root = str(speaking.store.root)
     upstream = [
@@ -67,7 +67,12 @@ def run(
         assets=[
             *upstream,
             *build_assets(
-                evaluation, dict.fromkeys(recipes, recipe), {}, folder, Shape(processes=1)
+                evaluation,
+                dict.fromkeys(recipes, recipe),
+                {},
+                folder,
+                Shape(processes=1),
+                lambda name: recipe.corpora,
             ),
         ],
         jobs=[job],

@@ -13,18 +13,20 @@ from dagster import DagsterInstance, ExecuteInProcessResult
 from tests.conftest import CORPUS
 from tests.core.test_tracking import records, runs
 from tests.evaluation.conftest import program_of
-from tests.evaluation.test_assets import CHECKS, checks, run
+from tests.evaluation.test_assets import CHECKS, GIVEN, checks, run
+from tests.evaluation.test_gates import LIKENESS, WER
 from tests.families.test_table import publish, report
 from tests.speaking import Speaking
 from tts_assets.artifacts import ArtifactError, ArtifactStore, Build, EvaluationSuite, Report
 from tts_assets.audio import read_clip
-from tts_assets.evaluation.assets import CODE_VERSION
+from tts_assets.evaluation.assets import CODE_VERSION, determined
 from tts_assets.evaluation.checks import incumbent
 from tts_assets.evaluation.clips import write_flac
 from tts_assets.evaluation.compare import FIGURES_FILE
+from tts_assets.evaluation.config import EvaluationConfig
 from tts_assets.evaluation.evaluate import write_result
 from tts_assets.evaluation.measuring import Gauge, Spoken
-from tts_assets.evaluation.metrics.metric import Setting
+from tts_assets.evaluation.metrics.metric import Column, Setting
 from tts_assets.evaluation.suite import SuiteText
 from tts_assets.program import Run
 from tts_assets.tracking import WandbConfig, write_card
@@ -62,7 +64,9 @@ class Recorded:
             "suite": suite,
             "arrays": {"clips": speaking.arrays},
         }
-        build = Build(f"report/{recipe}", inputs, {"recorded": True}, CODE_VERSION)
+        evaluation = EvaluationConfig.model_validate(GIVEN)
+        _, known = determined(evaluation, {}, speaking.store.root)
+        build = Build(f"report/{recipe}", inputs, known | {"recorded": True}, CODE_VERSION)
         work = speaking.store.work_folder(build) / "result"
         work.parent.mkdir(parents=True, exist_ok=True)
         (self.run_dir / "result").rename(work)
@@ -112,14 +116,37 @@ def test_an_incumbents_old_report_may_be_gone_and_its_current_one_not(tmp_path: 
     texts = {"texts": 1, "categories": {}}
     suite = publish(store, EvaluationSuite, Build("evaluation_suite", {}, {}, "1"), texts)
     old, better, last = (report(store, "tiny", suite, wer) for wer in (0.1, 0.2, 0.3))
-    assert isinstance(last, Report)
     (old.path / "file").unlink()
-    beaten = incumbent(store, last, "")
+    beaten = incumbent(store, last, "", WER, "words")
     assert beaten is not None and beaten.path == better.path
-    assert incumbent(store, last, "other") is None  # was not made yet
+    assert incumbent(store, last, "other", WER, "words") is None  # was not made yet
     (report(store, "other", suite, 0.1).path / "file").unlink()
     with pytest.raises(ArtifactError, match="is missing"):
-        incumbent(store, last, "other")
+        incumbent(store, last, "other", WER, "words")
+
+
+@pytest.mark.parametrize("recipe", ["", "other"])
+def test_the_bar_is_the_best_in_what_is_gated(store: ArtifactStore, recipe: str) -> None:
+    """Fewer word errors make no bar of a voice that has become another."""
+    texts = {"texts": 1, "categories": {}}
+    suite = publish(store, EvaluationSuite, Build("evaluation_suite", {}, {}, "1"), texts)
+    reports = [
+        report(store, recipe or "tiny", suite, wer, likeness)
+        for wer, likeness in ((0.2, 0.9), (0.1, 0.7), (0.3, 0.8))
+    ]
+    elsewhere = report(store, recipe or "tiny", suite, 0.4, 0.95, target="another voice")
+    last = report(store, "tiny", suite, 0.5, 0.69)
+
+    def bar(column: Column, metric: str) -> Path:
+        found = incumbent(store, last, recipe, column, metric)
+        assert found is not None
+        return found.path
+
+    assert bar(LIKENESS, "similarity") == reports[0].path
+    assert bar(WER, "words") == reports[1].path
+    moved = report(store, "tiny", suite, 0.5, 0.69, target="another voice")
+    found = incumbent(store, moved, recipe, LIKENESS, "similarity")
+    assert found is not None and found.path == elsewhere.path
 
 
 @pytest.mark.slow

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from tts_assets.artifacts import (
@@ -17,17 +19,32 @@ from tts_assets.families.table import Known, markdown, row
 NOTES = {"old": "the demo's | voice"}
 
 
-def publish(store: ArtifactStore, kind: type[Handle], build: Build, facts: object) -> Handle:
+def publish(
+    store: ArtifactStore, kind: type[Handle], build: Build, facts: object, **report: object
+) -> Handle:
     folder = store.work_folder(build) / "result"
     folder.mkdir()
     (folder / "file").write_text(build.fingerprint)
+    (folder / "report.json").write_text(json.dumps(report))
     return store.publish(kind, build, folder, facts)
 
 
-def report(store: ArtifactStore, name: str, suite: Handle, wer: float) -> Handle:
-    build = Build(f"report/{name}", {"suite": suite}, {"wer": wer}, "2")
+def report(
+    store: ArtifactStore,
+    name: str,
+    suite: Handle,
+    wer: float,
+    likeness: float = 0.8,
+    target: str = "the voice",
+    **config: object,
+) -> Report:
+    known = {"of": [wer, likeness, target], "versions": {"words": "1", "similarity": "2"}, **config}
+    build = Build(f"report/{name}", {"suite": suite, "serving": suite}, known, "2")
     facts = {"recipe": name, "texts": 1, "wer": wer, "wer_by_category": {}, "dnsmos_p808": 3.0}
-    return publish(store, Report, build, facts)
+    facts["metrics"] = {"wer": wer, "speaker_similarity": likeness}
+    made = publish(store, Report, build, facts, target=target)
+    assert isinstance(made, Report)
+    return made
 
 
 def test_a_row_has_the_best_figures_of_the_current_suite(store: ArtifactStore) -> None:
@@ -46,6 +63,15 @@ def test_a_row_has_the_best_figures_of_the_current_suite(store: ArtifactStore) -
     lines = markdown([old, new]).splitlines()
     assert lines[2] == "| old | speechlm | reported | 0 | 20.0 % |  | 3.00 | the demo's \\| voice |"
     assert len(lines) == 4
+
+
+def test_figures_by_another_ear_do_not_count(store: ArtifactStore) -> None:
+    texts = {"texts": 1, "categories": {}}
+    suite = publish(store, EvaluationSuite, Build("evaluation_suite", {}, {}, "1"), texts)
+    report(store, "old", suite, 0.01, whisper="large-v3")
+    report(store, "old", suite, 0.2)
+    known = row(store, "old", Known("speechlm", "sft"), NOTES)
+    assert (known.figures_of, known.wer) == (1, 0.2)
 
 
 def test_an_old_report_that_is_being_deleted_does_not_count(store: ArtifactStore) -> None:

@@ -4,7 +4,7 @@ The suite of ``[evaluation]`` is ``evaluation_suite``, its reports ``report/<rec
 ``[evaluation.suites.<name>]`` is ``suite/<name>``, and ``report/<recipe>/<name>``.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from tts_assets.artifacts import (
     sha256_file,
 )
 from tts_assets.compute import Shape
-from tts_assets.evaluation.checks import report_checks
+from tts_assets.evaluation.checks import TrainedOn, report_checks
 from tts_assets.evaluation.config import (
     MAIN,
     ComparisonConfig,
@@ -41,7 +41,7 @@ from tts_assets.evaluation.config import (
     EvaluationProgram,
 )
 from tts_assets.evaluation.corpus_voices import expected_rate, named_speakers, reference_clips
-from tts_assets.evaluation.history import earlier_reports
+from tts_assets.evaluation.history import earlier_reports, measured, measured_differently
 from tts_assets.evaluation.lineage import lineage
 from tts_assets.evaluation.suite import SUITE_FILE, audio_digests, read_suite, write_suite
 from tts_assets.notebook import NOTEBOOK_FILE
@@ -55,18 +55,19 @@ from tts_assets.speakers.source import encoder_digest
 
 SUITE_VERSION = "1"
 CODE_VERSION = "3"
-COMPARISON_VERSION = "4"
+COMPARISON_VERSION = "5"
 Built = AssetsDefinition | AssetChecksDefinition
 
 
 @dataclass(frozen=True)
 class Examined:
-    """A recipe whose serving model says the suites; ``prompts``: files of texts that RLHF
-    trained on; ``spoken``: it is of another family, and has said them."""
+    """A recipe whose serving model says the suites; ``corpora``: whose voice it should have;
+    ``learnt``: what the suites must not hold; ``spoken``: it is of another family, and has said
+    them."""
 
     name: str
     corpora: tuple[str, ...]
-    prompts: tuple[Path, ...] = ()
+    learnt: TrainedOn
     spoken: bool = False
 
     def speaks(self, suite: str) -> AssetKey:
@@ -80,20 +81,30 @@ def build_assets(
     rlhf: Mapping[str, RlhfRecipe],
     root: Path,
     shape: Shape,
+    learnt_from: Callable[[str], Collection[str]],
     families: Mapping[str, Sequence[str]] | None = None,
 ) -> list[Built]:
     """The suites, a report for every recipe on each, a comparison of every RLHF recipe with its
     base, and those that the configuration names.
 
-    ``root``: the folder that relative paths of the configuration start from; ``families``: recipes
-    of other families, and their corpora.
+    ``root``: the folder that relative paths of the configuration start from; ``learnt_from``: the
+    corpora of a recipe and of those before it; ``families``: recipes of other families, and their
+    corpora.
     """
-    examined = [Examined(name, tuple(recipe.corpora)) for name, recipe in sft.items()]
+    examined = [
+        Examined(name, tuple(recipe.corpora), TrainedOn(learnt_from(name)))
+        for name, recipe in sft.items()
+    ]
     for name, aligned in rlhf.items():
-        prompts = (root / aligned.prompts.texts,) if aligned.prompts.texts else ()
-        examined.append(Examined(name, tuple(sft[aligned.base].corpora), prompts))
+        learnt = TrainedOn(
+            learnt_from(aligned.base),
+            (root / aligned.prompts.texts,) if aligned.prompts.texts else (),
+            aligned.prompts.corpora,
+            aligned.prompts.corpora if aligned.prompts.voice_prompts else (),
+        )
+        examined.append(Examined(name, tuple(sft[aligned.base].corpora), learnt))
     for name, corpora in (families or {}).items():
-        examined.append(Examined(name, tuple(corpora), spoken=True))
+        examined.append(Examined(name, tuple(corpora), TrainedOn(corpora), spoken=True))
     built: list[Built] = []
     for suite in (MAIN, *evaluation.suites):
         built.append(suite_asset(suite, evaluation.for_suite(suite), root))
@@ -216,7 +227,9 @@ def report_assets(
 
     return [
         report,
-        *report_checks(report, suite_key(suite_name), recipe.corpora, recipe.prompts, evaluation),
+        *report_checks(
+            report, suite_key(suite_name), recipe.learnt.of_suite(suite_name), evaluation
+        ),
     ]
 
 
@@ -273,6 +286,7 @@ def comparison_asset(
                 lineage(store.store, reports.values()),
                 work / "result",
                 comparison.blind_trials,
+                measured_differently(measured(report) for report in reports.values()),
             )
 
         return store.materialize(context, Comparison, build, run, describe_comparison)

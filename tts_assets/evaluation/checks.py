@@ -4,6 +4,7 @@ it is not certainly worse than the incumbent's."""
 import json
 from collections import Counter
 from collections.abc import Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dagster import (
@@ -20,7 +21,13 @@ from resources.artifact_store import ArtifactStoreResource
 from tts_assets.artifacts import ArtifactStore, EvaluationSuite, Report
 from tts_assets.evaluation.config import MAIN, EvaluationConfig
 from tts_assets.evaluation.corpus_voices import samples_of
-from tts_assets.evaluation.history import measure, readable_reports
+from tts_assets.evaluation.history import (
+    measured,
+    measured_differently,
+    readable_reports,
+)
+from tts_assets.evaluation.metrics.metric import Column
+from tts_assets.evaluation.results import AGAINST_TARGET, read_samples, same_target
 from tts_assets.evaluation.suite import (
     SUITE_FILE,
     SuiteText,
@@ -30,16 +37,31 @@ from tts_assets.evaluation.suite import (
 )
 
 
+@dataclass(frozen=True)
+class TrainedOn:
+    """What a recipe and those before it learnt from: the clips of ``corpora``; RLHF asked for the
+    texts of the files ``prompts`` and the transcripts of ``asked``, after clips of ``voices``."""
+
+    corpora: Collection[str]
+    prompts: Collection[Path] = ()
+    asked: Collection[str] = ()
+    voices: Collection[str] = ()
+
+    def of_suite(self, suite: str) -> "TrainedOn":
+        """What to look through: of the transcripts that it asks for, RLHF leaves those of the main
+        suite out, and with another suite it trains again."""
+        return replace(self, asked=()) if suite == MAIN else self
+
+
 def report_checks(
     report: AssetsDefinition,
     suite_key: AssetKey,
-    corpora: Collection[str],
-    prompts: Collection[Path],
+    learnt: TrainedOn,
     evaluation: EvaluationConfig,
 ) -> list[AssetChecksDefinition]:
     return [
         every_text_check(report, suite_key, evaluation),
-        held_out_check(report, suite_key, corpora, prompts, evaluation),
+        held_out_check(report, suite_key, learnt, evaluation),
         metrics_check(report),
         *(
             gate_check(report, column, margin, evaluation)
@@ -73,8 +95,7 @@ def every_text_check(
 def held_out_check(
     report: AssetsDefinition,
     suite_key: AssetKey,
-    corpora: Collection[str],
-    prompts: Collection[Path],
+    learnt: TrainedOn,
     evaluation: EvaluationConfig,
 ) -> AssetChecksDefinition:
     # The arrays are no input: Dagster gives a check all partitions, whatever the mapping says.
@@ -82,18 +103,25 @@ def held_out_check(
         asset=report,
         additional_ins={"suite": AssetIn(key=suite_key)},
         blocking=True,
-        description="No text and no voice prompt of the suite was trained on.",
+        description="No recipe up to this one learnt a text or a voice prompt of the suite.",
     )
     def suite_is_held_out(
         report: Report, suite: EvaluationSuite, store: ArtifactStoreResource
     ) -> AssetCheckResult:
-        arrays = {name: store.store.current("code_arrays", name) for name in corpora}
-        samples = samples_of(arrays, "train")
-        trained = [sample["transcript"] for sample in samples]
-        trained += [line for path in prompts for line in read_lines(path)]
+        clips = {
+            name: samples_of({name: store.store.current("code_arrays", name)}, "train")
+            for name in sorted({*learnt.corpora, *learnt.asked, *learnt.voices})
+        }
+        said, heard_by_it = {*learnt.corpora, *learnt.asked}, {*learnt.corpora, *learnt.voices}
+        trained = [clip["transcript"] for name in said for clip in clips[name]]
+        trained += [line for path in learnt.prompts for line in read_lines(path)]
         texts = suite_texts(suite, evaluation)
         known = known_texts(texts, trained, evaluation.language)
-        audio = {sample.get("original_data", {}).get("audio_sha256") for sample in samples}
+        audio = {
+            clip.get("original_data", {}).get("audio_sha256")
+            for name in heard_by_it
+            for clip in clips[name]
+        }
         heard = [name for name, digest in audio_digests(texts).items() if digest in audio]
         return AssetCheckResult(
             passed=not known and not heard,
@@ -140,13 +168,15 @@ def gate_check(
     )
     def gate(report: Report, store: ArtifactStoreResource) -> AssetCheckResult:
         from tts_assets.evaluation.gates import judge
-        from tts_assets.evaluation.metrics.registry import columns_of
-        from tts_assets.evaluation.results import AGAINST_TARGET, read_samples, same_target
+        from tts_assets.evaluation.metrics.registry import columns_of, metric_of_columns
 
         column = next((c for c in columns_of(evaluation) if c.name == column_name), None)
-        before = incumbent(store.store, report, evaluation.gates.incumbent)
-        if column is None or before is None:
-            why = "there is no incumbent yet" if column else f"{column_name} is not measured"
+        if column is None:
+            return AssetCheckResult(passed=True, description=f"{column_name} is not measured")
+        metric = metric_of_columns(evaluation)[column_name]
+        before = incumbent(store.store, report, evaluation.gates.incumbent, column, metric)
+        if before is None:
+            why = "there is no incumbent yet that is measured alike"
             return AssetCheckResult(passed=True, description=why)
         if column_name in AGAINST_TARGET and not same_target([before.path, report.path]):
             why = "the incumbent's is measured against other recordings; set [evaluation] target"
@@ -168,26 +198,30 @@ def gate_check(
     return gate
 
 
-def incumbent(store: ArtifactStore, report: Report, recipe: str) -> Report | None:
-    """The report to beat: the current one of ``recipe``, else the best of the recipe's own.
+def incumbent(
+    store: ArtifactStore, report: Report, recipe: str, column: Column, metric: str
+) -> Report | None:
+    """The report to beat in ``column``, which ``metric`` gives: the best of ``recipe``, else of the
+    report's own recipe.
 
-    The best, and not the latest: a slow decline within the margin must not pass step by step.
-    Reports of another suite or another kind of figures do not count, nor do old ones that cannot be
-    read; raises :class:`ArtifactError` where the current one cannot.
+    The best, and not the latest: a slow decline within the margin must not pass step by step, and a
+    report that failed here is never the best. Reports that measured ``metric`` differently do not
+    count, nor do old ones that cannot be read; raises :class:`ArtifactError` where the current one
+    cannot.
     """
-    if recipe and recipe != report.facts.recipe:
-        suite = report.facts.suite
-        asset = f"report/{recipe}" if suite == MAIN else f"report/{recipe}/{suite}"
-        if not (store.folder(asset) / "current").is_symlink():
-            return None
-        current = store.current(asset)
-        if isinstance(current, Report) and measure(current) == measure(report):
-            return current
-        return None
-    published = readable_reports(store, report.asset, report.partition)
-    others = [other for other in published if other.path.name != report.path.name]
-    alike = [other for other in others if measure(other) == measure(report)]
-    return min(alike, key=lambda other: (other.facts.wer, other.path.name), default=None)
+    suite, name = report.facts.suite, recipe or report.facts.recipe
+    asset = f"report/{name}" if suite == MAIN else f"report/{name}/{suite}"
+    others = [
+        other
+        for other in readable_reports(store, asset)
+        if other.path != report.path
+        and column.name in other.facts.metrics
+        and metric not in measured_differently([measured(report), measured(other)])
+    ]
+    if column.name in AGAINST_TARGET:
+        others = [o for o in others if same_target([o.path, report.path])] or others
+    best = max if column.better == "high" else min
+    return best(others, key=lambda o: (o.facts.metrics[column.name], o.path.name), default=None)
 
 
 def suite_texts(suite: EvaluationSuite, evaluation: EvaluationConfig) -> list[SuiteText]:

@@ -6,7 +6,7 @@ makes a text hard cancels out. The first model is the baseline.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -16,9 +16,10 @@ from tts_assets.config import canonical_json
 from tts_assets.evaluation.blind import write_blind_test
 from tts_assets.evaluation.clips import Embedder
 from tts_assets.evaluation.config import EvaluationConfig, LineageRow
+from tts_assets.evaluation.history import WORDS
 from tts_assets.evaluation.listening import sections
 from tts_assets.evaluation.metrics.metric import Column
-from tts_assets.evaluation.metrics.registry import columns_of
+from tts_assets.evaluation.metrics.registry import columns_of, metric_of_columns
 from tts_assets.evaluation.page import HERE, Heard, RangeMark, heard, range_mark, render, scale_end
 from tts_assets.evaluation.results import (
     AGAINST_TARGET,
@@ -76,9 +77,14 @@ def compare(
     lineage: Sequence[LineageRow],
     result: Path,
     blind_trials: int = 10,
+    apart: Collection[str] = (),
 ) -> dict[str, Any]:
-    """Compare the report folders; write pages, notebook, numbers; returns the artifact's facts."""
-    columns, left_out = comparable(reports, columns_of(config))
+    """Compare the report folders; write pages, notebook, numbers; returns the artifact's facts.
+
+    ``apart``: metrics that the reports measure differently. Raises :class:`ComparisonError` where
+    word errors are among them.
+    """
+    columns, left_out = comparable(reports, config, apart)
     models = read_models(reports, columns)
     pairs: Pairs = {
         (a.name, b.name): differences(a.samples, b.samples, columns)
@@ -100,15 +106,35 @@ def compare(
 
 
 def comparable(
-    reports: Mapping[str, Path], columns: Sequence[Column]
+    reports: Mapping[str, Path], config: EvaluationConfig, apart: Collection[str]
 ) -> tuple[list[Column], list[str]]:
-    """The columns that all reports measure against the same, and a sentence on the others."""
-    other = [column for column in columns if column.name in AGAINST_TARGET]
-    if not other or same_target(reports.values()):
-        return list(columns), []
-    named = listed([column.title.lower() for column in other]).capitalize()
-    why = "not compared: the reports measure it against other recordings; set [evaluation] target."
-    return [column for column in columns if column not in other], [f"{named}: {why}"]
+    """The columns that all reports measure alike, against the same; a sentence on the others."""
+    if WORDS in apart:
+        raise ComparisonError(
+            "the reports heard words differently, with another Whisper, version of the code or "
+            "suite: materialize all of them again"
+        )
+    metric, alike = metric_of_columns(config), same_target(reports.values())
+    kept: list[Column] = []
+    by_others: list[Column] = []
+    elsewhere: list[Column] = []
+    for column in columns_of(config):
+        if metric[column.name] in apart:
+            by_others.append(column)
+        elif column.name in AGAINST_TARGET and not alike:
+            elsewhere.append(column)
+        else:
+            kept.append(column)
+    left_out = {
+        "with another model or version; materialize all of them again.": by_others,
+        "against other recordings; set [evaluation] target.": elsewhere,
+    }
+    return kept, [not_compared(columns, how) for how, columns in left_out.items() if columns]
+
+
+def not_compared(columns: Sequence[Column], how: str) -> str:
+    named = listed([column.title.lower() for column in columns]).capitalize()
+    return f"{named}: not compared: the reports measure it {how}"
 
 
 def read_models(reports: Mapping[str, Path], columns: Sequence[Column]) -> list[Model]:

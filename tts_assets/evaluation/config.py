@@ -49,7 +49,9 @@ class GateConfig(Config):
 
     wer: float | None = Field(None, ge=0, description="0.02: two points more word errors")
     speaker_similarity: float | None = Field(None, ge=0, description="0.03: so much less alike")
-    incumbent: str = Field("", description="a recipe; empty: the same recipe's earlier report")
+    incumbent: str = Field(
+        "", description="a recipe, whose best report counts; empty: the same recipe"
+    )
 
     @property
     def margins(self) -> dict[str, float]:

@@ -6,17 +6,20 @@ are no input, or every report would make itself stale.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tts_assets.artifacts import (
     UNPARTITIONED,
     ArtifactStore,
     Build,
     Handle,
+    InputRef,
     Report,
     readable,
 )
+from tts_assets.config import digest_of
 from tts_assets.evaluation.config import EarlierReport
 from tts_assets.evaluation.metrics.metric import Column
 from tts_assets.evaluation.results import (
@@ -29,6 +32,23 @@ from tts_assets.evaluation.results import (
 )
 
 MOST = 8  # reports back
+WORDS = "words"  # the metric that every report has
+EAR = ("whisper", "beam_size", "window_seconds", "language")
+# By metric of ours, the keys of [evaluation] that it hears with; a plug-in may use all of them.
+# Encoder and UTMOS are in a report's configuration as digests of their bytes, also as inputs.
+HEARS_WITH: dict[str, tuple[str, ...]] = {
+    WORDS: EAR,
+    "pace": EAR,
+    "truncation": EAR,
+    "similarity": ("speaker_encoder",),
+    "utmos": ("utmos",),
+    "dnsmos": (),
+    "pitch": (),
+}
+ALL = (*EAR, "speaker_encoder", "utmos")
+
+Measures = Mapping[str, str]
+"""By metric, a digest of what decides its numbers beside the speech."""
 
 
 @dataclass(frozen=True)
@@ -41,23 +61,49 @@ class Past:
 
 
 def earlier_reports(store: ArtifactStore, build: Build) -> tuple[EarlierReport, ...]:
-    """Published reports of the same asset, suite and model format, oldest first."""
-    asked = build.references()["suite"].content, build.code_version
+    """Published reports of the same asset that measured as this one will, oldest first."""
+    assert isinstance(build.config, Mapping)
+    asked = measures(build.references(), build.config, build.code_version)
     found = []
     for folder in store.published(build.asset, build.partition):
         report = readable(folder)
         if report is None or folder.name == build.fingerprint:
             continue
-        if measure(report) == asked:
+        if not measured_differently([asked, measured(report)]):
             written = (folder / "manifest.json").stat().st_mtime_ns
             found.append((written, folder, report.manifest.inputs["serving"].content))
     latest = sorted(found)[-MOST:]
     return tuple(EarlierReport(model=model, folder=folder) for _, folder, model in latest)
 
 
-def measure(report: Handle) -> tuple[str, str]:
-    """The suite's content and the code: figures of reports with the same can be compared."""
-    return report.manifest.inputs["suite"].content, report.manifest.code_version
+def measured(report: Handle) -> Measures:
+    manifest = report.manifest
+    return measures(manifest.inputs, manifest.config, manifest.code_version)
+
+
+def measures(
+    inputs: Mapping[str, InputRef], config: Mapping[str, Any], code_version: str
+) -> Measures:
+    """How a report is measured. Not its whole configuration: who is asked at fewer temperatures is
+    measured alike."""
+    versions = {WORDS: ""} | config.get("versions", {})  # the oldest reports told none
+    shared = inputs["suite"].content, code_version
+    return {
+        metric: digest_of(
+            [shared, version, [config.get(key) for key in HEARS_WITH.get(metric, ALL)]]
+        )
+        for metric, version in versions.items()
+    }
+
+
+def measured_differently(reports: Iterable[Measures]) -> set[str]:
+    """The metrics whose figures must not be compared. One that only some have is none of them: a
+    metric that is added, or left out, leaves the others what they are."""
+    found: dict[str, set[str]] = {}
+    for report in reports:
+        for metric, digest in report.items():
+            found.setdefault(metric, set()).add(digest)
+    return {metric for metric, digests in found.items() if len(digests) > 1}
 
 
 def readable_reports(

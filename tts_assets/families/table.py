@@ -9,7 +9,11 @@ from typing import Any
 
 from tts_assets.artifacts import ArtifactStore, Report
 from tts_assets.config import Config, canonical_json
-from tts_assets.evaluation.history import measure, readable_reports
+from tts_assets.evaluation.history import (
+    measured,
+    measured_differently,
+    readable_reports,
+)
 
 TABLE_FILE, ROWS_FILE = "families.md", "families.json"
 NOT_YET, TRAINED, REPORTED = "not trained yet", "trained", "reported"
@@ -26,8 +30,8 @@ class Known:
 
 
 class Row(Config):
-    """``runs``: models that were published; figures: of the report with the fewest word errors, on
-    the suite of the current report; ``figures_of``: how many reports there are on it."""
+    """``runs``: models that were published; figures: of the report with the fewest word errors, of
+    those that measured as the current one did; ``figures_of``: how many these are."""
 
     recipe: str
     family: str
@@ -57,13 +61,14 @@ def row(store: ArtifactStore, name: str, known: Known, notes: Mapping[str, str])
 
 
 def comparable_reports(store: ArtifactStore, name: str) -> list[Report]:
-    """The reports of a recipe that are of the same suite and code as its current one."""
+    """The reports of a recipe on the suite of its current one, measured as that is."""
     asset = f"report/{name}"
     link = store.folder(asset) / "current"
     if not link.is_symlink():
         return []
-    asked = measure(Report.open(link.resolve()))
-    return [report for report in readable_reports(store, asset) if measure(report) == asked]
+    asked = measured(Report.open(link.resolve()))
+    found = readable_reports(store, asset)
+    return [report for report in found if not measured_differently([asked, measured(report)])]
 
 
 def write(folder: Path, rows: Sequence[Row]) -> dict[str, Any]:

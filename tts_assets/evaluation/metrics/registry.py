@@ -36,6 +36,11 @@ def columns_of(config: EvaluationConfig) -> list[Column]:
     return [column for metric in metrics_of(config) for column in metric.columns]
 
 
+def metric_of_columns(config: EvaluationConfig) -> dict[str, str]:
+    """By column, the metric that gives it."""
+    return {column.name: metric.name for metric in metrics_of(config) for column in metric.columns}
+
+
 def load(name: str) -> type[Metric]:
     """A metric of ours by name, or any by ``package.module:Class``."""
     module, _, attribute = OURS.get(name, name).partition(":")
