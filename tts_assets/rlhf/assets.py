@@ -40,7 +40,7 @@ from tts_assets.training.checks import losses_check
 if TYPE_CHECKING:
     from tts_assets.rlhf.prompts import PromptSet
 
-CODE_VERSION = "2"
+CODE_VERSION = "3"
 Definitions = list[AssetsDefinition | AssetChecksDefinition]
 
 
