@@ -138,6 +138,19 @@ def test_a_stopped_run_goes_on_to_bit_equal_weights(whole_run: SftProgram, tmp_p
     assert CheckpointFacts.from_json(tmp_path / "result.json").tokens_per_second > 0
 
 
+def test_best_weights_by_another_metric_are_another_run(
+    whole_run: SftProgram, arrays: Path, tmp_path: Path
+) -> None:
+    """The best loss so far is of the metric before: the new one's may never fall below it."""
+    stop_after(4, whole_run.model_copy(update={"run_dir": tmp_path}))
+    changes = {"code_dropout": 0.2, "dropout": 0.1, "save_every": 3}
+    other = program(tmp_path, arrays, **changes, checkpoints={"best": "val_loss/asterisk"})
+    with pytest.raises(CheckpointError, match="belongs to another recipe"):
+        train(other)
+    train(program(tmp_path, arrays, **changes, checkpoints={"keep_last": 9}))
+    assert_bit_equal(tmp_path, whole_run)
+
+
 def test_a_killed_run_falls_back_on_its_last_checkpoint(
     whole_run: SftProgram, arrays: Path, tmp_path: Path
 ) -> None:

@@ -97,7 +97,8 @@ def sft_asset(name: str, recipe: SftRecipe, shape: Shape) -> AssetsDefinition:
     ) -> Output[Checkpoint]:
         inputs["texts"] = {text: inputs.pop(key) for key, text in given.items()}
         asked, machines = config.of_recipe(recipe), config.of(shape)
-        build = Build(f"sft/{name}", inputs, asked, CODE_VERSION, seed=asked.seed)
+        known = asked.identified().determining()
+        build = Build(f"sft/{name}", inputs, known, CODE_VERSION, seed=asked.seed)
 
         def run(work: Path) -> dict[str, Any]:
             tokens = {"tokens": find_tokens(store.store, inputs["arrays"])}
