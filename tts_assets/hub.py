@@ -1,4 +1,5 @@
-"""Models of the Hugging Face hub: what goes wrong on the way, with what to do about it."""
+"""Models by name or folder: what they are, and what goes wrong on the way from the Hugging Face
+hub, with what to do about it."""
 
 from __future__ import annotations
 
@@ -6,7 +7,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tts_assets.config import ConfigError
+from tts_assets.artifacts import sha256_file
+from tts_assets.config import ConfigError, digest_of
+
+
+def identity(model: str) -> str:
+    """What ``model`` is, as far as this machine knows: of a folder the digest of its files, which
+    another model in the same place does not have; of a name on the hub the name."""
+    return model_digest(Path(model)) if model and Path(model).is_dir() else model
+
+
+def model_digest(folder: Path) -> str:
+    """What a model is, whatever its name: the digest of its files' names and bytes."""
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    return digest_of({path.name: sha256_file(path) for path in files})
 
 
 @contextmanager

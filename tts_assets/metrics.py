@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 METRICS_FILE = "metrics.jsonl"
@@ -12,6 +13,16 @@ WINDOW = 1 << 16  # bytes; some 200 lines
 def read_metrics(path: Path) -> list[dict[str, float]]:
     """The lines of a ``metrics.jsonl``."""
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def publish_metrics(run_dir: Path, result: Path, without: Collection[str]) -> None:
+    """Copy a run's metrics to its ``result``, ``without`` those that tell of the machine and the
+    hour: two runs to the same weights are the same content."""
+    lines = [
+        json.dumps({name: value for name, value in record.items() if name not in without}) + "\n"
+        for record in read_metrics(run_dir / METRICS_FILE)
+    ]
+    (result / METRICS_FILE).write_text("".join(lines))
 
 
 def truncate_metrics(path: Path, step: int) -> None:

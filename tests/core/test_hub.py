@@ -1,17 +1,80 @@
-"""Models that cannot be fetched are named, with the remedy; nothing here reaches the network."""
+"""What a model is, and that one which cannot be fetched is named, with the remedy; nothing here
+reaches the network."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tts_assets.codec.config import CodecReportConfig
 from tts_assets.codec.sources import download, newest_revision
-from tts_assets.config import ConfigError
+from tts_assets.config import Config, ConfigError, canonical_json
+from tts_assets.corpora.config import FilterConfig
+from tts_assets.evaluation.assets import determined
+from tts_assets.evaluation.config import EvaluationConfig
+from tts_assets.hub import identity
+from tts_assets.rlhf.config import RlhfRecipe
+from tts_assets.sft.config import SftRecipe
+from tts_assets.speechlm.config import TokenizerConfig, VocabularyConfig, identified
 from tts_assets.speechlm.tokenizer import load_tokenizer
 
 NAME = "nobody-of-that-name/no-model"
+
+
+def test_a_folder_is_its_files_and_a_name_is_itself(tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder in (here, there):
+        folder.mkdir()
+        (folder / "model.bin").write_bytes(b"weights")
+    before = identity(str(here))
+    assert before == identity(str(there)) and str(tmp_path) not in before
+    (here / "model.bin").write_bytes(b"others!")
+    assert identity(str(here)) != before
+    assert [identity(name) for name in (NAME, "large-v3", "")] == [NAME, "large-v3", ""]
+
+
+def of_sft(model: str) -> Config:
+    values = {"base": {"hub": model}, "corpora": {"a": 1.0}, "steps": 1}
+    return SftRecipe.parse(values, "test").identified()
+
+
+def of_rlhf(model: str) -> Config:
+    prompts = {"texts": "prompts.txt"}
+    rewards = [{"kind": "wer", "model": model}]
+    values = {"base": "a", "prompts": prompts, "rewards": rewards, "steps": 1}
+    return RlhfRecipe.parse(values, "test").identified()
+
+
+def of_report(model: str) -> dict[str, Any]:
+    config = EvaluationConfig(suite=Path("suite.jsonl"), whisper=model, metrics=("words",))
+    return determined(config, {}, Path())[1]
+
+
+@pytest.mark.parametrize(
+    "known",
+    [
+        of_sft,
+        of_rlhf,
+        of_report,
+        lambda model: identified(TokenizerConfig(hub=model, vocabulary=VocabularyConfig())),
+        lambda model: FilterConfig(whisper=model).identified(),
+        lambda model: CodecReportConfig(corpora=("a",), whisper=model).identified(),
+    ],
+)
+def test_fingerprints_see_other_files_in_the_same_folder(
+    known: Callable[[str], object], tmp_path: Path
+) -> None:
+    (tmp_path / "model.bin").write_bytes(b"weights")
+    before = canonical_json(known(str(tmp_path)))
+    assert str(tmp_path) not in before
+    assert canonical_json(known(str(tmp_path))) == before
+    (tmp_path / "model.bin").write_bytes(b"others!")
+    assert canonical_json(known(str(tmp_path))) != before
+    assert NAME in canonical_json(known(NAME))
 
 
 def test_a_model_out_of_reach_is_named_with_the_remedy(

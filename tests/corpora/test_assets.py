@@ -187,6 +187,19 @@ def test_other_filters_leave_the_index_alone(
     assert reused(run(instance, store, corpus, FilterConfig(max_duration=3))) == [True, True, False]
 
 
+def test_another_whisper_in_the_same_folder_filters_again(
+    instance: DagsterInstance, store: ArtifactStore, corpus: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "whisper"
+    folder.mkdir()
+    filters = FilterConfig(whisper=str(folder))
+    again = []
+    for weights in ("old", "old", "new"):
+        (folder / "model.bin").write_text(weights)
+        again.append(reused(run(instance, store, corpus, filters))[-1])
+    assert again == [False, True, False]
+
+
 @pytest.mark.slow
 def test_metrics_are_measured_by_launched_ranks_and_decide(
     instance: DagsterInstance, store: ArtifactStore, corpus: Path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +95,24 @@ def test_what_is_known_is_not_measured_again(clips: Path, tmp_path: Path) -> Non
     known, unreadable = Gauge().measure(asked, RecordCache(tmp_path / "other"))
     assert not known
     assert "no such file" in unreadable[audio.name]
+
+
+def test_another_model_in_the_same_folder_is_listened_with(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, cache = tmp_path / "model", RecordCache(tmp_path / "cache")
+    folder.mkdir()
+
+    def listens(self: Gauge, language: str) -> Callable[[object], list[str]]:
+        return lambda clips: [(folder / "model.bin").read_text()]
+
+    monkeypatch.setattr(Gauge, "_transcriber", listens)
+    asked = [of(clips / "audio" / "digits" / "1.g722", "wer")]
+    for heard in ("one", "won"):
+        (folder / "model.bin").write_text(heard)
+        known, _ = Gauge(str(folder)).measure(asked, cache)
+        assert list(known.values()) == [heard]
+    assert list(asked[0].keys(Gauge().ear)) == ["heard.1:tiny.en:en:1.g722"]  # as it always was
 
 
 def test_the_program_measures_what_is_missing(clips: Path, tmp_path: Path) -> None:

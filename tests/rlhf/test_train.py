@@ -241,6 +241,10 @@ def test_stopped_and_resumed_is_the_same_run(program: Make) -> None:
     assert 1 <= len(metrics(parts)) < 6
     run(parts)
     assert weights(parts) == weights(whole)
+    published = [
+        (made.run_dir / "result" / "metrics.jsonl").read_bytes() for made in (parts, whole)
+    ]
+    assert published[0] == published[1], "the clock is in it"
     told = [read_metrics(made.run_dir / "metrics.jsonl") for made in (parts, whole)]
     for ours, theirs in zip(*told, strict=True):
         for key in ("step", "reward", "reward_heldout"):

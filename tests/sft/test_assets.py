@@ -17,10 +17,11 @@ from dagster import (
     ExecuteInProcessResult,
     materialize,
 )
+from safetensors.torch import load_file, save_file
 
 from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
 from resources.torchrun import TorchrunLauncher
-from tests.sft.conftest import CODEBOOK, recipe_values
+from tests.sft.conftest import CODEBOOK, recipe_values, speaking_folder
 from tts_assets.artifacts import (
     ArtifactError,
     ArtifactStore,
@@ -162,8 +163,33 @@ def test_what_the_launchpad_asks_for_is_another_result(
     assert another.manifest.seed == another.manifest.config["seed"] == 8
     assert own.manifest.fingerprint != another.manifest.fingerprint
     assert made().path == own.path  # machines are no part of it, and it was not overwritten
+    how = {"strategy": {"name": "fsdp"}, "save_every": 1, "checkpoints": {"keep_last": 9}}
+    changed = SftRecipe.model_validate(recipe_values(steps=2, **how))
+    asset = sft_asset("test", changed, Shape(processes=2, threads=1))
+    assert made().path == own.path  # nor is what changes how it is trained
     refused = run(store, [asset], asset, gpus=1, processes=2)
     assert "the launchpad: (top level): 2 processes cannot share 1 GPUs" in reasons(refused)
+
+
+@pytest.mark.slow
+def test_another_model_in_the_folder_of_the_base_is_another_base(
+    inputs: tuple[ArtifactStore, CodeArrays, CodecCheckpoint], tmp_path: Path
+) -> None:
+    store, *_ = inputs
+    base = speaking_folder(tmp_path / "base")
+    recipe = SftRecipe.model_validate(recipe_values(base={"hub": str(base)}, steps=0))
+    asset = sft_asset("test", recipe, Shape(processes=1))
+    contents = []
+    for factor in (1.0, 1.0, 2.0):
+        weights = load_file(base / "model.safetensors")
+        save_file(
+            {name: value * factor for name, value in weights.items()},
+            base / "model.safetensors",
+            {"format": "pt"},
+        )
+        assert run(store, [asset], asset).success
+        contents.append(store.current("sft/test").content)
+    assert contents[0] == contents[1] != contents[2]
 
 
 def reasons(result: ExecuteInProcessResult) -> str:

@@ -71,6 +71,29 @@ def test_how_a_recipe_runs_is_no_part_of_what_it_trains() -> None:
     assert SftRecipe.parse(recipe_values(seed=1), "test").what() != plain
 
 
+@pytest.mark.parametrize(
+    ("changes", "weights", "result"),
+    [
+        ({"strategy": {"name": "fsdp"}}, False, False),
+        ({"save_every": 7}, False, False),
+        ({"checkpoints": {"keep_last": 9, "keep_every": 2000}}, False, False),
+        ({"gradient_checkpointing": True, "compile": True}, False, False),
+        ({"listen": 2}, False, True),
+        ({"listen_every": 3}, False, True),
+        ({"checkpoints": {"best": "val_loss/asterisk"}}, True, True),
+        ({"export": "best"}, True, True),
+        ({"eval_every": 2}, True, True),
+    ],
+)
+def test_what_decides_weights_and_what_decides_a_result(
+    changes: dict[str, object], weights: bool, result: bool
+) -> None:
+    plain = SftRecipe.parse(recipe_values(), "test")
+    other = SftRecipe.parse(recipe_values(**changes), "test")
+    assert (other.what() != plain.what()) == weights
+    assert (other.determining() != plain.determining()) == result
+
+
 def test_a_program_needs_the_arrays_of_its_recipe(tmp_path: Path) -> None:
     values = program_values(tmp_path, tmp_path)
     with pytest.raises(ConfigError, match=r"no code arrays given for corpora \['asterisk'\]"):

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from tests.sft.conftest import CODEBOOK, program, speaking_folder
 from tests.sft.test_train import assert_bit_equal, losses, stop_after, train, weights
 from tts_assets.config import ConfigError
 from tts_assets.program import Run
-from tts_assets.sft.checkpoint import saved
+from tts_assets.sft.checkpoint import CheckpointError, saved
 from tts_assets.sft.config import SftProgram
 from tts_assets.sft.train import Trainer
 from tts_assets.speechlm.model import SpeechLM
@@ -93,6 +94,21 @@ def test_a_stopped_run_goes_on_to_bit_equal_weights(whole_run: SftProgram, tmp_p
     stop_after(4, config)
     train(config)
     assert_bit_equal(tmp_path, whole_run)
+
+
+def test_adapters_do_not_go_on_beside_another_base(
+    arrays: Path, base: Path, tmp_path: Path
+) -> None:
+    """Another model in the same folder: the name says nothing."""
+    folder = tmp_path / "model"
+    shutil.copytree(base, folder)
+    config = program(tmp_path / "run", arrays, base={"hub": str(folder)}, **CHANGES)
+    stop_after(4, config)
+    values = load_file(folder / "model.safetensors")
+    changed = {name: value + 0.01 for name, value in values.items()}
+    save_file(changed, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match="belongs to another recipe or other data"):
+        train(config)
 
 
 def test_only_the_targets_get_adapters(arrays: Path, base: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.sft.conftest import CODEBOOK, program, program_values
-from tts_assets.artifacts import ArtifactStore, Build, Checkpoint, CheckpointFacts
+from tts_assets.artifacts import ArtifactStore, Build, Checkpoint, CheckpointFacts, sha256_file
 from tts_assets.metrics import read_metrics, truncate_metrics
 from tts_assets.program import STOPPED, Run
 from tts_assets.sft import dry_run
@@ -51,8 +51,11 @@ def stop_after(steps: int, config: SftProgram) -> None:
     with Run(config.run_dir) as run:
         trainer = Trainer(run, config)
         for step in range(steps):
+            validates = (step + 1) % config.recipe.eval_every == 0
+            if validates:
+                trainer.health.remember()
             trainer.train_step(step)
-            if (step + 1) % config.recipe.eval_every == 0:
+            if validates:
                 trainer.validate()
         run.stop_requested = True
         with pytest.raises(SystemExit) as left:
@@ -66,6 +69,12 @@ def assert_bit_equal(run_dir: Path, whole: SftProgram) -> None:
     expected = weights(whole.run_dir)
     for name, value in weights(run_dir).items():
         assert torch.equal(value, expected[name]), name
+
+
+def published(run_dir: Path) -> dict[str, str]:
+    """The digest of each file of the result."""
+    files = [path for path in (run_dir / "result").rglob("*") if path.is_file()]
+    return {str(path.relative_to(run_dir / "result")): sha256_file(path) for path in files}
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +133,21 @@ def test_a_stopped_run_goes_on_to_bit_equal_weights(whole_run: SftProgram, tmp_p
     assert [folder.name for folder in saved(tmp_path / "checkpoints")] == ["step-0000005"]
     assert not (tmp_path / "result.json").exists()
     train(config)
+    assert_bit_equal(tmp_path, whole_run)
+    assert published(tmp_path) == published(whole_run.run_dir), "the clock is in it"
+    assert CheckpointFacts.from_json(tmp_path / "result.json").tokens_per_second > 0
+
+
+def test_best_weights_by_another_metric_are_another_run(
+    whole_run: SftProgram, arrays: Path, tmp_path: Path
+) -> None:
+    """The best loss so far is of the metric before: the new one's may never fall below it."""
+    stop_after(4, whole_run.model_copy(update={"run_dir": tmp_path}))
+    changes = {"code_dropout": 0.2, "dropout": 0.1, "save_every": 3}
+    other = program(tmp_path, arrays, **changes, checkpoints={"best": "val_loss/asterisk"})
+    with pytest.raises(CheckpointError, match="belongs to another recipe"):
+        train(other)
+    train(program(tmp_path, arrays, **changes, checkpoints={"keep_last": 9}))
     assert_bit_equal(tmp_path, whole_run)
 
 

@@ -246,6 +246,7 @@ class CheckpointFacts(Facts):
     train_loss: float | None  # none of a base that was not trained
     val_loss: float | None = None  # of SFT
     reward: float | None = None  # of RLHF: the mean over the last rollouts
+    tokens_per_second: float | None = None  # of SFT, the median over the steps
     parameters: int
     vocabulary: str
     codec: str

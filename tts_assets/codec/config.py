@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from tts_assets.artifacts import CodecFacts
 from tts_assets.config import Config
+from tts_assets.hub import identity
 from tts_assets.program import ProgramConfig
 from tts_assets.split import ValidationSplit
 
@@ -203,6 +204,10 @@ class CodecReportConfig(Config):
     longest_seconds: float = Field(12.0, gt=0)
     language: str = "en"
     whisper: str = Field("", description="as in [evaluation]; nothing for the packaged tiny.en")
+
+    def identified(self) -> CodecReportConfig:
+        """The same with a Whisper that is a folder named by its files."""
+        return self.model_copy(update={"whisper": identity(self.whisper)})
 
 
 class CodecConfig(Config):

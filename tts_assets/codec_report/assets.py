@@ -69,7 +69,8 @@ def report_asset(
         codec: CodecCheckpoint = inputs["codec"]
         others = earlier(store.store, codec, inputs.get("decoder"))
         known = {**inputs, "others": {handle.content[:12]: handle for handle in others}}
-        build = Build("codec_report", known, {"report": asked, "split": validation}, CODE_VERSION)
+        parts = {"report": asked.identified(), "split": validation}
+        build = Build("codec_report", known, parts, CODE_VERSION)
 
         def run(work: Path) -> dict[str, Any]:
             program = CodecReportProgram(

@@ -154,7 +154,7 @@ def filtered_samples_asset(filtering: Filtering) -> AssetsDefinition:
             inputs={"speech_segments": speech_segments},
             # Samples name audio by absolute path, so the place is part of what they are.
             config={
-                "filters": filters,
+                "filters": filters.identified(),
                 "text": filtering.text,
                 "root": speech_segments.facts.root,
                 "audio_pool": speech_segments.facts.audio_pool,

@@ -18,6 +18,7 @@ from pydantic import (
 from tts_assets.config import Config
 from tts_assets.corpora.consent import VoiceConsent
 from tts_assets.corpora.segments.config import SegmentConfig
+from tts_assets.hub import identity
 from tts_assets.program import ProgramConfig
 
 Metric = Literal["dnsmos", "p808", "snr", "clipping", "silence", "wer"]
@@ -223,6 +224,10 @@ class FilterConfig(Config):
         if over.get("without_text") and not self.without_text:
             below = {key: value for key, value in below.items() if key not in TEXT_FILTERS}
         return FilterConfig.parse({**below, **over}, f"corpora.{name}.filters")
+
+    def identified(self) -> FilterConfig:
+        """The same with a Whisper that is a folder named by its files."""
+        return self.model_copy(update={"whisper": identity(self.whisper)})
 
     @property
     def metrics(self) -> tuple[Metric, ...]:

@@ -153,18 +153,18 @@ def write_quality(samples: Path, program: MeasureProgram, target: Path) -> None:
             place += len(clips)
             known, unreadable = gauge.measure(clips, cache)
             table = [
-                figures(clip, text, known, unreadable, program.whisper)
+                figures(clip, text, known, unreadable, gauge.ear)
                 for clip, (text, _) in zip(clips, texts, strict=True)
             ]
             writer.write_table(pl.DataFrame(table, schema=QUALITY).to_arrow())
 
 
 def figures(
-    clip: Wanted, text: str, known: dict[str, Any], unreadable: dict[str, str], whisper: str
+    clip: Wanted, text: str, known: dict[str, Any], unreadable: dict[str, str], ear: str
 ) -> dict[str, Any]:
     """One row of the table."""
     row: dict[str, Any] = {}
-    for key, metric in clip.keys(whisper).items():
+    for key, metric in clip.keys(ear).items():
         value = known.get(key)
         if value is None:
             continue

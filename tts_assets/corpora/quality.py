@@ -30,6 +30,7 @@ from tts_assets.cache import RecordCache
 from tts_assets.corpora.config import Metric
 from tts_assets.hearing.languages import spoken_language
 from tts_assets.hearing.naturalness import NaturalnessScorer
+from tts_assets.hub import identity
 
 if TYPE_CHECKING:
     from tts_assets.hearing.transcription import Transcriber
@@ -68,22 +69,24 @@ class Wanted:
     language: str
     metrics: tuple[Metric, ...]
 
-    def keys(self, whisper: str) -> dict[str, Metric]:
-        """The cache's keys of all that is wanted, each with one of its metrics."""
+    def keys(self, ear: str) -> dict[str, Metric]:
+        """The cache's keys of all that is wanted, each with one of its metrics. ``ear``: that of
+        the :class:`Gauge`."""
         found: dict[str, Metric] = {}
         for metric in self.metrics:
             kind = RECORDS[metric]
             if metric == "wer":
-                kind += f":{whisper or 'tiny.en'}:{spoken_language(self.language)}"
+                kind += f":{ear or 'tiny.en'}:{spoken_language(self.language)}"
             found[f"{kind}:{self.audio_sha256}"] = metric
         return found
 
 
 class Gauge:
-    """Measures clips; models are loaded when the first clip needs them."""
+    """Measures clips; models are loaded when the first clip needs them. ``ear`` is what ``whisper``
+    is: a folder's transcripts are known by its files, so that another model is listened with."""
 
     def __init__(self, whisper: str = "", *, threads: int = 1, device: str = "cpu") -> None:
-        self._whisper, self._device = whisper, device
+        self.ear, self._whisper, self._device = identity(whisper), whisper, device
         self._pool = ThreadPoolExecutor(threads)  # decoding and inference release the GIL
         self._transcribers: dict[str, Transcriber] = {}
         self._loading = Lock()
@@ -93,7 +96,7 @@ class Gauge:
     ) -> tuple[dict[str, Any], dict[str, str]]:
         """Records of all clips by key, from the cache or measured and put there; and why the
         audio of a digest could not be read."""
-        keys = {clip: clip.keys(self._whisper) for clip in clips}
+        keys = {clip: clip.keys(self.ear) for clip in clips}
         known = cache.get(key for wanted in keys.values() for key in wanted)
         missing = {
             clip: {key: metric for key, metric in wanted.items() if key not in known}

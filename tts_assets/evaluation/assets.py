@@ -44,6 +44,7 @@ from tts_assets.evaluation.corpus_voices import expected_rate, named_speakers, r
 from tts_assets.evaluation.history import earlier_reports, measured, measured_differently
 from tts_assets.evaluation.lineage import lineage
 from tts_assets.evaluation.suite import SUITE_FILE, audio_digests, read_suite, write_suite
+from tts_assets.hub import identity
 from tts_assets.notebook import NOTEBOOK_FILE
 from tts_assets.partitions import code_arrays_of
 from tts_assets.plots import bars
@@ -250,6 +251,7 @@ def determined(
         given = given.model_copy(update={"utmos": utmos})
         if utmos.is_file():
             digests["utmos"] = sha256_file(utmos)
+    digests["whisper"] = identity(evaluation.whisper)
     versions = {metric.name: metric.version for metric in metrics_of(given)}
     return given, given.determining() | {"versions": versions} | digests
 

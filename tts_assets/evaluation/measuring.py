@@ -25,7 +25,8 @@ from tts_assets.evaluation.results import SampleResult
 from tts_assets.evaluation.suite import SuiteText
 from tts_assets.hearing.text_match import match
 from tts_assets.hearing.transcription import Transcriber
-from tts_assets.hearing.whisper import model_digest, packaged_model
+from tts_assets.hearing.whisper import packaged_model
+from tts_assets.hub import identity
 
 TRANSCRIPT = "transcript 1"  # the kind and version of a record
 FAILED = "failed"  # the reason where a metric raised; what it said follows
@@ -54,7 +55,7 @@ class Gauge:
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self._metrics: dict[str, Metric] = {}
         self._ears: dict[str, Transcriber] = {}
-        self._whisper = self._whisper_digest()
+        self._whisper = identity(self.config.whisper or str(packaged_model()))
 
     def measure(self, batch: Sequence[Spoken]) -> list[SampleResult]:
         """A row for each, in their order."""
@@ -141,12 +142,6 @@ class Gauge:
                 threads=1,
             )
         return self._ears[language]
-
-    def _whisper_digest(self) -> str:
-        """What the ear is: of files their content, of a name on the hub the name."""
-        name = self.config.whisper
-        folder = Path(name) if name else packaged_model()
-        return model_digest(folder) if folder.is_dir() else name
 
 
 def guarded(metric: Metric, utterances: Sequence[Utterance]) -> list[Values | Unmeasured]:

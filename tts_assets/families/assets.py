@@ -48,7 +48,7 @@ from tts_assets.plots import curves
 from tts_assets.provenance import statement
 from tts_assets.split import ValidationSplit
 
-CODE_VERSION = "1"
+CODE_VERSION = "2"
 Consents = Callable[[str], Mapping[str, VoiceConsent | None]]
 LOSSES: dict[str, dict[str, str]] = {  # by coqui's names, in the order of interest
     "vits": {"loss_mel": "mel", "val_loss_mel": "mel, validation", "loss_duration": "duration"},

@@ -21,8 +21,11 @@ from tts_assets.families.config import CLONING, LEARNING_RATES, FamilyTrainProgr
 from tts_assets.families.coqui.job import VOICES_FOLDER, TrainJob
 from tts_assets.families.dataset import Dataset, add, all_samples, write_lists
 from tts_assets.families.driver import drive
-from tts_assets.metrics import METRICS_FILE, read_metrics
+from tts_assets.metrics import METRICS_FILE, publish_metrics, read_metrics
 from tts_assets.program import Run, load_config
+
+# What coqui's trainer tells of how long it took.
+CLOCK = frozenset({"step_time", "loader_time", "val_step_time", "val_loader_time"})
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -60,9 +63,8 @@ def train(config: FamilyTrainProgram, run: Run) -> None:
     if recipe.family in CLONING:
         write_voices(dataset, run.result_dir / VOICES_FOLDER, recipe.voices)
     write_set_aside(run.result_dir / SET_ASIDE_FILE, dataset.set_aside)
-    metrics = config.run_dir / METRICS_FILE
-    if metrics.is_file():
-        shutil.copyfile(metrics, run.result_dir / METRICS_FILE)
+    if (config.run_dir / METRICS_FILE).is_file():
+        publish_metrics(config.run_dir, run.result_dir, without=CLOCK)
     run.finish(facts(config, dataset, run.result_dir))
 
 

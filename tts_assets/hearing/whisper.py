@@ -1,11 +1,8 @@
-"""Where a Whisper model for CTranslate2 (``faster-whisper``) lies, and what it is."""
+"""Where a Whisper model for CTranslate2 (``faster-whisper``) lies."""
 
 from __future__ import annotations
 
 from pathlib import Path
-
-from tts_assets.artifacts import sha256_file
-from tts_assets.config import digest_of
 
 PACKAGED = ""  # the name of the model that comes with this project's installation
 
@@ -43,9 +40,3 @@ def model_folder(model: str, root: Path) -> Path:
             f"({error}); give the folder of a CTranslate2 model, a name like 'large-v3', or "
             "nothing for the packaged tiny.en"
         ) from None
-
-
-def model_digest(folder: Path) -> str:
-    """What a model is, whatever its name: the digest of its files' names and bytes."""
-    files = sorted(path for path in folder.iterdir() if path.is_file())
-    return digest_of({path.name: sha256_file(path) for path in files})

@@ -40,7 +40,7 @@ from tts_assets.training.checks import losses_check
 if TYPE_CHECKING:
     from tts_assets.rlhf.prompts import PromptSet
 
-CODE_VERSION = "2"
+CODE_VERSION = "3"
 Definitions = list[AssetsDefinition | AssetChecksDefinition]
 
 
@@ -176,10 +176,11 @@ def hearing(
     recipe: RlhfRecipe, inputs: Mapping[str, Any], root: Path
 ) -> tuple[RlhfRecipe, dict[str, Any]]:
     """The recipe with its encoder of voices found, and what identifies it, free of paths."""
+    known = recipe.identified()
     if recipe.voice_encoder in ("", RESEMBLYZER):
-        return recipe, recipe.identity()
+        return recipe, known.identity()
     path = encoder_path(recipe.voice_encoder, inputs, root)
-    return recipe.hearing_with(str(path)), recipe.hearing_with(encoder_digest(path)).identity()
+    return recipe.hearing_with(str(path)), known.hearing_with(encoder_digest(path)).identity()
 
 
 def function_digests(recipe: RlhfRecipe) -> dict[str, Any]:

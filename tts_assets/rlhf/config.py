@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from tts_assets.config import Config
+from tts_assets.hub import identity
 from tts_assets.program import ProgramConfig
 from tts_assets.rlhf.alarms import AlarmConfig
 from tts_assets.rlhf.engine_config import (
@@ -173,6 +174,14 @@ class RlhfRecipe(Config):
         """The recipe with this encoder in its similarity reward."""
         rewards = tuple(
             r.model_copy(update={"encoder": encoder}) if isinstance(r, SimilarityReward) else r
+            for r in self.rewards
+        )
+        return self.model_copy(update={"rewards": rewards})
+
+    def identified(self) -> RlhfRecipe:
+        """The recipe with a Whisper that is a folder named by its files."""
+        rewards = tuple(
+            r.model_copy(update={"model": identity(r.model)}) if isinstance(r, WerReward) else r
             for r in self.rewards
         )
         return self.model_copy(update={"rewards": rewards})

@@ -12,7 +12,6 @@ its engine for good saves what it has before it ends.
 
 from __future__ import annotations
 
-import shutil
 import warnings
 from collections.abc import Sequence
 from contextlib import closing
@@ -22,7 +21,7 @@ import numpy as np
 import torch.distributed as dist
 from transformers import PrinterCallback
 
-from tts_assets.metrics import truncate_metrics
+from tts_assets.metrics import publish_metrics, truncate_metrics
 from tts_assets.program import Run, load_config
 from tts_assets.rlhf.config import RlhfProgram, RlhfRecipe
 from tts_assets.rlhf.engine_client import EngineError
@@ -39,6 +38,9 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message="TRL currently supports vLLM")
     from trl import GRPOConfig, GRPOTrainer
 
+CLOCK = frozenset(  # what TRL and the engine tell of how long it took, and of the engine's deaths
+    {"step_time", "engine_push_seconds", "engine_rollout_seconds", "engine_lost"}
+)
 REWARD_SHARE = 0.1  # the published reward is the mean over the last steps
 
 
@@ -184,8 +186,7 @@ def export(run: Run, program: RlhfProgram, policy: Policy, tokens: int, steps: i
     lm.model.eval()
     lm.model.config.eos_token_id = lm.vocabulary.speech_end  # TRL had put the tokenizer's here
     lm.save(run.result_dir, card.sampling)
-    metrics = run.run_dir / "metrics.jsonl"
-    shutil.copyfile(metrics, run.result_dir / metrics.name)
+    publish_metrics(run.run_dir, run.result_dir, without=CLOCK)
     made = steps * program.recipe.iterations  # those after it, of a policy that collapsed, are not
     records = [record for record in training_records(run.run_dir) if record["step"] <= made]
     last = records[-max(1, round(REWARD_SHARE * len(records))) :]

@@ -1,6 +1,5 @@
 """SFT as Dagster sees it: one asset per recipe, ``sft/<recipe>``."""
 
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,7 +41,7 @@ from tts_assets.sft.verdict import verdict
 from tts_assets.speechlm.assets import CODE_VERSION as TOKENS_VERSION
 from tts_assets.training.checks import losses_check
 
-CODE_VERSION = "4"
+CODE_VERSION = "5"
 HEALTH_PANELS = (
     {
         "val_accuracy": "codes found",
@@ -98,7 +97,8 @@ def sft_asset(name: str, recipe: SftRecipe, shape: Shape) -> AssetsDefinition:
     ) -> Output[Checkpoint]:
         inputs["texts"] = {text: inputs.pop(key) for key, text in given.items()}
         asked, machines = config.of_recipe(recipe), config.of(shape)
-        build = Build(f"sft/{name}", inputs, asked, CODE_VERSION, seed=asked.seed)
+        known = asked.identified().determining()
+        build = Build(f"sft/{name}", inputs, known, CODE_VERSION, seed=asked.seed)
 
         def run(work: Path) -> dict[str, Any]:
             tokens = {"tokens": find_tokens(store.store, inputs["arrays"])}
@@ -234,16 +234,9 @@ def describe_checkpoint(checkpoint: Checkpoint, recipe: SftRecipe) -> dict[str, 
     trained = [record for record in records if "loss" in record]
     labels = {"loss": "training", "val_loss": "validation"}
     picture = curves(records, [labels], x_label="step", y_label="nats a token")
-    speed = (
-        {
-            "tokens_per_second": statistics.median(r["tokens_per_second"] for r in trained),
-            "audio_hours_seen": trained[-1]["audio_hours_seen"],
-        }
-        if trained
-        else {}
-    )
+    seen = {"audio_hours_seen": trained[-1]["audio_hours_seen"]} if trained else {}
     return {
-        **speed,
+        **seen,
         "loss_curve": MetadataValue.md(f"![loss curve]({picture})"),
         **describe_verdict(records, recipe),
         **describe_health(records),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -18,21 +19,19 @@ from tts_assets.sft.tables import (
     Pretraining,
     StrategyConfig,
 )
-from tts_assets.speechlm.config import BaseModel, VocabularyConfig
+from tts_assets.speechlm.config import BaseModel, VocabularyConfig, identified
 
 TRANSCRIPTS = "text"  # the source of the corpora's texts, in pretraining
 # A recipe continues under another of these: they change how fast it trains, not what.
-HOW = frozenset(
-    {
-        "strategy",
-        "checkpoints",
-        "save_every",
-        "gradient_checkpointing",
-        "compile",
-        "listen",
-        "listen_every",
-    }
-)
+HOW: Mapping[str, Any] = {
+    "strategy": True,
+    "checkpoints": {"keep_last", "keep_every"},  # but best decides which weights are published
+    "save_every": True,
+    "gradient_checkpointing": True,
+    "compile": True,
+}
+# These change no weights, but what of them is heard beside them.
+HEARD: Mapping[str, Any] = {"listen": True, "listen_every": True}
 
 
 class SftRecipe(Config):
@@ -187,9 +186,18 @@ class SftRecipe(Config):
             raise ValueError(f"checkpoints.best {best!r} is no metric of this recipe: {known}")
         return self
 
-    def what(self) -> dict[str, object]:
+    def identified(self) -> SftRecipe:
+        """The same with a base that is a folder named by its files: others in the same place are
+        another base."""
+        return self.model_copy(update={"base": identified(self.base)})
+
+    def what(self) -> dict[str, Any]:
         """All that determines the weights, for the comparison with a checkpoint's recipe."""
-        return self.model_dump(mode="json", exclude=set(HOW))
+        return self.model_dump(mode="json", exclude={**HOW, **HEARD})
+
+    def determining(self) -> dict[str, Any]:
+        """All that determines the bytes of a result, for its fingerprint."""
+        return self.model_dump(mode="json", exclude={**HOW})
 
 
 class SftProgram(ProgramConfig):

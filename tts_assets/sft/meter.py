@@ -15,6 +15,8 @@ from tts_assets.sft.packing import Packed
 from tts_assets.sft.ranks import summed
 from tts_assets.sft.strategies.base import Losses
 
+SPEED = frozenset({"tokens_per_second", "padding_share", "memory_gb", "tflops", "mfu"})
+
 
 class Meter:
     """Counts one batch over all ranks: first its tokens, then the losses of its rows."""
@@ -63,7 +65,8 @@ class Meter:
         return named
 
     def speed(self, flops: Flops, lengths: Sequence[int]) -> dict[str, float]:
-        """Tokens a second, padding, memory of rank 0, and MFU where the peak is known."""
+        """:data:`SPEED`: tokens a second, padding, memory of rank 0, and MFU where the peak is
+        known."""
         seconds = time.perf_counter() - self.started
         rate = flops.of(lengths, self.targets + self.text_targets) / seconds / self.run.world_size
         best = peak(self.run.device)

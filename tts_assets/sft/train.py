@@ -72,7 +72,8 @@ class Trainer:
         self.share = Share(run, self.recipe, self.strategy.lockstep)
         self.listening = Listening(run, program, self.lm, speech_of(self.val_pool))
         self.checkpoints = Checkpoints(run, self.recipe.checkpoints)
-        recipe = digest_of({"recipe": self.recipe.what(), "arrays": program.codec})
+        what = self.recipe.identified().what()
+        recipe = digest_of({"recipe": what, "arrays": program.codec})
         self.progress = Progress(recipe=recipe, vocabulary=self.lm.vocabulary.digest)
         self.stream = SampleStream(self.train_pool, self.recipe, program.token_rate)
         steps, epochs = self.recipe.steps, self.recipe.epochs

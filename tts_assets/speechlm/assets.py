@@ -13,7 +13,7 @@ from sensors.conditions import follow_data
 from tts_assets.artifacts import Build, CodeArrays, TokenArrays
 from tts_assets.compute import Shape
 from tts_assets.partitions import corpus_partitions
-from tts_assets.speechlm.config import TokenizerConfig, TokenProgram
+from tts_assets.speechlm.config import TokenizerConfig, TokenProgram, identified
 
 CODE_VERSION = "2"
 
@@ -44,7 +44,7 @@ def build_assets(
             asset="token_arrays",
             partition=context.partition_key,
             inputs={"code_arrays": code_arrays},
-            config={"tokenizers": wanted, "pretraining": pretraining},
+            config={"tokenizers": [identified(one) for one in wanted], "pretraining": pretraining},
             code_version=CODE_VERSION,
         )
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, Self, TypeVar
 
 from pydantic import Field, model_validator
 
 from tts_assets.config import Config
+from tts_assets.hub import identity
 from tts_assets.program import ProgramConfig
 
 
@@ -76,6 +77,14 @@ class TokenizerConfig(Config):
 
     hub: str | None
     vocabulary: VocabularyConfig
+
+
+Hub = TypeVar("Hub", BaseModel, TokenizerConfig)
+
+
+def identified(config: Hub) -> Hub:
+    """``config`` as a fingerprint has it: a folder in ``hub`` by its files, a name as it is."""
+    return config if config.hub is None else config.model_copy(update={"hub": identity(config.hub)})
 
 
 class TokenProgram(ProgramConfig):

@@ -39,7 +39,8 @@ from tts_assets.corpora.index import ABOUT_UTTERANCES, UTTERANCES_FILE
 from tts_assets.corpora.segments.accounting import account, corpus_facts
 from tts_assets.corpora.segments.card import CARD_FILE
 from tts_assets.corpora.segments.config import CODE_VERSION, SegmentConfig, SegmentProgram
-from tts_assets.hearing.whisper import model_digest, model_folder
+from tts_assets.hearing.whisper import model_folder
+from tts_assets.hub import model_digest
 from tts_assets.notebook import NOTEBOOK_FILE
 from tts_assets.partitions import corpus_partitions
 from tts_assets.plots import histogram

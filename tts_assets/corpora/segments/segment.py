@@ -35,7 +35,7 @@ from tts_assets.corpora.segments.recording import (
 from tts_assets.corpora.segments.result import Recording, write_result
 from tts_assets.corpora.segments.words import Listener
 from tts_assets.hearing.speaker_similarity import SpeakerEncoder, SpeakerSimilarity
-from tts_assets.hearing.whisper import model_digest
+from tts_assets.hub import model_digest
 from tts_assets.program import Run, load_config
 
 HEARD_KEYS = ("vad_threshold", "pause", "detect_language")  # what words depend on
