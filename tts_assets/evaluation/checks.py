@@ -2,6 +2,7 @@
 it is not certainly worse than the incumbent's."""
 
 import json
+import math
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, replace
@@ -215,13 +216,16 @@ def incumbent(
         other
         for other in readable_reports(store, asset)
         if other.path != report.path
-        and column.name in other.facts.metrics
         and metric not in measured_differently([measured(report), measured(other)])
     ]
     if column.name in AGAINST_TARGET:
         others = [o for o in others if same_target([o.path, report.path])] or others
-    best = max if column.better == "high" else min
-    return best(others, key=lambda o: (o.facts.metrics[column.name], o.path.name), default=None)
+    best, worst = (max, -math.inf) if column.better == "high" else (min, math.inf)
+    return best(
+        others,
+        key=lambda other: (other.facts.metrics.get(column.name, worst), other.path.name),
+        default=None,
+    )
 
 
 def suite_texts(suite: EvaluationSuite, evaluation: EvaluationConfig) -> list[SuiteText]:
