@@ -131,9 +131,9 @@ class Watched(Trainer):
 
 
 def seconds_a_step(folder: Path, recipe: CodecRecipe, processes: int) -> float:
-    """Mean over the schedule: a few steps before and in the adversarial stage."""
+    """Mean over the schedule: a few steps before and in the adversarial stage, if there is one."""
     found = []
-    for start in (None, 0.0):
+    for start in (None, 0.0) if recipe.adversarial else (None,):
         judged = recipe.adversarial and recipe.adversarial.model_copy(
             update={"start": start or 0.0, "warmup": 1}
         )
@@ -144,7 +144,7 @@ def seconds_a_step(folder: Path, recipe: CodecRecipe, processes: int) -> float:
         seconds = [row["seconds"] for row in read_rows(timing)]
         found.append((seconds[-1] - seconds[TIMED_STEPS - 1]) / TIMED_STEPS)
     share = recipe.adversarial.start if recipe.adversarial else 1.0
-    return share * found[0] + (1 - share) * found[1]
+    return share * found[0] + (1 - share) * found[-1]
 
 
 def plan(folder: Path, minutes: float, processes: int) -> None:
@@ -202,14 +202,16 @@ def curve(folder: Path, listener: Listener, processes: int) -> str:
     points = [row for row in rows if "wer" in row]
     recipe = CodecProgram.from_json(folder / "run.json").recipe
     original, clips = listener.original(), len(listener.samples)
-    start = recipe.adversarial.start if recipe.adversarial else 1.0
+    judges = "no discriminators"
+    if recipe.adversarial:
+        judges = f"discriminators from step {round(recipe.adversarial.start * recipe.steps)} on"
     lines = [
         f"# Codec training, {datetime.now(UTC):%Y-%m-%d}",
         "",
         f"Recipe `codec_demo`, {recipe.steps} steps ({rows[-1]['seconds'] / 60:.1f} minutes of "
-        f"training), {processes} ranks, torch {torch.__version__}; discriminators "
-        f"from step {round(start * recipe.steps)} on. Whisper tiny.en on {clips} held-out clips, "
-        f"each heard {HEARINGS} times: {original:.1%} word errors in the recordings.",
+        f"training), {processes} ranks, torch {torch.__version__}; {judges}. Whisper tiny.en on "
+        f"{clips} held-out clips, each heard {HEARINGS} times: {original:.1%} word errors in the "
+        "recordings.",
         "",
         "| minutes | step | log-mel L1 | perplexity | dead codes | WER | above the recordings |",
         "|---|---|---|---|---|---|---|",

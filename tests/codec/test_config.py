@@ -33,3 +33,9 @@ def train(**changes: Any) -> dict[str, Any]:
 def test_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         CodecConfig.parse(values, "codec")
+
+
+def test_judges_can_be_left_out_in_toml() -> None:
+    config = CodecConfig.parse(train(adversarial=False), "codec")
+    assert config.train is not None and config.train.adversarial is None
+    assert CodecConfig.parse(config.model_dump(mode="json"), "codec") == config

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from tts_assets.artifacts import CodecFacts
 from tts_assets.config import Config
@@ -95,12 +95,20 @@ class TrainingRecipe(Config):
     warmup: int = Field(100, ge=1)
     clip: float = Field(1.0, gt=0)
     ema: float = Field(0.999, ge=0, lt=1, description="the published weights are an average")
-    adversarial: AdversarialConfig | None = AdversarialConfig()
+    adversarial: AdversarialConfig | None = Field(
+        AdversarialConfig(), description="false: no judges, spectra alone"
+    )
     precision: Literal["fp32", "bf16"] = "fp32"
     export_dtype: Literal["fp32", "fp16"] = "fp32"
     eval_every: int = Field(1000, gt=0)
     save_every: int = Field(500, gt=0)
     seed: int = Field(777, ge=0)
+
+    @field_validator("adversarial", mode="before")
+    @classmethod
+    def _no_judges(cls, value: object) -> object:
+        """TOML has no null."""
+        return None if value is False else value
 
     @model_validator(mode="after")
     def _possible_data(self) -> Self:
