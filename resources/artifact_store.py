@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_origin
 
@@ -22,8 +21,8 @@ from dagster import (
     OutputContext,
     TextMetadataValue,
 )
-from filelock import FileLock, Timeout
 
+from resources.leases import locked
 from tts_assets.artifacts import (
     UNPARTITIONED,
     ArtifactStore,
@@ -34,14 +33,12 @@ from tts_assets.artifacts import (
     open_artifact,
 )
 from tts_assets.tracking import keep_files
-from tts_assets.waiting import Reminder
 
 # Output(data_version=...) is "beta" in 1.13; lineage here is built on it, and tests hold it.
 warnings.filterwarnings("ignore", message=".*data_version.*", category=BetaWarning)
 
 H = TypeVar("H", bound=Handle)
 Metadata = Mapping[str, Any]
-LOCK_SECONDS = 1.0  # of waiting for another run's lock, between two looks at the clock
 
 
 class ArtifactStoreResource(ConfigurableResource):
@@ -72,7 +69,9 @@ class ArtifactStoreResource(ConfigurableResource):
         reused = handle is not None
         if handle is None:
             work = self.store.work_folder(build)
-            with _alone(context, build, work):  # of two runs of one build the second takes over
+            waiting = f"waiting: another run builds {build.asset} as {build.fingerprint}"
+            # Of two runs of one build the second takes over.
+            with locked(Path(f"{work}.lock"), lambda: context.log.info(waiting)):
                 handle = self._reuse(context, build) or self._build(kind, build, work, run)
         assert isinstance(handle, kind)
         metadata = standard_metadata(handle) | {"reused": reused}
@@ -100,24 +99,6 @@ class ArtifactStoreResource(ConfigurableResource):
         keep_files(work, self.store.root / "wandb")
         shutil.rmtree(work)
         return handle
-
-
-@contextmanager
-def _alone(context: AssetExecutionContext, build: Build, work: Path) -> Iterator[None]:
-    """Hold the lock of the build; while another run holds it, say so every few minutes."""
-    lock, reminder = FileLock(f"{work}.lock"), Reminder()
-    while not lock.is_locked:
-        try:
-            lock.acquire(timeout=LOCK_SECONDS)
-        except Timeout:
-            if reminder.due():
-                context.log.info(
-                    f"waiting: another run builds {build.asset} as {build.fingerprint}"
-                )
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 class ArtifactIOManager(ConfigurableIOManager):

@@ -74,11 +74,8 @@ def better_than(store: ArtifactStore, newest: Checkpoint) -> str | None:
     loss = newest.facts.val_loss
     if loss is None:
         return None
-    earlier = [
-        readable(folder)
-        for folder in sorted(store.folder(newest.asset).iterdir())
-        if folder.is_dir() and not folder.is_symlink() and folder != newest.path
-    ]
+    published = store.published(newest.asset)
+    earlier = [readable(folder) for folder in published if folder != newest.path]
     comparable = [
         (other.facts.val_loss, other.path.name)
         for other in earlier

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from dagster import AssetExecutionContext, DagsterInstance, Output, asset, materialize
 
-from resources import artifact_store, leases, slurm_follower
+from resources import leases, slurm_follower
 from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
 from resources.slurm_client import Job, SlurmClient
 from resources.slurm_follower import Ended, Follower
@@ -29,7 +29,6 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Minutes become tenths of a second."""
     monkeypatch.setattr(waiting, "AGAIN_SECONDS", 0.1)
     monkeypatch.setattr(leases, "WAIT_SECONDS", 0.02)
-    monkeypatch.setattr(artifact_store, "LOCK_SECONDS", 0.02)
     monkeypatch.setattr(slurm_follower, "FIRST_LOOK", 0.02)
 
 
