@@ -122,6 +122,11 @@ def from_random_weights() -> dict[str, Row]:
     differing: dict[str, tuple[dict[str, Any], type[Timed]]] = {
         "quantizer: no spread loss": ({"spread_weight": 0.0}, Timed),
         "quantizer: double bound, no spread loss": ({"spread_weight": 0.0}, DoubleBound),
+        "codebook: 8, 8, 6, 5": ({"architecture.levels": (8, 8, 6, 5)}, Timed),
+        "codebook: 8, 8, 8, 8": ({"architecture.levels": (8, 8, 8, 8)}, Timed),
+        "codebook: 7, 5, 5, 5, 5": ({"architecture.levels": (7, 5, 5, 5, 5)}, Timed),
+        "codebook: 4, 4, 4, 4, 4, 4": ({"architecture.levels": (4, 4, 4, 4, 4, 4)}, Timed),
+        "encoder: 384 channels": ({"architecture.semantic_hidden": 384}, Timed),
         "encoder: level by the waveform branch": (
             {"architecture.acoustic_hidden": 1},
             FrameNormalized,
@@ -130,6 +135,7 @@ def from_random_weights() -> dict[str, Row]:
         "losses: log-mel alone": ({}, MelAlone),
         "windows: 1 s": ({"window_seconds": (1,)}, Timed),
         "windows: 4 s": ({"window_seconds": (4,)}, Timed),
+        "windows: at one level": ({"gains": (0.0,)}, Timed),
         "learning rate: 3e-4": ({"lr": 3e-4}, Timed),
         "learning rate: 3e-3": ({"lr": 3e-3}, Timed),
     }

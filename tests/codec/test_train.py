@@ -227,6 +227,22 @@ def test_windows_are_played_at_all_speeds(
         recipe(tiny, speeds=(1.0, 3.0))
 
 
+def test_windows_are_played_at_all_levels(tiny: CodecArchitecture, sample_list: Path) -> None:
+    plain = TrainingAudio({"asterisk_en": sample_list}, recipe(tiny), SPLIT)
+    levels = TrainingAudio({"asterisk_en": sample_list}, recipe(tiny, gains=(-12, 0)), SPLIT)
+    found = []
+    for step in range(20):
+        one, other = plain.batch(step, 0, 1), levels.batch(step, 0, 1)
+        factors = (other * one).sum(dim=1) / (one * one).sum(dim=1)
+        assert torch.allclose(other, factors[:, None] * one)
+        found += factors.tolist()
+    quiet = [factor == pytest.approx(10 ** (-12 / 20)) for factor in found]
+    assert len(found) / 4 < sum(quiet) < 3 * len(found) / 4
+    assert all(factor == pytest.approx(1) for factor in np.array(found)[np.logical_not(quiet)])
+    with pytest.raises(ValidationError, match=r"write for example \[-12, 0, 0\]"):
+        recipe(tiny, gains=(0.0, 25.0))
+
+
 def test_ranks_share_the_batch_of_one(tiny: CodecArchitecture, sample_list: Path) -> None:
     audio = TrainingAudio({"asterisk_en": sample_list}, recipe(tiny, batch_seconds=4), SPLIT)
     whole = audio.batch(7, 0, 1)

@@ -77,8 +77,8 @@ class Scripted:
 @pytest.fixture
 def scripted(synthesizer: Synthesizer, trained: Codec) -> Synthesizer:
     """The real synthesizer with the trained codec; its engine is to be replaced."""
-    card = synthesizer.card.model_copy(update={"codebook_size": 1920})
-    lm = build(BaseModel(llama=LLAMA), 1920, VocabularyConfig(), seed=0)
+    card = synthesizer.card.model_copy(update={"codebook_size": trained.codebook_size})
+    lm = build(BaseModel(llama=LLAMA), trained.codebook_size, VocabularyConfig(), seed=0)
     prompts = PromptFormat(lm.tokenizer, lm.vocabulary)
     return Synthesizer(card, synthesizer.engine, prompts, trained)
 

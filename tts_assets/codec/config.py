@@ -34,7 +34,11 @@ class CodecArchitecture(Config):
         0, ge=0, description="channels of the waveform branch at 16 kHz; 0: there is none"
     )
     ratios: tuple[int, ...] = (20, 16)
-    levels: tuple[int, ...] = Field((8, 8, 6, 5), min_length=1)
+    levels: tuple[int, ...] = Field(
+        (5, 5, 5, 4, 4),
+        min_length=1,
+        description="of each dimension of a code; at one size more dimensions are better",
+    )
 
     @property
     def codebook_size(self) -> int:
@@ -55,7 +59,7 @@ class CodecArchitecture(Config):
         if min(self.levels) < 2 or self.codebook_size > UINT16_CODES:
             raise ValueError(
                 f"levels {self.levels} make {self.codebook_size} codes; use 2 or more levels a "
-                f"dimension and at most {UINT16_CODES} codes, for example [8, 8, 6, 5]"
+                f"dimension and at most {UINT16_CODES} codes, for example [5, 5, 5, 4, 4]"
             )
         return self
 
@@ -90,6 +94,9 @@ class TrainingRecipe(Config):
     speeds: tuple[float, ...] = Field(
         (1.0,), min_length=1, description="each window is played at one of these: other voices"
     )
+    gains: tuple[float, ...] = Field(
+        (0.0,), min_length=1, description="dB; each window is played at one of these levels"
+    )
     lr: float = Field(1e-3, gt=0)
     final_share: float = Field(0.05, ge=0, le=1, description="last lr / peak lr")
     warmup: int = Field(100, ge=1)
@@ -121,6 +128,10 @@ class TrainingRecipe(Config):
             raise ValueError(
                 f"speeds {self.speeds} must lie between 0.5 and 2; write for example "
                 "[0.9, 1.0, 1.1]"
+            )
+        if min(self.gains) < -40 or max(self.gains) > 20:
+            raise ValueError(
+                f"gains {self.gains} must lie between -40 and 20 dB; write for example [-12, 0, 0]"
             )
         bad = [name for name, weight in self.corpora.items() if weight <= 0]
         if bad:

@@ -105,7 +105,8 @@ class TrainingAudio:
         return torch.nn.functional.pad(wave, (0, -len(wave) % hop)).unsqueeze(0)
 
     def _window(self, key: tuple[int, ...], length: int) -> Wave:
-        """``length`` samples of one utterance, or, where it is shorter, of several in a row."""
+        """``length`` samples of one utterance, or, where it is shorter, of several in a row; at
+        one of the recipe's gains."""
         generator = np.random.default_rng(key)
         parts: list[Wave] = []
         while (missing := length - sum(map(len, parts))) > 0:
@@ -116,4 +117,5 @@ class TrainingAudio:
                 start = int(generator.integers(len(wave) - length + 1))
                 wave = wave[start:]
             parts.append(wave[:missing])
-        return np.concatenate(parts)
+        gain = self.recipe.gains[generator.integers(len(self.recipe.gains))]
+        return np.concatenate(parts) * np.float32(10 ** (gain / 20))
