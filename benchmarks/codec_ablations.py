@@ -145,7 +145,9 @@ def from_random_weights() -> dict[str, Row]:
             name: Row(first | change, trainer, "recipe")
             for name, (change, trainer) in differing.items()
         },
-        "losses: judges from the start": Row({"adversarial.start": 0.0}, baseline="recipe"),
+        "losses: judges from the start": Row(
+            {"adversarial.start": 0.0, "adversarial.freeze_encoder": False}, baseline="recipe"
+        ),
     }
 
 
@@ -155,9 +157,14 @@ def from_vendored_codec() -> dict[str, Row]:
         start = {"base": VENDORED, "lr": 3e-4, "seed": seed}
         alone = f"spectra alone, seed {seed}"
         rows[alone] = Row(start | {"adversarial": None}, steps=CHEAPER * LONGER, naturalness=True)
-        rows[f"adversarial, seed {seed}"] = Row(
-            start | {"adversarial.start": 0.0}, baseline=alone, steps=LONGER, naturalness=True
-        )
+        judged = {"decoder": True, "encoder, too": False}
+        for learns, freeze in judged.items():
+            rows[f"adversarial, {learns}, seed {seed}"] = Row(
+                start | {"adversarial.start": 0.0, "adversarial.freeze_encoder": freeze},
+                baseline=alone,
+                steps=LONGER,
+                naturalness=True,
+            )
     return rows
 
 

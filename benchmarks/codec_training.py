@@ -1,14 +1,15 @@
 """Word errors of a codec's resynthesis over its training time, on the demo corpus.
 
-    python benchmarks/codec_training.py --minutes 120
+    python benchmarks/codec_training.py
 
-trains the recorded recipe (profile ``codec_demo``) from random weights. Its steps are those that
-fit into the time, by the speed of a few of them with and without discriminators; the learning rate
-falls to its end within it. On the way the averaged weights resynthesize held-out clips, and Whisper
-tiny.en's word errors are noted; listening does not count as training time. Every clip is heard
-several times, begun a part of a code later each: of one and the same codec single hearings of these
-135 words lie between 11 and 19 %. The curve is written to ``benchmarks/codec_training-DATE.md``.
-Interrupted, the same command goes on.
+trains the recorded recipe (profile ``codec_demo``) from random weights: this is how the vendored
+codec was made. With ``--minutes 30`` its steps are those that fit into the time, by the speed of a
+few of them with and without discriminators; the learning rate falls to its end within it. On the
+way the averaged weights resynthesize held-out clips, and Whisper tiny.en's word errors are noted;
+listening does not count as training time. Every clip is heard several times, begun a part of a
+code later each: of one and the same codec single hearings of these 135 words lie between 11 and
+19 %. The curve is written to ``benchmarks/codec_training-DATE.md``. Interrupted, the same command
+goes on.
 """
 
 from __future__ import annotations
@@ -46,21 +47,23 @@ SPLIT = ValidationSplit(fraction=0.06, salt="1")
 TIMED_STEPS = 6  # of each stage, after as many that warm up
 POINTS = 10  # of the curve
 HEARINGS = 4  # of a clip
+LONGEST = 30.0  # seconds, the demo's [filters]
 
 
 def demo_samples() -> list[Sample]:
-    """The clips of the demo corpus that have a text which somebody says."""
+    """The demo's ``filtered_samples``: clips of at most 30 s with a text which somebody says."""
     rows = [json.loads(line) for line in (CORPUS / "samples.jsonl").read_text().splitlines()]
-    return [
+    found = [
         Sample(
             id=sha256_file(CORPUS / row["wav_path"])[:16],
             wav_path=str(CORPUS / row["wav_path"]),
             transcript=row["transcript"],
-            duration=row["duration"],
+            duration=len(read_wave(CORPUS / row["wav_path"], SAMPLE_RATE)) / SAMPLE_RATE,
         )
         for row in rows
         if row["transcript"] and not set(row["transcript"]) & set("()[]")
     ]
+    return sorted((s for s in found if s.duration <= LONGEST), key=lambda sample: sample.id)
 
 
 def recorded_recipe() -> CodecRecipe:
@@ -87,7 +90,7 @@ class Listener:
 
     def __init__(self, clips: int) -> None:
         held_out = [s for s in demo_samples() if is_validation(s.id, SPLIT) and s.duration <= 12]
-        self.samples = sorted(held_out, key=lambda sample: sample.id)[:clips]
+        self.samples = held_out[:clips]
         self.waves = [read_wave(Path(s.wav_path), SAMPLE_RATE) for s in self.samples]
         self.transcriber = Transcriber(beam_size=1)
 
@@ -147,11 +150,15 @@ def seconds_a_step(folder: Path, recipe: CodecRecipe, processes: int) -> float:
     return share * found[0] + (1 - share) * found[-1]
 
 
-def plan(folder: Path, minutes: float, processes: int) -> None:
-    """Write the run, of as many steps as fit into the time; one that is there goes on."""
+def plan(folder: Path, minutes: float | None, processes: int) -> None:
+    """Write the run, of as many steps as fit into the time or else the recipe's; one that is there
+    goes on."""
     if (folder / "run.json").is_file():
         return
     recipe = recorded_recipe()
+    if minutes is None:
+        write_program(folder, recipe)
+        return
     steps = round(60 * minutes / seconds_a_step(folder, recipe, processes))
     steps = POINTS * max(1, steps // POINTS)  # each point counts the codes of as many steps
     warmup = {"warmup": min(recipe.warmup, max(1, steps // 20))}
@@ -227,7 +234,7 @@ def curve(folder: Path, listener: Listener, processes: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=120.0)
+    parser.add_argument("--minutes", type=float, help="instead of the recipe's steps")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--clips", type=int, default=40)
     parser.add_argument("--folder", type=Path, default=ROOT / "storage/benchmarks/codec_training")

@@ -103,7 +103,7 @@ def test_a_clip_on_the_boundary_between_two_codes_is_encoded_again(waves: list[W
         latents = codec.latents(pair[1:])[0]
         levels = codec.levels(latents)[:, 1]
         code = int((levels + 0.5).abs().argmin())  # the latent nearest to the boundary at -0.5
-        on_it = torch.full((1, 4), -0.5)
+        on_it = torch.full_like(latents[:1], -0.5)
         bias = boundary_input(codec, on_it)[0, 1] - latents[code, 1]
         model.quantizer.project_in.bias[1] += bias
     margin = distance_to_boundary(codec.levels(codec.latents(pair)))[1, code]

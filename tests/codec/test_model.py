@@ -67,10 +67,11 @@ def test_the_filterbank_is_kaldis(waves: list[Wave]) -> None:
     torch.testing.assert_close(computed, expected, atol=2e-3, rtol=0)
 
 
-@pytest.mark.parametrize("bad", [[-1, 3], [0, 1920]])
-def test_codes_of_another_codec_are_refused(vendored: Codec, bad: list[int]) -> None:
-    with pytest.raises(ValueError, match=r"codes lie in \[0, 1920\)"):
-        vendored.decode([np.array(bad)])
+def test_codes_of_another_codec_are_refused(vendored: Codec) -> None:
+    size = vendored.codebook_size
+    for bad in ([-1, 3], [0, size]):
+        with pytest.raises(ValueError, match=rf"codes lie in \[0, {size}\)"):
+            vendored.decode([np.array(bad)])
 
 
 def test_an_empty_waveform_is_refused(vendored: Codec) -> None:

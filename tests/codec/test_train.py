@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from pydantic import ValidationError
 from tests.interrupting import assert_same_bytes_after_a_stop
 from tts_assets.artifacts import CodecFacts, sha256_file
 from tts_assets.audio import Clip, Wave
+from tts_assets.codec.backends import CompactBackend
 from tts_assets.codec.config import AdversarialConfig, CodecArchitecture, CodecProgram, CodecRecipe
 from tts_assets.codec.model import Codec
 from tts_assets.codec.train import Reconstruction, Trainer, main
@@ -27,6 +31,9 @@ from tts_assets.split import ValidationSplit, is_validation
 SPLIT = ValidationSplit(fraction=0.2)
 
 
+JUDGED = AdversarialConfig(start=0.3, warmup=1, sizes=(256,), channels=4)
+
+
 def recipe(tiny: CodecArchitecture, **changes: Any) -> CodecRecipe:
     values: dict[str, Any] = {
         "corpora": {"asterisk_en": 1.0},
@@ -35,7 +42,7 @@ def recipe(tiny: CodecArchitecture, **changes: Any) -> CodecRecipe:
         "batch_seconds": 2,
         "window_seconds": (1,),
         "warmup": 1,
-        "adversarial": AdversarialConfig(start=0.3, warmup=1, sizes=(256,), channels=4),
+        "adversarial": JUDGED,
         "eval_every": 100,
         "save_every": 100,
     }
@@ -59,13 +66,14 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
+@pytest.mark.parametrize("after", [2, 3], ids=["between the stages", "against judges"])
 def test_an_interrupted_run_ends_in_the_same_bytes(
-    tmp_path: Path, tiny: CodecArchitecture, sample_list: Path
+    tmp_path: Path, tiny: CodecArchitecture, sample_list: Path, after: int
 ) -> None:
     def prepared(folder: Path) -> CodecProgram:
         return write(folder, recipe(tiny), sample_list)
 
-    parts = assert_same_bytes_after_a_stop(tmp_path, prepared, Trainer, main, after=3)
+    parts = assert_same_bytes_after_a_stop(tmp_path, prepared, Trainer, main, after=after)
     assert {"model.safetensors", "config.json", "recipe.json"} <= names(parts / "result")
     facts = CodecFacts.from_json(parts / "result.json")
     assert (facts.token_rate, facts.codebook_size, facts.sample_rate) == (50.0, 125, 16_000)
@@ -186,7 +194,7 @@ def test_half_precision_is_not_another_codec(
     calibrate(model, wave)
     made = []
     for precision in ("fp32", "bf16"):
-        reconstruct = Reconstruction(model, recipe(tiny, precision=precision))
+        reconstruct = Reconstruction(model, frozen=False, bf16=precision == "bf16")
         with torch.no_grad():
             made.append(reconstruct(wave)[1].float())
     assert (made[1] - made[0]).norm() < 0.1 * made[0].norm()
@@ -196,6 +204,43 @@ def starts_of(window: Wave, wave: Wave) -> list[int]:
     """Where a window lies in a wave."""
     places = np.flatnonzero(wave[: len(wave) - len(window) + 1] == window[0])
     return [int(s) for s in places if np.array_equal(wave[s : s + len(window)], window)]
+
+
+def test_judges_teach_the_decoder_alone(
+    tmp_path: Path, tiny: CodecArchitecture, sample_list: Path, waves: list[Wave]
+) -> None:
+    judged = AdversarialConfig(start=0.5, warmup=1, sizes=(256,), channels=4, generator_lr=2e-4)
+    program = write(tmp_path, recipe(tiny, steps=8, adversarial=judged), sample_list)
+    with Run(program.run_dir) as run:
+        trainer = Trainer(run, program)
+        rates = [trainer.train_step(step)["lr"] for step in range(4)]
+        codec = Codec(CompactBackend(trainer.average), "cpu")
+        codes, made = codec.encode(waves), codec.decode(codec.encode(waves))
+        later = [trainer.train_step(step)["lr"] for step in range(4, 8)]
+        again, otherwise = codec.encode(waves), codec.decode(codes)
+    assert rates[0] == 1e-3 > rates[-1] and later[0] == 2e-4 > later[-1], "a schedule each"
+    assert all(np.array_equal(a, b) for a, b in zip(codes, again, strict=True))
+    assert not any(np.array_equal(a, b) for a, b in zip(made, otherwise, strict=True))
+    with pytest.raises(ValidationError, match=r"freeze a random encoder: write start = 0\.6"):
+        recipe(tiny, adversarial=AdversarialConfig(start=0.0))
+
+
+def test_two_ranks_go_through_both_stages(
+    tmp_path: Path, tiny: CodecArchitecture, sample_list: Path
+) -> None:
+    for name in ("one", "two"):
+        write(tmp_path / name, recipe(tiny), sample_list)
+    main([str(tmp_path / "one" / "run.json")])
+    ranks = ["torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    program = ["-m", "tts_assets.codec.train", str(tmp_path / "two" / "run.json")]
+    subprocess.run(
+        [sys.executable, "-m", *ranks, *program],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        check=True,
+        timeout=300,
+    )
+    one, two = metrics(tmp_path / "one")[-1], metrics(tmp_path / "two")[-1]
+    assert two["step"] == 6 and two["val_mel"] == pytest.approx(one["val_mel"], rel=0.05)
 
 
 def test_windows_lie_anywhere_in_an_utterance(

@@ -56,7 +56,7 @@ from tts_assets.split import ValidationSplit
 from tts_assets.training.checks import losses_check
 
 CODE_VERSION = "1"
-TRAINING_VERSION = "3"  # of codecs that are trained here
+TRAINING_VERSION = "4"  # of codecs that are trained here
 SHARDS = "codec_shards"
 
 

@@ -68,10 +68,17 @@ class AdversarialConfig(Config):
     """The adversarial stage: discriminators of STFTs and of periods, from ``start`` (a share of
     all steps) on.
 
-    For ``warmup`` steps only the discriminators learn, then their weight rises as long again.
+    For ``warmup`` steps only the discriminators learn, then their weight rises as long again. The
+    stage has a learning rate schedule of its own. A codec's encoder is frozen in it: what judges
+    teach an encoder costs words, and what they teach a decoder does not
+    (``benchmarks/codec_training-2026-11-22.md``).
     """
 
     start: float = Field(0.5, ge=0, lt=1)
+    generator_lr: float | None = Field(
+        None, gt=0, description="the generator's highest in this stage; unset: that of before"
+    )
+    freeze_encoder: bool = Field(True, description="of a codec: its codes change no more")
     warmup: int = Field(200, ge=1)
     objective: Literal["hinge", "least_squares"] = "hinge"
     sizes: tuple[int, ...] = Field((1024, 512, 256), min_length=1, description="FFT sizes")
@@ -158,6 +165,12 @@ class CodecRecipe(TrainingRecipe):
     def _possible(self) -> Self:
         if self.freeze_encoder and self.base is None:
             raise ValueError("freeze_encoder needs a base: a random encoder learns nothing")
+        judged = self.adversarial
+        if judged and judged.freeze_encoder and judged.start == 0 and self.base is None:
+            raise ValueError(
+                "adversarial.start = 0 would freeze a random encoder: write start = 0.6, or "
+                "adversarial.freeze_encoder = false"
+            )
         return self
 
 

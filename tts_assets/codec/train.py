@@ -1,8 +1,9 @@
 """Trains a codec: ``python -m tts_assets.codec.train run.json``, by hand or under torchrun.
 
-Two stages in one schedule: first spectra alone; from ``adversarial.start`` on also against
-discriminators, because spectra without a phase sound hoarse. The published weights are an
-exponential moving average, which is also what validation measures.
+Two stages: first spectra alone; from ``adversarial.start`` on also against discriminators, because
+spectra without a phase sound hoarse. By then the encoder knows what to write; it is frozen, and the
+decoder learns how to say it. The published weights are an exponential moving average, which is also
+what validation measures and what the second stage begins with.
 """
 
 from __future__ import annotations
@@ -29,11 +30,10 @@ VALIDATION_CLIPS = 16  # a validation of whole clips costs as much as some ten s
 class Reconstruction(nn.Module):
     """Waveforms in, waveforms out, and what lies between: what DDP wraps."""
 
-    def __init__(self, model: CompactXcodec2, recipe: CodecRecipe) -> None:
+    def __init__(self, model: CompactXcodec2, frozen: bool, bf16: bool) -> None:
+        """``frozen``: the encoder."""
         super().__init__()
-        self.model = model
-        self.frozen = recipe.freeze_encoder
-        self.bf16 = recipe.precision == "bf16"
+        self.model, self.frozen, self.bf16 = model, frozen, bf16
 
     def forward(self, waves: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(batch, samples) to the same, float32, latents (batch, codes, dimensions) and codes
@@ -67,7 +67,10 @@ class Trainer(TrainingLoop):
         data = [sample.id for sample in self.audio.train]
         size = facts_of(self.codec).codebook_size
         self.prepare(self.codec, {"recipe": recipe, "data": data}, size)
-        self.reconstruct = self.parallel(Reconstruction(self.codec, recipe))
+        self.frozen = recipe.freeze_encoder
+        if recipe.adversarial and self.step > self.first_judged:
+            self.frozen |= recipe.adversarial.freeze_encoder
+        self._connect()
 
     def _new_model(self) -> CompactXcodec2:
         if self.recipe.base is not None:
@@ -75,19 +78,33 @@ class Trainer(TrainingLoop):
         else:
             model = build(self.recipe.architecture, self.recipe.seed)
             calibrate(model, self.audio.calibration())
-        frozen = [model.semantic_encoder]
-        if self.recipe.freeze_encoder:
-            frozen = model.encoder_parts()
-        for module in frozen:
-            module.requires_grad_(False)
+        model.semantic_encoder.requires_grad_(False)
         return model
+
+    def _connect(self) -> None:
+        """What learns from here on, over all ranks."""
+        if self.frozen:
+            for module in self.codec.encoder_parts():
+                module.requires_grad_(False)
+        bf16 = self.recipe.precision == "bf16"
+        self.reconstruct = self.parallel(Reconstruction(self.codec, self.frozen, bf16))
+
+    def begin_adversarial(self) -> None:
+        """The encoder that is published is the averaged one: its codes are what the decoder hears
+        from here on."""
+        config = self.recipe.adversarial
+        if config is None or not config.freeze_encoder or self.frozen:
+            return
+        self.codec.load_state_dict(self.average.state_dict())
+        self.frozen = True
+        self._connect()
 
     def generate(self, step: int) -> Generated:
         waves = self.audio.batch(step, self.run.rank, self.run.world_size).to(self.run.device)
         made, latents, codes = self.reconstruct(waves)
         loss, mel = self.spectral(made, waves)
         report = {"mel": float(mel)}
-        if not self.recipe.freeze_encoder:
+        if not self.frozen:
             spread = spread_loss(latents)
             loss = loss + self.recipe.spread_weight * spread
             report["spread"] = float(spread.detach())

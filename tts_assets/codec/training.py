@@ -78,6 +78,15 @@ class TrainingLoop(StepLoop):
             self.usage.counts.zero_()  # rank 0 has the counts of all
         self.parallel_judges = self.parallel(self.judges) if self.judges is not None else None
 
+    @property
+    def first_judged(self) -> int:
+        """The first step of the adversarial stage; behind the last if there is none."""
+        config, steps = self.recipe.adversarial, self.recipe.steps
+        return steps if config is None else round(config.start * steps)
+
+    def begin_adversarial(self) -> None:
+        """Before the first step of the stage."""
+
     def parallel(self, module: nn.Module) -> nn.Module:
         """The module, its gradients averaged over the ranks."""
         return DistributedDataParallel(module) if self.run.world_size > 1 else module
@@ -91,10 +100,12 @@ class TrainingLoop(StepLoop):
 
     def train_step(self, step: int) -> dict[str, float]:
         """One step of the generator and, in the adversarial stage, one of the judges."""
-        scale = self.set_learning_rates(step)
+        if step == self.first_judged:
+            self.begin_adversarial()
+        lr = self.set_learning_rates(step)
         made = self.generate(step)
         self.usage.add(made.codes)
-        loss, report = made.loss, {**made.report, "lr": scale * self.recipe.lr}
+        loss, report = made.loss, {**made.report, "lr": lr}
         weight, config = self.adversarial_weight(step), self.recipe.adversarial
         if weight is not None and config is not None:
             judged = math.ceil(config.share * len(made.waves))
@@ -113,14 +124,20 @@ class TrainingLoop(StepLoop):
         return {name: round(value, 6) for name, value in report.items()}
 
     def set_learning_rates(self, step: int) -> float:
-        """Linear warm-up, then a cosine to ``final_share``; returns the factor."""
-        recipe = self.recipe
+        """In each stage a linear warm-up, then a cosine to ``final_share`` of its highest; returns
+        the generator's learning rate."""
+        recipe, config = self.recipe, self.recipe.adversarial
+        first, last, highest = 0, recipe.steps, recipe.lr
+        if config is not None and step >= self.first_judged:
+            first, highest = self.first_judged, config.generator_lr or recipe.lr
+        elif config is not None:
+            last = self.first_judged
         share = recipe.final_share
-        cosine = 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
-        factor = (share + (1 - share) * cosine) * min(1.0, (step + 1) / recipe.warmup)
+        cosine = 0.5 * (1 + math.cos(math.pi * (step - first) / (last - first)))
+        factor = (share + (1 - share) * cosine) * min(1.0, (step - first + 1) / recipe.warmup)
         for group in self.optimizers["generator"].param_groups:
-            group["lr"] = recipe.lr * factor
-        return factor
+            group["lr"] = highest * factor
+        return highest * factor
 
     def update_generator(self, step: int) -> float:
         """Clip, update, average; returns the gradient's norm before clipping."""
@@ -140,7 +157,7 @@ class TrainingLoop(StepLoop):
         config = self.recipe.adversarial
         if config is None:
             return None
-        since = step - round(config.start * self.recipe.steps)
+        since = step - self.first_judged
         if since < 0:
             return None
         return min(1.0, max(0.0, since / config.warmup - 1))
