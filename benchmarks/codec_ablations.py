@@ -157,7 +157,7 @@ def from_vendored_codec() -> dict[str, Row]:
         start = {"base": VENDORED, "lr": 3e-4, "seed": seed}
         alone = f"spectra alone, seed {seed}"
         rows[alone] = Row(start | {"adversarial": None}, steps=CHEAPER * LONGER, naturalness=True)
-        judged = {"decoder": True, "encoder, too": False}
+        judged = {"decoder alone": True, "encoder too": False}
         for learns, freeze in judged.items():
             rows[f"adversarial, {learns}, seed {seed}"] = Row(
                 start | {"adversarial.start": 0.0, "adversarial.freeze_encoder": freeze},
