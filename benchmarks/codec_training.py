@@ -2,14 +2,13 @@
 
     python benchmarks/codec_training.py
 
-trains the recorded recipe (profile ``codec_demo``) from random weights: this is how the vendored
-codec was made. With ``--minutes 30`` its steps are those that fit into the time, by the speed of a
-few of them with and without discriminators; the learning rate falls to its end within it. On the
-way the averaged weights resynthesize held-out clips, and Whisper tiny.en's word errors are noted;
-listening does not count as training time. Every clip is heard several times, begun a part of a
-code later each: of one and the same codec single hearings of these 135 words lie between 11 and
-19 %. The curve is written to ``benchmarks/codec_training-DATE.md``. Interrupted, the same command
-goes on.
+trains the recorded recipe (profile ``codec_demo``) from random weights. With ``--minutes 30`` its
+steps are those that fit into the time, by the speed of a few of them with and without
+discriminators; the learning rate falls to its end within it. On the way the averaged weights
+resynthesize held-out clips, and Whisper tiny.en's word errors are noted; listening does not count
+as training time. Every clip is heard several times, begun a part of a code later each: of one and
+the same codec single hearings of these 135 words lie between 11 and 19 %. The curve is written to
+``benchmarks/codec_training-DATE.md``. Interrupted, the same command goes on.
 """
 
 from __future__ import annotations
