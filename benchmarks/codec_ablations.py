@@ -200,7 +200,8 @@ def trained(folder: Path, row: Row, steps: int) -> Codec:
     steps = round(steps * row.steps)
     warmup = max(1, steps // 20)
     base = changed(recorded_recipe(), {"steps": steps, "warmup": warmup, "save_every": 50})
-    base = changed(base, {"eval_every": steps, "adversarial": {"warmup": warmup}})
+    judged = {"adversarial.warmup": warmup, "adversarial.generator_lr": None}  # the row's own lr
+    base = changed(base, {"eval_every": steps} | judged)
     program: CodecProgram = write_program(folder, changed(base, row.changes))
     with Run(program.run_dir) as run:
         trainer = row.trainer(run, program)

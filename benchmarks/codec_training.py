@@ -210,7 +210,7 @@ def curve(folder: Path, listener: Listener, processes: int) -> str:
     original, clips = listener.original(), len(listener.samples)
     judges = "no discriminators"
     if recipe.adversarial:
-        judges = f"discriminators from step {round(recipe.adversarial.start * recipe.steps)} on"
+        judges = f"discriminators from step {recipe.first_judged} on"
     lines = [
         f"# Codec training, {datetime.now(UTC):%Y-%m-%d}",
         "",

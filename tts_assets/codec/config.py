@@ -118,6 +118,12 @@ class TrainingRecipe(Config):
     save_every: int = Field(500, gt=0)
     seed: int = Field(777, ge=0)
 
+    @property
+    def first_judged(self) -> int:
+        """The first step of the adversarial stage; behind the last if there is none."""
+        judged = self.adversarial
+        return self.steps if judged is None else round(judged.start * self.steps)
+
     @field_validator("adversarial", mode="before")
     @classmethod
     def _no_judges(cls, value: object) -> object:

@@ -68,7 +68,7 @@ class Trainer(TrainingLoop):
         size = facts_of(self.codec).codebook_size
         self.prepare(self.codec, {"recipe": recipe, "data": data}, size)
         self.frozen = recipe.freeze_encoder
-        if recipe.adversarial and self.step > self.first_judged:
+        if recipe.adversarial and self.step > recipe.first_judged:
             self.frozen |= recipe.adversarial.freeze_encoder
         self._connect()
 

@@ -78,12 +78,6 @@ class TrainingLoop(StepLoop):
             self.usage.counts.zero_()  # rank 0 has the counts of all
         self.parallel_judges = self.parallel(self.judges) if self.judges is not None else None
 
-    @property
-    def first_judged(self) -> int:
-        """The first step of the adversarial stage; behind the last if there is none."""
-        config, steps = self.recipe.adversarial, self.recipe.steps
-        return steps if config is None else round(config.start * steps)
-
     def begin_adversarial(self) -> None:
         """Before the first step of the stage."""
 
@@ -100,7 +94,7 @@ class TrainingLoop(StepLoop):
 
     def train_step(self, step: int) -> dict[str, float]:
         """One step of the generator and, in the adversarial stage, one of the judges."""
-        if step == self.first_judged:
+        if step == self.recipe.first_judged:
             self.begin_adversarial()
         lr = self.set_learning_rates(step)
         made = self.generate(step)
@@ -127,11 +121,10 @@ class TrainingLoop(StepLoop):
         """In each stage a linear warm-up, then a cosine to ``final_share`` of its highest; returns
         the generator's learning rate."""
         recipe, config = self.recipe, self.recipe.adversarial
-        first, last, highest = 0, recipe.steps, recipe.lr
-        if config is not None and step >= self.first_judged:
-            first, highest = self.first_judged, config.generator_lr or recipe.lr
-        elif config is not None:
-            last = self.first_judged
+        first, last, highest = 0, recipe.first_judged, recipe.lr
+        if config is not None and step >= recipe.first_judged:
+            first, last = recipe.first_judged, recipe.steps
+            highest = config.generator_lr or recipe.lr
         share = recipe.final_share
         cosine = 0.5 * (1 + math.cos(math.pi * (step - first) / (last - first)))
         factor = (share + (1 - share) * cosine) * min(1.0, (step - first + 1) / recipe.warmup)
@@ -157,7 +150,7 @@ class TrainingLoop(StepLoop):
         config = self.recipe.adversarial
         if config is None:
             return None
-        since = step - self.first_judged
+        since = step - self.recipe.first_judged
         if since < 0:
             return None
         return min(1.0, max(0.0, since / config.warmup - 1))
