@@ -21,13 +21,14 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from tts_assets.artifacts import sha256_file
-from tts_assets.audio import Wave, read_wave
+from tts_assets.audio import Wave, measure, read_wave
 from tts_assets.codec.backends import CompactBackend
 from tts_assets.codec.config import CodecProgram, CodecRecipe
 from tts_assets.codec.features import HOP, SAMPLE_RATE
@@ -46,23 +47,25 @@ SPLIT = ValidationSplit(fraction=0.06, salt="1")
 TIMED_STEPS = 6  # of each stage, after as many that warm up
 POINTS = 10  # of the curve
 HEARINGS = 4  # of a clip
-LONGEST = 30.0  # seconds, the demo's [filters]
 
 
+@cache
 def demo_samples() -> list[Sample]:
-    """The demo's ``filtered_samples``: clips of at most 30 s with a text which somebody says."""
+    """The demo's ``filtered_samples``: clips that are not too long, with a text which somebody
+    says."""
+    longest = load_settings(profile="codec_demo").filters.max_duration
     rows = [json.loads(line) for line in (CORPUS / "samples.jsonl").read_text().splitlines()]
     found = [
         Sample(
             id=sha256_file(CORPUS / row["wav_path"])[:16],
             wav_path=str(CORPUS / row["wav_path"]),
             transcript=row["transcript"],
-            duration=len(read_wave(CORPUS / row["wav_path"], SAMPLE_RATE)) / SAMPLE_RATE,
+            duration=measure(CORPUS / row["wav_path"]).frames / SAMPLE_RATE,
         )
         for row in rows
         if row["transcript"] and not set(row["transcript"]) & set("()[]")
     ]
-    return sorted((s for s in found if s.duration <= LONGEST), key=lambda sample: sample.id)
+    return sorted((s for s in found if s.duration <= longest), key=lambda sample: sample.id)
 
 
 def recorded_recipe() -> CodecRecipe:

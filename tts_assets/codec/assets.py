@@ -56,7 +56,7 @@ from tts_assets.split import ValidationSplit
 from tts_assets.training.checks import losses_check
 
 CODE_VERSION = "1"
-TRAINING_VERSION = "4"  # of codecs that are trained here
+TRAINING_VERSION = "4"  # of codecs and decoders that are trained here
 SHARDS = "codec_shards"
 
 
@@ -162,7 +162,7 @@ def trained_decoder(
     @asset(
         group_name="codec_decoder",  # no part of what a corpus is refreshed with
         ins={"samples": filtered_samples_of(recipe.corpora)},
-        code_version=CODE_VERSION,
+        code_version=TRAINING_VERSION,
         kinds={"pytorch"},
         description=f"A decoder at {recipe.sample_rate} Hz for the codec's codes, trained on "
         f"{', '.join(recipe.corpora)} for {recipe.steps} steps.",
@@ -179,7 +179,7 @@ def trained_decoder(
         known = asked if start is None else asked.model_copy(update={"start": "folder"})
         parts = {"recipe": known, "start": start_files, "validation": validation}
         inputs: dict[str, Any] = {"samples": samples, "codec": codec}
-        build = Build("codec_decoder", inputs, parts, CODE_VERSION, seed=asked.seed)
+        build = Build("codec_decoder", inputs, parts, TRAINING_VERSION, seed=asked.seed)
 
         def train(work: Path) -> dict[str, Any]:
             program = DecoderProgram(
