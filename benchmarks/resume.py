@@ -25,9 +25,10 @@ import torch
 from tts_assets.artifacts import ArtifactStore
 from tts_assets.program import Run
 from tts_assets.settings import load_settings
-from tts_assets.sft.checkpoint import MANIFEST, PROGRESS, Progress, _described, damage, saved
+from tts_assets.sft.checkpoint import PROGRESS, Progress
 from tts_assets.sft.config import SftProgram
 from tts_assets.sft.train import Trainer
+from tts_assets.training.manifest import damage, saved, write_manifest
 
 EARLY, LATE, REPEATS = 10, 100_000, 5
 
@@ -75,7 +76,7 @@ def make_late(early: Path, late: Path, progress: Progress) -> None:
     checkpoint = late / "checkpoints" / f"step-{LATE:07d}"
     shutil.copytree(saved(early / "checkpoints")[0], checkpoint)
     (checkpoint / PROGRESS).write_text(progress.to_json())
-    (checkpoint / MANIFEST).write_text(json.dumps(_described(checkpoint), indent=2) + "\n")
+    write_manifest(checkpoint)
     assert damage(checkpoint) is None
     lines = [json.loads(line) for line in (early / "metrics.jsonl").read_text().splitlines()]
     with (late / "metrics.jsonl").open("w") as stream:

@@ -14,6 +14,10 @@ def train(**changes: Any) -> dict[str, Any]:
     return {"train": {"corpora": {"a": 1.0}, **changes}}
 
 
+def decoder(**changes: Any) -> dict[str, Any]:
+    return {"checkpoint": "x", "decoder": {"corpora": {"a": 1.0}, **changes}}
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -28,6 +32,7 @@ def train(**changes: Any) -> dict[str, Any]:
         (train(window_seconds=[20]), "between 1 and batch_seconds"),
         (train(corpora={"a": 0.0}), "no positive weight"),
         (train(adversarial={"start": 1.0}), "less than 1"),
+        (decoder(adversarial={"freeze_encoder": True}), "freeze_encoder"),
     ],
 )
 def test_refused(values: dict[str, Any], message: str) -> None:
@@ -39,3 +44,11 @@ def test_judges_can_be_left_out_in_toml() -> None:
     config = CodecConfig.parse(train(adversarial=False), "codec")
     assert config.train is not None and config.train.adversarial is None
     assert CodecConfig.parse(config.model_dump(mode="json"), "codec") == config
+
+
+def test_a_decoder_keeps_its_judges_where_one_key_is_given() -> None:
+    config = CodecConfig.parse(decoder(adversarial={"share": 0.5}), "codec").decoder
+    assert config is not None and config.adversarial is not None
+    judges = config.adversarial
+    assert (judges.share, judges.start, judges.objective) == (0.5, 0.0, "least_squares")
+    assert len(judges.sizes) == 8 and judges.periods == (2, 3, 5, 7, 11)

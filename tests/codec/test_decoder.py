@@ -14,7 +14,12 @@ from tests.codec.conftest import VENDORED, published
 from tests.interrupting import assert_same_bytes_after_a_stop
 from tts_assets.artifacts import DecoderFacts, sha256_file
 from tts_assets.audio import Wave
-from tts_assets.codec.config import AdversarialConfig, DecoderProgram, DecoderRecipe, DecoderSize
+from tts_assets.codec.config import (
+    DecoderAdversarialConfig,
+    DecoderProgram,
+    DecoderRecipe,
+    DecoderSize,
+)
 from tts_assets.codec.decoder import DecoderOutput
 from tts_assets.codec.losses import MelLoss, loudness_loss
 from tts_assets.codec.model import Codec
@@ -33,9 +38,7 @@ def recipe(**changes: Any) -> DecoderRecipe:
         "steps": 4,
         "batch_seconds": 1,
         "warmup": 1,
-        "adversarial": AdversarialConfig(
-            start=0.0, warmup=1, objective="least_squares", sizes=(78,), periods=(3,), channels=4
-        ),
+        "adversarial": DecoderAdversarialConfig(warmup=1, sizes=(78,), periods=(3,), channels=4),
         "eval_every": 100,
         "save_every": 100,
     }

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tts_assets.audio import Wave
-from tts_assets.codec.config import AdversarialConfig
+from tts_assets.codec.config import AdversarialConfig, DecoderAdversarialConfig
 from tts_assets.codec.discriminator import (
     Discriminators,
     Objective,
@@ -17,11 +17,12 @@ from tts_assets.codec.discriminator import (
 )
 
 
-def test_every_fft_size_judges_every_frame() -> None:
-    judges = Discriminators(AdversarialConfig(sizes=(512, 256), channels=4))
+@pytest.mark.parametrize("overlap", [2, 4])
+def test_every_fft_size_judges_every_frame(overlap: int) -> None:
+    judges = Discriminators(AdversarialConfig(sizes=(512, 256), overlap=overlap, channels=4))
     judged = judges(torch.randn(3, 3200))
     for size, (score, features) in zip((512, 256), judged, strict=True):
-        frames = 3200 // (size // 4) + 1
+        frames = 3200 // (size // overlap) + 1
         assert score.shape[:3] == (3, 1, frames)
         assert score.shape[3] == features[-1].shape[3] < size // 2 // 16
         assert [feature.shape[1] for feature in features] == [4, 8, 8, 8]
@@ -34,6 +35,15 @@ def test_every_period_judges_its_columns() -> None:
     for period, (score, features) in zip((2, 11), judged[2:], strict=True):
         assert score.shape[:2] == (2, 1) and score.shape[3] == period
         assert [feature.shape[1] for feature in features] == [2, 8, 32, 128]
+
+
+def test_a_decoder_has_the_judges_of_the_reference_trainer() -> None:
+    """FFT sizes with a hop of half of each, and periods, as inworld-ai/tts configures them."""
+    judges = Discriminators(DecoderAdversarialConfig(channels=4))
+    scores = [score for score, _ in judges(torch.randn(1, 9600))]
+    sizes = (78, 126, 206, 334, 542, 876, 1418, 2296)
+    assert [score.shape[2] for score in scores[:8]] == [9600 // (size // 2) + 1 for size in sizes]
+    assert [score.shape[3] for score in scores[8:]] == [2, 3, 5, 7, 11]
 
 
 @pytest.mark.parametrize("objective", ["hinge", "least_squares"])

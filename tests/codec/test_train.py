@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,12 +14,18 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from safetensors.torch import load_file
 
 from tests.interrupting import assert_same_bytes_after_a_stop
 from tts_assets.artifacts import CodecFacts, sha256_file
 from tts_assets.audio import Clip, Wave
 from tts_assets.codec.backends import CompactBackend
-from tts_assets.codec.config import AdversarialConfig, CodecArchitecture, CodecProgram, CodecRecipe
+from tts_assets.codec.config import (
+    CodecAdversarialConfig,
+    CodecArchitecture,
+    CodecProgram,
+    CodecRecipe,
+)
 from tts_assets.codec.model import Codec
 from tts_assets.codec.train import Reconstruction, Trainer, main
 from tts_assets.codec.usage import usage
@@ -27,11 +34,12 @@ from tts_assets.codec.xcodec2 import build, calibrate
 from tts_assets.corpora.samples import Sample
 from tts_assets.program import Run
 from tts_assets.split import ValidationSplit, is_validation
+from tts_assets.training.manifest import step_of
 
 SPLIT = ValidationSplit(fraction=0.2)
 
 
-JUDGED = AdversarialConfig(start=0.3, warmup=1, sizes=(256,), channels=4)
+JUDGED = CodecAdversarialConfig(start=0.3, warmup=1, sizes=(256,), channels=4)
 
 
 def recipe(tiny: CodecArchitecture, **changes: Any) -> CodecRecipe:
@@ -66,12 +74,16 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize("after", [2, 3], ids=["between the stages", "against judges"])
+@pytest.mark.parametrize(
+    ("after", "precision"),
+    [(2, "fp32"), (3, "fp32"), (3, "bf16")],
+    ids=["between the stages", "against judges", "in half precision"],
+)
 def test_an_interrupted_run_ends_in_the_same_bytes(
-    tmp_path: Path, tiny: CodecArchitecture, sample_list: Path, after: int
+    tmp_path: Path, tiny: CodecArchitecture, sample_list: Path, after: int, precision: str
 ) -> None:
     def prepared(folder: Path) -> CodecProgram:
-        return write(folder, recipe(tiny), sample_list)
+        return write(folder, recipe(tiny, precision=precision), sample_list)
 
     parts = assert_same_bytes_after_a_stop(tmp_path, prepared, Trainer, main, after=after)
     assert {"model.safetensors", "config.json", "recipe.json"} <= names(parts / "result")
@@ -112,6 +124,53 @@ def test_a_kill_between_saves_leaves_the_same_figures(
     assert metrics(tmp_path / "whole") == metrics(tmp_path / "parts")
     facts = [CodecFacts.from_json(tmp_path / name / "result.json") for name in ("whole", "parts")]
     assert facts[0] == facts[1]
+
+
+@pytest.mark.parametrize("name", ["average.safetensors", "optimizers.pt"])
+def test_a_damaged_checkpoint_is_passed_over(
+    tmp_path: Path,
+    tiny: CodecArchitecture,
+    sample_list: Path,
+    capfd: pytest.CaptureFixture[str],
+    name: str,
+) -> None:
+    """Of the two that are kept the older one goes on, to the same weights."""
+    write(tmp_path, recipe(tiny, save_every=3), sample_list)
+    main([str(tmp_path / "run.json")])
+    whole = sha256_file(tmp_path / "result" / "model.safetensors")
+    shutil.rmtree(tmp_path / "result")
+    (tmp_path / "result.json").unlink()
+    newest = tmp_path / "checkpoints" / "step-0000006"
+    (newest / name).write_bytes((newest / name).read_bytes()[:-1000])
+    main([str(tmp_path / "run.json")])
+    told = capfd.readouterr().err
+    assert f"step-0000006 is passed over and removed: {name} is truncated" in told
+    assert "resuming after step 3 of 6" in told
+    assert sha256_file(tmp_path / "result" / "model.safetensors") == whole
+
+
+def test_what_is_published_is_the_moving_average(
+    tmp_path: Path, tiny: CodecArchitecture, sample_list: Path
+) -> None:
+    """With weights 1 - decay for each step, decay = min(ema, (step + 1) / (step + 10))."""
+    program = write(tmp_path, recipe(tiny, adversarial=None), sample_list)
+    with Run(program.run_dir) as run:
+        trainer = Trainer(run, program)
+        name, learnt = next((n, p) for n, p in trainer.codec.named_parameters() if p.requires_grad)
+        expected, take = learnt.detach().clone(), trainer.train_step
+
+        def followed(step: int) -> dict[str, float]:
+            report = take(step)
+            decay = min(0.999, (step + 1) / (step + 10))
+            expected.mul_(decay).add_(learnt.detach(), alpha=1 - decay)
+            return report
+
+        trainer.train_step = followed  # type: ignore[method-assign]
+        trainer.train()
+        trainer.export()
+    published = load_file(tmp_path / "result" / "model.safetensors")[name]
+    torch.testing.assert_close(published, expected)
+    assert not torch.allclose(published, learnt.detach(), atol=1e-4)
 
 
 def test_dead_codes_are_reported(
@@ -209,7 +268,7 @@ def starts_of(window: Wave, wave: Wave) -> list[int]:
 def test_judges_teach_the_decoder_alone(
     tmp_path: Path, tiny: CodecArchitecture, sample_list: Path, waves: list[Wave]
 ) -> None:
-    judged = AdversarialConfig(start=0.5, warmup=1, sizes=(256,), channels=4, generator_lr=2e-4)
+    judged = JUDGED.model_copy(update={"start": 0.5, "generator_lr": 2e-4})
     program = write(tmp_path, recipe(tiny, steps=8, adversarial=judged), sample_list)
     with Run(program.run_dir) as run:
         trainer = Trainer(run, program)
@@ -222,25 +281,44 @@ def test_judges_teach_the_decoder_alone(
     assert all(np.array_equal(a, b) for a, b in zip(codes, again, strict=True))
     assert not any(np.array_equal(a, b) for a, b in zip(made, otherwise, strict=True))
     with pytest.raises(ValidationError, match=r"freeze a random encoder: write start = 0\.6"):
-        recipe(tiny, adversarial=AdversarialConfig(start=0.0))
+        recipe(tiny, adversarial=CodecAdversarialConfig(start=0.0))
 
 
 def test_two_ranks_go_through_both_stages(
     tmp_path: Path, tiny: CodecArchitecture, sample_list: Path
 ) -> None:
+    """And go on from a checkpoint of two, or of one, to the end."""
     for name in ("one", "two"):
-        write(tmp_path / name, recipe(tiny), sample_list)
+        write(tmp_path / name, recipe(tiny, save_every=3), sample_list)
     main([str(tmp_path / "one" / "run.json")])
+    on_two_ranks(tmp_path / "two" / "run.json")
+    one, two = metrics(tmp_path / "one")[-1], metrics(tmp_path / "two")[-1]
+    assert two["step"] == 6 and two["val_mel"] == pytest.approx(one["val_mel"], rel=0.05)
+    whole = sha256_file(tmp_path / "two" / "result" / "model.safetensors")
+    go_back_to(tmp_path / "two", 3)
+    on_two_ranks(tmp_path / "two" / "run.json")
+    assert sha256_file(tmp_path / "two" / "result" / "model.safetensors") == whole
+    go_back_to(tmp_path / "two", 3)
+    main([str(tmp_path / "two" / "run.json")])
+    assert metrics(tmp_path / "two")[-1]["val_mel"] == pytest.approx(one["val_mel"], rel=0.05)
+
+
+def on_two_ranks(program: Path) -> None:
     ranks = ["torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    program = ["-m", "tts_assets.codec.train", str(tmp_path / "two" / "run.json")]
     subprocess.run(
-        [sys.executable, "-m", *ranks, *program],
+        [sys.executable, "-m", *ranks, "-m", "tts_assets.codec.train", str(program)],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         check=True,
         timeout=300,
     )
-    one, two = metrics(tmp_path / "one")[-1], metrics(tmp_path / "two")[-1]
-    assert two["step"] == 6 and two["val_mel"] == pytest.approx(one["val_mel"], rel=0.05)
+
+
+def go_back_to(folder: Path, step: int) -> None:
+    """As if the run had been killed before its next save."""
+    shutil.rmtree(folder / "result")
+    (folder / "result.json").unlink()
+    (newest,) = (p for p in (folder / "checkpoints").glob("step-*") if step_of(p) > step)
+    shutil.rmtree(newest)
 
 
 def test_windows_lie_anywhere_in_an_utterance(

@@ -15,9 +15,9 @@ from pathlib import Path
 import torch.distributed as dist
 
 from tts_assets.program import Run
-from tts_assets.sft.checkpoint import saved
 from tts_assets.sft.config import SftProgram
 from tts_assets.sft.train import Trainer
+from tts_assets.training.manifest import saved
 
 
 def train(run: Run, program: SftProgram, before: str | None, fails: int | None) -> None:

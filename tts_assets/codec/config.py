@@ -69,25 +69,53 @@ class AdversarialConfig(Config):
     all steps) on.
 
     For ``warmup`` steps only the discriminators learn, then their weight rises as long again. The
-    stage has a learning rate schedule of its own. A codec's encoder is frozen in it: what judges
-    teach an encoder costs words, and what they teach a decoder does not
-    (``benchmarks/codec_training-2026-11-22.md``).
+    stage has a learning rate schedule of its own.
     """
 
     start: float = Field(0.5, ge=0, lt=1)
     generator_lr: float | None = Field(
         None, gt=0, description="the generator's highest in this stage; unset: that of before"
     )
-    freeze_encoder: bool = Field(True, description="of a codec: its codes change no more")
     warmup: int = Field(200, ge=1)
     objective: Literal["hinge", "least_squares"] = "hinge"
     sizes: tuple[int, ...] = Field((1024, 512, 256), min_length=1, description="FFT sizes")
+    overlap: int = Field(4, ge=2, description="FFT size / hop: frames that hear a sample")
     periods: tuple[int, ...] = Field((), description="of judges of every n-th sample (HiFi-GAN)")
     channels: int = Field(16, gt=0)
     share: float = Field(0.5, gt=0, le=1, description="of a step's windows that are judged")
     lr: float = Field(3e-4, gt=0)
     adversarial_weight: float = Field(0.15, ge=0)
     feature_weight: float = Field(0.4, ge=0)
+
+
+class CodecAdversarialConfig(AdversarialConfig):
+    """The adversarial stage of a codec, from ``start`` (a share of all steps) on.
+
+    For ``warmup`` steps only the discriminators learn, then their weight rises as long again. The
+    encoder is frozen: what judges teach an encoder costs words, and what they teach a decoder does
+    not (``benchmarks/codec_training-2026-11-22.md``).
+    """
+
+    freeze_encoder: bool = Field(True, description="its codes change no more")
+
+
+class DecoderAdversarialConfig(AdversarialConfig):
+    """The adversarial stage of a decoder, with the judges of the reference trainer."""
+
+    start: float = Field(0.0, ge=0, lt=1)
+    objective: Literal["hinge", "least_squares"] = "least_squares"
+    sizes: tuple[int, ...] = Field(
+        (78, 126, 206, 334, 542, 876, 1418, 2296), min_length=1, description="FFT sizes"
+    )
+    overlap: int = Field(2, ge=2, description="FFT size / hop: frames that hear a sample")
+    periods: tuple[int, ...] = Field(
+        (2, 3, 5, 7, 11), description="of judges of every n-th sample (HiFi-GAN)"
+    )
+    channels: int = Field(32, gt=0)
+    share: float = Field(1.0, gt=0, le=1, description="of a step's windows that are judged")
+    lr: float = Field(1e-4, gt=0)
+    adversarial_weight: float = Field(1.0, ge=0)
+    feature_weight: float = Field(1.0, ge=0)
 
 
 class TrainingRecipe(Config):
@@ -161,6 +189,9 @@ class CodecRecipe(TrainingRecipe):
     """
 
     architecture: CodecArchitecture = CodecArchitecture()
+    adversarial: CodecAdversarialConfig | None = Field(
+        CodecAdversarialConfig(), description="false: no judges, spectra alone"
+    )
     base: Path | None = None
     freeze_encoder: bool = False
     spread_weight: float = Field(
@@ -215,16 +246,8 @@ class DecoderRecipe(TrainingRecipe):
     lr: float = Field(1e-4, gt=0)
     mel_weight: float = Field(15.0, gt=0)
     loudness_weight: float = Field(1.0, ge=0, description="of the squared difference in dB")
-    adversarial: AdversarialConfig | None = AdversarialConfig(
-        start=0.0,
-        objective="least_squares",
-        sizes=(78, 126, 206, 334, 542, 876, 1418, 2296),
-        periods=(2, 3, 5, 7, 11),
-        channels=32,
-        share=1.0,
-        lr=1e-4,
-        adversarial_weight=1.0,
-        feature_weight=1.0,
+    adversarial: DecoderAdversarialConfig | None = Field(
+        DecoderAdversarialConfig(), description="false: no judges, spectra alone"
     )
 
     @model_validator(mode="after")

@@ -26,9 +26,9 @@ class StftDiscriminator(nn.Module):
 
     window: Tensor
 
-    def __init__(self, size: int, channels: int) -> None:
+    def __init__(self, size: int, overlap: int, channels: int) -> None:
         super().__init__()
-        self.size, wide = size, 2 * channels
+        self.size, self.hop, wide = size, size // overlap, 2 * channels
         self.register_buffer("window", torch.hann_window(size), persistent=False)
         shapes = [
             (2, channels, (3, 8), (1, 4), (1, 2)),
@@ -54,9 +54,7 @@ class StftDiscriminator(nn.Module):
 
     def _spectrum(self, waves: Tensor) -> Tensor:
         """(batch, 2, frames, bins): real and imaginary parts of the compressed spectrum."""
-        spectrum = torch.stft(
-            waves, self.size, self.size // 4, window=self.window, return_complex=True
-        )
+        spectrum = torch.stft(waves, self.size, self.hop, window=self.window, return_complex=True)
         parts = torch.view_as_real(spectrum * (4 / self.size**0.5)).permute(0, 3, 2, 1)
         power = parts.square().sum(1, keepdim=True) + 1e-5
         compressed = parts * power ** ((COMPRESSION - 1) / 2)
@@ -94,7 +92,9 @@ class Discriminators(nn.Module):
 
     def __init__(self, config: AdversarialConfig) -> None:
         super().__init__()
-        spectral = [StftDiscriminator(size, config.channels) for size in config.sizes]
+        spectral = [
+            StftDiscriminator(size, config.overlap, config.channels) for size in config.sizes
+        ]
         periodic = [PeriodDiscriminator(period, config.channels) for period in config.periods]
         self.judges = nn.ModuleList([*spectral, *periodic])
 

@@ -11,10 +11,8 @@ system.
 
 from __future__ import annotations
 
-import json
 import shutil
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch.distributed as dist
@@ -27,16 +25,16 @@ from torch.distributed.checkpoint.hf_storage import (
 )
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
-from tts_assets.artifacts import fsync, fsync_tree, sha256_file, written_aside
+from tts_assets.artifacts import fsync, fsync_tree, written_aside
 from tts_assets.config import Config
 from tts_assets.program import Run
 from tts_assets.sft.guards import GuardState
-from tts_assets.sft.ranks import from_main
 from tts_assets.sft.saver import Saver
 from tts_assets.sft.strategies.base import Strategy, Tensors
 from tts_assets.sft.tables import CheckpointConfig
+from tts_assets.training.manifest import newest_whole, saved, step_of, write_manifest
 
-MANIFEST, PROGRESS = "manifest.json", "progress.json"
+PROGRESS = "progress.json"
 # One rank has no process group, and says so itself.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable")
 
@@ -101,7 +99,7 @@ class Checkpoints:
         if not self.run.is_main:
             return
         (aside / PROGRESS).write_text(progress.to_json())
-        (aside / MANIFEST).write_text(json.dumps(_described(aside), indent=2) + "\n")
+        write_manifest(aside)
         fsync_tree(aside)
         if final.is_dir():  # a save that was asked for at a step that is saved anyway
             shutil.rmtree(final)
@@ -123,11 +121,9 @@ class Checkpoints:
 
     def load(self, strategy: Strategy, fresh: Progress) -> Progress:
         """Restore the newest whole checkpoint; ``fresh`` if there is none."""
-        newest = self._newest() if self.run.is_main else None
-        step = from_main(-1 if newest is None else step_of(newest), self.run.device)
-        if step < 0:
+        folder = newest_whole(self.run)
+        if folder is None:
             return fresh
-        folder = self.folder / f"step-{step:07d}"
         progress = Progress.from_json(folder / PROGRESS)
         if (progress.recipe, progress.vocabulary) != (fresh.recipe, fresh.vocabulary):
             raise CheckpointError(
@@ -147,18 +143,6 @@ class Checkpoints:
         strategy.load(read, progress.step)
         return progress
 
-    def _newest(self) -> Path | None:
-        """The newest whole checkpoint (rank 0); unfinished and damaged ones after it go."""
-        for unfinished in self.folder.glob(".*.tmp"):
-            shutil.rmtree(unfinished) if unfinished.is_dir() else unfinished.unlink()
-        for folder in reversed(saved(self.folder)):
-            problem = damage(folder)
-            if problem is None:
-                return folder
-            self.run.note(f"{folder.name} is passed over and removed: {problem}")
-            shutil.rmtree(folder)
-        return None
-
     def save_best(self, weights: Tensors, step: int) -> None:
         """Write whole weights in the background (rank 0)."""
         self.saver.submit("best", _write_weights, weights, self._best(step))
@@ -168,44 +152,6 @@ class Checkpoints:
 
     def _best(self, step: int) -> Path:
         return self.folder / f"best-{step:07d}.safetensors"
-
-
-def saved(folder: Path) -> list[Path]:
-    """Published checkpoints, oldest first (an unfinished one never has its final name)."""
-    return sorted(folder.glob("step-*"))
-
-
-def step_of(path: Path) -> int:
-    """``step-0000005``, ``best-0000005.safetensors`` -> 5."""
-    return int(path.stem.rpartition("-")[2])
-
-
-def damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint's files; None if they are what was written."""
-    try:
-        expected = json.loads((folder / MANIFEST).read_text())
-    except (FileNotFoundError, ValueError) as error:
-        return f"its {MANIFEST} cannot be read ({error})"
-    missing = [name for name in expected if not (folder / name).is_file()]
-    if missing:
-        return f"{missing[0]} is missing"
-    found = _described(folder)
-    for name, entry in expected.items():
-        if found[name] != entry:
-            how = "truncated" if found[name]["size"] < entry["size"] else "changed"
-            return f"{name} is {how}"
-    return None
-
-
-def _described(folder: Path) -> dict[str, dict[str, int | str]]:
-    """Size and digest of each file; digests in parallel, since a file is gigabytes."""
-    files = sorted(file for file in folder.iterdir() if file.name != MANIFEST)
-    with ThreadPoolExecutor() as threads:
-        digests = list(threads.map(sha256_file, files))
-    return {
-        file.name: {"size": file.stat().st_size, "sha256": digest}
-        for file, digest in zip(files, digests, strict=True)
-    }
 
 
 def _write_weights(weights: Tensors, path: Path) -> None:

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from tts_assets.program import Run
 from tts_assets.sft.model import SpeechLoss
-from tts_assets.sft.ranks import summed
 from tts_assets.sft.strategies.base import Strategy
 from tts_assets.speechlm.loss import likeliest
 from tts_assets.speechlm.vocabulary import SpeechVocabulary
+from tts_assets.training.ranks import summed
 
 DIGITS = 6
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from tts_assets.program import Run
 from tts_assets.sft.flops import Flops, peak
 from tts_assets.sft.packing import Packed
-from tts_assets.sft.ranks import summed
 from tts_assets.sft.strategies.base import Losses
+from tts_assets.training.ranks import summed
 
 SPEED = frozenset({"tokens_per_second", "padding_share", "memory_gb", "tflops", "mfu"})
 

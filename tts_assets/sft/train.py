@@ -31,11 +31,11 @@ from tts_assets.sft.nonverbals import tell_of_spelled_tags
 from tts_assets.sft.optimizer import learning_rate
 from tts_assets.sft.packing import Packed
 from tts_assets.sft.pools import open_pool, speech_of
-from tts_assets.sft.ranks import wait_for_all
 from tts_assets.sft.share import Share
 from tts_assets.sft.strategies import open_strategy
 from tts_assets.sft.stream import DataError, Sample, SamplePool, SampleStream
 from tts_assets.speechlm.prompts import PromptFormat
+from tts_assets.training.ranks import wait_for_all
 
 EXPLODED = 3.0  # times ln(vocabulary), the loss of one who knows nothing
 NOTHING_GOOD = (

@@ -1,4 +1,5 @@
-"""Checkpoints for a restart: modules, optimizers, and how far the run is."""
+"""Checkpoints for a restart: modules, optimizers, and how far the run is. One that is damaged is
+passed over."""
 
 from __future__ import annotations
 
@@ -13,6 +14,8 @@ from torch.optim import Optimizer
 
 from tts_assets.artifacts import written_aside
 from tts_assets.config import Config
+from tts_assets.program import Run
+from tts_assets.training.manifest import newest_whole, saved, write_manifest
 
 KEEP = 2  # the newest, and one to fall back on
 
@@ -38,26 +41,26 @@ def save(
         states = {name: optimizer.state_dict() for name, optimizer in optimizers.items()}
         torch.save(states, aside / "optimizers.pt")
         (aside / "progress.json").write_text(progress.to_json())
-    for old in sorted(folder.glob("step-*"))[:-KEEP]:
+        write_manifest(aside)
+    for old in saved(folder)[:-KEEP]:
         shutil.rmtree(old)
 
 
 def load(
-    folder: Path,
+    run: Run,
     recipe: str,
     modules: Mapping[str, nn.Module],
     optimizers: Mapping[str, Optimizer],
 ) -> Progress:
-    """Restore the newest checkpoint in place; a fresh :class:`Progress` if there is none."""
-    found = sorted(folder.glob("step-*"))
-    if not found:
+    """Restore the newest whole checkpoint in place; a fresh :class:`Progress` if there is none."""
+    newest = newest_whole(run)
+    if newest is None:
         return Progress(recipe=recipe)
-    newest = found[-1]
     progress = Progress.from_json(newest / "progress.json")
     if progress.recipe != recipe:
         raise ValueError(
             f"{newest} belongs to another recipe or other data; give the run another folder, or "
-            f"delete {folder}"
+            f"delete {run.checkpoint_dir}"
         )
     for name, module in modules.items():
         module.load_state_dict(load_file(newest / f"{name}.safetensors"))

@@ -53,10 +53,9 @@ class StepLoop(ABC):
         """Figures on what is not trained on, every ``eval_every`` steps and after the last."""
 
     def resume(self, identity: Mapping[str, Any]) -> None:
-        """Go on from the newest checkpoint of the run folder, if there is one. ``identity``: all
-        that decides the result; a folder of another one is refused with a ValueError."""
-        folder = self.run.checkpoint_dir
-        progress = checkpoint.load(folder, digest_of(identity), self.modules, self.optimizers)
+        """Go on from the newest whole checkpoint of the run folder, if there is one. ``identity``:
+        all that decides the result; a folder of another one is refused with a ValueError."""
+        progress = checkpoint.load(self.run, digest_of(identity), self.modules, self.optimizers)
         self.identity, self.step = progress.recipe, progress.step
         if self.run.is_main:  # a kill may have left figures of steps that are taken again
             truncate_metrics(self.run.run_dir / METRICS_FILE, self.step)
