@@ -27,7 +27,7 @@ import torch
 from codec_training import ROOT, Listener, recorded_recipe, write_program
 from torch import Tensor, nn
 
-from tts_assets.artifacts import written_aside
+from tts_assets.artifacts import sha256_file, written_aside
 from tts_assets.audio import Wave
 from tts_assets.codec.backends import CompactBackend
 from tts_assets.codec.config import CodecProgram, CodecRecipe
@@ -35,9 +35,11 @@ from tts_assets.codec.features import DIMENSION, SAMPLE_RATE
 from tts_assets.codec.losses import RESOLUTIONS, SpectralLoss
 from tts_assets.codec.model import Codec
 from tts_assets.codec.quality import aligned, mel_distance, pesq, stoi
+from tts_assets.codec.storage import WEIGHTS_FILE
 from tts_assets.codec.train import Trainer
 from tts_assets.codec.usage import count_codes, usage
 from tts_assets.codec.xcodec2 import CompactXcodec2, calibrate
+from tts_assets.config import digest_of
 from tts_assets.hearing.naturalness import NaturalnessScorer
 from tts_assets.hearing.text_match import difference_interval, match
 from tts_assets.program import STOPPED, Run
@@ -195,14 +197,26 @@ def changed(recipe: CodecRecipe, changes: Mapping[str, Any]) -> CodecRecipe:
     return CodecRecipe.model_validate(values)
 
 
-def trained(folder: Path, row: Row, steps: int) -> Codec:
-    """The row's codec, with the averaged weights; goes on where it was stopped."""
+def recipe_of(row: Row, steps: int) -> CodecRecipe:
+    """The recorded one, shorter, with the row's changes."""
     steps = round(steps * row.steps)
     warmup = max(1, steps // 20)
     base = changed(recorded_recipe(), {"steps": steps, "warmup": warmup, "save_every": 50})
     judged = {"adversarial.warmup": warmup, "adversarial.generator_lr": None}  # the row's own lr
-    base = changed(base, {"eval_every": steps} | judged)
-    program: CodecProgram = write_program(folder, changed(base, row.changes))
+    return changed(changed(base, {"eval_every": steps} | judged), row.changes)
+
+
+def identity(ears: Ears, row: Row, steps: int) -> str:
+    """Of all that decides a row's figures."""
+    recipe = recipe_of(row, steps)
+    base = recipe.base and sha256_file(recipe.base / WEIGHTS_FILE)
+    clips = [sample.id for sample in ears.samples]
+    return digest_of([recipe, base, row.trainer.__name__, clips])
+
+
+def trained(folder: Path, row: Row, steps: int) -> Codec:
+    """The row's codec, with the averaged weights; goes on where it was stopped."""
+    program: CodecProgram = write_program(folder, recipe_of(row, steps))
     with Run(program.run_dir) as run:
         trainer = row.trainer(run, program)
         trainer.train()
@@ -244,13 +258,15 @@ class Ears(Listener):
 def measured(ears: Ears, name: str, place: Path, steps: int) -> dict[str, Any]:
     """Figures of a row, kept in its folder."""
     kept = place / "figures.json"
-    if not kept.is_file():
-        row = ROWS[name]
+    row = ROWS[name]
+    known = identity(ears, row, steps)
+    if not kept.is_file() or json.loads(kept.read_text())["identity"] != known:
         codec = trained(place, row, steps)
         codes = codec.encode(ears.waves)
         used = usage(count_codes(codes, codec.codebook_size))
         clips = ears.clips(codec.decode(codes), row.naturalness)
-        keep(kept, {"clips": clips, "used": used, "of": codec.codebook_size})
+        figures = {"clips": clips, "used": used, "of": codec.codebook_size}
+        keep(kept, {"identity": known, **figures})
     return json.loads(kept.read_text())
 
 

@@ -137,13 +137,13 @@ class Watched(Trainer):
 
 def seconds_a_step(folder: Path, recipe: CodecRecipe, processes: int) -> float:
     """Mean over the schedule: a few steps before and in the adversarial stage, if there is one."""
+    judged = recipe.adversarial and recipe.adversarial.model_copy(
+        update={"start": 0.5 / TIMED_STEPS, "warmup": 1}  # from the second step on
+    )
     found = []
-    for start in (None, 0.0) if recipe.adversarial else (None,):
-        judged = recipe.adversarial and recipe.adversarial.model_copy(
-            update={"start": start or 0.0, "warmup": 1}
-        )
-        short = {"steps": 2 * TIMED_STEPS, "adversarial": None if start is None else judged}
-        timing = folder / f"timing-{start}"
+    for name, judges in {"spectra": None, "judged": judged}.items():
+        timing = folder / f"timing-{name}"
+        short = {"steps": 2 * TIMED_STEPS, "adversarial": judges}
         write_program(timing, recipe.model_copy(update=short))
         launch(timing, processes, clips=1)
         seconds = [row["seconds"] for row in read_rows(timing)]

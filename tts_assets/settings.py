@@ -94,7 +94,7 @@ class Settings(Config):
         return Corpora(self.corpora, self.discovery, self.root)
 
     def check_corpora(self) -> None:
-        """Raise ConfigError if a recipe, the speakers or a target is of an unknown corpus."""
+        """Raise ConfigError if a recipe, a report or a target is of an unknown corpus."""
         for name, recipe in self.sft.items():
             for corpus in set(recipe.corpora) - set(self.arrays.imported):
                 try:
@@ -107,6 +107,13 @@ class Settings(Config):
         named = [
             ("[speakers]", corpus) for corpus in (self.speakers.corpora if self.speakers else ())
         ]
+        codec = {
+            "codec.train": self.codec.train,
+            "codec.decoder": self.codec.decoder,
+            "codec.report": self.codec.report,
+        }
+        for name, part in codec.items():
+            named += [(f"[{name}]", corpus) for corpus in (part.corpora if part else ())]
         for name, rlhf in self.rlhf.items():
             own = set(rlhf.prompts.corpora) - set(self.arrays.imported)
             named += [(f"rlhf.{name}.prompts", corpus) for corpus in sorted(own)]

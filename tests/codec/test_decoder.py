@@ -129,7 +129,7 @@ def test_the_loss_falls_and_a_decoder_goes_on(tmp_path: Path, sample_list: Path)
     main([str(tmp_path / "second" / "run.json")])
     assert metrics(tmp_path / "second")[0]["loss"] < np.mean(losses[:5])
     named = json.loads((tmp_path / "second" / "result" / "recipe.json").read_text())
-    assert named["base"] == sha256_file(start / "model.safetensors")
+    assert named["start"] == sha256_file(start / "model.safetensors")
 
 
 def test_a_published_codecs_codes_get_a_decoder(tmp_path: Path, sample_list: Path) -> None:

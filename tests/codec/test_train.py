@@ -15,6 +15,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
+from torch import nn
 
 from tests.interrupting import assert_same_bytes_after_a_stop
 from tts_assets.artifacts import CodecFacts, sha256_file
@@ -31,6 +32,7 @@ from tts_assets.codec.train import Reconstruction, Trainer, main
 from tts_assets.codec.usage import usage
 from tts_assets.codec.windows import TrainingAudio
 from tts_assets.codec.xcodec2 import build, calibrate
+from tts_assets.config import ConfigError
 from tts_assets.corpora.samples import Sample
 from tts_assets.program import Run
 from tts_assets.split import ValidationSplit, is_validation
@@ -191,21 +193,26 @@ def test_dead_codes_are_reported(
     }
 
 
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
 def test_a_frozen_encoder_keeps_its_codes(
-    tmp_path: Path, tiny: CodecArchitecture, sample_list: Path, waves: list[Wave]
+    tmp_path: Path, tiny: CodecArchitecture, sample_list: Path, waves: list[Wave], dtype: str
 ) -> None:
     write(tmp_path / "base", recipe(tiny, steps=3, adversarial=None), sample_list)
     main([str(tmp_path / "base" / "run.json")])
     base = tmp_path / "base" / "result"
-    frozen = recipe(tiny, base=base, freeze_encoder=True)
+    frozen = recipe(CodecArchitecture(), base=base, freeze_encoder=True, export_dtype=dtype)
     write(tmp_path / "decoder", frozen, sample_list)
     main([str(tmp_path / "decoder" / "run.json")])
     before, after = (Codec.load(folder) for folder in (base, tmp_path / "decoder" / "result"))
     published = json.loads((tmp_path / "decoder" / "result" / "recipe.json").read_text())
     assert published["base"] == sha256_file(base / "model.safetensors")
+    assert "architecture" not in published  # it is the base's
     old, new = before.encode(waves), after.encode(waves)
     assert all(np.array_equal(a, b) for a, b in zip(old, new, strict=True))
     assert not np.array_equal(before.decode(old)[0], after.decode(new)[0])
+    parts = [nn.ModuleList(codec.backend.model.encoder_parts()) for codec in (before, after)]
+    weights, same = (part.state_dict() for part in parts)
+    assert all(torch.equal(weights[name], same[name]) for name in weights)
 
 
 def test_a_run_folder_of_another_recipe_is_refused(
@@ -371,5 +378,7 @@ def test_ranks_share_the_batch_of_one(tiny: CodecArchitecture, sample_list: Path
     whole = audio.batch(7, 0, 1)
     parts = [audio.batch(7, rank, 2) for rank in range(2)]
     assert all((parts[index % 2][index // 2] == whole[index]).all() for index in range(4))
-    with pytest.raises(ValueError, match="raise batch_seconds"):
-        audio.batch(7, 4, 5)
+    uneven = recipe(tiny, batch_seconds=4, window_seconds=(1, 2))
+    uneven.check_ranks(2)
+    with pytest.raises(ConfigError, match=r"4 processes.*a multiple of 8"):
+        uneven.check_ranks(4)

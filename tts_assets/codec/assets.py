@@ -34,7 +34,6 @@ from tts_assets.artifacts import (
     Handle,
     Manifest,
     SampleManifest,
-    sha256_file,
 )
 from tts_assets.codec.config import (
     CodecConfig,
@@ -44,7 +43,7 @@ from tts_assets.codec.config import (
     DecoderRecipe,
     ShardProgram,
 )
-from tts_assets.codec.sources import MODEL_CARD, fetch, files_of, identify
+from tts_assets.codec.sources import MODEL_CARD, fetch, identify, started_from
 from tts_assets.compute import Shape
 from tts_assets.config import ConfigError
 from tts_assets.corpora.filter import KEPT_FILE
@@ -113,7 +112,6 @@ def trained_codec(
 ) -> AssetsDefinition:
     """The asset ``codec`` where this project trains it, downstream of its corpora."""
     base = None if recipe.base is None else root / recipe.base
-    base_files = {} if base is None else {path.name: sha256_file(path) for path in files_of(base)}
 
     @asset(
         group_name="codec",
@@ -132,7 +130,7 @@ def trained_codec(
         asked = config.of_recipe(recipe)
         parts = {
             "recipe": asked.model_copy(update={"base": None}),
-            "base": base_files,
+            "base": started_from(base, "codec.train.base"),
             "validation": validation,
         }
         build = Build("codec", {"samples": samples}, parts, TRAINING_VERSION, seed=asked.seed)
@@ -157,7 +155,6 @@ def trained_decoder(
 ) -> AssetsDefinition:
     """The asset ``codec_decoder``; serving models and reports decode with it where it exists."""
     start = None if recipe.start in ("codec", "scratch") else root / recipe.start
-    start_files = {} if start is None else {p.name: sha256_file(p) for p in files_of(start)}
 
     @asset(
         group_name="codec_decoder",  # no part of what a corpus is refreshed with
@@ -177,7 +174,8 @@ def trained_decoder(
     ) -> Output[CodecDecoder]:
         asked = config.of_recipe(recipe)
         known = asked if start is None else asked.model_copy(update={"start": "folder"})
-        parts = {"recipe": known, "start": start_files, "validation": validation}
+        begun = started_from(start, 'codec.decoder.start (or "codec", or "scratch")')
+        parts = {"recipe": known, "start": begun, "validation": validation}
         inputs: dict[str, Any] = {"samples": samples, "codec": codec}
         build = Build("codec_decoder", inputs, parts, TRAINING_VERSION, seed=asked.seed)
 

@@ -9,7 +9,7 @@ from typing import Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from tts_assets.artifacts import CodecFacts
-from tts_assets.config import Config
+from tts_assets.config import Config, ConfigError
 from tts_assets.hub import identity
 from tts_assets.program import ProgramConfig
 from tts_assets.split import ValidationSplit
@@ -46,10 +46,15 @@ class CodecArchitecture(Config):
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
-        if math.prod(self.ratios) != 320:
+        if math.prod(self.ratios) != 320 or min(self.ratios) < 2:
             raise ValueError(
                 f"ratios {self.ratios} multiply to {math.prod(self.ratios)}; the filterbank has a "
                 "frame for every 320 samples, so write for example [20, 16] or [2, 2, 4, 4, 5]"
+            )
+        if self.ratios != (20, 16) and not self.acoustic_hidden:
+            raise ValueError(
+                "ratios are those of the waveform branch, which acoustic_hidden = 0 leaves out: "
+                "give both, or neither"
             )
         if self.hidden % 32 or self.hidden % self.heads or (self.hidden // self.heads) % 2:
             raise ValueError(
@@ -79,13 +84,24 @@ class AdversarialConfig(Config):
     warmup: int = Field(200, ge=1)
     objective: Literal["hinge", "least_squares"] = "hinge"
     sizes: tuple[int, ...] = Field((1024, 512, 256), min_length=1, description="FFT sizes")
-    overlap: int = Field(4, ge=2, description="FFT size / hop: frames that hear a sample")
+    overlap: int = Field(4, ge=2, le=8, description="FFT size / hop: frames that hear a sample")
     periods: tuple[int, ...] = Field((), description="of judges of every n-th sample (HiFi-GAN)")
     channels: int = Field(16, gt=0)
     share: float = Field(0.5, gt=0, le=1, description="of a step's windows that are judged")
     lr: float = Field(3e-4, gt=0)
     adversarial_weight: float = Field(0.15, ge=0)
     feature_weight: float = Field(0.4, ge=0)
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if min(self.sizes) < 32 or max(self.sizes) > 16_384:
+            raise ValueError(
+                f"sizes {self.sizes} must lie between 32, below which no frequencies are left to "
+                "judge, and 16384, a window of one second"
+            )
+        if min(self.periods, default=2) < 2:
+            raise ValueError(f"periods {self.periods} must be 2 or more samples")
+        return self
 
 
 class CodecAdversarialConfig(AdversarialConfig):
@@ -107,7 +123,7 @@ class DecoderAdversarialConfig(AdversarialConfig):
     sizes: tuple[int, ...] = Field(
         (78, 126, 206, 334, 542, 876, 1418, 2296), min_length=1, description="FFT sizes"
     )
-    overlap: int = Field(2, ge=2, description="FFT size / hop: frames that hear a sample")
+    overlap: int = Field(2, ge=2, le=8, description="FFT size / hop: frames that hear a sample")
     periods: tuple[int, ...] = Field(
         (2, 3, 5, 7, 11), description="of judges of every n-th sample (HiFi-GAN)"
     )
@@ -124,7 +140,7 @@ class TrainingRecipe(Config):
 
     corpora: dict[str, float] = Field(min_length=1)
     steps: int = Field(12_000, gt=0)
-    batch_seconds: int = Field(10, gt=0, description="audio of one step over all ranks")
+    batch_seconds: int = Field(16, gt=0, description="audio of one step over all ranks")
     window_seconds: tuple[int, ...] = Field((1, 1, 2, 4), min_length=1)
     speeds: tuple[float, ...] = Field(
         (1.0,), min_length=1, description="each window is played at one of these: other voices"
@@ -151,6 +167,16 @@ class TrainingRecipe(Config):
         """The first step of the adversarial stage; behind the last if there is none."""
         judged = self.adversarial
         return self.steps if judged is None else round(judged.start * self.steps)
+
+    def check_ranks(self, ranks: int) -> None:
+        """Raise :class:`ConfigError` unless each rank gets as many windows of a step as the others:
+        their gradients are averaged with equal weights."""
+        if any(self.batch_seconds // length % ranks for length in self.window_seconds):
+            even = ranks * math.lcm(*self.window_seconds)
+            raise ConfigError(
+                f"{ranks} processes cannot share the windows of {self.batch_seconds} s evenly: "
+                f"set batch_seconds to a multiple of {even}, or start fewer"
+            )
 
     @field_validator("adversarial", mode="before")
     @classmethod
@@ -202,6 +228,8 @@ class CodecRecipe(TrainingRecipe):
     def _possible(self) -> Self:
         if self.freeze_encoder and self.base is None:
             raise ValueError("freeze_encoder needs a base: a random encoder learns nothing")
+        if self.base is not None and self.architecture != CodecArchitecture():
+            raise ValueError("a base has an architecture of its own: leave architecture out")
         judged = self.adversarial
         if judged and judged.freeze_encoder and judged.start == 0 and self.base is None:
             raise ValueError(

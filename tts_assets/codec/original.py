@@ -198,6 +198,8 @@ def convert(checkpoint: Path, folder: Path, config: Path | None = None) -> None:
     another size than the published; by default the checkpoint's name with ``.json``, if there."""
     if not checkpoint.is_file() or checkpoint.suffix not in ORIGINAL:
         raise OriginalError(f"{checkpoint} is no file that ends in one of {ORIGINAL}")
+    if config is not None and not config.is_file():
+        raise OriginalError(f"there is no file {config} with the sizes of {checkpoint}")
     config = config or checkpoint.with_suffix(".json")
     sizes = Xcodec2Config.from_json_file(config) if config.is_file() else Xcodec2Config()
     converted(read_original(checkpoint), sizes).save_pretrained(folder)

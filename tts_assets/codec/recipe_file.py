@@ -10,10 +10,11 @@ from tts_assets.codec.config import TrainingRecipe
 
 
 def write_recipe(recipe: TrainingRecipe, folder: Path, base: Path | None) -> None:
-    """A base is named by the digest of its weights: a path would mean nothing elsewhere, and
-    would make equal results differ."""
+    """``base``: the weights it began with. They are named by their digest: a path would mean
+    nothing elsewhere, and would make equal results differ. The architecture is theirs."""
     values = recipe.model_dump(mode="json")
     if base is not None:
-        values["base"] = sha256_file(base)
+        values.pop("architecture", None)
+        values["start" if "start" in values else "base"] = sha256_file(base)
     with written_aside(folder / "recipe.json") as aside:
         aside.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")

@@ -2,28 +2,53 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 from tts_assets.artifacts import sha256_file
+from tts_assets.config import ConfigError
 from tts_assets.hub import from_hub
 
 MODEL_CARD = "README.md"
-HUB_FILES = ("config.json", "model*.safetensors", "model.safetensors.index.json", "README.md")
+HUB_FILES = ("config.json", "model*.safetensors", "model.safetensors.index.json")
 ORIGINAL = (".ckpt", ".safetensors")
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def identify(name: str, revision: str | None, root: Path) -> dict[str, str]:
     """What a codec is, whatever its path: digests of its files, or its name and commit on the hub
     (the newest, without ``revision``; that needs the network)."""
     path = root / name
+    if path.exists() and revision is not None:
+        raise ConfigError(f"{path} lies here and has no revision: leave codec.revision out")
     if path.is_dir():
-        return {file.name: sha256_file(file) for file in files_of(path)}
+        return digests(path)
     if path.is_file() and path.suffix in ORIGINAL:
         sizes = path.with_suffix(".json")
         return {file.suffix: sha256_file(file) for file in (path, sizes) if file.is_file()}
+    if path.is_file() or not HUB_NAME.fullmatch(name):
+        raise ConfigError(
+            f"codec.checkpoint {path} is neither a folder nor a file that ends in one of "
+            f"{ORIGINAL}, nor {name!r} a name on the hub, as HKUSTAudio/xcodec2-hf is"
+        )
     return {"name": name, "revision": revision or newest_revision(name)}
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Of the files that a codec or a decoder consists of, by name."""
+    return {file.name: sha256_file(file) for file in files_of(folder)}
+
+
+def started_from(folder: Path | None, key: str) -> dict[str, str]:
+    """The digests of what a training starts from; nothing without. Raises :class:`ConfigError` for
+    a folder that is not there; ``key`` is where it is configured."""
+    if folder is None:
+        return {}
+    if not folder.is_dir():
+        raise ConfigError(f"{key}: there is no folder {folder}; name one that was published")
+    return digests(folder)
 
 
 def fetch(name: str, source: Mapping[str, str], root: Path, folder: Path) -> None:

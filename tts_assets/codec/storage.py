@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -24,19 +25,35 @@ def is_compact(folder: Path) -> bool:
     return getattr(config, "quantizer_bound", None) == SINGLE_BOUND
 
 
-def save_compact(model: CompactXcodec2, folder: Path, dtype: Literal["fp32", "fp16"]) -> None:
-    """Write the folder; half precision halves the file and is read back as float32."""
-    save_weights(model, folder, dtype)
+def save_compact(
+    model: CompactXcodec2,
+    folder: Path,
+    dtype: Literal["fp32", "fp16"],
+    same_codes: bool = False,
+) -> None:
+    """Write the folder; half precision halves the file and is read back as float32.
+
+    ``same_codes``: what of the encoder half precision would change is written in full."""
+    save_weights(model, folder, dtype, model.encoder_parts() if same_codes else ())
     model.config.architectures = [type(model).__name__]
     with written_aside(folder / CONFIG_FILE) as aside:
         aside.write_text(model.config.to_json_string(use_diff=False))
 
 
-def save_weights(model: nn.Module, folder: Path, dtype: Literal["fp32", "fp16"]) -> None:
-    tensors = {
-        name: tensor.detach().cpu().to(DTYPES[dtype]).contiguous()
-        for name, tensor in model.state_dict().items()
-    }
+def save_weights(
+    model: nn.Module,
+    folder: Path,
+    dtype: Literal["fp32", "fp16"],
+    exact: Iterable[nn.Module] = (),
+) -> None:
+    """``exact``: parts of the model of which nothing may be lost."""
+    kept = {id(t) for part in exact for t in part.state_dict(keep_vars=True).values()}
+    tensors = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        full = tensor.detach().cpu().contiguous()
+        stored = full.to(DTYPES[dtype])
+        lossy = id(tensor) in kept and not torch.equal(stored.to(full.dtype), full)
+        tensors[name] = full if lossy else stored
     with written_aside(folder / WEIGHTS_FILE) as aside:
         save_file(tensors, aside)
 

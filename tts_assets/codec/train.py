@@ -3,7 +3,7 @@
 Two stages: first spectra alone; from ``adversarial.start`` on also against discriminators, because
 spectra without a phase sound hoarse. By then the encoder knows what to write; it is frozen, and the
 decoder learns how to say it. The published weights are an exponential moving average, which is also
-what validation measures and what the second stage begins with.
+what validation measures and, where the encoder is frozen then, what the second stage begins with.
 """
 
 from __future__ import annotations
@@ -133,7 +133,8 @@ class Trainer(TrainingLoop):
         )
         if self.run.is_main:
             folder: Path = self.run.result_dir
-            save_compact(self.average, folder, self.recipe.export_dtype)
+            same_codes = self.recipe.freeze_encoder
+            save_compact(self.average, folder, self.recipe.export_dtype, same_codes)
             base = self.recipe.base and self.recipe.base / WEIGHTS_FILE
             write_recipe(self.recipe, folder, base)
             self.copy_metrics()

@@ -81,6 +81,8 @@ class DecoderTrainer(TrainingLoop):
                     f"{self.program.start} decodes to {decoder.output.sample_rate} Hz: set "
                     f"sample_rate to that, or start from another"
                 )
+            if decoder.config.quantization_dim != self.codec.backend.model.config.quantization_dim:
+                raise ConfigError(f"{self.program.start} decodes the codes of another codec")
             return decoder
         trained = self.codec.backend.model
         with torch.random.fork_rng(devices=[]):

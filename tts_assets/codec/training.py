@@ -23,6 +23,7 @@ from tts_assets.codec.config import TrainingRecipe
 from tts_assets.codec.discriminator import Discriminators, discriminator_loss, generator_losses
 from tts_assets.codec.usage import CodeUsage
 from tts_assets.metrics import METRICS_FILE
+from tts_assets.program import Run
 from tts_assets.training.loop import StepLoop
 
 BETAS = (0.8, 0.98)  # short memories, as usual where discriminators move the target
@@ -46,6 +47,10 @@ class TrainingLoop(StepLoop):
     recipe: TrainingRecipe
     model: nn.Module
     average: Any  # a copy of the model that forgets slowly: it is validated and published
+
+    def __init__(self, run: Run, recipe: TrainingRecipe) -> None:
+        super().__init__(run, recipe)
+        recipe.check_ranks(run.world_size)
 
     @abstractmethod
     def generate(self, step: int) -> Generated:
@@ -113,8 +118,6 @@ class TrainingLoop(StepLoop):
                 report["features"] = float(features.detach())
         loss.backward()
         report |= {"loss": float(loss.detach()), "gradient_norm": self.update_generator(step)}
-        if not math.isfinite(report["loss"]):
-            raise FloatingPointError(f"the loss of step {step + 1} is not finite: lower lr")
         return {name: round(value, 6) for name, value in report.items()}
 
     def set_learning_rates(self, step: int) -> float:
@@ -135,6 +138,8 @@ class TrainingLoop(StepLoop):
     def update_generator(self, step: int) -> float:
         """Clip, update, average; returns the gradient's norm before clipping."""
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
+        if not math.isfinite(norm):  # before it reaches the weights, and the next checkpoint
+            raise FloatingPointError(f"the gradient of step {step + 1} is not finite: lower lr")
         self.optimizers["generator"].step()
         self.optimizers["generator"].zero_grad(set_to_none=True)
         decay = min(self.recipe.ema, (step + 1) / (step + 10))
@@ -153,7 +158,9 @@ class TrainingLoop(StepLoop):
         since = step - self.recipe.first_judged
         if since < 0:
             return None
-        return min(1.0, max(0.0, since / config.warmup - 1))
+        stage = self.recipe.steps - self.recipe.first_judged
+        warmup = min(config.warmup, max(1, stage // 4))  # a short stage is judged, too
+        return min(1.0, max(0.0, since / warmup - 1))
 
     def train_judges(self, waves: Tensor, made: Tensor) -> float:
         """One step of the discriminators. Returns their loss."""
@@ -164,6 +171,8 @@ class TrainingLoop(StepLoop):
             real = [score[: len(waves)] for score, _ in judged]
             false = [score[len(waves) :] for score, _ in judged]
             loss = discriminator_loss(real, false, self.recipe.adversarial.objective)
+        if not math.isfinite(float(loss.detach())):
+            raise FloatingPointError("the judges' loss is not finite: lower adversarial.lr")
         loss.backward()
         self.optimizers["judges"].step()
         self.optimizers["judges"].zero_grad(set_to_none=True)

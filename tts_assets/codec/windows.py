@@ -84,11 +84,6 @@ class TrainingAudio:
         length = seconds[np.random.default_rng([seed, step]).integers(len(seconds))]
         count = self.recipe.batch_seconds // length
         mine = range(rank, count, world_size)
-        if not mine:
-            raise ValueError(
-                f"{world_size} ranks share {count} windows of {length} s: raise batch_seconds "
-                f"to at least {world_size * max(seconds)}, or start fewer processes"
-            )
         windows = [self._window((seed, step, index), length * self.rate) for index in mine]
         return torch.from_numpy(np.stack(windows))
 
