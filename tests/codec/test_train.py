@@ -291,6 +291,7 @@ def test_judges_teach_the_decoder_alone(
         recipe(tiny, adversarial=CodecAdversarialConfig(start=0.0))
 
 
+@pytest.mark.slow
 def test_two_ranks_go_through_both_stages(
     tmp_path: Path, tiny: CodecArchitecture, sample_list: Path
 ) -> None:

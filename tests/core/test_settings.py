@@ -191,3 +191,9 @@ def test_prompts_of_a_corpus_that_is_nowhere_are_refused() -> None:
     prompts = {"rlhf": {"announcer_grpo": {"prompts": {"corpora": ["announcer"]}}}}
     with pytest.raises(ConfigError, match=r"rlhf.announcer_grpo.prompts has corpus 'announcer'"):
         load_settings(environment={}, overrides=prompts)
+
+
+def test_corpora_of_codecs_are_looked_for() -> None:
+    report = {"codec": {"report": {"corpora": ["announcer"]}}}
+    with pytest.raises(ConfigError, match=r"\[codec\.report\] has corpus 'announcer'"):
+        load_settings(environment={}, overrides=report)
