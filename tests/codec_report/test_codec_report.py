@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import soundfile
 from dagster import AssetSpec, DagsterInstance, materialize
 
 from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
@@ -20,6 +21,7 @@ from tests.codec.conftest import CORPUS, VENDORED
 from tests.codec.test_assets import publish
 from tests.evaluation.test_pages import AXE, STANDARD
 from tts_assets.artifacts import ArtifactStore, Build, CodecCheckpoint, CodecReport, sha256_file
+from tts_assets.audio import read_wave, resample
 from tts_assets.codec.config import CodecArchitecture, CodecReportConfig
 from tts_assets.codec.decoder import OUTPUTS, CodecDecoder, decoder_config, save_decoder
 from tts_assets.codec.storage import facts_of, open_compact, save_compact
@@ -27,7 +29,7 @@ from tts_assets.codec.xcodec2 import build
 from tts_assets.codec_report.assets import build_assets
 from tts_assets.codec_report.config import CodecReportProgram, CodecVersion
 from tts_assets.codec_report.evaluate import main
-from tts_assets.codec_report.measure import SystemFigures, held_out
+from tts_assets.codec_report.measure import Measurer, SystemFigures, held_out
 from tts_assets.codec_report.report import write_report
 from tts_assets.compute import Shape
 from tts_assets.corpora.samples import Sample, write_samples
@@ -115,6 +117,36 @@ def test_a_codec_lies_between_the_recording_and_noise(measured: list[dict[str, A
     assert 0 < vendored["cents"] < 400 and 0 <= vendored["voicing"] < 0.5
 
 
+def test_word_errors_have_an_interval(
+    program: CodecReportProgram, measured: list[dict[str, Any]]
+) -> None:
+    for system in measured:
+        interval = system["wer_interval"]
+        assert 0 <= interval["low"] <= system["wer"] <= interval["high"]
+    kept = SystemFigures.from_json(program.run_dir / "checkpoints" / "vendored.json")
+    wrong, right = (
+        clip.model_copy(update={"word_errors": share * clip.words})
+        for clip, share in zip(kept.clips, (1, 0), strict=True)
+    )
+    divided = kept.model_copy(update={"clips": (wrong, right)})
+    assert (divided.wer_interval.low, divided.wer_interval.high) == (0.0, 1.0)
+
+
+def test_a_recording_is_played_at_its_own_rate(
+    program: CodecReportProgram, samples: list[Sample], tmp_path: Path
+) -> None:
+    """Beside a decoder at 24 kHz, one at 16 kHz would be heard as if nothing were lost."""
+    wave = resample(read_wave(Path(samples[0].wav_path), 16_000), 16_000, 24_000)
+    soundfile.write(tmp_path / "wide.wav", wave, 24_000)
+    wide = samples[0].model_copy(update={"wav_path": str(tmp_path / "wide.wav")})
+    write_samples(tmp_path / "kept.jsonl", [wide])
+    lists = {"asterisk_en": tmp_path / "kept.jsonl"}
+    measurer = Measurer(program.model_copy(update={"samples": lists}), tmp_path)
+    (clip,) = measurer.originals()
+    assert soundfile.info(tmp_path / clip.audio).samplerate == 24_000
+    assert clip.word_errors < clip.words
+
+
 def test_codes_and_speed_are_counted(measured: list[dict[str, Any]]) -> None:
     vendored, untrained = measured[1:]
     size = vendored["codes"]["codebook_size"]
@@ -172,7 +204,7 @@ def test_the_page_in_a_browser(
         for figure in figures + ["PESQ"] * (find_spec("pesq") is not None):
             (column,) = (values for name, values in lost.items() if name.startswith(figure))
             assert len(column) == 3 and re.fullmatch(r"[\d.]+", column[1]), figure
-        assert lost["Word errors"][1].endswith("%")
+        assert re.fullmatch(r"[\d.]+ %\s+\([\d.]+ % to [\d.]+ %\)", lost["Word errors"][1])
         names = ("Bit rate", "Used here", "Perplexity", "Encoding", "Decoding")
         assert all(re.fullmatch(r"[\d.]+", cell) for name in names for cell in takes[name])
         browser.run("document.querySelectorAll('img').forEach((i) => { i.loading = 'eager'; })")

@@ -10,7 +10,7 @@ from statistics import fmean
 import numpy as np
 from numpy.typing import NDArray
 
-from tts_assets.audio import Wave, read_wave
+from tts_assets.audio import Wave, read_clip, resample
 from tts_assets.codec.features import SAMPLE_RATE
 from tts_assets.codec.model import Codec
 from tts_assets.codec.quality import aligned, bit_rate, mel_distance, pesq, pitch, pitch_error, stoi
@@ -21,7 +21,7 @@ from tts_assets.corpora.samples import Sample, read_samples
 from tts_assets.evaluation.clips import write_flac
 from tts_assets.hearing.naturalness import NaturalnessScorer
 from tts_assets.hearing.speaker_similarity import SpeakerEncoder
-from tts_assets.hearing.text_match import match, normalize_for_match
+from tts_assets.hearing.text_match import Interval, match, normalize_for_match, rate_interval
 from tts_assets.hearing.transcription import Transcriber
 from tts_assets.split import is_validation
 
@@ -79,6 +79,11 @@ class SystemFigures(Config):
     def wer(self) -> float:
         return sum(c.word_errors for c in self.clips) / sum(c.words for c in self.clips)
 
+    @property
+    def wer_interval(self) -> Interval:
+        """95 %, by bootstrap over the clips."""
+        return rate_interval([c.word_errors for c in self.clips], [c.words for c in self.clips])
+
     def mean(self, name: str) -> float | None:
         """Over the clips that have this figure."""
         values = [value for clip in self.clips if (value := getattr(clip, name)) is not None]
@@ -115,7 +120,8 @@ class Measurer:
         config = program.report
         self.language, self.folder = config.language, folder
         self.samples = held_out(program)
-        self.waves = [read_wave(Path(s.wav_path), SAMPLE_RATE) for s in self.samples]
+        self.recordings = [read_clip(Path(sample.wav_path)) for sample in self.samples]
+        self.waves = [resample(clip.wave, clip.rate, SAMPLE_RATE) for clip in self.recordings]
         self.pitches = [pitch(wave) for wave in self.waves]
         self.transcriber = Transcriber(config.whisper, language=config.language, beam_size=1)
         self.naturalness = NaturalnessScorer()
@@ -127,7 +133,8 @@ class Measurer:
         return sum(map(len, self.waves)) / SAMPLE_RATE
 
     def originals(self) -> Iterator[ClipFigures]:
-        return self._heard(ORIGINAL, self.waves, SAMPLE_RATE)
+        """At their own rates: what a codec at another one has lost can be heard and seen."""
+        return self._heard(ORIGINAL, [(clip.wave, clip.rate) for clip in self.recordings])
 
     def through(self, name: str, codec: Codec) -> tuple[CodesFigures, Speed, Iterator[ClipFigures]]:
         """Every clip encoded and decoded; the figures of the clips come as they are measured."""
@@ -140,15 +147,16 @@ class Measurer:
         speed = Speed(
             encode=(encoded - started) / self.seconds, decode=(decoded - encoded) / self.seconds
         )
-        clips = self._heard(name, made, codec.sample_rate)
+        clips = self._heard(name, [(wave, codec.sample_rate) for wave in made])
         compared = (
             clip.model_copy(update=self._compared(row, made[row], codec.sample_rate))
             for row, clip in enumerate(clips)
         )
         return codes_figures(codec, codes), speed, compared
 
-    def _heard(self, name: str, waves: Sequence[Wave], rate: int) -> Iterator[ClipFigures]:
-        for sample, wave in zip(self.samples, waves, strict=True):
+    def _heard(self, name: str, clips: Sequence[tuple[Wave, int]]) -> Iterator[ClipFigures]:
+        """``clips``: waveforms with their rates in Hz, in the order of the samples."""
+        for sample, (wave, rate) in zip(self.samples, clips, strict=True):
             audio = f"audio/{name.replace(' ', '-')}/{sample.id}.flac"
             write_flac(self.folder / audio, wave, rate)
             (text,) = self.transcriber([(wave, rate)])

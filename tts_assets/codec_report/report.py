@@ -6,7 +6,7 @@ Real-time factors are the only figures that another run does not repeat.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tts_assets.codec_report.config import CodecReportProgram
@@ -97,6 +97,7 @@ def figures(systems: Sequence[SystemFigures]) -> list[dict[str, object]]:
         {
             "name": system.name,
             "wer": system.wer,
+            "wer_interval": asdict(system.wer_interval),
             **{name: system.mean(name) for name in FIGURES},
             "codes": system.codes,
             "speed": system.speed,
