@@ -151,6 +151,46 @@ def test_a_damaged_checkpoint_is_passed_over(
     assert sha256_file(tmp_path / "result" / "model.safetensors") == whole
 
 
+def test_a_gradient_that_explodes_does_not_reach_the_weights(
+    tmp_path: Path, tiny: CodecArchitecture, sample_list: Path
+) -> None:
+    program = write(tmp_path, recipe(tiny), sample_list)
+    with Run(program.run_dir) as run:
+        trainer = Trainer(run, program)
+        with torch.no_grad():
+            trainer.codec.acoustic_decoder.fc.weight.mul_(1e38)
+        before = {name: p.clone() for name, p in trainer.codec.state_dict().items()}
+        with pytest.raises(FloatingPointError, match="the gradient of step 1 is not finite"):
+            trainer.train_step(0)
+    after = trainer.codec.state_dict()
+    assert all(torch.equal(value, before[name]) for name, value in after.items())
+
+
+def test_judges_that_explode_are_named(
+    tmp_path: Path, tiny: CodecArchitecture, sample_list: Path
+) -> None:
+    program = write(tmp_path, recipe(tiny), sample_list)
+    with Run(program.run_dir) as run:
+        trainer = Trainer(run, program)
+        assert trainer.judges is not None
+        with torch.no_grad():
+            next(trainer.judges.parameters()).fill_(float("inf"))
+        with pytest.raises(FloatingPointError, match=r"judges.*lower adversarial\.lr"):
+            trainer.train_step(trainer.recipe.first_judged)
+
+
+def test_a_short_stage_is_judged_too(
+    tmp_path: Path, tiny: CodecArchitecture, sample_list: Path
+) -> None:
+    """With a warm-up that is longer than the stage the judges would never be heard."""
+    judged = JUDGED.model_copy(update={"start": 0.8, "warmup": 200})
+    program = write(tmp_path, recipe(tiny, steps=100, adversarial=judged), sample_list)
+    with Run(program.run_dir) as run:
+        trainer = Trainer(run, program)
+        weights = [trainer.adversarial_weight(step) for step in (79, 80, 85, 90, 99)]
+    assert weights == [None, 0.0, 0.0, 1.0, 1.0]
+
+
 def test_what_is_published_is_the_moving_average(
     tmp_path: Path, tiny: CodecArchitecture, sample_list: Path
 ) -> None:
