@@ -1,0 +1,140 @@
+"""How fast a full-size X-Codec-2 encodes real speech, and which part of it takes the time.
+
+    python benchmarks/encode_full_size.py --device cuda --precision bf16
+
+The weights are random, which changes no operation of it: `transformers`' default sizes, 0.8 billion
+parameters, w2v-BERT 2.0 before an acoustic encoder. Clips of the demo corpus, decoded beforehand,
+are encoded in masked batches by length. The best of several rounds gives the audio seconds a
+second; in one round more, every part is waited for, which gives its share.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Xcodec2Config, Xcodec2Model
+
+from tts_assets.audio import Wave, read_wave
+from tts_assets.codec.backends import PublishedBackend
+from tts_assets.codec.model import Codec
+
+CORPUS = Path(__file__).resolve().parents[1] / "examples/corpora/asterisk_en"
+ROUNDS = 3
+
+
+def speech(seconds: float) -> list[Wave]:
+    """So much of the corpus at 16 kHz, the longest clips first."""
+    waves: list[Wave] = []
+    for line in (CORPUS / "samples.jsonl").read_text().splitlines():
+        if sum(map(len, waves)) >= seconds * 16_000:
+            break
+        waves.append(read_wave(CORPUS / json.loads(line)["wav_path"], 16_000))
+    return sorted(waves, key=len, reverse=True)
+
+
+def full_size(device: str, precision: Any) -> Codec:
+    torch.manual_seed(0)
+    model = Xcodec2Model(Xcodec2Config()).to(device)
+    return Codec(PublishedBackend(model, device, precision), device)
+
+
+def batches(codec: Codec, waves: list[Wave], budget: int) -> Iterator[list[Wave]]:
+    """Clips in their order; with its padding a batch has at most ``budget`` codes."""
+    batch: list[Wave] = []
+    for wave in waves:
+        if batch and codec.codes(len(batch[0])) * (len(batch) + 1) > budget:
+            yield batch
+            batch = []
+        batch.append(wave)
+    yield batch
+
+
+def finish(device: str) -> None:
+    if device != "cpu":
+        torch.cuda.synchronize()
+
+
+def encode(codec: Codec, waves: list[Wave], budget: int, device: str) -> float:
+    """Seconds for all codes of all clips."""
+    finish(device)
+    started = time.perf_counter()
+    for batch in batches(codec, waves, budget):
+        codec.quantize(codec.latents(batch))
+    finish(device)
+    return time.perf_counter() - started
+
+
+def shares(codec: Codec, device: str, work: Callable[[], float]) -> dict[str, float]:
+    """Of the parts of the encoder in the seconds that ``work`` takes; what is left is "rest"."""
+    backend, model = codec.backend, codec.backend.model
+    assert isinstance(backend, PublishedBackend)
+    parts: dict[str, nn.Module] = {
+        "filterbank": backend.filterbank,
+        "w2v-BERT": model.semantic_encoder,
+        "semantic adapter": model.semantic_adapter,
+        "acoustic encoder": model.acoustic_encoder,
+    }
+    spent: dict[str, float] = defaultdict(float)
+
+    def before(name: str) -> Callable[..., None]:
+        def note(*_: object) -> None:
+            finish(device)
+            spent[name] -= time.perf_counter()
+
+        return note
+
+    def after(name: str) -> Callable[..., None]:
+        def note(*_: object) -> None:
+            finish(device)
+            spent[name] += time.perf_counter()
+
+        return note
+
+    for name, part in parts.items():
+        part.register_forward_pre_hook(before(name))
+        part.register_forward_hook(after(name))
+    whole = work()
+    found = {name: spent[name] / whole for name in parts}
+    return found | {"rest": 1 - sum(found.values())}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cpu", help="or cuda")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--seconds", type=float, default=1200.0, help="of speech")
+    parser.add_argument("--budget", type=int, default=20_000, help="codes a batch, with padding")
+    arguments = parser.parse_args()
+    device = arguments.device
+    codec, waves = full_size(device, arguments.precision), speech(arguments.seconds)
+    seconds = sum(map(len, waves)) / 16_000
+
+    def work() -> float:
+        return encode(codec, waves, arguments.budget, device)
+
+    best = min(work() for _ in range(ROUNDS))
+    parts = shares(codec, device, work)
+    where = torch.cuda.get_device_name() if device != "cpu" else f"{torch.get_num_threads()} cores"
+    print(
+        f"{codec.facts.parameters / 1e6:.0f} M parameters, {arguments.precision}, {where}, ", end=""
+    )
+    print(
+        f"torch {torch.__version__}; {len(waves)} clips, {seconds:.0f} s, batches of at most ",
+        end="",
+    )
+    print(f"{arguments.budget} codes: **{seconds / best:.1f} s of audio a second**")
+    print("| part | share |\n|---|---|")
+    for name, share in sorted(parts.items(), key=lambda item: -item[1]):
+        print(f"| {name} | {share:.1%} |")
+
+
+if __name__ == "__main__":
+    main()
