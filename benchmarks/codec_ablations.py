@@ -123,6 +123,7 @@ def from_random_weights() -> dict[str, Row]:
     first = {"adversarial": None}
     differing: dict[str, tuple[dict[str, Any], type[Timed]]] = {
         "quantizer: no spread loss": ({"spread_weight": 0.0}, Timed),
+        "quantizer: double bound": ({}, DoubleBound),
         "quantizer: double bound, no spread loss": ({"spread_weight": 0.0}, DoubleBound),
         "codebook: 8, 8, 6, 5": ({"architecture.levels": (8, 8, 6, 5)}, Timed),
         "codebook: 8, 8, 8, 8": ({"architecture.levels": (8, 8, 8, 8)}, Timed),
@@ -139,6 +140,7 @@ def from_random_weights() -> dict[str, Row]:
         "windows: 4 s": ({"window_seconds": (4,)}, Timed),
         "windows: at one level": ({"gains": (0.0,)}, Timed),
         "learning rate: 3e-4": ({"lr": 3e-4}, Timed),
+        "learning rate: 2e-3": ({"lr": 2e-3}, Timed),
         "learning rate: 3e-3": ({"lr": 3e-3}, Timed),
     }
     return {

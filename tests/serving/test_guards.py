@@ -100,7 +100,7 @@ def test_a_fault_that_stays_is_told(scripted: Synthesizer, sentence: np.ndarray)
 
 
 def test_streamed_audio_is_the_whole_decodes(trained: Codec, sentence: np.ndarray) -> None:
-    """15 dB below the speech at most, and exactly it where nothing follows."""
+    """But for what lies 12 dB below the speech, and exactly it where nothing follows."""
     prompt, codes = sentence[:40], sentence[40:]
     decoder = StreamDecoder(trained, prompt.tolist())
     chunks, first_at = [], 0
