@@ -20,7 +20,13 @@ from tts_assets.codec.config import (
     DecoderRecipe,
     DecoderSize,
 )
-from tts_assets.codec.decoder import DecoderOutput
+from tts_assets.codec.decoder import (
+    OUTPUTS,
+    CodecDecoder,
+    DecoderOutput,
+    decoder_config,
+    take_over,
+)
 from tts_assets.codec.losses import MelLoss, loudness_loss
 from tts_assets.codec.model import Codec
 from tts_assets.codec.train_decoder import DecoderTrainer, main
@@ -161,3 +167,15 @@ def test_rates_that_do_not_fit_are_refused() -> None:
         DecoderOutput.parse(bad, "model_config.json")
     with pytest.raises(ConfigError, match='start = "scratch"'):
         DecoderRecipe.parse({"corpora": {"a": 1.0}, "size": TINY.model_dump()}, "decoder")
+
+
+@pytest.mark.parametrize(("family", "rate"), [("xcodec2", 16_000), ("neucodec", 24_000)])
+@pytest.mark.parametrize("wanted", [16_000, 24_000, 48_000])
+def test_a_public_decoders_weights_are_taken_over(family: str, rate: int, wanted: int) -> None:
+    """All of them where the rate is its own, all but the head where it is another."""
+    trained = published(family)
+    decoder = CodecDecoder(decoder_config(trained.config), OUTPUTS[wanted])
+    new = take_over(decoder, trained.acoustic_decoder)
+    own, theirs = decoder.state_dict(), trained.acoustic_decoder.state_dict()
+    assert (not new) == (wanted == rate) and all(name.startswith("head.") for name in new)
+    assert all(torch.equal(own[name], theirs[name]) for name in own.keys() - set(new))
