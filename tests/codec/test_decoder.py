@@ -79,12 +79,14 @@ def test_a_decoder_gives_the_same_codes_another_rate(
     tmp_path: Path,
     sample_list: Path,
     waves: list[Wave],
+    capfd: pytest.CaptureFixture[str],
     rate: int,
     hop: int,
     upsampling: list[list[int]],
 ) -> None:
     write(tmp_path, recipe(sample_rate=rate, steps=2), sample_list)
     main([str(tmp_path / "run.json")])
+    assert f"utterances were recorded below {rate} Hz, down to 16000" in capfd.readouterr().err
     facts = DecoderFacts.from_json(tmp_path / "result.json")
     assert (facts.sample_rate, facts.hop_length, facts.codec) == (rate, rate // 50, "digest")
     assert json.loads((tmp_path / "result" / "model_config.json").read_text()) == {

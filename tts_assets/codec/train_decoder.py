@@ -56,6 +56,7 @@ class DecoderTrainer(TrainingLoop):
         recipe, self.program = self.recipe, program
         self.rate = recipe.sample_rate
         self.audio = TrainingAudio(program.samples, recipe, program.validation, self.rate)
+        self._tell_narrow()
         self.codec = Codec.load(program.codec, str(run.device))
         self.decoder = self._new_decoder().to(run.device)
         self.mel = MelLoss(self.rate).to(run.device)
@@ -66,6 +67,16 @@ class DecoderTrainer(TrainingLoop):
         }
         self.prepare(self.decoder, identity, self.codec.codebook_size)
         self.decode = self.parallel(Decoding(self.decoder, recipe.precision == "bf16"))
+
+    def _tell_narrow(self) -> None:
+        """A decoder says what it was taught: of recordings at half its rate, the lower half."""
+        train = self.audio.train
+        narrow = [s.sample_rate for s in train if 0 < s.sample_rate < self.rate]
+        if narrow:
+            self.run.note(
+                f"{len(narrow)} of {len(train)} utterances were recorded below {self.rate} Hz, "
+                f"down to {min(narrow)}: they teach nothing of the highest frequencies"
+            )
 
     def _new_decoder(self) -> CodecDecoder:
         output = OUTPUTS[self.rate]
