@@ -21,6 +21,11 @@ from tts_assets.codec_report.evaluate import main as evaluate
 from tts_assets.codec_report.report import FIGURES, FIGURES_FILE
 
 
+def word_errors(system: dict[str, Any]) -> str:
+    interval = system["wer_interval"]
+    return f"{system['wer']:.1%} ({interval['low']:.1%} to {interval['high']:.1%})"
+
+
 def table(systems: list[dict[str, Any]]) -> str:
     """All figures, a column a system."""
     lines = [
@@ -28,7 +33,7 @@ def table(systems: list[dict[str, Any]]) -> str:
         "",
         "| | " + " | ".join(system["name"] for system in systems) + " |",
         "|---" * (len(systems) + 1) + "|",
-        "| WER | " + " | ".join(f"{system['wer']:.1%}" for system in systems) + " |",
+        "| WER, 95 % interval | " + " | ".join(map(word_errors, systems)) + " |",
     ]
     for name, (heading, digits, _) in FIGURES.items():
         values = [system[name] for system in systems]
