@@ -139,6 +139,7 @@ def from_random_weights() -> dict[str, Row]:
         "windows: 1 s": ({"window_seconds": (1,)}, Timed),
         "windows: 4 s": ({"window_seconds": (4,)}, Timed),
         "windows: at one level": ({"gains": (0.0,)}, Timed),
+        "windows: at six speeds": ({"speeds": (0.9, 0.95, 1.0, 1.0, 1.05, 1.1)}, Timed),
         "learning rate: 3e-4": ({"lr": 3e-4}, Timed),
         "learning rate: 2e-3": ({"lr": 2e-3}, Timed),
         "learning rate: 3e-3": ({"lr": 3e-3}, Timed),
