@@ -128,7 +128,9 @@ def from_random_weights() -> dict[str, Row]:
         "codebook: 8, 8, 6, 5": ({"architecture.levels": (8, 8, 6, 5)}, Timed),
         "codebook: 8, 8, 8, 8": ({"architecture.levels": (8, 8, 8, 8)}, Timed),
         "codebook: 7, 5, 5, 5, 5": ({"architecture.levels": (7, 5, 5, 5, 5)}, Timed),
-        "codebook: 4, 4, 4, 4, 4, 4": ({"architecture.levels": (4, 4, 4, 4, 4, 4)}, Timed),
+        "codebook: 5, 5, 5, 4, 4": ({"architecture.levels": (5, 5, 5, 4, 4)}, Timed),
+        "codebook: 4, 4, 4, 3, 3, 3, 3": ({"architecture.levels": (4, 4, 4, 3, 3, 3, 3)}, Timed),
+        "codebook: 5, 5, 5, 4, 4, 4": ({"architecture.levels": (5, 5, 5, 4, 4, 4)}, Timed),
         "encoder: 384 channels": ({"architecture.semantic_hidden": 384}, Timed),
         "encoder: level by the waveform branch": (
             {"architecture.acoustic_hidden": 1},
@@ -159,7 +161,7 @@ def from_random_weights() -> dict[str, Row]:
 def from_vendored_codec() -> dict[str, Row]:
     rows: dict[str, Row] = {}
     for seed in SEEDS:
-        start = {"base": VENDORED, "lr": 3e-4, "seed": seed}
+        start = {"base": VENDORED, "architecture": {}, "lr": 3e-4, "seed": seed}
         alone = f"spectra alone, seed {seed}"
         rows[alone] = Row(start | {"adversarial": None}, steps=CHEAPER * LONGER, naturalness=True)
         judged = {"decoder alone": True, "encoder too": False}
