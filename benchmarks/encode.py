@@ -33,11 +33,11 @@ SHARD = 128  # clips, as in the demo
 BUDGETS = (BATCH_TOKENS, 4000, 12_000)  # codes: the default, and what a GPU is given
 
 
-def speech() -> list[Wave]:
-    """The first 20 minutes of the corpus, at 16 kHz."""
+def speech(seconds: float) -> list[Wave]:
+    """So much from the beginning of the corpus, at 16 kHz."""
     waves: list[Wave] = []
     for line in (CORPUS / "samples.jsonl").read_text().splitlines():
-        if sum(map(len, waves)) >= MINUTES * 60 * 16_000:
+        if sum(map(len, waves)) >= seconds * 16_000:
             break
         waves.append(read_wave(CORPUS / json.loads(line)["wav_path"], 16_000))
     return waves
@@ -78,7 +78,7 @@ def by_length(encoder: BatchEncoder, waves: list[Wave], budget: int) -> tuple[li
 
 def main() -> None:
     codec = Codec.load(CODEC)
-    waves = speech()
+    waves = speech(60 * MINUTES)
     encoder = BatchEncoder(codec)
     ways: dict[str, Callable[[], tuple[list[Codes], float]]] = {
         "one by one": lambda: (codec.encode(waves), 0.0)

@@ -11,33 +11,21 @@ second; in one round more, every part is waited for, which gives its share.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
+from encode import speech
 from torch import nn
 from transformers import Xcodec2Config, Xcodec2Model
 
-from tts_assets.audio import Wave, read_wave
+from tts_assets.audio import Wave
 from tts_assets.codec.backends import PublishedBackend
 from tts_assets.codec.model import Codec
 
-CORPUS = Path(__file__).resolve().parents[1] / "examples/corpora/asterisk_en"
 ROUNDS = 3
-
-
-def speech(seconds: float) -> list[Wave]:
-    """So much of the corpus at 16 kHz, the longest clips first."""
-    waves: list[Wave] = []
-    for line in (CORPUS / "samples.jsonl").read_text().splitlines():
-        if sum(map(len, waves)) >= seconds * 16_000:
-            break
-        waves.append(read_wave(CORPUS / json.loads(line)["wav_path"], 16_000))
-    return sorted(waves, key=len, reverse=True)
 
 
 def full_size(device: str, precision: Any) -> Codec:
@@ -84,23 +72,16 @@ def shares(codec: Codec, device: str, work: Callable[[], float]) -> dict[str, fl
     }
     spent: dict[str, float] = defaultdict(float)
 
-    def before(name: str) -> Callable[..., None]:
+    def clock(name: str, sign: int) -> Callable[..., None]:
         def note(*_: object) -> None:
             finish(device)
-            spent[name] -= time.perf_counter()
-
-        return note
-
-    def after(name: str) -> Callable[..., None]:
-        def note(*_: object) -> None:
-            finish(device)
-            spent[name] += time.perf_counter()
+            spent[name] += sign * time.perf_counter()
 
         return note
 
     for name, part in parts.items():
-        part.register_forward_pre_hook(before(name))
-        part.register_forward_hook(after(name))
+        part.register_forward_pre_hook(clock(name, -1))
+        part.register_forward_hook(clock(name, +1))
     whole = work()
     found = {name: spent[name] / whole for name in parts}
     return found | {"rest": 1 - sum(found.values())}
@@ -114,7 +95,8 @@ def main() -> None:
     parser.add_argument("--budget", type=int, default=20_000, help="codes a batch, with padding")
     arguments = parser.parse_args()
     device = arguments.device
-    codec, waves = full_size(device, arguments.precision), speech(arguments.seconds)
+    codec = full_size(device, arguments.precision)
+    waves = sorted(speech(arguments.seconds), key=len, reverse=True)
     seconds = sum(map(len, waves)) / 16_000
 
     def work() -> float:

@@ -7,6 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,7 @@ from tts_assets.config import ConfigError
 from tts_assets.corpora.samples import Sample
 from tts_assets.program import Run
 from tts_assets.split import ValidationSplit, is_validation
-from tts_assets.training.manifest import step_of
+from tts_assets.training.manifest import saved, step_of
 
 SPLIT = ValidationSplit(fraction=0.2)
 
@@ -66,6 +68,13 @@ def write(folder: Path, recipe: CodecRecipe, samples: Path) -> CodecProgram:
     )
     (folder / "run.json").write_text(program.to_json())
     return program
+
+
+@contextmanager
+def opened(folder: Path, recipe: CodecRecipe, samples: Path) -> Iterator[Trainer]:
+    program = write(folder, recipe, samples)
+    with Run(program.run_dir) as run:
+        yield Trainer(run, program)
 
 
 def metrics(folder: Path) -> list[dict[str, float]]:
@@ -140,8 +149,7 @@ def test_a_damaged_checkpoint_is_passed_over(
     write(tmp_path, recipe(tiny, save_every=3), sample_list)
     main([str(tmp_path / "run.json")])
     whole = sha256_file(tmp_path / "result" / "model.safetensors")
-    shutil.rmtree(tmp_path / "result")
-    (tmp_path / "result.json").unlink()
+    unpublish(tmp_path)
     newest = tmp_path / "checkpoints" / "step-0000006"
     (newest / name).write_bytes((newest / name).read_bytes()[:-1000])
     main([str(tmp_path / "run.json")])
@@ -154,9 +162,7 @@ def test_a_damaged_checkpoint_is_passed_over(
 def test_a_gradient_that_explodes_does_not_reach_the_weights(
     tmp_path: Path, tiny: CodecArchitecture, sample_list: Path
 ) -> None:
-    program = write(tmp_path, recipe(tiny), sample_list)
-    with Run(program.run_dir) as run:
-        trainer = Trainer(run, program)
+    with opened(tmp_path, recipe(tiny), sample_list) as trainer:
         with torch.no_grad():
             trainer.codec.acoustic_decoder.fc.weight.mul_(1e38)
         before = {name: p.clone() for name, p in trainer.codec.state_dict().items()}
@@ -169,9 +175,7 @@ def test_a_gradient_that_explodes_does_not_reach_the_weights(
 def test_judges_that_explode_are_named(
     tmp_path: Path, tiny: CodecArchitecture, sample_list: Path
 ) -> None:
-    program = write(tmp_path, recipe(tiny), sample_list)
-    with Run(program.run_dir) as run:
-        trainer = Trainer(run, program)
+    with opened(tmp_path, recipe(tiny), sample_list) as trainer:
         assert trainer.judges is not None
         with torch.no_grad():
             next(trainer.judges.parameters()).fill_(float("inf"))
@@ -184,9 +188,7 @@ def test_a_short_stage_is_judged_too(
 ) -> None:
     """With a warm-up that is longer than the stage the judges would never be heard."""
     judged = JUDGED.model_copy(update={"start": 0.8, "warmup": 200})
-    program = write(tmp_path, recipe(tiny, steps=100, adversarial=judged), sample_list)
-    with Run(program.run_dir) as run:
-        trainer = Trainer(run, program)
+    with opened(tmp_path, recipe(tiny, steps=100, adversarial=judged), sample_list) as trainer:
         weights = [trainer.adversarial_weight(step) for step in (79, 80, 85, 90, 99)]
     assert weights == [None, 0.0, 0.0, 1.0, 1.0]
 
@@ -195,9 +197,7 @@ def test_what_is_published_is_the_moving_average(
     tmp_path: Path, tiny: CodecArchitecture, sample_list: Path
 ) -> None:
     """With weights 1 - decay for each step, decay = min(ema, (step + 1) / (step + 10))."""
-    program = write(tmp_path, recipe(tiny, adversarial=None), sample_list)
-    with Run(program.run_dir) as run:
-        trainer = Trainer(run, program)
+    with opened(tmp_path, recipe(tiny, adversarial=None), sample_list) as trainer:
         name, learnt = next((n, p) for n, p in trainer.codec.named_parameters() if p.requires_grad)
         expected, take = learnt.detach().clone(), trainer.train_step
 
@@ -316,9 +316,7 @@ def test_judges_teach_the_decoder_alone(
     tmp_path: Path, tiny: CodecArchitecture, sample_list: Path, waves: list[Wave]
 ) -> None:
     judged = JUDGED.model_copy(update={"start": 0.5, "generator_lr": 2e-4})
-    program = write(tmp_path, recipe(tiny, steps=8, adversarial=judged), sample_list)
-    with Run(program.run_dir) as run:
-        trainer = Trainer(run, program)
+    with opened(tmp_path, recipe(tiny, steps=8, adversarial=judged), sample_list) as trainer:
         rates = [trainer.train_step(step)["lr"] for step in range(4)]
         codec = Codec(CompactBackend(trainer.average), "cpu")
         codes, made = codec.encode(waves), codec.decode(codec.encode(waves))
@@ -363,10 +361,14 @@ def on_two_ranks(program: Path) -> None:
 
 def go_back_to(folder: Path, step: int) -> None:
     """As if the run had been killed before its next save."""
+    unpublish(folder)
+    (newest,) = (p for p in saved(folder / "checkpoints") if step_of(p) > step)
+    shutil.rmtree(newest)
+
+
+def unpublish(folder: Path) -> None:
     shutil.rmtree(folder / "result")
     (folder / "result.json").unlink()
-    (newest,) = (p for p in (folder / "checkpoints").glob("step-*") if step_of(p) > step)
-    shutil.rmtree(newest)
 
 
 def test_windows_lie_anywhere_in_an_utterance(

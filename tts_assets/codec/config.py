@@ -15,6 +15,7 @@ from tts_assets.program import ProgramConfig
 from tts_assets.split import ValidationSplit
 
 UINT16_CODES = 65_536  # shards store codes as uint16; the largest X-Codec-2 has just as many
+RATIOS = (20, 16)  # of the waveform branch: samples of a code
 BATCH_TOKENS = 1500  # 30 s: on a core larger ones gain little, and a rank stays below 1 GB
 
 
@@ -33,7 +34,7 @@ class CodecArchitecture(Config):
     acoustic_hidden: int = Field(
         0, ge=0, description="channels of the waveform branch at 16 kHz; 0: there is none"
     )
-    ratios: tuple[int, ...] = (20, 16)
+    ratios: tuple[int, ...] = RATIOS
     levels: tuple[int, ...] = Field(
         (5, 5, 5, 4, 4),
         min_length=1,
@@ -49,9 +50,10 @@ class CodecArchitecture(Config):
         if math.prod(self.ratios) != 320 or min(self.ratios) < 2:
             raise ValueError(
                 f"ratios {self.ratios} multiply to {math.prod(self.ratios)}; the filterbank has a "
-                "frame for every 320 samples, so write for example [20, 16] or [2, 2, 4, 4, 5]"
+                "frame for every 320 samples, and each must be 2 or more, so write for example "
+                "[20, 16] or [2, 2, 4, 4, 5]"
             )
-        if self.ratios != (20, 16) and not self.acoustic_hidden:
+        if self.ratios != RATIOS and not self.acoustic_hidden:
             raise ValueError(
                 "ratios are those of the waveform branch, which acoustic_hidden = 0 leaves out: "
                 "give both, or neither"

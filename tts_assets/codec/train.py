@@ -136,7 +136,7 @@ class Trainer(TrainingLoop):
             same_codes = self.recipe.freeze_encoder
             save_compact(self.average, folder, self.recipe.export_dtype, same_codes)
             base = self.recipe.base and self.recipe.base / WEIGHTS_FILE
-            write_recipe(self.recipe, folder, base)
+            write_recipe(self.recipe, folder, "base", base)
             self.copy_metrics()
         return facts
 

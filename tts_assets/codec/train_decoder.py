@@ -141,7 +141,7 @@ class DecoderTrainer(TrainingLoop):
         if self.run.is_main:
             save_decoder(self.average, self.run.result_dir, self.recipe.export_dtype)
             start = self.program.start and self.program.start / WEIGHTS_FILE
-            write_recipe(self.recipe, self.run.result_dir, start)
+            write_recipe(self.recipe, self.run.result_dir, "start", start)
             self.copy_metrics()
         output = self.average.output
         return DecoderFacts(

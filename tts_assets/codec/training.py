@@ -171,12 +171,13 @@ class TrainingLoop(StepLoop):
             real = [score[: len(waves)] for score, _ in judged]
             false = [score[len(waves) :] for score, _ in judged]
             loss = discriminator_loss(real, false, self.recipe.adversarial.objective)
-        if not math.isfinite(float(loss.detach())):
+        found = float(loss.detach())
+        if not math.isfinite(found):
             raise FloatingPointError("the judges' loss is not finite: lower adversarial.lr")
         loss.backward()
         self.optimizers["judges"].step()
         self.optimizers["judges"].zero_grad(set_to_none=True)
-        return float(loss.detach())
+        return found
 
     def judge(self, waves: Tensor, made: Tensor) -> tuple[Tensor, Tensor]:
         """What the judges say of made audio: the adversarial and the feature loss."""

@@ -45,7 +45,7 @@ def _remove_broken(run: Run) -> Path | None:
 
 
 def write_manifest(checkpoint: Path) -> None:
-    (checkpoint / MANIFEST).write_text(json.dumps(described(checkpoint), indent=2) + "\n")
+    (checkpoint / MANIFEST).write_text(json.dumps(_described(checkpoint), indent=2) + "\n")
 
 
 def damage(checkpoint: Path) -> str | None:
@@ -57,7 +57,7 @@ def damage(checkpoint: Path) -> str | None:
     missing = [name for name in expected if not (checkpoint / name).is_file()]
     if missing:
         return f"{missing[0]} is missing"
-    found = described(checkpoint)
+    found = _described(checkpoint)
     for name, entry in expected.items():
         if found[name] != entry:
             how = "truncated" if found[name]["size"] < entry["size"] else "changed"
@@ -65,7 +65,7 @@ def damage(checkpoint: Path) -> str | None:
     return None
 
 
-def described(checkpoint: Path) -> dict[str, dict[str, int | str]]:
+def _described(checkpoint: Path) -> dict[str, dict[str, int | str]]:
     """Size and digest of each file; digests in parallel, since a file is gigabytes."""
     files = sorted(file for file in checkpoint.iterdir() if file.name != MANIFEST)
     with ThreadPoolExecutor() as threads:
