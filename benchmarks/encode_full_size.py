@@ -2,7 +2,7 @@
 
     python benchmarks/encode_full_size.py --device cuda --precision bf16
 
-The weights are random, which changes no operation of it: `transformers`' default sizes, 0.63 billion
+The weights are random, which changes no operation of it: `transformers`' default sizes, 629 million
 parameters, w2v-BERT 2.0 before an acoustic encoder. Clips of the demo corpus, decoded beforehand,
 are encoded in masked batches by length. The best of several rounds gives the audio seconds a
 second; in one round more, every part is waited for, which gives its share.
