@@ -42,8 +42,10 @@ class Codec:
     def load(cls, folder: Path, device: str = "cpu", precision: Precision = "fp32") -> Self:
         """Open a codec folder, ours or a snapshot of a published one.
 
-        ``precision`` of encoding: with ``bf16`` the semantic encoder, nearly all of a published
-        codec's arithmetic, runs in half precision; about one code in 200 is then another.
+        ``precision`` of encoding: with ``bf16`` the semantic encoder of a published codec, nearly
+        all of its arithmetic, runs in half precision, and some of its codes are others. Codecs
+        that this project trained have nothing there that half precision would make faster, and
+        the same codes with both.
         Raises :class:`ValueError` for a model that is no codec of these families, or whose
         weights are not complete.
         """
@@ -53,7 +55,7 @@ class Codec:
         if family not in FAMILIES:
             raise ValueError(f"{folder} holds a {family!r} model; codecs are {FAMILIES}")
         if is_compact(folder):
-            return cls(CompactBackend(open_compact(folder).moved(device), precision), device)
+            return cls(CompactBackend(open_compact(folder).moved(device)), device)
         model, found = AutoModel.from_pretrained(
             folder, dtype=torch.float32, output_loading_info=True
         )
