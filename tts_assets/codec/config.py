@@ -110,8 +110,8 @@ class CodecAdversarialConfig(AdversarialConfig):
     """The adversarial stage of a codec, from ``start`` (a share of all steps) on.
 
     For ``warmup`` steps only the discriminators learn, then their weight rises as long again. The
-    encoder is frozen: what judges teach an encoder costs words, and what they teach a decoder does
-    not (``benchmarks/codec_training-2026-11-22.md``).
+    encoder is frozen: what judges teach it costs more words than what they teach the decoder
+    (``benchmarks/codec_training-2026-11-23.md``).
     """
 
     freeze_encoder: bool = Field(True, description="its codes change no more")
