@@ -25,7 +25,7 @@ demo: install ## train the small voice end to end and say where to listen (about
 ui: install ## the Dagster UI on http://127.0.0.1:3000 (PORT=…)
 	@$(BIN)/dagster dev --host 127.0.0.1 --port $(PORT)
 
-codec-demo: install ## train a codec like the vendored one from nothing (an hour)
+codec-demo: install ## train the vendored codec again, from nothing (an hour and a half)
 	@TTS_PROFILE=codec_demo $(BIN)/python -m jobs.codec_demo
 
 test: install ## all tests; what .ci/run calls

@@ -1,6 +1,6 @@
 """``make codec-demo``: the embedded profile's codec, trained again from nothing.
 
-About an hour on two cores; interrupted, it goes on. The profile ``codec_demo`` puts a training
+An hour and a half on two cores; interrupted, it goes on. The profile ``codec_demo`` puts a training
 recipe where the embedded one names the vendored checkpoint; the trained codec is another version of
 the asset ``codec``, and ``make demo`` afterwards returns to the vendored one.
 """

@@ -14,9 +14,11 @@ from transformers import SeamlessM4TFeatureExtractor, Wav2Vec2BertConfig
 from tests.codec.conftest import VENDORED, published
 from tts_assets.audio import Wave
 from tts_assets.codec.backends import Precision
+from tts_assets.codec.config import CodecRecipe
 from tts_assets.codec.features import LogFilterbank
 from tts_assets.codec.losses import SpectralLoss
 from tts_assets.codec.model import Codec
+from tts_assets.settings import load_settings
 
 
 def test_a_clip_survives_the_round_trip(vendored: Codec, waves: list[Wave]) -> None:
@@ -30,6 +32,12 @@ def test_a_clip_survives_the_round_trip(vendored: Codec, waves: list[Wave]) -> N
         _, distance = loss(*pair)
         _, of_silence = loss(torch.zeros_like(pair[1]), pair[1])
         assert distance < 0.7 < 2.0 < of_silence
+
+
+def test_the_vendored_codec_is_of_the_recorded_recipe() -> None:
+    """``make codec-demo`` trains it again."""
+    recorded = load_settings(profile="codec_demo").codec.train
+    assert recorded == CodecRecipe.model_validate_json((VENDORED / "recipe.json").read_text())
 
 
 def test_codes_and_waveforms_do_not_depend_on_batch_mates(
@@ -56,6 +64,17 @@ def test_codes_are_spread_over_the_codebook(vendored: Codec, waves: list[Wave]) 
     assert codes.min() >= 0
     assert codes.max() < vendored.codebook_size
     assert len(np.unique(codes)) > 0.5 * len(codes)
+
+
+def test_silence_stays_silent(vendored: Codec, waves: list[Wave]) -> None:
+    """Digital silence and noise that 16 bits do not hold lie below all that training has."""
+    faint = np.random.default_rng(0).standard_normal(16_000).astype(np.float32)
+    for silence in (0 * faint, 1e-6 * faint, 1e-5 * faint):
+        (alone,) = vendored.decode(vendored.encode([silence]))
+        assert np.sqrt(np.mean(alone**2)) < 0.001
+        after_speech = np.concatenate([waves[0], silence])
+        (made,) = vendored.decode(vendored.encode([after_speech]))
+        assert np.sqrt(np.mean(made[len(waves[0]) + 1600 : len(after_speech)] ** 2)) < 0.001
 
 
 def test_the_filterbank_is_kaldis(waves: list[Wave]) -> None:

@@ -35,7 +35,7 @@ from tts_assets.corpora.samples import Sample, read_samples, write_samples
 from tts_assets.program import STOPPED
 
 FACTS = CodecFacts(
-    sample_rate=16_000, hop_length=320, token_rate=50.0, codebook_size=2000, parameters=1
+    sample_rate=16_000, hop_length=320, token_rate=50.0, codebook_size=4096, parameters=1
 )
 
 

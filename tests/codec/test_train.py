@@ -255,6 +255,19 @@ def test_a_frozen_encoder_keeps_its_codes(
     assert all(torch.equal(weights[name], same[name]) for name in weights)
 
 
+def test_judged_decoders_hear_the_codes_of_inference(
+    tmp_path: Path, tiny: CodecArchitecture, sample_list: Path
+) -> None:
+    """Of silence, too, which only inference holds to the range of speech."""
+    silence = torch.zeros(1, 16_000)
+    with opened(tmp_path, recipe(tiny), sample_list) as trainer, torch.no_grad():
+        before = trainer.reconstruct(silence)[2].flatten()
+        trainer.begin_adversarial()
+        heard = trainer.reconstruct(silence)[2].flatten()
+        (codes,) = Codec(CompactBackend(trainer.average), "cpu").encode(list(silence.numpy()))
+    assert heard.tolist() == codes.tolist() != before.tolist()
+
+
 def test_a_run_folder_of_another_recipe_is_refused(
     tmp_path: Path, tiny: CodecArchitecture, sample_list: Path
 ) -> None:

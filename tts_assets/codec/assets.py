@@ -54,8 +54,8 @@ from tts_assets.plots import curves
 from tts_assets.split import ValidationSplit
 from tts_assets.training.checks import losses_check
 
-CODE_VERSION = "1"
-TRAINING_VERSION = "4"  # of codecs and decoders that are trained here
+CODE_VERSION = "2"
+TRAINING_VERSION = "5"  # of codecs and decoders that are trained here
 SHARDS = "codec_shards"
 
 

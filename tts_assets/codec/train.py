@@ -85,7 +85,7 @@ class Trainer(TrainingLoop):
         """What learns from here on, over all ranks."""
         if self.frozen:
             for module in self.codec.encoder_parts():
-                module.requires_grad_(False)
+                module.requires_grad_(False).eval()
         bf16 = self.recipe.precision == "bf16"
         self.reconstruct = self.parallel(Reconstruction(self.codec, self.frozen, bf16))
 

@@ -36,7 +36,7 @@ from tts_assets.notebook import NOTEBOOK_FILE
 from tts_assets.partitions import filtered_samples_of
 from tts_assets.split import ValidationSplit
 
-CODE_VERSION = "2"
+CODE_VERSION = "3"
 
 
 def build_assets(
