@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from tts_assets.artifacts import sha256_file, written_aside
 from tts_assets.audio import Wave
+from tts_assets.codec.assets import TRAINING_VERSION
 from tts_assets.codec.backends import CompactBackend
 from tts_assets.codec.config import CodecProgram, CodecRecipe
 from tts_assets.codec.features import DIMENSION, SAMPLE_RATE
@@ -216,7 +217,7 @@ def identity(ears: Ears, row: Row, steps: int) -> str:
     recipe = recipe_of(row, steps)
     base = recipe.base and sha256_file(recipe.base / WEIGHTS_FILE)
     clips = [sample.id for sample in ears.samples]
-    return digest_of([recipe, base, row.trainer.__name__, clips])
+    return digest_of([recipe, base, row.trainer.__name__, clips, TRAINING_VERSION])
 
 
 def trained(folder: Path, row: Row, steps: int) -> Codec:

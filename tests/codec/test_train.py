@@ -255,12 +255,14 @@ def test_a_frozen_encoder_keeps_its_codes(
     assert all(torch.equal(weights[name], same[name]) for name in weights)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_judged_decoders_hear_the_codes_of_inference(
-    tmp_path: Path, tiny: CodecArchitecture, sample_list: Path
+    tmp_path: Path, tiny: CodecArchitecture, sample_list: Path, precision: str
 ) -> None:
     """Of silence, too, which only inference holds to the range of speech."""
     silence = torch.zeros(1, 16_000)
-    with opened(tmp_path, recipe(tiny), sample_list) as trainer, torch.no_grad():
+    judged = recipe(tiny, precision=precision)
+    with opened(tmp_path, judged, sample_list) as trainer, torch.no_grad():
         before = trainer.reconstruct(silence)[2].flatten()
         trainer.begin_adversarial()
         heard = trainer.reconstruct(silence)[2].flatten()
@@ -298,6 +300,7 @@ def test_codes_tell_how_loud_a_frame_is(
     wave = torch.from_numpy(recordings["auth-incorrect"][1].wave[:32_000])[None]
     model = build(tiny, seed=1)
     calibrate(model, wave)
+    model.eval()
     with torch.no_grad():
         loud, quiet = model.latents(wave), model.latents(0.1 * wave)
     assert (loud - quiet).abs().mean() > 0.5

@@ -29,7 +29,7 @@ SERVING = {
     "codec_path": "../../../../codec/all/c",
     "sample_rate": 16000,
     "token_rate": 50.0,
-    "codebook_size": 1920,
+    "codebook_size": 4096,
 }
 FIGURES = {"wer": 0.1, "dnsmos_p808": 3.0, "speaker_similarity": 0.8}
 CANDIDATES = ("first", "second")

@@ -7,7 +7,7 @@ from dagster import AssetKey, DagsterInstance, SensorResult, build_sensor_contex
 from sensors.checkpoints import build_checkpoint_sensor
 from tts_assets.artifacts import MANIFEST, ArtifactStore, Build, Checkpoint, ServingModel
 
-CODEC = {"codec": "c", "sample_rate": 16000, "token_rate": 50.0, "codebook_size": 1920}
+CODEC = {"codec": "c", "sample_rate": 16000, "token_rate": 50.0, "codebook_size": 4096}
 TRAINED = {"stage": "sft", "recipe": "one", "steps": 1, "tokens": 1, "train_loss": 1.0}
 MODEL = {"parameters": 1, "vocabulary": "v", **CODEC}
 ASKED = [AssetKey(["serving", "one"]), AssetKey(["report", "one"])]

@@ -103,23 +103,37 @@ def test_the_same_seed_gives_the_same_bytes_alone_and_among_others(client: opena
 
 
 def test_the_first_audio_comes_before_the_last(client: openai.OpenAI, http: httpx.Client) -> None:
-    """A text of several pieces, by the server's own clock: a loaded machine may keep this process
-    from reading until all is made."""
+    """A text of several pieces. Made early: every time, by the server's own clock. Sent early: one
+    time in ten is proof, as a loaded machine may keep this process from reading."""
 
     def seconds(name: str) -> float:
         lines = http.get("/metrics").text.splitlines()
         return next(float(line.split()[1]) for line in lines if line.startswith(f"{name}_sum "))
 
-    first, whole = seconds("tts_first_audio_seconds"), seconds("tts_request_seconds")
-    with client.audio.speech.with_streaming_response.create(
-        model="tiny", voice="default", input="One two three four. " * 8, response_format="pcm"
-    ) as answer:
-        sizes = [len(chunk) for chunk in answer.iter_bytes()]
-    first = seconds("tts_first_audio_seconds") - first
-    whole = seconds("tts_request_seconds") - whole
-    assert 0 < first < whole / 2
-    assert len(sizes) > 5
-    assert sizes[0] < sum(sizes) / 4
+    def shares() -> tuple[float, float]:
+        """Of the time to the last byte: the time to the first audio, made and received."""
+        made, all_made = seconds("tts_first_audio_seconds"), seconds("tts_request_seconds")
+        started = time.perf_counter()
+        with client.audio.speech.with_streaming_response.create(
+            model="tiny", voice="default", input="One two three four. " * 8, response_format="pcm"
+        ) as answer:
+            chunks = answer.iter_bytes()
+            sizes = [len(next(chunks))]
+            received = time.perf_counter() - started
+            sizes += map(len, chunks)
+        all_received = time.perf_counter() - started
+        assert len(sizes) > 5
+        assert sizes[0] < sum(sizes) / 4
+        made = seconds("tts_first_audio_seconds") - made
+        return made / (seconds("tts_request_seconds") - all_made), received / all_received
+
+    received = 1.0
+    for _ in range(10):
+        made, received = shares()
+        assert 0 < made < 1 / 2
+        if received < 3 / 4:
+            break
+    assert received < 3 / 4
 
 
 def test_a_streamed_wav_can_be_read(client: openai.OpenAI) -> None:

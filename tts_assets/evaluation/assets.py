@@ -55,7 +55,7 @@ from tts_assets.speakers.config import RESEMBLYZER
 from tts_assets.speakers.source import encoder_digest
 
 SUITE_VERSION = "1"
-CODE_VERSION = "3"
+CODE_VERSION = "4"
 COMPARISON_VERSION = "5"
 Built = AssetsDefinition | AssetChecksDefinition
 
