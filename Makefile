@@ -19,7 +19,7 @@ install: ## create .venv and install the locked packages; CUDA=13.0 for GPU mach
 doctor: ## look at this machine: what is there, what is missing, how to mend it
 	@if [ -x $(BIN)/python ]; then $(BIN)/python -m tts_assets.doctor; else $(PYTHON) -m tts_assets.doctor; fi
 
-demo: install ## train the small voice end to end and say where to listen (about 25 minutes)
+demo: install ## train the small voice end to end and say where to listen (18 to 27 minutes)
 	@$(BIN)/python -m jobs.demo
 
 ui: install ## the Dagster UI on http://127.0.0.1:3000 (PORT=…)

@@ -3,8 +3,8 @@
 The codec's decoder looks both ways, so a code's samples are final only when the future is known.
 Each chunk is therefore decoded with all that came before it (voice prompt, too) and with
 ``LOOKAHEAD`` codes after it, and is crossfaded into the one before. Against the whole decode the
-difference is 15-23 dB below the speech for the vendored codec with 8 codes ahead, 13-22 dB with 4,
-18-27 dB with 50; the last chunk is the whole decode's, bit for bit.
+difference is 16-24 dB below the speech for the vendored codec with 8 codes ahead, 15-24 dB with 4,
+21-30 dB with 50; the last chunk is the whole decode's, bit for bit.
 
 Chunks double, from ``FIRST`` to ``LONGEST`` codes, so that decoding the past again costs about as
 much again as decoding once. ``PieceStream`` keeps from the listener what can still be kept.
