@@ -4,7 +4,7 @@
 
 240 strings of 3 to 7 spoken digits, drawn with a fixed seed; none is in the evaluation suite or was
 recorded. Sentences are left out: with 48 announcements among the texts, the reward of a step told
-mostly how many of them it had, and one of three seeds fell (benchmarks/grpo-2026-11-22.md).
+mostly how many of them it had, and one of three seeds fell (benchmarks/grpo-2026-11-23.md).
 """
 
 from __future__ import annotations
