@@ -27,23 +27,21 @@ import torch
 from codec_training import ROOT, Listener, recorded_recipe, write_program
 from torch import Tensor, nn
 
-from tts_assets.artifacts import sha256_file, written_aside
-from tts_assets.audio import Wave
+from tts_assets.audio_models.dnsmos import NaturalnessScorer
+from tts_assets.audio_models.wer import difference_interval, match
 from tts_assets.codec.assets import TRAINING_VERSION
 from tts_assets.codec.backends import CompactBackend
 from tts_assets.codec.config import CodecProgram, CodecRecipe
-from tts_assets.codec.features import DIMENSION, SAMPLE_RATE
 from tts_assets.codec.losses import RESOLUTIONS, SpectralLoss
 from tts_assets.codec.model import Codec
-from tts_assets.codec.quality import aligned, mel_distance, pesq, stoi
+from tts_assets.codec.quality import aligned, count_codes, mel_distance, pesq, stoi, usage
 from tts_assets.codec.storage import WEIGHTS_FILE
 from tts_assets.codec.train import Trainer
-from tts_assets.codec.usage import count_codes, usage
-from tts_assets.codec.xcodec2 import CompactXcodec2, calibrate
-from tts_assets.config import digest_of
-from tts_assets.hearing.naturalness import NaturalnessScorer
-from tts_assets.hearing.text_match import difference_interval, match
-from tts_assets.program import STOPPED, Run
+from tts_assets.codec.xcodec2 import DIMENSION, SAMPLE_RATE, CompactXcodec2, calibrate
+from tts_assets.core.artifacts import sha256_file, written_aside
+from tts_assets.core.audio import Wave
+from tts_assets.core.config import digest_of
+from tts_assets.core.program import STOPPED, Run
 
 ORIGINAL = "original"
 VENDORED = ROOT / "examples/codecs/announcer-16khz"

@@ -19,13 +19,13 @@ from codec_training import SPLIT, demo_samples
 from faster_whisper import WhisperModel
 from faster_whisper.audio import pad_or_trim
 
-from tts_assets.audio import Wave, read_wave
-from tts_assets.codec.features import HOP, SAMPLE_RATE
+from tts_assets.audio_models.whisper import packaged_model
 from tts_assets.codec.losses import SpectralLoss
 from tts_assets.codec.model import Codec
+from tts_assets.codec.xcodec2 import HOP, SAMPLE_RATE
+from tts_assets.core.audio import Wave, read_wave
+from tts_assets.core.split import is_validation
 from tts_assets.corpora.samples import Sample
-from tts_assets.hearing.whisper import packaged_model
-from tts_assets.split import is_validation
 
 LONGEST = 12.0  # seconds
 TRAINED = 100  # clips of the training, one in five

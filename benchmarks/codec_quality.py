@@ -3,7 +3,7 @@ r"""How good a codec is on held-out speech: the codec report by hand, as a Markd
     python benchmarks/codec_quality.py --samples \
         storage/filtered_samples/asterisk_en/current/kept.jsonl
 
-resynthesizes the validation utterances (see ``tts_assets/split.py``), which no codec of this
+resynthesizes the validation utterances (see ``tts_assets/core/split.py``), which no codec of this
 project has seen in training. ``--out`` keeps page, players and notebook.
 """
 
@@ -17,8 +17,8 @@ from typing import Any
 
 from tts_assets.codec.config import CodecReportConfig
 from tts_assets.codec_report.config import CodecReportProgram, CodecVersion
+from tts_assets.codec_report.evaluate import FIGURES, FIGURES_FILE
 from tts_assets.codec_report.evaluate import main as evaluate
-from tts_assets.codec_report.report import FIGURES, FIGURES_FILE
 
 
 def word_errors(system: dict[str, Any]) -> str:

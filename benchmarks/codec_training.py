@@ -27,19 +27,19 @@ from typing import Any
 
 import torch
 
-from tts_assets.artifacts import sha256_file
-from tts_assets.audio import Wave, measure, read_wave
+from tts_assets.audio_models.transcription import Transcriber
+from tts_assets.audio_models.wer import corpus_wer, match
 from tts_assets.codec.backends import CompactBackend
 from tts_assets.codec.config import CodecProgram, CodecRecipe
-from tts_assets.codec.features import HOP, SAMPLE_RATE
 from tts_assets.codec.model import Codec
 from tts_assets.codec.train import Trainer
+from tts_assets.codec.xcodec2 import HOP, SAMPLE_RATE
+from tts_assets.core.artifacts import sha256_file
+from tts_assets.core.audio import Wave, measure, read_wave
+from tts_assets.core.program import Run
+from tts_assets.core.split import ValidationSplit, is_validation
 from tts_assets.corpora.samples import Sample, write_samples
-from tts_assets.hearing.text_match import corpus_wer, match
-from tts_assets.hearing.transcription import Transcriber
-from tts_assets.program import Run
 from tts_assets.settings import load_settings
-from tts_assets.split import ValidationSplit, is_validation
 
 ROOT = Path(__file__).resolve().parents[1]
 CORPUS = ROOT / "examples/corpora/asterisk_en"

@@ -33,13 +33,12 @@ from transformers import PreTrainedTokenizerFast
 
 from tts_assets.arrays.arrays import CodeTable
 from tts_assets.sft.config import SftRecipe
-from tts_assets.sft.dataset import Pool
-from tts_assets.sft.share import Share
-from tts_assets.sft.stream import Sample, SampleStream
+from tts_assets.sft.dataset import Pool, Sample, SampleStream
+from tts_assets.sft.packing import Share
 from tts_assets.speechlm.config import VocabularyConfig
 from tts_assets.speechlm.prompts import INSTRUCTION, PromptFormat
-from tts_assets.speechlm.text_ids import write_text_ids
 from tts_assets.speechlm.tokenizer import tokenizer_digest
+from tts_assets.speechlm.tokens import write_text_ids
 from tts_assets.speechlm.vocabulary import extend_tokenizer
 
 CORPUS = Path(__file__).resolve().parents[1] / "examples" / "corpora" / "asterisk_en"

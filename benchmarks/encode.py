@@ -19,11 +19,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tts_assets.accounting import SetAside
-from tts_assets.audio import read_wave
 from tts_assets.codec.batching import BatchEncoder
 from tts_assets.codec.config import BATCH_TOKENS
 from tts_assets.codec.model import Codec, Codes, Wave
+from tts_assets.core.accounting import SetAside
+from tts_assets.core.audio import read_wave
 
 ROOT = Path(__file__).resolve().parents[1]
 CORPUS = ROOT / "examples/corpora/asterisk_en"

@@ -21,9 +21,9 @@ from encode import speech
 from torch import nn
 from transformers import Xcodec2Config, Xcodec2Model
 
-from tts_assets.audio import Wave
 from tts_assets.codec.backends import PublishedBackend
 from tts_assets.codec.model import Codec
+from tts_assets.core.audio import Wave
 
 ROUNDS = 3
 

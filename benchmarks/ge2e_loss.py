@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.speakers.literal_ge2e import literal_ge2e
+from tests.support.literal_ge2e import literal_ge2e
 from tts_assets.speakers.loss import Ge2eLoss
 
 SPEAKERS, UTTERANCES, SIZE = 64, 10, 256

@@ -26,15 +26,15 @@ from pathlib import Path
 import torch
 from scipy.stats import t as student_t
 
-from tts_assets.hearing.text_match import normalize_for_match
+from tts_assets.audio_models.wer import normalize_for_match
 from tts_assets.rlhf.assets import recipe_texts
 from tts_assets.rlhf.config import HeldOutConfig, RlhfProgram, RlhfRecipe
 from tts_assets.rlhf.engines import PolicyEngine
-from tts_assets.rlhf.panel import Panel
-from tts_assets.rlhf.policy import own_lm
 from tts_assets.rlhf.prompts import PromptSet, RolloutPrompt
 from tts_assets.rlhf.reward_config import WerReward
+from tts_assets.rlhf.reward_executor import Panel
 from tts_assets.rlhf.rollouts import RolloutWorker
+from tts_assets.rlhf.train import own_lm
 from tts_assets.serving.synthesis import Synthesizer
 from tts_assets.settings import Settings, load_settings
 from tts_assets.speechlm.model import SpeechLM

@@ -36,9 +36,9 @@ from types import SimpleNamespace
 import numpy as np
 
 from tts_assets.arrays.merge import merge
-from tts_assets.artifacts import ShardFacts, fsync
+from tts_assets.core.artifacts import ShardFacts, fsync
+from tts_assets.core.split import ValidationSplit, held_out
 from tts_assets.corpora.samples import Sample
-from tts_assets.split import ValidationSplit, held_out
 
 SHARDS, CODES, SAMPLES = 64, 100_000_000, 400_000
 CODEBOOK = 65_536

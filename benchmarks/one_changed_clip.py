@@ -22,7 +22,11 @@ from dagster import AssetSpec, DagsterInstance, materialize
 
 from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
 from resources.torchrun import TorchrunLauncher
-from tts_assets.artifacts import (
+from tts_assets.codec.assets import build_assets
+from tts_assets.codec.config import CodecArchitecture, CodecConfig
+from tts_assets.codec.storage import save_compact
+from tts_assets.codec.xcodec2 import build, calibrate
+from tts_assets.core.artifacts import (
     ArtifactStore,
     Build,
     CodecShards,
@@ -30,16 +34,12 @@ from tts_assets.artifacts import (
     SampleManifest,
     sha256_file,
 )
-from tts_assets.audio import Wave, read_wave
-from tts_assets.codec.assets import build_assets
-from tts_assets.codec.config import CodecArchitecture, CodecConfig
-from tts_assets.codec.storage import save_compact
-from tts_assets.codec.xcodec2 import build, calibrate
-from tts_assets.compute import Shape
+from tts_assets.core.audio import Wave, read_wave
+from tts_assets.core.compute import Shape
+from tts_assets.core.split import ValidationSplit
 from tts_assets.corpora.filter import KEPT_FILE
 from tts_assets.corpora.samples import Sample, write_samples
-from tts_assets.partitions import corpus_partitions
-from tts_assets.split import ValidationSplit
+from tts_assets.orchestration.partitions import corpus_partitions
 
 ROOT = Path(__file__).resolve().parents[1]
 CORPUS = ROOT / "examples/corpora/asterisk_en"

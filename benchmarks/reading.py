@@ -19,13 +19,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tts_assets.artifacts import ArtifactStore
+from tts_assets.core.artifacts import ArtifactStore
 from tts_assets.settings import load_settings
 from tts_assets.sft.config import SftProgram, SftRecipe
-from tts_assets.sft.dataset import Pool
+from tts_assets.sft.dataset import Encoded, Pool, Sample
 from tts_assets.sft.model import SpeechLoss, prepare
 from tts_assets.sft.packing import pack
-from tts_assets.sft.stream import Encoded, Sample
 from tts_assets.sft.train import main
 from tts_assets.speechlm.model import SpeechLM
 from tts_assets.speechlm.prompts import PromptFormat

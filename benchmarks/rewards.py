@@ -21,15 +21,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tts_assets.audio import read_wave
+from tts_assets.audio_models.dnsmos import NaturalnessScorer
+from tts_assets.audio_models.transcription import Transcriber
 from tts_assets.codec.model import Codec, Codes
-from tts_assets.hearing.naturalness import NaturalnessScorer
-from tts_assets.hearing.transcription import Transcriber
-from tts_assets.rlhf.panel import Judges, Panel, ThreadJudges
+from tts_assets.core.audio import read_wave
 from tts_assets.rlhf.reward_config import DnsmosReward, SimilarityReward, WerReward
+from tts_assets.rlhf.reward_executor import Judges, Panel, ThreadJudges
 from tts_assets.rlhf.reward_workers import WorkerJudges
-from tts_assets.rlhf.rewards import Intelligibility, Naturalness, Reward, SameVoice
-from tts_assets.rlhf.spoken import Spoken
+from tts_assets.rlhf.rewards import Intelligibility, Naturalness, Reward, SameVoice, Spoken
 from tts_assets.serving.config import Voice
 from tts_assets.serving.synthesis import decode
 

@@ -36,13 +36,12 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, set_seed
 
-from tts_assets.ports import LOOPBACK, free_port
+from tts_assets.core.processes import LOOPBACK, free_port
+from tts_assets.rlhf.config import EngineProgram, VllmRollouts
 from tts_assets.rlhf.engine import hosted
-from tts_assets.rlhf.engine_client import EngineClient
-from tts_assets.rlhf.engine_config import EngineProgram, VllmRollouts
-from tts_assets.rlhf.policy import prompt_order
+from tts_assets.rlhf.engine_client import EngineClient, FileSender
 from tts_assets.rlhf.prompts import read_texts
-from tts_assets.rlhf.weights import FileSender
+from tts_assets.rlhf.train import prompt_order
 from tts_assets.serving.config import SERVING_FILE
 from tts_assets.serving.synthesis import Line, Synthesizer, TransformersEngine, read_card
 from tts_assets.speechlm.config import SamplingConfig

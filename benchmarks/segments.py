@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.corpora.segments.recordings import (
+from tests.support.recordings import (
     Said,
     corpus_clips,
     kept,
@@ -30,12 +30,11 @@ from tests.corpora.segments.recordings import (
     record,
     word_error_rate,
 )
-from tts_assets.audio import Wave, read_clip
-from tts_assets.audio_pool import AudioPool
+from tts_assets.audio_models.whisper import packaged_model
+from tts_assets.core.audio import AudioPool, Wave, read_clip
 from tts_assets.corpora.segments.config import SegmentConfig
 from tts_assets.corpora.segments.recording import Transcript, cut, listen
 from tts_assets.corpora.segments.words import Listener
-from tts_assets.hearing.whisper import packaged_model
 
 CLIPS = 100
 PAUSES = (0.25, 0.4, 0.6, 0.9, 1.5, 3.0)  # seconds

@@ -24,7 +24,7 @@ from typing import Any
 from dagster import DagsterInstance, SensorDefinition, SensorResult, build_sensor_context
 
 from sensors.corpora import build_corpora_sensors
-from tts_assets.artifacts import ArtifactStore
+from tts_assets.core.artifacts import ArtifactStore
 from tts_assets.corpora.config import DiscoveryConfig
 from tts_assets.corpora.discovery import Corpora
 from tts_assets.corpora.watch import Look, Seen

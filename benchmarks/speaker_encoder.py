@@ -25,10 +25,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tts_assets.artifacts import ArtifactStore, Build, RawCorpus
+from tts_assets.core.artifacts import ArtifactStore, Build, RawCorpus
+from tts_assets.core.program import Run
+from tts_assets.core.split import ValidationSplit, is_validation
 from tts_assets.corpora.config import CorpusConfig
 from tts_assets.corpora.index import index_corpus
-from tts_assets.program import Run
 from tts_assets.speakers import evaluate, train
 from tts_assets.speakers.config import (
     RESEMBLYZER,
@@ -38,7 +39,6 @@ from tts_assets.speakers.config import (
     ReportProgram,
     TrialConfig,
 )
-from tts_assets.split import ValidationSplit, is_validation
 
 PACKAGES = (
     *(f"asterisk-core-sounds-{language}-g722" for language in ("en", "es", "fr", "it", "ru")),

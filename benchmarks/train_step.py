@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tts_assets.artifacts import ArtifactStore
+from tts_assets.core.artifacts import ArtifactStore
 from tts_assets.settings import load_settings
 from tts_assets.sft.dataset import Encoded, Pool, Sample
 from tts_assets.sft.model import SpeechLoss, prepare, uses_bf16

@@ -23,9 +23,9 @@ from pathlib import Path
 
 from dagster import AssetKey, DagsterInstance
 
-from tts_assets.artifacts import ArtifactStore
+from tts_assets.core.artifacts import ArtifactStore
+from tts_assets.core.processes import LOOPBACK, free_port
 from tts_assets.evaluation.report import PAGE_FILE
-from tts_assets.ports import LOOPBACK, free_port
 from tts_assets.settings import load_settings
 
 ROOT = Path(__file__).resolve().parent.parent

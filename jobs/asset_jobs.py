@@ -16,8 +16,8 @@ from dagster import (
 )
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
-from sensors.conditions import WHOLE_CORPUS
-from tts_assets.partitions import corpus_partitions
+from tts_assets.orchestration.conditions import WHOLE_CORPUS
+from tts_assets.orchestration.partitions import corpus_partitions
 from tts_assets.settings import Settings
 
 REFRESH, IMPORT, TRAIN_CODEC, RETRAIN = "refresh", "import_arrays", "train_codec", "retrain"

@@ -11,7 +11,7 @@ from dagster import DagsterInstance
 
 from jobs.asset_jobs import TRAIN_CODEC
 from jobs.demo import register_corpora, run_job
-from tts_assets.artifacts import ArtifactStore
+from tts_assets.core.artifacts import ArtifactStore
 from tts_assets.settings import load_settings
 
 

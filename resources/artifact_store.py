@@ -23,7 +23,7 @@ from dagster import (
 )
 
 from resources.leases import locked
-from tts_assets.artifacts import (
+from tts_assets.core.artifacts import (
     UNPARTITIONED,
     ArtifactStore,
     Build,
@@ -32,7 +32,7 @@ from tts_assets.artifacts import (
     disk_full_named,
     open_artifact,
 )
-from tts_assets.tracking import keep_files
+from tts_assets.core.tracking import keep_files
 
 # Output(data_version=...) is "beta" in 1.13; lineage here is built on it, and tests hold it.
 warnings.filterwarnings("ignore", message=".*data_version.*", category=BetaWarning)
@@ -42,7 +42,7 @@ Metadata = Mapping[str, Any]
 
 
 class ArtifactStoreResource(ConfigurableResource):
-    """Immutable artifacts below ``root`` (see ``tts_assets/artifacts.py``)."""
+    """Immutable artifacts below ``root`` (see ``tts_assets/core/artifacts.py``)."""
 
     root: str
 

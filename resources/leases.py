@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tts_assets.waiting import Reminder
+from tts_assets.core.processes import Reminder
 
 WAIT_SECONDS = 0.5
 

@@ -13,13 +13,19 @@ from typing import IO, ClassVar
 
 from dagster import AssetExecutionContext
 
-from resources.launcher import Launcher, LaunchError, Program, launch_error
+from resources.launcher import LOG, Launcher, LaunchError, Program, launch_error
 from resources.leases import lease, locked
-from resources.run_folder import LOG
-from tts_assets.compute import visible_devices
-from tts_assets.ledger import BEAT_SECONDS
-from tts_assets.ports import LOOPBACK, free_port
-from tts_assets.processes import KEEP_ENVIRONMENT, MARKER, end_processes, marked, watchdog
+from tts_assets.core.compute import visible_devices
+from tts_assets.core.processes import (
+    KEEP_ENVIRONMENT,
+    LOOPBACK,
+    MARKER,
+    end_processes,
+    free_port,
+    marked,
+    watchdog,
+)
+from tts_assets.orchestration.ledger import BEAT_SECONDS
 
 POLL_SECONDS = 0.5
 

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 from dagster import ConfigurableResource
 
-from tts_assets.ports import LOOPBACK, free_port
-from tts_assets.supervisor import Patience, Server
+from tts_assets.core.processes import LOOPBACK, free_port
+from tts_assets.core.supervisor import Patience, Server
 
 
 class VllmServer(ConfigurableResource):

@@ -16,7 +16,7 @@ import json
 import random
 from pathlib import Path
 
-from tts_assets.hearing.text_match import normalize_for_match
+from tts_assets.audio_models.wer import normalize_for_match
 
 ROOT = Path(__file__).resolve().parent.parent
 CORPUS = ROOT / "examples" / "corpora" / "asterisk_en" / "samples.jsonl"

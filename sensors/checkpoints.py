@@ -16,7 +16,7 @@ from dagster import (
     sensor,
 )
 
-from tts_assets.artifacts import ArtifactStore, Checkpoint, open_artifact, readable
+from tts_assets.core.artifacts import ArtifactStore, Checkpoint, open_artifact, readable
 
 
 def build_checkpoint_sensor(recipes: Sequence[str], storage: Path) -> SensorDefinition:

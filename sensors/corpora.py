@@ -23,10 +23,10 @@ from dagster import (
     sensor,
 )
 
-from tts_assets.artifacts import ArtifactStore
+from tts_assets.core.artifacts import ArtifactStore
 from tts_assets.corpora.discovery import Corpora
 from tts_assets.corpora.watch import Watch, obstacle
-from tts_assets.partitions import corpus_partitions
+from tts_assets.orchestration.partitions import corpus_partitions
 
 LOOK_SECONDS = 20.0  # a tick: Dagster ends one after 60 s, and what it found with it
 PARTITION_TAG = "dagster/partition"

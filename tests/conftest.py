@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tts_assets.artifacts import ArtifactStore
-from tts_assets.audio import Clip, read_clip
+from tts_assets.core.artifacts import ArtifactStore
+from tts_assets.core.audio import Clip, read_clip
 
 CORPUS = Path(__file__).resolve().parents[1] / "examples" / "corpora" / "asterisk_en"
 # Five words of 0.7 to 1 s and eight sentences of 2 to 5 s: 32 s in all.

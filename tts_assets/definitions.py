@@ -28,14 +28,15 @@ from sensors.automation import (
 )
 from sensors.checkpoints import build_checkpoint_sensor
 from sensors.corpora import build_corpora_sensors
-from tts_assets import ledger
 from tts_assets.arrays.assets import build_assets as arrays_assets
 from tts_assets.codec.assets import build_assets as codec_assets
 from tts_assets.codec_report.assets import build_assets as codec_report_assets
-from tts_assets.compute import Compute, Shape
+from tts_assets.core.compute import Compute, Shape
+from tts_assets.core.tracking import WandbConfig
 from tts_assets.corpora.assets import build_assets as corpora_assets
 from tts_assets.evaluation.assets import build_assets as evaluation_assets
-from tts_assets.families.assets import build_assets as families_assets
+from tts_assets.external_models.assets import build_assets as families_assets
+from tts_assets.orchestration import ledger
 from tts_assets.promotion.assets import build_assets as promotion_assets
 from tts_assets.rlhf.assets import build_assets as rlhf_assets
 from tts_assets.serving.assets import build_assets as serving_assets
@@ -44,7 +45,6 @@ from tts_assets.sft.assets import build_assets as sft_assets
 from tts_assets.speakers.assets import build_assets as speakers_assets
 from tts_assets.speechlm.assets import build_assets as token_assets
 from tts_assets.texts.assets import build_assets as texts_assets
-from tts_assets.tracking import WandbConfig
 
 REPORTS = ("report", "codec_report", "speaker_report")  # keys, or the first parts of them
 

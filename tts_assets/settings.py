@@ -18,24 +18,28 @@ from pydantic import Field, PrivateAttr, model_validator
 
 from tts_assets.arrays.config import ArraysConfig
 from tts_assets.codec.config import CodecConfig
-from tts_assets.compute import Compute
-from tts_assets.config import Config, ConfigError
-from tts_assets.corpora.config import CorpusConfig, DiscoveryConfig, FilterConfig, TextConfig
-from tts_assets.corpora.consent import VoiceConsent
+from tts_assets.core.compute import Compute
+from tts_assets.core.config import Config, ConfigError
+from tts_assets.core.split import ValidationSplit
+from tts_assets.core.tracking import WandbConfig
+from tts_assets.corpora.config import (
+    CorpusConfig,
+    DiscoveryConfig,
+    FilterConfig,
+    TextConfig,
+    VoiceConsent,
+)
 from tts_assets.corpora.discovery import Corpora, check_name
 from tts_assets.evaluation.config import EvaluationConfig
-from tts_assets.families.config import FamiliesConfig
-from tts_assets.operations import Alerts, Budget, Owner, Schedules
+from tts_assets.external_models.config import FamiliesConfig
+from tts_assets.orchestration.config import Alerts, Budget, Owner, Schedules
 from tts_assets.promotion.config import PromotionConfig
-from tts_assets.rlhf.config import RlhfRecipe
-from tts_assets.rlhf.engine_config import VllmRollouts
+from tts_assets.rlhf.config import RlhfRecipe, VllmRollouts
 from tts_assets.serving.config import ServingConfig, VllmConfig
 from tts_assets.sft.config import SftRecipe
 from tts_assets.speakers.config import PUBLISHED, RESEMBLYZER, SpeakersConfig
 from tts_assets.speechlm.config import TokenizerConfig
-from tts_assets.split import ValidationSplit
-from tts_assets.texts.config import TextSource
-from tts_assets.tracking import WandbConfig
+from tts_assets.texts.source import TextSource
 
 PROJECT_FILE = "dagster_project.toml"
 EMBEDDED = "embedded"

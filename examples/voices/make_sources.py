@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from tts_assets.artifacts import written_aside
-from tts_assets.audio import read_wave
+from tts_assets.core.artifacts import written_aside
+from tts_assets.core.audio import read_wave
 
 CORPUS = Path(__file__).resolve().parents[1] / "corpora" / "asterisk_en"
 RATE = 16000

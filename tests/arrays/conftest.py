@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from tts_assets.artifacts import ArtifactStore, Build, CodecShards, Handle, ShardFacts
-from tts_assets.audio import read_wave
+from tts_assets.core.artifacts import ArtifactStore, Build, CodecShards, Handle, ShardFacts
+from tts_assets.core.audio import read_wave
 
 FRAME = 320  # 20 ms at 16 kHz
 CODEBOOK = 64

@@ -12,16 +12,16 @@ from dagster import AssetSpec, DagsterInstance, ExecuteInProcessResult, material
 
 from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
 from tests.arrays.conftest import CODEBOOK, Utterance, publish_shards
-from tts_assets.arrays import export
+from tts_assets.arrays import inworld as export
 from tts_assets.arrays.arrays import SPLITS, CodeTable
 from tts_assets.arrays.assets import build_assets
 from tts_assets.arrays.config import ArraysConfig
-from tts_assets.arrays.import_inworld import file_digests, import_inworld
+from tts_assets.arrays.files import ArrayError
+from tts_assets.arrays.inworld import file_digests, import_inworld
 from tts_assets.arrays.merge import merge
-from tts_assets.arrays.npy import ArrayError
-from tts_assets.artifacts import ArtifactStore, Build, CodeArrays, CodecCheckpoint, CodecFacts
-from tts_assets.partitions import corpus_partitions
-from tts_assets.split import ValidationSplit
+from tts_assets.core.artifacts import ArtifactStore, Build, CodeArrays, CodecCheckpoint, CodecFacts
+from tts_assets.core.split import ValidationSplit
+from tts_assets.orchestration.partitions import corpus_partitions
 
 HALF = ValidationSplit(fraction=0.5)
 NAME = "hub/codec"

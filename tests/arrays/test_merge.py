@@ -11,11 +11,10 @@ import pytest
 
 from tests.arrays.conftest import Utterance, publish_shards
 from tts_assets.arrays.arrays import SPLITS, ArrayError, CodeTable
-from tts_assets.arrays.lines import line_bounds, read_ids
+from tts_assets.arrays.files import NpyWriter, line_bounds, read_ids
 from tts_assets.arrays.merge import merge
-from tts_assets.arrays.npy import NpyWriter
-from tts_assets.artifacts import ArtifactStore
-from tts_assets.split import ValidationSplit, held_out, is_validation
+from tts_assets.core.artifacts import ArtifactStore
+from tts_assets.core.split import ValidationSplit, held_out, is_validation
 
 LAYOUTS = [(13,), (4, 4, 5), (0, 6, 0, 7), (1,) * 13]
 HALF = ValidationSplit(fraction=0.5)

@@ -10,10 +10,10 @@ import polars as pl
 import pytest
 
 from tests.arrays.conftest import Utterance, publish_shards
+from tts_assets.arrays.counts import add_up_stages
+from tts_assets.arrays.files import ArrayError
 from tts_assets.arrays.merge import merge
-from tts_assets.arrays.npy import ArrayError
-from tts_assets.arrays.stages import add_up_stages
-from tts_assets.artifacts import (
+from tts_assets.core.artifacts import (
     ArtifactError,
     ArtifactStore,
     Build,
@@ -23,8 +23,8 @@ from tts_assets.artifacts import (
     SampleManifest,
     SpeechSegments,
 )
+from tts_assets.core.split import ValidationSplit
 from tts_assets.corpora.index import SCHEMA
-from tts_assets.split import ValidationSplit
 
 COUNTS = {"utterances": 17, "not_usable": 3, "clips": 17, "kept": 15, "rejected": 2}
 CORPUS_FACTS = {"corpus": "asterisk", "root": "", "audio_pool": "", "language": "en"}

@@ -19,10 +19,10 @@ from transformers import (
     Xcodec2Model,
 )
 
-from tts_assets.artifacts import sha256_file
-from tts_assets.audio import Wave, read_wave
 from tts_assets.codec.config import CodecArchitecture
 from tts_assets.codec.model import Codec
+from tts_assets.core.artifacts import sha256_file
+from tts_assets.core.audio import Wave, read_wave
 from tts_assets.corpora.samples import Sample, write_samples
 
 ROOT = Path(__file__).resolve().parents[2]

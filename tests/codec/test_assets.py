@@ -20,7 +20,10 @@ from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
 from resources.torchrun import TorchrunLauncher
 from tests.codec.conftest import VENDORED, published
 from tests.codec.test_original import original_weights, save
-from tts_assets.artifacts import (
+from tts_assets.codec.assets import build_assets
+from tts_assets.codec.config import CodecConfig
+from tts_assets.codec.model import Codec
+from tts_assets.core.artifacts import (
     ArtifactStore,
     Build,
     CodecCheckpoint,
@@ -28,13 +31,10 @@ from tts_assets.artifacts import (
     SampleFacts,
     SampleManifest,
 )
-from tts_assets.codec.assets import build_assets
-from tts_assets.codec.config import CodecConfig
-from tts_assets.codec.model import Codec
-from tts_assets.compute import Shape
+from tts_assets.core.compute import Shape
+from tts_assets.core.split import ValidationSplit
 from tts_assets.corpora.samples import Sample, write_samples
-from tts_assets.partitions import corpus_partitions
-from tts_assets.split import ValidationSplit
+from tts_assets.orchestration.partitions import corpus_partitions
 
 
 def resources(store: ArtifactStore) -> dict[str, object]:

@@ -10,15 +10,14 @@ import torch
 from transformers import Xcodec2Config, Xcodec2Model
 
 from tests.codec.conftest import VENDORED, published, small
-from tts_assets.accounting import SetAside
-from tts_assets.audio import Wave
 from tts_assets.codec.backends import Backend, CompactBackend, PublishedBackend
 from tts_assets.codec.batching import PROBED, BatchEncoder, RoundingError, distance_to_boundary
 from tts_assets.codec.config import CodecArchitecture
-from tts_assets.codec.features import HOP
 from tts_assets.codec.model import Codec
 from tts_assets.codec.storage import open_compact
-from tts_assets.codec.xcodec2 import build
+from tts_assets.codec.xcodec2 import HOP, build
+from tts_assets.core.accounting import SetAside
+from tts_assets.core.audio import Wave
 
 MODELS = (
     "ours",

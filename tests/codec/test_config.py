@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tts_assets.codec.config import CodecConfig
-from tts_assets.config import ConfigError
+from tts_assets.core.config import ConfigError
 
 
 def train(**changes: Any) -> dict[str, Any]:

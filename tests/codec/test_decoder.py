@@ -11,9 +11,7 @@ import pytest
 import torch
 
 from tests.codec.conftest import VENDORED, published
-from tests.interrupting import assert_same_bytes_after_a_stop
-from tts_assets.artifacts import DecoderFacts, sha256_file
-from tts_assets.audio import Wave
+from tests.support.interrupting import assert_same_bytes_after_a_stop
 from tts_assets.codec.config import (
     DecoderAdversarialConfig,
     DecoderProgram,
@@ -30,8 +28,10 @@ from tts_assets.codec.decoder import (
 from tts_assets.codec.losses import MelLoss, loudness_loss
 from tts_assets.codec.model import Codec
 from tts_assets.codec.train_decoder import DecoderTrainer, main
-from tts_assets.config import ConfigError
-from tts_assets.split import ValidationSplit
+from tts_assets.core.artifacts import DecoderFacts, sha256_file
+from tts_assets.core.audio import Wave
+from tts_assets.core.config import ConfigError
+from tts_assets.core.split import ValidationSplit
 
 TINY = DecoderSize(hidden=32, layers=1, heads=2, intermediate=32)
 

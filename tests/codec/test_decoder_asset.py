@@ -23,19 +23,18 @@ from torch import Tensor
 from tests.codec.conftest import VENDORED
 from tests.codec.test_assets import publish, resources
 from tests.codec.test_decoder import recipe
-from tts_assets.artifacts import ArtifactStore, CodecDecoder, DecoderFacts
-from tts_assets.audio import Wave
 from tts_assets.codec.assets import build_assets
 from tts_assets.codec.config import CodecConfig, DecoderProgram, DecoderRecipe
 from tts_assets.codec.model import Codec
 from tts_assets.codec.train_decoder import DecoderTrainer, main
-from tts_assets.compute import Shape
+from tts_assets.core.artifacts import ArtifactStore, CodecDecoder, DecoderFacts
+from tts_assets.core.audio import Wave
+from tts_assets.core.compute import Shape
+from tts_assets.core.program import METRICS_FILE, Run
+from tts_assets.core.split import ValidationSplit
 from tts_assets.corpora.filter import KEPT_FILE
 from tts_assets.corpora.samples import Sample
-from tts_assets.metrics import METRICS_FILE
-from tts_assets.partitions import corpus_partitions
-from tts_assets.program import Run
-from tts_assets.split import ValidationSplit
+from tts_assets.orchestration.partitions import corpus_partitions
 
 SPLIT = ValidationSplit(fraction=0.2)
 

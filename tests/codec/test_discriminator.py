@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 import torch
 
-from tts_assets.audio import Wave
 from tts_assets.codec.config import AdversarialConfig, DecoderAdversarialConfig
-from tts_assets.codec.discriminator import (
+from tts_assets.codec.discriminators import (
     Discriminators,
     Objective,
     discriminator_loss,
     generator_losses,
 )
+from tts_assets.core.audio import Wave
 
 
 @pytest.mark.parametrize("overlap", [2, 4])

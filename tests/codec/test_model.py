@@ -12,12 +12,12 @@ from safetensors.torch import load_file, save_file
 from transformers import SeamlessM4TFeatureExtractor, Wav2Vec2BertConfig
 
 from tests.codec.conftest import VENDORED, published
-from tts_assets.audio import Wave
 from tts_assets.codec.backends import Precision
 from tts_assets.codec.config import CodecRecipe
-from tts_assets.codec.features import LogFilterbank
 from tts_assets.codec.losses import SpectralLoss
 from tts_assets.codec.model import Codec
+from tts_assets.codec.xcodec2 import LogFilterbank
+from tts_assets.core.audio import Wave
 from tts_assets.settings import load_settings
 
 

@@ -16,9 +16,9 @@ from torch import Tensor
 from transformers import Xcodec2Config
 
 from tests.codec.conftest import CORPUS, published, small
-from tts_assets.audio import Wave, read_wave
 from tts_assets.codec.model import Codec
 from tts_assets.codec.original import OriginalError, attention_rows, convert
+from tts_assets.core.audio import Wave, read_wave
 
 PUBLISHED = Path(__file__).with_name("xcodec2_published.json")
 UNIT = {"snake1": "0", "conv1": "1", "snake2": "2", "conv2": "3"}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tts_assets.audio import Wave, resample
 from tts_assets.codec.model import Codec
 from tts_assets.codec.quality import (
     aligned,
@@ -16,6 +15,7 @@ from tts_assets.codec.quality import (
     pitch_error,
     stoi,
 )
+from tts_assets.core.audio import Wave, resample
 
 
 def test_noise_is_worse_than_the_codec_and_that_than_the_original(

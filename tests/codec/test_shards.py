@@ -18,8 +18,11 @@ import pytest
 import soundfile
 
 from tests.codec.conftest import ROOT, VENDORED, published
-from tts_assets.accounting import read_set_aside
-from tts_assets.artifacts import (
+from tts_assets.codec.config import ShardProgram
+from tts_assets.codec.model import Codec
+from tts_assets.codec.shards import main
+from tts_assets.core.accounting import read_set_aside
+from tts_assets.core.artifacts import (
     ArtifactStore,
     Build,
     CodecFacts,
@@ -27,12 +30,9 @@ from tts_assets.artifacts import (
     ShardFacts,
     sha256_file,
 )
-from tts_assets.audio import read_wave
-from tts_assets.codec.config import ShardProgram
-from tts_assets.codec.model import Codec
-from tts_assets.codec.shards import main
+from tts_assets.core.audio import read_wave
+from tts_assets.core.program import STOPPED
 from tts_assets.corpora.samples import Sample, read_samples, write_samples
-from tts_assets.program import STOPPED
 
 FACTS = CodecFacts(
     sample_rate=16_000, hop_length=320, token_rate=50.0, codebook_size=4096, parameters=1

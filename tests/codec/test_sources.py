@@ -9,7 +9,7 @@ import pytest
 from tests.codec.conftest import VENDORED
 from tts_assets.codec.original import OriginalError, convert
 from tts_assets.codec.sources import identify
-from tts_assets.config import ConfigError
+from tts_assets.core.config import ConfigError
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import nn
 
-from tests.interrupting import assert_same_bytes_after_a_stop
-from tts_assets.artifacts import CodecFacts, sha256_file
-from tts_assets.audio import Clip, Wave
+from tests.support.interrupting import assert_same_bytes_after_a_stop
 from tts_assets.codec.backends import CompactBackend
 from tts_assets.codec.config import (
     CodecAdversarialConfig,
@@ -29,16 +27,18 @@ from tts_assets.codec.config import (
     CodecProgram,
     CodecRecipe,
 )
+from tts_assets.codec.dataset import TrainingAudio
 from tts_assets.codec.model import Codec
+from tts_assets.codec.quality import usage
 from tts_assets.codec.train import Reconstruction, Trainer, main
-from tts_assets.codec.usage import usage
-from tts_assets.codec.windows import TrainingAudio
 from tts_assets.codec.xcodec2 import build, calibrate
-from tts_assets.config import ConfigError
+from tts_assets.core.artifacts import CodecFacts, sha256_file
+from tts_assets.core.audio import Clip, Wave
+from tts_assets.core.config import ConfigError
+from tts_assets.core.program import Run
+from tts_assets.core.split import ValidationSplit, is_validation
 from tts_assets.corpora.samples import Sample
-from tts_assets.program import Run
-from tts_assets.split import ValidationSplit, is_validation
-from tts_assets.training.manifest import saved, step_of
+from tts_assets.training.checkpoint import saved, step_of
 
 SPLIT = ValidationSplit(fraction=0.2)
 

@@ -11,18 +11,18 @@ from dagster import AssetsDefinition, AssetSpec, ExecuteInProcessResult, materia
 
 from tests.codec.test_assets import publish, resources
 from tests.codec.test_train import recipe
-from tts_assets.artifacts import ArtifactStore, CodecCheckpoint
-from tts_assets.audio import Wave
 from tts_assets.codec.assets import build_assets
 from tts_assets.codec.config import CodecArchitecture, CodecConfig, CodecRecipe
+from tts_assets.codec.dataset import TrainingAudio
 from tts_assets.codec.model import Codec
-from tts_assets.codec.windows import TrainingAudio
-from tts_assets.compute import Shape
-from tts_assets.config import ConfigError
+from tts_assets.core.artifacts import ArtifactStore, CodecCheckpoint
+from tts_assets.core.audio import Wave
+from tts_assets.core.compute import Shape
+from tts_assets.core.config import ConfigError
+from tts_assets.core.program import METRICS_FILE
+from tts_assets.core.split import ValidationSplit
 from tts_assets.corpora.samples import Sample, write_samples
-from tts_assets.metrics import METRICS_FILE
-from tts_assets.partitions import corpus_partitions
-from tts_assets.split import ValidationSplit
+from tts_assets.orchestration.partitions import corpus_partitions
 
 SPLIT = ValidationSplit(fraction=0.2)
 CORPORA = {"announcer": 1.0, "interviews": 0.5}

@@ -16,27 +16,31 @@ from dagster import AssetSpec, DagsterInstance, materialize
 
 from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
 from resources.torchrun import TorchrunLauncher
-from tests.browser import Browser
 from tests.codec.conftest import CORPUS, VENDORED
 from tests.codec.test_assets import publish
 from tests.evaluation.test_pages import AXE, STANDARD
-from tts_assets.artifacts import ArtifactStore, Build, CodecCheckpoint, CodecReport, sha256_file
-from tts_assets.audio import read_wave, resample
+from tests.support.browser import Browser
 from tts_assets.codec.config import CodecArchitecture, CodecReportConfig
 from tts_assets.codec.decoder import OUTPUTS, CodecDecoder, decoder_config, save_decoder
 from tts_assets.codec.storage import facts_of, open_compact, save_compact
 from tts_assets.codec.xcodec2 import build
 from tts_assets.codec_report.assets import build_assets
 from tts_assets.codec_report.config import CodecReportProgram, CodecVersion
-from tts_assets.codec_report.evaluate import main
-from tts_assets.codec_report.measure import Measurer, SystemFigures, held_out
-from tts_assets.codec_report.report import write_report
-from tts_assets.compute import Shape
+from tts_assets.codec_report.evaluate import Measurer, SystemFigures, held_out, main, write_report
+from tts_assets.core.artifacts import (
+    ArtifactStore,
+    Build,
+    CodecCheckpoint,
+    CodecReport,
+    sha256_file,
+)
+from tts_assets.core.audio import read_wave, resample
+from tts_assets.core.compute import Shape
+from tts_assets.core.program import STOPPED
+from tts_assets.core.split import ValidationSplit
 from tts_assets.corpora.samples import Sample, write_samples
-from tts_assets.evaluation import clips
-from tts_assets.partitions import corpus_partitions
-from tts_assets.program import STOPPED
-from tts_assets.split import ValidationSplit
+from tts_assets.evaluation import page as clips
+from tts_assets.orchestration.partitions import corpus_partitions
 
 EVERYTHING = ValidationSplit(fraction=0.99)
 REPORT = CodecReportConfig(corpora=("asterisk_en",), clips=2)

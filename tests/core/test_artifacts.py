@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tts_assets.artifacts import (
+from tts_assets.core.artifacts import (
     ArtifactError,
     ArtifactStore,
     Build,
@@ -89,7 +89,7 @@ def test_an_empty_result_is_refused(tmp_path: Path) -> None:
 
 
 def test_another_kind_is_refused(tmp_path: Path) -> None:
-    from tts_assets.artifacts import CodeArrays
+    from tts_assets.core.artifacts import CodeArrays
 
     handle = publish(ArtifactStore(tmp_path), build())
     with pytest.raises(ArtifactError, match=r"'evaluation_suite'.*'code_arrays'"):
@@ -122,7 +122,7 @@ PUBLISH_FOR_EVER = """
 import sys
 from pathlib import Path
 from tests.core.test_artifacts import build, publish
-from tts_assets.artifacts import ArtifactStore
+from tts_assets.core.artifacts import ArtifactStore
 
 store = ArtifactStore(Path(sys.argv[1]))
 first = int(sys.argv[2])

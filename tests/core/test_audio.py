@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from tts_assets.audio import BrokenAudio, measure, read_clip, read_wave, resample
+from tts_assets.core.audio import BrokenAudio, measure, read_clip, read_wave, resample
 
 
 @pytest.fixture

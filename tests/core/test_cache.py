@@ -6,8 +6,8 @@ import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tts_assets.audio_pool import AudioPool
-from tts_assets.cache import RecordCache
+from tts_assets.core.audio import AudioPool
+from tts_assets.core.cache import RecordCache
 
 
 def test_records_are_found_again_and_never_change(tmp_path: Path) -> None:

@@ -12,11 +12,11 @@ import pytest
 
 from tts_assets.codec.config import CodecReportConfig
 from tts_assets.codec.sources import download, newest_revision
-from tts_assets.config import Config, ConfigError, canonical_json
+from tts_assets.core.config import Config, ConfigError, canonical_json
+from tts_assets.core.hub import identity
 from tts_assets.corpora.config import FilterConfig
 from tts_assets.evaluation.assets import determined
 from tts_assets.evaluation.config import EvaluationConfig
-from tts_assets.hub import identity
 from tts_assets.rlhf.config import RlhfRecipe
 from tts_assets.sft.config import SftRecipe
 from tts_assets.speechlm.config import TokenizerConfig, VocabularyConfig, identified

@@ -8,7 +8,7 @@ from pathlib import Path
 import nbformat
 from nbconvert import HTMLExporter
 
-from tts_assets.notebook import Section, write_notebook
+from tts_assets.core.notebook import Section, write_notebook
 
 
 def test_a_transcript_is_shown_as_it_is_written(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.programs import CountConfig
-from tts_assets.program import STOPPED, load_config
+from tests.support.programs import CountConfig
+from tts_assets.core.program import STOPPED, load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def run(config: CountConfig) -> subprocess.Popen[str]:
     path = config.run_dir / "run.json"
     path.write_text(config.to_json())
-    command = [sys.executable, "-m", "tests.programs", str(path)]
+    command = [sys.executable, "-m", "tests.support.programs", str(path)]
     return subprocess.Popen(command, cwd=ROOT, text=True, stderr=subprocess.PIPE)
 
 

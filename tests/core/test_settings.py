@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from resources.slurm import SlurmLauncher
-from tts_assets.compute import Compute
-from tts_assets.config import ConfigError
+from tts_assets.core.compute import Compute
+from tts_assets.core.config import ConfigError
 from tts_assets.definitions import build_launcher, vllm_shape
 from tts_assets.settings import environment_overrides, load_settings, overlay, project_file
 

@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 from wandb.proto.wandb_internal_pb2 import Record
 
-from tests.launched import count, launch, metadata
-from tests.programs import CountConfig
-from tts_assets.compute import Compute, Shape
-from tts_assets.config import ConfigError
+from tests.support.launched import count, launch, metadata
+from tests.support.programs import CountConfig
+from tts_assets.core.compute import Compute, Shape
+from tts_assets.core.config import ConfigError
+from tts_assets.core.program import STOPPED
+from tts_assets.core.tracking import CONFIG_FILE, ID_FILE, WandbConfig, keep_files, write_card
 from tts_assets.definitions import build_launcher
-from tts_assets.program import STOPPED
-from tts_assets.tracking import CONFIG_FILE, ID_FILE, WandbConfig, keep_files, write_card
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCK, HEADER = 32768, 7  # of LevelDB's log format, after 7 bytes of W&B's own
@@ -59,7 +59,7 @@ def start(config: CountConfig, **environment: str) -> subprocess.Popen[str]:
     path = config.run_dir / "run.json"
     path.write_text(config.to_json())
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.programs", str(path)],
+        [sys.executable, "-m", "tests.support.programs", str(path)],
         cwd=ROOT,
         env=os.environ | environment,
         text=True,

@@ -15,11 +15,11 @@ from dagster import (
 )
 
 from resources.artifact_store import ArtifactIOManager
-from tts_assets.artifacts import ArtifactStore, Build, Texts
+from tts_assets.core.artifacts import ArtifactStore, Build, Texts
 from tts_assets.definitions import build_defs
-from tts_assets.partitions import corpus_partitions
+from tts_assets.orchestration.checks import losses_check
+from tts_assets.orchestration.partitions import corpus_partitions
 from tts_assets.settings import load_settings
-from tts_assets.training.checks import losses_check
 
 DECODER = {"corpora": {"asterisk_en": 1.0}, "sample_rate": 16000, "steps": 1}
 COUNTS = dict.fromkeys(("lines", "train_samples", "val_samples", "set_aside"), 0)

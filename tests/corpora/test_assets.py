@@ -15,8 +15,8 @@ from dagster import DagsterInstance, ExecuteInProcessResult, materialize
 
 from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
 from resources.torchrun import TorchrunLauncher
-from tts_assets.artifacts import ArtifactStore, Handle
-from tts_assets.compute import Shape
+from tts_assets.core.artifacts import ArtifactStore, Handle
+from tts_assets.core.compute import Shape
 from tts_assets.corpora.assets import build_assets
 from tts_assets.corpora.config import CorpusConfig, DiscoveryConfig, FilterConfig
 from tts_assets.corpora.discovery import Corpora

@@ -23,11 +23,11 @@ import soundfile
 from dagster import build_asset_context
 
 from resources.artifact_store import ArtifactStoreResource
-from tests.corpora.layouts import index, put, without_privileges, write
-from tts_assets.accounting import SetAside
-from tts_assets.artifacts import ArtifactError, Build, RawCorpus
-from tts_assets.audio import read_clip
-from tts_assets.config import ConfigError
+from tests.support.corpus_layouts import index, put, without_privileges, write
+from tts_assets.core.accounting import SetAside
+from tts_assets.core.artifacts import ArtifactError, Build, RawCorpus
+from tts_assets.core.audio import read_clip
+from tts_assets.core.config import ConfigError
 from tts_assets.corpora.config import CorpusConfig, FilterConfig
 from tts_assets.corpora.filters import first_hit, of_samples
 from tts_assets.corpora.index import index_corpus

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tts_assets.config import ConfigError
-from tts_assets.corpora.consent import Consent, ConsentError, check_consents
+from tts_assets.core.config import ConfigError
+from tts_assets.corpora.config import Consent, ConsentError, check_consents
 from tts_assets.settings import load_settings
 
 TODAY = date(2026, 11, 21)

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.corpora.layouts import put, write
-from tts_assets.config import ConfigError
+from tests.support.corpus_layouts import put, write
+from tts_assets.core.config import ConfigError
 from tts_assets.corpora.config import CorpusConfig, DiscoveryConfig
 from tts_assets.corpora.discovery import Corpora, check_name
 from tts_assets.corpora.index import read_entries
-from tts_assets.corpora.readers.entry import Entry
+from tts_assets.corpora.readers.files import Entry
 
 WORDS = "the number is one"
 

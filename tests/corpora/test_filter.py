@@ -12,10 +12,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from tts_assets.config import ConfigError
-from tts_assets.corpora.bad_lines import check_line
+from tts_assets.core.config import ConfigError
 from tts_assets.corpora.config import FilterConfig, FilterProgram, TextConfig
-from tts_assets.corpora.filter import Counts, filter_files
+from tts_assets.corpora.filter import Counts, check_line, filter_files
 from tts_assets.corpora.samples import Sample, read_samples
 
 Lines = list[dict[str, Any]]

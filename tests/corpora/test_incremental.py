@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 
-from tests.corpora.layouts import index, put
 from tests.corpora.test_lhotse import manifest, recording, supervision
-from tests.corpora.watching import reads_below
-from tts_assets.audio import read_clip
+from tests.support.corpus_layouts import index, put
+from tests.support.watching import reads_below
+from tts_assets.core.audio import read_clip
 
 
 @pytest.fixture

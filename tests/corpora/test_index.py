@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.corpora.layouts import index, put
-from tts_assets.accounting import count_reasons
-from tts_assets.config import ConfigError
+from tests.support.corpus_layouts import index, put
+from tts_assets.core.accounting import count_reasons
+from tts_assets.core.config import ConfigError
 
 
 def test_the_same_bytes_whatever_times_order_and_place(clips: Path, tmp_path: Path) -> None:

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from tests.corpora.layouts import index, write
-from tts_assets.artifacts import sha256_file
-from tts_assets.audio import read_clip, resample
-from tts_assets.config import ConfigError, digest_of
+from tests.support.corpus_layouts import index, write
+from tts_assets.core.artifacts import sha256_file
+from tts_assets.core.audio import read_clip, resample
+from tts_assets.core.config import ConfigError, digest_of
 
 RATE = 16_000
 

@@ -13,14 +13,14 @@ import pytest
 import soundfile
 from datasets.table import embed_table_storage
 
-from tests.corpora.layouts import index, put
-from tts_assets.artifacts import ArtifactStore
-from tts_assets.audio import read_clip
-from tts_assets.config import ConfigError
+from tests.support.corpus_layouts import index, put
+from tts_assets.core.artifacts import ArtifactStore
+from tts_assets.core.audio import read_clip
+from tts_assets.core.config import ConfigError
 from tts_assets.corpora.config import CorpusConfig
-from tts_assets.corpora.embedded import EmbeddedAudio, suffix_of
 from tts_assets.corpora.index import Utterance, index_corpus
-from tts_assets.corpora.readers.entry import Embedded
+from tts_assets.corpora.readers.files import Embedded
+from tts_assets.corpora.sources import EmbeddedAudio, suffix_of
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".g722")
 

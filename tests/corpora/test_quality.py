@@ -10,11 +10,19 @@ import polars as pl
 import pytest
 import soundfile
 
-from tts_assets.audio import Wave, read_wave
-from tts_assets.cache import RecordCache
+from tts_assets.core.audio import Wave, read_wave
+from tts_assets.core.cache import RecordCache
 from tts_assets.corpora.config import METRICS, MeasureProgram, Metric
-from tts_assets.corpora.measure import main, wanted
-from tts_assets.corpora.quality import Gauge, Wanted, clipping, silence, wada_snr, word_error_rate
+from tts_assets.corpora.quality import (
+    Gauge,
+    Wanted,
+    clipping,
+    main,
+    silence,
+    wada_snr,
+    wanted,
+    word_error_rate,
+)
 
 RATE = 16_000
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from tests.corpora.layouts import index, put, write
-from tts_assets.config import ConfigError
+from tests.support.corpus_layouts import index, put, write
+from tts_assets.core.config import ConfigError
 from tts_assets.corpora.config import CorpusConfig
 
 Recordings = list[tuple[Path, str]]  # audio, words

@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from tests.conftest import CORPUS
-from tts_assets.config import ConfigError
+from tts_assets.core.config import ConfigError
 from tts_assets.corpora import normalizer
 from tts_assets.corpora.config import TextConfig
 from tts_assets.corpora.normalizer import CHANGES, PLAIN_LETTERS, Normalizer

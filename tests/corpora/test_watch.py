@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tts_assets.artifacts import ArtifactStore
+from tts_assets.core.artifacts import ArtifactStore
 from tts_assets.corpora.config import CorpusConfig
 from tts_assets.corpora.discovery import Corpus
-from tts_assets.corpora.listing import walk
-from tts_assets.corpora.watch import Look, Seen, Watch, obstacle
+from tts_assets.corpora.watch import Look, Seen, Watch, obstacle, walk
 
 NAME = "voice"
 LONG = 60.0

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tts_assets.artifacts.handle import Manifest
+from tts_assets.core.artifacts.handle import Manifest
 from tts_assets.corpora.samples import SCHEMA
 from tts_assets.evaluation.suite import SuiteText
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.speaking import Speaking, publish_all
-from tts_assets.artifacts import ArtifactStore
-from tts_assets.audio import Clip
-from tts_assets.evaluation.clips import write_flac
+from tests.support.speaking import Speaking, publish_all
+from tts_assets.core.artifacts import ArtifactStore
+from tts_assets.core.audio import Clip
 from tts_assets.evaluation.config import EvaluationConfig, EvaluationProgram, LineageRow
 from tts_assets.evaluation.measuring import Gauge, Spoken
 from tts_assets.evaluation.metrics.metric import Setting
+from tts_assets.evaluation.page import write_flac
 from tts_assets.evaluation.report import write_report
 from tts_assets.evaluation.suite import SuiteText
 

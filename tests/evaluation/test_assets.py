@@ -19,16 +19,16 @@ from dagster import (
 
 from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
 from resources.torchrun import TorchrunLauncher
-from tests.speaking import SAMPLING, Speaking
-from tts_assets.artifacts import UNPARTITIONED, Build, Handle
-from tts_assets.compute import Shape
-from tts_assets.config import ConfigError
+from tests.support.speaking import SAMPLING, Speaking
+from tts_assets.core.artifacts import UNPARTITIONED, Build, Handle
+from tts_assets.core.compute import Shape
+from tts_assets.core.config import ConfigError
 from tts_assets.evaluation.assets import build_assets
 from tts_assets.evaluation.config import EvaluationConfig
 from tts_assets.evaluation.corpus_voices import expected_rate, reference_clips, target_digest
 from tts_assets.evaluation.lineage import lineage
 from tts_assets.evaluation.results import read_samples, read_target
-from tts_assets.partitions import corpus_partitions
+from tts_assets.orchestration.partitions import corpus_partitions
 from tts_assets.settings import load_settings
 from tts_assets.sft.config import SftRecipe
 

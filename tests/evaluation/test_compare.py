@@ -11,15 +11,14 @@ from pathlib import Path
 import pytest
 
 from tests.evaluation.conftest import LINEAGE
-from tts_assets.config import ConfigError
-from tts_assets.evaluation import votes
-from tts_assets.evaluation.blind import BlindKey, Trial
-from tts_assets.evaluation.clips import commented
+from tts_assets.core.audio import statement
+from tts_assets.core.config import ConfigError
+from tts_assets.evaluation import blind_test as votes
+from tts_assets.evaluation.blind_test import BlindKey, Trial, Votes, tally
 from tts_assets.evaluation.compare import ComparisonError, compare
 from tts_assets.evaluation.config import EvaluationConfig
+from tts_assets.evaluation.page import commented
 from tts_assets.evaluation.results import read_samples, write_samples
-from tts_assets.evaluation.votes import Votes, tally
-from tts_assets.provenance import statement
 
 CONFIG = EvaluationConfig(suite=Path("suite.jsonl"))
 

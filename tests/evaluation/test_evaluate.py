@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.speaking import Speaking
+from tests.support.speaking import Speaking
 from tts_assets.evaluation.config import EvaluationConfig, EvaluationProgram
 from tts_assets.evaluation.corpus_voices import reference_clips
 from tts_assets.evaluation.evaluate import main

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tts_assets.evaluation.gates import judge
-from tts_assets.evaluation.metrics.similarity import Similarity
-from tts_assets.evaluation.metrics.words import Words
+from tts_assets.evaluation.checks import judge
+from tts_assets.evaluation.metrics.quality import Similarity
+from tts_assets.evaluation.metrics.text import Words
 from tts_assets.evaluation.results import SampleResult
 
 WER, LIKENESS = Words.columns[0], Similarity.columns[0]

@@ -13,8 +13,8 @@ from dagster import AssetCheckKey, AssetCheckResult, AssetChecksDefinition
 
 from resources.artifact_store import ArtifactStoreResource
 from tests.families.test_table import report
-from tts_assets.artifacts import ArtifactStore, Build, CodeArrays, EvaluationSuite
-from tts_assets.compute import Shape
+from tts_assets.core.artifacts import ArtifactStore, Build, CodeArrays, EvaluationSuite
+from tts_assets.core.compute import Shape
 from tts_assets.evaluation.assets import build_assets, report_key
 from tts_assets.evaluation.config import MAIN
 from tts_assets.settings import Settings, load_settings

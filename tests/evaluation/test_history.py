@@ -11,7 +11,7 @@ from dagster import AssetSpec, materialize
 from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
 from tests.evaluation.test_gates import LIKENESS, WER
 from tests.families.test_table import publish, report
-from tts_assets.artifacts import ArtifactStore, Build, EvaluationSuite, Handle, Report
+from tts_assets.core.artifacts import ArtifactStore, Build, EvaluationSuite, Handle, Report
 from tts_assets.evaluation.assets import comparison_asset
 from tts_assets.evaluation.checks import incumbent
 from tts_assets.evaluation.compare import SUMMARY_FILE

@@ -16,20 +16,20 @@ from tests.evaluation.conftest import program_of
 from tests.evaluation.test_assets import CHECKS, GIVEN, checks, run
 from tests.evaluation.test_gates import LIKENESS, WER
 from tests.families.test_table import publish, report
-from tests.speaking import Speaking
-from tts_assets.artifacts import ArtifactError, ArtifactStore, Build, EvaluationSuite, Report
-from tts_assets.audio import read_clip
+from tests.support.speaking import Speaking
+from tts_assets.core.artifacts import ArtifactError, ArtifactStore, Build, EvaluationSuite, Report
+from tts_assets.core.audio import read_clip
+from tts_assets.core.program import Run
+from tts_assets.core.tracking import WandbConfig, write_card
 from tts_assets.evaluation.assets import CODE_VERSION, determined
 from tts_assets.evaluation.checks import incumbent
-from tts_assets.evaluation.clips import write_flac
 from tts_assets.evaluation.compare import FIGURES_FILE
 from tts_assets.evaluation.config import EvaluationConfig
 from tts_assets.evaluation.evaluate import write_result
 from tts_assets.evaluation.measuring import Gauge, Spoken
 from tts_assets.evaluation.metrics.metric import Column, Setting
+from tts_assets.evaluation.page import write_flac
 from tts_assets.evaluation.suite import SuiteText
-from tts_assets.program import Run
-from tts_assets.tracking import WandbConfig, write_card
 
 SENTENCES = (
     "all-circuits-busy-now",

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tts_assets.audio import Clip
-from tts_assets.config import ConfigError
-from tts_assets.evaluation.clips import write_flac
+from tts_assets.audio_models.wer import match
+from tts_assets.core.audio import Clip
+from tts_assets.core.config import ConfigError
 from tts_assets.evaluation.config import EvaluationConfig
 from tts_assets.evaluation.measuring import Gauge, Spoken
 from tts_assets.evaluation.metrics.metric import (
@@ -21,13 +21,11 @@ from tts_assets.evaluation.metrics.metric import (
     Utterance,
     Values,
 )
-from tts_assets.evaluation.metrics.pace import Pace
-from tts_assets.evaluation.metrics.pitch import Pitch
+from tts_assets.evaluation.metrics.prosody import Pace, Pitch
 from tts_assets.evaluation.metrics.registry import columns_of, metrics_of
-from tts_assets.evaluation.metrics.truncation import cut_short
-from tts_assets.evaluation.metrics.words import dropped, repeated
+from tts_assets.evaluation.metrics.text import cut_short, dropped, repeated
+from tts_assets.evaluation.page import write_flac
 from tts_assets.evaluation.suite import SuiteText
-from tts_assets.hearing.text_match import match
 
 Recordings = dict[str, tuple[str, Clip]]
 
@@ -160,7 +158,7 @@ def test_a_model_that_says_nothing_has_a_row(tmp_path: Path, setting: Setting) -
     [
         (("words", "wordz"), "no metric 'wordz'; known:"),
         (("dnsmos",), "'words' must be among them"),
-        (("words", "tts_assets.cache:RecordCache"), "is no subclass of"),
+        (("words", "tts_assets.core.cache:RecordCache"), "is no subclass of"),
         (("words", "no.such:Thing"), "cannot be imported"),
         (("words", "words"), "two metrics give"),
     ],

@@ -8,11 +8,10 @@ from pathlib import Path
 import axe_core_python
 import pytest
 
-from tests.browser import Browser
 from tests.evaluation.test_compare import better_copy, compared
-from tts_assets.evaluation.blind import BlindKey
+from tests.support.browser import Browser
+from tts_assets.evaluation.blind_test import BlindKey, Votes, tally
 from tts_assets.evaluation.results import read_samples
-from tts_assets.evaluation.votes import Votes, tally
 
 AXE = (Path(axe_core_python.__file__).parent / "axe.min.js").read_text()
 STANDARD = '{ runOnly: ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"] }'

@@ -12,14 +12,13 @@ from pathlib import Path
 import av
 
 from tests.evaluation.conftest import program_of
-from tts_assets.audio import Clip
-from tts_assets.evaluation.clips import Embedder, opus, write_flac
+from tts_assets.core.audio import Clip, statement
 from tts_assets.evaluation.config import EarlierReport, EvaluationConfig
 from tts_assets.evaluation.metrics.registry import columns_of
+from tts_assets.evaluation.page import Embedder, opus, write_flac
 from tts_assets.evaluation.report import write_report
 from tts_assets.evaluation.results import figures, read_samples
 from tts_assets.evaluation.suite import SuiteText
-from tts_assets.provenance import statement
 
 COLUMNS = columns_of(EvaluationConfig(suite=Path("suite.jsonl")))
 

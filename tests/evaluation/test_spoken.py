@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from tts_assets.audio import Clip
-from tts_assets.config import ConfigError
-from tts_assets.evaluation.clips import write_flac
+from tts_assets.core.audio import Clip
+from tts_assets.core.config import ConfigError
 from tts_assets.evaluation.config import EvaluationConfig, EvaluationProgram
 from tts_assets.evaluation.evaluate import main
+from tts_assets.evaluation.page import write_flac
 from tts_assets.evaluation.results import read_samples
-from tts_assets.evaluation.spoken import AUDIO_FOLDER, Saying, write_sayings
+from tts_assets.evaluation.speech_sources import AUDIO_FOLDER, Saying, write_sayings
 from tts_assets.evaluation.suite import SuiteText, write_suite
 
 KEY = "conf-invalid"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tts_assets.config import ConfigError
+from tts_assets.core.config import ConfigError
 from tts_assets.evaluation.suite import (
     SuiteText,
     audio_digests,

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tts_assets.artifacts import ArtifactStore, Build, SampleManifest
+from tts_assets.core.artifacts import ArtifactStore, Build, SampleManifest
 
 VARIABLE = "COQUI_PYTHON"
 TINY_VITS: dict[str, Any] = {

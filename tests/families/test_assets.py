@@ -20,18 +20,18 @@ from dagster import (
 from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
 from resources.torchrun import TorchrunLauncher
 from tests.families.conftest import TINY_TORTOISE, TINY_VITS, TINY_XTTS, publish_samples
-from tests.speaking import publish_arrays, publish_codec
-from tts_assets.artifacts import ArtifactStore
-from tts_assets.compute import Shape
-from tts_assets.corpora.consent import ConsentError, VoiceConsent
+from tests.support.speaking import publish_arrays, publish_codec
+from tts_assets.core.artifacts import ArtifactStore
+from tts_assets.core.compute import Shape
+from tts_assets.core.program import METRICS_FILE, read_metrics
+from tts_assets.core.split import ValidationSplit
+from tts_assets.corpora.config import ConsentError, VoiceConsent
 from tts_assets.evaluation.assets import build_assets as evaluation_assets
 from tts_assets.evaluation.config import EvaluationConfig
 from tts_assets.evaluation.results import read_samples
-from tts_assets.families.assets import build_assets
-from tts_assets.families.config import FamiliesConfig
-from tts_assets.metrics import METRICS_FILE, read_metrics
-from tts_assets.partitions import corpus_partitions
-from tts_assets.split import ValidationSplit
+from tts_assets.external_models.assets import build_assets
+from tts_assets.external_models.config import FamiliesConfig
+from tts_assets.orchestration.partitions import corpus_partitions
 
 ASSETS = ["evaluation_suite", "family/tiny", "spoken/tiny", "report/tiny", "model_families"]
 

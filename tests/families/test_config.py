@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from tts_assets.config import ConfigError
-from tts_assets.families.config import FamiliesConfig
+from tts_assets.core.config import ConfigError
+from tts_assets.external_models.config import FamiliesConfig
 from tts_assets.settings import load_settings
 
 RECIPE = {"family": "vits", "corpora": ["asterisk_en"]}

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import soundfile
 
-from tts_assets.families.config import FamilyRecipe
-from tts_assets.families.dataset import TOO_LONG, Dataset, add, all_samples
-from tts_assets.split import ValidationSplit, is_validation
+from tts_assets.core.split import ValidationSplit, is_validation
+from tts_assets.external_models.config import FamilyRecipe
+from tts_assets.external_models.train import TOO_LONG, Dataset, add, all_samples
 
 SPLIT = ValidationSplit(fraction=0.3)
 

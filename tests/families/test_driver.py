@@ -16,12 +16,11 @@ import torch
 from safetensors.torch import load_file
 
 from tests.families.conftest import TINY_VITS, TINY_XTTS
-from tts_assets.config import ConfigError
-from tts_assets.families.config import FamilyRecipe, FamilyTrainProgram
-from tts_assets.families.train import main
-from tts_assets.metrics import read_metrics
-from tts_assets.program import STOPPED
-from tts_assets.split import ValidationSplit
+from tts_assets.core.config import ConfigError
+from tts_assets.core.program import STOPPED, read_metrics
+from tts_assets.core.split import ValidationSplit
+from tts_assets.external_models.config import FamilyRecipe, FamilyTrainProgram
+from tts_assets.external_models.train import main
 
 VITS: dict[str, Any] = {"family": "vits", "sample_rate": 16000}
 # Coqui's published models are files of torch's, which nobody but coqui writes.
@@ -74,7 +73,7 @@ def test_a_key_that_coqui_does_not_have(coqui: Path, kept: Path, tmp_path: Path)
 def test_a_stop_is_passed_on_and_gone_on_from(coqui: Path, kept: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     path = program(coqui, kept, folder, epochs=3)
-    command = [sys.executable, "-m", "tts_assets.families.train", str(path)]
+    command = [sys.executable, "-m", "tts_assets.external_models.train", str(path)]
     process = subprocess.Popen(command)
     while not (folder / "metrics.jsonl").is_file():
         assert process.poll() is None, "it ended before its first step"

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tts_assets.artifacts import (
+from tts_assets.core.artifacts import (
     ArtifactError,
     ArtifactStore,
     Build,
@@ -14,7 +14,7 @@ from tts_assets.artifacts import (
     Handle,
     Report,
 )
-from tts_assets.families.table import Known, markdown, row
+from tts_assets.external_models.table import Known, markdown, row
 
 NOTES = {"old": "the demo's | voice"}
 

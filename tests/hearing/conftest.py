@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tts_assets.hearing.transcription import Transcriber
+from tts_assets.audio_models.transcription import Transcriber
 
 
 @pytest.fixture(scope="session")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tts_assets.audio import Clip
-from tts_assets.hearing.naturalness import NaturalnessScorer
-from tts_assets.hearing.speaker_similarity import SpeakerEncoder, SpeakerSimilarity
+from tts_assets.audio_models.dnsmos import NaturalnessScorer
+from tts_assets.audio_models.speaker_similarity import SpeakerEncoder, SpeakerSimilarity
+from tts_assets.core.audio import Clip
 
 Recordings = dict[str, tuple[str, Clip]]
 

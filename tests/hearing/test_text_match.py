@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tts_assets.hearing.text_match import (
+from tts_assets.audio_models.wer import (
     corpus_cer,
     corpus_wer,
     difference_interval,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tts_assets.audio import Clip
-from tts_assets.hearing.text_match import corpus_wer, match
-from tts_assets.hearing.transcription import Transcriber, quietest_place
+from tts_assets.audio_models.transcription import Transcriber, quietest_place
+from tts_assets.audio_models.wer import corpus_wer, match
+from tts_assets.core.audio import Clip
 
 Recordings = dict[str, tuple[str, Clip]]
 

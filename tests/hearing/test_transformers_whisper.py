@@ -21,11 +21,10 @@ from transformers import (
     WhisperTokenizerFast,
 )
 
-from tts_assets.audio import Clip
-from tts_assets.hearing.text_match import corpus_wer, match
-from tts_assets.hearing.transcription import Transcriber
-from tts_assets.hearing.transformers_whisper import TransformersTranscriber
-from tts_assets.hearing.whisper import packaged_model
+from tts_assets.audio_models.transcription import Transcriber, TransformersTranscriber
+from tts_assets.audio_models.wer import corpus_wer, match
+from tts_assets.audio_models.whisper import packaged_model
+from tts_assets.core.audio import Clip
 
 Arrays = dict[str, NDArray[np.float32]]
 HALF = 4  # CTranslate2's number of float16

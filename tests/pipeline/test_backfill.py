@@ -32,7 +32,7 @@ from tests.sensors.test_training import two_voices
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 PATIENCE = 600.0
-DEFINITIONS = ("-m", "tests.pipeline.in_process")
+DEFINITIONS = ("-m", "tests.support.in_process")
 RECIPE = 'key:"sft/spoken"'
 
 

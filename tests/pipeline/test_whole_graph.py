@@ -11,9 +11,9 @@ import pytest
 from dagster import AssetKey, DagsterInstance, Definitions, ExecuteInProcessResult
 
 from jobs.asset_jobs import ALIGN, REFRESH, RETRAIN
-from tts_assets.artifacts import ArtifactStore
+from tts_assets.core.artifacts import ArtifactStore
 from tts_assets.definitions import build_defs
-from tts_assets.partitions import corpus_partitions
+from tts_assets.orchestration.partitions import corpus_partitions
 from tts_assets.settings import Settings
 
 CORPUS = "asterisk_en"

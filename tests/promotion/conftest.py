@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tts_assets.artifacts import (
+from tts_assets.core.artifacts import (
     ArtifactStore,
     Build,
     EvaluationSuite,

@@ -15,9 +15,9 @@ from pydantic import ValidationError
 
 from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
 from tests.promotion.conftest import Studio
-from tts_assets.artifacts import MANIFEST, ArtifactError, Handle, PromotionEvent
+from tts_assets.core.artifacts import MANIFEST, ArtifactError, Handle, PromotionEvent
 from tts_assets.promotion import __main__ as command
-from tts_assets.promotion import pointer
+from tts_assets.promotion import decision as pointer
 from tts_assets.promotion.assets import promote_best, promoted_asset
 from tts_assets.promotion.config import PromotionConfig
 
@@ -236,7 +236,7 @@ def test_rollback_brings_back_what_served_and_keeps_it(
     studio.candidate("first", "d", wer=0.05)
     best(studio, config)
     assert serving(studio) == "d"
-    assert "it lisps" in pointer.describe(pointer.history(studio.store, VOICE))
+    assert "it lisps" in pointer.describe_promoted(pointer.history(studio.store, VOICE))
 
 
 def test_rollback_leaves_a_model_however_often_it_was_promoted(
@@ -270,10 +270,10 @@ def test_promoting_what_serves_says_so_and_changes_nothing(
     command_line: Studio, config: PromotionConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
     promoted_in_turn(command_line, config, a=0.1, b=0.08)
-    before = pointer.describe(pointer.history(command_line.store, VOICE))
+    before = pointer.describe_promoted(pointer.history(command_line.store, VOICE))
     assert command.main(["promote", VOICE, "first"]) == 0
     assert "served by the model of first already" in capsys.readouterr().out
-    assert pointer.describe(pointer.history(command_line.store, VOICE)) == before
+    assert pointer.describe_promoted(pointer.history(command_line.store, VOICE)) == before
     assert command.main(["rollback", VOICE]) == 0
     assert serving(command_line) == "a"
 
@@ -296,11 +296,11 @@ def test_the_history_ends_where_earlier_changes_were_deleted(
 ) -> None:
     promoted_in_turn(studio, config, a=0.1, b=0.08, c=0.06, d=0.04)
     chain = pointer.history(studio.store, VOICE)
-    assert "no longer stored" not in pointer.describe(chain)
+    assert "no longer stored" not in pointer.describe_promoted(chain)
     shutil.rmtree(chain[1].path)
     left = pointer.history(studio.store, VOICE)
     assert [handle.path for handle in left] == [handle.path for handle in chain[2:]]
-    assert "earlier ones are no longer stored" in pointer.describe(left)
+    assert "earlier ones are no longer stored" in pointer.describe_promoted(left)
     pointer.rollback(studio.store, VOICE, "it lisps")
     assert serving(studio) == "c"
     with pytest.raises(ArtifactError, match="no longer stored"):

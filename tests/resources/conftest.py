@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.slurm_cluster import SlurmCluster, Unavailable
+from tests.support.slurm_cluster import SlurmCluster, Unavailable
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from dagster import (
 
 from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
 from tests.core.test_artifacts import FACTS, build, publish
-from tts_assets.artifacts import ArtifactStore, EvaluationSuite, Handle
+from tts_assets.core.artifacts import ArtifactStore, EvaluationSuite, Handle
 
 
 @asset(name="evaluation_suite", io_manager_key="artifacts")

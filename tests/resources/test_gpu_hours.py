@@ -11,14 +11,12 @@ from pathlib import Path
 import pytest
 
 from resources.launcher import ATTEMPTS
-from resources.slurm import SlurmLauncher
-from resources.slurm_client import Job, SlurmClient
-from resources.slurm_follower import Follower
-from resources.slurm_script import STARTS, gpus_of
+from resources.slurm import Follower, SlurmLauncher
+from resources.slurm_job import STARTS, Job, SlurmClient, gpus_of
 from resources.torchrun import TorchrunLauncher
-from tests.launched import count
-from tts_assets.compute import Shape
-from tts_assets.ledger import Ledger
+from tests.support.launched import count
+from tts_assets.core.compute import Shape
+from tts_assets.orchestration.ledger import Ledger
 
 SHAPE = Shape(processes=1, gpus=1)
 

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from dagster import AssetChecksDefinition
 
-from resources.launchpad import Machines, Training
-from tts_assets.compute import Shape
-from tts_assets.config import ConfigError
+from tts_assets.core.compute import Shape
+from tts_assets.core.config import ConfigError
 from tts_assets.definitions import build_assets
+from tts_assets.orchestration.launchpad import Machines, Training
 from tts_assets.settings import load_settings
 from tts_assets.sft.config import SftRecipe
 

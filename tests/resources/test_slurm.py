@@ -16,11 +16,11 @@ import pytest
 from dagster import DagsterInstance, ExecuteInProcessResult
 
 from resources.slurm import SlurmLauncher
-from resources.slurm_script import job_name, write_script
-from tests.launched import count, failure, launch, metadata
-from tests.slurm_cluster import SlurmCluster
-from tts_assets.compute import Shape, SlurmOptions
-from tts_assets.ledger import Ledger
+from resources.slurm_job import job_name, write_script
+from tests.support.launched import count, failure, launch, metadata
+from tests.support.slurm_cluster import SlurmCluster
+from tts_assets.core.compute import Shape, SlurmOptions
+from tts_assets.orchestration.ledger import Ledger
 
 ROOT = Path(__file__).resolve().parents[2]
 ONE = Shape(processes=1, gpus=4, threads=1)
@@ -127,7 +127,7 @@ def dagster(tmp_path: Path, **config: Any) -> subprocess.Popen[str]:
     }
     (tmp_path / "home").mkdir()
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.launched", json.dumps(values)],
+        [sys.executable, "-m", "tests.support.launched", json.dumps(values)],
         cwd=ROOT,
         text=True,
         stdout=subprocess.PIPE,

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from resources.slurm_client import SlurmClient
-from resources.slurm_follower import Ended, Follower
-from tests.launched import count
-from tests.slurm_cluster import SlurmCluster, Unavailable
-from tts_assets.compute import Shape
+from resources.slurm import Ended, Follower
+from resources.slurm_job import SlurmClient
+from tests.support.launched import count
+from tests.support.slurm_cluster import SlurmCluster, Unavailable
+from tts_assets.core.compute import Shape
 
 pytestmark = pytest.mark.slow
 

@@ -10,13 +10,13 @@ import pytest
 from resources.launcher import Program
 from resources.slurm import SlurmLauncher
 from resources.torchrun import TorchrunLauncher
-from tests.launched import launch, metadata
-from tests.roles import RoleConfig
 from tests.sft.conftest import arrays  # noqa: F401 (a fixture)
 from tests.sft.conftest import program as sft_program
-from tests.slurm_cluster import SlurmCluster
-from tts_assets.compute import Shape
-from tts_assets.metrics import read_metrics
+from tests.support.launched import launch, metadata
+from tests.support.roles import RoleConfig
+from tests.support.slurm_cluster import SlurmCluster
+from tts_assets.core.compute import Shape
+from tts_assets.core.program import read_metrics
 
 pytestmark = pytest.mark.slow
 
@@ -48,8 +48,8 @@ def two_roles(run_dir: Path) -> Program:
     shape = Shape(processes=1, gpus=1, threads=1)
     serves = RoleConfig(run_dir=run_dir / "service", role="serve", answer="forty-two")
     asks = RoleConfig(run_dir=run_dir, role="ask")
-    service = Program("tests.roles", serves, shape)
-    return Program("tests.roles", asks, shape, service=service)
+    service = Program("tests.support.roles", serves, shape)
+    return Program("tests.support.roles", asks, shape, service=service)
 
 
 def test_two_roles_on_two_nodes(cluster: SlurmCluster, tmp_path: Path) -> None:

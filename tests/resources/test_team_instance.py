@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from dagster import AssetKey, DagsterInstance, asset, materialize
 
-from tests.slurm_cluster import free_ports
+from tests.support.slurm_cluster import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "deployment" / "dagster.yaml"

@@ -18,10 +18,10 @@ import pytest
 
 from resources.launcher import Program
 from resources.torchrun import TorchrunLauncher
-from tests.launched import count, failure, launch, metadata
-from tests.roles import RoleConfig
-from tts_assets.compute import Shape
-from tts_assets.ledger import Ledger
+from tests.support.launched import count, failure, launch, metadata
+from tests.support.roles import RoleConfig
+from tts_assets.core.compute import Shape
+from tts_assets.orchestration.ledger import Ledger
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 300.0  # seconds until a test gives up
@@ -33,7 +33,7 @@ def start(run_dir: Path, grace: float = 20.0, **config: object) -> subprocess.Po
         "shape": {"processes": 2},
         "launcher": {"grace_seconds": grace},
     }
-    command = [sys.executable, "-m", "tests.launched", json.dumps(values)]
+    command = [sys.executable, "-m", "tests.support.launched", json.dumps(values)]
     return subprocess.Popen(
         command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     )
@@ -128,7 +128,7 @@ def test_whenever_dagster_is_killed_nothing_survives(tmp_path: Path) -> None:
 
 def test_a_configuration_that_cannot_be_is_not_tried_again(tmp_path: Path) -> None:
     config = RoleConfig(run_dir=tmp_path, role="ask")  # of another program
-    program = Program("tests.programs", config, Shape(processes=1))
+    program = Program("tests.support.programs", config, Shape(processes=1))
     run = launch(program, TorchrunLauncher(retries=5, retry_seconds=600))
     assert "unknown key 'answer' in CountConfig" in failure(run)
 
@@ -157,18 +157,18 @@ def test_more_gpus_than_there_are(tmp_path: Path) -> None:
     ],
 )
 def test_no_gpu_left_for_a_service(tmp_path: Path, devices: str, remedy: str) -> None:
-    service = Program("tests.roles", role(tmp_path, "serve"), Shape(processes=1, gpus=1))
+    service = Program("tests.support.roles", role(tmp_path, "serve"), Shape(processes=1, gpus=1))
     shape = Shape(processes=1, gpus=len(devices))
-    program = Program("tests.roles", role(tmp_path, "ask"), shape, service=service)
+    program = Program("tests.support.roles", role(tmp_path, "ask"), shape, service=service)
     run = launch(program, TorchrunLauncher(devices=list(devices)))
     assert re.search(f"this machine has {len(devices)}: .*{remedy}", failure(run))
 
 
 def test_a_service_shares_the_first_gpu(tmp_path: Path) -> None:
     alone = Shape(processes=1, gpus=0)
-    service = Program("tests.roles", role(tmp_path, "serve"), alone, shares_gpu=True)
+    service = Program("tests.support.roles", role(tmp_path, "serve"), alone, shares_gpu=True)
     asks = role(tmp_path, "ask")
-    program = Program("tests.roles", asks, Shape(processes=1, gpus=1), service=service)
+    program = Program("tests.support.roles", asks, Shape(processes=1, gpus=1), service=service)
     launcher = TorchrunLauncher(devices=["a", "b"], lease_folder=str(tmp_path / "leases"))
     found = metadata(launch(program, launcher))
     assert found["gpu_hours"] == pytest.approx(found["compute_seconds"] / 3600)  # of one GPU
@@ -212,7 +212,7 @@ def test_a_launcher_that_is_killed_has_told_the_ledger(tmp_path: Path) -> None:
             "lease_folder": str(tmp_path / "leases"),
         },
     }
-    command = [sys.executable, "-m", "tests.launched", json.dumps(values)]
+    command = [sys.executable, "-m", "tests.support.launched", json.dumps(values)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + PATIENCE
     while not (tmp_path / "run" / "metrics.jsonl").exists() and time.monotonic() < deadline:

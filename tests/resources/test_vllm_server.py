@@ -14,10 +14,10 @@ import psutil
 import pytest
 
 from resources.vllm_server import VllmServer
-from tts_assets.processes import marked_processes
-from tts_assets.supervisor import ServerDied
+from tts_assets.core.processes import marked_processes
+from tts_assets.core.supervisor import ServerDied
 
-SMALL = "tests.resources.small_server"
+SMALL = "tests.support.small_server"
 
 
 def small(**more: object) -> VllmServer:

@@ -11,15 +11,16 @@ from pathlib import Path
 import pytest
 from dagster import AssetExecutionContext, DagsterInstance, Output, asset, materialize
 
-from resources import leases, slurm_follower
+from resources import leases
+from resources import slurm as slurm_follower
 from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
-from resources.slurm_client import Job, SlurmClient
-from resources.slurm_follower import Ended, Follower
-from tests.launched import count
-from tts_assets import waiting
-from tts_assets.artifacts import ArtifactStore, Build, EvaluationSuite
-from tts_assets.compute import Shape
-from tts_assets.operations import Alerts
+from resources.slurm import Ended, Follower
+from resources.slurm_job import Job, SlurmClient
+from tests.support.launched import count
+from tts_assets.core import processes as waiting
+from tts_assets.core.artifacts import ArtifactStore, Build, EvaluationSuite
+from tts_assets.core.compute import Shape
+from tts_assets.orchestration.config import Alerts
 
 BUILD = Build("evaluation_suite", {}, {}, "1")
 

@@ -8,17 +8,21 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.speaking import Speaking, publish_all
-from tts_assets.artifacts import ArtifactStore
-from tts_assets.audio import read_wave
-from tts_assets.ports import LOOPBACK, free_port
-from tts_assets.processes import marked_processes
-from tts_assets.rlhf.config import PromptsConfig, RlhfProgram, RlhfRecipe
+from tests.support.speaking import Speaking, publish_all
+from tts_assets.core.artifacts import ArtifactStore
+from tts_assets.core.audio import read_wave
+from tts_assets.core.processes import LOOPBACK, free_port, marked_processes
+from tts_assets.core.supervisor import Server
+from tts_assets.rlhf.config import (
+    EngineProgram,
+    PromptsConfig,
+    RlhfProgram,
+    RlhfRecipe,
+    VllmRollouts,
+)
 from tts_assets.rlhf.engine import hosted
-from tts_assets.rlhf.engine_config import EngineProgram, VllmRollouts
 from tts_assets.rlhf.prompts import PromptSet, RolloutPrompt
-from tts_assets.rlhf.spoken import Spoken
-from tts_assets.supervisor import Server
+from tts_assets.rlhf.rewards import Spoken
 
 RATE = 16_000
 TEXTS = ("one two", "three four five", "six", "seven eight", "nine", "two two two")

@@ -15,8 +15,8 @@ from dagster import (
     NotebookMetadataValue,
 )
 
-from tts_assets.artifacts import ArtifactStore, Build, Checkpoint, CheckpointFacts
-from tts_assets.compute import Shape
+from tts_assets.core.artifacts import ArtifactStore, Build, Checkpoint, CheckpointFacts
+from tts_assets.core.compute import Shape
 from tts_assets.rlhf import train
 from tts_assets.rlhf.assets import build_assets, collapse_check, describe_checkpoint
 from tts_assets.rlhf.config import RlhfProgram, RlhfRecipe

@@ -15,19 +15,17 @@ import pytest
 import torch
 
 from tests.rlhf.conftest import TEXTS
-from tests.speaking import Speaking
-from tts_assets.ports import LOOPBACK, free_port
-from tts_assets.rlhf.engine import hosted
-from tts_assets.rlhf.engine_client import EngineClient, EngineError
-from tts_assets.rlhf.engine_config import EngineProgram, VllmRollouts
-from tts_assets.rlhf.engine_files import SECRET
+from tests.support.speaking import Speaking
+from tts_assets.core.processes import LOOPBACK, free_port
+from tts_assets.core.supervisor import Server, ServerDied
+from tts_assets.rlhf.config import EngineProgram, VllmRollouts
+from tts_assets.rlhf.engine import SECRET, hosted
+from tts_assets.rlhf.engine_client import EngineClient, EngineError, FileSender
 from tts_assets.rlhf.engines import full_logprobs
-from tts_assets.rlhf.weights import FileSender
 from tts_assets.serving.synthesis import Line, Synthesizer
 from tts_assets.speechlm.config import SamplingConfig
 from tts_assets.speechlm.generate import Completion, Request
 from tts_assets.speechlm.model import SpeechLM
-from tts_assets.supervisor import Server, ServerDied
 
 pytestmark = pytest.mark.slow
 SAMPLING = SamplingConfig(

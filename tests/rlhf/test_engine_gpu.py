@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from tests.rlhf.test_engine import SAMPLING, client_of, disturb, largest_gap
-from tests.speaking import Speaking
-from tts_assets.ports import LOOPBACK, free_port
+from tests.support.speaking import Speaking
+from tts_assets.core.processes import LOOPBACK, free_port
+from tts_assets.rlhf.config import EngineProgram, VllmRollouts
 from tts_assets.rlhf.engine import hosted
-from tts_assets.rlhf.engine_config import EngineProgram, VllmRollouts
-from tts_assets.rlhf.weights import FileSender, NcclSender, sender
+from tts_assets.rlhf.engine_client import FileSender, NcclSender, sender
 from tts_assets.serving.synthesis import Line, Synthesizer
 
 pytestmark = [pytest.mark.slow, pytest.mark.gpu]

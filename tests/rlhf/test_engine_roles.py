@@ -12,12 +12,12 @@ import pytest
 
 from resources.slurm import SlurmLauncher
 from resources.torchrun import TorchrunLauncher
-from tests.launched import failure, launch, metadata
 from tests.resources.conftest import cluster, slurm  # noqa: F401 (fixtures)
 from tests.rlhf.conftest import engine_servers
 from tests.rlhf.test_train import metrics
-from tests.slurm_cluster import SlurmCluster
-from tts_assets.compute import Shape
+from tests.support.launched import failure, launch, metadata
+from tests.support.slurm_cluster import SlurmCluster
+from tts_assets.core.compute import Shape
 from tts_assets.rlhf import train
 from tts_assets.rlhf.assets import launched
 from tts_assets.rlhf.config import RlhfProgram

@@ -6,13 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from tts_assets.config import ConfigError
+from tts_assets.core.config import ConfigError
 from tts_assets.rlhf.assets import function_digests
 from tts_assets.rlhf.config import RlhfRecipe
-from tts_assets.rlhf.function import FunctionScorer, RewardError, source_digest
-from tts_assets.rlhf.panel import Panel, ThreadJudges
 from tts_assets.rlhf.reward_config import FunctionReward, RewardConfig
-from tts_assets.rlhf.spoken import Spoken
+from tts_assets.rlhf.reward_executor import Panel, ThreadJudges
+from tts_assets.rlhf.rewards import FunctionScorer, RewardError, Spoken, source_digest
 
 SOURCE = """
 import numpy as np

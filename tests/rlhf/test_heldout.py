@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tts_assets.rlhf.config import HeldOutConfig
-from tts_assets.rlhf.heldout import hold_out
 from tts_assets.rlhf.prompts import PromptError, RolloutPrompt
+from tts_assets.rlhf.rollouts import hold_out
 
 DIGITS = ("one", "two", "three", "four", "five", "six", "seven", "eight")
 PROMPTS = [RolloutPrompt(text=f"{a} {b} {c}") for a in DIGITS for b in DIGITS for c in DIGITS]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.speaking import Speaking
+from tests.support.speaking import Speaking
 from tts_assets.arrays.arrays import CodeTable
 from tts_assets.rlhf.config import PromptsConfig
 from tts_assets.rlhf.prompts import (

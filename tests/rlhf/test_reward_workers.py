@@ -14,11 +14,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tts_assets.rlhf.function import RewardError
-from tts_assets.rlhf.panel import Panel, ThreadJudges
 from tts_assets.rlhf.reward_config import FunctionReward, RateReward, WerReward
+from tts_assets.rlhf.reward_executor import Panel, ThreadJudges
 from tts_assets.rlhf.reward_workers import PROGRAM, WorkerJudges, devices_of
-from tts_assets.rlhf.spoken import Spoken
+from tts_assets.rlhf.rewards import RewardError, Spoken
 
 REWARDS = (WerReward(batch_size=2), RateReward())
 # Dies at the completions whose text begins with a word, as often as ``times`` says.
@@ -165,10 +164,10 @@ def test_no_worker_outlives_a_killed_trainer(
     call = fatal("x", 0).call.replace(":fatal", ":endless")
     program = f"""
 import numpy as np
-from tts_assets.rlhf.panel import Panel
+from tts_assets.rlhf.reward_executor import Panel
 from tts_assets.rlhf.reward_config import FunctionReward
 from tts_assets.rlhf.reward_workers import WorkerJudges
-from tts_assets.rlhf.spoken import Spoken
+from tts_assets.rlhf.rewards import Spoken
 rewards = [FunctionReward(call={call!r})]
 Panel(rewards, WorkerJudges(rewards, ["cpu"])).judge(
     [Spoken("x", np.ones(16000, np.float32), 16000, True)])

@@ -8,13 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.speaking import Speaking
+from tests.support.speaking import Speaking
 from tts_assets.codec.model import Codec
-from tts_assets.config import ConfigError
+from tts_assets.core.config import ConfigError
 from tts_assets.rlhf.alarms import AlarmConfig, alarms
 from tts_assets.rlhf.config import Combine, RlhfRecipe
 from tts_assets.rlhf.metrics import record_of, step_metrics
-from tts_assets.rlhf.panel import EMPTY_WER, Panel, ThreadJudges, combined, prompt_waves
 from tts_assets.rlhf.reward_config import (
     DnsmosReward,
     EndReward,
@@ -23,9 +22,9 @@ from tts_assets.rlhf.reward_config import (
     SimilarityReward,
     WerReward,
 )
-from tts_assets.rlhf.rewards import Intelligibility, SpeakingRate
+from tts_assets.rlhf.reward_executor import EMPTY_WER, Panel, ThreadJudges, combined, prompt_waves
+from tts_assets.rlhf.rewards import Intelligibility, Score, SpeakingRate, Spoken, Verdict
 from tts_assets.rlhf.rollouts import Rollout
-from tts_assets.rlhf.spoken import Score, Spoken, Verdict
 from tts_assets.serving.synthesis import Synthesizer
 from tts_assets.speechlm.generate import Completion, Request
 

@@ -19,23 +19,20 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
-from tests.speaking import SAMPLING, Speaking, publish_serving, publish_trained
-from tts_assets.artifacts import CheckpointFacts
-from tts_assets.compute import Shape
-from tts_assets.config import ConfigError
-from tts_assets.metrics import read_metrics
-from tts_assets.program import STOPPED, Run
+from tests.support.speaking import SAMPLING, Speaking, publish_serving, publish_trained
+from tts_assets.core.artifacts import CheckpointFacts
+from tts_assets.core.compute import Shape
+from tts_assets.core.config import ConfigError
+from tts_assets.core.program import STOPPED, Run, read_metrics
 from tts_assets.rlhf import train
 from tts_assets.rlhf.assets import launched
-from tts_assets.rlhf.config import RlhfProgram
-from tts_assets.rlhf.engine_config import VllmRollouts
+from tts_assets.rlhf.config import RlhfProgram, VllmRollouts
 from tts_assets.rlhf.engines import RolloutsStopped, spare_devices
-from tts_assets.rlhf.function import RewardError
-from tts_assets.rlhf.heldout import HeldOut, hold_out
 from tts_assets.rlhf.metrics import training_records
-from tts_assets.rlhf.policy import prompt_order
 from tts_assets.rlhf.prompts import read_prompts
-from tts_assets.rlhf.rollouts import completion_seed
+from tts_assets.rlhf.rewards import RewardError
+from tts_assets.rlhf.rollouts import HeldOut, completion_seed, hold_out
+from tts_assets.rlhf.train import prompt_order
 from tts_assets.serving.config import ServingConfig
 from tts_assets.serving.synthesis import read_card
 from tts_assets.serving.verify import compare_transformers

@@ -34,9 +34,9 @@ from dagster._utils.error import SerializableErrorInfo
 from filelock import FileLock
 
 from sensors import alerts as sensors
-from sensors import webhook as webhooks
-from sensors.webhook import NotTold, Outbox
-from tts_assets.operations import Alerts, Email, Slack
+from sensors import alerts as webhooks
+from sensors.alerts import NotTold, Outbox
+from tts_assets.orchestration.config import Alerts, Email, Slack
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 120.0  # seconds
@@ -252,7 +252,7 @@ def later(minutes: float) -> Any:
 def hanging_run(home: Path, work: Path) -> Iterator[tuple[DagsterInstance, DagsterRun]]:
     """A run in a process of its own, whose program has begun to wait."""
     home.mkdir()
-    target = ModuleTarget("tests.sensors.hanging", None, str(ROOT), "hanging")
+    target = ModuleTarget("tests.support.hanging", None, str(ROOT), "hanging")
     with (
         DagsterInstance.local_temp(str(home)) as instance,
         WorkspaceProcessContext(instance, target) as workspace,

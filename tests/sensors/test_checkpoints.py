@@ -5,7 +5,7 @@ from __future__ import annotations
 from dagster import AssetKey, DagsterInstance, SensorResult, build_sensor_context
 
 from sensors.checkpoints import build_checkpoint_sensor
-from tts_assets.artifacts import MANIFEST, ArtifactStore, Build, Checkpoint, ServingModel
+from tts_assets.core.artifacts import MANIFEST, ArtifactStore, Build, Checkpoint, ServingModel
 
 CODEC = {"codec": "c", "sample_rate": 16000, "token_rate": 50.0, "codebook_size": 4096}
 TRAINED = {"stage": "sft", "recipe": "one", "steps": 1, "tokens": 1, "train_loss": 1.0}

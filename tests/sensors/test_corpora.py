@@ -12,8 +12,8 @@ from dagster._core.test_utils import create_run_for_test
 from jobs.asset_jobs import REFRESH
 from jobs.demo import register_corpora
 from sensors import corpora as sensors
-from tests.corpora.layouts import write
 from tests.sensors.conftest import SPOKEN, Daemon
+from tests.support.corpus_layouts import write
 from tts_assets.settings import load_settings
 
 LOOK = [("raw_corpus", SPOKEN)]

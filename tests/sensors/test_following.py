@@ -24,7 +24,7 @@ from dagster import (
 from dagster._core.definitions.asset_daemon_cursor import AssetDaemonCursor
 
 from sensors.automation import TRAINING_GROUPS, with_training_condition
-from tts_assets.partitions import corpus_partitions
+from tts_assets.orchestration.partitions import corpus_partitions
 
 RECIPES = ("first", "second")  # each of the corpus of its name
 Dep = AssetDep | list[str]

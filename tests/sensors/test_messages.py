@@ -17,8 +17,8 @@ from dagster import DagsterInstance, SensorDefinition
 
 from sensors import alerts as sensors
 from tests.sensors.test_alerts import ALERTS, fail
-from tts_assets.operations import Email, Slack
-from tts_assets.ports import LOOPBACK, free_port
+from tts_assets.core.processes import LOOPBACK, free_port
+from tts_assets.orchestration.config import Email, Slack
 
 
 @pytest.fixture

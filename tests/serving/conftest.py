@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.speaking import Speaking, publish_all
-from tts_assets.artifacts import ArtifactStore
+from tests.support.speaking import Speaking, publish_all
+from tts_assets.core.artifacts import ArtifactStore
 from tts_assets.serving.synthesis import Synthesizer
 
 

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from dagster import AssetCheckResult, AssetsDefinition
 
-from tests.speaking import Speaking
-from tts_assets.artifacts import MANIFEST, ServingModel
-from tts_assets.compute import Shape
-from tts_assets.config import ConfigError
+from tests.support.speaking import Speaking
+from tts_assets.core.artifacts import MANIFEST, ServingModel
+from tts_assets.core.compute import Shape
+from tts_assets.core.config import ConfigError
 from tts_assets.corpora.config import TextConfig
 from tts_assets.serving.assets import agreement_check, build_assets
 from tts_assets.serving.config import ServingConfig, VerifyProgram

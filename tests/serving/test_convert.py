@@ -9,18 +9,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig
 
-from tests.speaking import SAMPLING, Speaking, publish_checkpoint, publish_codec
+from tests.support.speaking import SAMPLING, Speaking, publish_checkpoint, publish_codec
 from tts_assets.arrays.arrays import CodeTable
-from tts_assets.artifacts import (
+from tts_assets.codec.decoder import OUTPUTS, decoder_config, save_decoder
+from tts_assets.codec.decoder import CodecDecoder as DecoderNetwork
+from tts_assets.codec.storage import open_compact
+from tts_assets.core.artifacts import (
     ArtifactStore,
     Build,
     CodecCheckpoint,
     CodecDecoder,
     ServingModel,
 )
-from tts_assets.codec.decoder import OUTPUTS, decoder_config, save_decoder
-from tts_assets.codec.decoder import CodecDecoder as DecoderNetwork
-from tts_assets.codec.storage import open_compact
 from tts_assets.serving.config import ServingConfig
 from tts_assets.serving.convert import ConversionError, convert, pick_voices
 from tts_assets.serving.synthesis import Line, SynthesisError, Synthesizer, read_card

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from tests.conftest import CORPUS
-from tests.speaking import LLAMA
-from tts_assets.audio import Clip
+from tests.support.speaking import LLAMA
 from tts_assets.codec.model import Codec
-from tts_assets.serving.guards import fault
+from tts_assets.core.audio import Clip
+from tts_assets.serving.pieces import fault
 from tts_assets.serving.streaming import FIRST, LOOKAHEAD, StreamDecoder
 from tts_assets.serving.synthesis import Line, Synthesizer
 from tts_assets.speechlm.config import BaseModel, SamplingConfig, VocabularyConfig

@@ -15,9 +15,9 @@ import pytest
 import soundfile
 
 from resources.vllm_server import VllmServer
-from tests.speaking import Speaking
-from tts_assets.processes import marked_processes
-from tts_assets.supervisor import Server
+from tests.support.speaking import Speaking
+from tts_assets.core.processes import marked_processes
+from tts_assets.core.supervisor import Server
 
 KEY = "a-key-for-the-tests"
 CONCURRENCY = 64

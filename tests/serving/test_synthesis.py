@@ -10,13 +10,11 @@ import pytest
 import soundfile
 import torch
 
-from tests.speaking import Speaking
-from tts_assets.audio import read_wave
-from tts_assets.corpora.config import TextConfig
-from tts_assets.corpora.consent import Consent
+from tests.support.speaking import Speaking
+from tts_assets.core.audio import read_wave
+from tts_assets.corpora.config import Consent, TextConfig
 from tts_assets.serving import server, synthesize
-from tts_assets.serving.api import SpeechRequest, check_request
-from tts_assets.serving.api_errors import ApiError
+from tts_assets.serving.api import ApiError, SpeechRequest, check_request
 from tts_assets.serving.config import ServerConfig, Voice
 from tts_assets.serving.synthesis import Line, SynthesisError, Synthesizer, decode, read_card
 from tts_assets.serving.vllm_engine import room_arguments

@@ -21,10 +21,10 @@ from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
 from resources.torchrun import TorchrunLauncher
 from tests.sft.conftest import program_values
 from tests.sft.test_strategies import STRATEGIES, launch
-from tests.speaking import SAMPLING, Speaking, publish_trained
-from tts_assets.compute import Shape
+from tests.support.speaking import SAMPLING, Speaking, publish_trained
+from tts_assets.core.compute import Shape
 from tts_assets.corpora.config import TextConfig
-from tts_assets.partitions import corpus_partitions
+from tts_assets.orchestration.partitions import corpus_partitions
 from tts_assets.serving.assets import build_assets
 from tts_assets.serving.config import ServingConfig
 

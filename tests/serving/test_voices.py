@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import soundfile
 
+from tts_assets.serving.async_engine import VoiceRegistry
 from tts_assets.serving.config import Voice
 from tts_assets.serving.synthesis import SynthesisError, Synthesizer
-from tts_assets.serving.voices import VoiceRegistry
 
 
 def audio(wave: np.ndarray, form: str = "WAV", rate: int = 16_000) -> bytes:

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
 from resources.torchrun import TorchrunLauncher
 from tests.sft.conftest import CODEBOOK, recipe_values, speaking_folder
-from tts_assets.artifacts import (
+from tts_assets.core.artifacts import (
     ArtifactError,
     ArtifactStore,
     Build,
@@ -32,18 +32,18 @@ from tts_assets.artifacts import (
     Handle,
     TokenArrays,
 )
-from tts_assets.compute import Shape
+from tts_assets.core.compute import Shape
+from tts_assets.core.program import read_metrics
+from tts_assets.core.split import ValidationSplit
 from tts_assets.evaluation.lineage import lineage
-from tts_assets.metrics import read_metrics
-from tts_assets.partitions import corpus_partitions
+from tts_assets.orchestration.partitions import corpus_partitions
 from tts_assets.sft.assets import find_tokens, sft_asset, sft_program
 from tts_assets.sft.config import SftRecipe
 from tts_assets.speechlm.assets import CODE_VERSION as TOKENS_VERSION
 from tts_assets.speechlm.assets import build_assets as token_assets
 from tts_assets.speechlm.config import TokenizerConfig, VocabularyConfig
-from tts_assets.split import ValidationSplit
 from tts_assets.texts.assets import build_assets as texts_assets
-from tts_assets.texts.config import TextSource
+from tts_assets.texts.source import TextSource
 
 CODEC_FACTS = {
     "sample_rate": 16000,

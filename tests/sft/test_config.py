@@ -5,12 +5,11 @@ from pathlib import Path
 import pytest
 
 from tests.sft.conftest import program_values, recipe_values
-from tts_assets.config import ConfigError
+from tts_assets.core.config import ConfigError
 from tts_assets.sft import machine
-from tts_assets.sft.config import SftProgram, SftRecipe
+from tts_assets.sft.config import OptimizerConfig, SftProgram, SftRecipe
 from tts_assets.sft.machine import MachineError
 from tts_assets.sft.optimizer import learning_rate
-from tts_assets.sft.tables import OptimizerConfig
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,11 @@ import pytest
 from tests.sft.conftest import recipe_values
 from tts_assets.arrays.arrays import ArrayError, CodeTable
 from tts_assets.sft.config import SftRecipe
-from tts_assets.sft.dataset import Pool
+from tts_assets.sft.dataset import DataError, Pool, Sample, SampleStream, plan_epoch
 from tts_assets.sft.packing import ROW_MULTIPLE, first_fit, pack, split_over
-from tts_assets.sft.stream import DataError, Sample, SampleStream, plan_epoch
 from tts_assets.speechlm.prompts import PromptFormat
-from tts_assets.speechlm.text_ids import write_text_ids
 from tts_assets.speechlm.tokenizer import tokenizer_digest
+from tts_assets.speechlm.tokens import write_text_ids
 
 RATE = 50.0
 

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from tests.sft.conftest import program
-from tts_assets.metrics import read_metrics
-from tts_assets.program import Run
+from tts_assets.core.program import Run, read_metrics
 from tts_assets.sft.dataset import Sample
 from tts_assets.sft.train import Trainer
 

@@ -14,8 +14,8 @@ from tests.sft.conftest import ARCHITECTURE, CODEBOOK, program_values, speaking_
 from tests.sft.test_train import losses, train, weights
 from tts_assets.codec.storage import save_compact
 from tts_assets.codec.xcodec2 import build
-from tts_assets.config import ConfigError
-from tts_assets.program import Run
+from tts_assets.core.config import ConfigError
+from tts_assets.core.program import Run
 from tts_assets.sft.config import SftProgram
 from tts_assets.sft.train import Trainer
 

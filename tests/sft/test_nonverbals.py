@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.sft.conftest import program
-from tts_assets.program import Run
-from tts_assets.sft.stream import Sample
+from tts_assets.core.program import Run
+from tts_assets.sft.dataset import Sample
 from tts_assets.sft.train import Trainer
 
 

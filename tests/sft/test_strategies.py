@@ -16,11 +16,11 @@ import torch
 
 from tests.sft.conftest import CODEBOOK, program_values, speaking_folder
 from tests.sft.test_train import REPOSITORY, losses, train, weights
-from tts_assets.metrics import read_metrics
+from tts_assets.core.program import read_metrics
 from tts_assets.serving.verify import compare_transformers
 from tts_assets.sft.config import SftProgram
 from tts_assets.speechlm.model import SpeechLM
-from tts_assets.training.manifest import saved
+from tts_assets.training.checkpoint import saved
 
 STRATEGIES = {
     "ddp": {"name": "ddp"},
@@ -47,10 +47,10 @@ pytestmark = pytest.mark.slow
 
 
 def launch(path: Path) -> subprocess.CompletedProcess[str]:
-    """``tests.sft.two_ranks`` on two ranks."""
+    """``tests.support.two_ranks`` on two ranks."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     return subprocess.run(
-        [sys.executable, *torchrun, "-m", "tests.sft.two_ranks", str(path)],
+        [sys.executable, *torchrun, "-m", "tests.support.two_ranks", str(path)],
         cwd=REPOSITORY,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,

@@ -11,10 +11,9 @@ from torch import Tensor
 
 from tests.sft.conftest import CODEBOOK, program
 from tests.sft.test_train import train
-from tts_assets.metrics import read_metrics
-from tts_assets.program import Run
+from tts_assets.core.program import Run, read_metrics
+from tts_assets.sft.dataset import Sample
 from tts_assets.sft.packing import pack
-from tts_assets.sft.stream import Sample
 from tts_assets.sft.train import Trainer
 
 WEIGHT = 0.3

@@ -12,17 +12,16 @@ import pytest
 
 from tests.sft.conftest import CORPUS, program_values, recipe_values
 from tests.sft.test_train import assert_bit_equal, stop_after, train
-from tts_assets.accounting import read_set_aside
-from tts_assets.config import ConfigError
-from tts_assets.metrics import read_metrics
+from tts_assets.core.accounting import read_set_aside
+from tts_assets.core.config import ConfigError
+from tts_assets.core.program import read_metrics
+from tts_assets.core.split import ValidationSplit
 from tts_assets.sft.config import SftProgram, SftRecipe
-from tts_assets.sft.mixture import Mixture
+from tts_assets.sft.dataset import Sample, SampleStream, plan_epoch
+from tts_assets.sft.mixture import Mixture, open_pool
 from tts_assets.sft.packing import pack
-from tts_assets.sft.pools import open_pool
-from tts_assets.sft.stream import Sample, SampleStream, plan_epoch
 from tts_assets.speechlm.prompts import PromptFormat
-from tts_assets.split import ValidationSplit
-from tts_assets.texts.lines import write_texts
+from tts_assets.texts.source import write_texts
 
 RATE = 50.0
 LONG = "This answer does not fit. " * 40

@@ -15,18 +15,17 @@ import torch
 from safetensors.torch import load_file
 
 from tests.sft.conftest import CODEBOOK, program, program_values
-from tts_assets.artifacts import ArtifactStore, Build, Checkpoint, CheckpointFacts, sha256_file
-from tts_assets.metrics import read_metrics, truncate_metrics
-from tts_assets.program import STOPPED, Run
+from tts_assets.core.artifacts import ArtifactStore, Build, Checkpoint, CheckpointFacts, sha256_file
+from tts_assets.core.program import STOPPED, Run, read_metrics, truncate_metrics
 from tts_assets.sft import dry_run
 from tts_assets.sft.assets import describe_checkpoint, describe_recipe
 from tts_assets.sft.checkpoint import CheckpointError, Progress
 from tts_assets.sft.config import SftProgram
+from tts_assets.sft.dataset import Sample
 from tts_assets.sft.packing import Packed, pack
-from tts_assets.sft.stream import Sample
 from tts_assets.sft.train import Trainer, main
 from tts_assets.speechlm.model import SpeechLM
-from tts_assets.training.manifest import saved, step_of
+from tts_assets.training.checkpoint import saved, step_of
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

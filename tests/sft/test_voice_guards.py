@@ -14,14 +14,12 @@ from safetensors.torch import load_file
 
 from tests.sft.conftest import CODEBOOK, program, program_values
 from tests.sft.test_train import train
-from tts_assets.config import ConfigError
-from tts_assets.metrics import read_metrics
-from tts_assets.sft.config import SftProgram
-from tts_assets.sft.data_card import SourceCard, markdown, read_card, warnings
-from tts_assets.sft.guards import GuardState, begin, judge
-from tts_assets.sft.stream import DataError
-from tts_assets.sft.tables import GuardConfig
-from tts_assets.sft.verdict import verdict
+from tts_assets.core.config import ConfigError
+from tts_assets.core.program import read_metrics
+from tts_assets.sft.config import GuardConfig, SftProgram
+from tts_assets.sft.dataset import DataError
+from tts_assets.sft.describe import SourceCard, markdown, read_card, verdict, warnings
+from tts_assets.sft.monitoring import GuardState, begin, judge
 
 TWO = {"val_loss": 4.0, "val_loss/old": 3.0, "val_loss/new": 5.0}
 

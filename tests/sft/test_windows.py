@@ -16,17 +16,15 @@ import torch
 from tests.sft.conftest import program_values, recipe_values
 from tests.sft.test_train import assert_bit_equal, losses, stop_after, train
 from tts_assets.arrays.arrays import ArrayError, CodeTable
-from tts_assets.config import ConfigError
-from tts_assets.metrics import read_metrics
-from tts_assets.program import Run
+from tts_assets.core.config import ConfigError
+from tts_assets.core.program import Run, read_metrics
 from tts_assets.sft.config import SftProgram, SftRecipe
-from tts_assets.sft.pools import open_pool
-from tts_assets.sft.share import Share
-from tts_assets.sft.stream import DataError, Sample, SampleStream, plan_epoch
+from tts_assets.sft.dataset import DataError, Sample, SampleStream, plan_epoch
+from tts_assets.sft.mixture import TokenStream, Windows, open_pool
+from tts_assets.sft.packing import Share
 from tts_assets.sft.train import Trainer
-from tts_assets.sft.windows import TokenStream, Windows
 from tts_assets.speechlm.prompts import PromptFormat
-from tts_assets.speechlm.text_ids import Rows
+from tts_assets.speechlm.tokens import Rows
 
 RATE = 50.0
 SIZE = 200

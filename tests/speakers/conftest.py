@@ -13,8 +13,8 @@ import pytest
 import soundfile
 import torch
 
-from tts_assets.artifacts import ArtifactStore, Build, RawCorpus
-from tts_assets.audio import read_clip, resample
+from tts_assets.core.artifacts import ArtifactStore, Build, RawCorpus
+from tts_assets.core.audio import read_clip, resample
 from tts_assets.corpora.config import CorpusConfig
 from tts_assets.corpora.index import index_corpus
 from tts_assets.speakers import train

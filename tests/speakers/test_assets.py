@@ -16,8 +16,8 @@ from dagster import AssetSpec, DagsterInstance, ExecuteInProcessResult, material
 from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
 from resources.torchrun import TorchrunLauncher
 from tests.speakers.conftest import TESTED, recipe
-from tts_assets.accounting import read_set_aside
-from tts_assets.artifacts import (
+from tts_assets.core.accounting import read_set_aside
+from tts_assets.core.artifacts import (
     ArtifactStore,
     Build,
     Handle,
@@ -29,12 +29,12 @@ from tts_assets.artifacts import (
     SpeakerReport,
     SpeechSegments,
 )
-from tts_assets.audio import read_clip, resample
-from tts_assets.compute import Shape
-from tts_assets.config import ConfigError
+from tts_assets.core.audio import read_clip, resample
+from tts_assets.core.compute import Shape
+from tts_assets.core.config import ConfigError
 from tts_assets.corpora.samples import Sample, write_samples
 from tts_assets.definitions import build_assets as all_assets
-from tts_assets.partitions import corpus_partitions
+from tts_assets.orchestration.partitions import corpus_partitions
 from tts_assets.settings import load_settings
 from tts_assets.speakers.assets import build_assets
 from tts_assets.speakers.config import SpeakersConfig

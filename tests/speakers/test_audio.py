@@ -10,14 +10,13 @@ import resemblyzer
 import soundfile
 
 from tests.conftest import CLIPS, CORPUS
-from tts_assets.audio import read_clip
-from tts_assets.config import ConfigError
-from tts_assets.corpora.segments.loudness import measure
+from tts_assets.core.audio import read_clip
+from tts_assets.core.config import ConfigError
+from tts_assets.corpora.segments.speech import measure
 from tts_assets.speakers.audio import Mels, mels_of, preprocess
-from tts_assets.speakers.config import RESEMBLYZER, AudioSettings
+from tts_assets.speakers.config import RESEMBLYZER, AudioSettings, encoder_digest, resolve
 from tts_assets.speakers.encoder import NoSpeech, VoiceEncoder
-from tts_assets.speakers.source import encoder_digest, resolve
-from tts_assets.speakers.storage import EncoderCard, open_encoder, save_encoder
+from tts_assets.speakers.model import EncoderCard, open_encoder, save_encoder
 
 
 @pytest.fixture(scope="module")

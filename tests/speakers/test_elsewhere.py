@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from tts_assets.audio import read_clip
-from tts_assets.config import ConfigError
+from tts_assets.core.audio import read_clip
+from tts_assets.core.config import ConfigError
 from tts_assets.definitions import build_assets
-from tts_assets.evaluation.clips import write_flac
 from tts_assets.evaluation.config import EvaluationConfig
 from tts_assets.evaluation.measuring import Gauge, Spoken
 from tts_assets.evaluation.metrics.metric import Setting
+from tts_assets.evaluation.page import write_flac
 from tts_assets.evaluation.suite import SuiteText
-from tts_assets.rlhf import spoken as completion
+from tts_assets.rlhf import rewards as completion
 from tts_assets.rlhf.reward_config import SimilarityReward
 from tts_assets.rlhf.rewards import build_reward
 from tts_assets.settings import load_settings

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.speakers.literal_ge2e import literal_ge2e
+from tests.support.literal_ge2e import literal_ge2e
 from tts_assets.speakers.loss import LEAST_SCALE, Adversary, Ge2eLoss
 
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.interrupting import assert_same_bytes_after_a_stop
 from tests.speakers.conftest import TESTED, recipe, write
-from tts_assets.accounting import read_set_aside
-from tts_assets.artifacts import SpeakerEncoderFacts
-from tts_assets.config import ConfigError
-from tts_assets.program import Run
+from tests.support.interrupting import assert_same_bytes_after_a_stop
+from tts_assets.core.accounting import read_set_aside
+from tts_assets.core.artifacts import SpeakerEncoderFacts
+from tts_assets.core.config import ConfigError
+from tts_assets.core.program import Run
 from tts_assets.speakers.config import (
     RESEMBLYZER,
     AdversaryConfig,
@@ -24,10 +24,10 @@ from tts_assets.speakers.config import (
     EncoderProgram,
     EncoderRecipe,
     PeopleConfig,
+    resolve,
 )
 from tts_assets.speakers.encoder import VoiceEncoder
-from tts_assets.speakers.source import resolve
-from tts_assets.speakers.storage import open_encoder
+from tts_assets.speakers.model import open_encoder
 from tts_assets.speakers.train import Trainer, main
 
 

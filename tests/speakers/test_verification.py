@@ -11,10 +11,10 @@ import polars as pl
 import pytest
 
 from tests.speakers.conftest import TESTED
-from tts_assets.config import ConfigError
+from tts_assets.core.config import ConfigError
 from tts_assets.speakers.config import RESEMBLYZER, PeopleConfig, ReportProgram, TrialConfig
+from tts_assets.speakers.dataset import Recording, read_people
 from tts_assets.speakers.evaluate import main
-from tts_assets.speakers.people import Recording, read_people
 from tts_assets.speakers.verification import confusion, errors, make_trials
 
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from tts_assets.arrays.arrays import SPLITS, ArrayError, CodeTable
-from tts_assets.artifacts import ArrayFacts, ArtifactStore, Build, CodeArrays
+from tts_assets.core.artifacts import ArrayFacts, ArtifactStore, Build, CodeArrays
 from tts_assets.speechlm import tokens
 from tts_assets.speechlm.config import LlamaSize, TokenizerConfig, VocabularyConfig
 from tts_assets.speechlm.model import new_llama
 from tts_assets.speechlm.prompts import PromptFormat, describe
-from tts_assets.speechlm.text_ids import read_text_ids, text_ids
 from tts_assets.speechlm.tokenizer import load_tokenizer, open_tokenizer, tokenizer_digest
+from tts_assets.speechlm.tokens import read_text_ids, text_ids
 
 CODEBOOK = 256
 NUMERIC = TokenizerConfig(hub=None, vocabulary=VocabularyConfig())

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from tts_assets.accounting import read_set_aside
-from tts_assets.split import ValidationSplit
-from tts_assets.texts.lines import BadText, parse_text, read_texts, write_texts
+from tts_assets.core.accounting import read_set_aside
+from tts_assets.core.split import ValidationSplit
+from tts_assets.texts.source import BadText, parse_text, read_texts, write_texts
 
 USER = {"role": "user", "content": "What is two and two?"}
 ANSWER = {"role": "assistant", "content": "Four."}

@@ -16,9 +16,17 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from tts_assets.arrays.lines import Bytes, Ints, map_lines, parse_sample
-from tts_assets.arrays.npy import REMEDY, ArrayError, map_npy, map_raw
-from tts_assets.artifacts import CODE_TYPES
+from tts_assets.arrays.files import (
+    REMEDY,
+    ArrayError,
+    Bytes,
+    Ints,
+    map_lines,
+    map_npy,
+    map_raw,
+    parse_sample,
+)
+from tts_assets.core.artifacts import CODE_TYPES
 
 Codes = NDArray[np.uint16] | NDArray[np.int32]
 Split = Literal["train", "val"]

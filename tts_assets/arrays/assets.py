@@ -16,16 +16,13 @@ from dagster import (
 )
 
 from resources.artifact_store import ArtifactStoreResource
-from resources.table_schema import column_schema
-from sensors.conditions import follow_data
 from tts_assets.arrays.arrays import SPLITS, CodeTable
 from tts_assets.arrays.config import DIGEST_DIGITS, ArraysConfig, ImportedArrays
-from tts_assets.arrays.export import export_inworld
-from tts_assets.arrays.import_inworld import file_digests, import_inworld, refuse_outside
+from tts_assets.arrays.counts import Numbers, add_up_stages
+from tts_assets.arrays.files import ArrayError
+from tts_assets.arrays.inworld import export_inworld, file_digests, import_inworld, refuse_outside
 from tts_assets.arrays.merge import merge, refuse_other_type
-from tts_assets.arrays.npy import ArrayError
-from tts_assets.arrays.stages import Numbers, add_up_stages
-from tts_assets.artifacts import (
+from tts_assets.core.artifacts import (
     ArtifactError,
     Build,
     CodeArrays,
@@ -33,9 +30,11 @@ from tts_assets.artifacts import (
     CodecShards,
     InworldArrays,
 )
+from tts_assets.core.split import ValidationSplit, held_out
 from tts_assets.corpora.samples import ABOUT_SAMPLES, FIELDS
-from tts_assets.partitions import corpus_partitions
-from tts_assets.split import ValidationSplit, held_out
+from tts_assets.orchestration.checks import column_schema
+from tts_assets.orchestration.conditions import follow_data
+from tts_assets.orchestration.partitions import corpus_partitions
 
 CODE_VERSION = "2"
 IMPORT_VERSION = "1"

@@ -7,9 +7,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from tts_assets.config import Config
-from tts_assets.corpora.consent import VoiceConsent
-from tts_assets.program import ProgramConfig
+from tts_assets.core.config import Config
+from tts_assets.core.program import ProgramConfig
+from tts_assets.corpora.config import VoiceConsent
 
 DIGEST_DIGITS = 12  # as many of a content digest as name a codec
 
@@ -41,6 +41,6 @@ class ArraysConfig(Config):
 
 
 class ExportProgram(ProgramConfig):
-    """``tts_assets.arrays.export``: the folder of a ``code_arrays`` artifact."""
+    """``tts_assets.arrays.inworld``: the folder of a ``code_arrays`` artifact."""
 
     arrays: Path

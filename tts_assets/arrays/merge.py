@@ -16,10 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tts_assets.arrays.arrays import CodeTable, Split
-from tts_assets.arrays.lines import read_ids
-from tts_assets.arrays.npy import ArrayError, NpyWriter, Pieces, pieces_of, write_pieces
-from tts_assets.artifacts import ArrayFacts, CodecShards
-from tts_assets.split import ValidationSplit, held_out
+from tts_assets.arrays.files import ArrayError, NpyWriter, Pieces, pieces_of, read_ids, write_pieces
+from tts_assets.core.artifacts import ArrayFacts, CodecShards
+from tts_assets.core.split import ValidationSplit, held_out
 
 
 def merge(shards: CodecShards, validation: ValidationSplit, target: Path) -> ArrayFacts:

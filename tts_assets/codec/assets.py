@@ -20,11 +20,17 @@ from dagster import (
 
 from resources.artifact_store import ArtifactStoreResource
 from resources.launcher import Launcher, Program
-from resources.launchpad import Machines, Training
-from resources.table_schema import column_schema
-from sensors.conditions import fetch_for, follow_data
-from tts_assets.accounting import SET_ASIDE_FILE, count_reasons, read_set_aside
-from tts_assets.artifacts import (
+from tts_assets.codec.config import (
+    CodecConfig,
+    CodecProgram,
+    CodecRecipe,
+    DecoderProgram,
+    DecoderRecipe,
+    ShardProgram,
+)
+from tts_assets.codec.sources import MODEL_CARD, fetch, identify, started_from
+from tts_assets.core.accounting import SET_ASIDE_FILE, count_reasons, read_set_aside
+from tts_assets.core.artifacts import (
     MANIFEST,
     ArtifactStore,
     Build,
@@ -35,24 +41,17 @@ from tts_assets.artifacts import (
     Manifest,
     SampleManifest,
 )
-from tts_assets.codec.config import (
-    CodecConfig,
-    CodecProgram,
-    CodecRecipe,
-    DecoderProgram,
-    DecoderRecipe,
-    ShardProgram,
-)
-from tts_assets.codec.sources import MODEL_CARD, fetch, identify, started_from
-from tts_assets.compute import Shape
-from tts_assets.config import ConfigError
+from tts_assets.core.compute import Shape
+from tts_assets.core.config import ConfigError
+from tts_assets.core.plots import curves
+from tts_assets.core.program import METRICS_FILE, read_metrics
+from tts_assets.core.split import ValidationSplit
 from tts_assets.corpora.filter import KEPT_FILE
 from tts_assets.corpora.samples import ABOUT_SAMPLES, FIELDS
-from tts_assets.metrics import METRICS_FILE, read_metrics
-from tts_assets.partitions import corpus_partitions, filtered_samples_of
-from tts_assets.plots import curves
-from tts_assets.split import ValidationSplit
-from tts_assets.training.checks import losses_check
+from tts_assets.orchestration.checks import column_schema, losses_check
+from tts_assets.orchestration.conditions import fetch_for, follow_data
+from tts_assets.orchestration.launchpad import Machines, Training
+from tts_assets.orchestration.partitions import corpus_partitions, filtered_samples_of
 
 CODE_VERSION = "2"
 TRAINING_VERSION = "5"  # of codecs and decoders that are trained here

@@ -1,19 +1,127 @@
-"""The families of codecs behind one interface: ours, and those of ``transformers``."""
+"""The families of codecs behind one interface: ours, and those of ``transformers``.
+
+Makes an encoder treat every clip of a padded batch as if the clip were alone.
+
+Whatever mixes time must find after a clip's end what it finds there without a batch:
+
+* a convolution its zero padding, in deeper layers too, where biases have filled what was zero;
+* the anti-aliased activation of X-Codec-2 the clip's last value, which it pads with, before its
+  upsampling and again before its downsampling;
+* the attention of w2v-BERT nothing, by the mask that transformers takes. Its convolutions are
+  causal, so that no padding leaks back;
+* the filterbank the statistics of the clip alone (see ``features.py``).
+
+All else in these encoders works on one frame. The few values after the end that are ever read are
+written in place, which harms nobody: what lies there is of no clip.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import Wav2Vec2BertModel
+from transformers.models.neucodec import modeling_neucodec as neucodec
+from transformers.models.xcodec2 import modeling_xcodec2 as xcodec2
 
-from tts_assets.artifacts import CodecFacts
-from tts_assets.codec.features import HOP, LogFilterbank
-from tts_assets.codec.masking import ClipEnds, obstacle
 from tts_assets.codec.storage import facts_of
-from tts_assets.codec.xcodec2 import CompactXcodec2
+from tts_assets.codec.xcodec2 import HOP, CompactXcodec2, LogFilterbank, NoWaveform
+from tts_assets.core.artifacts import CodecFacts
+
+UPSAMPLING = (xcodec2.Xcodec2UpSample1d, neucodec.NeuCodecUpSample1d)
+DOWNSAMPLING = (xcodec2.Xcodec2DownSample1d, neucodec.NeuCodecDownSample1d)
+FRAMEWISE = (nn.ReLU, xcodec2.Xcodec2SnakeBeta, neucodec.NeuCodecSnakeBeta, NoWaveform)
+
+
+class ClipEnds:
+    """Hooks in the modules of ``part`` that know where the clips of a batch end.
+
+    Outside of :meth:`at` they do nothing.
+    """
+
+    def __init__(self, part: nn.Module) -> None:
+        self.lengths: Sequence[int] = ()
+        self.total = 0
+        self.places: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]] = {}
+        for module in part.modules():
+            if isinstance(module, nn.Conv1d) and module.padding != (0,):
+                module.register_forward_pre_hook(self._zero)
+            elif isinstance(module, UPSAMPLING + DOWNSAMPLING):
+                module.register_forward_pre_hook(self._repeat_last)
+
+    @contextmanager
+    def at(self, lengths: Sequence[int], total: int) -> Iterator[None]:
+        """Within the block, clip ``i`` of a batch is ``lengths[i] / total`` of the input long, at
+        whatever resolution a module works."""
+        padded = any(length < total for length in lengths)
+        self.lengths, self.total = (lengths, total) if padded else ((), 0)
+        try:
+            yield
+        finally:
+            self.lengths, self.total = (), 0
+            self.places.clear()
+
+    def _zero(self, module: nn.Conv1d, inputs: tuple[Tensor]) -> None:
+        if self.lengths:
+            assert isinstance(module.padding[0], int)
+            rows, places, _ = self._after_ends(inputs[0], module.padding[0])
+            inputs[0][rows, :, places] = 0.0
+
+    def _repeat_last(self, module: Any, inputs: tuple[Tensor]) -> None:
+        if self.lengths:
+            reach = module.pad if isinstance(module, UPSAMPLING) else module.pad_right
+            rows, places, last = self._after_ends(inputs[0], reach)
+            inputs[0][rows, :, places] = inputs[0][rows, :, last]
+
+    def _after_ends(self, values: Tensor, reach: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Row, place and the clip's last place of the ``reach`` values after every end."""
+        width = values.shape[-1]
+        if width % self.total:
+            raise ValueError(f"{width} values are not a whole number for each of {self.total}")
+        found = self.places.get((width, reach))
+        if found is None:
+            ends = [length * width // self.total for length in self.lengths]
+            triples = [
+                (row, place, end - 1)
+                for row, end in enumerate(ends)
+                for place in range(end, min(end + reach, width))
+            ]
+            table = torch.tensor(triples, dtype=torch.long, device=values.device).reshape(-1, 3)
+            found = self.places[width, reach] = (table[:, 0], table[:, 1], table[:, 2])
+        return found
+
+
+def obstacle(model: Any) -> str | None:
+    """Why this model's clips cannot share a padded batch; None if they can."""
+    semantic = model.semantic_encoder
+    if not isinstance(semantic, Wav2Vec2BertModel):
+        return f"its semantic encoder is a {type(semantic).__name__}, whose masks are not known"
+    if semantic.config.add_adapter:
+        return "its semantic encoder has an adapter, whose convolutions take no mask"
+    if 1 in model.config.downsampling_ratios:
+        return "a stride of 1 makes its frames one more than its codes"
+    known = (nn.Conv1d, *UPSAMPLING, *DOWNSAMPLING, *FRAMEWISE)
+    for part in (model.semantic_adapter, model.acoustic_encoder):
+        for module in part.modules():
+            if next(module.children(), None) is None and not isinstance(module, known):
+                return f"of its {type(module).__name__} it is not known whether it mixes time"
+            if isinstance(module, nn.Conv1d) and not keeps_length(module):
+                return f"{module} does not pad with zeros to a whole number of frames"
+    return None
+
+
+def keeps_length(module: nn.Conv1d) -> bool:
+    """Whether the input's length divided by the stride is the output's length, zeros around."""
+    (kernel,), (stride,), (dilation,) = module.kernel_size, module.stride, module.dilation
+    if module.padding_mode != "zeros" or not isinstance(module.padding[0], int):
+        return False
+    length = 1000 * stride
+    return (length + 2 * module.padding[0] - dilation * (kernel - 1) - 1) // stride == 999
+
 
 Precision = Literal["fp32", "bf16"]
 

@@ -8,15 +8,16 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from tts_assets.artifacts import CodecFacts
-from tts_assets.config import Config, ConfigError
-from tts_assets.hub import identity
-from tts_assets.program import ProgramConfig
-from tts_assets.split import ValidationSplit
+from tts_assets.core.artifacts import CodecFacts
+from tts_assets.core.config import Config, ConfigError
+from tts_assets.core.hub import identity
+from tts_assets.core.program import ProgramConfig
+from tts_assets.core.split import ValidationSplit
 
 UINT16_CODES = 65_536  # shards store codes as uint16; the largest X-Codec-2 has just as many
 RATIOS = (20, 16)  # of the waveform branch: samples of a code
 BATCH_TOKENS = 1500  # 30 s: on a core larger ones gain little, and a rank stays below 1 GB
+ORIGINAL = (".ckpt", ".safetensors")  # files of X-Codec-2 as its authors publish it
 
 
 class CodecArchitecture(Config):

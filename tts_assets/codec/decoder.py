@@ -22,10 +22,10 @@ from torch.nn.utils.parametrizations import weight_norm
 from transformers import Xcodec2Config
 from transformers.models.xcodec2.modeling_xcodec2 import Xcodec2Decoder, Xcodec2ISTFTHead
 
-from tts_assets.artifacts import written_aside
 from tts_assets.codec.config import DecoderSize
 from tts_assets.codec.storage import CONFIG_FILE, read_weights, save_weights
-from tts_assets.config import Config
+from tts_assets.core.artifacts import written_aside
+from tts_assets.core.config import Config
 
 OUTPUT_FILE = "model_config.json"
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers.audio_utils import mel_filter_bank
 
-from tts_assets.codec.features import SAMPLE_RATE
+from tts_assets.codec.xcodec2 import SAMPLE_RATE
 
 RESOLUTIONS = ((2048, 160), (1024, 120), (512, 80), (256, 40))  # FFT size, mel bands
 MEL_FLOOR, BIN_FLOOR = 1e-4, 1e-3  # 80 dB and 60 dB below a full-scale sine

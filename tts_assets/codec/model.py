@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModel
 
-from tts_assets.artifacts import CodecFacts
 from tts_assets.codec.backends import Backend, CompactBackend, Precision, PublishedBackend
 from tts_assets.codec.decoder import CodecDecoder, open_decoder
-from tts_assets.codec.features import HOP, SAMPLE_RATE
 from tts_assets.codec.storage import is_compact, open_compact
+from tts_assets.codec.xcodec2 import HOP, SAMPLE_RATE
+from tts_assets.core.artifacts import CodecFacts
 
 Wave = NDArray[np.float32]
 Codes = NDArray[np.int64]

@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import Xcodec2Config, Xcodec2Model
 
-from tts_assets.codec.sources import ORIGINAL
+from tts_assets.codec.config import ORIGINAL
 
 # Names of transformers -> original names. Numbers are taken over; {n+1} is one more.
 NAMES = (

@@ -2,22 +2,27 @@
 
 Both are clips at 16 kHz, (samples,), of one length: see :func:`aligned`. A figure that a clip is
 too short or too silent for is None.
+
+How much of a codebook is in use: entropy, perplexity, and the codes that never occur.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Iterable
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
-from tts_assets.audio import Wave, resample
-from tts_assets.codec.features import SAMPLE_RATE
 from tts_assets.codec.losses import SpectralLoss
+from tts_assets.codec.xcodec2 import SAMPLE_RATE
+from tts_assets.core.audio import Wave, resample
 
 PITCH_RANGE = (65.0, 500.0)  # Hz: low men's to children's voices
 PITCH_FRAME = 1024  # samples at 16 kHz
@@ -120,3 +125,54 @@ def pitch_error(original: NDArray[np.float64], made: NDArray[np.float64]) -> Pit
 def bit_rate(token_rate: float, codebook_size: int) -> float:
     """Bits a second of codes that are stored as they are."""
     return token_rate * math.log2(codebook_size)
+
+
+class CodeUsage(nn.Module):
+    """Counts of the codes since the last report; a part of checkpoints, so that a resumed run
+    reports what an uninterrupted one does."""
+
+    counts: Tensor
+
+    def __init__(self, codebook_size: int) -> None:
+        super().__init__()
+        self.register_buffer("counts", torch.zeros(codebook_size, dtype=torch.int64))
+
+    def add(self, codes: Tensor) -> None:
+        """Codes of any shape."""
+        self.counts += codes.flatten().long().bincount(minlength=len(self.counts))
+
+    def gather(self, ranks: int, is_main: bool) -> None:
+        """Rank 0 takes over what the others have counted."""
+        if ranks > 1:
+            dist.all_reduce(self.counts)
+            if not is_main:
+                self.counts.zero_()
+
+    def figures(self, ranks: int) -> dict[str, float]:
+        """:func:`usage` of the counts of all ranks."""
+        counts = self.counts.clone()
+        if ranks > 1:
+            dist.all_reduce(counts)
+        return usage(counts.cpu().numpy())
+
+
+def usage(counts: NDArray[np.integer[Any]]) -> dict[str, float]:
+    """``entropy`` in bits a code, ``perplexity`` (2 to its power: as many codes, used alike, would
+    say as much), ``codes_used`` and ``dead_codes``. ``counts``: (codebook size,)."""
+    seen = counts[counts > 0]
+    shares = seen / seen.sum()
+    entropy = float(-(shares * np.log2(shares)).sum())
+    return {
+        "entropy": round(entropy, 6),
+        "perplexity": round(2**entropy, 4),
+        "codes_used": len(seen),
+        "dead_codes": len(counts) - len(seen),
+    }
+
+
+def count_codes(clips: Iterable[NDArray[np.integer[Any]]], size: int) -> NDArray[np.int64]:
+    """How often each code of a codebook occurs in clips, (size,)."""
+    counts = np.zeros(size, dtype=np.int64)
+    for codes in clips:
+        counts += np.bincount(codes, minlength=size)
+    return counts

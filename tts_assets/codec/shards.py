@@ -22,25 +22,27 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tts_assets.accounting import SET_ASIDE_FILE, SetAside, read_set_aside, write_set_aside
-from tts_assets.artifacts import ShardFacts, code_dtype, sha256_file, written_aside
-from tts_assets.audio import Wave
+from tts_assets.codec.batching import read_ahead
 from tts_assets.codec.config import ShardProgram
-from tts_assets.codec.decoding import read_ahead
-from tts_assets.codec.reuse import EarlierCodes, ShardCodes, audio_digest
 from tts_assets.codec.shard_files import (
     CODES,
     EFFORT_FILE,
     INDEX,
     SAMPLES,
+    EarlierCodes,
     Effort,
     Shard,
+    ShardCodes,
     ShardResult,
+    audio_digest,
     split_into_shards,
 )
-from tts_assets.config import digest_of
+from tts_assets.core.accounting import SET_ASIDE_FILE, SetAside, read_set_aside, write_set_aside
+from tts_assets.core.artifacts import ShardFacts, code_dtype, sha256_file, written_aside
+from tts_assets.core.audio import Wave
+from tts_assets.core.config import digest_of
+from tts_assets.core.program import Run, load_config
 from tts_assets.corpora.samples import Sample
-from tts_assets.program import Run, load_config
 
 if TYPE_CHECKING:
     from tts_assets.codec.batching import BatchEncoder

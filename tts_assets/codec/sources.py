@@ -7,13 +7,13 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from tts_assets.artifacts import sha256_file
-from tts_assets.config import ConfigError
-from tts_assets.hub import from_hub
+from tts_assets.codec.config import ORIGINAL
+from tts_assets.core.artifacts import sha256_file
+from tts_assets.core.config import ConfigError
+from tts_assets.core.hub import from_hub
 
 MODEL_CARD = "README.md"
 HUB_FILES = ("config.json", "model*.safetensors", "model.safetensors.index.json")
-ORIGINAL = (".ckpt", ".safetensors")
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 

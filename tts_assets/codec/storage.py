@@ -1,7 +1,11 @@
-"""Codec folders of this project: ``config.json`` and ``model.safetensors``."""
+"""Codec folders of this project: ``config.json`` and ``model.safetensors``.
+
+``recipe.json``: how published weights were made.
+"""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,8 +16,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoConfig, Xcodec2Config
 
-from tts_assets.artifacts import CodecFacts, written_aside
+from tts_assets.codec.config import TrainingRecipe
 from tts_assets.codec.xcodec2 import SINGLE_BOUND, CompactXcodec2
+from tts_assets.core.artifacts import CodecFacts, sha256_file, written_aside
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
@@ -87,3 +92,14 @@ def facts_of(model: CompactXcodec2) -> CodecFacts:
         codebook_size=math.prod(config.quantization_levels),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
     )
+
+
+def write_recipe(recipe: TrainingRecipe, folder: Path, key: str, weights: Path | None) -> None:
+    """``key`` names what it began with, if there were ``weights``, by their digest: a path would
+    mean nothing elsewhere, and would make equal results differ. The architecture is theirs."""
+    values = recipe.model_dump(mode="json")
+    if weights is not None:
+        values.pop("architecture", None)
+        values[key] = sha256_file(weights)
+    with written_aside(folder / "recipe.json") as aside:
+        aside.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")

@@ -13,16 +13,21 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from tts_assets.artifacts import CodecFacts
 from tts_assets.codec.config import CodecProgram, CodecRecipe
+from tts_assets.codec.dataset import TrainingAudio
 from tts_assets.codec.losses import SpectralLoss, spread_loss
-from tts_assets.codec.recipe_file import write_recipe
-from tts_assets.codec.storage import WEIGHTS_FILE, facts_of, open_compact, save_compact
+from tts_assets.codec.quality import usage
+from tts_assets.codec.storage import (
+    WEIGHTS_FILE,
+    facts_of,
+    open_compact,
+    save_compact,
+    write_recipe,
+)
 from tts_assets.codec.training import Generated, TrainingLoop
-from tts_assets.codec.usage import usage
-from tts_assets.codec.windows import TrainingAudio
 from tts_assets.codec.xcodec2 import CompactXcodec2, build, calibrate
-from tts_assets.program import Run, load_config
+from tts_assets.core.artifacts import CodecFacts
+from tts_assets.core.program import Run, load_config
 
 VALIDATION_CLIPS = 16  # a validation of whole clips costs as much as some ten steps
 

@@ -8,9 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tts_assets.artifacts import DecoderFacts
-from tts_assets.audio import resample
 from tts_assets.codec.config import DecoderProgram, DecoderRecipe
+from tts_assets.codec.dataset import TrainingAudio
 from tts_assets.codec.decoder import (
     OUTPUTS,
     CodecDecoder,
@@ -19,16 +18,15 @@ from tts_assets.codec.decoder import (
     save_decoder,
     take_over,
 )
-from tts_assets.codec.features import SAMPLE_RATE
 from tts_assets.codec.losses import MelLoss, loudness_loss
 from tts_assets.codec.model import Codec
-from tts_assets.codec.recipe_file import write_recipe
-from tts_assets.codec.storage import WEIGHTS_FILE
+from tts_assets.codec.storage import WEIGHTS_FILE, write_recipe
 from tts_assets.codec.training import Generated, TrainingLoop
-from tts_assets.codec.windows import TrainingAudio
-from tts_assets.codec.xcodec2 import initialize_decoder
-from tts_assets.config import ConfigError
-from tts_assets.program import Run, load_config
+from tts_assets.codec.xcodec2 import SAMPLE_RATE, initialize_decoder
+from tts_assets.core.artifacts import DecoderFacts
+from tts_assets.core.audio import resample
+from tts_assets.core.config import ConfigError
+from tts_assets.core.program import Run, load_config
 
 VALIDATION_CLIPS = 16
 

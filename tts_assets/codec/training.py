@@ -20,10 +20,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW
 
 from tts_assets.codec.config import TrainingRecipe
-from tts_assets.codec.discriminator import Discriminators, discriminator_loss, generator_losses
-from tts_assets.codec.usage import CodeUsage
-from tts_assets.metrics import METRICS_FILE
-from tts_assets.program import Run
+from tts_assets.codec.discriminators import Discriminators, discriminator_loss, generator_losses
+from tts_assets.codec.quality import CodeUsage
+from tts_assets.core.program import METRICS_FILE, Run
 from tts_assets.training.loop import StepLoop
 
 BETAS = (0.8, 0.98)  # short memories, as usual where discriminators move the target

@@ -16,8 +16,9 @@ from dagster import (
 
 from resources.artifact_store import ArtifactStoreResource
 from resources.launcher import Launcher, Program
-from resources.launchpad import Machines
-from tts_assets.artifacts import (
+from tts_assets.codec.config import CodecReportConfig
+from tts_assets.codec_report.config import CodecReportProgram, CodecVersion
+from tts_assets.core.artifacts import (
     ArtifactStore,
     Build,
     CodecCheckpoint,
@@ -27,14 +28,13 @@ from tts_assets.artifacts import (
     SampleManifest,
     readable,
 )
-from tts_assets.codec.config import CodecReportConfig
-from tts_assets.codec_report.config import CodecReportProgram, CodecVersion
-from tts_assets.compute import Shape
+from tts_assets.core.compute import Shape
+from tts_assets.core.notebook import NOTEBOOK_FILE
+from tts_assets.core.split import ValidationSplit
 from tts_assets.corpora.filter import KEPT_FILE
 from tts_assets.evaluation.lineage import lineage
-from tts_assets.notebook import NOTEBOOK_FILE
-from tts_assets.partitions import filtered_samples_of
-from tts_assets.split import ValidationSplit
+from tts_assets.orchestration.launchpad import Machines
+from tts_assets.orchestration.partitions import filtered_samples_of
 
 CODE_VERSION = "3"
 
@@ -134,7 +134,7 @@ def versions(
 
 
 def describe(report: CodecReport) -> Mapping[str, Any]:
-    from tts_assets.codec_report.report import PAGE_FILE
+    from tts_assets.codec_report.evaluate import PAGE_FILE
 
     return {
         "listen": MetadataValue.notebook(str(report.path / NOTEBOOK_FILE)),

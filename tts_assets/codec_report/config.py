@@ -6,10 +6,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from tts_assets.codec.config import CodecReportConfig
-from tts_assets.config import Config
+from tts_assets.core.config import Config
+from tts_assets.core.program import ProgramConfig
+from tts_assets.core.split import ValidationSplit
 from tts_assets.evaluation.config import LineageRow
-from tts_assets.program import ProgramConfig
-from tts_assets.split import ValidationSplit
 
 
 class CodecVersion(Config):

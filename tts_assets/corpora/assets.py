@@ -24,33 +24,31 @@ from dagster import (
 
 from resources.artifact_store import ArtifactStoreResource
 from resources.launcher import Launcher, Program
-from resources.launchpad import Machines
-from resources.table_schema import column_schema
-from sensors.conditions import follow_data
-from tts_assets.accounting import SET_ASIDE_FILE, count_reasons, read_set_aside
-from tts_assets.artifacts import Build, RawCorpus, SampleFacts, SampleManifest, SpeechSegments
-from tts_assets.compute import Shape
-from tts_assets.corpora import summary
+from tts_assets.core.accounting import SET_ASIDE_FILE, count_reasons, read_set_aside
+from tts_assets.core.artifacts import Build, RawCorpus, SampleFacts, SampleManifest, SpeechSegments
+from tts_assets.core.compute import Shape
+from tts_assets.core.notebook import NOTEBOOK_FILE
 from tts_assets.corpora.config import FilterConfig, MeasureProgram, TextConfig
 from tts_assets.corpora.discovery import Corpora
 from tts_assets.corpora.filter import KEPT_FILE, REJECTED_FILE
-from tts_assets.corpora.filter_corpus import filter_corpus
+from tts_assets.corpora.filter_corpus import filter_corpus, picture, quantiles, reasons
 from tts_assets.corpora.index import (
     ABOUT_UTTERANCES,
     UTTERANCES_FILE,
     index_corpus,
     read_entries,
 )
-from tts_assets.corpora.listing import survey
 from tts_assets.corpora.samples import ABOUT_SAMPLES, FIELDS, SCHEMA
 from tts_assets.corpora.segments.assets import build_assets as segments_assets
-from tts_assets.corpora.watch import Look, Seen
-from tts_assets.notebook import NOTEBOOK_FILE
-from tts_assets.partitions import corpus_partitions
+from tts_assets.corpora.watch import Look, Seen, survey
+from tts_assets.orchestration.checks import column_schema
+from tts_assets.orchestration.conditions import follow_data
+from tts_assets.orchestration.launchpad import Machines
+from tts_assets.orchestration.partitions import corpus_partitions
 
 INDEX_VERSION = "3"
 FILTER_VERSION = "3"
-MEASURE = "tts_assets.corpora.measure"
+MEASURE = "tts_assets.corpora.quality"
 ROWS_SHOWN = 8
 SECONDS = (0, 1, 2, 4, 7, 10, 15, 20, 30)  # where the classes of the duration table begin
 
@@ -252,17 +250,17 @@ def describe_samples(samples: SampleManifest, filters: FilterConfig) -> dict[str
     kept, rejected = samples.path / KEPT_FILE, samples.path / REJECTED_FILE
     shown = ("id", "transcript", "language", "duration", "speaker_id")
     rows = pl.scan_ndjson(kept, schema=SCHEMA).select(shown)
-    picture = summary.picture({"kept": kept, "rejected": rejected})
+    plot = picture({"kept": kept, "rejected": rejected})
     return {
         "dagster/partition_row_count": samples.facts.kept,
         **column_schema(FIELDS, ABOUT_SAMPLES),
         "samples_preview": _table(rows.head(ROWS_SHOWN).collect()),
-        "rejected_in_order": _table(summary.reasons(samples.facts.reasons, filters)),
+        "rejected_in_order": _table(reasons(samples.facts.reasons, filters)),
         "durations": _table(
             durations(rows.select("duration").collect(engine="streaming")["duration"])
         ),
-        "quality": _table(summary.quantiles(kept)),
-        "distributions": MetadataValue.md(f"![distributions]({picture})"),
+        "quality": _table(quantiles(kept)),
+        "distributions": MetadataValue.md(f"![distributions]({plot})"),
         "listening": MetadataValue.notebook(samples.path / NOTEBOOK_FILE),
     }
 

@@ -16,18 +16,18 @@ from typing import Any
 
 import polars as pl
 
-from tts_assets.accounting import SET_ASIDE_FILE, SetAside, write_set_aside
-from tts_assets.artifacts import (
+from tts_assets.core.accounting import SET_ASIDE_FILE, SetAside, write_set_aside
+from tts_assets.core.artifacts import (
     ArtifactStore,
     CorpusFacts,
     RawCorpus,
     RawCorpusFacts,
     SpeechSegments,
 )
-from tts_assets.config import ConfigError
+from tts_assets.core.config import ConfigError
 from tts_assets.corpora.config import CorpusConfig
 from tts_assets.corpora.readers import READERS
-from tts_assets.corpora.readers.entry import Audio, Embedded, Entry, file_of
+from tts_assets.corpora.readers.files import Audio, Embedded, Entry, file_of
 from tts_assets.corpora.sources import Fault, Found, Sources
 
 UTTERANCES_FILE = "utterances.parquet"

@@ -16,8 +16,8 @@ from typing import Any
 
 import polars as pl
 
-from tts_assets.cache import RecordCache
-from tts_assets.config import ConfigError
+from tts_assets.core.cache import RecordCache
+from tts_assets.core.config import ConfigError
 from tts_assets.corpora.config import TextConfig
 from tts_assets.corpora.text import is_spoken, normalize_by_words
 

@@ -11,11 +11,17 @@
 
 Of ``wer`` what was heard is kept, because the transcript may change. Figures are rounded, so that
 another machine's last digits change nothing.
+
+Measures the metrics of a corpus: ``python -m tts_assets.corpora.quality run.json`` or torchrun.
+
+All results go into the cache, a few clips at a time: stopped, it goes on from there, with any
+number of ranks. Audio that cannot be read is left to the filter, which names it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,16 +30,18 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import polars as pl
 
-from tts_assets.audio import BrokenAudio, Clip, Wave, read_clip
-from tts_assets.cache import RecordCache
-from tts_assets.corpora.config import Metric
-from tts_assets.hearing.languages import spoken_language
-from tts_assets.hearing.naturalness import NaturalnessScorer
-from tts_assets.hub import identity
+from tts_assets.audio_models.dnsmos import NaturalnessScorer
+from tts_assets.audio_models.whisper import spoken_language
+from tts_assets.core.audio import BrokenAudio, Clip, Wave, read_clip
+from tts_assets.core.cache import RecordCache
+from tts_assets.core.hub import identity
+from tts_assets.core.program import Run, load_config
+from tts_assets.corpora.config import MeasureProgram, Metric
 
 if TYPE_CHECKING:
-    from tts_assets.hearing.transcription import Transcriber
+    from tts_assets.audio_models.transcription import Transcriber
 
 EXPENSIVE: frozenset[Metric] = frozenset({"dnsmos", "p808", "wer"})  # worth launching ranks for
 # What is measured in one go, and its version: raise it when its figures change.
@@ -143,7 +151,7 @@ class Gauge:
 
     def _transcriber(self, language: str) -> Transcriber:
         tag = spoken_language(language)
-        from tts_assets.hearing.transcription import Transcriber
+        from tts_assets.audio_models.transcription import Transcriber
 
         with self._loading:
             if tag not in self._transcribers:
@@ -186,7 +194,7 @@ def silence(wave: Wave, rate: int) -> float | None:
 
 def word_error_rate(text: str, heard: str, language: str) -> float | None:
     """Word errors a word of ``text``; None of a text in which the comparison finds no words."""
-    from tts_assets.hearing.text_match import match, normalize_for_match
+    from tts_assets.audio_models.wer import match, normalize_for_match
 
     tag = spoken_language(language)
     if not normalize_for_match(text, tag):
@@ -196,3 +204,54 @@ def word_error_rate(text: str, heard: str, language: str) -> float | None:
 
 def rounded(value: float | None, digits: int) -> float | None:
     return None if value is None else round(value, digits)
+
+
+BLOCK = 64  # clips a transaction of the cache: what a kill loses
+ROWS = 8192  # read at a time
+
+
+def wanted(path: Path, metrics: tuple[Metric, ...]) -> Iterator[list[Wanted]]:
+    """The clips of a Parquet file (see :class:`MeasureProgram`), ROWS at a time."""
+    rows = pl.scan_parquet(path)
+    for part in rows.collect_batches(chunk_size=ROWS, maintain_order=True, engine="streaming"):
+        yield [
+            Wanted(
+                Path(row["audio"]),
+                row["audio_sha256"],
+                row["language"],
+                tuple(metric for metric in metrics if row[metric]),
+            )
+            for row in part.iter_rows(named=True)
+        ]
+
+
+def blocks(program: MeasureProgram, rank: int, ranks: int) -> Iterator[list[Wanted]]:
+    """This rank's clips of which anything is wanted."""
+    for part in wanted(program.clips, program.metrics):
+        mine = [clip for clip in part[rank::ranks] if clip.metrics]
+        for start in range(0, len(mine), BLOCK):
+            yield mine[start : start + BLOCK]
+
+
+def main(argv: list[str] | None = None) -> None:
+    program = load_config(MeasureProgram, argv)
+    with Run(program.run_dir) as run:
+        run.init_distributed()
+        cores = max(1, len(os.sched_getaffinity(0)) // run.world_size)
+        gauge = Gauge(program.whisper, threads=cores, device=run.device.type)
+        cache = RecordCache(program.cache)
+        rows = pl.scan_parquet(program.clips)
+        total = rows.filter(pl.any_horizontal(program.metrics)).select(pl.len()).collect().item()
+        mine = blocks(program, run.rank, run.world_size)
+        steps = -(-total // (BLOCK * run.world_size))
+        for block in run.progress(mine, f"metrics of {BLOCK} clips", total=steps):
+            gauge.measure(block, cache)
+            if run.stop_requested:
+                break
+        if run.should_stop():
+            run.stopped()
+        run.finish({"clips": total})
+
+
+if __name__ == "__main__":
+    main()

@@ -14,7 +14,7 @@ from typing import Any
 import polars as pl
 from pydantic import Field
 
-from tts_assets.config import Config
+from tts_assets.core.config import Config
 
 SCHEMA = {
     "id": pl.String,

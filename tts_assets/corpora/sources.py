@@ -3,26 +3,158 @@
 What was found is remembered in the cache ``audio`` under the state (path, size, modification
 time) of the file, so that an unchanged file is not opened again. Audio that is no file of its own
 becomes one in the audio pool; a part is remembered under the digest of its recording.
+
+A part of a recording as a FLAC file of its own: the same samples, rate and channels.
+
+Audio bytes out of Parquet files, read forward, in the memory of one page however long a file is.
+
+A page has 1 MB, or up to 1024 cells if they are larger; ``datasets`` writes row groups of 100.
 """
 
 from __future__ import annotations
 
+import io
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tts_assets.artifacts import ArtifactStore, sha256_file
-from tts_assets.audio import BrokenAudio, check_is_file, measure
-from tts_assets.audio_pool import AudioPool
-from tts_assets.cache import RecordCache
-from tts_assets.config import digest_of
-from tts_assets.corpora.cut import cut
-from tts_assets.corpora.embedded import EmbeddedAudio
-from tts_assets.corpora.readers.entry import Audio, Embedded, Part
+import av
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import soundfile
+
+from tts_assets.core.artifacts import ArtifactStore, sha256_file
+from tts_assets.core.audio import (
+    HEADERLESS,
+    SNDFILE_SUFFIXES,
+    AudioPool,
+    BrokenAudio,
+    blocks,
+    check_is_file,
+    measure,
+)
+from tts_assets.core.cache import RecordCache
+from tts_assets.core.config import digest_of
+from tts_assets.corpora.readers.files import AUDIO_SUFFIXES, Audio, Embedded, Part
+from tts_assets.corpora.readers.parquet import STREAMED
+
+# What libsndfile and FFmpeg decode to no more than 16 bits.
+SIXTEEN_BITS = {"PCM_S8", "PCM_U8", "PCM_16", "ULAW", "ALAW", "IMA_ADPCM", "MS_ADPCM", "ALAC_16"}
+SIXTEEN_BITS |= {"u8", "u8p", "s16", "s16p"}
+
+
+def cut(path: Path, first: int, last: int, channels: Sequence[int] = ()) -> bytes:
+    """Frames ``first`` to before ``last`` of the named channels (from 0; none named: all).
+
+    Sources of up to 16 bits become 16-bit FLAC and those of 24 bits 24-bit FLAC, sample for
+    sample. 32-bit, float and lossy sources are rounded to 24 bits (144 dB below full scale);
+    float samples beyond full scale are clipped to it. Opus fills in noise that depends on where
+    decoding began: a cut differs from the whole by -60 dB. Raises BrokenAudio.
+    """
+    found, left = [], last - first
+    for block in blocks(path, first):
+        found.append(block.frames[:left, list(channels)] if channels else block.frames[:left])
+        left -= len(found[-1])
+        if left <= 0:
+            break
+    bits = 16 if _sample_type(path) in SIXTEEN_BITS else 24
+    # float32 holds 24 bits exactly, so that this gives back what the file has.
+    scaled = np.rint(np.concatenate(found).astype(np.float64) * 2 ** (bits - 1))
+    whole = np.clip(scaled, -(2 ** (bits - 1)), 2 ** (bits - 1) - 1).astype(np.int32)
+    flac = io.BytesIO()
+    soundfile.write(flac, whole << (32 - bits), block.rate, format="FLAC", subtype=f"PCM_{bits}")
+    return flac.getvalue()
+
+
+def _sample_type(path: Path) -> str:
+    """libsndfile's subtype, or FFmpeg's sample format."""
+    if path.suffix.lower() in SNDFILE_SUFFIXES:
+        return soundfile.info(path).subtype
+    with av.open(str(path), format=HEADERLESS.get(path.suffix.lower())) as container:
+        return container.streams.audio[0].codec_context.format.name
+
+
+ROWS = 16  # of audio at once
+SIGNATURES = (
+    (0, b"RIFF", ".wav"),
+    (0, b"RF64", ".wav"),
+    (0, b"fLaC", ".flac"),
+    (0, b"OggS", ".ogg"),
+    (0, b"ID3", ".mp3"),
+    (0, b"\xff\xfb", ".mp3"),  # MPEG layer III without tags: versions 1, 2, 2.5
+    (0, b"\xff\xf3", ".mp3"),
+    (0, b"\xff\xf2", ".mp3"),
+    (0, b"\xff\xe3", ".mp3"),
+    (0, b"\xff\xfa", ".mp3"),
+    (4, b"ftyp", ".m4a"),
+)
+
+
+def suffix_of(audio: bytes, name: str = "") -> str | None:
+    """The suffix of an encoded file by its first bytes, or else that of its ``name``."""
+    for offset, signature, suffix in SIGNATURES:
+        if audio.startswith(signature, offset):
+            return suffix
+    suffix = Path(name).suffix.lower()
+    return suffix if suffix in AUDIO_SUFFIXES else None
+
+
+class EmbeddedAudio:
+    """Rows of audio columns; cheap where they are asked for in their order."""
+
+    def __init__(self) -> None:
+        self._open: tuple[Path, str] | None = None
+        self._rows: Iterator[tuple[int, pa.Scalar]] = iter(())
+        self._next = 0
+
+    def read(self, wanted: Embedded) -> tuple[bytes, str]:
+        """The encoded audio of a row and its suffix. Raises :class:`BrokenAudio`."""
+        if self._open != (wanted.file, wanted.column) or wanted.row < self._next:
+            self._open = (wanted.file, wanted.column)
+            self._rows = _rows(wanted)
+        try:
+            cell = next((cell for row, cell in self._rows if row == wanted.row), None)
+        except (pa.ArrowInvalid, OSError) as error:
+            self._open = None
+            if getattr(error, "errno", None):
+                raise  # of the machine, not of the file
+            raise BrokenAudio(wanted.file, "not readable as Parquet", str(error)) from None
+        self._next = wanted.row + 1
+        return _audio(wanted, cell.as_py() if cell is not None else None)
+
+
+def _rows(first: Embedded) -> Iterator[tuple[int, pa.Scalar]]:
+    """The cells of a column, numbered, from the row group on that holds ``first``."""
+    with pq.ParquetFile(first.file, **STREAMED) as file:
+        number, groups = 0, list(range(file.num_row_groups))
+        while (
+            groups and number + (size := file.metadata.row_group(groups[0]).num_rows) <= first.row
+        ):
+            number += size
+            groups.pop(0)
+        for batch in file.iter_batches(ROWS, row_groups=groups, columns=[first.column]):
+            for cell in batch.column(0):
+                yield number, cell
+                number += 1
+
+
+def _audio(wanted: Embedded, value: Any) -> tuple[bytes, str]:
+    audio, name = value, ""
+    if isinstance(value, dict):
+        audio, name = value.get("bytes"), value.get("path") or ""
+    if not audio:
+        detail = f"only the path {name!r}" if name else "the cell is empty"
+        raise BrokenAudio(wanted.file, "no audio bytes", detail)
+    suffix = suffix_of(audio, name)
+    if suffix is None:
+        raise BrokenAudio(wanted.file, "not readable as audio", f"it begins with {audio[:8]!r}")
+    return audio, suffix
+
 
 VERSION = "1"  # of what is remembered: another one when reading or cutting changes
 THREADS = 4  # decoding releases the GIL

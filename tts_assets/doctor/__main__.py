@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tts_assets.doctor import libraries, machine
-from tts_assets.doctor.finding import Finding, fine, missing
+from tts_assets.doctor.machine import Finding, fine, missing
 
 if TYPE_CHECKING:
     from tts_assets.settings import Settings
@@ -70,7 +70,7 @@ def examine() -> list[Finding]:
 def read_project() -> tuple[Finding, Settings | None]:
     """The project file, and its settings if it can be read."""
     try:
-        from tts_assets.config import ConfigError
+        from tts_assets.core.config import ConfigError
         from tts_assets.settings import load_settings, project_file
     except ModuleNotFoundError as error:
         found = f"no module {error.name!r}"

@@ -10,8 +10,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from tts_assets.doctor.finding import Finding, fine, missing
-from tts_assets.doctor.machine import run
+from tts_assets.doctor.machine import Finding, fine, missing, run
 
 IMPORT_SECONDS = 180.0  # vLLM's first import compiles thousands of modules
 WANTED_SNDFILE = ("WAV", "FLAC", "OGG", "MP3")

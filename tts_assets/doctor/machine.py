@@ -1,4 +1,7 @@
-"""The machine itself: interpreter, memory, cores, disk, ports, GPUs. The standard library only."""
+"""The machine itself: interpreter, memory, cores, disk, ports, GPUs. The standard library only.
+
+What a look at one part of the machine found.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,38 @@ import shutil
 import socket
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
-from tts_assets.doctor.finding import Finding, fine, missing
+
+@dataclass(frozen=True)
+class Finding:
+    """``cost``: what does not work without it; ``remedy``: what to type. Empty where it is fine.
+
+    ``needed``: the chosen profile does not run without it.
+    """
+
+    name: str
+    fine: bool
+    found: str
+    cost: str = ""
+    remedy: str = ""
+    needed: bool = False
+
+    @property
+    def state(self) -> str:
+        if self.fine:
+            return "fine"
+        return "missing, and needed" if self.needed else "missing"
+
+
+def fine(name: str, found: str) -> Finding:
+    return Finding(name, True, found)
+
+
+def missing(name: str, found: str, cost: str, remedy: str, needed: bool = False) -> Finding:
+    return Finding(name, False, found, cost, remedy, needed)
+
 
 LEAST_MEMORY_GB = 4.0  # the demo's largest moment, measured: 2.6 GB beside the webserver
 LEAST_CORES = 2

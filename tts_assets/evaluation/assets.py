@@ -23,8 +23,7 @@ from dagster import (
 
 from resources.artifact_store import ArtifactStoreResource
 from resources.launcher import Launcher, Program
-from resources.launchpad import Machines
-from tts_assets.artifacts import (
+from tts_assets.core.artifacts import (
     Build,
     Comparison,
     EvaluationSuite,
@@ -32,7 +31,10 @@ from tts_assets.artifacts import (
     SpeakerEncoderCheckpoint,
     sha256_file,
 )
-from tts_assets.compute import Shape
+from tts_assets.core.compute import Shape
+from tts_assets.core.hub import identity
+from tts_assets.core.notebook import NOTEBOOK_FILE
+from tts_assets.core.plots import bars
 from tts_assets.evaluation.checks import TrainedOn, report_checks
 from tts_assets.evaluation.config import (
     MAIN,
@@ -44,15 +46,12 @@ from tts_assets.evaluation.corpus_voices import expected_rate, named_speakers, r
 from tts_assets.evaluation.history import earlier_reports, measured, measured_differently
 from tts_assets.evaluation.lineage import lineage
 from tts_assets.evaluation.suite import SUITE_FILE, audio_digests, read_suite, write_suite
-from tts_assets.hub import identity
-from tts_assets.notebook import NOTEBOOK_FILE
-from tts_assets.partitions import code_arrays_of
-from tts_assets.plots import bars
+from tts_assets.orchestration.launchpad import Machines
+from tts_assets.orchestration.partitions import code_arrays_of
 from tts_assets.rlhf.config import RlhfRecipe
 from tts_assets.sft.config import SftRecipe
 from tts_assets.speakers.assets import encoder_input, encoder_path
-from tts_assets.speakers.config import RESEMBLYZER
-from tts_assets.speakers.source import encoder_digest
+from tts_assets.speakers.config import RESEMBLYZER, encoder_digest
 
 SUITE_VERSION = "1"
 CODE_VERSION = "4"
@@ -310,12 +309,12 @@ def describe_report(report: Report) -> dict[str, Any]:
 
 def describe_comparison(comparison: Comparison) -> dict[str, Any]:
     """Where to read, hear and vote, and the summary in words."""
-    from tts_assets.evaluation import blind
+    from tts_assets.evaluation.blind_test import BLIND_PAGE_FILE
     from tts_assets.evaluation.compare import PAGE_FILE, SUMMARY_FILE
 
     return {
         "listen": MetadataValue.notebook(str(comparison.path / NOTEBOOK_FILE)),
         "page": MetadataValue.path(str(comparison.path / PAGE_FILE)),
-        "blind_test": MetadataValue.path(str(comparison.path / blind.PAGE_FILE)),
+        "blind_test": MetadataValue.path(str(comparison.path / BLIND_PAGE_FILE)),
         "summary": MetadataValue.md((comparison.path / SUMMARY_FILE).read_text()),
     }

@@ -1,10 +1,13 @@
 """What must hold of a report: nothing is lost, nothing was trained on, metrics did not fail, and
-it is not certainly worse than the incumbent's."""
+it is not certainly worse than the incumbent's.
+
+Is a report certainly worse than the incumbent's, by more than a margin?
+"""
 
 import json
 import math
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,7 +22,7 @@ from dagster import (
 )
 
 from resources.artifact_store import ArtifactStoreResource
-from tts_assets.artifacts import ArtifactStore, EvaluationSuite, Report
+from tts_assets.core.artifacts import ArtifactStore, EvaluationSuite, Report
 from tts_assets.evaluation.config import MAIN, EvaluationConfig
 from tts_assets.evaluation.corpus_voices import samples_of
 from tts_assets.evaluation.history import (
@@ -28,7 +31,14 @@ from tts_assets.evaluation.history import (
     readable_reports,
 )
 from tts_assets.evaluation.metrics.metric import Column
-from tts_assets.evaluation.results import AGAINST_TARGET, read_samples, same_target
+from tts_assets.evaluation.results import (
+    AGAINST_TARGET,
+    Difference,
+    SampleResult,
+    difference,
+    read_samples,
+    same_target,
+)
 from tts_assets.evaluation.suite import (
     SUITE_FILE,
     SuiteText,
@@ -36,6 +46,49 @@ from tts_assets.evaluation.suite import (
     known_texts,
     read_suite,
 )
+
+FEWEST_TEXTS = 10  # below, a bootstrap interval means nothing
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """``worse_by`` is positive where the candidate is worse; ``low`` and ``high`` its interval."""
+
+    passed: bool
+    why: str
+    texts: int = 0
+    worse_by: float = 0.0
+    low: float = 0.0
+    high: float = 0.0
+
+
+def judge(
+    candidate: Sequence[SampleResult],
+    incumbent: Sequence[SampleResult],
+    column: Column,
+    margin: float,
+) -> Verdict:
+    """Fails only if the whole 95 % interval of the difference lies beyond the margin.
+
+    Paired over the texts that both reports said, so a suite that grew can still be judged.
+    """
+    both = {s.key for s in incumbent}
+    change = difference(incumbent, [s for s in candidate if s.key in both], column)
+    if change is None or change.texts < FEWEST_TEXTS:
+        texts = change.texts if change else 0
+        return Verdict(True, f"{texts} texts in common, {FEWEST_TEXTS} are needed to judge", texts)
+    worse_by, low, high = worsening(change, column)
+    certain = low > margin
+    interval = f"95 % interval {column.signed_range(low, high)}"
+    why = f"worse by {column.signed(worse_by)}, {interval}; margin {column.text(margin)}"
+    return Verdict(not certain, why, change.texts, worse_by, low, high)
+
+
+def worsening(change: Difference, column: Column) -> tuple[float, float, float]:
+    """The difference and its interval, turned so that positive is worse."""
+    if column.better == "high":
+        return -change.difference, -change.high, -change.low
+    return change.difference, change.low, change.high
 
 
 @dataclass(frozen=True)
@@ -168,7 +221,6 @@ def gate_check(
         description=f"Not certainly worse than the incumbent by more than {margin:g}.",
     )
     def gate(report: Report, store: ArtifactStoreResource) -> AssetCheckResult:
-        from tts_assets.evaluation.gates import judge
         from tts_assets.evaluation.metrics.registry import columns_of, metric_of_columns
 
         column = next((c for c in columns_of(evaluation) if c.name == column_name), None)

@@ -12,15 +12,24 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from tts_assets.config import canonical_json
-from tts_assets.evaluation.blind import write_blind_test
-from tts_assets.evaluation.clips import Embedder
+from tts_assets.audio_models.wer import Interval
+from tts_assets.core.config import canonical_json
+from tts_assets.core.notebook import NOTEBOOK_FILE, write_notebook
+from tts_assets.evaluation.blind_test import write_blind_test
 from tts_assets.evaluation.config import EvaluationConfig, LineageRow
 from tts_assets.evaluation.history import WORDS
-from tts_assets.evaluation.listening import sections
 from tts_assets.evaluation.metrics.metric import Column
 from tts_assets.evaluation.metrics.registry import columns_of, metric_of_columns
-from tts_assets.evaluation.page import HERE, Heard, RangeMark, heard, range_mark, render, scale_end
+from tts_assets.evaluation.page import (
+    HERE,
+    Embedder,
+    Heard,
+    RangeMark,
+    heard,
+    range_mark,
+    render,
+    scale_end,
+)
 from tts_assets.evaluation.results import (
     AGAINST_TARGET,
     TEMPERATURES_FILE,
@@ -34,9 +43,7 @@ from tts_assets.evaluation.results import (
     read_samples,
     same_target,
 )
-from tts_assets.evaluation.summary import listed, summary
-from tts_assets.hearing.text_match import Interval
-from tts_assets.notebook import NOTEBOOK_FILE, write_notebook
+from tts_assets.evaluation.summary import listed, sections, summary
 
 PAGE_FILE = "comparison.html"
 FIGURES_FILE = "comparison.json"

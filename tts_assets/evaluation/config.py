@@ -8,8 +8,8 @@ from typing import Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from tts_assets.config import Config
-from tts_assets.program import ProgramConfig
+from tts_assets.core.config import Config
+from tts_assets.core.program import ProgramConfig
 from tts_assets.speakers.config import RESEMBLYZER
 from tts_assets.speechlm.config import SamplingConfig
 

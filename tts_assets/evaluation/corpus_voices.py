@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tts_assets.artifacts import CodeArrays, Handle, sha256_file
-from tts_assets.config import ConfigError, digest_of
-from tts_assets.evaluation.metrics.pace import spoken_characters
+from tts_assets.core.artifacts import CodeArrays, Handle, sha256_file
+from tts_assets.core.config import ConfigError, digest_of
+from tts_assets.evaluation.metrics.prosody import spoken_characters
 from tts_assets.evaluation.suite import SuiteText
 
 Sample = dict[str, Any]

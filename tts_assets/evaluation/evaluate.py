@@ -4,30 +4,56 @@
 
 Texts are spoken in fixed batches, which the ranks share out: the result has the same bytes on
 any number of ranks. A batch that is done is kept, and a restart goes on with the next.
+
+The real-time factor: seconds of work for a second of speech, below 1 faster than it is heard.
+
+It is of the machine and of its other work as much as of the model: a fact of a report and a number
+in Dagster, where it can be watched, and not in the report's files, whose bytes are the model's.
 """
 
 from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
-from tts_assets.artifacts import written_aside
+from tts_assets.audio_models.wer import rate_interval
+from tts_assets.core.artifacts import written_aside
+from tts_assets.core.program import Run, load_config
 from tts_assets.evaluation.config import EvaluationConfig, EvaluationProgram
 from tts_assets.evaluation.measuring import Gauge
 from tts_assets.evaluation.metrics.metric import Setting
 from tts_assets.evaluation.metrics.registry import columns_of, not_given
 from tts_assets.evaluation.report import write_report
 from tts_assets.evaluation.results import SampleResult, by_category, figure, figures
-from tts_assets.evaluation.speed import real_time_factor
-from tts_assets.evaluation.spoken import AUDIO_FOLDER
+from tts_assets.evaluation.speech_sources import AUDIO_FOLDER, Batch, Talker, talker_of
 from tts_assets.evaluation.suite import SuiteText, read_suite
-from tts_assets.evaluation.talkers import Batch, Talker, talker_of
-from tts_assets.program import Run, load_config
+
+NAME = "real_time_factor"
+
+
+def real_time_factor(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Of the batches of an evaluation, with its 95 % interval over batches; none of silence.
+
+    A batch is spoken as one: its utterances have no times of their own. What was said elsewhere
+    has none at all.
+    """
+    timed = [record for record in records if record["elapsed"] is not None]
+    pairs = [(r["elapsed"], sum(row["seconds"] for row in r["rows"])) for r in timed]
+    heard = [(elapsed, seconds) for elapsed, seconds in pairs if seconds > 0]
+    if not heard:
+        return {}
+    elapsed, seconds = zip(*heard, strict=True)
+    interval = rate_interval(elapsed, seconds)
+    return {
+        NAME: sum(elapsed) / sum(seconds),
+        f"{NAME}_low": interval.low,
+        f"{NAME}_high": interval.high,
+    }
 
 
 def main(argv: list[str] | None = None) -> None:

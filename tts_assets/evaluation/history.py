@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tts_assets.artifacts import (
+from tts_assets.core.artifacts import (
     UNPARTITIONED,
     ArtifactStore,
     Build,
@@ -19,7 +19,7 @@ from tts_assets.artifacts import (
     Report,
     readable,
 )
-from tts_assets.config import digest_of
+from tts_assets.core.config import digest_of
 from tts_assets.evaluation.config import EarlierReport
 from tts_assets.evaluation.metrics.metric import Column
 from tts_assets.evaluation.results import (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tts_assets.artifacts import ArtifactStore, Handle, InputRef, open_artifact
+from tts_assets.core.artifacts import ArtifactStore, Handle, InputRef, open_artifact
 from tts_assets.evaluation.config import LineageRow
 
 # The facts that say what an artifact is, in a reader's words; {} is the value.

@@ -15,18 +15,18 @@ from pathlib import Path
 
 import numpy as np
 
-from tts_assets.artifacts import sha256_file
-from tts_assets.cache import RecordCache
-from tts_assets.config import digest_of
-from tts_assets.evaluation.clips import read_flac
+from tts_assets.audio_models.transcription import Transcriber
+from tts_assets.audio_models.wer import match
+from tts_assets.audio_models.whisper import packaged_model
+from tts_assets.core.artifacts import sha256_file
+from tts_assets.core.cache import RecordCache
+from tts_assets.core.config import digest_of
+from tts_assets.core.hub import identity
 from tts_assets.evaluation.metrics.metric import Metric, Setting, Unmeasured, Utterance, Values
 from tts_assets.evaluation.metrics.registry import metrics_of
+from tts_assets.evaluation.page import read_flac
 from tts_assets.evaluation.results import SampleResult
 from tts_assets.evaluation.suite import SuiteText
-from tts_assets.hearing.text_match import match
-from tts_assets.hearing.transcription import Transcriber
-from tts_assets.hearing.whisper import packaged_model
-from tts_assets.hub import identity
 
 TRANSCRIPT = "transcript 1"  # the kind and version of a record
 FAILED = "failed"  # the reason where a metric raised; what it said follows

@@ -1,22 +1,146 @@
-"""What the self-contained pages share: templates, players with embedded audio, marked words."""
+"""What the self-contained pages share: templates, players with embedded audio, marked words.
+
+A clip as a small picture: time to the right, pitch upwards, loudness as ink.
+
+Syntheses as files, and inside of pages.
+"""
 
 from __future__ import annotations
 
+import base64
+import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import av
 import numpy as np
+import soundfile
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from numpy.typing import NDArray
+from PIL import Image
 
-from tts_assets.evaluation.clips import Embedder, read_flac
+from tts_assets.audio_models.wer import Interval, Span, match
+from tts_assets.core.audio import Wave, resample, write_speech
 from tts_assets.evaluation.results import SampleResult
-from tts_assets.evaluation.spectrogram import spectrogram
-from tts_assets.hearing.text_match import Interval, Span, match
+
+RATE = 16_000
+WINDOW, BANDS = 512, 64
+COLUMNS = 240  # of the picture, whatever the clip's length
+RANGE_DB = 60.0  # from the loudest down to white
+LEVELS = 16  # of ink: 4 bits a pixel, 4 to 6 kB a picture
+
+
+def spectrogram(wave: Wave, rate: int) -> str:
+    """A PNG in a data URI, 240 x 64 pixels: mel bands from 0 to 8 kHz, ink on transparency.
+
+    The clip must hold samples.
+    """
+    power = mel_power(resample(wave, rate, RATE) if rate != RATE else wave)
+    decibels = 10 * np.log10(power + 1e-10)
+    ink = np.clip((decibels - decibels.max()) / RANGE_DB + 1, 0, 1)
+    pixels = np.round(ink[:, ::-1].T * (LEVELS - 1)).astype(np.uint8)
+    image = Image.fromarray(pixels, mode="P")
+    image.putpalette([0] * 3 * LEVELS)
+    opacity = bytes(round(255 * level / (LEVELS - 1)) for level in range(LEVELS))
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", transparency=opacity, bits=4, optimize=True)
+    return data_uri(buffer.getvalue(), "image/png")
+
+
+def mel_power(wave: Wave) -> NDArray[np.float64]:
+    """Power of 64 mel bands at 240 places of a clip at 16 kHz, (240, 64)."""
+    from librosa.filters import mel
+
+    padded = np.pad(wave.astype(np.float64), WINDOW // 2)
+    starts = np.linspace(0, max(0, len(padded) - WINDOW), COLUMNS).round().astype(int)
+    frames = np.stack([padded[start : start + WINDOW] for start in starts])
+    spectrum = np.abs(np.fft.rfft(frames * np.hanning(WINDOW))) ** 2
+    return spectrum @ mel(sr=RATE, n_fft=WINDOW, n_mels=BANDS).T.astype(np.float64)
+
+
+OPUS_RATE = 48_000  # of Hz that Opus knows, the one that holds every codec's band
+OPUS_BITS = 40_000  # a second: speech of 24 kHz without audible loss
+PAGE_BYTES = 10_000_000  # of audio in a page, which must stay readable in a browser
+ENCODED = 4 / 3  # bytes of base64 a byte
+
+
+def write_flac(path: Path, wave: Wave, rate: int, comment: str = "") -> None:
+    """16-bit FLAC: lossless from here on, half the size of WAV, played by every browser."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_speech(path, np.clip(wave, -1.0, 1.0), rate, comment, "FLAC")
+
+
+def read_flac(path: Path) -> tuple[Wave, int]:
+    wave, rate = soundfile.read(path, dtype="float32")
+    return wave, rate
+
+
+class Embedder:
+    """Files as data URIs of one page: FLAC as they are while all fit, else Opus.
+
+    Where Opus does not fit either, those that come last get none: ask for the worst first.
+    ``comment`` takes the place of the files' own, which name the model.
+    """
+
+    def __init__(self, paths: Iterable[Path], comment: str | None = None) -> None:
+        self.comment = comment
+        self.lossless = sum(path.stat().st_size for path in paths) * ENCODED <= PAGE_BYTES
+        self.left = PAGE_BYTES
+
+    def __call__(self, path: Path) -> str | None:
+        """The data URI of a FLAC file; None if the page is full."""
+        if self.lossless:
+            kind = "audio/flac"
+            data = path.read_bytes() if self.comment is None else commented(path, self.comment)
+        else:
+            said = comment_of(path) if self.comment is None else self.comment
+            kind, data = "audio/ogg", opus(*read_flac(path), said)
+        uri = data_uri(data, kind)
+        if len(uri) > self.left:
+            self.left = 0
+            return None
+        self.left -= len(uri)
+        return uri
+
+
+def comment_of(path: Path) -> str:
+    with soundfile.SoundFile(path) as file:
+        comment: str = file.comment
+    return comment
+
+
+def commented(path: Path, comment: str) -> bytes:
+    """The same 16-bit samples as FLAC with another comment, and nothing else."""
+    samples, rate = soundfile.read(path, dtype="int16")
+    buffer = io.BytesIO()
+    write_speech(buffer, samples, rate, comment, "FLAC")
+    return buffer.getvalue()
+
+
+def opus(wave: Wave, rate: int, comment: str = "") -> bytes:
+    """Ogg Opus, mono; the same samples give the same bytes (libsndfile draws a serial number)."""
+    samples = np.clip(resample(wave, rate, OPUS_RATE), -1.0, 1.0)
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="ogg", options={"fflags": "+bitexact"}) as container:
+        stream = container.add_stream("libopus", rate=OPUS_RATE, layout="mono")
+        stream.bit_rate = OPUS_BITS
+        if comment:
+            stream.metadata["comment"] = comment
+        frame = av.AudioFrame.from_ndarray(
+            np.round(samples * 32767).astype(np.int16)[None], format="s16", layout="mono"
+        )
+        frame.sample_rate = OPUS_RATE
+        container.mux([*stream.encode(frame), *stream.encode(None)])
+    return buffer.getvalue()
+
+
+def data_uri(data: bytes, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
 
 HERE = Path(__file__).parent
 BARS = 96  # of a waveform picture: 0.7 kB a clip

@@ -9,9 +9,9 @@ from typing import TypeVar
 
 from pydantic import Field
 
-from tts_assets.config import Config
+from tts_assets.audio_models.wer import difference_interval, rate_interval
+from tts_assets.core.config import Config
 from tts_assets.evaluation.metrics.metric import Column
-from tts_assets.hearing.text_match import difference_interval, rate_interval
 
 SAMPLES_FILE = "samples.jsonl"
 TEMPERATURES_FILE = "temperatures.jsonl"

@@ -2,6 +2,11 @@
 
 JSONL of ours has an object a line, of :class:`SuiteText`; only id, category and text are needed.
 ``meta.lst`` of Seed-TTS-eval is read by ``meta_lst.py``. Audio is named relative to the file.
+
+Seed-TTS-eval's ``meta.lst``: ``name|prompt text|prompt wav|text``, and a fifth field, the wav
+of the text as a person said it, in the lists that have one.
+
+Source: github.com/BytedanceSpeech/seed-tts-eval (Anastassiou et al., Seed-TTS, 2024).
 """
 
 from __future__ import annotations
@@ -14,11 +19,34 @@ from pathlib import Path
 
 from pydantic import Field
 
-from tts_assets.artifacts import sha256_file
-from tts_assets.audio import BrokenAudio, measure
-from tts_assets.config import Config, ConfigError
-from tts_assets.evaluation.meta_lst import read_meta_lst
-from tts_assets.hearing.text_match import normalize_for_match
+from tts_assets.audio_models.wer import normalize_for_match
+from tts_assets.core.artifacts import sha256_file
+from tts_assets.core.audio import BrokenAudio, measure
+from tts_assets.core.config import Config, ConfigError
+
+FIELDS = ("id", "prompt_text", "prompt_wav", "text", "reference_wav")
+
+
+def read_meta_lst(path: Path, lines: Sequence[str], language: str) -> dict[str, dict[str, str]]:
+    """The texts of a list by where they stand, as rows of a suite; the language is the category.
+
+    Raises :class:`ConfigError` for a line that has not four or five fields.
+    """
+    rows = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        fields = [field.strip() for field in line.split("|")]
+        if len(fields) not in (4, 5) or not all(fields[:4]):
+            raise ConfigError(
+                f"{where}: {len(fields)} fields; write name|prompt text|prompt wav|text, and the "
+                "wav of the text as a fifth where there is one"
+            )
+        given = {name: value for name, value in zip(FIELDS, fields, strict=False) if value}
+        rows[where] = {"category": language, **given}
+    return rows
+
 
 SUITE_FILE = "suite.jsonl"
 AUDIO_FOLDER = "wavs"

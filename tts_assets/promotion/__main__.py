@@ -12,9 +12,16 @@ from __future__ import annotations
 import argparse
 import sys
 
-from tts_assets.artifacts import ArtifactError, ArtifactStore, Promoted, ServingModel
-from tts_assets.config import ConfigError
-from tts_assets.promotion import pointer
+from tts_assets.core.artifacts import ArtifactError, ArtifactStore, Promoted, ServingModel
+from tts_assets.core.config import ConfigError
+from tts_assets.promotion.decision import (
+    describe_promoted,
+    history,
+    locked,
+    rollback,
+    serving_now,
+    switch,
+)
 from tts_assets.settings import Settings, load_settings
 
 
@@ -29,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
         check(settings, options.voice)
         handle: Promoted | None
         if options.command == "rollback":
-            handle = pointer.rollback(store, options.voice, options.because)
+            handle = rollback(store, options.voice, options.because)
         else:
             handle = promote(store, options.voice, options.recipe, options.because)
     except (ArtifactError, ConfigError) as error:
@@ -69,22 +76,22 @@ def check(settings: Settings, voice: str) -> None:
 def promote(store: ArtifactStore, voice: str, recipe: str, why: str) -> Promoted | None:
     """Let the current serving model of ``recipe`` serve, whatever its report says. None if it
     serves already: a change that changes nothing is none, and has no place in the history."""
-    with pointer.locked(store, voice):
+    with locked(store, voice):
         model = store.current(f"serving/{recipe}")
         assert isinstance(model, ServingModel)
-        serves = pointer.serving_now(store, voice)
+        serves = serving_now(store, voice)
         if serves is not None and serves.facts.model == model.content:
             return None
-        return pointer.switch(store, voice, model, recipe, "by hand", why)
+        return switch(store, voice, model, recipe, "by hand", why)
 
 
 def show(store: ArtifactStore, voices: list[str]) -> None:
     for voice in voices:
-        chain = pointer.history(store, voice)
+        chain = history(store, voice)
         now = f"{chain[-1].facts.recipe} ({chain[-1].path})" if chain else "nothing yet"
         print(f"{voice}: {now}")
         if chain:
-            print(pointer.describe(chain))
+            print(describe_promoted(chain))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,8 @@
-"""Promotion as Dagster sees it: ``promoted/<voice>``, the model that serves."""
+"""Promotion as Dagster sees it: ``promoted/<voice>``, the model that serves.
+
+What blocking checks said of an artifact, in whatever run. Dagster lets a failed one block only
+in the run that evaluates it, and who serves is mostly decided in another.
+"""
 
 import os
 from collections.abc import Collection, Iterable, Mapping
@@ -6,10 +10,12 @@ from functools import partial
 from typing import Any
 
 from dagster import (
+    AssetCheckEvaluation,
     AssetCheckKey,
     AssetExecutionContext,
     AssetKey,
     AssetMaterialization,
+    AssetRecordsFilter,
     AssetsDefinition,
     DagsterInstance,
     DataVersion,
@@ -19,21 +25,77 @@ from dagster import (
 )
 
 from resources.artifact_store import ArtifactStoreResource, standard_metadata
-from tts_assets.artifacts import ArtifactError, ArtifactStore, Promoted
-from tts_assets.promotion import pointer
-from tts_assets.promotion.checks import blocking_checks, failed_checks
+from tts_assets.core.artifacts import ArtifactError, ArtifactStore, Handle, Promoted
 from tts_assets.promotion.config import PromotionConfig
 from tts_assets.promotion.decision import (
+    CODE_VERSION,
     Contender,
     FailedChecks,
     Verdict,
     contender,
+    describe_promoted,
+    history,
     judge,
+    locked,
+    refused_models,
     reports_of,
+    serving_now,
+    switch,
     winner,
 )
 
-CODE_VERSION = pointer.CODE_VERSION
+LOOK_BACK = 50  # evaluations of one check: a year of weekly ones
+
+
+def blocking_checks(definitions: Iterable[object]) -> list[AssetCheckKey]:
+    """Those of ``definitions``: a gate that is no longer configured blocks nothing."""
+    return [
+        spec.key
+        for definition in definitions
+        if isinstance(definition, AssetsDefinition)
+        for spec in definition.check_specs
+        if spec.blocking
+    ]
+
+
+def failed_checks(
+    instance: DagsterInstance, checks: Iterable[AssetCheckKey], artifact: Handle
+) -> list[str]:
+    """The names of those of ``checks`` that failed when they last saw what ``artifact`` holds.
+
+    A check that never saw it does not count: a report may have been made by hand, or Dagster's
+    history emptied since, and a voice must not hang on either.
+    """
+    key = AssetKey(artifact.asset.split("/"))
+    own = [check for check in checks if check.asset_key == key]
+    found = {check.name: latest_evaluation(instance, check, artifact.content) for check in own}
+    return [name for name, evaluation in found.items() if evaluation and not evaluation.passed]
+
+
+def latest_evaluation(
+    instance: DagsterInstance, check: AssetCheckKey, content: str
+) -> AssetCheckEvaluation | None:
+    """The newest one for this content: what was built again, or taken over, has it still.
+
+    ``event_log_storage`` is no public interface of Dagster's, but it has no other that tells more
+    than the latest record, which may be a plan: a run that fails before the check leaves that.
+    """
+    history = instance.event_log_storage.get_asset_check_execution_history(check, limit=LOOK_BACK)
+    told: list[object] = [record.evaluation for record in history]  # plans among them
+    evaluations = (found for found in told if isinstance(found, AssetCheckEvaluation))
+    return next((e for e in evaluations if content_seen(instance, e) == content), None)
+
+
+def content_seen(instance: DagsterInstance, evaluation: AssetCheckEvaluation) -> str | None:
+    """The data version of what was checked; None where Dagster has forgotten it."""
+    target = evaluation.target_materialization_data
+    if target is None:
+        return None
+    asked = AssetRecordsFilter(evaluation.asset_key, storage_ids=[target.storage_id])
+    for record in instance.fetch_materializations(asked, limit=1).records:
+        if record.asset_materialization and record.asset_materialization.tags:
+            return record.asset_materialization.tags.get("dagster/data_version")
+    return None
 
 
 def build_assets(
@@ -63,8 +125,8 @@ def promoted_asset(
     )
     def promoted(context: AssetExecutionContext, store: ArtifactStoreResource) -> Output[Promoted]:
         failed = partial(failed_checks, context.instance, checks)
-        with pointer.locked(store.store, voice):
-            before = pointer.serving_now(store.store, voice)
+        with locked(store.store, voice):
+            before = serving_now(store.store, voice)
             handle, verdicts = promote_best(store.store, voice, config, failed)
         context.log.info("; ".join(f"{v.recipe}: {v.why}" for v in verdicts))
         return Output(
@@ -88,10 +150,10 @@ def promote_best(
     found = {name: contender(store, name, failed) for name in config.candidates}
     verdicts = [Verdict(n, False, why, {}) for n, why in found.items() if isinstance(why, str)]
     able = {name: c for name, c in found.items() if isinstance(c, Contender)}
-    serves = pointer.serving_now(store, voice)
+    serves = serving_now(store, voice)
     if serves is None:
         return first(store, voice, able, verdicts)
-    refused = pointer.refused(pointer.history(store, voice))
+    refused = refused_models(history(store, voice))
     reports = reports_of(store, serves.facts.recipe, serves.facts.model)
     verdicts += [judge(c, serves.facts.model, reports, config, refused) for c in able.values()]
     best = winner(verdicts, config)
@@ -100,7 +162,7 @@ def promote_best(
     why = next(verdict.why for verdict in verdicts if verdict.recipe == best)
     chosen = able[best]
     model = chosen.model
-    return pointer.switch(store, voice, model, best, "promoted", why, chosen.report), verdicts
+    return switch(store, voice, model, best, "promoted", why, chosen.report), verdicts
 
 
 def first(
@@ -112,7 +174,7 @@ def first(
         raise ArtifactError(f"no candidate can serve {voice}: {reasons}")
     name, chosen = next(iter(able.items()))
     why = "the first candidate with a report"
-    handle = pointer.switch(store, voice, chosen.model, name, "first", why, chosen.report)
+    handle = switch(store, voice, chosen.model, name, "first", why, chosen.report)
     return handle, [*verdicts, Verdict(name, True, why, {})]
 
 
@@ -123,7 +185,7 @@ def describe(verdicts: list[Verdict]) -> str:
 
 
 def history_of(store: ArtifactStore, voice: str) -> MetadataValue:
-    return MetadataValue.md(pointer.describe(pointer.history(store, voice)))
+    return MetadataValue.md(describe_promoted(history(store, voice)))
 
 
 def tell_dagster(store: ArtifactStore, handle: Promoted) -> None:

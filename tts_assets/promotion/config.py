@@ -7,7 +7,7 @@ from typing import Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
-from tts_assets.config import Config
+from tts_assets.core.config import Config
 
 Metric = Literal["wer", "cer", "perfect", "dnsmos_p808", "dnsmos_overall", "speaker_similarity"]
 METRICS: tuple[Metric, ...] = get_args(Metric)

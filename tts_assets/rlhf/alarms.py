@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from tts_assets.config import Config
+from tts_assets.core.config import Config
 
 Record = Mapping[str, float]
 NGRAM = 8  # codes, 0.16 s at 50 a second: real speech says few such stretches twice

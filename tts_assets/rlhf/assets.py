@@ -22,20 +22,18 @@ from dagster import (
 
 from resources.artifact_store import ArtifactStoreResource
 from resources.launcher import Launcher, Program
-from resources.launchpad import Training
-from tts_assets.artifacts import Build, Checkpoint, CodeArrays, EvaluationSuite, ServingModel
-from tts_assets.compute import Shape, visible_devices
-from tts_assets.notebook import NOTEBOOK_FILE
-from tts_assets.partitions import code_arrays_of
+from tts_assets.core.artifacts import Build, Checkpoint, CodeArrays, EvaluationSuite, ServingModel
+from tts_assets.core.compute import Shape, visible_devices
+from tts_assets.core.notebook import NOTEBOOK_FILE
+from tts_assets.orchestration.checks import losses_check
+from tts_assets.orchestration.launchpad import Training
+from tts_assets.orchestration.partitions import code_arrays_of
 from tts_assets.rlhf.alarms import first_alarms
 from tts_assets.rlhf.config import RlhfProgram, RlhfRecipe
-from tts_assets.rlhf.describe import numbers, pictures
-from tts_assets.rlhf.metrics import training_records
+from tts_assets.rlhf.metrics import numbers, pictures, training_records
 from tts_assets.rlhf.reward_config import FunctionReward
 from tts_assets.speakers.assets import encoder_input, encoder_path
-from tts_assets.speakers.config import RESEMBLYZER
-from tts_assets.speakers.source import encoder_digest
-from tts_assets.training.checks import losses_check
+from tts_assets.speakers.config import RESEMBLYZER, encoder_digest
 
 if TYPE_CHECKING:
     from tts_assets.rlhf.prompts import PromptSet
@@ -188,7 +186,7 @@ def function_digests(recipe: RlhfRecipe) -> dict[str, Any]:
 
     Raises :class:`ConfigError` for a module that is not there.
     """
-    from tts_assets.rlhf.function import source_digest
+    from tts_assets.rlhf.rewards import source_digest
 
     calls = [reward.call for reward in recipe.rewards if isinstance(reward, FunctionReward)]
     return {"functions": {call: source_digest(call) for call in calls}} if calls else {}
@@ -199,7 +197,7 @@ def describe_prompts(found: "PromptSet", recipe: RlhfRecipe) -> dict[str, Any]:
 
     Raises :class:`PromptError` if all are held out.
     """
-    from tts_assets.rlhf.heldout import hold_out
+    from tts_assets.rlhf.rollouts import hold_out
 
     _, held_out = hold_out(found.prompts, recipe.heldout)
     return {

@@ -3,23 +3,44 @@
 A launcher runs it beside the trainer, on this machine or on a node of its own; by hand the trainer
 does it itself, or finds one that runs already by ``TTS_SERVICE_HOST`` and ``TTS_SERVICE_PORT``. It
 starts ``engine_server.py``, watches it, starts it again when it dies, and ends it.
+
+Files of an engine's run folder, which trainer and engine both see.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
-from tts_assets.artifacts import written_aside
-from tts_assets.ports import LOOPBACK, free_port
-from tts_assets.program import Run, load_config
-from tts_assets.rlhf.engine_config import EngineProgram
-from tts_assets.rlhf.engine_files import LOG, write_secret
-from tts_assets.supervisor import Patience, Server
+from tts_assets.core.artifacts import written_aside
+from tts_assets.core.processes import LOOPBACK, free_port
+from tts_assets.core.program import Run, load_config
+from tts_assets.core.supervisor import Patience, Server
+from tts_assets.rlhf.config import EngineProgram
+
+SECRET = "secret"  # what every request must bring; only its owner can read it
+WEIGHTS = "weights.safetensors"
+LABEL = "weights"  # in that file's metadata: which weights they are
+LOG = "log.txt"
+
+
+def write_secret(folder: Path) -> None:
+    """A new secret in ``folder``, unless one is there: an engine that starts again keeps it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / SECRET
+    if path.is_file():
+        return
+    aside = folder / f"{SECRET}.{os.getpid()}"
+    aside.touch(mode=0o600)
+    aside.write_text(secrets.token_hex(32))
+    aside.replace(path)
+
 
 HOST, PORT = "TTS_SERVICE_HOST", "TTS_SERVICE_PORT"
 # torchrun's, which vLLM would take for its own, and Dagster's.

@@ -11,6 +11,10 @@ whatever happened before. All but ``/health`` wants the run folder's secret. Wha
 of vLLM ends the process: who watches it starts it again, and who asks it gives it the weights anew.
 
 ``python -m tts_assets.rlhf.engine_server run.json --host H --port P``; ``engine.py`` does that.
+
+What vLLM's workers learn in addition: to take the policy's weights from a file.
+
+vLLM mixes the class into its own worker, which has ``model_runner``.
 """
 
 from __future__ import annotations
@@ -32,12 +36,29 @@ import uvicorn
 from fastapi import Depends, FastAPI, Header, HTTPException
 from pydantic import BaseModel
 from safetensors import safe_open
+from safetensors.torch import load_file
 
-from tts_assets.rlhf.engine_config import EngineProgram
-from tts_assets.rlhf.engine_files import LABEL, SECRET, WEIGHTS
-from tts_assets.rlhf.engine_worker import EXTENSION
+from tts_assets.rlhf.config import EngineProgram
+from tts_assets.rlhf.engine import LABEL, SECRET, WEIGHTS
 from tts_assets.speechlm.config import SamplingConfig
 from tts_assets.speechlm.generate import Request
+
+EXTENSION = "tts_assets.rlhf.engine_server.TakesWeights"
+
+
+class TakesWeights:
+    """Named in ``worker_extension_cls``; its methods are called by ``collective_rpc``."""
+
+    model_runner: Any
+
+    def take_weights_file(self, path: str) -> None:
+        """Replace the model's weights by those of a safetensors file with all of their names.
+
+        Also the output matrix of a tied model must be there by its own name: vLLM reloads layer
+        by layer, and one that it is given nothing for keeps its old weights without a word.
+        """
+        self.model_runner.reload_weights(weights_iterator=iter(load_file(path).items()))
+
 
 ENGINE_DIED = 1
 OTHER_WEIGHTS = 409

@@ -11,20 +11,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tts_assets.compute import visible_devices
-from tts_assets.config import ConfigError
-from tts_assets.ports import LOOPBACK, free_port
-from tts_assets.program import Run
-from tts_assets.rlhf.config import RlhfProgram
+from tts_assets.core.compute import visible_devices
+from tts_assets.core.config import ConfigError
+from tts_assets.core.processes import LOOPBACK, free_port
+from tts_assets.core.program import Run
+from tts_assets.core.supervisor import Server, ServerDied
+from tts_assets.rlhf.config import EngineProgram, RlhfProgram, VllmRollouts
 from tts_assets.rlhf.engine import address, hosted
-from tts_assets.rlhf.engine_client import EngineClient, EngineError
-from tts_assets.rlhf.engine_config import EngineProgram, VllmRollouts
-from tts_assets.rlhf.weights import sender
+from tts_assets.rlhf.engine_client import EngineClient, EngineError, sender
 from tts_assets.serving.synthesis import TransformersEngine
 from tts_assets.speechlm.config import SamplingConfig
 from tts_assets.speechlm.generate import Completion, Request
 from tts_assets.speechlm.model import SpeechLM
-from tts_assets.supervisor import Server, ServerDied
 
 WAIT = timedelta(days=1)  # of the other ranks, for an engine that rank 0 will give up before
 GAP = 0.1  # nats a token in the mean: float32 differs by 1e-7, an old output matrix by 0.8

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from tts_assets.artifacts import written_aside
-from tts_assets.notebook import NOTEBOOK_FILE, Clip, Section, write_notebook
-from tts_assets.provenance import write_speech
-from tts_assets.rlhf.spoken import Spoken, Verdict
+from tts_assets.core.artifacts import written_aside
+from tts_assets.core.audio import write_speech
+from tts_assets.core.notebook import NOTEBOOK_FILE, Clip, Section, write_notebook
+from tts_assets.rlhf.rewards import Spoken, Verdict
 
 FOLDER = "rollouts"
 SHOWN = 6  # moments of a run in the notebook, the first and the last among them

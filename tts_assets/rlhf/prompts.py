@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from tts_assets.arrays.arrays import CodeTable
-from tts_assets.config import Config, ConfigError
+from tts_assets.audio_models.wer import normalize_for_match
+from tts_assets.audio_models.whisper import known_to_whisper, spoken_language
+from tts_assets.core.config import Config, ConfigError
 from tts_assets.corpora.text import normalize as numbers_to_words
-from tts_assets.hearing.languages import known_to_whisper, spoken_language
-from tts_assets.hearing.text_match import normalize_for_match
 from tts_assets.rlhf.config import PromptsConfig
 from tts_assets.rlhf.reward_config import RewardConfig, WerReward
 from tts_assets.serving.config import Voice

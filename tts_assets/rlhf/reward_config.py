@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tts_assets.config import Config
-from tts_assets.hearing.whisper import knows_english_only
+from tts_assets.audio_models.whisper import knows_english_only
+from tts_assets.core.config import Config
 from tts_assets.speakers.config import RESEMBLYZER
 
 
@@ -105,7 +105,7 @@ class FunctionReward(BaseReward):
     """A function of your own: ``call = "package.module:function"``.
 
     It is called as ``function(batch, **options)`` with a list of
-    :class:`tts_assets.rlhf.spoken.Spoken` (``wave``, ``rate``, ``text``, ``language``, ``voice``),
+    :class:`tts_assets.rlhf.rewards.Spoken` (``wave``, ``rate``, ``text``, ``language``, ``voice``),
     all of them usable, and returns a float in [0, 1] for each. Its name is that of the reward. A
     score must depend on its completion alone: batches are cut as it suits the workers.
     """

@@ -6,28 +6,77 @@ killed. A task that ends two workers is cut into single completions; one that en
 itself ends the run, with an error that names it.
 
 Workers read from a pipe that nobody else holds: they end when it closes, however the trainer ended.
+
+A worker that judges: ``reward_workers.py`` gives it a pipe and the trainer's process id.
+
+Reads the configurations of the rewards and its device, then tasks: the name of a reward and its
+completions. Answers with their scores, or with the text of an error. The bytes are pickles, of the
+process that started this one and of no other.
+
+It does not heed SIGTERM and SIGINT, which ask the trainer to stop: that finishes its step first,
+and then closes the pipe.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
-from tts_assets.processes import reap
-from tts_assets.rlhf.function import RewardError
-from tts_assets.rlhf.panel import Task
+from tts_assets.core.processes import reap
 from tts_assets.rlhf.reward_config import RewardConfig
-from tts_assets.rlhf.spoken import Score, Spoken
+from tts_assets.rlhf.rewards import Reward, RewardError, Score, Spoken, Task, build_reward
 
-PROGRAM = "tts_assets.rlhf.reward_worker"
+LOOK_SECONDS = 1.0  # between two looks whether the trainer lives
+
+
+def main() -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    pipe, trainer = map(int, sys.argv[1:])
+    threading.Thread(target=end_with, args=(trainer,), daemon=True).start()
+    try:
+        serve(Connection(pipe))
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return  # the trainer has closed the pipe
+
+
+def serve(connection: Connection) -> NoReturn:
+    """Do tasks until the pipe is closed, which raises EOFError."""
+    rewards, device = connection.recv()
+    configs = {config.name: config for config in rewards}
+    known: dict[str, Reward] = {}
+    while True:
+        name, spoken = connection.recv()
+        try:
+            if name not in known:
+                known[name] = build_reward(configs[name], device)
+            answer: object = known[name](spoken)
+        except RewardError as error:
+            answer = str(error)
+        except Exception:  # noqa: BLE001 - told to the trainer, which ends
+            answer = traceback.format_exc()
+        connection.send(answer)
+
+
+def end_with(trainer: int) -> NoReturn:
+    """End this process as soon as its parent is gone, whatever it is doing."""
+    while os.getppid() == trainer:
+        time.sleep(LOOK_SECONDS)
+    os._exit(1)
+
+
+PROGRAM = "tts_assets.rlhf.reward_workers"
 DEATHS = 2  # of workers at the same completions, before these are cut or given up
 GRACE_SECONDS = 5.0
 
@@ -191,3 +240,7 @@ def devices_of(rank: int, workers: int, devices: Sequence[str]) -> list[str]:
     """Of the ``workers`` workers of a rank: in turn over ``devices``, all ranks together."""
     among = devices or ["cpu"]
     return [among[(rank * workers + number) % len(among)] for number in range(workers)]
+
+
+if __name__ == "__main__":
+    main()

@@ -3,24 +3,34 @@
 Each is a class that is called with usable completions (``panel.py`` scores the others zero) and
 returns a :class:`Score` each, which depends on nothing but its completion. Models are loaded when
 a reward is made, in the process that judges. One of your own needs no line here: ``function.py``.
+
+A completion as it sounds, and what the rewards say of it.
+
+Rewards that are functions of the user: found by name, checked, and part of the fingerprint.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib
+import importlib.util
 import math
-from collections.abc import Sequence
-from typing import Protocol
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tts_assets.hearing.languages import spoken_language, unspaced
-from tts_assets.hearing.naturalness import NaturalnessScorer
-from tts_assets.hearing.speaker_similarity import Embedding
-from tts_assets.hearing.text_match import match
-from tts_assets.hearing.transcription import Transcriber
-from tts_assets.rlhf.function import FunctionScorer
+from tts_assets.audio_models.dnsmos import NaturalnessScorer
+from tts_assets.audio_models.speaker_similarity import Embedding
+from tts_assets.audio_models.transcription import Transcriber
+from tts_assets.audio_models.wer import match
+from tts_assets.audio_models.whisper import spoken_language, unspaced
+from tts_assets.core.artifacts import sha256_file
+from tts_assets.core.config import ConfigError
 from tts_assets.rlhf.reward_config import (
     DnsmosReward,
     EndReward,
@@ -30,7 +40,132 @@ from tts_assets.rlhf.reward_config import (
     SimilarityReward,
     WerReward,
 )
-from tts_assets.rlhf.spoken import Score, Spoken
+from tts_assets.serving.config import Voice
+from tts_assets.serving.pieces import AUDIBLE_SHARE, audible_share
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """A completion: mono float32 ``wave`` at ``rate`` Hz, decoded once for all rewards.
+
+    ``voice`` is the prompt it was said after; ``reference`` the wave of that prompt at the same
+    rate, which the panel fills in where a reward asks for it.
+    """
+
+    text: str
+    wave: NDArray[np.float32]
+    rate: int
+    ended: bool
+    voice: Voice | None = None
+    language: str = "en"
+    reference: NDArray[np.float32] | None = None
+
+    @property
+    def usable(self) -> bool:
+        """Whether there is anything to judge: it ended, and is not silent."""
+        return self.ended and audible_share(self.wave, self.rate) >= AUDIBLE_SHARE
+
+    @property
+    def seconds(self) -> float:
+        return len(self.wave) / self.rate
+
+
+@dataclass(frozen=True)
+class Score:
+    """One reward of one completion, in [0, 1]. Recognition also tells what was ``heard`` and its
+    ``error``, the WER or CER."""
+
+    value: float
+    heard: str = ""
+    error: float | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """All rewards of one completion by name, their combination, what was heard and the WER (none
+    without a reward that recognizes)."""
+
+    rewards: dict[str, float]
+    total: float
+    wer: float | None
+    heard: str
+
+
+@dataclass(frozen=True)
+class Task:
+    """The completions that a reward is to score at once."""
+
+    reward: str
+    spoken: Sequence[Spoken]
+
+
+class RewardError(RuntimeError):
+    """A reward that cannot be had: the message names the reward, and what it was asked to judge."""
+
+
+class FunctionScorer:
+    """Calls the function of a config, one thread at a time, and refuses what is no reward."""
+
+    def __init__(self, config: FunctionReward) -> None:
+        self.config = config
+        self.function = find_function(config.call)
+        self._lock = threading.Lock()
+
+    def __call__(self, spoken: Sequence[Spoken]) -> list[Score]:
+        with self._lock:
+            found = self._called(spoken)
+        if len(found) != len(spoken):
+            raise RewardError(
+                f"{self.config.call} returned {len(found)} scores for {len(spoken)} completions"
+            )
+        return [self._checked(value, one) for value, one in zip(found, spoken, strict=True)]
+
+    def _called(self, spoken: Sequence[Spoken]) -> list[Any]:
+        try:
+            return list(self.function(list(spoken), **self.config.options))
+        except Exception as error:
+            texts = ", ".join(repr(one.text) for one in spoken)
+            raise RewardError(f"{self.config.call} failed ({error!r}) at {texts}") from error
+
+    def _checked(self, value: Any, spoken: Spoken) -> Score:
+        score = float(value)
+        if math.isnan(score) or not 0 <= score <= 1:
+            raise RewardError(
+                f"{self.config.call} returned {value!r} for {spoken.text!r}: a reward is a number "
+                "from 0 to 1, clip or scale it in the function"
+            )
+        return Score(score)
+
+
+def find_function(call: str) -> Callable[..., Sequence[float]]:
+    """``package.module:function``; raises :class:`ConfigError` if there is none."""
+    module, _, name = call.partition(":")
+    source_file(call)
+    function = getattr(importlib.import_module(module), name, None)
+    if not callable(function):
+        raise ConfigError(f"reward {call}: {module} has no function {name!r}")
+    return function
+
+
+def source_digest(call: str) -> str:
+    """SHA-256 of the file of the function's module; what that imports does not count."""
+    return sha256_file(source_file(call))
+
+
+def source_file(call: str) -> Path:
+    """The file of the function's module, without running it (only the packages around it)."""
+    module = call.partition(":")[0]
+    try:
+        spec = importlib.util.find_spec(module)
+    except ModuleNotFoundError:
+        spec = None
+    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
+        raise ConfigError(
+            f"reward {call}: there is no module {module}; it must be installed, or lie below the "
+            "folder from which Dagster is started"
+        )
+    return Path(spec.origin)
+
 
 VOICES_KEPT = 4096  # embeddings of prompts, 1 kB each
 
@@ -71,7 +206,7 @@ class Intelligibility:
 def open_ear(config: WerReward, device: str, parallel: int) -> Ear:
     """The Whisper that a config names; ``parallel`` calls may run at once."""
     if config.backend == "transformers":
-        from tts_assets.hearing.transformers_whisper import TransformersTranscriber
+        from tts_assets.audio_models.transcription import TransformersTranscriber
 
         return TransformersTranscriber(config.model, device=device, batch_size=config.batch_size)
     return Transcriber(

@@ -8,30 +8,182 @@ speech tokens only: the difference is the probability that the model gives to te
 Order of prompts, seeds of completions and so all of the run follow from the recipe and its seed. A
 restart goes on from the newest complete checkpoint and ends with the same weights. A run that loses
 its engine for good saves what it has before it ends.
+
+What watches a TRL run: progress, metrics, stop requests, complete checkpoints, alarms.
+
+The policy of a GRPO run: what it is asked to say, what it says, and what is kept of that.
 """
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch.distributed as dist
-from transformers import PrinterCallback
+from datasets import Dataset  # type: ignore[import-untyped]
+from numpy.typing import NDArray
+from transformers import (
+    PrinterCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
-from tts_assets.metrics import publish_metrics, truncate_metrics
-from tts_assets.program import Run, load_config
+from tts_assets.core.program import Run, load_config, publish_metrics, truncate_metrics
+from tts_assets.rlhf.alarms import Bell
 from tts_assets.rlhf.config import RlhfProgram, RlhfRecipe
 from tts_assets.rlhf.engine_client import EngineError
-from tts_assets.rlhf.engines import RolloutsStopped, open_engine
-from tts_assets.rlhf.function import RewardError
-from tts_assets.rlhf.listening import write_listening
-from tts_assets.rlhf.metrics import combined, training_records
-from tts_assets.rlhf.policy import Policy, own_lm
-from tts_assets.rlhf.watch import COMPLETE, Watch
-from tts_assets.serving.synthesis import Synthesizer
+from tts_assets.rlhf.engines import RolloutEngine, RolloutsStopped, open_engine
+from tts_assets.rlhf.listening import FOLDER, save_audio, spread, write_listening
+from tts_assets.rlhf.metrics import combined, record_of, training_records
+from tts_assets.rlhf.prompts import read_prompts, refuse_unheard
+from tts_assets.rlhf.reward_executor import Panel
+from tts_assets.rlhf.rewards import RewardError
+from tts_assets.rlhf.rollouts import HeldOut, Rollout, RolloutWorker, hold_out
+from tts_assets.serving.synthesis import Synthesizer, TransformersEngine
+from tts_assets.speechlm.model import SpeechLM
+
+if TYPE_CHECKING:
+    from trl import GRPOTrainer
+
+COMPLETE = "complete"  # marks a checkpoint that every rank has finished writing
+
+
+def check_finite(step: int, values: Mapping[str, float]) -> None:
+    """Raise :class:`FloatingPointError` where an update has spoilt the weights: TRL logs it before
+    it saves them."""
+    for name in ("loss", "grad_norm"):
+        if not math.isfinite(values.get(name, 0.0)):
+            raise FloatingPointError(
+                f"the {name} of update {step} is {values[name]}: lower the recipe's learning_rate"
+            )
+
+
+class Watch(TrainerCallback):
+    """Progress, metrics, stop requests and complete checkpoints of a TRL run."""
+
+    def __init__(self, run: Run, recipe: RlhfRecipe, engine: RolloutEngine, first: int) -> None:
+        self.run, self.recipe, self.engine = run, recipe, engine
+        steps = range(first, recipe.steps)
+        self.bar: Iterator[int] = iter(run.progress(steps, "rlhf", total=recipe.steps, start=first))
+        self.stopped = self.collapsed = False
+        self.bell = Bell(recipe.alarms, training_records(run.run_dir), run.note)
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if state.global_step % self.recipe.iterations == 0:
+            next(self.bar)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Between two rollouts, stop if asked to: nothing is kept in TRL's buffers then."""
+        if state.global_step % self.recipe.iterations or state.global_step == state.max_steps:
+            return
+        if self.run.should_stop():
+            self.stopped = control.should_save = control.should_training_stop = True
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        values = {k: round(v, 6) for k, v in (logs or {}).items() if isinstance(v, float)}
+        if "reward" in values:
+            check_finite(state.global_step, values)
+            raised = self.bell.see(state.global_step, values)
+            self.run.metrics(state.global_step, {**values, **self.engine.facts(), **raised})
+            if raised and self.recipe.stop_on_collapse:
+                self.collapsed = control.should_training_stop = True
+                control.should_save = False
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if dist.is_initialized():
+            dist.barrier()
+        if self.run.is_main:
+            (self.run.checkpoint_dir / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        next(self.bar, None)
+
+
+def own_lm(synthesizer: Synthesizer) -> SpeechLM:
+    """The model that is trained: that of the synthesizer."""
+    assert isinstance(synthesizer.engine, TransformersEngine)
+    return synthesizer.engine.lm
+
+
+class Policy:
+    """What TRL calls: completions and rewards for the prompts of this process."""
+
+    def __init__(
+        self, run: Run, program: RlhfProgram, synthesizer: Synthesizer, engine: RolloutEngine
+    ) -> None:
+        self.run, self.recipe = run, program.recipe
+        found = read_prompts(program.prompts)
+        refuse_unheard(found, self.recipe.rewards)
+        self.prompts, held_out = hold_out(found, self.recipe.heldout)
+        self.synthesizer, self.engine = synthesizer, engine
+        self.lm = own_lm(synthesizer)
+        self.panel = Panel.open(self.recipe, synthesizer, run.rank)
+        sampling, seed = self.recipe.sampling, self.recipe.seed
+        self.worker = RolloutWorker(synthesizer, engine, self.panel, sampling, seed)
+        self.held_out = HeldOut(run, self.recipe, self.worker, held_out)
+
+    def dataset(self) -> Dataset:
+        """The prompts of every step in order, as rows ``{"prompt": index}``."""
+        count = self.recipe.steps * self.recipe.prompts_per_step
+        order = prompt_order(len(self.prompts), count, self.recipe.seed)
+        return Dataset.from_dict({"prompt": [str(index) for index in order]})
+
+    def rollout(self, prompts: list[str], trainer: GRPOTrainer) -> dict[str, list[Any]]:
+        """TRL's ``rollout_func``: ``prompts`` are indices, each as often as it has generations."""
+        step = trainer.state.global_step
+        if self.held_out.due(step):
+            self.held_out.measure(step)
+        chosen = [self.prompts[int(index)] for index in prompts]
+        rollouts = self.worker.run(chosen, step, first_place=self.run.rank * len(prompts))
+        if self.run.is_main and self.due(step):
+            self.keep(step, rollouts)
+        return {
+            "prompt_ids": [r.request.prompt.tolist() for r in rollouts],
+            "completion_ids": [r.completion.token_ids.tolist() for r in rollouts],
+            "logprobs": [r.completion.logprobs.tolist() for r in rollouts],
+            "verdict": [record_of(r) for r in rollouts],
+        }
+
+    def due(self, step: int) -> bool:
+        """Whether the completions of this update are kept as audio."""
+        every = self.recipe.audio_every
+        return self.recipe.keep_audio > 0 and (step // self.recipe.iterations) % every == 0
+
+    def keep(self, step: int, rollouts: Sequence[Rollout]) -> None:
+        """Save some of the completions for listening."""
+        kept = [rollouts[place] for place in spread(len(rollouts), self.recipe.keep_audio)]
+        heard = [(one.spoken, one.verdict) for one in kept]
+        save_audio(self.run.result_dir / FOLDER, step, heard, self.synthesizer.provenance)
+
+
+def prompt_order(prompts: int, count: int, seed: int) -> NDArray[np.int64]:
+    """``count`` prompt indices: all prompts in random order, then again in another."""
+    epochs = -(-count // prompts)
+    orders = [np.random.default_rng([seed, epoch]).permutation(prompts) for epoch in range(epochs)]
+    return np.concatenate(orders)[:count]
+
 
 with warnings.catch_warnings():
     # TRL imports its own vLLM client, which knows vLLM up to 0.31; it is not used here.

@@ -7,32 +7,187 @@
 
 Beyond OpenAI's fields a request for speech may have ``seed``, ``language``, ``stream`` (for wav;
 pcm always streams) and the keys of the sampling. ``instructions`` is the voice description.
+
+Who may come in, and what is wrong with a request, in the shape of OpenAI's errors.
+
+What Prometheus may know of a server.
 """
 
 from __future__ import annotations
 
+import hmac
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, File, Form, Request, Response, UploadFile
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
-from prometheus_client import CONTENT_TYPE_LATEST
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+)
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tts_assets.config import ConfigError
-from tts_assets.corpora.consent import ConsentError
-from tts_assets.serving.api_errors import ApiError, Gate, install_handlers
+from tts_assets.core.config import ConfigError
+from tts_assets.corpora.config import ConsentError
+from tts_assets.serving.async_engine import OWN, Speaker, VoiceRegistry
 from tts_assets.serving.config import ServerConfig, ServingCard
-from tts_assets.serving.formats import MEDIA_TYPES, Format, StreamEncoder, encode
-from tts_assets.serving.metrics import Metrics
-from tts_assets.serving.provenance import header, refuse_ended
-from tts_assets.serving.speaker import Speaker
-from tts_assets.serving.synthesis import Line
-from tts_assets.serving.voices import OWN, VoiceRegistry
+from tts_assets.serving.streaming import (
+    MEDIA_TYPES,
+    Format,
+    StreamEncoder,
+    encode,
+    header,
+    refuse_ended,
+)
+from tts_assets.serving.synthesis import Line, SynthesisError
 from tts_assets.speechlm.config import SamplingConfig
+
+TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+}
+OPEN_PATHS = ("/health",)  # probes have no key
+
+
+class ApiError(Exception):
+    """An answer other than success."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        code: str | None = None,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.code, self.param = status, message, code, param
+        self.headers = dict(headers or {})
+
+    def response(self) -> JSONResponse:
+        kind = TYPES.get(self.status) or (
+            "server_error" if self.status >= 500 else "invalid_request_error"
+        )
+        error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+        return JSONResponse({"error": error}, self.status, self.headers)
+
+
+class Gate:
+    """Refuses a wrong key and a body that is too large, before anything is read of it."""
+
+    def __init__(self, app: ASGIApp, key: str, most_bytes: int) -> None:
+        self.app, self.key, self.most_bytes = app, key, most_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = {name.lower(): value for name, value in scope["headers"]}
+        error = self._obstacle(scope["path"], headers)
+        if error is not None:
+            await error.response()(scope, receive, send)
+            return
+        read = 0
+
+        async def counted() -> Message:
+            nonlocal read
+            message = await receive()
+            read += len(message.get("body", b""))
+            if read > self.most_bytes:
+                raise HTTPException(413, self._too_large())
+            return message
+
+        await self.app(scope, counted, send)
+
+    def _obstacle(self, path: str, headers: Mapping[bytes, bytes]) -> ApiError | None:
+        given = headers.get(b"authorization", b"")
+        wanted = f"Bearer {self.key}".encode()
+        if self.key and path not in OPEN_PATHS and not hmac.compare_digest(given, wanted):
+            return ApiError(401, "missing or wrong API key", "invalid_api_key")
+        length = headers.get(b"content-length", b"0")
+        if length.isdigit() and int(length) > self.most_bytes:
+            return ApiError(413, self._too_large(), "request_too_large")
+        return None
+
+    def _too_large(self) -> str:
+        return f"the request is larger than {self.most_bytes / 2**20:g} MB"
+
+
+def install_handlers(app: FastAPI) -> None:
+    @app.exception_handler(ApiError)
+    async def known(request: Request, error: ApiError) -> JSONResponse:
+        return error.response()
+
+    @app.exception_handler(SynthesisError)
+    async def unspeakable(request: Request, error: SynthesisError) -> JSONResponse:
+        return ApiError(400, str(error)).response()
+
+    @app.exception_handler(RequestValidationError)
+    async def malformed(request: Request, error: RequestValidationError) -> JSONResponse:
+        problem: dict[str, Any] = dict(error.errors()[0])
+        param = ".".join(str(part) for part in problem["loc"][1:])
+        return ApiError(400, f"{param}: {problem['msg']}", param=param).response()
+
+    @app.exception_handler(HTTPException)
+    async def other(request: Request, error: HTTPException) -> JSONResponse:
+        return ApiError(error.status_code, str(error.detail)).response()
+
+    @app.exception_handler(Exception)
+    async def fault(request: Request, error: Exception) -> JSONResponse:
+        return ApiError(500, "the server failed; its log tells more").response()
+
+
+SECONDS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 51.2)
+
+
+class Metrics:
+    """Counters of one server, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        self.requests = Counter(
+            "tts_requests", "Requests that were spoken", ["format"], registry=registry
+        )
+        self.refused = Counter("tts_refused", "Requests beyond the limit (429)", registry=registry)
+        self.busy = Gauge("tts_busy", "Requests being served", registry=registry)
+        self.audio = Counter("tts_audio_seconds", "Seconds of speech", registry=registry)
+        self.duration = Histogram(
+            "tts_request_seconds", "Request to last byte", registry=registry, buckets=SECONDS
+        )
+        self.first_audio = Histogram(
+            "tts_first_audio_seconds", "Request to first chunk", registry=registry, buckets=SECONDS
+        )
+        self.faults = Gauge(
+            "tts_faulty_completions",
+            "Completions that were silent, looped or did not end",
+            ["fault"],
+            registry=registry,
+        )
+
+    def spoken(self, wanted: str, started: float, seconds: float) -> None:
+        """A request that began at ``started`` has got ``seconds`` of audio."""
+        self.requests.labels(wanted).inc()
+        self.audio.inc(seconds)
+        self.duration.observe(time.perf_counter() - started)
+
+    def text(self, faults: Mapping[Any, int]) -> bytes:
+        """The exposition format."""
+        for fault, number in faults.items():
+            self.faults.labels(fault).set(number)
+        return generate_latest(self.registry)
+
 
 RETRY_AFTER = "1"  # seconds: a sentence is spoken in about that time
 

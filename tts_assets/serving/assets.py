@@ -21,12 +21,11 @@ from dagster import (
 
 from resources.artifact_store import ArtifactStoreResource
 from resources.launcher import Launcher, Program
-from resources.launchpad import Machines
-from tts_assets.artifacts import ArtifactError, Build, ServingFacts, ServingModel
-from tts_assets.compute import Shape
-from tts_assets.corpora.config import TextConfig
-from tts_assets.corpora.consent import VoiceConsent, check_consents
-from tts_assets.partitions import code_arrays_of
+from tts_assets.core.artifacts import ArtifactError, Build, ServingFacts, ServingModel
+from tts_assets.core.compute import Shape
+from tts_assets.corpora.config import TextConfig, VoiceConsent, check_consents
+from tts_assets.orchestration.launchpad import Machines
+from tts_assets.orchestration.partitions import code_arrays_of
 from tts_assets.serving.config import ServingConfig, VerifyProgram
 
 CODE_VERSION = "4"

@@ -6,10 +6,9 @@ from pathlib import Path
 
 from pydantic import Field
 
-from tts_assets.config import Config
-from tts_assets.corpora.config import TextConfig
-from tts_assets.corpora.consent import VoiceConsent, people
-from tts_assets.program import ProgramConfig
+from tts_assets.core.config import Config
+from tts_assets.core.program import ProgramConfig
+from tts_assets.corpora.config import TextConfig, VoiceConsent, people
 from tts_assets.speechlm.config import SamplingConfig
 
 SERVING_FILE = "serving.json"

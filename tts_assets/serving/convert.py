@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tts_assets.arrays.arrays import SPLITS, CodeTable
-from tts_assets.artifacts import (
+from tts_assets.core.artifacts import (
     Checkpoint,
     CheckpointFacts,
     CodeArrays,
@@ -22,8 +22,7 @@ from tts_assets.artifacts import (
     Handle,
     ServingFacts,
 )
-from tts_assets.corpora.config import TextConfig
-from tts_assets.corpora.consent import Consent, VoiceConsent
+from tts_assets.corpora.config import Consent, TextConfig, VoiceConsent
 from tts_assets.serving.config import SERVING_FILE, ServingCard, ServingConfig, Voice
 from tts_assets.speechlm.model import SpeechLM
 

@@ -18,11 +18,11 @@ from typing import Any
 
 import uvicorn
 
-from tts_assets.artifacts import ArtifactError
-from tts_assets.config import ConfigError
+from tts_assets.core.artifacts import ArtifactError
+from tts_assets.core.config import ConfigError
 from tts_assets.serving.api import build_app
 from tts_assets.serving.config import ServerConfig
-from tts_assets.serving.provenance import refuse_ended
+from tts_assets.serving.streaming import refuse_ended
 from tts_assets.serving.synthesis import read_card
 
 KEY_VARIABLE = "TTS_API_KEY"

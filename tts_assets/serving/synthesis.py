@@ -24,14 +24,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tts_assets.artifacts import CodecCheckpoint, CodecDecoder
 from tts_assets.codec.model import Codec
+from tts_assets.core.artifacts import CodecCheckpoint, CodecDecoder
 from tts_assets.corpora.normalizer import Normalizer, user_cache
 from tts_assets.serving.config import GPU_MEMORY, SERVING_FILE, ServingCard, Voice
-from tts_assets.serving.guards import Fault, fault
-from tts_assets.serving.pieces import Joiner, longest_piece, split
-from tts_assets.serving.provenance import provenance
-from tts_assets.serving.streaming import PieceStream
+from tts_assets.serving.pieces import Fault, Joiner, fault, longest_piece, split
+from tts_assets.serving.streaming import PieceStream, provenance
 from tts_assets.speechlm.config import SamplingConfig
 from tts_assets.speechlm.generate import Completion, Request, generate, stream
 from tts_assets.speechlm.model import SpeechLM

@@ -25,14 +25,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from tts_assets.artifacts import ArtifactError
-from tts_assets.audio import BrokenAudio, read_wave
-from tts_assets.config import ConfigError
-from tts_assets.provenance import write_speech
+from tts_assets.core.artifacts import ArtifactError
+from tts_assets.core.audio import BrokenAudio, read_wave, write_speech
+from tts_assets.core.config import ConfigError
 from tts_assets.serving.config import ServerConfig, Voice
-from tts_assets.serving.formats import pcm16
-from tts_assets.serving.guards import Fault
-from tts_assets.serving.provenance import refuse_ended
+from tts_assets.serving.pieces import Fault
+from tts_assets.serving.streaming import pcm16, refuse_ended
 from tts_assets.serving.synthesis import (
     Line,
     ServedModel,

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tts_assets.artifacts import Agreement
-from tts_assets.config import ConfigError
-from tts_assets.program import Run, load_config
+from tts_assets.core.artifacts import Agreement
+from tts_assets.core.config import ConfigError
+from tts_assets.core.program import Run, load_config
 from tts_assets.serving.config import VerifyProgram
 from tts_assets.speechlm.config import SamplingConfig
 from tts_assets.speechlm.generate import Completion, Request, allowed_ids, generate

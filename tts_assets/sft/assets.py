@@ -18,8 +18,7 @@ from dagster import (
 
 from resources.artifact_store import ArtifactStoreResource
 from resources.launcher import Launcher, Program
-from resources.launchpad import Training
-from tts_assets.artifacts import (
+from tts_assets.core.artifacts import (
     ArtifactError,
     ArtifactStore,
     Build,
@@ -29,17 +28,17 @@ from tts_assets.artifacts import (
     Texts,
     TokenArrays,
 )
-from tts_assets.compute import Shape
-from tts_assets.metrics import read_metrics
-from tts_assets.notebook import NOTEBOOK_FILE
-from tts_assets.partitions import code_arrays_of, streams_of, token_arrays_of
-from tts_assets.plots import curves
+from tts_assets.core.compute import Shape
+from tts_assets.core.notebook import NOTEBOOK_FILE
+from tts_assets.core.plots import curves
+from tts_assets.core.program import read_metrics
+from tts_assets.orchestration.checks import losses_check
+from tts_assets.orchestration.launchpad import Training
+from tts_assets.orchestration.partitions import code_arrays_of, streams_of, token_arrays_of
 from tts_assets.sft import machine
 from tts_assets.sft.config import SftProgram, SftRecipe
-from tts_assets.sft.data_card import markdown, read_card
-from tts_assets.sft.verdict import verdict
+from tts_assets.sft.describe import markdown, read_card, verdict
 from tts_assets.speechlm.assets import CODE_VERSION as TOKENS_VERSION
-from tts_assets.training.checks import losses_check
 
 CODE_VERSION = "5"
 HEALTH_PANELS = (
@@ -154,7 +153,7 @@ def made_from(tokens: TokenArrays, arrays: CodeArrays) -> bool:
 
 def check_streams(tokens: Mapping[str, TokenArrays], arrays: Mapping[str, CodeArrays]) -> None:
     """Raise :class:`ArtifactError` unless there are streams to pretrain on, of these arrays."""
-    from tts_assets.speechlm.pretraining import CODES  # half a second to import
+    from tts_assets.speechlm.tokens import CODES  # half a second to import
 
     for corpus, handle in tokens.items():
         if not made_from(handle, arrays[corpus]):
@@ -210,11 +209,11 @@ def sft_program(
 
 
 def check_lora(recipe: SftRecipe) -> None:
-    """As :func:`tts_assets.sft.lora.check`, which takes seconds to import."""
+    """As :func:`tts_assets.sft.model.check_lora`, which takes seconds to import."""
     if recipe.lora is not None:
-        from tts_assets.sft import lora
+        from tts_assets.sft.model import check_lora
 
-        lora.check(recipe)
+        check_lora(recipe)
 
 
 def describe_recipe(recipe: SftRecipe) -> str:

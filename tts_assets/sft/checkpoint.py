@@ -1,4 +1,6 @@
-"""Checkpoints for a restart: weights, moments, and the place in the stream of samples.
+"""Work of the disk beside that of training.
+
+Checkpoints for a restart: weights, moments, and the place in the stream of samples.
 
 A folder ``step-NNNNNNN`` has the tensors as safetensors, a file a rank, written and read by
 torch.distributed.checkpoint; ``progress.json``; and ``manifest.json``, the size and SHA-256 of each
@@ -7,13 +9,19 @@ needs none. The random state needs no file: what is random in step n follows fro
 
 A training step waits for the copy into memory, not for the disk. Several nodes need one file
 system.
+
+The result of a run: a Hugging Face folder, and what goes with it.
 """
 
 from __future__ import annotations
 
 import shutil
+import statistics
 import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import ParamSpec
 
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
@@ -25,14 +33,44 @@ from torch.distributed.checkpoint.hf_storage import (
 )
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
-from tts_assets.artifacts import fsync, fsync_tree, written_aside
-from tts_assets.config import Config
-from tts_assets.program import Run
-from tts_assets.sft.guards import GuardState
-from tts_assets.sft.saver import Saver
-from tts_assets.sft.strategies.base import Strategy, Tensors
-from tts_assets.sft.tables import CheckpointConfig
-from tts_assets.training.manifest import newest_whole, saved, step_of, write_manifest
+from tts_assets.core.accounting import SET_ASIDE_FILE, write_set_aside
+from tts_assets.core.artifacts import fsync, fsync_tree, written_aside
+from tts_assets.core.config import Config
+from tts_assets.core.program import Run, publish_metrics, read_metrics
+from tts_assets.sft.config import CheckpointConfig, SftProgram
+from tts_assets.sft.dataset import SamplePool
+from tts_assets.sft.monitoring import SPEED, GuardState
+from tts_assets.sft.strategies import Strategy, Tensors
+from tts_assets.speechlm.model import SpeechLM
+from tts_assets.training.checkpoint import newest_whole, saved, step_of, write_manifest
+
+P = ParamSpec("P")
+
+
+class Saver:
+    """A thread that writes one thing after another; what fails there fails the trainer."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="saver")
+        self._pending: dict[str, Future[None]] = {}
+
+    def submit(self, kind: str, work: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Write in the background; first waits for the one before of its kind."""
+        self.wait(kind)
+        self._pending[kind] = self._thread.submit(work, *args, **kwargs)
+
+    def check(self) -> None:
+        """Raise the error of a write that has failed meanwhile."""
+        for kind, future in list(self._pending.items()):
+            if future.done():
+                self.wait(kind)
+
+    def wait(self, *kinds: str) -> None:
+        """Until these are written, or everything."""
+        for kind in kinds or list(self._pending):
+            if kind in self._pending:
+                self._pending.pop(kind).result()
+
 
 PROGRESS = "progress.json"
 # One rank has no process group, and says so itself.
@@ -157,3 +195,41 @@ class Checkpoints:
 def _write_weights(weights: Tensors, path: Path) -> None:
     with written_aside(path) as aside:
         save_file(weights, str(aside))
+
+
+TRAIN_LOSS_SHARE = 0.05  # the published train_loss is the mean over the last steps
+
+
+def export(run: Run, lm: SpeechLM, weights: Tensors | None, pools: Sequence[SamplePool]) -> None:
+    """Write ``result/`` (rank 0); ``weights`` None: those of ``lm``."""
+    folder = run.result_dir
+    lm.save(folder, weights=weights)
+    publish_metrics(run.run_dir, folder, without=SPEED)
+    write_set_aside(folder / SET_ASIDE_FILE, [item for pool in pools for item in pool.dropped])
+
+
+def facts(
+    run: Run, program: SftProgram, lm: SpeechLM, parameters: int, progress: Progress
+) -> dict[str, object]:
+    """The facts of a Checkpoint artifact."""
+    records = read_metrics(run.run_dir / "metrics.jsonl")
+    losses = [record["loss"] for record in records if "loss" in record]
+    speeds = [record["tokens_per_second"] for record in records if "loss" in record]
+    last = losses[-max(1, round(TRAIN_LOSS_SHARE * len(losses))) :]
+    val_losses = {r["step"]: r["val_loss"] for r in records if "val_loss" in r}
+    at = progress.best_step if program.recipe.export == "best" else progress.step
+    return {
+        "stage": "sft",
+        "recipe": program.name,
+        "steps": progress.step,
+        "tokens": progress.tokens,
+        "train_loss": round(sum(last) / len(last), 5) if last else None,
+        "val_loss": val_losses.get(at, last[-1] if last else None),
+        "tokens_per_second": statistics.median(speeds) if speeds else None,
+        "parameters": parameters,
+        "vocabulary": lm.vocabulary.digest,
+        "codec": program.codec,
+        "sample_rate": program.sample_rate,
+        "token_rate": program.token_rate,
+        "codebook_size": program.codebook_size,
+    }

@@ -1,25 +1,226 @@
 """Utterances of code arrays as samples to train on.
 
 Texts are tokenized once; their ids, the codes and the samples stay on disk, memory-mapped.
+
+The endless stream of training samples, and what it draws them from.
+
+What an epoch holds depends on the seed and its number alone, never on ranks: a global batch is
+composed first, then split.
+
+Groups of utterances of one voice that become one sample (see ``Concatenation``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from tts_assets.arrays.arrays import CodeTable, Split
-from tts_assets.sft.concatenate import Joiner
-from tts_assets.sft.config import SftRecipe
-from tts_assets.sft.stream import DROPOUT, Encoded, Group, Ints, Sample, drawn_epochs, too_long
+from tts_assets.core.accounting import SetAside
+from tts_assets.sft.config import Concatenation, SftRecipe
 from tts_assets.speechlm.prompts import NO_IDS, PromptFormat
-from tts_assets.speechlm.text_ids import DESCRIBED, TextIds, read_text_ids, text_ids
 from tts_assets.speechlm.tokenizer import tokenizer_digest
+from tts_assets.speechlm.tokens import DESCRIBED, TextIds, read_text_ids, text_ids
+
+if TYPE_CHECKING:
+    pass
+
+Ints = NDArray[np.int64]
+Group = tuple[int, ...]  # items of a pool that make one sample
+EPOCH, DROPOUT = 1, 2  # streams of random numbers below one seed
+
+
+class DataError(ValueError):
+    """Data that leaves nothing to train on, or does not fit; the message names the remedy."""
+
+
+class Sample(NamedTuple):
+    """Items (indices into a pool) that make one sample, and its place in the stream."""
+
+    items: Group
+    epoch: int
+    number: int
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One sample as token ids, n of them.
+
+    ``inputs`` and ``targets`` (n - 1,): the target of position i is token i + 1. ``first`` is the
+    first position whose target counts; ``turns`` are the ranges of positions whose targets count,
+    where not all from ``first`` on do. The positions from ``text[0]`` up to ``text[1]`` predict a
+    prompt's text and its ``<|text_prompt_end|>``.
+    """
+
+    inputs: Ints
+    targets: Ints
+    first: int
+    turns: tuple[tuple[int, int], ...] = ()
+    text: tuple[int, int] = (0, 0)
+
+    @property
+    def spans(self) -> tuple[tuple[int, int], ...]:
+        """The ranges of positions whose targets count."""
+        return self.turns or ((self.first, len(self.inputs)),)
+
+
+class SamplePool(Protocol):
+    """One split of all that a recipe trains on, as numbered items: utterances, windows, texts.
+
+    ``sources`` names where items are from: the speech of each corpus first, in the recipe's order.
+    ``dropped`` are those that cannot be trained on, most of them since they do not fit.
+    """
+
+    sources: list[str]
+    dropped: list[SetAside]
+
+    def __len__(self) -> int: ...
+
+    def length(self, items: Group) -> int:
+        """Tokens of the sample that these items make."""
+
+    def source(self, item: int) -> int:
+        """The number of its source."""
+
+    def identity(self, item: int) -> str:
+        """What a person finds it by."""
+
+    def encode(self, sample: Sample, code_dropout: float = 0.0, seed: int = 0) -> Encoded: ...
+
+    def groups(
+        self, recipe: SftRecipe, token_rate: float, epoch: int, random: np.random.Generator
+    ) -> list[Group]:
+        """What the samples of one epoch are made of, in any order."""
+
+
+def too_long(identity: str, tokens: int) -> SetAside:
+    """An item that does not fit. It is left out whole: speech cut short would teach the model to
+    stop early."""
+    return SetAside(identity, "longer than max_seq_len", f"{tokens} tokens")
+
+
+def plan_epoch(pool: SamplePool, recipe: SftRecipe, token_rate: float, epoch: int) -> list[Sample]:
+    """All samples of one epoch, in training order."""
+    random = np.random.default_rng([recipe.seed, EPOCH, epoch])
+    groups = pool.groups(recipe, token_rate, epoch, random)
+    order = random.permutation(len(groups))
+    return [Sample(groups[i], epoch, number) for number, i in enumerate(order)]
+
+
+def drawn_epochs(members: Ints, weight: float, random: np.random.Generator) -> list[Ints]:
+    """``weight`` epochs of all members: whole passes, and a random part for the fraction.
+
+    Of 3 members with a weight of 0.1 one is drawn in 3 of 10 epochs: rounded, it were none.
+    """
+    passes = int(weight)
+    wanted = (weight - passes) * len(members)
+    extra = int(wanted + random.random()) if wanted else 0
+    return [members] * passes + [random.permutation(members)[:extra]]
+
+
+class SampleStream:
+    """Endless training samples; ``(epoch, offset)`` is its whole state."""
+
+    def __init__(
+        self,
+        pool: SamplePool,
+        recipe: SftRecipe,
+        token_rate: float,
+        epoch: int = 0,
+        offset: int = 0,
+    ) -> None:
+        if not len(pool):
+            raise DataError("no training sample is left; see set_aside.jsonl for the reasons")
+        self.pool, self.recipe, self.token_rate = pool, recipe, token_rate
+        self.epoch, self.offset = epoch, offset
+
+    @cached_property
+    def plan(self) -> list[Sample]:
+        """The samples of the present epoch, made when the first is asked for."""
+        return plan_epoch(self.pool, self.recipe, self.token_rate, self.epoch)
+
+    def batch(self) -> list[Sample]:
+        """The next samples, up to ``batch_tokens`` tokens (one sample at least)."""
+        samples: list[Sample] = []
+        tokens = 0
+        while True:
+            if self.offset == len(self.plan):
+                self.epoch, self.offset = self.epoch + 1, 0
+                del self.plan
+            sample = self.plan[self.offset]
+            tokens += self.pool.length(sample.items)
+            if samples and tokens > self.recipe.batch_tokens:
+                return samples
+            samples.append(sample)
+            self.offset += 1
+
+
+class Joiner:
+    """Makes groups of utterances of one voice within the limits of a recipe."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        config: Concatenation,
+        max_seq_len: int,
+        token_rate: float,
+        random: np.random.Generator,
+    ) -> None:
+        self.pool, self.config, self.random = pool, config, random
+        self.max_seq_len = max_seq_len
+        self.max_codes = int(config.max_seconds * token_rate)
+        self.short_codes = int(config.short_seconds * token_rate)
+
+    def join(self, utterances: Ints) -> list[Group]:
+        """Partition ``utterances`` into groups, in their order within each voice."""
+        open_groups: dict[int, list[int]] = {}
+        wanted: dict[int, int] = {}
+        groups: list[Group] = []
+        for utterance in map(int, utterances):
+            voice = int(self.pool.voice_of[utterance])
+            group = open_groups.setdefault(voice, [])
+            if group and (len(group) >= wanted[voice] or not self._fits(group, utterance)):
+                groups.append(tuple(group))
+                group.clear()
+            if not group:
+                wanted[voice] = int(self.random.integers(1, self.config.max_utterances + 1))
+            group.append(utterance)
+        return groups + [tuple(group) for group in open_groups.values() if group]
+
+    def short_groups(self, utterances: Ints, others: int) -> list[Group]:
+        """Additional groups of the short ones of an epoch's ``utterances``, for ``others`` groups
+        of all kinds."""
+        share = self.config.short_share
+        short = utterances[self.pool.code_counts[utterances] <= self.short_codes]
+        count = round(others * share / (1 - share))
+        if not len(short):
+            return []
+        voices = self.pool.voice_of[short]
+        members = {voice: short[voices == voice] for voice in np.unique(voices)}
+        return [self._short_group(members[voice]) for voice in self.random.choice(voices, count)]
+
+    def _short_group(self, members: Ints) -> tuple[int, ...]:
+        wanted = int(self.random.integers(1, self.config.max_short + 1))
+        group: list[int] = []
+        for utterance in map(int, self.random.choice(members, size=wanted)):
+            if group and self.random.random() < self.config.repeat_share:
+                utterance = int(self.random.choice(group))
+            if group and not self._fits(group, utterance):
+                break
+            group.append(utterance)
+        return tuple(group)
+
+    def _fits(self, group: list[int], utterance: int) -> bool:
+        codes = int(self.pool.code_counts[[*group, utterance]].sum())
+        whole = (*group, utterance)
+        return codes <= self.max_codes and self.pool.length(whole) <= self.max_seq_len
 
 
 class Pool:

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import json
 
-from tts_assets.artifacts import written_aside
-from tts_assets.program import Run, load_config
+from tts_assets.core.artifacts import written_aside
+from tts_assets.core.program import Run, load_config
 from tts_assets.sft import machine
 from tts_assets.sft.config import SftProgram
 from tts_assets.sft.train import Trainer

@@ -23,18 +23,16 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM
 
-from tts_assets.artifacts import written_aside
 from tts_assets.codec.model import Codec
-from tts_assets.config import ConfigError
-from tts_assets.notebook import NOTEBOOK_FILE, Clip, Section, write_notebook
-from tts_assets.program import Run
-from tts_assets.provenance import statement, write_speech
+from tts_assets.core.artifacts import written_aside
+from tts_assets.core.audio import statement, write_speech
+from tts_assets.core.config import ConfigError
+from tts_assets.core.notebook import NOTEBOOK_FILE, Clip, Section, write_notebook
+from tts_assets.core.program import Run
 from tts_assets.sft.config import SftProgram
-from tts_assets.sft.dataset import Pool
-from tts_assets.sft.lora import merged
-from tts_assets.sft.model import open_base
-from tts_assets.sft.strategies.base import Strategy, Tensors
-from tts_assets.sft.stream import Sample
+from tts_assets.sft.dataset import Pool, Sample
+from tts_assets.sft.model import merge_lora, open_base
+from tts_assets.sft.strategies import Strategy, Tensors
 from tts_assets.speechlm.config import SamplingConfig
 from tts_assets.speechlm.generate import Completion, Request, generate
 from tts_assets.speechlm.model import SpeechLM
@@ -97,10 +95,10 @@ class Listening:
         return generate(speaker, [Request(p, seed + i) for i, p in enumerate(prompts)], sampling)
 
     def _model(self, weights: Tensors) -> torch.nn.Module:
-        """Another model than the trainer's, with these weights; adapters are merged."""
+        """Another model than the trainer's, with these weights; adapters are merge_lora."""
         if self.program.recipe.lora is None:
             return whole_model(self.lm, weights)
-        return merged(open_base(self.program), self.program.recipe, weights).model.eval()
+        return merge_lora(open_base(self.program), self.program.recipe, weights).model.eval()
 
     def _prompt(self, utterance: int) -> NDArray[np.int64]:
         """As in training, up to ``<|speech_start|>``."""

@@ -6,8 +6,8 @@ import os
 import shutil
 from importlib.util import find_spec
 
-from tts_assets.compute import visible_devices
-from tts_assets.config import ConfigError
+from tts_assets.core.compute import visible_devices
+from tts_assets.core.config import ConfigError
 from tts_assets.sft.config import SftRecipe
 
 

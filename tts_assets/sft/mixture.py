@@ -1,13 +1,231 @@
-"""Several pools as one."""
+"""Texts that are trained on beside speech: conversations, whose answers count, and plain ones.
+
+Windows of token streams: what a pretraining recipe trains on.
+
+Window ``k`` of a stream predicts its tokens ``k L + 1`` to ``(k + 1) L`` from those before, L being
+``max_seq_len``: every token is predicted once but the stream's first. The rest behind the last
+whole window is a shorter one, so that nothing is left out, and no utterance is too long.
+
+Several pools as one.
+
+What a program's recipe trains on, opened: utterances and texts to fine-tune on, or windows of
+both to pretrain on.
+
+Tags such as ``<laugh>`` in transcripts: tokens of their own, or spelled out as text.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 
 import numpy as np
+import polars as pl
+from transformers import PreTrainedTokenizerBase
 
-from tts_assets.sft.config import SftRecipe
-from tts_assets.sft.stream import Encoded, Group, Sample, SamplePool
+from tts_assets.arrays.arrays import ArrayError, CodeTable, Split
+from tts_assets.arrays.files import Bytes, map_lines
+from tts_assets.core.accounting import SetAside
+from tts_assets.core.program import Run
+from tts_assets.sft.config import TRANSCRIPTS, SftProgram, SftRecipe
+from tts_assets.sft.dataset import (
+    DataError,
+    Encoded,
+    Group,
+    Ints,
+    Pool,
+    Sample,
+    SamplePool,
+    drawn_epochs,
+    too_long,
+)
+from tts_assets.speechlm.chats import ChatIds, tokenize_texts
+from tts_assets.speechlm.prompts import PromptFormat
+from tts_assets.speechlm.tokenizer import tokenizer_digest
+from tts_assets.speechlm.tokens import Rows, read_pretraining
+from tts_assets.speechlm.vocabulary import NONVERBALS
+
+
+class TextFile:
+    """One split of a source: its ids, and the samples they were made from."""
+
+    def __init__(self, name: str, ids: Path, samples: Path, split: Split) -> None:
+        self.name, self.samples = name, samples / f"{split}_samples.jsonl"
+        self.chats = ChatIds(ids, split)
+        if len(self._lines[1]) - 1 != len(self.chats.rows):
+            raise ArrayError(f"{ids} was not made from {self.samples}; delete the folder {ids}")
+
+    @cached_property
+    def _lines(self) -> tuple[Bytes, Ints]:
+        return map_lines(self.samples)
+
+    def identity(self, row: int) -> str:
+        text, bounds = self._lines
+        sample = json.loads(text[bounds[row] : bounds[row + 1]].tobytes())
+        return f"{self.name}: {sample['id']}"
+
+    @property
+    def refused(self) -> list[SetAside]:
+        """Samples that the chat template cannot express."""
+        found = self.chats.refused
+        return [SetAside(f"{self.name}: {x.what}", x.reason, x.detail) for x in found]
+
+
+class TextPool:
+    """All samples of one split that fit into ``max_seq_len``."""
+
+    def __init__(self, files: Mapping[str, TextFile], max_seq_len: int) -> None:
+        self.sources = list(files)
+        self.files = list(files.values())
+        lengths = [file.chats.rows.lengths for file in self.files]
+        fits = [np.flatnonzero((own > 0) & (own <= max_seq_len)) for own in lengths]
+        self.file_of = np.repeat(np.arange(len(fits)), [len(rows) for rows in fits])
+        self.row_of: Ints = np.concatenate([np.empty(0, dtype=np.int64), *fits])
+        self.dropped: list[SetAside] = []
+        for file, own in zip(self.files, lengths, strict=True):
+            self.dropped += file.refused
+            for row in np.flatnonzero(own > max_seq_len).tolist():
+                self.dropped.append(too_long(file.identity(row), int(own[row])))
+
+    def __len__(self) -> int:
+        return len(self.row_of)
+
+    def _at(self, item: int) -> tuple[TextFile, int]:
+        return self.files[self.file_of[item]], int(self.row_of[item])
+
+    def length(self, items: Group) -> int:
+        file, row = self._at(items[0])
+        return int(file.chats.rows.lengths[row])
+
+    def source(self, item: int) -> int:
+        return int(self.file_of[item])
+
+    def identity(self, item: int) -> str:
+        file, row = self._at(item)
+        return file.identity(row)
+
+    def encode(self, sample: Sample, code_dropout: float = 0.0, seed: int = 0) -> Encoded:
+        """Ids of a sample; there are no codes to drop."""
+        file, row = self._at(sample.items[0])
+        ids = file.chats.rows[row].astype(np.int64)
+        counts = file.chats.learnt(row)[1:]
+        edges = np.flatnonzero(np.diff(counts, prepend=0, append=0)).tolist()
+        turns = tuple(zip(edges[::2], edges[1::2], strict=True))
+        return Encoded(ids[:-1], ids[1:], turns[0][0], turns)
+
+    def groups(
+        self, recipe: SftRecipe, token_rate: float, epoch: int, random: np.random.Generator
+    ) -> list[Group]:
+        """Single samples, by the weights of their sources."""
+        parts = [np.empty(0, dtype=np.int64)]
+        for number, name in enumerate(self.sources):
+            members = np.flatnonzero(self.file_of == number)
+            parts += drawn_epochs(members, recipe.texts[name], random)
+        return [(item,) for item in np.concatenate(parts).tolist()]
+
+
+@dataclass(frozen=True)
+class TokenStream:
+    """Rows of token ids that are read as one stream.
+
+    ``source`` is the number of its source, ``weight`` its epochs (of text: relative to other
+    text), ``name`` what a row is found by.
+    """
+
+    rows: Rows
+    source: int
+    is_text: bool
+    weight: float
+    name: Callable[[int], str]
+
+    def names(self, first: int, last: int) -> str:
+        """The rows from token ``first`` to token ``last``."""
+        rows = np.searchsorted(self.rows.bounds, [first, last], side="right") - 1
+        names = [self.name(int(row)) for row in rows]
+        return names[0] if rows[0] == rows[1] else " to ".join(names)
+
+
+class Windows:
+    """All windows of the streams of one split, a pool whose items are single samples."""
+
+    def __init__(
+        self,
+        streams: Sequence[TokenStream],
+        sources: list[str],
+        size: int,
+        dropped: Sequence[SetAside] = (),
+    ) -> None:
+        self.dropped = list(dropped)
+        self.streams, self.sources, self.size = list(streams), sources, size
+        predicted = [max(0, len(stream.rows.ids) - 1) for stream in streams]
+        counts = [-(-tokens // size) for tokens in predicted]
+        self.stream_of = np.repeat(np.arange(len(streams)), counts)
+        starts = [np.arange(count) * size for count in counts]
+        self.starts: Ints = np.concatenate([np.empty(0, dtype=np.int64), *starts])
+        ends = np.asarray(predicted, dtype=np.int64)[self.stream_of]
+        self.lengths: Ints = np.minimum(ends - self.starts, size)
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def length(self, items: Group) -> int:
+        (window,) = items
+        return int(self.lengths[window])
+
+    def source(self, window: int) -> int:
+        return self.streams[self.stream_of[window]].source
+
+    def identity(self, window: int) -> str:
+        """Source, place in its stream, and the first and last row."""
+        stream = self.streams[self.stream_of[window]]
+        first = int(self.starts[window])
+        last = first + int(self.lengths[window])
+        where = f"{self.sources[stream.source]}, tokens {first} to {last}"
+        return f"{where} ({stream.names(first, last)})"
+
+    def encode(self, sample: Sample, code_dropout: float = 0.0, seed: int = 0) -> Encoded:
+        (window,) = sample.items
+        start = int(self.starts[window])
+        end = start + int(self.lengths[window]) + 1
+        ids = self.streams[self.stream_of[window]].rows.ids[start:end].astype(np.int64)
+        return Encoded(ids[:-1], ids[1:], first=0)
+
+    def groups(
+        self, recipe: SftRecipe, token_rate: float, epoch: int, random: np.random.Generator
+    ) -> list[Group]:
+        """Windows of speech by their weights, and text up to its share of all tokens."""
+        speech = self._drawn({n: s.weight for n, s in self._kind(is_text=False)}, random)
+        text = {n: s.weight for n, s in self._kind(is_text=True)}
+        share = recipe.pretraining.text_share if recipe.pretraining else 0.0
+        if share:
+            wanted = share / (1 - share) * int(self.lengths[speech].sum())
+            factor = wanted / self._tokens(text)
+            text = {number: factor * weight for number, weight in text.items()}
+        windows = np.concatenate([speech, self._drawn(text, random)])
+        return [(window,) for window in windows.tolist()]
+
+    def _kind(self, is_text: bool) -> list[tuple[int, TokenStream]]:
+        return [(n, s) for n, s in enumerate(self.streams) if s.is_text == is_text]
+
+    def _tokens(self, weights: dict[int, float]) -> float:
+        """Tokens of some streams, each as often as its weight says."""
+        tokens = np.bincount(self.stream_of, self.lengths, minlength=len(self.streams))
+        total = sum(weight * tokens[number] for number, weight in weights.items())
+        if not total:
+            raise DataError(
+                "there is no text to mix in: add texts to the recipe, or set "
+                "pretraining.text_share = 0"
+            )
+        return float(total)
+
+    def _drawn(self, weights: dict[int, float], random: np.random.Generator) -> Ints:
+        parts = [np.empty(0, dtype=np.int64)]
+        for number, weight in weights.items():
+            parts += drawn_epochs(np.flatnonzero(self.stream_of == number), weight, random)
+        return np.concatenate(parts)
 
 
 class Mixture:
@@ -53,3 +271,101 @@ class Mixture:
             for part, first in zip(self.parts, self.firsts[:-1], strict=True)
             for group in part.groups(recipe, token_rate, epoch, random)
         ]
+
+
+TEXT_FOLDER = "texts"  # of a run: the texts as token ids
+
+
+def open_pool(program: SftProgram, prompts: PromptFormat, split: Split) -> SamplePool:
+    """One split of all that the recipe trains on. Texts are tokenized into the run folder by the
+    first who asks; a restart finds them there."""
+    recipe = program.recipe
+    cache = program.run_dir / TEXT_FOLDER
+    texts = {
+        name: open_texts(name, program.texts[name], prompts, cache, split) for name in recipe.texts
+    }
+    if recipe.pretraining is not None:
+        streams = corpus_streams(program, prompts, split) + text_streams(program, texts)
+        refused = [item for file in texts.values() for item in file.refused]
+        return Windows(streams, recipe.sources, recipe.max_seq_len, refused)
+    folders = {name: program.arrays[name] for name in recipe.corpora}
+    speech = Pool(folders, split, prompts, recipe.max_seq_len, program.tokens)
+    return Mixture([speech, TextPool(texts, recipe.max_seq_len)]) if texts else speech
+
+
+def speech_of(pool: SamplePool) -> Pool | None:
+    """The utterances of a pool, each with its text; None where there are none."""
+    parts = pool.parts if isinstance(pool, Mixture) else [pool]
+    return next((part for part in parts if isinstance(part, Pool)), None)
+
+
+def open_texts(
+    name: str, folder: Path, prompts: PromptFormat, cache: Path, split: Split
+) -> TextFile:
+    return TextFile(name, tokenize_texts(folder, prompts, cache), folder, split)
+
+
+def corpus_streams(program: SftProgram, prompts: PromptFormat, split: Split) -> list[TokenStream]:
+    """The speech of each corpus and, where text is mixed in, its transcripts."""
+    recipe = program.recipe
+    digest = tokenizer_digest(prompts.tokenizer)
+    streams = []
+    for number, (corpus, weight) in enumerate(recipe.corpora.items()):
+        folder = program.tokens[corpus] / digest
+        if not folder.is_dir():
+            raise ArrayError(
+                f"token_arrays[{corpus}] have nothing of this recipe's tokenizer; materialize "
+                f"token_arrays[{corpus}] again"
+            )
+        table = CodeTable.of_split(program.arrays[corpus], split)
+        speech, text = read_pretraining(table, folder, prompts, split)
+
+        def name(row: int, table: CodeTable = table) -> str:
+            return str(table.sample(row)["id"])
+
+        streams.append(TokenStream(speech, number, is_text=False, weight=weight, name=name))
+        if TRANSCRIPTS in recipe.sources:
+            source = recipe.sources.index(TRANSCRIPTS)
+            streams.append(TokenStream(text, source, is_text=True, weight=weight, name=name))
+    return streams
+
+
+def text_streams(program: SftProgram, texts: dict[str, TextFile]) -> list[TokenStream]:
+    """Each text source end to end."""
+    recipe = program.recipe
+    return [
+        TokenStream(
+            rows=file.chats.rows,
+            source=recipe.sources.index(name),
+            is_text=True,
+            weight=recipe.texts[name],
+            name=file.identity,
+        )
+        for name, file in texts.items()
+    ]
+
+
+def tell_of_spelled_tags(
+    run: Run, folders: Mapping[str, Path], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Say, corpus by corpus, how many training transcripts have tags that are no tokens of
+    ``tokenizer``: the model would learn their letters."""
+    if not run.is_main or NONVERBALS[0] in tokenizer.get_vocab():
+        return
+    for corpus, folder in folders.items():
+        count = tagged(folder / "train_samples.jsonl")
+        if count:
+            run.note(
+                f"{count} transcripts of {corpus} have tags such as {NONVERBALS[0]}, which are "
+                "spelled out letter by letter: the tokenizer has no such tokens. Write "
+                "vocabulary.nonverbals = true in the recipe where its base gets its vocabulary"
+            )
+
+
+def tagged(samples: Path) -> int:
+    """Samples of a JSONL file whose transcript has a tag; the file is streamed."""
+    if not samples.stat().st_size:
+        return 0
+    texts = pl.scan_ndjson(samples, schema={"transcript": pl.String})
+    with_tags = texts.filter(pl.col("transcript").str.contains_any(list(NONVERBALS)))
+    return int(with_tags.select(pl.len()).collect(engine="streaming").item())

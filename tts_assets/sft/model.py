@@ -1,18 +1,33 @@
-"""The model as it is trained: where it starts, its attention and precision, its loss."""
+"""The model as it is trained: where it starts, its attention and precision, its loss.
+
+Model FLOPs of training, and what share of a GPU's they are (MFU).
+
+Forward and backward of a matrix of P elements cost 6 P a token, causal attention over n tokens
+6 n^2 a layer and feature (Chowdhery et al. 2022, PaLM, appendix B, halved for causality). The
+table of the loss is multiplied with the positions that count alone; padding counts nowhere. A
+frozen matrix needs no gradient of its own: 4 P.
+
+LoRA (Hu et al. 2022, arXiv 2106.09685): low-rank adapters beside frozen matrices, by peft.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
+from peft import LoraConfig
+from peft.tuners.lora import LoraModel
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
-from tts_assets.sft.config import SftProgram, SftRecipe
+from tts_assets.core.config import ConfigError
+from tts_assets.sft.config import Lora, SftProgram, SftRecipe
 from tts_assets.sft.packing import Packed
 from tts_assets.speechlm.attention import SEGMENTS, segment_attention
 from tts_assets.speechlm.loss import summed_cross_entropy
-from tts_assets.speechlm.model import SpeechLM, build, output_table
+from tts_assets.speechlm.model import SpeechLM, build, input_table, output_table
+from tts_assets.speechlm.tokenizer import load_tokenizer
+from tts_assets.speechlm.vocabulary import SPEECH_START
 
 Probe = Callable[[Tensor, Tensor, Tensor], None]  # hidden (N, H), table (V, H), targets (N,)
 
@@ -101,3 +116,108 @@ def layers_of(model: PreTrainedModel) -> list[nn.Module]:
     if not layers:
         raise ValueError(f"{type(model).__name__} does not say which modules are its layers")
     return layers
+
+
+# Dense bfloat16, from the makers' data sheets, in FLOP/s.
+PEAKS = {
+    "A100": 312e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "B200": 2250e12,
+    "L40S": 362e12,
+    "A10G": 70e12,
+    "RTX 4090": 165e12,
+}
+
+
+class Flops:
+    """Counts for one architecture; made before its weights are shared out."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        layers = layers_of(model)
+        self.matrices = sum(of_matrix(p) for m in layers for p in m.parameters() if p.ndim == 2)
+        self.table = of_matrix(output_table(model))
+        config = model.config
+        head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self.features = len(layers) * config.num_attention_heads * head
+
+    def of(self, lengths: Iterable[int], targets: int) -> float:
+        """FLOPs of a step over samples of these ``lengths`` with ``targets`` in all."""
+        lengths = list(lengths)
+        attention = 6.0 * self.features * sum(n * n for n in lengths)
+        return self.matrices * sum(lengths) + self.table * targets + attention
+
+
+def of_matrix(matrix: Tensor) -> float:
+    """FLOPs of a step that a matrix costs a token."""
+    return (6.0 if matrix.requires_grad else 4.0) * matrix.numel()
+
+
+def peak(device: torch.device) -> float | None:
+    """The device's dense bfloat16 FLOP/s; None where it is not known (any CPU)."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((value for key, value in PEAKS.items() if key in name), None)
+
+
+def check_lora(recipe: SftRecipe) -> None:
+    """Raise :class:`ConfigError` where rows of new tokens would stay as they were drawn."""
+    if recipe.lora is None or recipe.lora.embeddings or recipe.base.hub is None:
+        return
+    if SPEECH_START not in load_tokenizer(recipe.base.hub).get_vocab():
+        raise ConfigError(
+            f"{recipe.base.hub} has no speech vocabulary: its rows would be new, and lora alone "
+            "leaves them random. Write lora.embeddings = true, or begin with a base that speaks"
+        )
+
+
+def adapt_lora(model: PreTrainedModel, config: Lora, seed: int) -> LoraModel:
+    """Freeze ``model`` and put adapters, drawn from ``seed``, beside matrices of its layers.
+
+    The names of its layers stay; that of an adapted one's weight gains ``.base_layer``.
+    """
+    settings = LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        target_modules=lora_targets(model, config),
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        tuner = LoraModel(model, settings, "default")
+    if config.embeddings:
+        for table in (input_table(model), output_table(model)):
+            table.requires_grad_(True)
+    return tuner
+
+
+def lora_targets(model: PreTrainedModel, config: Lora) -> list[str]:
+    """Full names of the layers' matrices that get adapters."""
+    inside = {id(module) for layer in layers_of(model) for module in layer.modules()}
+    linear = [
+        name
+        for name, module in model.named_modules()
+        if id(module) in inside and isinstance(module, nn.Linear)
+    ]
+    known = sorted({_last(name) for name in linear})
+    unknown = sorted(set(config.targets) - set(known))
+    if unknown:
+        raise ConfigError(f"lora.targets {unknown} are no matrices of the layers; known: {known}")
+    return [name for name in linear if _last(name) in (config.targets or known)]
+
+
+def merge_lora(base: SpeechLM, recipe: SftRecipe, trained: dict[str, Tensor]) -> SpeechLM:
+    """``base``, as it was before training, made the plain model with all that was trained."""
+    assert recipe.lora is not None
+    tuner = adapt_lora(base.model, recipe.lora, recipe.seed)
+    found = base.model.load_state_dict(trained, strict=False)
+    if found.unexpected_keys:
+        raise ValueError(f"{found.unexpected_keys} are no parameters of the adapted model")
+    tuner.merge_and_unload()
+    return base
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Muon, Optimizer
 
-from tts_assets.sft.tables import OptimizerConfig
+from tts_assets.sft.config import OptimizerConfig
 
 Group = dict[str, Any]
 

@@ -14,28 +14,30 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from tts_assets.arrays.arrays import SPLITS
-from tts_assets.config import digest_of
-from tts_assets.metrics import truncate_metrics
-from tts_assets.program import Run, load_config
-from tts_assets.sft import lora, machine
-from tts_assets.sft.checkpoint import Checkpoints, Progress
-from tts_assets.sft.config import SftProgram
-from tts_assets.sft.export import export, facts
-from tts_assets.sft.flops import Flops
-from tts_assets.sft.guards import FORGOTTEN, begin, check_watched, judge
-from tts_assets.sft.health import Health
+from tts_assets.core.config import digest_of
+from tts_assets.core.program import Run, load_config, truncate_metrics
+from tts_assets.core.ranks import wait_for_all
+from tts_assets.sft import machine
+from tts_assets.sft.checkpoint import Checkpoints, Progress, export, facts
+from tts_assets.sft.config import FORGOTTEN, SftProgram
+from tts_assets.sft.dataset import DataError, Sample, SamplePool, SampleStream
 from tts_assets.sft.listening import Listening
-from tts_assets.sft.meter import Meter
-from tts_assets.sft.model import SpeechLoss, open_base, prepare, uses_bf16
-from tts_assets.sft.nonverbals import tell_of_spelled_tags
+from tts_assets.sft.mixture import open_pool, speech_of, tell_of_spelled_tags
+from tts_assets.sft.model import (
+    Flops,
+    SpeechLoss,
+    adapt_lora,
+    check_lora,
+    merge_lora,
+    open_base,
+    prepare,
+    uses_bf16,
+)
+from tts_assets.sft.monitoring import Health, Meter, begin, check_watched, judge
 from tts_assets.sft.optimizer import learning_rate
-from tts_assets.sft.packing import Packed
-from tts_assets.sft.pools import open_pool, speech_of
-from tts_assets.sft.share import Share
+from tts_assets.sft.packing import Packed, Share
 from tts_assets.sft.strategies import open_strategy
-from tts_assets.sft.stream import DataError, Sample, SamplePool, SampleStream
 from tts_assets.speechlm.prompts import PromptFormat
-from tts_assets.training.ranks import wait_for_all
 
 EXPLODED = 3.0  # times ln(vocabulary), the loss of one who knows nothing
 NOTHING_GOOD = (
@@ -50,11 +52,11 @@ class Trainer:
 
     def __init__(self, run: Run, program: SftProgram) -> None:
         self.run, self.program, self.recipe = run, program, program.recipe
-        lora.check(self.recipe)
+        check_lora(self.recipe)
         self.lm = open_base(program)
         self.parameters = self.lm.parameters
         if self.recipe.lora is not None:
-            lora.adapt(self.lm.model, self.recipe.lora, self.recipe.seed)
+            adapt_lora(self.lm.model, self.recipe.lora, self.recipe.seed)
         self.flops = Flops(self.lm.model)
         prepare(
             self.lm.model,
@@ -291,7 +293,7 @@ class Trainer:
             export(self.run, self.lm, weights, pools)
         else:
             base = open_base(self.program)
-            export(self.run, lora.merged(base, self.recipe, weights), None, pools)
+            export(self.run, merge_lora(base, self.recipe, weights), None, pools)
         self.listening.publish()
         self.run.finish(facts(self.run, self.program, self.lm, self.parameters, self.progress))
 

@@ -25,9 +25,8 @@ from dagster import (
 
 from resources.artifact_store import ArtifactStoreResource
 from resources.launcher import Launcher, Program
-from resources.launchpad import Machines, Training
-from tts_assets.accounting import SET_ASIDE_FILE, count_reasons, read_set_aside
-from tts_assets.artifacts import (
+from tts_assets.core.accounting import SET_ASIDE_FILE, count_reasons, read_set_aside
+from tts_assets.core.artifacts import (
     Build,
     SampleManifest,
     SpeakerEncoderCheckpoint,
@@ -35,9 +34,10 @@ from tts_assets.artifacts import (
     SpeakerReport,
     SpeechSegments,
 )
-from tts_assets.compute import Shape
+from tts_assets.core.compute import Shape
 from tts_assets.corpora.filter import KEPT_FILE
-from tts_assets.partitions import corpus_partitions, segments_of
+from tts_assets.orchestration.launchpad import Machines, Training
+from tts_assets.orchestration.partitions import corpus_partitions, segments_of
 from tts_assets.speakers.config import (
     PUBLISHED,
     PURITY_FILE,
@@ -47,8 +47,9 @@ from tts_assets.speakers.config import (
     PurityProgram,
     ReportProgram,
     SpeakersConfig,
+    encoder_digest,
+    resolve,
 )
-from tts_assets.speakers.source import encoder_digest, resolve
 
 CODE_VERSION = "2"
 OUTLIERS_SHOWN = 20
@@ -99,7 +100,7 @@ def fetched_encoder(config: SpeakersConfig, root: Path) -> AssetsDefinition:
         build = Build(PUBLISHED, {}, {"source": encoder_digest(path)}, CODE_VERSION)
 
         def fetch(work: Path) -> dict[str, Any]:
-            from tts_assets.speakers.storage import open_encoder, save_encoder
+            from tts_assets.speakers.model import open_encoder, save_encoder
 
             model, card = open_encoder(path)
             save_encoder(model, card, work / "result")

@@ -14,8 +14,8 @@ import webrtcvad
 from torch import Tensor, nn
 from transformers.audio_utils import mel_filter_bank
 
-from tts_assets.audio import Wave, read_clip, resample
-from tts_assets.corpora.segments.loudness import measure
+from tts_assets.core.audio import Wave, read_clip, resample
+from tts_assets.corpora.segments.speech import measure
 from tts_assets.speakers.config import AudioSettings
 
 INT16 = 2**15 - 1
@@ -33,7 +33,7 @@ LOG_FLOOR = 1e-6  # of the power; digital silence is -13.8
 def preprocess_wav(path: Path, settings: AudioSettings) -> Wave:
     """A recording's speech, float32 [samples] at 16 kHz; empty where there is none.
 
-    Raises :class:`~tts_assets.audio.BrokenAudio`.
+    Raises :class:`~tts_assets.core.audio.BrokenAudio`.
     """
     clip = read_clip(path)
     return preprocess(clip.wave, clip.rate, settings)

@@ -20,12 +20,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from tts_assets.audio import Wave, blocks
-from tts_assets.hearing.speaker_similarity import SpeakerEncoder, Voices
+from tts_assets.audio_models.speaker_similarity import SpeakerEncoder, Voices
+from tts_assets.core.audio import Wave, blocks
 from tts_assets.speakers.audio import Mels, preprocess, preprocess_wav, windows
-from tts_assets.speakers.config import RESEMBLYZER
-from tts_assets.speakers.source import resolve
-from tts_assets.speakers.storage import EncoderCard, open_encoder
+from tts_assets.speakers.config import RESEMBLYZER, resolve
+from tts_assets.speakers.model import EncoderCard, open_encoder
 
 Embedding = NDArray[np.float32]
 

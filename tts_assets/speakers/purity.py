@@ -18,15 +18,14 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from tts_assets.accounting import SET_ASIDE_FILE, SetAside, write_set_aside
-from tts_assets.audio import BrokenAudio
-from tts_assets.cache import RecordCache
-from tts_assets.config import ConfigError
+from tts_assets.core.accounting import SET_ASIDE_FILE, SetAside, write_set_aside
+from tts_assets.core.audio import BrokenAudio
+from tts_assets.core.cache import RecordCache
+from tts_assets.core.config import ConfigError
+from tts_assets.core.program import Run, load_config
 from tts_assets.corpora.samples import Sample, read_samples
-from tts_assets.program import Run, load_config
-from tts_assets.speakers.config import PURITY_FILE, PurityProgram
+from tts_assets.speakers.config import PURITY_FILE, PurityProgram, encoder_digest, resolve
 from tts_assets.speakers.encoder import NoSpeech, VoiceEncoder
-from tts_assets.speakers.source import encoder_digest, resolve
 
 BLOCK = 64  # clips a transaction of the cache: what a kill loses
 NAME_SPEAKERS = "name speakers in the corpus or its table"

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import det_curve
 
-from tts_assets.config import ConfigError, digest_of
+from tts_assets.core.config import ConfigError, digest_of
 from tts_assets.speakers.config import TrialConfig
-from tts_assets.speakers.people import Recording
+from tts_assets.speakers.dataset import Recording
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from dagster import AssetExecutionContext, AssetsDefinition, Output, ResourcePar
 
 from resources.artifact_store import ArtifactStoreResource
 from resources.launcher import Launcher, Program
-from resources.launchpad import Machines
-from sensors.conditions import follow_data
-from tts_assets.artifacts import Build, CodeArrays, TokenArrays
-from tts_assets.compute import Shape
-from tts_assets.partitions import corpus_partitions
+from tts_assets.core.artifacts import Build, CodeArrays, TokenArrays
+from tts_assets.core.compute import Shape
+from tts_assets.orchestration.conditions import follow_data
+from tts_assets.orchestration.launchpad import Machines
+from tts_assets.orchestration.partitions import corpus_partitions
 from tts_assets.speechlm.config import TokenizerConfig, TokenProgram, identified
 
 CODE_VERSION = "2"

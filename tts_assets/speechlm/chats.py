@@ -32,14 +32,14 @@ from jinja2 import TemplateError
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from tts_assets.accounting import SetAside, read_set_aside, write_set_aside
 from tts_assets.arrays.arrays import SPLITS, Split
-from tts_assets.arrays.npy import NpyWriter, map_npy
-from tts_assets.artifacts import written_aside
-from tts_assets.config import digest_of
+from tts_assets.arrays.files import NpyWriter, map_npy
+from tts_assets.core.accounting import SetAside, read_set_aside, write_set_aside
+from tts_assets.core.artifacts import written_aside
+from tts_assets.core.config import digest_of
 from tts_assets.speechlm.prompts import NO_IDS, PromptFormat
-from tts_assets.speechlm.text_ids import Ints, Rows, joined
 from tts_assets.speechlm.tokenizer import tokenizer_digest
+from tts_assets.speechlm.tokens import Ints, Rows, joined
 
 Piece = tuple[str, bool]  # a part of a sample, and whether it is learnt
 ROWS = 2_000  # samples tokenized at once

@@ -7,9 +7,9 @@ from typing import Literal, Self, TypeVar
 
 from pydantic import Field, model_validator
 
-from tts_assets.config import Config
-from tts_assets.hub import identity
-from tts_assets.program import ProgramConfig
+from tts_assets.core.config import Config
+from tts_assets.core.hub import identity
+from tts_assets.core.program import ProgramConfig
 
 
 class LlamaSize(Config):

@@ -15,7 +15,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from tts_assets.hub import from_hub
+from tts_assets.core.hub import from_hub
 from tts_assets.speechlm.config import BaseModel, LlamaSize, SamplingConfig, VocabularyConfig
 from tts_assets.speechlm.tokenizer import byte_tokenizer, load_tokenizer
 from tts_assets.speechlm.vocabulary import SpeechVocabulary, extend_tokenizer, read_vocabulary

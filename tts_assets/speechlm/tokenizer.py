@@ -7,8 +7,8 @@ import json
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from tts_assets.config import digest_of
-from tts_assets.hub import from_hub
+from tts_assets.core.config import digest_of
+from tts_assets.core.hub import from_hub
 from tts_assets.speechlm.config import TokenizerConfig
 from tts_assets.speechlm.prompts import INSTRUCTION_STRINGS, PromptFormat
 from tts_assets.speechlm.vocabulary import extend_tokenizer

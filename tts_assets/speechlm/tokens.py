@@ -2,21 +2,213 @@
 
 A folder for each tokenizer, named by its digest, with the texts as token ids (``text_ids.py``) and,
 where asked for, the streams that pretraining reads (``pretraining.py``).
+
+The texts of a split as token ids, made once: a row a sample, in the order of the arrays.
+
+In a folder: ``{split}_{text,later,description}_ids.npy`` (int32, all rows one after another) and
+``…_index.npy`` (int64, where each row starts). ``later`` is the text with a space before it, as it
+continues another: tokenizers join the space to the next word. ``description`` is D of the prompts.
+
+What pretraining reads in windows: one stream of token ids of speech, and one of text.
+
+Of each sample, in the order of the arrays:
+
+    {split}_pretraining_codes.npy    <|speech_start|>  codes  <|speech_end|>
+    {split}_pretraining_tokens.npy   what the tokenizer begins a text with, the text, end of text
+
+Both are true .npy files, one-dimensional, int32, in the ids of one vocabulary. Window ``i`` of a
+model that sees L tokens is ``stream[i * L:(i + 1) * L]``: it begins and ends anywhere, the rest
+behind the last whole window is shorter. Mixed pretraining draws windows from both streams.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-from tts_assets.arrays.arrays import SPLITS, CodeTable
-from tts_assets.artifacts import CodeArrays, TokenFacts
-from tts_assets.program import Run, load_config
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from tts_assets.arrays.arrays import SPLITS, ArrayError, CodeTable, Split
+from tts_assets.arrays.files import NpyWriter, map_npy
+from tts_assets.core.artifacts import CodeArrays, TokenFacts
+from tts_assets.core.program import Run, load_config
 from tts_assets.speechlm.config import TokenProgram
-from tts_assets.speechlm.pretraining import write_pretraining
-from tts_assets.speechlm.prompts import PromptFormat
-from tts_assets.speechlm.text_ids import write_text_ids
+from tts_assets.speechlm.prompts import PromptFormat, describe
 from tts_assets.speechlm.tokenizer import open_tokenizer, tokenizer_digest
+
+Ints = NDArray[np.int64]
+ROWS = 20_000  # texts tokenized at once: all cores are busy, and memory stays flat
+NAMES = ("text", "later", "description")
+DESCRIBED = ("voice_description", "emotion", "style")  # fields of a sample that make a description
+
+
+class Rows:
+    """Rows of different length: ``rows[i]`` is ``ids[bounds[i]:bounds[i + 1]]``, int32."""
+
+    def __init__(self, ids: NDArray[np.int32], starts: Ints) -> None:
+        self.ids = ids
+        self.bounds: Ints = np.append(starts, len(ids))
+
+    def __len__(self) -> int:
+        return len(self.bounds) - 1
+
+    def __getitem__(self, row: int) -> NDArray[np.int32]:
+        return self.ids[self.bounds[row] : self.bounds[row + 1]]
+
+    @cached_property
+    def lengths(self) -> Ints:
+        return np.diff(self.bounds)
+
+
+@dataclass(frozen=True)
+class TextIds:
+    """Text, text as a continuation, and description (often empty) of every sample."""
+
+    text: Rows
+    later: Rows
+    description: Rows
+
+
+def text_ids(table: CodeTable, prompts: PromptFormat) -> TextIds:
+    """The texts of a table, tokenized now and held in memory."""
+    pieces = list(_tokenized(table, prompts))
+    columns = ([row for piece in pieces for row in piece[i]] for i in range(len(NAMES)))
+    return TextIds(*(Rows(*joined(rows)) for rows in columns))
+
+
+def write_text_ids(table: CodeTable, prompts: PromptFormat, folder: Path, split: Split) -> TextIds:
+    """Tokenize the texts of a split into ``folder``, at the memory of a piece; then open them."""
+    writers = {
+        name: (
+            NpyWriter(folder / f"{split}_{name}_ids.npy", "int32"),
+            NpyWriter(folder / f"{split}_{name}_index.npy", "int64"),
+        )
+        for name in NAMES
+    }
+    for piece in _tokenized(table, prompts):
+        for (ids, index), rows in zip(writers.values(), piece, strict=True):
+            values, starts = joined(rows)
+            index.add(starts + ids.length)
+            ids.add(values)
+    for ids, index in writers.values():
+        ids.close()
+        index.close()
+    return read_text_ids(table, folder, split)
+
+
+def read_text_ids(table: CodeTable, folder: Path, split: Split) -> TextIds:
+    """What :func:`write_text_ids` wrote, memory-mapped. Raises :class:`ArrayError` if it is of
+    other samples."""
+    found = []
+    for name in NAMES:
+        ids = map_npy(folder / f"{split}_{name}_ids.npy", "int32")
+        starts = map_npy(folder / f"{split}_{name}_index.npy", "int64", read=True)
+        if len(starts) != len(table):
+            raise ArrayError(
+                f"{folder} has texts of {len(starts)} {split} samples, but {table.samples_path} "
+                f"holds {len(table)}; materialize token_arrays again"
+            )
+        found.append(Rows(ids, starts))
+    return TextIds(*found)
+
+
+def joined(rows: list[Ints]) -> tuple[NDArray[np.int32], Ints]:
+    """Rows one after another, and where each starts."""
+    lengths = np.array([len(row) for row in rows], dtype=np.int64)
+    ids = np.concatenate([np.empty(0, dtype=np.int64), *rows]).astype(np.int32)
+    return ids, np.cumsum(lengths) - lengths
+
+
+def _tokenized(table: CodeTable, prompts: PromptFormat) -> Iterator[list[list[Ints]]]:
+    """Text, continuation and description of up to ROWS samples at a time."""
+    columns = table.columns("transcript", *DESCRIBED).fill_null("")
+    for piece in columns.iter_slices(ROWS):
+        texts = piece["transcript"].to_list()
+        described = [describe(*tags) for tags in piece.select(DESCRIBED).rows()]
+        yield [
+            prompts.text_batch(texts),
+            prompts.text_batch([" " + text for text in texts]),
+            prompts.text_batch(described),
+        ]
+
+
+STREAM_ROWS = 10_000  # samples written at once
+CODES, TEXTS = "pretraining_codes", "pretraining_tokens"
+
+
+def write_pretraining(
+    table: CodeTable, texts: TextIds, prompts: PromptFormat, folder: Path, split: Split
+) -> None:
+    """Write both streams of a split."""
+    vocabulary = prompts.vocabulary
+    speech = NpyWriter(folder / f"{split}_{CODES}.npy", "int32")
+    text = NpyWriter(folder / f"{split}_{TEXTS}.npy", "int32")
+    end_of_text = prompts.tokenizer.eos_token_id
+    for first in range(0, len(table), STREAM_ROWS):
+        codes, bounds = _piece(table.codes, table.bounds, first)
+        ids = vocabulary.ids(codes)
+        speech.add(framed(ids, bounds, [vocabulary.speech_start], [vocabulary.speech_end]))
+        words, bounds = _piece(texts.text.ids, texts.text.bounds, first)
+        text.add(framed(words, bounds, prompts.prefix, [end_of_text]))
+    speech.close()
+    text.close()
+
+
+def read_pretraining(
+    table: CodeTable, folder: Path, prompts: PromptFormat, split: Split
+) -> tuple[Rows, Rows]:
+    """Both streams of a split, memory-mapped; a row of each is a sample with its frame.
+
+    ``folder`` is that of one tokenizer. Raises :class:`ArrayError` where a stream is missing or of
+    other samples.
+    """
+    if not (folder / f"{split}_{CODES}.npy").is_file():
+        raise ArrayError(
+            f"{folder} has no streams for pretraining: set [arrays] pretraining = true and "
+            "materialize token_arrays again"
+        )
+    texts = read_text_ids(table, folder, split).text
+    frames = {CODES: (table.bounds, 2), TEXTS: (texts.bounds, len(prompts.prefix) + 1)}
+    found = []
+    for name, (bounds, frame) in frames.items():
+        path = folder / f"{split}_{name}.npy"
+        ids = map_npy(path, "int32")
+        starts = bounds + frame * np.arange(len(bounds))
+        if starts[-1] != len(ids):
+            raise ArrayError(
+                f"{path} has {len(ids)} tokens, but {starts[-1]} belong to the {len(table)} "
+                "samples of the arrays; materialize token_arrays again"
+            )
+        found.append(Rows(ids, starts[:-1]))
+    speech, text = found
+    return speech, text
+
+
+def framed(ids: ArrayLike, bounds: Ints, before: ArrayLike, after: ArrayLike) -> NDArray[np.int32]:
+    """Each row ``ids[bounds[i]:bounds[i + 1]]`` between ``before`` and ``after``, joined."""
+    before, after = np.asarray(before), np.asarray(after)
+    ends = np.cumsum(np.diff(bounds) + len(before) + len(after))
+    starts = np.concatenate([[0], ends[:-1]])
+    result = np.empty(ends[-1], dtype=np.int32)
+    inside = np.ones(len(result), dtype=bool)
+    frame = [(starts + k, token) for k, token in enumerate(before)]
+    frame += [(ends - len(after) + k, token) for k, token in enumerate(after)]
+    for where, token in frame:
+        result[where] = token
+        inside[where] = False
+    result[inside] = ids
+    return result
+
+
+def _piece(ids: NDArray[np.generic], bounds: Ints, first: int) -> tuple[NDArray[np.generic], Ints]:
+    """STREAM_ROWS rows from ``first`` on, and their bounds from 0."""
+    own = bounds[first : first + STREAM_ROWS + 1]
+    return ids[own[0] : own[-1]], own - own[0]
+
 
 LIST_FILE = "tokenizers.json"
 

@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase
 
-from tts_assets.config import digest_of
+from tts_assets.core.config import digest_of
 from tts_assets.speechlm.config import VocabularyConfig
 
 SPEECH_START, SPEECH_END = "<|speech_start|>", "<|speech_end|>"

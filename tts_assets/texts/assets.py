@@ -15,14 +15,13 @@ from dagster import (
 )
 
 from resources.artifact_store import ArtifactStoreResource
-from tts_assets.accounting import SET_ASIDE_FILE, count_reasons, read_set_aside
 from tts_assets.arrays.arrays import SPLITS
-from tts_assets.arrays.lines import count_lines
-from tts_assets.artifacts import Build, Texts, sha256_file
-from tts_assets.config import ConfigError
-from tts_assets.split import ValidationSplit
-from tts_assets.texts.config import TextSource
-from tts_assets.texts.lines import write_texts
+from tts_assets.arrays.files import count_lines
+from tts_assets.core.accounting import SET_ASIDE_FILE, count_reasons, read_set_aside
+from tts_assets.core.artifacts import Build, Texts, sha256_file
+from tts_assets.core.config import ConfigError
+from tts_assets.core.split import ValidationSplit
+from tts_assets.texts.source import TextSource, write_texts
 
 CODE_VERSION = "1"
 Built = AssetsDefinition | AssetChecksDefinition

@@ -13,9 +13,8 @@ from typing import Any, Protocol
 from torch import nn
 from torch.optim import Optimizer
 
-from tts_assets.config import digest_of
-from tts_assets.metrics import METRICS_FILE, truncate_metrics
-from tts_assets.program import Run
+from tts_assets.core.config import digest_of
+from tts_assets.core.program import METRICS_FILE, Run, truncate_metrics
 from tts_assets.training import checkpoint
 
 

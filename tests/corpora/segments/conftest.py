@@ -9,13 +9,13 @@ from typing import Any
 import polars as pl
 import pytest
 
-from tests.corpora.segments.recordings import Said, record
-from tts_assets.artifacts import ArtifactStore, Build, RawCorpus, SegmentFacts, SpeechSegments
+from tests.support.recordings import Said, record
+from tts_assets.audio_models.whisper import packaged_model
+from tts_assets.core.artifacts import ArtifactStore, Build, RawCorpus, SegmentFacts, SpeechSegments
 from tts_assets.corpora.config import CorpusConfig
 from tts_assets.corpora.index import Utterance, index_corpus, utterances
 from tts_assets.corpora.segments.config import SegmentConfig, SegmentProgram
 from tts_assets.corpora.segments.segment import main
-from tts_assets.hearing.whisper import packaged_model
 
 KEYS = (
     "conf-locked",

@@ -9,9 +9,9 @@ from dagster import DagsterInstance, materialize
 
 from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
 from resources.torchrun import TorchrunLauncher
-from tests.corpora.segments.recordings import Said
-from tts_assets.artifacts import ArtifactStore, sha256_file
-from tts_assets.compute import Shape
+from tests.support.recordings import Said
+from tts_assets.core.artifacts import ArtifactStore, sha256_file
+from tts_assets.core.compute import Shape
 from tts_assets.corpora.assets import build_assets
 from tts_assets.corpora.config import CorpusConfig, DiscoveryConfig, FilterConfig
 from tts_assets.corpora.discovery import Corpora

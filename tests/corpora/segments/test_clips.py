@@ -11,11 +11,11 @@ import pytest
 import soundfile
 
 from tests.corpora.segments.conftest import Segmented, index_recordings, segment
-from tests.corpora.segments.recordings import Said, kept, quiet, word_error_rate
-from tts_assets.artifacts import ArtifactError, RawCorpus
-from tts_assets.audio import read_clip
-from tts_assets.corpora.segments.accounting import SPANS_FILE, account
-from tts_assets.corpora.segments.loudness import measure
+from tests.support.recordings import Said, kept, quiet, word_error_rate
+from tts_assets.core.artifacts import ArtifactError, RawCorpus
+from tts_assets.core.audio import read_clip
+from tts_assets.corpora.segments.result import SPANS_FILE, account
+from tts_assets.corpora.segments.speech import measure
 
 Talk = tuple[Path, list[Said]]
 

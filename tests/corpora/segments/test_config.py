@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from tts_assets.config import ConfigError
+from tts_assets.audio_models.whisper import model_folder
+from tts_assets.core.config import ConfigError
 from tts_assets.corpora.config import CorpusConfig
-from tts_assets.hearing.whisper import model_folder
 
 
 @pytest.mark.parametrize(

@@ -20,10 +20,10 @@ from tests.corpora.segments.conftest import (
     segment,
     write_program,
 )
-from tests.corpora.segments.recordings import RATE, record, speech_of
-from tts_assets.accounting import read_set_aside
-from tts_assets.artifacts import ArtifactStore, sha256_file
-from tts_assets.audio import resample
+from tests.support.recordings import RATE, record, speech_of
+from tts_assets.core.accounting import read_set_aside
+from tts_assets.core.artifacts import ArtifactStore, sha256_file
+from tts_assets.core.audio import resample
 from tts_assets.corpora.segments.segment import main
 from tts_assets.corpora.segments.words import Listener
 

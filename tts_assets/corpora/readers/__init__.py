@@ -10,20 +10,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tts_assets.accounting import SetAside
+from tts_assets.core.accounting import SetAside
 from tts_assets.corpora.config import CorpusConfig, ReaderName
-from tts_assets.corpora.readers.common_voice import read_common_voice
-from tts_assets.corpora.readers.entry import Entry
-from tts_assets.corpora.readers.folder import read_folder
-from tts_assets.corpora.readers.jsonl import read_jsonl
-from tts_assets.corpora.readers.lhotse import read_lhotse
-from tts_assets.corpora.readers.librispeech import read_librispeech, read_libritts
-from tts_assets.corpora.readers.ljspeech import read_ljspeech
+from tts_assets.corpora.readers.files import Entry
+from tts_assets.corpora.readers.layouts import (
+    read_common_voice,
+    read_folder,
+    read_librispeech,
+    read_libritts,
+    read_ljspeech,
+    read_pipe_list,
+    read_recordings,
+    read_speakers,
+    read_vctk,
+)
+from tts_assets.corpora.readers.manifests import read_jsonl, read_lhotse
 from tts_assets.corpora.readers.parquet import read_parquet
-from tts_assets.corpora.readers.pipe_list import read_pipe_list
-from tts_assets.corpora.readers.recordings import read_recordings
-from tts_assets.corpora.readers.speakers import read_speakers
-from tts_assets.corpora.readers.vctk import read_vctk
 
 Reader = Callable[[Path, CorpusConfig], Iterator[Entry | SetAside]]
 

@@ -14,11 +14,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tts_assets.accounting import SetAside
-from tts_assets.config import ConfigError
+from tts_assets.core.accounting import SetAside
+from tts_assets.core.config import ConfigError
 from tts_assets.corpora.config import CorpusConfig, ParquetOptions
-from tts_assets.corpora.readers.entry import Embedded, Entry, entry
-from tts_assets.corpora.readers.files import files_below
+from tts_assets.corpora.readers.files import Embedded, Entry, entry, files_below
 
 BATCH = 4096  # rows of text
 # pyarrow otherwise keeps all that it has read until the file is closed.

@@ -21,11 +21,9 @@ from dagster import (
 
 from resources.artifact_store import ArtifactStoreResource
 from resources.launcher import Launcher, Program
-from resources.launchpad import Machines
-from resources.table_schema import column_schema
-from sensors.conditions import follow_data
-from tts_assets.accounting import SET_ASIDE_FILE, count_reasons, read_set_aside
-from tts_assets.artifacts import (
+from tts_assets.audio_models.whisper import model_folder
+from tts_assets.core.accounting import SET_ASIDE_FILE, count_reasons, read_set_aside
+from tts_assets.core.artifacts import (
     ArtifactError,
     Build,
     RawCorpus,
@@ -33,17 +31,18 @@ from tts_assets.artifacts import (
     SpeechSegments,
     sha256_file,
 )
-from tts_assets.compute import Shape
+from tts_assets.core.compute import Shape
+from tts_assets.core.hub import model_digest
+from tts_assets.core.notebook import NOTEBOOK_FILE
+from tts_assets.core.plots import histogram
 from tts_assets.corpora.discovery import Corpora
 from tts_assets.corpora.index import ABOUT_UTTERANCES, UTTERANCES_FILE
-from tts_assets.corpora.segments.accounting import account, corpus_facts
-from tts_assets.corpora.segments.card import CARD_FILE
 from tts_assets.corpora.segments.config import CODE_VERSION, SegmentConfig, SegmentProgram
-from tts_assets.hearing.whisper import model_folder
-from tts_assets.hub import model_digest
-from tts_assets.notebook import NOTEBOOK_FILE
-from tts_assets.partitions import corpus_partitions
-from tts_assets.plots import histogram
+from tts_assets.corpora.segments.result import CARD_FILE, account, corpus_facts
+from tts_assets.orchestration.checks import column_schema
+from tts_assets.orchestration.conditions import follow_data
+from tts_assets.orchestration.launchpad import Machines
+from tts_assets.orchestration.partitions import corpus_partitions
 
 
 def build_assets(corpora: Corpora, shape: Shape) -> list[AssetsDefinition | AssetChecksDefinition]:

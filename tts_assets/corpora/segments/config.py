@@ -7,9 +7,9 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from tts_assets.config import Config
-from tts_assets.hearing.whisper import PACKAGED, knows_english_only
-from tts_assets.program import ProgramConfig
+from tts_assets.audio_models.whisper import PACKAGED, knows_english_only
+from tts_assets.core.config import Config
+from tts_assets.core.program import ProgramConfig
 
 CODE_VERSION = "1"  # of all that turns a recording into clips
 

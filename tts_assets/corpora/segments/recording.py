@@ -11,14 +11,21 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from tts_assets.audio import Clip, Wave, resample
-from tts_assets.audio_pool import AudioPool
+from tts_assets.audio_models.speaker_similarity import SpeakerSimilarity
+from tts_assets.core.audio import AudioPool, Clip, Wave, resample
 from tts_assets.corpora.segments.config import SegmentConfig
 from tts_assets.corpora.segments.cuts import Phrase, choose, phrases
-from tts_assets.corpora.segments.loudness import amplify, gain_to, measure
-from tts_assets.corpora.segments.speech import RATE, Levels, Stretch, clip_limits, find_speech
+from tts_assets.corpora.segments.speech import (
+    RATE,
+    Levels,
+    Stretch,
+    amplify,
+    clip_limits,
+    find_speech,
+    gain_to,
+    measure,
+)
 from tts_assets.corpora.segments.words import Listener, Word, windows
-from tts_assets.hearing.speaker_similarity import SpeakerSimilarity
 
 NO_SPEECH = "no speech"
 LOW_CONFIDENCE, WRONG_SPEAKER = "low confidence", "another speaker"

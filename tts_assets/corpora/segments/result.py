@@ -1,20 +1,33 @@
-"""What is published of a segmented corpus: its clips as utterances, and where all the time went."""
+"""What is published of a segmented corpus: its clips as utterances, and where all the time went.
+
+The account of a segmented corpus, read again from what was published.
+
+The dataset card of a segmented corpus, and a notebook in which one hears it.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+import soundfile
 
-from tts_assets.accounting import SET_ASIDE_FILE, SetAside, write_set_aside
-from tts_assets.artifacts import RawCorpus, SegmentFacts
+from tts_assets.core.accounting import SET_ASIDE_FILE, SetAside, write_set_aside
+from tts_assets.core.artifacts import (
+    ArtifactError,
+    CorpusFacts,
+    RawCorpus,
+    SegmentFacts,
+    SpeechSegments,
+)
+from tts_assets.core.audio import read_wave
+from tts_assets.core.config import digest_of
+from tts_assets.core.notebook import NOTEBOOK_FILE, Clip, Section, write_notebook
 from tts_assets.corpora.index import ID_DIGITS, SCHEMA, UTTERANCES_FILE, Utterance
-from tts_assets.corpora.segments.accounting import KEPT, SPANS, SPANS_FILE, corpus_facts
-from tts_assets.corpora.segments.card import CARD_FILE, card, write_listening
 from tts_assets.corpora.segments.config import SegmentProgram
 from tts_assets.corpora.segments.recording import NO_SPEECH, Span
 
@@ -146,3 +159,181 @@ def _span_row(row: Utterance, recording: Recording, span: Span) -> dict[str, Any
 
 def _seconds(frames: int, recording: Recording) -> float:
     return round(frames / recording.sample_rate, 6)
+
+
+SPANS_FILE = "spans.parquet"
+KEPT = "kept"
+SPANS = {
+    "recording": pl.String,  # its id in raw_corpus
+    "start": pl.Int64,  # frames
+    "end": pl.Int64,
+    "sample_rate": pl.Int32,
+    "reason": pl.String,  # why it is in no clip; "kept": it is one
+    "clip": pl.String,  # its id
+    "text": pl.String,
+    "confidence": pl.Float64,
+    "speaker_similarity": pl.Float64,
+}
+
+Numbers = dict[str, int | float]
+
+
+def corpus_facts(corpus: RawCorpus) -> dict[str, Any]:
+    """Those facts of a raw corpus that its segments have, too."""
+    return {name: getattr(corpus.facts, name) for name in CorpusFacts.model_fields}
+
+
+def account(corpus: RawCorpus, segments: SpeechSegments) -> Numbers:
+    """What was recorded, kept and set aside. Raises ArtifactError where it does not add up.
+
+    The spans of each recording must begin at 0, follow one another and end with it (as many
+    frames as its duration says, to one), and the kept ones must be the clips, each once.
+    """
+    rows = pl.read_parquet(segments.path / UTTERANCES_FILE)
+    if rows["id"].n_unique() != len(rows):
+        raise ArtifactError(f"{segments.path}: an utterance is there twice")
+    recordings = pl.read_parquet(corpus.path / UTTERANCES_FILE)
+    if not (segments.path / SPANS_FILE).is_file():
+        if not rows.equals(recordings):
+            raise ArtifactError(f"{segments.path} does not hold the rows of {corpus.path}")
+        return {"utterances": len(rows)}
+    spans = pl.read_parquet(segments.path / SPANS_FILE)
+    _check_that_spans_cover(recordings, spans, segments)
+    kept = spans.filter(pl.col("reason") == KEPT)
+    if sorted(kept["clip"]) != sorted(rows["id"]):
+        raise ArtifactError(f"{segments.path}: the clips are not those of {SPANS_FILE}")
+    seconds = (spans["end"] - spans["start"]) / spans["sample_rate"]
+    is_kept = spans["reason"] == KEPT
+    return {
+        "recordings": len(recordings),
+        "clips": len(rows),
+        "seconds_recorded": round(float(recordings["duration"].sum()), 3),
+        "seconds_kept": round(float(seconds.filter(is_kept).sum()), 3),
+        "seconds_set_aside": round(float(seconds.filter(~is_kept).sum()), 3),
+    }
+
+
+def _check_that_spans_cover(
+    recordings: pl.DataFrame, spans: pl.DataFrame, segments: SpeechSegments
+) -> None:
+    before = pl.col("end").shift(1, fill_value=0).over("recording")
+    holes = spans.filter((pl.col("start") != before) | (pl.col("end") <= pl.col("start")))
+    if len(holes):
+        first = holes.row(0, named=True)
+        raise ArtifactError(
+            f"{segments.path}: recording {first['recording']} is not accounted for before frame "
+            f"{first['start']}; materialize speech_segments again"
+        )
+    ends = spans.group_by("recording").agg(pl.col("end").max(), pl.col("sample_rate").first())
+    joined = recordings.join(ends, left_on="id", right_on="recording", how="left", suffix="_span")
+    frames = (pl.col("duration") * pl.col("sample_rate")).round()
+    short = joined.filter(((frames - pl.col("end")).abs() > 1) | pl.col("end").is_null())
+    if len(short):
+        first = short.row(0, named=True)
+        raise ArtifactError(
+            f"{segments.path}: of {first['audio']}, {first['duration']} s, only "
+            f"{first['end'] or 0} frames are accounted for; materialize speech_segments again"
+        )
+
+
+CARD_FILE = "card.md"
+CLIPS_SHOWN = 4  # of each category
+HIGHEST_RATE = 24_000  # Hz; sixteen clips stay below 3 MB
+LENGTHS = {"short": (0.0, 4.0), "medium": (4.0, 7.0), "long": (7.0, float("inf"))}  # seconds
+QUESTION = "question"
+QUESTION_MARKS = ("?", "？", "؟")
+
+
+def categories(rows: Sequence[Utterance]) -> dict[str, list[Utterance]]:
+    """The clips by length, and once more those whose text is a question."""
+    by_length = {
+        name: [row for row in rows if low <= row.duration < high]
+        for name, (low, high) in LENGTHS.items()
+    }
+    questions = [row for row in rows if row.text.rstrip("\"'”’») ").endswith(QUESTION_MARKS)]
+    return {**by_length, QUESTION: questions}
+
+
+def card(rows: Sequence[Utterance], facts: SegmentFacts) -> str:
+    """The card as Markdown: what the clips are, and where the rest of the recordings went."""
+    recorded = sum(facts.seconds.values())
+    lines = [
+        f"# {facts.corpus}",
+        "",
+        f"{len(rows)} clips, {_minutes(_card_seconds(rows))} min, from {facts.recordings} "
+        f"recordings of {_minutes(recorded)} min. "
+        f"Language: {', '.join(sorted({r.language for r in rows}))}. "
+        f"Licence: {facts.licence}.",
+        "",
+        "| clips | length | samples | minutes | share |",
+        "|---|---|---:|---:|---:|",
+    ]
+    for name, chosen in categories(rows).items():
+        share = _card_seconds(chosen) / max(_card_seconds(rows), 1e-9)
+        lines.append(
+            f"| {name} | {_length(name)} | {len(chosen)} | {_minutes(_card_seconds(chosen))} | "
+            f"{share:.0%} |"
+        )
+    lines += [f"| **all** | | **{len(rows)}** | **{_minutes(_card_seconds(rows))}** | 100% |", ""]
+    lines += ["| rate of speech | mean | slowest tenth | fastest tenth |", "|---|---:|---:|---:|"]
+    for name, rates in rates_of_speech(rows).items():
+        low, high = (_quantile(rates, share) for share in (0.1, 0.9))
+        mean = sum(rates) / max(len(rates), 1)
+        lines.append(f"| {name} | {mean:.1f} | {low:.1f} | {high:.1f} |")
+    lines += ["", "| recorded time | minutes | share |", "|---|---:|---:|"]
+    for reason, seconds in facts.seconds.items():
+        lines.append(f"| {reason} | {_minutes(seconds)} | {seconds / max(recorded, 1e-9):.1%} |")
+    return "\n".join(lines) + "\n"
+
+
+def rates_of_speech(rows: Iterable[Utterance]) -> dict[str, list[float]]:
+    """Words a minute and characters a second of each clip, its margins and pauses included."""
+    rows = list(rows)
+    return {
+        "words a minute": [60 * len(row.text.split()) / row.duration for row in rows],
+        "characters a second": [len(row.text) / row.duration for row in rows],
+    }
+
+
+def write_listening(folder: Path, rows: Sequence[Utterance], facts: SegmentFacts) -> None:
+    """Write ``listening.ipynb``: some clips of each category, chosen by a hash of their ids."""
+    sections = []
+    for name, chosen in categories(rows).items():
+        some = sorted(chosen, key=lambda row: digest_of(row.id))[:CLIPS_SHOWN]
+        clips = [_played(row, facts, folder) for row in some]
+        title = f"{name.capitalize()} ({_length(name)}): {len(clips)} of {len(chosen)}"
+        sections.append(Section(title, clips))
+    write_notebook(folder / NOTEBOOK_FILE, facts.corpus, sections)
+    for section in sections:
+        for played in section.clips:
+            played.path.unlink(missing_ok=True)  # a question is in two sections
+
+
+def _played(row: Utterance, facts: SegmentFacts, folder: Path) -> Clip:
+    """A clip in 16 bits and at a rate that keeps the notebook small."""
+    rate = min(row.sample_rate, HIGHEST_RATE)
+    path = folder / f"{row.id}.flac"
+    soundfile.write(path, read_wave(row.path(facts), rate), rate)
+    caption = [row.speaker, f"{row.duration:.1f} s", f"{row.sample_rate} Hz", row.id]
+    return Clip(row.text, " · ".join(part for part in caption if part), path)
+
+
+def _length(category: str) -> str:
+    if category == QUESTION:
+        return "ends with ?"
+    low, high = LENGTHS[category]
+    if not low:
+        return f"below {high:g} s"
+    return f"{low:g} to {high:g} s" if high < float("inf") else f"from {low:g} s"
+
+
+def _card_seconds(rows: Iterable[Utterance]) -> float:
+    return sum(row.duration for row in rows)
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.1f}"
+
+
+def _quantile(values: Sequence[float], share: float) -> float:
+    return sorted(values)[round(share * (len(values) - 1))] if values else 0.0

@@ -16,12 +16,14 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from tts_assets.accounting import SetAside
-from tts_assets.artifacts import RawCorpus, sha256_file, written_aside
-from tts_assets.audio import BrokenAudio, Clip, read_clip
-from tts_assets.audio_pool import AudioPool
-from tts_assets.cache import RecordCache
-from tts_assets.config import digest_of
+from tts_assets.audio_models.speaker_similarity import SpeakerEncoder, SpeakerSimilarity
+from tts_assets.core.accounting import SetAside
+from tts_assets.core.artifacts import RawCorpus, sha256_file, written_aside
+from tts_assets.core.audio import AudioPool, BrokenAudio, Clip, read_clip
+from tts_assets.core.cache import RecordCache
+from tts_assets.core.config import digest_of
+from tts_assets.core.hub import model_digest
+from tts_assets.core.program import Run, load_config
 from tts_assets.corpora.index import Utterance, utterances
 from tts_assets.corpora.segments.config import CODE_VERSION, SegmentProgram
 from tts_assets.corpora.segments.recording import (
@@ -34,9 +36,6 @@ from tts_assets.corpora.segments.recording import (
 )
 from tts_assets.corpora.segments.result import Recording, write_result
 from tts_assets.corpora.segments.words import Listener
-from tts_assets.hearing.speaker_similarity import SpeakerEncoder, SpeakerSimilarity
-from tts_assets.hub import model_digest
-from tts_assets.program import Run, load_config
 
 HEARD_KEYS = ("vad_threshold", "pause", "detect_language")  # what words depend on
 CHANGED = "changed since it was indexed"

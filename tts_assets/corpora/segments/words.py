@@ -16,7 +16,7 @@ from faster_whisper import WhisperModel
 from faster_whisper.tokenizer import Tokenizer
 from faster_whisper.transcribe import merge_punctuations
 
-from tts_assets.audio import Wave
+from tts_assets.core.audio import Wave
 from tts_assets.corpora.segments.speech import RATE, Stretch
 
 LONGEST_WINDOW = 28.0  # s; Whisper hears 30

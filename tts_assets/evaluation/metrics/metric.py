@@ -17,10 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from tts_assets.audio import Wave
+from tts_assets.audio_models.wer import TextMatch
+from tts_assets.core.audio import Wave
 from tts_assets.evaluation.config import EvaluationConfig
 from tts_assets.evaluation.suite import SuiteText
-from tts_assets.hearing.text_match import TextMatch
 
 
 @dataclass(frozen=True)

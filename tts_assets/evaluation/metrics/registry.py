@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib import import_module
 
-from tts_assets.config import ConfigError
+from tts_assets.core.config import ConfigError
 from tts_assets.evaluation.config import EvaluationConfig
 from tts_assets.evaluation.metrics.metric import Column, Metric
 
 HERE = "tts_assets.evaluation.metrics"
 OURS = {
-    "words": f"{HERE}.words:Words",
-    "dnsmos": f"{HERE}.dnsmos:Dnsmos",
-    "utmos": f"{HERE}.utmos:Utmos",
-    "similarity": f"{HERE}.similarity:Similarity",
-    "pitch": f"{HERE}.pitch:Pitch",
-    "pace": f"{HERE}.pace:Pace",
-    "truncation": f"{HERE}.truncation:Truncation",
+    "words": f"{HERE}.text:Words",
+    "dnsmos": f"{HERE}.quality:Dnsmos",
+    "utmos": f"{HERE}.quality:Utmos",
+    "similarity": f"{HERE}.quality:Similarity",
+    "pitch": f"{HERE}.prosody:Pitch",
+    "pace": f"{HERE}.prosody:Pace",
+    "truncation": f"{HERE}.text:Truncation",
 }
 
 

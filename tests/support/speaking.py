@@ -1,0 +1,157 @@
+"""Real, tiny artifacts of the whole way to speech, for the tests of serving and RLHF.
+
+An untrained codec of the project's architecture, arrays of real clips encoded with it, and an
+untrained Llama over its codes, published in a store as the assets would.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tts_assets.codec.config import CodecArchitecture
+from tts_assets.codec.model import Codec
+from tts_assets.codec.storage import facts_of, save_compact
+from tts_assets.codec.xcodec2 import build as build_codec
+from tts_assets.core.artifacts import (
+    ArrayFacts,
+    ArtifactStore,
+    Build,
+    Checkpoint,
+    CheckpointFacts,
+    CodeArrays,
+    CodecCheckpoint,
+    ServingModel,
+)
+from tts_assets.core.audio import read_wave
+from tts_assets.serving.config import ServingConfig
+from tts_assets.serving.convert import Sources, convert
+from tts_assets.speechlm.config import BaseModel, LlamaSize, SamplingConfig, VocabularyConfig
+from tts_assets.speechlm.model import build as build_lm
+
+ARCHITECTURE = CodecArchitecture(
+    hidden=32, layers=1, heads=1, intermediate=64, semantic_hidden=32, levels=(8, 8, 4)
+)
+LLAMA = LlamaSize(
+    hidden_size=64, intermediate_size=96, layers=2, heads=2, kv_heads=1, max_positions=1024
+)
+SAMPLING = SamplingConfig(max_tokens=60, seed=3)
+
+
+@dataclass(frozen=True)
+class Speaking:
+    """Published artifacts that belong together."""
+
+    store: ArtifactStore
+    codec: CodecCheckpoint
+    arrays: CodeArrays
+    checkpoint: Checkpoint
+    serving: ServingModel
+
+    @property
+    def sources(self) -> Sources:
+        return Sources(self.checkpoint, self.codec, {"clips": self.arrays})
+
+
+def result_folder(store: ArtifactStore, build: Build) -> Path:
+    folder = store.work_folder(build) / "result"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def publish_codec(store: ArtifactStore, seed: int = 0) -> CodecCheckpoint:
+    build = Build("codec", {}, {"seed": seed}, "1")
+    model = build_codec(ARCHITECTURE, seed)
+    folder = result_folder(store, build)
+    save_compact(model, folder, "fp32")
+    handle = store.publish(CodecCheckpoint, build, folder, facts_of(model))
+    assert isinstance(handle, CodecCheckpoint)
+    return handle
+
+
+def publish_arrays(store: ArtifactStore, codec: CodecCheckpoint, clips: Path) -> CodeArrays:
+    """All clips but the last three are training samples."""
+    build = Build("code_arrays", {"codec": codec}, {}, "1", partition="clips")
+    folder = result_folder(store, build)
+    samples = [json.loads(line) for line in (clips / "samples.jsonl").read_text().splitlines()]
+    waves = [read_wave(clips / sample["wav_path"], Codec.input_rate) for sample in samples]
+    codes = Codec.load(codec.path).encode(waves)
+    cut = len(samples) - 3
+    for split, rows in (("train", slice(cut)), ("val", slice(cut, None))):
+        own = codes[rows]
+        np.save(folder / f"{split}_codes.npy", np.concatenate(own).astype(np.uint16))
+        starts = np.cumsum([0, *(len(c) for c in own[:-1])]).astype(np.int64)
+        np.save(folder / f"{split}_codes_index.npy", starts)
+        lines = [json.dumps(s | {"id": s["wav_path"]}) + "\n" for s in samples[rows]]
+        (folder / f"{split}_samples.jsonl").write_text("".join(lines))
+    facts = ArrayFacts(
+        corpus="clips",
+        train_samples=cut,
+        val_samples=3,
+        train_codes=sum(map(len, codes[:cut])),
+        val_codes=sum(map(len, codes[cut:])),
+        hours=0.01,
+        codec=codec.content,
+        speakers=1,
+        **codec.facts.model_dump(include={"sample_rate", "token_rate", "codebook_size"}),
+    )
+    handle = store.publish(CodeArrays, build, folder, facts)
+    assert isinstance(handle, CodeArrays)
+    return handle
+
+
+def publish_checkpoint(store: ArtifactStore, codec: CodecCheckpoint, seed: int = 5) -> Checkpoint:
+    build = Build("sft/tiny", {"codec": codec}, {"seed": seed}, "1")
+    folder = result_folder(store, build)
+    size = codec.facts.codebook_size
+    lm = build_lm(BaseModel(llama=LLAMA), size, VocabularyConfig(), seed=seed)
+    lm.save(folder, SAMPLING)
+    facts = CheckpointFacts(
+        stage="sft",
+        recipe="tiny",
+        steps=0,
+        tokens=0,
+        train_loss=6.0,
+        val_loss=6.0,
+        parameters=lm.parameters,
+        vocabulary=lm.vocabulary.digest,
+        codec=codec.content,
+        **codec.facts.model_dump(include={"sample_rate", "token_rate", "codebook_size"}),
+    )
+    handle = store.publish(Checkpoint, build, folder, facts)
+    assert isinstance(handle, Checkpoint)
+    return handle
+
+
+def publish_trained(speaking: Speaking, run_dir: Path) -> Checkpoint:
+    """The result of a training of ``speaking.codec``'s codes, as its asset publishes it."""
+    facts = CheckpointFacts.from_json(run_dir / "result.json")
+    build = Build(f"{facts.stage}/{facts.recipe}", {"codec": speaking.codec}, {}, "1")
+    folder = speaking.store.work_folder(build) / "result"
+    shutil.copytree(run_dir / "result", folder)
+    handle = speaking.store.publish(Checkpoint, build, folder, facts)
+    assert isinstance(handle, Checkpoint)
+    return handle
+
+
+def publish_serving(store: ArtifactStore, sources: Sources, config: ServingConfig) -> ServingModel:
+    inputs = {"checkpoint": sources.checkpoint, "codec": sources.codec, "arrays": sources.arrays}
+    build = Build("serving/tiny", inputs, config, "1")
+    folder = result_folder(store, build)
+    facts = convert(sources, config, folder, store.folder(build.asset) / build.fingerprint)
+    handle = store.publish(ServingModel, build, folder, facts)
+    assert isinstance(handle, ServingModel)
+    return handle
+
+
+def publish_all(store: ArtifactStore, clips: Path) -> Speaking:
+    codec = publish_codec(store)
+    arrays = publish_arrays(store, codec, clips)
+    checkpoint = publish_checkpoint(store, codec)
+    sources = Sources(checkpoint, codec, {"clips": arrays})
+    serving = publish_serving(store, sources, ServingConfig(sampling=SAMPLING))
+    return Speaking(store, codec, arrays, checkpoint, serving)

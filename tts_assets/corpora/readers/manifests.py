@@ -1,0 +1,192 @@
+"""Sample JSONL: the schema of the reference trainer, one JSON object a line.
+
+``path`` is the file, or a folder with ``samples.jsonl``. Audio paths are relative to the file's
+folder or absolute; an absolute path may lie anywhere, a relative one not outside the folder.
+
+Lhotse manifests: ``recordings.jsonl.gz`` and ``supervisions.jsonl.gz``, packed or plain.
+
+``path`` is their folder; names as recipes write them (``ami_recordings_dev.jsonl.gz`` beside
+``ami_supervisions_dev.jsonl.gz``) are paired too. One utterance a supervision: a part of its
+recording, or the file as it lies where it covers all of it. File names are absolute, or relative
+to the manifest's folder. A language that is no tag (``English``) gives way to the declared one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tts_assets.core.accounting import SetAside
+from tts_assets.core.config import ConfigError
+from tts_assets.corpora.config import LANGUAGE_TAG, CorpusConfig
+from tts_assets.corpora.readers.files import Entry, Part, entry, inside, json_object, lines
+from tts_assets.corpora.samples import Sample
+
+SAMPLES_FILE = "samples.jsonl"
+KEPT_FIELDS = (
+    "emotion",
+    "style",
+    "voice_description",
+    "sound_effect",
+    "dnsmos_mos_ovr",
+    "original_data",
+)
+
+
+def read_jsonl(root: Path, config: CorpusConfig) -> Iterator[Entry | SetAside]:
+    path = root / SAMPLES_FILE if root.is_dir() else root
+    for number, line in lines(path):
+        yield _read_line(path.parent, config, f"{path.name}:{number}", line)
+
+
+def _read_line(
+    folder: Path, config: CorpusConfig, where: str, line: str | SetAside
+) -> Entry | SetAside:
+    sample = json_object(line, where)
+    if isinstance(sample, SetAside):
+        return sample
+    wav_path = sample.get("wav_path")
+    if not isinstance(wav_path, str) or not wav_path:
+        return SetAside(where, "no wav_path", "every sample needs the path of its audio")
+    fields = {name: sample[name] for name in KEPT_FIELDS if sample.get(name)}
+    try:
+        checked = Sample.parse({"id": "", "wav_path": "", "transcript": "", **fields}, where)
+    except ConfigError as error:
+        return SetAside(where, "a field of another type", str(error))
+    return entry(
+        config,
+        inside(folder, wav_path, where, absolute=True),
+        where,
+        str(sample.get("transcript") or ""),
+        speaker=str(sample.get("speaker_id") or ""),
+        language=str(sample.get("language") or "").replace("unknown", ""),
+        licence=str(checked.original_data.get("licence", "")),
+        **fields,
+    )
+
+
+RECORDINGS, SUPERVISIONS = "recordings", "supervisions"
+LONGEST = 1e7  # seconds, four months
+
+
+@dataclass
+class Recording:
+    """Its files, each with the channels it holds, or why it cannot be used; ``where`` it stands."""
+
+    where: str
+    files: list[tuple[Path, list[int]]] | SetAside
+    used: bool = False
+
+
+def read_lhotse(root: Path, config: CorpusConfig) -> Iterator[Entry | SetAside]:
+    pairs = [(path, _beside(path)) for path in sorted(root.glob(f"*{RECORDINGS}*.jsonl*"))]
+    if not pairs:
+        raise ConfigError(f"{root} has no {RECORDINGS}.jsonl.gz; mend path or reader")
+    for recordings_path, supervisions_path in pairs:
+        recordings: dict[str, Recording] = {}
+        for number, line in lines(recordings_path):
+            where = f"{recordings_path.name}:{number}"
+            value = json_object(line, where)
+            if isinstance(value, SetAside):
+                yield value
+            elif not isinstance(value.get("id"), str) or value["id"] in recordings:
+                yield SetAside(where, "no id of its own", "every recording needs another id")
+            else:
+                recordings[value["id"]] = Recording(where, _files(root, value, where))
+        for number, line in lines(supervisions_path):
+            where = f"{supervisions_path.name}:{number}"
+            value = json_object(line, where)
+            yield value if isinstance(value, SetAside) else _read(recordings, config, where, value)
+        for name, recording in recordings.items():
+            if not recording.used:
+                detail = f"no supervision names {name}; segment it as a corpus of recordings"
+                yield SetAside(recording.where, "no supervision", detail)
+
+
+def _beside(recordings: Path) -> Path:
+    """The supervisions of a recordings manifest."""
+    name = SUPERVISIONS.join(recordings.name.rsplit(RECORDINGS, 1))
+    stem = name.removesuffix(".gz")
+    found = [recordings.with_name(each) for each in (name, stem, f"{stem}.gz")]
+    path = next((path for path in found if path.is_file()), None)
+    if path is None:
+        raise ConfigError(f"{recordings} has no {name} beside it; put it there")
+    return path
+
+
+def _files(
+    folder: Path, recording: dict[str, Any], where: str
+) -> list[tuple[Path, list[int]]] | SetAside:
+    """The files of a recording with their channels, as the manifest counts them."""
+    if recording.get("transforms"):
+        detail = "apply its transforms with lhotse and save the audio"
+        return SetAside(where, "recording to be transformed", detail)
+    sources = recording.get("sources")
+    if not isinstance(sources, list) or not sources:
+        return SetAside(where, "no sources", "a recording needs the path of its audio")
+    files = []
+    for source in sources:
+        match source:
+            case {"type": "file", "source": str(name), "channels": [*channels]}:
+                path = inside(folder, name, where, absolute=True)
+                if isinstance(path, SetAside):
+                    return path
+                files.append((path, channels))
+            case {"type": str(kind)} if kind != "file":
+                detail = f"{kind!r}; save its audio as files with lhotse"
+                return SetAside(where, "source is no file", detail)
+            case _:
+                detail = "a source has type, source and channels"
+                return SetAside(where, "a field of another type", detail)
+    return files
+
+
+def _read(
+    recordings: dict[str, Recording], config: CorpusConfig, where: str, value: dict[str, Any]
+) -> Entry | SetAside:
+    """The utterance of one supervision."""
+    recording = recordings.get(str(value.get("recording_id")))
+    if recording is None:
+        detail = f"recording {value.get('recording_id')!r} is not in the manifest"
+        return SetAside(where, "no such recording", detail)
+    recording.used = True
+    if isinstance(recording.files, SetAside):
+        return SetAside(
+            where, recording.files.reason, f"{recording.where}: {recording.files.detail}"
+        )
+    start, duration = _seconds(value.get("start")), _seconds(value.get("duration"))
+    if start is None or not duration:
+        detail = f"start {value.get('start')!r}, duration {value.get('duration')!r}, in seconds"
+        return SetAside(where, "no start or duration", detail)
+    asked = value.get("channel", 0)
+    asked = asked if isinstance(asked, list) else [asked]
+    holding = [
+        (path, channels)
+        for path, channels in recording.files
+        if all(channel in channels for channel in asked)
+    ]
+    if not holding:
+        detail = f"{asked}; one file of {recording.where} must have them all"
+        return SetAside(where, "no such channel", detail)
+    path, channels = holding[0]
+    facts = {name: value[name] for name in ("id", "gender", "custom") if value.get(name)}
+    return entry(
+        config,
+        Part(path, start, duration, tuple(channels.index(one) for one in asked)),
+        where,
+        str(value.get("text") or ""),
+        speaker=str(value.get("speaker") or ""),
+        language=_language(value.get("language")),
+        original_data={"supervision": facts},
+    )
+
+
+def _seconds(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and 0 <= value < LONGEST else None
+
+
+def _language(value: Any) -> str:
+    return value if isinstance(value, str) and re.fullmatch(LANGUAGE_TAG, value) else ""

@@ -1,0 +1,170 @@
+"""DNSMOS: how natural it sounds (``hearing/naturalness.py``).
+
+UTMOS: a second opinion on naturalness, where its weights are given.
+
+They are not to be had as a package: ``[evaluation] utmos`` names an ONNX file whose input is a
+waveform at 16 kHz, float32 (1, samples), and whose output is the score. That of UTMOS22's strong
+learner is written by ``torch.onnx.export`` of the model that its authors publish.
+Source: Saeki et al., UTMOS (Interspeech 2022).
+
+Likeness: the cosine of the voice to whom it should be (``hearing/speaker_similarity.py``).
+
+To the speaker whom the text names; else to the voice prompt that it was said after; else to the
+speaker of the corpora of ``[evaluation] target``, or of the recipe's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tts_assets.audio_models import dnsmos, speaker_similarity
+from tts_assets.audio_models.dnsmos import NaturalnessScorer
+from tts_assets.audio_models.speaker_similarity import SpeakerSimilarity
+from tts_assets.core.artifacts import sha256_file
+from tts_assets.core.audio import read_clip, resample
+from tts_assets.core.config import ConfigError, digest_of
+from tts_assets.evaluation.config import EvaluationConfig
+from tts_assets.evaluation.metrics.metric import (
+    Column,
+    Metric,
+    Setting,
+    Unmeasured,
+    Utterance,
+    Values,
+)
+from tts_assets.speakers.config import encoder_digest, resolve
+
+
+class Dnsmos(Metric):
+    name, version = "dnsmos", "1"
+    columns = (
+        Column(
+            "dnsmos_p808",
+            "Naturalness",
+            "DNSMOS P.808: how listeners would rate the quality, 1 to 5.",
+            better="high",
+            shown=True,
+        ),
+        Column(
+            "dnsmos_overall",
+            "DNSMOS overall",
+            "DNSMOS P.835: the overall rating in the presence of noise, 1 to 5.",
+            better="high",
+        ),
+    )
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
+        self.score = NaturalnessScorer()
+
+    def measure(self, utterances: Sequence[Utterance]) -> list[Values | Unmeasured]:
+        return [self._one(utterance) for utterance in utterances]
+
+    def _one(self, utterance: Utterance) -> Values | Unmeasured:
+        mos = self.score(utterance.wave, utterance.rate)
+        if mos is None:
+            return Unmeasured(f"shorter than {dnsmos.SHORTEST_SECONDS:g} s")
+        return {"dnsmos_p808": mos.p808, "dnsmos_overall": mos.overall}
+
+
+RATE = 16_000
+SHORTEST_SECONDS = 0.1
+
+
+class Utmos(Metric):
+    name, version = "utmos", "1"
+    columns = (
+        Column("utmos", "UTMOS", "UTMOS22: how natural listeners would find it, 1 to 5.", "high"),
+    )
+
+    def __init__(self, setting: Setting) -> None:
+        import onnxruntime
+
+        super().__init__(setting)
+        assert setting.config.utmos is not None, "missing() was asked first"
+        self.digest = sha256_file(setting.config.utmos)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        self.session = onnxruntime.InferenceSession(str(setting.config.utmos), options)
+        self.input = self.session.get_inputs()[0].name
+
+    @classmethod
+    def missing(cls, config: EvaluationConfig) -> str:
+        if config.utmos is None:
+            return "not given: [evaluation] utmos names no ONNX file"
+        if not config.utmos.is_file():
+            return f"not given: there is no file {config.utmos.name}"
+        return ""
+
+    def key(self, utterance: Utterance) -> str:
+        return self.digest
+
+    def measure(self, utterances: Sequence[Utterance]) -> list[Values | Unmeasured]:
+        return [self._one(utterance) for utterance in utterances]
+
+    def _one(self, utterance: Utterance) -> Values | Unmeasured:
+        if utterance.seconds < SHORTEST_SECONDS:
+            return Unmeasured(f"shorter than {SHORTEST_SECONDS:g} s")
+        wave = resample(utterance.wave, utterance.rate, RATE)
+        score = self.session.run(None, {self.input: wave[None].astype(np.float32)})[0]
+        return {"utmos": float(np.mean(score))}
+
+
+class Similarity(Metric):
+    name, version = "similarity", "2"
+    columns = (
+        Column(
+            "speaker_similarity",
+            "Likeness",
+            "Cosine of GE2E voice embeddings to the target's: the voice prompt, or the mean of the "
+            "speaker's recordings. By the public encoder about 0.8 to 0.95 for the same person, "
+            "0.5 to 0.7 for another.",
+            better="high",
+            shown=True,
+        ),
+    )
+
+    def __init__(self, setting: Setting) -> None:
+        from tts_assets.speakers.encoder import open_voices  # torch: slow to import
+
+        super().__init__(setting)
+        name = setting.config.speaker_encoder
+        self.encoder = open_voices(name)
+        self.encoder_digest = encoder_digest(resolve(name, Path()))
+        self._voices: dict[tuple[Path, ...], SpeakerSimilarity] = {}
+        self._keys: dict[tuple[Path, ...], str] = {}
+
+    def target(self, utterance: Utterance) -> tuple[Path, ...]:
+        """The clips that the voice should be like."""
+        text = utterance.text
+        if text.speaker:
+            if text.speaker not in self.setting.speakers:
+                raise ConfigError(f"{text.id}: no clips of speaker {text.speaker!r} were given")
+            return self.setting.speakers[text.speaker]
+        return (text.prompt_wav,) if text.prompt_wav else self.setting.references
+
+    def key(self, utterance: Utterance) -> str:
+        clips = self.target(utterance)
+        if clips not in self._keys:
+            digests = [sha256_file(clip) for clip in clips]
+            self._keys[clips] = digest_of([self.encoder_digest, *digests])
+        return self._keys[clips]
+
+    def measure(self, utterances: Sequence[Utterance]) -> list[Values | Unmeasured]:
+        return [self._one(utterance) for utterance in utterances]
+
+    def _one(self, utterance: Utterance) -> Values | Unmeasured:
+        cosine = self._voice(self.target(utterance))(utterance.wave, utterance.rate)
+        if cosine is None:
+            return Unmeasured(f"less than {speaker_similarity.SHORTEST_SECONDS:g} s of speech")
+        return {"speaker_similarity": cosine}
+
+    def _voice(self, clips: tuple[Path, ...]) -> SpeakerSimilarity:
+        if clips not in self._voices:
+            read = [read_clip(clip) for clip in clips]
+            waves = [(clip.wave, clip.rate) for clip in read]
+            self._voices[clips] = SpeakerSimilarity(self.encoder, waves)
+        return self._voices[clips]

@@ -1,0 +1,158 @@
+"""XTTS (https://arxiv.org/abs/2406.04904): its GPT is fine-tuned on texts and the codes of clips.
+
+``start`` is the folder of the published model: ``config.json``, ``vocab.json``, ``model.pth``,
+``dvae.pth`` and ``mel_stats.pth``. Without it everything is random, in letters of the texts: a way
+to try the way, and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from TTS.tts.configs.xtts_config import XttsArgs, XttsAudioConfig, XttsConfig
+from TTS.tts.layers.xtts.dvae import DiscreteVAE
+from TTS.tts.layers.xtts.tokenizer import VoiceBpeTokenizer
+from TTS.tts.layers.xtts.trainer.gpt_trainer import GPTArgs, GPTTrainer, GPTTrainerConfig
+from TTS.tts.models.xtts import Xtts
+
+from tts_assets.external_models.coqui.fit import (
+    common_settings,
+    read_samples,
+    train,
+    write_config,
+    write_weights,
+)
+from tts_assets.external_models.coqui.job import (
+    CONFIG_FILE,
+    MODEL_FILE,
+    VOCABULARY_FILE,
+    VOICES_FOLDER,
+    Events,
+    Line,
+    TrainJob,
+)
+
+NEEDED = (CONFIG_FILE, VOCABULARY_FILE, "model.pth", "dvae.pth", "mel_stats.pth")
+DVAE = {  # that of the published models, as coqui's trainer builds it
+    **{"channels": 80, "normalization": None, "positional_dims": 1, "codebook_dim": 512},
+    **{"hidden_dim": 512, "num_resnet_blocks": 3, "kernel_size": 3, "num_layers": 2},
+    "use_transposed_convs": False,
+}
+OPTIMIZER = {"betas": [0.9, 0.96], "eps": 1e-8, "weight_decay": 1e-2}
+MODEL = "xtts."
+
+
+def train_xtts(job: TrainJob) -> None:
+    """Fine-tune, and write ``config.json``, ``vocab.json`` and ``model.safetensors``."""
+    torch.manual_seed(job.seed)
+    start = Path(job.work) / "start"
+    if not (start / "ready").is_file():
+        prepare(job, start)
+    config = new_config(job, start)
+    weights = train(job, config, GPTTrainer(config))
+    own = {k.removeprefix(MODEL): v for k, v in weights.items() if k.startswith(MODEL)}
+    known = {field.name for field in fields(XttsArgs)}
+    arguments = {k: v for k, v in config.model_args.to_dict().items() if k in known}
+    published = XttsConfig(
+        model_args=XttsArgs(**{**arguments, "tokenizer_file": ""}), audio=config.audio
+    )
+    write_config(job, published)
+    shutil.copyfile(start / VOCABULARY_FILE, Path(job.result) / VOCABULARY_FILE)
+    write_weights(Path(job.result) / MODEL_FILE, own)
+
+
+def prepare(job: TrainJob, start: Path) -> None:
+    """Coqui's files where the trainer may change them: it rewrites old ones in place."""
+    start.mkdir(parents=True, exist_ok=True)
+    if job.start is None:
+        random_start(job, start)
+    else:
+        missing = [name for name in NEEDED if not (Path(job.start) / name).is_file()]
+        if missing:
+            Events(job.events).refuse(
+                f"{job.start} lacks {missing}: it must hold XTTS v2 as published, with dvae.pth "
+                "and mel_stats.pth, which are needed to train"
+            )
+        for name in NEEDED:
+            shutil.copyfile(Path(job.start) / name, start / name)
+    (start / "ready").touch()
+
+
+def random_start(job: TrainJob, start: Path) -> None:
+    """Random codes of a random DVAE, and a letter a token."""
+    arguments = GPTArgs(**job.config.get("model_args", {}))
+    dvae = DiscreteVAE(num_tokens=arguments.gpt_num_audio_tokens - 2, **DVAE)
+    torch.save(dvae.state_dict(), start / "dvae.pth")
+    torch.save(torch.ones(80), start / "mel_stats.pth")
+    samples = read_samples(job, "train")
+    letters = sorted(set("".join(sample["text"].lower() for sample in samples)) - {" "})
+    languages = sorted({f"[{sample['language']}]" for sample in samples})
+    special = ["[STOP]", "[UNK]", "[SPACE]", "[START]", *languages]
+    vocabulary = {token: number for number, token in enumerate([*special, *letters])}
+    tokenizer = Tokenizer(BPE(vocab=vocabulary, merges=[], unk_token="[UNK]"))
+    tokenizer.add_special_tokens(special)
+    tokenizer.save(str(start / VOCABULARY_FILE))
+
+
+def new_config(job: TrainJob, start: Path) -> GPTTrainerConfig:
+    """Sizes as in the published model's own configuration."""
+    arguments: dict[str, Any] = {
+        "tokenizer_file": str(start / VOCABULARY_FILE),
+        "mel_norm_file": str(start / "mel_stats.pth"),
+        "dvae_checkpoint": str(start / "dvae.pth"),
+        "gpt_use_perceiver_resampler": True,
+        "gpt_use_masking_gt_prompt_approach": True,
+    }
+    if job.start is not None:
+        sizes = json.loads((start / CONFIG_FILE).read_text())["model_args"]
+        known = {field.name for field in fields(GPTArgs)}
+        own = {k: v for k, v in sizes.items() if k in known and v is not None}
+        arguments = {**own, **arguments, "xtts_checkpoint": str(start / "model.pth")}
+    config = GPTTrainerConfig(
+        model_args=GPTArgs(**arguments),
+        audio=XttsAudioConfig(
+            sample_rate=job.sample_rate, dvae_sample_rate=22050, output_sample_rate=24000
+        ),
+        lr=job.learning_rate,
+        optimizer="AdamW",
+        optimizer_params=OPTIMIZER,
+        optimizer_wd_only_on_weights=True,
+        num_loader_workers=0,
+        num_eval_loader_workers=0,
+    )
+    common_settings(config, job)
+    return config
+
+
+class XttsSpeaker:
+    """A published model, ready to speak."""
+
+    def __init__(self, folder: Path, device: torch.device) -> None:
+        config = XttsConfig()
+        config.load_json(str(folder / CONFIG_FILE))
+        self.model = Xtts(config)
+        self.model.tokenizer = VoiceBpeTokenizer(str(folder / VOCABULARY_FILE))
+        self.model.init_models()
+        self.model.load_state_dict(load_file(folder / MODEL_FILE))
+        self.model.to(device).eval()
+        self.rate = int(config.audio.output_sample_rate)
+        self.own = [str(path) for path in sorted((folder / VOICES_FOLDER).glob("*.wav"))]
+
+    def say(self, line: Line) -> tuple[NDArray[np.float32], bool]:
+        """Mono waveform, and whether the model ended it before its longest."""
+        made = self.model.synthesize(
+            line.text, speaker_wav=line.voice or self.own, language=line.language
+        )
+        longest = self.model.args.gpt_max_audio_tokens
+        wave = np.asarray(made["wav"], dtype=np.float32).reshape(-1)
+        return wave, made["gpt_latents"].shape[1] < longest - 1

@@ -1,0 +1,103 @@
+"""The table of all families: a row a recipe, from what is published."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tts_assets.core.artifacts import ArtifactStore, Report
+from tts_assets.core.config import Config, canonical_json
+from tts_assets.evaluation.history import (
+    measured,
+    measured_differently,
+    readable_reports,
+)
+
+TABLE_FILE, ROWS_FILE = "families.md", "families.json"
+NOT_YET, TRAINED, REPORTED = "not trained yet", "trained", "reported"
+FIGURES = ("wer", "speaker_similarity", "dnsmos_p808")
+HEAD = ("recipe", "family", "status", "runs", "word errors", "similarity", "DNSMOS", "notes")
+
+
+@dataclass(frozen=True)
+class Known:
+    """A recipe's family, and the asset of its model: ``<stage>/<recipe>``."""
+
+    family: str
+    stage: str
+
+
+class Row(Config):
+    """``runs``: models that were published; figures: of the report with the fewest word errors, of
+    those that measured as the current one did; ``figures_of``: how many these are."""
+
+    recipe: str
+    family: str
+    status: str
+    runs: int
+    figures_of: int = 0
+    wer: float | None = None
+    speaker_similarity: float | None = None
+    dnsmos_p808: float | None = None
+    notes: str = ""
+
+
+def row(store: ArtifactStore, name: str, known: Known, notes: Mapping[str, str]) -> Row:
+    runs = len(store.published(f"{known.stage}/{name}"))
+    found = comparable_reports(store, name)
+    best = min(found, key=lambda r: (r.facts.wer, r.manifest.fingerprint), default=None)
+    figures = {} if best is None else best.facts.model_dump(include=set(FIGURES))
+    return Row(
+        recipe=name,
+        family=known.family,
+        status=REPORTED if found else TRAINED if runs else NOT_YET,
+        runs=runs,
+        figures_of=len(found),
+        notes=notes.get(name, ""),
+        **figures,
+    )
+
+
+def comparable_reports(store: ArtifactStore, name: str) -> list[Report]:
+    """The reports of a recipe on the suite of its current one, measured as that is."""
+    asset = f"report/{name}"
+    link = store.folder(asset) / "current"
+    if not link.is_symlink():
+        return []
+    asked = measured(Report.open(link.resolve()))
+    found = readable_reports(store, asset)
+    return [report for report in found if not measured_differently([asked, measured(report)])]
+
+
+def write(folder: Path, rows: Sequence[Row]) -> dict[str, Any]:
+    """The table for people and for machines; returns the facts."""
+    (folder / ROWS_FILE).write_text(canonical_json(rows) + "\n")
+    (folder / TABLE_FILE).write_text(markdown(rows))
+    return {
+        "recipes": len(rows),
+        "trained": sum(row.runs > 0 for row in rows),
+        "reported": sum(row.status == REPORTED for row in rows),
+    }
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    lines = [HEAD, ("---",) * len(HEAD), *(cells(row) for row in rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    def number(value: float | None, digits: int, scale: float = 1.0, unit: str = "") -> str:
+        return "" if value is None else f"{value * scale:.{digits}f}{unit}"
+
+    return (
+        row.recipe,
+        row.family,
+        row.status,
+        str(row.runs),
+        number(row.wer, 1, 100.0, " %"),
+        number(row.speaker_similarity, 2),
+        number(row.dnsmos_p808, 2),
+        row.notes.replace("|", "\\|"),
+    )

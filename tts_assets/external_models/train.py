@@ -1,0 +1,231 @@
+"""Train a model of another family on filtered samples, in the environment that has it::
+
+    python -m tts_assets.external_models.train run.json
+
+This program prepares the clips, then starts ``coqui/train.py`` with the other interpreter and
+tells what that tells. What the other trainer can go on from lies in ``checkpoints/``.
+
+Filtered samples as clips that coqui's trainer reads: 16-bit mono WAV, and lists of them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+
+from tts_assets.core.accounting import SET_ASIDE_FILE, SetAside, write_set_aside
+from tts_assets.core.artifacts import written_aside
+from tts_assets.core.audio import BrokenAudio, Wave, read_wave
+from tts_assets.core.config import ConfigError
+from tts_assets.core.program import METRICS_FILE, Run, load_config, publish_metrics, read_metrics
+from tts_assets.core.split import ValidationSplit, is_validation
+from tts_assets.corpora.samples import Sample, read_samples
+from tts_assets.external_models.config import (
+    CLONING,
+    LEARNING_RATES,
+    FamilyRecipe,
+    FamilyTrainProgram,
+)
+from tts_assets.external_models.coqui.job import VOICES_FOLDER, TrainJob
+from tts_assets.external_models.driver import drive
+
+SHORTEST = 0.5  # seconds: coqui's XTTS refuses shorter clips, and VITS cuts windows of 0.4 s
+TOO_SHORT, TOO_LONG = "shorter than 0.5 s", "longer than the recipe's longest"
+
+
+@dataclass
+class Dataset:
+    """What was written: clips of each split as coqui's dictionaries, and who was set aside."""
+
+    train: list[dict[str, str]] = field(default_factory=list)
+    val: list[dict[str, str]] = field(default_factory=list)
+    seconds: float = 0.0
+    set_aside: list[SetAside] = field(default_factory=list)
+
+    @property
+    def speakers(self) -> int:
+        return len({clip["speaker_name"] for clip in self.train})
+
+
+def all_samples(files: Mapping[str, Path]) -> Iterator[tuple[str, Sample]]:
+    """The samples of each corpus with its name, in the order of the files."""
+    for corpus, path in files.items():
+        for sample in read_samples(path):
+            yield corpus, sample
+
+
+def write_clip(sample: Sample, target: Path, recipe: FamilyRecipe) -> float:
+    """One clip in the family's rate; its seconds. Raises BrokenAudio, or :class:`Unfit`."""
+    if target.is_file():
+        return float(soundfile.info(target).duration)
+    wave = read_wave(Path(sample.wav_path), recipe.rate)
+    seconds = len(wave) / recipe.rate
+    if seconds < SHORTEST:
+        raise Unfit(TOO_SHORT, f"{seconds:.2f} s")
+    if seconds > recipe.longest:
+        raise Unfit(TOO_LONG, f"{seconds:.2f} s")
+    with written_aside(target) as aside:
+        write_pcm(aside, wave, recipe.rate)
+    return seconds
+
+
+def write_pcm(path: Path, wave: Wave, rate: int) -> None:
+    soundfile.write(path, np.clip(wave, -1.0, 1.0), rate, "PCM_16", format="WAV")
+
+
+class Unfit(ValueError):
+    """A clip that the family cannot learn from."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        self.reason, self.detail = reason, detail
+        super().__init__(f"{reason}: {detail}")
+
+
+def add(
+    dataset: Dataset,
+    folder: Path,
+    corpus: str,
+    sample: Sample,
+    recipe: FamilyRecipe,
+    split: ValidationSplit,
+) -> None:
+    """Write a clip, and list it in its split or among those set aside."""
+    name = f"{corpus}-{len(dataset.train) + len(dataset.val) + len(dataset.set_aside):07d}"
+    target = folder / "wav" / f"{name}.wav"
+    try:
+        seconds = write_clip(sample, target, recipe)
+    except (BrokenAudio, Unfit) as error:
+        dataset.set_aside.append(SetAside(f"{corpus}: {sample.id}", error.reason, error.detail))
+        return
+    clip = {
+        "audio_file": str(target),
+        "text": sample.transcript,
+        "language": sample.language,
+        "speaker_name": sample.speaker_id or corpus,
+        "root_path": str(folder),
+        "audio_unique_name": name,
+    }
+    held_out = is_validation(sample.id, split)
+    (dataset.val if held_out else dataset.train).append(clip)
+    dataset.seconds += 0.0 if held_out else seconds
+
+
+def write_lists(dataset: Dataset, folder: Path) -> None:
+    for split, clips in (("train", dataset.train), ("val", dataset.val)):
+        with written_aside(folder / f"{split}.jsonl") as aside:
+            aside.write_text("".join(json.dumps(clip, ensure_ascii=False) + "\n" for clip in clips))
+
+
+# What coqui's trainer tells of how long it took.
+CLOCK = frozenset({"step_time", "loader_time", "val_step_time", "val_loader_time"})
+
+
+def main(argv: list[str] | None = None) -> None:
+    config = load_config(FamilyTrainProgram, argv)
+    with Run(config.run_dir) as run:
+        train(config, run)
+
+
+def train(config: FamilyTrainProgram, run: Run) -> None:
+    """Clips, model, voices, facts; raises ConfigError where the family cannot learn these."""
+    folder = config.run_dir / "dataset"
+    dataset = prepare(config, run, folder)
+    check(config, dataset)
+    write_lists(dataset, folder)
+    recipe = config.recipe
+    job = TrainJob(
+        family=recipe.family,
+        dataset=str(folder),
+        work=str(run.checkpoint_dir),
+        result=str(run.result_dir),
+        events=str(config.run_dir / "events.jsonl"),
+        start=str(recipe.model) if recipe.model else None,
+        sample_rate=recipe.rate,
+        epochs=recipe.epochs,
+        batch_size=recipe.batch_size,
+        learning_rate=recipe.learning_rate or LEARNING_RATES[recipe.family],
+        save_steps=recipe.save_steps,
+        log_steps=recipe.log_steps,
+        export=recipe.export,
+        seed=recipe.seed,
+        config=recipe.config,
+    )
+    steps = recipe.epochs * -(-len(dataset.train) // recipe.batch_size)
+    drive(run, config.python, job, "training", 1 if recipe.family == "tortoise" else steps)
+    if recipe.family in CLONING:
+        write_voices(dataset, run.result_dir / VOICES_FOLDER, recipe.voices)
+    write_set_aside(run.result_dir / SET_ASIDE_FILE, dataset.set_aside)
+    if (config.run_dir / METRICS_FILE).is_file():
+        publish_metrics(config.run_dir, run.result_dir, without=CLOCK)
+    run.finish(facts(config, dataset, run.result_dir))
+
+
+def prepare(config: FamilyTrainProgram, run: Run, folder: Path) -> Dataset:
+    """Every sample as a clip in the family's rate; those that are there from before are kept."""
+    dataset = Dataset()
+    samples = list(all_samples(config.samples))
+    for corpus, sample in run.progress(samples, "clips"):
+        add(dataset, folder, corpus, sample, config.recipe, config.validation)
+        if run.stop_requested:
+            run.stopped()
+    return dataset
+
+
+def check(config: FamilyTrainProgram, dataset: Dataset) -> None:
+    if not dataset.train:
+        raise ConfigError(f"{config.name}: no clip to train on is left of {list(config.samples)}")
+    if config.recipe.family == "vits" and dataset.speakers > 1:
+        raise ConfigError(
+            f"{config.name}: vits learns one voice, and {list(config.samples)} have "
+            f"{dataset.speakers} speakers; name corpora of one, or use xtts"
+        )
+
+
+def write_voices(dataset: Dataset, folder: Path, count: int) -> None:
+    """The longest training clips: what a family that clones is shown of the voice."""
+    folder.mkdir(exist_ok=True)
+    clips = [Path(clip["audio_file"]) for clip in dataset.train]
+    clips.sort(key=lambda path: (-soundfile.info(path).frames, path.name))
+    for number, clip in enumerate(clips[:count]):
+        shutil.copyfile(clip, folder / f"{number}.wav")
+
+
+def facts(config: FamilyTrainProgram, dataset: Dataset, result: Path) -> dict[str, Any]:
+    """What was learnt from what; the last losses are those that the other trainer told."""
+    path = result / METRICS_FILE
+    records = read_metrics(path) if path.is_file() else []
+    last: dict[str, float] = {}
+    for record in records:
+        last |= {name: value for name, value in record.items() if "loss" in name}
+    return {
+        "family": config.recipe.family,
+        "recipe": config.name,
+        "steps": max((int(record["step"]) for record in records), default=0),
+        "train_samples": len(dataset.train),
+        "val_samples": len(dataset.val),
+        "set_aside": len(dataset.set_aside),
+        "hours": dataset.seconds / 3600,
+        "parameters": sum(parameters(path) for path in result.glob("*.safetensors")),
+        "losses": last,
+    }
+
+
+def parameters(path: Path) -> int:
+    """Numbers in a safetensors file, from its header."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="np") as weights:
+        shapes = [weights.get_slice(name).get_shape() for name in weights.keys()]  # noqa: SIM118
+    return sum(math.prod(shape) for shape in shapes)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,245 @@
+"""The dataset card of a recipe: all that it is trained on, told by source, with warnings.
+
+Read from the samples of the code arrays.
+
+Whether a model has learnt its recordings by heart, said from the losses of its run.
+
+The gap is the validation loss minus the training loss around the same step. Alone it says little:
+a small corpus always has one. Over-fitting is a validation loss that rises again while training
+still falls; what was published is then looked at: the best weights, or the last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import polars as pl
+
+from tts_assets.arrays.arrays import SPLITS
+from tts_assets.corpora.segments.result import LENGTHS, QUESTION, QUESTION_MARKS
+from tts_assets.sft.config import FORGOTTEN
+
+FEW_MINUTES, SOME_MINUTES = 10.0, 30.0
+NOISY_DNSMOS = 2.5  # P.835 overall, mean of a source
+UNBALANCED = 10.0  # times as many minutes in one source as in another, after its weight
+UNTAGGED = "none"
+SCHEMA = {
+    "duration": pl.Float64,
+    "transcript": pl.String,
+    "dnsmos_mos_ovr": pl.Float64,
+    **dict.fromkeys(("speaker_id", "style", "emotion"), pl.String),
+}
+
+
+@dataclass(frozen=True)
+class SourceCard:
+    """One corpus of a recipe: ``weight`` in epochs, ``dnsmos`` the mean of those that have one.
+
+    Clips by length category, ``questions`` once more; by speaker, style and emotion.
+    """
+
+    weight: float
+    samples: int
+    seconds: float
+    lengths: dict[str, int]
+    questions: int
+    speakers: dict[str, int]
+    styles: dict[str, int]
+    emotions: dict[str, int]
+    dnsmos: float | None
+
+    @property
+    def minutes(self) -> float:
+        return self.seconds / 60
+
+
+def read_card(folders: Mapping[str, Path], weights: Mapping[str, float]) -> dict[str, SourceCard]:
+    """The card of each corpus: training and validation samples together."""
+    return {name: read_source(folders[name], weight) for name, weight in weights.items()}
+
+
+def read_source(folder: Path, weight: float) -> SourceCard:
+    """One corpus from its ``code_arrays``."""
+    files = [folder / f"{split}_samples.jsonl" for split in SPLITS]
+    scans = [pl.scan_ndjson(file, schema=SCHEMA) for file in files if file.stat().st_size]
+    rows = pl.concat(scans).collect(engine="streaming")
+    seconds = rows["duration"].clip(0)
+    ends = rows["transcript"].str.strip_chars_end("\"'”’») ")
+    questions = pl.any_horizontal(*(pl.lit(ends).str.ends_with(mark) for mark in QUESTION_MARKS))
+    scores = rows["dnsmos_mos_ovr"].filter(rows["dnsmos_mos_ovr"] > 0)
+    return SourceCard(
+        weight=weight,
+        samples=len(rows),
+        seconds=float(seconds.sum()),
+        lengths={
+            name: int(seconds.is_between(low, high, closed="left").sum())
+            for name, (low, high) in LENGTHS.items()
+        },
+        questions=int(rows.select(questions.sum()).item()),
+        speakers=_tags(rows["speaker_id"]),
+        styles=_tags(rows["style"]),
+        emotions=_tags(rows["emotion"]),
+        dnsmos=float(scores.to_numpy().mean()) if len(scores) else None,
+    )
+
+
+def _tags(column: pl.Series) -> dict[str, int]:
+    """How often each value comes, the most frequent first; ties by name."""
+    named = column.fill_null("").replace("", UNTAGGED).rename("tag")
+    counts = named.value_counts().sort(["count", "tag"], descending=[True, False])
+    return dict(counts.iter_rows())
+
+
+def warnings(card: Mapping[str, SourceCard]) -> list[str]:
+    """What may spoil the voice, and what to do about it."""
+    found = []
+    minutes = sum(source.minutes for source in card.values())
+    if minutes < FEW_MINUTES:
+        found.append(
+            f"{minutes:.1f} minutes are few: below {FEW_MINUTES:g} the voice is recognizable and "
+            "its melody is not. Record more, or train few steps at a low rate from a good base."
+        )
+    elif minutes < SOME_MINUTES:
+        found.append(
+            f"{minutes:.1f} minutes do for a voice that reads; from {SOME_MINUTES:g} on it can "
+            "hold longer sentences, too."
+        )
+    found += one_manner(card)
+    for name, source in card.items():
+        if source.dnsmos is None:
+            found.append(
+                f"The noise of {name} was not measured: set filters.min_dnsmos = {NOISY_DNSMOS}, "
+                "which leaves out what is noisy, too."
+            )
+        if source.dnsmos is not None and source.dnsmos < NOISY_DNSMOS:
+            found.append(
+                f"{name} is noisy: DNSMOS {source.dnsmos:.2f}. The model learns the noise, too: "
+                f"set filters.min_dnsmos = {NOISY_DNSMOS}, or record in a quieter room."
+            )
+        if not source.questions:
+            found.append(f"{name} has no questions: they will sound like statements.")
+    found += unbalanced(card)
+    return found
+
+
+def one_manner(card: Mapping[str, SourceCard]) -> list[str]:
+    """Whether all samples have the same style and emotion, or say none."""
+    styles = {tag for source in card.values() for tag in source.styles}
+    emotions = {tag for source in card.values() for tag in source.emotions}
+    if len(styles) > 1 or len(emotions) > 1:
+        return []
+    if styles == emotions == {UNTAGGED}:
+        return [
+            "No sample says its style or emotion: the model will speak in one manner. Tag them "
+            "in the corpus (style, emotion) if there are several."
+        ]
+    return [
+        f"All samples have the style {styles.pop()} and the emotion {emotions.pop()}: the model "
+        "will speak in one manner. Record others, or tag those that differ (style, emotion)."
+    ]
+
+
+def unbalanced(card: Mapping[str, SourceCard]) -> list[str]:
+    """Whether one source drowns another, each counted as often as it is seen in an epoch."""
+    seen = {name: source.minutes * source.weight for name, source in card.items()}
+    least, most = min(seen, key=seen.__getitem__), max(seen, key=seen.__getitem__)
+    if seen[least] <= 0 or seen[most] / seen[least] < UNBALANCED:
+        return []
+    weight = card[least].weight * seen[most] / seen[least] / 2
+    return [
+        f"{most} is heard {seen[most] / seen[least]:.0f} times as long as {least} in an epoch: "
+        f"give {least} a larger weight (corpora.{least} = {min(weight, 10):.0f})."
+    ]
+
+
+def markdown(card: Mapping[str, SourceCard]) -> str:
+    """The card as tables, the warnings below."""
+    head = ["source", "epochs", "samples", "minutes", *LENGTHS, QUESTION, "speakers", "DNSMOS"]
+    lines = [_row(head), _row(["---", *["---:"] * (len(head) - 1)])]
+    for name, source in card.items():
+        score = "" if source.dnsmos is None else f"{source.dnsmos:.2f}"
+        counts = [f"{source.lengths[length]}" for length in LENGTHS]
+        numbers = [f"{source.weight:g}", f"{source.samples}", f"{source.minutes:.1f}", *counts]
+        lines.append(
+            _row([name, *numbers, f"{source.questions}", f"{len(source.speakers)}", score])
+        )
+    for what in ("styles", "emotions"):
+        told = {name: getattr(source, what) for name, source in card.items()}
+        if any(set(counts) - {UNTAGGED} for counts in told.values()):
+            lines += ["", f"**{what.capitalize()}**: " + _counts(told)]
+    lines += ["", *(f"- ⚠ {warning}" for warning in warnings(card))]
+    return "\n".join(lines) + "\n"
+
+
+def _counts(told: Mapping[str, Mapping[str, int]]) -> str:
+    return "; ".join(
+        f"{name}: " + ", ".join(f"{tag} {count}" for tag, count in counts.items())
+        for name, counts in told.items()
+    )
+
+
+def _row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+Word = Literal["learning", "settled", "over-fitted", "not validated", "not trained"]
+RISE = 0.02  # of the lowest validation loss: above this it rose, below it is noise
+FALL = 0.02  # of the loss two validations ago: above this the run had not settled
+AROUND = 0.05  # of all steps: training losses are averaged over as many before a validation
+SETTLED = "The validation loss has settled: more steps bring little."
+LEARNING = "The validation loss still falls: train longer."
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """``gap`` and ``rise`` in nats a token; ``rise`` from the lowest validation to the last."""
+
+    word: Word
+    sentence: str
+    gap: float | None = None
+    rise: float | None = None
+
+
+def verdict(records: Sequence[Mapping[str, float]], exported: Literal["best", "last"]) -> Verdict:
+    """Of the lines of a ``metrics.jsonl``."""
+    every = [r for r in records if "val_loss" in r]
+    trained = [(int(r["step"]), r["loss"]) for r in records if "loss" in r]
+    validated = [(int(r["step"]), r["val_loss"]) for r in every if r["step"]]
+    if not trained:
+        return Verdict("not trained", "This is the base as it is: steps = 0.")
+    if not validated:
+        return Verdict("not validated", "There was no validation: give the corpora a share of it.")
+    # The best is one that forgets no source; without such, that before the first step.
+    good = [(int(r["step"]), r["val_loss"]) for r in every if not r.get(FORGOTTEN)]
+    good = [at for at in good if at[0]] or good
+    best_step, lowest = min(good, key=lambda at: at[1])
+    last_step, last = validated[-1]
+    gap = last - train_loss(trained, last_step)
+    rise = last - lowest
+    if rise > RISE * lowest and train_loss(trained, last_step) < train_loss(trained, best_step):
+        return Verdict("over-fitted", _over_fitted(best_step, rise, exported), gap, rise)
+    if len(validated) > 2 and validated[-3][1] - last < FALL * validated[-3][1]:
+        return Verdict("settled", SETTLED, gap, rise)
+    return Verdict("learning", LEARNING, gap, rise)
+
+
+def train_loss(trained: Sequence[tuple[int, float]], step: int) -> float:
+    """The mean training loss in the steps before a validation."""
+    window = max(1, round(AROUND * trained[-1][0]))
+    losses = [loss for at, loss in trained if step - window < at <= step]
+    return sum(losses) / len(losses) if losses else trained[0][1]
+
+
+def _over_fitted(best_step: int, rise: float, exported: Literal["best", "last"]) -> str:
+    published = (
+        "The weights of that step are published."
+        if exported == "best"
+        else 'The last weights are published: write export = "best", or fewer steps.'
+    )
+    return (
+        f"Over-fitted: the validation loss was lowest after step {best_step} and rose by "
+        f"{rise:.3f} while training went on falling. {published}"
+    )

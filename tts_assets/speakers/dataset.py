@@ -1,0 +1,132 @@
+"""Whose recordings there are: the rows of indexed corpora by person, each to train or to test."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tts_assets.core.accounting import SetAside
+from tts_assets.core.artifacts import RawCorpus, SpeechSegments, open_artifact
+from tts_assets.core.config import ConfigError
+from tts_assets.core.split import is_validation
+from tts_assets.corpora.index import Utterance, utterances
+from tts_assets.speakers.config import PeopleConfig
+
+
+@dataclass(frozen=True, order=True)
+class Recording:
+    """One utterance of a person. ``session`` is empty where none is known; seconds as indexed."""
+
+    speaker: str
+    id: str
+    path: Path
+    corpus: str
+    session: str
+    language: str
+    licence: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class People:
+    """Recordings by id, of persons who are either trained on or tested with."""
+
+    train: tuple[Recording, ...]
+    test: tuple[Recording, ...]
+    set_aside: tuple[SetAside, ...]
+
+
+def read_people(corpora: Mapping[str, Path], config: PeopleConfig) -> People:
+    """All recordings of ``config.corpora``. Raises ConfigError if nobody is left on a side."""
+    aliases = {name: person for person, names in config.same.items() for name in names}
+    found: dict[str, Recording] = {}
+    set_aside: list[SetAside] = []
+    for corpus in config.corpora:
+        for item in recordings(corpus, corpora[corpus], config.min_seconds, aliases):
+            if isinstance(item, SetAside):
+                set_aside.append(item)
+            elif item.id in found:
+                detail = f"the same audio is in {found[item.id].corpus}"
+                set_aside.append(SetAside(f"{corpus}/{item.id}", "duplicate audio", detail))
+            else:
+                found[item.id] = item
+    unknown = set(config.test_speakers) - {recording.speaker for recording in found.values()}
+    if unknown:
+        raise ConfigError(f"test_speakers {sorted(unknown)} have no recording; drop their names")
+    kept, rare = without_rare(sorted(found.values()), config.min_utterances)
+    sides = [[r for r in kept if is_test(r.speaker, config) == side] for side in (False, True)]
+    for side, name in zip(sides, ("train on", "test with"), strict=True):
+        if len({recording.speaker for recording in side}) < 2:
+            raise ConfigError(
+                f"{len({r.speaker for r in kept})} speakers of {', '.join(config.corpora)} leave "
+                f"fewer than two to {name}: add corpora, lower min_utterances "
+                f"{config.min_utterances} or min_seconds {config.min_seconds}, or change test"
+            )
+    return People(tuple(sides[0]), tuple(sides[1]), (*set_aside, *rare))
+
+
+def is_test(speaker: str, config: PeopleConfig) -> bool:
+    """Whether a person is tested with; it depends on the name alone, not on who else there is."""
+    if config.test_speakers:
+        return speaker in config.test_speakers
+    return is_validation(speaker, config.test)
+
+
+def recordings(
+    corpus: str, index: Path, min_seconds: float, aliases: Mapping[str, str]
+) -> list[Recording | SetAside]:
+    handle = open_artifact(index)
+    if not isinstance(handle, RawCorpus | SpeechSegments):
+        raise ConfigError(f"{index} is no index of a corpus: give raw_corpus or speech_segments")
+    items: list[Recording | SetAside] = []
+    for row in utterances(handle):
+        where = f"{corpus}/{row.id}"
+        if not row.speaker:
+            items.append(SetAside(where, "no speaker", "name speakers in the corpus or its table"))
+        elif row.duration < min_seconds:
+            items.append(SetAside(where, "too short", f"{row.duration:.2f} s"))
+        else:
+            name = f"{corpus}/{row.speaker}"
+            items.append(
+                Recording(
+                    speaker=aliases.get(name, name),
+                    id=row.id,
+                    path=row.path(handle.facts),
+                    corpus=corpus,
+                    session=session_of(row),
+                    language=row.language,
+                    licence=row.licence,
+                    seconds=row.duration,
+                )
+            )
+    return items
+
+
+def session_of(row: Utterance) -> str:
+    """Where and when it was recorded: as the reader says, else the recording it was cut from, else
+    the folder below its speaker's (a chapter, a video); empty if nothing tells."""
+    original = json.loads(row.extra).get("original_data", {})
+    named = original.get("session") or original.get("recording")
+    if named:
+        return str(named)
+    folders = Path(row.audio).parent.parts
+    below = folders[folders.index(row.speaker) + 1 :] if row.speaker in folders else ()
+    return "/".join(below)
+
+
+def without_rare(found: Sequence[Recording], least: int) -> tuple[list[Recording], list[SetAside]]:
+    """The recordings of speakers who have at least ``least``, and the others."""
+    counts: dict[str, int] = {}
+    for recording in found:
+        counts[recording.speaker] = counts.get(recording.speaker, 0) + 1
+    kept = [recording for recording in found if counts[recording.speaker] >= least]
+    rare = [
+        SetAside(
+            f"{r.corpus}/{r.id}", "rare speaker", f"{r.speaker} has {counts[r.speaker]} of {least}"
+        )
+        for r in found
+        if counts[r.speaker] < least
+    ]
+    return kept, rare
