@@ -27,7 +27,7 @@ import torch
 from codec_training import ROOT, Listener, recorded_recipe, write_program
 from torch import Tensor, nn
 
-from tts_assets.audio_models.dnsmos import NaturalnessScorer
+from tts_assets.audio_models.dnsmos import DnsmosScorer
 from tts_assets.audio_models.wer import difference_interval, match
 from tts_assets.codec.assets import TRAINING_VERSION
 from tts_assets.codec.backends import CompactBackend
@@ -36,7 +36,7 @@ from tts_assets.codec.losses import RESOLUTIONS, SpectralLoss
 from tts_assets.codec.model import Codec
 from tts_assets.codec.quality import aligned, count_codes, mel_distance, pesq, stoi, usage
 from tts_assets.codec.storage import WEIGHTS_FILE
-from tts_assets.codec.train import Trainer
+from tts_assets.codec.train import CodecTrainer
 from tts_assets.codec.xcodec2 import DIMENSION, SAMPLE_RATE, CompactXcodec2, calibrate
 from tts_assets.core.artifacts import sha256_file, written_aside
 from tts_assets.core.audio import Wave
@@ -50,7 +50,7 @@ CHEAPER = 1.4  # steps without judges in the processor time of one with them
 LONGER = 2  # rows that go on with a codec, than those that begin with random weights
 
 
-class Timed(Trainer):
+class Timed(CodecTrainer):
     """Notes the processor time of each step: it is the row's own, whatever else runs."""
 
     def train_step(self, step: int) -> dict[str, float]:
@@ -232,7 +232,7 @@ class Ears(Listener):
 
     def __init__(self, clips: int) -> None:
         super().__init__(clips)
-        self.naturalness = NaturalnessScorer()
+        self.naturalness = DnsmosScorer()
 
     @property
     def seconds(self) -> float:

@@ -32,7 +32,7 @@ from tts_assets.audio_models.wer import corpus_wer, match
 from tts_assets.codec.backends import CompactBackend
 from tts_assets.codec.config import CodecProgram, CodecRecipe
 from tts_assets.codec.model import Codec
-from tts_assets.codec.train import Trainer
+from tts_assets.codec.train import CodecTrainer
 from tts_assets.codec.xcodec2 import HOP, SAMPLE_RATE
 from tts_assets.core.artifacts import sha256_file
 from tts_assets.core.audio import Wave, measure, read_wave
@@ -116,7 +116,7 @@ class Listener:
         return self.word_errors(lambda waves: codec.decode(codec.encode(waves)), hearings)
 
 
-class Watched(Trainer):
+class Watched(CodecTrainer):
     """Listens where it validates, and knows how long it has trained."""
 
     listener: Listener | None  # of rank 0

@@ -33,8 +33,8 @@ from transformers import PreTrainedTokenizerFast
 
 from tts_assets.arrays.arrays import CodeTable
 from tts_assets.sft.config import SftRecipe
-from tts_assets.sft.dataset import Pool, Sample, SampleStream
-from tts_assets.sft.packing import Share
+from tts_assets.sft.dataset import SampleStream, TrainingSample, UtteranceDataset
+from tts_assets.sft.packing import RankSharding
 from tts_assets.speechlm.config import VocabularyConfig
 from tts_assets.speechlm.prompts import INSTRUCTION, PromptFormat
 from tts_assets.speechlm.tokenizer import tokenizer_digest
@@ -92,15 +92,15 @@ class Ours:
     """Packed rows, as the trainer gets them."""
 
     def __init__(self, folder: Path, prompts: PromptFormat) -> None:
-        self.pool = Pool(
+        self.pool = UtteranceDataset(
             {"benchmark": folder}, "train", prompts, RECIPE.max_seq_len, {"benchmark": folder}
         )
         run: Any = SimpleNamespace(rank=0, world_size=1)
-        self.share = Share(run, RECIPE, lockstep=False)
+        self.share = RankSharding(run, RECIPE, lockstep=False)
         self.stream = SampleStream(self.pool, RECIPE, float(RATE))
 
     def ids(self, utterance: int) -> list[int]:
-        encoded = self.pool.encode(Sample((utterance,), 0, 0))
+        encoded = self.pool.encode(TrainingSample((utterance,), 0, 0))
         return [*encoded.inputs.tolist(), int(encoded.targets[-1])]
 
     def work(self, samples: int) -> int:

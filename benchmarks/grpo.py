@@ -32,7 +32,7 @@ from tts_assets.rlhf.config import HeldOutConfig, RlhfProgram, RlhfRecipe
 from tts_assets.rlhf.engines import PolicyEngine
 from tts_assets.rlhf.prompts import PromptSet, RolloutPrompt
 from tts_assets.rlhf.reward_config import WerReward
-from tts_assets.rlhf.reward_executor import Panel
+from tts_assets.rlhf.reward_executor import RewardExecutor
 from tts_assets.rlhf.rollouts import RolloutWorker
 from tts_assets.rlhf.train import own_lm
 from tts_assets.serving.synthesis import Synthesizer
@@ -69,7 +69,7 @@ def mean_rewards(
     ``lm`` in place of its own weights."""
     synthesizer = Synthesizer.open(folder)
     engine = PolicyEngine(lm or own_lm(synthesizer))
-    panel = Panel.open(recipe, synthesizer)
+    panel = RewardExecutor.open(recipe, synthesizer)
     means = []
     for seed in range(seeds):
         worker = RolloutWorker(synthesizer, engine, panel, recipe.sampling, seed)

@@ -22,7 +22,7 @@ import torch
 from tts_assets.core.artifacts import ArtifactStore
 from tts_assets.settings import load_settings
 from tts_assets.sft.config import SftProgram, SftRecipe
-from tts_assets.sft.dataset import Encoded, Pool, Sample
+from tts_assets.sft.dataset import Encoded, TrainingSample, UtteranceDataset
 from tts_assets.sft.model import SpeechLoss, prepare
 from tts_assets.sft.packing import pack
 from tts_assets.sft.train import main
@@ -48,7 +48,7 @@ def variants(recipe: SftRecipe, steps: int) -> dict[str, SftRecipe]:
     }
 
 
-def digit_strings(pool: Pool, count: int) -> list[tuple[int, ...]]:
+def digit_strings(pool: UtteranceDataset, count: int) -> list[tuple[int, ...]]:
     """Random strings of 3 to 6 digits, as utterances of the pool."""
     texts = [pool.transcript(u).strip(" .").lower() for u in range(len(pool))]
     spoken = [texts.index(word) for word in DIGITS]
@@ -56,9 +56,11 @@ def digit_strings(pool: Pool, count: int) -> list[tuple[int, ...]]:
     return [tuple(random.choice(spoken, size=random.integers(3, 7))) for _ in range(count)]
 
 
-def with_text_of(pool: Pool, utterances: tuple[int, ...], other: tuple[int, ...]) -> Encoded:
+def with_text_of(
+    pool: UtteranceDataset, utterances: tuple[int, ...], other: tuple[int, ...]
+) -> Encoded:
     """The codes of ``utterances`` after the text of ``other``."""
-    codes, text = (pool.encode(Sample(u, 0, 0)) for u in (utterances, other))
+    codes, text = (pool.encode(TrainingSample(u, 0, 0)) for u in (utterances, other))
     head, start = text.inputs[: text.first + 2], codes.first + 2
     inputs = np.concatenate([head, codes.inputs[start:]])
     targets = np.append(inputs[1:], codes.targets[-1])
@@ -68,11 +70,13 @@ def with_text_of(pool: Pool, utterances: tuple[int, ...], other: tuple[int, ...]
 @torch.no_grad()
 def nats_a_word(lm: SpeechLM, arrays: Path) -> tuple[float, float]:
     """Mean cost of a word after its own text and after another string's."""
-    pool = Pool({"corpus": arrays}, "train", PromptFormat(lm.tokenizer, lm.vocabulary), 1024)
+    pool = UtteranceDataset(
+        {"corpus": arrays}, "train", PromptFormat(lm.tokenizer, lm.vocabulary), 1024
+    )
     strings = digit_strings(pool, STRINGS)
     prepare(lm.model, dropout=0.0)
     loss = SpeechLoss(lm.model, bf16=False).eval()
-    own = sum(float(loss(pack([pool.encode(Sample(s, 0, 0))]))[0]) for s in strings)
+    own = sum(float(loss(pack([pool.encode(TrainingSample(s, 0, 0))]))[0]) for s in strings)
     others = [*strings[1:], strings[0]]
     pairs = zip(strings, others, strict=True)
     swapped = sum(float(loss(pack([with_text_of(pool, s, other)]))[0]) for s, other in pairs)

@@ -25,9 +25,9 @@ import torch
 from tts_assets.core.artifacts import ArtifactStore
 from tts_assets.core.program import Run
 from tts_assets.settings import load_settings
-from tts_assets.sft.checkpoint import PROGRESS, Progress
+from tts_assets.sft.checkpoint import PROGRESS, SftProgress
 from tts_assets.sft.config import SftProgram
-from tts_assets.sft.train import Trainer
+from tts_assets.sft.train import SftTrainer
 from tts_assets.training.checkpoint import damage, saved, write_manifest
 
 EARLY, LATE, REPEATS = 10, 100_000, 5
@@ -52,10 +52,10 @@ def program_in(folder: Path) -> SftProgram:
     )
 
 
-def train_early(program: SftProgram) -> Progress:
+def train_early(program: SftProgram) -> SftProgress:
     """A run folder with a checkpoint at step 10; the progress at step 100,000."""
     with Run(program.run_dir) as run:
-        trainer = Trainer(run, program)
+        trainer = SftTrainer(run, program)
         for step in range(EARLY):
             trainer.train_step(step)
         trainer.checkpoints.save(trainer.strategy, trainer.progress)
@@ -71,7 +71,7 @@ def train_early(program: SftProgram) -> Progress:
     return trainer.progress.model_copy(update=place | done)
 
 
-def make_late(early: Path, late: Path, progress: Progress) -> None:
+def make_late(early: Path, late: Path, progress: SftProgress) -> None:
     """The run folder ``late`` as ``early`` would be at that step."""
     checkpoint = late / "checkpoints" / f"step-{LATE:07d}"
     shutil.copytree(saved(early / "checkpoints")[0], checkpoint)

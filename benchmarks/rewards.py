@@ -21,14 +21,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tts_assets.audio_models.dnsmos import NaturalnessScorer
+from tts_assets.audio_models.dnsmos import DnsmosScorer
 from tts_assets.audio_models.transcription import Transcriber
 from tts_assets.codec.model import Codec, Codes
 from tts_assets.core.audio import read_wave
 from tts_assets.rlhf.reward_config import DnsmosReward, SimilarityReward, WerReward
-from tts_assets.rlhf.reward_executor import Judges, Panel, ThreadJudges
-from tts_assets.rlhf.reward_workers import WorkerJudges
-from tts_assets.rlhf.rewards import Intelligibility, Naturalness, Reward, SameVoice, Spoken
+from tts_assets.rlhf.reward_executor import RewardExecutor, TaskRunner, ThreadRunner
+from tts_assets.rlhf.reward_workers import WorkerRunner
+from tts_assets.rlhf.rewards import (
+    DecodedCompletion,
+    DnsmosRewardFunction,
+    RewardFunction,
+    SimilarityRewardFunction,
+    WerRewardFunction,
+)
 from tts_assets.serving.config import Voice
 from tts_assets.serving.synthesis import decode
 
@@ -65,14 +71,14 @@ class OneByOne:
     """Each reward decodes each completion for itself, and scores it alone."""
 
     def __init__(self, codec: Codec, seconds: float, threads: int) -> None:
-        wer = Intelligibility(WerReward(window_seconds=seconds))
+        wer = WerRewardFunction(WerReward(window_seconds=seconds))
         wer.ear = Transcriber(beam_size=1, window_seconds=seconds, batch_size=1, threads=threads)
-        dnsmos = Naturalness()
-        dnsmos.scorer = NaturalnessScorer(threads)
-        self.rewards: dict[str, Reward] = {
+        dnsmos = DnsmosRewardFunction()
+        dnsmos.scorer = DnsmosScorer(threads)
+        self.rewards: dict[str, RewardFunction] = {
             "wer": wer,
             "dnsmos": dnsmos,
-            "similarity": SameVoice(SimilarityReward()),
+            "similarity": SimilarityRewardFunction(SimilarityReward()),
         }
         self.codec = codec
 
@@ -86,16 +92,20 @@ class OneByOne:
             for one in said
         ]
 
-    def _score(self, reward: Reward, one: Said, voice: Voice, reference: np.ndarray) -> float:
+    def _score(
+        self, reward: RewardFunction, one: Said, voice: Voice, reference: np.ndarray
+    ) -> float:
         (wave,) = decode(self.codec, [one.codes.astype(np.int64)], [voice])
         rate = self.codec.facts.sample_rate
-        return reward([Spoken(one.text, wave, rate, True, voice, reference=reference)])[0].value
+        return reward([DecodedCompletion(one.text, wave, rate, True, voice, reference=reference)])[
+            0
+        ].value
 
 
 class Shared:
     """The trainer's panel: one decode, batches, all rewards at the same time."""
 
-    def __init__(self, codec: Codec, judges: Judges) -> None:
+    def __init__(self, codec: Codec, judges: TaskRunner) -> None:
         self.codec = codec
         waves = {}
 
@@ -105,14 +115,15 @@ class Shared:
                 waves[voice] = codec.decode([np.asarray(voice.codes)])[0]
             return waves[voice]
 
-        self.panel = Panel(REWARDS, judges, reference)
+        self.panel = RewardExecutor(REWARDS, judges, reference)
 
     def __call__(self, said: list[Said], voice: Voice) -> Scores:
         codes = [one.codes.astype(np.int64) for one in said]
         waves = decode(self.codec, codes, [voice] * len(said))
         rate = self.codec.facts.sample_rate
         spoken = [
-            Spoken(one.text, wave, rate, True, voice) for one, wave in zip(said, waves, strict=True)
+            DecodedCompletion(one.text, wave, rate, True, voice)
+            for one, wave in zip(said, waves, strict=True)
         ]
         return [verdict.rewards for verdict in self.panel.judge(spoken)]
 
@@ -131,8 +142,8 @@ def main() -> None:
         "one by one": OneByOne(codec, 10.0, 1),
         f"one by one, {cores} threads a model": OneByOne(codec, 10.0, cores),
         "one by one, windows of 30 s": OneByOne(codec, 30.0, 1),
-        f"panel, {cores} threads": Shared(codec, ThreadJudges(REWARDS, cores)),
-        f"panel, {cores} workers": Shared(codec, WorkerJudges(REWARDS, ["cpu"] * cores)),
+        f"panel, {cores} threads": Shared(codec, ThreadRunner(REWARDS, cores)),
+        f"panel, {cores} workers": Shared(codec, WorkerRunner(REWARDS, ["cpu"] * cores)),
     }
     times: dict[str, list[float]] = {name: [] for name in ways}
     scores: dict[str, Scores] = {}

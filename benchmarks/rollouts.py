@@ -43,7 +43,7 @@ from tts_assets.rlhf.engine_client import EngineClient, FileSender
 from tts_assets.rlhf.prompts import read_texts
 from tts_assets.rlhf.train import prompt_order
 from tts_assets.serving.config import SERVING_FILE
-from tts_assets.serving.synthesis import Line, Synthesizer, TransformersEngine, read_card
+from tts_assets.serving.synthesis import SynthesisLine, Synthesizer, TransformersEngine, read_card
 from tts_assets.speechlm.config import SamplingConfig
 from tts_assets.speechlm.generate import Request, allowed_ids, generate
 from tts_assets.speechlm.model import SpeechLM
@@ -156,7 +156,7 @@ def requests_of(synthesizer: Synthesizer, repeat: int) -> list[Request]:
     texts = read_texts(TEXTS)
     order = prompt_order(len(texts), PROMPTS * (repeat + 1), seed=777)[-PROMPTS:]
     return [
-        synthesizer.request(Line(text, seed=1000 * repeat + number), 0)
+        synthesizer.request(SynthesisLine(text, seed=1000 * repeat + number), 0)
         for number, text in enumerate(texts[i] for i in order for _ in range(GENERATIONS))
     ]
 

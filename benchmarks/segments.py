@@ -34,7 +34,7 @@ from tts_assets.audio_models.whisper import packaged_model
 from tts_assets.core.audio import AudioPool, Wave, read_clip
 from tts_assets.corpora.segments.config import SegmentConfig
 from tts_assets.corpora.segments.recording import Transcript, cut, listen
-from tts_assets.corpora.segments.words import Listener
+from tts_assets.corpora.segments.words import WordTranscriber
 
 CLIPS = 100
 PAUSES = (0.25, 0.4, 0.6, 0.9, 1.5, 3.0)  # seconds
@@ -65,7 +65,7 @@ def make(folder: Path, noise_db: float, seed: int = 3) -> tuple[Wave, Wave, list
     return wave, clean, said
 
 
-def ours(path: Path, listener: Listener, pool: AudioPool) -> list[Cut]:
+def ours(path: Path, listener: WordTranscriber, pool: AudioPool) -> list[Cut]:
     recording = read_clip(path)
     *_, transcript = listen(recording.wave, listener, "en", CONFIG)
     assert isinstance(transcript, Transcript)
@@ -74,7 +74,7 @@ def ours(path: Path, listener: Listener, pool: AudioPool) -> list[Cut]:
     return [Cut(span.start / rate, span.end / rate, span.text) for span in spans if span.clip]
 
 
-def whispers(path: Path, listener: Listener) -> list[Cut]:
+def whispers(path: Path, listener: WordTranscriber) -> list[Cut]:
     """The segments of faster-whisper itself that have the length of a clip."""
     segments, _ = listener.whisper.transcribe(
         read_clip(path).wave,
@@ -107,7 +107,7 @@ def row(cuts: Sequence[Cut], clean: Wave, said: Sequence[Said], noise_db: float)
 
 def main() -> None:
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp())
-    listener = Listener(packaged_model())
+    listener = WordTranscriber(packaged_model())
     print("| noise | cut by | clips | length | speech in clips | ends in sound | word errors |")
     print("|---|---|---:|---|---:|---:|---:|")
     seconds = recorded = 0.0

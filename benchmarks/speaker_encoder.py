@@ -206,7 +206,7 @@ def recipes() -> dict[str, EncoderRecipe]:
 def in_minutes(program: EncoderProgram, minutes: float) -> EncoderProgram:
     """The program with as many steps as fit, by the CPU time of a few that are thrown away."""
     with Run(program.run_dir) as running:
-        trainer = train.Trainer(running, program)
+        trainer = train.EncoderTrainer(running, program)
         trainer.train_step(0)
         started = time.process_time()
         for step in range(1, PROBED + 1):
@@ -233,7 +233,7 @@ def run(
     )
     program = in_minutes(program, minutes)
     with Run(program.run_dir) as running:
-        trainer = train.Trainer(running, program)
+        trainer = train.EncoderTrainer(running, program)
         started, used = time.perf_counter(), time.process_time()
         trainer.train()
         wall, cpu = time.perf_counter() - started, time.process_time() - used
@@ -247,7 +247,7 @@ def run(
         encoder=str(folder / "train" / "result"),
     )
     with Run(judged.run_dir) as running:
-        report = evaluate.Judge(running, judged).judge()
+        report = evaluate.EncoderEvaluation(running, judged).judge()
     seconds = {"cpu_seconds": round(cpu), "wall_seconds": round(wall)}
     return {"facts": facts, "report": report, "training": seconds}
 

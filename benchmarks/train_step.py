@@ -26,7 +26,7 @@ from torch import Tensor
 
 from tts_assets.core.artifacts import ArtifactStore
 from tts_assets.settings import load_settings
-from tts_assets.sft.dataset import Encoded, Pool, Sample
+from tts_assets.sft.dataset import Encoded, TrainingSample, UtteranceDataset
 from tts_assets.sft.model import SpeechLoss, prepare, uses_bf16
 from tts_assets.sft.optimizer import Optimizers
 from tts_assets.sft.packing import first_fit, pack
@@ -54,10 +54,10 @@ def open_model(tokens: int) -> tuple[SpeechLM, list[list[Encoded]], bool]:
     lm = build(recipe.base, codebook, recipe.vocabulary, recipe.seed)
     folders = {name: handle.path for name, handle in arrays.items()}
     prompts = PromptFormat(lm.tokenizer, lm.vocabulary)
-    pool = Pool(folders, "train", prompts, recipe.max_seq_len)
+    pool = UtteranceDataset(folders, "train", prompts, recipe.max_seq_len)
     order = np.random.default_rng(recipe.seed).permutation(len(pool)).tolist()
     rows = first_fit(order, lambda u: pool.length((u,)), tokens)
-    samples = [[pool.encode(Sample((u,), 0, u)) for u in row] for row in rows]
+    samples = [[pool.encode(TrainingSample((u,), 0, u)) for u in row] for row in rows]
     return lm, samples, uses_bf16(recipe, torch.device("cpu"))
 
 

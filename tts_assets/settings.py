@@ -31,7 +31,7 @@ from tts_assets.corpora.config import (
 )
 from tts_assets.corpora.discovery import Corpora, check_name
 from tts_assets.evaluation.config import EvaluationConfig
-from tts_assets.external_models.config import FamiliesConfig
+from tts_assets.external_models.config import ExternalModelsConfig
 from tts_assets.orchestration.config import Alerts, Budget, Owner, Schedules
 from tts_assets.promotion.config import PromotionConfig
 from tts_assets.rlhf.config import RlhfRecipe, VllmRollouts
@@ -77,7 +77,7 @@ class Settings(Config):
     budget: Budget = Budget()
     alerts: Alerts = Alerts()
     speakers: SpeakersConfig | None = None
-    families: FamiliesConfig = FamiliesConfig()
+    families: ExternalModelsConfig = ExternalModelsConfig()
     _root: Path = PrivateAttr(default=Path())
 
     @property

@@ -30,7 +30,7 @@ from tts_assets.codec.config import (
 from tts_assets.codec.dataset import TrainingAudio
 from tts_assets.codec.model import Codec
 from tts_assets.codec.quality import usage
-from tts_assets.codec.train import Reconstruction, Trainer, main
+from tts_assets.codec.train import CodecTrainer, Reconstruction, main
 from tts_assets.codec.xcodec2 import build, calibrate
 from tts_assets.core.artifacts import CodecFacts, sha256_file
 from tts_assets.core.audio import Clip, Wave
@@ -71,10 +71,10 @@ def write(folder: Path, recipe: CodecRecipe, samples: Path) -> CodecProgram:
 
 
 @contextmanager
-def opened(folder: Path, recipe: CodecRecipe, samples: Path) -> Iterator[Trainer]:
+def opened(folder: Path, recipe: CodecRecipe, samples: Path) -> Iterator[CodecTrainer]:
     program = write(folder, recipe, samples)
     with Run(program.run_dir) as run:
-        yield Trainer(run, program)
+        yield CodecTrainer(run, program)
 
 
 def metrics(folder: Path) -> list[dict[str, float]]:
@@ -96,7 +96,7 @@ def test_an_interrupted_run_ends_in_the_same_bytes(
     def prepared(folder: Path) -> CodecProgram:
         return write(folder, recipe(tiny, precision=precision), sample_list)
 
-    parts = assert_same_bytes_after_a_stop(tmp_path, prepared, Trainer, main, after=after)
+    parts = assert_same_bytes_after_a_stop(tmp_path, prepared, CodecTrainer, main, after=after)
     assert {"model.safetensors", "config.json", "recipe.json"} <= names(parts / "result")
     facts = CodecFacts.from_json(parts / "result.json")
     assert (facts.token_rate, facts.codebook_size, facts.sample_rate) == (50.0, 125, 16_000)
@@ -120,7 +120,7 @@ def test_a_kill_between_saves_leaves_the_same_figures(
     main([str(tmp_path / "whole" / "run.json")])
     program = CodecProgram.from_json(tmp_path / "parts" / "run.json")
     with pytest.raises(KeyboardInterrupt), Run(program.run_dir) as run:
-        trainer = Trainer(run, program)
+        trainer = CodecTrainer(run, program)
         step = trainer.train_step
 
         def die_in_the_sixth(number: int) -> dict[str, float]:

@@ -14,7 +14,7 @@ from tts_assets.core.audio import Wave, read_wave
 from tts_assets.core.cache import RecordCache
 from tts_assets.corpora.config import METRICS, MeasureProgram, Metric
 from tts_assets.corpora.quality import (
-    Gauge,
+    QualityMeasurer,
     Wanted,
     clipping,
     main,
@@ -81,7 +81,7 @@ def test_noise_costs_dnsmos_and_words(clips: Path, speech: Wave, tmp_path: Path)
     soundfile.write(noisy, speech + noise(len(speech), 0.1), RATE)
     clean = clips / "audio" / "demo-nomatch.g722"
     asked = [of(clean, *METRICS), of(noisy, *METRICS)]
-    known, unreadable = Gauge(threads=2).measure(asked, RecordCache(tmp_path / "cache"))
+    known, unreadable = QualityMeasurer(threads=2).measure(asked, RecordCache(tmp_path / "cache"))
     good, bad = ({metric: known[key] for key, metric in clip.keys("").items()} for clip in asked)
     assert 2.5 < good["dnsmos"] < 4  # 3.03 by speechmos itself
     assert bad["dnsmos"] < good["dnsmos"] - 0.5
@@ -97,10 +97,10 @@ def test_what_is_known_is_not_measured_again(clips: Path, tmp_path: Path) -> Non
     audio.write_bytes((clips / "audio" / "digits" / "1.g722").read_bytes())
     cache = RecordCache(tmp_path / "cache")
     asked = [of(audio, "snr", "silence")]
-    first = Gauge().measure(asked, cache)
+    first = QualityMeasurer().measure(asked, cache)
     audio.unlink()
-    assert Gauge().measure(asked, cache) == first
-    known, unreadable = Gauge().measure(asked, RecordCache(tmp_path / "other"))
+    assert QualityMeasurer().measure(asked, cache) == first
+    known, unreadable = QualityMeasurer().measure(asked, RecordCache(tmp_path / "other"))
     assert not known
     assert "no such file" in unreadable[audio.name]
 
@@ -111,16 +111,18 @@ def test_another_model_in_the_same_folder_is_listened_with(
     folder, cache = tmp_path / "model", RecordCache(tmp_path / "cache")
     folder.mkdir()
 
-    def listens(self: Gauge, language: str) -> Callable[[object], list[str]]:
+    def listens(self: QualityMeasurer, language: str) -> Callable[[object], list[str]]:
         return lambda clips: [(folder / "model.bin").read_text()]
 
-    monkeypatch.setattr(Gauge, "_transcriber", listens)
+    monkeypatch.setattr(QualityMeasurer, "_transcriber", listens)
     asked = [of(clips / "audio" / "digits" / "1.g722", "wer")]
     for heard in ("one", "won"):
         (folder / "model.bin").write_text(heard)
-        known, _ = Gauge(str(folder)).measure(asked, cache)
+        known, _ = QualityMeasurer(str(folder)).measure(asked, cache)
         assert list(known.values()) == [heard]
-    assert list(asked[0].keys(Gauge().ear)) == ["heard.1:tiny.en:en:1.g722"]  # as it always was
+    assert list(asked[0].keys(QualityMeasurer().ear)) == [
+        "heard.1:tiny.en:en:1.g722"
+    ]  # as it always was
 
 
 def test_the_program_measures_what_is_missing(clips: Path, tmp_path: Path) -> None:

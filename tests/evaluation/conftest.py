@@ -11,7 +11,7 @@ from tests.support.speaking import Speaking, publish_all
 from tts_assets.core.artifacts import ArtifactStore
 from tts_assets.core.audio import Clip
 from tts_assets.evaluation.config import EvaluationConfig, EvaluationProgram, LineageRow
-from tts_assets.evaluation.measuring import Gauge, Spoken
+from tts_assets.evaluation.measuring import MetricRunner, SynthesizedUtterance
 from tts_assets.evaluation.metrics.metric import Setting
 from tts_assets.evaluation.page import write_flac
 from tts_assets.evaluation.report import write_report
@@ -68,7 +68,7 @@ def report(
 ) -> Path:
     """A report of three recordings as syntheses: two under their texts, one under another's."""
     folder = tmp_path_factory.mktemp("report")
-    gauge = Gauge(setting, folder.parent / "metrics.sqlite")
+    gauge = MetricRunner(setting, folder.parent / "metrics.sqlite")
     spoken = []
     for number, key in enumerate(SENTENCES):
         said, clip = recordings[key]
@@ -78,6 +78,6 @@ def report(
         write_flac(audio, clip.wave, clip.rate)
         category = "wrong" if number == 2 else "right"
         text = SuiteText(id=key, category=category, text=said, language="en")
-        spoken.append(Spoken(text, 42, None, audio, ended=True))
+        spoken.append(SynthesizedUtterance(text, 42, None, audio, ended=True))
     write_report(folder, program_of("recordings"), gauge.measure(spoken))
     return folder

@@ -26,7 +26,7 @@ from tts_assets.evaluation.checks import incumbent
 from tts_assets.evaluation.compare import FIGURES_FILE
 from tts_assets.evaluation.config import EvaluationConfig
 from tts_assets.evaluation.evaluate import write_result
-from tts_assets.evaluation.measuring import Gauge, Spoken
+from tts_assets.evaluation.measuring import MetricRunner, SynthesizedUtterance
 from tts_assets.evaluation.metrics.metric import Column, Setting
 from tts_assets.evaluation.page import write_flac
 from tts_assets.evaluation.suite import SuiteText
@@ -90,8 +90,8 @@ def recorded(setting: Setting, tmp_path: Path) -> Recorded:
             audio = program.result_dir / "audio" / f"t{number}-42.flac"
             write_flac(audio, clip.wave, clip.rate)
             text = SuiteText(id=f"t{number}", category="c", text=texts[number], language="en")
-            spoken.append(Spoken(text, 42, None, audio, ended=True))
-        gauge = Gauge(setting, tmp_path / "metrics.sqlite")
+            spoken.append(SynthesizedUtterance(text, 42, None, audio, ended=True))
+        gauge = MetricRunner(setting, tmp_path / "metrics.sqlite")
         said = [row.model_dump() for row in gauge.measure(spoken)]
         record = {"rows": said, "elapsed": 1.0, "measuring": {}}
         facts = write_result(program_of("recorded"), program, [record])

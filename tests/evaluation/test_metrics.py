@@ -12,7 +12,7 @@ from tts_assets.audio_models.wer import match
 from tts_assets.core.audio import Clip
 from tts_assets.core.config import ConfigError
 from tts_assets.evaluation.config import EvaluationConfig
-from tts_assets.evaluation.measuring import Gauge, Spoken
+from tts_assets.evaluation.measuring import MetricRunner, SynthesizedUtterance
 from tts_assets.evaluation.metrics.metric import (
     Column,
     Metric,
@@ -56,14 +56,14 @@ def utterance(
     return Utterance(text, audio, 16_000, "0", ended, heard, match(said, heard))
 
 
-def spoken(recordings: Recordings, folder: Path, ids: Sequence[str]) -> list[Spoken]:
+def spoken(recordings: Recordings, folder: Path, ids: Sequence[str]) -> list[SynthesizedUtterance]:
     """Recordings as syntheses of their texts."""
     rows = []
     for name, (said, clip) in zip(ids, recordings.values(), strict=False):
         audio = folder / f"{name}.flac"
         write_flac(audio, clip.wave, clip.rate)
         text = SuiteText(id=name, category="c", text=said, language="en")
-        rows.append(Spoken(text, 1, None, audio, ended=True))
+        rows.append(SynthesizedUtterance(text, 1, None, audio, ended=True))
     return rows
 
 
@@ -121,9 +121,9 @@ def test_a_metric_of_ones_own_is_kept_by_digest(recordings: Recordings, tmp_path
     Loudness.asked.clear()
     setting = Setting(config(f"{__name__}:Loudness"))
     rows = spoken(recordings, tmp_path, ["a", "b"])
-    first = Gauge(setting, tmp_path / "cache.sqlite").measure(rows)
+    first = MetricRunner(setting, tmp_path / "cache.sqlite").measure(rows)
     assert [0 < row.values["peak"] <= 1 for row in first] == [True, True]
-    again = Gauge(setting, tmp_path / "cache.sqlite").measure(rows)
+    again = MetricRunner(setting, tmp_path / "cache.sqlite").measure(rows)
     assert again == first
     assert Loudness.asked == ["a", "b"], "what is known is not measured again"
 
@@ -131,7 +131,7 @@ def test_a_metric_of_ones_own_is_kept_by_digest(recordings: Recordings, tmp_path
 def test_one_failure_sets_one_value_aside(recordings: Recordings, tmp_path: Path) -> None:
     Loudness.asked.clear()
     rows = spoken(recordings, tmp_path, ["a", "bad", "c"])
-    gauge = Gauge(Setting(config(f"{__name__}:Loudness")), tmp_path / "cache.sqlite")
+    gauge = MetricRunner(Setting(config(f"{__name__}:Loudness")), tmp_path / "cache.sqlite")
     good, bad, last = gauge.measure(rows)
     assert bad.set_aside == {"loudness": "failed: RuntimeError: cannot bear it"}
     assert bad.values["wer"] <= 1
@@ -141,8 +141,8 @@ def test_one_failure_sets_one_value_aside(recordings: Recordings, tmp_path: Path
 
 def test_a_model_that_says_nothing_has_a_row(tmp_path: Path, setting: Setting) -> None:
     text = SuiteText(id="a", category="c", text="hello there", language="en")
-    gauge = Gauge(setting, tmp_path / "cache.sqlite")
-    (row,) = gauge.measure([Spoken(text, 1, None, None, ended=True)])
+    gauge = MetricRunner(setting, tmp_path / "cache.sqlite")
+    (row,) = gauge.measure([SynthesizedUtterance(text, 1, None, None, ended=True)])
     assert row.values["wer"] == 1
     assert row.values["dropped"] == 2
     assert row.set_aside == {

@@ -13,7 +13,7 @@ from tts_assets.evaluation.config import EvaluationConfig, EvaluationProgram
 from tts_assets.evaluation.evaluate import main
 from tts_assets.evaluation.page import write_flac
 from tts_assets.evaluation.results import read_samples
-from tts_assets.evaluation.speech_sources import AUDIO_FOLDER, Saying, write_sayings
+from tts_assets.evaluation.speech_sources import AUDIO_FOLDER, Synthesis, write_sayings
 from tts_assets.evaluation.suite import SuiteText, write_suite
 
 KEY = "conf-invalid"
@@ -25,8 +25,8 @@ def program(folder: Path, said: str, silent: bool = True) -> EvaluationProgram:
     write_sayings(
         folder,
         [
-            Saying(id="heard", seed=42, audio="elsewhere.flac"),
-            *([Saying(id="silent", seed=42, audio=None, ended=False)] if silent else []),
+            Synthesis(id="heard", seed=42, audio="elsewhere.flac"),
+            *([Synthesis(id="silent", seed=42, audio=None, ended=False)] if silent else []),
         ],
     )
     config = EvaluationProgram(

@@ -30,7 +30,7 @@ from tts_assets.evaluation.assets import build_assets as evaluation_assets
 from tts_assets.evaluation.config import EvaluationConfig
 from tts_assets.evaluation.results import read_samples
 from tts_assets.external_models.assets import build_assets
-from tts_assets.external_models.config import FamiliesConfig
+from tts_assets.external_models.config import ExternalModelsConfig
 from tts_assets.orchestration.partitions import corpus_partitions
 
 ASSETS = ["evaluation_suite", "family/tiny", "spoken/tiny", "report/tiny", "model_families"]
@@ -64,7 +64,7 @@ def definitions(
     rows = [{"id": "t0", "category": "short", "text": "nobody is here"}]
     (folder / "suite.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     recipe = recipe | {"corpora": ["clips"], "epochs": 1, "batch_size": 4, "log_steps": 1}
-    families = FamiliesConfig.model_validate({"python": coqui, "recipes": {"tiny": recipe}})
+    families = ExternalModelsConfig.model_validate({"python": coqui, "recipes": {"tiny": recipe}})
     given: dict[str, Any] = {"suite": "suite.jsonl", "references": 1, "window_seconds": 5}
     evaluation = EvaluationConfig.model_validate(given | {"temperatures": [0.5]})
     shape = Shape(processes=1, threads=1)

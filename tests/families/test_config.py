@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tts_assets.core.config import ConfigError
-from tts_assets.external_models.config import FamiliesConfig
+from tts_assets.external_models.config import ExternalModelsConfig
 from tts_assets.settings import load_settings
 
 RECIPE = {"family": "vits", "corpora": ["asterisk_en"]}
@@ -30,7 +30,7 @@ def recipes(python: str | None = "/opt/coqui/bin/python", **values: Any) -> dict
 )
 def test_what_cannot_be_is_refused(values: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
-        FamiliesConfig.parse(recipes(**values), "families")
+        ExternalModelsConfig.parse(recipes(**values), "families")
 
 
 @pytest.mark.parametrize(

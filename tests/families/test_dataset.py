@@ -8,7 +8,7 @@ from pathlib import Path
 import soundfile
 
 from tts_assets.core.split import ValidationSplit, is_validation
-from tts_assets.external_models.config import FamilyRecipe
+from tts_assets.external_models.config import ExternalRecipe
 from tts_assets.external_models.train import TOO_LONG, Dataset, add, all_samples
 
 SPLIT = ValidationSplit(fraction=0.3)
@@ -17,7 +17,7 @@ SPLIT = ValidationSplit(fraction=0.3)
 def test_every_clip_is_accounted_for(kept: Path, tmp_path: Path) -> None:
     gone = json.loads(kept.read_text().splitlines()[0]) | {"wav_path": "/nowhere.wav", "id": "gone"}
     kept.write_text(kept.read_text() + json.dumps(gone) + "\n")
-    recipe = FamilyRecipe(family="vits", corpora=("clips",), sample_rate=16000, longest=4.0)
+    recipe = ExternalRecipe(family="vits", corpora=("clips",), sample_rate=16000, longest=4.0)
     dataset = Dataset()
     samples = list(all_samples({"clips": kept}))
     for corpus, sample in samples:

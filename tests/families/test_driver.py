@@ -19,7 +19,7 @@ from tests.families.conftest import TINY_VITS, TINY_XTTS
 from tts_assets.core.config import ConfigError
 from tts_assets.core.program import STOPPED, read_metrics
 from tts_assets.core.split import ValidationSplit
-from tts_assets.external_models.config import FamilyRecipe, FamilyTrainProgram
+from tts_assets.external_models.config import ExternalRecipe, ExternalTrainProgram
 from tts_assets.external_models.train import main
 
 VITS: dict[str, Any] = {"family": "vits", "sample_rate": 16000}
@@ -37,11 +37,11 @@ def program(
 ) -> Path:
     recipe = family | {"corpora": ["clips"], "batch_size": 4, "log_steps": 1}
     recipe.setdefault("config", {"model_args": TINY_VITS})
-    config = FamilyTrainProgram(
+    config = ExternalTrainProgram(
         run_dir=folder,
         name="tiny",
         python=python,
-        recipe=FamilyRecipe.model_validate(recipe | values),
+        recipe=ExternalRecipe.model_validate(recipe | values),
         samples={"clips": kept},
         validation=ValidationSplit(fraction=0.2),
     )

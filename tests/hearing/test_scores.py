@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tts_assets.audio_models.dnsmos import NaturalnessScorer
+from tts_assets.audio_models.dnsmos import DnsmosScorer
 from tts_assets.audio_models.speaker_similarity import SpeakerEncoder, SpeakerSimilarity
 from tts_assets.core.audio import Clip
 
@@ -19,7 +19,7 @@ def noise(seconds: float) -> np.ndarray:
 
 def test_a_recording_sounds_better_than_the_same_in_noise(recordings: Recordings) -> None:
     clip = recordings["conf-invalid"][1]
-    score = NaturalnessScorer()
+    score = DnsmosScorer()
     clean, noisy = score(clip.wave, clip.rate), score(clip.wave + noise(clip.seconds), clip.rate)
     assert clean is not None
     assert noisy is not None

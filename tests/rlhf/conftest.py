@@ -22,7 +22,7 @@ from tts_assets.rlhf.config import (
 )
 from tts_assets.rlhf.engine import hosted
 from tts_assets.rlhf.prompts import PromptSet, RolloutPrompt
-from tts_assets.rlhf.rewards import Spoken
+from tts_assets.rlhf.rewards import DecodedCompletion
 
 RATE = 16_000
 TEXTS = ("one two", "three four five", "six", "seven eight", "nine", "two two two")
@@ -60,11 +60,13 @@ def server(engine: EngineProgram) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
-def sentences(clips: Path) -> list[Spoken]:
+def sentences(clips: Path) -> list[DecodedCompletion]:
     """The real sentences of the test clips, with what they say."""
     samples = [json.loads(line) for line in (clips / "samples.jsonl").read_text().splitlines()]
     return [
-        Spoken(sample["transcript"], read_wave(clips / sample["wav_path"], RATE), RATE, True)
+        DecodedCompletion(
+            sample["transcript"], read_wave(clips / sample["wav_path"], RATE), RATE, True
+        )
         for sample in samples
         if sample["duration"] > 2
     ]

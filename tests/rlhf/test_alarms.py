@@ -5,7 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tts_assets.rlhf.alarms import AlarmConfig, Bell, alarms, first_alarms, repeated_share
+from tts_assets.rlhf.alarms import (
+    AlarmConfig,
+    CollapseMonitor,
+    alarms,
+    first_alarms,
+    repeated_share,
+)
 
 STEPS = 20
 # A run that goes well: words get clearer, all else stays within its noise.
@@ -82,14 +88,16 @@ def test_an_alarm_can_be_turned_off() -> None:
 def test_the_first_of_each_alarm_is_told_once_and_all_are_metrics() -> None:
     told: list[str] = []
     records = series(kl=(0.0, 2.0))
-    bell = Bell(AlarmConfig(), [], told.append)
+    bell = CollapseMonitor(AlarmConfig(), [], told.append)
     raised = [bell.see(int(one["step"]), one) for one in records]
     first = first_alarms(records, AlarmConfig())["kl"][0]
     assert [step for step, one in enumerate(raised, 1) if one] == list(range(first, STEPS + 1))
     assert raised[-1] == {"alarm/kl": 1.0}
     assert len(told) == 1
     assert f"kl after update {first}" in told[0]
-    again = Bell(AlarmConfig(), [one | raised[n] for n, one in enumerate(records)], told.append)
+    again = CollapseMonitor(
+        AlarmConfig(), [one | raised[n] for n, one in enumerate(records)], told.append
+    )
     again.see(STEPS + 1, records[-1])
     assert len(told) == 1
 

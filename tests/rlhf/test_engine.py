@@ -22,7 +22,7 @@ from tts_assets.rlhf.config import EngineProgram, VllmRollouts
 from tts_assets.rlhf.engine import SECRET, hosted
 from tts_assets.rlhf.engine_client import EngineClient, EngineError, FileSender
 from tts_assets.rlhf.engines import full_logprobs
-from tts_assets.serving.synthesis import Line, Synthesizer
+from tts_assets.serving.synthesis import SynthesisLine, Synthesizer
 from tts_assets.speechlm.config import SamplingConfig
 from tts_assets.speechlm.generate import Completion, Request
 from tts_assets.speechlm.model import SpeechLM
@@ -56,7 +56,7 @@ def policy(speaking: Speaking) -> SpeechLM:
 def requests(speaking: Speaking) -> list[Request]:
     synthesizer = Synthesizer.open(speaking.serving.path)
     return [
-        synthesizer.request(Line(text, seed=seed), 0)
+        synthesizer.request(SynthesisLine(text, seed=seed), 0)
         for seed, text in enumerate(text for text in TEXTS for _ in range(4))
     ]
 

@@ -13,7 +13,7 @@ from tts_assets.core.processes import LOOPBACK, free_port
 from tts_assets.rlhf.config import EngineProgram, VllmRollouts
 from tts_assets.rlhf.engine import hosted
 from tts_assets.rlhf.engine_client import FileSender, NcclSender, sender
-from tts_assets.serving.synthesis import Line, Synthesizer
+from tts_assets.serving.synthesis import SynthesisLine, Synthesizer
 
 pytestmark = [pytest.mark.slow, pytest.mark.gpu]
 
@@ -38,7 +38,7 @@ def test_the_engine_speaks_with_the_policys_weights(
 ) -> None:
     synthesizer = Synthesizer.open(speaking.serving.path, device="cuda:0")
     policy = synthesizer.engine.lm  # type: ignore[attr-defined]
-    requests = [synthesizer.request(Line("one two", seed=seed), 0) for seed in range(8)]
+    requests = [synthesizer.request(SynthesisLine("one two", seed=seed), 0) for seed in range(8)]
     program = EngineProgram(run_dir=tmp_path, serving_model=speaking.serving.path, engine=config)
     with hosted(program, LOOPBACK, free_port(), print, devices=[device]) as server:
         client = client_of(program, server)

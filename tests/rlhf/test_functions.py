@@ -10,8 +10,13 @@ from tts_assets.core.config import ConfigError
 from tts_assets.rlhf.assets import function_digests
 from tts_assets.rlhf.config import RlhfRecipe
 from tts_assets.rlhf.reward_config import FunctionReward, RewardConfig
-from tts_assets.rlhf.reward_executor import Panel, ThreadJudges
-from tts_assets.rlhf.rewards import FunctionScorer, RewardError, Spoken, source_digest
+from tts_assets.rlhf.reward_executor import RewardExecutor, ThreadRunner
+from tts_assets.rlhf.rewards import (
+    DecodedCompletion,
+    RewardError,
+    UserRewardFunction,
+    source_digest,
+)
 
 SOURCE = """
 import numpy as np
@@ -53,19 +58,21 @@ def recipe(*rewards: dict[str, object]) -> RlhfRecipe:
     return RlhfRecipe.parse(values, "test")
 
 
-def test_a_function_is_a_reward_by_its_name(module: str, sentences: list[Spoken]) -> None:
+def test_a_function_is_a_reward_by_its_name(
+    module: str, sentences: list[DecodedCompletion]
+) -> None:
     line = {"kind": "function", "call": f"{module}:brightness", "weight": 0.5}
     rewards: tuple[RewardConfig, ...] = recipe({"kind": "rate"}, line).rewards
-    verdict = Panel(rewards, ThreadJudges(rewards, 1)).judge(sentences[:1])[0]
+    verdict = RewardExecutor(rewards, ThreadRunner(rewards, 1)).judge(sentences[:1])[0]
     assert list(verdict.rewards) == ["rate", "brightness"]
     assert 0 < verdict.rewards["brightness"] < 1
     total = verdict.rewards["rate"] + 0.5 * verdict.rewards["brightness"]
     assert verdict.total == pytest.approx(total)
 
 
-def test_options_are_passed_on(module: str, sentences: list[Spoken]) -> None:
+def test_options_are_passed_on(module: str, sentences: list[DecodedCompletion]) -> None:
     low, high = (
-        FunctionScorer(FunctionReward(call=f"{module}:brightness", options={"above": hertz}))
+        UserRewardFunction(FunctionReward(call=f"{module}:brightness", options={"above": hertz}))
         for hertz in (100, 4000)
     )
     assert low(sentences)[0].value > high(sentences)[0].value
@@ -81,10 +88,10 @@ def test_options_are_passed_on(module: str, sentences: list[Spoken]) -> None:
     ],
 )
 def test_what_is_no_reward_is_refused(
-    module: str, sentences: list[Spoken], function: str, message: str
+    module: str, sentences: list[DecodedCompletion], function: str, message: str
 ) -> None:
     with pytest.raises(RewardError, match=message):
-        FunctionScorer(FunctionReward(call=f"{module}:{function}"))(sentences)
+        UserRewardFunction(FunctionReward(call=f"{module}:{function}"))(sentences)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +100,7 @@ def test_what_is_no_reward_is_refused(
 )
 def test_a_function_that_is_not_there_is_named(call: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        FunctionScorer(FunctionReward(call=call))
+        UserRewardFunction(FunctionReward(call=call))
 
 
 def test_the_functions_source_is_part_of_the_fingerprint(module: str, tmp_path: Path) -> None:

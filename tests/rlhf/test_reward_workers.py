@@ -15,9 +15,9 @@ import psutil
 import pytest
 
 from tts_assets.rlhf.reward_config import FunctionReward, RateReward, WerReward
-from tts_assets.rlhf.reward_executor import Panel, ThreadJudges
-from tts_assets.rlhf.reward_workers import PROGRAM, WorkerJudges, devices_of
-from tts_assets.rlhf.rewards import RewardError, Spoken
+from tts_assets.rlhf.reward_executor import RewardExecutor, ThreadRunner
+from tts_assets.rlhf.reward_workers import PROGRAM, WorkerRunner, devices_of
+from tts_assets.rlhf.rewards import DecodedCompletion, RewardError
 
 REWARDS = (WerReward(batch_size=2), RateReward())
 # Dies at the completions whose text begins with a word, as often as ``times`` says.
@@ -54,8 +54,8 @@ def fatal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Func
 
 
 @pytest.fixture
-def judges() -> Iterator[WorkerJudges]:
-    made = WorkerJudges(REWARDS, ["cpu", "cpu"])
+def judges() -> Iterator[WorkerRunner]:
+    made = WorkerRunner(REWARDS, ["cpu", "cpu"])
     yield made
     made.close()
 
@@ -79,16 +79,18 @@ def gone(process: psutil.Process) -> bool:
         return True
 
 
-def test_workers_score_as_threads_do(judges: WorkerJudges, sentences: list[Spoken]) -> None:
-    expected = Panel(REWARDS, ThreadJudges(REWARDS, threads=1)).judge(sentences)
-    assert Panel(REWARDS, judges).judge(sentences) == expected
+def test_workers_score_as_threads_do(
+    judges: WorkerRunner, sentences: list[DecodedCompletion]
+) -> None:
+    expected = RewardExecutor(REWARDS, ThreadRunner(REWARDS, threads=1)).judge(sentences)
+    assert RewardExecutor(REWARDS, judges).judge(sentences) == expected
     assert judges.restarted == 0
 
 
 def test_a_killed_worker_is_replaced_and_nothing_is_lost(
-    judges: WorkerJudges, sentences: list[Spoken]
+    judges: WorkerRunner, sentences: list[DecodedCompletion]
 ) -> None:
-    panel = Panel(REWARDS, judges)
+    panel = RewardExecutor(REWARDS, judges)
     expected = panel.judge(sentences)
     victim = judges.workers[0].process
 
@@ -105,9 +107,9 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost(
 
 
 def test_workers_do_not_heed_the_stop_of_a_run(
-    judges: WorkerJudges, sentences: list[Spoken]
+    judges: WorkerRunner, sentences: list[DecodedCompletion]
 ) -> None:
-    panel = Panel(REWARDS, judges)
+    panel = RewardExecutor(REWARDS, judges)
     expected = panel.judge(sentences[:3])
     for worker in workers():
         worker.send_signal(signal.SIGTERM)
@@ -116,44 +118,44 @@ def test_workers_do_not_heed_the_stop_of_a_run(
 
 
 def test_completions_that_kill_twice_are_judged_one_by_one(
-    sentences: list[Spoken], fatal: Callable[..., FunctionReward]
+    sentences: list[DecodedCompletion], fatal: Callable[..., FunctionReward]
 ) -> None:
     word = sentences[1].text.lower().split()[0]
     reward = fatal(word, times=3)
-    judges = WorkerJudges([reward], ["cpu"])
-    verdicts = Panel([reward], judges).judge(sentences)
+    judges = WorkerRunner([reward], ["cpu"])
+    verdicts = RewardExecutor([reward], judges).judge(sentences)
     assert judges.restarted == 3
     assert {verdict.total for verdict in verdicts} == {0.5}
     judges.close()
 
 
 def test_a_completion_that_always_kills_ends_the_run_and_is_named(
-    sentences: list[Spoken], fatal: Callable[..., FunctionReward]
+    sentences: list[DecodedCompletion], fatal: Callable[..., FunctionReward]
 ) -> None:
     culprit = sentences[2].text
     reward = fatal(culprit.lower(), times=99)
-    panel = Panel([reward], WorkerJudges([reward], ["cpu", "cpu"]))
+    panel = RewardExecutor([reward], WorkerRunner([reward], ["cpu", "cpu"]))
     with pytest.raises(RewardError, match=r"fatal: workers ended 2 times \(status -9\)") as error:
         panel.judge(sentences)
     assert repr(culprit) in str(error.value)
     assert not workers()
 
 
-def test_an_error_in_a_worker_is_the_trainers(sentences: list[Spoken]) -> None:
-    spanish = [Spoken("hola", sentences[0].wave, 16_000, True, language="es")]
-    panel = Panel(REWARDS, WorkerJudges(REWARDS, ["cpu"]))
+def test_an_error_in_a_worker_is_the_trainers(sentences: list[DecodedCompletion]) -> None:
+    spanish = [DecodedCompletion("hola", sentences[0].wave, 16_000, True, language="es")]
+    panel = RewardExecutor(REWARDS, WorkerRunner(REWARDS, ["cpu"]))
     with pytest.raises(RewardError, match=r"knows English only"):
         panel.judge(spanish)
     assert not workers()
 
 
 def test_a_function_that_hangs_is_given_up_and_named(
-    sentences: list[Spoken], fatal: Callable[..., FunctionReward]
+    sentences: list[DecodedCompletion], fatal: Callable[..., FunctionReward]
 ) -> None:
     endless = FunctionReward(call=fatal("x", 0).call.replace(":fatal", ":endless"))
-    judges = WorkerJudges([endless], ["cpu"], seconds=1.0)
+    judges = WorkerRunner([endless], ["cpu"], seconds=1.0)
     with pytest.raises(RewardError, match="endless: workers ended 2 times"):
-        Panel([endless], judges).judge(sentences[:1])
+        RewardExecutor([endless], judges).judge(sentences[:1])
     assert not workers()
 
 

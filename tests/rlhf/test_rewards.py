@@ -22,8 +22,20 @@ from tts_assets.rlhf.reward_config import (
     SimilarityReward,
     WerReward,
 )
-from tts_assets.rlhf.reward_executor import EMPTY_WER, Panel, ThreadJudges, combined, prompt_waves
-from tts_assets.rlhf.rewards import Intelligibility, Score, SpeakingRate, Spoken, Verdict
+from tts_assets.rlhf.reward_executor import (
+    EMPTY_WER,
+    RewardExecutor,
+    ThreadRunner,
+    combined,
+    prompt_waves,
+)
+from tts_assets.rlhf.rewards import (
+    DecodedCompletion,
+    RateRewardFunction,
+    RewardResult,
+    Score,
+    WerRewardFunction,
+)
 from tts_assets.rlhf.rollouts import Rollout
 from tts_assets.serving.synthesis import Synthesizer
 from tts_assets.speechlm.generate import Completion, Request
@@ -36,11 +48,11 @@ ALL = (WerReward(), RateReward(), EndReward(), DnsmosReward(), SimilarityReward(
 
 
 @pytest.fixture(scope="module")
-def ears() -> Intelligibility:
-    return Intelligibility(WerReward())
+def ears() -> WerRewardFunction:
+    return WerRewardFunction(WerReward())
 
 
-def changed(spoken: Spoken, **values: object) -> Spoken:
+def changed(spoken: DecodedCompletion, **values: object) -> DecodedCompletion:
     return replace(spoken, **values)  # type: ignore[arg-type]
 
 
@@ -49,7 +61,7 @@ def values(scores: Sequence[Score]) -> list[float]:
 
 
 def test_true_texts_score_high_and_wrong_ones_low(
-    sentences: list[Spoken], ears: Intelligibility
+    sentences: list[DecodedCompletion], ears: WerRewardFunction
 ) -> None:
     assert len(sentences) >= 5
     true = values(ears(sentences))
@@ -59,7 +71,7 @@ def test_true_texts_score_high_and_wrong_ones_low(
 
 
 def test_a_tag_with_a_region_is_heard_and_scored_as_its_language(
-    sentences: list[Spoken], ears: Intelligibility
+    sentences: list[DecodedCompletion], ears: WerRewardFunction
 ) -> None:
     british = [changed(one, language="en-GB") for one in sentences]
     assert values(ears(british)) == values(ears(sentences))
@@ -67,16 +79,16 @@ def test_a_tag_with_a_region_is_heard_and_scored_as_its_language(
     assert ears.score(chinese, "\u4f60 \u597d").error == 0
 
 
-def test_a_narrow_window_hears_what_the_whole_one_hears(sentences: list[Spoken]) -> None:
+def test_a_narrow_window_hears_what_the_whole_one_hears(sentences: list[DecodedCompletion]) -> None:
     narrow, whole = (
-        [score.error for score in Intelligibility(WerReward(window_seconds=seconds))(sentences)]
+        [score.error for score in WerRewardFunction(WerReward(window_seconds=seconds))(sentences)]
         for seconds in (10, 30)
     )
     assert np.mean(narrow) == pytest.approx(np.mean(whole), abs=0.1)
 
 
 def test_the_prompts_language_decides_what_is_counted(
-    sentences: list[Spoken], ears: Intelligibility
+    sentences: list[DecodedCompletion], ears: WerRewardFunction
 ) -> None:
     spoken = changed(sentences[0], text="\u65e5\u672c\u8a9e \u8a71", language="ja")
     score = ears.score(spoken, "\u65e5\u672c\u8a9e")
@@ -86,14 +98,16 @@ def test_the_prompts_language_decides_what_is_counted(
 
 
 def test_rate_falls_as_the_ratio_to_the_bound() -> None:
-    score = SpeakingRate(RateReward(slowest=10, fastest=20))
+    score = RateRewardFunction(RateReward(slowest=10, fastest=20))
     seconds = {2.0: 1.0, 1.0: 1.0, 4.0: 0.5, 0.5: 0.5}  # 20 characters
-    clips = [Spoken("x" * 20, np.ones(int(s * RATE), np.float32), RATE, True) for s in seconds]
+    clips = [
+        DecodedCompletion("x" * 20, np.ones(int(s * RATE), np.float32), RATE, True) for s in seconds
+    ]
     assert values(score(clips)) == pytest.approx(list(seconds.values()))
 
 
 @pytest.fixture(scope="module")
-def synthesizer(speaking: Speaking, sentences: list[Spoken]) -> Synthesizer:
+def synthesizer(speaking: Speaking, sentences: list[DecodedCompletion]) -> Synthesizer:
     """A serving model with a codec that has learned to speak, and a real voice."""
     opened = Synthesizer.open(speaking.serving.path)
     opened.codec = Codec.load(VENDORED_CODEC)  # an untrained codec's voice is no voice
@@ -103,13 +117,13 @@ def synthesizer(speaking: Speaking, sentences: list[Spoken]) -> Synthesizer:
 
 
 @pytest.fixture(scope="module")
-def panel(synthesizer: Synthesizer) -> Panel:
-    judges = ThreadJudges(ALL, threads=2)
-    return Panel(ALL, judges, prompt_waves(synthesizer), "harmonic")
+def panel(synthesizer: Synthesizer) -> RewardExecutor:
+    judges = ThreadRunner(ALL, threads=2)
+    return RewardExecutor(ALL, judges, prompt_waves(synthesizer), "harmonic")
 
 
 def test_all_rewards_are_between_0_and_1_and_zero_for_the_unusable(
-    panel: Panel, sentences: list[Spoken]
+    panel: RewardExecutor, sentences: list[DecodedCompletion]
 ) -> None:
     unending = changed(sentences[0], ended=False)
     click = SILENCE.copy()
@@ -126,14 +140,18 @@ def test_all_rewards_are_between_0_and_1_and_zero_for_the_unusable(
         assert verdict.wer == EMPTY_WER
 
 
-def test_a_voice_is_likest_to_itself(panel: Panel, sentences: list[Spoken]) -> None:
+def test_a_voice_is_likest_to_itself(
+    panel: RewardExecutor, sentences: list[DecodedCompletion]
+) -> None:
     itself, lower = panel.judge(
         [sentences[1], changed(sentences[1], rate=RATE * 3 // 4)]  # a deeper voice
     )
     assert itself.rewards["similarity"] > lower.rewards["similarity"] + 0.05
 
 
-def test_scores_depend_on_neither_order_nor_mates(panel: Panel, sentences: list[Spoken]) -> None:
+def test_scores_depend_on_neither_order_nor_mates(
+    panel: RewardExecutor, sentences: list[DecodedCompletion]
+) -> None:
     order = np.random.default_rng(0).permutation(len(sentences))
     together, shuffled = panel.judge(sentences), panel.judge([sentences[i] for i in order])
     alone = panel.judge(sentences[2:3])[0]
@@ -160,7 +178,9 @@ def test_a_reward_of_weight_0_changes_no_combination(combine: Combine) -> None:
         assert watched == alone > 0
 
 
-def test_the_alarm_of_hacking_hears_a_reward_of_weight_0(sentences: list[Spoken]) -> None:
+def test_the_alarm_of_hacking_hears_a_reward_of_weight_0(
+    sentences: list[DecodedCompletion],
+) -> None:
     """What is understood better and sounds worse: real speech, then its true words in noise."""
     rewards = (WerReward(), DnsmosReward(weight=0))
     random = np.random.default_rng(0)
@@ -169,7 +189,7 @@ def test_the_alarm_of_hacking_hears_a_reward_of_weight_0(sentences: list[Spoken]
         changed(one, wave=one.wave + random.normal(0, 0.01, len(one.wave)).astype(np.float32))
         for one in sentences[:3]
     ]
-    with closing(Panel(rewards, ThreadJudges(rewards, threads=1))) as panel:
+    with closing(RewardExecutor(rewards, ThreadRunner(rewards, threads=1))) as panel:
         steps = [(spoken, panel.judge(spoken)) for spoken in (misread, noisy)]
     for _, verdicts in steps:
         assert all(verdict.total == verdict.rewards["wer"] for verdict in verdicts)
@@ -181,17 +201,17 @@ def test_the_alarm_of_hacking_hears_a_reward_of_weight_0(sentences: list[Spoken]
     assert [alarm.name for alarm in raised] == ["hacking_dnsmos"]
 
 
-def rollout(spoken: Spoken, verdict: Verdict) -> Rollout:
+def rollout(spoken: DecodedCompletion, verdict: RewardResult) -> Rollout:
     codes = np.arange(50)
     completion = Completion(codes, True, codes, np.zeros(50, np.float32))
     return Rollout(Request(codes, seed=0), completion, spoken, verdict)
 
 
-def open_panel(synthesizer: Synthesizer, *rewards: RewardConfig) -> Panel:
-    return Panel(rewards, ThreadJudges(rewards, threads=1), prompt_waves(synthesizer))
+def open_panel(synthesizer: Synthesizer, *rewards: RewardConfig) -> RewardExecutor:
+    return RewardExecutor(rewards, ThreadRunner(rewards, threads=1), prompt_waves(synthesizer))
 
 
-def test_similarity_needs_a_voice(speaking: Speaking, sentences: list[Spoken]) -> None:
+def test_similarity_needs_a_voice(speaking: Speaking, sentences: list[DecodedCompletion]) -> None:
     synthesizer = Synthesizer.open(speaking.serving.path)
     synthesizer.card = synthesizer.card.model_copy(update={"voices": {}})
     with pytest.raises(ValueError, match=r"set serving\.voices"):

@@ -23,7 +23,7 @@ from tts_assets.core.artifacts import (
 )
 from tts_assets.serving.config import ServingConfig
 from tts_assets.serving.convert import ConversionError, convert, pick_voices
-from tts_assets.serving.synthesis import Line, SynthesisError, Synthesizer, read_card
+from tts_assets.serving.synthesis import SynthesisError, SynthesisLine, Synthesizer, read_card
 from tts_assets.serving.verify import TOLERANCE, compare_transformers, compare_vllm
 
 TEXTS = ("one two three four", "You entered an invalid number.")
@@ -93,7 +93,7 @@ def test_a_decoder_speaks_where_there_is_one(
     assert facts.sample_rate == 24_000
     synthesizer = Synthesizer.open(target)
     assert (synthesizer.sample_rate, synthesizer.codec.hop_length) == (24_000, 480)
-    speech = synthesizer.say([Line("one two", seed=1)])[0]
+    speech = synthesizer.say([SynthesisLine("one two", seed=1)])[0]
     assert len(speech.wave) == 480 * len(speech.codes)
     assert decoder.content[:12] in (target / "README.md").read_text()
     stranger = publish_decoder(store, publish_codec(store, seed=1))

@@ -11,7 +11,7 @@ from tts_assets.codec.model import Codec
 from tts_assets.core.audio import Clip
 from tts_assets.serving.pieces import fault
 from tts_assets.serving.streaming import FIRST, LOOKAHEAD, StreamDecoder
-from tts_assets.serving.synthesis import Line, Synthesizer
+from tts_assets.serving.synthesis import SynthesisLine, Synthesizer
 from tts_assets.speechlm.config import BaseModel, SamplingConfig, VocabularyConfig
 from tts_assets.speechlm.generate import Completion, Request
 from tts_assets.speechlm.model import build
@@ -88,7 +88,7 @@ def test_a_fault_is_drawn_again_once_with_another_seed(
 ) -> None:
     looped = np.tile(sentence[60:85], 6)
     scripted.engine = engine = Scripted(looped, sentence)  # type: ignore[assignment]
-    speech = scripted.say([Line("hello", seed=4)], retries=1)[0]
+    speech = scripted.say([SynthesisLine("hello", seed=4)], retries=1)[0]
     assert speech.fault is None and np.array_equal(speech.codes, sentence)
     assert engine.seeds[0] == 4 and engine.seeds[1] != 4
 
@@ -96,7 +96,7 @@ def test_a_fault_is_drawn_again_once_with_another_seed(
 def test_a_fault_that_stays_is_told(scripted: Synthesizer, sentence: np.ndarray) -> None:
     looped = np.tile(sentence[60:85], 6)
     scripted.engine = Scripted(looped, looped)  # type: ignore[assignment]
-    assert scripted.say([Line("hello")], retries=1)[0].fault == "repeating"
+    assert scripted.say([SynthesisLine("hello")], retries=1)[0].fault == "repeating"
 
 
 def test_streamed_audio_is_the_whole_decodes(trained: Codec, sentence: np.ndarray) -> None:
@@ -126,7 +126,7 @@ def test_a_loop_that_is_streamed_ends_at_the_next_chunk(
     looped = np.concatenate([sentence[:60], np.tile(sentence[60:85], 20)])
     scripted.engine = engine = Scripted(looped, vocabulary=scripted.prompts.vocabulary)  # type: ignore[assignment]
     faults: list[str] = []
-    heard = np.concatenate(list(scripted.stream(Line("hello"), None, 1, faults.append)))
+    heard = np.concatenate(list(scripted.stream(SynthesisLine("hello"), None, 1, faults.append)))
     assert len(heard) == 112 * 320
     assert engine.drawn == 249 < len(looped)
     assert faults == ["repeating"]
@@ -138,7 +138,7 @@ def test_a_short_loop_is_cut_where_it_begins_again(
     looped = np.concatenate([sentence[:130], np.tile(sentence[60:80], 5)])
     assert looped[129] != looped[149]
     scripted.engine = Scripted(looped, vocabulary=scripted.prompts.vocabulary)  # type: ignore[assignment]
-    assert sum(map(len, scripted.stream(Line("hello")))) == 150 * 320
+    assert sum(map(len, scripted.stream(SynthesisLine("hello")))) == 150 * 320
 
 
 def test_silence_that_is_streamed_is_drawn_again(
@@ -148,14 +148,16 @@ def test_silence_that_is_streamed_is_drawn_again(
     vocabulary = scripted.prompts.vocabulary
     scripted.engine = engine = Scripted(silence, sentence, vocabulary=vocabulary)  # type: ignore[assignment]
     faults: list[str] = []
-    heard = np.concatenate(list(scripted.stream(Line("hello", seed=4), None, 1, faults.append)))
+    heard = np.concatenate(
+        list(scripted.stream(SynthesisLine("hello", seed=4), None, 1, faults.append))
+    )
     assert len(heard) == len(sentence) * 320
     assert faults == ["silent"]
     assert engine.seeds[0] == 4 and engine.seeds[1] != 4
 
 
 def test_streaming_ids_are_those_of_the_whole(synthesizer: Synthesizer) -> None:
-    line = Line("one two", seed=8)
+    line = SynthesisLine("one two", seed=8)
     waves = list(synthesizer.stream(line))
     speech = synthesizer.say([line])[0]
     assert len(waves) >= 3
@@ -167,23 +169,23 @@ def test_streaming_ids_are_those_of_the_whole(synthesizer: Synthesizer) -> None:
 def test_a_long_text_is_spoken_in_pieces(synthesizer: Synthesizer) -> None:
     sampling = synthesizer.card.sampling
     text = "One two three four. Five six seven. Eight nine ten."
-    parts = synthesizer.parts(Line(text, seed=1), sampling)
+    parts = synthesizer.parts(SynthesisLine(text, seed=1), sampling)
     assert len(parts) == 3
     assert len({part.request.seed for part in parts}) == 3 and parts[0].request.seed == 1
-    speech = synthesizer.say([Line(text, seed=1)])[0]
+    speech = synthesizer.say([SynthesisLine(text, seed=1)])[0]
     assert len(speech.wave) > 320 * len(speech.codes)
 
 
 def test_a_tag_that_the_model_does_not_know_is_refused(synthesizer: Synthesizer) -> None:
     with pytest.raises(ValueError, match="does not know <laugh>"):
-        synthesizer.say([Line("<laugh> one")])
+        synthesizer.say([SynthesisLine("<laugh> one")])
 
 
 def test_frequent_tokens_are_drawn_less(synthesizer: Synthesizer) -> None:
     sampling = synthesizer.card.sampling.model_copy(
         update={"temperature": 0.0, "repetition_penalty": 1.0}
     )
-    plain = synthesizer.say([Line("one")], sampling)[0].codes
+    plain = synthesizer.say([SynthesisLine("one")], sampling)[0].codes
     varied = sampling.model_copy(update={"frequency_penalty": 2.0})
-    penalized = synthesizer.say([Line("one")], varied)[0].codes
+    penalized = synthesizer.say([SynthesisLine("one")], varied)[0].codes
     assert len(set(penalized.tolist())) > len(set(plain.tolist()))

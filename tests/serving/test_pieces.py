@@ -3,7 +3,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tts_assets.serving.pieces import CROSSFADE_SECONDS, Joiner, Piece, split, spoken_length
+from tts_assets.serving.pieces import (
+    CROSSFADE_SECONDS,
+    Piece,
+    PieceConcatenator,
+    split,
+    spoken_length,
+)
 
 TEXT = (
     "The number you have dialed is not in service. Please check the number, Dr. Smith, and dial "
@@ -57,7 +63,7 @@ def tone(samples: int, level: float = 0.5) -> np.ndarray:
 
 
 def joined(pieces: list[np.ndarray], pause: float, chunk: int) -> np.ndarray:
-    joiner = Joiner(16_000)
+    joiner = PieceConcatenator(16_000)
     out = []
     for piece in pieces:
         out += [joiner.push(piece[i : i + chunk]) for i in range(0, len(piece), chunk)]

@@ -16,24 +16,32 @@ from tts_assets.corpora.config import Consent, TextConfig
 from tts_assets.serving import server, synthesize
 from tts_assets.serving.api import ApiError, SpeechRequest, check_request
 from tts_assets.serving.config import ServerConfig, Voice
-from tts_assets.serving.synthesis import Line, SynthesisError, Synthesizer, decode, read_card
+from tts_assets.serving.synthesis import (
+    SynthesisError,
+    SynthesisLine,
+    Synthesizer,
+    decode,
+    read_card,
+)
 from tts_assets.serving.vllm_engine import room_arguments
 
 
 def test_same_seed_same_samples_alone_and_among_others(synthesizer: Synthesizer) -> None:
-    alone = synthesizer.say([Line("one two three", seed=9)])[0]
-    among = synthesizer.say([Line("goodbye", seed=1), Line("one two three", seed=9)])[1]
+    alone = synthesizer.say([SynthesisLine("one two three", seed=9)])[0]
+    among = synthesizer.say(
+        [SynthesisLine("goodbye", seed=1), SynthesisLine("one two three", seed=9)]
+    )[1]
     assert np.array_equal(alone.codes, among.codes)
     assert alone.wave.tobytes() == among.wave.tobytes()
 
 
 def test_another_seed_gives_other_codes(synthesizer: Synthesizer) -> None:
-    first, second = synthesizer.say([Line("one", seed=1), Line("one", seed=2)])
+    first, second = synthesizer.say([SynthesisLine("one", seed=1), SynthesisLine("one", seed=2)])
     assert not np.array_equal(first.codes, second.codes)
 
 
 def test_one_hop_a_code(synthesizer: Synthesizer) -> None:
-    speech = synthesizer.say([Line("one")])[0]
+    speech = synthesizer.say([SynthesisLine("one")])[0]
     assert speech.wave.dtype == np.float32
     assert len(speech.wave) == len(speech.codes) * synthesizer.codec.hop_length
 
@@ -57,32 +65,34 @@ def test_no_codes_give_no_samples(synthesizer: Synthesizer) -> None:
 
 def test_voice_prompt_is_in_the_prompt(synthesizer: Synthesizer) -> None:
     name, voice = next(iter(synthesizer.card.voices.items()))
-    request = synthesizer.request(Line("one", synthesizer.voice(name)), seed=0)
+    request = synthesizer.request(SynthesisLine("one", synthesizer.voice(name)), seed=0)
     assert tuple(synthesizer.prompts.vocabulary.codes(request.prompt)) == voice.codes
     assert voice.text in synthesizer.prompts.tokenizer.decode(request.prompt)
 
 
 def test_a_description_is_in_the_prompt(synthesizer: Synthesizer) -> None:
-    request = synthesizer.request(Line("one", description="Emotion: happy."), seed=0)
+    request = synthesizer.request(SynthesisLine("one", description="Emotion: happy."), seed=0)
     trained = synthesizer.prompts.training("one", [7], "Emotion: happy.")
     assert request.prompt.tolist() == trained[:-2].tolist()
 
 
 def test_text_is_normalized_as_in_training(synthesizer: Synthesizer) -> None:
-    figures = synthesizer.request(Line("Press 1"), seed=0)
-    words = synthesizer.request(Line("Press one"), seed=0)
+    figures = synthesizer.request(SynthesisLine("Press 1"), seed=0)
+    words = synthesizer.request(SynthesisLine("Press one"), seed=0)
     assert np.array_equal(figures.prompt, words.prompt)
 
 
 def test_a_model_of_texts_as_they_were_written_gets_them_so(synthesizer: Synthesizer) -> None:
     card = synthesizer.card.model_copy(update={"text": TextConfig(normalizer="none")})
     plain = Synthesizer(card, synthesizer.engine, synthesizer.prompts, synthesizer.codec)
-    assert "Press 1" in plain.prompts.tokenizer.decode(plain.request(Line("Press 1"), 0).prompt)
+    assert "Press 1" in plain.prompts.tokenizer.decode(
+        plain.request(SynthesisLine("Press 1"), 0).prompt
+    )
 
 
 def test_text_without_words_is_refused(synthesizer: Synthesizer) -> None:
     with pytest.raises(SynthesisError, match="nothing to say"):
-        synthesizer.say([Line("?!")])
+        synthesizer.say([SynthesisLine("?!")])
 
 
 def test_unknown_voice_names_the_known(synthesizer: Synthesizer) -> None:
@@ -173,17 +183,17 @@ def copy_with_consent(speaking: Speaking, folder: Path, until: date) -> Path:
 def test_a_long_voice_prompt_leaves_fewer_tokens_to_the_speech(synthesizer: Synthesizer) -> None:
     """Of 1024 positions: without the prompt 60 are drawn, as the model's sampling says."""
     voice = Voice(text="one", codes=(7,) * 960)
-    line = Line("two", voice)
+    line = SynthesisLine("two", voice)
     room = 1024 - len(synthesizer.request(line, 0).prompt)
     assert 10 <= room < 60
-    alone, among = synthesizer.say([line])[0], synthesizer.say([Line("one"), line])[1]
+    alone, among = synthesizer.say([line])[0], synthesizer.say([SynthesisLine("one"), line])[1]
     assert 10 <= len(alone.codes) <= room
     assert np.array_equal(alone.codes, among.codes)
     assert sum(map(len, synthesizer.stream(line))) == len(alone.wave)
 
 
 def test_a_voice_prompt_that_fills_the_context_is_refused(synthesizer: Synthesizer) -> None:
-    line = Line("two", Voice(text="one", codes=(7,) * 1020))
+    line = SynthesisLine("two", Voice(text="one", codes=(7,) * 1020))
     with pytest.raises(SynthesisError, match="1024 positions: use a shorter voice prompt or desc"):
         synthesizer.say([line])
     with pytest.raises(SynthesisError, match="1024 positions: use a shorter voice prompt or desc"):

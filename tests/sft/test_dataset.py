@@ -11,7 +11,13 @@ import pytest
 from tests.sft.conftest import recipe_values
 from tts_assets.arrays.arrays import ArrayError, CodeTable
 from tts_assets.sft.config import SftRecipe
-from tts_assets.sft.dataset import DataError, Pool, Sample, SampleStream, plan_epoch
+from tts_assets.sft.dataset import (
+    DataError,
+    SampleStream,
+    TrainingSample,
+    UtteranceDataset,
+    plan_epoch,
+)
 from tts_assets.sft.packing import ROW_MULTIPLE, first_fit, pack, split_over
 from tts_assets.speechlm.prompts import PromptFormat
 from tts_assets.speechlm.tokenizer import tokenizer_digest
@@ -25,12 +31,12 @@ def recipe(**changes: object) -> SftRecipe:
 
 
 @pytest.fixture(scope="module")
-def pool(arrays: Path, prompts: PromptFormat) -> Pool:
-    return Pool({"asterisk": arrays}, "train", prompts, 800)
+def pool(arrays: Path, prompts: PromptFormat) -> UtteranceDataset:
+    return UtteranceDataset({"asterisk": arrays}, "train", prompts, 800)
 
 
 def test_a_sample_is_the_training_prompt_of_its_utterances(
-    pool: Pool, prompts: PromptFormat, arrays: Path
+    pool: UtteranceDataset, prompts: PromptFormat, arrays: Path
 ) -> None:
     data = CodeTable.of_split(arrays, "train")
     texts = [sample["transcript"] for sample in data.samples]
@@ -38,7 +44,7 @@ def test_a_sample_is_the_training_prompt_of_its_utterances(
         whole = prompts.training(
             " ".join(texts[u] for u in utterances), np.concatenate([data[u] for u in utterances])
         )
-        encoded = pool.encode(Sample(utterances, 0, 0))
+        encoded = pool.encode(TrainingSample(utterances, 0, 0))
         assert np.array_equal(np.append(encoded.inputs, encoded.targets[-1]), whole)
         assert np.array_equal(encoded.targets[:-1], encoded.inputs[1:])
         assert encoded.targets[encoded.first] == prompts.vocabulary.speech_start
@@ -46,13 +52,13 @@ def test_a_sample_is_the_training_prompt_of_its_utterances(
 
 
 def test_texts_tokenized_before_make_the_same_samples(
-    arrays: Path, prompts: PromptFormat, pool: Pool, tmp_path: Path
+    arrays: Path, prompts: PromptFormat, pool: UtteranceDataset, tmp_path: Path
 ) -> None:
     folder = tmp_path / tokenizer_digest(prompts.tokenizer)
     folder.mkdir()
     write_text_ids(CodeTable.of_split(arrays, "train"), prompts, folder, "train")
     corpora = {"asterisk": arrays}
-    again = Pool(corpora, "train", prompts, 800, {"asterisk": tmp_path})
+    again = UtteranceDataset(corpora, "train", prompts, 800, {"asterisk": tmp_path})
     assert isinstance(again.texts[0].text.ids.base, np.memmap)
     streams = [SampleStream(p, recipe(), RATE) for p in (pool, again)]
     for _ in range(10):
@@ -63,14 +69,14 @@ def test_texts_tokenized_before_make_the_same_samples(
             assert np.array_equal(one.inputs, other.inputs)
             assert np.array_equal(one.targets, other.targets)
     folder.rename(tmp_path / "of another tokenizer")
-    without = Pool(corpora, "train", prompts, 800, {"asterisk": tmp_path})
+    without = UtteranceDataset(corpora, "train", prompts, 800, {"asterisk": tmp_path})
     assert np.array_equal(without.alone, pool.alone)
 
 
-def test_dropout_hides_input_codes_only(pool: Pool, prompts: PromptFormat) -> None:
+def test_dropout_hides_input_codes_only(pool: UtteranceDataset, prompts: PromptFormat) -> None:
     shares = []
     for number in range(40):
-        sample = Sample((0, 1), 2, number)
+        sample = TrainingSample((0, 1), 2, number)
         clean, hidden = pool.encode(sample), pool.encode(sample, code_dropout=0.8, seed=1)
         assert np.array_equal(clean.targets, hidden.targets)
         start = clean.first + 2  # the first code
@@ -83,7 +89,7 @@ def test_dropout_hides_input_codes_only(pool: Pool, prompts: PromptFormat) -> No
     assert min(shares) < 0.1 and 0.7 < max(shares) < 0.9 and 0.3 < np.mean(shares) < 0.5
 
 
-def test_an_epoch_holds_every_utterance_once_in_new_company(pool: Pool) -> None:
+def test_an_epoch_holds_every_utterance_once_in_new_company(pool: UtteranceDataset) -> None:
     plain = recipe(concatenate={"max_utterances": 4, "max_seconds": 10.0})
     epochs = [plan_epoch(pool, plain, RATE, epoch) for epoch in range(2)]
     for samples in epochs:
@@ -97,7 +103,7 @@ def test_an_epoch_holds_every_utterance_once_in_new_company(pool: Pool) -> None:
     assert not groups[0] & groups[1]
 
 
-def test_short_groups_are_the_share_asked_for(pool: Pool) -> None:
+def test_short_groups_are_the_share_asked_for(pool: UtteranceDataset) -> None:
     config = {"max_utterances": 1, "short_share": 0.5, "short_seconds": 1.5, "max_short": 5}
     samples = plan_epoch(pool, recipe(concatenate=config), RATE, 0)
     joined = [sample for sample in samples if len(sample.items) > 1]
@@ -106,7 +112,7 @@ def test_short_groups_are_the_share_asked_for(pool: Pool) -> None:
     assert max(pool.code_counts[list(s.items)].max() for s in joined) <= 1.5 * RATE
 
 
-def test_words_repeat_as_often_as_asked_for(pool: Pool) -> None:
+def test_words_repeat_as_often_as_asked_for(pool: UtteranceDataset) -> None:
     config = {"short_share": 0.9, "short_seconds": 1.5, "max_short": 6, "repeat_share": 0.5}
     samples = plan_epoch(pool, recipe(concatenate={"max_utterances": 1, **config}), RATE, 0)
     joined = [sample.items for sample in samples if len(sample.items) > 2]
@@ -114,7 +120,7 @@ def test_words_repeat_as_often_as_asked_for(pool: Pool) -> None:
     assert 0.4 < sum(repeated) / sum(len(group) - 1 for group in joined) < 0.7
 
 
-def test_groups_grow_over_the_first_epochs(pool: Pool) -> None:
+def test_groups_grow_over_the_first_epochs(pool: UtteranceDataset) -> None:
     config = {"max_utterances": 3, "short_share": 0.5, "max_short": 5, "grow_epochs": 4}
     sizes = []
     for epoch in range(6):
@@ -133,14 +139,14 @@ def test_voices_do_not_mix(arrays: Path, prompts: PromptFormat, tmp_path: Path) 
         sample["emotion"] = ("", "", "sad")[number % 3]
     text = "".join(json.dumps(sample) + "\n" for sample in samples)
     (folder / "train_samples.jsonl").write_text(text)
-    pool = Pool({"a": folder, "b": arrays}, "train", prompts, 800)
+    pool = UtteranceDataset({"a": folder, "b": arrays}, "train", prompts, 800)
     plan = plan_epoch(pool, recipe(corpora={"a": 1, "b": 1}), RATE, 0)
     assert len(set(pool.voice_of)) == 5
     assert all(len({pool.voice_of[u] for u in sample.items}) == 1 for sample in plan)
 
 
 def test_weights_are_epochs(arrays: Path, prompts: PromptFormat) -> None:
-    pool = Pool({"a": arrays, "b": arrays}, "train", prompts, 800)
+    pool = UtteranceDataset({"a": arrays, "b": arrays}, "train", prompts, 800)
     half = len(pool) // 2
     mixture = recipe(corpora={"a": 2.5, "b": 0.5}, concatenate=None)
     drawn = []
@@ -158,7 +164,7 @@ def test_a_share_of_earlier_data_is_another_one_each_epoch(
     arrays: Path, prompts: PromptFormat, weight: float
 ) -> None:
     """As continued training keeps it against forgetting; 0.013 are 0.7 utterances an epoch."""
-    pool = Pool({"new": arrays, "old": arrays}, "train", prompts, 800)
+    pool = UtteranceDataset({"new": arrays, "old": arrays}, "train", prompts, 800)
     old = len(pool) // 2
     config = recipe(corpora={"new": 1.0, "old": weight}, concatenate=None)
     epochs = 600
@@ -178,7 +184,7 @@ def test_a_share_of_earlier_data_is_another_one_each_epoch(
 
 
 def test_short_groups_keep_the_weights(arrays: Path, prompts: PromptFormat) -> None:
-    pool = Pool({"new": arrays, "old": arrays}, "train", prompts, 800)
+    pool = UtteranceDataset({"new": arrays, "old": arrays}, "train", prompts, 800)
     short = {"max_utterances": 1, "short_share": 0.8, "max_short": 1}
     config = recipe(corpora={"new": 1.0, "old": 0.25}, concatenate=short)
     groups = [s.items[0] for e in range(40) for s in plan_epoch(pool, config, RATE, e)]
@@ -186,7 +192,7 @@ def test_short_groups_keep_the_weights(arrays: Path, prompts: PromptFormat) -> N
     assert old == pytest.approx(0.2, abs=0.03)
 
 
-def test_a_stream_goes_on_where_its_state_says(pool: Pool) -> None:
+def test_a_stream_goes_on_where_its_state_says(pool: UtteranceDataset) -> None:
     settings = recipe()
     stream = SampleStream(pool, settings, RATE)
     batches = []
@@ -203,15 +209,15 @@ def test_a_stream_goes_on_where_its_state_says(pool: Pool) -> None:
 
 
 def test_utterances_that_do_not_fit_are_dropped_whole_and_named(
-    arrays: Path, prompts: PromptFormat, pool: Pool
+    arrays: Path, prompts: PromptFormat, pool: UtteranceDataset
 ) -> None:
     assert pool.dropped == []
-    small = Pool({"asterisk": arrays}, "train", prompts, 200)
+    small = UtteranceDataset({"asterisk": arrays}, "train", prompts, 200)
     assert len(small) + len(small.dropped) == len(pool)
     assert all(int(item.detail.split()[0]) > 200 for item in small.dropped)
     assert max(small.length((u,)) for u in range(len(small))) <= 200
     with pytest.raises(DataError, match=r"see set_aside\.jsonl"):
-        SampleStream(Pool({"a": arrays}, "train", prompts, 9), recipe(), RATE)
+        SampleStream(UtteranceDataset({"a": arrays}, "train", prompts, 9), recipe(), RATE)
 
 
 def test_arrays_that_disagree_are_refused(
@@ -222,11 +228,11 @@ def test_arrays_that_disagree_are_refused(
     lines = (folder / "train_samples.jsonl").read_text().splitlines(keepends=True)
     (folder / "train_samples.jsonl").write_text("".join(lines[:-1]))
     with pytest.raises(ArrayError, match="has 55 samples, but its index 56"):
-        Pool({"a": folder}, "train", prompts, 800)
+        UtteranceDataset({"a": folder}, "train", prompts, 800)
 
 
-def test_a_row_ends_in_padding_that_predicts_nothing(pool: Pool) -> None:
-    samples = [pool.encode(Sample((u,), 0, u)) for u in range(5)]
+def test_a_row_ends_in_padding_that_predicts_nothing(pool: UtteranceDataset) -> None:
+    samples = [pool.encode(TrainingSample((u,), 0, u)) for u in range(5)]
     row = pack(samples)
     assert row.tokens == sum(len(sample.inputs) for sample in samples)
     length = row.input_ids.shape[1]

@@ -10,18 +10,18 @@ import torch
 
 from tests.sft.conftest import program
 from tts_assets.core.program import Run, read_metrics
-from tts_assets.sft.dataset import Sample
-from tts_assets.sft.train import Trainer
+from tts_assets.sft.dataset import TrainingSample
+from tts_assets.sft.train import SftTrainer
 
 
 @torch.no_grad()
-def plain(trainer: Trainer) -> dict[str, float]:
+def plain(trainer: SftTrainer) -> dict[str, float]:
     """Each validation utterance alone through transformers, counted one position at a time."""
     lm, pool = trainer.lm, trainer.val_pool
     lm.model.set_attn_implementation("sdpa")
     found, broken, closed, entropy, codes = 0, 0, 0, 0.0, 0
     for utterance in range(len(pool)):
-        encoded = pool.encode(Sample((utterance,), 0, 0))
+        encoded = pool.encode(TrainingSample((utterance,), 0, 0))
         logits = lm.model(torch.from_numpy(encoded.inputs)[None]).logits[0].float()
         for place, target in enumerate(encoded.targets):
             if place <= encoded.first:  # the text, and <|speech_start|>
@@ -46,7 +46,7 @@ def plain(trainer: Trainer) -> dict[str, float]:
 @pytest.mark.parametrize("breaks_off", [False, True])
 def test_what_the_model_says(arrays: Path, tmp_path: Path, breaks_off: bool) -> None:
     with Run(tmp_path) as run:
-        trainer = Trainer(run, program(tmp_path, arrays, optimizer={"lr": 5e-3}))
+        trainer = SftTrainer(run, program(tmp_path, arrays, optimizer={"lr": 5e-3}))
         for step in range(6):
             trainer.train_step(step)
         if breaks_off:  # where it would say the commonest code, it says the end
@@ -65,7 +65,7 @@ def test_what_the_model_says(arrays: Path, tmp_path: Path, breaks_off: bool) -> 
 
 def test_how_the_weights_move(arrays: Path, tmp_path: Path) -> None:
     with Run(tmp_path) as run:
-        trainer = Trainer(run, program(tmp_path, arrays, steps=2, eval_every=2))
+        trainer = SftTrainer(run, program(tmp_path, arrays, steps=2, eval_every=2))
 
         def flat() -> torch.Tensor:
             named = trainer.lm.model.named_parameters()

@@ -17,7 +17,7 @@ from tts_assets.codec.xcodec2 import build
 from tts_assets.core.config import ConfigError
 from tts_assets.core.program import Run
 from tts_assets.sft.config import SftProgram
-from tts_assets.sft.train import Trainer
+from tts_assets.sft.train import SftTrainer
 
 
 def listening(run_dir: Path, arrays: Path, codec: Path, **changes: Any) -> SftProgram:
@@ -73,7 +73,7 @@ def test_a_resumed_run_sounds_the_same(
     """It stops after it has spoken at step 4, is set back to step 3, and speaks there again."""
     config = listening(tmp_path, arrays, codec, save_every=3)
     with Run(tmp_path) as run:
-        trainer = Trainer(run, config)
+        trainer = SftTrainer(run, config)
         for step in range(4):
             trainer.train_step(step)
             if step == 2:
@@ -119,7 +119,7 @@ def test_an_adapted_model_speaks_as_the_published_one(
         listen=1,
     )
     with Run(tmp_path / "plain") as run:
-        trainer = Trainer(run, published)
+        trainer = SftTrainer(run, published)
         trainer.listening.speak(trainer.strategy, heard["step"])
     folders = [tmp_path / name / "result" / "listening" for name in ("adapted", "plain")]
     first, second = (soundfile.read(folder / heard["audio"])[0] for folder in folders)

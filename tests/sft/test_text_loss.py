@@ -12,28 +12,28 @@ from torch import Tensor
 from tests.sft.conftest import CODEBOOK, program
 from tests.sft.test_train import train
 from tts_assets.core.program import Run, read_metrics
-from tts_assets.sft.dataset import Sample
+from tts_assets.sft.dataset import TrainingSample
 from tts_assets.sft.packing import pack
-from tts_assets.sft.train import Trainer
+from tts_assets.sft.train import SftTrainer
 
 WEIGHT = 0.3
 ROWS = {"micro_tokens": 800, "batch_tokens": 2600}  # several rows a step
 
 
 @pytest.fixture
-def trainer(arrays: Path, tmp_path: Path) -> Trainer:
+def trainer(arrays: Path, tmp_path: Path) -> SftTrainer:
     config = program(tmp_path / "run", arrays, text_loss_weight=WEIGHT, **ROWS)
     with Run(config.run_dir) as run:
-        return Trainer(run, config)
+        return SftTrainer(run, config)
 
 
-def text_of(targets: Tensor, trainer: Trainer) -> str:
+def text_of(targets: Tensor, trainer: SftTrainer) -> str:
     return trainer.lm.tokenizer.decode(targets)
 
 
-def test_text_targets_are_the_text_and_its_end(trainer: Trainer) -> None:
+def test_text_targets_are_the_text_and_its_end(trainer: SftTrainer) -> None:
     pool = trainer.train_pool
-    samples = [pool.encode(Sample(utterances, 0, 0)) for utterances in [(0,), (3, 1, 2)]]
+    samples = [pool.encode(TrainingSample(utterances, 0, 0)) for utterances in [(0,), (3, 1, 2)]]
     row = pack(samples, [1, 0], text=True)
     texts = [pool.transcript(0), " ".join(pool.transcript(u) for u in (3, 1, 2))]
     expected = "".join(f"{text}<|text_prompt_end|>" for text in texts)
@@ -49,7 +49,7 @@ def test_text_targets_are_the_text_and_its_end(trainer: Trainer) -> None:
     assert row.sources[spoken:].tolist() == [1] * first_text + [0] * (row.text_targets - first_text)
 
 
-def test_loss_and_gradient_are_those_of_the_formula(trainer: Trainer) -> None:
+def test_loss_and_gradient_are_those_of_the_formula(trainer: SftTrainer) -> None:
     """Means over the whole batch, though it comes in several rows."""
     batch = trainer.stream.batch()
     rows = list(trainer.share.rows(trainer.train_pool, batch))

@@ -17,8 +17,8 @@ from tts_assets.core.config import ConfigError
 from tts_assets.core.program import read_metrics
 from tts_assets.core.split import ValidationSplit
 from tts_assets.sft.config import SftProgram, SftRecipe
-from tts_assets.sft.dataset import Sample, SampleStream, plan_epoch
-from tts_assets.sft.mixture import Mixture, open_pool
+from tts_assets.sft.dataset import SampleStream, TrainingSample, plan_epoch
+from tts_assets.sft.mixture import MixtureDataset, open_dataset
 from tts_assets.sft.packing import pack
 from tts_assets.speechlm.prompts import PromptFormat
 from tts_assets.texts.source import write_texts
@@ -53,15 +53,15 @@ def program(run_dir: Path, arrays: Path, texts: Path, **changes: Any) -> SftProg
 @pytest.fixture(scope="module")
 def pool(
     arrays: Path, texts: Path, prompts: PromptFormat, tmp_path_factory: pytest.TempPathFactory
-) -> Mixture:
+) -> MixtureDataset:
     folder = tmp_path_factory.mktemp("run")
-    found = open_pool(program(folder, arrays, texts), prompts, "train")
-    assert isinstance(found, Mixture)
+    found = open_dataset(program(folder, arrays, texts), prompts, "train")
+    assert isinstance(found, MixtureDataset)
     return found
 
 
 def test_weights_are_epochs_beside_the_same_speech(
-    pool: Mixture, arrays: Path, prompts: PromptFormat
+    pool: MixtureDataset, arrays: Path, prompts: PromptFormat
 ) -> None:
     """Half of the texts, another half in every epoch; the speech is that without texts."""
     assert pool.sources == ["asterisk", "chat"]
@@ -79,11 +79,11 @@ def test_weights_are_epochs_beside_the_same_speech(
     assert len(seen) == len(texts) and min(seen.values()) > 8
 
 
-def test_answers_alone_are_targets(pool: Mixture, prompts: PromptFormat) -> None:
+def test_answers_alone_are_targets(pool: MixtureDataset, prompts: PromptFormat) -> None:
     end = prompts.tokenizer.eos_token
     first = len(pool.parts[0])
     for item in range(first, len(pool)):
-        encoded = pool.encode(Sample((item,), 0, 0), code_dropout=0.9)
+        encoded = pool.encode(TrainingSample((item,), 0, 0), code_dropout=0.9)
         assert len(encoded.inputs) == pool.length((item,)) - 1
         row = pack([encoded], [pool.source(item)])
         learnt = prompts.tokenizer.decode(row.targets)
@@ -97,12 +97,12 @@ def test_answers_alone_are_targets(pool: Mixture, prompts: PromptFormat) -> None
         pool.identity(len(pool))
 
 
-def test_what_is_too_long_is_told(pool: Mixture) -> None:
+def test_what_is_too_long_is_told(pool: MixtureDataset) -> None:
     assert [item.reason for item in pool.dropped] == ["longer than max_seq_len"]
     assert pool.dropped[0].what.startswith("chat: ")
 
 
-def test_speech_and_texts_share_rows_and_batches(pool: Mixture) -> None:
+def test_speech_and_texts_share_rows_and_batches(pool: MixtureDataset) -> None:
     recipe = SftRecipe.model_validate(recipe_values(texts={"chat": 2.0}))
     stream = SampleStream(pool, recipe, RATE)
     batches = [stream.batch() for _ in range(10)]
@@ -163,7 +163,7 @@ def test_texts_are_windows_in_pretraining(
     )
     values |= {"tokens": {"asterisk": str(streams)}, "texts": {"chat": str(texts)}}
     config = SftProgram.model_validate(values)
-    pool = open_pool(config, prompts, "train")
+    pool = open_dataset(config, prompts, "train")
     assert pool.sources == ["asterisk", "text", "chat"] and not pool.dropped
     items = [
         s.items[0] for epoch in range(30) for s in plan_epoch(pool, config.recipe, RATE, epoch)

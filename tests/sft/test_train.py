@@ -19,11 +19,11 @@ from tts_assets.core.artifacts import ArtifactStore, Build, Checkpoint, Checkpoi
 from tts_assets.core.program import STOPPED, Run, read_metrics, truncate_metrics
 from tts_assets.sft import dry_run
 from tts_assets.sft.assets import describe_checkpoint, describe_recipe
-from tts_assets.sft.checkpoint import CheckpointError, Progress
+from tts_assets.sft.checkpoint import CheckpointError, SftProgress
 from tts_assets.sft.config import SftProgram
-from tts_assets.sft.dataset import Sample
+from tts_assets.sft.dataset import TrainingSample
 from tts_assets.sft.packing import Packed, pack
-from tts_assets.sft.train import Trainer, main
+from tts_assets.sft.train import SftTrainer, main
 from tts_assets.speechlm.model import SpeechLM
 from tts_assets.training.checkpoint import saved, step_of
 
@@ -49,7 +49,7 @@ def weights(run_dir: Path) -> dict[str, torch.Tensor]:
 def stop_after(steps: int, config: SftProgram) -> None:
     """Train so many steps, and have it stopped, as by SIGTERM, in the next."""
     with Run(config.run_dir) as run:
-        trainer = Trainer(run, config)
+        trainer = SftTrainer(run, config)
         for step in range(steps):
             validates = (step + 1) % config.recipe.eval_every == 0
             if validates:
@@ -157,7 +157,7 @@ def test_a_killed_run_falls_back_on_its_last_checkpoint(
     """Steps after the checkpoint are done again; their metrics are not written twice."""
     config = whole_run.model_copy(update={"run_dir": tmp_path})
     with Run(tmp_path) as run:
-        trainer = Trainer(run, config)
+        trainer = SftTrainer(run, config)
         for step in range(5):
             trainer.train_step(step)
             if step == 2:
@@ -170,7 +170,7 @@ def test_a_killed_run_falls_back_on_its_last_checkpoint(
 
 def test_weights_without_a_validation_loss_are_no_best_ones(arrays: Path, tmp_path: Path) -> None:
     with Run(tmp_path) as run:
-        trainer = Trainer(run, program(tmp_path, arrays))
+        trainer = SftTrainer(run, program(tmp_path, arrays))
         trainer.train_step(0)
         with torch.no_grad():
             trainer.lm.model.get_output_embeddings().weight.fill_(float("nan"))
@@ -224,8 +224,8 @@ def test_sigterm_saves_and_asks_to_be_run_again(arrays: Path, tmp_path: Path) ->
 
 def test_packed_and_single_samples_have_equal_losses(arrays: Path, tmp_path: Path) -> None:
     with Run(tmp_path) as run:
-        trainer = Trainer(run, program(tmp_path, arrays))
-    samples = [Sample(u, 0, 0) for u in [(0,), (1, 2), (3,), (4, 5, 6)]]
+        trainer = SftTrainer(run, program(tmp_path, arrays))
+    samples = [TrainingSample(u, 0, 0) for u in [(0,), (1, 2), (3,), (4, 5, 6)]]
     encoded = [trainer.train_pool.encode(sample) for sample in samples]
     packed, each = trainer.strategy.evaluate(pack(encoded))
     alone = [float(trainer.strategy.evaluate(pack([sample]))[0]) for sample in encoded]
@@ -265,7 +265,7 @@ def test_the_best_weights_are_published(arrays: Path, tmp_path: Path) -> None:
     optimizer = {"lr": 0.003, "warmup_share": 0.0, "schedule": "constant"}
     config = program(tmp_path, arrays, optimizer=optimizer, export="best", steps=4, eval_every=2)
     with Run(tmp_path) as run:
-        trainer = Trainer(run, config)
+        trainer = SftTrainer(run, config)
         trainer.train_step(0)
         trainer.train_step(1)
         trainer.validate()
@@ -283,7 +283,7 @@ def test_the_best_weights_are_published(arrays: Path, tmp_path: Path) -> None:
 
 def test_a_loss_that_is_not_a_number_names_its_utterances(arrays: Path, tmp_path: Path) -> None:
     with Run(tmp_path) as run:
-        trainer = Trainer(run, program(tmp_path, arrays))
+        trainer = SftTrainer(run, program(tmp_path, arrays))
         with torch.no_grad():
             trainer.lm.model.get_input_embeddings().weight.fill_(float("nan"))
         with pytest.raises(FloatingPointError, match=r"step 1 is nan.*\.g722"):
@@ -292,7 +292,7 @@ def test_a_loss_that_is_not_a_number_names_its_utterances(arrays: Path, tmp_path
 
 def test_a_loss_that_explodes_stops_before_the_step(arrays: Path, tmp_path: Path) -> None:
     with Run(tmp_path) as run:
-        trainer = Trainer(run, program(tmp_path, arrays))
+        trainer = SftTrainer(run, program(tmp_path, arrays))
         with torch.no_grad():
             trainer.lm.model.get_input_embeddings().weight.mul_(1000)
         before = {name: p.clone() for name, p in trainer.lm.model.state_dict().items()}
@@ -318,7 +318,7 @@ def test_a_damaged_checkpoint_is_passed_over(
         kept = content[:-1000] if harm == "truncated" else content[:-1] + bytes([content[-1] ^ 1])
         tensors.write_bytes(kept)
     with Run(tmp_path) as run:
-        trainer = Trainer(run, config)
+        trainer = SftTrainer(run, config)
         trainer.resume()
     assert trainer.progress.step == 3
     assert saved(tmp_path / "checkpoints") == [older]
@@ -332,7 +332,7 @@ def test_a_damaged_checkpoint_is_passed_over(
 def test_a_checkpoint_that_cannot_be_written_stops_the_run(arrays: Path, tmp_path: Path) -> None:
     """It is written in the background, and its error is raised by one of the next steps."""
     with Run(tmp_path) as run:
-        trainer = Trainer(run, program(tmp_path, arrays, save_every=1))
+        trainer = SftTrainer(run, program(tmp_path, arrays, save_every=1))
         run.checkpoint_dir.rmdir()
         run.checkpoint_dir.write_text("a file in the way")
         with pytest.raises(CheckpointError, match="step-0000001 could not be written"):
@@ -348,7 +348,7 @@ def test_rotation_keeps_the_newest_and_every_kth(arrays: Path, tmp_path: Path) -
     train(config)
     folder = tmp_path / "checkpoints"
     assert [step_of(path) for path in saved(folder)] == [4, 6]
-    best = {Progress.from_json(path / "progress.json").best_step for path in saved(folder)}
+    best = {SftProgress.from_json(path / "progress.json").best_step for path in saved(folder)}
     assert {step_of(path) for path in folder.glob("best-*")} == best
 
 

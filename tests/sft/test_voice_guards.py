@@ -18,7 +18,7 @@ from tts_assets.core.config import ConfigError
 from tts_assets.core.program import read_metrics
 from tts_assets.sft.config import GuardConfig, SftProgram
 from tts_assets.sft.dataset import DataError
-from tts_assets.sft.describe import SourceCard, markdown, read_card, verdict, warnings
+from tts_assets.sft.describe import SourceCard, assess_fit, markdown, read_card, warnings
 from tts_assets.sft.monitoring import GuardState, begin, judge
 
 TWO = {"val_loss": 4.0, "val_loss/old": 3.0, "val_loss/new": 5.0}
@@ -182,14 +182,14 @@ def test_guards_without_validation_are_refused(arrays: Path, tmp_path: Path) -> 
 
 def test_verdicts() -> None:
     falling = [4.0, 3.0, 2.0, 1.0]
-    over = verdict(records(falling, [4.0, 3.5, 3.6, 3.8]), "last")
+    over = assess_fit(records(falling, [4.0, 3.5, 3.6, 3.8]), "last")
     assert over.word == "over-fitted" and 'write export = "best"' in over.sentence
     assert over.rise == pytest.approx(0.3) and over.gap == pytest.approx(2.8)
     assert "lowest after step 20" in over.sentence
-    assert verdict(records(falling, [4.0, 3.5, 3.2, 3.0]), "best").word == "learning"
-    assert verdict(records(falling, [4.0, 3.5, 3.49, 3.48]), "best").word == "settled"
-    assert verdict(records(falling, [4.0, 3.5, 3.52, 3.53]), "best").word == "settled"
-    assert verdict([{"step": 1, "loss": 3.0}], "best").word == "not validated"
+    assert assess_fit(records(falling, [4.0, 3.5, 3.2, 3.0]), "best").word == "learning"
+    assert assess_fit(records(falling, [4.0, 3.5, 3.49, 3.48]), "best").word == "settled"
+    assert assess_fit(records(falling, [4.0, 3.5, 3.52, 3.53]), "best").word == "settled"
+    assert assess_fit([{"step": 1, "loss": 3.0}], "best").word == "not validated"
 
 
 def source(**changes: Any) -> SourceCard:

@@ -19,10 +19,10 @@ from tts_assets.arrays.arrays import ArrayError, CodeTable
 from tts_assets.core.config import ConfigError
 from tts_assets.core.program import Run, read_metrics
 from tts_assets.sft.config import SftProgram, SftRecipe
-from tts_assets.sft.dataset import DataError, Sample, SampleStream, plan_epoch
-from tts_assets.sft.mixture import TokenStream, Windows, open_pool
-from tts_assets.sft.packing import Share
-from tts_assets.sft.train import Trainer
+from tts_assets.sft.dataset import DataError, SampleStream, TrainingSample, plan_epoch
+from tts_assets.sft.mixture import TokenStream, WindowDataset, open_dataset
+from tts_assets.sft.packing import RankSharding
+from tts_assets.sft.train import SftTrainer
 from tts_assets.speechlm.prompts import PromptFormat
 from tts_assets.speechlm.tokens import Rows
 
@@ -48,19 +48,19 @@ def program(run_dir: Path, arrays: Path, streams: Path, **changes: Any) -> SftPr
 
 
 @pytest.fixture(scope="module")
-def pool(arrays: Path, streams: Path, prompts: PromptFormat) -> Windows:
-    found = open_pool(program(Path(), arrays, streams), prompts, "train")
-    assert isinstance(found, Windows)
+def pool(arrays: Path, streams: Path, prompts: PromptFormat) -> WindowDataset:
+    found = open_dataset(program(Path(), arrays, streams), prompts, "train")
+    assert isinstance(found, WindowDataset)
     return found
 
 
 def test_windows_predict_every_token_of_a_stream_once(
-    pool: Windows, prompts: PromptFormat, arrays: Path
+    pool: WindowDataset, prompts: PromptFormat, arrays: Path
 ) -> None:
     assert pool.sources == ["asterisk", "text"]
     for number, stream in enumerate(pool.streams):
         own = np.flatnonzero(pool.stream_of == number)
-        encoded = [pool.encode(Sample((window,), 0, 0)) for window in own]
+        encoded = [pool.encode(TrainingSample((window,), 0, 0)) for window in own]
         targets = np.concatenate([sample.targets for sample in encoded])
         assert np.array_equal(targets, stream.rows.ids[1:])
         assert all(sample.spans == ((0, len(sample.inputs)),) for sample in encoded)
@@ -72,7 +72,7 @@ def test_windows_predict_every_token_of_a_stream_once(
     assert np.array_equal(codes, CodeTable.of_split(arrays, "train").codes)
 
 
-def test_text_has_its_share_of_the_tokens(pool: Windows) -> None:
+def test_text_has_its_share_of_the_tokens(pool: WindowDataset) -> None:
     recipe = SftRecipe.model_validate(
         recipe_values(**pretraining(corpora={"asterisk": 1.0}, pretraining={"text_share": 0.15}))
     )
@@ -94,7 +94,7 @@ def test_fractional_weights_are_drawn_without_bias() -> None:
     recipe = SftRecipe.model_validate(recipe_values(**pretraining(pretraining={"text_share": 0})))
     rows = Rows(np.arange(2 * SIZE + 1, dtype=np.int32), np.zeros(1, dtype=np.int64))
     stream = TokenStream(rows, 0, is_text=False, weight=0.25, name=str)
-    pool = Windows([stream], ["asterisk"], SIZE)
+    pool = WindowDataset([stream], ["asterisk"], SIZE)
     seen = [s.items[0] for epoch in range(800) for s in plan_epoch(pool, recipe, RATE, epoch)]
     counts = Counter(seen)
     assert counts[0] == pytest.approx(200, abs=45) and counts[1] == pytest.approx(200, abs=45)
@@ -105,10 +105,10 @@ def test_nothing_to_mix_in_is_refused() -> None:
     rows = Rows(np.arange(500, dtype=np.int32), np.zeros(1, dtype=np.int64))
     stream = TokenStream(rows, 0, is_text=False, weight=1.0, name=str)
     with pytest.raises(DataError, match=r"set pretraining\.text_share = 0"):
-        SampleStream(Windows([stream], ["asterisk", "text"], SIZE), recipe, RATE).batch()
+        SampleStream(WindowDataset([stream], ["asterisk", "text"], SIZE), recipe, RATE).batch()
 
 
-def test_a_batch_is_the_same_on_any_number_of_ranks(pool: Windows) -> None:
+def test_a_batch_is_the_same_on_any_number_of_ranks(pool: WindowDataset) -> None:
     recipe = SftRecipe.model_validate(recipe_values(**pretraining()))
     batch = SampleStream(pool, recipe, RATE).batch()
     assert sum(pool.length(sample.items) for sample in batch) <= recipe.batch_tokens
@@ -117,7 +117,7 @@ def test_a_batch_is_the_same_on_any_number_of_ranks(pool: Windows) -> None:
         targets: list[int] = []
         for rank in range(ranks):
             run: Any = SimpleNamespace(rank=rank, world_size=ranks)
-            for row in Share(run, recipe, lockstep=True).rows(pool, batch):
+            for row in RankSharding(run, recipe, lockstep=True).rows(pool, batch):
                 assert row.input_ids.shape[1] <= 512 and len(row.where) == row.tokens
                 targets += row.targets.tolist()
         found.append(sorted(targets))
@@ -150,8 +150,8 @@ def test_losses_are_told_by_source(whole_run: SftProgram) -> None:
 def test_validation_sees_every_window(
     whole_run: SftProgram, arrays: Path, prompts: PromptFormat
 ) -> None:
-    pool = open_pool(whole_run, prompts, "val")
-    assert isinstance(pool, Windows)
+    pool = open_dataset(whole_run, prompts, "val")
+    assert isinstance(pool, WindowDataset)
     spoken = sum(pool.length((w,)) for w in range(len(pool)) if pool.source(w) == 0)
     table = CodeTable.of_split(arrays, "val")
     assert spoken == len(table.codes) + 2 * len(table) - 1
@@ -168,7 +168,7 @@ def test_a_loss_that_is_not_a_number_names_its_windows(
     whole_run: SftProgram, arrays: Path, tmp_path: Path
 ) -> None:
     with Run(tmp_path) as run:
-        trainer = Trainer(run, whole_run.model_copy(update={"run_dir": tmp_path}))
+        trainer = SftTrainer(run, whole_run.model_copy(update={"run_dir": tmp_path}))
         with torch.no_grad():
             trainer.lm.model.get_input_embeddings().weight.fill_(float("nan"))
         with pytest.raises(FloatingPointError, match=r"asterisk, tokens \d+ to \d+ \(.*\.g722"):
@@ -190,13 +190,13 @@ def test_streams_that_are_missing_or_of_other_samples_are_refused(
     path = folder / "val_pretraining_codes.npy"
     np.save(path, np.load(path)[:-1])
     with pytest.raises(ArrayError, match=r"but \d+ belong to the 8 samples of the arrays"):
-        open_pool(config, prompts, "val")
+        open_dataset(config, prompts, "val")
     path.unlink()
     with pytest.raises(ArrayError, match=r"set \[arrays\] pretraining = true and materialize"):
-        open_pool(config, prompts, "val")
+        open_dataset(config, prompts, "val")
     folder.rename(copy / "of another tokenizer")
     with pytest.raises(ArrayError, match=r"materialize token_arrays\[asterisk\] again"):
-        open_pool(config, prompts, "train")
+        open_dataset(config, prompts, "train")
     values = json.loads(config.to_json()) | {"tokens": {}}
     with pytest.raises(ConfigError, match=r"none given for corpora \['asterisk'\]"):
         SftProgram.parse(values, "run.json")

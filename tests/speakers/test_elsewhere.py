@@ -11,7 +11,7 @@ from tts_assets.core.audio import read_clip
 from tts_assets.core.config import ConfigError
 from tts_assets.definitions import build_assets
 from tts_assets.evaluation.config import EvaluationConfig
-from tts_assets.evaluation.measuring import Gauge, Spoken
+from tts_assets.evaluation.measuring import MetricRunner, SynthesizedUtterance
 from tts_assets.evaluation.metrics.metric import Setting
 from tts_assets.evaluation.page import write_flac
 from tts_assets.evaluation.suite import SuiteText
@@ -34,7 +34,7 @@ def cosine(trained: Path, clips: Path) -> float:
 
 def test_the_reward_is_the_named_encoders(trained: Path, clips: Path, cosine: float) -> None:
     prompt, said = (read_clip(clips / "audio" / name) for name in CLIPS)
-    spoken = completion.Spoken("", said.wave, said.rate, True, reference=prompt.wave)
+    spoken = completion.DecodedCompletion("", said.wave, said.rate, True, reference=prompt.wave)
     scores = {
         name: build_reward(SimilarityReward(encoder=name))([spoken])[0].value
         for name in (RESEMBLYZER, str(trained))
@@ -50,7 +50,7 @@ def test_reports_keep_encoders_apart(
     said = read_clip(clips / "audio" / CLIPS[1])
     write_flac(tmp_path / "said.flac", said.wave, said.rate)
     text = SuiteText(id="a", category="c", text="Invalid.", language="en")
-    spoken = Spoken(text, 1, None, tmp_path / "said.flac", ended=True)
+    spoken = SynthesizedUtterance(text, 1, None, tmp_path / "said.flac", ended=True)
     found = {}
     for name in (RESEMBLYZER, str(trained), RESEMBLYZER):
         config = EvaluationConfig(
@@ -60,7 +60,7 @@ def test_reports_keep_encoders_apart(
             window_seconds=5,
         )
         setting = Setting(config, references=(clips / "audio" / CLIPS[0],))
-        (row,) = Gauge(setting, tmp_path / "cache.sqlite").measure([spoken])
+        (row,) = MetricRunner(setting, tmp_path / "cache.sqlite").measure([spoken])
         value = row.values["speaker_similarity"]
         assert found.setdefault(name, value) == value
     assert found[str(trained)] == pytest.approx(cosine, abs=2e-4)  # FLAC rounds, figures too

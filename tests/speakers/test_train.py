@@ -28,7 +28,7 @@ from tts_assets.speakers.config import (
 )
 from tts_assets.speakers.encoder import VoiceEncoder
 from tts_assets.speakers.model import open_encoder
-from tts_assets.speakers.train import Trainer, main
+from tts_assets.speakers.train import EncoderTrainer, main
 
 
 def metrics(folder: Path) -> list[dict[str, float]]:
@@ -41,7 +41,7 @@ def test_an_interrupted_run_ends_in_the_same_bytes(
     def prepared(folder: Path) -> EncoderProgram:
         return write(folder, recipe(), people, index)
 
-    parts = assert_same_bytes_after_a_stop(tmp_path, prepared, Trainer, main, after=3)
+    parts = assert_same_bytes_after_a_stop(tmp_path, prepared, EncoderTrainer, main, after=3)
     result = parts / "result"
     assert {"model.safetensors", "config.json", "check.py"} <= {p.name for p in result.iterdir()}
     facts = SpeakerEncoderFacts.from_json(parts / "result.json")
@@ -93,9 +93,9 @@ def test_other_recipes_train(what: str, tmp_path: Path, people: PeopleConfig, in
     with Run(program.run_dir) as run:
         if what == "adversary":
             with pytest.raises(ConfigError, match="at least two of language"):
-                Trainer(run, program)
+                EncoderTrainer(run, program)
             return
-        trainer = Trainer(run, program)
+        trainer = EncoderTrainer(run, program)
         before = [p.detach().clone() for p in trainer.model.parameters()]
         trainer.train()
         after = list(trainer.model.parameters())
@@ -121,7 +121,7 @@ def test_batches_starve_nobody(tmp_path: Path, people: PeopleConfig, index: Path
     """Each voice comes up equally often, each of its recordings before any comes again."""
     program = write(tmp_path, recipe(speakers=2, utterances=4), people, index)
     with Run(program.run_dir) as run:
-        batches = Trainer(run, program).batches
+        batches = EncoderTrainer(run, program).batches
     voices: Counter[str] = Counter()
     heard: dict[str, list[str]] = {}
     for step in range(26):  # 13 passes over four voices
@@ -144,11 +144,11 @@ def test_batches_starve_nobody(tmp_path: Path, people: PeopleConfig, index: Path
 def test_what_cannot_be_is_refused(tmp_path: Path, people: PeopleConfig, index: Path) -> None:
     program = write(tmp_path, recipe(speakers=5), people, index)
     with pytest.raises(ConfigError, match="set speakers = 4 or less"), Run(program.run_dir) as run:
-        Trainer(run, program)
+        EncoderTrainer(run, program)
     nobody = people.model_copy(update={"test_speakers": ("voices/nobody",)})
     program = write(tmp_path, recipe(), nobody, index)
     refused = pytest.raises(ConfigError, match=r"\['voices/nobody'\] have no recording")
     with refused, Run(program.run_dir) as run:
-        Trainer(run, program)
+        EncoderTrainer(run, program)
     with pytest.raises(ValueError, match="architecture and audio are those of the base"):
         EncoderRecipe(base=RESEMBLYZER, architecture=EncoderArchitecture(hidden=768))

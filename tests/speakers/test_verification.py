@@ -13,14 +13,14 @@ import pytest
 from tests.speakers.conftest import TESTED
 from tts_assets.core.config import ConfigError
 from tts_assets.speakers.config import RESEMBLYZER, PeopleConfig, ReportProgram, TrialConfig
-from tts_assets.speakers.dataset import Recording, read_people
+from tts_assets.speakers.dataset import SpeakerRecording, read_people
 from tts_assets.speakers.evaluate import main
 from tts_assets.speakers.verification import confusion, errors, make_trials
 
 
-def recording(speaker: str, number: int, session: str = "") -> Recording:
+def recording(speaker: str, number: int, session: str = "") -> SpeakerRecording:
     name = f"{speaker}{number}"
-    return Recording(speaker, name, Path(name), "corpus", session, "en", "", 2.0)
+    return SpeakerRecording(speaker, name, Path(name), "corpus", session, "en", "", 2.0)
 
 
 def test_error_rates_by_hand() -> None:

@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from tts_assets.core.program import Run
 from tts_assets.sft.config import SftProgram
-from tts_assets.sft.train import Trainer
+from tts_assets.sft.train import SftTrainer
 from tts_assets.training.checkpoint import saved
 
 
@@ -29,7 +29,7 @@ def train(run: Run, program: SftProgram, before: str | None, fails: int | None) 
             first = saved(Path(before) / "checkpoints")[0]
             shutil.copytree(first, run.checkpoint_dir / first.name)
     dist.barrier()
-    trainer = Trainer(run, program)
+    trainer = SftTrainer(run, program)
     trainer.resume()
     if fails is not None:
         trainer.train_step(0)

@@ -42,7 +42,7 @@ class Mos:
     background: float
 
 
-class NaturalnessScorer:
+class DnsmosScorer:
     """DNSMOS of one clip at a time; ``threads`` CPU threads (more change no digit that counts)."""
 
     def __init__(self, threads: int = 1) -> None:

@@ -58,7 +58,7 @@ class Reconstruction(nn.Module):
         return made.float(), latents, codes
 
 
-class Trainer(TrainingLoop):
+class CodecTrainer(TrainingLoop):
     """Encoder, quantizer and decoder learn together."""
 
     what = "codec"
@@ -151,7 +151,7 @@ def main(argv: list[str] | None = None) -> None:
     program = load_config(CodecProgram, argv)
     with Run(program.run_dir) as run:
         run.init_distributed()
-        trainer = Trainer(run, program)
+        trainer = CodecTrainer(run, program)
         trainer.train()
         facts = trainer.export()
         run.finish(facts.model_dump())

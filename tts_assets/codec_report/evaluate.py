@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tts_assets.audio_models.dnsmos import NaturalnessScorer
+from tts_assets.audio_models.dnsmos import DnsmosScorer
 from tts_assets.audio_models.speaker_similarity import SpeakerEncoder
 from tts_assets.audio_models.transcription import Transcriber
 from tts_assets.audio_models.wer import Interval, match, normalize_for_match, rate_interval
@@ -42,7 +42,7 @@ from tts_assets.codec_report.config import CodecReportProgram, CodecVersion
 from tts_assets.core.artifacts import written_aside
 from tts_assets.core.audio import Wave, read_clip, resample
 from tts_assets.core.config import Config, ConfigError, canonical_json
-from tts_assets.core.notebook import NOTEBOOK_FILE, Clip, Section, write_notebook
+from tts_assets.core.notebook import NOTEBOOK_FILE, NotebookClip, Section, write_notebook
 from tts_assets.core.plots import spectrograms
 from tts_assets.core.program import Run, load_config
 from tts_assets.core.split import is_validation
@@ -149,7 +149,7 @@ class Measurer:
         self.waves = [resample(clip.wave, clip.rate, SAMPLE_RATE) for clip in self.recordings]
         self.pitches = [pitch(wave) for wave in self.waves]
         self.transcriber = Transcriber(config.whisper, language=config.language, beam_size=1)
-        self.naturalness = NaturalnessScorer()
+        self.naturalness = DnsmosScorer()
         self.speakers = SpeakerEncoder()
         self.voices = [self.speakers.embed(wave, SAMPLE_RATE) for wave in self.waves]
 
@@ -332,11 +332,13 @@ def picture(folder: Path, systems: Sequence[SystemFigures], clips: Sequence[Clip
     return spectrograms({s.name: clip for s, clip in zip(systems, heard, strict=True)})
 
 
-def listened(folder: Path, version: Version) -> Clip:
+def listened(folder: Path, version: Version) -> NotebookClip:
     clip = version.clip
     errors = f"heard: {clip.heard or 'nothing'}" if clip.word_errors else "heard as written"
     rate = clip.word_errors / clip.words
-    return Clip(version.name, f"{errors} ({percent(rate, 0)} word errors)", folder / clip.audio)
+    return NotebookClip(
+        version.name, f"{errors} ({percent(rate, 0)} word errors)", folder / clip.audio
+    )
 
 
 class Evaluation:

@@ -27,7 +27,7 @@ ROW = (
 
 
 @dataclass(frozen=True)
-class Clip:
+class NotebookClip:
     """Something to play: a title, a line below it, and a file that browsers play."""
 
     title: str
@@ -38,7 +38,7 @@ class Clip:
 @dataclass(frozen=True)
 class Section:
     title: str
-    clips: Sequence[Clip]
+    clips: Sequence[NotebookClip]
 
 
 def write_notebook(path: Path, title: str, sections: Sequence[Section]) -> None:
@@ -61,7 +61,7 @@ def markdown(text: str) -> dict[str, Any]:
     return {"cell_type": "markdown", "metadata": {}, "source": text}
 
 
-def players(clips: Sequence[Clip]) -> dict[str, Any]:
+def players(clips: Sequence[NotebookClip]) -> dict[str, Any]:
     """A cell without code whose output is the players."""
     output = {
         "output_type": "display_data",
@@ -77,7 +77,7 @@ def players(clips: Sequence[Clip]) -> dict[str, Any]:
     }
 
 
-def player(clip: Clip) -> str:
+def player(clip: NotebookClip) -> str:
     kind = PLAYED_AS.get(clip.path.suffix)
     if kind is None:
         raise ValueError(f"{clip.path}: browsers play {sorted(PLAYED_AS)}; write it as one of them")

@@ -31,7 +31,7 @@ from tts_assets.core.artifacts import (
 )
 from tts_assets.core.audio import BrokenAudio, read_wave
 from tts_assets.core.cache import RecordCache
-from tts_assets.core.notebook import NOTEBOOK_FILE, Clip, Section, write_notebook
+from tts_assets.core.notebook import NOTEBOOK_FILE, NotebookClip, Section, write_notebook
 from tts_assets.core.plots import Histogram, histograms
 from tts_assets.corpora.config import METRICS, FilterConfig, MeasureProgram, TextConfig
 from tts_assets.corpora.filter import (
@@ -44,7 +44,7 @@ from tts_assets.corpora.filter import (
 from tts_assets.corpora.filters import first_hit, of_samples, of_sources
 from tts_assets.corpora.index import UTTERANCES_FILE
 from tts_assets.corpora.normalizer import Normalizer
-from tts_assets.corpora.quality import EXPENSIVE, Gauge, Wanted, wanted, word_error_rate
+from tts_assets.corpora.quality import EXPENSIVE, QualityMeasurer, Wanted, wanted, word_error_rate
 
 KEPT_SHOWN, REJECTED_SHOWN = 8, 4
 SECONDS_SHOWN = 12  # of a clip
@@ -66,7 +66,7 @@ def write_listening(folder: Path, corpus: str, kept: Path, rejected: Path) -> No
             played.path.unlink()
 
 
-def clip(sample: dict[str, Any], folder: Path) -> Clip | None:
+def clip(sample: dict[str, Any], folder: Path) -> NotebookClip | None:
     """The start of a sample as a FLAC file, which browsers play whatever the source was; None if
     it can no longer be read."""
     rate = min(sample["sample_rate"], HIGHEST_RATE)
@@ -84,7 +84,7 @@ def clip(sample: dict[str, Any], folder: Path) -> Clip | None:
         sample["id"],
     ]
     caption = " \u00b7 ".join(fact for fact in facts if fact)
-    return Clip(sample["transcript"] or "(no words)", caption, path)
+    return NotebookClip(sample["transcript"] or "(no words)", caption, path)
 
 
 Measure = Callable[[MeasureProgram], None]
@@ -196,7 +196,7 @@ def clips_to_measure(rows: pl.LazyFrame, config: FilterConfig) -> pl.LazyFrame:
 
 def write_quality(samples: Path, program: MeasureProgram, target: Path) -> None:
     """The metrics of every row, QUALITY's columns; what is not in the cache yet is measured."""
-    gauge = Gauge(program.whisper)
+    gauge = QualityMeasurer(program.whisper)
     cache = RecordCache(program.cache)
     schema = pl.DataFrame(schema=QUALITY).to_arrow().schema
     transcripts = pl.scan_parquet(samples).select("transcript", "language")

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from tts_assets.audio_models.dnsmos import NaturalnessScorer
+from tts_assets.audio_models.dnsmos import DnsmosScorer
 from tts_assets.audio_models.whisper import spoken_language
 from tts_assets.core.audio import BrokenAudio, Clip, Wave, read_clip
 from tts_assets.core.cache import RecordCache
@@ -79,7 +79,7 @@ class Wanted:
 
     def keys(self, ear: str) -> dict[str, Metric]:
         """The cache's keys of all that is wanted, each with one of its metrics. ``ear``: that of
-        the :class:`Gauge`."""
+        the :class:`QualityMeasurer`."""
         found: dict[str, Metric] = {}
         for metric in self.metrics:
             kind = RECORDS[metric]
@@ -89,7 +89,7 @@ class Wanted:
         return found
 
 
-class Gauge:
+class QualityMeasurer:
     """Measures clips; models are loaded when the first clip needs them. ``ear`` is what ``whisper``
     is: a folder's transcripts are known by its files, so that another model is listened with."""
 
@@ -146,8 +146,8 @@ class Gauge:
         }
 
     @cached_property
-    def _naturalness(self) -> NaturalnessScorer:
-        return NaturalnessScorer()
+    def _naturalness(self) -> DnsmosScorer:
+        return DnsmosScorer()
 
     def _transcriber(self, language: str) -> Transcriber:
         tag = spoken_language(language)
@@ -238,7 +238,7 @@ def main(argv: list[str] | None = None) -> None:
     with Run(program.run_dir) as run:
         run.init_distributed()
         cores = max(1, len(os.sched_getaffinity(0)) // run.world_size)
-        gauge = Gauge(program.whisper, threads=cores, device=run.device.type)
+        gauge = QualityMeasurer(program.whisper, threads=cores, device=run.device.type)
         cache = RecordCache(program.cache)
         rows = pl.scan_parquet(program.clips)
         total = rows.filter(pl.any_horizontal(program.metrics)).select(pl.len()).collect().item()

@@ -40,7 +40,7 @@ from tts_assets.core.audio import (
 )
 from tts_assets.core.cache import RecordCache
 from tts_assets.core.config import digest_of
-from tts_assets.corpora.readers.files import AUDIO_SUFFIXES, Audio, Embedded, Part
+from tts_assets.corpora.readers.files import AUDIO_SUFFIXES, Audio, Embedded, RecordingPart
 from tts_assets.corpora.readers.parquet import STREAMED
 
 # What libsndfile and FFmpeg decode to no more than 16 bits.
@@ -207,13 +207,13 @@ class Sources:
     def open(self, audio: Iterable[Audio]) -> dict[Audio, Found]:
         """What each is found to be."""
         wanted = dict.fromkeys(audio)
-        parts = [one for one in wanted if isinstance(one, Part)]
+        parts = [one for one in wanted if isinstance(one, RecordingPart)]
         files = [one for one in wanted if isinstance(one, Path)] + [part.file for part in parts]
         embedded = [one for one in wanted if isinstance(one, Embedded)]
         found: dict[Audio, Found] = {}
         found |= self._find(files, file_key, lambda path: partial(measure_file, path))
         found |= self._find(embedded, embedded_key, self._extraction)
-        cuts: dict[Part, Measured] = {}
+        cuts: dict[RecordingPart, Measured] = {}
         for part in parts:
             recording = found[part.file]
             if isinstance(recording, Fault) or covers(part, recording):
@@ -269,7 +269,7 @@ class Sources:
         name = self._pool.put(encoded, suffix)
         return replace(measure_file(self._pool.path(name)), pooled=name)
 
-    def _cut(self, part: Part, recording: Measured) -> Measured:
+    def _cut(self, part: RecordingPart, recording: Measured) -> Measured:
         first, last = frames_of(part, recording)
         flac = cut(part.file, first, last, part.channels)
         return replace(self._put(flac, ".flac"), cut_from=recording.sha256, first=first)
@@ -281,7 +281,7 @@ def measure_file(path: Path) -> Measured:
     return Measured(sha256_file(path), size.frames, size.rate, size.channels)
 
 
-def covers(part: Part, recording: Measured) -> bool:
+def covers(part: RecordingPart, recording: Measured) -> bool:
     """Whether a part is all of its recording, which is then used as it lies."""
     end = recording.frames / recording.sample_rate
     all_channels = tuple(range(recording.channels))
@@ -292,7 +292,7 @@ def covers(part: Part, recording: Measured) -> bool:
     )
 
 
-def frames_of(part: Part, recording: Measured) -> tuple[int, int]:
+def frames_of(part: RecordingPart, recording: Measured) -> tuple[int, int]:
     """The first frame of a part and the one behind its last. Raises BrokenAudio."""
     rate, end = recording.sample_rate, part.start + part.duration
     first, last = round(part.start * rate), min(round(end * rate), recording.frames)
@@ -315,7 +315,7 @@ def embedded_key(audio: Embedded) -> str:
     return digest_of([file_key(audio.file), audio.column, audio.row])
 
 
-def part_key(part: Part, recording: Measured) -> str:
+def part_key(part: RecordingPart, recording: Measured) -> str:
     frames = frames_of(part, recording)
     return digest_of([VERSION, recording.sha256, *frames, part.channels])
 

@@ -51,7 +51,7 @@ FEWEST_TEXTS = 10  # below, a bootstrap interval means nothing
 
 
 @dataclass(frozen=True)
-class Verdict:
+class GateResult:
     """``worse_by`` is positive where the candidate is worse; ``low`` and ``high`` its interval."""
 
     passed: bool
@@ -67,7 +67,7 @@ def judge(
     incumbent: Sequence[SampleResult],
     column: Column,
     margin: float,
-) -> Verdict:
+) -> GateResult:
     """Fails only if the whole 95 % interval of the difference lies beyond the margin.
 
     Paired over the texts that both reports said, so a suite that grew can still be judged.
@@ -76,12 +76,14 @@ def judge(
     change = difference(incumbent, [s for s in candidate if s.key in both], column)
     if change is None or change.texts < FEWEST_TEXTS:
         texts = change.texts if change else 0
-        return Verdict(True, f"{texts} texts in common, {FEWEST_TEXTS} are needed to judge", texts)
+        return GateResult(
+            True, f"{texts} texts in common, {FEWEST_TEXTS} are needed to judge", texts
+        )
     worse_by, low, high = worsening(change, column)
     certain = low > margin
     interval = f"95 % interval {column.signed_range(low, high)}"
     why = f"worse by {column.signed(worse_by)}, {interval}; margin {column.text(margin)}"
-    return Verdict(not certain, why, change.texts, worse_by, low, high)
+    return GateResult(not certain, why, change.texts, worse_by, low, high)
 
 
 def worsening(change: Difference, column: Column) -> tuple[float, float, float]:

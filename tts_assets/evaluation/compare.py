@@ -65,7 +65,7 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Row:
+class ComparisonRow:
     """The word errors of a kind of text: of each model, and the change from the first."""
 
     category: str
@@ -177,7 +177,7 @@ def differences(
     return {name: pair for name, pair in found.items() if pair is not None}
 
 
-def category_rows(models: Sequence[Model], columns: Sequence[Column]) -> list[Row]:
+def category_rows(models: Sequence[Model], columns: Sequence[Column]) -> list[ComparisonRow]:
     """The word errors of each kind, then of all texts."""
     (words,) = (column for column in columns if column.name == "wer")
     groups = [by_category(model.samples) | {ALL: model.samples} for model in models]
@@ -189,7 +189,7 @@ def category_rows(models: Sequence[Model], columns: Sequence[Column]) -> list[Ro
         found.append((category, len({s.id for s in first}), values, known))
     end = scale_end([abs(x) for *_, known in found for d in known for x in (d.low, d.high)])
     return [
-        Row(category, texts, values, tuple((d, mark(d, end)) for d in known))
+        ComparisonRow(category, texts, values, tuple((d, mark(d, end)) for d in known))
         for category, texts, values, known in found
     ]
 
@@ -202,7 +202,7 @@ def comparison_page(
     models: Sequence[Model],
     columns: Sequence[Column],
     pairs: Pairs,
-    rows: Sequence[Row],
+    rows: Sequence[ComparisonRow],
     said: Sequence[str],
     lineage: Sequence[LineageRow],
 ) -> str:
@@ -262,7 +262,7 @@ def facts_of(models: Sequence[Model], pairs: Pairs) -> dict[str, Any]:
 
 
 def numbers(
-    models: Sequence[Model], pairs: Pairs, rows: Sequence[Row], facts: Mapping[str, Any]
+    models: Sequence[Model], pairs: Pairs, rows: Sequence[ComparisonRow], facts: Mapping[str, Any]
 ) -> dict[str, Any]:
     """``comparison.json``: ``categories`` are word errors, of the first and the last model."""
     return {

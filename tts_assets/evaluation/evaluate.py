@@ -25,12 +25,12 @@ from tts_assets.audio_models.wer import rate_interval
 from tts_assets.core.artifacts import written_aside
 from tts_assets.core.program import Run, load_config
 from tts_assets.evaluation.config import EvaluationConfig, EvaluationProgram
-from tts_assets.evaluation.measuring import Gauge
+from tts_assets.evaluation.measuring import MetricRunner
 from tts_assets.evaluation.metrics.metric import Setting
 from tts_assets.evaluation.metrics.registry import columns_of, not_given
 from tts_assets.evaluation.report import write_report
 from tts_assets.evaluation.results import SampleResult, by_category, figure, figures
-from tts_assets.evaluation.speech_sources import AUDIO_FOLDER, Batch, Talker, talker_of
+from tts_assets.evaluation.speech_sources import AUDIO_FOLDER, Batch, SpeechSource, talker_of
 from tts_assets.evaluation.suite import SuiteText, read_suite
 
 NAME = "real_time_factor"
@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
 def evaluate(config: EvaluationProgram, run: Run) -> None:
     texts = read_suite(config.suite, config.evaluation.language)
     batches = in_batches(texts, config.evaluation)
-    speaker = Speaker(config, run)
+    speaker = SuiteSynthesis(config, run)
     for reason in not_given(config.evaluation).values():
         run.note(f"a metric is {reason}")
     rounds = range(-(-len(batches) // run.world_size))  # all ranks make as many: they ask together
@@ -100,15 +100,15 @@ def in_batches(texts: Sequence[SuiteText], config: EvaluationConfig) -> list[Bat
     ]
 
 
-class Speaker:
+class SuiteSynthesis:
     """Says and scores batches of texts, and remembers in the run folder which are done."""
 
     def __init__(self, config: EvaluationProgram, run: Run) -> None:
         self.config = config
         self.run = run
-        self._models: tuple[Talker, Gauge] | None = None
+        self._models: tuple[SpeechSource, MetricRunner] | None = None
 
-    def models(self) -> tuple[Talker, Gauge]:
+    def models(self) -> tuple[SpeechSource, MetricRunner]:
         """Loaded when the first batch needs them: a finished run is taken over in no time."""
         if self._models is None:
             given = self.config
@@ -117,7 +117,7 @@ class Speaker:
                 given.evaluation, given.references, given.speakers, given.characters_per_second
             )
             cache = given.cache or self.run.run_dir / "metrics.sqlite"
-            self._models = talker, Gauge(setting, cache)
+            self._models = talker, MetricRunner(setting, cache)
         return self._models
 
     def _file(self, index: int) -> Path:

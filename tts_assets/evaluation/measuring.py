@@ -34,7 +34,7 @@ DIGITS = 4  # what BLAS and ONNX change beyond them is no difference between two
 
 
 @dataclass(frozen=True)
-class Spoken:
+class SynthesizedUtterance:
     """One text as a model said it; no file where it said nothing at all."""
 
     text: SuiteText
@@ -44,7 +44,7 @@ class Spoken:
     ended: bool
 
 
-class Gauge:
+class MetricRunner:
     """Whisper and the metrics, each loaded when it is first needed. ``seconds``: spent in each."""
 
     def __init__(self, setting: Setting, cache: Path) -> None:
@@ -57,7 +57,7 @@ class Gauge:
         self._ears: dict[str, Transcriber] = {}
         self._whisper = identity(self.config.whisper or str(packaged_model()))
 
-    def measure(self, batch: Sequence[Spoken]) -> list[SampleResult]:
+    def measure(self, batch: Sequence[SynthesizedUtterance]) -> list[SampleResult]:
         """A row for each, in their order."""
         utterances = self._heard(batch)
         rows: list[SampleResult] = [row_of(*pair) for pair in zip(batch, utterances, strict=True)]
@@ -68,7 +68,7 @@ class Gauge:
             rows = [with_values(row, kind, m) for row, m in zip(rows, measured, strict=True)]
         return rows
 
-    def _heard(self, batch: Sequence[Spoken]) -> list[Utterance]:
+    def _heard(self, batch: Sequence[SynthesizedUtterance]) -> list[Utterance]:
         """What can be heard, with the transcript aligned to the text."""
         started = time.monotonic()
         audio = [
@@ -189,7 +189,7 @@ def from_record(record: Values | str) -> Values | Unmeasured:
     return Unmeasured(record) if isinstance(record, str) else record
 
 
-def row_of(spoken: Spoken, utterance: Utterance) -> SampleResult:
+def row_of(spoken: SynthesizedUtterance, utterance: Utterance) -> SampleResult:
     matched = utterance.match
     return SampleResult(
         **spoken.text.model_dump(include={"id", "category", "text", "language"}),

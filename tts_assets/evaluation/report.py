@@ -13,7 +13,7 @@ import numpy as np
 
 from tts_assets.audio_models.wer import Interval
 from tts_assets.core.config import canonical_json, digest_of
-from tts_assets.core.notebook import NOTEBOOK_FILE, Clip, Section, write_notebook
+from tts_assets.core.notebook import NOTEBOOK_FILE, NotebookClip, Section, write_notebook
 from tts_assets.evaluation.config import MAIN, EvaluationProgram
 from tts_assets.evaluation.corpus_voices import target_digest
 from tts_assets.evaluation.history import Past, past
@@ -108,7 +108,7 @@ ALL = "all"
 
 
 @dataclass(frozen=True)
-class Row:
+class ReportRow:
     """A line of the table of kinds; ``mark`` is that of the word errors."""
 
     name: str
@@ -194,13 +194,13 @@ def report_page(folder: Path, program: EvaluationProgram, found: Findings) -> st
     )
 
 
-def table_rows(table: Mapping[str, Figures], end: float) -> list[Row]:
+def table_rows(table: Mapping[str, Figures], end: float) -> list[ReportRow]:
     """The lines of a table, with marks on a scale that ends at ``end``."""
     rows = []
     for name, found in table.items():
         wer = found.metrics["wer"]
         mark = range_mark(wer.value, Interval(wer.low, wer.high), 0.0, end)
-        rows.append(Row(name, found, mark))
+        rows.append(ReportRow(name, found, mark))
     return rows
 
 
@@ -278,7 +278,7 @@ def sections(
         Section(
             f"{kind}: {percent(by_kind[kind].metrics['wer'].value)} word errors",
             [
-                Clip(sample.text, caption(sample), folder / sample.audio)
+                NotebookClip(sample.text, caption(sample), folder / sample.audio)
                 for sample in that_fit(folder, worst_first(rows), room)
                 if sample.audio
             ],

@@ -19,11 +19,11 @@ from typing import Protocol
 from tts_assets.core.audio import read_wave
 from tts_assets.core.config import Config, ConfigError
 from tts_assets.evaluation.config import EvaluationProgram
-from tts_assets.evaluation.measuring import Spoken
+from tts_assets.evaluation.measuring import SynthesizedUtterance
 from tts_assets.evaluation.page import write_flac
 from tts_assets.evaluation.suite import SuiteText
 from tts_assets.serving.config import Voice
-from tts_assets.serving.synthesis import Line, Synthesizer
+from tts_assets.serving.synthesis import SynthesisLine, Synthesizer
 from tts_assets.speechlm.config import SamplingConfig
 from tts_assets.speechlm.prompts import describe
 
@@ -31,7 +31,7 @@ SPOKEN_FILE = "spoken.jsonl"
 AUDIO_FOLDER = "audio"
 
 
-class Saying(Config):
+class Synthesis(Config):
     """One text of the suite with one seed; ``audio``: its file in ``audio/``, none if nothing was
     said; ``ended``: by the model, and not by a limit."""
 
@@ -45,20 +45,22 @@ def clip_name(text: SuiteText, seed: int, temperature: float | None = None) -> s
     return f"{text.id}-{seed}{'' if temperature is None else f'-t{temperature:g}'}.flac"
 
 
-def write_sayings(folder: Path, sayings: Iterable[Saying]) -> None:
+def write_sayings(folder: Path, sayings: Iterable[Synthesis]) -> None:
     lines = [json.dumps(saying.model_dump(), ensure_ascii=False) + "\n" for saying in sayings]
     (folder / SPOKEN_FILE).write_text("".join(lines))
 
 
-def read_sayings(folder: Path) -> dict[tuple[str, int], Saying]:
+def read_sayings(folder: Path) -> dict[tuple[str, int], Synthesis]:
     """By text and seed. Raises :class:`ConfigError` naming the line."""
     path = folder / SPOKEN_FILE
     lines = [line for line in path.read_text().split("\n") if line]
-    rows = [Saying.parse(json.loads(line), f"{path}:{n}") for n, line in enumerate(lines, start=1)]
+    rows = [
+        Synthesis.parse(json.loads(line), f"{path}:{n}") for n, line in enumerate(lines, start=1)
+    ]
     return {(row.id, row.seed): row for row in rows}
 
 
-def saying_of(sayings: dict[tuple[str, int], Saying], text: SuiteText, seed: int) -> Saying:
+def saying_of(sayings: dict[tuple[str, int], Synthesis], text: SuiteText, seed: int) -> Synthesis:
     try:
         return sayings[text.id, seed]
     except KeyError:
@@ -80,20 +82,20 @@ class Batch:
         return [(text, seed) for text in self.texts for seed in self.seeds]
 
 
-class Talker(Protocol):
-    def say(self, batch: Batch, folder: Path) -> tuple[list[Spoken], float | None]:
+class SpeechSource(Protocol):
+    def say(self, batch: Batch, folder: Path) -> tuple[list[SynthesizedUtterance], float | None]:
         """Clips below ``folder`` in the order of ``batch.asked``; the seconds of work, if known."""
         ...
 
 
-def talker_of(program: EvaluationProgram, device: str) -> Talker:
+def talker_of(program: EvaluationProgram, device: str) -> SpeechSource:
     if program.spoken is not None:
-        return Recorded(program.spoken)
+        return RecordedSource(program.spoken)
     assert program.serving_model is not None  # the configuration has one of the two
-    return Served(program, Synthesizer.open(program.serving_model, device=device))
+    return ModelSource(program, Synthesizer.open(program.serving_model, device=device))
 
 
-class Served:
+class ModelSource:
     """A serving model with the voices and the sampling of the configuration."""
 
     def __init__(self, program: EvaluationProgram, synthesizer: Synthesizer) -> None:
@@ -101,7 +103,7 @@ class Served:
         self.synthesizer = synthesizer
         self._voices: dict[Path, Voice] = {}
 
-    def say(self, batch: Batch, folder: Path) -> tuple[list[Spoken], float | None]:
+    def say(self, batch: Batch, folder: Path) -> tuple[list[SynthesizedUtterance], float | None]:
         lines = [self.line(text, seed) for text, seed in batch.asked]
         started = time.monotonic()
         speeches = self.synthesizer.say(lines, self.sampling(batch.temperature))
@@ -113,12 +115,12 @@ class Served:
                 audio = folder / clip_name(text, seed, batch.temperature)
                 rate, provenance = self.synthesizer.sample_rate, self.synthesizer.provenance
                 write_flac(audio, speech.wave, rate, provenance)
-            spoken.append(Spoken(text, seed, batch.temperature, audio, speech.ended))
+            spoken.append(SynthesizedUtterance(text, seed, batch.temperature, audio, speech.ended))
         return spoken, elapsed
 
-    def line(self, text: SuiteText, seed: int) -> Line:
+    def line(self, text: SuiteText, seed: int) -> SynthesisLine:
         description = describe(text.voice_description, text.emotion, text.style)
-        return Line(text.text, self.voice(text), seed, description, text.language)
+        return SynthesisLine(text.text, self.voice(text), seed, description, text.language)
 
     def sampling(self, temperature: float | None) -> SamplingConfig:
         usual = self.config.sampling or self.synthesizer.card.sampling
@@ -137,14 +139,14 @@ class Served:
         return self._voices[text.prompt_wav]
 
 
-class Recorded:
+class RecordedSource:
     """What was said before: its clips are copied, so that a report stands alone."""
 
     def __init__(self, source: Path) -> None:
         self.source = source
         self.sayings = read_sayings(source)
 
-    def say(self, batch: Batch, folder: Path) -> tuple[list[Spoken], float | None]:
+    def say(self, batch: Batch, folder: Path) -> tuple[list[SynthesizedUtterance], float | None]:
         folder.mkdir(parents=True, exist_ok=True)
         spoken = []
         for text, seed in batch.asked:
@@ -153,5 +155,5 @@ class Recorded:
             if saying.audio is not None:
                 audio = folder / clip_name(text, seed)
                 shutil.copyfile(self.source / AUDIO_FOLDER / saying.audio, audio)
-            spoken.append(Spoken(text, seed, batch.temperature, audio, saying.ended))
+            spoken.append(SynthesizedUtterance(text, seed, batch.temperature, audio, saying.ended))
         return spoken, None

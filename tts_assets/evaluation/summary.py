@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tts_assets.core.notebook import Clip, Section
+from tts_assets.core.notebook import NotebookClip, Section
 from tts_assets.evaluation.metrics.metric import Column
 from tts_assets.evaluation.page import PAGE_BYTES, percent
 from tts_assets.evaluation.report import caption
@@ -39,10 +39,10 @@ def title(category: str, models: Sequence[Said], errors: Sequence[float]) -> str
     return f"{category}: {', '.join(each)} word errors"
 
 
-def clips_that_fit(models: Sequence[Said], rows: Sequence[Row], room: float) -> list[Clip]:
+def clips_that_fit(models: Sequence[Said], rows: Sequence[Row], room: float) -> list[NotebookClip]:
     """The clips of the first texts whose audio has no more than ``room`` bytes: all of a text's
     or none."""
-    shown: list[Clip] = []
+    shown: list[NotebookClip] = []
     for row in sorted(rows, key=apart, reverse=True):
         clips = clips_of(models, row)
         room -= sum(clip.path.stat().st_size for clip in clips)
@@ -58,13 +58,13 @@ def apart(row: Row) -> tuple[float, float]:
     return max(rates) - min(rates), sum(rates)
 
 
-def clips_of(models: Sequence[Said], row: Row) -> list[Clip]:
+def clips_of(models: Sequence[Said], row: Row) -> list[NotebookClip]:
     """A player a model; who said nothing at all has none, and is named beside the text."""
     each = list(zip(models, row, strict=True))
     silent = [name for (name, _, _), sample in each if sample.audio is None]
     text = row[0].text + (f" ({', '.join(silent)} said nothing)" if silent else "")
     return [
-        Clip(text, f"{name}; {caption(sample)}", folder / sample.audio)
+        NotebookClip(text, f"{name}; {caption(sample)}", folder / sample.audio)
         for (name, folder, _), sample in each
         if sample.audio
     ]

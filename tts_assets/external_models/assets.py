@@ -23,9 +23,9 @@ from resources.launcher import Launcher, Program
 from tts_assets.core.artifacts import (
     Build,
     EvaluationSuite,
-    FamiliesTable,
-    FamilyModel,
-    SpokenSuite,
+    ExternalModel,
+    ExternalModelsTable,
+    SynthesizedSuite,
     sha256_file,
 )
 from tts_assets.core.audio import statement
@@ -40,10 +40,10 @@ from tts_assets.evaluation.config import EvaluationConfig
 from tts_assets.evaluation.suite import SUITE_FILE
 from tts_assets.external_models import table
 from tts_assets.external_models.config import (
-    FamiliesConfig,
-    FamilyRecipe,
-    FamilySpeakProgram,
-    FamilyTrainProgram,
+    ExternalModelsConfig,
+    ExternalRecipe,
+    ExternalSynthesisProgram,
+    ExternalTrainProgram,
 )
 from tts_assets.orchestration.launchpad import Machines
 from tts_assets.orchestration.partitions import filtered_samples_of
@@ -62,7 +62,7 @@ LOSSES: dict[str, dict[str, str]] = {  # by coqui's names, in the order of inter
 
 
 def build_assets(
-    families: FamiliesConfig,
+    families: ExternalModelsConfig,
     evaluation: EvaluationConfig,
     validation: ValidationSplit,
     speechlm: Mapping[str, str],
@@ -86,7 +86,7 @@ def build_assets(
 
 def family_asset(
     name: str,
-    recipe: FamilyRecipe,
+    recipe: ExternalRecipe,
     python: Path,
     validation: ValidationSplit,
     shape: Shape,
@@ -109,7 +109,7 @@ def family_asset(
         launcher: ResourceParam[Launcher],
         config: Machines,
         samples: Any,
-    ) -> Output[FamilyModel]:
+    ) -> Output[ExternalModel]:
         check_consents(consents(name), f"family/{name} is not published", date.today())
         known = {
             "recipe": recipe.model_dump(mode="json", exclude={"model"}),
@@ -119,7 +119,7 @@ def family_asset(
         build = Build(f"family/{name}", {"samples": samples}, known, CODE_VERSION, recipe.seed)
 
         def run(work: Path) -> dict[str, Any]:
-            program = FamilyTrainProgram(
+            program = ExternalTrainProgram(
                 run_dir=work,
                 name=name,
                 python=python,
@@ -131,14 +131,14 @@ def family_asset(
             machines = config.of(shape).one_process()
             return launcher.run(context, Program(module, program, machines)).facts
 
-        return store.materialize(context, FamilyModel, build, run, describe_model)
+        return store.materialize(context, ExternalModel, build, run, describe_model)
 
     return model
 
 
 def spoken_asset(
     name: str,
-    recipe: FamilyRecipe,
+    recipe: ExternalRecipe,
     python: Path,
     suite_name: str,
     evaluation: EvaluationConfig,
@@ -163,16 +163,16 @@ def spoken_asset(
         store: ArtifactStoreResource,
         launcher: ResourceParam[Launcher],
         config: Machines,
-        model: FamilyModel,
+        model: ExternalModel,
         suite: EvaluationSuite,
-    ) -> Output[SpokenSuite]:
+    ) -> Output[SynthesizedSuite]:
         agreed = check_consents(consents(name), f"{name} may not speak", date.today())
         known = {"seeds": evaluation.seeds, "consents": agreed}
         inputs = {"model": model, "suite": suite}
         build = Build("/".join(key.path), inputs, known, CODE_VERSION)
 
         def run(work: Path) -> dict[str, Any]:
-            program = FamilySpeakProgram(
+            program = ExternalSynthesisProgram(
                 run_dir=work,
                 name=name,
                 family=recipe.family,
@@ -188,12 +188,12 @@ def spoken_asset(
             machines = config.of(shape).one_process()
             return launcher.run(context, Program(module, program, machines)).facts
 
-        return store.materialize(context, SpokenSuite, build, run)
+        return store.materialize(context, SynthesizedSuite, build, run)
 
     return spoken
 
 
-def table_asset(families: FamiliesConfig, speechlm: Mapping[str, str]) -> AssetsDefinition:
+def table_asset(families: ExternalModelsConfig, speechlm: Mapping[str, str]) -> AssetsDefinition:
     """Reads what was published: it is there before the last model is."""
     recipes = {name: table.Known("speechlm", stage) for name, stage in speechlm.items()}
     recipes |= {name: table.Known(r.family, "family") for name, r in families.recipes.items()}
@@ -208,17 +208,17 @@ def table_asset(families: FamiliesConfig, speechlm: Mapping[str, str]) -> Assets
     )
     def model_families(
         context: AssetExecutionContext, store: ArtifactStoreResource
-    ) -> Output[FamiliesTable]:
+    ) -> Output[ExternalModelsTable]:
         rows = [table.row(store.store, name, recipes[name], families.notes) for name in recipes]
         build = Build("model_families", {}, {"rows": rows}, CODE_VERSION)
 
         def run(work: Path) -> dict[str, Any]:
             return table.write(work / "result", rows)
 
-        def describe(made: FamiliesTable) -> dict[str, Any]:
+        def describe(made: ExternalModelsTable) -> dict[str, Any]:
             return {"table": MetadataValue.md((made.path / table.TABLE_FILE).read_text())}
 
-        return store.materialize(context, FamiliesTable, build, run, describe)
+        return store.materialize(context, ExternalModelsTable, build, run, describe)
 
     return model_families
 
@@ -231,13 +231,13 @@ def weights_digests(folder: Path | None) -> dict[str, str]:
     return {str(path.relative_to(folder)): sha256_file(path) for path in files}
 
 
-def describe_recipe(recipe: FamilyRecipe) -> str:
+def describe_recipe(recipe: ExternalRecipe) -> str:
     start = "published weights" if recipe.model else "random weights"
     what = "taken over from" if recipe.family == "tortoise" else "trained from"
     return f"{recipe.family} {what} {start} on {', '.join(recipe.corpora)}, by coqui-tts."
 
 
-def describe_model(model: FamilyModel) -> dict[str, Any]:
+def describe_model(model: ExternalModel) -> dict[str, Any]:
     """The losses as curves; nothing of a family that is not trained."""
     path, lines = model.path / METRICS_FILE, LOSSES.get(model.facts.family)
     if not path.is_file() or lines is None:

@@ -17,7 +17,7 @@ CLONING: tuple[Family, ...] = ("xtts", "tortoise")  # say a text in the voice of
 LEARNING_RATES: dict[str, float] = {"xtts": 5e-6, "vits": 2e-4, "tortoise": 0.0}  # coqui's own
 
 
-class FamilyRecipe(Config):
+class ExternalRecipe(Config):
     """``[families.recipes.<name>]``: one model of a family other than our own SpeechLM.
 
     Weights of all corpora are equal: coqui's trainer draws from one list.
@@ -55,7 +55,7 @@ class FamilyRecipe(Config):
         """Hz of the clips that it is fed with."""
         return self.sample_rate or RATES[self.family]
 
-    def with_model(self, folder: Path) -> FamilyRecipe:
+    def with_model(self, folder: Path) -> ExternalRecipe:
         return self.model_copy(update={"model": folder})
 
     @model_validator(mode="after")
@@ -69,11 +69,11 @@ class FamilyRecipe(Config):
         return self
 
 
-class FamiliesConfig(Config):
+class ExternalModelsConfig(Config):
     """``[families]``: models of coqui-tts, and what the table of all families says of them."""
 
     python: Path | None = Field(None, description="interpreter of an environment with coqui-tts")
-    recipes: dict[str, FamilyRecipe] = Field(default_factory=dict)
+    recipes: dict[str, ExternalRecipe] = Field(default_factory=dict)
     notes: dict[str, str] = Field(
         default_factory=dict, description="by recipe of any family, for the table model_families"
     )
@@ -88,17 +88,17 @@ class FamiliesConfig(Config):
         return self
 
 
-class FamilyTrainProgram(ProgramConfig):
+class ExternalTrainProgram(ProgramConfig):
     """``samples``: the ``kept.jsonl`` to train on, by corpus."""
 
     name: str
     python: Path
-    recipe: FamilyRecipe
+    recipe: ExternalRecipe
     samples: dict[str, Path]
     validation: ValidationSplit
 
 
-class FamilySpeakProgram(ProgramConfig):
+class ExternalSynthesisProgram(ProgramConfig):
     """``tts_assets.external_models.speak``: a model says a suite, each text with every seed.
     ``provenance`` is written into every file."""
 

@@ -11,20 +11,20 @@ from pathlib import Path
 from tts_assets.core.audio import read_clip
 from tts_assets.core.program import Run, load_config
 from tts_assets.evaluation.page import write_flac
-from tts_assets.evaluation.speech_sources import AUDIO_FOLDER, Saying, clip_name, write_sayings
+from tts_assets.evaluation.speech_sources import AUDIO_FOLDER, Synthesis, clip_name, write_sayings
 from tts_assets.evaluation.suite import SuiteText, read_suite
-from tts_assets.external_models.config import CLONING, FamilySpeakProgram
+from tts_assets.external_models.config import CLONING, ExternalSynthesisProgram
 from tts_assets.external_models.coqui.job import Line, SpeakJob
 from tts_assets.external_models.driver import drive
 
 
 def main(argv: list[str] | None = None) -> None:
-    config = load_config(FamilySpeakProgram, argv)
+    config = load_config(ExternalSynthesisProgram, argv)
     with Run(config.run_dir) as run:
         speak(config, run)
 
 
-def speak(config: FamilySpeakProgram, run: Run) -> None:
+def speak(config: ExternalSynthesisProgram, run: Run) -> None:
     """Say every text with every seed, then publish FLAC that says what made it."""
     texts = read_suite(config.suite, config.language)
     asked = [(text, seed) for text in texts for seed in config.seeds]
@@ -52,15 +52,15 @@ def speak(config: FamilySpeakProgram, run: Run) -> None:
     )
 
 
-def voice(text: SuiteText, config: FamilySpeakProgram) -> list[str]:
+def voice(text: SuiteText, config: ExternalSynthesisProgram) -> list[str]:
     """The text's own prompt where the family can imitate one; else the model's clips."""
     given = config.family in CLONING and text.prompt_wav is not None
     return [str(text.prompt_wav)] if given else []
 
 
 def publish(
-    text: SuiteText, seed: int, file: Path, folder: Path, config: FamilySpeakProgram
-) -> Saying:
+    text: SuiteText, seed: int, file: Path, folder: Path, config: ExternalSynthesisProgram
+) -> Synthesis:
     """FLAC that says what made it; nothing where nothing was said."""
     known = json.loads(file.with_suffix(".json").read_text())
     name = None
@@ -68,7 +68,7 @@ def publish(
         name = clip_name(text, seed)
         clip = read_clip(file)
         write_flac(folder / name, clip.wave, clip.rate, config.provenance)
-    return Saying(id=text.id, seed=seed, audio=name, ended=known["ended"])
+    return Synthesis(id=text.id, seed=seed, audio=name, ended=known["ended"])
 
 
 if __name__ == "__main__":

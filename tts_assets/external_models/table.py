@@ -29,7 +29,7 @@ class Known:
     stage: str
 
 
-class Row(Config):
+class TableRow(Config):
     """``runs``: models that were published; figures: of the report with the fewest word errors, of
     those that measured as the current one did; ``figures_of``: how many these are."""
 
@@ -44,12 +44,12 @@ class Row(Config):
     notes: str = ""
 
 
-def row(store: ArtifactStore, name: str, known: Known, notes: Mapping[str, str]) -> Row:
+def row(store: ArtifactStore, name: str, known: Known, notes: Mapping[str, str]) -> TableRow:
     runs = len(store.published(f"{known.stage}/{name}"))
     found = comparable_reports(store, name)
     best = min(found, key=lambda r: (r.facts.wer, r.manifest.fingerprint), default=None)
     figures = {} if best is None else best.facts.model_dump(include=set(FIGURES))
-    return Row(
+    return TableRow(
         recipe=name,
         family=known.family,
         status=REPORTED if found else TRAINED if runs else NOT_YET,
@@ -71,7 +71,7 @@ def comparable_reports(store: ArtifactStore, name: str) -> list[Report]:
     return [report for report in found if not measured_differently([asked, measured(report)])]
 
 
-def write(folder: Path, rows: Sequence[Row]) -> dict[str, Any]:
+def write(folder: Path, rows: Sequence[TableRow]) -> dict[str, Any]:
     """The table for people and for machines; returns the facts."""
     (folder / ROWS_FILE).write_text(canonical_json(rows) + "\n")
     (folder / TABLE_FILE).write_text(markdown(rows))
@@ -82,12 +82,12 @@ def write(folder: Path, rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-def markdown(rows: Sequence[Row]) -> str:
+def markdown(rows: Sequence[TableRow]) -> str:
     lines = [HEAD, ("---",) * len(HEAD), *(cells(row) for row in rows)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def cells(row: Row) -> tuple[str, ...]:
+def cells(row: TableRow) -> tuple[str, ...]:
     def number(value: float | None, digits: int, scale: float = 1.0, unit: str = "") -> str:
         return "" if value is None else f"{value * scale:.{digits}f}{unit}"
 

@@ -31,8 +31,8 @@ from tts_assets.corpora.samples import Sample, read_samples
 from tts_assets.external_models.config import (
     CLONING,
     LEARNING_RATES,
-    FamilyRecipe,
-    FamilyTrainProgram,
+    ExternalRecipe,
+    ExternalTrainProgram,
 )
 from tts_assets.external_models.coqui.job import VOICES_FOLDER, TrainJob
 from tts_assets.external_models.driver import drive
@@ -62,7 +62,7 @@ def all_samples(files: Mapping[str, Path]) -> Iterator[tuple[str, Sample]]:
             yield corpus, sample
 
 
-def write_clip(sample: Sample, target: Path, recipe: FamilyRecipe) -> float:
+def write_clip(sample: Sample, target: Path, recipe: ExternalRecipe) -> float:
     """One clip in the family's rate; its seconds. Raises BrokenAudio, or :class:`Unfit`."""
     if target.is_file():
         return float(soundfile.info(target).duration)
@@ -94,7 +94,7 @@ def add(
     folder: Path,
     corpus: str,
     sample: Sample,
-    recipe: FamilyRecipe,
+    recipe: ExternalRecipe,
     split: ValidationSplit,
 ) -> None:
     """Write a clip, and list it in its split or among those set aside."""
@@ -129,12 +129,12 @@ CLOCK = frozenset({"step_time", "loader_time", "val_step_time", "val_loader_time
 
 
 def main(argv: list[str] | None = None) -> None:
-    config = load_config(FamilyTrainProgram, argv)
+    config = load_config(ExternalTrainProgram, argv)
     with Run(config.run_dir) as run:
         train(config, run)
 
 
-def train(config: FamilyTrainProgram, run: Run) -> None:
+def train(config: ExternalTrainProgram, run: Run) -> None:
     """Clips, model, voices, facts; raises ConfigError where the family cannot learn these."""
     folder = config.run_dir / "dataset"
     dataset = prepare(config, run, folder)
@@ -168,7 +168,7 @@ def train(config: FamilyTrainProgram, run: Run) -> None:
     run.finish(facts(config, dataset, run.result_dir))
 
 
-def prepare(config: FamilyTrainProgram, run: Run, folder: Path) -> Dataset:
+def prepare(config: ExternalTrainProgram, run: Run, folder: Path) -> Dataset:
     """Every sample as a clip in the family's rate; those that are there from before are kept."""
     dataset = Dataset()
     samples = list(all_samples(config.samples))
@@ -179,7 +179,7 @@ def prepare(config: FamilyTrainProgram, run: Run, folder: Path) -> Dataset:
     return dataset
 
 
-def check(config: FamilyTrainProgram, dataset: Dataset) -> None:
+def check(config: ExternalTrainProgram, dataset: Dataset) -> None:
     if not dataset.train:
         raise ConfigError(f"{config.name}: no clip to train on is left of {list(config.samples)}")
     if config.recipe.family == "vits" and dataset.speakers > 1:
@@ -198,7 +198,7 @@ def write_voices(dataset: Dataset, folder: Path, count: int) -> None:
         shutil.copyfile(clip, folder / f"{number}.wav")
 
 
-def facts(config: FamilyTrainProgram, dataset: Dataset, result: Path) -> dict[str, Any]:
+def facts(config: ExternalTrainProgram, dataset: Dataset, result: Path) -> dict[str, Any]:
     """What was learnt from what; the last losses are those that the other trainer told."""
     path = result / METRICS_FILE
     records = read_metrics(path) if path.is_file() else []

@@ -29,13 +29,13 @@ from tts_assets.core.artifacts import ArtifactError, ArtifactStore, Handle, Prom
 from tts_assets.promotion.config import PromotionConfig
 from tts_assets.promotion.decision import (
     CODE_VERSION,
-    Contender,
+    Candidate,
+    CandidateDecision,
     FailedChecks,
-    Verdict,
     contender,
+    decide,
     describe_promoted,
     history,
-    judge,
     locked,
     refused_models,
     reports_of,
@@ -145,17 +145,19 @@ def promoted_asset(
 
 def promote_best(
     store: ArtifactStore, voice: str, config: PromotionConfig, failed: FailedChecks
-) -> tuple[Promoted, list[Verdict]]:
+) -> tuple[Promoted, list[CandidateDecision]]:
     """Switch to the candidate that wins, if one does; what serves now, and why."""
     found = {name: contender(store, name, failed) for name in config.candidates}
-    verdicts = [Verdict(n, False, why, {}) for n, why in found.items() if isinstance(why, str)]
-    able = {name: c for name, c in found.items() if isinstance(c, Contender)}
+    verdicts = [
+        CandidateDecision(n, False, why, {}) for n, why in found.items() if isinstance(why, str)
+    ]
+    able = {name: c for name, c in found.items() if isinstance(c, Candidate)}
     serves = serving_now(store, voice)
     if serves is None:
         return first(store, voice, able, verdicts)
     refused = refused_models(history(store, voice))
     reports = reports_of(store, serves.facts.recipe, serves.facts.model)
-    verdicts += [judge(c, serves.facts.model, reports, config, refused) for c in able.values()]
+    verdicts += [decide(c, serves.facts.model, reports, config, refused) for c in able.values()]
     best = winner(verdicts, config)
     if best is None:
         return serves, verdicts
@@ -166,8 +168,11 @@ def promote_best(
 
 
 def first(
-    store: ArtifactStore, voice: str, able: Mapping[str, Contender], verdicts: list[Verdict]
-) -> tuple[Promoted, list[Verdict]]:
+    store: ArtifactStore,
+    voice: str,
+    able: Mapping[str, Candidate],
+    verdicts: list[CandidateDecision],
+) -> tuple[Promoted, list[CandidateDecision]]:
     """Nothing serves yet: the first of the candidates that can."""
     if not able:
         reasons = "; ".join(f"{verdict.recipe}: {verdict.why}" for verdict in verdicts)
@@ -175,10 +180,10 @@ def first(
     name, chosen = next(iter(able.items()))
     why = "the first candidate with a report"
     handle = switch(store, voice, chosen.model, name, "first", why, chosen.report)
-    return handle, [*verdicts, Verdict(name, True, why, {})]
+    return handle, [*verdicts, CandidateDecision(name, True, why, {})]
 
 
-def describe(verdicts: list[Verdict]) -> str:
+def describe(verdicts: list[CandidateDecision]) -> str:
     lines = ["| candidate | | why |", "|---|---|---|"]
     lines += [f"| {v.recipe} | {'wins' if v.wins else 'no'} | {v.why} |" for v in verdicts]
     return "\n".join(lines)

@@ -194,7 +194,7 @@ FailedChecks = Callable[[Handle], Collection[str]]  # names of the blocking chec
 
 
 @dataclass(frozen=True)
-class Contender:
+class Candidate:
     """A serving model and its reports: figures by :func:`bench`, so that like meets like."""
 
     recipe: str
@@ -208,7 +208,7 @@ class Contender:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class CandidateDecision:
     """``gains`` over the incumbent: positive is better, whatever the metric."""
 
     recipe: str
@@ -240,7 +240,7 @@ def figures(report: Report, category: str) -> dict[str, float]:
     return {name: found[name]["value"] for name in METRICS if name in found}
 
 
-def contender(store: ArtifactStore, recipe: str, failed: FailedChecks) -> Contender | str:
+def contender(store: ArtifactStore, recipe: str, failed: FailedChecks) -> Candidate | str:
     """The current serving model of a recipe with its reports, or why it cannot compete."""
     try:
         model = store.current(f"serving/{recipe}")
@@ -251,7 +251,7 @@ def contender(store: ArtifactStore, recipe: str, failed: FailedChecks) -> Conten
     reports = reports_of(store, recipe, model.content)
     if bench(newest) not in reports:
         return f"report/{recipe} is of an earlier model: materialize report/{recipe}"
-    able = Contender(recipe, model, reports, bench(newest))
+    able = Candidate(recipe, model, reports, bench(newest))
     for artifact in (model, able.report):
         if names := failed(artifact):
             return (
@@ -279,34 +279,34 @@ def reports_of(store: ArtifactStore, recipe: str, model: str) -> dict[str, Repor
     return found
 
 
-def judge(
-    challenger: Contender,
+def decide(
+    challenger: Candidate,
     serves: str,
     reports: Mapping[str, Report],
     config: PromotionConfig,
     refused: Collection[str],
-) -> Verdict:
+) -> CandidateDecision:
     """``serves``: the incumbent's content, ``reports`` those of it by bench; ``refused`` were
     rolled back from, and do not come back by themselves."""
     recipe = challenger.recipe
     if challenger.model.content == serves:
-        return Verdict(recipe, False, "serves now", {})
+        return CandidateDecision(recipe, False, "serves now", {})
     if challenger.model.content in refused:
         why = "was rolled back; another model of it, or `promotion promote`, brings it back"
-        return Verdict(recipe, False, why, {})
+        return CandidateDecision(recipe, False, why, {})
     if challenger.bench not in reports:
         why = "the model that serves was judged by other texts or code: not comparable"
-        return Verdict(recipe, False, why, {})
+        return CandidateDecision(recipe, False, why, {})
     before = figures(reports[challenger.bench], config.category)
     after = figures(challenger.report, config.category)
     margins = config.gains_needed
     if missing := sorted(name for name in margins if name not in before or name not in after):
         why = f"{', '.join(missing)} could not be measured of both: not comparable"
-        return Verdict(recipe, False, why, {})
+        return CandidateDecision(recipe, False, why, {})
     apart = measured_apart(reports[challenger.bench], challenger.report, margins)
     untold = f"{', '.join(apart)} not compared: {OTHER_RECORDINGS}" if apart else ""
     if margins.keys() == set(apart):
-        return Verdict(recipe, False, untold, {})
+        return CandidateDecision(recipe, False, untold, {})
     gains = gained(before, after, {n: least for n, least in margins.items() if n not in apart})
     short = [
         f"{name} {gain:+.4g}, needed {margins[name]:+.4g}"
@@ -315,7 +315,7 @@ def judge(
     ]
     won = "gains " + ", ".join(f"{name} {gain:+.4g}" for name, gain in gains.items())
     told = [*(short or [won]), untold]
-    return Verdict(recipe, not short, "; ".join(filter(None, told)), gains)
+    return CandidateDecision(recipe, not short, "; ".join(filter(None, told)), gains)
 
 
 def measured_apart(before: Report, after: Report, margins: Figures) -> list[str]:
@@ -335,7 +335,7 @@ def gained(before: Figures, after: Figures, margins: Figures) -> dict[str, float
     }
 
 
-def winner(verdicts: Sequence[Verdict], config: PromotionConfig) -> str | None:
+def winner(verdicts: Sequence[CandidateDecision], config: PromotionConfig) -> str | None:
     """The recipe with the largest gain in the first metric of the margins, of those that win."""
     first = next(iter(config.margins))
     winners = [verdict for verdict in verdicts if verdict.wins]

@@ -73,7 +73,7 @@ def repeated_share(codes: NDArray[np.int64]) -> float:
     return 1 - len(np.unique(runs, axis=0)) / len(runs)
 
 
-class Bell:
+class CollapseMonitor:
     """Sees the records of a run as they come, and tells of each alarm once."""
 
     def __init__(

@@ -65,7 +65,7 @@ OTHER_WEIGHTS = 409
 T = TypeVar("T")
 
 
-class Rollout(BaseModel):
+class RolloutRequest(BaseModel):
     """``prompts`` are token ids, ``seeds`` one each; ``weights`` is their label."""
 
     weights: str
@@ -82,7 +82,7 @@ class RequestError(ValueError):
     """What cannot be answered; the engine is as before."""
 
 
-class RolloutEngine:
+class EngineService:
     """vLLM in this process. One thread uses it, the one that made it."""
 
     def __init__(self, program: EngineProgram) -> None:
@@ -111,7 +111,7 @@ class RolloutEngine:
             **(on_gpus if torch.cuda.is_available() else {}),
         )
 
-    def complete(self, rollout: Rollout) -> dict[str, Any]:
+    def complete(self, rollout: RolloutRequest) -> dict[str, Any]:
         requests = [
             Request(np.asarray(prompt, dtype=np.int64), seed)
             for prompt, seed in zip(rollout.prompts, rollout.seeds, strict=True)
@@ -157,7 +157,7 @@ class RolloutEngine:
             raise RequestError(f"no step {what!r} of a transfer: init, start, update, finish")
 
 
-def build_app(engine: RolloutEngine, thread: ThreadPoolExecutor, secret: str) -> FastAPI:
+def build_app(engine: EngineService, thread: ThreadPoolExecutor, secret: str) -> FastAPI:
     def authorized(authorization: Annotated[str, Header()] = "") -> None:
         if not hmac.compare_digest(authorization.encode(), f"Bearer {secret}".encode()):
             raise HTTPException(401, "wrong secret: it lies in the engine's run folder")
@@ -180,7 +180,7 @@ def build_app(engine: RolloutEngine, thread: ThreadPoolExecutor, secret: str) ->
         return {"instance": instance, "weights": engine.weights, "pid": os.getpid()}
 
     @app.post("/complete", dependencies=closed)
-    async def complete(rollout: Rollout) -> dict[str, Any]:
+    async def complete(rollout: RolloutRequest) -> dict[str, Any]:
         if rollout.weights != engine.weights:
             raise HTTPException(OTHER_WEIGHTS, f"holds the weights {engine.weights}")
         return await in_engine(engine.complete, rollout)
@@ -204,7 +204,7 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     program = EngineProgram.from_json(options.config)
     thread = ThreadPoolExecutor(1, "engine")
-    engine = thread.submit(RolloutEngine, program).result()
+    engine = thread.submit(EngineService, program).result()
     app = build_app(engine, thread, (program.run_dir / SECRET).read_text())
     config = uvicorn.Config(
         app, options.host, options.port, access_log=False, timeout_graceful_shutdown=1

@@ -11,8 +11,8 @@ import numpy as np
 
 from tts_assets.core.artifacts import written_aside
 from tts_assets.core.audio import write_speech
-from tts_assets.core.notebook import NOTEBOOK_FILE, Clip, Section, write_notebook
-from tts_assets.rlhf.rewards import Spoken, Verdict
+from tts_assets.core.notebook import NOTEBOOK_FILE, NotebookClip, Section, write_notebook
+from tts_assets.rlhf.rewards import DecodedCompletion, RewardResult
 
 FOLDER = "rollouts"
 SHOWN = 6  # moments of a run in the notebook, the first and the last among them
@@ -24,7 +24,7 @@ def spread(count: int, kept: int) -> list[int]:
 
 
 def save_audio(
-    folder: Path, step: int, heard: Sequence[tuple[Spoken, Verdict]], comment: str
+    folder: Path, step: int, heard: Sequence[tuple[DecodedCompletion, RewardResult]], comment: str
 ) -> None:
     """``step-NNNNNN-I.flac`` for each, and one JSON with texts, transcripts and rewards."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -70,9 +70,9 @@ def sections(folder: Path) -> Iterator[Section]:
         yield Section(title + (f", {mute} never ended" if mute else ""), clips)
 
 
-def clip(record: dict[str, Any], folder: Path) -> Clip:
+def clip(record: dict[str, Any], folder: Path) -> NotebookClip:
     rewards = [f"{name} {value:.2f}" for name, value in record["rewards"].items()]
     facts = [f"reward {record['reward']:.2f}", *rewards, f"{record['seconds']:.1f} s"]
     if record["wer"] is not None:
         facts.insert(0, f"heard: {record['heard'] or '(nothing)'}")
-    return Clip(record["text"], " \u00b7 ".join(facts), folder / record["audio"])
+    return NotebookClip(record["text"], " \u00b7 ".join(facts), folder / record["audio"])

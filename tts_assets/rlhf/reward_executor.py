@@ -19,8 +19,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tts_assets.rlhf.reward_config import RewardConfig, SimilarityReward, WerReward
-from tts_assets.rlhf.reward_workers import WorkerJudges, devices_of
-from tts_assets.rlhf.rewards import Reward, RewardError, Score, Spoken, Task, Verdict, build_reward
+from tts_assets.rlhf.reward_workers import WorkerRunner, devices_of
+from tts_assets.rlhf.rewards import (
+    DecodedCompletion,
+    RewardError,
+    RewardFunction,
+    RewardResult,
+    Score,
+    ScoringTask,
+    build_reward,
+)
 
 if TYPE_CHECKING:
     from tts_assets.rlhf.config import Combine, RlhfRecipe
@@ -32,31 +40,31 @@ CHUNK = 8  # completions a task: some seconds of work, and what a death of a wor
 References = Callable[["Voice | None"], NDArray[np.float32]]
 
 
-class Judges(Protocol):
+class TaskRunner(Protocol):
     """Who does the tasks."""
 
-    def score(self, tasks: Sequence[Task]) -> list[list[Score]]: ...
+    def score(self, tasks: Sequence[ScoringTask]) -> list[list[Score]]: ...
 
     def close(self) -> None: ...
 
 
-class ThreadJudges:
+class ThreadRunner:
     """Tasks in ``threads`` threads of this process, with one model a reward for all of them."""
 
     def __init__(self, rewards: Sequence[RewardConfig], threads: int) -> None:
-        self.rewards: dict[str, Reward] = {
+        self.rewards: dict[str, RewardFunction] = {
             config.name: build_reward(config, parallel=threads) for config in rewards
         }
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="reward")
 
-    def score(self, tasks: Sequence[Task]) -> list[list[Score]]:
+    def score(self, tasks: Sequence[ScoringTask]) -> list[list[Score]]:
         """Scores of each task's completions. Raises :class:`RewardError`, as the workers do."""
         return list(self.pool.map(self._done, tasks))
 
     def close(self) -> None:
         self.pool.shutdown(cancel_futures=True)
 
-    def _done(self, task: Task) -> list[Score]:
+    def _done(self, task: ScoringTask) -> list[Score]:
         try:
             return self.rewards[task.reward](task.spoken)
         except RewardError as error:
@@ -65,13 +73,13 @@ class ThreadJudges:
             raise RewardError(f"reward {task.reward}: {traceback.format_exc()}") from error
 
 
-class Panel:
+class RewardExecutor:
     """All rewards of a recipe, and how they are combined."""
 
     def __init__(
         self,
         rewards: Sequence[RewardConfig],
-        judges: Judges,
+        judges: TaskRunner,
         references: References | None = None,
         combine: Combine = "sum",
     ) -> None:
@@ -85,20 +93,20 @@ class Panel:
         """The panel of a recipe for one rank of the trainer; close it in the end."""
         import torch
 
-        judges: Judges
+        judges: TaskRunner
         if recipe.reward_workers:
             devices = devices_of(rank, recipe.reward_workers, recipe.reward_devices)
-            judges = WorkerJudges(recipe.rewards, devices, recipe.reward_seconds)
+            judges = WorkerRunner(recipe.rewards, devices, recipe.reward_seconds)
         else:
-            judges = ThreadJudges(recipe.rewards, torch.get_num_threads())
+            judges = ThreadRunner(recipe.rewards, torch.get_num_threads())
         return cls(recipe.rewards, judges, prompt_waves(model), recipe.combine)
 
-    def judge(self, spoken: Sequence[Spoken]) -> list[Verdict]:
+    def judge(self, spoken: Sequence[DecodedCompletion]) -> list[RewardResult]:
         """One verdict a completion."""
         usable = [i for i, one in enumerate(spoken) if one.usable]
         heard = [self._with_reference(spoken[i]) for i in usable]
         tasks = [
-            Task(reward.name, heard[start : start + size])
+            ScoringTask(reward.name, heard[start : start + size])
             for reward in self.rewards
             for size in [chunk_of(reward)]
             for start in range(0, len(heard), size)
@@ -117,25 +125,25 @@ class Panel:
     def close(self) -> None:
         self.judges.close()
 
-    def _with_reference(self, spoken: Spoken) -> Spoken:
+    def _with_reference(self, spoken: DecodedCompletion) -> DecodedCompletion:
         if self.references is None:
             return spoken
         return replace(spoken, reference=self.references(spoken.voice))
 
-    def _verdict(self, scores: Mapping[str, Score]) -> Verdict:
+    def _verdict(self, scores: Mapping[str, Score]) -> RewardResult:
         recognized = next((s for s in scores.values() if s.error is not None), None)
         rewards = {name: score.value for name, score in scores.items()}
-        return Verdict(
+        return RewardResult(
             rewards,
             combined(rewards, self._weights, self.combine),
             recognized.error if recognized else None,
             recognized.heard if recognized else "",
         )
 
-    def _nothing(self) -> Verdict:
+    def _nothing(self) -> RewardResult:
         recognizes = any(isinstance(reward, WerReward) for reward in self.rewards)
         zeros = {reward.name: 0.0 for reward in self.rewards}
-        return Verdict(zeros, 0.0, EMPTY_WER if recognizes else None, "")
+        return RewardResult(zeros, 0.0, EMPTY_WER if recognizes else None, "")
 
     @property
     def _weights(self) -> dict[str, float]:

@@ -35,7 +35,14 @@ from typing import Any, NoReturn, cast
 
 from tts_assets.core.processes import reap
 from tts_assets.rlhf.reward_config import RewardConfig
-from tts_assets.rlhf.rewards import Reward, RewardError, Score, Spoken, Task, build_reward
+from tts_assets.rlhf.rewards import (
+    DecodedCompletion,
+    RewardError,
+    RewardFunction,
+    Score,
+    ScoringTask,
+    build_reward,
+)
 
 LOOK_SECONDS = 1.0  # between two looks whether the trainer lives
 
@@ -55,7 +62,7 @@ def serve(connection: Connection) -> NoReturn:
     """Do tasks until the pipe is closed, which raises EOFError."""
     rewards, device = connection.recv()
     configs = {config.name: config for config in rewards}
-    known: dict[str, Reward] = {}
+    known: dict[str, RewardFunction] = {}
     while True:
         name, spoken = connection.recv()
         try:
@@ -82,24 +89,24 @@ GRACE_SECONDS = 5.0
 
 
 @dataclass
-class Part:
+class TaskChunk:
     """Completions of a task that are still to be scored: ``first`` is where they lie in it."""
 
     task: int
     first: int
-    spoken: Sequence[Spoken]
+    spoken: Sequence[DecodedCompletion]
     deaths: int = 0
 
-    def singles(self) -> list[Part]:
-        return [Part(self.task, self.first + i, [one]) for i, one in enumerate(self.spoken)]
+    def singles(self) -> list[TaskChunk]:
+        return [TaskChunk(self.task, self.first + i, [one]) for i, one in enumerate(self.spoken)]
 
 
-class Worker:
+class RewardWorker:
     """A process, our end of its pipe, and what it is doing."""
 
     def __init__(self, rewards: Sequence[RewardConfig], device: str) -> None:
         self.device = device
-        self.part: Part | None = None
+        self.part: TaskChunk | None = None
         self.since = 0.0  # when it got its part
         self.connection, theirs = Pipe()
         with theirs:
@@ -114,7 +121,7 @@ class Worker:
         self.hello = (tuple(rewards), device)
         self.greeted = False
 
-    def give(self, task: Task, part: Part) -> None:
+    def give(self, task: ScoringTask, part: TaskChunk) -> None:
         """Hand over a part; raises OSError if the process is gone."""
         self.part, self.since = part, time.monotonic()
         if not self.greeted:
@@ -128,7 +135,7 @@ class Worker:
         reap(self.process, GRACE_SECONDS)
 
 
-class WorkerJudges:
+class WorkerRunner:
     """A worker a device; each loads the models of the rewards that it is asked for, which counts
     among the ``seconds`` that it may take for a task."""
 
@@ -136,13 +143,13 @@ class WorkerJudges:
         self, rewards: Sequence[RewardConfig], devices: Sequence[str], seconds: float = 600.0
     ) -> None:
         self.rewards, self.seconds = rewards, seconds
-        self.workers = [Worker(rewards, device) for device in devices]
+        self.workers = [RewardWorker(rewards, device) for device in devices]
         self.restarted = 0
 
-    def score(self, tasks: Sequence[Task]) -> list[list[Score]]:
+    def score(self, tasks: Sequence[ScoringTask]) -> list[list[Score]]:
         """Scores of each task's completions. Raises :class:`RewardError`."""
         scores: list[list[Score | None]] = [[None] * len(task.spoken) for task in tasks]
-        todo = deque(Part(number, 0, task.spoken) for number, task in enumerate(tasks))
+        todo = deque(TaskChunk(number, 0, task.spoken) for number, task in enumerate(tasks))
         try:
             while todo or any(worker.part for worker in self.workers):
                 for place, worker in enumerate(self.workers):
@@ -161,7 +168,7 @@ class WorkerJudges:
         for worker in self.workers:
             worker.end()
 
-    def _give(self, place: int, tasks: Sequence[Task], todo: deque[Part]) -> None:
+    def _give(self, place: int, tasks: Sequence[ScoringTask], todo: deque[TaskChunk]) -> None:
         part = todo.popleft()
         try:
             self.workers[place].give(tasks[part.task], part)
@@ -187,8 +194,8 @@ class WorkerJudges:
     def _take(
         self,
         place: int,
-        tasks: Sequence[Task],
-        todo: deque[Part],
+        tasks: Sequence[ScoringTask],
+        todo: deque[TaskChunk],
         scores: Sequence[list[Score | None]],
     ) -> None:
         worker = self.workers[place]
@@ -203,7 +210,7 @@ class WorkerJudges:
             raise RewardError(f"reward {tasks[part.task].reward}: {answer}")
         scores[part.task][part.first : part.first + len(answer)] = answer
 
-    def _bury(self, place: int, tasks: Sequence[Task], todo: deque[Part]) -> None:
+    def _bury(self, place: int, tasks: Sequence[ScoringTask], todo: deque[TaskChunk]) -> None:
         """Start another worker in the place of a dead one, and have its part done again."""
         worker = self.workers[place]
         part = worker.part
@@ -228,11 +235,11 @@ class WorkerJudges:
                 f"reward_workers or a smaller model; if {self.seconds:g} s are too short, raise "
                 "reward_seconds; the run can be started again"
             )
-        self.workers[place] = Worker(self.rewards, worker.device)
+        self.workers[place] = RewardWorker(self.rewards, worker.device)
         self.restarted += 1
 
 
-def describe(spoken: Spoken) -> str:
+def describe(spoken: DecodedCompletion) -> str:
     return f"the completion of {spoken.text!r} ({spoken.seconds:.1f} s of audio)"
 
 

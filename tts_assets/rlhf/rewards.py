@@ -24,7 +24,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from tts_assets.audio_models.dnsmos import NaturalnessScorer
+from tts_assets.audio_models.dnsmos import DnsmosScorer
 from tts_assets.audio_models.speaker_similarity import Embedding
 from tts_assets.audio_models.transcription import Transcriber
 from tts_assets.audio_models.wer import match
@@ -45,7 +45,7 @@ from tts_assets.serving.pieces import AUDIBLE_SHARE, audible_share
 
 
 @dataclass(frozen=True)
-class Spoken:
+class DecodedCompletion:
     """A completion: mono float32 ``wave`` at ``rate`` Hz, decoded once for all rewards.
 
     ``voice`` is the prompt it was said after; ``reference`` the wave of that prompt at the same
@@ -81,7 +81,7 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class RewardResult:
     """All rewards of one completion by name, their combination, what was heard and the WER (none
     without a reward that recognizes)."""
 
@@ -92,18 +92,18 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Task:
+class ScoringTask:
     """The completions that a reward is to score at once."""
 
     reward: str
-    spoken: Sequence[Spoken]
+    spoken: Sequence[DecodedCompletion]
 
 
 class RewardError(RuntimeError):
     """A reward that cannot be had: the message names the reward, and what it was asked to judge."""
 
 
-class FunctionScorer:
+class UserRewardFunction:
     """Calls the function of a config, one thread at a time, and refuses what is no reward."""
 
     def __init__(self, config: FunctionReward) -> None:
@@ -111,7 +111,7 @@ class FunctionScorer:
         self.function = find_function(config.call)
         self._lock = threading.Lock()
 
-    def __call__(self, spoken: Sequence[Spoken]) -> list[Score]:
+    def __call__(self, spoken: Sequence[DecodedCompletion]) -> list[Score]:
         with self._lock:
             found = self._called(spoken)
         if len(found) != len(spoken):
@@ -120,14 +120,14 @@ class FunctionScorer:
             )
         return [self._checked(value, one) for value, one in zip(found, spoken, strict=True)]
 
-    def _called(self, spoken: Sequence[Spoken]) -> list[Any]:
+    def _called(self, spoken: Sequence[DecodedCompletion]) -> list[Any]:
         try:
             return list(self.function(list(spoken), **self.config.options))
         except Exception as error:
             texts = ", ".join(repr(one.text) for one in spoken)
             raise RewardError(f"{self.config.call} failed ({error!r}) at {texts}") from error
 
-    def _checked(self, value: Any, spoken: Spoken) -> Score:
+    def _checked(self, value: Any, spoken: DecodedCompletion) -> Score:
         score = float(value)
         if math.isnan(score) or not 0 <= score <= 1:
             raise RewardError(
@@ -170,13 +170,13 @@ def source_file(call: str) -> Path:
 VOICES_KEPT = 4096  # embeddings of prompts, 1 kB each
 
 
-class Reward(Protocol):
+class RewardFunction(Protocol):
     """Scores usable completions."""
 
-    def __call__(self, spoken: Sequence[Spoken]) -> list[Score]: ...
+    def __call__(self, spoken: Sequence[DecodedCompletion]) -> list[Score]: ...
 
 
-class Ear(Protocol):
+class RewardTranscriber(Protocol):
     """A Whisper: clips and their languages in, texts out."""
 
     def __call__(
@@ -184,26 +184,26 @@ class Ear(Protocol):
     ) -> list[str]: ...
 
 
-class Intelligibility:
+class WerRewardFunction:
     """``exp(-scale x WER)``, by Whisper; CER for languages without spaces."""
 
     def __init__(self, config: WerReward, device: str = "cpu", parallel: int = 1) -> None:
         self.config = config
         self.ear = open_ear(config, device, parallel)
 
-    def __call__(self, spoken: Sequence[Spoken]) -> list[Score]:
+    def __call__(self, spoken: Sequence[DecodedCompletion]) -> list[Score]:
         clips = [(one.wave, one.rate) for one in spoken]
         heard = self.ear(clips, [spoken_language(one.language) for one in spoken])
         return [self.score(*pair) for pair in zip(spoken, heard, strict=True)]
 
-    def score(self, spoken: Spoken, heard: str) -> Score:
+    def score(self, spoken: DecodedCompletion, heard: str) -> Score:
         """What ``heard`` is worth, where the text of ``spoken`` was to be said."""
         result = match(spoken.text, heard, spoken.language)
         error = result.cer if unspaced(spoken.language) else result.wer
         return Score(math.exp(-self.config.scale * error), heard, error)
 
 
-def open_ear(config: WerReward, device: str, parallel: int) -> Ear:
+def open_ear(config: WerReward, device: str, parallel: int) -> RewardTranscriber:
     """The Whisper that a config names; ``parallel`` calls may run at once."""
     if config.backend == "transformers":
         from tts_assets.audio_models.transcription import TransformersTranscriber
@@ -221,27 +221,27 @@ def open_ear(config: WerReward, device: str, parallel: int) -> Ear:
     )
 
 
-class SpeakingRate:
+class RateRewardFunction:
     """1 within the bounds; outside, the ratio to the nearer bound."""
 
     def __init__(self, config: RateReward) -> None:
         self.config = config
 
-    def __call__(self, spoken: Sequence[Spoken]) -> list[Score]:
+    def __call__(self, spoken: Sequence[DecodedCompletion]) -> list[Score]:
         return [Score(self._score(len(one.text) / one.seconds)) for one in spoken]
 
     def _score(self, rate: float) -> float:
         return min(1.0, rate / self.config.slowest, self.config.fastest / rate)
 
 
-class Ending:
+class EndRewardFunction:
     """1: what did not end is not usable, and never comes here."""
 
-    def __call__(self, spoken: Sequence[Spoken]) -> list[Score]:
+    def __call__(self, spoken: Sequence[DecodedCompletion]) -> list[Score]:
         return [Score(float(one.ended)) for one in spoken]
 
 
-class Naturalness:
+class DnsmosRewardFunction:
     """``(DNSMOS overall - 1) / 4``; too short to score is 0.
 
     Its windows of 9 s run one by one: in a batch each took a quarter longer, on a CPU whose caches
@@ -249,9 +249,9 @@ class Naturalness:
     """
 
     def __init__(self) -> None:
-        self.scorer = NaturalnessScorer()
+        self.scorer = DnsmosScorer()
 
-    def __call__(self, spoken: Sequence[Spoken]) -> list[Score]:
+    def __call__(self, spoken: Sequence[DecodedCompletion]) -> list[Score]:
         return [Score(self._score(self.scorer.heard(one.wave, one.rate))) for one in spoken]
 
     def _score(self, audio: NDArray[np.float32] | None) -> float:
@@ -261,7 +261,7 @@ class Naturalness:
         return min(1.0, max(0.0, (overall - 1) / 4))
 
 
-class SameVoice:
+class SimilarityRewardFunction:
     """``(cosine + 1) / 2`` of the speaker embeddings of completion and voice prompt.
 
     Raises :class:`ValueError` for a voice prompt that holds no speech.
@@ -273,7 +273,7 @@ class SameVoice:
         self.encoder = open_voices(config.encoder, device)
         self.known: dict[bytes, Embedding] = {}
 
-    def __call__(self, spoken: Sequence[Spoken]) -> list[Score]:
+    def __call__(self, spoken: Sequence[DecodedCompletion]) -> list[Score]:
         voices = [self._voice(one) for one in spoken]
         own = self.encoder.embed_all([(one.wave, one.rate) for one in spoken])
         return [Score(self._score(*pair)) for pair in zip(own, voices, strict=True)]
@@ -282,7 +282,7 @@ class SameVoice:
         """0 for too little speech to tell whose it is."""
         return 0.0 if own is None else min(1.0, max(0.0, (float(np.dot(own, voice)) + 1) / 2))
 
-    def _voice(self, spoken: Spoken) -> Embedding:
+    def _voice(self, spoken: DecodedCompletion) -> Embedding:
         assert spoken.reference is not None, "the panel gives every completion a reference"
         key = hashlib.blake2b(spoken.reference.tobytes(), digest_size=16).digest()
         if key not in self.known:
@@ -300,17 +300,17 @@ class SameVoice:
         return self.known[key]
 
 
-def build_reward(config: RewardConfig, device: str = "cpu", parallel: int = 1) -> Reward:
+def build_reward(config: RewardConfig, device: str = "cpu", parallel: int = 1) -> RewardFunction:
     """The reward that a config describes; ``parallel`` threads may call it at once."""
     if isinstance(config, WerReward):
-        return Intelligibility(config, device, parallel)
+        return WerRewardFunction(config, device, parallel)
     if isinstance(config, RateReward):
-        return SpeakingRate(config)
+        return RateRewardFunction(config)
     if isinstance(config, EndReward):
-        return Ending()
+        return EndRewardFunction()
     if isinstance(config, DnsmosReward):
-        return Naturalness()
+        return DnsmosRewardFunction()
     if isinstance(config, FunctionReward):
-        return FunctionScorer(config)
+        return UserRewardFunction(config)
     assert isinstance(config, SimilarityReward)
-    return SameVoice(config, device)
+    return SimilarityRewardFunction(config, device)

@@ -27,9 +27,9 @@ from tts_assets.core.split import ValidationSplit, is_validation
 from tts_assets.rlhf.config import HeldOutConfig, RlhfRecipe
 from tts_assets.rlhf.engines import RolloutEngine
 from tts_assets.rlhf.prompts import PromptError, RolloutPrompt
-from tts_assets.rlhf.reward_executor import Panel
-from tts_assets.rlhf.rewards import Spoken, Verdict
-from tts_assets.serving.synthesis import Line, Synthesizer, decode
+from tts_assets.rlhf.reward_executor import RewardExecutor
+from tts_assets.rlhf.rewards import DecodedCompletion, RewardResult
+from tts_assets.serving.synthesis import SynthesisLine, Synthesizer, decode
 from tts_assets.speechlm.config import SamplingConfig
 from tts_assets.speechlm.generate import Completion, Request
 
@@ -40,8 +40,8 @@ class Rollout:
 
     request: Request
     completion: Completion
-    spoken: Spoken
-    verdict: Verdict
+    spoken: DecodedCompletion
+    verdict: RewardResult
 
 
 def completion_seed(seed: int, step: int, place: int) -> int:
@@ -57,7 +57,7 @@ class RolloutWorker:
         self,
         synthesizer: Synthesizer,
         engine: RolloutEngine,
-        panel: Panel,
+        panel: RewardExecutor,
         sampling: SamplingConfig,
         seed: int,
     ) -> None:
@@ -74,7 +74,7 @@ class RolloutWorker:
         """
         requests = [
             self.synthesizer.request(
-                Line(prompt.text, prompt.voice, completion_seed(self.seed, step, place)),
+                SynthesisLine(prompt.text, prompt.voice, completion_seed(self.seed, step, place)),
                 self.sampling.seed,
                 prompt.language,
             )
@@ -92,13 +92,15 @@ class RolloutWorker:
         prompts: Sequence[RolloutPrompt],
         codes: Sequence[NDArray[np.int64]],
         completions: Sequence[Completion],
-    ) -> list[Spoken]:
+    ) -> list[DecodedCompletion]:
         """One decode for all rewards; what never ended is not decoded, it scores zero anyway."""
         ended = [own if c.ended else own[:0] for own, c in zip(codes, completions, strict=True)]
         waves = decode(self.synthesizer.codec, ended, [prompt.voice for prompt in prompts])
         rate = self.synthesizer.sample_rate
         return [
-            Spoken(prompt.text, wave, rate, completion.ended, prompt.voice, prompt.language)
+            DecodedCompletion(
+                prompt.text, wave, rate, completion.ended, prompt.voice, prompt.language
+            )
             for prompt, wave, completion in zip(prompts, waves, completions, strict=True)
         ]
 
@@ -167,7 +169,7 @@ def identity(prompt: RolloutPrompt) -> str:
     return f"{prompt.language}:{normalize_for_match(prompt.text, prompt.language)}"
 
 
-def summary(verdicts: Sequence[Verdict], device: torch.device) -> dict[str, float]:
+def summary(verdicts: Sequence[RewardResult], device: torch.device) -> dict[str, float]:
     """Means over the verdicts of all ranks; every rank calls it, also one that has none."""
     columns: dict[str, list[float]] = {"reward": [v.total for v in verdicts]}
     columns["wer"] = [min(1.0, v.wer) for v in verdicts if v.wer is not None]

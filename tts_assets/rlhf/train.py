@@ -36,14 +36,14 @@ from transformers import (
 )
 
 from tts_assets.core.program import Run, load_config, publish_metrics, truncate_metrics
-from tts_assets.rlhf.alarms import Bell
+from tts_assets.rlhf.alarms import CollapseMonitor
 from tts_assets.rlhf.config import RlhfProgram, RlhfRecipe
 from tts_assets.rlhf.engine_client import EngineError
 from tts_assets.rlhf.engines import RolloutEngine, RolloutsStopped, open_engine
 from tts_assets.rlhf.listening import FOLDER, save_audio, spread, write_listening
 from tts_assets.rlhf.metrics import combined, record_of, training_records
 from tts_assets.rlhf.prompts import read_prompts, refuse_unheard
-from tts_assets.rlhf.reward_executor import Panel
+from tts_assets.rlhf.reward_executor import RewardExecutor
 from tts_assets.rlhf.rewards import RewardError
 from tts_assets.rlhf.rollouts import HeldOut, Rollout, RolloutWorker, hold_out
 from tts_assets.serving.synthesis import Synthesizer, TransformersEngine
@@ -65,7 +65,7 @@ def check_finite(step: int, values: Mapping[str, float]) -> None:
             )
 
 
-class Watch(TrainerCallback):
+class RunCallback(TrainerCallback):
     """Progress, metrics, stop requests and complete checkpoints of a TRL run."""
 
     def __init__(self, run: Run, recipe: RlhfRecipe, engine: RolloutEngine, first: int) -> None:
@@ -73,7 +73,7 @@ class Watch(TrainerCallback):
         steps = range(first, recipe.steps)
         self.bar: Iterator[int] = iter(run.progress(steps, "rlhf", total=recipe.steps, start=first))
         self.stopped = self.collapsed = False
-        self.bell = Bell(recipe.alarms, training_records(run.run_dir), run.note)
+        self.bell = CollapseMonitor(recipe.alarms, training_records(run.run_dir), run.note)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -139,7 +139,7 @@ class Policy:
         self.prompts, held_out = hold_out(found, self.recipe.heldout)
         self.synthesizer, self.engine = synthesizer, engine
         self.lm = own_lm(synthesizer)
-        self.panel = Panel.open(self.recipe, synthesizer, run.rank)
+        self.panel = RewardExecutor.open(self.recipe, synthesizer, run.rank)
         sampling, seed = self.recipe.sampling, self.recipe.seed
         self.worker = RolloutWorker(synthesizer, engine, self.panel, sampling, seed)
         self.held_out = HeldOut(run, self.recipe, self.worker, held_out)
@@ -225,7 +225,7 @@ def optimize(run: Run, program: RlhfProgram, policy: Policy) -> tuple[int, int]:
         truncate_metrics(run.run_dir / "metrics.jsonl", done)
     if dist.is_initialized():
         dist.barrier()  # every rank reads what is left
-    watch = Watch(run, recipe, policy.engine, first=done // recipe.iterations)
+    watch = RunCallback(run, recipe, policy.engine, first=done // recipe.iterations)
     trainer = GRPOTrainer(
         model=policy.lm.model,
         reward_funcs=[combined],
@@ -257,7 +257,7 @@ def optimize(run: Run, program: RlhfProgram, policy: Policy) -> tuple[int, int]:
     return trainer.state.num_input_tokens_seen, steps
 
 
-def save_now(trainer: GRPOTrainer, watch: Watch) -> None:
+def save_now(trainer: GRPOTrainer, watch: RunCallback) -> None:
     """A checkpoint between two steps, of a run that cannot begin the next."""
     if trainer.state.global_step:
         trainer._save_checkpoint(trainer.model, trial=None)

@@ -39,7 +39,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tts_assets.core.config import ConfigError
 from tts_assets.corpora.config import ConsentError
-from tts_assets.serving.async_engine import OWN, Speaker, VoiceRegistry
+from tts_assets.serving.async_engine import OWN, StreamingSynthesizer, VoiceRegistry
 from tts_assets.serving.config import ServerConfig, ServingCard
 from tts_assets.serving.streaming import (
     MEDIA_TYPES,
@@ -49,7 +49,7 @@ from tts_assets.serving.streaming import (
     header,
     refuse_ended,
 )
-from tts_assets.serving.synthesis import Line, SynthesisError
+from tts_assets.serving.synthesis import SynthesisError, SynthesisLine
 from tts_assets.speechlm.config import SamplingConfig
 
 TYPES = {
@@ -232,11 +232,11 @@ class Service:
 
     def __init__(self, config: ServerConfig, metrics: Metrics) -> None:
         self.config, self.metrics = config, metrics
-        self.speaker: Speaker | None = None
+        self.speaker: StreamingSynthesizer | None = None
         self.voices: VoiceRegistry | None = None
         self.busy = 0
 
-    def ready(self) -> tuple[Speaker, VoiceRegistry]:
+    def ready(self) -> tuple[StreamingSynthesizer, VoiceRegistry]:
         if self.speaker is None or self.voices is None or self.speaker.dead:
             raise ApiError(503, "the engine is not running", "engine_dead")
         return self.speaker, self.voices
@@ -268,7 +268,7 @@ def build_app(model: Path, config: ServerConfig, key: str, on_death: Callable[[]
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        speaker = Speaker(model, config, on_death)
+        speaker = StreamingSynthesizer(model, config, on_death)
         try:
             service.voices = VoiceRegistry(speaker.model, config.voices, config.max_voices)
             service.speaker = speaker
@@ -293,7 +293,7 @@ def add_speech(app: FastAPI, service: Service) -> None:
         check_request(request, speaker.model.card, service.config)
         sampling = request.sampling(speaker.model.card.sampling)
         name = request.voice if isinstance(request.voice, str) else request.voice.id
-        line = Line(
+        line = SynthesisLine(
             request.input, voices[name], None, request.instructions, language=request.language
         )
         if request.response_format == "pcm" or request.stream:
@@ -309,7 +309,11 @@ def add_speech(app: FastAPI, service: Service) -> None:
 
 
 async def streamed(
-    service: Service, line: Line, sampling: SamplingConfig, request: SpeechRequest, started: float
+    service: Service,
+    line: SynthesisLine,
+    sampling: SamplingConfig,
+    request: SpeechRequest,
+    started: float,
 ) -> Response:
     """The response begins with the first audio: what fails before that has a status of its own."""
     wanted = request.response_format
@@ -330,7 +334,7 @@ async def streamed(
 
 async def chunks_of(
     service: Service,
-    line: Line,
+    line: SynthesisLine,
     sampling: SamplingConfig,
     wanted: Literal["pcm", "wav"],
     started: float,

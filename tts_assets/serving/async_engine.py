@@ -26,13 +26,13 @@ from numpy.typing import NDArray
 from tts_assets.core.audio import BrokenAudio, read_upload
 from tts_assets.core.config import ConfigError
 from tts_assets.serving.config import KeptVoice, ServerConfig, Voice
-from tts_assets.serving.pieces import AUDIBLE_SHARE, Fault, Joiner, audible_share
+from tts_assets.serving.pieces import AUDIBLE_SHARE, Fault, PieceConcatenator, audible_share
 from tts_assets.serving.synthesis import (
-    Line,
-    Part,
+    PartialSpeech,
     ServedModel,
     Speech,
     SynthesisError,
+    SynthesisLine,
     decode,
     default_device,
     fitting,
@@ -152,7 +152,7 @@ RETRIES = 1
 WATCH_SECONDS = 0.5
 
 
-class Speaker:
+class StreamingSynthesizer:
     """A serving model that speaks to many; made and used inside a running event loop.
 
     ``on_death`` is called when the engine's process has ended, other than by :meth:`close`.
@@ -192,22 +192,22 @@ class Speaker:
     def dead(self) -> bool:
         return bool(self.engine.errored)
 
-    async def parts(self, line: Line, sampling: SamplingConfig) -> list[Part]:
+    async def parts(self, line: SynthesisLine, sampling: SamplingConfig) -> list[PartialSpeech]:
         """The pieces of a line; raises ``SynthesisError`` if one does not fit the context."""
         parts = await asyncio.to_thread(self.model.parts, line, sampling)
         for part in parts:
             fitting(part, sampling, self.positions)
         return parts
 
-    async def say(self, line: Line, sampling: SamplingConfig) -> Speech:
+    async def say(self, line: SynthesisLine, sampling: SamplingConfig) -> Speech:
         """Speak a line, all its pieces at once; as ``Synthesizer.say`` with one retry."""
         parts = await self.parts(line, sampling)
         spoken = await asyncio.gather(*(self._say(part, sampling) for part in parts))
         return self.model.joined(line.text, parts, spoken)
 
-    async def stream(self, line: Line, sampling: SamplingConfig) -> AsyncGenerator[Wave]:
+    async def stream(self, line: SynthesisLine, sampling: SamplingConfig) -> AsyncGenerator[Wave]:
         """The waveform of a line in chunks, from the first audible one on."""
-        joiner = Joiner(self.model.sample_rate)
+        joiner = PieceConcatenator(self.model.sample_rate)
         for part in await self.parts(line, sampling):
             async with aclosing(self._stream(part, sampling, RETRIES)) as waves:
                 async for wave in waves:
@@ -220,7 +220,7 @@ class Speaker:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self.codec_thread, function, *arguments)
 
-    async def _say(self, part: Part, sampling: SamplingConfig) -> Speech:
+    async def _say(self, part: PartialSpeech, sampling: SamplingConfig) -> Speech:
         first = speech = await self._once(part, sampling)
         for attempt in range(1, RETRIES + 1):
             if speech.fault:
@@ -228,7 +228,7 @@ class Speaker:
                 speech = await self._once(part.again(attempt), sampling)
         return first if speech.fault else speech
 
-    async def _once(self, part: Part, sampling: SamplingConfig) -> Speech:
+    async def _once(self, part: PartialSpeech, sampling: SamplingConfig) -> Speech:
         ids: list[int] = []
         async with aclosing(self._ids(part, sampling)) as drawn:
             async for more in drawn:
@@ -238,7 +238,7 @@ class Speaker:
         return self.model.judged(waves[0], codes, self._ended(ids))
 
     async def _stream(
-        self, part: Part, sampling: SamplingConfig, retries: int
+        self, part: PartialSpeech, sampling: SamplingConfig, retries: int
     ) -> AsyncGenerator[Wave]:
         """As ``Synthesizer.stream`` of one piece."""
         piece = self.model.piece_stream(part)
@@ -262,7 +262,9 @@ class Speaker:
             return
         yield rest
 
-    async def _ids(self, part: Part, sampling: SamplingConfig) -> AsyncGenerator[list[int]]:
+    async def _ids(
+        self, part: PartialSpeech, sampling: SamplingConfig
+    ) -> AsyncGenerator[list[int]]:
         from vllm import TokensPrompt
         from vllm.sampling_params import RequestOutputKind
 

@@ -157,7 +157,7 @@ def _cut(text: str, end: re.Pattern[str]) -> Iterator[str]:
     yield text[start:]
 
 
-class Joiner:
+class PieceConcatenator:
     """Joins the audio of pieces, whole or as it comes: float32 in, float32 out, nothing lost.
 
     The end of a piece is held back, ``CROSSFADE_SECONDS``, until it is known what follows it. The

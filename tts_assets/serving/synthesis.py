@@ -28,7 +28,7 @@ from tts_assets.codec.model import Codec
 from tts_assets.core.artifacts import CodecCheckpoint, CodecDecoder
 from tts_assets.corpora.normalizer import Normalizer, user_cache
 from tts_assets.serving.config import GPU_MEMORY, SERVING_FILE, ServingCard, Voice
-from tts_assets.serving.pieces import Fault, Joiner, fault, longest_piece, split
+from tts_assets.serving.pieces import Fault, PieceConcatenator, fault, longest_piece, split
 from tts_assets.serving.streaming import PieceStream, provenance
 from tts_assets.speechlm.config import SamplingConfig
 from tts_assets.speechlm.generate import Completion, Request, generate, stream
@@ -47,7 +47,7 @@ class SynthesisError(ValueError):
 
 
 @dataclass(frozen=True)
-class Line:
+class SynthesisLine:
     """One thing to say. ``seed`` alone decides its random numbers; None: the sampling's.
 
     ``description`` of the voice is that of training (``speechlm.prompts.describe``).
@@ -61,14 +61,14 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Part:
+class PartialSpeech:
     """A piece of a line, ready to be completed; ``pause`` seconds of silence follow it."""
 
     request: Request
     voice: Voice | None
     pause: float
 
-    def again(self, attempt: int) -> Part:
+    def again(self, attempt: int) -> PartialSpeech:
         """The same with another seed, which follows from its own."""
         seed = derived_seed(self.request.seed, f"attempt {attempt}")
         return replace(self, request=replace(self.request, seed=seed))
@@ -145,7 +145,7 @@ class ServedModel:
         codes = self.codec.encode([wave])[0]
         return Voice(text=self.normalize(text, language), codes=tuple(int(code) for code in codes))
 
-    def request(self, line: Line, seed: int, language: str | None = None) -> Request:
+    def request(self, line: SynthesisLine, seed: int, language: str | None = None) -> Request:
         """The prompt of one line as token ids, its text normalized as in training."""
         self._check_tags(line.text)
         text = self.normalize(line.text, language or line.language)
@@ -160,7 +160,7 @@ class ServedModel:
         )
         return Request(prompt, seed if line.seed is None else line.seed)
 
-    def parts(self, line: Line, sampling: SamplingConfig) -> list[Part]:
+    def parts(self, line: SynthesisLine, sampling: SamplingConfig) -> list[PartialSpeech]:
         """The pieces of a line. The first has the line's seed, each other one of its own."""
         seed = sampling.seed if line.seed is None else line.seed
         pieces = split(line.text, longest_piece(sampling, self.card.token_rate))
@@ -170,13 +170,13 @@ class ServedModel:
             raise SynthesisError(f"nothing to say in {line.text!r}: no letters or digits are left")
         seeds = [seed, *(derived_seed(seed, f"piece {i}") for i in range(1, len(pieces)))]
         return [
-            Part(
+            PartialSpeech(
                 self.request(replace(line, text=piece.text, seed=own), own), line.voice, piece.pause
             )
             for piece, own in zip(pieces, seeds, strict=True)
         ]
 
-    def piece_stream(self, part: Part) -> PieceStream:
+    def piece_stream(self, part: PartialSpeech) -> PieceStream:
         """For one completion of a part, whose codes are to be heard as they come."""
         prompt = part.voice.codes if part.voice else ()
         return PieceStream(self.codec, prompt, self.sample_rate, self.card.token_rate)
@@ -186,9 +186,9 @@ class ServedModel:
         found = fault(codes, wave, ended, self.sample_rate, self.card.token_rate)
         return Speech("", wave, codes, ended, found)
 
-    def joined(self, text: str, parts: Sequence[Part], spoken: Sequence[Speech]) -> Speech:
+    def joined(self, text: str, parts: Sequence[PartialSpeech], spoken: Sequence[Speech]) -> Speech:
         """The speech of a line from that of its parts."""
-        joiner = Joiner(self.sample_rate)
+        joiner = PieceConcatenator(self.sample_rate)
         waves = []
         for part, speech in zip(parts, spoken, strict=True):
             waves.append(joiner.push(speech.wave))
@@ -248,7 +248,7 @@ class Synthesizer(ServedModel):
 
     def say(
         self,
-        lines: Sequence[Line],
+        lines: Sequence[SynthesisLine],
         sampling: SamplingConfig | None = None,
         progress: Progress | None = None,
         retries: int = 0,
@@ -274,7 +274,7 @@ class Synthesizer(ServedModel):
 
     def stream(
         self,
-        line: Line,
+        line: SynthesisLine,
         sampling: SamplingConfig | None = None,
         retries: int = 0,
         on_fault: Callable[[Fault], None] | None = None,
@@ -285,7 +285,7 @@ class Synthesizer(ServedModel):
         that loops ends there. ``on_fault`` is called with each, drawn again or heard.
         """
         sampling = sampling or self.card.sampling
-        joiner = Joiner(self.sample_rate)
+        joiner = PieceConcatenator(self.sample_rate)
         parts = self.parts(line, sampling)
         limits = [fitting(part, sampling, self.engine.positions) for part in parts]
         for part, limited in zip(parts, limits, strict=True):
@@ -296,7 +296,7 @@ class Synthesizer(ServedModel):
 
     def _stream(
         self,
-        part: Part,
+        part: PartialSpeech,
         sampling: SamplingConfig,
         retries: int,
         on_fault: Callable[[Fault], None] | None,
@@ -320,7 +320,7 @@ class Synthesizer(ServedModel):
         yield rest
 
     def _speak(
-        self, parts: Sequence[Part], sampling: SamplingConfig, progress: Progress | None
+        self, parts: Sequence[PartialSpeech], sampling: SamplingConfig, progress: Progress | None
     ) -> list[Speech]:
         limits = [fitting(part, sampling, self.engine.positions) for part in parts]
         found: dict[int, Completion] = {}
@@ -337,7 +337,7 @@ class Synthesizer(ServedModel):
         ]
 
 
-def fitting(part: Part, sampling: SamplingConfig, positions: int) -> SamplingConfig:
+def fitting(part: PartialSpeech, sampling: SamplingConfig, positions: int) -> SamplingConfig:
     """``sampling`` with as many tokens as ``positions`` leave to a part, in full ``ROOM_STEP``;
     raises :class:`SynthesisError` where nothing is left."""
     tokens = len(part.request.prompt)

@@ -32,10 +32,10 @@ from tts_assets.serving.config import ServerConfig, Voice
 from tts_assets.serving.pieces import Fault
 from tts_assets.serving.streaming import pcm16, refuse_ended
 from tts_assets.serving.synthesis import (
-    Line,
     ServedModel,
     Speech,
     SynthesisError,
+    SynthesisLine,
     Synthesizer,
     read_card,
 )
@@ -138,7 +138,8 @@ def speak(
     sampling = sampling_of(synthesizer, options)
     description = describe(options.voice_description, options.emotion, options.style)
     lines = [
-        Line(text, voice, description=description, language=options.language) for text in texts
+        SynthesisLine(text, voice, description=description, language=options.language)
+        for text in texts
     ]
     if str(options.out) == "-":
         for wave in synthesizer.stream(lines[0], sampling, RETRIES, tell):

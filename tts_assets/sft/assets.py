@@ -37,7 +37,7 @@ from tts_assets.orchestration.launchpad import Training
 from tts_assets.orchestration.partitions import code_arrays_of, streams_of, token_arrays_of
 from tts_assets.sft import machine
 from tts_assets.sft.config import SftProgram, SftRecipe
-from tts_assets.sft.describe import markdown, read_card, verdict
+from tts_assets.sft.describe import assess_fit, markdown, read_card
 from tts_assets.speechlm.assets import CODE_VERSION as TOKENS_VERSION
 
 CODE_VERSION = "5"
@@ -245,7 +245,7 @@ def describe_checkpoint(checkpoint: Checkpoint, recipe: SftRecipe) -> dict[str, 
 
 def describe_verdict(records: Sequence[Mapping[str, float]], recipe: SftRecipe) -> dict[str, Any]:
     """Whether it learnt its recordings by heart, in a sentence and in numbers."""
-    found = verdict(records, recipe.export)
+    found = assess_fit(records, recipe.export)
     numbers = {"train_val_gap": found.gap, "val_loss_rise": found.rise}
     known = {name: value for name, value in numbers.items() if value is not None}
     return {"verdict": f"{found.word}: {found.sentence}", **known}

@@ -38,7 +38,7 @@ from tts_assets.core.artifacts import fsync, fsync_tree, written_aside
 from tts_assets.core.config import Config
 from tts_assets.core.program import Run, publish_metrics, read_metrics
 from tts_assets.sft.config import CheckpointConfig, SftProgram
-from tts_assets.sft.dataset import SamplePool
+from tts_assets.sft.dataset import SampleDataset
 from tts_assets.sft.monitoring import SPEED, GuardState
 from tts_assets.sft.strategies import Strategy, Tensors
 from tts_assets.speechlm.model import SpeechLM
@@ -81,7 +81,7 @@ class CheckpointError(RuntimeError):
     """A checkpoint could not be written, or does not fit the run."""
 
 
-class Progress(Config):
+class SftProgress(Config):
     """How far a run is. ``step`` steps are done; the rest is what the next step continues."""
 
     step: int = 0
@@ -113,14 +113,14 @@ class Checkpoints:
         # A group of its own: the saver's messages would mix with those of training.
         self._group = dist.new_group(backend="gloo") if run.world_size > 1 else None
 
-    def save(self, strategy: Strategy, progress: Progress) -> None:
+    def save(self, strategy: Strategy, progress: SftProgress) -> None:
         """Copy the state, and write it in the background."""
         self.saver.wait("checkpoint")  # the copy goes where that of the checkpoint before was
         copy = self._stager.stage(strategy.state())
         assert isinstance(copy, dict)  # not a future of one: staging is not asynchronous
         self.saver.submit("checkpoint", self._write, copy, progress)
 
-    def _write(self, state: Tensors, progress: Progress) -> None:
+    def _write(self, state: Tensors, progress: SftProgress) -> None:
         """All ranks write their files; rank 0 verifies and publishes them."""
         final = self.folder / f"step-{progress.step:07d}"
         aside = self.folder / f".{final.name}.tmp"
@@ -145,24 +145,24 @@ class Checkpoints:
         fsync(self.folder)
         self._rotate(progress)
 
-    def _rotate(self, progress: Progress) -> None:
+    def _rotate(self, progress: SftProgress) -> None:
         """Drop what neither the configuration nor a kept checkpoint needs."""
         every = self.config.keep_every
         for old in saved(self.folder)[: -self.config.keep_last]:
             if every is None or step_of(old) % every:
                 shutil.rmtree(old)
-        kept = [Progress.from_json(folder / PROGRESS) for folder in saved(self.folder)]
+        kept = [SftProgress.from_json(folder / PROGRESS) for folder in saved(self.folder)]
         needed = {kept_one.best_step for kept_one in kept} | {progress.best_step}
         for best in self.folder.glob("best-*.safetensors"):
             if step_of(best) not in needed and step_of(best) < progress.step:
                 best.unlink()
 
-    def load(self, strategy: Strategy, fresh: Progress) -> Progress:
+    def load(self, strategy: Strategy, fresh: SftProgress) -> SftProgress:
         """Restore the newest whole checkpoint; ``fresh`` if there is none."""
         folder = newest_whole(self.run)
         if folder is None:
             return fresh
-        progress = Progress.from_json(folder / PROGRESS)
+        progress = SftProgress.from_json(folder / PROGRESS)
         if (progress.recipe, progress.vocabulary) != (fresh.recipe, fresh.vocabulary):
             raise CheckpointError(
                 f"{folder} belongs to another recipe or other data; give the run another folder, "
@@ -200,7 +200,7 @@ def _write_weights(weights: Tensors, path: Path) -> None:
 TRAIN_LOSS_SHARE = 0.05  # the published train_loss is the mean over the last steps
 
 
-def export(run: Run, lm: SpeechLM, weights: Tensors | None, pools: Sequence[SamplePool]) -> None:
+def export(run: Run, lm: SpeechLM, weights: Tensors | None, pools: Sequence[SampleDataset]) -> None:
     """Write ``result/`` (rank 0); ``weights`` None: those of ``lm``."""
     folder = run.result_dir
     lm.save(folder, weights=weights)
@@ -209,7 +209,7 @@ def export(run: Run, lm: SpeechLM, weights: Tensors | None, pools: Sequence[Samp
 
 
 def facts(
-    run: Run, program: SftProgram, lm: SpeechLM, parameters: int, progress: Progress
+    run: Run, program: SftProgram, lm: SpeechLM, parameters: int, progress: SftProgress
 ) -> dict[str, object]:
     """The facts of a Checkpoint artifact."""
     records = read_metrics(run.run_dir / "metrics.jsonl")

@@ -41,7 +41,7 @@ class DataError(ValueError):
     """Data that leaves nothing to train on, or does not fit; the message names the remedy."""
 
 
-class Sample(NamedTuple):
+class TrainingSample(NamedTuple):
     """Items (indices into a pool) that make one sample, and its place in the stream."""
 
     items: Group
@@ -71,7 +71,7 @@ class Encoded:
         return self.turns or ((self.first, len(self.inputs)),)
 
 
-class SamplePool(Protocol):
+class SampleDataset(Protocol):
     """One split of all that a recipe trains on, as numbered items: utterances, windows, texts.
 
     ``sources`` names where items are from: the speech of each corpus first, in the recipe's order.
@@ -92,7 +92,9 @@ class SamplePool(Protocol):
     def identity(self, item: int) -> str:
         """What a person finds it by."""
 
-    def encode(self, sample: Sample, code_dropout: float = 0.0, seed: int = 0) -> Encoded: ...
+    def encode(
+        self, sample: TrainingSample, code_dropout: float = 0.0, seed: int = 0
+    ) -> Encoded: ...
 
     def groups(
         self, recipe: SftRecipe, token_rate: float, epoch: int, random: np.random.Generator
@@ -106,12 +108,14 @@ def too_long(identity: str, tokens: int) -> SetAside:
     return SetAside(identity, "longer than max_seq_len", f"{tokens} tokens")
 
 
-def plan_epoch(pool: SamplePool, recipe: SftRecipe, token_rate: float, epoch: int) -> list[Sample]:
+def plan_epoch(
+    pool: SampleDataset, recipe: SftRecipe, token_rate: float, epoch: int
+) -> list[TrainingSample]:
     """All samples of one epoch, in training order."""
     random = np.random.default_rng([recipe.seed, EPOCH, epoch])
     groups = pool.groups(recipe, token_rate, epoch, random)
     order = random.permutation(len(groups))
-    return [Sample(groups[i], epoch, number) for number, i in enumerate(order)]
+    return [TrainingSample(groups[i], epoch, number) for number, i in enumerate(order)]
 
 
 def drawn_epochs(members: Ints, weight: float, random: np.random.Generator) -> list[Ints]:
@@ -130,7 +134,7 @@ class SampleStream:
 
     def __init__(
         self,
-        pool: SamplePool,
+        pool: SampleDataset,
         recipe: SftRecipe,
         token_rate: float,
         epoch: int = 0,
@@ -142,13 +146,13 @@ class SampleStream:
         self.epoch, self.offset = epoch, offset
 
     @cached_property
-    def plan(self) -> list[Sample]:
+    def plan(self) -> list[TrainingSample]:
         """The samples of the present epoch, made when the first is asked for."""
         return plan_epoch(self.pool, self.recipe, self.token_rate, self.epoch)
 
-    def batch(self) -> list[Sample]:
+    def batch(self) -> list[TrainingSample]:
         """The next samples, up to ``batch_tokens`` tokens (one sample at least)."""
-        samples: list[Sample] = []
+        samples: list[TrainingSample] = []
         tokens = 0
         while True:
             if self.offset == len(self.plan):
@@ -162,12 +166,12 @@ class SampleStream:
             self.offset += 1
 
 
-class Joiner:
+class Concatenator:
     """Makes groups of utterances of one voice within the limits of a recipe."""
 
     def __init__(
         self,
-        pool: Pool,
+        pool: UtteranceDataset,
         config: Concatenation,
         max_seq_len: int,
         token_rate: float,
@@ -223,7 +227,7 @@ class Joiner:
         return codes <= self.max_codes and self.pool.length(whole) <= self.max_seq_len
 
 
-class Pool:
+class UtteranceDataset:
     """All utterances of one split of several corpora that fit into ``max_seq_len``.
 
     ``tokens`` holds, by corpus, the folder of its ``token_arrays``; a corpus without texts of this
@@ -311,7 +315,7 @@ class Pool:
         length = int(self.alone[utterances[0]])
         return length + sum(int(self.added[u]) for u in utterances[1:])
 
-    def encode(self, sample: Sample, code_dropout: float = 0.0, seed: int = 0) -> Encoded:
+    def encode(self, sample: TrainingSample, code_dropout: float = 0.0, seed: int = 0) -> Encoded:
         """Token ids of a sample. Up to ``code_dropout`` of its input codes become padding tokens:
         of each sample a share between 0 and that, drawn from ``seed`` and the sample's place."""
         (corpus, row), *rest = places = [self._at(utterance) for utterance in sample.items]
@@ -343,7 +347,7 @@ class Pool:
         if recipe.concatenate is None:
             return [(int(u),) for u in utterances]
         config = recipe.concatenate.in_epoch(epoch)
-        joiner = Joiner(self, config, recipe.max_seq_len, token_rate, random)
+        joiner = Concatenator(self, config, recipe.max_seq_len, token_rate, random)
         groups = joiner.join(utterances)
         return groups + joiner.short_groups(np.sort(utterances), len(groups))
 

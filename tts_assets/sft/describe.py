@@ -194,7 +194,7 @@ LEARNING = "The validation loss still falls: train longer."
 
 
 @dataclass(frozen=True)
-class Verdict:
+class FitAssessment:
     """``gap`` and ``rise`` in nats a token; ``rise`` from the lowest validation to the last."""
 
     word: Word
@@ -203,15 +203,19 @@ class Verdict:
     rise: float | None = None
 
 
-def verdict(records: Sequence[Mapping[str, float]], exported: Literal["best", "last"]) -> Verdict:
+def assess_fit(
+    records: Sequence[Mapping[str, float]], exported: Literal["best", "last"]
+) -> FitAssessment:
     """Of the lines of a ``metrics.jsonl``."""
     every = [r for r in records if "val_loss" in r]
     trained = [(int(r["step"]), r["loss"]) for r in records if "loss" in r]
     validated = [(int(r["step"]), r["val_loss"]) for r in every if r["step"]]
     if not trained:
-        return Verdict("not trained", "This is the base as it is: steps = 0.")
+        return FitAssessment("not trained", "This is the base as it is: steps = 0.")
     if not validated:
-        return Verdict("not validated", "There was no validation: give the corpora a share of it.")
+        return FitAssessment(
+            "not validated", "There was no validation: give the corpora a share of it."
+        )
     # The best is one that forgets no source; without such, that before the first step.
     good = [(int(r["step"]), r["val_loss"]) for r in every if not r.get(FORGOTTEN)]
     good = [at for at in good if at[0]] or good
@@ -220,10 +224,10 @@ def verdict(records: Sequence[Mapping[str, float]], exported: Literal["best", "l
     gap = last - train_loss(trained, last_step)
     rise = last - lowest
     if rise > RISE * lowest and train_loss(trained, last_step) < train_loss(trained, best_step):
-        return Verdict("over-fitted", _over_fitted(best_step, rise, exported), gap, rise)
+        return FitAssessment("over-fitted", _over_fitted(best_step, rise, exported), gap, rise)
     if len(validated) > 2 and validated[-3][1] - last < FALL * validated[-3][1]:
-        return Verdict("settled", SETTLED, gap, rise)
-    return Verdict("learning", LEARNING, gap, rise)
+        return FitAssessment("settled", SETTLED, gap, rise)
+    return FitAssessment("learning", LEARNING, gap, rise)
 
 
 def train_loss(trained: Sequence[tuple[int, float]], step: int) -> float:

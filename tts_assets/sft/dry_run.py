@@ -16,10 +16,10 @@ from tts_assets.core.artifacts import written_aside
 from tts_assets.core.program import Run, load_config
 from tts_assets.sft import machine
 from tts_assets.sft.config import SftProgram
-from tts_assets.sft.train import Trainer
+from tts_assets.sft.train import SftTrainer
 
 
-def report(trainer: Trainer) -> dict[str, float]:
+def report(trainer: SftTrainer) -> dict[str, float]:
     """Numbers of one batch, as of the first step."""
     batch = trainer.stream.batch()
     rows = list(trainer.share.rows(trainer.train_pool, batch, trainer.recipe.code_dropout))
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
     with Run(program.run_dir) as run:
         machine.check(program.recipe, run.local_world_size)
         run.init_distributed()
-        text = json.dumps(report(Trainer(run, program)), indent=2) + "\n"
+        text = json.dumps(report(SftTrainer(run, program)), indent=2) + "\n"
         if run.is_main:
             with written_aside(run.run_dir / "dry_run.json") as aside:
                 aside.write_text(text)

@@ -27,10 +27,10 @@ from tts_assets.codec.model import Codec
 from tts_assets.core.artifacts import written_aside
 from tts_assets.core.audio import statement, write_speech
 from tts_assets.core.config import ConfigError
-from tts_assets.core.notebook import NOTEBOOK_FILE, Clip, Section, write_notebook
+from tts_assets.core.notebook import NOTEBOOK_FILE, NotebookClip, Section, write_notebook
 from tts_assets.core.program import Run
 from tts_assets.sft.config import SftProgram
-from tts_assets.sft.dataset import Pool, Sample
+from tts_assets.sft.dataset import TrainingSample, UtteranceDataset
 from tts_assets.sft.model import merge_lora, open_base
 from tts_assets.sft.strategies import Strategy, Tensors
 from tts_assets.speechlm.config import SamplingConfig
@@ -48,7 +48,9 @@ PATIENCE = timedelta(days=1)  # of the ranks that wait; if the one that speaks f
 class Listening:
     """Speaks on rank 0; every rank has one and calls :meth:`speak` at the same step."""
 
-    def __init__(self, run: Run, program: SftProgram, lm: SpeechLM, pool: Pool | None) -> None:
+    def __init__(
+        self, run: Run, program: SftProgram, lm: SpeechLM, pool: UtteranceDataset | None
+    ) -> None:
         """``pool`` None: there are no texts with their speech, as in pretraining. Nothing is spoken
         of a base that is not trained: its report is heard."""
         self.run, self.program, self.lm = run, program, lm
@@ -102,12 +104,12 @@ class Listening:
 
     def _prompt(self, utterance: int) -> NDArray[np.int64]:
         """As in training, up to ``<|speech_start|>``."""
-        inputs = self.pool.encode(Sample((utterance,), 0, utterance)).inputs
+        inputs = self.pool.encode(TrainingSample((utterance,), 0, utterance)).inputs
         return inputs[: int(np.argmax(inputs == self.lm.vocabulary.speech_start)) + 1]
 
     def _codes(self, utterance: int) -> NDArray[np.int64]:
         """Of the recording."""
-        inputs = self.pool.encode(Sample((utterance,), 0, utterance)).inputs
+        inputs = self.pool.encode(TrainingSample((utterance,), 0, utterance)).inputs
         return self.lm.vocabulary.codes(inputs[len(self._prompt(utterance)) :])
 
     def _save(self, step: int, said: list[Completion]) -> None:
@@ -154,7 +156,7 @@ class Listening:
             write_notebook(path, name, list(sections(self.folder, self._lines())))
 
 
-def chosen(pool: Pool, count: int, token_rate: float, seed: int) -> list[int]:
+def chosen(pool: UtteranceDataset, count: int, token_rate: float, seed: int) -> list[int]:
     """``count`` utterances of the pool, always the same; fewer where it has fewer."""
     short = np.flatnonzero(pool.code_counts <= LONGEST_SECONDS * token_rate)
     among = short if len(short) >= count else np.arange(len(pool))
@@ -201,7 +203,10 @@ def sections(folder: Path, lines: list[dict[str, Any]]) -> Iterator[Section]:
         if not line["step"] or line["step"] in shown:
             texts[line["number"]].append(line)
     for number in sorted(texts):
-        clips = [Clip(title(line), caption(line), folder / line["audio"]) for line in texts[number]]
+        clips = [
+            NotebookClip(title(line), caption(line), folder / line["audio"])
+            for line in texts[number]
+        ]
         yield Section(texts[number][0]["text"], clips)
 
 

@@ -36,9 +36,9 @@ from tts_assets.sft.dataset import (
     Encoded,
     Group,
     Ints,
-    Pool,
-    Sample,
-    SamplePool,
+    SampleDataset,
+    TrainingSample,
+    UtteranceDataset,
     drawn_epochs,
     too_long,
 )
@@ -74,7 +74,7 @@ class TextFile:
         return [SetAside(f"{self.name}: {x.what}", x.reason, x.detail) for x in found]
 
 
-class TextPool:
+class TextDataset:
     """All samples of one split that fit into ``max_seq_len``."""
 
     def __init__(self, files: Mapping[str, TextFile], max_seq_len: int) -> None:
@@ -107,7 +107,7 @@ class TextPool:
         file, row = self._at(item)
         return file.identity(row)
 
-    def encode(self, sample: Sample, code_dropout: float = 0.0, seed: int = 0) -> Encoded:
+    def encode(self, sample: TrainingSample, code_dropout: float = 0.0, seed: int = 0) -> Encoded:
         """Ids of a sample; there are no codes to drop."""
         file, row = self._at(sample.items[0])
         ids = file.chats.rows[row].astype(np.int64)
@@ -148,7 +148,7 @@ class TokenStream:
         return names[0] if rows[0] == rows[1] else " to ".join(names)
 
 
-class Windows:
+class WindowDataset:
     """All windows of the streams of one split, a pool whose items are single samples."""
 
     def __init__(
@@ -186,7 +186,7 @@ class Windows:
         where = f"{self.sources[stream.source]}, tokens {first} to {last}"
         return f"{where} ({stream.names(first, last)})"
 
-    def encode(self, sample: Sample, code_dropout: float = 0.0, seed: int = 0) -> Encoded:
+    def encode(self, sample: TrainingSample, code_dropout: float = 0.0, seed: int = 0) -> Encoded:
         (window,) = sample.items
         start = int(self.starts[window])
         end = start + int(self.lengths[window]) + 1
@@ -228,10 +228,10 @@ class Windows:
         return np.concatenate(parts)
 
 
-class Mixture:
+class MixtureDataset:
     """The items of all parts, numbered through; a sample is of one part."""
 
-    def __init__(self, parts: Sequence[SamplePool]) -> None:
+    def __init__(self, parts: Sequence[SampleDataset]) -> None:
         self.parts = parts
         self.sources = [source for part in parts for source in part.sources]
         self.dropped = [item for part in parts for item in part.dropped]
@@ -241,7 +241,7 @@ class Mixture:
     def __len__(self) -> int:
         return int(self.firsts[-1])
 
-    def _at(self, items: Group) -> tuple[int, SamplePool, Group]:
+    def _at(self, items: Group) -> tuple[int, SampleDataset, Group]:
         """The part of these items, its number, and their numbers in it."""
         number = int(np.searchsorted(self.firsts, items[0], side="right")) - 1
         first = int(self.firsts[number])
@@ -259,7 +259,7 @@ class Mixture:
         _, part, own = self._at((item,))
         return part.identity(own[0])
 
-    def encode(self, sample: Sample, code_dropout: float = 0.0, seed: int = 0) -> Encoded:
+    def encode(self, sample: TrainingSample, code_dropout: float = 0.0, seed: int = 0) -> Encoded:
         _, part, own = self._at(sample.items)
         return part.encode(sample._replace(items=own), code_dropout, seed)
 
@@ -276,7 +276,7 @@ class Mixture:
 TEXT_FOLDER = "texts"  # of a run: the texts as token ids
 
 
-def open_pool(program: SftProgram, prompts: PromptFormat, split: Split) -> SamplePool:
+def open_dataset(program: SftProgram, prompts: PromptFormat, split: Split) -> SampleDataset:
     """One split of all that the recipe trains on. Texts are tokenized into the run folder by the
     first who asks; a restart finds them there."""
     recipe = program.recipe
@@ -287,16 +287,16 @@ def open_pool(program: SftProgram, prompts: PromptFormat, split: Split) -> Sampl
     if recipe.pretraining is not None:
         streams = corpus_streams(program, prompts, split) + text_streams(program, texts)
         refused = [item for file in texts.values() for item in file.refused]
-        return Windows(streams, recipe.sources, recipe.max_seq_len, refused)
+        return WindowDataset(streams, recipe.sources, recipe.max_seq_len, refused)
     folders = {name: program.arrays[name] for name in recipe.corpora}
-    speech = Pool(folders, split, prompts, recipe.max_seq_len, program.tokens)
-    return Mixture([speech, TextPool(texts, recipe.max_seq_len)]) if texts else speech
+    speech = UtteranceDataset(folders, split, prompts, recipe.max_seq_len, program.tokens)
+    return MixtureDataset([speech, TextDataset(texts, recipe.max_seq_len)]) if texts else speech
 
 
-def speech_of(pool: SamplePool) -> Pool | None:
+def speech_of(pool: SampleDataset) -> UtteranceDataset | None:
     """The utterances of a pool, each with its text; None where there are none."""
-    parts = pool.parts if isinstance(pool, Mixture) else [pool]
-    return next((part for part in parts if isinstance(part, Pool)), None)
+    parts = pool.parts if isinstance(pool, MixtureDataset) else [pool]
+    return next((part for part in parts if isinstance(part, UtteranceDataset)), None)
 
 
 def open_texts(

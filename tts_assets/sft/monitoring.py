@@ -46,7 +46,7 @@ from tts_assets.speechlm.vocabulary import SpeechVocabulary
 SPEED = frozenset({"tokens_per_second", "padding_share", "memory_gb", "tflops", "mfu"})
 
 
-class Meter:
+class StepMetrics:
     """Counts one batch over all ranks: first its tokens, then the losses of its rows."""
 
     def __init__(
@@ -213,7 +213,7 @@ def _forgotten(config: GuardConfig, state: GuardState, losses: Mapping[str, floa
 DIGITS = 6
 
 
-class Health:
+class ModelDiagnostics:
     """Counts what passes through ``loss`` outside of training; a part of every rank's trainer."""
 
     def __init__(

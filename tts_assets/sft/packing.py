@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tts_assets.core.program import Run
 from tts_assets.sft.config import SftRecipe
-from tts_assets.sft.dataset import Encoded, Sample, SamplePool
+from tts_assets.sft.dataset import Encoded, SampleDataset, TrainingSample
 
 T = TypeVar("T")
 # Rows end in padding up to a multiple of this: oneDNN compiles its bfloat16 kernels for each new
@@ -133,7 +133,7 @@ def first_fit(samples: Sequence[T], size: Callable[[T], int], capacity: int) -> 
 _size = itemgetter(0)  # of a sample with its length
 
 
-class Share:
+class RankSharding:
     """Makes the rows of one rank. Every rank knows all shares, since they follow from the batch.
 
     ``lockstep``: all ranks get equally many rows, some of them without targets.
@@ -147,7 +147,7 @@ class Share:
         self.lockstep = lockstep
 
     def rows(
-        self, pool: SamplePool, batch: Sequence[Sample], code_dropout: float = 0.0
+        self, pool: SampleDataset, batch: Sequence[TrainingSample], code_dropout: float = 0.0
     ) -> Iterator[Packed]:
         sized = [(pool.length(sample.items), sample) for sample in batch]
         shares = split_over(sized, _size, self.world_size)

@@ -18,11 +18,11 @@ from tts_assets.core.config import digest_of
 from tts_assets.core.program import Run, load_config, truncate_metrics
 from tts_assets.core.ranks import wait_for_all
 from tts_assets.sft import machine
-from tts_assets.sft.checkpoint import Checkpoints, Progress, export, facts
+from tts_assets.sft.checkpoint import Checkpoints, SftProgress, export, facts
 from tts_assets.sft.config import FORGOTTEN, SftProgram
-from tts_assets.sft.dataset import DataError, Sample, SamplePool, SampleStream
+from tts_assets.sft.dataset import DataError, SampleDataset, SampleStream, TrainingSample
 from tts_assets.sft.listening import Listening
-from tts_assets.sft.mixture import open_pool, speech_of, tell_of_spelled_tags
+from tts_assets.sft.mixture import open_dataset, speech_of, tell_of_spelled_tags
 from tts_assets.sft.model import (
     Flops,
     SpeechLoss,
@@ -33,9 +33,9 @@ from tts_assets.sft.model import (
     prepare,
     uses_bf16,
 )
-from tts_assets.sft.monitoring import Health, Meter, begin, check_watched, judge
+from tts_assets.sft.monitoring import ModelDiagnostics, StepMetrics, begin, check_watched, judge
 from tts_assets.sft.optimizer import learning_rate
-from tts_assets.sft.packing import Packed, Share
+from tts_assets.sft.packing import Packed, RankSharding
 from tts_assets.sft.strategies import open_strategy
 from tts_assets.speechlm.prompts import PromptFormat
 
@@ -47,7 +47,7 @@ NOTHING_GOOD = (
 )
 
 
-class Trainer:
+class SftTrainer:
     """One rank's part of a run."""
 
     def __init__(self, run: Run, program: SftProgram) -> None:
@@ -65,18 +65,18 @@ class Trainer:
             self.recipe.compile,
         )
         prompts = PromptFormat(self.lm.tokenizer, self.lm.vocabulary)
-        self.train_pool, self.val_pool = (open_pool(program, prompts, split) for split in SPLITS)
+        self.train_pool, self.val_pool = (open_dataset(program, prompts, split) for split in SPLITS)
         corpora = {name: program.arrays[name] for name in self.recipe.corpora}
         tell_of_spelled_tags(run, corpora, self.lm.tokenizer)
         loss = SpeechLoss(self.lm.model, uses_bf16(self.recipe, run.device)).to(run.device)
         self.strategy = open_strategy(run, self.recipe, loss)
-        self.health = Health(run, self.strategy, loss, self.lm.vocabulary)
-        self.share = Share(run, self.recipe, self.strategy.lockstep)
+        self.health = ModelDiagnostics(run, self.strategy, loss, self.lm.vocabulary)
+        self.share = RankSharding(run, self.recipe, self.strategy.lockstep)
         self.listening = Listening(run, program, self.lm, speech_of(self.val_pool))
         self.checkpoints = Checkpoints(run, self.recipe.checkpoints)
         what = self.recipe.identified().what()
         recipe = digest_of({"recipe": what, "arrays": program.codec})
-        self.progress = Progress(recipe=recipe, vocabulary=self.lm.vocabulary.digest)
+        self.progress = SftProgress(recipe=recipe, vocabulary=self.lm.vocabulary.digest)
         self.stream = SampleStream(self.train_pool, self.recipe, program.token_rate)
         steps, epochs = self.recipe.steps, self.recipe.epochs
         self.steps = self.steps_of(epochs or 0) if steps is None else steps
@@ -152,7 +152,7 @@ class Trainer:
         }
         self.run.metrics(step + 1, metrics)
 
-    def backward(self, rows: Sequence[Packed], meter: Meter) -> dict[str, float]:
+    def backward(self, rows: Sequence[Packed], meter: StepMetrics) -> dict[str, float]:
         """Gradients of the mean loss over all ranks' targets; returns the losses."""
         # Strategies average over ranks; the sum over all of them is wanted.
         scale = self.run.world_size / meter.targets
@@ -161,10 +161,10 @@ class Trainer:
             meter.add(row, self.strategy.backward(row, scale, last=number == len(rows)))
         return meter.losses()
 
-    def meter(self, pool: SamplePool, rows: Sequence[Packed]) -> Meter:
-        return Meter(self.run, pool.sources, rows, self.recipe.text_loss_weight)
+    def meter(self, pool: SampleDataset, rows: Sequence[Packed]) -> StepMetrics:
+        return StepMetrics(self.run, pool.sources, rows, self.recipe.text_loss_weight)
 
-    def advance(self, meter: Meter) -> None:
+    def advance(self, meter: StepMetrics) -> None:
         """Count a finished step. Speech is what the first sources have, one a corpus."""
         spoken = sum(meter.counts[: len(self.recipe.corpora)])
         done = {
@@ -176,7 +176,7 @@ class Trainer:
         }
         self.progress = self.progress.model_copy(update=done)
 
-    def check_sane(self, what: str, value: float, batch: Sequence[Sample]) -> None:
+    def check_sane(self, what: str, value: float, batch: Sequence[TrainingSample]) -> None:
         """Stop before a step that would spoil the weights."""
         knows_nothing = math.log(self.lm.vocabulary.size) * (1 + self.recipe.text_loss_weight)
         limit = EXPLODED * knows_nothing if what == "loss" else math.inf
@@ -259,7 +259,7 @@ class Trainer:
 
     def validation_losses(self) -> dict[str, float]:
         """Means over all targets of the validation split, one sample an item."""
-        samples = [Sample((u,), 0, u) for u in range(len(self.val_pool))]
+        samples = [TrainingSample((u,), 0, u) for u in range(len(self.val_pool))]
         rows = list(self.share.rows(self.val_pool, samples))
         meter = self.meter(self.val_pool, rows)
         for row in rows:
@@ -307,7 +307,7 @@ def main(argv: list[str] | None = None) -> None:
     with Run(program.run_dir) as run:
         machine.check(program.recipe, run.local_world_size)
         run.init_distributed()
-        trainer = Trainer(run, program)
+        trainer = SftTrainer(run, program)
         trainer.resume()
         trainer.train()
         trainer.finish()

@@ -16,7 +16,7 @@ from tts_assets.speakers.config import PeopleConfig
 
 
 @dataclass(frozen=True, order=True)
-class Recording:
+class SpeakerRecording:
     """One utterance of a person. ``session`` is empty where none is known; seconds as indexed."""
 
     speaker: str
@@ -30,18 +30,18 @@ class Recording:
 
 
 @dataclass(frozen=True)
-class People:
+class SpeakerSplit:
     """Recordings by id, of persons who are either trained on or tested with."""
 
-    train: tuple[Recording, ...]
-    test: tuple[Recording, ...]
+    train: tuple[SpeakerRecording, ...]
+    test: tuple[SpeakerRecording, ...]
     set_aside: tuple[SetAside, ...]
 
 
-def read_people(corpora: Mapping[str, Path], config: PeopleConfig) -> People:
+def read_people(corpora: Mapping[str, Path], config: PeopleConfig) -> SpeakerSplit:
     """All recordings of ``config.corpora``. Raises ConfigError if nobody is left on a side."""
     aliases = {name: person for person, names in config.same.items() for name in names}
-    found: dict[str, Recording] = {}
+    found: dict[str, SpeakerRecording] = {}
     set_aside: list[SetAside] = []
     for corpus in config.corpora:
         for item in recordings(corpus, corpora[corpus], config.min_seconds, aliases):
@@ -64,7 +64,7 @@ def read_people(corpora: Mapping[str, Path], config: PeopleConfig) -> People:
                 f"fewer than two to {name}: add corpora, lower min_utterances "
                 f"{config.min_utterances} or min_seconds {config.min_seconds}, or change test"
             )
-    return People(tuple(sides[0]), tuple(sides[1]), (*set_aside, *rare))
+    return SpeakerSplit(tuple(sides[0]), tuple(sides[1]), (*set_aside, *rare))
 
 
 def is_test(speaker: str, config: PeopleConfig) -> bool:
@@ -76,11 +76,11 @@ def is_test(speaker: str, config: PeopleConfig) -> bool:
 
 def recordings(
     corpus: str, index: Path, min_seconds: float, aliases: Mapping[str, str]
-) -> list[Recording | SetAside]:
+) -> list[SpeakerRecording | SetAside]:
     handle = open_artifact(index)
     if not isinstance(handle, RawCorpus | SpeechSegments):
         raise ConfigError(f"{index} is no index of a corpus: give raw_corpus or speech_segments")
-    items: list[Recording | SetAside] = []
+    items: list[SpeakerRecording | SetAside] = []
     for row in utterances(handle):
         where = f"{corpus}/{row.id}"
         if not row.speaker:
@@ -90,7 +90,7 @@ def recordings(
         else:
             name = f"{corpus}/{row.speaker}"
             items.append(
-                Recording(
+                SpeakerRecording(
                     speaker=aliases.get(name, name),
                     id=row.id,
                     path=row.path(handle.facts),
@@ -116,7 +116,9 @@ def session_of(row: Utterance) -> str:
     return "/".join(below)
 
 
-def without_rare(found: Sequence[Recording], least: int) -> tuple[list[Recording], list[SetAside]]:
+def without_rare(
+    found: Sequence[SpeakerRecording], least: int
+) -> tuple[list[SpeakerRecording], list[SetAside]]:
     """The recordings of speakers who have at least ``least``, and the others."""
     counts: dict[str, int] = {}
     for recording in found:

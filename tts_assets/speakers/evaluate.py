@@ -26,7 +26,7 @@ from tts_assets.core.artifacts import written_aside
 from tts_assets.core.audio import BrokenAudio
 from tts_assets.core.program import Run, load_config
 from tts_assets.speakers.config import ReportProgram, TrialConfig, resolve
-from tts_assets.speakers.dataset import Recording, read_people
+from tts_assets.speakers.dataset import SpeakerRecording, read_people
 from tts_assets.speakers.encoder import NoSpeech, VoiceEncoder
 from tts_assets.speakers.verification import (
     Errors,
@@ -147,7 +147,7 @@ NO_UMAP = "no UMAP: pip install tts-assets[umap]"
 Voices = dict[str, NDArray[np.float32]]
 
 
-class Judge:
+class EncoderEvaluation:
     """One encoder on the test speakers, and another beside it."""
 
     def __init__(self, run: Run, program: ReportProgram) -> None:
@@ -191,7 +191,7 @@ class Judge:
         self._tell(report)
         return report
 
-    def _hear(self, recording: Recording, voices: dict[str, Voices]) -> bool:
+    def _hear(self, recording: SpeakerRecording, voices: dict[str, Voices]) -> bool:
         """Add a recording's voice by each encoder; all of them, or none."""
         try:
             made = {n: e.wav_to_embedding(recording.path) for n, e in self.encoders.items()}
@@ -206,7 +206,7 @@ class Judge:
 
     def _within_corpora(
         self,
-        heard: Sequence[Recording],
+        heard: Sequence[SpeakerRecording],
         trials: Sequence[Trial],
         scores: dict[str, NDArray[np.float64]],
     ) -> dict[str, float]:
@@ -226,7 +226,7 @@ class Judge:
         self,
         trials: Sequence[Trial],
         scores: dict[str, NDArray[np.float64]],
-        heard: Sequence[Recording],
+        heard: Sequence[SpeakerRecording],
         voices: Voices,
     ) -> None:
         folder = self.run.result_dir
@@ -251,7 +251,7 @@ class Judge:
         found: dict[str, Errors],
         names: Sequence[str],
         counts: NDArray[np.int64],
-        heard: Sequence[Recording],
+        heard: Sequence[SpeakerRecording],
         voices: Voices,
     ) -> None:
         folder = self.run.result_dir
@@ -286,9 +286,9 @@ class Judge:
         (folder / "report.md").write_text("\n".join(["# Speaker encoder\n", table(report), *shown]))
 
 
-def chosen(tested: Sequence[Recording], config: TrialConfig) -> list[Recording]:
+def chosen(tested: Sequence[SpeakerRecording], config: TrialConfig) -> list[SpeakerRecording]:
     """The recordings that trials may use: no other one is heard."""
-    voices: dict[str, list[Recording]] = {}
+    voices: dict[str, list[SpeakerRecording]] = {}
     for recording in sorted(tested):
         voices.setdefault(recording.speaker, []).append(recording)
     return [r for name, group in sorted(voices.items()) for r in some(group, name, config)]
@@ -327,7 +327,7 @@ def facts(report: dict[str, Any]) -> dict[str, Any]:
 def main(argv: list[str] | None = None) -> None:
     program = load_config(ReportProgram, argv)
     with Run(program.run_dir) as run:
-        run.finish(facts(Judge(run, program).judge()))
+        run.finish(facts(EncoderEvaluation(run, program).judge()))
 
 
 if __name__ == "__main__":

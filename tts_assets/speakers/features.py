@@ -30,7 +30,7 @@ from tts_assets.core.config import ConfigError, digest_of
 from tts_assets.core.program import Run
 from tts_assets.speakers.audio import Mels, centred, fill, mels_of, preprocess
 from tts_assets.speakers.config import AudioSettings, EncoderRecipe
-from tts_assets.speakers.dataset import Recording
+from tts_assets.speakers.dataset import SpeakerRecording
 
 BLOCK = 256  # recordings of one file
 OPEN = 512  # files that are mapped at a time
@@ -41,7 +41,7 @@ SHORTEST_FRAMES = 30  # 0.3 s of speech
 class Item:
     """One recording at one speed: whose voice it is, and where its mels lie."""
 
-    recording: Recording
+    recording: SpeakerRecording
     voice: str
     block: int
     first: int
@@ -70,7 +70,7 @@ class MelStore:
 
 def prepare(
     run: Run,
-    recordings: Sequence[Recording],
+    recordings: Sequence[SpeakerRecording],
     settings: AudioSettings,
     speeds: Sequence[float],
 ) -> tuple[MelStore, list[Item], list[SetAside]]:
@@ -106,13 +106,13 @@ def prepare(
     return MelStore(folder, settings.mels), items, set_aside
 
 
-def voice_of(recording: Recording, speed: float) -> str:
+def voice_of(recording: SpeakerRecording, speed: float) -> str:
     """Who seems to speak at a speed."""
     return recording.speaker if speed == 1.0 else f"{recording.speaker} x{speed:g}"
 
 
 def write_block(
-    folder: Path, number: int, jobs: Sequence[tuple[Recording, float]], mels: Mels
+    folder: Path, number: int, jobs: Sequence[tuple[SpeakerRecording, float]], mels: Mels
 ) -> None:
     """The mels of some recordings one after another, and how many frames each has or why none."""
     parts, facts = [], []
@@ -131,7 +131,7 @@ def write_block(
 
 
 def mels_of_recording(
-    recording: Recording, speed: float, mels: Mels
+    recording: SpeakerRecording, speed: float, mels: Mels
 ) -> NDArray[np.float32] | SetAside:
     where = f"{recording.corpus}/{recording.id}"
     try:

@@ -33,7 +33,7 @@ DIGITS = 6  # of an embedding in the cache
 
 
 @dataclass(frozen=True)
-class Heard:
+class EmbeddedUtterance:
     """A sample's voice, or why it has none."""
 
     sample: Sample
@@ -42,32 +42,34 @@ class Heard:
 
 def hear(
     samples: Sequence[Sample], encoder: VoiceEncoder, identity: str, cache: RecordCache
-) -> list[Heard]:
+) -> list[EmbeddedUtterance]:
     """The voices of some samples, through the cache."""
     keys = [f"{identity}:{s.original_data.get('audio_sha256', s.wav_path)}" for s in samples]
     known = cache.get(keys)
     fresh = {}
-    found: list[Heard] = []
+    found: list[EmbeddedUtterance] = []
     for key, sample in zip(keys, samples, strict=True):
         if not sample.speaker_id:
-            found.append(Heard(sample, SetAside(sample.id, "no speaker", NAME_SPEAKERS)))
+            found.append(
+                EmbeddedUtterance(sample, SetAside(sample.id, "no speaker", NAME_SPEAKERS))
+            )
             continue
         if key in known:
-            found.append(Heard(sample, np.array(known[key], dtype=np.float32)))
+            found.append(EmbeddedUtterance(sample, np.array(known[key], dtype=np.float32)))
             continue
         try:
             voice = encoder.wav_to_embedding(Path(sample.wav_path))
         except (BrokenAudio, NoSpeech) as error:
             reason = error.reason if isinstance(error, BrokenAudio) else "no speech"
-            found.append(Heard(sample, SetAside(sample.id, reason, str(error))))
+            found.append(EmbeddedUtterance(sample, SetAside(sample.id, reason, str(error))))
             continue
         fresh[key] = [round(float(x), DIGITS) for x in voice]
-        found.append(Heard(sample, np.array(fresh[key], dtype=np.float32)))
+        found.append(EmbeddedUtterance(sample, np.array(fresh[key], dtype=np.float32)))
     cache.put(fresh)
     return found
 
 
-def measure(heard: Sequence[Heard], min_similarity: float) -> pl.DataFrame:
+def measure(heard: Sequence[EmbeddedUtterance], min_similarity: float) -> pl.DataFrame:
     """A row for each voice: its speaker, how near it is to that speaker's other utterances (null
     if there are none) and to the nearest other speaker, and whether it is an outlier. Raises
     ConfigError if there is no voice."""
@@ -121,7 +123,7 @@ def main(argv: list[str] | None = None) -> None:
         path = resolve(program.encoder, Path())
         encoder, identity = VoiceEncoder.load(path), encoder_digest(path)
         cache = RecordCache(program.cache)
-        heard: list[Heard] = []
+        heard: list[EmbeddedUtterance] = []
         for block in run.progress(blocks(program.samples), f"voices of {BLOCK} clips"):
             heard += hear(block, encoder, identity, cache)
             if run.should_stop():

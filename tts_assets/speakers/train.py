@@ -32,7 +32,7 @@ from tts_assets.core.config import ConfigError
 from tts_assets.core.program import Run, load_config
 from tts_assets.speakers.audio import centred, fill
 from tts_assets.speakers.config import EncoderProgram, EncoderRecipe, TrialConfig, resolve
-from tts_assets.speakers.dataset import Recording, read_people
+from tts_assets.speakers.dataset import SpeakerRecording, read_people
 from tts_assets.speakers.encoder import VoiceEncoder
 from tts_assets.speakers.features import Batches, Item, prepare
 from tts_assets.speakers.loss import Adversary, BatchLoss, Ge2eLoss
@@ -68,7 +68,7 @@ assert largest < 1e-4, "another library or machine rounds differently, or the we
 '''
 
 
-def write_examples(folder: Path, tested: Sequence[Recording]) -> None:
+def write_examples(folder: Path, tested: Sequence[SpeakerRecording]) -> None:
     """``examples/*.flac``, ``examples.json`` and ``check.py`` beside an encoder's files."""
     encoder = VoiceEncoder.load(folder)
     rate = encoder.card.audio.sample_rate
@@ -91,7 +91,7 @@ def write_examples(folder: Path, tested: Sequence[Recording]) -> None:
     (folder / "check.py").write_text(CHECK)
 
 
-def chosen(tested: Sequence[Recording]) -> list[Recording]:
+def chosen(tested: Sequence[SpeakerRecording]) -> list[SpeakerRecording]:
     """The two longest clips of at most ten seconds of the first two speakers by name."""
     names = sorted({recording.speaker for recording in tested})[:SPEAKERS]
     found = []
@@ -104,7 +104,7 @@ def chosen(tested: Sequence[Recording]) -> list[Recording]:
 TRACKING = TrialConfig(per_speaker=50, max_utterances=20)  # trials while it trains
 
 
-class Trainer(StepLoop):
+class EncoderTrainer(StepLoop):
     """One rank's part of a run."""
 
     what = "encoder"
@@ -274,7 +274,7 @@ class Trainer(StepLoop):
         }
 
 
-def speakers(recordings: set[Recording]) -> int:
+def speakers(recordings: set[SpeakerRecording]) -> int:
     return len({recording.speaker for recording in recordings})
 
 
@@ -282,7 +282,7 @@ def main(argv: list[str] | None = None) -> None:
     program = load_config(EncoderProgram, argv)
     with Run(program.run_dir) as run:
         run.init_distributed()
-        trainer = Trainer(run, program)
+        trainer = EncoderTrainer(run, program)
         trainer.train()
         trainer.finish()
 

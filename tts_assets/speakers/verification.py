@@ -18,7 +18,7 @@ from sklearn.metrics import det_curve
 
 from tts_assets.core.config import ConfigError, digest_of
 from tts_assets.speakers.config import TrialConfig
-from tts_assets.speakers.dataset import Recording
+from tts_assets.speakers.dataset import SpeakerRecording
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,13 @@ class Errors:
     misses: NDArray[np.float64]
 
 
-def make_trials(recordings: Sequence[Recording], config: TrialConfig) -> list[Trial]:
+def make_trials(recordings: Sequence[SpeakerRecording], config: TrialConfig) -> list[Trial]:
     """Up to ``per_speaker`` pairs of each speaker, never of one session where it is known, and
     for each a pair of one of the two with another speaker's recording.
 
     Which, follows from the ids and the seed alone. Raises ConfigError where there are none.
     """
-    voices: dict[str, list[Recording]] = {}
+    voices: dict[str, list[SpeakerRecording]] = {}
     for recording in sorted(recordings):
         voices.setdefault(recording.speaker, []).append(recording)
     voices = {name: some(group, name, config) for name, group in sorted(voices.items())}
@@ -75,13 +75,15 @@ def make_trials(recordings: Sequence[Recording], config: TrialConfig) -> list[Tr
     return list(dict.fromkeys(trials))
 
 
-def some(group: Sequence[Recording], name: str, config: TrialConfig) -> list[Recording]:
+def some(
+    group: Sequence[SpeakerRecording], name: str, config: TrialConfig
+) -> list[SpeakerRecording]:
     """At most ``max_utterances`` of a speaker's recordings."""
     order = generator(config.seed, "utterances", name).permutation(len(group))
     return [group[place] for place in sorted(order[: config.max_utterances])]
 
 
-def one_session(a: Recording, b: Recording) -> bool:
+def one_session(a: SpeakerRecording, b: SpeakerRecording) -> bool:
     return bool(a.session) and (a.corpus, a.session) == (b.corpus, b.session)
 
 
@@ -127,7 +129,7 @@ def crossing(false_alarms: NDArray[np.float64], misses: NDArray[np.float64]) -> 
 
 
 def confusion(
-    recordings: Sequence[Recording], voices: Mapping[str, NDArray[np.float32]]
+    recordings: Sequence[SpeakerRecording], voices: Mapping[str, NDArray[np.float32]]
 ) -> tuple[list[str], NDArray[np.int64]]:
     """Who is taken for whom: speakers, and counts [truth, nearest], each recording against the
     means of all speakers' other recordings."""

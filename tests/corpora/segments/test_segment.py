@@ -25,7 +25,7 @@ from tts_assets.core.accounting import read_set_aside
 from tts_assets.core.artifacts import ArtifactStore, sha256_file
 from tts_assets.core.audio import resample
 from tts_assets.corpora.segments.segment import main
-from tts_assets.corpora.segments.words import Listener
+from tts_assets.corpora.segments.words import WordTranscriber
 
 FIRST, SECOND = ("auth-incorrect", "conf-onlyperson"), ("agent-newlocation", "invalid")
 
@@ -42,13 +42,13 @@ def talks(tmp_path: Path) -> Path:
 def heard(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The starts of the windows that Whisper hears, from now on."""
     windows: list[float] = []
-    words = Listener.words
+    words = WordTranscriber.words
 
-    def counting(self: Listener, wave, window, language):  # type: ignore[no-untyped-def]
+    def counting(self: WordTranscriber, wave, window, language):  # type: ignore[no-untyped-def]
         windows.append(window.start)
         return words(self, wave, window, language)
 
-    monkeypatch.setattr(Listener, "words", counting)
+    monkeypatch.setattr(WordTranscriber, "words", counting)
     return windows
 
 

@@ -173,7 +173,7 @@ class Report(Handle):
     facts: ReportFacts
 
 
-class FamilyModelFacts(Facts):
+class ExternalModelFacts(Facts):
     """``losses``: the last that its trainer told, by coqui's names; ``hours`` of training clips."""
 
     family: str
@@ -187,15 +187,15 @@ class FamilyModelFacts(Facts):
     losses: dict[str, float] = Field(default_factory=dict)
 
 
-class FamilyModel(Handle):
+class ExternalModel(Handle):
     """A model of another family: ``config.json`` and safetensors, ``metrics.jsonl``,
     ``set_aside.jsonl``; where it clones, ``voices/``."""
 
-    kind, facts_type = "family_model", FamilyModelFacts
-    facts: FamilyModelFacts
+    kind, facts_type = "family_model", ExternalModelFacts
+    facts: ExternalModelFacts
 
 
-class SpokenFacts(Facts):
+class SynthesizedSuiteFacts(Facts):
     """``silent``: of all ``syntheses`` those in which nothing was said."""
 
     recipe: str
@@ -205,24 +205,24 @@ class SpokenFacts(Facts):
     silent: int
 
 
-class SpokenSuite(Handle):
+class SynthesizedSuite(Handle):
     """``spoken.jsonl`` and ``audio/``: a suite as a model of another family says it."""
 
-    kind, facts_type = "spoken", SpokenFacts
-    facts: SpokenFacts
+    kind, facts_type = "spoken", SynthesizedSuiteFacts
+    facts: SynthesizedSuiteFacts
 
 
-class FamiliesFacts(Facts):
+class ExternalModelsFacts(Facts):
     recipes: int
     trained: int
     reported: int
 
 
-class FamiliesTable(Handle):
+class ExternalModelsTable(Handle):
     """``families.md`` and ``families.json``: a row a recipe of any family."""
 
-    kind, facts_type = "families_table", FamiliesFacts
-    facts: FamiliesFacts
+    kind, facts_type = "families_table", ExternalModelsFacts
+    facts: ExternalModelsFacts
 
 
 class ComparisonFacts(Facts):

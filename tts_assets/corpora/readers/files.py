@@ -29,7 +29,7 @@ class Embedded:
 
 
 @dataclass(frozen=True)
-class Part:
+class RecordingPart:
     """A part of a recording, in seconds; ``channels`` of its file from 0, or all if empty."""
 
     file: Path
@@ -38,7 +38,7 @@ class Part:
     channels: tuple[int, ...] = ()
 
 
-Audio = Path | Embedded | Part  # a path: a file that is one utterance as it lies
+Audio = Path | Embedded | RecordingPart  # a path: a file that is one utterance as it lies
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from typing import Any
 from tts_assets.core.accounting import SetAside
 from tts_assets.core.config import ConfigError
 from tts_assets.corpora.config import LANGUAGE_TAG, CorpusConfig
-from tts_assets.corpora.readers.files import Entry, Part, entry, inside, json_object, lines
+from tts_assets.corpora.readers.files import Entry, RecordingPart, entry, inside, json_object, lines
 from tts_assets.corpora.samples import Sample
 
 SAMPLES_FILE = "samples.jsonl"
@@ -73,7 +73,7 @@ LONGEST = 1e7  # seconds, four months
 
 
 @dataclass
-class Recording:
+class LhotseRecording:
     """Its files, each with the channels it holds, or why it cannot be used; ``where`` it stands."""
 
     where: str
@@ -86,7 +86,7 @@ def read_lhotse(root: Path, config: CorpusConfig) -> Iterator[Entry | SetAside]:
     if not pairs:
         raise ConfigError(f"{root} has no {RECORDINGS}.jsonl.gz; mend path or reader")
     for recordings_path, supervisions_path in pairs:
-        recordings: dict[str, Recording] = {}
+        recordings: dict[str, LhotseRecording] = {}
         for number, line in lines(recordings_path):
             where = f"{recordings_path.name}:{number}"
             value = json_object(line, where)
@@ -95,7 +95,7 @@ def read_lhotse(root: Path, config: CorpusConfig) -> Iterator[Entry | SetAside]:
             elif not isinstance(value.get("id"), str) or value["id"] in recordings:
                 yield SetAside(where, "no id of its own", "every recording needs another id")
             else:
-                recordings[value["id"]] = Recording(where, _files(root, value, where))
+                recordings[value["id"]] = LhotseRecording(where, _files(root, value, where))
         for number, line in lines(supervisions_path):
             where = f"{supervisions_path.name}:{number}"
             value = json_object(line, where)
@@ -145,7 +145,7 @@ def _files(
 
 
 def _read(
-    recordings: dict[str, Recording], config: CorpusConfig, where: str, value: dict[str, Any]
+    recordings: dict[str, LhotseRecording], config: CorpusConfig, where: str, value: dict[str, Any]
 ) -> Entry | SetAside:
     """The utterance of one supervision."""
     recording = recordings.get(str(value.get("recording_id")))
@@ -175,7 +175,7 @@ def _read(
     facts = {name: value[name] for name in ("id", "gender", "custom") if value.get(name)}
     return entry(
         config,
-        Part(path, start, duration, tuple(channels.index(one) for one in asked)),
+        RecordingPart(path, start, duration, tuple(channels.index(one) for one in asked)),
         where,
         str(value.get("text") or ""),
         speaker=str(value.get("speaker") or ""),

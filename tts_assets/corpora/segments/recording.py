@@ -25,7 +25,7 @@ from tts_assets.corpora.segments.speech import (
     gain_to,
     measure,
 )
-from tts_assets.corpora.segments.words import Listener, Word, windows
+from tts_assets.corpora.segments.words import Word, WordTranscriber, windows
 
 NO_SPEECH = "no speech"
 LOW_CONFIDENCE, WRONG_SPEAKER = "low confidence", "another speaker"
@@ -72,7 +72,7 @@ class Span:
 
 
 def listen(
-    wave: Wave, listener: Listener, language: str, config: SegmentConfig
+    wave: Wave, listener: WordTranscriber, language: str, config: SegmentConfig
 ) -> Iterator[float | Transcript]:
     """Transcribe a wave at 16 kHz: after each window how many seconds are done, at the end the
     transcript. ``language``: two letters, or empty to detect it."""

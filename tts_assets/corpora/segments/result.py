@@ -26,7 +26,7 @@ from tts_assets.core.artifacts import (
 )
 from tts_assets.core.audio import read_wave
 from tts_assets.core.config import digest_of
-from tts_assets.core.notebook import NOTEBOOK_FILE, Clip, Section, write_notebook
+from tts_assets.core.notebook import NOTEBOOK_FILE, NotebookClip, Section, write_notebook
 from tts_assets.corpora.index import ID_DIGITS, SCHEMA, UTTERANCES_FILE, Utterance
 from tts_assets.corpora.segments.config import SegmentProgram
 from tts_assets.corpora.segments.recording import NO_SPEECH, Span
@@ -35,7 +35,7 @@ DUPLICATE = "duplicate audio"
 
 
 @dataclass(frozen=True)
-class Recording:
+class SegmentedRecording:
     """What became of one recording: its spans, one after the other, all of it."""
 
     language: str
@@ -46,14 +46,14 @@ class Recording:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Recording:
+    def from_json(cls, value: dict[str, Any]) -> SegmentedRecording:
         spans = tuple(Span(**span) for span in value["spans"])
         return cls(value["language"], value["sample_rate"], spans)
 
 
 def write_result(
     corpus: RawCorpus,
-    recordings: Sequence[tuple[Utterance, Recording]],
+    recordings: Sequence[tuple[Utterance, SegmentedRecording]],
     program: SegmentProgram,
     result: Path,
 ) -> SegmentFacts:
@@ -92,8 +92,8 @@ def seconds_by_reason(spans: pl.DataFrame) -> dict[str, float]:
 
 
 def _each_clip_once(
-    recordings: Sequence[tuple[Utterance, Recording]],
-) -> list[tuple[Utterance, Recording, Span]]:
+    recordings: Sequence[tuple[Utterance, SegmentedRecording]],
+) -> list[tuple[Utterance, SegmentedRecording, Span]]:
     """All spans in the order of the recordings; a clip with the bytes of an earlier one is set
     aside."""
     seen: set[str] = set()
@@ -108,7 +108,7 @@ def _each_clip_once(
     return found
 
 
-def _utterance(row: Utterance, recording: Recording, span: Span) -> Utterance:
+def _utterance(row: Utterance, recording: SegmentedRecording, span: Span) -> Utterance:
     """A clip as a row of the index, with the way back to its recording."""
     extra = json.loads(row.extra)
     original = {
@@ -138,12 +138,12 @@ def _utterance(row: Utterance, recording: Recording, span: Span) -> Utterance:
     )
 
 
-def _set_aside(row: Utterance, recording: Recording, span: Span) -> SetAside:
+def _set_aside(row: Utterance, recording: SegmentedRecording, span: Span) -> SetAside:
     start, end = (_seconds(frame, recording) for frame in (span.start, span.end))
     return SetAside(f"{row.audio} from {start:.2f} to {end:.2f} s", span.reason, span.text)
 
 
-def _span_row(row: Utterance, recording: Recording, span: Span) -> dict[str, Any]:
+def _span_row(row: Utterance, recording: SegmentedRecording, span: Span) -> dict[str, Any]:
     return {
         "recording": row.id,
         "start": span.start,
@@ -157,7 +157,7 @@ def _span_row(row: Utterance, recording: Recording, span: Span) -> dict[str, Any
     }
 
 
-def _seconds(frames: int, recording: Recording) -> float:
+def _seconds(frames: int, recording: SegmentedRecording) -> float:
     return round(frames / recording.sample_rate, 6)
 
 
@@ -309,13 +309,13 @@ def write_listening(folder: Path, rows: Sequence[Utterance], facts: SegmentFacts
             played.path.unlink(missing_ok=True)  # a question is in two sections
 
 
-def _played(row: Utterance, facts: SegmentFacts, folder: Path) -> Clip:
+def _played(row: Utterance, facts: SegmentFacts, folder: Path) -> NotebookClip:
     """A clip in 16 bits and at a rate that keeps the notebook small."""
     rate = min(row.sample_rate, HIGHEST_RATE)
     path = folder / f"{row.id}.flac"
     soundfile.write(path, read_wave(row.path(facts), rate), rate)
     caption = [row.speaker, f"{row.duration:.1f} s", f"{row.sample_rate} Hz", row.id]
-    return Clip(row.text, " · ".join(part for part in caption if part), path)
+    return NotebookClip(row.text, " · ".join(part for part in caption if part), path)
 
 
 def _length(category: str) -> str:

@@ -34,8 +34,8 @@ from tts_assets.corpora.segments.recording import (
     cut,
     listen,
 )
-from tts_assets.corpora.segments.result import Recording, write_result
-from tts_assets.corpora.segments.words import Listener
+from tts_assets.corpora.segments.result import SegmentedRecording, write_result
+from tts_assets.corpora.segments.words import WordTranscriber
 
 HEARD_KEYS = ("vad_threshold", "pause", "detect_language")  # what words depend on
 CHANGED = "changed since it was indexed"
@@ -67,8 +67,8 @@ class Segmenter:
         self._reference = program.reference and sha256_file(program.reference)
 
     @cached_property
-    def listener(self) -> Listener:
-        listener = Listener(self.program.model, self.device)
+    def listener(self) -> WordTranscriber:
+        listener = WordTranscriber(self.program.model, self.device)
         if listener.knows_english_only:
             self._refuse_other_languages()
         return listener
@@ -97,12 +97,12 @@ class Segmenter:
         """Two letters, as Whisper wants them; empty where it is to be detected."""
         return "" if self.program.segments.detect_language else row.language.split("-")[0]
 
-    def segment(self, row: Utterance) -> Iterator[float | Recording]:
+    def segment(self, row: Utterance) -> Iterator[float | SegmentedRecording]:
         """How many seconds of a recording are done, and at last what became of it."""
         keys = self.keys(row)
         known = self.records.get([keys.record]).get(keys.record)
         if known is not None:
-            recording = Recording.from_json(known)
+            recording = SegmentedRecording.from_json(known)
             if clips_exist(recording.spans, self.pool):
                 detected = self.program.segments.detect_language and recording.language
                 yield replace(recording, language=detected or row.language)
@@ -110,7 +110,7 @@ class Segmenter:
         clip = self._read(row)
         if isinstance(clip, SetAside):
             lost = Span(0, round(row.duration * row.sample_rate), clip.reason, clip.detail)
-            yield Recording(row.language, row.sample_rate, (lost,))
+            yield SegmentedRecording(row.language, row.sample_rate, (lost,))
             return
         found = self.transcripts.get([keys.transcript]).get(keys.transcript)
         transcript = Transcript.from_json(found) if found else None
@@ -126,7 +126,7 @@ class Segmenter:
             self.transcripts.put({keys.transcript: transcript.to_json()})
         spans = cut(clip, transcript, self.program.segments, self.voice, self.pool)
         detected = self.program.segments.detect_language and transcript.language
-        recording = Recording(detected or row.language, clip.rate, tuple(spans))
+        recording = SegmentedRecording(detected or row.language, clip.rate, tuple(spans))
         self.records.put({keys.record: recording.to_json()})
         yield recording
 
@@ -169,7 +169,9 @@ def run_segments(run: Run, program: SegmentProgram) -> None:
         if run.stop_requested:
             run.stopped()
         time.sleep(POLL)
-    recordings = [(row, Recording.from_json(json.loads(files[row.id].read_text()))) for row in rows]
+    recordings = [
+        (row, SegmentedRecording.from_json(json.loads(files[row.id].read_text()))) for row in rows
+    ]
     facts = write_result(RawCorpus.open(program.corpus), recordings, program, run.result_dir)
     run.finish(facts.model_dump())
 
@@ -179,7 +181,7 @@ def _steps(segmenter: Segmenter, rows: list[Utterance], files: dict[str, Path]) 
     for row in rows:
         counted = 0
         for news in segmenter.segment(row):
-            if isinstance(news, Recording):
+            if isinstance(news, SegmentedRecording):
                 with written_aside(files[row.id]) as aside:
                     aside.write_text(json.dumps(news.to_json()))
                 reached = _units(row)

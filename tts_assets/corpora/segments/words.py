@@ -46,7 +46,7 @@ class Word:
         return self.text.rstrip("\"'”’»)")[-1:] in set(".?!…。？！")
 
 
-class Listener:
+class WordTranscriber:
     """A Whisper model: ``folder`` of CTranslate2; one thread a process, so that nothing depends
     on how many there are. ``device`` as torch names it."""
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from tts_assets.audio_models import dnsmos, speaker_similarity
-from tts_assets.audio_models.dnsmos import NaturalnessScorer
+from tts_assets.audio_models.dnsmos import DnsmosScorer
 from tts_assets.audio_models.speaker_similarity import SpeakerSimilarity
 from tts_assets.core.artifacts import sha256_file
 from tts_assets.core.audio import read_clip, resample
@@ -58,7 +58,7 @@ class Dnsmos(Metric):
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
-        self.score = NaturalnessScorer()
+        self.score = DnsmosScorer()
 
     def measure(self, utterances: Sequence[Utterance]) -> list[Values | Unmeasured]:
         return [self._one(utterance) for utterance in utterances]

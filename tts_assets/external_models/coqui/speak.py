@@ -18,7 +18,7 @@ from tts_assets.external_models.coqui.fit import main_of
 from tts_assets.external_models.coqui.job import STOPPED, Events, Line, SpeakJob, read_speak_job
 
 
-class Speaker(Protocol):
+class CoquiSynthesizer(Protocol):
     """What a family's module gives. ``rate``: of its waveforms, in Hz."""
 
     rate: int
@@ -29,7 +29,7 @@ class Speaker(Protocol):
 def main() -> None:
     job = read_speak_job(main_of("speak"))
     signal.signal(signal.SIGTERM, leave)
-    speaker: Speaker | None = None
+    speaker: CoquiSynthesizer | None = None
     events = Events(job.events)
     for number, line in enumerate(job.lines, start=1):
         if not Path(line.file).is_file():
@@ -43,22 +43,22 @@ def leave(number: int, frame: FrameType | None) -> None:
     sys.exit(STOPPED)
 
 
-def open_speaker(job: SpeakJob) -> Speaker:
+def open_speaker(job: SpeakJob) -> CoquiSynthesizer:
     folder, device = Path(job.model), torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if job.family == "vits":
-        from tts_assets.external_models.coqui.vits import VitsSpeaker
+        from tts_assets.external_models.coqui.vits import VitsSynthesizer
 
-        return VitsSpeaker(folder, device)
+        return VitsSynthesizer(folder, device)
     if job.family == "xtts":
-        from tts_assets.external_models.coqui.xtts import XttsSpeaker
+        from tts_assets.external_models.coqui.xtts import XttsSynthesizer
 
-        return XttsSpeaker(folder, device)
-    from tts_assets.external_models.coqui.tortoise import TortoiseSpeaker
+        return XttsSynthesizer(folder, device)
+    from tts_assets.external_models.coqui.tortoise import TortoiseSynthesizer
 
-    return TortoiseSpeaker(folder, device)
+    return TortoiseSynthesizer(folder, device)
 
 
-def say(speaker: Speaker, line: Line) -> None:
+def say(speaker: CoquiSynthesizer, line: Line) -> None:
     """One file in 32-bit floats, after what is known of it: whoever finds the file finds both."""
     torch.manual_seed(line.seed)
     np.random.seed(line.seed)

@@ -63,7 +63,7 @@ def part_file(folder: Path, name: str) -> Path:
     return folder / f"{name}.safetensors"
 
 
-class TortoiseSpeaker:
+class TortoiseSynthesizer:
     """A published model, ready to speak."""
 
     rate = 24000

@@ -67,7 +67,7 @@ def new_config(job: TrainJob) -> VitsConfig:
     return config
 
 
-class VitsSpeaker:
+class VitsSynthesizer:
     """A published model, ready to speak."""
 
     def __init__(self, folder: Path, device: torch.device) -> None:

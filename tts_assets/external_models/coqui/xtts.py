@@ -134,7 +134,7 @@ def new_config(job: TrainJob, start: Path) -> GPTTrainerConfig:
     return config
 
 
-class XttsSpeaker:
+class XttsSynthesizer:
     """A published model, ready to speak."""
 
     def __init__(self, folder: Path, device: torch.device) -> None:
