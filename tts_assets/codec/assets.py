@@ -52,6 +52,7 @@ from tts_assets.orchestration.checks import column_schema, losses_check
 from tts_assets.orchestration.conditions import fetch_for, follow_data
 from tts_assets.orchestration.launchpad import Machines, Training
 from tts_assets.orchestration.partitions import corpus_partitions, filtered_samples_of
+from tts_assets.orchestration.program_asset import Plan, Request, program_asset
 
 CODE_VERSION = "2"
 TRAINING_VERSION = "5"  # of codecs and decoders that are trained here
@@ -112,41 +113,37 @@ def trained_codec(
     """The asset ``codec`` where this project trains it, downstream of its corpora."""
     base = None if recipe.base is None else root / recipe.base
 
-    @asset(
-        group_name="codec",
-        ins={"samples": filtered_samples_of(recipe.corpora)},
-        code_version=TRAINING_VERSION,
-        kinds={"pytorch"},
-        description=f"A codec trained on {', '.join(recipe.corpora)} for {recipe.steps} steps.",
-    )
-    def codec(
-        context: AssetExecutionContext,
-        store: ArtifactStoreResource,
-        launcher: ResourceParam[Launcher],
-        config: Training,
-        samples: dict[str, SampleManifest],
-    ) -> Output[CodecCheckpoint]:
-        asked = config.of_recipe(recipe)
-        parts = {
-            "recipe": asked.model_copy(update={"base": None}),
-            "base": started_from(base, "codec.train.base"),
-            "validation": validation,
-        }
-        build = Build("codec", {"samples": samples}, parts, TRAINING_VERSION, seed=asked.seed)
+    def plan(request: Request, samples: Mapping[str, SampleManifest]) -> Plan[CodecCheckpoint]:
+        asked = request.recipe(recipe)
 
-        def train(work: Path) -> dict[str, Any]:
-            program = CodecProgram(
+        def program(work: Path) -> CodecProgram:
+            return CodecProgram(
                 run_dir=work,
                 recipe=asked.model_copy(update={"base": base}),
                 samples={name: handle.path / KEPT_FILE for name, handle in samples.items()},
                 validation=validation,
             )
-            module = "tts_assets.codec.train"
-            return launcher.run(context, Program(module, program, config.of(shape))).facts
 
-        return store.materialize(context, CodecCheckpoint, build, train, describe_training)
+        known = {
+            "recipe": asked.model_copy(update={"base": None}),
+            "base": started_from(base, "codec.train.base"),
+            "validation": validation,
+        }
+        return Plan(known, program=program, seed=asked.seed, describe=describe_training)
 
-    return codec
+    return program_asset(
+        "codec",
+        CodecCheckpoint,
+        "tts_assets.codec.train",
+        plan,
+        shape=shape,
+        options=Training,
+        ins={"samples": filtered_samples_of(recipe.corpora)},
+        code_version=TRAINING_VERSION,
+        group_name="codec",
+        kinds={"pytorch"},
+        description=f"A codec trained on {', '.join(recipe.corpora)} for {recipe.steps} steps.",
+    )
 
 
 def trained_decoder(

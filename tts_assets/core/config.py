@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
@@ -17,7 +17,16 @@ class ConfigError(ValueError):
 
 
 class Config(BaseModel):
-    """A frozen model that refuses unknown keys and names the nearest known one."""
+    """A frozen model that refuses unknown keys and names the nearest known one.
+
+    ``renamed_keys`` has the former names of keys, and their present names. A former name is refused
+    with the present one. The canonical form keeps the former name: a renamed key changes no
+    fingerprint, and what was built before is taken over. ``removed_keys`` has keys that no longer
+    exist, with the JSON value that they always have now; the canonical form still holds it.
+    """
+
+    renamed_keys: ClassVar[Mapping[str, str]] = {}
+    removed_keys: ClassVar[Mapping[str, Any]] = {}
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
@@ -28,6 +37,14 @@ class Config(BaseModel):
             return values
         known = set(cls.model_fields) | {f.alias for f in cls.model_fields.values() if f.alias}
         for key in values:
+            if key in cls.renamed_keys:
+                present = cls.renamed_keys[key]
+                raise ValueError(f"the key {key!r} is now called {present!r}: rename it")
+            if key in cls.removed_keys:
+                fixed = json.dumps(cls.removed_keys[key])
+                raise ValueError(
+                    f"the key {key!r} was removed, its value is always {fixed}: drop it"
+                )
             if key not in known:
                 near = difflib.get_close_matches(str(key), sorted(known), n=1)
                 hint = f"did you mean {near[0]!r}?" if near else f"known keys: {sorted(known)}"
@@ -52,6 +69,13 @@ class Config(BaseModel):
         except json.JSONDecodeError as error:
             raise ConfigError(f"{path}: not JSON ({error})") from None
         return cls.parse(values, str(path))
+
+    def canonical(self, exclude: set[str] | None = None) -> dict[str, Any]:
+        """The values as fingerprints see them: JSON types, under the former names of keys.
+
+        ``exclude``: present names of fields to leave out.
+        """
+        return _with_former_keys(self, self.model_dump(mode="json", exclude=exclude))
 
     def to_json(self) -> str:
         return json.dumps(self.model_dump(mode="json"), indent=2, sort_keys=True) + "\n"
@@ -78,7 +102,7 @@ def digest_of(value: Any) -> str:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, BaseModel):
-        return value.model_dump(mode="json")
+        return _with_former_keys(value, value.model_dump(mode="json"))
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -86,3 +110,20 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     return value
+
+
+def _with_former_keys(value: Any, dumped: Any) -> Any:
+    """``dumped``, the JSON of ``value``, with the former names of all renamed keys."""
+    if isinstance(value, BaseModel):
+        renamed = getattr(type(value), "renamed_keys", {})
+        former = {present: old for old, present in renamed.items()}
+        return dict(getattr(type(value), "removed_keys", {})) | {
+            former.get(key, key): _with_former_keys(getattr(value, key), item)
+            for key, item in dumped.items()
+        }
+    if isinstance(value, Mapping):
+        items = {str(key): item for key, item in value.items()}
+        return {key: _with_former_keys(items[key], item) for key, item in dumped.items()}
+    if isinstance(value, (list, tuple)):
+        return [_with_former_keys(*pair) for pair in zip(value, dumped, strict=True)]
+    return dumped

@@ -1,0 +1,172 @@
+"""Assets that publish an artifact: ``artifact_asset``, and ``program_asset`` for launched programs.
+
+A stage says three things: what its asset reads (``ins``), what determines the result (the
+:class:`Plan`, from which the fingerprint follows), and which program makes it. Everything else is
+the same for all stages and stands here: the look for an artifact that was built before, the launch,
+the publication, and the metadata.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Generic, TypeVar, cast
+
+from dagster import (
+    AssetExecutionContext,
+    AssetIn,
+    AssetKey,
+    AssetsDefinition,
+    Output,
+    ResourceParam,
+    asset,
+)
+from pydantic import BaseModel
+
+from resources.artifact_store import ArtifactStoreResource
+from resources.launcher import Launcher, Program
+from tts_assets.core.artifacts import ArtifactStore, Build, Facts, Handle
+from tts_assets.core.compute import Shape
+from tts_assets.core.config import Config
+from tts_assets.core.program import ProgramConfig
+from tts_assets.orchestration.launchpad import Machines, Training
+
+H = TypeVar("H", bound=Handle)
+R = TypeVar("R", bound=Config)
+Inputs = Mapping[str, Any]  # by name: a handle, or a dict of handles by partition
+Made = Facts | Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One materialization, as the plan of an asset sees it."""
+
+    context: AssetExecutionContext
+    store: ArtifactStore
+    options: Machines | None = None
+    launcher: Launcher | None = None
+
+    @property
+    def partition(self) -> str:
+        return self.context.partition_key
+
+    def recipe(self, recipe: R) -> R:
+        """``recipe`` with the steps and the seed that the launchpad asks for, if any."""
+        return cast(Training, self.options).of_recipe(recipe)
+
+    def shape(self, shape: Shape) -> Shape:
+        """``shape`` with the machines that the launchpad asks for, if any."""
+        assert self.options is not None
+        return self.options.of(shape)
+
+    def launch(self, program: Program) -> dict[str, Any]:
+        """Run a program to its end and return its facts. Raises :class:`LaunchError`."""
+        assert self.launcher is not None
+        return self.launcher.run(self.context, program).facts
+
+
+@dataclass(frozen=True)
+class Plan(Generic[H]):
+    """What determines an artifact, and how it is made.
+
+    ``config`` is part of the fingerprint and holds no path of a machine. ``inputs`` are the inputs
+    in the fingerprint; None: all inputs of the asset. ``make`` writes to ``work / "result"`` and
+    returns the facts. An asset of :func:`program_asset` gives ``program`` instead, which builds the
+    program's configuration for the work folder. ``describe`` adds metadata of the artifact.
+    """
+
+    config: BaseModel | Mapping[str, Any]
+    make: Callable[[Path], Made] | None = None
+    program: Callable[[Path], ProgramConfig] | None = None
+    inputs: Inputs | None = None
+    seed: int = 0
+    describe: Callable[[H], Mapping[str, Any]] | None = None
+
+
+def artifact_asset(
+    key: str | Sequence[str],
+    kind: type[H],
+    plan: Callable[..., Plan[H]],
+    *,
+    code_version: str,
+    ins: Mapping[str, AssetIn | str] | None = None,
+    options: type[Machines] | None = None,
+    **asset_options: Any,
+) -> AssetsDefinition:
+    """The asset ``key``, whose artifact ``plan(request, **inputs)`` describes.
+
+    ``ins``: inputs by parameter name of ``plan``; a string is an asset key. ``options``: the class
+    of the launchpad's form; with None the asset launches nothing. ``asset_options`` go to
+    :func:`dagster.asset`.
+    """
+    path = [key] if isinstance(key, str) else list(key)
+
+    def materialize(request: Request, store: ArtifactStoreResource, inputs: Inputs) -> Output[H]:
+        found = plan(request, **inputs)
+        partitioned = request.context.has_partition_key
+        build = Build(
+            asset="/".join(path),
+            inputs=inputs if found.inputs is None else found.inputs,
+            config=found.config,
+            code_version=code_version,
+            seed=found.seed,
+            **({"partition": request.partition} if partitioned else {}),
+        )
+        assert found.make is not None
+        return store.materialize(request.context, kind, build, found.make, found.describe)
+
+    def local(
+        context: AssetExecutionContext, store: ArtifactStoreResource, **inputs: Any
+    ) -> Output[Any]:
+        return materialize(Request(context, store.store), store, inputs)
+
+    def launching(
+        context: AssetExecutionContext,
+        store: ArtifactStoreResource,
+        launcher: ResourceParam[Launcher],
+        config: Machines,
+        **inputs: Any,
+    ) -> Output[Any]:
+        return materialize(Request(context, store.store, config, launcher), store, inputs)
+
+    compute = local if options is None else launching
+    if options is not None:
+        compute.__annotations__["config"] = options  # the form that the launchpad shows
+    compute.__annotations__["return"] = Output[kind]  # type: ignore[valid-type]
+    decorate = asset(
+        key=AssetKey(path),
+        ins={
+            name: AssetIn(one) if isinstance(one, str) else one for name, one in (ins or {}).items()
+        },
+        code_version=code_version,
+        **asset_options,
+    )
+    return decorate(compute)
+
+
+def program_asset(
+    key: str | Sequence[str],
+    kind: type[H],
+    module: str,
+    plan: Callable[..., Plan[H]],
+    *,
+    shape: Shape,
+    options: type[Machines] = Machines,
+    **asset_options: Any,
+) -> AssetsDefinition:
+    """The asset ``key``, which the program ``python -m module run.json`` makes on ``shape``.
+
+    ``plan(request, **inputs)`` gives a :class:`Plan` with ``program``. ``options`` is
+    :class:`Training` where the launchpad may change steps and seed.
+    """
+
+    def launched(request: Request, **inputs: Any) -> Plan[H]:
+        found = plan(request, **inputs)
+        assert found.program is not None
+        configure = found.program
+
+        def make(work: Path) -> dict[str, Any]:
+            return request.launch(Program(module, configure(work), request.shape(shape)))
+
+        return replace(found, make=make)
+
+    return artifact_asset(key, kind, launched, options=options, **asset_options)
