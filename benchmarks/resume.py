@@ -24,11 +24,11 @@ import torch
 
 from tts_assets.core.artifacts import ArtifactStore
 from tts_assets.core.program import Run
+from tts_assets.core.training import damage, saved, write_manifest
 from tts_assets.settings import load_settings
 from tts_assets.sft.checkpoint import PROGRESS, SftProgress
 from tts_assets.sft.config import SftProgram
 from tts_assets.sft.train import SftTrainer
-from tts_assets.training.checkpoint import damage, saved, write_manifest
 
 EARLY, LATE, REPEATS = 10, 100_000, 5
 

@@ -37,8 +37,8 @@ from tts_assets.core.audio import Clip, Wave
 from tts_assets.core.config import ConfigError
 from tts_assets.core.program import Run
 from tts_assets.core.split import ValidationSplit, is_validation
+from tts_assets.core.training import saved, step_of
 from tts_assets.corpora.samples import Sample
-from tts_assets.training.checkpoint import saved, step_of
 
 SPLIT = ValidationSplit(fraction=0.2)
 

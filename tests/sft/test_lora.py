@@ -16,12 +16,12 @@ from tests.sft.conftest import CODEBOOK, program, speaking_folder
 from tests.sft.test_train import assert_bit_equal, losses, stop_after, train, weights
 from tts_assets.core.config import ConfigError
 from tts_assets.core.program import Run
+from tts_assets.core.training import saved
 from tts_assets.sft.checkpoint import CheckpointError
 from tts_assets.sft.config import SftProgram
 from tts_assets.sft.train import SftTrainer
 from tts_assets.speechlm.model import SpeechLM
 from tts_assets.speechlm.tokenizer import byte_tokenizer
-from tts_assets.training.checkpoint import saved
 
 LORA = {"rank": 4, "alpha": 16, "dropout": 0.1}
 CHANGES = {"lora": LORA, "save_every": 3, "optimizer": {"lr": 1e-2, "warmup_share": 0.0}}

@@ -17,10 +17,10 @@ import torch
 from tests.sft.conftest import CODEBOOK, program_values, speaking_folder
 from tests.sft.test_train import REPOSITORY, losses, train, weights
 from tts_assets.core.program import read_metrics
+from tts_assets.core.training import saved
 from tts_assets.serving.verify import compare_transformers
 from tts_assets.sft.config import SftProgram
 from tts_assets.speechlm.model import SpeechLM
-from tts_assets.training.checkpoint import saved
 
 STRATEGIES = {
     "ddp": {"name": "ddp"},

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from tests.sft.conftest import CODEBOOK, program, program_values
 from tts_assets.core.artifacts import ArtifactStore, Build, Checkpoint, CheckpointFacts, sha256_file
 from tts_assets.core.program import STOPPED, Run, read_metrics, truncate_metrics
+from tts_assets.core.training import saved, step_of
 from tts_assets.sft import dry_run
 from tts_assets.sft.assets import describe_checkpoint, describe_recipe
 from tts_assets.sft.checkpoint import CheckpointError, SftProgress
@@ -25,7 +26,6 @@ from tts_assets.sft.dataset import TrainingSample
 from tts_assets.sft.packing import Packed, pack
 from tts_assets.sft.train import SftTrainer, main
 from tts_assets.speechlm.model import SpeechLM
-from tts_assets.training.checkpoint import saved, step_of
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

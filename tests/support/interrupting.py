@@ -10,7 +10,7 @@ import pytest
 
 from tts_assets.core.artifacts import sha256_file
 from tts_assets.core.program import METRICS_FILE, STOPPED, ProgramConfig, Run
-from tts_assets.training.loop import StepLoop
+from tts_assets.core.training import StepLoop
 
 P = TypeVar("P", bound=ProgramConfig)
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import torch.distributed as dist
 
 from tts_assets.core.program import Run
+from tts_assets.core.training import saved
 from tts_assets.sft.config import SftProgram
 from tts_assets.sft.train import SftTrainer
-from tts_assets.training.checkpoint import saved
 
 
 def train(run: Run, program: SftProgram, before: str | None, fails: int | None) -> None:

@@ -23,7 +23,7 @@ from tts_assets.codec.config import TrainingRecipe
 from tts_assets.codec.discriminators import Discriminators, discriminator_loss, generator_losses
 from tts_assets.codec.quality import CodeUsage
 from tts_assets.core.program import METRICS_FILE, Run
-from tts_assets.training.loop import StepLoop
+from tts_assets.core.training import StepLoop
 
 BETAS = (0.8, 0.98)  # short memories, as usual where discriminators move the target
 

@@ -37,12 +37,12 @@ from tts_assets.core.accounting import SET_ASIDE_FILE, write_set_aside
 from tts_assets.core.artifacts import fsync, fsync_tree, written_aside
 from tts_assets.core.config import Config
 from tts_assets.core.program import Run, publish_metrics, read_metrics
+from tts_assets.core.training import newest_intact, saved, step_of, write_manifest
 from tts_assets.sft.config import CheckpointConfig, SftProgram
 from tts_assets.sft.dataset import SampleDataset
 from tts_assets.sft.monitoring import SPEED, GuardState
 from tts_assets.sft.strategies import Strategy, Tensors
 from tts_assets.speechlm.model import SpeechLM
-from tts_assets.training.checkpoint import newest_whole, saved, step_of, write_manifest
 
 P = ParamSpec("P")
 
@@ -159,7 +159,7 @@ class Checkpoints:
 
     def load(self, strategy: Strategy, fresh: SftProgress) -> SftProgress:
         """Restore the newest whole checkpoint; ``fresh`` if there is none."""
-        folder = newest_whole(self.run)
+        folder = newest_intact(self.folder, self.run.is_main, self.run.device, self.run.note)
         if folder is None:
             return fresh
         progress = SftProgress.from_json(folder / PROGRESS)

@@ -30,6 +30,7 @@ from tts_assets.core.artifacts import written_aside
 from tts_assets.core.audio import read_wave
 from tts_assets.core.config import ConfigError
 from tts_assets.core.program import Run, load_config
+from tts_assets.core.training import StepLoop
 from tts_assets.speakers.audio import centred, fill
 from tts_assets.speakers.config import EncoderProgram, EncoderRecipe, TrialConfig, resolve
 from tts_assets.speakers.dataset import SpeakerRecording, read_people
@@ -38,7 +39,6 @@ from tts_assets.speakers.features import Batches, Item, prepare
 from tts_assets.speakers.loss import Adversary, BatchLoss, Ge2eLoss
 from tts_assets.speakers.model import EncoderCard, build, open_encoder, save_encoder
 from tts_assets.speakers.verification import errors, make_trials, score_trials
-from tts_assets.training.loop import StepLoop
 
 EXAMPLES_FILE = "examples.json"
 SPEAKERS = 2  # two clips each
