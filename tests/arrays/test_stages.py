@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from tests.arrays.conftest import Utterance, publish_shards
-from tts_assets.arrays.counts import add_up_stages
+from tts_assets.arrays.checks import check_counts
 from tts_assets.arrays.files import ArrayError
 from tts_assets.arrays.merge import merge
 from tts_assets.core.artifacts import (
@@ -85,7 +85,7 @@ def test_all_stages_are_added_up(
     store: ArtifactStore, utterances: list[Utterance], segmented: bool, recordings: int
 ) -> None:
     arrays = lineage(store, utterances, segmented, recordings)
-    numbers = add_up_stages(store, arrays)
+    numbers = check_counts(store, arrays)
     assert numbers["train"] + numbers["val"] == numbers["encoded"] == 13
     assert numbers["not_encoded"] == 2
     assert numbers["entries"] == 20
@@ -111,7 +111,7 @@ def test_a_lost_line_is_found(
     lost = path.read_bytes().splitlines()[:-1]
     path.write_bytes((b"\n".join(lost) + b"\n").ljust(size, b" "))
     with pytest.raises(ArrayError, match=message):
-        add_up_stages(store, arrays)
+        check_counts(store, arrays)
 
 
 def test_recordings_that_were_not_segmented_are_found(
@@ -119,7 +119,7 @@ def test_recordings_that_were_not_segmented_are_found(
 ) -> None:
     arrays = lineage(store, utterances, segmented=True, recordings=16)
     with pytest.raises(ArrayError, match=r"speech_segments/.*recordings are 16, but should be 17"):
-        add_up_stages(store, arrays)
+        check_counts(store, arrays)
 
 
 def test_a_stage_that_is_gone_is_named(store: ArtifactStore, utterances: list[Utterance]) -> None:
@@ -127,4 +127,4 @@ def test_a_stage_that_is_gone_is_named(store: ArtifactStore, utterances: list[Ut
     source = store.current("filtered_samples", "asterisk").path
     source.rename(source.with_name("elsewhere"))
     with pytest.raises(ArtifactError, match="is not a published artifact"):
-        add_up_stages(store, arrays)
+        check_counts(store, arrays)

@@ -80,6 +80,7 @@ class Plan(Generic[H]):
     inputs: Inputs | None = None
     seed: int = 0
     describe: Callable[[H], Mapping[str, Any]] | None = None
+    code_version: str | None = None  # None: that of the asset
 
 
 def artifact_asset(
@@ -107,7 +108,7 @@ def artifact_asset(
             asset="/".join(path),
             inputs=inputs if found.inputs is None else found.inputs,
             config=found.config,
-            code_version=code_version,
+            code_version=found.code_version or code_version,
             seed=found.seed,
             **({"partition": request.partition} if partitioned else {}),
         )
@@ -150,12 +151,14 @@ def program_asset(
     plan: Callable[..., Plan[H]],
     *,
     shape: Shape,
+    limit: Callable[[Shape], Shape] | None = None,
     options: type[Machines] = Machines,
     **asset_options: Any,
 ) -> AssetsDefinition:
     """The asset ``key``, which the program ``python -m module run.json`` makes on ``shape``.
 
-    ``plan(request, **inputs)`` gives a :class:`Plan` with ``program``. ``options`` is
+    ``plan(request, **inputs)`` gives a :class:`Plan` with ``program``. ``limit`` is applied after
+    the launchpad: :meth:`Shape.alone` for a program that is one process. ``options`` is
     :class:`Training` where the launchpad may change steps and seed.
     """
 
@@ -165,7 +168,9 @@ def program_asset(
         configure = found.program
 
         def make(work: Path) -> dict[str, Any]:
-            return request.launch(Program(module, configure(work), request.shape(shape)))
+            asked = request.shape(shape)
+            machines = limit(asked) if limit is not None else asked
+            return request.launch(Program(module, configure(work), machines))
 
         return replace(found, make=make)
 

@@ -1,37 +1,28 @@
-"""Texts in the graph: one asset a source, ``texts/<name>``, and the check that no line is lost."""
+"""Dagster assets of texts: ``texts/<name>``, each with a check that no line is lost."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dagster import (
-    AssetCheckResult,
-    AssetChecksDefinition,
-    AssetExecutionContext,
-    AssetsDefinition,
-    Output,
-    asset,
-    asset_check,
-)
+from dagster import AssetCheckResult, AssetChecksDefinition, AssetsDefinition, asset_check
 
-from resources.artifact_store import ArtifactStoreResource
 from tts_assets.arrays.arrays import SPLITS
 from tts_assets.arrays.files import count_lines
 from tts_assets.core.accounting import SET_ASIDE_FILE, count_reasons, read_set_aside
-from tts_assets.core.artifacts import Build, Texts, sha256_file
+from tts_assets.core.artifacts import Texts, sha256_file
 from tts_assets.core.config import ConfigError
 from tts_assets.core.split import ValidationSplit
+from tts_assets.orchestration.program_asset import Plan, Request, artifact_asset
 from tts_assets.texts.source import TextSource, write_texts
 
 CODE_VERSION = "1"
-Built = AssetsDefinition | AssetChecksDefinition
 
 
 def build_assets(
     sources: Mapping[str, TextSource], validation: ValidationSplit, root: Path
-) -> list[Built]:
-    """An asset and its check for each ``[texts.<name>]``; paths are relative to ``root``."""
-    built: list[Built] = []
+) -> list[AssetsDefinition | AssetChecksDefinition]:
+    """An asset and its check for each ``[texts.<name>]``. Paths are relative to ``root``."""
+    built: list[AssetsDefinition | AssetChecksDefinition] = []
     for name, source in sources.items():
         texts = texts_asset(name, source, validation, root)
         built += [texts, lines_check(texts)]
@@ -41,41 +32,40 @@ def build_assets(
 def texts_asset(
     name: str, source: TextSource, validation: ValidationSplit, root: Path
 ) -> AssetsDefinition:
+    """The asset ``texts/<name>``. A run raises :class:`ConfigError` if the file is missing."""
     path = (root / source.path).resolve()
 
-    @asset(
-        key=["texts", name],
-        group_name="texts",
-        code_version=CODE_VERSION,
-        kinds={"json"},
-        description=f"The lines of {path.name} that can be trained on beside speech.",
-    )
-    def texts(context: AssetExecutionContext, store: ArtifactStoreResource) -> Output[Texts]:
+    def plan(request: Request) -> Plan[Texts]:
         if not path.is_file():
             raise ConfigError(f"texts.{name}: there is no file {path}; set path to a JSONL file")
-        config = {
-            "source": sha256_file(path),
-            "licence": source.licence,
-            "validation": validation.model_dump(),
-        }
-        build = Build(f"texts/{name}", {}, config, CODE_VERSION)
 
-        def run(work: Path) -> dict[str, Any]:
+        def make(work: Path) -> dict[str, Any]:
             counts = write_texts(path, validation, work / "result")
             return {"name": name, "licence": source.licence, **counts}
 
-        return store.materialize(context, Texts, build, run, describe_texts)
+        known = {"source": sha256_file(path), "licence": source.licence, "validation": validation}
+        return Plan(known, make, describe=describe_texts)
 
-    return texts
+    return artifact_asset(
+        ["texts", name],
+        Texts,
+        plan,
+        code_version=CODE_VERSION,
+        group_name="texts",
+        kinds={"json"},
+        description=f"The lines of {path.name} that can be trained on beside speech.",
+    )
 
 
 def describe_texts(texts: Texts) -> dict[str, Any]:
-    """Why lines were set aside, each reason with its count."""
+    """Metadata: the number of lines that were set aside for each reason."""
     reasons = count_reasons(read_set_aside(texts.path / SET_ASIDE_FILE))
     return {f"set_aside/{reason}": count for reason, count in reasons.items()}
 
 
 def lines_check(texts: AssetsDefinition) -> AssetChecksDefinition:
+    """The blocking check ``no_line_is_lost``: lines of the file = train + val + set aside."""
+
     @asset_check(
         asset=texts,
         blocking=True,

@@ -1,4 +1,6 @@
-"""Whether the counts of all stages add up, from a corpus' entries to train + val.
+"""Checks of ``code_arrays``. Each returns numbers for the metadata, or raises :class:`ArrayError`.
+
+:func:`check_counts` adds up the counts of all stages, from the entries of a corpus to train + val:
 
     entries       = utterances + not usable     raw_corpus
     recordings    -> clips                      speech_segments, where there is one
@@ -6,8 +8,8 @@
     in            = encoded + set aside         codec_shards
     encoded       = train + val                 code_arrays
 
-What a stage took in must be what the stage before it gave. Rows and lines are counted in the
-files themselves, of the very artifacts that these arrays were made from.
+The input of a stage must be the output of the stage before it. Rows and lines are counted in the
+files of the artifact versions that these arrays were made from.
 """
 
 from __future__ import annotations
@@ -15,10 +17,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import polars as pl
 
 from tts_assets.arrays.arrays import SPLITS, CodeTable
 from tts_assets.arrays.files import ArrayError, count_lines, map_npy
+from tts_assets.arrays.inworld import refuse_outside
+from tts_assets.arrays.merge import refuse_other_type
 from tts_assets.core.accounting import SET_ASIDE_FILE
 from tts_assets.core.artifacts import (
     ArtifactStore,
@@ -29,6 +34,7 @@ from tts_assets.core.artifacts import (
     SampleManifest,
     SpeechSegments,
 )
+from tts_assets.core.split import ValidationSplit, held_out
 from tts_assets.corpora.filter import KEPT_FILE, REJECTED_FILE
 from tts_assets.corpora.index import UTTERANCES_FILE
 
@@ -36,10 +42,63 @@ Numbers = dict[str, int]
 H = TypeVar("H", bound=Handle)
 
 
-def add_up_stages(store: ArtifactStore, arrays: CodeArrays) -> Numbers:
-    """All counts, sources last. Raises :class:`ArrayError` where two of them disagree.
+def check_tables(arrays: CodeArrays) -> Numbers:
+    """Open both splits, which checks their indexes, and compare type and counts with the facts."""
+    facts = arrays.facts.model_dump()
+    found: Numbers = {}
+    for split in SPLITS:
+        table = CodeTable.of_split(arrays.path, split)
+        refuse_other_type(table, arrays.facts.dtype, arrays.path)
+        found |= {f"{split}_samples": len(table), f"{split}_codes": len(table.codes)}
+    for name, number in found.items():
+        if facts[name] != number:
+            raise ArrayError(f"{arrays.path}: {name} is {number}, recorded is {facts[name]}")
+    return found
 
-    Arrays that were imported have no stages before them.
+
+def check_samples(arrays: CodeArrays, validation: ValidationSplit) -> Numbers:
+    """Compare lines with index entries, and the split of each sample with that of its id.
+
+    The split of imported arrays was decided elsewhere and is not compared.
+    """
+    found: Numbers = {}
+    for split in SPLITS:
+        table = CodeTable.of_split(arrays.path, split)
+        ids = table.columns("id")["id"]
+        if ids.null_count():
+            row = int(ids.is_null().arg_max() or 0)
+            raise ArrayError(f"{table.samples_path}, line {row + 1} is not a sample with an id")
+        if arrays.facts.membership == "hash":
+            held = held_out([identity.encode() for identity in ids], validation)
+            wrong = np.flatnonzero(held != (split == "val"))
+            if len(wrong):
+                name = ids[int(wrong[0])]
+                raise ArrayError(f"{table.samples_path}: {name} is not of split {split}")
+        found[split] = len(ids)
+    return found
+
+
+def check_codes(arrays: CodeArrays) -> Numbers:
+    """Compare all codes with the size of the codebook."""
+    size = arrays.facts.codebook_size
+    highest = 0
+    for split in SPLITS:
+        table = CodeTable.of_split(arrays.path, split)
+        refuse_outside(table, size, arrays.path / f"{split}_codes.npy")
+        highest = max(highest, int(table.codes.max(initial=0)))
+    return {"highest_code": highest, "codebook_size": size}
+
+
+def check_digests(arrays: CodeArrays) -> Numbers:
+    """Read all files and compare their digests with the manifest. Raises ArtifactError."""
+    arrays.verify()
+    return {"bytes": sum(entry.size for entry in arrays.manifest.files.values())}
+
+
+def check_counts(store: ArtifactStore, arrays: CodeArrays) -> Numbers:
+    """Add up the counts of all stages. Imported arrays have no earlier stages.
+
+    Raises ArtifactError if an artifact that these arrays were made from is no longer stored.
     """
     tables = {split: CodeTable.of_split(arrays.path, split) for split in SPLITS}
     numbers: Numbers = {split: len(table) for split, table in tables.items()}
@@ -59,6 +118,7 @@ def add_up_stages(store: ArtifactStore, arrays: CodeArrays) -> Numbers:
 
 
 def shard_numbers(shards: CodecShards) -> Numbers:
+    """Encoded samples and samples that were set aside, counted in the files of ``shards``."""
     indexes = (shards.path / f"shard-{n:05}.index.npy" for n in range(shards.facts.shards))
     encoded = sum(len(map_npy(path, "int64")) for path in indexes)
     aside = count_lines(shards.path / SET_ASIDE_FILE)
@@ -67,13 +127,14 @@ def shard_numbers(shards: CodecShards) -> Numbers:
 
 
 def sample_numbers(samples: SampleManifest) -> Numbers:
+    """Kept and rejected samples of the filters."""
     kept, rejected = (count_lines(samples.path / name) for name in (KEPT_FILE, REJECTED_FILE))
     agree(samples, "kept + rejected", kept + rejected, samples.facts.samples_in)
     return {"kept": kept, "rejected": rejected}
 
 
 def utterance_numbers(store: ArtifactStore, samples: SampleManifest) -> Numbers:
-    """From the filters back to the recordings, through segments if there are any."""
+    """Counts from the filters back to the recordings, through segments if there are any."""
     numbers: Numbers = {}
     took, what = samples.facts.samples_in, "samples taken in"
     later: Handle = samples
@@ -81,7 +142,7 @@ def utterance_numbers(store: ArtifactStore, samples: SampleManifest) -> Numbers:
     if segments is not None:
         clips = count_rows(segments.path)
         agree(later, what, took, clips)
-        # A corpus of utterances passes through: each is its own recording.
+        # A corpus of utterances is not cut: each utterance is its own recording.
         took, what, later = segments.facts.recordings or clips, "recordings", segments
         numbers |= {"clips": clips, "not_segmented": count_lines(segments.path / SET_ASIDE_FILE)}
     raw = made_from(store, later, RawCorpus)
@@ -95,8 +156,10 @@ def utterance_numbers(store: ArtifactStore, samples: SampleManifest) -> Numbers:
 
 
 def made_from(store: ArtifactStore, handle: Handle, kind: type[H]) -> H | None:
-    """The artifact of a kind that ``handle`` was made from, in the very version; None if it was
-    made from none. Raises :class:`ArtifactError` if that is no longer stored."""
+    """The version of the input of this kind that ``handle`` was made from; None without one.
+
+    Raises ArtifactError if that version is no longer stored.
+    """
     for source in handle.manifest.inputs.values():
         if source.asset == kind.kind:
             folder = store.folder(source.asset, source.partition)
@@ -105,7 +168,7 @@ def made_from(store: ArtifactStore, handle: Handle, kind: type[H]) -> H | None:
 
 
 def agree(handle: Handle, what: str, found: int, wanted: int) -> None:
-    """Raise if two counts differ."""
+    """Raise :class:`ArrayError` if two counts differ."""
     if found != wanted:
         raise ArrayError(
             f"{handle.path}: {what} are {found}, but should be {wanted}; delete the folder and "
@@ -114,5 +177,6 @@ def agree(handle: Handle, what: str, found: int, wanted: int) -> None:
 
 
 def count_rows(folder: Path) -> int:
+    """Rows of the utterance index of a corpus or of its segments."""
     rows: int = pl.scan_parquet(folder / UTTERANCES_FILE).select(pl.len()).collect().item()
     return rows
