@@ -8,7 +8,7 @@ CUDA ?=
 PORT ?= 3000
 
 .DEFAULT_GOAL := help
-.PHONY: help install doctor demo ui codec-demo test test-fast test-coverage lint lint-fix version clean
+.PHONY: help install doctor demo ui codec-demo test test-fast test-coverage lint lint-fix docs version clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -46,6 +46,10 @@ lint: install ## ruff, mypy, and that the definitions load
 lint-fix: install ## mend what ruff can
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+docs: install ## build the documentation site into build/site; warnings and broken links fail
+	@$(BIN)/python -m pip install --quiet $$($(BIN)/python scripts/extra_packages.py docs)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # `make version patch`: the words after `version` are its arguments, not targets
 version: ## show the version, or raise it: make version patch|minor|major
