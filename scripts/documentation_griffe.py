@@ -11,11 +11,11 @@ ROLE = re.compile(r":\w+:`~?([^`]*)`")
 
 
 class SphinxRoles(Extension):
-    """``:class:`Plan``` becomes ``Plan`` in code style; ``::`` before a code block becomes ``:``."""
+    """Rewrites roles such as ``:class:`Plan` `` to code style, and ``::`` at a line's end to ``:``."""
 
     def on_object(self, *, obj: Object, **_: Any) -> None:
         """Rewrite the docstring of ``obj`` in place."""
         if obj.docstring:
             text = ROLE.sub(r"`\1`", obj.docstring.value)
             text = re.sub(r"::$", ":", text, flags=re.M)
-            obj.docstring.value = text.replace("[", "\\[") if "][" in text else text
+            obj.docstring.value = text
