@@ -11,7 +11,7 @@ ROLE = re.compile(r":\w+:`~?([^`]*)`")
 
 
 class SphinxRoles(Extension):
-    """Rewrites roles such as ``:class:`Plan` `` to code style, and ``::`` at a line's end to ``:``."""
+    """Rewrites Sphinx roles to code style, and ``::`` at the end of a line to ``:``."""
 
     def on_object(self, *, obj: Object, **_: Any) -> None:
         """Rewrite the docstring of ``obj`` in place."""
