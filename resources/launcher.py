@@ -31,9 +31,9 @@ from dagster import (
 
 from tts_assets.core.artifacts import written_aside
 from tts_assets.core.compute import Shape
+from tts_assets.core.ledger import Ledger, OverBudget
 from tts_assets.core.program import STOP_FILE, ProgramConfig
 from tts_assets.core.tracking import WandbConfig, write_card
-from tts_assets.orchestration.ledger import Ledger, OverBudget
 
 LOG = "log.txt"
 MESSAGES = "pipes.jsonl"

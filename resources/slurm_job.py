@@ -27,8 +27,8 @@ from pathlib import Path
 
 from resources.launcher import LOG, Program
 from tts_assets.core.compute import Shape, SlurmOptions
+from tts_assets.core.ledger import BEAT_SECONDS
 from tts_assets.core.program import STOP_FILE
-from tts_assets.orchestration.ledger import BEAT_SECONDS
 
 ENDED = {
     *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL"),

@@ -16,6 +16,7 @@ from dagster import AssetExecutionContext
 from resources.launcher import LOG, Launcher, LaunchError, Program, launch_error
 from resources.leases import lease, locked
 from tts_assets.core.compute import visible_devices
+from tts_assets.core.ledger import BEAT_SECONDS
 from tts_assets.core.processes import (
     KEEP_ENVIRONMENT,
     LOOPBACK,
@@ -25,7 +26,6 @@ from tts_assets.core.processes import (
     marked,
     watchdog,
 )
-from tts_assets.orchestration.ledger import BEAT_SECONDS
 
 POLL_SECONDS = 0.5
 

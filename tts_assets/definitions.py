@@ -31,12 +31,12 @@ from sensors.corpora import build_corpora_sensors
 from tts_assets.arrays.assets import build_assets as arrays_assets
 from tts_assets.codec.assets import build_assets as codec_assets
 from tts_assets.codec_report.assets import build_assets as codec_report_assets
+from tts_assets.core import ledger
 from tts_assets.core.compute import Compute, Shape
 from tts_assets.core.tracking import WandbConfig
 from tts_assets.corpora.assets import build_assets as corpora_assets
 from tts_assets.evaluation.assets import build_assets as evaluation_assets
 from tts_assets.external_models.assets import build_assets as families_assets
-from tts_assets.orchestration import ledger
 from tts_assets.promotion.assets import build_assets as promotion_assets
 from tts_assets.rlhf.assets import build_assets as rlhf_assets
 from tts_assets.serving.assets import build_assets as serving_assets

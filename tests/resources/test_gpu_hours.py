@@ -16,7 +16,7 @@ from resources.slurm_job import STARTS, Job, SlurmClient, gpus_of
 from resources.torchrun import TorchrunLauncher
 from tests.support.launched import count
 from tts_assets.core.compute import Shape
-from tts_assets.orchestration.ledger import Ledger
+from tts_assets.core.ledger import Ledger
 
 SHAPE = Shape(processes=1, gpus=1)
 

@@ -1,22 +1,21 @@
-"""GPU-hours of launched programs, week by week: ``python -m tts_assets.orchestration.ledger``.
+"""GPU-hours of launched programs per week, shown by ``python -m tts_assets.doctor.gpu_hours``.
 
-``storage/.ledger/`` has a small JSON file for each attempt of a program, which its launcher writes
-anew, in one step, when it starts, while it runs, and when it ends. A launcher that was killed
-leaves what it wrote last, at most :data:`BEAT_SECONDS` behind; a cluster's job that nobody follows
-keeps such files itself, and is counted when its asset is materialized again. Weeks begin on
-Monday, 0:00 UTC.
+``storage/.ledger/`` has one small JSON file per attempt of a program. The launcher replaces it
+atomically when the program starts, every :data:`BEAT_SECONDS` while it runs, and when it ends. A
+killed launcher therefore loses at most that interval. A Slurm job that no launcher follows writes
+such files itself; they are counted when its asset is materialized again. Weeks begin on Monday,
+0:00 UTC.
 """
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import defaultdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from tts_assets.core.artifacts import written_aside
-from tts_assets.core.config import Config, ConfigError
+from tts_assets.core.config import Config
 
 FOLDER = ".ledger"
 BEAT_SECONDS = 30.0
@@ -37,11 +36,11 @@ class Attempt(Config):
 
 
 class OverBudget(RuntimeError):
-    """The week's GPU-hours are used up: the message says when there are new ones."""
+    """The week's GPU-hours are used up. The message says when the next week begins."""
 
 
 class Ledger:
-    """All attempts whose launchers were given this folder."""
+    """The attempts recorded in one folder, and the limit of GPU-hours per week (None: no limit)."""
 
     def __init__(self, folder: Path, limit: float | None = None) -> None:
         self.folder, self.limit = folder, limit
@@ -49,10 +48,11 @@ class Ledger:
     def record(
         self, name: str, asset: str, gpus: int, seconds: float, started: float | None = None
     ) -> None:
-        """The attempt ``name`` has held ``gpus`` for ``seconds`` by now, or since ``started``; CPUs
-        cost nothing.
+        """Record that the attempt ``name`` has held ``gpus`` for ``seconds``.
 
-        It never becomes less: of two who tell, one may have looked away earlier.
+        ``started`` is in seconds since 1970; None: ``seconds`` ago. Attempts without GPUs are not
+        recorded. The recorded seconds never decrease: of two launchers that follow one job, the
+        slower one may report an older value.
         """
         if not gpus:
             return
@@ -66,6 +66,7 @@ class Ledger:
             aside.write_text(attempt.to_json())
 
     def attempts(self) -> list[Attempt]:
+        """All recorded attempts, sorted by file name."""
         return [Attempt.from_json(path) for path in sorted(self.folder.glob("*.json"))]
 
     def used(self, now: datetime) -> dict[str, float]:
@@ -77,7 +78,7 @@ class Ledger:
         return {asset: spent for asset, spent in hours.items() if spent > 0}
 
     def check(self, gpus: int) -> None:
-        """Before a launch on ``gpus``; raises :class:`OverBudget` if there is nothing left."""
+        """Raise :class:`OverBudget` if ``gpus`` > 0 and the limit of this week is reached."""
         if self.limit is None or not gpus:
             return
         now = datetime.now(UTC)
@@ -89,7 +90,7 @@ class Ledger:
             f"the budget of {self.limit:g} GPU-hours a week is used up ({used:.2f} since Monday, "
             f"0:00 UTC): nothing more is launched on GPUs until {monday:%A, %Y-%m-%d} 0:00 UTC. "
             "Raise budget.gpu_hours_a_week to go on now; "
-            "python -m tts_assets.orchestration.ledger shows for what it was spent"
+            "python -m tts_assets.doctor.gpu_hours lists the GPU-hours by asset"
         )
 
 
@@ -97,24 +98,3 @@ def week_of(moment: datetime) -> datetime:
     """When the week began: Monday, 0:00 UTC."""
     midnight = moment.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     return midnight - timedelta(days=midnight.weekday())
-
-
-def main() -> int:
-    from tts_assets.settings import load_settings
-
-    try:
-        settings = load_settings()
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        return 1
-    limit = settings.budget.gpu_hours_a_week
-    used = Ledger(settings.storage / FOLDER).used(datetime.now(UTC))
-    for asset, hours in sorted(used.items(), key=lambda item: -item[1]):
-        print(f"{hours:10.2f}  {asset}")
-    of = "" if limit is None else f" of {limit:g}"
-    print(f"{sum(used.values()):10.2f}{of} GPU-hours since Monday, 0:00 UTC")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
