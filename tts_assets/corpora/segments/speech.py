@@ -21,7 +21,6 @@ import av
 import av.error
 import av.filter
 import numpy as np
-from faster_whisper.vad import VadOptions, get_speech_timestamps
 from numpy.typing import NDArray
 
 from tts_assets.core.audio import Wave
@@ -54,6 +53,8 @@ class Stretch:
 
 def find_speech(wave: Wave, threshold: float, pause: float) -> list[Stretch]:
     """Stretches of speech with at least ``pause`` seconds between them; ``wave`` at 16 kHz."""
+    from faster_whisper.vad import VadOptions, get_speech_timestamps  # a second to import
+
     options = VadOptions(
         threshold=threshold,
         min_speech_duration_ms=round(1000 * SHORTEST_SPEECH),
