@@ -5,13 +5,13 @@ from __future__ import annotations
 import html
 from pathlib import Path
 
-import nbformat
-from nbconvert import HTMLExporter
-
 from tts_assets.core.notebook import Section, write_notebook
 
 
 def test_a_transcript_is_shown_as_it_is_written(tmp_path: Path) -> None:
+    import nbformat
+    from nbconvert import HTMLExporter
+
     said = "Well <laugh> press *1* & _say_ $5, [or] <script>alert(1)</script>"
     path = tmp_path / "listening.ipynb"
     write_notebook(path, "<b>Clips</b>", [Section(said, [])])

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from wandb.proto.wandb_internal_pb2 import Record
 
 from tests.support.launched import count, launch, metadata
 from tests.support.programs import CountConfig
@@ -30,6 +29,8 @@ BLOCK, HEADER = 32768, 7  # of LevelDB's log format, after 7 bytes of W&B's own
 
 def records(folder: Path) -> Iterator[Any]:
     """What one ``*.wandb`` file holds."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
     (path,) = folder.glob("*.wandb")
     data, place, whole = path.read_bytes(), HEADER, b""
     while place + HEADER <= len(data):

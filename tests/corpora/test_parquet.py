@@ -6,12 +6,10 @@ import json
 from pathlib import Path
 
 import av
-import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
-from datasets.table import embed_table_storage
 
 from tests.support.corpus_layouts import index, put
 from tts_assets.core.artifacts import ArtifactStore
@@ -44,6 +42,9 @@ def samples(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[
 
 def save(samples: list[dict[str, str]], path: Path) -> None:
     """As ``push_to_hub`` writes Parquet: the audio's bytes within."""
+    import datasets
+    from datasets.table import embed_table_storage
+
     path.parent.mkdir(parents=True, exist_ok=True)
     dataset = datasets.Dataset.from_list(samples)
     dataset = dataset.cast_column("audio", datasets.Audio(decode=False)).with_format("arrow")

@@ -17,7 +17,6 @@ from dagster import (
 
 from tts_assets.core.artifacts import ArtifactStore, Build, Checkpoint, CheckpointFacts
 from tts_assets.core.compute import Shape
-from tts_assets.rlhf import train
 from tts_assets.rlhf.assets import build_assets, collapse_check, describe_checkpoint
 from tts_assets.rlhf.config import RlhfProgram, RlhfRecipe
 
@@ -25,6 +24,8 @@ from tts_assets.rlhf.config import RlhfProgram, RlhfRecipe
 @pytest.fixture
 def trained(program: Callable[..., RlhfProgram], tmp_path: Path) -> tuple[Checkpoint, RlhfRecipe]:
     """A published checkpoint of a real run of four steps."""
+    from tts_assets.rlhf import train
+
     made = program("run", steps=4, beta=0.01, heldout={"fraction": 0.5, "every": 2}, audio_every=2)
     train.main([str(made.run_dir / "run.json")])
     store = ArtifactStore(tmp_path / "storage")

@@ -18,7 +18,6 @@ from tests.rlhf.test_train import metrics
 from tests.support.launched import failure, launch, metadata
 from tests.support.slurm_cluster import SlurmCluster
 from tts_assets.core.compute import Shape
-from tts_assets.rlhf import train
 from tts_assets.rlhf.assets import launched
 from tts_assets.rlhf.config import RlhfProgram
 
@@ -41,6 +40,8 @@ def test_two_steps_with_the_engine_on_the_second_node(
 
 def test_an_engine_that_dies_beside_the_trainer_leaves_a_checkpoint(program: Make) -> None:
     """The launcher ends the trainer, which saves; the error names the engine; a retry goes on."""
+    from tts_assets.rlhf import train
+
     made = program("run", engine={"kind": "vllm", "restarts": 0}, steps=4, save_every=100)
     killer = threading.Thread(target=kill_after_first_step, args=(made,))
     killer.start()

@@ -17,7 +17,6 @@ from tests.rlhf.test_train import metrics, run, stop_after_first_step, weights
 from tts_assets.core.artifacts import CheckpointFacts
 from tts_assets.core.program import STOPPED
 from tts_assets.core.supervisor import Server
-from tts_assets.rlhf import train
 from tts_assets.rlhf.config import EngineProgram, RlhfProgram
 from tts_assets.rlhf.engine_client import EngineError
 
@@ -112,6 +111,8 @@ def test_an_engine_that_never_comes_back_ends_the_run_with_what_it_has(
     program: Make, whole: RlhfProgram, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Started by hand: the run has an engine of its own."""
+    from tts_assets.rlhf import train
+
     monkeypatch.delenv("TTS_SERVICE_HOST")
     config = {"kind": "vllm", "restarts": 0}
     made = program("lost", engine=config, steps=STEPS, save_every=100)

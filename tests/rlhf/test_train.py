@@ -24,7 +24,6 @@ from tts_assets.core.artifacts import CheckpointFacts
 from tts_assets.core.compute import Shape
 from tts_assets.core.config import ConfigError
 from tts_assets.core.program import STOPPED, Run, read_metrics
-from tts_assets.rlhf import train
 from tts_assets.rlhf.assets import launched
 from tts_assets.rlhf.config import RlhfProgram, VllmRollouts
 from tts_assets.rlhf.engines import RolloutsStopped, spare_devices
@@ -32,7 +31,6 @@ from tts_assets.rlhf.metrics import training_records
 from tts_assets.rlhf.prompts import read_prompts
 from tts_assets.rlhf.rewards import RewardError
 from tts_assets.rlhf.rollouts import HeldOut, completion_seed, hold_out
-from tts_assets.rlhf.train import prompt_order
 from tts_assets.serving.config import ServingConfig
 from tts_assets.serving.synthesis import read_card
 from tts_assets.serving.verify import compare_transformers
@@ -42,6 +40,8 @@ Make = Callable[..., RlhfProgram]
 
 
 def run(program: RlhfProgram) -> None:
+    from tts_assets.rlhf import train
+
     train.main([str(program.run_dir / "run.json")])
 
 
@@ -177,6 +177,8 @@ def test_a_reward_that_fails_keeps_what_was_trained(
     message: str,
 ) -> None:
     """The run ends with the error; when the reward is mended, it goes on from there."""
+    from tts_assets.rlhf import train
+
     source = tmp_path / f"mended_later_{workers}.py"
     flag = tmp_path / "broken"
     source.write_text(
@@ -210,6 +212,8 @@ def test_a_reward_that_fails_keeps_what_was_trained(
 def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(
     program: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from tts_assets.rlhf import train
+
     made = program("run", steps=3, save_every=1)
     original = train.Policy.rollout
 
@@ -286,6 +290,8 @@ def stop_after_first_step(program: RlhfProgram) -> None:
 
 
 def test_unfinished_checkpoints_are_not_resumed_from(tmp_path: Path) -> None:
+    from tts_assets.rlhf import train
+
     for number in (2, 10, 30):
         (tmp_path / f"checkpoint-{number}").mkdir()
     assert train.newest_checkpoint(tmp_path) is None
@@ -295,6 +301,8 @@ def test_unfinished_checkpoints_are_not_resumed_from(tmp_path: Path) -> None:
 
 
 def test_prompts_come_in_whole_rounds_of_different_orders() -> None:
+    from tts_assets.rlhf.train import prompt_order
+
     order = prompt_order(prompts=7, count=20, seed=1)
     assert sorted(order[:7]) == sorted(order[7:14]) == list(range(7))
     assert list(order[:7]) != list(order[7:14])
@@ -310,6 +318,8 @@ def test_seeds_differ_by_place_and_step() -> None:
 def test_completions_that_do_not_divide_are_refused(
     program: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from tts_assets.rlhf import train
+
     recipe = program("run", prompts_per_step=3, generations=3).recipe
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="9 completions do not divide into 2 processes"):
@@ -365,6 +375,8 @@ def test_the_upper_clip_is_told_to_trl_and_to_the_fingerprint(
     program: Make, tmp_path: Path, changes: dict[str, Any], bound: float | None
 ) -> None:
     """A recipe without one has the fingerprint that it had before there was the key."""
+    from tts_assets.rlhf import train
+
     recipe = program("run", **changes).recipe
     assert train.grpo_config(recipe, Run(tmp_path)).epsilon_high == bound
     assert recipe.identity().get("clip_high") == bound

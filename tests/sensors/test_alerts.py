@@ -27,7 +27,6 @@ from dagster import (
     build_sensor_context,
 )
 from dagster._core.events import StepRetryData
-from dagster._core.test_utils import create_run_for_test
 from dagster._core.workspace.context import WorkspaceProcessContext
 from dagster._core.workspace.load_target import ModuleTarget
 from dagster._utils.error import SerializableErrorInfo
@@ -203,6 +202,8 @@ def test_without_a_webhook_the_sensor_says_what_to_set(
 def test_a_silent_run_is_told_once_and_left_running(
     webhook: Webhook, instance: DagsterInstance, outbox: Outbox
 ) -> None:
+    from dagster._core.test_utils import create_run_for_test
+
     run = create_run_for_test(instance, status=DagsterRunStatus.STARTED)
     instance.report_engine_event("training: 20/100", run)
     cursor = None
@@ -230,6 +231,8 @@ def test_a_silent_run_is_told_once_and_left_running(
 
 
 def test_a_run_that_waits_for_its_retry_is_silent_from_then(instance: DagsterInstance) -> None:
+    from dagster._core.test_utils import create_run_for_test
+
     run = create_run_for_test(instance, status=DagsterRunStatus.STARTED)
     error = SerializableErrorInfo("the disk hiccups", [], "OSError")
     waits = DagsterEvent(
@@ -251,6 +254,8 @@ def later(minutes: float) -> Any:
 @contextmanager
 def hanging_run(home: Path, work: Path) -> Iterator[tuple[DagsterInstance, DagsterRun]]:
     """A run in a process of its own, whose program has begun to wait."""
+    from dagster._core.test_utils import create_run_for_test
+
     home.mkdir()
     target = ModuleTarget("tests.support.hanging", None, str(ROOT), "hanging")
     with (
@@ -311,6 +316,8 @@ def test_a_run_that_hangs_is_ended_where_it_is_configured(
 def test_a_run_whose_process_is_gone_is_written_down_as_ended(
     webhook: Webhook, outbox: Outbox, tmp_path: Path
 ) -> None:
+    from dagster._core.test_utils import create_run_for_test
+
     with DagsterInstance.local_temp(str(tmp_path)) as instance:
         run = create_run_for_test(instance, status=DagsterRunStatus.STARTED)
         instance.report_engine_event("training: 20/100", run)
@@ -325,6 +332,8 @@ def test_a_run_whose_process_is_gone_is_written_down_as_ended(
 def test_all_stuck_runs_are_ended_while_the_webhook_is_away(
     webhook: Webhook, outbox: Outbox, tmp_path: Path
 ) -> None:
+    from dagster._core.test_utils import create_run_for_test
+
     alerts = ALERTS.model_copy(update={"end_stuck_minutes": 10})
     webhook.refusals = 1000
     cursor = None

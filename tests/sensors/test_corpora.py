@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 
 from dagster import DagsterRunStatus
-from dagster._core.test_utils import create_run_for_test
 
 from jobs.asset_jobs import REFRESH
 from jobs.demo import register_corpora
@@ -54,6 +53,8 @@ def test_a_change_asks_for_one_look(daemon: Daemon, corpora: Path) -> None:
 
 
 def test_a_corpus_is_left_alone_while_a_run_works_on_it(daemon: Daemon) -> None:
+    from dagster._core.test_utils import create_run_for_test
+
     tags = {sensors.PARTITION_TAG: SPOKEN}
     run = create_run_for_test(daemon.instance, status=DagsterRunStatus.STARTED, tags=tags)
     assert daemon.looks() == []

@@ -9,10 +9,8 @@ from pathlib import Path
 import pytest
 from dagster import AssetKey, AssetMaterialization, DagsterInstance
 from dagster._core.definitions.freshness import FreshnessState, FreshnessStateRecord
-from dagster._core.test_utils import freeze_time
 from dagster._core.workspace.context import WorkspaceProcessContext
 from dagster._core.workspace.load_target import ModuleTarget
-from dagster._daemon.freshness import FreshnessDaemon
 
 from tts_assets.settings import load_settings
 
@@ -22,6 +20,9 @@ DAY = 24 * 3600.0
 
 def seen(workspace: WorkspaceProcessContext, asset: AssetKey, days: float) -> FreshnessState:
     """What the daemon says of an asset so many days from now."""
+    from dagster._core.test_utils import freeze_time
+    from dagster._daemon.freshness import FreshnessDaemon
+
     with freeze_time(time.time() + days * DAY):
         list(FreshnessDaemon().run_iteration(workspace))
         context = workspace.create_request_context()

@@ -7,10 +7,9 @@ import ssl
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import trustme
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, Session
 from dagster import DagsterInstance, SensorDefinition
@@ -20,10 +19,15 @@ from tests.sensors.test_alerts import ALERTS, fail
 from tts_assets.core.processes import LOOPBACK, free_port
 from tts_assets.orchestration.config import Email, Slack
 
+if TYPE_CHECKING:
+    import trustme
+
 
 @pytest.fixture
 def authority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> trustme.CA:
     """Who signs certificates that this process believes."""
+    import trustme
+
     made = trustme.CA()
     made.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))

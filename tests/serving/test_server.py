@@ -7,10 +7,10 @@ import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import httpx
 import numpy as np
-import openai
 import pytest
 import soundfile
 
@@ -18,6 +18,9 @@ from resources.vllm_server import VllmServer
 from tests.support.speaking import Speaking
 from tts_assets.core.processes import marked_processes
 from tts_assets.core.supervisor import Server
+
+if TYPE_CHECKING:
+    import openai
 
 KEY = "a-key-for-the-tests"
 CONCURRENCY = 64
@@ -44,6 +47,8 @@ def server(speaking: Speaking, lines: list[str]) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def client(server: Server) -> openai.OpenAI:
+    import openai
+
     return openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY, max_retries=0)
 
 
@@ -149,6 +154,8 @@ def test_no_request_of_64_at_once_is_lost(client: openai.OpenAI) -> None:
 
 
 def test_beyond_the_limit_comes_429(client: openai.OpenAI) -> None:
+    import openai
+
     def ask(seed: int) -> bytes | openai.RateLimitError:
         try:
             return speak(client, "pcm", "One two three four. " * 9, seed=seed)
@@ -165,6 +172,8 @@ def test_beyond_the_limit_comes_429(client: openai.OpenAI) -> None:
 
 
 def test_a_wrong_key_is_refused(server: Server, lines: list[str]) -> None:
+    import openai
+
     stranger = openai.OpenAI(base_url=f"{server.url}/v1", api_key="wrong", max_retries=0)
     with pytest.raises(openai.AuthenticationError, match="wrong API key"):
         speak(stranger)

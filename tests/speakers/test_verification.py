@@ -14,7 +14,6 @@ from tests.speakers.conftest import TESTED
 from tts_assets.core.config import ConfigError
 from tts_assets.speakers.config import RESEMBLYZER, PeopleConfig, ReportProgram, TrialConfig
 from tts_assets.speakers.dataset import SpeakerRecording, read_people
-from tts_assets.speakers.evaluate import main
 from tts_assets.speakers.verification import confusion, errors, make_trials
 
 
@@ -64,6 +63,8 @@ def test_trials_need_two_speakers() -> None:
 
 def report_of(folder: Path, index: Path, people: PeopleConfig, per_speaker: int) -> Path:
     """The folder of a report on the public encoder, made as by hand."""
+    from tts_assets.speakers.evaluate import main
+
     program = ReportProgram(
         run_dir=folder,
         people=people,
@@ -110,6 +111,8 @@ def test_people_of_two_corpora(index: Path) -> None:
 
 
 def test_a_report_of_the_public_encoder(tmp_path: Path, index: Path, people: PeopleConfig) -> None:
+    from tts_assets.speakers.evaluate import main
+
     result = report_of(tmp_path, index, people, 40)
     report = json.loads((result / "report.json").read_text())
     # The voices are one person's at other speeds, hard to tell apart: 0.29, where chance is 0.5.

@@ -12,9 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from faster_whisper import WhisperModel
-from faster_whisper.tokenizer import Tokenizer
-from faster_whisper.transcribe import merge_punctuations
 
 from tts_assets.core.audio import Wave
 from tts_assets.corpora.segments.speech import RATE, Stretch
@@ -51,6 +48,8 @@ class WordTranscriber:
     on how many there are. ``device`` as torch names it."""
 
     def __init__(self, folder: Path, device: str = "cpu") -> None:
+        from faster_whisper import WhisperModel
+
         kind, _, number = device.partition(":")
         self.whisper = WhisperModel(
             str(folder),
@@ -71,6 +70,9 @@ class WordTranscriber:
 
     def words(self, wave: Wave, window: Stretch, language: str) -> list[Word]:
         """The words within a window of ``wave``, in order; ``language``: two letters."""
+        from faster_whisper.tokenizer import Tokenizer
+        from faster_whisper.transcribe import merge_punctuations
+
         first = max(0, round((window.start - SILENCE_AROUND) * RATE))
         last = min(len(wave), round((window.end + SILENCE_AROUND) * RATE))
         tokenizer = Tokenizer(
