@@ -43,7 +43,8 @@ from tts_assets.rlhf.engine_client import EngineClient, FileSender
 from tts_assets.rlhf.prompts import read_texts
 from tts_assets.rlhf.train import prompt_order
 from tts_assets.serving.config import SERVING_FILE
-from tts_assets.serving.synthesis import SynthesisLine, Synthesizer, TransformersEngine, read_card
+from tts_assets.serving.served_model import SynthesisLine, read_card
+from tts_assets.serving.synthesis import Synthesizer, TransformersEngine
 from tts_assets.speechlm.config import SamplingConfig
 from tts_assets.speechlm.generate import Request, allowed_ids, generate
 from tts_assets.speechlm.model import SpeechLM

@@ -1,17 +1,17 @@
-"""The server's real-time factor and first-audio latency at 1, 4 and 16 streams at once.
+"""Measures the server: real-time factor and latency of the first audio at 1, 4 and 16 streams.
 
     python benchmarks/server.py --model storage/serving/announcer/all/current
 
-Starts the server of the serving model (``make demo`` leaves one), lets so many clients at once ask
-for streamed pcm, one request after the other, and tells for each number of clients
+Starts the server of a serving model (``make demo`` creates one). Each client requests streamed pcm,
+one request after another. The table has for each number of clients
 
-* first audio: from the request to the first bytes, median and 95th percentile, in seconds;
-* real-time factor of a stream: from the request to the last bytes, by the seconds of audio; below 1
-  a listener never waits. Median and largest;
-* speech: seconds of audio that all streams together get in a second.
+* first audio: seconds from the request to the first bytes, median and 95th percentile;
+* RTF: real-time factor of a stream, the time to the last byte divided by the seconds of audio;
+  median and largest. Below 1 playback never stops;
+* speech: seconds of audio per second, of all streams together.
 
-The same texts and seeds are asked for whole (``wav``) at one stream: what waiting for the last
-token costs the listener. Nothing else should run beside it.
+For comparison, one client also requests the same texts and seeds as whole ``wav`` files. Nothing
+else should run on the machine.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 
 
 @dataclass(frozen=True)
-class Heard:
+class Measurement:
     """One request: seconds to the first and to the last byte, and seconds of audio."""
 
     first: float
@@ -48,7 +48,8 @@ def text_of(number: int) -> str:
     return " ".join(WORDS[int(digit)] for digit in f"{(number * 7919 + 104729) % 10**6:06d}")
 
 
-def ask(client: httpx.Client, model: str, number: int, form: str) -> Heard:
+def request_speech(client: httpx.Client, model: str, number: int, form: str) -> Measurement:
+    """Send one request and measure it. ``form`` is ``pcm`` (streamed) or ``wav`` (whole)."""
     body = {"model": model, "voice": "default", "input": text_of(number), "seed": number}
     started = time.perf_counter()
     first, size = 0.0, 0
@@ -58,31 +59,38 @@ def ask(client: httpx.Client, model: str, number: int, form: str) -> Heard:
             first = first or time.perf_counter() - started
             size += len(chunk)
     rate = PCM_BYTES_A_SECOND if form == "pcm" else 2 * 16_000
-    return Heard(first, time.perf_counter() - started, size / rate)
+    return Measurement(first, time.perf_counter() - started, size / rate)
 
 
 def measure(
     client: httpx.Client, model: str, streams: int, requests: int, form: str = "pcm"
-) -> list[Heard]:
+) -> list[Measurement]:
+    """Measure ``requests`` requests of ``streams`` concurrent clients."""
     with ThreadPoolExecutor(streams) as pool:
-        return list(pool.map(lambda number: ask(client, model, number, form), range(requests)))
+        return list(
+            pool.map(lambda number: request_speech(client, model, number, form), range(requests))
+        )
 
 
-def row(name: str, heard: Sequence[Heard], wall: float) -> str:
-    firsts = sorted(each.first for each in heard)
-    factors = sorted(each.last / each.audio for each in heard)
+def row(name: str, measurements: Sequence[Measurement], wall: float) -> str:
+    """A row of the table. ``wall``: seconds that all requests took together."""
+    firsts = sorted(each.first for each in measurements)
+    factors = sorted(each.last / each.audio for each in measurements)
     tail = firsts[min(len(firsts) - 1, round(0.95 * len(firsts)))]
-    audio = sum(each.audio for each in heard)
+    audio = sum(each.audio for each in measurements)
     return (
-        f"| {name} | {len(heard)} | {audio:.0f} | {statistics.median(firsts):.2f} | {tail:.2f} | "
-        f"{statistics.median(factors):.2f} | {factors[-1]:.2f} | {audio / wall:.1f} |"
+        f"| {name} | {len(measurements)} | {audio:.0f} | {statistics.median(firsts):.2f} | "
+        f"{tail:.2f} | {statistics.median(factors):.2f} | {factors[-1]:.2f} | {audio / wall:.1f} |"
     )
 
 
 def main() -> None:
+    """Start the server and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", type=Path, required=True, help="folder of a serving model")
-    parser.add_argument("--requests", type=int, default=32, help="at each number of streams")
+    parser.add_argument(
+        "--requests", type=int, default=32, help="requests for each number of streams"
+    )
     options = parser.parse_args()
     log: list[str] = []
     started = time.perf_counter()
@@ -92,14 +100,14 @@ def main() -> None:
     ):
         print(f"ready after {time.perf_counter() - started:.0f} s", file=sys.stderr)
         model = client.get("/v1/models").json()["data"][0]["id"]
-        measure(client, model, 4, 8)  # warm: the first steps choose kernels
+        measure(client, model, 4, 8)  # warm-up: the first steps select kernels
         print("| streams | requests | s of audio | first audio | 95% | RTF | largest | speech |")
         print("|---|---|---|---|---|---|---|---|")
         for streams, form in [(1, "wav"), *((streams, "pcm") for streams in STREAMS)]:
-            begun = time.perf_counter()
-            heard = measure(client, model, streams, options.requests, form)
+            began = time.perf_counter()
+            measurements = measure(client, model, streams, options.requests, form)
             name = f"{streams}" if form == "pcm" else f"{streams}, whole"
-            print(row(name, heard, time.perf_counter() - begun), flush=True)
+            print(row(name, measurements, time.perf_counter() - began), flush=True)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,8 @@ from tts_assets.rlhf.config import EngineProgram, VllmRollouts
 from tts_assets.rlhf.engine import SECRET, hosted
 from tts_assets.rlhf.engine_client import EngineClient, EngineError, FileSender
 from tts_assets.rlhf.engines import full_logprobs
-from tts_assets.serving.synthesis import SynthesisLine, Synthesizer
+from tts_assets.serving.served_model import SynthesisLine
+from tts_assets.serving.synthesis import Synthesizer
 from tts_assets.speechlm.config import SamplingConfig
 from tts_assets.speechlm.generate import Completion, Request
 from tts_assets.speechlm.model import SpeechLM

@@ -13,7 +13,8 @@ from tts_assets.core.processes import LOOPBACK, free_port
 from tts_assets.rlhf.config import EngineProgram, VllmRollouts
 from tts_assets.rlhf.engine import hosted
 from tts_assets.rlhf.engine_client import FileSender, NcclSender, sender
-from tts_assets.serving.synthesis import SynthesisLine, Synthesizer
+from tts_assets.serving.served_model import SynthesisLine
+from tts_assets.serving.synthesis import Synthesizer
 
 pytestmark = [pytest.mark.slow, pytest.mark.gpu]
 

@@ -32,7 +32,7 @@ from tts_assets.rlhf.prompts import read_prompts
 from tts_assets.rlhf.rewards import RewardError
 from tts_assets.rlhf.rollouts import HeldOut, completion_seed, hold_out
 from tts_assets.serving.config import ServingConfig
-from tts_assets.serving.synthesis import read_card
+from tts_assets.serving.served_model import read_card
 from tts_assets.serving.verify import compare_transformers
 from tts_assets.speechlm.model import SpeechLM
 

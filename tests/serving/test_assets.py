@@ -1,4 +1,4 @@
-"""The blocking check of serving models: what was compared, and that its bytes are still those."""
+"""The blocking check of serving models: agreement with the checkpoint, and unchanged files."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def compared(program: VerifyProgram) -> dict[str, Any]:
 
 
 def model_with(speaking: Speaking, agreed: dict[str, Any], folder: Path) -> ServingModel:
-    """A copy of the serving model whose facts say what a comparison gave."""
+    """A copy of the serving model with the given agreements in its facts."""
     shutil.copytree(speaking.serving.path, folder)
     manifest = json.loads((folder / MANIFEST).read_text())
     manifest["facts"]["agreements"] = agreed
@@ -61,15 +61,13 @@ def check(model: ServingModel) -> AssetCheckResult:
     return result
 
 
-def test_a_model_that_agreed_passes(
-    speaking: Speaking, compared: dict[str, Any], tmp_path: Path
-) -> None:
+def test_agreement_passes(speaking: Speaking, compared: dict[str, Any], tmp_path: Path) -> None:
     result = check(model_with(speaking, compared, tmp_path / "model"))
     assert result.passed
     assert result.metadata["tokens_compared"].value == 24
 
 
-def test_a_difference_fails(speaking: Speaking, compared: dict[str, Any], tmp_path: Path) -> None:
+def test_difference_fails(speaking: Speaking, compared: dict[str, Any], tmp_path: Path) -> None:
     differing = {"transformers": compared["transformers"] | {"different": 1}}
     assert not check(model_with(speaking, differing, tmp_path / "model")).passed
 
@@ -84,9 +82,7 @@ def test_changed_bytes_fail(speaking: Speaking, compared: dict[str, Any], tmp_pa
     assert not result.passed and "model.safetensors" in str(result.description)
 
 
-def test_an_environment_without_vllm_is_told(
-    program: VerifyProgram, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "vllm", None)  # as the interpreter says that it is not there
+def test_missing_vllm_is_reported(program: VerifyProgram, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", None)  # as if it were not installed
     with pytest.raises(ConfigError, match=r"\[vllm\] python, or write check_vllm = false"):
         agreements(program.model_copy(update={"vllm": True}))

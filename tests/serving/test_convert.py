@@ -23,7 +23,8 @@ from tts_assets.core.artifacts import (
 )
 from tts_assets.serving.config import ServingConfig
 from tts_assets.serving.convert import ConversionError, convert, pick_voices
-from tts_assets.serving.synthesis import SynthesisError, SynthesisLine, Synthesizer, read_card
+from tts_assets.serving.served_model import SynthesisError, SynthesisLine, read_card
+from tts_assets.serving.synthesis import Synthesizer
 from tts_assets.serving.verify import TOLERANCE, compare_transformers, compare_vllm
 
 TEXTS = ("one two three four", "You entered an invalid number.")
@@ -93,7 +94,7 @@ def test_a_decoder_speaks_where_there_is_one(
     assert facts.sample_rate == 24_000
     synthesizer = Synthesizer.open(target)
     assert (synthesizer.sample_rate, synthesizer.codec.hop_length) == (24_000, 480)
-    speech = synthesizer.say([SynthesisLine("one two", seed=1)])[0]
+    speech = synthesizer.synthesize([SynthesisLine("one two", seed=1)])[0]
     assert len(speech.wave) == 480 * len(speech.codes)
     assert decoder.content[:12] in (target / "README.md").read_text()
     stranger = publish_decoder(store, publish_codec(store, seed=1))
@@ -103,7 +104,7 @@ def test_a_decoder_speaks_where_there_is_one(
 
 def test_another_codec_is_refused(speaking: Speaking, store: ArtifactStore) -> None:
     other = dataclasses.replace(speaking.sources, codec=publish_codec(store, seed=1))
-    with pytest.raises(ConversionError, match="speaks the 256 codes of codec"):
+    with pytest.raises(ConversionError, match="was trained on the 256 codes of codec"):
         other.check()
 
 
@@ -114,7 +115,7 @@ def test_serving_model_with_another_codec_in_place_is_refused(
     other = publish_codec(store, seed=1)
     card = read_card(folder).model_copy(update={"codec_path": other.path})
     (folder / "serving.json").write_text(card.to_json())
-    with pytest.raises(SynthesisError, match="codes of one codec are noise in another"):
+    with pytest.raises(SynthesisError, match="codes are valid for one codec only"):
         Synthesizer.open(folder)
 
 
@@ -129,7 +130,7 @@ def test_vocabulary_that_is_not_the_cards_is_refused(speaking: Speaking, tmp_pat
 
 
 def test_a_folder_without_card_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SynthesisError, match="is no serving model"):
+    with pytest.raises(SynthesisError, match="is not a serving model"):
         Synthesizer.open(tmp_path)
 
 

@@ -7,8 +7,8 @@ from tts_assets.serving.pieces import (
     CROSSFADE_SECONDS,
     Piece,
     PieceConcatenator,
+    speech_length,
     split,
-    spoken_length,
 )
 
 TEXT = (
@@ -17,24 +17,24 @@ TEXT = (
 )
 
 
-def test_a_short_text_is_one_piece() -> None:
+def test_short_text_is_one_piece() -> None:
     assert split("  one two three ", 40) == [Piece("one two three", 0.0)]
 
 
-def test_a_long_text_is_cut_at_sentences() -> None:
+def test_long_text_is_split_at_sentences() -> None:
     pieces = split(TEXT, 70)
     assert [piece.text[-8:] for piece in pieces] == ["service.", "l again!", "ess one."]
     assert [piece.pause for piece in pieces] == [0.35, 0.35, 0.0]
 
 
-def test_no_word_is_lost_at_any_length() -> None:
+def test_pieces_have_all_words() -> None:
     for longest in range(20, 160, 7):
         pieces = split(TEXT, longest)
         assert " ".join(piece.text for piece in pieces).split() == TEXT.split()
-        assert all(spoken_length(piece.text) <= longest for piece in pieces)
+        assert all(speech_length(piece.text) <= longest for piece in pieces)
 
 
-def test_a_long_sentence_is_cut_at_commas_then_at_words() -> None:
+def test_long_sentence_is_split_at_commas_then_words() -> None:
     pieces = split("one two three four, five six seven eight nine ten", 22)
     assert pieces == [
         Piece("one two three four,", 0.15),
@@ -43,15 +43,15 @@ def test_a_long_sentence_is_cut_at_commas_then_at_words() -> None:
     ]
 
 
-def test_a_title_ends_no_sentence() -> None:
+def test_abbreviation_does_not_end_a_sentence() -> None:
     assert split("He saw Dr. Smith. He left.", 18)[0].text == "He saw Dr. Smith."
 
 
-def test_a_paragraph_is_a_longer_pause() -> None:
+def test_paragraph_has_a_longer_pause() -> None:
     assert split("One two three four.\n\nFive six seven eight.", 24)[0].pause == 0.6
 
 
-def test_chinese_is_cut_without_spaces() -> None:
+def test_chinese_is_split_without_spaces() -> None:
     assert [p.text for p in split("你好世界。今天天气很好。", 20)] == [
         "你好世界。",
         "今天天气很好。",
@@ -62,32 +62,34 @@ def tone(samples: int, level: float = 0.5) -> np.ndarray:
     return (level * np.cos(np.arange(samples) / 5)).astype(np.float32)
 
 
-def joined(pieces: list[np.ndarray], pause: float, chunk: int) -> np.ndarray:
-    joiner = PieceConcatenator(16_000)
+def concatenated(pieces: list[np.ndarray], pause: float, chunk: int) -> np.ndarray:
+    concatenator = PieceConcatenator(16_000)
     out = []
     for piece in pieces:
-        out += [joiner.push(piece[i : i + chunk]) for i in range(0, len(piece), chunk)]
-        joiner.end_piece(pause)
-    return np.concatenate([*out, joiner.finish()])
+        out += [concatenator.push(piece[i : i + chunk]) for i in range(0, len(piece), chunk)]
+        concatenator.end_piece(pause)
+    return np.concatenate([*out, concatenator.finish()])
 
 
 @pytest.mark.parametrize("pause", [0.0, 0.35])
-def test_no_click_at_a_joint(pause: float) -> None:
-    """Neighbouring samples differ no more than within the tone itself."""
-    wave = joined([tone(8000), -tone(8000)], pause, chunk=3000)
+def test_no_click_between_pieces(pause: float) -> None:
+    """Neighboring samples differ no more than within the tone."""
+    wave = concatenated([tone(8000), -tone(8000)], pause, chunk=3000)
     assert np.abs(np.diff(wave)).max() <= 1.1 * np.abs(np.diff(tone(8000))).max()
 
 
-def test_chunks_do_not_change_what_is_joined() -> None:
+def test_chunk_size_does_not_change_the_result() -> None:
     pieces = [tone(8000), tone(5000, 0.2)]
-    assert np.allclose(joined(pieces, 0.2, 8000), joined(pieces, 0.2, 700), atol=1e-7)
+    assert np.allclose(concatenated(pieces, 0.2, 8000), concatenated(pieces, 0.2, 700), atol=1e-7)
 
 
-def test_the_pause_counts_the_quiet_that_is_there() -> None:
+def test_existing_silence_counts_towards_the_pause() -> None:
     quiet = np.zeros(1600, dtype=np.float32)
-    wave = joined([np.concatenate([tone(4000), quiet]), tone(4000)], 0.35, 9999)
+    wave = concatenated([np.concatenate([tone(4000), quiet]), tone(4000)], 0.35, 9999)
     assert len(wave) == 8000 + round(0.35 * 16_000)
 
 
-def test_without_a_pause_pieces_overlap() -> None:
-    assert len(joined([tone(4000), tone(4000)], 0.0, 9999)) == 8000 - CROSSFADE_SECONDS * 16_000
+def test_pieces_without_pause_are_crossfaded() -> None:
+    assert (
+        len(concatenated([tone(4000), tone(4000)], 0.0, 9999)) == 8000 - CROSSFADE_SECONDS * 16_000
+    )

@@ -1,4 +1,4 @@
-"""The real server with the real vLLM engine, asked by the real openai client; one for all tests."""
+"""The server with vLLM, tested with the openai client. One server runs for all tests."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def lines() -> list[str]:
-    """The server's log."""
+    """The log of the server."""
     return []
 
 
@@ -59,7 +59,9 @@ def http(server: Server) -> Iterator[httpx.Client]:
         yield http
 
 
-def speak(client: openai.OpenAI, form: str = "wav", text: str = "one two", **more: object) -> bytes:
+def synthesize(
+    client: openai.OpenAI, form: str = "wav", text: str = "one two", **more: object
+) -> bytes:
     answer = client.audio.speech.create(
         model="tiny", voice="default", input=text, response_format=form, extra_body=more
     )
@@ -70,12 +72,10 @@ def seconds_of_pcm(data: bytes) -> float:
     return len(data) / 2 / 24_000
 
 
-def test_files_and_streams_say_that_they_are_synthetic(
-    http: httpx.Client, client: openai.OpenAI
-) -> None:
+def test_audio_states_that_it_is_synthetic(http: httpx.Client, client: openai.OpenAI) -> None:
     for form in ("wav", "flac", "opus", "mp3"):
-        assert "trainedAlgorithmicMedia" in comment_of(speak(client, form, seed=1))
-    assert "trainedAlgorithmicMedia" in comment_of(speak(client, "wav", stream=True, seed=1))
+        assert "trainedAlgorithmicMedia" in comment_of(synthesize(client, form, seed=1))
+    assert "trainedAlgorithmicMedia" in comment_of(synthesize(client, "wav", stream=True, seed=1))
     asked = {"model": "tiny", "input": "one", "response_format": "pcm", "seed": 1}
     answer = http.post("/v1/audio/speech", json=asked | {"voice": "default"})
     assert answer.headers["x-provenance"].startswith("Synthetic speech by sft/tiny")
@@ -87,36 +87,43 @@ def comment_of(data: bytes) -> str:
 
 
 @pytest.mark.parametrize("form", ["wav", "flac", "opus", "mp3"])
-def test_every_format_decodes_to_the_whole_speech(client: openai.OpenAI, form: str) -> None:
+def test_every_format_can_be_decoded(client: openai.OpenAI, form: str) -> None:
     """60 codes of 20 ms; mp3 pads with up to 0.15 s."""
-    wave, rate = soundfile.read(io.BytesIO(speak(client, form, seed=1)))
+    wave, rate = soundfile.read(io.BytesIO(synthesize(client, form, seed=1)))
     assert 0.2 <= len(wave) / rate <= 1.2 + 0.15
     assert np.abs(wave).max() > 0.001
 
 
-def test_pcm_is_openais(client: openai.OpenAI) -> None:
-    """24 kHz, and the same speech as the wav file: the length in seconds tells."""
-    wave, rate = soundfile.read(io.BytesIO(speak(client, "wav", seed=1)))
-    assert seconds_of_pcm(speak(client, "pcm", seed=1)) == pytest.approx(len(wave) / rate, abs=1e-3)
+def test_pcm_has_the_format_of_openai(client: openai.OpenAI) -> None:
+    """24 kHz, with the same duration as the wav file."""
+    wave, rate = soundfile.read(io.BytesIO(synthesize(client, "wav", seed=1)))
+    assert seconds_of_pcm(synthesize(client, "pcm", seed=1)) == pytest.approx(
+        len(wave) / rate, abs=1e-3
+    )
 
 
-def test_the_same_seed_gives_the_same_bytes_alone_and_among_others(client: openai.OpenAI) -> None:
-    alone = speak(client, seed=5)
+def test_seed_determines_bytes_alone_and_in_a_batch(client: openai.OpenAI) -> None:
+    alone = synthesize(client, seed=5)
     with ThreadPoolExecutor(8) as pool:
-        among = list(pool.map(lambda seed: speak(client, seed=seed), [1, 2, 5, 3, 4, 5, 6, 7]))
+        among = list(pool.map(lambda seed: synthesize(client, seed=seed), [1, 2, 5, 3, 4, 5, 6, 7]))
     assert among[2] == among[5] == alone != among[0]
 
 
-def test_the_first_audio_comes_before_the_last(client: openai.OpenAI, http: httpx.Client) -> None:
-    """A text of several pieces. Made early: every time, by the server's own clock. Sent early: one
-    time in ten is proof, as a loaded machine may keep this process from reading for seconds."""
+def test_first_audio_is_sent_before_the_last_is_made(
+    client: openai.OpenAI, http: httpx.Client
+) -> None:
+    """A text of several pieces.
+
+    By the clock of the server, the first audio is early in every request. The client must receive
+    it early in one of ten requests: a loaded machine can stop this process for seconds.
+    """
 
     def seconds(name: str) -> float:
         lines = http.get("/metrics").text.splitlines()
         return next(float(line.split()[1]) for line in lines if line.startswith(f"{name}_sum "))
 
     def shares() -> tuple[float, float, float]:
-        """Of the whole: the time to the first audio, made and received, and what was in it."""
+        """Fractions of the whole: time to first audio (made, received), size of first chunk."""
         made, all_made = seconds("tts_first_audio_seconds"), seconds("tts_request_seconds")
         started = time.perf_counter()
         with client.audio.speech.with_streaming_response.create(
@@ -136,29 +143,29 @@ def test_the_first_audio_comes_before_the_last(client: openai.OpenAI, http: http
         assert 0 < made < 1 / 2
         if received < 3 / 4 and audio < 1 / 4:
             return
-    pytest.fail("the first audio was made early, and never received early")
+    pytest.fail("the first audio was never received early")
 
 
-def test_a_streamed_wav_can_be_read(client: openai.OpenAI) -> None:
-    data = speak(client, "wav", stream=True, seed=1)
-    whole, _ = soundfile.read(io.BytesIO(speak(client, "wav", seed=1)))
+def test_streamed_wav_can_be_read(client: openai.OpenAI) -> None:
+    data = synthesize(client, "wav", stream=True, seed=1)
+    whole, _ = soundfile.read(io.BytesIO(synthesize(client, "wav", seed=1)))
     assert data[:4] == b"RIFF" and len(data) - data.index(b"data") - 8 == 2 * len(whole)
     wave, rate = soundfile.read(io.BytesIO(data))
     assert (len(wave), rate) == (len(whole), 16_000)
 
 
-def test_no_request_of_64_at_once_is_lost(client: openai.OpenAI) -> None:
+def test_64_concurrent_requests_are_answered(client: openai.OpenAI) -> None:
     with ThreadPoolExecutor(CONCURRENCY) as pool:
-        waves = list(pool.map(lambda seed: speak(client, seed=seed), range(CONCURRENCY)))
+        waves = list(pool.map(lambda seed: synthesize(client, seed=seed), range(CONCURRENCY)))
     assert all(soundfile.info(io.BytesIO(wave)).duration >= 0.2 for wave in waves)
 
 
-def test_beyond_the_limit_comes_429(client: openai.OpenAI) -> None:
+def test_requests_beyond_the_limit_get_429(client: openai.OpenAI) -> None:
     import openai
 
     def ask(seed: int) -> bytes | openai.RateLimitError:
         try:
-            return speak(client, "pcm", "One two three four. " * 9, seed=seed)
+            return synthesize(client, "pcm", "One two three four. " * 9, seed=seed)
         except openai.RateLimitError as error:
             return error
 
@@ -167,16 +174,16 @@ def test_beyond_the_limit_comes_429(client: openai.OpenAI) -> None:
     refused = [answer for answer in answers if isinstance(answer, openai.RateLimitError)]
     assert 0 < len(refused) <= CONCURRENCY
     assert all(int(error.response.headers["retry-after"]) > 0 for error in refused)
-    assert "the most at once" in str(refused[0])
-    assert len(speak(client)) > 1000  # and all places are free again
+    assert "the limit of this server" in str(refused[0])
+    assert len(synthesize(client)) > 1000  # all slots are free again
 
 
-def test_a_wrong_key_is_refused(server: Server, lines: list[str]) -> None:
+def test_wrong_key_is_rejected(server: Server, lines: list[str]) -> None:
     import openai
 
     stranger = openai.OpenAI(base_url=f"{server.url}/v1", api_key="wrong", max_retries=0)
     with pytest.raises(openai.AuthenticationError, match="wrong API key"):
-        speak(stranger)
+        synthesize(stranger)
     assert httpx.get(f"{server.url}/metrics").status_code == 401
     assert httpx.get(f"{server.url}/health").json() == {"status": "ok"}
     assert not any(KEY in line or "wrong" in line for line in lines)
@@ -187,7 +194,7 @@ def test_a_wrong_key_is_refused(server: Server, lines: list[str]) -> None:
     [
         ({"input": "x " * 101}, 400, "input has 202 characters, at most 200"),
         ({"instructions": "calm " * 50}, 400, "instructions has 250 characters, at most 200"),
-        ({"input": "?!"}, 400, "nothing to say"),
+        ({"input": "?!"}, 400, "nothing to synthesize"),
         ({"voice": "nobody"}, 400, "known voices: default"),
         ({"model": "gpt"}, 404, "this server has 'tiny'"),
         ({"speed": 2}, 400, "speed"),
@@ -198,7 +205,7 @@ def test_a_wrong_key_is_refused(server: Server, lines: list[str]) -> None:
         ({"response_format": "flac", "stream": True}, 400, "cannot be streamed"),
     ],
 )
-def test_what_is_wrong_is_told_as_openai_does(
+def test_errors_have_the_format_of_openai(
     http: httpx.Client, body: dict[str, object], status: int, message: str
 ) -> None:
     answer = http.post(
@@ -210,7 +217,7 @@ def test_what_is_wrong_is_told_as_openai_does(
     assert message in error["message"]
 
 
-def test_a_body_that_is_too_large_is_refused(http: httpx.Client) -> None:
+def test_large_body_is_rejected(http: httpx.Client) -> None:
     big = b"x" * (1 << 20) + b"y"
     files = {"file": ("a.wav", big)}
     form = {"name": "big", "text": "one"}
@@ -232,7 +239,7 @@ def wav(wave: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def test_an_uploaded_voice_speaks(
+def test_uploaded_voice_is_used(
     http: httpx.Client, client: openai.OpenAI, recordings: dict[str, tuple[str, object]]
 ) -> None:
     text, clip = recordings["agent-incorrect"]
@@ -241,10 +248,10 @@ def test_an_uploaded_voice_speaks(
     voices = {row["id"]: row for row in http.get("/v1/voices").json()["data"]}
     assert {"default", "allison"} < set(voices)
     assert voices["allison"]["text"] == " ".join(text.split())
-    spoken = client.audio.speech.create(
+    answer = client.audio.speech.create(
         model="tiny", voice="allison", input="one", response_format="wav", extra_body={"seed": 1}
     )
-    assert spoken.content != speak(client, text="one", seed=1)
+    assert answer.content != synthesize(client, text="one", seed=1)
     assert upload(http, "allison", wav(clip.wave)).status_code == 400  # type: ignore[attr-defined]
 
 
@@ -257,7 +264,7 @@ def test_an_uploaded_voice_speaks(
         ("quiet", wav(np.zeros(32_000)), "mostly silence"),
     ],
 )
-def test_a_clip_that_is_no_voice_is_refused(
+def test_unusable_clip_is_rejected(
     http: httpx.Client, name: str, audio: bytes, message: str
 ) -> None:
     answer = upload(http, name, audio)
@@ -266,14 +273,14 @@ def test_a_clip_that_is_no_voice_is_refused(
 
 
 def test_models_and_metrics(client: openai.OpenAI, http: httpx.Client) -> None:
-    speak(client, "flac")
+    synthesize(client, "flac")
     assert [model.id for model in client.models.list()] == ["tiny"]
     text = http.get("/metrics").text
     assert 'tts_requests_total{format="flac"}' in text
     assert "tts_busy 0.0" in text
 
 
-def test_a_client_that_leaves_gives_its_place_back(http: httpx.Client) -> None:
+def test_disconnected_stream_frees_its_slot(http: httpx.Client) -> None:
     body = {"model": "tiny", "voice": "default", "response_format": "pcm"}
     for seed in range(3):
         text = {"input": "One two three four. " * 9, "seed": seed}
@@ -285,8 +292,8 @@ def test_a_client_that_leaves_gives_its_place_back(http: httpx.Client) -> None:
         time.sleep(0.1)
 
 
-def test_without_its_engine_the_server_ends(server: Server, lines: list[str]) -> None:
-    """So that whoever keeps it running starts it again. The last test: nothing comes after it."""
+def test_server_ends_when_its_engine_fails(server: Server, lines: list[str]) -> None:
+    """A supervisor can then restart it. This must be the last test."""
     engines = [p for p in marked_processes(server.launch_id) if "EngineCor" in p.name()]
     assert len(engines) == 1
     engines[0].kill()
@@ -295,4 +302,4 @@ def test_without_its_engine_the_server_ends(server: Server, lines: list[str]) ->
         assert time.monotonic() < deadline
         time.sleep(0.1)
     assert server.failure == "ended with status 1, 1 times in a row"
-    assert any("the engine ended by itself" in line for line in lines)
+    assert any("the engine ended unexpectedly" in line for line in lines)

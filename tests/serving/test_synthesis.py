@@ -14,40 +14,37 @@ from tests.support.speaking import Speaking
 from tts_assets.core.audio import read_wave
 from tts_assets.corpora.config import Consent, TextConfig
 from tts_assets.serving import server, synthesize
-from tts_assets.serving.api import ApiError, SpeechRequest, check_request
 from tts_assets.serving.config import ServerConfig, Voice
-from tts_assets.serving.synthesis import (
-    SynthesisError,
-    SynthesisLine,
-    Synthesizer,
-    decode,
-    read_card,
-)
-from tts_assets.serving.vllm_engine import room_arguments
+from tts_assets.serving.schemas import ApiError, SpeechRequest, check_request
+from tts_assets.serving.served_model import SynthesisError, SynthesisLine, read_card
+from tts_assets.serving.synthesis import Synthesizer, decode
+from tts_assets.serving.vllm_engine import capacity_arguments
 
 
-def test_same_seed_same_samples_alone_and_among_others(synthesizer: Synthesizer) -> None:
-    alone = synthesizer.say([SynthesisLine("one two three", seed=9)])[0]
-    among = synthesizer.say(
+def test_seed_determines_samples_alone_and_in_a_batch(synthesizer: Synthesizer) -> None:
+    alone = synthesizer.synthesize([SynthesisLine("one two three", seed=9)])[0]
+    among = synthesizer.synthesize(
         [SynthesisLine("goodbye", seed=1), SynthesisLine("one two three", seed=9)]
     )[1]
     assert np.array_equal(alone.codes, among.codes)
     assert alone.wave.tobytes() == among.wave.tobytes()
 
 
-def test_another_seed_gives_other_codes(synthesizer: Synthesizer) -> None:
-    first, second = synthesizer.say([SynthesisLine("one", seed=1), SynthesisLine("one", seed=2)])
+def test_other_seed_gives_other_codes(synthesizer: Synthesizer) -> None:
+    first, second = synthesizer.synthesize(
+        [SynthesisLine("one", seed=1), SynthesisLine("one", seed=2)]
+    )
     assert not np.array_equal(first.codes, second.codes)
 
 
-def test_one_hop_a_code(synthesizer: Synthesizer) -> None:
-    speech = synthesizer.say([SynthesisLine("one")])[0]
+def test_one_hop_of_samples_per_code(synthesizer: Synthesizer) -> None:
+    speech = synthesizer.synthesize([SynthesisLine("one")])[0]
     assert speech.wave.dtype == np.float32
     assert len(speech.wave) == len(speech.codes) * synthesizer.codec.hop_length
 
 
-def test_prompt_is_decoded_with_the_completion_and_cut_off(synthesizer: Synthesizer) -> None:
-    """The cut waveform is, sample for sample, the tail of the whole."""
+def test_prompt_is_decoded_before_the_completion_and_dropped(synthesizer: Synthesizer) -> None:
+    """The returned waveform equals the tail of the whole decoding."""
     voice = next(iter(synthesizer.card.voices.values()))
     codes = np.arange(40) % 256
     whole = synthesizer.codec.decode([np.concatenate([np.array(voice.codes), codes])])[0]
@@ -70,7 +67,7 @@ def test_voice_prompt_is_in_the_prompt(synthesizer: Synthesizer) -> None:
     assert voice.text in synthesizer.prompts.tokenizer.decode(request.prompt)
 
 
-def test_a_description_is_in_the_prompt(synthesizer: Synthesizer) -> None:
+def test_description_is_in_the_prompt(synthesizer: Synthesizer) -> None:
     request = synthesizer.request(SynthesisLine("one", description="Emotion: happy."), seed=0)
     trained = synthesizer.prompts.training("one", [7], "Emotion: happy.")
     assert request.prompt.tolist() == trained[:-2].tolist()
@@ -82,7 +79,7 @@ def test_text_is_normalized_as_in_training(synthesizer: Synthesizer) -> None:
     assert np.array_equal(figures.prompt, words.prompt)
 
 
-def test_a_model_of_texts_as_they_were_written_gets_them_so(synthesizer: Synthesizer) -> None:
+def test_model_without_normalizer_gets_original_text(synthesizer: Synthesizer) -> None:
     card = synthesizer.card.model_copy(update={"text": TextConfig(normalizer="none")})
     plain = Synthesizer(card, synthesizer.engine, synthesizer.prompts, synthesizer.codec)
     assert "Press 1" in plain.prompts.tokenizer.decode(
@@ -90,12 +87,12 @@ def test_a_model_of_texts_as_they_were_written_gets_them_so(synthesizer: Synthes
     )
 
 
-def test_text_without_words_is_refused(synthesizer: Synthesizer) -> None:
-    with pytest.raises(SynthesisError, match="nothing to say"):
-        synthesizer.say([SynthesisLine("?!")])
+def test_text_without_words_is_rejected(synthesizer: Synthesizer) -> None:
+    with pytest.raises(SynthesisError, match="nothing to synthesize"):
+        synthesizer.synthesize([SynthesisLine("?!")])
 
 
-def test_unknown_voice_names_the_known(synthesizer: Synthesizer) -> None:
+def test_error_for_unknown_voice_lists_known_voices(synthesizer: Synthesizer) -> None:
     with pytest.raises(SynthesisError, match="known voices: "):
         synthesizer.voice("nobody")
 
@@ -136,7 +133,7 @@ def test_command_reads_a_list_and_a_prompt_clip(speaking: Speaking, tmp_path: Pa
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["0001.wav", "0002.wav"]
 
 
-def test_command_says_what_is_wrong(
+def test_command_reports_errors(
     speaking: Speaking, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
@@ -144,7 +141,7 @@ def test_command_says_what_is_wrong(
     assert "no voice 'nobody'" in capsys.readouterr().err
 
 
-def test_files_say_whose_voice_it_is(
+def test_files_name_the_consenting_person(
     speaking: Speaking, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = copy_with_consent(speaking, tmp_path / "model", until=date(2999, 1, 1))
@@ -154,17 +151,17 @@ def test_files_say_whose_voice_it_is(
         assert "trainedAlgorithmicMedia" in file.comment
 
 
-def test_a_voice_whose_consent_has_ended_does_not_speak(
+def test_model_with_ended_consent_is_rejected(
     speaking: Speaking, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = copy_with_consent(speaking, tmp_path / "model", until=date(2001, 1, 1))
     with pytest.raises(SystemExit):
         synthesize.main(["--model", str(model), "--text", "one", "--out", str(tmp_path / "a.wav")])
-    assert "tiny may not speak: the consent of Ann Ü" in capsys.readouterr().err
-    assert server.main(["--model", str(model)]) == server.REFUSED
+    assert "tiny may not be used for synthesis: the consent of Ann Ü" in capsys.readouterr().err
+    assert server.main(["--model", str(model)]) == server.INVALID
     request = SpeechRequest(input="one", model="tiny")
     check_request(request, read_card(speaking.serving.path), ServerConfig())
-    with pytest.raises(ApiError, match="Ann Ü") as refused:  # of a server that was up by then
+    with pytest.raises(ApiError, match="Ann Ü") as refused:  # a server that was already running
         check_request(request, read_card(model), ServerConfig())
     assert refused.value.status == 403
 
@@ -180,22 +177,25 @@ def copy_with_consent(speaking: Speaking, folder: Path, until: date) -> Path:
     return folder
 
 
-def test_a_long_voice_prompt_leaves_fewer_tokens_to_the_speech(synthesizer: Synthesizer) -> None:
-    """Of 1024 positions: without the prompt 60 are drawn, as the model's sampling says."""
+def test_long_voice_prompt_lowers_the_token_limit(synthesizer: Synthesizer) -> None:
+    """The context has 1024 positions. Without the prompt, 60 tokens are sampled."""
     voice = Voice(text="one", codes=(7,) * 960)
     line = SynthesisLine("two", voice)
     room = 1024 - len(synthesizer.request(line, 0).prompt)
     assert 10 <= room < 60
-    alone, among = synthesizer.say([line])[0], synthesizer.say([SynthesisLine("one"), line])[1]
+    alone, among = (
+        synthesizer.synthesize([line])[0],
+        synthesizer.synthesize([SynthesisLine("one"), line])[1],
+    )
     assert 10 <= len(alone.codes) <= room
     assert np.array_equal(alone.codes, among.codes)
     assert sum(map(len, synthesizer.stream(line))) == len(alone.wave)
 
 
-def test_a_voice_prompt_that_fills_the_context_is_refused(synthesizer: Synthesizer) -> None:
+def test_voice_prompt_that_fills_the_context_is_rejected(synthesizer: Synthesizer) -> None:
     line = SynthesisLine("two", Voice(text="one", codes=(7,) * 1020))
     with pytest.raises(SynthesisError, match="1024 positions: use a shorter voice prompt or desc"):
-        synthesizer.say([line])
+        synthesizer.synthesize([line])
     with pytest.raises(SynthesisError, match="1024 positions: use a shorter voice prompt or desc"):
         list(synthesizer.stream(line))
 
@@ -207,14 +207,14 @@ def test_a_voice_prompt_that_fills_the_context_is_refused(synthesizer: Synthesiz
         ("--max-voices=0", "max_voices: Input should be greater than 0"),
     ],
 )
-def test_an_option_that_cannot_be_is_refused(
+def test_invalid_option_is_rejected(
     speaking: Speaking, caplog: pytest.LogCaptureFixture, option: str, message: str
 ) -> None:
-    assert server.main(["--model", str(speaking.serving.path), option]) == server.REFUSED
+    assert server.main(["--model", str(speaking.serving.path), option]) == server.INVALID
     assert message in caplog.text
 
 
-def test_a_seed_beyond_64_bits_is_refused(
+def test_seed_beyond_64_bits_is_rejected(
     speaking: Speaking, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
@@ -222,21 +222,21 @@ def test_a_seed_beyond_64_bits_is_refused(
     assert "seed: Input should be less than" in capsys.readouterr().err
 
 
-def test_a_shorter_context_is_asked_of_vllm_and_never_a_longer_one(speaking: Speaking) -> None:
+def test_vllm_context_is_at_most_that_of_the_model(speaking: Speaking) -> None:
     folder = speaking.serving.path
-    assert room_arguments(folder, 0.8, 512)["max_model_len"] == 512
-    assert room_arguments(folder, 0.8, 4096)["max_model_len"] == 1024
-    assert room_arguments(folder, 0.8, None)["max_model_len"] == 1024
+    assert capacity_arguments(folder, 0.8, 512)["max_model_len"] == 512
+    assert capacity_arguments(folder, 0.8, 4096)["max_model_len"] == 1024
+    assert capacity_arguments(folder, 0.8, None)["max_model_len"] == 1024
     shares = [0.5] if torch.cuda.is_available() else []
-    given = room_arguments(folder, 0.5, None)
+    given = capacity_arguments(folder, 0.5, None)
     assert [v for k, v in given.items() if k == "gpu_memory_utilization"] == shares
 
 
-def test_room_is_an_option_of_vllm_alone(
+def test_capacity_options_need_vllm(
     speaking: Speaking, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for wrong, message in [
-        (["--gpu-memory=0.5"], "go with --backend vllm"),
+        (["--gpu-memory=0.5"], "need --backend vllm"),
         (["--gpu-memory=1.5", "--backend=vllm"], "gpu_memory: Input should be less than"),
     ]:
         with pytest.raises(SystemExit):

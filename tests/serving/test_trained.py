@@ -1,4 +1,4 @@
-"""Real trainings under torchrun become serving models, by the asset with its blocking checks."""
+"""Trainings under torchrun are converted to serving models by the asset with its checks."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def runs(speaking: Speaking, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with one folder a run: two steps on two ranks."""
+    """A folder with one training run per strategy: two steps on two ranks."""
     root = tmp_path_factory.mktemp("trained")
     base = {"hub": str(speaking.checkpoint.path)}
     adapted = {"strategy": STRATEGIES["fsdp"], "base": base, "lora": {"rank": 4}}
@@ -94,7 +94,7 @@ def serve(
 
 
 def compared(result: ExecuteInProcessResult) -> Mapping[str, tuple[bool, object]]:
-    """By check: whether it passed, and the tokens that it compared."""
+    """By check: whether it passed, and the number of compared tokens."""
     return {
         check.check_name: (check.passed, check.metadata["tokens_compared"].value)
         for check in result.get_asset_check_evaluations()
@@ -102,7 +102,7 @@ def compared(result: ExecuteInProcessResult) -> Mapping[str, tuple[bool, object]
 
 
 @pytest.mark.parametrize("name", ["ddp", "zero2", "zero3"])
-def test_it_agrees_in_transformers(
+def test_agreement_in_transformers(
     instance: DagsterInstance, speaking: Speaking, runs: Path, name: str
 ) -> None:
     publish_trained(speaking, runs / name)
@@ -112,10 +112,10 @@ def test_it_agrees_in_transformers(
 
 
 @pytest.mark.parametrize("name", ["fsdp", "lora"])
-def test_it_agrees_in_vllm_too(
+def test_agreement_in_vllm(
     instance: DagsterInstance, speaking: Speaking, runs: Path, name: str
 ) -> None:
-    """Shards gathered; adapters merged."""
+    """FSDP shards are gathered, LoRA adapters merged."""
     publish_trained(speaking, runs / name)
     result = serve(instance, speaking, name, vllm=True)
     assert result.success

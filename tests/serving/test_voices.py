@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from tts_assets.serving.async_engine import VoiceRegistry
 from tts_assets.serving.config import Voice
-from tts_assets.serving.synthesis import SynthesisError, Synthesizer
+from tts_assets.serving.served_model import SynthesisError
+from tts_assets.serving.synthesis import Synthesizer
+from tts_assets.serving.voices import VoiceRegistry
 
 
 def audio(wave: np.ndarray, form: str = "WAV", rate: int = 16_000) -> bytes:
@@ -24,8 +25,8 @@ def registry(synthesizer: Synthesizer) -> VoiceRegistry:
     return VoiceRegistry(synthesizer, None, 10)
 
 
-def test_hours_of_silence_in_a_small_file_are_not_decoded(registry: VoiceRegistry) -> None:
-    """Whole, these 20 minutes are 77 MB of samples; the 30 s that are allowed are 2 MB."""
+def test_long_uploads_are_not_decoded_whole(registry: VoiceRegistry) -> None:
+    """The 20 minutes are 77 MB of samples. The allowed 30 s are 2 MB."""
     bomb = audio(np.zeros(20 * 60 * 16_000, dtype=np.int16), "FLAC")
     assert len(bomb) < 1 << 20
     tracemalloc.start()
@@ -38,14 +39,14 @@ def test_hours_of_silence_in_a_small_file_are_not_decoded(registry: VoiceRegistr
 
 
 @pytest.mark.parametrize("form", ["WAV", "FLAC", "OGG", "MP3"])
-def test_a_voice_of_each_format(registry: VoiceRegistry, form: str) -> None:
+def test_voice_from_each_file_format(registry: VoiceRegistry, form: str) -> None:
     tone = 0.1 * np.sin(np.arange(2 * 24_000) / 20)
     voice = registry.make(audio(tone, form, 24_000), "a tone", "en")
     assert 100 <= len(voice.codes) <= 108  # mp3 pads with up to 0.15 s
 
 
-def test_content_not_the_name_tells_what_is_taken(registry: VoiceRegistry, clips: Path) -> None:
-    """FFmpeg reads the first two, and would open what the second names."""
+def test_upload_formats_are_checked_by_content(registry: VoiceRegistry, clips: Path) -> None:
+    """FFmpeg can read the first two, and would open the file that the playlist names."""
     recording = (clips / "audio" / "digits" / "1.g722").resolve()
     playlist = f"ffconcat version 1.0\nfile '{recording}'\n".encode()
     for bytes_ in (recording.read_bytes(), playlist, audio(np.ones(32_000), "AIFF")):
@@ -53,12 +54,12 @@ def test_content_not_the_name_tells_what_is_taken(registry: VoiceRegistry, clips
             registry.make(bytes_, "one", "en")
 
 
-def test_a_rate_that_nobody_records_is_refused(registry: VoiceRegistry) -> None:
+def test_implausible_sample_rate_is_rejected(registry: VoiceRegistry) -> None:
     with pytest.raises(SynthesisError, match="1000000 Hz"):
         registry.make(audio(np.ones(32_000), rate=1_000_000), "one", "en")
 
 
-def test_only_voices_of_the_same_codec_come_back(
+def test_stored_voices_are_restored_for_the_same_codec_only(
     synthesizer: Synthesizer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     VoiceRegistry(synthesizer, tmp_path, 10).add("ann", Voice(text="one", codes=(1, 2, 255)))

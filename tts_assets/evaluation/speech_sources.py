@@ -23,7 +23,8 @@ from tts_assets.evaluation.measuring import SynthesizedUtterance
 from tts_assets.evaluation.page import write_flac
 from tts_assets.evaluation.suite import SuiteText
 from tts_assets.serving.config import Voice
-from tts_assets.serving.synthesis import SynthesisLine, Synthesizer
+from tts_assets.serving.served_model import SynthesisLine
+from tts_assets.serving.synthesis import Synthesizer
 from tts_assets.speechlm.config import SamplingConfig
 from tts_assets.speechlm.prompts import describe
 
@@ -106,7 +107,7 @@ class ModelSource:
     def say(self, batch: Batch, folder: Path) -> tuple[list[SynthesizedUtterance], float | None]:
         lines = [self.line(text, seed) for text, seed in batch.asked]
         started = time.monotonic()
-        speeches = self.synthesizer.say(lines, self.sampling(batch.temperature))
+        speeches = self.synthesizer.synthesize(lines, self.sampling(batch.temperature))
         elapsed = time.monotonic() - started
         spoken = []
         for (text, seed), speech in zip(batch.asked, speeches, strict=True):

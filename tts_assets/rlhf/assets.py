@@ -153,7 +153,7 @@ def collected(
     """
     from tts_assets.corpora.normalizer import Normalizer
     from tts_assets.rlhf.prompts import Limits, collect, refuse_unheard
-    from tts_assets.serving.synthesis import read_card
+    from tts_assets.serving.served_model import read_card
 
     card = read_card(base.path)
     positions = json.loads((base.path / "config.json").read_text())["max_position_embeddings"]

@@ -89,7 +89,7 @@ class EngineService:
         # In a process of its own the engine would begin with the first requests while the next
         # are still on their way: other batches each time, and other roundings.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        from tts_assets.serving.synthesis import open_prompts, read_card
+        from tts_assets.serving.served_model import open_prompts, read_card
         from tts_assets.serving.vllm_engine import VllmEngine
 
         self.folder = program.run_dir

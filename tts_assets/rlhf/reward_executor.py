@@ -33,7 +33,7 @@ from tts_assets.rlhf.rewards import (
 if TYPE_CHECKING:
     from tts_assets.rlhf.config import Combine, RlhfRecipe
     from tts_assets.serving.config import Voice
-    from tts_assets.serving.synthesis import ServedModel
+    from tts_assets.serving.served_model import ServedModel
 
 EMPTY_WER = 5.0  # the reference trainer's, for audio in which there is nothing to recognize
 CHUNK = 8  # completions a task: some seconds of work, and what a death of a worker costs

@@ -41,7 +41,7 @@ from tts_assets.rlhf.reward_config import (
     WerReward,
 )
 from tts_assets.serving.config import Voice
-from tts_assets.serving.pieces import AUDIBLE_SHARE, audible_share
+from tts_assets.serving.streaming import AUDIBLE_FRACTION, audible_fraction
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class DecodedCompletion:
     @property
     def usable(self) -> bool:
         """Whether there is anything to judge: it ended, and is not silent."""
-        return self.ended and audible_share(self.wave, self.rate) >= AUDIBLE_SHARE
+        return self.ended and audible_fraction(self.wave, self.rate) >= AUDIBLE_FRACTION
 
     @property
     def seconds(self) -> float:

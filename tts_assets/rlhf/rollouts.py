@@ -29,7 +29,8 @@ from tts_assets.rlhf.engines import RolloutEngine
 from tts_assets.rlhf.prompts import PromptError, RolloutPrompt
 from tts_assets.rlhf.reward_executor import RewardExecutor
 from tts_assets.rlhf.rewards import DecodedCompletion, RewardResult
-from tts_assets.serving.synthesis import SynthesisLine, Synthesizer, decode
+from tts_assets.serving.served_model import SynthesisLine
+from tts_assets.serving.synthesis import Synthesizer, decode
 from tts_assets.speechlm.config import SamplingConfig
 from tts_assets.speechlm.generate import Completion, Request
 

@@ -1,1 +1,1 @@
-"""Checkpoints made ready to speak: conversion, synthesis, the vLLM engine."""
+"""Serving models: conversion of checkpoints, synthesis, the vLLM engines and the HTTP server."""

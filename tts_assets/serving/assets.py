@@ -1,4 +1,4 @@
-"""Serving models as Dagster sees them: ``serving/<recipe>`` for SFT and RLHF checkpoints."""
+"""Dagster assets of serving models: ``serving/<recipe>`` for SFT and RLHF checkpoints."""
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date
@@ -8,29 +8,26 @@ from typing import Any
 from dagster import (
     AssetCheckResult,
     AssetChecksDefinition,
-    AssetExecutionContext,
     AssetIn,
     AssetKey,
     AssetsDefinition,
     MetadataValue,
-    Output,
-    ResourceParam,
-    asset,
     asset_check,
 )
 
-from resources.artifact_store import ArtifactStoreResource
-from resources.launcher import Launcher, Program
-from tts_assets.core.artifacts import ArtifactError, Build, ServingFacts, ServingModel
+from resources.launcher import Program
+from tts_assets.core import artifacts
+from tts_assets.core.artifacts import ServingFacts, ServingModel
 from tts_assets.core.compute import Shape
 from tts_assets.corpora.config import TextConfig, VoiceConsent, check_consents
 from tts_assets.orchestration.launchpad import Machines
 from tts_assets.orchestration.partitions import code_arrays_of
-from tts_assets.serving.config import ServingConfig, VerifyProgram
+from tts_assets.orchestration.program_asset import Plan, Request, artifact_asset
+from tts_assets.serving.config import ServingConfig
 
 CODE_VERSION = "4"
-Consents = Callable[[str], Mapping[str, VoiceConsent | None]]
 Definitions = list[AssetsDefinition | AssetChecksDefinition]
+Consents = Callable[[str], Mapping[str, VoiceConsent | None]]
 
 
 def build_assets(
@@ -42,115 +39,96 @@ def build_assets(
     consents: Consents,
     decoder: bool = False,
 ) -> Definitions:
-    """``sft`` and ``rlhf``: recipes, and the corpora from whose arrays voices are taken; ``shape``:
-    of the program that compares; ``text``: how the corpora's texts were normalized; ``consents``:
-    of all corpora that a recipe's voice is from, asked when it is published; ``decoder``: there is
-    a ``codec_decoder``."""
+    """Serving models of all recipes, with their checks.
+
+    ``sft`` and ``rlhf`` have, by recipe, the corpora whose validation clips become voices.
+    ``shape`` is that of the comparison program. ``text`` is the normalization of the corpora's
+    texts. ``consents(recipe)`` returns the consents of all corpora of a recipe; it is called when
+    the model is published. ``decoder``: the asset ``codec_decoder`` exists.
+    """
+    engines = ("transformers", "vllm") if config.check_vllm else ("transformers",)
+
+    def serving_model(name: str, stage: str, corpora: Sequence[str]) -> AssetsDefinition:
+        def plan(
+            request: Request,
+            checkpoint: artifacts.Checkpoint,
+            codec: artifacts.CodecCheckpoint,
+            arrays: Mapping[str, artifacts.CodeArrays],
+            decoder: artifacts.CodecDecoder | None = None,
+        ) -> Plan[ServingModel]:
+            valid = check_consents(consents(name), f"serving/{name} is not published", date.today())
+
+            def make(work: Path) -> ServingFacts:
+                from tts_assets.serving.convert import Sources, convert
+
+                sources = Sources(checkpoint, codec, arrays, decoder)
+                # The card refers to the codec by a relative path: only the depth matters here.
+                final = request.store.folder(f"serving/{name}") / "fingerprint"
+                result = work / "result"
+                facts = convert(sources, config, result, final, text, valid)
+                program = config.verification(
+                    work / "verify", checkpoint.path, result, facts.codebook_size
+                )
+                machines = request.shape(shape).one_process()
+                found = request.launch(Program("tts_assets.serving.verify", program, machines))
+                return ServingFacts.parse(facts.model_dump() | {"agreements": found}, str(work))
+
+            known = {"serving": config, "text": text, "consents": valid}
+            return Plan(known, make, describe=describe)
+
+        return artifact_asset(
+            ["serving", name],
+            ServingModel,
+            plan,
+            options=Machines,
+            ins={
+                "checkpoint": AssetIn(key=AssetKey([stage, name])),
+                "codec": "codec",
+                "arrays": code_arrays_of(corpora),
+                **({"decoder": "codec_decoder"} if decoder else {}),
+            },
+            code_version=CODE_VERSION,
+            group_name="serving",
+            kinds={"huggingface"},
+            description=f"Serving model of {stage}/{name}: weights, codec, voices and model card.",
+        )
+
     definitions: Definitions = []
     for stage, recipes in (("sft", sft), ("rlhf", rlhf)):
         for name, corpora in recipes.items():
-            model = serving_asset(name, stage, corpora, config, shape, text, consents, decoder)
-            definitions += [model, *checks(model, config)]
+            model = serving_model(name, stage, corpora)
+            definitions += [model, *(agreement_check(model, engine) for engine in engines)]
     return definitions
 
 
-def serving_asset(
-    name: str,
-    stage: str,
-    corpora: Sequence[str],
-    serving: ServingConfig,
-    shape: Shape,
-    text: TextConfig,
-    consents: Consents,
-    decoder: bool,
-) -> AssetsDefinition:
-    """The asset ``serving/<name>`` of the checkpoint ``<stage>/<name>``. It speaks with the codec's
-    own decoder, or with ``codec_decoder`` where that is configured."""
-
-    @asset(
-        key=["serving", name],
-        group_name="serving",
-        ins={
-            "checkpoint": AssetIn(key=AssetKey([stage, name])),
-            "codec": AssetIn(key="codec"),
-            **({"decoder": AssetIn(key="codec_decoder")} if decoder else {}),
-            "arrays": code_arrays_of(corpora),
-        },
-        code_version=CODE_VERSION,
-        kinds={"huggingface"},
-        description=f"The checkpoint {stage}/{name}, ready to speak: with codec, voices and card.",
-    )
-    def serving_model(
-        context: AssetExecutionContext,
-        store: ArtifactStoreResource,
-        launcher: ResourceParam[Launcher],
-        config: Machines,
-        **inputs: Any,
-    ) -> Output[ServingModel]:
-        agreed = check_consents(consents(name), f"serving/{name} is not published", date.today())
-        what = {"serving": serving, "text": text, "consents": agreed}
-        build = Build(f"serving/{name}", inputs, what, CODE_VERSION)
-        final = store.store.folder(build.asset) / build.fingerprint
-
-        def run(work: Path) -> ServingFacts:
-            from tts_assets.serving.convert import Sources, convert
-
-            sources = Sources(**inputs)
-            facts = convert(sources, serving, work / "result", final, text, agreed)
-            program = VerifyProgram(
-                run_dir=work / "verify",
-                checkpoint=sources.checkpoint.path,
-                serving_model=work / "result",
-                codebook_size=facts.codebook_size,
-                texts=serving.check_texts,
-                tokens=serving.check_tokens,
-                vllm=serving.check_vllm,
-            )
-            machines = config.of(shape).one_process()
-            found = launcher.run(context, Program("tts_assets.serving.verify", program, machines))
-            return ServingFacts.parse(facts.model_dump() | {"agreements": found.facts}, str(work))
-
-        return store.materialize(context, ServingModel, build, run, describe=describe)
-
-    return serving_model
-
-
-def checks(model: AssetsDefinition, config: ServingConfig) -> list[AssetChecksDefinition]:
-    """Blocking: the folder gives the trainer's tokens in transformers (and vLLM, if wanted)."""
-    engines = ("transformers", "vllm") if config.check_vllm else ("transformers",)
-    return [agreement_check(model, engine) for engine in engines]
-
-
 def agreement_check(model: AssetsDefinition, engine: str) -> AssetChecksDefinition:
-    """The folder agreed with its checkpoint when it was made, and its bytes are still those."""
+    """Blocking check: ``engine`` agrees with the checkpoint, and the files are unchanged."""
 
     @asset_check(
         asset=model,
         name=f"{engine}_agrees",
         blocking=True,
-        description=f"Tokens and log-probs in {engine} as the trainer's.",
+        description=f"Tokens and log-probabilities in {engine} equal those of the checkpoint.",
     )
     def check(serving_model: ServingModel) -> AssetCheckResult:
-        agreement = serving_model.facts.agreements[engine]
         try:
             serving_model.verify()
-        except ArtifactError as error:
+        except artifacts.ArtifactError as error:
             return AssetCheckResult(passed=False, description=str(error))
-        return AssetCheckResult(
-            passed=agreement.holds,
-            metadata={
-                "tokens_compared": agreement.tokens,
-                "tokens_different": agreement.different,
-                "largest_logprob_difference": agreement.largest_difference,
-                "prompts_equal": agreement.prompts_equal,
-            },
-        )
+        agreement = serving_model.facts.agreements[engine]
+        metadata = {
+            "tokens_compared": agreement.tokens,
+            "tokens_different": agreement.different,
+            "largest_logprob_difference": agreement.largest_difference,
+            "prompts_equal": agreement.prompts_equal,
+        }
+        return AssetCheckResult(passed=agreement.holds, metadata=metadata)
 
     return check
 
 
 def describe(model: ServingModel) -> dict[str, Any]:
-    """The model card, and how to hear the model."""
+    """Metadata: the model card, and the command that synthesizes speech."""
     command = f'python -m tts_assets.serving.synthesize --model {model.path} --text "…" --out a.wav'
     card = (model.path / "README.md").read_text().split("---\n", 2)[2]
-    return {"model_card": MetadataValue.md(card), "speak": command}
+    return {"model_card": MetadataValue.md(card), "command": command}

@@ -1,4 +1,4 @@
-"""Configuration of serving models: conversion, server, and what lies in their folder."""
+"""Configuration of the conversion to serving models, of the server, and files of their folder."""
 
 from __future__ import annotations
 
@@ -12,34 +12,53 @@ from tts_assets.corpora.config import TextConfig, VoiceConsent, people
 from tts_assets.speechlm.config import SamplingConfig
 
 SERVING_FILE = "serving.json"
-GPU_MEMORY = 0.8  # share of a GPU for vLLM: the codec lies there, too
+GPU_MEMORY = 0.8  # fraction of a GPU for vLLM: the codec needs the rest
 
 
 class ServingConfig(Config):
-    """``[serving]``: what every serving model is given beside its weights.
+    """``[serving]``: settings of every serving model.
 
-    ``voices`` prompt clips are taken from the validation samples of the arrays, of
-    ``voice_seconds`` (shortest, longest): a prompt must show the voice, yet leave the context to
-    the text.
+    The conversion picks ``voices`` prompt clips from the validation samples. Each has a length
+    within ``voice_seconds`` (shortest, longest). Too short a prompt does not define the voice. Too
+    long a prompt leaves no context for the text.
     """
 
     sampling: SamplingConfig = SamplingConfig()
     voices: int = Field(2, ge=0)
     voice_seconds: tuple[float, float] = (2.0, 8.0)
-    licence: str = Field("", description="licence of the weights; empty: that of the corpora")
+    licence: str = Field("", description="license of the weights; empty: that of the corpora")
     check_texts: tuple[str, ...] = (
         "one two three four",
         "thank you for calling",
     )
-    check_tokens: int = Field(32, gt=0, description="greedy tokens compared with the trainer's")
-    # 50 s more on one busy core, most of it vLLM's start. It reads the folder with code of its own
-    # (tied embeddings, rotary positions, heads), and what it misreads gives noise, not an error.
-    check_vllm: bool = Field(True, description="in vLLM, too; false where vLLM is not installed")
+    check_tokens: int = Field(
+        32, gt=0, description="greedy tokens that are compared with the checkpoint"
+    )
+    # Costs 50 s on one busy core, mostly the start of vLLM. vLLM has its own model code (tied
+    # embeddings, rotary positions, heads). An error there produces noise and no exception.
+    check_vllm: bool = Field(True, description="compare vLLM too; false if it is not installed")
+
+    def verification(
+        self, run_dir: Path, checkpoint: Path, serving_model: Path, codebook_size: int
+    ) -> VerifyProgram:
+        """The program that compares ``serving_model`` with ``checkpoint``."""
+        return VerifyProgram(
+            run_dir=run_dir,
+            checkpoint=checkpoint,
+            serving_model=serving_model,
+            codebook_size=codebook_size,
+            texts=self.check_texts,
+            tokens=self.check_tokens,
+            vllm=self.check_vllm,
+        )
 
 
 class VerifyProgram(ProgramConfig):
-    """``tts_assets.serving.verify``: a serving model against its checkpoint, ``tokens`` greedy
-    tokens after each of ``texts``; with ``vllm`` in that engine, too."""
+    """Configuration of ``tts_assets.serving.verify``.
+
+    The program compares a serving model with its checkpoint: ``tokens`` greedy tokens after each
+    of ``texts``, in transformers and, with ``vllm``, in vLLM.
+    """
 
     checkpoint: Path
     serving_model: Path
@@ -50,53 +69,58 @@ class VerifyProgram(ProgramConfig):
 
 
 class ServerConfig(Config):
-    """``python -m tts_assets.serving.server``; each key is an option of the command.
+    """Options of ``python -m tts_assets.serving.server``: each key is a command-line option.
 
-    Its API key is the environment variable ``TTS_API_KEY``; none: no key is asked for.
+    The environment variable ``TTS_API_KEY`` sets the API key. Without it the server needs no key.
     """
 
-    host: str = Field("127.0.0.1", description="0.0.0.0: every interface; set TTS_API_KEY then")
+    host: str = Field("127.0.0.1", description="0.0.0.0: all interfaces, with TTS_API_KEY set")
     port: int = Field(8000, ge=0, le=65535)
-    concurrency: int = Field(64, gt=0, description="requests at once; more get status 429")
-    max_characters: int = Field(4096, gt=0, description="of a text, and of its instructions")
-    max_upload_mb: float = Field(10.0, gt=0, description="of a request")
-    voices: Path | None = Field(None, description="folder of uploaded voices; none: till it ends")
-    max_voices: int = Field(1000, gt=0, description="uploaded ones that are kept")
+    concurrency: int = Field(64, gt=0, description="concurrent requests; more get status 429")
+    max_characters: int = Field(
+        4096, gt=0, description="characters of a text and of its instructions"
+    )
+    max_upload_mb: float = Field(10.0, gt=0, description="size of a request body")
+    voices: Path | None = Field(None, description="folder for uploaded voices; none: memory only")
+    max_voices: int = Field(1000, gt=0, description="most uploaded voices")
     gpu_memory: float = Field(
-        GPU_MEMORY, gt=0, le=1, description="share of a GPU that vLLM may take; unused on a CPU"
+        GPU_MEMORY, gt=0, le=1, description="fraction of a GPU for vLLM; unused on a CPU"
     )
     max_model_len: int | None = Field(
-        None, gt=0, description="tokens of voice prompt, text and speech; none: all the model has"
+        None, gt=0, description="tokens of voice prompt, text and speech; none: the model's limit"
     )
 
 
 class VllmConfig(Config):
-    """``[vllm]``: where vLLM runs when Dagster starts it as a process of its own."""
+    """``[vllm]``: the environment of vLLM when Dagster starts it as a separate process."""
 
-    python: Path | None = Field(None, description="of the environment with vLLM; none: this one")
-    start_seconds: float = Field(600.0, gt=0, description="it starts cold in 30-150 s on a CPU")
-    restarts: int = Field(3, ge=0, description="in a row, after it died")
+    python: Path | None = Field(None, description="interpreter with vLLM; none: this one")
+    start_seconds: float = Field(600.0, gt=0, description="a cold start takes 30-150 s on a CPU")
+    restarts: int = Field(3, ge=0, description="restarts in a row after a crash")
 
 
 class Voice(Config):
-    """A registered voice prompt: its transcript and its codes, at the codec's token rate."""
+    """A voice prompt: its transcript, and its codec codes at the codec's token rate."""
 
     text: str
     codes: tuple[int, ...]
     speaker: str = ""
     language: str = ""
-    source: str = Field("", description="id of the utterance")
+    source: str = Field("", description="id of the source utterance")
 
 
-class KeptVoice(Voice):
-    """An uploaded voice as its file has it: its codes mean something in one codec only."""
+class StoredVoice(Voice):
+    """The file of an uploaded voice. Its codes are valid for one codec only."""
 
-    codec: str = Field(description="content digest")
+    codec: str = Field(description="content digest of the codec")
 
 
 class ServingCard(Config):
-    """``serving.json``. Paths are relative to the folder that holds it; without ``decoder_path``
-    the codec's own decoder speaks."""
+    """``serving.json`` of a serving model. Paths are relative to its folder.
+
+    Without ``decoder_path`` the codec's own decoder makes the waveform. ``sample_rate`` is that of
+    the waveform in Hz, ``token_rate`` the number of codes per second.
+    """
 
     recipe: str
     stage: str
@@ -113,6 +137,6 @@ class ServingCard(Config):
     consents: dict[str, VoiceConsent] = Field(default_factory=dict, description="by corpus")
 
     @property
-    def whose(self) -> str:
-        """The people whose voices it was trained on; empty where there are none."""
+    def consenting_people(self) -> str:
+        """The people whose voices the model was trained on. Empty for synthetic voices."""
         return people(self.consents)

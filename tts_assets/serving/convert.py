@@ -1,8 +1,8 @@
-"""A checkpoint becomes a serving model: a folder that speaks without the trainer.
+"""Converts a checkpoint to a serving model: a folder with all that synthesis needs.
 
-In it: the weights as safetensors, the tokenizer with the speech vocabulary, the generation
+The folder has the weights as safetensors, the tokenizer with the speech vocabulary, the generation
 defaults, ``serving.json`` (codec, voices, sampling) and ``README.md`` (model card with lineage
-and licences).
+and licenses).
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from tts_assets.speechlm.model import SpeechLM
 
 
 class ConversionError(ValueError):
-    """A checkpoint and a codec, or its arrays, that do not belong together."""
+    """The checkpoint, the codec, the decoder and the arrays do not use the same codes."""
 
 
 @dataclass(frozen=True)
 class Sources:
-    """What a serving model is made from; ``arrays`` by corpus."""
+    """The artifacts of which a serving model is made. ``arrays`` are by corpus."""
 
     checkpoint: Checkpoint
     codec: CodecCheckpoint
@@ -42,12 +42,12 @@ class Sources:
 
     @property
     def sample_rate(self) -> int:
-        """Of what it will say, in Hz."""
-        speaking = self.checkpoint if self.decoder is None else self.decoder
-        return int(speaking.facts.sample_rate)
+        """Sample rate of the synthesized waveforms in Hz."""
+        source = self.checkpoint if self.decoder is None else self.decoder
+        return int(source.facts.sample_rate)
 
     def check(self) -> None:
-        """Raise unless the checkpoint speaks this codec's codes and so do the arrays."""
+        """Raise :class:`ConversionError` unless all artifacts use the codes of one codec."""
         facts = self.checkpoint.facts
         decoders = [] if self.decoder is None else [self.decoder.facts]
         for name, content, size in [
@@ -60,9 +60,9 @@ class Sources:
         ]:
             if (content, size) != (facts.codec, facts.codebook_size):
                 raise ConversionError(
-                    f"{self.checkpoint.asset} speaks the {facts.codebook_size} codes of codec "
-                    f"{facts.codec[:12]}, but {name} is of codec {content[:12]} with {size}; "
-                    f"materialize {self.checkpoint.asset} again with the present codec"
+                    f"{self.checkpoint.asset} was trained on the {facts.codebook_size} codes of "
+                    f"codec {facts.codec[:12]}, but {name} is of codec {content[:12]} with {size} "
+                    f"codes; materialize {self.checkpoint.asset} again with the current codec"
                 )
 
 
@@ -74,20 +74,22 @@ def convert(
     text: TextConfig | None = None,
     consents: Mapping[str, VoiceConsent] | None = None,
 ) -> ServingFacts:
-    """Write the serving model to ``target``, which will be moved to ``final``.
+    """Write the serving model to ``target``, which the caller moves to ``final``; return its facts.
 
-    ``text``: how the training texts were normalized; what is to be spoken will be, too.
-    ``consents``: by whose leave it speaks, by corpus.
-    The codec is referred to by its path relative to ``final``, so that a storage folder can be
-    moved as a whole.
+    ``text`` is the normalization of the training texts. Synthesis applies the same normalization.
+    ``consents`` are those of the recorded people, by corpus. The card refers to the codec by a path
+    relative to ``final``, so a storage folder can be moved as a whole.
+
+    Raises :class:`ConversionError` if the sources do not match, or if the tokenizer of the
+    checkpoint has another vocabulary than its facts.
     """
     sources.check()
     facts = sources.checkpoint.facts
     lm = SpeechLM.load(sources.checkpoint.path, facts.codebook_size)
     if lm.vocabulary.digest != facts.vocabulary:
         raise ConversionError(
-            f"{sources.checkpoint.path}: its tokenizer gives vocabulary "
-            f"{lm.vocabulary.digest[:12]}, recorded is {facts.vocabulary[:12]}; train it again"
+            f"{sources.checkpoint.path}: the tokenizer has vocabulary "
+            f"{lm.vocabulary.digest[:12]}, but its facts name {facts.vocabulary[:12]}; train again"
         )
     lm.save(target, config.sampling)
     card = ServingCard(
@@ -120,10 +122,10 @@ def convert(
 
 
 def pick_voices(arrays: Mapping[str, CodeArrays], config: ServingConfig) -> dict[str, Voice]:
-    """Up to ``config.voices`` validation clips of a fitting length, each speaker in turn.
+    """Return up to ``config.voices`` validation clips with a length in ``config.voice_seconds``.
 
-    A speaker's clips come in the order of their ids, which are digests: the choice depends on the
-    samples alone. Without validation samples of a fitting length there is no voice.
+    Speakers take turns. The clips of a speaker are sorted by id. Ids are digests, so the choice
+    depends on the samples only. Without a clip of a suitable length there is no voice.
     """
     shortest, longest = config.voice_seconds
     by_speaker: dict[str, list[tuple[str, Voice]]] = {}
@@ -148,7 +150,7 @@ def pick_voices(arrays: Mapping[str, CodeArrays], config: ServingConfig) -> dict
 
 
 def licences(arrays: Mapping[str, CodeArrays]) -> dict[str, list[str]]:
-    """The licences that the samples of each corpus carry."""
+    """The licenses in the samples of each corpus, by corpus."""
     return {
         corpus: sorted(
             {
@@ -162,7 +164,7 @@ def licences(arrays: Mapping[str, CodeArrays]) -> dict[str, list[str]]:
 
 
 def model_card(sources: Sources, card: ServingCard, config: ServingConfig, parameters: int) -> str:
-    """``README.md``: what the model is, what it was made from, and under which terms."""
+    """The text of ``README.md``: size, usage, voices, lineage, licenses and consents."""
     of_corpora = licences(sources.arrays)
     own = config.licence or ", ".join(sorted({x for found in of_corpora.values() for x in found}))
     facts = sources.checkpoint.facts

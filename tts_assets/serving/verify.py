@@ -1,11 +1,12 @@
-"""Is the serving model the trainer's model? Greedy tokens and log-probabilities, compared::
+"""Compares a serving model with its checkpoint: greedy tokens and log-probabilities::
 
     python -m tts_assets.serving.verify run.json
 
-The reference is the checkpoint, sampled by our own code. The serving folder is opened as any user
-would: ``AutoTokenizer`` over the whole prompt string and ``AutoModelForCausalLM``, and vLLM.
+The reference is the checkpoint, sampled by ``speechlm/generate.py``. The serving folder is opened
+as a user would open it: with ``AutoTokenizer`` on the whole prompt string,
+``AutoModelForCausalLM``, and vLLM.
 
-A program, since vLLM may have an environment of its own, and the GPU be on another node.
+This is a program because vLLM may need a separate environment, and a GPU on another node.
 """
 
 from __future__ import annotations
@@ -32,17 +33,21 @@ from tts_assets.speechlm.model import SpeechLM
 from tts_assets.speechlm.prompts import INSTRUCTION, PromptFormat
 from tts_assets.speechlm.vocabulary import SPEECH_START, TEXT_END, TEXT_START
 
-# float32 sums in another order differ by 1e-6..1e-5 nats; a lost or untied weight by 1e-1 and more.
+# float32 sums in another order differ by 1e-6 to 1e-5 nats. A lost or untied weight gives 1e-1 and
+# more.
 TOLERANCE = 1e-3
-# vLLM's CPU attention multiplies in bfloat16 where the processor has it: 5e-3 measured.
+# CPU attention of vLLM multiplies in bfloat16 if the processor supports it: 5e-3 measured.
 VLLM_TOLERANCE = 2e-2
 
 
 def agreements(program: VerifyProgram) -> dict[str, Agreement]:
-    """The comparisons that are asked for, by engine. Raises :class:`ConfigError` without vLLM."""
+    """Run the requested comparisons; results by engine.
+
+    Raises :class:`ConfigError` if vLLM is requested and not installed.
+    """
     if program.vllm and find_spec("vllm") is None:
         raise ConfigError(
-            f"{sys.executable} has no vLLM to compare with: name the interpreter that has it in "
+            f"vLLM is not installed in {sys.executable}: set the interpreter that has it in "
             "[vllm] python, or write check_vllm = false under [serving]"
         )
     arguments = (
@@ -58,13 +63,14 @@ def agreements(program: VerifyProgram) -> dict[str, Agreement]:
 def greedy(
     lm: SpeechLM, texts: Sequence[str], tokens: int
 ) -> tuple[list[Request], list[Completion]]:
-    """The reference: ``tokens`` greedy speech tokens after each text."""
+    """Requests and completions of the reference: ``tokens`` greedy tokens after each text."""
     prompts = PromptFormat(lm.tokenizer, lm.vocabulary)
     requests = [Request(prompts.inference(text), seed=0) for text in texts]
     return requests, generate(lm, requests, greedy_sampling(tokens))
 
 
 def greedy_sampling(tokens: int) -> SamplingConfig:
+    """Greedy decoding of exactly ``tokens`` speech tokens."""
     return SamplingConfig(
         temperature=0, top_k=0, repetition_penalty=1.0, min_tokens=tokens, max_tokens=tokens
     )
@@ -73,7 +79,7 @@ def greedy_sampling(tokens: int) -> SamplingConfig:
 def compare_transformers(
     checkpoint: Path, serving: Path, codebook_size: int, texts: Sequence[str], tokens: int
 ) -> Agreement:
-    """The serving folder, opened by plain transformers, against the trainer's checkpoint."""
+    """Compare the serving folder in plain transformers with the checkpoint."""
     lm = SpeechLM.load(checkpoint, codebook_size)
     requests, completions = greedy(lm, texts, tokens)
     tokenizer = AutoTokenizer.from_pretrained(serving, local_files_only=True)
@@ -89,15 +95,15 @@ def compare_transformers(
         drawn = torch.from_numpy(completion.token_ids)
         logprobs = next_logprobs(model, torch.tensor(prompt), drawn, allowed)
         rows.append(_compare_row(logprobs, drawn, allowed, completion.logprobs))
-    return _sum_up(prompts_equal, rows, TOLERANCE)
+    return _summarize(prompts_equal, rows, TOLERANCE)
 
 
 def compare_vllm(
     checkpoint: Path, serving: Path, codebook_size: int, texts: Sequence[str], tokens: int
 ) -> Agreement:
-    """The serving folder in the real vLLM engine against the trainer's checkpoint.
+    """Compare the serving folder in the vLLM engine with the checkpoint.
 
-    The engine draws by itself, so only the tokens up to a first difference are compared.
+    The engine samples its own tokens, so only tokens before the first difference are compared.
     """
     from tts_assets.serving.vllm_engine import VllmEngine
 
@@ -106,29 +112,29 @@ def compare_vllm(
     engine = VllmEngine(
         serving,
         lm.vocabulary,
-        dtype="float32",  # on a GPU, too: in bfloat16 the right weights differ as wrong ones do
+        dtype="float32",  # also on GPUs: bfloat16 rounding hides wrong weights
         max_sequences=len(texts),
-        # The whole context of a large model would need gigabytes of keys and values.
+        # The KV cache of the full context of a large model needs gigabytes.
         max_model_len=max(len(request.prompt) for request in requests) + tokens + 1,
     )
     with closing(engine):
         answers = engine.complete(requests, greedy_sampling(tokens))
     rows = []
-    for ours, theirs in zip(completions, answers, strict=True):
-        length = min(len(ours.token_ids), len(theirs.token_ids))
-        equal = ours.token_ids[:length] == theirs.token_ids[:length]
+    for reference, answer in zip(completions, answers, strict=True):
+        length = min(len(reference.token_ids), len(answer.token_ids))
+        equal = reference.token_ids[:length] == answer.token_ids[:length]
         agreed = length if equal.all() else int(equal.argmin())
-        differences = np.abs(ours.logprobs[:agreed] - theirs.logprobs[:agreed])
+        differences = np.abs(reference.logprobs[:agreed] - answer.logprobs[:agreed])
         tie = agreed < length and (
-            abs(ours.logprobs[agreed] - theirs.logprobs[agreed]) < VLLM_TOLERANCE
+            abs(reference.logprobs[agreed] - answer.logprobs[agreed]) < VLLM_TOLERANCE
         )
         missing = 0 if agreed == tokens or tie else 1
         rows.append((agreed, missing, float(differences.max(initial=0.0))))
-    return _sum_up(True, rows, VLLM_TOLERANCE)
+    return _summarize(True, rows, VLLM_TOLERANCE)
 
 
 def prompt_string(text: str) -> str:
-    """The inference prompt as one string."""
+    """The inference prompt of a normalized text as one string."""
     return f"{INSTRUCTION}{TEXT_START}{text}{TEXT_END}\n{SPEECH_START}"
 
 
@@ -136,7 +142,10 @@ def prompt_string(text: str) -> str:
 def next_logprobs(
     model: torch.nn.Module, prompt: Tensor, completion: Tensor, allowed: Tensor
 ) -> Tensor:
-    """Log-probabilities over the allowed tokens before each token of ``completion``: (L, A)."""
+    """Log-probabilities of the A allowed tokens at each of the L tokens of ``completion``.
+
+    ``prompt`` has shape (P,), ``completion`` (L,), ``allowed`` (A,). Returns float32 of (L, A).
+    """
     ids = torch.cat([prompt, completion])[None]
     logits = model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
     return logits[:, allowed].float().log_softmax(dim=1)
@@ -145,15 +154,15 @@ def next_logprobs(
 def _compare_row(
     logprobs: Tensor, drawn: Tensor, allowed: Tensor, expected: NDArray[np.float32]
 ) -> tuple[int, int, float]:
-    """Tokens, tokens that a greedy choice would have drawn otherwise, largest difference."""
+    """Number of tokens, tokens with another greedy choice, largest log-probability difference."""
     index = (drawn[:, None] == allowed).int().argmax(dim=1)
-    own = logprobs.gather(1, index[:, None])[:, 0]
+    chosen = logprobs.gather(1, index[:, None])[:, 0]
     best = logprobs[:, :-1].max(dim=1).values  # the end token was forbidden below min_tokens
-    different = int((best - own > TOLERANCE).sum())
-    return len(drawn), different, float((own - torch.from_numpy(expected)).abs().max())
+    different = int((best - chosen > TOLERANCE).sum())
+    return len(drawn), different, float((chosen - torch.from_numpy(expected)).abs().max())
 
 
-def _sum_up(
+def _summarize(
     prompts_equal: bool, rows: Sequence[tuple[int, int, float]], tolerance: float
 ) -> Agreement:
     return Agreement(
@@ -166,6 +175,7 @@ def _sum_up(
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Run the comparisons of the ``run.json`` in ``argv`` and write the result."""
     program = load_config(VerifyProgram, argv)
     with Run(program.run_dir) as run:
         found = agreements(program)

