@@ -245,3 +245,26 @@ def test_the_reference_lists_every_table() -> None:
     made = runpy.run_path(str(ROOT / "scripts/make_configuration_reference.py"))
     text = (ROOT / "docs/configuration.md").read_text()
     assert all(f"## `[{path}]`" in text for path, _ in made["tables"]())
+
+
+def test_the_map_of_the_code_is_complete() -> None:
+    """docs/design.md lists every file of every folder, and no other."""
+    text = (ROOT / "docs/design.md").read_text().split("## Map of the code")[1].split("\n## ")[0]
+    sections = dict(re.findall(r"^### (\S+)$(.*?)(?=^### |\Z)", text, re.M | re.S))
+    folders = [path.parent for path in (ROOT / "tts_assets").glob("*/__init__.py")]
+    folders += [ROOT / name for name in ("resources", "sensors", "jobs")]
+    listed = {
+        f"{folder}/{name}"
+        for folder, section in sections.items()
+        for row in re.findall(r"^\| (`.*?) \|", section, re.M)
+        for name in re.findall(r"`([\w/.]+)`", row)
+    }
+    present = {
+        f"{folder.relative_to(ROOT)}/{name}"
+        for folder in folders
+        for name in [
+            *(path.name for path in folder.glob("*.py") if not path.name.startswith("__")),
+            *(f"{path.parent.name}/" for path in folder.glob("*/__init__.py")),
+        ]
+    }
+    assert (sorted(listed - present), sorted(present - listed)) == ([], [])
