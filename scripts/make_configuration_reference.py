@@ -3,7 +3,8 @@
 
     python scripts/make_configuration_reference.py
 
-Every table with its keys, types, defaults and help texts, as tts_assets/settings.py checks them.
+The page has every table with its keys, types, defaults and help texts, as tts_assets/settings.py
+validates them. `tests/docs` compares the page with the code.
 """
 
 from __future__ import annotations
@@ -25,14 +26,15 @@ from tts_assets.settings import Settings
 TARGET = Path(__file__).resolve().parent.parent / "docs" / "configuration.md"
 HEAD = """# Configuration reference
 
-Made from the code by `python scripts/make_configuration_reference.py`; do not edit.
+After this page you can look up every key of `dagster_project.toml`.
 
-`dagster_project.toml` holds these tables. `[profiles.<name>]` lays other values over them where
-`TTS_PROFILE=<name>`, and its list `drop` takes keys out first. A variable such as
-`TTS__SFT__ANNOUNCER__STEPS=20` overrides one value. Relative paths start at the file. What cannot
-be is refused when the file is read, with what to write instead.
+This page is generated from the code by `python scripts/make_configuration_reference.py`.
 
-Where a key is a table, its keys follow in a section of their own.
+- `[profiles.<name>]` replaces values if `TTS_PROFILE=<name>` is set. Its list `drop` removes keys first.
+- A variable such as `TTS__SFT__ANNOUNCER__STEPS=20` replaces one value.
+- Relative paths start at the file.
+- Invalid settings are rejected on load. The message says how to fix them.
+- If the value of a key is a table, a section of its own describes its keys.
 """
 SIGNS = ((Ge, "ge", "≥"), (Gt, "gt", ">"), (Le, "le", "≤"), (Lt, "lt", "<"))
 
@@ -51,13 +53,14 @@ def reference() -> str:
 
 
 def tables() -> Iterator[tuple[str, type[BaseModel]]]:
-    """Every table of the file with its model, in the file's order; a model is told once a path."""
+    """Every table of the file with its model, in the order of the file."""
     for name, field in Settings.model_fields.items():
         for keyed, model in models(field.annotation):
             yield from nested(f"{name}.<name>" if keyed else name, model)
 
 
 def nested(path: str, model: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
+    """The table at ``path`` and all tables in it."""
     yield path, model
     for name, field in model.model_fields.items():
         for keyed, inner in models(field.annotation):
@@ -65,7 +68,7 @@ def nested(path: str, model: type[BaseModel]) -> Iterator[tuple[str, type[BaseMo
 
 
 def models(annotation: Any, keyed: bool = False) -> Iterator[tuple[bool, type[BaseModel]]]:
-    """The models in a type, and whether they stand below keys of a user's choice."""
+    """The models in a type, and whether they are below keys that the user chooses."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield keyed, annotation
         return
@@ -78,10 +81,11 @@ def models(annotation: Any, keyed: bool = False) -> Iterator[tuple[bool, type[Ba
 
 
 def section(path: str, model: type[BaseModel]) -> str:
+    """The section of one table, in Markdown."""
     lines = [f"\n## `[{path}]`\n"]
     if words := summary(model):
         lines.append(f"{words}\n")
-    lines += ["| key | type | default | |", "|---|---|---|---|"]
+    lines += ["| key | type | default | description |", "|---|---|---|---|"]
     for name, field in model.model_fields.items():
         cells = (f"`{name}`", kind(field.annotation), default(field), help_of(field))
         lines.append(f"| {' | '.join(cells)} |")
@@ -89,7 +93,7 @@ def section(path: str, model: type[BaseModel]) -> str:
 
 
 def summary(model: type[BaseModel]) -> str:
-    """The docstring of the model in Markdown, its own and not pydantic's."""
+    """The docstring of the model itself (not of pydantic's base class), in Markdown."""
     text = model.__dict__.get("__doc__") or ""
     text = re.sub(r":\w+:`~?([^`]*)`", r"`\1`", text).replace("``", "`")
     text = re.sub(r"^`\[[^`]*\]`[:.] ", "", text)  # the heading says it
@@ -99,7 +103,7 @@ def summary(model: type[BaseModel]) -> str:
 
 
 def kind(annotation: Any) -> str:
-    """A type in words of TOML."""
+    """A type in the terms of TOML."""
     if annotation is type(None):
         return ""
     names = {bool: "boolean", int: "integer", float: "number", str: "text", Path: "path"}
@@ -122,21 +126,23 @@ def kind(annotation: Any) -> str:
 
 
 def default(field: FieldInfo) -> str:
+    """The default of a field, as the table shows it."""
     if field.is_required():
-        return "*needed*"
+        return "*required*"
     if field.default_factory_takes_validated_data:
-        return "see right"
+        return "see description"
     value = field.get_default(call_default_factory=True)
     if value == {}:
         return "empty"
     if value is None:
         return "unset"
     if isinstance(value, BaseModel):
-        return "its own"
+        return "see its section"
     return f"`{json.dumps(plain(value), ensure_ascii=False)}`"
 
 
 def plain(value: Any) -> Any:
+    """``value`` as JSON can represent it."""
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, BaseModel):
@@ -145,7 +151,7 @@ def plain(value: Any) -> Any:
 
 
 def help_of(field: FieldInfo) -> str:
-    """Its description and its bounds."""
+    """The description and the bounds of a field."""
     bounds = [
         f"{sign} {getattr(rule, attribute):g}"
         for kind_, attribute, sign in SIGNS

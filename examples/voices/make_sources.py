@@ -4,8 +4,8 @@
     python examples/voices/make_sources.py quiz work/quiz
     python examples/voices/make_sources.py interview work/interview
 
-The quiz is a folder of ``x.wav`` beside ``x.txt``; the interview one recording of other clips with
-pauses between them, without any text. The same bytes whenever it is run.
+The quiz is a folder of ``x.wav`` beside ``x.txt``. The interview is one recording of other clips
+with pauses between them, without text. Every run writes the same bytes.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def sentences() -> list[dict[str, str]]:
-    """The corpus' sentences, shuffled: the quiz takes the first, the interview the next."""
+    """The sentences of the corpus, shuffled: first those of the quiz, then the interview's."""
     rows = [json.loads(line) for line in (CORPUS / "samples.jsonl").read_text().splitlines()]
     fitting = [row for row in rows if SECONDS[0] <= row["duration"] <= SECONDS[1]]
     random.Random(1).shuffle(fitting)
@@ -64,7 +64,7 @@ def write_interview(folder: Path) -> float:
         silence = np.zeros(int(RATE * pauses.uniform(*PAUSES)), np.float32)
         waves += [read_wave(CORPUS / row["wav_path"], RATE), silence]
     recording = np.concatenate(waves)
-    # The folder comes to its place in one step: who looks for it sees the whole file, or none.
+    # The folder is renamed into place, so that a sensor sees the complete file or nothing.
     with written_aside(folder) as aside:
         aside.mkdir()
         soundfile.write(aside / "interview.flac", recording, RATE, "PCM_16")
