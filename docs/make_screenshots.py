@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Photograph the real UI: the graph, an asset's page, a run and a report, after ``make demo``.
+"""Take screenshots of the UI after ``make demo``: the graph, an asset, a run and a report.
 
     PYTHONPATH=. python docs/make_screenshots.py [--out docs/images] [--only graph]
 
-Starts a read-only webserver on DAGSTER_HOME and a headless Chromium. Nothing is changed by it.
+The script starts a read-only webserver on DAGSTER_HOME and a headless Chromium. It changes nothing.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from tts_assets.settings import load_settings
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = "announcer"
-LAST = "promoted/announcer"  # everything is upstream of it
+LAST = "promoted/announcer"  # all other assets are upstream of it
 START_SECONDS = 120.0
-LOADING_MS = 30_000  # of the page's own time, which stands still while it waits for the server
+LOADING_MS = 30_000  # Chromium's virtual time, which does not advance while a request is pending
 
 
 def main() -> None:
@@ -54,12 +54,12 @@ def main() -> None:
         for name, (address, size) in pages.items():
             if options.only not in (None, name):
                 continue
-            photograph(address, out / f"{name}.png", size)
+            take_screenshot(address, out / f"{name}.png", size)
             print(f"{out / name}.png  {address}", flush=True)
 
 
 def run_of(recipe: str) -> str:
-    """The run that made the checkpoint."""
+    """The id of the run that made the checkpoint of ``recipe``."""
     with DagsterInstance.get() as instance:
         event = instance.get_latest_materialization_event(AssetKey(["sft", recipe]))
     if event is None:
@@ -69,6 +69,7 @@ def run_of(recipe: str) -> str:
 
 @contextmanager
 def webserver() -> Iterator[str]:
+    """The URL of a webserver that runs inside the ``with`` block."""
     port = free_port()
     url = f"http://{LOOPBACK}:{port}"
     program = Path(sys.executable).with_name("dagster-webserver")
@@ -83,6 +84,7 @@ def webserver() -> Iterator[str]:
 
 
 def wait_for(url: str) -> None:
+    """Wait until ``url`` answers; exit with a message after START_SECONDS."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         try:
@@ -93,7 +95,8 @@ def wait_for(url: str) -> None:
     sys.exit(f"{url} does not answer after {START_SECONDS:g} s")
 
 
-def photograph(address: str, path: Path, size: str) -> None:
+def take_screenshot(address: str, path: Path, size: str) -> None:
+    """Save the page at ``address`` as a PNG of ``size`` ("width,height" in pixels)."""
     chromium = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
     if chromium is None:
         sys.exit("no chromium: apt-get install chromium")

@@ -30,7 +30,8 @@ After this page you can look up every key of `dagster_project.toml`.
 
 This page is generated from the code by `python scripts/make_configuration_reference.py`.
 
-- `[profiles.<name>]` replaces values if `TTS_PROFILE=<name>` is set. Its list `drop` removes keys first.
+- `[profiles.<name>]` replaces values if `TTS_PROFILE=<name>` is set. Its list `drop` removes keys
+  first.
 - A variable such as `TTS__SFT__ANNOUNCER__STEPS=20` replaces one value.
 - Relative paths start at the file.
 - Invalid settings are rejected on load. The message says how to fix them.
