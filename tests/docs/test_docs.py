@@ -1,4 +1,4 @@
-"""What the documents quote is in the code."""
+"""Messages, sensors and tables that the documents quote are in the code."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HEADINGS = re.findall(r"^### `(.*)`$", (ROOT / "docs/troubleshooting.md").read_t
 
 
 def literals() -> Iterator[str]:
-    """All text of the code that could be shown; what is filled in is ``…``."""
+    """All string literals of the code; the variable parts of f-strings are ``…``."""
     for folder in CODE:
         for path in sorted((ROOT / folder).rglob("*.py")):
             for node in ast.walk(ast.parse(path.read_text())):
@@ -37,19 +37,19 @@ def literals() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def said() -> list[str]:
+def code_literals() -> list[str]:
     return list(literals())
 
 
 @pytest.mark.parametrize("message", HEADINGS)
-def test_each_message_is_one_of_the_code(message: str, said: list[str]) -> None:
-    """Its fixed parts stand in one literal of the code, in their order."""
+def test_messages_are_in_the_code(message: str, code_literals: list[str]) -> None:
+    """The fixed parts of a message are in one literal of the code, in their order."""
     parts = [re.escape(part) for part in message.split("…") if part]
     pattern = re.compile(".*".join(parts), re.S)
-    assert any(pattern.search(text) for text in said), message
+    assert any(pattern.search(text) for text in code_literals), message
 
 
-def test_many_messages_are_explained() -> None:
+def test_more_than_30_messages_are_explained() -> None:
     assert len(HEADINGS) > 30
 
 
@@ -61,8 +61,8 @@ def test_the_configuration_reference_is_current() -> None:
 
 
 @pytest.mark.parametrize("name", ["README.md", "docs/tutorial.md", "docs/voices.md"])
-def test_who_has_another_voice_is_told_of_the_codec(name: str) -> None:
-    """The embedded codec knows one speaker; the one to take is that of the profile ``gpu``."""
+def test_documents_recommend_the_published_codec_for_other_voices(name: str) -> None:
+    """The demo's codec knows one speaker; the documents name that of the profile ``gpu``."""
     project = tomllib.loads((ROOT / "dagster_project.toml").read_text())
     wanted = project["profiles"]["gpu"]["codec"]["checkpoint"]
     text = " ".join((ROOT / name).read_text().split())
@@ -70,17 +70,17 @@ def test_who_has_another_voice_is_told_of_the_codec(name: str) -> None:
     assert "the demo's one speaker" in text
 
 
-def test_what_is_to_be_switched_on_is_there_and_off(said: list[str]) -> None:
+def test_sensors_and_schedules_of_commands_exist(code_literals: list[str]) -> None:
     """Each ``sensor start`` and ``schedule start`` of the documents names one of the code."""
     documents = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
     text = "\n".join(path.read_text() for path in documents)
     named = set(re.findall(r"dagster (?:sensor|schedule) start (\w+)", text))
     assert {"failed_runs", "stuck_runs"} <= named
-    assert named <= set(said)
+    assert named <= set(code_literals)
 
 
-def test_make_leaves_a_named_instance_as_it_is() -> None:
-    """``DAGSTER_HOME`` of the shell holds; without one it is the checkout's."""
+def test_make_uses_the_dagster_home_of_the_shell() -> None:
+    """``DAGSTER_HOME`` of the shell has precedence over the default, ``.dagster``."""
 
     def home(**environment: str) -> str:
         bare = {key: value for key, value in os.environ.items() if key != "DAGSTER_HOME"}
