@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ast
-import subprocess
-import sys
 from collections.abc import Iterable, Mapping
 from functools import cache
 
@@ -35,7 +33,6 @@ COMMANDS = {"tts_assets.promotion.__main__": "doctor"}
 FORMER = {"hearing": "audio_models", "families": "external_models", "training": "core"}
 MAY_IMPORT_DAGSTER = {"orchestration", "definitions", "resources", "sensors", "jobs"}  # packages
 MAY_IMPORT_DAGSTER_FILES = {"assets.py", "checks.py", "partitions.py"}
-NOT_IN_DEFINITIONS = ("torch", "transformers", "faster_whisper", "trl", "librosa")
 
 
 def layer(module: str) -> int:
@@ -108,18 +105,3 @@ def may_import_dagster(source: Source) -> bool:
     return (
         package(source.module) in MAY_IMPORT_DAGSTER or source.path.name in MAY_IMPORT_DAGSTER_FILES
     )
-
-
-def test_definitions_import_no_model_library() -> None:
-    code = (
-        "import sys, tts_assets.definitions\n"
-        f"print([name for name in {NOT_IN_DEFINITIONS} if name in sys.modules])"
-    )
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout.strip() == "[]"

@@ -1,6 +1,7 @@
-"""What was set aside and why: nothing is lost silently.
+"""Records of items that are set aside: excluded from a result, with a reason.
 
-A stage that cannot use an item records it here and goes on; in = kept + set aside is checked.
+A stage that cannot use an item writes a record to ``set_aside.jsonl`` and continues. Checks compare
+the number of items read with the numbers kept and set aside.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ SET_ASIDE_FILE = "set_aside.jsonl"
 
 @dataclass(frozen=True, order=True)
 class SetAside:
-    """One item that was left out.
+    """One excluded item.
 
-    ``what`` names it (a path relative to the corpus, a file and line, an utterance id);
-    ``reason`` is short and the same for all of a kind, so that it can be counted; ``detail`` says
-    the rest, and what would help.
+    ``what`` identifies it: a path relative to the corpus, a file and line, or an utterance id.
+    ``reason`` is short and has no variable part, so that reasons can be counted. ``detail`` has the
+    particulars and the remedy.
     """
 
     what: str
@@ -29,16 +30,18 @@ class SetAside:
 
 
 def write_set_aside(path: Path, records: Iterable[SetAside]) -> None:
-    """One JSON object a line, sorted, so that the bytes do not depend on the order of the work."""
+    """Write one JSON object per line, sorted: the bytes do not depend on the order of
+    processing."""
     lines = [json.dumps(asdict(record), ensure_ascii=False) + "\n" for record in sorted(records)]
     path.write_text("".join(lines), encoding="utf-8")
 
 
 def read_set_aside(path: Path) -> list[SetAside]:
-    with path.open(encoding="utf-8") as lines:  # splitlines would split at U+2028, too
+    """Read the records that :func:`write_set_aside` wrote."""
+    with path.open(encoding="utf-8") as lines:  # str.splitlines would also split at U+2028
         return [SetAside(**json.loads(line)) for line in lines]
 
 
 def count_reasons(records: Iterable[SetAside]) -> dict[str, int]:
-    """How often each reason occurs, the most frequent first."""
+    """The number of records by reason, in descending order."""
     return dict(Counter(record.reason for record in records).most_common())

@@ -1,21 +1,18 @@
-"""Reading audio files: anything soundfile or FFmpeg (PyAV) reads, as mono float32.
+"""Audio files: reading them, storing clips by digest, and writing synthesized speech.
 
-A file that was cut short is refused where its format tells, because the words of its lost end are
-still in its text: by the length in the header (wav, aiff, au, flac, mp3) or by the mark on the
-last page (ogg). Formats without either (g722, aac) cannot tell.
+Reading decodes everything that soundfile or FFmpeg (through PyAV) reads, as float32. Truncated
+files are rejected, because their transcript still contains the words of the missing end. The check
+compares the length in the header (wav, aiff, au, flac, mp3) or looks for the end-of-stream flag of
+the last page (ogg). g722 and aac have neither, so that truncation is not detected there.
 
-Audio that the pipeline cut or extracted itself: write-once files named by their SHA-256.
+:class:`AudioPool` stores audio that the pipeline cut from recordings or extracted from Parquet
+files. Files are written once and named by their SHA-256, so that all versions of a corpus share
+them. Corpora with one file per utterance are read in place instead.
 
-Recordings that lie on disk as one file an utterance are used where they lie. Audio inside a
-Parquet file, or a part of a longer recording, becomes a file here, once for all versions of its
-corpus: an index that changes in one row writes one file.
-
-Synthesized speech says that it is: a comment in the metadata of every file that is written.
-
-It names the model, whose voice it was trained on, and IPTC's term for media that were made by a
-trained model (https://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia). It is
-easily taken out; it is for those who are honest. Nothing in it depends on the time, so that the
-same seed gives the same bytes.
+:func:`write_speech` writes synthesized speech with a comment in the metadata of the file. The
+comment names the model, the owner of the voice, and IPTC's term for generated media
+(https://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia). It is easy to remove, and
+meant for honest users. It contains no time: the same seed gives the same bytes.
 """
 
 from __future__ import annotations
@@ -44,15 +41,15 @@ from tts_assets.core.artifacts import written_aside
 
 Wave = NDArray[np.float32]
 SNDFILE_SUFFIXES = {".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf"}
-# Of what strangers send, by content: FFmpeg would follow a playlist to whatever it names.
-UPLOAD_FORMATS = ("WAV", "WAVEX", "FLAC", "OGG", "MP3")  # as libsndfile calls them; Opus is OGG
-UPLOAD_RATES = (8_000, 192_000)  # Hz; a header can claim 2 GHz, and seconds of that fill memory
-HEADERLESS = {".g722": "g722"}  # FFmpeg must be told what these are
-# libsndfile's log of a header that announces more bytes than the file has.
+# Uploads are decoded by libsndfile only: FFmpeg would read the files that a playlist names.
+UPLOAD_FORMATS = ("WAV", "WAVEX", "FLAC", "OGG", "MP3")  # libsndfile's names; Opus is OGG
+UPLOAD_RATES = (8_000, 192_000)  # Hz; a header may claim 2 GHz, and seconds of that exhaust memory
+HEADERLESS = {".g722": "g722"}  # formats that FFmpeg cannot recognize by content
+# libsndfile's log if a header announces more bytes than the file has.
 ANNOUNCED = re.compile(r"^\s*(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)", re.M)
-STREAMED = 0x7FFFF000  # sizes from here on mean "unknown": written to a pipe by sox or FFmpeg
-BLOCK = 1 << 18  # frames: a clip is one block; an hour of 48 kHz stereo never more than 2 MB
-OGG_PAGE = 65_307  # bytes, the longest possible
+STREAMED = 0x7FFFF000  # larger sizes mean "unknown"; sox and FFmpeg write them to pipes
+BLOCK = 1 << 18  # frames; 2 MB of stereo, and most clips are one block
+OGG_PAGE = 65_307  # bytes, the maximum (RFC 3533)
 OGG_LAST_PAGE = 0x04  # bit of the sixth byte of a page
 
 
@@ -66,8 +63,8 @@ REMEDIES = {
     "not a number": "export it again from its source",
     "not readable as audio": "convert it to wav or flac",
     "no permission to read": "chmod a+r it, and a+x its folders",
-    "not within its recording": "mend its start or duration",
-    "no such channel": "mend its channel",
+    "not within its recording": "correct its start or duration",
+    "no such channel": "correct its channel",
     "too long": "cut it",
     "no audio bytes": "embed the audio in the Parquet file",
     "not readable as Parquet": "copy it again",
@@ -75,7 +72,10 @@ REMEDIES = {
 
 
 class BrokenAudio(ValueError):
-    """A file without usable audio; ``reason`` is short and countable, ``detail`` has the rest."""
+    """A file without usable audio.
+
+    ``reason`` is a key of :data:`REMEDIES`, ``detail`` has the particulars and the remedy.
+    """
 
     def __init__(self, path: Path, reason: str, detail: str = "") -> None:
         self.path = path
@@ -86,7 +86,10 @@ class BrokenAudio(ValueError):
 
 @dataclass(frozen=True)
 class Clip:
-    """``wave`` mono float32 in [-1, 1], shape (samples,); ``rate`` in Hz; channels of the file."""
+    """A decoded file: ``wave`` is mono float32 in [-1, 1] of shape (samples,), ``rate`` is in Hz.
+
+    ``channels`` is the number of channels of the file before the mix.
+    """
 
     wave: Wave
     rate: int
@@ -94,12 +97,13 @@ class Clip:
 
     @property
     def seconds(self) -> float:
+        """The duration."""
         return len(self.wave) / self.rate
 
 
 @dataclass(frozen=True)
 class Block:
-    """``frames`` float32 in [-1, 1], shape (samples, channels); ``rate`` in Hz."""
+    """A part of a file: ``frames`` is float32 in [-1, 1] of shape (samples, channels)."""
 
     frames: Wave
     rate: int
@@ -107,7 +111,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Size:
-    """How much audio a file holds: ``frames`` at ``rate`` Hz in each of ``channels``."""
+    """The size of a file: ``frames`` at ``rate`` Hz in each of ``channels``."""
 
     frames: int
     rate: int
@@ -124,7 +128,7 @@ def read_clip(path: Path) -> Clip:
 
 
 def measure(path: Path) -> Size:
-    """Decode a whole file block by block, in little memory. Raises :class:`BrokenAudio`."""
+    """Count the frames of a file by decoding it in blocks. Raises :class:`BrokenAudio`."""
     total = 0
     for block in blocks(path):
         total += len(block.frames)
@@ -132,9 +136,9 @@ def measure(path: Path) -> Size:
 
 
 def blocks(path: Path, first: int = 0) -> Iterator[Block]:
-    """A file from frame ``first`` on, at least one block.
+    """Decode a file from frame ``first`` on, in at least one block.
 
-    Raises :class:`BrokenAudio` where the file turns out to be broken.
+    Raises :class:`BrokenAudio`, possibly after some blocks.
     """
     check_is_file(path)
     _check_permission(path)
@@ -143,7 +147,7 @@ def blocks(path: Path, first: int = 0) -> Iterator[Block]:
 
 
 def _finite(path: Path, decoded: Iterator[Block]) -> Iterator[Block]:
-    """The blocks, at least one, while their samples are numbers."""
+    """Pass blocks on. Raises :class:`BrokenAudio` for NaN or infinity, or if there is no block."""
     empty = True
     for block in decoded:
         if not math.isfinite(float(block.frames.sum(dtype=np.float64))):
@@ -155,7 +159,7 @@ def _finite(path: Path, decoded: Iterator[Block]) -> Iterator[Block]:
 
 
 def check_is_file(path: Path) -> os.stat_result:
-    """The state of a file that may hold audio. Raises :class:`BrokenAudio`."""
+    """``path.stat()`` of a regular, non-empty file. Raises :class:`BrokenAudio` for others."""
     try:
         state = path.stat()
     except PermissionError:
@@ -173,7 +177,7 @@ def check_is_file(path: Path) -> os.stat_result:
 
 
 def _check_permission(path: Path) -> None:
-    """libsndfile and FFmpeg would say that it is no audio."""
+    """libsndfile and FFmpeg would report a file without permission as invalid audio."""
     try:
         path.open("rb").close()
     except PermissionError:
@@ -181,16 +185,17 @@ def _check_permission(path: Path) -> None:
 
 
 def read_wave(path: Path, rate: int) -> Wave:
-    """Mono float32 at ``rate`` Hz. Raises :class:`BrokenAudio`."""
+    """Decode a file to mono float32 at ``rate`` Hz. Raises :class:`BrokenAudio`."""
     clip = read_clip(path)
     return clip.wave if clip.rate == rate else resample(clip.wave, clip.rate, rate)
 
 
 def read_upload(path: Path, rate: int, seconds: float) -> Wave:
-    """As :func:`read_wave` for a file of a stranger, of which no more than ``seconds`` are decoded:
-    a few MB of FLAC hold hours of silence. Its content, not its name, tells its format.
+    """Decode an untrusted file to mono float32 at ``rate`` Hz.
 
-    Raises :class:`BrokenAudio`; for a longer one, too.
+    The format is determined from the content, not from the name. At most ``seconds`` are decoded,
+    because a few MB of FLAC can hold hours of silence. Raises :class:`BrokenAudio`, also for a
+    longer file.
     """
     try:
         with soundfile.SoundFile(path) as file:
@@ -220,7 +225,7 @@ def _sndfile_blocks(path: Path, first: int) -> Iterator[Block]:
     try:
         with soundfile.SoundFile(path) as file:
             _refuse_cut(path, file)
-            # Lossy decoders give the samples of a whole decoding only after some of the past.
+            # Lossy decoders need some past: after a seek their first samples differ.
             read, announced = max(0, first - file.samplerate), file.frames
             file.seek(read)
             while len(frames := file.read(BLOCK, dtype="float32", always_2d=True)):
@@ -236,7 +241,7 @@ def _sndfile_blocks(path: Path, first: int) -> Iterator[Block]:
 
 
 def _refuse_cut(path: Path, file: soundfile.SoundFile) -> None:
-    """Raise where libsndfile would read what is left of a file without a word."""
+    """Reject truncated files that libsndfile would read without an error."""
     for size, present in ANNOUNCED.findall(file.extra_info):
         if int(present) < int(size) < STREAMED:
             raise BrokenAudio(path, "truncated", f"{present} of {size} bytes")
@@ -253,7 +258,8 @@ def _ends_with_last_page(path: Path) -> bool:
 
 
 def _ffmpeg_blocks(path: Path, first: int) -> Iterator[Block]:
-    """FFmpeg does not seek to a frame in every format: what lies before ``first`` is decoded."""
+    """Frames before ``first`` are decoded and dropped: FFmpeg cannot seek exactly in all
+    formats."""
     skip = first
     try:
         with av.open(str(path), format=HEADERLESS.get(path.suffix.lower())) as container:
@@ -273,13 +279,13 @@ def _ffmpeg_blocks(path: Path, first: int) -> Iterator[Block]:
 
 
 class AudioPool:
-    """Files ``<root>/ab/<sha256><suffix>``, of which none ever changes."""
+    """Immutable files ``<root>/ab/<sha256><suffix>``."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def put(self, audio: bytes, suffix: str) -> str:
-        """Store an encoded audio file; its name, relative to the pool. Atomic; twice is once."""
+        """Store an encoded audio file atomically, unless it exists. Returns its relative path."""
         digest = hashlib.sha256(audio).hexdigest()
         name = f"{digest[:2]}/{digest}{suffix}"
         path = self.root / name
@@ -289,6 +295,7 @@ class AudioPool:
         return name
 
     def path(self, name: str) -> Path:
+        """The absolute path of a name that :meth:`put` returned."""
         return self.root / name
 
 
@@ -296,8 +303,10 @@ IPTC = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 
 
 def statement(model: str = "", whose: str = "") -> str:
-    """That speech is synthetic, by which model (empty: it is not told, as in a blind test), after
-    whose voice (empty: nobody's)."""
+    """The comment that marks speech as synthetic.
+
+    ``model`` is empty in blind tests. ``whose`` is the owner of the voice, empty if unknown.
+    """
     by = f" by {model}" if model else ""
     whose = f", trained on the voice of {whose}" if whose else ""
     return f"Synthetic speech{by}{whose}. DigitalSourceType: {IPTC}. tts-assets {__version__}"
@@ -311,7 +320,7 @@ def write_speech(
     container: str = "WAV",
     subtype: str = "PCM_16",
 ) -> None:
-    """Mono samples as an audio file that carries ``comment``, if there is one."""
+    """Write mono samples of shape (samples,) to an audio file, with a non-empty ``comment``."""
     with soundfile.SoundFile(target, "w", rate, 1, subtype, format=container) as file:
         if comment:
             file.comment = comment
@@ -319,7 +328,7 @@ def write_speech(
 
 
 def wav_comment(comment: str) -> bytes:
-    """The chunk of a RIFF file that holds a comment."""
+    """The LIST/INFO/ICMT chunk of a RIFF file with this comment."""
     text = comment.encode() + b"\0"
     text += b"\0" * (len(text) % 2)
     return struct.pack("<4sI4s4sI", b"LIST", 12 + len(text), b"INFO", b"ICMT", len(text)) + text

@@ -1,4 +1,4 @@
-"""``[compute]``: where launched programs run, and what each is given there."""
+"""``[compute]``: the launcher of programs, and the resources of each program."""
 
 from __future__ import annotations
 
@@ -25,33 +25,36 @@ STAGES: tuple[Stage, ...] = get_args(Stage)
 
 
 class Shape(Config):
-    """What one program is given; processes, GPUs, CPUs and memory are those of each node."""
+    """Resources of one program. Processes, GPUs, CPUs and memory are per node."""
 
     nodes: int = Field(default=1, ge=1)
     gpus: int | None = Field(
-        default=None, ge=0, description="a node; unset: one a process where the machine has any"
+        default=None, ge=0, description="per node; unset: one per process if the machine has any"
     )
     processes: int = Field(
         default_factory=lambda known: _ranks(known.get("gpus")),
         ge=1,
-        description="ranks a node; unset: one a GPU, two where there is none",
+        description="ranks per node; unset: one per GPU, two without GPUs",
     )
-    cpus: int | None = Field(default=None, ge=1, description="a node; unset: all, or the cluster's")
-    memory_gb: float | None = Field(default=None, gt=0, description="a node; torchrun: no limit")
-    hours: float | None = Field(default=None, gt=0, description="the time limit")
-    threads: int = Field(default=0, ge=0, description="CPU threads a rank; 0: share the cores")
+    cpus: int | None = Field(
+        default=None, ge=1, description="per node; unset: all, or the default of the cluster"
+    )
+    memory_gb: float | None = Field(default=None, gt=0, description="per node; ignored by torchrun")
+    hours: float | None = Field(default=None, gt=0, description="time limit")
+    threads: int = Field(default=0, ge=0, description="CPU threads per rank; 0: cores / ranks")
     environment: dict[str, str] = Field(default_factory=dict)
     prefix: tuple[str, ...] = Field(
-        default=(), description="before the interpreter: ['apptainer', 'exec', '--nv', 'tts.sif']"
+        default=(),
+        description="command before the interpreter: ['apptainer', 'exec', '--nv', 'tts.sif']",
     )
-    python: str | None = Field(default=None, description="unset: the interpreter Dagster runs in")
+    python: str | None = Field(default=None, description="interpreter; unset: that of Dagster")
 
     def alone(self) -> Shape:
-        """The same for a program that is one process and computes nothing on a GPU."""
+        """This shape for a program of one process without a GPU."""
         return self.one_process().model_copy(update={"gpus": 0})
 
     def one_process(self) -> Shape:
-        """The same for a program that is one process, on one GPU if it has any."""
+        """This shape for a program of one process, with one GPU if there are any."""
         gpus = self.gpus and 1
         return self.model_copy(update={"nodes": 1, "processes": 1, "gpus": gpus})
 
@@ -66,43 +69,49 @@ class Shape(Config):
 
 
 class SlurmOptions(Config):
-    """``[compute.slurm]``: how jobs reach the cluster. Unset: the cluster's default."""
+    """``[compute.slurm]``: options of batch jobs. Unset: the default of the cluster."""
 
     account: str | None = None
     partition: str | None = None
     qos: str | None = None
     constraint: str | None = None
-    modules: tuple[str, ...] = Field(default=(), description="for: module load")
-    options: tuple[str, ...] = Field(default=(), description="more of sbatch's: ['--exclusive']")
+    modules: tuple[str, ...] = Field(default=(), description="arguments of module load")
+    options: tuple[str, ...] = Field(
+        default=(), description="further options of sbatch: ['--exclusive']"
+    )
     srun_options: tuple[str, ...] = Field(
-        default=(), description="more of srun's: ['--container-image=/images/tts.sqsh']"
+        default=(), description="further options of srun: ['--container-image=/images/tts.sqsh']"
     )
     login: tuple[str, ...] = Field(
         default=(),
-        description="what runs a command line where Slurm is: ['ssh', '-oBatchMode=yes', 'login1']",
+        description="command prefix that reaches Slurm: ['ssh', '-oBatchMode=yes', 'login1']",
     )
     save_seconds: int = Field(
-        default=300, ge=1, le=65535, description="before the time limit, to save a checkpoint"
+        default=300, ge=1, le=65535, description="signal before the time limit, for a checkpoint"
     )
-    max_requeues: int = Field(default=10, ge=0, description="time limits that a build may reach")
-    poll_seconds: float = Field(default=15.0, gt=0, description="between two looks at the queue")
-    command_seconds: float = Field(default=60.0, gt=0, description="the most a command may take")
+    max_requeues: int = Field(default=10, ge=0, description="time limits that one build may reach")
+    poll_seconds: float = Field(default=15.0, gt=0, description="interval of queries of the queue")
+    command_seconds: float = Field(default=60.0, gt=0, description="timeout of a Slurm command")
 
 
 class Compute(Shape):
-    """``[compute]``: the launcher, the shape of all programs, and what stages change of it."""
+    """``[compute]``: the launcher, the shape of all programs, and changes for single stages."""
 
     launcher: Literal["torchrun", "slurm"] = "torchrun"
     grace_seconds: float = Field(default=30.0, gt=0, description="between SIGTERM and SIGKILL")
-    retries: int = Field(default=0, ge=0, description="of a failed program; never of a bad config")
-    retry_seconds: float = Field(default=30.0, gt=0, description="before the first; then doubled")
+    retries: int = Field(
+        default=0, ge=0, description="retries of a failed program; invalid settings are not retried"
+    )
+    retry_seconds: float = Field(
+        default=30.0, gt=0, description="delay before the first retry, doubled for each further one"
+    )
     slurm: SlurmOptions = SlurmOptions()
     stages: dict[Stage, dict[str, Any]] = Field(
         default_factory=dict, description="[compute.stages.sft] nodes = 4"
     )
 
     def shape(self, stage: Stage) -> Shape:
-        """The shape of a stage's programs."""
+        """The shape of the programs of a stage."""
         values = {
             name: getattr(self, name) for name in Shape.model_fields.keys() & self.model_fields_set
         }
@@ -118,20 +127,17 @@ class Compute(Shape):
                     f"torchrun runs on this machine: nodes = 1"
                 )
             if self.launcher == "slurm" and shape.gpus is None:
-                raise ValueError("launcher = 'slurm' needs gpus: how many of each node (0: none)")
+                raise ValueError("launcher = 'slurm' needs gpus: the number per node (0: none)")
         return self
 
 
 def _ranks(gpus: int | None) -> int:
-    """Processes of a node with that many GPUs; ``None``: of this machine."""
+    """The default number of processes for a node with ``gpus``; None: those of this machine."""
     return (len(visible_devices()) if gpus is None else gpus) or 2
 
 
 def visible_devices() -> list[str]:
-    """The GPUs of this machine that this process may use, as CUDA_VISIBLE_DEVICES names them.
-
-    Asked without starting CUDA.
-    """
+    """The GPUs that this process may use, as in CUDA_VISIBLE_DEVICES. Does not initialize CUDA."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return [name.strip() for name in visible.split(",") if name.strip() not in ("", "-1")]

@@ -1,4 +1,4 @@
-"""The base of every configuration: frozen, typed, and without unknown keys."""
+"""The base of all configurations: frozen pydantic models that reject unknown keys."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be: the message names the key and what to write instead."""
+    """Invalid settings. The message names the key and says how to fix it."""
 
 
 class Config(BaseModel):
-    """A frozen model that refuses unknown keys and names the nearest known one.
+    """A frozen model. An unknown key is rejected with the most similar known key.
 
-    ``renamed_keys`` has the former names of keys, and their present names. A former name is refused
-    with the present one. The canonical form keeps the former name: a renamed key changes no
-    fingerprint, and what was built before is taken over. ``removed_keys`` has keys that no longer
-    exist, with the JSON value that they always have now; the canonical form still holds it.
+    ``renamed_keys`` maps former names of keys to present ones. A former name is rejected with the
+    present one. The canonical form keeps the former name, so that a rename changes no fingerprint
+    and existing artifacts stay valid. ``removed_keys`` maps keys that no longer exist to their
+    fixed JSON value, which the canonical form still contains.
     """
 
     renamed_keys: ClassVar[Mapping[str, str]] = {}
@@ -43,7 +43,7 @@ class Config(BaseModel):
             if key in cls.removed_keys:
                 fixed = json.dumps(cls.removed_keys[key])
                 raise ValueError(
-                    f"the key {key!r} was removed, its value is always {fixed}: drop it"
+                    f"the key {key!r} was removed, its value is always {fixed}: delete it"
                 )
             if key not in known:
                 near = difflib.get_close_matches(str(key), sorted(known), n=1)
@@ -53,7 +53,7 @@ class Config(BaseModel):
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], source: str) -> Self:
-        """Validate ``values``; raise :class:`ConfigError` naming ``source`` and every bad key."""
+        """Validate ``values``. Raises :class:`ConfigError` with ``source`` and all invalid keys."""
         try:
             return cls.model_validate(values)
         except ValidationError as error:
@@ -61,7 +61,7 @@ class Config(BaseModel):
 
     @classmethod
     def from_json(cls, path: Path) -> Self:
-        """Read a JSON file written by hand or by :meth:`to_json`."""
+        """Read a JSON file. Raises :class:`ConfigError` as :meth:`parse` does."""
         try:
             values = json.loads(path.read_text())
         except FileNotFoundError:
@@ -71,18 +71,19 @@ class Config(BaseModel):
         return cls.parse(values, str(path))
 
     def canonical(self, exclude: set[str] | None = None) -> dict[str, Any]:
-        """The values as fingerprints see them: JSON types, under the former names of keys.
+        """The values that fingerprints are made of: JSON types, under the former names of keys.
 
         ``exclude``: present names of fields to leave out.
         """
         return _with_former_keys(self, self.model_dump(mode="json", exclude=exclude))
 
     def to_json(self) -> str:
+        """Indented JSON with sorted keys, under the present names of keys."""
         return json.dumps(self.model_dump(mode="json"), indent=2, sort_keys=True) + "\n"
 
 
 def describe(error: ValidationError, source: str) -> str:
-    """One line for each problem: ``source: where: what``."""
+    """One line per problem: source, key path and message."""
     lines = []
     for problem in error.errors():
         where = ".".join(str(part) for part in problem["loc"]) or "(top level)"
@@ -91,12 +92,12 @@ def describe(error: ValidationError, source: str) -> str:
 
 
 def canonical_json(value: Any) -> str:
-    """The one JSON text of a value: sorted keys, no spaces, models dumped. Floats as repr."""
+    """JSON without spaces, with sorted keys and models in their canonical form."""
     return json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def digest_of(value: Any) -> str:
-    """SHA-256 (hex) of the canonical JSON of ``value``."""
+    """The SHA-256 of :func:`canonical_json` in hexadecimal digits."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 

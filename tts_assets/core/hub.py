@@ -1,5 +1,4 @@
-"""Models by name or folder: what they are, and what goes wrong on the way from the Hugging Face
-hub, with what to do about it."""
+"""Models from the Hugging Face hub or a folder: their identity, and errors of downloads."""
 
 from __future__ import annotations
 
@@ -12,22 +11,25 @@ from tts_assets.core.config import ConfigError, digest_of
 
 
 def identity(model: str) -> str:
-    """What ``model`` is, as far as this machine knows: of a folder the digest of its files, which
-    another model in the same place does not have; of a name on the hub the name."""
+    """The identity of ``model`` for fingerprints: the digest of a folder, or the name on the
+    hub."""
     return model_digest(Path(model)) if model and Path(model).is_dir() else model
 
 
 def model_digest(folder: Path) -> str:
-    """What a model is, whatever its name: the digest of its files' names and bytes."""
+    """A digest of the names and bytes of the files directly in ``folder``."""
     files = sorted(path for path in folder.iterdir() if path.is_file())
     return digest_of({path.name: sha256_file(path) for path in files})
 
 
 @contextmanager
 def from_hub(name: str) -> Iterator[None]:
-    """Around what fetches the model ``name``. Raises :class:`ConfigError` where the hub refuses it,
-    does not know it or cannot be reached; errors of a folder are left as they are."""
-    import httpx2  # what huggingface_hub speaks with
+    """Wrap code that loads the model ``name``.
+
+    Raises :class:`ConfigError` with a remedy if the hub denies access, does not know the model or
+    is unreachable. Errors of a local folder are not changed.
+    """
+    import httpx2  # the HTTP client of huggingface_hub
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
     try:
@@ -49,7 +51,7 @@ def from_hub(name: str) -> Iterator[None]:
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
-    """An error and what it came from; transformers hides the hub's behind an OSError."""
+    """An error and its causes. transformers wraps errors of the hub in an OSError."""
     seen: BaseException | None = error
     while seen is not None:
         yield seen

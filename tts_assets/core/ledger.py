@@ -30,7 +30,7 @@ class Attempt(Config):
     seconds: float
 
     def hours_since(self, moment: float) -> float:
-        """GPU-hours after ``moment``."""
+        """GPU-hours after ``moment`` (seconds since 1970)."""
         end = self.started + self.seconds
         return max(0.0, end - max(self.started, moment)) * self.gpus / 3600
 
@@ -88,13 +88,13 @@ class Ledger:
         monday = week_of(now) + timedelta(weeks=1)
         raise OverBudget(
             f"the budget of {self.limit:g} GPU-hours a week is used up ({used:.2f} since Monday, "
-            f"0:00 UTC): nothing more is launched on GPUs until {monday:%A, %Y-%m-%d} 0:00 UTC. "
-            "Raise budget.gpu_hours_a_week to go on now; "
+            f"0:00 UTC): no program is launched on GPUs until {monday:%A, %Y-%m-%d} 0:00 UTC. "
+            "Raise budget.gpu_hours_a_week to continue now; "
             "python -m tts_assets.doctor.gpu_hours lists the GPU-hours by asset"
         )
 
 
 def week_of(moment: datetime) -> datetime:
-    """When the week began: Monday, 0:00 UTC."""
+    """The start of the week of ``moment``: Monday, 0:00 UTC."""
     midnight = moment.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     return midnight - timedelta(days=midnight.weekday())

@@ -1,7 +1,7 @@
-"""Listening notebooks: the one kind of metadata in which Dagster's UI plays audio.
+"""Notebooks with audio players, the only metadata in which the Dagster UI plays audio.
 
-``MetadataValue.notebook(path)`` shows an ``.ipynb`` in a frame, with ``<audio>`` elements whose
-sources are data URIs. (In markdown metadata the UI strips them.)
+``MetadataValue.notebook(path)`` shows an ``.ipynb`` in a frame, including ``<audio>`` elements with
+data URIs. The UI removes these elements from Markdown metadata.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ROW = (
 
 @dataclass(frozen=True)
 class NotebookClip:
-    """Something to play: a title, a line below it, and a file that browsers play."""
+    """One player: a title, a caption below it, and a file with a suffix of :data:`PLAYED_AS`."""
 
     title: str
     caption: str
@@ -37,12 +37,14 @@ class NotebookClip:
 
 @dataclass(frozen=True)
 class Section:
+    """A heading and the players below it."""
+
     title: str
     clips: Sequence[NotebookClip]
 
 
 def write_notebook(path: Path, title: str, sections: Sequence[Section]) -> None:
-    """Write a notebook with a player for each clip. The audio is inside: it needs no other file."""
+    """Write a notebook with one player per clip. The audio is embedded in the notebook."""
     cells = [markdown(f"# {literal(title)}")]
     for section in sections:
         cells += [markdown(f"## {literal(section.title)}"), players(section.clips)]
@@ -53,16 +55,17 @@ def write_notebook(path: Path, title: str, sections: Sequence[Section]) -> None:
 
 
 def literal(text: str) -> str:
-    """A transcript says ``<laugh>`` and ``*``: neither HTML nor Markdown."""
+    """Escape HTML and Markdown: transcripts contain ``<laugh>`` and ``*``."""
     return MARKS.sub(r"\\\1", html.escape(text, quote=False))
 
 
 def markdown(text: str) -> dict[str, Any]:
+    """A Markdown cell."""
     return {"cell_type": "markdown", "metadata": {}, "source": text}
 
 
 def players(clips: Sequence[NotebookClip]) -> dict[str, Any]:
-    """A cell without code whose output is the players."""
+    """A code cell without code, whose output has the players."""
     output = {
         "output_type": "display_data",
         "metadata": {},
@@ -78,6 +81,7 @@ def players(clips: Sequence[NotebookClip]) -> dict[str, Any]:
 
 
 def player(clip: NotebookClip) -> str:
+    """The HTML of one player. Raises ValueError for a format that browsers do not play."""
     kind = PLAYED_AS.get(clip.path.suffix)
     if kind is None:
         raise ValueError(f"{clip.path}: browsers play {sorted(PLAYED_AS)}; write it as one of them")

@@ -1,4 +1,4 @@
-"""Plots as pictures inside Markdown, as Dagster's metadata and reports show them."""
+"""Plots as PNG data URIs, for Markdown metadata in Dagster and for reports."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ def curves(
     x_label: str,
     y_label: str = "",
 ) -> str:
-    """A PNG in a data URI (about 15 kB): one panel beside the other, lines over ``step``.
+    """Line plots over ``step``, one panel beside the other, as a PNG of about 15 kB.
 
-    ``panels`` map keys of the records to the lines' labels; records without a key are skipped.
+    Each of ``panels`` maps keys of the records to labels of lines. Records without a key are
+    skipped.
     """
     from matplotlib.figure import Figure
 
@@ -39,13 +40,13 @@ def curves(
                 axes.plot(*zip(*points, strict=True), label=label, linewidth=1)
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
-        if axes.lines:  # a KL of weight 0 is not computed, a run may have no validation
+        if axes.lines:  # a panel is empty if, for example, the weight of the KL term is 0
             axes.legend()
     return _data_uri(figure)
 
 
 def bars(shares: Mapping[str, float], *, x_label: str) -> str:
-    """A PNG in a data URI (about 8 kB): a horizontal bar for each share, in per cent."""
+    """Horizontal bars of ``shares`` (fractions) in per cent, as a PNG of about 8 kB."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 0.5 + 0.4 * len(shares)), dpi=80, layout="constrained")
@@ -61,7 +62,7 @@ def bars(shares: Mapping[str, float], *, x_label: str) -> str:
 
 @dataclass(frozen=True)
 class Histogram:
-    """Counts of values in bins of equal ``width``, the first from ``low`` on."""
+    """Counts of values in bins of equal ``width``. The first bin starts at ``low``."""
 
     low: float
     width: float
@@ -69,8 +70,10 @@ class Histogram:
 
 
 def histograms(panels: Mapping[str, Mapping[str, Histogram]]) -> str:
-    """A PNG in a data URI: a panel for each quantity (its name and unit), an outline for each
-    histogram; those of a panel have the same bins."""
+    """Outlines of histograms as a PNG, one panel per quantity.
+
+    Keys of ``panels`` are quantities with their unit. All histograms of a panel have equal bins.
+    """
     from matplotlib.figure import Figure
 
     columns = min(len(panels), 4)
@@ -79,7 +82,7 @@ def histograms(panels: Mapping[str, Mapping[str, Histogram]]) -> str:
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for panel, (quantity, named) in zip(axes, panels.items(), strict=False):
         for name, bins in named.items():
-            edges = [bins.low + bins.width * place for place in range(len(bins.counts) + 1)]
+            edges = [bins.low + bins.width * index for index in range(len(bins.counts) + 1)]
             panel.stairs(bins.counts, edges, label=name)
         panel.set_xlabel(quantity)
         panel.set_yticks([])
@@ -90,7 +93,7 @@ def histograms(panels: Mapping[str, Mapping[str, Histogram]]) -> str:
 
 
 def histogram(values: Sequence[float], *, x_label: str, y_label: str) -> str:
-    """A PNG in a data URI (about 8 kB): how many of the values lie in each of 20 classes."""
+    """A histogram of ``values`` with 20 bins, as a PNG of about 8 kB."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 2.6), dpi=80, layout="constrained")
@@ -104,8 +107,11 @@ def histogram(values: Sequence[float], *, x_label: str, y_label: str) -> str:
 
 
 def spectrograms(clips: Mapping[str, tuple[NDArray[np.float32], int]]) -> str:
-    """A PNG in a data URI: one clip below the other, by name with its rate in Hz, over the same
-    time and frequencies; 80 dB below the loudest is black."""
+    """Spectrograms of clips, one below the other on common axes, as a PNG.
+
+    ``clips`` maps names to samples of shape (samples,) and their rate in Hz. Windows are 32 ms,
+    the hop is 8 ms, and the range is 80 dB.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 1.3 * len(clips)), dpi=72, layout="constrained")
@@ -113,7 +119,7 @@ def spectrograms(clips: Mapping[str, tuple[NDArray[np.float32], int]]) -> str:
     rows = figure.subplots(len(clips), 1, squeeze=False, sharex=True)[:, 0]
     for axes, (name, (wave, rate)) in zip(rows, clips.items(), strict=True):
         size = round(0.032 * rate)
-        scaled = wave + np.float32(1e-6)  # silence has a spectrum, too
+        scaled = wave + np.float32(1e-6)  # digital silence would be log(0)
         axes.specgram(scaled, size, rate / 1000, noverlap=size * 3 // 4, cmap="magma")
         image = axes.images[0]
         loudest = float(image.get_array().max())

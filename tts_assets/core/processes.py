@@ -1,16 +1,15 @@
-"""Ending a whole process tree for certain, also the members that left the process group.
+"""Process trees that end completely, free ports, and reminders while waiting.
 
-torchrun starts every worker in a session of its own, so neither killpg nor a signal to the
-direct child reaches them when torchrun itself is gone. Each launch therefore carries a marker in
-its environment, which all descendants inherit, and which finds them wherever they are. What is
-launched from within a launch carries both markers: the outer launch ends it, too.
+torchrun starts each worker in a separate session. If torchrun dies, neither ``killpg`` nor a signal
+to the direct child reaches the workers. Each launch therefore sets a marker in its environment. All
+descendants inherit it, and are found by it. A launch inside a launch has both markers, so that the
+outer one ends it as well.
 
-Run as a program this file is the watchdog of a launch: it ends the launch when the Dagster
-process that started both is gone, even by SIGKILL.
+Run as a program, this file is the watchdog of a launch. It ends the launch when the process that
+started both dies, even by SIGKILL.
 
-Free ports of this machine.
-
-Who waits says so, again and again: a silent run is taken for one that hangs (``stuck_runs``).
+pebble is not used: it ends the workers of its own pools, not descendants in other sessions, and
+nothing if its own process is killed.
 """
 
 from __future__ import annotations
@@ -27,19 +26,19 @@ from typing import Any
 import psutil
 
 MARKER = "TTS_LAUNCH_ID"
-# vLLM's processes rename themselves; setproctitle then writes over the environment that is seen
-# from outside, and the marker with it, unless it is told not to.
+# vLLM renames its processes. setproctitle then overwrites the environment that other processes see,
+# and with it the marker, unless this variable is set.
 KEEP_ENVIRONMENT = {"SPT_NOENV": "1"}
-SETTLE_SECONDS = 1.0  # a child just forked shows its parent's environment until it has exec'd
+SETTLE_SECONDS = 1.0  # until exec, a forked child shows the environment of its parent
 
 
 def marked(launch_id: str) -> str:
-    """The marker of a launch that this process makes: its own, and those that it inherited."""
+    """The value of :data:`MARKER` for a launch: inherited ids and ``launch_id``."""
     return "/".join(filter(None, (os.environ.get(MARKER), launch_id)))
 
 
 def marked_processes(launch_id: str) -> list[psutil.Process]:
-    """Every living process that inherited ``launch_id``; zombies are dead already."""
+    """All processes that inherited ``launch_id``, except zombies."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -53,10 +52,10 @@ def marked_processes(launch_id: str) -> list[psutil.Process]:
 
 
 def end_processes(launch_id: str, grace_seconds: float, root: int | None = None) -> None:
-    """SIGTERM to all of the launch, SIGKILL to what is left after the grace period.
+    """Send SIGTERM to all processes of a launch, and SIGKILL after the grace period.
 
-    ``root`` (torchrun) gets its SIGTERM when it is alone: it would give the others 30 seconds,
-    however long the grace is, and it ends by itself when they have ended.
+    ``root`` (torchrun) gets SIGTERM last: it would kill its workers after a fixed 30 s, and it ends
+    by itself after them.
     """
     deadline = time.monotonic() + grace_seconds
     asked: set[int] = set()
@@ -66,14 +65,14 @@ def end_processes(launch_id: str, grace_seconds: float, root: int | None = None)
                 asked.add(process.pid)
                 _signal(process.terminate)
         time.sleep(0.1)
-    while left := marked_processes(launch_id):  # a dying parent may just have forked
+    while left := marked_processes(launch_id):  # a parent may have forked just before it ended
         for process in left:
             _signal(process.kill)
         time.sleep(0.05)
 
 
 def reap(process: subprocess.Popen[Any], grace_seconds: float) -> None:
-    """Wait for a process that was asked to end; kill it after the grace period."""
+    """Wait for a process that was sent SIGTERM, and kill it after the grace period."""
     try:
         process.wait(grace_seconds)
     except subprocess.TimeoutExpired:
@@ -83,7 +82,8 @@ def reap(process: subprocess.Popen[Any], grace_seconds: float) -> None:
 
 @contextmanager
 def watchdog(launch_id: str, grace_seconds: float, files: Sequence[int]) -> Iterator[None]:
-    """End the launch's processes if this process dies; hold ``files`` (locks) open until then."""
+    """End the launch if this process dies. ``files`` (locks) stay open until the launch has
+    ended."""
     guard = subprocess.Popen(
         [sys.executable, __file__, launch_id, str(grace_seconds)],
         stdin=subprocess.PIPE,
@@ -99,7 +99,7 @@ def watchdog(launch_id: str, grace_seconds: float, files: Sequence[int]) -> Iter
 
 
 def _watch(launch_id: str, grace_seconds: float) -> None:
-    sys.stdin.buffer.read()  # ends when the other end is closed, by whatever death
+    sys.stdin.buffer.read()  # returns when the parent closes the pipe or dies
     end_processes(launch_id, grace_seconds)
     time.sleep(SETTLE_SECONDS)
     end_processes(launch_id, grace_seconds)
@@ -116,22 +116,26 @@ LOOPBACK = "127.0.0.1"
 
 
 def free_port() -> int:
-    """A port that nobody listens on at loopback now."""
+    """A port of the loopback interface that is free now."""
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
         return int(probe.getsockname()[1])
 
 
-AGAIN_SECONDS = 300.0  # twice within the shortest [alerts] end_stuck_minutes
+AGAIN_SECONDS = 300.0  # half of the shortest [alerts] end_stuck_minutes
 
 
 class Reminder:
-    """Of saying what one waits for: due at once, and every :data:`AGAIN_SECONDS` from then on."""
+    """Tells when to log that a process still waits: at once, then every :data:`AGAIN_SECONDS`.
+
+    A run without log lines looks stuck to the sensor ``stuck_runs``.
+    """
 
     def __init__(self) -> None:
         self._next = time.monotonic()
 
     def due(self) -> bool:
+        """Whether to log now. The next reminder is due :data:`AGAIN_SECONDS` later."""
         if time.monotonic() < self._next:
             return False
         self._next = time.monotonic() + AGAIN_SECONDS

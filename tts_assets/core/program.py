@@ -1,25 +1,23 @@
-"""The runtime of every launched program: ranks, progress, metrics, stop signals, results.
+"""The runtime of launched programs: ranks, progress, metrics, stop requests and results.
 
-A program is ``python -m tts_assets.<stage>.<program> run.json``, by hand or under torchrun. All
-it tells goes to files of its run folder first; the terminal, Dagster Pipes and W&B are views of
-those:
+A program is ``python -m tts_assets.<stage>.<program> run.json``, started by hand or by torchrun. It
+writes everything to files of its run folder first. The terminal, Dagster Pipes and W&B show copies.
 
-    run.json        the program's configuration
-    progress.jsonl  one line at most every few seconds: what, done, total
-    metrics.jsonl   one line a report: step and numbers
-    wandb.json      where there is one, W&B gets the metrics, too (tracking.py)
-    checkpoints/    what a restart resumes from
-    result/         the files that will be published
-    memory/         what each rank needed at most
-    failure-*.txt   the traceback of each rank that failed, the earliest first
-    refused-*.txt   why the configuration cannot be: trying again would not help
-    result.json     the facts of the result, written last: it exists only when all is done
+    run.json        configuration of the program
+    progress.jsonl  one line every few seconds: what, done, total
+    metrics.jsonl   one line per step and one per validation: step and numbers
+    wandb.json      if present, metrics also go to W&B (tracking.py)
+    checkpoints/    state from which a restart resumes
+    result/         the files to publish
+    memory/         peak memory of each rank
+    failure-*.txt   traceback of each rank that failed, the earliest first
+    refused-*.txt   error in the configuration: a retry would fail again
+    result.json     facts of the result, written last: it exists only if the program has finished
 
-Rank 0 alone writes, draws the bar, and speaks Pipes. SIGTERM, SIGUSR1 and a file ``stop`` in the
-run folder ask for a stop: the program saves and leaves with :data:`STOPPED`, and a restart goes on
-from there. The file reaches programs that signals do not, below torchrun and on other nodes.
-
-The ``metrics.jsonl`` of a run: a line a step, and a line a validation.
+Only rank 0 writes, draws the progress bar and uses Pipes. SIGTERM, SIGUSR1 or a file ``stop`` in
+the run folder request a stop: the program saves, exits with :data:`STOPPED`, and resumes when it is
+started again. The file also reaches programs below torchrun and on other nodes, where signals do
+not arrive.
 """
 
 from __future__ import annotations
@@ -47,10 +45,10 @@ from tts_assets.core.tracking import Tracker
 if TYPE_CHECKING:
     import torch
 
-STOPPED = 75  # EX_TEMPFAIL of sysexits.h: not a failure, run again to go on
-REFUSED = 2  # as argparse: the configuration cannot be, do not run it again
+STOPPED = 75  # EX_TEMPFAIL of sysexits.h: no failure, start again to resume
+REFUSED = 2  # as argparse: invalid configuration, do not retry
 STOP_FILE = "stop"
-STOP_SECONDS = 2.0  # between two looks for it: a file system of the network is slow
+STOP_SECONDS = 2.0  # between two checks for the file: network file systems are slow
 REPORT_SECONDS = 5.0  # between two progress lines: an hour of work is 720 lines, not 100,000
 PIPES_SECONDS = 30.0  # between two Dagster events: many events a run make the UI slow
 
@@ -60,13 +58,13 @@ C = TypeVar("C", bound="ProgramConfig")
 
 
 class ProgramConfig(Config):
-    """What every launched program's configuration has."""
+    """Base of the configurations of all programs."""
 
     run_dir: Path
 
 
 def load_config(kind: type[C], argv: list[str] | None = None) -> C:
-    """Read the program's configuration from the JSON file named on the command line."""
+    """Read the configuration from the JSON file on the command line. Exits with :data:`REFUSED`."""
     parser = argparse.ArgumentParser(description=kind.__doc__)
     parser.add_argument("config", type=Path, help=f"JSON file of {kind.__name__}")
     path = parser.parse_args(argv).config
@@ -79,9 +77,9 @@ def load_config(kind: type[C], argv: list[str] | None = None) -> C:
 
 
 class Run:
-    """One rank's view of the run; a context manager around the program's work.
+    """The run as one rank sees it; a context manager around the work of a program.
 
-    It is the last thing a program does: with several ranks the process ends when it is left.
+    With several ranks, leaving the block ends the process.
     """
 
     def __init__(self, run_dir: Path) -> None:
@@ -100,18 +98,22 @@ class Run:
 
     @property
     def is_main(self) -> bool:
+        """Whether this is rank 0."""
         return self.rank == 0
 
     @property
     def result_dir(self) -> Path:
+        """The folder of the files to publish."""
         return self.run_dir / "result"
 
     @property
     def checkpoint_dir(self) -> Path:
+        """The folder of the checkpoints."""
         return self.run_dir / "checkpoints"
 
     @property
     def device(self) -> torch.device:
+        """The GPU of this rank, or the CPU."""
         import torch
 
         return torch.device("cuda", self.local_rank) if torch.cuda.is_available() else _cpu()
@@ -138,7 +140,7 @@ class Run:
         if self._distributed and kind is None:
             import torch.distributed as dist
 
-            dist.barrier()  # a rank that leaves early would break its peers' last exchange
+            dist.barrier()  # a rank that leaves early would break the last collective of the others
         self._tracker.close(failed=error is not None and not isinstance(error, SystemExit))
         if self._pipes is not None:
             self._pipes.close()
@@ -148,7 +150,7 @@ class Run:
             _leave(error)
 
     def _record_memory(self) -> None:
-        """``memory/rank<r>.json``: the peaks of this process, in GB; the largest child counts."""
+        """Write ``memory/rank<r>.json``: peaks of this process and its largest child, in GB."""
         kilobytes = sum(
             resource.getrusage(who).ru_maxrss
             for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
@@ -163,7 +165,7 @@ class Run:
         self._stop_requested = True
 
     def init_distributed(self) -> None:
-        """Join torch.distributed when torchrun started more than one rank (nccl or gloo)."""
+        """Initialize torch.distributed (nccl or gloo) if torchrun started several ranks."""
         if self.world_size == 1:
             return
         import torch
@@ -176,7 +178,7 @@ class Run:
 
     @property
     def stop_requested(self) -> bool:
-        """Whether this rank was asked to stop, by a signal or by the file."""
+        """Whether a signal or the file ``stop`` asked this rank to stop."""
         now = time.monotonic()
         if now - self._last_look >= STOP_SECONDS:
             self._last_look = now
@@ -188,7 +190,7 @@ class Run:
         self._stop_requested = value
 
     def should_stop(self) -> bool:
-        """Whether any rank was asked to stop: all ranks get the same answer at the same step."""
+        """Whether any rank was asked to stop. A collective: all ranks get the same answer."""
         if not self._distributed:
             return self.stop_requested
         import torch
@@ -199,14 +201,15 @@ class Run:
         return bool(flag.item())
 
     def stopped(self) -> NoReturn:
-        """Leave after a save, because a stop was asked for; running again goes on from there."""
+        """Exit with :data:`STOPPED`. The program has saved, and resumes when it is started
+        again."""
         if self.is_main:
-            (self.run_dir / STOP_FILE).unlink(missing_ok=True)  # it is obeyed
-        self.note("stopped on request; run again to go on")
+            (self.run_dir / STOP_FILE).unlink(missing_ok=True)
+        self.note("stopped on request; run again to resume")
         raise SystemExit(STOPPED)
 
     def note(self, text: str) -> None:
-        """One line for the person who watches: terminal or Dagster's log."""
+        """Print one line to the terminal and to the log of Dagster (rank 0)."""
         if not self.is_main:
             return
         if self._pipes is not None:
@@ -216,7 +219,7 @@ class Run:
     def progress(
         self, items: Iterable[T], what: str, *, total: int | None = None, start: int = 0
     ) -> Iterator[T]:
-        """Iterate ``items`` while rank 0 shows how far it is; ``start`` are already done."""
+        """Iterate over ``items`` and report progress (rank 0). ``start`` items were done before."""
         if total is None:
             total = start + len(items) if hasattr(items, "__len__") else None  # type: ignore[arg-type]
         if not self.is_main:
@@ -255,12 +258,12 @@ class Run:
             self._tracker.log(step, values)
 
     def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Rows for whoever looks at them in W&B, where it is on (rank 0)."""
+        """Log rows as a table of W&B, if it is on (rank 0)."""
         if self.is_main:
             self._tracker.table(name, rows)
 
     def finish(self, facts: Mapping[str, Any]) -> None:
-        """Declare the files in ``result/`` complete (rank 0)."""
+        """Write ``result.json``: the files in ``result/`` are complete (rank 0)."""
         if not self.is_main:
             return
         with written_aside(self.run_dir / "result.json") as aside:
@@ -272,23 +275,23 @@ class Run:
 
 
 def record_failure(run_dir: Path, kind: str, text: str) -> None:
-    """``<kind>-<nanoseconds>-rank<r>.txt``: the first by name is the cause of the others."""
+    """Write ``<kind>-<nanoseconds>-rank<r>.txt``. The first file by name is the first failure."""
     rank = os.environ.get("RANK", "0")
     (run_dir / f"{kind}-{time.time_ns()}-rank{rank}.txt").write_text(text)
 
 
 def _gpu_memory() -> int:
-    """Bytes that torch held at most on this rank's GPU; 0 where it used none."""
+    """Peak of the bytes reserved by torch on the GPU of this rank; 0 without a GPU."""
     torch = sys.modules.get("torch")
     used = torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized()
     return int(torch.cuda.max_memory_reserved()) if torch is not None and used else 0
 
 
 def _leave(error: BaseException | None) -> NoReturn:
-    """End this rank at once, as the interpreter would, but without destructors.
+    """End this process like the interpreter does, but without destructors.
 
-    That of a gloo group joins its threads while it holds the interpreter's lock, for which they
-    may be waiting: seen once, after 850 steps, as a rank that had finished and never ended.
+    The destructor of a gloo group joins its threads while it holds the GIL, for which they may
+    wait. This deadlock was seen once: a rank finished after 850 steps and never ended.
     """
     status = 0
     if isinstance(error, SystemExit):
@@ -312,13 +315,16 @@ WINDOW = 1 << 16  # bytes; some 200 lines
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The lines of a ``metrics.jsonl``."""
+    """The records of a ``metrics.jsonl``, one per line."""
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def publish_metrics(run_dir: Path, result: Path, without: Collection[str]) -> None:
-    """Copy a run's metrics to its ``result``, ``without`` those that tell of the machine and the
-    hour: two runs to the same weights are the same content."""
+    """Copy the metrics of a run to ``result``, except the keys in ``without``.
+
+    Those depend on the machine, such as speed. Without them, two runs that give the same weights
+    have the same content digest.
+    """
     lines = [
         json.dumps({name: value for name, value in record.items() if name not in without}) + "\n"
         for record in read_metrics(run_dir / METRICS_FILE)
@@ -327,10 +333,10 @@ def publish_metrics(run_dir: Path, result: Path, without: Collection[str]) -> No
 
 
 def truncate_metrics(path: Path, step: int) -> None:
-    """Drop the lines of steps after ``step``: the restart will write them again.
+    """Drop the lines of steps after ``step``, which a restart writes again.
 
-    Reads from the end, so that it takes as long after 100,000 steps as after 10. A last line that
-    a kill cut short is dropped, too.
+    An incomplete last line is dropped as well. The file is read from its end, so that the time does
+    not depend on its length.
     """
     if not path.is_file():
         return
@@ -341,7 +347,7 @@ def truncate_metrics(path: Path, step: int) -> None:
             start = max(0, size - window)
             stream.seek(start)
             tail = stream.read()
-            first = tail.find(b"\n") + 1 if start else 0  # a window may begin inside a line
+            first = tail.find(b"\n") + 1 if start else 0  # the window may start inside a line
             kept = _end_of(tail, first, step)
             if kept > first or not start:
                 stream.truncate(start + kept)
@@ -350,7 +356,7 @@ def truncate_metrics(path: Path, step: int) -> None:
 
 
 def _end_of(tail: bytes, first: int, step: int) -> int:
-    """Where the last whole line of at most ``step`` ends; ``first`` if there is none."""
+    """The end of the last complete line with a step <= ``step``; ``first`` if there is none."""
     end = tail.rfind(b"\n") + 1
     while end > first:
         start = tail.rfind(b"\n", first, end - 1) + 1 or first

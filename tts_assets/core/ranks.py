@@ -1,4 +1,4 @@
-"""What ranks tell each other. With one rank there is no process group, and nothing is sent."""
+"""Collectives of torch.distributed that also work without a process group (one rank)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def summed(values: list[float | Tensor], device: torch.device) -> list[float]:
-    """Each value's sum over all ranks, in float64."""
+    """The sum of each value over all ranks, in float64. Shape (values,)."""
     tensor = torch.tensor([float(value) for value in values], dtype=torch.float64)
     if dist.is_initialized():
         tensor = tensor.to(device)
@@ -17,7 +17,7 @@ def summed(values: list[float | Tensor], device: torch.device) -> list[float]:
 
 
 def from_main(value: int, device: torch.device) -> int:
-    """The value of rank 0."""
+    """Broadcast the value of rank 0."""
     if not dist.is_initialized():
         return value
     tensor = torch.tensor(value, device=device)
@@ -26,5 +26,6 @@ def from_main(value: int, device: torch.device) -> int:
 
 
 def wait_for_all() -> None:
+    """A barrier over all ranks."""
     if dist.is_initialized():
         dist.barrier()

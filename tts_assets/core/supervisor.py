@@ -1,6 +1,6 @@
-"""A server as a process of its own: started, watched, started again when it dies, always ended.
+"""A supervised server process: started, restarted when it dies, and always ended.
 
-Plain Python, for programs as for Dagster: the server is any command that answers ``/health``.
+The server is any command that answers ``GET /health``. The module does not depend on Dagster.
 """
 
 from __future__ import annotations
@@ -20,18 +20,20 @@ from typing import Self
 from tts_assets.core.processes import KEEP_ENVIRONMENT, MARKER, end_processes, marked, watchdog
 
 POLL_SECONDS = 0.2
-FIRST_BACKOFF, LONGEST_BACKOFF = 1.0, 60.0  # seconds before a restart; doubled each time
-SETTLED_SECONDS = 60.0  # who was healthy for so long starts counting restarts anew
+FIRST_BACKOFF, LONGEST_BACKOFF = 1.0, 60.0  # seconds before a restart; doubled for each one
+SETTLED_SECONDS = 60.0  # healthy for this long resets the count of restarts
 
 
 class ServerDied(RuntimeError):
-    """The server did not come up, or died too often; the message has the end of its log."""
+    """The server did not start, or died too often. The message has the end of its log."""
 
 
 @dataclass(frozen=True)
 class Patience:
-    """``start_seconds`` until a start is healthy, ``restarts`` in a row before it is given up,
-    ``grace_seconds`` between SIGTERM and SIGKILL."""
+    """Time limits: ``start_seconds`` until a start is healthy, ``grace_seconds`` until SIGKILL.
+
+    After ``restarts`` restarts in a row the server counts as failed.
+    """
 
     start_seconds: float = 600.0
     restarts: int = 3
@@ -39,7 +41,7 @@ class Patience:
 
 
 class Server:
-    """A supervised server; ``url`` stays the same when it is started again."""
+    """A supervised server. ``url`` is the same after a restart."""
 
     def __init__(
         self,
@@ -49,12 +51,12 @@ class Server:
         log: Callable[[str], None],
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        """``environment`` None: that of this process."""
+        """``environment`` None: the environment of this process."""
         self.command, self.url, self.patience, self.log = list(command), url, patience, log
         self.environment = os.environ if environment is None else environment
         self.launch_id = uuid.uuid4().hex
         self.restarted = 0
-        self.failure: str | None = None  # why it will not come back
+        self.failure: str | None = None  # why it is not restarted any more
         self.last_lines: list[str] = []
         self._stopping = threading.Event()
         self._started = time.monotonic()
@@ -63,7 +65,10 @@ class Server:
 
     @contextmanager
     def running(self) -> Iterator[Self]:
-        """Started, though not yet healthy; nothing of it survives, not even a SIGKILL of us."""
+        """Start the server, and end it with the block. It also ends if this process is killed.
+
+        The server may not be healthy yet; see :meth:`wait_until_healthy`.
+        """
         with watchdog(self.launch_id, self.patience.grace_seconds, ()):
             try:
                 self._thread.start()
@@ -74,6 +79,7 @@ class Server:
                 self._thread.join()
 
     def healthy(self) -> bool:
+        """Whether ``/health`` answers with status 200 within 5 s."""
         try:
             with urllib.request.urlopen(f"{self.url}/health", timeout=5) as answer:
                 return bool(answer.status == 200)
@@ -81,7 +87,8 @@ class Server:
             return False
 
     def check(self) -> bool:
-        """Whether it is healthy now. Raises :class:`ServerDied` if it will not be any more."""
+        """Whether the server is healthy. Raises :class:`ServerDied` if it is not restarted any
+        more."""
         if self.healthy():
             self._healthy_since = min(self._healthy_since, time.monotonic())
             return True
@@ -97,7 +104,7 @@ class Server:
         return False
 
     def wait_until_healthy(self) -> None:
-        """Return when it answers: after a start, or after a restart. Raises ServerDied."""
+        """Wait until the server is healthy. Raises :class:`ServerDied`."""
         while not self.check():
             time.sleep(POLL_SECONDS)
 

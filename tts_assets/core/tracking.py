@@ -1,11 +1,10 @@
-"""Weights & Biases: another view of a run's metrics, beside ``metrics.jsonl``.
+"""Metrics of launched programs in Weights & Biases, in addition to ``metrics.jsonl``.
 
-``[wandb]`` of dagster_project.toml is written as ``wandb.json`` into the run folder of a launched
-program; by hand the same file does the same. W&B's files lie in ``wandb/`` beside it, with the id
-of the W&B run, so that a restart goes on in that run. The key for ``online`` comes from W&B's own
-places, ``wandb login`` or ``WANDB_API_KEY``. Offline nothing is sent anywhere; ``wandb sync
-FOLDER`` uploads it later. W&B helps to watch and is not needed to train: whatever fails in it is
-told once, and the run goes on without.
+``[wandb]`` of dagster_project.toml is written to ``wandb.json`` in the run folder of a program;
+the file may also be written by hand. W&B writes to ``wandb/`` beside it. The id of the W&B run
+is stored there, so that a restart continues the same W&B run. The API key comes from ``wandb
+login`` or ``WANDB_API_KEY``. In offline mode nothing is sent; ``wandb sync FOLDER`` uploads the
+files later. An error of W&B is logged once, and the program continues without W&B.
 """
 
 from __future__ import annotations
@@ -24,9 +23,9 @@ from tts_assets.core.config import Config
 CONFIG_FILE = "wandb.json"
 FOLDER = "wandb"
 ID_FILE = "run_id.txt"
-SECONDS = 30.0  # that W&B may take to begin or to upload the rest: GPUs wait for it
-# The values are the run's own. The machine, its processes, the code and the log are no part of it,
-# and looking at the machine would ask a cloud's address for metadata.
+SECONDS = 30.0  # timeout of W&B at start and end, because GPUs wait for it
+# Only metrics are recorded, not the machine, processes, code or log. The inspection of the machine
+# would send requests to the metadata service of a cloud.
 QUIET = {
     "console": "off",
     "silent": True,
@@ -42,8 +41,11 @@ QUIET = {
 
 
 class WandbConfig(Config):
-    """``[wandb]``: metrics of launched programs also go to Weights & Biases. ``entity`` is a user
-    or a team, None W&B's default. The API key does not belong here: ``wandb login`` keeps it."""
+    """``[wandb]``: metrics of launched programs also go to Weights & Biases.
+
+    ``entity`` is a user or a team; unset: the default of W&B. The API key is not configured here
+    but stored by ``wandb login``.
+    """
 
     project: str
     entity: str | None = None
@@ -52,13 +54,13 @@ class WandbConfig(Config):
 
 
 class RunCard(WandbConfig):
-    """``wandb.json``: how one program's run is called there."""
+    """``wandb.json``: ``[wandb]`` and the name of the run."""
 
     name: str | None = None
 
 
 def write_card(run_dir: Path, config: WandbConfig | None, name: str) -> None:
-    """Turn W&B on for the programs of a run folder, or off with None."""
+    """Turn W&B on for the programs of a run folder, or off if ``config`` is None."""
     if config is None:
         (run_dir / CONFIG_FILE).unlink(missing_ok=True)
         return
@@ -67,8 +69,10 @@ def write_card(run_dir: Path, config: WandbConfig | None, name: str) -> None:
 
 
 def keep_files(run_dir: Path, folder: Path) -> None:
-    """Move what W&B wrote below ``run_dir``, which goes, into ``folder``: a run that was offline
-    is uploaded from there."""
+    """Move the files of W&B from ``run_dir``, which is deleted afterwards, to ``folder``.
+
+    Offline runs are uploaded from there.
+    """
     for run in (run_dir / FOLDER).glob("*run-*-*"):
         if run.is_dir() and not run.is_symlink():
             folder.mkdir(parents=True, exist_ok=True)
@@ -76,7 +80,7 @@ def keep_files(run_dir: Path, folder: Path) -> None:
 
 
 class Tracker:
-    """The W&B run of a run folder, opened by the first metrics; without ``wandb.json`` nothing."""
+    """The W&B run of a run folder, opened with the first metrics if there is a ``wandb.json``."""
 
     def __init__(self, run_dir: Path, warn: Callable[[str], None]) -> None:
         self.run_dir, self.warn = run_dir, warn
@@ -84,14 +88,15 @@ class Tracker:
         self._run: Any = None
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Log the metrics of one step."""
         self._guarded(self._log, step, values)
 
     def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Rows as a table of W&B; a row without a key has an empty cell."""
+        """Log rows as a table of W&B. A missing key is an empty cell."""
         self._guarded(self._table, name, rows)
 
     def close(self, failed: bool) -> None:
-        """Until all is on disk or, online, uploaded."""
+        """Finish the W&B run: wait until all is written or, in online mode, uploaded."""
         if self._run is not None:
             self._guarded(self._run.finish, 1 if failed else 0)
             self._run = None
@@ -120,7 +125,7 @@ class Tracker:
         folder = self.run_dir / FOLDER
         folder.mkdir(exist_ok=True)
         os.environ.setdefault("WANDB_CACHE_DIR", str(folder / "cache"))
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # W&B's own, over the network
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # error reports to W&B itself
         import wandb
 
         run = wandb.init(
@@ -131,28 +136,28 @@ class Tracker:
             config=program_config(self.run_dir),
             settings=wandb.Settings(**QUIET),
         )
-        # After a restart the steps since its checkpoint come twice, with the same values. W&B's own
-        # count may not go back; drawn over a metric of ours they lie on each other.
+        # After a restart, steps since the checkpoint are logged again with the same values. The
+        # step of W&B must not decrease. Plotted over our metric `step`, the points coincide.
         run.define_metric("*", step_metric="step")
         return run
 
     def _guarded(self, call: Callable[..., object], *args: object) -> None:
         try:
             call(*args)
-        # W&B's errors have no common base (0.31: MailboxClosedError, WandbServiceConnectionError
-        # and a dozen others derive from Exception itself), and hours of training go on.
+        # W&B's errors have no common base class (0.31: MailboxClosedError,
+        # WandbServiceConnectionError and a dozen others), and must not end hours of training.
         except Exception as error:  # noqa: BLE001
             self._run = None
             self.warn(
-                f"Weights & Biases gets no more metrics of this run: {error}. They are whole in "
+                f"Weights & Biases gets no more metrics of this run: {error}. All of them are in "
                 f"{self.run_dir / 'metrics.jsonl'}. Check `wandb login`, `pip show wandb` and "
-                f"[wandb] of the project file, or write mode = 'offline' there; it is tried again "
-                "when the program starts again"
+                f"[wandb] of the project file, or write mode = 'offline' there. The next start of "
+                "the program tries again"
             )
 
 
 def run_id(folder: Path) -> str:
-    """The id of the W&B run of this folder, drawn once: W&B never gives a deleted one again."""
+    """The id of the W&B run, created once: W&B rejects the id of a deleted run."""
     path = folder / ID_FILE
     if not path.is_file():
         with written_aside(path) as aside:
@@ -161,6 +166,6 @@ def run_id(folder: Path) -> str:
 
 
 def program_config(run_dir: Path) -> dict[str, Any]:
-    """``run.json`` of the program, which W&B shows and compares; empty where it has none."""
+    """``run.json`` of the program as the configuration of the W&B run; empty if there is none."""
     path = run_dir / "run.json"
     return json.loads(path.read_text()) if path.is_file() else {}

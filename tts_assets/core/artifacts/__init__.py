@@ -1,15 +1,17 @@
 """Immutable results on disk, and the typed handles that assets pass to each other.
 
-An artifact is a directory ``root/<asset>/<partition>/<fingerprint>/`` with a ``manifest.json``.
+An artifact is a folder ``root/<asset>/<partition>/<fingerprint>/`` with a ``manifest.json``.
 
-* The *fingerprint* is known before the work: the digest of the asset, its inputs' contents, its
-  canonical configuration, code version and seed. Published already means nothing to do.
-* The *content* is known after it: the digest of the files' names and bytes. It is Dagster's data
-  version, so that an upstream that is rebuilt to the same bytes makes nothing stale.
+* The *fingerprint* identifies a build before it runs. It is a digest of the asset, the contents of
+  its inputs, its canonical configuration, its code version and its seed. If an artifact with this
+  fingerprint exists, the build is skipped.
+* The *content* identifies the result. It is a digest of the names and bytes of all files, and it is
+  Dagster's data version. An input that is rebuilt to the same bytes makes nothing downstream stale.
 
-Publishing: files are written in a work folder on the same filesystem, digested, fsynced, and
-renamed in one step; then the ``current`` link is replaced, also by a rename. A kill at any
-instant leaves the old or the new. An artifact that its manifest no longer describes is refused.
+Files are written to a work folder on the same file system, digested, flushed with fsync, and moved
+into place with one rename. The link ``current`` is then replaced by another rename. A process that
+is killed at any time leaves the old or the new artifact, never a part. Opening an artifact whose
+files differ in size from its manifest raises :class:`ArtifactError`.
 """
 
 from tts_assets.core.artifacts.data_kinds import (

@@ -10,6 +10,8 @@ from tts_assets.core.artifacts.handle import Facts, Handle
 
 
 class CorpusFacts(Facts):
+    """``root`` and ``audio_pool`` are paths; audio files of rows are relative to one of them."""
+
     corpus: str
     root: str
     audio_pool: str
@@ -22,18 +24,20 @@ class CorpusFacts(Facts):
 
 
 class RawCorpusFacts(CorpusFacts):
-    entries: int = Field(description="what the reader found: utterances and set aside")
+    """Facts of a :class:`RawCorpus`."""
+
+    entries: int = Field(description="entries that the reader found: utterances and set aside")
 
 
 class RawCorpus(Handle):
-    """``utterances.parquet`` (a row an utterance), ``set_aside.jsonl``."""
+    """``utterances.parquet``, one row per utterance, and ``set_aside.jsonl``."""
 
     kind, facts_type = "raw_corpus", RawCorpusFacts
     facts: RawCorpusFacts
 
 
 class SegmentFacts(CorpusFacts):
-    """``seconds``: of all recordings, in clips (``kept``) and by the reason why not."""
+    """``seconds`` of all recordings: those in clips (``kept``), and the others by reason."""
 
     recordings: int
     recorded_hours: float
@@ -41,15 +45,19 @@ class SegmentFacts(CorpusFacts):
 
 
 class SpeechSegments(Handle):
-    """``utterances.parquet``, ``set_aside.jsonl``: of long recordings their clips, with
-    ``spans.parquet``, ``card.md`` and ``listening.ipynb``; of a corpus of utterances those of its
-    ``raw_corpus`` as they are."""
+    """``utterances.parquet`` and ``set_aside.jsonl``.
+
+    For long recordings, the rows are their clips, and there are also ``spans.parquet``, ``card.md``
+    and ``listening.ipynb``. For a corpus of utterances, the rows are those of ``raw_corpus``.
+    """
 
     kind, facts_type = "speech_segments", SegmentFacts
     facts: SegmentFacts
 
 
 class SampleFacts(Facts):
+    """``samples_in`` = ``kept`` + ``rejected``; ``reasons`` counts the rejected by reason."""
+
     corpus: str
     samples_in: int
     kept: int
@@ -61,42 +69,45 @@ class SampleFacts(Facts):
 
 
 class SampleManifest(Handle):
-    """``kept.jsonl``, ``rejected.jsonl`` (sample schema), ``listening.ipynb``."""
+    """``kept.jsonl`` and ``rejected.jsonl`` in the sample schema, and ``listening.ipynb``."""
 
     kind, facts_type = "filtered_samples", SampleFacts
     facts: SampleFacts
 
 
 class CodecFacts(Facts):
+    """``sample_rate`` in Hz, ``hop_length`` in samples per code, ``token_rate`` in codes per
+    second."""
+
     sample_rate: int
     hop_length: int
     token_rate: float
     codebook_size: int
     parameters: int
-    perplexity: float | None = Field(None, description="of the codes of the last steps' training")
-    dead_codes: int | None = Field(None, description="that did not occur in them")
+    perplexity: float | None = Field(None, description="of the codes in the last training steps")
+    dead_codes: int | None = Field(None, description="codes that did not occur in them")
 
 
 class CodecCheckpoint(Handle):
-    """``config.json`` and ``model.safetensors`` of a neural speech codec, with its recipe."""
+    """``config.json`` and ``model.safetensors`` of a neural speech codec, and its recipe."""
 
     kind, facts_type = "codec", CodecFacts
     facts: CodecFacts
 
 
 class DecoderFacts(Facts):
-    """``codec``: content digest of the codec whose codes it decodes."""
+    """``codec`` is the content digest of the codec whose codes this decoder decodes."""
 
     codec: str
     sample_rate: int
-    hop_length: int = Field(description="samples of one code")
+    hop_length: int = Field(description="samples per code")
     token_rate: float
     codebook_size: int
     parameters: int
 
 
 class CodecDecoder(Handle):
-    """``model.safetensors``, ``config.json`` and ``model_config.json`` of a decoder, with its
+    """``model.safetensors``, ``config.json``, ``model_config.json`` of a decoder, and its
     recipe."""
 
     kind, facts_type = "codec_decoder", DecoderFacts
@@ -104,7 +115,7 @@ class CodecDecoder(Handle):
 
 
 class CodecReportFacts(Facts):
-    """Of one codec, means over the clips; ``cents`` and ``voicing`` are errors of the pitch."""
+    """Means over the clips for one codec. ``cents`` and ``voicing`` are pitch errors."""
 
     clips: int
     versions: int
@@ -126,22 +137,22 @@ class CodecReportFacts(Facts):
 
 
 class CodecReport(Handle):
-    """``report.html``, ``report.json``, ``listening.ipynb`` and ``audio/<system>/<id>.flac``."""
+    """``report.html``, ``report.json``, ``listening.ipynb``, ``audio/<system>/<id>.flac``."""
 
     kind, facts_type = "codec_report", CodecReportFacts
     facts: CodecReportFacts
 
 
-CODE_TYPES = ("uint16", "int32")  # NumPy's names; the first holds a codebook of up to 65,536
+CODE_TYPES = ("uint16", "int32")  # NumPy's names; uint16 holds a codebook of up to 65,536 codes
 
 
 def code_dtype(codebook_size: int) -> str:
-    """The type in which codes are stored: the smaller one that holds the codebook."""
+    """The smaller of :data:`CODE_TYPES` that holds all codes of a codebook of this size."""
     return CODE_TYPES[0] if codebook_size <= 2**16 else CODE_TYPES[1]
 
 
 class CodeFacts(Facts):
-    """Which codec made some codes."""
+    """The codec that encoded the audio."""
 
     codec: str
     sample_rate: int
@@ -150,12 +161,17 @@ class CodeFacts(Facts):
 
     @property
     def dtype(self) -> str:
+        """NumPy's name of the type in which the codes are stored."""
         return code_dtype(self.codebook_size)
 
 
 class ShardFacts(CodeFacts):
-    """Of all clips some were ``encoded``, a share of these ``encoded_again`` alone, and others'
-    codes reused; ``padding`` is a share of the batches, the speed that of one rank."""
+    """``samples_in`` = ``samples`` + ``set_aside``; the codes of ``samples`` are ``encoded`` or
+    reused.
+
+    ``encoded_again`` is the share of ``encoded`` that was encoded a second time, alone;
+    ``padding`` the share of padding in the batches; ``audio_seconds_per_second`` of one rank.
+    """
 
     corpus: str
     shards: int
@@ -164,7 +180,7 @@ class ShardFacts(CodeFacts):
     set_aside: int
     codes: int
     hours: float
-    speakers: int = Field(0, description="0: not counted")
+    speakers: int = Field(0, description="0 if unknown")
     encoded: int = 0
     reused_codes: int = 0
     encoded_again: float = 0.0
@@ -180,6 +196,8 @@ class CodecShards(Handle):
 
 
 class ArrayFacts(CodeFacts):
+    """Samples and codes of both splits; ``hours`` of audio."""
+
     corpus: str
     train_samples: int
     val_samples: int
@@ -188,7 +206,8 @@ class ArrayFacts(CodeFacts):
     hours: float
     speakers: int
     membership: Literal["hash", "imported"] = Field(
-        "hash", description="who is validation: by the hash of the id, or as the arrays came"
+        "hash",
+        description="assignment to validation: by a hash of the id, or as imported",
     )
 
 
@@ -200,28 +219,32 @@ class CodeArrays(Handle):
 
 
 class InworldArrays(Handle):
-    """The same names as ``code_arrays`` in the layout of the reference trainer: headerless int32
-    codes."""
+    """The files of ``code_arrays`` in the layout of the reference trainer: int32, no header."""
 
     kind, facts_type = "inworld_arrays", ArrayFacts
     facts: ArrayFacts
 
 
 class TokenFacts(Facts):
+    """The number of text tokens for each tokenizer."""
+
     corpus: str
-    text_tokens: dict[str, int] = Field(description="by digest of the tokenizer")
+    text_tokens: dict[str, int] = Field(description="number of tokens by digest of the tokenizer")
 
 
 class TokenArrays(Handle):
-    """A folder for each tokenizer, by its digest: ``{train,val}_{text,later,description}_{ids,
-    index}.npy`` and, where asked for, ``{train,val}_pretraining_{codes,tokens}.npy``."""
+    """One folder per tokenizer, named by its digest.
+
+    Each has ``{train,val}_{text,later,description}_{ids,index}.npy`` and, if configured,
+    ``{train,val}_pretraining_{codes,tokens}.npy``.
+    """
 
     kind, facts_type = "token_arrays", TokenFacts
     facts: TokenFacts
 
 
 class TextFacts(Facts):
-    """Of ``lines`` all are ``train_samples``, ``val_samples`` or ``set_aside``."""
+    """``lines`` = ``train_samples`` + ``val_samples`` + ``set_aside``."""
 
     name: str
     licence: str
@@ -232,7 +255,8 @@ class TextFacts(Facts):
 
 
 class Texts(Handle):
-    """``{train,val}_samples.jsonl``: id and ``messages`` or ``text``; ``set_aside.jsonl``."""
+    """``{train,val}_samples.jsonl`` with id and ``messages`` or ``text``, and
+    ``set_aside.jsonl``."""
 
     kind, facts_type = "texts", TextFacts
     facts: TextFacts

@@ -1,4 +1,4 @@
-"""Files of artifacts: digests, flushing, and writing that leaves the old or the new."""
+"""Files of artifacts: digests, fsync, and atomic replacement."""
 
 from __future__ import annotations
 
@@ -14,20 +14,23 @@ from pathlib import Path
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 ASIDE = re.compile(r"\..+\.\d+\.\d+\.tmp")
-OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how polars and other Rust libraries name errno
-NEARLY_FULL = 1 << 20  # bytes left; soundfile and sqlite name no errno, and torch not always
+OS_ERROR = re.compile(r"\(os error (\d+)\)")  # errno in messages of polars and other Rust libraries
+NEARLY_FULL = 1 << 20  # bytes free; errors of soundfile, sqlite and sometimes torch have no errno
 
 
 class ArtifactError(RuntimeError):
-    """An artifact is missing, damaged, or does not fit: the message names it and the remedy."""
+    """An artifact is missing, damaged or of the wrong kind. The message has its path and a
+    remedy."""
 
 
 def sha256_file(path: Path) -> str:
+    """The SHA-256 of a file in hexadecimal digits."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def fsync(path: Path) -> None:
+    """Flush a file or a folder to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -36,7 +39,7 @@ def fsync(path: Path) -> None:
 
 
 def fsync_tree(root: Path) -> None:
-    """Flush every file and folder below ``root``: after the rename all of it is on the disk."""
+    """Flush every file and folder below ``root``, so that a later rename publishes whole files."""
     for path in sorted(root.rglob("*"), reverse=True):
         if path.is_file() or path.is_dir():
             fsync(path)
@@ -45,23 +48,27 @@ def fsync_tree(root: Path) -> None:
 
 @contextmanager
 def disk_full_named(folder: Path) -> Iterator[None]:
-    """Turn any error that a full disk below ``folder`` causes into one that says so."""
+    """Raise :class:`ArtifactError` instead of any error that a full disk below ``folder``
+    causes."""
     try:
         yield
     except Exception as error:
-        told = OS_ERROR.search(str(error))
-        number = int(told[1]) if told else getattr(error, "errno", None)
+        named = OS_ERROR.search(str(error))
+        number = int(named[1]) if named else getattr(error, "errno", None)
         if number not in NO_ROOM and shutil.disk_usage(folder).free >= NEARLY_FULL:
             raise
         raise ArtifactError(
-            f"no room left to write below {folder} ({error}); free some, or set project.storage "
-            "to a folder on another disk, and start again: nothing half-written was published"
+            f"no room left to write below {folder} ({error}); free some space, or set "
+            "project.storage to a folder on another disk, and start again: no partial result "
+            "was published"
         ) from error
 
 
 def remove_asides(root: Path) -> None:
-    """Remove what :func:`written_aside` left below ``root`` when its process was killed. For a
-    folder that nobody writes to any more."""
+    """Remove temporary files that :func:`written_aside` left below ``root`` in a killed process.
+
+    No process may be writing below ``root``.
+    """
     for path in sorted(root.rglob(".*.tmp")):
         if ASIDE.fullmatch(path.name):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -69,9 +76,10 @@ def remove_asides(root: Path) -> None:
 
 @contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside ``path``; rename it to ``path`` when the block succeeds.
+    """Yield a temporary path beside ``path``, and rename it to ``path`` when the block succeeds.
 
-    Works for a file or a folder. On an error nothing is left behind and ``path`` is untouched.
+    The block creates a file or a folder at the temporary path. It is flushed before the rename. If
+    the block raises, the temporary path is removed and ``path`` is unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_native_id()}.tmp")

@@ -1,4 +1,4 @@
-"""The manifest of an artifact, and the typed handle by which it is passed on."""
+"""The manifest of an artifact, and the typed handles that open it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ MANIFEST = "manifest.json"
 
 
 class FileEntry(Config):
+    """Size in bytes and SHA-256 of one file."""
+
     size: int
     sha256: str
 
 
 class InputRef(Config):
-    """What an artifact was made from: which asset, which content, where it lay."""
+    """One input of a build: its asset, partition, content digest and fingerprint."""
 
     asset: str
     partition: str
@@ -26,6 +28,8 @@ class InputRef(Config):
 
 
 class Manifest(Config):
+    """``manifest.json``: everything that determined the artifact, its facts and its files."""
+
     kind: str
     asset: str
     partition: str
@@ -42,11 +46,14 @@ class Manifest(Config):
 
 
 class Facts(Config):
-    """The typed numbers and names of an artifact that the next stage checks."""
+    """Base of the typed facts of an artifact: numbers and names that later stages read."""
 
 
 class Handle:
-    """A published artifact of one kind: its folder, its content digest and its typed facts."""
+    """A published artifact: its folder, its manifest and its typed facts.
+
+    A subclass for each kind sets ``kind`` and ``facts_type``, and is registered by its kind.
+    """
 
     kind: ClassVar[str]
     facts_type: ClassVar[type[Facts]]
@@ -62,20 +69,24 @@ class Handle:
 
     @property
     def content(self) -> str:
+        """The digest of the names and bytes of all files."""
         return self.manifest.content
 
     @property
     def asset(self) -> str:
+        """The asset key, its parts joined by ``/``."""
         return self.manifest.asset
 
     @property
     def partition(self) -> str:
+        """The partition key; ``all`` for an asset without partitions."""
         return self.manifest.partition
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.asset}[{self.partition}] {self.content[:12]})"
 
     def reference(self) -> InputRef:
+        """This artifact as an input in the manifest of another."""
         return InputRef(
             asset=self.asset,
             partition=self.partition,
@@ -85,7 +96,8 @@ class Handle:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Open an artifact folder of this kind; its files must exist in their recorded sizes."""
+        """Open an artifact of this kind. Raises :class:`ArtifactError` as :func:`open_artifact`
+        does, and for another kind."""
         handle = open_artifact(path)
         if not isinstance(handle, cls):
             raise ArtifactError(
@@ -94,7 +106,7 @@ class Handle:
         return handle
 
     def verify(self) -> None:
-        """Read every file again and compare its SHA-256 with the manifest."""
+        """Compare the SHA-256 of every file with the manifest; raises :class:`ArtifactError`."""
         for name, entry in self.manifest.files.items():
             if sha256_file(self.path / name) != entry.sha256:
                 raise ArtifactError(
@@ -104,7 +116,10 @@ class Handle:
 
 
 def readable(path: Path) -> Handle | None:
-    """An old artifact that nothing depends on; None if somebody is deleting it, or has."""
+    """The artifact at ``path``, or None if it is incomplete, for example while it is deleted.
+
+    For old artifacts only, which nothing depends on.
+    """
     try:
         return open_artifact(path)
     except ArtifactError:
@@ -112,7 +127,11 @@ def readable(path: Path) -> Handle | None:
 
 
 def open_artifact(path: Path) -> Handle:
-    """Open whatever kind of artifact lies at ``path`` as its typed handle."""
+    """Open the artifact at ``path`` as the handle of its kind.
+
+    Raises :class:`ArtifactError` if there is no valid manifest, or if a file is missing or differs
+    in size from it. File contents are not read; :meth:`Handle.verify` does that.
+    """
     try:
         manifest = Manifest.from_json(path / MANIFEST)
     except ValueError as error:

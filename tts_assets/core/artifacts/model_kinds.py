@@ -10,14 +10,16 @@ from tts_assets.core.artifacts.handle import Facts, Handle
 
 
 class CheckpointFacts(Facts):
+    """Facts of an SFT or RLHF checkpoint. Losses are in nats per token."""
+
     stage: str
     recipe: str
     steps: int
     tokens: int
-    train_loss: float | None  # none of a base that was not trained
+    train_loss: float | None  # None for a base model that was not trained here
     val_loss: float | None = None  # of SFT
-    reward: float | None = None  # of RLHF: the mean over the last rollouts
-    tokens_per_second: float | None = None  # of SFT, the median over the steps
+    reward: float | None = None  # of RLHF: mean over the last rollouts
+    tokens_per_second: float | None = None  # of SFT: median over the steps
     parameters: int
     vocabulary: str
     codec: str
@@ -34,10 +36,11 @@ class Checkpoint(Handle):
 
 
 class Agreement(Facts):
-    """What comparing a serving model with the trainer's checkpoint gave.
+    """Result of the comparison of a serving model with the checkpoint of the trainer.
 
-    ``tokens`` compared, how many differ, and the largest difference of a log-probability. A token
-    that differs where the two best are closer than ``tolerance`` is a tie, not counted.
+    ``tokens`` is the number of compared tokens, ``largest_difference`` that of a log-probability.
+    A token differs only if its log-probability and the best one differ by more than ``tolerance``;
+    otherwise it is a tie.
     """
 
     prompts_equal: bool
@@ -48,6 +51,7 @@ class Agreement(Facts):
 
     @property
     def holds(self) -> bool:
+        """Whether prompts and all tokens agree, with at least one token compared."""
         return (
             self.prompts_equal
             and self.tokens > 0
@@ -57,6 +61,8 @@ class Agreement(Facts):
 
 
 class ServingFacts(Facts):
+    """Facts of a serving model. ``codec_path`` is a path on this machine."""
+
     recipe: str
     stage: str
     parameters: int
@@ -70,15 +76,17 @@ class ServingFacts(Facts):
 
 
 class ServingModel(Handle):
-    """A Hugging Face model folder with ``serving.json`` (codec, voices) and a model card."""
+    """A Hugging Face model folder with ``serving.json`` (codec and voices) and a model card."""
 
     kind, facts_type = "serving_model", ServingFacts
     facts: ServingFacts
 
 
 class SpeakerEncoderFacts(Facts):
-    """What it was trained on is 0 where it was not trained here; ``test_eer`` is of a few trials,
-    the ``speaker_report`` has the rest."""
+    """Counts of training data are 0 for an encoder that was not trained here.
+
+    ``test_eer`` is the equal error rate on a few trials; ``speaker_report`` has all metrics.
+    """
 
     parameters: int
     embedding: int
@@ -93,15 +101,18 @@ class SpeakerEncoderFacts(Facts):
 
 
 class SpeakerEncoderCheckpoint(Handle):
-    """``model.safetensors`` and ``config.json``; of a trained one ``examples.json``, ``examples/``
-    and ``check.py``, which compares, and ``set_aside.jsonl``."""
+    """``model.safetensors`` and ``config.json``.
+
+    A trained encoder also has ``set_aside.jsonl``, and ``examples.json``, ``examples/`` and
+    ``check.py``, which compares embeddings of the examples with the recorded ones.
+    """
 
     kind, facts_type = "speaker_encoder", SpeakerEncoderFacts
     facts: SpeakerEncoderFacts
 
 
 class SpeakerReportFacts(Facts):
-    """Errors are fractions; ``beside`` names the encoder that the same trials were given."""
+    """Error rates are fractions. ``beside`` is another encoder that ran on the same trials."""
 
     eer: float
     min_dcf: float
@@ -116,14 +127,14 @@ class SpeakerReportFacts(Facts):
 
 class SpeakerReport(Handle):
     """``report.md``, ``report.json``, ``trials.txt``, ``scores.parquet``, ``voices.parquet``,
-    ``confusion.csv`` and the pictures."""
+    ``confusion.csv`` and the plots."""
 
     kind, facts_type = "speaker_report", SpeakerReportFacts
     facts: SpeakerReportFacts
 
 
 class SpeakerPurityFacts(Facts):
-    """``similarity``: the mean of each utterance's to its speaker's others."""
+    """``similarity``: mean cosine similarity of an utterance to the others of its speaker."""
 
     utterances: int
     set_aside: int
@@ -133,26 +144,30 @@ class SpeakerPurityFacts(Facts):
 
 
 class SpeakerPurity(Handle):
-    """``purity.parquet``, a row an utterance with speech, and ``set_aside.jsonl``."""
+    """``purity.parquet``, one row per utterance with speech, and ``set_aside.jsonl``."""
 
     kind, facts_type = "speaker_purity", SpeakerPurityFacts
     facts: SpeakerPurityFacts
 
 
 class SuiteFacts(Facts):
+    """The number of texts, in all and by category."""
+
     texts: int
     categories: dict[str, int]
 
 
 class EvaluationSuite(Handle):
-    """``suite.jsonl``: id, category and text of everything a model is asked to say; ``wavs/``:
-    voice prompts and recordings that it names."""
+    """``suite.jsonl`` with id, category and text of each utterance to synthesize, and ``wavs/``
+    with the voice prompts and recordings that it refers to."""
 
     kind, facts_type = "evaluation_suite", SuiteFacts
     facts: SuiteFacts
 
 
 class ReportFacts(Facts):
+    """WER and similarity of one recipe on one suite; WER is a fraction."""
+
     recipe: str
     suite: str = "main"
     texts: int
@@ -161,20 +176,24 @@ class ReportFacts(Facts):
     dnsmos_p808: float | None = None
     speaker_similarity: float | None = None
     metrics: dict[str, float] = Field(
-        default_factory=dict, description="every total, with _low and _high of its 95 % interval"
+        default_factory=dict,
+        description="totals of all metrics; _low and _high bound 95 % intervals",
     )
 
 
 class Report(Handle):
-    """``report.html``, ``report.json``, ``samples.jsonl``, ``audio/``, ``listening.ipynb``; with
-    other temperatures ``temperatures.jsonl``."""
+    """``report.html``, ``report.json``, ``samples.jsonl``, ``audio/`` and ``listening.ipynb``.
+
+    With several temperatures also ``temperatures.jsonl``.
+    """
 
     kind, facts_type = "report", ReportFacts
     facts: ReportFacts
 
 
 class ExternalModelFacts(Facts):
-    """``losses``: the last that its trainer told, by coqui's names; ``hours`` of training clips."""
+    """``losses`` are the last ones of its trainer under coqui's names; ``hours`` of training
+    clips."""
 
     family: str
     recipe: str
@@ -188,15 +207,15 @@ class ExternalModelFacts(Facts):
 
 
 class ExternalModel(Handle):
-    """A model of another family: ``config.json`` and safetensors, ``metrics.jsonl``,
-    ``set_aside.jsonl``; where it clones, ``voices/``."""
+    """A model trained by coqui-tts: ``config.json``, safetensors, ``metrics.jsonl`` and
+    ``set_aside.jsonl``; ``voices/`` if it clones voices."""
 
     kind, facts_type = "family_model", ExternalModelFacts
     facts: ExternalModelFacts
 
 
 class SynthesizedSuiteFacts(Facts):
-    """``silent``: of all ``syntheses`` those in which nothing was said."""
+    """``silent`` counts those of ``syntheses`` without speech."""
 
     recipe: str
     suite: str
@@ -206,27 +225,29 @@ class SynthesizedSuiteFacts(Facts):
 
 
 class SynthesizedSuite(Handle):
-    """``spoken.jsonl`` and ``audio/``: a suite as a model of another family says it."""
+    """``spoken.jsonl`` and ``audio/``: a suite synthesized by an external model."""
 
     kind, facts_type = "spoken", SynthesizedSuiteFacts
     facts: SynthesizedSuiteFacts
 
 
 class ExternalModelsFacts(Facts):
+    """The number of recipes in the table, and of those trained and reported."""
+
     recipes: int
     trained: int
     reported: int
 
 
 class ExternalModelsTable(Handle):
-    """``families.md`` and ``families.json``: a row a recipe of any family."""
+    """``families.md`` and ``families.json``: one row per recipe, of the project and external."""
 
     kind, facts_type = "families_table", ExternalModelsFacts
     facts: ExternalModelsFacts
 
 
 class ComparisonFacts(Facts):
-    """``baseline`` is the first of the models, ``candidate`` the last."""
+    """``baseline`` is the first model, ``candidate`` the last. WERs are fractions."""
 
     baseline: str
     candidate: str
@@ -238,9 +259,9 @@ class ComparisonFacts(Facts):
 
 
 class Comparison(Handle):
-    """``comparison.html``, ``comparison.json``, ``summary.md`` and ``listening.ipynb`` of two
-    models or more; ``blind.html``, a blind test of them, and ``blind_key.json``, who is who in
-    it."""
+    """``comparison.html``, ``comparison.json``, ``summary.md`` and ``listening.ipynb`` of two or
+    more models; ``blind.html``, a blind test, and ``blind_key.json``, which maps its trials to
+    models."""
 
     kind, facts_type = "comparison", ComparisonFacts
     facts: ComparisonFacts
@@ -250,8 +271,12 @@ PromotionEvent = Literal["first", "promoted", "by hand", "rolled back"]
 
 
 class PromotedFacts(Facts):
-    """``model``: content of the serving model that serves since ``when`` (UTC); ``previous``: the
-    fingerprint of the change before; ``left``: content of the model that was rolled back from."""
+    """One promotion. ``model`` is the content digest of the promoted serving model, ``when`` in
+    UTC.
+
+    ``previous`` is the fingerprint of the promotion before, ``left`` the content digest of the
+    model that a rollback replaced.
+    """
 
     voice: str
     recipe: str
@@ -264,7 +289,7 @@ class PromotedFacts(Facts):
 
 
 class Promoted(Handle):
-    """A serving model's folder with ``promotion.json``: what speaks for a voice."""
+    """The promoted model of a voice: the folder of a serving model, and ``promotion.json``."""
 
     kind, facts_type = "promoted", PromotedFacts
     facts: PromotedFacts

