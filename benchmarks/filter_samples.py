@@ -1,11 +1,11 @@
-"""Filtering a million samples: the filter program against a plain Python loop over the lines.
+"""Filtering a million samples: the filter program against a plain Python loop.
 
     python benchmarks/filter_samples.py [--samples 1000000] [--rounds 3]
 
-writes seeded samples (texts of ``examples/corpora``, one to three a sample), filters them in child
-processes of either kind, in turns, and compares what they kept, rejected and why. Time is of the
-filtering alone, without starting Python; memory is the peak of the child's resident memory, which
-counts the pages of the input file that it maps.
+writes seeded samples (one to three texts of ``examples/corpora`` each) and filters them with both
+implementations in alternating child processes. The kept and rejected lines must be equal. The time
+is that of the filtering alone, without the start of Python. The memory is the peak resident memory
+of the child, which includes mapped pages of the input file.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from tts_assets.corpora.config import FilterConfig, FilterProgram, TextConfig
+from tts_assets.corpora.filters import MAX_CHARACTERS_PER_SECOND
 
 CORPUS = Path(__file__).resolve().parents[1] / "examples/corpora/asterisk_en/samples.jsonl"
 FILTERS = FilterConfig(
@@ -47,6 +48,7 @@ DEFAULTS: dict[str, Any] = {
 
 
 def write_input(path: Path, count: int) -> None:
+    """Write ``count`` random samples."""
     prompts = [json.loads(line) for line in CORPUS.read_text().splitlines()]
     texts = [prompt["transcript"] for prompt in prompts]
     draw = random.Random(0)
@@ -67,10 +69,10 @@ def write_input(path: Path, count: int) -> None:
 
 
 def plain_loop(program: FilterProgram, result: Path) -> None:
-    """What one would write first: a line in, a line out."""
+    """The plain implementation: one line at a time."""
     from tts_assets.corpora.text import is_spoken, normalize
 
-    def spoken(text: str, language: str) -> str:
+    def normalized(text: str, language: str) -> str:
         if program.text.normalizer == "none":
             return text if is_spoken(text) else ""
         return normalize(text, language)
@@ -83,16 +85,16 @@ def plain_loop(program: FilterProgram, result: Path) -> None:
     ):
         for line in lines:
             sample = {**DEFAULTS, **json.loads(line)}
-            why = reject(sample, config, spoken)
-            if why is None:
+            rejection = reject(sample, config, normalized)
+            if rejection is None:
                 kept.write(json.dumps(sample, ensure_ascii=False) + "\n")
             else:
-                figures = dict(zip(("reason", "value", "limit"), why, strict=True))
+                figures = dict(zip(("reason", "value", "limit"), rejection, strict=True))
                 rejected.write(json.dumps({**sample, **figures}, ensure_ascii=False) + "\n")
 
 
-def reject(sample: dict[str, Any], config: FilterConfig, spoken: Any) -> tuple[Any, ...] | None:
-    """Reason, value and limit; the transcript is normalized on the way."""
+def reject(sample: dict[str, Any], config: FilterConfig, normalized: Any) -> tuple[Any, ...] | None:
+    """Reason, value and limit of a rejection, or None. Normalizes the transcript."""
     text, language, duration = sample["transcript"], sample["language"], sample["duration"]
     if not text.strip():
         return "empty transcript", None, None
@@ -101,7 +103,7 @@ def reject(sample: dict[str, Any], config: FilterConfig, spoken: Any) -> tuple[A
         return "language not allowed", language, ", ".join(allowed)
     if duration > config.max_duration:
         return "too long", duration, config.max_duration
-    sample["transcript"] = spoken(text, language)
+    sample["transcript"] = normalized(text, language)
     if sample["transcript"] != text:
         sample["original_data"]["text"] = text
     if not sample["transcript"]:
@@ -114,20 +116,22 @@ def reject(sample: dict[str, Any], config: FilterConfig, spoken: Any) -> tuple[A
     if duration < config.min_duration:
         return "too short", duration, config.min_duration
     rate = len(sample["transcript"]) / duration
-    assert config.max_characters_per_second and config.min_characters_per_second
-    if rate > config.max_characters_per_second:
-        return "more text than speech", rate, config.max_characters_per_second
+    assert config.min_characters_per_second
+    if rate > MAX_CHARACTERS_PER_SECOND:
+        return "more text than speech", rate, MAX_CHARACTERS_PER_SECOND
     if rate < config.min_characters_per_second:
         return "more speech than text", rate, config.min_characters_per_second
     return None
 
 
 def child(kind: str, path: Path) -> None:
-    """Filter in this process; the last line on stdout is the seconds that it took."""
+    """Filter in this process; the last line on stdout is the time in seconds."""
     program = FilterProgram.from_json(path)
     result = program.run_dir / "result"
     result.mkdir(parents=True, exist_ok=True)
-    from tts_assets.corpora.filter import filter_files  # imported by both: the same start
+    from tts_assets.corpora.filter import (
+        filter_files,
+    )  # imported by both, so that they start equally
 
     started = time.perf_counter()
     if kind == "plain":
@@ -138,7 +142,7 @@ def child(kind: str, path: Path) -> None:
 
 
 def measure(kind: str, path: Path) -> tuple[float, float, float]:
-    """Seconds, CPU seconds (the start included), and peak resident megabytes of a child."""
+    """Seconds, CPU seconds (with the start), and peak resident megabytes of a child."""
     command = [sys.executable, __file__, "--child", kind, "--config", str(path)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -150,7 +154,7 @@ def measure(kind: str, path: Path) -> tuple[float, float, float]:
 
 
 def same(one: Path, other: Path) -> int:
-    """How many lines two runs have written, all with the same content; raises if they differ."""
+    """The number of lines of two runs. Raises SystemExit if their content differs."""
     lines = 0
     for name in ("kept.jsonl", "rejected.jsonl"):
         with (one / name).open() as first, (other / name).open() as second:
@@ -162,6 +166,7 @@ def same(one: Path, other: Path) -> int:
 
 
 def main() -> None:
+    """Parse the command line; run the benchmark or one child."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--samples", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=3)
@@ -177,6 +182,7 @@ def main() -> None:
 
 
 def compare(folder: Path, count: int, rounds: int) -> None:
+    """Run both implementations and print a Markdown table."""
     source = folder / "samples.jsonl"
     write_input(source, count)
     cores = len(os.sched_getaffinity(0))

@@ -27,7 +27,7 @@ from sensors.corpora import build_corpora_sensors
 from tts_assets.core.artifacts import ArtifactStore
 from tts_assets.corpora.config import DiscoveryConfig
 from tts_assets.corpora.discovery import Corpora
-from tts_assets.corpora.watch import Look, Seen
+from tts_assets.corpora.watch import Scan, Seen
 
 SOURCE = Path(__file__).resolve().parents[1] / "examples/corpora/asterisk_en/audio"
 CLIP_BYTES, FOLDER_FILES, REPEATS = 4000, 1000, 5
@@ -75,9 +75,9 @@ def measure(folder: Path, files: int) -> None:
     corpora = Corpora({}, DiscoveryConfig(root=Path("corpora"), language="en"), folder)
     root, store = folder / "corpora" / NAME, ArtifactStore(folder / "storage")
     lay_out(root, files)
-    look = Look.begin(corpora(NAME))
-    look.folder(root)
-    Seen(look.digest).record(store, NAME)  # as raw_corpus does
+    scan = Scan.begin(corpora(NAME))
+    scan.folder(root)
+    Seen(scan.digest).record(store, NAME)  # as raw_corpus does
     sensors = build_corpora_sensors(corpora, [], store.root)
     (sensor,) = (each for each in sensors if each.name == "changed_corpora")
     with DagsterInstance.ephemeral() as instance:

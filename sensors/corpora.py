@@ -25,7 +25,7 @@ from dagster import (
 
 from tts_assets.core.artifacts import ArtifactStore
 from tts_assets.corpora.discovery import Corpora
-from tts_assets.corpora.watch import Watch, obstacle
+from tts_assets.corpora.watch import Watch, access_problem
 from tts_assets.orchestration.partitions import corpus_partitions
 
 LOOK_SECONDS = 20.0  # a tick: Dagster ends one after 60 s, and what it found with it
@@ -72,7 +72,7 @@ def build_corpora_sensors(
     )
     def changed_corpora(context: SensorEvaluationContext) -> SensorResult:
         found, _ = corpora.find()
-        hidden = {name: why for name, corpus in found.items() if (why := obstacle(corpus))}
+        hidden = {name: why for name, corpus in found.items() if (why := access_problem(corpus))}
         in_sight = {name: found[name] for name in found if name not in hidden}
         watch = Watch.load(context.cursor)
         changed = watch.round(in_sight, ArtifactStore(storage), LOOK_SECONDS)

@@ -114,7 +114,7 @@ def test_a_recipe_may_name_a_discovered_corpus(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=f"nor does {tmp_path / 'voice'} exist.*put its folder"):
         load(overrides)
     (tmp_path / "voice").mkdir()
-    with pytest.raises(ConfigError, match="'voice': its layout is none that is recognized"):
+    with pytest.raises(ConfigError, match="'voice': its layout is not recognized"):
         load(overrides)
     (tmp_path / "voice" / "samples.jsonl").write_text("")
     assert "voice" in load(overrides).sft["announcer"].corpora
@@ -122,7 +122,9 @@ def test_a_recipe_may_name_a_discovered_corpus(tmp_path: Path) -> None:
 
 def test_a_declared_name_that_cannot_be_a_partition_is_refused() -> None:
     corpus = {"path": ".", "reader": "folder", "language": "en"}
-    with pytest.raises(ConfigError, match=r"cannot name a corpus.*for example 'my_voice'"):
+    with pytest.raises(
+        ConfigError, match=r"is not a valid name of a corpus.*for example 'my_voice'"
+    ):
         load({"corpora": {"my voice": corpus}})
 
 

@@ -77,7 +77,7 @@ def checks(result: ExecuteInProcessResult) -> dict[str, bool]:
     return {check.check_name: check.passed for check in result.get_asset_check_evaluations()}
 
 
-def test_a_run_accounts_for_every_clip_and_shows_them(
+def test_a_run_accounts_for_every_clip_in_its_metadata(
     instance: DagsterInstance, store: ArtifactStore, corpus: Path
 ) -> None:
     (corpus / "audio" / "silent.wav").write_bytes(b"")
@@ -103,7 +103,7 @@ def test_a_run_accounts_for_every_clip_and_shows_them(
     assert notebook.read_text().count("data:audio/flac;base64,") == min(kept, 8) + min(rejected, 4)
 
 
-def test_the_catalog_shows_the_columns_that_the_files_have(
+def test_column_schemas_match_the_files(
     instance: DagsterInstance, store: ArtifactStore, corpus: Path
 ) -> None:
     result = run(instance, store, corpus)
@@ -139,7 +139,7 @@ def test_samples_are_ready_for_training(
     assert {sample.original_data["key"] for sample in samples} >= {"digits/1", "demo-nomatch"}
 
 
-def test_what_was_only_touched_makes_nothing_stale_and_what_changed_does(
+def test_touched_files_are_reused_and_changed_files_are_not(
     instance: DagsterInstance, store: ArtifactStore, corpus: Path
 ) -> None:
     assert reused(run(instance, store, corpus)) == [False, False, False]
@@ -167,7 +167,7 @@ def test_what_was_only_touched_makes_nothing_stale_and_what_changed_does(
     assert len(ids[0] - ids[1]) == len(ids[1] - ids[0]) == 1
 
 
-def test_an_index_that_lost_an_entry_stops_the_run(
+def test_a_lost_entry_fails_the_run(
     instance: DagsterInstance, store: ArtifactStore, corpus: Path
 ) -> None:
     assert run(instance, store, corpus).success
@@ -180,14 +180,14 @@ def test_an_index_that_lost_an_entry_stops_the_run(
     assert checks(result) == {"every_entry_is_accounted_for": False}
 
 
-def test_other_filters_leave_the_index_alone(
+def test_other_filters_reuse_the_index(
     instance: DagsterInstance, store: ArtifactStore, corpus: Path
 ) -> None:
     assert run(instance, store, corpus).success
     assert reused(run(instance, store, corpus, FilterConfig(max_duration=3))) == [True, True, False]
 
 
-def test_another_whisper_in_the_same_folder_filters_again(
+def test_another_whisper_model_in_the_same_folder_filters_again(
     instance: DagsterInstance, store: ArtifactStore, corpus: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "whisper"
@@ -201,7 +201,7 @@ def test_another_whisper_in_the_same_folder_filters_again(
 
 
 @pytest.mark.slow
-def test_metrics_are_measured_by_launched_ranks_and_decide(
+def test_launched_ranks_measure_metrics_for_the_filters(
     instance: DagsterInstance, store: ArtifactStore, corpus: Path
 ) -> None:
     filters = FilterConfig(min_p808=3.5, measure=("snr", "silence"))
@@ -233,10 +233,10 @@ def digests(handle: Handle) -> dict[str, str]:
     return {name: entry.sha256 for name, entry in handle.manifest.files.items()}
 
 
-def test_what_the_corpus_says_of_a_sample_is_kept(
+def test_sample_fields_of_the_corpus_are_kept(
     instance: DagsterInstance, store: ArtifactStore, corpus: Path
 ) -> None:
-    """Also where a corpus is itself a result: nothing is told twice."""
+    """This holds for a corpus that is itself a result; no field occurs twice."""
     assert run(instance, store, corpus).success
     first = store.current("filtered_samples", CORPUS)
     kept = [json.loads(line) for line in (first.path / "kept.jsonl").open()]
@@ -254,7 +254,7 @@ def test_what_the_corpus_says_of_a_sample_is_kept(
         assert line.count('"audio_sha256"') == 1
 
 
-def test_a_corpus_has_filters_of_its_own(
+def test_a_corpus_overrides_filters(
     instance: DagsterInstance, store: ArtifactStore, corpus: Path
 ) -> None:
     assert run(instance, store, corpus).success
@@ -265,7 +265,7 @@ def test_a_corpus_has_filters_of_its_own(
     assert event.metadata["reasons/too long"].value > 0
 
 
-def test_a_corpus_of_which_nothing_is_left_stops_the_run(
+def test_a_corpus_without_kept_samples_fails_the_run(
     instance: DagsterInstance, store: ArtifactStore, corpus: Path
 ) -> None:
     result = run(instance, store, corpus, FilterConfig(allowed_languages=("de",)))

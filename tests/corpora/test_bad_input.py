@@ -1,4 +1,4 @@
-"""Bad input, one thing at a time, beside a corpus of 13 good clips: it is set aside by name, with
+"""Bad input, one kind at a time, beside a corpus of 13 good clips: it is set aside with
 what would help, and the 13 are indexed."""
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def sample(wav_path: str, **fields: Any) -> bytes:
 
 
 def only_record(corpus: Path, out: Path) -> SetAside:
-    """What was set aside beside the good clips."""
+    """The one record that was set aside beside the good clips."""
     rows, (record,) = index(corpus, out)
     assert len(rows) == GOOD
     return record
@@ -138,7 +138,7 @@ def test_bad_lines(corpus: Path, tmp_path: Path, reason: str) -> None:
     assert remedy in record.detail
 
 
-def test_a_missing_text_is_left_to_the_filters(corpus: Path, tmp_path: Path) -> None:
+def test_a_missing_text_is_rejected_by_the_filters(corpus: Path, tmp_path: Path) -> None:
     path = corpus / "samples.jsonl"
     first, *others = [json.loads(line) for line in path.read_text().splitlines()]
     del first["transcript"]
@@ -155,7 +155,7 @@ def rejections(rows: pl.DataFrame) -> list[str]:
     return reasons.drop_nulls().to_list()
 
 
-def test_bom_and_crlf_are_no_part_of_the_text(corpus: Path, tmp_path: Path) -> None:
+def test_bom_and_crlf_are_removed(corpus: Path, tmp_path: Path) -> None:
     index(corpus, tmp_path / "plain")
     path = corpus / "samples.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
@@ -166,7 +166,7 @@ def test_bom_and_crlf_are_no_part_of_the_text(corpus: Path, tmp_path: Path) -> N
         ).read_bytes()
 
 
-def test_ids_come_from_content_whatever_a_line_says(corpus: Path, tmp_path: Path) -> None:
+def test_ids_come_from_the_audio(corpus: Path, tmp_path: Path) -> None:
     path = corpus / "samples.jsonl"
     lines = [json.loads(line) | {"id": "same"} for line in path.read_text().splitlines()]
     write(path, "".join(json.dumps(each) + "\n" for each in lines))
@@ -185,7 +185,7 @@ def test_the_same_audio_twice(corpus: Path, tmp_path: Path) -> None:
 def test_eight_channels_half_an_hour_and_five_milliseconds_are_indexed(
     corpus: Path, tmp_path: Path, speech: np.ndarray
 ) -> None:
-    """They are sound audio; what is too long or too short is the filters' to say."""
+    """They are valid audio; the filters reject clips by duration."""
     soundfile.write(corpus / "eight.wav", np.stack([speech] * 8, axis=1), RATE)
     half_hour = np.resize(speech, 30 * 60 * 8000)
     soundfile.write(corpus / "long.flac", half_hour, 8000)
@@ -200,8 +200,8 @@ def test_eight_channels_half_an_hour_and_five_milliseconds_are_indexed(
 
 
 @pytest.mark.parametrize("link", ["a.wav", "folder"])
-def test_links_that_lead_out_of_the_corpus(clips: Path, tmp_path: Path, link: str) -> None:
-    """In a line, and in a folder that is searched."""
+def test_links_out_of_the_corpus_are_set_aside(clips: Path, tmp_path: Path, link: str) -> None:
+    """In a line, and in a folder that is walked."""
     put(clips / "audio" / "demo-nomatch.g722", tmp_path / "out.wav" / "b.wav")
     for number in range(1, 4):
         put(clips / "audio" / "digits" / f"{number}.g722", tmp_path / "c" / f"{number}.wav")
@@ -218,7 +218,7 @@ def test_links_that_lead_out_of_the_corpus(clips: Path, tmp_path: Path, link: st
     assert (record.what, record.reason) == ("samples.jsonl:1", "path outside the corpus")
 
 
-def test_links_that_stay_inside_are_followed(clips: Path, tmp_path: Path) -> None:
+def test_links_inside_the_corpus_are_followed(clips: Path, tmp_path: Path) -> None:
     put(clips / "audio" / "demo-nomatch.g722", tmp_path / "c" / "store" / "b.wav")
     (tmp_path / "c" / "by speaker").mkdir()
     (tmp_path / "c" / "by speaker" / "a.wav").symlink_to("../store/b.wav")
@@ -236,7 +236,7 @@ def test_a_file_name_that_is_not_utf8(clips: Path, tmp_path: Path) -> None:
     assert (len(rows), record.what, record.reason) == (1, "\\udce9.wav", "not Unicode")
 
 
-def test_a_file_name_of_two_lines(clips: Path, tmp_path: Path) -> None:
+def test_a_file_name_with_a_newline(clips: Path, tmp_path: Path) -> None:
     put(clips / "audio" / "demo-nomatch.g722", tmp_path / "c" / "a.wav")
     (tmp_path / "c" / "a\u2028b\n.wav").write_bytes(b"")
     _, (record,) = index(tmp_path / "c", tmp_path / "out", "recordings")
@@ -245,13 +245,13 @@ def test_a_file_name_of_two_lines(clips: Path, tmp_path: Path) -> None:
 
 @pytest.fixture
 def open_folder() -> Iterator[Path]:
-    """A folder that everybody may enter and write; pytest's own are the user's alone."""
+    """A folder that all users may enter and write, unlike those of pytest."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
         Path(name).chmod(0o777)
         yield Path(name)
 
 
-def test_what_must_not_be_read(clips: Path, open_folder: Path) -> None:
+def test_unreadable_files_are_set_aside(clips: Path, open_folder: Path) -> None:
     root = open_folder / "c"
     for name in ("1", "2", "3", "shut/4"):
         put(clips / "audio" / "digits" / f"{name[-1]}.g722", root / f"{name}.wav")
@@ -270,7 +270,7 @@ def test_what_must_not_be_read(clips: Path, open_folder: Path) -> None:
     assert sorted(rows["audio"]) == ["1.wav", "2.wav"]
 
 
-def test_one_chapter_that_must_not_be_read(clips: Path, open_folder: Path) -> None:
+def test_an_unreadable_chapter_is_set_aside(clips: Path, open_folder: Path) -> None:
     for chapter in ("1", "2"):
         put(
             clips / "audio/digits" / f"{chapter}.g722",
@@ -284,7 +284,7 @@ def test_one_chapter_that_must_not_be_read(clips: Path, open_folder: Path) -> No
     assert (record.what, record.reason) == ("9/2/9-2.trans.txt", "no permission to read")
 
 
-def test_a_list_that_must_not_be_read_is_no_corpus(clips: Path, open_folder: Path) -> None:
+def test_an_unreadable_list_is_an_error(clips: Path, open_folder: Path) -> None:
     shutil.copyfile(clips / "samples.jsonl", open_folder / "samples.jsonl")
     (open_folder / "samples.jsonl").chmod(0)
     with without_privileges(), pytest.raises(ConfigError, match="Permission denied"):
@@ -293,7 +293,7 @@ def test_a_list_that_must_not_be_read_is_no_corpus(clips: Path, open_folder: Pat
 
 def test_a_folder_where_a_list_is_expected(tmp_path: Path) -> None:
     (tmp_path / "samples.jsonl").mkdir()
-    with pytest.raises(ConfigError, match="mend path or reader"):
+    with pytest.raises(ConfigError, match="correct path or reader"):
         index(tmp_path, tmp_path / "out")
 
 
@@ -322,7 +322,7 @@ def short_files(folder: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("no_room", [full_disk, short_files])
-def test_no_room_left(clips: Path, tmp_path: Path, no_room: Any) -> None:
+def test_a_full_disk(clips: Path, tmp_path: Path, no_room: Any) -> None:
     """Audio is extracted until the disk is full: no artifact appears, and with room it does."""
     audio = []
     for path in sorted(clips.rglob("*.g722")):

@@ -1,4 +1,4 @@
-"""By whose leave a voice is published: asked of all corpora that a recipe's voice is from."""
+"""Consent is required from all corpora of a recipe before its model is published."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ ANN = Consent(who="Ann", purpose="the audio guide", until=date(2026, 11, 21), ba
 NEW = {"path": "new", "reader": "folder", "language": "en"}
 
 
-def test_consent_holds_to_its_last_day() -> None:
+def test_consent_is_valid_until_its_last_day() -> None:
     agreed = {"guide": ANN, "robot": "synthetic"}
     assert check_consents(agreed, "no", TODAY) == agreed
     with pytest.raises(ConsentError, match=r"consent of Ann \(corpora.guide\) ended on 2026-11-21"):
         check_consents(agreed, "no", date(2026, 11, 22))
 
 
-def test_silence_is_no_consent() -> None:
+def test_missing_consent_is_refused() -> None:
     with pytest.raises(
         ConsentError, match=r"serving/x is not published: corpora.guide .*consent ="
     ):
@@ -36,13 +36,13 @@ def test_consent_in_words() -> None:
 
 
 @pytest.mark.parametrize("consent", [{"who": "Ann"}, {"who": "A\nnn", "purpose": "x"}, "yes", {}])
-def test_half_a_consent_is_refused(consent: Any) -> None:
+def test_incomplete_consent_is_refused(consent: Any) -> None:
     with pytest.raises(ConfigError, match="consent"):
         load_settings(overrides={"corpora": {"new": NEW | {"consent": consent}}}, environment={})
 
 
-def test_recipes_need_the_consent_of_those_before_them(tmp_path: Path) -> None:
-    """The second voice speaks like the first, too; an aligned one like the clips it follows."""
+def test_recipes_need_the_consent_of_their_base_recipes(tmp_path: Path) -> None:
+    """A fine-tuned voice needs the consent of its base; an aligned voice that of its prompts."""
     corpus = NEW | {"path": str(tmp_path)}
     base = {"recipe": "announcer"}
     settings = load_settings(

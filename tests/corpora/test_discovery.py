@@ -1,4 +1,4 @@
-"""Corpora under a root: recognized by their files or said by ``corpus.toml``, or named as none."""
+"""Discovery: layouts are recognized or declared in ``corpus.toml``, and problems are reported."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ def clip(clips: Path) -> Path:
     return clips / "audio" / "digits" / "1.g722"
 
 
-def corpora(root: Path, declared: dict[str, CorpusConfig] | None = None, **said: str) -> Corpora:
-    discovery = DiscoveryConfig(root=Path("corpora"), **{"language": "en", **said})
+def corpora(
+    root: Path, declared: dict[str, CorpusConfig] | None = None, **defaults: str
+) -> Corpora:
+    discovery = DiscoveryConfig(root=Path("corpora"), **{"language": "en", **defaults})
     return Corpora(declared or {}, discovery, root)
 
 
@@ -87,7 +89,7 @@ LAYOUTS: list[tuple[Callable[[Path, Path], None], str]] = [
 
 
 @pytest.mark.parametrize(("lay_out", "reader"), LAYOUTS)
-def test_a_layout_is_recognized_and_its_reader_finds_the_clip(
+def test_layouts_are_recognized_and_read(
     tmp_path: Path, clip: Path, lay_out: Callable[[Path, Path], None], reader: str
 ) -> None:
     lay_out(tmp_path / "corpora" / "voice", clip)
@@ -101,7 +103,7 @@ def test_a_layout_is_recognized_and_its_reader_finds_the_clip(
     assert entry.licence == "CC0"
 
 
-def test_what_a_corpus_says_of_itself_goes_first(tmp_path: Path, clip: Path) -> None:
+def test_corpus_toml_takes_precedence(tmp_path: Path, clip: Path) -> None:
     folder = tmp_path / "corpora" / "voice"
     plain(folder, clip)
     write(folder / "corpus.toml", "language = 'es'\nspeaker = 'eva'\n")
@@ -113,8 +115,8 @@ def test_what_a_corpus_says_of_itself_goes_first(tmp_path: Path, clip: Path) -> 
 
 
 REFUSED = [
-    ("", "layout is none that is recognized; write reader = .* jsonl, ljspeech"),
-    ("reader = 'folder'\npath = '/data'", "path is the folder itself; leave it out"),
+    ("", "layout is not recognized; write reader = .* jsonl, ljspeech"),
+    ("reader = 'folder'\npath = '/data'", "path is the folder itself; drop it"),
     ("reader = 'foldr'", "corpus.toml: reader: .*'folder'"),
     ("reader = 'folder'\nlicense = 'MIT'", "unknown key 'license'.*did you mean 'licence'"),
     ("reader = ", "corpus.toml: not TOML"),
@@ -122,7 +124,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("text", "message"), REFUSED)
-def test_a_folder_that_is_not_understood_is_named_and_stops_no_other(
+def test_an_unusable_folder_is_reported_and_others_are_found(
     tmp_path: Path, clip: Path, text: str, message: str
 ) -> None:
     plain(tmp_path / "corpora" / "good", clip)
@@ -137,22 +139,20 @@ def test_a_folder_that_is_not_understood_is_named_and_stops_no_other(
     assert str(caught.value) in problem
 
 
-def test_a_language_must_be_said_somewhere(tmp_path: Path, clip: Path) -> None:
+def test_a_language_is_required(tmp_path: Path, clip: Path) -> None:
     plain(tmp_path / "corpora" / "voice", clip)
     unsaid = Corpora({}, DiscoveryConfig(root=Path("corpora")), tmp_path)
-    assert "write language = 'en' into" in unsaid.find()[1][0]
+    assert "write language = 'en' to" in unsaid.find()[1][0]
     write(tmp_path / "corpora" / "voice" / "corpus.toml", "language = 'en'")
     assert unsaid.find()[1] == []
 
 
 @pytest.mark.parametrize("name", ["my voice", "Stimme-ä", "a...b", "-v", "x" * 101, "a,b", "[a]"])
-def test_a_name_that_cannot_be_a_partition_is_refused_with_one_that_can(
-    tmp_path: Path, clip: Path, name: str
-) -> None:
+def test_an_invalid_name_is_refused_with_a_valid_one(tmp_path: Path, clip: Path, name: str) -> None:
     plain(tmp_path / "corpora" / name, clip)
     found, (problem,) = corpora(tmp_path).find()
     assert not found
-    assert "cannot name a corpus" in problem
+    assert "is not a valid name of a corpus" in problem
     check_name(problem.rsplit("'")[-2])
 
 
@@ -160,20 +160,20 @@ def test_a_declared_corpus_is_not_discovered_again(tmp_path: Path, clip: Path) -
     for name in ("here", "there"):
         plain(tmp_path / "corpora" / name, clip)
     plain(tmp_path / "elsewhere", clip)
-    said = {"reader": "folder", "language": "de"}
+    common = {"reader": "folder", "language": "de"}
     declared = {
-        "mine": CorpusConfig.model_validate({"path": "corpora/here", **said}),
-        "there": CorpusConfig.model_validate({"path": "elsewhere", **said}),
+        "mine": CorpusConfig.model_validate({"path": "corpora/here", **common}),
+        "there": CorpusConfig.model_validate({"path": "elsewhere", **common}),
     }
     found, (problem,) = corpora(tmp_path, declared).find()
     assert {name: corpus.config.language for name, corpus in found.items()} == {
         "mine": "de",
         "there": "de",
     }
-    assert "a declared corpus of another folder has its name" in problem
+    assert "a declared corpus of another folder has the same name" in problem
 
 
-def test_what_is_no_folder_of_recordings_is_overlooked(tmp_path: Path, clip: Path) -> None:
+def test_files_and_hidden_folders_are_ignored(tmp_path: Path, clip: Path) -> None:
     plain(tmp_path / "elsewhere", clip)
     (tmp_path / "corpora" / ".trash").mkdir(parents=True)
     write(tmp_path / "corpora" / "README.md", "corpora of the team")
@@ -183,7 +183,7 @@ def test_what_is_no_folder_of_recordings_is_overlooked(tmp_path: Path, clip: Pat
     assert found["linked"].path == tmp_path / "elsewhere"
 
 
-def test_a_corpus_or_a_root_that_is_gone(tmp_path: Path, clip: Path) -> None:
+def test_a_missing_corpus_or_root(tmp_path: Path, clip: Path) -> None:
     plain(tmp_path / "corpora" / "voice", clip)
     shutil.rmtree(tmp_path / "corpora" / "voice")
     with pytest.raises(ConfigError, match=r"add \[corpora.voice\] .* or put its folder there"):
@@ -191,7 +191,7 @@ def test_a_corpus_or_a_root_that_is_gone(tmp_path: Path, clip: Path) -> None:
     (tmp_path / "corpora").rmdir()
     found, (problem,) = corpora(tmp_path).find()
     assert not found
-    assert "mend [discovery] root" in problem
+    assert "correct root in [discovery]" in problem
 
 
 def test_defaults_without_a_root_are_refused() -> None:

@@ -1,4 +1,4 @@
-"""Which samples are kept: of a corpus, and by hand of any JSONL."""
+"""Filters of samples, in a corpus and in any JSONL."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from pydantic import ValidationError
 
 from tts_assets.core.config import ConfigError
 from tts_assets.corpora.config import FilterConfig, FilterProgram, TextConfig
-from tts_assets.corpora.filter import Counts, check_line, filter_files
-from tts_assets.corpora.samples import Sample, read_samples
+from tts_assets.corpora.filter import Counts, filter_files
+from tts_assets.corpora.samples import Sample, check_line, read_samples
 
 Lines = list[dict[str, Any]]
 
@@ -71,7 +71,7 @@ def jsonl(*samples: dict[str, Any]) -> str:
         ({"text": "", "language": "de", "duration": 99.0}, "empty transcript", None, None),
     ],
 )
-def test_the_first_filter_that_hits_names_the_reason_and_its_figures(
+def test_the_first_filter_gives_reason_value_and_limit(
     changes: dict[str, Any], reason: str | None, value: Any, limit: Any, tmp_path: Path
 ) -> None:
     if "text" in changes:
@@ -104,7 +104,7 @@ def test_reasons_are_counted_in_the_order_of_the_filters(tmp_path: Path) -> None
     assert counts.hours == pytest.approx(2 / 3600, abs=1e-6)
 
 
-def test_a_kept_line_is_the_sample_in_the_order_of_the_schema(tmp_path: Path) -> None:
+def test_kept_lines_have_the_order_of_the_schema(tmp_path: Path) -> None:
     original = {"deep": {"list": [1, 2.5, None, True]}, 'é"\t': 'a "quote" \\ and\nline'}
     given = sample(transcript='Press 1,  "Müller" \u0001now', original_data=original, style="calm")
     given = dict(reversed(given.items())) | {"unknown": 3}
@@ -119,7 +119,7 @@ def test_a_kept_line_is_the_sample_in_the_order_of_the_schema(tmp_path: Path) ->
     assert (kept.style, kept.duration, kept.dnsmos_mos_ovr) == ("calm", 2.0, 0.0)
 
 
-def test_a_sample_without_id_gets_the_same_one_every_time(tmp_path: Path) -> None:
+def test_ids_of_samples_without_id_are_deterministic(tmp_path: Path) -> None:
     rows = [{k: v for k, v in sample(transcript=t).items() if k != "id"} for t in ("a", "b", "a")]
     kept, *_ = filtered(tmp_path, jsonl(*rows))
     ids = [line["id"] for line in kept]
@@ -136,7 +136,7 @@ BAD = {
 }
 
 
-def test_bad_lines_are_rejected_with_their_place_and_the_rest_goes_on(tmp_path: Path) -> None:
+def test_bad_lines_are_rejected_with_file_and_line(tmp_path: Path) -> None:
     good = jsonl(sample()).strip().encode()
     lines = [
         b"\xef\xbb\xbf" + good,
@@ -181,7 +181,7 @@ def test_the_first_of_equal_texts_stays(tmp_path: Path) -> None:
     assert [line["id"] for line in kept] == ["1", "2"]
 
 
-def test_percentiles_are_of_what_passed_before(tmp_path: Path) -> None:
+def test_percentiles_are_computed_from_remaining_samples(tmp_path: Path) -> None:
     rows = [sample(id=str(n), transcript="a" * n) for n in range(1, 21)]
     slow = [sample(id=f"long {n}", transcript="a", duration=40) for n in range(50)]
     kept, rejected, counts = filtered(
@@ -192,17 +192,17 @@ def test_percentiles_are_of_what_passed_before(tmp_path: Path) -> None:
     assert {line["limit"] for line in rejected if line["reason"] == "among the slowest"} == {1.5}
 
 
-def test_a_corpus_without_text_passes_where_that_is_said(tmp_path: Path) -> None:
+def test_without_text_keeps_samples_without_transcript(tmp_path: Path) -> None:
     rows = [sample(transcript=""), sample(transcript="", duration=99)]
     *_, counts = filtered(tmp_path, jsonl(*rows), without_text=True)
     assert (counts.kept, counts.reasons) == (1, {"too long": 1})
-    with pytest.raises(ValidationError, match="max_wer looks at it"):
+    with pytest.raises(ValidationError, match="max_wer needs it"):
         FilterConfig(without_text=True, max_wer=0.3)
-    with pytest.raises(ValidationError, match="measure wer looks at it"):
+    with pytest.raises(ValidationError, match="measure wer needs it"):
         FilterConfig(without_text=True, measure=("wer",))
 
 
-def test_a_corpus_lays_its_filters_over_those_of_all() -> None:
+def test_corpus_filters_override_the_global_ones() -> None:
     everywhere = FilterConfig(max_duration=20, max_wer=0.2)
     mine = everywhere.for_corpus({"max_duration": 5}, "mine")
     assert (mine.max_duration, mine.max_wer) == (5, 0.2)
@@ -221,7 +221,7 @@ def test_impossible_filters_are_refused(tmp_path: Path) -> None:
         FilterConfig(slowest_percent=60, fastest_percent=40)
     with pytest.raises(ValidationError, match="min_snr"):
         FilterConfig(min_snr="loud")
-    with pytest.raises(ValidationError, match="snr would need the audio"):
+    with pytest.raises(ValidationError, match="snr: this program opens no audio"):
         FilterProgram(run_dir=tmp_path, samples=(tmp_path,), filters=FilterConfig(min_snr=20))
 
 

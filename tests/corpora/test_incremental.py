@@ -1,4 +1,4 @@
-"""Only audio that changed is opened again; the cache decides nothing."""
+"""Only changed audio is opened again; the cache does not affect results."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_without_the_cache_the_bytes_are_the_same(corpus: Path, tmp_path: Path) 
     assert result(tmp_path / "first") == result(tmp_path / "cached") == result(tmp_path / "alone")
 
 
-def test_what_was_broken_is_looked_at_again_when_it_changes(corpus: Path, tmp_path: Path) -> None:
+def test_broken_audio_is_read_again_when_it_changes(corpus: Path, tmp_path: Path) -> None:
     clip = corpus / "audio" / "demo-nomatch.wav"
     with (corpus / "samples.jsonl").open("a") as lines:
         lines.write(json.dumps({"wav_path": "audio/demo-nomatch.wav", "transcript": "a"}) + "\n")
@@ -89,7 +89,7 @@ def test_embedded_audio_is_extracted_once(clips: Path, tmp_path: Path) -> None:
 
 
 def bytes_read() -> int:
-    """By this process so far, from files of any kind."""
+    """Bytes that this process has read so far, from files of any kind."""
     return int(Path("/proc/self/io").read_text().split()[1])
 
 
@@ -109,7 +109,7 @@ def test_a_touched_recording_is_read_but_not_cut_again(clips: Path, tmp_path: Pa
     assert result(tmp_path / "touched") == result(tmp_path / "first")
 
 
-def test_a_pool_that_lost_a_file_gets_it_back(clips: Path, tmp_path: Path) -> None:
+def test_a_lost_file_of_the_pool_is_restored(clips: Path, tmp_path: Path) -> None:
     root, pool = tmp_path / "c", tmp_path / "storage" / "audio"
     put(clips / "audio" / "demo-nomatch.g722", root / "a.wav")
     manifest(root / "recordings.jsonl", [recording("a.wav")])

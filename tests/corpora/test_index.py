@@ -1,4 +1,4 @@
-"""Readers and the index on real clips: content decides, what is bad is set aside by name."""
+"""Readers and the index on real clips; bad items are set aside."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tts_assets.core.accounting import count_reasons
 from tts_assets.core.config import ConfigError
 
 
-def test_the_same_bytes_whatever_times_order_and_place(clips: Path, tmp_path: Path) -> None:
+def test_the_index_does_not_depend_on_times_order_or_root(clips: Path, tmp_path: Path) -> None:
     index(clips, tmp_path / "first")
     copy = tmp_path / "copy"
     shutil.copytree(clips, copy)
@@ -27,9 +27,7 @@ def test_the_same_bytes_whatever_times_order_and_place(clips: Path, tmp_path: Pa
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
 
 
-def test_bad_lines_and_files_are_set_aside_and_the_rest_goes_on(
-    clips: Path, tmp_path: Path
-) -> None:
+def test_bad_lines_and_files_are_set_aside(clips: Path, tmp_path: Path) -> None:
     good = len(index(clips, tmp_path / "good")[0])
     bad = tmp_path / "bad"
     shutil.copytree(clips, bad)
@@ -96,8 +94,8 @@ def test_a_plain_folder(clips: Path, tmp_path: Path) -> None:
     assert record.reason == "no text file"
 
 
-def test_no_corpus_at_all_is_an_error_that_names_the_place(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="mend path or reader"):
+def test_a_missing_corpus_is_an_error_with_its_path(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="correct path or reader"):
         index(tmp_path / "nowhere", tmp_path / "out")
 
 

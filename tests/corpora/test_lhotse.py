@@ -1,4 +1,4 @@
-"""Lhotse manifests as lhotse 1.33 writes them: parts are cut sample for sample."""
+"""Lhotse manifests as lhotse 1.33 writes them; parts are cut with exact samples."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def supervision(name: str, start: float, duration: float, **changes: Any) -> dic
     return {**values, "channel": 0, "text": f"{start}", **changes}
 
 
-def test_parts_are_cut_and_whole_recordings_are_used_as_they_lie(
+def test_parts_are_cut_and_whole_recordings_are_used_in_place(
     speech: np.ndarray, tmp_path: Path
 ) -> None:
     root = tmp_path / "c"
@@ -90,7 +90,7 @@ def test_parts_are_cut_and_whole_recordings_are_used_as_they_lie(
 @pytest.mark.parametrize(
     "subtype", ["PCM_U8", "ULAW", "PCM_24", "PCM_32", "FLOAT", "VORBIS", "MPEG_LAYER_III"]
 )
-def test_what_a_cut_keeps_of_each_sample_type(
+def test_cuts_keep_the_sample_values_of_each_type(
     speech: np.ndarray, tmp_path: Path, subtype: str
 ) -> None:
     root = tmp_path / "c"
@@ -107,7 +107,7 @@ def test_what_a_cut_keeps_of_each_sample_type(
     assert difference == 0 if exact else 0 < difference <= 2**-23
 
 
-def test_channels_are_cut_apart(speech: np.ndarray, tmp_path: Path) -> None:
+def test_channels_are_separated(speech: np.ndarray, tmp_path: Path) -> None:
     root = tmp_path / "c"
     root.mkdir()
     both = np.stack([speech[:RATE], speech[RATE : 2 * RATE]], axis=1)
@@ -125,7 +125,7 @@ def test_channels_are_cut_apart(speech: np.ndarray, tmp_path: Path) -> None:
     assert (whole["audio"], whole["channels"]) == ("a.wav", 2)
 
 
-def test_what_cannot_be_cut_is_set_aside(speech: np.ndarray, tmp_path: Path) -> None:
+def test_unusable_supervisions_are_set_aside(speech: np.ndarray, tmp_path: Path) -> None:
     root = tmp_path / "c"
     root.mkdir()
     soundfile.write(root / "a.wav", speech[: 4 * RATE], RATE)
@@ -180,7 +180,7 @@ def test_what_cannot_be_cut_is_set_aside(speech: np.ndarray, tmp_path: Path) -> 
     }
 
 
-def test_a_manifest_that_is_cut_short_gives_what_it_has(speech: np.ndarray, tmp_path: Path) -> None:
+def test_a_truncated_manifest_is_read_to_its_end(speech: np.ndarray, tmp_path: Path) -> None:
     root = tmp_path / "c"
     root.mkdir()
     soundfile.write(root / "a.wav", speech[: 9 * RATE], RATE)

@@ -82,9 +82,7 @@ def test_utterances_are_found_in_the_pool(samples: list[dict[str, str]], tmp_pat
     assert Utterance(**row).path(facts).is_file()
 
 
-def test_rows_that_hold_no_audio_are_set_aside(
-    samples: list[dict[str, str]], tmp_path: Path
-) -> None:
+def test_rows_without_audio_are_set_aside(samples: list[dict[str, str]], tmp_path: Path) -> None:
     good = Path(samples[0]["audio"]).read_bytes()
     cells = [
         {"bytes": good, "path": "a.wav"},
@@ -123,7 +121,7 @@ def test_plain_bytes_without_text_are_read_too(
     assert (len(rows), set(rows["text"]), set_aside) == (3, {""}, [])
 
 
-def test_a_missing_column_is_named_with_those_there_are(
+def test_a_missing_column_is_reported_with_the_present_ones(
     samples: list[dict[str, str]], tmp_path: Path
 ) -> None:
     save(samples[:1], tmp_path / "c" / "a.parquet")
@@ -141,7 +139,7 @@ def test_options_of_another_reader_are_refused() -> None:
         CorpusConfig.parse(values, "test")
 
 
-def test_audio_is_known_by_its_first_bytes(clips: Path, tmp_path: Path) -> None:
+def test_audio_is_identified_by_its_first_bytes(clips: Path, tmp_path: Path) -> None:
     clip = read_clip(clips / "audio" / "demo-nomatch.g722")
     for suffix in (".wav", ".flac", ".ogg", ".mp3"):
         soundfile.write(tmp_path / f"a{suffix}", clip.wave, clip.rate)

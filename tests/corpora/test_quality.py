@@ -1,4 +1,4 @@
-"""Metrics of real clips, as they are and spoilt; measured once."""
+"""Metrics of real clips, unchanged and degraded; each is measured once."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from tts_assets.core.audio import Wave, read_wave
 from tts_assets.core.cache import RecordCache
 from tts_assets.corpora.config import METRICS, MeasureProgram, Metric
 from tts_assets.corpora.quality import (
+    MeasureRequest,
     QualityMeasurer,
-    Wanted,
     clipping,
     main,
+    read_requests,
     silence,
     wada_snr,
-    wanted,
     word_error_rate,
 )
 
@@ -36,12 +36,12 @@ def noise(count: int, level: float) -> Wave:
     return np.random.default_rng(1).normal(0, level, count).astype(np.float32)
 
 
-def of(path: Path, *metrics: Metric) -> Wanted:
-    return Wanted(path, path.name, "en", metrics)
+def of(path: Path, *metrics: Metric) -> MeasureRequest:
+    return MeasureRequest(path, path.name, "en", metrics)
 
 
 @pytest.mark.parametrize("decibels", [0, 10, 20, 40])
-def test_snr_of_the_model_it_assumes(decibels: int) -> None:
+def test_wada_snr_of_its_signal_model(decibels: int) -> None:
     """Speech whose amplitude is gamma-distributed with shape 0.4, in Gaussian noise."""
     draw = np.random.default_rng(decibels)
     clean = draw.gamma(0.4, size=2_000_000) * draw.choice((-1.0, 1.0), 2_000_000)
@@ -50,7 +50,7 @@ def test_snr_of_the_model_it_assumes(decibels: int) -> None:
     assert wada_snr(noisy) == pytest.approx(decibels, abs=0.5)
 
 
-def test_snr_follows_the_noise_that_is_added(speech: Wave) -> None:
+def test_snr_decreases_with_added_noise(speech: Wave) -> None:
     found = []
     for decibels in (20, 10, 0):
         level = float(speech.std()) / 10 ** (decibels / 20)
@@ -60,7 +60,7 @@ def test_snr_follows_the_noise_that_is_added(speech: Wave) -> None:
     assert wada_snr(np.zeros(100, dtype=np.float32)) is None
 
 
-def test_clipping_counts_runs_and_no_single_peaks(speech: Wave) -> None:
+def test_clipping_counts_runs_but_not_single_peaks(speech: Wave) -> None:
     assert clipping(speech) == 0
     assert clipping(np.clip(speech * 20, -1, 1)) > 0.05
     one_peak = np.zeros(100, dtype=np.float32)
@@ -68,7 +68,7 @@ def test_clipping_counts_runs_and_no_single_peaks(speech: Wave) -> None:
     assert clipping(one_peak) == 0
 
 
-def test_silence_that_is_added_is_counted(speech: Wave) -> None:
+def test_added_silence_is_counted(speech: Wave) -> None:
     padded = np.concatenate([speech, np.zeros(len(speech), dtype=np.float32)])
     before, after = silence(speech, RATE), silence(padded, RATE)
     assert before is not None
@@ -76,7 +76,7 @@ def test_silence_that_is_added_is_counted(speech: Wave) -> None:
     assert silence(np.zeros(10, dtype=np.float32), RATE) is None
 
 
-def test_noise_costs_dnsmos_and_words(clips: Path, speech: Wave, tmp_path: Path) -> None:
+def test_noise_lowers_dnsmos_and_raises_wer(clips: Path, speech: Wave, tmp_path: Path) -> None:
     noisy = tmp_path / "noisy.wav"
     soundfile.write(noisy, speech + noise(len(speech), 0.1), RATE)
     clean = clips / "audio" / "demo-nomatch.g722"
@@ -91,8 +91,8 @@ def test_noise_costs_dnsmos_and_words(clips: Path, speech: Wave, tmp_path: Path)
     assert not unreadable
 
 
-def test_what_is_known_is_not_measured_again(clips: Path, tmp_path: Path) -> None:
-    """Not even opened: the file is gone. A cache that is gone, too, names it."""
+def test_cached_metrics_are_not_measured_again(clips: Path, tmp_path: Path) -> None:
+    """The file is not opened; without a cache it is reported as missing."""
     audio = tmp_path / "one.g722"
     audio.write_bytes((clips / "audio" / "digits" / "1.g722").read_bytes())
     cache = RecordCache(tmp_path / "cache")
@@ -105,7 +105,7 @@ def test_what_is_known_is_not_measured_again(clips: Path, tmp_path: Path) -> Non
     assert "no such file" in unreadable[audio.name]
 
 
-def test_another_model_in_the_same_folder_is_listened_with(
+def test_another_model_in_the_same_folder_transcribes_again(
     clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, cache = tmp_path / "model", RecordCache(tmp_path / "cache")
@@ -116,16 +116,16 @@ def test_another_model_in_the_same_folder_is_listened_with(
 
     monkeypatch.setattr(QualityMeasurer, "_transcriber", listens)
     asked = [of(clips / "audio" / "digits" / "1.g722", "wer")]
-    for heard in ("one", "won"):
-        (folder / "model.bin").write_text(heard)
+    for text in ("one", "won"):
+        (folder / "model.bin").write_text(text)
         known, _ = QualityMeasurer(str(folder)).measure(asked, cache)
-        assert list(known.values()) == [heard]
-    assert list(asked[0].keys(QualityMeasurer().ear)) == [
+        assert list(known.values()) == [text]
+    assert list(asked[0].keys(QualityMeasurer().model)) == [
         "heard.1:tiny.en:en:1.g722"
     ]  # as it always was
 
 
-def test_the_program_measures_what_is_missing(clips: Path, tmp_path: Path) -> None:
+def test_the_program_measures_missing_metrics(clips: Path, tmp_path: Path) -> None:
     files = sorted((clips / "audio").glob("*.g722"))
     pl.DataFrame(
         {
@@ -142,7 +142,7 @@ def test_the_program_measures_what_is_missing(clips: Path, tmp_path: Path) -> No
         cache=tmp_path / "cache",
     )
     (tmp_path / "run.json").write_text(program.to_json())
-    (asked,) = wanted(program.clips, program.metrics)
+    (asked,) = read_requests(program.clips, program.metrics)
     (key,) = asked[0].keys("")
     cache = RecordCache(program.cache)
     cache.put({key: {"snr": -7.0, "clipping": 0.0, "silence": 0.0}})

@@ -138,13 +138,15 @@ def test_recordings_of_any_depth_need_no_text(recordings: Recordings, tmp_path: 
     assert set(rows["speaker"]) == {"ann"}
 
 
-def test_another_layout_is_no_empty_corpus(clips: Path, tmp_path: Path) -> None:
+def test_another_layout_is_an_error(clips: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="librispeech reader finds nothing"):
         index(clips, tmp_path / "out", "librispeech")
 
 
-def test_a_corpus_has_manners(recordings: Recordings, tmp_path: Path) -> None:
-    """They hold for samples that say no other, and change no fingerprint where there are none."""
+def test_style_emotion_and_voice_description_of_a_corpus(
+    recordings: Recordings, tmp_path: Path
+) -> None:
+    """They are defaults of samples, and unset they do not change fingerprints."""
     audio, words = recordings[0]
     put(audio, tmp_path / "folder" / "a.wav")
     write(tmp_path / "folder" / "a.txt", words)

@@ -1,4 +1,4 @@
-"""Text as it is spoken, one at a time and as a column."""
+"""Text normalization, of single texts and of columns."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_other_languages_and_unknown_ones() -> None:
 
 
 def test_normalizing_twice_changes_nothing() -> None:
-    """A transcript is normalized when it is filtered, and again when a voice is made of it."""
+    """A transcript is normalized by the filters, and again by training."""
     texts = [json.loads(line)["transcript"] for line in PROMPTS.read_text().splitlines()]
     assert sum(any(map(str.isdigit, text)) for text in texts) > 50
     for text in [*texts, "Call 42 & press * or # by the 3rd at 10:00 for $5.50."]:
@@ -96,7 +96,7 @@ PIECES = (
 
 @pytest.mark.parametrize("language", ["en", "es-MX", "ja", "xx"])
 def test_a_column_is_normalized_as_each_text_is(language: str) -> None:
-    """Most of it without Python, which must make no difference."""
+    """Most rows do not go through Python; the result must be the same."""
     draw = random.Random(language)
     texts = ["".join(draw.choices(PIECES, k=draw.randint(0, 8))) for _ in range(10_000)]
     texts += [" ".join(draw.choices(PIECES[:7], k=4)) for _ in range(1000)]
@@ -105,7 +105,7 @@ def test_a_column_is_normalized_as_each_text_is(language: str) -> None:
     assert spoken["transcript"].to_list() == [normalize(text, language) for text in texts]
 
 
-def test_what_is_called_plain_is_left_alone_whatever_stands_beside_it() -> None:
+def test_plain_letters_never_change() -> None:
     every = pl.Series([chr(code) for code in range(0x20, 0x2_0000) if not 0xD800 <= code < 0xE000])
     plain = every.filter(~every.str.contains(CHANGES) & every.str.contains(f"[{PLAIN_LETTERS}]"))
     assert len(plain) > 30_000
@@ -122,7 +122,7 @@ def test_a_column_with_nothing_but_tags_needs_no_python(monkeypatch: pytest.Monk
     assert spoken["transcript"].to_list() == texts
 
 
-def test_only_where_it_is_wanted() -> None:
+def test_only_selected_rows_are_normalized() -> None:
     rows = pl.LazyFrame({"text": ["1", " 2"], "language": ["en", "en"], "wanted": [True, False]})
     for name, expected in (("num2words", ["one", " 2"]), ("none", ["1", " 2"])):
         spoken = Normalizer(TextConfig(normalizer=name)).rows(rows, pl.col("wanted"))
@@ -135,7 +135,7 @@ def test_without_a_normalizer_text_stays_as_it_is() -> None:
     assert as_written("?!", "en") == ""
 
 
-def test_a_missing_nemo_is_named_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_nemo_is_reported_with_the_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(normalizer, "NEMO", "no_such_package")
     with pytest.raises(ConfigError, match=r"pip install 'tts-assets\[nemo\]'"):
         Normalizer(TextConfig(normalizer="nemo"))
@@ -143,7 +143,7 @@ def test_a_missing_nemo_is_named_with_the_command(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.slow
 @pytest.mark.skipif(not find_spec("nemo_text_processing"), reason="needs tts-assets[nemo]")
-def test_nemo_reads_dates_and_remembers_them(tmp_path: Path) -> None:
+def test_nemo_normalizes_dates_and_caches_them(tmp_path: Path) -> None:
     nemo = Normalizer(TextConfig(normalizer="nemo"), tmp_path)
     text = "Am 5.3.2020 um 10:05 Uhr."
     (spoken,) = nemo.many([text], "de")

@@ -1,4 +1,4 @@
-"""A watched corpus: every change is seen, however often a look is broken off; nothing else is."""
+"""Change detection: every change is reported, also when scans are interrupted, and nothing else."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from tts_assets.core.artifacts import ArtifactStore
 from tts_assets.corpora.config import CorpusConfig
 from tts_assets.corpora.discovery import Corpus
-from tts_assets.corpora.watch import Look, Seen, Watch, obstacle, walk
+from tts_assets.corpora.watch import Scan, Seen, Watch, access_problem, walk
 
 NAME = "voice"
 LONG = 60.0
@@ -30,12 +30,12 @@ def corpus_at(path: Path, language: str = "en") -> Corpus:
 
 
 def see(corpus: Corpus, store: ArtifactStore, *outside: Path, name: str = NAME) -> None:
-    """Record what there is, as ``raw_corpus`` does."""
-    look = Look.begin(corpus)
-    assert look.folder(corpus.path)
+    """Record a scan, as ``raw_corpus`` does."""
+    scan = Scan.begin(corpus)
+    assert scan.folder(corpus.path)
     seen = Seen(outside=tuple(sorted(map(str, outside))))
-    assert look.outside(seen.states(look.after))
-    replace(seen, digest=look.digest).record(store, name)
+    assert scan.outside(seen.states(scan.after))
+    replace(seen, digest=scan.digest).record(store, name)
 
 
 def changed(store: ArtifactStore, *corpora: Corpus, watch: Watch | None = None) -> list[str]:
@@ -68,7 +68,7 @@ def forbid(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [overwrite, touch, remove, add, rename, forbid])
-def test_each_change_is_seen_once_it_is_there(
+def test_each_change_is_detected(
     folder: Path, store: ArtifactStore, change: Callable[[Path], None]
 ) -> None:
     corpus = corpus_at(folder)
@@ -81,14 +81,12 @@ def test_each_change_is_seen_once_it_is_there(
     assert changed(store, corpus) == []
 
 
-def test_a_corpus_that_is_declared_in_another_way_has_changed(
-    folder: Path, store: ArtifactStore
-) -> None:
+def test_another_configuration_is_a_change(folder: Path, store: ArtifactStore) -> None:
     see(corpus_at(folder), store)
     assert changed(store, corpus_at(folder, "es")) == [NAME]
 
 
-def test_audio_outside_the_folder_is_watched(
+def test_audio_outside_the_folder_is_scanned(
     folder: Path, clips: Path, store: ArtifactStore, tmp_path: Path
 ) -> None:
     outside = [tmp_path / "elsewhere" / name for name in ("a.g722", "b.g722")]
@@ -123,12 +121,12 @@ def test_a_change_that_cannot_be_indexed_is_reported_once(
     assert changed(store, corpus, watch=watch) == [NAME]
 
 
-def test_a_cursor_of_another_version_is_forgotten() -> None:
+def test_a_cursor_of_another_version_is_dropped() -> None:
     assert Watch.load('{"asterisk_en": "0123"}') == Watch.load("no JSON") == Watch()
 
 
 def rounds(watch: Watch, corpora: dict[str, Corpus], store: ArtifactStore, limit: int) -> list[str]:
-    """Rounds that time ends after one file each; the corpora that were reported, in order."""
+    """Rounds with a deadline after one file each; the reported corpora in order."""
     reported = []
     for _ in range(limit):
         digests = watch.round(corpora, store, seconds=-1.0)
@@ -138,7 +136,7 @@ def rounds(watch: Watch, corpora: dict[str, Corpus], store: ArtifactStore, limit
     return reported
 
 
-def test_a_look_that_is_broken_off_sees_what_a_whole_one_sees(
+def test_an_interrupted_scan_has_the_digest_of_a_whole_one(
     folder: Path, clips: Path, store: ArtifactStore, tmp_path: Path
 ) -> None:
     outside = [tmp_path / name for name in ("x.g722", "y.g722")]
@@ -156,7 +154,7 @@ def test_a_look_that_is_broken_off_sees_what_a_whole_one_sees(
     assert rounds(watch, corpora, store, 100) == ["a"]
 
 
-def test_a_change_behind_a_look_that_is_under_way_is_seen_by_the_next(
+def test_a_change_behind_an_unfinished_scan_is_detected_by_the_next(
     folder: Path, store: ArtifactStore
 ) -> None:
     corpora, watch = {NAME: corpus_at(folder)}, Watch()
@@ -169,7 +167,7 @@ def test_a_change_behind_a_look_that_is_under_way_is_seen_by_the_next(
     assert rounds(watch, corpora, store, 60) == [NAME]
 
 
-def test_a_large_corpus_does_not_keep_others_from_their_turn(
+def test_a_large_corpus_does_not_starve_others(
     folder: Path, store: ArtifactStore, tmp_path: Path
 ) -> None:
     small = tmp_path / "small"
@@ -179,7 +177,7 @@ def test_a_large_corpus_does_not_keep_others_from_their_turn(
     assert rounds(Watch(), corpora, store, 4) == ["small"]
 
 
-def test_links_in_circles_broken_links_and_odd_names(tmp_path: Path, clips: Path) -> None:
+def test_cyclic_links_broken_links_and_odd_names(tmp_path: Path, clips: Path) -> None:
     root = tmp_path / "corpus"
     (root / "a" / "deep").mkdir(parents=True)
     (root / "a" / "deep" / "up").symlink_to(root)
@@ -192,8 +190,8 @@ def test_links_in_circles_broken_links_and_odd_names(tmp_path: Path, clips: Path
     assert dict(whole)["gone"] == "errno 2"
     for i, path in enumerate(paths):
         assert list(walk(root, path)) == whole[i + 1 :]
-    look = Look.begin(corpus_at(root))
-    assert look.folder(root)
+    scan = Scan.begin(corpus_at(root))
+    assert scan.folder(root)
 
 
 def test_a_corpus_of_one_file(folder: Path, store: ArtifactStore) -> None:
@@ -206,17 +204,15 @@ def test_a_corpus_of_one_file(folder: Path, store: ArtifactStore) -> None:
     assert changed(store, corpus) == [NAME]
 
 
-def test_what_keeps_a_corpus_from_being_looked_at(folder: Path, tmp_path: Path) -> None:
-    assert obstacle(corpus_at(folder)) is None
-    assert obstacle(corpus_at(folder / "samples.jsonl")) is None
-    message = obstacle(corpus_at(tmp_path / "unmounted"))
+def test_access_problems_are_reported(folder: Path, tmp_path: Path) -> None:
+    assert access_problem(corpus_at(folder)) is None
+    assert access_problem(corpus_at(folder / "samples.jsonl")) is None
+    message = access_problem(corpus_at(tmp_path / "unmounted"))
     assert message is not None
     assert f"No such file or directory: {tmp_path / 'unmounted'}; mount it" in message
 
 
-def test_a_record_that_was_lost_or_spoiled_means_a_new_look(
-    folder: Path, store: ArtifactStore
-) -> None:
+def test_a_missing_or_damaged_record_means_a_new_scan(folder: Path, store: ArtifactStore) -> None:
     corpus = corpus_at(folder)
     see(corpus, store)
     (store.folder("raw_corpus", NAME) / "seen.json").write_text('{"digest": "')

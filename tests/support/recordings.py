@@ -1,4 +1,4 @@
-"""Long recordings of which everything is known: real clips, one after the other."""
+"""Synthetic long recordings with known content: concatenated real clips."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from whisper_normalizer.english import EnglishTextNormalizer
 
 from tts_assets.core.audio import Wave, read_clip
 
-CORPUS = Path(__file__).resolve().parents[3] / "examples" / "corpora" / "asterisk_en"
+CORPUS = Path(__file__).resolve().parents[2] / "examples" / "corpora" / "asterisk_en"
 RATE = 16_000
 AUDIBLE = 0.01  # of full scale; the clips begin and end below it
-EDGE = 0.03  # s that are left around what is audible
+EDGE = 0.03  # s that are kept around audible samples
 
 
 @dataclass(frozen=True)
-class Said:
-    """What is said in a recording from ``start`` to ``end`` seconds, with silence around it."""
+class SpokenClip:
+    """A clip in a recording, from ``start`` to ``end`` seconds, with silence around it."""
 
     start: float
     end: float
@@ -55,41 +55,43 @@ def record(
     lead: float = 1.0,
     noise_db: float = -65.0,
     seed: int = 1,
-) -> list[Said]:
-    """Write a 16-bit wav: ``lead`` s without speech, then each clip with its pause after it, in
-    white noise of ``noise_db`` dB of full scale; what is said in it, and when."""
+) -> list[SpokenClip]:
+    """Write a 16-bit wav: ``lead`` s without speech, then each clip and its pause.
+
+    White noise of ``noise_db`` dB of full scale is added. Returns the clips with their times.
+    """
     texts = corpus_clips()
-    parts, said = [np.zeros(int(lead * RATE), np.float32)], []
+    parts, spoken = [np.zeros(int(lead * RATE), np.float32)], []
     done = len(parts[0])
     for key, pause in zip(keys, pauses, strict=True):
         wave = speech_of(key)
-        said.append(Said(done / RATE, (done + len(wave)) / RATE, texts[key][1], key))
+        spoken.append(SpokenClip(done / RATE, (done + len(wave)) / RATE, texts[key][1], key))
         parts += [wave, np.zeros(int(pause * RATE), np.float32)]
         done += len(wave) + len(parts[-1])
     wave = np.concatenate(parts)
     noise = np.random.default_rng(seed).normal(0, 10 ** (noise_db / 20), len(wave))
     path.parent.mkdir(parents=True, exist_ok=True)
     soundfile.write(path, np.clip(wave + noise, -1, 1).astype(np.float32), RATE, "PCM_16")
-    return said
+    return spoken
 
 
 def quiet(wave: Wave, time: float, *, seconds: float = 0.03, level: float = 0.005) -> bool:
-    """Whether nothing but noise is around a moment of a 16 kHz wave."""
+    """Whether a 16 kHz wave (samples,) has only noise around ``time``."""
     around = wave[max(0, int((time - seconds) * RATE)) : int((time + seconds) * RATE)]
     return bool(np.max(np.abs(around), initial=0.0) < level)
 
 
-def kept(said: Sequence[Said], clips: Sequence[tuple[float, float]]) -> list[str]:
-    """The texts of which clips (start and end in seconds) hold nine tenths or more."""
+def kept(spoken: Sequence[SpokenClip], clips: Sequence[tuple[float, float]]) -> list[str]:
+    """The texts of which ``clips`` (start and end in seconds) hold nine tenths or more."""
     return [
         one.text
-        for one in said
+        for one in spoken
         if sum(max(0.0, min(end, one.end) - max(start, one.start)) for start, end in clips)
         > 0.9 * (one.end - one.start)
     ]
 
 
-def word_error_rate(said: Sequence[str], heard: Sequence[str]) -> float:
-    """Word errors, all texts one after the other, in Whisper's spelling of numbers and such."""
+def word_error_rate(reference: Sequence[str], hypothesis: Sequence[str]) -> float:
+    """The WER of all texts concatenated, after Whisper's normalization."""
     normalize = EnglishTextNormalizer()
-    return jiwer.wer(normalize(" ".join(said)), normalize(" ".join(heard)))
+    return jiwer.wer(normalize(" ".join(reference)), normalize(" ".join(hypothesis)))

@@ -1,1 +1,1 @@
-"""Recordings as they lie -> utterances -> filtered samples."""
+"""Corpora: recordings to utterances to filtered samples."""

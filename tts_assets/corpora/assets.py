@@ -1,56 +1,67 @@
-"""The corpora in the graph: ``raw_corpus`` and ``filtered_samples``, one partition a corpus.
+"""Dagster assets of corpora, one partition per corpus.
 
-``speech_segments`` between them is in ``segments/assets.py``.
+``raw_corpus`` (the index), ``speech_segments`` (clips) and ``filtered_samples``.
 """
 
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import polars as pl
 from dagster import (
-    AssetCheckExecutionContext,
     AssetCheckResult,
     AssetChecksDefinition,
-    AssetExecutionContext,
     AssetsDefinition,
     MetadataValue,
-    Output,
-    ResourceParam,
-    asset,
     asset_check,
 )
 
 from resources.artifact_store import ArtifactStoreResource
-from resources.launcher import Launcher, Program
+from resources.launcher import Program
+from tts_assets.audio_models.whisper import model_folder
 from tts_assets.core.accounting import SET_ASIDE_FILE, count_reasons, read_set_aside
-from tts_assets.core.artifacts import Build, RawCorpus, SampleFacts, SampleManifest, SpeechSegments
+from tts_assets.core.artifacts import (
+    ArtifactError,
+    ArtifactStore,
+    Handle,
+    RawCorpus,
+    SampleFacts,
+    SampleManifest,
+    SegmentFacts,
+    SpeechSegments,
+)
 from tts_assets.core.compute import Shape
 from tts_assets.core.notebook import NOTEBOOK_FILE
+from tts_assets.core.plots import histogram
 from tts_assets.corpora.config import FilterConfig, MeasureProgram, TextConfig
+from tts_assets.corpora.describe import (
+    count_lines,
+    durations,
+    markdown_table,
+    plot_distributions,
+    quantiles,
+    reasons,
+)
 from tts_assets.corpora.discovery import Corpora
 from tts_assets.corpora.filter import KEPT_FILE, REJECTED_FILE
-from tts_assets.corpora.filter_corpus import filter_corpus, picture, quantiles, reasons
-from tts_assets.corpora.index import (
-    ABOUT_UTTERANCES,
-    UTTERANCES_FILE,
-    index_corpus,
-    read_entries,
-)
+from tts_assets.corpora.filter_corpus import filter_corpus
+from tts_assets.corpora.index import ABOUT_UTTERANCES, UTTERANCES_FILE, index_corpus, read_entries
 from tts_assets.corpora.samples import ABOUT_SAMPLES, FIELDS, SCHEMA
-from tts_assets.corpora.segments.assets import build_assets as segments_assets
-from tts_assets.corpora.watch import Look, Seen, survey
+from tts_assets.corpora.segments.config import CODE_VERSION, SegmentProgram
+from tts_assets.corpora.segments.result import CARD_FILE, account, pass_through, source_digests
+from tts_assets.corpora.watch import Scan, Seen, survey
 from tts_assets.orchestration.checks import column_schema
 from tts_assets.orchestration.conditions import follow_data
 from tts_assets.orchestration.launchpad import Machines
 from tts_assets.orchestration.partitions import corpus_partitions
+from tts_assets.orchestration.program_asset import Plan, Request, artifact_asset
 
 INDEX_VERSION = "3"
 FILTER_VERSION = "3"
 MEASURE = "tts_assets.corpora.quality"
+CUT = "tts_assets.corpora.segments.segment"
 ROWS_SHOWN = 8
-SECONDS = (0, 1, 2, 4, 7, 10, 15, 20, 30)  # where the classes of the duration table begin
+H = TypeVar("H", bound=Handle)
 
 
 def build_assets(
@@ -59,236 +70,262 @@ def build_assets(
     text: TextConfig | None = None,
     shape: Shape | None = None,
 ) -> list[AssetsDefinition | AssetChecksDefinition]:
-    """``corpora`` are looked up when an asset runs: a new one needs no restart. ``shape``: of the
-    programs that cut recordings and measure the quality of a corpus."""
+    """The assets and checks of all corpora.
+
+    An asset looks up its corpus when it runs: a new corpus needs no restart. ``shape`` is that of
+    the programs that cut recordings and measure audio quality.
+    """
     shape = shape or Shape(processes=1)
-    filtering = Filtering(corpora, filters, text or TextConfig(), shape)
     return [
         raw_corpus_asset(corpora),
-        *segments_assets(corpora, shape),
-        filtered_samples_asset(filtering),
-        entries_check(),
-        samples_check(),
+        speech_segments_asset(corpora, shape),
+        filtered_samples_asset(corpora, filters, text or TextConfig(), shape),
+        accounting_check(
+            "raw_corpus", "every_entry", "Entries = utterances + set aside.", count_entries
+        ),
+        accounting_check(
+            "speech_segments",
+            "every_second",
+            "Seconds recorded = seconds in clips + set aside; each clip occurs once.",
+            count_seconds,
+        ),
+        accounting_check(
+            "filtered_samples", "every_sample", "In = kept + rejected.", count_samples
+        ),
     ]
 
 
-@dataclass(frozen=True)
-class Filtering:
-    """``[filters]``, those of each corpus, and ``[text]``."""
-
-    corpora: Corpora
-    filters: FilterConfig
-    text: TextConfig
-    shape: Shape
-
-    def of(self, partition: str) -> FilterConfig:
-        """The filters of one corpus."""
-        _, config = self.corpora(partition)
-        return self.filters.for_corpus(config.filters, partition)
-
-
 def raw_corpus_asset(corpora: Corpora) -> AssetsDefinition:
-    """The asset ``raw_corpus``."""
+    """The asset ``raw_corpus``: the index of a corpus."""
 
-    @asset(
-        group_name="corpora",
-        partitions_def=corpus_partitions,
-        code_version=INDEX_VERSION,
-        kinds={"polars", "parquet"},
-        description="Every utterance of a corpus: where its audio lies, how long, who, what.",
-    )
-    def raw_corpus(
-        context: AssetExecutionContext, store: ArtifactStoreResource
-    ) -> Output[RawCorpus]:
-        name = context.partition_key
-        path, config = corpus = corpora(name)
-        look = Look.begin(corpus)
-        look.folder(path)  # before anything is read: what changes later is seen next time
+    def plan(request: Request) -> Plan[RawCorpus]:
+        path, config = corpus = corpora(request.partition)
+        scan = Scan.begin(corpus)
+        scan.folder(path)  # before anything is read: the next scan detects later changes
         state, outside = survey(read_entries(path, config), path)
-        look.outside(outside.items())
-        build = Build(
-            asset="raw_corpus",
-            partition=name,
-            inputs={},
-            # This tells that files changed; the content digest tells whether it matters.
-            config={"corpus": config.as_indexed(), "root": path, "state": state},
-            code_version=INDEX_VERSION,
-        )
-        output = store.materialize(
-            context,
-            RawCorpus,
-            build,
-            lambda work: index_corpus(name, path, config, store.store, work / "result"),
-            describe_corpus,
-        )
-        Seen(look.digest, tuple(outside)).record(store.store, name)
-        return output
+        scan.outside(outside.items())
 
-    return raw_corpus
+        def index(work: Path) -> Any:
+            return index_corpus(request.partition, path, config, request.store, work / "result")
 
+        def record(_: RawCorpus) -> None:
+            Seen(scan.digest, tuple(outside)).record(request.store, request.partition)
 
-def filtered_samples_asset(filtering: Filtering) -> AssetsDefinition:
-    """The asset ``filtered_samples``."""
+        # ``state`` tells that files changed; the content digest tells whether it matters.
+        known = {"corpus": config.as_indexed(), "root": path, "state": state}
+        return Plan(known, index, describe=describe_corpus, after=record)
 
-    @asset(
+    return artifact_asset(
+        "raw_corpus",
+        RawCorpus,
+        plan,
+        code_version=INDEX_VERSION,
         group_name="corpora",
         partitions_def=corpus_partitions,
+        kinds={"polars", "parquet"},
+        description="All utterances of a corpus: audio file, duration, speaker and text.",
+    )
+
+
+def speech_segments_asset(corpora: Corpora, shape: Shape) -> AssetsDefinition:
+    """The asset ``speech_segments``: clips cut from recordings; utterances pass through."""
+    root = corpora.project  # base of relative paths of models and reference recordings
+
+    def plan(request: Request, raw_corpus: RawCorpus) -> Plan[SpeechSegments]:
+        config = corpora(request.partition).config.segments
+
+        def make(work: Path) -> SegmentFacts | dict[str, Any]:
+            if config is None:
+                return pass_through(raw_corpus, work / "result")
+            program = SegmentProgram(
+                run_dir=work,
+                corpus=raw_corpus.path,
+                segments=config,
+                model=model_folder(config.model, root),
+                reference=config.speaker and root / config.speaker.reference,
+                audio_pool=request.store.audio_pool,
+                transcripts=request.store.cache("transcripts"),
+                records=request.store.cache("segments"),
+            )
+            return request.launch(Program(CUT, program, request.shape(shape)))
+
+        # Rows name audio relative to these folders, so they are part of the content.
+        known = {
+            "root": raw_corpus.facts.root,
+            "audio_pool": raw_corpus.facts.audio_pool,
+            "segments": config,
+            "sources": {} if config is None else source_digests(config, root),
+        }
+        return Plan(known, make, describe=describe_segments)
+
+    return artifact_asset(
+        "speech_segments",
+        SpeechSegments,
+        plan,
+        code_version=CODE_VERSION,
+        ins={"raw_corpus": "raw_corpus"},
+        options=Machines,
+        group_name="corpora",
+        partitions_def=corpus_partitions,
+        automation_condition=follow_data(),
+        kinds={"ctranslate2", "polars"},
+        description="Clips cut from long recordings; a corpus of utterances passes unchanged.",
+    )
+
+
+def filtered_samples_asset(
+    corpora: Corpora, filters: FilterConfig, text: TextConfig, shape: Shape
+) -> AssetsDefinition:
+    """The asset ``filtered_samples``: normalized utterances, kept or rejected."""
+
+    def plan(request: Request, speech_segments: SpeechSegments) -> Plan[SampleManifest]:
+        own = corpora(request.partition).config.filters
+        chosen = filters.for_corpus(own, request.partition)
+        # Samples name audio by absolute path, so these folders are part of the content.
+        known = {
+            "filters": chosen.identified(),
+            "text": text,
+            "root": speech_segments.facts.root,
+            "audio_pool": speech_segments.facts.audio_pool,
+        }
+
+        def measure(program: MeasureProgram) -> None:
+            request.launch(Program(MEASURE, program, request.shape(shape)))
+
+        def make(work: Path) -> SampleFacts:
+            return filter_corpus(speech_segments, chosen, text, request.store, work, measure)
+
+        return Plan(known, make, describe=lambda made: describe_samples(made, chosen))
+
+    return artifact_asset(
+        "filtered_samples",
+        SampleManifest,
+        plan,
         code_version=FILTER_VERSION,
+        ins={"speech_segments": "speech_segments"},
+        options=Machines,
+        group_name="corpora",
+        partitions_def=corpus_partitions,
         automation_condition=follow_data(),
         kinds={"polars", "json"},
         description="Utterances with normalized text, kept or rejected with a reason.",
     )
-    def filtered_samples(
-        context: AssetExecutionContext,
-        store: ArtifactStoreResource,
-        launcher: ResourceParam[Launcher],
-        config: Machines,
-        speech_segments: SpeechSegments,
-    ) -> Output[SampleManifest]:
-        filters = filtering.of(context.partition_key)
-        build = Build(
-            asset="filtered_samples",
-            partition=context.partition_key,
-            inputs={"speech_segments": speech_segments},
-            # Samples name audio by absolute path, so the place is part of what they are.
-            config={
-                "filters": filters.identified(),
-                "text": filtering.text,
-                "root": speech_segments.facts.root,
-                "audio_pool": speech_segments.facts.audio_pool,
-            },
-            code_version=FILTER_VERSION,
-        )
-
-        def measure(program: MeasureProgram) -> None:
-            launcher.run(context, Program(MEASURE, program, config.of(filtering.shape)))
-
-        def run(work: Path) -> SampleFacts:
-            return filter_corpus(
-                speech_segments, filters, filtering.text, store.store, work, measure
-            )
-
-        return store.materialize(
-            context, SampleManifest, build, run, lambda made: describe_samples(made, filters)
-        )
-
-    return filtered_samples
 
 
-def entries_check() -> AssetChecksDefinition:
-    """Nothing that a corpus lists is missing from its index.
+Counts = Mapping[str, int | float]
 
-    Entries were counted as the reader gave them. It is not asked again: that would take as long
-    as it did, and a corpus may have grown since.
+
+def accounting_check(
+    asset: str,
+    items: str,
+    description: str,
+    count: Callable[[H, ArtifactStore], tuple[bool, Counts]],
+) -> AssetChecksDefinition:
+    """The blocking check ``<items>_is_accounted_for``.
+
+    ``count(handle, store)`` returns whether the check passes and the numbers for its metadata. An
+    ArtifactError that it raises fails the check, too.
     """
 
     @asset_check(
-        asset="raw_corpus",
+        asset=asset,
+        name=f"{items}_is_accounted_for",
         partitions_def=corpus_partitions,
         blocking=True,
-        description="Entries = utterances + set aside.",
+        description=description,
     )
-    def every_entry_is_accounted_for(
-        context: AssetCheckExecutionContext, raw_corpus: RawCorpus
-    ) -> AssetCheckResult:
-        entries = raw_corpus.facts.entries
-        rows = pl.scan_parquet(raw_corpus.path / UTTERANCES_FILE).select(pl.len()).collect().item()
-        aside = len(read_set_aside(raw_corpus.path / SET_ASIDE_FILE))
-        return AssetCheckResult(
-            passed=entries == rows + aside,
-            metadata={"entries": entries, "utterances": rows, "set_aside": aside},
-        )
+    def check(store: ArtifactStoreResource, made: Handle) -> AssetCheckResult:
+        try:
+            passed, counts = count(cast(H, made), store.store)
+        except ArtifactError as error:
+            return AssetCheckResult(passed=False, description=str(error))
+        return AssetCheckResult(passed=passed, metadata=dict(counts))
 
-    return every_entry_is_accounted_for
+    return check
 
 
-def samples_check() -> AssetChecksDefinition:
-    """Nothing that went into the filters is lost."""
+def count_entries(corpus: RawCorpus, _: ArtifactStore) -> tuple[bool, Counts]:
+    """Compares the entries that the reader counted with the rows and the set-aside records.
 
-    @asset_check(
-        asset="filtered_samples",
-        partitions_def=corpus_partitions,
-        blocking=True,
-        description="In = kept + rejected.",
-    )
-    def every_sample_is_accounted_for(
-        context: AssetCheckExecutionContext, filtered_samples: SampleManifest
-    ) -> AssetCheckResult:
-        kept, rejected = (_lines(filtered_samples.path / f) for f in (KEPT_FILE, REJECTED_FILE))
-        samples_in = filtered_samples.facts.samples_in
-        return AssetCheckResult(
-            passed=samples_in == kept + rejected and kept > 0,
-            metadata={"samples_in": samples_in, "kept": kept, "rejected": rejected},
-        )
+    The reader does not run again: that takes as long as indexing, and the corpus may have grown.
+    """
+    entries = corpus.facts.entries
+    rows = pl.scan_parquet(corpus.path / UTTERANCES_FILE).select(pl.len()).collect().item()
+    aside = len(read_set_aside(corpus.path / SET_ASIDE_FILE))
+    counts = {"entries": entries, "utterances": rows, "set_aside": aside}
+    return entries == rows + aside, counts
 
-    return every_sample_is_accounted_for
+
+def count_seconds(segments: SpeechSegments, store: ArtifactStore) -> tuple[bool, Counts]:
+    """Compares the time in clips and set aside with the recordings. Raises ArtifactError."""
+    source = segments.manifest.inputs["raw_corpus"]
+    folder = store.folder(source.asset, source.partition) / source.fingerprint
+    return True, account(RawCorpus.open(folder), segments)
+
+
+def count_samples(samples: SampleManifest, _: ArtifactStore) -> tuple[bool, Counts]:
+    """Compares the samples that went in with the kept and rejected lines; one must be kept."""
+    kept, rejected = (count_lines(samples.path / name) for name in (KEPT_FILE, REJECTED_FILE))
+    samples_in = samples.facts.samples_in
+    counts = {"samples_in": samples_in, "kept": kept, "rejected": rejected}
+    return samples_in == kept + rejected and kept > 0, counts
 
 
 def describe_corpus(corpus: RawCorpus) -> dict[str, Any]:
+    """Metadata of ``raw_corpus``: a preview, durations in seconds, and counted reasons."""
     rows = pl.read_parquet(corpus.path / UTTERANCES_FILE)
     shown = rows.select("id", "audio", "duration", "sample_rate", "speaker", "text")
-    reasons = count_reasons(read_set_aside(corpus.path / SET_ASIDE_FILE))
+    seconds = rows["duration"]
+    longest = {"seconds_median": seconds.median(), "seconds_longest": seconds.max()}
+    aside = count_reasons(read_set_aside(corpus.path / SET_ASIDE_FILE))
     return {
         "dagster/partition_row_count": len(rows),
         "utterances_preview": _table(shown.head(ROWS_SHOWN)),
-        "durations": _table(durations(rows["duration"])),
-        "set_aside_reasons": MetadataValue.json(reasons),
+        "durations": _table(durations(seconds)),
+        "set_aside_reasons": MetadataValue.json(aside),
         **column_schema(rows.schema, ABOUT_UTTERANCES),
-        **{
-            f"seconds_{name}": round(float(value), 3)
-            for name, value in rows.select(
-                median=pl.col("duration").median().fill_null(0),
-                longest=pl.col("duration").max().fill_null(0),
-            )
-            .row(0, named=True)
-            .items()
-        },
+        **{name: round(float(value or 0), 3) for name, value in longest.items()},  # type: ignore[arg-type]
+    }
+
+
+def describe_segments(segments: SpeechSegments) -> dict[str, Any]:
+    """Metadata: the columns, and for recordings the dataset card, a histogram and a notebook."""
+    table = segments.path / UTTERANCES_FILE
+    rows = pl.read_parquet(table, columns=["duration"])
+    metadata: dict[str, Any] = {
+        "dagster/partition_row_count": len(rows),
+        **column_schema(pl.read_parquet_schema(table), ABOUT_UTTERANCES),
+    }
+    if not segments.facts.recordings:
+        return metadata
+    reasons = count_reasons(read_set_aside(segments.path / SET_ASIDE_FILE))
+    plot = histogram(rows["duration"].to_list(), x_label="seconds", y_label="clips")
+    card = (segments.path / CARD_FILE).read_text()
+    return metadata | {
+        "card": MetadataValue.md(f"{card}\n![durations]({plot})"),
+        "listening": MetadataValue.notebook(segments.path / NOTEBOOK_FILE),
+        "set_aside_reasons": MetadataValue.json(reasons),
     }
 
 
 def describe_samples(samples: SampleManifest, filters: FilterConfig) -> dict[str, Any]:
+    """Metadata of ``filtered_samples``: a preview, the filters' effect, quality and a notebook."""
     kept, rejected = samples.path / KEPT_FILE, samples.path / REJECTED_FILE
     shown = ("id", "transcript", "language", "duration", "speaker_id")
     rows = pl.scan_ndjson(kept, schema=SCHEMA).select(shown)
-    plot = picture({"kept": kept, "rejected": rejected})
+    seconds = rows.select("duration").collect(engine="streaming")["duration"]
+    plot = plot_distributions({"kept": kept, "rejected": rejected})
     return {
         "dagster/partition_row_count": samples.facts.kept,
         **column_schema(FIELDS, ABOUT_SAMPLES),
         "samples_preview": _table(rows.head(ROWS_SHOWN).collect()),
         "rejected_in_order": _table(reasons(samples.facts.reasons, filters)),
-        "durations": _table(
-            durations(rows.select("duration").collect(engine="streaming")["duration"])
-        ),
+        "durations": _table(durations(seconds)),
         "quality": _table(quantiles(kept)),
         "distributions": MetadataValue.md(f"![distributions]({plot})"),
         "listening": MetadataValue.notebook(samples.path / NOTEBOOK_FILE),
     }
 
 
-def durations(seconds: pl.Series) -> pl.DataFrame:
-    """A histogram: how many clips, and how many minutes, are how long."""
-    rows = []
-    for low, high in pairwise([*SECONDS, float("inf")]):
-        inside = seconds.filter((seconds >= low) & (seconds < high))
-        name = f"{low} to {high} s" if high < float("inf") else f"from {low} s"
-        rows.append({"long": name, "clips": len(inside), "minutes": round(inside.sum() / 60, 2)})
-    return pl.DataFrame(rows)
-
-
 def _table(rows: pl.DataFrame) -> MetadataValue:
-    """Rows as a Markdown table."""
-    with pl.Config(
-        tbl_formatting="MARKDOWN",
-        tbl_hide_dataframe_shape=True,
-        tbl_hide_column_data_types=True,
-        tbl_width_chars=1000,
-        tbl_cols=-1,
-        tbl_rows=-1,
-        fmt_str_lengths=80,
-    ):
-        return MetadataValue.md(str(rows))
-
-
-def _lines(path: Path) -> int:
-    with path.open("rb") as stream:
-        return sum(1 for _ in stream)
+    return MetadataValue.md(markdown_table(rows))

@@ -1,10 +1,8 @@
-"""What ``dagster_project.toml`` may say of corpora and filters.
+"""Configuration of corpora, their filters and the consent of their speakers.
 
-By whose leave a voice is imitated: ``[corpora.<name>.consent]``.
-
-A model that was trained on a person's voice speaks as that person. No serving model is published
-of it before the configuration says who agreed, to what, and until when; what was agreed goes into
-the model's card. Nothing here is proof: it makes the question one that somebody answered.
+A model that is trained on a person's recordings imitates that person's voice. A serving model is
+published only if ``[corpora.<name>.consent]`` states who agreed to which use and until when. The
+model card repeats it. This is a statement of the user, not a proof.
 """
 
 from __future__ import annotations
@@ -13,7 +11,7 @@ import re
 from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import (
     AfterValidator,
@@ -29,57 +27,61 @@ from tts_assets.core.program import ProgramConfig
 from tts_assets.corpora.segments.config import SegmentConfig
 
 SYNTHETIC = "synthetic"
-ONE_LINE = r"^[^\x00-\x1f]+$"  # it goes into headers and tags
+ONE_LINE = r"^[^\x00-\x1f]+$"  # it is written to headers and tags
 EXAMPLE = 'consent = { who = "Ann Example", purpose = "our audio guide", until = 2030-12-31 }'
 
 
 class Consent(Config):
     """What a speaker, or all speakers of a corpus, agreed to."""
 
-    who: str = Field(pattern=ONE_LINE, description="whose voice it is")
-    purpose: str = Field(pattern=ONE_LINE, description="what it may be used for")
-    until: date | None = Field(None, description="the last day; unset: without an end")
-    basis: str = Field("", description="where it is written: a contract, a licence")
+    who: str = Field(pattern=ONE_LINE, description="the person whose voice it is")
+    purpose: str = Field(pattern=ONE_LINE, description="the permitted use")
+    until: date | None = Field(None, description="the last day; unset: no end")
+    basis: str = Field("", description="where it is written: a contract or licence")
 
     def ended(self, today: date) -> bool:
+        """Whether the consent ended before ``today``."""
         return self.until is not None and self.until < today
 
     def in_words(self) -> str:
+        """One line for the model card."""
         until = f", until {self.until}" if self.until else ""
         basis = f" ({self.basis})" if self.basis else ""
         return f"{self.who}: {self.purpose}{until}{basis}"
 
 
-VoiceConsent = Consent | Literal["synthetic"]  # the voice of nobody
+VoiceConsent = Consent | Literal["synthetic"]  # synthetic: not the voice of a person
 
 
 def people(consents: Mapping[str, VoiceConsent]) -> str:
-    """Who agreed; empty where the voices are nobody's."""
+    """The names of those who agreed; empty if all voices are synthetic."""
     agreed = [one for one in consents.values() if isinstance(one, Consent)]
     return ", ".join(sorted({one.who for one in agreed}))
 
 
 class ConsentError(ConfigError):
-    """A voice that may not be published; the message says what to write where."""
+    """A voice without valid consent; the message says what to write and where."""
 
 
 def check_consents(
     consents: Mapping[str, VoiceConsent | None], refused: str, today: date
 ) -> dict[str, VoiceConsent]:
-    """The consents by corpus; raises :class:`ConsentError` where one is missing or has ended,
-    with a message that begins with what is ``refused``."""
+    """The consents by corpus. Raises :class:`ConsentError` if one is missing or has ended.
+
+    The message begins with ``refused``, the name of what is not published.
+    """
     found: dict[str, VoiceConsent] = {}
     for corpus, consent in sorted(consents.items()):
         if consent is None:
             raise ConsentError(
-                f"{refused}: corpora.{corpus} does not say who agreed that this "
-                f"voice is imitated. Write to its table: {EXAMPLE}, or consent = "
-                f'"{SYNTHETIC}" where it is the voice of nobody'
+                f"{refused}: corpora.{corpus} has no consent of the speaker. "
+                f"Add to its table: {EXAMPLE}, or consent = "
+                f'"{SYNTHETIC}" if it is not the voice of a person'
             )
         if isinstance(consent, Consent) and consent.ended(today):
             raise ConsentError(
                 f"{refused}: the consent of {consent.who} (corpora.{corpus}) ended "
-                f"on {consent.until}. Ask again and write the new date, or train without it"
+                f"on {consent.until}. Renew it and change the date, or train without this corpus"
             )
         found[corpus] = consent
     return found
@@ -108,7 +110,7 @@ LANGUAGE_TAG = r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*"
 
 def _language_tag(value: str) -> str:
     if not re.fullmatch(LANGUAGE_TAG, value):
-        raise ValueError(f"{value!r} is no language tag; write one like 'en' or 'es-MX'")
+        raise ValueError(f"{value!r} is not a language tag; write one like 'en' or 'es-MX'")
     return value
 
 
@@ -119,9 +121,9 @@ MANNERS = ("style", "emotion", "voice_description")
 
 
 class ParquetOptions(Config):
-    """``options`` of the reader ``parquet``: names of columns; an empty name means there is none.
+    """``options`` of the reader ``parquet``: names of columns; empty means that there is none.
 
-    ``audio_column`` holds ``{bytes, path}`` or plain bytes, the others text or numbers.
+    ``audio_column`` holds ``{bytes, path}`` or plain bytes, the other columns text or numbers.
     """
 
     audio_column: str = Field(default="audio", min_length=1)
@@ -130,13 +132,12 @@ class ParquetOptions(Config):
 
 
 class CorpusConfig(Config):
-    """``[corpora.<name>]``: where recordings lie, in which layout, and whose they are.
+    """``[corpora.<name>]``: the folder of a corpus, its layout and its speakers.
 
-    ``language``, ``licence``, ``speaker``, ``style``, ``emotion`` and ``voice_description`` hold
-    for utterances that do not say otherwise.
-    ``filters`` are laid over ``[filters]`` for this corpus (see :meth:`FilterConfig.for_corpus`).
-    ``segments`` declares that they are long recordings, to be cut into utterances; the reader
-    ``recordings`` implies it. ``consent`` is needed before a model of the voice is published.
+    ``language``, ``licence``, ``speaker``, ``style``, ``emotion`` and ``voice_description`` are the
+    defaults of utterances without their own. ``filters`` override ``[filters]`` for this corpus.
+    ``segments`` declares long recordings, which are cut into utterances; the reader ``recordings``
+    implies it. ``consent`` is required before a model of the voice is published.
     """
 
     path: Path
@@ -163,7 +164,7 @@ class CorpusConfig(Config):
     def _only_parquet_has_options(self) -> Self:
         if self.options is not None and self.reader != "parquet":
             raise ValueError(
-                f"the reader {self.reader!r} has no options; leave them out, or is it 'parquet'?"
+                f"the reader {self.reader!r} has no options: drop them, or use reader = 'parquet'"
             )
         return self
 
@@ -175,21 +176,21 @@ class CorpusConfig(Config):
 
     @model_serializer(mode="wrap")
     def _only_manners_that_are_set(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """So that corpora without them keep the fingerprint from before there were any."""
+        """Unset keys are omitted, because fingerprints are older than these keys."""
         values: dict[str, Any] = dump(self)
         return {name: value for name, value in values.items() if value or name not in MANNERS}
 
     def as_indexed(self) -> Self:
-        """What of it determines the index of the corpus: not what is done with it later."""
+        """The part of the configuration that determines the index of the corpus."""
         return self.model_copy(update={"filters": {}, "segments": None, "consent": None})
 
 
 class TextConfig(Config):
-    """``[text]``: who makes written text spoken, in training and in synthesis.
+    """``[text]``: the text normalizer of training and synthesis.
 
-    ``num2words``: numbers, times, money and symbols (:mod:`tts_assets.corpora.text`). ``nemo``:
-    NeMo's grammars first (dates, units, abbreviations; ``pip install tts-assets[nemo]``), then
-    the former for what they leave. ``none``: the text is spoken as it is written.
+    ``num2words`` handles numbers, times, money and symbols (:mod:`tts_assets.corpora.text`).
+    ``nemo`` applies NeMo's grammars first (dates, units, abbreviations; ``pip install
+    tts-assets[nemo]``), then ``num2words``. ``none`` keeps the text.
     """
 
     normalizer: Literal["num2words", "nemo", "none"] = "num2words"
@@ -198,8 +199,7 @@ class TextConfig(Config):
 class DiscoveryConfig(Config):
     """``[discovery]``: the folder whose subfolders are corpora (see ``discovery.py``).
 
-    ``language``, ``licence`` and ``speaker`` hold for those whose ``corpus.toml`` does not say
-    otherwise.
+    ``language``, ``licence`` and ``speaker`` are the defaults of ``corpus.toml`` files.
     """
 
     root: Path | None = None
@@ -211,59 +211,57 @@ class DiscoveryConfig(Config):
     def _defaults_are_of_something(self) -> Self:
         if self.root is None and self.model_fields_set:
             raise ValueError(
-                f"{sorted(self.model_fields_set)} hold for discovered corpora, but no root says "
-                f"where those lie; write root = 'corpora', or leave [discovery] out"
+                f"{sorted(self.model_fields_set)} apply to discovered corpora, but no root is "
+                f"set; write root = 'corpora', or drop [discovery]"
             )
         return self
 
 
 class FilterConfig(Config):
-    """``[filters]``: which utterances are kept; the order of the fields is that of the checks.
+    """``[filters]``: which utterances are kept. The filters apply in the order of the keys.
 
-    Durations in seconds, rates in Hz, shares from 0 to 1; what is not set is not checked.
-    ``allowed_languages`` empty allows all; ``en`` allows ``en-GB`` too. Metrics are measured where
-    a filter or ``measure`` wants them (``quality.py`` says what they are and cost), of samples
-    that pass the checks before ``min_dnsmos``; a sample's own ``dnsmos_mos_ovr`` is believed.
+    Durations are in seconds, rates in Hz. An unset filter is not applied. An empty
+    ``allowed_languages`` allows all languages; ``en`` allows ``en-GB``, too. A metric is measured
+    if a filter or ``measure`` needs it, for samples that pass the filters before ``min_dnsmos``
+    (``quality.py`` defines the metrics). The ``dnsmos_mos_ovr`` of a sample is used as it is.
+    Speech with more than 40 characters per second is rejected.
     """
 
+    removed_keys: ClassVar[Mapping[str, Any]] = {
+        "max_channels": None,
+        "max_clipping": None,
+        "max_silence": None,
+        "max_characters_per_second": 40.0,
+    }
+
     without_text: bool = Field(
-        default=False, description="the corpus has no transcripts, and needs none (codecs, voices)"
+        default=False, description="the corpus has no transcripts (codec and speaker training)"
     )
     allowed_languages: tuple[Language, ...] = ()
     max_duration: float = Field(default=30.0, gt=0)
     min_sample_rate: int = Field(default=8000, ge=0)
     min_dnsmos: float | None = Field(default=None, ge=1, le=5, description="P.835 overall")
     min_duration: float = Field(default=0.2, ge=0)
-    max_channels: int | None = Field(default=None, ge=1)
     min_p808: float | None = Field(default=None, ge=1, le=5)
     min_snr: float | None = Field(default=None, ge=-20, le=100, description="dB")
-    max_clipping: float | None = Field(default=None, ge=0, lt=1, description="share of samples")
-    max_silence: float | None = Field(default=None, ge=0, lt=1, description="share of the time")
-    max_characters_per_second: float | None = Field(
-        default=40.0, gt=0, description="faster than anybody speaks: the text is of another clip"
-    )
     min_characters_per_second: float | None = Field(default=None, gt=0)
-    max_wer: float | None = Field(default=None, ge=0, description="word errors of Whisper a word")
+    max_wer: float | None = Field(default=None, ge=0, description="of Whisper's transcript")
     duplicate_text: Literal["keep", "reject", "reject_of_speaker"] = Field(
-        default="keep", description="'reject': the first by id stays, of all or of each speaker"
+        default="keep", description="'reject' keeps the first by id, of all or of each speaker"
     )
     slowest_percent: float = Field(default=0.0, ge=0, lt=100, description="by speaking rate")
-    fastest_percent: float = Field(default=0.0, ge=0, lt=100, description="of what is left by then")
+    fastest_percent: float = Field(default=0.0, ge=0, lt=100, description="of the same samples")
 
-    measure: tuple[Metric, ...] = Field(default=(), description="metrics that no filter needs")
+    measure: tuple[Metric, ...] = Field(default=(), description="further metrics to measure")
     whisper: str = Field(default="", description="a faster-whisper model; empty: tiny.en")
 
     @model_validator(mode="after")
     def _something_is_left(self) -> Self:
-        for low, high, unit in (
-            ("min_duration", "max_duration", "s"),
-            ("min_characters_per_second", "max_characters_per_second", "characters a second"),
-        ):
-            least, most = getattr(self, low), getattr(self, high)
-            if least is not None and most is not None and least >= most:
-                raise ValueError(
-                    f"{low} {least} {unit} leaves nothing below {high} {most} {unit}; raise {high}"
-                )
+        if self.min_duration >= self.max_duration:
+            raise ValueError(
+                f"min_duration {self.min_duration} s leaves nothing below max_duration "
+                f"{self.max_duration} s; raise max_duration"
+            )
         if self.slowest_percent + self.fastest_percent >= 100:
             raise ValueError(
                 f"slowest_percent {self.slowest_percent} and fastest_percent "
@@ -277,38 +275,37 @@ class FilterConfig(Config):
         if self.without_text and (set_ or "wer" in self.measure):
             raise ValueError(
                 f"without_text keeps samples that have no transcript, but "
-                f"{', '.join(set_) or 'measure wer'} looks at it; leave out one of them"
+                f"{', '.join(set_) or 'measure wer'} needs it; drop one of them"
             )
         return self
 
     def for_corpus(self, over: Mapping[str, Any], name: str) -> FilterConfig:
-        """These filters with ``[corpora.<name>.filters]`` laid over them; ``without_text`` there
-        takes out what these say about text. Raises :class:`ConfigError`."""
+        """These filters, overridden by ``[corpora.<name>.filters]``. Raises :class:`ConfigError`.
+
+        With ``without_text`` there, the text filters of ``[filters]`` do not apply.
+        """
         below = self.model_dump(exclude_unset=True)
         if over.get("without_text") and not self.without_text:
             below = {key: value for key, value in below.items() if key not in TEXT_FILTERS}
         return FilterConfig.parse({**below, **over}, f"corpora.{name}.filters")
 
     def identified(self) -> FilterConfig:
-        """The same with a Whisper that is a folder named by its files."""
+        """The same for fingerprints: a Whisper folder is replaced by the digest of its files."""
         return self.model_copy(update={"whisper": identity(self.whisper)})
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
-        """What must be measured, in the order of the filters."""
-        wanted = {
+        """The metrics to measure, in the order of the filters."""
+        wanted: dict[Metric, float | None] = {
             "dnsmos": self.min_dnsmos,
             "p808": self.min_p808,
             "snr": self.min_snr,
-            "clipping": self.max_clipping,
-            "silence": self.max_silence,
             "wer": self.max_wer,
         }
-        return tuple(m for m in METRICS if wanted[m] is not None or m in self.measure)
+        return tuple(m for m in METRICS if wanted.get(m) is not None or m in self.measure)
 
 
 TEXT_FILTERS = {
-    "max_characters_per_second",
     "min_characters_per_second",
     "max_wer",
     "duplicate_text",
@@ -318,10 +315,10 @@ TEXT_FILTERS = {
 
 
 class MeasureProgram(ProgramConfig):
-    """``tts_assets.corpora.quality``: metrics of audio files, into a cache.
+    """``tts_assets.corpora.quality``: measures metrics of audio files into a cache.
 
     ``clips`` is a Parquet file with the columns ``audio`` (absolute path), ``audio_sha256``,
-    ``language``, and one of Booleans for each metric: whether it is wanted there.
+    ``language``, and for each metric a Boolean that requests it.
     """
 
     clips: Path
@@ -333,22 +330,22 @@ class MeasureProgram(ProgramConfig):
 class FilterProgram(ProgramConfig):
     """``tts_assets.corpora.filter``: sample JSONL in, kept and rejected JSONL out.
 
-    No audio is opened: of the metrics only the samples' own ``dnsmos_mos_ovr`` can be filtered by.
-    ``cache``: a folder for the grammars and results of NeMo; empty: below ``run_dir``.
+    No audio is opened. The only metric available to filters is ``dnsmos_mos_ovr`` of the samples.
+    ``cache`` is a folder for the grammars and results of NeMo; the default lies below ``run_dir``.
     """
 
     samples: tuple[Path, ...] = Field(min_length=1)
     filters: FilterConfig = FilterConfig()
     text: TextConfig = TextConfig()
-    dataset_name: str = Field(default="", description="for samples that name none")
+    dataset_name: str = Field(default="", description="for samples without one")
     cache: Path | None = None
 
     @model_validator(mode="after")
     def _no_audio_is_opened(self) -> Self:
         needed = [metric for metric in self.filters.metrics if metric != "dnsmos"]
-        if needed or self.filters.max_channels is not None:
+        if needed:
             raise ValueError(
-                f"{', '.join(needed) or 'max_channels'} would need the audio, which this program "
-                "does not open; leave it out, or declare the samples as a corpus"
+                f"{', '.join(needed)}: this program opens no audio; drop the filter, or declare "
+                "the samples as a corpus"
             )
         return self

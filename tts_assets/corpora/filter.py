@@ -1,133 +1,45 @@
-"""Samples in, kept and rejected samples out: ``filtered_samples``, and by hand of any JSONL,
+"""Filter samples: ``filtered_samples``, and any sample JSONL by hand with
 ``python -m tts_assets.corpora.filter run.json``.
 
-Rows flow through polars' streaming engine: the JSON is read, filtered and written by all cores
-in memory that does not grow with it. Only texts that change when spoken go through Python. The
-same rows give the same bytes on any number of threads.
-
-Sample files in which a line is no sample, or has no id: they are written anew without it.
-
-Other files are never read this way: polars refuses a bad line, and only then is it worth the time
-of Python to look at each. An id that is missing becomes the digest of audio path and transcript.
+Rows flow through polars' streaming engine: all cores read, filter and write, in memory that does
+not grow with the rows. Only texts that normalization changes go through Python. The same rows give
+the same bytes on any number of threads.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import polars as pl
 from polars.exceptions import ComputeError
 
-from tts_assets.core.config import ConfigError
 from tts_assets.core.program import Run, load_config
 from tts_assets.corpora.config import FilterConfig, FilterProgram
 from tts_assets.corpora.filters import (
     NOT_WHOLE,
     Filter,
     first_hit,
-    looks_around,
     mark_duplicates,
     mark_rates,
+    needs_other_samples,
     of_samples,
     of_sources,
 )
 from tts_assets.corpora.normalizer import Normalizer
-from tts_assets.corpora.samples import SCHEMA, Sample, as_line, scan_samples
-
-SHOWN = 200  # characters of a bad line
-ID_DIGITS = 16
-
-
-class BadLine(ValueError):
-    """A line that is no sample; ``reason`` is short and countable."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-        self.detail = detail
-
-
-def separate(paths: Sequence[Path], good: Path) -> Iterator[dict[str, Any]]:
-    """Write the samples of all files to ``good``; yield where each bad line stands and why."""
-    with good.open("w", encoding="utf-8") as kept:
-        for path in paths:
-            with path.open("rb") as lines:
-                for number, line in enumerate(lines, start=1):
-                    text = line.removeprefix(b"\xef\xbb\xbf").strip()
-                    if not text:
-                        continue
-                    try:
-                        kept.write(json.dumps(check_line(text), ensure_ascii=False) + "\n")
-                    except BadLine as bad:
-                        yield {
-                            "reason": bad.reason,
-                            "where": f"{path}:{number}",
-                            "detail": bad.detail,
-                            "line": text.decode("utf-8", "replace")[:SHOWN],
-                        }
-
-
-def check_line(line: bytes) -> dict[str, Any]:
-    """The fields of the schema that a line has. Raises :class:`BadLine`."""
-    try:
-        sample = json.loads(
-            line.decode(), parse_constant=_no_number, parse_int=_int, parse_float=_float
-        )
-    except UnicodeDecodeError as error:
-        raise BadLine("not UTF-8", str(error)) from None
-    except ValueError as error:
-        raise BadLine("not JSON", str(error)) from None
-    if not isinstance(sample, dict):
-        raise BadLine("not a JSON object", f"a {type(sample).__name__}")
-    fields = {key: sample[key] for key in SCHEMA if sample.get(key) is not None}
-    if not fields.get("wav_path"):
-        raise BadLine("no wav_path", "every sample needs the path of its audio")
-    try:
-        checked = Sample.parse({"id": "", "transcript": "", **fields}, "sample")
-    except ConfigError as error:
-        raise BadLine("a field of another type", str(error)) from None
-    sample = checked.model_dump(include=set(fields) - {"id"})
-    return {"id": checked.id or identify(checked), **sample}
-
-
-def identify(sample: Sample) -> str:
-    return hashlib.sha256(f"{sample.wav_path}\0{sample.transcript}".encode()).hexdigest()[
-        :ID_DIGITS
-    ]
-
-
-def _no_number(text: str) -> NoReturn:
-    raise ValueError(f"{text} is no JSON number")
-
-
-def _int(text: str) -> int:
-    value = int(text)
-    if not -(2**63) <= value < 2**64:
-        raise ValueError(f"{text} has more than 64 bits; write it as a string")
-    return value
-
-
-def _float(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text} is too large for a number")
-    return value
-
+from tts_assets.corpora.samples import as_line, scan_samples, separate_bad_lines
 
 KEPT_FILE, REJECTED_FILE = "kept.jsonl", "rejected.jsonl"
-LINES: dict[str, Any] = {"include_header": False, "quote_style": "never"}  # lines as they are
+LINES: dict[str, Any] = {"include_header": False, "quote_style": "never"}  # of sink_csv
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What became of the samples; ``reasons`` in the order of the filters."""
+    """The counts of one run; ``reasons`` are in the order of the filters, ``hours`` are kept."""
 
     samples_in: int
     kept: int
@@ -137,9 +49,13 @@ class Counts:
     speakers: int
 
 
-def spoken(rows: pl.LazyFrame, config: FilterConfig, normalizer: Normalizer) -> pl.LazyFrame:
-    """Rows whose ``transcript`` is the normalized ``text``, where the first filters pass; the
-    others keep the text as it is."""
+def with_transcripts(
+    rows: pl.LazyFrame, config: FilterConfig, normalizer: Normalizer
+) -> pl.LazyFrame:
+    """Rows with a ``transcript``: the normalized ``text`` where the first filters pass.
+
+    Elsewhere the text is copied, because normalization is the expensive step.
+    """
     passes = first_hit(of_sources(config)).is_null() & (pl.col("text") != "")
     return normalizer.rows(rows, passes)
 
@@ -147,22 +63,22 @@ def spoken(rows: pl.LazyFrame, config: FilterConfig, normalizer: Normalizer) -> 
 def filter_rows(
     rows: pl.LazyFrame, config: FilterConfig, result: Path, work: Path, *, opened: bool = False
 ) -> Counts:
-    """Write the kept and the rejected of ``rows`` to ``result``.
+    """Write the kept and the rejected rows to ``result``.
 
-    ``rows``: the columns of SCHEMA, ``text`` (raw), and those that the filters look at, of which
-    metrics are there if the audio was ``opened``.
-    ``work``: a folder for the rows, where they must be read more than once.
+    ``rows`` has the columns of SCHEMA, ``text`` (raw) and those of the filters, which include the
+    metrics if the audio was ``opened``. ``work`` is a folder for the rows, in case that they must
+    be read more than once.
     """
     filters = list(of_samples(config, opened=opened))
     rows = rows.with_columns(reason=first_hit(filters))
-    if looks_around(config):
+    if needs_other_samples(config):
         rows.with_row_index("row").sink_parquet(work / "rows.parquet")
         rows = pl.scan_parquet(work / "rows.parquet")
         for mark in (mark_duplicates, mark_rates):
             rows, more = mark(rows, config)
             filters += more
     kept = rows.filter(pl.col("reason").is_null()).select(as_line())
-    rejected = rows.filter(pl.col("reason").is_not_null()).select(as_line(figures(filters)))
+    rejected = rows.filter(pl.col("reason").is_not_null()).select(as_line(rejection(filters)))
     groups = rows.group_by("reason").agg(
         pl.len(), pl.col("duration").sum(), pl.col("speaker_id").n_unique()
     )
@@ -177,13 +93,13 @@ def filter_rows(
     return count(counted, [each.reason for each in filters])
 
 
-def figures(filters: Sequence[Filter]) -> pl.Expr:
-    """``"reason":…,"value":…,"limit":…`` of a rejected row: what decided, as JSON."""
-    return pl.coalesce([figures_of(each) for each in filters])
+def rejection(filters: Sequence[Filter]) -> pl.Expr:
+    """The JSON ``"reason":…,"value":…,"limit":…`` of a rejected row."""
+    return pl.coalesce([rejection_of(each) for each in filters])
 
 
-def figures_of(each: Filter) -> pl.Expr:
-    """The figures where this filter was the first to hit; null elsewhere, which costs nothing."""
+def rejection_of(each: Filter) -> pl.Expr:
+    """The JSON of rows that this filter rejected first; null elsewhere."""
     hit = pl.col("reason") == each.reason
     before = f'"reason":{json.dumps(each.reason)},"value":'
     after = f',"limit":{json.dumps(each.limit, ensure_ascii=False)}'
@@ -198,7 +114,7 @@ def figures_of(each: Filter) -> pl.Expr:
 
 
 def count(groups: pl.DataFrame, order: Sequence[str]) -> Counts:
-    """``groups``: rows, seconds and speakers by reason; no reason: kept."""
+    """The counts of ``groups``: rows, seconds and speakers by reason; a null reason means kept."""
     rows = {reason: row for reason, *row in groups.iter_rows()}
     kept, seconds, speakers = rows.pop(None, (0, 0.0, 0))
     reasons = {reason: rows[reason][0] for reason in order if reason in rows}
@@ -207,22 +123,22 @@ def count(groups: pl.DataFrame, order: Sequence[str]) -> Counts:
     return Counts(kept + rejected, kept, rejected, reasons, hours, speakers)
 
 
-# --- any sample JSONL, by hand -------------------------------------------------------------------
-
-
 def filter_files(program: FilterProgram, result: Path, work: Path) -> Counts:
-    """Filter sample files without opening audio. If a line is no sample, or has no id, all are
-    written anew to ``work`` with ids; bad lines are rejected with their place."""
+    """Filter sample files without opening audio.
+
+    If a line is not a sample or has no id, all samples are first rewritten to ``work`` with ids.
+    Bad lines are rejected with their file and line number.
+    """
     normalizer = Normalizer(program.text, program.cache or program.run_dir / "cache")
     try:
         rows = rows_of_files(program.samples, program, normalizer)
         counts = filter_rows(rows, program.filters, result, work)
         if not NOT_WHOLE & counts.reasons.keys():
             return counts
-    except ComputeError:  # a line that polars does not read
+    except ComputeError:  # polars cannot read a line
         pass
     good = work / "samples.jsonl"
-    bad = list(separate(program.samples, good))
+    bad = list(separate_bad_lines(program.samples, good))
     counts = filter_rows(rows_of_files([good], program, normalizer), program.filters, result, work)
     with (result / REJECTED_FILE).open("a", encoding="utf-8") as rejected:
         rejected.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in bad)
@@ -238,14 +154,14 @@ def filter_files(program: FilterProgram, result: Path, work: Path) -> Counts:
 def rows_of_files(
     paths: Sequence[Path], program: FilterProgram, normalizer: Normalizer
 ) -> pl.LazyFrame:
-    """Samples as :func:`filter_rows` wants them; a raw text that changed stays beside."""
+    """The rows for :func:`filter_rows`; ``original_data`` keeps a raw text that changed."""
     rows = scan_samples(paths).with_columns(
         text="transcript",
         dataset_name=pl.when(pl.col("dataset_name") == "")
         .then(pl.lit(program.dataset_name))
         .otherwise("dataset_name"),
     )
-    rows = spoken(rows, program.filters, normalizer)
+    rows = with_transcripts(rows, program.filters, normalizer)
     changed = pl.col("transcript") != pl.col("text")
     known = pl.col("original_data").str.contains('"text":', literal=True)
     beside = with_fields("original_data", pl.struct("text"))
@@ -255,13 +171,14 @@ def rows_of_files(
 
 
 def with_fields(column: str, fields: pl.Expr) -> pl.Expr:
-    """The JSON objects of a column with the fields of a struct after their own."""
+    """The JSON objects of a column, extended by the fields of a struct."""
     own = pl.col(column).str.strip_suffix("}")
     comma = pl.when(own == "{").then(pl.lit("")).otherwise(pl.lit(","))
     return pl.concat_str(own, comma, fields.struct.json_encode().str.strip_prefix("{"))
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Run the program; ``argv`` is the path of its configuration."""
     program = load_config(FilterProgram, argv)
     with Run(program.run_dir) as run:
         run.finish(asdict(filter_files(program, run.result_dir, run.checkpoint_dir)))

@@ -1,8 +1,8 @@
-"""Which samples are kept: the reference's filters in its order; the first hit names the reason.
+"""The filters of samples, in the order of the reference trainer; the first hit gives the reason.
 
-A filter is a reason, an expression of polars that is true for what must go, and the figures that
-decided. What was not measured is null, and null fails nothing. Duplicates of a text and the
-slowest and fastest speech are found among the samples that have passed everything before.
+A filter has a reason, a polars expression that is true for rejected rows, and the value and limit
+that decided. A metric that was not measured is null and rejects nothing. Duplicate texts and the
+slowest and fastest speech are determined among the samples that pass all other filters.
 """
 
 from __future__ import annotations
@@ -15,22 +15,21 @@ import polars as pl
 
 from tts_assets.corpora.config import FilterConfig
 
+MAX_CHARACTERS_PER_SECOND = 40.0  # faster than speech: the text belongs to another clip
 DURATION = pl.col("duration")
 RATE = pl.when(DURATION > 0).then(pl.col("transcript").str.len_chars() / DURATION)
 SAME_TEXT = pl.col("transcript").str.to_lowercase().str.replace_all(r"[\p{P}\s]+", "")
 NO_ID, NO_AUDIO = "no id", "no wav_path"
 NOT_WHOLE = {NO_ID, NO_AUDIO}
-MEASURED = {  # filters of metrics: the field, its column in quality.py, the reason
+MEASURED = {  # by configuration key: the metric's column (quality.py) and the reason
     "min_p808": ("p808", "P.808 too low"),
     "min_snr": ("snr", "too noisy"),
-    "max_clipping": ("clipping", "clipped"),
-    "max_silence": ("silence", "too much silence"),
 }
 
 
 @dataclass(frozen=True)
 class Filter:
-    """``value`` and ``limit`` are what the rejected line shows."""
+    """One filter; a rejected line shows ``value`` and ``limit``."""
 
     reason: str
     fails: pl.Expr
@@ -40,7 +39,7 @@ class Filter:
 
 
 def of_sources(config: FilterConfig) -> Iterator[Filter]:
-    """The first filters: they see no transcript, so that only what passes is normalized."""
+    """The filters that need no transcript; only rows that pass them are normalized."""
     for reason, column in ((NO_ID, "id"), (NO_AUDIO, "wav_path")):
         yield Filter(reason, pl.col(column) == "")
     if not config.without_text:
@@ -55,7 +54,7 @@ def of_sources(config: FilterConfig) -> Iterator[Filter]:
 
 
 def of_samples(config: FilterConfig, *, opened: bool = False) -> Iterator[Filter]:
-    """The filters that look at one sample alone, in order; ``opened``: its audio was measured."""
+    """The filters that depend on one sample alone, in order; ``opened``: its audio was measured."""
     yield from of_sources(config)
     if not config.without_text:
         text = pl.col("text")
@@ -69,21 +68,17 @@ def of_samples(config: FilterConfig, *, opened: bool = False) -> Iterator[Filter
         known = pl.when(score > 0).then(score)
         yield below("DNSMOS too low", known, config.min_dnsmos)
     yield below("too short", DURATION, config.min_duration)
-    if config.max_channels is not None:
-        yield above("too many channels", pl.col("channels"), config.max_channels)
     for field, (column, reason) in MEASURED.items():
         limit = getattr(config, field)
         if limit is not None:
-            compare = below if field.startswith("min_") else above
-            yield compare(reason, pl.col(column), limit)
+            yield below(reason, pl.col(column), limit)
     if not config.without_text:
         yield from of_texts(config)
 
 
 def of_texts(config: FilterConfig) -> Iterator[Filter]:
     """The filters that compare a transcript with its speech."""
-    if config.max_characters_per_second is not None:
-        yield above("more text than speech", RATE, config.max_characters_per_second)
+    yield above("more text than speech", RATE, MAX_CHARACTERS_PER_SECOND)
     if config.min_characters_per_second is not None:
         yield below("more speech than text", RATE, config.min_characters_per_second)
     if config.max_wer is not None:
@@ -91,10 +86,12 @@ def of_texts(config: FilterConfig) -> Iterator[Filter]:
 
 
 def below(reason: str, value: pl.Expr, limit: float) -> Filter:
+    """Rejects values below ``limit``."""
     return Filter(reason, value < limit, value, limit)
 
 
 def above(reason: str, value: pl.Expr, limit: float) -> Filter:
+    """Rejects values above ``limit``."""
     return Filter(reason, value > limit, value, limit)
 
 
@@ -104,19 +101,19 @@ def first_hit(filters: Iterable[Filter]) -> pl.Expr:
     return pl.coalesce(*hits, pl.lit(None, pl.String))
 
 
-# --- filters that look at the other samples -------------------------------------------------------
-
-
-def looks_around(config: FilterConfig) -> bool:
-    """Whether there are any: the rows are then read more than once."""
+def needs_other_samples(config: FilterConfig) -> bool:
+    """Whether a filter compares samples; rows are then read more than once."""
     return (
         config.duplicate_text != "keep" or config.slowest_percent > 0 or config.fastest_percent > 0
     )
 
 
 def mark_duplicates(rows: pl.LazyFrame, config: FilterConfig) -> tuple[pl.LazyFrame, list[Filter]]:
-    """Rows with their ``reason`` where a text is that of an earlier row (all else but letters and
-    digits aside). A 64-bit hash stands for the text: 30 bytes of memory a row."""
+    """Rows with a ``reason`` where an earlier row has the same text, and the filter.
+
+    Case, punctuation and spaces are ignored. Texts are compared by a hash of 64 bits, which takes
+    30 bytes of memory per row.
+    """
     if config.duplicate_text == "keep":
         return rows, []
     within = ["speaker_id"] if config.duplicate_text == "reject_of_speaker" else []
@@ -133,12 +130,12 @@ def mark_duplicates(rows: pl.LazyFrame, config: FilterConfig) -> tuple[pl.LazyFr
 
 
 def repeats(column: str) -> pl.Expr:
-    """Whether a value stood in an earlier row."""
+    """Whether an earlier row has the same value."""
     return ~pl.col(column).is_first_distinct()
 
 
 def mark_rates(rows: pl.LazyFrame, config: FilterConfig) -> tuple[pl.LazyFrame, list[Filter]]:
-    """Rows with their ``reason`` where speech is slower or faster than those percentiles."""
+    """Rows with a ``reason`` where speech is outside the percentiles of speed, and the filters."""
     slow, fast = config.slowest_percent / 100, config.fastest_percent / 100
     if not slow and not fast:
         return rows, []

@@ -1,7 +1,8 @@
-"""``raw_corpus``: every utterance of a corpus as a row, with its audio opened and measured once.
+"""``raw_corpus``: the index of a corpus, one row per utterance.
 
-The rows' order and content depend on the corpus alone: not on file times, reading order or the
-number of threads. What cannot be used is set aside with its reason.
+Each audio file is opened and measured once. Order and content of the rows depend on the corpus
+alone, not on file times, reading order or the number of threads. Unusable items are set aside with
+a reason.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from tts_assets.corpora.sources import Fault, Found, Sources
 
 UTTERANCES_FILE = "utterances.parquet"
 ID_DIGITS = 16  # 64 bits of the audio's SHA-256: no collision below a billion utterances
-BATCH = 1000  # entries that are measured together; the rest of a corpus is columns, not objects
+BATCH = 1000  # entries in memory as objects; all others are columns
 ROW_GROUP = 100_000
 
 SCHEMA = {
@@ -51,16 +52,16 @@ SCHEMA = {
 }
 ABOUT_UTTERANCES = {
     "id": f"the first {ID_DIGITS} digits of audio_sha256",
-    "audio": "file: relative to the corpus root where it lies below it, or to the audio pool",
-    "pooled": "the audio lies in the audio pool (see audio_pool.py)",
-    "audio_sha256": "of the file's bytes, hexadecimal",
+    "audio": "file: relative to the corpus root or to the audio pool, else absolute",
+    "pooled": "whether the audio lies in the audio pool",
+    "audio_sha256": "of the bytes of the file, hexadecimal",
     "duration": "seconds",
     "sample_rate": "Hz, of the file",
-    "speaker": "who speaks, by the corpus",
-    "text": "raw, as the corpus has it",
+    "speaker": "the label in the corpus",
+    "text": "the raw text of the corpus",
     "extra": "JSON: further fields of the sample schema",
 }
-ROW = {**SCHEMA, "where": pl.String}  # the entry's line or file, until the table is written
+ROW = {**SCHEMA, "where": pl.String}  # the line or file of the entry; not published
 
 
 @dataclass(frozen=True)
@@ -81,12 +82,12 @@ class Utterance:
     extra: str
 
     def path(self, facts: CorpusFacts) -> Path:
-        """Where the audio lies; ``facts`` of the corpus."""
+        """The path of the audio; ``facts`` are those of the corpus."""
         return Path(facts.audio_pool if self.pooled else facts.root) / self.audio
 
 
 def read_entries(root: Path, config: CorpusConfig) -> Iterator[Entry | SetAside]:
-    """All that the corpus' reader finds. Raises ConfigError if the corpus is not there at all."""
+    """Yield everything that the reader finds. Raises ConfigError if that is nothing."""
     missing = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
     found = False
     try:
@@ -95,17 +96,19 @@ def read_entries(root: Path, config: CorpusConfig) -> Iterator[Entry | SetAside]
             yield storable(item)
     except missing as error:
         raise ConfigError(
-            f"the {config.reader} reader finds no corpus at {root}: {error}; mend path or reader"
+            f"the {config.reader} reader finds no corpus at {root}: {error}; correct path or reader"
         ) from None
     if not found:
-        raise ConfigError(f"the {config.reader} reader finds nothing at {root}; is it another's?")
+        raise ConfigError(f"the {config.reader} reader finds nothing at {root}; is reader correct?")
 
 
 def index_corpus(
     name: str, root: Path, config: CorpusConfig, store: ArtifactStore, result: Path
 ) -> RawCorpusFacts:
-    """Write ``utterances.parquet`` and ``set_aside.jsonl`` into ``result``; audio that is no file
-    of its own becomes one in the ``store``'s pool."""
+    """Write ``utterances.parquet`` and ``set_aside.jsonl`` to ``result``.
+
+    Parts of recordings and audio inside Parquet files become files of the audio pool of ``store``.
+    """
     folder = root if root.is_dir() else root.parent  # a corpus may be one file
     sources = Sources(store)
     entries, set_aside, frames = 0, [], []
@@ -118,7 +121,7 @@ def index_corpus(
         set_aside += [item for item in items if isinstance(item, SetAside)]
         rows = [item for item in items if not isinstance(item, SetAside)]
         frames.append(pl.DataFrame(rows, schema=ROW, orient="row"))
-    table, duplicates = separate(pl.concat(frames))
+    table, duplicates = separate_duplicates(pl.concat(frames))
     set_aside += duplicates
     table.write_parquet(result / UTTERANCES_FILE, row_group_size=ROW_GROUP)
     write_set_aside(result / SET_ASIDE_FILE, set_aside)
@@ -137,7 +140,7 @@ def index_corpus(
 
 
 def to_row(folder: Path, item: Entry, found: Mapping[Audio, Found]) -> tuple[Any, ...] | SetAside:
-    """An entry with what its audio was found to be, as a ROW."""
+    """The ROW of an entry and its measured audio, or the reason why it is set aside."""
     audio, measured = item.audio, found[item.audio]
     path = item.file
     if isinstance(measured, Fault):
@@ -171,8 +174,8 @@ def to_row(folder: Path, item: Entry, found: Mapping[Audio, Found]) -> tuple[Any
     )
 
 
-def separate(rows: pl.DataFrame) -> tuple[pl.DataFrame, list[SetAside]]:
-    """Utterances by id, each audio once (the first by path and text), and the others."""
+def separate_duplicates(rows: pl.DataFrame) -> tuple[pl.DataFrame, list[SetAside]]:
+    """The utterances sorted by id, each audio once (first by path and text), and the duplicates."""
     rows = rows.sort("id", "pooled", "audio", "text", "speaker", "extra", "where")
     first = rows["id"].is_first_distinct()
     table = rows.filter(first)
@@ -185,13 +188,16 @@ def separate(rows: pl.DataFrame) -> tuple[pl.DataFrame, list[SetAside]]:
 
 
 def batches(entries: Iterator[Entry | SetAside]) -> Iterator[list[Entry | SetAside]]:
+    """Lists of up to BATCH entries."""
     while batch := list(islice(entries, BATCH)):
         yield batch
 
 
 def storable(item: Entry | SetAside) -> Entry | SetAside:
-    """The item, unless it cannot be written as UTF-8: file names may be any bytes, and JSON may
-    escape half a character."""
+    """The item, or a SetAside if it cannot be written as UTF-8.
+
+    File names may be any bytes, and JSON may contain lone surrogates.
+    """
 
     def path(audio: Audio) -> str:
         return str(file_of(audio))
@@ -206,6 +212,6 @@ def storable(item: Entry | SetAside) -> Entry | SetAside:
 
 
 def utterances(corpus: RawCorpus | SpeechSegments) -> Iterator[Utterance]:
-    """The rows of a corpus, by id."""
+    """Yield the rows of a corpus, sorted by id."""
     for row in pl.read_parquet(corpus.path / UTTERANCES_FILE).iter_rows(named=True):
         yield Utterance(**row)

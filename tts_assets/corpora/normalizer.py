@@ -1,7 +1,7 @@
-"""The text normalizer that ``[text]`` chooses, for one text (synthesis) or a column (filters).
+"""The text normalizer of ``[text]``, for single texts (synthesis) and columns (filters).
 
-Most texts are spoken as they are written. A regular expression finds them in a column, and only
-the others, each once a batch, go through Python.
+Normalization does not change most texts. In a column, a regular expression finds those that it may
+change. Only these go through Python, each once per batch.
 """
 
 from __future__ import annotations
@@ -21,10 +21,9 @@ from tts_assets.core.config import ConfigError
 from tts_assets.corpora.config import TextConfig
 from tts_assets.corpora.text import is_spoken, normalize_by_words
 
-# What normalize() leaves alone wherever it stands: letters that are their own NFC and combine with
-# none of the others, and punctuation. Anything else (a digit, a symbol, a mark, a control) may
-# change; <, > and _ make tags. ASCII, Latin, Greek, Cyrillic, kana, Chinese characters, Korean
-# syllables.
+# What normalize() never changes: letters that are their own NFC and combine with none of the
+# others, and punctuation. Anything else (a digit, symbol, mark or control character) may change;
+# <, > and _ make tags. ASCII, Latin, Greek, Cyrillic, kana, Chinese characters, Korean syllables.
 PLAIN_LETTERS = (
     r"A-Za-z\u00C0-\u00D6\u00D8-\u00F6\u00F8-\u017F\u0386\u0388-\u038A\u038C\u038E-\u03A1"
     r"\u03A3-\u03CE\u0400-\u0481\u048A-\u0513\u3041-\u3096\u30A1-\u30FA\u4E00-\u9FFF\uAC00-\uD7A3"
@@ -32,27 +31,30 @@ PLAIN_LETTERS = (
 CHANGES = rf"[^{PLAIN_LETTERS} .,;:!?'\"()\[\]<>_¿¡«»、。，！？-]| [.,;:!?]"
 SPACES = r"[ \t\r\n]{2,}|[\t\r\n]"
 SPOKEN = r"[\p{L}\p{N}]"
-REMEMBERED = 100_000  # texts of a column: 20 MB
+REMEMBERED = 100_000  # texts in memory: 20 MB
 NEMO = "nemo_text_processing"
 
 
 class Normalizer:
-    """Written text to spoken text, as the configuration says. ``folder`` keeps NeMo's grammars
-    (tens of MB a language, a minute to make) and what they gave; without it they are made anew."""
+    """Normalizes text as configured.
+
+    ``folder`` keeps NeMo's grammars (tens of MB and a minute of work per language) and results;
+    without it they are built anew.
+    """
 
     def __init__(self, config: TextConfig, folder: Path | None = None) -> None:
         self._name = config.normalizer
         self._folder = folder
-        self._known: dict[tuple[str, str], str] = {}  # of a column: (text, language) to spoken
+        self._known: dict[tuple[str, str], str] = {}  # (text, language) to normalized
         if self._name == "nemo":
-            nemo_version()  # a missing package is told now, not after an hour
+            nemo_version()  # raises now, not after an hour
 
     def __call__(self, text: str, language: str) -> str:
-        """The spoken form; empty if nothing in ``text`` can be spoken."""
+        """The normalized text; empty if it has no letters or digits."""
         return self.many([text], language)[0]
 
     def many(self, texts: Sequence[str], language: str) -> list[str]:
-        """The spoken form of each text."""
+        """The normalized form of each text."""
         if self._name == "none":
             return [text if is_spoken(text) else "" for text in texts]
         if self._name == "nemo":
@@ -60,32 +62,36 @@ class Normalizer:
         return [normalize_by_words(text, language) for text in texts]
 
     def rows(self, rows: pl.LazyFrame, where: pl.Expr) -> pl.LazyFrame:
-        """Rows with ``transcript``: their ``text`` normalized by the tag in ``language`` where
-        ``where`` is true, elsewhere as it is."""
-        written, spoken = pl.col("text"), pl.col("transcript")
+        """Rows with ``transcript``: ``text`` normalized where ``where`` is true, else unchanged.
+
+        The column ``language`` has a tag for each row.
+        """
+        written, transcript = pl.col("text"), pl.col("transcript")
         if self._name == "none":
             silent = where & ~written.str.contains(SPOKEN)
             return rows.with_columns(transcript=pl.when(silent).then(pl.lit("")).otherwise(written))
         if self._name == "nemo":
             rows = rows.with_columns(transcript=written, changes=where)
         else:
-            # null elsewhere, so that only what has such spaces is copied
+            # null elsewhere, so that only texts with such spaces are copied
             spaced = pl.when(where & written.str.contains(SPACES)).then(written)
             single = pl.coalesce(spaced.str.replace_all(SPACES, " "), written)
             stripped = pl.when(where).then(single.str.strip_chars(" ")).otherwise(written)
-            changes = spoken.str.contains(CHANGES) | ~spoken.str.contains(f"[{PLAIN_LETTERS}]")
+            changes = transcript.str.contains(CHANGES) | ~transcript.str.contains(
+                f"[{PLAIN_LETTERS}]"
+            )
             rows = rows.with_columns(transcript=stripped).with_columns(changes=where & changes)
         columns = pl.struct("transcript", "text", "language", "changes")
         batches = columns.map_batches(self._batch, return_dtype=pl.String, is_elementwise=True)
         return rows.with_columns(transcript=batches).drop("changes")
 
     def _batch(self, rows: pl.Series) -> pl.Series:
-        """The transcripts of a struct's rows; those that change are made of their texts, once."""
+        """The transcripts of the rows of a struct; each distinct text is normalized once."""
         transcript, text, language, changes = map(rows.struct.field, rows.struct.fields)
-        places = changes.arg_true()
-        if places.is_empty():
+        indices = changes.arg_true()
+        if indices.is_empty():
             return transcript
-        chosen = (column.gather(places).to_list() for column in (text, language))
+        chosen = (column.gather(indices).to_list() for column in (text, language))
         written = list(zip(*chosen, strict=True))
         known = self._known
         new = {each for each in written if each not in known}
@@ -94,7 +100,7 @@ class Normalizer:
             known.update(zip(((text, tag) for text in texts), self.many(texts, tag), strict=True))
         if len(known) > REMEMBERED:
             self._known = {}
-        return transcript.scatter(places, [known[each] for each in written])
+        return transcript.scatter(indices, [known[each] for each in written])
 
     @cached_property
     def _nemo(self) -> Nemo:
@@ -102,17 +108,17 @@ class Normalizer:
 
 
 class Nemo:
-    """NeMo's grammars (Bakhturina et al., Interspeech 2022), each loaded when first needed."""
+    """NeMo's grammars (Bakhturina et al., Interspeech 2022), loaded on first use."""
 
     def __init__(self, folder: Path | None) -> None:
         version = nemo_version()
         self._grammars = folder / "nemo" / version if folder else None
         self._spoken = RecordCache(folder / f"nemo-{version}.sqlite") if folder else None
-        self._lock = threading.Lock()  # the grammars are not made for several threads
+        self._lock = threading.Lock()  # the grammars are not thread-safe
         self._of = cache(partial(load_grammar, folder=self._grammars))
 
     def many(self, texts: Sequence[str], language: str) -> list[str]:
-        """Texts as NeMo speaks them; as they are in a language that it does not know."""
+        """Texts normalized by NeMo; unchanged in a language that it does not support."""
         tag = language.split("-")[0].lower()
         keys = [f"{tag}:{hashlib.sha256(text.encode()).hexdigest()}" for text in texts]
         known: dict[str, str] = self._spoken.get(keys) if self._spoken else {}
@@ -129,7 +135,7 @@ class Nemo:
 
 
 def user_cache() -> Path:
-    """Where what is slow to make lies for programs that know of no storage."""
+    """The cache folder of programs that have no storage."""
     folder = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(folder).expanduser() / "tts-assets"
 
@@ -148,7 +154,7 @@ def nemo_version() -> str:
 
 
 def load_grammar(language: str, folder: Path | None) -> Any:
-    """NeMo's normalizer of a language, kept in ``folder``; None if it has none."""
+    """NeMo's normalizer of a language, cached in ``folder``; None if NeMo has none."""
     import logging
 
     from nemo_text_processing.text_normalization.normalize import Normalizer as Grammar

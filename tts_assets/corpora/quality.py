@@ -1,21 +1,20 @@
-"""Metrics of a recording, each measured once and kept by the audio's digest.
+"""Metrics of recordings, each measured once and cached by the digest of the audio.
 
-| metric | what it is | source |
+| metric | meaning | source |
 |---|---|---|
-| ``dnsmos`` | P.835 overall, 1 to 5; the slowest: 0.2 s of a core a clip | ``naturalness.py`` |
-| ``p808`` | P.808 rating, 1 to 5 | ``naturalness.py`` |
-| ``snr`` | signal to noise in dB, -20 to 100 | WADA-SNR: Kim & Stern, Interspeech 2008 |
-| ``clipping`` | share of samples at full scale, in runs of two and more | |
-| ``silence`` | share of 20 ms frames 40 dB below the loud ones (95th percentile) | |
-| ``wer`` | word errors of what Whisper hears, a word of the transcript | ``transcription.py`` |
+| ``dnsmos`` | DNSMOS P.835 overall, 1 to 5; the slowest, 0.2 s of CPU per clip | ``dnsmos.py`` |
+| ``p808`` | DNSMOS P.808, 1 to 5 | ``dnsmos.py`` |
+| ``snr`` | signal-to-noise ratio in dB, -20 to 100 | WADA-SNR (Kim & Stern, Interspeech 2008) |
+| ``clipping`` | fraction of samples at full scale, in runs of two or more | |
+| ``silence`` | fraction of 20 ms frames 40 dB below the loud frames (95th percentile) | |
+| ``wer`` | WER of Whisper's transcript against the text | ``audio_models/transcription.py`` |
 
-Of ``wer`` what was heard is kept, because the transcript may change. Figures are rounded, so that
-another machine's last digits change nothing.
+For ``wer`` the transcript is cached, because the text may change. Figures are rounded, so that the
+last digits of another machine change nothing.
 
-Measures the metrics of a corpus: ``python -m tts_assets.corpora.quality run.json`` or torchrun.
-
-All results go into the cache, a few clips at a time: stopped, it goes on from there, with any
-number of ranks. Audio that cannot be read is left to the filter, which names it.
+``python -m tts_assets.corpora.quality run.json`` (or torchrun) measures the clips of a corpus.
+Results enter the cache a few clips at a time: a stopped program resumes there, with any number of
+ranks. Unreadable audio is skipped; the filter reports it.
 """
 
 from __future__ import annotations
@@ -43,8 +42,8 @@ from tts_assets.corpora.config import MeasureProgram, Metric
 if TYPE_CHECKING:
     from tts_assets.audio_models.transcription import Transcriber
 
-EXPENSIVE: frozenset[Metric] = frozenset({"dnsmos", "p808", "wer"})  # worth launching ranks for
-# What is measured in one go, and its version: raise it when its figures change.
+EXPENSIVE: frozenset[Metric] = frozenset({"dnsmos", "p808", "wer"})  # worth a launched program
+# The cached record of each metric and its version; raise it when its figures change.
 RECORDS: Mapping[Metric, str] = {
     "dnsmos": "dnsmos.1",
     "p808": "p808.1",
@@ -57,7 +56,7 @@ FULL_SCALE = 0.999  # 32,735 of 32,768
 FRAME_SECONDS, LOUD_PERCENTILE, SILENT_DB = 0.02, 95, 40
 
 # WADA-SNR: log E|x| - E log|x| of speech (its amplitude gamma-distributed, shape 0.4) in Gaussian
-# noise, for every 5 dB from -20 to 100. Integrated numerically: tests/corpora/test_quality.py.
+# noise, for every 5 dB from -20 to 100. Integrated numerically (test_quality.py).
 WADA_DB = np.arange(-20, 101, 5)
 # fmt: off
 WADA = np.array([
@@ -69,47 +68,54 @@ WADA = np.array([
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """A clip and what is to be known of it."""
+class MeasureRequest:
+    """A clip and the metrics to measure."""
 
     audio: Path
     audio_sha256: str
     language: str
     metrics: tuple[Metric, ...]
 
-    def keys(self, ear: str) -> dict[str, Metric]:
-        """The cache's keys of all that is wanted, each with one of its metrics. ``ear``: that of
-        the :class:`QualityMeasurer`."""
+    def keys(self, model: str) -> dict[str, Metric]:
+        """The cache keys of the records, each with one of its metrics.
+
+        ``model`` identifies the ASR model (``QualityMeasurer.model``).
+        """
         found: dict[str, Metric] = {}
         for metric in self.metrics:
             kind = RECORDS[metric]
             if metric == "wer":
-                kind += f":{ear or 'tiny.en'}:{spoken_language(self.language)}"
+                kind += f":{model or 'tiny.en'}:{spoken_language(self.language)}"
             found[f"{kind}:{self.audio_sha256}"] = metric
         return found
 
 
 class QualityMeasurer:
-    """Measures clips; models are loaded when the first clip needs them. ``ear`` is what ``whisper``
-    is: a folder's transcripts are known by its files, so that another model is listened with."""
+    """Measures clips; models are loaded on first use.
+
+    ``model`` identifies ``whisper``: a folder is identified by the digest of its files, so that
+    other weights in the same folder give new transcripts.
+    """
 
     def __init__(self, whisper: str = "", *, threads: int = 1, device: str = "cpu") -> None:
-        self.ear, self._whisper, self._device = identity(whisper), whisper, device
+        self.model, self._whisper, self._device = identity(whisper), whisper, device
         self._pool = ThreadPoolExecutor(threads)  # decoding and inference release the GIL
         self._transcribers: dict[str, Transcriber] = {}
         self._loading = Lock()
 
     def measure(
-        self, clips: Sequence[Wanted], cache: RecordCache
+        self, clips: Sequence[MeasureRequest], cache: RecordCache
     ) -> tuple[dict[str, Any], dict[str, str]]:
-        """Records of all clips by key, from the cache or measured and put there; and why the
-        audio of a digest could not be read."""
-        keys = {clip: clip.keys(self.ear) for clip in clips}
-        known = cache.get(key for wanted in keys.values() for key in wanted)
+        """The records of all clips by cache key, and the reason for unreadable audio by digest.
+
+        Records that the cache lacks are measured and added to it.
+        """
+        keys = {clip: clip.keys(self.model) for clip in clips}
+        known = cache.get(key for metrics in keys.values() for key in metrics)
         missing = {
-            clip: {key: metric for key, metric in wanted.items() if key not in known}
-            for clip, wanted in keys.items()
-            if any(key not in known for key in wanted)
+            clip: {key: metric for key, metric in metrics.items() if key not in known}
+            for clip, metrics in keys.items()
+            if any(key not in known for key in metrics)
         }
         new: dict[str, Any] = {}
         unreadable: dict[str, str] = {}
@@ -122,23 +128,25 @@ class QualityMeasurer:
             cache.put(new)
         return known | new, unreadable
 
-    def _open(self, item: tuple[Wanted, Mapping[str, Metric]]) -> dict[str, Any] | BrokenAudio:
-        wanted, missing = item
+    def _open(
+        self, item: tuple[MeasureRequest, Mapping[str, Metric]]
+    ) -> dict[str, Any] | BrokenAudio:
+        request, missing = item
         try:
-            clip = read_clip(wanted.audio)
+            clip = read_clip(request.audio)
         except BrokenAudio as error:
             return error
-        return {key: self._record(metric, clip, wanted) for key, metric in missing.items()}
+        return {key: self._record(metric, clip, request) for key, metric in missing.items()}
 
-    def _record(self, metric: Metric, clip: Clip, wanted: Wanted) -> Any:
+    def _record(self, metric: Metric, clip: Clip, request: MeasureRequest) -> Any:
         if metric == "wer":
-            return self._transcriber(wanted.language)([(clip.wave, clip.rate)])[0]
+            return self._transcriber(request.language)([(clip.wave, clip.rate)])[0]
         if metric in ("dnsmos", "p808"):
-            audio = self._naturalness.heard(clip.wave, clip.rate)
+            audio = self._dnsmos.heard(clip.wave, clip.rate)
             if audio is None:
                 return None
-            score = self._naturalness
-            return round(score.p808(audio) if metric == "p808" else score.p835(audio)[2], 2)
+            scorer = self._dnsmos
+            return round(scorer.p808(audio) if metric == "p808" else scorer.p835(audio)[2], 2)
         return {
             "snr": rounded(wada_snr(clip.wave), 1),
             "clipping": rounded(clipping(clip.wave), 5),
@@ -146,7 +154,7 @@ class QualityMeasurer:
         }
 
     @cached_property
-    def _naturalness(self) -> DnsmosScorer:
+    def _dnsmos(self) -> DnsmosScorer:
         return DnsmosScorer()
 
     def _transcriber(self, language: str) -> Transcriber:
@@ -155,7 +163,7 @@ class QualityMeasurer:
 
         with self._loading:
             if tag not in self._transcribers:
-                # one clip at a time and one thread: a transcript depends on its clip alone
+                # One clip at a time on one thread: a transcript depends on its clip alone.
                 self._transcribers[tag] = Transcriber(
                     self._whisper, language=tag, batch_size=1, threads=1, device=self._device
                 )
@@ -163,8 +171,12 @@ class QualityMeasurer:
 
 
 def wada_snr(wave: Wave) -> float | None:
-    """Signal-to-noise ratio in dB of speech, shape (samples,); None of digital silence."""
-    loud = np.abs(wave[wave != 0], dtype=np.float64)  # digital silence is neither
+    """WADA-SNR in dB of speech (samples,); None for digital silence.
+
+    Kim & Stern, "Robust Signal-to-Noise Ratio Estimation Based on Waveform Amplitude Distribution
+    Analysis", Interspeech 2008.
+    """
+    loud = np.abs(wave[wave != 0], dtype=np.float64)  # digital silence is neither speech nor noise
     if not len(loud):
         return None
     statistic = np.log(loud.mean()) - np.log(loud).mean()
@@ -172,7 +184,10 @@ def wada_snr(wave: Wave) -> float | None:
 
 
 def clipping(wave: Wave) -> float:
-    """Share of samples at full scale that have a neighbour there too: a single one is a peak."""
+    """The fraction of samples at full scale next to another one; a single one is a peak.
+
+    ``wave`` has the shape (samples,).
+    """
     at_top = np.abs(wave) >= FULL_SCALE
     pairs = at_top[1:] & at_top[:-1]
     in_runs = np.zeros(len(wave), dtype=bool)
@@ -182,7 +197,10 @@ def clipping(wave: Wave) -> float:
 
 
 def silence(wave: Wave, rate: int) -> float | None:
-    """Share of frames far below the clip's loud ones; None of a clip shorter than a frame."""
+    """The fraction of frames far below the loud frames of a wave (samples,).
+
+    None for a clip shorter than one frame of 20 ms.
+    """
     size = round(FRAME_SECONDS * rate)
     frames = wave[: len(wave) // size * size].reshape(-1, size).astype(np.float64)
     if not len(frames):
@@ -193,7 +211,7 @@ def silence(wave: Wave, rate: int) -> float | None:
 
 
 def word_error_rate(text: str, heard: str, language: str) -> float | None:
-    """Word errors a word of ``text``; None of a text in which the comparison finds no words."""
+    """The WER of ``heard`` against ``text``; None if ``text`` has no words."""
     from tts_assets.audio_models.wer import match, normalize_for_match
 
     tag = spoken_language(language)
@@ -203,19 +221,20 @@ def word_error_rate(text: str, heard: str, language: str) -> float | None:
 
 
 def rounded(value: float | None, digits: int) -> float | None:
+    """``value`` rounded to ``digits``; None stays None."""
     return None if value is None else round(value, digits)
 
 
-BLOCK = 64  # clips a transaction of the cache: what a kill loses
+BLOCK = 64  # clips per transaction of the cache; a kill loses no more
 ROWS = 8192  # read at a time
 
 
-def wanted(path: Path, metrics: tuple[Metric, ...]) -> Iterator[list[Wanted]]:
+def read_requests(path: Path, metrics: tuple[Metric, ...]) -> Iterator[list[MeasureRequest]]:
     """The clips of a Parquet file (see :class:`MeasureProgram`), ROWS at a time."""
     rows = pl.scan_parquet(path)
     for part in rows.collect_batches(chunk_size=ROWS, maintain_order=True, engine="streaming"):
         yield [
-            Wanted(
+            MeasureRequest(
                 Path(row["audio"]),
                 row["audio_sha256"],
                 row["language"],
@@ -225,27 +244,28 @@ def wanted(path: Path, metrics: tuple[Metric, ...]) -> Iterator[list[Wanted]]:
         ]
 
 
-def blocks(program: MeasureProgram, rank: int, ranks: int) -> Iterator[list[Wanted]]:
-    """This rank's clips of which anything is wanted."""
-    for part in wanted(program.clips, program.metrics):
+def blocks(program: MeasureProgram, rank: int, ranks: int) -> Iterator[list[MeasureRequest]]:
+    """The clips of this rank for which any metric is requested, in blocks."""
+    for part in read_requests(program.clips, program.metrics):
         mine = [clip for clip in part[rank::ranks] if clip.metrics]
         for start in range(0, len(mine), BLOCK):
             yield mine[start : start + BLOCK]
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Run the program; ``argv`` is the path of its configuration."""
     program = load_config(MeasureProgram, argv)
     with Run(program.run_dir) as run:
         run.init_distributed()
         cores = max(1, len(os.sched_getaffinity(0)) // run.world_size)
-        gauge = QualityMeasurer(program.whisper, threads=cores, device=run.device.type)
+        measurer = QualityMeasurer(program.whisper, threads=cores, device=run.device.type)
         cache = RecordCache(program.cache)
         rows = pl.scan_parquet(program.clips)
         total = rows.filter(pl.any_horizontal(program.metrics)).select(pl.len()).collect().item()
         mine = blocks(program, run.rank, run.world_size)
         steps = -(-total // (BLOCK * run.world_size))
         for block in run.progress(mine, f"metrics of {BLOCK} clips", total=steps):
-            gauge.measure(block, cache)
+            measurer.measure(block, cache)
             if run.stop_requested:
                 break
         if run.should_stop():

@@ -1,14 +1,9 @@
-"""Audio opened once: its digest, length, rate and channels, or what is wrong with it.
+"""Opens the audio of a corpus once: digest, length, sample rate and channels, or what is wrong.
 
-What was found is remembered in the cache ``audio`` under the state (path, size, modification
-time) of the file, so that an unchanged file is not opened again. Audio that is no file of its own
-becomes one in the audio pool; a part is remembered under the digest of its recording.
-
-A part of a recording as a FLAC file of its own: the same samples, rate and channels.
-
-Audio bytes out of Parquet files, read forward, in the memory of one page however long a file is.
-
-A page has 1 MB, or up to 1024 cells if they are larger; ``datasets`` writes row groups of 100.
+Results are cached by the state of the file (path, size, modification time), so that an unchanged
+file is not opened again. A part of a recording, or audio inside a Parquet file, becomes a file of
+the audio pool. Parts are cached by the digest of their recording and become FLAC files with the
+same samples. Parquet files are read forward in the memory of one page.
 """
 
 from __future__ import annotations
@@ -43,43 +38,14 @@ from tts_assets.core.config import digest_of
 from tts_assets.corpora.readers.files import AUDIO_SUFFIXES, Audio, Embedded, RecordingPart
 from tts_assets.corpora.readers.parquet import STREAMED
 
-# What libsndfile and FFmpeg decode to no more than 16 bits.
-SIXTEEN_BITS = {"PCM_S8", "PCM_U8", "PCM_16", "ULAW", "ALAW", "IMA_ADPCM", "MS_ADPCM", "ALAC_16"}
-SIXTEEN_BITS |= {"u8", "u8p", "s16", "s16p"}
-
-
-def cut(path: Path, first: int, last: int, channels: Sequence[int] = ()) -> bytes:
-    """Frames ``first`` to before ``last`` of the named channels (from 0; none named: all).
-
-    Sources of up to 16 bits become 16-bit FLAC and those of 24 bits 24-bit FLAC, sample for
-    sample. 32-bit, float and lossy sources are rounded to 24 bits (144 dB below full scale);
-    float samples beyond full scale are clipped to it. Opus fills in noise that depends on where
-    decoding began: a cut differs from the whole by -60 dB. Raises BrokenAudio.
-    """
-    found, left = [], last - first
-    for block in blocks(path, first):
-        found.append(block.frames[:left, list(channels)] if channels else block.frames[:left])
-        left -= len(found[-1])
-        if left <= 0:
-            break
-    bits = 16 if _sample_type(path) in SIXTEEN_BITS else 24
-    # float32 holds 24 bits exactly, so that this gives back what the file has.
-    scaled = np.rint(np.concatenate(found).astype(np.float64) * 2 ** (bits - 1))
-    whole = np.clip(scaled, -(2 ** (bits - 1)), 2 ** (bits - 1) - 1).astype(np.int32)
-    flac = io.BytesIO()
-    soundfile.write(flac, whole << (32 - bits), block.rate, format="FLAC", subtype=f"PCM_{bits}")
-    return flac.getvalue()
-
-
-def _sample_type(path: Path) -> str:
-    """libsndfile's subtype, or FFmpeg's sample format."""
-    if path.suffix.lower() in SNDFILE_SUFFIXES:
-        return soundfile.info(path).subtype
-    with av.open(str(path), format=HEADERLESS.get(path.suffix.lower())) as container:
-        return container.streams.audio[0].codec_context.format.name
-
-
-ROWS = 16  # of audio at once
+VERSION = "1"  # of cached results; raise it when reading or cutting changes
+THREADS = 4  # decoding releases the GIL
+AHEAD = 2 * THREADS  # clips that wait for a thread; bounds the memory
+FLUSH_EVERY = 64  # results; a kill loses no more
+TOLERANCE = 0.025  # seconds; the permitted error of a manifest's duration
+FLEETING = {"no such file", "not a file", "no permission to read"}  # not cached: the file is fine
+ROWS = 16  # of audio in memory
+# First bytes of containers: offset, bytes, suffix.
 SIGNATURES = (
     (0, b"RIFF", ".wav"),
     (0, b"RF64", ".wav"),
@@ -93,82 +59,18 @@ SIGNATURES = (
     (0, b"\xff\xfa", ".mp3"),
     (4, b"ftyp", ".m4a"),
 )
-
-
-def suffix_of(audio: bytes, name: str = "") -> str | None:
-    """The suffix of an encoded file by its first bytes, or else that of its ``name``."""
-    for offset, signature, suffix in SIGNATURES:
-        if audio.startswith(signature, offset):
-            return suffix
-    suffix = Path(name).suffix.lower()
-    return suffix if suffix in AUDIO_SUFFIXES else None
-
-
-class EmbeddedAudio:
-    """Rows of audio columns; cheap where they are asked for in their order."""
-
-    def __init__(self) -> None:
-        self._open: tuple[Path, str] | None = None
-        self._rows: Iterator[tuple[int, pa.Scalar]] = iter(())
-        self._next = 0
-
-    def read(self, wanted: Embedded) -> tuple[bytes, str]:
-        """The encoded audio of a row and its suffix. Raises :class:`BrokenAudio`."""
-        if self._open != (wanted.file, wanted.column) or wanted.row < self._next:
-            self._open = (wanted.file, wanted.column)
-            self._rows = _rows(wanted)
-        try:
-            cell = next((cell for row, cell in self._rows if row == wanted.row), None)
-        except (pa.ArrowInvalid, OSError) as error:
-            self._open = None
-            if getattr(error, "errno", None):
-                raise  # of the machine, not of the file
-            raise BrokenAudio(wanted.file, "not readable as Parquet", str(error)) from None
-        self._next = wanted.row + 1
-        return _audio(wanted, cell.as_py() if cell is not None else None)
-
-
-def _rows(first: Embedded) -> Iterator[tuple[int, pa.Scalar]]:
-    """The cells of a column, numbered, from the row group on that holds ``first``."""
-    with pq.ParquetFile(first.file, **STREAMED) as file:
-        number, groups = 0, list(range(file.num_row_groups))
-        while (
-            groups and number + (size := file.metadata.row_group(groups[0]).num_rows) <= first.row
-        ):
-            number += size
-            groups.pop(0)
-        for batch in file.iter_batches(ROWS, row_groups=groups, columns=[first.column]):
-            for cell in batch.column(0):
-                yield number, cell
-                number += 1
-
-
-def _audio(wanted: Embedded, value: Any) -> tuple[bytes, str]:
-    audio, name = value, ""
-    if isinstance(value, dict):
-        audio, name = value.get("bytes"), value.get("path") or ""
-    if not audio:
-        detail = f"only the path {name!r}" if name else "the cell is empty"
-        raise BrokenAudio(wanted.file, "no audio bytes", detail)
-    suffix = suffix_of(audio, name)
-    if suffix is None:
-        raise BrokenAudio(wanted.file, "not readable as audio", f"it begins with {audio[:8]!r}")
-    return audio, suffix
-
-
-VERSION = "1"  # of what is remembered: another one when reading or cutting changes
-THREADS = 4  # decoding releases the GIL
-AHEAD = 2 * THREADS  # clips that wait for a thread: memory does not grow with a corpus
-KEPT_AT_ONCE = 64  # a kill loses no more than this many measurements
-TOLERANCE = 0.025  # seconds by which a manifest may be wrong about a recording's length
-FLEETING = {"no such file", "not a file", "no permission to read"}  # not faults of the content
+# Subtypes of libsndfile and sample formats of FFmpeg with up to 16 bits.
+SIXTEEN_BITS = {"PCM_S8", "PCM_U8", "PCM_16", "ULAW", "ALAW", "IMA_ADPCM", "MS_ADPCM", "ALAC_16"}
+SIXTEEN_BITS |= {"u8", "u8p", "s16", "s16p"}
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A file of ``frames`` at ``sample_rate`` Hz. ``pooled`` is its name in the pool, empty for
-    audio used where it lies; ``cut_from`` the digest of the recording in which it begins at frame
-    ``first``."""
+    """A file of ``frames`` at ``sample_rate`` Hz.
+
+    ``pooled`` is its name in the audio pool, if it lies there. A part of a recording has the digest
+    of the recording, ``cut_from``, and begins there at frame ``first``.
+    """
 
     sha256: str
     frames: int
@@ -179,13 +81,13 @@ class Measured:
     first: int = 0
 
     def seconds(self, frames: int) -> float:
-        """A number of its frames as seconds."""
+        """``frames`` in seconds."""
         return round(frames / self.sample_rate, 6)
 
 
 @dataclass(frozen=True)
 class Fault:
-    """Why audio cannot be used: the reason and the remedy of BrokenAudio."""
+    """The reason and remedy of audio that cannot be used, as in BrokenAudio."""
 
     reason: str
     detail: str
@@ -197,7 +99,7 @@ T = TypeVar("T")
 
 
 class Sources:
-    """Opens the audio of entries and remembers it. ``store`` has the cache and the pool."""
+    """Opens the audio of entries; ``store`` has the cache and the audio pool."""
 
     def __init__(self, store: ArtifactStore) -> None:
         self._pool = AudioPool(store.audio_pool)
@@ -205,7 +107,7 @@ class Sources:
         self._embedded = EmbeddedAudio()
 
     def open(self, audio: Iterable[Audio]) -> dict[Audio, Found]:
-        """What each is found to be."""
+        """The result for each audio."""
         wanted = dict.fromkeys(audio)
         parts = [one for one in wanted if isinstance(one, RecordingPart)]
         files = [one for one in wanted if isinstance(one, Path)] + [part.file for part in parts]
@@ -230,7 +132,7 @@ class Sources:
     def _find(
         self, wanted: Iterable[Audio], key: Callable[[Any], str], job: Callable[[Any], Job]
     ) -> dict[Audio, Found]:
-        """What is remembered under the key of each, or else what its job finds."""
+        """The cached result under the key of each audio, or the result of its job."""
         found: dict[Audio, Found] = {}
         keys: dict[Audio, str] = {}
         for one in wanted:
@@ -241,27 +143,27 @@ class Sources:
                 keys[one] = state
         known = self._cache.get(keys.values())
         for one, state in keys.items():
-            remembered = _load(known[state]) if state in known else None
-            if remembered is not None and self._is_there(remembered):
-                found[one] = remembered
+            cached = _load(known[state]) if state in known else None
+            if cached is not None and self._in_pool(cached):
+                found[one] = cached
         new: dict[str, Any] = {}
         for one, result in in_threads((one, job(one)) for one in keys if one not in found):
             found[one] = result
             unchanged = attempt(partial(key, one)) == keys[one]  # while it was read
             if unchanged and not (isinstance(result, Fault) and result.reason in FLEETING):
                 new[keys[one]] = asdict(result)
-            if len(new) >= KEPT_AT_ONCE:
+            if len(new) >= FLUSH_EVERY:
                 self._cache.put(new)
                 new = {}
         self._cache.put(new)
         return found
 
-    def _is_there(self, found: Found) -> bool:
+    def _in_pool(self, found: Found) -> bool:
         pooled = isinstance(found, Measured) and found.pooled
         return not pooled or self._pool.path(pooled).is_file()
 
     def _extraction(self, audio: Embedded) -> Job:
-        """Bytes are read here, one after the other; threads do the rest."""
+        """The bytes are read here in order; threads do the rest."""
         encoded = attempt(partial(self._embedded.read, audio))
         return (lambda: encoded) if isinstance(encoded, Fault) else partial(self._put, *encoded)
 
@@ -276,13 +178,13 @@ class Sources:
 
 
 def measure_file(path: Path) -> Measured:
-    """Read all of a file. Raises BrokenAudio."""
+    """Decode a whole file. Raises BrokenAudio."""
     size = measure(path)
     return Measured(sha256_file(path), size.frames, size.rate, size.channels)
 
 
 def covers(part: RecordingPart, recording: Measured) -> bool:
-    """Whether a part is all of its recording, which is then used as it lies."""
+    """Whether a part is its whole recording, which is then used without a copy."""
     end = recording.frames / recording.sample_rate
     all_channels = tuple(range(recording.channels))
     return (
@@ -293,7 +195,7 @@ def covers(part: RecordingPart, recording: Measured) -> bool:
 
 
 def frames_of(part: RecordingPart, recording: Measured) -> tuple[int, int]:
-    """The first frame of a part and the one behind its last. Raises BrokenAudio."""
+    """The first frame of a part and the frame after its last. Raises BrokenAudio."""
     rate, end = recording.sample_rate, part.start + part.duration
     first, last = round(part.start * rate), min(round(end * rate), recording.frames)
     if end > recording.frames / rate + TOLERANCE or first >= last:
@@ -306,22 +208,24 @@ def frames_of(part: RecordingPart, recording: Measured) -> tuple[int, int]:
 
 
 def file_key(path: Path) -> str:
-    """Raises BrokenAudio if no file can be there."""
+    """The cache key of a file. Raises BrokenAudio if there is no regular file."""
     state = check_is_file(path)
     return digest_of([VERSION, path, state.st_size, state.st_mtime_ns])
 
 
 def embedded_key(audio: Embedded) -> str:
+    """The cache key of audio inside a Parquet file."""
     return digest_of([file_key(audio.file), audio.column, audio.row])
 
 
 def part_key(part: RecordingPart, recording: Measured) -> str:
+    """The cache key of a part of a recording."""
     frames = frames_of(part, recording)
     return digest_of([VERSION, recording.sha256, *frames, part.channels])
 
 
 def attempt(work: Callable[[], T]) -> T | Fault:
-    """What ``work`` returns, or what it finds broken."""
+    """The result of ``work``, or the Fault of the BrokenAudio that it raises."""
     try:
         return work()
     except BrokenAudio as error:
@@ -329,7 +233,7 @@ def attempt(work: Callable[[], T]) -> T | Fault:
 
 
 def in_threads(jobs: Iterable[tuple[Audio, Job]]) -> Iterator[tuple[Audio, Found]]:
-    """Results in the order of the jobs, of which only a few are drawn ahead."""
+    """Yield results in the order of the jobs; at most AHEAD jobs are started early."""
     with ThreadPoolExecutor(THREADS) as threads:
         waiting: deque[tuple[Audio, Future[Found]]] = deque()
         for one, job in jobs:
@@ -343,3 +247,95 @@ def in_threads(jobs: Iterable[tuple[Audio, Job]]) -> Iterator[tuple[Audio, Found
 
 def _load(value: dict[str, Any]) -> Found:
     return Fault(**value) if "reason" in value else Measured(**value)
+
+
+def cut(path: Path, first: int, last: int, channels: Sequence[int] = ()) -> bytes:
+    """A FLAC file with frames ``first`` to before ``last`` of ``channels`` (from 0; empty: all).
+
+    Sources of up to 16 bits become 16-bit FLAC and those of 24 bits 24-bit FLAC, sample for
+    sample. 32-bit, float and lossy sources are rounded to 24 bits (144 dB below full scale);
+    float samples beyond full scale are clipped. Opus adds noise that depends on the start of
+    decoding: a cut differs from the whole by -60 dB. Raises BrokenAudio.
+    """
+    found, left = [], last - first
+    for block in blocks(path, first):
+        found.append(block.frames[:left, list(channels)] if channels else block.frames[:left])
+        left -= len(found[-1])
+        if left <= 0:
+            break
+    bits = 16 if _sample_type(path) in SIXTEEN_BITS else 24
+    # float32 holds 24 bits exactly, so that these are the samples of the file.
+    scaled = np.rint(np.concatenate(found).astype(np.float64) * 2 ** (bits - 1))
+    whole = np.clip(scaled, -(2 ** (bits - 1)), 2 ** (bits - 1) - 1).astype(np.int32)
+    flac = io.BytesIO()
+    soundfile.write(flac, whole << (32 - bits), block.rate, format="FLAC", subtype=f"PCM_{bits}")
+    return flac.getvalue()
+
+
+def _sample_type(path: Path) -> str:
+    """The subtype of libsndfile, or the sample format of FFmpeg."""
+    if path.suffix.lower() in SNDFILE_SUFFIXES:
+        return soundfile.info(path).subtype
+    with av.open(str(path), format=HEADERLESS.get(path.suffix.lower())) as container:
+        return container.streams.audio[0].codec_context.format.name
+
+
+def suffix_of(audio: bytes, name: str = "") -> str | None:
+    """The suffix of an encoded file by its first bytes, else by its ``name``; None if unknown."""
+    for offset, signature, suffix in SIGNATURES:
+        if audio.startswith(signature, offset):
+            return suffix
+    suffix = Path(name).suffix.lower()
+    return suffix if suffix in AUDIO_SUFFIXES else None
+
+
+class EmbeddedAudio:
+    """Reads cells of audio columns; fast if they are read in order."""
+
+    def __init__(self) -> None:
+        self._open: tuple[Path, str] | None = None
+        self._rows: Iterator[tuple[int, pa.Scalar]] = iter(())
+        self._next = 0
+
+    def read(self, wanted: Embedded) -> tuple[bytes, str]:
+        """The encoded audio of a row and its suffix. Raises :class:`BrokenAudio`."""
+        if self._open != (wanted.file, wanted.column) or wanted.row < self._next:
+            self._open = (wanted.file, wanted.column)
+            self._rows = _rows(wanted)
+        try:
+            cell = next((cell for row, cell in self._rows if row == wanted.row), None)
+        except (pa.ArrowInvalid, OSError) as error:
+            self._open = None
+            if getattr(error, "errno", None):
+                raise  # a fault of the machine, not of the file
+            raise BrokenAudio(wanted.file, "not readable as Parquet", str(error)) from None
+        self._next = wanted.row + 1
+        return _audio(wanted, cell.as_py() if cell is not None else None)
+
+
+def _rows(first: Embedded) -> Iterator[tuple[int, pa.Scalar]]:
+    """Yield numbered cells of a column, from the row group that holds ``first``."""
+    with pq.ParquetFile(first.file, **STREAMED) as file:
+        number, groups = 0, list(range(file.num_row_groups))
+        while (
+            groups and number + (size := file.metadata.row_group(groups[0]).num_rows) <= first.row
+        ):
+            number += size
+            groups.pop(0)
+        for batch in file.iter_batches(ROWS, row_groups=groups, columns=[first.column]):
+            for cell in batch.column(0):
+                yield number, cell
+                number += 1
+
+
+def _audio(wanted: Embedded, value: Any) -> tuple[bytes, str]:
+    audio, name = value, ""
+    if isinstance(value, dict):
+        audio, name = value.get("bytes"), value.get("path") or ""
+    if not audio:
+        detail = f"only the path {name!r}" if name else "the cell is empty"
+        raise BrokenAudio(wanted.file, "no audio bytes", detail)
+    suffix = suffix_of(audio, name)
+    if suffix is None:
+        raise BrokenAudio(wanted.file, "not readable as audio", f"it begins with {audio[:8]!r}")
+    return audio, suffix

@@ -1,9 +1,8 @@
-"""Text as it is spoken: the one normalization that training and synthesis share.
+"""Text normalization, shared by training and synthesis.
 
-Numbers become words (num2words), a few symbols become their names, typographic variants become
-plain characters, invisible ones go. Case and punctuation stay: they carry prosody. Tags such as
-``<laugh>`` stay as they are. The raw text is kept beside. Dates, years and units are left to a real
-text normalizer.
+Numbers become words (num2words), some symbols become names, typographic variants become plain
+characters, and invisible characters are removed. Case and punctuation stay, because they carry
+prosody. Tags such as ``<laugh>`` stay. Dates, years and units need NeMo (``normalizer.py``).
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ DECIMAL_POINT = {"en", "ja", "ko", "th", "zh"}  # elsewhere 1.000 is a thousand 
 DIGIT = re.compile(r"\d")
 NUMBER = re.compile(r"(\.?)(\d+(?:[.,]\d+)*)")  # with the dot of "H.323"
 LETTER = re.compile(r"[^\W\d_]")
-# What a sign may do to the word after it: "$3 million", "# 1", "12:00 pm".
+# Signs that affect the word after them: "$3 million", "# 1", "12:00 pm".
 ACROSS_WORDS = re.compile(r"[$£€#:]")
 LONGEST_CARDINAL = 9  # digits; a longer run is a number to dial or to type
 
@@ -43,9 +42,9 @@ NEGATIVE = re.compile(r"(?<![\w-])-(?=\d)")
 
 
 def normalize(text: str, language: str) -> str:
-    """The spoken form of ``text``; empty if nothing in it can be spoken.
+    """The normalized form of ``text``; empty if it has no letters or digits.
 
-    ``language`` is a tag like ``en`` or ``en-GB``. Of an unknown one, numbers stay digits.
+    ``language`` is a tag like ``en`` or ``en-GB``. In an unsupported language, digits stay.
 
     >>> normalize("Press 1 for 3D\\u2019s #.", "en")
     "Press one for three D's pound."
@@ -54,7 +53,7 @@ def normalize(text: str, language: str) -> str:
 
 
 def normalize_by_words(text: str, language: str) -> str:
-    """The same, made of words that were met before: ten times as fast over a corpus."""
+    """As :func:`normalize`, with a cache of words: ten times as fast over a corpus."""
     if ACROSS_WORDS.search(text):
         return normalize(text, language)
     language = language.split("-")[0].lower()
@@ -62,7 +61,7 @@ def normalize_by_words(text: str, language: str) -> str:
 
 
 def _joined(parts: list[str]) -> str:
-    """Parts as one text with single spaces; empty if nothing in it can be spoken."""
+    """Parts as one text with single spaces; empty if it has no letters or digits."""
     text = SPACE_BEFORE_POINT.sub(r"\1", " ".join(" ".join(parts).split()))
     return text if is_spoken(text) else ""
 
@@ -87,7 +86,7 @@ def _word(word: str, language: str) -> str:
 
 
 def is_spoken(text: str) -> bool:
-    """Whether there is at least one letter or digit in any script."""
+    """Whether ``text`` has a letter or digit of any script."""
     return any(character.isalnum() for character in text)
 
 
@@ -122,7 +121,7 @@ def _clock(match: re.Match[str]) -> str:
 
 
 def _apart(match: re.Match[str], spoken: str) -> str:
-    """The words of a number with spaces at letters: "3D", "MP3", "H.323" are read in parts."""
+    """The words of a number, separated from letters: "3D", "MP3" and "H.323" are read in parts."""
     dot, text = match[1], match.string
     if match.start() and LETTER.match(text, match.start() - 1):
         dot = " "
@@ -131,10 +130,10 @@ def _apart(match: re.Match[str], spoken: str) -> str:
 
 @lru_cache(maxsize=100_000)
 def _number(text: str, language: str) -> str:
-    """``1,234.5`` or ``1.234,5``, whichever the language writes, in words.
+    """``1,234.5`` or ``1.234,5``, as the language writes it, in words.
 
-    A single separator that groups no thousands is a decimal one; more of them are a version or an
-    address, read part by part. A leading zero or a long run is read digit by digit.
+    A single separator that groups no thousands is a decimal one. Several are a version or an
+    address and are read part by part. A leading zero or a long run is read digit by digit.
     """
     point, comma = (".", ",") if language in DECIMAL_POINT else (",", ".")
     plain = text
@@ -145,12 +144,12 @@ def _number(text: str, language: str) -> str:
         if len(parts) == 2 and len(parts[0]) <= LONGEST_CARDINAL:
             return _decimal(parts[0], parts[1], language)
         return " ".join(_integer(part, language) for part in parts)
-    except NotImplementedError:  # a language num2words does not know
+    except NotImplementedError:  # a language that num2words does not support
         return text
 
 
 def _decimal(whole: str, fraction: str, language: str) -> str:
-    if language == "en":  # every digit, the zeros at the end too
+    if language == "en":  # every digit, including trailing zeros
         return f"{num2words(int(whole))} point {_digits(fraction)}"
     return num2words(float(f"{whole}.{fraction}"), lang=language)
 

@@ -1,12 +1,9 @@
-"""Whether a corpus changed since ``raw_corpus`` last looked at it, without reading any audio.
+"""Detects changes of a corpus since ``raw_corpus`` last scanned it, without reading audio.
 
-A look folds the state of every file (``listing.py``) into one digest. ``raw_corpus`` records what
-it saw, before it reads; whoever looks later and sees something else has found a change, whether
-it came before, during or after that run. Whether the change matters is decided from content.
-
-Audio outside the corpus' folder is part of a look by the list that ``raw_corpus`` recorded.
-
-What is known of a corpus' files without reading them: paths, sizes, times, who may read.
+A scan folds the state of every file (path, size, modification time, permissions) into one digest.
+``raw_corpus`` records its scan before it reads the corpus. A later scan with another digest is a
+change, even if it came during that run. Data versions decide whether the change matters. Audio
+outside the folder of the corpus is scanned by the list of paths that ``raw_corpus`` recorded.
 """
 
 from __future__ import annotations
@@ -29,11 +26,10 @@ from tts_assets.corpora.readers.files import Entry
 
 
 def survey(entries: Iterable[Entry | SetAside], root: Path) -> tuple[str, dict[str, str]]:
-    """Digest of all that a reader found and of the state of the audio it names; and the states of
-    the audio that a walk through the corpus ``root`` does not see, by path, sorted.
+    """The digest of a corpus, and the states of audio outside ``root`` by path, sorted.
 
-    The digest sees audio outside the corpus' folder, too, and overlooks files that are no part of
-    it. The order of the entries does not count.
+    The digest covers all entries and the state of their audio, wherever it lies. It ignores other
+    files of the folder and the order of the entries.
     """
     found, outside = [], {}
     for item in entries:
@@ -48,7 +44,7 @@ def survey(entries: Iterable[Entry | SetAside], root: Path) -> tuple[str, dict[s
 
 
 def file_state(file: os.DirEntry[str] | Path) -> str:
-    """What changes with a file's content, and with who may read it; or why there is no telling."""
+    """Size, modification time and permissions of a file, or the errno if it has no state."""
     try:
         stat = file.stat()
     except OSError as error:
@@ -57,10 +53,10 @@ def file_state(file: os.DirEntry[str] | Path) -> str:
 
 
 def walk(root: Path, after: str = "") -> Iterator[tuple[str, str]]:
-    """Relative path and state of every file below ``root`` (or of the one file ``root``).
+    """Yield the relative path and state of every file below ``root``, or of the file ``root``.
 
-    Folders' entries come sorted by name, so that a walk which was broken off goes on behind the
-    path ``after``. Links to folders are followed, but not in circles.
+    Entries are sorted by name: an interrupted walk resumes behind the path ``after``. Links to
+    folders are followed, except in cycles.
     """
     if root.is_file():
         if not after:
@@ -72,7 +68,7 @@ def walk(root: Path, after: str = "") -> Iterator[tuple[str, str]]:
 def _walk(
     folder: str, prefix: str, after: list[str], above: tuple[str, ...]
 ) -> Iterator[tuple[str, str]]:
-    """``after``: the parts of the path below ``folder``; ``above``: the folders on the way."""
+    """``after`` has the parts of the path below ``folder``; ``above`` the real parent folders."""
     try:
         with os.scandir(folder) as entries:
             here = sorted(entries, key=lambda entry: entry.name)
@@ -93,27 +89,27 @@ def _walk(
             yield from _walk(entry.path, f"{prefix}{name}/", below, (*above, real))
 
 
-DIGITS = 20  # of a digest that is kept: 80 bits
+DIGITS = 20  # of a recorded digest: 80 bits
 
 
 @dataclass
-class Look:
-    """A look at one corpus: the digest of what was seen so far, and the last path seen."""
+class Scan:
+    """A scan of one corpus: the digest so far, and the last path."""
 
     digest: str
     after: str = ""
 
     @classmethod
     def begin(cls, corpus: Corpus) -> Self:
-        """A corpus that is declared in another way is another corpus."""
+        """A new scan. The digest includes the configuration, which is part of the corpus."""
         return cls(digest_of({"config": corpus.config, "root": corpus.path})[:DIGITS])
 
     def folder(self, root: Path, deadline: float = math.inf) -> bool:
-        """Look at the files below ``root``; whether that was all of them."""
+        """Scan the files below ``root``. Returns False if the deadline passed before the end."""
         return self.after.startswith("/") or self._fold(walk(root, self.after), deadline)
 
     def outside(self, files: Iterable[tuple[str, str]], deadline: float = math.inf) -> bool:
-        """Look at absolute paths and their states, sorted; whether that was all of them."""
+        """Scan absolute paths with their states, sorted. Returns False if the deadline passed."""
         return self._fold(files, deadline)
 
     def _fold(self, files: Iterable[tuple[str, str]], deadline: float) -> bool:
@@ -128,15 +124,14 @@ class Look:
 
 @dataclass(frozen=True)
 class Seen:
-    """What ``raw_corpus`` saw when it was last materialized: a whole look, and which of the
-    corpus' audio lies outside its folder."""
+    """The last complete scan by ``raw_corpus``, and the audio paths outside the corpus folder."""
 
     digest: str = ""
     outside: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, store: ArtifactStore, name: str) -> Self:
-        """Nothing, if ``raw_corpus`` never looked, or left a record that is no use."""
+        """The record of a corpus; an empty one if there is none or it is unreadable."""
         try:
             values = json.loads(_record(store, name).read_text())
             return cls(values["digest"], tuple(values["outside"]))
@@ -144,11 +139,12 @@ class Seen:
             return cls()
 
     def states(self, after: str) -> Iterator[tuple[str, str]]:
-        """The audio outside as it is now, from behind ``after`` on if that lies outside, too."""
+        """The present states of the audio outside; resumes behind ``after`` if it is absolute."""
         left = (path for path in self.outside if path > after or not after.startswith("/"))
         return ((path, file_state(Path(path))) for path in left)
 
     def record(self, store: ArtifactStore, name: str) -> None:
+        """Write the record of a corpus."""
         with written_aside(_record(store, name)) as aside:
             aside.write_text(json.dumps(asdict(self)))
 
@@ -159,11 +155,11 @@ def _record(store: ArtifactStore, name: str) -> Path:
 
 @dataclass
 class Watch:
-    """What the watcher remembers between two rounds; bounded, whatever the number of files.
+    """The state of the watcher between rounds. Its size does not depend on the number of files.
 
-    ``requested``: by corpus the digest of the change that was last reported, so that a change
-    that cannot be indexed is not reported again and again. ``unfinished``: the looks that time
-    ended. ``first``: the corpus that a round begins with, after one that time ended.
+    ``requested`` has the digest of the last reported change by corpus, so that a change that
+    cannot be indexed is reported once. ``unfinished`` has the scans that ran out of time, and
+    ``first`` the corpus that begins the next round.
     """
 
     requested: dict[str, str] = field(default_factory=dict)
@@ -172,22 +168,23 @@ class Watch:
 
     @classmethod
     def load(cls, cursor: str | None) -> Self:
-        """What :meth:`dump` wrote; a cursor of another version is forgotten, which costs a look."""
+        """The inverse of :meth:`dump`. A cursor of another version is dropped."""
         try:
             return cls(**json.loads(cursor or "{}"))
         except (TypeError, ValueError):
             return cls()
 
     def dump(self) -> str:
+        """The state as JSON, for a sensor's cursor."""
         return json.dumps(asdict(self), sort_keys=True)
 
     def round(
         self, corpora: Mapping[str, Corpus], store: ArtifactStore, seconds: float
     ) -> dict[str, str]:
-        """Look at each corpus, as far as the time goes; the digests of those that changed.
+        """Scan the corpora for up to ``seconds``. Returns the digests of those that changed.
 
-        The next round goes on with the corpora that this one did not come to, and comes back to
-        those that it did not finish. Every look sees every file, so no change is missed.
+        The next round starts with the corpora that this round did not reach, and resumes
+        unfinished scans. Every scan covers every file, so no change is missed.
         """
         for memory in (self.requested, self.unfinished):
             for gone in set(memory) - set(corpora):
@@ -199,7 +196,7 @@ class Watch:
         self.first = ""
         for name in (ordered := names[turn:] + names[:turn]):
             seen = Seen.of(store, name)
-            digest = self._look(name, corpora[name], seen, deadline)
+            digest = self._scan(name, corpora[name], seen, deadline)
             if digest is not None and self._is_news(name, digest, seen):
                 changed[name] = digest
             if time.monotonic() > deadline:
@@ -207,13 +204,13 @@ class Watch:
                 break
         return changed
 
-    def _look(self, name: str, corpus: Corpus, seen: Seen, deadline: float) -> str | None:
-        """The digest of a whole look, or None if time ended it."""
-        begun = self.unfinished.pop(name, None)
-        look = Look(*begun) if begun else Look.begin(corpus)
-        if look.folder(corpus.path, deadline) and look.outside(seen.states(look.after), deadline):
-            return look.digest
-        self.unfinished[name] = [look.digest, look.after]
+    def _scan(self, name: str, corpus: Corpus, seen: Seen, deadline: float) -> str | None:
+        """The digest of a complete scan, or None if the deadline passed."""
+        unfinished = self.unfinished.pop(name, None)
+        scan = Scan(*unfinished) if unfinished else Scan.begin(corpus)
+        if scan.folder(corpus.path, deadline) and scan.outside(seen.states(scan.after), deadline):
+            return scan.digest
+        self.unfinished[name] = [scan.digest, scan.after]
         return None
 
     def _is_news(self, name: str, digest: str, seen: Seen) -> bool:
@@ -223,13 +220,15 @@ class Watch:
         return self.requested.get(name) != digest
 
 
-def obstacle(corpus: Corpus) -> str | None:
-    """Why a corpus cannot be looked at, with the remedy; None if it can."""
+def access_problem(corpus: Corpus) -> str | None:
+    """The error and remedy of a corpus that cannot be scanned; None if it can."""
     try:
         if corpus.path.is_file():
             corpus.path.open("rb").close()
         else:
             os.scandir(corpus.path).close()
     except OSError as error:
-        return f"{error.strerror}: {corpus.path}; mount it, mend the path, or delete the partition"
+        return (
+            f"{error.strerror}: {corpus.path}; mount it, correct the path, or delete the partition"
+        )
     return None

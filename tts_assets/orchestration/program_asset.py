@@ -72,6 +72,7 @@ class Plan(Generic[H]):
     in the fingerprint; None: all inputs of the asset. ``make`` writes to ``work / "result"`` and
     returns the facts. An asset of :func:`program_asset` gives ``program`` instead, which builds the
     program's configuration for the work folder. ``describe`` adds metadata of the artifact.
+    ``after`` is called with the artifact once it is published or reused.
     """
 
     config: BaseModel | Mapping[str, Any]
@@ -81,6 +82,7 @@ class Plan(Generic[H]):
     seed: int = 0
     describe: Callable[[H], Mapping[str, Any]] | None = None
     code_version: str | None = None  # None: that of the asset
+    after: Callable[[H], None] | None = None
 
 
 def artifact_asset(
@@ -113,7 +115,10 @@ def artifact_asset(
             **({"partition": request.partition} if partitioned else {}),
         )
         assert found.make is not None
-        return store.materialize(request.context, kind, build, found.make, found.describe)
+        output = store.materialize(request.context, kind, build, found.make, found.describe)
+        if found.after is not None:
+            found.after(output.value)
+        return output
 
     def local(
         context: AssetExecutionContext, store: ArtifactStoreResource, **inputs: Any

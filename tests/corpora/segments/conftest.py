@@ -1,4 +1,4 @@
-"""A corpus of one recording of which everything is known, segmented once for all tests."""
+"""A corpus of one recording with known content, segmented once for all tests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from tests.support.recordings import Said, record
+from tests.support.recordings import SpokenClip, record
 from tts_assets.audio_models.whisper import packaged_model
 from tts_assets.core.artifacts import ArtifactStore, Build, RawCorpus, SegmentFacts, SpeechSegments
 from tts_assets.corpora.config import CorpusConfig
@@ -83,7 +83,7 @@ def write_program(corpus: RawCorpus, store: ArtifactStore, run_dir: Path, **segm
 
 
 def publish(corpus: RawCorpus, store: ArtifactStore, run_dir: Path) -> Segmented:
-    """What a finished program made, as the artifact."""
+    """The artifact of a finished program."""
     build = Build("speech_segments", {"raw_corpus": corpus}, {"run": run_dir}, "1")
     facts = SegmentFacts.from_json(run_dir / "result.json")
     handle = store.publish(SpeechSegments, build, run_dir / "result", facts)
@@ -97,14 +97,16 @@ def segment(corpus: RawCorpus, store: ArtifactStore, run_dir: Path, **segments: 
 
 
 @pytest.fixture(scope="session")
-def talk(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Said]]:
-    """A folder with one recording of 40 seconds, ``ann/talk.wav``, and what is said in it."""
+def talk(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[SpokenClip]]:
+    """A folder with one recording of 40 seconds, ``ann/talk.wav``, and its clips."""
     root = tmp_path_factory.mktemp("talks")
     return root, record(root / "ann" / "talk.wav", KEYS, PAUSES)
 
 
 @pytest.fixture(scope="session")
-def segmented(talk: tuple[Path, list[Said]], tmp_path_factory: pytest.TempPathFactory) -> Segmented:
+def segmented(
+    talk: tuple[Path, list[SpokenClip]], tmp_path_factory: pytest.TempPathFactory
+) -> Segmented:
     """The talk with the default configuration."""
     folder = tmp_path_factory.mktemp("segmented")
     store = ArtifactStore(folder / "storage")

@@ -1,4 +1,4 @@
-"""``speech_segments`` of recordings in a real Dagster run: the card, the account, the samples."""
+"""``speech_segments`` of recordings in a real Dagster run: card, accounting and samples."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dagster import DagsterInstance, materialize
 
 from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
 from resources.torchrun import TorchrunLauncher
-from tests.support.recordings import Said
+from tests.support.recordings import SpokenClip
 from tts_assets.core.artifacts import ArtifactStore, sha256_file
 from tts_assets.core.compute import Shape
 from tts_assets.corpora.assets import build_assets
@@ -21,8 +21,8 @@ from tts_assets.corpora.segments.config import SegmentConfig
 CORPUS = "talks"
 
 
-def test_recordings_become_samples_with_a_card_and_the_way_back(
-    talk: tuple[Path, list[Said]], store: ArtifactStore
+def test_recordings_become_samples_with_a_dataset_card(
+    talk: tuple[Path, list[SpokenClip]], store: ArtifactStore
 ) -> None:
     config = CorpusConfig(
         path=talk[0], reader="speakers", language="en", licence="CC0", segments=SegmentConfig()

@@ -1,4 +1,4 @@
-"""Clips of a recording of which everything is known: whole words, their text, their sound."""
+"""Clips of a recording with known content: whole words, texts and levels."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import pytest
 import soundfile
 
 from tests.corpora.segments.conftest import Segmented, index_recordings, segment
-from tests.support.recordings import Said, kept, quiet, word_error_rate
+from tests.support.recordings import SpokenClip, kept, quiet, word_error_rate
 from tts_assets.core.artifacts import ArtifactError, RawCorpus
 from tts_assets.core.audio import read_clip
 from tts_assets.corpora.segments.result import SPANS_FILE, account
 from tts_assets.corpora.segments.speech import measure
 
-Talk = tuple[Path, list[Said]]
+Talk = tuple[Path, list[SpokenClip]]
 
 
 def original(row: object) -> dict[str, float]:
@@ -32,7 +32,7 @@ def test_no_clip_begins_or_ends_inside_a_word(talk: Talk, segmented: Segmented) 
     assert all(2 <= row.duration <= 10 for row in segmented.rows)
 
 
-def test_texts_are_what_is_said_in_the_clips(talk: Talk, segmented: Segmented) -> None:
+def test_texts_match_the_clips(talk: Talk, segmented: Segmented) -> None:
     rows = sorted(segmented.rows, key=lambda row: original(row)["start"])
     said = kept(talk[1], [(original(row)["start"], original(row)["end"]) for row in rows])
     assert len(said) >= 8
@@ -58,7 +58,7 @@ def test_silence_at_the_ends_is_trimmed(segmented: Segmented) -> None:
         assert row.duration - loud[-1] < 0.4
 
 
-def test_clips_are_as_loud_as_wished_and_else_the_source(talk: Talk, segmented: Segmented) -> None:
+def test_clips_have_the_configured_loudness(talk: Talk, segmented: Segmented) -> None:
     source = read_clip(talk[0] / "ann/talk.wav")
     for row in segmented.rows:
         clip = read_clip(row.path(segmented.facts))
@@ -83,7 +83,7 @@ def test_without_a_gain_16_bits_are_kept_exactly(talk: Talk, segmented: Segmente
         assert np.array_equal(samples, source[start:end])
 
 
-def test_a_hole_in_the_account_is_found(segmented: Segmented) -> None:
+def test_gaps_between_spans_are_detected(segmented: Segmented) -> None:
     handle = segmented.handle
     source = handle.manifest.inputs["raw_corpus"]
     raw = RawCorpus.open(segmented.store.folder("raw_corpus") / source.fingerprint)

@@ -1,4 +1,4 @@
-"""Configurations that cannot be are refused with what to write instead."""
+"""Invalid settings are rejected with a remedy."""
 
 from __future__ import annotations
 
@@ -25,13 +25,15 @@ from tts_assets.corpora.config import CorpusConfig
         ("en", {"pauze": 0.3}, "did you mean 'pause'"),
     ],
 )
-def test_what_cannot_be_is_refused(language: str, segments: dict[str, Any], remedy: str) -> None:
+def test_invalid_settings_are_rejected(
+    language: str, segments: dict[str, Any], remedy: str
+) -> None:
     values = {"path": "talks", "reader": "speakers", "language": language, "segments": segments}
     with pytest.raises(ConfigError, match=remedy):
         CorpusConfig.parse(values, "dagster_project.toml")
 
 
-def test_a_multilingual_model_hears_every_language() -> None:
+def test_a_multilingual_model_supports_every_language() -> None:
     values = {
         "path": "talks",
         "reader": "speakers",
@@ -43,9 +45,7 @@ def test_a_multilingual_model_hears_every_language() -> None:
     assert segments.model == "large-v3"
 
 
-def test_a_model_that_does_not_exist_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_model_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match="give the folder of a CTranslate2 model"):
         model_folder("no-such-model", tmp_path)

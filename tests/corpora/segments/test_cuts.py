@@ -1,42 +1,42 @@
-"""Where a recording is cut: by its pauses, its words, and the lengths that are asked for."""
+"""Cuts of a recording by pauses, words and the configured lengths."""
 
 from __future__ import annotations
 
 from tts_assets.corpora.segments.config import SegmentConfig
-from tts_assets.corpora.segments.cuts import choose, phrases
-from tts_assets.corpora.segments.speech import Stretch
+from tts_assets.corpora.segments.recording import choose, phrases
+from tts_assets.corpora.segments.speech import Interval
 from tts_assets.corpora.segments.words import Word, windows
 
 
-def said(*parts: tuple[float, float, str]) -> tuple[list[Stretch], list[Word]]:
-    """Stretches of speech, each one word from its start to its end."""
-    stretches = [Stretch(start, end) for start, end, _ in parts]
-    return stretches, [Word(text, start, end, 0.9) for start, end, text in parts if text]
+def spoken(*parts: tuple[float, float, str]) -> tuple[list[Interval], list[Word]]:
+    """Intervals of speech, each with one word of the same time."""
+    intervals = [Interval(start, end) for start, end, _ in parts]
+    return intervals, [Word(text, start, end, 0.9) for start, end, text in parts if text]
 
 
 def cut(
-    speech: list[Stretch], words: list[Word], **config: float
+    speech: list[Interval], words: list[Word], **config: float
 ) -> tuple[list[str], dict[str, str]]:
-    """The texts of the clips, and the reason for each text that is in none."""
+    """The texts of the clips, and the reason for each other text."""
     clips, left = choose(phrases(speech, speech, words), SegmentConfig(**config))
     texts = ["".join(word.text for phrase in clip for word in phrase.words) for clip in clips]
     return texts, {"".join(word.text for word in phrase.words): why for phrase, why in left}
 
 
 def test_sentences_are_clips_where_they_are_long_enough() -> None:
-    found = cut(*said((0, 3, " One."), (3.3, 6, " Two."), (6.4, 9, " Three.")))
+    found = cut(*spoken((0, 3, " One."), (3.3, 6, " Two."), (6.4, 9, " Three.")))
     assert found == ([" One.", " Two.", " Three."], {})
 
 
 def test_short_phrases_are_joined_up_to_the_end_of_a_sentence() -> None:
-    speech, words = said(
+    speech, words = spoken(
         (0, 1.5, " One,"), (1.8, 3, " two."), (3.3, 4.5, " And"), (4.7, 6, " six.")
     )
     assert cut(speech, words)[0] == [" One, two.", " And six."]
 
 
-def test_what_is_too_long_or_too_short_is_set_aside_and_not_cut() -> None:
-    speech, words = said((0, 11, " Long."), (13, 14, " Short."), (16, 19, " Right."))
+def test_too_long_and_too_short_phrases_are_set_aside() -> None:
+    speech, words = spoken((0, 11, " Long."), (13, 14, " Short."), (16, 19, " Right."))
     assert cut(speech, words) == (
         [" Right."],
         {" Long.": "too long without a pause", " Short.": "too short"},
@@ -44,35 +44,35 @@ def test_what_is_too_long_or_too_short_is_set_aside_and_not_cut() -> None:
 
 
 def test_a_long_pause_is_in_no_clip() -> None:
-    speech, words = said((0, 1.5, " One,"), (2.9, 4.5, " two."))
+    speech, words = spoken((0, 1.5, " One,"), (2.9, 4.5, " two."))
     assert cut(speech, words)[0] == []
     assert cut(speech, words, longest_pause=1.5)[0] == [" One, two."]
 
 
-def test_speech_in_which_no_word_is_heard_is_in_no_clip() -> None:
-    speech, words = said((0, 1.2, " One,"), (1.5, 2.5, ""), (2.8, 4, " two."))
+def test_speech_without_words_is_in_no_clip() -> None:
+    speech, words = spoken((0, 1.2, " One,"), (1.5, 2.5, ""), (2.8, 4, " two."))
     assert cut(speech, words) == (
         [],
         {" One,": "too short", "": "no words heard", " two.": "too short"},
     )
 
 
-def test_a_pause_inside_a_word_is_no_place_to_cut() -> None:
-    speech = [Stretch(0, 2.5), Stretch(2.8, 5.5)]
+def test_a_pause_inside_a_word_is_not_a_cut() -> None:
+    speech = [Interval(0, 2.5), Interval(2.8, 5.5)]
     words = [Word(" in", 0, 2, 0.9), Word(" side", 2, 3.2, 0.9), Word(" it.", 3.2, 5.5, 0.9)]
     assert cut(speech, words)[0] == [" in side it."]
     words[1] = Word(" side", 2, 2.85, 0.9)  # as exact as Whisper's timestamps are
     assert cut(speech, words, longest_pause=0.2, max_seconds=3)[0] == [" in side", " it."]
 
 
-def test_a_word_that_takes_in_a_pause_stays_with_its_sound() -> None:
-    speech = [Stretch(0, 2.5), Stretch(4, 7)]
+def test_a_word_that_includes_a_pause_is_assigned_to_its_speech() -> None:
+    speech = [Interval(0, 2.5), Interval(4, 7)]
     words = [Word(" One.", 0.5, 4.0, 0.9), Word(" Two.", 4.0, 7.0, 0.9)]
     assert cut(speech, words)[0] == [" One.", " Two."]
 
 
 def test_windows_hold_all_speech_and_end_in_long_pauses() -> None:
-    speech = [Stretch(i * 4.0, i * 4.0 + 3.5) for i in range(10)]
-    speech[5] = Stretch(20.0, 22.0)
+    speech = [Interval(i * 4.0, i * 4.0 + 3.5) for i in range(10)]
+    speech[5] = Interval(20.0, 22.0)
     assert [(part.start, part.end) for part in windows(speech)] == [(0, 22.0), (24.0, 39.5)]
-    assert list(windows([Stretch(0, 40), Stretch(41, 43)])) == [Stretch(41, 43)]
+    assert list(windows([Interval(0, 40), Interval(41, 43)])) == [Interval(41, 43)]

@@ -1,4 +1,4 @@
-"""The program: nothing is heard twice, a kill costs one recording, ranks change no byte."""
+"""The program: caches, resuming after a kill, and independence of the number of ranks."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def talks(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def heard(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The starts of the windows that Whisper hears, from now on."""
+def transcribed(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The starts of the windows that Whisper transcribes from now on."""
     windows: list[float] = []
     words = WordTranscriber.words
 
@@ -56,29 +56,29 @@ def digests(folder: Path) -> dict[str, str]:
     return {path.name: sha256_file(path) for path in sorted((folder / "result").iterdir())}
 
 
-def test_another_recording_or_another_cut_hears_only_what_is_new(
-    talks: Path, store: ArtifactStore, tmp_path: Path, heard: list[float]
+def test_only_new_recordings_are_transcribed(
+    talks: Path, store: ArtifactStore, tmp_path: Path, transcribed: list[float]
 ) -> None:
     later = talks / "ann" / "two.wav"
     later.rename(tmp_path / "two.wav")
     before = segment(index_recordings(talks, store), store, tmp_path / "a")
-    assert len(heard) == 1
+    assert len(transcribed) == 1
     (tmp_path / "two.wav").rename(later)
     both = segment(index_recordings(talks, store), store, tmp_path / "b")
-    assert len(heard) == 2
+    assert len(transcribed) == 2
     assert {row.id for row in before.rows} < {row.id for row in both.rows}
     segment(index_recordings(talks, store), store, tmp_path / "c", min_seconds=3.0)
-    assert len(heard) == 2
+    assert len(transcribed) == 2
 
 
-def test_another_language_tag_reaches_clips_that_were_cut_before(
-    talks: Path, store: ArtifactStore, tmp_path: Path, heard: list[float]
+def test_another_language_tag_updates_cached_clips(
+    talks: Path, store: ArtifactStore, tmp_path: Path, transcribed: list[float]
 ) -> None:
     segment(index_recordings(talks, store, "en"), store, tmp_path / "a")
-    windows = len(heard)
+    windows = len(transcribed)
     british = segment(index_recordings(talks, store, "en-GB"), store, tmp_path / "b")
     assert {row.language for row in british.rows} == {"en-GB"}
-    assert len(heard) == windows
+    assert len(transcribed) == windows
 
 
 def test_without_its_caches_and_its_pool_the_result_is_the_same(
@@ -94,8 +94,8 @@ def test_without_its_caches_and_its_pool_the_result_is_the_same(
     publish(corpus, store, tmp_path / "c")
 
 
-def test_a_kill_costs_no_recording_that_was_done(
-    talks: Path, store: ArtifactStore, tmp_path: Path, heard: list[float]
+def test_a_killed_program_keeps_finished_recordings(
+    talks: Path, store: ArtifactStore, tmp_path: Path, transcribed: list[float]
 ) -> None:
     corpus = index_recordings(talks, store)
     run_json = write_program(corpus, store, tmp_path / "run")
@@ -109,7 +109,7 @@ def test_a_kill_costs_no_recording_that_was_done(
     process.wait()
     assert len(list(done.glob("*.json"))) == 1
     main([str(run_json)])
-    assert len(heard) == 1
+    assert len(transcribed) == 1
     other = ArtifactStore(tmp_path / "other")
     main([str(write_program(corpus, other, tmp_path / "whole"))])
     assert rows_of(tmp_path / "run") == rows_of(tmp_path / "whole")
@@ -119,7 +119,7 @@ def rows_of(folder: Path) -> str:
     return sha256_file(folder / "result" / "utterances.parquet")
 
 
-def test_the_bytes_do_not_depend_on_the_number_of_ranks(
+def test_bytes_do_not_depend_on_the_number_of_ranks(
     talks: Path, store: ArtifactStore, tmp_path: Path
 ) -> None:
     corpus = index_recordings(talks, store)
@@ -156,7 +156,7 @@ def test_only_the_wanted_speaker_is_kept(store: ArtifactStore, tmp_path: Path) -
     assert found.facts.seconds["another speaker"] > 4
 
 
-def test_a_recording_that_changed_or_is_gone_is_set_aside(
+def test_changed_or_missing_recordings_are_set_aside(
     talks: Path, store: ArtifactStore, tmp_path: Path
 ) -> None:
     record(talks / "ann" / "three.wav", ("conf-locked", "conf-noempty"), (0.5, 1.0))
@@ -180,7 +180,7 @@ def test_noise_without_a_voice_gives_no_clip(store: ArtifactStore, tmp_path: Pat
     assert found.facts.seconds == {"kept": 0.0, "no speech": 20.0}
 
 
-def test_a_language_that_the_model_does_not_know_stops_the_program(
+def test_an_unsupported_language_fails_the_program(
     talks: Path, store: ArtifactStore, tmp_path: Path
 ) -> None:
     corpus = index_recordings(talks, store, language="de")

@@ -1,8 +1,8 @@
-"""Corpus layouts. A reader is a function (root, config) -> entries and what had to be set aside.
+"""Readers of corpus layouts: functions (root, config) that yield entries and set-aside records.
 
-To add one: a file here (``files.py`` finds and reads files, ``entry.py`` makes entries), a line in
-READERS, its name in ``corpora/config.py: ReaderName`` and what ``options`` it has there, and a
-test on a small real tree of that layout. A reader opens no audio: it says where audio lies.
+To add a reader: write a function here (``files.py`` has helpers), add it to READERS and its name to
+``ReaderName`` in ``corpora/config.py``, and test it on a small real tree of that layout. Readers
+open no audio.
 """
 
 from __future__ import annotations

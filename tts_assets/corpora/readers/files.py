@@ -1,6 +1,6 @@
-"""How readers look at a corpus' files: a bad name, line or link is set aside, the rest is read.
+"""The entries that readers yield, and safe access to the files of a corpus.
 
-What a reader yields: one utterance as the corpus describes it, before its audio was opened.
+A bad name, line or link is set aside; the rest is read.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Embedded:
 
 @dataclass(frozen=True)
 class RecordingPart:
-    """A part of a recording, in seconds; ``channels`` of its file from 0, or all if empty."""
+    """A part of a recording, in seconds; ``channels`` count from 0, empty means all."""
 
     file: Path
     start: float
@@ -38,12 +38,15 @@ class RecordingPart:
     channels: tuple[int, ...] = ()
 
 
-Audio = Path | Embedded | RecordingPart  # a path: a file that is one utterance as it lies
+Audio = Path | Embedded | RecordingPart  # a path: a file that is one utterance
 
 
 @dataclass(frozen=True)
 class Entry:
-    """``where`` names the line or file in messages; ``extra`` are fields of the sample schema."""
+    """One utterance as the corpus describes it, before its audio is opened.
+
+    ``where`` is the line or file for messages. ``extra`` has further fields of the sample schema.
+    """
 
     audio: Audio
     where: str
@@ -55,11 +58,12 @@ class Entry:
 
     @property
     def file(self) -> Path:
-        """The file that holds the audio, alone or among other."""
+        """The file that holds the audio."""
         return file_of(self.audio)
 
 
 def file_of(audio: Audio) -> Path:
+    """The file that holds ``audio``."""
     return audio if isinstance(audio, Path) else audio.file
 
 
@@ -70,8 +74,10 @@ def entry(
     text: str | SetAside,
     **fields: Any,
 ) -> Entry | SetAside:
-    """An entry with the corpus' defaults for what is not said; a path or a text that was set
-    aside stays so."""
+    """An entry with the defaults of the corpus for missing fields.
+
+    If ``audio`` or ``text`` is a SetAside, that is returned.
+    """
     if isinstance(audio, SetAside):
         return audio
     if isinstance(text, SetAside):
@@ -94,8 +100,10 @@ BOM = b"\xef\xbb\xbf"
 
 
 def inside(root: Path, name: str, where: str, *, absolute: bool = False) -> Path | SetAside:
-    """The file that ``name`` means below ``root``; set aside if it leads out of the corpus, by
-    ``..`` or through a link. Where ``absolute``, an absolute name may lead anywhere."""
+    """The file ``name`` below ``root``, or a SetAside if it lies outside, by ``..`` or a link.
+
+    With ``absolute``, an absolute name may be anywhere.
+    """
     if "\0" in name:
         return SetAside(where, "not a path", f"{name!r} has a zero byte; write the file's name")
     if absolute and Path(name).is_absolute():
@@ -113,8 +121,10 @@ def _real(root: Path) -> str:
 
 
 def files_below(root: Path, suffixes: Collection[str]) -> Iterator[Path | SetAside]:
-    """Files with such suffixes at any depth, by name. Links are followed where they stay inside;
-    a folder that must not be read is set aside."""
+    """Yield the files with these suffixes at any depth, sorted by name.
+
+    Links inside ``root`` are followed. An unreadable folder is set aside.
+    """
     folders = [root]
     while folders:
         folder = folders.pop()
@@ -138,20 +148,22 @@ def files_below(root: Path, suffixes: Collection[str]) -> Iterator[Path | SetAsi
                 name = str(path.relative_to(root))
                 target = inside(root, name, name)
                 if isinstance(target, SetAside) or not _is_folder(item):
-                    yield target  # a folder inside is met where it lies
+                    yield target  # a folder inside the root is visited at its own path
 
 
 def _is_folder(link: os.DirEntry[str]) -> bool:
     try:
         return link.is_dir()
-    except OSError:  # a link to itself, or into what must not be seen
+    except OSError:  # a link to itself, or to a place without permission
         return False
 
 
 def lines(path: Path) -> Iterator[tuple[int, str | SetAside]]:
-    """The lines of a UTF-8 file that are not blank, numbered from 1, without line ends. A line
-    that is no UTF-8 is set aside alone. A leading BOM and CRLF are no part of the text; ``.gz``
-    is unpacked, and what a damaged end has lost is set aside."""
+    """Yield the non-blank lines of a UTF-8 file, numbered from 1, without line ends and BOM.
+
+    A line that is not UTF-8 is set aside alone. A ``.gz`` file is unpacked; if its end is damaged,
+    a record of that is the last item.
+    """
     number = 0
     with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
         try:
@@ -166,7 +178,7 @@ def lines(path: Path) -> Iterator[tuple[int, str | SetAside]]:
 
 
 def json_object(line: str | SetAside, where: str) -> dict[str, Any] | SetAside:
-    """The JSON object of a line. NaN and infinity, which Python would take, are no JSON."""
+    """The JSON object of a line. NaN and infinity are refused: they are not JSON."""
     if isinstance(line, SetAside):
         return line
     try:
@@ -179,7 +191,7 @@ def json_object(line: str | SetAside, where: str) -> dict[str, Any] | SetAside:
 
 
 def text_file(path: Path, where: str) -> str | SetAside:
-    """What stands in a transcript; set aside if it is not UTF-8 or must not be read."""
+    """The content of a transcript file; a SetAside if it is not UTF-8 or not readable."""
     try:
         text = _text(path.read_bytes().removeprefix(BOM), where)
     except PermissionError:
@@ -188,7 +200,7 @@ def text_file(path: Path, where: str) -> str | SetAside:
 
 
 def text_beside(names: Sequence[Path], where: str) -> str | SetAside:
-    """The words of an audio file: what stands in the first of ``names`` that exists."""
+    """The transcript of an audio file: the content of the first of ``names`` that exists."""
     path = next((path for path in names if path.is_file()), None)
     if path is None:
         return SetAside(where, "no text file", f"its words belong into {names[0].name} beside it")

@@ -1,39 +1,4 @@
-"""LJSpeech: ``metadata.csv`` with ``name|raw text|normalized text`` and ``wavs/<name>.wav``.
-
-LibriSpeech and LibriTTS trees: ``<speaker>/<chapter>/`` with audio and transcripts beside it.
-
-LibriSpeech has one ``*.trans.txt`` a chapter, with lines ``<utterance> <TEXT>``. LibriTTS has
-``<utterance>.normalized.txt`` and ``<utterance>.original.txt`` beside each wav; the original is
-read, as normalization is a stage of its own. ``path`` may be the whole corpus or one subset.
-
-VCTK: ``txt/<speaker>/<utterance>.txt`` and audio in a tree beside it.
-
-Version 0.92 keeps ``wav48_silence_trimmed/<speaker>/<utterance>_mic1.flac``, version 0.80
-``wav48/<speaker>/<utterance>.wav``. Of the two microphones of 0.92 the first is read: the second
-recorded the same words.
-
-Common Voice: a TSV of one language's release, and its clips in ``clips/`` beside it.
-
-``path`` is the TSV (``train.tsv``, ``other.tsv``, …), or the release's folder for
-``validated.tsv``. The speaker is the release's anonymous ``client_id``.
-
-Lists with columns between bars, as Coqui TTS and VITS train from.
-
-``path`` is the list, or a folder with ``metadata.csv``. With Coqui's header
-(``audio_file|text|speaker_name``) columns are read by name. Without a header a line is
-``audio|text`` or, as in VITS, ``audio|speaker|text``. Audio lies below the list's folder.
-
-A plain folder, at any depth: ``x.wav`` (or flac, mp3, …) beside ``x.txt`` with its words.
-
-A plain folder of long recordings without text, at any depth: shows, interviews, audiobooks.
-
-One row a recording, with empty text; ``speech_segments`` makes utterances of them. The speaker is
-the declared one, or else the name of the folder a recording lies in.
-
-One folder a speaker, without text, as VoxCeleb has it: ``<speaker>/<session>/<clip>.wav``.
-
-For speaker encoders and codecs. A clip directly below its speaker's folder has no session.
-"""
+"""Readers of file layouts: lists, trees of public corpora, and plain folders."""
 
 from __future__ import annotations
 
@@ -55,10 +20,22 @@ from tts_assets.corpora.readers.files import (
 )
 
 METADATA_FILE = "metadata.csv"
+CHAPTER_FILES = ".trans.txt"
+ORIGINAL, NORMALIZED = ".original.txt", ".normalized.txt"
+TREES = (("wav48_silence_trimmed", "_mic1.flac"), ("wav48", ".wav"))  # of VCTK
+COMMON_VOICE_LIST = "validated.tsv"
+COLUMNS = ("client_id", "path", "sentence")
+KEPT = ("age", "gender", "accents", "up_votes", "down_votes")
+PIPE_LIST = "metadata.csv"
+AUDIO, TEXT, SPEAKER = "audio_file", "text", "speaker_name"
+PLAIN = {2: [AUDIO, TEXT], 3: [AUDIO, SPEAKER, TEXT]}
 
 
 def read_ljspeech(root: Path, config: CorpusConfig) -> Iterator[Entry | SetAside]:
-    """The last column is read, which is the normalized text where there are three."""
+    """LJSpeech: ``metadata.csv`` with ``name|raw text|normalized text``, and ``wavs/<name>.wav``.
+
+    The last column is read, which is the normalized text if there are three.
+    """
     for number, line in lines(root / METADATA_FILE):
         if isinstance(line, SetAside):
             yield line
@@ -72,11 +49,11 @@ def read_ljspeech(root: Path, config: CorpusConfig) -> Iterator[Entry | SetAside
         yield entry(config, audio, where, columns[-1].strip())
 
 
-CHAPTER_FILES = ".trans.txt"
-ORIGINAL, NORMALIZED = ".original.txt", ".normalized.txt"
-
-
 def read_librispeech(root: Path, config: CorpusConfig) -> Iterator[Entry | SetAside]:
+    """LibriSpeech: ``<speaker>/<chapter>/`` with audio and one ``*.trans.txt`` per chapter.
+
+    Lines are ``<utterance> <TEXT>``. ``root`` is the whole corpus or one subset.
+    """
     for chapter in files_below(root, {".txt"}):
         if isinstance(chapter, SetAside):
             yield chapter
@@ -101,6 +78,10 @@ def read_librispeech(root: Path, config: CorpusConfig) -> Iterator[Entry | SetAs
 
 
 def read_libritts(root: Path, config: CorpusConfig) -> Iterator[Entry | SetAside]:
+    """LibriTTS: ``<utterance>.normalized.txt`` and ``<utterance>.original.txt`` beside each wav.
+
+    The original text is read, because normalization is a stage of this pipeline.
+    """
     for audio in files_below(root, {".wav"}):
         if isinstance(audio, SetAside):
             yield audio
@@ -111,13 +92,16 @@ def read_libritts(root: Path, config: CorpusConfig) -> Iterator[Entry | SetAside
         yield entry(config, audio, where, words, speaker=audio.stem.split("_")[0])
 
 
-TREES = (("wav48_silence_trimmed", "_mic1.flac"), ("wav48", ".wav"))
-
-
 def read_vctk(root: Path, config: CorpusConfig) -> Iterator[Entry | SetAside]:
+    """VCTK: ``txt/<speaker>/<utterance>.txt``, and audio in a parallel tree.
+
+    Version 0.92 has ``wav48_silence_trimmed/<speaker>/<utterance>_mic1.flac``, version 0.80
+    ``wav48/<speaker>/<utterance>.wav``. Of the two microphones of 0.92 the first is read, because
+    both recorded the same speech. Raises ConfigError if ``txt`` is missing.
+    """
     texts = root / "txt"
     if not texts.is_dir():
-        raise ConfigError(f"{texts}, the folder of VCTK's transcripts, is missing; mend path")
+        raise ConfigError(f"{texts}, the folder of VCTK's transcripts, is missing; correct path")
     tree, suffix = next((pair for pair in TREES if (root / pair[0]).is_dir()), TREES[0])
     for path in files_below(texts, {".txt"}):
         if isinstance(path, SetAside):
@@ -129,12 +113,12 @@ def read_vctk(root: Path, config: CorpusConfig) -> Iterator[Entry | SetAside]:
         yield entry(config, audio, where, text_file(path, where), speaker=speaker)
 
 
-COMMON_VOICE_LIST = "validated.tsv"
-COLUMNS = ("client_id", "path", "sentence")
-KEPT = ("age", "gender", "accents", "up_votes", "down_votes")
-
-
 def read_common_voice(root: Path, config: CorpusConfig) -> Iterator[Entry | SetAside]:
+    """Common Voice: the TSV of a release of one language, with its clips in ``clips/``.
+
+    ``root`` is the TSV (``train.tsv``, ``other.tsv``, …), or the folder of ``validated.tsv``. The
+    speaker is the anonymous ``client_id``. Raises ConfigError if a column is missing.
+    """
     path = root / COMMON_VOICE_LIST if root.is_dir() else root
     rows = lines(path)
     header = _header(path, next(rows, (0, ""))[1])
@@ -143,7 +127,7 @@ def read_common_voice(root: Path, config: CorpusConfig) -> Iterator[Entry | SetA
             yield line
             continue
         where = f"{path.name}:{number}"
-        # Sentences contain plain quotation marks: nothing is quoted in these files.
+        # These files have no quoted fields: quotation marks are part of sentences.
         row = dict(zip(header, line.split("\t"), strict=False))
         if not row.get("path") or "sentence" not in row:
             yield SetAside(where, "columns are missing", f"a row has {', '.join(COLUMNS)}")
@@ -165,16 +149,17 @@ def _header(path: Path, line: str | SetAside) -> list[str]:
     header = [] if isinstance(line, SetAside) else line.split("\t")
     missing = [name for name in COLUMNS if name not in header]
     if missing:
-        raise ConfigError(f"{path} has no columns {', '.join(missing)}; mend path or reader")
+        raise ConfigError(f"{path} has no columns {', '.join(missing)}; correct path or reader")
     return header
 
 
-PIPE_LIST = "metadata.csv"
-AUDIO, TEXT, SPEAKER = "audio_file", "text", "speaker_name"
-PLAIN = {2: [AUDIO, TEXT], 3: [AUDIO, SPEAKER, TEXT]}
-
-
 def read_pipe_list(root: Path, config: CorpusConfig) -> Iterator[Entry | SetAside]:
+    """Lists with columns between bars, as for Coqui TTS and VITS.
+
+    ``root`` is the list, or a folder with ``metadata.csv``. With Coqui's header
+    (``audio_file|text|speaker_name``) columns are read by name. Without a header a line is
+    ``audio|text`` or, as in VITS, ``audio|speaker|text``. Audio lies below the folder of the list.
+    """
     path = root / PIPE_LIST if root.is_dir() else root
     header: list[str] | None = None
     for number, line in lines(path):
@@ -197,6 +182,7 @@ def read_pipe_list(root: Path, config: CorpusConfig) -> Iterator[Entry | SetAsid
 
 
 def read_folder(root: Path, config: CorpusConfig) -> Iterator[Entry | SetAside]:
+    """A plain folder of any depth: ``x.wav`` (or flac, mp3, …) beside ``x.txt`` with its text."""
     for audio in files_below(root, AUDIO_SUFFIXES):
         if isinstance(audio, SetAside):
             yield audio
@@ -206,6 +192,11 @@ def read_folder(root: Path, config: CorpusConfig) -> Iterator[Entry | SetAside]:
 
 
 def read_recordings(root: Path, config: CorpusConfig) -> Iterator[Entry | SetAside]:
+    """A plain folder of long recordings without text, of any depth: shows, interviews, audiobooks.
+
+    Texts are empty; ``speech_segments`` makes utterances. The speaker is the declared one, else the
+    name of the folder of the recording.
+    """
     for audio in files_below(root, AUDIO_SUFFIXES):
         if isinstance(audio, SetAside):
             yield audio
@@ -216,6 +207,10 @@ def read_recordings(root: Path, config: CorpusConfig) -> Iterator[Entry | SetAsi
 
 
 def read_speakers(root: Path, config: CorpusConfig) -> Iterator[Entry | SetAside]:
+    """One folder per speaker, without text, as in VoxCeleb: ``<speaker>/<session>/<clip>.wav``.
+
+    For speaker encoders and codecs. A clip directly below its speaker has no session.
+    """
     for audio in files_below(root, AUDIO_SUFFIXES):
         if isinstance(audio, SetAside):
             yield audio

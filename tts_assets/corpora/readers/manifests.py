@@ -1,15 +1,4 @@
-"""Sample JSONL: the schema of the reference trainer, one JSON object a line.
-
-``path`` is the file, or a folder with ``samples.jsonl``. Audio paths are relative to the file's
-folder or absolute; an absolute path may lie anywhere, a relative one not outside the folder.
-
-Lhotse manifests: ``recordings.jsonl.gz`` and ``supervisions.jsonl.gz``, packed or plain.
-
-``path`` is their folder; names as recipes write them (``ami_recordings_dev.jsonl.gz`` beside
-``ami_supervisions_dev.jsonl.gz``) are paired too. One utterance a supervision: a part of its
-recording, or the file as it lies where it covers all of it. File names are absolute, or relative
-to the manifest's folder. A language that is no tag (``English``) gives way to the declared one.
-"""
+"""Readers of manifests: sample JSONL, and Lhotse's recordings and supervisions."""
 
 from __future__ import annotations
 
@@ -26,6 +15,8 @@ from tts_assets.corpora.readers.files import Entry, RecordingPart, entry, inside
 from tts_assets.corpora.samples import Sample
 
 SAMPLES_FILE = "samples.jsonl"
+RECORDINGS, SUPERVISIONS = "recordings", "supervisions"
+LONGEST = 1e7  # seconds, four months
 KEPT_FIELDS = (
     "emotion",
     "style",
@@ -37,6 +28,11 @@ KEPT_FIELDS = (
 
 
 def read_jsonl(root: Path, config: CorpusConfig) -> Iterator[Entry | SetAside]:
+    """Sample JSONL: the schema of the reference trainer, one JSON object per line.
+
+    ``root`` is the file, or a folder with ``samples.jsonl``. Audio paths are absolute, or relative
+    to the folder of the file; a relative path must not lead out of it.
+    """
     path = root / SAMPLES_FILE if root.is_dir() else root
     for number, line in lines(path):
         yield _read_line(path.parent, config, f"{path.name}:{number}", line)
@@ -68,13 +64,9 @@ def _read_line(
     )
 
 
-RECORDINGS, SUPERVISIONS = "recordings", "supervisions"
-LONGEST = 1e7  # seconds, four months
-
-
 @dataclass
 class LhotseRecording:
-    """Its files, each with the channels it holds, or why it cannot be used; ``where`` it stands."""
+    """The files of a recording with their channels, or a SetAside; ``where`` is its line."""
 
     where: str
     files: list[tuple[Path, list[int]]] | SetAside
@@ -82,9 +74,17 @@ class LhotseRecording:
 
 
 def read_lhotse(root: Path, config: CorpusConfig) -> Iterator[Entry | SetAside]:
+    """Lhotse manifests: ``recordings.jsonl.gz`` and ``supervisions.jsonl.gz``, packed or plain.
+
+    ``root`` is their folder. Names of recipes (``ami_recordings_dev.jsonl.gz`` and
+    ``ami_supervisions_dev.jsonl.gz``) are paired, too. Each supervision is an utterance: a part of
+    its recording, or the whole file if it covers all of it. File names are absolute, or relative to
+    ``root``. A language that is not a tag (``English``) is replaced by the declared one. Raises
+    ConfigError if a manifest is missing.
+    """
     pairs = [(path, _beside(path)) for path in sorted(root.glob(f"*{RECORDINGS}*.jsonl*"))]
     if not pairs:
-        raise ConfigError(f"{root} has no {RECORDINGS}.jsonl.gz; mend path or reader")
+        raise ConfigError(f"{root} has no {RECORDINGS}.jsonl.gz; correct path or reader")
     for recordings_path, supervisions_path in pairs:
         recordings: dict[str, LhotseRecording] = {}
         for number, line in lines(recordings_path):
@@ -107,7 +107,7 @@ def read_lhotse(root: Path, config: CorpusConfig) -> Iterator[Entry | SetAside]:
 
 
 def _beside(recordings: Path) -> Path:
-    """The supervisions of a recordings manifest."""
+    """The supervisions manifest of a recordings manifest. Raises ConfigError."""
     name = SUPERVISIONS.join(recordings.name.rsplit(RECORDINGS, 1))
     stem = name.removesuffix(".gz")
     found = [recordings.with_name(each) for each in (name, stem, f"{stem}.gz")]
@@ -120,7 +120,7 @@ def _beside(recordings: Path) -> Path:
 def _files(
     folder: Path, recording: dict[str, Any], where: str
 ) -> list[tuple[Path, list[int]]] | SetAside:
-    """The files of a recording with their channels, as the manifest counts them."""
+    """The files of a recording with the channel numbers of the manifest, or a SetAside."""
     if recording.get("transforms"):
         detail = "apply its transforms with lhotse and save the audio"
         return SetAside(where, "recording to be transformed", detail)

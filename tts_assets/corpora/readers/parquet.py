@@ -1,9 +1,4 @@
-"""Hugging Face Parquet with embedded audio: one or many files, at any depth.
-
-The audio column holds ``{bytes, path}``, as ``datasets`` writes it, or plain bytes. ``options``
-name other columns than ``audio`` and ``text``. Only what stands beside the audio is read here;
-the bytes are read once, when an utterance is indexed (see ``corpora/embedded.py``).
-"""
+"""Reader of Hugging Face Parquet files with embedded audio."""
 
 from __future__ import annotations
 
@@ -20,11 +15,17 @@ from tts_assets.corpora.config import CorpusConfig, ParquetOptions
 from tts_assets.corpora.readers.files import Embedded, Entry, entry, files_below
 
 BATCH = 4096  # rows of text
-# pyarrow otherwise keeps all that it has read until the file is closed.
+# By default pyarrow keeps all pages in memory until the file is closed.
 STREAMED: dict[str, Any] = {"pre_buffer": False, "buffer_size": 1 << 20}
 
 
 def read_parquet(root: Path, config: CorpusConfig) -> Iterator[Entry | SetAside]:
+    """Parquet with embedded audio: one file, or a folder of files of any depth.
+
+    The audio column holds ``{bytes, path}``, as ``datasets`` writes it, or plain bytes. ``options``
+    name other columns than ``audio`` and ``text``. The audio bytes are not read here, but once when
+    the utterance is indexed (``corpora/sources.py``). Raises ConfigError if a column is missing.
+    """
     options = config.options or ParquetOptions()
     for path in [root] if root.is_file() else files_below(root, {".parquet"}):
         if isinstance(path, SetAside):
@@ -64,8 +65,7 @@ def _read_file(
 
 
 def _columns(path: Path, schema: pa.Schema, options: ParquetOptions) -> list[str]:
-    """What to read beside the audio's bytes; ConfigError if a column is missing or of another
-    type."""
+    """The columns to read besides the audio bytes. Raises ConfigError if one is missing."""
     for option, column in options.model_dump().items():
         if column and column not in schema.names:
             raise ConfigError(

@@ -1,1 +1,1 @@
-"""Long recordings -> utterances: find speech, hear its words, cut at pauses, account for it all."""
+"""Long recordings to clips with transcripts."""

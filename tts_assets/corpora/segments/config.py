@@ -1,9 +1,10 @@
-"""What ``dagster_project.toml`` may say of cutting recordings, and what the program is told."""
+"""Configuration of ``speech_segments``: ``[corpora.<name>.segments]`` and its program."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -11,14 +12,14 @@ from tts_assets.audio_models.whisper import PACKAGED, knows_english_only
 from tts_assets.core.config import Config
 from tts_assets.core.program import ProgramConfig
 
-CODE_VERSION = "1"  # of all that turns a recording into clips
+CODE_VERSION = "1"  # of everything that turns a recording into clips
 
 
 class SpeakerFilter(Config):
-    """``[corpora.<name>.segments.speaker]``: keep only clips of one voice.
+    """``[corpora.<name>.segments.speaker]``: keep only clips of one speaker.
 
-    ``reference`` is a recording of the wanted speaker alone, a few seconds or more. Clips of one
-    speaker are at 0.8 to 0.95, of two at 0.5 to 0.7 (``hearing/speaker_similarity.py``).
+    ``reference`` is a recording of this speaker alone, of a few seconds or more. The cosine
+    similarity of clips is 0.8 to 0.95 for one speaker and 0.5 to 0.7 for different speakers.
     """
 
     reference: Path
@@ -26,27 +27,29 @@ class SpeakerFilter(Config):
 
 
 class SegmentConfig(Config):
-    """``[corpora.<name>.segments]``: how recordings become utterances. Times in seconds.
+    """``[corpora.<name>.segments]``: how recordings become utterances. Times are in seconds.
 
-    ``pause``: a silence between two words from which on a cut is possible; ``longest_pause``: one
-    that no clip has inside; ``margin``: the silence that is left at both ends of a clip.
-    ``loudness`` is the integrated loudness of each clip in LUFS (EBU R128), reached by a linear
-    gain that keeps the true peak below ``peak`` dBTP; ``"none"`` leaves the samples as they are.
-    ``model``: nothing for the packaged Whisper tiny.en, else a folder or a name on the hub.
-    ``min_confidence``: the least mean probability of a clip's words, as Whisper gives it.
+    ``pause`` is the shortest silence between two words where a cut is possible, and
+    ``longest_pause`` the longest silence inside a clip. ``margin`` is the silence that a clip keeps
+    at both ends. ``loudness`` is the integrated loudness of each clip in LUFS (EBU R128), set by a
+    linear gain that keeps the true peak below -1 dBTP; ``"none"`` keeps the samples. ``model`` is
+    the Whisper model: a folder or a name on the hub; the default is the packaged tiny.en.
     """
 
+    removed_keys: ClassVar[Mapping[str, Any]] = {
+        "vad_threshold": 0.5,
+        "min_confidence": 0.5,
+        "peak": -1.0,
+    }
+
     min_seconds: float = Field(default=2.0, ge=0.5)
-    max_seconds: float = Field(default=10.0, le=25, description="Whisper hears 30 s at once")
+    max_seconds: float = Field(default=10.0, le=25, description="Whisper's input has 30 s")
     pause: float = Field(default=0.15, ge=0.1)
     longest_pause: float = Field(default=1.0, gt=0)
     margin: float = Field(default=0.2, ge=0, le=1)
-    vad_threshold: float = Field(default=0.5, gt=0, lt=1)
     model: str = PACKAGED
-    detect_language: bool = Field(default=False, description="of each recording, from its speech")
-    min_confidence: float = Field(default=0.5, ge=0, le=1)
+    detect_language: bool = Field(default=False, description="of each recording")
     loudness: float | Literal["none"] = Field(default=-23.0)
-    peak: float = Field(default=-1.0, le=0)
     speaker: SpeakerFilter | None = None
 
     @model_validator(mode="after")
@@ -63,26 +66,26 @@ class SegmentConfig(Config):
             )
         if self.longest_pause < self.pause:
             raise ValueError(
-                f"longest_pause {self.longest_pause} is below pause {self.pause}: nothing could "
-                f"be joined; write longest_pause = 1.0"
+                f"longest_pause {self.longest_pause} is below pause {self.pause}: no phrases "
+                f"can be joined; write longest_pause = 1.0"
             )
         if self.loudness != "none" and not -50 <= self.loudness <= -5:
             raise ValueError(
-                f"loudness {self.loudness} LUFS is none that speech has; write -23.0 (EBU R128), "
-                'or "none"'
+                f"loudness {self.loudness} LUFS is outside the range of speech, -50 to -5; "
+                'write -23.0 (EBU R128), or "none"'
             )
         if self.detect_language and knows_english_only(self.model):
             raise ValueError(
-                f"Whisper {self.model or 'tiny.en'} knows English only, and can detect nothing "
-                "else; name a multilingual model, for example model = 'large-v3'"
+                f"Whisper {self.model or 'tiny.en'} supports English only and cannot detect "
+                "other languages; name a multilingual model, for example model = 'large-v3'"
             )
         return self
 
     def check_language(self, language: str) -> None:
-        """Raise ValueError if the model, by its name, does not know ``language`` (a tag)."""
+        """Raise ValueError if the model, by its name, does not support ``language`` (a tag)."""
         if knows_english_only(self.model) and language.split("-")[0] != "en":
             raise ValueError(
-                f"segments: Whisper {self.model or 'tiny.en'} knows English only, but the "
+                f"segments: Whisper {self.model or 'tiny.en'} supports English only, but the "
                 f"language is {language!r}; name a multilingual model, for example "
                 "segments.model = 'large-v3'"
             )
@@ -91,10 +94,10 @@ class SegmentConfig(Config):
 class SegmentProgram(ProgramConfig):
     """``tts_assets.corpora.segments.segment``: cut all recordings of one corpus.
 
-    ``corpus`` is the folder of its ``raw_corpus``, ``model`` that of the Whisper model, and
-    ``reference`` the recording of the wanted speaker. Clips go to ``audio_pool``; what was heard
-    and what was cut are cached in the files ``transcripts`` and ``records`` by the recording's
-    digest, so that another version of the corpus does only what is new.
+    ``corpus`` is the folder of its ``raw_corpus``, ``model`` the folder of the Whisper model, and
+    ``reference`` the recording of the wanted speaker. Clips are written to ``audio_pool``.
+    ``transcripts`` and ``records`` are cache files with transcripts and results by the digest of
+    the recording; another version of the corpus computes only what is new.
     """
 
     corpus: Path

@@ -1,13 +1,15 @@
-"""What is published of a segmented corpus: its clips as utterances, and where all the time went.
+"""The published files of ``speech_segments``: utterances, spans, dataset card and notebook.
 
-The account of a segmented corpus, read again from what was published.
-
-The dataset card of a segmented corpus, and a notebook in which one hears it.
+``utterances.parquet`` has a row per clip. ``spans.parquet`` says for every frame of every
+recording in which clip it is, or why it is in none; :func:`account` checks that it is complete.
+A corpus of utterances has no spans: its files are passed on.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,6 +18,7 @@ from typing import Any
 import polars as pl
 import soundfile
 
+from tts_assets.audio_models.whisper import model_folder
 from tts_assets.core.accounting import SET_ASIDE_FILE, SetAside, write_set_aside
 from tts_assets.core.artifacts import (
     ArtifactError,
@@ -23,30 +26,83 @@ from tts_assets.core.artifacts import (
     RawCorpus,
     SegmentFacts,
     SpeechSegments,
+    sha256_file,
 )
 from tts_assets.core.audio import read_wave
 from tts_assets.core.config import digest_of
+from tts_assets.core.hub import model_digest
 from tts_assets.core.notebook import NOTEBOOK_FILE, NotebookClip, Section, write_notebook
 from tts_assets.corpora.index import ID_DIGITS, SCHEMA, UTTERANCES_FILE, Utterance
-from tts_assets.corpora.segments.config import SegmentProgram
+from tts_assets.corpora.segments.config import SegmentConfig, SegmentProgram
 from tts_assets.corpora.segments.recording import NO_SPEECH, Span
 
-DUPLICATE = "duplicate audio"
+SPANS_FILE, CARD_FILE = "spans.parquet", "card.md"
+KEPT, DUPLICATE = "kept", "duplicate audio"
+SPANS = {
+    "recording": pl.String,  # its id in raw_corpus
+    "start": pl.Int64,  # frames
+    "end": pl.Int64,
+    "sample_rate": pl.Int32,
+    "reason": pl.String,  # why it is in no clip; "kept": it is one
+    "clip": pl.String,  # its id
+    "text": pl.String,
+    "confidence": pl.Float64,
+    "speaker_similarity": pl.Float64,
+}
+CLIPS_SHOWN = 4  # per category
+HIGHEST_RATE = 24_000  # Hz; sixteen clips stay below 3 MB
+LENGTHS = {"short": (0.0, 4.0), "medium": (4.0, 7.0), "long": (7.0, float("inf"))}  # seconds
+QUESTION = "question"
+QUESTION_MARKS = ("?", "？", "؟")
+
+Numbers = dict[str, int | float]
+
+
+def source_digests(config: SegmentConfig, root: Path) -> dict[str, str]:
+    """Digests of the ASR model and of the reference recording. Raises FileNotFoundError."""
+    found = {"model": model_digest(model_folder(config.model, root))}
+    if config.speaker:
+        reference = root / config.speaker.reference
+        if not reference.is_file():
+            raise FileNotFoundError(
+                f"segments.speaker.reference: there is no {reference}; name a recording of the "
+                "wanted speaker"
+            )
+        found["reference"] = sha256_file(reference)
+    return found
+
+
+def pass_through(corpus: RawCorpus, result: Path) -> SegmentFacts:
+    """Links the files of a corpus of utterances; copies where hard links are not possible."""
+    for name in (UTTERANCES_FILE, SET_ASIDE_FILE):
+        (result / name).unlink(missing_ok=True)  # left by a build that was killed
+        try:
+            os.link(corpus.path / name, result / name)
+        except OSError:  # another filesystem, or one without links
+            shutil.copyfile(corpus.path / name, result / name)
+    return SegmentFacts(**corpus_facts(corpus), recordings=0, recorded_hours=0.0)
+
+
+def corpus_facts(corpus: RawCorpus) -> dict[str, Any]:
+    """The facts of a raw corpus that its segments share."""
+    return {name: getattr(corpus.facts, name) for name in CorpusFacts.model_fields}
 
 
 @dataclass(frozen=True)
 class SegmentedRecording:
-    """What became of one recording: its spans, one after the other, all of it."""
+    """The result of one recording: contiguous spans that cover all of it."""
 
     language: str
     sample_rate: int
     spans: tuple[Span, ...]
 
     def to_json(self) -> dict[str, Any]:
+        """The JSON value that the cache holds."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> SegmentedRecording:
+        """The inverse of :meth:`to_json`."""
         spans = tuple(Span(**span) for span in value["spans"])
         return cls(value["language"], value["sample_rate"], spans)
 
@@ -57,7 +113,7 @@ def write_result(
     program: SegmentProgram,
     result: Path,
 ) -> SegmentFacts:
-    """Write ``utterances.parquet`` and what goes with it into ``result``."""
+    """Write ``utterances.parquet`` and the other published files to ``result``."""
     found = _each_clip_once(recordings)
     rows = sorted((_utterance(*item) for item in found if item[2].clip), key=lambda row: row.id)
     set_aside = [_set_aside(*item) for item in found if item[2].reason not in ("", NO_SPEECH)]
@@ -84,7 +140,7 @@ def write_result(
 
 
 def seconds_by_reason(spans: pl.DataFrame) -> dict[str, float]:
-    """Seconds in clips (``kept``), and by each reason why not, the most first."""
+    """Seconds in clips (``kept``) and seconds set aside by reason, in descending order."""
     seconds = (pl.col("end") - pl.col("start")) / pl.col("sample_rate")
     sums = spans.group_by("reason").agg(seconds.sum().round(3).alias("seconds"))
     ordered = sums.sort([-pl.col("seconds"), pl.col("reason")]).iter_rows()
@@ -94,8 +150,7 @@ def seconds_by_reason(spans: pl.DataFrame) -> dict[str, float]:
 def _each_clip_once(
     recordings: Sequence[tuple[Utterance, SegmentedRecording]],
 ) -> list[tuple[Utterance, SegmentedRecording, Span]]:
-    """All spans in the order of the recordings; a clip with the bytes of an earlier one is set
-    aside."""
+    """All spans in the order of the recordings; a clip with the bytes of an earlier one is none."""
     seen: set[str] = set()
     found = []
     for row, recording in recordings:
@@ -109,7 +164,7 @@ def _each_clip_once(
 
 
 def _utterance(row: Utterance, recording: SegmentedRecording, span: Span) -> Utterance:
-    """A clip as a row of the index, with the way back to its recording."""
+    """A clip as a row of the index; ``original_data`` names its recording and position there."""
     extra = json.loads(row.extra)
     original = {
         **extra.get("original_data", {}),
@@ -161,37 +216,15 @@ def _seconds(frames: int, recording: SegmentedRecording) -> float:
     return round(frames / recording.sample_rate, 6)
 
 
-SPANS_FILE = "spans.parquet"
-KEPT = "kept"
-SPANS = {
-    "recording": pl.String,  # its id in raw_corpus
-    "start": pl.Int64,  # frames
-    "end": pl.Int64,
-    "sample_rate": pl.Int32,
-    "reason": pl.String,  # why it is in no clip; "kept": it is one
-    "clip": pl.String,  # its id
-    "text": pl.String,
-    "confidence": pl.Float64,
-    "speaker_similarity": pl.Float64,
-}
-
-Numbers = dict[str, int | float]
-
-
-def corpus_facts(corpus: RawCorpus) -> dict[str, Any]:
-    """Those facts of a raw corpus that its segments have, too."""
-    return {name: getattr(corpus.facts, name) for name in CorpusFacts.model_fields}
-
-
 def account(corpus: RawCorpus, segments: SpeechSegments) -> Numbers:
-    """What was recorded, kept and set aside. Raises ArtifactError where it does not add up.
+    """Counts and seconds recorded, kept and set aside. Raises ArtifactError if they do not add up.
 
-    The spans of each recording must begin at 0, follow one another and end with it (as many
-    frames as its duration says, to one), and the kept ones must be the clips, each once.
+    The spans of each recording must begin at frame 0, be contiguous, and end with the recording
+    (within one frame of its duration). The kept spans must be the clips, each once.
     """
     rows = pl.read_parquet(segments.path / UTTERANCES_FILE)
     if rows["id"].n_unique() != len(rows):
-        raise ArtifactError(f"{segments.path}: an utterance is there twice")
+        raise ArtifactError(f"{segments.path}: an utterance occurs twice")
     recordings = pl.read_parquet(corpus.path / UTTERANCES_FILE)
     if not (segments.path / SPANS_FILE).is_file():
         if not rows.equals(recordings):
@@ -236,16 +269,8 @@ def _check_that_spans_cover(
         )
 
 
-CARD_FILE = "card.md"
-CLIPS_SHOWN = 4  # of each category
-HIGHEST_RATE = 24_000  # Hz; sixteen clips stay below 3 MB
-LENGTHS = {"short": (0.0, 4.0), "medium": (4.0, 7.0), "long": (7.0, float("inf"))}  # seconds
-QUESTION = "question"
-QUESTION_MARKS = ("?", "？", "؟")
-
-
 def categories(rows: Sequence[Utterance]) -> dict[str, list[Utterance]]:
-    """The clips by length, and once more those whose text is a question."""
+    """The clips by length; the category of questions repeats those whose text is a question."""
     by_length = {
         name: [row for row in rows if low <= row.duration < high]
         for name, (low, high) in LENGTHS.items()
@@ -255,7 +280,7 @@ def categories(rows: Sequence[Utterance]) -> dict[str, list[Utterance]]:
 
 
 def card(rows: Sequence[Utterance], facts: SegmentFacts) -> str:
-    """The card as Markdown: what the clips are, and where the rest of the recordings went."""
+    """The dataset card in Markdown: the clips, their speaking rates, and the time by reason."""
     recorded = sum(facts.seconds.values())
     lines = [
         f"# {facts.corpus}",
@@ -287,7 +312,7 @@ def card(rows: Sequence[Utterance], facts: SegmentFacts) -> str:
 
 
 def rates_of_speech(rows: Iterable[Utterance]) -> dict[str, list[float]]:
-    """Words a minute and characters a second of each clip, its margins and pauses included."""
+    """Words per minute and characters per second of each clip, margins and pauses included."""
     rows = list(rows)
     return {
         "words a minute": [60 * len(row.text.split()) / row.duration for row in rows],
@@ -296,7 +321,7 @@ def rates_of_speech(rows: Iterable[Utterance]) -> dict[str, list[float]]:
 
 
 def write_listening(folder: Path, rows: Sequence[Utterance], facts: SegmentFacts) -> None:
-    """Write ``listening.ipynb``: some clips of each category, chosen by a hash of their ids."""
+    """Write ``listening.ipynb`` with some clips of each category, chosen by a hash of their ids."""
     sections = []
     for name, chosen in categories(rows).items():
         some = sorted(chosen, key=lambda row: digest_of(row.id))[:CLIPS_SHOWN]

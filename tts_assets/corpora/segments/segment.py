@@ -1,10 +1,9 @@
-"""Cuts the recordings of a corpus: ``python -m tts_assets.corpora.segments.segment run.json``,
-or torchrun with any number of ranks.
+"""Program that cuts the recordings of a corpus: ``python -m tts_assets.corpora.segments.segment
+run.json``, or torchrun with any number of ranks.
 
-The recordings are shared out among the ranks, the longest first, and each is done with one
-thread, so that the bytes do not depend on how many ranks there are. Its result appears by one
-rename; a restart does those that are missing. The ranks exchange nothing: rank 0 waits for the
-others' files.
+Recordings are distributed over the ranks, the longest first, and each runs on one thread, so that
+the bytes do not depend on the number of ranks. Each result appears by one rename; a restart
+computes the missing ones. Ranks exchange no messages: rank 0 waits for the files of the others.
 """
 
 from __future__ import annotations
@@ -32,30 +31,30 @@ from tts_assets.corpora.segments.recording import (
     at_model_rate,
     clips_exist,
     cut,
-    listen,
+    transcribe,
 )
 from tts_assets.corpora.segments.result import SegmentedRecording, write_result
 from tts_assets.corpora.segments.words import WordTranscriber
 
-HEARD_KEYS = ("vad_threshold", "pause", "detect_language")  # what words depend on
+TRANSCRIPT_KEYS = ("vad_threshold", "pause", "detect_language")  # of the canonical form
 CHANGED = "changed since it was indexed"
-UNIT = 30.0  # seconds of a recording that progress counts by
-POLL = 0.5  # seconds between two looks for the other ranks' results
+UNIT = 30.0  # seconds of a recording per step of the progress bar
+POLL = 0.5  # seconds between two checks for the results of other ranks
 
 
 @dataclass(frozen=True)
 class Keys:
-    """The names of a recording's transcript and of its result: digests of all they follow from."""
+    """Cache keys of a transcript and of a result: digests of everything they depend on."""
 
     transcript: str
     record: str
 
 
 class Segmenter:
-    """Recordings to spans, through the caches; models are loaded when they are first needed."""
+    """Turns recordings into spans, with caches. Models are loaded on first use."""
 
     def __init__(self, program: SegmentProgram, rows: Sequence[Utterance], device: str) -> None:
-        """``rows``: all recordings that there are; ``device`` as torch names it."""
+        """``rows`` are all recordings of the corpus; ``device`` is a torch device name."""
         self.program = program
         self.rows = rows
         self.device = device
@@ -67,38 +66,41 @@ class Segmenter:
         self._reference = program.reference and sha256_file(program.reference)
 
     @cached_property
-    def listener(self) -> WordTranscriber:
-        listener = WordTranscriber(self.program.model, self.device)
-        if listener.knows_english_only:
+    def transcriber(self) -> WordTranscriber:
+        """The ASR model. Raises ValueError if it does not support a recording's language."""
+        transcriber = WordTranscriber(self.program.model, self.device)
+        if transcriber.knows_english_only:
             self._refuse_other_languages()
-        return listener
+        return transcriber
 
     @cached_property
-    def voice(self) -> SpeakerSimilarity | None:
+    def similarity(self) -> SpeakerSimilarity | None:
+        """Speaker similarity to the reference; None without a speaker filter."""
         if self.program.reference is None:
             return None
         reference = read_clip(self.program.reference)
         return SpeakerSimilarity(SpeakerEncoder(), [(reference.wave, reference.rate)])
 
     def keys(self, row: Utterance) -> Keys:
-        config = self.program.segments.model_dump()
-        heard = {name: config[name] for name in HEARD_KEYS}
+        """The cache keys of a recording."""
+        config = self.program.segments.canonical()
+        decisive = {name: config[name] for name in TRANSCRIPT_KEYS}
         language = self.language(row)
         parts = (row.audio_sha256, self._model, self.device.partition(":")[0], CODE_VERSION)
         rest = {name: value for name, value in config.items() if name not in ("model", "speaker")}
         speaker = self.program.segments.speaker
         least = speaker and speaker.min_similarity
         return Keys(
-            transcript=digest_of([parts, heard, language]),
+            transcript=digest_of([parts, decisive, language]),
             record=digest_of([parts, rest, language, self._reference, least]),
         )
 
     def language(self, row: Utterance) -> str:
-        """Two letters, as Whisper wants them; empty where it is to be detected."""
+        """Whisper's language code of two letters; empty where the language is detected."""
         return "" if self.program.segments.detect_language else row.language.split("-")[0]
 
     def segment(self, row: Utterance) -> Iterator[float | SegmentedRecording]:
-        """How many seconds of a recording are done, and at last what became of it."""
+        """Yield the seconds done of a recording, and at last its result."""
         keys = self.keys(row)
         known = self.records.get([keys.record]).get(keys.record)
         if known is not None:
@@ -115,16 +117,16 @@ class Segmenter:
         found = self.transcripts.get([keys.transcript]).get(keys.transcript)
         transcript = Transcript.from_json(found) if found else None
         if transcript is None:
-            for news in listen(
-                at_model_rate(clip), self.listener, self.language(row), self.program.segments
+            for event in transcribe(
+                at_model_rate(clip), self.transcriber, self.language(row), self.program.segments
             ):
-                if isinstance(news, Transcript):
-                    transcript = news
+                if isinstance(event, Transcript):
+                    transcript = event
                 else:
-                    yield news
+                    yield event
             assert transcript is not None
             self.transcripts.put({keys.transcript: transcript.to_json()})
-        spans = cut(clip, transcript, self.program.segments, self.voice, self.pool)
+        spans = cut(clip, transcript, self.program.segments, self.similarity, self.pool)
         detected = self.program.segments.detect_language and transcript.language
         recording = SegmentedRecording(detected or row.language, clip.rate, tuple(spans))
         self.records.put({keys.record: recording.to_json()})
@@ -152,7 +154,7 @@ class Segmenter:
 
 
 def run_segments(run: Run, program: SegmentProgram) -> None:
-    """This rank's share of the missing recordings; then rank 0 collects all."""
+    """Segment this rank's part of the missing recordings; rank 0 then collects all results."""
     rows = list(utterances(RawCorpus.open(program.corpus)))
     segmenter = Segmenter(program, rows, str(run.device))
     files = {row.id: run.checkpoint_dir / f"{segmenter.keys(row).record}.json" for row in rows}
@@ -177,16 +179,16 @@ def run_segments(run: Run, program: SegmentProgram) -> None:
 
 
 def _steps(segmenter: Segmenter, rows: list[Utterance], files: dict[str, Path]) -> Iterator[None]:
-    """Segment the rows and keep each result; yields once for each half minute of a recording."""
+    """Segment the rows and write each result; yields once per half minute of a recording."""
     for row in rows:
         counted = 0
-        for news in segmenter.segment(row):
-            if isinstance(news, SegmentedRecording):
+        for event in segmenter.segment(row):
+            if isinstance(event, SegmentedRecording):
                 with written_aside(files[row.id]) as aside:
-                    aside.write_text(json.dumps(news.to_json()))
+                    aside.write_text(json.dumps(event.to_json()))
                 reached = _units(row)
             else:
-                reached = min(int(news / UNIT), _units(row) - 1)
+                reached = min(int(event / UNIT), _units(row) - 1)
             yield from [None] * max(0, reached - counted)
             counted = max(counted, reached)
 
@@ -196,6 +198,7 @@ def _units(row: Utterance) -> int:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Run the program; ``argv`` is the path of its configuration."""
     program = load_config(SegmentProgram, argv)
     with Run(program.run_dir) as run:
         run_segments(run, program)

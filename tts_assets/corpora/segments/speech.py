@@ -1,12 +1,9 @@
-"""Where somebody speaks (silero-vad), and how loud each hundredth of a second is.
+"""Voice activity and levels of recordings, and the loudness of clips.
 
-The weights are those of silero-vad 6 that ``faster-whisper`` brings with it, run by onnxruntime:
-the package ``silero-vad`` would set torch's threads for the whole process when it is imported.
-
-How loud a clip is, and the gain that makes it as loud as wished: EBU R128, by FFmpeg.
-
-The filter ``ebur128`` measures integrated loudness (ITU-R BS.1770-4, gated) and true peak. The
-gain is one factor for the whole clip: nothing is compressed.
+Voice activity is found by silero-vad 6 with the weights that ``faster-whisper`` brings, run by
+onnxruntime. The package ``silero-vad`` is not used: its import sets the number of torch threads of
+the whole process. Loudness is integrated loudness with gating (ITU-R BS.1770-4, EBU R128) and true
+peak, measured by FFmpeg's filter ``ebur128``.
 """
 
 from __future__ import annotations
@@ -25,35 +22,41 @@ from numpy.typing import NDArray
 
 from tts_assets.core.audio import Wave
 
-RATE = 16_000  # Hz; silero-vad and Whisper hear nothing else
+RATE = 16_000  # Hz; the only rate of silero-vad and Whisper
 SHORTEST_SPEECH = 0.06  # s; two frames of silero-vad, less is a click
-HOP, WIDTH = 160, 480  # samples: a level every 10 ms, of 30 ms
+HOP, WIDTH = 160, 480  # samples: a level every 10 ms over 30 ms
 SILENCE = -100.0  # dB of digital zero
 REACH = 0.2  # s; silero-vad begins up to 0.2 s late and ends up to 0.2 s early
-NOISE_VARIES = 1.5  # dB from one 30 ms to another
-ABOVE_FLOOR = 6.0  # dB over the quietest of a pause: still speech, which fades out
-BELOW_SPEECH = 45.0  # dB under the loudest of a stretch: nobody hears it
+NOISE_VARIES = 1.5  # dB between windows of 30 ms
+ABOVE_FLOOR = 6.0  # dB above the quietest window of a pause: speech that fades out
+BELOW_SPEECH = 45.0  # dB below the loudest window of an interval: inaudible
+INTEGRATED, TRUE_PEAK = "lavfi.r128.I", "lavfi.r128.true_peak"
+GATE = -70.0  # LUFS: FFmpeg's value where nothing exceeds the absolute gate of R128
 
 
 @dataclass(frozen=True)
-class Stretch:
-    """From ``start`` to ``end``, in seconds of the recording."""
+class Interval:
+    """The time from ``start`` to ``end``, in seconds of the recording."""
 
     start: float
     end: float
 
     @property
     def seconds(self) -> float:
+        """The length."""
         return self.end - self.start
 
-    def overlap(self, other: Stretch) -> float:
-        """Seconds that both share; negative: how far they are apart."""
+    def overlap(self, other: Interval) -> float:
+        """Seconds that both share; if negative, their distance."""
         return min(self.end, other.end) - max(self.start, other.start)
 
 
-def find_speech(wave: Wave, threshold: float, pause: float) -> list[Stretch]:
-    """Stretches of speech with at least ``pause`` seconds between them; ``wave`` at 16 kHz."""
-    from faster_whisper.vad import VadOptions, get_speech_timestamps  # a second to import
+def find_speech(wave: Wave, threshold: float, pause: float) -> list[Interval]:
+    """Intervals of speech with at least ``pause`` seconds between them.
+
+    ``wave`` has the shape (samples,) and 16 kHz; ``threshold`` is the speech probability, 0 to 1.
+    """
+    from faster_whisper.vad import VadOptions, get_speech_timestamps  # takes a second
 
     options = VadOptions(
         threshold=threshold,
@@ -62,11 +65,11 @@ def find_speech(wave: Wave, threshold: float, pause: float) -> list[Stretch]:
         speech_pad_ms=0,
     )
     found = get_speech_timestamps(wave, options, RATE)
-    return [Stretch(part["start"] / RATE, part["end"] / RATE) for part in found]
+    return [Interval(part["start"] / RATE, part["end"] / RATE) for part in found]
 
 
 class Levels:
-    """The level of a wave at 16 kHz in dB, every 10 ms."""
+    """The level of a wave (samples,) at 16 kHz, in dB, every 10 ms."""
 
     def __init__(self, wave: Wave) -> None:
         energy = np.cumsum(np.square(wave, dtype=np.float64))
@@ -76,17 +79,20 @@ class Levels:
         mean = (energy[high] - energy[low]) / np.maximum(high - low, 1)
         self.levels: NDArray[np.float64] = 10 * np.log10(np.maximum(mean, 10 ** (SILENCE / 10)))
 
-    def of(self, stretch: Stretch) -> NDArray[np.float64]:
-        """The levels within a stretch, at least one."""
-        first = min(self._frame(stretch.start), len(self.levels) - 1)
-        return self.levels[first : max(first + 1, self._frame(stretch.end))]
+    def of(self, interval: Interval) -> NDArray[np.float64]:
+        """The levels within an interval, shape (frames,), at least one."""
+        first = min(self._frame(interval.start), len(self.levels) - 1)
+        return self.levels[first : max(first + 1, self._frame(interval.end))]
 
-    def quietest(self, stretch: Stretch) -> float:
-        """The time of the lowest level within a stretch; of levels that do not differ by more
-        than noise does, the one nearest to the middle."""
-        levels = self.of(stretch)
+    def quietest(self, interval: Interval) -> float:
+        """The time in seconds of the lowest level within an interval.
+
+        Levels that differ by no more than NOISE_VARIES count as equal; of these the one nearest
+        to the middle is chosen.
+        """
+        levels = self.of(interval)
         low = np.flatnonzero(levels <= np.min(levels) + NOISE_VARIES)
-        first = min(self._frame(stretch.start), len(self.levels) - 1)
+        first = min(self._frame(interval.start), len(self.levels) - 1)
         middle = len(levels) // 2
         return (first + int(low[np.argmin(np.abs(low - middle))])) * HOP / RATE
 
@@ -96,25 +102,26 @@ class Levels:
 
 
 def clip_limits(
-    speech: Sequence[Stretch], whole: Stretch, levels: Levels, margin: float
-) -> list[Stretch]:
-    """How far a clip of each stretch of speech may reach: until the speech has faded out, and
-    ``margin`` seconds more, but not beyond the quietest moment of a pause that is shorter.
+    speech: Sequence[Interval], whole: Interval, levels: Levels, margin: float
+) -> list[Interval]:
+    """The interval of the clip of each interval of speech, in the same order.
 
-    ``whole``: the recording. Neighbours never overlap.
+    A clip ends ``margin`` seconds after the speech has faded out. In a shorter pause, it ends at
+    the quietest moment, where the next clip begins. ``whole`` is the recording. Clips never
+    overlap.
     """
     pauses = [
         _limits_in_pause(left, right, whole, levels, margin)
         for left, right in pairwise([None, *speech, None])
     ]
-    return [Stretch(before[1], after[0]) for before, after in pairwise(pauses)]
+    return [Interval(before[1], after[0]) for before, after in pairwise(pauses)]
 
 
 def _limits_in_pause(
-    left: Stretch | None, right: Stretch | None, whole: Stretch, levels: Levels, margin: float
+    left: Interval | None, right: Interval | None, whole: Interval, levels: Levels, margin: float
 ) -> tuple[float, float]:
-    """Where a clip that ends in this pause ends, and where one that begins in it begins."""
-    pause = Stretch(left.end if left else whole.start, right.start if right else whole.end)
+    """The end of the clip before the pause and the start of the clip after it."""
+    pause = Interval(left.end if left else whole.start, right.start if right else whole.end)
     if pause.seconds <= 0:
         return pause.start, pause.end
     inside = levels.of(pause)
@@ -138,10 +145,6 @@ def _leading(values: NDArray[np.bool_]) -> int:
     return len(values) if values.all() else int(np.argmin(values))
 
 
-INTEGRATED, TRUE_PEAK = "lavfi.r128.I", "lavfi.r128.true_peak"
-GATE = -70.0  # LUFS: what FFmpeg says where nothing is above R128's absolute gate
-
-
 @dataclass(frozen=True)
 class Loudness:
     """``integrated`` in LUFS, ``true_peak`` in dBTP."""
@@ -151,14 +154,14 @@ class Loudness:
 
 
 def measure(wave: Wave, rate: int) -> Loudness | None:
-    """Loudness of a mono wave, shape (samples,); None if it has none: under 0.4 s, or silent."""
+    """The loudness of a mono wave (samples,); None where it is silent or shorter than 0.4 s."""
     graph = av.filter.Graph()
     base = Fraction(1, rate)
     source = graph.add_abuffer(sample_rate=rate, format="fltp", layout="mono", time_base=base)
-    meter = graph.add("ebur128", "metadata=1:peak=true")
+    ebur128 = graph.add("ebur128", "metadata=1:peak=true")
     sink = graph.add("abuffersink")
-    source.link_to(meter)
-    meter.link_to(sink)
+    source.link_to(ebur128)
+    ebur128.link_to(sink)
     graph.configure()
     frame = av.AudioFrame.from_ndarray(wave[None], format="fltp", layout="mono")
     frame.sample_rate, frame.time_base, frame.pts = rate, base, 0
@@ -166,7 +169,7 @@ def measure(wave: Wave, rate: int) -> Loudness | None:
     source.push(None)
     last: dict[str, str] = {}
     try:
-        while True:  # each frame carries the measures of all up to it
+        while True:  # the last frame carries the values of the whole wave
             last = sink.pull().metadata or last
     except av.error.EOFError:
         pass
@@ -178,7 +181,10 @@ def measure(wave: Wave, rate: int) -> Loudness | None:
 
 
 def gain_to(loudness: Loudness | None, target: float, highest_peak: float) -> float:
-    """Decibels, to 0.01, to ``target`` LUFS, or less where the true peak allows no more."""
+    """The gain in dB, rounded down to 0.01, that reaches ``target`` LUFS.
+
+    It is limited so that the true peak stays below ``highest_peak`` dBTP.
+    """
     if loudness is None:
         return 0.0
     gain = min(target - loudness.integrated, highest_peak - loudness.true_peak)
@@ -186,5 +192,5 @@ def gain_to(loudness: Loudness | None, target: float, highest_peak: float) -> fl
 
 
 def amplify(wave: Wave, gain_db: float) -> Wave:
-    """The wave times a factor."""
+    """The wave scaled by one factor; nothing is compressed."""
     return wave if gain_db == 0 else (wave * 10 ** (gain_db / 20)).astype(wave.dtype)

@@ -1,8 +1,8 @@
-"""What is said, and when: Whisper with word timestamps, on windows that end in pauses.
+"""Word transcripts with timestamps: Whisper on windows that end in pauses.
 
-Beam search at temperature 0 without the fallback to sampling, one window at a time and without
-the text before it: what is heard in a window depends on nothing else. Timestamps come from
-cross-attention; they are off by 0.1 s now and then, and a word may take in a pause at its side.
+Decoding is a beam search at temperature 0, without the fallback to sampling and without text from
+the previous window. A transcript depends on its window alone. Timestamps come from cross-attention;
+they are occasionally wrong by 0.1 s, and a word may include a neighbouring pause.
 """
 
 from __future__ import annotations
@@ -14,20 +14,26 @@ from pathlib import Path
 import numpy as np
 
 from tts_assets.core.audio import Wave
-from tts_assets.corpora.segments.speech import RATE, Stretch
+from tts_assets.corpora.segments.speech import RATE, Interval
 
-LONGEST_WINDOW = 28.0  # s; Whisper hears 30
-SILENCE_AROUND = 0.2  # s of a window before and after its speech
+LONGEST_WINDOW = 28.0  # s; Whisper's input has 30
+SILENCE_AROUND = 0.2  # s before and after the speech of a window
 WHISPER_SAMPLES = 30 * RATE
-LONGEST_TEXT = 448  # tokens; all that Whisper's decoder holds
+LONGEST_TEXT = 448  # tokens; the context of Whisper's decoder
 BEAM_SIZE = 5
-PREPENDED, APPENDED = "\"'“¿([{-", "\"'.。,，!！?？:：”)]}、"  # punctuation that is part of a word
+PREPENDED, APPENDED = (
+    "\"'“¿([{-",
+    "\"'.。,，!！?？:：”)]}、",
+)  # punctuation that is joined to a word
 
 
 @dataclass(frozen=True)
 class Word:
-    """``text`` as Whisper writes it, with the space before it and the punctuation after it;
-    ``start`` and ``end`` in seconds of the recording; ``probability`` from 0 to 1."""
+    """One word with its time in seconds of the recording.
+
+    ``text`` is Whisper's, with the space before it and the punctuation after it. ``probability``
+    is between 0 and 1.
+    """
 
     text: str
     start: float
@@ -35,20 +41,25 @@ class Word:
     probability: float
 
     @property
-    def stretch(self) -> Stretch:
-        return Stretch(self.start, self.end)
+    def interval(self) -> Interval:
+        """The time of the word."""
+        return Interval(self.start, self.end)
 
     @property
     def ends_sentence(self) -> bool:
+        """Whether the word ends with sentence punctuation."""
         return self.text.rstrip("\"'”’»)")[-1:] in set(".?!…。？！")
 
 
 class WordTranscriber:
-    """A Whisper model: ``folder`` of CTranslate2; one thread a process, so that nothing depends
-    on how many there are. ``device`` as torch names it."""
+    """A Whisper model in CTranslate2 format, read from ``folder``.
+
+    It runs on one thread, so that results do not depend on the number of cores. ``device`` is a
+    torch device name.
+    """
 
     def __init__(self, folder: Path, device: str = "cpu") -> None:
-        from faster_whisper import WhisperModel
+        from faster_whisper import WhisperModel  # not at module level: Dagster imports this module
 
         kind, _, number = device.partition(":")
         self.whisper = WhisperModel(
@@ -62,14 +73,15 @@ class WordTranscriber:
 
     @property
     def knows_english_only(self) -> bool:
+        """Whether the model has no language tokens."""
         return not self.whisper.model.is_multilingual
 
     def language(self, wave: Wave) -> str:
-        """The language of up to 30 s of speech at 16 kHz, as a code of two letters."""
+        """The language of up to 30 s of speech (samples,) at 16 kHz, as a code of two letters."""
         return str(self.whisper.detect_language(wave)[0])
 
-    def words(self, wave: Wave, window: Stretch, language: str) -> list[Word]:
-        """The words within a window of ``wave``, in order; ``language``: two letters."""
+    def words(self, wave: Wave, window: Interval, language: str) -> list[Word]:
+        """The words within a window of ``wave`` (16 kHz), in order; ``language``: two letters."""
         from faster_whisper.tokenizer import Tokenizer
         from faster_whisper.transcribe import merge_punctuations
 
@@ -85,15 +97,15 @@ class WordTranscriber:
         mel = self.whisper.feature_extractor(np.pad(wave[first:last], (0, silence)), padding=0)
         encoded = self.whisper.encode(mel)
         prompt = self.whisper.get_prompt(tokenizer, [], without_timestamps=True)
-        (heard,) = self.whisper.model.generate(
+        (result,) = self.whisper.model.generate(
             encoded, [prompt], beam_size=BEAM_SIZE, max_length=LONGEST_TEXT
         )
-        tokens = [token for token in heard.sequences_ids[0] if token < tokenizer.eot]
+        tokens = [token for token in result.sequences_ids[0] if token < tokenizer.eot]
         if not tokens:
             return []
         frames = (last - first) // self.whisper.feature_extractor.hop_length
-        (found,) = self.whisper.find_alignment(tokenizer, [tokens], encoded, frames)
-        merge_punctuations(found, PREPENDED, APPENDED)
+        (alignment,) = self.whisper.find_alignment(tokenizer, [tokens], encoded, frames)
+        merge_punctuations(alignment, PREPENDED, APPENDED)
         offset = first / RATE
         return [
             Word(
@@ -102,17 +114,17 @@ class WordTranscriber:
                 end=round(offset + float(word["end"]), 3),
                 probability=round(float(word["probability"]), 4),
             )
-            for word in found
+            for word in alignment
             if word["word"]
         ]
 
 
-def windows(speech: Sequence[Stretch]) -> Iterator[Stretch]:
-    """Stretches of up to 28 s that hold all speech, but what goes on for longer without a pause.
+def windows(speech: Sequence[Interval]) -> Iterator[Interval]:
+    """Intervals of up to 28 s that hold all speech. Speech without a pause for 28 s is left out.
 
-    A window ends at the longest of the pauses in its second half.
+    A window ends at the longest pause of its second half.
     """
-    left = [stretch for stretch in speech if stretch.seconds <= LONGEST_WINDOW]
+    left = [interval for interval in speech if interval.seconds <= LONGEST_WINDOW]
     while left:
         start = left[0].start
         fits = [i for i, part in enumerate(left) if part.end - start <= LONGEST_WINDOW]
@@ -120,5 +132,5 @@ def windows(speech: Sequence[Stretch]) -> Iterator[Stretch]:
         last = fits[-1]
         if later and len(left) > len(fits):
             last = max(later, key=lambda i: left[i + 1].start - left[i].end)
-        yield Stretch(start, left[last].end)
+        yield Interval(start, left[last].end)
         left = left[last + 1 :]
