@@ -1,10 +1,15 @@
-"""``make demo``: the whole graph on all corpora, in the UI's own instance.
+"""``make demo`` and ``make codec-demo``: whole jobs from the terminal, in the instance of the UI.
 
-Runs the jobs ``refresh`` (once a corpus), ``retrain`` and ``align`` as anyone would from the
-command line, shows how far they are, and ends with the figures and where to listen. What was
-built already is not built again; what was interrupted goes on.
+    python -m scripts.demo          runs refresh (once per corpus), retrain and align
+    python -m scripts.demo codec    runs train_codec (profile codec_demo)
 
-What a person sees of a Dagster run in the terminal: one line an asset, and a bar.
+The command shows one line per finished asset and a progress bar. The demo ends with the metrics of
+all reports and the paths of the listening pages. Assets that exist are not built again, and
+interrupted programs resume.
+
+The codec demo trains the codec of the embedded profile from scratch, in an hour and a half on two
+cores. The result is another version of the asset ``codec``; ``make demo`` afterwards returns to the
+vendored checkpoint.
 """
 
 from __future__ import annotations
@@ -18,19 +23,19 @@ from pathlib import Path
 
 from dagster import DagsterEventType, DagsterInstance, EventLogEntry, RunsFilter
 
-from jobs.asset_jobs import ALIGN, IMPORT, REFRESH, RETRAIN
+from jobs.asset_jobs import ALIGN, IMPORT, REFRESH, RETRAIN, TRAIN_CODEC
 from tts_assets.core.artifacts import ArtifactError, ArtifactStore, Handle
 from tts_assets.evaluation.compare import FIGURES_FILE, PAGE_FILE
 from tts_assets.orchestration.partitions import corpus_partitions
 from tts_assets.settings import Settings, load_settings
 
-FIGURES_SHOWN = 4  # numbers of an asset on its line; the rest is in the UI
+FIGURES_SHOWN = 4  # numbers on the line of an asset; the UI has all
 NOT_FIGURES = ("sample_rate", "token_rate", "hop_length", "codebook_size", "seconds")
-LOG_SECONDS = 30.0  # between two progress lines where there is no terminal to redraw
+LOG_SECONDS = 30.0  # between two progress lines if stdout is no terminal
 
 
 class RunView:
-    """Follows the run that carries ``tags``, and the programs working below ``work``."""
+    """Prints the events of the run with ``tags``, and the progress of programs below ``work``."""
 
     def __init__(self, instance: DagsterInstance, tags: dict[str, str], work: Path) -> None:
         self._instance = instance
@@ -43,7 +48,7 @@ class RunView:
         self._last_log = time.monotonic()
 
     def update(self) -> None:
-        """Print what has happened since the last call."""
+        """Print the events since the last call."""
         if self._run_id is None:
             runs = self._instance.get_runs(RunsFilter(tags=self._tags), limit=1)
             self._run_id = runs[0].run_id if runs else None
@@ -55,6 +60,7 @@ class RunView:
         self._show_bar()
 
     def close(self) -> None:
+        """Erase the progress bar."""
         self._draw("")
 
     def _show(self, entry: EventLogEntry) -> None:
@@ -106,7 +112,7 @@ def asset_line(entry: EventLogEntry) -> str:
 
 
 def latest_progress(work: Path) -> str:
-    """The last line of the progress file that was written last, as a bar."""
+    """The last line of the newest progress file, as a bar."""
     files = sorted(work.glob("*/progress.jsonl"), key=lambda path: path.stat().st_mtime)
     if not files:
         return ""
@@ -122,24 +128,45 @@ def latest_progress(work: Path) -> str:
 LAUNCH_TAG = "tts/demo"
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
+    """Run the demo, or with the argument ``codec`` the codec demo."""
+    if arguments not in ([], ["codec"]):
+        sys.exit("usage: python -m scripts.demo [codec]")
     settings = load_settings()
-    started = time.monotonic()
     with DagsterInstance.get() as instance:
-        for corpus in register_corpora(instance, settings):
-            run_job(instance, settings, REFRESH, {"dagster/partition": corpus})
-        for corpus in settings.arrays.imported:
-            run_job(instance, settings, IMPORT, {"dagster/partition": corpus})
-        run_job(instance, settings, RETRAIN, {})
-        if settings.rlhf:
-            run_job(instance, settings, ALIGN, {})
-    print(f"\nall of it took {(time.monotonic() - started) / 60:.1f} minutes\n")
+        if arguments:
+            run_codec_demo(instance, settings)
+        else:
+            run_demo(instance, settings)
+
+
+def run_demo(instance: DagsterInstance, settings: Settings) -> None:
+    """All corpora, SFT and RLHF recipes and their reports."""
+    started = time.monotonic()
+    for corpus in register_corpora(instance, settings):
+        run_job(instance, settings, REFRESH, {"dagster/partition": corpus})
+    for corpus in settings.arrays.imported:
+        run_job(instance, settings, IMPORT, {"dagster/partition": corpus})
+    run_job(instance, settings, RETRAIN, {})
+    if settings.rlhf:
+        run_job(instance, settings, ALIGN, {})
+    print(f"\nfinished in {(time.monotonic() - started) / 60:.1f} minutes\n")
     print_summary(settings)
 
 
+def run_codec_demo(instance: DagsterInstance, settings: Settings) -> None:
+    """The codec of a profile with ``[codec.train]``."""
+    if settings.codec.train is None:
+        sys.exit("this profile has no [codec.train]; run: make codec-demo")
+    register_corpora(instance, settings)
+    for corpus in settings.codec.train.corpora:
+        run_job(instance, settings, TRAIN_CODEC, {"dagster/partition": corpus})
+    codec = ArtifactStore(settings.storage).current("codec")
+    print(f"\ncodec: {codec.path}\nmeasure it with: benchmarks/codec_quality.py --codec …")
+
+
 def register_corpora(instance: DagsterInstance, settings: Settings) -> list[str]:
-    """Each corpus is a partition from now on; the names of those that are declared or discovered,
-    and so have recordings."""
+    """Add a partition for each corpus. Returns the corpora that have recordings."""
     corpora, problems = settings.all_corpora.find()
     for problem in problems:
         print(problem, file=sys.stderr)
@@ -150,7 +177,7 @@ def register_corpora(instance: DagsterInstance, settings: Settings) -> list[str]
 
 
 def run_job(instance: DagsterInstance, settings: Settings, job: str, tags: dict[str, str]) -> None:
-    """``dagster job execute`` in a process of its own; leaves with its log's end if it fails."""
+    """Run ``dagster job execute`` in a subprocess. Exits with the end of its log if it fails."""
     launch = uuid.uuid4().hex
     settings.storage.mkdir(parents=True, exist_ok=True)
     log = settings.storage / f"{job}.log"
@@ -169,7 +196,7 @@ def run_job(instance: DagsterInstance, settings: Settings, job: str, tags: dict[
             time.sleep(0.5)
     except KeyboardInterrupt:
         view.close()
-        print("stopping: saving what is under way (make demo goes on from there)", flush=True)
+        print("stopping: programs save their state, and make demo resumes", flush=True)
         process.wait()
         sys.exit(130)
     view.update()
@@ -179,15 +206,16 @@ def run_job(instance: DagsterInstance, settings: Settings, job: str, tags: dict[
 
 
 def tail(log: Path, lines: int = 30) -> str:
+    """The last lines of a file."""
     return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
 
 
 def print_summary(settings: Settings) -> None:
-    """The figures of every report and comparison, and what to open."""
+    """Print the metrics of all reports and comparisons, and the paths of their pages."""
     store = ArtifactStore(settings.storage)
     for recipe in (*settings.sft, *settings.rlhf):
         report = store.current(f"report/{recipe}")
-        print(f"{recipe}: word error rate by kind of text (Whisper's ear)")
+        print(f"{recipe}: WER by category, transcribed by Whisper")
         for category, wer in report.facts.wer_by_category.items():
             print(f"  {category:12} {wer:7.1%}")
         print(f"  listen: {report.path / 'report.html'}")
@@ -197,10 +225,10 @@ def print_summary(settings: Settings) -> None:
 
 
 def describe_comparison(comparison: Handle) -> str:
-    """Word errors before and after, by kind of text, with the interval of the difference."""
+    """WER of both models by category, with the 95 % interval of the difference."""
     facts = comparison.facts
     categories = json.loads((comparison.path / FIGURES_FILE).read_text())["categories"]
-    lines = [f"{facts.baseline} -> {facts.candidate}: change of the word error rate, 95 % interval"]
+    lines = [f"{facts.baseline} -> {facts.candidate}: change of the WER, 95 % interval"]
     for name, row in categories.items():
         lines.append(
             f"  {name:12} {row['baseline']:7.1%} -> {row['candidate']:6.1%}  "
@@ -211,6 +239,6 @@ def describe_comparison(comparison: Handle) -> str:
 
 if __name__ == "__main__":
     try:
-        main()
+        main(sys.argv[1:])
     except ArtifactError as error:
         sys.exit(str(error))
