@@ -239,7 +239,7 @@ class Settings(Config):
 
     @model_validator(mode="after")
     def _check_speaker_encoder(self) -> Self:
-        named = {f"rlhf.{name}.rewards": recipe.voice_encoder for name, recipe in self.rlhf.items()}
+        named = {f"rlhf.{name}.rewards": one.speaker_encoder for name, one in self.rlhf.items()}
         named["evaluation.speaker_encoder"] = self.evaluation.speaker_encoder
         for key, encoder in named.items():
             if encoder == PUBLISHED and self.speakers is None:
