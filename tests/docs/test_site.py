@@ -17,6 +17,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from tts_assets.core.compute import STAGES
 from tts_assets.settings import Settings, load_settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -278,3 +279,15 @@ def test_documents_use_the_terms_of_the_glossary(path: Path) -> None:
     text = re.sub(r"^### `.*`$", "", prose(path), flags=re.M)
     old = r"likeness|by heart|incumbent|verdict|word errors|talker|who serves|learnt|goes on from"
     assert re.findall(rf"\b(?:{old})\b", text, re.I) == []
+
+
+@pytest.mark.parametrize("path", documents())
+def test_keys_in_the_text_are_keys_of_some_table(path: Path) -> None:
+    """``key = value`` and ``table.key = value`` in running text."""
+    made = runpy.run_path(str(ROOT / "scripts/make_configuration_reference.py"))
+    known = {name for _, model in made["tables"]() for name in model.model_fields}
+    known |= {*Settings.model_fields, *STAGES}
+    for code in inline_code(path):
+        match = re.match(r"([a-z_]+(?:\.[a-z_]+)*) = .", code)
+        if match and path.name != "configuration.md":
+            assert {*match[1].split(".")} <= known, f"{path.name}: {code}"
