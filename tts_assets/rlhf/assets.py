@@ -80,39 +80,33 @@ def rlhf_asset(name: str, recipe: RlhfRecipe, shape: Shape, root: Path) -> Asset
 
         asked = request.recipe(recipe)
         folders = {corpus: handle.path for corpus, handle in (arrays or {}).items()}
-        caches = request.store.caches
-        prompts = recipe_prompts(asked, root, base.path, suite.path, folders, caches)
+        prompts = recipe_prompts(asked, root, base.path, suite.path, folders, request.store.caches)
         _, held_out = hold_out(prompts.prompts, asked.heldout)  # raises if all are held out
         located, identity = locate_encoder(asked, encoder, root)
         functions = function_digests(asked.rewards)
         config = {"recipe": identity, "prompts": prompts.digest}
         optional = {"arrays": arrays, "encoder": encoder}
 
+        prompt_metadata = {
+            "prompts": len(prompts.prompts),
+            "prompts_held_out": len(held_out),
+            "prompts_left_out": MetadataValue.json(dict(prompts.left_out)),
+        }
+
         def make(work: Path) -> Mapping[str, Any]:
-            prompts.write(work / "prompts.jsonl")
+            path = work / "prompts.jsonl"
+            prompts.write(path)
             program = RlhfProgram(
-                run_dir=work,
-                name=name,
-                recipe=located,
-                serving_model=base.path,
-                prompts=work / "prompts.jsonl",
+                run_dir=work, name=name, recipe=located, serving_model=base.path, prompts=path
             )
             return request.launch(with_engine(program, request.shape(shape)))
-
-        def describe(made: Checkpoint) -> Mapping[str, Any]:
-            return {
-                "prompts": len(prompts.prompts),
-                "prompts_held_out": len(held_out),
-                "prompts_left_out": MetadataValue.json(dict(prompts.left_out)),
-                **describe_checkpoint(made, asked),
-            }
 
         return Plan(
             config | ({"functions": functions} if functions else {}),
             make=make,
             inputs={"base": base} | {k: v for k, v in optional.items() if v is not None},
             seed=asked.seed,
-            describe=describe,
+            describe=lambda made: prompt_metadata | describe_checkpoint(made, asked),
         )
 
     return artifact_asset(
