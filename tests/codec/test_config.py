@@ -1,4 +1,4 @@
-"""Configurations that cannot be are refused with what to write instead."""
+"""Invalid configurations are rejected with a message that says how to fix them."""
 
 from __future__ import annotations
 
@@ -37,6 +37,10 @@ def decoder(**changes: Any) -> dict[str, Any]:
         (train(adversarial={"periods": [0]}), "2 or more samples"),
         (train(base="x", architecture={"layers": 3}), "leave architecture out"),
         (decoder(adversarial={"freeze_encoder": True}), "freeze_encoder"),
+        (train(adversarial={"share": 0.5}), "now called 'window_fraction'"),
+        (train(spread_weight=0.5), "now called 'covariance_weight'"),
+        (train(ema=0.9), "'ema' was removed, its value is always 0.999"),
+        (decoder(speeds=[0.9]), "'speeds' was removed"),
     ],
 )
 def test_refused(values: dict[str, Any], message: str) -> None:
@@ -44,15 +48,16 @@ def test_refused(values: dict[str, Any], message: str) -> None:
         CodecConfig.parse(values, "codec")
 
 
-def test_judges_can_be_left_out_in_toml() -> None:
+def test_toml_can_leave_out_the_adversarial_stage() -> None:
     config = CodecConfig.parse(train(adversarial=False), "codec")
     assert config.train is not None and config.train.adversarial is None
     assert CodecConfig.parse(config.model_dump(mode="json"), "codec") == config
 
 
-def test_a_decoder_keeps_its_judges_where_one_key_is_given() -> None:
-    config = CodecConfig.parse(decoder(adversarial={"share": 0.5}), "codec").decoder
+def test_a_decoder_keeps_its_discriminators_if_one_key_is_given() -> None:
+    config = CodecConfig.parse(decoder(adversarial={"window_fraction": 0.5}), "codec").decoder
     assert config is not None and config.adversarial is not None
-    judges = config.adversarial
-    assert (judges.share, judges.start, judges.objective) == (0.5, 0.0, "least_squares")
-    assert len(judges.sizes) == 8 and judges.periods == (2, 3, 5, 7, 11)
+    adversarial = config.adversarial
+    chosen = (adversarial.window_fraction, adversarial.start, adversarial.objective)
+    assert chosen == (0.5, 0.0, "least_squares")
+    assert len(adversarial.sizes) == 8 and adversarial.periods == (2, 3, 5, 7, 11)
