@@ -17,7 +17,7 @@ from typing import Any
 
 from tts_assets.codec.config import CodecReportConfig
 from tts_assets.codec_report.config import CodecReportProgram, CodecVersion
-from tts_assets.codec_report.evaluate import FIGURES, FIGURES_FILE
+from tts_assets.codec_report.evaluate import FIGURES_FILE, METRICS
 from tts_assets.codec_report.evaluate import main as evaluate
 
 
@@ -35,7 +35,7 @@ def table(systems: list[dict[str, Any]]) -> str:
         "|---" * (len(systems) + 1) + "|",
         "| WER, 95 % interval | " + " | ".join(map(word_errors, systems)) + " |",
     ]
-    for name, (heading, digits, _) in FIGURES.items():
+    for name, (heading, digits, _) in METRICS.items():
         values = [system[name] for system in systems]
         if any(value is not None for value in values):
             shown = ("–" if v is None else f"{v:.{digits}f}" for v in values)

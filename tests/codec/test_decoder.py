@@ -114,7 +114,9 @@ def test_an_interrupted_run_ends_in_the_same_bytes(tmp_path: Path, sample_list: 
     assert {"model.safetensors", "config.json", "model_config.json", "recipe.json"} <= published
 
 
-def test_the_codecs_own_decoder_is_a_better_initialization(tmp_path: Path, sample_list: Path) -> None:
+def test_the_codecs_own_decoder_is_a_better_initialization(
+    tmp_path: Path, sample_list: Path
+) -> None:
     """At 16 kHz all weights of the codec's decoder fit; at 24 kHz all but those of the head."""
     found = {}
     for start in ("codec", "scratch"):

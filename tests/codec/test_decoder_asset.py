@@ -65,7 +65,8 @@ def recipe_for_any_ranks() -> DecoderRecipe:
     config = recipe().adversarial
     assert config is not None
     return recipe(
-        batch_seconds=4, adversarial=config.model_copy(update={"window_fraction": 1.0, "feature_weight": 0.0})
+        batch_seconds=4,
+        adversarial=config.model_copy(update={"window_fraction": 1.0, "feature_weight": 0.0}),
     )
 
 

@@ -103,7 +103,9 @@ def test_an_interrupted_run_ends_in_the_same_bytes(
 
 
 def test_the_loss_falls(tmp_path: Path, tiny: CodecArchitecture, sample_list: Path) -> None:
-    write(tmp_path, recipe(tiny, steps=60, lr=3e-3, adversarial=None, min_lr_ratio=1.0), sample_list)
+    write(
+        tmp_path, recipe(tiny, steps=60, lr=3e-3, adversarial=None, min_lr_ratio=1.0), sample_list
+    )
     main([str(tmp_path / "run.json")])
     losses = [record["loss"] for record in metrics(tmp_path)]
     assert np.mean(losses[-10:]) < 0.85 * np.mean(losses[:10])
@@ -261,7 +263,10 @@ def test_the_adversarial_stage_uses_the_codes_of_inference(
 ) -> None:
     """Also for silence, which only inference clamps to the range of speech."""
     silence = torch.zeros(1, 16_000)
-    with opened(tmp_path, recipe(tiny, precision=precision), sample_list) as trainer, torch.no_grad():
+    with (
+        opened(tmp_path, recipe(tiny, precision=precision), sample_list) as trainer,
+        torch.no_grad(),
+    ):
         before = trainer.reconstruct(silence)[2].flatten()
         trainer.begin_adversarial()
         after = trainer.reconstruct(silence)[2].flatten()

@@ -1,4 +1,4 @@
-"""Rewards and reports hear with the encoder that the configuration names."""
+"""Rewards and reports use the speaker encoder that the configuration names."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ CLIPS = ("agent-incorrect.g722", "conf-invalid.g722")
 
 @pytest.fixture
 def cosine(trained: Path, clips: Path) -> float:
-    """Of the two clips, by the trained encoder."""
+    """The similarity of the two clips by the trained encoder."""
     a, b = VoiceEncoder.load(trained).wavs_to_embeddings([clips / "audio" / c for c in CLIPS])
     return float(a @ b)
 
 
-def test_the_reward_is_the_named_encoders(trained: Path, clips: Path, cosine: float) -> None:
+def test_the_reward_uses_the_named_encoder(trained: Path, clips: Path, cosine: float) -> None:
     prompt, said = (read_clip(clips / "audio" / name) for name in CLIPS)
     spoken = completion.DecodedCompletion("", said.wave, said.rate, True, reference=prompt.wave)
     scores = {
@@ -43,10 +43,10 @@ def test_the_reward_is_the_named_encoders(trained: Path, clips: Path, cosine: fl
     assert abs(scores[RESEMBLYZER] - scores[str(trained)]) > 0.01
 
 
-def test_reports_keep_encoders_apart(
+def test_reports_cache_by_encoder(
     trained: Path, clips: Path, cosine: float, tmp_path: Path
 ) -> None:
-    """One cache, one audio file, two encoders: two figures."""
+    """One cache, one audio file, two encoders: two values."""
     said = read_clip(clips / "audio" / CLIPS[1])
     write_flac(tmp_path / "said.flac", said.wave, said.rate)
     text = SuiteText(id="a", category="c", text="Invalid.", language="en")

@@ -1,4 +1,4 @@
-"""Dagster assets of the codec: ``codec`` (fetched or trained), ``codec_decoder``, ``codec_shards``."""
+"""Dagster assets of the codec: ``codec``, ``codec_decoder`` and ``codec_shards``."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,7 +7,6 @@ from typing import Any
 from dagster import (
     AssetCheckResult,
     AssetChecksDefinition,
-    AssetIn,
     AssetsDefinition,
     MetadataValue,
     asset_check,
@@ -21,20 +20,17 @@ from tts_assets.codec.config import (
     DecoderRecipe,
     ShardProgram,
 )
+from tts_assets.codec.shard_files import reusable_shards
 from tts_assets.codec.sources import MODEL_CARD, fetch, identify, start_digests
 from tts_assets.core.accounting import SET_ASIDE_FILE, count_reasons, read_set_aside
 from tts_assets.core.artifacts import (
-    MANIFEST,
-    ArtifactStore,
     CodecCheckpoint,
     CodecDecoder,
     CodecShards,
     Handle,
-    Manifest,
     SampleManifest,
 )
 from tts_assets.core.compute import Shape
-from tts_assets.core.config import ConfigError
 from tts_assets.core.plots import curves
 from tts_assets.core.program import METRICS_FILE, read_metrics
 from tts_assets.core.split import ValidationSplit
@@ -48,14 +44,13 @@ from tts_assets.orchestration.program_asset import Plan, Request, artifact_asset
 
 CODE_VERSION = "2"
 TRAINING_VERSION = "5"  # of trained codecs and decoders
-SHARDS = "codec_shards"
 Samples = Mapping[str, SampleManifest]  # by corpus
 
 
 def build_assets(
     config: CodecConfig, validation: ValidationSplit, shape: Shape, root: Path
 ) -> list[AssetsDefinition | AssetChecksDefinition]:
-    """The assets and checks of ``[codec]``; relative paths of the configuration are below ``root``."""
+    """The assets and checks of ``[codec]``; relative paths start at ``root``."""
     shards = codec_shards(config.shard_samples, config.batch_tokens, shape)
     built: list[AssetsDefinition | AssetChecksDefinition] = [shards, accounting_check(shards)]
     if config.train is None:
@@ -105,21 +100,21 @@ def trained_codec(
 
     def plan(request: Request, samples: Samples) -> Plan[CodecCheckpoint]:
         asked = request.recipe(recipe)
-
-        def program(work: Path) -> CodecProgram:
-            return CodecProgram(
+        return Plan(
+            {
+                "recipe": asked.model_copy(update={"base": None}),
+                "base": start_digests(base, "codec.train.base"),
+                "validation": validation,
+            },
+            program=lambda work: CodecProgram(
                 run_dir=work,
                 recipe=asked.model_copy(update={"base": base}),
                 samples=sample_lists(samples),
                 validation=validation,
-            )
-
-        known = {
-            "recipe": asked.model_copy(update={"base": None}),
-            "base": start_digests(base, "codec.train.base"),
-            "validation": validation,
-        }
-        return Plan(known, program=program, seed=asked.seed, describe=describe_training)
+            ),
+            seed=asked.seed,
+            describe=describe_training,
+        )
 
     return program_asset(
         "codec",
@@ -144,9 +139,13 @@ def trained_decoder(
 
     def plan(request: Request, samples: Samples, codec: CodecCheckpoint) -> Plan[CodecDecoder]:
         asked = request.recipe(recipe)
-
-        def program(work: Path) -> DecoderProgram:
-            return DecoderProgram(
+        return Plan(
+            {
+                "recipe": asked if start is None else asked.model_copy(update={"start": "folder"}),
+                "start": start_digests(start, 'codec.decoder.start (or "codec", or "scratch")'),
+                "validation": validation,
+            },
+            program=lambda work: DecoderProgram(
                 run_dir=work,
                 recipe=asked,
                 codec=codec.path,
@@ -154,14 +153,10 @@ def trained_decoder(
                 start=start,
                 samples=sample_lists(samples),
                 validation=validation,
-            )
-
-        known = {
-            "recipe": asked if start is None else asked.model_copy(update={"start": "folder"}),
-            "start": start_digests(start, 'codec.decoder.start (or "codec", or "scratch")'),
-            "validation": validation,
-        }
-        return Plan(known, program=program, seed=asked.seed, describe=describe_training)
+            ),
+            seed=asked.seed,
+            describe=describe_training,
+        )
 
     return program_asset(
         "codec_decoder",
@@ -185,9 +180,12 @@ def codec_shards(shard_samples: int, batch_tokens: int, shape: Shape) -> AssetsD
     ``batch_tokens`` changes no byte of the result, so it is not part of the fingerprint.
     """
 
-    def plan(request: Request, samples: SampleManifest, codec: CodecCheckpoint) -> Plan[CodecShards]:
-        def program(work: Path) -> ShardProgram:
-            return ShardProgram(
+    def plan(
+        request: Request, samples: SampleManifest, codec: CodecCheckpoint
+    ) -> Plan[CodecShards]:
+        return Plan(
+            {"shard_samples": shard_samples},
+            program=lambda work: ShardProgram(
                 run_dir=work,
                 corpus=samples.facts.corpus,
                 samples=samples.path / KEPT_FILE,
@@ -196,18 +194,18 @@ def codec_shards(shard_samples: int, batch_tokens: int, shape: Shape) -> AssetsD
                 codec_facts=codec.facts,
                 shard_samples=shard_samples,
                 batch_tokens=batch_tokens,
-                reuse=earlier_shards(request.store, request.partition, codec),
-            )
-
-        return Plan({"shard_samples": shard_samples}, program=program, describe=describe_shards)
+                reuse=reusable_shards(request.store, CODE_VERSION, codec, request.partition),
+            ),
+            describe=describe_shards,
+        )
 
     return program_asset(
-        SHARDS,
+        "codec_shards",
         CodecShards,
         "tts_assets.codec.shards",
         plan,
         shape=shape,
-        ins={"samples": "filtered_samples", "codec": AssetIn("codec")},
+        ins={"samples": "filtered_samples", "codec": "codec"},
         code_version=CODE_VERSION,
         group_name="codec",
         partitions_def=corpus_partitions,
@@ -220,24 +218,6 @@ def codec_shards(shard_samples: int, batch_tokens: int, shape: Shape) -> AssetsD
 def sample_lists(samples: Samples) -> dict[str, Path]:
     """The sample list of each corpus."""
     return {name: handle.path / KEPT_FILE for name, handle in samples.items()}
-
-
-def earlier_shards(store: ArtifactStore, partition: str, codec: CodecCheckpoint) -> list[Path]:
-    """The current ``codec_shards`` of all corpora, made by this code version and codec.
-
-    The shards of ``partition`` come first: they contain most of the audio that is needed.
-    """
-    links = sorted(store.root.glob(f"{SHARDS}/*/current"))
-    found = []
-    for link in sorted(links, key=lambda link: link.parent.name != partition):
-        try:
-            manifest = Manifest.from_json(link / MANIFEST)
-        except ConfigError:  # the program reports it when it opens the artifact
-            continue
-        same_code = manifest.code_version == CODE_VERSION
-        if same_code and manifest.facts.get("codec") == codec.content:
-            found.append(link.resolve())
-    return found
 
 
 def accounting_check(shards: AssetsDefinition) -> AssetChecksDefinition:

@@ -23,7 +23,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tts_assets.core.accounting import SET_ASIDE_FILE, SetAside, write_set_aside
-from tts_assets.core.artifacts import ArtifactError, CodecShards, sha256_file, written_aside
+from tts_assets.core.artifacts import (
+    MANIFEST,
+    ArtifactError,
+    ArtifactStore,
+    CodecCheckpoint,
+    CodecShards,
+    Manifest,
+    sha256_file,
+    written_aside,
+)
+from tts_assets.core.config import ConfigError
 from tts_assets.corpora.samples import Sample, write_samples
 
 CODES, INDEX, SAMPLES = "codes.npy", "index.npy", "samples.jsonl"
@@ -100,6 +110,26 @@ class ShardResult:
 ShardCodes = NDArray[np.integer[Any]]  # (codes,), of the smallest type for the codebook
 # Quotes within JSON strings are escaped, so this pattern matches a key and its value only.
 DIGEST = re.compile(rb'"audio_sha256": ?"([0-9a-f]{64})"')
+
+
+def reusable_shards(
+    store: ArtifactStore, code_version: str, codec: CodecCheckpoint, partition: str
+) -> list[Path]:
+    """The current ``codec_shards`` of all corpora that have this code version and codec.
+
+    The shards of ``partition`` come first, because they contain most of the audio that is needed.
+    """
+    links = sorted(store.root.glob("codec_shards/*/current"))
+    found = []
+    for link in sorted(links, key=lambda link: link.parent.name != partition):
+        try:
+            manifest = Manifest.from_json(link / MANIFEST)
+        except ConfigError:  # the asset that opens the artifact reports it
+            continue
+        same_code = manifest.code_version == code_version
+        if same_code and manifest.facts.get("codec") == codec.content:
+            found.append(link.resolve())
+    return found
 
 
 class EarlierCodes:

@@ -105,7 +105,8 @@ def artifact_asset(
 
     def materialize(request: Request, store: ArtifactStoreResource, inputs: Inputs) -> Output[H]:
         found = plan(request, **inputs)
-        partitioned = request.context.has_partition_key
+        # The run of an asset without partitions may have the partition key of another asset.
+        partitioned = asset_options.get("partitions_def") is not None
         build = Build(
             asset="/".join(path),
             inputs=inputs if found.inputs is None else found.inputs,
