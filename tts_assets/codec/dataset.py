@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -61,8 +61,8 @@ class TrainingAudio:
         recipe: TrainingRecipe,
         split: ValidationSplit,
         rate: int = SAMPLE_RATE,
-        speeds: Sequence[float] = (1.0,),
-        gains: Sequence[float] = (0.0,),
+        speeds: tuple[float, ...] = (1.0,),
+        gains: tuple[float, ...] = (0.0,),
     ) -> None:
         """``samples``: sample lists by corpus; ``rate``: of all waveforms, in Hz.
 

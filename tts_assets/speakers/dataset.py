@@ -66,14 +66,14 @@ def read_speakers(corpora: Mapping[str, Path], config: SpeakerSelection) -> Spea
         if len({recording.speaker for recording in side}) < 2:
             raise ConfigError(
                 f"{len({r.speaker for r in kept})} speakers of {', '.join(config.corpora)} leave "
-                f"fewer than two to {name}: add corpora, lower min_seconds {config.min_seconds}, or "
-                f"change test (speakers need {MIN_UTTERANCES} utterances)"
+                f"fewer than two to {name}: add corpora, lower min_seconds {config.min_seconds}, "
+                f"or change test (speakers need {MIN_UTTERANCES} utterances)"
             )
     return SpeakerSplit(tuple(sides[0]), tuple(sides[1]), (*set_aside, *rare))
 
 
 def is_test(speaker: str, config: SpeakerSelection) -> bool:
-    """Whether a speaker is a test speaker; depends on the name only, not on other speakers."""
+    """Whether a speaker is a test speaker; it depends on the name only."""
     if config.test_speakers:
         return speaker in config.test_speakers
     return is_validation(speaker, config.test)
