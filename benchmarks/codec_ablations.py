@@ -252,9 +252,7 @@ class ClipEvaluator(AsrEvaluator):
         """The metrics of waves at 16 kHz, in the order of the samples."""
         texts = self.transcriber([(wave, SAMPLE_RATE) for wave in waves])
         found: list[Clip] = []
-        for sample, true, made, text in zip(
-            self.samples, self.waves, waves, transcripts, strict=True
-        ):
+        for sample, true, made, text in zip(self.samples, self.waves, waves, texts, strict=True):
             pair = aligned(true, made, SAMPLE_RATE)
             words = match(sample.transcript, text)
             mos = self.dnsmos(made, SAMPLE_RATE) if dnsmos else None

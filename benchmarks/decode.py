@@ -4,8 +4,8 @@
 
 It measures the vendored codec on random codes with one thread; the shortest of seven rounds counts.
 The server decodes clip by clip, so that samples do not depend on other requests; the table shows
-the cost. A stream's chunks are decoded with all of their past: 25, 57, 121, 249 codes and more, after
-those of the voice prompt.
+the cost. A stream's chunks are decoded with all of their past: 25, 57, 121, 249 codes and more,
+after those of the voice prompt.
 """
 
 from __future__ import annotations
