@@ -34,7 +34,7 @@ from filelock import FileLock
 
 from sensors import alerts as sensors
 from sensors import alerts as webhooks
-from sensors.alerts import NotTold, Outbox
+from sensors.alerts import NotDelivered, Outbox
 from tts_assets.orchestration.config import Alerts, Email, Slack
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -118,7 +118,7 @@ def test_a_webhook_that_is_away_is_asked_again_and_never_named(
     fail(instance, told)
     assert len(webhook.posted) == 1
     webhook.refusals = 3
-    with pytest.raises(NotTold, match="503") as refused:
+    with pytest.raises(NotDelivered, match="503") as refused:
         fail(instance, told)
     (kept,) = outbox.folder.glob("*.json")
     assert "secret" not in str(refused.value) and "secret" not in kept.read_text()
@@ -129,7 +129,7 @@ def test_what_is_no_address_is_not_named(
 ) -> None:
     for address in ("hooks.example/secret", "http://hooks.example:port/secret"):
         monkeypatch.setenv("TTS_ALERT_WEBHOOK", address)
-        with pytest.raises(NotTold, match="TTS_ALERT_WEBHOOK is no address") as refused:
+        with pytest.raises(NotDelivered, match="TTS_ALERT_WEBHOOK is no valid address") as refused:
             fail(instance, sensors.failed_runs(ALERTS, outbox))
         assert "secret" not in str(refused.value)
 
@@ -138,7 +138,7 @@ def test_a_failed_run_is_told_when_the_webhook_is_back(
     webhook: Webhook, instance: DagsterInstance, outbox: Outbox
 ) -> None:
     webhook.refusals = 100
-    with pytest.raises(NotTold):
+    with pytest.raises(NotDelivered):
         fail(instance, sensors.failed_runs(ALERTS, outbox))
     stuck = sensors.stuck_runs(ALERTS, outbox)
     with build_sensor_context(instance=instance) as context:
@@ -157,7 +157,7 @@ def test_a_notice_that_is_refused_keeps_none_of_the_others(
     for number in range(3):
         outbox.keep({"event": "run_failed", "run_id": str(number)})
     webhook.refusals = 3  # all tries of the oldest
-    with pytest.raises(NotTold, match=r"503.*: 1$"):
+    with pytest.raises(NotDelivered, match=r"503.*: 1$"):
         outbox.send()
     outbox.send()
     assert [body["run_id"] for body in webhook.posted] == ["1", "2", "0"]

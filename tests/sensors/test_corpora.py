@@ -73,7 +73,7 @@ def test_a_corpus_that_vanished_stops_no_other(daemon: Daemon) -> None:
     daemon = Daemon(settings, daemon.instance)
     assert daemon.looks() == LOOK
     skipped = daemon.sense("changed_corpora").skip_reason
-    assert f"gone is passed over: No such file or directory: {gone}" in str(skipped)
+    assert f"gone is skipped: No such file or directory: {gone}" in str(skipped)
 
 
 def test_the_cursor_does_not_grow_with_the_corpus(daemon: Daemon, corpora: Path) -> None:
