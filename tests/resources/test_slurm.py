@@ -113,7 +113,7 @@ def test_a_job_cancelled_by_somebody_is_a_failure_that_says_so(
     run = start(tmp_path, {"retries": 5}, total=6, wait_at=3)
     wait_for(lambda: counted(tmp_path) == 3, "three steps")
     cluster.ask("scancel", job(cluster))
-    assert "somebody cancelled it (scancel)" in failure(run.result())
+    assert "cancelled by a user (scancel)" in failure(run.result())
 
 
 def dagster(tmp_path: Path, **config: Any) -> subprocess.Popen[str]:
@@ -166,7 +166,7 @@ def test_a_killed_dagster_leaves_the_job_and_the_next_run_follows_it(
     def follows() -> bool:
         nonlocal shown
         shown += capsys.readouterr().err
-        return f"job {number} is at it already" in shown
+        return f"job {number} already runs this build" in shown
 
     wait_for(follows, "the second run to find the job")
     (run_dir / "go").touch()
