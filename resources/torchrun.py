@@ -116,7 +116,8 @@ class TorchrunLauncher(Launcher):
         if asked is None and 0 < present < program.shape.processes:
             raise LaunchError(
                 f"{program.module} starts {program.shape.processes} processes, one per GPU, and "
-                f"this machine has {present}: set compute.processes = {present}, or compute.gpus = 0",
+                f"this machine has {present}: set compute.processes = {present}, "
+                "or compute.gpus = 0",
                 program,
                 permanent=True,
             )

@@ -152,7 +152,7 @@ def test_more_gpus_than_there_are(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("devices", "remedy"),
     [
-        ("a", 'gpus = 0, .* speak itself, engine = { kind = "transformers" }'),
+        ("a", 'gpus = 0, .* generate itself, engine = { kind = "transformers" }'),
         ("abc", "gpus .* to at most 2"),
     ],
 )
