@@ -31,7 +31,7 @@ codec-demo: install ## train the codec of the demo from scratch (an hour and a h
 test: install ## all tests, as .ci/run does
 	@$(BIN)/python -m pytest
 
-test-fast: install ## the tests of less than 20 seconds each
+test-fast: install ## the tests of less than about 4 seconds each
 	@$(BIN)/python -m pytest -m "not slow"
 
 test-coverage: install ## all tests, with a coverage report

@@ -85,6 +85,7 @@ def encode(store: ArtifactStore, instance: DagsterInstance, corpus: str) -> Code
     return handle
 
 
+@pytest.mark.slow
 def test_a_corpus_that_grows_has_only_its_new_clips_encoded(
     store: ArtifactStore, samples: list[Sample]
 ) -> None:

@@ -70,6 +70,7 @@ def recipe_for_any_ranks() -> DecoderRecipe:
     )
 
 
+@pytest.mark.slow
 def test_two_ranks_train_what_one_does(
     store: ArtifactStore,
     tmp_path: Path,

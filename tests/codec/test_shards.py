@@ -144,6 +144,7 @@ def test_shards_of_another_codec_are_not_mixed_in(tmp_path: Path, sample_list: P
         main([str(tmp_path / "run.json")])
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumed_with_more_ranks_writes_the_same_bytes(
     tmp_path: Path, sample_list: Path
 ) -> None:

@@ -225,6 +225,7 @@ def test_the_page_in_a_browser(
         assert phone.run("document.documentElement.scrollWidth") <= 390
 
 
+@pytest.mark.slow
 def test_a_restart_measures_the_other_codecs_only(
     program: CodecReportProgram, measured: list[dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -245,6 +246,7 @@ def test_a_restart_measures_the_other_codecs_only(
     assert "as kept: " in (tmp_path / "result" / "report.json").read_text()
 
 
+@pytest.mark.slow
 def test_every_codec_of_the_store_is_in_the_report(
     store: ArtifactStore, samples: list[Sample]
 ) -> None:

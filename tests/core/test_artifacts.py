@@ -132,6 +132,7 @@ for number in range(first, first + 100_000):
 """
 
 
+@pytest.mark.slow
 def test_kill_9_at_any_moment_leaves_whole_artifacts(tmp_path: Path) -> None:
     """Ten kills at different moments: whatever lies under its final name is complete."""
     store = ArtifactStore(tmp_path)

@@ -28,6 +28,7 @@ def doctor(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
     )
 
 
+@pytest.mark.slow
 def test_this_machine_can_run_the_demo_and_each_missing_part_has_a_remedy() -> None:
     done = doctor("--json")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -38,6 +39,7 @@ def test_this_machine_can_run_the_demo_and_each_missing_part_has_a_remedy() -> N
         assert row["fine"] or (row["cost"] and row["remedy"])
 
 
+@pytest.mark.slow
 def test_exit_status_is_1_if_the_profile_needs_a_missing_part(tmp_path: Path) -> None:
     tools = tmp_path / "bin"  # a PATH without sbatch
     tools.mkdir()
@@ -48,6 +50,7 @@ def test_exit_status_is_1_if_the_profile_needs_a_missing_part(tmp_path: Path) ->
     assert "this profile does not run yet: Slurm" in done.stdout
 
 
+@pytest.mark.slow
 def test_an_invalid_project_file_is_reported_with_its_message(tmp_path: Path) -> None:
     project = tmp_path / "project.toml"
     project.write_text("[project]\nnam = 'x'\n")

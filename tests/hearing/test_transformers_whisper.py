@@ -72,6 +72,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 SIZES = {"layers": 4, "attention_heads": 6, "ffn_dim": 1536}
 
 
+@pytest.mark.slow
 def test_it_hears_what_the_packaged_model_hears(
     model: Path, recordings: dict[str, tuple[str, Clip]]
 ) -> None:

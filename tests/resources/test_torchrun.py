@@ -50,6 +50,7 @@ def worker_pids(run_dir: Path, deadline_seconds: float = PATIENCE) -> list[int]:
     raise AssertionError(f"the workers did not start: {list(run_dir.glob('*'))}")
 
 
+@pytest.mark.slow
 def test_runs_two_ranks_and_gives_their_facts(tmp_path: Path) -> None:
     process = start(tmp_path, total=4)
     output, _ = process.communicate(timeout=PATIENCE)
@@ -74,6 +75,7 @@ def living(pids: list[int]) -> list[int]:
     return [pid for pid in alive if psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]
 
 
+@pytest.mark.slow
 def test_cancelling_saves_ends_every_process_and_resumes(tmp_path: Path) -> None:
     process = start(tmp_path, total=400, step_seconds=0.05)
     pids = worker_pids(tmp_path)
@@ -88,6 +90,7 @@ def test_cancelling_saves_ends_every_process_and_resumes(tmp_path: Path) -> None
     assert json.loads(output.splitlines()[-1])["started_from"] == reached
 
 
+@pytest.mark.slow
 def test_a_program_that_ignores_the_stop_is_killed_after_the_grace(tmp_path: Path) -> None:
     process = start(tmp_path, grace=1.0, total=4000, step_seconds=0.05, deaf=True)
     pids = worker_pids(tmp_path)

@@ -36,6 +36,7 @@ def trained(program: Callable[..., RlhfProgram], tmp_path: Path) -> tuple[Checkp
     return handle, made.recipe
 
 
+@pytest.mark.slow
 def test_metadata_has_numbers_plots_and_audio(trained: tuple[Checkpoint, RlhfRecipe]) -> None:
     checkpoint, recipe = trained
     shown = describe_checkpoint(checkpoint, recipe)
@@ -52,6 +53,7 @@ def test_metadata_has_numbers_plots_and_audio(trained: tuple[Checkpoint, RlhfRec
     assert isinstance(shown["listening"], NotebookMetadataValue)
 
 
+@pytest.mark.slow
 def test_the_collapse_check_warns_and_does_not_block(
     trained: tuple[Checkpoint, RlhfRecipe],
 ) -> None:
