@@ -35,7 +35,7 @@ from torch import Tensor
 
 from tts_assets.core.config import Config, ConfigError
 from tts_assets.core.program import Run
-from tts_assets.core.ranks import summed
+from tts_assets.core.training import summed
 from tts_assets.sft.config import GuardConfig
 from tts_assets.sft.model import Flops, SpeechLoss, peak
 from tts_assets.sft.packing import Packed

@@ -16,7 +16,7 @@ import torch
 from tts_assets.arrays.arrays import SPLITS
 from tts_assets.core.config import digest_of
 from tts_assets.core.program import Run, load_config, truncate_metrics
-from tts_assets.core.ranks import wait_for_all
+from tts_assets.core.training import wait_for_all
 from tts_assets.sft import machine
 from tts_assets.sft.checkpoint import Checkpoints, SftProgress, export, facts
 from tts_assets.sft.config import FORGOTTEN, SftProgram
