@@ -33,7 +33,7 @@ def build_jobs(settings: Settings) -> list[UnresolvedAssetJobDefinition]:
         *([import_arrays()] if settings.arrays.imported else []),
         *([train_speakers()] if speakers else []),
         *([speaker_purity()] if purity else []),
-        *([train_families(settings)] if settings.families.recipes else []),
+        *([train_families(settings)] if settings.external_models.recipes else []),
         *corpus_jobs(),
         define_asset_job(
             RETRAIN,
@@ -107,8 +107,8 @@ def train_families(settings: Settings) -> UnresolvedAssetJobDefinition:
     """The job of the external models."""
     return define_asset_job(
         TRAIN_FAMILIES,
-        AssetSelection.groups("families")
-        | _keys(report=settings.families.recipes)
+        AssetSelection.groups("external_models")
+        | _keys(report=settings.external_models.recipes)
         | AssetSelection.assets("evaluation_suite"),
         description="External models, their syntheses and reports, and the table of all models.",
     )

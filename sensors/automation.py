@@ -16,7 +16,7 @@ from tts_assets.orchestration.conditions import follow_training, make_once
 
 DATA_GROUPS = ("corpora", "codec", "arrays")
 TRAINING_GROUPS = (
-    *("texts", "sft", "serving", "rlhf", "families", "evaluation", "promotion"),
+    *("texts", "sft", "serving", "rlhf", "external_models", "evaluation", "promotion"),
     *("speakers", "codec_report"),
 )
 # Similarities of different encoders are not comparable, so a person starts this training.

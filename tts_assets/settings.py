@@ -16,7 +16,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import Field, PrivateAttr, model_validator
 
@@ -62,6 +62,8 @@ class Project(Config):
 class Settings(Config):
     """One validated profile of the project."""
 
+    renamed_keys: ClassVar[Mapping[str, str]] = {"families": "external_models"}
+
     project: Project
     compute: Compute = Compute()
     wandb: WandbConfig | None = None
@@ -83,7 +85,7 @@ class Settings(Config):
     budget: Budget = Budget()
     alerts: Alerts = Alerts()
     speakers: SpeakersConfig | None = None
-    families: ExternalModelsConfig = ExternalModelsConfig()
+    external_models: ExternalModelsConfig = ExternalModelsConfig()
     _root: Path = PrivateAttr(default=Path())
 
     @property
@@ -129,10 +131,11 @@ class Settings(Config):
         for name, rlhf in self.rlhf.items():
             own = set(rlhf.prompts.corpora) - set(self.arrays.imported)
             named += [(f"rlhf.{name}.prompts", corpus) for corpus in sorted(own)]
-        for name, family in self.families.recipes.items():
-            named += [(f"families.recipes.{name}", corpus) for corpus in family.corpora]
-        target = set(self.evaluation.target) - set(self.arrays.imported)
-        named += [("evaluation.target", corpus) for corpus in sorted(target)]
+        for name, external in self.external_models.recipes.items():
+            where = f"external_models.recipes.{name}"
+            named += [(where, corpus) for corpus in external.corpora]
+        target = set(self.evaluation.reference_corpora) - set(self.arrays.imported)
+        named += [("evaluation.reference_corpora", corpus) for corpus in sorted(target)]
         for where, corpus in named:
             try:
                 self.all_corpora(corpus)
@@ -149,8 +152,8 @@ class Settings(Config):
 
     def learnt_from(self, recipe: str) -> set[str]:
         """The corpora of a recipe and of its base recipes."""
-        if recipe in self.families.recipes:
-            return set(self.families.recipes[recipe].corpora)
+        if recipe in self.external_models.recipes:
+            return set(self.external_models.recipes[recipe].corpora)
         corpora: set[str] = set()
         if recipe in self.rlhf:
             corpora |= set(self.rlhf[recipe].prompts.corpora)
@@ -219,15 +222,16 @@ class Settings(Config):
                     f"{name!r} names an sft and an rlhf recipe, and both would be serving/{name}; "
                     f"rename one, for example rlhf.{name}_grpo"
                 )
-        for name in set(self.families.recipes) & {*self.sft, *self.rlhf}:
+        for name in set(self.external_models.recipes) & {*self.sft, *self.rlhf}:
             raise ValueError(
-                f"{name!r} names a recipe of [families] and another one, and both would have "
-                f"report/{name}; rename one, for example families.recipes.{name}_vits"
+                f"{name!r} names a recipe of [external_models] and another one, and both would "
+                f"have report/{name}; rename one, for example external_models.recipes.{name}_vits"
             )
-        recipes = {*self.sft, *self.rlhf, *self.families.recipes}
-        for name in set(self.families.notes) - recipes:
+        recipes = {*self.sft, *self.rlhf, *self.external_models.recipes}
+        for name in set(self.external_models.notes) - recipes:
             raise ValueError(
-                f"families.notes has {name!r}, which is no recipe; known recipes: {sorted(recipes)}"
+                f"external_models.notes has {name!r}, which is no recipe; "
+                f"known recipes: {sorted(recipes)}"
             )
         self.evaluation.check_recipes(recipes, set(self.rlhf))
         return self

@@ -183,7 +183,7 @@ def test_one_process_per_gpu(
         ),
         ({"suites": {"x": {"path": "x.jsonl", "recipes": ["nobody"]}}}, "suites.x.recipes names"),
         ({"suites": {"main": {"path": "x.jsonl"}}}, "the name is taken"),
-        ({"gates": {"incumbent": "nobody"}}, "gates.incumbent names 'nobody'"),
+        ({"gates": {"baseline": "nobody"}}, "gates.baseline names 'nobody'"),
     ],
 )
 def test_evaluation_must_name_existing_recipes(evaluation: dict[str, Any], message: str) -> None:

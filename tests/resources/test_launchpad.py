@@ -19,7 +19,7 @@ CORPORA = ["asterisk_en"]
 EVERYTHING: dict[str, Any] = {
     "codec": {"decoder": {"corpora": {"asterisk_en": 1.0}}},
     "speakers": {"corpora": CORPORA, "train": {}, "purity": {}},
-    "families": {
+    "external_models": {
         "python": "/opt/coqui/bin/python",
         "recipes": {"other": {"family": "vits", "corpora": CORPORA}},
     },

@@ -223,7 +223,7 @@ class DnsmosRewardFunction:
         self.scorer = DnsmosScorer()
 
     def __call__(self, completions: Sequence[DecodedCompletion]) -> list[Score]:
-        return [Score(self._score(self.scorer.heard(one.wave, one.rate))) for one in completions]
+        return [Score(self._score(self.scorer.prepare(one.wave, one.rate))) for one in completions]
 
     def _score(self, audio: NDArray[np.float32] | None) -> float:
         if audio is None:

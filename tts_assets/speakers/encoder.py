@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from tts_assets.audio_models.speaker_similarity import SpeakerEncoder, Voices
+from tts_assets.audio_models.speaker_similarity import SpeakerEmbedder, SpeakerEncoder
 from tts_assets.core.audio import Wave, blocks
 from tts_assets.speakers.audio import Mels, preprocess, preprocess_wav, windows
 from tts_assets.speakers.config import RESEMBLYZER, resolve
@@ -124,7 +124,7 @@ class VoiceEncoder:
         return embedding
 
 
-def open_voices(name: str, device: str = "cpu") -> Voices:
+def open_voices(name: str, device: str = "cpu") -> SpeakerEmbedder:
     """The encoder ``name``: "resemblyzer", or the path of a folder or a ``.pt``."""
     if name == RESEMBLYZER:
         return SpeakerEncoder(device)

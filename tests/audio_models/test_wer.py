@@ -1,4 +1,4 @@
-"""Only what was said differently counts, and intervals cover what they should."""
+"""Normalization, alignment, error rates, and their intervals."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tts_assets.audio_models.wer import (
     "written",
     ["3719", "3 7 1 9", "3-7-1-9", "37, 19.", "3.719", "Three, seven, one, nine.", "3,719"],
 )
-def test_digits_match_however_they_are_written(written: str) -> None:
+def test_digits_match_in_every_notation(written: str) -> None:
     assert match("three seven one nine", written).word_errors == 0
 
 
@@ -38,10 +38,10 @@ def test_normal_form(text: str, words: str) -> None:
     assert normalize_for_match(text) == words
 
 
-def test_errors_are_counted_and_shown() -> None:
+def test_errors_are_counted_and_aligned() -> None:
     result = match("press one to leave", "Press 2 to leave now")
     assert (result.word_errors, result.words) == (2, 4)
-    assert [(s.change, s.said, s.heard) for s in result.spans] == [
+    assert [(s.change, s.reference, s.hypothesis) for s in result.spans] == [
         ("equal", ("press",), ("press",)),
         ("substitute", ("1",), ("2",)),
         ("equal", ("to", "leave"), ("to", "leave")),
@@ -49,7 +49,7 @@ def test_errors_are_counted_and_shown() -> None:
     ]
 
 
-def test_nothing_heard_misses_every_word() -> None:
+def test_an_empty_transcript_misses_every_word() -> None:
     result = match("thank you", "")
     assert (result.wer, result.cer) == (1.0, 1.0)
 
@@ -70,7 +70,7 @@ def test_corpus_rates_weigh_texts_by_length() -> None:
     assert corpus_cer(matches) == pytest.approx(0.1)
 
 
-def test_pairing_tells_apart_what_single_intervals_cannot() -> None:
+def test_paired_intervals_are_narrower() -> None:
     hard = [0, 5] * 20  # half the texts are hard for both models
     words = [5] * 40
     better = [max(0, errors - 1) for errors in hard]

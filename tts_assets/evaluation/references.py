@@ -1,4 +1,7 @@
-"""Whose voice a model has learnt, and at what pace: told by the samples of its code arrays."""
+"""Reference recordings of a report: clips for speaker similarity, and the speaker's pace.
+
+Both come from the sample lists of the code arrays of the reference corpora.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ Sample = dict[str, Any]
 
 
 def samples_of(arrays: Mapping[str, Handle], split: str) -> list[Sample]:
+    """The samples of a split ("train" or "val") of all corpora."""
     return [
         json.loads(line)
         for handle in arrays.values()
@@ -25,16 +29,19 @@ def samples_of(arrays: Mapping[str, Handle], split: str) -> list[Sample]:
 
 
 def reference_clips(arrays: Mapping[str, CodeArrays], count: int) -> tuple[Path, ...]:
-    """The longest validation clips (training clips where there are none): the speaker's voice."""
+    """The ``count`` longest validation clips; training clips if there are none.
+
+    Raises FileNotFoundError if a clip is gone.
+    """
     return longest(samples_of(arrays, "val") or samples_of(arrays, "train"), count)
 
 
 def named_speakers(
     arrays: Mapping[str, CodeArrays], texts: Iterable[SuiteText], count: int
 ) -> dict[str, tuple[Path, ...]]:
-    """The longest clips of each speaker whom a text names, validation clips before others.
+    """The longest clips of each speaker that a text names; validation clips if there are any.
 
-    Raises :class:`ConfigError` for a speaker who is in none of the corpora.
+    Raises :class:`ConfigError` for a speaker that no corpus has.
     """
     names = sorted({text.speaker for text in texts if text.speaker})
     if not names:
@@ -46,38 +53,41 @@ def named_speakers(
         if not any(own):
             known = sorted({str(s.get("speaker_id", "")) for s in [*val, *train]})
             raise ConfigError(
-                f"the suite names speaker {name!r}, who is in none of the corpora "
-                f"{sorted(arrays)}; speakers there: {known[:20]}"
+                f"the suite names speaker {name!r}, but the corpora {sorted(arrays)} have no such "
+                f"speaker; speakers there: {known[:20]}"
             )
         found[name] = longest(own[0] or own[1], count)
     return found
 
 
 def longest(samples: Iterable[Sample], count: int) -> tuple[Path, ...]:
-    """Raises FileNotFoundError if one of the clips is gone."""
+    """The audio files of the longest samples. Raises FileNotFoundError if one is gone."""
     chosen = sorted(samples, key=lambda sample: (-sample["duration"], sample["id"]))[:count]
     clips = tuple(Path(sample["wav_path"]) for sample in chosen)
     for clip in clips:
         if not clip.is_file():
             raise FileNotFoundError(
-                f"{clip}, a clip of code_arrays, is gone: put it back, or materialize raw_corpus "
-                "and what follows again"
+                f"{clip}, a clip of code_arrays, is gone: restore it, or materialize raw_corpus "
+                "and its downstream assets again"
             )
     return clips
 
 
-def target_digest(
+def references_digest(
     references: Iterable[Path], speakers: Mapping[str, Iterable[Path]], rate: float
 ) -> str:
-    """What likeness and pace are measured against: reports with another are not compared in it."""
-    voices = {name: [sha256_file(clip) for clip in clips] for name, clips in speakers.items()}
-    return digest_of([[sha256_file(clip) for clip in references], voices, rate])
+    """The digest of reference clips and pace.
+
+    Speaker similarity and duration ratio of two reports are comparable only if it is the same.
+    """
+    clips_of = {name: [sha256_file(clip) for clip in clips] for name, clips in speakers.items()}
+    return digest_of([[sha256_file(clip) for clip in references], clips_of, rate])
 
 
 def expected_rate(arrays: Mapping[str, CodeArrays], language: str) -> float:
-    """Characters a second of the recordings, pauses included; 0 if their lengths are not known.
+    """Characters per second of the recordings with their pauses; 0 if durations are unknown.
 
-    Of validation where there is some: thousands of clips are enough.
+    Validation clips are enough where there are any.
     """
     samples = samples_of(arrays, "val") or samples_of(arrays, "train")
     timed = [sample for sample in samples if sample["duration"] > 0]

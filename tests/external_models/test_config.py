@@ -1,4 +1,4 @@
-"""What recipes of other families may say."""
+"""Validation of recipes of external models."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ def recipes(python: str | None = "/opt/coqui/bin/python", **values: Any) -> dict
 
 
 @pytest.mark.parametrize(
-    ("values", "says"),
+    ("values", "message"),
     [
         ({"family": "speechlm"}, r"write it as \[sft.<name>\]"),
         ({"model": "/models/vits"}, "leave model out"),
         ({"family": "xtts", "sample_rate": 16000}, "leave sample_rate out"),
-        ({"family": "xtts", "longest": 20.0}, "11.6 s"),
-        ({"python": None}, "set families.python"),
+        ({"family": "xtts", "max_seconds": 20.0}, "11.6 s"),
+        ({"python": None}, "set external_models.python"),
     ],
 )
-def test_what_cannot_be_is_refused(values: dict[str, Any], says: str) -> None:
-    with pytest.raises(ConfigError, match=says):
-        ExternalModelsConfig.parse(recipes(**values), "families")
+def test_invalid_recipes_are_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ExternalModelsConfig.parse(recipes(**values), "external_models")
 
 
 @pytest.mark.parametrize(
-    ("families", "says"),
+    ("values", "message"),
     [
-        (recipes(corpora=["nowhere"]), "families.recipes.other has corpus 'nowhere'"),
+        (recipes(corpora=["nowhere"]), "external_models.recipes.other has corpus 'nowhere'"),
         ({"python": "p", "recipes": {"announcer": RECIPE}}, "both would have report/announcer"),
         ({"notes": {"nobody": "hello"}}, "notes has 'nobody', which is no recipe"),
     ],
 )
-def test_recipes_fit_the_project(families: dict[str, Any], says: str) -> None:
-    with pytest.raises(ConfigError, match=says):
-        load_settings(environment={}, overrides={"families": families})
+def test_recipes_fit_the_project(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_settings(environment={}, overrides={"external_models": values})

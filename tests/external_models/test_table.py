@@ -1,4 +1,4 @@
-"""The table of all families, from what is published."""
+"""The table of all models, from what is published."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tts_assets.core.artifacts import (
     Handle,
     Report,
 )
-from tts_assets.external_models.table import Known, markdown, row
+from tts_assets.external_models.table import ModelSource, markdown, row
 
 NOTES = {"old": "the demo's | voice"}
 
@@ -34,14 +34,18 @@ def report(
     name: str,
     suite: Handle,
     wer: float,
-    likeness: float = 0.8,
+    similarity: float = 0.8,
     target: str = "the voice",
     **config: object,
 ) -> Report:
-    known = {"of": [wer, likeness, target], "versions": {"words": "1", "similarity": "2"}, **config}
+    known = {
+        "of": [wer, similarity, target],
+        "versions": {"words": "1", "similarity": "2"},
+        **config,
+    }
     build = Build(f"report/{name}", {"suite": suite, "serving": suite}, known, "2")
     facts = {"recipe": name, "texts": 1, "wer": wer, "wer_by_category": {}, "dnsmos_p808": 3.0}
-    facts["metrics"] = {"wer": wer, "speaker_similarity": likeness}
+    facts["metrics"] = {"wer": wer, "speaker_similarity": similarity}
     made = publish(store, Report, build, facts, target=target)
     assert isinstance(made, Report)
     return made
@@ -56,31 +60,31 @@ def test_a_row_has_the_best_figures_of_the_current_suite(store: ArtifactStore) -
     report(store, "old", before, 0.01)  # of another suite: does not count
     report(store, "old", suite, 0.2)
     report(store, "old", suite, 0.3)
-    old = row(store, "old", Known("speechlm", "sft"), NOTES)
+    old = row(store, "old", ModelSource("speechlm", "sft"), NOTES)
     assert (old.status, old.figures_of, old.wer, old.dnsmos_p808) == ("reported", 2, 0.2, 3.0)
-    new = row(store, "new", Known("vits", "family"), NOTES)
+    new = row(store, "new", ModelSource("vits", "family"), NOTES)
     assert (new.status, new.runs, new.wer) == ("not trained yet", 0, None)
     lines = markdown([old, new]).splitlines()
     assert lines[2] == "| old | speechlm | reported | 0 | 20.0 % |  | 3.00 | the demo's \\| voice |"
     assert len(lines) == 4
 
 
-def test_figures_by_another_ear_do_not_count(store: ArtifactStore) -> None:
+def test_metrics_of_another_asr_model_do_not_count(store: ArtifactStore) -> None:
     texts = {"texts": 1, "categories": {}}
     suite = publish(store, EvaluationSuite, Build("evaluation_suite", {}, {}, "1"), texts)
     report(store, "old", suite, 0.01, whisper="large-v3")
     report(store, "old", suite, 0.2)
-    known = row(store, "old", Known("speechlm", "sft"), NOTES)
+    known = row(store, "old", ModelSource("speechlm", "sft"), NOTES)
     assert (known.figures_of, known.wer) == (1, 0.2)
 
 
-def test_an_old_report_that_is_being_deleted_does_not_count(store: ArtifactStore) -> None:
+def test_an_incomplete_old_report_does_not_count(store: ArtifactStore) -> None:
     texts = {"texts": 1, "categories": {}}
     suite = publish(store, EvaluationSuite, Build("evaluation_suite", {}, {}, "1"), texts)
     old, _, current = (report(store, "old", suite, wer) for wer in (0.1, 0.2, 0.3))
     (old.path / "file").unlink()
-    known = row(store, "old", Known("speechlm", "sft"), NOTES)
+    known = row(store, "old", ModelSource("speechlm", "sft"), NOTES)
     assert (known.figures_of, known.wer) == (2, 0.2)
     (current.path / "file").unlink()
     with pytest.raises(ArtifactError, match="is missing"):
-        row(store, "old", Known("speechlm", "sft"), NOTES)
+        row(store, "old", ModelSource("speechlm", "sft"), NOTES)

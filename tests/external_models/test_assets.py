@@ -1,4 +1,4 @@
-"""Tiny models of each family, really: trained by coqui-tts, asked a suite, scored by the report."""
+"""Tiny models of each family: training by coqui-tts, synthesis, report."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dagster import (
 
 from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
 from resources.torchrun import TorchrunLauncher
-from tests.families.conftest import TINY_TORTOISE, TINY_VITS, TINY_XTTS, publish_samples
+from tests.external_models.conftest import TINY_TORTOISE, TINY_VITS, TINY_XTTS, publish_samples
 from tests.support.speaking import publish_arrays, publish_codec
 from tts_assets.core.artifacts import ArtifactStore
 from tts_assets.core.compute import Shape
@@ -44,7 +44,7 @@ def instance() -> Iterator[DagsterInstance]:
 
 
 VITS: dict[str, Any] = {"config": {"model_args": TINY_VITS}, "sample_rate": 16000}
-XTTS: dict[str, Any] = {"config": {"model_args": TINY_XTTS}, "longest": 5.0}
+XTTS: dict[str, Any] = {"config": {"model_args": TINY_XTTS}, "max_seconds": 5.0}
 TORTOISE: dict[str, Any] = {
     "config": {
         "model_args": TINY_TORTOISE,
@@ -64,8 +64,8 @@ def definitions(
     rows = [{"id": "t0", "category": "short", "text": "nobody is here"}]
     (folder / "suite.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     recipe = recipe | {"corpora": ["clips"], "epochs": 1, "batch_size": 4, "log_steps": 1}
-    families = ExternalModelsConfig.model_validate({"python": coqui, "recipes": {"tiny": recipe}})
-    given: dict[str, Any] = {"suite": "suite.jsonl", "references": 1, "window_seconds": 5}
+    config = ExternalModelsConfig.model_validate({"python": coqui, "recipes": {"tiny": recipe}})
+    given: dict[str, Any] = {"suite": "suite.jsonl", "reference_clips": 1, "window_seconds": 5}
     evaluation = EvaluationConfig.model_validate(given | {"temperatures": [0.5]})
     shape = Shape(processes=1, threads=1)
     upstream = [
@@ -78,7 +78,7 @@ def definitions(
             *upstream,
             *evaluation_assets(evaluation, {}, {}, folder, shape, {"tiny": ["clips"]}),
             *build_assets(
-                families,
+                config,
                 evaluation,
                 validation,
                 {"announcer": "sft"},
@@ -97,7 +97,7 @@ def definitions(
     )
 
 
-def test_no_model_of_a_voice_without_consent(
+def test_training_needs_consent(
     store: ArtifactStore, kept: Path, instance: DagsterInstance, tmp_path: Path
 ) -> None:
     publish_samples(store, kept, "clips")
@@ -112,7 +112,7 @@ def test_no_model_of_a_voice_without_consent(
     ("family", "recipe", "loss"),
     [("vits", VITS, "loss_mel"), ("xtts", XTTS, "loss_mel_ce"), ("tortoise", TORTOISE, None)],
 )
-def test_a_family_is_trained_and_scored(
+def test_training_synthesis_and_report(
     family: str,
     recipe: dict[str, Any],
     loss: str | None,

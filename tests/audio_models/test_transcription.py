@@ -1,11 +1,11 @@
-"""Whisper hears real recordings as they were spoken, alone and in a batch."""
+"""Whisper transcribes real recordings, alone and in a batch."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from tts_assets.audio_models.transcription import Transcriber, quietest_place
+from tts_assets.audio_models.transcription import Transcriber, quietest_position
 from tts_assets.audio_models.wer import corpus_wer, match
 from tts_assets.core.audio import Clip
 
@@ -16,10 +16,10 @@ def sentences(recordings: Recordings) -> list[tuple[str, tuple[np.ndarray, int]]
     return [(text, (c.wave, c.rate)) for text, c in recordings.values() if c.seconds > 2][:4]
 
 
-def test_real_recordings_are_heard(transcriber: Transcriber, recordings: Recordings) -> None:
+def test_real_recordings(transcriber: Transcriber, recordings: Recordings) -> None:
     texts, clips = zip(*sentences(recordings), strict=True)
-    heard = transcriber(clips)
-    pairs = zip(texts, heard, strict=True)
+    transcripts = transcriber(clips)
+    pairs = zip(texts, transcripts, strict=True)
     assert corpus_wer(match(text, words) for text, words in pairs) <= 0.06
 
 
@@ -30,25 +30,25 @@ def test_a_transcript_does_not_depend_on_batch_mates(
     assert transcriber(clips) == [transcriber([clip])[0] for clip in clips]
 
 
-def test_an_empty_clip_is_heard_as_nothing(transcriber: Transcriber) -> None:
+def test_an_empty_clip_has_an_empty_transcript(transcriber: Transcriber) -> None:
     assert transcriber([(np.zeros(0, dtype=np.float32), 16_000)]) == [""]
     assert transcriber([]) == []
 
 
-def test_a_clip_longer_than_the_window_is_heard_whole(recordings: Recordings) -> None:
+def test_a_clip_longer_than_the_window_is_transcribed_completely(recordings: Recordings) -> None:
     words, waves = [], []
     for text, (wave, _) in sentences(recordings)[:3]:
         words.append(text)
         waves.append(wave)
     long = np.concatenate(waves)
-    heard = Transcriber(window_seconds=6, threads=1)([(long, 16_000)])[0]
-    assert match(" ".join(words), heard).wer <= 0.15
+    transcript = Transcriber(window_seconds=6, threads=1)([(long, 16_000)])[0]
+    assert match(" ".join(words), transcript).wer <= 0.15
 
 
 def test_the_cut_is_in_the_pause() -> None:
     wave = np.full(32_000, 0.5, dtype=np.float32)
     wave[20_000:24_000] = 0.0
-    assert 21_000 < quietest_place(wave, 8_000, 32_000) < 23_000
+    assert 21_000 < quietest_position(wave, 8_000, 32_000) < 23_000
 
 
 def test_an_english_model_refuses_another_language() -> None:

@@ -17,7 +17,7 @@ def noise(seconds: float) -> np.ndarray:
     return (0.1 * np.random.default_rng(0).standard_normal(samples)).astype(np.float32)
 
 
-def test_a_recording_sounds_better_than_the_same_in_noise(recordings: Recordings) -> None:
+def test_a_recording_scores_higher_than_with_noise(recordings: Recordings) -> None:
     clip = recordings["conf-invalid"][1]
     score = DnsmosScorer()
     clean, noisy = score(clip.wave, clip.rate), score(clip.wave + noise(clip.seconds), clip.rate)
@@ -30,11 +30,11 @@ def test_a_recording_sounds_better_than_the_same_in_noise(recordings: Recordings
     assert score(clip.wave[:800], clip.rate) is None
 
 
-def test_one_speaker_is_nearer_than_noise_or_a_shifted_voice(recordings: Recordings) -> None:
+def test_the_same_speaker_is_more_similar_than_a_lower_voice(recordings: Recordings) -> None:
     reference, other = recordings["agent-incorrect"][1], recordings["conf-invalid"][1]
     similarity = SpeakerSimilarity(SpeakerEncoder(), [(reference.wave, reference.rate)])
     same = similarity(other.wave, other.rate)
-    lower = similarity(other.wave, 10_000)  # played slower: a deep voice
+    lower = similarity(other.wave, 10_000)  # played slower: a lower voice
     assert same is not None
     assert lower is not None
     assert same > 0.8

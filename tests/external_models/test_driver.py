@@ -1,4 +1,4 @@
-"""What the other environment's program tells and is told."""
+"""Running a program in the other environment: errors, stop and resume, fine-tuning."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.families.conftest import TINY_VITS, TINY_XTTS
+from tests.external_models.conftest import TINY_VITS, TINY_XTTS
 from tts_assets.core.config import ConfigError
 from tts_assets.core.program import STOPPED, read_metrics
 from tts_assets.core.split import ValidationSplit
@@ -23,7 +23,7 @@ from tts_assets.external_models.config import ExternalRecipe, ExternalTrainProgr
 from tts_assets.external_models.train import main
 
 VITS: dict[str, Any] = {"family": "vits", "sample_rate": 16000}
-# Coqui's published models are files of torch's, which nobody but coqui writes.
+# Writes a model in the format of coqui's published models.
 PUBLISH = """
 import sys
 import torch
@@ -51,18 +51,18 @@ def program(
 
 
 @pytest.mark.parametrize(
-    ("python", "says"), [("/nowhere/python", "no interpreter"), (sys.executable, "no coqui-tts")]
+    ("python", "message"), [("/nowhere/python", "no interpreter"), (sys.executable, "no coqui-tts")]
 )
-def test_an_environment_that_lacks_something(
-    python: str, says: str, kept: Path, tmp_path: Path
+def test_an_unsuitable_environment_is_refused(
+    python: str, message: str, kept: Path, tmp_path: Path
 ) -> None:
     path = program(Path(python), kept, tmp_path / "run")
-    with pytest.raises(ConfigError, match=f"{python} (is|has) {says}"):
+    with pytest.raises(ConfigError, match=f"{python} (is|has) {message}"):
         main([str(path)])
 
 
 @pytest.mark.slow
-def test_a_key_that_coqui_does_not_have(coqui: Path, kept: Path, tmp_path: Path) -> None:
+def test_an_unknown_key_of_coqui_is_refused(coqui: Path, kept: Path, tmp_path: Path) -> None:
     config = {"model_args": {"hidden_chanels": 8}}
     path = program(coqui, kept, tmp_path / "run", config=config)
     with pytest.raises(ConfigError, match=r"config.model_args.hidden_chanels: .* no such key"):
@@ -70,7 +70,7 @@ def test_a_key_that_coqui_does_not_have(coqui: Path, kept: Path, tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_a_stop_is_passed_on_and_gone_on_from(coqui: Path, kept: Path, tmp_path: Path) -> None:
+def test_stop_and_resume(coqui: Path, kept: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     path = program(coqui, kept, folder, epochs=3)
     command = [sys.executable, "-m", "tts_assets.external_models.train", str(path)]
@@ -92,8 +92,13 @@ def test_a_stop_is_passed_on_and_gone_on_from(coqui: Path, kept: Path, tmp_path:
 def test_xtts_is_fine_tuned_from_its_published_files(
     coqui: Path, kept: Path, tmp_path: Path
 ) -> None:
-    """At a rate that changes nothing, what comes out is what was published."""
-    random = {"family": "xtts", "epochs": 1, "longest": 5.0, "config": {"model_args": TINY_XTTS}}
+    """With a tiny learning rate the weights stay as they were published."""
+    random = {
+        "family": "xtts",
+        "epochs": 1,
+        "max_seconds": 5.0,
+        "config": {"model_args": TINY_XTTS},
+    }
     main([str(program(coqui, kept, tmp_path / "random", random))])
     first, published = tmp_path / "random" / "result", tmp_path / "published"
     shutil.copytree(tmp_path / "random" / "checkpoints" / "start", published)

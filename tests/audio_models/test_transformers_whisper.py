@@ -1,4 +1,4 @@
-"""The packaged tiny.en in transformers: the same weights, so it hears the same words."""
+"""The packaged tiny.en in transformers: the same weights give the same words."""
 
 from __future__ import annotations
 
@@ -73,18 +73,21 @@ SIZES = {"layers": 4, "attention_heads": 6, "ffn_dim": 1536}
 
 
 @pytest.mark.slow
-def test_it_hears_what_the_packaged_model_hears(
+def test_same_transcripts_as_the_packaged_model(
     model: Path, recordings: dict[str, tuple[str, Clip]]
 ) -> None:
     kept = [(text, (c.wave, c.rate)) for text, c in recordings.values() if c.seconds > 2][:4]
     texts, clips = zip(*kept, strict=True)
-    heard = TransformersTranscriber(str(model), batch_size=3)(clips)
+    transcripts = TransformersTranscriber(str(model), batch_size=3)(clips)
     same = Transcriber(beam_size=1)(clips)
-    assert corpus_wer(match(text, words) for text, words in zip(texts, heard, strict=True)) <= 0.06
-    assert corpus_wer(match(a, b) for a, b in zip(same, heard, strict=True)) <= 0.03
+    assert (
+        corpus_wer(match(text, words) for text, words in zip(texts, transcripts, strict=True))
+        <= 0.06
+    )
+    assert corpus_wer(match(a, b) for a, b in zip(same, transcripts, strict=True)) <= 0.03
 
 
-def test_an_empty_clip_is_heard_as_nothing(model: Path) -> None:
+def test_an_empty_clip_has_an_empty_transcript(model: Path) -> None:
     assert TransformersTranscriber(str(model))([(np.zeros(0, np.float32), 16_000)]) == [""]
 
 

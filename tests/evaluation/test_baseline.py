@@ -1,4 +1,4 @@
-"""A worse report after a better one, in Dagster: recordings are better than an untrained model."""
+"""The gate's baseline, and a gate that fails: an untrained model is worse than recordings."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from tests.conftest import CORPUS
 from tests.core.test_tracking import records, runs
 from tests.evaluation.conftest import program_of
 from tests.evaluation.test_assets import CHECKS, GIVEN, checks, run
-from tests.evaluation.test_gates import LIKENESS, WER
-from tests.families.test_table import publish, report
+from tests.evaluation.test_gates import SIMILARITY, WER
+from tests.external_models.test_table import publish, report
 from tests.support.speaking import Speaking
 from tts_assets.core.artifacts import ArtifactError, ArtifactStore, Build, EvaluationSuite, Report
 from tts_assets.core.audio import read_clip
 from tts_assets.core.program import Run
 from tts_assets.core.tracking import WandbConfig, write_card
 from tts_assets.evaluation.assets import CODE_VERSION, determined
-from tts_assets.evaluation.checks import incumbent
+from tts_assets.evaluation.checks import baseline
 from tts_assets.evaluation.compare import FIGURES_FILE
 from tts_assets.evaluation.config import EvaluationConfig
 from tts_assets.evaluation.evaluate import write_result
-from tts_assets.evaluation.measuring import MetricRunner, SynthesizedUtterance
+from tts_assets.evaluation.metric_runner import MetricRunner, SynthesizedUtterance
 from tts_assets.evaluation.metrics.metric import Column, Setting
 from tts_assets.evaluation.page import write_flac
 from tts_assets.evaluation.suite import SuiteText
@@ -50,14 +50,14 @@ PAIR = ("recorded", "tiny")
 
 @dataclass
 class Recorded:
-    """A report whose syntheses are recordings: ``run_dir`` as the program leaves it."""
+    """A report whose syntheses are recordings; ``run_dir`` is that of a finished program."""
 
     texts: list[str]
     run_dir: Path
     facts: dict[str, object]
 
     def publish(self, speaking: Speaking, recipe: str) -> Report:
-        """As the current report of ``recipe`` on the suite that is in the store."""
+        """Publish it as the current report of ``recipe`` on the current suite."""
         suite = speaking.store.current("evaluation_suite")
         inputs = {
             "serving": speaking.serving,
@@ -77,23 +77,23 @@ class Recorded:
 
 @pytest.fixture
 def recorded(setting: Setting, tmp_path: Path) -> Recorded:
-    rows = [json.loads(line) for line in (CORPUS / "samples.jsonl").read_text().splitlines()]
-    by_key = {row["original_data"]["key"]: row for row in rows}
+    samples = [json.loads(line) for line in (CORPUS / "samples.jsonl").read_text().splitlines()]
+    by_key = {row["original_data"]["key"]: row for row in samples}
     folder = tmp_path / "recorded"
     folder.mkdir()
     write_card(folder, WandbConfig(project="voices"), "report/recorded")
     texts = [by_key[key]["transcript"] for key in SENTENCES]
     with Run(folder) as program:
-        spoken = []
+        utterances = []
         for number, key in enumerate(SENTENCES):
             clip = read_clip(CORPUS / by_key[key]["wav_path"])
             audio = program.result_dir / "audio" / f"t{number}-42.flac"
             write_flac(audio, clip.wave, clip.rate)
             text = SuiteText(id=f"t{number}", category="c", text=texts[number], language="en")
-            spoken.append(SynthesizedUtterance(text, 42, None, audio, ended=True))
-        gauge = MetricRunner(setting, tmp_path / "metrics.sqlite")
-        said = [row.model_dump() for row in gauge.measure(spoken)]
-        record = {"rows": said, "elapsed": 1.0, "measuring": {}}
+            utterances.append(SynthesizedUtterance(text, 42, None, audio, ended=True))
+        metrics = MetricRunner(setting, tmp_path / "metrics.sqlite")
+        rows = [row.model_dump() for row in metrics.measure(utterances)]
+        record = {"rows": rows, "elapsed": 1.0, "measuring": {}}
         facts = write_result(program_of("recorded"), program, [record])
         program.finish(facts)
     return Recorded(texts, folder, facts)
@@ -111,56 +111,58 @@ def made(result: ExecuteInProcessResult) -> set[str]:
     return {event.asset_key.to_user_string() for event in events if event.asset_key}
 
 
-def test_an_incumbents_old_report_may_be_gone_and_its_current_one_not(tmp_path: Path) -> None:
+def test_an_unreadable_report_counts_only_if_it_is_current(tmp_path: Path) -> None:
     store = ArtifactStore(tmp_path / "storage")
     texts = {"texts": 1, "categories": {}}
     suite = publish(store, EvaluationSuite, Build("evaluation_suite", {}, {}, "1"), texts)
     old, better, last = (report(store, "tiny", suite, wer) for wer in (0.1, 0.2, 0.3))
     (old.path / "file").unlink()
-    beaten = incumbent(store, last, "", WER, "words")
-    assert beaten is not None and beaten.path == better.path
-    assert incumbent(store, last, "other", WER, "words") is None  # was not made yet
+    found = baseline(store, last, "", WER, "words")
+    assert found is not None and found.path == better.path
+    assert baseline(store, last, "other", WER, "words") is None  # it has no report
     (report(store, "other", suite, 0.1).path / "file").unlink()
     with pytest.raises(ArtifactError, match="is missing"):
-        incumbent(store, last, "other", WER, "words")
+        baseline(store, last, "other", WER, "words")
 
 
 @pytest.mark.parametrize("recipe", ["", "other"])
-def test_the_bar_is_the_best_in_what_is_gated(store: ArtifactStore, recipe: str) -> None:
-    """Fewer word errors make no bar of a voice that has become another."""
+def test_the_baseline_is_the_best_report_in_the_gated_metric(
+    store: ArtifactStore, recipe: str
+) -> None:
+    """The report with the lowest WER is not the baseline for speaker similarity."""
     texts = {"texts": 1, "categories": {}}
     suite = publish(store, EvaluationSuite, Build("evaluation_suite", {}, {}, "1"), texts)
     reports = [
-        report(store, recipe or "tiny", suite, wer, likeness)
-        for wer, likeness in ((0.2, 0.9), (0.1, 0.7), (0.3, 0.8))
+        report(store, recipe or "tiny", suite, wer, similarity)
+        for wer, similarity in ((0.2, 0.9), (0.1, 0.7), (0.3, 0.8))
     ]
     elsewhere = report(store, recipe or "tiny", suite, 0.4, 0.95, target="another voice")
     last = report(store, "tiny", suite, 0.5, 0.69)
 
-    def bar(column: Column, metric: str) -> Path:
-        found = incumbent(store, last, recipe, column, metric)
+    def best(column: Column, metric: str) -> Path:
+        found = baseline(store, last, recipe, column, metric)
         assert found is not None
         return found.path
 
-    assert bar(LIKENESS, "similarity") == reports[0].path
-    assert bar(WER, "words") == reports[1].path
+    assert best(SIMILARITY, "similarity") == reports[0].path
+    assert best(WER, "words") == reports[1].path
     moved = report(store, "tiny", suite, 0.5, 0.69, target="another voice")
-    found = incumbent(store, moved, recipe, LIKENESS, "similarity")
+    found = baseline(store, moved, recipe, SIMILARITY, "similarity")
     assert found is not None and found.path == elsewhere.path
 
 
 @pytest.mark.slow
-def test_a_worse_report_goes_no_further_and_a_comparison_says_by_how_much(
+def test_a_worse_report_stops_the_run_and_the_comparison_has_the_difference(
     instance: DagsterInstance, speaking: Speaking, recorded: Recorded, tmp_path: Path
 ) -> None:
     options = {"recipes": PAIR, "comparisons": {"pair": {"models": PAIR}}, "seeds": [42]}
     select = ["report/tiny", "comparison/pair"]
     first = run(instance, speaking, tmp_path, recorded.texts, ["evaluation_suite"], **options)
     assert first.success
-    beaten = recorded.publish(speaking, "recorded")
-    assert beaten.facts.wer < 0.3
+    published = recorded.publish(speaking, "recorded")
+    assert published.facts.wer < 0.3
 
-    gates = {"wer": 0.05, "incumbent": "recorded"}
+    gates = {"wer": 0.05, "baseline": "recorded"}
     stopped = run(instance, speaking, tmp_path, recorded.texts, select, gates=gates, **options)
     assert not stopped.success
     assert checks(stopped) == {**dict.fromkeys(CHECKS, True), "wer_gate": False}
@@ -172,11 +174,11 @@ def test_a_worse_report_goes_no_further_and_a_comparison_says_by_how_much(
     figures = json.loads((comparison.path / FIGURES_FILE).read_text())
     assert figures["categories"]["c"]["low"] > 0.05
     events = free.get_asset_materialization_events()
-    (told,) = [
+    (metadata,) = [
         e.materialization.metadata for e in events if "blind_test" in e.materialization.metadata
     ]
-    assert Path(str(told["page"].value)).is_file()
-    assert Path(str(told["listen"].value)).read_text().count("<audio ") == 2 * len(SENTENCES)
+    assert Path(str(metadata["page"].value)).is_file()
+    assert Path(str(metadata["listen"].value)).read_text().count("<audio ") == 2 * len(SENTENCES)
 
 
 @pytest.mark.slow
@@ -185,7 +187,7 @@ def test_weights_and_biases_gets_the_table_of_a_report(recorded: Recorded) -> No
     logged = [item for record in records(folder) for item in record.history.item]
     (path,) = [item for item in logged if list(item.nested_key) == ["samples", "path"]]
     table = json.loads((folder / "files" / json.loads(path.value_json)).read_text())
-    heard = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
-    assert [row["text"] for row in heard] == recorded.texts
-    assert sum(row["wer"] for row in heard) / len(heard) < 0.3
-    assert all(row["heard"] and row["dnsmos_p808"] > 1 for row in heard)
+    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    assert [row["text"] for row in rows] == recorded.texts
+    assert sum(row["wer"] for row in rows) / len(rows) < 0.3
+    assert all(row["heard"] and row["dnsmos_p808"] > 1 for row in rows)

@@ -1,4 +1,4 @@
-"""Filtered samples as coqui's clips: every one is listed once, or set aside with a reason."""
+"""The dataset for coqui: every sample is listed once, or set aside with a reason."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SPLIT = ValidationSplit(fraction=0.3)
 def test_every_clip_is_accounted_for(kept: Path, tmp_path: Path) -> None:
     gone = json.loads(kept.read_text().splitlines()[0]) | {"wav_path": "/nowhere.wav", "id": "gone"}
     kept.write_text(kept.read_text() + json.dumps(gone) + "\n")
-    recipe = ExternalRecipe(family="vits", corpora=("clips",), sample_rate=16000, longest=4.0)
+    recipe = ExternalRecipe(family="vits", corpora=("clips",), sample_rate=16000, max_seconds=4.0)
     dataset = Dataset()
     samples = list(all_samples({"clips": kept}))
     for corpus, sample in samples:

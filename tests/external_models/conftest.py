@@ -1,4 +1,4 @@
-"""The environment with coqui-tts, where there is one, and real clips as filtered samples."""
+"""The environment with coqui-tts, if there is one, and real clips as filtered samples."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ TINY_TORTOISE: dict[str, Any] = {
 
 @pytest.fixture(scope="session")
 def coqui() -> Path:
-    """The interpreter that ``COQUI_PYTHON`` names; tests that train with it skip without."""
+    """The interpreter that ``COQUI_PYTHON`` names; without it the tests are skipped."""
     named = os.environ.get(VARIABLE)
     if not named:
-        pytest.skip(f"{VARIABLE} names no interpreter with coqui-tts (docs/families.md)")
+        pytest.skip(f"{VARIABLE} names no interpreter with coqui-tts (docs/external_models.md)")
     return Path(named)
 
 
 @pytest.fixture
 def kept(clips: Path, tmp_path: Path) -> Path:
-    """``kept.jsonl`` of the clips, as the filters write it: absolute paths, and ids."""
+    """``kept.jsonl`` of the clips in the format of the filters: absolute paths, and ids."""
     rows = [json.loads(line) for line in (clips / "samples.jsonl").read_text().splitlines()]
     lines = [
         json.dumps(row | {"wav_path": str(clips / row["wav_path"]), "id": row["wav_path"]}) + "\n"
