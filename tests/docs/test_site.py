@@ -291,3 +291,15 @@ def test_keys_in_the_text_are_keys_of_some_table(path: Path) -> None:
         match = re.match(r"([a-z_]+(?:\.[a-z_]+)*) = .", code)
         if match and path.name != "configuration.md":
             assert {*match[1].split(".")} <= known, f"{path.name}: {code}"
+
+
+@pytest.mark.parametrize("path", documents())
+def test_names_of_classes_exist(path: Path) -> None:
+    """Names such as ``StreamDecoder`` in running text are names of the code or of its libraries."""
+    folders = ("tts_assets", "resources", "sensors", "jobs", "tests")
+    files = [file for folder in folders for file in (ROOT / folder).rglob("*.py")]
+    names = [code for code in inline_code(path) if re.fullmatch(r"(?:[A-Z][a-z]+){2,}\w*", code)]
+    if names and path.name != "configuration.md":
+        source = "\n".join(file.read_text() for file in files)
+        missing = [name for name in names if not re.search(rf"\b{name}\b", source)]
+        assert missing == [], path.name
