@@ -195,7 +195,7 @@ def test_rewards_of_weight_0_raise_the_hacking_alarm(
         for one in sentences[:3]
     ]
     with closing(RewardExecutor(rewards, ThreadRunner(rewards, threads=1))) as executor:
-        steps = [(completion, executor.score(completion)) for completion in (misread, noisy)]
+        steps = [(decoded, executor.score(decoded)) for decoded in (misread, noisy)]
     for _, results in steps:
         assert all(result.total == result.rewards["wer"] for result in results)
     records = [
@@ -206,10 +206,10 @@ def test_rewards_of_weight_0_raise_the_hacking_alarm(
     assert [alarm.name for alarm in raised] == ["hacking_dnsmos"]
 
 
-def rollout(completion: DecodedCompletion, result: RewardResult) -> Rollout:
+def rollout(decoded: DecodedCompletion, result: RewardResult) -> Rollout:
     codes = np.arange(50)
     completion = Completion(codes, True, codes, np.zeros(50, np.float32))
-    return Rollout(Request(codes, seed=0), completion, completion, result)
+    return Rollout(Request(codes, seed=0), completion, decoded, result)
 
 
 def open_executor(synthesizer: Synthesizer, *rewards: RewardConfig) -> RewardExecutor:
