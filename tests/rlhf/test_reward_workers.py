@@ -79,6 +79,7 @@ def gone(process: psutil.Process) -> bool:
         return True
 
 
+@pytest.mark.slow
 def test_workers_and_threads_return_the_same_scores(
     runner: WorkerRunner, sentences: list[DecodedCompletion]
 ) -> None:
