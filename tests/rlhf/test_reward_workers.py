@@ -88,6 +88,7 @@ def test_workers_and_threads_return_the_same_scores(
     assert runner.restarted == 0
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_replaced(
     runner: WorkerRunner, sentences: list[DecodedCompletion]
 ) -> None:
@@ -107,6 +108,7 @@ def test_a_killed_worker_is_replaced(
     assert victim.returncode == -signal.SIGKILL
 
 
+@pytest.mark.slow
 def test_workers_ignore_sigterm(runner: WorkerRunner, sentences: list[DecodedCompletion]) -> None:
     executor = RewardExecutor(REWARDS, runner)
     expected = executor.score(sentences[:3])
@@ -116,6 +118,7 @@ def test_workers_ignore_sigterm(runner: WorkerRunner, sentences: list[DecodedCom
     assert runner.restarted == 0
 
 
+@pytest.mark.slow
 def test_completions_are_split_after_two_deaths(
     sentences: list[DecodedCompletion], fatal: Callable[..., FunctionReward]
 ) -> None:
@@ -128,6 +131,7 @@ def test_completions_are_split_after_two_deaths(
     runner.close()
 
 
+@pytest.mark.slow
 def test_the_error_names_a_completion_that_always_kills(
     sentences: list[DecodedCompletion], fatal: Callable[..., FunctionReward]
 ) -> None:
@@ -140,6 +144,7 @@ def test_the_error_names_a_completion_that_always_kills(
     assert not workers()
 
 
+@pytest.mark.slow
 def test_an_error_in_a_worker_is_raised_in_the_trainer(sentences: list[DecodedCompletion]) -> None:
     spanish = [DecodedCompletion("hola", sentences[0].wave, 16_000, True, language="es")]
     executor = RewardExecutor(REWARDS, WorkerRunner(REWARDS, ["cpu"]))
@@ -148,6 +153,7 @@ def test_an_error_in_a_worker_is_raised_in_the_trainer(sentences: list[DecodedCo
     assert not workers()
 
 
+@pytest.mark.slow
 def test_a_function_that_hangs_is_stopped_and_named(
     sentences: list[DecodedCompletion], fatal: Callable[..., FunctionReward]
 ) -> None:
@@ -158,6 +164,7 @@ def test_a_function_that_hangs_is_stopped_and_named(
     assert not workers()
 
 
+@pytest.mark.slow
 def test_workers_end_if_the_trainer_is_killed(
     tmp_path: Path, fatal: Callable[..., FunctionReward]
 ) -> None:
