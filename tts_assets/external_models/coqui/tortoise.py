@@ -18,7 +18,7 @@ from TTS.tts.configs.tortoise_config import TortoiseConfig
 from TTS.tts.models.tortoise import Tortoise, load_required_audio
 
 from tts_assets.external_models.coqui.job import CONFIG_FILE, VOICES_FOLDER, Events, Line, TrainJob
-from tts_assets.external_models.coqui.train import overlay, write_config, write_weights
+from tts_assets.external_models.coqui.training import overlay, write_config, write_weights
 
 PARTS = {
     "autoregressive": "autoregressive.pth",

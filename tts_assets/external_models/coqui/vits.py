@@ -14,7 +14,7 @@ from TTS.tts.configs.vits_config import VitsArgs, VitsConfig
 from TTS.tts.models.vits import Vits
 
 from tts_assets.external_models.coqui.job import CONFIG_FILE, MODEL_FILE, Events, Line, TrainJob
-from tts_assets.external_models.coqui.train import (
+from tts_assets.external_models.coqui.training import (
     common_settings,
     fit,
     read_samples,

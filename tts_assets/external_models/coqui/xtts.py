@@ -34,7 +34,7 @@ from tts_assets.external_models.coqui.job import (
     Line,
     TrainJob,
 )
-from tts_assets.external_models.coqui.train import (
+from tts_assets.external_models.coqui.training import (
     common_settings,
     fit,
     read_samples,
