@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tts_assets.audio_models.pitch import track_pitch
 from tts_assets.core.audio import Wave, read_clip, resample
 from tts_assets.corpora.text import normalize
 from tts_assets.evaluation.metrics.metric import Column, Metric, Unmeasured, Utterance, Values
@@ -145,16 +146,14 @@ class Pitch(Metric):
 
 def pitch_of(utterance: Utterance) -> Values | Unmeasured:
     """The pitch statistics of one utterance."""
-    import librosa
-
     short = Unmeasured(f"less than {SHORTEST_VOICED:g} s voiced")
     if utterance.seconds < SHORTEST_VOICED:
         return short
-    f0, voiced, _ = librosa.pyin(
+    f0, voiced = track_pitch(
         resample(utterance.wave, utterance.rate, RATE),
-        fmin=LOWEST,
-        fmax=HIGHEST,
-        sr=RATE,
+        low=LOWEST,
+        high=HIGHEST,
+        rate=RATE,
         frame_length=FRAME,
         hop_length=HOP,
         resolution=RESOLUTION,
