@@ -23,7 +23,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -95,8 +94,7 @@ class Ours:
         self.pool = UtteranceDataset(
             {"benchmark": folder}, "train", prompts, RECIPE.max_seq_len, {"benchmark": folder}
         )
-        run: Any = SimpleNamespace(rank=0, world_size=1)
-        self.share = RankSharding(run, RECIPE, lockstep=False)
+        self.sharding = RankSharding(0, 1, micro_tokens=RECIPE.micro_tokens, seed=RECIPE.seed)
         self.stream = SampleStream(self.pool, RECIPE, float(RATE))
 
     def ids(self, utterance: int) -> list[int]:
@@ -110,7 +108,7 @@ class Ours:
             batch = self.stream.batch()
             done += len(batch)
             tokens += len(batch)  # the last token of each is a target alone
-            tokens += sum(row.tokens for row in self.share.rows(self.pool, batch))
+            tokens += sum(row.tokens for row in self.sharding.rows(self.pool, batch))
         return tokens
 
 

@@ -39,7 +39,7 @@ def variants(recipe: SftRecipe, steps: int) -> dict[str, SftRecipe]:
     grow = round(recipe.concatenate.grow_epochs * steps / recipe.steps)
     growing = recipe.concatenate.model_copy(update={"grow_epochs": grow})
     at_once = recipe.concatenate.model_copy(update={"grow_epochs": 0})
-    short = recipe.model_copy(update={"steps": steps, "concatenate": growing, "listen": 0})
+    short = recipe.model_copy(update={"steps": steps, "concatenate": growing, "sample_texts": 0})
     return {
         "as it is": short,
         "without grow_epochs": short.model_copy(update={"concatenate": at_once}),

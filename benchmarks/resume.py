@@ -28,14 +28,14 @@ from tts_assets.core.training import damage, saved, write_manifest
 from tts_assets.settings import load_settings
 from tts_assets.sft.checkpoint import PROGRESS, SftProgress
 from tts_assets.sft.config import SftProgram
-from tts_assets.sft.train import SftTrainer
+from tts_assets.sft.train import build_trainer
 
 EARLY, LATE, REPEATS = 10, 100_000, 5
 
 
 def program_in(folder: Path) -> SftProgram:
     settings = load_settings()
-    changes = {"steps": 2 * LATE, "listen": 0, "eval_every": 2 * LATE, "save_every": 2 * LATE}
+    changes = {"steps": 2 * LATE, "sample_texts": 0, "eval_every": 2 * LATE, "save_every": 2 * LATE}
     recipe = settings.sft["announcer"].model_copy(update=changes)
     store = ArtifactStore(settings.storage)
     arrays = {name: store.current("code_arrays", name) for name in recipe.corpora}
@@ -55,16 +55,16 @@ def program_in(folder: Path) -> SftProgram:
 def train_early(program: SftProgram) -> SftProgress:
     """A run folder with a checkpoint at step 10; the progress at step 100,000."""
     with Run(program.run_dir) as run:
-        trainer = SftTrainer(run, program)
+        trainer = build_trainer(run, program)
         for step in range(EARLY):
             trainer.train_step(step)
         trainer.checkpoints.save(trainer.strategy, trainer.progress)
-        trainer.settle()
+        trainer.wait_for_saves()
         tokens, speech = trainer.progress.tokens, trainer.progress.speech_tokens
         for _ in range(LATE - EARLY):
             batch = trainer.stream.batch()
-            tokens += sum(trainer.train_pool.length(sample.utterances) for sample in batch)
-            codes = (trainer.train_pool.code_counts[list(s.utterances)].sum() for s in batch)
+            tokens += sum(trainer.train_data.length(sample.items) for sample in batch)
+            codes = (trainer.train_data.code_counts[list(s.items)].sum() for s in batch)
             speech += sum(int(count) + 2 for count in codes)  # with start and end
     place = {"epoch": trainer.stream.epoch, "offset": trainer.stream.offset}
     done = {"step": LATE, "tokens": tokens, "speech_tokens": speech}

@@ -24,7 +24,7 @@ base.llama = {{ hidden_size = 64, intermediate_size = 128, layers = 2, heads = 2
 corpora = {{ {0} = 1.0 }}
 steps = 2
 eval_every = 1
-listen = 0
+sample_texts = 0
 """
 
 

@@ -122,7 +122,7 @@ def recipe_values(**changes: Any) -> dict[str, Any]:
         "eval_every": 3,
         "export": "last",
         "precision": "fp32",
-        "listen": 0,
+        "sample_texts": 0,
         **changes,
     }
 

@@ -80,7 +80,7 @@ def test_a_recipe_is_materialized_once(
     inputs: tuple[ArtifactStore, CodeArrays, CodecCheckpoint],
 ) -> None:
     store, arrays, codec = inputs
-    recipe = SftRecipe.model_validate(recipe_values(steps=3, listen=1))
+    recipe = SftRecipe.model_validate(recipe_values(steps=3, sample_texts=1))
     asset = sft_asset("test", recipe, Shape(processes=2, threads=1))
     upstream: list[Any] = [
         AssetSpec("codec"),
@@ -109,7 +109,7 @@ def test_a_recipe_is_materialized_once(
     assert metadata[0]["tokens_per_second"].value > 0
     assert metadata[0]["loss_curve"].value.startswith("![loss curve](data:image/png;base64,")
     assert metadata[0]["val_entropy"].value > 0 and metadata[0]["update_ratio"].value > 0
-    assert metadata[0]["health"].value.startswith("![signs of health](data:image/png;base64,")
+    assert metadata[0]["diagnostics"].value.startswith("![diagnostics](data:image/png;base64,")
     assert Path(metadata[1]["listening"].path) == checkpoint.path / "listening.ipynb"
     assert "data:audio/flac" in (checkpoint.path / "listening.ipynb").read_text()
     assert event is not None and event.asset_materialization is not None
@@ -322,4 +322,4 @@ def test_arrays_of_another_codec_are_refused(
     assert isinstance(other, CodecCheckpoint)
     recipe = SftRecipe.model_validate(recipe_values())
     with pytest.raises(ArtifactError, match=r"materialize code_arrays\[asterisk\] again"):
-        sft_program("test", recipe, tmp_path, {"asterisk": arrays}, other)
+        sft_program("test", recipe, tmp_path, {"asterisk": arrays}, other, None, {}, {})

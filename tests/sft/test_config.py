@@ -6,9 +6,13 @@ import pytest
 
 from tests.sft.conftest import program_values, recipe_values
 from tts_assets.core.config import ConfigError
-from tts_assets.sft import machine
-from tts_assets.sft.config import OptimizerConfig, SftProgram, SftRecipe
-from tts_assets.sft.machine import MachineError
+from tts_assets.sft.config import (
+    MachineError,
+    OptimizerConfig,
+    SftProgram,
+    SftRecipe,
+    check_machine,
+)
 from tts_assets.sft.optimizer import learning_rate
 
 
@@ -54,13 +58,13 @@ def test_the_machine_is_asked_first(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled = SftRecipe.parse(recipe_values(compile=True), "test")
     plain = SftRecipe.parse(recipe_values(strategy={"name": "deepspeed"}), "test")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    machine.check(plain, processes=64)
+    check_machine(plain, processes=64)
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(MachineError, match=r"no-such-compiler is not found.*compile = false"):
-        machine.check(compiled, processes=2)
+        check_machine(compiled, processes=2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     with pytest.raises(MachineError, match="3 processes need a GPU each, and this machine shows 2"):
-        machine.check(plain, processes=3)
+        check_machine(plain, processes=3)
 
 
 def test_how_a_recipe_runs_is_no_part_of_what_it_trains() -> None:
@@ -77,8 +81,8 @@ def test_how_a_recipe_runs_is_no_part_of_what_it_trains() -> None:
         ({"save_every": 7}, False, False),
         ({"checkpoints": {"keep_last": 9, "keep_every": 2000}}, False, False),
         ({"gradient_checkpointing": True, "compile": True}, False, False),
-        ({"listen": 2}, False, True),
-        ({"listen_every": 3}, False, True),
+        ({"sample_texts": 2}, False, True),
+        ({"sample_every": 3}, False, True),
         ({"checkpoints": {"best": "val_loss/asterisk"}}, True, True),
         ({"export": "best"}, True, True),
         ({"eval_every": 2}, True, True),

@@ -11,13 +11,13 @@ import torch
 from tests.sft.conftest import program
 from tts_assets.core.program import Run, read_metrics
 from tts_assets.sft.dataset import TrainingSample
-from tts_assets.sft.train import SftTrainer
+from tts_assets.sft.train import SftTrainer, build_trainer
 
 
 @torch.no_grad()
 def plain(trainer: SftTrainer) -> dict[str, float]:
     """Each validation utterance alone through transformers, counted one position at a time."""
-    lm, pool = trainer.lm, trainer.val_pool
+    lm, pool = trainer.lm, trainer.val_data
     lm.model.set_attn_implementation("sdpa")
     found, broken, closed, entropy, codes = 0, 0, 0, 0.0, 0
     for utterance in range(len(pool)):
@@ -46,11 +46,11 @@ def plain(trainer: SftTrainer) -> dict[str, float]:
 @pytest.mark.parametrize("breaks_off", [False, True])
 def test_what_the_model_says(arrays: Path, tmp_path: Path, breaks_off: bool) -> None:
     with Run(tmp_path) as run:
-        trainer = SftTrainer(run, program(tmp_path, arrays, optimizer={"lr": 5e-3}))
+        trainer = build_trainer(run, program(tmp_path, arrays, optimizer={"lr": 5e-3}))
         for step in range(6):
             trainer.train_step(step)
         if breaks_off:  # where it would say the commonest code, it says the end
-            vocabulary, codes = trainer.lm.vocabulary, trainer.val_pool.tables[0].codes
+            vocabulary, codes = trainer.lm.vocabulary, trainer.val_data.tables[0].codes
             common = vocabulary.code_to_id[np.bincount(codes).argmax()]
             with torch.no_grad():
                 table = trainer.lm.model.get_output_embeddings().weight
@@ -65,7 +65,7 @@ def test_what_the_model_says(arrays: Path, tmp_path: Path, breaks_off: bool) -> 
 
 def test_how_the_weights_move(arrays: Path, tmp_path: Path) -> None:
     with Run(tmp_path) as run:
-        trainer = SftTrainer(run, program(tmp_path, arrays, steps=2, eval_every=2))
+        trainer = build_trainer(run, program(tmp_path, arrays, steps=2, eval_every=2))
 
         def flat() -> torch.Tensor:
             named = trainer.lm.model.named_parameters()

@@ -17,11 +17,11 @@ from tts_assets.codec.xcodec2 import build
 from tts_assets.core.config import ConfigError
 from tts_assets.core.program import Run
 from tts_assets.sft.config import SftProgram
-from tts_assets.sft.train import SftTrainer
+from tts_assets.sft.train import build_trainer
 
 
 def listening(run_dir: Path, arrays: Path, codec: Path, **changes: Any) -> SftProgram:
-    changes = {"listen": 2, "listen_every": 4, "dropout": 0.1, "code_dropout": 0.2} | changes
+    changes = {"sample_texts": 2, "sample_every": 4, "dropout": 0.1, "code_dropout": 0.2} | changes
     values = program_values(run_dir, arrays, **changes)
     return SftProgram.model_validate(values | {"codec_folder": str(codec)})
 
@@ -60,7 +60,7 @@ def test_texts_are_spoken_beside_the_recordings(heard: Path, arrays: Path) -> No
 
 
 def test_listening_changes_nothing(heard: Path, arrays: Path, codec: Path, tmp_path: Path) -> None:
-    train(listening(tmp_path, arrays, codec, listen=0))
+    train(listening(tmp_path, arrays, codec, sample_texts=0))
     assert losses(tmp_path) == losses(heard)
     expected = weights(heard)
     assert all(torch.equal(value, expected[name]) for name, value in weights(tmp_path).items())
@@ -73,13 +73,13 @@ def test_a_resumed_run_sounds_the_same(
     """It stops after it has spoken at step 4, is set back to step 3, and speaks there again."""
     config = listening(tmp_path, arrays, codec, save_every=3)
     with Run(tmp_path) as run:
-        trainer = SftTrainer(run, config)
+        trainer = build_trainer(run, config)
         for step in range(4):
             trainer.train_step(step)
             if step == 2:
                 trainer.checkpoints.save(trainer.strategy, trainer.progress)
-        trainer.listening.speak(trainer.strategy, 4)
-        trainer.settle()
+        trainer.sampler.sample(trainer.strategy, 4)
+        trainer.wait_for_saves()
     train(config)
     assert lines(tmp_path) == lines(heard)
     for line in lines(heard):
@@ -97,8 +97,8 @@ def test_a_codec_that_did_not_make_the_codes_is_refused(
         train(listening(tmp_path / "run", arrays, small, steps=1))
     with pytest.raises(ConfigError, match="holds no codec"):
         train(listening(tmp_path / "other", arrays, tmp_path))
-    with pytest.raises(ConfigError, match="give codec_folder, or write listen = 0"):
-        SftProgram.parse(program_values(tmp_path, arrays, listen=1), "run.json")
+    with pytest.raises(ConfigError, match="give codec_folder, or write sample_texts = 0"):
+        SftProgram.parse(program_values(tmp_path, arrays, sample_texts=1), "run.json")
 
 
 def test_an_adapted_model_speaks_as_the_published_one(
@@ -107,7 +107,7 @@ def test_an_adapted_model_speaks_as_the_published_one(
     """The weights of the last step, merged, say what was heard of that step."""
     base = {"hub": str(speaking_folder(tmp_path / "base"))}
     optimizer = {"lr": 1e-2, "warmup_share": 0.0}
-    changes = {"base": base, "lora": {"rank": 4}, "optimizer": optimizer, "listen": 1}
+    changes = {"base": base, "lora": {"rank": 4}, "optimizer": optimizer, "sample_texts": 1}
     config = listening(tmp_path / "adapted", arrays, codec, export="last", **changes)
     train(config)
     heard = lines(tmp_path / "adapted")[-1]
@@ -116,11 +116,11 @@ def test_an_adapted_model_speaks_as_the_published_one(
         arrays,
         codec,
         base={"hub": str(tmp_path / "adapted" / "result")},
-        listen=1,
+        sample_texts=1,
     )
     with Run(tmp_path / "plain") as run:
-        trainer = SftTrainer(run, published)
-        trainer.listening.speak(trainer.strategy, heard["step"])
+        trainer = build_trainer(run, published)
+        trainer.sampler.sample(trainer.strategy, heard["step"])
     folders = [tmp_path / name / "result" / "listening" for name in ("adapted", "plain")]
     first, second = (soundfile.read(folder / heard["audio"])[0] for folder in folders)
     assert len(first) == len(second) and (first == second).all()
@@ -130,7 +130,7 @@ def test_pretraining_has_nothing_to_say(
     arrays: Path, codec: Path, streams: Path, tmp_path: Path
 ) -> None:
     changes = {"pretraining": {}, "concatenate": None, "max_seq_len": 200, "steps": 2}
-    values = program_values(tmp_path, arrays, **changes, listen=2, eval_every=2)
+    values = program_values(tmp_path, arrays, **changes, sample_texts=2, eval_every=2)
     given = {"tokens": {"asterisk": str(streams)}, "codec_folder": str(codec)}
     train(SftProgram.model_validate(values | given))
     assert not (tmp_path / "result" / "listening.ipynb").exists()

@@ -19,7 +19,7 @@ from tts_assets.core.program import Run
 from tts_assets.core.training import saved
 from tts_assets.sft.checkpoint import CheckpointError
 from tts_assets.sft.config import SftProgram
-from tts_assets.sft.train import SftTrainer
+from tts_assets.sft.train import SftTrainer, build_trainer
 from tts_assets.speechlm.model import SpeechLM
 from tts_assets.speechlm.tokenizer import byte_tokenizer
 
@@ -56,7 +56,7 @@ def text_base(tmp_path: Path) -> Path:
 
 def test_the_published_model_is_the_adapted_one(arrays: Path, base: Path, tmp_path: Path) -> None:
     with Run(tmp_path) as run:
-        trainer = SftTrainer(run, program(tmp_path, arrays, base={"hub": str(base)}, **CHANGES))
+        trainer = build_trainer(run, program(tmp_path, arrays, base={"hub": str(base)}, **CHANGES))
         for step in range(3):
             trainer.train_step(step)
         ids = torch.arange(200)[None]
@@ -116,7 +116,7 @@ def test_only_the_targets_get_adapters(arrays: Path, base: Path, tmp_path: Path)
     def trainer(*targets: str) -> SftTrainer:
         config = {"base": {"hub": str(base)}, "lora": {"rank": 4, "targets": targets}}
         with Run(tmp_path) as run:
-            return SftTrainer(run, program(tmp_path, arrays, **config))
+            return build_trainer(run, program(tmp_path, arrays, **config))
 
     parameters = trainer("q_proj", "v_proj").lm.model.named_parameters()
     adapted = {name.split(".")[-4] for name, p in parameters if p.requires_grad}
@@ -133,7 +133,7 @@ def test_a_base_that_does_not_speak_needs_its_embeddings_trained(
         pytest.raises(ConfigError, match=r"has no speech vocabulary.*lora.embeddings = true"),
         Run(plain.run_dir) as run,
     ):
-        SftTrainer(run, plain)
+        build_trainer(run, plain)
     config = program(
         tmp_path / "run",
         arrays,
@@ -141,7 +141,7 @@ def test_a_base_that_does_not_speak_needs_its_embeddings_trained(
         **CHANGES | {"lora": LORA | {"embeddings": True}},
     )
     with Run(config.run_dir) as run:
-        start = SftTrainer(run, config).lm.model.get_input_embeddings().weight.detach().clone()
+        start = build_trainer(run, config).lm.model.get_input_embeddings().weight.detach().clone()
     train(config)
     newest = saved(config.run_dir / "checkpoints")[-1]
     with safe_open(next(newest.glob("*.safetensors")), "pt") as tensors:

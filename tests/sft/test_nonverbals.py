@@ -11,7 +11,7 @@ import pytest
 from tests.sft.conftest import program
 from tts_assets.core.program import Run
 from tts_assets.sft.dataset import TrainingSample
-from tts_assets.sft.train import SftTrainer
+from tts_assets.sft.train import build_trainer
 
 
 @pytest.fixture
@@ -33,9 +33,9 @@ def test_a_tag_is_one_token_of_a_sample(
 ) -> None:
     config = program(tmp_path / "run", tagged, vocabulary={"nonverbals": True})
     with Run(config.run_dir) as run:
-        trainer = SftTrainer(run, config)
+        trainer = build_trainer(run, config)
     laugh = trainer.lm.tokenizer.convert_tokens_to_ids("<laugh>")
-    pool = trainer.train_pool
+    pool = trainer.train_data
     found = [list(pool.encode(TrainingSample((u,), 0, 0)).inputs).count(laugh) for u in range(5)]
     assert found == [1, 1, 1, 0, 0]
     assert "tags" not in capfd.readouterr().err
@@ -46,7 +46,7 @@ def test_tags_without_tokens_are_told_once(
 ) -> None:
     config = program(tmp_path / "run", tagged)
     with Run(config.run_dir) as run:
-        SftTrainer(run, config)
+        build_trainer(run, config)
     told = [line for line in capfd.readouterr().err.splitlines() if "tags" in line]
     assert len(told) == 1
     assert told[0].startswith("3 transcripts of asterisk have tags such as <breathe>")

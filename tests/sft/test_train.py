@@ -18,13 +18,12 @@ from tests.sft.conftest import CODEBOOK, program, program_values
 from tts_assets.core.artifacts import ArtifactStore, Build, Checkpoint, CheckpointFacts, sha256_file
 from tts_assets.core.program import STOPPED, Run, read_metrics, truncate_metrics
 from tts_assets.core.training import saved, step_of
-from tts_assets.sft import dry_run
-from tts_assets.sft.assets import describe_checkpoint, describe_recipe
+from tts_assets.sft.assets import describe_recipe, describe_training
 from tts_assets.sft.checkpoint import CheckpointError, SftProgress
 from tts_assets.sft.config import SftProgram
 from tts_assets.sft.dataset import TrainingSample
 from tts_assets.sft.packing import Packed, pack
-from tts_assets.sft.train import SftTrainer, main
+from tts_assets.sft.train import build_trainer, main
 from tts_assets.speechlm.model import SpeechLM
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -49,11 +48,11 @@ def weights(run_dir: Path) -> dict[str, torch.Tensor]:
 def stop_after(steps: int, config: SftProgram) -> None:
     """Train so many steps, and have it stopped, as by SIGTERM, in the next."""
     with Run(config.run_dir) as run:
-        trainer = SftTrainer(run, config)
+        trainer = build_trainer(run, config)
         for step in range(steps):
             validates = (step + 1) % config.recipe.eval_every == 0
             if validates:
-                trainer.health.remember()
+                trainer.diagnostics.remember()
             trainer.train_step(step)
             if validates:
                 trainer.validate()
@@ -102,13 +101,13 @@ def test_the_result_is_a_checkpoint(whole_run: SftProgram) -> None:
     assert typed.tokens == sum(r["tokens"] for r in records if "tokens" in r)
 
 
-@pytest.mark.parametrize("listen", [0, 2])
+@pytest.mark.parametrize("texts", [0, 2])
 def test_of_no_steps_the_base_is_published(
-    whole_run: SftProgram, arrays: Path, codec: Path, tmp_path: Path, listen: int
+    whole_run: SftProgram, arrays: Path, codec: Path, tmp_path: Path, texts: int
 ) -> None:
     base = whole_run.run_dir / "result"
     changes = {"base": {"hub": str(base)}, "export": "best", "guards": {"forgetting": 0.1}}
-    values = program_values(tmp_path, arrays, steps=0, listen=listen, **changes)
+    values = program_values(tmp_path, arrays, steps=0, sample_texts=texts, **changes)
     train(SftProgram.model_validate(values | {"codec_folder": str(codec)}))
     for name, value in weights(whole_run.run_dir).items():
         assert torch.equal(weights(tmp_path)[name], value), name
@@ -123,7 +122,7 @@ def test_of_no_steps_the_base_is_published(
     checkpoint = store.publish(Checkpoint, build, folder, typed)
     assert isinstance(checkpoint, Checkpoint)
     recipe = SftProgram.from_json(tmp_path / "run.json").recipe
-    assert describe_checkpoint(checkpoint, recipe)["verdict"].startswith("not trained")
+    assert describe_training(checkpoint, recipe)["fit"].startswith("not trained")
     assert "not trained" in describe_recipe(recipe)
 
 
@@ -157,7 +156,7 @@ def test_a_killed_run_falls_back_on_its_last_checkpoint(
     """Steps after the checkpoint are done again; their metrics are not written twice."""
     config = whole_run.model_copy(update={"run_dir": tmp_path})
     with Run(tmp_path) as run:
-        trainer = SftTrainer(run, config)
+        trainer = build_trainer(run, config)
         for step in range(5):
             trainer.train_step(step)
             if step == 2:
@@ -170,7 +169,7 @@ def test_a_killed_run_falls_back_on_its_last_checkpoint(
 
 def test_weights_without_a_validation_loss_are_no_best_ones(arrays: Path, tmp_path: Path) -> None:
     with Run(tmp_path) as run:
-        trainer = SftTrainer(run, program(tmp_path, arrays))
+        trainer = build_trainer(run, program(tmp_path, arrays))
         trainer.train_step(0)
         with torch.no_grad():
             trainer.lm.model.get_output_embeddings().weight.fill_(float("nan"))
@@ -224,9 +223,9 @@ def test_sigterm_saves_and_asks_to_be_run_again(arrays: Path, tmp_path: Path) ->
 
 def test_packed_and_single_samples_have_equal_losses(arrays: Path, tmp_path: Path) -> None:
     with Run(tmp_path) as run:
-        trainer = SftTrainer(run, program(tmp_path, arrays))
+        trainer = build_trainer(run, program(tmp_path, arrays))
     samples = [TrainingSample(u, 0, 0) for u in [(0,), (1, 2), (3,), (4, 5, 6)]]
-    encoded = [trainer.train_pool.encode(sample) for sample in samples]
+    encoded = [trainer.train_data.encode(sample) for sample in samples]
     packed, each = trainer.strategy.evaluate(pack(encoded))
     alone = [float(trainer.strategy.evaluate(pack([sample]))[0]) for sample in encoded]
     backwards, _ = trainer.strategy.evaluate(pack(encoded[::-1]))
@@ -265,7 +264,7 @@ def test_the_best_weights_are_published(arrays: Path, tmp_path: Path) -> None:
     optimizer = {"lr": 0.003, "warmup_share": 0.0, "schedule": "constant"}
     config = program(tmp_path, arrays, optimizer=optimizer, export="best", steps=4, eval_every=2)
     with Run(tmp_path) as run:
-        trainer = SftTrainer(run, config)
+        trainer = build_trainer(run, config)
         trainer.train_step(0)
         trainer.train_step(1)
         trainer.validate()
@@ -283,7 +282,7 @@ def test_the_best_weights_are_published(arrays: Path, tmp_path: Path) -> None:
 
 def test_a_loss_that_is_not_a_number_names_its_utterances(arrays: Path, tmp_path: Path) -> None:
     with Run(tmp_path) as run:
-        trainer = SftTrainer(run, program(tmp_path, arrays))
+        trainer = build_trainer(run, program(tmp_path, arrays))
         with torch.no_grad():
             trainer.lm.model.get_input_embeddings().weight.fill_(float("nan"))
         with pytest.raises(FloatingPointError, match=r"step 1 is nan.*\.g722"):
@@ -292,7 +291,7 @@ def test_a_loss_that_is_not_a_number_names_its_utterances(arrays: Path, tmp_path
 
 def test_a_loss_that_explodes_stops_before_the_step(arrays: Path, tmp_path: Path) -> None:
     with Run(tmp_path) as run:
-        trainer = SftTrainer(run, program(tmp_path, arrays))
+        trainer = build_trainer(run, program(tmp_path, arrays))
         with torch.no_grad():
             trainer.lm.model.get_input_embeddings().weight.mul_(1000)
         before = {name: p.clone() for name, p in trainer.lm.model.state_dict().items()}
@@ -318,7 +317,7 @@ def test_a_damaged_checkpoint_is_passed_over(
         kept = content[:-1000] if harm == "truncated" else content[:-1] + bytes([content[-1] ^ 1])
         tensors.write_bytes(kept)
     with Run(tmp_path) as run:
-        trainer = SftTrainer(run, config)
+        trainer = build_trainer(run, config)
         trainer.resume()
     assert trainer.progress.step == 3
     assert saved(tmp_path / "checkpoints") == [older]
@@ -332,7 +331,7 @@ def test_a_damaged_checkpoint_is_passed_over(
 def test_a_checkpoint_that_cannot_be_written_stops_the_run(arrays: Path, tmp_path: Path) -> None:
     """It is written in the background, and its error is raised by one of the next steps."""
     with Run(tmp_path) as run:
-        trainer = SftTrainer(run, program(tmp_path, arrays, save_every=1))
+        trainer = build_trainer(run, program(tmp_path, arrays, save_every=1))
         run.checkpoint_dir.rmdir()
         run.checkpoint_dir.write_text("a file in the way")
         with pytest.raises(CheckpointError, match="step-0000001 could not be written"):
@@ -376,7 +375,7 @@ def test_a_dry_run_tells_and_changes_nothing(
 ) -> None:
     path = tmp_path / "run.json"
     path.write_text(program(tmp_path, arrays, max_seq_len=300).to_json())
-    dry_run.main([str(path)])
+    main(["--dry-run", str(path)])
     told = json.loads(capsys.readouterr().out)
     assert told == json.loads((tmp_path / "dry_run.json").read_text())
     assert told["train_samples_dropped"] > 0 and told["tokens_per_step"] <= 1500

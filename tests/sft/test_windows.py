@@ -6,7 +6,6 @@ import json
 import shutil
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from tts_assets.sft.config import SftProgram, SftRecipe
 from tts_assets.sft.dataset import DataError, SampleStream, TrainingSample, plan_epoch
 from tts_assets.sft.mixture import TokenStream, WindowDataset, open_dataset
 from tts_assets.sft.packing import RankSharding
-from tts_assets.sft.train import SftTrainer
+from tts_assets.sft.train import build_trainer
 from tts_assets.speechlm.prompts import PromptFormat
 from tts_assets.speechlm.tokens import Rows
 
@@ -116,8 +115,10 @@ def test_a_batch_is_the_same_on_any_number_of_ranks(pool: WindowDataset) -> None
     for ranks in (1, 2, 3):
         targets: list[int] = []
         for rank in range(ranks):
-            run: Any = SimpleNamespace(rank=rank, world_size=ranks)
-            for row in RankSharding(run, recipe, lockstep=True).rows(pool, batch):
+            sharding = RankSharding(
+                rank, ranks, micro_tokens=recipe.micro_tokens, seed=recipe.seed, lockstep=True
+            )
+            for row in sharding.rows(pool, batch):
                 assert row.input_ids.shape[1] <= 512 and len(row.where) == row.tokens
                 targets += row.targets.tolist()
         found.append(sorted(targets))
@@ -168,14 +169,14 @@ def test_a_loss_that_is_not_a_number_names_its_windows(
     whole_run: SftProgram, arrays: Path, tmp_path: Path
 ) -> None:
     with Run(tmp_path) as run:
-        trainer = SftTrainer(run, whole_run.model_copy(update={"run_dir": tmp_path}))
+        trainer = build_trainer(run, whole_run.model_copy(update={"run_dir": tmp_path}))
         with torch.no_grad():
             trainer.lm.model.get_input_embeddings().weight.fill_(float("nan"))
         with pytest.raises(FloatingPointError, match=r"asterisk, tokens \d+ to \d+ \(.*\.g722"):
             trainer.train_step(0)
     table = CodeTable.of_split(arrays, "train")
     first, second = (table.sample(row)["id"] for row in range(2))
-    named = trainer.train_pool.identity(0)
+    named = trainer.train_data.identity(0)
     assert named.startswith(f"asterisk, tokens 0 to {SIZE} ({first}")
     assert (second in named) == (len(table[0]) + 2 <= SIZE)
 

@@ -145,7 +145,7 @@ def load(
     Returns a new :class:`Progress` if there is no checkpoint. Raises ValueError if the checkpoint
     belongs to another ``recipe`` (a digest).
     """
-    newest = newest_intact(run.checkpoint_dir, run.is_main, run.device, run.note)
+    newest = newest_intact(run.checkpoint_dir, run.device, run.note)
     if newest is None:
         return Progress(recipe=recipe)
     progress = Progress.from_json(newest / "progress.json")
@@ -176,14 +176,12 @@ def step_of(path: Path) -> int:
     return int(path.stem.rpartition("-")[2])
 
 
-def newest_intact(
-    folder: Path, is_main: bool, device: torch.device, log: Callable[[str], None]
-) -> Path | None:
+def newest_intact(folder: Path, device: torch.device, log: Callable[[str], None]) -> Path | None:
     """The newest intact checkpoint of ``folder``, the same on all ranks. None if there is none.
 
     Rank 0 removes unfinished and damaged checkpoints that are newer.
     """
-    newest = _remove_broken(folder, log) if is_main else None
+    newest = _remove_broken(folder, log) if rank() == 0 else None
     step = from_main(-1 if newest is None else step_of(newest), device)
     return None if step < 0 else folder / f"step-{step:07d}"
 
@@ -234,6 +232,16 @@ def _described(checkpoint: Path) -> dict[str, dict[str, int | str]]:
 
 
 # Collectives that also work without a process group, that is with one rank.
+
+
+def rank() -> int:
+    """The number of this rank; 0 without a process group."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """The number of ranks; 1 without a process group."""
+    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def summed(values: list[float | Tensor], device: torch.device) -> list[float]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Self, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import Field, model_validator
 
@@ -15,16 +16,16 @@ from tts_assets.core.program import ProgramConfig
 class LlamaSize(Config):
     """A Llama trained from scratch, with the byte-level tokenizer of ``speechlm/tokenizer.py``.
 
-    ``max_positions`` bounds prompt plus speech, in tokens. ``rope_theta`` is small because
-    sequences are: at 10,000 most rotary pairs never complete a turn within 1,000 tokens.
+    ``max_positions`` limits prompt plus speech, in tokens.
     """
+
+    removed_keys: ClassVar[Mapping[str, Any]] = {"rope_theta": 1000.0}
 
     hidden_size: int = Field(256, gt=0)
     intermediate_size: int = Field(512, gt=0)
     layers: int = Field(6, gt=0)
     heads: int = Field(4, gt=0)
     kv_heads: int = Field(4, gt=0)
-    rope_theta: float = Field(1000.0, gt=0)
     max_positions: int = Field(2048, gt=0)
     tie_embeddings: bool = True
 

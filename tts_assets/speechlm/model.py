@@ -20,6 +20,10 @@ from tts_assets.speechlm.config import BaseModel, LlamaSize, SamplingConfig, Voc
 from tts_assets.speechlm.tokenizer import byte_tokenizer, load_tokenizer
 from tts_assets.speechlm.vocabulary import SpeechVocabulary, extend_tokenizer, read_vocabulary
 
+# Small, because sequences are short: with the usual 10,000 most rotary pairs do not complete a turn
+# within 1,000 tokens.
+ROPE_THETA = 1000.0
+
 
 class SpeechLM:
     """A causal LM with the tokenizer and the speech vocabulary that belong to it."""
@@ -105,7 +109,7 @@ def new_llama(size: LlamaSize, codebook_size: int, config: VocabularyConfig, see
         num_attention_heads=size.heads,
         num_key_value_heads=size.kv_heads,
         max_position_embeddings=size.max_positions,
-        rope_parameters={"rope_type": "default", "rope_theta": size.rope_theta},
+        rope_parameters={"rope_type": "default", "rope_theta": ROPE_THETA},
         tie_word_embeddings=size.tie_embeddings,
         bos_token_id=None,
         eos_token_id=vocabulary.speech_end,

@@ -1,10 +1,12 @@
-"""What the model sounds like while it learns: a few validation texts, spoken by it as it is.
+"""Synthesis of validation texts during training.
 
-Every ``listen_every`` steps and at the end rank 0 puts the weights of that step into a model of its
-own, which speaks; the others wait. Texts and random numbers are the same each time and none of the
-trainer's, so that listening changes nothing of the training. ``result/listening/`` gets a FLAC file
-a text and step and a line each in ``samples.jsonl``; ``result/listening.ipynb`` plays them beside
-the recordings, as the codec gives them back.
+Every ``sample_every`` steps and at the end rank 0 copies the weights into a second model and
+synthesizes a few validation texts with it; the other ranks wait. Texts and random seeds are the
+same each time, and no random state of the trainer is used. Generation therefore changes neither
+losses nor weights.
+
+``result/listening/`` has a FLAC file for each text and step, and ``samples.jsonl`` with a line for
+each. ``result/listening.ipynb`` plays them beside the recordings, decoded from their codes.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from tts_assets.core.artifacts import written_aside
 from tts_assets.core.audio import statement, write_speech
 from tts_assets.core.config import ConfigError
 from tts_assets.core.notebook import NOTEBOOK_FILE, NotebookClip, Section, write_notebook
-from tts_assets.core.program import Run
+from tts_assets.core.training import rank, world_size
 from tts_assets.sft.config import SftProgram
 from tts_assets.sft.dataset import TrainingSample, UtteranceDataset
 from tts_assets.sft.model import merge_lora, open_base
@@ -38,86 +40,92 @@ from tts_assets.speechlm.generate import Completion, Request, generate
 from tts_assets.speechlm.model import SpeechLM
 
 FOLDER, LIST_FILE = "listening", "samples.jsonl"
-STREAM = 3  # of random numbers below the recipe's seed
-LONGEST_SECONDS = 10.0  # of a recording, where there are enough that are shorter
-TIMES_AS_LONG = 2  # as the recording; a young model does not know where to end
-SHOWN = 6  # moments of a run in the notebook, the last among them
-PATIENCE = timedelta(days=1)  # of the ranks that wait; if the one that speaks fails, all end
+RANDOM_STREAM = 3  # the random stream of the recipe's seed that selects the texts
+LONGEST_SECONDS = 10.0  # of a recording, where enough recordings are shorter
+# Limit of a synthesis, in lengths of the longest recording: an early model may not end.
+LENGTH_FACTOR = 2
+SHOWN_STEPS = 6  # steps in the notebook, the last among them
+TIMEOUT = timedelta(days=1)  # of the waiting ranks; if rank 0 fails, torchrun ends all
 
 
-class Listening:
-    """Speaks on rank 0; every rank has one and calls :meth:`speak` at the same step."""
+class TextSampler:
+    """Synthesizes validation texts on rank 0. Every rank calls :meth:`sample` at the same step."""
 
     def __init__(
-        self, run: Run, program: SftProgram, lm: SpeechLM, pool: UtteranceDataset | None
+        self,
+        program: SftProgram,
+        lm: SpeechLM,
+        dataset: UtteranceDataset | None,
+        result: Path,
+        device: torch.device,
     ) -> None:
-        """``pool`` None: there are no texts with their speech, as in pretraining. Nothing is spoken
-        of a base that is not trained: its report is heard."""
-        self.run, self.program, self.lm = run, program, lm
+        """``dataset`` None: there are no texts with speech, as in pretraining. ``result`` is the
+        folder that is published. Without training steps nothing is synthesized."""
+        self.program, self.lm, self.device = program, lm, device
         recipe = program.recipe
-        count = 0 if recipe.steps == 0 else recipe.listen
-        self.texts = chosen(pool, count, program.token_rate, recipe.seed) if pool else []
-        self.folder = run.result_dir / FOLDER
-        if pool is None or not self.texts:
+        count = 0 if recipe.steps == 0 else recipe.sample_texts
+        self.texts = (
+            select_texts(dataset, count, program.token_rate, recipe.seed) if dataset else []
+        )
+        self.result, self.folder = result, result / FOLDER
+        if dataset is None or not self.texts:
             return
-        self.pool = pool
-        self.codec = open_codec(program) if run.is_main else None
-        # Not the group of training: its messages end with an error after some minutes.
-        distributed = run.world_size > 1
-        self._group = dist.new_group(backend="gloo", timeout=PATIENCE) if distributed else None
+        self.dataset = dataset
+        self.codec = open_codec(program) if rank() == 0 else None
+        # A separate group: the group of training raises an error after some minutes of waiting.
+        distributed = world_size() > 1
+        self._group = dist.new_group(backend="gloo", timeout=TIMEOUT) if distributed else None
 
     def due(self, step: int, steps: int) -> bool:
-        """Whether texts are spoken after ``step`` of ``steps`` steps."""
-        return bool(self.texts) and (step % self.program.recipe.listen_every == 0 or step == steps)
+        """Whether texts are synthesized after ``step`` of ``steps`` steps."""
+        return bool(self.texts) and (step % self.program.recipe.sample_every == 0 or step == steps)
 
-    def speak(self, strategy: Strategy, step: int) -> None:
-        """Save every text as the weights of now say it."""
+    def sample(self, strategy: Strategy, step: int) -> None:
+        """Synthesize and save every text with the current weights."""
         weights = strategy.weights()
-        if self.run.is_main:
-            said = self._complete(weights)
-            self._save(step, said)
+        if rank() == 0:
+            self._save(step, self._complete(weights))
         if self._group is not None:
             dist.barrier(group=self._group)
 
     def _complete(self, weights: Tensors) -> list[Completion]:
-        on_gpu = self.run.device.type == "cuda"
-        # Half of the memory, which training has taken most of.
-        dtype = torch.bfloat16 if on_gpu else torch.float32
-        speaker = SpeechLM(
-            self._model(weights).to(self.run.device, dtype),  # type: ignore[arg-type]
+        # bfloat16 on a GPU needs half of the memory, most of which training has taken.
+        dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        lm = SpeechLM(
+            self._model(weights).to(self.device, dtype),  # type: ignore[arg-type]
             self.lm.tokenizer,
             self.lm.vocabulary,
         )
         prompts = [self._prompt(text) for text in self.texts]
         longest = max(len(self._codes(text)) for text in self.texts)
         room = self.lm.model.config.max_position_embeddings - max(map(len, prompts))
-        limit = min(TIMES_AS_LONG * longest, room)
+        limit = min(LENGTH_FACTOR * longest, room)
         sampling = SamplingConfig(repetition_penalty=1.0, min_tokens=1, max_tokens=limit)
         seed = self.program.recipe.seed
-        return generate(speaker, [Request(p, seed + i) for i, p in enumerate(prompts)], sampling)
+        return generate(lm, [Request(p, seed + i) for i, p in enumerate(prompts)], sampling)
 
     def _model(self, weights: Tensors) -> torch.nn.Module:
-        """Another model than the trainer's, with these weights; adapters are merge_lora."""
+        """A second model with these weights. Adapters are merged into the base."""
         if self.program.recipe.lora is None:
-            return whole_model(self.lm, weights)
+            return copy_with_weights(self.lm, weights)
         return merge_lora(open_base(self.program), self.program.recipe, weights).model.eval()
 
     def _prompt(self, utterance: int) -> NDArray[np.int64]:
-        """As in training, up to ``<|speech_start|>``."""
-        inputs = self.pool.encode(TrainingSample((utterance,), 0, utterance)).inputs
+        """The token ids of training up to and including ``<|speech_start|>``."""
+        inputs = self.dataset.encode(TrainingSample((utterance,), 0, utterance)).inputs
         return inputs[: int(np.argmax(inputs == self.lm.vocabulary.speech_start)) + 1]
 
     def _codes(self, utterance: int) -> NDArray[np.int64]:
-        """Of the recording."""
-        inputs = self.pool.encode(TrainingSample((utterance,), 0, utterance)).inputs
+        """The codes of the recording."""
+        inputs = self.dataset.encode(TrainingSample((utterance,), 0, utterance)).inputs
         return self.lm.vocabulary.codes(inputs[len(self._prompt(utterance)) :])
 
-    def _save(self, step: int, said: list[Completion]) -> None:
+    def _save(self, step: int, completions: list[Completion]) -> None:
         self.folder.mkdir(exist_ok=True)
         if not (self.folder / LIST_FILE).is_file():
             self._write_recordings()
-        lines = [line for line in self._lines() if line["step"] != step]  # said again on resume
-        for number, completion in enumerate(said):
+        lines = [line for line in self._lines() if line["step"] != step]  # repeated after a restart
+        for number, completion in enumerate(completions):
             name = f"step-{step:07d}-{number}.flac"
             self._write(name, completion.codes, statement(f"sft/{self.program.name}"))
             line = {"step": step, "text": self._text(number), "ended": completion.ended}
@@ -125,7 +133,7 @@ class Listening:
         self._write_lines(lines)
 
     def _write_recordings(self) -> None:
-        """The originals, as step 0 of the list."""
+        """The recordings, as step 0 of the list."""
         lines = []
         for number, utterance in enumerate(self.texts):
             name = f"recording-{number}.flac"
@@ -135,7 +143,7 @@ class Listening:
         self._write_lines(lines)
 
     def _text(self, number: int) -> str:
-        return self.pool.transcript(self.texts[number])
+        return self.dataset.transcript(self.texts[number])
 
     def _write(self, name: str, codes: NDArray[np.int64], comment: str = "") -> None:
         assert self.codec is not None, "only rank 0 writes"
@@ -151,22 +159,25 @@ class Listening:
 
     def publish(self) -> None:
         """Write the notebook (rank 0)."""
-        if self.texts and self.run.is_main:
-            name, path = self.program.name, self.run.result_dir / NOTEBOOK_FILE
-            write_notebook(path, name, list(sections(self.folder, self._lines())))
+        if self.texts and rank() == 0:
+            sections = list(notebook_sections(self.folder, self._lines()))
+            write_notebook(self.result / NOTEBOOK_FILE, self.program.name, sections)
 
 
-def chosen(pool: UtteranceDataset, count: int, token_rate: float, seed: int) -> list[int]:
-    """``count`` utterances of the pool, always the same; fewer where it has fewer."""
-    short = np.flatnonzero(pool.code_counts <= LONGEST_SECONDS * token_rate)
-    among = short if len(short) >= count else np.arange(len(pool))
-    return np.random.default_rng([seed, STREAM]).permutation(among)[:count].tolist()
+def select_texts(dataset: UtteranceDataset, count: int, token_rate: float, seed: int) -> list[int]:
+    """``count`` utterances, the same for the same seed; fewer if the dataset has fewer."""
+    short = np.flatnonzero(dataset.code_counts <= LONGEST_SECONDS * token_rate)
+    among = short if len(short) >= count else np.arange(len(dataset))
+    return np.random.default_rng([seed, RANDOM_STREAM]).permutation(among)[:count].tolist()
 
 
 def open_codec(program: SftProgram) -> Codec:
-    """On the CPU: the GPU's memory is that of training. It speaks with its own decoder, also where
-    a ``codec_decoder`` serves: what is heard here is part of the checkpoint's bytes, so the decoder
-    would be an input, and a better one would train every model again."""
+    """The codec of the program, on the CPU: training needs the memory of the GPU.
+
+    The samples are decoded by the codec's own decoder, also where a ``codec_decoder`` is used for
+    serving. They are part of the checkpoint, so that decoder would become an input of every
+    training. Raises :class:`ConfigError` if the codec did not make the arrays.
+    """
     folder = program.codec_folder
     if folder is None or not (folder / "config.json").is_file():
         raise ConfigError(f"codec_folder {folder} holds no codec")
@@ -179,9 +190,11 @@ def open_codec(program: SftProgram) -> Codec:
     return codec
 
 
-def whole_model(lm: SpeechLM, weights: Tensors) -> torch.nn.Module:
-    """Another model of the same architecture with these weights; the trainer's random state and
-    its attention over packed rows stay its own."""
+def copy_with_weights(lm: SpeechLM, weights: Tensors) -> torch.nn.Module:
+    """A second model of the same architecture with these weights and standard attention.
+
+    The random state is not changed. Raises RuntimeError if the weights do not fit.
+    """
     with torch.random.fork_rng(devices=[]):
         config = copy.deepcopy(lm.model.config)
         model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
@@ -192,29 +205,28 @@ def whole_model(lm: SpeechLM, weights: Tensors) -> torch.nn.Module:
     return model.eval()
 
 
-def sections(folder: Path, lines: list[dict[str, Any]]) -> Iterator[Section]:
-    """A section a text: the recording, then how the model says it at some of the steps."""
+def notebook_sections(folder: Path, lines: list[dict[str, Any]]) -> Iterator[Section]:
+    """A section for each text: the recording, then the synthesis at some of the steps."""
     steps = sorted({line["step"] for line in lines if line["step"]})
-    shown = {
-        steps[i] for i in np.linspace(0, len(steps) - 1, min(SHOWN, len(steps))).round().astype(int)
-    }
+    count = min(SHOWN_STEPS, len(steps))
+    shown = {steps[i] for i in np.linspace(0, len(steps) - 1, count).round().astype(int)}
     texts = defaultdict(list)
     for line in sorted(lines, key=lambda line: line["step"]):
         if not line["step"] or line["step"] in shown:
             texts[line["number"]].append(line)
     for number in sorted(texts):
         clips = [
-            NotebookClip(title(line), caption(line), folder / line["audio"])
+            NotebookClip(_title(line), _caption(line), folder / line["audio"])
             for line in texts[number]
         ]
         yield Section(texts[number][0]["text"], clips)
 
 
-def title(line: dict[str, Any]) -> str:
+def _title(line: dict[str, Any]) -> str:
     return f"step {line['step']}" if line["step"] else "the recording"
 
 
-def caption(line: dict[str, Any]) -> str:
+def _caption(line: dict[str, Any]) -> str:
     if not line["step"]:
         return "encoded and decoded again: the best that can be reached"
     return "ended by itself" if line["ended"] else "did not end, cut off"
