@@ -20,7 +20,7 @@ from tts_assets.evaluation.recipes import determined
 from tts_assets.rlhf.config import RlhfRecipe
 from tts_assets.sft.config import SftRecipe
 from tts_assets.speechlm.config import TokenizerConfig, VocabularyConfig, identified
-from tts_assets.speechlm.tokenizer import load_tokenizer
+from tts_assets.speechlm.vocabulary import load_tokenizer
 
 NAME = "nobody-of-that-name/no-model"
 

@@ -18,9 +18,9 @@ from tts_assets.codec.xcodec2 import build
 from tts_assets.sft.config import SftProgram
 from tts_assets.speechlm.config import LlamaSize, TokenizerConfig, VocabularyConfig
 from tts_assets.speechlm.model import new_llama
-from tts_assets.speechlm.prompts import PromptFormat
-from tts_assets.speechlm.tokenizer import open_tokenizer, tokenizer_digest
+from tts_assets.speechlm.prompts import PromptFormat, open_tokenizer
 from tts_assets.speechlm.tokens import write_pretraining, write_text_ids
+from tts_assets.speechlm.vocabulary import tokenizer_digest
 
 CORPUS = Path(__file__).resolve().parents[2] / "examples" / "corpora" / "asterisk_en"
 CODEBOOK = 256

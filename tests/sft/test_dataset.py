@@ -20,8 +20,8 @@ from tts_assets.sft.dataset import (
 )
 from tts_assets.sft.packing import ROW_MULTIPLE, first_fit, pack, split_over
 from tts_assets.speechlm.prompts import PromptFormat
-from tts_assets.speechlm.tokenizer import tokenizer_digest
 from tts_assets.speechlm.tokens import write_text_ids
+from tts_assets.speechlm.vocabulary import tokenizer_digest
 
 RATE = 50.0
 

@@ -21,7 +21,7 @@ from tts_assets.sft.checkpoint import CheckpointError
 from tts_assets.sft.config import SftProgram
 from tts_assets.sft.train import SftTrainer, build_trainer
 from tts_assets.speechlm.model import SpeechLM
-from tts_assets.speechlm.tokenizer import byte_tokenizer
+from tts_assets.speechlm.vocabulary import byte_tokenizer
 
 LORA = {"rank": 4, "alpha": 16, "dropout": 0.1}
 CHANGES = {"lora": LORA, "save_every": 3, "optimizer": {"lr": 1e-2, "warmup_share": 0.0}}

@@ -26,8 +26,8 @@ from tts_assets.arrays.arrays import CodeTable, Split
 from tts_assets.core.accounting import SetAside
 from tts_assets.sft.config import Concatenation, SftRecipe
 from tts_assets.speechlm.prompts import NO_IDS, PromptFormat
-from tts_assets.speechlm.tokenizer import tokenizer_digest
 from tts_assets.speechlm.tokens import DESCRIBED, TextIds, read_text_ids, text_ids
+from tts_assets.speechlm.vocabulary import tokenizer_digest
 
 Ints = NDArray[np.int64]
 Group = tuple[int, ...]  # items of a dataset that make one sample

@@ -43,9 +43,8 @@ from tts_assets.sft.dataset import (
 )
 from tts_assets.speechlm.chats import ChatIds, tokenize_texts
 from tts_assets.speechlm.prompts import PromptFormat
-from tts_assets.speechlm.tokenizer import tokenizer_digest
 from tts_assets.speechlm.tokens import Rows, read_pretraining
-from tts_assets.speechlm.vocabulary import NONVERBALS
+from tts_assets.speechlm.vocabulary import NONVERBALS, tokenizer_digest
 
 
 class TextFile:

@@ -19,8 +19,7 @@ from tts_assets.sft.packing import Packed
 from tts_assets.speechlm.attention import SEGMENTS, segment_attention
 from tts_assets.speechlm.loss import summed_cross_entropy
 from tts_assets.speechlm.model import SpeechLM, build, input_table, output_table
-from tts_assets.speechlm.tokenizer import load_tokenizer
-from tts_assets.speechlm.vocabulary import SPEECH_START
+from tts_assets.speechlm.vocabulary import SPEECH_START, load_tokenizer
 
 Probe = Callable[[Tensor, Tensor, Tensor], None]  # of hidden (N, H), table (V, H), targets (N,)
 
