@@ -33,8 +33,12 @@ from tts_assets.speechlm.config import SamplingConfig
 from tts_assets.speechlm.generate import Request
 from tts_assets.speechlm.model import SpeechLM
 from tts_assets.speechlm.prompts import PromptFormat
-from tts_assets.speechlm.tokenizer import load_tokenizer
-from tts_assets.speechlm.vocabulary import NONVERBALS, SpeechVocabulary, read_vocabulary
+from tts_assets.speechlm.vocabulary import (
+    NONVERBALS,
+    SpeechVocabulary,
+    load_tokenizer,
+    read_vocabulary,
+)
 
 
 class SynthesisError(ValueError):
