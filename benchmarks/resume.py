@@ -1,12 +1,12 @@
-"""Going on with a run: how long after step 100,000, and how long after step 10.
+"""Time to resume a run after step 100,000 and after step 10.
 
     OMP_NUM_THREADS=1 python benchmarks/resume.py
 
-Trains ten steps of ``[sft.announcer]`` on the code arrays that ``make demo`` has made, and makes a
-second run folder of it that has come to step 100,000: the stream of samples is walked to where it
-would be, ``progress.json`` says so, ``metrics.jsonl`` has as many lines. (The weights are those of
-step 10: how long they take to read does not depend on what they are.) Then each is started again,
-in turn, and killed when it has written the metrics of its first step. Prints a Markdown table.
+Trains ten steps of ``[sft.announcer]`` on the code arrays of ``make demo``. It then makes a second
+run folder that is at step 100,000: the sample stream is advanced to that step, ``progress.json``
+has its state, and ``metrics.jsonl`` has as many lines. (The weights are those of step 10; the time
+to read them does not depend on their values.) Then both runs are resumed in turn, and killed when
+the metrics of their first step are written. Prints a Markdown table.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ EARLY, LATE, REPEATS = 10, 100_000, 5
 
 
 def program_in(folder: Path) -> SftProgram:
+    """The program of the recipe in a run folder."""
     settings = load_settings()
     changes = {"steps": 2 * LATE, "sample_texts": 0, "eval_every": 2 * LATE, "save_every": 2 * LATE}
     recipe = settings.sft["announcer"].model_copy(update=changes)
@@ -72,7 +73,7 @@ def train_early(program: SftProgram) -> SftProgress:
 
 
 def make_late(early: Path, late: Path, progress: SftProgress) -> None:
-    """The run folder ``late`` as ``early`` would be at that step."""
+    """Make the run folder ``late``: the state of ``early`` at that step."""
     checkpoint = late / "checkpoints" / f"step-{LATE:07d}"
     shutil.copytree(saved(early / "checkpoints")[0], checkpoint)
     (checkpoint / PROGRESS).write_text(progress.to_json())
