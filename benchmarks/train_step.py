@@ -3,7 +3,8 @@
     OMP_NUM_THREADS=1 python benchmarks/train_step.py
 
 Uses the recipe ``[sft.announcer]`` and the code arrays of ``make demo``, one utterance a sample.
-Each method runs in separate processes, in turn, and the best result counts. Prints two Markdown tables.
+Each method runs in separate processes, in turn, and the best result counts. Prints two Markdown
+tables.
 *Padded* has the samples of each packed row in one batch, padded to the longest, with the attention
 of transformers; loss and optimizer are the same. *Whole logits* has the same packed rows with the
 logits and the loss of transformers, at a vocabulary of 193,856.

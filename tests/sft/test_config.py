@@ -49,12 +49,12 @@ from tts_assets.sft.optimizer import learning_rate
         ({"pretraining": {}, "corpora": {"text": 1.0}}, r"\['text'\] would name two: rename one"),
     ],
 )
-def test_impossible_recipes_are_refused(changes: dict[str, object], message: str) -> None:
+def test_invalid_recipes_are_rejected(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         SftRecipe.parse(recipe_values(**changes), "dagster_project.toml")
 
 
-def test_the_machine_is_asked_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_machine_is_checked_first(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled = SftRecipe.parse(recipe_values(compile=True), "test")
     plain = SftRecipe.parse(recipe_values(strategy={"name": "deepspeed"}), "test")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
@@ -67,7 +67,7 @@ def test_the_machine_is_asked_first(monkeypatch: pytest.MonkeyPatch) -> None:
         check_machine(plain, processes=3)
 
 
-def test_how_a_recipe_runs_is_no_part_of_what_it_trains() -> None:
+def test_execution_settings_are_not_part_of_the_weights() -> None:
     sharded = recipe_values(strategy={"name": "fsdp"}, save_every=7, gradient_checkpointing=True)
     plain = SftRecipe.parse(recipe_values(), "test").what()
     assert SftRecipe.parse(sharded, "test").what() == plain
@@ -88,7 +88,7 @@ def test_how_a_recipe_runs_is_no_part_of_what_it_trains() -> None:
         ({"eval_every": 2}, True, True),
     ],
 )
-def test_what_decides_weights_and_what_decides_a_result(
+def test_settings_that_determine_weights_and_results(
     changes: dict[str, object], weights: bool, result: bool
 ) -> None:
     plain = SftRecipe.parse(recipe_values(), "test")

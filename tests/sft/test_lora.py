@@ -1,4 +1,4 @@
-"""Adapters beside a frozen model, and the plain model that is published of them."""
+"""LoRA adapters, and the merged model that is published."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def whole_run(arrays: Path, base: Path, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture
 def text_base(tmp_path: Path) -> Path:
-    """A model that has read, and never spoken."""
+    """A text model without a speech vocabulary."""
     folder = tmp_path / "text"
     tokenizer = byte_tokenizer(2048)
     tokenizer.save_pretrained(folder)
@@ -79,7 +79,7 @@ def test_the_published_model_is_the_adapted_one(arrays: Path, base: Path, tmp_pa
     assert SpeechLM.load(tmp_path / "result", CODEBOOK).parameters == trainer.parameters
 
 
-def test_checkpoints_hold_what_is_trained(whole_run: SftProgram) -> None:
+def test_checkpoints_have_the_trained_parameters(whole_run: SftProgram) -> None:
     newest = saved(whole_run.run_dir / "checkpoints")[-1]
     best = next((whole_run.run_dir / "checkpoints").glob("best-*.safetensors"))
     for path in (next(newest.glob("*.safetensors")), best):
@@ -90,17 +90,15 @@ def test_checkpoints_hold_what_is_trained(whole_run: SftProgram) -> None:
     assert np.mean(curve[-2:]) < curve[0] - 0.1
 
 
-def test_a_stopped_run_goes_on_to_bit_equal_weights(whole_run: SftProgram, tmp_path: Path) -> None:
+def test_a_resumed_run_has_bit_equal_weights(whole_run: SftProgram, tmp_path: Path) -> None:
     config = whole_run.model_copy(update={"run_dir": tmp_path})
     stop_after(4, config)
     train(config)
     assert_bit_equal(tmp_path, whole_run)
 
 
-def test_adapters_do_not_go_on_beside_another_base(
-    arrays: Path, base: Path, tmp_path: Path
-) -> None:
-    """Another model in the same folder: the name says nothing."""
+def test_adapters_do_not_resume_with_another_base(arrays: Path, base: Path, tmp_path: Path) -> None:
+    """Another model in the same folder has the same name."""
     folder = tmp_path / "model"
     shutil.copytree(base, folder)
     config = program(tmp_path / "run", arrays, base={"hub": str(folder)}, **CHANGES)
@@ -125,7 +123,7 @@ def test_only_the_targets_get_adapters(arrays: Path, base: Path, tmp_path: Path)
         trainer("query", "lm_head")
 
 
-def test_a_base_that_does_not_speak_needs_its_embeddings_trained(
+def test_a_base_without_speech_tokens_needs_trained_embeddings(
     arrays: Path, text_base: Path, tmp_path: Path
 ) -> None:
     plain = program(tmp_path / "run", arrays, base={"hub": str(text_base)}, lora=LORA)

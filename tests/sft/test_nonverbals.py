@@ -1,4 +1,4 @@
-"""Tags such as <laugh> in transcripts: from a corpus to token ids."""
+"""Tags such as <laugh> in transcripts, from a corpus to token ids."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def test_a_tag_is_one_token_of_a_sample(
     assert "tags" not in capfd.readouterr().err
 
 
-def test_tags_without_tokens_are_told_once(
+def test_tags_without_tokens_are_logged_once(
     tagged: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     config = program(tmp_path / "run", tagged)
     with Run(config.run_dir) as run:
         build_trainer(run, config)
-    told = [line for line in capfd.readouterr().err.splitlines() if "tags" in line]
-    assert len(told) == 1
-    assert told[0].startswith("3 transcripts of asterisk have tags such as <breathe>")
-    assert "Write vocabulary.nonverbals = true" in told[0]
+    logged = [line for line in capfd.readouterr().err.splitlines() if "tags" in line]
+    assert len(logged) == 1
+    assert logged[0].startswith("3 transcripts of asterisk have tags such as <breathe>")
+    assert "Write vocabulary.nonverbals = true" in logged[0]

@@ -42,7 +42,7 @@ def test_a_forgotten_source_ends_the_run() -> None:
     assert second.ended.startswith("val_loss/old rose from 3.0000 before training to 3.3100")
 
 
-def test_a_forgotten_source_slows_the_run() -> None:
+def test_a_forgotten_source_lowers_the_learning_rate() -> None:
     config = GuardConfig(forgetting=0.1, on_forgetting="lower")
     rates = [s.rate for s in run_of(config, losses(3.2, 3), losses(3.4, 2.9), losses(3.5, 2.8))]
     assert rates == [1.0, 0.5, 0.25]
@@ -135,7 +135,7 @@ def continued(
     return json.loads((run_dir / "result.json").read_text()), lines
 
 
-def test_the_start_is_published_where_every_validation_forgets(
+def test_the_base_is_published_if_every_validation_forgets(
     continuing: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     facts, lines = continued(continuing, tmp_path, guards={"forgetting": 1e-6})
@@ -175,7 +175,7 @@ def test_a_source_without_validation_is_named(
     assert "no sample of small is in the validation split" in capfd.readouterr().err
 
 
-def test_guards_without_validation_are_refused(arrays: Path, tmp_path: Path) -> None:
+def test_guards_without_validation_are_rejected(arrays: Path, tmp_path: Path) -> None:
     alone = without_validation(arrays, tmp_path / "arrays")
     config = program(tmp_path / "run", alone, guards={"patience": 2})
     with pytest.raises(DataError, match=r"raise validation\.fraction"):
@@ -221,7 +221,7 @@ def source(**changes: Any) -> SourceCard:
         ({"questions": 0}, "show has no questions"),
     ],
 )
-def test_warnings_name_what_to_do(changes: dict[str, Any], words: str) -> None:
+def test_warnings_have_a_remedy(changes: dict[str, Any], words: str) -> None:
     assert warnings({"show": source()}) == []
     (found,) = warnings({"show": source(**changes)})
     assert words in found

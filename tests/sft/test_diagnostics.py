@@ -1,4 +1,4 @@
-"""The signs of health, against a plain look at all logits and at the weights themselves."""
+"""The diagnostics of validations, against direct computations from all logits and weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tts_assets.sft.train import SftTrainer, build_trainer
 
 @torch.no_grad()
 def plain(trainer: SftTrainer) -> dict[str, float]:
-    """Each validation utterance alone through transformers, counted one position at a time."""
+    """Each validation utterance alone through transformers, one position at a time."""
     lm, pool = trainer.lm, trainer.val_data
     lm.model.set_attn_implementation("sdpa")
     found, broken, closed, entropy, codes = 0, 0, 0, 0.0, 0
@@ -26,14 +26,14 @@ def plain(trainer: SftTrainer) -> dict[str, float]:
         for place, target in enumerate(encoded.targets):
             if place <= encoded.first:  # the text, and <|speech_start|>
                 continue
-            says = int(logits[place].argmax())
+            predicted = int(logits[place].argmax())
             entropy += float(torch.distributions.Categorical(logits=logits[place]).entropy())
             if target == lm.vocabulary.speech_end:
-                closed += says == target
+                closed += predicted == target
             else:
                 codes += 1
-                found += says == target
-                broken += says == lm.vocabulary.speech_end
+                found += predicted == target
+                broken += predicted == lm.vocabulary.speech_end
     lm.model.set_attn_implementation("segments")
     return {
         "val_accuracy": found / codes,
@@ -44,26 +44,26 @@ def plain(trainer: SftTrainer) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("breaks_off", [False, True])
-def test_what_the_model_says(arrays: Path, tmp_path: Path, breaks_off: bool) -> None:
+def test_diagnostics_of_predictions(arrays: Path, tmp_path: Path, breaks_off: bool) -> None:
     with Run(tmp_path) as run:
         trainer = build_trainer(run, program(tmp_path, arrays, optimizer={"lr": 5e-3}))
         for step in range(6):
             trainer.train_step(step)
-        if breaks_off:  # where it would say the commonest code, it says the end
+        if breaks_off:  # it predicts the end instead of the most frequent code
             vocabulary, codes = trainer.lm.vocabulary, trainer.val_data.tables[0].codes
             common = vocabulary.code_to_id[np.bincount(codes).argmax()]
             with torch.no_grad():
                 table = trainer.lm.model.get_output_embeddings().weight
                 table[vocabulary.speech_end] = 2 * table[common]
         trainer.validate()
-    told = read_metrics(tmp_path / "metrics.jsonl")[-1]
+    logged = read_metrics(tmp_path / "metrics.jsonl")[-1]
     expected = plain(trainer)
-    assert {name: told[name] for name in expected} == pytest.approx(expected, abs=1e-5)
-    assert (told["val_end_false"] > 0) == breaks_off
-    assert told["val_accuracy"] > 0
+    assert {name: logged[name] for name in expected} == pytest.approx(expected, abs=1e-5)
+    assert (logged["val_end_false"] > 0) == breaks_off
+    assert logged["val_accuracy"] > 0
 
 
-def test_how_the_weights_move(arrays: Path, tmp_path: Path) -> None:
+def test_diagnostics_of_weights(arrays: Path, tmp_path: Path) -> None:
     with Run(tmp_path) as run:
         trainer = build_trainer(run, program(tmp_path, arrays, steps=2, eval_every=2))
 
@@ -75,7 +75,7 @@ def test_how_the_weights_move(arrays: Path, tmp_path: Path) -> None:
         before = flat()
         trainer.train()
         after = flat()
-    told = read_metrics(tmp_path / "metrics.jsonl")[-1]
-    assert told["weight_norm"] == pytest.approx(float(after.norm()), rel=1e-5)
+    logged = read_metrics(tmp_path / "metrics.jsonl")[-1]
+    assert logged["weight_norm"] == pytest.approx(float(after.norm()), rel=1e-5)
     ratio = float((after - before).norm() / after.norm())
-    assert told["update_ratio"] == pytest.approx(ratio, rel=1e-3, abs=1e-6)
+    assert logged["update_ratio"] == pytest.approx(ratio, rel=1e-3, abs=1e-6)

@@ -1,4 +1,4 @@
-"""The whole way from codes to codes: what was learnt by heart is said again exactly."""
+"""From codes to codes: a model that memorized ten utterances generates them exactly."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GREEDY = SamplingConfig(temperature=0, repetition_penalty=1.0, min_tokens=0, max
 
 
 @pytest.mark.slow
-def test_ten_utterances_are_said_again_code_by_code(tmp_path: Path) -> None:
+def test_ten_memorized_utterances_are_generated_code_by_code(tmp_path: Path) -> None:
     lines = (CORPUS / "samples.jsonl").read_text().splitlines()
     every = [json.loads(line) for line in lines]
     ten = [sample for sample in every if 1 <= sample["duration"] <= 3][::20][:10]
