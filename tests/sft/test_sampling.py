@@ -1,4 +1,4 @@
-"""Synthesis of texts during training, with a real (untrained) codec. It does not change training."""
+"""Synthesis of texts during training with a real (untrained) codec, which changes no weights."""
 
 from __future__ import annotations
 
