@@ -1,12 +1,15 @@
-"""Invalid configurations are rejected with a message that says how to fix them."""
+"""Invalid configurations and sources are rejected with a message that says how to fix them."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.codec.conftest import VENDORED
 from tts_assets.codec.config import CodecConfig
+from tts_assets.codec.sources import identify
 from tts_assets.core.config import ConfigError
 
 
@@ -61,3 +64,30 @@ def test_a_decoder_keeps_its_discriminators_if_one_key_is_given() -> None:
     chosen = (adversarial.window_fraction, adversarial.start, adversarial.objective)
     assert chosen == (0.5, 0.0, "least_squares")
     assert len(adversarial.sizes) == 8 and adversarial.periods == (2, 3, 5, 7, 11)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("examples/codecs/anouncer-16khz", "neither a folder nor a file"),
+        ("anouncer", "neither a folder nor a file"),
+        ("weights.pt", r"ends in one of .*\.ckpt"),
+    ],
+)
+def test_other_names_and_files_are_no_checkpoint(tmp_path: Path, name: str, message: str) -> None:
+    (tmp_path / "weights.pt").write_bytes(b"")
+    with pytest.raises(ConfigError, match=message):
+        identify(name, None, tmp_path)
+
+
+def test_a_local_folder_has_no_revision() -> None:
+    with pytest.raises(ConfigError, match=r"leave codec\.revision out"):
+        identify(str(VENDORED), "0" * 40, Path())
+
+
+def test_a_missing_file_of_sizes_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "codec.ckpt").write_bytes(b"")
+    from tts_assets.codec.original import OriginalError, convert
+
+    with pytest.raises(OriginalError, match=r"no file .*sizes\.json"):
+        convert(tmp_path / "codec.ckpt", tmp_path / "codec", tmp_path / "sizes.json")

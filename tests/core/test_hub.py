@@ -15,8 +15,8 @@ from tts_assets.codec.sources import download, newest_revision
 from tts_assets.core.config import Config, ConfigError, canonical_json
 from tts_assets.core.hub import identity
 from tts_assets.corpora.config import FilterConfig
-from tts_assets.evaluation.assets import determined
 from tts_assets.evaluation.config import EvaluationConfig
+from tts_assets.evaluation.recipes import determined
 from tts_assets.rlhf.config import RlhfRecipe
 from tts_assets.sft.config import SftRecipe
 from tts_assets.speechlm.config import TokenizerConfig, VocabularyConfig, identified
@@ -51,7 +51,7 @@ def of_rlhf(model: str) -> Config:
 
 def of_report(model: str) -> dict[str, Any]:
     config = EvaluationConfig(suite=Path("suite.jsonl"), whisper=model, metrics=("words",))
-    return determined(config, {}, Path())[1]
+    return determined(config, None, Path())[1]
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from tts_assets.core.artifacts import ArtifactError, ArtifactStore, Build, Evalu
 from tts_assets.core.audio import read_clip
 from tts_assets.core.program import Run
 from tts_assets.core.tracking import WandbConfig, write_card
-from tts_assets.evaluation.assets import CODE_VERSION, determined
+from tts_assets.evaluation.assets import CODE_VERSION
 from tts_assets.evaluation.checks import baseline
 from tts_assets.evaluation.compare import FIGURES_FILE
 from tts_assets.evaluation.config import EvaluationConfig
@@ -29,6 +29,7 @@ from tts_assets.evaluation.evaluate import write_result
 from tts_assets.evaluation.metric_runner import MetricRunner, SynthesizedUtterance
 from tts_assets.evaluation.metrics.metric import Column, Setting
 from tts_assets.evaluation.page import write_flac
+from tts_assets.evaluation.recipes import determined
 from tts_assets.evaluation.suite import SuiteText
 
 SENTENCES = (
@@ -65,7 +66,7 @@ class Recorded:
             "arrays": {"clips": speaking.arrays},
         }
         evaluation = EvaluationConfig.model_validate(GIVEN)
-        _, known = determined(evaluation, {}, speaking.store.root)
+        _, known = determined(evaluation, None, speaking.store.root)
         build = Build(f"report/{recipe}", inputs, known | {"recorded": True}, CODE_VERSION)
         work = speaking.store.work_folder(build) / "result"
         work.parent.mkdir(parents=True, exist_ok=True)

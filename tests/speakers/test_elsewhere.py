@@ -33,10 +33,10 @@ def cosine(trained: Path, clips: Path) -> float:
 
 
 def test_the_reward_uses_the_named_encoder(trained: Path, clips: Path, cosine: float) -> None:
-    prompt, said = (read_clip(clips / "audio" / name) for name in CLIPS)
-    spoken = completion.DecodedCompletion("", said.wave, said.rate, True, reference=prompt.wave)
+    prompt, clip = (read_clip(clips / "audio" / name) for name in CLIPS)
+    decoded = completion.DecodedCompletion("", clip.wave, clip.rate, True, reference=prompt.wave)
     scores = {
-        name: build_reward(SimilarityReward(encoder=name))([spoken])[0].value
+        name: build_reward(SimilarityReward(encoder=name))([decoded])[0].value
         for name in (RESEMBLYZER, str(trained))
     }
     assert scores[str(trained)] == pytest.approx((cosine + 1) / 2, abs=1e-4)
@@ -47,10 +47,10 @@ def test_reports_cache_by_encoder(
     trained: Path, clips: Path, cosine: float, tmp_path: Path
 ) -> None:
     """One cache, one audio file, two encoders: two values."""
-    said = read_clip(clips / "audio" / CLIPS[1])
-    write_flac(tmp_path / "said.flac", said.wave, said.rate)
+    clip = read_clip(clips / "audio" / CLIPS[1])
+    write_flac(tmp_path / "clip.flac", clip.wave, clip.rate)
     text = SuiteText(id="a", category="c", text="Invalid.", language="en")
-    spoken = SynthesizedUtterance(text, 1, None, tmp_path / "said.flac", ended=True)
+    utterance = SynthesizedUtterance(text, 1, None, tmp_path / "clip.flac", ended=True)
     found = {}
     for name in (RESEMBLYZER, str(trained), RESEMBLYZER):
         config = EvaluationConfig(
@@ -60,7 +60,7 @@ def test_reports_cache_by_encoder(
             window_seconds=5,
         )
         setting = Setting(config, references=(clips / "audio" / CLIPS[0],))
-        (row,) = MetricRunner(setting, tmp_path / "cache.sqlite").measure([spoken])
+        (row,) = MetricRunner(setting, tmp_path / "cache.sqlite").measure([utterance])
         value = row.values["speaker_similarity"]
         assert found.setdefault(name, value) == value
     assert found[str(trained)] == pytest.approx(cosine, abs=2e-4)  # FLAC rounds, figures too

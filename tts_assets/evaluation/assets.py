@@ -5,7 +5,6 @@ of ``[evaluation.suites.<name>]`` is ``suite/<name>``; its reports are ``report/
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,52 +22,35 @@ from tts_assets.core.artifacts import (
     sha256_file,
 )
 from tts_assets.core.compute import Shape
-from tts_assets.core.hub import identity
 from tts_assets.core.notebook import NOTEBOOK_FILE
 from tts_assets.core.plots import bars
-from tts_assets.evaluation.checks import TrainingData, report_checks
+from tts_assets.evaluation.checks import report_checks
 from tts_assets.evaluation.config import (
     MAIN,
     ComparisonConfig,
     EvaluationConfig,
     EvaluationProgram,
 )
-from tts_assets.evaluation.history import earlier_reports, measured, measured_differently
+from tts_assets.evaluation.history import measured, measured_differently
 from tts_assets.evaluation.lineage import lineage
-from tts_assets.evaluation.metrics.metric import metrics_of
-from tts_assets.evaluation.references import expected_rate, named_speakers, reference_clips
+from tts_assets.evaluation.recipes import (
+    EvaluatedRecipe,
+    ReportInputs,
+    determined,
+    evaluated_recipes,
+    report_program,
+)
 from tts_assets.evaluation.suite import SUITE_FILE, audio_digests, read_suite, write_suite
 from tts_assets.orchestration.partitions import code_arrays_of
 from tts_assets.orchestration.program_asset import Plan, Request, artifact_asset, program_asset
 from tts_assets.rlhf.config import RlhfRecipe
 from tts_assets.sft.config import SftRecipe
-from tts_assets.speakers.assets import encoder_input, encoder_path
-from tts_assets.speakers.config import RESEMBLYZER, encoder_digest
+from tts_assets.speakers.assets import encoder_input
 
 SUITE_VERSION = "1"
 CODE_VERSION = "4"
 COMPARISON_VERSION = "5"
 Built = AssetsDefinition | AssetChecksDefinition
-
-
-@dataclass(frozen=True)
-class EvaluatedRecipe:
-    """A recipe with reports.
-
-    ``corpora``: of the reference speaker; ``training_data``: what suites must be held out from;
-    ``external``: an external model, whose speech is the asset ``spoken/<recipe>``.
-    """
-
-    name: str
-    corpora: tuple[str, ...]
-    training_data: TrainingData
-    external: bool = False
-
-    def source(self, suite: str) -> AssetKey:
-        """The asset whose speech the report scores."""
-        if self.external:
-            return synthesized_key(self.name, suite)
-        return AssetKey(["serving", self.name])
 
 
 def build_assets(
@@ -83,8 +65,7 @@ def build_assets(
     """The suites, reports of every recipe, and comparisons.
 
     Every RLHF recipe has a comparison with its base; the configuration may name further ones.
-    Relative paths start at ``root``. ``trained_on``: the corpora of a recipe and of its base
-    recipes. ``external``: the corpora of external models by recipe.
+    See :func:`evaluated_recipes` for the parameters.
     """
     recipes = evaluated_recipes(sft, rlhf, root, trained_on, external or {})
     built: list[Built] = []
@@ -100,32 +81,6 @@ def build_assets(
     for name, comparison in {**comparisons, **evaluation.comparisons}.items():
         built.append(comparison_asset(name, comparison, evaluation))
     return built
-
-
-def evaluated_recipes(
-    sft: Mapping[str, SftRecipe],
-    rlhf: Mapping[str, RlhfRecipe],
-    root: Path,
-    trained_on: Callable[[str], Collection[str]],
-    external: Mapping[str, Sequence[str]],
-) -> list[EvaluatedRecipe]:
-    """All recipes with the data that they are trained on."""
-    recipes = [
-        EvaluatedRecipe(name, tuple(recipe.corpora), TrainingData(trained_on(name)))
-        for name, recipe in sft.items()
-    ]
-    for name, aligned in rlhf.items():
-        prompts = aligned.prompts
-        data = TrainingData(
-            trained_on(aligned.base),
-            (root / prompts.texts,) if prompts.texts else (),
-            prompts.corpora,
-            prompts.corpora if prompts.voice_prompts else (),
-        )
-        recipes.append(EvaluatedRecipe(name, tuple(sft[aligned.base].corpora), data))
-    for name, corpora in external.items():
-        recipes.append(EvaluatedRecipe(name, tuple(corpora), TrainingData(corpora), external=True))
-    return recipes
 
 
 def suite_key(suite: str) -> AssetKey:
@@ -188,32 +143,20 @@ def report_asset(
         arrays: Mapping[str, CodeArrays],
         encoder: SpeakerEncoderCheckpoint | None = None,
     ) -> Plan[Report]:
-        encoders = {} if encoder is None else {"encoder": encoder}
-        config, known = determined(asked, encoders, root)
-        inputs = {"serving": serving, "suite": suite, "arrays": arrays, **encoders}
-        build = Build("/".join(key.path), inputs, known, CODE_VERSION)
+        config, known = determined(asked, encoder.path if encoder else None, root)
+        inputs = ReportInputs(serving, suite, arrays, encoder)
+        build = Build("/".join(key.path), inputs.by_name(), known, CODE_VERSION)
 
         def program(work: Path) -> EvaluationProgram:
-            texts = read_suite(suite.path / SUITE_FILE, config.language)
-            inputs_of_page = [suite, *arrays.values(), *encoders.values(), serving]
-            return EvaluationProgram(
-                run_dir=work,
-                name=recipe.name,
-                suite_name=suite_name,
-                evaluation=config,
-                serving_model=None if recipe.external else serving.path,
-                synthesized=serving.path if recipe.external else None,
-                suite=suite.path / SUITE_FILE,
-                references=reference_clips(arrays, config.reference_clips),
-                speakers=named_speakers(arrays, texts, config.reference_clips),
-                characters_per_second=expected_rate(arrays, config.language),
-                cache=request.store.cache("evaluation"),
-                lineage=lineage(request.store, inputs_of_page),
-                earlier=earlier_reports(request.store, build),
-            )
+            return report_program(work, recipe, suite_name, config, inputs, build, request.store)
 
-        return Plan(known, program=program, inputs=inputs, describe=describe_report)
+        return Plan(known, program=program, inputs=inputs.by_name(), describe=describe_report)
 
+    source = (
+        synthesized_key(recipe.name, suite_name)
+        if recipe.external
+        else AssetKey(["serving", recipe.name])
+    )
     return program_asset(
         key.path,
         Report,
@@ -221,7 +164,7 @@ def report_asset(
         plan,
         shape=shape,
         ins={
-            "serving": AssetIn(recipe.source(suite_name)),
+            "serving": AssetIn(source),
             "suite": AssetIn(suite_key(suite_name)),
             "arrays": code_arrays_of(evaluation.reference_corpora or recipe.corpora),
             **encoder_input(evaluation.speaker_encoder),
@@ -233,28 +176,6 @@ def report_asset(
         + ("" if suite_name == MAIN else f" on the suite {suite_name}")
         + ": WER, DNSMOS, speaker similarity and further metrics, with players.",
     )
-
-
-def determined(
-    evaluation: EvaluationConfig, encoder: Mapping[str, SpeakerEncoderCheckpoint], root: Path
-) -> tuple[EvaluationConfig, dict[str, Any]]:
-    """The configuration with absolute paths, and what of it determines a report's bytes.
-
-    The latter has digests of models instead of paths.
-    """
-    config, digests = evaluation, {}
-    if evaluation.speaker_encoder != RESEMBLYZER:
-        path = encoder_path(evaluation.speaker_encoder, encoder, root)
-        config = config.model_copy(update={"speaker_encoder": str(path)})
-        digests["speaker_encoder"] = encoder_digest(path)
-    if evaluation.utmos is not None:
-        utmos = root / evaluation.utmos
-        config = config.model_copy(update={"utmos": utmos})
-        if utmos.is_file():
-            digests["utmos"] = sha256_file(utmos)
-    digests["whisper"] = identity(evaluation.whisper)
-    versions = {metric.name: metric.version for metric in metrics_of(config)}
-    return config, config.determining() | {"versions": versions} | digests
 
 
 def comparison_asset(

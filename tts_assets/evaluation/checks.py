@@ -6,8 +6,8 @@ A gate fails if a report is significantly worse than its baseline by more than a
 import json
 import math
 from collections import Counter
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from dagster import (
@@ -25,6 +25,7 @@ from tts_assets.core.artifacts import ArtifactStore, EvaluationSuite, Report
 from tts_assets.evaluation.config import MAIN, EvaluationConfig
 from tts_assets.evaluation.history import measured, measured_differently, readable_reports
 from tts_assets.evaluation.metrics.metric import Column, columns_of, metric_of_columns
+from tts_assets.evaluation.recipes import TrainingData
 from tts_assets.evaluation.references import samples_of
 from tts_assets.evaluation.results import (
     FAILED,
@@ -45,28 +46,6 @@ from tts_assets.evaluation.suite import (
 )
 
 FEWEST_TEXTS = 10  # bootstrap intervals of fewer texts are not reliable
-
-
-@dataclass(frozen=True)
-class TrainingData:
-    """The data that a recipe and its base recipes were trained on.
-
-    ``corpora``: of SFT. The prompts of RLHF are the lines of the files ``prompts``, the transcripts
-    of ``prompt_corpora``, and as voice prompts the clips of ``voice_corpora``.
-    """
-
-    corpora: Collection[str]
-    prompts: Collection[Path] = ()
-    prompt_corpora: Collection[str] = ()
-    voice_corpora: Collection[str] = ()
-
-    def for_suite(self, suite: str) -> "TrainingData":
-        """The data that ``suite`` must be held out from.
-
-        RLHF excludes the texts of the main suite from its prompt corpora itself, and trains again
-        when that suite changes. Its prompt corpora therefore count for the other suites only.
-        """
-        return replace(self, prompt_corpora=()) if suite == MAIN else self
 
 
 @dataclass(frozen=True)

@@ -79,14 +79,14 @@ def build_assets(
         return []
     assert config.python is not None  # checked by the configuration
     environment = Environment(root / config.python, root, shape, consents)
-    built = []
-    for name, recipe in config.recipes.items():
-        built.append(model_asset(name, recipe, validation, environment))
-        for suite in evaluation.suites_of(name):
-            built.append(
-                synthesis_asset(name, recipe, suite, evaluation.for_suite(suite), environment)
-            )
-    return [*built, table_asset(config, speechlm)]
+    recipes = config.recipes.items()
+    models = [model_asset(name, recipe, validation, environment) for name, recipe in recipes]
+    syntheses = [
+        synthesis_asset(name, recipe, suite, evaluation.for_suite(suite), environment)
+        for name, recipe in recipes
+        for suite in evaluation.suites_of(name)
+    ]
+    return [*models, *syntheses, table_asset(config, speechlm)]
 
 
 def model_asset(
