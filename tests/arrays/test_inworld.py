@@ -13,10 +13,9 @@ from dagster import AssetSpec, DagsterInstance, ExecuteInProcessResult, material
 from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
 from tests.arrays.conftest import CODEBOOK, Utterance, publish_shards
 from tts_assets.arrays import inworld as export
-from tts_assets.arrays.arrays import SPLITS, CodeTable
+from tts_assets.arrays.arrays import SPLITS, ArrayError, CodeTable
 from tts_assets.arrays.assets import build_assets
 from tts_assets.arrays.config import ArraysConfig
-from tts_assets.arrays.files import ArrayError
 from tts_assets.arrays.inworld import file_digests, import_inworld
 from tts_assets.arrays.merge import merge
 from tts_assets.core.artifacts import ArtifactStore, Build, CodeArrays, CodecCheckpoint, CodecFacts

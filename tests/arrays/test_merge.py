@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from tests.arrays.conftest import Utterance, publish_shards
-from tts_assets.arrays.arrays import SPLITS, ArrayError, CodeTable
-from tts_assets.arrays.files import NpyWriter, line_bounds, read_ids
+from tts_assets.arrays.arrays import SPLITS, ArrayError, CodeTable, NpyWriter, line_bounds, read_ids
 from tts_assets.arrays.merge import merge
 from tts_assets.core.artifacts import ArtifactStore
 from tts_assets.core.split import ValidationSplit, held_out, is_validation

@@ -10,8 +10,8 @@ import polars as pl
 import pytest
 
 from tests.arrays.conftest import Utterance, publish_shards
+from tts_assets.arrays.arrays import ArrayError
 from tts_assets.arrays.checks import check_counts
-from tts_assets.arrays.files import ArrayError
 from tts_assets.arrays.merge import merge
 from tts_assets.core.artifacts import (
     ArtifactError,

@@ -31,12 +31,12 @@ def recipe(**changes: object) -> SftRecipe:
 
 
 @pytest.fixture(scope="module")
-def pool(arrays: Path, prompts: PromptFormat) -> UtteranceDataset:
+def dataset(arrays: Path, prompts: PromptFormat) -> UtteranceDataset:
     return UtteranceDataset({"asterisk": arrays}, "train", prompts, 800)
 
 
 def test_a_sample_is_the_training_prompt_of_its_utterances(
-    pool: UtteranceDataset, prompts: PromptFormat, arrays: Path
+    dataset: UtteranceDataset, prompts: PromptFormat, arrays: Path
 ) -> None:
     data = CodeTable.of_split(arrays, "train")
     texts = [sample["transcript"] for sample in data.samples]
@@ -44,15 +44,15 @@ def test_a_sample_is_the_training_prompt_of_its_utterances(
         whole = prompts.training(
             " ".join(texts[u] for u in utterances), np.concatenate([data[u] for u in utterances])
         )
-        encoded = pool.encode(TrainingSample(utterances, 0, 0))
+        encoded = dataset.encode(TrainingSample(utterances, 0, 0))
         assert np.array_equal(np.append(encoded.inputs, encoded.targets[-1]), whole)
         assert np.array_equal(encoded.targets[:-1], encoded.inputs[1:])
         assert encoded.targets[encoded.first] == prompts.vocabulary.speech_start
-        assert pool.length(utterances) == len(whole)
+        assert dataset.length(utterances) == len(whole)
 
 
 def test_stored_token_ids_give_the_same_samples(
-    arrays: Path, prompts: PromptFormat, pool: UtteranceDataset, tmp_path: Path
+    arrays: Path, prompts: PromptFormat, dataset: UtteranceDataset, tmp_path: Path
 ) -> None:
     folder = tmp_path / tokenizer_digest(prompts.tokenizer)
     folder.mkdir()
@@ -60,71 +60,71 @@ def test_stored_token_ids_give_the_same_samples(
     corpora = {"asterisk": arrays}
     again = UtteranceDataset(corpora, "train", prompts, 800, {"asterisk": tmp_path})
     assert isinstance(again.texts[0].text.ids.base, np.memmap)
-    streams = [SampleStream(p, recipe(), RATE) for p in (pool, again)]
+    streams = [SampleStream(p, recipe(), RATE) for p in (dataset, again)]
     for _ in range(10):
         batch, same = (stream.batch() for stream in streams)
         assert batch == same
         for sample in batch:
-            one, other = (p.encode(sample, 0.5, 1) for p in (pool, again))
+            one, other = (p.encode(sample, 0.5, 1) for p in (dataset, again))
             assert np.array_equal(one.inputs, other.inputs)
             assert np.array_equal(one.targets, other.targets)
     folder.rename(tmp_path / "of another tokenizer")
     without = UtteranceDataset(corpora, "train", prompts, 800, {"asterisk": tmp_path})
-    assert np.array_equal(without.alone, pool.alone)
+    assert np.array_equal(without.alone, dataset.alone)
 
 
-def test_dropout_hides_input_codes_only(pool: UtteranceDataset, prompts: PromptFormat) -> None:
+def test_dropout_hides_input_codes_only(dataset: UtteranceDataset, prompts: PromptFormat) -> None:
     shares = []
     for number in range(40):
         sample = TrainingSample((0, 1), 2, number)
-        clean, hidden = pool.encode(sample), pool.encode(sample, code_dropout=0.8, seed=1)
+        clean, hidden = dataset.encode(sample), dataset.encode(sample, code_dropout=0.8, seed=1)
         assert np.array_equal(clean.targets, hidden.targets)
         start = clean.first + 2  # the first code
         assert np.array_equal(clean.inputs[:start], hidden.inputs[:start])
         changed = clean.inputs[start:] != hidden.inputs[start:]
         assert set(hidden.inputs[start:][changed]) <= {prompts.tokenizer.pad_token_id}
         shares.append(changed.mean())
-        again = pool.encode(sample, code_dropout=0.8, seed=1)
+        again = dataset.encode(sample, code_dropout=0.8, seed=1)
         assert np.array_equal(hidden.inputs, again.inputs)
     assert min(shares) < 0.1 and 0.7 < max(shares) < 0.9 and 0.3 < np.mean(shares) < 0.5
 
 
-def test_an_epoch_has_every_utterance_once_in_new_groups(pool: UtteranceDataset) -> None:
+def test_an_epoch_has_every_utterance_once_in_new_groups(dataset: UtteranceDataset) -> None:
     plain = recipe(concatenate={"max_utterances": 4, "max_seconds": 10.0})
-    epochs = [plan_epoch(pool, plain, RATE, epoch) for epoch in range(2)]
+    epochs = [plan_epoch(dataset, plain, RATE, epoch) for epoch in range(2)]
     for samples in epochs:
         seen = Counter(u for sample in samples for u in sample.items)
-        assert seen == Counter(range(len(pool)))
+        assert seen == Counter(range(len(dataset)))
         assert max(len(sample.items) for sample in samples) in (3, 4)
         for sample in samples:
-            codes = pool.code_counts[list(sample.items)].sum()
+            codes = dataset.code_counts[list(sample.items)].sum()
             assert len(sample.items) == 1 or codes <= 10.0 * RATE
     groups = [{s.items for s in samples if len(s.items) > 1} for samples in epochs]
     assert not groups[0] & groups[1]
 
 
-def test_short_groups_have_the_configured_share(pool: UtteranceDataset) -> None:
+def test_short_groups_have_the_configured_share(dataset: UtteranceDataset) -> None:
     config = {"max_utterances": 1, "short_share": 0.5, "short_seconds": 1.5, "max_short": 5}
-    samples = plan_epoch(pool, recipe(concatenate=config), RATE, 0)
+    samples = plan_epoch(dataset, recipe(concatenate=config), RATE, 0)
     joined = [sample for sample in samples if len(sample.items) > 1]
-    assert len(samples) == 2 * len(pool)
-    assert 0.6 * len(pool) < len(joined) < len(pool)  # one in five is a single word
-    assert max(pool.code_counts[list(s.items)].max() for s in joined) <= 1.5 * RATE
+    assert len(samples) == 2 * len(dataset)
+    assert 0.6 * len(dataset) < len(joined) < len(dataset)  # one in five is a single word
+    assert max(dataset.code_counts[list(s.items)].max() for s in joined) <= 1.5 * RATE
 
 
-def test_words_repeat_with_the_configured_share(pool: UtteranceDataset) -> None:
+def test_words_repeat_with_the_configured_share(dataset: UtteranceDataset) -> None:
     config = {"short_share": 0.9, "short_seconds": 1.5, "max_short": 6, "repeat_share": 0.5}
-    samples = plan_epoch(pool, recipe(concatenate={"max_utterances": 1, **config}), RATE, 0)
+    samples = plan_epoch(dataset, recipe(concatenate={"max_utterances": 1, **config}), RATE, 0)
     joined = [sample.items for sample in samples if len(sample.items) > 2]
     repeated = [len(group) - len(set(group)) for group in joined]
     assert 0.4 < sum(repeated) / sum(len(group) - 1 for group in joined) < 0.7
 
 
-def test_groups_grow_over_the_first_epochs(pool: UtteranceDataset) -> None:
+def test_groups_grow_over_the_first_epochs(dataset: UtteranceDataset) -> None:
     config = {"max_utterances": 3, "short_share": 0.5, "max_short": 5, "grow_epochs": 4}
     sizes = []
     for epoch in range(6):
-        plan = plan_epoch(pool, recipe(concatenate=config), RATE, epoch)
+        plan = plan_epoch(dataset, recipe(concatenate=config), RATE, epoch)
         sizes.append(max(len(sample.items) for sample in plan))
     assert sizes == [1, 2, 3, 4, 5, 5]
 
@@ -139,19 +139,19 @@ def test_voices_do_not_mix(arrays: Path, prompts: PromptFormat, tmp_path: Path) 
         sample["emotion"] = ("", "", "sad")[number % 3]
     text = "".join(json.dumps(sample) + "\n" for sample in samples)
     (folder / "train_samples.jsonl").write_text(text)
-    pool = UtteranceDataset({"a": folder, "b": arrays}, "train", prompts, 800)
-    plan = plan_epoch(pool, recipe(corpora={"a": 1, "b": 1}), RATE, 0)
-    assert len(set(pool.voice_of)) == 5
-    assert all(len({pool.voice_of[u] for u in sample.items}) == 1 for sample in plan)
+    dataset = UtteranceDataset({"a": folder, "b": arrays}, "train", prompts, 800)
+    plan = plan_epoch(dataset, recipe(corpora={"a": 1, "b": 1}), RATE, 0)
+    assert len(set(dataset.voice_of)) == 5
+    assert all(len({dataset.voice_of[u] for u in sample.items}) == 1 for sample in plan)
 
 
 def test_weights_are_epochs(arrays: Path, prompts: PromptFormat) -> None:
-    pool = UtteranceDataset({"a": arrays, "b": arrays}, "train", prompts, 800)
-    half = len(pool) // 2
+    dataset = UtteranceDataset({"a": arrays, "b": arrays}, "train", prompts, 800)
+    half = len(dataset) // 2
     mixture = recipe(corpora={"a": 2.5, "b": 0.5}, concatenate=None)
     drawn = []
     for epoch in range(2):
-        seen = Counter(s.items[0] for s in plan_epoch(pool, mixture, RATE, epoch))
+        seen = Counter(s.items[0] for s in plan_epoch(dataset, mixture, RATE, epoch))
         counts = [seen[u] for u in range(half)]
         assert set(counts) == {2, 3} and sum(counts) == round(2.5 * half)
         drawn.append({u for u in range(half, 2 * half) if seen[u]})
@@ -164,14 +164,14 @@ def test_a_fraction_of_earlier_data_is_drawn_anew_each_epoch(
     arrays: Path, prompts: PromptFormat, weight: float
 ) -> None:
     """The mixture of continued training against forgetting; 0.013 are 0.7 utterances an epoch."""
-    pool = UtteranceDataset({"new": arrays, "old": arrays}, "train", prompts, 800)
-    old = len(pool) // 2
+    dataset = UtteranceDataset({"new": arrays, "old": arrays}, "train", prompts, 800)
+    old = len(dataset) // 2
     config = recipe(corpora={"new": 1.0, "old": weight}, concatenate=None)
     epochs = 600
     counts = np.zeros(2 * old)
     drawn = set()
     for epoch in range(epochs):
-        utterances = [s.items[0] for s in plan_epoch(pool, config, RATE, epoch)]
+        utterances = [s.items[0] for s in plan_epoch(dataset, config, RATE, epoch)]
         np.add.at(counts, utterances, 1)
         drawn.add(tuple(sorted(u for u in utterances if u >= old)))
         assert weight * old - 1 < len(utterances) - old < weight * old + 1
@@ -184,36 +184,36 @@ def test_a_fraction_of_earlier_data_is_drawn_anew_each_epoch(
 
 
 def test_short_groups_keep_the_weights(arrays: Path, prompts: PromptFormat) -> None:
-    pool = UtteranceDataset({"new": arrays, "old": arrays}, "train", prompts, 800)
+    dataset = UtteranceDataset({"new": arrays, "old": arrays}, "train", prompts, 800)
     short = {"max_utterances": 1, "short_share": 0.8, "max_short": 1}
     config = recipe(corpora={"new": 1.0, "old": 0.25}, concatenate=short)
-    groups = [s.items[0] for e in range(40) for s in plan_epoch(pool, config, RATE, e)]
-    old = np.mean(np.array(groups) >= len(pool) // 2)
+    groups = [s.items[0] for e in range(40) for s in plan_epoch(dataset, config, RATE, e)]
+    old = np.mean(np.array(groups) >= len(dataset) // 2)
     assert old == pytest.approx(0.2, abs=0.03)
 
 
-def test_a_stream_resumes_at_its_state(pool: UtteranceDataset) -> None:
+def test_a_stream_resumes_at_its_state(dataset: UtteranceDataset) -> None:
     settings = recipe()
-    stream = SampleStream(pool, settings, RATE)
+    stream = SampleStream(dataset, settings, RATE)
     batches = []
     for step in range(40):
         if step == 20:
             epoch, offset = stream.epoch, stream.offset
         batches.append(stream.batch())
     assert stream.epoch >= 1
-    again = SampleStream(pool, settings, RATE, epoch, offset)
+    again = SampleStream(dataset, settings, RATE, epoch, offset)
     assert [again.batch() for _ in range(20)] == batches[20:]
-    tokens = [sum(pool.length(s.items) for s in batch) for batch in batches]
+    tokens = [sum(dataset.length(s.items) for s in batch) for batch in batches]
     assert max(tokens) <= settings.batch_tokens
     assert np.mean(tokens) > 0.7 * settings.batch_tokens
 
 
 def test_utterances_that_do_not_fit_are_dropped_whole_and_named(
-    arrays: Path, prompts: PromptFormat, pool: UtteranceDataset
+    arrays: Path, prompts: PromptFormat, dataset: UtteranceDataset
 ) -> None:
-    assert pool.dropped == []
+    assert dataset.dropped == []
     small = UtteranceDataset({"asterisk": arrays}, "train", prompts, 200)
-    assert len(small) + len(small.dropped) == len(pool)
+    assert len(small) + len(small.dropped) == len(dataset)
     assert all(int(item.detail.split()[0]) > 200 for item in small.dropped)
     assert max(small.length((u,)) for u in range(len(small))) <= 200
     with pytest.raises(DataError, match=r"see set_aside\.jsonl"):
@@ -231,8 +231,8 @@ def test_arrays_that_disagree_are_refused(
         UtteranceDataset({"a": folder}, "train", prompts, 800)
 
 
-def test_a_row_ends_in_padding_without_targets(pool: UtteranceDataset) -> None:
-    samples = [pool.encode(TrainingSample((u,), 0, u)) for u in range(5)]
+def test_a_row_ends_in_padding_without_targets(dataset: UtteranceDataset) -> None:
+    samples = [dataset.encode(TrainingSample((u,), 0, u)) for u in range(5)]
     row = pack(samples)
     assert row.tokens == sum(len(sample.inputs) for sample in samples)
     length = row.input_ids.shape[1]

@@ -17,11 +17,11 @@ from tts_assets.sft.train import SftTrainer, build_trainer
 @torch.no_grad()
 def plain(trainer: SftTrainer) -> dict[str, float]:
     """Each validation utterance alone through transformers, one position at a time."""
-    lm, pool = trainer.lm, trainer.val_data
+    lm, dataset = trainer.lm, trainer.val_data
     lm.model.set_attn_implementation("sdpa")
     found, broken, closed, entropy, codes = 0, 0, 0, 0.0, 0
-    for utterance in range(len(pool)):
-        encoded = pool.encode(TrainingSample((utterance,), 0, 0))
+    for utterance in range(len(dataset)):
+        encoded = dataset.encode(TrainingSample((utterance,), 0, 0))
         logits = lm.model(torch.from_numpy(encoded.inputs)[None]).logits[0].float()
         for place, target in enumerate(encoded.targets):
             if place <= encoded.first:  # the text, and <|speech_start|>
@@ -37,9 +37,9 @@ def plain(trainer: SftTrainer) -> dict[str, float]:
     lm.model.set_attn_implementation("segments")
     return {
         "val_accuracy": found / codes,
-        "val_end_found": closed / len(pool),
+        "val_end_found": closed / len(dataset),
         "val_end_false": broken / codes,
-        "val_entropy": entropy / (codes + len(pool)),
+        "val_entropy": entropy / (codes + len(dataset)),
     }
 
 

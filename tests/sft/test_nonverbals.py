@@ -35,8 +35,8 @@ def test_a_tag_is_one_token_of_a_sample(
     with Run(config.run_dir) as run:
         trainer = build_trainer(run, config)
     laugh = trainer.lm.tokenizer.convert_tokens_to_ids("<laugh>")
-    pool = trainer.train_data
-    found = [list(pool.encode(TrainingSample((u,), 0, 0)).inputs).count(laugh) for u in range(5)]
+    dataset = trainer.train_data
+    found = [list(dataset.encode(TrainingSample((u,), 0, 0)).inputs).count(laugh) for u in range(5)]
     assert found == [1, 1, 1, 0, 0]
     assert "tags" not in capfd.readouterr().err
 

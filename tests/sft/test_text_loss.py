@@ -32,10 +32,10 @@ def text_of(targets: Tensor, trainer: SftTrainer) -> str:
 
 
 def test_text_targets_are_the_text_and_its_end(trainer: SftTrainer) -> None:
-    pool = trainer.train_data
-    samples = [pool.encode(TrainingSample(utterances, 0, 0)) for utterances in [(0,), (3, 1, 2)]]
+    dataset = trainer.train_data
+    samples = [dataset.encode(TrainingSample(utterances, 0, 0)) for utterances in [(0,), (3, 1, 2)]]
     row = pack(samples, [1, 0], text=True)
-    texts = [pool.transcript(0), " ".join(pool.transcript(u) for u in (3, 1, 2))]
+    texts = [dataset.transcript(0), " ".join(dataset.transcript(u) for u in (3, 1, 2))]
     expected = "".join(f"{text}<|text_prompt_end|>" for text in texts)
     assert text_of(row.targets[-row.text_targets :], trainer) == expected
     following = row.input_ids[0][row.where[-row.text_targets :] + 1]

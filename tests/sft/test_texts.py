@@ -51,7 +51,7 @@ def program(run_dir: Path, arrays: Path, texts: Path, **changes: Any) -> SftProg
 
 
 @pytest.fixture(scope="module")
-def pool(
+def dataset(
     arrays: Path, texts: Path, prompts: PromptFormat, tmp_path_factory: pytest.TempPathFactory
 ) -> MixtureDataset:
     folder = tmp_path_factory.mktemp("run")
@@ -61,31 +61,31 @@ def pool(
 
 
 def test_weights_are_epochs_beside_the_same_speech(
-    pool: MixtureDataset, arrays: Path, prompts: PromptFormat
+    dataset: MixtureDataset, arrays: Path, prompts: PromptFormat
 ) -> None:
     """Half of the texts, another half in every epoch; the speech is that without texts."""
-    assert pool.sources == ["asterisk", "chat"]
+    assert dataset.sources == ["asterisk", "chat"]
     plain = SftRecipe.model_validate(recipe_values())
     recipe = SftRecipe.model_validate(recipe_values(texts={"chat": 0.5}))
-    speech, texts = pool.parts
+    speech, texts = dataset.parts
     seen: Counter[int] = Counter()
     for epoch in range(40):
-        plan = plan_epoch(pool, recipe, RATE, epoch)
-        drawn = [s.items for s in plan if pool.source(s.items[0]) == 1]
+        plan = plan_epoch(dataset, recipe, RATE, epoch)
+        drawn = [s.items for s in plan if dataset.source(s.items[0]) == 1]
         assert len(drawn) in (len(texts) // 2, (len(texts) + 1) // 2)
         seen.update(items[0] for items in drawn)
-        spoken = sorted(s.items for s in plan if pool.source(s.items[0]) == 0)
+        spoken = sorted(s.items for s in plan if dataset.source(s.items[0]) == 0)
         assert spoken == sorted(s.items for s in plan_epoch(speech, plain, RATE, epoch))
     assert len(seen) == len(texts) and min(seen.values()) > 8
 
 
-def test_answers_alone_are_targets(pool: MixtureDataset, prompts: PromptFormat) -> None:
+def test_answers_alone_are_targets(dataset: MixtureDataset, prompts: PromptFormat) -> None:
     end = prompts.tokenizer.eos_token
-    first = len(pool.parts[0])
-    for item in range(first, len(pool)):
-        encoded = pool.encode(TrainingSample((item,), 0, 0), code_dropout=0.9)
-        assert len(encoded.inputs) == pool.length((item,)) - 1
-        row = pack([encoded], [pool.source(item)])
+    first = len(dataset.parts[0])
+    for item in range(first, len(dataset)):
+        encoded = dataset.encode(TrainingSample((item,), 0, 0), code_dropout=0.9)
+        assert len(encoded.inputs) == dataset.length((item,)) - 1
+        row = pack([encoded], [dataset.source(item)])
         learnt = prompts.tokenizer.decode(row.targets)
         whole = prompts.tokenizer.decode([*encoded.inputs[:1], *encoded.targets])
         assert set(row.sources.tolist()) == {1}
@@ -94,27 +94,27 @@ def test_answers_alone_are_targets(pool: MixtureDataset, prompts: PromptFormat) 
         else:
             assert learnt == whole[1:]  # nothing comes before the first token
     with pytest.raises(IndexError):
-        pool.identity(len(pool))
+        dataset.identity(len(dataset))
 
 
-def test_what_is_too_long_is_told(pool: MixtureDataset) -> None:
-    assert [item.reason for item in pool.dropped] == ["longer than max_seq_len"]
-    assert pool.dropped[0].what.startswith("chat: ")
+def test_what_is_too_long_is_told(dataset: MixtureDataset) -> None:
+    assert [item.reason for item in dataset.dropped] == ["longer than max_seq_len"]
+    assert dataset.dropped[0].what.startswith("chat: ")
 
 
-def test_speech_and_texts_share_rows_and_batches(pool: MixtureDataset) -> None:
+def test_speech_and_texts_share_rows_and_batches(dataset: MixtureDataset) -> None:
     recipe = SftRecipe.model_validate(recipe_values(texts={"chat": 2.0}))
-    stream = SampleStream(pool, recipe, RATE)
+    stream = SampleStream(dataset, recipe, RATE)
     batches = [stream.batch() for _ in range(10)]
-    mixed = [{pool.source(s.items[0]) for s in batch} == {0, 1} for batch in batches]
+    mixed = [{dataset.source(s.items[0]) for s in batch} == {0, 1} for batch in batches]
     assert sum(mixed) > 5
     first = next(batch for batch, is_mixed in zip(batches, mixed, strict=True) if is_mixed)
-    encoded = [pool.encode(sample) for sample in first]
-    row = pack(encoded, [pool.source(s.items[0]) for s in first])
+    encoded = [dataset.encode(sample) for sample in first]
+    row = pack(encoded, [dataset.source(s.items[0]) for s in first])
     counts = np.bincount(row.sources.numpy())
     spans = [sum(end - start for start, end in sample.spans) for sample in encoded]
     for source in (0, 1):
-        own = [n for n, s in zip(spans, first, strict=True) if pool.source(s.items[0]) == source]
+        own = [n for n, s in zip(spans, first, strict=True) if dataset.source(s.items[0]) == source]
         assert counts[source] == sum(own)
 
 
@@ -163,20 +163,20 @@ def test_texts_are_windows_in_pretraining(
     )
     values |= {"tokens": {"asterisk": str(streams)}, "texts": {"chat": str(texts)}}
     config = SftProgram.model_validate(values)
-    pool = open_dataset(config, prompts, "train")
-    assert pool.sources == ["asterisk", "text", "chat"] and not pool.dropped
+    dataset = open_dataset(config, prompts, "train")
+    assert dataset.sources == ["asterisk", "text", "chat"] and not dataset.dropped
     items = [
-        s.items[0] for epoch in range(30) for s in plan_epoch(pool, config.recipe, RATE, epoch)
+        s.items[0] for epoch in range(30) for s in plan_epoch(dataset, config.recipe, RATE, epoch)
     ]
-    sources = [pool.source(item) for item in items]
-    tokens = np.bincount(sources, [pool.length((item,)) for item in items])
+    sources = [dataset.source(item) for item in items]
+    tokens = np.bincount(sources, [dataset.length((item,)) for item in items])
     shares = tokens / tokens.sum()
     assert shares[0] == pytest.approx(0.6, abs=0.02)
-    every = range(len(pool))
-    there = np.bincount([pool.source(i) for i in every], [pool.length((i,)) for i in every])
+    every = range(len(dataset))
+    there = np.bincount([dataset.source(i) for i in every], [dataset.length((i,)) for i in every])
     assert shares[2] / shares[1] == pytest.approx(3 * there[2] / there[1], rel=0.1)
-    last = next(i for i in reversed(every) if pool.source(i) == 2)
-    assert "chat, tokens" in pool.identity(last) and "chat: " in pool.identity(last)
+    last = next(i for i in reversed(every) if dataset.source(i) == 2)
+    assert "chat, tokens" in dataset.identity(last) and "chat: " in dataset.identity(last)
 
 
 def test_impossible_texts_are_refused(arrays: Path, texts: Path, tmp_path: Path) -> None:

@@ -47,42 +47,42 @@ def program(run_dir: Path, arrays: Path, streams: Path, **changes: Any) -> SftPr
 
 
 @pytest.fixture(scope="module")
-def pool(arrays: Path, streams: Path, prompts: PromptFormat) -> WindowDataset:
+def dataset(arrays: Path, streams: Path, prompts: PromptFormat) -> WindowDataset:
     found = open_dataset(program(Path(), arrays, streams), prompts, "train")
     assert isinstance(found, WindowDataset)
     return found
 
 
 def test_windows_predict_every_token_of_a_stream_once(
-    pool: WindowDataset, prompts: PromptFormat, arrays: Path
+    dataset: WindowDataset, prompts: PromptFormat, arrays: Path
 ) -> None:
-    assert pool.sources == ["asterisk", "text"]
-    for number, stream in enumerate(pool.streams):
-        own = np.flatnonzero(pool.stream_of == number)
-        encoded = [pool.encode(TrainingSample((window,), 0, 0)) for window in own]
+    assert dataset.sources == ["asterisk", "text"]
+    for number, stream in enumerate(dataset.streams):
+        own = np.flatnonzero(dataset.stream_of == number)
+        encoded = [dataset.encode(TrainingSample((window,), 0, 0)) for window in own]
         targets = np.concatenate([sample.targets for sample in encoded])
         assert np.array_equal(targets, stream.rows.ids[1:])
         assert all(sample.spans == ((0, len(sample.inputs)),) for sample in encoded)
         inputs = np.concatenate([sample.inputs for sample in encoded])
         assert np.array_equal(inputs, stream.rows.ids[:-1])
-        assert [pool.length((w,)) for w in own[:-1]] == [SIZE] * (len(own) - 1)
-        assert 0 < pool.length((own[-1],)) < SIZE  # the rest behind the last whole window
-    codes = prompts.vocabulary.codes(pool.streams[0].rows.ids)
+        assert [dataset.length((w,)) for w in own[:-1]] == [SIZE] * (len(own) - 1)
+        assert 0 < dataset.length((own[-1],)) < SIZE  # the rest behind the last whole window
+    codes = prompts.vocabulary.codes(dataset.streams[0].rows.ids)
     assert np.array_equal(codes, CodeTable.of_split(arrays, "train").codes)
 
 
-def test_text_has_its_share_of_the_tokens(pool: WindowDataset) -> None:
+def test_text_has_its_share_of_the_tokens(dataset: WindowDataset) -> None:
     recipe = SftRecipe.model_validate(
         recipe_values(**pretraining(corpora={"asterisk": 1.0}, pretraining={"text_share": 0.15}))
     )
-    speech = np.flatnonzero(pool.stream_of == 0)
+    speech = np.flatnonzero(dataset.stream_of == 0)
     shares, orders = [], set()
     for epoch in range(60):
-        items = [sample.items[0] for sample in plan_epoch(pool, recipe, RATE, epoch)]
+        items = [sample.items[0] for sample in plan_epoch(dataset, recipe, RATE, epoch)]
         orders.add(tuple(items))
         seen = Counter(items)
         assert all(seen[window] == 1 for window in speech)
-        tokens = np.bincount([pool.source(i) for i in items], pool.lengths[items])
+        tokens = np.bincount([dataset.source(i) for i in items], dataset.lengths[items])
         shares.append(tokens[1] / tokens.sum())
     assert len(orders) == 60
     assert np.mean(shares) == pytest.approx(0.15, abs=0.005)
@@ -93,8 +93,8 @@ def test_fractional_weights_are_drawn_without_bias() -> None:
     recipe = SftRecipe.model_validate(recipe_values(**pretraining(pretraining={"text_share": 0})))
     rows = Rows(np.arange(2 * SIZE + 1, dtype=np.int32), np.zeros(1, dtype=np.int64))
     stream = TokenStream(rows, 0, is_text=False, weight=0.25, name=str)
-    pool = WindowDataset([stream], ["asterisk"], SIZE)
-    seen = [s.items[0] for epoch in range(800) for s in plan_epoch(pool, recipe, RATE, epoch)]
+    dataset = WindowDataset([stream], ["asterisk"], SIZE)
+    seen = [s.items[0] for epoch in range(800) for s in plan_epoch(dataset, recipe, RATE, epoch)]
     counts = Counter(seen)
     assert counts[0] == pytest.approx(200, abs=45) and counts[1] == pytest.approx(200, abs=45)
 
@@ -107,10 +107,10 @@ def test_a_text_share_without_text_is_rejected() -> None:
         SampleStream(WindowDataset([stream], ["asterisk", "text"], SIZE), recipe, RATE).batch()
 
 
-def test_a_batch_is_the_same_on_any_number_of_ranks(pool: WindowDataset) -> None:
+def test_a_batch_is_the_same_on_any_number_of_ranks(dataset: WindowDataset) -> None:
     recipe = SftRecipe.model_validate(recipe_values(**pretraining()))
-    batch = SampleStream(pool, recipe, RATE).batch()
-    assert sum(pool.length(sample.items) for sample in batch) <= recipe.batch_tokens
+    batch = SampleStream(dataset, recipe, RATE).batch()
+    assert sum(dataset.length(sample.items) for sample in batch) <= recipe.batch_tokens
     found = []
     for ranks in (1, 2, 3):
         targets: list[int] = []
@@ -118,7 +118,7 @@ def test_a_batch_is_the_same_on_any_number_of_ranks(pool: WindowDataset) -> None
             sharding = RankSharding(
                 rank, ranks, micro_tokens=recipe.micro_tokens, seed=recipe.seed, lockstep=True
             )
-            for row in sharding.rows(pool, batch):
+            for row in sharding.rows(dataset, batch):
                 assert row.input_ids.shape[1] <= 512 and len(row.where) == row.tokens
                 targets += row.targets.tolist()
         found.append(sorted(targets))
@@ -151,9 +151,9 @@ def test_losses_are_logged_by_source(whole_run: SftProgram) -> None:
 def test_validation_has_every_window(
     whole_run: SftProgram, arrays: Path, prompts: PromptFormat
 ) -> None:
-    pool = open_dataset(whole_run, prompts, "val")
-    assert isinstance(pool, WindowDataset)
-    spoken = sum(pool.length((w,)) for w in range(len(pool)) if pool.source(w) == 0)
+    dataset = open_dataset(whole_run, prompts, "val")
+    assert isinstance(dataset, WindowDataset)
+    spoken = sum(dataset.length((w,)) for w in range(len(dataset)) if dataset.source(w) == 0)
     table = CodeTable.of_split(arrays, "val")
     assert spoken == len(table.codes) + 2 * len(table) - 1
 

@@ -7,6 +7,7 @@ from typing import Any
 from dagster import AssetCheckResult, AssetChecksDefinition, AssetsDefinition, asset_check
 
 from resources.artifact_store import ArtifactStoreResource
+from tts_assets.arrays.arrays import ArrayError
 from tts_assets.arrays.checks import (
     Numbers,
     check_codes,
@@ -16,7 +17,6 @@ from tts_assets.arrays.checks import (
     check_tables,
 )
 from tts_assets.arrays.config import DIGEST_DIGITS, ArraysConfig, ImportedArrays
-from tts_assets.arrays.files import ArrayError
 from tts_assets.arrays.inworld import export_inworld, file_digests, import_inworld
 from tts_assets.arrays.merge import merge
 from tts_assets.core.artifacts import (

@@ -20,10 +20,9 @@ from typing import TypeVar
 import numpy as np
 import polars as pl
 
-from tts_assets.arrays.arrays import SPLITS, CodeTable
-from tts_assets.arrays.files import ArrayError, count_lines, map_npy
-from tts_assets.arrays.inworld import refuse_outside
-from tts_assets.arrays.merge import refuse_other_type
+from tts_assets.arrays.arrays import SPLITS, ArrayError, CodeTable, count_lines, map_npy
+from tts_assets.arrays.inworld import check_range
+from tts_assets.arrays.merge import check_type
 from tts_assets.core.accounting import SET_ASIDE_FILE
 from tts_assets.core.artifacts import (
     ArtifactStore,
@@ -48,7 +47,7 @@ def check_tables(arrays: CodeArrays) -> Numbers:
     found: Numbers = {}
     for split in SPLITS:
         table = CodeTable.of_split(arrays.path, split)
-        refuse_other_type(table, arrays.facts.dtype, arrays.path)
+        check_type(table, arrays.facts.dtype, arrays.path)
         found |= {f"{split}_samples": len(table), f"{split}_codes": len(table.codes)}
     for name, number in found.items():
         if facts[name] != number:
@@ -84,7 +83,7 @@ def check_codes(arrays: CodeArrays) -> Numbers:
     highest = 0
     for split in SPLITS:
         table = CodeTable.of_split(arrays.path, split)
-        refuse_outside(table, size, arrays.path / f"{split}_codes.npy")
+        check_range(table, size, arrays.path / f"{split}_codes.npy")
         highest = max(highest, int(table.codes.max(initial=0)))
     return {"highest_code": highest, "codebook_size": size}
 

@@ -24,9 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from tts_assets.arrays.arrays import SPLITS, CodeTable, Split
+from tts_assets.arrays.arrays import REMEDY, SPLITS, ArrayError, CodeTable, NpyWriter, Split
 from tts_assets.arrays.config import ExportProgram
-from tts_assets.arrays.files import REMEDY, ArrayError, NpyWriter
 from tts_assets.core.artifacts import (
     ArrayFacts,
     CodeArrays,
@@ -83,7 +82,7 @@ def import_inworld(
     try:
         for split in SPLITS:
             table = CodeTable.of_split(source, split, raw=True)
-            refuse_outside(table, codec.facts.codebook_size, source / f"{split}_codes.npy")
+            check_range(table, codec.facts.codebook_size, source / f"{split}_codes.npy")
             write_codes(table, split, codec.facts.codebook_size, target)
             with (target / f"{split}_samples.jsonl").open("w", encoding="utf-8") as lines:
                 for sample in samples_of(table, corpus, licence):
@@ -107,7 +106,7 @@ def import_inworld(
     )
 
 
-def refuse_outside(table: CodeTable, codebook_size: int, path: Path) -> None:
+def check_range(table: CodeTable, codebook_size: int, path: Path) -> None:
     """Raise :class:`ArrayError` at the first code that is not in the codebook."""
     for start in range(0, len(table.codes), PIECE):
         piece = table.codes[start : start + PIECE]

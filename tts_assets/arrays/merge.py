@@ -16,8 +16,16 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from tts_assets.arrays.arrays import CodeTable, Split
-from tts_assets.arrays.files import ArrayError, NpyWriter, Pieces, pieces_of, read_ids, write_pieces
+from tts_assets.arrays.arrays import (
+    ArrayError,
+    CodeTable,
+    NpyWriter,
+    Pieces,
+    Split,
+    pieces_of,
+    read_ids,
+    write_pieces,
+)
 from tts_assets.core.artifacts import ArrayFacts, CodecShards
 from tts_assets.core.split import ValidationSplit, held_out
 
@@ -36,7 +44,7 @@ def merge(shards: CodecShards, validation: ValidationSplit, target: Path) -> Arr
         writing: Future[None] | None = None
         for number in range(facts.shards):
             table = CodeTable.of_shard(shards.path, number)
-            refuse_other_type(table, facts.dtype, shards.path)
+            check_type(table, facts.dtype, shards.path)
             text, bounds = table.lines
             held = held_out(read_ids(text, bounds, table.samples_path), validation)
             pieces = [*train.take(table, ~held), *val.take(table, held)]
@@ -67,7 +75,7 @@ def merge(shards: CodecShards, validation: ValidationSplit, target: Path) -> Arr
     )
 
 
-def refuse_other_type(table: CodeTable, dtype: str, where: Path) -> None:
+def check_type(table: CodeTable, dtype: str, where: Path) -> None:
     """Raise :class:`ArrayError` unless the codes have the type of the recorded codebook size.
 
     Codes that were truncated to a smaller type cannot be detected otherwise.

@@ -25,8 +25,7 @@ import numpy as np
 import polars as pl
 from transformers import PreTrainedTokenizerBase
 
-from tts_assets.arrays.arrays import ArrayError, CodeTable, Split
-from tts_assets.arrays.files import Bytes, map_lines
+from tts_assets.arrays.arrays import ArrayError, Bytes, CodeTable, Split, map_lines
 from tts_assets.core.accounting import SetAside
 from tts_assets.core.training import rank
 from tts_assets.sft.config import TRANSCRIPTS, SftProgram, SftRecipe

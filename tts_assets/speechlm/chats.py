@@ -32,8 +32,7 @@ from jinja2 import TemplateError
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from tts_assets.arrays.arrays import SPLITS, Split
-from tts_assets.arrays.files import NpyWriter, map_npy
+from tts_assets.arrays.arrays import SPLITS, NpyWriter, Split, map_npy
 from tts_assets.core.accounting import SetAside, read_set_aside, write_set_aside
 from tts_assets.core.artifacts import written_aside
 from tts_assets.core.config import digest_of

@@ -32,8 +32,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tts_assets.arrays.arrays import SPLITS, ArrayError, CodeTable, Split
-from tts_assets.arrays.files import NpyWriter, map_npy
+from tts_assets.arrays.arrays import SPLITS, ArrayError, CodeTable, NpyWriter, Split, map_npy
 from tts_assets.core.artifacts import CodeArrays, TokenFacts
 from tts_assets.core.program import Run, load_config
 from tts_assets.speechlm.config import TokenProgram

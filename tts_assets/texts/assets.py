@@ -6,8 +6,7 @@ from typing import Any
 
 from dagster import AssetCheckResult, AssetChecksDefinition, AssetsDefinition, asset_check
 
-from tts_assets.arrays.arrays import SPLITS
-from tts_assets.arrays.files import count_lines
+from tts_assets.arrays.arrays import SPLITS, count_lines
 from tts_assets.core.accounting import SET_ASIDE_FILE, count_reasons, read_set_aside
 from tts_assets.core.artifacts import Texts, sha256_file
 from tts_assets.core.config import ConfigError
