@@ -229,7 +229,7 @@ def test_warnings_have_a_remedy(changes: dict[str, Any], words: str) -> None:
 
 def test_a_small_source_gets_a_larger_weight() -> None:
     (found,) = warnings({"show": source(seconds=36_000), "interview": source(seconds=900)})
-    assert "show is heard 40 times as long as interview" in found
+    assert "show has 40 times as much speech as interview" in found
     assert "give interview a larger weight" in found
 
 

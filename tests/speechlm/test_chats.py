@@ -58,7 +58,7 @@ def write(folder: Path, prompts: PromptFormat, samples: list[dict[str, Any]]) ->
 
 def shown(chats: ChatIds, prompts: PromptFormat, row: int) -> tuple[str, list[str]]:
     """A whole sample, and the parts that are learnt."""
-    ids, learnt = chats.rows[row], chats.learnt(row)
+    ids, learnt = chats.rows[row], chats.targets(row)
     cuts = np.flatnonzero(np.diff(learnt)) + 1
     parts = zip(np.split(ids, cuts), np.split(learnt, cuts), strict=True)
     whole = prompts.tokenizer.decode(ids)
@@ -96,7 +96,7 @@ def test_turns_of_the_tokenizers_template(tmp_path: Path) -> None:
         add_generation_prompt=True,
         strftime_now=lambda form: "26 Jul 2024",
     )
-    before = int(np.flatnonzero(chats.learnt(2))[0])
+    before = int(np.flatnonzero(chats.targets(2))[0])
     assert chats.rows[2][:before].tolist() == prompts.text_ids(asked).tolist()
     assert shown(chats, prompts, 1)[1] == [f"Plain text.{prompts.tokenizer.eos_token}"]
 

@@ -74,14 +74,14 @@ def sft_asset(name: str, recipe: SftRecipe, shape: Shape) -> AssetsDefinition:
         tokens: dict[str, TokenArrays] | None = None,
         **by_input: Texts,
     ) -> Plan[Checkpoint]:
-        asked = request.recipe(recipe)
+        asked, machines = request.recipe(recipe), request.shape(shape)
         texts = {text: by_input[key] for key, text in text_inputs.items()}
 
         def program(work: Path) -> SftProgram:
             streams = find_tokens(request.store, arrays) if tokens is None else tokens
             built = sft_program(name, asked, work, arrays, codec, base, streams, texts)
             if request.launcher is not None and request.launcher.is_local:
-                check_machine(asked, request.shape(shape).processes)
+                check_machine(asked, machines.processes)
                 check_lora(asked)
             return built
 

@@ -154,7 +154,7 @@ def unbalanced(card: Mapping[str, SourceCard]) -> list[str]:
         return []
     weight = card[least].weight * seen[most] / seen[least] / 2
     return [
-        f"{most} is heard {seen[most] / seen[least]:.0f} times as long as {least} in an epoch: "
+        f"{most} has {seen[most] / seen[least]:.0f} times as much speech as {least} in an epoch: "
         f"give {least} a larger weight (corpora.{least} = {min(weight, 10):.0f})."
     ]
 

@@ -113,7 +113,7 @@ class TextDataset:
         """The token ids of a sample. It has no codes, so ``code_dropout`` changes nothing."""
         file, row = self._at(sample.items[0])
         ids = file.chats.rows[row].astype(np.int64)
-        counts = file.chats.learnt(row)[1:]
+        counts = file.chats.targets(row)[1:]
         edges = np.flatnonzero(np.diff(counts, prepend=0, append=0)).tolist()
         turns = tuple(zip(edges[::2], edges[1::2], strict=True))
         return Encoded(ids[:-1], ids[1:], turns[0][0], turns)

@@ -47,17 +47,17 @@ TODAY = date(2024, 7, 26)  # for templates with a date: the ids are the same on 
 
 
 class ChatIds:
-    """The samples of one split: ``rows[i]`` are token ids, ``learnt(i)`` marks the targets."""
+    """The samples of one split: ``rows[i]`` are token ids, ``targets(i)`` marks the targets."""
 
     def __init__(self, folder: Path, split: Split) -> None:
         starts = map_npy(folder / f"{split}_index.npy", "int64", read=True)
         self.rows = Rows(map_npy(folder / f"{split}_ids.npy", "int32"), starts)
-        self._learnt: NDArray[np.uint8] = map_npy(folder / f"{split}_learnt.npy", "uint8")
+        self._targets: NDArray[np.uint8] = map_npy(folder / f"{split}_learnt.npy", "uint8")
         self.refused = read_set_aside(folder / f"{split}_refused.jsonl")
 
-    def learnt(self, row: int) -> NDArray[np.uint8]:
+    def targets(self, row: int) -> NDArray[np.uint8]:
         """1 for each token of a row that is a target, else 0."""
-        return self._learnt[self.rows.bounds[row] : self.rows.bounds[row + 1]]
+        return self._targets[self.rows.bounds[row] : self.rows.bounds[row + 1]]
 
 
 def tokenize_texts(texts: Path, prompts: PromptFormat, cache: Path) -> Path:
@@ -81,7 +81,7 @@ def tokenize_texts(texts: Path, prompts: PromptFormat, cache: Path) -> Path:
 def write_chats(samples: Path, prompts: PromptFormat, folder: Path, split: Split) -> None:
     """Tokenize a file of samples into ``folder``, :data:`ROWS` samples at a time."""
     ids = NpyWriter(folder / f"{split}_ids.npy", "int32")
-    learnt = NpyWriter(folder / f"{split}_learnt.npy", "uint8")
+    targets = NpyWriter(folder / f"{split}_learnt.npy", "uint8")
     index = NpyWriter(folder / f"{split}_index.npy", "int64")
     refused: list[SetAside] = []
     with samples.open(encoding="utf-8") as lines:
@@ -91,8 +91,8 @@ def write_chats(samples: Path, prompts: PromptFormat, folder: Path, split: Split
             values, starts = concatenate(rows)
             index.add(starts + ids.length)
             ids.add(values)
-            learnt.add(concatenate(marks)[0].astype(np.uint8))
-    for writer in (ids, learnt, index):
+            targets.add(concatenate(marks)[0].astype(np.uint8))
+    for writer in (ids, targets, index):
         writer.close()
     write_set_aside(folder / f"{split}_refused.jsonl", refused)
 
@@ -119,12 +119,12 @@ def _tokenized(
         # A template writes the beginning of a text itself.
         bare = not pieces or (templated and "messages" in sample)
         ids = [NO_IDS if bare else prompts.prefix]
-        learnt = [np.zeros_like(ids[0])]
-        for _, is_learnt in pieces:
+        targets = [np.zeros_like(ids[0])]
+        for _, is_target in pieces:
             ids.append(next(found))
-            learnt.append(np.full(len(ids[-1]), int(is_learnt)))
+            targets.append(np.full(len(ids[-1]), int(is_target)))
         rows.append(np.concatenate(ids))
-        marks.append(np.concatenate(learnt))
+        marks.append(np.concatenate(targets))
     return rows, marks
 
 
