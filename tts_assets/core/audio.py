@@ -371,7 +371,7 @@ def _ffmpeg_blocks(path: Path, form: str, first: int, mp3: Mp3 | None = None) ->
     try:
         joined = mp3 is not None and len(mp3.parts) > 1
         source = io.BytesIO(joined_parts(path, mp3)) if mp3 and joined else path.open("rb")
-        with source as file, av.open(file, format=form) as container:
+        with source as file, av.open(file, mode="r", format=form) as container:
             if not container.streams.audio:
                 raise BrokenAudio(path, "no audio stream")
             stream = container.streams.audio[0]
