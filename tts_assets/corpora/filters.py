@@ -27,7 +27,7 @@ SOUNDS = (
     "music|applause|laughter|laughs?|laughing|beeps?|noise|background noise|silence|inaudible|"
     "unintelligible|crosstalk|coughs?|coughing|sighs?|breath|breathing|static|ringing|foreign"
 )
-ANNOTATED = pl.col("transcript").str.contains(rf"(?i)[\[(*]\s*(?:{SOUNDS})\s*[\])*]")
+ANNOTATED = pl.col("text").str.contains(rf"(?i)[\[(*]\s*(?:{SOUNDS})\s*[\])*]")
 UNITS = {"p808": "P.808", "snr": "SNR"}
 MEASURED = {  # by configuration key: the metric's column (quality.py) and the reason
     "min_p808": ("p808", "P.808 too low"),
@@ -71,7 +71,7 @@ def of_samples(config: FilterConfig, *, opened: bool = False) -> Iterator[Filter
         unreadable = pl.col("unreadable")
         yield Filter("audio not readable", unreadable.is_not_null(), unreadable, is_text=True)
     if not config.without_text:
-        yield Filter("non-speech annotation", ANNOTATED, pl.col("transcript"), is_text=True)
+        yield Filter("non-speech annotation", ANNOTATED, pl.col("text"), is_text=True)
     yield below("sample rate too low", pl.col("sample_rate"), config.min_sample_rate)
     if config.min_dnsmos is not None:
         score = pl.col("dnsmos_mos_ovr")
