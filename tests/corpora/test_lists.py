@@ -120,7 +120,6 @@ def test_ljspeech_with_a_column_of_speakers(root: Path, tmp_path: Path) -> None:
         ("Clips/A.MP3", "clips/a.mp3", "letter case, letter case"),
         ("clips\\a.mp3", "clips/a.mp3", "backslashes"),
         ("a", "a.mp3", "suffix"),
-        ("a.wav", "a.mp3", "suffix"),
     ],
 )
 def test_names_of_other_systems_are_matched(
@@ -146,6 +145,12 @@ def test_several_similar_names_are_reported(root: Path, tmp_path: Path) -> None:
     write(root / "metadata.csv", "a.mp3|Good morning.\n2.mp3|Well then.\n")
     _, (record,) = index(root, tmp_path / "out", "pipe_list")
     assert record.reason == "no such file" and "A.mp3, a.MP3 have similar names" in record.detail
+
+
+def test_a_file_with_another_suffix_is_named(root: Path, tmp_path: Path) -> None:
+    write(root / "metadata.csv", "0.wav|Good morning.\n1.mp3|Well then.\n")
+    _, (record,) = index(root, tmp_path / "out", "pipe_list")
+    assert record.reason == "no such file" and "there is 0.mp3" in record.detail
 
 
 def test_files_that_nothing_reads_are_counted(root: Path, store: object) -> None:

@@ -117,6 +117,7 @@ AUDIO_SUFFIXES = frozenset(
 )
 # Audio that nothing here reads; such files are counted.
 OTHER_AUDIO = frozenset({".gsm", ".sln", ".wma", ".amr", ".3gp", ".ape", ".wv", ".sph", ".ulaw"})
+OTHER_SUFFIX = "another suffix"
 BOM = b"\xef\xbb\xbf"
 
 
@@ -140,7 +141,8 @@ def listed(root: Path, name: str, where: str, *, absolute: bool = False) -> List
     """The file that a list names, as :func:`inside`.
 
     If there is no such file, the single file whose name differs only in backslashes, Unicode form,
-    letter case or audio suffix is taken. Lists from other systems have such names.
+    letter case or a missing audio suffix is taken. Lists from other systems have such names. A
+    file with another suffix is named in the record, because it may be other audio.
     """
     path = inside(root, name, where, absolute=absolute)
     if isinstance(path, SetAside) or _exists(path):
@@ -148,6 +150,9 @@ def listed(root: Path, name: str, where: str, *, absolute: bool = False) -> List
     written = name.replace("\\", "/")
     start = Path(written) if absolute and Path(written).is_absolute() else root / written
     found, matches = _similar(start)
+    if found and matches[-1:] == [OTHER_SUFFIX]:
+        detail = f"{name}; there is {found[0].name}: correct the suffix in the list"
+        return SetAside(where, "no such file", detail)
     if len(found) > 1:
         names = ", ".join(sorted(one.name for one in found))
         detail = f"{name}; {names} have similar names: write the exact one"
@@ -179,8 +184,10 @@ def _similar(path: Path) -> tuple[list[Path], list[str]]:
         names = _names(folders[0], folders[0].stat().st_mtime_ns)
     except OSError:
         return [], []
-    for kind, difference in enumerate(("Unicode form", "letter case", "suffix")):
-        found = names.get((kind, _forms(path.name)[kind]), ())
+    forms = _forms(path.name)
+    suffix = "suffix" if forms[1] == forms[2] else OTHER_SUFFIX
+    for kind, difference in enumerate(("Unicode form", "letter case", suffix)):
+        found = names.get((kind, forms[kind]), ())
         if found:
             return [folders[0] / one for one in found], [*differences, difference]
     return [], []

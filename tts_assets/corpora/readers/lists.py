@@ -95,7 +95,10 @@ def read_ljspeech(root: Path, config: CorpusConfig) -> Iterator[Entry | SetAside
             continue
         named = columns if columns and len(columns) == len(cells) else None
         fields = dict(zip(named, cells, strict=True)) if named else {TEXT: cells[-1]}
-        audio = listed(root, f"wavs/{cells[0]}.wav", where)
+        name = f"wavs/{cells[0]}"
+        if not (root / name).is_file() and (root / f"{name}.wav").is_file():
+            name += ".wav"
+        audio = listed(root, name, where)
         yield entry(config, audio, where, fields[TEXT], speaker=fields.get(SPEAKER, ""))
 
 
