@@ -99,6 +99,14 @@ def test_a_list_that_quotes_every_text_is_csv(root: Path) -> None:
     assert [text for _, text in read(root, lines)] == TEXTS
     lines = [f'{n}.mp3|"""Yes"", {text}"' for n, text in enumerate(TEXTS)]
     assert [text for _, text in read(root, lines)] == [f'"Yes", {text}' for text in TEXTS]
+    lines = ['0.mp3|"He said ""yes"" to me."', '1.mp3|"The train, it leaves."', "2.mp3|Well then."]
+    assert [text for _, text in read(root, lines)] == [
+        'He said "yes" to me.',
+        "The train, it leaves.",
+        "Well then.",
+    ]
+    lines = ['0.mp3|"Yes, sir."', "1.mp3|Well then."]  # not CSV: nothing needs quotes
+    assert [text for _, text in read(root, lines)] == ['"Yes, sir."', "Well then."]
 
 
 def test_ljspeech_with_a_column_of_speakers(root: Path, tmp_path: Path) -> None:

@@ -117,7 +117,10 @@ def quantiles(path: Path) -> pl.DataFrame:
 
 
 def plot_distributions(files: Mapping[str, Path]) -> str:
-    """A histogram per known figure, with one series per file. Returns a PNG data URI, empty without samples."""
+    """A histogram per known figure, with one series per file.
+
+    Returns a PNG data URI; an empty text without samples.
+    """
     rows = {name: scan_figures(path) for name, path in files.items() if path.stat().st_size}
     if not rows:
         return ""

@@ -54,8 +54,8 @@ def split_cells(line: str) -> list[tuple[str, bool]]:
 def cells_of(line: str, *, quoted: bool) -> list[str]:
     """The cells of a line, stripped.
 
-    A cell in quotes is CSV if it has doubled quotes or a bar inside, or if all texts of the list
-    are ``quoted``. Otherwise the quotes are part of the text, as in LJSpeech.
+    A cell in quotes is CSV if it has doubled quotes or a bar inside, or if the list is ``quoted``
+    (:func:`is_quoted`). Otherwise the quotes are part of the text, as in LJSpeech.
     """
     found = []
     for cell, in_quotes in split_cells(line):
@@ -65,8 +65,18 @@ def cells_of(line: str, *, quoted: bool) -> list[str]:
 
 
 def is_quoted(sample: Sequence[str]) -> bool:
-    """Whether the list quotes the last cell of every line, of several."""
-    return len(sample) > 1 and all(split_cells(line)[-1][1] for line in sample)
+    """Whether the list quotes cells as a CSV file does.
+
+    It does if a quoted cell has doubled quotes or a bar inside, or if the last cell of every line,
+    of several, is quoted.
+    """
+    lines_of_cells = [split_cells(line) for line in sample]
+    certain = any(
+        in_quotes and ('"' in cell or "|" in cell)
+        for cells in lines_of_cells
+        for cell, in_quotes in cells
+    )
+    return certain or (len(sample) > 1 and all(cells[-1][1] for cells in lines_of_cells))
 
 
 def read_ljspeech(root: Path, config: CorpusConfig) -> Iterator[Entry | SetAside]:
