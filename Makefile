@@ -16,22 +16,22 @@ help: ## list the targets
 install: ## create .venv and install the locked packages; CUDA=13.0 for GPU machines
 	@$(PYTHON) scripts/install.py --cuda "$(CUDA)"
 
-doctor: ## look at this machine: what is there, what is missing, how to mend it
+doctor: ## check this machine: what is missing, and how to install it
 	@if [ -x $(BIN)/python ]; then $(BIN)/python -m tts_assets.doctor; else $(PYTHON) -m tts_assets.doctor; fi
 
-demo: install ## train the small voice end to end and say where to listen (18 to 27 minutes)
-	@$(BIN)/python -m jobs.demo
+demo: install ## train a small voice end to end and print the paths of its reports (18 to 27 minutes)
+	@$(BIN)/python -m scripts.demo
 
 ui: install ## the Dagster UI on http://127.0.0.1:3000 (PORT=…)
 	@$(BIN)/dagster dev --host 127.0.0.1 --port $(PORT)
 
-codec-demo: install ## train the vendored codec again, from nothing (an hour and a half)
-	@TTS_PROFILE=codec_demo $(BIN)/python -m jobs.codec_demo
+codec-demo: install ## train the codec of the demo from scratch (an hour and a half)
+	@TTS_PROFILE=codec_demo $(BIN)/python -m scripts.demo codec
 
-test: install ## all tests; what .ci/run calls
+test: install ## all tests, as .ci/run does
 	@$(BIN)/python -m pytest
 
-test-fast: install ## the tests of less than 20 seconds each
+test-fast: install ## the tests of less than about 4 seconds each
 	@$(BIN)/python -m pytest -m "not slow"
 
 test-coverage: install ## all tests, with a coverage report
@@ -43,7 +43,7 @@ lint: install ## ruff, mypy, and that the definitions load
 	@$(BIN)/mypy
 	@$(BIN)/dg check defs
 
-lint-fix: install ## mend what ruff can
+lint-fix: install ## fix what ruff can fix
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
@@ -51,8 +51,8 @@ docs: install ## build the documentation site into build/site; warnings and brok
 	@$(BIN)/python -m pip install --quiet $$($(BIN)/python scripts/extra_packages.py docs)
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-# `make version patch`: the words after `version` are its arguments, not targets
-version: ## show the version, or raise it: make version patch|minor|major
+# `make version patch`: words after `version` are arguments, not targets
+version: ## print the version, or raise it: make version patch|minor|major
 	@$(PYTHON) scripts/version.py $(filter patch minor major,$(MAKECMDGOALS))
 
 ifeq (version,$(firstword $(MAKECMDGOALS)))

@@ -1,14 +1,14 @@
-"""What each choice of the codec recipe is worth: short trainings that differ in one thing.
+"""The effect of each choice of the codec recipe: short trainings that differ in one setting.
 
     OMP_NUM_THREADS=2 python benchmarks/codec_ablations.py --steps 1000
 
-trains every row on the demo corpus and measures held-out clips. In the first table rows begin with
-the same random weights, hear the same audio and train by spectra alone, unless they say otherwise.
-In the second they go on with the vendored codec, with and without judges, for the same processor
-time. Differences are paired over the clips; their intervals are bootstrapped. A step takes a core
-of an Intel Xeon (AMX) about 0.2 s, with judges 0.3 s.
-Rows are kept in ``--folder``: a restart makes those that are missing and goes on with the one that
-was interrupted; ``--rows`` makes some of them alone.
+trains every row on the demo corpus and measures held-out clips. The rows of the first table start
+from the same random weights, train on the same audio, and use spectral losses only, unless they say
+otherwise. The rows of the second table continue the vendored codec, with and without
+discriminators, for the same processor time. Differences are paired over the clips; their intervals
+are bootstrapped. A step takes about 0.2 s on a core of an Intel Xeon (AMX), 0.3 s with
+discriminators. Rows are kept in ``--folder``. A restart makes the missing rows and resumes an
+interrupted one; ``--rows`` selects some rows.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
-from codec_training import ROOT, Listener, recorded_recipe, write_program
+from codec_training import ROOT, AsrEvaluator, recorded_recipe, write_program
 from torch import Tensor, nn
 
 from tts_assets.audio_models.dnsmos import DnsmosScorer
@@ -32,11 +32,12 @@ from tts_assets.audio_models.wer import difference_interval, match
 from tts_assets.codec.assets import TRAINING_VERSION
 from tts_assets.codec.backends import CompactBackend
 from tts_assets.codec.config import CodecProgram, CodecRecipe
+from tts_assets.codec.dataset import TrainingAudio
 from tts_assets.codec.losses import RESOLUTIONS, SpectralLoss
 from tts_assets.codec.model import Codec
 from tts_assets.codec.quality import aligned, count_codes, mel_distance, pesq, stoi, usage
 from tts_assets.codec.storage import WEIGHTS_FILE
-from tts_assets.codec.train import CodecTrainer
+from tts_assets.codec.train import CodecTrainer, initial_codec, training_audio
 from tts_assets.codec.xcodec2 import DIMENSION, SAMPLE_RATE, CompactXcodec2, calibrate
 from tts_assets.core.artifacts import sha256_file, written_aside
 from tts_assets.core.audio import Wave
@@ -46,12 +47,12 @@ from tts_assets.core.program import STOPPED, Run
 ORIGINAL = "original"
 VENDORED = ROOT / "examples/codecs/announcer-16khz"
 SEEDS = (777, 778)
-CHEAPER = 1.4  # steps without judges in the processor time of one with them
-LONGER = 2  # rows that go on with a codec, than those that begin with random weights
+CHEAPER = 1.4  # steps without discriminators in the processor time of one step with them
+LONGER = 2  # rows that continue a codec take so many times the steps
 
 
 class Timed(CodecTrainer):
-    """Notes the processor time of each step: it is the row's own, whatever else runs."""
+    """Reports the processor time of each step, which other programs do not change."""
 
     def train_step(self, step: int) -> dict[str, float]:
         started = time.process_time()
@@ -60,8 +61,7 @@ class Timed(CodecTrainer):
 
 
 class BoundedFirst(nn.Module):
-    """The quantizer's projection with its bound behind, so that it bounds twice, as the published
-    X-Codec-2 does."""
+    """The quantizer's projection followed by its bound, as in the published X-Codec-2."""
 
     def __init__(self, project: nn.Module, bound: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -71,28 +71,28 @@ class BoundedFirst(nn.Module):
         return self.bound(self.project(hidden))
 
 
-class DoubleBound(Timed):
-    def _new_model(self) -> CompactXcodec2:
-        model = super()._new_model()
-        quantizer: Any = model.quantizer
-        quantizer.project_in = BoundedFirst(quantizer.project_in, quantizer.quantizer.bound)
-        return model
+def double_bound(recipe: CodecRecipe, audio: TrainingAudio) -> CompactXcodec2:
+    """An initial codec whose quantizer bounds its input twice."""
+    model = initial_codec(recipe, audio)
+    quantizer: Any = model.quantizer
+    quantizer.project_in = BoundedFirst(quantizer.project_in, quantizer.quantizer.bound)
+    return model
 
 
-class FrameNormalized(Timed):
-    """A layer norm before the whitening takes each frame's level, which is left to the waveform
-    branch: the published class, whose semantic encoder has other ways to it."""
+def frame_normalized(recipe: CodecRecipe, audio: TrainingAudio) -> CompactXcodec2:
+    """An initial codec with a layer norm before the whitening.
 
-    def _new_model(self) -> CompactXcodec2:
-        model: Any = super()._new_model()
-        norm = nn.LayerNorm(DIMENSION, elementwise_affine=False)
-        model.filterbank = nn.Sequential(model.filterbank, norm)
-        calibrate(model, self.audio.calibration())
-        return model  # type: ignore[no-any-return]
+    It removes the level of each frame, which the waveform branch must then transmit.
+    """
+    model: Any = initial_codec(recipe, audio)
+    norm = nn.LayerNorm(DIMENSION, elementwise_affine=False)
+    model.filterbank = nn.Sequential(model.filterbank, norm)
+    calibrate(model, audio.calibration())
+    return model  # type: ignore[no-any-return]
 
 
-class MelLossAlone(SpectralLoss):
-    """Neither bins nor spectral convergence."""
+class MelLossOnly(SpectralLoss):
+    """The log-mel loss without bins and spectral convergence."""
 
     def forward(self, waves: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         parts = [self._at(size, waves, targets)[0] for size, _ in RESOLUTIONS]
@@ -100,58 +100,66 @@ class MelLossAlone(SpectralLoss):
         return loss, loss.detach()
 
 
-class MelAlone(Timed):
-    def __init__(self, run: Run, program: CodecProgram) -> None:
-        super().__init__(run, program)
-        self.spectral = MelLossAlone().to(run.device)
+class MelOnly(Timed):
+    """Trains with the log-mel loss only."""
+
+    def __init__(
+        self, run: Run, recipe: CodecRecipe, audio: TrainingAudio, codec: CompactXcodec2
+    ) -> None:
+        super().__init__(run, recipe, audio, codec)
+        self.spectral = MelLossOnly().to(run.device)
 
 
 @dataclass(frozen=True)
 class Row:
-    """A recipe that differs from the recorded one in ``changes``, dots for inner tables; it is
-    compared with the row ``baseline``."""
+    """A recipe that differs from the recorded one in ``changes`` (dots for inner tables).
+
+    It is compared with the row ``baseline``.
+    """
 
     changes: dict[str, Any] = field(default_factory=dict)
     trainer: type[Timed] = Timed
+    model: Callable[[CodecRecipe, TrainingAudio], CompactXcodec2] = initial_codec
     baseline: str = ""
     steps: float = 1.0  # of --steps
-    naturalness: bool = False  # DNSMOS costs three times what all other figures do
+    dnsmos: bool = False  # it costs three times as much as all other metrics
 
 
 def from_random_weights() -> dict[str, Row]:
     first = {"adversarial": None}
-    differing: dict[str, tuple[dict[str, Any], type[Timed]]] = {
-        "quantizer: no spread loss": ({"spread_weight": 0.0}, Timed),
-        "quantizer: double bound": ({}, DoubleBound),
-        "quantizer: double bound, no spread loss": ({"spread_weight": 0.0}, DoubleBound),
-        "codebook: 8, 8, 6, 5": ({"architecture.levels": (8, 8, 6, 5)}, Timed),
-        "codebook: 8, 8, 8, 8": ({"architecture.levels": (8, 8, 8, 8)}, Timed),
-        "codebook: 7, 5, 5, 5, 5": ({"architecture.levels": (7, 5, 5, 5, 5)}, Timed),
-        "codebook: 5, 5, 5, 4, 4": ({"architecture.levels": (5, 5, 5, 4, 4)}, Timed),
-        "codebook: 4, 4, 4, 3, 3, 3, 3": ({"architecture.levels": (4, 4, 4, 3, 3, 3, 3)}, Timed),
-        "codebook: 5, 5, 5, 4, 4, 4": ({"architecture.levels": (5, 5, 5, 4, 4, 4)}, Timed),
-        "encoder: 384 channels": ({"architecture.semantic_hidden": 384}, Timed),
-        "encoder: level by the waveform branch": (
-            {"architecture.acoustic_hidden": 1},
-            FrameNormalized,
+    differing: dict[str, Row] = {
+        "quantizer: no covariance loss": Row({"covariance_weight": 0.0}),
+        "quantizer: double bound": Row(model=double_bound),
+        "quantizer: double bound, no covariance loss": Row(
+            {"covariance_weight": 0.0}, model=double_bound
         ),
-        "encoder: waveform branch, too": ({"architecture.acoustic_hidden": 1}, Timed),
-        "losses: log-mel alone": ({}, MelAlone),
-        "windows: 1 s": ({"window_seconds": (1,)}, Timed),
-        "windows: 4 s": ({"window_seconds": (4,)}, Timed),
-        "windows: at one level": ({"gains": (0.0,)}, Timed),
-        "windows: at six speeds": ({"speeds": (0.9, 0.95, 1.0, 1.0, 1.05, 1.1)}, Timed),
-        "learning rate: 3e-4": ({"lr": 3e-4}, Timed),
-        "learning rate: 2e-3": ({"lr": 2e-3}, Timed),
-        "learning rate: 3e-3": ({"lr": 3e-3}, Timed),
+        "codebook: 8, 8, 6, 5": Row({"architecture.levels": (8, 8, 6, 5)}),
+        "codebook: 8, 8, 8, 8": Row({"architecture.levels": (8, 8, 8, 8)}),
+        "codebook: 7, 5, 5, 5, 5": Row({"architecture.levels": (7, 5, 5, 5, 5)}),
+        "codebook: 5, 5, 5, 4, 4": Row({"architecture.levels": (5, 5, 5, 4, 4)}),
+        "codebook: 4, 4, 4, 3, 3, 3, 3": Row({"architecture.levels": (4, 4, 4, 3, 3, 3, 3)}),
+        "codebook: 5, 5, 5, 4, 4, 4": Row({"architecture.levels": (5, 5, 5, 4, 4, 4)}),
+        "encoder: 384 channels": Row({"architecture.semantic_hidden": 384}),
+        "encoder: level by the waveform branch": Row(
+            {"architecture.acoustic_hidden": 1}, model=frame_normalized
+        ),
+        "encoder: waveform branch, too": Row({"architecture.acoustic_hidden": 1}),
+        "losses: log-mel only": Row(trainer=MelOnly),
+        "windows: 1 s": Row({"window_seconds": (1,)}),
+        "windows: 4 s": Row({"window_seconds": (4,)}),
+        "windows: at one level": Row({"gains": (0.0,)}),
+        "windows: at six speeds": Row({"speeds": (0.9, 0.95, 1.0, 1.0, 1.05, 1.1)}),
+        "learning rate: 3e-4": Row({"lr": 3e-4}),
+        "learning rate: 2e-3": Row({"lr": 2e-3}),
+        "learning rate: 3e-3": Row({"lr": 3e-3}),
     }
     return {
         "recipe": Row(first),
         **{
-            name: Row(first | change, trainer, "recipe")
-            for name, (change, trainer) in differing.items()
+            name: replace(row, changes=first | row.changes, baseline="recipe")
+            for name, row in differing.items()
         },
-        "losses: judges from the start": Row(
+        "losses: discriminators from the start": Row(
             {"adversarial.start": 0.0, "adversarial.freeze_encoder": False}, baseline="recipe"
         ),
     }
@@ -161,15 +169,15 @@ def from_vendored_codec() -> dict[str, Row]:
     rows: dict[str, Row] = {}
     for seed in SEEDS:
         start = {"base": VENDORED, "architecture": {}, "lr": 3e-4, "seed": seed}
-        alone = f"spectra alone, seed {seed}"
-        rows[alone] = Row(start | {"adversarial": None}, steps=CHEAPER * LONGER, naturalness=True)
-        judged = {"decoder alone": True, "encoder too": False}
-        for learns, freeze in judged.items():
-            rows[f"adversarial, {learns}, seed {seed}"] = Row(
+        alone = f"spectral losses only, seed {seed}"
+        rows[alone] = Row(start | {"adversarial": None}, steps=CHEAPER * LONGER, dnsmos=True)
+        trained_parts = {"decoder only": True, "encoder too": False}
+        for parts, freeze in trained_parts.items():
+            rows[f"adversarial, {parts}, seed {seed}"] = Row(
                 start | {"adversarial.start": 0.0, "adversarial.freeze_encoder": freeze},
                 baseline=alone,
                 steps=LONGER,
-                naturalness=True,
+                dnsmos=True,
             )
     return rows
 
@@ -179,7 +187,7 @@ TABLES = {
     "From the vendored codec": from_vendored_codec(),
 }
 ROWS = {name: row for table in TABLES.values() for name, row in table.items()}
-FIGURES = {  # of a clip: heading, digits
+METRICS = {  # of a clip: heading, digits
     "mel": ("log-mel L1", 3),
     "stoi": ("STOI", 3),
     "pesq": ("PESQ", 3),
@@ -187,7 +195,7 @@ FIGURES = {  # of a clip: heading, digits
 }
 
 Clip = dict[str, float | None]
-"""Its figures; ``errors`` of ``words`` words were not heard as they are written."""
+"""The metrics of a clip; ``errors`` word errors of ``words`` reference words."""
 
 
 def changed(recipe: CodecRecipe, changes: Mapping[str, Any]) -> CodecRecipe:
@@ -202,50 +210,52 @@ def changed(recipe: CodecRecipe, changes: Mapping[str, Any]) -> CodecRecipe:
 
 
 def recipe_of(row: Row, steps: int) -> CodecRecipe:
-    """The recorded one, shorter, with the row's changes."""
+    """The recorded recipe, shorter, with the row's changes."""
     steps = round(steps * row.steps)
     warmup = max(1, steps // 20)
     base = changed(recorded_recipe(), {"steps": steps, "warmup": warmup, "save_every": 50})
-    judged = {"adversarial.warmup": warmup, "adversarial.generator_lr": None}  # the row's own lr
-    return changed(changed(base, {"eval_every": steps} | judged), row.changes)
+    adversarial = {"adversarial.warmup": warmup, "adversarial.generator_lr": None}  # the row's lr
+    return changed(changed(base, {"eval_every": steps} | adversarial), row.changes)
 
 
-def identity(ears: Ears, row: Row, steps: int) -> str:
-    """Of all that decides a row's figures."""
+def identity(evaluator: ClipEvaluator, row: Row, steps: int) -> str:
+    """The digest of everything that determines the metrics of a row."""
     recipe = recipe_of(row, steps)
     base = recipe.base and sha256_file(recipe.base / WEIGHTS_FILE)
-    clips = [sample.id for sample in ears.samples]
-    return digest_of([recipe, base, row.trainer.__name__, clips, TRAINING_VERSION])
+    clips = [sample.id for sample in evaluator.samples]
+    code = [row.trainer.__name__, row.model.__name__]
+    return digest_of([recipe, base, code, clips, TRAINING_VERSION])
 
 
 def trained(folder: Path, row: Row, steps: int) -> Codec:
-    """The row's codec, with the averaged weights; goes on where it was stopped."""
+    """The row's codec with the averaged weights; resumes an interrupted training."""
     program: CodecProgram = write_program(folder, recipe_of(row, steps))
     with Run(program.run_dir) as run:
-        trainer = row.trainer(run, program)
+        audio = training_audio(program)
+        trainer = row.trainer(run, program.recipe, audio, row.model(program.recipe, audio))
         trainer.train()
     return Codec(CompactBackend(trainer.average), "cpu")
 
 
-class Ears(Listener):
-    """Everything that is measured of held-out clips."""
+class ClipEvaluator(AsrEvaluator):
+    """Computes all metrics of held-out clips."""
 
     def __init__(self, clips: int) -> None:
         super().__init__(clips)
-        self.naturalness = DnsmosScorer()
+        self.dnsmos = DnsmosScorer()
 
     @property
     def seconds(self) -> float:
         return sum(map(len, self.waves)) / SAMPLE_RATE
 
-    def clips(self, waves: Sequence[Wave], naturalness: bool) -> list[Clip]:
-        """At 16 kHz, in the order of the samples."""
-        heard = self.transcriber([(wave, SAMPLE_RATE) for wave in waves])
+    def clips(self, waves: Sequence[Wave], dnsmos: bool) -> list[Clip]:
+        """The metrics of waves at 16 kHz, in the order of the samples."""
+        texts = self.transcriber([(wave, SAMPLE_RATE) for wave in waves])
         found: list[Clip] = []
-        for sample, true, made, text in zip(self.samples, self.waves, waves, heard, strict=True):
+        for sample, true, made, text in zip(self.samples, self.waves, waves, texts, strict=True):
             pair = aligned(true, made, SAMPLE_RATE)
             words = match(sample.transcript, text)
-            mos = self.naturalness(made, SAMPLE_RATE) if naturalness else None
+            mos = self.dnsmos(made, SAMPLE_RATE) if dnsmos else None
             found.append(
                 {
                     "errors": words.word_errors,
@@ -259,27 +269,27 @@ class Ears(Listener):
         return found
 
 
-def measured(ears: Ears, name: str, place: Path, steps: int) -> dict[str, Any]:
-    """Figures of a row, kept in its folder."""
-    kept = place / "figures.json"
+def measured(evaluator: ClipEvaluator, name: str, folder: Path, steps: int) -> dict[str, Any]:
+    """The metrics of a row, kept in its folder."""
+    kept = folder / "figures.json"
     row = ROWS[name]
-    known = identity(ears, row, steps)
+    known = identity(evaluator, row, steps)
     if not kept.is_file() or json.loads(kept.read_text())["identity"] != known:
-        codec = trained(place, row, steps)
-        codes = codec.encode(ears.waves)
+        codec = trained(folder, row, steps)
+        codes = codec.encode(evaluator.waves)
         used = usage(count_codes(codes, codec.codebook_size))
-        clips = ears.clips(codec.decode(codes), row.naturalness)
+        clips = evaluator.clips(codec.decode(codes), row.dnsmos)
         figures = {"clips": clips, "used": used, "of": codec.codebook_size}
         keep(kept, {"identity": known, **figures})
     return json.loads(kept.read_text())
 
 
-def originals(ears: Ears, place: Path) -> dict[str, Any]:
-    """What is to be reached."""
-    kept = place / "figures.json"
+def originals(evaluator: ClipEvaluator, folder: Path) -> dict[str, Any]:
+    """The metrics of the recordings."""
+    kept = folder / "figures.json"
     if not kept.is_file():
-        place.mkdir(parents=True, exist_ok=True)
-        keep(kept, {"clips": ears.clips(ears.waves, naturalness=True)})
+        folder.mkdir(parents=True, exist_ok=True)
+        keep(kept, {"clips": evaluator.clips(evaluator.waves, dnsmos=True)})
     return json.loads(kept.read_text())
 
 
@@ -288,17 +298,17 @@ def keep(path: Path, figures: Mapping[str, Any]) -> None:
         aside.write_text(json.dumps(figures))
 
 
-def line(name: str, found: Mapping[str, Any], place: Path) -> str:
-    """A row of the table: what it cost, its figures, how its codes are used."""
+def line(name: str, found: Mapping[str, Any], folder: Path) -> str:
+    """A row of the table: cost, metrics, and the usage of the codes."""
     clips: list[Clip] = found["clips"]
     shown = []
-    for figure, (_, digits) in FIGURES.items():
+    for figure, (_, digits) in METRICS.items():
         values = [value for clip in clips if (value := clip[figure]) is not None]
         shown.append(f"{fmean(values):.{digits}f}" if values else "–")
     wer = sum(clip["errors"] or 0 for clip in clips) / sum(clip["words"] or 0 for clip in clips)
     cost, used = "– | –", "– | –"
     if "used" in found:
-        records = [json.loads(row) for row in (place / "metrics.jsonl").read_text().splitlines()]
+        records = [json.loads(row) for row in (folder / "metrics.jsonl").read_text().splitlines()]
         cost = f"{len(records)} | {sum(row['cpu_seconds'] for row in records) / 60:.1f}"
         use = found["used"]
         used = f"{use['perplexity']:.0f} | {found['of'] - use['codes_used']:.0f}"
@@ -306,9 +316,11 @@ def line(name: str, found: Mapping[str, Any], place: Path) -> str:
 
 
 def gap(figure: str, old: list[Clip], new: list[Clip]) -> str:
-    """Mean of ``new`` less that of ``old`` over the clips that have both, with its 95 % interval;
-    of "wer", errors a hundred words."""
-    digits = 1 if figure == "wer" else FIGURES[figure][1]
+    """The mean of ``new`` minus that of ``old`` over the clips that have both, with its interval.
+
+    For "wer" it is in errors per hundred words.
+    """
+    digits = 1 if figure == "wer" else METRICS[figure][1]
     pairs = [
         (*part(figure, a), *part(figure, b))
         for a, b in zip(old, new, strict=True)
@@ -324,7 +336,7 @@ def gap(figure: str, old: list[Clip], new: list[Clip]) -> str:
 
 
 def part(figure: str, clip: Clip) -> tuple[float, float]:
-    """A clip's share of a mean, and its weight."""
+    """A clip's value and its weight in a mean."""
     if figure == "wer":
         return 100 * (clip["errors"] or 0), clip["words"] or 0
     value = clip[figure]
@@ -332,33 +344,33 @@ def part(figure: str, clip: Clip) -> tuple[float, float]:
     return value, 1.0
 
 
-def tables(found: Mapping[str, Mapping[str, Any]], folder: Path, ears: Ears) -> str:
-    """All that is there, in Markdown."""
-    headings = [heading for heading, _ in FIGURES.values()]
+def tables(found: Mapping[str, Mapping[str, Any]], folder: Path, evaluator: ClipEvaluator) -> str:
+    """The tables of all available rows, in Markdown."""
+    headings = [heading for heading, _ in METRICS.values()]
     words = sum(clip["words"] for clip in found[ORIGINAL]["clips"])
     lines = [
-        f"# Codec recipe, choice by choice, {datetime.now(UTC):%Y-%m-%d}",
+        f"# Ablations of the codec recipe, {datetime.now(UTC):%Y-%m-%d}",
         "",
-        f"{len(ears.samples)} held-out clips ({ears.seconds:.0f} s, {words} words); WER of Whisper "
-        f"tiny.en; torch {torch.__version__}, {torch.get_num_threads()} threads.",
+        f"{len(evaluator.samples)} held-out clips ({evaluator.seconds:.0f} s, {words} words); "
+        f"WER of Whisper tiny.en; torch {torch.__version__}, {torch.get_num_threads()} threads.",
     ]
-    columns = ["row", "steps", "CPU minutes", "WER", *headings, "perplexity", "codes unheard"]
-    differences = ["row, less its baseline", "baseline", "WER, points", *headings]
+    columns = ["row", "steps", "CPU minutes", "WER", *headings, "perplexity", "unused codes"]
+    differences = ["row minus its baseline", "baseline", "WER, points", *headings]
     for title, rows in TABLES.items():
         there = [name for name in rows if name in found]
         lines += ["", f"## {title}", "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-        lines += [line(name, found[name], place_of(folder, name)) for name in [ORIGINAL, *there]]
+        lines += [line(name, found[name], folder_of(folder, name)) for name in [ORIGINAL, *there]]
         lines += ["", f"| {' | '.join(differences)} |", "|---" * len(differences) + "|"]
         for name in there:
             if (baseline := rows[name].baseline) in found:
                 pair = found[baseline]["clips"], found[name]["clips"]
-                gaps = [gap(figure, *pair) for figure in ("wer", *FIGURES)]
+                gaps = [gap(figure, *pair) for figure in ("wer", *METRICS)]
                 lines.append(f"| {name} | {baseline} | {' | '.join(gaps)} |")
-    lines += ["", "In bold: the 95 % interval (bootstrap over the clips, paired) leaves out 0."]
+    lines += ["", "In bold: the 95 % interval (bootstrap over the clips, paired) excludes 0."]
     return "\n".join(lines) + "\n"
 
 
-def place_of(folder: Path, name: str) -> Path:
+def folder_of(folder: Path, name: str) -> Path:
     return folder / name.replace(": ", "-").replace(", ", "-").replace(" ", "_")
 
 
@@ -371,19 +383,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="a file for the tables of all rows there are")
     arguments = parser.parse_args()
     folder = arguments.folder / f"{arguments.steps}-steps"
-    ears = Ears(arguments.clips)
-    done = [name for name in ROWS if (place_of(folder, name) / "figures.json").is_file()]
+    evaluator = ClipEvaluator(arguments.clips)
+    done = [name for name in ROWS if (folder_of(folder, name) / "figures.json").is_file()]
     found: dict[str, dict[str, Any]] = {}
     for name in [*done, *(name for name in arguments.rows if name not in done)]:
         try:
-            found[name] = measured(ears, name, place_of(folder, name), arguments.steps)
+            found[name] = measured(evaluator, name, folder_of(folder, name), arguments.steps)
         except SystemExit as left:
             if left.code == STOPPED:
-                raise SystemExit("stopped; the same command goes on") from None
+                raise SystemExit("stopped; run the same command to resume") from None
             raise
-        print(line(name, found[name], place_of(folder, name)), flush=True)
-    found[ORIGINAL] = originals(ears, folder / ORIGINAL)
-    text = tables(found, folder, ears)
+        print(line(name, found[name], folder_of(folder, name)), flush=True)
+    found[ORIGINAL] = originals(evaluator, folder / ORIGINAL)
+    text = tables(found, folder, evaluator)
     if arguments.out:
         arguments.out.write_text(text)
     print(text)

@@ -1,10 +1,10 @@
-r"""How good a codec is on held-out speech: the codec report by hand, as a Markdown table.
+r"""The quality of a codec on held-out speech: the codec report as a Markdown table.
 
     python benchmarks/codec_quality.py --samples \
         storage/filtered_samples/asterisk_en/current/kept.jsonl
 
 resynthesizes the validation utterances (see ``tts_assets/core/split.py``), which no codec of this
-project has seen in training. ``--out`` keeps page, players and notebook.
+project was trained on. ``--out`` keeps the page and the notebook.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from typing import Any
 
 from tts_assets.codec.config import CodecReportConfig
 from tts_assets.codec_report.config import CodecReportProgram, CodecVersion
-from tts_assets.codec_report.evaluate import FIGURES, FIGURES_FILE
+from tts_assets.codec_report.evaluate import FIGURES_FILE, METRICS
 from tts_assets.codec_report.evaluate import main as evaluate
 
 
-def word_errors(system: dict[str, Any]) -> str:
+def wer(system: dict[str, Any]) -> str:
     interval = system["wer_interval"]
     return f"{system['wer']:.1%} ({interval['low']:.1%} to {interval['high']:.1%})"
 
 
 def table(systems: list[dict[str, Any]]) -> str:
-    """All figures, a column a system."""
+    """All metrics, with a column per system."""
     lines = [
         f"{len(systems[0]['clips'])} held-out clips.",
         "",
         "| | " + " | ".join(system["name"] for system in systems) + " |",
         "|---" * (len(systems) + 1) + "|",
-        "| WER, 95 % interval | " + " | ".join(map(word_errors, systems)) + " |",
+        "| WER, 95 % interval | " + " | ".join(map(wer, systems)) + " |",
     ]
-    for name, (heading, digits, _) in FIGURES.items():
+    for name, (heading, digits, _) in METRICS.items():
         values = [system[name] for system in systems]
         if any(value is not None for value in values):
             shown = ("–" if v is None else f"{v:.{digits}f}" for v in values)
@@ -45,7 +45,7 @@ def table(systems: list[dict[str, Any]]) -> str:
             speed = system["speed"]
             lines.append(
                 f"\n{system['name']}: {codes['bit_rate']:.0f} bit/s; entropy "
-                f"{codes['entropy']:.2f} bits a code; {codes['codes_used']} of "
+                f"{codes['entropy']:.2f} bits per code; {codes['codes_used']} of "
                 f"{codes['codebook_size']} codes occur in these clips; real-time factor "
                 f"{speed['encode']:.3f} encoding, {speed['decode']:.3f} decoding."
             )

@@ -1,14 +1,15 @@
-"""Word errors of a codec's resynthesis over its training time, on the demo corpus.
+"""WER of a codec's resynthesis over its training time, on the demo corpus.
 
     python benchmarks/codec_training.py
 
-trains the recorded recipe (profile ``codec_demo``) from random weights. With ``--minutes 30`` its
-steps are those that fit into the time, by the speed of a few of them with and without
-discriminators; the learning rate falls to its end within it. On the way the averaged weights
-resynthesize held-out clips, and Whisper tiny.en's word errors are noted; listening does not count
-as training time. Every clip is heard several times, begun a part of a code later each: of one and
-the same codec single hearings of these 135 words have a deviation of 2.4 points. The curve is
-written to ``benchmarks/codec_training-DATE.md``. Interrupted, the same command goes on.
+trains the recorded recipe (profile ``codec_demo``) from random weights. With ``--minutes 30`` the
+number of steps is chosen to fit into the time, from the speed of a few steps with and without
+discriminators; the learning rate schedule has the same length. At several points the averaged
+weights resynthesize held-out clips, and the WER of Whisper tiny.en is reported; this evaluation
+does not count as training time. Every clip is transcribed several times, each time starting a
+fraction of a code later: single transcriptions of these 135 words by the same codec have a standard
+deviation of 2.4 points. The curve is written to ``benchmarks/codec_training-DATE.md``. After an
+interruption the same command resumes.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from tts_assets.audio_models.wer import corpus_wer, match
 from tts_assets.codec.backends import CompactBackend
 from tts_assets.codec.config import CodecProgram, CodecRecipe
 from tts_assets.codec.model import Codec
-from tts_assets.codec.train import CodecTrainer
+from tts_assets.codec.train import CodecTrainer, initial_codec, training_audio
 from tts_assets.codec.xcodec2 import HOP, SAMPLE_RATE
 from tts_assets.core.artifacts import sha256_file
 from tts_assets.core.audio import Wave, measure, read_wave
@@ -44,16 +45,15 @@ from tts_assets.settings import load_settings
 ROOT = Path(__file__).resolve().parents[1]
 CORPUS = ROOT / "examples/corpora/asterisk_en"
 SPLIT = ValidationSplit(fraction=0.06, salt="1")
-TIMED_STEPS = 6  # of each stage, after as many that warm up
+TIMED_STEPS = 6  # of each stage, after as many warm-up steps
 POINTS = 10  # of the curve
-HEARINGS = 4  # of a clip, on the way
-LAST_HEARINGS = 16  # at the end
+TRANSCRIPTIONS = 4  # of a clip, during the training
+LAST_TRANSCRIPTIONS = 16  # of a clip, at the end
 
 
 @cache
 def demo_samples() -> list[Sample]:
-    """The demo's ``filtered_samples``: clips that are not too long, with a text which somebody
-    says."""
+    """The demo's ``filtered_samples``: clips that are not too long and have a transcript."""
     longest = load_settings(profile="codec_demo").filters.max_duration
     rows = [json.loads(line) for line in (CORPUS / "samples.jsonl").read_text().splitlines()]
     found = [
@@ -70,13 +70,14 @@ def demo_samples() -> list[Sample]:
 
 
 def recorded_recipe() -> CodecRecipe:
+    """The recipe of the vendored codec."""
     recipe = load_settings(profile="codec_demo").codec.train
     assert recipe is not None
     return recipe
 
 
 def write_program(folder: Path, recipe: CodecRecipe) -> CodecProgram:
-    """``run.json`` of a training on the demo corpus."""
+    """Write the ``run.json`` of a training on the demo corpus."""
     folder.mkdir(parents=True, exist_ok=True)
     samples = folder / "kept.jsonl"
     write_samples(samples, demo_samples())
@@ -87,9 +88,8 @@ def write_program(folder: Path, recipe: CodecRecipe) -> CodecProgram:
     return program
 
 
-class Listener:
-    """Whisper's word errors on held-out clips as they are, and through a codec; the mean of some
-    hearings."""
+class AsrEvaluator:
+    """Computes the WER of Whisper on held-out clips, as recorded and through a codec."""
 
     def __init__(self, clips: int) -> None:
         held_out = [s for s in demo_samples() if is_validation(s.id, SPLIT) and s.duration <= 12]
@@ -97,29 +97,29 @@ class Listener:
         self.waves = [read_wave(Path(s.wav_path), SAMPLE_RATE) for s in self.samples]
         self.transcriber = Transcriber(beam_size=1)
 
-    def word_errors(
-        self, made: Callable[[Sequence[Wave]], Sequence[Wave]], hearings: int = HEARINGS
+    def wer(
+        self, made: Callable[[Sequence[Wave]], Sequence[Wave]], repeats: int = TRANSCRIPTIONS
     ) -> float:
-        """Of what ``made`` makes of the recordings."""
+        """The WER of ``made(waves)``, over ``repeats`` transcriptions of each clip."""
         found = []
-        for start in range(0, HOP, HOP // hearings):
+        for start in range(0, HOP, HOP // repeats):
             waves = made([wave[start:] for wave in self.waves])
-            heard = self.transcriber([(wave, SAMPLE_RATE) for wave in waves])
-            pairs = zip(self.samples, heard, strict=True)
+            transcripts = self.transcriber([(wave, SAMPLE_RATE) for wave in waves])
+            pairs = zip(self.samples, transcripts, strict=True)
             found += [match(sample.transcript, text) for sample, text in pairs]
         return corpus_wer(found)
 
-    def original(self, hearings: int = HEARINGS) -> float:
-        return self.word_errors(lambda waves: waves, hearings)
+    def original(self, repeats: int = TRANSCRIPTIONS) -> float:
+        return self.wer(lambda waves: waves, repeats)
 
-    def through(self, codec: Codec, hearings: int = HEARINGS) -> float:
-        return self.word_errors(lambda waves: codec.decode(codec.encode(waves)), hearings)
+    def through(self, codec: Codec, repeats: int = TRANSCRIPTIONS) -> float:
+        return self.wer(lambda waves: codec.decode(codec.encode(waves)), repeats)
 
 
-class Watched(CodecTrainer):
-    """Listens where it validates, and knows how long it has trained."""
+class EvaluatedTrainer(CodecTrainer):
+    """Adds the WER to each validation, and the training time to each step."""
 
-    listener: Listener | None  # of rank 0
+    evaluator: AsrEvaluator | None  # of rank 0
     seconds = 0.0
 
     def train_step(self, step: int) -> dict[str, float]:
@@ -130,34 +130,36 @@ class Watched(CodecTrainer):
 
     def validate(self) -> dict[str, float]:
         report = super().validate()
-        if self.listener is None:
+        if self.evaluator is None:
             return report
         codec = Codec(CompactBackend(self.average), str(self.run.device))
-        wer = round(self.listener.through(codec), 4)
+        wer = round(self.evaluator.through(codec), 4)
         self.run.note(f"step {self.step}: {self.seconds / 60:.1f} min, WER {wer:.1%}")
         return report | {"wer": wer}
 
 
 def seconds_a_step(folder: Path, recipe: CodecRecipe, processes: int) -> float:
-    """Mean over the schedule: a few steps before and in the adversarial stage, if there is one."""
-    judged = recipe.adversarial and recipe.adversarial.model_copy(
+    """The mean over the schedule, from a few steps of each stage."""
+    adversarial = recipe.adversarial and recipe.adversarial.model_copy(
         update={"start": 0.5 / TIMED_STEPS, "warmup": 1}  # from the second step on
     )
     found = []
-    for name, judges in {"spectra": None, "judged": judged}.items():
+    for name, stage in {"spectral": None, "adversarial": adversarial}.items():
         timing = folder / f"timing-{name}"
-        short = {"steps": 2 * TIMED_STEPS, "adversarial": judges}
+        short = {"steps": 2 * TIMED_STEPS, "adversarial": stage}
         write_program(timing, recipe.model_copy(update=short))
         launch(timing, processes, clips=1)
         seconds = [row["seconds"] for row in read_rows(timing)]
         found.append((seconds[-1] - seconds[TIMED_STEPS - 1]) / TIMED_STEPS)
-    share = recipe.adversarial.start if recipe.adversarial else 1.0
-    return share * found[0] + (1 - share) * found[-1]
+    fraction = recipe.adversarial.start if recipe.adversarial else 1.0
+    return fraction * found[0] + (1 - fraction) * found[-1]
 
 
 def plan(folder: Path, minutes: float | None, processes: int) -> None:
-    """Write the run, of as many steps as fit into the time or else the recipe's; one that is there
-    goes on."""
+    """Write ``run.json`` with the recipe's steps, or those that fit into the time.
+
+    An existing one is kept, so that the run resumes.
+    """
     if (folder / "run.json").is_file():
         return
     recipe = recorded_recipe()
@@ -165,17 +167,17 @@ def plan(folder: Path, minutes: float | None, processes: int) -> None:
         write_program(folder, recipe)
         return
     steps = round(60 * minutes / seconds_a_step(folder, recipe, processes))
-    steps = POINTS * max(1, steps // POINTS)  # each point counts the codes of as many steps
+    steps = POINTS * max(1, steps // POINTS)  # the points have equal numbers of steps
     warmup = {"warmup": min(recipe.warmup, max(1, steps // 20))}
-    judged = recipe.adversarial and recipe.adversarial.model_copy(
+    adversarial = recipe.adversarial and recipe.adversarial.model_copy(
         update={"warmup": min(recipe.adversarial.warmup, max(1, steps // 20))}
     )
-    changes = {"steps": steps, "eval_every": steps // POINTS, "adversarial": judged}
+    changes = {"steps": steps, "eval_every": steps // POINTS, "adversarial": adversarial}
     write_program(folder, recipe.model_copy(update=changes | warmup))
 
 
 def launch(folder: Path, processes: int, clips: int) -> None:
-    """This file again, on ``processes`` ranks of a thread each."""
+    """Run this file on ``processes`` ranks with one thread each."""
     ranks = ["--standalone", f"--nproc-per-node={processes}"]
     mine = [__file__, "--folder", str(folder), "--clips", str(clips)]
     subprocess.run(
@@ -190,8 +192,10 @@ def train(folder: Path, clips: int) -> None:
     program = CodecProgram.from_json(folder / "run.json")
     with Run(program.run_dir) as run:
         run.init_distributed()
-        trainer = Watched(run, program)
-        trainer.listener = Listener(clips) if run.is_main else None
+        audio = training_audio(program)
+        codec = initial_codec(program.recipe, audio)
+        trainer = EvaluatedTrainer(run, program.recipe, audio, codec)
+        trainer.evaluator = AsrEvaluator(clips) if run.is_main else None
         trainer.seconds = last_seconds(folder, trainer.step)
         trainer.train()
         trainer.export()
@@ -203,27 +207,27 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
 
 
 def last_seconds(folder: Path, step: int) -> float:
-    """How long an interrupted run had trained when it was saved."""
+    """The training time of an interrupted run at its last checkpoint."""
     known = {row["step"]: row["seconds"] for row in read_rows(folder)}
     return float(known.get(step, 0.0))
 
 
-def curve(folder: Path, listener: Listener, processes: int) -> str:
+def curve(folder: Path, evaluator: AsrEvaluator, processes: int) -> str:
     """The result in Markdown."""
     rows = read_rows(folder)
     points = [row for row in rows if "wer" in row]
     recipe = CodecProgram.from_json(folder / "run.json").recipe
-    original, clips = listener.original(), len(listener.samples)
-    judges = "no discriminators"
+    original, clips = evaluator.original(), len(evaluator.samples)
+    stage = "no discriminators"
     if recipe.adversarial:
-        judges = f"discriminators from step {recipe.first_judged} on"
+        stage = f"discriminators from step {recipe.first_adversarial_step} on"
     lines = [
         f"# Codec training, {datetime.now(UTC):%Y-%m-%d}",
         "",
         f"Recipe `codec_demo`, {recipe.steps} steps ({rows[-1]['seconds'] / 60:.1f} minutes of "
-        f"training), {processes} ranks, torch {torch.__version__}; {judges}. Whisper tiny.en on "
-        f"{clips} held-out clips, each heard {HEARINGS} times: {original:.1%} word errors in the "
-        "recordings.",
+        f"training), {processes} ranks, torch {torch.__version__}; {stage}. Whisper tiny.en on "
+        f"{clips} held-out clips, each transcribed {TRANSCRIPTIONS} times: WER {original:.1%} "
+        "on the recordings.",
         "",
         "| minutes | step | log-mel L1 | perplexity | dead codes | WER | above the recordings |",
         "|---|---|---|---|---|---|---|",
@@ -234,11 +238,11 @@ def curve(folder: Path, listener: Listener, processes: int) -> str:
         f"| {100 * (row['wer'] - original):+.1f} points |"
         for row in points
     ]
-    end = listener.through(Codec.load(folder / "result"), LAST_HEARINGS)
-    recordings = listener.original(LAST_HEARINGS)
+    end = evaluator.through(Codec.load(folder / "result"), LAST_TRANSCRIPTIONS)
+    recordings = evaluator.original(LAST_TRANSCRIPTIONS)
     lines += [
         "",
-        f"What is published, each clip heard {LAST_HEARINGS} times: {end:.1%}, "
+        f"The published codec, each clip transcribed {LAST_TRANSCRIPTIONS} times: {end:.1%}, "
         f"{100 * (end - recordings):+.1f} points above the recordings ({recordings:.1%}).",
     ]
     return "\n".join(lines) + "\n"
@@ -258,7 +262,7 @@ def main() -> None:
         return
     plan(arguments.folder, arguments.minutes, arguments.processes)
     launch(arguments.folder, arguments.processes, arguments.clips)
-    text = curve(arguments.folder, Listener(arguments.clips), arguments.processes)
+    text = curve(arguments.folder, AsrEvaluator(arguments.clips), arguments.processes)
     arguments.out.write_text(text)
     print(text)
 

@@ -1,19 +1,19 @@
-"""From code arrays to batches: this project's way and the reference trainer's, on the same arrays.
+"""Speed from code arrays to batches: this project against the method of the reference trainer.
 
     OMP_NUM_THREADS=1 python benchmarks/data_path.py
 
-makes arrays of 4,000 utterances with the lengths and texts of examples/corpora/asterisk_en (short
-ones: 2.6 s on average), and again of four joined (10 s, as much read speech has), with random codes
-of 65,536, and a tokenizer of 193,856 tokens. Either way, in turn and in one process, turns samples
-into tensors on one core; what counts are the samples' own tokens a second, without padding. Prints
-Markdown tables.
+makes arrays of 4,000 utterances with the lengths and texts of examples/corpora/asterisk_en (2.6 s
+on average), and again of four concatenated utterances (10 s, as usual in read speech), with random
+codes of 65,536 and a tokenizer of 193,856 tokens. Both methods convert samples to tensors on one
+core, in turn and in one process. The result is the number of the samples' tokens a second, without
+padding. Prints Markdown tables.
 
-* codes to ids: ``tts_assets.sft``, texts read from ``token_arrays``; a batch of 32,768 tokens is
-  composed, shared out and packed into rows of at most 8,192.
-* strings: for each sample codes become ``<|s_1|><|s_2|>…``, which go through the tokenizer with the
-  prompt; labels before ``<|speech_start|>`` are masked; four samples are padded to the longest.
+* codes to ids: ``tts_assets.sft`` with texts from ``token_arrays``. A batch of 32,768 tokens is
+  composed, sharded and packed into rows of at most 8,192.
+* strings: the codes of a sample become ``<|s_1|><|s_2|>…`` and go through the tokenizer with the
+  prompt. Labels before ``<|speech_start|>`` are masked. Four samples are padded to the longest.
 
-Both give the same ids, which is checked for the first samples.
+Both methods give the same ids, which is checked for the first samples.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -36,10 +35,9 @@ from tts_assets.sft.config import SftRecipe
 from tts_assets.sft.dataset import SampleStream, TrainingSample, UtteranceDataset
 from tts_assets.sft.packing import RankSharding
 from tts_assets.speechlm.config import VocabularyConfig
-from tts_assets.speechlm.prompts import INSTRUCTION, PromptFormat
-from tts_assets.speechlm.tokenizer import tokenizer_digest
+from tts_assets.speechlm.prompts import PromptFormat
 from tts_assets.speechlm.tokens import write_text_ids
-from tts_assets.speechlm.vocabulary import extend_tokenizer
+from tts_assets.speechlm.vocabulary import INSTRUCTION, extend_tokenizer, tokenizer_digest
 
 CORPUS = Path(__file__).resolve().parents[1] / "examples" / "corpora" / "asterisk_en"
 CODEBOOK, BASE_TOKENS = 65_536, 128_256
@@ -58,7 +56,7 @@ RECIPE = SftRecipe.model_validate(
 
 
 def make_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of the texts, filled up to as many tokens as Llama 3's has."""
+    """A byte-level BPE of the texts, with as many tokens as that of Llama 3."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -75,6 +73,7 @@ def make_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
 
 
 def make_arrays(folder: Path, rows: list[dict[str, Any]], joined: int) -> None:
+    """Write arrays of samples that have ``joined`` random rows each."""
     random = np.random.default_rng(0)
     groups = random.integers(0, len(rows), (SAMPLES, joined))
     seconds = np.array([row["duration"] for row in rows])[groups].sum(axis=1)
@@ -89,33 +88,32 @@ def make_arrays(folder: Path, rows: list[dict[str, Any]], joined: int) -> None:
 
 
 class Ours:
-    """Packed rows, as the trainer gets them."""
+    """Packed rows, as in the trainer of this project."""
 
     def __init__(self, folder: Path, prompts: PromptFormat) -> None:
-        self.pool = UtteranceDataset(
+        self.dataset = UtteranceDataset(
             {"benchmark": folder}, "train", prompts, RECIPE.max_seq_len, {"benchmark": folder}
         )
-        run: Any = SimpleNamespace(rank=0, world_size=1)
-        self.share = RankSharding(run, RECIPE, lockstep=False)
-        self.stream = SampleStream(self.pool, RECIPE, float(RATE))
+        self.sharding = RankSharding(0, 1, micro_tokens=RECIPE.micro_tokens, seed=RECIPE.seed)
+        self.stream = SampleStream(self.dataset, RECIPE, float(RATE))
 
     def ids(self, utterance: int) -> list[int]:
-        encoded = self.pool.encode(TrainingSample((utterance,), 0, 0))
+        encoded = self.dataset.encode(TrainingSample((utterance,), 0, 0))
         return [*encoded.inputs.tolist(), int(encoded.targets[-1])]
 
     def work(self, samples: int) -> int:
-        """Batches of that many samples and more; their tokens."""
+        """Make batches of at least ``samples`` samples. Returns their tokens."""
         done = tokens = 0
         while done < samples:
             batch = self.stream.batch()
             done += len(batch)
             tokens += len(batch)  # the last token of each is a target alone
-            tokens += sum(row.tokens for row in self.share.rows(self.pool, batch))
+            tokens += sum(row.tokens for row in self.sharding.rows(self.dataset, batch))
         return tokens
 
 
 class Theirs:
-    """Strings through the tokenizer, a sample at a time, and padded."""
+    """Strings through the tokenizer, one sample at a time, and padded."""
 
     def __init__(self, folder: Path, prompts: PromptFormat) -> None:
         self.table = CodeTable.of_split(folder, "train")
@@ -151,13 +149,13 @@ class Theirs:
 
 
 def rate(work: Callable[[int], int], samples: int) -> float:
-    """Tokens a second of processor time: others may use the machine meanwhile."""
+    """Tokens per second of processor time, so that other processes do not matter."""
     started = time.process_time()
     return work(samples) / (time.process_time() - started)
 
 
 def compare(rows: list[dict[str, Any]], prompts: PromptFormat, joined: int) -> None:
-    """One table."""
+    """Print one table."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_arrays(folder, rows, joined)
@@ -167,8 +165,8 @@ def compare(rows: list[dict[str, Any]], prompts: PromptFormat, joined: int) -> N
         ours, theirs = Ours(folder, prompts), Theirs(folder, prompts)
         assert all(ours.ids(i) == theirs.ids(i) for i in range(20)), "the ids differ"
         found = [(rate(ours.work, OURS), rate(theirs.work, THEIRS)) for _ in range(ROUNDS)]
-    tokens = ours.pool.alone.mean()
-    print(f"\n{len(ours.pool)} samples of {tokens:.0f} tokens on average\n")
+    tokens = ours.dataset.alone.mean()
+    print(f"\n{len(ours.dataset)} samples of {tokens:.0f} tokens on average\n")
     print("| tokens a second of one core | best | of each round |\n|---|---|---|")
     for name, rates in zip(("codes to ids", "strings"), zip(*found, strict=True), strict=True):
         every = ", ".join(f"{rate:,.0f}" for rate in rates)

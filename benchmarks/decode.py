@@ -1,10 +1,11 @@
-"""Decoding clips of one length together, against one by one: how much faster, and the same samples?
+"""Decoding clips of equal length in batches and one by one: speed and differences.
 
     python benchmarks/decode.py
 
-The vendored codec on random codes, one thread, the shortest of seven rounds. The server decodes
-clip by clip, so that samples do not depend on who else speaks; this is what that costs. A stream's
-chunks are decoded with all of their past: 25, 57, 121, 249 codes and more, and the voice prompt's.
+It measures the vendored codec on random codes with one thread; the shortest of seven rounds counts.
+The server decodes clip by clip, so that samples do not depend on other requests; the table shows
+the cost. A stream's chunks are decoded with all of their past: 25, 57, 121, 249 codes and more,
+after those of the voice prompt.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ LENGTHS, CLIPS, ROUNDS = (25, 57, 121, 249), (4, 16), 7
 
 
 def seconds(work: Callable[[], Tensor]) -> tuple[float, Tensor]:
-    """The shortest of all rounds, and what it gave."""
+    """The shortest time of all rounds, and the result."""
     times = []
     for _ in range(ROUNDS):
         started = time.perf_counter()

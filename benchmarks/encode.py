@@ -1,11 +1,12 @@
-"""Encoding 20 minutes of real speech: batches by length, batches as listed, one by one.
+"""Encoding speed for 20 minutes of real speech: batches by length, as listed, one by one.
 
     OMP_NUM_THREADS=1 python benchmarks/encode.py
 
-times the vendored codec on the demo corpus, decoded beforehand, each way in turn, and prints a
-Markdown table with the shortest time of each. Batches of both kinds have the same budgets of codes,
-padding included. *By length* is what ``codec_shards`` does within a shard, doubtful clips encoded
-again; its codes must be those of one by one. *As listed* is masked too, but encodes nothing again.
+measures the vendored codec on the demo corpus, which is decoded in advance. It prints a Markdown
+table with the shortest time of each method. Batches of both kinds have the same budgets of codes,
+including padding. *By length* is the method of ``codec_shards`` within a shard, which encodes some
+clips again; its codes must equal those of one by one. *As listed* is masked, too, but encodes no
+clip again.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ BUDGETS = (BATCH_TOKENS, 4000, 12_000)  # codes: the default, and what a GPU is 
 
 
 def speech(seconds: float) -> list[Wave]:
-    """So much from the beginning of the corpus, at 16 kHz."""
+    """So many seconds from the beginning of the corpus, at 16 kHz."""
     waves: list[Wave] = []
     for line in (CORPUS / "samples.jsonl").read_text().splitlines():
         if sum(map(len, waves)) >= seconds * 16_000:
@@ -44,7 +45,7 @@ def speech(seconds: float) -> list[Wave]:
 
 
 def as_listed(codec: Codec, waves: list[Wave], budget: int) -> tuple[list[Codes], float]:
-    """Codes of consecutive clips in batches of the same budget, and the share of padding."""
+    """Codes of consecutive clips in batches of at most ``budget`` codes; the padding fraction."""
     counts = [codec.codes(len(wave)) for wave in waves]
     codes: list[Codes] = []
     padded = 0
@@ -64,7 +65,7 @@ def as_listed(codec: Codec, waves: list[Wave], budget: int) -> tuple[list[Codes]
 
 
 def by_length(encoder: BatchEncoder, waves: list[Wave], budget: int) -> tuple[list[Codes], float]:
-    """As ``codec_shards`` does it: the longest of each shard first."""
+    """Codes in batches as ``codec_shards`` makes them, the longest clips of a shard first."""
     encoder.effort.clear()
     codes: dict[int, Codes] = {}
     for start in range(0, len(waves), SHARD):
@@ -101,7 +102,7 @@ def main() -> None:
     seconds = sum(map(len, waves)) / 16_000
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads;")
     print(f"{len(waves)} clips, {seconds / 60:.1f} minutes, {sum(map(len, alone))} codes\n")
-    print("| way, codes a batch | padding | s | x real time | as listed / this |")
+    print("| method, codes per batch | padding | s | x real time | as listed / this |")
     print("|---|---|---|---|---|")
     for name, taken in times.items():
         listed = times.get(name.replace("by length", "as listed"), taken)

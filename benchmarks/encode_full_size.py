@@ -1,11 +1,12 @@
-"""How fast a full-size X-Codec-2 encodes real speech, and which part of it takes the time.
+"""The encoding speed of a full-size X-Codec-2, and the time of each of its parts.
 
     python benchmarks/encode_full_size.py --device cuda --precision bf16
 
-The weights are random, which changes no operation of it: `transformers`' default sizes, 629 million
-parameters, w2v-BERT 2.0 before an acoustic encoder. Clips of the demo corpus, decoded beforehand,
-are encoded in masked batches by length. The best of several rounds gives the audio seconds a
-second; in one round more, every part is waited for, which gives its share.
+The model has the default sizes of `transformers`: 629 million parameters, with w2v-BERT 2.0 as the
+semantic encoder. Its weights are random, which does not change the computation. Clips of the demo
+corpus, decoded in advance, are encoded in masked batches by length. The fastest of several rounds
+gives the speed in seconds of audio per second. One more round synchronizes after every part, which
+gives the fraction of time of each part.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def full_size(device: str, precision: Any) -> Codec:
 
 
 def batches(codec: Codec, waves: list[Wave], budget: int) -> Iterator[list[Wave]]:
-    """Clips in their order; with its padding a batch has at most ``budget`` codes."""
+    """Batches of clips in their order, of at most ``budget`` codes including padding."""
     batch: list[Wave] = []
     for wave in waves:
         if batch and codec.codes(len(batch[0])) * (len(batch) + 1) > budget:
@@ -51,7 +52,7 @@ def finish(device: str) -> None:
 
 
 def encode(codec: Codec, waves: list[Wave], budget: int, device: str) -> float:
-    """Seconds for all codes of all clips."""
+    """The seconds that encoding all clips takes."""
     finish(device)
     started = time.perf_counter()
     for batch in batches(codec, waves, budget):
@@ -60,8 +61,8 @@ def encode(codec: Codec, waves: list[Wave], budget: int, device: str) -> float:
     return time.perf_counter() - started
 
 
-def shares(codec: Codec, device: str, work: Callable[[], float]) -> dict[str, float]:
-    """Of the parts of the encoder in the seconds that ``work`` takes; what is left is "rest"."""
+def time_fractions(codec: Codec, device: str, work: Callable[[], float]) -> dict[str, float]:
+    """The fraction of time of each part of the encoder while ``work`` runs."""
     backend, model = codec.backend, codec.backend.model
     assert isinstance(backend, PublishedBackend)
     parts: dict[str, nn.Module] = {
@@ -103,7 +104,7 @@ def main() -> None:
         return encode(codec, waves, arguments.budget, device)
 
     best = min(work() for _ in range(ROUNDS))
-    parts = shares(codec, device, work)
+    parts = time_fractions(codec, device, work)
     where = torch.cuda.get_device_name() if device != "cpu" else f"{torch.get_num_threads()} cores"
     print(
         f"{codec.facts.parameters / 1e6:.0f} M parameters, {arguments.precision}, {where}, ", end=""
@@ -112,10 +113,10 @@ def main() -> None:
         f"torch {torch.__version__}; {len(waves)} clips, {seconds:.0f} s, batches of at most ",
         end="",
     )
-    print(f"{arguments.budget} codes: **{seconds / best:.1f} s of audio a second**")
-    print("| part | share |\n|---|---|")
-    for name, share in sorted(parts.items(), key=lambda item: -item[1]):
-        print(f"| {name} | {share:.1%} |")
+    print(f"{arguments.budget} codes: **{seconds / best:.1f} s of audio per second**")
+    print("| part | fraction of time |\n|---|---|")
+    for name, fraction in sorted(parts.items(), key=lambda item: -item[1]):
+        print(f"| {name} | {fraction:.1%} |")
 
 
 if __name__ == "__main__":

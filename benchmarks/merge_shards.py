@@ -1,22 +1,21 @@
-"""Merging 64 shards of 100 M codes: this project, all in memory at once, and ``cat``.
+"""Merge 64 shards of 100 M codes: this project, concatenation in memory, and ``cat``.
 
     python benchmarks/merge_shards.py /a/folder/with/2/GB
 
-makes the shards there (400,000 utterances of 5 s on average, sample lines as ``filtered_samples``
-writes them) and lets each way write them as one set of files, in turn, in a process of its own,
-with all input in the page cache. Prints a Markdown table of the shortest of ROUNDS.
+makes the shards there (400,000 utterances of 5 s on average, with sample lines as in
+``filtered_samples``). Each method merges them in turn, in a separate process, with all input in the
+page cache. Prints a Markdown table of the shortest of ROUNDS.
 
-* merge: ``tts_assets.arrays.merge``, which also finds out by each id's hash who is validation.
-* concatenate: all shards of a split are loaded, ``np.concatenate`` joins the list of code arrays,
-  then that of indexes, which are shifted first; the result is written as one array; sample lines
-  are read into one list of strings and written one by one. Nothing is hashed: its shards are
-  split already. In the reference trainer's layout (int32), as its merger does, and in this
-  project's (uint16).
+* merge: ``tts_assets.arrays.merge``, which also assigns each sample to a split by its hash.
+* concatenate: all shards of a split are loaded; ``np.concatenate`` joins the code arrays and the
+  shifted indexes; the results are written as arrays. Sample lines are read into a list of strings
+  and written one by one. Nothing is hashed, because the shards are split already. In the layout of
+  the reference trainer (int32), as its merger does, and in that of this project (uint16).
 * cat: ``cat shards/* > one file``, the bytes that merge reads.
 
-Seconds are those of the work, without starting the interpreter, until the files are written, and
-until they are on the disk (fsync). Peak memory is the process' largest resident set, all of Python
-and its imports included.
+Times in seconds exclude the start of the interpreter. They end when the files are written, and when
+they are on the disk (fsync). Peak memory is the largest resident set of the process, including
+Python and its imports.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ TEXT = "For technical support, press three, or say what you would like to talk t
 
 
 def sample_line(number: int) -> bytes:
-    """A line of 500 to 600 bytes, whose id is of the usual 16 digits."""
+    """A line of 500 to 600 bytes with an id of 16 digits."""
     identity = f"{(number * 0x9E3779B97F4A7C15) % 2**64:016x}"
     text = TEXT[: 40 + number % 44]
     sample = Sample(
@@ -69,7 +68,7 @@ def sample_line(number: int) -> bytes:
 
 
 def make_shards(folder: Path) -> None:
-    """The shards as this project has them, and the same split as the reference has them."""
+    """Write the shards in the layout of this project, and split in that of the reference."""
     random = np.random.default_rng(0)
     for name in ("shards", "int32", "uint16"):
         (folder / name).mkdir(parents=True)

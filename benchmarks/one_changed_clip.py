@@ -1,12 +1,12 @@
-"""What it costs to encode a corpus again after one of its 1,000 clips has changed.
+"""The time to encode a corpus again after one of its 1,000 clips has changed.
 
     python benchmarks/one_changed_clip.py
 
-materializes ``codec_shards`` of the demo's clips and of quieter copies of them, as many ranks as
-there are cores; then changes the gain of one clip and materializes again, which must encode that
-clip alone. It prints a Markdown table for two codecs: the vendored one, which is so small that
-starting its program takes longer than encoding half an hour, and one with an encoder a third as
-wide as that of the published X-Codec-2, of random weights (eight minutes on two cores).
+materializes ``codec_shards`` of the demo's clips and of quieter copies of them, with one rank a
+core. Then it changes the gain of one clip and materializes again, which must encode that clip only.
+It prints a Markdown table for two codecs: the vendored one, for which the start of the program
+takes longer than encoding half an hour, and one with random weights whose encoder is a third as
+wide as that of the published X-Codec-2 (eight minutes on two cores).
 """
 
 from __future__ import annotations
@@ -49,12 +49,13 @@ LARGER = CodecArchitecture(acoustic_hidden=16, ratios=(2, 2, 4, 4, 5))
 
 
 def demo_waves() -> list[Wave]:
+    """The waveforms of the demo corpus at 16 kHz."""
     lines = (CORPUS / "samples.jsonl").read_text().splitlines()
     return [read_wave(CORPUS / json.loads(line)["wav_path"], 16_000) for line in lines]
 
 
 def clip(path: Path, wave: Wave, gain: float) -> Sample:
-    """Write a clip and describe it as ``filtered_samples`` does."""
+    """Write a clip. Returns its sample as in ``filtered_samples``."""
     soundfile.write(path, gain * wave, 16_000)
     return Sample(
         id=path.stem,

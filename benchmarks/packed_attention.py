@@ -2,8 +2,9 @@
 
     OMP_NUM_THREADS=1 python benchmarks/packed_attention.py
 
-times forward and backward over a row of 4,096 tokens in bfloat16, by sample length and head size,
-and prints a Markdown table. ``tts_assets/speechlm/attention.py`` chooses by it.
+times the forward and backward pass of a row of 4,096 tokens in bfloat16, by sample length and head
+size, and prints a Markdown table. The thresholds of ``tts_assets/speechlm/attention.py`` follow
+from it.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def direct(query: Tensor, key: Tensor, value: Tensor, segments: list[int]) -> Te
 
 
 def milliseconds(length: int, heads: int, way: object) -> float:
-    """Shortest forward and backward of ``REPEATS``."""
+    """The shortest time of ``REPEATS`` forward and backward passes."""
     shape = (1, heads, TOKENS, WIDTH // heads)
     inputs = [torch.randn(shape, dtype=torch.bfloat16, requires_grad=True) for _ in range(3)]
     gradient = torch.randn(1, TOKENS, heads, WIDTH // heads, dtype=torch.bfloat16)

@@ -1,12 +1,12 @@
-"""Going on with a run: how long after step 100,000, and how long after step 10.
+"""Time to resume a run after step 100,000 and after step 10.
 
     OMP_NUM_THREADS=1 python benchmarks/resume.py
 
-Trains ten steps of ``[sft.announcer]`` on the code arrays that ``make demo`` has made, and makes a
-second run folder of it that has come to step 100,000: the stream of samples is walked to where it
-would be, ``progress.json`` says so, ``metrics.jsonl`` has as many lines. (The weights are those of
-step 10: how long they take to read does not depend on what they are.) Then each is started again,
-in turn, and killed when it has written the metrics of its first step. Prints a Markdown table.
+Trains ten steps of ``[sft.announcer]`` on the code arrays of ``make demo``. It then makes a second
+run folder that is at step 100,000: the sample stream is advanced to that step, ``progress.json``
+has its state, and ``metrics.jsonl`` has as many lines. (The weights are those of step 10; the time
+to read them does not depend on their values.) Then both runs are resumed in turn, and killed when
+the metrics of their first step are written. Prints a Markdown table.
 """
 
 from __future__ import annotations
@@ -28,14 +28,15 @@ from tts_assets.core.training import damage, saved, write_manifest
 from tts_assets.settings import load_settings
 from tts_assets.sft.checkpoint import PROGRESS, SftProgress
 from tts_assets.sft.config import SftProgram
-from tts_assets.sft.train import SftTrainer
+from tts_assets.sft.train import build_trainer
 
 EARLY, LATE, REPEATS = 10, 100_000, 5
 
 
 def program_in(folder: Path) -> SftProgram:
+    """The program of the recipe in a run folder."""
     settings = load_settings()
-    changes = {"steps": 2 * LATE, "listen": 0, "eval_every": 2 * LATE, "save_every": 2 * LATE}
+    changes = {"steps": 2 * LATE, "sample_texts": 0, "eval_every": 2 * LATE, "save_every": 2 * LATE}
     recipe = settings.sft["announcer"].model_copy(update=changes)
     store = ArtifactStore(settings.storage)
     arrays = {name: store.current("code_arrays", name) for name in recipe.corpora}
@@ -55,16 +56,16 @@ def program_in(folder: Path) -> SftProgram:
 def train_early(program: SftProgram) -> SftProgress:
     """A run folder with a checkpoint at step 10; the progress at step 100,000."""
     with Run(program.run_dir) as run:
-        trainer = SftTrainer(run, program)
+        trainer = build_trainer(run, program)
         for step in range(EARLY):
             trainer.train_step(step)
         trainer.checkpoints.save(trainer.strategy, trainer.progress)
-        trainer.settle()
+        trainer.wait_for_saves()
         tokens, speech = trainer.progress.tokens, trainer.progress.speech_tokens
         for _ in range(LATE - EARLY):
             batch = trainer.stream.batch()
-            tokens += sum(trainer.train_pool.length(sample.utterances) for sample in batch)
-            codes = (trainer.train_pool.code_counts[list(s.utterances)].sum() for s in batch)
+            tokens += sum(trainer.train_data.length(sample.items) for sample in batch)
+            codes = (trainer.train_data.code_counts[list(s.items)].sum() for s in batch)
             speech += sum(int(count) + 2 for count in codes)  # with start and end
     place = {"epoch": trainer.stream.epoch, "offset": trainer.stream.offset}
     done = {"step": LATE, "tokens": tokens, "speech_tokens": speech}
@@ -72,7 +73,7 @@ def train_early(program: SftProgram) -> SftProgress:
 
 
 def make_late(early: Path, late: Path, progress: SftProgress) -> None:
-    """The run folder ``late`` as ``early`` would be at that step."""
+    """Make the run folder ``late``: the state of ``early`` at that step."""
     checkpoint = late / "checkpoints" / f"step-{LATE:07d}"
     shutil.copytree(saved(early / "checkpoints")[0], checkpoint)
     (checkpoint / PROGRESS).write_text(progress.to_json())

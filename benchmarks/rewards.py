@@ -1,13 +1,13 @@
-"""Rewards of 64 completions: batched and shared, against one by one.
+"""Measures the rewards of 64 completions: the trainer's executor against one by one.
 
     python benchmarks/rewards.py
 
-takes the codes of 64 real clips as completions after one voice prompt, and has WER, DNSMOS and
-speaker similarity judged: *one by one*, where each reward decodes each completion for itself and
-scores it alone, and by the trainer's panel, which decodes once and judges in batches, in threads of
-one process or in workers. Whisper reads windows of 10 s in both; one row has the whole 30 s, as
-Whisper does by itself. Every model has one thread, but for the row that gives it all cores.
-Prints a Markdown table with the shortest time of each, and the largest difference of a score.
+The completions are the codes of 64 real clips after one voice prompt. The rewards are WER, DNSMOS
+and speaker similarity. *One by one*: each reward decodes and scores each completion separately.
+*Executor*: the trainer's :class:`RewardExecutor` decodes once and scores batches, in threads or in
+worker processes. Whisper reads windows of 10 s; one row uses its usual 30 s. Each model has one
+thread, except in the row with all cores. The script prints a Markdown table with the shortest time
+of each and the largest difference of a score.
 """
 
 from __future__ import annotations
@@ -44,35 +44,37 @@ CODEC = ROOT / "examples/codecs/announcer-16khz"
 COMPLETIONS, REPEATS = 64, 2
 SHORTEST, LONGEST = 1.5, 6.0  # seconds
 REWARDS = (WerReward(), DnsmosReward(), SimilarityReward())
-Scores = list[dict[str, float]]
+Scores = list[dict[str, float]]  # for each completion, by reward
 
 
 @dataclass(frozen=True)
-class Said:
-    """A completion as the trainer has it."""
+class EncodedClip:
+    """A clip as a completion: its transcript and its codes (T,)."""
 
     text: str
     codes: Codes
 
 
-def completions(codec: Codec) -> tuple[list[Said], Voice]:
-    """Real clips as codes, and the voice prompt that all of them are said after."""
-    said: list[Said] = []
+def completions(codec: Codec) -> tuple[list[EncodedClip], Voice]:
+    """Returns 64 encoded clips and the voice prompt of all of them."""
+    clips: list[EncodedClip] = []
     for line in (CORPUS / "samples.jsonl").read_text().splitlines():
         sample = json.loads(line)
-        if SHORTEST < sample["duration"] < LONGEST and len(said) <= COMPLETIONS:
+        if SHORTEST < sample["duration"] < LONGEST and len(clips) <= COMPLETIONS:
             wave = read_wave(CORPUS / sample["wav_path"], codec.input_rate)
-            said.append(Said(sample["transcript"], codec.encode([wave])[0]))
-    voice = Voice(text=said[-1].text, codes=tuple(int(code) for code in said[-1].codes))
-    return said[:COMPLETIONS], voice
+            clips.append(EncodedClip(sample["transcript"], codec.encode([wave])[0]))
+    voice = Voice(text=clips[-1].text, codes=tuple(int(code) for code in clips[-1].codes))
+    return clips[:COMPLETIONS], voice
 
 
 class OneByOne:
-    """Each reward decodes each completion for itself, and scores it alone."""
+    """Each reward decodes and scores each completion separately."""
 
     def __init__(self, codec: Codec, seconds: float, threads: int) -> None:
         wer = WerRewardFunction(WerReward(window_seconds=seconds))
-        wer.ear = Transcriber(beam_size=1, window_seconds=seconds, batch_size=1, threads=threads)
+        wer.transcriber = Transcriber(
+            beam_size=1, window_seconds=seconds, batch_size=1, threads=threads
+        )
         dnsmos = DnsmosRewardFunction()
         dnsmos.scorer = DnsmosScorer(threads)
         self.rewards: dict[str, RewardFunction] = {
@@ -82,30 +84,29 @@ class OneByOne:
         }
         self.codec = codec
 
-    def __call__(self, said: list[Said], voice: Voice) -> Scores:
+    def __call__(self, clips: list[EncodedClip], voice: Voice) -> Scores:
         reference = self.codec.decode([np.asarray(voice.codes)])[0]
         return [
             {
                 name: self._score(reward, one, voice, reference)
                 for name, reward in self.rewards.items()
             }
-            for one in said
+            for one in clips
         ]
 
     def _score(
-        self, reward: RewardFunction, one: Said, voice: Voice, reference: np.ndarray
+        self, reward: RewardFunction, one: EncodedClip, voice: Voice, reference: np.ndarray
     ) -> float:
         (wave,) = decode(self.codec, [one.codes.astype(np.int64)], [voice])
         rate = self.codec.facts.sample_rate
-        return reward([DecodedCompletion(one.text, wave, rate, True, voice, reference=reference)])[
-            0
-        ].value
+        completion = DecodedCompletion(one.text, wave, rate, True, voice, reference=reference)
+        return reward([completion])[0].value
 
 
-class Shared:
-    """The trainer's panel: one decode, batches, all rewards at the same time."""
+class Executor:
+    """The trainer's executor: decodes once, scores batches, runs all rewards side by side."""
 
-    def __init__(self, codec: Codec, judges: TaskRunner) -> None:
+    def __init__(self, codec: Codec, runner: TaskRunner) -> None:
         self.codec = codec
         waves = {}
 
@@ -115,56 +116,59 @@ class Shared:
                 waves[voice] = codec.decode([np.asarray(voice.codes)])[0]
             return waves[voice]
 
-        self.panel = RewardExecutor(REWARDS, judges, reference)
+        self.rewards = RewardExecutor(REWARDS, runner, reference)
 
-    def __call__(self, said: list[Said], voice: Voice) -> Scores:
-        codes = [one.codes.astype(np.int64) for one in said]
-        waves = decode(self.codec, codes, [voice] * len(said))
+    def __call__(self, clips: list[EncodedClip], voice: Voice) -> Scores:
+        codes = [one.codes.astype(np.int64) for one in clips]
+        waves = decode(self.codec, codes, [voice] * len(clips))
         rate = self.codec.facts.sample_rate
-        spoken = [
+        decoded = [
             DecodedCompletion(one.text, wave, rate, True, voice)
-            for one, wave in zip(said, waves, strict=True)
+            for one, wave in zip(clips, waves, strict=True)
         ]
-        return [verdict.rewards for verdict in self.panel.judge(spoken)]
+        return [result.rewards for result in self.rewards.score(decoded)]
 
 
-def difference(ours: Scores, theirs: Scores) -> float:
-    """The largest of any reward of any completion."""
-    pairs = zip(ours, theirs, strict=True)
+def largest_difference(scores: Scores, others: Scores) -> float:
+    """Returns the largest difference of a score."""
+    pairs = zip(scores, others, strict=True)
     return max(abs(a[name] - b[name]) for a, b in pairs for name in a)
 
 
 def main() -> None:
     codec = Codec.load(CODEC)
-    said, voice = completions(codec)
+    clips, voice = completions(codec)
     cores = torch.get_num_threads()
-    ways: dict[str, Callable[[list[Said], Voice], Scores]] = {
+    methods: dict[str, Callable[[list[EncodedClip], Voice], Scores]] = {
         "one by one": OneByOne(codec, 10.0, 1),
         f"one by one, {cores} threads a model": OneByOne(codec, 10.0, cores),
         "one by one, windows of 30 s": OneByOne(codec, 30.0, 1),
-        f"panel, {cores} threads": Shared(codec, ThreadRunner(REWARDS, cores)),
-        f"panel, {cores} workers": Shared(codec, WorkerRunner(REWARDS, ["cpu"] * cores)),
+        f"executor, {cores} threads": Executor(codec, ThreadRunner(REWARDS, cores)),
+        f"executor, {cores} workers": Executor(codec, WorkerRunner(REWARDS, ["cpu"] * cores)),
     }
-    times: dict[str, list[float]] = {name: [] for name in ways}
+    times: dict[str, list[float]] = {name: [] for name in methods}
     scores: dict[str, Scores] = {}
-    for judge in ways.values():  # models are loaded, workers started
-        judge(said[: 8 * cores], voice)
+    for method in methods.values():  # warm-up: loads models, starts workers
+        method(clips[: 8 * cores], voice)
     for _ in range(REPEATS):
-        for name, judge in ways.items():
+        for name, method in methods.items():
             started = time.perf_counter()
-            scores[name] = judge(said, voice)
+            scores[name] = method(clips, voice)
             times[name].append(time.perf_counter() - started)
-    seconds = sum(len(one.codes) for one in said) / codec.facts.token_rate
+    seconds = sum(len(one.codes) for one in clips) / codec.facts.token_rate
     print(f"torch {torch.__version__}, {cores} threads;")
-    print(f"{len(said)} completions, {seconds:.0f} s of speech, rewards: wer, dnsmos, similarity\n")
-    print("| way | s | one by one / this | largest difference of a score |\n|---|---|---|---|")
-    slow = min(times["one by one"])
-    for name, taken in times.items():
-        apart = difference(scores[name], scores["one by one"])
-        print(f"| {name} | {min(taken):.1f} | {slow / min(taken):.2f} | {apart:.1e} |")
-    for way in ways.values():
-        if isinstance(way, Shared):
-            way.panel.close()
+    print(
+        f"{len(clips)} completions, {seconds:.0f} s of speech, rewards: wer, dnsmos, similarity\n"
+    )
+    print("| method | s | one by one / this | largest difference of a score |\n|---|---|---|---|")
+    baseline = min(times["one by one"])
+    for name, seconds_taken in times.items():
+        difference = largest_difference(scores[name], scores["one by one"])
+        shortest = min(seconds_taken)
+        print(f"| {name} | {shortest:.1f} | {baseline / shortest:.2f} | {difference:.1e} |")
+    for method in methods.values():
+        if isinstance(method, Executor):
+            method.rewards.close()
 
 
 if __name__ == "__main__":

@@ -1,23 +1,25 @@
-"""The rollouts of one GRPO step by three engines: the same model, prompts and sampling.
+"""Compares three engines for the rollouts of a GRPO step: same model, prompts and sampling.
 
     python benchmarks/rollouts.py --model storage/serving/announcer/all/current
 
-64 completions (8 prompts, 8 generations) of a serving model, as ``make demo`` leaves one, through
+A serving model, such as ``make demo`` builds, generates 64 completions (8 prompts, 8 generations)
+with
 
-* ``generate`` of transformers: one batch, padded on the left, everything but speech suppressed;
-* our batched sampling (``speechlm/generate.py``), which rollouts use without an engine;
-* vLLM, asked as the trainer asks it: over HTTP, new weights before each rollout. The time to move
-  them is part of it, and also told alone.
+* ``generate`` of transformers: one batch, padded on the left, speech tokens only;
+* this project's batched sampling (``speechlm/generate.py``), which rollouts use without an engine;
+* vLLM as the trainer uses it: over HTTP, with new weights before each rollout. The time includes
+  the transfer of the weights, which is also printed separately.
 
-Each draws once to warm up, then ``--repeats`` times in turn, each round with other texts and seeds.
-Tokens a second are the tokens drawn (an end token counts, padding does not) by the seconds of the
-whole call.
-The demo's model is so small that what is measured is mostly Python around it. ``--layers 40`` asks
-the same of a model of 100 M parameters that says the same words: layers are added whose output
-matrices are zero, and the others' are widened by zeros, so that their arithmetic changes nothing.
+Each engine has a warm-up and then ``--repeats`` rounds in turn; each round has other texts and
+seeds. Tokens a second are the sampled tokens (with end tokens, without padding) divided by the
+seconds of the call.
 
-All compute in float32 with as many threads as there are cores. Nothing else should run beside it;
-on two cores three repeats take 2 minutes, and 20 of the larger model.
+The demo's model is so small that Python takes most of the time. ``--layers 40`` measures a model of
+100 M parameters with the same probabilities: it adds layers whose output matrices are zero, and
+widens the others with zeros.
+
+All engines compute in float32 with as many threads as there are cores. The machine should be idle
+otherwise. On two cores, three repeats take 2 minutes, and 20 minutes for the larger model.
 """
 
 from __future__ import annotations
@@ -39,9 +41,10 @@ from transformers import AutoModelForCausalLM, set_seed
 from tts_assets.core.processes import LOOPBACK, free_port
 from tts_assets.rlhf.config import EngineProgram, VllmRollouts
 from tts_assets.rlhf.engine import hosted
-from tts_assets.rlhf.engine_client import EngineClient, FileSender
+from tts_assets.rlhf.engine_client import EngineClient
 from tts_assets.rlhf.prompts import read_texts
 from tts_assets.rlhf.train import prompt_order
+from tts_assets.rlhf.weight_transfer import FileSender
 from tts_assets.serving.config import SERVING_FILE
 from tts_assets.serving.served_model import SynthesisLine, read_card
 from tts_assets.serving.synthesis import Synthesizer, TransformersEngine
@@ -51,31 +54,31 @@ from tts_assets.speechlm.model import SpeechLM
 
 TEXTS = Path(__file__).resolve().parents[1] / "examples" / "texts" / "announcer_rlhf.txt"
 PROMPTS, GENERATIONS = 8, 8
-INTERMEDIATE = 4096  # of a grown model
-# The demo's: as the model itself speaks.
+INTERMEDIATE = 4096  # of the enlarged model
+# As in the demo: the model's own distribution.
 SAMPLING = SamplingConfig(
     temperature=1.0, top_k=0, top_p=1.0, repetition_penalty=1.0, min_tokens=10, max_tokens=320
 )
-Rollout = Callable[[Sequence[Request]], int]  # the number of tokens drawn
+Rollout = Callable[[Sequence[Request]], int]  # returns the number of sampled tokens
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", type=Path, required=True, help="folder of a serving model")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--layers", type=int, help="grow the model to so many")
+    parser.add_argument("--layers", type=int, help="enlarge the model to this number of layers")
     options = parser.parse_args()
     if options.layers:
         with tempfile.TemporaryDirectory() as folder:
-            grown = Path(folder) / "model"
-            grow(options.model.resolve(), grown, options.layers)
-            measure(grown, options.repeats)
+            enlarged = Path(folder) / "model"
+            enlarge(options.model.resolve(), enlarged, options.layers)
+            measure(enlarged, options.repeats)
     else:
         measure(options.model, options.repeats)
 
 
-def grow(model: Path, target: Path, layers: int) -> None:
-    """A larger serving model with the same probabilities, to the rounding of zeros added."""
+def enlarge(model: Path, target: Path, layers: int) -> None:
+    """Writes a larger serving model with the same probabilities, up to rounding."""
     shutil.copytree(model, target, symlinks=True)
     card = read_card(model)
     codec = os.path.relpath((model / card.codec_path).resolve(), target)
@@ -95,6 +98,7 @@ def grow(model: Path, target: Path, layers: int) -> None:
 
 
 def measure(model: Path, repeats: int) -> None:
+    """Starts vLLM and compares the engines."""
     synthesizer = Synthesizer.open(model)
     assert isinstance(synthesizer.engine, TransformersEngine)
     lm = synthesizer.engine.lm
@@ -103,15 +107,16 @@ def measure(model: Path, repeats: int) -> None:
         program = EngineProgram(run_dir=Path(folder), serving_model=model, engine=config)
         with hosted(program, LOOPBACK, free_port(), lambda line: None) as server:
 
-            def waiting() -> None:
+            def check() -> None:
                 server.check()
 
             server.wait_until_healthy()
-            client = EngineClient(server.url, program.run_dir, config, waiting, print)
+            client = EngineClient(server.url, program.run_dir, config, check, print)
             compare(synthesizer, lm, client, repeats)
 
 
 def compare(synthesizer: Synthesizer, lm: SpeechLM, client: EngineClient, repeats: int) -> None:
+    """Measures each engine and prints a Markdown table."""
     pushes: list[float] = []
 
     def vllm(requests: Sequence[Request]) -> int:
@@ -120,7 +125,7 @@ def compare(synthesizer: Synthesizer, lm: SpeechLM, client: EngineClient, repeat
         pushes.append(client.push_seconds)
         return sum(len(completion.token_ids) for completion in found)
 
-    def ours(requests: Sequence[Request]) -> int:
+    def batched(requests: Sequence[Request]) -> int:
         return sum(len(c.token_ids) for c in generate(lm, requests, SAMPLING))
 
     def plain(requests: Sequence[Request]) -> int:
@@ -128,11 +133,11 @@ def compare(synthesizer: Synthesizer, lm: SpeechLM, client: EngineClient, repeat
 
     engines: dict[str, Rollout] = {
         "transformers' generate": plain,
-        "our batched sampling": ours,
-        "vLLM, weights pushed": vllm,
+        "batched sampling": batched,
+        "vLLM, with weight transfer": vllm,
     }
     speeds: dict[str, list[float]] = {name: [] for name in engines}
-    drawn: dict[str, int] = dict.fromkeys(engines, 0)
+    sampled: dict[str, int] = dict.fromkeys(engines, 0)
     for repeat in range(repeats + 1):
         requests = requests_of(synthesizer, repeat)
         for name, rollout in engines.items():
@@ -140,20 +145,20 @@ def compare(synthesizer: Synthesizer, lm: SpeechLM, client: EngineClient, repeat
             tokens = rollout(requests)
             if repeat:  # the first is the warm-up
                 speeds[name].append(tokens / (time.perf_counter() - started))
-                drawn[name] += tokens
+                sampled[name] += tokens
     print("| engine | tokens | tokens/s | slowest | fastest | ratio |\n|---|---|---|---|---|---|")
     reference = statistics.median(speeds["transformers' generate"])
     for name, values in speeds.items():
         median = statistics.median(values)
         print(
-            f"| {name} | {drawn[name]} | {median:.0f} | {min(values):.0f} | {max(values):.0f} "
+            f"| {name} | {sampled[name]} | {median:.0f} | {min(values):.0f} | {max(values):.0f} "
             f"| {median / reference:.2f} |"
         )
-    print(f"\npush: {statistics.median(pushes[1:]):.3f} s; {lm.parameters:,} parameters")
+    print(f"\nweight transfer: {statistics.median(pushes[1:]):.3f} s; {lm.parameters:,} parameters")
 
 
 def requests_of(synthesizer: Synthesizer, repeat: int) -> list[Request]:
-    """A step's, in the order in which training would draw the texts: of all lengths."""
+    """Returns the requests of a step, with texts in the order of training."""
     texts = read_texts(TEXTS)
     order = prompt_order(len(texts), PROMPTS * (repeat + 1), seed=777)[-PROMPTS:]
     return [
@@ -164,7 +169,7 @@ def requests_of(synthesizer: Synthesizer, repeat: int) -> list[Request]:
 
 @torch.inference_mode()
 def transformers_generate(lm: SpeechLM, requests: Sequence[Request]) -> int:
-    """One call of ``generate`` for all."""
+    """Samples all completions with one call of ``generate``. Returns the number of tokens."""
     width = max(len(request.prompt) for request in requests)
     pad = lm.tokenizer.pad_token_id
     ids = torch.full((len(requests), width), pad)
@@ -191,6 +196,7 @@ def transformers_generate(lm: SpeechLM, requests: Sequence[Request]) -> int:
 
 
 def lengths(requests: Sequence[Request]) -> torch.Tensor:
+    """Returns the length of each prompt, shape (B,)."""
     return torch.tensor([len(request.prompt) for request in requests])
 
 

@@ -1,16 +1,16 @@
-"""A speaker encoder from real speech of Debian packages: from scratch, and from Resemblyzer's.
+"""A speaker encoder trained on speech of Debian packages, from scratch and from Resemblyzer.
 
     OMP_NUM_THREADS=1 python benchmarks/speaker_encoder.py WORK
 
-fetches the packages of ``PACKAGES`` with ``apt-get download`` (600 MB; nothing is installed) into
-WORK/debs, lays their recordings out by speaker, and then runs what the pipeline runs: index, train,
-report. ``--only scratch|finetune`` does one of both. Training is bounded by the CPU time of this
-process, which does not depend on what else the machine does.
+downloads the packages of ``PACKAGES`` with ``apt-get download`` (600 MB; nothing is installed) to
+WORK/debs, sorts their recordings by speaker, and runs the programs of the pipeline: index, train,
+report. ``--only scratch|finetune`` runs one of the two. The training is limited by the CPU time of
+this process, which does not depend on other programs.
 
-Real speakers, whole languages apart: who is tested with has no language in common with anyone of
-the same kind of package who is trained on, because a volunteer may have recorded for several. What
-is left is easier than VoxCeleb all the same: a speaker is also a channel and mostly a language. The
-report therefore also has the error on the trials within one package.
+Test speakers have no language in common with training speakers of the same kind of package, because
+a volunteer may have recorded for several packages. The task is still easier than VoxCeleb: speaker,
+channel and mostly language coincide. The report therefore also has the error on trials within one
+package.
 """
 
 from __future__ import annotations
@@ -35,10 +35,11 @@ from tts_assets.speakers.config import (
     RESEMBLYZER,
     EncoderProgram,
     EncoderRecipe,
-    PeopleConfig,
     ReportProgram,
+    SpeakerSelection,
     TrialConfig,
 )
+from tts_assets.speakers.dataset import read_speakers
 
 PACKAGES = (
     *(f"asterisk-core-sounds-{language}-g722" for language in ("en", "es", "fr", "it", "ru")),
@@ -58,14 +59,14 @@ NO_SPEECH = re.compile(r"silence|beep|tt-|confbridge-(join|leave)|scending|music
 TUXPAINT = ("be", "bg", "ca", "da", "el", "es", "fr", "ro", "ru")  # one volunteer each
 LEADS = {"font_small": "small", "font_big": "big"}  # of fillets; the others are small roles
 CORPORA = ("asterisk", "fillets", "tuxpaint", "klettres", "ktuberling", "hedgewars")
-CLIPS = 120  # of a speaker: enough to learn a voice from
+CLIPS = 120  # of a speaker at most
 VOLUNTEERS = ("tuxpaint", "klettres", "ktuberling")
-PROBED = 5  # steps by which it is known how many fit
+PROBED = 5  # steps that are timed to choose their number
 TEST = ValidationSplit(fraction=0.4, salt="speakers")
 
 
 def fetch(work: Path) -> Path:
-    """The packages, unpacked side by side."""
+    """Download and unpack the packages; returns their folder."""
     debs, unpacked = work / "debs", work / "packages"
     debs.mkdir(parents=True, exist_ok=True)
     for package in PACKAGES:
@@ -77,7 +78,7 @@ def fetch(work: Path) -> Path:
 
 
 def recordings(packages: Path) -> Iterator[tuple[str, str, Path]]:
-    """Corpus, speaker and file of everything that somebody speaks."""
+    """Yield corpus, speaker and file of each recording of speech."""
     for package in (p for p in PACKAGES if p.startswith("asterisk")):
         for path in sorted((packages / package / "usr/share/asterisk/sounds").rglob("*.*")):
             folder = next(p for p in path.parents if p.parent.name == "sounds").name
@@ -103,25 +104,27 @@ def recordings(packages: Path) -> Iterator[tuple[str, str, Path]]:
 
 
 def fillets(packages: Path, language: str) -> Iterator[tuple[str, str, Path]]:
-    """The two leads: who says which file stands in the game's scripts."""
+    """The two main roles; the scripts of the game map files to roles."""
     scripts = packages / "fillets-ng-data/usr/share/games/fillets-ng/script"
     if not scripts.is_dir():
         scripts = next((packages / "fillets-ng-data").rglob("script"))
     sounds = next((packages / f"fillets-ng-data-{language}").rglob("sound"))
     for level in sorted(sounds.glob(f"*/{language}")):
-        said_by: dict[str, str] = {}
+        role_of: dict[str, str] = {}
         for script in sorted((scripts / level.parent.name).glob("*dialogs*.lua")):
             found = re.findall(r'dialogId\("([^"]+)",\s*"([^"]+)"', script.read_text("utf-8"))
-            said_by |= dict(found)
+            role_of |= dict(found)
         for path in sorted(level.glob("*.ogg")):
-            lead = LEADS.get(said_by.get(path.stem, ""))
+            lead = LEADS.get(role_of.get(path.stem, ""))
             if lead:
                 yield "fillets", f"{language}_{lead}", path
 
 
 def lay_out(packages: Path, work: Path) -> None:
-    """``WORK/corpora/<corpus>/<speaker>/<file>``, as the reader ``speakers`` wants it: of each
-    speaker at most CLIPS, evenly from all."""
+    """Write ``WORK/corpora/<corpus>/<speaker>/<file>``, the layout of the reader ``speakers``.
+
+    Each speaker has at most CLIPS files, evenly spaced in all of them.
+    """
     root = work / "corpora"
     shutil.rmtree(root, ignore_errors=True)
     voices: dict[tuple[str, str], list[Path]] = {}
@@ -135,7 +138,7 @@ def lay_out(packages: Path, work: Path) -> None:
 
 
 def indexes(work: Path) -> dict[str, Path]:
-    """Each corpus' index, published as the asset ``raw_corpus`` publishes it."""
+    """The index of each corpus, published as the asset ``raw_corpus`` does."""
     store = ArtifactStore(work / "storage")
     found = {}
     for corpus in CORPORA:
@@ -153,9 +156,11 @@ def indexes(work: Path) -> dict[str, Path]:
 
 
 def test_speakers(work: Path) -> list[str]:
-    """By the hash of their language, or of the game, or of the name; the clowns of hedgewars only
-    train. Volunteers of a language may be one person: with the one who has the most clips is
-    tested, and the others' folders are deleted."""
+    """The test speakers, drawn by the hash of their language, game or name.
+
+    The voices of hedgewars are for training only. Volunteers of one language may be one person, so
+    the one with the most clips is the test speaker, and the folders of the others are deleted.
+    """
     clips = {
         f"{folder.parent.name}/{folder.name}": len(list(folder.iterdir()))
         for folder in sorted((work / "corpora").glob("*/*"))
@@ -180,20 +185,22 @@ def test_speakers(work: Path) -> list[str]:
 
 
 def recipes() -> dict[str, EncoderRecipe]:
-    """From random weights, heard in windows as long as the crops that are trained on, and from
-    the public ones with a hundredth of the learning rate on crops as long as their windows."""
+    """A recipe from random weights, with windows as long as its crops, and one from public weights.
+
+    The second has a hundredth of the learning rate, and crops as long as the public windows.
+    """
     batch = {"speakers": 16, "utterances": 4}
     scratch = {
         "architecture": {"hidden": 128},
         "audio": {"window_frames": 90, "step_frames": 45},
-        "least_frames": 80,
-        "most_frames": 100,
+        "min_frames": 80,
+        "max_frames": 100,
         "speeds": (0.87, 1.0, 1.15),
     }
     tuned = {
         "base": RESEMBLYZER,
-        "least_frames": 150,
-        "most_frames": 160,
+        "min_frames": 150,
+        "max_frames": 160,
         "lr": 1e-5,
         "final_lr": 1e-6,
     }
@@ -204,9 +211,9 @@ def recipes() -> dict[str, EncoderRecipe]:
 
 
 def in_minutes(program: EncoderProgram, minutes: float) -> EncoderProgram:
-    """The program with as many steps as fit, by the CPU time of a few that are thrown away."""
+    """The program with the number of steps that fit into the CPU time, from a few timed steps."""
     with Run(program.run_dir) as running:
-        trainer = train.EncoderTrainer(running, program)
+        trainer = train.encoder_trainer(running, program)
         trainer.train_step(0)
         started = time.process_time()
         for step in range(1, PROBED + 1):
@@ -222,39 +229,40 @@ def in_minutes(program: EncoderProgram, minutes: float) -> EncoderProgram:
 def run(
     folder: Path,
     recipe: EncoderRecipe,
-    people: PeopleConfig,
+    selection: SpeakerSelection,
     corpora: dict[str, Path],
     minutes: float,
 ) -> dict[str, Any]:
-    """Train and judge; the seconds are those of the optimizer's steps, with what is measured and
-    saved between them."""
+    """Train and evaluate; the seconds include the validations and checkpoints of the training."""
     program = EncoderProgram(
-        run_dir=folder / "train", recipe=recipe, people=people, corpora=corpora
+        run_dir=folder / "train", recipe=recipe, selection=selection, corpora=corpora
     )
     program = in_minutes(program, minutes)
     with Run(program.run_dir) as running:
-        trainer = train.EncoderTrainer(running, program)
+        trainer = train.encoder_trainer(running, program)
         started, used = time.perf_counter(), time.process_time()
         trainer.train()
         wall, cpu = time.perf_counter() - started, time.process_time() - used
         trainer.finish()
         facts = trainer.facts()
-    judged = ReportProgram(
+    reported = ReportProgram(
         run_dir=folder / "report",
-        people=people,
+        selection=selection,
         corpora=corpora,
         trials=TrialConfig(max_utterances=40),
         encoder=str(folder / "train" / "result"),
     )
-    with Run(judged.run_dir) as running:
-        report = evaluate.EncoderEvaluation(running, judged).judge()
+    with Run(reported.run_dir) as running:
+        split = read_speakers(corpora, selection)
+        encoders = evaluate.load_encoders(reported)
+        report = evaluate.EncoderEvaluation(running, reported.trials, split, encoders).evaluate()
     seconds = {"cpu_seconds": round(cpu), "wall_seconds": round(wall)}
     return {"facts": facts, "report": report, "training": seconds}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("work", type=Path, help="a folder with 4 GB of room")
+    parser.add_argument("work", type=Path, help="a folder with 4 GB of free space")
     parser.add_argument("--only", choices=["scratch", "finetune"])
     parser.add_argument("--minutes", type=float, default=3.0, help="CPU, of training from scratch")
     parser.add_argument("--tuning", type=float, default=2.5, help="CPU minutes of fine-tuning")
@@ -264,7 +272,7 @@ def main() -> None:
     if not tested.exists():
         lay_out(fetch(work), work)
         tested.write_text(json.dumps(test_speakers(work)))
-    people = PeopleConfig(
+    selection = SpeakerSelection(
         corpora=CORPORA, test_speakers=json.loads(tested.read_text()), min_seconds=0.6
     )
     corpora = indexes(work)
@@ -272,7 +280,7 @@ def main() -> None:
     for name, recipe in recipes().items():
         if arguments.only in (None, name):
             shutil.rmtree(work / "runs" / name, ignore_errors=True)
-            found = run(work / "runs" / name, recipe, people, corpora, minutes[name])
+            found = run(work / "runs" / name, recipe, selection, corpora, minutes[name])
             print(f"\n## {name}\n\n{json.dumps(found, indent=1)}\n")
             print(evaluate.table(found["report"]), flush=True)
 

@@ -2,11 +2,12 @@
 
     OMP_NUM_THREADS=1 python benchmarks/train_step.py
 
-Takes the recipe ``[sft.announcer]`` and the code arrays that ``make demo`` has made, one utterance
-a sample. Each way runs in processes of its own, in turn, and the best of each counts; prints two
-Markdown tables. *Padded* has the samples of each packed row in one batch, padded to the longest,
-through transformers' own attention; loss and optimizer are the same. *Whole logits* has the same
-packed rows, and the logits and the loss of transformers, at a vocabulary of 193,856.
+Uses the recipe ``[sft.announcer]`` and the code arrays of ``make demo``, one utterance a sample.
+Each method runs in separate processes, in turn, and the best result counts. Prints two Markdown
+tables.
+*Padded* has the samples of each packed row in one batch, padded to the longest, with the attention
+of transformers; loss and optimizer are the same. *Whole logits* has the same packed rows with the
+logits and the loss of transformers, at a vocabulary of 193,856.
 """
 
 from __future__ import annotations
@@ -37,15 +38,15 @@ from tts_assets.speechlm.prompts import PromptFormat
 SPEED, MEMORY = ("packed", "padded"), ("chunks", "whole logits")
 SPEED_TOKENS, MEMORY_TOKENS = 2048, 4096  # of a row: the recipe's, and the default of all recipes
 ROWS, PASSES = 12, 2  # rows of a pass; the first pass warms up the kernels of all shapes
-REPEATS = 3  # of the speed; the memory varies by less than 1 %
+REPEATS = 3  # of the speed measurement; memory varies by less than 1 %
 VOCABULARY = 193_856  # Llama 3 with the 65,536 codes of X-Codec-2
 PADDED_TO = 32  # as in tts_assets/speechlm/attention.py: fewer shapes for oneDNN to compile
 Step = Callable[[Sequence[Encoded]], Tensor]
 
 
 def open_model(tokens: int) -> tuple[SpeechLM, list[list[Encoded]], bool]:
-    """The small model, the samples of each row of up to ``tokens``, and whether it computes in
-    bfloat16."""
+    """The small model, the samples of each row of up to ``tokens`` tokens, and whether it computes
+    in bfloat16."""
     settings = load_settings()
     recipe = settings.sft["announcer"]
     store = ArtifactStore(settings.storage)
@@ -54,20 +55,22 @@ def open_model(tokens: int) -> tuple[SpeechLM, list[list[Encoded]], bool]:
     lm = build(recipe.base, codebook, recipe.vocabulary, recipe.seed)
     folders = {name: handle.path for name, handle in arrays.items()}
     prompts = PromptFormat(lm.tokenizer, lm.vocabulary)
-    pool = UtteranceDataset(folders, "train", prompts, recipe.max_seq_len)
-    order = np.random.default_rng(recipe.seed).permutation(len(pool)).tolist()
-    rows = first_fit(order, lambda u: pool.length((u,)), tokens)
-    samples = [[pool.encode(TrainingSample((u,), 0, u)) for u in row] for row in rows]
+    dataset = UtteranceDataset(folders, "train", prompts, recipe.max_seq_len)
+    order = np.random.default_rng(recipe.seed).permutation(len(dataset)).tolist()
+    rows = first_fit(order, lambda u: dataset.length((u,)), tokens)
+    samples = [[dataset.encode(TrainingSample((u,), 0, u)) for u in row] for row in rows]
     return lm, samples, uses_bf16(recipe, torch.device("cpu"))
 
 
 def packed(lm: SpeechLM, bf16: bool) -> Step:
+    """This project's step: packed rows, loss in chunks."""
     prepare(lm.model, dropout=0.0)
     loss = SpeechLoss(lm.model, bf16)
     return lambda samples: loss(pack(samples))[0]
 
 
 def padded(lm: SpeechLM, bf16: bool) -> Step:
+    """A step on a padded batch with the attention of transformers."""
     lm.model.set_attn_implementation("sdpa")
 
     def step(samples: Sequence[Encoded]) -> Tensor:
@@ -92,6 +95,7 @@ def padded(lm: SpeechLM, bf16: bool) -> Step:
 
 
 def whole_logits(lm: SpeechLM, bf16: bool) -> Step:
+    """A step on packed rows with the logits and the loss of transformers."""
     prepare(lm.model, dropout=0.0)
 
     def step(samples: Sequence[Encoded]) -> Tensor:
@@ -114,7 +118,7 @@ def whole_logits(lm: SpeechLM, bf16: bool) -> Step:
 
 
 def one_way(way: str) -> dict[str, float]:
-    """Train a little in this process: tokens a second, the peak of memory, the first loss."""
+    """Train some steps in this process: tokens a second, peak memory in GB, first loss."""
     lm, batches, bf16 = open_model(SPEED_TOKENS if way in SPEED else MEMORY_TOKENS)
     batches = batches[: ROWS if way in SPEED else 1]
     if way in MEMORY:
@@ -139,7 +143,7 @@ def one_way(way: str) -> dict[str, float]:
 
 
 def measure(ways: Sequence[str], repeats: int) -> dict[str, dict[str, float]]:
-    """The best of each way, a process each, in turn."""
+    """The best result of each method, in separate processes, in turn."""
     best: dict[str, dict[str, float]] = {}
     for _ in range(repeats):
         for way in ways:

@@ -1,1 +1,1 @@
-"""What is run together: asset jobs, their schedules, and the demo."""
+"""Asset jobs and their schedules."""

@@ -1,5 +1,4 @@
-"""The asset jobs and their schedules. ``refresh`` is partitioned by corpus, so that it backfills;
-the rest is not."""
+"""Asset jobs and their schedules. Jobs of a single corpus are partitioned by corpus."""
 
 from __future__ import annotations
 
@@ -27,38 +26,36 @@ TRAIN_FAMILIES = "train_families"
 
 
 def build_jobs(settings: Settings) -> list[UnresolvedAssetJobDefinition]:
-    """Every asset is in a job; ``retrain`` and ``align`` end with who serves."""
+    """All jobs of the settings. Each asset is in at least one job."""
     speakers = settings.speakers
     purity = speakers is not None and speakers.purity is not None
     return [
         *([import_arrays()] if settings.arrays.imported else []),
         *([train_speakers()] if speakers else []),
         *([speaker_purity()] if purity else []),
-        *([train_families(settings)] if settings.families.recipes else []),
+        *([train_families(settings)] if settings.external_models.recipes else []),
         *corpus_jobs(),
         define_asset_job(
             RETRAIN,
             retrained(settings),
-            description="Texts, every SFT recipe, its serving model and reports, and who serves.",
+            description="Texts, all SFT recipes, their serving models and reports, and promotions.",
         ),
         define_asset_job(
             ALIGN,
             aligned(settings),
-            description="Every RLHF recipe, its serving model, reports and comparisons, and who "
-            "serves.",
+            description="RLHF recipes, their serving models, reports, comparisons, promotions.",
         ),
         define_asset_job(
             EVALUATE,
             evaluated(settings),
-            description="All reports: of the current serving models, of the codec, and of the "
-            "speaker encoder where there is one.",
+            description="All reports: of serving models, of the codec, and of the speaker encoder.",
         ),
         *([promote()] if settings.promotion else []),
     ]
 
 
 def corpus_jobs() -> list[UnresolvedAssetJobDefinition]:
-    """Of one corpus each."""
+    """Jobs of one corpus: data, and codec training."""
     return [
         define_asset_job(
             REFRESH,
@@ -71,12 +68,13 @@ def corpus_jobs() -> list[UnresolvedAssetJobDefinition]:
             TRAIN_CODEC,
             AssetSelection.groups("corpora", "codec_decoder") | AssetSelection.assets("codec"),
             partitions_def=corpus_partitions,
-            description="The codec and what it is trained on (profile codec_demo: from nothing).",
+            description="The codec and its training data (profile codec_demo: from scratch).",
         ),
     ]
 
 
 def import_arrays() -> UnresolvedAssetJobDefinition:
+    """The job of ``[arrays.imported]``."""
     return define_asset_job(
         IMPORT,
         AssetSelection.groups("arrays"),
@@ -87,6 +85,7 @@ def import_arrays() -> UnresolvedAssetJobDefinition:
 
 
 def train_speakers() -> UnresolvedAssetJobDefinition:
+    """The job of the speaker encoder."""
     return define_asset_job(
         TRAIN_SPEAKERS,
         AssetSelection.assets("speaker_encoder", "speaker_report"),
@@ -95,40 +94,43 @@ def train_speakers() -> UnresolvedAssetJobDefinition:
 
 
 def speaker_purity() -> UnresolvedAssetJobDefinition:
+    """The job that checks speaker labels of a corpus."""
     return define_asset_job(
         SPEAKER_PURITY,
         AssetSelection.assets("speaker_purity"),
         partitions_def=corpus_partitions,
-        description="One corpus: which utterances are not their speaker's.",
+        description="One corpus: utterances that do not match their speaker label.",
     )
 
 
 def train_families(settings: Settings) -> UnresolvedAssetJobDefinition:
+    """The job of the external models."""
     return define_asset_job(
         TRAIN_FAMILIES,
-        AssetSelection.groups("families")
-        | _keys(report=settings.families.recipes)
+        AssetSelection.groups("external_models")
+        | _keys(report=settings.external_models.recipes)
         | AssetSelection.assets("evaluation_suite"),
-        description="Models of other families, what they say, their reports, and the table of all.",
+        description="External models, their syntheses and reports, and the table of all models.",
     )
 
 
 def promote() -> UnresolvedAssetJobDefinition:
+    """The job of all promotions."""
     return define_asset_job(
         PROMOTE,
         AssetSelection.groups("promotion"),
-        description="For each voice: the candidate whose report beats what serves, if one does.",
+        description="For each voice: the candidate with a better report is promoted.",
     )
 
 
 def evaluated(settings: Settings) -> AssetSelection:
-    """Every report and what it is made with, without the models."""
+    """All reports and their inputs, except the models."""
     reports = AssetSelection.groups("evaluation", "codec_report")
     return reports | AssetSelection.assets("speaker_report") if settings.speakers else reports
 
 
 def retrained(settings: Settings) -> AssetSelection:
-    """What follows from SFT alone."""
+    """SFT recipes and everything downstream that needs no RLHF recipe."""
     evaluation = settings.evaluation
     compared = [
         name for name, pair in evaluation.comparisons.items() if set(pair.models) <= {*settings.sft}
@@ -142,7 +144,7 @@ def retrained(settings: Settings) -> AssetSelection:
 
 
 def aligned(settings: Settings) -> AssetSelection:
-    """What follows from RLHF."""
+    """RLHF recipes and everything downstream."""
     compared = [
         *settings.rlhf,
         *(
@@ -159,13 +161,13 @@ def aligned(settings: Settings) -> AssetSelection:
 
 
 def _made_by(stage: str, recipes: Iterable[str]) -> AssetSelection:
-    """Checkpoints, serving models, and reports on every suite."""
+    """Checkpoints, serving models, and reports on all suites."""
     reports = [["report", name] for name in recipes]
     return _keys(**{stage: recipes}, serving=recipes) | AssetSelection.key_prefixes(*reports)
 
 
 def _served_by(settings: Settings, recipes: Iterable[str]) -> AssetSelection:
-    """The voices that one of ``recipes`` may serve."""
+    """The promotions with one of ``recipes`` as a candidate."""
     voices = [
         voice
         for voice, config in settings.promotion.items()
@@ -182,7 +184,7 @@ def _keys(**names: Iterable[str]) -> AssetSelection:
 def build_schedules(
     jobs: list[UnresolvedAssetJobDefinition], settings: Settings
 ) -> list[ScheduleDefinition]:
-    """All are off until somebody turns them on. Unchanged inputs cost nothing."""
+    """All schedules. They are off by default. Unchanged assets are skipped at no cost."""
     named = {job.name: job for job in jobs}
     when = settings.schedules
     return [
@@ -201,14 +203,14 @@ def build_schedules(
 
 
 def nightly_refresh(job: UnresolvedAssetJobDefinition, settings: Settings) -> ScheduleDefinition:
-    """A run for each corpus that is a partition and has recordings."""
+    """The schedule of ``refresh``: one run per corpus that is a partition and has recordings."""
 
     @schedule(
         name="nightly_refresh",
         job=job,
         cron_schedule=settings.schedules.refresh,
         execution_timezone=settings.schedules.timezone,
-        description="Looks again at every corpus; what did not change is taken over.",
+        description="Reads every corpus again; unchanged assets are skipped.",
     )
     def refresh_all(context: ScheduleEvaluationContext) -> Iterator[RunRequest | SkipReason]:
         found, problems = settings.all_corpora.find()
@@ -218,7 +220,7 @@ def nightly_refresh(job: UnresolvedAssetJobDefinition, settings: Settings) -> Sc
         known = context.instance.get_dynamic_partitions(corpus_partitions.name)
         corpora = [name for name in known if name in found]
         for corpus in corpora:
-            # Dagster wants a key where there are several: one a night and corpus.
+            # Several requests of one tick need run keys: corpus and date.
             key = f"{corpus}:{context.scheduled_execution_time.isoformat()}"
             yield RunRequest(run_key=key, partition_key=corpus)
         if not corpora:

@@ -1,1 +1,1 @@
-"""What an asset is handed: the artifact store and the launcher. No stage is known here."""
+"""Dagster resources of assets: the artifact store, the launchers and the vLLM server."""

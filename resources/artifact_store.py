@@ -1,4 +1,4 @@
-"""The artifact store as a Dagster resource, and the IO manager that hands artifacts on."""
+"""The artifact store as a Dagster resource, and the IO manager that loads artifacts as inputs."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from tts_assets.core.artifacts import (
 )
 from tts_assets.core.tracking import keep_files
 
-# Output(data_version=...) is "beta" in 1.13; lineage here is built on it, and tests hold it.
+# Output(data_version=...) is "beta" in Dagster 1.13. Lineage depends on it, and tests cover it.
 warnings.filterwarnings("ignore", message=".*data_version.*", category=BetaWarning)
 
 H = TypeVar("H", bound=Handle)
@@ -42,12 +42,13 @@ Metadata = Mapping[str, Any]
 
 
 class ArtifactStoreResource(ConfigurableResource):
-    """Immutable artifacts below ``root`` (see ``tts_assets/core/artifacts.py``)."""
+    """Immutable artifacts below ``root``; see :mod:`tts_assets.core.artifacts`."""
 
     root: str
 
     @property
     def store(self) -> ArtifactStore:
+        """The store, independent of Dagster."""
         return ArtifactStore(Path(self.root))
 
     def materialize(
@@ -58,19 +59,21 @@ class ArtifactStoreResource(ConfigurableResource):
         run: Callable[[Path], Facts | Mapping[str, Any]],
         describe: Callable[[H], Metadata] | None = None,
     ) -> Output[H]:
-        """Return the published artifact of ``build``; call ``run(work_folder)`` only if there is
-        none yet.
+        """Return the artifact of ``build``, and call ``run(work_folder)`` if there is none yet.
 
-        ``run`` writes its files to ``work_folder / "result"`` and returns the facts. The work
-        folder is the same after a failure or a restart, so that programs resume in it.
-        ``describe`` adds metadata (tables, plots, players) to the numbers every artifact shows.
+        ``run`` writes files to ``work_folder / "result"`` and returns the facts. The work folder is
+        the same after a failure or a restart, so that programs resume in it. ``describe`` returns
+        further metadata, such as tables, plots and players.
         """
         handle = self._reuse(context, build)
         reused = handle is not None
         if handle is None:
             work = self.store.work_folder(build)
             waiting = f"waiting: another run builds {build.asset} as {build.fingerprint}"
-            # Of two runs of one build the second takes over.
+            # The second of two runs of the same build waits here, and reuses the artifact of the
+            # first. Pools of Dagster do not replace this lock: they limit ops of one instance, not
+            # builds, and a daemon has to free the slots of killed runs. The kernel frees a file
+            # lock when its process dies.
             with locked(Path(f"{work}.lock"), lambda: context.log.info(waiting)):
                 handle = self._reuse(context, build) or self._build(kind, build, work, run)
         assert isinstance(handle, kind)
@@ -102,20 +105,22 @@ class ArtifactStoreResource(ConfigurableResource):
 
 
 class ArtifactIOManager(ConfigurableIOManager):
-    """Inputs arrive as typed handles of what their own run made, else of the current artifacts;
-    outputs were published already.
+    """Loads inputs as typed handles. Outputs are published before, by the store.
 
-    An input annotated ``dict[str, CodeArrays]`` gets all partitions that its mapping names; one
-    annotated ``CodeArrays`` gets the one of its own partition.
+    An input is the artifact that the same run materialized, or else the current one. An input with
+    the annotation ``dict[str, CodeArrays]`` gets all partitions of its partition mapping, one with
+    ``CodeArrays`` that of its own partition.
     """
 
     root: str
 
     def handle_output(self, context: OutputContext, obj: Handle) -> None:
+        """Check that the output is a handle; raises TypeError."""
         if not isinstance(obj, Handle):
             raise TypeError(f"{context.asset_key} must return an artifact handle, not {type(obj)}")
 
     def load_input(self, context: InputContext) -> Handle | dict[str, Handle]:
+        """The handle of an input, or a dict of handles by partition."""
         store = ArtifactStore(Path(self.root))
         asset = "/".join(context.asset_key.path)
         made = made_in_own_run(context)
@@ -133,8 +138,10 @@ class ArtifactIOManager(ConfigurableIOManager):
 
 
 def made_in_own_run(context: InputContext) -> dict[str, str]:
-    """Fingerprints, by partition, of the artifacts of this input that the step's run has made.
-    Another run may have made another meanwhile, which is then the current one."""
+    """Fingerprints by partition of the artifacts of this input that the current run materialized.
+
+    They need not be the current ones: another run may have materialized the input meanwhile.
+    """
     events = context.instance.all_logs(
         context.step_context.run_id, of_type=DagsterEventType.ASSET_MATERIALIZATION
     )
@@ -149,7 +156,7 @@ def made_in_own_run(context: InputContext) -> dict[str, str]:
 
 
 def standard_metadata(handle: Handle) -> dict[str, Any]:
-    """Facts as plain numbers, which the UI plots over time, and where the artifact lies."""
+    """Path, inputs and facts of an artifact. Facts are plain numbers, which the UI plots."""
     metadata: dict[str, Any] = {
         "artifact": MetadataValue.path(str(handle.path)),
         "fingerprint": handle.manifest.fingerprint,

@@ -1,6 +1,11 @@
-"""What every launcher does: run one program to its end and give back what it made.
+"""Launchers run one program to its end; the common part of all launchers.
 
-Dagster's view of the run folder in which a program works: its log and its Pipes messages.
+A launched program writes its log and its Dagster Pipes messages to files of its run folder.
+:class:`RunFolderReader` copies both to Dagster while they grow.
+
+Failed programs are retried with ``RetryRequested``. Dagster's ``RetryPolicy`` is not used: it
+retries every exception of an asset, also errors in data and settings. Here only failures of
+launched programs are retried, with the number of retries of the launcher's configuration.
 """
 
 from __future__ import annotations
@@ -39,19 +44,20 @@ LOG = "log.txt"
 MESSAGES = "pipes.jsonl"
 FOLLOWED = "followed.json"
 READ_SECONDS = 0.5
-MOST_BYTES = 1 << 20  # a read: what a program printed while nobody followed may be long
+MOST_BYTES = 1 << 20  # per read: the output of a program that nobody followed may be long
 
 
 class Lines:
-    """The complete lines that a growing file has gained since they were last asked for.
+    """Reads the new complete lines of a growing file.
 
-    It is opened anew each time: on NFS only an open sees what another machine wrote.
+    Each read opens the file again, because NFS shows writes of other machines only after an open.
     """
 
     def __init__(self, path: Path, offset: int = 0) -> None:
         self.path, self.offset = path, offset
 
     def read(self) -> list[bytes]:
+        """The complete lines since the last call, at most :data:`MOST_BYTES`."""
         try:
             with self.path.open("rb") as stream:
                 stream.seek(self.offset)
@@ -64,11 +70,12 @@ class Lines:
 
 
 class RunFolderReader(PipesMessageReader):
-    """Reads ``pipes.jsonl``, and copies ``log.txt`` to Dagster's compute log, as they grow.
+    """Reads ``pipes.jsonl``, and copies ``log.txt`` to Dagster's compute log, while they grow.
 
-    It goes on where the last reader of this folder stopped, which ``followed.json`` tells: a
-    Dagster process that takes over from a killed one shows each line once. A program that is
-    requeued opens and closes Pipes several times; Dagster hears of the first and the last.
+    It starts where the last reader of this folder stopped, according to ``followed.json``. A
+    process that takes over from a killed one therefore shows each line once. A program that is
+    requeued opens and closes Pipes several times; only the first opening and the last closing are
+    passed on.
     """
 
     def __init__(self, run_dir: Path) -> None:
@@ -85,6 +92,7 @@ class RunFolderReader(PipesMessageReader):
 
     @contextmanager
     def read_messages(self, handler: PipesMessageHandler) -> Iterator[dict[str, Any]]:
+        """Read in a thread while the block lasts, and all remaining lines at its end."""
         thread = threading.Thread(target=self._follow, args=(handler,), daemon=True)
         self._reopen(handler)
         thread.start()
@@ -97,10 +105,11 @@ class RunFolderReader(PipesMessageReader):
                 handler.handle_message(self._closed)
 
     def no_messages_debug_text(self) -> str:
+        """Part of Dagster's warning if no message arrives."""
         return f"Messages are read from {self.messages.path}."
 
     def _reopen(self, handler: PipesMessageHandler) -> None:
-        """Of the messages that an earlier reader has seen, only that Pipes was opened matters."""
+        """Repeat the opening message that an earlier reader has passed on."""
         seen = Lines(self.messages.path)
         while seen.offset < self.messages.offset and (lines := seen.read()):
             for line in lines:
@@ -113,7 +122,7 @@ class RunFolderReader(PipesMessageReader):
             more = self._copy(handler)
             if last and not more:
                 return
-            last = self._ended.is_set()  # after the end, all that is there is read
+            last = self._ended.is_set()  # after the end, read all that is left
             if not more:
                 self._ended.wait(READ_SECONDS)
 
@@ -132,7 +141,7 @@ class RunFolderReader(PipesMessageReader):
     def _handle(self, handler: PipesMessageHandler, line: bytes) -> None:
         try:
             message = json.loads(line)
-        except json.JSONDecodeError:  # the program was killed while it wrote
+        except json.JSONDecodeError:  # the program was killed while writing
             print(f"{self.messages.path}: not a message: {line!r}", file=sys.stderr)
             return
         if message["method"] == "closed":
@@ -142,7 +151,7 @@ class RunFolderReader(PipesMessageReader):
             handler.handle_message(message)
 
 
-LAST_LINES = 40  # of the failing rank, in the error: a traceback through torch is about 30
+LAST_LINES = 40  # of the failed rank, in the error; a traceback through torch has about 30
 ATTEMPTS = "attempts.json"
 LONGEST_BACK_OFF = 3600.0
 DEFAULTS = {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false", "WANDB_MODE": "offline"}
@@ -150,9 +159,9 @@ ONE_PROCESS = Shape(processes=1)
 
 
 class LaunchError(Failure):
-    """A launched program failed: the message has the failing rank's last words and the log.
+    """A launched program failed. The message has the last lines and the log of the failed rank.
 
-    ``permanent``: running it again would end the same.
+    ``permanent``: a retry would fail in the same way.
     """
 
     def __init__(self, message: str, program: Program, permanent: bool = False) -> None:
@@ -168,10 +177,10 @@ class LaunchError(Failure):
 class Program:
     """A module, its typed configuration and its shape.
 
-    ``service`` is a second role that runs as long as the program: one process of its own shape
-    (one node), such as a server of the model that is trained. Both find its address in the
-    variables ``TTS_SERVICE_HOST`` and ``TTS_SERVICE_PORT``. One that ``shares_gpu`` has the
-    program's first GPU instead of its own, on the same machine.
+    ``service`` is a second program that runs as long as the first, such as a server of the model in
+    training. It has one process and its own shape. Both programs get its address in
+    ``TTS_SERVICE_HOST`` and ``TTS_SERVICE_PORT``. With ``shares_gpu`` it uses the first GPU of the
+    program, on the same machine.
     """
 
     module: str
@@ -182,34 +191,37 @@ class Program:
 
     @property
     def run_dir(self) -> Path:
+        """The run folder."""
         return self.config.run_dir
 
     def write_config(self) -> Path:
-        """``run.json``: the program runs by hand from it, too."""
+        """Write ``run.json``, from which the program may also be run by hand."""
         self.run_dir.mkdir(parents=True, exist_ok=True)
         path = self.run_dir / "run.json"
-        with written_aside(path) as aside:  # a job that is starting may read it
+        with written_aside(path) as aside:  # a starting job may read it
             aside.write_text(self.config.to_json())
         return path
 
     def facts(self) -> dict[str, Any] | None:
-        """What the program declared when it finished; None if it has not."""
+        """The facts in ``result.json``; None if the program has not finished."""
         path = self.run_dir / "result.json"
         return json.loads(path.read_text()) if path.is_file() else None
 
     def forget_failures(self) -> None:
-        """Before an attempt: what earlier ones left, but for their checkpoints."""
+        """Remove the failure files and stop requests of earlier attempts."""
         old = ("failure-*.txt", "refused-*.txt", "memory/*.json", STOP_FILE)
         for path in (path for pattern in old for path in self.run_dir.glob(pattern)):
             path.unlink()
 
     def roles(self) -> list[Program]:
-        """This program, and its service if it has one."""
+        """This program and its service, if any."""
         return [self, self.service] if self.service else [self]
 
     def record_attempt(self, name: str, seconds: float, gpus: int) -> None:
-        """Remember that the attempt ``name`` has run for ``seconds``, or for longer if that is
-        known already, on ``gpus`` in all."""
+        """Record in ``attempts.json`` that an attempt has run for ``seconds`` on ``gpus`` in all.
+
+        The recorded seconds never decrease.
+        """
         path = self.run_dir / ATTEMPTS
         attempts = json.loads(path.read_text()) if path.is_file() else {}
         seconds = max(seconds, attempts.get(name, {}).get("seconds", 0.0))
@@ -218,17 +230,17 @@ class Program:
             aside.write_text(json.dumps(attempts, indent=2) + "\n")
 
     def common_environment(self) -> dict[str, str]:
-        """What a program finds in its environment, whoever launches it."""
+        """Environment variables of a program, for all launchers."""
         kept = {name: os.environ.get(name, value) for name, value in DEFAULTS.items()}
         return {**kept, **self.shape.environment}
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The facts of a finished program, and what all its attempts cost.
+    """The facts of a finished program, and the cost of all its attempts.
 
-    ``peak_memory_gb`` is the sum of the ranks' peaks, ``peak_gpu_memory_gb`` that of the fullest
-    GPU (0 where none was used).
+    ``peak_memory_gb`` is the sum over the ranks, ``peak_gpu_memory_gb`` the maximum over the GPUs
+    (0 without GPUs).
     """
 
     facts: dict[str, Any]
@@ -240,6 +252,7 @@ class Outcome:
 
     @classmethod
     def of(cls, program: Program, facts: dict[str, Any]) -> Outcome:
+        """Add up ``attempts.json`` and ``memory/`` of the run folder."""
         path = program.run_dir / ATTEMPTS
         attempts = json.loads(path.read_text()).values() if path.is_file() else ()
         memory = [json.loads(p.read_text()) for p in program.run_dir.glob("memory/rank*.json")]
@@ -253,6 +266,7 @@ class Outcome:
         )
 
     def metadata(self) -> dict[str, float | int]:
+        """The cost as metadata of a materialization."""
         return {
             "compute_seconds": self.seconds,
             "gpu_hours": self.gpu_hours,
@@ -263,26 +277,28 @@ class Outcome:
 
 
 class Launcher(ConfigurableResource, ABC):
-    """Runs programs, here (``TorchrunLauncher``) or on a cluster (``SlurmLauncher``)."""
+    """Runs programs on this machine (``TorchrunLauncher``) or on a cluster (``SlurmLauncher``)."""
 
-    is_local: ClassVar[bool] = False  # programs run on the machine on which Dagster runs
+    is_local: ClassVar[bool] = False  # whether programs run on the machine of Dagster
     grace_seconds: float = 30.0  # between SIGTERM and SIGKILL
     retries: int = 0
     retry_seconds: float = 30.0
     wandb: dict[str, Any] | None = None  # as [wandb] of the project file; None: off
-    ledger: str | None = None  # folder in which GPU-hours are written down; None: nowhere
+    ledger: str | None = None  # folder of the records of GPU-hours; None: no records
     gpu_hours_a_week: float | None = None  # None: no limit
 
     def run(self, context: AssetExecutionContext, program: Program) -> Outcome:
-        """Run ``program`` to its end, resuming what its run folder holds.
+        """Run ``program`` to its end. It resumes from its run folder.
 
-        What it cost is added to the materialization's metadata. A failure raises
-        :class:`LaunchError`, or asks Dagster for a retry that resumes.
+        The cost is added to the metadata of the materialization. Raises :class:`LaunchError`, or
+        ``RetryRequested`` if retries are left.
         """
         self.catch_up(program, context.asset_key.to_user_string())
         facts = program.facts()
         if facts is not None:
-            context.log.info(f"{program.module} had finished in {program.run_dir}: taken over")
+            context.log.info(
+                f"{program.module} has finished in {program.run_dir} before: reusing its result"
+            )
         else:
             facts = self._run(context, program)
         outcome = Outcome.of(program, facts)
@@ -311,7 +327,7 @@ class Launcher(ConfigurableResource, ABC):
         return facts
 
     def refuse_over_budget(self, program: Program, gpus: int) -> None:
-        """Before each launch: raise LaunchError where the week's GPU-hours are used up."""
+        """Raise :class:`LaunchError` if the GPU-hours of the week are used up."""
         if self.ledger is None:
             return
         try:
@@ -322,7 +338,7 @@ class Launcher(ConfigurableResource, ABC):
             ) from None
 
     def catch_up(self, program: Program, asset: str) -> None:
-        """Record what was spent while no launcher looked on; here, nothing outlives Dagster."""
+        """Record the cost of jobs that ran without a launcher. Local programs cannot."""
 
     def record(
         self,
@@ -333,11 +349,10 @@ class Launcher(ConfigurableResource, ABC):
         gpus: int,
         started: float | None = None,
     ) -> None:
-        """The attempt ``name`` has run for ``seconds`` on ``gpus``: in the run folder, where the
-        result's cost is added up, and in the ledger, where the week's is."""
+        """Record the cost of an attempt in the run folder, and in the ledger of GPU-hours."""
         program.record_attempt(name, seconds, gpus)
         if self.ledger is not None:
-            # One Dagster run may launch several programs for an asset, and for many partitions.
+            # A Dagster run may launch several programs for one asset, and for several partitions.
             where = hashlib.sha256(str(program.run_dir).encode()).hexdigest()[:8]
             unique = f"{asset.replace('/', '-')}.{where}.{name}"
             Ledger(Path(self.ledger)).record(unique, asset, gpus, seconds, started)
@@ -346,19 +361,18 @@ class Launcher(ConfigurableResource, ABC):
     def launch(
         self, context: AssetExecutionContext, program: Program, pipes: Mapping[str, str]
     ) -> None:
-        """Run ``program`` until its ``result.json`` is there; raise LaunchError if it fails.
+        """Run ``program`` until there is a ``result.json``. Raises :class:`LaunchError`.
 
-        ``pipes`` belongs into the program's environment. ``log.txt`` of the run folder is shown
-        live by the caller.
+        ``pipes`` are further environment variables of the program. The caller follows ``log.txt``.
         """
 
 
 def launch_error(program: Program, how: str) -> LaunchError:
-    """The traceback of the rank that failed first, and where the log lies.
+    """The error of a failed program, with the traceback of the rank that failed first.
 
-    The others fail of its absence, within the same second: neither what torchrun calls the root
-    cause nor the order of lines in the log tells them apart. A program that died without a word
-    (killed, or before it ran) is shown by the end of its log.
+    The other ranks fail within the same second because it is gone. Neither torchrun's "root cause"
+    nor the order of lines in the log identifies the first rank, but the names of the failure files
+    do. Without failure files (a killed program), the message has the end of the log.
     """
     log = program.run_dir / LOG
     refused = [path for role in program.roles() for path in role.run_dir.glob("refused-*.txt")]

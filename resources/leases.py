@@ -1,7 +1,7 @@
-"""GPUs of one machine, lent by count to the Dagster runs on it.
+"""Leases of the GPUs of one machine for the Dagster runs on it.
 
-A lease is a locked file a GPU. The kernel releases a lock when the last process that holds the
-file open is gone, so a killed run gives its GPUs back without anybody's help.
+A lease locks one file per GPU. The kernel releases the lock when the last process that has the file
+open ends, so that a killed run needs no cleanup.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ WAIT_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Lease:
-    """The devices, and the files that must stay open as long as they are in use."""
+    """Leased devices, and the file descriptors that must stay open while they are used."""
 
     devices: tuple[str, ...]
     files: tuple[int, ...]
 
 
 def lease_folder() -> Path:
-    """Shared by all runs of this user on this machine."""
+    """The folder of the lock files, shared by all runs of this user on this machine."""
     return Path(tempfile.gettempdir()) / f"tts-assets-gpus-{os.getuid()}"
 
 
@@ -37,10 +37,10 @@ def lease_folder() -> Path:
 def lease(
     count: int, devices: Sequence[str], on_wait: Callable[[str], None], folder: Path | None = None
 ) -> Iterator[Lease]:
-    """Hold ``count`` of ``devices``; wait for them in line, saying so by ``on_wait``.
+    """Hold ``count`` of ``devices`` while the block lasts. ``on_wait`` gets messages while waiting.
 
-    Who is first in line keeps what becomes free until it has enough: a run that needs all GPUs
-    is not overtaken for ever by small ones.
+    Only the first waiting run collects devices that become free, until it has enough. A run that
+    needs all GPUs is therefore not overtaken forever by smaller ones.
     """
     if count == 0:
         yield Lease((), ())
@@ -64,7 +64,7 @@ def _take(
     folder: Path,
     held: dict[str, int],
 ) -> None:
-    """Lock ``count`` devices, in their order, as they become free."""
+    """Lock ``count`` devices in their order, as they become free."""
     reminder = Reminder()
     while True:
         for device in devices:
@@ -81,10 +81,10 @@ def _take(
 
 @contextmanager
 def locked(path: Path, on_wait: Callable[[], None]) -> Iterator[int]:
-    """Hold the lock of ``path`` (the open file); ``on_wait`` is called while another has it, at
-    once and every few minutes.
+    """Hold the lock of the file ``path``; yields its descriptor.
 
-    Waiting is in steps, because Dagster's interrupt is noticed between two of them.
+    While another process has the lock, ``on_wait`` is called at once and every few minutes. Waiting
+    is polling, so that Dagster can interrupt it.
     """
     reminder = Reminder()
     while (file := _try_lock(path)) is None:

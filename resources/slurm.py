@@ -1,6 +1,7 @@
-"""Programs on a Slurm cluster, as batch jobs that outlive Dagster.
+"""The launcher of programs on a Slurm cluster, as batch jobs that outlive Dagster.
 
-Following one job from PENDING to its end, through requeues, preemption and forgetfulness.
+:class:`Follower` polls one job until its end, through requeues and preemption, and also if the
+controller has removed it from its memory.
 """
 
 from __future__ import annotations
@@ -33,18 +34,18 @@ from tts_assets.core.artifacts import written_aside
 from tts_assets.core.compute import SlurmOptions
 from tts_assets.core.processes import Reminder
 
-FIRST_LOOK = 1.0  # seconds; then ever longer, up to the launcher's poll_seconds
-RELEASES = 3  # of a job that Slurm could not start, and would hold for ever
-RESULT_SECONDS = 30.0  # that a shared file system may take to show what another machine wrote
+FIRST_POLL = 1.0  # seconds; the interval grows to the launcher's poll_seconds
+RELEASES = 3  # of a job that Slurm failed to start, and would hold forever
+RESULT_SECONDS = 30.0  # until a shared file system shows writes of another machine
 
 
-# The name of a job's start, its seconds, its GPUs, and when it was (None: it ends now).
+# Arguments: name of a start of a job, its seconds, its GPUs, its start time (None: seconds ago).
 Record = Callable[[str, float, int, float | None], None]
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a job ended. ``stopped``: it saved because its time was over, and was not requeued."""
+    """The end of a job. ``stopped``: it saved at its time limit, and was not requeued."""
 
     job: int
     state: str
@@ -53,15 +54,17 @@ class Ended:
 
 
 def record_starts(program: Program, record: Record) -> None:
-    """Of all jobs of the run folder, also those that ended while nobody followed them."""
+    """Record all starts of jobs of the run folder, also of jobs that no launcher followed."""
     for path in sorted((program.run_dir / STARTS).glob("*.json")):
         start = json.loads(path.read_text())
         record(path.stem, start["seconds"], start["gpus"], start["started"])
 
 
 class Follower:
-    """Looks at the queue and tells what changes. ``say`` gets one line a change, and that of a job
-    that does not run again every few minutes; ``record`` each start."""
+    """Polls a job. ``say`` gets a line for each change, ``record`` each start of the job.
+
+    For a job that does not run, the line is repeated every few minutes.
+    """
 
     def __init__(
         self,
@@ -75,24 +78,24 @@ class Follower:
         self.record, self.gpus = record, gpus_of(program)
 
     def follow(self, job: int) -> Ended:
-        """Return when the job has ended for good."""
-        told, wait, ends, releases, reminder = "", FIRST_LOOK, 0, 0, Reminder()
+        """Return when the job has ended and is not requeued."""
+        shown, wait, ends, releases, reminder = "", FIRST_POLL, 0, 0, Reminder()
         while True:
             seen = self.client.show(job)
             if seen is None:
                 return self._forgotten(job)
             if seen.state != "PENDING":
                 self._record(seen.id, seen.starts, seen.seconds)
-            if changed := (line := describe(seen)) != told:
-                told, wait, reminder = line, FIRST_LOOK, Reminder()
-                record_starts(self.program, self.record)  # one may have ended between two looks
+            if changed := (line := describe(seen)) != shown:
+                shown, wait, reminder = line, FIRST_POLL, Reminder()
+                record_starts(self.program, self.record)  # one may have ended between two polls
                 if seen.reason == "launch_failed_requeued_held" and releases < RELEASES:
                     releases += 1
                     self.client.release(job)
-            # One that runs speaks for itself: what is silent then is its program, which hangs.
+            # A running program logs progress itself. If it does not, it hangs.
             if (changed or seen.state != "RUNNING") and reminder.due():
                 self.say(line)
-            # A job that is being requeued may show the end of its last start for a moment.
+            # While a job is requeued, it may show the end of its last start for a moment.
             ends = ends + 1 if seen.ended else 0
             if ends and (seen.state == "COMPLETED" or self._marker(job) or ends > 1):
                 return self._ended(seen)
@@ -106,7 +109,10 @@ class Follower:
         return Ended(job.id, job.state, job.exit_code, bool(marker.get("stopped")))
 
     def _forgotten(self, job: int) -> Ended:
-        """The controller keeps a job for ``MinJobAge``; the run folder and slurmdbd know longer."""
+        """The end of a job that the controller removed after ``MinJobAge``.
+
+        It is read from the run folder or, if there is one, from slurmdbd.
+        """
         record_starts(self.program, self.record)
         marker = self._marker(job)
         if marker is not None:
@@ -122,10 +128,10 @@ class Follower:
     def _await_result(self) -> None:
         deadline = time.monotonic() + RESULT_SECONDS
         while self.program.facts() is None and time.monotonic() < deadline:
-            time.sleep(FIRST_LOOK)
+            time.sleep(FIRST_POLL)
 
     def _marker(self, job: int) -> dict[str, Any] | None:
-        """What the batch script left at its end, if it is this job's."""
+        """``exit.json`` of the batch script, if it is from this job."""
         path = self.program.run_dir / EXIT_MARKER
         if not path.is_file():
             return None
@@ -133,7 +139,7 @@ class Follower:
         return marker if marker["job"] == job else None
 
     def _last_start(self, job: int) -> int:
-        """The one whose seconds the accounting tells; it does not number them."""
+        """The number of the last start, whose seconds the accounting reports without a number."""
         starts = (self.program.run_dir / STARTS).glob(f"{job}.*.json")
         return max((int(path.stem.rpartition(".")[2]) for path in starts), default=0)
 
@@ -142,7 +148,7 @@ class Follower:
 
 
 def describe(job: Job) -> str:
-    """One line for Dagster's log; the same as long as nothing changes."""
+    """The state of a job in one line for the log."""
     if job.state == "PENDING":
         expected = "" if job.expected == "Unknown" else f", expected to start {job.expected}"
         again = f", start {job.starts + 1}" if job.starts else ""
@@ -151,22 +157,22 @@ def describe(job: Job) -> str:
     return f"job {job.id} is {job.state} on {job.nodes}{again}"
 
 
-SUBMIT_SECONDS = 5.0  # before another try, when it is not known whether sbatch got through
-# What another try would not change: the user ended it, or it needs more than it asked for.
+SUBMIT_SECONDS = 5.0  # before the next attempt, if it is unknown whether sbatch succeeded
+# States after which a retry would fail again: ended by the user, or too few resources.
 PERMANENT = {"CANCELLED", "OUT_OF_MEMORY", "DEADLINE", "REVOKED"}
 HINTS = {
-    "CANCELLED": "somebody cancelled it (scancel)",
+    "CANCELLED": "cancelled by a user (scancel)",
     "OUT_OF_MEMORY": "raise compute.memory_gb",
-    "LOST": "neither the controller nor the accounting nor the run folder knows how it ended",
+    "LOST": "its end is unknown to the controller, the accounting and the run folder",
 }
 
 
 class SlurmLauncher(Launcher):
-    """One batch job a program. The run folder must lie on a file system that the nodes share.
+    """Runs each program as one batch job. The nodes must share the file system of the run folder.
 
-    A job that waits or runs for the same build is found by its name and followed, not submitted
-    again. Cancelling the Dagster run cancels the job; when Dagster merely goes away (a restart, a
-    crash), the job runs on, and the next run of the asset follows it from where the last one was.
+    A waiting or running job of the same build is found by its name, and followed instead of
+    submitted again. Canceling the Dagster run cancels the job. If Dagster restarts or crashes, the
+    job continues, and the next run of the asset follows it.
     """
 
     account: str | None = None
@@ -183,11 +189,13 @@ class SlurmLauncher(Launcher):
     command_seconds: float = 60.0
 
     def catch_up(self, program: Program, asset: str) -> None:
+        """Record the starts of jobs that ran without a launcher."""
         record_starts(program, functools.partial(self.record, program, asset))
 
     def launch(
         self, context: AssetExecutionContext, program: Program, pipes: Mapping[str, str]
     ) -> None:
+        """Submit or find the job of ``program`` and follow it. Raises :class:`LaunchError`."""
         client = SlurmClient(tuple(self.login), self.command_seconds, context.log.warning)
         asset = context.asset_key.to_user_string()
         record = functools.partial(self.record, program, asset)
@@ -211,7 +219,7 @@ class SlurmLauncher(Launcher):
     ) -> int | None:
         found = client.find(job_name(program))
         if found:
-            context.log.info(f"job {found[0]} is at it already: following it")
+            context.log.info(f"job {found[0]} already runs this build: following it")
         return found[0] if found else None
 
     def _submit(
@@ -242,10 +250,11 @@ class SlurmLauncher(Launcher):
             return job
 
     def slurm_options(self) -> SlurmOptions:
+        """The options of ``[compute.slurm]``."""
         return SlurmOptions(**{name: getattr(self, name) for name in SlurmOptions.model_fields})
 
     def _may_go_on(self, program: Program, ended: Ended) -> bool:
-        """Whether the job ended at its time limit, without a requeue, and may have another go."""
+        """Whether the job ended at its time limit without a requeue, and may be submitted again."""
         if program.facts() is not None or not (ended.stopped or ended.state == "TIMEOUT"):
             return False
         path = program.run_dir / REQUEUES
@@ -258,7 +267,7 @@ class SlurmLauncher(Launcher):
         return True
 
     def _leave(self, context: AssetExecutionContext, client: SlurmClient, name: str) -> None:
-        """Cancel the job if the run is being cancelled; else it goes on without this process."""
+        """Cancel the job if the Dagster run is being canceled; otherwise leave it running."""
         run = context.instance.get_run_by_id(context.run_id)
         if run is None or run.status not in (DagsterRunStatus.CANCELING, DagsterRunStatus.CANCELED):
             context.log.info(f"leaving {name} in the queue: run the asset again to follow it")
@@ -277,6 +286,7 @@ class SlurmLauncher(Launcher):
 
 
 def failure(program: Program, ended: Ended) -> LaunchError:
+    """The error of a job that ended without a result."""
     hint = f" ({HINTS[ended.state]})" if ended.state in HINTS else ""
     code = f" with exit code {ended.exit_code}" if ended.state == "FAILED" else ""
     without = " without a result" if ended.state == "COMPLETED" else ""

@@ -1,15 +1,14 @@
-"""The few Slurm commands that are needed, each with a timeout, here or on a login node.
+"""Slurm commands, and the batch script of a program.
 
-The controller may be away for minutes (a restart, a fail-over, the network) while jobs run on.
-Questions are therefore asked again until they are answered; only what Slurm refuses is an error.
+:class:`SlurmClient` runs Slurm commands with a timeout, on this machine or on a login node. The
+controller may be unreachable for minutes (restart, fail-over, network) while jobs run. Queries are
+therefore repeated until they are answered. Only what Slurm rejects is an error.
 
-The batch script of a program: readable, kept in its run folder, and submitted again by hand.
-
-One task a node; each is a torchrun that meets the others at the first node (a single process needs
-none). The script asks the
-program to save before the time limit, requeues the job, and writes ``exit.json`` at its end, which
-tells how it went when the controller has forgotten the job. What each start costs it writes to
-``starts/`` while it runs: a node may die, and Dagster may be away while the job is requeued.
+The batch script is written to the run folder, and may be submitted by hand. It starts one task per
+node, each a torchrun with its rendezvous at the first node; a program of one process needs no
+torchrun. The script asks the program to save before the time limit, and requeues the job. It writes
+``exit.json`` at its end, for a controller that has removed the job from its memory. While it runs,
+it writes the cost of each start to ``starts/``: a node may die, and Dagster may not run.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ ENDED = {
     *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL"),
     *("OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT"),
 }
-LONGEST_WAIT = 60.0  # seconds between two tries to reach the controller
+LONGEST_WAIT = 60.0  # seconds between two attempts to reach the controller
 _UNREACHABLE = re.compile(
     "Unable to contact slurm controller|Socket timed out|Connection refused|Connection timed out|"
     "Zero Bytes were transmitted|Communication connection failure|standby mode|"
@@ -51,12 +50,13 @@ class Unreachable(Exception):
 
 
 class Refused(Exception):
-    """Slurm answered, and said no: the message is what it said."""
+    """Slurm rejected a command. The message is its output."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One look at a job. ``seconds`` has its current start run; ``starts`` counts the earlier."""
+    """The state of a job. ``seconds``: run time of the current start; ``starts``: earlier
+    starts."""
 
     id: int
     state: str
@@ -69,30 +69,31 @@ class Job:
 
     @property
     def ended(self) -> bool:
+        """Whether the state is final, unless the job is requeued."""
         return self.state in ENDED
 
 
 @dataclass(frozen=True)
 class SlurmClient:
-    """``login`` runs a command line where Slurm is (``ssh login1``); empty: this machine."""
+    """Slurm commands. ``login`` is a prefix such as ``ssh login1``; empty: this machine."""
 
     login: tuple[str, ...]
     command_seconds: float
     warn: Callable[[str], None]
 
     def find(self, name: str) -> list[int]:
-        """The user's jobs of this name that wait or run, the oldest first."""
+        """The ids of waiting or running jobs of the user with this name, the oldest first."""
         text = self._ask("squeue", "--noheader", "--me", f"--name={name}", "--format=%i %T")
         rows = [line.split() for line in text.splitlines()]
         return sorted(int(job) for job, state in rows if state not in ENDED | {"COMPLETING"})
 
     def submit(self, script: Path) -> int:
-        """One try; raise :class:`Unreachable` where it is not known whether it was accepted."""
+        """Submit a script once. :class:`Unreachable` means that it may or may not be accepted."""
         text = self._run("sbatch", "--parsable", str(script))
         return int(text.strip().splitlines()[-1].split(";")[0])
 
     def show(self, job: int) -> Job | None:
-        """What the controller knows; None if it has forgotten the job (``MinJobAge``)."""
+        """The job as the controller knows it; None if it was removed after ``MinJobAge``."""
         try:
             text = self._ask("scontrol", "--oneliner", "show", "job", str(job))
         except Refused as refusal:
@@ -112,7 +113,7 @@ class SlurmClient:
         )
 
     def account(self, job: int) -> Job | None:
-        """What the accounting knows of a job that the controller has forgotten, if there is one."""
+        """The job as the accounting knows it; None without slurmdbd."""
         columns = "State,ExitCode,ElapsedRaw"
         try:
             text = self._ask("sacct", f"--jobs={job}", "-X", "-n", "-P", f"--format={columns}")
@@ -124,15 +125,15 @@ class SlurmClient:
         return Job(job, state.split()[0], seconds=int(seconds), exit_code=code)
 
     def release(self, job: int) -> None:
-        """Let a job that Slurm holds back start again."""
+        """Release a held job."""
         self._ask("scontrol", "release", str(job))
 
     def cancel(self, name: str) -> None:
-        """End all the user's jobs of this name; one try."""
+        """Cancel all jobs of the user with this name, in one attempt."""
         self._run("scancel", "--me", f"--name={name}")
 
     def _ask(self, *command: str) -> str:
-        """The answer, however long it takes to reach the controller."""
+        """Repeat a query until the controller answers."""
         wait, since = 2.0, time.monotonic()
         while True:
             try:
@@ -168,7 +169,10 @@ class SlurmClient:
 
 
 def _environment() -> dict[str, str]:
-    """Without the variables of a job in which Dagster itself may run: sbatch would take them."""
+    """The environment without the variables of a job in which Dagster may run.
+
+    sbatch would use them as options.
+    """
     return {
         name: value
         for name, value in os.environ.items()
@@ -177,7 +181,7 @@ def _environment() -> dict[str, str]:
 
 
 def _seconds(text: str) -> int:
-    """``[days-]hours:minutes:seconds``."""
+    """Seconds of ``[days-]hours:minutes:seconds``."""
     days, _, clock = text.rpartition("-")
     hours, minutes, seconds = (int(part) for part in clock.split(":"))
     return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
@@ -186,35 +190,36 @@ def _seconds(text: str) -> int:
 SCRIPT = "job.sh"
 ENVIRONMENT = "environment.sh"
 EXIT_MARKER = "exit.json"
-STARTS = "starts"  # a JSON file each, <job>.<start>.json: when, for how long, on how many GPUs
-REQUEUES = "requeues"  # how often the time limit was reached
+STARTS = "starts"  # <job>.<start>.json: start time, seconds and GPUs
+REQUEUES = "requeues"  # how many time limits were reached
 PROJECT = Path(__file__).resolve().parents[1]
-SERVICE_GRACE = 30  # seconds, to end on its own when the program has
+SERVICE_GRACE = 30  # seconds until the service is killed after the end of the program
 
 
 def job_name(program: Program) -> str:
-    """The same for the same build, whoever submits it: asset, partition and fingerprint.
+    """The name of the job of a build: asset, partition, fingerprint, and a digest of the store.
 
-    The path of a build's run folder is made of those; all of it tells two stores apart.
+    The path of the run folder contains the first three. The digest of the whole path distinguishes
+    stores.
     """
     where = hashlib.sha256(str(program.run_dir).encode()).hexdigest()[:8]
     inside = ".work" in program.run_dir.parts
     below = str(program.run_dir).rpartition("/.work/")[2] if inside else program.run_dir.name
-    name = re.sub("[^A-Za-z0-9._-]", "-", below)  # squeue would split at a comma
+    name = re.sub("[^A-Za-z0-9._-]", "-", below)  # squeue splits names at commas
     return f"{name}.{where}"
 
 
 def gpus_of(program: Program) -> int:
-    """Those that the job holds: on all its nodes as many as the more demanding role needs."""
+    """The GPUs of the job. All nodes have as many as the role that needs more."""
     shapes = [role.shape for role in program.roles()]
     return sum(shape.nodes for shape in shapes) * max(shape.gpus or 0 for shape in shapes)
 
 
 def write_script(program: Program, options: SlurmOptions, pipes: Mapping[str, str]) -> Path:
-    """``job.sh`` and ``environment.sh`` of the run folder; the script's path."""
+    """Write ``job.sh`` and ``environment.sh`` to the run folder. Returns the path of the script."""
     environment = {**program.common_environment(), **pipes}
     path = program.run_dir / ENVIRONMENT
-    path.touch(mode=0o600)  # tokens may be among it
+    path.touch(mode=0o600)  # it may contain tokens
     path.write_text("".join(f"export {k}={shlex.quote(v)}\n" for k, v in environment.items()))
     script = program.run_dir / SCRIPT
     script.write_text(render(program, options))
@@ -222,7 +227,7 @@ def write_script(program: Program, options: SlurmOptions, pipes: Mapping[str, st
 
 
 def render(program: Program, options: SlurmOptions) -> str:
-    """The text of the script."""
+    """The text of the batch script."""
     parts = [
         "#!/bin/bash -l" if options.modules else "#!/bin/bash",
         "# Written for this run folder; by hand: sbatch job.sh",
@@ -242,6 +247,7 @@ def render(program: Program, options: SlurmOptions) -> str:
 
 
 def sbatch_options(program: Program, options: SlurmOptions) -> list[str]:
+    """The options of sbatch for a program."""
     shapes = [role.shape for role in program.roles()]
     given = {
         "job-name": job_name(program),
@@ -259,7 +265,7 @@ def sbatch_options(program: Program, options: SlurmOptions) -> list[str]:
         "partition": options.partition,
         "qos": options.qos,
         "constraint": options.constraint,
-        "dependency": "singleton",  # two of one name, should that happen, never run at once
+        "dependency": "singleton",  # two jobs of one name never run at the same time
     }
     given = {name: value for name, value in given.items() if value is not None}
     lines = [f"--{name}={shlex.quote(str(value))}" for name, value in given.items()]
@@ -322,7 +328,7 @@ def _threads(shape: Shape) -> str:
 
 
 def _most(values: Iterable[float | None]) -> float | None:
-    """A job's nodes are alike: each has what the more demanding role needs."""
+    """The larger of both roles: all nodes of a job are equal."""
     return max((value for value in values if value is not None), default=None)
 
 

@@ -1,4 +1,4 @@
-"""Programs on this machine, through torchrun."""
+"""The launcher of programs on this machine, by torchrun."""
 
 from __future__ import annotations
 
@@ -31,31 +31,32 @@ POLL_SECONDS = 0.5
 
 
 class TorchrunLauncher(Launcher):
-    """One torchrun a program. Cancelling the Dagster run ends the whole process tree.
+    """Runs each program by one torchrun. Canceling the Dagster run ends the whole process tree.
 
-    The program gets SIGTERM and ``grace_seconds`` to save; then SIGKILL. Nothing survives, also
-    when Dagster itself is killed. The GPUs are leased: a program waits until there are enough.
+    Processes get SIGTERM, ``grace_seconds`` to save, and SIGKILL. They also end if Dagster is
+    killed. GPUs are leased: a program waits until enough are free.
     """
 
     is_local: ClassVar[bool] = True
-    devices: list[str] | None = None  # as CUDA_VISIBLE_DEVICES names them; None: all that it shows
-    lease_folder: str | None = None  # None: one a user of this machine
+    devices: list[str] | None = None  # as in CUDA_VISIBLE_DEVICES; None: all visible ones
+    lease_folder: str | None = None  # None: one per user of this machine
 
     def launch(
         self, context: AssetExecutionContext, program: Program, pipes: Mapping[str, str]
     ) -> None:
+        """Run ``program`` on leased GPUs. Raises :class:`LaunchError` if it fails."""
         wanted = [self.gpus(role) for role in program.roles()]
         self._check_together(program, wanted)
         asset = context.asset_key.to_user_string()
         with (
-            # A watchdog of an earlier launch holds it while it ends what that left.
+            # The watchdog of an earlier launch holds this lock until it has ended all processes.
             locked(
                 program.run_dir / "launch.lock",
                 lambda: context.log.info(f"waiting: {program.run_dir} is in use"),
             ) as folder,
             lease(sum(wanted), self._devices(), context.log.info, self._lease_folder()) as held,
         ):
-            self.refuse_over_budget(program, sum(wanted))  # who waited in line may be too late
+            self.refuse_over_budget(program, sum(wanted))  # the budget may be used up after waiting
             for role in program.roles():
                 role.forget_failures()
             context.log.info(f"launching {' '.join(self.command(program))}")
@@ -79,13 +80,15 @@ class TorchrunLauncher(Launcher):
             raise launch_error(program, how)
 
     def plain_command(self, program: Program) -> list[str]:
+        """The command line of a program of one process."""
         shape = program.shape
         python = [*shape.prefix, shape.python or sys.executable]
         return [*python, "-m", program.module, str(program.run_dir / "run.json")]
 
     def command(self, program: Program) -> list[str]:
+        """The command line of a program, with torchrun if it has several ranks."""
         shape = program.shape
-        if shape.processes == 1:  # nobody to meet, and torchrun takes seconds to start
+        if shape.processes == 1:  # torchrun takes seconds to start
             return self.plain_command(program)
         return [
             *(*shape.prefix, shape.python or sys.executable),
@@ -97,7 +100,10 @@ class TorchrunLauncher(Launcher):
         ]
 
     def gpus(self, program: Program) -> int:
-        """GPUs the program holds: as asked for, or one a process where this machine has any."""
+        """The number of GPUs of a program: as configured, or one per process if there are any.
+
+        Raises :class:`LaunchError` if this machine has too few.
+        """
         present = len(self._devices())
         asked = program.shape.gpus
         if asked is not None and asked > present:
@@ -109,8 +115,9 @@ class TorchrunLauncher(Launcher):
             )
         if asked is None and 0 < present < program.shape.processes:
             raise LaunchError(
-                f"{program.module} starts {program.shape.processes} processes, one a GPU, and this "
-                f"machine has {present}: set compute.processes = {present}, or compute.gpus = 0",
+                f"{program.module} starts {program.shape.processes} processes, one per GPU, and "
+                f"this machine has {present}: set compute.processes = {present}, "
+                "or compute.gpus = 0",
                 program,
                 permanent=True,
             )
@@ -123,8 +130,9 @@ class TorchrunLauncher(Launcher):
             remedy = (
                 f"set compute.gpus for the stage to at most {left}"
                 if left > 0
-                else 'let the engine of rlhf share one, engine = { kind = "vllm", gpus = 0, '
-                'gpu_memory = 0.3 }, or the policy speak itself, engine = { kind = "transformers" }'
+                else 'let the engine of rlhf share a GPU, engine = { kind = "vllm", gpus = 0, '
+                "gpu_memory = 0.3 }, or let the policy generate itself, "
+                'engine = { kind = "transformers" }'
             )
             raise LaunchError(
                 f"{program.module} and its service ask for {wanted[0]} and {wanted[1]} GPUs, and "
@@ -141,7 +149,7 @@ class TorchrunLauncher(Launcher):
 
 
 class _Launch:
-    """The processes of one attempt: torchrun, and the program's service if it has one."""
+    """The processes of one attempt: torchrun, and the service of the program, if any."""
 
     def __init__(
         self,
@@ -159,10 +167,10 @@ class _Launch:
         self.address = {"TTS_SERVICE_HOST": LOOPBACK, "TTS_SERVICE_PORT": str(free_port())}
 
     def run(self, files: Sequence[int], beat: Callable[[], None]) -> int | None:
-        """Run to the end; the exit status, or None if the time limit ended it.
+        """Run to the end. Returns the exit status, or None after the time limit.
 
-        ``files`` stay open as long as any process of the launch lives; ``beat`` is called while
-        the program runs.
+        ``files`` stay open until all processes of the launch have ended. ``beat`` is called every
+        :data:`BEAT_SECONDS`.
         """
         hours, grace = self.program.shape.hours, self.launcher.grace_seconds
         deadline = time.monotonic() + hours * 3600 if hours else float("inf")
@@ -189,7 +197,7 @@ class _Launch:
                         next_beat = time.monotonic() + BEAT_SECONDS
                     time.sleep(POLL_SECONDS)
                 return main.poll()
-            finally:  # a cancelled Dagster run raises here; after a normal end nothing is left
+            finally:  # canceling the Dagster run raises here
                 end_processes(self.id, grace, main.pid if main else None)
                 for process in (main, service):
                     if process is not None:
@@ -225,7 +233,8 @@ class _Launch:
 
 
 def time_limit_message(program: Program) -> str:
+    """The error message of a program that reached its time limit."""
     return (
-        f"{program.module} reached its time limit of {program.shape.hours} hours. What it saved is "
-        f"in {program.run_dir}: run it again to go on, or raise compute.hours"
+        f"{program.module} reached its time limit of {program.shape.hours} hours. Its checkpoints "
+        f"are in {program.run_dir}: run it again to resume, or raise compute.hours"
     )

@@ -1,4 +1,4 @@
-"""vLLM as a process of its own, as Dagster sees it."""
+"""The vLLM server as a Dagster resource."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from tts_assets.core.supervisor import Patience, Server
 
 
 class VllmServer(ConfigurableResource):
-    """Runs a server program that takes ``--host`` and ``--port`` and answers ``/health``.
+    """Runs a server program that accepts ``--host`` and ``--port``, and answers ``/health``.
 
-    ``python`` is the interpreter of the environment that has vLLM; None: this one. ``port`` 0: a
-    free one. Nothing of it survives: not the end of the ``with``, not a killed Dagster.
+    ``python`` is the interpreter of an environment with vLLM; None: that of Dagster. ``port`` 0
+    selects a free port. The server ends with the block, and also if Dagster is killed.
     """
 
     module: str = "tts_assets.serving.server"
@@ -28,9 +28,9 @@ class VllmServer(ConfigurableResource):
 
     @contextmanager
     def serve(self, arguments: Sequence[str], log: Callable[[str], None]) -> Iterator[Server]:
-        """The server while the ``with`` lasts, healthy when it begins. ``log`` gets its lines.
+        """Run the server while the block lasts. It is healthy at the start of the block.
 
-        Raises :class:`ServerDied` if it does not come up, or was not up when the ``with`` ended.
+        ``log`` gets the lines of its output. Raises :class:`ServerDied` if it does not start.
         """
         port = self.port or free_port()
         patience = Patience(self.start_seconds, self.restarts, self.grace_seconds)
@@ -40,5 +40,6 @@ class VllmServer(ConfigurableResource):
             yield server
 
     def command(self, port: int, arguments: Sequence[str]) -> list[str]:
+        """The command line of the server."""
         address = ["--host", LOOPBACK, "--port", str(port)]
         return [self.python or sys.executable, "-m", self.module, *arguments, *address]

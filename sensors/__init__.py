@@ -1,1 +1,1 @@
-"""What starts runs by itself."""
+"""Sensors: they start runs and send alerts."""

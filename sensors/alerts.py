@@ -1,14 +1,14 @@
-"""Who is told of trouble: a webhook of ours, Slack and e-mail through Dagster's own sensors.
+"""Alerts about failed and stuck runs: a webhook, and Slack and e-mail by Dagster's own sensors.
 
-All are off until switched on. They tell of runs started by hand (``dagster job execute``, ``make
-demo``), too, which Dagster gives no or another code location than the workspace's: hence
-``monitor_all_code_locations``. What is secret comes from the environment; Slack's or e-mail's
-sensor is not there without its secret, and ``python -m tts_assets.doctor`` says so.
+All sensors are off by default. They also report runs started by hand (``dagster job execute``,
+``make demo``). Dagster assigns those another code location or none, hence
+``monitor_all_code_locations``. Secrets are read from the environment. Without its secret, the
+sensor of Slack or e-mail is not defined; ``python -m tts_assets.doctor`` reports missing
+secrets.
 
-Notices on their way to a webhook: a file each, from before the first try until it is taken.
-
-A webhook may be away for hours, while Dagster asks for each failed run once. What is kept is what
-would be posted; the address is a secret, and stands in the environment alone.
+A webhook may be unreachable for hours, but Dagster evaluates a failed run only once. Each notice
+for the webhook is therefore a file in the store (:class:`Outbox`) until it was delivered. The
+file holds the JSON to post, but not the address, which is a secret.
 """
 
 from __future__ import annotations
@@ -54,64 +54,72 @@ from tts_assets.orchestration.config import (
 FOLDER = ".notices"
 POST_SECONDS = 10.0
 BETWEEN_TRIES = (1.0, 4.0)  # seconds
-SEND_SECONDS = 20.0  # until the last notice of a tick; its three tries fit into the tick's 60 s
+SEND_SECONDS = (
+    20.0  # no notice is started later in a tick: its three attempts end before the limit of 60 s
+)
 
 
-class NotTold(RuntimeError):
-    """The webhook did not take a notice, which is kept."""
+class NotDelivered(RuntimeError):
+    """The webhook did not accept a notice. The notice is kept."""
 
 
 @dataclass(frozen=True)
 class Outbox:
-    """The notices that no webhook has taken yet."""
+    """The notices that are not delivered yet, one file each."""
 
     folder: Path
 
     def keep(self, notice: Mapping[str, Any]) -> None:
-        """For :meth:`send`; one of the same event of the same run is replaced."""
+        """Store a notice. It replaces an earlier one of the same event and run."""
         with written_aside(self.folder / f"{notice['event']}.{notice['run_id']}.json") as aside:
             aside.write_text(json.dumps(notice))
 
     def send(self) -> None:
-        """POST what is kept, the oldest first; raises :class:`NotTold` at the end if some stays."""
+        """POST the notices, the oldest first. Raises :class:`NotDelivered` at the end if any
+        failed."""
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(self.folder / ".lock", blocking=False):
                 self._send()
         except Timeout:
-            return  # the tick of another sensor is at it
+            return  # the tick of another sensor is sending
 
     def _send(self) -> None:
-        untold = None
+        failed = None
         until = time.monotonic() + SEND_SECONDS
         for path in sorted(self.folder.glob("*.json"), key=lambda path: path.stat().st_mtime):
             if time.monotonic() > until:
                 break
             try:
                 post(json.loads(path.read_text()))
-            except NotTold as error:  # perhaps only of this one, which must not stop the others
-                untold = error
+            except NotDelivered as error:  # the others may still be accepted
+                failed = error
             else:
                 path.unlink()
-        if untold is not None:
+        if failed is not None:
             left = len(list(self.folder.glob("*.json")))
-            raise NotTold(f"{untold}; notices that wait for it in {self.folder}: {left}")
+            raise NotDelivered(f"{failed}; undelivered notices in {self.folder}: {left}")
 
 
 def post(body: Mapping[str, Any]) -> None:
-    """POST to the webhook, three times if need be; raises :class:`NotTold`, without the address,
-    which is a secret."""
+    """POST to the webhook, with up to three attempts.
+
+    Raises :class:`NotDelivered` without the address of the webhook, which is a secret.
+    """
     for wait in (*BETWEEN_TRIES, None):
         try:
             _post_once(body)
             return
-        except OSError as error:  # URLError, HTTPError and time-outs
+        except OSError as error:  # URLError, HTTPError and timeouts
             if wait is None:
-                raise NotTold(f"the webhook in {WEBHOOK_VARIABLE} answers: {error}") from None
+                raise NotDelivered(f"the webhook in {WEBHOOK_VARIABLE} answers: {error}") from None
             time.sleep(wait)
-        except (ValueError, http.client.HTTPException) as error:  # their messages quote the address
-            what = type(error).__name__
-            raise NotTold(f"{WEBHOOK_VARIABLE} is no address of a webhook: {what}") from None
+        except (
+            ValueError,
+            http.client.HTTPException,
+        ) as error:  # their messages contain the address
+            name = type(error).__name__
+            raise NotDelivered(f"{WEBHOOK_VARIABLE} is no valid address: {name}") from None
 
 
 def _post_once(body: Mapping[str, Any]) -> None:
@@ -124,11 +132,12 @@ def _post_once(body: Mapping[str, Any]) -> None:
         pass
 
 
-LONGEST_MESSAGE = 2000  # characters, the last ones: a launcher's message ends with the traceback
-NO_WEBHOOK = f"nobody is told: set {WEBHOOK_VARIABLE} to the address of a webhook"
+LONGEST_MESSAGE = 2000  # characters from the end, where the traceback of a launched program is
+NO_WEBHOOK = f"no alert is sent: set {WEBHOOK_VARIABLE} to the address of a webhook"
 
 
 def build_alert_sensors(alerts: Alerts, storage: Path) -> list[SensorDefinition]:
+    """``failed_runs`` and ``stuck_runs``; those of Slack and e-mail if configured."""
     outbox = Outbox(storage / FOLDER)
     built = [failed_runs(alerts, outbox), stuck_runs(alerts, outbox)]
     if alerts.slack and (token := secret(SLACK_VARIABLE)):
@@ -139,15 +148,19 @@ def build_alert_sensors(alerts: Alerts, storage: Path) -> list[SensorDefinition]
 
 
 def secret(variable: str) -> str:
+    """The value of an environment variable. Logs a warning if it is empty."""
     value = os.environ.get(variable, "")
     if not value:
-        get_dagster_logger().warning(f"{variable} is not set: its alerts tell nobody")
+        get_dagster_logger().warning(f"{variable} is not set: its alerts are not sent")
     return value
 
 
 def failed_runs(alerts: Alerts, outbox: Outbox) -> SensorDefinition:
-    """Dagster asks for each failed run once, also where the answer is an error: what is not told
-    now is kept, and goes out with the next failed run or the next tick of ``stuck_runs``."""
+    """The sensor that posts failed runs to the webhook.
+
+    Dagster evaluates each failed run once, even if the sensor raises. An undelivered notice is
+    sent with the next failed run or at the next tick of ``stuck_runs``.
+    """
 
     @run_failure_sensor(
         name="failed_runs",
@@ -171,26 +184,28 @@ def failed_runs(alerts: Alerts, outbox: Outbox) -> SensorDefinition:
 
 
 def stuck_runs(alerts: Alerts, outbox: Outbox) -> SensorDefinition:
-    """A launched program tells Dagster every half a minute how far it is, and what waits (for GPUs,
-    for Slurm, for another run of the same build) says so every few minutes, so that silence means
-    a program that hangs; between a failure and its retry there is none. The run is left to a
-    debugger, unless ``end_stuck_minutes`` says how long.
+    """The sensor that reports runs without recent events, and sends undelivered notices.
+
+    A launched program reports progress to Dagster every 30 s, and code that waits (for GPUs, Slurm,
+    or another run of the same build) logs every five minutes. A run without events therefore
+    hangs. The time until a retry of a step does not count. The run is left running for a debugger,
+    unless ``end_stuck_minutes`` is set.
     """
     ends = "" if alerts.end_stuck_minutes is None else f", and ends them {ending(alerts)}"
 
     @sensor(
         name="stuck_runs",
         minimum_interval_seconds=60,
-        description=f"Tells of runs without an event for {alerts.stuck_minutes:g} minutes{ends}; "
-        "sends the notices that the webhook has not taken.",
+        description=f"Reports runs without an event for {alerts.stuck_minutes:g} minutes{ends}; "
+        "sends undelivered notices.",
     )
     def stuck(context: SensorEvaluationContext) -> SkipReason:
-        told: dict[str, float] = json.loads(context.cursor or "{}")
+        reported: dict[str, float] = json.loads(context.cursor or "{}")
         silent = silent_runs(context.instance, time.time() - alerts.stuck_minutes * 60)
         for run, last, event in silent:
             minutes = (time.time() - last) / 60
             over = is_over(alerts, run, minutes)
-            if told.get(run.run_id) == last and not over:
+            if reported.get(run.run_id) == last and not over:
                 continue
             message = f"no event for {minutes:.0f} minutes; the last one: {event}"
             if over:
@@ -203,37 +218,42 @@ def stuck_runs(alerts: Alerts, outbox: Outbox) -> SensorDefinition:
         context.update_cursor(json.dumps({run.run_id: last for run, last, _ in silent}))
         names = ", ".join(run.run_id for run, _, _ in silent)
         found = f"stuck: {names}" if silent else "no run is stuck"
-        return SkipReason("; ".join([found, *trouble_of_sending(context, outbox)]))
+        return SkipReason("; ".join([found, *send_notices(context, outbox)]))
 
     return stuck
 
 
-def trouble_of_sending(context: SensorEvaluationContext, outbox: Outbox) -> list[str]:
-    """Send what is kept; what is in the way of it is said, not raised, because Dagster forgets the
-    cursor of a tick that fails, and everybody would be told again."""
+def send_notices(context: SensorEvaluationContext, outbox: Outbox) -> list[str]:
+    """Send the notices of the outbox. Returns error messages.
+
+    An exception would discard the cursor of the tick, and alerts would be sent again.
+    """
     if WEBHOOK_VARIABLE not in os.environ:
         return []
     try:
         outbox.send()
-    except NotTold as error:
+    except NotDelivered as error:
         context.log.error(str(error))
         return [str(error)]
     return []
 
 
 def ending(alerts: Alerts) -> str:
+    """The limit after which a run is ended, for messages."""
     return f"after {alerts.end_stuck_minutes:g} minutes, by [alerts] end_stuck_minutes"
 
 
 def is_over(alerts: Alerts, run: DagsterRun, minutes: float) -> bool:
-    """Whether a run that is silent for ``minutes`` is to be ended, and is not being ended."""
+    """Whether a run without events for ``minutes`` must be ended, and is not ending yet."""
     limit = alerts.end_stuck_minutes
     return limit is not None and minutes >= limit and run.status == DagsterRunStatus.STARTED
 
 
 def end(instance: DagsterInstance, run: DagsterRun, why: str) -> None:
-    """As *Terminate* in the UI: the launched program is asked to save, then killed. A run whose
-    process nobody finds is only written down as canceled."""
+    """End a run like *Terminate* in the UI: programs save, and are killed after the grace period.
+
+    A run whose process does not exist any more is marked as canceled.
+    """
     instance.report_engine_event(why, run)
     coordinator = instance.run_coordinator
     if coordinator is None or not coordinator.cancel_run(run.run_id):
@@ -241,7 +261,8 @@ def end(instance: DagsterInstance, run: DagsterRun, why: str) -> None:
 
 
 def silent_runs(instance: DagsterInstance, since: float) -> list[tuple[DagsterRun, float, str]]:
-    """Runs under way that have been silent from before ``since``: from when, after which event."""
+    """Active runs without an event after ``since``: the run, the time and text of its last
+    event."""
     statuses = [DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING]
     found = []
     for run in instance.get_runs(RunsFilter(statuses=statuses)):
@@ -252,7 +273,7 @@ def silent_runs(instance: DagsterInstance, since: float) -> list[tuple[DagsterRu
 
 
 def silent_from(last: EventLogEntry) -> float:
-    """When the last event of a run was; one that waits to retry a step says nothing until then."""
+    """The time of the last event of a run, or of its next retry if it waits for one."""
     event = last.dagster_event
     if event is None or event.event_type != DagsterEventType.STEP_UP_FOR_RETRY:
         return last.timestamp
@@ -260,7 +281,7 @@ def silent_from(last: EventLogEntry) -> float:
 
 
 def notice(event: str, run: DagsterRun, ui: str, message: str, **more: Any) -> dict[str, Any]:
-    """``text`` is what Slack's and Mattermost's incoming webhooks show."""
+    """The JSON of a notice. Incoming webhooks of Slack and Mattermost show ``text``."""
     assets = sorted(key.to_user_string() for key in run.asset_selection or ())
     partition = run.tags.get("dagster/partition")
     url = f"{ui.rstrip('/')}/runs/{run.run_id}"
@@ -279,6 +300,7 @@ def notice(event: str, run: DagsterRun, ui: str, message: str, **more: Any) -> d
 
 
 def slack_sensor(slack: Slack, token: str, ui: str) -> SensorDefinition:
+    """Dagster's sensor that posts failed runs to a Slack channel."""
     try:
         from dagster_slack import make_slack_on_run_failure_sensor
     except ModuleNotFoundError:
@@ -295,6 +317,7 @@ def slack_sensor(slack: Slack, token: str, ui: str) -> SensorDefinition:
 
 
 def email_sensor(email: Email, password: str, ui: str) -> SensorDefinition:
+    """Dagster's sensor that mails failed runs."""
     return make_email_on_run_failure_sensor(
         email_from=email.sender,
         email_password=password,

@@ -1,6 +1,7 @@
-"""Who follows inputs by itself: data assets, by ``conditions.py``, and, once switched on, training.
+"""Automation: assets that are materialized again when the content of their inputs changes.
 
-A data asset names its condition where it is defined; what costs GPUs gets it here, all the same.
+Data assets have their condition in their definition. Assets that need GPUs get a common condition
+here, which the sensor ``gpu_automation`` evaluates once it is switched on.
 """
 
 from dagster import (
@@ -15,38 +16,42 @@ from tts_assets.orchestration.conditions import follow_training, make_once
 
 DATA_GROUPS = ("corpora", "codec", "arrays")
 TRAINING_GROUPS = (
-    *("texts", "sft", "serving", "rlhf", "families", "evaluation", "promotion"),
+    *("texts", "sft", "serving", "rlhf", "external_models", "evaluation", "promotion"),
     *("speakers", "codec_report"),
 )
-# With another encoder no similarity can be compared with an earlier one: a person decides that.
+# Similarities of different encoders are not comparable, so a person starts this training.
 BY_HAND = (AssetKey("speaker_encoder"),)
 
 
 def build_data_sensor() -> AutomationConditionSensorDefinition:
-    """On by default: it starts nothing of itself, but finishes what somebody, or the sensor
-    ``changed_corpora``, began with a corpus. On a fresh checkout it has nothing to do."""
+    """The sensor of data assets, on by default.
+
+    It only continues what a person or the sensor ``changed_corpora`` started: it materializes
+    assets downstream of a changed one.
+    """
     return AutomationConditionSensorDefinition(
         "data_automation",
         target=AssetSelection.groups(*DATA_GROUPS),
         default_status=DefaultSensorStatus.RUNNING,
-        description="Materializes data assets whose inputs have other content than before.",
+        description="Materializes data assets when the content of their inputs changes.",
     )
 
 
 def build_training_sensor() -> AutomationConditionSensorDefinition:
-    """Off by default: GPUs cost money. Switched on, it trains what depends on a corpus that
-    changed, and what follows from that."""
+    """The sensor of assets that need GPUs, off by default because of their cost."""
     return AutomationConditionSensorDefinition(
         "gpu_automation",
         target=AssetSelection.groups(*TRAINING_GROUPS),
         default_status=DefaultSensorStatus.STOPPED,
-        description="Trains, converts, reports and promotes again where inputs have other content.",
+        description="Trains, converts, evaluates and promotes when the content of inputs changes.",
     )
 
 
 def with_training_condition(spec: AssetSpec) -> AssetSpec:
-    """``spec`` with the condition by which ``gpu_automation`` asks for it: what has no inputs is
-    made once, the rest follows them."""
+    """``spec`` with the condition that ``gpu_automation`` evaluates.
+
+    An asset without inputs is materialized once, others when inputs change.
+    """
     if spec.group_name not in TRAINING_GROUPS or spec.automation_condition is not None:
         return spec
     if not list(spec.deps):

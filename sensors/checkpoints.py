@@ -1,4 +1,4 @@
-"""A retrained recipe that is better than before asks for its serving model and its report."""
+"""Requests serving model and report of a recipe when its checkpoint improves."""
 
 from __future__ import annotations
 
@@ -20,27 +20,30 @@ from tts_assets.core.artifacts import ArtifactStore, Checkpoint, open_artifact, 
 
 
 def build_checkpoint_sensor(recipes: Sequence[str], storage: Path) -> SensorDefinition:
-    """Off by default. The cursor holds, by recipe, the checkpoint last asked for."""
+    """The sensor ``best_checkpoint``, off by default.
+
+    Its cursor maps recipes to the content of the checkpoint that was last considered.
+    """
 
     @sensor(
         name="best_checkpoint",
         asset_selection=AssetSelection.groups("serving", "evaluation"),
         minimum_interval_seconds=60,
-        description="Asks for serving model and report when sft/<recipe> has a new best one.",
+        description="Requests serving model and report of a new best checkpoint of sft/<recipe>.",
     )
     def best_checkpoint(context: SensorEvaluationContext) -> SensorResult:
         store = ArtifactStore(storage)
-        asked: dict[str, str] = json.loads(context.cursor or "{}")
+        seen: dict[str, str] = json.loads(context.cursor or "{}")
         requests, notes = [], []
         for recipe in recipes:
             newest = newest_checkpoint(store, recipe)
-            if newest is None or newest.content in (asked.get(recipe), served(store, recipe)):
+            if newest is None or newest.content in (seen.get(recipe), served(store, recipe)):
                 continue
-            asked[recipe] = newest.content
+            seen[recipe] = newest.content
             if better := better_than(store, newest):
-                notes.append(f"sft/{recipe} is not asked for: {better}")
+                notes.append(f"sft/{recipe} is not requested: {better}")
                 continue
-            # No run key: a checkpoint that comes back is to be served again.
+            # No run key: a checkpoint that becomes current again must be converted again.
             selection = [AssetKey(["serving", recipe]), AssetKey(["report", recipe])]
             requests.append(RunRequest(asset_selection=selection))
         for note in notes:
@@ -49,19 +52,20 @@ def build_checkpoint_sensor(recipes: Sequence[str], storage: Path) -> SensorDefi
         return SensorResult(
             run_requests=requests,
             skip_reason=None if requests else nothing,
-            cursor=json.dumps(asked, sort_keys=True),
+            cursor=json.dumps(seen, sort_keys=True),
         )
 
     return best_checkpoint
 
 
 def newest_checkpoint(store: ArtifactStore, recipe: str) -> Checkpoint | None:
+    """The current checkpoint of a recipe, if there is one."""
     link = store.folder(f"sft/{recipe}") / "current"
     return Checkpoint.open(link.resolve()) if link.is_symlink() else None
 
 
 def served(store: ArtifactStore, recipe: str) -> str | None:
-    """The content of the checkpoint that the serving model was made of."""
+    """The content digest of the checkpoint that the current serving model was made from."""
     link = store.folder(f"serving/{recipe}") / "current"
     if not link.is_symlink():
         return None
@@ -69,8 +73,10 @@ def served(store: ArtifactStore, recipe: str) -> str | None:
 
 
 def better_than(store: ArtifactStore, newest: Checkpoint) -> str | None:
-    """In words, the best of the other checkpoints whose loss is comparable, being of the same
-    arrays, if ``newest`` is no better; None if it is the best."""
+    """A message if another checkpoint has a validation loss at most that of ``newest``, else None.
+
+    Losses are compared only between checkpoints validated on the same arrays.
+    """
     loss = newest.facts.val_loss
     if loss is None:
         return None
@@ -90,5 +96,6 @@ def better_than(store: ArtifactStore, newest: Checkpoint) -> str | None:
 
 
 def validated_on(checkpoint: Checkpoint) -> dict[str, str]:
+    """The content digests of the arrays of a checkpoint, by input name."""
     inputs = checkpoint.manifest.inputs
     return {name: ref.content for name, ref in inputs.items() if name.startswith("arrays")}

@@ -1,8 +1,8 @@
-"""Corpora on disk: each becomes a partition, each change a new look at it by ``raw_corpus``.
+"""Sensors of corpora on disk: new corpora become partitions, changed ones are read again.
 
-Whether something changed is decided without reading a byte (``tts_assets/corpora/watch.py``);
-whether that matters is decided from content, by ``raw_corpus`` and by what follows it (the sensor
-``data_automation``). A file that was touched costs one look, and nothing downstream.
+A change is detected from names, sizes and times of files (``tts_assets/corpora/watch.py``), without
+reading them. ``raw_corpus`` then reads the corpus, and assets downstream run only if its content
+changed (sensor ``data_automation``). A file that was only touched costs one run of ``raw_corpus``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tts_assets.corpora.discovery import Corpora
 from tts_assets.corpora.watch import Watch, access_problem
 from tts_assets.orchestration.partitions import corpus_partitions
 
-LOOK_SECONDS = 20.0  # a tick: Dagster ends one after 60 s, and what it found with it
+LOOK_SECONDS = 20.0  # per tick; Dagster ends a tick after 60 s and discards its result
 PARTITION_TAG = "dagster/partition"
 UNFINISHED = [
     DagsterRunStatus.QUEUED,
@@ -42,11 +42,12 @@ UNFINISHED = [
 def build_corpora_sensors(
     corpora: Corpora, imported: Sequence[str], storage: Path
 ) -> list[SensorDefinition]:
-    """``imported`` are partitions, too: corpora of which only the arrays are there.
+    """The sensors ``new_corpora`` and ``changed_corpora``.
 
-    ``new_corpora`` is on by default, it only adds partitions. ``changed_corpora`` is off until
-    somebody asks for it: it starts work on every corpus that was never looked at, which on a fresh
-    checkout are all."""
+    ``imported`` are corpora of which only arrays exist; they are partitions, too. ``new_corpora``
+    is on by default, because it only adds partitions. ``changed_corpora`` is off by default: it
+    requests every corpus that was never read, which are all on a fresh checkout.
+    """
 
     @sensor(
         name="new_corpora",
@@ -68,28 +69,28 @@ def build_corpora_sensors(
         name="changed_corpora",
         asset_selection=AssetSelection.assets("raw_corpus"),
         minimum_interval_seconds=60,
-        description="Has raw_corpus look again at a corpus when its files change.",
+        description="Requests raw_corpus for a corpus when its files change.",
     )
     def changed_corpora(context: SensorEvaluationContext) -> SensorResult:
         found, _ = corpora.find()
         hidden = {name: why for name, corpus in found.items() if (why := access_problem(corpus))}
-        in_sight = {name: found[name] for name in found if name not in hidden}
+        readable = {name: found[name] for name in found if name not in hidden}
         watch = Watch.load(context.cursor)
-        changed = watch.round(in_sight, ArtifactStore(storage), LOOK_SECONDS)
-        notes = [f"{name} is passed over: {why}" for name, why in hidden.items()]
+        changed = watch.round(readable, ArtifactStore(storage), LOOK_SECONDS)
+        notes = [f"{name} is skipped: {why}" for name, why in hidden.items()]
         if watch.first:
-            notes.append(f"time ended this round; the next begins with {watch.first}")
+            notes.append(f"the time limit was reached; the next tick starts with {watch.first}")
         requests = []
         for name, digest in changed.items():
             if run := unfinished_run(context.instance, name):
                 notes.append(f"{name} changed, and waits for the end of run {run}")
                 continue
             watch.requested[name] = digest
-            # No run key: a corpus that returns to an earlier state is to be looked at, too.
+            # No run key: a corpus that returns to an earlier state must be read again, too.
             requests.append(RunRequest(partition_key=name))
         return result(
             context,
-            f"{len(in_sight)} corpora in sight, no change to act on",
+            f"{len(readable)} corpora checked, no change to act on",
             notes,
             found,
             requests=requests,
@@ -107,8 +108,10 @@ def result(
     requests: list[RunRequest] | None = None,
     cursor: str | None = None,
 ) -> SensorResult:
-    """New partitions before the runs that need them; notes in the log, and in the reason of a tick
-    that does nothing, as that is what the UI shows."""
+    """The result of a tick: new partitions, run requests and the cursor.
+
+    Notes go to the log and, if the tick requests nothing, to the skip reason, which the UI shows.
+    """
     for note in notes:
         context.log.warning(note)
     new = sorted(set(added) - partitions(context.instance))
@@ -122,12 +125,13 @@ def result(
 
 
 def partitions(instance: DagsterInstance) -> set[str]:
+    """The corpora that are partitions now."""
     assert corpus_partitions.name is not None
     return set(instance.get_dynamic_partitions(corpus_partitions.name))
 
 
 def unfinished_run(instance: DagsterInstance, corpus: str) -> str | None:
-    """A run that works on the corpus now: one look at a time, and not under a run's feet."""
+    """The id of an unfinished run of this corpus, if any. A corpus is read by one run at a time."""
     filters = RunsFilter(statuses=UNFINISHED, tags={PARTITION_TAG: corpus})
     runs = instance.get_runs(filters, limit=1)
     return runs[0].run_id if runs else None

@@ -1,4 +1,4 @@
-"""Where everything meets: settings in, Dagster definitions out."""
+"""The Dagster definitions of all stages for one profile of the settings."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from tts_assets.core.compute import Compute, Shape
 from tts_assets.core.tracking import WandbConfig
 from tts_assets.corpora.assets import build_assets as corpora_assets
 from tts_assets.evaluation.assets import build_assets as evaluation_assets
-from tts_assets.external_models.assets import build_assets as families_assets
+from tts_assets.external_models.assets import build_assets as external_model_assets
 from tts_assets.promotion.assets import build_assets as promotion_assets
 from tts_assets.rlhf.assets import build_assets as rlhf_assets
 from tts_assets.serving.assets import build_assets as serving_assets
@@ -50,7 +50,7 @@ REPORTS = ("report", "codec_report", "speaker_report")  # keys, or the first par
 
 
 def build_defs(settings: Settings, resources: Mapping[str, Any] | None = None) -> Definitions:
-    """All definitions of one profile; ``resources`` replace the profile's by name."""
+    """All definitions. ``resources`` replaces resources of the settings by name."""
     jobs = build_jobs(settings)
     return Definitions(
         assets=[complete(made, settings) for made in build_assets(settings)],
@@ -66,19 +66,19 @@ def build_defs(settings: Settings, resources: Mapping[str, Any] | None = None) -
             build_checkpoint_sensor(list(settings.sft), settings.storage),
             *build_alert_sensors(settings.alerts, settings.storage),
         ],
-        # One step at a time: each launched program already uses every core.
+        # One step at a time, because each launched program uses all cores.
         executor=in_process_executor,
     )
 
 
 def build_assets(settings: Settings) -> list[Any]:
-    """Every stage's assets and checks, and who serves, which asks what the checks said."""
+    """Assets and checks of all stages, and promotions, which read results of the checks."""
     stages = build_stages(settings)
     return [*stages, *promotion_assets(settings.promotion, stages)]
 
 
 def build_stages(settings: Settings) -> list[Any]:
-    """The assets and checks of what is made, in the order in which data flows."""
+    """Assets and checks in the order of the data flow, except promotions."""
     root, shape = settings.root, settings.compute.shape
     trained = {name: list(recipe.corpora) for name, recipe in settings.sft.items()}
     aligned = {name: trained[recipe.base] for name, recipe in settings.rlhf.items()}
@@ -106,14 +106,14 @@ def build_stages(settings: Settings) -> list[Any]:
             root,
             shape("evaluation"),
             settings.learnt_from,
-            {name: recipe.corpora for name, recipe in settings.families.recipes.items()},
+            {name: recipe.corpora for name, recipe in settings.external_models.recipes.items()},
         ),
-        *families_assets(
-            settings.families,
+        *external_model_assets(
+            settings.external_models,
             settings.evaluation,
             settings.validation,
             {**dict.fromkeys(settings.sft, "sft"), **dict.fromkeys(settings.rlhf, "rlhf")},
-            shape("families"),
+            shape("external_models"),
             root,
             settings.consents,
         ),
@@ -128,14 +128,13 @@ def build_stages(settings: Settings) -> list[Any]:
 
 
 def vllm_shape(settings: Settings) -> Shape:
-    """Of the program that loads a serving model, in vLLM's environment where it has its own."""
+    """The shape of the program that loads a serving model, with the interpreter of ``[vllm]``."""
     shape, python = settings.compute.shape("serving").one_process(), settings.vllm.python
     return shape.model_copy(update={"python": str(python)}) if python else shape
 
 
 def complete(made: Any, settings: Settings) -> Any:
-    """What holds for assets of all stages: owners, who follows inputs, how long reports are fresh.
-    Checks stay as they are."""
+    """Add owners, automation conditions and freshness policies. Checks are not changed."""
     if not isinstance(made, AssetsDefinition):
         return made
     days = settings.schedules.report_days
@@ -153,6 +152,7 @@ def complete(made: Any, settings: Settings) -> Any:
 
 
 def build_resources(settings: Settings) -> dict[str, Any]:
+    """The resources by name."""
     return {
         "store": ArtifactStoreResource(root=str(settings.storage)),
         "io_manager": ArtifactIOManager(root=str(settings.storage)),
@@ -167,8 +167,10 @@ def build_resources(settings: Settings) -> dict[str, Any]:
 
 
 def build_launcher(compute: Compute, wandb: WandbConfig | None = None, **accounts: Any) -> Launcher:
-    """The launcher that ``compute.launcher`` names; its programs report to ``wandb``, too, and
-    what they cost goes to ``accounts``: the launcher's ``ledger`` and ``gpu_hours_a_week``."""
+    """The launcher of ``compute.launcher``. With ``wandb``, its programs also log to W&B.
+
+    ``accounts`` are the fields ``ledger`` and ``gpu_hours_a_week`` of the launcher.
+    """
     common = compute.model_dump(include={"grace_seconds", "retries", "retry_seconds"}) | accounts
     common["wandb"] = wandb and wandb.model_dump(mode="json", exclude_none=True)
     if compute.launcher == "slurm":

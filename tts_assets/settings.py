@@ -1,9 +1,13 @@
-"""The strict model of ``dagster_project.toml``: what is built, from what, how large, and where.
+"""The strict model of ``dagster_project.toml``: all configuration of the project.
 
-The file holds the embedded profile; ``[profiles.<name>]`` tables lay other values over it, and
-``TTS_PROFILE`` selects one; its list ``drop`` names keys to take out first, where one key excludes
-another. A variable ``TTS__SECTION__KEY=value`` overrides one value (the value
-is TOML, or else a plain string). Relative paths are relative to the file.
+The file contains the profile ``embedded``. ``TTS_PROFILE`` selects a table
+``[profiles.<name>]``, whose values replace those of the file. Its list ``drop`` names keys to
+remove first, for keys that exclude each other. A variable ``TTS__SECTION__KEY=value`` overrides
+one value, which is TOML or else a plain string. Relative paths start at the folder of the file.
+
+pydantic-settings is not used. It ignores variables of unknown tables (``TTS__SFTT__STEPS=20``), and
+has neither profiles nor ``drop``. It would replace about 25 lines: :func:`environment_overrides`
+and :func:`overlay`.
 """
 
 from __future__ import annotations
@@ -12,7 +16,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import Field, PrivateAttr, model_validator
 
@@ -46,15 +50,19 @@ EMBEDDED = "embedded"
 
 
 class Project(Config):
-    """``[project]``: the name shown in the UI, where artifacts lie, and whose all assets are."""
+    """``[project]``: the name of the project, the folder of artifacts, and the owners of assets."""
 
     name: str
     storage: Path = Path("storage")
-    owners: tuple[Owner, ...] = Field((), description="addresses, or teams: 'team:speech'")
+    owners: tuple[Owner, ...] = Field(
+        (), description="owners of all assets: addresses, or teams such as 'team:speech'"
+    )
 
 
 class Settings(Config):
-    """One profile of the project, complete and checked."""
+    """One validated profile of the project."""
+
+    renamed_keys: ClassVar[Mapping[str, str]] = {"families": "external_models"}
 
     project: Project
     compute: Compute = Compute()
@@ -77,28 +85,30 @@ class Settings(Config):
     budget: Budget = Budget()
     alerts: Alerts = Alerts()
     speakers: SpeakersConfig | None = None
-    families: ExternalModelsConfig = ExternalModelsConfig()
+    external_models: ExternalModelsConfig = ExternalModelsConfig()
     _root: Path = PrivateAttr(default=Path())
 
     @property
     def root(self) -> Path:
-        """The folder of the project file; relative paths start here."""
+        """The folder of the project file, where relative paths start."""
         return self._root
 
     @property
     def storage(self) -> Path:
+        """The absolute path of the artifact store."""
         return self.path(self.project.storage)
 
     def path(self, path: Path) -> Path:
+        """The absolute path of a path in the project file."""
         return (self._root / path).resolve()
 
     @property
     def all_corpora(self) -> Corpora:
-        """Those of the file and those that are discovered, as they are when it is asked."""
+        """Declared and discovered corpora. The folder is read on each access."""
         return Corpora(self.corpora, self.discovery, self.root)
 
     def check_corpora(self) -> None:
-        """Raise ConfigError if a recipe, a report or a target is of an unknown corpus."""
+        """Raise :class:`ConfigError` if a recipe, a report or a target names an unknown corpus."""
         for name, recipe in self.sft.items():
             for corpus in set(recipe.corpora) - set(self.arrays.imported):
                 try:
@@ -121,10 +131,11 @@ class Settings(Config):
         for name, rlhf in self.rlhf.items():
             own = set(rlhf.prompts.corpora) - set(self.arrays.imported)
             named += [(f"rlhf.{name}.prompts", corpus) for corpus in sorted(own)]
-        for name, family in self.families.recipes.items():
-            named += [(f"families.recipes.{name}", corpus) for corpus in family.corpora]
-        target = set(self.evaluation.target) - set(self.arrays.imported)
-        named += [("evaluation.target", corpus) for corpus in sorted(target)]
+        for name, external in self.external_models.recipes.items():
+            where = f"external_models.recipes.{name}"
+            named += [(where, corpus) for corpus in external.corpora]
+        target = set(self.evaluation.reference_corpora) - set(self.arrays.imported)
+        named += [("evaluation.reference_corpora", corpus) for corpus in sorted(target)]
         for where, corpus in named:
             try:
                 self.all_corpora(corpus)
@@ -132,8 +143,7 @@ class Settings(Config):
                 raise ConfigError(f"{where} has corpus {corpus!r}: {error}") from None
 
     def consents(self, recipe: str) -> dict[str, VoiceConsent | None]:
-        """By corpus, who agreed to the voice of a recipe: also of those that the recipes before it
-        were trained on."""
+        """The consent of each corpus that a recipe or one of its base recipes was trained on."""
         imported = self.arrays.imported
         return {
             name: (imported[name] if name in imported else self.all_corpora(name).config).consent
@@ -141,25 +151,25 @@ class Settings(Config):
         }
 
     def learnt_from(self, recipe: str) -> set[str]:
-        """The corpora of a recipe, and of the recipes before it."""
-        if recipe in self.families.recipes:
-            return set(self.families.recipes[recipe].corpora)
+        """The corpora of a recipe and of its base recipes."""
+        if recipe in self.external_models.recipes:
+            return set(self.external_models.recipes[recipe].corpora)
         corpora: set[str] = set()
         if recipe in self.rlhf:
             corpora |= set(self.rlhf[recipe].prompts.corpora)
             recipe = self.rlhf[recipe].base
-        for _ in self.sft:  # no chain is longer
+        for _ in self.sft:  # the longest possible chain of base recipes
             corpora |= set(self.sft[recipe].corpora)
             recipe = self.sft[recipe].base.recipe or recipe
         return corpora
 
     @property
     def tokenizers(self) -> dict[str, list[TokenizerConfig]]:
-        """By corpus, the tokenizers of the SFT recipes that train on it, each once."""
+        """The distinct tokenizers of the SFT recipes of each corpus."""
         found: dict[str, list[TokenizerConfig]] = {}
         for recipe in self.sft.values():
             first = recipe
-            for _ in self.sft:  # continued training keeps the tokenizer
+            for _ in self.sft:  # a recipe keeps the tokenizer of its base
                 first = self.sft.get(first.base.recipe or "", first)
             tokenizer = TokenizerConfig(hub=first.base.hub, vocabulary=first.vocabulary)
             for corpus in recipe.corpora:
@@ -212,15 +222,16 @@ class Settings(Config):
                     f"{name!r} names an sft and an rlhf recipe, and both would be serving/{name}; "
                     f"rename one, for example rlhf.{name}_grpo"
                 )
-        for name in set(self.families.recipes) & {*self.sft, *self.rlhf}:
+        for name in set(self.external_models.recipes) & {*self.sft, *self.rlhf}:
             raise ValueError(
-                f"{name!r} names a recipe of [families] and another one, and both would have "
-                f"report/{name}; rename one, for example families.recipes.{name}_vits"
+                f"{name!r} names a recipe of [external_models] and another one, and both would "
+                f"have report/{name}; rename one, for example external_models.recipes.{name}_vits"
             )
-        recipes = {*self.sft, *self.rlhf, *self.families.recipes}
-        for name in set(self.families.notes) - recipes:
+        recipes = {*self.sft, *self.rlhf, *self.external_models.recipes}
+        for name in set(self.external_models.notes) - recipes:
             raise ValueError(
-                f"families.notes has {name!r}, which is no recipe; known recipes: {sorted(recipes)}"
+                f"external_models.notes has {name!r}, which is no recipe; "
+                f"known recipes: {sorted(recipes)}"
             )
         self.evaluation.check_recipes(recipes, set(self.rlhf))
         return self
@@ -232,14 +243,14 @@ class Settings(Config):
             engine = recipe.engine
             if on_gpus and isinstance(engine, VllmRollouts) and engine.shares_gpu:
                 raise ValueError(
-                    f"rlhf.{name}.engine: gpus = 0 shares the trainer's GPU, and under Slurm vLLM "
-                    "has a node of its own: set gpus = 1 or more"
+                    f"rlhf.{name}.engine: gpus = 0 uses the GPU of the trainer, and under Slurm "
+                    "vLLM has a separate node: set gpus = 1 or more"
                 )
         return self
 
     @model_validator(mode="after")
     def _check_speaker_encoder(self) -> Self:
-        named = {f"rlhf.{name}.rewards": recipe.voice_encoder for name, recipe in self.rlhf.items()}
+        named = {f"rlhf.{name}.rewards": one.speaker_encoder for name, one in self.rlhf.items()}
         named["evaluation.speaker_encoder"] = self.evaluation.speaker_encoder
         for key, encoder in named.items():
             if encoder == PUBLISHED and self.speakers is None:
@@ -268,9 +279,9 @@ def load_settings(
     environment: Mapping[str, str] = os.environ,
     overrides: Mapping[str, Any] | None = None,
 ) -> Settings:
-    """Read the project file, lay the profile, ``overrides`` and the environment over it.
+    """Read the project file and apply the profile, ``overrides`` and environment variables.
 
-    Raises :class:`ConfigError` naming the file, the key, and what to write instead.
+    Raises :class:`ConfigError` with the file, the key, and how to fix it.
     """
     path = (path or project_file(environment)).resolve()
     try:
@@ -299,13 +310,13 @@ def load_settings(
 
 
 def project_file(environment: Mapping[str, str] = os.environ) -> Path:
-    """``TTS_PROJECT``, or the project file of this checkout."""
+    """The path in ``TTS_PROJECT``, or the project file of this checkout."""
     named = environment.get("TTS_PROJECT")
     return Path(named) if named else Path(__file__).resolve().parent.parent / PROJECT_FILE
 
 
 def overlay(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """``base`` with the values of ``over``; tables are merged, everything else is replaced."""
+    """``base`` with the values of ``over``. Tables are merged, other values are replaced."""
     merged = dict(base)
     for key, value in over.items():
         both_tables = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
@@ -314,7 +325,7 @@ def overlay(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def drop(values: dict[str, Any], dotted: str, source: str) -> None:
-    """Take the key ``a.b.c`` out of nested tables."""
+    """Remove the key ``a.b.c`` from nested tables. Raises :class:`ConfigError` if it is missing."""
     *tables, key = dotted.split(".")
     node: Any = values
     for table in tables:
@@ -325,7 +336,7 @@ def drop(values: dict[str, Any], dotted: str, source: str) -> None:
 
 
 def environment_overrides(environment: Mapping[str, str]) -> dict[str, Any]:
-    """``TTS__SFT__ANNOUNCER__STEPS=20`` -> ``{"sft": {"announcer": {"steps": 20}}}``."""
+    """``TTS__SFT__ANNOUNCER__STEPS=20`` as ``{"sft": {"announcer": {"steps": 20}}}``."""
     values: dict[str, Any] = {}
     for name, text in sorted(environment.items()):
         if not name.startswith("TTS__"):

@@ -176,7 +176,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "no transcript": (
         lambda f: change_line(f, lambda line: line.replace('"transcript"', '"text"')),
-        r"val_samples\.jsonl:1: transcript: Field required; mend the line",
+        r"val_samples\.jsonl:1: transcript: Field required; correct the line",
     ),
     "a file too few": (
         lambda f: (f / "val_codes.npy").unlink(),

@@ -32,7 +32,7 @@ VENDORED = ROOT / "examples/codecs/announcer-16khz"
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread_a_rank() -> None:
-    """As the launcher has it where there are as many ranks as cores; the clips are short."""
+    """As the launcher sets it for as many ranks as cores; the clips are short."""
     torch.set_num_threads(1)
 
 
@@ -89,11 +89,11 @@ def tiny() -> CodecArchitecture:
     )
 
 
-FAMILIES = {"xcodec2": (Xcodec2Config, Xcodec2Model), "neucodec": (NeuCodecConfig, NeuCodecModel)}
+PUBLISHED = {"xcodec2": (Xcodec2Config, Xcodec2Model), "neucodec": (NeuCodecConfig, NeuCodecModel)}
 
 
 def small(**semantic: Any) -> dict[str, Any]:
-    """Sizes of a published codec in small; ``semantic`` are those of its semantic encoder."""
+    """Sizes of a small published codec; ``semantic`` are those of its semantic encoder."""
     sizes = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 32}
     return {
         **sizes,
@@ -107,9 +107,9 @@ def small(**semantic: Any) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def published(family: str, positions: str = "relative_key") -> PreTrainedModel:
-    """A model of transformers, small, its weights random, of gain 1, and its biases not zero."""
-    make_config, make_model = FAMILIES[family]
+def published(kind: str, positions: str = "relative_key") -> PreTrainedModel:
+    """A small model of transformers with random weights of gain 1 and biases other than zero."""
+    make_config, make_model = PUBLISHED[kind]
     config = make_config(**small(num_hidden_layers=2, position_embeddings_type=positions))
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""The codec in the graph: what is the same is not made again, neither codec nor codes."""
+"""The assets ``codec`` and ``codec_shards``: unchanged codecs and codes are not made again."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def fetch(root: Path, store: ArtifactStore, name: str = "codec") -> ExecuteInPro
 
 
 def publish(store: ArtifactStore, corpus: str, samples: Sequence[Sample]) -> None:
-    """Make these the ``filtered_samples`` of a corpus."""
+    """Publish these samples as the ``filtered_samples`` of a corpus."""
     build = Build("filtered_samples", {}, {"ids": [s.id for s in samples]}, "1", partition=corpus)
     result = store.work_folder(build) / "result"
     result.mkdir()
@@ -85,6 +85,7 @@ def encode(store: ArtifactStore, instance: DagsterInstance, corpus: str) -> Code
     return handle
 
 
+@pytest.mark.slow
 def test_a_corpus_that_grows_has_only_its_new_clips_encoded(
     store: ArtifactStore, samples: list[Sample]
 ) -> None:
@@ -111,7 +112,7 @@ def test_a_folder_is_published_once(tmp_path: Path, store: ArtifactStore, vendor
     events = [r.asset_materializations_for_node("codec")[0] for r in (first, second)]
     assert [event.metadata["reused"].value for event in events] == [False, True]
     assert events[0].metadata["token_rate"].value == 50.0
-    (tmp_path / "codec" / "README.md").write_text("other words make no other codec")
+    (tmp_path / "codec" / "README.md").write_text("the model card is not part of the codec")
     fetch(tmp_path, store)
     assert store.current("codec").content == handle.content
     (tmp_path / "codec" / "recipe.json").write_text("{}")

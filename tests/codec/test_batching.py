@@ -1,4 +1,4 @@
-"""Clips in padded batches: the same latents as alone, and so the same codes, every one."""
+"""Clips in padded batches have the same latents as alone, and therefore the same codes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def open_backend(name: str) -> Backend:
 
 
 def doubled(backend: Backend) -> Backend:
-    """In double precision, where rounding is a billionth of what a wrong mask does."""
+    """In double precision, where rounding is a billionth of the effect of a wrong mask."""
     assert isinstance(backend, CompactBackend | PublishedBackend)
     backend.model.double()
     if isinstance(backend, PublishedBackend):
@@ -56,7 +56,7 @@ def padded(backend: Backend, waves: Sequence[Wave]) -> tuple[torch.Tensor, list[
 
 @pytest.mark.parametrize("name", MODELS)
 @torch.inference_mode()
-def test_the_latents_of_a_clip_do_not_see_its_batch(name: str, waves: list[Wave]) -> None:
+def test_the_latents_of_a_clip_do_not_depend_on_its_batch(name: str, waves: list[Wave]) -> None:
     backend = doubled(open_backend(name))
     clips = [waves[0], waves[1][:9_000], waves[2][:6_400], waves[2][:1_500]]
     batch, hops = padded(backend, clips)
@@ -97,7 +97,7 @@ def test_a_clip_on_the_boundary_between_two_codes_is_encoded_again(waves: list[W
     encoder.encode([wave[:12_800] for wave in waves] + pair[:1])  # the probes
     assert encoder.effort["again"] == PROBED
     encoder.encode(pair)
-    assert encoder.effort["again"] == PROBED, "nothing is doubtful yet"
+    assert encoder.effort["again"] == PROBED, "no clip is near a boundary yet"
     with torch.no_grad():  # move the boundary of one dimension to a latent of the second clip
         latents = codec.latents(pair[1:])[0]
         levels = codec.levels(latents)[:, 1]
@@ -122,7 +122,7 @@ def boundary_input(codec: Codec, levels: torch.Tensor) -> torch.Tensor:
     return ((levels + offset) / half).atanh() - (offset / half).atanh()
 
 
-def test_batches_that_round_unlike_the_probes_are_refused(
+def test_batches_that_round_unlike_the_probes_are_rejected(
     vendored: Codec, waves: list[Wave]
 ) -> None:
     encoder = BatchEncoder(vendored)

@@ -1,4 +1,4 @@
-"""Decoders for a codec's codes: other rates, exact resume, silence, and who decodes with them."""
+"""Decoders for a codec's codes: other rates, exact resume, silence, and codecs that use them."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from tts_assets.codec.decoder import (
     OUTPUTS,
     CodecDecoder,
     DecoderOutput,
+    copy_fitting_weights,
     decoder_config,
-    take_over,
 )
 from tts_assets.codec.losses import MelLoss, loudness_loss
 from tts_assets.codec.model import Codec
-from tts_assets.codec.train_decoder import DecoderTrainer, main
+from tts_assets.codec.train_decoder import decoder_trainer, main
 from tts_assets.core.artifacts import DecoderFacts, sha256_file
 from tts_assets.core.audio import Wave
 from tts_assets.core.config import ConfigError
@@ -75,7 +75,7 @@ def metrics(folder: Path) -> list[dict[str, float]]:
 @pytest.mark.parametrize(
     ("rate", "hop", "upsampling"), [(24_000, 480, [[], []]), (48_000, 160, [[3, 2], [9, 6]])]
 )
-def test_a_decoder_gives_the_same_codes_another_rate(
+def test_a_decoder_decodes_the_same_codes_at_another_rate(
     tmp_path: Path,
     sample_list: Path,
     waves: list[Wave],
@@ -109,13 +109,15 @@ def test_an_interrupted_run_ends_in_the_same_bytes(tmp_path: Path, sample_list: 
     def prepared(folder: Path) -> DecoderProgram:
         return write(folder, recipe(), sample_list)
 
-    parts = assert_same_bytes_after_a_stop(tmp_path, prepared, DecoderTrainer, main, after=2)
+    parts = assert_same_bytes_after_a_stop(tmp_path, prepared, decoder_trainer, main, after=2)
     published = {path.name for path in (parts / "result").iterdir()}
     assert {"model.safetensors", "config.json", "model_config.json", "recipe.json"} <= published
 
 
-def test_the_codecs_own_decoder_is_a_better_start(tmp_path: Path, sample_list: Path) -> None:
-    """Its backbone is known; only the head is new at 24 kHz, and nothing is at 16 kHz."""
+def test_the_codecs_own_decoder_is_a_better_initialization(
+    tmp_path: Path, sample_list: Path
+) -> None:
+    """At 16 kHz all weights of the codec's decoder fit; at 24 kHz all but those of the head."""
     found = {}
     for start in ("codec", "scratch"):
         changes: dict[str, Any] = {"start": start, "size": None, "steps": 1, "adversarial": None}
@@ -125,8 +127,8 @@ def test_the_codecs_own_decoder_is_a_better_start(tmp_path: Path, sample_list: P
     assert found["codec"] < 0.5 * found["scratch"]
 
 
-def test_the_loss_falls_and_a_decoder_goes_on(tmp_path: Path, sample_list: Path) -> None:
-    more: dict[str, Any] = {"adversarial": None, "lr": 3e-3, "final_share": 1.0}
+def test_the_loss_falls_and_a_trained_decoder_continues(tmp_path: Path, sample_list: Path) -> None:
+    more: dict[str, Any] = {"adversarial": None, "lr": 3e-3, "min_lr_ratio": 1.0}
     write(tmp_path / "first", recipe(steps=40, **more), sample_list)
     main([str(tmp_path / "first" / "run.json")])
     losses = [record["loss"] for record in metrics(tmp_path / "first")]
@@ -136,11 +138,11 @@ def test_the_loss_falls_and_a_decoder_goes_on(tmp_path: Path, sample_list: Path)
     write(tmp_path / "second", again, sample_list, start=start)
     main([str(tmp_path / "second" / "run.json")])
     assert metrics(tmp_path / "second")[0]["loss"] < np.mean(losses[:5])
-    named = json.loads((tmp_path / "second" / "result" / "recipe.json").read_text())
-    assert named["start"] == sha256_file(start / "model.safetensors")
+    recorded = json.loads((tmp_path / "second" / "result" / "recipe.json").read_text())
+    assert recorded["start"] == sha256_file(start / "model.safetensors")
 
 
-def test_a_published_codecs_codes_get_a_decoder(tmp_path: Path, sample_list: Path) -> None:
+def test_a_decoder_is_trained_for_a_published_codec(tmp_path: Path, sample_list: Path) -> None:
     published("neucodec").save_pretrained(tmp_path / "codec")
     changes: dict[str, Any] = {"start": "codec", "size": None, "steps": 1, "adversarial": None}
     write(tmp_path, recipe(sample_rate=48_000, **changes), sample_list, tmp_path / "codec")
@@ -160,7 +162,7 @@ def test_losses_of_silence_are_finite(waves: list[Wave]) -> None:
     assert float(loudness_loss(speech / 10, speech)) == pytest.approx(400, rel=0.05)
 
 
-def test_rates_that_do_not_fit_are_refused() -> None:
+def test_inconsistent_rates_are_rejected() -> None:
     values = {"sample_rate": 48_000, "token_rate": 50, "hop_length": 160}
     with pytest.raises(ConfigError, match="are not 48000 Hz"):
         DecoderOutput.parse(values, "model_config.json")
@@ -173,11 +175,11 @@ def test_rates_that_do_not_fit_are_refused() -> None:
 
 @pytest.mark.parametrize(("family", "rate"), [("xcodec2", 16_000), ("neucodec", 24_000)])
 @pytest.mark.parametrize("wanted", [16_000, 24_000, 48_000])
-def test_a_public_decoders_weights_are_taken_over(family: str, rate: int, wanted: int) -> None:
-    """All of them where the rate is its own, all but the head where it is another."""
+def test_weights_of_a_published_decoder_are_copied(family: str, rate: int, wanted: int) -> None:
+    """All weights if the rate is the same, all but the head if it is another."""
     trained = published(family)
     decoder = CodecDecoder(decoder_config(trained.config), OUTPUTS[wanted])
-    new = take_over(decoder, trained.acoustic_decoder)
+    new = copy_fitting_weights(trained.acoustic_decoder, decoder)
     own, theirs = decoder.state_dict(), trained.acoustic_decoder.state_dict()
     assert (not new) == (wanted == rate) and all(name.startswith("head.") for name in new)
     assert all(torch.equal(own[name], theirs[name]) for name in own.keys() - set(new))

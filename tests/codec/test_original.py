@@ -1,4 +1,4 @@
-"""Original X-Codec-2 checkpoints: the same weights under other names, and no code of the file."""
+"""Original X-Codec-2 checkpoints: the same weights under other names; no code of them runs."""
 
 from __future__ import annotations
 
@@ -25,12 +25,15 @@ UNIT = {"snake1": "0", "conv1": "1", "snake2": "2", "conv2": "3"}
 
 
 def original_weights(model: Any) -> dict[str, Tensor]:
-    """A model's weights as the authors' training program names them, written out part by part
-    after the modules of its source: CodecEnc, SemanticEncoder_module, fc_prior, generator."""
+    """A model's weights under the names of the authors' training program.
+
+    They are written out after the modules of its source: CodecEnc, SemanticEncoder_module,
+    fc_prior, generator.
+    """
     own = model.state_dict()
     made: dict[str, Tensor] = {}
 
-    def take(original: str, name: str) -> None:
+    def move(original: str, name: str) -> None:
         for kind in ("weight", "bias"):
             if f"{name}.{kind}" in own:
                 made[f"{original}.{kind}"] = own.pop(f"{name}.{kind}")
@@ -52,34 +55,34 @@ def original_weights(model: Any) -> dict[str, Tensor]:
     for block in range(5):
         original, name = f"CodecEnc.conv_blocks.{block + 1}.block", f"{encoder}.block.{block}"
         for unit in range(3):
-            for part, place in UNIT.items():
+            for part, index in UNIT.items():
                 add = activation if part.startswith("snake") else normalized
-                add(f"{original}.{unit}.block.{place}", f"{name}.res_unit{unit + 1}.{part}")
+                add(f"{original}.{unit}.block.{index}", f"{name}.res_unit{unit + 1}.{part}")
         activation(f"{original}.3", f"{name}.snake1")
         normalized(f"{original}.4", f"{name}.conv1")
     activation("CodecEnc.conv_final_block.0", f"{encoder}.snake1")
     normalized("CodecEnc.conv_final_block.1", f"{encoder}.conv2")
-    for place, name in enumerate(
+    for index, name in enumerate(
         ("initial_conv", "residual_blocks.1", "residual_blocks.3", "final_conv"), start=1
     ):
-        take(f"SemanticEncoder_module.{name}", f"semantic_adapter.conv{place}")
-    take("fc_prior", "fc_encoder")
-    take("fc_post_a", "acoustic_decoder.fc")
+        move(f"SemanticEncoder_module.{name}", f"semantic_adapter.conv{index}")
+    move("fc_prior", "fc_encoder")
+    move("fc_post_a", "acoustic_decoder.fc")
     for part in ("project_in", "project_out"):
-        take(f"generator.quantizer.{part}", f"quantizer.{part}")
+        move(f"generator.quantizer.{part}", f"quantizer.{part}")
     for layer in range(model.config.num_hidden_layers):
         original = f"generator.backbone.transformers.{layer}"
         name = f"acoustic_decoder.layers.{layer}"
         q, k, v = (own.pop(f"{name}.self_attn.{part}_proj.weight") for part in "qkv")
         neighbours = [in_neighbours(rows, model.config.num_attention_heads) for rows in (q, k)]
         made[f"{original}.att.c_attn.weight"] = torch.cat([*neighbours, v])
-        take(f"{original}.att.c_proj", f"{name}.self_attn.o_proj")
-        take(f"{original}.att_norm", f"{name}.input_layernorm")
-        take(f"{original}.ffn_norm", f"{name}.post_attention_layernorm")
-        take(f"{original}.mlp.fc1", f"{name}.mlp.fc1")
-        take(f"{original}.mlp.fc2", f"{name}.mlp.fc2")
-    take("generator.backbone.final_layer_norm", "acoustic_decoder.norm")
-    take("generator.head.out", "acoustic_decoder.head.linear")
+        move(f"{original}.att.c_proj", f"{name}.self_attn.o_proj")
+        move(f"{original}.att_norm", f"{name}.input_layernorm")
+        move(f"{original}.ffn_norm", f"{name}.post_attention_layernorm")
+        move(f"{original}.mlp.fc1", f"{name}.mlp.fc1")
+        move(f"{original}.mlp.fc2", f"{name}.mlp.fc2")
+    move("generator.backbone.final_layer_norm", "acoustic_decoder.norm")
+    move("generator.head.out", "acoustic_decoder.head.linear")
     made["generator.head.istft.window"] = torch.hann_window(8)
     for name in list(own):
         if name.startswith("acoustic_decoder."):
@@ -94,7 +97,7 @@ def original_weights(model: Any) -> dict[str, Tensor]:
 
 
 def weights_of(shapes: dict[str, list[int]]) -> dict[str, Tensor]:
-    """Weights that follow from names, shapes and their order; constants of the source are zeros."""
+    """Weights that follow from names, shapes and their order; constants of the source are 0."""
     generator = np.random.default_rng(0)
     made: dict[str, Tensor] = {}
     for name, shape in shapes.items():
@@ -139,7 +142,7 @@ def test_a_checkpoint_becomes_the_same_codec(tmp_path: Path, model: Any, waves: 
         np.testing.assert_allclose(a, b, atol=1e-4)
 
 
-def test_the_published_source_gives_the_same(tmp_path: Path) -> None:
+def test_the_published_source_computes_the_same(tmp_path: Path) -> None:
     """``xcodec2_published.json``: names and shapes of the authors' training module, its parts built
     small from their source, and what that source made of a clip with the weights of
     :func:`weights_of`: the codes, and every 500th sample of their resynthesis."""
@@ -181,7 +184,7 @@ def test_rotating_neighbours_is_rotating_halves() -> None:
     torch.testing.assert_close(scores(*converted, halves=True), scores(query, key, halves=False))
 
 
-def test_what_does_not_fit_is_named(tmp_path: Path, model: Any) -> None:
+def test_weights_that_do_not_fit_are_named(tmp_path: Path, model: Any) -> None:
     weights = original_weights(model)
     weights["generator.backbone.new_part.weight"] = weights.pop("fc_prior.bias")
     weights["fc_post_a.weight"] = torch.zeros(3, 3)
@@ -211,6 +214,6 @@ def test_a_checkpoint_runs_no_code(
     weights = original_weights(model)
     convert(save(tmp_path, model, weights, hyper_parameters=Configuration()), Path("codec"))
     assert Codec.load(Path("codec")).codebook_size == 65_536
-    with contextlib.suppress(OriginalError):  # refused or read as nothing: it must not run
+    with contextlib.suppress(OriginalError):  # rejected or ignored: it must not run
         convert(save(tmp_path, model, weights, hyper_parameters=Harmful()), Path("codec"))
     assert not Path("harm").exists()

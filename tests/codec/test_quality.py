@@ -1,4 +1,4 @@
-"""Figures of resynthesis order what an ear would order, and say so where they cannot."""
+"""Metrics of a resynthesis rank clips as listeners do, and are None if they do not apply."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tts_assets.codec.quality import (
 from tts_assets.core.audio import Wave, resample
 
 
-def test_noise_is_worse_than_the_codec_and_that_than_the_original(
+def test_noise_is_worse_than_the_codec_and_the_codec_than_the_original(
     vendored: Codec, speech: list[Wave]
 ) -> None:
     clip = max(speech, key=len)
@@ -44,22 +44,22 @@ def test_pesq_falls_with_noise(speech: list[Wave]) -> None:
 def test_pitch_is_found_in_cents(speech: list[Wave]) -> None:
     clip = max(speech, key=len)
     higher = resample(clip, 16_000, 15_102)  # played at 16 kHz, a semitone higher
-    course = pitch(clip)
-    assert 0.2 < np.mean(~np.isnan(course)) < 1
+    contour = pitch(clip)
+    assert 0.2 < np.mean(~np.isnan(contour)) < 1
     stretched = np.interp(
-        np.arange(len(pitch(higher))) * 16_000 / 15_102, np.arange(len(course)), course
+        np.arange(len(pitch(higher))) * 16_000 / 15_102, np.arange(len(contour)), contour
     )
     error = pitch_error(stretched, pitch(higher))
     assert error is not None and 60 < error.cents < 140
-    assert pitch_error(course, course) == (0, 0)
-    assert pitch_error(course, np.full_like(course, np.nan)) is None
+    assert pitch_error(contour, contour) == (0, 0)
+    assert pitch_error(contour, np.full_like(contour, np.nan)) is None
 
 
-def test_a_clip_too_short_has_no_figure() -> None:
+def test_a_clip_that_is_too_short_has_no_metrics() -> None:
     short = np.random.default_rng(0).normal(size=2_000).astype(np.float32)
     assert stoi(short, short) is None
     assert pesq(short, short) is None
 
 
-def test_bit_rate_is_that_of_the_codebook() -> None:
+def test_bit_rate_follows_from_the_codebook() -> None:
     assert bit_rate(50, 65_536) == 800

@@ -69,13 +69,13 @@ def encode(folder: Path, samples: Path, **changes: Any) -> ShardFacts:
 
 
 def start(folder: Path) -> subprocess.Popen[bytes]:
-    """One rank, in a process of its own."""
+    """Start one rank in a separate process."""
     command = [sys.executable, "-m", "tts_assets.codec.shards", str(folder / "run.json")]
     return subprocess.Popen(command, cwd=ROOT)
 
 
 def when(happened: Callable[[], bool], act: Callable[[], None]) -> threading.Thread:
-    """Do ``act`` as soon as something has happened, from another thread."""
+    """Call ``act`` in another thread as soon as ``happened`` returns True."""
 
     def watch() -> None:
         while not happened():
@@ -144,7 +144,8 @@ def test_shards_of_another_codec_are_not_mixed_in(tmp_path: Path, sample_list: P
         main([str(tmp_path / "run.json")])
 
 
-def test_killed_and_gone_on_with_more_ranks_the_bytes_are_the_same(
+@pytest.mark.slow
+def test_a_killed_run_resumed_with_more_ranks_writes_the_same_bytes(
     tmp_path: Path, sample_list: Path
 ) -> None:
     encode(tmp_path / "one", sample_list, batch_tokens=1)
@@ -166,7 +167,7 @@ def test_killed_and_gone_on_with_more_ranks_the_bytes_are_the_same(
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
 
 
-def test_asked_to_stop_it_leaves_after_the_batch(tmp_path: Path, sample_list: Path) -> None:
+def test_a_stop_request_ends_the_run_after_the_batch(tmp_path: Path, sample_list: Path) -> None:
     program(tmp_path, sample_list)
     first = tmp_path / "checkpoints" / "shard-00000"
     thread = when(first.is_dir, lambda: os.kill(os.getpid(), signal.SIGTERM))
@@ -195,7 +196,7 @@ def test_only_new_clips_are_encoded(
     assert (other.encoded, other.reused_codes) == (9, 0), "codes of another codec"
 
 
-def test_codes_are_not_taken_from_a_damaged_artifact(
+def test_codes_of_a_damaged_artifact_are_not_reused(
     tmp_path: Path, store: ArtifactStore, sample_list: Path
 ) -> None:
     handle = publish(store, sample_list)
@@ -209,7 +210,7 @@ def test_codes_are_not_taken_from_a_damaged_artifact(
     assert digests(tmp_path / "run") == digests(tmp_path / "fresh")
 
 
-def test_a_file_that_is_no_longer_the_indexed_one_is_set_aside(
+def test_a_file_that_changed_after_indexing_is_set_aside(
     tmp_path: Path, samples: list[Sample]
 ) -> None:
     path = tmp_path / "clip.g722"

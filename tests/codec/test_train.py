@@ -1,4 +1,4 @@
-"""Codec training on real clips: it learns, resumes exactly, and never hears validation."""
+"""Codec training on real clips: it learns, resumes exactly, and never uses validation clips."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tts_assets.codec.config import (
 from tts_assets.codec.dataset import TrainingAudio
 from tts_assets.codec.model import Codec
 from tts_assets.codec.quality import usage
-from tts_assets.codec.train import CodecTrainer, Reconstruction, main
+from tts_assets.codec.train import CodecTrainer, Reconstruction, codec_trainer, main
 from tts_assets.codec.xcodec2 import build, calibrate
 from tts_assets.core.artifacts import CodecFacts, sha256_file
 from tts_assets.core.audio import Clip, Wave
@@ -43,7 +43,7 @@ from tts_assets.corpora.samples import Sample
 SPLIT = ValidationSplit(fraction=0.2)
 
 
-JUDGED = CodecAdversarialConfig(start=0.3, warmup=1, sizes=(256,), channels=4)
+ADVERSARIAL = CodecAdversarialConfig(start=0.3, warmup=1, sizes=(256,), channels=4)
 
 
 def recipe(tiny: CodecArchitecture, **changes: Any) -> CodecRecipe:
@@ -54,7 +54,7 @@ def recipe(tiny: CodecArchitecture, **changes: Any) -> CodecRecipe:
         "batch_seconds": 2,
         "window_seconds": (1,),
         "warmup": 1,
-        "adversarial": JUDGED,
+        "adversarial": ADVERSARIAL,
         "eval_every": 100,
         "save_every": 100,
     }
@@ -74,7 +74,7 @@ def write(folder: Path, recipe: CodecRecipe, samples: Path) -> CodecProgram:
 def opened(folder: Path, recipe: CodecRecipe, samples: Path) -> Iterator[CodecTrainer]:
     program = write(folder, recipe, samples)
     with Run(program.run_dir) as run:
-        yield CodecTrainer(run, program)
+        yield codec_trainer(run, program)
 
 
 def metrics(folder: Path) -> list[dict[str, float]]:
@@ -88,7 +88,7 @@ def names(folder: Path) -> set[str]:
 @pytest.mark.parametrize(
     ("after", "precision"),
     [(2, "fp32"), (3, "fp32"), (3, "bf16")],
-    ids=["between the stages", "against judges", "in half precision"],
+    ids=["between the stages", "in the adversarial stage", "in half precision"],
 )
 def test_an_interrupted_run_ends_in_the_same_bytes(
     tmp_path: Path, tiny: CodecArchitecture, sample_list: Path, after: int, precision: str
@@ -96,39 +96,41 @@ def test_an_interrupted_run_ends_in_the_same_bytes(
     def prepared(folder: Path) -> CodecProgram:
         return write(folder, recipe(tiny, precision=precision), sample_list)
 
-    parts = assert_same_bytes_after_a_stop(tmp_path, prepared, CodecTrainer, main, after=after)
+    parts = assert_same_bytes_after_a_stop(tmp_path, prepared, codec_trainer, main, after=after)
     assert {"model.safetensors", "config.json", "recipe.json"} <= names(parts / "result")
     facts = CodecFacts.from_json(parts / "result.json")
     assert (facts.token_rate, facts.codebook_size, facts.sample_rate) == (50.0, 125, 16_000)
 
 
 def test_the_loss_falls(tmp_path: Path, tiny: CodecArchitecture, sample_list: Path) -> None:
-    write(tmp_path, recipe(tiny, steps=60, lr=3e-3, adversarial=None, final_share=1.0), sample_list)
+    write(
+        tmp_path, recipe(tiny, steps=60, lr=3e-3, adversarial=None, min_lr_ratio=1.0), sample_list
+    )
     main([str(tmp_path / "run.json")])
     losses = [record["loss"] for record in metrics(tmp_path)]
     assert np.mean(losses[-10:]) < 0.85 * np.mean(losses[:10])
     assert metrics(tmp_path)[-1]["val_mel"] > 0
 
 
-def test_a_kill_between_saves_leaves_the_same_figures(
+def test_a_kill_between_saves_leaves_the_same_metrics(
     tmp_path: Path, tiny: CodecArchitecture, sample_list: Path
 ) -> None:
-    """The steps after the last save are taken again: neither reported nor counted twice."""
+    """The steps after the last save are repeated, but neither reported nor counted twice."""
     changes: dict[str, Any] = {"save_every": 2, "eval_every": 4, "adversarial": None}
     for name in ("whole", "parts"):
         write(tmp_path / name, recipe(tiny, **changes), sample_list)
     main([str(tmp_path / "whole" / "run.json")])
     program = CodecProgram.from_json(tmp_path / "parts" / "run.json")
     with pytest.raises(KeyboardInterrupt), Run(program.run_dir) as run:
-        trainer = CodecTrainer(run, program)
+        trainer = codec_trainer(run, program)
         step = trainer.train_step
 
-        def die_in_the_sixth(number: int) -> dict[str, float]:
+        def fail_in_the_sixth(number: int) -> dict[str, float]:
             if number == 5:
                 raise KeyboardInterrupt
             return step(number)
 
-        trainer.train_step = die_in_the_sixth  # type: ignore[method-assign]
+        trainer.train_step = fail_in_the_sixth  # type: ignore[method-assign]
         trainer.train()
     assert metrics(tmp_path / "parts")[-1]["step"] == 5
     main([str(tmp_path / "parts" / "run.json")])
@@ -138,14 +140,14 @@ def test_a_kill_between_saves_leaves_the_same_figures(
 
 
 @pytest.mark.parametrize("name", ["average.safetensors", "optimizers.pt"])
-def test_a_damaged_checkpoint_is_passed_over(
+def test_a_damaged_checkpoint_is_skipped(
     tmp_path: Path,
     tiny: CodecArchitecture,
     sample_list: Path,
     capfd: pytest.CaptureFixture[str],
     name: str,
 ) -> None:
-    """Of the two that are kept the older one goes on, to the same weights."""
+    """The run resumes from the older checkpoint and ends with the same weights."""
     write(tmp_path, recipe(tiny, save_every=3), sample_list)
     main([str(tmp_path / "run.json")])
     whole = sha256_file(tmp_path / "result" / "model.safetensors")
@@ -153,9 +155,9 @@ def test_a_damaged_checkpoint_is_passed_over(
     newest = tmp_path / "checkpoints" / "step-0000006"
     (newest / name).write_bytes((newest / name).read_bytes()[:-1000])
     main([str(tmp_path / "run.json")])
-    told = capfd.readouterr().err
-    assert f"step-0000006 is passed over and removed: {name} is truncated" in told
-    assert "resuming after step 3 of 6" in told
+    log = capfd.readouterr().err
+    assert f"step-0000006 is passed over and removed: {name} is truncated" in log
+    assert "resuming after step 3 of 6" in log
     assert sha256_file(tmp_path / "result" / "model.safetensors") == whole
 
 
@@ -172,42 +174,42 @@ def test_a_gradient_that_explodes_does_not_reach_the_weights(
     assert all(torch.equal(value, before[name]) for name, value in after.items())
 
 
-def test_judges_that_explode_are_named(
+def test_diverging_discriminators_are_named(
     tmp_path: Path, tiny: CodecArchitecture, sample_list: Path
 ) -> None:
     with opened(tmp_path, recipe(tiny), sample_list) as trainer:
-        assert trainer.judges is not None
+        assert trainer.discriminators is not None
         with torch.no_grad():
-            next(trainer.judges.parameters()).fill_(float("inf"))
-        with pytest.raises(FloatingPointError, match=r"judges.*lower adversarial\.lr"):
-            trainer.train_step(trainer.recipe.first_judged)
+            next(trainer.discriminators.parameters()).fill_(float("inf"))
+        with pytest.raises(FloatingPointError, match=r"discriminators.*lower adversarial\.lr"):
+            trainer.train_step(trainer.recipe.first_adversarial_step)
 
 
-def test_a_short_stage_is_judged_too(
+def test_a_short_stage_reaches_the_full_weight(
     tmp_path: Path, tiny: CodecArchitecture, sample_list: Path
 ) -> None:
-    """With a warm-up that is longer than the stage the judges would never be heard."""
-    judged = JUDGED.model_copy(update={"start": 0.8, "warmup": 200})
-    with opened(tmp_path, recipe(tiny, steps=100, adversarial=judged), sample_list) as trainer:
+    """With a warm-up longer than the stage the adversarial weight would stay 0."""
+    config = ADVERSARIAL.model_copy(update={"start": 0.8, "warmup": 200})
+    with opened(tmp_path, recipe(tiny, steps=100, adversarial=config), sample_list) as trainer:
         weights = [trainer.adversarial_weight(step) for step in (79, 80, 85, 90, 99)]
     assert weights == [None, 0.0, 0.0, 1.0, 1.0]
 
 
-def test_what_is_published_is_the_moving_average(
+def test_the_moving_average_is_published(
     tmp_path: Path, tiny: CodecArchitecture, sample_list: Path
 ) -> None:
-    """With weights 1 - decay for each step, decay = min(ema, (step + 1) / (step + 10))."""
+    """With weights 1 - decay for each step, decay = min(0.999, (step + 1) / (step + 10))."""
     with opened(tmp_path, recipe(tiny, adversarial=None), sample_list) as trainer:
         name, learnt = next((n, p) for n, p in trainer.codec.named_parameters() if p.requires_grad)
         expected, take = learnt.detach().clone(), trainer.train_step
 
-        def followed(step: int) -> dict[str, float]:
+        def follow(step: int) -> dict[str, float]:
             report = take(step)
             decay = min(0.999, (step + 1) / (step + 10))
             expected.mul_(decay).add_(learnt.detach(), alpha=1 - decay)
             return report
 
-        trainer.train_step = followed  # type: ignore[method-assign]
+        trainer.train_step = follow  # type: ignore[method-assign]
         trainer.train()
         trainer.export()
     published = load_file(tmp_path / "result" / "model.safetensors")[name]
@@ -246,7 +248,7 @@ def test_a_frozen_encoder_keeps_its_codes(
     before, after = (Codec.load(folder) for folder in (base, tmp_path / "decoder" / "result"))
     published = json.loads((tmp_path / "decoder" / "result" / "recipe.json").read_text())
     assert published["base"] == sha256_file(base / "model.safetensors")
-    assert "architecture" not in published  # it is the base's
+    assert "architecture" not in published  # the base has one
     old, new = before.encode(waves), after.encode(waves)
     assert all(np.array_equal(a, b) for a, b in zip(old, new, strict=True))
     assert not np.array_equal(before.decode(old)[0], after.decode(new)[0])
@@ -256,18 +258,20 @@ def test_a_frozen_encoder_keeps_its_codes(
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_judged_decoders_hear_the_codes_of_inference(
+def test_the_adversarial_stage_uses_the_codes_of_inference(
     tmp_path: Path, tiny: CodecArchitecture, sample_list: Path, precision: str
 ) -> None:
-    """Of silence, too, which only inference holds to the range of speech."""
+    """Also for silence, which only inference clamps to the range of speech."""
     silence = torch.zeros(1, 16_000)
-    judged = recipe(tiny, precision=precision)
-    with opened(tmp_path, judged, sample_list) as trainer, torch.no_grad():
+    with (
+        opened(tmp_path, recipe(tiny, precision=precision), sample_list) as trainer,
+        torch.no_grad(),
+    ):
         before = trainer.reconstruct(silence)[2].flatten()
         trainer.begin_adversarial()
-        heard = trainer.reconstruct(silence)[2].flatten()
+        after = trainer.reconstruct(silence)[2].flatten()
         (codes,) = Codec(CompactBackend(trainer.average), "cpu").encode(list(silence.numpy()))
-    assert heard.tolist() == codes.tolist() != before.tolist()
+    assert after.tolist() == codes.tolist() != before.tolist()
 
 
 def test_a_run_folder_of_another_recipe_is_refused(
@@ -280,7 +284,7 @@ def test_a_run_folder_of_another_recipe_is_refused(
         main([str(tmp_path / "run.json")])
 
 
-def test_validation_is_never_heard(
+def test_validation_clips_are_never_used(
     tiny: CodecArchitecture, sample_list: Path, samples: list[Sample]
 ) -> None:
     audio = TrainingAudio({"asterisk_en": sample_list}, recipe(tiny), SPLIT)
@@ -289,14 +293,14 @@ def test_validation_is_never_heard(
     assert {sample.id for sample in audio.validation} == held_out
     for step in range(50):
         audio.batch(step, 0, 1)
-    heard = {path for path, _ in audio.cache.waves}
-    assert heard and not held_out & {s.id for s in samples if s.wav_path in heard}
+    used = {path for path, _ in audio.cache.waves}
+    assert used and not held_out & {s.id for s in samples if s.wav_path in used}
 
 
-def test_codes_tell_how_loud_a_frame_is(
+def test_codes_encode_the_loudness_of_a_frame(
     tiny: CodecArchitecture, recordings: dict[str, tuple[str, Clip]]
 ) -> None:
-    """Without a branch that sees the waveform, too: 20 dB are far more than one level."""
+    """Also without a waveform branch: 20 dB are far more than one level."""
     wave = torch.from_numpy(recordings["auth-incorrect"][1].wave[:32_000])[None]
     model = build(tiny, seed=1)
     calibrate(model, wave)
@@ -307,10 +311,10 @@ def test_codes_tell_how_loud_a_frame_is(
 
 
 @pytest.mark.parametrize("acoustic_hidden", [0, 1])
-def test_half_precision_is_not_another_codec(
+def test_half_precision_changes_latents_by_rounding_only(
     acoustic_hidden: int, tiny: CodecArchitecture, recordings: dict[str, tuple[str, Clip]]
 ) -> None:
-    """Rounding is 0.01 of the latents; a kernel that computed something else made it 0.5."""
+    """Rounding is 0.01 of the latents; with a defective kernel the difference was 0.5."""
     wave = torch.from_numpy(recordings["auth-incorrect"][1].wave[:32_000])[None]
     model = build(tiny.model_copy(update={"acoustic_hidden": acoustic_hidden}), seed=1)
     calibrate(model, wave)
@@ -323,16 +327,16 @@ def test_half_precision_is_not_another_codec(
 
 
 def starts_of(window: Wave, wave: Wave) -> list[int]:
-    """Where a window lies in a wave."""
-    places = np.flatnonzero(wave[: len(wave) - len(window) + 1] == window[0])
-    return [int(s) for s in places if np.array_equal(wave[s : s + len(window)], window)]
+    """The positions of a window in a wave."""
+    positions = np.flatnonzero(wave[: len(wave) - len(window) + 1] == window[0])
+    return [int(s) for s in positions if np.array_equal(wave[s : s + len(window)], window)]
 
 
-def test_judges_teach_the_decoder_alone(
+def test_the_adversarial_stage_trains_the_decoder_only(
     tmp_path: Path, tiny: CodecArchitecture, sample_list: Path, waves: list[Wave]
 ) -> None:
-    judged = JUDGED.model_copy(update={"start": 0.5, "generator_lr": 2e-4})
-    with opened(tmp_path, recipe(tiny, steps=8, adversarial=judged), sample_list) as trainer:
+    config = ADVERSARIAL.model_copy(update={"start": 0.5, "generator_lr": 2e-4})
+    with opened(tmp_path, recipe(tiny, steps=8, adversarial=config), sample_list) as trainer:
         rates = [trainer.train_step(step)["lr"] for step in range(4)]
         codec = Codec(CompactBackend(trainer.average), "cpu")
         codes, made = codec.encode(waves), codec.decode(codec.encode(waves))
@@ -349,7 +353,7 @@ def test_judges_teach_the_decoder_alone(
 def test_two_ranks_go_through_both_stages(
     tmp_path: Path, tiny: CodecArchitecture, sample_list: Path
 ) -> None:
-    """And go on from a checkpoint of two, or of one, to the end."""
+    """And resume from a checkpoint of two ranks or of one."""
     for name in ("one", "two"):
         write(tmp_path / name, recipe(tiny, save_every=3), sample_list)
     main([str(tmp_path / "one" / "run.json")])
@@ -376,7 +380,7 @@ def on_two_ranks(program: Path) -> None:
 
 
 def go_back_to(folder: Path, step: int) -> None:
-    """As if the run had been killed before its next save."""
+    """Restore the state of a run that was killed before its next save."""
     unpublish(folder)
     (newest,) = (p for p in saved(folder / "checkpoints") if step_of(p) > step)
     shutil.rmtree(newest)
@@ -387,12 +391,12 @@ def unpublish(folder: Path) -> None:
     (folder / "result.json").unlink()
 
 
-def test_windows_lie_anywhere_in_an_utterance(
+def test_windows_start_anywhere_in_an_utterance(
     tiny: CodecArchitecture, sample_list: Path, samples: list[Sample]
 ) -> None:
     longest = max(samples, key=lambda sample: sample.duration)
     audio = TrainingAudio({"asterisk_en": sample_list}, recipe(tiny), SPLIT)
-    audio.train, audio.shares = [longest], np.array([1.0])
+    audio.train, audio.probabilities = [longest], np.array([1.0])
     wave = audio.cache.read(longest.wav_path)
     starts = []
     for step in range(40):
@@ -405,8 +409,8 @@ def test_windows_are_played_at_all_speeds(
     tiny: CodecArchitecture, sample_list: Path, samples: list[Sample]
 ) -> None:
     longest = max(samples, key=lambda sample: sample.duration)
-    audio = TrainingAudio({"asterisk_en": sample_list}, recipe(tiny, speeds=(0.8, 1.0)), SPLIT)
-    audio.train, audio.shares = [longest], np.array([1.0])
+    audio = TrainingAudio({"asterisk_en": sample_list}, recipe(tiny), SPLIT, speeds=(0.8, 1.0))
+    audio.train, audio.probabilities = [longest], np.array([1.0])
     slow, plain = audio.cache.read(longest.wav_path, 0.8), audio.cache.read(longest.wav_path)
     assert len(slow) == pytest.approx(len(plain) / 0.8, abs=1)
     windows = [audio.batch(step, 0, 1).numpy()[0] for step in range(20)]
@@ -416,9 +420,9 @@ def test_windows_are_played_at_all_speeds(
         recipe(tiny, speeds=(1.0, 3.0))
 
 
-def test_windows_are_played_at_all_levels(tiny: CodecArchitecture, sample_list: Path) -> None:
+def test_windows_are_amplified_by_all_gains(tiny: CodecArchitecture, sample_list: Path) -> None:
     plain = TrainingAudio({"asterisk_en": sample_list}, recipe(tiny), SPLIT)
-    levels = TrainingAudio({"asterisk_en": sample_list}, recipe(tiny, gains=(-12, 0)), SPLIT)
+    levels = TrainingAudio({"asterisk_en": sample_list}, recipe(tiny), SPLIT, gains=(-12, 0))
     found = []
     for step in range(20):
         one, other = plain.batch(step, 0, 1), levels.batch(step, 0, 1)
@@ -432,7 +436,7 @@ def test_windows_are_played_at_all_levels(tiny: CodecArchitecture, sample_list: 
         recipe(tiny, gains=(0.0, 25.0))
 
 
-def test_ranks_share_the_batch_of_one(tiny: CodecArchitecture, sample_list: Path) -> None:
+def test_ranks_split_the_batch_of_one(tiny: CodecArchitecture, sample_list: Path) -> None:
     audio = TrainingAudio({"asterisk_en": sample_list}, recipe(tiny, batch_seconds=4), SPLIT)
     whole = audio.batch(7, 0, 1)
     parts = [audio.batch(7, rank, 2) for rank in range(2)]

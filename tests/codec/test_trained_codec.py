@@ -1,4 +1,4 @@
-"""``codec`` in the graph where this project trains it: on two corpora, once."""
+"""The asset ``codec``, trained on two corpora."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_a_codec_is_trained_once(
     assert store.current("codec").content != handle.content
 
 
-def test_corpora_are_weighed_by_their_hours(
+def test_corpora_are_weighted_by_their_hours(
     tmp_path: Path, tiny: CodecArchitecture, samples: list[Sample]
 ) -> None:
     lists = {"announcer": samples[:10], "interviews": samples[10:]}
@@ -73,12 +73,12 @@ def test_corpora_are_weighed_by_their_hours(
     known = {sample.id for sample in lists["interviews"]}
     theirs = np.array([sample.id in known for sample in audio.train])
     seconds = np.array([sample.duration for sample in audio.train])
-    share = 0.5 * seconds[theirs].sum() / (0.5 * seconds[theirs].sum() + seconds[~theirs].sum())
-    assert audio.shares[theirs].sum() == pytest.approx(share)
+    expected = 0.5 * seconds[theirs].sum() / (0.5 * seconds[theirs].sum() + seconds[~theirs].sum())
+    assert audio.probabilities[theirs].sum() == pytest.approx(expected)
 
 
-def test_a_base_that_is_not_there_is_named(store: ArtifactStore, samples: list[Sample]) -> None:
-    """And not before it is trained: the rest of the graph loads."""
+def test_a_missing_base_is_named(store: ArtifactStore, samples: list[Sample]) -> None:
+    """When the codec is materialized, not when the definitions load."""
     publish(store, "announcer", samples[:15])
     lost = CodecRecipe(corpora={"announcer": 1.0}, base=Path("nowhere"))
     with pytest.raises(ConfigError, match=r"codec\.train\.base: there is no folder nowhere"):

@@ -1,4 +1,4 @@
-"""The codec report on real clips: figures that add up, a page of its own, every codec in store."""
+"""The codec report on real clips: plausible metrics, a self-contained page, all codecs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tts_assets.codec.storage import facts_of, open_compact, save_compact
 from tts_assets.codec.xcodec2 import build
 from tts_assets.codec_report.assets import build_assets
 from tts_assets.codec_report.config import CodecReportProgram, CodecVersion
-from tts_assets.codec_report.evaluate import Measurer, SystemFigures, held_out, main, write_report
+from tts_assets.codec_report.evaluate import Measurer, SystemMetrics, held_out, main, write_report
 from tts_assets.core.artifacts import (
     ArtifactStore,
     Build,
@@ -64,7 +64,7 @@ def samples() -> list[Sample]:
 
 @pytest.fixture(scope="module")
 def program(samples: list[Sample], tmp_path_factory: pytest.TempPathFactory) -> CodecReportProgram:
-    """The vendored codec, and the same with a decoder at 24 kHz that has learnt nothing."""
+    """The vendored codec, with its own decoder and with an untrained decoder at 24 kHz."""
     folder = tmp_path_factory.mktemp("codec_report")
     write_samples(folder / "kept.jsonl", samples)
     config = decoder_config(open_compact(VENDORED).config)
@@ -93,8 +93,8 @@ def measured(program: CodecReportProgram) -> list[dict[str, Any]]:
     return systems
 
 
-def test_clips_without_words_are_not_listened_to(program: CodecReportProgram) -> None:
-    def told(*transcripts: str) -> CodecReportProgram:
+def test_clips_without_words_are_not_used(program: CodecReportProgram) -> None:
+    def program_with(*transcripts: str) -> CodecReportProgram:
         path = program.run_dir / "others.jsonl"
         write_samples(
             path,
@@ -105,9 +105,9 @@ def test_clips_without_words_are_not_listened_to(program: CodecReportProgram) ->
         )
         return program.model_copy(update={"samples": {"asterisk_en": path}})
 
-    assert [sample.transcript for sample in held_out(told("Mm-hmm.", "one"))] == ["one"]
+    assert [sample.transcript for sample in held_out(program_with("Mm-hmm.", "one"))] == ["one"]
     with pytest.raises(ValueError, match="take corpora that have transcripts"):
-        held_out(told("Um...", ""))
+        held_out(program_with("Um...", ""))
 
 
 def test_a_codec_lies_between_the_recording_and_noise(measured: list[dict[str, Any]]) -> None:
@@ -115,22 +115,22 @@ def test_a_codec_lies_between_the_recording_and_noise(measured: list[dict[str, A
     assert [system["name"] for system in measured] == ["original", "vendored", "untrained"]
     assert vendored["wer"] < untrained["wer"]
     assert vendored["stoi"] > untrained["stoi"] and vendored["mel"] < untrained["mel"]
-    assert vendored["similarity"] > (untrained["similarity"] or 0)  # None: nobody speaks
+    assert vendored["similarity"] > (untrained["similarity"] or 0)  # None: no speech was found
     assert original["stoi"] is None and original["codes"] is None
     assert original["p808"] > untrained["p808"]
     assert 0 < vendored["cents"] < 400 and 0 <= vendored["voicing"] < 0.5
 
 
-def test_word_errors_have_an_interval(
+def test_the_wer_has_an_interval(
     program: CodecReportProgram, measured: list[dict[str, Any]]
 ) -> None:
     for system in measured:
         interval = system["wer_interval"]
         assert 0 <= interval["low"] <= system["wer"] <= interval["high"]
-    kept = SystemFigures.from_json(program.run_dir / "checkpoints" / "vendored.json")
+    kept = SystemMetrics.from_json(program.run_dir / "checkpoints" / "vendored.json")
     wrong, right = (
-        clip.model_copy(update={"word_errors": share * clip.words})
-        for clip, share in zip(kept.clips, (1, 0), strict=True)
+        clip.model_copy(update={"word_errors": fraction * clip.words})
+        for clip, fraction in zip(kept.clips, (1, 0), strict=True)
     )
     divided = kept.model_copy(update={"clips": (wrong, right)})
     assert (divided.wer_interval.low, divided.wer_interval.high) == (0.0, 1.0)
@@ -139,7 +139,7 @@ def test_word_errors_have_an_interval(
 def test_a_recording_is_played_at_its_own_rate(
     program: CodecReportProgram, samples: list[Sample], tmp_path: Path
 ) -> None:
-    """Beside a decoder at 24 kHz, one at 16 kHz would be heard as if nothing were lost."""
+    """At 16 kHz the page would hide what the codec loses of a recording at 24 kHz."""
     wave = resample(read_wave(Path(samples[0].wav_path), 16_000), 16_000, 24_000)
     soundfile.write(tmp_path / "wide.wav", wave, 24_000)
     wide = samples[0].model_copy(update={"wav_path": str(tmp_path / "wide.wav")})
@@ -161,20 +161,20 @@ def test_codes_and_speed_are_counted(measured: list[dict[str, Any]]) -> None:
     assert 0 < vendored["speed"]["encode"] < 10 and 0 < vendored["speed"]["decode"] < 10
 
 
-def test_the_page_needs_no_other_file(
+def test_the_page_is_self_contained(
     program: CodecReportProgram, measured: list[dict[str, Any]]
 ) -> None:
     page = (program.run_dir / "result" / "report.html").read_text()
     sources = re.findall(r'(?:src|href)="([^"]*)"', page)
     assert sources and all(source.startswith(("data:", "#")) for source in sources)
     assert page.count("data:audio/flac") == 2 * 3
-    assert page.count("data:image/png") == 2 + 2 * 3  # a clip in all systems, and each by itself
+    assert page.count("data:image/png") == 2 + 2 * 3  # each clip in all systems, and each player
     assert "PESQ" in page
     notebook = json.loads((program.run_dir / "result" / "listening.ipynb").read_text())
     assert sum("data:audio/flac" in json.dumps(cell) for cell in notebook["cells"]) == 2
 
 
-def test_a_full_page_names_the_files(
+def test_a_page_that_is_full_names_the_files(
     program: CodecReportProgram,
     measured: list[dict[str, Any]],
     tmp_path: Path,
@@ -182,12 +182,12 @@ def test_a_full_page_names_the_files(
 ) -> None:
     shutil.copytree(program.run_dir / "result", tmp_path / "result")
     kept = [f"{system['name']}.json" for system in measured]
-    systems = [SystemFigures.from_json(program.run_dir / "checkpoints" / name) for name in kept]
+    systems = [SystemMetrics.from_json(program.run_dir / "checkpoints" / name) for name in kept]
     monkeypatch.setattr(clips, "PAGE_BYTES", 30_000)
     write_report(tmp_path / "result", systems, program)
     page = (tmp_path / "result" / "report.html").read_text()
     assert 0 < page.count("data:audio/ogg") < 2 * 3
-    missing = re.findall(r"too large: (\S+) beside it", page)
+    missing = re.findall(r"it is in the file (\S+)\.", page)
     assert len(missing) == 2 * 3 - page.count("data:audio/ogg")
     assert all((tmp_path / "result" / name).is_file() for name in missing)
 
@@ -196,21 +196,23 @@ def test_a_full_page_names_the_files(
 def test_the_page_in_a_browser(
     program: CodecReportProgram, measured: list[dict[str, Any]], tmp_path: Path
 ) -> None:
-    """All figures of all codecs, pictures that show, players that play; also on a phone."""
+    """All metrics of all codecs, visible plots, working players; also on a phone."""
     with Browser(tmp_path / "wide") as browser:
         browser.open(program.run_dir / "result" / "report.html")
         tables = "[...document.querySelectorAll('table')]"
         rows = browser.run(
             f"{tables}.map((t) => [...t.rows].map((r) => [...r.cells].map((c) => c.innerText)))"
         )
-        lost, takes = ({column[0]: column[1:] for column in zip(*t, strict=True)} for t in rows[:2])
-        figures = ["STOI", "Mel L1", "Pitch error", "DNSMOS P.808", "Likeness"]
-        for figure in figures + ["PESQ"] * (find_spec("pesq") is not None):
-            (column,) = (values for name, values in lost.items() if name.startswith(figure))
-            assert len(column) == 3 and re.fullmatch(r"[\d.]+", column[1]), figure
-        assert re.fullmatch(r"[\d.]+ %\s+\([\d.]+ % to [\d.]+ %\)", lost["Word errors"][1])
+        quality, cost = (
+            {column[0]: column[1:] for column in zip(*t, strict=True)} for t in rows[:2]
+        )
+        metrics = ["STOI", "Mel L1", "Pitch error", "DNSMOS P.808", "Speaker similarity"]
+        for metric in metrics + ["PESQ"] * (find_spec("pesq") is not None):
+            (column,) = (values for name, values in quality.items() if name.startswith(metric))
+            assert len(column) == 3 and re.fullmatch(r"[\d.]+", column[1]), metric
+        assert re.fullmatch(r"[\d.]+ %\s+\([\d.]+ % to [\d.]+ %\)", quality["WER"][1])
         names = ("Bit rate", "Used here", "Perplexity", "Encoding", "Decoding")
-        assert all(re.fullmatch(r"[\d.]+", cell) for name in names for cell in takes[name])
+        assert all(re.fullmatch(r"[\d.]+", cell) for name in names for cell in cost[name])
         browser.run("document.querySelectorAll('img').forEach((i) => { i.loading = 'eager'; })")
         browser.wait("[...document.images].every((image) => image.naturalWidth > 100)")
         browser.run("document.querySelectorAll('.player button')[1].click()")
@@ -223,7 +225,8 @@ def test_the_page_in_a_browser(
         assert phone.run("document.documentElement.scrollWidth") <= 390
 
 
-def test_stopped_it_measures_the_other_codecs_only(
+@pytest.mark.slow
+def test_a_restart_measures_the_other_codecs_only(
     program: CodecReportProgram, measured: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     kept = tmp_path / "checkpoints" / "vendored.json"
@@ -243,6 +246,7 @@ def test_stopped_it_measures_the_other_codecs_only(
     assert "as kept: " in (tmp_path / "result" / "report.json").read_text()
 
 
+@pytest.mark.slow
 def test_every_codec_of_the_store_is_in_the_report(
     store: ArtifactStore, samples: list[Sample]
 ) -> None:

@@ -48,7 +48,9 @@ def test_published_is_found_and_current(tmp_path: Path) -> None:
     handle.verify()
 
 
-def test_content_depends_on_bytes_alone_and_fingerprint_on_what_made_them(tmp_path: Path) -> None:
+def test_content_depends_on_bytes_and_fingerprint_on_inputs_and_configuration(
+    tmp_path: Path,
+) -> None:
     store = ArtifactStore(tmp_path)
     first = publish(store, build())
     second = publish(store, build(config={"a": 2}))
@@ -64,13 +66,13 @@ def test_content_depends_on_bytes_alone_and_fingerprint_on_what_made_them(tmp_pa
     assert downstream[0] == downstream[1] != downstream[2]
 
 
-def test_current_before_anything_says_what_to_do(tmp_path: Path) -> None:
+def test_current_without_an_artifact_is_an_error_with_a_remedy(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"code_arrays\[x\].*materialize it first"):
         ArtifactStore(tmp_path).current("code_arrays", "x")
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut", "changed"])
-def test_damage_is_named(tmp_path: Path, damage: str) -> None:
+def test_a_damaged_file_is_named(tmp_path: Path, damage: str) -> None:
     file = publish(ArtifactStore(tmp_path), build()).path / "suite.jsonl"
     if damage == "missing":
         file.unlink()
@@ -80,7 +82,7 @@ def test_damage_is_named(tmp_path: Path, damage: str) -> None:
         open_artifact(file.parent).verify()
 
 
-def test_an_empty_result_is_refused(tmp_path: Path) -> None:
+def test_an_empty_result_is_rejected(tmp_path: Path) -> None:
     store = ArtifactStore(tmp_path)
     result = store.work_folder(build()) / "result"
     result.mkdir()
@@ -88,7 +90,7 @@ def test_an_empty_result_is_refused(tmp_path: Path) -> None:
         store.publish(EvaluationSuite, build(), result, FACTS)
 
 
-def test_another_kind_is_refused(tmp_path: Path) -> None:
+def test_another_kind_is_rejected(tmp_path: Path) -> None:
     from tts_assets.core.artifacts import CodeArrays
 
     handle = publish(ArtifactStore(tmp_path), build())
@@ -96,7 +98,7 @@ def test_another_kind_is_refused(tmp_path: Path) -> None:
         CodeArrays.open(handle.path)
 
 
-def test_written_aside_leaves_the_old_on_an_error(tmp_path: Path) -> None:
+def test_written_aside_keeps_the_old_file_on_an_error(tmp_path: Path) -> None:
     target = tmp_path / "file"
     target.write_text("old")
     with pytest.raises(RuntimeError), written_aside(target) as aside:
@@ -106,7 +108,7 @@ def test_written_aside_leaves_the_old_on_an_error(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_what_a_killed_writer_left_is_not_published(tmp_path: Path) -> None:
+def test_temporary_files_of_a_killed_writer_are_not_published(tmp_path: Path) -> None:
     store = ArtifactStore(tmp_path)
     result = store.work_folder(build()) / "result"
     for left in (".model.safetensors.4711.4711.tmp", "audio/.clips.4711.4712.tmp/one.flac"):
@@ -132,7 +134,8 @@ for number in range(first, first + 100_000):
 """
 
 
-def test_kill_9_at_any_moment_leaves_whole_artifacts(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_kill_9_at_any_time_leaves_complete_artifacts(tmp_path: Path) -> None:
     """Ten kills at different moments: whatever lies under its final name is complete."""
     store = ArtifactStore(tmp_path)
     for attempt in range(10):

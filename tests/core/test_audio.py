@@ -1,4 +1,4 @@
-"""Reading audio: formats, rates, channels, and everything that is broken."""
+"""Reading audio: formats, rates, channels and broken files."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ def speech(clips: Path) -> np.ndarray:
         ("float.wav", {"subtype": "FLOAT"}),
     ],
 )
-def test_formats_read_alike(tmp_path: Path, speech: np.ndarray, name: str, options: dict) -> None:
+def test_all_formats_give_the_same_samples(
+    tmp_path: Path, speech: np.ndarray, name: str, options: dict
+) -> None:
     soundfile.write(tmp_path / name, speech, 16_000, **options)
     clip = read_clip(tmp_path / name)
     assert (clip.rate, clip.channels) == (16_000, 1)
@@ -40,7 +42,7 @@ def test_formats_read_alike(tmp_path: Path, speech: np.ndarray, name: str, optio
         np.testing.assert_allclose(clip.wave[:length], speech[:length], atol=1e-4)
 
 
-def test_g722_has_the_duration_that_its_bytes_say(clips: Path) -> None:
+def test_the_duration_of_g722_follows_from_its_size(clips: Path) -> None:
     for path in clips.rglob("*.g722"):
         clip = read_clip(path)
         assert clip.rate == 16_000
@@ -75,7 +77,9 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("reason", BROKEN)
-def test_broken_audio_is_named(tmp_path: Path, speech: np.ndarray, reason: str) -> None:
+def test_broken_audio_is_an_error_with_a_reason(
+    tmp_path: Path, speech: np.ndarray, reason: str
+) -> None:
     path = tmp_path / "broken.wav"
     BROKEN[reason](path, speech)
     with pytest.raises(BrokenAudio) as caught:
@@ -85,9 +89,7 @@ def test_broken_audio_is_named(tmp_path: Path, speech: np.ndarray, reason: str) 
 
 
 @pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.ogg", "a.opus", "a.mp3", "a.aiff", "a.au"])
-def test_a_file_cut_short_is_not_taken_for_a_short_clip(
-    tmp_path: Path, speech: np.ndarray, name: str
-) -> None:
+def test_a_truncated_file_is_rejected(tmp_path: Path, speech: np.ndarray, name: str) -> None:
     path = tmp_path / name
     opus = {"format": "OGG", "subtype": "OPUS"} if name == "a.opus" else {}
     soundfile.write(path, speech, 16_000, **opus)
@@ -99,7 +101,7 @@ def test_a_file_cut_short_is_not_taken_for_a_short_clip(
     assert caught.value.reason == (flac if name == "a.flac" else "truncated")
 
 
-def test_a_wav_that_was_written_to_a_pipe_has_no_true_length_and_is_whole(
+def test_a_wav_written_to_a_pipe_is_accepted_without_its_length(
     tmp_path: Path, speech: np.ndarray
 ) -> None:
     path = tmp_path / "piped.wav"

@@ -1,4 +1,4 @@
-"""The two stores beside the artifacts: cached facts, and audio that the pipeline made."""
+"""The cache of records."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tts_assets.core.audio import AudioPool
 from tts_assets.core.cache import RecordCache
 
 
-def test_records_are_found_again_and_never_change(tmp_path: Path) -> None:
+def test_records_persist_and_never_change(tmp_path: Path) -> None:
     cache = RecordCache(tmp_path / "deep" / "facts.sqlite")
     assert cache.get(["a"]) == {}
     cache.put({f"key {number}": {"number": number} for number in range(1200)})
@@ -19,7 +19,7 @@ def test_records_are_found_again_and_never_change(tmp_path: Path) -> None:
     assert len(found) == 1200 and found["key 7"] == {"number": 7}
 
 
-def test_many_threads_put_at_once(tmp_path: Path) -> None:
+def test_threads_write_concurrently(tmp_path: Path) -> None:
     cache, pool = RecordCache(tmp_path / "facts.sqlite"), AudioPool(tmp_path / "audio")
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(lambda n: cache.put({str(n % 10): n % 10}), range(80)))

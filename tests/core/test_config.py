@@ -1,4 +1,4 @@
-"""Renamed keys: refused under the former name, unchanged in the canonical form."""
+"""Renamed and removed keys: rejected, and unchanged in the canonical form."""
 
 from collections.abc import Mapping
 from typing import ClassVar
@@ -21,7 +21,7 @@ class Outer(Config):
     named: dict[str, Inner] = Field(default_factory=lambda: {"a": Inner()})
 
 
-def test_a_former_name_is_refused_with_the_present_one() -> None:
+def test_a_former_name_is_rejected_with_the_present_one() -> None:
     with pytest.raises(ConfigError, match="'judges' is now called 'discriminators'"):
         Outer.parse({"judges": {}}, "here")
 
@@ -40,7 +40,7 @@ class Fewer(Config):
     channels: int = 16
 
 
-def test_a_removed_key_is_refused_and_stays_in_the_canonical_form() -> None:
+def test_a_removed_key_is_rejected_and_stays_in_the_canonical_form() -> None:
     with pytest.raises(ConfigError, match="'objective' was removed, its value is always \"hinge\""):
         Fewer.parse({"objective": "hinge"}, "here")
     assert canonical_json(Fewer()) == '{"channels":16,"objective":"hinge"}'

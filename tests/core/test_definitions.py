@@ -61,5 +61,5 @@ def test_reports_have_a_freshness_policy() -> None:
 
 @pytest.mark.parametrize("owner", ["speech", "team:", "nobody@nowhere", "a b@c.de"])
 def test_an_owner_is_an_address_or_a_team(owner: str) -> None:
-    with pytest.raises(ValueError, match="owns nothing; write an address"):
+    with pytest.raises(ValueError, match="is no valid owner; write an address"):
         load_settings(environment={}, overrides={"project": {"owners": [owner]}})

@@ -15,17 +15,17 @@ from tts_assets.codec.sources import download, newest_revision
 from tts_assets.core.config import Config, ConfigError, canonical_json
 from tts_assets.core.hub import identity
 from tts_assets.corpora.config import FilterConfig
-from tts_assets.evaluation.assets import determined
 from tts_assets.evaluation.config import EvaluationConfig
+from tts_assets.evaluation.recipes import determined
 from tts_assets.rlhf.config import RlhfRecipe
 from tts_assets.sft.config import SftRecipe
 from tts_assets.speechlm.config import TokenizerConfig, VocabularyConfig, identified
-from tts_assets.speechlm.tokenizer import load_tokenizer
+from tts_assets.speechlm.vocabulary import load_tokenizer
 
 NAME = "nobody-of-that-name/no-model"
 
 
-def test_a_folder_is_its_files_and_a_name_is_itself(tmp_path: Path) -> None:
+def test_the_identity_of_a_folder_is_its_files_and_of_a_name_the_name(tmp_path: Path) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
     for folder in (here, there):
         folder.mkdir()
@@ -51,7 +51,7 @@ def of_rlhf(model: str) -> Config:
 
 def of_report(model: str) -> dict[str, Any]:
     config = EvaluationConfig(suite=Path("suite.jsonl"), whisper=model, metrics=("words",))
-    return determined(config, {}, Path())[1]
+    return determined(config, None, Path())[1]
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def of_report(model: str) -> dict[str, Any]:
         lambda model: CodecReportConfig(corpora=("a",), whisper=model).identified(),
     ],
 )
-def test_fingerprints_see_other_files_in_the_same_folder(
+def test_fingerprints_change_with_files_of_the_same_folder(
     known: Callable[[str], object], tmp_path: Path
 ) -> None:
     (tmp_path / "model.bin").write_bytes(b"weights")
@@ -77,7 +77,7 @@ def test_fingerprints_see_other_files_in_the_same_folder(
     assert NAME in canonical_json(known(NAME))
 
 
-def test_a_model_out_of_reach_is_named_with_the_remedy(
+def test_an_unavailable_model_is_an_error_with_a_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for variable in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY"):

@@ -1,4 +1,4 @@
-"""The ledger of GPU-hours: weeks, limits, and what a killed launcher leaves."""
+"""The ledger of GPU-hours: weeks, limits and killed launchers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_an_attempt_over_midnight_counts_in_both_weeks() -> None:
     assert attempt.hours_since(start + 10 * 3600) == 0
 
 
-def test_what_is_told_again_replaces_what_was_told(tmp_path: Path) -> None:
+def test_a_later_record_replaces_an_earlier_one(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     for seconds in (0.0, 30.0, 60.0, 45.0):  # the last of somebody who looked away earlier
         ledger.record("run.0", "sft/a", 2, seconds)
@@ -37,7 +37,7 @@ def test_what_is_told_again_replaces_what_was_told(tmp_path: Path) -> None:
     assert abs(attempt.started - time.time()) < 60  # as the first word of it said
 
 
-def test_nothing_is_launched_on_gpus_when_the_week_is_spent(tmp_path: Path) -> None:
+def test_no_launch_on_gpus_after_the_weekly_limit(tmp_path: Path) -> None:
     Ledger(tmp_path).record("a", "sft/a", 4, 1.0)
     used = sum(Ledger(tmp_path).used(datetime.now(UTC)).values())
     Ledger(tmp_path, limit=2 * used).check(8)

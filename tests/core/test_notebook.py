@@ -1,4 +1,4 @@
-"""Listening notebooks as Dagster's UI renders them."""
+"""Notebooks with audio players as the Dagster UI renders them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from tts_assets.core.notebook import Section, write_notebook
 
 
-def test_a_transcript_is_shown_as_it_is_written(tmp_path: Path) -> None:
+def test_transcripts_are_escaped(tmp_path: Path) -> None:
     import nbformat
     from nbconvert import HTMLExporter
 

@@ -37,7 +37,7 @@ def test_writes_metrics_progress_and_result(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGUSR1, "stop"])
-def test_a_stop_saves_and_a_restart_goes_on(tmp_path: Path, how: signal.Signals | str) -> None:
+def test_a_stop_saves_and_a_restart_resumes(tmp_path: Path, how: signal.Signals | str) -> None:
     process = run(CountConfig(run_dir=tmp_path, total=1000, step_seconds=0.02))
     saved = tmp_path / "checkpoints" / "count.txt"
     while not saved.is_file() or int(saved.read_text()) < 3:
@@ -55,7 +55,7 @@ def test_a_stop_saves_and_a_restart_goes_on(tmp_path: Path, how: signal.Signals 
     assert json.loads((tmp_path / "result.json").read_text())["started_from"] == reached
 
 
-def test_a_bad_configuration_names_the_key_and_the_near_one(
+def test_an_invalid_key_is_reported_with_the_nearest_key(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "run.json"

@@ -1,4 +1,4 @@
-"""The project file: profiles, overrides, and messages that say what to write instead."""
+"""The project file: profiles, overrides and error messages with remedies."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_stage_changes_the_shape_of_its_programs() -> None:
     assert launcher.slurm_options() == compute.slurm
 
 
-def test_what_runs_vllm_is_one_process_in_its_environment() -> None:
+def test_programs_with_vllm_are_one_process_in_its_environment() -> None:
     changes = {"vllm": {"python": "/envs/vllm/bin/python"}, "compute": {"gpus": 8}}
     shape = vllm_shape(load(changes, TTS_PROFILE="slurm"))
     assert (shape.nodes, shape.processes, shape.gpus) == (1, 1, 1)
@@ -100,7 +100,9 @@ def test_overlay_merges_tables_and_replaces_the_rest() -> None:
         ),
     ],
 )
-def test_what_cannot_be_is_refused_with_the_remedy(overrides: dict[str, Any], message: str) -> None:
+def test_invalid_settings_are_rejected_with_a_remedy(
+    overrides: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         load(overrides)
     assert "dagster_project.toml" in str(caught.value)
@@ -120,7 +122,7 @@ def test_a_recipe_may_name_a_discovered_corpus(tmp_path: Path) -> None:
     assert "voice" in load(overrides).sft["announcer"].corpora
 
 
-def test_a_declared_name_that_cannot_be_a_partition_is_refused() -> None:
+def test_an_invalid_corpus_name_is_rejected() -> None:
     corpus = {"path": ".", "reader": "folder", "language": "en"}
     with pytest.raises(
         ConfigError, match=r"is not a valid name of a corpus.*for example 'my_voice'"
@@ -160,7 +162,7 @@ def test_a_missing_file_a_broken_file_and_an_unknown_profile(tmp_path: Path) -> 
         ("", {"launcher": "slurm", "gpus": 1, "stages": {"sft": {"gpus": 4}}}, 4),
     ],
 )
-def test_one_process_a_gpu(
+def test_one_process_per_gpu(
     monkeypatch: pytest.MonkeyPatch, visible: str, compute: dict[str, Any], processes: int
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
@@ -181,21 +183,21 @@ def test_one_process_a_gpu(
         ),
         ({"suites": {"x": {"path": "x.jsonl", "recipes": ["nobody"]}}}, "suites.x.recipes names"),
         ({"suites": {"main": {"path": "x.jsonl"}}}, "the name is taken"),
-        ({"gates": {"incumbent": "nobody"}}, "gates.incumbent names 'nobody'"),
+        ({"gates": {"baseline": "nobody"}}, "gates.baseline names 'nobody'"),
     ],
 )
-def test_evaluation_names_recipes_that_exist(evaluation: dict[str, Any], message: str) -> None:
+def test_evaluation_must_name_existing_recipes(evaluation: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load({"evaluation": evaluation})
 
 
-def test_prompts_of_a_corpus_that_is_nowhere_are_refused() -> None:
+def test_prompts_of_an_unknown_corpus_are_rejected() -> None:
     prompts = {"rlhf": {"announcer_grpo": {"prompts": {"corpora": ["announcer"]}}}}
     with pytest.raises(ConfigError, match=r"rlhf.announcer_grpo.prompts has corpus 'announcer'"):
         load_settings(environment={}, overrides=prompts)
 
 
-def test_corpora_of_codecs_are_looked_for() -> None:
+def test_corpora_of_codecs_must_exist() -> None:
     report = {"codec": {"report": {"corpora": ["announcer"]}}}
     with pytest.raises(ConfigError, match=r"\[codec\.report\] has corpus 'announcer'"):
         load_settings(environment={}, overrides=report)

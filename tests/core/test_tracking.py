@@ -1,4 +1,4 @@
-"""Weights & Biases, real and offline, beside the metrics of launched programs."""
+"""Weights & Biases in offline mode, beside the metrics of launched programs."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def start(config: CountConfig, **environment: str) -> subprocess.Popen[str]:
     )
 
 
-def test_offline_it_has_the_metrics_and_asks_nobody(tmp_path: Path) -> None:
+def test_offline_metrics_are_stored_without_network_access(tmp_path: Path) -> None:
     write_card(tmp_path, WandbConfig(project="voices", tags=("a", "b")), "sft/one")
     with socket.create_server(("127.0.0.1", 0)) as proxy:
         address = f"http://127.0.0.1:{proxy.getsockname()[1]}"
@@ -90,7 +90,7 @@ def test_offline_it_has_the_metrics_and_asks_nobody(tmp_path: Path) -> None:
     assert not (tmp_path / "home").exists()
 
 
-def test_a_resumed_run_goes_on_in_it(tmp_path: Path) -> None:
+def test_a_resumed_program_continues_its_wandb_run(tmp_path: Path) -> None:
     write_card(tmp_path, WandbConfig(project="voices"), "sft/one")
     process = start(CountConfig(run_dir=tmp_path, total=1000, step_seconds=0.05))
     saved = tmp_path / "checkpoints" / "count.txt"
@@ -119,7 +119,7 @@ def test_a_resumed_run_goes_on_in_it(tmp_path: Path) -> None:
         ({"project": "voices", "api_key": "secret-word"}, "unknown key 'api_key'"),
     ],
 )
-def test_what_fails_in_it_is_told_and_ends_nothing(
+def test_an_error_of_wandb_is_logged_and_does_not_end_the_program(
     tmp_path: Path, card: dict[str, str], why: str
 ) -> None:
     (tmp_path / CONFIG_FILE).write_text(json.dumps(card))
@@ -133,7 +133,7 @@ def test_what_fails_in_it_is_told_and_ends_nothing(
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
 
 
-def test_the_launcher_turns_it_on_and_off(tmp_path: Path) -> None:
+def test_the_launcher_turns_wandb_on_and_off(tmp_path: Path) -> None:
     shape = Shape(processes=1)
     on = build_launcher(Compute(), WandbConfig(project="voices", tags=("nightly",)))
     assert metadata(launch(count(tmp_path, shape, total=2), on))["counted"] == 2
@@ -144,6 +144,6 @@ def test_the_launcher_turns_it_on_and_off(tmp_path: Path) -> None:
     assert len(runs(tmp_path / "wandb")) == 1
 
 
-def test_a_key_of_the_project_file_is_refused() -> None:
+def test_an_api_key_in_the_project_file_is_rejected() -> None:
     with pytest.raises(ConfigError, match="unknown key 'api_key'"):
         WandbConfig.parse({"project": "voices", "api_key": "0123"}, "dagster_project.toml")

@@ -1,4 +1,4 @@
-"""A training that ended without numbers goes no further, whatever stage it is of."""
+"""Trainings with invalid losses block downstream assets, in all stages."""
 
 from __future__ import annotations
 
@@ -62,7 +62,9 @@ def train(root: Path, metrics: str) -> ExecuteInProcessResult:
         ('{"step": 2, "val_mel": NaN}', False),
     ],
 )
-def test_losses_that_are_not_finite_go_no_further(last: str, passes: bool, tmp_path: Path) -> None:
+def test_losses_that_are_not_finite_block_downstream_assets(
+    last: str, passes: bool, tmp_path: Path
+) -> None:
     result = train(tmp_path, f'{{"step": 1, "loss": 2.0}}\n{last}\n')
     (check,) = result.get_asset_check_evaluations()
     assert (check.passed, result.success) == (passes, passes)
@@ -71,12 +73,12 @@ def test_losses_that_are_not_finite_go_no_further(last: str, passes: bool, tmp_p
     assert (len(followed) == 2) == passes
 
 
-def test_a_run_that_tells_no_loss_does_not_pass(tmp_path: Path) -> None:
+def test_a_run_without_losses_does_not_pass(tmp_path: Path) -> None:
     (check,) = train(tmp_path, '{"step": 1, "lr": 0.1}\n').get_asset_check_evaluations()
     assert not check.passed
 
 
-def test_everything_trained_is_checked() -> None:
+def test_all_trained_assets_have_the_check() -> None:
     def checked(profile: str, codec: dict[str, object]) -> set[str]:
         environment = {"TTS_PROFILE": profile} if profile else {}
         settings = load_settings(environment=environment, overrides={"codec": codec})

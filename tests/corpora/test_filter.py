@@ -261,6 +261,7 @@ def test_impossible_filters_are_refused(tmp_path: Path) -> None:
         FilterProgram(run_dir=tmp_path, samples=(tmp_path,), filters=FilterConfig(min_snr=20))
 
 
+@pytest.mark.slow
 def test_any_number_of_threads_gives_the_same_bytes(tmp_path: Path) -> None:
     rows = [
         sample(id=f"{n}", transcript=f"number {n % 700}  of {n}", duration=n % 37 + 0.5)

@@ -17,6 +17,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from tts_assets.core.compute import STAGES
 from tts_assets.settings import Settings, load_settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -273,8 +274,32 @@ def test_the_map_of_the_code_is_complete() -> None:
 @pytest.mark.parametrize("path", documents())
 def test_documents_use_the_terms_of_the_glossary(path: Path) -> None:
     """The table in CONTRIBUTING.md names the terms; headings of messages quote the code."""
-    if path.name in ("CONTRIBUTING.md", "configuration.md", "families.md", "rlhf.md"):
+    if path.name in ("CONTRIBUTING.md", "configuration.md"):
         return
     text = re.sub(r"^### `.*`$", "", prose(path), flags=re.M)
     old = r"likeness|by heart|incumbent|verdict|word errors|talker|who serves|learnt|goes on from"
     assert re.findall(rf"\b(?:{old})\b", text, re.I) == []
+
+
+@pytest.mark.parametrize("path", documents())
+def test_keys_in_the_text_are_keys_of_some_table(path: Path) -> None:
+    """``key = value`` and ``table.key = value`` in running text."""
+    made = runpy.run_path(str(ROOT / "scripts/make_configuration_reference.py"))
+    known = {name for _, model in made["tables"]() for name in model.model_fields}
+    known |= {*Settings.model_fields, *STAGES}
+    for code in inline_code(path):
+        match = re.match(r"([a-z_]+(?:\.[a-z_]+)*) = .", code)
+        if match and path.name != "configuration.md":
+            assert {*match[1].split(".")} <= known, f"{path.name}: {code}"
+
+
+@pytest.mark.parametrize("path", documents())
+def test_names_of_classes_exist(path: Path) -> None:
+    """Names such as ``StreamDecoder`` in running text are names of the code or of its libraries."""
+    folders = ("tts_assets", "resources", "sensors", "jobs", "tests")
+    files = [file for folder in folders for file in (ROOT / folder).rglob("*.py")]
+    names = [code for code in inline_code(path) if re.fullmatch(r"(?:[A-Z][a-z]+){2,}\w*", code)]
+    if names and path.name != "configuration.md":
+        source = "\n".join(file.read_text() for file in files)
+        missing = [name for name in names if not re.search(rf"\b{name}\b", source)]
+        assert missing == [], path.name

@@ -1,4 +1,4 @@
-"""Real clips as syntheses, and the real models that score them."""
+"""Real clips as syntheses, and the models that score them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.support.speaking import Speaking, publish_all
 from tts_assets.core.artifacts import ArtifactStore
 from tts_assets.core.audio import Clip
 from tts_assets.evaluation.config import EvaluationConfig, EvaluationProgram, LineageRow
-from tts_assets.evaluation.measuring import MetricRunner, SynthesizedUtterance
+from tts_assets.evaluation.metric_runner import MetricRunner, SynthesizedUtterance
 from tts_assets.evaluation.metrics.metric import Setting
 from tts_assets.evaluation.page import write_flac
 from tts_assets.evaluation.report import write_report
@@ -39,7 +39,7 @@ def speaking(tmp_path_factory: pytest.TempPathFactory, absolute_clips: Path) -> 
 
 
 def program_of(name: str, **values: object) -> EvaluationProgram:
-    """What a report of that name is told, with real clips' pace."""
+    """The configuration of a report with this name."""
     given: dict[str, object] = {
         "run_dir": Path(),
         "evaluation": EvaluationConfig(suite=Path("suite.jsonl")),
@@ -66,18 +66,18 @@ def report(
     setting: Setting,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    """A report of three recordings as syntheses: two under their texts, one under another's."""
+    """A report of three recordings as syntheses: the last one has the first one's text."""
     folder = tmp_path_factory.mktemp("report")
-    gauge = MetricRunner(setting, folder.parent / "metrics.sqlite")
-    spoken = []
+    metrics = MetricRunner(setting, folder.parent / "metrics.sqlite")
+    utterances = []
     for number, key in enumerate(SENTENCES):
-        said, clip = recordings[key]
+        transcript, clip = recordings[key]
         if number == 2:
-            said = recordings[SENTENCES[0]][0]
+            transcript = recordings[SENTENCES[0]][0]
         audio = folder / "audio" / f"{key}-42.flac"
         write_flac(audio, clip.wave, clip.rate)
         category = "wrong" if number == 2 else "right"
-        text = SuiteText(id=key, category=category, text=said, language="en")
-        spoken.append(SynthesizedUtterance(text, 42, None, audio, ended=True))
-    write_report(folder, program_of("recordings"), gauge.measure(spoken))
+        text = SuiteText(id=key, category=category, text=transcript, language="en")
+        utterances.append(SynthesizedUtterance(text, 42, None, audio, ended=True))
+    write_report(folder, program_of("recordings"), metrics.measure(utterances))
     return folder

@@ -1,4 +1,4 @@
-"""Suite, reports and comparison in a real Dagster run: lineage, checks, reuse."""
+"""Suite, reports and comparison in Dagster runs: lineage, checks, reuse."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from dagster import (
 
 from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
 from resources.torchrun import TorchrunLauncher
-from tests.support.speaking import SAMPLING, Speaking
+from tests.support.speaking import Speaking
 from tts_assets.core.artifacts import UNPARTITIONED, Build, Handle
 from tts_assets.core.compute import Shape
 from tts_assets.core.config import ConfigError
 from tts_assets.evaluation.assets import build_assets
 from tts_assets.evaluation.config import EvaluationConfig
-from tts_assets.evaluation.corpus_voices import expected_rate, reference_clips, target_digest
 from tts_assets.evaluation.lineage import lineage
-from tts_assets.evaluation.results import read_samples, read_target
+from tts_assets.evaluation.references import expected_rate, reference_clips, references_digest
+from tts_assets.evaluation.results import read_references_digest, read_samples
 from tts_assets.orchestration.partitions import corpus_partitions
 from tts_assets.settings import load_settings
 from tts_assets.sft.config import SftRecipe
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "suites"
-GIVEN = {"suite": "suite.jsonl", "references": 1, "window_seconds": 5}
+GIVEN = {"suite": "suite.jsonl", "reference_clips": 1, "window_seconds": 5}
 CHECKS = {"every_text_is_accounted_for", "suite_is_held_out", "metrics_did_not_fail"}
 
 
@@ -55,7 +55,7 @@ def run(
 ) -> ExecuteInProcessResult:
     rows = [{"id": f"t{n}", "category": "c", "text": text} for n, text in enumerate(texts)]
     (folder / "suite.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    evaluation = EvaluationConfig.model_validate({**GIVEN, "sampling": SAMPLING, **options})
+    evaluation = EvaluationConfig.model_validate({**GIVEN, **options})
     recipe = SftRecipe.model_validate({"base": {"llama": {}}, "corpora": {"clips": 1}, "steps": 1})
     root = str(speaking.store.root)
     upstream = [
@@ -94,7 +94,7 @@ def checks(result: ExecuteInProcessResult) -> dict[str, bool]:
 
 @pytest.mark.slow
 def test_report_of_a_model(instance: DagsterInstance, speaking: Speaking, tmp_path: Path) -> None:
-    instance.add_dynamic_partitions("corpus", ["of_no_concern"])  # it has no arrays yet
+    instance.add_dynamic_partitions("corpus", ["unrelated"])  # it has no arrays yet
     result = run(instance, speaking, tmp_path, ["nobody is here", "four three"])
     assert result.success
     assert checks(result) == dict.fromkeys(CHECKS, True)
@@ -108,7 +108,7 @@ def test_report_of_a_model(instance: DagsterInstance, speaking: Speaking, tmp_pa
 
 
 @pytest.mark.slow
-def test_a_suite_that_was_trained_on_is_told(
+def test_a_suite_of_training_texts_fails_its_check(
     instance: DagsterInstance, speaking: Speaking, tmp_path: Path
 ) -> None:
     lines = (speaking.arrays.path / "train_samples.jsonl").read_text().splitlines()
@@ -145,19 +145,19 @@ def test_a_second_suite_with_unseen_speakers(
     assert report.facts.suite == "voices"
     assert report.facts.metrics["real_time_factor"] > 0
     assert len(read_samples(report.path)) == 2
-    (warm,) = read_samples(report.path, "temperatures.jsonl")
-    assert warm.temperature == 1.5
-    assert warm.audio is not None and (report.path / warm.audio).is_file()
+    (varied,) = read_samples(report.path, "temperatures.jsonl")
+    assert varied.temperature == 1.5
+    assert varied.audio is not None and (report.path / varied.audio).is_file()
     events = result.get_asset_materialization_events()
     (numbers,) = [e.materialization.metadata for e in events if "metrics/wer" in str(e)]
     assert numbers["metrics/wer_low"].value <= numbers["metrics/wer_high"].value
 
 
 @pytest.mark.slow
-def test_a_report_against_another_corpus(
+def test_a_report_with_references_of_another_corpus(
     instance: DagsterInstance, speaking: Speaking, tmp_path: Path
 ) -> None:
-    """The recipe is of ``clips``; the voice that it should be like is in ``others``."""
+    """The recipe is trained on ``clips``; the reference speaker is in ``others``."""
     store, own = speaking.store, speaking.arrays
     build = Build("code_arrays", {"codec": speaking.codec}, {}, "1", partition="others")
     folder = store.work_folder(build) / "result"
@@ -168,32 +168,38 @@ def test_a_report_against_another_corpus(
     instance.add_dynamic_partitions("corpus", ["others"])
     assert run(instance, speaking, tmp_path, ["four three"]).success
     gates = {"speaker_similarity": 0.0}
-    result = run(instance, speaking, tmp_path, ["four three"], target=["others"], gates=gates)
+    result = run(
+        instance, speaking, tmp_path, ["four three"], reference_corpora=["others"], gates=gates
+    )
     assert result.success
     (gate,) = [c for c in result.get_asset_check_evaluations() if "gate" in c.check_name]
     assert gate.description is not None and "against other recordings" in gate.description
     report = store.current("report/tiny", UNPARTITIONED)
 
-    def target(arrays: Handle) -> str:
+    def digest(arrays: Handle) -> str:
         given = {"a": arrays}
         rate = expected_rate(given, "en")  # type: ignore[arg-type]
-        return target_digest(reference_clips(given, 1), {}, rate)  # type: ignore[arg-type]
+        return references_digest(reference_clips(given, 1), {}, rate)  # type: ignore[arg-type]
 
-    assert read_target(report.path) == target(others) != target(own)
-
-
-def test_a_target_that_is_nowhere_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"evaluation\.target has corpus 'nowhere'"):
-        load_settings(environment={}, overrides={"evaluation": {"target": ["nowhere"]}})
+    assert read_references_digest(report.path) == digest(others) != digest(own)
 
 
-def test_no_target_leaves_reports_what_they_are() -> None:
+def test_unknown_reference_corpora_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"evaluation\.reference_corpora has corpus 'nowhere'"):
+        load_settings(environment={}, overrides={"evaluation": {"reference_corpora": ["nowhere"]}})
+
+
+def test_without_reference_corpora_the_fingerprint_is_as_before() -> None:
     none = EvaluationConfig(suite=Path("suite.jsonl"))
     assert "target" not in none.determining()
-    assert none.model_copy(update={"target": ("clips",)}).determining()["target"] == ["clips"]
+    assert none.model_copy(update={"reference_corpora": ("clips",)}).determining()["target"] == [
+        "clips"
+    ]
 
 
-def test_lineage_names_what_is_no_longer_stored(speaking: Speaking, tmp_path: Path) -> None:
+def test_lineage_has_artifacts_that_are_no_longer_stored(
+    speaking: Speaking, tmp_path: Path
+) -> None:
     elsewhere = type(speaking.store)(tmp_path)
     build = Build("serving/copy", {"codec": speaking.codec}, {}, "1")
     folder = elsewhere.work_folder(build) / "result"

@@ -1,4 +1,4 @@
-"""Models on the same texts: differences, the summary in words, the blind test and its count."""
+"""Comparisons: differences, the text summary, the blind test, and counting its votes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from tests.evaluation.conftest import LINEAGE
 from tts_assets.core.audio import statement
 from tts_assets.core.config import ConfigError
-from tts_assets.evaluation import blind_test as votes
+from tts_assets.evaluation import blind_test
 from tts_assets.evaluation.blind_test import BlindKey, Trial, Votes, tally
 from tts_assets.evaluation.compare import ComparisonError, compare
 from tts_assets.evaluation.config import EvaluationConfig
@@ -24,7 +24,7 @@ CONFIG = EvaluationConfig(suite=Path("suite.jsonl"))
 
 
 def better_copy(report: Path, folder: Path, name: str = "better") -> Path:
-    """The report of a model whose every word is understood, and whose voice is the same."""
+    """A copy of the report without word errors; speaker similarity is the same."""
     copy = folder / name
     shutil.copytree(report, copy)
     rows = [
@@ -36,7 +36,7 @@ def better_copy(report: Path, folder: Path, name: str = "better") -> Path:
 
 
 def digest(clip: bytes) -> bytes:
-    """The MD5 of a FLAC file's samples, as its header has it."""
+    """The MD5 of a FLAC file's samples, from its header."""
     return clip[26:42]
 
 
@@ -63,11 +63,11 @@ def test_three_models(report: Path, tmp_path: Path) -> None:
     page = (result / "comparison.html").read_text()
     assert page.count("<audio ") == 9
     summary = (result / "summary.md").read_text()
-    assert "second and first cannot be told apart in word errors, likeness" in summary
-    assert "better in likeness" not in summary
+    assert "second and first do not differ significantly in WER, speaker similarity" in summary
+    assert "better in speaker similarity" not in summary
 
 
-def test_what_the_models_differ_in_is_heard_first(report: Path, tmp_path: Path) -> None:
+def test_texts_with_the_largest_differences_come_first(report: Path, tmp_path: Path) -> None:
     better = better_copy(report, tmp_path)
     rows = read_samples(report)
     rows[1] = rows[1].model_copy(update={"audio": None, "values": rows[1].values | {"wer": 1.0}})
@@ -77,11 +77,11 @@ def test_what_the_models_differ_in_is_heard_first(report: Path, tmp_path: Path) 
     cells = json.loads((result / "listening.ipynb").read_text())["cells"]
     titles = [cell["source"] for cell in cells if cell["source"]]
     assert [title.split(":")[0] for title in titles] == ["# Listening", "## right", "## wrong"]
-    assert titles[2].startswith("## wrong: mute ") and ", better 0.0 % word" in titles[2]
+    assert titles[2].startswith("## wrong: WER mute ") and ", better 0.0 %" in titles[2]
     right, wrong = (c["outputs"][0]["data"]["text/html"] for c in cells if not c["source"])
     assert (right.count("<audio "), wrong.count("<audio ")) == (3, 2)
-    assert right.index(f"{rows[1].text} (mute said nothing)") < right.index(rows[0].text)
-    assert "mute; heard: " in wrong and "better; heard as written" in wrong
+    assert right.index(f"{rows[1].text} (no audio of mute)") < right.index(rows[0].text)
+    assert "mute; ASR transcript: " in wrong and "better; ASR transcript: as written" in wrong
 
 
 def test_reports_of_other_suites_are_refused(report: Path, tmp_path: Path) -> None:
@@ -91,25 +91,25 @@ def test_reports_of_other_suites_are_refused(report: Path, tmp_path: Path) -> No
         compare({"a": report, "b": other}, CONFIG, (), tmp_path)
 
 
-def test_what_was_measured_against_other_recordings_is_left_out(
-    report: Path, tmp_path: Path
-) -> None:
+def test_metrics_with_other_references_are_left_out(report: Path, tmp_path: Path) -> None:
     better = better_copy(report, tmp_path)
-    told = json.loads((better / "report.json").read_text())
-    (better / "report.json").write_text(json.dumps(told | {"target": "of other clips"}))
+    written = json.loads((better / "report.json").read_text())
+    (better / "report.json").write_text(json.dumps(written | {"target": "of other clips"}))
     result = compared({"a": report, "b": better}, tmp_path / "result")
     figures = json.loads((result / "comparison.json").read_text())
     columns = {row["column"] for row in figures["differences"]}
     assert "wer" in columns
     assert not columns & {"speaker_similarity", "duration_ratio"}
-    says = "not compared: the reports measure it against other recordings"
-    assert f"Likeness and length ratio: {says}" in (result / "summary.md").read_text()
+    message = "not compared: the reports measure it against other recordings"
+    assert (
+        f"Speaker similarity and duration ratio: {message}" in (result / "summary.md").read_text()
+    )
     alike = compared({"a": report, "b": report}, tmp_path / "alike")
     assert "speaker_similarity" in (alike / "comparison.json").read_text()
-    assert says not in (alike / "summary.md").read_text()
+    assert message not in (alike / "summary.md").read_text()
 
 
-def test_the_blind_page_names_nobody(report: Path, tmp_path: Path) -> None:
+def test_the_blind_page_names_no_model(report: Path, tmp_path: Path) -> None:
     better = better_copy(report, tmp_path)
     names = {"carthage": better_copy(report, tmp_path, "worse"), "palmyra": better}
     for name, folder in names.items():
@@ -125,7 +125,7 @@ def test_the_blind_page_names_nobody(report: Path, tmp_path: Path) -> None:
     for clip in clips:
         assert b"Synthetic speech. DigitalSourceType" in clip and b"citizen" not in clip
         assert not any(name.encode() in clip for name in names)
-        assert digest(clip) in known, "the samples stay what they are"
+        assert digest(clip) in known, "the audio samples are unchanged"
     assert not any(name in page for name in names)
     key = BlindKey.from_json(result / "blind_key.json")
     assert len(key.trials) == 3
@@ -134,8 +134,8 @@ def test_the_blind_page_names_nobody(report: Path, tmp_path: Path) -> None:
     assert (again / "blind.html").read_text() == page
 
 
-def ballots(choices: str) -> tuple[BlindKey, Votes]:
-    """A letter a trial of a against b: which of them won, or = ."""
+def ballot_of(choices: str) -> tuple[BlindKey, Votes]:
+    """A letter for each trial of a and b: the winner, or = for a tie."""
     trials = tuple(
         Trial(id=f"t{n}", text="x", first="ab"[n % 2], second="ba"[n % 2])
         for n in range(len(choices))
@@ -147,13 +147,13 @@ def ballots(choices: str) -> tuple[BlindKey, Votes]:
     return BlindKey(test="t", trials=trials), Votes.model_validate({"test": "t", "votes": given})
 
 
-def test_votes_are_counted_by_model_and_not_by_side() -> None:
-    key, ballot = ballots("bbbbbbbbba==")
+def test_votes_are_counted_by_model() -> None:
+    key, ballot = ballot_of("bbbbbbbbba==")
     (row,) = tally(key, [ballot])
     assert (row.a_wins, row.b_wins, row.ties) == (1, 9, 2)
-    assert row.p == pytest.approx(2 * 11 / 2**10), "the binomial test by hand"
+    assert row.p == pytest.approx(2 * 11 / 2**10), "the two-sided binomial test"
     assert row.low < 0.9 < row.high
-    even, split = ballots("ab")
+    even, split = ballot_of("ab")
     assert tally(even, [split])[0].p == 1.0
     with pytest.raises(ConfigError, match=r"are of test u.*this comparison's is t"):
         tally(key, [ballot.model_copy(update={"test": "u"})])
@@ -162,11 +162,11 @@ def test_votes_are_counted_by_model_and_not_by_side() -> None:
 def test_votes_are_counted_from_the_command_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    key, ballot = ballots("bbbb")
+    key, ballot = ballot_of("bbbb")
     (tmp_path / "blind_key.json").write_text(key.to_json())
     (tmp_path / "votes.json").write_text(ballot.to_json())
-    votes.main([str(tmp_path), str(tmp_path / "votes.json")])
+    blind_test.main([str(tmp_path), str(tmp_path / "votes.json")])
     assert "a 0, b 4, no difference 0: b wins 100%" in capsys.readouterr().out
     with pytest.raises(SystemExit):
-        votes.main([str(tmp_path), str(tmp_path / "nowhere.json")])
+        blind_test.main([str(tmp_path), str(tmp_path / "nowhere.json")])
     assert "no such configuration file" in capsys.readouterr().err

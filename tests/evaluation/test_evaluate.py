@@ -12,14 +12,12 @@ import pytest
 
 from tests.support.speaking import Speaking
 from tts_assets.evaluation.config import EvaluationConfig, EvaluationProgram
-from tts_assets.evaluation.corpus_voices import reference_clips
 from tts_assets.evaluation.evaluate import main
+from tts_assets.evaluation.references import reference_clips
 from tts_assets.evaluation.results import read_samples
 from tts_assets.evaluation.suite import SuiteText, write_suite
-from tts_assets.speechlm.config import SamplingConfig
 
 TEXTS = ("one two", "thank you", "nobody is here")
-SAMPLING = SamplingConfig(min_tokens=20, max_tokens=40)
 
 
 def program(run_dir: Path, speaking: Speaking) -> EvaluationProgram:
@@ -30,9 +28,7 @@ def program(run_dir: Path, speaking: Speaking) -> EvaluationProgram:
     config = EvaluationProgram(
         run_dir=run_dir,
         name="tiny",
-        evaluation=EvaluationConfig(
-            suite=suite, seeds=(1, 2), sampling=SAMPLING, batch_size=1, window_seconds=5
-        ),
+        evaluation=EvaluationConfig(suite=suite, seeds=(1, 2), batch_size=1, window_seconds=5),
         serving_model=speaking.serving.path,
         suite=suite,
         references=reference_clips({"clips": speaking.arrays}, 2),
@@ -58,7 +54,7 @@ def result_bytes(config: EvaluationProgram) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-def test_ranks_and_interruptions_change_no_byte(speaking: Speaking, tmp_path: Path) -> None:
+def test_ranks_and_interruptions_change_no_bytes(speaking: Speaking, tmp_path: Path) -> None:
     alone = program(tmp_path / "alone", speaking)
     main([str(alone.run_dir / "run.json")])
     expected = result_bytes(alone)

@@ -1,19 +1,19 @@
-"""A gate stops what is certainly worse by more than the margin, and nothing else."""
+"""A gate fails only for a report that is significantly worse by more than the margin."""
 
 from __future__ import annotations
 
 import pytest
 
-from tts_assets.evaluation.checks import judge
+from tts_assets.evaluation.checks import gate_result
 from tts_assets.evaluation.metrics.quality import Similarity
 from tts_assets.evaluation.metrics.text import Words
 from tts_assets.evaluation.results import SampleResult
 
-WER, LIKENESS = Words.columns[0], Similarity.columns[0]
+WER, SIMILARITY = Words.columns[0], Similarity.columns[0]
 
 
-def samples(errors: list[int], likeness: float = 0.8) -> list[SampleResult]:
-    """Texts of five words each with so many errors."""
+def samples(errors: list[int], similarity: float = 0.8) -> list[SampleResult]:
+    """One text of five words for each number of word errors."""
     return [
         SampleResult(
             id=f"t{n}",
@@ -28,7 +28,7 @@ def samples(errors: list[int], likeness: float = 0.8) -> list[SampleResult]:
             seconds=1.0,
             ended=True,
             audio=None,
-            values={"wer": wrong / 5, "speaker_similarity": likeness + 0.01 * (n % 3)},
+            values={"wer": wrong / 5, "speaker_similarity": similarity + 0.01 * (n % 3)},
         )
         for n, wrong in enumerate(errors)
     ]
@@ -39,25 +39,25 @@ def samples(errors: list[int], likeness: float = 0.8) -> list[SampleResult]:
     [
         ([0] * 40, True),
         ([1] + [0] * 39, True),  # half a point worse: within the margin
-        ([5, 5] + [0] * 38, True),  # five points worse, in two texts: may be chance
+        ([5, 5] + [0] * 38, True),  # five points worse, in two texts: not significant
         ([1] * 40, False),
     ],
 )
-def test_word_errors(errors: list[int], passed: bool) -> None:
-    verdict = judge(samples(errors), samples([0] * 40), WER, margin=0.02)
-    assert verdict.passed is passed
-    assert verdict.low <= verdict.worse_by <= verdict.high
+def test_wer_gate(errors: list[int], passed: bool) -> None:
+    result = gate_result(samples(errors), samples([0] * 40), WER, margin=0.02)
+    assert result.passed is passed
+    assert result.low <= result.worse_by <= result.high
 
 
-def test_likeness_falls() -> None:
+def test_similarity_gate() -> None:
     before, after = samples([0] * 40, 0.85), samples([0] * 40, 0.80)
-    verdict = judge(after, before, LIKENESS, margin=0.03)
-    assert not verdict.passed
-    assert verdict.worse_by == pytest.approx(0.05)
-    assert judge(before, after, LIKENESS, margin=0.0).passed, "better is never stopped"
+    result = gate_result(after, before, SIMILARITY, margin=0.03)
+    assert not result.passed
+    assert result.worse_by == pytest.approx(0.05)
+    assert gate_result(before, after, SIMILARITY, margin=0.0).passed, "an improvement never fails"
 
 
-def test_few_texts_judge_nothing() -> None:
-    verdict = judge(samples([5] * 5), samples([0] * 5), WER, margin=0.02)
-    assert verdict.passed
-    assert verdict.why == "5 texts in common, 10 are needed to judge"
+def test_few_texts_are_not_enough() -> None:
+    result = gate_result(samples([5] * 5), samples([0] * 5), WER, margin=0.02)
+    assert result.passed
+    assert result.why == "5 texts in common, the gate needs 10"

@@ -1,4 +1,4 @@
-"""A suite must not hold what a model learnt, also in the recipes before its own."""
+"""A suite must not contain training data of a recipe or of its base recipes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from dagster import AssetCheckKey, AssetCheckResult, AssetChecksDefinition
 
 from resources.artifact_store import ArtifactStoreResource
-from tests.families.test_table import report
+from tests.external_models.test_table import report
 from tts_assets.core.artifacts import ArtifactStore, Build, CodeArrays, EvaluationSuite
 from tts_assets.core.compute import Shape
 from tts_assets.evaluation.assets import build_assets, report_key
@@ -24,8 +24,11 @@ TEXTS = {"a": "one two three", "b": "four five", "prompts": "six seven"}
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    """``second`` goes on from ``first`` with another corpus; ``third`` and ``silent`` are aligned
-    on transcripts of one more, of which ``third`` hears clips, too."""
+    """``second`` continues ``first`` with another corpus.
+
+    The prompts of ``third`` and ``text_only`` are transcripts of a further corpus; ``third`` uses
+    its clips as voice prompts as well.
+    """
     corpus = {"path": str(tmp_path), "reader": "folder", "language": "en"}
     prompts = {"corpora": ["prompts"], "voice_prompts": True}
     return load_settings(
@@ -37,7 +40,7 @@ def settings(tmp_path: Path) -> Settings:
             },
             "rlhf": {
                 "third": {"base": "second", "prompts": prompts},
-                "silent": {"base": "second", "prompts": {"corpora": ["prompts"]}},
+                "text_only": {"base": "second", "prompts": {"corpora": ["prompts"]}},
             },
             "evaluation": {"suites": {"other": {"path": "other.jsonl"}}},
         },
@@ -46,7 +49,7 @@ def settings(tmp_path: Path) -> Settings:
 
 
 def clip(corpus: str) -> bytes:
-    """A wav file, another for each corpus."""
+    """The bytes of a WAV file, which differ between corpora."""
     file = io.BytesIO()
     with wave.open(file, "wb") as audio:
         audio.setparams((1, 2, 16_000, 0, "NONE", ""))
@@ -110,13 +113,13 @@ def held_out(
             MAIN,
             {"a", "b"},
             {"a", "b", "prompts"},
-        ),  # GRPO leaves the main suite's texts out
+        ),  # GRPO excludes the texts of the main suite
         ("third", "other", {"a", "b", "prompts"}, {"a", "b", "prompts"}),
-        ("silent", "other", {"a", "b", "prompts"}, {"a", "b"}),
+        ("text_only", "other", {"a", "b", "prompts"}, {"a", "b"}),
     ],
 )
 @pytest.mark.parametrize("corpus", list(TEXTS))
-def test_what_was_learnt_before_is_told(
+def test_texts_and_voice_prompts_of_training_data_are_found(
     store: ArtifactStore,
     settings: Settings,
     recipe: str,

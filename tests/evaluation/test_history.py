@@ -1,4 +1,4 @@
-"""Figures are compared only with figures that the same ear, encoder and code have measured."""
+"""Metrics are compared only if the same models and code measured them."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import pytest
 from dagster import AssetSpec, materialize
 
 from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
-from tests.evaluation.test_gates import LIKENESS, WER
-from tests.families.test_table import publish, report
+from tests.evaluation.test_gates import SIMILARITY, WER
+from tests.external_models.test_table import publish, report
 from tts_assets.core.artifacts import ArtifactStore, Build, EvaluationSuite, Handle, Report
 from tts_assets.evaluation.assets import comparison_asset
-from tts_assets.evaluation.checks import incumbent
+from tts_assets.evaluation.checks import baseline
 from tts_assets.evaluation.compare import SUMMARY_FILE
 from tts_assets.evaluation.config import ComparisonConfig, EvaluationConfig
 from tts_assets.evaluation.history import earlier_reports, measured, measured_differently
 
-COLUMNS = {"words": WER, "similarity": LIKENESS}
+COLUMNS = {"words": WER, "similarity": SIMILARITY}
 VERSIONS = {"words": "1", "similarity": "2"}
 CONFIG = EvaluationConfig(suite=Path("suite.jsonl"))
 
@@ -42,14 +42,14 @@ def suite(store: ArtifactStore) -> Handle:
         ({"temperatures": [], "seeds": [1, 2], "references": 3}, set()),
     ],
 )
-def test_what_is_measured_differently(
+def test_metrics_that_are_measured_differently(
     store: ArtifactStore, suite: Handle, config: dict[str, object], differ: set[str]
 ) -> None:
     before = report(store, "tiny", suite, 0.1, temperatures=[1.5])
     after = report(store, "tiny", suite, 0.2, **config)
     assert measured_differently([measured(before), measured(after)]) == differ
     for metric, column in COLUMNS.items():
-        assert (incumbent(store, after, "", column, metric) is None) is (metric in differ)
+        assert (baseline(store, after, "", column, metric) is None) is (metric in differ)
     inputs = {"suite": suite, "serving": suite}
     earlier = earlier_reports(store, Build(after.asset, inputs, after.manifest.config, "2"))
     assert [past.folder for past in earlier] == ([] if differ else [before.path])
@@ -66,7 +66,7 @@ def test_another_suite_measures_everything_differently(store: ArtifactStore, sui
 def published(
     store: ArtifactStore, suite: Handle, folder: Path, recipe: str, **config: object
 ) -> None:
-    """The folder of a report as that of a recipe, measured by what ``config`` says."""
+    """Publish a report folder for a recipe, measured with ``config``."""
     known = {"versions": VERSIONS, **config}
     build = Build(f"report/{recipe}", {"suite": suite, "serving": suite}, known, "3")
     work = store.work_folder(build) / "result"
@@ -76,15 +76,18 @@ def published(
 
 
 @pytest.mark.parametrize(
-    ("config", "told"),
+    ("config", "message"),
     [
         ({}, ""),
-        ({"speaker_encoder": "0123"}, "Likeness: not compared: the reports measure it with anoth"),
-        ({"whisper": "large-v3"}, "the reports heard words differently"),
+        (
+            {"speaker_encoder": "0123"},
+            "Speaker similarity: not compared: the reports measure it with anoth",
+        ),
+        ({"whisper": "large-v3"}, "the reports measure the WER differently"),
     ],
 )
-def test_a_comparison_leaves_out_or_refuses_what_was_measured_differently(
-    store: ArtifactStore, suite: Handle, report: Path, config: dict[str, object], told: str
+def test_a_comparison_omits_or_refuses_metrics_that_are_measured_differently(
+    store: ArtifactStore, suite: Handle, report: Path, config: dict[str, object], message: str
 ) -> None:
     published(store, suite, report, "one")
     published(store, suite, report, "two", **config)
@@ -101,8 +104,8 @@ def test_a_comparison_leaves_out_or_refuses_what_was_measured_differently(
     )
     if "whisper" in config:
         (failure,) = [event for event in result.all_events if event.is_step_failure]
-        assert told in str(failure.step_failure_data.error)
+        assert message in str(failure.step_failure_data.error)
         return
     summary = (store.current("comparison/pair").path / SUMMARY_FILE).read_text()
-    assert told in summary
-    assert ("not compared" in summary) is bool(told)
+    assert message in summary
+    assert ("not compared" in summary) is bool(message)

@@ -1,4 +1,4 @@
-"""Metrics of real clips, of one's own, and of what goes wrong."""
+"""Metrics of real clips, custom metrics, and metrics that fail."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tts_assets.audio_models.wer import match
 from tts_assets.core.audio import Clip
 from tts_assets.core.config import ConfigError
 from tts_assets.evaluation.config import EvaluationConfig
-from tts_assets.evaluation.measuring import MetricRunner, SynthesizedUtterance
+from tts_assets.evaluation.metric_runner import MetricRunner, SynthesizedUtterance
 from tts_assets.evaluation.metrics.metric import (
     Column,
     Metric,
@@ -20,10 +20,11 @@ from tts_assets.evaluation.metrics.metric import (
     Unmeasured,
     Utterance,
     Values,
+    columns_of,
+    metrics_of,
 )
 from tts_assets.evaluation.metrics.prosody import Pace, Pitch
-from tts_assets.evaluation.metrics.registry import columns_of, metrics_of
-from tts_assets.evaluation.metrics.text import cut_short, dropped, repeated
+from tts_assets.evaluation.metrics.text import dropped, is_truncated, repeated
 from tts_assets.evaluation.page import write_flac
 from tts_assets.evaluation.suite import SuiteText
 
@@ -31,15 +32,15 @@ Recordings = dict[str, tuple[str, Clip]]
 
 
 class Loudness(Metric):
-    """A plug-in as somebody else would write it."""
+    """A metric of another project."""
 
     name, version = "loudness", "1"
     columns = (Column("peak", "Peak", "The loudest sample."),)
-    asked: list[str] = []  # noqa: RUF012 - what was really measured
+    asked: list[str] = []  # noqa: RUF012 - utterances that were measured
 
     def measure(self, utterances: Sequence[Utterance]) -> list[Values | Unmeasured]:
         if any(u.text.id == "bad" for u in utterances):
-            raise RuntimeError("cannot bear it")
+            raise RuntimeError("bad utterance")
         self.asked += [u.text.id for u in utterances]
         return [{"peak": float(np.abs(u.wave).max())} for u in utterances]
 
@@ -49,26 +50,29 @@ def config(*metrics: str) -> EvaluationConfig:
 
 
 def utterance(
-    said: str, heard: str, wave: np.ndarray | None = None, ended: bool = True
+    text: str, transcript: str, wave: np.ndarray | None = None, ended: bool = True
 ) -> Utterance:
-    text = SuiteText(id="a", category="c", text=said, language="en")
+    suite_text = SuiteText(id="a", category="c", text=text, language="en")
     audio = np.zeros(16_000, dtype=np.float32) if wave is None else wave
-    return Utterance(text, audio, 16_000, "0", ended, heard, match(said, heard))
+    matched = match(text, transcript)
+    return Utterance(suite_text, audio, 16_000, "0", ended, transcript, matched)
 
 
-def spoken(recordings: Recordings, folder: Path, ids: Sequence[str]) -> list[SynthesizedUtterance]:
+def syntheses_of(
+    recordings: Recordings, folder: Path, ids: Sequence[str]
+) -> list[SynthesizedUtterance]:
     """Recordings as syntheses of their texts."""
     rows = []
-    for name, (said, clip) in zip(ids, recordings.values(), strict=False):
+    for name, (transcript, clip) in zip(ids, recordings.values(), strict=False):
         audio = folder / f"{name}.flac"
         write_flac(audio, clip.wave, clip.rate)
-        text = SuiteText(id=name, category="c", text=said, language="en")
+        text = SuiteText(id=name, category="c", text=transcript, language="en")
         rows.append(SynthesizedUtterance(text, 1, None, audio, ended=True))
     return rows
 
 
 @pytest.mark.parametrize(
-    ("said", "heard", "gone", "again"),
+    ("text", "transcript", "deleted", "inserted"),
     [
         ("five five five", "five five five five", 0, 1),
         ("call the office now", "call the office call the office now", 0, 3),
@@ -77,16 +81,18 @@ def spoken(recordings: Recordings, folder: Path, ids: Sequence[str]) -> list[Syn
         ("call the office", "", 3, 0),
     ],
 )
-def test_words_dropped_and_repeated(said: str, heard: str, gone: int, again: int) -> None:
-    matched = match(said, heard)
-    assert (dropped(matched), repeated(matched)) == (gone, again)
+def test_words_dropped_and_repeated(
+    text: str, transcript: str, deleted: int, inserted: int
+) -> None:
+    matched = match(text, transcript)
+    assert (dropped(matched), repeated(matched)) == (deleted, inserted)
 
 
-def test_what_is_cut_short() -> None:
-    assert not cut_short(utterance("one two three", "one two three"))
-    assert not cut_short(utterance("one two three", "one two tree"))
-    assert cut_short(utterance("one two three", "one two"))
-    assert cut_short(utterance("one two three", "one two three", ended=False))
+def test_truncation() -> None:
+    assert not is_truncated(utterance("one two three", "one two three"))
+    assert not is_truncated(utterance("one two three", "one two tree"))
+    assert is_truncated(utterance("one two three", "one two"))
+    assert is_truncated(utterance("one two three", "one two three", ended=False))
 
 
 def test_pitch_of_a_tone_and_of_a_voice(recordings: Recordings) -> None:
@@ -101,48 +107,48 @@ def test_pitch_of_a_tone_and_of_a_voice(recordings: Recordings) -> None:
     assert nothing == Unmeasured("less than 0.1 s voiced")
 
 
-def test_pace_against_what_is_known(recordings: Recordings, clips: Path) -> None:
-    said, clip = recordings["conf-invalid"]
+def test_pace_with_and_without_a_recording(recordings: Recordings, clips: Path) -> None:
+    transcript, clip = recordings["conf-invalid"]
     own = clips / "audio" / "conf-invalid.g722"
     pace = Pace(Setting(config(), characters_per_second=10.0))
-    base = utterance(said, said, clip.wave)
+    base = utterance(transcript, transcript, clip.wave)
     (expected,) = pace.measure([base])
     assert isinstance(expected, dict)
     text = base.text.model_copy(update={"reference_wav": own})
     slow = np.repeat(clip.wave, 2)
-    twice = Utterance(text, slow, 16_000, "0", True, said, base.match)
+    twice = Utterance(text, slow, 16_000, "0", True, transcript, base.match)
     (against,) = pace.measure([twice])
     assert isinstance(against, dict)
     assert against["duration_ratio"] == pytest.approx(2, rel=0.05)
     assert against["speaking_rate"] == pytest.approx(expected["speaking_rate"] / 2, rel=0.05)
 
 
-def test_a_metric_of_ones_own_is_kept_by_digest(recordings: Recordings, tmp_path: Path) -> None:
+def test_a_custom_metric_is_cached_by_digest(recordings: Recordings, tmp_path: Path) -> None:
     Loudness.asked.clear()
     setting = Setting(config(f"{__name__}:Loudness"))
-    rows = spoken(recordings, tmp_path, ["a", "b"])
+    rows = syntheses_of(recordings, tmp_path, ["a", "b"])
     first = MetricRunner(setting, tmp_path / "cache.sqlite").measure(rows)
     assert [0 < row.values["peak"] <= 1 for row in first] == [True, True]
     again = MetricRunner(setting, tmp_path / "cache.sqlite").measure(rows)
     assert again == first
-    assert Loudness.asked == ["a", "b"], "what is known is not measured again"
+    assert Loudness.asked == ["a", "b"], "cached utterances are not measured again"
 
 
 def test_one_failure_sets_one_value_aside(recordings: Recordings, tmp_path: Path) -> None:
     Loudness.asked.clear()
-    rows = spoken(recordings, tmp_path, ["a", "bad", "c"])
-    gauge = MetricRunner(Setting(config(f"{__name__}:Loudness")), tmp_path / "cache.sqlite")
-    good, bad, last = gauge.measure(rows)
-    assert bad.set_aside == {"loudness": "failed: RuntimeError: cannot bear it"}
+    rows = syntheses_of(recordings, tmp_path, ["a", "bad", "c"])
+    metrics = MetricRunner(Setting(config(f"{__name__}:Loudness")), tmp_path / "cache.sqlite")
+    good, bad, last = metrics.measure(rows)
+    assert bad.set_aside == {"loudness": "failed: RuntimeError: bad utterance"}
     assert bad.values["wer"] <= 1
     assert "peak" in good.values and "peak" in last.values
-    assert gauge.measure(rows)[1].set_aside, "a failure is not remembered as a value"
+    assert metrics.measure(rows)[1].set_aside, "a failure is not cached"
 
 
-def test_a_model_that_says_nothing_has_a_row(tmp_path: Path, setting: Setting) -> None:
+def test_a_synthesis_without_audio_has_a_row(tmp_path: Path, setting: Setting) -> None:
     text = SuiteText(id="a", category="c", text="hello there", language="en")
-    gauge = MetricRunner(setting, tmp_path / "cache.sqlite")
-    (row,) = gauge.measure([SynthesizedUtterance(text, 1, None, None, ended=True)])
+    metrics = MetricRunner(setting, tmp_path / "cache.sqlite")
+    (row,) = metrics.measure([SynthesizedUtterance(text, 1, None, None, ended=True)])
     assert row.values["wer"] == 1
     assert row.values["dropped"] == 2
     assert row.set_aside == {
@@ -160,7 +166,7 @@ def test_a_model_that_says_nothing_has_a_row(tmp_path: Path, setting: Setting) -
         (("dnsmos",), "'words' must be among them"),
         (("words", "tts_assets.core.cache:RecordCache"), "is no subclass of"),
         (("words", "no.such:Thing"), "cannot be imported"),
-        (("words", "words"), "two metrics give"),
+        (("words", "words"), "two metrics have"),
     ],
 )
 def test_bad_names_are_refused(metrics: tuple[str, ...], message: str) -> None:

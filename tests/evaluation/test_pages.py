@@ -1,4 +1,4 @@
-"""The pages in a browser: they play, sort, filter, keep votes; axe-core finds no barrier."""
+"""The pages in a browser: playing, sorting, filtering, voting, and accessibility (axe-core)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def browser(tmp_path: Path) -> Iterator[Browser]:
 
 def visible_rows(browser: Browser) -> list[str]:
     rows = "document.querySelectorAll('#syntheses tbody tr:not([hidden])')"
-    return browser.run(f"[...{rows}].map((row) => row.querySelector('.said').textContent)")
+    return browser.run(f"[...{rows}].map((row) => row.querySelector('.text').textContent)")
 
 
 @pytest.mark.slow
@@ -78,14 +78,14 @@ def test_the_table_filters(report: Path, browser: Browser) -> None:
     assert choose("kind.value", "'wrong'") == wrong
     assert browser.run(f"{form}.querySelector('output').textContent") == "1 of 3 syntheses"
     assert len(choose("kind.value", "''")) == 3
-    said = [s.text for s in read_samples(report) if "number" in f"{s.text} {s.heard}".lower()]
-    assert sorted(choose("words.value", "'Number'")) == sorted(said)
+    found = [s.text for s in read_samples(report) if "number" in f"{s.text} {s.heard}".lower()]
+    assert sorted(choose("words.value", "'Number'")) == sorted(found)
     assert len(choose("words.value", "'no such words'")) == 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", ["report", "comparison", "blind"])
-def test_nothing_bars_anyone(page: str, report: Path, comparison: Path, browser: Browser) -> None:
+def test_pages_are_accessible(page: str, report: Path, comparison: Path, browser: Browser) -> None:
     browser.open((report if page == "report" else comparison) / f"{page}.html")
     browser.run(AXE)
     for scheme in ("light", "dark"):
@@ -116,8 +116,8 @@ def test_votes_are_kept_and_counted(comparison: Path, browser: Browser) -> None:
         browser.open(comparison / "blind.html")
         browser.run(f"document.querySelector('[name=\"{trial.id}\"][value={choice}]').click()")
     browser.open(comparison / "blind.html")
-    said = browser.run("document.querySelector('output').textContent")
-    assert said == f"{len(key.trials)} of {len(key.trials)} chosen"
+    count = browser.run("document.querySelector('output').textContent")
+    assert count == f"{len(key.trials)} of {len(key.trials)} chosen"
     browser.run(
         "URL.createObjectURL = (blob) => { window.saved = blob.text(); return '#'; };"
         "document.querySelector('#download').click()"

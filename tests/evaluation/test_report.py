@@ -1,4 +1,4 @@
-"""A report made of real clips: its figures, what lies inside of the page, its history."""
+"""A report of real clips: its figures, the content of the page, earlier reports."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import av
 from tests.evaluation.conftest import program_of
 from tts_assets.core.audio import Clip, statement
 from tts_assets.evaluation.config import EarlierReport, EvaluationConfig
-from tts_assets.evaluation.metrics.registry import columns_of
+from tts_assets.evaluation.metrics.metric import columns_of
 from tts_assets.evaluation.page import Embedder, opus, write_flac
 from tts_assets.evaluation.report import write_report
 from tts_assets.evaluation.results import figures, read_samples
@@ -31,7 +31,7 @@ def test_figures_of_recordings(report: Path) -> None:
     assert wrong["wer"].value > 0.5
     assert right["dnsmos_p808"].value > 3.3
     assert right["speaker_similarity"].value > 0.75
-    assert 150 < right["f0_median"].value < 230, "a woman's voice"
+    assert 150 < right["f0_median"].value < 230, "a female voice"
     assert 0.7 < right["duration_ratio"].value < 1.4
     written = json.loads((report / "report.json").read_text())
     assert written["total"] == figures(samples, COLUMNS).model_dump()
@@ -40,7 +40,7 @@ def test_figures_of_recordings(report: Path) -> None:
     assert written["not_given"] == {"utmos": "not given: [evaluation] utmos names no ONNX file"}
 
 
-def test_the_page_is_complete_in_itself(report: Path) -> None:
+def test_the_page_is_self_contained(report: Path) -> None:
     page = (report / "report.html").read_text()
     assert not re.findall(r'(?:src|href)="(?!data:|#)', page)
     assert "@import" not in page
@@ -68,7 +68,7 @@ def test_the_same_rows_make_the_same_bytes(report: Path, tmp_path: Path) -> None
         assert (tmp_path / name).read_bytes() == (report / name).read_bytes()
 
 
-def test_each_emotion_and_style_is_scored_apart(report: Path, tmp_path: Path) -> None:
+def test_each_emotion_and_style_has_separate_figures(report: Path, tmp_path: Path) -> None:
     shutil.copytree(report / "audio", tmp_path / "audio")
     first, *others = read_samples(report)
     sad = [other.model_copy(update={"manner": "sad, whispered"}) for other in others]
@@ -81,7 +81,7 @@ def test_each_emotion_and_style_is_scored_apart(report: Path, tmp_path: Path) ->
     assert text.manner == "sad, whispered"
 
 
-def test_an_earlier_report_stands_beside_the_new_one(report: Path, tmp_path: Path) -> None:
+def test_the_page_compares_with_an_earlier_report(report: Path, tmp_path: Path) -> None:
     shutil.copytree(report / "audio", tmp_path / "audio")
     better = [
         s.model_copy(update={"values": s.values | {"wer": 0.0}}) for s in read_samples(report)
@@ -95,16 +95,16 @@ def test_an_earlier_report_stands_beside_the_new_one(report: Path, tmp_path: Pat
     assert "0123456789ab" in (tmp_path / "report.html").read_text()
 
 
-def test_a_large_page_gets_opus_and_what_does_not_fit_is_told(
+def test_a_large_page_has_opus_and_omits_what_does_not_fit(
     report: Path, recordings: dict[str, tuple[str, Clip]], tmp_path: Path
 ) -> None:
     clip = recordings["conf-invalid"][1]
     assert opus(clip.wave, clip.rate) == opus(clip.wave, clip.rate)
-    said = tmp_path / "said.flac"
-    write_flac(said, clip.wave, clip.rate, statement("sft/one", "Ann"))
-    told = Embedder([said] * 10_000)(said)
-    assert told is not None
-    with av.open(io.BytesIO(base64.b64decode(told.partition(",")[2]))) as file:
+    file = tmp_path / "clip.flac"
+    write_flac(file, clip.wave, clip.rate, statement("sft/one", "Ann"))
+    embedded = Embedder([file] * 10_000)(file)
+    assert embedded is not None
+    with av.open(io.BytesIO(base64.b64decode(embedded.partition(",")[2]))) as file:
         assert file.streams.audio[0].metadata["comment"] == statement("sft/one", "Ann")
     paths = sorted((report / "audio").iterdir())
     embed = Embedder(paths * 1000)

@@ -1,4 +1,4 @@
-"""The demo's suite is held out, and a bad suite is refused with its line."""
+"""The demo's suite is held out; an invalid suite is refused with the line number."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tts_assets.evaluation.suite import (
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
-def test_the_demo_says_nothing_it_was_trained_on() -> None:
+def test_the_demo_suite_is_held_out() -> None:
     suite = read_suite(EXAMPLES / "suites" / "announcer.jsonl")
     corpus = EXAMPLES / "corpora" / "asterisk_en" / "samples.jsonl"
     recorded = [json.loads(line)["transcript"] for line in corpus.read_text().splitlines()]
@@ -31,7 +31,7 @@ def test_the_demo_says_nothing_it_was_trained_on() -> None:
     assert known_texts(suite, [line for line in prompts if line.strip()]) == []
 
 
-def test_a_known_text_is_found_however_it_is_written() -> None:
+def test_a_known_text_is_found_in_another_notation() -> None:
     text = SuiteText(id="a", category="digits", text="One, two.")
     assert known_texts([text], ["1 2"]) == [text]
 
@@ -47,7 +47,7 @@ def test_a_known_text_is_found_however_it_is_written() -> None:
         ([], "no texts"),
     ],
 )
-def test_a_bad_suite_is_refused(tmp_path: Path, lines: list[str], message: str) -> None:
+def test_an_invalid_suite_is_refused(tmp_path: Path, lines: list[str], message: str) -> None:
     path = tmp_path / "suite.jsonl"
     path.write_text("\n".join(lines))
     with pytest.raises(ConfigError, match=message):
@@ -58,14 +58,14 @@ PROMPT = EXAMPLES / "suites" / "prompts" / "carlo_flora.g722"
 
 
 def meta_lst(folder: Path, *lines: str) -> Path:
-    """A list as Seed-TTS-eval has them, with one prompt."""
+    """A meta.lst with one prompt."""
     shutil.copytree(PROMPT.parent, folder / "prompt-wavs")
     path = folder / "meta.lst"
     path.write_text("".join(line + "\n" for line in lines))
     return path
 
 
-def test_a_list_of_seed_tts_eval(tmp_path: Path) -> None:
+def test_a_meta_lst(tmp_path: Path) -> None:
     wav = "prompt-wavs/carlo_flora.g722"
     path = meta_lst(
         tmp_path, f"a-1|Prego riprovare.|{wav}|One two.", f"a-2|Prego.|{wav}|Three.|{wav}"
@@ -84,12 +84,12 @@ def test_a_list_of_seed_tts_eval(tmp_path: Path) -> None:
         ("a||prompt-wavs/carlo_flora.g722|One.", "4 fields; write"),
     ],
 )
-def test_a_bad_list_is_refused(tmp_path: Path, line: str, message: str) -> None:
+def test_an_invalid_meta_lst_is_refused(tmp_path: Path, line: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         read_suite(meta_lst(tmp_path, line))
 
 
-def test_a_written_suite_takes_its_audio_along(tmp_path: Path) -> None:
+def test_a_written_suite_contains_its_audio(tmp_path: Path) -> None:
     texts = read_suite(EXAMPLES / "suites" / "unseen_speakers.jsonl")
     (tmp_path / "made").mkdir()
     write_suite(tmp_path / "made" / "suite.jsonl", texts)

@@ -1,4 +1,4 @@
-"""Which job makes what: nothing is left out, and what a schedule keeps fresh is in its job."""
+"""The selections of the jobs: complete, and consistent with the schedules."""
 
 from __future__ import annotations
 
@@ -56,24 +56,24 @@ def test_every_asset_is_in_a_job(defs: Definitions) -> None:
     assert {key.to_user_string() for key in keys} == set().union(*made.values())
 
 
-def test_what_is_trained_is_judged_on_every_suite_and_may_serve(defs: Definitions) -> None:
+def test_trained_recipes_are_evaluated_on_all_suites_and_promoted(defs: Definitions) -> None:
     assert assets_of(defs, "retrain") == {*RETRAINED, "promoted/announcer", "promoted/little"}
     assert assets_of(defs, "align") == {*ALIGNED, "promoted/announcer"}
 
 
-def test_evaluation_holds_all_reports_and_trains_nothing(defs: Definitions) -> None:
+def test_the_job_evaluate_has_all_reports_and_no_training(defs: Definitions) -> None:
     kinds = ("report", "suite", "comparison")
     judged = {name for name in RETRAINED | ALIGNED if name.startswith(kinds)}
     reports = {"codec_report", "speaker_report"}
     assert assets_of(defs, "evaluate") == {*judged, "evaluation_suite", *reports}
 
 
-def test_without_a_speaker_encoder_there_is_no_report_of_one() -> None:
+def test_without_a_speaker_encoder_there_is_no_speaker_report() -> None:
     plain = build_defs(load_settings(environment={}))
     assert "speaker_report" not in assets_of(plain, "evaluate")
 
 
-def test_every_report_with_a_freshness_policy_is_made_each_week(defs: Definitions) -> None:
+def test_every_report_with_a_freshness_policy_is_scheduled_weekly(defs: Definitions) -> None:
     graph = defs.resolve_asset_graph()
     aging = {
         key.to_user_string()

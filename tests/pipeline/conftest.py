@@ -39,7 +39,7 @@ def minimal(corpus: Path, folder: Path) -> dict[str, Any]:
                 "prompts": {"texts": str(folder / "texts.txt")},
             }
         },
-        "evaluation": {"suite": str(folder / "suite.jsonl"), "references": 2},
+        "evaluation": {"suite": str(folder / "suite.jsonl"), "reference_clips": 2},
     }
 
 

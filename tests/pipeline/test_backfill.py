@@ -26,7 +26,7 @@ from dagster import (
     RunsFilter,
 )
 
-from jobs.demo import register_corpora
+from scripts.demo import register_corpora
 from tests.sensors.test_training import two_voices
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -118,7 +118,7 @@ def checkout(clips: Path, tmp_path: Path) -> Iterator[Checkout]:
 
 
 @pytest.mark.slow
-def test_a_completed_backfill_does_no_work_again(checkout: Checkout) -> None:
+def test_a_repeated_backfill_does_no_work(checkout: Checkout) -> None:
     materialize = ("asset", "materialize", *DEFINITIONS, "--select", RECIPE)
     corpora = ("raw_corpus", "filtered_samples", "codec_shards", "code_arrays", "token_arrays")
     assets = (*corpora, "sft/spoken")

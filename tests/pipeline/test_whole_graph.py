@@ -1,4 +1,4 @@
-"""The whole graph, really: every job on a minimal profile, twice, and again after a change."""
+"""All jobs on a minimal profile: twice, and again after a change."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def data_version(instance: DagsterInstance, asset: str) -> str:
 
 
 @pytest.mark.slow
-def test_build_reuse_and_redo_what_changed(
+def test_build_reuse_and_rebuild_after_a_change(
     settings: Settings, instance: DagsterInstance, corpus: Path
 ) -> None:
     defs = build_defs(settings)

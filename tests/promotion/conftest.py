@@ -1,4 +1,4 @@
-"""Small published serving models with reports, as the stages before publish them."""
+"""Small published serving models with reports."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ CANDIDATES = ("first", "second")
 
 
 @dataclass
-class Studio:
-    """Publishes what a voice's candidates are judged by."""
+class Publisher:
+    """Publishes serving models and their reports in a store."""
 
     store: ArtifactStore
 
@@ -69,12 +69,14 @@ class Studio:
         target: str = "recordings",
         **figures: float | None,
     ) -> Handle:
-        """Of the current serving model, against the recordings ``target``; a figure that is None
-        could not be measured."""
-        asked, heard_beside = self.texts("evaluation_suite", suite), self.texts("arrays", target)
+        """A report of the current serving model with the reference recordings ``target``.
+
+        A metric that is None could not be measured.
+        """
+        asked, references = self.texts("evaluation_suite", suite), self.texts("arrays", target)
         values = {**FIGURES, **figures}
         model = self.store.current(f"serving/{recipe}")
-        inputs = {"serving": model, "suite": asked, "arrays": heard_beside}
+        inputs = {"serving": model, "suite": asked, "arrays": references}
         build = Build(f"report/{recipe}", inputs, {}, "1")
         result = self.store.work_folder(build) / "result"
         result.mkdir(exist_ok=True)
@@ -82,16 +84,16 @@ class Studio:
             json.dumps(
                 {
                     "target": target,
-                    "total": as_told(values),
-                    "categories": {"digits": as_told({**values, "wer": digits})},
+                    "total": figures_of(values),
+                    "categories": {"digits": figures_of({**values, "wer": digits})},
                 }
             )
         )
-        heard = {"recipe": recipe, "texts": 1, "wer_by_category": {}, **values}
-        return self.store.publish(Report, build, result, heard)
+        facts = {"recipe": recipe, "texts": 1, "wer_by_category": {}, **values}
+        return self.store.publish(Report, build, result, facts)
 
     def texts(self, asset: str, text: str) -> Handle:
-        """An input whose content alone matters here."""
+        """An input of which only the content matters."""
         facts = {"texts": 1, "categories": {}}
         return self.publish(EvaluationSuite, asset, {}, {"suite.jsonl": text}, facts)
 
@@ -100,8 +102,8 @@ class Studio:
         self.report(recipe, **figures)
 
 
-def as_told(values: Mapping[str, float | None]) -> dict[str, Any]:
-    """As a report tells its totals."""
+def figures_of(values: Mapping[str, float | None]) -> dict[str, Any]:
+    """Totals in the format of ``report.json``."""
     metrics = {
         name: Figure(value=value, low=value, high=value, count=1, set_aside=0)
         for name, value in values.items()
@@ -111,8 +113,8 @@ def as_told(values: Mapping[str, float | None]) -> dict[str, Any]:
 
 
 @pytest.fixture
-def studio(tmp_path: Path) -> Studio:
-    return Studio(ArtifactStore(tmp_path / "storage"))
+def publisher(tmp_path: Path) -> Publisher:
+    return Publisher(ArtifactStore(tmp_path / "storage"))
 
 
 @pytest.fixture

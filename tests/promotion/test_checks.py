@@ -1,4 +1,4 @@
-"""A blocking check that failed in another run keeps a model from serving."""
+"""A blocking check that failed in another run prevents a promotion."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dagster import (
 )
 
 from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
-from tests.promotion.conftest import Studio
+from tests.promotion.conftest import Publisher
 from tts_assets.core.artifacts import Handle
 from tts_assets.definitions import build_stages
 from tts_assets.promotion.assets import blocking_checks, promoted_asset
@@ -35,17 +35,19 @@ GATE = AssetCheckKey(REPORT, "gate")
 
 @dataclass
 class Runs:
-    """Runs of Dagster, each of which looks at ``report/second`` or decides who serves."""
+    """Dagster runs that check ``report/second`` or promote a model."""
 
-    studio: Studio
+    publisher: Publisher
     config: PromotionConfig
     instance: DagsterInstance
     asked: list[AssetCheckKey] = field(default_factory=lambda: [GATE])
 
     def report(self, passes: bool | None, blocking: bool = True, broken: bool = False) -> None:
-        """The current report, checked; not checked if ``passes`` is None. What is ``broken`` fails
-        before it comes to the check."""
-        handle = self.studio.store.current("report/second")
+        """Materialize the current report with its check; without the check if ``passes`` is None.
+
+        If ``broken``, the run fails before the check.
+        """
+        handle = self.publisher.store.current("report/second")
 
         @asset(key=REPORT)
         def report() -> Output[Handle]:
@@ -61,12 +63,12 @@ class Runs:
         self.run(report, *checks)
 
     def promote(self) -> str:
-        """Who serves now."""
+        """Materialize the promoted model; returns its recipe."""
         assert self.run(promoted_asset(VOICE, self.config, self.asked))
-        return str(self.studio.store.current(f"promoted/{VOICE}").facts.recipe)
+        return str(self.publisher.store.current(f"promoted/{VOICE}").facts.recipe)
 
     def run(self, *made: AssetsDefinition | AssetChecksDefinition) -> bool:
-        root = str(self.studio.store.root)
+        root = str(self.publisher.store.root)
         resources = {
             "store": ArtifactStoreResource(root=root),
             "io_manager": ArtifactIOManager(root=root),
@@ -77,13 +79,13 @@ class Runs:
 
 
 @pytest.fixture
-def runs(studio: Studio, config: PromotionConfig) -> Iterator[Runs]:
-    """``first`` serves, and ``second`` is better."""
-    studio.candidate("first", "a")
+def runs(publisher: Publisher, config: PromotionConfig) -> Iterator[Runs]:
+    """``first`` is promoted, and ``second`` is better."""
+    publisher.candidate("first", "a")
     with DagsterInstance.ephemeral() as instance:
-        runs = Runs(studio, config, instance)
+        runs = Runs(publisher, config, instance)
         assert runs.promote() == "first"
-        studio.candidate("second", "b", wer=0.01)
+        publisher.candidate("second", "b", wer=0.01)
         yield runs
 
 
@@ -92,41 +94,41 @@ def test_a_check_that_failed_in_another_run_blocks_until_it_passes(runs: Runs) -
     assert runs.promote() == "first"
     event = runs.instance.get_latest_materialization_event(AssetKey(["promoted", VOICE]))
     assert event is not None and event.asset_materialization is not None
-    verdicts = str(event.asset_materialization.metadata["verdicts"].value)
-    assert "report/second failed its blocking check gate" in verdicts
+    decisions = str(event.asset_materialization.metadata["decisions"].value)
+    assert "report/second failed its blocking check gate" in decisions
     runs.report(passes=True)
     assert runs.promote() == "second"
 
 
-def test_a_run_that_never_comes_to_the_check_does_not_forgive(runs: Runs) -> None:
+def test_a_run_that_fails_before_the_check_keeps_the_block(runs: Runs) -> None:
     runs.report(passes=False)
-    runs.report(passes=True, broken=True)  # leaves the plan of a check
+    runs.report(passes=True, broken=True)  # the planned evaluation remains
     assert runs.promote() == "first"
 
 
-def test_what_is_taken_over_without_a_check_does_not_forgive(runs: Runs) -> None:
+def test_a_run_without_the_check_keeps_the_block(runs: Runs) -> None:
     runs.report(passes=False)
     runs.report(passes=None)
     assert runs.promote() == "first"
 
 
-def test_only_what_is_judged_counts(runs: Runs) -> None:
+def test_a_failed_check_of_another_artifact_does_not_count(runs: Runs) -> None:
     runs.report(passes=False)
-    runs.studio.candidate("second", "c", wer=0.02)  # another model and report, by hand
+    runs.publisher.candidate("second", "c", wer=0.02)  # another model and report, by hand
     assert runs.promote() == "second"
 
 
 def test_an_earlier_content_that_is_current_again_is_still_failed(runs: Runs) -> None:
-    failed = runs.studio.store.current("report/second")
+    failed = runs.publisher.store.current("report/second")
     runs.report(passes=False)
-    runs.studio.report("second", target="others", wer=0.01)
+    runs.publisher.report("second", target="others", wer=0.01)
     runs.report(passes=True)
-    runs.studio.store.select(failed)
+    runs.publisher.store.select(failed)
     assert runs.promote() == "first"
 
 
-def test_what_no_check_has_seen_may_serve(runs: Runs) -> None:
-    """As in an instance that was emptied."""
+def test_without_evaluations_a_candidate_is_promoted(runs: Runs) -> None:
+    """For example after Dagster's history was deleted."""
     assert runs.promote() == "second"
 
 
@@ -136,7 +138,7 @@ def test_a_check_that_is_no_longer_configured_blocks_nothing(runs: Runs) -> None
     assert runs.promote() == "second"
 
 
-def test_the_blocking_checks_of_all_candidates_are_asked() -> None:
+def test_blocking_checks_of_all_candidates() -> None:
     gates = {"evaluation": {"gates": {"wer": 0.02}}}
     settings = load_settings(environment={}, overrides=gates)
     asked = {

@@ -1,4 +1,4 @@
-"""A real Slurm for the tests of its launcher, once a session."""
+"""A real Slurm for the tests of its launcher, started once per session."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs beside each other: a step gets what its own run made."""
+"""Concurrent runs: a step reads the artifacts of its own run."""
 
 from pathlib import Path
 from typing import Any
@@ -58,11 +58,11 @@ def read_by(store: ArtifactStore, *assets: AssetsDefinition) -> str:
     return text
 
 
-def test_a_step_reads_what_its_own_run_made(store: ArtifactStore) -> None:
+def test_a_step_reads_artifacts_of_its_run(store: ArtifactStore) -> None:
     assert read_by(store, suite, another_run, reader) == "ours\n"
 
 
-def test_a_step_alone_reads_what_is_current(store: ArtifactStore) -> None:
+def test_a_single_step_reads_current_artifacts(store: ArtifactStore) -> None:
     read_by(store, suite, another_run, reader)
     current: Handle = store.current("evaluation_suite")
     assert read_by(store, reader) == (current.path / "suite.jsonl").read_text() == "theirs\n"

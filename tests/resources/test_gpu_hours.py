@@ -1,4 +1,4 @@
-"""What programs cost is counted whole: every program, every start, whoever looked on."""
+"""The cost of all programs and starts is recorded, with and without a launcher."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tts_assets.core.ledger import Ledger
 SHAPE = Shape(processes=1, gpus=1)
 
 
-def test_programs_of_one_dagster_run_have_accounts_of_their_own(tmp_path: Path) -> None:
+def test_programs_of_one_dagster_run_are_recorded_separately(tmp_path: Path) -> None:
     launcher = TorchrunLauncher(ledger=str(tmp_path / "ledger"))
     for asset, folder in [("serving/a", "a.x"), ("serving/b", "b.x"), ("serving/b", "b.y")]:
         program = count(tmp_path / folder / "verify", SHAPE, total=1)
@@ -31,14 +31,14 @@ def test_programs_of_one_dagster_run_have_accounts_of_their_own(tmp_path: Path) 
     assert sum(attempt.seconds for attempt in attempts) == pytest.approx(180.0)
 
 
-def test_the_accounting_tells_of_the_last_start(tmp_path: Path) -> None:
+def test_the_accounting_reports_the_last_start(tmp_path: Path) -> None:
     """It does not say which one that is; the job's own files do."""
     write_start(tmp_path, "7.0", seconds=500)
     write_start(tmp_path, "7.1", seconds=30)
     assert followed(tmp_path, Forgetful(seconds=40)) == {"7.0": 500.0, "7.1": 40.0}
 
 
-def test_without_files_the_accounting_lowers_nothing(tmp_path: Path) -> None:
+def test_the_accounting_never_decreases_recorded_seconds(tmp_path: Path) -> None:
     """Of a job whose script wrote none, which was followed through its first start."""
     program = count(tmp_path, SHAPE, total=1)
     launcher = SlurmLauncher(ledger=str(tmp_path / "ledger"))
@@ -46,7 +46,7 @@ def test_without_files_the_accounting_lowers_nothing(tmp_path: Path) -> None:
     assert followed(tmp_path, Forgetful(seconds=40)) == {"7.0": 500.0}
 
 
-def test_starts_between_two_looks_are_counted(tmp_path: Path) -> None:
+def test_starts_between_two_polls_are_recorded(tmp_path: Path) -> None:
     """Slurm shows the last of three; another job of the folder ended with nobody to see it."""
     for name in ("6.0", "7.0", "7.1"):
         write_start(tmp_path, name, seconds=500)
@@ -55,7 +55,7 @@ def test_starts_between_two_looks_are_counted(tmp_path: Path) -> None:
     assert followed(tmp_path, client) == {"6.0": 500.0, "7.0": 500.0, "7.1": 500.0, "7.2": 20.0}
 
 
-def test_the_nodes_of_a_job_are_alike(tmp_path: Path) -> None:
+def test_all_nodes_of_a_job_are_equal(tmp_path: Path) -> None:
     """Each holds what the more demanding role needs, as sbatch is told."""
     service = count(tmp_path / "serve", SHAPE, total=1)
     shape = Shape(nodes=2, processes=8, gpus=8)

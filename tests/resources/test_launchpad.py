@@ -1,4 +1,4 @@
-"""What the launchpad offers: typed, explained, and nothing else than what it says."""
+"""Options of the launchpad: typed, described and validated."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CORPORA = ["asterisk_en"]
 EVERYTHING: dict[str, Any] = {
     "codec": {"decoder": {"corpora": {"asterisk_en": 1.0}}},
     "speakers": {"corpora": CORPORA, "train": {}, "purity": {}},
-    "families": {
+    "external_models": {
         "python": "/opt/coqui/bin/python",
         "recipes": {"other": {"family": "vits", "corpora": CORPORA}},
     },
@@ -47,7 +47,7 @@ def launching() -> dict[str, dict[str, Any]]:
     return found
 
 
-def test_every_field_of_a_launched_asset_has_a_type_and_a_help_text() -> None:
+def test_every_launchpad_field_has_a_type_and_a_description() -> None:
     offered = launching()
     for asset, fields in offered.items():
         for name, field in fields.items():
@@ -60,19 +60,19 @@ def test_every_field_of_a_launched_asset_has_a_type_and_a_help_text() -> None:
     }
 
 
-def test_who_asks_for_nothing_gets_the_recipe_and_the_shape_as_they_are() -> None:
+def test_without_options_recipe_and_shape_are_unchanged() -> None:
     recipe, shape = SftRecipe.model_validate({**RECIPE, "steps": 7}), Shape(processes=3)
     assert Training().of_recipe(recipe) is recipe
     assert Training().of(shape) is shape
 
 
-def test_steps_take_the_place_of_epochs_and_the_rest_stays() -> None:
+def test_steps_replace_epochs() -> None:
     recipe = SftRecipe.model_validate({**RECIPE, "epochs": 2.0, "batch_tokens": 4096})
     asked = Training(steps=5).of_recipe(recipe)
     assert (asked.steps, asked.epochs, asked.batch_tokens) == (5, None, 4096)
 
 
-def test_ranks_follow_gpus_and_what_cannot_be_is_refused() -> None:
+def test_ranks_follow_gpus_and_invalid_options_are_rejected() -> None:
     assert Machines(gpus=4, hours=2).of(Shape(gpus=1, memory_gb=9)) == Shape(
         gpus=4, memory_gb=9, hours=2
     )

@@ -1,4 +1,4 @@
-"""GPU leases between real processes; the GPUs are names."""
+"""GPU leases between real processes. The GPUs are only names."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def said(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline().strip()
 
 
-def test_two_hold_four_of_eight_and_a_third_waits_for_one_of_them(tmp_path: Path) -> None:
+def test_two_leases_of_four_gpus_and_a_third_that_waits(tmp_path: Path) -> None:
     first = hold(tmp_path, 4)
     assert said(first) == "holds 0,1,2,3"
     second = hold(tmp_path, 4)  # at the same instant it could say that it waits in line
@@ -46,7 +46,7 @@ def test_two_hold_four_of_eight_and_a_third_waits_for_one_of_them(tmp_path: Path
         process.communicate()
 
 
-def test_who_waits_for_all_is_not_overtaken_by_a_small_one(tmp_path: Path) -> None:
+def test_a_lease_of_all_gpus_is_not_overtaken_by_a_smaller_one(tmp_path: Path) -> None:
     small = hold(tmp_path, 1)
     assert said(small) == "holds 0"
     large = hold(tmp_path, 8)

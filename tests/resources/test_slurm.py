@@ -1,4 +1,4 @@
-"""The Slurm launcher on a real Slurm: two nodes, real jobs, real accidents."""
+"""The Slurm launcher on a real Slurm with two nodes: real jobs and failures."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def job(cluster: SlurmCluster) -> str:
     return job
 
 
-def test_success_gives_facts_costs_and_the_log(
+def test_success_returns_facts_cost_and_log(
     cluster: SlurmCluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = start(tmp_path, total=6, wait_at=3, step_seconds=0.5)  # Slurm counts whole seconds
@@ -101,19 +101,17 @@ def test_failure_shows_the_traceback_and_a_retry_resumes(
     assert found["attempts"] == 3  # the failed run's, and two of the one that succeeded
 
 
-def test_what_slurm_refuses_is_not_tried_again(cluster: SlurmCluster, tmp_path: Path) -> None:
+def test_a_job_rejected_by_slurm_is_not_retried(cluster: SlurmCluster, tmp_path: Path) -> None:
     run = start(tmp_path, {"partition": "nowhere", "retries": 5}, total=1).result()
     assert "invalid partition" in failure(run)
     assert not [event for event in run.all_events if event.is_step_up_for_retry]
 
 
-def test_a_job_cancelled_by_somebody_is_a_failure_that_says_so(
-    cluster: SlurmCluster, tmp_path: Path
-) -> None:
+def test_a_job_cancelled_by_a_user_is_a_failure(cluster: SlurmCluster, tmp_path: Path) -> None:
     run = start(tmp_path, {"retries": 5}, total=6, wait_at=3)
     wait_for(lambda: counted(tmp_path) == 3, "three steps")
     cluster.ask("scancel", job(cluster))
-    assert "somebody cancelled it (scancel)" in failure(run.result())
+    assert "cancelled by a user (scancel)" in failure(run.result())
 
 
 def dagster(tmp_path: Path, **config: Any) -> subprocess.Popen[str]:
@@ -166,7 +164,7 @@ def test_a_killed_dagster_leaves_the_job_and_the_next_run_follows_it(
     def follows() -> bool:
         nonlocal shown
         shown += capsys.readouterr().err
-        return f"job {number} is at it already" in shown
+        return f"job {number} already runs this build" in shown
 
     wait_for(follows, "the second run to find the job")
     (run_dir / "go").touch()
@@ -196,7 +194,7 @@ def test_a_job_that_runs_for_the_same_build_is_followed(
     )
 
 
-def test_starts_that_nobody_follows_are_counted(cluster: SlurmCluster, tmp_path: Path) -> None:
+def test_starts_without_a_launcher_are_recorded(cluster: SlurmCluster, tmp_path: Path) -> None:
     run_dir, ledger = tmp_path / "run", Ledger(tmp_path / "ledger")
     program = count(run_dir, ONE, total=6, wait_at=3)
     program.write_config()
@@ -218,7 +216,7 @@ def test_starts_that_nobody_follows_are_counted(cluster: SlurmCluster, tmp_path:
     assert second.started >= first.started + first.seconds > 0
 
 
-def test_the_time_limit_saves_and_requeues_up_to_a_number(
+def test_the_time_limit_saves_and_requeues_up_to_a_limit(
     cluster: SlurmCluster, tmp_path: Path
 ) -> None:
     minute = ONE.model_copy(update={"hours": 1 / 60})
@@ -232,7 +230,7 @@ def test_the_time_limit_saves_and_requeues_up_to_a_number(
     assert metadata(start(gives_up, total=6).result())["started_from"] == 4  # run again, it goes on
 
 
-def test_a_crashed_node_and_the_job_goes_on_at_another(
+def test_a_job_continues_on_another_node_after_a_crash(
     cluster: SlurmCluster, tmp_path: Path
 ) -> None:
     run = start(tmp_path, total=6, wait_at=3)
@@ -258,7 +256,7 @@ def test_preemption_is_not_a_failure(cluster: SlurmCluster, tmp_path: Path) -> N
     assert found["started_from"] >= 3 and found["attempts"] == 2
 
 
-def test_a_controller_that_restarts_is_waited_for(cluster: SlurmCluster, tmp_path: Path) -> None:
+def test_a_restart_of_the_controller_is_waited_for(cluster: SlurmCluster, tmp_path: Path) -> None:
     run = start(tmp_path, {"command_seconds": 5.0}, total=6, wait_at=3)
     wait_for(lambda: counted(tmp_path) == 3, "three steps")
     cluster.kill("slurmctld", signal.SIGTERM)
@@ -269,7 +267,7 @@ def test_a_controller_that_restarts_is_waited_for(cluster: SlurmCluster, tmp_pat
     assert found["started_from"] == 0 and found["attempts"] == 1
 
 
-def test_a_controller_that_forgot_the_job(cluster: SlurmCluster, tmp_path: Path) -> None:
+def test_a_job_that_the_controller_removed(cluster: SlurmCluster, tmp_path: Path) -> None:
     run = start(tmp_path, {"command_seconds": 5.0}, total=6, wait_at=3)
     wait_for(lambda: counted(tmp_path) == 3, "three steps")
     cluster.kill("slurmctld")

@@ -1,4 +1,4 @@
-"""Where slurmdbd keeps accounts: they tell of jobs that the controller has forgotten."""
+"""With slurmdbd, the end of jobs is known after the controller removed them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def accounting(monkeypatch: pytest.MonkeyPatch) -> Iterator[SlurmCluster]:
     cluster.stop()
 
 
-def test_the_accounts_tell_how_a_forgotten_job_ended(
+def test_the_accounting_reports_the_end_of_a_removed_job(
     accounting: SlurmCluster, tmp_path: Path
 ) -> None:
     options = ["--parsable", "--wait", "--output=/dev/null"]

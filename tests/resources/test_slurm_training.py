@@ -1,4 +1,4 @@
-"""Several nodes: training on two of them, and two roles that talk to each other."""
+"""Training on two nodes, and two programs that communicate."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def losses(run_dir: Path) -> list[float]:
     return [r["loss"] for r in read_metrics(run_dir / "metrics.jsonl") if "loss" in r]
 
 
-def test_two_nodes_of_two_processes_train_as_one_process_does(
+def test_two_nodes_with_two_processes_train_like_one_process(
     cluster: SlurmCluster,
     arrays: Path,  # noqa: F811
     tmp_path: Path,

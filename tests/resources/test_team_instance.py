@@ -44,7 +44,7 @@ def postgres_url() -> Iterator[str]:
     shutil.rmtree(folder)
 
 
-def test_the_example_keeps_runs_in_postgres(
+def test_the_example_stores_runs_in_postgres(
     postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TTS_POSTGRES_URL", postgres_url)

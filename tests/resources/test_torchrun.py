@@ -50,7 +50,8 @@ def worker_pids(run_dir: Path, deadline_seconds: float = PATIENCE) -> list[int]:
     raise AssertionError(f"the workers did not start: {list(run_dir.glob('*'))}")
 
 
-def test_runs_two_ranks_and_gives_their_facts(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_two_ranks_run_and_facts_are_returned(tmp_path: Path) -> None:
     process = start(tmp_path, total=4)
     output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, output
@@ -60,7 +61,7 @@ def test_runs_two_ranks_and_gives_their_facts(tmp_path: Path) -> None:
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 4
 
 
-def test_failure_names_the_rank_and_shows_its_traceback(tmp_path: Path) -> None:
+def test_an_error_has_the_rank_and_its_traceback(tmp_path: Path) -> None:
     process = start(tmp_path, total=4, broken_rank=1)
     output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
@@ -74,7 +75,8 @@ def living(pids: list[int]) -> list[int]:
     return [pid for pid in alive if psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]
 
 
-def test_cancelling_saves_ends_every_process_and_resumes(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_canceling_saves_ends_all_processes_and_the_next_run_resumes(tmp_path: Path) -> None:
     process = start(tmp_path, total=400, step_seconds=0.05)
     pids = worker_pids(tmp_path)
     process.send_signal(signal.SIGTERM)
@@ -88,7 +90,8 @@ def test_cancelling_saves_ends_every_process_and_resumes(tmp_path: Path) -> None
     assert json.loads(output.splitlines()[-1])["started_from"] == reached
 
 
-def test_a_program_that_ignores_the_stop_is_killed_after_the_grace(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_program_that_ignores_sigterm_is_killed_after_the_grace_period(tmp_path: Path) -> None:
     process = start(tmp_path, grace=1.0, total=4000, step_seconds=0.05, deaf=True)
     pids = worker_pids(tmp_path)
     process.send_signal(signal.SIGINT)
@@ -107,7 +110,7 @@ def processes_of(run_dir: Path) -> list[psutil.Process]:
 
 
 @pytest.mark.slow
-def test_whenever_dagster_is_killed_nothing_survives(tmp_path: Path) -> None:
+def test_no_process_survives_a_killed_dagster(tmp_path: Path) -> None:
     chance = random.Random()
     for number in range(3):
         run_dir = tmp_path / str(number)
@@ -126,7 +129,7 @@ def test_whenever_dagster_is_killed_nothing_survives(tmp_path: Path) -> None:
             time.sleep(0.2)
 
 
-def test_a_configuration_that_cannot_be_is_not_tried_again(tmp_path: Path) -> None:
+def test_an_invalid_configuration_is_not_retried(tmp_path: Path) -> None:
     config = RoleConfig(run_dir=tmp_path, role="ask")  # of another program
     program = Program("tests.support.programs", config, Shape(processes=1))
     run = launch(program, TorchrunLauncher(retries=5, retry_seconds=600))
@@ -143,7 +146,7 @@ def test_a_failure_is_retried_from_the_last_checkpoint(tmp_path: Path) -> None:
     assert found["gpu_hours"] == pytest.approx(found["compute_seconds"] / 3600)
 
 
-def test_more_gpus_than_there_are(tmp_path: Path) -> None:
+def test_more_gpus_than_available_is_an_error(tmp_path: Path) -> None:
     program = count(tmp_path, Shape(processes=1, gpus=4), total=1)
     run = launch(program, TorchrunLauncher(devices=["0", "1"]))
     assert "asks for 4 GPUs, and this machine has 2" in failure(run)
@@ -152,11 +155,13 @@ def test_more_gpus_than_there_are(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("devices", "remedy"),
     [
-        ("a", 'gpus = 0, .* speak itself, engine = { kind = "transformers" }'),
+        ("a", 'gpus = 0, .* generate itself, engine = { kind = "transformers" }'),
         ("abc", "gpus .* to at most 2"),
     ],
 )
-def test_no_gpu_left_for_a_service(tmp_path: Path, devices: str, remedy: str) -> None:
+def test_too_few_gpus_for_program_and_service_is_an_error(
+    tmp_path: Path, devices: str, remedy: str
+) -> None:
     service = Program("tests.support.roles", role(tmp_path, "serve"), Shape(processes=1, gpus=1))
     shape = Shape(processes=1, gpus=len(devices))
     program = Program("tests.support.roles", role(tmp_path, "ask"), shape, service=service)
@@ -186,7 +191,7 @@ def test_the_time_limit_saves(tmp_path: Path) -> None:
     assert 0 < int((tmp_path / "checkpoints" / "count.txt").read_text()) < 10_000
 
 
-def test_the_weeks_gpu_hours_are_counted_and_refused(tmp_path: Path) -> None:
+def test_gpu_hours_of_the_week_are_recorded_and_limited(tmp_path: Path) -> None:
     shape = Shape(processes=1, gpus=1)
     ledger = tmp_path / "ledger"
     accounts = {"ledger": str(ledger), "devices": ["0"], "lease_folder": str(tmp_path / "leases")}
@@ -202,7 +207,7 @@ def test_the_weeks_gpu_hours_are_counted_and_refused(tmp_path: Path) -> None:
     assert metadata(launch(count(tmp_path / "c", free, total=2), limited))["counted"] == 2
 
 
-def test_a_launcher_that_is_killed_has_told_the_ledger(tmp_path: Path) -> None:
+def test_a_killed_launcher_has_recorded_its_gpu_hours(tmp_path: Path) -> None:
     values = {
         "config": {"run_dir": str(tmp_path / "run"), "total": 400, "step_seconds": 0.05},
         "shape": {"processes": 1, "gpus": 1},

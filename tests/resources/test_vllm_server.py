@@ -1,4 +1,4 @@
-"""A server process, kept alive and always ended; a small real server stands for vLLM's minute."""
+"""A supervised server process. A small real server replaces vLLM, which starts in a minute."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def pid_of(url: str) -> int:
         return int(answer.read())
 
 
-def test_it_is_healthy_and_its_log_is_heard() -> None:
+def test_the_server_is_healthy_and_its_log_is_passed_on() -> None:
     heard: list[str] = []
     with small().serve(["--model", "x"], heard.append) as server:
         assert psutil.pid_exists(pid_of(server.url))
@@ -37,7 +37,7 @@ def test_it_is_healthy_and_its_log_is_heard() -> None:
     assert not marked_processes(server.launch_id)
 
 
-def test_it_is_started_again_at_the_same_address() -> None:
+def test_a_dead_server_restarts_at_the_same_address() -> None:
     heard: list[str] = []
     with small().serve(["--model", "x"], heard.append) as server:
         first = pid_of(server.url)
@@ -48,7 +48,7 @@ def test_it_is_started_again_at_the_same_address() -> None:
     assert "the server ended with status -9; starting again in 1 s" in heard
 
 
-def test_what_cannot_start_is_told_with_its_log() -> None:
+def test_a_failed_start_is_an_error_with_the_log() -> None:
     with (
         pytest.raises(ServerDied, match=r"ended with status 1, 1 times(.|\n)*no model called bad"),
         small(restarts=0).serve(["--model", "bad"], lambda line: None),
@@ -56,7 +56,7 @@ def test_what_cannot_start_is_told_with_its_log() -> None:
         pass
 
 
-def test_what_does_not_answer_is_given_up() -> None:
+def test_a_server_that_does_not_answer_is_an_error() -> None:
     hanging = VllmServer(module=SMALL, start_seconds=2, grace_seconds=5)
     with (
         pytest.raises(ServerDied, match="was not healthy after 2 s"),
@@ -65,7 +65,7 @@ def test_what_does_not_answer_is_given_up() -> None:
         pass
 
 
-def test_it_ends_with_a_killed_parent(tmp_path: Path) -> None:
+def test_the_server_ends_with_a_killed_parent(tmp_path: Path) -> None:
     """As Dagster's run worker may be: by SIGKILL."""
     code = (
         "import time\n"

@@ -1,4 +1,4 @@
-"""Who waits says so again and again: a run that says nothing is taken for one that hangs."""
+"""Code that waits logs reminders, because a run without events looks stuck."""
 
 import fcntl
 import threading
@@ -59,7 +59,7 @@ def held(path: Path) -> Iterator[None]:
     ("busy", "line"),
     [("gpu-0", "waiting for 1 GPUs: 0 of 1 are free"), ("line", "waiting in line for 1 GPUs")],
 )
-def test_gpus(tmp_path: Path, busy: str, line: str) -> None:
+def test_waiting_for_gpus_is_logged(tmp_path: Path, busy: str, line: str) -> None:
     heard = Heard()
 
     def take() -> tuple[str, ...]:
@@ -74,7 +74,7 @@ def test_gpus(tmp_path: Path, busy: str, line: str) -> None:
     assert set(heard.lines) == {line}
 
 
-def test_another_run_of_the_same_build(tmp_path: Path) -> None:
+def test_waiting_for_another_run_of_the_build_is_logged(tmp_path: Path) -> None:
     lock = Path(f"{ArtifactStore(tmp_path).work_folder(BUILD)}.lock")
 
     def said() -> list[str]:
@@ -132,7 +132,7 @@ def finished(folder: Path, queue: Queue, heard: Heard, seconds: float) -> Follow
 
 
 @pytest.mark.parametrize("state", ["PENDING", "SUSPENDED"])
-def test_a_job_that_does_not_run(tmp_path: Path, state: str) -> None:
+def test_waiting_for_a_job_is_logged(tmp_path: Path, state: str) -> None:
     heard = Heard()
     queue = Queue(state=state, enough=heard.often)
     assert finished(tmp_path, queue, heard, 30).follow(7) == Ended(7, "COMPLETED", "0:0")
@@ -140,13 +140,13 @@ def test_a_job_that_does_not_run(tmp_path: Path, state: str) -> None:
     assert state in heard.lines[0]
 
 
-def test_a_job_that_runs_is_left_to_speak_for_itself(tmp_path: Path) -> None:
+def test_a_running_job_logs_no_reminders(tmp_path: Path) -> None:
     heard, queue = Heard(), Queue(state="RUNNING")
     finished(tmp_path, queue, heard, 1).follow(7)
     assert [line.split()[3] for line in heard.lines] == ["RUNNING", "COMPLETED"]
 
 
-def test_nobody_ends_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_waiting_run_is_not_ended_as_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     shortest = Alerts(stuck_minutes=5, end_stuck_minutes=10).end_stuck_minutes
     assert shortest is not None and shortest * 60 >= 2 * waiting.AGAIN_SECONDS

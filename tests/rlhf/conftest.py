@@ -34,7 +34,7 @@ def speaking(tmp_path_factory: pytest.TempPathFactory, clips: Path) -> Speaking:
 
 
 def engine_servers(program: RlhfProgram) -> list[psutil.Process]:
-    """The processes of a run's engine, whoever started it."""
+    """Returns the server processes of a run's engine."""
     config = str((program.run_dir / "engine").resolve() / "run.json")
     return [
         process
@@ -52,7 +52,7 @@ def engine(speaking: Speaking, tmp_path_factory: pytest.TempPathFactory) -> Engi
 
 @pytest.fixture(scope="module")
 def server(engine: EngineProgram) -> Iterator[Server]:
-    """A real vLLM engine, about 25 s to start."""
+    """A real vLLM server; it needs about 25 s to start."""
     with hosted(engine, LOOPBACK, free_port(), print) as running:
         running.wait_until_healthy()
         yield running
@@ -61,7 +61,7 @@ def server(engine: EngineProgram) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def sentences(clips: Path) -> list[DecodedCompletion]:
-    """The real sentences of the test clips, with what they say."""
+    """The test clips that are sentences, with their transcripts."""
     samples = [json.loads(line) for line in (clips / "samples.jsonl").read_text().splitlines()]
     return [
         DecodedCompletion(
@@ -74,7 +74,7 @@ def sentences(clips: Path) -> list[DecodedCompletion]:
 
 @pytest.fixture
 def program(speaking: Speaking, tmp_path: Path) -> Callable[..., RlhfProgram]:
-    """A GRPO run of seconds; its reward is 1 for whatever ends within the token limit."""
+    """Returns a factory of short GRPO runs, whose reward is 1 for each completion that ends."""
 
     def make(name: str, **changes: Any) -> RlhfProgram:
         recipe = {

@@ -1,4 +1,4 @@
-"""Each alarm is raised by what it is for, and by nothing else."""
+"""Each kind of collapse raises its own alarm and no other."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tts_assets.rlhf.alarms import (
 )
 
 STEPS = 20
-# A run that goes well: words get clearer, all else stays within its noise.
+# A healthy run: the WER falls, all other metrics stay within their noise.
 HEALTHY = {
     "wer": (0.5, 0.2),
     "entropy": (3.0, 2.0),
@@ -28,7 +28,7 @@ HEALTHY = {
 
 
 def series(**changes: tuple[float, float]) -> list[dict[str, float]]:
-    """20 steps in which each metric goes in a straight line from one value to another."""
+    """Returns 20 records in which each metric changes linearly, with noise."""
     named = HEALTHY | {key.replace("__", "/"): ends for key, ends in changes.items()}
     lines = {key: np.linspace(*ends, STEPS) for key, ends in named.items()}
     noise = np.random.default_rng(1).normal(1, 0.02, (STEPS, len(lines)))
@@ -43,7 +43,7 @@ def names(records: list[dict[str, float]], config: AlarmConfig | None = None) ->
     return [alarm.name for alarm in alarms(records, config or AlarmConfig())]
 
 
-def test_a_healthy_run_is_quiet_all_the_way() -> None:
+def test_a_healthy_run_raises_no_alarm() -> None:
     assert first_alarms(series(), AlarmConfig()) == {}
 
 
@@ -65,41 +65,41 @@ def test_each_collapse_raises_its_alarm(change: dict[str, tuple[float, float]], 
     assert names(series(**change)) == [alarm]
 
 
-def test_worse_sound_without_better_words_is_no_hacking() -> None:
+def test_worse_sound_with_a_higher_wer_is_not_reward_hacking() -> None:
     assert not names(series(wer=(0.3, 0.5), rewards__dnsmos__mean=(0.5, 0.3)))
 
 
-def test_what_is_not_measured_raises_nothing() -> None:
+def test_missing_metrics_raise_no_alarm() -> None:
     unmeasured = [{"step": one["step"], "wer": one["wer"]} for one in series()]
     assert not names(unmeasured)
 
 
-def test_a_run_is_not_judged_before_there_are_two_windows() -> None:
+def test_no_alarm_before_there_are_two_windows() -> None:
     falling = series(entropy=(3.0, 0.01))
     short = falling[:4] + falling[-5:]
     assert not names(short)
     assert names(short, AlarmConfig(window=2)) == ["entropy"]
 
 
-def test_an_alarm_can_be_turned_off() -> None:
+def test_zero_disables_an_alarm() -> None:
     assert not names(series(kl=(0.0, 2.0)), AlarmConfig(kl=0))
 
 
-def test_the_first_of_each_alarm_is_told_once_and_all_are_metrics() -> None:
-    told: list[str] = []
+def test_each_alarm_is_logged_once_and_always_a_metric() -> None:
+    logged: list[str] = []
     records = series(kl=(0.0, 2.0))
-    bell = CollapseMonitor(AlarmConfig(), [], told.append)
-    raised = [bell.see(int(one["step"]), one) for one in records]
+    monitor = CollapseMonitor(AlarmConfig(), [], logged.append)
+    raised = [monitor.update(int(one["step"]), one) for one in records]
     first = first_alarms(records, AlarmConfig())["kl"][0]
     assert [step for step, one in enumerate(raised, 1) if one] == list(range(first, STEPS + 1))
     assert raised[-1] == {"alarm/kl": 1.0}
-    assert len(told) == 1
-    assert f"kl after update {first}" in told[0]
-    again = CollapseMonitor(
-        AlarmConfig(), [one | raised[n] for n, one in enumerate(records)], told.append
+    assert len(logged) == 1
+    assert f"kl after update {first}" in logged[0]
+    resumed = CollapseMonitor(
+        AlarmConfig(), [one | raised[n] for n, one in enumerate(records)], logged.append
     )
-    again.see(STEPS + 1, records[-1])
-    assert len(told) == 1
+    resumed.update(STEPS + 1, records[-1])
+    assert len(logged) == 1
 
 
 def test_repeated_codes_are_counted() -> None:

@@ -1,4 +1,4 @@
-"""What Dagster shows of a GRPO run."""
+"""Metadata and checks of the asset of a GRPO run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tts_assets.rlhf.config import RlhfProgram, RlhfRecipe
 
 @pytest.fixture
 def trained(program: Callable[..., RlhfProgram], tmp_path: Path) -> tuple[Checkpoint, RlhfRecipe]:
-    """A published checkpoint of a real run of four steps."""
+    """The published checkpoint of a real run of four steps, and its recipe."""
     from tts_assets.rlhf import train
 
     made = program("run", steps=4, beta=0.01, heldout={"fraction": 0.5, "every": 2}, audio_every=2)
@@ -36,12 +36,16 @@ def trained(program: Callable[..., RlhfProgram], tmp_path: Path) -> tuple[Checkp
     return handle, made.recipe
 
 
-def test_numbers_curves_and_sound_are_shown(trained: tuple[Checkpoint, RlhfRecipe]) -> None:
+@pytest.mark.slow
+def test_metadata_has_numbers_plots_and_audio(trained: tuple[Checkpoint, RlhfRecipe]) -> None:
     checkpoint, recipe = trained
     shown = describe_checkpoint(checkpoint, recipe)
     lines = (checkpoint.path / "metrics.jsonl").read_text().splitlines()
-    held = [json.loads(line)["reward_heldout"] for line in lines if "reward_heldout" in line]
-    assert (shown["reward_heldout_first"], shown["reward_heldout_last"]) == (held[0], held[-1])
+    held_out = [json.loads(line)["reward_heldout"] for line in lines if "reward_heldout" in line]
+    assert (shown["reward_heldout_first"], shown["reward_heldout_last"]) == (
+        held_out[0],
+        held_out[-1],
+    )
     for name in ("reward_first", "reward_rate_last", "seconds_last", "kl", "entropy", "ended"):
         assert isinstance(shown[name], float)
     for name in ("curves", "health"):
@@ -49,7 +53,10 @@ def test_numbers_curves_and_sound_are_shown(trained: tuple[Checkpoint, RlhfRecip
     assert isinstance(shown["listening"], NotebookMetadataValue)
 
 
-def test_a_collapse_warns_and_blocks_nothing(trained: tuple[Checkpoint, RlhfRecipe]) -> None:
+@pytest.mark.slow
+def test_the_collapse_check_warns_and_does_not_block(
+    trained: tuple[Checkpoint, RlhfRecipe],
+) -> None:
     checkpoint, recipe = trained
     assert evaluate(checkpoint, recipe).passed
     strict = recipe.model_copy(

@@ -1,4 +1,4 @@
-"""The real vLLM engine, given the trainer's weights again and again; one for all tests."""
+"""The real vLLM server with the trainer's weights; one server for all tests."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from tts_assets.core.processes import LOOPBACK, free_port
 from tts_assets.core.supervisor import Server, ServerDied
 from tts_assets.rlhf.config import EngineProgram, VllmRollouts
 from tts_assets.rlhf.engine import SECRET, hosted
-from tts_assets.rlhf.engine_client import EngineClient, EngineError, FileSender
-from tts_assets.rlhf.engines import full_logprobs
+from tts_assets.rlhf.engine_client import EngineClient, EngineError
+from tts_assets.rlhf.rollout_engine import full_logprobs
+from tts_assets.rlhf.weight_transfer import FileSender
 from tts_assets.serving.served_model import SynthesisLine
 from tts_assets.serving.synthesis import Synthesizer
 from tts_assets.speechlm.config import SamplingConfig
@@ -32,7 +33,7 @@ pytestmark = pytest.mark.slow
 SAMPLING = SamplingConfig(
     temperature=1.0, top_k=0, repetition_penalty=1.0, min_tokens=5, max_tokens=40
 )
-# vLLM's CPU attention may multiply in bfloat16; old weights are more than 0.1 away.
+# vLLM's CPU attention may multiply in bfloat16; with old weights the difference exceeds 0.1.
 TOLERANCE = 2e-2
 
 
@@ -42,10 +43,10 @@ def client(engine: EngineProgram, server: Server) -> EngineClient:
 
 
 def client_of(engine: EngineProgram, server: Server) -> EngineClient:
-    def waiting() -> None:
+    def check() -> None:
         server.check()
 
-    return EngineClient(server.url, engine.run_dir, engine.engine, waiting, print)
+    return EngineClient(server.url, engine.run_dir, engine.engine, check, print)
 
 
 @pytest.fixture
@@ -63,7 +64,7 @@ def requests(speaking: Speaking) -> list[Request]:
 
 
 def disturb(lm: SpeechLM, seed: int) -> None:
-    """As a step of training would, only more."""
+    """Changes the weights as a training step does, but by more."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in lm.model.parameters():
@@ -86,10 +87,10 @@ def tokens(completions: Sequence[Completion]) -> list[list[int]]:
     return [completion.token_ids.tolist() for completion in completions]
 
 
-def test_engine_and_trainer_agree_after_each_push(
+def test_engine_and_trainer_agree_after_each_weight_transfer(
     client: EngineClient, policy: SpeechLM, requests: list[Request], speaking: Speaking
 ) -> None:
-    """The test model's embeddings are tied: an output matrix that stayed behind would show."""
+    """The embeddings of the test model are tied: an old output matrix would be detected."""
     assert policy.model.config.tie_word_embeddings
     base = Synthesizer.open(speaking.serving.path).engine.lm  # type: ignore[attr-defined]
     for step in range(3):
@@ -99,7 +100,7 @@ def test_engine_and_trainer_agree_after_each_push(
         assert largest_gap(base, requests, answers) > 5 * TOLERANCE
 
 
-def test_only_speech_is_drawn_and_the_end_is_known(
+def test_only_speech_tokens_are_sampled(
     client: EngineClient, policy: SpeechLM, requests: list[Request]
 ) -> None:
     answers = ask(client, policy, requests)
@@ -111,7 +112,7 @@ def test_only_speech_is_drawn_and_the_end_is_known(
         assert len(answer.logprobs) == len(answer.token_ids)
 
 
-def test_the_same_rollout_gives_the_same_tokens_also_after_a_crash(
+def test_a_rollout_has_the_same_tokens_after_a_crash(
     client: EngineClient, server: Server, policy: SpeechLM, requests: list[Request]
 ) -> None:
     first = ask(client, policy, requests)
@@ -128,7 +129,7 @@ def test_the_same_rollout_gives_the_same_tokens_also_after_a_crash(
     assert server.restarted == 1
 
 
-def test_without_the_secret_nothing_is_answered(server: Server) -> None:
+def test_requests_need_the_secret(server: Server) -> None:
     request = urllib.request.Request(
         f"{server.url}/complete", b"{}", {"Authorization": "Bearer wrong"}
     )
@@ -136,11 +137,11 @@ def test_without_the_secret_nothing_is_answered(server: Server) -> None:
         urllib.request.urlopen(request)
 
 
-def test_the_secret_is_its_owners_alone(engine: EngineProgram, server: Server) -> None:
+def test_only_the_owner_can_read_the_secret(engine: EngineProgram, server: Server) -> None:
     assert (engine.run_dir / SECRET).stat().st_mode & 0o077 == 0
 
 
-def test_a_prompt_that_does_not_fit_is_refused(
+def test_a_prompt_that_is_too_long_is_rejected(
     client: EngineClient, policy: SpeechLM, requests: list[Request]
 ) -> None:
     long = replace(requests[0], prompt=np.resize(requests[0].prompt, 1000))
@@ -148,7 +149,7 @@ def test_a_prompt_that_does_not_fit_is_refused(
         ask(client, policy, [long])
 
 
-def test_an_engine_that_cannot_start_is_given_up_with_its_log(
+def test_an_engine_that_cannot_start_fails(
     speaking: Speaking, policy: SpeechLM, requests: list[Request], tmp_path: Path
 ) -> None:
     config = VllmRollouts(restarts=0, python="/bin/false")

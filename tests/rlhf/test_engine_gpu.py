@@ -1,4 +1,4 @@
-"""vLLM on a GPU of its own, given weights by its own transfer, and on the policy's GPU."""
+"""vLLM on a separate GPU with NCCL, and on the GPU of the policy with a file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support.speaking import Speaking
 from tts_assets.core.processes import LOOPBACK, free_port
 from tts_assets.rlhf.config import EngineProgram, VllmRollouts
 from tts_assets.rlhf.engine import hosted
-from tts_assets.rlhf.engine_client import FileSender, NcclSender, sender
+from tts_assets.rlhf.weight_transfer import FileSender, NcclSender, weight_sender
 from tts_assets.serving.served_model import SynthesisLine
 from tts_assets.serving.synthesis import Synthesizer
 
@@ -20,12 +20,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.gpu]
 
 
 TWO_GPUS = pytest.mark.skipif(
-    torch.cuda.device_count() < 2, reason="needs two GPUs: NCCL has no group of two ranks on one"
+    torch.cuda.device_count() < 2, reason="needs two GPUs: NCCL has no two ranks on one GPU"
 )
 
 
 @pytest.mark.parametrize(
-    ("config", "device", "way"),
+    ("config", "device", "sender_type"),
     [
         pytest.param(
             VllmRollouts(dtype="float32", gpu_memory=0.2), "1", NcclSender, marks=TWO_GPUS
@@ -34,8 +34,8 @@ TWO_GPUS = pytest.mark.skipif(
     ],
     ids=["nccl", "shared"],
 )
-def test_the_engine_speaks_with_the_policys_weights(
-    speaking: Speaking, tmp_path: Path, config: VllmRollouts, device: str, way: type
+def test_the_engine_has_the_weights_of_the_policy(
+    speaking: Speaking, tmp_path: Path, config: VllmRollouts, device: str, sender_type: type
 ) -> None:
     synthesizer = Synthesizer.open(speaking.serving.path, device="cuda:0")
     policy = synthesizer.engine.lm  # type: ignore[attr-defined]
@@ -43,9 +43,9 @@ def test_the_engine_speaks_with_the_policys_weights(
     program = EngineProgram(run_dir=tmp_path, serving_model=speaking.serving.path, engine=config)
     with hosted(program, LOOPBACK, free_port(), print, devices=[device]) as server:
         client = client_of(program, server)
-        sends = sender(policy.model, config, tmp_path)
-        assert isinstance(sends, way)
+        sender = weight_sender(policy.model, config, tmp_path)
+        assert isinstance(sender, sender_type)
         for step in range(3):
             disturb(policy, step)
-            answers = client.complete(requests, SAMPLING, policy.vocabulary, sends)
+            answers = client.complete(requests, SAMPLING, policy.vocabulary, sender)
             assert largest_gap(policy, requests, answers) < 2e-2

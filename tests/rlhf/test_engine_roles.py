@@ -1,4 +1,4 @@
-"""Trainer and engine as the two roles of one launch: on two nodes of a real Slurm, and here."""
+"""Trainer and engine as two roles of one launch: on two nodes of a real Slurm, and locally."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.rlhf.test_train import metrics
 from tests.support.launched import failure, launch, metadata
 from tests.support.slurm_cluster import SlurmCluster
 from tts_assets.core.compute import Shape
-from tts_assets.rlhf.assets import launched
+from tts_assets.rlhf.assets import with_engine
 from tts_assets.rlhf.config import RlhfProgram
 
 pytestmark = pytest.mark.slow
@@ -31,30 +31,30 @@ def test_two_steps_with_the_engine_on_the_second_node(
     program: Make,
 ) -> None:
     made = program("run", engine={"kind": "vllm"}, steps=2)
-    found = metadata(launch(launched(made, SHAPE), SlurmLauncher(poll_seconds=1)))
+    found = metadata(launch(with_engine(made, SHAPE), SlurmLauncher(poll_seconds=1)))
     assert found["steps"] == 2
     assert "on node[0-1]" in (made.run_dir / "log.txt").read_text()
     assert all(record["engine_logprob_gap"] < 1e-2 for record in metrics(made))
     cluster.wait_until(lambda: not engine_servers(made), "the engine's end")
 
 
-def test_an_engine_that_dies_beside_the_trainer_leaves_a_checkpoint(program: Make) -> None:
-    """The launcher ends the trainer, which saves; the error names the engine; a retry goes on."""
+def test_a_checkpoint_is_saved_if_the_engine_dies(program: Make) -> None:
+    """The launcher ends the trainer, which saves. The error names the engine. A retry resumes."""
     from tts_assets.rlhf import train
 
     made = program("run", engine={"kind": "vllm", "restarts": 0}, steps=4, save_every=100)
     killer = threading.Thread(target=kill_after_first_step, args=(made,))
     killer.start()
-    lost = launch(launched(made, SHAPE), TorchrunLauncher(grace_seconds=20))
+    lost = launch(with_engine(made, SHAPE), TorchrunLauncher(grace_seconds=20))
     killer.join()
-    # The launcher sees it first, or the trainer if it was waiting for a rollout just then.
+    # The launcher detects it first, or the trainer if it waits for a rollout at that time.
     assert re.search("(ended with status -9,|died of this rollout) 1 times in a row", failure(lost))
     assert "log.txt" in failure(lost)
     assert not engine_servers(made)
     assert train.newest_checkpoint(made.run_dir / "checkpoints") is not None
     done = len(metrics(made))
     assert 1 <= done < 4
-    assert metadata(launch(launched(made, SHAPE), TorchrunLauncher()))["steps"] == 4
+    assert metadata(launch(with_engine(made, SHAPE), TorchrunLauncher()))["steps"] == 4
     assert [record["step"] for record in metrics(made)] == [1, 2, 3, 4]
     assert not engine_servers(made)
 

@@ -1,4 +1,4 @@
-"""GRPO whose rollouts come from the real vLLM: resumed, crashed, given up."""
+"""GRPO with rollouts from the real vLLM: resumed, crashed, lost."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ STEPS = 5
 def shared(
     program: Make, engine: EngineProgram, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> Make:
-    """Runs that find the module's engine as a launcher's service."""
-    place = urlsplit(server.url)
-    monkeypatch.setenv("TTS_SERVICE_HOST", str(place.hostname))
-    monkeypatch.setenv("TTS_SERVICE_PORT", str(place.port))
+    """Returns a factory of runs that use the module's engine as a launcher's service."""
+    address = urlsplit(server.url)
+    monkeypatch.setenv("TTS_SERVICE_HOST", str(address.hostname))
+    monkeypatch.setenv("TTS_SERVICE_PORT", str(address.port))
 
     def make(name: str, **changes: Any) -> RlhfProgram:
         made = program(name, engine={"kind": "vllm"}, steps=STEPS, **changes)
@@ -44,7 +44,7 @@ def shared(
 
 @pytest.fixture
 def whole(shared: Make) -> RlhfProgram:
-    """A run that nothing disturbs."""
+    """A run without interruption."""
     made = shared("whole")
     run(made)
     return made
@@ -65,7 +65,7 @@ def kill_engine(program: RlhfProgram) -> None:
         process.kill()
 
 
-def test_every_rollout_is_the_current_policys(whole: RlhfProgram) -> None:
+def test_each_rollout_uses_the_current_weights(whole: RlhfProgram) -> None:
     records = metrics(whole)
     assert len(records) == STEPS
     gaps = [record["engine_logprob_gap"] for record in records]
@@ -75,7 +75,7 @@ def test_every_rollout_is_the_current_policys(whole: RlhfProgram) -> None:
     assert weights(whole) != base
 
 
-def test_stopped_and_resumed_is_the_same_run(shared: Make, whole: RlhfProgram) -> None:
+def test_a_resumed_run_ends_with_the_same_weights(shared: Make, whole: RlhfProgram) -> None:
     parts = shared("parts")
     stop_after_first_step(parts)
     with pytest.raises(SystemExit) as stopped:
@@ -95,7 +95,7 @@ def test_a_killed_engine_changes_nothing(shared: Make, whole: RlhfProgram, serve
     assert weights(made) == weights(whole)
 
 
-def test_two_ranks_make_the_rollouts_of_one(shared: Make, whole: RlhfProgram) -> None:
+def test_two_ranks_have_the_rollouts_of_one(shared: Make, whole: RlhfProgram) -> None:
     made = shared("two")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     subprocess.run(
@@ -107,10 +107,10 @@ def test_two_ranks_make_the_rollouts_of_one(shared: Make, whole: RlhfProgram) ->
     assert CheckpointFacts.from_json(made.run_dir / "result.json").steps == STEPS
 
 
-def test_an_engine_that_never_comes_back_ends_the_run_with_what_it_has(
+def test_a_run_saves_a_checkpoint_if_the_engine_does_not_come_back(
     program: Make, whole: RlhfProgram, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Started by hand: the run has an engine of its own."""
+    """Without a launcher the run hosts its engine."""
     from tts_assets.rlhf import train
 
     monkeypatch.delenv("TTS_SERVICE_HOST")

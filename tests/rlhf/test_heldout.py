@@ -1,4 +1,4 @@
-"""Who is held out: by the text's hash alone."""
+"""Held-out prompts are chosen by the hash of their text alone."""
 
 from __future__ import annotations
 
@@ -17,39 +17,39 @@ def texts(prompts: list[RolloutPrompt]) -> set[str]:
     return {prompt.text for prompt in prompts}
 
 
-def test_the_share_is_held_out_and_nothing_is_lost() -> None:
-    trained, held = hold_out(PROMPTS, CONFIG)
-    assert 30 < len(held) < 75
-    assert texts(trained).isdisjoint(texts(held))
-    assert texts(trained) | texts(held) == texts(PROMPTS)
-    assert trained == [prompt for prompt in PROMPTS if prompt.text in texts(trained)]
+def test_the_fraction_is_held_out_and_no_prompt_is_lost() -> None:
+    training, held_out = hold_out(PROMPTS, CONFIG)
+    assert 30 < len(held_out) < 75
+    assert texts(training).isdisjoint(texts(held_out))
+    assert texts(training) | texts(held_out) == texts(PROMPTS)
+    assert training == [prompt for prompt in PROMPTS if prompt.text in texts(training)]
 
 
-def test_order_and_other_prompts_do_not_matter() -> None:
-    held = hold_out(PROMPTS, CONFIG)[1]
-    assert hold_out(PROMPTS[::-1], CONFIG)[1] == held
+def test_the_choice_ignores_order_and_other_prompts() -> None:
+    held_out = hold_out(PROMPTS, CONFIG)[1]
+    assert hold_out(PROMPTS[::-1], CONFIG)[1] == held_out
     few = hold_out(PROMPTS[:100], CONFIG)[1]
-    assert texts(few) == texts(held) & texts(PROMPTS[:100])
+    assert texts(few) == texts(held_out) & texts(PROMPTS[:100])
 
 
-def test_the_same_words_are_held_out_together() -> None:
+def test_equal_texts_are_held_out_together() -> None:
     text = hold_out(PROMPTS, CONFIG)[1][0].text
     again = [RolloutPrompt(text=text.upper() + "!"), RolloutPrompt(text=text)]
-    trained, held = hold_out([*PROMPTS, *again], CONFIG)
-    assert texts(trained).isdisjoint({prompt.text for prompt in again})
-    assert len(held) == len(hold_out(PROMPTS, CONFIG)[1])
+    training, held_out = hold_out([*PROMPTS, *again], CONFIG)
+    assert texts(training).isdisjoint({prompt.text for prompt in again})
+    assert len(held_out) == len(hold_out(PROMPTS, CONFIG)[1])
 
 
-def test_no_more_than_asked_for_are_kept_from_training() -> None:
-    trained, held = hold_out(PROMPTS, CONFIG.model_copy(update={"prompts": 5}))
-    assert len(held) == 5
-    assert len(trained) == len(PROMPTS) - 5
+def test_the_number_of_held_out_prompts_is_limited() -> None:
+    training, held_out = hold_out(PROMPTS, CONFIG.model_copy(update={"prompts": 5}))
+    assert len(held_out) == 5
+    assert len(training) == len(PROMPTS) - 5
 
 
-def test_no_fraction_holds_out_none() -> None:
+def test_fraction_zero_holds_out_no_prompt() -> None:
     assert hold_out(PROMPTS, HeldOutConfig(fraction=0)) == (PROMPTS, [])
 
 
-def test_something_must_be_left_to_train_on() -> None:
+def test_holding_out_all_prompts_is_an_error() -> None:
     with pytest.raises(PromptError, match="all 1 prompts are held out"):
         hold_out(PROMPTS[:1], HeldOutConfig(fraction=0.999))

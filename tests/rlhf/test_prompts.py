@@ -17,10 +17,10 @@ from tts_assets.rlhf.prompts import (
     PromptError,
     PromptSet,
     RolloutPrompt,
+    check_languages,
     collect,
     read_prompts,
     read_texts,
-    refuse_unheard,
 )
 from tts_assets.rlhf.reward_config import WerReward
 
@@ -29,7 +29,7 @@ FILE = PromptsConfig(texts=Path("x.txt"))
 ROOMY = Limits(tokens=10_000, token_rate=50.0)
 
 
-def test_file_texts_are_normalized_and_survive_the_disk(tmp_path: Path) -> None:
+def test_file_texts_are_normalized_and_read_back(tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_text("# a comment\nPress 1\n\n  goodbye \n")
     found = collect(FILE, read_texts(tmp_path / "x.txt"), {}, [], ROOMY)
     assert [prompt.text for prompt in found.prompts] == ["Press one", "goodbye"]
@@ -37,7 +37,7 @@ def test_file_texts_are_normalized_and_survive_the_disk(tmp_path: Path) -> None:
     assert read_prompts(tmp_path / "prompts.jsonl") == found.prompts
 
 
-def test_text_of_the_suite_is_refused_whatever_its_form() -> None:
+def test_texts_of_the_suite_are_rejected_in_any_notation() -> None:
     with pytest.raises(PromptError, match=r"'3 7 1, nine\.'"):
         collect(FILE, ["goodbye", "3 7 1, nine."], {}, ["Three seven one nine"], ROOMY)
 
@@ -49,14 +49,14 @@ def test_the_demos_texts_are_not_in_its_suite() -> None:
     assert len(found.prompts) == len(set(texts)) == 240
 
 
-def test_too_long_and_too_short_are_counted() -> None:
+def test_texts_outside_the_length_limits_are_counted() -> None:
     config = PromptsConfig(texts=Path("x.txt"), min_characters=4, max_characters=8)
     found = collect(config, ["one", "eleven", "eleven twelve", "?!"], {}, [], ROOMY)
     assert [prompt.text for prompt in found.prompts] == ["eleven"]
     assert found.left_out == {"shorter than min_characters": 2, "longer than max_characters": 1}
 
 
-def test_a_text_without_words_cannot_be_judged_and_is_left_out() -> None:
+def test_texts_without_words_are_left_out() -> None:
     found = collect(FILE, ["Mhm.", "<laugh>", "well"], {}, [], ROOMY)
     assert [prompt.text for prompt in found.prompts] == ["well"]
     assert found.left_out == {"no words to recognize": 2}
@@ -67,7 +67,7 @@ def voiced(speaking: Speaking, limits: Limits = ROOMY, **values: Any) -> PromptS
     return collect(config, [], {"clips": speaking.arrays.path}, [], limits)
 
 
-def test_a_suite_changes_the_digest_only_where_it_takes_a_prompt(speaking: Speaking) -> None:
+def test_a_suite_changes_the_digest_only_if_it_removes_a_prompt(speaking: Speaking) -> None:
     config = PromptsConfig(corpora=("clips",))
     arrays = {"clips": speaking.arrays.path}
     whole, other = (collect(config, [], arrays, suite, ROOMY) for suite in ([], ["unheard of"]))
@@ -77,7 +77,7 @@ def test_a_suite_changes_the_digest_only_where_it_takes_a_prompt(speaking: Speak
     assert held_out.digest != whole.digest
 
 
-def test_transcripts_come_with_another_clip_of_the_speaker(speaking: Speaking) -> None:
+def test_the_voice_prompt_is_another_clip_of_the_speaker(speaking: Speaking) -> None:
     table = CodeTable.of_split(speaking.arrays.path, "train")
     found = voiced(speaking, voice_seconds=(0.1, 60.0))
     assert len(found.prompts) == len(table)
@@ -88,7 +88,7 @@ def test_transcripts_come_with_another_clip_of_the_speaker(speaking: Speaking) -
         assert prompt.voice.codes == codes[prompt.voice.source]
 
 
-def test_voice_prompts_are_neither_too_short_nor_too_long(speaking: Speaking) -> None:
+def test_voice_prompts_have_the_configured_length(speaking: Speaking) -> None:
     table = CodeTable.of_split(speaking.arrays.path, "train")
     middle = float(np.median(np.diff(table.bounds))) / 50.0
     found = voiced(speaking, voice_seconds=(0.1, middle))
@@ -99,8 +99,8 @@ def test_voice_prompts_are_neither_too_short_nor_too_long(speaking: Speaking) ->
         voiced(speaking, voice_seconds=(500.0, 600.0))
 
 
-def test_a_voice_of_whoever_comes_next(speaking: Speaking, tmp_path: Path) -> None:
-    """Where each speaker has one clip, only another's can be the voice prompt."""
+def test_a_voice_prompt_of_any_speaker(speaking: Speaking, tmp_path: Path) -> None:
+    """If each speaker has one clip, the voice prompt is a clip of another speaker."""
     folder = tmp_path / "arrays"
     shutil.copytree(speaking.arrays.path, folder)
     lines = (folder / "train_samples.jsonl").read_text().splitlines()
@@ -109,13 +109,13 @@ def test_a_voice_of_whoever_comes_next(speaking: Speaking, tmp_path: Path) -> No
     config = PromptsConfig(corpora=("clips",), voice_prompts=True, voice_seconds=(0.1, 60.0))
     with pytest.raises(PromptError, match="no clip for its voice prompt"):
         collect(config, [], {"clips": folder}, [], ROOMY)
-    config = config.model_copy(update={"voice_of": "any"})
+    config = config.model_copy(update={"voice_speaker": "any"})
     found = collect(config, [], {"clips": folder}, [], ROOMY)
     assert len(found.prompts) == len(lines)
     assert all(prompt.voice and prompt.voice.text != prompt.text for prompt in found.prompts)
 
 
-def test_a_prompt_that_leaves_no_room_for_an_answer_is_left_out(speaking: Speaking) -> None:
+def test_prompts_without_room_for_an_answer_are_left_out(speaking: Speaking) -> None:
     everything = voiced(speaking, voice_seconds=(0.1, 60.0)).prompts
     sizes = sorted(len(p.voice.codes) for p in everything if p.voice)
     found = voiced(speaking, Limits(sizes[len(sizes) // 2] + 100, 50.0), voice_seconds=(0.1, 60.0))
@@ -123,16 +123,16 @@ def test_a_prompt_that_leaves_no_room_for_an_answer_is_left_out(speaking: Speaki
     assert max(len(p.voice.codes) for p in found.prompts if p.voice) < sizes[-1]
 
 
-def test_tags_with_a_region_are_their_language() -> None:
+def test_language_tags_may_have_a_region() -> None:
     config = FILE.model_copy(update={"language": "en-GB", "languages": ("en",)})
     found = collect(config, ["three colours"], {}, [], ROOMY)
-    refuse_unheard(found.prompts, [WerReward()])
+    check_languages(found.prompts, [WerReward()])
 
 
-def test_a_language_that_whisper_does_not_know_is_refused() -> None:
+def test_languages_unknown_to_whisper_are_rejected() -> None:
     prompts = [RolloutPrompt(text="well", language="unknown")]
     with pytest.raises(PromptError, match="unknown, which Whisper does not know"):
-        refuse_unheard(prompts, [WerReward(model="large-v3")])
+        check_languages(prompts, [WerReward(model="large-v3")])
 
 
 def test_no_prompt_left_is_an_error() -> None:

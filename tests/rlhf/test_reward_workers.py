@@ -1,4 +1,4 @@
-"""Rewards in processes of their own: the same scores, whatever happens to a worker."""
+"""Rewards in worker processes: the same scores, even if workers die."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tts_assets.rlhf.reward_workers import PROGRAM, WorkerRunner, devices_of
 from tts_assets.rlhf.rewards import DecodedCompletion, RewardError
 
 REWARDS = (WerReward(batch_size=2), RateReward())
-# Dies at the completions whose text begins with a word, as often as ``times`` says.
+# Kills its process ``times`` times at completions whose text begins with ``word``.
 FATAL = """
 import os, pathlib, signal
 
@@ -40,7 +40,7 @@ def endless(batch):
 
 @pytest.fixture
 def fatal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., FunctionReward]:
-    """A reward that kills the worker that judges certain completions."""
+    """Returns a factory of rewards that kill the worker at certain completions."""
     name = f"fatal_{tmp_path.name}"
     (tmp_path / f"{name}.py").write_text(FATAL)
     (tmp_path / "deaths").mkdir()
@@ -54,7 +54,7 @@ def fatal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Func
 
 
 @pytest.fixture
-def judges() -> Iterator[WorkerRunner]:
+def runner() -> Iterator[WorkerRunner]:
     made = WorkerRunner(REWARDS, ["cpu", "cpu"])
     yield made
     made.close()
@@ -72,107 +72,113 @@ def wait_until(condition: Callable[[], bool], seconds: float = 60) -> bool:
 
 
 def gone(process: psutil.Process) -> bool:
-    """Not even a zombie that nobody has fetched counts as living."""
+    """Whether a process has ended; zombies have."""
     try:
         return process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
 
 
-def test_workers_score_as_threads_do(
-    judges: WorkerRunner, sentences: list[DecodedCompletion]
+@pytest.mark.slow
+def test_workers_and_threads_return_the_same_scores(
+    runner: WorkerRunner, sentences: list[DecodedCompletion]
 ) -> None:
-    expected = RewardExecutor(REWARDS, ThreadRunner(REWARDS, threads=1)).judge(sentences)
-    assert RewardExecutor(REWARDS, judges).judge(sentences) == expected
-    assert judges.restarted == 0
+    expected = RewardExecutor(REWARDS, ThreadRunner(REWARDS, threads=1)).score(sentences)
+    assert RewardExecutor(REWARDS, runner).score(sentences) == expected
+    assert runner.restarted == 0
 
 
-def test_a_killed_worker_is_replaced_and_nothing_is_lost(
-    judges: WorkerRunner, sentences: list[DecodedCompletion]
+@pytest.mark.slow
+def test_a_killed_worker_is_replaced(
+    runner: WorkerRunner, sentences: list[DecodedCompletion]
 ) -> None:
-    panel = RewardExecutor(REWARDS, judges)
-    expected = panel.judge(sentences)
-    victim = judges.workers[0].process
+    executor = RewardExecutor(REWARDS, runner)
+    expected = executor.score(sentences)
+    victim = runner.workers[0].process
 
     def kill_at_work() -> None:
-        if wait_until(lambda: judges.workers[0].part is not None):
+        if wait_until(lambda: runner.workers[0].chunk is not None):
             os.kill(victim.pid, signal.SIGKILL)
 
     killer = threading.Thread(target=kill_at_work)
     killer.start()
-    assert panel.judge(sentences * 2) == expected * 2
+    assert executor.score(sentences * 2) == expected * 2
     killer.join()
-    assert judges.restarted == 1
+    assert runner.restarted == 1
     assert victim.returncode == -signal.SIGKILL
 
 
-def test_workers_do_not_heed_the_stop_of_a_run(
-    judges: WorkerRunner, sentences: list[DecodedCompletion]
-) -> None:
-    panel = RewardExecutor(REWARDS, judges)
-    expected = panel.judge(sentences[:3])
+@pytest.mark.slow
+def test_workers_ignore_sigterm(runner: WorkerRunner, sentences: list[DecodedCompletion]) -> None:
+    executor = RewardExecutor(REWARDS, runner)
+    expected = executor.score(sentences[:3])
     for worker in workers():
         worker.send_signal(signal.SIGTERM)
-    assert panel.judge(sentences[:3]) == expected
-    assert judges.restarted == 0
+    assert executor.score(sentences[:3]) == expected
+    assert runner.restarted == 0
 
 
-def test_completions_that_kill_twice_are_judged_one_by_one(
+@pytest.mark.slow
+def test_completions_are_split_after_two_deaths(
     sentences: list[DecodedCompletion], fatal: Callable[..., FunctionReward]
 ) -> None:
     word = sentences[1].text.lower().split()[0]
     reward = fatal(word, times=3)
-    judges = WorkerRunner([reward], ["cpu"])
-    verdicts = RewardExecutor([reward], judges).judge(sentences)
-    assert judges.restarted == 3
-    assert {verdict.total for verdict in verdicts} == {0.5}
-    judges.close()
+    runner = WorkerRunner([reward], ["cpu"])
+    results = RewardExecutor([reward], runner).score(sentences)
+    assert runner.restarted == 3
+    assert {result.total for result in results} == {0.5}
+    runner.close()
 
 
-def test_a_completion_that_always_kills_ends_the_run_and_is_named(
+@pytest.mark.slow
+def test_the_error_names_a_completion_that_always_kills(
     sentences: list[DecodedCompletion], fatal: Callable[..., FunctionReward]
 ) -> None:
     culprit = sentences[2].text
     reward = fatal(culprit.lower(), times=99)
-    panel = RewardExecutor([reward], WorkerRunner([reward], ["cpu", "cpu"]))
+    executor = RewardExecutor([reward], WorkerRunner([reward], ["cpu", "cpu"]))
     with pytest.raises(RewardError, match=r"fatal: workers ended 2 times \(status -9\)") as error:
-        panel.judge(sentences)
+        executor.score(sentences)
     assert repr(culprit) in str(error.value)
     assert not workers()
 
 
-def test_an_error_in_a_worker_is_the_trainers(sentences: list[DecodedCompletion]) -> None:
+@pytest.mark.slow
+def test_an_error_in_a_worker_is_raised_in_the_trainer(sentences: list[DecodedCompletion]) -> None:
     spanish = [DecodedCompletion("hola", sentences[0].wave, 16_000, True, language="es")]
-    panel = RewardExecutor(REWARDS, WorkerRunner(REWARDS, ["cpu"]))
+    executor = RewardExecutor(REWARDS, WorkerRunner(REWARDS, ["cpu"]))
     with pytest.raises(RewardError, match=r"knows English only"):
-        panel.judge(spanish)
+        executor.score(spanish)
     assert not workers()
 
 
-def test_a_function_that_hangs_is_given_up_and_named(
+@pytest.mark.slow
+def test_a_function_that_hangs_is_stopped_and_named(
     sentences: list[DecodedCompletion], fatal: Callable[..., FunctionReward]
 ) -> None:
     endless = FunctionReward(call=fatal("x", 0).call.replace(":fatal", ":endless"))
-    judges = WorkerRunner([endless], ["cpu"], seconds=1.0)
+    runner = WorkerRunner([endless], ["cpu"], seconds=1.0)
     with pytest.raises(RewardError, match="endless: workers ended 2 times"):
-        RewardExecutor([endless], judges).judge(sentences[:1])
+        RewardExecutor([endless], runner).score(sentences[:1])
     assert not workers()
 
 
-def test_no_worker_outlives_a_killed_trainer(
+@pytest.mark.slow
+def test_workers_end_if_the_trainer_is_killed(
     tmp_path: Path, fatal: Callable[..., FunctionReward]
 ) -> None:
-    """Not even one that is in an endless loop."""
+    """Even a worker in an endless loop ends."""
     call = fatal("x", 0).call.replace(":fatal", ":endless")
     program = f"""
 import numpy as np
-from tts_assets.rlhf.reward_executor import Panel
+from tts_assets.rlhf.reward_executor import RewardExecutor
 from tts_assets.rlhf.reward_config import FunctionReward
-from tts_assets.rlhf.reward_workers import WorkerJudges
-from tts_assets.rlhf.rewards import Spoken
+from tts_assets.rlhf.reward_workers import WorkerRunner
+from tts_assets.rlhf.rewards import DecodedCompletion
 rewards = [FunctionReward(call={call!r})]
-Panel(rewards, WorkerJudges(rewards, ["cpu"])).judge(
-    [Spoken("x", np.ones(16000, np.float32), 16000, True)])
+RewardExecutor(rewards, WorkerRunner(rewards, ["cpu"])).score(
+    [DecodedCompletion("x", np.ones(16000, np.float32), 16000, True)])
 """
     trainer = subprocess.Popen(
         [sys.executable, "-c", program],
@@ -186,7 +192,7 @@ Panel(rewards, WorkerJudges(rewards, ["cpu"])).judge(
     assert wait_until(lambda: gone(worker), seconds=120)
 
 
-def test_devices_go_round_over_all_ranks() -> None:
+def test_devices_are_assigned_in_turn_over_all_ranks() -> None:
     assert devices_of(0, 2, ["cuda:2", "cuda:3", "cuda:4"]) == ["cuda:2", "cuda:3"]
     assert devices_of(1, 2, ["cuda:2", "cuda:3", "cuda:4"]) == ["cuda:4", "cuda:2"]
     assert devices_of(0, 2, []) == ["cpu", "cpu"]

@@ -24,13 +24,13 @@ from tts_assets.core.artifacts import CheckpointFacts
 from tts_assets.core.compute import Shape
 from tts_assets.core.config import ConfigError
 from tts_assets.core.program import STOPPED, Run, read_metrics
-from tts_assets.rlhf.assets import launched
+from tts_assets.rlhf.assets import with_engine
 from tts_assets.rlhf.config import RlhfProgram, VllmRollouts
-from tts_assets.rlhf.engines import RolloutsStopped, spare_devices
-from tts_assets.rlhf.metrics import training_records
 from tts_assets.rlhf.prompts import read_prompts
+from tts_assets.rlhf.reporting import training_records
 from tts_assets.rlhf.rewards import RewardError
-from tts_assets.rlhf.rollouts import HeldOut, completion_seed, hold_out
+from tts_assets.rlhf.rollout_engine import RolloutsStopped, spare_devices
+from tts_assets.rlhf.rollouts import HeldOutEvaluation, completion_seed, hold_out
 from tts_assets.serving.config import ServingConfig
 from tts_assets.serving.served_model import read_card
 from tts_assets.serving.verify import compare_transformers
@@ -46,7 +46,7 @@ def run(program: RlhfProgram) -> None:
 
 
 def metrics(program: RlhfProgram) -> list[dict[str, Any]]:
-    """Of the steps of training."""
+    """Returns the metrics of the training steps."""
     return training_records(program.run_dir)
 
 
@@ -55,7 +55,7 @@ def weights(program: RlhfProgram) -> bytes:
 
 
 def test_grpo_raises_the_reward(program: Make) -> None:
-    """The policy learns to end: an untrained one does in 1 of 7 cases."""
+    """The policy learns to end: an untrained one ends 1 of 7 completions."""
     made = program("run", steps=12, prompts_per_step=6)
     run(made)
     rewards = [record["reward"] for record in metrics(made)]
@@ -63,7 +63,7 @@ def test_grpo_raises_the_reward(program: Make) -> None:
     assert np.mean(rewards[-3:]) > np.mean(rewards[:3]) + 0.2, rewards
 
 
-def test_result_is_a_checkpoint_of_the_same_vocabulary(program: Make) -> None:
+def test_the_result_is_a_checkpoint_of_the_same_vocabulary(program: Make) -> None:
     made = program("run", steps=1, iterations=2, beta=0.04)
     run(made)
     facts = CheckpointFacts.from_json(made.run_dir / "result.json")
@@ -75,7 +75,7 @@ def test_result_is_a_checkpoint_of_the_same_vocabulary(program: Make) -> None:
     assert weights(made) != (made.serving_model / "model.safetensors").read_bytes()
 
 
-def test_result_becomes_a_serving_model(program: Make, speaking: Speaking) -> None:
+def test_the_result_becomes_a_serving_model(program: Make, speaking: Speaking) -> None:
     made = program("run", steps=1)
     run(made)
     checkpoint = publish_trained(speaking, made.run_dir)
@@ -85,7 +85,7 @@ def test_result_becomes_a_serving_model(program: Make, speaking: Speaking) -> No
     assert agreement.holds and serving.facts.stage == "rlhf", agreement
 
 
-def test_completions_are_kept_as_audio(program: Make) -> None:
+def test_completions_are_saved_as_audio(program: Make) -> None:
     made = program("run", steps=3, audio_every=2, keep_audio=3, prompts_per_step=6)
     run(made)
     folder = made.run_dir / "result" / "rollouts"
@@ -98,7 +98,7 @@ def test_completions_are_kept_as_audio(program: Make) -> None:
             assert soundfile.info(folder / record["audio"]).samplerate == 16_000
 
 
-def test_the_checkpoint_has_a_listening_notebook(program: Make) -> None:
+def test_the_checkpoint_has_an_audio_notebook(program: Make) -> None:
     made = program("run", steps=3, audio_every=1, keep_audio=4)
     run(made)
     notebook = json.loads((made.run_dir / "result" / "listening.ipynb").read_text())
@@ -110,29 +110,29 @@ def test_the_checkpoint_has_a_listening_notebook(program: Make) -> None:
     ]
     kept = json.loads((made.run_dir / "result" / "rollouts" / "step-000002.json").read_text())
     assert len({record["text"] for record in kept}) == 4  # one of each prompt
-    heard = [record["text"] for record in kept if record["audio"]]
-    assert heard
-    assert all(text in json.dumps(notebook) for text in heard)
+    playable = [record["text"] for record in kept if record["audio"]]
+    assert playable
+    assert all(text in json.dumps(notebook) for text in playable)
 
 
 HELD_OUT = {"fraction": 0.5, "samples": 2}
 
 
-def test_held_out_prompts_are_measured_and_never_trained_on(program: Make) -> None:
+def test_held_out_prompts_are_evaluated_and_never_trained_on(program: Make) -> None:
     made = program("run", steps=4, heldout={**HELD_OUT, "every": 2}, audio_every=1, keep_audio=99)
     run(made)
     records = read_metrics(made.run_dir / "metrics.jsonl")
     measured = [record for record in records if "reward_heldout" in record]
     assert [record["step"] for record in measured] == [0, 2, 4]
     assert len({record["reward_heldout"] for record in measured}) > 1
-    trained, held = hold_out(read_prompts(made.prompts), made.recipe.heldout)
+    training, held_out = hold_out(read_prompts(made.prompts), made.recipe.heldout)
     folder = made.run_dir / "result" / "rollouts"
-    said = {one["text"] for path in folder.glob("*.json") for one in json.loads(path.read_text())}
-    assert held
-    assert said == {prompt.text for prompt in trained}
+    saved = {one["text"] for path in folder.glob("*.json") for one in json.loads(path.read_text())}
+    assert held_out
+    assert saved == {prompt.text for prompt in training}
 
 
-def test_measuring_changes_nothing_of_the_training(program: Make) -> None:
+def test_evaluation_does_not_change_the_training(program: Make) -> None:
     often, seldom = (
         program(f"every-{every}", steps=2, heldout={**HELD_OUT, "every": every}) for every in (1, 9)
     )
@@ -141,8 +141,8 @@ def test_measuring_changes_nothing_of_the_training(program: Make) -> None:
     assert weights(often) == weights(seldom)
 
 
-def test_a_collapse_ends_the_run_with_the_checkpoint_before_it(program: Make) -> None:
-    """Without a KL and with a large step the policy is soon far from where it was."""
+def test_a_collapsed_run_publishes_the_checkpoint_before_it(program: Make) -> None:
+    """Almost without KL divergence and with a large step the policy leaves the base quickly."""
     changes = {"beta": 1e-9, "alarms": {"window": 2, "kl": 1e-4}, "save_every": 2}
     made = program("run", steps=12, stop_on_collapse=True, **changes)
     run(made)
@@ -168,7 +168,7 @@ def test_a_collapse_ends_the_run_with_the_checkpoint_before_it(program: Make) ->
     ("workers", "returned", "message"),
     [(1, "float('nan')", "steady returned nan"), (0, "None", "(?s)reward steady: .*TypeError")],
 )
-def test_a_reward_that_fails_keeps_what_was_trained(
+def test_a_checkpoint_is_saved_if_a_reward_fails(
     program: Make,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -176,7 +176,7 @@ def test_a_reward_that_fails_keeps_what_was_trained(
     returned: str,
     message: str,
 ) -> None:
-    """The run ends with the error; when the reward is mended, it goes on from there."""
+    """The run ends with the error. Once the reward works again, the run resumes."""
     from tts_assets.rlhf import train
 
     source = tmp_path / f"mended_later_{workers}.py"
@@ -191,15 +191,15 @@ def test_a_reward_that_fails_keeps_what_was_trained(
     options = {"flag": str(flag)}
     reward = {"kind": "function", "call": f"{source.stem}:steady", "options": options}
     made = program("run", steps=4, rewards=[reward], save_every=99, reward_workers=workers)
-    original = train.Policy.rollout
+    original = train.TrainingRollouts.generate
 
-    def break_at_the_third(self: train.Policy, prompts: list[str], trainer: Any) -> Any:
+    def break_at_the_third(self: train.TrainingRollouts, prompts: list[str], trainer: Any) -> Any:
         if trainer.state.global_step == 2 and not (made.run_dir / "seen").exists():
             (made.run_dir / "seen").touch()
             flag.touch()
         return original(self, prompts, trainer)
 
-    monkeypatch.setattr(train.Policy, "rollout", break_at_the_third)
+    monkeypatch.setattr(train.TrainingRollouts, "generate", break_at_the_third)
     with pytest.raises(RewardError, match=message):
         run(made)
     flag.unlink()
@@ -209,29 +209,29 @@ def test_a_reward_that_fails_keeps_what_was_trained(
     assert (made.run_dir / "checkpoints" / "checkpoint-2").is_dir()
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(
+def test_a_loss_that_is_not_finite_ends_the_run_without_a_checkpoint(
     program: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tts_assets.rlhf import train
 
     made = program("run", steps=3, save_every=1)
-    original = train.Policy.rollout
+    original = train.TrainingRollouts.generate
 
-    def spoil_the_second(self: train.Policy, prompts: list[str], trainer: Any) -> Any:
+    def spoil_the_second(self: train.TrainingRollouts, prompts: list[str], trainer: Any) -> Any:
         rollouts = original(self, prompts, trainer)
         if trainer.state.global_step == 1:
             with torch.no_grad():
-                next(self.lm.model.parameters()).fill_(float("nan"))
+                next(trainer.model.parameters()).fill_(float("nan"))
         return rollouts
 
-    monkeypatch.setattr(train.Policy, "rollout", spoil_the_second)
+    monkeypatch.setattr(train.TrainingRollouts, "generate", spoil_the_second)
     with pytest.raises(FloatingPointError, match="of update 2 is nan: lower the recipe's learning"):
         run(made)
     newest = train.newest_checkpoint(made.run_dir / "checkpoints")
     assert newest is not None and newest.name == "checkpoint-1"
 
 
-def test_stopped_and_resumed_is_the_same_run(program: Make) -> None:
+def test_a_resumed_run_ends_with_the_same_weights(program: Make) -> None:
     changes = {"steps": 6, "heldout": {**HELD_OUT, "every": 1}}
     whole, parts = program("whole", **changes), program("parts", **changes)
     run(whole)
@@ -245,40 +245,40 @@ def test_stopped_and_resumed_is_the_same_run(program: Make) -> None:
     published = [
         (made.run_dir / "result" / "metrics.jsonl").read_bytes() for made in (parts, whole)
     ]
-    assert published[0] == published[1], "the clock is in it"
-    told = [read_metrics(made.run_dir / "metrics.jsonl") for made in (parts, whole)]
-    for ours, theirs in zip(*told, strict=True):
+    assert published[0] == published[1], "the result must not contain times"
+    logged = [read_metrics(made.run_dir / "metrics.jsonl") for made in (parts, whole)]
+    for ours, theirs in zip(*logged, strict=True):
         for key in ("step", "reward", "reward_heldout"):
             assert ours.get(key) == theirs.get(key)
 
 
-def test_a_stop_at_the_last_measurement_leaves_only_that_to_do(
+def test_a_stop_at_the_last_evaluation_repeats_only_that(
     program: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = program("run", steps=2, heldout=HELD_OUT, save_every=99)
-    original = HeldOut.measure
+    original = HeldOutEvaluation.measure
 
-    def engine_away(self: HeldOut, step: int) -> None:
+    def engine_away(self: HeldOutEvaluation, step: int) -> None:
         if step == 2 and not (made.run_dir / "seen").exists():
             (made.run_dir / "seen").touch()
-            raise RolloutsStopped("a stop was asked for while the engine was away")
+            raise RolloutsStopped("the run was asked to stop while the engine was not available")
         original(self, step)
 
-    monkeypatch.setattr(HeldOut, "measure", engine_away)
+    monkeypatch.setattr(HeldOutEvaluation, "measure", engine_away)
     with pytest.raises(SystemExit) as stopped:
         run(made)
     assert stopped.value.code == STOPPED
-    told = metrics(made)
+    logged = metrics(made)
     run(made)
-    assert metrics(made) == told
+    assert metrics(made) == logged
     facts = CheckpointFacts.from_json(made.run_dir / "result.json")
-    assert facts.tokens == told[-1]["num_tokens"] > 0
+    assert facts.tokens == logged[-1]["num_tokens"] > 0
     records = read_metrics(made.run_dir / "metrics.jsonl")
     assert [one["step"] for one in records if "reward_heldout" in one] == [0, 2]
 
 
 def stop_after_first_step(program: RlhfProgram) -> None:
-    """Send this process SIGTERM as soon as the run has reported a step."""
+    """Sends SIGTERM to this process as soon as the run has logged a step."""
 
     def watch() -> None:
         deadline = time.monotonic() + 120
@@ -289,7 +289,7 @@ def stop_after_first_step(program: RlhfProgram) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def test_unfinished_checkpoints_are_not_resumed_from(tmp_path: Path) -> None:
+def test_incomplete_checkpoints_are_ignored(tmp_path: Path) -> None:
     from tts_assets.rlhf import train
 
     for number in (2, 10, 30):
@@ -300,7 +300,7 @@ def test_unfinished_checkpoints_are_not_resumed_from(tmp_path: Path) -> None:
     assert train.newest_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
 
 
-def test_prompts_come_in_whole_rounds_of_different_orders() -> None:
+def test_each_epoch_has_all_prompts_in_another_order() -> None:
     from tts_assets.rlhf.train import prompt_order
 
     order = prompt_order(prompts=7, count=20, seed=1)
@@ -309,13 +309,13 @@ def test_prompts_come_in_whole_rounds_of_different_orders() -> None:
     assert list(prompt_order(7, 9, seed=1)) == list(order[:9])
 
 
-def test_seeds_differ_by_place_and_step() -> None:
+def test_seeds_differ_by_index_and_step() -> None:
     seeds = {completion_seed(s, t, p) for s in range(3) for t in range(10) for p in range(10)}
     assert len(seeds) == 300
     assert max(seeds) < 2**63
 
 
-def test_completions_that_do_not_divide_are_refused(
+def test_completions_must_divide_into_the_processes(
     program: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tts_assets.rlhf import train
@@ -328,9 +328,9 @@ def test_completions_that_do_not_divide_are_refused(
 
 @pytest.mark.parametrize(
     ("devices", "remedy"),
-    [("0", "gpus = 0, .* speak itself, engine = { kind"), ("0,1", "at most 1 processes")],
+    [("0", "gpus = 0, .* the policy itself, engine = { kind"), ("0,1", "at most 1 processes")],
 )
-def test_no_gpu_left_for_the_engine(
+def test_too_few_gpus_for_the_engine_are_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, devices: str, remedy: str
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", devices)
@@ -348,17 +348,19 @@ def test_no_gpu_left_for_the_engine(
         ({}, "gpu_memory = 0.9 of it leaves too little: at most 0.6"),
     ],
 )
-def test_what_cannot_share_a_gpu(values: dict[str, Any], message: str) -> None:
+def test_settings_that_cannot_share_a_gpu_are_rejected(
+    values: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValidationError, match=message):
         VllmRollouts(gpus=0, **values)
 
 
-def test_the_engine_is_launched_on_the_trainers_gpu(program: Make) -> None:
+def test_the_engine_may_share_the_trainers_gpu(program: Make) -> None:
     engine = {"kind": "vllm", "gpus": 0, "gpu_memory": 0.3}
     made = program("run", engine=engine)
-    service = launched(made, Shape(processes=1, gpus=1)).service
+    service = with_engine(made, Shape(processes=1, gpus=1)).service
     assert service is not None and service.shares_gpu and service.shape.gpus == 0
-    service = launched(made, Shape(processes=1, gpus=0)).service
+    service = with_engine(made, Shape(processes=1, gpus=0)).service
     assert service is not None and not service.shares_gpu
 
 
@@ -371,10 +373,10 @@ def test_the_engine_is_launched_on_the_trainers_gpu(program: Make) -> None:
         ({"loss": "cispo", "clip_high": 3.0}, 3.0),
     ],
 )
-def test_the_upper_clip_is_told_to_trl_and_to_the_fingerprint(
+def test_trl_and_the_fingerprint_get_the_upper_clip(
     program: Make, tmp_path: Path, changes: dict[str, Any], bound: float | None
 ) -> None:
-    """A recipe without one has the fingerprint that it had before there was the key."""
+    """A recipe without the key has the fingerprint from before the key existed."""
     from tts_assets.rlhf import train
 
     recipe = program("run", **changes).recipe
@@ -384,7 +386,7 @@ def test_the_upper_clip_is_told_to_trl_and_to_the_fingerprint(
 
 
 @pytest.mark.slow
-def test_two_processes_make_the_rollouts_of_one(program: Make) -> None:
+def test_two_processes_have_the_rollouts_of_one(program: Make) -> None:
     one, two = program("one", steps=2), program("two", steps=2)
     run(one)
     assert run_by_two(two).returncode == 0
@@ -404,7 +406,7 @@ def steady(batch, flag):
 
 
 @pytest.mark.slow
-def test_a_reward_that_fails_on_one_rank_ends_all_and_costs_a_step(
+def test_a_reward_that_fails_on_one_rank_ends_all_ranks(
     program: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "fails_on_one.py").write_text(FAILS_ON_ONE_RANK)

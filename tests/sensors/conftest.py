@@ -1,4 +1,4 @@
-"""A daemon in small: sensors and automation conditions tick, and what they ask for is run."""
+"""A small daemon: sensors and automation conditions tick, and their requests run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trouble is told, to a real HTTP server: once, with what is needed to find it."""
+"""Alerts to a real HTTP server: sent once, with the error and the address of the run."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from filelock import FileLock
 
 from sensors import alerts as sensors
 from sensors import alerts as webhooks
-from sensors.alerts import NotTold, Outbox
+from sensors.alerts import NotDelivered, Outbox
 from tts_assets.orchestration.config import Alerts, Email, Slack
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -99,7 +99,7 @@ def fail(instance: DagsterInstance, told: SensorDefinition) -> Any:
     return told(context), result.dagster_run.run_id
 
 
-def test_a_failed_run_is_posted_with_its_error_and_its_page(
+def test_a_failed_run_is_posted_with_error_and_url(
     webhook: Webhook, instance: DagsterInstance, outbox: Outbox
 ) -> None:
     _, run_id = fail(instance, sensors.failed_runs(ALERTS, outbox))
@@ -110,7 +110,7 @@ def test_a_failed_run_is_posted_with_its_error_and_its_page(
     assert body["text"].startswith("run failed: ")
 
 
-def test_a_webhook_that_is_away_is_asked_again_and_never_named(
+def test_an_unreachable_webhook_is_retried_and_its_address_is_not_shown(
     webhook: Webhook, instance: DagsterInstance, outbox: Outbox
 ) -> None:
     told = sensors.failed_runs(ALERTS, outbox)
@@ -118,27 +118,27 @@ def test_a_webhook_that_is_away_is_asked_again_and_never_named(
     fail(instance, told)
     assert len(webhook.posted) == 1
     webhook.refusals = 3
-    with pytest.raises(NotTold, match="503") as refused:
+    with pytest.raises(NotDelivered, match="503") as refused:
         fail(instance, told)
     (kept,) = outbox.folder.glob("*.json")
     assert "secret" not in str(refused.value) and "secret" not in kept.read_text()
 
 
-def test_what_is_no_address_is_not_named(
+def test_an_invalid_address_is_not_shown(
     instance: DagsterInstance, outbox: Outbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for address in ("hooks.example/secret", "http://hooks.example:port/secret"):
         monkeypatch.setenv("TTS_ALERT_WEBHOOK", address)
-        with pytest.raises(NotTold, match="TTS_ALERT_WEBHOOK is no address") as refused:
+        with pytest.raises(NotDelivered, match="TTS_ALERT_WEBHOOK is no valid address") as refused:
             fail(instance, sensors.failed_runs(ALERTS, outbox))
         assert "secret" not in str(refused.value)
 
 
-def test_a_failed_run_is_told_when_the_webhook_is_back(
+def test_a_notice_is_sent_when_the_webhook_is_back(
     webhook: Webhook, instance: DagsterInstance, outbox: Outbox
 ) -> None:
     webhook.refusals = 100
-    with pytest.raises(NotTold):
+    with pytest.raises(NotDelivered):
         fail(instance, sensors.failed_runs(ALERTS, outbox))
     stuck = sensors.stuck_runs(ALERTS, outbox)
     with build_sensor_context(instance=instance) as context:
@@ -151,19 +151,17 @@ def test_a_failed_run_is_told_when_the_webhook_is_back(
     assert [body["event"] for body in webhook.posted] == ["run_failed"]  # once
 
 
-def test_a_notice_that_is_refused_keeps_none_of_the_others(
-    webhook: Webhook, outbox: Outbox
-) -> None:
+def test_a_rejected_notice_does_not_block_others(webhook: Webhook, outbox: Outbox) -> None:
     for number in range(3):
         outbox.keep({"event": "run_failed", "run_id": str(number)})
     webhook.refusals = 3  # all tries of the oldest
-    with pytest.raises(NotTold, match=r"503.*: 1$"):
+    with pytest.raises(NotDelivered, match=r"503.*: 1$"):
         outbox.send()
     outbox.send()
     assert [body["run_id"] for body in webhook.posted] == ["1", "2", "0"]
 
 
-def test_two_sensors_send_a_notice_once(webhook: Webhook, outbox: Outbox) -> None:
+def test_two_sensors_send_each_notice_once(webhook: Webhook, outbox: Outbox) -> None:
     outbox.keep({"event": "run_failed", "run_id": "0"})
     with FileLock(outbox.folder / ".lock"):  # as the other one holds it
         outbox.send()
@@ -172,7 +170,7 @@ def test_two_sensors_send_a_notice_once(webhook: Webhook, outbox: Outbox) -> Non
     assert len(webhook.posted) == 1
 
 
-def test_a_run_started_by_hand_is_told_by_the_daemons_tick(
+def test_a_run_started_by_hand_is_reported_by_the_daemon(
     webhook: Webhook, instance: DagsterInstance, outbox: Outbox
 ) -> None:
     told = sensors.failed_runs(ALERTS, outbox)
@@ -191,7 +189,7 @@ def test_a_run_started_by_hand_is_told_by_the_daemons_tick(
     assert [body["run_id"] for body in webhook.posted] == [run_id]
 
 
-def test_without_a_webhook_the_sensor_says_what_to_set(
+def test_without_a_webhook_the_skip_reason_names_the_variable(
     instance: DagsterInstance, outbox: Outbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("TTS_ALERT_WEBHOOK", raising=False)
@@ -199,7 +197,7 @@ def test_without_a_webhook_the_sensor_says_what_to_set(
     assert "set TTS_ALERT_WEBHOOK" in skipped.skip_message
 
 
-def test_a_silent_run_is_told_once_and_left_running(
+def test_a_stuck_run_is_reported_once_and_keeps_running(
     webhook: Webhook, instance: DagsterInstance, outbox: Outbox
 ) -> None:
     from dagster._core.test_utils import create_run_for_test
@@ -230,7 +228,7 @@ def test_a_silent_run_is_told_once_and_left_running(
     assert found is not None and found.status == DagsterRunStatus.STARTED
 
 
-def test_a_run_that_waits_for_its_retry_is_silent_from_then(instance: DagsterInstance) -> None:
+def test_the_time_until_a_retry_does_not_count(instance: DagsterInstance) -> None:
     from dagster._core.test_utils import create_run_for_test
 
     run = create_run_for_test(instance, status=DagsterRunStatus.STARTED)
@@ -293,7 +291,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_that_hangs_is_ended_where_it_is_configured(
+def test_a_stuck_run_is_ended_if_configured(
     webhook: Webhook, outbox: Outbox, tmp_path: Path
 ) -> None:
     alerts = ALERTS.model_copy(update={"stuck_minutes": 0.02, "end_stuck_minutes": 0.05})
@@ -313,7 +311,7 @@ def test_a_run_that_hangs_is_ended_where_it_is_configured(
     assert "end_stuck_minutes" in webhook.posted[told.index("run_ended")]["text"]
 
 
-def test_a_run_whose_process_is_gone_is_written_down_as_ended(
+def test_a_run_without_a_process_is_marked_as_canceled(
     webhook: Webhook, outbox: Outbox, tmp_path: Path
 ) -> None:
     from dagster._core.test_utils import create_run_for_test
@@ -329,7 +327,7 @@ def test_a_run_whose_process_is_gone_is_written_down_as_ended(
     assert [body["event"] for body in webhook.posted] == ["run_ended"]
 
 
-def test_all_stuck_runs_are_ended_while_the_webhook_is_away(
+def test_stuck_runs_are_ended_while_the_webhook_is_unreachable(
     webhook: Webhook, outbox: Outbox, tmp_path: Path
 ) -> None:
     from dagster._core.test_utils import create_run_for_test
@@ -358,12 +356,12 @@ def test_all_stuck_runs_are_ended_while_the_webhook_is_away(
     assert {body["minutes"] for body in webhook.posted} == {3, 11}  # at 4 nobody is told again
 
 
-def test_nobody_ends_a_run_before_anybody_is_told() -> None:
+def test_end_stuck_minutes_must_not_be_below_stuck_minutes() -> None:
     with pytest.raises(ValueError, match="write a smaller stuck_minutes"):
         Alerts(stuck_minutes=60, end_stuck_minutes=30)
 
 
-def test_slack_and_email_are_there_with_their_secrets(
+def test_slack_and_email_sensors_need_their_secrets(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     email = Email(sender="tts@example.org", to=("me@example.org",), host="mail.example.org")

@@ -1,4 +1,4 @@
-"""What ticks by itself, on real files, runs and codes: exactly what changed is made again."""
+"""Automation of data assets on real files: exactly the changed assets run again."""
 
 from __future__ import annotations
 
@@ -107,14 +107,14 @@ def test_a_changed_and_a_removed_clip_change_their_corpus_alone(
     assert ids(built) == before & changed
 
 
-def test_a_change_that_ends_early_goes_no_further(built: Daemon, folder: Path) -> None:
+def test_a_change_without_effect_stops_early(built: Daemon, folder: Path) -> None:
     with (folder / "samples.jsonl").open("a") as samples:
         samples.write('{"wav_path": "audio/none.wav", "transcript": "nothing"}\n')
     # One more entry is set aside: that is another index, but no other samples.
     assert built.settle() == chain(SPOKEN)[:3]
 
 
-def test_a_failed_check_stops_its_corpus_until_it_is_mended(built: Daemon, folder: Path) -> None:
+def test_a_failed_check_blocks_its_corpus_until_it_passes(built: Daemon, folder: Path) -> None:
     samples = folder / "samples.jsonl"
     text = samples.read_text()
     samples.write_text(text.replace('"transcript": "', '"transcript": "...", "was": "'))
@@ -125,7 +125,7 @@ def test_a_failed_check_stops_its_corpus_until_it_is_mended(built: Daemon, folde
     assert set(built.settle()) == set(chain(SPOKEN))
 
 
-def test_what_changes_while_its_user_runs_is_not_forgotten(built: Daemon, folder: Path) -> None:
+def test_a_change_during_a_run_is_requested_later(built: Daemon, folder: Path) -> None:
     say(folder, "first")
     built.run(built.looks())
     asked = built.follow()
@@ -138,7 +138,7 @@ def test_what_changes_while_its_user_runs_is_not_forgotten(built: Daemon, folder
     assert "second" in kept.read_text()
 
 
-def test_a_run_that_makes_everything_leaves_nothing_to_do(daemon: Daemon) -> None:
+def test_a_run_of_the_whole_corpus_leaves_nothing_to_request(daemon: Daemon) -> None:
     assert daemon.follow() == []
     daemon.sense("new_corpora")
     job = daemon.defs.resolve_job_def(REFRESH)

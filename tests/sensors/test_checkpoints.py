@@ -1,4 +1,4 @@
-"""A new best checkpoint asks for its serving model and report; a worse one does not."""
+"""A new best checkpoint requests serving model and report; a worse one does not."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def serve(store: ArtifactStore) -> None:
     store.publish(ServingModel, build, result, facts)
 
 
-def test_only_a_new_best_checkpoint_asks(store: ArtifactStore) -> None:
+def test_only_a_new_best_checkpoint_is_requested(store: ArtifactStore) -> None:
     sensor = build_checkpoint_sensor(["one", "never_trained"], store.root)
     cursor = None
 

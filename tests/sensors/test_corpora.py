@@ -1,4 +1,4 @@
-"""The corpora sensors: partitions appear, changes ask for one look each, trouble is named."""
+"""Sensors of corpora: new partitions, one request per change, and problems in the log."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from dagster import DagsterRunStatus
 
 from jobs.asset_jobs import REFRESH
-from jobs.demo import register_corpora
+from scripts.demo import register_corpora
 from sensors import corpora as sensors
 from tests.sensors.conftest import SPOKEN, Daemon
 from tests.support.corpus_layouts import write
@@ -18,9 +18,7 @@ from tts_assets.settings import load_settings
 LOOK = [("raw_corpus", SPOKEN)]
 
 
-def test_a_corpus_becomes_a_partition_and_what_is_none_is_named(
-    daemon: Daemon, corpora: Path
-) -> None:
+def test_corpora_become_partitions_and_problems_are_logged(daemon: Daemon, corpora: Path) -> None:
     write(corpora / "odd" / "notes.txt", "no corpus")
     daemon.sense("new_corpora")
     assert sensors.partitions(daemon.instance) == {SPOKEN}
@@ -34,7 +32,7 @@ def test_a_corpus_becomes_a_partition_and_what_is_none_is_named(
     assert f"{SPOKEN} has no corpus any more" in str(gone)
 
 
-def test_the_jobs_know_discovered_corpora(daemon: Daemon) -> None:
+def test_jobs_accept_discovered_corpora(daemon: Daemon) -> None:
     assert register_corpora(daemon.instance, daemon.settings) == [SPOKEN]
     partitions_def = daemon.defs.resolve_job_def(REFRESH).partitions_def
     assert partitions_def is not None
@@ -42,7 +40,7 @@ def test_the_jobs_know_discovered_corpora(daemon: Daemon) -> None:
     assert partitions_def.get_partition_keys(dynamic_partitions_store=daemon.instance) == [SPOKEN]
 
 
-def test_a_change_asks_for_one_look(daemon: Daemon, corpora: Path) -> None:
+def test_a_change_is_requested_once(daemon: Daemon, corpora: Path) -> None:
     assert daemon.looks() == LOOK
     assert daemon.looks() == []  # asked for, whether it succeeds or not
     daemon.run(LOOK)
@@ -52,7 +50,7 @@ def test_a_change_asks_for_one_look(daemon: Daemon, corpora: Path) -> None:
     assert daemon.looks() == []
 
 
-def test_a_corpus_is_left_alone_while_a_run_works_on_it(daemon: Daemon) -> None:
+def test_a_corpus_is_not_requested_during_a_run(daemon: Daemon) -> None:
     from dagster._core.test_utils import create_run_for_test
 
     tags = {sensors.PARTITION_TAG: SPOKEN}
@@ -62,7 +60,7 @@ def test_a_corpus_is_left_alone_while_a_run_works_on_it(daemon: Daemon) -> None:
     assert daemon.looks() == LOOK
 
 
-def test_a_corpus_that_vanished_stops_no_other(daemon: Daemon) -> None:
+def test_a_missing_corpus_does_not_block_others(daemon: Daemon) -> None:
     gone = daemon.settings.root / "gone"
     fields = {"path": str(gone), "reader": "jsonl", "language": "en"}
     settings = load_settings(
@@ -73,7 +71,7 @@ def test_a_corpus_that_vanished_stops_no_other(daemon: Daemon) -> None:
     daemon = Daemon(settings, daemon.instance)
     assert daemon.looks() == LOOK
     skipped = daemon.sense("changed_corpora").skip_reason
-    assert f"gone is passed over: No such file or directory: {gone}" in str(skipped)
+    assert f"gone is skipped: No such file or directory: {gone}" in str(skipped)
 
 
 def test_the_cursor_does_not_grow_with_the_corpus(daemon: Daemon, corpora: Path) -> None:
@@ -84,7 +82,9 @@ def test_the_cursor_does_not_grow_with_the_corpus(daemon: Daemon, corpora: Path)
     assert len(daemon.sensor_cursor) < 200
 
 
-def test_audio_elsewhere_is_watched_after_the_first_look(daemon: Daemon, corpora: Path) -> None:
+def test_audio_outside_of_the_corpus_is_checked_after_the_first_run(
+    daemon: Daemon, corpora: Path
+) -> None:
     elsewhere = daemon.settings.root / "elsewhere"
     shutil.move(corpora / SPOKEN / "audio", elsewhere)
     samples = corpora / SPOKEN / "samples.jsonl"

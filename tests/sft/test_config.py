@@ -6,9 +6,13 @@ import pytest
 
 from tests.sft.conftest import program_values, recipe_values
 from tts_assets.core.config import ConfigError
-from tts_assets.sft import machine
-from tts_assets.sft.config import OptimizerConfig, SftProgram, SftRecipe
-from tts_assets.sft.machine import MachineError
+from tts_assets.sft.config import (
+    MachineError,
+    OptimizerConfig,
+    SftProgram,
+    SftRecipe,
+    check_machine,
+)
 from tts_assets.sft.optimizer import learning_rate
 
 
@@ -45,25 +49,25 @@ from tts_assets.sft.optimizer import learning_rate
         ({"pretraining": {}, "corpora": {"text": 1.0}}, r"\['text'\] would name two: rename one"),
     ],
 )
-def test_impossible_recipes_are_refused(changes: dict[str, object], message: str) -> None:
+def test_invalid_recipes_are_rejected(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         SftRecipe.parse(recipe_values(**changes), "dagster_project.toml")
 
 
-def test_the_machine_is_asked_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_machine_is_checked_first(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled = SftRecipe.parse(recipe_values(compile=True), "test")
     plain = SftRecipe.parse(recipe_values(strategy={"name": "deepspeed"}), "test")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    machine.check(plain, processes=64)
+    check_machine(plain, processes=64)
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(MachineError, match=r"no-such-compiler is not found.*compile = false"):
-        machine.check(compiled, processes=2)
+        check_machine(compiled, processes=2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     with pytest.raises(MachineError, match="3 processes need a GPU each, and this machine shows 2"):
-        machine.check(plain, processes=3)
+        check_machine(plain, processes=3)
 
 
-def test_how_a_recipe_runs_is_no_part_of_what_it_trains() -> None:
+def test_execution_settings_are_not_part_of_the_weights() -> None:
     sharded = recipe_values(strategy={"name": "fsdp"}, save_every=7, gradient_checkpointing=True)
     plain = SftRecipe.parse(recipe_values(), "test").what()
     assert SftRecipe.parse(sharded, "test").what() == plain
@@ -77,14 +81,14 @@ def test_how_a_recipe_runs_is_no_part_of_what_it_trains() -> None:
         ({"save_every": 7}, False, False),
         ({"checkpoints": {"keep_last": 9, "keep_every": 2000}}, False, False),
         ({"gradient_checkpointing": True, "compile": True}, False, False),
-        ({"listen": 2}, False, True),
-        ({"listen_every": 3}, False, True),
+        ({"sample_texts": 2}, False, True),
+        ({"sample_every": 3}, False, True),
         ({"checkpoints": {"best": "val_loss/asterisk"}}, True, True),
         ({"export": "best"}, True, True),
         ({"eval_every": 2}, True, True),
     ],
 )
-def test_what_decides_weights_and_what_decides_a_result(
+def test_settings_that_determine_weights_and_results(
     changes: dict[str, object], weights: bool, result: bool
 ) -> None:
     plain = SftRecipe.parse(recipe_values(), "test")

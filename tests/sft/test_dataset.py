@@ -20,8 +20,8 @@ from tts_assets.sft.dataset import (
 )
 from tts_assets.sft.packing import ROW_MULTIPLE, first_fit, pack, split_over
 from tts_assets.speechlm.prompts import PromptFormat
-from tts_assets.speechlm.tokenizer import tokenizer_digest
 from tts_assets.speechlm.tokens import write_text_ids
+from tts_assets.speechlm.vocabulary import tokenizer_digest
 
 RATE = 50.0
 
@@ -51,7 +51,7 @@ def test_a_sample_is_the_training_prompt_of_its_utterances(
         assert pool.length(utterances) == len(whole)
 
 
-def test_texts_tokenized_before_make_the_same_samples(
+def test_stored_token_ids_give_the_same_samples(
     arrays: Path, prompts: PromptFormat, pool: UtteranceDataset, tmp_path: Path
 ) -> None:
     folder = tmp_path / tokenizer_digest(prompts.tokenizer)
@@ -89,7 +89,7 @@ def test_dropout_hides_input_codes_only(pool: UtteranceDataset, prompts: PromptF
     assert min(shares) < 0.1 and 0.7 < max(shares) < 0.9 and 0.3 < np.mean(shares) < 0.5
 
 
-def test_an_epoch_holds_every_utterance_once_in_new_company(pool: UtteranceDataset) -> None:
+def test_an_epoch_has_every_utterance_once_in_new_groups(pool: UtteranceDataset) -> None:
     plain = recipe(concatenate={"max_utterances": 4, "max_seconds": 10.0})
     epochs = [plan_epoch(pool, plain, RATE, epoch) for epoch in range(2)]
     for samples in epochs:
@@ -103,7 +103,7 @@ def test_an_epoch_holds_every_utterance_once_in_new_company(pool: UtteranceDatas
     assert not groups[0] & groups[1]
 
 
-def test_short_groups_are_the_share_asked_for(pool: UtteranceDataset) -> None:
+def test_short_groups_have_the_configured_share(pool: UtteranceDataset) -> None:
     config = {"max_utterances": 1, "short_share": 0.5, "short_seconds": 1.5, "max_short": 5}
     samples = plan_epoch(pool, recipe(concatenate=config), RATE, 0)
     joined = [sample for sample in samples if len(sample.items) > 1]
@@ -112,7 +112,7 @@ def test_short_groups_are_the_share_asked_for(pool: UtteranceDataset) -> None:
     assert max(pool.code_counts[list(s.items)].max() for s in joined) <= 1.5 * RATE
 
 
-def test_words_repeat_as_often_as_asked_for(pool: UtteranceDataset) -> None:
+def test_words_repeat_with_the_configured_share(pool: UtteranceDataset) -> None:
     config = {"short_share": 0.9, "short_seconds": 1.5, "max_short": 6, "repeat_share": 0.5}
     samples = plan_epoch(pool, recipe(concatenate={"max_utterances": 1, **config}), RATE, 0)
     joined = [sample.items for sample in samples if len(sample.items) > 2]
@@ -160,10 +160,10 @@ def test_weights_are_epochs(arrays: Path, prompts: PromptFormat) -> None:
 
 
 @pytest.mark.parametrize("weight", [0.25, 0.013])
-def test_a_share_of_earlier_data_is_another_one_each_epoch(
+def test_a_fraction_of_earlier_data_is_drawn_anew_each_epoch(
     arrays: Path, prompts: PromptFormat, weight: float
 ) -> None:
-    """As continued training keeps it against forgetting; 0.013 are 0.7 utterances an epoch."""
+    """The mixture of continued training against forgetting; 0.013 are 0.7 utterances an epoch."""
     pool = UtteranceDataset({"new": arrays, "old": arrays}, "train", prompts, 800)
     old = len(pool) // 2
     config = recipe(corpora={"new": 1.0, "old": weight}, concatenate=None)
@@ -192,7 +192,7 @@ def test_short_groups_keep_the_weights(arrays: Path, prompts: PromptFormat) -> N
     assert old == pytest.approx(0.2, abs=0.03)
 
 
-def test_a_stream_goes_on_where_its_state_says(pool: UtteranceDataset) -> None:
+def test_a_stream_resumes_at_its_state(pool: UtteranceDataset) -> None:
     settings = recipe()
     stream = SampleStream(pool, settings, RATE)
     batches = []
@@ -231,7 +231,7 @@ def test_arrays_that_disagree_are_refused(
         UtteranceDataset({"a": folder}, "train", prompts, 800)
 
 
-def test_a_row_ends_in_padding_that_predicts_nothing(pool: UtteranceDataset) -> None:
+def test_a_row_ends_in_padding_without_targets(pool: UtteranceDataset) -> None:
     samples = [pool.encode(TrainingSample((u,), 0, u)) for u in range(5)]
     row = pack(samples)
     assert row.tokens == sum(len(sample.inputs) for sample in samples)

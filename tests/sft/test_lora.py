@@ -1,4 +1,4 @@
-"""Adapters beside a frozen model, and the plain model that is published of them."""
+"""LoRA adapters, and the merged model that is published."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from tts_assets.core.program import Run
 from tts_assets.core.training import saved
 from tts_assets.sft.checkpoint import CheckpointError
 from tts_assets.sft.config import SftProgram
-from tts_assets.sft.train import SftTrainer
+from tts_assets.sft.train import SftTrainer, build_trainer
 from tts_assets.speechlm.model import SpeechLM
-from tts_assets.speechlm.tokenizer import byte_tokenizer
+from tts_assets.speechlm.vocabulary import byte_tokenizer
 
 LORA = {"rank": 4, "alpha": 16, "dropout": 0.1}
 CHANGES = {"lora": LORA, "save_every": 3, "optimizer": {"lr": 1e-2, "warmup_share": 0.0}}
@@ -43,7 +43,7 @@ def whole_run(arrays: Path, base: Path, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture
 def text_base(tmp_path: Path) -> Path:
-    """A model that has read, and never spoken."""
+    """A text model without a speech vocabulary."""
     folder = tmp_path / "text"
     tokenizer = byte_tokenizer(2048)
     tokenizer.save_pretrained(folder)
@@ -56,7 +56,7 @@ def text_base(tmp_path: Path) -> Path:
 
 def test_the_published_model_is_the_adapted_one(arrays: Path, base: Path, tmp_path: Path) -> None:
     with Run(tmp_path) as run:
-        trainer = SftTrainer(run, program(tmp_path, arrays, base={"hub": str(base)}, **CHANGES))
+        trainer = build_trainer(run, program(tmp_path, arrays, base={"hub": str(base)}, **CHANGES))
         for step in range(3):
             trainer.train_step(step)
         ids = torch.arange(200)[None]
@@ -79,7 +79,7 @@ def test_the_published_model_is_the_adapted_one(arrays: Path, base: Path, tmp_pa
     assert SpeechLM.load(tmp_path / "result", CODEBOOK).parameters == trainer.parameters
 
 
-def test_checkpoints_hold_what_is_trained(whole_run: SftProgram) -> None:
+def test_checkpoints_have_the_trained_parameters(whole_run: SftProgram) -> None:
     newest = saved(whole_run.run_dir / "checkpoints")[-1]
     best = next((whole_run.run_dir / "checkpoints").glob("best-*.safetensors"))
     for path in (next(newest.glob("*.safetensors")), best):
@@ -90,17 +90,15 @@ def test_checkpoints_hold_what_is_trained(whole_run: SftProgram) -> None:
     assert np.mean(curve[-2:]) < curve[0] - 0.1
 
 
-def test_a_stopped_run_goes_on_to_bit_equal_weights(whole_run: SftProgram, tmp_path: Path) -> None:
+def test_a_resumed_run_has_bit_equal_weights(whole_run: SftProgram, tmp_path: Path) -> None:
     config = whole_run.model_copy(update={"run_dir": tmp_path})
     stop_after(4, config)
     train(config)
     assert_bit_equal(tmp_path, whole_run)
 
 
-def test_adapters_do_not_go_on_beside_another_base(
-    arrays: Path, base: Path, tmp_path: Path
-) -> None:
-    """Another model in the same folder: the name says nothing."""
+def test_adapters_do_not_resume_with_another_base(arrays: Path, base: Path, tmp_path: Path) -> None:
+    """Another model in the same folder has the same name."""
     folder = tmp_path / "model"
     shutil.copytree(base, folder)
     config = program(tmp_path / "run", arrays, base={"hub": str(folder)}, **CHANGES)
@@ -116,7 +114,7 @@ def test_only_the_targets_get_adapters(arrays: Path, base: Path, tmp_path: Path)
     def trainer(*targets: str) -> SftTrainer:
         config = {"base": {"hub": str(base)}, "lora": {"rank": 4, "targets": targets}}
         with Run(tmp_path) as run:
-            return SftTrainer(run, program(tmp_path, arrays, **config))
+            return build_trainer(run, program(tmp_path, arrays, **config))
 
     parameters = trainer("q_proj", "v_proj").lm.model.named_parameters()
     adapted = {name.split(".")[-4] for name, p in parameters if p.requires_grad}
@@ -125,7 +123,7 @@ def test_only_the_targets_get_adapters(arrays: Path, base: Path, tmp_path: Path)
         trainer("query", "lm_head")
 
 
-def test_a_base_that_does_not_speak_needs_its_embeddings_trained(
+def test_a_base_without_speech_tokens_needs_trained_embeddings(
     arrays: Path, text_base: Path, tmp_path: Path
 ) -> None:
     plain = program(tmp_path / "run", arrays, base={"hub": str(text_base)}, lora=LORA)
@@ -133,7 +131,7 @@ def test_a_base_that_does_not_speak_needs_its_embeddings_trained(
         pytest.raises(ConfigError, match=r"has no speech vocabulary.*lora.embeddings = true"),
         Run(plain.run_dir) as run,
     ):
-        SftTrainer(run, plain)
+        build_trainer(run, plain)
     config = program(
         tmp_path / "run",
         arrays,
@@ -141,7 +139,7 @@ def test_a_base_that_does_not_speak_needs_its_embeddings_trained(
         **CHANGES | {"lora": LORA | {"embeddings": True}},
     )
     with Run(config.run_dir) as run:
-        start = SftTrainer(run, config).lm.model.get_input_embeddings().weight.detach().clone()
+        start = build_trainer(run, config).lm.model.get_input_embeddings().weight.detach().clone()
     train(config)
     newest = saved(config.run_dir / "checkpoints")[-1]
     with safe_open(next(newest.glob("*.safetensors")), "pt") as tensors:

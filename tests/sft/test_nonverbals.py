@@ -1,4 +1,4 @@
-"""Tags such as <laugh> in transcripts: from a corpus to token ids."""
+"""Tags such as <laugh> in transcripts, from a corpus to token ids."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from tests.sft.conftest import program
 from tts_assets.core.program import Run
 from tts_assets.sft.dataset import TrainingSample
-from tts_assets.sft.train import SftTrainer
+from tts_assets.sft.train import build_trainer
 
 
 @pytest.fixture
@@ -33,21 +33,21 @@ def test_a_tag_is_one_token_of_a_sample(
 ) -> None:
     config = program(tmp_path / "run", tagged, vocabulary={"nonverbals": True})
     with Run(config.run_dir) as run:
-        trainer = SftTrainer(run, config)
+        trainer = build_trainer(run, config)
     laugh = trainer.lm.tokenizer.convert_tokens_to_ids("<laugh>")
-    pool = trainer.train_pool
+    pool = trainer.train_data
     found = [list(pool.encode(TrainingSample((u,), 0, 0)).inputs).count(laugh) for u in range(5)]
     assert found == [1, 1, 1, 0, 0]
     assert "tags" not in capfd.readouterr().err
 
 
-def test_tags_without_tokens_are_told_once(
+def test_tags_without_tokens_are_logged_once(
     tagged: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     config = program(tmp_path / "run", tagged)
     with Run(config.run_dir) as run:
-        SftTrainer(run, config)
-    told = [line for line in capfd.readouterr().err.splitlines() if "tags" in line]
-    assert len(told) == 1
-    assert told[0].startswith("3 transcripts of asterisk have tags such as <breathe>")
-    assert "Write vocabulary.nonverbals = true" in told[0]
+        build_trainer(run, config)
+    logged = [line for line in capfd.readouterr().err.splitlines() if "tags" in line]
+    assert len(logged) == 1
+    assert logged[0].startswith("3 transcripts of asterisk have tags such as <breathe>")
+    assert "Write vocabulary.nonverbals = true" in logged[0]

@@ -90,7 +90,7 @@ def runs(arrays: Path, codec: Path, tmp_path_factory: pytest.TempPathFactory) ->
         add(f"{name}-lora", **adapted, dropout=0.0)
         add(f"{name}-lora-from-one", before="one-lora", **adapted, dropout=0.0)
     for name in ("ddp", "fsdp", "zero3"):
-        add(f"{name}-heard", strategy=STRATEGIES[name], listen=1, listen_every=4)
+        add(f"{name}-heard", strategy=STRATEGIES[name], sample_texts=1, sample_every=4)
         entries[-1]["program"]["codec_folder"] = str(codec)
     add("unclipped", optimizer={"lr": 3e-3, "clip": 1e9})
     path = root / "runs.json"

@@ -14,7 +14,7 @@ from tests.sft.test_train import train
 from tts_assets.core.program import Run, read_metrics
 from tts_assets.sft.dataset import TrainingSample
 from tts_assets.sft.packing import pack
-from tts_assets.sft.train import SftTrainer
+from tts_assets.sft.train import SftTrainer, build_trainer
 
 WEIGHT = 0.3
 ROWS = {"micro_tokens": 800, "batch_tokens": 2600}  # several rows a step
@@ -24,7 +24,7 @@ ROWS = {"micro_tokens": 800, "batch_tokens": 2600}  # several rows a step
 def trainer(arrays: Path, tmp_path: Path) -> SftTrainer:
     config = program(tmp_path / "run", arrays, text_loss_weight=WEIGHT, **ROWS)
     with Run(config.run_dir) as run:
-        return SftTrainer(run, config)
+        return build_trainer(run, config)
 
 
 def text_of(targets: Tensor, trainer: SftTrainer) -> str:
@@ -32,7 +32,7 @@ def text_of(targets: Tensor, trainer: SftTrainer) -> str:
 
 
 def test_text_targets_are_the_text_and_its_end(trainer: SftTrainer) -> None:
-    pool = trainer.train_pool
+    pool = trainer.train_data
     samples = [pool.encode(TrainingSample(utterances, 0, 0)) for utterances in [(0,), (3, 1, 2)]]
     row = pack(samples, [1, 0], text=True)
     texts = [pool.transcript(0), " ".join(pool.transcript(u) for u in (3, 1, 2))]
@@ -52,16 +52,16 @@ def test_text_targets_are_the_text_and_its_end(trainer: SftTrainer) -> None:
 def test_loss_and_gradient_are_those_of_the_formula(trainer: SftTrainer) -> None:
     """Means over the whole batch, though it comes in several rows."""
     batch = trainer.stream.batch()
-    rows = list(trainer.share.rows(trainer.train_pool, batch))
+    rows = list(trainer.sharding.rows(trainer.train_data, batch))
     assert len(rows) > 2
-    losses = trainer.backward(rows, trainer.meter(trainer.train_pool, rows))
+    losses = trainer.backward(rows, trainer.step_metrics(trainer.train_data, rows))
     parameters = list(trainer.lm.model.parameters())
     gradients = [parameter.grad.clone() for parameter in parameters]
     trainer.lm.model.zero_grad()
 
     trainer.lm.model.set_attn_implementation("sdpa")
     speech, text = [], []
-    for sample in (trainer.train_pool.encode(sample) for sample in batch):
+    for sample in (trainer.train_data.encode(sample) for sample in batch):
         logits = trainer.lm.model(torch.from_numpy(sample.inputs)[None]).logits[0]
         each = torch.nn.functional.cross_entropy(
             logits, torch.from_numpy(sample.targets), reduction="none"

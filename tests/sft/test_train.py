@@ -18,13 +18,12 @@ from tests.sft.conftest import CODEBOOK, program, program_values
 from tts_assets.core.artifacts import ArtifactStore, Build, Checkpoint, CheckpointFacts, sha256_file
 from tts_assets.core.program import STOPPED, Run, read_metrics, truncate_metrics
 from tts_assets.core.training import saved, step_of
-from tts_assets.sft import dry_run
-from tts_assets.sft.assets import describe_checkpoint, describe_recipe
+from tts_assets.sft.assets import describe_recipe, describe_training
 from tts_assets.sft.checkpoint import CheckpointError, SftProgress
 from tts_assets.sft.config import SftProgram
 from tts_assets.sft.dataset import TrainingSample
 from tts_assets.sft.packing import Packed, pack
-from tts_assets.sft.train import SftTrainer, main
+from tts_assets.sft.train import build_trainer, main
 from tts_assets.speechlm.model import SpeechLM
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -47,13 +46,13 @@ def weights(run_dir: Path) -> dict[str, torch.Tensor]:
 
 
 def stop_after(steps: int, config: SftProgram) -> None:
-    """Train so many steps, and have it stopped, as by SIGTERM, in the next."""
+    """Train ``steps`` steps and request a stop, as SIGTERM does, in the next one."""
     with Run(config.run_dir) as run:
-        trainer = SftTrainer(run, config)
+        trainer = build_trainer(run, config)
         for step in range(steps):
             validates = (step + 1) % config.recipe.eval_every == 0
             if validates:
-                trainer.health.remember()
+                trainer.diagnostics.remember()
             trainer.train_step(step)
             if validates:
                 trainer.validate()
@@ -102,13 +101,13 @@ def test_the_result_is_a_checkpoint(whole_run: SftProgram) -> None:
     assert typed.tokens == sum(r["tokens"] for r in records if "tokens" in r)
 
 
-@pytest.mark.parametrize("listen", [0, 2])
-def test_of_no_steps_the_base_is_published(
-    whole_run: SftProgram, arrays: Path, codec: Path, tmp_path: Path, listen: int
+@pytest.mark.parametrize("texts", [0, 2])
+def test_without_steps_the_base_is_published(
+    whole_run: SftProgram, arrays: Path, codec: Path, tmp_path: Path, texts: int
 ) -> None:
     base = whole_run.run_dir / "result"
     changes = {"base": {"hub": str(base)}, "export": "best", "guards": {"forgetting": 0.1}}
-    values = program_values(tmp_path, arrays, steps=0, listen=listen, **changes)
+    values = program_values(tmp_path, arrays, steps=0, sample_texts=texts, **changes)
     train(SftProgram.model_validate(values | {"codec_folder": str(codec)}))
     for name, value in weights(whole_run.run_dir).items():
         assert torch.equal(weights(tmp_path)[name], value), name
@@ -123,11 +122,11 @@ def test_of_no_steps_the_base_is_published(
     checkpoint = store.publish(Checkpoint, build, folder, typed)
     assert isinstance(checkpoint, Checkpoint)
     recipe = SftProgram.from_json(tmp_path / "run.json").recipe
-    assert describe_checkpoint(checkpoint, recipe)["verdict"].startswith("not trained")
+    assert describe_training(checkpoint, recipe)["fit"].startswith("not trained")
     assert "not trained" in describe_recipe(recipe)
 
 
-def test_a_stopped_run_goes_on_to_bit_equal_weights(whole_run: SftProgram, tmp_path: Path) -> None:
+def test_a_resumed_run_has_bit_equal_weights(whole_run: SftProgram, tmp_path: Path) -> None:
     config = whole_run.model_copy(update={"run_dir": tmp_path})
     stop_after(4, config)
     assert [folder.name for folder in saved(tmp_path / "checkpoints")] == ["step-0000005"]
@@ -141,7 +140,7 @@ def test_a_stopped_run_goes_on_to_bit_equal_weights(whole_run: SftProgram, tmp_p
 def test_best_weights_by_another_metric_are_another_run(
     whole_run: SftProgram, arrays: Path, tmp_path: Path
 ) -> None:
-    """The best loss so far is of the metric before: the new one's may never fall below it."""
+    """The best loss so far is that of another metric, which the new one may never reach."""
     stop_after(4, whole_run.model_copy(update={"run_dir": tmp_path}))
     changes = {"code_dropout": 0.2, "dropout": 0.1, "save_every": 3}
     other = program(tmp_path, arrays, **changes, checkpoints={"best": "val_loss/asterisk"})
@@ -151,13 +150,13 @@ def test_best_weights_by_another_metric_are_another_run(
     assert_bit_equal(tmp_path, whole_run)
 
 
-def test_a_killed_run_falls_back_on_its_last_checkpoint(
+def test_a_killed_run_resumes_from_its_last_checkpoint(
     whole_run: SftProgram, arrays: Path, tmp_path: Path
 ) -> None:
-    """Steps after the checkpoint are done again; their metrics are not written twice."""
+    """Steps after the checkpoint are repeated. Their metrics are not written twice."""
     config = whole_run.model_copy(update={"run_dir": tmp_path})
     with Run(tmp_path) as run:
-        trainer = SftTrainer(run, config)
+        trainer = build_trainer(run, config)
         for step in range(5):
             trainer.train_step(step)
             if step == 2:
@@ -168,9 +167,9 @@ def test_a_killed_run_falls_back_on_its_last_checkpoint(
     assert_bit_equal(tmp_path, whole_run)
 
 
-def test_weights_without_a_validation_loss_are_no_best_ones(arrays: Path, tmp_path: Path) -> None:
+def test_weights_with_a_nan_validation_loss_are_never_best(arrays: Path, tmp_path: Path) -> None:
     with Run(tmp_path) as run:
-        trainer = SftTrainer(run, program(tmp_path, arrays))
+        trainer = build_trainer(run, program(tmp_path, arrays))
         trainer.train_step(0)
         with torch.no_grad():
             trainer.lm.model.get_output_embeddings().weight.fill_(float("nan"))
@@ -224,9 +223,9 @@ def test_sigterm_saves_and_asks_to_be_run_again(arrays: Path, tmp_path: Path) ->
 
 def test_packed_and_single_samples_have_equal_losses(arrays: Path, tmp_path: Path) -> None:
     with Run(tmp_path) as run:
-        trainer = SftTrainer(run, program(tmp_path, arrays))
+        trainer = build_trainer(run, program(tmp_path, arrays))
     samples = [TrainingSample(u, 0, 0) for u in [(0,), (1, 2), (3,), (4, 5, 6)]]
-    encoded = [trainer.train_pool.encode(sample) for sample in samples]
+    encoded = [trainer.train_data.encode(sample) for sample in samples]
     packed, each = trainer.strategy.evaluate(pack(encoded))
     alone = [float(trainer.strategy.evaluate(pack([sample]))[0]) for sample in encoded]
     backwards, _ = trainer.strategy.evaluate(pack(encoded[::-1]))
@@ -261,11 +260,11 @@ def test_training_lowers_the_loss(arrays: Path, tmp_path: Path, name: str, preci
 
 
 def test_the_best_weights_are_published(arrays: Path, tmp_path: Path) -> None:
-    """A learning rate that ruins the model after a good start."""
+    """The weights become bad after a good start."""
     optimizer = {"lr": 0.003, "warmup_share": 0.0, "schedule": "constant"}
     config = program(tmp_path, arrays, optimizer=optimizer, export="best", steps=4, eval_every=2)
     with Run(tmp_path) as run:
-        trainer = SftTrainer(run, config)
+        trainer = build_trainer(run, config)
         trainer.train_step(0)
         trainer.train_step(1)
         trainer.validate()
@@ -281,9 +280,9 @@ def test_the_best_weights_are_published(arrays: Path, tmp_path: Path) -> None:
     assert all(torch.equal(value, good[name]) for name, value in published.items())
 
 
-def test_a_loss_that_is_not_a_number_names_its_utterances(arrays: Path, tmp_path: Path) -> None:
+def test_the_error_of_a_nan_loss_names_the_utterances(arrays: Path, tmp_path: Path) -> None:
     with Run(tmp_path) as run:
-        trainer = SftTrainer(run, program(tmp_path, arrays))
+        trainer = build_trainer(run, program(tmp_path, arrays))
         with torch.no_grad():
             trainer.lm.model.get_input_embeddings().weight.fill_(float("nan"))
         with pytest.raises(FloatingPointError, match=r"step 1 is nan.*\.g722"):
@@ -292,7 +291,7 @@ def test_a_loss_that_is_not_a_number_names_its_utterances(arrays: Path, tmp_path
 
 def test_a_loss_that_explodes_stops_before_the_step(arrays: Path, tmp_path: Path) -> None:
     with Run(tmp_path) as run:
-        trainer = SftTrainer(run, program(tmp_path, arrays))
+        trainer = build_trainer(run, program(tmp_path, arrays))
         with torch.no_grad():
             trainer.lm.model.get_input_embeddings().weight.mul_(1000)
         before = {name: p.clone() for name, p in trainer.lm.model.state_dict().items()}
@@ -318,7 +317,7 @@ def test_a_damaged_checkpoint_is_passed_over(
         kept = content[:-1000] if harm == "truncated" else content[:-1] + bytes([content[-1] ^ 1])
         tensors.write_bytes(kept)
     with Run(tmp_path) as run:
-        trainer = SftTrainer(run, config)
+        trainer = build_trainer(run, config)
         trainer.resume()
     assert trainer.progress.step == 3
     assert saved(tmp_path / "checkpoints") == [older]
@@ -330,9 +329,9 @@ def test_a_damaged_checkpoint_is_passed_over(
 
 
 def test_a_checkpoint_that_cannot_be_written_stops_the_run(arrays: Path, tmp_path: Path) -> None:
-    """It is written in the background, and its error is raised by one of the next steps."""
+    """It is written in the background. One of the next steps raises its error."""
     with Run(tmp_path) as run:
-        trainer = SftTrainer(run, program(tmp_path, arrays, save_every=1))
+        trainer = build_trainer(run, program(tmp_path, arrays, save_every=1))
         run.checkpoint_dir.rmdir()
         run.checkpoint_dir.write_text("a file in the way")
         with pytest.raises(CheckpointError, match="step-0000001 could not be written"):
@@ -352,7 +351,7 @@ def test_rotation_keeps_the_newest_and_every_kth(arrays: Path, tmp_path: Path) -
     assert {step_of(path) for path in folder.glob("best-*")} == best
 
 
-def test_losses_are_told_by_source(arrays: Path, tmp_path: Path) -> None:
+def test_losses_are_logged_by_source(arrays: Path, tmp_path: Path) -> None:
     values = program_values(tmp_path, arrays, corpora={"asterisk": 1.0, "again": 0.5}, steps=1)
     values["arrays"]["again"] = str(arrays)
     train(SftProgram.model_validate(values))
@@ -371,16 +370,16 @@ def test_gradient_checkpointing_gives_the_same_weights(
     assert losses(tmp_path) == losses(whole_run.run_dir)
 
 
-def test_a_dry_run_tells_and_changes_nothing(
+def test_a_dry_run_reports_and_changes_nothing(
     arrays: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "run.json"
     path.write_text(program(tmp_path, arrays, max_seq_len=300).to_json())
-    dry_run.main([str(path)])
-    told = json.loads(capsys.readouterr().out)
-    assert told == json.loads((tmp_path / "dry_run.json").read_text())
-    assert told["train_samples_dropped"] > 0 and told["tokens_per_step"] <= 1500
-    assert told["parameters"] > 0 and told["loss"] == pytest.approx(np.log(448), abs=1.5)
+    main(["--dry-run", str(path)])
+    reported = json.loads(capsys.readouterr().out)
+    assert reported == json.loads((tmp_path / "dry_run.json").read_text())
+    assert reported["train_samples_dropped"] > 0 and reported["tokens_per_step"] <= 1500
+    assert reported["parameters"] > 0 and reported["loss"] == pytest.approx(np.log(448), abs=1.5)
     assert not (tmp_path / "metrics.jsonl").exists() and not saved(tmp_path / "checkpoints")
 
 
@@ -393,7 +392,7 @@ def test_metrics_are_cut_from_the_end(tmp_path: Path) -> None:
         assert path.read_text() == "".join(lines[:last])
 
 
-def test_training_goes_on_from_another_recipe(
+def test_training_starts_from_another_recipe(
     whole_run: SftProgram, arrays: Path, tmp_path: Path
 ) -> None:
     base_folder = whole_run.run_dir / "result"
@@ -404,10 +403,10 @@ def test_training_goes_on_from_another_recipe(
     assert read_metrics(tmp_path / "metrics.jsonl")[-1]["step"] == 2
 
 
-def test_a_share_of_the_earlier_data_keeps_it_from_being_forgotten(
+def test_a_fraction_of_the_earlier_data_prevents_forgetting(
     whole_run: SftProgram, arrays: Path, tmp_path: Path
 ) -> None:
-    """The new corpus is the old one with its codes turned round."""
+    """The new corpus is the old one with inverted codes."""
     reversed_arrays = tmp_path / "new"
     shutil.copytree(arrays, reversed_arrays)
     for split in ("train", "val"):

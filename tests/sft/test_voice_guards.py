@@ -1,4 +1,4 @@
-"""What guards a voice from its own training: forgetting, over-fitting, too little data."""
+"""Guards of a training (forgetting, early stopping), over-fitting, and warnings about the data."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tts_assets.core.program import read_metrics
 from tts_assets.sft.config import GuardConfig, SftProgram
 from tts_assets.sft.dataset import DataError
 from tts_assets.sft.describe import SourceCard, assess_fit, markdown, read_card, warnings
-from tts_assets.sft.monitoring import GuardState, begin, judge
+from tts_assets.sft.monitoring import GuardState, apply_guards, initial_state
 
 TWO = {"val_loss": 4.0, "val_loss/old": 3.0, "val_loss/new": 5.0}
 
@@ -29,9 +29,9 @@ def losses(old: float, new: float) -> dict[str, float]:
 
 
 def run_of(config: GuardConfig, *validations: dict[str, float]) -> list[GuardState]:
-    states = [begin(TWO)]
+    states = [initial_state(TWO)]
     for found in validations:
-        states.append(judge(config, states[-1], found, "val_loss").state)
+        states.append(apply_guards(config, states[-1], found, "val_loss").state)
     return states[1:]
 
 
@@ -42,7 +42,7 @@ def test_a_forgotten_source_ends_the_run() -> None:
     assert second.ended.startswith("val_loss/old rose from 3.0000 before training to 3.3100")
 
 
-def test_a_forgotten_source_slows_the_run() -> None:
+def test_a_forgotten_source_lowers_the_learning_rate() -> None:
     config = GuardConfig(forgetting=0.1, on_forgetting="lower")
     rates = [s.rate for s in run_of(config, losses(3.2, 3), losses(3.4, 2.9), losses(3.5, 2.8))]
     assert rates == [1.0, 0.5, 0.25]
@@ -50,11 +50,13 @@ def test_a_forgotten_source_slows_the_run() -> None:
 
 def test_a_validation_that_forgets_is_never_the_best() -> None:
     config = GuardConfig(forgetting=0.1, on_forgetting="lower", patience=3)
-    found = judge(config, begin(TWO), losses(3.4, 1.0), "val_loss")
+    found = apply_guards(config, initial_state(TWO), losses(3.4, 1.0), "val_loss")
     assert found.forgotten and found.state.best is None and found.state.waited == 1
-    found = judge(config, found.state, losses(3.2, 2.0), "val_loss")
+    found = apply_guards(config, found.state, losses(3.2, 2.0), "val_loss")
     assert not found.forgotten and found.state.best == 2.6
-    stopped = judge(GuardConfig(forgetting=0.1), begin(TWO), losses(3.4, 1.0), "val_loss")
+    stopped = apply_guards(
+        GuardConfig(forgetting=0.1), initial_state(TWO), losses(3.4, 1.0), "val_loss"
+    )
     assert stopped.forgotten and stopped.state.ended
 
 
@@ -98,7 +100,7 @@ def test_a_run_ends_early_and_stays_ended(arrays: Path, tmp_path: Path) -> None:
 
 
 def negative(arrays: Path, folder: Path) -> Path:
-    """Another source: the same clips with every code turned around."""
+    """Another source: the same clips with every code inverted."""
     shutil.copytree(arrays, folder)
     for file in folder.glob("*_codes.npy"):
         np.save(file, (CODEBOOK - 1 - np.load(file)).astype(np.uint16))
@@ -133,7 +135,7 @@ def continued(
     return json.loads((run_dir / "result.json").read_text()), lines
 
 
-def test_the_start_is_published_where_every_validation_forgets(
+def test_the_base_is_published_if_every_validation_forgets(
     continuing: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     facts, lines = continued(continuing, tmp_path, guards={"forgetting": 1e-6})
@@ -155,7 +157,7 @@ def without_validation(arrays: Path, folder: Path) -> Path:
 def test_a_source_without_validation_is_named(
     arrays: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Refused where its loss is needed, told where not."""
+    """An error where its loss is needed, a log line where it is not."""
     alone = without_validation(arrays, tmp_path / "arrays")
 
     def run(name: str, **changes: Any) -> None:
@@ -173,23 +175,23 @@ def test_a_source_without_validation_is_named(
     assert "no sample of small is in the validation split" in capfd.readouterr().err
 
 
-def test_guards_without_validation_are_refused(arrays: Path, tmp_path: Path) -> None:
+def test_guards_without_validation_are_rejected(arrays: Path, tmp_path: Path) -> None:
     alone = without_validation(arrays, tmp_path / "arrays")
     config = program(tmp_path / "run", alone, guards={"patience": 2})
     with pytest.raises(DataError, match=r"raise validation\.fraction"):
         train(config)
 
 
-def test_verdicts() -> None:
+def test_assessments_of_fit() -> None:
     falling = [4.0, 3.0, 2.0, 1.0]
     over = assess_fit(records(falling, [4.0, 3.5, 3.6, 3.8]), "last")
-    assert over.word == "over-fitted" and 'write export = "best"' in over.sentence
+    assert over.fit == "over-fitted" and 'write export = "best"' in over.explanation
     assert over.rise == pytest.approx(0.3) and over.gap == pytest.approx(2.8)
-    assert "lowest after step 20" in over.sentence
-    assert assess_fit(records(falling, [4.0, 3.5, 3.2, 3.0]), "best").word == "learning"
-    assert assess_fit(records(falling, [4.0, 3.5, 3.49, 3.48]), "best").word == "settled"
-    assert assess_fit(records(falling, [4.0, 3.5, 3.52, 3.53]), "best").word == "settled"
-    assert assess_fit([{"step": 1, "loss": 3.0}], "best").word == "not validated"
+    assert "lowest after step 20" in over.explanation
+    assert assess_fit(records(falling, [4.0, 3.5, 3.2, 3.0]), "best").fit == "learning"
+    assert assess_fit(records(falling, [4.0, 3.5, 3.49, 3.48]), "best").fit == "settled"
+    assert assess_fit(records(falling, [4.0, 3.5, 3.52, 3.53]), "best").fit == "settled"
+    assert assess_fit([{"step": 1, "loss": 3.0}], "best").fit == "not validated"
 
 
 def source(**changes: Any) -> SourceCard:
@@ -219,13 +221,13 @@ def source(**changes: Any) -> SourceCard:
         ({"questions": 0}, "show has no questions"),
     ],
 )
-def test_warnings_name_what_to_do(changes: dict[str, Any], words: str) -> None:
+def test_warnings_have_a_remedy(changes: dict[str, Any], words: str) -> None:
     assert warnings({"show": source()}) == []
     (found,) = warnings({"show": source(**changes)})
     assert words in found
 
 
-def test_a_drowned_source_gets_a_larger_weight() -> None:
+def test_a_small_source_gets_a_larger_weight() -> None:
     (found,) = warnings({"show": source(seconds=36_000), "interview": source(seconds=900)})
     assert "show is heard 40 times as long as interview" in found
     assert "give interview a larger weight" in found

@@ -6,7 +6,6 @@ import json
 import shutil
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from tts_assets.sft.config import SftProgram, SftRecipe
 from tts_assets.sft.dataset import DataError, SampleStream, TrainingSample, plan_epoch
 from tts_assets.sft.mixture import TokenStream, WindowDataset, open_dataset
 from tts_assets.sft.packing import RankSharding
-from tts_assets.sft.train import SftTrainer
+from tts_assets.sft.train import build_trainer
 from tts_assets.speechlm.prompts import PromptFormat
 from tts_assets.speechlm.tokens import Rows
 
@@ -31,7 +30,7 @@ SIZE = 200
 
 
 def pretraining(**changes: Any) -> dict[str, Any]:
-    """What a pretraining recipe changes in that of the other tests."""
+    """The changes of a pretraining recipe to that of the other tests."""
     return {
         "concatenate": None,
         "pretraining": {"text_share": 0.2},
@@ -100,7 +99,7 @@ def test_fractional_weights_are_drawn_without_bias() -> None:
     assert counts[0] == pytest.approx(200, abs=45) and counts[1] == pytest.approx(200, abs=45)
 
 
-def test_nothing_to_mix_in_is_refused() -> None:
+def test_a_text_share_without_text_is_rejected() -> None:
     recipe = SftRecipe.model_validate(recipe_values(**pretraining()))
     rows = Rows(np.arange(500, dtype=np.int32), np.zeros(1, dtype=np.int64))
     stream = TokenStream(rows, 0, is_text=False, weight=1.0, name=str)
@@ -116,8 +115,10 @@ def test_a_batch_is_the_same_on_any_number_of_ranks(pool: WindowDataset) -> None
     for ranks in (1, 2, 3):
         targets: list[int] = []
         for rank in range(ranks):
-            run: Any = SimpleNamespace(rank=rank, world_size=ranks)
-            for row in RankSharding(run, recipe, lockstep=True).rows(pool, batch):
+            sharding = RankSharding(
+                rank, ranks, micro_tokens=recipe.micro_tokens, seed=recipe.seed, lockstep=True
+            )
+            for row in sharding.rows(pool, batch):
                 assert row.input_ids.shape[1] <= 512 and len(row.where) == row.tokens
                 targets += row.targets.tolist()
         found.append(sorted(targets))
@@ -133,7 +134,7 @@ def whole_run(arrays: Path, streams: Path, tmp_path_factory: pytest.TempPathFact
     return config
 
 
-def test_losses_are_told_by_source(whole_run: SftProgram) -> None:
+def test_losses_are_logged_by_source(whole_run: SftProgram) -> None:
     records = read_metrics(whole_run.run_dir / "metrics.jsonl")
     steps = [r for r in records if "loss" in r]
     assert all("loss/asterisk" in r for r in steps) and any("loss/text" in r for r in steps)
@@ -147,7 +148,7 @@ def test_losses_are_told_by_source(whole_run: SftProgram) -> None:
     assert not (whole_run.run_dir / "result" / "set_aside.jsonl").read_text()
 
 
-def test_validation_sees_every_window(
+def test_validation_has_every_window(
     whole_run: SftProgram, arrays: Path, prompts: PromptFormat
 ) -> None:
     pool = open_dataset(whole_run, prompts, "val")
@@ -157,7 +158,7 @@ def test_validation_sees_every_window(
     assert spoken == len(table.codes) + 2 * len(table) - 1
 
 
-def test_a_stopped_run_goes_on_to_bit_equal_weights(whole_run: SftProgram, tmp_path: Path) -> None:
+def test_a_resumed_run_has_bit_equal_weights(whole_run: SftProgram, tmp_path: Path) -> None:
     config = whole_run.model_copy(update={"run_dir": tmp_path})
     stop_after(4, config)
     train(config)
@@ -168,19 +169,19 @@ def test_a_loss_that_is_not_a_number_names_its_windows(
     whole_run: SftProgram, arrays: Path, tmp_path: Path
 ) -> None:
     with Run(tmp_path) as run:
-        trainer = SftTrainer(run, whole_run.model_copy(update={"run_dir": tmp_path}))
+        trainer = build_trainer(run, whole_run.model_copy(update={"run_dir": tmp_path}))
         with torch.no_grad():
             trainer.lm.model.get_input_embeddings().weight.fill_(float("nan"))
         with pytest.raises(FloatingPointError, match=r"asterisk, tokens \d+ to \d+ \(.*\.g722"):
             trainer.train_step(0)
     table = CodeTable.of_split(arrays, "train")
     first, second = (table.sample(row)["id"] for row in range(2))
-    named = trainer.train_pool.identity(0)
+    named = trainer.train_data.identity(0)
     assert named.startswith(f"asterisk, tokens 0 to {SIZE} ({first}")
     assert (second in named) == (len(table[0]) + 2 <= SIZE)
 
 
-def test_streams_that_are_missing_or_of_other_samples_are_refused(
+def test_streams_that_are_missing_or_of_other_samples_are_rejected(
     arrays: Path, streams: Path, prompts: PromptFormat, tmp_path: Path
 ) -> None:
     copy = tmp_path / "streams"

@@ -1,7 +1,7 @@
-"""Voices for the encoder's tests: the announcer's real clips, each also played at other speeds.
+"""Voices for the tests of speaker encoders: the announcer's real clips at several speeds.
 
-The repository has one real speaker; a faster or slower tape is another voice to an encoder, as it
-is to Kaldi's recipes. So these tests say that training works, not how well voices are told.
+The repository has one real speaker. Each speed counts as another speaker, as in Kaldi's recipes.
+The tests therefore show that training works, not how accurate it is.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tts_assets.speakers.config import (
     EncoderArchitecture,
     EncoderProgram,
     EncoderRecipe,
-    PeopleConfig,
+    SpeakerSelection,
 )
 
 SPEEDS = {"slow": 0.8, "calm": 0.9, "plain": 1.0, "brisk": 1.12, "fast": 1.25, "deep": 0.7}
@@ -31,7 +31,7 @@ TESTED = ("voices/deep", "voices/calm")
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread_a_rank() -> None:
-    """As the launcher has it where there are as many ranks as cores; the clips are short."""
+    """As the launcher sets it for as many ranks as cores; the clips are short."""
     torch.set_num_threads(1)
 
 
@@ -62,18 +62,18 @@ def index(voices: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def people() -> PeopleConfig:
-    return PeopleConfig(corpora=("voices",), test_speakers=TESTED, min_seconds=0.5)
+def selection() -> SpeakerSelection:
+    return SpeakerSelection(corpora=("voices",), test_speakers=TESTED, min_seconds=0.5)
 
 
 def recipe(**changes: Any) -> EncoderRecipe:
-    """A training of seconds."""
+    """A recipe that trains for seconds."""
     values: dict[str, Any] = {
         "speakers": 4,
         "utterances": 4,
         "steps": 6,
-        "least_frames": 60,
-        "most_frames": 80,
+        "min_frames": 60,
+        "max_frames": 80,
         "eval_every": 100,
         "save_every": 100,
     }
@@ -82,19 +82,23 @@ def recipe(**changes: Any) -> EncoderRecipe:
     return EncoderRecipe(**values | changes)
 
 
-def write(folder: Path, recipe: EncoderRecipe, people: PeopleConfig, index: Path) -> EncoderProgram:
+def write(
+    folder: Path, recipe: EncoderRecipe, selection: SpeakerSelection, index: Path
+) -> EncoderProgram:
     folder.mkdir(exist_ok=True)
     program = EncoderProgram(
-        run_dir=folder, recipe=recipe, people=people, corpora={"voices": index}
+        run_dir=folder, recipe=recipe, selection=selection, corpora={"voices": index}
     )
     (folder / "run.json").write_text(program.to_json())
     return program
 
 
 @pytest.fixture(scope="session")
-def trained(people: PeopleConfig, index: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(
+    selection: SpeakerSelection, index: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """The folder of an encoder that was trained for six steps."""
     folder = tmp_path_factory.mktemp("trained")
-    write(folder, recipe(), people, index)
+    write(folder, recipe(), selection, index)
     train.main([str(folder / "run.json")])
     return folder / "result"

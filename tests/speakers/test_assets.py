@@ -1,4 +1,4 @@
-"""The speaker encoder in the graph: only where it is configured, published once, used by purity."""
+"""Assets of speaker encoders: only if configured, published once, used for purity."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from tts_assets.speakers.config import SpeakersConfig
 def run(
     config: dict[str, Any], store: ArtifactStore, instance: DagsterInstance, partition: str = ""
 ) -> ExecuteInProcessResult:
-    """The encoder and its report, or the purity of one corpus."""
+    """Materialize the encoder and its report, or the purity of one corpus."""
     assets = build_assets(SpeakersConfig(**config), Shape(processes=1), Path())
     specs = [
         AssetSpec(key, partitions_def=corpus_partitions)
@@ -64,7 +64,7 @@ def run(
 
 
 def publish_segments(store: ArtifactStore, index: Path) -> None:
-    """The index ``voices`` as ``speech_segments``, as a corpus of utterances has them."""
+    """Publish the index ``voices`` as the ``speech_segments`` of a corpus of utterances."""
     raw = RawCorpus.open(index)
     build = Build("speech_segments", {}, {}, "1", partition="voices")
     result = store.work_folder(build) / "result"
@@ -119,7 +119,7 @@ def test_a_trained_encoder_and_its_report(store: ArtifactStore, index: Path) -> 
 def test_an_utterance_of_another_voice_is_flagged(
     encoder: str, store: ArtifactStore, clips: Path, tmp_path: Path
 ) -> None:
-    """One of the announcer's clips under the name of her voice played slowly."""
+    """One clip of the slow voice is labelled with the announcer's name."""
     samples = []
     for path in sorted((clips / "audio").glob("*.g722")):
         clip = read_clip(path)
@@ -172,7 +172,7 @@ def publish_public(config: dict[str, Any], store: ArtifactStore, instance: Dagst
     assert json.loads((found.path / "config.json").read_text())["audio"]["n_fft"] == 400
 
 
-def test_only_where_it_is_configured() -> None:
+def test_assets_exist_only_if_configured() -> None:
     def keys(overrides: dict[str, Any]) -> set[str]:
         settings = load_settings(environment={}, overrides=overrides)
         return {

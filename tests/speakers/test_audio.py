@@ -1,4 +1,4 @@
-"""What an encoder hears; with the public settings and weights, Resemblyzer's own embeddings."""
+"""Preprocessing; with the public settings and weights embeddings equal Resemblyzer's."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_long_recording_is_the_mean_of_its_windows(tmp_path: Path, public: Voi
     assert float(np.linalg.norm(voice)) == pytest.approx(1, abs=1e-6)
 
 
-def test_silence_has_no_voice(tmp_path: Path, public: VoiceEncoder) -> None:
+def test_silence_has_no_embedding(tmp_path: Path, public: VoiceEncoder) -> None:
     path = tmp_path / "silence.wav"
     soundfile.write(path, np.zeros(32_000), 16_000)
     assert public.preprocess_wav(path).shape == (0,)
@@ -67,7 +67,7 @@ def test_silence_has_no_voice(tmp_path: Path, public: VoiceEncoder) -> None:
             way(path)
 
 
-def test_silero_takes_out_noise_that_webrtc_takes_for_speech(clips: Path) -> None:
+def test_silero_removes_noise_that_webrtc_detects_as_speech(clips: Path) -> None:
     clip = read_clip(clips / "audio/conf-invalid.g722")
     noise = 0.03 * np.random.default_rng(1).standard_normal(3 * clip.rate).astype(np.float32)
     noisy = np.concatenate([clip.wave, noise])
@@ -114,7 +114,7 @@ def test_log_mels_of_the_paper(clips: Path) -> None:
     assert np.exp(frames.numpy()).max() > 100 * np.exp(frames.numpy()).min()
 
 
-def test_an_encoder_is_stored_with_what_it_hears(tmp_path: Path, public: VoiceEncoder) -> None:
+def test_an_encoder_is_stored_with_its_preprocessing(tmp_path: Path, public: VoiceEncoder) -> None:
     card = public.card
     save_encoder(public.model, card, tmp_path)
     path = CORPUS / "audio/conf-invalid.g722"
@@ -128,15 +128,15 @@ def test_an_encoder_is_stored_with_what_it_hears(tmp_path: Path, public: VoiceEn
     assert encoder_digest(tmp_path) != before
 
 
-def test_what_is_no_encoder_is_refused(tmp_path: Path) -> None:
+def test_other_files_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"absent is no speaker encoder: give a folder with"):
         open_encoder(tmp_path / "absent")
     (tmp_path / "code.pt").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
-    with pytest.raises(ConfigError, match="no checkpoint of tensors alone"):
+    with pytest.raises(ConfigError, match="no checkpoint of tensors only"):
         open_encoder(tmp_path / "code.pt")
 
 
-def test_settings_that_cannot_be_are_refused() -> None:
+def test_invalid_settings_are_rejected() -> None:
     with pytest.raises(ValueError, match="write n_fft = 512"):
         AudioSettings(n_fft=256)
     with pytest.raises(ValueError, match="would leave gaps"):

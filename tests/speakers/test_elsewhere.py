@@ -1,4 +1,4 @@
-"""Rewards and reports hear with the encoder that the configuration names."""
+"""Rewards and reports use the speaker encoder that the configuration names."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tts_assets.core.audio import read_clip
 from tts_assets.core.config import ConfigError
 from tts_assets.definitions import build_assets
 from tts_assets.evaluation.config import EvaluationConfig
-from tts_assets.evaluation.measuring import MetricRunner, SynthesizedUtterance
+from tts_assets.evaluation.metric_runner import MetricRunner, SynthesizedUtterance
 from tts_assets.evaluation.metrics.metric import Setting
 from tts_assets.evaluation.page import write_flac
 from tts_assets.evaluation.suite import SuiteText
@@ -27,30 +27,30 @@ CLIPS = ("agent-incorrect.g722", "conf-invalid.g722")
 
 @pytest.fixture
 def cosine(trained: Path, clips: Path) -> float:
-    """Of the two clips, by the trained encoder."""
+    """The similarity of the two clips by the trained encoder."""
     a, b = VoiceEncoder.load(trained).wavs_to_embeddings([clips / "audio" / c for c in CLIPS])
     return float(a @ b)
 
 
-def test_the_reward_is_the_named_encoders(trained: Path, clips: Path, cosine: float) -> None:
-    prompt, said = (read_clip(clips / "audio" / name) for name in CLIPS)
-    spoken = completion.DecodedCompletion("", said.wave, said.rate, True, reference=prompt.wave)
+def test_the_reward_uses_the_named_encoder(trained: Path, clips: Path, cosine: float) -> None:
+    prompt, clip = (read_clip(clips / "audio" / name) for name in CLIPS)
+    decoded = completion.DecodedCompletion("", clip.wave, clip.rate, True, reference=prompt.wave)
     scores = {
-        name: build_reward(SimilarityReward(encoder=name))([spoken])[0].value
+        name: build_reward(SimilarityReward(encoder=name))([decoded])[0].value
         for name in (RESEMBLYZER, str(trained))
     }
     assert scores[str(trained)] == pytest.approx((cosine + 1) / 2, abs=1e-4)
     assert abs(scores[RESEMBLYZER] - scores[str(trained)]) > 0.01
 
 
-def test_reports_keep_encoders_apart(
+def test_reports_cache_by_encoder(
     trained: Path, clips: Path, cosine: float, tmp_path: Path
 ) -> None:
-    """One cache, one audio file, two encoders: two figures."""
-    said = read_clip(clips / "audio" / CLIPS[1])
-    write_flac(tmp_path / "said.flac", said.wave, said.rate)
+    """One cache, one audio file, two encoders: two values."""
+    clip = read_clip(clips / "audio" / CLIPS[1])
+    write_flac(tmp_path / "clip.flac", clip.wave, clip.rate)
     text = SuiteText(id="a", category="c", text="Invalid.", language="en")
-    spoken = SynthesizedUtterance(text, 1, None, tmp_path / "said.flac", ended=True)
+    utterance = SynthesizedUtterance(text, 1, None, tmp_path / "clip.flac", ended=True)
     found = {}
     for name in (RESEMBLYZER, str(trained), RESEMBLYZER):
         config = EvaluationConfig(
@@ -60,7 +60,7 @@ def test_reports_keep_encoders_apart(
             window_seconds=5,
         )
         setting = Setting(config, references=(clips / "audio" / CLIPS[0],))
-        (row,) = MetricRunner(setting, tmp_path / "cache.sqlite").measure([spoken])
+        (row,) = MetricRunner(setting, tmp_path / "cache.sqlite").measure([utterance])
         value = row.values["speaker_similarity"]
         assert found.setdefault(name, value) == value
     assert found[str(trained)] == pytest.approx(cosine, abs=2e-4)  # FLAC rounds, figures too

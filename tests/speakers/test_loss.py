@@ -27,7 +27,7 @@ def test_loss_and_gradients_are_those_of_the_loops(kind: Literal["softmax", "con
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
 
 
-def test_two_utterances_of_two_speakers_do() -> None:
+def test_two_utterances_of_two_speakers_are_enough() -> None:
     embeddings = F.normalize(torch.randn(2, 2, 4), dim=-1)
     assert torch.isfinite(Ge2eLoss("contrast")(embeddings))
 
@@ -44,7 +44,7 @@ def test_the_scale_stays_positive_and_can_rise_again() -> None:
     assert loss.scale.grad is not None and float(loss.scale.grad) < 0
 
 
-def test_an_adversary_pushes_the_encoder_away_from_what_it_learns() -> None:
+def test_an_adversary_reverses_the_gradient_of_its_classifier() -> None:
     torch.manual_seed(0)
     adversary, classes = Adversary(8, 16, 2, weight=0.5), torch.arange(6) % 2
     voices = torch.randn(6, 8, requires_grad=True)

@@ -1,4 +1,4 @@
-"""Trials, and the errors on them, against what they are by hand."""
+"""Trials, and error rates compared with values computed by hand."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import pytest
 
 from tests.speakers.conftest import TESTED
 from tts_assets.core.config import ConfigError
-from tts_assets.speakers.config import RESEMBLYZER, PeopleConfig, ReportProgram, TrialConfig
-from tts_assets.speakers.dataset import SpeakerRecording, read_people
+from tts_assets.speakers.config import RESEMBLYZER, ReportProgram, SpeakerSelection, TrialConfig
+from tts_assets.speakers.dataset import SpeakerRecording, read_speakers
 from tts_assets.speakers.verification import confusion, errors, make_trials
 
 
@@ -32,7 +32,7 @@ def test_error_rates_by_hand() -> None:
     assert (perfect.eer, perfect.min_dcf) == (0, 0)
     inverted = errors(np.array([0.1, 0.2, 0.8, 0.9]), [True, True, False, False], 0.01)
     assert inverted.eer == pytest.approx(1)
-    assert inverted.min_dcf == pytest.approx(1)  # no better than to refuse everything
+    assert inverted.min_dcf == pytest.approx(1)  # no better than rejecting everything
     random = np.random.default_rng(0).random(20_000)
     assert errors(random, [True, False] * 10_000, 0.5).eer == pytest.approx(0.5, abs=0.02)
 
@@ -61,13 +61,13 @@ def test_trials_need_two_speakers() -> None:
         make_trials([], TrialConfig())
 
 
-def report_of(folder: Path, index: Path, people: PeopleConfig, per_speaker: int) -> Path:
-    """The folder of a report on the public encoder, made as by hand."""
+def report_of(folder: Path, index: Path, selection: SpeakerSelection, per_speaker: int) -> Path:
+    """Write a report on the public encoder; returns its folder."""
     from tts_assets.speakers.evaluate import main
 
     program = ReportProgram(
         run_dir=folder,
-        people=people,
+        selection=selection,
         corpora={"voices": index},
         trials=TrialConfig(per_speaker=per_speaker),
         encoder=RESEMBLYZER,
@@ -78,10 +78,10 @@ def report_of(folder: Path, index: Path, people: PeopleConfig, per_speaker: int)
 
 
 def test_a_report_without_umap_says_so(
-    tmp_path: Path, index: Path, people: PeopleConfig, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, index: Path, selection: SpeakerSelection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "umap", None)  # as where it is not installed
-    text = (report_of(tmp_path, index, people, 5) / "report.md").read_text()
+    monkeypatch.setitem(sys.modules, "umap", None)  # as if it were not installed
+    text = (report_of(tmp_path, index, selection, 5) / "report.md").read_text()
     assert "no UMAP: pip install tts-assets[umap]" in text and "umap.png" not in text
 
 
@@ -94,28 +94,30 @@ def test_confusion_leaves_an_utterance_out_of_its_own_speaker() -> None:
     assert counts.tolist() == [[2, 0], [2, 0]]
 
 
-def test_people_of_two_corpora(index: Path) -> None:
-    """The same clips in another corpus are duplicates; names of one person are one speaker."""
-    same = {"announcer": ("voices/plain", "voices/brisk")}
-    config = PeopleConfig(corpora=("voices", "again"), same=same, test_speakers=TESTED)
-    people = read_people({"voices": index, "again": index}, config)
-    assert {r.speaker for r in people.test} == set(TESTED)
-    trained = {r.speaker for r in people.train}
+def test_speakers_of_two_corpora(index: Path) -> None:
+    """The same clips in another corpus are duplicates; aliases are one speaker."""
+    aliases = {"announcer": ("voices/plain", "voices/brisk")}
+    config = SpeakerSelection(corpora=("voices", "again"), aliases=aliases, test_speakers=TESTED)
+    split = read_speakers({"voices": index, "again": index}, config)
+    assert {r.speaker for r in split.test} == set(TESTED)
+    trained = {r.speaker for r in split.train}
     assert "announcer" in trained and "voices/plain" not in trained
-    reasons = {record.reason for record in people.set_aside}
+    reasons = {record.reason for record in split.set_aside}
     assert "duplicate audio" in reasons
-    assert {r.session for r in people.test} == {"day0", "day1"}
+    assert {r.session for r in split.test} == {"day0", "day1"}
     by_hash = config.model_copy(update={"test_speakers": ()})
     with pytest.raises(ConfigError, match="fewer than two to test with"):
-        read_people({"voices": index, "again": index}, by_hash)
+        read_speakers({"voices": index, "again": index}, by_hash)
 
 
-def test_a_report_of_the_public_encoder(tmp_path: Path, index: Path, people: PeopleConfig) -> None:
+def test_a_report_of_the_public_encoder(
+    tmp_path: Path, index: Path, selection: SpeakerSelection
+) -> None:
     from tts_assets.speakers.evaluate import main
 
-    result = report_of(tmp_path, index, people, 40)
+    result = report_of(tmp_path, index, selection, 40)
     report = json.loads((result / "report.json").read_text())
-    # The voices are one person's at other speeds, hard to tell apart: 0.29, where chance is 0.5.
+    # The voices are one person's at several speeds, which are similar: 0.29, where chance is 0.5.
     assert report["eer"]["encoder"] == report["eer"][RESEMBLYZER] < 0.4
     assert report["utterances"] + report["set_aside"] <= 2 * 13
     lines = (result / "trials.txt").read_text().splitlines()

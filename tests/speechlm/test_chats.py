@@ -12,8 +12,7 @@ import pytest
 from tts_assets.speechlm.chats import ChatIds, tokenize_texts, write_chats
 from tts_assets.speechlm.config import VocabularyConfig
 from tts_assets.speechlm.prompts import PromptFormat
-from tts_assets.speechlm.tokenizer import byte_tokenizer
-from tts_assets.speechlm.vocabulary import extend_tokenizer
+from tts_assets.speechlm.vocabulary import byte_tokenizer, extend_tokenizer
 
 TALK = [
     {"role": "system", "content": "Be brief."},

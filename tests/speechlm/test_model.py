@@ -10,7 +10,7 @@ from tests.speechlm.conftest import TINY
 from tts_assets.speechlm.config import BaseModel, LlamaSize, SamplingConfig, VocabularyConfig
 from tts_assets.speechlm.loss import summed_cross_entropy, token_logprobs
 from tts_assets.speechlm.model import SpeechLM, build, draw_like
-from tts_assets.speechlm.tokenizer import byte_tokenizer
+from tts_assets.speechlm.vocabulary import byte_tokenizer
 
 
 def test_a_folder_holds_the_same_model(tiny: SpeechLM, tmp_path: Path) -> None:

@@ -6,8 +6,7 @@ import pytest
 from tts_assets.speechlm.config import VocabularyConfig
 from tts_assets.speechlm.model import SpeechLM
 from tts_assets.speechlm.prompts import PromptError, PromptFormat, describe
-from tts_assets.speechlm.tokenizer import byte_tokenizer
-from tts_assets.speechlm.vocabulary import extend_tokenizer
+from tts_assets.speechlm.vocabulary import byte_tokenizer, extend_tokenizer
 
 TEXT = "Après vous: 3 × <hello>"
 

@@ -13,9 +13,9 @@ from tts_assets.core.artifacts import ArrayFacts, ArtifactStore, Build, CodeArra
 from tts_assets.speechlm import tokens
 from tts_assets.speechlm.config import LlamaSize, TokenizerConfig, VocabularyConfig
 from tts_assets.speechlm.model import new_llama
-from tts_assets.speechlm.prompts import PromptFormat, describe
-from tts_assets.speechlm.tokenizer import load_tokenizer, open_tokenizer, tokenizer_digest
+from tts_assets.speechlm.prompts import PromptFormat, describe, open_tokenizer
 from tts_assets.speechlm.tokens import read_text_ids, text_ids
+from tts_assets.speechlm.vocabulary import load_tokenizer, tokenizer_digest
 
 CODEBOOK = 256
 NUMERIC = TokenizerConfig(hub=None, vocabulary=VocabularyConfig())

@@ -8,12 +8,13 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from tts_assets.speechlm.config import VocabularyConfig
-from tts_assets.speechlm.tokenizer import byte_tokenizer, load_tokenizer
 from tts_assets.speechlm.vocabulary import (
     CONTROL_TOKENS,
     NONVERBALS,
     VocabularyError,
+    byte_tokenizer,
     extend_tokenizer,
+    load_tokenizer,
     read_vocabulary,
     speech_token,
 )

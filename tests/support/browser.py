@@ -1,4 +1,4 @@
-"""A headless Chromium, driven through its DevTools protocol: opens pages, runs script in them."""
+"""A headless Chromium, controlled by its DevTools protocol: opens pages and runs scripts."""
 
 from __future__ import annotations
 

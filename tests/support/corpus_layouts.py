@@ -1,4 +1,4 @@
-"""Corpora laid out for a test, and their index."""
+"""Corpora in several layouts, and their index."""
 
 from __future__ import annotations
 

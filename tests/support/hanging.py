@@ -1,4 +1,4 @@
-"""A repository with a run that hangs: its program counts to 2, and then waits to be stopped."""
+"""Definitions with a run that hangs: its program counts to 2 and waits."""
 
 from pathlib import Path
 

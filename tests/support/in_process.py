@@ -1,4 +1,4 @@
-"""The project's definitions, whose programs run in the process of the Dagster run."""
+"""The definitions of the project, with programs in the process of the Dagster run."""
 
 from tests.sensors.conftest import InProcess
 from tts_assets.definitions import build_defs

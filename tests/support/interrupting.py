@@ -1,4 +1,4 @@
-"""Stop a training in the middle, go on, and compare it with one that was left alone."""
+"""Interrupts a training, resumes it, and compares it with an uninterrupted one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""GE2E as the paper's formulas stand there, with a loop for each index. Slow; to compare with."""
+"""GE2E with one loop per index, as in the formulas of the paper (Wan et al. 2018). Slow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small launched programs and an asset around them, for the tests of launching."""
+"""Small launched programs and an asset around them, for tests of launchers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two small programs that need each other: one serves an answer over HTTP, one asks for it."""
+"""Two small programs: one serves an answer over HTTP, the other requests it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Answers ``/health`` with its process id; the model ``bad`` does not load, ``hang`` never does."""
+"""A server that answers ``/health`` with its process id; the model ``bad`` fails, ``hang`` never
+starts."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from tts_assets.core.program import Run
 from tts_assets.core.training import saved
 from tts_assets.sft.config import SftProgram
-from tts_assets.sft.train import SftTrainer
+from tts_assets.sft.train import build_trainer
 
 
 def train(run: Run, program: SftProgram, before: str | None, fails: int | None) -> None:
@@ -29,7 +29,7 @@ def train(run: Run, program: SftProgram, before: str | None, fails: int | None) 
             first = saved(Path(before) / "checkpoints")[0]
             shutil.copytree(first, run.checkpoint_dir / first.name)
     dist.barrier()
-    trainer = SftTrainer(run, program)
+    trainer = build_trainer(run, program)
     trainer.resume()
     if fails is not None:
         trainer.train_step(0)

@@ -1,4 +1,4 @@
-"""Which files are read, as the kernel tells it (inotify): no program can hide a read from it."""
+"""Records which files are read, by inotify, so that no read is missed."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Shards of codes -> two memory-mapped arrays a corpus: training and validation."""
+"""Merged arrays of codes: two memory-mapped arrays a corpus, for training and validation."""

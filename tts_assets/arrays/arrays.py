@@ -1,8 +1,8 @@
-"""Reading codes and samples: one table of utterances, the same in shards and in merged arrays.
+"""Tables of codes and samples, which shards and merged arrays have in common.
 
-A table is three files that belong together: all codes one after another (``.npy``, uint16, or
-int32 where the codebook is larger than 65,536), the int64 offset at which each sample's codes
-start, and a JSON line a sample. Codes and lines stay on disk.
+A table has three files: all codes one after another (``.npy``, uint16, or int32 for codebooks
+larger than 65,536), the offset of the codes of each sample (``.npy``, int64), and one JSON line a
+sample. Codes and lines stay on disk.
 """
 
 from __future__ import annotations
@@ -34,11 +34,12 @@ SPLITS: tuple[Split, Split] = ("train", "val")
 
 
 class CodeTable:
-    """The codes and samples of some utterances; sample ``i`` has ``table[i]`` and ``sample(i)``.
+    """The codes and samples of utterances: ``table[i]`` and ``sample(i)`` belong to utterance i.
 
-    ``codes`` uint16 or int32 (codes,), memory-mapped unless ``read``; ``bounds`` int64
-    (samples + 1,): sample ``i`` is ``codes[bounds[i]:bounds[i + 1]]``. Raises :class:`ArrayError`
-    if a file is damaged, or index and codes do not fit together.
+    ``codes`` (codes,) are uint16 or int32, memory-mapped unless ``read``. ``bounds`` (samples + 1,)
+    are int64: sample i has ``codes[bounds[i]:bounds[i + 1]]``. With ``raw`` the codes are int32
+    without a header. Raises :class:`ArrayError` if a file is damaged, or if index and codes do not
+    fit.
     """
 
     def __init__(
@@ -64,8 +65,10 @@ class CodeTable:
 
     @classmethod
     def of_split(cls, folder: Path, split: Split, *, raw: bool = False) -> Self:
-        """One half of a ``code_arrays`` artifact; ``raw``: of the reference trainer's arrays,
-        whose codes are int32 without a header."""
+        """One split of a ``code_arrays`` artifact.
+
+        With ``raw``: of arrays of the reference trainer, whose codes are int32 without a header.
+        """
         return cls(
             folder / f"{split}_codes.npy",
             folder / f"{split}_codes_index.npy",
@@ -88,7 +91,7 @@ class CodeTable:
         return len(self.bounds) - 1
 
     def __getitem__(self, row: int) -> Codes:
-        """The codes of one sample, a view into the mapped file."""
+        """The codes of one sample, a view of the mapped file. Raises IndexError."""
         self._refuse_outside(row)
         return self.codes[self.bounds[row] : self.bounds[row + 1]]
 
@@ -98,7 +101,10 @@ class CodeTable:
 
     @cached_property
     def lines(self) -> tuple[Bytes, Ints]:
-        """The samples file and the bounds of its lines; one an index entry."""
+        """The samples file as bytes, and the bounds of its lines.
+
+        Raises :class:`ArrayError` unless there is one line for each index entry.
+        """
         text, bounds = map_lines(self.samples_path, read=self._read)
         self._refuse_count(len(bounds) - 1)
         return text, bounds
@@ -110,7 +116,7 @@ class CodeTable:
             )
 
     def sample(self, row: int) -> dict[str, Any]:
-        """One sample, parsed now."""
+        """The fields of one sample, parsed on each call."""
         self._refuse_outside(row)
         text, bounds = self.lines
         line = text[bounds[row] : bounds[row + 1]].tobytes()
@@ -118,12 +124,14 @@ class CodeTable:
 
     @cached_property
     def samples(self) -> list[dict[str, Any]]:
-        """All samples, parsed and kept: about 2 kB each. See :meth:`sample`, :meth:`columns`."""
+        """All samples in memory, about 2 kB each. See also :meth:`sample` and :meth:`columns`."""
         return [self.sample(row) for row in range(len(self))]
 
     def columns(self, *names: str) -> pl.DataFrame:
-        """String fields of all samples, a row each; null where a sample lacks one. Reads every
-        line, so it raises :class:`ArrayError` where one is not JSON."""
+        """String fields of all samples, one row each; null where a sample has no such field.
+
+        Raises :class:`ArrayError` if a line is not JSON.
+        """
         _, bounds = self.lines
         schema = dict.fromkeys(names, pl.String)
         if len(bounds) == 1:

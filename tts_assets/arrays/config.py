@@ -1,4 +1,4 @@
-"""What ``dagster_project.toml`` may say of merged arrays, and what the export program is told."""
+"""Configuration of merged arrays: ``[arrays]`` and the export program."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from tts_assets.core.config import Config
 from tts_assets.core.program import ProgramConfig
 from tts_assets.corpora.config import VoiceConsent
 
-DIGEST_DIGITS = 12  # as many of a content digest as name a codec
+DIGEST_DIGITS = 12  # the digits of a content digest that identify a codec
 
 
 class ImportedArrays(Config):
-    """``[arrays.imported.<corpus>]``: a folder that the reference trainer's merger wrote.
+    """``[arrays.imported.<corpus>]``: a folder that the merger of the reference trainer wrote.
 
-    ``codec`` names what made the codes: the ``checkpoint`` of ``[codec]`` as it stands there, or
-    the codec's content digest (12 digits at least). Codes of another codec look the same, so that
-    nothing but this name tells. ``licence`` holds for samples that do not say their own.
+    ``codec`` identifies the codec that made the codes: the ``checkpoint`` of ``[codec]``, or the
+    content digest of the codec (at least 12 digits). It is required because codes of different
+    codecs cannot be distinguished. ``licence`` applies to samples without a licence.
     """
 
     path: Path
@@ -29,10 +29,10 @@ class ImportedArrays(Config):
 
 
 class ArraysConfig(Config):
-    """``[arrays]``: what is made beside merged arrays, and which arrays come from elsewhere.
+    """``[arrays]``: additional outputs, and imported arrays.
 
     ``export`` adds the asset ``inworld_arrays``: the same data in the layout of the reference
-    trainer. ``pretraining`` writes ``token_arrays`` with the streams that pretraining reads.
+    trainer. ``pretraining`` adds the token streams of pretraining to ``token_arrays``.
     """
 
     export: Literal["inworld"] | None = None
@@ -41,6 +41,6 @@ class ArraysConfig(Config):
 
 
 class ExportProgram(ProgramConfig):
-    """``tts_assets.arrays.inworld``: the folder of a ``code_arrays`` artifact."""
+    """``tts_assets.arrays.inworld``: exports the folder of a ``code_arrays`` artifact."""
 
     arrays: Path

@@ -1,16 +1,18 @@
-"""Arrays in the layout of the reference trainer: ``python -m tts_assets.arrays.inworld run.json``.
+"""Export and import of arrays in the layout of the reference trainer (inworld-ai/tts).
+
+The program ``python -m tts_assets.arrays.inworld run.json`` exports a ``code_arrays`` artifact. The
+layout:
 
     {split}_codes.npy        int32, no header: ``np.memmap(path, dtype=np.int32)``
     {split}_codes_index.npy  a true .npy, int64: where each sample's codes start
     {split}_samples.jsonl    line i is sample i
 
-Audio is named by absolute path. A split without samples has empty files, of which their trainer
-maps none: it wants validation samples.
+Audio files are named by absolute paths. A split without samples has empty files, which the
+reference trainer cannot map: it needs validation samples.
 
-Arrays of the reference trainer as a ``code_arrays`` artifact; for their layout see ``export``.
-
-Who is in train and who in val stays as it is. What can be checked is: codes against the codebook,
-index against codes, a valid sample for each entry. Which codec made them cannot, so it is named.
+An import keeps the split of the samples. It checks the codes against the codebook, the index
+against the codes, and that each index entry has a valid sample. The codec that made the codes
+cannot be checked, so the configuration has to name it.
 """
 
 from __future__ import annotations
@@ -36,11 +38,17 @@ from tts_assets.core.config import ConfigError
 from tts_assets.core.program import Run, load_config
 from tts_assets.corpora.samples import Sample
 
-PIECE = 1 << 20  # codes at once
+PIECE = 1 << 20  # codes read at once
+NAMES = tuple(
+    f"{split}_{name}"
+    for split in SPLITS
+    for name in ("codes.npy", "codes_index.npy", "samples.jsonl")
+)
+OTHER_REMEDY = "merge their shards again, or name another folder"
 
 
 def export_inworld(arrays: CodeArrays, target: Path) -> ArrayFacts:
-    """Write the six files to the folder ``target``."""
+    """Write the six files to the folder ``target``. Returns the facts of the arrays."""
     for split in SPLITS:
         table = CodeTable.of_split(arrays.path, split)
         with (target / f"{split}_codes.npy").open("wb") as stream:
@@ -52,24 +60,8 @@ def export_inworld(arrays: CodeArrays, target: Path) -> ArrayFacts:
     return facts
 
 
-def main(argv: list[str] | None = None) -> None:
-    program = load_config(ExportProgram, argv)
-    with Run(program.run_dir) as run:
-        facts = export_inworld(CodeArrays.open(program.arrays), run.result_dir)
-        run.finish(facts.model_dump())
-
-
-IMPORT_PIECE = 1 << 20  # codes at once
-NAMES = tuple(
-    f"{split}_{name}"
-    for split in SPLITS
-    for name in ("codes.npy", "codes_index.npy", "samples.jsonl")
-)
-OTHER_REMEDY = "merge their shards again, or name another folder"
-
-
 def file_digests(source: Path) -> dict[str, str]:
-    """SHA-256 of the six files; raises :class:`ArrayError` if one is missing."""
+    """The SHA-256 of the six files by name. Raises :class:`ArrayError` if one is missing."""
     missing = [name for name in NAMES if not (source / name).is_file()]
     if missing:
         raise ArrayError(
@@ -82,9 +74,9 @@ def file_digests(source: Path) -> dict[str, str]:
 def import_inworld(
     corpus: str, source: Path, licence: str, codec: CodecCheckpoint, target: Path
 ) -> ArrayFacts:
-    """Write the arrays of ``source`` to the folder ``target`` as this project stores them.
+    """Write the arrays of ``source`` to the folder ``target`` in the format of this project.
 
-    Raises :class:`ArrayError` naming the file and the sample where something is wrong.
+    Raises :class:`ArrayError`, which names the file and the sample of a problem.
     """
     counts: dict[str, int] = {}
     speakers: set[str] = set()
@@ -116,9 +108,9 @@ def import_inworld(
 
 
 def refuse_outside(table: CodeTable, codebook_size: int, path: Path) -> None:
-    """Raise :class:`ArrayError` at the first code that the codebook does not have."""
-    for start in range(0, len(table.codes), IMPORT_PIECE):
-        piece = table.codes[start : start + IMPORT_PIECE]
+    """Raise :class:`ArrayError` at the first code that is not in the codebook."""
+    for start in range(0, len(table.codes), PIECE):
+        piece = table.codes[start : start + PIECE]
         bad = np.flatnonzero((piece < 0) | (piece >= codebook_size))
         if len(bad):
             place = start + int(bad[0])
@@ -130,17 +122,20 @@ def refuse_outside(table: CodeTable, codebook_size: int, path: Path) -> None:
 
 
 def write_codes(table: CodeTable, split: Split, codebook_size: int, target: Path) -> None:
+    """Write codes and index of a split in the integer type of the codebook."""
     dtype = code_dtype(codebook_size)
     codes = NpyWriter(target / f"{split}_codes.npy", dtype)
-    for start in range(0, len(table.codes), IMPORT_PIECE):
-        codes.add(table.codes[start : start + IMPORT_PIECE].astype(dtype))
+    for start in range(0, len(table.codes), PIECE):
+        codes.add(table.codes[start : start + PIECE].astype(dtype))
     codes.close()
     np.save(target / f"{split}_codes_index.npy", table.bounds[:-1])
 
 
 def samples_of(table: CodeTable, corpus: str, licence: str) -> Iterator[Sample]:
-    """The samples in this project's schema; fields that it does not know go to
-    ``original_data``."""
+    """The samples in the schema of this project. Unknown fields go to ``original_data``.
+
+    Raises :class:`ArrayError` at a line that does not fit the schema.
+    """
     for row in range(len(table)):
         found = table.sample(row)
         known = {
@@ -158,7 +153,15 @@ def samples_of(table: CodeTable, corpus: str, licence: str) -> Iterator[Sample]:
         try:
             yield Sample.parse(defaults | known | {"original_data": original}, where)
         except ConfigError as error:
-            raise ArrayError(f"{error}; mend the line") from None
+            raise ArrayError(f"{error}; correct the line") from None
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Export the arrays of the program file."""
+    program = load_config(ExportProgram, argv)
+    with Run(program.run_dir) as run:
+        facts = export_inworld(CodeArrays.open(program.arrays), run.result_dir)
+        run.finish(facts.model_dump())
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""Merging shards into one pair of arrays, in one pass and at the memory of two shards.
+"""Merge shards of codes into two arrays, in one pass, with the memory of two shards.
 
-A sample goes to ``val`` or ``train`` by its id alone, and samples stay in shard order, so the
-result depends neither on how many shards there are nor on who wrote them. Runs of neighbours are
-copied in one piece; while one thread writes a shard, another reads the next and hashes its ids.
+The split of a sample follows from its id alone, and samples stay in shard order. The result
+therefore does not depend on the number of shards or on the process that wrote them. Runs of
+consecutive samples are copied in one piece. While one thread writes a shard, another reads the next
+one and hashes its ids.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from tts_assets.core.split import ValidationSplit, held_out
 
 
 def merge(shards: CodecShards, validation: ValidationSplit, target: Path) -> ArrayFacts:
-    """Write the arrays of all shards to the folder ``target``.
+    """Write the arrays of all shards to the folder ``target``. Returns their facts.
 
-    Raises :class:`ArrayError` if a shard is damaged or the shards are not all that was recorded.
+    Raises :class:`ArrayError` if a shard is damaged or their counts are not those recorded.
     """
     facts = shards.facts
     with (
@@ -67,7 +68,10 @@ def merge(shards: CodecShards, validation: ValidationSplit, target: Path) -> Arr
 
 
 def refuse_other_type(table: CodeTable, dtype: str, where: Path) -> None:
-    """Codes that a smaller type has cut off cannot be told from others: their type must fit."""
+    """Raise :class:`ArrayError` unless the codes have the type of the recorded codebook size.
+
+    Codes that were truncated to a smaller type cannot be detected otherwise.
+    """
     if table.codes.dtype != dtype:
         raise ArrayError(
             f"{where}: codes are {table.codes.dtype}, but a codebook of the recorded size is "
@@ -76,12 +80,13 @@ def refuse_other_type(table: CodeTable, dtype: str, where: Path) -> None:
 
 
 def write_all(pieces: list[Pieces]) -> None:
+    """Write the pieces of several files."""
     for own in pieces:
         write_pieces(*own)
 
 
 class SplitWriter:
-    """Writes the three files of one split; complete when the ``with`` block has ended."""
+    """Writes the three files of one split. They are complete at the end of the ``with`` block."""
 
     def __init__(self, folder: Path, split: Split, dtype: str) -> None:
         self._codes = NpyWriter(folder / f"{split}_codes.npy", dtype)
@@ -90,18 +95,20 @@ class SplitWriter:
 
     @property
     def samples(self) -> int:
+        """Samples counted so far."""
         return self._index.length
 
     @property
     def codes(self) -> int:
+        """Codes counted so far."""
         return self._codes.length
 
     def take(self, table: CodeTable, chosen: NDArray[np.bool_]) -> list[Pieces]:
-        """Count the chosen rows of a table as written: a piece for each run of neighbours."""
+        """Count the chosen rows (bool, (rows,)) of a table as written, and return their pieces."""
         text, lines = table.lines
         lengths = np.diff(table.bounds)[chosen]
         starts = self.codes + np.cumsum(lengths) - lengths
-        # First row of each run of neighbours, and the first behind it.
+        # The first row of each run of consecutive rows, and the first row after it.
         runs = np.flatnonzero(np.diff(chosen, prepend=False, append=False)).reshape(-1, 2)
         return [
             self._codes.take(table.codes, table.bounds[runs]),

@@ -1,1 +1,1 @@
-"""What machines hear in a clip: its words, how natural it sounds, whose voice it is."""
+"""Models that score audio: ASR (Whisper), DNSMOS, speaker embeddings; WER of transcripts."""

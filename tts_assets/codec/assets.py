@@ -1,25 +1,17 @@
-"""The codec in the graph: ``codec`` (fetched or trained) and ``codec_shards``."""
+"""Dagster assets of the codec: ``codec``, ``codec_decoder`` and ``codec_shards``."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from dagster import (
-    AssetCheckExecutionContext,
     AssetCheckResult,
     AssetChecksDefinition,
-    AssetExecutionContext,
-    AssetIn,
     AssetsDefinition,
     MetadataValue,
-    Output,
-    ResourceParam,
-    asset,
     asset_check,
 )
 
-from resources.artifact_store import ArtifactStoreResource
-from resources.launcher import Launcher, Program
 from tts_assets.codec.config import (
     CodecConfig,
     CodecProgram,
@@ -28,21 +20,17 @@ from tts_assets.codec.config import (
     DecoderRecipe,
     ShardProgram,
 )
-from tts_assets.codec.sources import MODEL_CARD, fetch, identify, started_from
+from tts_assets.codec.shard_files import reusable_shards
+from tts_assets.codec.sources import MODEL_CARD, fetch, identify, start_digests
 from tts_assets.core.accounting import SET_ASIDE_FILE, count_reasons, read_set_aside
 from tts_assets.core.artifacts import (
-    MANIFEST,
-    ArtifactStore,
-    Build,
     CodecCheckpoint,
     CodecDecoder,
     CodecShards,
     Handle,
-    Manifest,
     SampleManifest,
 )
 from tts_assets.core.compute import Shape
-from tts_assets.core.config import ConfigError
 from tts_assets.core.plots import curves
 from tts_assets.core.program import METRICS_FILE, read_metrics
 from tts_assets.core.split import ValidationSplit
@@ -50,28 +38,26 @@ from tts_assets.corpora.filter import KEPT_FILE
 from tts_assets.corpora.samples import ABOUT_SAMPLES, FIELDS
 from tts_assets.orchestration.checks import column_schema, losses_check
 from tts_assets.orchestration.conditions import fetch_for, follow_data
-from tts_assets.orchestration.launchpad import Machines, Training
+from tts_assets.orchestration.launchpad import Training
 from tts_assets.orchestration.partitions import corpus_partitions, filtered_samples_of
-from tts_assets.orchestration.program_asset import Plan, Request, program_asset
+from tts_assets.orchestration.program_asset import Plan, Request, artifact_asset, program_asset
 
 CODE_VERSION = "2"
-TRAINING_VERSION = "5"  # of codecs and decoders that are trained here
-SHARDS = "codec_shards"
+TRAINING_VERSION = "5"  # of trained codecs and decoders
+Samples = Mapping[str, SampleManifest]  # by corpus
 
 
 def build_assets(
     config: CodecConfig, validation: ValidationSplit, shape: Shape, root: Path
 ) -> list[AssetsDefinition | AssetChecksDefinition]:
-    """``root``: the folder that a relative ``checkpoint`` or ``base`` starts from."""
-    if config.train is not None:
-        codec = trained_codec(config.train, validation, shape, root)
+    """The assets and checks of ``[codec]``; relative paths start at ``root``."""
+    shards = codec_shards(config.shard_samples, config.batch_tokens, shape)
+    built: list[AssetsDefinition | AssetChecksDefinition] = [shards, accounting_check(shards)]
+    if config.train is None:
+        built.insert(0, fetched_codec(config, root))
     else:
-        codec = fetched_codec(config, root)
-    shards = codec_shards_asset(config.shard_samples, config.batch_tokens, shape)
-    built: list[AssetsDefinition | AssetChecksDefinition] = [codec, shards]
-    built.append(accounting_check(shards))
-    if config.train is not None:
-        built.append(losses_check(codec))
+        codec = trained_codec(config.train, validation, shape, root)
+        built = [codec, *built, losses_check(codec)]
     if config.decoder is not None:
         decoder = trained_decoder(config.decoder, validation, shape, root)
         built += [decoder, losses_check(decoder)]
@@ -79,57 +65,56 @@ def build_assets(
 
 
 def fetched_codec(config: CodecConfig, root: Path) -> AssetsDefinition:
-    """The asset ``codec`` where it is a folder or a published model."""
+    """The asset ``codec`` from a folder, an original checkpoint, or the Hugging Face hub."""
     name = config.checkpoint
     assert name is not None
 
-    @asset(
-        group_name="codec",
+    def plan(request: Request) -> Plan[CodecCheckpoint]:
+        source = identify(name, config.revision, root)
+
+        def make(work: Path) -> dict[str, Any]:
+            from tts_assets.codec.model import Codec
+
+            fetch(name, source, root, work / "result")
+            return Codec.load(work / "result").facts.model_dump()  # publish only what can be loaded
+
+        return Plan({"source": source}, make, describe=lambda _: model_card(root / name))
+
+    return artifact_asset(
+        "codec",
+        CodecCheckpoint,
+        plan,
         code_version=CODE_VERSION,
+        group_name="codec",
         automation_condition=fetch_for("filtered_samples"),
         kinds={"pytorch"},
         description=f"The codec {name}: waveforms to integer codes and back.",
     )
-    def codec(
-        context: AssetExecutionContext, store: ArtifactStoreResource
-    ) -> Output[CodecCheckpoint]:
-        source = identify(name, config.revision, root)
-        build = Build("codec", {}, {"source": source}, CODE_VERSION)
-
-        def bring(work: Path) -> dict[str, Any]:
-            fetch(name, source, root, work / "result")
-            return codec_facts(work / "result")
-
-        return store.materialize(
-            context, CodecCheckpoint, build, bring, lambda _: model_card(root / name)
-        )
-
-    return codec
 
 
 def trained_codec(
     recipe: CodecRecipe, validation: ValidationSplit, shape: Shape, root: Path
 ) -> AssetsDefinition:
-    """The asset ``codec`` where this project trains it, downstream of its corpora."""
+    """The asset ``codec``, trained on the filtered samples of its corpora."""
     base = None if recipe.base is None else root / recipe.base
 
-    def plan(request: Request, samples: Mapping[str, SampleManifest]) -> Plan[CodecCheckpoint]:
+    def plan(request: Request, samples: Samples) -> Plan[CodecCheckpoint]:
         asked = request.recipe(recipe)
-
-        def program(work: Path) -> CodecProgram:
-            return CodecProgram(
+        return Plan(
+            {
+                "recipe": asked.model_copy(update={"base": None}),
+                "base": start_digests(base, "codec.train.base"),
+                "validation": validation,
+            },
+            program=lambda work: CodecProgram(
                 run_dir=work,
                 recipe=asked.model_copy(update={"base": base}),
-                samples={name: handle.path / KEPT_FILE for name, handle in samples.items()},
+                samples=sample_lists(samples),
                 validation=validation,
-            )
-
-        known = {
-            "recipe": asked.model_copy(update={"base": None}),
-            "base": started_from(base, "codec.train.base"),
-            "validation": validation,
-        }
-        return Plan(known, program=program, seed=asked.seed, describe=describe_training)
+            ),
+            seed=asked.seed,
+            describe=describe_training,
+        )
 
     return program_asset(
         "codec",
@@ -149,81 +134,58 @@ def trained_codec(
 def trained_decoder(
     recipe: DecoderRecipe, validation: ValidationSplit, shape: Shape, root: Path
 ) -> AssetsDefinition:
-    """The asset ``codec_decoder``; serving models and reports decode with it where it exists."""
+    """The asset ``codec_decoder``, which serving models and reports use if it exists."""
     start = None if recipe.start in ("codec", "scratch") else root / recipe.start
 
-    @asset(
-        group_name="codec_decoder",  # no part of what a corpus is refreshed with
-        ins={"samples": filtered_samples_of(recipe.corpora)},
-        code_version=TRAINING_VERSION,
-        kinds={"pytorch"},
-        description=f"A decoder at {recipe.sample_rate} Hz for the codec's codes, trained on "
-        f"{', '.join(recipe.corpora)} for {recipe.steps} steps.",
-    )
-    def codec_decoder(
-        context: AssetExecutionContext,
-        store: ArtifactStoreResource,
-        launcher: ResourceParam[Launcher],
-        config: Training,
-        samples: dict[str, SampleManifest],
-        codec: CodecCheckpoint,
-    ) -> Output[CodecDecoder]:
-        asked = config.of_recipe(recipe)
-        known = asked if start is None else asked.model_copy(update={"start": "folder"})
-        begun = started_from(start, 'codec.decoder.start (or "codec", or "scratch")')
-        parts = {"recipe": known, "start": begun, "validation": validation}
-        inputs: dict[str, Any] = {"samples": samples, "codec": codec}
-        build = Build("codec_decoder", inputs, parts, TRAINING_VERSION, seed=asked.seed)
-
-        def train(work: Path) -> dict[str, Any]:
-            program = DecoderProgram(
+    def plan(request: Request, samples: Samples, codec: CodecCheckpoint) -> Plan[CodecDecoder]:
+        asked = request.recipe(recipe)
+        return Plan(
+            {
+                "recipe": asked if start is None else asked.model_copy(update={"start": "folder"}),
+                "start": start_digests(start, 'codec.decoder.start (or "codec", or "scratch")'),
+                "validation": validation,
+            },
+            program=lambda work: DecoderProgram(
                 run_dir=work,
                 recipe=asked,
                 codec=codec.path,
                 codec_content=codec.content,
                 start=start,
-                samples={name: handle.path / KEPT_FILE for name, handle in samples.items()},
+                samples=sample_lists(samples),
                 validation=validation,
-            )
-            module = "tts_assets.codec.train_decoder"
-            return launcher.run(context, Program(module, program, config.of(shape))).facts
-
-        return store.materialize(context, CodecDecoder, build, train, describe_training)
-
-    return codec_decoder
-
-
-def codec_shards_asset(shard_samples: int, batch_tokens: int, shape: Shape) -> AssetsDefinition:
-    """The asset ``codec_shards``, one partition a corpus. ``batch_tokens`` changes no byte, so
-    it is no part of what a build is known by."""
-
-    @asset(
-        group_name="codec",
-        partitions_def=corpus_partitions,
-        ins={"samples": AssetIn("filtered_samples")},
-        code_version=CODE_VERSION,
-        automation_condition=follow_data(),
-        kinds={"pytorch", "numpy"},
-        description="Every kept utterance as codes; broken audio is set aside with its reason.",
-    )
-    def codec_shards(
-        context: AssetExecutionContext,
-        store: ArtifactStoreResource,
-        launcher: ResourceParam[Launcher],
-        config: Machines,
-        samples: SampleManifest,
-        codec: CodecCheckpoint,
-    ) -> Output[CodecShards]:
-        build = Build(
-            asset=SHARDS,
-            partition=context.partition_key,
-            inputs={"samples": samples, "codec": codec},
-            config={"shard_samples": shard_samples},
-            code_version=CODE_VERSION,
+            ),
+            seed=asked.seed,
+            describe=describe_training,
         )
 
-        def encode(work: Path) -> dict[str, Any]:
-            program = ShardProgram(
+    return program_asset(
+        "codec_decoder",
+        CodecDecoder,
+        "tts_assets.codec.train_decoder",
+        plan,
+        shape=shape,
+        options=Training,
+        ins={"samples": filtered_samples_of(recipe.corpora), "codec": "codec"},
+        code_version=TRAINING_VERSION,
+        group_name="codec_decoder",  # a separate group: refreshing a corpus does not include it
+        kinds={"pytorch"},
+        description=f"A decoder at {recipe.sample_rate} Hz for the codec's codes, trained on "
+        f"{', '.join(recipe.corpora)} for {recipe.steps} steps.",
+    )
+
+
+def codec_shards(shard_samples: int, batch_tokens: int, shape: Shape) -> AssetsDefinition:
+    """The asset ``codec_shards``, with a partition per corpus.
+
+    ``batch_tokens`` changes no byte of the result, so it is not part of the fingerprint.
+    """
+
+    def plan(
+        request: Request, samples: SampleManifest, codec: CodecCheckpoint
+    ) -> Plan[CodecShards]:
+        return Plan(
+            {"shard_samples": shard_samples},
+            program=lambda work: ShardProgram(
                 run_dir=work,
                 corpus=samples.facts.corpus,
                 samples=samples.path / KEPT_FILE,
@@ -232,34 +194,34 @@ def codec_shards_asset(shard_samples: int, batch_tokens: int, shape: Shape) -> A
                 codec_facts=codec.facts,
                 shard_samples=shard_samples,
                 batch_tokens=batch_tokens,
-                reuse=earlier_shards(store.store, context.partition_key, codec),
-            )
-            module = "tts_assets.codec.shards"
-            return launcher.run(context, Program(module, program, config.of(shape))).facts
+                reuse=reusable_shards(request.store, CODE_VERSION, codec, request.partition),
+            ),
+            describe=describe_shards,
+        )
 
-        return store.materialize(context, CodecShards, build, encode, describe_shards)
+    return program_asset(
+        "codec_shards",
+        CodecShards,
+        "tts_assets.codec.shards",
+        plan,
+        shape=shape,
+        ins={"samples": "filtered_samples", "codec": "codec"},
+        code_version=CODE_VERSION,
+        group_name="codec",
+        partitions_def=corpus_partitions,
+        automation_condition=follow_data(),
+        kinds={"pytorch", "numpy"},
+        description="Every kept utterance as codes; broken audio is set aside with its reason.",
+    )
 
-    return codec_shards
 
-
-def earlier_shards(store: ArtifactStore, partition: str, codec: CodecCheckpoint) -> list[Path]:
-    """The current ``codec_shards`` of all corpora that this code made with this codec, the
-    partition's own first: the same audio has the same codes there."""
-    links = sorted(store.root.glob(f"{SHARDS}/*/current"))
-    found = []
-    for link in sorted(links, key=lambda link: link.parent.name != partition):
-        try:
-            manifest = Manifest.from_json(link / MANIFEST)
-        except ConfigError:  # it is said where the artifact itself is opened
-            continue
-        same_code = manifest.code_version == CODE_VERSION
-        if same_code and manifest.facts.get("codec") == codec.content:
-            found.append(link.resolve())
-    return found
+def sample_lists(samples: Samples) -> dict[str, Path]:
+    """The sample list of each corpus."""
+    return {name: handle.path / KEPT_FILE for name, handle in samples.items()}
 
 
 def accounting_check(shards: AssetsDefinition) -> AssetChecksDefinition:
-    """The blocking check that no utterance was lost on the way to codes."""
+    """The blocking check that every sample was encoded or set aside."""
 
     @asset_check(
         asset=shards,
@@ -267,50 +229,39 @@ def accounting_check(shards: AssetsDefinition) -> AssetChecksDefinition:
         blocking=True,
         description="Samples in = encoded + set aside.",
     )
-    def every_code_sample_is_accounted_for(
-        context: AssetCheckExecutionContext, codec_shards: CodecShards
-    ) -> AssetCheckResult:
-        facts = codec_shards.facts
-        encoded = sum(
-            len(path.read_bytes().splitlines())
-            for path in codec_shards.path.glob("shard-*.samples.jsonl")
-        )
+    def every_code_sample_is_accounted_for(codec_shards: CodecShards) -> AssetCheckResult:
+        samples_in = codec_shards.facts.samples_in
+        lists = codec_shards.path.glob("shard-*.samples.jsonl")
+        encoded = sum(len(path.read_bytes().splitlines()) for path in lists)
         aside = len(read_set_aside(codec_shards.path / SET_ASIDE_FILE))
         return AssetCheckResult(
-            passed=facts.samples_in == encoded + aside and encoded > 0,
-            metadata={"samples_in": facts.samples_in, "encoded": encoded, "set_aside": aside},
+            passed=samples_in == encoded + aside and encoded > 0,
+            metadata={"samples_in": samples_in, "encoded": encoded, "set_aside": aside},
         )
 
     return every_code_sample_is_accounted_for
 
 
-def codec_facts(folder: Path) -> dict[str, Any]:
-    """Load the codec once: what cannot be loaded is not published."""
-    from tts_assets.codec.model import Codec
-
-    return Codec.load(folder).facts.model_dump()
-
-
 def describe_training(handle: Handle) -> Mapping[str, Any]:
-    """Curves of the training, and how much of the codebook was in use at its end."""
+    """Metadata: curves of the training, and the usage of the codebook at its end."""
     records = read_metrics(handle.path / METRICS_FILE)
     panels = [{"mel": "training", "val_mel": "validation"}]
     if any("perplexity" in record for record in records):
         panels.append({"perplexity": "perplexity of the codes", "dead_codes": "dead codes"})
-    picture = curves(records, panels, x_label="step")
-    last = records[-1]
+    plot = curves(records, panels, x_label="step")
     names = ("val_mel", "val_entropy", "perplexity", "codes_used", "dead_codes")
-    return {"curves": MetadataValue.md(f"![curves]({picture})")} | {
-        name: last[name] for name in names if name in last
-    }
+    last = {name: records[-1][name] for name in names if name in records[-1]}
+    return {"curves": MetadataValue.md(f"![curves]({plot})"), **last}
 
 
 def model_card(folder: Path) -> Mapping[str, Any]:
+    """Metadata: the model card of a codec folder, if it has one."""
     card = folder / MODEL_CARD
     return {"model_card": MetadataValue.md(card.read_text())} if card.is_file() else {}
 
 
 def describe_shards(shards: CodecShards) -> Mapping[str, Any]:
+    """Metadata: rows, columns, and the reasons of samples that were set aside."""
     reasons = count_reasons(read_set_aside(shards.path / SET_ASIDE_FILE))
     return {
         "dagster/partition_row_count": shards.facts.samples,

@@ -1,18 +1,20 @@
-"""The families of codecs behind one interface: ours, and those of ``transformers``.
+"""Backends of :class:`~tts_assets.codec.model.Codec`: our codecs, and those of ``transformers``.
 
-Makes an encoder treat every clip of a padded batch as if the clip were alone.
+:class:`ClipEnds` makes an encoder compute for each clip of a padded batch what it computes for the
+clip alone. Every module that mixes time steps must find after the end of a clip what it finds there
+without a batch:
 
-Whatever mixes time must find after a clip's end what it finds there without a batch:
+* a convolution finds its zero padding, also in deeper layers, where biases have made the padding
+  nonzero;
+* the anti-aliased activation of X-Codec-2 finds the clip's last value, which it pads with, before
+  its upsampling and again before its downsampling;
+* the attention of w2v-BERT is masked by transformers, and its convolutions are causal, so padding
+  does not leak back;
+* the filterbank normalizes by the statistics of the clip alone (see
+  :class:`~tts_assets.codec.xcodec2.LogFilterbank`).
 
-* a convolution its zero padding, in deeper layers too, where biases have filled what was zero;
-* the anti-aliased activation of X-Codec-2 the clip's last value, which it pads with, before its
-  upsampling and again before its downsampling;
-* the attention of w2v-BERT nothing, by the mask that transformers takes. Its convolutions are
-  causal, so that no padding leaks back;
-* the filterbank the statistics of the clip alone (see ``features.py``).
-
-All else in these encoders works on one frame. The few values after the end that are ever read are
-written in place, which harms nobody: what lies there is of no clip.
+All other modules work on single frames. The values after the end that are read are overwritten in
+place; they belong to no clip.
 """
 
 from __future__ import annotations
@@ -38,15 +40,16 @@ FRAMEWISE = (nn.ReLU, xcodec2.Xcodec2SnakeBeta, neucodec.NeuCodecSnakeBeta, NoWa
 
 
 class ClipEnds:
-    """Hooks in the modules of ``part`` that know where the clips of a batch end.
+    """Forward hooks that restore the padding after the end of each clip of a batch.
 
-    Outside of :meth:`at` they do nothing.
+    The hooks do nothing outside of :meth:`at`.
     """
 
     def __init__(self, part: nn.Module) -> None:
+        """Register the hooks in all modules of ``part``."""
         self.lengths: Sequence[int] = ()
         self.total = 0
-        self.places: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]] = {}
+        self.positions: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]] = {}
         for module in part.modules():
             if isinstance(module, nn.Conv1d) and module.padding != (0,):
                 module.register_forward_pre_hook(self._zero)
@@ -55,67 +58,75 @@ class ClipEnds:
 
     @contextmanager
     def at(self, lengths: Sequence[int], total: int) -> Iterator[None]:
-        """Within the block, clip ``i`` of a batch is ``lengths[i] / total`` of the input long, at
-        whatever resolution a module works."""
+        """Within the block, clip ``i`` fills the fraction ``lengths[i] / total`` of the input.
+
+        The fraction holds at the resolution of every module.
+        """
         padded = any(length < total for length in lengths)
         self.lengths, self.total = (lengths, total) if padded else ((), 0)
         try:
             yield
         finally:
             self.lengths, self.total = (), 0
-            self.places.clear()
+            self.positions.clear()
 
     def _zero(self, module: nn.Conv1d, inputs: tuple[Tensor]) -> None:
         if self.lengths:
             assert isinstance(module.padding[0], int)
-            rows, places, _ = self._after_ends(inputs[0], module.padding[0])
-            inputs[0][rows, :, places] = 0.0
+            rows, positions, _ = self._after_ends(inputs[0], module.padding[0])
+            inputs[0][rows, :, positions] = 0.0
 
     def _repeat_last(self, module: Any, inputs: tuple[Tensor]) -> None:
         if self.lengths:
             reach = module.pad if isinstance(module, UPSAMPLING) else module.pad_right
-            rows, places, last = self._after_ends(inputs[0], reach)
-            inputs[0][rows, :, places] = inputs[0][rows, :, last]
+            rows, positions, last = self._after_ends(inputs[0], reach)
+            inputs[0][rows, :, positions] = inputs[0][rows, :, last]
 
     def _after_ends(self, values: Tensor, reach: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Row, place and the clip's last place of the ``reach`` values after every end."""
+        """Row, position and last position of the clip, for ``reach`` values after each end.
+
+        Raises ValueError if ``values`` (clips, channels, width) has no whole number of values for
+        each unit of the total.
+        """
         width = values.shape[-1]
         if width % self.total:
             raise ValueError(f"{width} values are not a whole number for each of {self.total}")
-        found = self.places.get((width, reach))
+        found = self.positions.get((width, reach))
         if found is None:
             ends = [length * width // self.total for length in self.lengths]
             triples = [
-                (row, place, end - 1)
+                (row, position, end - 1)
                 for row, end in enumerate(ends)
-                for place in range(end, min(end + reach, width))
+                for position in range(end, min(end + reach, width))
             ]
             table = torch.tensor(triples, dtype=torch.long, device=values.device).reshape(-1, 3)
-            found = self.places[width, reach] = (table[:, 0], table[:, 1], table[:, 2])
+            found = self.positions[width, reach] = (table[:, 0], table[:, 1], table[:, 2])
         return found
 
 
 def obstacle(model: Any) -> str | None:
-    """Why this model's clips cannot share a padded batch; None if they can."""
+    """The reason why clips of this model cannot share a padded batch; None if they can."""
     semantic = model.semantic_encoder
     if not isinstance(semantic, Wav2Vec2BertModel):
-        return f"its semantic encoder is a {type(semantic).__name__}, whose masks are not known"
+        return (
+            f"its semantic encoder is a {type(semantic).__name__}, whose masking is not supported"
+        )
     if semantic.config.add_adapter:
-        return "its semantic encoder has an adapter, whose convolutions take no mask"
+        return "its semantic encoder has an adapter, whose convolutions cannot be masked"
     if 1 in model.config.downsampling_ratios:
-        return "a stride of 1 makes its frames one more than its codes"
+        return "with a stride of 1 it has one more frame than codes"
     known = (nn.Conv1d, *UPSAMPLING, *DOWNSAMPLING, *FRAMEWISE)
     for part in (model.semantic_adapter, model.acoustic_encoder):
         for module in part.modules():
             if next(module.children(), None) is None and not isinstance(module, known):
-                return f"of its {type(module).__name__} it is not known whether it mixes time"
+                return f"its {type(module).__name__} may mix time steps"
             if isinstance(module, nn.Conv1d) and not keeps_length(module):
                 return f"{module} does not pad with zeros to a whole number of frames"
     return None
 
 
 def keeps_length(module: nn.Conv1d) -> bool:
-    """Whether the input's length divided by the stride is the output's length, zeros around."""
+    """Whether a convolution pads with zeros so that output length = input length / stride."""
     (kernel,), (stride,), (dilation,) = module.kernel_size, module.stride, module.dilation
     if module.padding_mode != "zeros" or not isinstance(module.padding[0], int):
         return False
@@ -127,34 +138,39 @@ Precision = Literal["fp32", "bf16"]
 
 
 class Backend(Protocol):
-    """One family of codecs, without gradients. A *hop* is 320 samples of what is encoded."""
+    """One kind of codec, for inference. A *hop* is 320 samples of the encoder's input."""
 
     facts: CodecFacts
     model: Any
     quantizer: Any
     obstacle: str | None
-    """Why clips cannot share a padded batch, if they cannot."""
+    """The reason why clips cannot share a padded batch; None if they can."""
 
     def hops(self, samples: int) -> int:
-        """The length that a clip is padded to before it is encoded."""
+        """The number of hops that a clip of ``samples`` is padded to before it is encoded."""
 
     def codes(self, samples: int) -> int:
-        """The codes of a clip; 0 if it is too short."""
+        """The number of codes of a clip of ``samples``; 0 if it is too short."""
 
     def latents(self, waves: Tensor, hops: Sequence[int]) -> Tensor:
-        """Clips (clips, longest) of ``hops`` each, zeros behind, to what is quantized: (clips,
-        codes, dimensions of the code). What follows a clip's codes is of no clip."""
+        """Zero-padded clips (clips, samples) to the quantizer's inputs (clips, codes, dimensions).
+
+        ``hops``: the length of each clip. Values after the codes of a clip are undefined.
+        """
 
     def dequantized(self, codes: Tensor) -> Tensor:
-        """(clips, codes) to the frames that a decoder gets, (clips, codes, hidden)."""
+        """Codes (clips, codes) to the input of a decoder, (clips, codes, hidden)."""
 
     def waves(self, frames: Tensor) -> Tensor:
-        """Frames to (clips, samples) at the codec's rate."""
+        """Frames (clips, codes, hidden) to (clips, samples) at the codec's rate."""
 
 
 class CompactBackend:
-    """A codec that this project trained. It is encoded in float32: its semantic encoder has no
-    layers that would be faster in bf16, which changed one code in a hundred."""
+    """A codec of this project, in float32.
+
+    Its semantic encoder has no layers that bfloat16 would make faster, and bfloat16 changed one
+    code in a hundred.
+    """
 
     def __init__(self, model: CompactXcodec2) -> None:
         self.model = model.eval()
@@ -164,11 +180,13 @@ class CompactBackend:
         self.ends = [ClipEnds(part) for part in (model.semantic_adapter, model.acoustic_encoder)]
 
     def hops(self, samples: int) -> int:
+        """See :meth:`Backend.hops`; it is also the number of codes."""
         return math.ceil(samples / HOP)
 
     codes = hops
 
     def latents(self, waves: Tensor, hops: Sequence[int]) -> Tensor:
+        """See :meth:`Backend.latents`."""
         total = waves.shape[-1] // HOP
         features = self.model.filterbank(waves)
         semantic = self.model.semantic_encoder(features).last_hidden_state
@@ -176,14 +194,16 @@ class CompactBackend:
             return self.model.joined(semantic, waves)
 
     def dequantized(self, codes: Tensor) -> Tensor:
+        """See :meth:`Backend.dequantized`."""
         return self.model.quantizer.from_codes(codes.unsqueeze(-1))
 
     def waves(self, frames: Tensor) -> Tensor:
+        """See :meth:`Backend.waves`."""
         return self.model.waves(frames)
 
 
 class PublishedBackend:
-    """``Xcodec2Model`` or ``NeuCodecModel`` of transformers, with its own feature conventions."""
+    """``Xcodec2Model`` or ``NeuCodecModel`` of transformers, with their feature conventions."""
 
     def __init__(self, model: Any, device: str, precision: Precision = "fp32") -> None:
         self.model, self.precision = model.eval(), precision
@@ -196,12 +216,15 @@ class PublishedBackend:
         self.acoustic_ends = ClipEnds(model.acoustic_encoder)
 
     def hops(self, samples: int) -> int:
+        """See :meth:`Backend.hops`."""
         return samples // HOP + 1  # their extractors add one sample before they pad to whole hops
 
     def codes(self, samples: int) -> int:
+        """See :meth:`Backend.codes`: NeuCodec rounds down, X-Codec-2 rounds up."""
         return math.ceil(samples / HOP) if self.centred else samples // HOP
 
     def latents(self, waves: Tensor, hops: Sequence[int]) -> Tensor:
+        """See :meth:`Backend.latents`. All but the semantic encoder is float32."""
         model, total = self.model, waves.shape[-1] // HOP
         missing = 0 if self.centred else 1  # frames: see LogFilterbank
         frames = [count - missing for count in hops]
@@ -210,7 +233,7 @@ class PublishedBackend:
         if min(hops) < total:
             counts = torch.tensor(frames, device=waves.device).unsqueeze(1)
             mask = torch.arange(features.shape[1], device=waves.device) < counts
-        # All that follows stays in float32: in bf16 it alone changes one code in a hundred.
+        # The modules after it stay in float32: in bfloat16 they alone change one code in a hundred.
         with torch.autocast(waves.device.type, torch.bfloat16, self.precision == "bf16"):
             semantic = model.semantic_encoder(features, attention_mask=mask).last_hidden_state
         semantic = semantic.to(waves.dtype)
@@ -223,9 +246,11 @@ class PublishedBackend:
         return self.quantizer.bound(projected)  # these codecs bound twice: see xcodec2.py
 
     def dequantized(self, codes: Tensor) -> Tensor:
+        """See :meth:`Backend.dequantized`."""
         return self.model.quantizer.from_codes(codes.unsqueeze(-1))
 
     def waves(self, frames: Tensor) -> Tensor:
+        """See :meth:`Backend.waves`."""
         return self.model.decode(latents=frames.transpose(1, 2)).audio_values[:, 0]
 
 

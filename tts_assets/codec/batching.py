@@ -1,12 +1,13 @@
-"""Padded batches of clips whose codes are those of every clip alone, to the last one.
+"""Encodes padded batches so that every clip has exactly the codes that it has alone.
 
-Masks make a clip's latents in a batch equal to those alone but for rounding (see ``masking.py``):
-other shapes take other paths through the same sums. That flips a code where a latent lies on the
-boundary between two levels. So every latent's distance to its nearest boundary is looked at, and
-a clip that comes nearer than :data:`SAFETY` times the largest difference seen is encoded again,
-alone. What "alone" gives is by definition right: one clip, one thread.
+Masks make the latents of a clip in a batch equal to those alone, up to rounding (see
+``backends.py``): other shapes sum in another order. Rounding changes a code if a latent lies on the
+boundary between two quantization levels. The encoder therefore measures the distance of every
+latent from its nearest boundary. A clip with a distance below :data:`SAFETY` times the largest
+rounding difference seen so far is encoded again, alone and with one thread. That result defines the
+codes of a clip.
 
-Reads audio ahead of the encoder: several files at once, at bounded memory.
+:func:`read_ahead` decodes audio files in threads while the encoder works, with bounded memory.
 """
 
 from __future__ import annotations
@@ -31,19 +32,20 @@ from tts_assets.corpora.samples import Sample
 
 K = TypeVar("K")
 
-SAFETY = 10.0  # doubtful: nearer to a boundary than so many times the largest difference seen
-SHORTEST = 0.8  # of the longest in a batch: padding is less than a fifth
-PROBED = 4  # clips that are encoded both ways before any batch is believed
+AHEAD_SECONDS = 600.0  # of decoded audio that waits for the encoder: 38 MB at 16 kHz
+SAFETY = 10.0  # times the largest rounding difference: clips nearer to a boundary are repeated
+SHORTEST = 0.8  # of the longest clip in a batch: padding is less than a fifth
+PROBED = 4  # clips that are encoded both ways first, to measure the rounding difference
 
 
 class RoundingError(RuntimeError):
-    """Batches round so differently that their codes are not certain."""
+    """The rounding difference of batches is larger than the margin that repeated clips had."""
 
 
 class BatchEncoder:
-    """Encodes clips together with the codes that :meth:`Codec.encode` gives each alone.
+    """Encodes clips in batches, with the codes that :meth:`Codec.encode` gives each clip alone.
 
-    ``effort`` counts clips ``encoded``, of them ``again`` alone, their ``codes``, and the
+    ``effort`` counts the clips ``encoded``, those encoded ``again`` alone, their ``codes``, and the
     ``padded`` codes of their batches.
     """
 
@@ -51,20 +53,20 @@ class BatchEncoder:
         self.codec = codec
         self.effort: Counter[str] = Counter()
         self.probes = 0
-        self.difference = 0.0  # largest seen between batch and alone, in quantization levels
+        self.difference = 0.0  # largest between batch and alone, in quantization levels
 
     @property
     def tolerance(self) -> float:
-        """In quantization levels; boundaries lie 1 apart."""
+        """The distance from a boundary, in levels, below which a clip is repeated."""
         return SAFETY * self.difference
 
     def batches(
         self, clips: Iterable[tuple[K, Wave | SetAside]], budget: int
     ) -> Iterator[list[tuple[K, Codes | SetAside]]]:
-        """Clips under any key, in the order of their length, to batches of their codes.
+        """Yield batches of (key, codes (codes,)) for clips in descending order of length.
 
-        A batch has at most ``budget`` codes with its padding, which is less than a fifth of it; a
-        clip longer than that is a batch of its own. What was set aside passes through.
+        A batch has at most ``budget`` codes including padding, which is less than a fifth of it; a
+        longer clip is a batch alone. Clips that were set aside pass through.
         """
         keys: list[K] = []
         waves: list[Wave] = []
@@ -85,7 +87,7 @@ class BatchEncoder:
             yield list(zip(keys, self.encode(waves), strict=True))
 
     def encode(self, waves: Sequence[Wave]) -> list[Codes]:
-        """Waveforms at 16 kHz to codes, padded to the longest: call it with similar lengths."""
+        """Waveforms (samples,) at 16 kHz, of similar lengths, to codes (codes,) in their order."""
         counts = [self.codec.codes(len(wave)) for wave in waves]
         together = len(waves) > 1 and self.codec.obstacle is None
         padded = len(waves) * max(counts) if together else sum(counts)
@@ -106,20 +108,24 @@ class BatchEncoder:
         return chosen
 
     def _alone(self, wave: Wave) -> tuple[Tensor, Codes]:
-        """Levels (codes, dimensions) and codes."""
+        """Levels (codes, dimensions) and codes (codes,) of one clip, with one thread."""
         count = self.codec.codes(len(wave))
         with one_thread():
             latents = self.codec.latents([wave])[:, :count]
             return self.codec.levels(latents)[0], self.codec.quantize(latents)[0]
 
     def _again(self, wave: Wave, together: Tensor, probe: bool) -> Codes:
-        """The codes of a doubtful clip, and what its two results tell of rounding."""
+        """The codes of a clip alone; updates the rounding difference.
+
+        ``together``: its levels in the batch. Raises :class:`RoundingError` if they differ by more
+        than the tolerance, except for a ``probe``.
+        """
         levels, codes = self._alone(wave)
         difference = float((levels - together).abs().max())
         if not probe and not difference <= self.tolerance:
             raise RoundingError(
                 f"a clip's latents differ by {difference:.1e} levels alone and in a batch, but by "
-                f"at most {self.difference:.1e} before: codes of batches are not certain. Write "
+                f"at most {self.difference:.1e} before: batches may give other codes. Write "
                 "batch_tokens = 1 under [codec]: clips are then encoded one by one"
             )
         self.probes += probe
@@ -129,15 +135,17 @@ class BatchEncoder:
 
 
 def distance_to_boundary(levels: Tensor) -> NDArray[np.float32]:
-    """Levels (clips, codes, dimensions) to the distance of each code's nearest latent from where
-    rounding changes, (clips, codes)."""
+    """Levels (clips, codes, dimensions) to distances (clips, codes) from the nearest boundary.
+
+    Boundaries lie halfway between integers; the smallest distance over the dimensions counts.
+    """
     distances = 0.5 - (levels - levels.round()).abs()
     return distances.amin(dim=-1).cpu().numpy()
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Sums are split among threads: with one their rounding is the same on every machine size."""
+    """Use one thread: rounding then does not depend on the number of cores."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -146,12 +154,11 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-AHEAD_SECONDS = 600.0  # of audio that waits for the encoder: 38 MB at 16 kHz
-
-
 def read_ahead(samples: Iterable[Sample], rate: int, workers: int) -> Iterator[Wave | SetAside]:
-    """Of each sample, in the order given, the waveform (samples,) at ``rate`` Hz, or the reason
-    why it has none."""
+    """Yield the waveform (samples,) at ``rate`` Hz of each sample, or the reason why it has none.
+
+    ``workers`` threads decode; at most :data:`AHEAD_SECONDS` of audio wait for the consumer.
+    """
     waiting: deque[tuple[Sample, Future[Wave | SetAside]]] = deque()
     seconds = 0.0
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
@@ -170,8 +177,11 @@ def read_ahead(samples: Iterable[Sample], rate: int, workers: int) -> Iterator[W
 
 
 def read_sample(sample: Sample, rate: int) -> Wave | SetAside:
-    """The waveform at ``rate`` Hz, if the file is the one that was indexed: other bytes would go
-    into the codes of the digest that the sample names, and from there into later shards."""
+    """The waveform (samples,) at ``rate`` Hz, or a reason if the file cannot be used.
+
+    A file that has changed since it was indexed is set aside: its codes would be stored under the
+    digest of the indexed bytes, and reused from there by later shards.
+    """
     path = Path(sample.wav_path)
     try:
         wave = read_wave(path, rate)

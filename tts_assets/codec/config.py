@@ -1,10 +1,16 @@
-"""Configurations of the codec stage: where the codec comes from, its training, its shards."""
+"""Configuration of the codec: its source, its training, its decoder, and the encoding of corpora.
+
+The classes whose docstring names a table, for example ``[codec.train]``, are tables of
+``dagster_project.toml``. The classes ``*Program`` are the ``run.json`` of the launched programs.
+This module imports no torch, because Dagster's definitions import it.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -14,17 +20,31 @@ from tts_assets.core.hub import identity
 from tts_assets.core.program import ProgramConfig
 from tts_assets.core.split import ValidationSplit
 
-UINT16_CODES = 65_536  # shards store codes as uint16; the largest X-Codec-2 has just as many
-RATIOS = (20, 16)  # of the waveform branch: samples of a code
-BATCH_TOKENS = 1500  # 30 s: on a core larger ones gain little, and a rank stays below 1 GB
-ORIGINAL = (".ckpt", ".safetensors")  # files of X-Codec-2 as its authors publish it
+UINT16_CODES = 65_536  # shards store codes as uint16; X-Codec-2's codebook has this size
+RATIOS = (20, 16)  # default strides of the waveform branch; their product is the samples per code
+BATCH_TOKENS = 1500  # 30 s of audio: larger batches gain little on a core; a rank stays below 1 GB
+ORIGINAL = (
+    ".ckpt",
+    ".safetensors",
+)  # suffixes of the X-Codec-2 checkpoints of its authors
+
+Objective = Literal["hinge", "least_squares"]
+
+
+def check_backbone(hidden: int, heads: int) -> None:
+    """Raise ValueError unless group norm (32 groups) and rotary attention can use these sizes."""
+    if hidden % 32 or hidden % heads or (hidden // heads) % 2:
+        raise ValueError(
+            f"hidden {hidden} must be a multiple of 32 (group norm), and of twice "
+            f"heads {heads} (rotary embedding)"
+        )
 
 
 class CodecArchitecture(Config):
-    """The size of an X-Codec-2 model. The product of ``ratios`` is the samples of one code.
+    """The size of an X-Codec-2 model (Ye et al., 2025).
 
-    The filterbank that feeds the encoder has a frame every 10 ms, two a code, so the model runs
-    at 16 kHz with 320 samples a code.
+    The product of ``ratios`` is the number of samples per code. The filterbank of the encoder has
+    a frame every 10 ms, two per code, so the model runs at 16 kHz with 320 samples per code.
     """
 
     hidden: int = Field(288, gt=0, description="channels of the decoder; a multiple of 32")
@@ -33,21 +53,23 @@ class CodecArchitecture(Config):
     intermediate: int = Field(864, gt=0)
     semantic_hidden: int = Field(192, gt=0, description="channels of the filterbank branch")
     acoustic_hidden: int = Field(
-        0, ge=0, description="channels of the waveform branch at 16 kHz; 0: there is none"
+        0, ge=0, description="channels of the waveform branch at 16 kHz; 0: no such branch"
     )
     ratios: tuple[int, ...] = RATIOS
     levels: tuple[int, ...] = Field(
         (5, 5, 5, 4, 4),
         min_length=1,
-        description="of each dimension of a code; at one size more dimensions are better",
+        description="quantization levels of each dimension of a code; for a given codebook size, "
+        "more dimensions are better",
     )
 
     @property
     def codebook_size(self) -> int:
+        """The number of different codes."""
         return math.prod(self.levels)
 
     @model_validator(mode="after")
-    def _possible(self) -> Self:
+    def _check(self) -> Self:
         if math.prod(self.ratios) != 320 or min(self.ratios) < 2:
             raise ValueError(
                 f"ratios {self.ratios} multiply to {math.prod(self.ratios)}; the filterbank has a "
@@ -59,48 +81,50 @@ class CodecArchitecture(Config):
                 "ratios are those of the waveform branch, which acoustic_hidden = 0 leaves out: "
                 "give both, or neither"
             )
-        if self.hidden % 32 or self.hidden % self.heads or (self.hidden // self.heads) % 2:
-            raise ValueError(
-                f"hidden {self.hidden} must be a multiple of 32 (group norm), and of twice "
-                f"heads {self.heads} (rotary embedding)"
-            )
+        check_backbone(self.hidden, self.heads)
         if min(self.levels) < 2 or self.codebook_size > UINT16_CODES:
             raise ValueError(
-                f"levels {self.levels} make {self.codebook_size} codes; use 2 or more levels a "
+                f"levels {self.levels} make {self.codebook_size} codes; use 2 or more levels per "
                 f"dimension and at most {UINT16_CODES} codes, for example [5, 5, 5, 4, 4]"
             )
         return self
 
 
 class AdversarialConfig(Config):
-    """The adversarial stage: discriminators of STFTs and of periods, from ``start`` (a share of
-    all steps) on.
+    """The adversarial stage of a training, with discriminators of STFTs and of periods.
 
-    For ``warmup`` steps only the discriminators learn, then their weight rises as long again. The
-    stage has a learning rate schedule of its own.
+    The stage begins at the fraction ``start`` of all steps. For ``warmup`` steps only the
+    discriminators learn; over the next ``warmup`` steps the weight of the adversarial losses rises
+    to its value. The stage has its own learning rate schedule.
     """
 
-    start: float = Field(0.5, ge=0, lt=1)
+    renamed_keys: ClassVar[Mapping[str, str]] = {"share": "window_fraction"}
+    removed_keys: ClassVar[Mapping[str, Any]] = {"objective": "hinge", "overlap": 4}
+
+    objective: ClassVar[Objective] = "hinge"
+    overlap: ClassVar[int] = 4  # FFT size / hop: the number of frames that contain a sample
+
+    start: float = Field(0.5, ge=0, lt=1, description="fraction of all steps")
     generator_lr: float | None = Field(
-        None, gt=0, description="the generator's highest in this stage; unset: that of before"
+        None, gt=0, description="peak learning rate of the generator in this stage; unset: lr"
     )
     warmup: int = Field(200, ge=1)
-    objective: Literal["hinge", "least_squares"] = "hinge"
     sizes: tuple[int, ...] = Field((1024, 512, 256), min_length=1, description="FFT sizes")
-    overlap: int = Field(4, ge=2, le=8, description="FFT size / hop: frames that hear a sample")
-    periods: tuple[int, ...] = Field((), description="of judges of every n-th sample (HiFi-GAN)")
+    periods: tuple[int, ...] = Field((), description="of the period discriminators (HiFi-GAN)")
     channels: int = Field(16, gt=0)
-    share: float = Field(0.5, gt=0, le=1, description="of a step's windows that are judged")
-    lr: float = Field(3e-4, gt=0)
+    window_fraction: float = Field(
+        0.5, gt=0, le=1, description="fraction of a step's windows that the discriminators score"
+    )
+    lr: float = Field(3e-4, gt=0, description="learning rate of the discriminators")
     adversarial_weight: float = Field(0.15, ge=0)
-    feature_weight: float = Field(0.4, ge=0)
+    feature_weight: float = Field(0.4, ge=0, description="of the feature matching loss")
 
     @model_validator(mode="after")
-    def _possible(self) -> Self:
+    def _check(self) -> Self:
         if min(self.sizes) < 32 or max(self.sizes) > 16_384:
             raise ValueError(
-                f"sizes {self.sizes} must lie between 32, below which no frequencies are left to "
-                "judge, and 16384, a window of one second"
+                f"sizes {self.sizes} must lie between 32, below which the strided layers leave no "
+                "frequencies, and 16384, a window of one second"
             )
         if min(self.periods, default=2) < 2:
             raise ValueError(f"periods {self.periods} must be 2 or more samples")
@@ -108,56 +132,58 @@ class AdversarialConfig(Config):
 
 
 class CodecAdversarialConfig(AdversarialConfig):
-    """The adversarial stage of a codec, from ``start`` (a share of all steps) on.
+    """The adversarial stage of a codec.
 
-    For ``warmup`` steps only the discriminators learn, then their weight rises as long again. The
-    encoder is frozen: what judges teach it costs more words than what they teach the decoder
-    (``benchmarks/codec_training-2026-11-23.md``).
+    By default the encoder is frozen in this stage. Training it against discriminators raises the
+    WER more than the better decoder lowers it (``benchmarks/codec_training-2026-11-23.md``).
     """
 
-    freeze_encoder: bool = Field(True, description="its codes change no more")
+    freeze_encoder: bool = Field(True, description="its codes no longer change in this stage")
 
 
 class DecoderAdversarialConfig(AdversarialConfig):
-    """The adversarial stage of a decoder, with the judges of the reference trainer."""
+    """The adversarial stage of a decoder, with the discriminators of the reference trainer."""
 
-    start: float = Field(0.0, ge=0, lt=1)
-    objective: Literal["hinge", "least_squares"] = "least_squares"
+    removed_keys: ClassVar[Mapping[str, Any]] = {"objective": "least_squares", "overlap": 2}
+
+    objective: ClassVar[Objective] = "least_squares"
+    overlap: ClassVar[int] = 2
+
+    start: float = Field(0.0, ge=0, lt=1, description="fraction of all steps")
     sizes: tuple[int, ...] = Field(
         (78, 126, 206, 334, 542, 876, 1418, 2296), min_length=1, description="FFT sizes"
     )
-    overlap: int = Field(2, ge=2, le=8, description="FFT size / hop: frames that hear a sample")
     periods: tuple[int, ...] = Field(
-        (2, 3, 5, 7, 11), description="of judges of every n-th sample (HiFi-GAN)"
+        (2, 3, 5, 7, 11), description="of the period discriminators (HiFi-GAN)"
     )
     channels: int = Field(32, gt=0)
-    share: float = Field(1.0, gt=0, le=1, description="of a step's windows that are judged")
-    lr: float = Field(1e-4, gt=0)
+    window_fraction: float = Field(
+        1.0, gt=0, le=1, description="fraction of a step's windows that the discriminators score"
+    )
+    lr: float = Field(1e-4, gt=0, description="learning rate of the discriminators")
     adversarial_weight: float = Field(1.0, ge=0)
-    feature_weight: float = Field(1.0, ge=0)
+    feature_weight: float = Field(1.0, ge=0, description="of the feature matching loss")
 
 
 class TrainingRecipe(Config):
-    """What the trainings of a codec and of a decoder have in common. ``corpora``: name to weight
-    of its hours."""
+    """The keys that the trainings of a codec and of a decoder share.
+
+    ``corpora`` gives each corpus a weight. A window is drawn from a corpus with a probability
+    proportional to its hours times its weight.
+    """
+
+    renamed_keys: ClassVar[Mapping[str, str]] = {"final_share": "min_lr_ratio"}
+    removed_keys: ClassVar[Mapping[str, Any]] = {"clip": 1.0, "ema": 0.999}
 
     corpora: dict[str, float] = Field(min_length=1)
     steps: int = Field(12_000, gt=0)
-    batch_seconds: int = Field(16, gt=0, description="audio of one step over all ranks")
+    batch_seconds: int = Field(16, gt=0, description="audio of one step, over all ranks")
     window_seconds: tuple[int, ...] = Field((1, 1, 2, 4), min_length=1)
-    speeds: tuple[float, ...] = Field(
-        (1.0,), min_length=1, description="each window is played at one of these: other voices"
-    )
-    gains: tuple[float, ...] = Field(
-        (0.0,), min_length=1, description="dB; each window is played at one of these levels"
-    )
-    lr: float = Field(1e-3, gt=0)
-    final_share: float = Field(0.05, ge=0, le=1, description="last lr / peak lr")
-    warmup: int = Field(100, ge=1)
-    clip: float = Field(1.0, gt=0)
-    ema: float = Field(0.999, ge=0, lt=1, description="the published weights are an average")
+    lr: float = Field(1e-3, gt=0, description="peak learning rate")
+    min_lr_ratio: float = Field(0.05, ge=0, le=1, description="last / peak learning rate")
+    warmup: int = Field(100, ge=1, description="steps of linear warm-up")
     adversarial: AdversarialConfig | None = Field(
-        AdversarialConfig(), description="false: no judges, spectra alone"
+        AdversarialConfig(), description="false: spectral losses only, no discriminators"
     )
     precision: Literal["fp32", "bf16"] = "fp32"
     export_dtype: Literal["fp32", "fp16"] = "fp32"
@@ -166,14 +192,16 @@ class TrainingRecipe(Config):
     seed: int = Field(777, ge=0)
 
     @property
-    def first_judged(self) -> int:
-        """The first step of the adversarial stage; behind the last if there is none."""
-        judged = self.adversarial
-        return self.steps if judged is None else round(judged.start * self.steps)
+    def first_adversarial_step(self) -> int:
+        """The first step of the adversarial stage; ``steps`` if there is no such stage."""
+        config = self.adversarial
+        return self.steps if config is None else round(config.start * self.steps)
 
     def check_ranks(self, ranks: int) -> None:
-        """Raise :class:`ConfigError` unless each rank gets as many windows of a step as the others:
-        their gradients are averaged with equal weights."""
+        """Raise :class:`ConfigError` unless every rank gets the same number of windows per step.
+
+        The gradients of the ranks are averaged with equal weights.
+        """
         if any(self.batch_seconds // length % ranks for length in self.window_seconds):
             even = ranks * math.lcm(*self.window_seconds)
             raise ConfigError(
@@ -183,25 +211,16 @@ class TrainingRecipe(Config):
 
     @field_validator("adversarial", mode="before")
     @classmethod
-    def _no_judges(cls, value: object) -> object:
-        """TOML has no null."""
+    def _false_is_none(cls, value: object) -> object:
+        """TOML has no null: ``adversarial = false`` leaves the stage out."""
         return None if value is False else value
 
     @model_validator(mode="after")
-    def _possible_data(self) -> Self:
+    def _check_data(self) -> Self:
         if max(self.window_seconds) > self.batch_seconds or min(self.window_seconds) < 1:
             raise ValueError(
                 f"window_seconds {self.window_seconds} must lie between 1 and batch_seconds "
                 f"{self.batch_seconds}"
-            )
-        if min(self.speeds) < 0.5 or max(self.speeds) > 2:
-            raise ValueError(
-                f"speeds {self.speeds} must lie between 0.5 and 2; write for example "
-                "[0.9, 1.0, 1.1]"
-            )
-        if min(self.gains) < -40 or max(self.gains) > 20:
-            raise ValueError(
-                f"gains {self.gains} must lie between -40 and 20 dB; write for example [-12, 0, 0]"
             )
         bad = [name for name, weight in self.corpora.items() if weight <= 0]
         if bad:
@@ -212,38 +231,58 @@ class TrainingRecipe(Config):
 class CodecRecipe(TrainingRecipe):
     """``[codec.train]``: a codec trained on ``corpora``.
 
-    ``base`` names a checkpoint folder of this project to start from instead of random weights;
-    ``freeze_encoder`` keeps its codes as they are, so that shards made with it stay valid, and
-    trains the decoder alone.
+    ``base`` is a checkpoint folder of this project that initializes the weights. With
+    ``freeze_encoder`` only the decoder is trained: the codes stay the same, and shards that were
+    made with the base stay valid.
     """
+
+    renamed_keys: ClassVar[Mapping[str, str]] = {
+        **TrainingRecipe.renamed_keys,
+        "spread_weight": "covariance_weight",
+    }
 
     architecture: CodecArchitecture = CodecArchitecture()
     adversarial: CodecAdversarialConfig | None = Field(
-        CodecAdversarialConfig(), description="false: no judges, spectra alone"
+        CodecAdversarialConfig(), description="false: spectral losses only, no discriminators"
     )
     base: Path | None = None
     freeze_encoder: bool = False
-    spread_weight: float = Field(
-        1.0, ge=0, description="keeps the latents centred, of unit variance and uncorrelated"
+    covariance_weight: float = Field(
+        1.0, ge=0, description="of the loss that keeps latents centred, scaled and uncorrelated"
+    )
+    speeds: tuple[float, ...] = Field(
+        (1.0,), min_length=1, description="each window is played at one of these speeds"
+    )
+    gains: tuple[float, ...] = Field(
+        (0.0,), min_length=1, description="dB; each window is amplified by one of these gains"
     )
 
     @model_validator(mode="after")
-    def _possible(self) -> Self:
+    def _check(self) -> Self:
         if self.freeze_encoder and self.base is None:
             raise ValueError("freeze_encoder needs a base: a random encoder learns nothing")
         if self.base is not None and self.architecture != CodecArchitecture():
-            raise ValueError("a base has an architecture of its own: leave architecture out")
-        judged = self.adversarial
-        if judged and judged.freeze_encoder and judged.start == 0 and self.base is None:
+            raise ValueError("the base has its own architecture: leave architecture out")
+        config = self.adversarial
+        if config and config.freeze_encoder and config.start == 0 and self.base is None:
             raise ValueError(
                 "adversarial.start = 0 would freeze a random encoder: write start = 0.6, or "
                 "adversarial.freeze_encoder = false"
+            )
+        if min(self.speeds) < 0.5 or max(self.speeds) > 2:
+            raise ValueError(
+                f"speeds {self.speeds} must lie between 0.5 and 2; write for example "
+                "[0.9, 1.0, 1.1]"
+            )
+        if min(self.gains) < -40 or max(self.gains) > 20:
+            raise ValueError(
+                f"gains {self.gains} must lie between -40 and 20 dB; write for example [-12, 0, 0]"
             )
         return self
 
 
 class DecoderSize(Config):
-    """The size of a decoder's backbone, where it is not that of the codec."""
+    """The size of a decoder's backbone, if it differs from the codec's."""
 
     hidden: int = Field(gt=0, description="channels; a multiple of 32")
     layers: int = Field(ge=0)
@@ -251,63 +290,66 @@ class DecoderSize(Config):
     intermediate: int = Field(gt=0)
 
     @model_validator(mode="after")
-    def _possible(self) -> Self:
-        if self.hidden % 32 or self.hidden % self.heads or (self.hidden // self.heads) % 2:
-            raise ValueError(
-                f"hidden {self.hidden} must be a multiple of 32 (group norm), and of twice "
-                f"heads {self.heads} (rotary embedding)"
-            )
+    def _check(self) -> Self:
+        check_backbone(self.hidden, self.heads)
         return self
 
 
 class DecoderRecipe(TrainingRecipe):
-    """``[codec.decoder]``: a decoder of its own for the codec's codes, at another rate.
+    """``[codec.decoder]``: a separate decoder for the codec's codes, at another sample rate.
 
-    ``start``: ``codec`` takes over all weights of the codec's own decoder that fit (a public one's
-    backbone does, its head where the rate is the same), ``scratch`` takes random ones; a folder
-    goes on with a decoder that was trained before. The losses are those of the reference trainer:
-    multi-resolution mel (weight 15), loudness, least-squares judges of periods and STFTs.
+    ``start``: ``codec`` copies all weights of the codec's own decoder that fit (the backbone of a
+    published one does; the head does if the rate is the same), ``scratch`` draws random weights,
+    and a folder continues a decoder that was trained before. The losses are those of the reference
+    trainer: multi-resolution mel, loudness, and least-squares discriminators of periods and STFTs.
     """
+
+    removed_keys: ClassVar[Mapping[str, Any]] = {
+        **TrainingRecipe.removed_keys,
+        "mel_weight": 15.0,
+        "loudness_weight": 1.0,
+        "speeds": [1.0],
+        "gains": [0.0],
+    }
 
     sample_rate: Literal[16_000, 24_000, 48_000] = 24_000
     start: str = "codec"
     size: DecoderSize | None = Field(None, description="with start = scratch")
     steps: int = Field(20_000, gt=0)
     window_seconds: tuple[int, ...] = Field((1,), min_length=1)
-    lr: float = Field(1e-4, gt=0)
-    mel_weight: float = Field(15.0, gt=0)
-    loudness_weight: float = Field(1.0, ge=0, description="of the squared difference in dB")
+    lr: float = Field(1e-4, gt=0, description="peak learning rate")
     adversarial: DecoderAdversarialConfig | None = Field(
-        DecoderAdversarialConfig(), description="false: no judges, spectra alone"
+        DecoderAdversarialConfig(), description="false: spectral losses only, no discriminators"
     )
 
     @model_validator(mode="after")
-    def _possible(self) -> Self:
+    def _check(self) -> Self:
         if self.size is not None and self.start != "scratch":
-            raise ValueError('a size of its own has only a decoder from nothing: start = "scratch"')
+            raise ValueError('size needs a decoder with random weights: write start = "scratch"')
         return self
 
 
 class CodecReportConfig(Config):
-    """``[codec.report]``: what codecs are compared on, held-out utterances of ``corpora``."""
+    """``[codec.report]``: the held-out utterances of ``corpora`` that codecs are compared on."""
+
+    removed_keys: ClassVar[Mapping[str, Any]] = {"longest_seconds": 12.0}
 
     corpora: tuple[str, ...] = Field(min_length=1)
     clips: int = Field(40, gt=0)
-    longest_seconds: float = Field(12.0, gt=0)
     language: str = "en"
-    whisper: str = Field("", description="as in [evaluation]; nothing for the packaged tiny.en")
+    whisper: str = Field("", description="as in [evaluation]; empty: the packaged tiny.en")
 
     def identified(self) -> CodecReportConfig:
-        """The same with a Whisper that is a folder named by its files."""
+        """This configuration with a Whisper that is a folder named by the digest of its files."""
         return self.model_copy(update={"whisper": identity(self.whisper)})
 
 
 class CodecConfig(Config):
-    """``[codec]``: give ``checkpoint`` or ``train``.
+    """``[codec]``: give either ``checkpoint`` or ``train``.
 
-    ``checkpoint`` is a folder, a Hugging Face name (``HKUSTAudio/xcodec2-hf``) with its
-    ``revision``, a commit (a branch would change under the recorded lineage), or an original
-    X-Codec-2's ``.ckpt`` or ``.safetensors``, which is converted (see ``original.py``).
+    ``checkpoint`` is a folder, a Hugging Face name (``HKUSTAudio/xcodec2-hf``), or an original
+    X-Codec-2 ``.ckpt`` or ``.safetensors``, which is converted (see ``original.py``). ``revision``
+    is the commit of a Hugging Face name: with a branch the recorded lineage would not stay true.
     """
 
     checkpoint: str | None = None
@@ -317,7 +359,7 @@ class CodecConfig(Config):
     report: CodecReportConfig | None = None
     shard_samples: int = Field(512, gt=0, description="utterances in one shard")
     batch_tokens: int = Field(
-        BATCH_TOKENS, gt=0, description="codes of one batch with padding; 1: clips one by one"
+        BATCH_TOKENS, gt=0, description="codes in one batch with padding; 1: clips one by one"
     )
 
     @model_validator(mode="after")
@@ -330,7 +372,7 @@ class CodecConfig(Config):
 
 
 class TrainingProgram(ProgramConfig):
-    """A recipe on published sample lists (``filtered_samples``), by corpus."""
+    """A recipe, and the published sample lists (``filtered_samples``) of its corpora by name."""
 
     recipe: TrainingRecipe
     samples: dict[str, Path]
@@ -345,14 +387,17 @@ class TrainingProgram(ProgramConfig):
 
 
 class CodecProgram(TrainingProgram):
-    """``tts_assets.codec.train``: one codec."""
+    """``run.json`` of ``tts_assets.codec.train``."""
 
     recipe: CodecRecipe
 
 
 class DecoderProgram(TrainingProgram):
-    """``tts_assets.codec.train_decoder``: a decoder for the codes of ``codec``, whose content
-    digest is ``codec_content``. ``start``: the folder of a decoder to go on with."""
+    """``run.json`` of ``tts_assets.codec.train_decoder``.
+
+    The decoder decodes the codes of the folder ``codec``, whose content digest is
+    ``codec_content``. ``start`` is the folder of a decoder that initializes the weights.
+    """
 
     recipe: DecoderRecipe
     codec: Path
@@ -361,10 +406,10 @@ class DecoderProgram(TrainingProgram):
 
 
 class ShardProgram(ProgramConfig):
-    """``tts_assets.codec.shards``: encode one corpus' samples with a codec.
+    """``run.json`` of ``tts_assets.codec.shards``, which encodes the samples of one corpus.
 
-    ``codec_content`` is the digest of the codec, which the shards record. ``reuse`` names earlier
-    artifacts whose codes may be taken over. Neither it nor ``batch_tokens`` changes a byte.
+    ``codec_content`` is the digest of the codec, which the shards record. ``reuse`` lists earlier
+    artifacts whose codes may be reused. Neither ``reuse`` nor ``batch_tokens`` changes the bytes.
     """
 
     corpus: str

@@ -1,4 +1,4 @@
-"""The audio that a codec is trained on: random windows of the training utterances."""
+"""Training data of codecs and decoders: random windows of the training utterances."""
 
 from __future__ import annotations
 
@@ -16,20 +16,23 @@ from tts_assets.core.audio import Wave, read_wave, resample
 from tts_assets.core.split import ValidationSplit, is_validation
 from tts_assets.corpora.samples import Sample, read_samples
 
-CACHE_SAMPLES = 2 * 3600 * SAMPLE_RATE  # decoded audio kept in memory: two hours, 460 MB
+CACHE_SAMPLES = 2 * 3600 * SAMPLE_RATE  # decoded audio in memory: two hours, 460 MB of float32
 
 
 class AudioCache:
-    """Decoded waveforms at one rate in Hz and several speeds, the most recently used in memory."""
+    """A cache of decoded waveforms at one sample rate, which drops the least recently used."""
 
     def __init__(self, rate: int = SAMPLE_RATE, limit: int = CACHE_SAMPLES) -> None:
+        """``rate`` in Hz; ``limit``: samples in memory."""
         self.rate, self.limit = rate, limit
         self.size = 0
         self.waves: OrderedDict[tuple[str, float], Wave] = OrderedDict()
 
     def read(self, path: str, speed: float = 1.0) -> Wave:
-        """Float32 (samples,), played at ``speed``: faster is also higher. Raises
-        :class:`~tts_assets.core.audio.BrokenAudio`."""
+        """A file as float32 (samples,), played at ``speed``, which also changes the pitch.
+
+        Raises :class:`~tts_assets.core.audio.BrokenAudio`.
+        """
         key = path, speed
         if key in self.waves:
             self.waves.move_to_end(key)
@@ -46,10 +49,10 @@ class AudioCache:
 
 
 class TrainingAudio:
-    """Windows from anywhere in the training utterances; validation utterances never appear.
+    """Draws windows at random positions of the training utterances.
 
-    What step n sees follows from (seed, n) alone: a restart needs no saved place, and any number
-    of ranks trains on the same global batches.
+    The windows of step n follow from (seed, n) only. A restart therefore needs no saved position,
+    and any number of ranks trains on the same global batches.
     """
 
     def __init__(
@@ -58,9 +61,16 @@ class TrainingAudio:
         recipe: TrainingRecipe,
         split: ValidationSplit,
         rate: int = SAMPLE_RATE,
+        speeds: tuple[float, ...] = (1.0,),
+        gains: tuple[float, ...] = (0.0,),
     ) -> None:
-        """``samples``: sample lists by corpus; ``rate``: of all waveforms, in Hz."""
+        """``samples``: sample lists by corpus; ``rate``: of all waveforms, in Hz.
+
+        Each window is played at one of ``speeds`` and amplified by one of ``gains`` in dB. Raises
+        ValueError if no utterance is left for training.
+        """
         self.recipe, self.rate = recipe, rate
+        self.speeds, self.gains = speeds, gains
         self.cache = AudioCache(rate)
         self.train: list[Sample] = []
         self.validation: list[Sample] = []
@@ -74,12 +84,14 @@ class TrainingAudio:
                     weights.append(weight * sample.duration)
         if not self.train:
             raise ValueError(f"no training utterances in {sorted(map(str, samples.values()))}")
-        self.shares = np.array(weights) / np.sum(weights)
+        self.probabilities = np.array(weights) / np.sum(weights)
         self.validation.sort(key=lambda sample: sample.id)
 
     def batch(self, step: int, rank: int, world_size: int) -> Tensor:
-        """This rank's windows of one step, (windows, samples). All windows of a step are of one
-        length, drawn from ``window_seconds``."""
+        """This rank's windows of one step, float32 (windows, samples).
+
+        All windows of a step have the same length, drawn from ``window_seconds``.
+        """
         seed, seconds = self.recipe.seed, self.recipe.window_seconds
         length = seconds[np.random.default_rng([seed, step]).integers(len(seconds))]
         count = self.recipe.batch_seconds // length
@@ -88,29 +100,28 @@ class TrainingAudio:
         return torch.from_numpy(np.stack(windows))
 
     def calibration(self) -> Tensor:
-        """A minute of windows of two seconds, the same for any number of ranks: (30, samples)."""
+        """One minute of windows of two seconds, (30, samples), the same for any number of ranks."""
         seed = self.recipe.seed
         windows = [self._window((seed, 0, 0, index), 2 * self.rate) for index in range(30)]
         return torch.from_numpy(np.stack(windows))
 
     def whole(self, sample: Sample) -> Tensor:
-        """One utterance as (1, samples), zeros added up to a whole number of codes."""
+        """One utterance as (1, samples), padded with zeros to a whole number of codes."""
         wave = torch.from_numpy(self.cache.read(sample.wav_path))
         hop = HOP * self.rate // SAMPLE_RATE
         return torch.nn.functional.pad(wave, (0, -len(wave) % hop)).unsqueeze(0)
 
     def _window(self, key: tuple[int, ...], length: int) -> Wave:
-        """``length`` samples of one utterance, or, where it is shorter, of several in a row; at
-        one of the recipe's gains."""
+        """``length`` samples of one utterance, or of several in a row if it is shorter."""
         generator = np.random.default_rng(key)
         parts: list[Wave] = []
         while (missing := length - sum(map(len, parts))) > 0:
-            sample = self.train[generator.choice(len(self.train), p=self.shares)]
-            speed = self.recipe.speeds[generator.integers(len(self.recipe.speeds))]
+            sample = self.train[generator.choice(len(self.train), p=self.probabilities)]
+            speed = self.speeds[generator.integers(len(self.speeds))]
             wave = self.cache.read(sample.wav_path, speed)
             if not parts and len(wave) > length:
                 start = int(generator.integers(len(wave) - length + 1))
                 wave = wave[start:]
             parts.append(wave[:missing])
-        gain = self.recipe.gains[generator.integers(len(self.recipe.gains))]
+        gain = self.gains[generator.integers(len(self.gains))]
         return np.concatenate(parts) * np.float32(10 ** (gain / 20))

@@ -1,9 +1,9 @@
-"""A decoder of its own for a codec's codes, at another rate than the codec's.
+"""A separate decoder for a codec's codes, at another sample rate than the codec's.
 
-The backbone is X-Codec-2's; before the inverse STFT an upsampler may multiply the frames. Rates:
-16 kHz with a hop of 320 samples, 24 kHz with 480, 48 kHz with 160 after factors of 3 and 2. The
-folder holds ``model.safetensors``, ``config.json`` (sizes) and ``model_config.json``, whose keys
-are the reference trainer's.
+The backbone is X-Codec-2's. Before the inverse STFT an upsampler may multiply the number of frames:
+16 kHz has a hop of 320 samples, 24 kHz of 480, 48 kHz of 160 after upsampling by 3 and 2. The
+folder has ``model.safetensors``, ``config.json`` (sizes) and ``model_config.json`` with the keys of
+the reference trainer.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ OUTPUT_FILE = "model_config.json"
 
 
 class DecoderOutput(Config):
-    """``model_config.json``: how frames become samples. ``hop_length`` is the inverse STFT's."""
+    """``model_config.json``: how frames become samples. ``hop_length``: of the inverse STFT."""
 
     model_type: str = "codec_decoder"
     sample_rate: int
@@ -42,14 +42,14 @@ class DecoderOutput(Config):
 
     @property
     def code_samples(self) -> int:
-        """Samples of one code."""
+        """Decoded samples per code."""
         return self.hop_length * math.prod(self.upsample_factors)
 
     @model_validator(mode="after")
-    def _possible(self) -> Self:
+    def _check(self) -> Self:
         if self.code_samples * self.token_rate != self.sample_rate:
             raise ValueError(
-                f"{self.token_rate} codes a second of {self.code_samples} samples (hop_length x "
+                f"{self.token_rate} codes per second of {self.code_samples} samples (hop_length x "
                 f"upsample_factors) are not {self.sample_rate} Hz"
             )
         pairs = zip(self.kernel_sizes, self.upsample_factors, strict=False)
@@ -77,7 +77,7 @@ OUTPUTS = {
 
 
 class ResidualBlock(nn.Module):
-    """Two normalized convolutions beside a straight way; (batch, channels, frames)."""
+    """Two normalized convolutions with a residual connection; (batch, channels, frames)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -86,15 +86,16 @@ class ResidualBlock(nn.Module):
         self.convs = nn.ModuleList(nn.Conv1d(channels, channels, 3, padding=1) for _ in range(2))
 
     def forward(self, hidden: Tensor) -> Tensor:
-        added = hidden
+        """(batch, channels, frames) to the same shape."""
+        residual = hidden
         for norm, conv in zip(self.norms, self.convs, strict=True):
-            added = conv(F.silu(norm(added)))
-        return hidden + added
+            residual = conv(F.silu(norm(residual)))
+        return hidden + residual
 
 
 class UpsampledHead(nn.Module):
-    """Frames (batch, frames, hidden), multiplied by transposed convolutions of half as many
-    channels each, to the inverse STFT."""
+    """Upsamples frames by transposed convolutions, each with half as many channels, then inverts
+    the STFT."""
 
     def __init__(self, hidden: int, output: DecoderOutput) -> None:
         super().__init__()
@@ -114,6 +115,7 @@ class UpsampledHead(nn.Module):
         self.istft = istft_head(hidden, output.hop_length)
 
     def forward(self, hidden: Tensor) -> Tensor:
+        """Frames (batch, frames, hidden) to waveforms (batch, 1, samples)."""
         frames = hidden.transpose(1, 2)
         for up, block in zip(self.ups, self.blocks, strict=True):
             frames = block(up(frames))
@@ -121,12 +123,13 @@ class UpsampledHead(nn.Module):
 
 
 def istft_head(hidden: int, hop: int) -> Xcodec2ISTFTHead:
+    """The head that predicts magnitudes and phases of an STFT with FFT size 4 x ``hop``."""
     sizes: Any = SimpleNamespace(hidden_size=hidden, hop_length=hop, n_fft=4 * hop)
     return Xcodec2ISTFTHead(sizes)
 
 
 class CodecDecoder(Xcodec2Decoder):
-    """Dequantized frames (batch, codes, dimension of the quantizer) to waveforms."""
+    """Decodes dequantized frames (batch, codes, dimension of the quantizer) to waveforms."""
 
     head: Any
 
@@ -142,16 +145,19 @@ class CodecDecoder(Xcodec2Decoder):
 
     @property
     def parameter_count(self) -> int:
+        """The number of weights."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     def waves(self, frames: Tensor) -> Tensor:
-        """Frames to (batch, samples)."""
+        """Frames (batch, codes, dimension of the quantizer) to waveforms (batch, samples)."""
         return self(frames).squeeze(1)
 
 
 def decoder_config(codec: Any, size: DecoderSize | None = None) -> Xcodec2Config:
-    """The sizes of a decoder of a codec's codes: ``codec`` is the configuration of its model,
-    ``size`` is the decoder's own."""
+    """The configuration of a decoder of a codec's codes.
+
+    ``codec`` is the configuration of the codec's model; ``size`` replaces its decoder's size.
+    """
     values = {
         name: getattr(codec, name)
         for name in (
@@ -180,7 +186,7 @@ def decoder_config(codec: Any, size: DecoderSize | None = None) -> Xcodec2Config
 def save_decoder(
     model: CodecDecoder, folder: Path, dtype: Literal["fp32", "fp16"] = "fp32"
 ) -> None:
-    """Write the folder; half precision halves the file and is read back as float32."""
+    """Write the folder; ``fp16`` halves the file and is read back as float32."""
     save_weights(model, folder, dtype)
     with written_aside(folder / CONFIG_FILE) as aside:
         aside.write_text(model.config.to_json_string(use_diff=False))
@@ -189,7 +195,10 @@ def save_decoder(
 
 
 def open_decoder(folder: Path) -> CodecDecoder:
-    """Read a folder that :func:`save_decoder` wrote; float32, on the CPU, in training mode."""
+    """Read a folder that :func:`save_decoder` wrote; float32, on the CPU, in training mode.
+
+    Raises ValueError if it holds no decoder.
+    """
     if not (folder / OUTPUT_FILE).is_file():
         raise ValueError(f"{folder} holds no decoder: it has no {OUTPUT_FILE}")
     output = DecoderOutput.from_json(folder / OUTPUT_FILE)
@@ -199,10 +208,12 @@ def open_decoder(folder: Path) -> CodecDecoder:
 
 
 @torch.no_grad()
-def take_over(model: CodecDecoder, trained: nn.Module) -> list[str]:
-    """Copy all weights of a decoder that have the same name and shape; returns those that have
-    not: a head of another rate, an upsampler."""
-    own, theirs = model.state_dict(), trained.state_dict()
+def copy_fitting_weights(source: nn.Module, target: CodecDecoder) -> list[str]:
+    """Copy all weights of ``source`` whose name and shape exist in ``target``.
+
+    Returns the names of the other weights of ``target``: a head of another rate, an upsampler.
+    """
+    own, theirs = target.state_dict(), source.state_dict()
     fitting = {n: t for n, t in theirs.items() if n in own and own[n].shape == t.shape}
-    model.load_state_dict(fitting, strict=False)
+    target.load_state_dict(fitting, strict=False)
     return sorted(own.keys() - fitting.keys())

@@ -1,32 +1,35 @@
-"""Discriminators of the adversarial stage: of complex STFTs, and of periods (HiFi-GAN)."""
+"""Discriminators of complex STFTs and of periods, and the adversarial losses.
+
+Sources: Défossez et al., EnCodec (2022), for the STFT discriminators; Kong et al., HiFi-GAN (2020),
+for the period discriminators and feature matching; Mao et al., LSGAN (2017), for least squares.
+"""
 
 from __future__ import annotations
 
 import itertools
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from tts_assets.codec.config import AdversarialConfig
+from tts_assets.codec.config import AdversarialConfig, Objective
 
 SLOPE = 0.1  # of the leaky ReLU
-COMPRESSION = 0.3  # exponent of the magnitudes: quiet harmonics matter as much as loud ones
+COMPRESSION = 0.3  # exponent of the magnitudes, so that quiet harmonics count as much as loud ones
+WIDEST = 512  # channels of a period discriminator at most
 
-WIDEST = 512  # channels of a period's judge
-
-Judgement = tuple[Tensor, list[Tensor]]
-Objective = Literal["hinge", "least_squares"]
+Scored = tuple[Tensor, list[Tensor]]
+"""The output of one discriminator: its scores, and the features of every layer."""
 
 
 class StftDiscriminator(nn.Module):
-    """Judges patches of one STFT; frequency is strided by 32 in all, time by none."""
+    """Scores patches of one STFT; frequency is strided by 32 in all, time is not strided."""
 
     window: Tensor
 
     def __init__(self, size: int, overlap: int, channels: int) -> None:
+        """``size``: FFT size in samples; ``overlap``: FFT size / hop."""
         super().__init__()
         self.size, self.hop, wide = size, size // overlap, 2 * channels
         self.register_buffer("window", torch.hann_window(size), persistent=False)
@@ -42,15 +45,12 @@ class StftDiscriminator(nn.Module):
         )
         self.output = weight_norm(nn.Conv2d(wide, 1, (3, 3), padding=(1, 1)))
 
-    def forward(self, waves: Tensor) -> Judgement:
-        """Waveforms (batch, samples) to scores (batch, 1, frames, patches) and the features of
-        every layer. A score is high for what is thought to be real."""
-        hidden = self._spectrum(waves)
-        features = []
-        for layer in self.layers:
-            hidden = F.leaky_relu(layer(hidden), SLOPE)
-            features.append(hidden)
-        return self.output(hidden), features
+    def forward(self, waves: Tensor) -> Scored:
+        """Waveforms (batch, samples) to scores (batch, 1, frames, patches) and features.
+
+        A high score means that the patch looks recorded.
+        """
+        return _score(self.layers, self.output, self._spectrum(waves))
 
     def _spectrum(self, waves: Tensor) -> Tensor:
         """(batch, 2, frames, bins): real and imaginary parts of the compressed spectrum."""
@@ -62,9 +62,7 @@ class StftDiscriminator(nn.Module):
 
 
 class PeriodDiscriminator(nn.Module):
-    """Judges a waveform folded into rows of ``period`` samples, along its columns alone.
-
-    Source: Kong et al., HiFi-GAN (2020)."""
+    """Scores a waveform that is folded into rows of ``period`` samples, along its columns."""
 
     def __init__(self, period: int, channels: int) -> None:
         super().__init__()
@@ -76,19 +74,22 @@ class PeriodDiscriminator(nn.Module):
         )
         self.output = weight_norm(nn.Conv2d(widths[-1], 1, (3, 1), padding=(1, 0)))
 
-    def forward(self, waves: Tensor) -> Judgement:
+    def forward(self, waves: Tensor) -> Scored:
         """Waveforms (batch, samples) to scores (batch, 1, rows, period) and features."""
         hidden = F.pad(waves.unsqueeze(1), (0, -waves.shape[-1] % self.period), "reflect")
-        hidden = hidden.unflatten(-1, (-1, self.period))
-        features = []
-        for layer in self.layers:
-            hidden = F.leaky_relu(layer(hidden), SLOPE)
-            features.append(hidden)
-        return self.output(hidden), features
+        return _score(self.layers, self.output, hidden.unflatten(-1, (-1, self.period)))
+
+
+def _score(layers: nn.ModuleList, output: nn.Module, hidden: Tensor) -> Scored:
+    features = []
+    for layer in layers:
+        hidden = F.leaky_relu(layer(hidden), SLOPE)
+        features.append(hidden)
+    return output(hidden), features
 
 
 class Discriminators(nn.Module):
-    """One judge for each FFT size and each period."""
+    """One discriminator for each FFT size and each period of the configuration."""
 
     def __init__(self, config: AdversarialConfig) -> None:
         super().__init__()
@@ -96,40 +97,44 @@ class Discriminators(nn.Module):
             StftDiscriminator(size, config.overlap, config.channels) for size in config.sizes
         ]
         periodic = [PeriodDiscriminator(period, config.channels) for period in config.periods]
-        self.judges = nn.ModuleList([*spectral, *periodic])
+        # Checkpoints of earlier runs have the parameters under this name.
+        self.add_module("judges", nn.ModuleList([*spectral, *periodic]))
 
-    def forward(self, waves: Tensor) -> list[Judgement]:
-        return [judge(waves) for judge in self.judges]
+    def forward(self, waves: Tensor) -> list[Scored]:
+        """Waveforms (batch, samples) to the output of each discriminator."""
+        return [one(waves) for one in self.get_submodule("judges").children()]
 
 
 def discriminator_loss(
-    real: list[Tensor], made: list[Tensor], objective: Objective = "hinge"
+    real: list[Tensor], generated: list[Tensor], objective: Objective = "hinge"
 ) -> Tensor:
-    """Of the judges' scores: hinge wants them above 1 for real audio and below -1 for made audio,
-    least squares (LSGAN) at 1 and at 0."""
+    """The loss of the discriminators, a scalar: the mean over discriminators.
+
+    ``real`` and ``generated`` are their scores of recordings and of generated audio. Hinge wants
+    them above 1 and below -1, least squares wants 1 and 0.
+    """
+    pairs = zip(real, generated, strict=True)
     if objective == "hinge":
-        losses = [
-            F.relu(1 - true).mean() + F.relu(1 + false).mean()
-            for true, false in zip(real, made, strict=True)
-        ]
+        losses = [F.relu(1 - true).mean() + F.relu(1 + false).mean() for true, false in pairs]
     else:
-        losses = [
-            (1 - true).square().mean() + false.square().mean()
-            for true, false in zip(real, made, strict=True)
-        ]
+        losses = [(1 - true).square().mean() + false.square().mean() for true, false in pairs]
     return torch.stack(losses).mean()
 
 
 def generator_losses(
-    real: list[Judgement], made: list[Judgement], objective: Objective = "hinge"
+    real: list[Scored], generated: list[Scored], objective: Objective = "hinge"
 ) -> tuple[Tensor, Tensor]:
-    """The adversarial loss, and the relative L1 distance of the judges' features."""
-    short = [1 - score for score, _ in made]  # of what is thought to be real
-    pushed = [F.relu(s).mean() if objective == "hinge" else s.square().mean() for s in short]
-    adversarial = torch.stack(pushed).mean()
+    """The adversarial and the feature matching loss of the generator, two scalars.
+
+    Feature matching is the L1 distance of features relative to the mean magnitude of the
+    recording's features.
+    """
+    short = [1 - score for score, _ in generated]  # distance to the score of a recording
+    losses = [F.relu(s).mean() if objective == "hinge" else s.square().mean() for s in short]
+    adversarial = torch.stack(losses).mean()
     distances = [
         (have.float() - want.float()).abs().mean() / (want.float().abs().mean() + 1e-3)
-        for (_, wanted), (_, had) in zip(real, made, strict=True)
+        for (_, wanted), (_, had) in zip(real, generated, strict=True)
         for want, have in zip(wanted, had, strict=True)
     ]
     return adversarial, torch.stack(distances).mean()

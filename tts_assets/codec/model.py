@@ -1,4 +1,4 @@
-"""A codec as everything else uses it: waveforms to codes and back."""
+"""The interface of a codec for all other stages: waveforms to codes and back."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from tts_assets.core.artifacts import CodecFacts
 
 Wave = NDArray[np.float32]
 Codes = NDArray[np.int64]
-FAMILIES = ("xcodec2", "neucodec")
+MODEL_TYPES = ("xcodec2", "neucodec")  # of transformers
 
 
 class Codec:
     """Encodes waveforms at :attr:`input_rate`, decodes to waveforms at ``facts.sample_rate``.
 
-    :meth:`encode` and :meth:`decode` take clips one at a time. In a plain batch a clip's codes
-    would depend on its mates: convolutions and attention see the padding, and even batches of
-    equal lengths round differently. ``batching.py`` encodes batches all the same, exactly.
+    :meth:`encode` and :meth:`decode` process clips one at a time. In a plain batch the codes of a
+    clip would depend on the other clips: convolutions and attention see the padding, and even
+    batches of equal lengths round differently. ``batching.py`` encodes batches exactly.
     """
 
     input_rate = SAMPLE_RATE
@@ -40,20 +40,20 @@ class Codec:
 
     @classmethod
     def load(cls, folder: Path, device: str = "cpu", precision: Precision = "fp32") -> Self:
-        """Open a codec folder, ours or a snapshot of a published one.
+        """Open a codec folder of this project, or a snapshot of a published codec.
 
-        ``precision`` of encoding: with ``bf16`` the semantic encoder of a published codec, nearly
-        all of its arithmetic, runs in half precision, and some of its codes are others. Codecs
-        that this project trained have nothing there that half precision would make faster, and
-        the same codes with both.
-        Raises :class:`ValueError` for a model that is no codec of these families, or whose
-        weights are not complete.
+        With ``precision = "bf16"`` the semantic encoder of a published codec, nearly all of its
+        arithmetic, runs in bfloat16, which changes some codes. Codecs of this project have no
+        layers there that would run faster, so their codes do not change.
+
+        Raises ValueError if the folder holds no model of :data:`MODEL_TYPES`, or if weights are
+        missing.
         """
         if not (folder / "config.json").is_file():
             raise ValueError(f"{folder} holds no codec: it has no config.json")
-        family = AutoConfig.from_pretrained(folder).model_type
-        if family not in FAMILIES:
-            raise ValueError(f"{folder} holds a {family!r} model; codecs are {FAMILIES}")
+        kind = AutoConfig.from_pretrained(folder).model_type
+        if kind not in MODEL_TYPES:
+            raise ValueError(f"{folder} holds a {kind!r} model; codecs are {MODEL_TYPES}")
         if is_compact(folder):
             return cls(CompactBackend(open_compact(folder).moved(device)), device)
         model, found = AutoModel.from_pretrained(
@@ -68,12 +68,13 @@ class Codec:
         return cls(PublishedBackend(model.to(device), device, precision), device)
 
     def use_decoder(self, folder: Path) -> Self:
-        """Decode with a decoder that was trained for this codec's codes (see ``decoder.py``)."""
+        """Decode with a separate decoder for this codec's codes (see ``decoder.py``)."""
         self.decoder = open_decoder(folder).eval().to(self.device)
         return self
 
     @property
     def facts(self) -> CodecFacts:
+        """Rates and sizes, with those of the separate decoder if there is one."""
         if self.decoder is None:
             return self.backend.facts
         output = self.decoder.output
@@ -87,39 +88,46 @@ class Codec:
         return self.backend.obstacle
 
     def codes(self, samples: int) -> int:
-        """How many codes a clip of so many samples at :attr:`input_rate` has; 0: too short."""
+        """The number of codes of a clip with ``samples`` at :attr:`input_rate`; 0: too short."""
         return self.backend.codes(samples)
 
     @property
     def sample_rate(self) -> int:
-        """Of decoded waveforms, in Hz."""
+        """Sample rate of decoded waveforms, in Hz."""
         return self.facts.sample_rate
 
     @property
     def hop_length(self) -> int:
-        """Decoded samples of one code."""
+        """Decoded samples per code."""
         return self.facts.hop_length
 
     @property
     def token_rate(self) -> float:
-        """Codes a second."""
+        """Codes per second."""
         return self.facts.token_rate
 
     @property
     def codebook_size(self) -> int:
+        """The number of different codes."""
         return self.facts.codebook_size
 
     @torch.inference_mode()
     def encode(self, waves: Sequence[Wave]) -> list[Codes]:
-        """Mono float32 waveforms at 16 kHz to integer codes, one for every 320 samples begun."""
+        """Mono float32 waveforms (samples,) at 16 kHz to codes (codes,), one per 320 samples.
+
+        Codecs of this project round the number of codes up. Raises ValueError for a waveform that
+        is empty, not one-dimensional, or too short for a code.
+        """
         return [self.quantize(self.latents([wave]))[0, : self.codes(len(wave))] for wave in waves]
 
     @torch.inference_mode()
     def encode_batch(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """The same for a padded batch, masked: (clips, longest) with their samples (clips,) to
-        codes (clips, longest) with their numbers (clips,); behind a clip's codes are zeros.
+        """Encode a padded batch with masks.
 
-        Rounding is not the same as for clips alone: see ``batching.py``, which makes certain."""
+        ``waveform`` (clips, samples) and the ``lengths`` of the clips in samples (clips,) to codes
+        (clips, codes), padded with zeros, and their numbers (clips,). Rounding differs from that of
+        a clip alone, which ``batching.py`` corrects.
+        """
         waves = [wave[:n].cpu().numpy() for wave, n in zip(waveform, lengths.tolist(), strict=True)]
         counts = [self.codes(len(wave)) for wave in waves]
         if self.obstacle:
@@ -131,9 +139,12 @@ class Codec:
 
     @torch.inference_mode()
     def latents(self, waves: Sequence[Wave]) -> Tensor:
-        """A padded batch of waveforms to what is quantized, (clips, longest, dimensions): of clip
-        ``i`` the first ``codes(len(waves[i]))``. A clip's latents are those that it has alone up
-        to rounding, if :attr:`obstacle` is None."""
+        """Waveforms at 16 kHz to the quantizer's inputs, (clips, longest, dimensions).
+
+        The latents of clip ``i`` are the first ``codes(len(waves[i]))``. If :attr:`obstacle` is
+        None they differ from those of the clip alone by rounding only. Raises ValueError as
+        :meth:`encode` does.
+        """
         for wave in waves:
             if wave.ndim != 1 or not len(wave):
                 raise ValueError(f"a waveform has shape (samples,), not {wave.shape}")
@@ -147,18 +158,21 @@ class Codec:
 
     @torch.inference_mode()
     def quantize(self, latents: Tensor) -> NDArray[np.int64]:
-        """(clips, codes, dimensions) to codes (clips, codes)."""
+        """Latents (clips, codes, dimensions) to codes (clips, codes)."""
         _, codes = self.backend.quantizer(latents)
         return codes.cpu().numpy().astype(np.int64)
 
     @torch.inference_mode()
     def levels(self, latents: Tensor) -> Tensor:
-        """The same in units of quantization levels: the code is decided by rounding."""
+        """Latents in units of quantization levels, same shape; a code follows by rounding them."""
         return self.backend.quantizer.bound(latents.float())
 
     @torch.inference_mode()
     def decode(self, codes: Sequence[NDArray[np.integer[Any]]]) -> list[Wave]:
-        """Codes, each (codes,), to mono float32 waveforms of ``codes * hop_length`` samples."""
+        """Codes, each (codes,), to mono float32 waveforms of ``codes * hop_length`` samples.
+
+        Raises ValueError for codes that are empty, not one-dimensional, or outside the codebook.
+        """
         waves = []
         for clip in codes:
             if clip.ndim != 1 or not len(clip):
@@ -166,7 +180,7 @@ class Codec:
             if clip.min() < 0 or clip.max() >= self.codebook_size:
                 raise ValueError(
                     f"codes lie in [0, {self.codebook_size}), but these in [{clip.min()}, "
-                    f"{clip.max()}]: they are of another codec, or were not mapped from tokens"
+                    f"{clip.max()}]: they come from another codec, or are token ids"
                 )
             tensor = torch.from_numpy(clip.astype(np.int64))
             waves.append(self.decode_batch(tensor.unsqueeze(0))[0].numpy())
@@ -174,8 +188,10 @@ class Codec:
 
     @torch.inference_mode()
     def decode_batch(self, codes: Tensor) -> Tensor:
-        """Codes of clips of one length (clips, codes) to waveforms (clips, samples). A decoder
-        normalizes over the whole clip, so there is no padding that it would not hear."""
+        """Codes (clips, codes) of clips of one length to waveforms (clips, samples).
+
+        A decoder normalizes over the whole clip, so padding would change the output.
+        """
         frames = self.backend.dequantized(codes.to(self.device))
         decode = self.backend.waves if self.decoder is None else self.decoder.waves
         return decode(frames).cpu()

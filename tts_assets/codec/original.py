@@ -1,15 +1,16 @@
-"""Original X-Codec-2 checkpoints (HKUSTAudio) as codec folders: ``python -m
-tts_assets.codec.original CHECKPOINT FOLDER``.
+"""Converts original X-Codec-2 checkpoints (HKUSTAudio) to codec folders.
 
-A training checkpoint (``.ckpt``) and the published ``model.safetensors`` name their weights alike.
-Every weight that ``transformers.Xcodec2Model`` has is looked up by its original name; what is
-missing, of another shape or left over is named, and then nothing is written. Three things are not
-a change of names:
+    python -m tts_assets.codec.original CHECKPOINT FOLDER
 
-* weight normalization (``weight_g``, ``weight_v``) becomes the plain weight: g v / |v|;
-* ``c_attn`` holds queries, keys and values one below the other;
-* the original rotates neighbouring dimensions of a head, transformers the two halves: the rows of
-  queries and keys are put in the other order, the even ones of a head first.
+A training checkpoint (``.ckpt``) and the published ``model.safetensors`` have the same names of
+weights. Every weight of ``transformers.Xcodec2Model`` is looked up by its original name. If weights
+are missing, left over, or of another shape, the error lists them and nothing is written. Three
+changes go beyond names:
+
+* weight normalization (``weight_g``, ``weight_v``) becomes the plain weight g v / |v|;
+* ``c_attn`` stacks queries, keys and values along its rows;
+* the original applies rotary embeddings to neighbouring dimensions of a head, transformers to its
+  two halves: the rows of queries and keys are reordered, the even rows of a head first.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from transformers import Xcodec2Config, Xcodec2Model
 
 from tts_assets.codec.config import ORIGINAL
 
-# Names of transformers -> original names. Numbers are taken over; {n+1} is one more.
+# Names of transformers -> original names. Numbers are kept; {n+1} is one more.
 NAMES = (
     (r"acoustic_encoder\.conv1\.", "CodecEnc.conv_blocks.0."),
     (r"acoustic_encoder\.snake1\.act\.", "CodecEnc.conv_final_block.0.act."),
@@ -55,7 +56,7 @@ RESIDUAL_UNIT = re.compile(
     r"acoustic_encoder\.block\.(\d+)\.res_unit([123])\.(snake1\.act|conv1|snake2\.act|conv2)\."
 )
 IN_UNIT = {"snake1.act": "0.act", "conv1": "1", "snake2.act": "2.act", "conv2": "3"}
-# What only training needs, and constants that follow from the sizes.
+# Weights that only training needs, and constants that follow from the sizes.
 LEFT_OVER = re.compile(
     r"(SemanticDecoder_module|fc_post_s|discriminator|spec_discriminator|criteria|model_spk|"
     r"perception_model|mel_conv)\.|.*(sample\.filter|lowpass\.filter|istft\.window|"
@@ -65,11 +66,11 @@ SEMANTIC_LAYER = re.compile(r"semantic_model\.encoder\.layers\.(\d+)\.")
 
 
 class OriginalError(ValueError):
-    """A file that is no original X-Codec-2 checkpoint of the given sizes."""
+    """A file is no original X-Codec-2 checkpoint of the given sizes."""
 
 
 class Inert:
-    """Stands for whatever class a checkpoint's hyper-parameters name: it does nothing."""
+    """Replaces every class that a checkpoint's hyper-parameters name, and does nothing."""
 
     def __init__(self, *arguments: Any) -> None:
         pass
@@ -79,8 +80,11 @@ class Inert:
 
 
 def read_original(path: Path) -> dict[str, Tensor]:
-    """The weights of a checkpoint by their original names. No code of the file is run: classes
-    other than tensors (Lightning saves the configuration, too) become :class:`Inert`."""
+    """The weights of a checkpoint by their original names.
+
+    No code of the file runs: classes other than tensors (Lightning also saves the configuration)
+    become :class:`Inert`. Raises :class:`OriginalError` if the file has no plain weights.
+    """
     if path.suffix == ".safetensors":
         return load_file(path)
     try:
@@ -98,7 +102,10 @@ def read_original(path: Path) -> dict[str, Tensor]:
 
 
 def original_name(name: str) -> str:
-    """The original name of a weight of ``Xcodec2Model``; of queries, keys and values ``c_attn``."""
+    """The original name of a weight of ``Xcodec2Model``; queries, keys, values are in ``c_attn``.
+
+    Raises :class:`OriginalError` for an unknown name.
+    """
     unit = RESIDUAL_UNIT.match(name)
     if unit:
         block, number, part = int(unit[1]) + 1, int(unit[2]) - 1, IN_UNIT[unit[3]]
@@ -115,9 +122,9 @@ def original_name(name: str) -> str:
 
 
 def converted(weights: dict[str, Tensor], config: Xcodec2Config) -> Xcodec2Model:
-    """The model of transformers with these weights, in float32.
+    """The model of transformers with these weights, float32, in evaluation mode.
 
-    Raises :class:`OriginalError` with every name that is missing, misshapen or left over.
+    Raises :class:`OriginalError` that lists weights that are missing, misshapen, or left over.
     """
     model = Xcodec2Model(config)
     used: set[str] = set()
@@ -148,8 +155,8 @@ def converted(weights: dict[str, Tensor], config: Xcodec2Config) -> Xcodec2Model
 
 
 def original_sources(name: str, weights: dict[str, Tensor]) -> list[str] | None:
-    """The one or two names under which a weight lies; None if it is not there."""
-    # the package xcodec2 0.1.5 calls the activation's beta bias
+    """The one or two names that hold a weight (weight norm has two); None if there are none."""
+    # the package xcodec2 0.1.5 calls the activation's beta "bias"
     for candidate in (name, re.sub(r"\.act\.beta$", ".act.bias", name)):
         if candidate in weights:
             return [candidate]
@@ -164,7 +171,7 @@ def original_sources(name: str, weights: dict[str, Tensor]) -> list[str] | None:
 
 
 def combined(parts: list[Tensor]) -> Tensor:
-    """A weight as it is, or of its weight normalization: magnitudes (out, 1, 1), directions."""
+    """One plain weight, or the weight of (magnitudes (out, 1, 1), directions)."""
     if len(parts) == 1:
         return parts[0]
     magnitude, direction = parts
@@ -172,7 +179,10 @@ def combined(parts: list[Tensor]) -> Tensor:
 
 
 def attention_rows(fused: Tensor, name: str, heads: int) -> Tensor:
-    """Queries, keys or values of ``c_attn`` (3 hidden, hidden), rows in transformers' order."""
+    """Queries, keys or values of ``c_attn`` (3 hidden, hidden), (hidden, hidden).
+
+    Rows are in the order of transformers. ``name`` has ``.q_proj.``, ``.k_proj.`` or ``.v_proj.``.
+    """
     query, key, value = fused.chunk(3)
     if ".v_proj." in name:
         return value
@@ -182,22 +192,26 @@ def attention_rows(fused: Tensor, name: str, heads: int) -> Tensor:
 
 
 def left_over(name: str, layers: int) -> bool:
-    """Whether a codec needs a weight of the original not: of w2v-BERT it takes the first layers."""
+    """Whether a codec does not need a weight; of w2v-BERT it uses the first ``layers`` only."""
     layer = SEMANTIC_LAYER.match(name)
     return bool(LEFT_OVER.match(name)) or (layer is not None and int(layer[1]) >= layers)
 
 
 def listed(names: Iterable[str]) -> str:
+    """The first eight names, sorted, for a message."""
     names = sorted(names)
     shown = ", ".join(names[:8]) or "nothing"
     return shown if len(names) <= 8 else f"{shown} and {len(names) - 8} more"
 
 
 def convert(checkpoint: Path, folder: Path, config: Path | None = None) -> None:
-    """Write the codec folder of an original checkpoint. ``config``: the ``Xcodec2Config`` of
-    another size than the published; by default the checkpoint's name with ``.json``, if there."""
+    """Convert an original checkpoint and write the codec folder.
+
+    ``config`` is an ``Xcodec2Config`` as JSON, for other than the published sizes; by default the
+    checkpoint's name with the suffix ``.json``, if it exists. Raises :class:`OriginalError`.
+    """
     if not checkpoint.is_file() or checkpoint.suffix not in ORIGINAL:
-        raise OriginalError(f"{checkpoint} is no file that ends in one of {ORIGINAL}")
+        raise OriginalError(f"{checkpoint} is not a file with a suffix of {ORIGINAL}")
     if config is not None and not config.is_file():
         raise OriginalError(f"there is no file {config} with the sizes of {checkpoint}")
     config = config or checkpoint.with_suffix(".json")
@@ -206,8 +220,9 @@ def convert(checkpoint: Path, folder: Path, config: Path | None = None) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="An original X-Codec-2 as a codec folder")
-    parser.add_argument("checkpoint", type=Path, help="a .ckpt or .safetensors")
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Convert an original X-Codec-2 checkpoint")
+    parser.add_argument("checkpoint", type=Path, help="a .ckpt or .safetensors file")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--config", type=Path, help="Xcodec2Config as JSON, for other sizes")
     arguments = parser.parse_args()

@@ -1,9 +1,8 @@
-"""How near a resynthesis is to its original, signal by signal: STOI, PESQ, mel, pitch.
+"""Intrusive metrics of a resynthesis, and statistics of a codebook's usage.
 
-Both are clips at 16 kHz, (samples,), of one length: see :func:`aligned`. A figure that a clip is
-too short or too silent for is None.
-
-How much of a codebook is in use: entropy, perplexity, and the codes that never occur.
+STOI, PESQ, mel distance and pitch error compare two clips at 16 kHz, (samples,), of the same length
+(see :func:`aligned`). A metric is None if a clip is too short or too quiet for it. The usage of a
+codebook is described by entropy, perplexity, and the number of codes that never occur.
 """
 
 from __future__ import annotations
@@ -20,24 +19,28 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from tts_assets.audio_models.pitch import track_pitch
 from tts_assets.codec.losses import SpectralLoss
 from tts_assets.codec.xcodec2 import SAMPLE_RATE
 from tts_assets.core.audio import Wave, resample
 
-PITCH_RANGE = (65.0, 500.0)  # Hz: low men's to children's voices
+PITCH_RANGE = (65.0, 500.0)  # Hz: from low male to children's voices
 PITCH_FRAME = 1024  # samples at 16 kHz
 
 
 class PitchError(NamedTuple):
-    """``cents``: mean absolute error where both are voiced (100 a semitone); ``voicing``: share of
-    frames that are voiced in one and not in the other."""
+    """Differences of two pitch contours.
+
+    ``cents``: mean absolute error of frames voiced in both (100 cents are a semitone); ``voicing``:
+    fraction of frames that are voiced in one only.
+    """
 
     cents: float
     voicing: float
 
 
 def aligned(original: Wave, made: Wave, rate: int) -> tuple[Wave, Wave]:
-    """Both at 16 kHz and of one length."""
+    """Both clips resampled from ``rate`` to 16 kHz and cut to the shorter length."""
     at_rate = [
         w if rate == SAMPLE_RATE else resample(w, rate, SAMPLE_RATE) for w in (original, made)
     ]
@@ -46,12 +49,14 @@ def aligned(original: Wave, made: Wave, rate: int) -> tuple[Wave, Wave]:
 
 
 def stoi(original: Wave, made: Wave) -> float | None:
-    """Short-time objective intelligibility, 0 to 1, of clips at 16 kHz (Taal et al., 2011); None
-    where less than 0.4 s is speech."""
+    """Short-time objective intelligibility, 0 to 1 (Taal et al., 2011).
+
+    None if less than 0.4 s of the clip is speech.
+    """
     from pystoi import stoi as measure
 
     with warnings.catch_warnings():
-        warnings.simplefilter("error", RuntimeWarning)  # "not enough frames", and returns 1e-5
+        warnings.simplefilter("error", RuntimeWarning)  # "Not enough STFT frames": it returns 1e-5
         try:
             return float(measure(original, made, SAMPLE_RATE))
         except RuntimeWarning:
@@ -60,7 +65,7 @@ def stoi(original: Wave, made: Wave) -> float | None:
 
 @cache
 def knows_pesq() -> bool:
-    """Whether the package ``pesq`` is installed: it has to be compiled (extra ``pesq``)."""
+    """Whether the package ``pesq`` (the extra ``pesq``, which needs a compiler) is installed."""
     try:
         import pesq
     except ImportError:
@@ -69,8 +74,10 @@ def knows_pesq() -> bool:
 
 
 def pesq(original: Wave, made: Wave) -> float | None:
-    """Wide-band PESQ (ITU-T P.862.2), 1 to 4.64, of clips at 16 kHz; None where it finds no
-    utterance, or is not installed."""
+    """Wide-band PESQ (ITU-T P.862.2), 1 to 4.64.
+
+    None if PESQ finds no utterance, or if the package is not installed.
+    """
     if not knows_pesq() or len(original) < SAMPLE_RATE // 4:
         return None
     from pesq import BufferTooShortError, NoUtterancesError
@@ -84,37 +91,35 @@ def pesq(original: Wave, made: Wave) -> float | None:
 
 
 def mel_distance(original: Wave, made: Wave) -> float:
-    """Multi-resolution log-mel L1 (natural logarithm) of clips at 16 kHz."""
+    """Multi-resolution log-mel L1 (natural logarithm): the second value of SpectralLoss."""
     pair = [torch.from_numpy(np.ascontiguousarray(w)).unsqueeze(0) for w in (made, original)]
     return float(spectral_loss()(*pair)[1])
 
 
 @cache
 def spectral_loss() -> SpectralLoss:
+    """One instance for all clips."""
     return SpectralLoss()
 
 
 def pitch(wave: Wave) -> NDArray[np.float64]:
-    """Hz every 16 ms of a clip at 16 kHz, NaN where it is not voiced (pYIN, Mauch and Dixon 2014,
-    in librosa)."""
-    from librosa import pyin
-
+    """The pitch in Hz every 16 ms, NaN in unvoiced frames (pYIN, Mauch and Dixon, 2014)."""
     low, high = PITCH_RANGE
-    frequencies, _, _ = pyin(
+    frequencies, _ = track_pitch(
         np.pad(wave, (0, max(0, PITCH_FRAME - len(wave)))),
-        fmin=low,
-        fmax=high,
-        sr=SAMPLE_RATE,
+        low=low,
+        high=high,
+        rate=SAMPLE_RATE,
         frame_length=PITCH_FRAME,
-        resolution=0.2,  # of a semitone: 20 cents; three times as fast as the default
+        resolution=0.2,  # semitones, 20 cents: three times as fast as the default
     )
-    return np.asarray(frequencies, dtype=np.float64)
+    return frequencies
 
 
 def pitch_error(original: NDArray[np.float64], made: NDArray[np.float64]) -> PitchError | None:
-    """Of two courses of :func:`pitch`; None where no frame is voiced in both."""
+    """The difference of two contours of :func:`pitch`; None if no frame is voiced in both."""
     length = min(len(original), len(made))
-    voiced = [~np.isnan(course[:length]) for course in (original, made)]
+    voiced = [~np.isnan(contour[:length]) for contour in (original, made)]
     both = voiced[0] & voiced[1]
     if not both.any():
         return None
@@ -123,13 +128,15 @@ def pitch_error(original: NDArray[np.float64], made: NDArray[np.float64]) -> Pit
 
 
 def bit_rate(token_rate: float, codebook_size: int) -> float:
-    """Bits a second of codes that are stored as they are."""
+    """Bits per second of codes without entropy coding."""
     return token_rate * math.log2(codebook_size)
 
 
 class CodeUsage(nn.Module):
-    """Counts of the codes since the last report; a part of checkpoints, so that a resumed run
-    reports what an uninterrupted one does."""
+    """Counts codes since the last report.
+
+    It is part of checkpoints, so a resumed run reports the same as an uninterrupted one.
+    """
 
     counts: Tensor
 
@@ -138,11 +145,11 @@ class CodeUsage(nn.Module):
         self.register_buffer("counts", torch.zeros(codebook_size, dtype=torch.int64))
 
     def add(self, codes: Tensor) -> None:
-        """Codes of any shape."""
+        """Count codes of any shape."""
         self.counts += codes.flatten().long().bincount(minlength=len(self.counts))
 
     def gather(self, ranks: int, is_main: bool) -> None:
-        """Rank 0 takes over what the others have counted."""
+        """Move the counts of all ranks to rank 0; the other ranks start from zero."""
         if ranks > 1:
             dist.all_reduce(self.counts)
             if not is_main:
@@ -157,11 +164,14 @@ class CodeUsage(nn.Module):
 
 
 def usage(counts: NDArray[np.integer[Any]]) -> dict[str, float]:
-    """``entropy`` in bits a code, ``perplexity`` (2 to its power: as many codes, used alike, would
-    say as much), ``codes_used`` and ``dead_codes``. ``counts``: (codebook size,)."""
+    """Statistics of ``counts`` (codebook size,).
+
+    ``entropy`` in bits per code, ``perplexity`` (2 ** entropy: the number of equally frequent codes
+    with the same entropy), ``codes_used`` and ``dead_codes``.
+    """
     seen = counts[counts > 0]
-    shares = seen / seen.sum()
-    entropy = float(-(shares * np.log2(shares)).sum())
+    probabilities = seen / seen.sum()
+    entropy = float(-(probabilities * np.log2(probabilities)).sum())
     return {
         "entropy": round(entropy, 6),
         "perplexity": round(2**entropy, 4),
@@ -171,7 +181,7 @@ def usage(counts: NDArray[np.integer[Any]]) -> dict[str, float]:
 
 
 def count_codes(clips: Iterable[NDArray[np.integer[Any]]], size: int) -> NDArray[np.int64]:
-    """How often each code of a codebook occurs in clips, (size,)."""
+    """How often each code of a codebook of ``size`` codes occurs in clips, (size,)."""
     counts = np.zeros(size, dtype=np.int64)
     for codes in clips:
         counts += np.bincount(codes, minlength=size)

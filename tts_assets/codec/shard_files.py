@@ -1,9 +1,11 @@
-"""What a shard is: a part of the sample list, and on disk a folder that appears whole.
+"""Files of codec shards, and the reuse of codes from earlier shards.
 
-Codes of clips that an earlier artifact of the same codec holds: they are not made again.
+A shard is a run of consecutive utterances of a sample list. While it is made it is one folder,
+which is written by an atomic rename. The published artifact has the files of all its shards side by
+side, ``shard-00000.codes.npy`` and so on.
 
-Published ``codec_shards`` are the cache; the key is the audio's SHA-256. Codes are taken only
-from files that still have the bytes of their manifest, so that damage does not spread.
+Published ``codec_shards`` serve as a cache of codes by the SHA-256 of the audio. Codes are read
+only from files that still match their manifest, so damaged files do not spread.
 """
 
 from __future__ import annotations
@@ -21,20 +23,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tts_assets.core.accounting import SET_ASIDE_FILE, SetAside, write_set_aside
-from tts_assets.core.artifacts import ArtifactError, CodecShards, sha256_file, written_aside
+from tts_assets.core.artifacts import (
+    MANIFEST,
+    ArtifactError,
+    ArtifactStore,
+    CodecCheckpoint,
+    CodecShards,
+    Manifest,
+    sha256_file,
+    written_aside,
+)
+from tts_assets.core.config import ConfigError
 from tts_assets.corpora.samples import Sample, write_samples
 
 CODES, INDEX, SAMPLES = "codes.npy", "index.npy", "samples.jsonl"
 EFFORT_FILE = "effort.json"
 
 Effort = Counter[str]
-"""What shards took: clips ``encoded``, of them ``again`` alone, and ``reused``; ``codes`` and
-``padded`` codes of batches; ``milliseconds`` that encoding took its rank."""
+"""Counts of the work: clips ``encoded``, those encoded ``again`` alone, clips ``reused``, ``codes``
+and ``padded`` codes of batches, and the ``milliseconds`` of encoding on one rank."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """``count`` consecutive utterances of a sample list, from its byte ``offset`` on."""
+    """``count`` consecutive utterances of a sample list, starting at the byte ``offset``."""
 
     number: int
     offset: int
@@ -42,20 +54,23 @@ class Shard:
 
     @property
     def name(self) -> str:
+        """The name of its folder and the prefix of its published files."""
         return f"shard-{self.number:05d}"
 
     def lines(self, samples: Path) -> list[bytes]:
+        """The shard's lines of the sample list."""
         with samples.open("rb") as stream:
             stream.seek(self.offset)
             return list(itertools.islice(stream, self.count))
 
     def samples(self, samples: Path) -> list[Sample]:
+        """The shard's utterances. Raises ConfigError for an invalid line."""
         where = f"{samples}, {self.name}"
         return [Sample.parse(json.loads(line), where) for line in self.lines(samples)]
 
 
 def split_into_shards(samples: Path, size: int) -> list[Shard]:
-    """Runs of ``size`` lines of a sample list; the last may be shorter."""
+    """Shards of ``size`` lines of a sample list; the last one may be shorter."""
     shards: list[Shard] = []
     offset = 0
     with samples.open("rb") as stream:
@@ -67,7 +82,7 @@ def split_into_shards(samples: Path, size: int) -> list[Shard]:
 
 @dataclass
 class ShardResult:
-    """What a shard will hold: codes by the position of their utterance."""
+    """The content of a shard: codes by the index of their utterance in ``samples``."""
 
     samples: list[Sample]
     codes: dict[int, ShardCodes] = field(default_factory=dict)
@@ -75,8 +90,11 @@ class ShardResult:
     effort: Effort = field(default_factory=Counter)
 
     def write(self, target: Path, dtype: str) -> None:
-        """The folder, by one rename: codes (one after another), the offset of each utterance
-        (int64), the samples, who was set aside, and what it took."""
+        """Write the folder ``target`` atomically.
+
+        It has the concatenated codes of ``dtype``, the offset of each utterance (int64), the
+        samples, the utterances that were set aside, and the effort.
+        """
         rows = sorted(self.codes)
         codes = [self.codes[row] for row in rows]
         starts = np.cumsum([0, *map(len, codes)], dtype=np.int64)[: len(rows)]
@@ -89,16 +107,37 @@ class ShardResult:
             (work / EFFORT_FILE).write_text(json.dumps(self.effort, sort_keys=True))
 
 
-ShardCodes = NDArray[np.integer[Any]]  # of the type that holds the codebook
-# Quotes within JSON strings are escaped, so this can only be a key and its value.
+ShardCodes = NDArray[np.integer[Any]]  # (codes,), of the smallest type for the codebook
+# Quotes within JSON strings are escaped, so this pattern matches a key and its value only.
 DIGEST = re.compile(rb'"audio_sha256": ?"([0-9a-f]{64})"')
 
 
-class EarlierCodes:
-    """The codes of those clips of ``wanted`` that lie in one of ``folders``, by audio digest.
+def reusable_shards(
+    store: ArtifactStore, code_version: str, codec: CodecCheckpoint, partition: str
+) -> list[Path]:
+    """The current ``codec_shards`` of all corpora that have this code version and codec.
 
-    ``folders`` are artifacts of the kind ``codec_shards``, looked at in their order until all is
-    found. One of another codec is passed over; one that is damaged, too, and ``note`` is told.
+    The shards of ``partition`` come first, because they contain most of the audio that is needed.
+    """
+    links = sorted(store.root.glob("codec_shards/*/current"))
+    found = []
+    for link in sorted(links, key=lambda link: link.parent.name != partition):
+        try:
+            manifest = Manifest.from_json(link / MANIFEST)
+        except ConfigError:  # the asset that opens the artifact reports it
+            continue
+        same_code = manifest.code_version == code_version
+        if same_code and manifest.facts.get("codec") == codec.content:
+            found.append(link.resolve())
+    return found
+
+
+class EarlierCodes:
+    """The codes of clips by audio digest, read from earlier artifacts.
+
+    ``folders`` are artifacts of the kind ``codec_shards``. They are searched in their order until
+    all digests in ``wanted`` are found. Artifacts of another codec are skipped. Damaged ones are
+    skipped, too, and reported to ``note``.
     """
 
     def __init__(
@@ -109,13 +148,13 @@ class EarlierCodes:
         note: Callable[[str], None],
     ) -> None:
         self.tables: list[tuple[ShardCodes, NDArray[np.int64]]] = []
-        self.places: dict[str, tuple[int, int]] = {}  # digest: table, row
+        self.positions: dict[str, tuple[int, int]] = {}  # digest: table, row
         missing = set(wanted)
         for folder in folders:
             try:
                 shards = CodecShards.open(folder)
             except ArtifactError as error:
-                note(f"no codes are taken from it: {error}")
+                note(f"skipped for the reuse of codes: {error}")
                 continue
             if shards.facts.codec != codec_content:
                 continue
@@ -125,18 +164,21 @@ class EarlierCodes:
                 try:
                     missing -= self._add(shards, number, missing)
                 except (ArtifactError, ValueError) as error:
-                    note(f"no codes are taken from it: {error}")
+                    note(f"skipped for the reuse of codes: {error}")
 
     def get(self, digest: str | None) -> ShardCodes | None:
-        """The codes (codes,) of a clip, a view into the mapped file."""
-        if digest not in self.places:
+        """The codes (codes,) of a clip, a view of the mapped file; None if there are none."""
+        if digest not in self.positions:
             return None
-        table, row = self.places[digest]
+        table, row = self.positions[digest]
         codes, bounds = self.tables[table]
         return codes[bounds[row] : bounds[row + 1]]
 
     def _add(self, shards: CodecShards, number: int, wanted: set[str]) -> set[str]:
-        """Note where a shard has wanted clips; returns their digests."""
+        """Record the positions of the wanted clips of a shard; return their digests.
+
+        Raises :class:`ArtifactError` if its files are damaged.
+        """
         name = f"shard-{number:05d}"
         codes_path, index_path, samples_path = (
             shards.path / f"{name}.{file}" for file in ("codes.npy", "index.npy", "samples.jsonl")
@@ -153,20 +195,20 @@ class EarlierCodes:
         fits = len(bounds) == len(lines) + 1 and np.all(np.diff(bounds) > 0)
         if not fits or codes.max() >= shards.facts.codebook_size:
             raise ArtifactError(f"{codes_path}, its index and its samples do not fit together")
-        self.places |= {digest: (len(self.tables), rows[digest]) for digest in found}
+        self.positions |= {digest: (len(self.tables), rows[digest]) for digest in found}
         self.tables.append((codes, bounds))
         return found
 
 
 def check_bytes(shards: CodecShards, *paths: Path) -> None:
-    """Raise :class:`ArtifactError` unless the files are what the manifest says."""
+    """Raise :class:`ArtifactError` unless the files match the manifest."""
     for path in paths:
         if sha256_file(path) != shards.manifest.files[path.name].sha256:
             raise ArtifactError(f"{path} has changed since it was published")
 
 
 def audio_digest(line: bytes) -> str | None:
-    """The audio's digest that a line of a sample list names, mostly without parsing it."""
+    """The audio digest in a line of a sample list, usually found without parsing the line."""
     found = DIGEST.findall(line)
     if len(found) == 1:
         return str(found[0].decode())

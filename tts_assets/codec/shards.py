@@ -1,12 +1,12 @@
 """Encodes one corpus into shards: ``python -m tts_assets.codec.shards run.json`` or torchrun.
 
-A shard is a run of consecutive utterances of the sample list. It appears whole, by one rename,
-when it is done; a restart, with any number of ranks, makes only those that are missing. Its bytes
-follow from its utterances and the codec alone (see ``batching.py``), not from batches, ranks,
-threads, or from what could be taken over from earlier shards.
+A shard is a run of consecutive utterances of the sample list. It is written atomically when it is
+complete. A restart, with any number of ranks, makes only the missing shards. The bytes of a shard
+depend only on its utterances and the codec (see ``batching.py``), not on batches, ranks, threads,
+or on codes that were reused from earlier shards.
 
-Ranks share nothing but the folder: each makes its shards, and rank 0 waits until all are there.
-(A process group would fail a rank that waits for another longer than its timeout.)
+The ranks share only the folder: each rank makes its shards, and rank 0 waits until all exist. A
+process group would fail a rank that waits longer than its timeout.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ POLL_SECONDS = 0.2
 
 
 class Encoding:
-    """One rank's missing shards, made one after the other."""
+    """Makes the missing shards of one rank, one after the other."""
 
     def __init__(self, run: Run, program: ShardProgram, shards: list[Shard]) -> None:
         self.run, self.program, self.shards = run, program, shards
@@ -65,7 +65,7 @@ class Encoding:
         self.total: Effort = Counter()
 
     def utterances(self) -> Iterator[Sample]:
-        """Each utterance when it is done; ends after a batch if a stop is asked for."""
+        """Yield each utterance when it is done; end after a batch if a stop is requested."""
         for shard in self.shards:
             result = ShardResult(shard.samples(self.program.samples))
             yield from self._fill(result)
@@ -78,7 +78,7 @@ class Encoding:
             self.run.metrics(shard.number, figures(self.total, rate) | hours)
 
     def _fill(self, result: ShardResult) -> Iterator[Sample]:
-        """What earlier artifacts have is taken over, the rest encoded."""
+        """Reuse the codes of earlier artifacts and encode the rest."""
         left = []
         for row, sample in enumerate(result.samples):
             codes = self._known(sample)
@@ -92,7 +92,7 @@ class Encoding:
             yield from self._encode(result, left)
 
     def _known(self, sample: Sample) -> ShardCodes | None:
-        """Codes of the same audio, if they are as many as its duration asks for."""
+        """Earlier codes of the same audio, if their number matches the duration within 0.1 s."""
         codes = self.earlier.get(sample.original_data.get("audio_sha256"))
         if codes is None:
             return None
@@ -100,7 +100,7 @@ class Encoding:
         return codes if abs(seconds - sample.duration) < 0.1 else None
 
     def _encode(self, result: ShardResult, rows: list[int]) -> Iterator[Sample]:
-        """Encode these utterances, those of like length together, the longest first."""
+        """Encode the utterances ``rows`` in batches of similar length, the longest first."""
         if self.encoder is None:
             self.encoder = open_encoder(self.run, self.program)
         encoder, samples = self.encoder, result.samples
@@ -121,7 +121,7 @@ class Encoding:
         result.effort["milliseconds"] = round(1000 * (time.monotonic() - started))
 
     def _waves(self, codec: Codec, samples: list[Sample]) -> Iterator[Wave | SetAside]:
-        """The samples' waveforms; what is too short for a code is set aside."""
+        """The waveforms of the samples; clips that are too short for a code are set aside."""
         read = read_ahead(samples, codec.input_rate, readers())
         for sample, wave in zip(samples, read, strict=True):
             if not isinstance(wave, SetAside) and not codec.codes(len(wave)):
@@ -131,14 +131,17 @@ class Encoding:
 
 
 def open_encoder(run: Run, program: ShardProgram) -> BatchEncoder:
-    """The codec on this rank's device. Imported here: it takes ten seconds, and a run that takes
-    all codes over needs none."""
+    """The codec on this rank's device.
+
+    Its imports are here because they take ten seconds, and a run that reuses all codes needs no
+    codec.
+    """
     import torch
 
     from tts_assets.codec.batching import BatchEncoder
     from tts_assets.codec.model import Codec
 
-    # TF32 keeps ten bits of the inputs: nearly every clip of a batch would be doubtful.
+    # TF32 keeps ten bits of the inputs: nearly every clip of a batch would have to be repeated.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     codec = Codec.load(program.codec, str(run.device))
     if codec.obstacle:
@@ -147,12 +150,12 @@ def open_encoder(run: Run, program: ShardProgram) -> BatchEncoder:
 
 
 def readers() -> int:
-    """Threads that decode: this rank's share of the cores."""
+    """The number of threads that decode audio: the cores divided by the ranks of this node."""
     return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def figures(effort: Effort, token_rate: float) -> dict[str, float]:
-    """The facts of an effort: counts, shares, and seconds of audio a second of one rank."""
+    """Facts of an effort: counts, fractions, and seconds of audio per second of one rank."""
     seconds = effort["milliseconds"] / 1000
     return {
         "encoded": effort["encoded"],
@@ -164,7 +167,7 @@ def figures(effort: Effort, token_rate: float) -> dict[str, float]:
 
 
 def check_identity(program: ShardProgram, folder: Path) -> None:
-    """Refuse a run folder whose shards are of other samples, another codec or another size."""
+    """Raise ValueError if the folder has shards of other samples, another codec or another size."""
     identity = digest_of(
         {
             "samples": sha256_file(program.samples),
@@ -184,7 +187,7 @@ def check_identity(program: ShardProgram, folder: Path) -> None:
 
 
 def wait_for(shards: list[Shard], run: Run) -> None:
-    """Until the other ranks have made theirs; torchrun ends this one if one of them fails."""
+    """Wait for the shards of the other ranks; torchrun ends this rank if one of them fails."""
     for shard in shards:
         while not (run.checkpoint_dir / shard.name).is_dir():
             if run.stop_requested:
@@ -193,7 +196,7 @@ def wait_for(shards: list[Shard], run: Run) -> None:
 
 
 def collect(program: ShardProgram, shards: list[Shard], folder: Path, result: Path) -> ShardFacts:
-    """Copy all shards to ``result`` under their published names and count what they hold."""
+    """Copy all shards to ``result`` under their published names; return their facts."""
     aside: list[SetAside] = []
     effort: Effort = Counter()
     speakers: set[str] = set()
@@ -227,7 +230,7 @@ def collect(program: ShardProgram, shards: list[Shard], folder: Path, result: Pa
 
 
 def run_shards(run: Run, program: ShardProgram) -> None:
-    """This rank's share of the missing shards; then rank 0 collects all."""
+    """Make the missing shards of this rank; rank 0 then collects all shards."""
     folder = run.checkpoint_dir
     check_identity(program, folder)
     shards = split_into_shards(program.samples, program.shard_samples)
@@ -247,6 +250,7 @@ def run_shards(run: Run, program: ShardProgram) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Encode the corpus of a ``run.json``."""
     program = load_config(ShardProgram, argv)
     with Run(program.run_dir) as run:
         run_shards(run, program)

@@ -1,4 +1,4 @@
-"""Where a codec that was trained elsewhere comes from: folder, hub, or original checkpoint."""
+"""Sources of a codec that is not trained here: folder, Hugging Face hub, original checkpoint."""
 
 from __future__ import annotations
 
@@ -18,11 +18,14 @@ HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def identify(name: str, revision: str | None, root: Path) -> dict[str, str]:
-    """What a codec is, whatever its path: digests of its files, or its name and commit on the hub
-    (the newest, without ``revision``; that needs the network)."""
+    """The identity of a codec, independent of its path.
+
+    Digests of its files by name, or its name and commit on the hub. Without ``revision`` the commit
+    is the newest, which needs the network. Raises :class:`ConfigError` if ``name`` is neither.
+    """
     path = root / name
     if path.exists() and revision is not None:
-        raise ConfigError(f"{path} lies here and has no revision: leave codec.revision out")
+        raise ConfigError(f"{path} is a local path and has no revision: leave codec.revision out")
     if path.is_dir():
         return digests(path)
     if path.is_file() and path.suffix in ORIGINAL:
@@ -37,13 +40,15 @@ def identify(name: str, revision: str | None, root: Path) -> dict[str, str]:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """Of the files that a codec or a decoder consists of, by name."""
+    """The SHA-256 of each file of a codec or decoder, by file name."""
     return {file.name: sha256_file(file) for file in files_of(folder)}
 
 
-def started_from(folder: Path | None, key: str) -> dict[str, str]:
-    """The digests of what a training starts from; nothing without. Raises :class:`ConfigError` for
-    a folder that is not there; ``key`` is where it is configured."""
+def start_digests(folder: Path | None, key: str) -> dict[str, str]:
+    """The digests of the folder that a training starts from; empty without one.
+
+    Raises :class:`ConfigError`, which names the configuration key ``key``, if it does not exist.
+    """
     if folder is None:
         return {}
     if not folder.is_dir():
@@ -52,7 +57,10 @@ def started_from(folder: Path | None, key: str) -> dict[str, str]:
 
 
 def fetch(name: str, source: Mapping[str, str], root: Path, folder: Path) -> None:
-    """Write the codec folder of what :func:`identify` found; an original is converted."""
+    """Write the codec that :func:`identify` identified as ``source`` into ``folder``.
+
+    An original checkpoint is converted.
+    """
     path = root / name
     if path.is_dir():
         for file in files_of(path):
@@ -66,12 +74,12 @@ def fetch(name: str, source: Mapping[str, str], root: Path, folder: Path) -> Non
 
 
 def files_of(folder: Path) -> list[Path]:
-    """The files that a codec consists of. Its card is none: other words train nothing again."""
+    """The files of a codec. The model card is not one: editing it must not retrain anything."""
     return sorted(p for p in folder.iterdir() if p.is_file() and p.name != MODEL_CARD)
 
 
 def newest_revision(name: str) -> str:
-    """The commit that the main branch of a published model is at; needs the network."""
+    """The commit of the main branch of a published model; needs the network."""
     from huggingface_hub import HfApi
 
     with from_hub(name):
@@ -79,9 +87,9 @@ def newest_revision(name: str) -> str:
 
 
 def download(name: str, revision: str, folder: Path) -> None:
-    """The safetensors of one commit of a published model; code and pickles stay there."""
+    """Download the safetensors of one commit of a published model, but no code and no pickles."""
     from huggingface_hub import snapshot_download
 
     with from_hub(name):
         snapshot_download(name, revision=revision, local_dir=folder, allow_patterns=list(HUB_FILES))
-    shutil.rmtree(folder / ".cache", ignore_errors=True)  # the downloader's own notes
+    shutil.rmtree(folder / ".cache", ignore_errors=True)  # bookkeeping of huggingface_hub

@@ -1,6 +1,7 @@
-"""Codec folders of this project: ``config.json`` and ``model.safetensors``.
+"""Codec folders of this project: ``config.json``, ``model.safetensors`` and ``recipe.json``.
 
-``recipe.json``: how published weights were made.
+``recipe.json`` records how published weights were trained. It has the keys of the canonical form
+of the recipe (see :class:`~tts_assets.core.config.Config`), which renamed keys do not change.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 
 def is_compact(folder: Path) -> bool:
-    """Whether a folder holds a codec of this project, and not one of transformers itself."""
+    """Whether a folder holds a codec of this project, as opposed to a published one."""
     config = AutoConfig.from_pretrained(folder)
     return getattr(config, "quantizer_bound", None) == SINGLE_BOUND
 
@@ -36,9 +37,10 @@ def save_compact(
     dtype: Literal["fp32", "fp16"],
     same_codes: bool = False,
 ) -> None:
-    """Write the folder; half precision halves the file and is read back as float32.
+    """Write config and weights; ``fp16`` halves the file and is read back as float32.
 
-    ``same_codes``: what of the encoder half precision would change is written in full."""
+    With ``same_codes`` those tensors of the encoder that half precision would change stay float32.
+    """
     save_weights(model, folder, dtype, model.encoder_parts() if same_codes else ())
     model.config.architectures = [type(model).__name__]
     with written_aside(folder / CONFIG_FILE) as aside:
@@ -51,7 +53,7 @@ def save_weights(
     dtype: Literal["fp32", "fp16"],
     exact: Iterable[nn.Module] = (),
 ) -> None:
-    """``exact``: parts of the model of which nothing may be lost."""
+    """Write ``model.safetensors``; tensors of the modules ``exact`` stay lossless."""
     kept = {id(t) for part in exact for t in part.state_dict(keep_vars=True).values()}
     tensors = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
@@ -64,18 +66,20 @@ def save_weights(
 
 
 def read_weights(model: nn.Module, folder: Path) -> None:
-    """In place, as float32."""
+    """Load ``model.safetensors`` into ``model`` as float32."""
     weights = load_file(folder / WEIGHTS_FILE)
     model.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
 
 
 def open_compact(folder: Path) -> CompactXcodec2:
-    """Read a folder that :func:`save_compact` wrote; float32, on the CPU, in training mode."""
+    """Read a folder that :func:`save_compact` wrote; float32, on the CPU, in training mode.
+
+    Raises ValueError for any other folder.
+    """
     if not (folder / WEIGHTS_FILE).is_file() or not is_compact(folder):
         raise ValueError(
             f"{folder} is no codec of this project ({WEIGHTS_FILE} and a {CONFIG_FILE} with "
-            f'"quantizer_bound": "{SINGLE_BOUND}"); to train on from a published codec is not '
-            "supported"
+            f'"quantizer_bound": "{SINGLE_BOUND}"); training cannot start from a published codec'
         )
     model = CompactXcodec2(Xcodec2Config.from_pretrained(folder))
     read_weights(model, folder)
@@ -83,7 +87,7 @@ def open_compact(folder: Path) -> CompactXcodec2:
 
 
 def facts_of(model: CompactXcodec2) -> CodecFacts:
-    """What the next stages check."""
+    """The facts of a codec, which the next stages check."""
     config = model.config
     return CodecFacts(
         sample_rate=config.sampling_rate,
@@ -95,9 +99,13 @@ def facts_of(model: CompactXcodec2) -> CodecFacts:
 
 
 def write_recipe(recipe: TrainingRecipe, folder: Path, key: str, weights: Path | None) -> None:
-    """``key`` names what it began with, if there were ``weights``, by their digest: a path would
-    mean nothing elsewhere, and would make equal results differ. The architecture is theirs."""
-    values = recipe.model_dump(mode="json")
+    """Write ``recipe.json``.
+
+    If the training started from ``weights``, their digest is written under ``key`` and the
+    architecture, which is theirs, is left out. A path would mean nothing on another machine and
+    would make equal results differ.
+    """
+    values = recipe.canonical()
     if weights is not None:
         values.pop("architecture", None)
         values[key] = sha256_file(weights)

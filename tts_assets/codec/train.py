@@ -1,9 +1,11 @@
-"""Trains a codec: ``python -m tts_assets.codec.train run.json``, by hand or under torchrun.
+"""Trains a codec: ``python -m tts_assets.codec.train run.json``, directly or under torchrun.
 
-Two stages: first spectra alone; from ``adversarial.start`` on also against discriminators, because
-spectra without a phase sound hoarse. By then the encoder knows what to write; it is frozen, and the
-decoder learns how to say it. The published weights are an exponential moving average, which is also
-what validation measures and, where the encoder is frozen then, what the second stage begins with.
+The training has two stages. The first uses spectral losses only. From ``adversarial.start`` on
+discriminators are added, because spectral losses without a phase leave a hoarse sound. By default
+the encoder is frozen in the second stage, so only the decoder learns from the discriminators.
+
+The published weights are an exponential moving average. Validation uses the same average. If the
+encoder is frozen in the second stage, that stage starts from the average, too.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 
 from tts_assets.codec.config import CodecProgram, CodecRecipe
 from tts_assets.codec.dataset import TrainingAudio
-from tts_assets.codec.losses import SpectralLoss, spread_loss
+from tts_assets.codec.losses import SpectralLoss, covariance_loss
 from tts_assets.codec.quality import usage
 from tts_assets.codec.storage import (
     WEIGHTS_FILE,
@@ -24,28 +26,67 @@ from tts_assets.codec.storage import (
     save_compact,
     write_recipe,
 )
-from tts_assets.codec.training import Generated, TrainingLoop
+from tts_assets.codec.training import Generated, GeneratorLoop
 from tts_assets.codec.xcodec2 import CompactXcodec2, build, calibrate
 from tts_assets.core.artifacts import CodecFacts
 from tts_assets.core.program import Run, load_config
 
-VALIDATION_CLIPS = 16  # a validation of whole clips costs as much as some ten steps
+VALIDATION_CLIPS = 16  # validation on so many whole clips costs as much as about ten steps
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Train the codec of a ``run.json`` and publish it to ``result/``."""
+    program = load_config(CodecProgram, argv)
+    with Run(program.run_dir) as run:
+        run.init_distributed()
+        trainer = codec_trainer(run, program)
+        trainer.train()
+        run.finish(trainer.export().model_dump())
+
+
+def codec_trainer(run: Run, program: CodecProgram) -> CodecTrainer:
+    """Data, model and trainer of a program; resumes from the run folder's newest checkpoint."""
+    recipe = program.recipe
+    audio = training_audio(program)
+    return CodecTrainer(run, recipe, audio, initial_codec(recipe, audio))
+
+
+def training_audio(program: CodecProgram) -> TrainingAudio:
+    """The windows of the program's samples."""
+    recipe = program.recipe
+    return TrainingAudio(
+        program.samples, recipe, program.validation, speeds=recipe.speeds, gains=recipe.gains
+    )
+
+
+def initial_codec(recipe: CodecRecipe, audio: TrainingAudio) -> CompactXcodec2:
+    """The codec before the first step: the base, or random weights calibrated to the audio."""
+    if recipe.base is not None:
+        model = open_compact(recipe.base)
+    else:
+        model = build(recipe.architecture, recipe.seed)
+        calibrate(model, audio.calibration())
+    model.semantic_encoder.requires_grad_(False)
+    return model
 
 
 class Reconstruction(nn.Module):
-    """Waveforms in, waveforms out, and what lies between: what DDP wraps."""
+    """Encodes, quantizes and decodes waveforms; the module that DDP wraps."""
 
     def __init__(self, model: CompactXcodec2, frozen: bool, bf16: bool) -> None:
-        """``frozen``: the encoder."""
+        """``frozen``: the encoder gets no gradients."""
         super().__init__()
         self.model, self.frozen, self.bf16 = model, frozen, bf16
 
     def forward(self, waves: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(batch, samples) to the same, float32, latents (batch, codes, dimensions) and codes
-        (batch, codes, 1)."""
+        """Waveforms (batch, samples) to reconstructions, latents and codes.
+
+        Returns float32 (batch, samples), (batch, codes, dimensions) and (batch, codes, 1).
+        """
         device = waves.device.type
-        # A frozen encoder gives the codes of inference: no gradients, full precision, held to the
-        # range of speech (see _connect). An export in half precision changes 0.25 % of them.
+        # A frozen encoder computes the codes of inference: no gradients, full precision, and its
+        # features are clamped to the range of speech (see CodecTrainer._connect). An export in half
+        # precision changes 0.25 % of the codes.
         encoder_bf16 = self.bf16 and not self.frozen
         with (
             torch.autocast(device, torch.bfloat16, enabled=encoder_bf16),
@@ -58,37 +99,29 @@ class Reconstruction(nn.Module):
         return made.float(), latents, codes
 
 
-class CodecTrainer(TrainingLoop):
-    """Encoder, quantizer and decoder learn together."""
+class CodecTrainer(GeneratorLoop):
+    """Trains encoder, quantizer and decoder together."""
 
     what = "codec"
     recipe: CodecRecipe
 
-    def __init__(self, run: Run, program: CodecProgram) -> None:
-        super().__init__(run, program.recipe)
-        recipe = self.recipe
-        self.audio = TrainingAudio(program.samples, recipe, program.validation)
-        self.codec = self._new_model().moved(run.device)
+    def __init__(
+        self, run: Run, recipe: CodecRecipe, audio: TrainingAudio, codec: CompactXcodec2
+    ) -> None:
+        super().__init__(run, recipe)
+        self.audio = audio
+        self.codec = codec.moved(run.device)
         self.spectral = SpectralLoss().to(run.device)
-        data = [sample.id for sample in self.audio.train]
+        data = [sample.id for sample in audio.train]
         size = facts_of(self.codec).codebook_size
         self.prepare(self.codec, {"recipe": recipe, "data": data}, size)
         self.frozen = recipe.freeze_encoder
-        if recipe.adversarial and self.step > recipe.first_judged:
+        if recipe.adversarial and self.step > recipe.first_adversarial_step:
             self.frozen |= recipe.adversarial.freeze_encoder
         self._connect()
 
-    def _new_model(self) -> CompactXcodec2:
-        if self.recipe.base is not None:
-            model = open_compact(self.recipe.base)
-        else:
-            model = build(self.recipe.architecture, self.recipe.seed)
-            calibrate(model, self.audio.calibration())
-        model.semantic_encoder.requires_grad_(False)
-        return model
-
     def _connect(self) -> None:
-        """What learns from here on, over all ranks."""
+        """Wrap what is trained from here on for DDP; freeze the encoder if it is frozen."""
         if self.frozen:
             for module in self.codec.encoder_parts():
                 module.requires_grad_(False).eval()
@@ -96,8 +129,10 @@ class CodecTrainer(TrainingLoop):
         self.reconstruct = self.parallel(Reconstruction(self.codec, self.frozen, bf16))
 
     def begin_adversarial(self) -> None:
-        """The encoder that is published is the averaged one: its codes are what the decoder hears
-        from here on."""
+        """Load the averaged weights and freeze the encoder, if the recipe says so.
+
+        The published encoder is the averaged one, so the decoder must learn from its codes.
+        """
         config = self.recipe.adversarial
         if config is None or not config.freeze_encoder or self.frozen:
             return
@@ -106,19 +141,23 @@ class CodecTrainer(TrainingLoop):
         self._connect()
 
     def generate(self, step: int) -> Generated:
+        """Reconstruct this rank's windows; the losses are spectral and, unless frozen, covariance.
+
+        The metric of the covariance loss is called ``spread`` in ``metrics.jsonl``.
+        """
         waves = self.audio.batch(step, self.run.rank, self.run.world_size).to(self.run.device)
         made, latents, codes = self.reconstruct(waves)
         loss, mel = self.spectral(made, waves)
         report = {"mel": float(mel)}
         if not self.frozen:
-            spread = spread_loss(latents)
-            loss = loss + self.recipe.spread_weight * spread
-            report["spread"] = float(spread.detach())
+            covariance = covariance_loss(latents)
+            loss = loss + self.recipe.covariance_weight * covariance
+            report["spread"] = float(covariance.detach())
         return Generated(made, waves, codes, loss, report)
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Log-mel L1 of held-out clips and the entropy of their codes, in bits a code."""
+        """Log-mel L1 of held-out clips and the entropy of their codes in bits per code."""
         mels: list[Tensor] = []
         counts = torch.zeros_like(self.usage.counts)
         for sample in self.audio.validation[:VALIDATION_CLIPS]:
@@ -132,7 +171,7 @@ class CodecTrainer(TrainingLoop):
         return {"val_mel": float(torch.stack(mels).mean()), "val_entropy": entropy}
 
     def export(self) -> CodecFacts:
-        """Write the codec folder to ``result/`` (rank 0); returns its facts."""
+        """Write the codec folder to ``result/`` (rank 0); return its facts."""
         found = self.usage.figures(self.run.world_size)
         facts = facts_of(self.average).model_copy(
             update={name: found[name] for name in ("perplexity", "dead_codes")}
@@ -145,16 +184,6 @@ class CodecTrainer(TrainingLoop):
             write_recipe(self.recipe, folder, "base", base)
             self.copy_metrics()
         return facts
-
-
-def main(argv: list[str] | None = None) -> None:
-    program = load_config(CodecProgram, argv)
-    with Run(program.run_dir) as run:
-        run.init_distributed()
-        trainer = CodecTrainer(run, program)
-        trainer.train()
-        facts = trainer.export()
-        run.finish(facts.model_dump())
 
 
 if __name__ == "__main__":

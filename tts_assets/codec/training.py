@@ -1,7 +1,8 @@
-"""The loop that trains a generator of waveforms, first by spectra, then against discriminators.
+"""The training loop that codecs and decoders share: spectral losses, then discriminators.
 
-``train.py`` (a whole codec) and ``train_decoder.py`` say what is generated and by which losses;
-what is here they share: schedule, adversarial stage, averaged weights, the codes' usage.
+``train.py`` (a whole codec) and ``train_decoder.py`` define what is generated and by which losses.
+This module has the learning rate schedule, the adversarial stage, the moving average of the
+weights, and the statistics of the codes.
 """
 
 from __future__ import annotations
@@ -19,19 +20,27 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW
 
-from tts_assets.codec.config import TrainingRecipe
+from tts_assets.codec.config import AdversarialConfig, TrainingRecipe
 from tts_assets.codec.discriminators import Discriminators, discriminator_loss, generator_losses
 from tts_assets.codec.quality import CodeUsage
 from tts_assets.core.program import METRICS_FILE, Run
 from tts_assets.core.training import StepLoop
 
-BETAS = (0.8, 0.98)  # short memories, as usual where discriminators move the target
+BETAS = (0.8, 0.98)  # of AdamW; short averages, as usual where discriminators move the target
+GRADIENT_CLIP = 1.0  # norm of the generator's gradient
+EMA_DECAY = 0.999  # of the averaged weights, which are validated and published
+# The name of the discriminators in checkpoints and in metrics.jsonl. It cannot change: files of
+# earlier runs have it.
+DISCRIMINATORS_KEY = "judges"
 
 
 @dataclass(frozen=True)
 class Generated:
-    """What a step made: waveforms (windows, samples) and the true ones, the codes between, the
-    losses that need no judges, and figures to report."""
+    """The output of the generator in one step.
+
+    ``waves`` and ``targets`` are (windows, samples), ``codes`` are the codes between them.
+    ``loss`` is the sum of all losses that need no discriminator; ``report`` has their metrics.
+    """
 
     waves: Tensor
     targets: Tensor
@@ -40,12 +49,15 @@ class Generated:
     report: dict[str, float]
 
 
-class TrainingLoop(StepLoop):
-    """One rank's part of a run. A subclass builds :attr:`model` and calls :meth:`prepare`."""
+class GeneratorLoop(StepLoop):
+    """One rank's part of the training of a generator of waveforms.
+
+    A subclass implements :meth:`generate` and :meth:`validate`, and calls :meth:`prepare`.
+    """
 
     recipe: TrainingRecipe
     model: nn.Module
-    average: Any  # a copy of the model that forgets slowly: it is validated and published
+    average: Any  # the moving average of the model: it is validated and published
 
     def __init__(self, run: Run, recipe: TrainingRecipe) -> None:
         super().__init__(run, recipe)
@@ -53,15 +65,21 @@ class TrainingLoop(StepLoop):
 
     @abstractmethod
     def generate(self, step: int) -> Generated:
-        """This rank's part of a step, with gradients."""
+        """This rank's windows of step ``step``, with gradients."""
 
     @abstractmethod
     def validate(self) -> dict[str, float]:
-        """Figures of the averaged model on held-out clips."""
+        """Metrics of the averaged model on held-out clips."""
+
+    def begin_adversarial(self) -> None:
+        """Called before the first step of the adversarial stage; does nothing by default."""
 
     def prepare(self, model: nn.Module, identity: Mapping[str, Any], codebook_size: int) -> None:
-        """Everything that a checkpoint holds, then the newest checkpoint of the run folder.
-        ``identity``: all that decides the result; a folder of another one is refused."""
+        """Set up all that a checkpoint holds, then load the newest checkpoint of the run folder.
+
+        ``identity`` is everything that determines the result. Raises ValueError if the checkpoint
+        belongs to another identity.
+        """
         self.model = model
         self.average = copy.deepcopy(model).eval().requires_grad_(False)
         self.usage = CodeUsage(codebook_size).to(self.run.device)
@@ -71,34 +89,33 @@ class TrainingLoop(StepLoop):
             "average": self.average,
             "usage": self.usage,
         }
-        self.judges: Discriminators | None = None
-        if self.recipe.adversarial is not None:
+        self.discriminators: Discriminators | None = None
+        config = self.recipe.adversarial
+        if config is not None:
             torch.manual_seed(self.recipe.seed)
-            self.judges = Discriminators(self.recipe.adversarial).to(self.run.device)
-            self.modules["judges"] = self.judges
-            self.optimizers["judges"] = _adam(self.judges, self.recipe.adversarial.lr)
+            self.discriminators = Discriminators(config).to(self.run.device)
+            self.modules[DISCRIMINATORS_KEY] = self.discriminators
+            self.optimizers[DISCRIMINATORS_KEY] = _adam(self.discriminators, config.lr)
         self.resume(identity)
         if not self.run.is_main:
-            self.usage.counts.zero_()  # rank 0 has the counts of all
-        self.parallel_judges = self.parallel(self.judges) if self.judges is not None else None
-
-    def begin_adversarial(self) -> None:
-        """Before the first step of the stage."""
+            self.usage.counts.zero_()  # rank 0 holds the counts of all ranks
+        if self.discriminators is not None:
+            self.parallel_discriminators = self.parallel(self.discriminators)
 
     def parallel(self, module: nn.Module) -> nn.Module:
-        """The module, its gradients averaged over the ranks."""
+        """The module, wrapped so that its gradients are averaged over the ranks."""
         return DistributedDataParallel(module) if self.run.world_size > 1 else module
 
     def held_out(self) -> dict[str, float]:
-        """:meth:`validate`, and how the codes were used since it was last asked."""
-        figures = self.validate() | self.usage.figures(self.run.world_size)
-        if self.step < self.recipe.steps:  # the last counts are facts of the result
+        """:meth:`validate`, and the usage of the codes since the last call."""
+        metrics = self.validate() | self.usage.figures(self.run.world_size)
+        if self.step < self.recipe.steps:  # the last counts become facts of the result
             self.usage.counts.zero_()
-        return figures
+        return metrics
 
     def train_step(self, step: int) -> dict[str, float]:
-        """One step of the generator and, in the adversarial stage, one of the judges."""
-        if step == self.recipe.first_judged:
+        """Update the generator and, in the adversarial stage, the discriminators."""
+        if step == self.recipe.first_adversarial_step:
             self.begin_adversarial()
         lr = self.set_learning_rates(step)
         made = self.generate(step)
@@ -106,42 +123,57 @@ class TrainingLoop(StepLoop):
         loss, report = made.loss, {**made.report, "lr": lr}
         weight, config = self.adversarial_weight(step), self.recipe.adversarial
         if weight is not None and config is not None:
-            judged = math.ceil(config.share * len(made.waves))
-            targets, waves = made.targets[:judged], made.waves[:judged]
-            report["judges"] = self.train_judges(targets, waves.detach())
-            if weight:
-                adversarial, features = self.judge(targets, waves)
-                push = config.adversarial_weight * adversarial + config.feature_weight * features
-                loss = loss + weight * push
-                report["adversarial"] = float(adversarial.detach())
-                report["features"] = float(features.detach())
+            loss = loss + self._adversarial_losses(config, weight, made, report)
         loss.backward()
         report |= {"loss": float(loss.detach()), "gradient_norm": self.update_generator(step)}
         return {name: round(value, 6) for name, value in report.items()}
 
+    def _adversarial_losses(
+        self, config: AdversarialConfig, weight: float, made: Generated, report: dict[str, float]
+    ) -> Tensor | float:
+        """Update the discriminators; return the generator's adversarial and feature losses.
+
+        Adds their metrics to ``report``. ``weight`` is that of the stage, from 0 to 1.
+        """
+        count = math.ceil(config.window_fraction * len(made.waves))
+        targets, waves = made.targets[:count], made.waves[:count]
+        report[DISCRIMINATORS_KEY] = self.train_discriminators(targets, waves.detach())
+        if not weight:
+            return 0.0
+        adversarial, features = self.discriminate(targets, waves)
+        report["adversarial"] = float(adversarial.detach())
+        report["features"] = float(features.detach())
+        return weight * (config.adversarial_weight * adversarial + config.feature_weight * features)
+
     def set_learning_rates(self, step: int) -> float:
-        """In each stage a linear warm-up, then a cosine to ``final_share`` of its highest; returns
-        the generator's learning rate."""
+        """Set and return the generator's learning rate.
+
+        Each stage has a linear warm-up and then a cosine from its peak to ``min_lr_ratio`` of it.
+        """
         recipe, config = self.recipe, self.recipe.adversarial
-        first, last, highest = 0, recipe.first_judged, recipe.lr
-        if config is not None and step >= recipe.first_judged:
-            first, last = recipe.first_judged, recipe.steps
-            highest = config.generator_lr or recipe.lr
-        share = recipe.final_share
+        first, last, peak = 0, recipe.first_adversarial_step, recipe.lr
+        if config is not None and step >= recipe.first_adversarial_step:
+            first, last = recipe.first_adversarial_step, recipe.steps
+            peak = config.generator_lr or recipe.lr
+        ratio = recipe.min_lr_ratio
         cosine = 0.5 * (1 + math.cos(math.pi * (step - first) / (last - first)))
-        factor = (share + (1 - share) * cosine) * min(1.0, (step - first + 1) / recipe.warmup)
+        factor = (ratio + (1 - ratio) * cosine) * min(1.0, (step - first + 1) / recipe.warmup)
         for group in self.optimizers["generator"].param_groups:
-            group["lr"] = highest * factor
-        return highest * factor
+            group["lr"] = peak * factor
+        return peak * factor
 
     def update_generator(self, step: int) -> float:
-        """Clip, update, average; returns the gradient's norm before clipping."""
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
-        if not math.isfinite(norm):  # before it reaches the weights, and the next checkpoint
+        """Clip the gradients, step, and update the average; return the norm before clipping.
+
+        Raises FloatingPointError if the gradient is not finite, before it reaches the weights and
+        the next checkpoint.
+        """
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), GRADIENT_CLIP)
+        if not math.isfinite(norm):
             raise FloatingPointError(f"the gradient of step {step + 1} is not finite: lower lr")
         self.optimizers["generator"].step()
         self.optimizers["generator"].zero_grad(set_to_none=True)
-        decay = min(self.recipe.ema, (step + 1) / (step + 10))
+        decay = min(EMA_DECAY, (step + 1) / (step + 10))
         with torch.no_grad():
             pairs = zip(self.average.parameters(), self.model.parameters(), strict=True)
             for average, parameter in pairs:
@@ -150,55 +182,67 @@ class TrainingLoop(StepLoop):
         return float(norm)
 
     def adversarial_weight(self, step: int) -> float | None:
-        """None before the adversarial stage, 0 while only the judges learn, then up to 1."""
+        """The weight of the adversarial losses in step ``step``.
+
+        None before the adversarial stage, 0 while only the discriminators learn, then up to 1.
+        """
         config = self.recipe.adversarial
         if config is None:
             return None
-        since = step - self.recipe.first_judged
+        since = step - self.recipe.first_adversarial_step
         if since < 0:
             return None
-        stage = self.recipe.steps - self.recipe.first_judged
-        warmup = min(config.warmup, max(1, stage // 4))  # a short stage is judged, too
+        stage = self.recipe.steps - self.recipe.first_adversarial_step
+        # A stage shorter than the configured warm-up still reaches weight 1 after half of it.
+        warmup = min(config.warmup, max(1, stage // 4))
         return min(1.0, max(0.0, since / warmup - 1))
 
-    def train_judges(self, waves: Tensor, made: Tensor) -> float:
-        """One step of the discriminators. Returns their loss."""
-        assert self.parallel_judges is not None and self.recipe.adversarial is not None
-        with self.autocast():
-            # One pass over both: DDP allows one forward for each backward.
-            judged = self.parallel_judges(torch.cat([waves, made]))
-            real = [score[: len(waves)] for score, _ in judged]
-            false = [score[len(waves) :] for score, _ in judged]
-            loss = discriminator_loss(real, false, self.recipe.adversarial.objective)
-        found = float(loss.detach())
-        if not math.isfinite(found):
-            raise FloatingPointError("the judges' loss is not finite: lower adversarial.lr")
-        loss.backward()
-        self.optimizers["judges"].step()
-        self.optimizers["judges"].zero_grad(set_to_none=True)
-        return found
+    def train_discriminators(self, targets: Tensor, waves: Tensor) -> float:
+        """Take one step of the discriminators and return their loss.
 
-    def judge(self, waves: Tensor, made: Tensor) -> tuple[Tensor, Tensor]:
-        """What the judges say of made audio: the adversarial and the feature loss."""
-        assert self.judges is not None and self.recipe.adversarial is not None
-        self.judges.requires_grad_(False)
+        ``targets`` are recordings, ``waves`` generated audio, both (windows, samples). Raises
+        FloatingPointError if the loss is not finite.
+        """
+        assert self.recipe.adversarial is not None
+        with self.autocast():
+            # One pass over both: DDP allows one forward pass for each backward pass.
+            scored = self.parallel_discriminators(torch.cat([targets, waves]))
+            real = [score[: len(targets)] for score, _ in scored]
+            generated = [score[len(targets) :] for score, _ in scored]
+            loss = discriminator_loss(real, generated, self.recipe.adversarial.objective)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                "the loss of the discriminators is not finite: lower adversarial.lr"
+            )
+        loss.backward()
+        self.optimizers[DISCRIMINATORS_KEY].step()
+        self.optimizers[DISCRIMINATORS_KEY].zero_grad(set_to_none=True)
+        return value
+
+    def discriminate(self, targets: Tensor, waves: Tensor) -> tuple[Tensor, Tensor]:
+        """The generator's adversarial and feature matching losses of ``waves``, two scalars."""
+        assert self.discriminators is not None and self.recipe.adversarial is not None
+        self.discriminators.requires_grad_(False)
         with self.autocast():
             with torch.no_grad():
-                real = self.judges(waves)
+                real = self.discriminators(targets)
             objective = self.recipe.adversarial.objective
-            losses = generator_losses(real, self.judges(made), objective)
-        self.judges.requires_grad_(True)
+            losses = generator_losses(real, self.discriminators(waves), objective)
+        self.discriminators.requires_grad_(True)
         return losses
 
     def autocast(self) -> torch.autocast:
+        """bfloat16 if the recipe asks for it, else nothing."""
         bf16 = self.recipe.precision == "bf16"
         return torch.autocast(self.run.device.type, torch.bfloat16, enabled=bf16)
 
     def copy_metrics(self) -> None:
-        """The figures of the run beside its weights (rank 0)."""
+        """Copy ``metrics.jsonl`` into ``result/`` (rank 0)."""
         shutil.copyfile(self.run.run_dir / METRICS_FILE, self.run.result_dir / METRICS_FILE)
 
     def save(self) -> None:
+        """Write a checkpoint; rank 0 first collects the code counts of all ranks."""
         self.usage.gather(self.run.world_size, self.run.is_main)
         super().save()
 

@@ -1,22 +1,21 @@
-"""A small X-Codec-2: the architecture of ``transformers``, at any size, trainable from scratch.
+"""X-Codec-2 at any size, trainable from scratch, based on the classes of ``transformers``.
 
-Four things differ from the published model, and each is written into ``config.json``:
+Four things differ from the published model (Ye et al., 2025). The first three are recorded in
+``config.json``:
 
-* the quantizer bounds its input once (``quantizer_bound: single``). The published one does it
-  twice, which squeezes tanh(tanh(x)) into the inner levels and stalls training from scratch
-  (log10-mel L1 0.47 after 1,300 steps, against 0.36 with a single bound);
-* the semantic encoder has no layers: a projection of the filterbank, which is whitened with
-  statistics of the training audio (``features: level``; see ``Whitening`` and ``features.py``).
-  Earlier codecs (``absolute``) normalized every frame there;
-* the waveform branch may be left out (``waveform_branch: false``);
-* the initialization. transformers' default (std 0.02) never trains: all latents fall into one
-  cell of the quantizer and the output is zero.
+* The quantizer bounds its input once (``quantizer_bound: single``). The published one bounds it
+  twice; tanh(tanh(x)) reaches the inner levels only and stalls training from scratch (log10-mel L1
+  0.47 after 1,300 steps, against 0.36 with a single bound).
+* The semantic encoder has no layers. It is a projection of the filterbank, which is whitened with
+  statistics of the training audio (``features: level``; see :class:`Whitening`). Earlier codecs
+  (``absolute``) normalized every frame instead.
+* The waveform branch is optional (``waveform_branch``).
+* The initialization. The default of transformers (standard deviation 0.02) does not train: all
+  latents fall into one cell of the quantizer, and the output is zero.
 
-The log-mel filterbank that feeds the encoder, in torch.
-
-It is Kaldi's, as ``SeamlessM4TFeatureExtractor`` computes it (the largest difference between the
-two on speech is 1e-4), but batched and on any device: the extractors that
-transformers ships for these codecs import torchaudio or run one clip at a time in numpy.
+:class:`LogFilterbank` is Kaldi's log-mel filterbank as ``SeamlessM4TFeatureExtractor`` computes it
+(the largest difference on speech is 1e-4), but batched and on any device. The feature extractors
+that transformers has for these codecs import torchaudio, or process one clip at a time in numpy.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ from transformers.models.xcodec2.modeling_xcodec2 import Xcodec2Quantizer
 from tts_assets.codec.config import CodecArchitecture
 
 SAMPLE_RATE = 16_000
-HOP = 320  # samples of one code: two filterbank frames of 10 ms
+HOP = 320  # samples per code: two filterbank frames of 10 ms
 FRAME, SHIFT, FFT = 400, 160, 512
 PREEMPHASIS = 0.97
 FLOOR = 1.192092955078125e-07  # Kaldi's epsilon
@@ -48,13 +47,12 @@ DIMENSION = 160  # 80 mel bands x two frames
 
 
 class LogFilterbank(nn.Module):
-    """Waveforms (batch, samples) at 16 kHz to features (batch, samples / 320, 160).
+    """Log-mel features of waveforms, two frames of 80 bands per code.
 
     ``per_clip`` normalizes every mel band to zero mean and unit variance over the clip, as the
-    published codecs expect. Ours are trained without it: then a frame's features, and so its
-    code, depend on what lies around the frame and not on the whole clip. ``centred`` pads half a
-    hop at both ends, which makes the frames as many as the hops (NeuCodec does without, and has
-    one less).
+    published codecs expect. Codecs of this project do without, so the features and the code of a
+    frame depend on its surroundings only, not on the whole clip. ``centred`` pads half a hop at
+    both ends, which gives as many frames as hops (NeuCodec has no such padding and one frame less).
     """
 
     mel: Tensor
@@ -71,8 +69,11 @@ class LogFilterbank(nn.Module):
 
     @torch.no_grad()
     def forward(self, waves: Tensor, frames: Sequence[int] = ()) -> Tensor:
-        """``waves``: float32 in [-1, 1], a multiple of 320 samples. ``frames``: in a padded batch,
-        how many features belong to each clip; what follows them is of no clip."""
+        """Waveforms (batch, samples) at 16 kHz to features (batch, samples / 320, 160).
+
+        ``waves``: float32 in [-1, 1], a multiple of 320 samples. ``frames``: for a padded batch,
+        the number of features of each clip; features after them are undefined.
+        """
         padding = (HOP // 2, HOP // 2) if self.centred else (0, 0)
         parts = F.pad(waves * 2**15, padding).unfold(-1, FRAME, SHIFT)
         parts = parts - parts.mean(-1, keepdim=True)
@@ -89,42 +90,47 @@ class LogFilterbank(nn.Module):
 
 
 def standardized(bands: Tensor) -> Tensor:
-    """(time, bands) with zero mean and unit variance in every band."""
+    """(time, bands), normalized to zero mean and unit variance in every band."""
     return (bands - bands.mean(dim=0)) / (bands.var(dim=0) + 1e-7).sqrt()
 
 
 SINGLE_BOUND = "single"
 LEVEL = "level"
 FAINTEST = -3.5  # deviations below a band's mean; see Whitening
-RESIDUAL_GAIN = 0.3  # of a residual branch's last layer: the trunk is near the identity at first
+RESIDUAL_GAIN = 0.3  # of the last layer of a residual branch: blocks start near the identity
 
 
 class SingleBoundQuantizer(Xcodec2Quantizer):
-    """Finite scalar quantization with one bound; codes are those of the published class."""
+    """Finite scalar quantization (Mentzer et al., 2023) with one bound.
+
+    The numbering of the codes is that of the published class.
+    """
 
     def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
         """Frames (batch, codes, hidden) to quantized frames and codes (batch, codes, 1)."""
         return self.quantize(self.project_in(hidden_states))
 
     def quantize(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """Latents (batch, codes, dimensions of the code) to quantized frames and codes."""
+        """Latents (batch, codes, dimensions) to quantized frames (batch, codes, hidden) and codes
+        (batch, codes, 1)."""
         quantized, codes = self.quantizer(latents)
         return self.project_out(quantized.to(latents.dtype)), codes.unsqueeze(-1)
 
 
 class Whitening(nn.Module):
-    """What stands for the layer norm before the semantic encoder: every band of the filterbank
-    (..., 160) with the mean and deviation that it has in the training audio.
+    """Standardizes every band of the filterbank (..., 160) by statistics of the training audio.
 
-    A layer norm takes from each frame its own mean, which is how loud it is, and the waveform
-    branch has to carry that in its few channels: after 900 steps of 8 s the demo's codec is at a
-    log-mel L1 of 0.613 and 51 % word errors so, and at 0.534 and 32 % with this and no such branch.
+    It replaces the layer norm before the semantic encoder. A layer norm removes the mean of each
+    frame, which is its loudness; the few channels of the waveform branch must then transmit it.
+    After 900 steps of 8 s the demo's codec has a log-mel L1 of 0.613 and a WER of 51 % with the
+    layer norm, and 0.534 and 32 % with this module and no waveform branch.
 
-    What is encoded is held to where nearly all of the training lies. Digital silence lies up to
-    nine deviations below the mean, and the demo's codec made a loud noise of it (-12 dB, where
-    speech has -17). Held to -3.5 it is below -60 dB, after speech below -80; of the codes of
-    held-out speech 0.5 % change, most of them at a clip's end, which zeros fill up. -4 does not
-    silence noise of 1e-6; -3 changes 2 % of the codes.
+    In evaluation mode values are clamped to :data:`FAINTEST`, below which nearly no training data
+    lies. Digital silence lies up to nine deviations below the mean; without the clamp the demo's
+    codec decoded it to loud noise (-12 dB; speech has -17 dB). Clamped to -3.5 the output is below
+    -60 dB, after speech below -80 dB. The clamp changes 0.5 % of the codes of held-out speech, most
+    of them in the zero padding at a clip's end. -4 does not silence noise of 1e-6; -3 changes 2 %
+    of the codes.
     """
 
     def __init__(self) -> None:
@@ -133,12 +139,13 @@ class Whitening(nn.Module):
         self.bias = nn.Parameter(torch.zeros(DIMENSION))
 
     def forward(self, bands: Tensor) -> Tensor:
+        """(..., 160) to the same shape."""
         whitened = bands * self.weight + self.bias
         return whitened if self.training else whitened.clamp_min(FAINTEST)
 
 
 class NoWaveform(nn.Module):
-    """What stands for the waveform branch where there is none: zeros."""
+    """Replaces the waveform branch of a codec without one; its output is zero."""
 
     def __init__(self, config: Xcodec2Config) -> None:
         super().__init__()
@@ -150,7 +157,7 @@ class NoWaveform(nn.Module):
 
 
 class CompactXcodec2(Xcodec2Model):
-    """``Xcodec2Model`` with a single bound and its filterbank inside."""
+    """``Xcodec2Model`` with a single bound and a built-in filterbank."""
 
     quantizer: SingleBoundQuantizer
     acoustic_encoder: Any
@@ -165,17 +172,17 @@ class CompactXcodec2(Xcodec2Model):
             self.acoustic_encoder = NoWaveform(config)
 
     def latents(self, waves: Tensor) -> Tensor:
-        """Waveforms (batch, samples), a multiple of 320, to what is quantized: (batch, codes,
-        dimensions of the code)."""
+        """Waveforms (batch, samples), a multiple of 320, to latents (batch, codes, dimensions)."""
         with torch.no_grad():
             features = self.semantic_encoder(self.filterbank(waves)).last_hidden_state
         return self.joined(features, waves)
 
     def joined(self, features: Tensor, waves: Tensor) -> Tensor:
-        """The semantic encoder's features (batch, codes, hidden) and waveforms to latents."""
+        """Semantic features (batch, codes, hidden) and waveforms (batch, samples) to latents."""
         semantic = self.semantic_adapter(features.transpose(1, 2))
-        # On CPUs with AMX, oneDNN 3.12 (torch 2.13) makes noise of some strided convolutions in
-        # bf16, of (2, 4, 32 / 16) here: pytorch#169688. Of so few channels it is no faster either.
+        # On CPUs with AMX, oneDNN 3.12 (torch 2.13) computes some strided convolutions wrongly in
+        # bfloat16, here that of (2, 4, 32 / 16): pytorch#169688. With so few channels bfloat16 is
+        # not faster either.
         with torch.autocast("cpu", enabled=False):
             acoustic = self.acoustic_encoder(waves.unsqueeze(1))
         frames = torch.cat([semantic, acoustic], dim=1).transpose(1, 2)
@@ -186,18 +193,18 @@ class CompactXcodec2(Xcodec2Model):
         return self.acoustic_decoder(quantized).squeeze(1)
 
     def moved(self, device: torch.device | str) -> Self:
-        """``to(device)``, whose type transformers' decorators hide."""
+        """``to(device)`` with a precise return type, which transformers' decorators hide."""
         nn.Module.to(self, device)
         return self
 
     def encoder_parts(self) -> list[nn.Module]:
-        """All modules that decide a clip's codes."""
+        """All modules that determine the codes of a clip."""
         own = [self.semantic_encoder, self.semantic_adapter, self.acoustic_encoder]
         return [*own, self.fc_encoder, self.quantizer.project_in]
 
 
 def build(architecture: CodecArchitecture, seed: int) -> CompactXcodec2:
-    """A codec with random weights that train; same seed, same weights."""
+    """A codec with random weights that follow from ``seed``."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = CompactXcodec2(_transformers_config(architecture))
@@ -241,23 +248,23 @@ def _transformers_config(size: CodecArchitecture) -> Xcodec2Config:
 
 @torch.no_grad()
 def _initialize(model: CompactXcodec2) -> None:
-    _vary(model)
+    _draw_weights(model)
     if model.config.waveform_branch:
         for block in model.acoustic_encoder.block:
             for unit in (block.res_unit1, block.res_unit2, block.res_unit3):
                 unit.conv2.weight.mul_(RESIDUAL_GAIN)
-    _begin_small(model.acoustic_decoder, model.acoustic_decoder.head)
+    _start_near_identity(model.acoustic_decoder, model.acoustic_decoder.head)
 
 
 @torch.no_grad()
 def initialize_decoder(decoder: Any) -> None:
-    """Random weights that train, for a decoder alone: ``Xcodec2Decoder``, also upsampled."""
-    _vary(decoder)
-    _begin_small(decoder, getattr(decoder.head, "istft", decoder.head))
+    """Initialize a separate decoder, ``Xcodec2Decoder`` or a subclass with an upsampler."""
+    _draw_weights(decoder)
+    _start_near_identity(decoder, getattr(decoder.head, "istft", decoder.head))
 
 
-def _vary(model: nn.Module) -> None:
-    """Variance-preserving weights, no biases."""
+def _draw_weights(model: nn.Module) -> None:
+    """Draw variance-preserving weights; set biases to zero."""
     for module in model.modules():
         if isinstance(module, (nn.Conv1d, nn.Linear)):
             nn.init.normal_(module.weight, std=1 / math.sqrt(module.weight[0].numel()))
@@ -265,8 +272,8 @@ def _vary(model: nn.Module) -> None:
                 nn.init.zeros_(module.bias)
 
 
-def _begin_small(decoder: Any, head: Any) -> None:
-    """Residual branches start small; phases start random."""
+def _start_near_identity(decoder: Any, head: Any) -> None:
+    """Scale down the ends of residual branches; draw the phases of the head."""
     ends: list[Any] = [block.conv2 for block in (*decoder.prior_net, *decoder.post_net)]
     for layer in decoder.layers:
         ends += [layer.self_attn.o_proj, layer.mlp.fc2]
@@ -274,14 +281,16 @@ def _begin_small(decoder: Any, head: Any) -> None:
         end.weight.mul_(RESIDUAL_GAIN)
     magnitudes = head.linear.out_features // 2
     head.linear.weight.mul_(0.5)
-    head.linear.bias[:magnitudes] = -1.0  # log magnitude: about the loudness of speech
+    head.linear.bias[:magnitudes] = -1.0  # log magnitude, about that of speech
     head.linear.bias[magnitudes:].uniform_(-math.pi, math.pi)
 
 
 @torch.no_grad()
 def calibrate(model: CompactXcodec2, waves: Tensor) -> None:
-    """Fit the fixed parts to training audio (batch, samples): whiten the filterbank, and give
-    every dimension of the code zero mean and unit variance."""
+    """Fit the model to training audio (batch, samples) in place.
+
+    The filterbank is whitened, and every dimension of the latents gets zero mean and unit variance.
+    """
     features = model.filterbank(waves).flatten(0, 1)
     spread = features.std(dim=0).clamp_min(0.05)
     whitening = model.semantic_encoder.feature_projection.layer_norm

@@ -1,1 +1,1 @@
-"""What is lost between a recording and its codes: every codec of the store, side by side."""
+"""Compares all codecs of the store on held-out recordings."""

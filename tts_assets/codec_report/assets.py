@@ -1,40 +1,20 @@
-"""``codec_report``: the codec on held-out speech, beside every other version in the store."""
+"""Dagster asset ``codec_report``: the codec on held-out speech, compared with all other codecs."""
 
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-from dagster import (
-    AssetExecutionContext,
-    AssetIn,
-    AssetsDefinition,
-    MetadataValue,
-    Output,
-    ResourceParam,
-    asset,
-)
+from dagster import AssetsDefinition, MetadataValue
 
-from resources.artifact_store import ArtifactStoreResource
-from resources.launcher import Launcher, Program
+from tts_assets.codec.assets import Samples, sample_lists
 from tts_assets.codec.config import CodecReportConfig
-from tts_assets.codec_report.config import CodecReportProgram, CodecVersion
-from tts_assets.core.artifacts import (
-    ArtifactStore,
-    Build,
-    CodecCheckpoint,
-    CodecDecoder,
-    CodecReport,
-    Handle,
-    SampleManifest,
-    readable,
-)
+from tts_assets.codec_report.config import CodecReportProgram, other_codecs, versions
+from tts_assets.core.artifacts import CodecCheckpoint, CodecDecoder, CodecReport
 from tts_assets.core.compute import Shape
 from tts_assets.core.notebook import NOTEBOOK_FILE
 from tts_assets.core.split import ValidationSplit
-from tts_assets.corpora.filter import KEPT_FILE
 from tts_assets.evaluation.lineage import lineage
-from tts_assets.orchestration.launchpad import Machines
 from tts_assets.orchestration.partitions import filtered_samples_of
+from tts_assets.orchestration.program_asset import Plan, Request, program_asset
 
 CODE_VERSION = "3"
 
@@ -42,101 +22,59 @@ CODE_VERSION = "3"
 def build_assets(
     config: CodecReportConfig | None, validation: ValidationSplit, shape: Shape, decoder: bool
 ) -> list[AssetsDefinition]:
-    """Nothing without ``[codec.report]``; ``decoder``: there is a ``codec_decoder``."""
-    return [] if config is None else [report_asset(config, validation, shape, decoder)]
+    """The asset of ``[codec.report]``, if configured; ``decoder``: ``codec_decoder`` exists."""
+    return [] if config is None else [codec_report(config, validation, shape, decoder)]
 
 
-def report_asset(
-    asked: CodecReportConfig, validation: ValidationSplit, shape: Shape, decoder: bool
+def codec_report(
+    report: CodecReportConfig, validation: ValidationSplit, shape: Shape, with_decoder: bool
 ) -> AssetsDefinition:
-    own = {"decoder": AssetIn(key="codec_decoder")} if decoder else {}
+    """The asset ``codec_report``. Its fingerprint contains all codecs that are compared."""
 
-    @asset(
-        group_name="codec_report",
-        ins={"codec": AssetIn(key="codec"), "samples": filtered_samples_of(asked.corpora), **own},
-        code_version=CODE_VERSION,
-        kinds={"html", "whisper"},
-        description="What the codec loses of held-out speech, beside every other codec in store.",
-    )
-    def codec_report(
-        context: AssetExecutionContext,
-        store: ArtifactStoreResource,
-        launcher: ResourceParam[Launcher],
-        config: Machines,
-        **inputs: Any,
-    ) -> Output[CodecReport]:
-        samples: dict[str, SampleManifest] = inputs["samples"]
-        codec: CodecCheckpoint = inputs["codec"]
-        others = earlier(store.store, codec, inputs.get("decoder"))
-        known = {**inputs, "others": {handle.content[:12]: handle for handle in others}}
-        parts = {"report": asked.identified(), "split": validation}
-        build = Build("codec_report", known, parts, CODE_VERSION)
-
-        def run(work: Path) -> dict[str, Any]:
-            program = CodecReportProgram(
+    def plan(
+        request: Request,
+        samples: Samples,
+        codec: CodecCheckpoint,
+        decoder: CodecDecoder | None = None,
+    ) -> Plan[CodecReport]:
+        others = other_codecs(request.store, codec, decoder)
+        inputs: dict[str, Any] = {"samples": samples, "codec": codec}
+        inputs |= {"decoder": decoder} if decoder is not None else {}
+        return Plan(
+            {"report": report.identified(), "split": validation},
+            program=lambda work: CodecReportProgram(
                 run_dir=work,
-                report=asked,
-                versions=versions(codec, inputs.get("decoder"), others),
-                samples={name: handle.path / KEPT_FILE for name, handle in samples.items()},
+                report=report,
+                versions=versions(codec, decoder, others),
+                samples=sample_lists(samples),
                 validation=validation,
-                lineage=lineage(store.store, [*samples.values(), codec, *others]),
-            )
-            module = "tts_assets.codec_report.evaluate"
-            return launcher.run(context, Program(module, program, config.of(shape))).facts
-
-        return store.materialize(context, CodecReport, build, run, describe)
-
-    return codec_report
-
-
-def earlier(
-    store: ArtifactStore, codec: CodecCheckpoint, decoder: CodecDecoder | None
-) -> list[Handle]:
-    """All other codecs in the store that can be read, and all decoders of them and of this one, by
-    content."""
-    shown = {codec.content, decoder.content if decoder else ""}
-    codecs = unlike(shown, filter(None, map(readable, store.published("codec"))))
-    contents = {codec.content, *(handle.content for handle in codecs)}
-    decoders = [
-        handle
-        for handle in unlike(shown, filter(None, map(readable, store.published("codec_decoder"))))
-        if handle.facts.codec in contents
-    ]
-    return [*codecs, *decoders]
-
-
-def unlike(shown: set[str], handles: Iterable[Handle]) -> list[Handle]:
-    """Those of other contents, each content once, in the order of the contents."""
-    return [
-        h for content, h in sorted({h.content: h for h in handles}.items()) if content not in shown
-    ]
-
-
-def versions(
-    codec: CodecCheckpoint, decoder: CodecDecoder | None, others: list[Handle]
-) -> tuple[CodecVersion, ...]:
-    """What is measured: first what speaks today, then the codec alone, then the others."""
-    codecs = {h.content: h for h in [codec, *others] if isinstance(h, CodecCheckpoint)}
-    decoders = [h for h in ([decoder] if decoder else []) + others if isinstance(h, CodecDecoder)]
-    spoken = [
-        CodecVersion(
-            name=f"codec {own.facts.codec[:12]} decoder {own.content[:12]}",
-            codec=codecs[own.facts.codec].path,
-            decoder=own.path,
+                lineage=lineage(request.store, [*samples.values(), codec, *others]),
+            ),
+            inputs={**inputs, "others": {handle.content[:12]: handle for handle in others}},
+            describe=describe,
         )
-        for own in decoders
-    ]
-    alone = [
-        CodecVersion(name=f"codec {content[:12]}", codec=handle.path)
-        for content, handle in codecs.items()
-    ]
-    return tuple([*spoken[:1], *alone, *spoken[1:]] if decoder else [*alone, *spoken])
+
+    return program_asset(
+        "codec_report",
+        CodecReport,
+        "tts_assets.codec_report.evaluate",
+        plan,
+        shape=shape,
+        ins={
+            "codec": "codec",
+            "samples": filtered_samples_of(report.corpora),
+            **({"decoder": "codec_decoder"} if with_decoder else {}),
+        },
+        code_version=CODE_VERSION,
+        group_name="codec_report",
+        kinds={"html", "whisper"},
+        description="The codec's losses on held-out speech, compared with all codecs in the store.",
+    )
 
 
 def describe(report: CodecReport) -> Mapping[str, Any]:
-    from tts_assets.codec_report.evaluate import PAGE_FILE
-
+    """Metadata: the listening notebook and the page."""
     return {
         "listen": MetadataValue.notebook(str(report.path / NOTEBOOK_FILE)),
-        "page": MetadataValue.path(str(report.path / PAGE_FILE)),
+        "page": MetadataValue.path(str(report.path / "report.html")),
     }

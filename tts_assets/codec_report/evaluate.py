@@ -1,12 +1,9 @@
 """Measures codecs on held-out speech: ``python -m tts_assets.codec_report.evaluate run.json``.
 
-Each codec's figures are kept as soon as they are there; a restart measures the others.
-
-The figures of one codec: of every clip what is lost of it, of the codes how they are used.
-
-``report.html``, ``report.json`` and ``listening.ipynb`` of measured codecs.
-
-Real-time factors are the only figures that another run does not repeat.
+The program resynthesizes every clip with every codec, and measures each clip and the usage of the
+codes. The metrics of a codec are saved when they are complete; a restart measures only the other
+codecs. ``result/`` has ``report.html``, ``report.json`` and ``listening.ipynb``. Real-time factors
+are the only metrics that differ between two runs.
 """
 
 from __future__ import annotations
@@ -51,10 +48,15 @@ from tts_assets.evaluation import page
 from tts_assets.evaluation.page import Embedder, Player, percent, player_of, read_flac, write_flac
 
 ORIGINAL = "original"
+LONGEST_SECONDS = 12.0  # of a clip; longer ones make the page large
 
 
-class ClipFigures(Config):
-    """One clip through one codec; the original has no figure that compares it with itself."""
+class ClipMetrics(Config):
+    """The metrics of one clip resynthesized by one codec.
+
+    ``text`` is the reference, ``heard`` the transcript of the ASR model, ``audio`` a path below
+    ``result/``. The recording itself has no intrusive metrics.
+    """
 
     id: str
     text: str
@@ -73,14 +75,14 @@ class ClipFigures(Config):
 
 
 class Speed(Config):
-    """Seconds of work a second of audio."""
+    """Real-time factors: seconds of work per second of audio."""
 
     encode: float
     decode: float
 
 
-class CodesFigures(Config):
-    """How a codec's codes are used by these clips."""
+class CodeStatistics(Config):
+    """The usage of a codec's codes in these clips, and the size of the codec."""
 
     codes: int
     codebook_size: int
@@ -92,54 +94,62 @@ class CodesFigures(Config):
     parameters: int
 
 
-class SystemFigures(Config):
-    """All of a codec, or of the originals."""
+class SystemMetrics(Config):
+    """All metrics of a codec or of the recordings."""
 
     name: str
-    clips: tuple[ClipFigures, ...]
-    codes: CodesFigures | None = None
+    clips: tuple[ClipMetrics, ...]
+    codes: CodeStatistics | None = None
     speed: Speed | None = None
 
     @property
     def wer(self) -> float:
+        """Word errors of all clips / words of all clips."""
         return sum(c.word_errors for c in self.clips) / sum(c.words for c in self.clips)
 
     @property
     def wer_interval(self) -> Interval:
-        """95 %, by bootstrap over the clips."""
+        """The 95 % interval of the WER, by bootstrap over the clips."""
         return rate_interval([c.word_errors for c in self.clips], [c.words for c in self.clips])
 
     def mean(self, name: str) -> float | None:
-        """Over the clips that have this figure."""
+        """The mean over the clips that have the metric ``name``; None if there are none."""
         values = [value for clip in self.clips if (value := getattr(clip, name)) is not None]
         return fmean(values) if values else None
 
 
 def held_out(program: CodecReportProgram) -> list[Sample]:
-    """Validation utterances of the corpora that have words, by id; no codec that was trained here
-    heard them."""
+    """The validation utterances of the corpora that have words, sorted by id.
+
+    No codec of this project was trained on them. Raises ValueError if there are none.
+    """
     config = program.report
     chosen = [
         sample
         for _, path in sorted(program.samples.items())
         for sample in read_samples(path)
         if is_validation(sample.id, program.validation)
-        and sample.duration <= config.longest_seconds
+        and sample.duration <= LONGEST_SECONDS
         and not set(sample.original_data.get("text", sample.transcript)) & set("()[]…")
         and "..." not in sample.original_data.get("text", sample.transcript)
-        and normalize_for_match(sample.transcript, config.language)  # "Hmm." has no words
+        and normalize_for_match(
+            sample.transcript, config.language
+        )  # "Hmm." is normalized to nothing
     ]
     if not chosen:
         raise ValueError(
             f"{sorted(program.samples)} have no held-out utterance with words of at most "
-            f"{config.longest_seconds} s: raise longest_seconds or [validation] fraction, or take "
-            "corpora that have transcripts"
+            f"{LONGEST_SECONDS:g} s: raise [validation] fraction, or take corpora that have "
+            "transcripts"
         )
     return sorted(chosen, key=lambda sample: sample.id)[: config.clips]
 
 
 class Measurer:
-    """The models that listen, loaded once, and the originals."""
+    """Measures clips with models that are loaded once; holds the recordings.
+
+    ASR is Whisper, quality is DNSMOS, and speaker similarity is the cosine of Resemblyzer.
+    """
 
     def __init__(self, program: CodecReportProgram, folder: Path) -> None:
         config = program.report
@@ -149,21 +159,27 @@ class Measurer:
         self.waves = [resample(clip.wave, clip.rate, SAMPLE_RATE) for clip in self.recordings]
         self.pitches = [pitch(wave) for wave in self.waves]
         self.transcriber = Transcriber(config.whisper, language=config.language, beam_size=1)
-        self.naturalness = DnsmosScorer()
-        self.speakers = SpeakerEncoder()
-        self.voices = [self.speakers.embed(wave, SAMPLE_RATE) for wave in self.waves]
+        self.dnsmos = DnsmosScorer()
+        self.speaker_encoder = SpeakerEncoder()
+        self.embeddings = [self.speaker_encoder.embed(wave, SAMPLE_RATE) for wave in self.waves]
 
     @property
     def seconds(self) -> float:
+        """The duration of all recordings."""
         return sum(map(len, self.waves)) / SAMPLE_RATE
 
-    def originals(self) -> Iterator[ClipFigures]:
-        """At their own rates: what a codec at another one has lost can be heard and seen."""
-        return self._heard(ORIGINAL, [(clip.wave, clip.rate) for clip in self.recordings])
+    def originals(self) -> Iterator[ClipMetrics]:
+        """Yield the metrics of the recordings, each at its own sample rate."""
+        return self._measured(ORIGINAL, [(clip.wave, clip.rate) for clip in self.recordings])
 
-    def through(self, name: str, codec: Codec) -> tuple[CodesFigures, Speed, Iterator[ClipFigures]]:
-        """Every clip encoded and decoded; the figures of the clips come as they are measured."""
-        codec.decode(codec.encode(self.waves[:1]))  # what happens but once is not counted
+    def through(
+        self, name: str, codec: Codec
+    ) -> tuple[CodeStatistics, Speed, Iterator[ClipMetrics]]:
+        """Encode and decode every clip with the codec ``name``.
+
+        Returns code statistics, speed, and an iterator that measures the clips.
+        """
+        codec.decode(codec.encode(self.waves[:1]))  # warm-up, not timed
         started = time.perf_counter()
         codes = codec.encode(self.waves)
         encoded = time.perf_counter()
@@ -172,22 +188,22 @@ class Measurer:
         speed = Speed(
             encode=(encoded - started) / self.seconds, decode=(decoded - encoded) / self.seconds
         )
-        clips = self._heard(name, [(wave, codec.sample_rate) for wave in made])
+        clips = self._measured(name, [(wave, codec.sample_rate) for wave in made])
         compared = (
             clip.model_copy(update=self._compared(row, made[row], codec.sample_rate))
             for row, clip in enumerate(clips)
         )
-        return codes_figures(codec, codes), speed, compared
+        return code_statistics(codec, codes), speed, compared
 
-    def _heard(self, name: str, clips: Sequence[tuple[Wave, int]]) -> Iterator[ClipFigures]:
-        """``clips``: waveforms with their rates in Hz, in the order of the samples."""
+    def _measured(self, name: str, clips: Sequence[tuple[Wave, int]]) -> Iterator[ClipMetrics]:
+        """Write and transcribe clips: waveforms with their rates in Hz, in the samples' order."""
         for sample, (wave, rate) in zip(self.samples, clips, strict=True):
             audio = f"audio/{name.replace(' ', '-')}/{sample.id}.flac"
             write_flac(self.folder / audio, wave, rate)
             (text,) = self.transcriber([(wave, rate)])
             found = match(sample.transcript, text, self.language)
-            mos = self.naturalness(wave, rate)
-            yield ClipFigures(
+            mos = self.dnsmos(wave, rate)
+            yield ClipMetrics(
                 id=sample.id,
                 text=sample.transcript,
                 audio=audio,
@@ -199,24 +215,26 @@ class Measurer:
             )
 
     def _compared(self, row: int, made: Wave, rate: int) -> dict[str, float | None]:
+        """Intrusive metrics of a resynthesis of recording ``row``."""
         pair = aligned(self.waves[row], made, rate)
         error = pitch_error(self.pitches[row], pitch(pair[1]))
-        voices = self.voices[row], self.speakers.embed(made, rate)
-        figures = {
-            "similarity": cosine(*voices),
+        embeddings = self.embeddings[row], self.speaker_encoder.embed(made, rate)
+        metrics = {
+            "similarity": cosine(*embeddings),
             "stoi": stoi(*pair),
             "pesq": pesq(*pair),
             "mel": mel_distance(*pair),
             "cents": error and error.cents,
             "voicing": error and error.voicing,
         }
-        return {name: rounded(value) for name, value in figures.items()}
+        return {name: rounded(value) for name, value in metrics.items()}
 
 
-def codes_figures(codec: Codec, codes: Iterable[NDArray[np.int64]]) -> CodesFigures:
+def code_statistics(codec: Codec, codes: Iterable[NDArray[np.int64]]) -> CodeStatistics:
+    """The usage of the codes of all clips, each (codes,)."""
     counts = count_codes(codes, codec.codebook_size)
     used = usage(counts)
-    return CodesFigures(
+    return CodeStatistics(
         codes=int(counts.sum()),
         codebook_size=codec.codebook_size,
         codes_used=int(used["codes_used"]),
@@ -229,19 +247,19 @@ def codes_figures(codec: Codec, codes: Iterable[NDArray[np.int64]]) -> CodesFigu
 
 
 def cosine(a: NDArray[np.float32] | None, b: NDArray[np.float32] | None) -> float | None:
-    """Of two unit vectors; None where a clip holds too little speech."""
+    """The cosine of two unit vectors; None if a clip has too little speech for an embedding."""
     return None if a is None or b is None else float(np.dot(a, b))
 
 
 def rounded(value: float | None) -> float | None:
-    """Four digits: what BLAS and ONNX change beyond them is no difference between two clips."""
+    """Four digits; BLAS and ONNX change further digits from machine to machine."""
     return None if value is None else round(value, 4)
 
 
 PAGE_FILE, FIGURES_FILE = "report.html", "report.json"
 TEMPLATE = Path(__file__).with_name("codec_report.html.j2")
-PICTURED = 6  # clips with spectrograms: 60 kB each
-FIGURES = {  # attribute of ClipFigures: heading, digits, better
+SPECTROGRAMS = 6  # clips with spectrograms: 60 kB each
+METRICS = {  # attribute of ClipMetrics: heading, digits, better
     "stoi": ("STOI", 3, "higher"),
     "pesq": ("PESQ", 2, "higher"),
     "mel": ("Mel L1", 3, "lower"),
@@ -249,76 +267,79 @@ FIGURES = {  # attribute of ClipFigures: heading, digits, better
     "voicing": ("Voicing error", 3, "lower"),
     "p808": ("DNSMOS P.808", 2, "higher"),
     "overall": ("DNSMOS overall", 2, "higher"),
-    "similarity": ("Likeness of the voice", 3, "higher"),
+    "similarity": ("Speaker similarity", 3, "higher"),
 }
 
 
 @dataclass(frozen=True)
-class Version:
-    """How one system says a clip."""
+class ClipVersion:
+    """A clip as recorded or resynthesized by one system."""
 
     name: str
-    clip: ClipFigures
+    clip: ClipMetrics
     player: Player | None
 
 
 @dataclass(frozen=True)
-class Said:
-    """A clip in all systems, the original first; ``picture`` is a data URI or empty."""
+class ComparedClip:
+    """A clip in all systems, the recording first; ``plot`` is a data URI or empty."""
 
     text: str
-    versions: list[Version]
-    picture: str
+    versions: list[ClipVersion]
+    plot: str
 
 
 def write_report(
-    folder: Path, systems: Sequence[SystemFigures], program: CodecReportProgram
+    folder: Path, systems: Sequence[SystemMetrics], program: CodecReportProgram
 ) -> None:
-    """Write page, figures and notebook into ``folder``, which holds the audio already."""
+    """Write page, metrics and notebook into ``folder``, which already has the audio."""
     embed = Embedder(folder / clip.audio for system in systems for clip in system.clips)
-    said = [
-        Said(
+    compared = [
+        ComparedClip(
             clips[0].text,
             [
-                Version(system.name, clip, player_of(folder / clip.audio, embed))
+                ClipVersion(system.name, clip, player_of(folder / clip.audio, embed))
                 for system, clip in zip(systems, clips, strict=True)
             ],
-            picture(folder, systems, clips) if number < PICTURED else "",
+            spectrogram_plot(folder, systems, clips) if number < SPECTROGRAMS else "",
         )
         for number, clips in enumerate(zip(*(system.clips for system in systems), strict=True))
     ]
-    (folder / PAGE_FILE).write_text(render(systems, said, program))
-    (folder / FIGURES_FILE).write_text(canonical_json(figures(systems)) + "\n")
-    sections = [Section(item.text, [listened(folder, v) for v in item.versions]) for item in said]
-    write_notebook(folder / NOTEBOOK_FILE, "Codecs side by side", sections)
+    (folder / PAGE_FILE).write_text(render(systems, compared, program))
+    (folder / FIGURES_FILE).write_text(canonical_json(report_json(systems)) + "\n")
+    sections = [
+        Section(item.text, [notebook_clip(folder, v) for v in item.versions]) for item in compared
+    ]
+    write_notebook(folder / NOTEBOOK_FILE, "Comparison of codecs", sections)
 
 
 def render(
-    systems: Sequence[SystemFigures], said: Sequence[Said], program: CodecReportProgram
+    systems: Sequence[SystemMetrics], compared: Sequence[ComparedClip], program: CodecReportProgram
 ) -> str:
+    """The page ``report.html``."""
     return page.render(
         TEMPLATE,
-        title="Codecs side by side",
+        title="Comparison of codecs",
         systems=systems,
         columns={
             name: heading
-            for name, heading in FIGURES.items()
+            for name, heading in METRICS.items()
             if any(system.mean(name) is not None for system in systems)
         },
-        said=said,
+        clips=compared,
         whisper=program.report.whisper or "tiny.en",
         lineage=program.lineage,
     )
 
 
-def figures(systems: Sequence[SystemFigures]) -> list[dict[str, object]]:
-    """What the page says, for machines."""
+def report_json(systems: Sequence[SystemMetrics]) -> list[dict[str, object]]:
+    """The content of ``report.json``: the metrics of each system and clip."""
     return [
         {
             "name": system.name,
             "wer": system.wer,
             "wer_interval": asdict(system.wer_interval),
-            **{name: system.mean(name) for name in FIGURES},
+            **{name: system.mean(name) for name in METRICS},
             "codes": system.codes,
             "speed": system.speed,
             "clips": system.clips,
@@ -327,45 +348,54 @@ def figures(systems: Sequence[SystemFigures]) -> list[dict[str, object]]:
     ]
 
 
-def picture(folder: Path, systems: Sequence[SystemFigures], clips: Sequence[ClipFigures]) -> str:
-    heard = [read_flac(folder / clip.audio) for clip in clips]
-    return spectrograms({s.name: clip for s, clip in zip(systems, heard, strict=True)})
+def spectrogram_plot(
+    folder: Path, systems: Sequence[SystemMetrics], clips: Sequence[ClipMetrics]
+) -> str:
+    """Spectrograms of one clip in all systems, as a data URI."""
+    audio = [read_flac(folder / clip.audio) for clip in clips]
+    return spectrograms({s.name: clip for s, clip in zip(systems, audio, strict=True)})
 
 
-def listened(folder: Path, version: Version) -> NotebookClip:
+def notebook_clip(folder: Path, version: ClipVersion) -> NotebookClip:
+    """A clip of the listening notebook, with its transcript."""
     clip = version.clip
-    errors = f"heard: {clip.heard or 'nothing'}" if clip.word_errors else "heard as written"
-    rate = clip.word_errors / clip.words
-    return NotebookClip(
-        version.name, f"{errors} ({percent(rate, 0)} word errors)", folder / clip.audio
-    )
+    if clip.word_errors:
+        transcript = f"transcript: {clip.heard or 'no words'}"
+    else:
+        transcript = "transcribed without errors"
+    wer = percent(clip.word_errors / clip.words, 0)
+    return NotebookClip(version.name, f"{transcript} (WER {wer})", folder / clip.audio)
 
 
 class Evaluation:
-    """The systems of a report, one after the other: the originals, then every codec."""
+    """Measures the systems of a report: first the recordings, then every codec."""
 
     def __init__(self, run: Run, program: CodecReportProgram) -> None:
         self.run, self.program = run, program
         names = [version.name for version in program.versions]
         if not names or len(set(names)) != len(names) or ORIGINAL in names:
-            raise ConfigError(f"versions need names of their own, other than {ORIGINAL!r}: {names}")
+            raise ConfigError(f"versions need different names, none of them {ORIGINAL!r}: {names}")
         self.measurer = Measurer(program, run.result_dir)
 
-    def systems(self) -> list[SystemFigures]:
+    def systems(self) -> list[SystemMetrics]:
+        """The metrics of all systems; those that an earlier attempt saved are read."""
         self.run.note(f"{len(self.measurer.samples)} clips, {self.measurer.seconds:.0f} s")
-        return [self._kept(None), *(self._kept(version) for version in self.program.versions)]
+        return [
+            self._load_or_measure(None),
+            *(self._load_or_measure(version) for version in self.program.versions),
+        ]
 
-    def _kept(self, version: CodecVersion | None) -> SystemFigures:
+    def _load_or_measure(self, version: CodecVersion | None) -> SystemMetrics:
         name = ORIGINAL if version is None else version.name
         path = self.run.checkpoint_dir / f"{name.replace(' ', '-')}.json"
         if path.is_file():
-            return SystemFigures.from_json(path)
-        found = self._measured(name, version)
+            return SystemMetrics.from_json(path)
+        found = self._measure(name, version)
         with written_aside(path) as aside:
             aside.write_text(found.to_json())
         return found
 
-    def _measured(self, name: str, version: CodecVersion | None) -> SystemFigures:
+    def _measure(self, name: str, version: CodecVersion | None) -> SystemMetrics:
         codes = speed = None
         if version is None:
             clips = self.measurer.originals()
@@ -374,16 +404,16 @@ class Evaluation:
             if version.decoder is not None:
                 codec.use_decoder(version.decoder)
             codes, speed, clips = self.measurer.through(name, codec)
-        rows: list[ClipFigures] = []
+        rows: list[ClipMetrics] = []
         for clip in self.run.progress(clips, name, total=len(self.measurer.samples)):
             rows.append(clip)
             if self.run.stop_requested:
                 self.run.stopped()
-        return SystemFigures(name=name, clips=tuple(rows), codes=codes, speed=speed)
+        return SystemMetrics(name=name, clips=tuple(rows), codes=codes, speed=speed)
 
 
-def facts_of(systems: list[SystemFigures]) -> dict[str, Any]:
-    """Of the codec that the report is of."""
+def facts_of(systems: list[SystemMetrics]) -> dict[str, Any]:
+    """The facts of the artifact: metrics of the codec that the report is about."""
     original, codec = systems[0], systems[1]
     assert codec.codes is not None and codec.speed is not None
     means = ("stoi", "pesq", "mel", "cents", "voicing", "p808", "similarity")
@@ -403,6 +433,7 @@ def facts_of(systems: list[SystemFigures]) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Measure the codecs of a ``run.json`` and write the report."""
     program = load_config(CodecReportProgram, argv)
     with Run(program.run_dir) as run:
         systems = Evaluation(run, program).systems()

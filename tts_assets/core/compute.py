@@ -19,7 +19,7 @@ Stage = Literal[
     "rlhf",
     "evaluation",
     "speakers",
-    "families",
+    "external_models",
 ]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 

@@ -70,10 +70,10 @@ class Config(BaseModel):
             raise ConfigError(f"{path}: not JSON ({error})") from None
         return cls.parse(values, str(path))
 
-    def canonical(self, exclude: set[str] | None = None) -> dict[str, Any]:
+    def canonical(self, exclude: set[str] | Mapping[str, Any] | None = None) -> dict[str, Any]:
         """The values that fingerprints are made of: JSON types, under the former names of keys.
 
-        ``exclude``: present names of fields to leave out.
+        ``exclude``: present names of fields to leave out, as pydantic's ``model_dump`` takes them.
         """
         return _with_former_keys(self, self.model_dump(mode="json", exclude=exclude))
 

@@ -1,4 +1,4 @@
-"""The training loop of small models, and their checkpoints.
+"""The training loop of small models, their checkpoints, and collectives of ranks.
 
 :class:`StepLoop` takes steps, reports metrics, saves and resumes. A subclass defines what a step
 is. The random state of step n follows from (seed, n, rank), so a checkpoint holds modules,
@@ -20,14 +20,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tts_assets.core.artifacts import sha256_file, written_aside
 from tts_assets.core.config import Config, digest_of
 from tts_assets.core.program import METRICS_FILE, Run, truncate_metrics
-from tts_assets.core.ranks import from_main
 
 MANIFEST = "manifest.json"  # size and SHA-256 of each file of a checkpoint
 KEEP = 2  # checkpoints: the newest, and one to fall back on if it is damaged
@@ -145,7 +145,7 @@ def load(
     Returns a new :class:`Progress` if there is no checkpoint. Raises ValueError if the checkpoint
     belongs to another ``recipe`` (a digest).
     """
-    newest = newest_intact(run.checkpoint_dir, run.is_main, run.device, run.note)
+    newest = newest_intact(run.checkpoint_dir, run.device, run.note)
     if newest is None:
         return Progress(recipe=recipe)
     progress = Progress.from_json(newest / "progress.json")
@@ -176,14 +176,12 @@ def step_of(path: Path) -> int:
     return int(path.stem.rpartition("-")[2])
 
 
-def newest_intact(
-    folder: Path, is_main: bool, device: torch.device, log: Callable[[str], None]
-) -> Path | None:
+def newest_intact(folder: Path, device: torch.device, log: Callable[[str], None]) -> Path | None:
     """The newest intact checkpoint of ``folder``, the same on all ranks. None if there is none.
 
     Rank 0 removes unfinished and damaged checkpoints that are newer.
     """
-    newest = _remove_broken(folder, log) if is_main else None
+    newest = _remove_broken(folder, log) if rank() == 0 else None
     step = from_main(-1 if newest is None else step_of(newest), device)
     return None if step < 0 else folder / f"step-{step:07d}"
 
@@ -231,3 +229,40 @@ def _described(checkpoint: Path) -> dict[str, dict[str, int | str]]:
         file.name: {"size": file.stat().st_size, "sha256": digest}
         for file, digest in zip(files, digests, strict=True)
     }
+
+
+# Collectives that also work without a process group, that is with one rank.
+
+
+def rank() -> int:
+    """The number of this rank; 0 without a process group."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """The number of ranks; 1 without a process group."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def summed(values: list[float | Tensor], device: torch.device) -> list[float]:
+    """The sum of each value over all ranks, in float64. Shape (values,)."""
+    tensor = torch.tensor([float(value) for value in values], dtype=torch.float64)
+    if dist.is_initialized():
+        tensor = tensor.to(device)
+        dist.all_reduce(tensor)
+    return tensor.tolist()
+
+
+def from_main(value: int, device: torch.device) -> int:
+    """Broadcast the value of rank 0."""
+    if not dist.is_initialized():
+        return value
+    tensor = torch.tensor(value, device=device)
+    dist.broadcast(tensor, src=0)
+    return int(tensor)
+
+
+def wait_for_all() -> None:
+    """A barrier over all ranks."""
+    if dist.is_initialized():
+        dist.barrier()

@@ -142,7 +142,7 @@ class QualityMeasurer:
         if metric == "wer":
             return self._transcriber(request.language)([(clip.wave, clip.rate)])[0]
         if metric in ("dnsmos", "p808"):
-            audio = self._dnsmos.heard(clip.wave, clip.rate)
+            audio = self._dnsmos.prepare(clip.wave, clip.rate)
             if audio is None:
                 return None
             scorer = self._dnsmos

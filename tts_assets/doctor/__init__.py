@@ -1,1 +1,1 @@
-"""``python -m tts_assets.doctor``: what this machine has for the pipeline, and what it lacks."""
+"""Diagnostics: ``python -m tts_assets.doctor`` and ``python -m tts_assets.doctor.gpu_hours``."""

@@ -1,8 +1,8 @@
-"""Look at the machine, say what is there and what is missing, what that costs, how to mend it.
+"""Check the machine: what is installed, what is missing, its consequence and a remedy.
 
     python -m tts_assets.doctor [--json]
 
-Exit status: 0, or 1 where something is missing that the chosen profile needs.
+The exit status is 1 if a part is missing that the selected profile needs.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tts_assets.doctor import libraries, machine
-from tts_assets.doctor.machine import Finding, fine, missing
+from tts_assets.doctor import findings
+from tts_assets.doctor.findings import Finding, fine, missing
 
 if TYPE_CHECKING:
     from tts_assets.settings import Settings
@@ -25,50 +25,53 @@ UI_PORT, SERVER_PORT = 3000, 8000
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Print all findings. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tts_assets.doctor", description=__doc__)
-    parser.add_argument("--json", action="store_true", help="for machines")
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     options = parser.parse_args(argv)
-    findings = examine()
+    found = examine()
     if options.json:
-        rows = [{**asdict(finding), "state": finding.state} for finding in findings]
+        rows = [{**asdict(finding), "state": finding.state} for finding in found]
         print(json.dumps(rows, indent=2))
     else:
-        print("\n".join(describe(finding) for finding in findings))
-        print(f"\n{verdict(findings)}")
-    return int(any(finding.needed for finding in findings))
+        print("\n".join(describe(finding) for finding in found))
+        print(f"\n{summary(found)}")
+    return int(any(finding.needed for finding in found))
 
 
 def examine() -> list[Finding]:
-    """Every part once; each look is independent, and none changes anything."""
+    """All findings. The checks are independent and change nothing."""
     project, settings = read_project()
     compute = settings.compute if settings else None
     asked = compute is not None and compute.launcher == "torchrun" and bool(compute.gpus)
-    gpus = machine.gpus(needed=asked)
+    gpus = findings.gpus(needed=asked)
     slurm = compute is not None and compute.launcher == "slurm"
     return [
-        machine.python(),
+        findings.python(),
         project,
-        libraries.torch(has_gpus=gpus.fine),
+        findings.torch(has_gpus=gpus.fine),
         gpus,
-        libraries.vllm(
+        findings.vllm(
             settings.vllm.python if settings else None,
             checked=bool(settings and settings.sft and settings.serving.check_vllm),
         ),
-        libraries.compiler(),
-        libraries.audio(),
-        machine.memory(),
-        machine.cores(),
-        machine.disk(settings.storage if settings else Path("storage").resolve()),
-        machine.port(UI_PORT, "make ui", "make ui PORT=3001"),
-        machine.port(SERVER_PORT, "the server", "give tts_assets.serving.server --port 8001"),
-        libraries.slurm(compute.slurm.login if compute and slurm else (), needed=slurm),
-        libraries.wandb(settings.wandb.mode if settings and settings.wandb else None),
-        *libraries.alerts(settings.alerts.variables() if settings else ()),
+        findings.compiler(),
+        findings.audio(),
+        findings.memory(),
+        findings.cores(),
+        findings.disk(settings.storage if settings else Path("storage").resolve()),
+        findings.port(UI_PORT, "make ui", "make ui PORT=3001"),
+        findings.port(
+            SERVER_PORT, "the server", "start tts_assets.serving.server with --port 8001"
+        ),
+        findings.slurm(compute.slurm.login if compute and slurm else (), needed=slurm),
+        findings.wandb(settings.wandb.mode if settings and settings.wandb else None),
+        *findings.alerts(settings.alerts.variables() if settings else ()),
     ]
 
 
 def read_project() -> tuple[Finding, Settings | None]:
-    """The project file, and its settings if it can be read."""
+    """The finding of the project file, and its settings if they are valid."""
     try:
         from tts_assets.core.config import ConfigError
         from tts_assets.settings import load_settings, project_file
@@ -79,29 +82,30 @@ def read_project() -> tuple[Finding, Settings | None]:
         settings = load_settings()
     except (ConfigError, OSError) as error:
         return missing(
-            *("project", str(error), "Dagster does not load, and nothing runs"),
-            f"mend {project_file()}, or set TTS_PROJECT and TTS_PROFILE to what is there",
+            *("project", str(error), "Dagster does not load"),
+            f"correct {project_file()}, or set TTS_PROJECT or TTS_PROFILE to another one",
             needed=True,
         ), None
     return fine("project", f"{settings.project.name}, {project_file()}"), settings
 
 
 def describe(finding: Finding) -> str:
-    """One line; where something is missing two more, what it costs and what to type."""
+    """One line, and for a missing part two more: its consequence and the remedy."""
     mark = "ok " if finding.fine else ("!! " if finding.needed else "-- ")
     line = f"{mark}{finding.name:13} {finding.found}"
     if finding.fine:
         return line
-    more = [f"costs: {finding.cost}", f"mend:  {finding.remedy}"]
+    more = [f"affects: {finding.cost}", f"remedy:  {finding.remedy}"]
     return "\n".join([line, *(textwrap.indent(text, " " * 17) for text in more)])
 
 
-def verdict(findings: list[Finding]) -> str:
-    needed = [finding.name for finding in findings if finding.needed]
-    lacking = sum(not finding.fine for finding in findings)
+def summary(found: list[Finding]) -> str:
+    """One line: whether the selected profile runs."""
+    needed = [finding.name for finding in found if finding.needed]
+    lacking = sum(not finding.fine for finding in found)
     if needed:
         return f"this profile does not run yet: {', '.join(needed)}"
-    return f"this profile runs; {lacking} of {len(findings)} things are missing, none is needed"
+    return f"this profile runs; {lacking} of {len(found)} parts are missing, none is needed"
 
 
 if __name__ == "__main__":

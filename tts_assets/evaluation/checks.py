@@ -1,14 +1,13 @@
-"""What must hold of a report: nothing is lost, nothing was trained on, metrics did not fail, and
-it is not certainly worse than the incumbent's.
+"""Dagster checks of reports: complete, on held-out texts, without failed metrics, and gates.
 
-Is a report certainly worse than the incumbent's, by more than a margin?
+A gate fails if a report is significantly worse than its baseline by more than a margin.
 """
 
 import json
 import math
 from collections import Counter
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from dagster import (
@@ -24,20 +23,19 @@ from dagster import (
 from resources.artifact_store import ArtifactStoreResource
 from tts_assets.core.artifacts import ArtifactStore, EvaluationSuite, Report
 from tts_assets.evaluation.config import MAIN, EvaluationConfig
-from tts_assets.evaluation.corpus_voices import samples_of
-from tts_assets.evaluation.history import (
-    measured,
-    measured_differently,
-    readable_reports,
-)
-from tts_assets.evaluation.metrics.metric import Column
+from tts_assets.evaluation.history import measured, measured_differently, readable_reports
+from tts_assets.evaluation.metrics.metric import Column, columns_of, metric_of_columns
+from tts_assets.evaluation.recipes import TrainingData
+from tts_assets.evaluation.references import samples_of
 from tts_assets.evaluation.results import (
-    AGAINST_TARGET,
+    FAILED,
+    REFERENCE_COLUMNS,
+    SAMPLES_FILE,
     Difference,
     SampleResult,
     difference,
     read_samples,
-    same_target,
+    same_references,
 )
 from tts_assets.evaluation.suite import (
     SUITE_FILE,
@@ -47,12 +45,12 @@ from tts_assets.evaluation.suite import (
     read_suite,
 )
 
-FEWEST_TEXTS = 10  # below, a bootstrap interval means nothing
+FEWEST_TEXTS = 10  # bootstrap intervals of fewer texts are not reliable
 
 
 @dataclass(frozen=True)
 class GateResult:
-    """``worse_by`` is positive where the candidate is worse; ``low`` and ``high`` its interval."""
+    """``worse_by`` is positive if the candidate is worse; ``low``, ``high``: its 95 % interval."""
 
     passed: bool
     why: str
@@ -62,62 +60,16 @@ class GateResult:
     high: float = 0.0
 
 
-def judge(
-    candidate: Sequence[SampleResult],
-    incumbent: Sequence[SampleResult],
-    column: Column,
-    margin: float,
-) -> GateResult:
-    """Fails only if the whole 95 % interval of the difference lies beyond the margin.
-
-    Paired over the texts that both reports said, so a suite that grew can still be judged.
-    """
-    both = {s.key for s in incumbent}
-    change = difference(incumbent, [s for s in candidate if s.key in both], column)
-    if change is None or change.texts < FEWEST_TEXTS:
-        texts = change.texts if change else 0
-        return GateResult(
-            True, f"{texts} texts in common, {FEWEST_TEXTS} are needed to judge", texts
-        )
-    worse_by, low, high = worsening(change, column)
-    certain = low > margin
-    interval = f"95 % interval {column.signed_range(low, high)}"
-    why = f"worse by {column.signed(worse_by)}, {interval}; margin {column.text(margin)}"
-    return GateResult(not certain, why, change.texts, worse_by, low, high)
-
-
-def worsening(change: Difference, column: Column) -> tuple[float, float, float]:
-    """The difference and its interval, turned so that positive is worse."""
-    if column.better == "high":
-        return -change.difference, -change.high, -change.low
-    return change.difference, change.low, change.high
-
-
-@dataclass(frozen=True)
-class TrainedOn:
-    """What a recipe and those before it learnt from: the clips of ``corpora``; RLHF asked for the
-    texts of the files ``prompts`` and the transcripts of ``asked``, after clips of ``voices``."""
-
-    corpora: Collection[str]
-    prompts: Collection[Path] = ()
-    asked: Collection[str] = ()
-    voices: Collection[str] = ()
-
-    def of_suite(self, suite: str) -> "TrainedOn":
-        """What to look through: of the transcripts that it asks for, RLHF leaves those of the main
-        suite out, and with another suite it trains again."""
-        return replace(self, asked=()) if suite == MAIN else self
-
-
 def report_checks(
     report: AssetsDefinition,
     suite_key: AssetKey,
-    learnt: TrainedOn,
+    training_data: TrainingData,
     evaluation: EvaluationConfig,
 ) -> list[AssetChecksDefinition]:
+    """All checks of the asset ``report`` on the suite ``suite_key``."""
     return [
         every_text_check(report, suite_key, evaluation),
-        held_out_check(report, suite_key, learnt, evaluation),
+        held_out_check(report, suite_key, training_data, evaluation),
         metrics_check(report),
         *(
             gate_check(report, column, margin, evaluation)
@@ -129,15 +81,17 @@ def report_checks(
 def every_text_check(
     report: AssetsDefinition, suite_key: AssetKey, evaluation: EvaluationConfig
 ) -> AssetChecksDefinition:
+    """The blocking check that the report has every text with every seed exactly once."""
+
     @asset_check(
         asset=report,
         additional_ins={"suite": AssetIn(key=suite_key)},
         blocking=True,
-        description="Texts of the suite x seeds = syntheses in the report.",
+        description="The report has one synthesis for each text of the suite and each seed.",
     )
     def every_text_is_accounted_for(report: Report, suite: EvaluationSuite) -> AssetCheckResult:
         asked = {(t.id, seed) for t in suite_texts(suite, evaluation) for seed in evaluation.seeds}
-        rows = [json.loads(line) for line in read_lines(report.path / "samples.jsonl")]
+        rows = [json.loads(line) for line in read_lines(report.path / SAMPLES_FILE)]
         scored = {(row["id"], row["seed"]) for row in rows}
         missing = [list(key) for key in sorted(asked - scored)]
         return AssetCheckResult(
@@ -151,40 +105,45 @@ def every_text_check(
 def held_out_check(
     report: AssetsDefinition,
     suite_key: AssetKey,
-    learnt: TrainedOn,
+    training_data: TrainingData,
     evaluation: EvaluationConfig,
 ) -> AssetChecksDefinition:
-    # The arrays are no input: Dagster gives a check all partitions, whatever the mapping says.
+    """The blocking check that no text or voice prompt of the suite is in the training data."""
+
+    # The arrays are no inputs: Dagster loads all partitions of a check's input, whatever the
+    # partition mapping selects.
     @asset_check(
         asset=report,
         additional_ins={"suite": AssetIn(key=suite_key)},
         blocking=True,
-        description="No recipe up to this one learnt a text or a voice prompt of the suite.",
+        description="The recipe and its base recipes were not trained on a text or voice prompt "
+        "of the suite.",
     )
     def suite_is_held_out(
         report: Report, suite: EvaluationSuite, store: ArtifactStoreResource
     ) -> AssetCheckResult:
+        text_corpora = {*training_data.corpora, *training_data.prompt_corpora}
+        audio_corpora = {*training_data.corpora, *training_data.voice_corpora}
         clips = {
             name: samples_of({name: store.store.current("code_arrays", name)}, "train")
-            for name in sorted({*learnt.corpora, *learnt.asked, *learnt.voices})
+            for name in sorted(text_corpora | audio_corpora)
         }
-        said, heard_by_it = {*learnt.corpora, *learnt.asked}, {*learnt.corpora, *learnt.voices}
-        trained = [clip["transcript"] for name in said for clip in clips[name]]
-        trained += [line for path in learnt.prompts for line in read_lines(path)]
+        trained = [clip["transcript"] for name in text_corpora for clip in clips[name]]
+        trained += [line for path in training_data.prompts for line in read_lines(path)]
         texts = suite_texts(suite, evaluation)
         known = known_texts(texts, trained, evaluation.language)
         audio = {
             clip.get("original_data", {}).get("audio_sha256")
-            for name in heard_by_it
+            for name in audio_corpora
             for clip in clips[name]
         }
-        heard = [name for name, digest in audio_digests(texts).items() if digest in audio]
+        known_audio = [name for name, digest in audio_digests(texts).items() if digest in audio]
         return AssetCheckResult(
-            passed=not known and not heard,
+            passed=not known and not known_audio,
             metadata={
                 "trained_on": len(trained),
                 "known": [text.id for text in known],
-                "known_audio": heard,
+                "known_audio": known_audio,
             },
         )
 
@@ -192,18 +151,18 @@ def held_out_check(
 
 
 def metrics_check(report: AssetsDefinition) -> AssetChecksDefinition:
+    """The check, not blocking, that no metric raised an exception."""
+
     @asset_check(
         asset=report,
-        description="No metric raised an error. What is too short for one is no error.",
+        description="No metric raised an error. An utterance that is too short is no error.",
     )
     def metrics_did_not_fail(report: Report) -> AssetCheckResult:
-        from tts_assets.evaluation.measuring import failed
-
-        rows = [json.loads(line) for line in read_lines(report.path / "samples.jsonl")]
+        rows = [json.loads(line) for line in read_lines(report.path / SAMPLES_FILE)]
         reasons = Counter(
             f"{metric}: {reason}" for row in rows for metric, reason in row["set_aside"].items()
         )
-        errors = [reason for reason in reasons if failed(reason.partition(": ")[2])]
+        errors = [one for one in reasons if one.partition(": ")[2].startswith(FAILED)]
         return AssetCheckResult(
             passed=not errors,
             severity=AssetCheckSeverity.WARN,
@@ -216,36 +175,39 @@ def metrics_check(report: AssetsDefinition) -> AssetChecksDefinition:
 def gate_check(
     report: AssetsDefinition, column_name: str, margin: float, evaluation: EvaluationConfig
 ) -> AssetChecksDefinition:
+    """The blocking check that the report is not worse than the baseline in one column."""
+
     @asset_check(
         asset=report,
         name=f"{column_name}_gate",
         blocking=True,
-        description=f"Not certainly worse than the incumbent by more than {margin:g}.",
+        description=f"Not significantly worse than the baseline by more than {margin:g}.",
     )
     def gate(report: Report, store: ArtifactStoreResource) -> AssetCheckResult:
-        from tts_assets.evaluation.metrics.registry import columns_of, metric_of_columns
-
         column = next((c for c in columns_of(evaluation) if c.name == column_name), None)
         if column is None:
             return AssetCheckResult(passed=True, description=f"{column_name} is not measured")
         metric = metric_of_columns(evaluation)[column_name]
-        before = incumbent(store.store, report, evaluation.gates.incumbent, column, metric)
+        before = baseline(store.store, report, evaluation.gates.baseline, column, metric)
         if before is None:
-            why = "there is no incumbent yet that is measured alike"
+            why = "there is no earlier report that measures this in the same way"
             return AssetCheckResult(passed=True, description=why)
-        if column_name in AGAINST_TARGET and not same_target([before.path, report.path]):
-            why = "the incumbent's is measured against other recordings; set [evaluation] target"
+        if column_name in REFERENCE_COLUMNS and not same_references([before.path, report.path]):
+            why = (
+                "the baseline is measured against other recordings; "
+                "set [evaluation] reference_corpora"
+            )
             return AssetCheckResult(passed=True, description=why)
-        verdict = judge(read_samples(report.path), read_samples(before.path), column, margin)
+        result = gate_result(read_samples(report.path), read_samples(before.path), column, margin)
         return AssetCheckResult(
-            passed=verdict.passed,
-            description=verdict.why,
+            passed=result.passed,
+            description=result.why,
             metadata={
-                "incumbent": before.manifest.inputs["serving"].content[:12],
-                "texts": verdict.texts,
-                "worse_by": verdict.worse_by,
-                "low": verdict.low,
-                "high": verdict.high,
+                "baseline": before.manifest.inputs["serving"].content[:12],
+                "texts": result.texts,
+                "worse_by": result.worse_by,
+                "low": result.low,
+                "high": result.high,
                 "margin": margin,
             },
         )
@@ -253,16 +215,42 @@ def gate_check(
     return gate
 
 
-def incumbent(
+def gate_result(
+    candidate: Sequence[SampleResult],
+    baseline: Sequence[SampleResult],
+    column: Column,
+    margin: float,
+) -> GateResult:
+    """Fails only if the whole 95 % interval of the difference is beyond the margin.
+
+    The difference is paired over the texts that both reports have, so that the suite may grow.
+    """
+    both = {s.key for s in baseline}
+    change = difference(baseline, [s for s in candidate if s.key in both], column)
+    if change is None or change.texts < FEWEST_TEXTS:
+        texts = change.texts if change else 0
+        return GateResult(True, f"{texts} texts in common, the gate needs {FEWEST_TEXTS}", texts)
+    worse_by, low, high = worsening(change, column)
+    interval = f"95 % interval {column.signed_range(low, high)}"
+    why = f"worse by {column.signed(worse_by)}, {interval}; margin {column.text(margin)}"
+    return GateResult(low <= margin, why, change.texts, worse_by, low, high)
+
+
+def worsening(change: Difference, column: Column) -> tuple[float, float, float]:
+    """The difference and its interval with a sign that makes positive values worse."""
+    if column.better == "high":
+        return -change.difference, -change.high, -change.low
+    return change.difference, change.low, change.high
+
+
+def baseline(
     store: ArtifactStore, report: Report, recipe: str, column: Column, metric: str
 ) -> Report | None:
-    """The report to beat in ``column``, which ``metric`` gives: the best of ``recipe``, else of the
-    report's own recipe.
+    """The best other report in ``column`` of ``recipe``, or of the report's own recipe.
 
-    The best, and not the latest: a slow decline within the margin must not pass step by step, and a
-    report that failed here is never the best. Reports that measured ``metric`` differently do not
-    count, nor do old ones that cannot be read; raises :class:`ArtifactError` where the current one
-    cannot.
+    It is the best and not the latest report, so that a series of small declines within the margin
+    does not pass. Reports that measure ``metric`` differently and unreadable old ones do not count.
+    Raises :class:`ArtifactError` if the current report is unreadable.
     """
     suite, name = report.facts.suite, recipe or report.facts.recipe
     asset = f"report/{name}" if suite == MAIN else f"report/{name}/{suite}"
@@ -272,8 +260,8 @@ def incumbent(
         if other.path != report.path
         and metric not in measured_differently([measured(report), measured(other)])
     ]
-    if column.name in AGAINST_TARGET:
-        others = [o for o in others if same_target([o.path, report.path])] or others
+    if column.name in REFERENCE_COLUMNS:
+        others = [o for o in others if same_references([o.path, report.path])] or others
     best, worst = (max, -math.inf) if column.better == "high" else (min, math.inf)
     return best(
         others,
@@ -283,8 +271,10 @@ def incumbent(
 
 
 def suite_texts(suite: EvaluationSuite, evaluation: EvaluationConfig) -> list[SuiteText]:
+    """The texts of a published suite."""
     return read_suite(suite.path / SUITE_FILE, evaluation.language)
 
 
 def read_lines(path: Path) -> list[str]:
+    """The lines of a text file that are not blank."""
     return [line for line in path.read_text().split("\n") if line.strip()]

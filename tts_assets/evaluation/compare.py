@@ -1,7 +1,7 @@
-"""Any number of models on the same suite: who is better in what, and is it more than luck?
+"""Compares models on the same suite: paired differences with intervals, pages, a blind test.
 
-The pairs are texts: each bootstrap resample draws the same texts for both models, so that what
-makes a text hard cancels out. The first model is the baseline.
+Each bootstrap resample draws the same texts for both models of a pair, so that differences between
+texts cancel out. The first model is the baseline.
 """
 
 from __future__ import annotations
@@ -18,20 +18,19 @@ from tts_assets.core.notebook import NOTEBOOK_FILE, write_notebook
 from tts_assets.evaluation.blind_test import write_blind_test
 from tts_assets.evaluation.config import EvaluationConfig, LineageRow
 from tts_assets.evaluation.history import WORDS
-from tts_assets.evaluation.metrics.metric import Column
-from tts_assets.evaluation.metrics.registry import columns_of, metric_of_columns
+from tts_assets.evaluation.metrics.metric import Column, columns_of, metric_of_columns
 from tts_assets.evaluation.page import (
     HERE,
     Embedder,
-    Heard,
     RangeMark,
-    heard,
+    SynthesisView,
     range_mark,
     render,
     scale_end,
+    synthesis_view,
 )
 from tts_assets.evaluation.results import (
-    AGAINST_TARGET,
+    REFERENCE_COLUMNS,
     TEMPERATURES_FILE,
     Difference,
     Figures,
@@ -41,9 +40,9 @@ from tts_assets.evaluation.results import (
     figures,
     grouped,
     read_samples,
-    same_target,
+    same_references,
 )
-from tts_assets.evaluation.summary import listed, sections, summary
+from tts_assets.evaluation.summary import listed, sections, summary, title_of
 
 PAGE_FILE = "comparison.html"
 FIGURES_FILE = "comparison.json"
@@ -66,7 +65,7 @@ class Model:
 
 @dataclass(frozen=True)
 class ComparisonRow:
-    """The word errors of a kind of text: of each model, and the change from the first."""
+    """The WER of each model on a category, and the differences from the first model."""
 
     category: str
     texts: int
@@ -75,7 +74,7 @@ class ComparisonRow:
 
 
 class ComparisonError(ValueError):
-    """Reports that cannot be compared: the message says why."""
+    """The reports are not comparable; the message says why."""
 
 
 def compare(
@@ -84,68 +83,73 @@ def compare(
     lineage: Sequence[LineageRow],
     result: Path,
     blind_trials: int = 10,
-    apart: Collection[str] = (),
+    measured_differently: Collection[str] = (),
 ) -> dict[str, Any]:
-    """Compare the report folders; write pages, notebook, numbers; returns the artifact's facts.
+    """Compare report folders by model name; returns the facts of the artifact.
 
-    ``apart``: metrics that the reports measure differently. Raises :class:`ComparisonError` where
-    word errors are among them.
+    Writes page, figures, summary, notebook and blind test to ``result``. ``measured_differently``:
+    metrics that the reports measure in different ways. Raises :class:`ComparisonError` if the WER
+    is among them, or if the reports are not on the same texts.
     """
-    columns, left_out = comparable(reports, config, apart)
+    columns, left_out = comparable(reports, config, measured_differently)
     models = read_models(reports, columns)
     pairs: Pairs = {
         (a.name, b.name): differences(a.samples, b.samples, columns)
         for a, b in combinations(models, 2)
     }
     rows = category_rows(models, columns)
-    said = summary([(model.name, model.figures) for model in models], pairs, columns) + left_out
-    page = comparison_page(models, columns, pairs, rows, said, lineage)
+    sentences = summary([(m.name, m.figures) for m in models], pairs, columns) + left_out
+    page = comparison_page(models, columns, pairs, rows, sentences, lineage)
     (result / PAGE_FILE).write_text(page)
-    (result / SUMMARY_FILE).write_text("".join(f"- {sentence}\n" for sentence in said))
-    said_by = [(model.name, model.folder, model.samples) for model in models]
-    heading = f"Listening: {', '.join(reports)}"
-    errors = {row.category: row.values for row in rows}
-    write_notebook(result / NOTEBOOK_FILE, heading, sections(said_by, errors))
-    write_blind_test(result, said_by, blind_trials)
+    (result / SUMMARY_FILE).write_text("".join(f"- {sentence}\n" for sentence in sentences))
+    samples = [(model.name, model.folder, model.samples) for model in models]
+    wer_by_category = {row.category: row.values for row in rows}
+    title = f"Listening: {', '.join(reports)}"
+    write_notebook(result / NOTEBOOK_FILE, title, sections(samples, wer_by_category))
+    write_blind_test(result, samples, blind_trials)
     facts = facts_of(models, pairs)
     (result / FIGURES_FILE).write_text(canonical_json(numbers(models, pairs, rows, facts)) + "\n")
     return facts
 
 
 def comparable(
-    reports: Mapping[str, Path], config: EvaluationConfig, apart: Collection[str]
+    reports: Mapping[str, Path], config: EvaluationConfig, measured_differently: Collection[str]
 ) -> tuple[list[Column], list[str]]:
-    """The columns that all reports measure alike, against the same; a sentence on the others."""
-    if WORDS in apart:
+    """The columns that are comparable, and sentences about the others.
+
+    Raises :class:`ComparisonError` if the WER is not comparable.
+    """
+    if WORDS in measured_differently:
         raise ComparisonError(
-            "the reports heard words differently, with another Whisper, version of the code or "
+            "the reports measure the WER differently, with another Whisper model, code version or "
             "suite: materialize all of them again"
         )
-    metric, alike = metric_of_columns(config), same_target(reports.values())
+    metric, same = metric_of_columns(config), same_references(reports.values())
     kept: list[Column] = []
-    by_others: list[Column] = []
-    elsewhere: list[Column] = []
+    other_model: list[Column] = []
+    other_references: list[Column] = []
     for column in columns_of(config):
-        if metric[column.name] in apart:
-            by_others.append(column)
-        elif column.name in AGAINST_TARGET and not alike:
-            elsewhere.append(column)
+        if metric[column.name] in measured_differently:
+            other_model.append(column)
+        elif column.name in REFERENCE_COLUMNS and not same:
+            other_references.append(column)
         else:
             kept.append(column)
     left_out = {
-        "with another model or version; materialize all of them again.": by_others,
-        "against other recordings; set [evaluation] target.": elsewhere,
+        "with another model or version; materialize all of them again.": other_model,
+        "against other recordings; set [evaluation] reference_corpora.": other_references,
     }
     return kept, [not_compared(columns, how) for how, columns in left_out.items() if columns]
 
 
 def not_compared(columns: Sequence[Column], how: str) -> str:
-    named = listed([column.title.lower() for column in columns]).capitalize()
-    return f"{named}: not compared: the reports measure it {how}"
+    """The sentence about columns that are left out."""
+    named = listed([title_of(column) for column in columns])
+    return f"{named[0].upper()}{named[1:]}: not compared: the reports measure it {how}"
 
 
 def read_models(reports: Mapping[str, Path], columns: Sequence[Column]) -> list[Model]:
-    """Raises :class:`ComparisonError` unless all said the same texts with the same seeds."""
+    """The models with their samples in the same order. Raises :class:`ComparisonError`."""
     models: list[Model] = []
     for name, folder in reports.items():
         samples = read_samples(folder)
@@ -158,34 +162,37 @@ def read_models(reports: Mapping[str, Path], columns: Sequence[Column]) -> list[
 def in_order(
     baseline: Sequence[SampleResult], candidate: Sequence[SampleResult]
 ) -> list[SampleResult]:
-    """The candidate's samples in the baseline's order."""
-    after = {sample.key: sample for sample in candidate}
-    before = [sample.key for sample in baseline]
-    if differing := sorted(set(before) ^ set(after), key=str):
+    """The candidate's samples in the baseline's order.
+
+    Raises :class:`ComparisonError` if they are not of the same texts and seeds.
+    """
+    by_key = {sample.key: sample for sample in candidate}
+    keys = [sample.key for sample in baseline]
+    if differing := sorted(set(keys) ^ set(by_key), key=str):
         raise ComparisonError(
             f"the two reports are not of the same suite and seeds ({len(differing)} texts differ, "
             f"the first is {differing[0][0]!r}): materialize both reports again"
         )
-    return [after[key] for key in before]
+    return [by_key[key] for key in keys]
 
 
 def differences(
     baseline: Sequence[SampleResult], candidate: Sequence[SampleResult], columns: Sequence[Column]
 ) -> dict[str, Difference]:
-    """By column, of those of which both have values."""
+    """The differences of all columns that both models have values of."""
     found = {column.name: difference(baseline, candidate, column) for column in columns}
     return {name: pair for name, pair in found.items() if pair is not None}
 
 
 def category_rows(models: Sequence[Model], columns: Sequence[Column]) -> list[ComparisonRow]:
-    """The word errors of each kind, then of all texts."""
-    (words,) = (column for column in columns if column.name == "wer")
+    """The WER of each category, then of all texts."""
+    (wer,) = (column for column in columns if column.name == "wer")
     groups = [by_category(model.samples) | {ALL: model.samples} for model in models]
     found = []
     for category, first in groups[0].items():
-        changes = [difference(first, group[category], words) for group in groups[1:]]
+        changes = [difference(first, group[category], wer) for group in groups[1:]]
         known = [change for change in changes if change is not None]
-        values = tuple(figures(group[category], [words]).metrics["wer"].value for group in groups)
+        values = tuple(figures(group[category], [wer]).metrics["wer"].value for group in groups)
         found.append((category, len({s.id for s in first}), values, known))
     end = scale_end([abs(x) for *_, known in found for d in known for x in (d.low, d.high)])
     return [
@@ -195,6 +202,7 @@ def category_rows(models: Sequence[Model], columns: Sequence[Column]) -> list[Co
 
 
 def mark(change: Difference, end: float) -> RangeMark:
+    """A difference and its interval on a scale from ``-end`` to ``end``."""
     return range_mark(change.difference, Interval(change.low, change.high), -end, end)
 
 
@@ -203,21 +211,22 @@ def comparison_page(
     columns: Sequence[Column],
     pairs: Pairs,
     rows: Sequence[ComparisonRow],
-    said: Sequence[str],
+    sentences: Sequence[str],
     lineage: Sequence[LineageRow],
 ) -> str:
+    """The HTML page."""
     others = [read_samples(model.folder, TEMPERATURES_FILE) for model in models]
-    every = [
+    embed = Embedder(
         model.folder / sample.audio
         for model, own in zip(models, others, strict=True)
         for sample in [*model.samples, *own]
         if sample.audio
-    ]
-    embed = Embedder(every)
-    said_by = [side_by_side(models, [model.samples for model in models], embed)]
+    )
+    groups = side_by_side(models, [model.samples for model in models], embed)
+    other_groups: dict[str, list[list[SynthesisView]]] = {}
     if all(others):
         aligned = [others[0], *(in_order(others[0], own) for own in others[1:])]
-        said_by.append(side_by_side(models, aligned, embed))
+        other_groups = side_by_side(models, aligned, embed)
     return render(
         HERE / "comparison.html.j2",
         title=f"{', '.join(model.name for model in models)}: comparison",
@@ -225,9 +234,9 @@ def comparison_page(
         columns=[c for c in columns if all(c.name in m.figures.metrics for m in models)],
         pairs=pairs,
         rows=rows,
-        summary=said,
-        groups=said_by[0],
-        others=said_by[1] if len(said_by) > 1 else {},
+        summary=sentences,
+        groups=groups,
+        others=other_groups,
         lossless=embed.lossless,
         lineage=lineage,
     )
@@ -235,12 +244,12 @@ def comparison_page(
 
 def side_by_side(
     models: Sequence[Model], samples: Sequence[Sequence[SampleResult]], embed: Embedder
-) -> dict[str, list[list[Heard]]]:
-    """By category, what each model made of each text; the text with most errors first."""
+) -> dict[str, list[list[SynthesisView]]]:
+    """By category, the syntheses of each text; texts with the most errors first."""
     groups = grouped((row[0].category, row) for row in zip(*samples, strict=True))
     return {
         category: [
-            [heard(model.folder, s, embed) for model, s in zip(models, row, strict=True)]
+            [synthesis_view(model.folder, s, embed) for model, s in zip(models, row, strict=True)]
             for row in sorted(rows, key=lambda row: -sum(s.values["wer"] for s in row))
         ]
         for category, rows in groups.items()
@@ -248,23 +257,24 @@ def side_by_side(
 
 
 def facts_of(models: Sequence[Model], pairs: Pairs) -> dict[str, Any]:
+    """The WER of the first and the last model, and their difference."""
     first, last = models[0].name, models[-1].name
-    words = pairs[first, last]["wer"]
+    wer = pairs[first, last]["wer"]
     return {
         "baseline": first,
         "candidate": last,
-        "wer_baseline": words.baseline,
-        "wer_candidate": words.candidate,
-        "wer_difference": words.difference,
-        "ci_low": words.low,
-        "ci_high": words.high,
+        "wer_baseline": wer.baseline,
+        "wer_candidate": wer.candidate,
+        "wer_difference": wer.difference,
+        "ci_low": wer.low,
+        "ci_high": wer.high,
     }
 
 
 def numbers(
     models: Sequence[Model], pairs: Pairs, rows: Sequence[ComparisonRow], facts: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """``comparison.json``: ``categories`` are word errors, of the first and the last model."""
+    """``comparison.json``. ``categories``: the WER of the first and the last model."""
     return {
         **facts,
         "models": {model.name: model.figures for model in models},

@@ -1,33 +1,33 @@
-"""Configuration of evaluation: suites, ears, metrics, gates, what is compared with what."""
+"""Configuration of evaluation: suites, metrics, ASR model, gates, comparisons."""
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from tts_assets.core.config import Config
 from tts_assets.core.program import ProgramConfig
 from tts_assets.speakers.config import RESEMBLYZER
-from tts_assets.speechlm.config import SamplingConfig
 
 METRICS = ("words", "dnsmos", "utmos", "similarity", "pitch", "pace", "truncation")
-MAIN = "main"  # what the suite of [evaluation] is called beside the others
+MAIN = "main"  # name of the suite of [evaluation], beside the names of [evaluation.suites]
+BEAM_SIZE = 5  # of the ASR model; it is part of the cache keys of transcripts
 
 
 class SuiteConfig(Config):
-    """``[evaluation.suites.<name>]``: one more suite, with reports of its own."""
+    """``[evaluation.suites.<name>]``: an additional suite, with separate reports."""
 
-    path: Path = Field(description="JSONL, or Seed-TTS-eval's meta.lst")
-    language: str = Field("en", description="of texts that name none")
-    whisper: str = Field("", description="the ear; empty: that of [evaluation]")
-    recipes: tuple[str, ...] = Field((), description="who says it; empty: every recipe")
+    path: Path = Field(description="JSONL file, or meta.lst of Seed-TTS-eval")
+    language: str = Field("en", description="of texts without a language")
+    whisper: str = Field("", description="ASR model; empty: the one of [evaluation]")
+    recipes: tuple[str, ...] = Field((), description="recipes to evaluate; empty: all")
 
 
 class ComparisonConfig(Config):
-    """``[evaluation.comparisons.<name>]``: models on the same texts, the first is the baseline."""
+    """``[evaluation.comparisons.<name>]``: models on the same texts; the first is the baseline."""
 
     models: tuple[str, ...] = Field(min_length=2, description="recipes, as in report/<recipe>")
     blind_trials: int = Field(10, ge=1, description="of each pair of models in the blind test")
@@ -41,57 +41,77 @@ class ComparisonConfig(Config):
 
 
 class GateConfig(Config):
-    """``[evaluation.gates]``: a report must not be worse than the incumbent's by more than this.
+    """``[evaluation.gates]``: blocking limits on how much worse a report may be than the baseline.
 
-    A margin is missed only where the whole 95 % interval of the difference lies beyond it: what
-    may be chance blocks nothing. Unset: no such gate.
+    The baseline is the best earlier report. A gate fails only if the whole 95 % interval of the
+    difference is beyond the margin. An unset margin is not checked.
     """
 
-    wer: float | None = Field(None, ge=0, description="0.02: two points more word errors")
-    speaker_similarity: float | None = Field(None, ge=0, description="0.03: so much less alike")
-    incumbent: str = Field(
-        "", description="a recipe, whose best report counts; empty: the same recipe"
+    renamed_keys: ClassVar[Mapping[str, str]] = {"incumbent": "baseline"}
+
+    wer: float | None = Field(
+        None, ge=0, description="largest rise of the WER: 0.02 is two percentage points"
+    )
+    speaker_similarity: float | None = Field(
+        None, ge=0, description="largest fall of the speaker similarity, such as 0.03"
+    )
+    baseline: str = Field(
+        "", description="recipe whose best report is the baseline; empty: the same recipe"
     )
 
     @property
     def margins(self) -> dict[str, float]:
+        """The margins that are set, by column of the report."""
         given = {"wer": self.wer, "speaker_similarity": self.speaker_similarity}
         return {name: margin for name, margin in given.items() if margin is not None}
 
 
 class EvaluationConfig(Config):
-    """``[evaluation]``: every serving model says the whole suite, and is scored."""
+    """``[evaluation]``: every serving model synthesizes the suite, and metrics score the clips."""
 
-    suite: Path = Field(description="JSONL: id, category, text, …; or a meta.lst")
-    language: str = "en"
+    renamed_keys: ClassVar[Mapping[str, str]] = {
+        "references": "reference_clips",
+        "target": "reference_corpora",
+    }
+    removed_keys: ClassVar[Mapping[str, Any]] = {
+        "beam_size": BEAM_SIZE,
+        "sampling": None,  # always that of the serving model, which is what users hear
+        "voice": "",
+    }
+
+    suite: Path = Field(description="JSONL file with id, category, text, …; or a meta.lst")
+    language: str = Field("en", description="of texts without a language")
     suites: dict[str, SuiteConfig] = Field(default_factory=dict)
-    seeds: tuple[int, ...] = Field((42,), min_length=1, description="syntheses of each text")
-    voice: str = Field("", description="a voice of the serving model; empty: no voice prompt")
-    sampling: SamplingConfig | None = Field(None, description="none: the serving model's own")
-    temperatures: tuple[float, ...] = Field((), description="a few texts are said at these, too")
+    seeds: tuple[int, ...] = Field((42,), min_length=1, description="one synthesis for each")
+    temperatures: tuple[float, ...] = Field(
+        (), description="a few texts are synthesized at these sampling temperatures as well"
+    )
     temperature_texts: int = Field(2, ge=1, description="texts of each category for that")
     metrics: tuple[str, ...] = Field(METRICS, description="names, or 'package.module:Class'")
-    utmos: Path | None = Field(None, description="UTMOS as an ONNX file; none: not measured")
+    utmos: Path | None = Field(None, description="UTMOS as an ONNX file; unset: not measured")
     speaker_encoder: str = Field(
-        RESEMBLYZER, description='who tells voices: "resemblyzer", "speaker_encoder", or a folder'
+        RESEMBLYZER, description='"resemblyzer", "speaker_encoder" (the asset), or a folder'
     )
-    whisper: str = Field("", description="a faster-whisper model; empty: the packaged tiny.en")
-    beam_size: int = Field(5, ge=1)
+    whisper: str = Field("", description="ASR model of faster-whisper; empty: the packaged tiny.en")
     window_seconds: float = Field(
-        15.0, ge=4.0, le=30.0, description="of Whisper; at 15 a third of the time of 30"
+        15.0, ge=4.0, le=30.0, description="input of Whisper; 15 takes a third of the time of 30"
     )
-    references: int = Field(10, ge=1, description="validation clips that stand for the speaker")
-    target: tuple[str, ...] = Field(
+    reference_clips: int = Field(
+        10, ge=1, description="validation clips whose mean embedding is the reference speaker"
+    )
+    reference_corpora: tuple[str, ...] = Field(
         (),
-        description="corpora whose clips every report measures likeness and pace against; empty: "
-        "those of each recipe, and recipes of different corpora are not compared in these",
+        description="corpora of the reference clips for speaker similarity and duration ratio; "
+        "empty: those of each recipe, and then these metrics are compared within the same corpora",
     )
-    batch_size: int = Field(8, ge=1, description="texts spoken at a time; changes rounding")
+    batch_size: int = Field(
+        8, ge=1, description="texts synthesized at once; results differ by rounding"
+    )
     gates: GateConfig = GateConfig()
     comparisons: dict[str, ComparisonConfig] = Field(default_factory=dict)
 
     def for_suite(self, name: str) -> EvaluationConfig:
-        """The configuration of one suite's reports; :data:`MAIN` is that of this table."""
+        """The configuration for the reports of suite ``name``; :data:`MAIN` is this one."""
         if name == MAIN:
             return self
         suite = self.suites[name]
@@ -100,21 +120,22 @@ class EvaluationConfig(Config):
         return self.model_copy(update=values)
 
     def suites_of(self, recipe: str) -> list[str]:
-        """The suites that a recipe is asked to say, :data:`MAIN` first."""
+        """The names of the suites that ``recipe`` is evaluated on, :data:`MAIN` first."""
         asked = [name for name, s in self.suites.items() if not s.recipes or recipe in s.recipes]
         return [MAIN, *asked]
 
     def determining(self) -> dict[str, Any]:
-        """What of it decides a report's bytes, free of paths."""
-        aside = {"suite", "suites", "gates", "comparisons", "utmos", "speaker_encoder"}
-        aside |= set() if self.target else {"target"}  # reports from before it stay what they are
-        return self.model_dump(mode="json", exclude=aside)
+        """The values that determine a report's bytes, without paths, under their former names."""
+        excluded = {"suite", "suites", "gates", "comparisons", "utmos", "speaker_encoder"}
+        # Reports from before this key existed keep their fingerprints.
+        excluded |= set() if self.reference_corpora else {"reference_corpora"}
+        return self.canonical(exclude=excluded)
 
     def check_recipes(self, recipes: Set[str], compared: Set[str]) -> None:
-        """Raise ValueError for a recipe that is nowhere; ``compared`` have comparisons already."""
+        """Raise ValueError for an unknown recipe; ``compared`` have a comparison by default."""
         named = {f"suites.{name}.recipes": suite.recipes for name, suite in self.suites.items()}
         named |= {f"comparisons.{name}.models": c.models for name, c in self.comparisons.items()}
-        named |= {"gates.incumbent": (self.gates.incumbent,) if self.gates.incumbent else ()}
+        named |= {"gates.baseline": (self.gates.baseline,) if self.gates.baseline else ()}
         for key, names in named.items():
             for name in set(names) - recipes:
                 raise ValueError(
@@ -123,24 +144,19 @@ class EvaluationConfig(Config):
                 )
         for name in compared & set(self.comparisons):
             raise ValueError(
-                f"evaluation.comparisons.{name}: comparison/{name} is that of the rlhf recipe "
-                "with its base; choose another name"
+                f"evaluation.comparisons.{name}: comparison/{name} already compares the rlhf "
+                "recipe with its base; choose another name"
             )
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:
         for name in {MAIN, "all"} & set(self.suites):
             raise ValueError(f"suites.{name}: the name is taken; choose another")
-        if self.sampling and self.sampling.temperature in self.temperatures:
-            raise ValueError(
-                f"temperatures has {self.sampling.temperature:g}, at which every text is said "
-                "anyway; take it out"
-            )
         return self
 
 
 class LineageRow(Config):
-    """One artifact that a result was made from, in words."""
+    """An artifact that a result depends on; ``detail`` describes it in words."""
 
     asset: str
     partition: str
@@ -150,25 +166,27 @@ class LineageRow(Config):
 
 
 class EarlierReport(Config):
-    """A report of the same recipe and suite that was published before, oldest first."""
+    """A report of the same recipe and suite that was published earlier."""
 
-    model: str = Field(description="content of its serving model")
+    model: str = Field(description="content digest of its serving model")
     folder: Path
 
 
 class EvaluationProgram(ProgramConfig):
-    """``tts_assets.evaluation.evaluate``: one serving model says one suite, or has ``spoken`` it.
+    """Configuration of ``tts_assets.evaluation.evaluate``.
 
-    ``suite`` is a ``suite.jsonl``; ``references`` are clips of the speaker that is imitated,
-    ``speakers`` those of the speakers that texts name. ``characters_per_second`` is the pace of
-    the recordings, 0 if it is not known. ``cache`` keeps what metrics found, by audio.
+    The speech is either synthesized with ``serving_model``, or read from ``synthesized``, a folder
+    that ``speech_sources.py`` describes. ``suite`` is a ``suite.jsonl``. ``references`` are clips
+    of the reference speaker, ``speakers`` those of speakers that texts name.
+    ``characters_per_second`` is the pace of the reference recordings, 0 if it is unknown.
+    ``cache``: file for transcripts and metrics by audio digest. ``earlier``: oldest first.
     """
 
     name: str
     suite_name: str = MAIN
     evaluation: EvaluationConfig
     serving_model: Path | None = None
-    spoken: Path | None = Field(None, description="folder of spoken.py")
+    synthesized: Path | None = None
     suite: Path
     references: tuple[Path, ...]
     speakers: dict[str, tuple[Path, ...]] = Field(default_factory=dict)
@@ -178,7 +196,7 @@ class EvaluationProgram(ProgramConfig):
     earlier: tuple[EarlierReport, ...] = ()
 
     @model_validator(mode="after")
-    def _check_who_speaks(self) -> Self:
-        if (self.serving_model is None) == (self.spoken is None):
-            raise ValueError("name a serving_model that says the suite, or what was spoken")
+    def _check_source(self) -> Self:
+        if (self.serving_model is None) == (self.synthesized is None):
+            raise ValueError("set either serving_model or synthesized")
         return self

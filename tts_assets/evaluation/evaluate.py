@@ -1,21 +1,21 @@
-"""A serving model says a suite; every clip is heard and scored; a report comes out::
+"""Program: synthesize a suite with a serving model, transcribe and score it, write a report::
 
     torchrun --nproc-per-node 2 -m tts_assets.evaluation.evaluate run.json
 
-Texts are spoken in fixed batches, which the ranks share out: the result has the same bytes on
-any number of ranks. A batch that is done is kept, and a restart goes on with the next.
+The ranks share fixed batches of texts, so that the result has the same bytes on any number of
+ranks. Each finished batch is a file in ``checkpoints/``; a restart continues with the next one.
 
-The real-time factor: seconds of work for a second of speech, below 1 faster than it is heard.
-
-It is of the machine and of its other work as much as of the model: a fact of a report and a number
-in Dagster, where it can be watched, and not in the report's files, whose bytes are the model's.
+The real-time factor (RTF) is computing time divided by the duration of the speech: below 1 the
+model is faster than real time. It depends on the machine and its load as much as on the model. It
+is therefore a fact of the report, which Dagster plots, and not part of the report's files.
 """
 
 from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,62 +25,45 @@ from tts_assets.audio_models.wer import rate_interval
 from tts_assets.core.artifacts import written_aside
 from tts_assets.core.program import Run, load_config
 from tts_assets.evaluation.config import EvaluationConfig, EvaluationProgram
-from tts_assets.evaluation.measuring import MetricRunner
-from tts_assets.evaluation.metrics.metric import Setting
-from tts_assets.evaluation.metrics.registry import columns_of, not_given
+from tts_assets.evaluation.metric_runner import MetricRunner
+from tts_assets.evaluation.metrics.metric import Setting, columns_of, not_given
 from tts_assets.evaluation.report import write_report
 from tts_assets.evaluation.results import SampleResult, by_category, figure, figures
-from tts_assets.evaluation.speech_sources import AUDIO_FOLDER, Batch, SpeechSource, talker_of
+from tts_assets.evaluation.speech_sources import (
+    AUDIO_FOLDER,
+    Batch,
+    ModelSource,
+    RecordedSource,
+    SpeechSource,
+)
 from tts_assets.evaluation.suite import SuiteText, read_suite
+from tts_assets.serving.synthesis import Synthesizer
 
-NAME = "real_time_factor"
-
-
-def real_time_factor(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Of the batches of an evaluation, with its 95 % interval over batches; none of silence.
-
-    A batch is spoken as one: its utterances have no times of their own. What was said elsewhere
-    has none at all.
-    """
-    timed = [record for record in records if record["elapsed"] is not None]
-    pairs = [(r["elapsed"], sum(row["seconds"] for row in r["rows"])) for r in timed]
-    heard = [(elapsed, seconds) for elapsed, seconds in pairs if seconds > 0]
-    if not heard:
-        return {}
-    elapsed, seconds = zip(*heard, strict=True)
-    interval = rate_interval(elapsed, seconds)
-    return {
-        NAME: sum(elapsed) / sum(seconds),
-        f"{NAME}_low": interval.low,
-        f"{NAME}_high": interval.high,
-    }
+RTF = "real_time_factor"
+Record = dict[str, Any]
+"""A finished batch: ``rows`` of results, seconds ``elapsed`` for synthesis (None if unknown), and
+seconds of ``measuring`` by metric."""
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Evaluate all batches that this rank has to; rank 0 then writes the report."""
     config = load_config(EvaluationProgram, argv)
     with Run(config.run_dir) as run:
         run.init_distributed()
-        evaluate(config, run)
-
-
-def evaluate(config: EvaluationProgram, run: Run) -> None:
-    texts = read_suite(config.suite, config.evaluation.language)
-    batches = in_batches(texts, config.evaluation)
-    speaker = SuiteSynthesis(config, run)
-    for reason in not_given(config.evaluation).values():
-        run.note(f"a metric is {reason}")
-    rounds = range(-(-len(batches) // run.world_size))  # all ranks make as many: they ask together
-    for number in run.progress(rounds, "evaluation"):
-        index = number * run.world_size + run.rank
-        if index < len(batches):
-            speaker.say(index, batches[index])
-        if run.should_stop():
-            run.stopped()
-    if run.world_size > 1:
-        dist.barrier()
-    if run.is_main:
-        records = [speaker.record(index) for index in range(len(batches))]
-        run.finish(write_result(config, run, records))
+        for reason in not_given(config.evaluation).values():
+            run.note(f"a metric is {reason}")
+        texts = read_suite(config.suite, config.evaluation.language)
+        batches = in_batches(texts, config.evaluation)
+        evaluator = BatchEvaluator(
+            open_source=lambda: speech_source(config, str(run.device)),
+            open_metrics=lambda: metric_runner(config, run.run_dir),
+            records=run.checkpoint_dir,
+            audio=run.result_dir / AUDIO_FOLDER,
+        )
+        evaluate(run, evaluator, batches)
+        if run.is_main:
+            records = [evaluator.record(index) for index in range(len(batches))]
+            run.finish(write_result(config, run, records))
 
 
 def in_batches(texts: Sequence[SuiteText], config: EvaluationConfig) -> list[Batch]:
@@ -89,85 +72,118 @@ def in_batches(texts: Sequence[SuiteText], config: EvaluationConfig) -> list[Bat
     for text in texts:
         groups.setdefault(text.category, []).append(text)
     few = [text for group in groups.values() for text in group[: config.temperature_texts]]
-    asked: list[tuple[Sequence[SuiteText], tuple[int, ...], float | None]] = [
+    parts: list[tuple[Sequence[SuiteText], tuple[int, ...], float | None]] = [
         (texts, config.seeds, None)
     ]
-    asked += [(few, config.seeds[:1], temperature) for temperature in config.temperatures]
+    parts += [(few, config.seeds[:1], temperature) for temperature in config.temperatures]
     return [
-        Batch(some[start : start + config.batch_size], seeds, temperature)
-        for some, seeds, temperature in asked
-        for start in range(0, len(some), config.batch_size)
+        Batch(part[start : start + config.batch_size], seeds, temperature)
+        for part, seeds, temperature in parts
+        for start in range(0, len(part), config.batch_size)
     ]
 
 
-class SuiteSynthesis:
-    """Says and scores batches of texts, and remembers in the run folder which are done."""
+def speech_source(config: EvaluationProgram, device: str) -> SpeechSource:
+    """The serving model on ``device``, or the folder of clips."""
+    if config.synthesized is not None:
+        return RecordedSource(config.synthesized)
+    assert config.serving_model is not None  # the configuration has one of the two
+    return ModelSource(Synthesizer.open(config.serving_model, device=device))
 
-    def __init__(self, config: EvaluationProgram, run: Run) -> None:
-        self.config = config
-        self.run = run
-        self._models: tuple[SpeechSource, MetricRunner] | None = None
 
-    def models(self) -> tuple[SpeechSource, MetricRunner]:
-        """Loaded when the first batch needs them: a finished run is taken over in no time."""
-        if self._models is None:
-            given = self.config
-            talker = talker_of(given, str(self.run.device))
-            setting = Setting(
-                given.evaluation, given.references, given.speakers, given.characters_per_second
-            )
-            cache = given.cache or self.run.run_dir / "metrics.sqlite"
-            self._models = talker, MetricRunner(setting, cache)
-        return self._models
+def metric_runner(config: EvaluationProgram, run_dir: Path) -> MetricRunner:
+    """The metrics; their cache is in the run folder if the configuration names none."""
+    setting = Setting(
+        config.evaluation, config.references, config.speakers, config.characters_per_second
+    )
+    return MetricRunner(setting, config.cache or run_dir / "metrics.sqlite")
+
+
+class BatchEvaluator:
+    """Synthesizes and scores batches, and writes each finished one to a file in ``records``.
+
+    Models are loaded when the first batch needs them: a finished run loads none.
+    """
+
+    def __init__(
+        self,
+        open_source: Callable[[], SpeechSource],
+        open_metrics: Callable[[], MetricRunner],
+        records: Path,
+        audio: Path,
+    ) -> None:
+        self.open_source = open_source
+        self.open_metrics = open_metrics
+        self.records = records
+        self.audio = audio
+
+    @cached_property
+    def source(self) -> SpeechSource:
+        """The source of the speech."""
+        return self.open_source()
+
+    @cached_property
+    def metrics(self) -> MetricRunner:
+        """The ASR model and the metrics."""
+        return self.open_metrics()
 
     def _file(self, index: int) -> Path:
-        return self.run.checkpoint_dir / f"batch-{index:04d}.json"
+        return self.records / f"batch-{index:04d}.json"
 
-    def record(self, index: int) -> dict[str, Any]:
+    def record(self, index: int) -> Record:
+        """The record of a finished batch."""
         return json.loads(self._file(index).read_text())
 
-    def say(self, index: int, batch: Batch) -> None:
-        """Speak, write, read back and score one batch, unless that was done before."""
+    def evaluate(self, index: int, batch: Batch) -> None:
+        """Synthesize and score one batch, unless its file exists."""
         if self._file(index).is_file():
             return
-        talker, gauge = self.models()
-        spoken, elapsed = talker.say(batch, self.run.result_dir / AUDIO_FOLDER)
-        gauge.seconds.clear()
-        rows = [row.model_dump() for row in gauge.measure(spoken)]
-        record = {"rows": rows, "elapsed": elapsed, "measuring": dict(gauge.seconds)}
-        with written_aside(self._file(index)) as aside:
-            aside.write_text(json.dumps(record, ensure_ascii=False, indent=1) + "\n")
+        utterances, elapsed = self.source.synthesize(batch, self.audio)
+        self.metrics.seconds.clear()
+        rows = [row.model_dump() for row in self.metrics.measure(utterances)]
+        record = {"rows": rows, "elapsed": elapsed, "measuring": dict(self.metrics.seconds)}
+        with written_aside(self._file(index)) as temporary:
+            temporary.write_text(json.dumps(record, ensure_ascii=False, indent=1) + "\n")
 
 
-def write_result(
-    config: EvaluationProgram, run: Run, records: Sequence[dict[str, Any]]
-) -> dict[str, Any]:
-    """Report, notebook and numbers; returns the facts of the artifact.
+def evaluate(run: Run, evaluator: BatchEvaluator, batches: Sequence[Batch]) -> None:
+    """Evaluate every ``world_size``-th batch, and wait until all ranks are done."""
+    # All ranks have the same number of rounds: they agree on a stop after each round.
+    rounds = range(-(-len(batches) // run.world_size))
+    for number in run.progress(rounds, "evaluation"):
+        index = number * run.world_size + run.rank
+        if index < len(batches):
+            evaluator.evaluate(index, batches[index])
+        if run.should_stop():
+            run.stopped()
+    if run.world_size > 1:
+        dist.barrier()
 
-    What took how long is a fact and no part of the files: these have the same bytes anywhere.
-    """
-    said = [SampleResult.parse(row, "batch") for record in records for row in record["rows"]]
-    samples = [sample for sample in said if sample.temperature is None]
+
+def write_result(config: EvaluationProgram, run: Run, records: Sequence[Record]) -> dict[str, Any]:
+    """Write the report and log its numbers; returns the facts of the artifact."""
+    results = [SampleResult.parse(row, "batch") for record in records for row in record["rows"]]
+    samples = [sample for sample in results if sample.temperature is None]
     columns = columns_of(config.evaluation)
-    write_report(run.result_dir, config, said)
+    write_report(run.result_dir, config, results)
     total = figures(samples, columns).metrics
     numbers = {
-        f"{name}{part}": getattr(of, field)
-        for name, of in total.items()
-        for part, field in (("", "value"), ("_low", "low"), ("_high", "high"))
+        f"{name}{suffix}": getattr(found, field)
+        for name, found in total.items()
+        for suffix, field in (("", "value"), ("_low", "low"), ("_high", "high"))
     }
     numbers |= real_time_factor(records)
     run.metrics(0, numbers)
     run.table("samples", table_rows(samples))
-    run.note(f"measuring took, in seconds an utterance: {cost(records, len(said))}")
-    words = next(column for column in columns if column.name == "wer")
-    errors = {kind: figure(rows, words) for kind, rows in by_category(samples).items()}
+    run.note(f"computing time of metrics, seconds per utterance: {cost(records, len(results))}")
+    wer = next(column for column in columns if column.name == "wer")
+    by_kind = {kind: figure(rows, wer) for kind, rows in by_category(samples).items()}
     return {
         "recipe": config.name,
         "suite": config.suite_name,
         "texts": len({sample.id for sample in samples}),
         "wer": total["wer"].value,
-        "wer_by_category": {kind: found.value for kind, found in errors.items() if found},
+        "wer_by_category": {kind: found.value for kind, found in by_kind.items() if found},
         "dnsmos_p808": total["dnsmos_p808"].value if "dnsmos_p808" in total else None,
         "speaker_similarity": (
             total["speaker_similarity"].value if "speaker_similarity" in total else None
@@ -176,8 +192,27 @@ def write_result(
     }
 
 
-def cost(records: Sequence[dict[str, Any]], utterances: int) -> str:
-    """What each metric took; what the cache knew took nothing."""
+def real_time_factor(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The RTF with its 95 % interval over batches; empty without speech or without times.
+
+    A batch is synthesized as a whole, so single utterances have no computing time.
+    """
+    timed = [record for record in records if record["elapsed"] is not None]
+    pairs = [(r["elapsed"], sum(row["seconds"] for row in r["rows"])) for r in timed]
+    with_speech = [(elapsed, seconds) for elapsed, seconds in pairs if seconds > 0]
+    if not with_speech:
+        return {}
+    elapsed, seconds = zip(*with_speech, strict=True)
+    interval = rate_interval(elapsed, seconds)
+    return {
+        RTF: sum(elapsed) / sum(seconds),
+        f"{RTF}_low": interval.low,
+        f"{RTF}_high": interval.high,
+    }
+
+
+def cost(records: Sequence[Record], utterances: int) -> str:
+    """The computing time of each metric per utterance, as text."""
     spent: defaultdict[str, float] = defaultdict(float)
     for record in records:
         for name, seconds in record["measuring"].items():
@@ -186,7 +221,7 @@ def cost(records: Sequence[dict[str, Any]], utterances: int) -> str:
 
 
 def table_rows(samples: Sequence[SampleResult]) -> list[dict[str, Any]]:
-    """A row a synthesis for W&B: what was said and heard, and every value."""
+    """One row for each synthesis for W&B: text, transcript, and every value."""
     kept = {"id", "category", "text", "heard", "seed", "seconds"}
     return [sample.model_dump(include=kept) | sample.values for sample in samples]
 

@@ -1,7 +1,7 @@
-"""A report beside the earlier ones of its recipe on the same suite.
+"""Earlier reports of a recipe, and which of their metrics are comparable with a new report.
 
-Earlier reports are data like any other: what the page says of them is as of when it was made. They
-are no input, or every report would make itself stale.
+Earlier reports are no inputs of the asset: each new report would make itself outdated. A page
+therefore shows the earlier reports that existed when it was written.
 """
 
 from __future__ import annotations
@@ -31,29 +31,29 @@ from tts_assets.evaluation.results import (
     read_samples,
 )
 
-MOST = 8  # reports back
+MOST = 8  # earlier reports in a page
 WORDS = "words"  # the metric that every report has
-EAR = ("whisper", "beam_size", "window_seconds", "language")
-# By metric of ours, the keys of [evaluation] that it hears with; a plug-in may use all of them.
-# Encoder and UTMOS are in a report's configuration as digests of their bytes, also as inputs.
-HEARS_WITH: dict[str, tuple[str, ...]] = {
-    WORDS: EAR,
-    "pace": EAR,
-    "truncation": EAR,
+ASR_KEYS = ("whisper", "beam_size", "window_seconds", "language")
+# The keys in a report's manifest that each metric depends on. Speaker encoder and UTMOS are there
+# as digests of their bytes. A metric of another project may depend on all keys.
+DEPENDS_ON: dict[str, tuple[str, ...]] = {
+    WORDS: ASR_KEYS,
+    "pace": ASR_KEYS,
+    "truncation": ASR_KEYS,
     "similarity": ("speaker_encoder",),
     "utmos": ("utmos",),
     "dnsmos": (),
     "pitch": (),
 }
-ALL = (*EAR, "speaker_encoder", "utmos")
+ALL_KEYS = (*ASR_KEYS, "speaker_encoder", "utmos")
 
 Measures = Mapping[str, str]
-"""By metric, a digest of what decides its numbers beside the speech."""
+"""By metric, the digest of everything that determines its numbers beside the speech."""
 
 
 @dataclass(frozen=True)
 class Past:
-    """An earlier report, and how the new one differs on the texts of both; by column."""
+    """An earlier report, and by column how the new one differs on the texts of both."""
 
     model: str
     figures: Figures
@@ -61,15 +61,15 @@ class Past:
 
 
 def earlier_reports(store: ArtifactStore, build: Build) -> tuple[EarlierReport, ...]:
-    """Published reports of the same asset that measured as this one will, oldest first."""
+    """The published reports of the same asset with the same measures, oldest first."""
     assert isinstance(build.config, Mapping)
-    asked = measures(build.references(), build.config, build.code_version)
+    new = measures(build.references(), build.config, build.code_version)
     found = []
     for folder in store.published(build.asset, build.partition):
         report = readable(folder)
         if report is None or folder.name == build.fingerprint:
             continue
-        if not measured_differently([asked, measured(report)]):
+        if not measured_differently([new, measured(report)]):
             written = (folder / "manifest.json").stat().st_mtime_ns
             found.append((written, folder, report.manifest.inputs["serving"].content))
     latest = sorted(found)[-MOST:]
@@ -77,6 +77,7 @@ def earlier_reports(store: ArtifactStore, build: Build) -> tuple[EarlierReport, 
 
 
 def measured(report: Handle) -> Measures:
+    """The measures of a published report."""
     manifest = report.manifest
     return measures(manifest.inputs, manifest.config, manifest.code_version)
 
@@ -84,21 +85,25 @@ def measured(report: Handle) -> Measures:
 def measures(
     inputs: Mapping[str, InputRef], config: Mapping[str, Any], code_version: str
 ) -> Measures:
-    """How a report is measured. Not its whole configuration: who is asked at fewer temperatures is
-    measured alike."""
-    versions = {WORDS: ""} | config.get("versions", {})  # the oldest reports told none
+    """The measures of a report with these inputs and this configuration.
+
+    Not all keys count: another number of temperatures, for example, changes no metric.
+    """
+    versions = {WORDS: ""} | config.get("versions", {})  # the oldest reports have no versions
     shared = inputs["suite"].content, code_version
     return {
         metric: digest_of(
-            [shared, version, [config.get(key) for key in HEARS_WITH.get(metric, ALL)]]
+            [shared, version, [config.get(key) for key in DEPENDS_ON.get(metric, ALL_KEYS)]]
         )
         for metric, version in versions.items()
     }
 
 
 def measured_differently(reports: Iterable[Measures]) -> set[str]:
-    """The metrics whose figures must not be compared. One that only some have is none of them: a
-    metric that is added, or left out, leaves the others what they are."""
+    """The metrics whose figures are not comparable between the reports.
+
+    A metric that only some of the reports have is not among them.
+    """
     found: dict[str, set[str]] = {}
     for report in reports:
         for metric, digest in report.items():
@@ -109,8 +114,10 @@ def measured_differently(reports: Iterable[Measures]) -> set[str]:
 def readable_reports(
     store: ArtifactStore, asset: str, partition: str = UNPARTITIONED
 ) -> list[Report]:
-    """The published reports of an asset, by fingerprint, without old ones that cannot be read;
-    raises :class:`ArtifactError` if it is the current one that cannot."""
+    """The published reports of an asset, by fingerprint, without unreadable old ones.
+
+    Raises :class:`ArtifactError` if the current report is unreadable.
+    """
     current = (store.folder(asset, partition) / "current").resolve()
     found = []
     for folder in store.published(asset, partition):
@@ -123,7 +130,7 @@ def readable_reports(
 def past(
     samples: Sequence[SampleResult], earlier: Sequence[EarlierReport], columns: Sequence[Column]
 ) -> list[Past]:
-    """Newest first; those that were deleted meanwhile are left out."""
+    """The earlier reports, newest first, without those that were deleted in the meantime."""
     rows = []
     for report in reversed(earlier):
         before = [s for s in read_samples(report.folder) if s.temperature is None]

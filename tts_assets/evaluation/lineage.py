@@ -1,4 +1,4 @@
-"""The way back from a result to the recordings, as rows for a page."""
+"""The lineage of a result: all artifacts that it depends on, as rows of a table."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Iterable
 from tts_assets.core.artifacts import ArtifactStore, Handle, InputRef, open_artifact
 from tts_assets.evaluation.config import LineageRow
 
-# The facts that say what an artifact is, in a reader's words; {} is the value.
-WORDS = {
+# The facts that describe an artifact, and how they are written; {} is the value.
+TEMPLATES = {
     "utterances": "{} utterances",
     "lines": "{} lines",
     "kept": "{} kept",
     "rejected": "{} rejected",
     "samples": "{} samples",
     "set_aside": "{} set aside",
-    "train_samples": "{} to train on",
-    "val_samples": "{} to validate",
+    "train_samples": "{} for training",
+    "val_samples": "{} for validation",
     "speakers": "{} speakers",
     "hours": "{:.2f} hours",
     "licence": "{}",
@@ -33,7 +33,7 @@ HIDDEN |= dict.fromkeys(("checkpoint", "codec_shards", "code_arrays"), HIDDEN["s
 
 
 def lineage(store: ArtifactStore, handles: Iterable[Handle]) -> tuple[LineageRow, ...]:
-    """``handles`` and all they were made from, each once, sources first."""
+    """``handles`` and their direct and indirect inputs, each once, inputs first."""
     rows: dict[tuple[str, str, str], LineageRow] = {}
     for handle in handles:
         _collect(store, handle, rows)
@@ -57,15 +57,15 @@ def _collect(
 
 
 def describe(handle: Handle) -> str:
-    """The facts of an artifact that matter to a reader."""
+    """The facts of an artifact that a reader needs, as text."""
     facts = handle.facts.model_dump()
     hidden = HIDDEN.get(handle.kind, set())
-    said = [
-        words.format(facts[name])
-        for name, words in WORDS.items()
+    parts = [
+        template.format(facts[name])
+        for name, template in TEMPLATES.items()
         if name in facts and name not in hidden and facts[name] not in (0, "", None)
     ]
-    return ", ".join(said)
+    return ", ".join(parts)
 
 
 def _key(reference: InputRef) -> tuple[str, str, str]:

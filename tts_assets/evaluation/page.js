@@ -3,9 +3,9 @@ document.documentElement.classList.add("js");
 
 for (const box of document.querySelectorAll(".player")) {
   const audio = box.querySelector("audio");
-  const wave = box.querySelector(".seen");
+  const seekBar = box.querySelector(".seek");
   const button = box.querySelector("button");
-  const show = () => wave.style.setProperty("--played", `${100 * audio.currentTime / (audio.duration || 1)}%`);
+  const show = () => seekBar.style.setProperty("--played", `${100 * audio.currentTime / (audio.duration || 1)}%`);
   const follow = () => { show(); if (!audio.paused) requestAnimationFrame(follow); };
   const seek = (seconds) => { audio.currentTime = Math.min(audio.duration || 0, Math.max(0, seconds)); show(); };
   audio.controls = false;
@@ -15,8 +15,8 @@ for (const box of document.querySelectorAll(".player")) {
     const step = { ArrowRight: 0.5, ArrowLeft: -0.5 }[event.key];
     if (step) { seek(audio.currentTime + step); event.preventDefault(); }
   });
-  wave.addEventListener("click", (event) => {
-    const edge = wave.getBoundingClientRect();
+  seekBar.addEventListener("click", (event) => {
+    const edge = seekBar.getBoundingClientRect();
     seek(audio.duration * (event.clientX - edge.left) / edge.width);
     audio.play();
   });
@@ -47,7 +47,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
       const sign = order === "ascending" ? 1 : -1;
       body.append(...[...body.rows].sort((left, right) => {
         const a = value(left, column), b = value(right, column);
-        if (a === null || b === null) return (a === null) - (b === null);  // no value: last
+        if (a === null || b === null) return (a === null) - (b === null);  // rows without a value come last
         return sign * compare(a, b);
       }));
     });

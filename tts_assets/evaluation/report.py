@@ -1,7 +1,4 @@
-"""``report.html``: one self-contained page of figures, players, errors, history and lineage.
-
-How the values of a column are spread over the utterances: a histogram as SVG.
-"""
+"""Writes a report: ``report.html``, ``report.json``, ``samples.jsonl`` and a listening notebook."""
 
 from __future__ import annotations
 
@@ -15,21 +12,20 @@ from tts_assets.audio_models.wer import Interval
 from tts_assets.core.config import canonical_json, digest_of
 from tts_assets.core.notebook import NOTEBOOK_FILE, NotebookClip, Section, write_notebook
 from tts_assets.evaluation.config import MAIN, EvaluationProgram
-from tts_assets.evaluation.corpus_voices import target_digest
 from tts_assets.evaluation.history import Past, past
-from tts_assets.evaluation.metrics.metric import Column
-from tts_assets.evaluation.metrics.registry import columns_of, metrics_of, not_given
+from tts_assets.evaluation.metrics.metric import Column, columns_of, metrics_of, not_given
 from tts_assets.evaluation.page import (
     HERE,
     PAGE_BYTES,
     Embedder,
     RangeMark,
-    heard,
     percent,
     range_mark,
     render,
     scale_end,
+    synthesis_view,
 )
+from tts_assets.evaluation.references import references_digest
 from tts_assets.evaluation.results import (
     REPORT_FILE,
     SAMPLES_FILE,
@@ -42,13 +38,15 @@ from tts_assets.evaluation.results import (
     write_samples,
 )
 
-CLASSES = 20
-WIDTH, HEIGHT = 240, 64
+PAGE_FILE = "report.html"
+ALL = "all"
+HISTOGRAM_BINS = 20
+HISTOGRAM_WIDTH, HISTOGRAM_HEIGHT = 240, 64
 
 
 @dataclass(frozen=True)
 class Bar:
-    """A class of values: its place in the picture, and what it says in words."""
+    """A bin of a histogram: its rectangle, and its description."""
 
     x: float
     y: float
@@ -58,8 +56,8 @@ class Bar:
 
 
 @dataclass(frozen=True)
-class Distribution:
-    """``bars`` of a picture of WIDTH x HEIGHT; ``median`` is a place in it."""
+class Histogram:
+    """The distribution of a column. ``median``: its x coordinate."""
 
     column: Column
     bars: tuple[Bar, ...]
@@ -69,47 +67,9 @@ class Distribution:
     label: str
 
 
-def distributions(samples: Sequence[SampleResult], columns: Iterable[Column]) -> list[Distribution]:
-    """Of each column that is shown and has values that differ."""
-    found = []
-    for column in columns:
-        values = [s.values[column.name] for s in samples if column.name in s.values]
-        if column.shown and len(set(values)) > 1:
-            found.append(distribution(values, column))
-    return found
-
-
-def distribution(values: Sequence[float], column: Column) -> Distribution:
-    counts, edges = np.histogram(values, bins=CLASSES)
-    low, high, middle = float(edges[0]), float(edges[-1]), float(np.median(values))
-    step = WIDTH / CLASSES
-    tallest = int(counts.max())
-    bars = tuple(
-        Bar(
-            x=round(place * step + 0.5, 1),
-            y=round(HEIGHT - HEIGHT * count / tallest, 1),
-            width=step - 1,
-            height=round(HEIGHT * count / tallest, 1),
-            label=f"{count} from {column.text(edges[place])} to {column.text(edges[place + 1])}",
-        )
-        for place, count in enumerate(counts.tolist())
-        if count
-    )
-    label = (
-        f"{column.title} of {len(values)} syntheses: {column.text(low)} to {column.text(high)}, "
-        f"half of them below {column.text(middle)}"
-    )
-    place = round(WIDTH * (middle - low) / (high - low), 1)
-    return Distribution(column, bars, column.text(low), column.text(high), place, label)
-
-
-PAGE_FILE = "report.html"
-ALL = "all"
-
-
 @dataclass(frozen=True)
 class ReportRow:
-    """A line of the table of kinds; ``mark`` is that of the word errors."""
+    """A row of a table of figures; ``mark`` shows the WER and its interval."""
 
     name: str
     figures: Figures
@@ -118,8 +78,10 @@ class ReportRow:
 
 @dataclass(frozen=True)
 class Findings:
-    """What the page and ``report.json`` tell: ``samples`` at the temperature of all figures,
-    ``others`` at others."""
+    """The content of the page and of ``report.json``.
+
+    ``samples``: syntheses of the main figures; ``others``: those at other temperatures.
+    """
 
     samples: Sequence[SampleResult]
     others: Sequence[SampleResult]
@@ -129,10 +91,10 @@ class Findings:
     history: Sequence[Past]
 
 
-def write_report(folder: Path, program: EvaluationProgram, said: Sequence[SampleResult]) -> None:
-    """Write rows, figures, page and notebook into ``folder``, which holds the audio already."""
-    samples = [sample for sample in said if sample.temperature is None]
-    others = [sample for sample in said if sample.temperature is not None]
+def write_report(folder: Path, program: EvaluationProgram, results: Sequence[SampleResult]) -> None:
+    """Write rows, figures, page and notebook to ``folder``, which already contains the audio."""
+    samples = [sample for sample in results if sample.temperature is None]
+    others = [sample for sample in results if sample.temperature is not None]
     write_samples(folder / SAMPLES_FILE, samples)
     if others:
         write_samples(folder / TEMPERATURES_FILE, others)
@@ -146,6 +108,7 @@ def write_report(folder: Path, program: EvaluationProgram, said: Sequence[Sample
 def findings(
     program: EvaluationProgram, samples: Sequence[SampleResult], others: Sequence[SampleResult]
 ) -> Findings:
+    """The figures of all groups of syntheses, and the comparison with earlier reports."""
     columns = columns_of(program.evaluation)
 
     def all_figures(groups: Mapping[str, Sequence[SampleResult]]) -> dict[str, Figures]:
@@ -161,31 +124,39 @@ def findings(
     )
 
 
+def by_temperature(
+    samples: Sequence[SampleResult], columns: Sequence[Column]
+) -> dict[float, Figures]:
+    """The figures at each temperature, in order of appearance."""
+    temperatures = dict.fromkeys(s.temperature for s in samples if s.temperature is not None)
+    return {t: figures([s for s in samples if s.temperature == t], columns) for t in temperatures}
+
+
 def report_page(folder: Path, program: EvaluationProgram, found: Findings) -> str:
+    """The HTML page. The worst syntheses come first, also when the audio does not all fit."""
     total = found.by_kind[ALL]
     columns = [c for c in columns_of(program.evaluation) if c.name in total.metrics]
-    named = worst_first(found.samples)
-    embed = Embedder([folder / s.audio for s in [*named, *found.others] if s.audio])
+    samples = worst_first(found.samples)
+    embed = Embedder([folder / s.audio for s in [*samples, *found.others] if s.audio])
     manners = {**found.by_manner, ALL: total} if found.by_manner else {}
     tables = (found.by_kind, manners)
     end = scale_end([row.metrics["wer"].high for table in tables for row in table.values()])
     rows, manner_rows = (table_rows(table, end) for table in tables)
-    suite = "" if program.suite_name == MAIN else program.suite_name
     return render(
         HERE / "report.html.j2",
-        title=f"{program.name}: listening report",
+        title=f"{program.name}: evaluation report",
         name=program.name,
-        suite=suite,
+        suite="" if program.suite_name == MAIN else program.suite_name,
         whisper=program.evaluation.whisper or "tiny.en",
         total=total,
         columns=columns,
         rows=rows,
         manners=manner_rows,
-        heard=[heard(folder, sample, embed) for sample in named],
+        syntheses=[synthesis_view(folder, sample, embed) for sample in samples],
         others=found.by_temperature,
-        other_heard=[heard(folder, sample, embed) for sample in found.others],
+        other_syntheses=[synthesis_view(folder, sample, embed) for sample in found.others],
         lossless=embed.lossless,
-        distributions=distributions(found.samples, columns),
+        histograms=histograms(found.samples, columns),
         history=found.history,
         not_given=not_given(program.evaluation),
         reasons=reasons(found.samples),
@@ -195,7 +166,7 @@ def report_page(folder: Path, program: EvaluationProgram, found: Findings) -> st
 
 
 def table_rows(table: Mapping[str, Figures], end: float) -> list[ReportRow]:
-    """The lines of a table, with marks on a scale that ends at ``end``."""
+    """The rows of a table of figures; the scale of the WER is from 0 to ``end``."""
     rows = []
     for name, found in table.items():
         wer = found.metrics["wer"]
@@ -205,9 +176,9 @@ def table_rows(table: Mapping[str, Figures], end: float) -> list[ReportRow]:
 
 
 def worst_first(samples: Sequence[SampleResult]) -> list[SampleResult]:
-    """By word errors, then by naturalness, then by likeness; who has no value is worst."""
+    """Sorted by WER, then DNSMOS P.808, then speaker similarity; a missing value is the worst."""
 
-    def badness(sample: SampleResult) -> tuple[float, float, float]:
+    def order(sample: SampleResult) -> tuple[float, float, float]:
         values = sample.values
         return (
             -sample.values["wer"],
@@ -215,18 +186,11 @@ def worst_first(samples: Sequence[SampleResult]) -> list[SampleResult]:
             values.get("speaker_similarity", float("-inf")),
         )
 
-    return sorted(samples, key=badness)
-
-
-def by_temperature(
-    samples: Sequence[SampleResult], columns: Sequence[Column]
-) -> dict[float, Figures]:
-    temperatures = dict.fromkeys(s.temperature for s in samples if s.temperature is not None)
-    return {t: figures([s for s in samples if s.temperature == t], columns) for t in temperatures}
+    return sorted(samples, key=order)
 
 
 def reasons(samples: Sequence[SampleResult]) -> dict[tuple[str, str], int]:
-    """How many utterances each metric set aside for which reason."""
+    """The number of missing values by metric and reason."""
     counts: dict[tuple[str, str], int] = {}
     for sample in samples:
         for pair in sample.set_aside.items():
@@ -234,15 +198,50 @@ def reasons(samples: Sequence[SampleResult]) -> dict[tuple[str, str], int]:
     return counts
 
 
+def histograms(samples: Sequence[SampleResult], columns: Iterable[Column]) -> list[Histogram]:
+    """A histogram of each shown column that has at least two different values."""
+    found = []
+    for column in columns:
+        values = [s.values[column.name] for s in samples if column.name in s.values]
+        if column.shown and len(set(values)) > 1:
+            found.append(histogram(values, column))
+    return found
+
+
+def histogram(values: Sequence[float], column: Column) -> Histogram:
+    """The histogram of at least two different values."""
+    counts, edges = np.histogram(values, bins=HISTOGRAM_BINS)
+    low, high, middle = float(edges[0]), float(edges[-1]), float(np.median(values))
+    step = HISTOGRAM_WIDTH / HISTOGRAM_BINS
+    tallest = int(counts.max())
+    bars = tuple(
+        Bar(
+            x=round(index * step + 0.5, 1),
+            y=round(HISTOGRAM_HEIGHT - HISTOGRAM_HEIGHT * count / tallest, 1),
+            width=step - 1,
+            height=round(HISTOGRAM_HEIGHT * count / tallest, 1),
+            label=f"{count} from {column.text(edges[index])} to {column.text(edges[index + 1])}",
+        )
+        for index, count in enumerate(counts.tolist())
+        if count
+    )
+    label = (
+        f"{column.title} of {len(values)} syntheses: {column.text(low)} to {column.text(high)}, "
+        f"median {column.text(middle)}"
+    )
+    median = round(HISTOGRAM_WIDTH * (middle - low) / (high - low), 1)
+    return Histogram(column, bars, column.text(low), column.text(high), median, label)
+
+
 def write_figures(path: Path, program: EvaluationProgram, found: Findings) -> None:
-    """``report.json``: what the page says, for machines."""
+    """Write ``report.json``, the content of the page for programs."""
     columns = columns_of(program.evaluation)
     values = {
         "recipe": program.name,
         "suite": program.suite_name,
         "evaluation": program.evaluation.determining(),
         "versions": {metric.name: metric.version for metric in metrics_of(program.evaluation)},
-        "target": target_digest(
+        "target": references_digest(
             program.references, program.speakers, program.characters_per_second
         ),
         "columns": {
@@ -271,12 +270,12 @@ def write_figures(path: Path, program: EvaluationProgram, found: Findings) -> No
 def sections(
     folder: Path, samples: Sequence[SampleResult], by_kind: Mapping[str, Figures]
 ) -> list[Section]:
-    """The notebook's content: each category, its worst syntheses first, as many as fit."""
+    """The notebook: a section for each category with its worst syntheses, as many as fit."""
     groups = by_category(samples)
     room = PAGE_BYTES / len(groups)
     return [
         Section(
-            f"{kind}: {percent(by_kind[kind].metrics['wer'].value)} word errors",
+            f"{kind}: WER {percent(by_kind[kind].metrics['wer'].value)}",
             [
                 NotebookClip(sample.text, caption(sample), folder / sample.audio)
                 for sample in that_fit(folder, worst_first(rows), room)
@@ -288,7 +287,7 @@ def sections(
 
 
 def that_fit(folder: Path, samples: Sequence[SampleResult], room: float) -> list[SampleResult]:
-    """The first samples whose audio has no more than ``room`` bytes."""
+    """The first samples whose audio has at most ``room`` bytes together."""
     kept = []
     for sample in samples:
         room -= (folder / sample.audio).stat().st_size if sample.audio else 0
@@ -299,5 +298,6 @@ def that_fit(folder: Path, samples: Sequence[SampleResult], room: float) -> list
 
 
 def caption(sample: SampleResult) -> str:
-    heard_as = f"heard: {sample.heard or 'nothing'}" if sample.word_errors else "heard as written"
-    return f"{heard_as} ({percent(sample.values['wer'], 0)} word errors)"
+    """The ASR transcript and the WER of a synthesis."""
+    transcript = sample.heard or "empty" if sample.word_errors else "as written"
+    return f"ASR transcript: {transcript} (WER {percent(sample.values['wer'], 0)})"

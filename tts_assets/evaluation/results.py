@@ -1,4 +1,4 @@
-"""The results of an evaluation: a row a synthesis, and the figures of a set of rows."""
+"""The results of an evaluation: one row for each synthesis, and statistics of sets of rows."""
 
 from __future__ import annotations
 
@@ -16,24 +16,26 @@ from tts_assets.evaluation.metrics.metric import Column
 SAMPLES_FILE = "samples.jsonl"
 TEMPERATURES_FILE = "temperatures.jsonl"
 REPORT_FILE = "report.json"
-AGAINST_TARGET = ("speaker_similarity", "duration_ratio")  # columns that recordings decide, too
+REFERENCE_COLUMNS = ("speaker_similarity", "duration_ratio")  # they depend on reference recordings
+FAILED = "failed"  # how the reason starts if a metric raised; the exception follows
 Item = TypeVar("Item")
 
 
 class SampleResult(Config):
-    """One synthesis of one text, heard and scored.
+    """One synthesis of one text, transcribed and scored.
 
-    ``audio`` is relative to the report's folder; None if the model said nothing at all.
-    ``values`` has a number a column, ``set_aside`` by metric why it has none.
+    ``heard`` is the ASR transcript. ``audio`` is relative to the report's folder, None if the model
+    generated no audio. ``values`` has a number for each column. ``set_aside`` has, by metric, the
+    reason for a missing value.
     """
 
     id: str
     category: str
     text: str
     language: str = "en"
-    manner: str = Field("", description="emotion and style that were asked for")
+    manner: str = Field("", description="emotion and style of the text")
     seed: int
-    temperature: float | None = Field(None, description="none: that of all figures")
+    temperature: float | None = Field(None, description="None: that of the main figures")
     heard: str
     word_errors: int
     words: int
@@ -47,15 +49,16 @@ class SampleResult(Config):
 
     @property
     def key(self) -> tuple[str, str, int, float | None]:
-        """What was asked for: the same in two reports of the same suite."""
+        """The request: the same in two reports on the same suite."""
         return self.id, self.text, self.seed, self.temperature
 
     def weight(self, column: Column) -> float:
+        """The weight of this synthesis in the total of ``column``."""
         return float(getattr(self, column.weight)) if column.weight else 1.0
 
 
 class Figure(Config):
-    """One column of a set of samples: total, 95 % interval, how many have a value and have not."""
+    """One column of a set of syntheses: total, 95 % interval, and how many have (no) value."""
 
     value: float
     low: float
@@ -65,7 +68,7 @@ class Figure(Config):
 
 
 class Figures(Config):
-    """A set of samples in numbers; a column without any value is not among ``metrics``."""
+    """All columns of a set of syntheses. ``metrics`` has no column without any value."""
 
     texts: int
     samples: int
@@ -85,12 +88,12 @@ class Difference(Config):
 
     @property
     def certain(self) -> bool:
-        """Whether the interval leaves out zero."""
+        """Whether the interval excludes zero."""
         return self.low > 0 or self.high < 0
 
 
 def figures(samples: Sequence[SampleResult], columns: Iterable[Column]) -> Figures:
-    """The figures of ``samples``; intervals resample texts, not syntheses."""
+    """The figures of ``samples``. Intervals resample texts, not syntheses."""
     found = {column.name: figure(samples, column) for column in columns}
     return Figures(
         texts=len({sample.id for sample in samples}),
@@ -100,7 +103,7 @@ def figures(samples: Sequence[SampleResult], columns: Iterable[Column]) -> Figur
 
 
 def figure(samples: Sequence[SampleResult], column: Column) -> Figure | None:
-    """None if no sample has a value."""
+    """The total of one column; None if no synthesis has a value."""
     sums = by_text(samples, column)
     if not sums:
         return None
@@ -119,9 +122,9 @@ def figure(samples: Sequence[SampleResult], column: Column) -> Figure | None:
 def difference(
     baseline: Sequence[SampleResult], candidate: Sequence[SampleResult], column: Column
 ) -> Difference | None:
-    """Paired over the texts of which both have values; None if there are none.
+    """The paired difference over the texts that have values of both; None if there are none.
 
-    A synthesis without a value takes its pair out, so that both totals are of the same.
+    A synthesis without a value excludes its counterpart, so that both totals cover the same.
     """
     known = [{s.key for s in rows if column.name in s.values} for rows in (baseline, candidate)]
     both = known[0] & known[1]
@@ -144,7 +147,7 @@ def difference(
 
 
 def by_text(samples: Iterable[SampleResult], column: Column) -> dict[str, tuple[float, float]]:
-    """Weighted values and weights of each text, summed over its syntheses that have a value."""
+    """The weighted value and the weight of each text, summed over its syntheses with a value."""
     sums: dict[str, tuple[float, float]] = {}
     for sample in samples:
         if column.name in sample.values:
@@ -155,17 +158,17 @@ def by_text(samples: Iterable[SampleResult], column: Column) -> dict[str, tuple[
 
 
 def rounded(value: float) -> float:
-    """Six digits: sums in another order change the sixteenth, and a report keeps its bytes."""
+    """Six digits: another order of summation changes the sixteenth, but not the report."""
     return round(value, 6)
 
 
 def by_category(samples: Iterable[SampleResult]) -> dict[str, list[SampleResult]]:
-    """Samples of each category, both in order of appearance."""
+    """The syntheses of each category, both in order of appearance."""
     return grouped((sample.category, sample) for sample in samples)
 
 
 def by_manner(samples: Iterable[SampleResult]) -> dict[str, list[SampleResult]]:
-    """Samples of each emotion and style that was asked for; none where none was."""
+    """The syntheses of each emotion and style; texts without either are left out."""
     return grouped((sample.manner, sample) for sample in samples if sample.manner)
 
 
@@ -177,25 +180,25 @@ def grouped(named: Iterable[tuple[str, Item]]) -> dict[str, list[Item]]:
     return groups
 
 
-def read_target(folder: Path) -> str | None:
-    """The digest of what a report's :data:`AGAINST_TARGET` are measured against; None in reports
-    from before it was written."""
-    target: str | None = json.loads((folder / REPORT_FILE).read_text()).get("target")
-    return target
+def read_references_digest(folder: Path) -> str | None:
+    """The digest of a report's reference recordings; None in old reports, which have none."""
+    digest: str | None = json.loads((folder / REPORT_FILE).read_text()).get("target")
+    return digest
 
 
-def same_target(folders: Iterable[Path]) -> bool:
-    """Whether the :data:`AGAINST_TARGET` of all reports are measured against the same."""
-    return len({read_target(folder) for folder in folders}) == 1
+def same_references(folders: Iterable[Path]) -> bool:
+    """Whether :data:`REFERENCE_COLUMNS` of all reports refer to the same recordings."""
+    return len({read_references_digest(folder) for folder in folders}) == 1
 
 
 def write_samples(path: Path, samples: Iterable[SampleResult]) -> None:
+    """Write one JSON object for each synthesis."""
     lines = [json.dumps(s.model_dump(), ensure_ascii=False, sort_keys=True) for s in samples]
     path.write_text("".join(line + "\n" for line in lines))
 
 
 def read_samples(folder: Path, name: str = SAMPLES_FILE) -> list[SampleResult]:
-    """The rows of a report's folder; none where it has no such file."""
+    """The rows of a report's folder; empty if there is no such file."""
     path = folder / name
     if not path.is_file():
         return []

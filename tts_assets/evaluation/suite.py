@@ -1,12 +1,10 @@
-"""The suite: fixed texts, in categories, that every model is asked to say.
+"""Evaluation suites: fixed texts, in categories, that every model synthesizes.
 
-JSONL of ours has an object a line, of :class:`SuiteText`; only id, category and text are needed.
-``meta.lst`` of Seed-TTS-eval is read by ``meta_lst.py``. Audio is named relative to the file.
-
-Seed-TTS-eval's ``meta.lst``: ``name|prompt text|prompt wav|text``, and a fifth field, the wav
-of the text as a person said it, in the lists that have one.
-
-Source: github.com/BytedanceSpeech/seed-tts-eval (Anastassiou et al., Seed-TTS, 2024).
+A suite is a JSONL file with a :class:`SuiteText` on each line, of which ``id``, ``category`` and
+``text`` are required. It may also be a ``meta.lst`` of Seed-TTS-eval: lines of ``name|prompt
+text|prompt wav|text``, with an optional fifth field, a recording of the text. Audio paths are
+relative to the file. Source of the lists: github.com/BytedanceSpeech/seed-tts-eval (Anastassiou et
+al., Seed-TTS, 2024).
 """
 
 from __future__ import annotations
@@ -24,41 +22,19 @@ from tts_assets.core.artifacts import sha256_file
 from tts_assets.core.audio import BrokenAudio, measure
 from tts_assets.core.config import Config, ConfigError
 
-FIELDS = ("id", "prompt_text", "prompt_wav", "text", "reference_wav")
-
-
-def read_meta_lst(path: Path, lines: Sequence[str], language: str) -> dict[str, dict[str, str]]:
-    """The texts of a list by where they stand, as rows of a suite; the language is the category.
-
-    Raises :class:`ConfigError` for a line that has not four or five fields.
-    """
-    rows = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        where = f"{path}:{number}"
-        fields = [field.strip() for field in line.split("|")]
-        if len(fields) not in (4, 5) or not all(fields[:4]):
-            raise ConfigError(
-                f"{where}: {len(fields)} fields; write name|prompt text|prompt wav|text, and the "
-                "wav of the text as a fifth where there is one"
-            )
-        given = {name: value for name, value in zip(FIELDS, fields, strict=False) if value}
-        rows[where] = {"category": language, **given}
-    return rows
-
-
 SUITE_FILE = "suite.jsonl"
 AUDIO_FOLDER = "wavs"
-PROMPT_SECONDS = (1.0, 30.0)  # a prompt must show the voice, yet leave the context to the text
+META_LST_FIELDS = ("id", "prompt_text", "prompt_wav", "text", "reference_wav")
+# Shorter prompts do not show the voice; longer ones leave too little context for the text.
+PROMPT_SECONDS = (1.0, 30.0)
 
 
 class SuiteText(Config):
     """One line of a suite.
 
-    ``prompt_wav`` with its words ``prompt_text`` is the voice to say it in, ``speaker`` the
-    speaker of the training corpora whose voice it should be, ``reference_wav`` the same text as a
-    person said it. ``voice_description``, ``emotion``, ``style``: as in training.
+    ``prompt_wav`` with its transcript ``prompt_text`` is the voice prompt. ``speaker`` is the
+    speaker of the training corpora that the voice is compared with. ``reference_wav`` is a
+    recording of the same text. ``voice_description``, ``emotion`` and ``style`` are as in training.
     """
 
     id: str
@@ -75,29 +51,51 @@ class SuiteText(Config):
 
     @property
     def manner(self) -> str:
-        """How it is to be said: emotion and style; empty where neither is asked for."""
+        """Emotion and style, joined by a comma; empty if the text has neither."""
         return ", ".join(filter(None, (self.emotion, self.style)))
 
     def audio(self) -> dict[str, Path]:
-        """The audio files that it names, by key."""
+        """The audio files that the text names, by key."""
         named = {"prompt_wav": self.prompt_wav, "reference_wav": self.reference_wav}
         return {key: path for key, path in named.items() if path is not None}
 
 
 def read_suite(path: Path, language: str = "en") -> list[SuiteText]:
-    """Read and check a suite; audio paths become absolute, languages explicit.
+    """Read and check a suite. Audio paths become absolute, languages explicit.
 
-    Raises :class:`ConfigError` naming the file and the line.
+    Raises :class:`ConfigError` with the file and the line.
     """
     if not path.is_file():
         raise ConfigError(f"{path}: no such suite; [evaluation] suite names a JSONL or .lst file")
     lines = path.read_text(encoding="utf-8-sig").split("\n")
     rows = read_meta_lst(path, lines, language) if path.suffix == ".lst" else _objects(path, lines)
     texts = [_checked(row, where, path.parent, language) for where, row in rows.items()]
-    twice = [name for name, count in Counter(text.id for text in texts).items() if count > 1]
-    if twice or not texts:
-        raise ConfigError(f"{path}: {f'ids used twice: {twice}' if twice else 'no texts'}")
+    repeated = [name for name, count in Counter(text.id for text in texts).items() if count > 1]
+    if repeated or not texts:
+        problem = f"ids used twice: {repeated}" if repeated else "no texts"
+        raise ConfigError(f"{path}: {problem}")
     return texts
+
+
+def read_meta_lst(path: Path, lines: Sequence[str], language: str) -> dict[str, dict[str, str]]:
+    """Suite rows of a ``meta.lst``, by file and line number; the language is the category.
+
+    Raises :class:`ConfigError` for a line without four or five fields.
+    """
+    rows = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        fields = [field.strip() for field in line.split("|")]
+        if len(fields) not in (4, 5) or not all(fields[:4]):
+            raise ConfigError(
+                f"{where}: {len(fields)} fields; write name|prompt text|prompt wav|text, and "
+                "optionally a recording of the text as the fifth field"
+            )
+        given = {n: value for n, value in zip(META_LST_FIELDS, fields, strict=False) if value}
+        rows[where] = {"category": language, **given}
+    return rows
 
 
 def _objects(path: Path, lines: Sequence[str]) -> dict[str, dict[str, str]]:
@@ -122,7 +120,9 @@ def _checked(row: Mapping[str, str], where: str, folder: Path, language: str) ->
     if not text.id or Path(text.id).name != text.id:
         raise ConfigError(f"{where}: id {text.id!r} cannot name a file")
     if bool(text.prompt_wav) != bool(text.prompt_text.strip()):
-        raise ConfigError(f"{where}: prompt_wav and prompt_text go together: a clip and its words")
+        raise ConfigError(
+            f"{where}: prompt_wav needs its transcript in prompt_text, and vice versa"
+        )
     try:
         sizes = {key: measure(path) for key, path in text.audio().items()}
     except BrokenAudio as error:
@@ -131,14 +131,14 @@ def _checked(row: Mapping[str, str], where: str, folder: Path, language: str) ->
         seconds = sizes["prompt_wav"].frames / sizes["prompt_wav"].rate
         if not PROMPT_SECONDS[0] <= seconds <= PROMPT_SECONDS[1]:
             raise ConfigError(
-                f"{where}: the prompt has {seconds:.1f} s; give one of "
+                f"{where}: the prompt has {seconds:.1f} s; use one of "
                 f"{PROMPT_SECONDS[0]:g} to {PROMPT_SECONDS[1]:g} s"
             )
     return text
 
 
 def audio_digests(texts: Iterable[SuiteText]) -> dict[str, str]:
-    """The SHA-256 of every audio file of a suite, by text and key."""
+    """The SHA-256 of every audio file of a suite, by ``<id>/<key>``."""
     return {
         f"{text.id}/{key}": sha256_file(path)
         for text in texts
@@ -147,7 +147,7 @@ def audio_digests(texts: Iterable[SuiteText]) -> dict[str, str]:
 
 
 def write_suite(path: Path, texts: Iterable[SuiteText]) -> None:
-    """Write a suite whose audio lies beside it, copied under its digest."""
+    """Write a suite, and copy its audio to ``wavs/`` beside it, named by digest."""
     lines = []
     for text in texts:
         row = text.model_dump(mode="json", exclude_defaults=True)
@@ -163,6 +163,6 @@ def write_suite(path: Path, texts: Iterable[SuiteText]) -> None:
 def known_texts(
     suite: Sequence[SuiteText], trained_on: Iterable[str], language: str = "en"
 ) -> list[SuiteText]:
-    """Texts of the suite that equal one of ``trained_on``, by the rules of the text match."""
+    """The texts of the suite that equal one of ``trained_on`` after normalization."""
     known = {normalize_for_match(text, language) for text in trained_on}
     return [text for text in suite if normalize_for_match(text.text, language) in known]

@@ -1,1 +1,1 @@
-"""Other model families, trained on the same samples and scored by the same reports."""
+"""External models (XTTS, VITS, Tortoise), trained and run by coqui-tts in its own environment."""

@@ -1,9 +1,10 @@
-"""Configuration of other model families: the environment they run in, and their recipes."""
+"""Configuration of external models (XTTS, VITS, Tortoise): their environment and recipes."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -12,84 +13,99 @@ from tts_assets.core.program import ProgramConfig
 from tts_assets.core.split import ValidationSplit
 
 Family = Literal["xtts", "vits", "tortoise"]
-RATES: dict[str, int] = {"xtts": 22050, "vits": 22050, "tortoise": 22050}  # Hz they are fed with
-CLONING: tuple[Family, ...] = ("xtts", "tortoise")  # say a text in the voice of clips
-LEARNING_RATES: dict[str, float] = {"xtts": 5e-6, "vits": 2e-4, "tortoise": 0.0}  # coqui's own
+SAMPLE_RATES: dict[str, int] = {"xtts": 22050, "vits": 22050, "tortoise": 22050}  # Hz, of training
+CLONING: tuple[Family, ...] = ("xtts", "tortoise")  # models that imitate the voice of clips
+LEARNING_RATES: dict[str, float] = {"xtts": 5e-6, "vits": 2e-4, "tortoise": 0.0}  # coqui's defaults
+VOICE_CLIPS = 3  # clips that a cloning model imitates
+SAVE_STEPS = 1000  # steps between two checkpoints
+XTTS_MAX_SECONDS = 11.6  # coqui's limit of a training clip
 
 
 class ExternalRecipe(Config):
-    """``[families.recipes.<name>]``: one model of a family other than our own SpeechLM.
+    """``[external_models.recipes.<name>]``: one external model.
 
-    Weights of all corpora are equal: coqui's trainer draws from one list.
+    Corpora have no weights here: coqui's trainer draws uniformly from one list of clips.
     """
 
-    family: Family = Field(description="'speechlm', our own, is an [sft] recipe")
-    corpora: tuple[str, ...] = Field(min_length=1, description="whose filtered samples it learns")
+    renamed_keys: ClassVar[Mapping[str, str]] = {"longest": "max_seconds"}
+    removed_keys: ClassVar[Mapping[str, Any]] = {
+        "export": "last",
+        "save_steps": SAVE_STEPS,
+        "voices": VOICE_CLIPS,
+    }
+
+    family: Family = Field(description="for 'speechlm', write an [sft] recipe")
+    corpora: tuple[str, ...] = Field(min_length=1, description="filtered samples to train on")
     model: Path | None = Field(
-        None,
-        description="folder of coqui's published weights; unset: random ones, to try the way out",
+        None, description="folder of coqui's published weights; unset: random weights, for tests"
     )
-    epochs: int = Field(100, ge=1, description="unused by tortoise, which coqui does not train")
+    epochs: int = Field(100, ge=1, description="ignored for tortoise, which coqui cannot train")
     batch_size: int = Field(16, ge=1)
-    learning_rate: float | None = Field(None, gt=0, description="unset: coqui's for the family")
-    save_steps: int = Field(1000, ge=1, description="between two checkpoints to go on from")
-    log_steps: int = Field(25, ge=1, description="between two lines of metrics")
-    export: Literal["last", "best"] = Field("last", description="best: of validation")
+    learning_rate: float | None = Field(None, gt=0, description="unset: coqui's default")
+    log_steps: int = Field(25, ge=1, description="steps between two lines of metrics")
     sample_rate: int | None = Field(None, ge=8000, description="of vits, in Hz; unset: 22050")
-    longest: float = Field(11.6, gt=0, description="seconds of a clip; xtts takes no more")
-    voices: int = Field(3, ge=1, description="clips that stand for the voice, where it is cloned")
+    max_seconds: float = Field(
+        XTTS_MAX_SECONDS, gt=0, description="longest training clip; xtts allows at most 11.6"
+    )
     seed: int = 1
     config: dict[str, Any] = Field(
-        default_factory=dict, description="keys of coqui's own configuration, laid over these"
+        default_factory=dict, description="keys of coqui's configuration, which override these"
     )
 
     @field_validator("family", mode="before")
     @classmethod
-    def _ours_is_elsewhere(cls, family: Any) -> Any:
+    def _refuse_speechlm(cls, family: Any) -> Any:
         if family == "speechlm":
-            raise ValueError("speechlm is this project's own family: write it as [sft.<name>]")
+            raise ValueError("speechlm is this project's own model: write it as [sft.<name>]")
         return family
 
     @property
     def rate(self) -> int:
-        """Hz of the clips that it is fed with."""
-        return self.sample_rate or RATES[self.family]
+        """Sample rate of the training clips in Hz."""
+        return self.sample_rate or SAMPLE_RATES[self.family]
 
     def with_model(self, folder: Path) -> ExternalRecipe:
+        """The recipe with the absolute path of its published weights."""
         return self.model_copy(update={"model": folder})
 
     @model_validator(mode="after")
     def _check_family(self) -> Self:
         if self.family != "vits" and self.sample_rate is not None:
-            raise ValueError(f"{self.family} has {RATES[self.family]} Hz: leave sample_rate out")
+            rate = SAMPLE_RATES[self.family]
+            raise ValueError(f"{self.family} has {rate} Hz: leave sample_rate out")
         if self.family == "vits" and self.model is not None:
             raise ValueError("vits is trained from scratch: leave model out")
-        if self.family == "xtts" and self.longest > 11.6:
-            raise ValueError("xtts takes clips of at most 11.6 s: set longest to that or less")
+        if self.family == "xtts" and self.max_seconds > XTTS_MAX_SECONDS:
+            raise ValueError(
+                f"xtts accepts clips of at most {XTTS_MAX_SECONDS} s: set max_seconds accordingly"
+            )
         return self
 
 
 class ExternalModelsConfig(Config):
-    """``[families]``: models of coqui-tts, and what the table of all families says of them."""
+    """``[external_models]``: models of coqui-tts, and notes for the table of all models."""
 
     python: Path | None = Field(None, description="interpreter of an environment with coqui-tts")
     recipes: dict[str, ExternalRecipe] = Field(default_factory=dict)
     notes: dict[str, str] = Field(
-        default_factory=dict, description="by recipe of any family, for the table model_families"
+        default_factory=dict, description="by recipe of any kind, for the table model_families"
     )
 
     @model_validator(mode="after")
     def _check_python(self) -> Self:
         if self.recipes and self.python is None:
             raise ValueError(
-                "recipes need an environment with coqui-tts: set families.python to its "
-                "interpreter, for example python = '/opt/coqui/bin/python' (docs/families.md)"
+                "recipes need an environment with coqui-tts: set external_models.python to its "
+                "interpreter, such as python = '/opt/coqui/bin/python' (docs/external_models.md)"
             )
         return self
 
 
 class ExternalTrainProgram(ProgramConfig):
-    """``samples``: the ``kept.jsonl`` to train on, by corpus."""
+    """Configuration of ``tts_assets.external_models.train``.
+
+    ``samples``: the ``kept.jsonl`` of each corpus.
+    """
 
     name: str
     python: Path
@@ -99,8 +115,11 @@ class ExternalTrainProgram(ProgramConfig):
 
 
 class ExternalSynthesisProgram(ProgramConfig):
-    """``tts_assets.external_models.speak``: a model says a suite, each text with every seed.
-    ``provenance`` is written into every file."""
+    """Configuration of ``tts_assets.external_models.synthesize``.
+
+    The model synthesizes each text of the suite with every seed. ``provenance`` is written into
+    every file.
+    """
 
     name: str
     family: Family

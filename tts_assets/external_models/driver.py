@@ -1,4 +1,4 @@
-"""A program of the environment with coqui-tts, started and heard by one of ours."""
+"""Runs a program in the environment of coqui-tts, and forwards its events to a run of ours."""
 
 from __future__ import annotations
 
@@ -14,30 +14,33 @@ from typing import Any
 from tts_assets.core.config import ConfigError
 from tts_assets.core.processes import reap
 from tts_assets.core.program import Run
-from tts_assets.external_models.coqui.job import REFUSED, SpeakJob, TrainJob, write_job
+from tts_assets.external_models.coqui.job import REFUSED, SynthesisJob, TrainJob, write_job
 
 ROOT = Path(__file__).resolve().parents[2]
 POLL_SECONDS = 0.5
-GRACE_SECONDS = 300.0  # to finish a step of training and save it
+GRACE_SECONDS = 300.0  # for a training step and its checkpoint
 Event = dict[str, Any]
 
 
 class DriverFailed(RuntimeError):
-    """The other environment's program ended with an error, which the log above has."""
+    """The program in the other environment failed; the log has its error message."""
 
 
-def drive(run: Run, python: Path, job: TrainJob | SpeakJob, what: str, total: int) -> list[Event]:
-    """Do ``job`` in the other environment; its metrics, notes and progress are this run's.
+def drive(
+    run: Run, python: Path, job: TrainJob | SynthesisJob, what: str, total: int
+) -> list[Event]:
+    """Run ``job`` in the environment of ``python``.
 
-    Returns its other events. A request to stop is passed on, and ends this run, too. Raises
-    :class:`ConfigError` where the environment or the job cannot be.
+    Metrics, notes and progress (of ``total`` items) go to ``run``; the return value has all events
+    but progress. A stop request is forwarded and then stops this run. Raises :class:`ConfigError`
+    for an unsuitable environment or a job that is refused, :class:`DriverFailed` for other errors.
     """
-    events = Path(job.events)
-    events.unlink(missing_ok=True)
+    path = Path(job.events)
+    path.unlink(missing_ok=True)
     process = start(run.run_dir, python, job, what)
-    told: list[Event] = []
+    events: list[Event] = []
     try:
-        done = steps(heard(run, process, events, told))
+        done = steps(forwarded(run, process, path, events))
         for _ in run.progress(done, what, total=total):
             pass
     finally:
@@ -46,16 +49,16 @@ def drive(run: Run, python: Path, job: TrainJob | SpeakJob, what: str, total: in
     if process.returncode != 0 and run.stop_requested:
         run.stopped()
     if process.returncode == REFUSED:
-        raise ConfigError(next((e["note"] for e in reversed(told) if "note" in e), what))
+        raise ConfigError(next((e["note"] for e in reversed(events) if "note" in e), what))
     if process.returncode != 0:
         raise DriverFailed(f"{what}: the program of {python} ended with {process.returncode}")
-    return told
+    return events
 
 
-def heard(
-    run: Run, process: subprocess.Popen[Any], path: Path, told: list[Event]
+def forwarded(
+    run: Run, process: subprocess.Popen[Any], path: Path, events: list[Event]
 ) -> Iterator[Event]:
-    """Events as they come, until the program ends; all but progress are kept in ``told``."""
+    """Yields events until the program ends; appends all but progress to ``events``."""
     known = 0
     while True:
         ended = process.poll() is not None
@@ -69,7 +72,7 @@ def heard(
             elif "note" in event:
                 run.note(event["note"])
             if "done" not in event:
-                told.append(event)
+                events.append(event)
             yield event
         if ended:
             return
@@ -77,7 +80,7 @@ def heard(
 
 
 def steps(events: Iterator[Event]) -> Iterator[int]:
-    """Each number of done items once, however far apart they are told."""
+    """Each number of finished items once, also if an event skips some."""
     done = 0
     for event in events:
         while done < event.get("done", 0):
@@ -85,12 +88,14 @@ def steps(events: Iterator[Event]) -> Iterator[int]:
             yield done
 
 
-def start(folder: Path, python: Path, job: TrainJob | SpeakJob, what: str) -> subprocess.Popen[Any]:
-    """The program for ``job``: it sees this checkout, and nothing of our environment."""
+def start(
+    folder: Path, python: Path, job: TrainJob | SynthesisJob, what: str
+) -> subprocess.Popen[Any]:
+    """Start the program for ``job``. It can import this checkout, but not our environment."""
     check_environment(python)
     path = folder / f"{what}.json"
     write_job(path, job)
-    program = "train" if isinstance(job, TrainJob) else "speak"
+    program = "train" if isinstance(job, TrainJob) else "synthesize"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONNOUSERSITE": "1"}
     environment.pop("PYTHONHOME", None)
     return subprocess.Popen(
@@ -101,17 +106,17 @@ def start(folder: Path, python: Path, job: TrainJob | SpeakJob, what: str) -> su
 
 
 def check_environment(python: Path) -> None:
-    """Raise :class:`ConfigError` unless it is the interpreter of an environment with coqui-tts."""
-    wanted = "name that of an environment with coqui-tts (docs/families.md)"
+    """Raise :class:`ConfigError` unless ``python`` is an interpreter with coqui-tts."""
+    remedy = "name that of an environment with coqui-tts (docs/external_models.md)"
     if not python.is_file():
-        raise ConfigError(f"families.python: {python} is no interpreter; {wanted}")
-    look = "import importlib.util, sys; sys.exit(importlib.util.find_spec('TTS') is None)"
-    if subprocess.run([str(python), "-I", "-c", look], check=False).returncode:
-        raise ConfigError(f"families.python: {python} has no coqui-tts; {wanted}")
+        raise ConfigError(f"external_models.python: {python} is no interpreter; {remedy}")
+    command = "import importlib.util, sys; sys.exit(importlib.util.find_spec('TTS') is None)"
+    if subprocess.run([str(python), "-I", "-c", command], check=False).returncode:
+        raise ConfigError(f"external_models.python: {python} has no coqui-tts; {remedy}")
 
 
 def new_events(path: Path, known: int) -> list[Event]:
-    """Those after the first ``known``; a line that is still being written is left for later."""
+    """The events after the first ``known``, without a line that is not complete yet."""
     if not path.is_file():
         return []
     lines = path.read_text().split("\n")[:-1]

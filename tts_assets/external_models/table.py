@@ -1,4 +1,4 @@
-"""The table of all families: a row a recipe, from what is published."""
+"""The table of all models, SpeechLMs and external ones, from what is published."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tts_assets.core.artifacts import ArtifactStore, Report
+from tts_assets.core.artifacts import ArtifactStore, Report, sha256_file
 from tts_assets.core.config import Config, canonical_json
 from tts_assets.evaluation.history import (
     measured,
@@ -18,20 +18,26 @@ from tts_assets.evaluation.history import (
 TABLE_FILE, ROWS_FILE = "families.md", "families.json"
 NOT_YET, TRAINED, REPORTED = "not trained yet", "trained", "reported"
 FIGURES = ("wer", "speaker_similarity", "dnsmos_p808")
-HEAD = ("recipe", "family", "status", "runs", "word errors", "similarity", "DNSMOS", "notes")
+HEAD = (
+    *("recipe", "family", "status", "runs"),
+    *("WER", "speaker similarity", "DNSMOS P.808", "notes"),
+)
 
 
 @dataclass(frozen=True)
-class Known:
-    """A recipe's family, and the asset of its model: ``<stage>/<recipe>``."""
+class ModelSource:
+    """The model family of a recipe, and the stage of its model: ``<stage>/<recipe>``."""
 
     family: str
     stage: str
 
 
 class TableRow(Config):
-    """``runs``: models that were published; figures: of the report with the fewest word errors, of
-    those that measured as the current one did; ``figures_of``: how many these are."""
+    """A recipe in the table.
+
+    ``runs``: number of published models. The metrics are those of the report with the lowest WER,
+    of the ``figures_of`` reports that measure in the same way as the current one.
+    """
 
     recipe: str
     family: str
@@ -44,14 +50,18 @@ class TableRow(Config):
     notes: str = ""
 
 
-def row(store: ArtifactStore, name: str, known: Known, notes: Mapping[str, str]) -> TableRow:
-    runs = len(store.published(f"{known.stage}/{name}"))
+def row(store: ArtifactStore, name: str, source: ModelSource, notes: Mapping[str, str]) -> TableRow:
+    """The row of a recipe.
+
+    Raises :class:`ArtifactError` if its current report is unreadable.
+    """
+    runs = len(store.published(f"{source.stage}/{name}"))
     found = comparable_reports(store, name)
     best = min(found, key=lambda r: (r.facts.wer, r.manifest.fingerprint), default=None)
     figures = {} if best is None else best.facts.model_dump(include=set(FIGURES))
     return TableRow(
         recipe=name,
-        family=known.family,
+        family=source.family,
         status=REPORTED if found else TRAINED if runs else NOT_YET,
         runs=runs,
         figures_of=len(found),
@@ -61,18 +71,18 @@ def row(store: ArtifactStore, name: str, known: Known, notes: Mapping[str, str])
 
 
 def comparable_reports(store: ArtifactStore, name: str) -> list[Report]:
-    """The reports of a recipe on the suite of its current one, measured as that is."""
+    """The reports of a recipe that are comparable with its current report."""
     asset = f"report/{name}"
     link = store.folder(asset) / "current"
     if not link.is_symlink():
         return []
-    asked = measured(Report.open(link.resolve()))
+    current = measured(Report.open(link.resolve()))
     found = readable_reports(store, asset)
-    return [report for report in found if not measured_differently([asked, measured(report)])]
+    return [report for report in found if not measured_differently([current, measured(report)])]
 
 
 def write(folder: Path, rows: Sequence[TableRow]) -> dict[str, Any]:
-    """The table for people and for machines; returns the facts."""
+    """Write the table as Markdown and as JSON; returns the facts of the artifact."""
     (folder / ROWS_FILE).write_text(canonical_json(rows) + "\n")
     (folder / TABLE_FILE).write_text(markdown(rows))
     return {
@@ -83,11 +93,14 @@ def write(folder: Path, rows: Sequence[TableRow]) -> dict[str, Any]:
 
 
 def markdown(rows: Sequence[TableRow]) -> str:
+    """The table as Markdown."""
     lines = [HEAD, ("---",) * len(HEAD), *(cells(row) for row in rows)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def cells(row: TableRow) -> tuple[str, ...]:
+    """The texts of a row's cells; a missing metric is an empty cell."""
+
     def number(value: float | None, digits: int, scale: float = 1.0, unit: str = "") -> str:
         return "" if value is None else f"{value * scale:.{digits}f}{unit}"
 
@@ -101,3 +114,11 @@ def cells(row: TableRow) -> tuple[str, ...]:
         number(row.dnsmos_p808, 2),
         row.notes.replace("|", "\\|"),
     )
+
+
+def weights_digests(folder: Path | None) -> dict[str, str]:
+    """SHA-256 of every file of coqui's published weights, by relative path."""
+    if folder is None:
+        return {}
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): sha256_file(path) for path in files}

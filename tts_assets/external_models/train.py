@@ -1,11 +1,10 @@
-"""Train a model of another family on filtered samples, in the environment that has it::
+"""Program: train an external model on filtered samples, in the environment of coqui-tts::
 
     python -m tts_assets.external_models.train run.json
 
-This program prepares the clips, then starts ``coqui/train.py`` with the other interpreter and
-tells what that tells. What the other trainer can go on from lies in ``checkpoints/``.
-
-Filtered samples as clips that coqui's trainer reads: 16-bit mono WAV, and lists of them.
+It converts the samples to clips that coqui's trainer reads (16-bit mono WAV and lists of them),
+starts ``coqui/train.py`` with the other interpreter, and forwards its metrics. The files in
+``checkpoints/`` are those that the other trainer resumes from.
 """
 
 from __future__ import annotations
@@ -31,19 +30,62 @@ from tts_assets.corpora.samples import Sample, read_samples
 from tts_assets.external_models.config import (
     CLONING,
     LEARNING_RATES,
+    SAVE_STEPS,
+    VOICE_CLIPS,
     ExternalRecipe,
     ExternalTrainProgram,
 )
 from tts_assets.external_models.coqui.job import VOICES_FOLDER, TrainJob
 from tts_assets.external_models.driver import drive
 
-SHORTEST = 0.5  # seconds: coqui's XTTS refuses shorter clips, and VITS cuts windows of 0.4 s
+SHORTEST = 0.5  # seconds: coqui's XTTS refuses shorter clips, and VITS trains on windows of 0.4 s
 TOO_SHORT, TOO_LONG = "shorter than 0.5 s", "longer than the recipe's longest"
+# Metrics of coqui's trainer about computing time, which are not published.
+TIMES = frozenset({"step_time", "loader_time", "val_step_time", "val_loader_time"})
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Write the dataset, train, and publish the model with its voice clips and facts."""
+    config = load_config(ExternalTrainProgram, argv)
+    with Run(config.run_dir) as run:
+        folder = config.run_dir / "dataset"
+        dataset = prepare(config, run, folder)
+        check(config, dataset)
+        write_lists(dataset, folder)
+        train(config.recipe, config.python, run, folder, len(dataset.train))
+        if config.recipe.family in CLONING:
+            write_voices(dataset, run.result_dir / VOICES_FOLDER)
+        write_set_aside(run.result_dir / SET_ASIDE_FILE, dataset.set_aside)
+        if (config.run_dir / METRICS_FILE).is_file():
+            publish_metrics(config.run_dir, run.result_dir, without=TIMES)
+        run.finish(facts(config, dataset, run.result_dir))
+
+
+def train(recipe: ExternalRecipe, python: Path, run: Run, folder: Path, clips: int) -> None:
+    """Train on the dataset in ``folder``, which has ``clips`` training clips."""
+    job = TrainJob(
+        family=recipe.family,
+        dataset=str(folder),
+        work=str(run.checkpoint_dir),
+        result=str(run.result_dir),
+        events=str(run.run_dir / "events.jsonl"),
+        start=str(recipe.model) if recipe.model else None,
+        sample_rate=recipe.rate,
+        epochs=recipe.epochs,
+        batch_size=recipe.batch_size,
+        learning_rate=recipe.learning_rate or LEARNING_RATES[recipe.family],
+        save_steps=SAVE_STEPS,
+        log_steps=recipe.log_steps,
+        seed=recipe.seed,
+        config=recipe.config,
+    )
+    steps = recipe.epochs * -(-clips // recipe.batch_size)
+    drive(run, python, job, "training", 1 if recipe.family == "tortoise" else steps)
 
 
 @dataclass
 class Dataset:
-    """What was written: clips of each split as coqui's dictionaries, and who was set aside."""
+    """The clips of each split as coqui's dictionaries, and the samples that are set aside."""
 
     train: list[dict[str, str]] = field(default_factory=list)
     val: list[dict[str, str]] = field(default_factory=list)
@@ -52,7 +94,27 @@ class Dataset:
 
     @property
     def speakers(self) -> int:
+        """The number of speakers of the training clips."""
         return len({clip["speaker_name"] for clip in self.train})
+
+
+class UnsuitableClip(ValueError):
+    """A clip that the model cannot be trained on."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        self.reason, self.detail = reason, detail
+        super().__init__(f"{reason}: {detail}")
+
+
+def prepare(config: ExternalTrainProgram, run: Run, folder: Path) -> Dataset:
+    """Write every sample as a clip; clips from an earlier attempt are kept."""
+    dataset = Dataset()
+    samples = list(all_samples(config.samples))
+    for corpus, sample in run.progress(samples, "clips"):
+        add(dataset, folder, corpus, sample, config.recipe, config.validation)
+        if run.stop_requested:
+            run.stopped()
+    return dataset
 
 
 def all_samples(files: Mapping[str, Path]) -> Iterator[tuple[str, Sample]]:
@@ -60,33 +122,6 @@ def all_samples(files: Mapping[str, Path]) -> Iterator[tuple[str, Sample]]:
     for corpus, path in files.items():
         for sample in read_samples(path):
             yield corpus, sample
-
-
-def write_clip(sample: Sample, target: Path, recipe: ExternalRecipe) -> float:
-    """One clip in the family's rate; its seconds. Raises BrokenAudio, or :class:`Unfit`."""
-    if target.is_file():
-        return float(soundfile.info(target).duration)
-    wave = read_wave(Path(sample.wav_path), recipe.rate)
-    seconds = len(wave) / recipe.rate
-    if seconds < SHORTEST:
-        raise Unfit(TOO_SHORT, f"{seconds:.2f} s")
-    if seconds > recipe.longest:
-        raise Unfit(TOO_LONG, f"{seconds:.2f} s")
-    with written_aside(target) as aside:
-        write_pcm(aside, wave, recipe.rate)
-    return seconds
-
-
-def write_pcm(path: Path, wave: Wave, rate: int) -> None:
-    soundfile.write(path, np.clip(wave, -1.0, 1.0), rate, "PCM_16", format="WAV")
-
-
-class Unfit(ValueError):
-    """A clip that the family cannot learn from."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        self.reason, self.detail = reason, detail
-        super().__init__(f"{reason}: {detail}")
 
 
 def add(
@@ -97,12 +132,12 @@ def add(
     recipe: ExternalRecipe,
     split: ValidationSplit,
 ) -> None:
-    """Write a clip, and list it in its split or among those set aside."""
+    """Write a clip, and list it in its split or among those that are set aside."""
     name = f"{corpus}-{len(dataset.train) + len(dataset.val) + len(dataset.set_aside):07d}"
     target = folder / "wav" / f"{name}.wav"
     try:
         seconds = write_clip(sample, target, recipe)
-    except (BrokenAudio, Unfit) as error:
+    except (BrokenAudio, UnsuitableClip) as error:
         dataset.set_aside.append(SetAside(f"{corpus}: {sample.id}", error.reason, error.detail))
         return
     clip = {
@@ -118,70 +153,33 @@ def add(
     dataset.seconds += 0.0 if held_out else seconds
 
 
-def write_lists(dataset: Dataset, folder: Path) -> None:
-    for split, clips in (("train", dataset.train), ("val", dataset.val)):
-        with written_aside(folder / f"{split}.jsonl") as aside:
-            aside.write_text("".join(json.dumps(clip, ensure_ascii=False) + "\n" for clip in clips))
+def write_clip(sample: Sample, target: Path, recipe: ExternalRecipe) -> float:
+    """Write one clip at the recipe's sample rate; returns its duration in seconds.
+
+    Raises :class:`BrokenAudio` or :class:`UnsuitableClip`.
+    """
+    if target.is_file():
+        return float(soundfile.info(target).duration)
+    wave = read_wave(Path(sample.wav_path), recipe.rate)
+    seconds = len(wave) / recipe.rate
+    if seconds < SHORTEST:
+        raise UnsuitableClip(TOO_SHORT, f"{seconds:.2f} s")
+    if seconds > recipe.max_seconds:
+        raise UnsuitableClip(TOO_LONG, f"{seconds:.2f} s")
+    with written_aside(target) as temporary:
+        write_pcm(temporary, wave, recipe.rate)
+    return seconds
 
 
-# What coqui's trainer tells of how long it took.
-CLOCK = frozenset({"step_time", "loader_time", "val_step_time", "val_loader_time"})
-
-
-def main(argv: list[str] | None = None) -> None:
-    config = load_config(ExternalTrainProgram, argv)
-    with Run(config.run_dir) as run:
-        train(config, run)
-
-
-def train(config: ExternalTrainProgram, run: Run) -> None:
-    """Clips, model, voices, facts; raises ConfigError where the family cannot learn these."""
-    folder = config.run_dir / "dataset"
-    dataset = prepare(config, run, folder)
-    check(config, dataset)
-    write_lists(dataset, folder)
-    recipe = config.recipe
-    job = TrainJob(
-        family=recipe.family,
-        dataset=str(folder),
-        work=str(run.checkpoint_dir),
-        result=str(run.result_dir),
-        events=str(config.run_dir / "events.jsonl"),
-        start=str(recipe.model) if recipe.model else None,
-        sample_rate=recipe.rate,
-        epochs=recipe.epochs,
-        batch_size=recipe.batch_size,
-        learning_rate=recipe.learning_rate or LEARNING_RATES[recipe.family],
-        save_steps=recipe.save_steps,
-        log_steps=recipe.log_steps,
-        export=recipe.export,
-        seed=recipe.seed,
-        config=recipe.config,
-    )
-    steps = recipe.epochs * -(-len(dataset.train) // recipe.batch_size)
-    drive(run, config.python, job, "training", 1 if recipe.family == "tortoise" else steps)
-    if recipe.family in CLONING:
-        write_voices(dataset, run.result_dir / VOICES_FOLDER, recipe.voices)
-    write_set_aside(run.result_dir / SET_ASIDE_FILE, dataset.set_aside)
-    if (config.run_dir / METRICS_FILE).is_file():
-        publish_metrics(config.run_dir, run.result_dir, without=CLOCK)
-    run.finish(facts(config, dataset, run.result_dir))
-
-
-def prepare(config: ExternalTrainProgram, run: Run, folder: Path) -> Dataset:
-    """Every sample as a clip in the family's rate; those that are there from before are kept."""
-    dataset = Dataset()
-    samples = list(all_samples(config.samples))
-    for corpus, sample in run.progress(samples, "clips"):
-        add(dataset, folder, corpus, sample, config.recipe, config.validation)
-        if run.stop_requested:
-            run.stopped()
-    return dataset
+def write_pcm(path: Path, wave: Wave, rate: int) -> None:
+    """Write a wave (samples,) as 16-bit WAV."""
+    soundfile.write(path, np.clip(wave, -1.0, 1.0), rate, "PCM_16", format="WAV")
 
 
 def check(config: ExternalTrainProgram, dataset: Dataset) -> None:
+    """Raise :class:`ConfigError` if the model cannot be trained on this dataset."""
     if not dataset.train:
-        raise ConfigError(f"{config.name}: no clip to train on is left of {list(config.samples)}")
+        raise ConfigError(f"{config.name}: {list(config.samples)} have no clip to train on")
     if config.recipe.family == "vits" and dataset.speakers > 1:
         raise ConfigError(
             f"{config.name}: vits learns one voice, and {list(config.samples)} have "
@@ -189,17 +187,25 @@ def check(config: ExternalTrainProgram, dataset: Dataset) -> None:
         )
 
 
-def write_voices(dataset: Dataset, folder: Path, count: int) -> None:
-    """The longest training clips: what a family that clones is shown of the voice."""
+def write_lists(dataset: Dataset, folder: Path) -> None:
+    """Write ``train.jsonl`` and ``val.jsonl``."""
+    for split, clips in (("train", dataset.train), ("val", dataset.val)):
+        with written_aside(folder / f"{split}.jsonl") as temporary:
+            lines = [json.dumps(clip, ensure_ascii=False) + "\n" for clip in clips]
+            temporary.write_text("".join(lines))
+
+
+def write_voices(dataset: Dataset, folder: Path) -> None:
+    """Copy the longest training clips, which a cloning model imitates."""
     folder.mkdir(exist_ok=True)
     clips = [Path(clip["audio_file"]) for clip in dataset.train]
     clips.sort(key=lambda path: (-soundfile.info(path).frames, path.name))
-    for number, clip in enumerate(clips[:count]):
+    for number, clip in enumerate(clips[:VOICE_CLIPS]):
         shutil.copyfile(clip, folder / f"{number}.wav")
 
 
 def facts(config: ExternalTrainProgram, dataset: Dataset, result: Path) -> dict[str, Any]:
-    """What was learnt from what; the last losses are those that the other trainer told."""
+    """The facts of the artifact; ``losses`` are the last ones that the trainer logged."""
     path = result / METRICS_FILE
     records = read_metrics(path) if path.is_file() else []
     last: dict[str, float] = {}
@@ -219,7 +225,7 @@ def facts(config: ExternalTrainProgram, dataset: Dataset, result: Path) -> dict[
 
 
 def parameters(path: Path) -> int:
-    """Numbers in a safetensors file, from its header."""
+    """The number of parameters in a safetensors file, from its header."""
     from safetensors import safe_open
 
     with safe_open(path, framework="np") as weights:

@@ -1,0 +1,1 @@
+"""Dagster helpers that several stages share."""

@@ -1,7 +1,4 @@
-"""What must hold of every training: it ended with numbers.
-
-The columns of a published table as the UI's catalog shows them: metadata of its asset.
-"""
+"""The check ``losses_are_finite`` of trained assets, and column schemas for the UI's catalog."""
 
 import math
 from collections.abc import Mapping
@@ -20,11 +17,20 @@ from polars import DataType
 from tts_assets.core.artifacts import Handle
 from tts_assets.core.program import METRICS_FILE, read_metrics
 
-TERMS = ("mel", "val_mel", "loudness", "spread", "adversarial", "features", "judges")  # a codec's
+TERMS = (
+    "mel",
+    "val_mel",
+    "loudness",
+    "spread",
+    "adversarial",
+    "features",
+    "judges",
+)  # losses of codec training
 
 
 def losses_check(trained: AssetsDefinition) -> AssetChecksDefinition:
-    """The blocking check ``losses_are_finite`` of an artifact that has a ``metrics.jsonl``."""
+    """The blocking check ``losses_are_finite`` of an asset whose artifact has a
+    ``metrics.jsonl``."""
 
     @asset_check(
         asset=trained,
@@ -32,39 +38,42 @@ def losses_check(trained: AssetsDefinition) -> AssetChecksDefinition:
         description="No loss of the run, in training or validation, is infinite or not a number.",
     )
     def losses_are_finite(made: Handle) -> AssetCheckResult:
-        looked_at, wrong = spoilt_losses(made.path / METRICS_FILE)
+        losses, wrong = invalid_losses(made.path / METRICS_FILE)
         if wrong:
-            told = f"{wrong[0]}: lower the learning rate, and materialize it again"
+            problem = f"{wrong[0]}: lower the learning rate, and materialize it again"
         else:
-            told = "" if looked_at else f"{METRICS_FILE} tells no loss"
+            problem = "" if losses else f"{METRICS_FILE} has no loss"
         return AssetCheckResult(
-            passed=looked_at > 0 and not wrong,
-            description=told or None,
-            metadata={"losses": looked_at, "not_finite": len(wrong)},
+            passed=losses > 0 and not wrong,
+            description=problem or None,
+            metadata={"losses": losses, "not_finite": len(wrong)},
         )
 
     return losses_are_finite
 
 
-def spoilt_losses(path: Path) -> tuple[int, list[str]]:
-    """How many losses a ``metrics.jsonl`` tells, and which of them are not finite, in words."""
-    looked_at, wrong = 0, []
+def invalid_losses(path: Path) -> tuple[int, list[str]]:
+    """The number of losses in a ``metrics.jsonl``, and a message for each that is not finite."""
+    losses, wrong = 0, []
     for record in read_metrics(path):
         for name, value in record.items():
             if "loss" in name or name in TERMS:
-                looked_at += 1
+                losses += 1
                 if not math.isfinite(value):
                     wrong.append(f"{name} of step {record['step']} is {value}")
-    return looked_at, wrong
+    return losses, wrong
 
 
-SCHEMA = "dagster/column_schema"  # the name that the UI looks for
+SCHEMA = "dagster/column_schema"  # the metadata key that the UI reads
 
 
 def column_schema(
     columns: Mapping[str, DataType | type[DataType]], about: Mapping[str, str]
 ) -> dict[str, TableSchema]:
-    """Metadata: ``columns`` by name in the table's order; ``about`` says what those hold whose
-    name does not."""
+    """Metadata with the columns of a published table.
+
+    ``columns`` maps names to types in the order of the table; ``about`` has descriptions of columns
+    whose names do not suffice.
+    """
     described = [TableColumn(name, str(kind), about.get(name)) for name, kind in columns.items()]
     return {SCHEMA: TableSchema(described)}

@@ -1,31 +1,31 @@
-"""When an asset follows its inputs by itself: when their content changed, and never else."""
+"""Automation conditions: assets are materialized when the content of their inputs changes."""
 
 from dagster import AssetKey, AutomationCondition
 
-WHOLE_CORPUS = "tts/whole_corpus"  # tags runs that make everything from recordings to arrays
+WHOLE_CORPUS = "tts/whole_corpus"  # tag of runs that materialize all assets of a corpus
 
 
 def follow_data() -> AutomationCondition:
-    """Materialize a partition when the data version of an input changed since it was requested.
+    """Materialize a partition when the data version of an input changed since the last request.
 
-    An input that was rebuilt to the same bytes is no change, nor is one of a run that makes this
-    asset, too. It waits while it or an input is being made, for inputs that are missing, and for
-    the inputs' blocking checks to pass. Nothing is asked for twice: after a failure the next
-    change, or a person, asks again. At its first look everything is as it should be.
+    An input that is rebuilt to the same bytes does not count, nor does an input materialized by a
+    run that also materializes this asset. The condition waits while the asset or an input is in
+    progress, while inputs are missing, and until the blocking checks of inputs pass. A failed run
+    is not requested again before the next change. The first evaluation requests nothing.
     """
     elsewhere = ~AutomationCondition.executed_with_tags(tag_keys={WHOLE_CORPUS})
     return _follow("follow_data", _changed() & elsewhere, _at_rest())
 
 
 def follow_training() -> AutomationCondition:
-    """The same for assets that cost GPUs, which no job that makes a whole corpus has made.
+    """:func:`follow_data` for assets that need GPUs. Jobs of a whole corpus do not include these.
 
-    It waits, too, for an input that will be made again, because an input of its own has changed:
-    texts as token ids after codes, a report after its model.
+    The condition also waits for inputs that will be materialized again because their own inputs
+    changed: token ids after codes, a report after its model.
     """
-    # data_version_changed() names all changed partitions of an input, also those that an asset
-    # without partitions does not read; what stands beside it in an `&` leaves only those it reads.
-    # Without, a changed corpus holds up whoever waits for recipes of other corpora, for good.
+    # data_version_changed() is true for all changed partitions of an input, including those that an
+    # unpartitioned asset does not read. The second operand of `&` restricts it to those it reads.
+    # Otherwise a changed corpus would block recipes of other corpora forever.
     own = AutomationCondition.data_version_changed() & ~AutomationCondition.missing()
     behind = AutomationCondition.any_deps_match(
         AutomationCondition.any_deps_match(own).since(AutomationCondition.newly_updated())
@@ -34,7 +34,7 @@ def follow_training() -> AutomationCondition:
 
 
 def _changed() -> AutomationCondition:
-    """Of an input: by a run that does not make the asset itself."""
+    """An input changed, in a run that does not materialize the asset itself."""
     return (
         AutomationCondition.data_version_changed()
         & ~AutomationCondition.executed_with_root_target()
@@ -42,6 +42,7 @@ def _changed() -> AutomationCondition:
 
 
 def _at_rest() -> AutomationCondition:
+    """Nothing is in progress or missing, and the blocking checks of inputs pass."""
     return (
         ~AutomationCondition.in_progress()
         & ~AutomationCondition.any_deps_in_progress()
@@ -54,13 +55,13 @@ def _follow(
     label: str, change: AutomationCondition, ready: AutomationCondition
 ) -> AutomationCondition:
     changed = AutomationCondition.any_deps_match(change)
-    # A change that comes in the very tick after a request is not part of what was requested.
+    # A change in the tick after a request is not covered by that request.
     handled = AutomationCondition.newly_requested() & ~changed
     return (changed.since(handled) & ready).with_label(label)
 
 
 def make_once() -> AutomationCondition:
-    """Materialize an asset without inputs, once, when it is not there."""
+    """Materialize an asset without inputs once, if it is missing."""
     return (
         AutomationCondition.missing().newly_true().since(AutomationCondition.newly_requested())
         & ~AutomationCondition.in_progress()
@@ -68,8 +69,10 @@ def make_once() -> AutomationCondition:
 
 
 def fetch_for(user: str) -> AutomationCondition:
-    """Materialize an asset without inputs, once, when some partition of the asset ``user``, for
-    which it is needed, is there."""
+    """Materialize an asset without inputs once, when a partition of the asset ``user`` exists.
+
+    ``user`` is the asset that reads this one.
+    """
     needed = AutomationCondition.missing() & AutomationCondition.asset_matches(
         AssetKey(user), ~AutomationCondition.missing()
     )

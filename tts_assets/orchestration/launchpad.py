@@ -1,8 +1,8 @@
-"""What a person may ask of one run in Dagster's launchpad, typed and with help texts.
+"""Options of a single run in Dagster's launchpad.
 
-Machines are no part of a result, nor of its fingerprint. What a training is told otherwise makes
-another result, with a fingerprint of its own: nothing of the recipe's result is overwritten, and
-the next run that asks for nothing takes that up again.
+Resources are not part of a fingerprint. Other steps or another seed give another fingerprint, and
+therefore another artifact: the artifact of the recipe is kept, and the next run without options
+selects it again.
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ SOURCE = "the launchpad"
 
 
 class Machines(dagster.Config):
-    """What the programs of this run are given instead of ``[compute]``."""
+    """Resources of the programs of this run, instead of ``[compute]``."""
 
     gpus: int | None = Field(
         None,
         ge=0,
-        description="GPUs of a node, for a program that uses any; 0: none. Unset: [compute]",
+        description="GPUs per node, if the program uses any; 0: none. Unset: [compute]",
     )
     processes: int | None = Field(
         None,
         ge=1,
-        description="Ranks of a node, at most one a GPU; a program that is one stays one. Unset: "
-        "[compute]",
+        description="Ranks per node, at most one per GPU; ignored by programs of one process. "
+        "Unset: [compute]",
     )
-    cpus: int | None = Field(None, ge=1, description="Cores of a node. Unset: [compute]")
+    cpus: int | None = Field(None, ge=1, description="Cores per node. Unset: [compute]")
     memory_gb: float | None = Field(
-        None, gt=0, description="Memory of a node, for a job that ran out of it. Unset: [compute]"
+        None, gt=0, description="Memory per node, for a job that ran out of it. Unset: [compute]"
     )
     hours: float | None = Field(
-        None, gt=0, description="Time limit of a batch job, which saves before it. Unset: [compute]"
+        None, gt=0, description="Time limit of a batch job. Unset: [compute]"
     )
 
     def of(self, shape: Shape) -> Shape:
-        """``shape`` with what is asked for; raises ConfigError where that cannot be."""
+        """``shape`` with these options. Raises :class:`ConfigError` if they are invalid."""
         asked = self.model_dump(include=set(Machines.model_fields), exclude_none=True)
         if not asked:
             return shape
@@ -50,23 +50,23 @@ class Machines(dagster.Config):
 
 
 class Training(Machines):
-    """Machines, and what makes this run another than the recipe's."""
+    """Resources, and options that change the result."""
 
     steps: int | None = Field(
         None,
         gt=0,
-        description="Optimizer steps instead of the recipe's: 50 for a first look. Another result "
-        "than the recipe's, which stays as it is",
+        description="Optimizer steps instead of the recipe's, such as 50 for a test. Gives another "
+        "result; that of the recipe is kept",
     )
     seed: int | None = Field(
         None,
         ge=0,
-        description="Instead of the recipe's: does the result depend on luck? Another result than "
-        "the recipe's, which stays as it is",
+        description="Seed instead of the recipe's, to measure its influence. Gives another result; "
+        "that of the recipe is kept",
     )
 
     def of_recipe(self, recipe: Recipe) -> Recipe:
-        """``recipe`` with what is asked for; raises ConfigError where that cannot be."""
+        """``recipe`` with these options. Raises :class:`ConfigError` if they are invalid."""
         asked = self.model_dump(include={"steps", "seed"}, exclude_none=True)
         if not asked:
             return recipe

@@ -1,9 +1,8 @@
 """Assets that publish an artifact: ``artifact_asset``, and ``program_asset`` for launched programs.
 
-A stage says three things: what its asset reads (``ins``), what determines the result (the
-:class:`Plan`, from which the fingerprint follows), and which program makes it. Everything else is
-the same for all stages and stands here: the look for an artifact that was built before, the launch,
-the publication, and the metadata.
+A stage defines the inputs of an asset (``ins``), what determines the result (a :class:`Plan`, from
+which the fingerprint is computed), and the program that computes it. This module does the rest for
+all stages: reuse of an existing artifact, launch, publication, and metadata.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -66,7 +65,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Plan(Generic[H]):
-    """What determines an artifact, and how it is made.
+    """What determines an artifact, and how it is computed.
 
     ``config`` is part of the fingerprint and holds no path of a machine. ``inputs`` are the inputs
     in the fingerprint; None: all inputs of the asset. ``make`` writes to ``work / "result"`` and
@@ -105,7 +104,8 @@ def artifact_asset(
 
     def materialize(request: Request, store: ArtifactStoreResource, inputs: Inputs) -> Output[H]:
         found = plan(request, **inputs)
-        partitioned = request.context.has_partition_key
+        # The run of an asset without partitions may have the partition key of another asset.
+        partitioned = asset_options.get("partitions_def") is not None
         build = Build(
             asset="/".join(path),
             inputs=inputs if found.inputs is None else found.inputs,

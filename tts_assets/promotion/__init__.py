@@ -1,1 +1,1 @@
-"""Which serving model speaks for a voice: candidates, the incumbent, and what served before."""
+"""Promotion: which serving model is the promoted model of a voice."""

@@ -1,7 +1,7 @@
-"""Promotion as Dagster sees it: ``promoted/<voice>``, the model that serves.
+"""Dagster assets of promotion: ``promoted/<voice>``, the promoted model of each voice.
 
-What blocking checks said of an artifact, in whatever run. Dagster lets a failed one block only
-in the run that evaluates it, and who serves is mostly decided in another.
+Dagster lets a failed blocking check block assets of the same run only, and candidates are mostly
+evaluated in earlier runs. The asset therefore asks the instance for the results of the checks.
 """
 
 import os
@@ -25,30 +25,32 @@ from dagster import (
 )
 
 from resources.artifact_store import ArtifactStoreResource, standard_metadata
-from tts_assets.core.artifacts import ArtifactError, ArtifactStore, Handle, Promoted
+from tts_assets.core.artifacts import ArtifactStore, Handle, Promoted
 from tts_assets.promotion.config import PromotionConfig
 from tts_assets.promotion.decision import (
     CODE_VERSION,
-    Candidate,
-    CandidateDecision,
-    FailedChecks,
-    contender,
-    decide,
-    describe_promoted,
+    asset_name,
+    describe_decisions,
+    describe_history,
     history,
     locked,
-    refused_models,
-    reports_of,
-    serving_now,
-    switch,
-    winner,
+    promote_best,
+    promoted_now,
 )
 
-LOOK_BACK = 50  # evaluations of one check: a year of weekly ones
+LOOK_BACK = 50  # evaluations of a check: a year of weekly runs
+
+
+def build_assets(
+    promotions: Mapping[str, PromotionConfig], stages: Iterable[object]
+) -> list[AssetsDefinition]:
+    """An asset for each ``[promotion.<voice>]``. ``stages``: all other definitions."""
+    checks = blocking_checks(stages)
+    return [promoted_asset(voice, config, checks) for voice, config in promotions.items()]
 
 
 def blocking_checks(definitions: Iterable[object]) -> list[AssetCheckKey]:
-    """Those of ``definitions``: a gate that is no longer configured blocks nothing."""
+    """The blocking checks of ``definitions``. A removed gate, for example, does not block."""
     return [
         spec.key
         for definition in definitions
@@ -58,13 +60,47 @@ def blocking_checks(definitions: Iterable[object]) -> list[AssetCheckKey]:
     ]
 
 
+def promoted_asset(
+    voice: str, config: PromotionConfig, checks: Collection[AssetCheckKey]
+) -> AssetsDefinition:
+    """The asset ``promoted/<voice>``.
+
+    Recipes without a model or report, or that failed one of ``checks``, are no candidates.
+    """
+
+    @asset(
+        key=asset_name(voice).split("/"),
+        group_name="promotion",
+        deps=[
+            AssetKey([stage, name]) for name in config.candidates for stage in ("serving", "report")
+        ],
+        code_version=CODE_VERSION,
+        kinds={"huggingface"},
+        description=f"The promoted model of {voice}: the one of {', '.join(config.candidates)} "
+        f"whose report exceeds the previous one's by the margins {config.margins}. "
+        f"`python -m tts_assets.promotion rollback {voice}` undoes the last change.",
+    )
+    def promoted(context: AssetExecutionContext, store: ArtifactStoreResource) -> Output[Promoted]:
+        failed = partial(failed_checks, context.instance, checks)
+        with locked(store.store, voice):
+            before = promoted_now(store.store, voice)
+            handle, decisions = promote_best(store.store, voice, config, failed)
+        context.log.info("; ".join(f"{d.recipe}: {d.why}" for d in decisions))
+        reused = before is not None and before.path == handle.path
+        metadata = metadata_of(store.store, handle, reused)
+        metadata["decisions"] = MetadataValue.md(describe_decisions(decisions))
+        return Output(handle, data_version=DataVersion(handle.content), metadata=metadata)
+
+    return promoted
+
+
 def failed_checks(
     instance: DagsterInstance, checks: Iterable[AssetCheckKey], artifact: Handle
 ) -> list[str]:
-    """The names of those of ``checks`` that failed when they last saw what ``artifact`` holds.
+    """The names of the ``checks`` whose last evaluation of this artifact's content failed.
 
-    A check that never saw it does not count: a report may have been made by hand, or Dagster's
-    history emptied since, and a voice must not hang on either.
+    A check that never evaluated this content does not count: the report may have been made by
+    hand, or Dagster's history may have been deleted, and neither must block a voice.
     """
     key = AssetKey(artifact.asset.split("/"))
     own = [check for check in checks if check.asset_key == key]
@@ -75,19 +111,19 @@ def failed_checks(
 def latest_evaluation(
     instance: DagsterInstance, check: AssetCheckKey, content: str
 ) -> AssetCheckEvaluation | None:
-    """The newest one for this content: what was built again, or taken over, has it still.
+    """The newest evaluation of this content, also if the artifact was built again since.
 
-    ``event_log_storage`` is no public interface of Dagster's, but it has no other that tells more
-    than the latest record, which may be a plan: a run that fails before the check leaves that.
+    Dagster's public API returns only the latest record of a check. That may be a planned evaluation
+    of a run that failed before the check. Therefore this reads ``event_log_storage``.
     """
-    history = instance.event_log_storage.get_asset_check_execution_history(check, limit=LOOK_BACK)
-    told: list[object] = [record.evaluation for record in history]  # plans among them
-    evaluations = (found for found in told if isinstance(found, AssetCheckEvaluation))
-    return next((e for e in evaluations if content_seen(instance, e) == content), None)
+    records = instance.event_log_storage.get_asset_check_execution_history(check, limit=LOOK_BACK)
+    events: list[object] = [record.evaluation for record in records]  # some are planned evaluations
+    evaluations = (event for event in events if isinstance(event, AssetCheckEvaluation))
+    return next((e for e in evaluations if evaluated_content(instance, e) == content), None)
 
 
-def content_seen(instance: DagsterInstance, evaluation: AssetCheckEvaluation) -> str | None:
-    """The data version of what was checked; None where Dagster has forgotten it."""
+def evaluated_content(instance: DagsterInstance, evaluation: AssetCheckEvaluation) -> str | None:
+    """The data version that was evaluated; None if Dagster has no record of it."""
     target = evaluation.target_materialization_data
     if target is None:
         return None
@@ -98,114 +134,20 @@ def content_seen(instance: DagsterInstance, evaluation: AssetCheckEvaluation) ->
     return None
 
 
-def build_assets(
-    promotions: Mapping[str, PromotionConfig], stages: Iterable[object]
-) -> list[AssetsDefinition]:
-    """An asset for each ``[promotion.<voice>]``; ``stages``: what they promote, and its checks."""
-    checks = blocking_checks(stages)
-    return [promoted_asset(voice, config, checks) for voice, config in promotions.items()]
+def metadata_of(store: ArtifactStore, handle: Promoted, reused: bool) -> dict[str, Any]:
+    """Metadata of a change, with the history of the voice."""
+    table = MetadataValue.md(describe_history(history(store, handle.facts.voice)))
+    return {**standard_metadata(handle), "reused": reused, "history": table}
 
 
-def promoted_asset(
-    voice: str, config: PromotionConfig, checks: Collection[AssetCheckKey]
-) -> AssetsDefinition:
-    """The asset ``promoted/<voice>``. Candidates that were not made yet do not compete, nor do
-    those that failed one of ``checks``, in whatever run."""
-    stages = ("serving", "report")
-
-    @asset(
-        key=["promoted", voice],
-        group_name="promotion",
-        deps=[AssetKey([stage, name]) for name in config.candidates for stage in stages],
-        code_version=CODE_VERSION,
-        kinds={"huggingface"},
-        description=f"What speaks for {voice}: of {', '.join(config.candidates)} the one whose "
-        f"report beats what served before by the margins {config.margins}. "
-        f"`python -m tts_assets.promotion rollback {voice}` takes the last change back.",
-    )
-    def promoted(context: AssetExecutionContext, store: ArtifactStoreResource) -> Output[Promoted]:
-        failed = partial(failed_checks, context.instance, checks)
-        with locked(store.store, voice):
-            before = serving_now(store.store, voice)
-            handle, verdicts = promote_best(store.store, voice, config, failed)
-        context.log.info("; ".join(f"{v.recipe}: {v.why}" for v in verdicts))
-        return Output(
-            handle,
-            data_version=DataVersion(handle.content),
-            metadata={
-                **standard_metadata(handle),
-                "reused": before is not None and before.path == handle.path,
-                "verdicts": MetadataValue.md(describe(verdicts)),
-                "history": history_of(store.store, voice),
-            },
-        )
-
-    return promoted
-
-
-def promote_best(
-    store: ArtifactStore, voice: str, config: PromotionConfig, failed: FailedChecks
-) -> tuple[Promoted, list[CandidateDecision]]:
-    """Switch to the candidate that wins, if one does; what serves now, and why."""
-    found = {name: contender(store, name, failed) for name in config.candidates}
-    verdicts = [
-        CandidateDecision(n, False, why, {}) for n, why in found.items() if isinstance(why, str)
-    ]
-    able = {name: c for name, c in found.items() if isinstance(c, Candidate)}
-    serves = serving_now(store, voice)
-    if serves is None:
-        return first(store, voice, able, verdicts)
-    refused = refused_models(history(store, voice))
-    reports = reports_of(store, serves.facts.recipe, serves.facts.model)
-    verdicts += [decide(c, serves.facts.model, reports, config, refused) for c in able.values()]
-    best = winner(verdicts, config)
-    if best is None:
-        return serves, verdicts
-    why = next(verdict.why for verdict in verdicts if verdict.recipe == best)
-    chosen = able[best]
-    model = chosen.model
-    return switch(store, voice, model, best, "promoted", why, chosen.report), verdicts
-
-
-def first(
-    store: ArtifactStore,
-    voice: str,
-    able: Mapping[str, Candidate],
-    verdicts: list[CandidateDecision],
-) -> tuple[Promoted, list[CandidateDecision]]:
-    """Nothing serves yet: the first of the candidates that can."""
-    if not able:
-        reasons = "; ".join(f"{verdict.recipe}: {verdict.why}" for verdict in verdicts)
-        raise ArtifactError(f"no candidate can serve {voice}: {reasons}")
-    name, chosen = next(iter(able.items()))
-    why = "the first candidate with a report"
-    handle = switch(store, voice, chosen.model, name, "first", why, chosen.report)
-    return handle, [*verdicts, CandidateDecision(name, True, why, {})]
-
-
-def describe(verdicts: list[CandidateDecision]) -> str:
-    lines = ["| candidate | | why |", "|---|---|---|"]
-    lines += [f"| {v.recipe} | {'wins' if v.wins else 'no'} | {v.why} |" for v in verdicts]
-    return "\n".join(lines)
-
-
-def history_of(store: ArtifactStore, voice: str) -> MetadataValue:
-    return MetadataValue.md(describe_promoted(history(store, voice)))
-
-
-def tell_dagster(store: ArtifactStore, handle: Promoted) -> None:
-    """A change by hand appears in the asset's history, where ``DAGSTER_HOME`` names an instance."""
+def report_to_dagster(store: ArtifactStore, handle: Promoted) -> None:
+    """Add a change by hand to the asset's history, if ``DAGSTER_HOME`` names an instance."""
     if not os.environ.get("DAGSTER_HOME"):
         return
-    metadata: dict[str, Any] = {
-        **standard_metadata(handle),
-        "reused": False,
-        "history": history_of(store, handle.facts.voice),
-    }
     event = AssetMaterialization(
         AssetKey(handle.asset.split("/")),
         description=f"{handle.facts.event}: {handle.facts.why}",
-        metadata=metadata,
+        metadata=metadata_of(store, handle, reused=False),
         tags={"dagster/data_version": handle.content},
     )
     with DagsterInstance.get() as instance:

@@ -1,4 +1,4 @@
-"""``[promotion.<voice>]``: who may serve, and by how much a candidate must be better."""
+"""Configuration of promotion: candidates for a voice, and the gains that a promotion needs."""
 
 from __future__ import annotations
 
@@ -20,27 +20,30 @@ MARGINS: Mapping[Metric, float] = {
 
 
 class PromotionConfig(Config):
-    """``[promotion.<voice>]``: recipes whose serving models compete for a voice.
+    """``[promotion.<voice>]``: recipes whose serving models are candidates for a voice.
 
-    The first candidate that has a report serves first. ``margins`` are gains over the model that
-    serves, of the figures in ``report.json``: 0.005 asks for a WER that is lower by half a percent
-    point, -0.1 allows a MOS that is lower by a tenth. All of them must be reached.
+    The first candidate that has a report is promoted first. ``margins`` are the gains over the
+    promoted model that a candidate needs, of values in ``report.json``: 0.005 requires a WER that
+    is lower by half a percentage point, -0.1 allows a DNSMOS that is lower by 0.1. A candidate must
+    reach all margins.
     """
 
-    candidates: tuple[str, ...] = Field(min_length=1)
-    category: str = Field("", description="of the suite, whose figures count; empty: of all texts")
-    margins: dict[Metric, float] = Field(default_factory=lambda: dict(MARGINS), min_length=1)
+    candidates: tuple[str, ...] = Field(min_length=1, description="recipes with a serving model")
+    category: str = Field("", description="category of the suite to compare; empty: all texts")
+    margins: dict[Metric, float] = Field(
+        default_factory=lambda: dict(MARGINS), min_length=1, description="needed gain by metric"
+    )
 
     @property
     def gains_needed(self) -> dict[str, float]:
-        """``margins`` by plain names."""
+        """``margins`` with keys of type str."""
         return dict(self.margins.items())
 
     @model_validator(mode="after")
-    def _something_gets_better(self) -> Self:
+    def _require_a_gain(self) -> Self:
         if max(self.margins.values()) <= 0:
             raise ValueError(
-                f"margins {self.margins} ask for no gain, so that equal models would replace each "
-                "other without end; write one above 0, such as wer = 0.005"
+                f"margins {self.margins} require no gain, so that equal models would replace each "
+                "other forever; set at least one above 0, such as wer = 0.005"
             )
         return self

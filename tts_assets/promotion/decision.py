@@ -1,10 +1,9 @@
-"""Does a candidate beat the incumbent? Reports in, a verdict for each candidate out.
+"""Decides which candidate is promoted, and records every change.
 
-The pointer: the artifact ``promoted/<voice>`` whose ``current`` link says what serves.
-
-Each change is an artifact of its own that names the one before it, so that the chain is the
-history; switching is the store's one rename. An artifact holds the serving model's files as hard
-links (which cost no space): what serves stays whole, whatever becomes of ``serving/<recipe>``.
+The artifact ``promoted/<voice>`` is the promoted model; its ``current`` link selects it. Each
+change is a separate artifact that names the one before it, so that the chain is the history. A
+switch is the atomic rename of the link. An artifact contains the files of the serving model as hard
+links, which need no space: the promoted model stays complete if ``serving/<recipe>`` is deleted.
 """
 
 from __future__ import annotations
@@ -35,29 +34,257 @@ from tts_assets.core.artifacts import (
 )
 from tts_assets.core.config import canonical_json, digest_of
 from tts_assets.evaluation.history import readable_reports
-from tts_assets.evaluation.results import AGAINST_TARGET, REPORT_FILE, same_target
+from tts_assets.evaluation.results import REFERENCE_COLUMNS, REPORT_FILE, same_references
 from tts_assets.promotion.config import LOWER_IS_BETTER, METRICS, PromotionConfig
 
 CODE_VERSION = "1"
 CARD_FILE = "promotion.json"
 NO_LINKS = (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK)
+OTHER_RECORDINGS = (
+    "the promoted model was measured against other recordings; "
+    "set [evaluation] reference_corpora to fixed ones"
+)
+Figures = Mapping[str, float]
+FailedChecks = Callable[[Handle], Collection[str]]
+"""Returns the names of the blocking checks that an artifact failed."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A serving model with its reports by :func:`measurement`; ``newest``: that of the newest."""
+
+    recipe: str
+    model: ServingModel
+    reports: Mapping[str, Report]
+    newest: str
+
+    @property
+    def report(self) -> Report:
+        """The newest report."""
+        return self.reports[self.newest]
+
+
+@dataclass(frozen=True)
+class CandidateDecision:
+    """Whether a candidate may be promoted, and why.
+
+    ``gains`` over the promoted model by metric: positive is better for every metric.
+    """
+
+    recipe: str
+    wins: bool
+    why: str
+    gains: Figures
+
+
+def promote_best(
+    store: ArtifactStore, voice: str, config: PromotionConfig, failed: FailedChecks
+) -> tuple[Promoted, list[CandidateDecision]]:
+    """Promote the best candidate that may be promoted, if there is one.
+
+    Returns the model that is promoted now, and the decision about each candidate. The caller holds
+    :func:`locked`. Raises :class:`ArtifactError` if no model is promoted and none can be.
+    """
+    found = {name: candidate_of(store, name, failed) for name in config.candidates}
+    decisions = [
+        CandidateDecision(n, False, why, {}) for n, why in found.items() if isinstance(why, str)
+    ]
+    able = {name: c for name, c in found.items() if isinstance(c, Candidate)}
+    promoted = promoted_now(store, voice)
+    if promoted is None:
+        return promote_first(store, voice, able, decisions)
+    refused = refused_models(history(store, voice))
+    reports = reports_of(store, promoted.facts.recipe, promoted.facts.model)
+    decisions += [decide(c, promoted.facts.model, reports, config, refused) for c in able.values()]
+    best = winner(decisions, config)
+    if best is None:
+        return promoted, decisions
+    why = next(decision.why for decision in decisions if decision.recipe == best)
+    chosen = able[best]
+    handle = switch(store, voice, chosen.model, best, "promoted", why, chosen.report)
+    return handle, decisions
+
+
+def promote_first(
+    store: ArtifactStore,
+    voice: str,
+    able: Mapping[str, Candidate],
+    decisions: list[CandidateDecision],
+) -> tuple[Promoted, list[CandidateDecision]]:
+    """Promote the first of the candidates if no model is promoted yet.
+
+    Raises :class:`ArtifactError` if there is none.
+    """
+    if not able:
+        reasons = "; ".join(f"{decision.recipe}: {decision.why}" for decision in decisions)
+        raise ArtifactError(f"no candidate can be promoted for {voice}: {reasons}")
+    name, chosen = next(iter(able.items()))
+    why = "the first candidate with a report"
+    handle = switch(store, voice, chosen.model, name, "first", why, chosen.report)
+    return handle, [*decisions, CandidateDecision(name, True, why, {})]
+
+
+def candidate_of(store: ArtifactStore, recipe: str, failed: FailedChecks) -> Candidate | str:
+    """The current serving model of a recipe with its reports, or why it is no candidate."""
+    try:
+        model = store.current(f"serving/{recipe}")
+        newest = store.current(f"report/{recipe}")
+    except ArtifactError as error:
+        return str(error)
+    assert isinstance(model, ServingModel) and isinstance(newest, Report)
+    reports = reports_of(store, recipe, model.content)
+    if measurement(newest) not in reports:
+        return f"report/{recipe} is of an earlier model: materialize report/{recipe}"
+    candidate = Candidate(recipe, model, reports, measurement(newest))
+    for artifact in (model, candidate.report):
+        if names := failed(artifact):
+            return (
+                f"{artifact.asset} failed its blocking check {' and '.join(names)}: fix the cause, "
+                "or promote it by hand with `promotion promote`"
+            )
+    return candidate
+
+
+def measurement(report: Report) -> str:
+    """The digest of how a report is measured: texts, configuration and code.
+
+    It excludes the model and its training data. Only reports with the same digest are comparable.
+    """
+    manifest = report.manifest
+    inputs = {
+        name: ref.content
+        for name, ref in manifest.inputs.items()
+        if not name.startswith(("serving", "arrays"))
+    }
+    return digest_of([inputs, manifest.config, manifest.code_version])
+
+
+def reports_of(store: ArtifactStore, recipe: str, model: str) -> dict[str, Report]:
+    """The reports of the serving model with the content ``model``, by :func:`measurement`.
+
+    Several reports may have the same measurement and differ in their reference recordings. The
+    current one then counts, or else the newest. Unreadable old reports do not count. Raises
+    :class:`ArtifactError` if the current report is unreadable.
+    """
+    asset = f"report/{recipe}"
+    current = (store.folder(asset) / "current").resolve().name
+
+    def order(report: Report) -> tuple[bool, int]:
+        written = (report.path / MANIFEST).stat().st_mtime_ns
+        return report.path.name == current, written
+
+    found: dict[str, Report] = {}
+    for report in sorted(readable_reports(store, asset), key=order):
+        if report.manifest.inputs["serving"].content == model:
+            found[measurement(report)] = report
+    return found
+
+
+def decide(
+    candidate: Candidate,
+    promoted: str,
+    reports: Mapping[str, Report],
+    config: PromotionConfig,
+    refused: Collection[str],
+) -> CandidateDecision:
+    """Whether ``candidate`` reaches all margins.
+
+    ``promoted``: content of the promoted model; ``reports``: its reports by :func:`measurement`;
+    ``refused``: contents of models that were rolled back, which are not promoted automatically.
+    """
+    recipe = candidate.recipe
+    if candidate.model.content == promoted:
+        return CandidateDecision(recipe, False, "is the promoted model", {})
+    if candidate.model.content in refused:
+        why = "was rolled back; train another model, or use `promotion promote`"
+        return CandidateDecision(recipe, False, why, {})
+    if candidate.newest not in reports:
+        why = "the promoted model was evaluated with other texts or code: not comparable"
+        return CandidateDecision(recipe, False, why, {})
+    report = reports[candidate.newest]
+    before = figures(report, config.category)
+    after = figures(candidate.report, config.category)
+    margins = config.gains_needed
+    if missing := sorted(name for name in margins if name not in before or name not in after):
+        why = f"{', '.join(missing)} could not be measured of both: not comparable"
+        return CandidateDecision(recipe, False, why, {})
+    incomparable = with_other_references(report, candidate.report, margins)
+    omitted = f"{', '.join(incomparable)} not compared: {OTHER_RECORDINGS}" if incomparable else ""
+    if margins.keys() == set(incomparable):
+        return CandidateDecision(recipe, False, omitted, {})
+    compared = {name: gain for name, gain in margins.items() if name not in incomparable}
+    gains = gains_of(before, after, compared)
+    missed = [
+        f"{name} {gain:+.4g}, needed {margins[name]:+.4g}"
+        for name, gain in gains.items()
+        if gain < margins[name]
+    ]
+    reached = "gains " + ", ".join(f"{name} {gain:+.4g}" for name, gain in gains.items())
+    why = "; ".join(filter(None, [*(missed or [reached]), omitted]))
+    return CandidateDecision(recipe, not missed, why, gains)
+
+
+def figures(report: Report, category: str) -> dict[str, float]:
+    """The metrics of a report: of one category of the suite, or of all texts.
+
+    Raises :class:`ArtifactError` for an unknown category.
+    """
+    content = json.loads((report.path / REPORT_FILE).read_text())
+    categories = content["categories"]
+    if category and category not in categories:
+        raise ArtifactError(
+            f"{report.asset} has no category {category!r}: write one of {sorted(categories)} into "
+            "[promotion], or leave category out"
+        )
+    found = (categories[category] if category else content["total"])["metrics"]
+    return {name: found[name]["value"] for name in METRICS if name in found}
+
+
+def with_other_references(before: Report, after: Report, margins: Figures) -> list[str]:
+    """The metrics that two reports measure against different reference recordings.
+
+    They do not decide: a gain may be an effect of the recordings. If they blocked a promotion, a
+    voice whose corpus grows would never have another model.
+    """
+    if same_references([before.path, after.path]):
+        return []
+    return [name for name in margins if name in REFERENCE_COLUMNS]
+
+
+def gains_of(before: Figures, after: Figures, margins: Figures) -> dict[str, float]:
+    """The gains in the metrics of ``margins``; positive is better.
+
+    Rounded to 1e-9, so that rounding errors do not decide about a gain that equals its margin.
+    """
+    return {
+        name: round((after[name] - before[name]) * (-1 if name in LOWER_IS_BETTER else 1), 9)
+        for name in margins
+    }
+
+
+def winner(decisions: Sequence[CandidateDecision], config: PromotionConfig) -> str | None:
+    """The recipe with the largest gain in the first metric of the margins, if any wins."""
+    first = next(iter(config.margins))
+    winners = [decision for decision in decisions if decision.wins]
+    return max(winners, key=lambda decision: decision.gains[first]).recipe if winners else None
 
 
 def asset_name(voice: str) -> str:
+    """The asset of a voice's promoted model."""
     return f"promoted/{voice}"
 
 
 @contextmanager
 def locked(store: ArtifactStore, voice: str) -> Iterator[None]:
-    """One change at a time: an asset and a command may want to switch at once."""
+    """Holds the lock of a voice: an asset and a command may want to change it at the same time."""
     folder = store.folder(asset_name(voice))
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
         yield
 
 
-def serving_now(store: ArtifactStore, voice: str) -> Promoted | None:
-    """What serves; None before the first promotion."""
+def promoted_now(store: ArtifactStore, voice: str) -> Promoted | None:
+    """The promoted model; None before the first promotion."""
     if not (store.folder(asset_name(voice)) / "current").is_symlink():
         return None
     handle = store.current(asset_name(voice))
@@ -66,9 +293,9 @@ def serving_now(store: ArtifactStore, voice: str) -> Promoted | None:
 
 
 def history(store: ArtifactStore, voice: str) -> list[Promoted]:
-    """All changes, the first one first; those alone after the last that somebody deleted."""
+    """All changes, oldest first; it starts after the last change that was deleted."""
     chain: list[Promoted] = []
-    handle = serving_now(store, voice)
+    handle = promoted_now(store, voice)
     while handle is not None:
         chain.append(handle)
         previous = handle.facts.previous
@@ -78,7 +305,7 @@ def history(store: ArtifactStore, voice: str) -> list[Promoted]:
 
 
 def is_cut(chain: list[Promoted]) -> bool:
-    """Whether there were changes before those of the history, which are gone."""
+    """Whether changes before the history were deleted."""
     return bool(chain) and chain[0].facts.previous is not None
 
 
@@ -91,8 +318,8 @@ def switch(
     why: str,
     report: Report | None = None,
 ) -> Promoted:
-    """Let ``model`` serve from now on. The caller holds :func:`locked`."""
-    before = serving_now(store, voice)
+    """Make ``model`` the promoted model. The caller holds :func:`locked`."""
+    before = promoted_now(store, voice)
     content = model.facts.model if isinstance(model, Promoted) else model.content
     previous = before.manifest.fingerprint if before else None
     inputs = {"serving": model, **({"report": report} if report else {})}
@@ -100,7 +327,7 @@ def switch(
     build = Build(asset_name(voice), inputs, config, CODE_VERSION)
     work = store.work_folder(build)
     result = work / "result"
-    shutil.rmtree(result, ignore_errors=True)  # of a kill in between
+    shutil.rmtree(result, ignore_errors=True)  # left by a killed process
     link_tree(model.path, result)
     card = {"voice": voice, "recipe": recipe, "model": content}
     (result / CARD_FILE).write_text(canonical_json(card) + "\n")
@@ -119,7 +346,7 @@ def switch(
 
 
 def link_tree(source: Path, target: Path) -> None:
-    """The files of an artifact as hard links, or copies where the disk has none."""
+    """Hard links to the files of an artifact, or copies if the file system has no links."""
     for file in sorted(source.rglob("*")):
         name = file.relative_to(source)
         if not file.is_file() or str(name) in (MANIFEST, CARD_FILE):
@@ -134,19 +361,21 @@ def link_tree(source: Path, target: Path) -> None:
 
 
 def stack(chain: list[Promoted]) -> list[Promoted]:
-    """What served and was not rolled back from, without repetitions; the last one serves. A
-    rollback stands for what it brought back where that is not below what it left."""
-    left: list[Promoted] = []
+    """The promoted models without those that were rolled back; the last one is promoted now.
+
+    A rollback stands for the model that it restores if that model is not below it in the stack.
+    """
+    kept: list[Promoted] = []
     for handle in chain:
         if handle.facts.event == "rolled back":
-            del left[-1:]
-        if not left or left[-1].facts.model != handle.facts.model:
-            left.append(handle)
-    return left
+            del kept[-1:]
+        if not kept or kept[-1].facts.model != handle.facts.model:
+            kept.append(handle)
+    return kept
 
 
 def refused_models(chain: list[Promoted]) -> set[str]:
-    """Contents of models that were rolled back from, and not brought back by hand since."""
+    """Contents of models that were rolled back and not promoted by hand afterwards."""
     found: set[str] = set()
     for handle in chain:
         if handle.facts.left is not None:
@@ -157,186 +386,36 @@ def refused_models(chain: list[Promoted]) -> set[str]:
 
 
 def rollback(store: ArtifactStore, voice: str, why: str) -> Promoted:
-    """The model that served before this one serves again; raises ArtifactError where none did."""
+    """Promote the previous model again. Raises :class:`ArtifactError` if there is none."""
     with locked(store, voice):
         chain = history(store, voice)
-        left = stack(chain)
-        if len(left) < 2:
+        kept = stack(chain)
+        if len(kept) < 2:
             if is_cut(chain):
                 raise ArtifactError(
-                    f"what served {voice} before is no longer stored: promote a recipe by hand"
+                    f"the previous model of {voice} is no longer stored: promote a recipe by hand"
                 )
             raise ArtifactError(
-                f"no other model served {voice} before what serves now; see: "
+                f"no other model was promoted for {voice} before; see: "
                 f"python -m tts_assets.promotion history {voice}"
             )
-        before = left[-2]
+        before = kept[-2]
         return switch(store, voice, before, before.facts.recipe, "rolled back", why)
 
 
-def describe_promoted(chain: list[Promoted]) -> str:
-    """The history as a table in Markdown, the newest change first."""
-    lines = ["| when | what serves since | model | why |", "|---|---|---|---|"]
+def describe_history(chain: list[Promoted]) -> str:
+    """The history as a Markdown table, newest change first."""
+    lines = ["| promoted at | recipe | model | why |", "|---|---|---|---|"]
     for handle in reversed(chain):
         f = handle.facts
         lines.append(f"| {f.when} | {f.recipe} ({f.event}) | {f.model[:12]} | {f.why} |")
     if is_cut(chain):
-        lines.append("| | earlier ones are no longer stored | | |")
+        lines.append("| | earlier changes are no longer stored | | |")
     return "\n".join(lines)
 
 
-OTHER_RECORDINGS = (
-    "the model that serves was measured against other recordings; "
-    "[evaluation] target names fixed ones"
-)
-Figures = Mapping[str, float]
-FailedChecks = Callable[[Handle], Collection[str]]  # names of the blocking checks that it failed
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A serving model and its reports: figures by :func:`bench`, so that like meets like."""
-
-    recipe: str
-    model: ServingModel
-    reports: Mapping[str, Report]
-    bench: str  # of the newest report
-
-    @property
-    def report(self) -> Report:
-        return self.reports[self.bench]
-
-
-@dataclass(frozen=True)
-class CandidateDecision:
-    """``gains`` over the incumbent: positive is better, whatever the metric."""
-
-    recipe: str
-    wins: bool
-    why: str
-    gains: Figures
-
-
-def bench(report: Report) -> str:
-    """What a report was measured by: texts, configuration and code, not the model and its data."""
-    manifest = report.manifest
-    asked = {
-        name: ref.content
-        for name, ref in manifest.inputs.items()
-        if not name.startswith(("serving", "arrays"))
-    }
-    return digest_of([asked, manifest.config, manifest.code_version])
-
-
-def figures(report: Report, category: str) -> dict[str, float]:
-    """Of one category of the suite, or of all texts."""
-    told = json.loads((report.path / REPORT_FILE).read_text())
-    if category and category not in told["categories"]:
-        raise ArtifactError(
-            f"{report.asset} has no category {category!r}: write one of "
-            f"{sorted(told['categories'])} into [promotion], or leave category out"
-        )
-    found = (told["categories"][category] if category else told["total"])["metrics"]
-    return {name: found[name]["value"] for name in METRICS if name in found}
-
-
-def contender(store: ArtifactStore, recipe: str, failed: FailedChecks) -> Candidate | str:
-    """The current serving model of a recipe with its reports, or why it cannot compete."""
-    try:
-        model = store.current(f"serving/{recipe}")
-        newest = store.current(f"report/{recipe}")
-    except ArtifactError as error:
-        return str(error)
-    assert isinstance(model, ServingModel) and isinstance(newest, Report)
-    reports = reports_of(store, recipe, model.content)
-    if bench(newest) not in reports:
-        return f"report/{recipe} is of an earlier model: materialize report/{recipe}"
-    able = Candidate(recipe, model, reports, bench(newest))
-    for artifact in (model, able.report):
-        if names := failed(artifact):
-            return (
-                f"{artifact.asset} failed its blocking check {' and '.join(names)}: mend what that "
-                "tells, or decide by hand with `promotion promote`"
-            )
-    return able
-
-
-def reports_of(store: ArtifactStore, recipe: str, model: str) -> dict[str, Report]:
-    """By bench, the reports of the serving model with the content ``model``: the current one, else
-    the newest, as those of one bench differ in the recordings that it is compared with. Old ones
-    that cannot be read do not count; raises ArtifactError where the current one cannot."""
-    asset = f"report/{recipe}"
-    current = (store.folder(asset) / "current").resolve().name
-
-    def place(report: Report) -> tuple[bool, int]:
-        written = (report.path / MANIFEST).stat().st_mtime_ns
-        return report.path.name == current, written
-
-    found: dict[str, Report] = {}
-    for report in sorted(readable_reports(store, asset), key=place):
-        if report.manifest.inputs["serving"].content == model:
-            found[bench(report)] = report
-    return found
-
-
-def decide(
-    challenger: Candidate,
-    serves: str,
-    reports: Mapping[str, Report],
-    config: PromotionConfig,
-    refused: Collection[str],
-) -> CandidateDecision:
-    """``serves``: the incumbent's content, ``reports`` those of it by bench; ``refused`` were
-    rolled back from, and do not come back by themselves."""
-    recipe = challenger.recipe
-    if challenger.model.content == serves:
-        return CandidateDecision(recipe, False, "serves now", {})
-    if challenger.model.content in refused:
-        why = "was rolled back; another model of it, or `promotion promote`, brings it back"
-        return CandidateDecision(recipe, False, why, {})
-    if challenger.bench not in reports:
-        why = "the model that serves was judged by other texts or code: not comparable"
-        return CandidateDecision(recipe, False, why, {})
-    before = figures(reports[challenger.bench], config.category)
-    after = figures(challenger.report, config.category)
-    margins = config.gains_needed
-    if missing := sorted(name for name in margins if name not in before or name not in after):
-        why = f"{', '.join(missing)} could not be measured of both: not comparable"
-        return CandidateDecision(recipe, False, why, {})
-    apart = measured_apart(reports[challenger.bench], challenger.report, margins)
-    untold = f"{', '.join(apart)} not compared: {OTHER_RECORDINGS}" if apart else ""
-    if margins.keys() == set(apart):
-        return CandidateDecision(recipe, False, untold, {})
-    gains = gained(before, after, {n: least for n, least in margins.items() if n not in apart})
-    short = [
-        f"{name} {gain:+.4g}, needed {margins[name]:+.4g}"
-        for name, gain in gains.items()
-        if gain < margins[name]
-    ]
-    won = "gains " + ", ".join(f"{name} {gain:+.4g}" for name, gain in gains.items())
-    told = [*(short or [won]), untold]
-    return CandidateDecision(recipe, not short, "; ".join(filter(None, told)), gains)
-
-
-def measured_apart(before: Report, after: Report, margins: Figures) -> list[str]:
-    """The metrics that the two reports measure against different recordings: a gain in them may be
-    of the recordings alone. They do not decide: else a voice whose corpus grows, and with it what
-    it is compared with, would never be promoted again."""
-    if same_target([before.path, after.path]):
-        return []
-    return [name for name in margins if name in AGAINST_TARGET]
-
-
-def gained(before: Figures, after: Figures, margins: Figures) -> dict[str, float]:
-    """Rounded to 1e-9: a gain that is the margin but for the last bit of a float reaches it."""
-    return {
-        name: round((after[name] - before[name]) * (-1 if name in LOWER_IS_BETTER else 1), 9)
-        for name in margins
-    }
-
-
-def winner(verdicts: Sequence[CandidateDecision], config: PromotionConfig) -> str | None:
-    """The recipe with the largest gain in the first metric of the margins, of those that win."""
-    first = next(iter(config.margins))
-    winners = [verdict for verdict in verdicts if verdict.wins]
-    return max(winners, key=lambda verdict: verdict.gains[first]).recipe if winners else None
+def describe_decisions(decisions: Sequence[CandidateDecision]) -> str:
+    """The decisions about all candidates as a Markdown table."""
+    lines = ["| candidate | promoted | why |", "|---|---|---|"]
+    lines += [f"| {d.recipe} | {'yes' if d.wins else 'no'} | {d.why} |" for d in decisions]
+    return "\n".join(lines)

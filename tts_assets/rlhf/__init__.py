@@ -1,1 +1,1 @@
-"""GRPO: a serving model talks, rewards judge what a listener would hear, the policy follows."""
+"""GRPO: trains a serving model with reward functions on the speech that it generates."""

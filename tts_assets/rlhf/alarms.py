@@ -1,13 +1,15 @@
-"""Signs that a policy collapses, read from the metrics of a run alone.
+"""Alarms for a policy that collapses, computed from the metrics of a run.
 
-Each compares the mean of the last ``window`` steps with that of the first ``window``. What is not
-measured (a KL of weight 0, DNSMOS that is no reward of the recipe) raises no alarm.
+Each alarm compares the mean of the last ``window`` steps with the mean of the first ``window``
+steps. A metric that a run does not have raises no alarm (the KL divergence with ``beta = 0``,
+DNSMOS without such a reward).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,48 +18,51 @@ from pydantic import Field
 from tts_assets.core.config import Config
 
 Record = Mapping[str, float]
-NGRAM = 8  # codes, 0.16 s at 50 a second: real speech says few such stretches twice
-PREFIX = "alarm/"  # of the metric of a step at which an alarm is raised
-QUALITIES = {"dnsmos": "naturalness", "similarity": "likeness of the voice"}
+NGRAM = 8  # codes, 0.16 s at 50 codes a second: real speech rarely repeats such a sequence
+REPETITION = 0.5  # largest part of repeated n-grams
+QUALITY_LOSS = 0.05  # largest decrease of a sound reward while WER improves
+PREFIX = "alarm/"  # of the metric that marks a step with an alarm
+SOUND_REWARDS = {"dnsmos": "DNSMOS", "similarity": "speaker similarity"}
 
 
 class AlarmConfig(Config):
-    """``[rlhf.<name>.alarms]``: when a run has collapsed. 0 turns an alarm off."""
+    """Thresholds of the collapse alarms. 0 disables an alarm."""
 
-    window: int = Field(5, ge=1, description="steps that are averaged")
-    entropy: float = Field(0.3, ge=0, lt=1, description="alarm below this share of the first")
-    repetition: float = Field(
-        0.5, ge=0, le=1, description=f"alarm above this share of repeated runs of {NGRAM} codes"
-    )
-    quality: float = Field(
-        0.05, ge=0, description="alarm if WER falls and a reward of sound loses more than this"
-    )
+    removed_keys: ClassVar = {"repetition": REPETITION, "quality": QUALITY_LOSS}
+
+    window: int = Field(5, ge=1, description="steps to average")
+    entropy: float = Field(0.3, ge=0, lt=1, description="alarm below this part of the first value")
     rate: float = Field(
-        1.5, ge=0, description="alarm if WER falls by speaking so many times faster or slower"
+        1.5, ge=0, description="alarm if WER falls and the speech rate changes by more than this"
     )
-    length: float = Field(2.0, ge=0, description="alarm if so many times longer or shorter")
-    kl: float = Field(1.0, ge=0, description="alarm above, nats a token")
+    length: float = Field(2.0, ge=0, description="alarm if the length changes by more than this")
+    kl: float = Field(1.0, ge=0, description="alarm above this KL divergence, nats a token")
 
 
 @dataclass(frozen=True)
 class Alarm:
-    """``name`` of the kind, and what was seen, for a person."""
+    """An alarm: its kind, and a message with the measured values."""
 
     name: str
     message: str
 
 
 def alarms(records: Sequence[Record], config: AlarmConfig) -> list[Alarm]:
-    """What is wrong after the last of ``records``, one a step of training, in their order."""
+    """Returns the alarms after the last record.
+
+    Args:
+        records: the metrics of each training step, in order.
+        config: the thresholds.
+    """
     if len(records) < 2 * config.window:
         return []
-    seen = _Change(records[: config.window], records[-config.window :])
-    checks = (_entropy, _repetition, _hacking, _length, _kl)
-    return [alarm for check in checks for alarm in check(seen, config)]
+    change = _Change(records[: config.window], records[-config.window :])
+    checks = (_entropy, _repetition, _reward_hacking, _length, _kl)
+    return [alarm for check in checks for alarm in check(change, config)]
 
 
 def first_alarms(records: Sequence[Record], config: AlarmConfig) -> dict[str, tuple[int, str]]:
-    """Each alarm that was raised in a run: the step at which it was first, and what was seen."""
+    """Returns the first step and the message of each alarm in a run, by the alarm's name."""
     found: dict[str, tuple[int, str]] = {}
     for end in range(1, len(records) + 1):
         for alarm in alarms(records[:end], config):
@@ -66,91 +71,95 @@ def first_alarms(records: Sequence[Record], config: AlarmConfig) -> dict[str, tu
 
 
 def repeated_share(codes: NDArray[np.int64]) -> float:
-    """The share of runs of 8 codes that a completion has said before; 0 if it is shorter."""
+    """Returns the part of n-grams that occur earlier in the completion, in [0, 1).
+
+    Args:
+        codes: speech codes, shape (T,). Up to 8 codes contain no repetition.
+    """
     if len(codes) <= NGRAM:
         return 0.0
-    runs = np.lib.stride_tricks.sliding_window_view(codes, NGRAM)
-    return 1 - len(np.unique(runs, axis=0)) / len(runs)
+    ngrams = np.lib.stride_tricks.sliding_window_view(codes, NGRAM)  # (T - 7, 8)
+    return 1 - len(np.unique(ngrams, axis=0)) / len(ngrams)
 
 
 class CollapseMonitor:
-    """Sees the records of a run as they come, and tells of each alarm once."""
+    """Checks each new record of a run, and logs each kind of alarm once."""
 
     def __init__(
-        self, config: AlarmConfig, seen: Sequence[Record], tell: Callable[[str], None]
+        self, config: AlarmConfig, records: Sequence[Record], log: Callable[[str], None]
     ) -> None:
-        """``seen``: the records of a run that is resumed."""
-        self.config, self.records, self.tell = config, list(seen), tell
-        self.told = {key for record in seen for key in record if key.startswith(PREFIX)}
+        """``records``: the steps before this start, if the run resumes."""
+        self.config, self.records, self.log = config, list(records), log
+        self.logged = {key for record in records for key in record if key.startswith(PREFIX)}
 
-    def see(self, step: int, record: Record) -> dict[str, float]:
-        """The metrics of the alarms that are raised at this step: 1 for each."""
+    def update(self, step: int, record: Record) -> dict[str, float]:
+        """Adds the record of a step and returns a metric ``alarm/<name>`` of 1 for each alarm."""
         self.records.append(record)
         found = alarms(self.records, self.config)
         for alarm in found:
-            if PREFIX + alarm.name not in self.told:
-                self.tell(f"alarm {alarm.name} after update {step}: {alarm.message}")
+            if PREFIX + alarm.name not in self.logged:
+                self.log(f"alarm {alarm.name} after update {step}: {alarm.message}")
         raised = {PREFIX + alarm.name: 1.0 for alarm in found}
-        self.told |= raised.keys()
+        self.logged |= raised.keys()
         return raised
 
 
 class _Change:
-    """Means of a metric over the first and the last steps."""
+    """Means of metrics over the first steps and over the last steps."""
 
     def __init__(self, first: Sequence[Record], last: Sequence[Record]) -> None:
         self.first, self.last = first, last
 
     def of(self, key: str) -> tuple[float, float] | None:
-        """Before and now; None where one of the steps has no such metric."""
+        """Returns both means of a metric; None if a step does not have it."""
         if not all(key in record for record in (*self.first, *self.last)):
             return None
         before, now = ([record[key] for record in part] for part in (self.first, self.last))
         return float(np.mean(before)), float(np.mean(now))
 
 
-def _entropy(seen: _Change, config: AlarmConfig) -> Iterator[Alarm]:
-    change = seen.of("entropy")
-    if change and change[1] < config.entropy * change[0]:
-        yield Alarm("entropy", f"entropy fell from {change[0]:.2f} to {change[1]:.2f} nats")
+def _entropy(change: _Change, config: AlarmConfig) -> Iterator[Alarm]:
+    entropy = change.of("entropy")
+    if entropy and entropy[1] < config.entropy * entropy[0]:
+        yield Alarm("entropy", f"entropy fell from {entropy[0]:.2f} to {entropy[1]:.2f} nats")
 
 
-def _repetition(seen: _Change, config: AlarmConfig) -> Iterator[Alarm]:
-    change = seen.of("repetition")
-    if change and config.repetition and change[1] > max(config.repetition, change[0]):
-        yield Alarm("repetition", f"{change[1]:.0%} of the speech repeats itself")
+def _repetition(change: _Change, config: AlarmConfig) -> Iterator[Alarm]:
+    repetition = change.of("repetition")
+    if repetition and repetition[1] > max(REPETITION, repetition[0]):
+        yield Alarm("repetition", f"{repetition[1]:.0%} of the code n-grams are repeated")
 
 
-def _hacking(seen: _Change, config: AlarmConfig) -> Iterator[Alarm]:
-    """Better understood, and yet worse to listen to."""
-    wer = seen.of("wer")
+def _reward_hacking(change: _Change, config: AlarmConfig) -> Iterator[Alarm]:
+    """The WER improves while the sound or the speech rate degrades."""
+    wer = change.of("wer")
     if wer is None or wer[1] >= wer[0]:
         return
-    words = f"WER fell from {wer[0]:.2f} to {wer[1]:.2f}, but"
-    for reward, quality in QUALITIES.items():
-        change = seen.of(f"rewards/{reward}/mean")
-        if change and config.quality and change[1] < change[0] - config.quality:
-            loss = f"{quality} from {change[0]:.2f} to {change[1]:.2f}"
-            yield Alarm(f"hacking_{reward}", f"{words} {loss} (as rewards)")
-    rate = seen.of("characters_per_second")
-    if rate and _leaves(rate, config.rate):
-        change_of = f"from {rate[0]:.1f} to {rate[1]:.1f} characters a second"
-        yield Alarm("hacking_rate", f"{words} it speaks {change_of}")
+    improved = f"WER fell from {wer[0]:.2f} to {wer[1]:.2f}, but"
+    for reward, quality in SOUND_REWARDS.items():
+        value = change.of(f"rewards/{reward}/mean")
+        if value and value[1] < value[0] - QUALITY_LOSS:
+            loss = f"the {quality} reward fell from {value[0]:.2f} to {value[1]:.2f}"
+            yield Alarm(f"hacking_{reward}", f"{improved} {loss}")
+    rate = change.of("characters_per_second")
+    if rate and _changed_by(rate, config.rate):
+        went = f"the speech rate went from {rate[0]:.1f} to {rate[1]:.1f} characters a second"
+        yield Alarm("hacking_rate", f"{improved} {went}")
 
 
-def _length(seen: _Change, config: AlarmConfig) -> Iterator[Alarm]:
-    change = seen.of("seconds")
-    if change and _leaves(change, config.length):
-        yield Alarm("length", f"completions went from {change[0]:.1f} to {change[1]:.1f} s")
+def _length(change: _Change, config: AlarmConfig) -> Iterator[Alarm]:
+    seconds = change.of("seconds")
+    if seconds and _changed_by(seconds, config.length):
+        yield Alarm("length", f"completions went from {seconds[0]:.1f} to {seconds[1]:.1f} s")
 
 
-def _kl(seen: _Change, config: AlarmConfig) -> Iterator[Alarm]:
-    change = seen.of("kl")
-    if change and config.kl and change[1] > config.kl:
-        yield Alarm("kl", f"the KL to the base is {change[1]:.2f} nats a token")
+def _kl(change: _Change, config: AlarmConfig) -> Iterator[Alarm]:
+    kl = change.of("kl")
+    if kl and config.kl and kl[1] > config.kl:
+        yield Alarm("kl", f"the KL divergence to the base is {kl[1]:.2f} nats a token")
 
 
-def _leaves(change: tuple[float, float], factor: float) -> bool:
-    """Whether a quantity grew or shrank by more than ``factor``."""
-    before, now = change
+def _changed_by(means: tuple[float, float], factor: float) -> bool:
+    """Whether a metric grew or shrank by more than ``factor``; 0: never."""
+    before, now = means
     return bool(factor) and (now > factor * before or before > factor * now)

@@ -1,12 +1,13 @@
-"""Configuration of GRPO: prompts, rewards, the algorithm. Defaults are the reference trainer's.
+"""Configuration of GRPO (``[rlhf.<name>]``): prompts, rewards, algorithm, rollout engine.
 
-``[rlhf.<name>.engine]``: what completes the prompts of the rollouts.
+The algorithm is Group Relative Policy Optimization, DeepSeekMath, arXiv 2402.03300. Defaults are
+those of the reference trainer.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -17,68 +18,80 @@ from tts_assets.rlhf.alarms import AlarmConfig
 from tts_assets.rlhf.reward_config import RewardConfig, SimilarityReward, WerReward
 from tts_assets.speechlm.config import SamplingConfig
 
+Combine = Literal["sum", "harmonic"]
 WeightTransport = Literal["auto", "files", "nccl"]
-MOST_SHARED = 0.6  # of a GPU on which a policy has its gradients and moments, too
+
+# Largest part of a GPU for vLLM if the trainer uses the same GPU: the policy also needs memory for
+# gradients and optimizer states.
+MAX_SHARED_MEMORY = 0.6
+
+# Rollouts explore: the temperature is higher than for synthesis.
+ROLLOUT_SAMPLING = SamplingConfig(
+    temperature=1.1, top_k=75, top_p=0.9, repetition_penalty=1.1, min_tokens=25, max_tokens=1024
+)
+
+# Default upper bound of the CISPO importance weight: TRL recommends it after ScaleRL,
+# arXiv 2510.13786.
+CISPO_CLIP = 5.0
 
 
 class TransformersRollouts(Config):
-    """The policy itself, in the trainer's processes: nothing to start, no weights to move."""
+    """The policy generates its own rollouts in the trainer's processes."""
 
     kind: Literal["transformers"] = "transformers"
 
     def identity(self) -> dict[str, Any]:
-        """What of it decides tokens; none of it means the fingerprint of no engine at all."""
+        """Returns the settings that determine the tokens: none."""
         return {}
 
 
 class VllmRollouts(Config):
-    """vLLM in a process of its own, given the policy's weights before every rollout.
+    """vLLM generates the rollouts in a separate process.
 
-    ``kind`` and ``dtype`` decide the tokens. All else is how it runs, and changes no fingerprint;
-    like the number of GPUs it may change the rounding of sums.
+    The trainer sends the policy's weights to vLLM before each rollout. Only ``kind`` and ``dtype``
+    are part of the fingerprint. The other keys control how vLLM runs. Like the number of GPUs, they
+    may change the rounding of sums.
     """
+
+    removed_keys: ClassVar = {"rollout_seconds": 3600.0, "grace_seconds": 10.0}
 
     kind: Literal["vllm"] = "vllm"
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
         None, description="unset: float32 on a CPU, bfloat16 on GPUs"
     )
-    max_sequences: int = Field(64, gt=0, description="in flight at once; more wait in line")
+    max_sequences: int = Field(64, gt=0, description="completions that vLLM generates at once")
     gpus: int = Field(
-        1,
-        ge=0,
-        description="tensor parallel, where the stage runs on GPUs; 0: the trainer's first, shared",
+        1, ge=0, description="tensor parallel size on GPUs; 0: share the trainer's first GPU"
     )
-    gpu_memory: float = Field(0.9, gt=0, le=1, description="share of a GPU that vLLM may take")
+    gpu_memory: float = Field(0.9, gt=0, le=1, description="part of each GPU that vLLM may use")
     weights: WeightTransport = Field(
         "auto", description="nccl: from GPU to GPU; files: through the run folder"
     )
-    python: str | None = Field(None, description="interpreter that has vLLM; unset: this one")
-    start_seconds: float = Field(600.0, gt=0, description="until it must be healthy")
-    rollout_seconds: float = Field(3600.0, gt=0, description="a slower answer is as good as none")
-    restarts: int = Field(3, ge=0, description="in a row, when it dies")
-    grace_seconds: float = Field(10.0, gt=0, description="between SIGTERM and SIGKILL")
+    python: str | None = Field(None, description="interpreter with vLLM; unset: the current one")
+    start_seconds: float = Field(600.0, gt=0, description="time limit of a start")
+    restarts: int = Field(3, ge=0, description="restarts in a row before the run fails")
 
     @property
     def shares_gpu(self) -> bool:
-        """Whether it has no GPU of its own where the trainer is on GPUs."""
+        """Whether vLLM shares the trainer's first GPU."""
         return self.gpus == 0
 
     @model_validator(mode="after")
-    def _fits_beside(self) -> Self:
+    def _check_shared_gpu(self) -> Self:
         if self.shares_gpu and self.weights == "nccl":
             raise ValueError(
-                "gpus = 0 shares the trainer's GPU, and NCCL has no two ranks on one: leave out "
+                "gpus = 0 shares the trainer's GPU, and NCCL has no two ranks on one GPU: remove "
                 'weights = "nccl"'
             )
-        if self.shares_gpu and self.gpu_memory > MOST_SHARED:
+        if self.shares_gpu and self.gpu_memory > MAX_SHARED_MEMORY:
             raise ValueError(
                 f"gpus = 0 shares the trainer's GPU, and gpu_memory = {self.gpu_memory:g} of it "
-                f"leaves too little: at most {MOST_SHARED:g}, for example gpu_memory = 0.3"
+                f"leaves too little: at most {MAX_SHARED_MEMORY:g}, for example gpu_memory = 0.3"
             )
         return self
 
     def identity(self) -> dict[str, Any]:
-        """What of it decides tokens."""
+        """Returns the settings that determine the tokens."""
         return {"engine": {"kind": self.kind, "dtype": self.dtype}}
 
 
@@ -86,52 +99,43 @@ EngineConfig = Annotated[TransformersRollouts | VllmRollouts, Field(discriminato
 
 
 class EngineProgram(ProgramConfig):
-    """``tts_assets.rlhf.engine``: a vLLM engine of a serving model that takes new weights."""
+    """Configuration of ``tts_assets.rlhf.engine``, the vLLM process beside the trainer."""
 
     serving_model: Path
     engine: VllmRollouts = VllmRollouts()
 
 
-Combine = Literal["sum", "harmonic"]
-
-# A rollout explores: hotter than synthesis, and without the filters that hide what is likely wrong.
-ROLLOUT_SAMPLING = SamplingConfig(
-    temperature=1.1, top_k=75, top_p=0.9, repetition_penalty=1.1, min_tokens=25, max_tokens=1024
-)
-
-# The largest weight of a token that TRL recommends, from ScaleRL (arXiv 2510.13786).
-CISPO_CLIP = 5.0
-
-
 class PromptsConfig(Config):
-    """Whose texts the policy says: a file (a text a line), transcripts of corpora, or both.
+    """Texts that the policy synthesizes: a text file, transcripts of corpora, or both.
 
-    With ``voice_prompts`` a transcript is said after another utterance, as text and codes; the
-    lines of a file are said without. Texts outside ``min_characters`` .. ``max_characters``, of
-    other languages, without words or without a voice prompt, and those that leave the model no
-    room to answer, are left out, and counted. ``language`` is that of the file's lines.
+    With ``voice_prompts`` each transcript gets a voice prompt: text and codes of another utterance.
+    Lines of the file get none. Unusable texts are counted and left out: texts outside
+    ``min_characters`` .. ``max_characters``, texts in other languages, texts without words or
+    without a voice prompt, and prompts that leave too few positions for an answer.
     """
 
-    texts: Path | None = None
-    language: str = "en"
-    corpora: tuple[str, ...] = ()
-    voice_prompts: bool = False
-    voice_of: Literal["same", "any"] = Field(
-        "same", description="speaker of a voice prompt: the text's own, or whoever comes next"
+    renamed_keys: ClassVar = {"voice_of": "voice_speaker"}
+
+    texts: Path | None = Field(None, description="text file, one text a line")
+    language: str = Field("en", description="language of the lines of the text file")
+    corpora: tuple[str, ...] = Field((), description="corpora whose transcripts are prompts")
+    voice_prompts: bool = Field(False, description="give transcripts a voice prompt")
+    voice_speaker: Literal["same", "any"] = Field(
+        "same", description="speaker of a voice prompt: the one of the transcript, or any"
     )
     voice_seconds: tuple[float, float] = Field(
-        (1.0, 10.0), description="shortest and longest clip that is a voice prompt"
+        (1.0, 10.0), description="shortest and longest voice prompt"
     )
-    languages: tuple[str, ...] = ()
-    min_characters: int = Field(1, ge=1)
-    max_characters: int = Field(400, ge=1)
+    languages: tuple[str, ...] = Field((), description="languages to use; empty: all")
+    min_characters: int = Field(1, ge=1, description="shortest text")
+    max_characters: int = Field(400, ge=1, description="longest text")
 
     @model_validator(mode="after")
-    def _some_source(self) -> Self:
+    def _check_sources(self) -> Self:
         if self.texts is None and not self.corpora:
-            raise ValueError("name a file in texts, or corpora, or both")
+            raise ValueError("there is no source of prompts: set texts, corpora, or both")
         if self.voice_prompts and not self.corpora:
-            raise ValueError("voice_prompts needs corpora to take voices from")
+            raise ValueError("voice_prompts needs corpora: voice prompts are clips of corpora")
         if not 0 < self.voice_seconds[0] < self.voice_seconds[1]:
             raise ValueError(
                 f"voice_seconds {list(self.voice_seconds)} must be the shortest and the longest "
@@ -141,109 +145,128 @@ class PromptsConfig(Config):
 
 
 class HeldOutConfig(Config):
-    """Prompts that are never trained on: their mean reward is what the run is judged by.
+    """Held-out prompts: the policy is evaluated on them and never trained on them.
 
-    A text is held out if its hash is below ``fraction``, at most ``prompts`` of them; 0 holds out
-    none. They are said ``samples`` times with the same seeds before the first step, every
-    ``every`` steps, and at the end.
+    A hash of the text decides whether a prompt is held out. The policy completes each held-out
+    prompt before the first step, every ``every`` steps, and at the end, always with the same seeds.
     """
 
-    fraction: float = Field(0.06, ge=0, lt=1)
-    salt: str = "1"
-    prompts: int = Field(32, ge=0)
-    samples: int = Field(1, ge=1)
-    every: int = Field(50, gt=0, description="steps")
+    removed_keys: ClassVar = {"salt": "1"}
+
+    fraction: float = Field(0.06, ge=0, lt=1, description="part of the texts that is held out")
+    prompts: int = Field(32, ge=0, description="most held-out prompts; 0: none")
+    samples: int = Field(1, ge=1, description="completions of each held-out prompt")
+    every: int = Field(50, gt=0, description="steps between two evaluations")
 
 
 class RlhfRecipe(Config):
-    """``[rlhf.<name>]``: GRPO from the serving model of the SFT recipe ``base``.
+    """GRPO from the serving model of the SFT recipe ``base``.
 
-    One step samples ``generations`` completions of each of ``prompts_per_step`` prompts, over all
-    processes, and makes ``iterations`` updates with them. At most ``micro_batch`` completions go
-    through the model at a time.
+    One step samples ``generations`` completions for each of ``prompts_per_step`` prompts over all
+    ranks, and makes ``iterations`` optimizer updates with them.
 
-    Rewards become one number by ``combine``: their weighted sum, or their weighted harmonic mean,
-    which is low where any of them is; one of weight 0 is only watched. They are judged in threads
-    of the trainer, or in ``reward_workers`` processes a rank, in turn on ``reward_devices``
-    ("cuda:1"; none: the CPU). Only a process can be ended that takes longer than
-    ``reward_seconds`` for some completions.
+    ``combine`` makes one number of all rewards: the weighted sum, or the weighted harmonic mean,
+    which is low if any reward is low. Rewards run in threads of the trainer, or in
+    ``reward_workers`` processes for each rank. A worker that needs more than 600 s for a task is
+    restarted; a thread cannot be stopped.
     """
 
-    base: str
+    removed_keys: ClassVar = {"reward_seconds": 600.0, "max_grad_norm": 1.0, "weight_decay": 0.0}
+
+    base: str = Field(description="SFT recipe whose serving model is trained")
     prompts: PromptsConfig
     rewards: tuple[RewardConfig, ...] = (WerReward(),)
-    engine: EngineConfig = TransformersRollouts()
-    combine: Combine = "sum"
-    reward_workers: int = Field(0, ge=0)
-    reward_devices: tuple[str, ...] = ()
-    reward_seconds: float = Field(600.0, gt=0)
+    engine: EngineConfig = Field(
+        TransformersRollouts(), description="generates the rollouts; unset: the policy itself"
+    )
+    combine: Combine = Field("sum", description="how rewards become one number")
+    reward_workers: int = Field(0, ge=0, description="reward processes of each rank; 0: threads")
+    reward_devices: tuple[str, ...] = Field(
+        (), description='devices of the workers in turn, such as "cuda:1"; empty: CPU'
+    )
     heldout: HeldOutConfig = HeldOutConfig()
     alarms: AlarmConfig = AlarmConfig()
-    stop_on_collapse: bool = Field(False, description="end with the last checkpoint before it")
-    sampling: SamplingConfig = ROLLOUT_SAMPLING
-    steps: int = Field(1000, gt=0)
-    prompts_per_step: int = Field(8, gt=0)
-    generations: int = Field(8, ge=2)
-    iterations: int = Field(1, ge=1)
-    learning_rate: float = Field(5e-6, gt=0)
-    warmup_steps: int = Field(0, ge=0)
-    schedule: Literal["constant_with_warmup", "linear", "cosine"] = "constant_with_warmup"
-    weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
-    beta: float = Field(0.04, ge=0, description="weight of the KL to the base; 0 skips it")
-    clip: float = Field(0.2, gt=0, description="of the probability ratio, to 1 - clip .. 1 + clip")
-    clip_high: float | None = Field(
-        None, gt=0, description="above: to 1 + clip_high (DAPO: 0.28); cispo: the largest ratio"
+    stop_on_collapse: bool = Field(
+        False, description="stop at the first alarm and publish the checkpoint before it"
     )
-    loss: Literal["grpo", "bnpo", "dr_grpo", "dapo", "cispo"] = "dr_grpo"
-    scale_rewards: Literal["none", "group", "batch"] = "none"
-    micro_batch: int = Field(32, gt=0)
+    sampling: SamplingConfig = Field(ROLLOUT_SAMPLING, description="sampling of the rollouts")
+    steps: int = Field(1000, gt=0, description="GRPO steps")
+    prompts_per_step: int = Field(8, gt=0, description="prompts of a step, over all ranks")
+    generations: int = Field(8, ge=2, description="completions of each prompt: the group of GRPO")
+    iterations: int = Field(1, ge=1, description="optimizer updates of each step")
+    learning_rate: float = Field(5e-6, gt=0)
+    warmup_steps: int = Field(0, ge=0, description="updates until the full learning rate")
+    schedule: Literal["constant_with_warmup", "linear", "cosine"] = "constant_with_warmup"
+    beta: float = Field(0.04, ge=0, description="weight of the KL divergence to the base; 0: none")
+    clip: float = Field(
+        0.2, gt=0, description="the probability ratio is clipped to 1 - clip .. 1 + clip"
+    )
+    clip_high: float | None = Field(
+        None,
+        gt=0,
+        description="upper bound 1 + clip_high instead (DAPO: 0.28); cispo: the largest ratio",
+    )
+    loss: Literal["grpo", "bnpo", "dr_grpo", "dapo", "cispo"] = Field(
+        "dr_grpo", description="normalization of the loss"
+    )
+    scale_rewards: Literal["none", "group", "batch"] = Field(
+        "none", description="divide advantages by the standard deviation of the rewards"
+    )
+    micro_batch: int = Field(32, gt=0, description="most completions of a forward pass")
     save_every: int = Field(50, gt=0, description="steps between two checkpoints for resuming")
     audio_every: int = Field(50, gt=0, description="steps between two sets of saved completions")
-    keep_audio: int = Field(8, ge=0, description="completions saved each time")
+    keep_audio: int = Field(8, ge=0, description="saved completions of each set")
     seed: int = 777
 
     @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _check_rewards(self) -> Self:
         if not self.rewards:
-            raise ValueError('rewards is empty: without one there is nothing to learn, try "wer"')
+            raise ValueError('rewards is empty, there is nothing to learn: add { kind = "wer" }')
         if not any(reward.weight for reward in self.rewards):
             raise ValueError(
-                "every reward has weight 0: without one that counts there is nothing to learn, "
-                'give one a weight, { kind = "wer", weight = 1.0 }'
+                "every reward has weight 0, there is nothing to learn: give one a weight, for "
+                'example { kind = "wer", weight = 1.0 }'
             )
         names = [reward.name for reward in self.rewards]
         if len(set(names)) < len(names):
             raise ValueError(
-                f"a reward is named twice: {names}; give one, with a larger weight, or call a "
+                f"a reward is named twice: {names}; use it once with a larger weight, or call a "
                 "function of another name"
             )
         if self.reward_devices and not self.reward_workers:
             raise ValueError(
-                "reward_devices are those of reward_workers: set reward_workers, too, one a device"
+                "reward_devices are the devices of reward workers: set reward_workers as well, one "
+                "for each device"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_algorithm(self) -> Self:
         if self.loss == "cispo" and self.clip_high is not None and self.clip_high <= 1:
             raise ValueError(
-                f"clip_high {self.clip_high:g} is the largest weight of a token with loss = "
-                f'"cispo": all would shrink. Take more than 1, or leave it out for {CISPO_CLIP:g}'
+                f'with loss = "cispo", clip_high {self.clip_high:g} is the largest weight of a '
+                "token and would shrink all of them. Take more than 1, or leave it out for "
+                f"{CISPO_CLIP:g}"
             )
         if self.sampling.temperature == 0:
-            raise ValueError("sampling.temperature 0 makes all completions of a prompt equal")
+            raise ValueError(
+                "sampling.temperature 0 makes all completions of a prompt equal: take 1.0"
+            )
         return self
 
     @property
     def upper_clip(self) -> float | None:
-        """The upper bound in TRL's terms; None: as far from 1 as the lower."""
+        """Upper clipping bound as TRL's ``epsilon_high``; None: equal to ``clip``."""
         return CISPO_CLIP if self.loss == "cispo" and self.clip_high is None else self.clip_high
 
     @property
-    def voice_encoder(self) -> str:
-        """The speaker encoder that the similarity reward names; empty without one."""
+    def speaker_encoder(self) -> str:
+        """Speaker encoder of the similarity reward; empty without such a reward."""
         found = [r.encoder for r in self.rewards if isinstance(r, SimilarityReward)]
         return found[0] if found else ""
 
-    def hearing_with(self, encoder: str) -> RlhfRecipe:
-        """The recipe with this encoder in its similarity reward."""
+    def with_speaker_encoder(self, encoder: str) -> RlhfRecipe:
+        """Returns the recipe with ``encoder``, a path or digest, in its similarity reward."""
         rewards = tuple(
             r.model_copy(update={"encoder": encoder}) if isinstance(r, SimilarityReward) else r
             for r in self.rewards
@@ -251,7 +274,7 @@ class RlhfRecipe(Config):
         return self.model_copy(update={"rewards": rewards})
 
     def identified(self) -> RlhfRecipe:
-        """The recipe with a Whisper that is a folder named by its files."""
+        """Returns the recipe with local Whisper folders replaced by a digest of their files."""
         rewards = tuple(
             r.model_copy(update={"model": identity(r.model)}) if isinstance(r, WerReward) else r
             for r in self.rewards
@@ -259,15 +282,21 @@ class RlhfRecipe(Config):
         return self.model_copy(update={"rewards": rewards})
 
     def identity(self) -> dict[str, Any]:
-        """What decides the result: all but how the engine runs and where rewards are judged."""
-        how = {"engine", "reward_workers", "reward_devices", "reward_seconds", "clip_high"}
-        # without a bound of its own a recipe is what it was before there was one
+        """Returns the settings that determine the result, as JSON values.
+
+        Settings of execution are left out: how the engine runs, and where rewards are computed.
+        ``clip_high`` is included only if it has an effect: recipes from before this key keep
+        their fingerprints.
+        """
+        execution = {"engine", "reward_workers", "reward_devices"}
+        values = self.canonical(exclude=execution | {"clip_high"})
+        values.pop("reward_seconds")  # a removed key; it was a setting of execution
         upper = {} if self.upper_clip is None else {"clip_high": self.upper_clip}
-        return {**self.model_dump(mode="json", exclude=how), **upper, **self.engine.identity()}
+        return {**values, **upper, **self.engine.identity()}
 
 
 class RlhfProgram(ProgramConfig):
-    """``tts_assets.rlhf.train``: one GRPO run. ``prompts`` is a ``prompts.jsonl``."""
+    """Configuration of ``tts_assets.rlhf.train``. ``prompts``: a ``prompts.jsonl``."""
 
     name: str
     recipe: RlhfRecipe
@@ -275,7 +304,7 @@ class RlhfProgram(ProgramConfig):
     prompts: Path
 
     def engine_program(self) -> EngineProgram | None:
-        """The engine beside the trainer; None where the policy speaks itself."""
+        """Returns the vLLM program of the run; None if the policy generates its own rollouts."""
         engine = self.recipe.engine
         if not isinstance(engine, VllmRollouts):
             return None

@@ -1,20 +1,16 @@
-"""The rollouts' vLLM engine over HTTP: token ids in, token ids and log-probabilities out.
+"""HTTP server of the vLLM engine: token ids in, token ids and log-probabilities out.
 
-    GET  /health         alive; which weights it holds, and which start of it this is
-    POST /complete       a whole rollout, with the weights that it must be made with
-    POST /weights/file   take the run folder's weights.safetensors
-    POST /weights/nccl/  init, start, update, finish: vLLM's native transfer between GPUs
+    GET  /health         state: the weights' label, and an id of this start of the server
+    POST /complete       completes a whole rollout with the weights that the request names
+    POST /weights/file   loads weights.safetensors of the run folder
+    POST /weights/nccl/  init, start, update, finish: vLLM's weight transfer between GPUs
 
-vLLM runs inside of this process and is stepped by one thread. A rollout is one batch, in its own
-order: the same requests meet the same weights in the same batches, so the same tokens come out,
-whatever happened before. All but ``/health`` wants the run folder's secret. What goes wrong inside
-of vLLM ends the process: who watches it starts it again, and who asks it gives it the weights anew.
+vLLM runs inside this process, in one thread. A rollout is one batch in a fixed order, so the same
+requests and weights give the same tokens. All requests but ``/health`` need the secret of the run
+folder. An error inside vLLM ends the process: the supervisor restarts it, and the client sends the
+weights again.
 
-``python -m tts_assets.rlhf.engine_server run.json --host H --port P``; ``engine.py`` does that.
-
-What vLLM's workers learn in addition: to take the policy's weights from a file.
-
-vLLM mixes the class into its own worker, which has ``model_runner``.
+``engine.py`` starts it: ``python -m tts_assets.rlhf.engine_server run.json --host H --port P``.
 """
 
 from __future__ import annotations
@@ -43,30 +39,31 @@ from tts_assets.rlhf.engine import LABEL, SECRET, WEIGHTS
 from tts_assets.speechlm.config import SamplingConfig
 from tts_assets.speechlm.generate import Request
 
-EXTENSION = "tts_assets.rlhf.engine_server.TakesWeights"
+EXTENSION = "tts_assets.rlhf.engine_server.WeightLoader"
+ENGINE_DIED = 1  # exit status
+OTHER_WEIGHTS = 409  # HTTP status
+T = TypeVar("T")
 
 
-class TakesWeights:
-    """Named in ``worker_extension_cls``; its methods are called by ``collective_rpc``."""
+class WeightLoader:
+    """Extension of vLLM's worker: loads weights from a file.
+
+    vLLM adds the class to its worker, which has ``model_runner`` (``worker_extension_cls``).
+    """
 
     model_runner: Any
 
-    def take_weights_file(self, path: str) -> None:
-        """Replace the model's weights by those of a safetensors file with all of their names.
+    def load_weights_file(self, path: str) -> None:
+        """Replaces the model's weights by a safetensors file that has all of their names.
 
-        Also the output matrix of a tied model must be there by its own name: vLLM reloads layer
-        by layer, and one that it is given nothing for keeps its old weights without a word.
+        A tied output matrix must be in the file under its own name: vLLM reloads layer by layer,
+        and a layer without weights keeps its old ones silently.
         """
         self.model_runner.reload_weights(weights_iterator=iter(load_file(path).items()))
 
 
-ENGINE_DIED = 1
-OTHER_WEIGHTS = 409
-T = TypeVar("T")
-
-
 class RolloutRequest(BaseModel):
-    """``prompts`` are token ids, ``seeds`` one each; ``weights`` is their label."""
+    """``prompts``: token ids of each prompt. ``seeds``: one each. ``weights``: their label."""
 
     weights: str
     sampling: SamplingConfig
@@ -74,26 +71,28 @@ class RolloutRequest(BaseModel):
     seeds: list[int]
 
 
-class Label(BaseModel):
+class WeightLabel(BaseModel):
+    """The label of the weights in the run folder."""
+
     weights: str
 
 
 class RequestError(ValueError):
-    """What cannot be answered; the engine is as before."""
+    """An invalid request; the engine's state is unchanged."""
 
 
 class EngineService:
-    """vLLM in this process. One thread uses it, the one that made it."""
+    """vLLM in this process. Only the thread that creates it may use it."""
 
     def __init__(self, program: EngineProgram) -> None:
-        # In a process of its own the engine would begin with the first requests while the next
-        # are still on their way: other batches each time, and other roundings.
+        # In a separate process the engine would start with the first requests before the others
+        # arrive: the batches, and with them the rounding, would differ from run to run.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         from tts_assets.serving.served_model import open_prompts, read_card
         from tts_assets.serving.vllm_engine import VllmEngine
 
         self.folder = program.run_dir
-        self.weights: str | None = None  # those of the serving model have no label
+        self.weights: str | None = None  # label; the serving model's own weights have none
         folder, config = program.serving_model, program.engine
         on_gpus: dict[str, Any] = {
             "tensor_parallel_size": max(1, config.gpus),
@@ -106,12 +105,16 @@ class EngineService:
             dtype=config.dtype,
             max_sequences=config.max_sequences,
             worker_extension_cls=EXTENSION,
-            # The model's own, before temperature and filters, over the whole vocabulary: as TRL's.
+            # Like TRL's: before temperature and filters, over the whole vocabulary.
             logprobs_mode="raw_logprobs",
             **(on_gpus if torch.cuda.is_available() else {}),
         )
 
     def complete(self, rollout: RolloutRequest) -> dict[str, Any]:
+        """Returns ``token_ids`` and ``logprobs``, a list for each prompt.
+
+        Raises :class:`RequestError` if a prompt and its completion may exceed the model's length.
+        """
         requests = [
             Request(np.asarray(prompt, dtype=np.int64), seed)
             for prompt, seed in zip(rollout.prompts, rollout.seeds, strict=True)
@@ -121,7 +124,7 @@ class EngineService:
         if longest > positions:
             raise RequestError(
                 f"the longest prompt and max_tokens need {longest} positions, the model has "
-                f"{positions}: lower sampling.max_tokens, or leave long prompts out"
+                f"{positions}: lower sampling.max_tokens, or leave out long prompts"
             )
         completions = self.vllm.complete(requests, rollout.sampling)
         return {
@@ -129,74 +132,84 @@ class EngineService:
             "logprobs": [completion.logprobs.tolist() for completion in completions],
         }
 
-    def take_file(self, label: str) -> None:
-        """Load the run folder's weights; raises RequestError if it still shows older ones."""
+    def load_file(self, label: str) -> None:
+        """Loads the weights of the run folder.
+
+        Raises :class:`RequestError` if the file has another label: a network file system may still
+        show an older file.
+        """
         path = self.folder / WEIGHTS
         with safe_open(path, "pt") as file:
             found = (file.metadata() or {}).get(LABEL)
         if found != label:
             raise RequestError(f"{path} has the weights {found}, not {label}")
         self.weights = None
-        self.vllm.llm.collective_rpc("take_weights_file", args=(str(path),))
+        self.vllm.llm.collective_rpc("load_weights_file", args=(str(path),))
         self.weights = label
 
-    def take_nccl(self, what: str, body: dict[str, Any]) -> None:
-        """One step of vLLM's transfer; after the last one it holds the weights ``body`` names."""
+    def transfer(self, step: str, body: dict[str, Any]) -> None:
+        """Runs one step of vLLM's weight transfer. "finish" sets the label of the weights.
+
+        Raises :class:`RequestError` for an unknown step.
+        """
         llm = self.vllm.llm
         self.weights = None
-        if what == "init":
+        if step == "init":
             llm.init_weight_transfer_engine(body)
-        elif what == "start":
+        elif step == "start":
             llm.start_weight_update()
-        elif what == "update":
+        elif step == "update":
             llm.update_weights(body)
-        elif what == "finish":
+        elif step == "finish":
             llm.finish_weight_update()
             self.weights = str(body["weights"])
         else:
-            raise RequestError(f"no step {what!r} of a transfer: init, start, update, finish")
+            raise RequestError(f"no step {step!r} of a transfer: init, start, update, finish")
 
 
 def build_app(engine: EngineService, thread: ThreadPoolExecutor, secret: str) -> FastAPI:
-    def authorized(authorization: Annotated[str, Header()] = "") -> None:
-        if not hmac.compare_digest(authorization.encode(), f"Bearer {secret}".encode()):
-            raise HTTPException(401, "wrong secret: it lies in the engine's run folder")
+    """Returns the HTTP application. ``thread`` runs all calls of ``engine``."""
 
-    async def in_engine(function: Callable[..., T], *arguments: Any) -> T:
+    def check_secret(authorization: Annotated[str, Header()] = "") -> None:
+        if not hmac.compare_digest(authorization.encode(), f"Bearer {secret}".encode()):
+            raise HTTPException(401, "wrong secret: the run folder of the engine has it")
+
+    async def in_thread(function: Callable[..., T], *arguments: Any) -> T:
         try:
             return await asyncio.get_running_loop().run_in_executor(thread, function, *arguments)
         except RequestError as error:
             raise HTTPException(400, str(error)) from None
-        except Exception:  # noqa: BLE001  it goes on in another process
+        except Exception:  # noqa: BLE001  the supervisor starts another process
             traceback.print_exc()
             os._exit(ENGINE_DIED)
 
     app = FastAPI(openapi_url=None)
     instance = uuid.uuid4().hex
-    closed = [Depends(authorized)]
+    protected = [Depends(check_secret)]
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
         return {"instance": instance, "weights": engine.weights, "pid": os.getpid()}
 
-    @app.post("/complete", dependencies=closed)
+    @app.post("/complete", dependencies=protected)
     async def complete(rollout: RolloutRequest) -> dict[str, Any]:
         if rollout.weights != engine.weights:
-            raise HTTPException(OTHER_WEIGHTS, f"holds the weights {engine.weights}")
-        return await in_engine(engine.complete, rollout)
+            raise HTTPException(OTHER_WEIGHTS, f"the engine has the weights {engine.weights}")
+        return await in_thread(engine.complete, rollout)
 
-    @app.post("/weights/file", dependencies=closed)
-    async def file(label: Label) -> None:
-        await in_engine(engine.take_file, label.weights)
+    @app.post("/weights/file", dependencies=protected)
+    async def file(label: WeightLabel) -> None:
+        await in_thread(engine.load_file, label.weights)
 
-    @app.post("/weights/nccl/{what}", dependencies=closed)
-    async def nccl(what: str, body: dict[str, Any]) -> None:
-        await in_engine(engine.take_nccl, what, body)
+    @app.post("/weights/nccl/{step}", dependencies=protected)
+    async def nccl(step: str, body: dict[str, Any]) -> None:
+        await in_thread(engine.transfer, step, body)
 
     return app
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Serves until SIGTERM. The exit status is 1 if the server could not start."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("config", type=Path, help="JSON file of EngineProgram")
     parser.add_argument("--host", required=True)
@@ -211,7 +224,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     server = uvicorn.Server(config)
     server.run()
-    os._exit(0 if server.started else ENGINE_DIED)  # not waiting for a rollout nobody wants
+    os._exit(0 if server.started else ENGINE_DIED)  # a rollout that still runs is not needed
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""All rewards of a recipe at once: a rollout in, a verdict each out.
+"""Computes all rewards of a recipe for a batch of completions, and combines them.
 
-The rollout is cut into tasks, a reward and some completions each, which run beside each other in
-threads of this process (the models leave Python's lock) or in worker processes
-(``reward_workers.py``). Cuts depend on nothing but the rollout, so that the same scores come out of
-any number of threads or workers. What is silent, empty or never ended scores zero in all.
+The batch is split into tasks: one reward and a few completions each. Tasks run side by side in
+threads of this process (the models release Python's lock), or in worker processes
+(``reward_workers.py``). The split depends on the completions alone, so any number of threads or
+workers returns the same scores. Completions without an end token and silent ones score 0 in all
+rewards.
 """
 
 from __future__ import annotations
@@ -35,125 +36,127 @@ if TYPE_CHECKING:
     from tts_assets.serving.config import Voice
     from tts_assets.serving.served_model import ServedModel
 
-EMPTY_WER = 5.0  # the reference trainer's, for audio in which there is nothing to recognize
-CHUNK = 8  # completions a task: some seconds of work, and what a death of a worker costs
-References = Callable[["Voice | None"], NDArray[np.float32]]
+EMPTY_WER = 5.0  # WER of unusable completions, as in the reference trainer
+TASK_COMPLETIONS = 8  # some seconds of work; it is repeated if a worker dies
+References = Callable[["Voice | None"], NDArray[np.float32]]  # voice prompt -> waveform (samples,)
 
 
 class TaskRunner(Protocol):
-    """Who does the tasks."""
+    """Runs scoring tasks, in threads or in processes."""
 
-    def score(self, tasks: Sequence[ScoringTask]) -> list[list[Score]]: ...
+    def score(self, tasks: Sequence[ScoringTask]) -> list[list[Score]]:
+        """Returns the scores of each task. Raises :class:`RewardError`."""
+        ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Releases threads or processes."""
+        ...
 
 
 class ThreadRunner:
-    """Tasks in ``threads`` threads of this process, with one model a reward for all of them."""
+    """Runs tasks in ``threads`` threads of this process, with one model for each reward."""
 
     def __init__(self, rewards: Sequence[RewardConfig], threads: int) -> None:
         self.rewards: dict[str, RewardFunction] = {
             config.name: build_reward(config, parallel=threads) for config in rewards
         }
-        self.pool = ThreadPoolExecutor(threads, thread_name_prefix="reward")
+        self.threads = ThreadPoolExecutor(threads, thread_name_prefix="reward")
 
     def score(self, tasks: Sequence[ScoringTask]) -> list[list[Score]]:
-        """Scores of each task's completions. Raises :class:`RewardError`, as the workers do."""
-        return list(self.pool.map(self._done, tasks))
+        """Returns the scores of each task's completions. Raises :class:`RewardError`."""
+        return list(self.threads.map(self._score, tasks))
 
     def close(self) -> None:
-        self.pool.shutdown(cancel_futures=True)
+        """Ends the threads; tasks that have not started are cancelled."""
+        self.threads.shutdown(cancel_futures=True)
 
-    def _done(self, task: ScoringTask) -> list[Score]:
+    def _score(self, task: ScoringTask) -> list[Score]:
         try:
-            return self.rewards[task.reward](task.spoken)
+            return self.rewards[task.reward](task.completions)
         except RewardError as error:
             raise RewardError(f"reward {task.reward}: {error}") from error
-        except Exception as error:  # the trainer saves what it has, and ends with it
+        except Exception as error:  # the trainer saves a checkpoint and ends with this error
             raise RewardError(f"reward {task.reward}: {traceback.format_exc()}") from error
 
 
 class RewardExecutor:
-    """All rewards of a recipe, and how they are combined."""
+    """Scores completions with all rewards of a recipe."""
 
     def __init__(
         self,
         rewards: Sequence[RewardConfig],
-        judges: TaskRunner,
+        runner: TaskRunner,
         references: References | None = None,
         combine: Combine = "sum",
     ) -> None:
-        """``references`` gives the wave of a voice prompt; the similarity reward needs it."""
-        self.rewards, self.judges, self.combine = rewards, judges, combine
-        compares = any(isinstance(reward, SimilarityReward) for reward in rewards)
-        self.references = references if compares else None
+        """``references`` returns the waveform of a voice prompt, for the similarity reward."""
+        self.rewards, self.runner, self.combine = rewards, runner, combine
+        needs_reference = any(isinstance(reward, SimilarityReward) for reward in rewards)
+        self.references = references if needs_reference else None
 
     @classmethod
     def open(cls, recipe: RlhfRecipe, model: ServedModel, rank: int = 0) -> Self:
-        """The panel of a recipe for one rank of the trainer; close it in the end."""
+        """Opens the rewards of a recipe for one rank of the trainer. The caller closes them."""
         import torch
 
-        judges: TaskRunner
+        runner: TaskRunner
         if recipe.reward_workers:
             devices = devices_of(rank, recipe.reward_workers, recipe.reward_devices)
-            judges = WorkerRunner(recipe.rewards, devices, recipe.reward_seconds)
+            runner = WorkerRunner(recipe.rewards, devices)
         else:
-            judges = ThreadRunner(recipe.rewards, torch.get_num_threads())
-        return cls(recipe.rewards, judges, prompt_waves(model), recipe.combine)
+            runner = ThreadRunner(recipe.rewards, torch.get_num_threads())
+        return cls(recipe.rewards, runner, prompt_waves(model), recipe.combine)
 
-    def judge(self, spoken: Sequence[DecodedCompletion]) -> list[RewardResult]:
-        """One verdict a completion."""
-        usable = [i for i, one in enumerate(spoken) if one.usable]
-        heard = [self._with_reference(spoken[i]) for i in usable]
+    def score(self, completions: Sequence[DecodedCompletion]) -> list[RewardResult]:
+        """Returns one result for each completion, in their order. Raises :class:`RewardError`."""
+        usable = [i for i, one in enumerate(completions) if one.usable]
+        batch = [self._with_reference(completions[i]) for i in usable]
         tasks = [
-            ScoringTask(reward.name, heard[start : start + size])
+            ScoringTask(reward.name, batch[start : start + size])
             for reward in self.rewards
-            for size in [chunk_of(reward)]
-            for start in range(0, len(heard), size)
+            for size in [task_size(reward)]
+            for start in range(0, len(batch), size)
         ]
         scores: dict[str, list[Score]] = {reward.name: [] for reward in self.rewards}
-        for task, found in zip(tasks, self.judges.score(tasks), strict=True):
-            scores[task.reward] += found
-        place = {i: number for number, i in enumerate(usable)}
-        return [
-            self._verdict({name: own[place[i]] for name, own in scores.items()})
-            if i in place
-            else self._nothing()
-            for i in range(len(spoken))
-        ]
+        for task, values in zip(tasks, self.runner.score(tasks), strict=True):
+            scores[task.reward] += values
+        results = [self._unusable()] * len(completions)
+        for number, i in enumerate(usable):
+            results[i] = self._result({name: values[number] for name, values in scores.items()})
+        return results
 
     def close(self) -> None:
-        self.judges.close()
+        """Releases the threads or ends the workers."""
+        self.runner.close()
 
-    def _with_reference(self, spoken: DecodedCompletion) -> DecodedCompletion:
+    def _with_reference(self, completion: DecodedCompletion) -> DecodedCompletion:
         if self.references is None:
-            return spoken
-        return replace(spoken, reference=self.references(spoken.voice))
+            return completion
+        return replace(completion, reference=self.references(completion.voice))
 
-    def _verdict(self, scores: Mapping[str, Score]) -> RewardResult:
-        recognized = next((s for s in scores.values() if s.error is not None), None)
+    def _result(self, scores: Mapping[str, Score]) -> RewardResult:
+        recognized = next((s for s in scores.values() if s.error_rate is not None), None)
         rewards = {name: score.value for name, score in scores.items()}
+        weights = {reward.name: reward.weight for reward in self.rewards}
         return RewardResult(
             rewards,
-            combined(rewards, self._weights, self.combine),
-            recognized.error if recognized else None,
-            recognized.heard if recognized else "",
+            combine_rewards(rewards, weights, self.combine),
+            recognized.error_rate if recognized else None,
+            recognized.transcript if recognized else "",
         )
 
-    def _nothing(self) -> RewardResult:
-        recognizes = any(isinstance(reward, WerReward) for reward in self.rewards)
+    def _unusable(self) -> RewardResult:
+        has_wer = any(isinstance(reward, WerReward) for reward in self.rewards)
         zeros = {reward.name: 0.0 for reward in self.rewards}
-        return RewardResult(zeros, 0.0, EMPTY_WER if recognizes else None, "")
-
-    @property
-    def _weights(self) -> dict[str, float]:
-        return {reward.name: reward.weight for reward in self.rewards}
+        return RewardResult(zeros, 0.0, EMPTY_WER if has_wer else None, "")
 
 
-def combined(rewards: Mapping[str, float], weights: Mapping[str, float], combine: Combine) -> float:
-    """The weighted sum, or the weighted harmonic mean: zero as soon as one of them is zero.
+def combine_rewards(
+    rewards: Mapping[str, float], weights: Mapping[str, float], combine: Combine
+) -> float:
+    """Returns the weighted sum or the weighted harmonic mean of the rewards.
 
-    What has weight 0 takes no part.
+    Rewards of weight 0 are ignored. The harmonic mean is 0 if one reward is 0.
     """
     counted = [(weights[name], value) for name, value in rewards.items() if weights[name]]
     if combine == "sum":
@@ -163,12 +166,16 @@ def combined(rewards: Mapping[str, float], weights: Mapping[str, float], combine
     return sum(weight for weight, _ in counted) / sum(weight / value for weight, value in counted)
 
 
-def chunk_of(reward: RewardConfig) -> int:
-    return reward.batch_size if isinstance(reward, WerReward) else CHUNK
+def task_size(reward: RewardConfig) -> int:
+    """Returns the largest number of completions in a task of ``reward``."""
+    return reward.batch_size if isinstance(reward, WerReward) else TASK_COMPLETIONS
 
 
 def prompt_waves(model: ServedModel) -> References:
-    """Decodes voice prompts, each once; none stands for the model's first voice."""
+    """Returns a function that decodes voice prompts; each is decoded once.
+
+    For None it returns the model's first voice, and raises ValueError if the model has none.
+    """
 
     @lru_cache(maxsize=512)
     def wave_of(voice: Voice | None) -> NDArray[np.float32]:

@@ -1,20 +1,16 @@
-"""Rewards in processes of their own, on devices of their own.
+"""Reward functions in worker processes, each with its own device.
 
-Each worker runs ``reward_worker.py`` and gets a task whenever it has none. One that dies, killed or
-out of memory, is started again, and its task is done again; one that takes too long for its task is
-killed. A task that ends two workers is cut into single completions; one that ends two more by
-itself ends the run, with an error that names it.
+The trainer gives a task to each idle worker. A worker that dies or exceeds the time limit is
+replaced, and its task is repeated. After two deaths a task is split into single completions. A
+single completion with two more deaths ends the run, and the error names it.
 
-Workers read from a pipe that nobody else holds: they end when it closes, however the trainer ended.
+Run as a program, this module is the worker. It reads from a pipe that only the trainer holds, so it
+ends when the trainer ends for any reason. First come the configurations and the device, then tasks:
+the name of a reward and its completions. It answers with a list of scores, or with the text of an
+error. Both sides exchange pickles; a worker reads only from the process that started it.
 
-A worker that judges: ``reward_workers.py`` gives it a pipe and the trainer's process id.
-
-Reads the configurations of the rewards and its device, then tasks: the name of a reward and its
-completions. Answers with their scores, or with the text of an error. The bytes are pickles, of the
-process that started this one and of no other.
-
-It does not heed SIGTERM and SIGINT, which ask the trainer to stop: that finishes its step first,
-and then closes the pipe.
+Workers ignore SIGTERM and SIGINT: these ask the trainer to stop, which first finishes its step and
+then closes the pipe.
 """
 
 from __future__ import annotations
@@ -44,14 +40,195 @@ from tts_assets.rlhf.rewards import (
     build_reward,
 )
 
-LOOK_SECONDS = 1.0  # between two looks whether the trainer lives
+PROGRAM = "tts_assets.rlhf.reward_workers"
+MAX_DEATHS = 2  # of workers with the same completions, before the task is split or fails
+TASK_SECONDS = 600.0  # time limit of a task; the first task of a reward includes loading its model
+GRACE_SECONDS = 5.0  # between closing the pipe and SIGKILL
+PARENT_SECONDS = 1.0  # between two checks that the trainer is alive
+
+
+class WorkerRunner:
+    """Runs scoring tasks in one worker process for each device.
+
+    A worker loads the models of a reward with its first task.
+    """
+
+    def __init__(
+        self,
+        rewards: Sequence[RewardConfig],
+        devices: Sequence[str],
+        seconds: float = TASK_SECONDS,
+    ) -> None:
+        """``seconds``: time limit of a task."""
+        self.rewards, self.seconds = rewards, seconds
+        self.workers = [RewardWorker(rewards, device) for device in devices]
+        self.restarted = 0
+
+    def score(self, tasks: Sequence[ScoringTask]) -> list[list[Score]]:
+        """Returns the scores of each task's completions.
+
+        Raises :class:`RewardError` if a reward function fails, or if two workers died with the same
+        completion. All workers are closed then.
+        """
+        scores: list[list[Score | None]] = [[None] * len(task.completions) for task in tasks]
+        chunks = [TaskChunk(i, 0, task.reward, task.completions) for i, task in enumerate(tasks)]
+        queue = deque(chunks)
+        try:
+            while queue or any(worker.chunk for worker in self.workers):
+                for index, worker in enumerate(self.workers):
+                    if queue and worker.chunk is None:
+                        self._assign(index, queue)
+                for index in self._ready():
+                    self._receive(index, queue, scores)
+        except BaseException:
+            self.close()
+            raise
+        return cast(list[list[Score]], scores)
+
+    def close(self) -> None:
+        """Ends all workers."""
+        for worker in self.workers:
+            worker.connection.close()
+        for worker in self.workers:
+            worker.end()
+
+    def _assign(self, index: int, queue: deque[TaskChunk]) -> None:
+        chunk = queue.popleft()
+        try:
+            self.workers[index].assign(chunk)
+        except OSError:
+            self._replace(index, queue)
+
+    def _ready(self) -> list[int]:
+        """Waits for workers that have an answer or are dead. Kills those over the time limit."""
+        busy = {w.connection: index for index, w in enumerate(self.workers) if w.chunk}
+        if not busy:
+            return []
+        ends = {index: self.workers[index].started + self.seconds for index in busy.values()}
+        ready = wait(list(busy), max(0.0, min(ends.values()) - time.monotonic()))
+        if ready:
+            return [busy[cast(Connection, one)] for one in ready]
+        late = [index for index, end in ends.items() if end <= time.monotonic()]
+        for index in late:
+            print(f"a reward worker exceeded {self.seconds:g} s", file=sys.stderr, flush=True)
+            self.workers[index].process.kill()
+            self.workers[index].process.wait()
+        return late
+
+    def _receive(
+        self, index: int, queue: deque[TaskChunk], scores: Sequence[list[Score | None]]
+    ) -> None:
+        worker = self.workers[index]
+        try:
+            answer: Any = worker.connection.recv()
+        except (EOFError, OSError):
+            self._replace(index, queue)
+            return
+        chunk, worker.chunk = worker.chunk, None
+        assert chunk is not None
+        if isinstance(answer, str):  # the text of an error
+            raise RewardError(f"reward {chunk.reward}: {answer}")
+        scores[chunk.task][chunk.first : chunk.first + len(answer)] = answer
+
+    def _replace(self, index: int, queue: deque[TaskChunk]) -> None:
+        """Starts a worker in place of a dead one, and puts its chunk back into the queue."""
+        worker = self.workers[index]
+        chunk = worker.chunk
+        worker.end()
+        status = worker.process.returncode
+        assert chunk is not None
+        chunk.deaths += 1
+        print(
+            f"a reward worker ended with status {status} at {chunk.reward}; it is replaced",
+            file=sys.stderr,
+            flush=True,
+        )
+        if chunk.deaths < MAX_DEATHS:
+            queue.appendleft(chunk)
+        elif len(chunk.completions) > 1:
+            queue.extendleft(reversed(chunk.singles()))
+        else:
+            one = chunk.completions[0]
+            raise RewardError(
+                f"reward {chunk.reward}: workers ended {MAX_DEATHS} times (status {status}) while "
+                f"scoring the completion of {one.text!r} ({one.seconds:.1f} s of audio). If memory "
+                "was short, use fewer reward_workers or a smaller model. A worker may take "
+                f"{self.seconds:g} s for a task. Materialize again to resume"
+            )
+        self.workers[index] = RewardWorker(self.rewards, worker.device)
+        self.restarted += 1
+
+
+@dataclass
+class TaskChunk:
+    """Completions of a task that are not scored yet.
+
+    ``first`` is the index of the first one in the task, ``deaths`` the number of workers that died
+    with this chunk.
+    """
+
+    task: int
+    first: int
+    reward: str
+    completions: Sequence[DecodedCompletion]
+    deaths: int = 0
+
+    def singles(self) -> list[TaskChunk]:
+        """Returns a chunk for each completion."""
+        return [
+            TaskChunk(self.task, self.first + i, self.reward, [one])
+            for i, one in enumerate(self.completions)
+        ]
+
+
+class RewardWorker:
+    """A worker process, the trainer's end of its pipe, and its current chunk."""
+
+    def __init__(self, rewards: Sequence[RewardConfig], device: str) -> None:
+        self.device = device
+        self.chunk: TaskChunk | None = None
+        self.started = 0.0  # time.monotonic() when the chunk was assigned
+        self.connection, remote = Pipe()
+        with remote:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", PROGRAM, str(remote.fileno()), str(os.getpid())],
+                pass_fds=[remote.fileno()],
+                stdin=subprocess.DEVNULL,
+                # The worker finds the user's functions on the trainer's path.
+                env=os.environ
+                | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"},
+            )
+        self.setup: tuple[tuple[RewardConfig, ...], str] | None = (tuple(rewards), device)
+
+    def assign(self, chunk: TaskChunk) -> None:
+        """Sends a chunk to the process. Raises OSError if the process is dead."""
+        self.chunk, self.started = chunk, time.monotonic()
+        if self.setup is not None:
+            self.connection.send(self.setup)
+            self.setup = None
+        self.connection.send((chunk.reward, list(chunk.completions)))
+
+    def end(self) -> None:
+        """Closes the pipe, which ends the process; kills it after a grace period."""
+        self.connection.close()
+        reap(self.process, GRACE_SECONDS)
+
+
+def devices_of(rank: int, workers: int, devices: Sequence[str]) -> list[str]:
+    """Returns the device of each worker of ``rank``.
+
+    The workers of all ranks take turns over ``devices``; without devices they use the CPU.
+    """
+    available = devices or ["cpu"]
+    return [available[(rank * workers + number) % len(available)] for number in range(workers)]
 
 
 def main() -> None:
+    """Runs a worker. Arguments: the pipe's file descriptor and the trainer's process id."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     pipe, trainer = map(int, sys.argv[1:])
-    threading.Thread(target=end_with, args=(trainer,), daemon=True).start()
+    threading.Thread(target=exit_with_parent, args=(trainer,), daemon=True).start()
     try:
         serve(Connection(pipe))
     except (EOFError, BrokenPipeError, ConnectionResetError):
@@ -59,194 +236,28 @@ def main() -> None:
 
 
 def serve(connection: Connection) -> NoReturn:
-    """Do tasks until the pipe is closed, which raises EOFError."""
+    """Scores tasks until the pipe is closed, which raises EOFError."""
     rewards, device = connection.recv()
     configs = {config.name: config for config in rewards}
-    known: dict[str, RewardFunction] = {}
+    loaded: dict[str, RewardFunction] = {}
     while True:
-        name, spoken = connection.recv()
+        name, completions = connection.recv()
         try:
-            if name not in known:
-                known[name] = build_reward(configs[name], device)
-            answer: object = known[name](spoken)
+            if name not in loaded:
+                loaded[name] = build_reward(configs[name], device)
+            answer: object = loaded[name](completions)
         except RewardError as error:
             answer = str(error)
-        except Exception:  # noqa: BLE001 - told to the trainer, which ends
+        except Exception:  # noqa: BLE001 - the trainer raises it
             answer = traceback.format_exc()
         connection.send(answer)
 
 
-def end_with(trainer: int) -> NoReturn:
-    """End this process as soon as its parent is gone, whatever it is doing."""
+def exit_with_parent(trainer: int) -> NoReturn:
+    """Ends this process as soon as the trainer is gone, even inside an endless loop."""
     while os.getppid() == trainer:
-        time.sleep(LOOK_SECONDS)
+        time.sleep(PARENT_SECONDS)
     os._exit(1)
-
-
-PROGRAM = "tts_assets.rlhf.reward_workers"
-DEATHS = 2  # of workers at the same completions, before these are cut or given up
-GRACE_SECONDS = 5.0
-
-
-@dataclass
-class TaskChunk:
-    """Completions of a task that are still to be scored: ``first`` is where they lie in it."""
-
-    task: int
-    first: int
-    spoken: Sequence[DecodedCompletion]
-    deaths: int = 0
-
-    def singles(self) -> list[TaskChunk]:
-        return [TaskChunk(self.task, self.first + i, [one]) for i, one in enumerate(self.spoken)]
-
-
-class RewardWorker:
-    """A process, our end of its pipe, and what it is doing."""
-
-    def __init__(self, rewards: Sequence[RewardConfig], device: str) -> None:
-        self.device = device
-        self.part: TaskChunk | None = None
-        self.since = 0.0  # when it got its part
-        self.connection, theirs = Pipe()
-        with theirs:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", PROGRAM, str(theirs.fileno()), str(os.getpid())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                # the functions of a recipe are found where the trainer finds them
-                env=os.environ
-                | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"},
-            )
-        self.hello = (tuple(rewards), device)
-        self.greeted = False
-
-    def give(self, task: ScoringTask, part: TaskChunk) -> None:
-        """Hand over a part; raises OSError if the process is gone."""
-        self.part, self.since = part, time.monotonic()
-        if not self.greeted:
-            self.connection.send(self.hello)
-            self.greeted = True
-        self.connection.send((task.reward, list(part.spoken)))
-
-    def end(self) -> None:
-        """Close the pipe, on which the process ends; one that does not is killed."""
-        self.connection.close()
-        reap(self.process, GRACE_SECONDS)
-
-
-class WorkerRunner:
-    """A worker a device; each loads the models of the rewards that it is asked for, which counts
-    among the ``seconds`` that it may take for a task."""
-
-    def __init__(
-        self, rewards: Sequence[RewardConfig], devices: Sequence[str], seconds: float = 600.0
-    ) -> None:
-        self.rewards, self.seconds = rewards, seconds
-        self.workers = [RewardWorker(rewards, device) for device in devices]
-        self.restarted = 0
-
-    def score(self, tasks: Sequence[ScoringTask]) -> list[list[Score]]:
-        """Scores of each task's completions. Raises :class:`RewardError`."""
-        scores: list[list[Score | None]] = [[None] * len(task.spoken) for task in tasks]
-        todo = deque(TaskChunk(number, 0, task.spoken) for number, task in enumerate(tasks))
-        try:
-            while todo or any(worker.part for worker in self.workers):
-                for place, worker in enumerate(self.workers):
-                    if todo and worker.part is None:
-                        self._give(place, tasks, todo)
-                for place in self._answered():
-                    self._take(place, tasks, todo, scores)
-        except BaseException:
-            self.close()
-            raise
-        return cast(list[list[Score]], scores)
-
-    def close(self) -> None:
-        for worker in self.workers:
-            worker.connection.close()
-        for worker in self.workers:
-            worker.end()
-
-    def _give(self, place: int, tasks: Sequence[ScoringTask], todo: deque[TaskChunk]) -> None:
-        part = todo.popleft()
-        try:
-            self.workers[place].give(tasks[part.task], part)
-        except OSError:
-            self._bury(place, tasks, todo)
-
-    def _answered(self) -> list[int]:
-        """Workers that have an answer, or are dead, or have just been killed."""
-        busy = {w.connection: place for place, w in enumerate(self.workers) if w.part}
-        if not busy:
-            return []
-        ends = {place: self.workers[place].since + self.seconds for place in busy.values()}
-        ready = wait(list(busy), max(0.0, min(ends.values()) - time.monotonic()))
-        if ready:
-            return [busy[cast(Connection, one)] for one in ready]
-        late = [place for place, end in ends.items() if end <= time.monotonic()]
-        for place in late:
-            print(f"a reward worker took over {self.seconds:g} s", file=sys.stderr, flush=True)
-            self.workers[place].process.kill()
-            self.workers[place].process.wait()
-        return late
-
-    def _take(
-        self,
-        place: int,
-        tasks: Sequence[ScoringTask],
-        todo: deque[TaskChunk],
-        scores: Sequence[list[Score | None]],
-    ) -> None:
-        worker = self.workers[place]
-        try:
-            answer: Any = worker.connection.recv()
-        except (EOFError, OSError):
-            self._bury(place, tasks, todo)
-            return
-        part, worker.part = worker.part, None
-        assert part is not None
-        if isinstance(answer, str):  # the traceback of its error
-            raise RewardError(f"reward {tasks[part.task].reward}: {answer}")
-        scores[part.task][part.first : part.first + len(answer)] = answer
-
-    def _bury(self, place: int, tasks: Sequence[ScoringTask], todo: deque[TaskChunk]) -> None:
-        """Start another worker in the place of a dead one, and have its part done again."""
-        worker = self.workers[place]
-        part = worker.part
-        worker.end()
-        status = worker.process.returncode
-        assert part is not None
-        part.deaths += 1
-        reward = tasks[part.task].reward
-        print(
-            f"a reward worker ended with status {status} at {reward}; another is started",
-            file=sys.stderr,
-            flush=True,
-        )
-        if part.deaths < DEATHS:
-            todo.appendleft(part)
-        elif len(part.spoken) > 1:
-            todo.extendleft(reversed(part.singles()))
-        else:
-            raise RewardError(
-                f"reward {reward}: workers ended {DEATHS} times (status {status}) while judging "
-                f"{describe(part.spoken[0])}. If they were short of memory, take fewer "
-                f"reward_workers or a smaller model; if {self.seconds:g} s are too short, raise "
-                "reward_seconds; the run can be started again"
-            )
-        self.workers[place] = RewardWorker(self.rewards, worker.device)
-        self.restarted += 1
-
-
-def describe(spoken: DecodedCompletion) -> str:
-    return f"the completion of {spoken.text!r} ({spoken.seconds:.1f} s of audio)"
-
-
-def devices_of(rank: int, workers: int, devices: Sequence[str]) -> list[str]:
-    """Of the ``workers`` workers of a rank: in turn over ``devices``, all ranks together."""
-    among = devices or ["cpu"]
-    return [among[(rank * workers + number) % len(among)] for number in range(workers)]
 
 
 if __name__ == "__main__":

@@ -1,27 +1,25 @@
 """The GRPO program: ``torchrun --nproc-per-node N -m tts_assets.rlhf.train run.json``.
 
-The algorithm (advantages, clipping, KL, loss variants) is TRL's ``GRPOTrainer``; the rollouts and
-the rewards are ours. TRL's log-probabilities are over the whole vocabulary, the rollouts draw from
-speech tokens only: the difference is the probability that the model gives to text after
-``<|speech_start|>``, below 1e-4 once it is fine-tuned.
+GRPO is DeepSeekMath, arXiv 2402.03300. TRL's ``GRPOTrainer`` has the algorithm: advantages,
+clipping, KL divergence, loss variants (Dr. GRPO: arXiv 2503.20783, DAPO: arXiv 2503.14476). This
+project generates the rollouts and computes the rewards.
 
-Order of prompts, seeds of completions and so all of the run follow from the recipe and its seed. A
-restart goes on from the newest complete checkpoint and ends with the same weights. A run that loses
-its engine for good saves what it has before it ends.
+TRL's log-probabilities are over the whole vocabulary, while rollouts sample speech tokens only. The
+difference is the probability of text after ``<|speech_start|>``, below 1e-4 in a fine-tuned model.
 
-What watches a TRL run: progress, metrics, stop requests, complete checkpoints, alarms.
-
-The policy of a GRPO run: what it is asked to say, what it says, and what is kept of that.
+The order of prompts and the seeds of completions follow from the recipe and its seed. A restart
+resumes from the newest complete checkpoint and ends with the same weights. A run that loses its
+engine or a reward function saves a checkpoint before it ends.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch.distributed as dist
@@ -35,56 +33,257 @@ from transformers import (
     TrainingArguments,
 )
 
-from tts_assets.core.program import Run, load_config, publish_metrics, truncate_metrics
+from tts_assets.core.program import (
+    METRICS_FILE,
+    Run,
+    load_config,
+    publish_metrics,
+    truncate_metrics,
+)
 from tts_assets.rlhf.alarms import CollapseMonitor
 from tts_assets.rlhf.config import RlhfProgram, RlhfRecipe
 from tts_assets.rlhf.engine_client import EngineError
-from tts_assets.rlhf.engines import RolloutEngine, RolloutsStopped, open_engine
-from tts_assets.rlhf.listening import FOLDER, save_audio, spread, write_listening
-from tts_assets.rlhf.metrics import combined, record_of, training_records
-from tts_assets.rlhf.prompts import read_prompts, refuse_unheard
+from tts_assets.rlhf.prompts import RolloutPrompt, check_languages, read_prompts
+from tts_assets.rlhf.reporting import (
+    FOLDER,
+    combined,
+    rollout_record,
+    save_completions,
+    training_records,
+    write_audio_notebook,
+)
 from tts_assets.rlhf.reward_executor import RewardExecutor
 from tts_assets.rlhf.rewards import RewardError
-from tts_assets.rlhf.rollouts import HeldOut, Rollout, RolloutWorker, hold_out
+from tts_assets.rlhf.rollout_engine import RolloutsStopped, open_engine
+from tts_assets.rlhf.rollouts import HeldOutEvaluation, RolloutWorker, hold_out
+from tts_assets.serving.config import ServingCard
 from tts_assets.serving.synthesis import Synthesizer, TransformersEngine
 from tts_assets.speechlm.model import SpeechLM
 
-if TYPE_CHECKING:
-    from trl import GRPOTrainer
+with warnings.catch_warnings():
+    # TRL warns about the version of vLLM for a client of its own, which is not used here.
+    warnings.filterwarnings("ignore", message="TRL currently supports vLLM")
+    from trl import GRPOConfig, GRPOTrainer
 
-COMPLETE = "complete"  # marks a checkpoint that every rank has finished writing
+COMPLETE = "complete"  # file in a checkpoint that all ranks have finished writing
+MAX_GRAD_NORM = 1.0
+# Metrics of speed and of lost engines: they are not part of the published result.
+MACHINE_METRICS = frozenset(
+    {"step_time", "engine_push_seconds", "engine_rollout_seconds", "engine_lost"}
+)
+LAST_PART = 0.1  # of the steps: the published reward and loss are their means
 
 
-def check_finite(step: int, values: Mapping[str, float]) -> None:
-    """Raise :class:`FloatingPointError` where an update has spoilt the weights: TRL logs it before
-    it saves them."""
-    for name in ("loss", "grad_norm"):
-        if not math.isfinite(values.get(name, 0.0)):
-            raise FloatingPointError(
-                f"the {name} of update {step} is {values[name]}: lower the recipe's learning_rate"
-            )
+def main(argv: list[str] | None = None) -> None:
+    """Runs the program that the command line names."""
+    program = load_config(RlhfProgram, argv)
+    with Run(program.run_dir) as run:
+        run.init_distributed()
+        train(run, program)
+
+
+def train(run: Run, program: RlhfProgram) -> None:
+    """Trains the policy and writes it as a Hugging Face folder with its facts."""
+    recipe = program.recipe
+    prompts = read_prompts(program.prompts)
+    check_languages(prompts, recipe.rewards)
+    training_prompts, held_out_prompts = hold_out(prompts, recipe.heldout)
+
+    synthesizer = Synthesizer.open(program.serving_model, device=str(run.device))
+    lm = policy_lm(synthesizer)
+    with (
+        open_engine(run, program.engine_program(), lm) as engine,
+        closing(RewardExecutor.open(recipe, synthesizer, run.rank)) as rewards,
+    ):
+        worker = RolloutWorker(synthesizer, engine, rewards, recipe.sampling, recipe.seed)
+        evaluation = HeldOutEvaluation(
+            run,
+            worker,
+            held_out_prompts,
+            samples=recipe.heldout.samples,
+            every=recipe.heldout.every * recipe.iterations,
+        )
+        rollouts = TrainingRollouts(run, recipe, worker, evaluation, training_prompts)
+        checkpoint = newest_checkpoint(run.checkpoint_dir)
+        callback = RunCallback(run, recipe, engine.metrics, resume(run, recipe, checkpoint))
+        trainer = GRPOTrainer(
+            model=lm.model,
+            reward_funcs=[combined],
+            args=grpo_config(recipe, run),
+            train_dataset=prompt_dataset(len(training_prompts), recipe),
+            processing_class=lm.tokenizer,
+            rollout_func=rollouts.generate,
+            callbacks=[callback],
+        )
+        optimize(run, trainer, callback, checkpoint)
+        steps = restore(run, recipe, lm) if callback.collapsed else recipe.steps
+        evaluate_last(run, evaluation, steps * recipe.iterations)
+    if run.is_main:
+        tokens = trainer.state.num_input_tokens_seen
+        export(run, program.name, lm, synthesizer.card, steps, steps * recipe.iterations, tokens)
+
+
+def policy_lm(synthesizer: Synthesizer) -> SpeechLM:
+    """Returns the model of a synthesizer, which is the policy."""
+    assert isinstance(synthesizer.engine, TransformersEngine)
+    return synthesizer.engine.lm
+
+
+def prompt_dataset(prompts: int, recipe: RlhfRecipe) -> Dataset:
+    """Returns the prompts of all steps in order, as rows ``{"prompt": index}``."""
+    order = prompt_order(prompts, recipe.steps * recipe.prompts_per_step, recipe.seed)
+    return Dataset.from_dict({"prompt": [str(index) for index in order]})
+
+
+def prompt_order(prompts: int, count: int, seed: int) -> NDArray[np.int64]:
+    """Returns ``count`` prompt indices, shape (count,): one permutation after the other."""
+    epochs = -(-count // prompts)
+    orders = [np.random.default_rng([seed, epoch]).permutation(prompts) for epoch in range(epochs)]
+    return np.concatenate(orders)[:count]
+
+
+def grpo_config(recipe: RlhfRecipe, run: Run) -> GRPOConfig:
+    """Returns the recipe as TRL's configuration.
+
+    Raises ValueError if the completions of a step do not divide into the ranks.
+    """
+    completions = recipe.prompts_per_step * recipe.generations
+    local, rest = divmod(completions, run.world_size)
+    if rest:
+        raise ValueError(
+            f"prompts_per_step x generations = {completions} completions do not divide into "
+            f"{run.world_size} processes: change one of them"
+        )
+    micro_batch = max(size for size in range(1, recipe.micro_batch + 1) if local % size == 0)
+    on_gpu = run.device.type == "cuda"
+    return GRPOConfig(
+        output_dir=str(run.checkpoint_dir),
+        use_cpu=not on_gpu,
+        bf16=on_gpu,
+        gradient_checkpointing=False,
+        per_device_train_batch_size=micro_batch,
+        gradient_accumulation_steps=local // micro_batch,
+        num_generations=recipe.generations,
+        num_iterations=recipe.iterations,
+        max_completion_length=recipe.sampling.max_tokens + 1,
+        max_steps=recipe.steps * recipe.iterations,
+        temperature=recipe.sampling.temperature,
+        learning_rate=recipe.learning_rate,
+        lr_scheduler_type=recipe.schedule,
+        warmup_steps=recipe.warmup_steps,
+        weight_decay=0.0,
+        max_grad_norm=MAX_GRAD_NORM,
+        beta=recipe.beta,
+        epsilon=recipe.clip,
+        epsilon_high=recipe.upper_clip,
+        loss_type=recipe.loss,
+        scale_rewards=recipe.scale_rewards,
+        shuffle_dataset=False,
+        save_steps=recipe.save_every * recipe.iterations,
+        save_total_limit=2,
+        logging_steps=recipe.iterations,
+        logging_first_step=False,
+        logging_nan_inf_filter=False,  # check_finite must see losses that are not finite
+        disable_tqdm=True,
+        report_to="none",
+        dataloader_num_workers=0,
+        seed=recipe.seed,
+    )
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """Returns the newest checkpoint that all ranks have finished; None without one."""
+    found = [path.parent for path in folder.glob(f"checkpoint-*/{COMPLETE}")]
+    return max(found, key=updates_of, default=None)
+
+
+def updates_of(checkpoint: Path) -> int:
+    """Returns the number of optimizer updates of a checkpoint."""
+    return int(checkpoint.name.partition("-")[2])
+
+
+def resume(run: Run, recipe: RlhfRecipe, checkpoint: Path | None) -> int:
+    """Removes the metrics after ``checkpoint``, and returns the number of steps it has made."""
+    updates = updates_of(checkpoint) if checkpoint else 0
+    if updates:
+        run.note(f"resuming after update {updates} of {recipe.steps * recipe.iterations}")
+    if run.is_main:
+        truncate_metrics(run.run_dir / METRICS_FILE, updates)
+    if dist.is_initialized():
+        dist.barrier()  # all ranks read the truncated file
+    return updates // recipe.iterations
+
+
+class TrainingRollouts:
+    """Generates and scores the completions that TRL asks for, on one rank."""
+
+    def __init__(
+        self,
+        run: Run,
+        recipe: RlhfRecipe,
+        worker: RolloutWorker,
+        evaluation: HeldOutEvaluation,
+        prompts: Sequence[RolloutPrompt],
+    ) -> None:
+        self.run, self.worker, self.evaluation, self.prompts = run, worker, evaluation, prompts
+        self.kept = recipe.keep_audio
+        self.audio_every = recipe.audio_every * recipe.iterations
+
+    def generate(self, prompts: list[str], trainer: GRPOTrainer) -> dict[str, list[Any]]:
+        """TRL's ``rollout_func``.
+
+        Args:
+            prompts: prompt indices, each repeated for its generations.
+            trainer: TRL's trainer.
+
+        Returns token ids of prompts and completions, log-probabilities of the completions' tokens,
+        and ``rollout_records``, which TRL passes to :func:`combined`; a list entry for each prompt.
+        """
+        update = trainer.state.global_step
+        if self.evaluation.due(update):
+            self.evaluation.measure(update)
+        chosen = [self.prompts[int(index)] for index in prompts]
+        rollouts = self.worker.run(chosen, update, first_index=self.run.rank * len(prompts))
+        if self.run.is_main and self.kept and update % self.audio_every == 0:
+            folder = self.run.result_dir / FOLDER
+            comment = self.worker.synthesizer.provenance
+            save_completions(folder, update, rollouts, self.kept, comment)
+        return {
+            "prompt_ids": [r.request.prompt.tolist() for r in rollouts],
+            "completion_ids": [r.completion.token_ids.tolist() for r in rollouts],
+            "logprobs": [r.completion.logprobs.tolist() for r in rollouts],
+            "rollout_records": [rollout_record(r) for r in rollouts],
+        }
 
 
 class RunCallback(TrainerCallback):
-    """Progress, metrics, stop requests and complete checkpoints of a TRL run."""
+    """Connects TRL's trainer to the run: progress, metrics, alarms, stops, checkpoints."""
 
-    def __init__(self, run: Run, recipe: RlhfRecipe, engine: RolloutEngine, first: int) -> None:
-        self.run, self.recipe, self.engine = run, recipe, engine
+    def __init__(
+        self,
+        run: Run,
+        recipe: RlhfRecipe,
+        engine_metrics: Callable[[], Mapping[str, float]],
+        first: int,
+    ) -> None:
+        """``first``: the number of steps before this start."""
+        self.run, self.recipe, self.engine_metrics = run, recipe, engine_metrics
         steps = range(first, recipe.steps)
         self.bar: Iterator[int] = iter(run.progress(steps, "rlhf", total=recipe.steps, start=first))
         self.stopped = self.collapsed = False
-        self.bell = CollapseMonitor(recipe.alarms, training_records(run.run_dir), run.note)
+        self.monitor = CollapseMonitor(recipe.alarms, training_records(run.run_dir), run.note)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
+        """Advances the progress bar at the first update of a step."""
         if state.global_step % self.recipe.iterations == 0:
             next(self.bar)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Between two rollouts, stop if asked to: nothing is kept in TRL's buffers then."""
+        """Stops between two rollouts, when TRL's buffers are empty."""
         if state.global_step % self.recipe.iterations or state.global_step == state.max_steps:
             return
         if self.run.should_stop():
@@ -98,11 +297,12 @@ class RunCallback(TrainerCallback):
         logs: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
+        """Writes the metrics of a step and checks them for alarms."""
         values = {k: round(v, 6) for k, v in (logs or {}).items() if isinstance(v, float)}
         if "reward" in values:
             check_finite(state.global_step, values)
-            raised = self.bell.see(state.global_step, values)
-            self.run.metrics(state.global_step, {**values, **self.engine.facts(), **raised})
+            raised = self.monitor.update(state.global_step, values)
+            self.run.metrics(state.global_step, {**values, **self.engine_metrics(), **raised})
             if raised and self.recipe.stop_on_collapse:
                 self.collapsed = control.should_training_stop = True
                 control.should_save = False
@@ -110,6 +310,7 @@ class RunCallback(TrainerCallback):
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
+        """Marks a checkpoint as complete once all ranks have written it."""
         if dist.is_initialized():
             dist.barrier()
         if self.run.is_main:
@@ -118,235 +319,112 @@ class RunCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
+        """Ends the progress bar."""
         next(self.bar, None)
 
 
-def own_lm(synthesizer: Synthesizer) -> SpeechLM:
-    """The model that is trained: that of the synthesizer."""
-    assert isinstance(synthesizer.engine, TransformersEngine)
-    return synthesizer.engine.lm
+def check_finite(update: int, values: Mapping[str, float]) -> None:
+    """Raises :class:`FloatingPointError` for a loss or a gradient norm that is not finite.
+
+    TRL logs before it saves, so that no checkpoint has such weights.
+    """
+    for name in ("loss", "grad_norm"):
+        if not math.isfinite(values.get(name, 0.0)):
+            raise FloatingPointError(
+                f"the {name} of update {update} is {values[name]}: lower the recipe's learning_rate"
+            )
 
 
-class Policy:
-    """What TRL calls: completions and rewards for the prompts of this process."""
+def optimize(
+    run: Run, trainer: GRPOTrainer, callback: RunCallback, checkpoint: Path | None
+) -> None:
+    """Trains to the last step, or ends the program if it was asked to stop.
 
-    def __init__(
-        self, run: Run, program: RlhfProgram, synthesizer: Synthesizer, engine: RolloutEngine
-    ) -> None:
-        self.run, self.recipe = run, program.recipe
-        found = read_prompts(program.prompts)
-        refuse_unheard(found, self.recipe.rewards)
-        self.prompts, held_out = hold_out(found, self.recipe.heldout)
-        self.synthesizer, self.engine = synthesizer, engine
-        self.lm = own_lm(synthesizer)
-        self.panel = RewardExecutor.open(self.recipe, synthesizer, run.rank)
-        sampling, seed = self.recipe.sampling, self.recipe.seed
-        self.worker = RolloutWorker(synthesizer, engine, self.panel, sampling, seed)
-        self.held_out = HeldOut(run, self.recipe, self.worker, held_out)
-
-    def dataset(self) -> Dataset:
-        """The prompts of every step in order, as rows ``{"prompt": index}``."""
-        count = self.recipe.steps * self.recipe.prompts_per_step
-        order = prompt_order(len(self.prompts), count, self.recipe.seed)
-        return Dataset.from_dict({"prompt": [str(index) for index in order]})
-
-    def rollout(self, prompts: list[str], trainer: GRPOTrainer) -> dict[str, list[Any]]:
-        """TRL's ``rollout_func``: ``prompts`` are indices, each as often as it has generations."""
-        step = trainer.state.global_step
-        if self.held_out.due(step):
-            self.held_out.measure(step)
-        chosen = [self.prompts[int(index)] for index in prompts]
-        rollouts = self.worker.run(chosen, step, first_place=self.run.rank * len(prompts))
-        if self.run.is_main and self.due(step):
-            self.keep(step, rollouts)
-        return {
-            "prompt_ids": [r.request.prompt.tolist() for r in rollouts],
-            "completion_ids": [r.completion.token_ids.tolist() for r in rollouts],
-            "logprobs": [r.completion.logprobs.tolist() for r in rollouts],
-            "verdict": [record_of(r) for r in rollouts],
-        }
-
-    def due(self, step: int) -> bool:
-        """Whether the completions of this update are kept as audio."""
-        every = self.recipe.audio_every
-        return self.recipe.keep_audio > 0 and (step // self.recipe.iterations) % every == 0
-
-    def keep(self, step: int, rollouts: Sequence[Rollout]) -> None:
-        """Save some of the completions for listening."""
-        kept = [rollouts[place] for place in spread(len(rollouts), self.recipe.keep_audio)]
-        heard = [(one.spoken, one.verdict) for one in kept]
-        save_audio(self.run.result_dir / FOLDER, step, heard, self.synthesizer.provenance)
-
-
-def prompt_order(prompts: int, count: int, seed: int) -> NDArray[np.int64]:
-    """``count`` prompt indices: all prompts in random order, then again in another."""
-    epochs = -(-count // prompts)
-    orders = [np.random.default_rng([seed, epoch]).permutation(prompts) for epoch in range(epochs)]
-    return np.concatenate(orders)[:count]
-
-
-with warnings.catch_warnings():
-    # TRL imports its own vLLM client, which knows vLLM up to 0.31; it is not used here.
-    warnings.filterwarnings("ignore", message="TRL currently supports vLLM")
-    from trl import GRPOConfig, GRPOTrainer
-
-CLOCK = frozenset(  # what TRL and the engine tell of how long it took, and of the engine's deaths
-    {"step_time", "engine_push_seconds", "engine_rollout_seconds", "engine_lost"}
-)
-REWARD_SHARE = 0.1  # the published reward is the mean over the last steps
-
-
-def main(argv: list[str] | None = None) -> None:
-    program = load_config(RlhfProgram, argv)
-    with Run(program.run_dir) as run:
-        run.init_distributed()
-        train(run, program)
-
-
-def train(run: Run, program: RlhfProgram) -> None:
-    """GRPO to the last step, then the Hugging Face folder and the facts."""
-    synthesizer = Synthesizer.open(program.serving_model, device=str(run.device))
-    with open_engine(run, program, own_lm(synthesizer)) as engine:
-        policy = Policy(run, program, synthesizer, engine)
-        with closing(policy.panel):
-            tokens, steps = optimize(run, program, policy)
-    if run.is_main:
-        export(run, program, policy, tokens, steps)
-
-
-def optimize(run: Run, program: RlhfProgram, policy: Policy) -> tuple[int, int]:
-    """GRPO from the newest checkpoint on; the tokens of all completions, and the steps made."""
-    recipe = program.recipe
-    newest = newest_checkpoint(run.checkpoint_dir)
-    done = int(newest.name.partition("-")[2]) if newest else 0
-    if done:
-        run.note(f"resuming after update {done} of {recipe.steps * recipe.iterations}")
-    if run.is_main:
-        truncate_metrics(run.run_dir / "metrics.jsonl", done)
-    if dist.is_initialized():
-        dist.barrier()  # every rank reads what is left
-    watch = RunCallback(run, recipe, policy.engine, first=done // recipe.iterations)
-    trainer = GRPOTrainer(
-        model=policy.lm.model,
-        reward_funcs=[combined],
-        args=grpo_config(recipe, run),
-        train_dataset=policy.dataset(),
-        processing_class=policy.lm.tokenizer,
-        rollout_func=policy.rollout,
-        callbacks=[watch],
-    )
-    trainer.remove_callback(PrinterCallback)  # metrics.jsonl has it all
+    Raises :class:`EngineError` or :class:`RewardError` after saving a checkpoint.
+    """
+    trainer.remove_callback(PrinterCallback)  # metrics.jsonl has all of its output
     try:
-        trainer.train(resume_from_checkpoint=str(newest) if newest else None)
-    except (EngineError, RolloutsStopped) as end:
-        save_now(trainer, watch)
-        if isinstance(end, EngineError):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except (EngineError, RolloutsStopped) as error:
+        save_checkpoint(trainer, callback)
+        if isinstance(error, EngineError):
             raise
-        watch.stopped = True
+        callback.stopped = True
     except RewardError:
-        if run.world_size == 1:  # the other ranks are in the middle of a step
-            save_now(trainer, watch)
+        if run.world_size == 1:  # other ranks are inside a step and cannot save
+            save_checkpoint(trainer, callback)
         raise
-    if watch.stopped:
+    if callback.stopped:
         run.stopped()
-    steps = last_good(run, recipe, policy) if watch.collapsed else recipe.steps
-    try:
-        policy.held_out.measure(steps * recipe.iterations)
-    except RolloutsStopped:
-        run.stopped()  # the last checkpoint is there: a restart has only this left to do
-    return trainer.state.num_input_tokens_seen, steps
 
 
-def save_now(trainer: GRPOTrainer, watch: RunCallback) -> None:
-    """A checkpoint between two steps, of a run that cannot begin the next."""
+def save_checkpoint(trainer: GRPOTrainer, callback: RunCallback) -> None:
+    """Saves a checkpoint between two steps, before the run ends."""
     if trainer.state.global_step:
         trainer._save_checkpoint(trainer.model, trial=None)
-        watch.on_save(trainer.args, trainer.state, trainer.control)
+        callback.on_save(trainer.args, trainer.state, trainer.control)
 
 
-def last_good(run: Run, recipe: RlhfRecipe, policy: Policy) -> int:
-    """Go back to the newest checkpoint before an alarm; the steps that it has made."""
-    newest = newest_checkpoint(run.checkpoint_dir)
-    if newest is None:
+def restore(run: Run, recipe: RlhfRecipe, lm: SpeechLM) -> int:
+    """Loads the newest checkpoint before the collapse, and returns its number of steps.
+
+    Raises RuntimeError if there is none.
+    """
+    checkpoint = newest_checkpoint(run.checkpoint_dir)
+    if checkpoint is None:
         raise RuntimeError(
-            f"the policy collapsed before the first checkpoint, at step {recipe.save_every}: there "
-            "is none to keep. Take a lower learning_rate, a KL (beta), or another reward beside"
+            f"the policy collapsed before the first checkpoint at step {recipe.save_every}. Use a "
+            "lower learning_rate, a KL divergence (beta), or another reward in addition"
         )
-    good = type(policy.lm.model).from_pretrained(newest)
-    policy.lm.model.load_state_dict(good.state_dict())
-    steps = int(newest.name.partition("-")[2]) // recipe.iterations
-    run.note(f"collapsed: the run ends with the weights of step {steps} of {recipe.steps}")
+    restored = type(lm.model).from_pretrained(checkpoint)
+    lm.model.load_state_dict(restored.state_dict())
+    steps = updates_of(checkpoint) // recipe.iterations
+    run.note(f"the policy collapsed: the result has the weights of step {steps} of {recipe.steps}")
     return steps
 
 
-def grpo_config(recipe: RlhfRecipe, run: Run) -> GRPOConfig:
-    """The recipe in TRL's terms."""
-    completions = recipe.prompts_per_step * recipe.generations
-    local, rest = divmod(completions, run.world_size)
-    if rest:
-        raise ValueError(
-            f"prompts_per_step x generations = {completions} completions do not divide into "
-            f"{run.world_size} processes: change one of them"
-        )
-    micro = max(size for size in range(1, recipe.micro_batch + 1) if local % size == 0)
-    on_gpu = run.device.type == "cuda"
-    return GRPOConfig(
-        output_dir=str(run.checkpoint_dir),
-        use_cpu=not on_gpu,
-        bf16=on_gpu,
-        gradient_checkpointing=False,
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=local // micro,
-        num_generations=recipe.generations,
-        num_iterations=recipe.iterations,
-        max_completion_length=recipe.sampling.max_tokens + 1,
-        max_steps=recipe.steps * recipe.iterations,
-        temperature=recipe.sampling.temperature,
-        learning_rate=recipe.learning_rate,
-        lr_scheduler_type=recipe.schedule,
-        warmup_steps=recipe.warmup_steps,
-        weight_decay=recipe.weight_decay,
-        max_grad_norm=recipe.max_grad_norm,
-        beta=recipe.beta,
-        epsilon=recipe.clip,
-        epsilon_high=recipe.upper_clip,
-        loss_type=recipe.loss,
-        scale_rewards=recipe.scale_rewards,
-        shuffle_dataset=False,
-        save_steps=recipe.save_every * recipe.iterations,
-        save_total_limit=2,
-        logging_steps=recipe.iterations,
-        logging_first_step=False,
-        logging_nan_inf_filter=False,  # a loss that is not finite is to be seen: watch.py
-        disable_tqdm=True,
-        report_to="none",
-        dataloader_num_workers=0,
-        seed=recipe.seed,
-    )
+def evaluate_last(run: Run, evaluation: HeldOutEvaluation, updates: int) -> None:
+    """Evaluates the final policy, or ends the program if it was asked to stop.
+
+    The last checkpoint is saved: after a restart only this evaluation is left.
+    """
+    try:
+        evaluation.measure(updates)
+    except RolloutsStopped:
+        run.stopped()
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that all ranks finished."""
-    found = [path.parent for path in folder.glob(f"checkpoint-*/{COMPLETE}")]
-    return max(found, key=lambda path: int(path.name.partition("-")[2]), default=None)
+def export(
+    run: Run,
+    name: str,
+    lm: SpeechLM,
+    card: ServingCard,
+    steps: int,
+    updates: int,
+    tokens: int,
+) -> None:
+    """Writes the policy, its metrics and its audio notebook, and declares the facts.
 
-
-def export(run: Run, program: RlhfProgram, policy: Policy, tokens: int, steps: int) -> None:
-    """Write the trained policy as a checkpoint folder, and declare its facts."""
-    card = policy.synthesizer.card
-    lm = policy.lm
+    Args:
+        run: receives the result.
+        name: the recipe.
+        lm: the trained policy.
+        card: card of the serving model with which the policy started.
+        steps: steps of the policy.
+        updates: optimizer updates of the policy; metrics after them belong to a collapsed policy.
+        tokens: tokens of all completions.
+    """
     lm.model.eval()
-    lm.model.config.eos_token_id = lm.vocabulary.speech_end  # TRL had put the tokenizer's here
+    lm.model.config.eos_token_id = lm.vocabulary.speech_end  # TRL had set the tokenizer's
     lm.save(run.result_dir, card.sampling)
-    publish_metrics(run.run_dir, run.result_dir, without=CLOCK)
-    made = steps * program.recipe.iterations  # those after it, of a policy that collapsed, are not
-    records = [record for record in training_records(run.run_dir) if record["step"] <= made]
-    last = records[-max(1, round(REWARD_SHARE * len(records))) :]
-    write_listening(run.result_dir, program.name)
+    publish_metrics(run.run_dir, run.result_dir, without=MACHINE_METRICS)
+    write_audio_notebook(run.result_dir, name)
+    records = [one for one in training_records(run.run_dir) if one["step"] <= updates]
+    last = records[-max(1, round(LAST_PART * len(records))) :]
     run.finish(
         {
             "stage": "rlhf",
-            "recipe": program.name,
+            "recipe": name,
             "steps": steps,
             "tokens": tokens,
             "train_loss": mean_of(last, "loss"),
@@ -363,7 +441,7 @@ def export(run: Run, program: RlhfProgram, policy: Policy, tokens: int, steps: i
 
 
 def mean_of(records: Sequence[dict[str, float]], key: str) -> float:
-    """Mean of what the steps reported under ``key``."""
+    """Returns the mean of ``key`` over the records that have it."""
     return float(np.mean([record[key] for record in records if key in record]))
 
 

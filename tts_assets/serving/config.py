@@ -83,6 +83,12 @@ class ServerConfig(Config):
     max_upload_mb: float = Field(10.0, gt=0, description="size of a request body")
     voices: Path | None = Field(None, description="folder for uploaded voices; none: memory only")
     max_voices: int = Field(1000, gt=0, description="most uploaded voices")
+    max_connections: int = Field(
+        512, gt=0, description="open connections; the oldest idle one ends"
+    )
+    allowed_hosts: str = Field(
+        "", description="names in the Host header, separated by commas, for a server without a key"
+    )
     gpu_memory: float = Field(
         GPU_MEMORY, gt=0, le=1, description="fraction of a GPU for vLLM; unused on a CPU"
     )

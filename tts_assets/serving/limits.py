@@ -1,24 +1,166 @@
-"""Checks of a request before the application reads it: API key and size."""
+"""Limits that hold before the application reads a request.
+
+:class:`BoundedProtocol` limits the HTTP connections: size and time of the headers, time of the
+body, number of connections, and clients that do not read. :class:`RequestGuard` checks the Host
+header, the API key and the size of the body. Neither keeps more than some kB of a client without a
+key in memory.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import hmac
+import ipaddress
+import socket
 from collections.abc import Mapping
+from itertools import count
+from typing import Literal
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from tts_assets.serving.schemas import ApiError
 
-OPEN_PATHS = ("/health",)  # probes have no key
+OPEN_PATHS = ("/health",)  # probes have no key and use any host name
+MAX_HEADER_BYTES = 32 * 1024  # request line and all headers; browsers and clients send below 8 kB
+HEADER_SECONDS = 10.0  # from the first byte, or from the connection, to the end of the headers
+BODY_SECONDS = 120.0  # to the end of the body: 10 MB at 1 Mbit/s take 80 s
+DRAIN_SECONDS = 10.0  # for the rest of a body after an error was answered
+STALL_SECONDS = 120.0  # that a client may not read what it was sent
+# A peer that vanished without closing its connection is found after 60 s.
+KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 60_000}
+ERROR = b"HTTP/1.1 %s\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+
+Phase = Literal["headers", "body", "drain"]
+PHASE_SECONDS: dict[Phase, float] = {
+    "headers": HEADER_SECONDS,
+    "body": BODY_SECONDS,
+    "drain": DRAIN_SECONDS,
+}
+
+
+class BoundedProtocol(H11Protocol):
+    """An HTTP connection of uvicorn with time limits. h11 limits the size of the headers.
+
+    With ``max_connections`` open, a new connection closes the oldest idle one. If none is idle, the
+    new one gets status 503.
+    """
+
+    max_connections = 512
+    deadline: asyncio.TimerHandle | None = None
+    stalled: asyncio.TimerHandle | None = None
+    phase: tuple[Phase, int] | None = None  # and the identity of its request
+    number = 0
+    numbers = count()  # of all connections, in the order in which they were opened
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Start the time of the headers, or reject the connection."""
+        super().connection_made(transport)
+        self.number = next(self.numbers)
+        set_keepalive(transport.get_extra_info("socket"))
+        if len(self.connections) > self.max_connections:
+            idle = [c for c in self.connections if isinstance(c, BoundedProtocol) and c.idle]
+            oldest = min((c for c in idle if c is not self), key=lambda c: c.number, default=None)
+            if oldest is None:
+                self.reject(b"503 Service Unavailable")
+                return
+            oldest.transport.abort()
+            self.connections.discard(oldest)
+        self._set_deadline()
+
+    @property
+    def idle(self) -> bool:
+        """True if no request is in progress, also while its headers are incomplete."""
+        return self.cycle is None or self.cycle.response_complete
+
+    def data_received(self, data: bytes) -> None:
+        """Parse the data; start or end the time of the current phase."""
+        super().data_received(data)
+        self._set_deadline()
+
+    def on_response_complete(self) -> None:
+        """Start the keep-alive time, and that of the next phase."""
+        super().on_response_complete()
+        self._set_deadline()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Cancel all timers."""
+        super().connection_lost(exc)
+        for timer in (self.deadline, self.stalled):
+            if timer is not None:
+                timer.cancel()
+
+    def pause_writing(self) -> None:
+        """The client reads more slowly than it is sent to: start its time to catch up."""
+        super().pause_writing()
+        self.stalled = self.loop.call_later(STALL_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """The client has caught up."""
+        super().resume_writing()
+        if self.stalled is not None:
+            self.stalled.cancel()
+
+    def reject(self, status: bytes) -> None:
+        """Answer ``status`` and close the connection."""
+        if not self.transport.is_closing():
+            self.transport.write(ERROR % status)
+            self.transport.close()
+
+    def _set_deadline(self) -> None:
+        phase = self._phase()
+        if phase == self.phase or self.transport.is_closing():
+            return
+        self.phase = phase
+        if self.deadline is not None:
+            self.deadline.cancel()
+            self.deadline = None
+        if phase is not None:
+            self.deadline = self.loop.call_later(PHASE_SECONDS[phase[0]], self._expire, phase[0])
+
+    def _phase(self) -> tuple[Phase, int] | None:
+        """What the connection waits for from the client; None between requests."""
+        if self.cycle is None:
+            return "headers", 0
+        number = id(self.cycle)
+        if not self.cycle.response_complete:
+            return ("body", number) if self.cycle.more_body else None
+        if self.cycle.more_body:
+            return "drain", number
+        return ("headers", number) if self.conn.trailing_data[0] else None
+
+    def _expire(self, phase: Phase) -> None:
+        if phase == "headers":
+            self.reject(b"408 Request Timeout")
+        else:
+            self.transport.abort()
+
+
+def bounded_protocol(max_connections: int) -> type[BoundedProtocol]:
+    """The protocol class for ``uvicorn.Config(http=…)``."""
+    return type("Protocol", (BoundedProtocol,), {"max_connections": max_connections})
+
+
+def set_keepalive(connection: socket.socket | None) -> None:
+    """Have the kernel end a TCP connection whose peer does not answer."""
+    if connection is None or connection.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in KEEPALIVE.items():
+        if hasattr(socket, name):  # not on every platform
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 class RequestGuard:
-    """ASGI middleware that rejects requests with a wrong key or a large body."""
+    """ASGI middleware that rejects requests with a foreign host, a wrong key or a large body."""
 
-    def __init__(self, app: ASGIApp, key: str, max_bytes: int) -> None:
-        """``key`` empty: no key is needed. ``max_bytes`` bounds the body."""
-        self.app, self.key, self.max_bytes = app, key, max_bytes
+    def __init__(self, app: ASGIApp, key: str, max_bytes: int, hosts: frozenset[str]) -> None:
+        """``key`` empty: no key is needed, and the host must be one of ``hosts`` or an address.
+
+        ``max_bytes`` limits the body.
+        """
+        self.app, self.key, self.max_bytes, self.hosts = app, key, max_bytes, hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer with an error, or call the application and count the bytes that it reads."""
@@ -45,12 +187,40 @@ class RequestGuard:
     def _error(self, path: str, headers: Mapping[bytes, bytes]) -> ApiError | None:
         given = headers.get(b"authorization", b"")
         expected = f"Bearer {self.key}".encode()
-        if self.key and path not in OPEN_PATHS and not hmac.compare_digest(given, expected):
-            return ApiError(401, "missing or wrong API key", "invalid_api_key")
+        if path not in OPEN_PATHS:
+            if self.key and not hmac.compare_digest(given, expected):
+                return ApiError(401, "missing or wrong API key", "invalid_api_key")
+            if not self.key and not self._allowed(headers.get(b"host", b"")):
+                message = "this host name is not allowed: start the server with --allowed-hosts"
+                return ApiError(403, message, "host_not_allowed")
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > self.max_bytes:
             return ApiError(413, self._too_large(), "request_too_large")
         return None
 
+    def _allowed(self, header: bytes) -> bool:
+        """Web pages reach this machine by a name that they control (DNS rebinding), not by address.
+
+        A request without the header is of HTTP/1.0, which browsers do not send.
+        """
+        host = header.decode("latin-1").lower()
+        name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+        return not header or name in self.hosts or is_address(name)
+
     def _too_large(self) -> str:
         return f"the request is larger than {self.max_bytes / 2**20:g} MB"
+
+
+def known_hosts(listening: str, allowed: str) -> frozenset[str]:
+    """Host names of this machine, and those of ``allowed``, separated by commas."""
+    names = ["localhost", listening, socket.gethostname(), *allowed.split(",")]
+    return frozenset(name.strip().lower() for name in names if name.strip())
+
+
+def is_address(name: str) -> bool:
+    """True for an IPv4 or IPv6 address."""
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True

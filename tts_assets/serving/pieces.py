@@ -22,6 +22,8 @@ Wave = NDArray[np.float32]
 
 CHARACTERS_A_SECOND = 15.0  # English read aloud: 150 words a minute
 WIDE = 3  # letters that take as long as one Chinese character or kana
+MIN_PIECE = 20  # characters
+MARGIN = 1.5  # a slow speaker takes that much longer than an average one
 FILLED = 0.5  # fraction of max_tokens for an average speaker: a slow one needs the rest
 # Seconds of silence after a mark. An empty mark is a cut between words.
 PAUSES = {"\n": 0.6, ".": 0.35, "!": 0.35, "?": 0.35, ":": 0.25, ";": 0.25, ",": 0.15, "": 0.0}
@@ -50,7 +52,22 @@ class Piece:
 
 def longest_piece(sampling: SamplingConfig, token_rate: float) -> int:
     """The number of characters whose speech fills half of ``max_tokens``."""
-    return max(20, int(FILLED * sampling.max_tokens / token_rate * CHARACTERS_A_SECOND))
+    return max(MIN_PIECE, int(FILLED * sampling.max_tokens / token_rate * CHARACTERS_A_SECOND))
+
+
+def longest_in_context(room: int, text_tokens: float, token_rate: float) -> int:
+    """The number of characters that fit into ``room`` tokens together with their speech.
+
+    ``text_tokens`` is the number of text tokens per character, ``token_rate`` that of speech tokens
+    per second.
+    """
+    a_character = text_tokens + MARGIN * token_rate / CHARACTERS_A_SECOND
+    return max(MIN_PIECE, int(room / a_character))
+
+
+def speech_tokens(characters: int, token_rate: float) -> int:
+    """Speech tokens that a text of this length needs at most, at ``token_rate`` per second."""
+    return round(MARGIN * characters / CHARACTERS_A_SECOND * token_rate)
 
 
 def split(text: str, longest: int) -> list[Piece]:

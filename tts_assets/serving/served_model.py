@@ -19,14 +19,26 @@ from tts_assets.core.artifacts import CodecCheckpoint, CodecDecoder
 from tts_assets.corpora.normalizer import Normalizer, user_cache
 from tts_assets.serving.audio_formats import provenance
 from tts_assets.serving.config import SERVING_FILE, ServingCard, Voice
-from tts_assets.serving.pieces import PieceConcatenator, longest_piece, split
+from tts_assets.serving.pieces import (
+    MIN_PIECE,
+    PieceConcatenator,
+    longest_in_context,
+    longest_piece,
+    speech_length,
+    speech_tokens,
+    split,
+)
 from tts_assets.serving.streaming import Fault, PieceStream, find_fault
 from tts_assets.speechlm.config import SamplingConfig
 from tts_assets.speechlm.generate import Request
 from tts_assets.speechlm.model import SpeechLM
 from tts_assets.speechlm.prompts import PromptFormat
-from tts_assets.speechlm.tokenizer import load_tokenizer
-from tts_assets.speechlm.vocabulary import NONVERBALS, SpeechVocabulary, read_vocabulary
+from tts_assets.speechlm.vocabulary import (
+    NONVERBALS,
+    SpeechVocabulary,
+    load_tokenizer,
+    read_vocabulary,
+)
 
 
 class SynthesisError(ValueError):
@@ -82,7 +94,15 @@ class Speech:
 class ServedModel:
     """A serving model without its engine: card, prompt format, text normalization and codec."""
 
-    def __init__(self, card: ServingCard, prompts: PromptFormat, codec: Codec) -> None:
+    def __init__(
+        self,
+        card: ServingCard,
+        prompts: PromptFormat,
+        codec: Codec,
+        positions: int | None = None,
+    ) -> None:
+        """``positions``: tokens of the context, if an engine limits them."""
+        self.positions = positions
         self.card = card
         self.prompts = prompts
         self.codec = codec
@@ -141,13 +161,17 @@ class ServedModel:
         :class:`SynthesisError` if no text is left.
         """
         seed = sampling.seed if line.seed is None else line.seed
-        pieces = split(line.text, longest_piece(sampling, self.card.token_rate))
+        pieces = split(line.text, self._longest_piece(line, sampling))
         if len(pieces) > 1:  # a piece may have punctuation only, such as a dash
             pieces = [piece for piece in pieces if self.normalize(piece.text, line.language)]
         if not pieces:
             raise SynthesisError(
                 f"nothing to synthesize in {line.text!r}: it has no letters or digits"
             )
+        if len(pieces) > 1 and line.voice is None:
+            line = replace(line, voice=self._common_voice(seed))
+            pieces = split(line.text, self._longest_piece(line, sampling))
+            pieces = [piece for piece in pieces if self.normalize(piece.text, line.language)]
         seeds = [seed, *(derived_seed(seed, f"piece {i}") for i in range(1, len(pieces)))]
         return [
             PieceRequest(
@@ -155,6 +179,49 @@ class ServedModel:
             )
             for piece, own in zip(pieces, seeds, strict=True)
         ]
+
+    def check_room(self, voice: Voice) -> None:
+        """Raise :class:`SynthesisError` if a voice prompt leaves no room for a short text."""
+        room = self._room(SynthesisLine("", voice))
+        needed = MIN_PIECE + speech_tokens(MIN_PIECE, self.card.token_rate)
+        if room is not None and room < needed:
+            raise SynthesisError(
+                f"the voice prompt leaves {max(room, 0)} of {self.positions} positions, a short "
+                f"text needs {needed}: use a shorter clip"
+            )
+
+    def _room(self, line: SynthesisLine) -> int | None:
+        """Positions that the voice and the description of a line leave; None without a limit."""
+        if self.positions is None:
+            return None
+        voice = line.voice
+        prompt = self.prompts.inference(
+            "",
+            prompt_text=voice.text if voice else "",
+            prompt_codes=voice.codes if voice else (),
+            voice_description=line.description,
+        )
+        return self.positions - len(prompt)
+
+    def _longest_piece(self, line: SynthesisLine, sampling: SamplingConfig) -> int:
+        """Characters of a piece: half of ``max_tokens``, and no more than the context has room."""
+        longest = longest_piece(sampling, self.card.token_rate)
+        room = self._room(line)
+        length = speech_length(line.text)
+        if room is None or not length:
+            return longest
+        tokens = len(self.prompts.text_ids(line.text)) / length
+        return min(longest, longest_in_context(room, tokens, self.card.token_rate))
+
+    def _common_voice(self, seed: int) -> Voice | None:
+        """A voice for all pieces of a text, if the model was trained on several speakers.
+
+        Without a prompt, such a model would use another voice for each piece.
+        """
+        names = sorted(self.card.voices)
+        if len({self.card.voices[name].speaker for name in names}) < 2:
+            return None
+        return self.card.voices[names[seed % len(names)]]
 
     def piece_stream(self, piece: PieceRequest) -> PieceStream:
         """The decoder of one streamed completion of ``piece``."""

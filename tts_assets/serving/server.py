@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+from fastapi import FastAPI
 
 from tts_assets.core.artifacts import ArtifactError
 from tts_assets.core.config import ConfigError
 from tts_assets.serving.api import build_app
 from tts_assets.serving.audio_formats import require_consents
 from tts_assets.serving.config import ServerConfig
+from tts_assets.serving.limits import MAX_HEADER_BYTES, bounded_protocol
 from tts_assets.serving.served_model import read_card
 
 KEY_VARIABLE = "TTS_API_KEY"
@@ -57,22 +59,29 @@ def main(argv: list[str] | None = None) -> int:
         nonlocal failed
         failed = server.should_exit = True
 
-    app = build_app(model, config, key, on_engine_exit)
-    server = uvicorn.Server(
+    server = http_server(build_app(model, config, key, on_engine_exit), config)
+    server.run()
+    if failed:
+        log.error("the engine ended unexpectedly")
+    return ENGINE_FAILED if failed or not server.started else 0
+
+
+def http_server(app: FastAPI, config: ServerConfig) -> uvicorn.Server:
+    """The HTTP server of ``app`` with the limits of ``limits.py``."""
+    return uvicorn.Server(
         uvicorn.Config(
             app,
             host=config.host,
             port=config.port,
             lifespan="on",
             access_log=False,
+            http=bounded_protocol(config.max_connections),
+            ws="none",
+            h11_max_incomplete_event_size=MAX_HEADER_BYTES,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=GRACE_SECONDS,
         )
     )
-    server.run()
-    if failed:
-        log.error("the engine ended unexpectedly")
-    return ENGINE_FAILED if failed or not server.started else 0
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -88,7 +88,7 @@ class Synthesizer(ServedModel):
     def __init__(
         self, card: ServingCard, engine: Engine, prompts: PromptFormat, codec: Codec
     ) -> None:
-        super().__init__(card, prompts, codec)
+        super().__init__(card, prompts, codec, engine.positions)
         self.engine = engine
 
     @classmethod

@@ -39,6 +39,7 @@ from tts_assets.serving.synthesis import (
     Synthesizer,
     read_card,
 )
+from tts_assets.serving.voices import make_voice
 from tts_assets.speechlm.config import SamplingConfig
 from tts_assets.speechlm.prompts import describe
 
@@ -126,7 +127,7 @@ def select_voice(synthesizer: Synthesizer, options: argparse.Namespace) -> Voice
         return synthesizer.voice(options.voice)
     if options.prompt_wav:
         wave = read_wave(options.prompt_wav, synthesizer.codec.input_rate)
-        return synthesizer.new_voice(wave, options.prompt_text, options.language)
+        return make_voice(synthesizer, wave, options.prompt_text, options.language)
     return None
 
 

@@ -30,8 +30,8 @@ from tts_assets.serving.config import VerifyProgram
 from tts_assets.speechlm.config import SamplingConfig
 from tts_assets.speechlm.generate import Completion, Request, allowed_ids, generate
 from tts_assets.speechlm.model import SpeechLM
-from tts_assets.speechlm.prompts import INSTRUCTION, PromptFormat
-from tts_assets.speechlm.vocabulary import SPEECH_START, TEXT_END, TEXT_START
+from tts_assets.speechlm.prompts import PromptFormat
+from tts_assets.speechlm.vocabulary import INSTRUCTION, SPEECH_START, TEXT_END, TEXT_START
 
 # float32 sums in another order differ by 1e-6 to 1e-5 nats. A lost or untied weight gives 1e-1 and
 # more.

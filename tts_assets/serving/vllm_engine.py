@@ -64,6 +64,9 @@ def engine_arguments(folder: Path, dtype: Dtype | None, max_sequences: int) -> d
         # A cached prefix was summed in another order, so a seed would not always give the same
         # tokens.
         "enable_prefix_caching": False,
+        # vLLM 0.32 rewinds the generator of a seeded request if its prompt is cut between two
+        # scheduler steps. A generator of a CPU cannot be rewound, and the engine's process ends.
+        **({} if on_gpu else {"enable_chunked_prefill": False}),
     }
 
 

@@ -1,27 +1,14 @@
-"""SFT as Dagster sees it: one asset per recipe, ``sft/<recipe>``."""
+"""Dagster assets of SFT: ``sft/<recipe>``, one for each recipe."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dagster import (
-    AssetChecksDefinition,
-    AssetExecutionContext,
-    AssetIn,
-    AssetKey,
-    AssetsDefinition,
-    MetadataValue,
-    Output,
-    ResourceParam,
-    asset,
-)
+from dagster import AssetChecksDefinition, AssetIn, AssetsDefinition, MetadataValue
 
-from resources.artifact_store import ArtifactStoreResource
-from resources.launcher import Launcher, Program
 from tts_assets.core.artifacts import (
     ArtifactError,
     ArtifactStore,
-    Build,
     Checkpoint,
     CodeArrays,
     CodecCheckpoint,
@@ -31,21 +18,21 @@ from tts_assets.core.artifacts import (
 from tts_assets.core.compute import Shape
 from tts_assets.core.notebook import NOTEBOOK_FILE
 from tts_assets.core.plots import curves
-from tts_assets.core.program import read_metrics
+from tts_assets.core.program import METRICS_FILE, read_metrics
 from tts_assets.orchestration.checks import losses_check
 from tts_assets.orchestration.launchpad import Training
 from tts_assets.orchestration.partitions import code_arrays_of, streams_of, token_arrays_of
-from tts_assets.sft import machine
-from tts_assets.sft.config import SftProgram, SftRecipe
+from tts_assets.orchestration.program_asset import Plan, Request, program_asset
+from tts_assets.sft.config import SftProgram, SftRecipe, check_machine
 from tts_assets.sft.describe import assess_fit, markdown, read_card
 from tts_assets.speechlm.assets import CODE_VERSION as TOKENS_VERSION
 
 CODE_VERSION = "5"
-HEALTH_PANELS = (
+DIAGNOSTICS = (  # panels of the plot: metrics and their labels
     {
-        "val_accuracy": "codes found",
+        "val_accuracy": "correct codes",
         "val_end_found": "ends found",
-        "val_end_false": "codes taken for an end",
+        "val_end_false": "codes predicted as ends",
     },
     {"val_entropy": "entropy, nats"},
     {"update_ratio": "change of a step / weights"},
@@ -60,80 +47,117 @@ def build_assets(
     for name, recipe in recipes.items():
         checkpoint = sft_asset(name, recipe, shape)
         built.append(checkpoint)
-        if recipe.steps != 0:  # a base as it is tells no loss where nothing is validated
+        if recipe.steps != 0:  # an untrained base has no loss where nothing is validated
             built.append(losses_check(checkpoint))
     return built
 
 
 def sft_asset(name: str, recipe: SftRecipe, shape: Shape) -> AssetsDefinition:
-    """The asset ``sft/<name>``; its base recipe and its texts, if it has any, are upstream."""
-    ins = {"arrays": code_arrays_of(recipe.corpora)}
+    """The asset ``sft/<name>``, downstream of its data, its base recipe and its texts."""
+    text_inputs = {f"text_{number}": text for number, text in enumerate(recipe.texts)}
+    ins: dict[str, AssetIn | str] = {"arrays": code_arrays_of(recipe.corpora)}
     if recipe.base.recipe is not None:
-        ins["base"] = AssetIn(key=AssetKey(["sft", recipe.base.recipe]))
-    given = {f"text_{number}": name for number, name in enumerate(recipe.texts)}
-    ins |= {key: AssetIn(key=AssetKey(["texts", text])) for key, text in given.items()}
+        ins["base"] = AssetIn(["sft", recipe.base.recipe])
+    ins |= {key: AssetIn(["texts", text]) for key, text in text_inputs.items()}
     deps = []
     if recipe.pretraining is not None:
         ins["tokens"] = streams_of(recipe.corpora)
-    else:  # no input: the texts as ids change no result, and are not always there
+    else:  # not an input: token ids of texts change no result, and may be missing
         deps.append(token_arrays_of(recipe.corpora))
+    ins["codec"] = "codec"
 
-    @asset(
-        key=["sft", name],
-        group_name="sft",
-        ins={**ins, "codec": AssetIn(key="codec")},
+    def plan(
+        request: Request,
+        arrays: dict[str, CodeArrays],
+        codec: CodecCheckpoint,
+        base: Checkpoint | None = None,
+        tokens: dict[str, TokenArrays] | None = None,
+        **by_input: Texts,
+    ) -> Plan[Checkpoint]:
+        asked = request.recipe(recipe)
+        texts = {text: by_input[key] for key, text in text_inputs.items()}
+
+        def program(work: Path) -> SftProgram:
+            streams = find_tokens(request.store, arrays) if tokens is None else tokens
+            built = sft_program(name, asked, work, arrays, codec, base, streams, texts)
+            if request.launcher is not None and request.launcher.is_local:
+                check_machine(asked, request.shape(shape).processes)
+                check_lora(asked)
+            return built
+
+        inputs: dict[str, Any] = {
+            "arrays": arrays,
+            **({} if base is None else {"base": base}),
+            **({} if tokens is None else {"tokens": tokens}),
+            "codec": codec,
+            "texts": texts,
+        }
+        return Plan(
+            asked.identified().determining(),
+            program=program,
+            inputs=inputs,
+            seed=asked.seed,
+            describe=lambda made: describe_data(recipe, arrays) | describe_training(made, asked),
+        )
+
+    return program_asset(
+        ["sft", name],
+        Checkpoint,
+        "tts_assets.sft.train",
+        plan,
+        shape=shape,
+        options=Training,
+        ins=ins,
         deps=deps,
         code_version=CODE_VERSION,
+        group_name="sft",
         kinds={"pytorch"},
         description=describe_recipe(recipe),
     )
-    def checkpoint(
-        context: AssetExecutionContext,
-        store: ArtifactStoreResource,
-        launcher: ResourceParam[Launcher],
-        config: Training,
-        **inputs: Any,
-    ) -> Output[Checkpoint]:
-        inputs["texts"] = {text: inputs.pop(key) for key, text in given.items()}
-        asked, machines = config.of_recipe(recipe), config.of(shape)
-        known = asked.identified().determining()
-        build = Build(f"sft/{name}", inputs, known, CODE_VERSION, seed=asked.seed)
 
-        def run(work: Path) -> dict[str, Any]:
-            tokens = {"tokens": find_tokens(store.store, inputs["arrays"])}
-            program = sft_program(name, asked, work, **tokens | inputs)
-            if launcher.is_local:
-                machine.check(asked, machines.processes)
-                check_lora(asked)
-            return launcher.run(context, Program("tts_assets.sft.train", program, machines)).facts
 
-        return store.materialize(
-            context,
-            Checkpoint,
-            build,
-            run,
-            describe=lambda made: {
-                **describe_data(recipe, inputs["arrays"]),
-                **describe_checkpoint(made, asked),
-            },
+def sft_program(
+    name: str,
+    recipe: SftRecipe,
+    run_dir: Path,
+    arrays: Mapping[str, CodeArrays],
+    codec: CodecCheckpoint,
+    base: Checkpoint | None,
+    tokens: Mapping[str, TokenArrays],
+    texts: Mapping[str, Texts],
+) -> SftProgram:
+    """The configuration of the program. Raises :class:`ArtifactError` if inputs do not fit."""
+    for corpus, handle in arrays.items():
+        if handle.facts.codec != codec.content:
+            raise ArtifactError(
+                f"code_arrays[{corpus}] were made with codec {handle.facts.codec[:12]}, but the "
+                f"codec is now {codec.content[:12]}: materialize code_arrays[{corpus}] again"
+            )
+    if base is not None and base.facts.codec != codec.content:
+        raise ArtifactError(
+            f"{base.asset} was trained on codec {base.facts.codec[:12]}, but the codec is now "
+            f"{codec.content[:12]}: materialize {base.asset} again"
         )
-
-    return checkpoint
-
-
-def describe_data(recipe: SftRecipe, arrays: Mapping[str, CodeArrays]) -> dict[str, Any]:
-    """What it was trained on, by source, and what may spoil the voice."""
-    folders = {name: handle.path for name, handle in arrays.items()}
-    card = read_card(folders, recipe.corpora)
-    return {
-        "minutes": sum(source.minutes for source in card.values()),
-        "samples": sum(source.samples for source in card.values()),
-        "dataset_card": MetadataValue.md(markdown(card)),
-    }
+    if recipe.pretraining is not None:
+        check_streams(tokens, arrays)
+    return SftProgram(
+        run_dir=run_dir,
+        name=name,
+        recipe=recipe,
+        arrays={corpus: handle.path for corpus, handle in arrays.items()},
+        tokens={corpus: handle.path for corpus, handle in tokens.items()},
+        texts={text: handle.path for text, handle in texts.items()},
+        base_checkpoint=base.path if base is not None else None,
+        codec=codec.content,
+        codec_folder=codec.path,
+        sample_rate=codec.facts.sample_rate,
+        token_rate=codec.facts.token_rate,
+        codebook_size=codec.facts.codebook_size,
+    )
 
 
 def find_tokens(store: ArtifactStore, arrays: Mapping[str, CodeArrays]) -> dict[str, TokenArrays]:
-    """By corpus, the ``token_arrays`` that this code made from these arrays, where there are."""
+    """The current ``token_arrays`` by corpus, where this code made them from these arrays."""
     found = {}
     for corpus, handle in arrays.items():
         link = store.folder("token_arrays", corpus) / "current"
@@ -152,8 +176,8 @@ def made_from(tokens: TokenArrays, arrays: CodeArrays) -> bool:
 
 
 def check_streams(tokens: Mapping[str, TokenArrays], arrays: Mapping[str, CodeArrays]) -> None:
-    """Raise :class:`ArtifactError` unless there are streams to pretrain on, of these arrays."""
-    from tts_assets.speechlm.tokens import CODES  # half a second to import
+    """Raise :class:`ArtifactError` unless ``tokens`` have the streams of these arrays."""
+    from tts_assets.speechlm.tokens import CODES  # takes half a second to import
 
     for corpus, handle in tokens.items():
         if not made_from(handle, arrays[corpus]):
@@ -168,48 +192,8 @@ def check_streams(tokens: Mapping[str, TokenArrays], arrays: Mapping[str, CodeAr
             )
 
 
-def sft_program(
-    name: str,
-    recipe: SftRecipe,
-    run_dir: Path,
-    arrays: Mapping[str, CodeArrays],
-    codec: CodecCheckpoint,
-    base: Checkpoint | None = None,
-    tokens: Mapping[str, TokenArrays] | None = None,
-    texts: Mapping[str, Texts] | None = None,
-) -> SftProgram:
-    """The program's configuration; raises :class:`ArtifactError` where inputs do not fit."""
-    for corpus, handle in arrays.items():
-        if handle.facts.codec != codec.content:
-            raise ArtifactError(
-                f"code_arrays[{corpus}] were made with codec {handle.facts.codec[:12]}, but the "
-                f"codec is now {codec.content[:12]}: materialize code_arrays[{corpus}] again"
-            )
-    if base is not None and base.facts.codec != codec.content:
-        raise ArtifactError(
-            f"{base.asset} was trained on codec {base.facts.codec[:12]}, but the codec is now "
-            f"{codec.content[:12]}: materialize {base.asset} again"
-        )
-    if recipe.pretraining is not None:
-        check_streams(tokens or {}, arrays)
-    return SftProgram(
-        run_dir=run_dir,
-        name=name,
-        recipe=recipe,
-        arrays={corpus: handle.path for corpus, handle in arrays.items()},
-        tokens={corpus: handle.path for corpus, handle in (tokens or {}).items()},
-        texts={name: handle.path for name, handle in (texts or {}).items()},
-        base_checkpoint=base.path if base is not None else None,
-        codec=codec.content,
-        codec_folder=codec.path,
-        sample_rate=codec.facts.sample_rate,
-        token_rate=codec.facts.token_rate,
-        codebook_size=codec.facts.codebook_size,
-    )
-
-
 def check_lora(recipe: SftRecipe) -> None:
-    """As :func:`tts_assets.sft.model.check_lora`, which takes seconds to import."""
+    """Call :func:`tts_assets.sft.model.check_lora`, which takes seconds to import."""
     if recipe.lora is not None:
         from tts_assets.sft.model import check_lora
 
@@ -217,6 +201,7 @@ def check_lora(recipe: SftRecipe) -> None:
 
 
 def describe_recipe(recipe: SftRecipe) -> str:
+    """The description of the asset: base, data and length of the training."""
     base = recipe.base
     start = base.hub or (f"sft/{base.recipe}" if base.recipe else "a Llama from scratch")
     if recipe.steps == 0:
@@ -227,40 +212,46 @@ def describe_recipe(recipe: SftRecipe) -> str:
     return f"SpeechLM {how} from {start} on {data} for {length}."
 
 
-def describe_checkpoint(checkpoint: Checkpoint, recipe: SftRecipe) -> dict[str, Any]:
-    """Numbers of the run, its curves as pictures, and what it sounded like."""
-    records = read_metrics(checkpoint.path / "metrics.jsonl")
-    trained = [record for record in records if "loss" in record]
-    labels = {"loss": "training", "val_loss": "validation"}
-    picture = curves(records, [labels], x_label="step", y_label="nats a token")
-    seen = {"audio_hours_seen": trained[-1]["audio_hours_seen"]} if trained else {}
+def describe_data(recipe: SftRecipe, arrays: Mapping[str, CodeArrays]) -> dict[str, Any]:
+    """Metadata of the data: minutes, samples, and the dataset card with its warnings."""
+    card = read_card({name: handle.path for name, handle in arrays.items()}, recipe.corpora)
     return {
-        **seen,
-        "loss_curve": MetadataValue.md(f"![loss curve]({picture})"),
-        **describe_verdict(records, recipe),
-        **describe_health(records),
-        **describe_listening(checkpoint.path / NOTEBOOK_FILE),
+        "minutes": sum(source.minutes for source in card.values()),
+        "samples": sum(source.samples for source in card.values()),
+        "dataset_card": MetadataValue.md(markdown(card)),
     }
 
 
-def describe_verdict(records: Sequence[Mapping[str, float]], recipe: SftRecipe) -> dict[str, Any]:
-    """Whether it learnt its recordings by heart, in a sentence and in numbers."""
+def describe_training(checkpoint: Checkpoint, recipe: SftRecipe) -> dict[str, Any]:
+    """Metadata of the run: its length, loss curves, diagnostics, assessment and samples."""
+    records = read_metrics(checkpoint.path / METRICS_FILE)
+    trained = [record for record in records if "loss" in record]
+    labels = {"loss": "training", "val_loss": "validation"}
+    plot = curves(records, [labels], x_label="step", y_label="nats a token")
+    notebook = checkpoint.path / NOTEBOOK_FILE
+    return {
+        **({"audio_hours_seen": trained[-1]["audio_hours_seen"]} if trained else {}),
+        "loss_curve": MetadataValue.md(f"![loss curve]({plot})"),
+        **describe_fit(records, recipe),
+        **describe_diagnostics(records),
+        **({"listening": MetadataValue.notebook(str(notebook))} if notebook.is_file() else {}),
+    }
+
+
+def describe_fit(records: Sequence[Mapping[str, float]], recipe: SftRecipe) -> dict[str, Any]:
+    """The assessment of over-fitting, as text and as numbers."""
     found = assess_fit(records, recipe.export)
     numbers = {"train_val_gap": found.gap, "val_loss_rise": found.rise}
     known = {name: value for name, value in numbers.items() if value is not None}
-    return {"verdict": f"{found.word}: {found.sentence}", **known}
+    return {"fit": f"{found.fit}: {found.explanation}", **known}
 
 
-def describe_health(records: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    """The last signs of health as numbers, and their curves; nothing without a validation."""
-    seen = [record for record in records if "val_accuracy" in record]
-    if not seen:
+def describe_diagnostics(records: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """The last diagnostics as numbers, and their curves; empty without a validation."""
+    validated = [record for record in records if "val_accuracy" in record]
+    if not validated:
         return {}
-    picture = curves(seen, HEALTH_PANELS, x_label="step")
-    return {name: seen[-1][name] for panel in HEALTH_PANELS for name in panel} | {
-        "health": MetadataValue.md(f"![signs of health]({picture})")
+    plot = curves(validated, DIAGNOSTICS, x_label="step")
+    return {name: validated[-1][name] for panel in DIAGNOSTICS for name in panel} | {
+        "diagnostics": MetadataValue.md(f"![diagnostics]({plot})")
     }
-
-
-def describe_listening(path: Path) -> dict[str, Any]:
-    return {"listening": MetadataValue.notebook(str(path))} if path.is_file() else {}

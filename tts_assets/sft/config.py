@@ -1,36 +1,57 @@
-"""Configurations of supervised fine-tuning: a recipe, and the program that trains it.
+"""Configuration of supervised fine-tuning (SFT).
 
-The tables of a recipe, ``[sft.<name>.<table>]``.
+:class:`SftRecipe` is the table ``[sft.<name>]``, the classes before it are its sub-tables.
+:class:`SftProgram` is the file that ``python -m tts_assets.sft.train`` reads. Invalid settings are
+rejected on load. The message says how to fix them. :func:`check_machine` tells whether this machine
+can run a recipe.
 """
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tts_assets.core.config import Config
+from tts_assets.core.compute import visible_devices
+from tts_assets.core.config import Config, ConfigError
 from tts_assets.core.program import ProgramConfig
 from tts_assets.speechlm.config import BaseModel, VocabularyConfig, identified
 
-FORGOTTEN = "val_forgotten"  # 1 in the metrics of a validation at which a source was forgotten
+FORGOTTEN = "val_forgotten"  # metric: 1 in a validation at which a source was forgotten
+TRANSCRIPTS = "text"  # the source name of the corpora's transcripts in pretraining
+# Settings that change how a recipe is trained, but not the weights: a run may resume with others.
+EXECUTION: Mapping[str, Any] = {
+    "strategy": True,
+    "checkpoints": {"keep_last", "keep_every"},  # not best, which selects the published weights
+    "save_every": True,
+    "gradient_checkpointing": True,
+    "compile": True,
+}
+# Settings of the generated samples. They change files of the result, but not the weights.
+SAMPLING: Mapping[str, Any] = {"sample_texts": True, "sample_every": True}
 
 
 class Concatenation(Config):
-    """Join random utterances of one speaker, texts and codes, into one sample.
+    """``[sft.<name>.concatenate]``: join random utterances of one speaker into one sample.
 
-    Each epoch joins others. Every utterance still comes once an epoch (times its corpus' weight),
-    in groups of 1 to ``max_utterances``. ``short_share`` of all samples are added to that: groups
-    of 1 to ``max_short`` random utterances of at most ``short_seconds``, drawn with replacement.
-    They teach a model with little data to say known words in any order; ``repeat_share`` of the
-    words in them repeat an earlier one of the group, since few would by chance.
+    Texts and codes are concatenated, in other groups in each epoch. Every utterance comes once an
+    epoch (times the weight of its corpus), in groups of 1 to ``max_utterances`` utterances and at
+    most ``max_seconds`` seconds.
+
+    ``short_share`` of all samples are additional groups of 1 to ``max_short`` random utterances of
+    at most ``short_seconds``, drawn with replacement. They teach a model with little data to
+    combine known words in any order. ``repeat_share`` of the utterances in such a group repeat an
+    earlier one of the group, because repetitions are rare by chance.
 
     Both maxima grow from 1 to their full size in the first ``grow_epochs`` epochs. A model from
-    scratch learns what a word sounds like from single words, then to find its place among
-    several; given long groups at once it learns the recordings by heart instead and does not look
-    at the text (``benchmarks/reading.md``).
+    scratch first learns the sound of single words, then to find its position among several. With
+    long groups from the start it over-fits to the recordings and ignores the text
+    (``benchmarks/reading.md``).
     """
 
     max_utterances: int = Field(4, ge=1)
@@ -42,7 +63,7 @@ class Concatenation(Config):
     grow_epochs: int = Field(0, ge=0)
 
     def in_epoch(self, epoch: int) -> Concatenation:
-        """The same with the maxima of this epoch, counted from 0."""
+        """The configuration with the maxima of this epoch, counted from 0."""
         if epoch >= self.grow_epochs:
             return self
         share = epoch / self.grow_epochs
@@ -54,56 +75,57 @@ class Concatenation(Config):
 
 
 class Pretraining(Config):
-    """``[sft.<name>.pretraining]``: windows of token streams, and a loss on every token.
+    """``[sft.<name>.pretraining]``: train on windows of token streams, with a loss on every token.
 
-    The windows are ``max_seq_len`` tokens of the speech of ``corpora``, whose weights are epochs,
-    and ``text_share`` of all tokens are from windows of text: transcripts of the corpora, and
-    ``texts``, by the weight of each.
+    A window has ``max_seq_len`` tokens. The weights of ``corpora`` are epochs of speech.
+    ``text_share`` of all tokens come from windows of text: the transcripts of the corpora, and
+    ``texts`` in proportion to their weights.
     """
 
     text_share: float = Field(0.1, ge=0, lt=1)
 
 
 class OptimizerConfig(Config):
-    """AdamW, or Muon for the matrices of the layers and AdamW for all else.
+    """``[sft.<name>.optimizer]``: AdamW, or Muon for the layers' matrices and AdamW for the rest.
 
-    Muon's steps are scaled to the RMS of AdamW's, so that one ``lr`` fits both. Weight decay acts
-    on matrices only.
+    The steps of Muon are scaled to the RMS of AdamW's steps, so one ``lr`` fits both. Weight decay
+    applies to the matrices of the layers only. The schedule ``wsd`` (warm-up, stable, decay)
+    decays in the last fifth of the steps.
     """
+
+    removed_keys: ClassVar[Mapping[str, Any]] = {"betas": [0.9, 0.95], "decay_share": 0.2}
 
     name: Literal["adamw", "muon"] = "adamw"
     lr: float = Field(1e-4, gt=0)
-    betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = Field(0.1, ge=0)
     clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
     schedule: Literal["cosine", "constant", "wsd"] = "cosine"
     warmup_share: float = Field(0.05, ge=0, lt=1, description="of all steps")
     final_share: float = Field(0.1, ge=0, le=1, description="last lr / peak lr")
-    decay_share: float = Field(0.2, gt=0, le=1, description="wsd: part of all steps that decays")
 
 
 class Lora(Config):
-    """Adapters of ``rank`` beside frozen matrices, which they change by ``alpha / rank`` times
-    their product; the published model has them merged.
+    """``[sft.<name>.lora]``: low-rank adapters beside frozen matrices (Hu et al. 2022, LoRA).
 
-    ``targets`` are names such as ``q_proj``; none: every linear layer but the output matrix.
-    ``embeddings`` trains the embedding tables, too, as it must where a base gets its speech
-    vocabulary.
+    An adapter of ``rank`` adds ``alpha / rank`` times the product of its matrices. The published
+    model has the adapters merged. ``targets`` are names such as ``q_proj``; empty: every linear
+    layer except the output matrix. ``embeddings`` also trains the embedding tables. This is
+    required where the base has no speech vocabulary yet.
     """
 
     rank: int = Field(16, gt=0)
     alpha: int = Field(32, gt=0)
-    dropout: float = Field(0.0, ge=0, lt=1, description="of what the adapters are given")
+    dropout: float = Field(0.0, ge=0, lt=1, description="of the inputs of the adapters")
     targets: tuple[str, ...] = ()
     embeddings: bool = False
 
 
 class StrategyConfig(Config):
-    """How ranks share the work of one model; with one rank there is nothing to share.
+    """``[sft.<name>.strategy]``: how several ranks train one model.
 
-    ``ddp`` keeps model and optimizer on every rank. ``fsdp`` (FSDP2) shares out weights, gradients
-    and optimizer. ``deepspeed`` shares out gradients and optimizer (``zero_stage`` 2, the default)
-    or the weights, too (3).
+    ``ddp`` keeps model and optimizer on every rank. ``fsdp`` (FSDP2) shards weights, gradients and
+    optimizer. ``deepspeed`` shards gradients and optimizer (``zero_stage`` 2, the default), and
+    with ``zero_stage`` 3 also the weights.
     """
 
     name: Literal["ddp", "fsdp", "deepspeed"] = "ddp"
@@ -117,10 +139,11 @@ class StrategyConfig(Config):
 
 
 class CheckpointConfig(Config):
-    """Which checkpoints for a restart stay: the newest, and one every ``keep_every`` steps.
+    """``[sft.<name>.checkpoints]``: which checkpoints for a restart are kept.
 
-    ``best`` is the metric by which the best weights are kept: ``val_loss``, that of one corpus,
-    ``val_loss/<corpus>``, or a part of it, ``val_speech_loss``.
+    The newest ``keep_last`` are kept, and one every ``keep_every`` steps. ``best`` is the metric
+    that selects the best weights: ``val_loss``, the loss of one corpus ``val_loss/<corpus>``, or a
+    part of the loss such as ``val_speech_loss``.
     """
 
     keep_last: int = Field(2, ge=1)
@@ -129,40 +152,33 @@ class CheckpointConfig(Config):
 
 
 class GuardConfig(Config):
-    """``[sft.<name>.guards]``: when a run ends before its last step (``guards.py``).
+    """``[sft.<name>.guards]``: when a run ends before its last step (``sft/monitoring.py``).
 
-    ``patience``: validations without a better ``checkpoints.best``. ``forgetting``: the share by
-    which a source's validation loss may rise above that before training.
+    ``patience`` is the number of validations without an improvement of ``checkpoints.best``.
+    ``forgetting`` is the relative rise that the validation loss of a source may have over its value
+    before training: 0.1 allows 10 %.
     """
 
     patience: int | None = Field(None, ge=1)
     forgetting: float | None = Field(None, gt=0)
     on_forgetting: Literal["stop", "lower"] = Field(
-        "stop", description="lower: go on at half the learning rate"
+        "stop", description="lower: continue at half the learning rate"
     )
 
 
-TRANSCRIPTS = "text"  # the source of the corpora's texts, in pretraining
-# A recipe continues under another of these: they change how fast it trains, not what.
-HOW: Mapping[str, Any] = {
-    "strategy": True,
-    "checkpoints": {"keep_last", "keep_every"},  # but best decides which weights are published
-    "save_every": True,
-    "gradient_checkpointing": True,
-    "compile": True,
-}
-# These change no weights, but what of them is heard beside them.
-HEARD: Mapping[str, Any] = {"listen": True, "listen_every": True}
-
-
 class SftRecipe(Config):
-    """``[sft.<name>]``: what is trained, on what, and how long. Give ``steps`` or ``epochs``.
+    """``[sft.<name>]``: the base model, the data, and the length of a training.
 
-    ``corpora`` maps names to epochs: 1.5 sees every utterance once and a random half of them
-    twice, another half in the next epoch. ``texts`` does the same for sources of ``[texts]``, of
-    which the answers are learnt. ``batch_tokens`` are those of one optimizer step over all ranks;
-    ``micro_tokens`` bound one forward pass of one rank.
+    Give ``steps`` or ``epochs``. ``corpora`` maps names to epochs: with 1.5 an epoch has every
+    utterance once and a random half of them twice. ``texts`` does the same for the sources of
+    ``[texts]``; their answers are trained on. ``batch_tokens`` counts the tokens of one optimizer
+    step over all ranks, ``micro_tokens`` limits one forward pass of one rank.
     """
+
+    renamed_keys: ClassVar[Mapping[str, str]] = {
+        "listen": "sample_texts",
+        "listen_every": "sample_every",
+    }
 
     base: BaseModel
     corpora: dict[str, float] = Field(min_length=1)
@@ -171,7 +187,7 @@ class SftRecipe(Config):
     vocabulary: VocabularyConfig = VocabularyConfig()
     lora: Lora | None = None
     steps: int | None = Field(
-        None, ge=0, description="0: the base as it is, to be compared with what was trained from it"
+        None, ge=0, description="0: publish the base as it is, as a baseline for comparisons"
     )
     epochs: float | None = Field(None, gt=0)
     batch_tokens: int = Field(8192, gt=0)
@@ -182,33 +198,35 @@ class SftRecipe(Config):
         0.0,
         ge=0,
         le=1,
-        description="largest share of a sample's input codes that are hidden, so that the text "
-        "must tell what comes next; each sample draws its own share",
+        description="largest share of a sample's input codes that are replaced by padding, so that "
+        "the model must use the text; each sample draws its share",
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="of the attention weights")
     text_loss_weight: float = Field(
         0.0,
         ge=0,
-        description="the loss is the mean over speech tokens plus this times the mean over the "
-        "tokens of the texts",
+        description="the loss is the mean over speech tokens plus this times the mean over text "
+        "tokens",
     )
     optimizer: OptimizerConfig = OptimizerConfig()
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="auto: bf16 where the processor multiplies it natively, else fp32"
+        "auto", description="auto: bf16 where the hardware multiplies it natively, else fp32"
     )
     strategy: StrategyConfig = StrategyConfig()
     gradient_checkpointing: bool = Field(
-        False, description="keep no activations inside layers, compute them again: less memory"
+        False, description="recompute the activations of layers in the backward pass: less memory"
     )
     compile: bool = Field(False, description="layers through torch.compile; needs a compiler")
     checkpoints: CheckpointConfig = CheckpointConfig()
     guards: GuardConfig | None = None
     eval_every: int = Field(300, gt=0, description="steps between two validations")
     save_every: int = Field(1000, gt=0, description="steps between two checkpoints for a restart")
-    listen: int = Field(4, ge=0, description="validation texts that the model speaks on the way")
-    listen_every: int = Field(1000, gt=0, description="steps between two times that it speaks")
+    sample_texts: int = Field(
+        4, ge=0, description="validation texts that are synthesized during training"
+    )
+    sample_every: int = Field(1000, gt=0, description="steps between two syntheses")
     export: Literal["best", "last"] = Field(
-        "best", description="weights to publish: those of the lowest validation loss, or the last"
+        "best", description="weights to publish: of the lowest validation loss, or of the last step"
     )
     seed: int = Field(777, ge=0)
 
@@ -236,7 +254,7 @@ class SftRecipe(Config):
 
     @property
     def sources(self) -> list[str]:
-        """What losses are told apart by: the speech of each corpus, then texts."""
+        """The sources that losses are reported for: the speech of each corpus, then texts."""
         mixed = self.pretraining is not None and self.pretraining.text_share > 0
         return [*self.corpora, *([TRANSCRIPTS] if mixed else []), *self.texts]
 
@@ -244,14 +262,15 @@ class SftRecipe(Config):
     def _fitting_sources(self) -> Self:
         twice = sorted({name for name in self.sources if self.sources.count(name) > 1})
         if twice:
-            raise ValueError(f"losses are told by source, and {twice} would name two: rename one")
+            raise ValueError(
+                f"losses are reported by source, and {twice} would name two: rename one"
+            )
         if self.pretraining is None:
             return self
         if self.concatenate is not None or self.code_dropout:
             raise ValueError(
-                "pretraining cuts windows from streams, in which utterances follow each other "
-                "anyhow and no text comes before its speech: leave out concatenate and "
-                "code_dropout"
+                "pretraining cuts windows from streams of utterances, and no text precedes its "
+                "speech: leave out concatenate and code_dropout"
             )
         if self.text_loss_weight:
             raise ValueError(
@@ -269,7 +288,7 @@ class SftRecipe(Config):
         name = self.strategy.name
         if self.optimizer.name == "muon" and name != "ddp":
             raise ValueError(
-                f"muon turns whole matrices, and {name} gives a rank a part of each: write "
+                f"muon needs whole matrices, and {name} gives a rank a part of each: write "
                 "optimizer.name = 'adamw' or strategy.name = 'ddp'"
             )
         if self.compile and name == "deepspeed":
@@ -289,7 +308,7 @@ class SftRecipe(Config):
             )
         if self.optimizer.name == "muon":
             raise ValueError(
-                "muon would give both matrices of an adapter steps of full rank: write "
+                "muon makes steps of full rank for both matrices of an adapter: write "
                 "optimizer.name = 'adamw'"
             )
         return self
@@ -308,27 +327,30 @@ class SftRecipe(Config):
         return self
 
     def identified(self) -> SftRecipe:
-        """The same with a base that is a folder named by its files: others in the same place are
-        another base."""
+        """The recipe with the digest of its files as the name of a base that is a folder.
+
+        Other files in the same folder are then another base.
+        """
         return self.model_copy(update={"base": identified(self.base)})
 
     def what(self) -> dict[str, Any]:
-        """All that determines the weights, for the comparison with a checkpoint's recipe."""
-        return self.model_dump(mode="json", exclude={**HOW, **HEARD})
+        """Everything that determines the weights. A checkpoint is resumed only if it is equal."""
+        return self.canonical(exclude={**EXECUTION, **SAMPLING})
 
     def determining(self) -> dict[str, Any]:
-        """All that determines the bytes of a result, for its fingerprint."""
-        return self.model_dump(mode="json", exclude={**HOW})
+        """Everything that determines the bytes of a result, for its fingerprint."""
+        return self.canonical(exclude=EXECUTION)
 
 
 class SftProgram(ProgramConfig):
-    """``tts_assets.sft.train``: one recipe on published code arrays.
+    """``tts_assets.sft.train``: trains one recipe on published code arrays.
 
     ``base_checkpoint`` is the folder of the recipe that ``base.recipe`` names. ``codec`` is the
-    content digest of the codec that made all arrays. ``tokens`` are the ``token_arrays`` of
-    corpora that have them: for fine-tuning they change no result, the texts need not be tokenized
-    again; pretraining reads its streams there. ``texts`` are folders of the recipe's texts.
-    ``codec_folder`` is that codec, for ``listen``.
+    content digest of the codec that made all arrays, ``codec_folder`` its folder, which
+    ``sample_texts`` needs. ``tokens`` are the ``token_arrays`` of corpora that have them. In
+    fine-tuning they save the tokenization and change no result; pretraining reads its streams
+    there. ``texts`` are the folders of the recipe's texts. ``token_rate`` is in codes a second,
+    ``sample_rate`` in Hz.
     """
 
     name: str
@@ -356,6 +378,37 @@ class SftProgram(ProgramConfig):
             raise ValueError(f"no folder given for texts {missing} of the recipe")
         if (self.recipe.base.recipe is None) != (self.base_checkpoint is None):
             raise ValueError("base_checkpoint goes with a recipe whose base is another recipe")
-        if self.recipe.listen and self.codec_folder is None:
-            raise ValueError("listen needs the codec: give codec_folder, or write listen = 0")
+        if self.recipe.sample_texts and self.codec_folder is None:
+            raise ValueError(
+                "sample_texts needs the codec: give codec_folder, or write sample_texts = 0"
+            )
         return self
+
+
+class MachineError(ConfigError):
+    """This machine cannot run the recipe. The message says what to change."""
+
+
+def check_machine(recipe: SftRecipe, processes: int) -> None:
+    """Raise :class:`MachineError` if this node cannot run ``processes`` ranks of the recipe."""
+    gpus = len(visible_devices())
+    if 0 < gpus < processes:
+        raise MachineError(
+            f"{processes} processes need a GPU each, and this machine shows {gpus}: set "
+            f"compute.processes to at most {gpus}"
+        )
+    if recipe.strategy.name == "deepspeed" and find_spec("deepspeed") is None:
+        raise MachineError(
+            "strategy.name = 'deepspeed' needs the package deepspeed, which is not installed: "
+            "install it, or write strategy.name = 'fsdp', which shards as much"
+        )
+    if not recipe.compile:
+        return
+    if gpus and find_spec("triton") is None:
+        raise MachineError("compile = true needs the package triton on GPUs; install it")
+    compiler = os.environ.get("CXX", "g++")
+    if not gpus and shutil.which(compiler) is None:
+        raise MachineError(
+            f"compile = true needs a C++ compiler, and {compiler} is not found: install one, or "
+            "write compile = false"
+        )

@@ -1,13 +1,13 @@
-"""Utterances of code arrays as samples to train on.
+"""Training samples: the dataset interface, the stream of batches, and utterances of code arrays.
 
-Texts are tokenized once; their ids, the codes and the samples stay on disk, memory-mapped.
+A dataset (:class:`SampleDataset`) has numbered items. One or several items make a training sample.
+:class:`SampleStream` composes global batches from the samples of one epoch after another. The
+samples of an epoch depend on the seed and the number of the epoch alone, never on the number of
+ranks: a global batch is composed first and distributed afterwards (``packing.py``).
 
-The endless stream of training samples, and what it draws them from.
-
-What an epoch holds depends on the seed and its number alone, never on ranks: a global batch is
-composed first, then split.
-
-Groups of utterances of one voice that become one sample (see ``Concatenation``).
+:class:`UtteranceDataset` has the utterances of code arrays. :class:`Concatenator` groups utterances
+of one voice into one sample. Codes, text ids and samples stay on disk, memory-mapped.
+``mixture.py`` has the datasets of texts, of pretraining windows, and of several datasets.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import polars as pl
@@ -26,23 +26,20 @@ from tts_assets.arrays.arrays import CodeTable, Split
 from tts_assets.core.accounting import SetAside
 from tts_assets.sft.config import Concatenation, SftRecipe
 from tts_assets.speechlm.prompts import NO_IDS, PromptFormat
-from tts_assets.speechlm.tokenizer import tokenizer_digest
 from tts_assets.speechlm.tokens import DESCRIBED, TextIds, read_text_ids, text_ids
-
-if TYPE_CHECKING:
-    pass
+from tts_assets.speechlm.vocabulary import tokenizer_digest
 
 Ints = NDArray[np.int64]
-Group = tuple[int, ...]  # items of a pool that make one sample
-EPOCH, DROPOUT = 1, 2  # streams of random numbers below one seed
+Group = tuple[int, ...]  # items of a dataset that make one sample
+EPOCH, DROPOUT = 1, 2  # independent random streams of one seed
 
 
 class DataError(ValueError):
-    """Data that leaves nothing to train on, or does not fit; the message names the remedy."""
+    """The data leaves nothing to train on. The message says how to fix it."""
 
 
 class TrainingSample(NamedTuple):
-    """Items (indices into a pool) that make one sample, and its place in the stream."""
+    """The items of one sample, and its position in the stream: epoch and number in the epoch."""
 
     items: Group
     epoch: int
@@ -51,12 +48,12 @@ class TrainingSample(NamedTuple):
 
 @dataclass(frozen=True)
 class Encoded:
-    """One sample as token ids, n of them.
+    """One sample of n tokens.
 
-    ``inputs`` and ``targets`` (n - 1,): the target of position i is token i + 1. ``first`` is the
-    first position whose target counts; ``turns`` are the ranges of positions whose targets count,
-    where not all from ``first`` on do. The positions from ``text[0]`` up to ``text[1]`` predict a
-    prompt's text and its ``<|text_prompt_end|>``.
+    ``inputs`` and ``targets`` have the shape (n - 1,); the target of position i is token i + 1.
+    ``first`` is the first position whose target is in the loss. ``turns`` are the ranges of such
+    positions where not all from ``first`` on are. The positions from ``text[0]`` up to ``text[1]``
+    predict the text of a prompt and its ``<|text_prompt_end|>``.
     """
 
     inputs: Ints
@@ -67,15 +64,15 @@ class Encoded:
 
     @property
     def spans(self) -> tuple[tuple[int, int], ...]:
-        """The ranges of positions whose targets count."""
+        """The ranges of positions whose targets are in the loss."""
         return self.turns or ((self.first, len(self.inputs)),)
 
 
 class SampleDataset(Protocol):
-    """One split of all that a recipe trains on, as numbered items: utterances, windows, texts.
+    """One split of the data of a recipe, as numbered items: utterances, windows or texts.
 
-    ``sources`` names where items are from: the speech of each corpus first, in the recipe's order.
-    ``dropped`` are those that cannot be trained on, most of them since they do not fit.
+    ``sources`` are the names of the sources of items: the speech of each corpus first, in the order
+    of the recipe. ``dropped`` are items that cannot be trained on, mostly because of their length.
     """
 
     sources: list[str]
@@ -84,44 +81,46 @@ class SampleDataset(Protocol):
     def __len__(self) -> int: ...
 
     def length(self, items: Group) -> int:
-        """Tokens of the sample that these items make."""
+        """The number of tokens of the sample that these items make."""
 
     def source(self, item: int) -> int:
-        """The number of its source."""
+        """The number of the item's source."""
 
     def identity(self, item: int) -> str:
-        """What a person finds it by."""
+        """The name of an item in messages."""
 
-    def encode(
-        self, sample: TrainingSample, code_dropout: float = 0.0, seed: int = 0
-    ) -> Encoded: ...
+    def encode(self, sample: TrainingSample, code_dropout: float = 0.0, seed: int = 0) -> Encoded:
+        """The token ids of a sample. Up to ``code_dropout`` of its input codes are hidden."""
 
     def groups(
         self, recipe: SftRecipe, token_rate: float, epoch: int, random: np.random.Generator
     ) -> list[Group]:
-        """What the samples of one epoch are made of, in any order."""
+        """The items of each sample of one epoch, in any order. ``token_rate``: codes a second."""
 
 
 def too_long(identity: str, tokens: int) -> SetAside:
-    """An item that does not fit. It is left out whole: speech cut short would teach the model to
-    stop early."""
+    """The record of an item that exceeds ``max_seq_len``.
+
+    It is left out as a whole: truncated speech would teach the model to stop early.
+    """
     return SetAside(identity, "longer than max_seq_len", f"{tokens} tokens")
 
 
 def plan_epoch(
-    pool: SampleDataset, recipe: SftRecipe, token_rate: float, epoch: int
+    dataset: SampleDataset, recipe: SftRecipe, token_rate: float, epoch: int
 ) -> list[TrainingSample]:
     """All samples of one epoch, in training order."""
     random = np.random.default_rng([recipe.seed, EPOCH, epoch])
-    groups = pool.groups(recipe, token_rate, epoch, random)
+    groups = dataset.groups(recipe, token_rate, epoch, random)
     order = random.permutation(len(groups))
     return [TrainingSample(groups[i], epoch, number) for number, i in enumerate(order)]
 
 
 def drawn_epochs(members: Ints, weight: float, random: np.random.Generator) -> list[Ints]:
-    """``weight`` epochs of all members: whole passes, and a random part for the fraction.
+    """``weight`` passes over all members: whole passes, and a random part for the fraction.
 
-    Of 3 members with a weight of 0.1 one is drawn in 3 of 10 epochs: rounded, it were none.
+    The size of the random part is rounded at random: of 3 members with the weight 0.1, one is drawn
+    in 3 of 10 epochs. Rounding down would never draw any.
     """
     passes = int(weight)
     wanted = (weight - passes) * len(members)
@@ -130,28 +129,29 @@ def drawn_epochs(members: Ints, weight: float, random: np.random.Generator) -> l
 
 
 class SampleStream:
-    """Endless training samples; ``(epoch, offset)`` is its whole state."""
+    """Endless batches of training samples. ``(epoch, offset)`` is the whole state."""
 
     def __init__(
         self,
-        pool: SampleDataset,
+        dataset: SampleDataset,
         recipe: SftRecipe,
         token_rate: float,
         epoch: int = 0,
         offset: int = 0,
     ) -> None:
-        if not len(pool):
+        """Raises :class:`DataError` if ``dataset`` is empty."""
+        if not len(dataset):
             raise DataError("no training sample is left; see set_aside.jsonl for the reasons")
-        self.pool, self.recipe, self.token_rate = pool, recipe, token_rate
+        self.dataset, self.recipe, self.token_rate = dataset, recipe, token_rate
         self.epoch, self.offset = epoch, offset
 
     @cached_property
     def plan(self) -> list[TrainingSample]:
-        """The samples of the present epoch, made when the first is asked for."""
-        return plan_epoch(self.pool, self.recipe, self.token_rate, self.epoch)
+        """The samples of the current epoch, composed on first access."""
+        return plan_epoch(self.dataset, self.recipe, self.token_rate, self.epoch)
 
     def batch(self) -> list[TrainingSample]:
-        """The next samples, up to ``batch_tokens`` tokens (one sample at least)."""
+        """The next global batch: up to ``batch_tokens`` tokens, at least one sample."""
         samples: list[TrainingSample] = []
         tokens = 0
         while True:
@@ -159,7 +159,7 @@ class SampleStream:
                 self.epoch, self.offset = self.epoch + 1, 0
                 del self.plan
             sample = self.plan[self.offset]
-            tokens += self.pool.length(sample.items)
+            tokens += self.dataset.length(sample.items)
             if samples and tokens > self.recipe.batch_tokens:
                 return samples
             samples.append(sample)
@@ -167,28 +167,28 @@ class SampleStream:
 
 
 class Concatenator:
-    """Makes groups of utterances of one voice within the limits of a recipe."""
+    """Groups utterances of one voice within the limits of a recipe (see ``Concatenation``)."""
 
     def __init__(
         self,
-        pool: UtteranceDataset,
+        dataset: UtteranceDataset,
         config: Concatenation,
         max_seq_len: int,
         token_rate: float,
         random: np.random.Generator,
     ) -> None:
-        self.pool, self.config, self.random = pool, config, random
+        self.dataset, self.config, self.random = dataset, config, random
         self.max_seq_len = max_seq_len
         self.max_codes = int(config.max_seconds * token_rate)
         self.short_codes = int(config.short_seconds * token_rate)
 
-    def join(self, utterances: Ints) -> list[Group]:
-        """Partition ``utterances`` into groups, in their order within each voice."""
+    def groups(self, utterances: Ints) -> list[Group]:
+        """Partition ``utterances`` into groups. The order within each voice is kept."""
         open_groups: dict[int, list[int]] = {}
         wanted: dict[int, int] = {}
         groups: list[Group] = []
         for utterance in map(int, utterances):
-            voice = int(self.pool.voice_of[utterance])
+            voice = int(self.dataset.voice_of[utterance])
             group = open_groups.setdefault(voice, [])
             if group and (len(group) >= wanted[voice] or not self._fits(group, utterance)):
                 groups.append(tuple(group))
@@ -199,14 +199,13 @@ class Concatenator:
         return groups + [tuple(group) for group in open_groups.values() if group]
 
     def short_groups(self, utterances: Ints, others: int) -> list[Group]:
-        """Additional groups of the short ones of an epoch's ``utterances``, for ``others`` groups
-        of all kinds."""
+        """Additional groups of short ``utterances`` of an epoch with ``others`` other groups."""
         share = self.config.short_share
-        short = utterances[self.pool.code_counts[utterances] <= self.short_codes]
+        short = utterances[self.dataset.code_counts[utterances] <= self.short_codes]
         count = round(others * share / (1 - share))
         if not len(short):
             return []
-        voices = self.pool.voice_of[short]
+        voices = self.dataset.voice_of[short]
         members = {voice: short[voices == voice] for voice in np.unique(voices)}
         return [self._short_group(members[voice]) for voice in self.random.choice(voices, count)]
 
@@ -222,16 +221,17 @@ class Concatenator:
         return tuple(group)
 
     def _fits(self, group: list[int], utterance: int) -> bool:
-        codes = int(self.pool.code_counts[[*group, utterance]].sum())
+        codes = int(self.dataset.code_counts[[*group, utterance]].sum())
         whole = (*group, utterance)
-        return codes <= self.max_codes and self.pool.length(whole) <= self.max_seq_len
+        return codes <= self.max_codes and self.dataset.length(whole) <= self.max_seq_len
 
 
 class UtteranceDataset:
-    """All utterances of one split of several corpora that fit into ``max_seq_len``.
+    """The utterances of one split of several corpora that fit into ``max_seq_len`` tokens.
 
-    ``tokens`` holds, by corpus, the folder of its ``token_arrays``; a corpus without texts of this
-    tokenizer there is tokenized now, to the same ids. ``dropped`` are utterances that do not fit.
+    ``folders`` and ``tokens`` are the folders of ``code_arrays`` and ``token_arrays`` by corpus. A
+    corpus without texts of this tokenizer there is tokenized now, to the same ids. ``dropped`` are
+    utterances that are too long.
     """
 
     def __init__(
@@ -246,14 +246,16 @@ class UtteranceDataset:
         self._end = np.array([prompts.vocabulary.speech_end])
         self.corpora = self.sources = list(folders)
         self.tables = [CodeTable.of_split(folder, split) for folder in folders.values()]
-        places = [(tokens or {}).get(corpus) for corpus in self.corpora]
-        self.texts = find_texts(self.tables, places, split, prompts)
+        token_folders = [(tokens or {}).get(corpus) for corpus in self.corpora]
+        self.texts = find_texts(self.tables, token_folders, split, prompts)
         lengths = [self._tokens(c) for c in range(len(self.tables))]
         fits = [np.flatnonzero(own <= max_seq_len) for own in lengths]
         self.corpus_of = np.repeat(np.arange(len(fits)), [len(rows) for rows in fits])
-        self.row_of: Ints = _joined(fits)
-        # Tokens of the sample that each utterance makes by itself, and what it adds to another.
-        self.alone: Ints = _joined([own[rows] for own, rows in zip(lengths, fits, strict=True)])
+        self.row_of: Ints = _concatenated(fits)
+        # Tokens of the sample of one utterance alone, and the tokens it adds to a group.
+        self.alone: Ints = _concatenated(
+            [own[rows] for own, rows in zip(lengths, fits, strict=True)]
+        )
         self.code_counts: Ints = self._of_utterances([np.diff(t.bounds) for t in self.tables])
         self.added: Ints = self.code_counts + self._of_utterances(
             [texts.later.lengths for texts in self.texts]
@@ -268,7 +270,7 @@ class UtteranceDataset:
         return len(self.row_of)
 
     def _tokens(self, corpus: int) -> Ints:
-        """Tokens of the sample that each utterance of a corpus makes by itself, (rows,)."""
+        """Tokens of the sample of each utterance of a corpus alone, shape (rows,)."""
         texts = self.texts[corpus]
         described = texts.description.lengths
         plain = len(self.prompts.head(NO_IDS))
@@ -277,28 +279,30 @@ class UtteranceDataset:
         return head + texts.text.lengths + np.diff(self.tables[corpus].bounds) + 1
 
     def _of_utterances(self, columns: Sequence[Ints]) -> Ints:
-        """A number a row of each table -> a number an utterance."""
+        """From one number per row of each table to one number per utterance."""
         rows = (self.row_of[self.corpus_of == c] for c in range(len(columns)))
-        return _joined([column[own] for column, own in zip(columns, rows, strict=True)])
+        return _concatenated([column[own] for column, own in zip(columns, rows, strict=True)])
 
     def sample(self, utterance: int) -> dict[str, Any]:
-        """The sample of an utterance, parsed now."""
+        """The fields of an utterance, parsed on each call."""
         corpus, row = self._at(utterance)
         return self.tables[corpus].sample(row)
 
     def source(self, utterance: int) -> int:
-        """The number of its corpus."""
+        """The number of the utterance's corpus."""
         return int(self.corpus_of[utterance])
 
     def identity(self, utterance: int) -> str:
+        """The utterance's id."""
         return str(self.sample(utterance)["id"])
 
     def transcript(self, utterance: int) -> str:
+        """The utterance's transcript."""
         return str(self.sample(utterance)["transcript"])
 
     @cached_property
     def voice_of(self) -> Ints:
-        """A number a voice: utterances are joined only within one corpus, speaker, description."""
+        """The number of each utterance's voice: its corpus, speaker and description together."""
         names = ("speaker_id", *DESCRIBED)
         keys = pl.concat(
             [
@@ -311,18 +315,21 @@ class UtteranceDataset:
         return numbered["voice"].cast(pl.Int64).to_numpy()
 
     def length(self, utterances: Group) -> int:
-        """Tokens of the sample that these utterances make."""
+        """The number of tokens of the sample that these utterances make."""
         length = int(self.alone[utterances[0]])
         return length + sum(int(self.added[u]) for u in utterances[1:])
 
     def encode(self, sample: TrainingSample, code_dropout: float = 0.0, seed: int = 0) -> Encoded:
-        """Token ids of a sample. Up to ``code_dropout`` of its input codes become padding tokens:
-        of each sample a share between 0 and that, drawn from ``seed`` and the sample's place."""
-        (corpus, row), *rest = places = [self._at(utterance) for utterance in sample.items]
+        """The token ids of a sample.
+
+        A share of the input codes is replaced by the padding token. The share of each sample is
+        drawn between 0 and ``code_dropout``, from ``seed`` and the sample's position in the stream.
+        """
+        (corpus, row), *rest = rows = [self._at(utterance) for utterance in sample.items]
         texts = [self.texts[corpus].text[row], *(self.texts[c].later[r] for c, r in rest)]
         text = np.concatenate(texts) if rest else texts[0]
         head = self.prompts.head(text, self.texts[corpus].description[row])
-        codes = [self.tables[c][r] for c, r in places]
+        codes = [self.tables[c][r] for c, r in rows]
         ids = self.prompts.vocabulary.ids(np.concatenate(codes) if rest else codes[0])
         clean = np.concatenate([head, ids, self._end])
         inputs = clean[:-1]
@@ -338,38 +345,41 @@ class UtteranceDataset:
     def groups(
         self, recipe: SftRecipe, token_rate: float, epoch: int, random: np.random.Generator
     ) -> list[Group]:
-        """Single utterances, or groups of one voice where the recipe concatenates."""
+        """Single utterances, or groups of one voice where the recipe concatenates them."""
         parts: list[Ints] = []
         for corpus, name in enumerate(self.corpora):
             members = np.flatnonzero(self.corpus_of == corpus)
             parts += drawn_epochs(members, recipe.corpora[name], random)
-        utterances = random.permutation(_joined(parts))
+        utterances = random.permutation(_concatenated(parts))
         if recipe.concatenate is None:
             return [(int(u),) for u in utterances]
         config = recipe.concatenate.in_epoch(epoch)
-        joiner = Concatenator(self, config, recipe.max_seq_len, token_rate, random)
-        groups = joiner.join(utterances)
-        return groups + joiner.short_groups(np.sort(utterances), len(groups))
+        concatenator = Concatenator(self, config, recipe.max_seq_len, token_rate, random)
+        groups = concatenator.groups(utterances)
+        return groups + concatenator.short_groups(np.sort(utterances), len(groups))
 
     def _at(self, utterance: int) -> tuple[int, int]:
-        """Its corpus and its row there."""
+        """The number of an utterance's corpus, and its row there."""
         return int(self.corpus_of[utterance]), int(self.row_of[utterance])
 
 
 def find_texts(
-    tables: Sequence[CodeTable], places: Sequence[Path | None], split: Split, prompts: PromptFormat
+    tables: Sequence[CodeTable], folders: Sequence[Path | None], split: Split, prompts: PromptFormat
 ) -> list[TextIds]:
-    """The texts of each table: read where ``token_arrays`` has them of this tokenizer, or else
-    tokenized now."""
-    digest = tokenizer_digest(prompts.tokenizer) if any(places) else ""
+    """The text ids of each table.
+
+    They are read from the folder of ``token_arrays`` if it has them for this tokenizer, and
+    tokenized now otherwise.
+    """
+    digest = tokenizer_digest(prompts.tokenizer) if any(folders) else ""
     found = []
-    for table, place in zip(tables, places, strict=True):
-        if place is not None and (place / digest).is_dir():
-            found.append(read_text_ids(table, place / digest, split))
+    for table, folder in zip(tables, folders, strict=True):
+        if folder is not None and (folder / digest).is_dir():
+            found.append(read_text_ids(table, folder / digest, split))
         else:
             found.append(text_ids(table, prompts))
     return found
 
 
-def _joined(parts: Sequence[Ints]) -> Ints:
+def _concatenated(parts: Sequence[Ints]) -> Ints:
     return np.concatenate([np.empty(0, dtype=np.int64), *parts])

@@ -1,12 +1,12 @@
-"""The dataset card of a recipe: all that it is trained on, told by source, with warnings.
+"""The dataset card of a recipe, and the assessment of over-fitting.
 
-Read from the samples of the code arrays.
+:func:`read_card` reads the samples of the code arrays of each corpus. :func:`warnings` lists
+properties of the data that can harm the voice. :func:`markdown` writes both.
 
-Whether a model has learnt its recordings by heart, said from the losses of its run.
-
-The gap is the validation loss minus the training loss around the same step. Alone it says little:
-a small corpus always has one. Over-fitting is a validation loss that rises again while training
-still falls; what was published is then looked at: the best weights, or the last.
+:func:`assess_fit` assesses a training from the losses of its ``metrics.jsonl``. The gap is the
+validation loss minus the training loss before the same step. The gap alone says little, because a
+small corpus always has one. A model over-fits if its validation loss rises while its training loss
+still falls.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from tts_assets.arrays.arrays import SPLITS
 from tts_assets.corpora.segments.result import LENGTHS, QUESTION, QUESTION_MARKS
 from tts_assets.sft.config import FORGOTTEN
 
-FEW_MINUTES, SOME_MINUTES = 10.0, 30.0
-NOISY_DNSMOS = 2.5  # P.835 overall, mean of a source
-UNBALANCED = 10.0  # times as many minutes in one source as in another, after its weight
+FEW_MINUTES, SOME_MINUTES = 10.0, 30.0  # of speech: the thresholds of the warnings
+NOISY_DNSMOS = 2.5  # DNSMOS P.835 overall, mean of a source
+UNBALANCED = 10.0  # ratio of the weighted minutes of two sources
 UNTAGGED = "none"
 SCHEMA = {
     "duration": pl.Float64,
@@ -36,9 +36,10 @@ SCHEMA = {
 
 @dataclass(frozen=True)
 class SourceCard:
-    """One corpus of a recipe: ``weight`` in epochs, ``dnsmos`` the mean of those that have one.
+    """The statistics of one corpus of a recipe.
 
-    Clips by length category, ``questions`` once more; by speaker, style and emotion.
+    ``weight`` is in epochs. ``lengths``, ``speakers``, ``styles`` and ``emotions`` are numbers of
+    clips. ``dnsmos`` is the mean over the clips that have a score; None if none has.
     """
 
     weight: float
@@ -53,16 +54,17 @@ class SourceCard:
 
     @property
     def minutes(self) -> float:
+        """Minutes of speech, without the weight."""
         return self.seconds / 60
 
 
 def read_card(folders: Mapping[str, Path], weights: Mapping[str, float]) -> dict[str, SourceCard]:
-    """The card of each corpus: training and validation samples together."""
+    """The statistics of each corpus, over training and validation samples."""
     return {name: read_source(folders[name], weight) for name, weight in weights.items()}
 
 
 def read_source(folder: Path, weight: float) -> SourceCard:
-    """One corpus from its ``code_arrays``."""
+    """The statistics of a corpus from the folder of its ``code_arrays``."""
     files = [folder / f"{split}_samples.jsonl" for split in SPLITS]
     scans = [pl.scan_ndjson(file, schema=SCHEMA) for file in files if file.stat().st_size]
     rows = pl.concat(scans).collect(engine="streaming")
@@ -87,53 +89,55 @@ def read_source(folder: Path, weight: float) -> SourceCard:
 
 
 def _tags(column: pl.Series) -> dict[str, int]:
-    """How often each value comes, the most frequent first; ties by name."""
+    """The count of each value, the most frequent first; ties are sorted by name."""
     named = column.fill_null("").replace("", UNTAGGED).rename("tag")
     counts = named.value_counts().sort(["count", "tag"], descending=[True, False])
     return dict(counts.iter_rows())
 
 
 def warnings(card: Mapping[str, SourceCard]) -> list[str]:
-    """What may spoil the voice, and what to do about it."""
+    """Properties of the data that can harm the voice, each with a remedy."""
     found = []
     minutes = sum(source.minutes for source in card.values())
     if minutes < FEW_MINUTES:
         found.append(
-            f"{minutes:.1f} minutes are few: below {FEW_MINUTES:g} the voice is recognizable and "
-            "its melody is not. Record more, or train few steps at a low rate from a good base."
+            f"{minutes:.1f} minutes are few: below {FEW_MINUTES:g} the voice is recognizable, but "
+            "its intonation is not. Record more, or train few steps at a low rate from a good base."
         )
     elif minutes < SOME_MINUTES:
         found.append(
-            f"{minutes:.1f} minutes do for a voice that reads; from {SOME_MINUTES:g} on it can "
-            "hold longer sentences, too."
+            f"{minutes:.1f} minutes do for a voice that reads; {SOME_MINUTES:g} minutes or more "
+            "also allow longer sentences."
         )
     found += one_manner(card)
     for name, source in card.items():
         if source.dnsmos is None:
             found.append(
                 f"The noise of {name} was not measured: set filters.min_dnsmos = {NOISY_DNSMOS}, "
-                "which leaves out what is noisy, too."
+                "which measures it and leaves out noisy clips."
             )
         if source.dnsmos is not None and source.dnsmos < NOISY_DNSMOS:
             found.append(
-                f"{name} is noisy: DNSMOS {source.dnsmos:.2f}. The model learns the noise, too: "
+                f"{name} is noisy: DNSMOS {source.dnsmos:.2f}. The model also learns the noise: "
                 f"set filters.min_dnsmos = {NOISY_DNSMOS}, or record in a quieter room."
             )
         if not source.questions:
-            found.append(f"{name} has no questions: they will sound like statements.")
+            found.append(
+                f"{name} has no questions: synthesized questions will sound like statements."
+            )
     found += unbalanced(card)
     return found
 
 
 def one_manner(card: Mapping[str, SourceCard]) -> list[str]:
-    """Whether all samples have the same style and emotion, or say none."""
+    """A warning if all samples have the same style and emotion, or none has any."""
     styles = {tag for source in card.values() for tag in source.styles}
     emotions = {tag for source in card.values() for tag in source.emotions}
     if len(styles) > 1 or len(emotions) > 1:
         return []
     if styles == emotions == {UNTAGGED}:
         return [
-            "No sample says its style or emotion: the model will speak in one manner. Tag them "
+            "No sample has a style or an emotion: the model will speak in one manner. Tag them "
             "in the corpus (style, emotion) if there are several."
         ]
     return [
@@ -143,7 +147,7 @@ def one_manner(card: Mapping[str, SourceCard]) -> list[str]:
 
 
 def unbalanced(card: Mapping[str, SourceCard]) -> list[str]:
-    """Whether one source drowns another, each counted as often as it is seen in an epoch."""
+    """A warning if an epoch has far more speech of one source than of another."""
     seen = {name: source.minutes * source.weight for name, source in card.items()}
     least, most = min(seen, key=seen.__getitem__), max(seen, key=seen.__getitem__)
     if seen[least] <= 0 or seen[most] / seen[least] < UNBALANCED:
@@ -156,7 +160,7 @@ def unbalanced(card: Mapping[str, SourceCard]) -> list[str]:
 
 
 def markdown(card: Mapping[str, SourceCard]) -> str:
-    """The card as tables, the warnings below."""
+    """The card as a Markdown table, with the warnings below."""
     head = ["source", "epochs", "samples", "minutes", *LENGTHS, QUESTION, "speakers", "DNSMOS"]
     lines = [_row(head), _row(["---", *["---:"] * (len(head) - 1)])]
     for name, source in card.items():
@@ -167,17 +171,17 @@ def markdown(card: Mapping[str, SourceCard]) -> str:
             _row([name, *numbers, f"{source.questions}", f"{len(source.speakers)}", score])
         )
     for what in ("styles", "emotions"):
-        told = {name: getattr(source, what) for name, source in card.items()}
-        if any(set(counts) - {UNTAGGED} for counts in told.values()):
-            lines += ["", f"**{what.capitalize()}**: " + _counts(told)]
+        tags = {name: getattr(source, what) for name, source in card.items()}
+        if any(set(counts) - {UNTAGGED} for counts in tags.values()):
+            lines += ["", f"**{what.capitalize()}**: " + _counts(tags)]
     lines += ["", *(f"- ⚠ {warning}" for warning in warnings(card))]
     return "\n".join(lines) + "\n"
 
 
-def _counts(told: Mapping[str, Mapping[str, int]]) -> str:
+def _counts(tags: Mapping[str, Mapping[str, int]]) -> str:
     return "; ".join(
         f"{name}: " + ", ".join(f"{tag} {count}" for tag, count in counts.items())
-        for name, counts in told.items()
+        for name, counts in tags.items()
     )
 
 
@@ -185,20 +189,24 @@ def _row(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-Word = Literal["learning", "settled", "over-fitted", "not validated", "not trained"]
-RISE = 0.02  # of the lowest validation loss: above this it rose, below it is noise
-FALL = 0.02  # of the loss two validations ago: above this the run had not settled
-AROUND = 0.05  # of all steps: training losses are averaged over as many before a validation
-SETTLED = "The validation loss has settled: more steps bring little."
+Fit = Literal["learning", "settled", "over-fitted", "not validated", "not trained"]
+RISE = 0.02  # relative to the lowest validation loss; a smaller rise is noise
+FALL = 0.02  # relative to the loss two validations ago; a larger fall means the run has not settled
+WINDOW = 0.05  # share of all steps over which training losses before a validation are averaged
+SETTLED = "The validation loss has settled: more steps improve it little."
 LEARNING = "The validation loss still falls: train longer."
 
 
 @dataclass(frozen=True)
 class FitAssessment:
-    """``gap`` and ``rise`` in nats a token; ``rise`` from the lowest validation to the last."""
+    """The fit of a training, with an explanation.
 
-    word: Word
-    sentence: str
+    ``gap`` is the last validation loss minus the training loss, ``rise`` the last validation loss
+    minus the lowest; both in nats a token.
+    """
+
+    fit: Fit
+    explanation: str
     gap: float | None = None
     rise: float | None = None
 
@@ -206,17 +214,15 @@ class FitAssessment:
 def assess_fit(
     records: Sequence[Mapping[str, float]], exported: Literal["best", "last"]
 ) -> FitAssessment:
-    """Of the lines of a ``metrics.jsonl``."""
+    """The assessment from the lines of a ``metrics.jsonl``; ``exported``: the published weights."""
     every = [r for r in records if "val_loss" in r]
     trained = [(int(r["step"]), r["loss"]) for r in records if "loss" in r]
     validated = [(int(r["step"]), r["val_loss"]) for r in every if r["step"]]
     if not trained:
         return FitAssessment("not trained", "This is the base as it is: steps = 0.")
     if not validated:
-        return FitAssessment(
-            "not validated", "There was no validation: give the corpora a share of it."
-        )
-    # The best is one that forgets no source; without such, that before the first step.
+        return FitAssessment("not validated", "There was no validation: set validation.fraction.")
+    # The best validation is one that forgets no source; otherwise the one before the first step.
     good = [(int(r["step"]), r["val_loss"]) for r in every if not r.get(FORGOTTEN)]
     good = [at for at in good if at[0]] or good
     best_step, lowest = min(good, key=lambda at: at[1])
@@ -231,8 +237,8 @@ def assess_fit(
 
 
 def train_loss(trained: Sequence[tuple[int, float]], step: int) -> float:
-    """The mean training loss in the steps before a validation."""
-    window = max(1, round(AROUND * trained[-1][0]))
+    """The mean training loss in the steps up to ``step``; ``trained``: pairs of step and loss."""
+    window = max(1, round(WINDOW * trained[-1][0]))
     losses = [loss for at, loss in trained if step - window < at <= step]
     return sum(losses) / len(losses) if losses else trained[0][1]
 
@@ -245,5 +251,5 @@ def _over_fitted(best_step: int, rise: float, exported: Literal["best", "last"])
     )
     return (
         f"Over-fitted: the validation loss was lowest after step {best_step} and rose by "
-        f"{rise:.3f} while training went on falling. {published}"
+        f"{rise:.3f} while the training loss still fell. {published}"
     )

@@ -1,17 +1,16 @@
-"""Texts that are trained on beside speech: conversations, whose answers count, and plain ones.
+"""The dataset of a recipe, with texts, pretraining windows and mixtures of datasets.
 
-Windows of token streams: what a pretraining recipe trains on.
+:func:`open_dataset` opens what a recipe trains on: utterances and texts (fine-tuning), or windows
+of token streams (pretraining).
 
-Window ``k`` of a stream predicts its tokens ``k L + 1`` to ``(k + 1) L`` from those before, L being
-``max_seq_len``: every token is predicted once but the stream's first. The rest behind the last
-whole window is a shorter one, so that nothing is left out, and no utterance is too long.
+:class:`TextDataset` has conversations, whose answers are trained on, and plain texts.
 
-Several pools as one.
+:class:`WindowDataset` has windows of token streams. With L = ``max_seq_len``, window k predicts the
+tokens k L + 1 to (k + 1) L of a stream from the tokens before them. Every token but the first of a
+stream is predicted once. The last window of a stream is shorter, so no utterance is too long or
+left out.
 
-What a program's recipe trains on, opened: utterances and texts to fine-tune on, or windows of
-both to pretrain on.
-
-Tags such as ``<laugh>`` in transcripts: tokens of their own, or spelled out as text.
+:class:`MixtureDataset` concatenates datasets.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from transformers import PreTrainedTokenizerBase
 from tts_assets.arrays.arrays import ArrayError, CodeTable, Split
 from tts_assets.arrays.files import Bytes, map_lines
 from tts_assets.core.accounting import SetAside
-from tts_assets.core.program import Run
+from tts_assets.core.training import rank
 from tts_assets.sft.config import TRANSCRIPTS, SftProgram, SftRecipe
 from tts_assets.sft.dataset import (
     DataError,
@@ -44,15 +43,15 @@ from tts_assets.sft.dataset import (
 )
 from tts_assets.speechlm.chats import ChatIds, tokenize_texts
 from tts_assets.speechlm.prompts import PromptFormat
-from tts_assets.speechlm.tokenizer import tokenizer_digest
 from tts_assets.speechlm.tokens import Rows, read_pretraining
-from tts_assets.speechlm.vocabulary import NONVERBALS
+from tts_assets.speechlm.vocabulary import NONVERBALS, tokenizer_digest
 
 
 class TextFile:
-    """One split of a source: its ids, and the samples they were made from."""
+    """One split of a text source: its token ids, and the samples they were made from."""
 
     def __init__(self, name: str, ids: Path, samples: Path, split: Split) -> None:
+        """Raises :class:`ArrayError` if the ids in ``ids`` are of other samples."""
         self.name, self.samples = name, samples / f"{split}_samples.jsonl"
         self.chats = ChatIds(ids, split)
         if len(self._lines[1]) - 1 != len(self.chats.rows):
@@ -63,6 +62,7 @@ class TextFile:
         return map_lines(self.samples)
 
     def identity(self, row: int) -> str:
+        """The source's name and the sample's id."""
         text, bounds = self._lines
         sample = json.loads(text[bounds[row] : bounds[row + 1]].tobytes())
         return f"{self.name}: {sample['id']}"
@@ -75,7 +75,7 @@ class TextFile:
 
 
 class TextDataset:
-    """All samples of one split that fit into ``max_seq_len``."""
+    """The samples of one split of text sources that fit into ``max_seq_len`` tokens."""
 
     def __init__(self, files: Mapping[str, TextFile], max_seq_len: int) -> None:
         self.sources = list(files)
@@ -97,18 +97,21 @@ class TextDataset:
         return self.files[self.file_of[item]], int(self.row_of[item])
 
     def length(self, items: Group) -> int:
+        """The number of tokens of the sample."""
         file, row = self._at(items[0])
         return int(file.chats.rows.lengths[row])
 
     def source(self, item: int) -> int:
+        """The number of the sample's source."""
         return int(self.file_of[item])
 
     def identity(self, item: int) -> str:
+        """The name of its source and its id."""
         file, row = self._at(item)
         return file.identity(row)
 
     def encode(self, sample: TrainingSample, code_dropout: float = 0.0, seed: int = 0) -> Encoded:
-        """Ids of a sample; there are no codes to drop."""
+        """The token ids of a sample. It has no codes, so ``code_dropout`` changes nothing."""
         file, row = self._at(sample.items[0])
         ids = file.chats.rows[row].astype(np.int64)
         counts = file.chats.learnt(row)[1:]
@@ -119,7 +122,7 @@ class TextDataset:
     def groups(
         self, recipe: SftRecipe, token_rate: float, epoch: int, random: np.random.Generator
     ) -> list[Group]:
-        """Single samples, by the weights of their sources."""
+        """Single samples, as often as the weight of their source says."""
         parts = [np.empty(0, dtype=np.int64)]
         for number, name in enumerate(self.sources):
             members = np.flatnonzero(self.file_of == number)
@@ -131,8 +134,8 @@ class TextDataset:
 class TokenStream:
     """Rows of token ids that are read as one stream.
 
-    ``source`` is the number of its source, ``weight`` its epochs (of text: relative to other
-    text), ``name`` what a row is found by.
+    ``source`` is the number of the stream's source. ``weight`` are epochs of speech; the weight of
+    text is relative to other text. ``name(row)`` is the name of a row in messages.
     """
 
     rows: Rows
@@ -142,14 +145,14 @@ class TokenStream:
     name: Callable[[int], str]
 
     def names(self, first: int, last: int) -> str:
-        """The rows from token ``first`` to token ``last``."""
+        """The names of the rows from token ``first`` to token ``last``."""
         rows = np.searchsorted(self.rows.bounds, [first, last], side="right") - 1
         names = [self.name(int(row)) for row in rows]
         return names[0] if rows[0] == rows[1] else " to ".join(names)
 
 
 class WindowDataset:
-    """All windows of the streams of one split, a pool whose items are single samples."""
+    """All windows of ``size`` tokens of the streams of one split. An item is one sample."""
 
     def __init__(
         self,
@@ -172,14 +175,16 @@ class WindowDataset:
         return len(self.starts)
 
     def length(self, items: Group) -> int:
+        """The number of predicted tokens of the window."""
         (window,) = items
         return int(self.lengths[window])
 
     def source(self, window: int) -> int:
+        """The number of the source of the window's stream."""
         return self.streams[self.stream_of[window]].source
 
     def identity(self, window: int) -> str:
-        """Source, place in its stream, and the first and last row."""
+        """The source, the position in the stream, and the first and last row."""
         stream = self.streams[self.stream_of[window]]
         first = int(self.starts[window])
         last = first + int(self.lengths[window])
@@ -187,6 +192,7 @@ class WindowDataset:
         return f"{where} ({stream.names(first, last)})"
 
     def encode(self, sample: TrainingSample, code_dropout: float = 0.0, seed: int = 0) -> Encoded:
+        """The token ids of a window. ``code_dropout`` is not applied."""
         (window,) = sample.items
         start = int(self.starts[window])
         end = start + int(self.lengths[window]) + 1
@@ -196,7 +202,7 @@ class WindowDataset:
     def groups(
         self, recipe: SftRecipe, token_rate: float, epoch: int, random: np.random.Generator
     ) -> list[Group]:
-        """Windows of speech by their weights, and text up to its share of all tokens."""
+        """Windows of speech by their weights, and of text up to its share of all tokens."""
         speech = self._drawn({n: s.weight for n, s in self._kind(is_text=False)}, random)
         text = {n: s.weight for n, s in self._kind(is_text=True)}
         share = recipe.pretraining.text_share if recipe.pretraining else 0.0
@@ -211,7 +217,7 @@ class WindowDataset:
         return [(n, s) for n, s in enumerate(self.streams) if s.is_text == is_text]
 
     def _tokens(self, weights: dict[int, float]) -> float:
-        """Tokens of some streams, each as often as its weight says."""
+        """The weighted number of tokens of some streams. Raises :class:`DataError` if it is 0."""
         tokens = np.bincount(self.stream_of, self.lengths, minlength=len(self.streams))
         total = sum(weight * tokens[number] for number, weight in weights.items())
         if not total:
@@ -229,7 +235,7 @@ class WindowDataset:
 
 
 class MixtureDataset:
-    """The items of all parts, numbered through; a sample is of one part."""
+    """Several datasets as one. Items are numbered consecutively; a sample has items of one."""
 
     def __init__(self, parts: Sequence[SampleDataset]) -> None:
         self.parts = parts
@@ -242,30 +248,35 @@ class MixtureDataset:
         return int(self.firsts[-1])
 
     def _at(self, items: Group) -> tuple[int, SampleDataset, Group]:
-        """The part of these items, its number, and their numbers in it."""
+        """The number of the part of these items, the part, and their numbers in the part."""
         number = int(np.searchsorted(self.firsts, items[0], side="right")) - 1
         first = int(self.firsts[number])
         return number, self.parts[number], tuple(item - first for item in items)
 
     def length(self, items: Group) -> int:
+        """The number of tokens of the sample."""
         _, part, own = self._at(items)
         return part.length(own)
 
     def source(self, item: int) -> int:
+        """The number of the item's source among the sources of all parts."""
         number, part, own = self._at((item,))
         return int(self.first_sources[number]) + part.source(own[0])
 
     def identity(self, item: int) -> str:
+        """The name of the item in its part."""
         _, part, own = self._at((item,))
         return part.identity(own[0])
 
     def encode(self, sample: TrainingSample, code_dropout: float = 0.0, seed: int = 0) -> Encoded:
+        """The token ids of a sample, from its part."""
         _, part, own = self._at(sample.items)
         return part.encode(sample._replace(items=own), code_dropout, seed)
 
     def groups(
         self, recipe: SftRecipe, token_rate: float, epoch: int, random: np.random.Generator
     ) -> list[Group]:
+        """The samples of an epoch of all parts."""
         return [
             tuple(item + int(first) for item in group)
             for part, first in zip(self.parts, self.firsts[:-1], strict=True)
@@ -273,12 +284,15 @@ class MixtureDataset:
         ]
 
 
-TEXT_FOLDER = "texts"  # of a run: the texts as token ids
+TEXT_FOLDER = "texts"  # in the run folder: the token ids of texts
 
 
 def open_dataset(program: SftProgram, prompts: PromptFormat, split: Split) -> SampleDataset:
-    """One split of all that the recipe trains on. Texts are tokenized into the run folder by the
-    first who asks; a restart finds them there."""
+    """One split of the data of the program's recipe.
+
+    Texts are tokenized into the run folder by the first rank; a restart reads them there. Raises
+    :class:`ArrayError` if ``token_arrays`` are missing or of other samples.
+    """
     recipe = program.recipe
     cache = program.run_dir / TEXT_FOLDER
     texts = {
@@ -293,20 +307,21 @@ def open_dataset(program: SftProgram, prompts: PromptFormat, split: Split) -> Sa
     return MixtureDataset([speech, TextDataset(texts, recipe.max_seq_len)]) if texts else speech
 
 
-def speech_of(pool: SampleDataset) -> UtteranceDataset | None:
-    """The utterances of a pool, each with its text; None where there are none."""
-    parts = pool.parts if isinstance(pool, MixtureDataset) else [pool]
+def utterances_of(dataset: SampleDataset) -> UtteranceDataset | None:
+    """The part of a dataset that has utterances with their texts; None if there is none."""
+    parts = dataset.parts if isinstance(dataset, MixtureDataset) else [dataset]
     return next((part for part in parts if isinstance(part, UtteranceDataset)), None)
 
 
 def open_texts(
     name: str, folder: Path, prompts: PromptFormat, cache: Path, split: Split
 ) -> TextFile:
+    """One split of the texts in ``folder``, tokenized below ``cache`` if necessary."""
     return TextFile(name, tokenize_texts(folder, prompts, cache), folder, split)
 
 
 def corpus_streams(program: SftProgram, prompts: PromptFormat, split: Split) -> list[TokenStream]:
-    """The speech of each corpus and, where text is mixed in, its transcripts."""
+    """The speech stream of each corpus and, with mixed-in text, the stream of its transcripts."""
     recipe = program.recipe
     digest = tokenizer_digest(prompts.tokenizer)
     streams = []
@@ -331,7 +346,7 @@ def corpus_streams(program: SftProgram, prompts: PromptFormat, split: Split) -> 
 
 
 def text_streams(program: SftProgram, texts: dict[str, TextFile]) -> list[TokenStream]:
-    """Each text source end to end."""
+    """One stream for each text source."""
     recipe = program.recipe
     return [
         TokenStream(
@@ -345,25 +360,27 @@ def text_streams(program: SftProgram, texts: dict[str, TextFile]) -> list[TokenS
     ]
 
 
-def tell_of_spelled_tags(
-    run: Run, folders: Mapping[str, Path], tokenizer: PreTrainedTokenizerBase
+def log_spelled_tags(
+    log: Callable[[str], None], folders: Mapping[str, Path], tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """Say, corpus by corpus, how many training transcripts have tags that are no tokens of
-    ``tokenizer``: the model would learn their letters."""
-    if not run.is_main or NONVERBALS[0] in tokenizer.get_vocab():
+    """Log, for each corpus, how many training transcripts have tags that are no single tokens.
+
+    A tag such as ``<laugh>`` that ``tokenizer`` does not have is trained on letter by letter.
+    """
+    if rank() or NONVERBALS[0] in tokenizer.get_vocab():
         return
     for corpus, folder in folders.items():
-        count = tagged(folder / "train_samples.jsonl")
+        count = count_tagged(folder / "train_samples.jsonl")
         if count:
-            run.note(
+            log(
                 f"{count} transcripts of {corpus} have tags such as {NONVERBALS[0]}, which are "
                 "spelled out letter by letter: the tokenizer has no such tokens. Write "
                 "vocabulary.nonverbals = true in the recipe where its base gets its vocabulary"
             )
 
 
-def tagged(samples: Path) -> int:
-    """Samples of a JSONL file whose transcript has a tag; the file is streamed."""
+def count_tagged(samples: Path) -> int:
+    """The number of samples of a JSONL file whose transcript has a tag. The file is streamed."""
     if not samples.stat().st_size:
         return 0
     texts = pl.scan_ndjson(samples, schema={"transcript": pl.String})

@@ -1,13 +1,6 @@
-"""The model as it is trained: where it starts, its attention and precision, its loss.
+"""The model in training: base, attention and precision, loss, LoRA adapters, and FLOPs.
 
-Model FLOPs of training, and what share of a GPU's they are (MFU).
-
-Forward and backward of a matrix of P elements cost 6 P a token, causal attention over n tokens
-6 n^2 a layer and feature (Chowdhery et al. 2022, PaLM, appendix B, halved for causality). The
-table of the loss is multiplied with the positions that count alone; padding counts nowhere. A
-frozen matrix needs no gradient of its own: 4 P.
-
-LoRA (Hu et al. 2022, arXiv 2106.09685): low-rank adapters beside frozen matrices, by peft.
+Shapes: T tokens of a packed row, N targets, H hidden size, V tokens of the vocabulary.
 """
 
 from __future__ import annotations
@@ -26,25 +19,24 @@ from tts_assets.sft.packing import Packed
 from tts_assets.speechlm.attention import SEGMENTS, segment_attention
 from tts_assets.speechlm.loss import summed_cross_entropy
 from tts_assets.speechlm.model import SpeechLM, build, input_table, output_table
-from tts_assets.speechlm.tokenizer import load_tokenizer
-from tts_assets.speechlm.vocabulary import SPEECH_START
+from tts_assets.speechlm.vocabulary import SPEECH_START, load_tokenizer
 
-Probe = Callable[[Tensor, Tensor, Tensor], None]  # hidden (N, H), table (V, H), targets (N,)
+Probe = Callable[[Tensor, Tensor, Tensor], None]  # of hidden (N, H), table (V, H), targets (N,)
 
 
 class SpeechLoss(nn.Module):
-    """The model with its loss: a packed row in, the cross-entropy of its N targets out."""
+    """The model with its loss: the cross-entropy of the N targets of a packed row."""
 
     def __init__(self, model: PreTrainedModel, bf16: bool) -> None:
         super().__init__()
         self.model = model
         self.bf16 = bf16
-        self.probe: Probe | None = None  # sees what a validation's loss is made from
+        self.probe: Probe | None = None  # called in evaluation with the inputs of the loss
 
     def forward(self, row: Packed) -> tuple[Tensor, Tensor]:
-        """The sum over the targets, float32 scalar, and each (N,) without a gradient.
+        """The sum over the targets (float32 scalar), and the loss of each (N,), without gradient.
 
-        In the sum, targets of text count ``row.text_scale`` times.
+        In the sum the losses of text targets are multiplied by ``row.text_scale``.
         """
         with torch.autocast(row.input_ids.device.type, torch.bfloat16, enabled=self.bf16):
             output = self.model.base_model(
@@ -77,10 +69,10 @@ def open_base(program: SftProgram) -> SpeechLM:
 
 
 def uses_bf16(recipe: SftRecipe, device: torch.device) -> bool:
-    """Whether matrices are multiplied in bfloat16; master weights stay float32.
+    """Whether matrices are multiplied in bfloat16. The weights stay float32.
 
-    On 2 cores with AVX512_BF16 a step of the embedded recipe takes half as long; without such
-    instructions it would take longer than in float32.
+    On 2 cores with AVX512_BF16 a step of the embedded recipe takes half the time of float32.
+    Without these instructions bfloat16 is slower than float32.
     """
     if recipe.precision != "auto":
         return recipe.precision == "bf16"
@@ -92,10 +84,10 @@ def uses_bf16(recipe: SftRecipe, device: torch.device) -> bool:
 def prepare(
     model: PreTrainedModel, dropout: float, recompute: bool = False, compiled: bool = False
 ) -> None:
-    """Attention over packed rows, with ``dropout`` of its weights while training.
+    """Set the attention over packed rows, with ``dropout`` of its weights in training.
 
-    ``recompute``: layers keep their inputs alone for the backward pass. ``compiled``: layers
-    through torch.compile, but for the attention, whose segments differ in every row.
+    With ``recompute`` layers keep only their inputs for the backward pass. With ``compiled`` layers
+    go through torch.compile. The attention does not, because its segments differ in every row.
     """
     model.set_attn_implementation(SEGMENTS)
     for module in model.modules():
@@ -110,7 +102,10 @@ def prepare(
 
 
 def layers_of(model: PreTrainedModel) -> list[nn.Module]:
-    """The repeated blocks, which transformers names as those that belong together."""
+    """The repeated blocks of the model, which transformers lists in ``_no_split_modules``.
+
+    Raises ValueError if the model lists none.
+    """
     names = set(model._no_split_modules or ())
     layers = [module for module in model.modules() if type(module).__name__ in names]
     if not layers:
@@ -118,7 +113,7 @@ def layers_of(model: PreTrainedModel) -> list[nn.Module]:
     return layers
 
 
-# Dense bfloat16, from the makers' data sheets, in FLOP/s.
+# Dense bfloat16 throughput from the data sheets of the manufacturers, in FLOP/s.
 PEAKS = {
     "A100": 312e12,
     "H100 PCIe": 756e12,
@@ -132,9 +127,16 @@ PEAKS = {
 
 
 class Flops:
-    """Counts for one architecture; made before its weights are shared out."""
+    """Model FLOPs of training, for the model FLOPs utilization (MFU).
+
+    Forward and backward pass of a matrix of P elements cost 6 P a token, causal attention over n
+    tokens 6 n^2 a layer and feature (Chowdhery et al. 2022, PaLM, appendix B, halved for
+    causality). The output matrix is multiplied at positions with targets only. Padding is not
+    counted. A frozen matrix needs no gradient for its weights: 4 P.
+    """
 
     def __init__(self, model: PreTrainedModel) -> None:
+        """``model``: before its weights are sharded."""
         layers = layers_of(model)
         self.matrices = sum(of_matrix(p) for m in layers for p in m.parameters() if p.ndim == 2)
         self.table = of_matrix(output_table(model))
@@ -143,19 +145,19 @@ class Flops:
         self.features = len(layers) * config.num_attention_heads * head
 
     def of(self, lengths: Iterable[int], targets: int) -> float:
-        """FLOPs of a step over samples of these ``lengths`` with ``targets`` in all."""
+        """FLOPs of a step over samples of these ``lengths``, with ``targets`` targets in total."""
         lengths = list(lengths)
         attention = 6.0 * self.features * sum(n * n for n in lengths)
         return self.matrices * sum(lengths) + self.table * targets + attention
 
 
 def of_matrix(matrix: Tensor) -> float:
-    """FLOPs of a step that a matrix costs a token."""
+    """Training FLOPs of a matrix per token."""
     return (6.0 if matrix.requires_grad else 4.0) * matrix.numel()
 
 
 def peak(device: torch.device) -> float | None:
-    """The device's dense bfloat16 FLOP/s; None where it is not known (any CPU)."""
+    """The dense bfloat16 FLOP/s of the device; None where they are not known (any CPU)."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
@@ -163,20 +165,21 @@ def peak(device: torch.device) -> float | None:
 
 
 def check_lora(recipe: SftRecipe) -> None:
-    """Raise :class:`ConfigError` where rows of new tokens would stay as they were drawn."""
+    """Raise :class:`ConfigError` if the embeddings of new tokens would stay random."""
     if recipe.lora is None or recipe.lora.embeddings or recipe.base.hub is None:
         return
     if SPEECH_START not in load_tokenizer(recipe.base.hub).get_vocab():
         raise ConfigError(
             f"{recipe.base.hub} has no speech vocabulary: its rows would be new, and lora alone "
-            "leaves them random. Write lora.embeddings = true, or begin with a base that speaks"
+            "leaves them random. Write lora.embeddings = true, or use a base that has speech tokens"
         )
 
 
 def adapt_lora(model: PreTrainedModel, config: Lora, seed: int) -> LoraModel:
-    """Freeze ``model`` and put adapters, drawn from ``seed``, beside matrices of its layers.
+    """Freeze ``model`` and add adapters with random weights from ``seed`` to its layers.
 
-    The names of its layers stay; that of an adapted one's weight gains ``.base_layer``.
+    Hu et al. 2022, LoRA, arXiv 2106.09685; implemented by peft. The names of layers do not change.
+    The name of the weight of an adapted layer gets the suffix ``.base_layer``.
     """
     settings = LoraConfig(
         r=config.rank,
@@ -194,7 +197,7 @@ def adapt_lora(model: PreTrainedModel, config: Lora, seed: int) -> LoraModel:
 
 
 def lora_targets(model: PreTrainedModel, config: Lora) -> list[str]:
-    """Full names of the layers' matrices that get adapters."""
+    """The full names of the matrices that get adapters. Raises :class:`ConfigError`."""
     inside = {id(module) for layer in layers_of(model) for module in layer.modules()}
     linear = [
         name
@@ -209,7 +212,10 @@ def lora_targets(model: PreTrainedModel, config: Lora) -> list[str]:
 
 
 def merge_lora(base: SpeechLM, recipe: SftRecipe, trained: dict[str, Tensor]) -> SpeechLM:
-    """``base``, as it was before training, made the plain model with all that was trained."""
+    """Merge trained adapters into ``base``, which must be the untrained base. Returns ``base``.
+
+    Raises ValueError if ``trained`` has tensors that the adapted model does not have.
+    """
     assert recipe.lora is not None
     tuner = adapt_lora(base.model, recipe.lora, recipe.seed)
     found = base.model.load_state_dict(trained, strict=False)

@@ -1,29 +1,34 @@
-"""The numbers of a step: losses by source, speed, padding, memory.
+"""Metrics of a training and the decisions that follow from them.
 
-When a run ends before its last step, or slows down, by what its validations say.
+:class:`StepMetrics` has the losses and the speed of one batch. :func:`check_loss` and
+:func:`check_finite` end a run whose losses explode. :func:`apply_guards` ends a run early or lowers
+its learning rate:
 
-*Early stopping*: the metric of ``checkpoints.best`` has not fallen for ``patience`` validations.
-*Forgetting*: continued training is good at the new voice and loses the old one. The losses of all
-sources are measured before the first step; if that of one rises above it by more than
-``forgetting``, the run ends, or goes on at half the learning rate from there. The weights of such a
-validation are never the best, however low the loss over all sources is.
+* *Early stopping*: the metric of ``checkpoints.best`` has not improved for ``patience``
+  validations.
+* *Forgetting*: continued training improves a new voice and can lose an old one. The losses of all
+  sources are measured before the first step. If the loss of a source rises above that value by
+  more than ``forgetting``, the run ends, or continues at half the learning rate. The weights of
+  such a validation are never the best ones, however low the loss over all sources is.
 
-Signs of health at each validation: of what the model says, and of its weights.
+:class:`ModelDiagnostics` adds these metrics to each validation. They are computed over the
+validation utterances of all ranks, with the true past as input:
 
-``val_accuracy``    share of speech codes that are the likeliest token
-``val_end_found``   share of samples at whose end ``<|speech_end|>`` is the likeliest token: below 1
-                    the model goes on talking
-``val_end_false``   share of speech codes for which it is the likeliest: above 0 it breaks off
-``val_entropy``     of the distribution over all tokens, mean over codes and ends, in nats: near 0
-                    the model is certain, at ln(vocabulary) it knows nothing
-``weight_norm``     of all weights together: it grows steadily, or the learning rate is too high
-``update_ratio``    size of the last step's change over that norm; 1e-3 is usual, 0 is no learning
-
-All are over the ranks' validation utterances together, the true past given.
+``val_accuracy``    share of speech codes for which the likeliest token is correct
+``val_end_found``   share of samples at whose end ``<|speech_end|>`` is the likeliest token; below 1
+                    the model does not stop
+``val_end_false``   share of speech codes for which ``<|speech_end|>`` is the likeliest token; above
+                    0 the model stops early
+``val_entropy``     entropy of the distribution over all tokens in nats, mean over codes and ends;
+                    0 is certainty, ln(vocabulary) is chance
+``weight_norm``     norm of all weights; if it grows steadily, the learning rate is too high
+``update_ratio``    norm of the change of the last step over that norm; 1e-3 is usual, 0 is no
+                    learning
 """
 
 from __future__ import annotations
 
+import math
 import resource
 import time
 from collections.abc import Mapping, Sequence
@@ -34,8 +39,7 @@ from pydantic import Field
 from torch import Tensor
 
 from tts_assets.core.config import Config, ConfigError
-from tts_assets.core.program import Run
-from tts_assets.core.ranks import summed
+from tts_assets.core.training import summed, world_size
 from tts_assets.sft.config import GuardConfig
 from tts_assets.sft.model import Flops, SpeechLoss, peak
 from tts_assets.sft.packing import Packed
@@ -44,45 +48,57 @@ from tts_assets.speechlm.loss import likeliest
 from tts_assets.speechlm.vocabulary import SpeechVocabulary
 
 SPEED = frozenset({"tokens_per_second", "padding_share", "memory_gb", "tflops", "mfu"})
+EXPLODED = 3.0  # times ln(vocabulary), which is the loss at chance
+LOWERED_RATE = 0.5  # factor of the learning rate at each validation that forgets a source
+DIGITS = 6  # of diagnostics in metrics.jsonl
 
 
 class StepMetrics:
-    """Counts one batch over all ranks: first its tokens, then the losses of its rows."""
+    """The metrics of one batch over all ranks.
+
+    The constructor counts tokens and targets, :meth:`add` adds the losses of a row of this rank.
+    """
 
     def __init__(
-        self, run: Run, sources: Sequence[str], rows: Sequence[Packed], text_weight: float = 0.0
+        self,
+        device: torch.device,
+        sources: Sequence[str],
+        rows: Sequence[Packed],
+        text_weight: float = 0.0,
     ) -> None:
-        self.run, self.sources = run, sources
+        self.device, self.sources = device, sources
         self.started = time.perf_counter()
         by_source = torch.zeros(len(sources), dtype=torch.int64)
         for row in rows:
-            by_source += torch.bincount(speech_of(row, row.sources), minlength=len(sources))
+            by_source += torch.bincount(speech_part(row, row.sources), minlength=len(sources))
         size = sum(row.input_ids.numel() for row in rows)
         tokens = sum(row.tokens for row in rows)
         text = sum(row.text_targets for row in rows)
-        counts = summed([tokens, size, text, *by_source.tolist()], run.device)
+        counts = summed([tokens, size, text, *by_source.tolist()], device)
         self.tokens, self.size, self.text_targets, *self.counts = map(int, counts)
         self.targets = sum(self.counts)
-        # The sum of a row is divided by the targets of speech alone.
+        # The loss sum of a row is divided by the number of speech targets alone.
         self.text_scale = text_weight * self.targets / max(1, self.text_targets)
-        self._total = torch.zeros((), dtype=torch.float64, device=run.device)
-        self._text = torch.zeros((), dtype=torch.float64, device=run.device)
-        self._by_source = torch.zeros(len(sources), dtype=torch.float64, device=run.device)
+        self._total = torch.zeros((), dtype=torch.float64, device=device)
+        self._text = torch.zeros((), dtype=torch.float64, device=device)
+        self._by_source = torch.zeros(len(sources), dtype=torch.float64, device=device)
 
     def add(self, row: Packed, losses: Losses) -> None:
-        """Add a row of this rank."""
+        """Add the losses of a row of this rank."""
         total, each = losses
         self._total += total
         self._text += each[len(each) - row.text_targets :].double().sum()
-        sources = speech_of(row, row.sources).to(self.run.device)
-        self._by_source.index_add_(0, sources, speech_of(row, each).double())
+        sources = speech_part(row, row.sources).to(self.device)
+        self._by_source.index_add_(0, sources, speech_part(row, each).double())
 
     def losses(self) -> dict[str, float]:
-        """Mean losses over all ranks: ``loss``, which is optimized; ``speech_loss`` and
-        ``text_loss`` where it has both; that of speech as ``loss/<source>`` where there are
-        several."""
+        """Mean losses over all ranks, in nats a token.
+
+        ``loss`` is optimized. ``speech_loss`` and ``text_loss`` are its parts where text is in the
+        loss. ``loss/<source>`` is the speech loss of a source where there are several sources.
+        """
         sums = [self._total, self._text, *self._by_source.tolist()]
-        total, text, *by_source = summed(sums, self.run.device)
+        total, text, *by_source = summed(sums, self.device)
         named = {"loss": total / self.targets}
         if self.text_targets:
             named["speech_loss"] = sum(by_source) / self.targets
@@ -93,38 +109,69 @@ class StepMetrics:
         return named
 
     def speed(self, flops: Flops, lengths: Sequence[int]) -> dict[str, float]:
-        """:data:`SPEED`: tokens a second, padding, memory of rank 0, and MFU where the peak is
-        known."""
+        """:data:`SPEED` since the batch began. ``lengths`` are the lengths of its samples.
+
+        ``memory_gb`` is that of rank 0. ``mfu`` is left out where the peak of the device is not
+        known.
+        """
         seconds = time.perf_counter() - self.started
-        rate = flops.of(lengths, self.targets + self.text_targets) / seconds / self.run.world_size
-        best = peak(self.run.device)
+        rate = flops.of(lengths, self.targets + self.text_targets) / seconds / world_size()
+        best = peak(self.device)
         mfu = {"mfu": round(rate / best, 4)} if best else {}
         return {
             "tokens_per_second": round(self.tokens / seconds, 1),
             "padding_share": round(1 - self.tokens / self.size, 5),
-            "memory_gb": round(memory(self.run.device) / 1e9, 3),
+            "memory_gb": round(peak_memory(self.device) / 1e9, 3),
             "tflops": round(rate / 1e12, 5),
             **mfu,
         }
 
 
-def speech_of(row: Packed, values: Tensor) -> Tensor:
-    """Of a value a target, those of speech."""
+def speech_part(row: Packed, values: Tensor) -> Tensor:
+    """The values (N,) of the targets of ``row`` that are speech."""
     return values[: len(values) - row.text_targets]
 
 
-def memory(device: torch.device) -> int:
-    """The most bytes this process has held: of the GPU's memory, or resident."""
+def peak_memory(device: torch.device) -> int:
+    """The peak of this process in bytes: allocated GPU memory, or resident memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-SLOWER = 0.5  # of the learning rate, each time that a source is being forgotten
+def check_loss(what: str, value: float, limit: float, step: int, samples: Sequence[str]) -> None:
+    """Raise FloatingPointError unless ``value`` is below ``limit``; NaN is not.
+
+    ``samples`` are the names of the samples of the batch, for the message.
+    """
+    if value < limit:
+        return
+    raise FloatingPointError(
+        f"the {what} of step {step} is {value}; the batch: {', '.join(samples)}. Lower the "
+        "learning rate, or look at these samples"
+    )
+
+
+def check_finite(losses: Mapping[str, float], step: int) -> None:
+    """Raise FloatingPointError if a validation loss is not finite.
+
+    NaN compares as false with any number, so such weights could be taken for the best ones.
+    """
+    if wrong := {name: loss for name, loss in losses.items() if not math.isfinite(loss)}:
+        named = ", ".join(f"{name} is {loss}" for name, loss in wrong.items())
+        raise FloatingPointError(
+            f"after step {step}: {named}. Lower the learning rate, or look at the validation "
+            "samples"
+        )
 
 
 class GuardState(Config):
-    """What the guards remember; a part of every checkpoint."""
+    """The state of the guards, which is part of every checkpoint.
+
+    ``first`` are the losses by source before training, ``best`` the best value of the watched
+    metric, ``waited`` the validations since then, ``rate`` the factor of the learning rate, and
+    ``ended`` the reason why the run ended early; empty while it has not.
+    """
 
     first: dict[str, float] = Field(default_factory=dict)
     best: float | None = None
@@ -133,9 +180,9 @@ class GuardState(Config):
     ended: str = ""
 
 
-class Guarded(NamedTuple):
-    """The state after a validation, what is to be told (empty: nothing), and whether a source was
-    forgotten then."""
+class GuardResult(NamedTuple):
+    """The new state after a validation, a message for the log (empty: none), and whether a source
+    was forgotten."""
 
     state: GuardState
     message: str = ""
@@ -143,21 +190,24 @@ class Guarded(NamedTuple):
 
 
 def by_source(losses: Mapping[str, float]) -> dict[str, float]:
-    """The validation loss of each source, or of the only one."""
+    """The validation loss of each source, or of the only source."""
     several = {name: loss for name, loss in losses.items() if name.startswith("val_loss/")}
     return several or {"val_loss": losses["val_loss"]}
 
 
-def begin(losses: Mapping[str, float]) -> GuardState:
-    """Before the first step."""
+def initial_state(losses: Mapping[str, float]) -> GuardState:
+    """The state before the first step, from the validation losses of the base."""
     return GuardState(first=by_source(losses))
 
 
-def check_watched(config: GuardConfig | None, best: str, silent: Sequence[str]) -> None:
-    """Raise ConfigError if a source that is ``silent``, without a validation sample, is to be
-    watched for forgetting, or its loss is the metric ``best``."""
+def check_watched(config: GuardConfig | None, best: str, missing: Sequence[str]) -> None:
+    """Raise :class:`ConfigError` if a metric that is needed cannot be measured.
+
+    ``missing`` are the sources without validation samples. Their losses are needed if guards watch
+    for forgetting, or if one of them is the metric ``best``.
+    """
     watched = config is not None and config.forgetting is not None
-    for name in silent:
+    for name in missing:
         if watched or best == f"val_loss/{name}":
             needs = "guards.forgetting watches" if watched else f"checkpoints.best = {best!r} needs"
             raise ConfigError(
@@ -166,26 +216,26 @@ def check_watched(config: GuardConfig | None, best: str, silent: Sequence[str]) 
             )
 
 
-def judge(
+def apply_guards(
     config: GuardConfig, state: GuardState, losses: Mapping[str, float], best: str
-) -> Guarded:
-    """After a validation; ``best`` is the metric that early stopping looks at."""
-    forgotten = _forgotten(config, state, losses)
-    if forgotten and config.on_forgetting == "stop":
-        return Guarded(state.model_copy(update={"ended": forgotten}), forgotten, forgotten=True)
-    lost = bool(forgotten)
-    if lost:
-        rate = state.rate * SLOWER
+) -> GuardResult:
+    """Apply the guards after a validation. ``best`` is the metric of early stopping."""
+    message = _forgotten(config, state, losses)
+    if message and config.on_forgetting == "stop":
+        return GuardResult(state.model_copy(update={"ended": message}), message, forgotten=True)
+    forgotten = bool(message)
+    if forgotten:
+        rate = state.rate * LOWERED_RATE
         state = state.model_copy(update={"rate": rate})
-        forgotten = f"{forgotten}; the learning rate is now {rate:g} of the schedule's"
+        message = f"{message}; the learning rate is now {rate:g} of the schedule's"
     value = losses.get(best, losses["val_loss"])
-    if not lost and (state.best is None or value < state.best):
-        return Guarded(state.model_copy(update={"best": value, "waited": 0}))
+    if not forgotten and (state.best is None or value < state.best):
+        return GuardResult(state.model_copy(update={"best": value, "waited": 0}))
     state = state.model_copy(update={"waited": state.waited + 1})
     if config.patience is not None and state.waited >= config.patience:
         ended = _not_better(best, state)
-        return Guarded(state.model_copy(update={"ended": ended}), ended, lost)
-    return Guarded(state, forgotten, lost)
+        return GuardResult(state.model_copy(update={"ended": ended}), ended, forgotten)
+    return GuardResult(state, message, forgotten)
 
 
 def _not_better(best: str, state: GuardState) -> str:
@@ -195,6 +245,7 @@ def _not_better(best: str, state: GuardState) -> str:
 
 
 def _forgotten(config: GuardConfig, state: GuardState, losses: Mapping[str, float]) -> str:
+    """The message about sources whose loss rose too far; empty if there is none."""
     if config.forgetting is None:
         return ""
     limit = 1 + config.forgetting
@@ -210,42 +261,46 @@ def _forgotten(config: GuardConfig, state: GuardState, losses: Mapping[str, floa
     )
 
 
-DIGITS = 6
-
-
 class ModelDiagnostics:
-    """Counts what passes through ``loss`` outside of training; a part of every rank's trainer."""
+    """Accumulates diagnostics of one rank from the validation forward passes of ``loss``."""
 
     def __init__(
-        self, run: Run, strategy: Strategy, loss: SpeechLoss, vocabulary: SpeechVocabulary
+        self,
+        device: torch.device,
+        strategy: Strategy,
+        loss: SpeechLoss,
+        vocabulary: SpeechVocabulary,
     ) -> None:
-        self.run, self.strategy = run, strategy
-        self.is_code = torch.from_numpy(vocabulary.id_to_code >= 0).to(run.device)
+        self.device, self.strategy = device, strategy
+        self.is_code = torch.from_numpy(vocabulary.id_to_code >= 0).to(device)
         self.end = vocabulary.speech_end
         self.counts = self._zeros()
         self._before: list[Tensor] | None = None
         loss.probe = self.add
 
     def _zeros(self) -> Tensor:
-        """Codes, codes found, ends said for them; ends, ends found; entropy."""
-        return torch.zeros(6, dtype=torch.float64, device=self.run.device)
+        """Codes, correct codes, codes predicted as ends; ends, correct ends; entropy."""
+        return torch.zeros(6, dtype=torch.float64, device=self.device)
 
     def add(self, hidden: Tensor, table: Tensor, targets: Tensor) -> None:
-        """Count the positions of a row: hidden (N, H), table (V, H), targets (N,)."""
+        """Add the positions of a row: hidden (N, H), output matrix (V, H), targets (N,)."""
         counted = self.is_code[targets] | (targets == self.end)
         hidden, targets = hidden[counted], targets[counted]
-        said, entropy = likeliest(hidden, table)
-        code, right = targets != self.end, said == targets
-        sums = [code, code & right, code & (said == self.end), ~code, ~code & right, entropy]
+        predicted, entropy = likeliest(hidden, table)
+        code, right = targets != self.end, predicted == targets
+        sums = [code, code & right, code & (predicted == self.end), ~code, ~code & right, entropy]
         self.counts += torch.stack([part.sum(dtype=torch.float64) for part in sums])
 
     def remember(self) -> None:
-        """Before a step: the weights that its change is measured from, in the host's memory."""
+        """Copy the weights to host memory, to measure the change of the next step."""
         self._before = [weight.to("cpu", copy=True) for weight in self.strategy.parts()]
 
     def report(self) -> dict[str, float]:
-        """The numbers since the last report, the same on all ranks; those that can be told."""
-        codes, found, broken, ends, closed, entropy = summed(self.counts.tolist(), self.run.device)
+        """The diagnostics since the last report, the same on all ranks.
+
+        Metrics without data are left out. All ranks must call it.
+        """
+        codes, found, broken, ends, closed, entropy = summed(self.counts.tolist(), self.device)
         self.counts = self._zeros()
         named = self._of_weights()
         if codes:
@@ -260,16 +315,16 @@ class ModelDiagnostics:
     def _of_weights(self) -> dict[str, float]:
         squares = changes = 0.0
         for number, weight in enumerate(self.strategy.parts()):
-            squares += square(weight)
+            squares += squared_norm(weight)
             if self._before is not None:
-                changes += square(weight.cpu() - self._before[number])
+                changes += squared_norm(weight.cpu() - self._before[number])
         moved = self._before is not None
         self._before = None
-        squares, changes = summed([squares, changes], self.run.device)
+        squares, changes = summed([squares, changes], self.device)
         named = {"weight_norm": squares**0.5}
         return named | {"update_ratio": (changes / squares) ** 0.5} if moved else named
 
 
-def square(tensor: Tensor) -> float:
-    """The squared norm."""
+def squared_norm(tensor: Tensor) -> float:
+    """The squared Euclidean norm."""
     return float(torch.linalg.vector_norm(tensor.detach())) ** 2

@@ -13,7 +13,9 @@ from torch.optim import AdamW, Muon, Optimizer
 
 from tts_assets.sft.config import OptimizerConfig
 
-Group = dict[str, Any]
+BETAS = (0.9, 0.95)  # of AdamW, as in GPT-3 and Llama
+DECAY_SHARE = 0.2  # of all steps, the decay phase of the schedule wsd
+ParameterGroup = dict[str, Any]
 
 
 class Optimizers:
@@ -22,10 +24,10 @@ class Optimizers:
     def __init__(self, model: nn.Module, config: OptimizerConfig) -> None:
         self.config = config
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.parts: list[Optimizer] = _parts(model, config)
+        self.parts: list[Optimizer] = _optimizers(model, config)
 
     def step(self, lr: float) -> float:
-        """Clip, update, clear the gradients; returns the gradient's norm before clipping."""
+        """Clip, update, and clear the gradients. Returns the gradient norm before clipping."""
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
         if isinstance(norm, DTensor):
             norm = norm.full_tensor()
@@ -37,7 +39,7 @@ class Optimizers:
         return float(norm)
 
     def moments(self) -> Iterator[tuple[str, Tensor, Tensor]]:
-        """(kind, parameter, running average) of all that was averaged over the steps."""
+        """(name of the moment, parameter, moment) of all running averages of gradients."""
         for part in self.parts:
             for parameter, state in part.state.items():
                 for kind, value in state.items():
@@ -45,7 +47,7 @@ class Optimizers:
                         yield kind, parameter, value
 
     def start_after(self, step: int) -> None:
-        """As after ``step`` steps, with averages of zero: a place to load them into."""
+        """Set the state after ``step`` steps with zero moments, into which a checkpoint is read."""
         for part in self.parts:
             for group in part.param_groups:
                 for parameter in group["params"]:
@@ -60,7 +62,7 @@ def _blank_state(part: Optimizer, parameter: Tensor, step: int) -> dict[str, Ten
     return {"step": count, **averages}
 
 
-def _parts(model: nn.Module, config: OptimizerConfig) -> list[Optimizer]:
+def _optimizers(model: nn.Module, config: OptimizerConfig) -> list[Optimizer]:
     decayed, plain = parameter_groups(model, config)
     if config.name == "adamw":
         return [adamw([decayed, plain], config)]
@@ -73,16 +75,19 @@ def _parts(model: nn.Module, config: OptimizerConfig) -> list[Optimizer]:
     return [muon, adamw([plain], config)]
 
 
-def adamw(groups: list[dict[str, Any]], config: OptimizerConfig) -> AdamW:
-    return AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
+def adamw(groups: list[ParameterGroup], config: OptimizerConfig) -> AdamW:
+    """Fused AdamW (Loshchilov and Hutter 2019) of these parameter groups."""
+    return AdamW(groups, lr=config.lr, betas=BETAS, fused=True)
 
 
-def parameter_groups(model: nn.Module, config: OptimizerConfig) -> tuple[Group, Group]:
-    """The matrices of the layers, which decay, and all else, which does not."""
+def parameter_groups(
+    model: nn.Module, config: OptimizerConfig
+) -> tuple[ParameterGroup, ParameterGroup]:
+    """Two groups: the matrices of the layers, with weight decay, and all else, without."""
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     vectors = [p for _, p in named if p.ndim < 2]
-    # Embeddings and the output matrix are lookup tables: their rows get gradients rarely, and
-    # decay would pull rare tokens to zero.
+    # Embeddings and the output matrix are lookup tables. Their rows get gradients rarely, and decay
+    # would pull the rows of rare tokens to zero.
     tables = [p for name, p in named if p.ndim >= 2 and _is_table(name)]
     matrices = [p for name, p in named if p.ndim >= 2 and not _is_table(name)]
     plain = {"params": [*tables, *vectors], "weight_decay": 0.0}
@@ -95,7 +100,7 @@ def _is_table(name: str) -> bool:
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
-    """Learning rate of step 0 … ``steps - 1``: linear warm-up, then the schedule."""
+    """The learning rate of step 0 … ``steps - 1``: linear warm-up, then the schedule."""
     warmup = math.ceil(config.warmup_share * steps)
     if step < warmup:
         return config.lr * (step + 1) / warmup
@@ -103,7 +108,7 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
     if config.schedule == "constant":
         return config.lr
     if config.schedule == "wsd":
-        decay = max(1, round(config.decay_share * steps))
+        decay = max(1, round(DECAY_SHARE * steps))
         progress = max(0.0, (step + 1 - (steps - decay)) / decay)
         return config.lr * (1 - (1 - last) * progress)
     progress = (step - warmup) / max(1, steps - 1 - warmup)

@@ -1,20 +1,15 @@
-"""How ranks share the work of one model: ``open_strategy`` gives a run its :class:`Strategy`.
+"""Parallel training strategies: DDP, FSDP2 and DeepSpeed ZeRO behind one interface.
 
-What the trainer asks of a strategy, and the strategies that use torch's own optimizers.
+:func:`open_strategy` opens the :class:`Strategy` of a recipe:
 
-Weights and moments have one name under every strategy, ``model.<parameter>`` and
-``optimizer.<moment>.<parameter>``: a checkpoint that one wrote is read by the others, on any number
-of ranks.
+* :class:`Ddp`: DistributedDataParallel, with model and optimizer whole on every rank.
+* :class:`Fsdp`: FSDP2, with sharded weights, gradients and optimizer; a layer is gathered for its
+  forward and backward pass.
+* :class:`Zero`: DeepSpeed ZeRO-2 (sharded gradients and optimizer) and ZeRO-3 (also weights).
 
-DistributedDataParallel: model and optimizer whole on every rank.
-
-FSDP2: weights, gradients and optimizer in shards, a layer whole while it is at work.
-
-DeepSpeed: ZeRO-2 (gradients and optimizer in shards) and ZeRO-3 (weights, too).
-
-Weights stay float32 and the loss rounds in autocast, so that the curve is that of the others. Its
-own checkpoints are pickles that fit one number of ranks; moments are gathered parameter by
-parameter instead, and each rank saves those of its share.
+Weights and moments have the same names under every strategy, ``model.<parameter>`` and
+``optimizer.<moment>.<parameter>``. A checkpoint of one strategy is therefore read by the others, on
+any number of ranks.
 """
 
 from __future__ import annotations
@@ -33,57 +28,61 @@ from torch.distributed.tensor import DTensor
 from torch.nn import Parameter
 from torch.nn.parallel import DistributedDataParallel
 
-from tts_assets.core.program import Run
+from tts_assets.core.training import rank, world_size
 from tts_assets.sft.config import OptimizerConfig, SftRecipe
 from tts_assets.sft.model import SpeechLoss, layers_of
 from tts_assets.sft.optimizer import Optimizers, adamw, parameter_groups
 from tts_assets.sft.packing import Packed, split_over
 from tts_assets.speechlm.model import output_table
 
-Losses = tuple[Tensor, Tensor]  # the sum of a row, and each of its N targets
+Losses = tuple[Tensor, Tensor]  # of a row: the sum, and the loss of each target (N,)
 Tensors = dict[str, Tensor]
 
 
 class Strategy(ABC):
-    """One rank's part of a model that is trained by all."""
+    """One rank's part of a model that all ranks train."""
 
-    lockstep: ClassVar[bool]  # every forward pass exchanges weights: ranks must do equally many
+    lockstep: ClassVar[bool]  # forward passes exchange weights: all ranks need the same number
 
     @abstractmethod
     def backward(self, row: Packed, scale: float, last: bool) -> Losses:
-        """Add the gradient of ``scale`` times the row's sum; averaged over ranks with the last."""
+        """Add the gradient of ``scale`` times the loss sum of ``row``.
+
+        With the ``last`` row of a step the gradients are averaged over the ranks.
+        """
 
     @abstractmethod
     def evaluate(self, row: Packed) -> Losses:
-        """The losses of a row, without dropout and gradients."""
+        """The losses of a row without dropout and gradients."""
 
     @abstractmethod
     def step(self, lr: float) -> float:
-        """Clip, update, clear the gradients; returns the gradient's norm before clipping."""
+        """Clip, update, and clear the gradients. Returns the gradient norm before clipping."""
 
     @abstractmethod
     def state(self) -> Tensors:
-        """This rank's part of trained weights and moments, by the names of the checkpoint."""
+        """This rank's part of the trained weights and moments, by their names in a checkpoint."""
 
     @abstractmethod
     def load(self, read: Callable[[Tensors], None], step: int) -> None:
-        """Take over the state after ``step`` steps; ``read`` fills the tensors it is given."""
+        """Load the state after ``step`` steps. ``read`` fills the tensors that it is given."""
 
     @abstractmethod
     def weights(self) -> Tensors:
-        """All weights that are trained, whole, in the memory of rank 0; empty elsewhere. All ranks
-        take part."""
+        """All trained weights, gathered in the memory of rank 0; empty on other ranks.
+
+        All ranks must call it.
+        """
 
     @abstractmethod
     def parts(self) -> Iterator[Tensor]:
-        """This rank's part of the weights; over all ranks each comes once. All take part."""
+        """This rank's part of the weights; each weight is on one rank. All ranks must call it."""
 
 
 class TorchStrategy(Strategy):
-    """Parameters that are tensors or DTensors, and torch's optimizers on them."""
+    """A strategy whose parameters are tensors or DTensors, with the optimizers of torch."""
 
-    def __init__(self, run: Run, loss: SpeechLoss, config: OptimizerConfig) -> None:
-        self.run = run
+    def __init__(self, loss: SpeechLoss, config: OptimizerConfig) -> None:
         self.loss = loss
         self.parallel: nn.Module = loss
         self.optimizers = Optimizers(loss.model, config)
@@ -104,7 +103,7 @@ class TorchStrategy(Strategy):
         return self.optimizers.step(lr)
 
     def tensors(self) -> Tensors:
-        """Parameters and buffers between two steps, as this rank holds them."""
+        """The parameters and buffers that this rank holds between two steps."""
         return named_tensors(self.loss.model)
 
     def state(self) -> Tensors:
@@ -125,21 +124,21 @@ class TorchStrategy(Strategy):
         for tensor in self.tensors().values():
             if isinstance(tensor, DTensor):
                 yield tensor.to_local().detach()
-            elif self.run.is_main:  # every rank has it
+            elif rank() == 0:  # every rank has the whole tensor
                 yield tensor.detach()
 
     def weights(self) -> Tensors:
         whole = {}
         for name, tensor in self.tensors().items():
             full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-            if self.run.is_main:
+            if rank() == 0:
                 whole[name] = full.detach().to("cpu", copy=True)
         return whole
 
 
 def named_tensors(model: nn.Module) -> Tensors:
-    """Parameters that are trained and buffers that are saved; what goes by two names (a tied
-    head) once."""
+    """Trained parameters and saved buffers by name. A tensor with two names (a tied head) is listed
+    once."""
     seen: set[int] = set()
     named = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
@@ -151,12 +150,13 @@ def named_tensors(model: nn.Module) -> Tensors:
 
 
 class Ddp(TorchStrategy):
+    """DistributedDataParallel. With one rank it is the plain model."""
+
     lockstep = False
 
-    def __init__(self, run: Run, loss: SpeechLoss, config: OptimizerConfig) -> None:
-        super().__init__(run, loss, config)
-        if run.world_size > 1:
-            # No buckets of other dtypes, no unused parameters: the plain case of DDP.
+    def __init__(self, loss: SpeechLoss, config: OptimizerConfig) -> None:
+        super().__init__(loss, config)
+        if world_size() > 1:
             self.parallel = DistributedDataParallel(loss, gradient_as_bucket_view=True)
 
     def backward(self, row: Packed, scale: float, last: bool) -> Losses:
@@ -166,19 +166,22 @@ class Ddp(TorchStrategy):
 
 
 class Fsdp(TorchStrategy):
+    """FSDP2 (``fully_shard``): each layer is one unit, and the root holds the rest."""
+
     lockstep = True
 
-    def __init__(self, run: Run, loss: SpeechLoss, config: OptimizerConfig) -> None:
-        mesh = init_device_mesh(run.device.type, (run.world_size,))
-        # Layers travel in bfloat16, half the bytes: autocast would round the same weights. Their
-        # inputs stay float32, as without sharding, and so does the root: the table of the loss.
+    def __init__(self, loss: SpeechLoss, config: OptimizerConfig) -> None:
+        mesh = init_device_mesh(loss.model.device.type, (world_size(),))
+        # Layers are gathered in bfloat16, which halves the bytes; autocast rounds the same weights.
+        # Their inputs stay float32, as without sharding, and so does the root, which has the output
+        # matrix of the loss.
         dtype = torch.bfloat16 if loss.bf16 else None
         layers = MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False)
         root = MixedPrecisionPolicy(None, torch.float32, cast_forward_inputs=False)
         for layer in layers_of(loss.model):
             fully_shard(layer, mesh=mesh, mp_policy=layers)
         self.shards: FSDPModule = fully_shard(loss, mesh=mesh, mp_policy=root)
-        super().__init__(run, loss, config)
+        super().__init__(loss, config)
 
     def backward(self, row: Packed, scale: float, last: bool) -> Losses:
         self.shards.set_requires_gradient_sync(last)
@@ -186,7 +189,7 @@ class Fsdp(TorchStrategy):
 
     def evaluate(self, row: Packed) -> Losses:
         losses = super().evaluate(row)
-        self.shards.reshard()  # without a backward pass the root would stay whole
+        self.shards.reshard()  # without a backward pass the root would stay gathered
         return losses
 
     def tensors(self) -> Tensors:
@@ -195,15 +198,22 @@ class Fsdp(TorchStrategy):
 
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-READ_TOGETHER = 32  # parameters: with their moments whole in memory at once while loading
+READ_TOGETHER = 32  # parameters that are in memory with their moments while loading
 
 
 class Zero(Strategy):
+    """DeepSpeed ZeRO (Rajbhandari et al. 2020), ``stage`` 2 or 3.
+
+    Weights stay float32 and the loss rounds in autocast, so the loss curve is that of the other
+    strategies. DeepSpeed's own checkpoints are pickles for one number of ranks. Instead, moments
+    are gathered parameter by parameter, and each rank saves a part of the parameters.
+    """
+
     lockstep = True
 
-    def __init__(self, run: Run, loss: SpeechLoss, config: OptimizerConfig, stage: int) -> None:
-        self.run, self.loss, self.stage = run, loss, stage
-        self.deepspeed = import_deepspeed(run.device)
+    def __init__(self, loss: SpeechLoss, config: OptimizerConfig, stage: int) -> None:
+        self.loss, self.stage = loss, stage
+        self.deepspeed = import_deepspeed(loss.model.device)
         self.parameters: dict[str, Parameter] = {
             name: parameter
             for name, parameter in loss.model.named_parameters()
@@ -213,7 +223,7 @@ class Zero(Strategy):
         self.engine, self.optimizer, _, _ = self.deepspeed.initialize(
             model=loss, optimizer=adamw(groups, config), config=engine_config(config, stage)
         )
-        if stage == 3:  # the loss multiplies with this table outside of its module's forward
+        if stage == 3:  # the loss uses this matrix outside of the forward pass of its module
             self.deepspeed.zero.register_external_parameter(loss, output_table(loss.model))
         self._start_after(0)
 
@@ -234,21 +244,21 @@ class Zero(Strategy):
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.engine.step()
-        if self.optimizer.overflow:  # DeepSpeed would leave the step out and go on
+        if self.optimizer.overflow:  # DeepSpeed would skip the step silently
             return float("inf")
         return float(self.engine.get_global_grad_norm())
 
     def state(self) -> Tensors:
-        share = self._share()
-        mine: Tensors = {}
+        saved_here = self._saved_here()
+        own: Tensors = {}
         for name, parameter in self.parameters.items():
             whole = {f"model.{name}": self._weight(parameter)}
             for kind in MOMENTS:
                 moment = self.deepspeed.utils.safe_get_full_optimizer_state(parameter, kind)
                 whole[f"optimizer.{kind}.{name}"] = moment
-            if name in share:
-                mine |= {name: tensor.cpu() for name, tensor in whole.items()}
-        return mine
+            if name in saved_here:
+                own |= {name: tensor.cpu() for name, tensor in whole.items()}
+        return own
 
     def load(self, read: Callable[[Tensors], None], step: int) -> None:
         self._start_after(step)
@@ -264,24 +274,23 @@ class Zero(Strategy):
         whole = {}
         for name, parameter in self.parameters.items():
             tensor = self._weight(parameter)
-            if self.run.is_main:
+            if rank() == 0:
                 whole[name] = tensor.detach().to("cpu", copy=True)
         return whole
 
     def parts(self) -> Iterator[Tensor]:
-        share = self._share()
+        saved_here = self._saved_here()
         for name, parameter in self.parameters.items():
             tensor = self._weight(parameter)
-            if name in share:
+            if name in saved_here:
                 yield tensor.detach()
 
-    def _share(self) -> set[str]:
-        """The parameters that this rank tells of."""
-        return set(
-            split_over(
-                list(self.parameters), lambda name: self._shape(name).numel(), self.run.world_size
-            )[self.run.rank]
+    def _saved_here(self) -> set[str]:
+        """The names of the parameters that this rank saves."""
+        by_rank = split_over(
+            list(self.parameters), lambda name: self._shape(name).numel(), world_size()
         )
+        return set(by_rank[rank()])
 
     def _weight(self, parameter: Parameter) -> Tensor:
         tensor: Tensor = self.deepspeed.utils.safe_get_full_fp32_param(parameter)
@@ -289,11 +298,13 @@ class Zero(Strategy):
 
     def _shape(self, name: str) -> torch.Size:
         parameter = self.parameters[name]
-        shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)  # of ZeRO-3: whole
+        shape: torch.Size = getattr(
+            parameter, "ds_shape", parameter.shape
+        )  # ZeRO-3: the whole shape
         return shape
 
     def _put(self, parameter: Parameter, weight: Tensor, *moments: Tensor) -> None:
-        """A weight and its moments to the ranks that hold them, and to the model's copy."""
+        """Write a weight and its moments to the ranks that hold them, and to the model's copy."""
         utils = self.deepspeed.utils
         utils.safe_set_full_fp32_param(parameter, weight)
         for kind, moment in zip(MOMENTS, moments, strict=True):
@@ -304,10 +315,10 @@ class Zero(Strategy):
             parameter.data.copy_(weight)
 
     def _start_after(self, step: int) -> None:
-        """Moments of zero for every shard.
+        """Set zero moments for every shard.
 
-        Left to itself, ZeRO-2 makes them in the first step, and then finds again only those of
-        the first group of parameters (0.19.8 links all groups after the first one's step).
+        By default ZeRO-2 creates them in the first step, and then finds only the moments of the
+        first parameter group (0.19.8 links all groups after the step of the first one).
         """
         inner = self.optimizer.optimizer
         for shard in self._shards():
@@ -329,14 +340,15 @@ class Zero(Strategy):
 
 
 def keys(name: str) -> list[str]:
-    """A parameter's entries of a checkpoint."""
+    """The names of a parameter and its moments in a checkpoint."""
     return [f"model.{name}", *(f"optimizer.{kind}.{name}" for kind in MOMENTS)]
 
 
 def engine_config(config: OptimizerConfig, stage: int) -> dict[str, Any]:
+    """The configuration of DeepSpeed's engine."""
     return {
         "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,  # the trainer says which row is the last of a step
+        "gradient_accumulation_steps": 1,  # the trainer marks the last row of a step
         "gradient_clipping": config.clip,
         "zero_optimization": {"stage": stage},
         "zero_allow_untested_optimizer": True,  # torch's AdamW: no compiler is needed
@@ -345,27 +357,23 @@ def engine_config(config: OptimizerConfig, stage: int) -> dict[str, Any]:
 
 
 def import_deepspeed(device: torch.device) -> Any:
-    """DeepSpeed for this device, without what it would compile at its first use on a CPU."""
+    """Import DeepSpeed for this device, without compiling its operator for CPUs."""
     if device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
     import deepspeed
     import deepspeed.ops
 
-    # 95 s of C++ for exchange through shared memory; gloo does without.
+    # Compiling its shared-memory exchange takes 95 s; gloo does not need it.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
 
 
-def open_strategy(run: Run, recipe: SftRecipe, loss: SpeechLoss) -> Strategy:
-    """The strategy of the recipe; one rank alone holds the whole model under any name.
-
-    Each library is imported where it is used: DeepSpeed alone takes seconds.
-    """
+def open_strategy(recipe: SftRecipe, loss: SpeechLoss) -> Strategy:
+    """The strategy of the recipe. A single rank always trains the plain model."""
     name = recipe.strategy.name
-    if name == "ddp" or run.world_size == 1:
-        return Ddp(run, loss, recipe.optimizer)
+    if name == "ddp" or world_size() == 1:
+        return Ddp(loss, recipe.optimizer)
     if name == "fsdp":
-        return Fsdp(run, loss, recipe.optimizer)
-
-    return Zero(run, loss, recipe.optimizer, recipe.strategy.zero_stage or 2)
+        return Fsdp(loss, recipe.optimizer)
+    return Zero(loss, recipe.optimizer, recipe.strategy.zero_stage or 2)

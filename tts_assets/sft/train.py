@@ -1,28 +1,41 @@
 """The SFT program: ``torchrun --nproc-per-node N -m tts_assets.sft.train run.json``.
 
-Data-parallel over any number of ranks, under the recipe's strategy. A global batch is composed
-first and then shared out, and the loss is the sum over all of its targets divided by their number,
-so that the curve does not depend on the number of ranks. The loss of an utterance counts from
-``<|speech_start|>`` on, that of a window of pretraining on every token.
+Data-parallel training over any number of ranks, with the strategy of the recipe. A global batch is
+composed first and then distributed. The loss is the sum over all targets of the batch divided by
+their number, so the loss curve does not depend on the number of ranks. Targets are the speech
+tokens of an utterance and, in pretraining, all tokens of a window.
+
+``--dry-run`` builds everything, runs the first batch forward and backward, writes ``dry_run.json``
+into the run folder and prints it. It trains nothing and saves nothing. The asset writes its
+``run.json`` to ``storage/.work/sft.<recipe>.all.<fingerprint>/`` when it is first launched; a copy
+with another ``run_dir`` and recipe shows the needs of that recipe.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
 from tts_assets.arrays.arrays import SPLITS
+from tts_assets.core.artifacts import written_aside
 from tts_assets.core.config import digest_of
-from tts_assets.core.program import Run, load_config, truncate_metrics
-from tts_assets.core.ranks import wait_for_all
-from tts_assets.sft import machine
+from tts_assets.core.program import (
+    METRICS_FILE,
+    Run,
+    load_config,
+    read_metrics,
+    truncate_metrics,
+)
+from tts_assets.core.training import wait_for_all
 from tts_assets.sft.checkpoint import Checkpoints, SftProgress, export, facts
-from tts_assets.sft.config import FORGOTTEN, SftProgram
+from tts_assets.sft.config import FORGOTTEN, SftProgram, check_machine
 from tts_assets.sft.dataset import DataError, SampleDataset, SampleStream, TrainingSample
-from tts_assets.sft.listening import Listening
-from tts_assets.sft.mixture import open_dataset, speech_of, tell_of_spelled_tags
+from tts_assets.sft.mixture import log_spelled_tags, open_dataset, utterances_of
 from tts_assets.sft.model import (
     Flops,
     SpeechLoss,
@@ -33,91 +46,173 @@ from tts_assets.sft.model import (
     prepare,
     uses_bf16,
 )
-from tts_assets.sft.monitoring import ModelDiagnostics, StepMetrics, begin, check_watched, judge
+from tts_assets.sft.monitoring import (
+    EXPLODED,
+    ModelDiagnostics,
+    StepMetrics,
+    apply_guards,
+    check_finite,
+    check_loss,
+    check_watched,
+    initial_state,
+)
 from tts_assets.sft.optimizer import learning_rate
 from tts_assets.sft.packing import Packed, RankSharding
-from tts_assets.sft.strategies import open_strategy
+from tts_assets.sft.sampling import TextSampler
+from tts_assets.sft.strategies import Strategy, open_strategy
+from tts_assets.speechlm.model import SpeechLM
 from tts_assets.speechlm.prompts import PromptFormat
 
-EXPLODED = 3.0  # times ln(vocabulary), the loss of one who knows nothing
-NOTHING_GOOD = (
+BASE_PUBLISHED = (
     "a source was forgotten at every validation, so that none is the best: the weights from before "
     "the first step are published. Lower optimizer.lr, raise the weight of the forgotten source, "
     "or raise guards.forgetting"
 )
 
 
+def main(argv: list[str] | None = None) -> None:
+    """Train the recipe of the program file, or report the first batch with ``--dry-run``."""
+    flags = argparse.ArgumentParser(add_help=False)
+    flags.add_argument("--dry-run", action="store_true")
+    options, rest = flags.parse_known_args(argv)
+    program = load_config(SftProgram, rest)
+    with Run(program.run_dir) as run:
+        check_machine(program.recipe, run.local_world_size)
+        run.init_distributed()
+        trainer = build_trainer(run, program)
+        if options.dry_run:
+            write_dry_run(run, trainer.dry_run())
+            return
+        trainer.resume()
+        trainer.train()
+        trainer.finish()
+
+
+def build_trainer(run: Run, program: SftProgram) -> SftTrainer:
+    """Build model, data, strategy and monitoring, in this order."""
+    recipe, device = program.recipe, run.device
+
+    check_lora(recipe)
+    lm = open_base(program)
+    parameters = lm.parameters
+    if recipe.lora is not None:
+        adapt_lora(lm.model, recipe.lora, recipe.seed)
+    flops = Flops(lm.model)
+    prepare(lm.model, recipe.dropout, recipe.gradient_checkpointing, recipe.compile)
+
+    prompts = PromptFormat(lm.tokenizer, lm.vocabulary)
+    train_data, val_data = (open_dataset(program, prompts, split) for split in SPLITS)
+    folders = {name: program.arrays[name] for name in recipe.corpora}
+    log_spelled_tags(run.note, folders, lm.tokenizer)
+    stream = SampleStream(train_data, recipe, program.token_rate)
+
+    loss = SpeechLoss(lm.model, uses_bf16(recipe, device)).to(device)
+    strategy = open_strategy(recipe, loss)
+    sharding = RankSharding(
+        run.rank,
+        run.world_size,
+        micro_tokens=recipe.micro_tokens,
+        seed=recipe.seed,
+        text=recipe.text_loss_weight > 0,
+        lockstep=strategy.lockstep,
+    )
+    recipe_digest = digest_of({"recipe": recipe.identified().what(), "arrays": program.codec})
+    return SftTrainer(
+        run=run,
+        program=program,
+        lm=lm,
+        parameters=parameters,
+        flops=flops,
+        train_data=train_data,
+        val_data=val_data,
+        stream=stream,
+        steps=count_steps(program, stream),
+        strategy=strategy,
+        sharding=sharding,
+        diagnostics=ModelDiagnostics(device, strategy, loss, lm.vocabulary),
+        sampler=TextSampler(program, lm, utterances_of(val_data), run.result_dir, device),
+        checkpoints=Checkpoints(run.checkpoint_dir, recipe.checkpoints, device, run.note),
+        progress=SftProgress(recipe=recipe_digest, vocabulary=lm.vocabulary.digest),
+    )
+
+
+def count_steps(program: SftProgram, stream: SampleStream) -> int:
+    """The optimizer steps of the recipe. Epochs are counted in tokens of the first epoch."""
+    recipe = program.recipe
+    if recipe.steps is not None:
+        return recipe.steps
+    tokens = sum(stream.dataset.length(sample.items) for sample in stream.plan)
+    return max(1, round((recipe.epochs or 0) * tokens / recipe.batch_tokens))
+
+
+def write_dry_run(run: Run, numbers: dict[str, float]) -> None:
+    """Write ``dry_run.json`` and print it (rank 0)."""
+    if run.is_main:
+        text = json.dumps(numbers, indent=2) + "\n"
+        with written_aside(run.run_dir / "dry_run.json") as aside:
+            aside.write_text(text)
+        print(text, end="", flush=True)
+
+
+@dataclass
 class SftTrainer:
-    """One rank's part of a run."""
+    """One rank's part of a run. ``steps`` are all optimizer steps of the run."""
 
-    def __init__(self, run: Run, program: SftProgram) -> None:
-        self.run, self.program, self.recipe = run, program, program.recipe
-        check_lora(self.recipe)
-        self.lm = open_base(program)
-        self.parameters = self.lm.parameters
-        if self.recipe.lora is not None:
-            adapt_lora(self.lm.model, self.recipe.lora, self.recipe.seed)
-        self.flops = Flops(self.lm.model)
-        prepare(
-            self.lm.model,
-            self.recipe.dropout,
-            self.recipe.gradient_checkpointing,
-            self.recipe.compile,
-        )
-        prompts = PromptFormat(self.lm.tokenizer, self.lm.vocabulary)
-        self.train_pool, self.val_pool = (open_dataset(program, prompts, split) for split in SPLITS)
-        corpora = {name: program.arrays[name] for name in self.recipe.corpora}
-        tell_of_spelled_tags(run, corpora, self.lm.tokenizer)
-        loss = SpeechLoss(self.lm.model, uses_bf16(self.recipe, run.device)).to(run.device)
-        self.strategy = open_strategy(run, self.recipe, loss)
-        self.health = ModelDiagnostics(run, self.strategy, loss, self.lm.vocabulary)
-        self.share = RankSharding(run, self.recipe, self.strategy.lockstep)
-        self.listening = Listening(run, program, self.lm, speech_of(self.val_pool))
-        self.checkpoints = Checkpoints(run, self.recipe.checkpoints)
-        what = self.recipe.identified().what()
-        recipe = digest_of({"recipe": what, "arrays": program.codec})
-        self.progress = SftProgress(recipe=recipe, vocabulary=self.lm.vocabulary.digest)
-        self.stream = SampleStream(self.train_pool, self.recipe, program.token_rate)
-        steps, epochs = self.recipe.steps, self.recipe.epochs
-        self.steps = self.steps_of(epochs or 0) if steps is None else steps
+    run: Run
+    program: SftProgram
+    lm: SpeechLM
+    parameters: int
+    flops: Flops
+    train_data: SampleDataset
+    val_data: SampleDataset
+    stream: SampleStream
+    steps: int
+    strategy: Strategy
+    sharding: RankSharding
+    diagnostics: ModelDiagnostics
+    sampler: TextSampler
+    checkpoints: Checkpoints
+    progress: SftProgress
 
-    def steps_of(self, epochs: float) -> int:
-        """Optimizer steps in ``epochs`` epochs, from the tokens of the first."""
-        tokens = sum(self.train_pool.length(sample.items) for sample in self.stream.plan)
-        return max(1, round(epochs * tokens / self.recipe.batch_tokens))
+    def __post_init__(self) -> None:
+        self.recipe = self.program.recipe
 
     def resume(self) -> None:
-        """Go on from the newest checkpoint of the run folder, if there is one."""
+        """Load the newest checkpoint of the run folder, if there is one."""
         self.progress = self.checkpoints.load(self.strategy, self.progress)
         if self.run.is_main:
-            # Step 0 is the guards' look before training, which is repeated, too.
-            truncate_metrics(self.run.run_dir / "metrics.jsonl", self.progress.step or -1)
+            # The validation before training (step 0) is repeated as well.
+            truncate_metrics(self.run.run_dir / METRICS_FILE, self.progress.step or -1)
         if self.progress.step:
-            place = self.progress.epoch, self.progress.offset
+            position = self.progress.epoch, self.progress.offset
             rate = self.program.token_rate
-            self.stream = SampleStream(self.train_pool, self.recipe, rate, *place)
+            self.stream = SampleStream(self.train_data, self.recipe, rate, *position)
             self.run.note(f"resuming after step {self.progress.step} of {self.steps}")
 
     def train(self) -> None:
-        """Train to the last step, validating and saving on the way; of no steps, measure."""
+        """Train to the last step, with validations and saves on the way.
+
+        Without steps it only validates the base. After a stop request it saves and ends the program
+        with :data:`~tts_assets.core.program.STOPPED`.
+        """
         if not self.steps:
-            self.look()
+            self.validate_base()
             return
         first = self.progress.step
         if not first:
-            self.look_before()
+            self.start_guards()
         steps = range(first, self.steps if not self.progress.guards.ended else first)
         for step in self.run.progress(steps, "sft", total=self.steps, start=first):
             done = step + 1
             validates = done % self.recipe.eval_every == 0 or done == self.steps
             if validates:
-                self.health.remember()
+                self.diagnostics.remember()
             self.train_step(step)
             self.checkpoints.saver.check()
             if validates:
                 self.validate()
-            if self.listening.due(done, self.steps):
-                self.listening.speak(self.strategy, done)
+            if self.sampler.due(done, self.steps):
+                self.sampler.sample(self.strategy, done)
             stop = self.run.should_stop()
             ended = bool(self.progress.guards.ended)
             if stop or ended or done % self.recipe.save_every == 0 or done == self.steps:
@@ -125,90 +220,106 @@ class SftTrainer:
             if ended:
                 return
             if stop and done < self.steps:
-                self.settle()
+                self.wait_for_saves()
                 self.run.stopped()
 
     def train_step(self, step: int) -> None:
-        """One optimizer step on one global batch."""
+        """One optimizer step on one global batch. Raises FloatingPointError before a bad step."""
         torch.manual_seed(_step_seed(self.recipe.seed, step, self.run.rank))
         batch = self.stream.batch()
-        rows = list(self.share.rows(self.train_pool, batch, self.recipe.code_dropout))
-        meter = self.meter(self.train_pool, rows)
-        losses = self.backward(rows, meter)
-        self.check_sane("loss", losses["loss"], batch)
+        rows = list(self.sharding.rows(self.train_data, batch, self.recipe.code_dropout))
+        metrics = self.step_metrics(self.train_data, rows)
+        losses = self.backward(rows, metrics)
+        self.check_step("loss", losses["loss"], batch)
         lr = learning_rate(self.recipe.optimizer, step, self.steps) * self.progress.guards.rate
         norm = self.strategy.step(lr)
-        self.check_sane("gradient norm", norm, batch)
-        self.advance(meter)
+        self.check_step("gradient norm", norm, batch)
+        self.advance(metrics)
         hours = self.progress.speech_tokens / self.program.token_rate / 3600
-        lengths = [self.train_pool.length(sample.items) for sample in batch]
-        metrics = {
+        lengths = [self.train_data.length(sample.items) for sample in batch]
+        values = {
             **{name: round(loss, 6) for name, loss in losses.items()},
             "lr": lr,
             "gradient_norm": round(norm, 5),
-            "tokens": meter.tokens,
-            **meter.speed(self.flops, lengths),
+            "tokens": metrics.tokens,
+            **metrics.speed(self.flops, lengths),
             "audio_hours_seen": round(hours, 5),
         }
-        self.run.metrics(step + 1, metrics)
+        self.run.metrics(step + 1, values)
 
-    def backward(self, rows: Sequence[Packed], meter: StepMetrics) -> dict[str, float]:
-        """Gradients of the mean loss over all ranks' targets; returns the losses."""
-        # Strategies average over ranks; the sum over all of them is wanted.
-        scale = self.run.world_size / meter.targets
+    def backward(self, rows: Sequence[Packed], metrics: StepMetrics) -> dict[str, float]:
+        """Compute the gradients of the mean loss over all ranks' targets. Returns the losses."""
+        # Strategies average over ranks, but the gradient is that of the sum over ranks.
+        scale = self.run.world_size / metrics.targets
         for number, row in enumerate(rows, start=1):
-            row = row.to(self.run.device, meter.text_scale)
-            meter.add(row, self.strategy.backward(row, scale, last=number == len(rows)))
-        return meter.losses()
+            row = row.to(self.run.device, metrics.text_scale)
+            metrics.add(row, self.strategy.backward(row, scale, last=number == len(rows)))
+        return metrics.losses()
 
-    def meter(self, pool: SampleDataset, rows: Sequence[Packed]) -> StepMetrics:
-        return StepMetrics(self.run, pool.sources, rows, self.recipe.text_loss_weight)
+    def step_metrics(self, dataset: SampleDataset, rows: Sequence[Packed]) -> StepMetrics:
+        """Empty metrics of a batch of this dataset."""
+        weight = self.recipe.text_loss_weight
+        return StepMetrics(self.run.device, dataset.sources, rows, weight)
 
-    def advance(self, meter: StepMetrics) -> None:
-        """Count a finished step. Speech is what the first sources have, one a corpus."""
-        spoken = sum(meter.counts[: len(self.recipe.corpora)])
+    def advance(self, metrics: StepMetrics) -> None:
+        """Count a finished step. The first sources are the speech of the corpora."""
+        speech = sum(metrics.counts[: len(self.recipe.corpora)])
         done = {
             "step": self.progress.step + 1,
             "epoch": self.stream.epoch,
             "offset": self.stream.offset,
-            "tokens": self.progress.tokens + meter.tokens,
-            "speech_tokens": self.progress.speech_tokens + spoken,
+            "tokens": self.progress.tokens + metrics.tokens,
+            "speech_tokens": self.progress.speech_tokens + speech,
         }
         self.progress = self.progress.model_copy(update=done)
 
-    def check_sane(self, what: str, value: float, batch: Sequence[TrainingSample]) -> None:
-        """Stop before a step that would spoil the weights."""
-        knows_nothing = math.log(self.lm.vocabulary.size) * (1 + self.recipe.text_loss_weight)
-        limit = EXPLODED * knows_nothing if what == "loss" else math.inf
-        if value < limit:  # NaN is not
+    def check_step(self, what: str, value: float, batch: Sequence[TrainingSample]) -> None:
+        """Raise FloatingPointError before a step that would damage the weights."""
+        chance = math.log(self.lm.vocabulary.size) * (1 + self.recipe.text_loss_weight)
+        limit = EXPLODED * chance if what == "loss" else math.inf
+        if value < limit:
             return
-        ids = [self.train_pool.identity(item) for sample in batch for item in sample.items]
-        raise FloatingPointError(
-            f"the {what} of step {self.progress.step + 1} is {value}; the batch: "
-            f"{', '.join(ids)}. Lower the learning rate, or look at these samples"
-        )
+        names = [self.train_data.identity(item) for sample in batch for item in sample.items]
+        check_loss(what, value, limit, self.progress.step + 1, names)
 
-    def check_finite(self, losses: Mapping[str, float]) -> None:
-        """Stop before weights are taken for the best that are not: NaN compares with nothing."""
-        if wrong := {name: loss for name, loss in losses.items() if not math.isfinite(loss)}:
-            told = ", ".join(f"{name} is {loss}" for name, loss in wrong.items())
-            raise FloatingPointError(
-                f"after step {self.progress.step}: {told}. Lower the learning rate, or look at the "
-                "validation samples"
-            )
+    def dry_run(self) -> dict[str, float]:
+        """The numbers of the first batch, after its forward and backward pass."""
+        batch = self.stream.batch()
+        rows = list(self.sharding.rows(self.train_data, batch, self.recipe.code_dropout))
+        metrics = self.step_metrics(self.train_data, rows)
+        losses = self.backward(rows, metrics)
+        self.check_step("loss", losses["loss"], batch)
+        lengths = [self.train_data.length(sample.items) for sample in batch]
+        return {
+            "parameters": self.parameters,
+            "ranks": self.run.world_size,
+            "steps": self.steps,
+            "tokens_per_step": metrics.tokens,
+            "samples_per_step": len(batch),
+            "rows_of_rank_0": len(rows),
+            "train_samples": len(self.train_data),
+            "train_samples_dropped": len(self.train_data.dropped),
+            "val_samples": len(self.val_data),
+            "val_samples_dropped": len(self.val_data.dropped),
+            **losses,
+            **metrics.speed(self.flops, lengths),
+        }
 
     def validate(self) -> None:
-        """Losses over the validation samples; keeps the weights if they are the best."""
-        if not len(self.val_pool):
+        """Measure the validation losses, apply the guards, and save the weights if they are best.
+
+        Raises FloatingPointError if a loss is not finite.
+        """
+        if not len(self.val_data):
             return
         losses = {f"val_{name}": loss for name, loss in self.validation_losses().items()}
-        metrics = {**{k: round(v, 6) for k, v in losses.items()}, **self.health.report()}
+        metrics = {**{k: round(v, 6) for k, v in losses.items()}, **self.diagnostics.report()}
         forgotten = self.guard(losses)
         self.run.metrics(self.progress.step, metrics | ({FORGOTTEN: 1.0} if forgotten else {}))
-        self.check_finite(losses)
+        check_finite(losses, self.progress.step)
         if forgotten:
             return
-        # Where there is one corpus, its loss is the whole.
+        # A recipe with one corpus has no loss by source: its val_loss is the same.
         loss = losses.get(self.recipe.checkpoints.best, losses["val_loss"])
         if self.progress.best_loss is not None and loss >= self.progress.best_loss:
             return
@@ -219,98 +330,92 @@ class SftTrainer:
             if self.run.is_main:
                 self.checkpoints.save_best(weights, self.progress.step)
 
-    def look_before(self) -> None:
-        """The losses before the first step, which the guards compare with; whether each source
-        has validation samples."""
-        found = {self.val_pool.source(item) for item in range(len(self.val_pool))}
-        silent = [name for n, name in enumerate(self.val_pool.sources) if n not in found]
-        check_watched(self.recipe.guards, self.recipe.checkpoints.best, silent)
-        if silent:
-            names = ", ".join(silent)
-            self.run.note(f"no sample of {names} is in the validation split: no loss tells of them")
+    def start_guards(self) -> None:
+        """Validate the base for the guards, and log sources without validation samples.
+
+        Raises :class:`ConfigError` or :class:`DataError` if a needed loss cannot be measured.
+        """
+        found = {self.val_data.source(item) for item in range(len(self.val_data))}
+        missing = [name for n, name in enumerate(self.val_data.sources) if n not in found]
+        check_watched(self.recipe.guards, self.recipe.checkpoints.best, missing)
+        if missing:
+            names = ", ".join(missing)
+            self.run.note(f"no sample of {names} is in the validation split: it has no loss there")
         if self.recipe.guards is None:
             return
-        if not len(self.val_pool):
+        if not len(self.val_data):
             raise DataError(
-                "guards look at validation losses, and no sample is in the validation split: "
-                "raise validation.fraction, or leave out guards"
+                "guards need validation losses, and no sample is in the validation split: raise "
+                "validation.fraction, or leave out guards"
             )
-        self.progress = self.progress.model_copy(update={"guards": begin(self.look())})
+        state = initial_state(self.validate_base())
+        self.progress = self.progress.model_copy(update={"guards": state})
 
-    def look(self) -> dict[str, float]:
-        """The validation losses of the base; none where there are no validation samples."""
-        found = self.validation_losses() if len(self.val_pool) else {}
+    def validate_base(self) -> dict[str, float]:
+        """The validation losses of the base, logged as step 0; none without validation samples."""
+        found = self.validation_losses() if len(self.val_data) else {}
         losses = {f"val_{name}": loss for name, loss in found.items()}
-        self.health.report()  # of this validation, and nobody asked
+        self.diagnostics.report()  # discards the diagnostics of this validation
         self.run.metrics(0, {name: round(loss, 6) for name, loss in losses.items()})
-        self.check_finite(losses)
+        check_finite(losses, self.progress.step)
         return losses
 
-    def guard(self, losses: Mapping[str, float]) -> bool:
-        """Let the recipe's guards look at a validation; whether a source was forgotten by then."""
+    def guard(self, losses: dict[str, float]) -> bool:
+        """Apply the guards of the recipe to a validation. Returns whether a source is forgotten."""
         if self.recipe.guards is None:
             return False
         best = self.recipe.checkpoints.best
-        found = judge(self.recipe.guards, self.progress.guards, losses, best)
-        self.progress = self.progress.model_copy(update={"guards": found.state})
-        if found.message:
-            self.run.note(found.message)
-        return found.forgotten
+        result = apply_guards(self.recipe.guards, self.progress.guards, losses, best)
+        self.progress = self.progress.model_copy(update={"guards": result.state})
+        if result.message:
+            self.run.note(result.message)
+        return result.forgotten
 
     def validation_losses(self) -> dict[str, float]:
-        """Means over all targets of the validation split, one sample an item."""
-        samples = [TrainingSample((u,), 0, u) for u in range(len(self.val_pool))]
-        rows = list(self.share.rows(self.val_pool, samples))
-        meter = self.meter(self.val_pool, rows)
+        """Mean losses over all targets of the validation split. Each item is one sample."""
+        samples = [TrainingSample((u,), 0, u) for u in range(len(self.val_data))]
+        rows = list(self.sharding.rows(self.val_data, samples))
+        metrics = self.step_metrics(self.val_data, rows)
         for row in rows:
-            row = row.to(self.run.device, meter.text_scale)
-            meter.add(row, self.strategy.evaluate(row))
-        return meter.losses()
+            row = row.to(self.run.device, metrics.text_scale)
+            metrics.add(row, self.strategy.evaluate(row))
+        return metrics.losses()
 
-    def settle(self) -> None:
-        """Until all that was saved is on disk. A rank that left early would take the others."""
+    def wait_for_saves(self) -> None:
+        """Wait until all ranks have written everything; torchrun ends all when one rank leaves."""
         self.checkpoints.saver.wait()
         wait_for_all()
 
     def finish(self) -> None:
-        """Publish the weights that the recipe asks for to ``result/``."""
-        self.settle()
-        best = start = False
+        """Publish the weights that the recipe selects to ``result/``."""
+        self.wait_for_saves()
+        best = base_only = False
         if self.recipe.export == "best":
             best = self.progress.best_loss is not None
-            # Guarded runs have validations: without a best one, each of them forgot a source.
-            start = not best and bool(self.progress.guards.first)
-        weights = {} if best or start else self.strategy.weights()
+            # A run with guards has validations: without best weights all of them forgot a source.
+            base_only = not best and bool(self.progress.guards.first)
+        weights = {} if best or base_only else self.strategy.weights()
         if not self.run.is_main:
             return
         if best:
             weights = self.checkpoints.load_best(self.progress.best_step)
-        pools = [self.train_pool, self.val_pool]
-        if start:
-            self.run.note(NOTHING_GOOD)
-            export(self.run, open_base(self.program), None, pools)
+        lm, trained = self.lm, None
+        if base_only:
+            self.run.note(BASE_PUBLISHED)
+            lm = open_base(self.program)
         elif self.recipe.lora is None:
-            export(self.run, self.lm, weights, pools)
+            trained = weights
         else:
-            base = open_base(self.program)
-            export(self.run, merge_lora(base, self.recipe, weights), None, pools)
-        self.listening.publish()
-        self.run.finish(facts(self.run, self.program, self.lm, self.parameters, self.progress))
+            lm = merge_lora(open_base(self.program), self.recipe, weights)
+        dropped = [*self.train_data.dropped, *self.val_data.dropped]
+        export(self.run.run_dir, self.run.result_dir, lm, trained, dropped)
+        self.sampler.publish()
+        records = read_metrics(self.run.run_dir / METRICS_FILE)
+        self.run.finish(facts(records, self.program, self.lm, self.parameters, self.progress))
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:
     return int(digest_of([seed, step, rank])[:12], 16)
-
-
-def main(argv: list[str] | None = None) -> None:
-    program = load_config(SftProgram, argv)
-    with Run(program.run_dir) as run:
-        machine.check(program.recipe, run.local_world_size)
-        run.init_distributed()
-        trainer = SftTrainer(run, program)
-        trainer.resume()
-        trainer.train()
-        trainer.finish()
 
 
 if __name__ == "__main__":

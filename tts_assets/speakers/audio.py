@@ -1,6 +1,6 @@
-"""What an encoder hears: 16 kHz, an even loudness, silences shortened, mels of 10 ms.
+"""Preprocessing of a speaker encoder: 16 kHz, loudness normalization, VAD, mels every 10 ms.
 
-With :data:`~tts_assets.speakers.config.PUBLIC_AUDIO` it is what Resemblyzer does, to rounding.
+With :data:`~tts_assets.speakers.config.PUBLIC_AUDIO` it equals Resemblyzer's up to rounding.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from tts_assets.corpora.segments.speech import measure
 from tts_assets.speakers.config import AudioSettings
 
 INT16 = 2**15 - 1
-VAD_MS = 30  # of one decision
-VAD_MODE = 3  # the strictest of 0 to 3
-VAD_AVERAGE = 8  # decisions that are averaged
-VAD_SILENCE = 6  # decisions of silence that are left
+VAD_MS = 30  # audio of one decision
+VAD_MODE = 3  # the most aggressive of 0 to 3
+VAD_AVERAGE = 8  # decisions in the moving average
+VAD_SILENCE = 6  # decisions of silence that are kept
 SILERO_THRESHOLD = 0.5  # probability of speech, silero's own default
-SILERO_PAUSE = 0.2  # s; shorter ones are left
-SILERO_MARGIN = 0.1  # s
-COVERED = 0.75  # of the last window
+SILERO_PAUSE = 0.2  # s; shorter pauses are kept
+SILERO_MARGIN = 0.1  # s kept around speech
+COVERED = 0.75  # fraction of the last window that audio must cover
 LOG_FLOOR = 1e-6  # of the power; digital silence is -13.8
 
 
 def preprocess_wav(path: Path, settings: AudioSettings) -> Wave:
-    """A recording's speech, float32 [samples] at 16 kHz; empty where there is none.
+    """The speech of a recording, float32 (samples,) at 16 kHz; empty if there is none.
 
     Raises :class:`~tts_assets.core.audio.BrokenAudio`.
     """
@@ -40,7 +40,7 @@ def preprocess_wav(path: Path, settings: AudioSettings) -> Wave:
 
 
 def preprocess(wave: Wave, rate: int, settings: AudioSettings) -> Wave:
-    """A mono wave's speech, float32 [samples] at 16 kHz; empty where there is none."""
+    """The speech of a mono wave at ``rate`` Hz, float32 (samples,) at 16 kHz; may be empty."""
     if rate != settings.sample_rate and len(wave):
         wave = resample(wave, rate, settings.sample_rate)
     if not np.any(wave):
@@ -53,7 +53,7 @@ def preprocess(wave: Wave, rate: int, settings: AudioSettings) -> Wave:
 
 
 def normalize_loudness(wave: Wave, settings: AudioSettings) -> Wave:
-    """The wave, not of zeros, as loud as ``settings.loudness``."""
+    """The wave (not all zeros), amplified to ``settings.loudness``."""
     gain = 10 ** ((settings.loudness - loudness_of(wave, settings)) / 20)
     if settings.only_louder and gain < 1:
         return wave
@@ -61,7 +61,7 @@ def normalize_loudness(wave: Wave, settings: AudioSettings) -> Wave:
 
 
 def loudness_of(wave: Wave, settings: AudioSettings) -> float:
-    """In the unit of the settings; where R128 knows none, under 0.4 s, the RMS."""
+    """The loudness in the unit of the settings; RMS if EBU R128 has none (below 0.4 s)."""
     if settings.unit == "lufs":
         measured = measure(wave, settings.sample_rate)
         if measured is not None:
@@ -70,8 +70,8 @@ def loudness_of(wave: Wave, settings: AudioSettings) -> float:
 
 
 def only_speech(wave: Wave, rate: int) -> Wave:
-    """The wave where silero-vad hears speech, and 0.1 s around it."""
-    from tts_assets.corpora.segments.speech import find_speech  # a second to import
+    """The parts of the wave that Silero VAD detects as speech, and 0.1 s around them."""
+    from tts_assets.corpora.segments.speech import find_speech  # the import takes a second
 
     kept = np.zeros(len(wave), dtype=np.bool_)
     for part in find_speech(wave, SILERO_THRESHOLD, SILERO_PAUSE):
@@ -81,15 +81,15 @@ def only_speech(wave: Wave, rate: int) -> Wave:
 
 
 def shorten_silences(wave: Wave, rate: int) -> Wave:
-    """The wave without what is neither speech nor within about 0.1 s of it."""
+    """The wave without parts farther than about 0.1 s from speech, by WebRTC's VAD."""
     size = VAD_MS * rate // 1000
     wave = wave[: len(wave) // size * size]
     if not len(wave):
         return wave
     pcm = np.round(np.clip(wave, -1, 1) * INT16).astype(np.int16).reshape(-1, size)
     vad = webrtcvad.Vad(VAD_MODE)
-    spoken = np.array([vad.is_speech(part.tobytes(), rate) for part in pcm], dtype=np.float64)
-    averaged = np.convolve(spoken, np.full(VAD_AVERAGE, 1 / VAD_AVERAGE))
+    speech = np.array([vad.is_speech(part.tobytes(), rate) for part in pcm], dtype=np.float64)
+    averaged = np.convolve(speech, np.full(VAD_AVERAGE, 1 / VAD_AVERAGE))
     start = VAD_AVERAGE // 2
     kept = np.round(averaged[start : start + len(pcm)])
     near = np.convolve(kept, np.ones(VAD_SILENCE + 1))[VAD_SILENCE // 2 :][: len(pcm)] > 0.5
@@ -97,7 +97,7 @@ def shorten_silences(wave: Wave, rate: int) -> Wave:
 
 
 class Mels(nn.Module):
-    """Waves [batch, samples] to mels [batch, frames, bands]: librosa's, centred and zero-padded."""
+    """A mel spectrogram as librosa computes it, centred and zero-padded."""
 
     bank: Tensor
     taper: Tensor
@@ -119,6 +119,7 @@ class Mels(nn.Module):
 
     @torch.no_grad()
     def forward(self, waves: Tensor) -> Tensor:
+        """Waves (batch, samples) to mels or log-mels (batch, frames, bands)."""
         settings = self.settings
         spectrum = torch.stft(
             waves,
@@ -136,9 +137,9 @@ class Mels(nn.Module):
 
 
 def windows(wave: Wave, mels: Mels) -> Tensor:
-    """A preprocessed wave, not empty, as what the model takes: [n, window_frames, bands].
+    """The model's input for a preprocessed wave that is not empty: (n, window_frames, bands).
 
-    The last window must be covered by three quarters, unless it is the only one.
+    Audio must cover three quarters of the last window, unless it is the only one.
     """
     settings = mels.settings
     size, step, hop = settings.window_frames, settings.step_frames, settings.hop
@@ -154,12 +155,12 @@ def windows(wave: Wave, mels: Mels) -> Tensor:
 
 
 def mels_of(wave: Wave, mels: Mels) -> Tensor:
-    """Mels [frames, bands] of one preprocessed wave."""
+    """Mels (frames, bands) of one preprocessed wave."""
     return mels(torch.from_numpy(wave)[None])[0]
 
 
 def fill(mels: Tensor, frames: int, settings: AudioSettings) -> Tensor:
-    """At least ``frames`` frames, by silence or by the recording again."""
+    """Mels (frames, bands), extended to ``frames`` with silence or with the recording again."""
     missing = frames - len(mels)
     if missing <= 0:
         return mels
@@ -170,5 +171,5 @@ def fill(mels: Tensor, frames: int, settings: AudioSettings) -> Tensor:
 
 
 def centred(crops: Tensor, settings: AudioSettings) -> Tensor:
-    """Crops [batch, frames, bands] as the model takes them."""
+    """Crops (batch, frames, bands), minus the mean of each band if the settings say so."""
     return crops - crops.mean(dim=1, keepdim=True) if settings.centre else crops

@@ -1,13 +1,17 @@
-"""Configurations of the speaker encoder: what it hears, its size, its training, its trials.
+"""Configuration of speaker encoders: audio, architecture, training, trials, purity.
 
-Where an encoder lies, and what it is: without torch, so that definitions load fast.
+The classes whose docstring names a table, for example ``[speakers.train]``, are tables of
+``dagster_project.toml``. The classes ``*Program`` are the ``run.json`` of the launched programs.
+:class:`AudioSettings` and :class:`CardArchitecture` are parts of the ``config.json`` of an encoder.
+This module imports no torch, because Dagster's definitions import it.
 """
 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -16,12 +20,14 @@ from tts_assets.core.config import Config, ConfigError, digest_of
 from tts_assets.core.program import ProgramConfig
 from tts_assets.core.split import ValidationSplit
 
-WEIGHTS_FILE = "model.safetensors"
-CONFIG_FILE = "config.json"
+RESEMBLYZER = "resemblyzer"  # the public weights in the Python package of that name
+PUBLISHED = "speaker_encoder"  # the asset: the encoder of [speakers]
+WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
+PURITY_FILE = "purity.parquet"
 
 
 def resolve(name: str, root: Path) -> Path:
-    """The folder or file that ``name`` means: below ``root``, or in the package resemblyzer."""
+    """The folder or file of an encoder: below ``root``, or in the package resemblyzer."""
     if name != RESEMBLYZER:
         return root / name
     found = importlib.util.find_spec(RESEMBLYZER)
@@ -30,13 +36,14 @@ def resolve(name: str, root: Path) -> Path:
 
 
 def encoder_digest(path: Path) -> str:
-    """What an encoder is, wherever it lies: the digest of its bytes."""
-    files = [path] if path.is_file() else [path / WEIGHTS_FILE, path / CONFIG_FILE]
+    """The digest of an encoder's bytes. Raises :class:`ConfigError` if it is incomplete."""
     check_exists(path)
+    files = [path] if path.is_file() else [path / WEIGHTS_FILE, path / CONFIG_FILE]
     return digest_of([sha256_file(file) for file in files])
 
 
 def check_exists(path: Path) -> None:
+    """Raise :class:`ConfigError` unless ``path`` is a file or an encoder folder."""
     complete = all((path / name).is_file() for name in (WEIGHTS_FILE, CONFIG_FILE))
     if not path.is_file() and not complete:
         raise ConfigError(
@@ -45,26 +52,62 @@ def check_exists(path: Path) -> None:
         )
 
 
-RESEMBLYZER = "resemblyzer"  # names the public weights that lie in the package of that name
-PUBLISHED = "speaker_encoder"  # names the asset: the encoder of [speakers]
-PURITY_FILE = "purity.parquet"
+class AudioConfig(Config):
+    """``[speakers.train.audio]``: the preprocessing that a new encoder is trained with.
 
-
-class AudioSettings(Config):
-    """What an encoder hears of a recording. It is stored with the weights: an embedding means
-    nothing without it.
-
-    ``loudness`` is that of every recording: its RMS in dBFS, or with ``unit = "lufs"`` that of EBU
-    R128; ``only_louder`` leaves loud recordings as they are. ``vad`` shortens silences by WebRTC's
-    detector, or silero's, which also takes out what is loud but no speech. ``log``: log-mels
-    instead of power. Each ``window_frames`` of 10 ms give an embedding, ``step_frames`` apart, and
-    their mean is that of the recording; ``short`` says what fills the window of a shorter one.
+    ``vad`` removes silence with WebRTC's detector, or with Silero's, which also removes loud
+    non-speech. The loudness of every recording is normalized by its RMS, or with ``unit = "lufs"``
+    by EBU R128. Each ``window_frames`` of 10 ms give one embedding, ``step_frames`` apart; the mean
+    of the windows is the embedding of the recording.
     """
 
-    sample_rate: Literal[16_000] = 16_000
+    removed_keys: ClassVar[Mapping[str, Any]] = {
+        "sample_rate": 16_000,
+        "loudness": -27.0,
+        "only_louder": False,
+        "window_ms": 25.0,
+        "hop_ms": 10.0,
+        "n_fft": 512,
+        "mels": 40,
+        "low_hz": 0.0,
+        "high_hz": 8000.0,
+        "log": True,
+        "centre": False,
+        "short": "repeat",
+    }
+
     vad: Literal["webrtc", "silero", "none"] = "webrtc"
-    loudness: float = Field(-27.0, ge=-60, le=-10)
     unit: Literal["rms", "lufs"] = "rms"
+    window_frames: int = Field(160, gt=0)
+    step_frames: int = Field(80, gt=0)
+
+    @model_validator(mode="after")
+    def _check_steps(self) -> Self:
+        if self.step_frames > self.window_frames:
+            raise ValueError(
+                f"step_frames {self.step_frames} would leave gaps between windows of "
+                f"{self.window_frames} frames; write step_frames = {self.window_frames // 2}"
+            )
+        return self
+
+    def settings(self) -> AudioSettings:
+        """The complete settings, as they are stored with the weights."""
+        return AudioSettings(**self.model_dump())
+
+
+class AudioSettings(AudioConfig):
+    """The complete preprocessing of an encoder, stored with its weights in ``config.json``.
+
+    ``loudness`` is in dBFS (RMS) or LUFS; with ``only_louder`` recordings above it stay as they
+    are. ``log`` selects log-mels instead of power mels. ``centre`` subtracts the mean of each band
+    over the window, which removes the frequency response of the channel. ``short`` is how the
+    window of a shorter recording is filled: the recording again, or zeros.
+    """
+
+    removed_keys: ClassVar[Mapping[str, Any]] = {}
+
+    sample_rate: Literal[16_000] = 16_000
+    loudness: float = Field(-27.0, ge=-60, le=-10)
     only_louder: bool = False
     window_ms: float = Field(25.0, gt=0)
     hop_ms: float = Field(10.0, gt=0)
@@ -73,11 +116,7 @@ class AudioSettings(Config):
     low_hz: float = Field(0.0, ge=0)
     high_hz: float = Field(8000.0, gt=0, le=8000)
     log: bool = True
-    centre: bool = Field(
-        False, description="subtract each band's mean over the window: the channel's colour"
-    )
-    window_frames: int = Field(160, gt=0)
-    step_frames: int = Field(80, gt=0)
+    centre: bool = False
     short: Literal["repeat", "zeros"] = "repeat"
 
     @property
@@ -91,7 +130,7 @@ class AudioSettings(Config):
         return round(self.window_ms * self.sample_rate / 1000)
 
     @model_validator(mode="after")
-    def _possible(self) -> Self:
+    def _check(self) -> Self:
         if self.window > self.n_fft:
             raise ValueError(
                 f"window_ms {self.window_ms} are {self.window} samples, more than n_fft "
@@ -99,88 +138,104 @@ class AudioSettings(Config):
             )
         if self.low_hz >= self.high_hz:
             raise ValueError(f"low_hz {self.low_hz} is not below high_hz {self.high_hz}")
-        if self.step_frames > self.window_frames:
-            raise ValueError(
-                f"step_frames {self.step_frames} would leave gaps between windows of "
-                f"{self.window_frames} frames; write step_frames = {self.window_frames // 2}"
-            )
         if self.centre and not self.log:
-            raise ValueError("centre takes a channel out of log-mels; set log = true with it")
+            raise ValueError("centre applies to log-mels only; set log = true with it")
         return self
 
 
-# Resemblyzer's and Real-Time-Voice-Cloning's: power mels, 1.3 windows a second.
+# The settings of Resemblyzer and Real-Time-Voice-Cloning: power mels, 1.3 windows per second.
 PUBLIC_AUDIO = AudioSettings(
     loudness=-30.0, only_louder=True, n_fft=400, log=False, step_frames=77, short="zeros"
 )
 
 
 class EncoderArchitecture(Config):
-    """``lstm``: ``layers`` of ``hidden`` cells, the last state through a linear layer (Wan et al.,
-    2018). ``resnet34``: convolutions of ``channels`` to 8 x ``channels``, mean and deviation over
-    time (Chung et al., 2020). ``relu`` as in the public weights: embeddings without negative
-    numbers."""
+    """``[speakers.train.architecture]``.
+
+    ``lstm``: ``layers`` of ``hidden`` cells and a linear layer on the last state (Wan et al.,
+    2018). ``resnet34``: convolutions of ``channels`` to 8 x ``channels``, then mean and standard
+    deviation over time (Chung et al., 2020).
+    """
+
+    removed_keys: ClassVar[Mapping[str, Any]] = {"relu": False}
 
     kind: Literal["lstm", "resnet34"] = "lstm"
     hidden: int = Field(256, gt=0)
     layers: int = Field(3, gt=0)
     channels: int = Field(32, gt=0, multiple_of=4)
     embedding: int = Field(256, gt=0)
+
+
+class CardArchitecture(EncoderArchitecture):
+    """The architecture as it is stored with the weights.
+
+    ``relu`` of the public weights makes embeddings non-negative.
+    """
+
+    removed_keys: ClassVar[Mapping[str, Any]] = {}
+
     relu: bool = False
 
 
-PUBLIC_ARCHITECTURE = EncoderArchitecture(relu=True)
+PUBLIC_ARCHITECTURE = CardArchitecture(relu=True)
 
 
 class AdversaryConfig(Config):
-    """``[speakers.train.adversary]``: embeddings must not tell ``what`` was spoken, or over which
-    channel (a corpus counts as one): a classifier behind a gradient reversal (Ganin, 2015)."""
+    """``[speakers.train.adversary]``: embeddings must not predict ``attribute``.
 
-    what: Literal["language", "corpus"]
-    weight: float = Field(0.1, gt=0)
-    hidden: int = Field(128, gt=0)
+    ``attribute`` is the language, or the corpus as a proxy of the channel. A classifier behind a
+    gradient reversal layer (Ganin and Lempitsky, 2015) is trained on the embeddings.
+    """
+
+    renamed_keys: ClassVar[Mapping[str, str]] = {"what": "attribute"}
+    removed_keys: ClassVar[Mapping[str, Any]] = {"hidden": 128}
+
+    attribute: Literal["language", "corpus"]
+    weight: float = Field(0.1, gt=0, description="of the reversed gradient")
 
 
 class EncoderRecipe(Config):
-    """``[speakers.train]``: one training run.
+    """``[speakers.train]``: one training run with the GE2E loss.
 
-    ``base``: a folder of this project, a ``.pt`` of Resemblyzer or Real-Time-Voice-Cloning, or
-    "resemblyzer" for the one in its package; ``architecture`` and ``audio`` are then the base's.
-    A step has ``speakers`` x ``utterances`` crops of ``least_frames`` to ``most_frames``.
-    ``speeds``: every recording also at these, each a voice of its own, as Kaldi's recipes do.
-    ``equalize``: each crop through a channel of its own, a smooth random gain of this many dB.
-    ``similarity_share``: of the learning rate, for the scale and offset of the loss.
+    ``base`` initializes the weights: a folder of this project, a ``.pt`` of Resemblyzer or
+    Real-Time-Voice-Cloning, or "resemblyzer" for that of its package. The base determines
+    architecture and audio. A step has ``speakers`` x ``utterances`` crops of ``min_frames`` to
+    ``max_frames``. ``speeds``: every recording is also played at these speeds, and each speed
+    counts as another speaker, as in Kaldi's recipes. ``equalize``: each crop gets a smooth random
+    frequency response of at most so many dB.
     """
 
+    renamed_keys: ClassVar[Mapping[str, str]] = {
+        "least_frames": "min_frames",
+        "most_frames": "max_frames",
+    }
+    removed_keys: ClassVar[Mapping[str, Any]] = {"similarity_share": 1.0, "clip": 3.0}
+
     architecture: EncoderArchitecture = EncoderArchitecture()
-    audio: AudioSettings = AudioSettings()
+    audio: AudioConfig = AudioConfig()
     base: str | None = None
     loss: Literal["softmax", "contrast"] = "softmax"
     speakers: int = Field(64, ge=2)
     utterances: int = Field(10, ge=2)
-    least_frames: int = Field(140, gt=0)
-    most_frames: int = Field(180, gt=0)
+    min_frames: int = Field(140, gt=0)
+    max_frames: int = Field(180, gt=0)
     speeds: tuple[float, ...] = Field((1.0,), min_length=1)
     equalize: float = Field(0.0, ge=0, description="dB; for log-mels")
     steps: int = Field(20_000, gt=0)
     lr: float = Field(1e-3, gt=0)
     final_lr: float = Field(1e-4, gt=0)
-    similarity_share: float = Field(1.0, gt=0)
-    clip: float = Field(3.0, gt=0, description="norm of the gradients")
     adversary: AdversaryConfig | None = None
     eval_every: int = Field(500, gt=0)
     save_every: int = Field(500, gt=0)
     seed: int = Field(777, ge=0)
 
     @model_validator(mode="after")
-    def _possible(self) -> Self:
-        if self.least_frames > self.most_frames:
-            raise ValueError(
-                f"least_frames {self.least_frames} is above most_frames {self.most_frames}"
-            )
+    def _check(self) -> Self:
+        if self.min_frames > self.max_frames:
+            raise ValueError(f"min_frames {self.min_frames} is above max_frames {self.max_frames}")
         if self.final_lr > self.lr:
             raise ValueError(f"final_lr {self.final_lr} is above lr {self.lr}; it decays to it")
-        own = (self.architecture, self.audio) != (EncoderArchitecture(), AudioSettings())
+        own = (self.architecture, self.audio) != (EncoderArchitecture(), AudioConfig())
         if self.base is not None and own:
             raise ValueError(
                 "architecture and audio are those of the base; leave them out, or leave out base"
@@ -190,60 +245,68 @@ class EncoderRecipe(Config):
                 f"speeds {self.speeds} must have 1.0 and lie between 0.5 and 2; write for example "
                 "[0.9, 1.0, 1.1]"
             )
-        if self.equalize and self.base is None and not self.audio.log:
-            raise ValueError("equalize adds to log-mels; set audio.log = true, or equalize = 0")
         return self
 
 
-class PeopleConfig(Config):
-    """Whose recordings are used. Speakers are tested with, never trained on, if they are named by
-    ``test_speakers``; where that is empty, ``test`` draws them by the hash of their names.
+class SpeakerSelection(Config):
+    """The recordings that are used, and the split into training and test speakers.
 
-    A speaker is ``<corpus>/<speaker>``. ``same`` names those who are one person:
-    ``same = { allison = ["asterisk_en/allison_smith", "asterisk_es/allison"] }``.
+    Speakers in ``test_speakers`` are used for tests only. If it is empty, ``test`` draws the test
+    speakers by the hash of their names. The name of a speaker is ``<corpus>/<speaker>``.
+    ``aliases`` lists names that belong to one person:
+    ``aliases = { allison = ["asterisk_en/allison_smith", "asterisk_es/allison"] }``.
     """
+
+    renamed_keys: ClassVar[Mapping[str, str]] = {"same": "aliases"}
+    removed_keys: ClassVar[Mapping[str, Any]] = {"min_utterances": 4}
 
     corpora: tuple[str, ...] = Field(min_length=1)
     test: ValidationSplit = ValidationSplit(fraction=0.1)
     test_speakers: tuple[str, ...] = ()
-    min_utterances: int = Field(4, ge=2)
     min_seconds: float = Field(1.0, ge=0)
-    same: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    aliases: dict[str, tuple[str, ...]] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _one_person_each(self) -> Self:
-        names = [name for group in self.same.values() for name in group]
+        names = [name for group in self.aliases.values() for name in group]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise ValueError(f"same: {twice} belong to more than one person; name each once")
+            raise ValueError(f"aliases: {twice} belong to more than one person; name each once")
         return self
 
 
 class TrialConfig(Config):
-    """``[speakers.trials]``: pairs of test recordings, as many of one speaker as of two.
+    """``[speakers.trials]``: pairs of test recordings, half of them of the same speaker.
 
-    ``p_target`` is the prior of the minimal detection cost. ``beside`` names the encoder on whose
-    scores ours are seen; empty: none.
+    ``baseline`` is an encoder that is evaluated on the same trials for comparison; empty: none.
     """
+
+    renamed_keys: ClassVar[Mapping[str, str]] = {"beside": "baseline"}
+    removed_keys: ClassVar[Mapping[str, Any]] = {"p_target": 0.01}
 
     per_speaker: int = Field(200, ge=1, description="pairs of one speaker")
     max_utterances: int = Field(100, ge=2, description="of a speaker")
-    p_target: float = Field(0.01, gt=0, lt=1)
-    beside: str = RESEMBLYZER
+    baseline: str = RESEMBLYZER
     seed: int = Field(1, ge=0)
 
 
 class PurityConfig(Config):
-    """``[speakers.purity]``: does each speaker of a corpus sound like one? ``encoder`` is
-    "resemblyzer", "speaker_encoder" (the trained one), or a folder. An utterance is an outlier
-    below ``min_similarity`` to its speaker's other utterances, or if nearer to another speaker."""
+    """``[speakers.purity]``: whether the utterances of each speaker sound like one person.
+
+    ``encoder`` is "resemblyzer", "speaker_encoder" (the asset), or a folder. An utterance is an
+    outlier if its similarity to the speaker's other utterances is below ``min_similarity``, or
+    below its similarity to another speaker.
+    """
 
     encoder: str = RESEMBLYZER
     min_similarity: float = Field(0.6, ge=-1, le=1)
 
 
-class SpeakersConfig(PeopleConfig):
-    """``[speakers]``: give ``checkpoint`` (a folder, a ``.pt``, or "resemblyzer") or ``train``."""
+class SpeakersConfig(SpeakerSelection):
+    """``[speakers]``: give either ``checkpoint`` or ``train``.
+
+    ``checkpoint`` is a folder, a ``.pt``, or "resemblyzer".
+    """
 
     checkpoint: str | None = None
     train: EncoderRecipe | None = None
@@ -260,40 +323,45 @@ class SpeakersConfig(PeopleConfig):
         return self
 
     @property
-    def people(self) -> PeopleConfig:
-        return PeopleConfig(**{name: getattr(self, name) for name in PeopleConfig.model_fields})
+    def selection(self) -> SpeakerSelection:
+        """The part that selects recordings and speakers."""
+        fields = SpeakerSelection.model_fields
+        return SpeakerSelection(**{name: getattr(self, name) for name in fields})
 
 
 class CorporaProgram(ProgramConfig):
-    """A program that reads people's recordings: folders of indexes by the corpus' name."""
+    """A program that reads recordings of speakers; ``corpora``: folders of indexes by name."""
 
-    people: PeopleConfig
+    selection: SpeakerSelection
     corpora: dict[str, Path]
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
-        missing = sorted(set(self.people.corpora) - set(self.corpora))
+        missing = sorted(set(self.selection.corpora) - set(self.corpora))
         if missing:
             raise ValueError(f"no index given for corpora {missing}")
         return self
 
 
 class EncoderProgram(CorporaProgram):
-    """``tts_assets.speakers.train``: one recipe on the training speakers of the corpora."""
+    """``run.json`` of ``tts_assets.speakers.train``."""
 
     recipe: EncoderRecipe
 
 
 class ReportProgram(CorporaProgram):
-    """``tts_assets.speakers.evaluate``: ``encoder`` on the test speakers of the corpora."""
+    """``run.json`` of ``tts_assets.speakers.evaluate``: ``encoder`` on the test speakers."""
 
     trials: TrialConfig
     encoder: str
-    root: Path = Field(Path(), description="that trials.beside is relative to")
+    root: Path = Field(Path(), description="the folder that trials.baseline is relative to")
 
 
 class PurityProgram(ProgramConfig):
-    """``tts_assets.speakers.purity``: ``samples`` is a ``kept.jsonl``, ``cache`` of embeddings."""
+    """``run.json`` of ``tts_assets.speakers.purity``.
+
+    ``samples`` is a ``kept.jsonl``, ``cache`` the file that keeps embeddings.
+    """
 
     purity: PurityConfig
     encoder: str

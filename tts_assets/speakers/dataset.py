@@ -1,4 +1,4 @@
-"""Whose recordings there are: the rows of indexed corpora by person, each to train or to test."""
+"""Recordings by speaker, read from indexed corpora and split into training and test speakers."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from tts_assets.core.artifacts import RawCorpus, SpeechSegments, open_artifact
 from tts_assets.core.config import ConfigError
 from tts_assets.core.split import is_validation
 from tts_assets.corpora.index import Utterance, utterances
-from tts_assets.speakers.config import PeopleConfig
+from tts_assets.speakers.config import SpeakerSelection
+
+MIN_UTTERANCES = 4  # of a speaker; speakers with fewer are set aside
 
 
 @dataclass(frozen=True, order=True)
 class SpeakerRecording:
-    """One utterance of a person. ``session`` is empty where none is known; seconds as indexed."""
+    """One utterance of a speaker; ``session`` is empty if unknown."""
 
     speaker: str
     id: str
@@ -31,16 +33,19 @@ class SpeakerRecording:
 
 @dataclass(frozen=True)
 class SpeakerSplit:
-    """Recordings by id, of persons who are either trained on or tested with."""
+    """Recordings of training speakers and of test speakers, sorted."""
 
     train: tuple[SpeakerRecording, ...]
     test: tuple[SpeakerRecording, ...]
     set_aside: tuple[SetAside, ...]
 
 
-def read_people(corpora: Mapping[str, Path], config: PeopleConfig) -> SpeakerSplit:
-    """All recordings of ``config.corpora``. Raises ConfigError if nobody is left on a side."""
-    aliases = {name: person for person, names in config.same.items() for name in names}
+def read_speakers(corpora: Mapping[str, Path], config: SpeakerSelection) -> SpeakerSplit:
+    """All recordings of ``config.corpora``; ``corpora``: folders of their indexes.
+
+    Raises ConfigError if fewer than two speakers are left for training or for the test.
+    """
+    aliases = {name: person for person, names in config.aliases.items() for name in names}
     found: dict[str, SpeakerRecording] = {}
     set_aside: list[SetAside] = []
     for corpus in config.corpora:
@@ -54,21 +59,21 @@ def read_people(corpora: Mapping[str, Path], config: PeopleConfig) -> SpeakerSpl
                 found[item.id] = item
     unknown = set(config.test_speakers) - {recording.speaker for recording in found.values()}
     if unknown:
-        raise ConfigError(f"test_speakers {sorted(unknown)} have no recording; drop their names")
-    kept, rare = without_rare(sorted(found.values()), config.min_utterances)
+        raise ConfigError(f"test_speakers {sorted(unknown)} have no recording; remove their names")
+    kept, rare = without_rare(sorted(found.values()), MIN_UTTERANCES)
     sides = [[r for r in kept if is_test(r.speaker, config) == side] for side in (False, True)]
     for side, name in zip(sides, ("train on", "test with"), strict=True):
         if len({recording.speaker for recording in side}) < 2:
             raise ConfigError(
                 f"{len({r.speaker for r in kept})} speakers of {', '.join(config.corpora)} leave "
-                f"fewer than two to {name}: add corpora, lower min_utterances "
-                f"{config.min_utterances} or min_seconds {config.min_seconds}, or change test"
+                f"fewer than two to {name}: add corpora, lower min_seconds {config.min_seconds}, "
+                f"or change test (speakers need {MIN_UTTERANCES} utterances)"
             )
     return SpeakerSplit(tuple(sides[0]), tuple(sides[1]), (*set_aside, *rare))
 
 
-def is_test(speaker: str, config: PeopleConfig) -> bool:
-    """Whether a person is tested with; it depends on the name alone, not on who else there is."""
+def is_test(speaker: str, config: SpeakerSelection) -> bool:
+    """Whether a speaker is a test speaker; it depends on the name only."""
     if config.test_speakers:
         return speaker in config.test_speakers
     return is_validation(speaker, config.test)
@@ -77,6 +82,7 @@ def is_test(speaker: str, config: PeopleConfig) -> bool:
 def recordings(
     corpus: str, index: Path, min_seconds: float, aliases: Mapping[str, str]
 ) -> list[SpeakerRecording | SetAside]:
+    """The recordings of one index. Raises ConfigError if ``index`` is no index of a corpus."""
     handle = open_artifact(index)
     if not isinstance(handle, RawCorpus | SpeechSegments):
         raise ConfigError(f"{index} is no index of a corpus: give raw_corpus or speech_segments")
@@ -105,8 +111,11 @@ def recordings(
 
 
 def session_of(row: Utterance) -> str:
-    """Where and when it was recorded: as the reader says, else the recording it was cut from, else
-    the folder below its speaker's (a chapter, a video); empty if nothing tells."""
+    """The recording session of an utterance; empty if unknown.
+
+    The session that the reader gives, else the recording that the utterance was cut from, else the
+    folder below the speaker's folder (a chapter, a video).
+    """
     original = json.loads(row.extra).get("original_data", {})
     named = original.get("session") or original.get("recording")
     if named:
@@ -119,7 +128,7 @@ def session_of(row: Utterance) -> str:
 def without_rare(
     found: Sequence[SpeakerRecording], least: int
 ) -> tuple[list[SpeakerRecording], list[SetAside]]:
-    """The recordings of speakers who have at least ``least``, and the others."""
+    """The recordings of speakers with at least ``least`` recordings, and the others set aside."""
     counts: dict[str, int] = {}
     for recording in found:
         counts[recording.speaker] = counts.get(recording.speaker, 0) + 1

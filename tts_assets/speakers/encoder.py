@@ -1,11 +1,11 @@
-"""The speaker encoder for whoever needs a voice as numbers.
+"""Speaker embeddings of recordings.
 
     encoder = VoiceEncoder.load(Path("storage/speaker_encoder/all/current"))
-    encoder.wav_to_embedding(Path("clip.wav"))    # float32 [256], of length 1
+    encoder.wav_to_embedding(Path("clip.wav"))    # float32 (256,), norm 1
 
-:func:`open_voices` opens whatever a configuration names.
+:func:`open_voices` opens the encoder that a configuration names.
 
-``python -m tts_assets.speakers.encoder ENCODER CLIP…`` prints the cosine of every pair.
+``python -m tts_assets.speakers.encoder ENCODER CLIP…`` prints the cosine similarity of every pair.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from tts_assets.audio_models.speaker_similarity import SpeakerEncoder, Voices
+from tts_assets.audio_models.speaker_similarity import SpeakerEmbedder, SpeakerEncoder
 from tts_assets.core.audio import Wave, blocks
 from tts_assets.speakers.audio import Mels, preprocess, preprocess_wav, windows
 from tts_assets.speakers.config import RESEMBLYZER, resolve
@@ -28,17 +28,17 @@ from tts_assets.speakers.model import EncoderCard, open_encoder
 
 Embedding = NDArray[np.float32]
 
-SHORTEST_SECONDS = 0.3  # of speech: less holds no voice
-BATCH = 64  # windows that go through the model together
-LONG_SECONDS = 60.0  # of a long recording that are in memory
+SHORTEST_SECONDS = 0.3  # of speech; less is not enough for an embedding
+BATCH = 64  # windows in one forward pass
+LONG_SECONDS = 60.0  # of a long recording in memory at a time
 
 
 class NoSpeech(ValueError):
-    """A recording with too little speech for an embedding."""
+    """A recording has too little speech for an embedding."""
 
 
 class VoiceEncoder:
-    """Recordings to unit vectors; a mean over windows, so of recordings of any length."""
+    """Embeds recordings of any length: the normalized mean over the embeddings of windows."""
 
     def __init__(self, model: nn.Module, card: EncoderCard, device: str = "cpu") -> None:
         self.model = model.to(device).eval()
@@ -48,66 +48,68 @@ class VoiceEncoder:
 
     @classmethod
     def load(cls, path: Path, device: str = "cpu") -> Self:
-        """A folder that this project published, or a public ``.pt`` (``resolve`` finds the one
-        that "resemblyzer" names)."""
+        """Open a folder of this project, or a public ``.pt``.
+
+        :func:`~tts_assets.speakers.config.resolve` returns the path of "resemblyzer". Raises
+        ConfigError if ``path`` is no encoder.
+        """
         return cls(*open_encoder(path), device)
 
     def preprocess_wav(self, path: Path) -> Wave:
-        """The speech of a recording as the encoder hears it, float32 [samples] at 16 kHz."""
+        """The speech of a recording after preprocessing, float32 (samples,) at 16 kHz."""
         return preprocess_wav(path, self.card.audio)
 
     def wav_to_embedding(self, path: Path) -> Embedding:
-        """The voice of a recording, float32 [256]. Raises NoSpeech, and BrokenAudio."""
-        return self._named(path, self.embed_speech(self.preprocess_wav(path)))
+        """The embedding of a recording, float32 (256,). Raises NoSpeech or BrokenAudio."""
+        return self._require(path, self.embed_speech(self.preprocess_wav(path)))
 
     def wavs_to_embeddings(self, paths: Sequence[Path]) -> NDArray[np.float32]:
-        """The voices of many recordings, float32 [n, 256], in the order of the paths."""
-        voices = self.embed_many(self.preprocess_wav(path) for path in paths)
-        named = [self._named(path, voice) for path, voice in zip(paths, voices, strict=True)]
-        return np.stack(named)
+        """The embeddings of many recordings, float32 (n, 256). Raises NoSpeech or BrokenAudio."""
+        found = self.embed_many(self.preprocess_wav(path) for path in paths)
+        return np.stack([self._require(path, one) for path, one in zip(paths, found, strict=True)])
 
     def long_wav_to_embedding(self, path: Path) -> Embedding:
-        """The voice of a recording of any length, a minute of it in memory at a time.
+        """The embedding of a long recording, with one minute of it in memory at a time.
 
-        Loudness is evened a minute at a time, too.
+        The loudness is normalized per minute, too. Raises NoSpeech or BrokenAudio.
         """
         total = np.zeros(self.card.architecture.embedding, dtype=np.float64)
         for wave, rate in minutes(path):
             speech = preprocess(wave, rate, self.card.audio)
             if len(speech) >= SHORTEST_SECONDS * self.card.audio.sample_rate:
                 total += self._windows([speech])[0].sum(axis=0)
-        return self._named(path, unit(total) if np.any(total) else None)
+        return self._require(path, unit(total) if np.any(total) else None)
 
     def embed(self, wave: Wave, rate: int) -> Embedding | None:
-        """The voice of a mono wave; None if it holds less than 0.3 s of speech."""
+        """The embedding of a mono wave at ``rate`` Hz; None with less than 0.3 s of speech."""
         return self.embed_speech(preprocess(wave, rate, self.card.audio))
 
     def embed_all(self, clips: Sequence[tuple[Wave, int]]) -> list[Embedding | None]:
-        """The voices of mono waves with their rates in Hz, as :meth:`embed` gives each."""
+        """The embeddings of mono waves with their rates in Hz; see :meth:`embed`."""
         return [*self.embed_many(preprocess(wave, rate, self.card.audio) for wave, rate in clips)]
 
     def embed_speech(self, speech: Wave) -> Embedding | None:
-        """The voice of what :meth:`preprocess_wav` gave."""
+        """The embedding of a wave that :meth:`preprocess_wav` returned."""
         return next(self.embed_many([speech]))
 
     def embed_many(self, speech: Iterable[Wave]) -> Iterator[Embedding | None]:
-        """The voices of many preprocessed waves; the model sees windows of several together."""
+        """Yield the embeddings of preprocessed waves; windows of several waves share a batch."""
         shortest = SHORTEST_SECONDS * self.card.audio.sample_rate
         batch: list[Wave | None] = []
         for wave in speech:
             batch.append(wave if len(wave) >= shortest else None)
             if len(batch) == BATCH:
-                yield from self._voices(batch)
+                yield from self._embeddings(batch)
                 batch = []
-        yield from self._voices(batch)
+        yield from self._embeddings(batch)
 
-    def _voices(self, batch: Sequence[Wave | None]) -> Iterator[Embedding | None]:
+    def _embeddings(self, batch: Sequence[Wave | None]) -> Iterator[Embedding | None]:
         found = iter(self._windows([wave for wave in batch if wave is not None]))
         for wave in batch:
             yield None if wave is None else unit(next(found).mean(axis=0))
 
     def _windows(self, waves: Sequence[Wave]) -> list[NDArray[np.float32]]:
-        """For each wave the embeddings of its windows, [n, 256]."""
+        """The embeddings of the windows of each wave, (n, 256)."""
         if not waves:
             return []
         cut = [windows(wave, self.mels) for wave in waves]
@@ -116,25 +118,26 @@ class VoiceEncoder:
             made = torch.cat([self.model(part.to(self.device)).cpu() for part in parts])
         return [part.numpy() for part in made.split([len(some) for some in cut])]
 
-    def _named(self, path: Path, voice: Embedding | None) -> Embedding:
-        if voice is None:
+    def _require(self, path: Path, embedding: Embedding | None) -> Embedding:
+        if embedding is None:
             raise NoSpeech(f"{path} holds less than {SHORTEST_SECONDS} s of speech")
-        return voice
+        return embedding
 
 
-def open_voices(name: str, device: str = "cpu") -> Voices:
-    """The encoder that ``name`` means: "resemblyzer", or the path of a folder or a ``.pt``."""
+def open_voices(name: str, device: str = "cpu") -> SpeakerEmbedder:
+    """The encoder ``name``: "resemblyzer", or the path of a folder or a ``.pt``."""
     if name == RESEMBLYZER:
         return SpeakerEncoder(device)
     return VoiceEncoder.load(Path(name), device)
 
 
 def unit(vector: NDArray[np.floating]) -> Embedding:
+    """The vector divided by its norm, float32."""
     return (vector / np.linalg.norm(vector)).astype(np.float32)
 
 
 def minutes(path: Path) -> Iterator[tuple[Wave, int]]:
-    """A file as mono waves of about a minute, with their rate."""
+    """Yield a file as mono waves of about a minute, with their rate in Hz."""
     parts: list[Wave] = []
     rate = 0
     for block in blocks(path):
@@ -148,13 +151,14 @@ def minutes(path: Path) -> Iterator[tuple[Wave, int]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Whose voices are alike: the cosine of each pair.")
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Print the speaker similarity of every pair.")
     parser.add_argument("encoder", help="a folder, a .pt, or resemblyzer")
     parser.add_argument("clips", type=Path, nargs="+")
     arguments = parser.parse_args()
     encoder = VoiceEncoder.load(resolve(arguments.encoder, Path()))
-    voices = encoder.wavs_to_embeddings(arguments.clips)
-    for path, row in zip(arguments.clips, voices @ voices.T, strict=True):
+    embeddings = encoder.wavs_to_embeddings(arguments.clips)
+    for path, row in zip(arguments.clips, embeddings @ embeddings.T, strict=True):
         print(path, *(f"{cosine:.3f}" for cosine in row))
 
 

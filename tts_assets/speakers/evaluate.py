@@ -1,10 +1,9 @@
-"""Judges a speaker encoder: ``python -m tts_assets.speakers.evaluate run.json``.
+"""Evaluates a speaker encoder: ``python -m tts_assets.speakers.evaluate run.json``.
 
-Voices of the test speakers, a seeded list of trials, and on it the errors of the encoder and of
-one beside it. ``result/``: ``trials.txt``, ``scores.parquet``, ``voices.parquet``,
-``confusion.csv``, ``report.json``, ``report.md`` and the pictures.
-
-The pictures of a report: DET curves, who is taken for whom, and the voices on a plane.
+The program embeds recordings of the test speakers, draws trials from a seed, and measures the
+encoder and optionally a baseline on them. ``result/`` has ``trials.txt``, ``scores.parquet``,
+``voices.parquet`` (the embeddings), ``confusion.csv``, ``report.json``, ``report.md`` and the
+plots: DET curves, the confusion matrix, and the embeddings in two dimensions.
 """
 
 from __future__ import annotations
@@ -26,31 +25,243 @@ from tts_assets.core.artifacts import written_aside
 from tts_assets.core.audio import BrokenAudio
 from tts_assets.core.program import Run, load_config
 from tts_assets.speakers.config import ReportProgram, TrialConfig, resolve
-from tts_assets.speakers.dataset import SpeakerRecording, read_people
+from tts_assets.speakers.dataset import SpeakerRecording, SpeakerSplit, read_speakers
 from tts_assets.speakers.encoder import NoSpeech, VoiceEncoder
 from tts_assets.speakers.verification import (
+    P_TARGET,
     Errors,
     Trial,
     confusion,
     errors,
     make_trials,
+    sample_utterances,
     score_trials,
-    some,
     write_trials,
 )
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SHOWN_SPEAKERS = 20  # whose points have colours that can be told apart
-SHOWN_NAMES = 40  # that fit beside a plot_confusion
-LEAST_ERROR = 1e-3  # where the axes of a DET curve begin
+ENCODER = "encoder"  # the name of the evaluated encoder in the files of the report
+PLOTTED_EMBEDDINGS = 2000  # t-SNE takes about 10 s for so many
+SHOWN_SPEAKERS = 20  # with colours that can be distinguished
+SHOWN_NAMES = 40  # that fit along a confusion matrix
+LEAST_ERROR = 1e-3  # lower end of the axes of a DET curve
 TICKS = (0.001, 0.01, 0.05, 0.1, 0.2, 0.4)
-NEIGHBOURS = 30  # perplexity of t-SNE, neighbours of UMAP; fewer where there are few voices
+NEIGHBOURS = 30  # perplexity of t-SNE, neighbours of UMAP; less with few embeddings
+PLOTS = {
+    "det.png": "DET curve: misses over false alarms",
+    "confusion.png": "Confusion matrix of the nearest speaker",
+    "tsne.png": "Embeddings by t-SNE",
+    "umap.png": "Embeddings by UMAP",
+}
+NO_UMAP = "no UMAP: pip install tts-assets[umap]"
+
+Embeddings = dict[str, NDArray[np.float32]]  # unit vectors by the id of the recording
+Scores = dict[str, NDArray[np.float64]]  # (trials,) by the name of the encoder
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Evaluate the encoder of a ``run.json``."""
+    program = load_config(ReportProgram, argv)
+    with Run(program.run_dir) as run:
+        split = read_speakers(program.corpora, program.selection)
+        evaluation = EncoderEvaluation(run, program.trials, split, load_encoders(program))
+        run.finish(facts(evaluation.evaluate()))
+
+
+def load_encoders(program: ReportProgram) -> dict[str, VoiceEncoder]:
+    """The evaluated encoder and the baseline, by name."""
+    encoders = {ENCODER: VoiceEncoder.load(resolve(program.encoder, Path()))}
+    baseline = program.trials.baseline
+    if baseline:
+        encoders[baseline] = VoiceEncoder.load(resolve(baseline, program.root))
+    return encoders
+
+
+class EncoderEvaluation:
+    """Measures encoders on the recordings of the test speakers."""
+
+    def __init__(
+        self,
+        run: Run,
+        config: TrialConfig,
+        split: SpeakerSplit,
+        encoders: Mapping[str, VoiceEncoder],
+    ) -> None:
+        self.run, self.config, self.split, self.encoders = run, config, split, encoders
+        self.set_aside: list[SetAside] = []
+
+    def evaluate(self) -> dict[str, Any]:
+        """Write all files of the report; return its numbers."""
+        recordings, embeddings = self._embed(trial_recordings(self.split.test, self.config))
+        trials = make_trials(recordings, self.config)
+        same = [trial.same for trial in trials]
+        scores = {name: score_trials(trials, found) for name, found in embeddings.items()}
+        found = {name: errors(values, same, P_TARGET) for name, values in scores.items()}
+        names, counts = confusion(recordings, embeddings[ENCODER])
+        report = {
+            "speakers": len(names),
+            "utterances": len(recordings),
+            "set_aside": len(self.set_aside),
+            "trials": len(trials),
+            "identified": round(float(np.trace(counts)) / len(recordings), 6),
+            "p_target": P_TARGET,
+            "eer": {name: round(one.eer, 6) for name, one in found.items()},
+            "min_dcf": {name: round(one.min_dcf, 6) for name, one in found.items()},
+            "eer_within_corpora": eer_within_corpora(recordings, trials, scores),
+        }
+        folder = self.run.result_dir
+        write_set_aside(folder / SET_ASIDE_FILE, [*self.split.set_aside, *self.set_aside])
+        write_tables(folder, trials, scores, recordings, embeddings[ENCODER])
+        write_confusion(folder, names, counts)
+        plot_det(found, folder / "det.png")
+        self._plot_embeddings(recordings, embeddings[ENCODER])
+        write_report(folder, report)
+        return report
+
+    def _embed(
+        self, recordings: Sequence[SpeakerRecording]
+    ) -> tuple[list[SpeakerRecording], dict[str, Embeddings]]:
+        """The recordings that have speech, and their embeddings by encoder; sets others aside."""
+        embeddings: dict[str, Embeddings] = {name: {} for name in self.encoders}
+        kept = []
+        for recording in self.run.progress(recordings, "embeddings"):
+            try:
+                made = {n: e.wav_to_embedding(recording.path) for n, e in self.encoders.items()}
+            except (BrokenAudio, NoSpeech) as error:
+                reason = error.reason if isinstance(error, BrokenAudio) else "no speech"
+                where = f"{recording.corpus}/{recording.id}"
+                self.set_aside.append(SetAside(where, reason, str(error)))
+                continue
+            kept.append(recording)
+            for name, vector in made.items():
+                embeddings[name][recording.id] = vector
+        return kept, embeddings
+
+    def _plot_embeddings(
+        self, recordings: Sequence[SpeakerRecording], embeddings: Embeddings
+    ) -> None:
+        """t-SNE, and UMAP if it is installed, of some embeddings."""
+        folder, seed = self.run.result_dir, self.config.seed
+        order = np.random.default_rng(seed).permutation(len(recordings))[:PLOTTED_EMBEDDINGS]
+        shown = [recordings[index] for index in sorted(order)]
+        matrix = np.stack([embeddings[r.id] for r in shown])
+        speakers = [r.speaker for r in shown]
+        plot_points(tsne_points(matrix, seed), speakers, folder / "tsne.png")
+        points = umap_points(matrix, seed)
+        if points is None:
+            self.run.note(NO_UMAP)
+        else:
+            plot_points(points, speakers, folder / "umap.png")
+
+
+def trial_recordings(
+    recordings: Sequence[SpeakerRecording], config: TrialConfig
+) -> list[SpeakerRecording]:
+    """The recordings that trials may use; no others are embedded."""
+    by_speaker: dict[str, list[SpeakerRecording]] = {}
+    for recording in sorted(recordings):
+        by_speaker.setdefault(recording.speaker, []).append(recording)
+    groups = sorted(by_speaker.items())
+    return [r for name, group in groups for r in sample_utterances(group, name, config)]
+
+
+def eer_within_corpora(
+    recordings: Sequence[SpeakerRecording], trials: Sequence[Trial], scores: Scores
+) -> dict[str, float]:
+    """The EER by encoder on trials within one corpus, where the channel is less informative.
+
+    Empty if each corpus has only one speaker.
+    """
+    corpus = {recording.id: recording.corpus for recording in recordings}
+    chosen = [i for i, t in enumerate(trials) if corpus[t.a] == corpus[t.b]]
+    same = [trials[i].same for i in chosen]
+    if len(set(same)) < 2:
+        return {}
+    return {
+        name: round(errors(values[chosen], same, P_TARGET).eer, 6)
+        for name, values in scores.items()
+    }
+
+
+def write_tables(
+    folder: Path,
+    trials: Sequence[Trial],
+    scores: Scores,
+    recordings: Sequence[SpeakerRecording],
+    embeddings: Embeddings,
+) -> None:
+    """Write the trials, their scores, and the embeddings of the evaluated encoder."""
+    write_trials(folder / "trials.txt", trials)
+    rows = [(t.same, t.a, t.b) for t in trials]
+    frame = pl.DataFrame(rows, schema=["same", "a", "b"], orient="row")
+    columns = [pl.Series(name, values) for name, values in scores.items()]
+    frame.with_columns(columns).write_parquet(folder / "scores.parquet")
+    pl.DataFrame(
+        {
+            "id": [r.id for r in recordings],
+            "speaker": [r.speaker for r in recordings],
+            "corpus": [r.corpus for r in recordings],
+            "session": [r.session for r in recordings],
+            "voice": np.stack([embeddings[r.id] for r in recordings]),
+        }
+    ).write_parquet(folder / "voices.parquet")
+
+
+def write_confusion(folder: Path, names: Sequence[str], counts: NDArray[np.int64]) -> None:
+    """Write the confusion matrix (speakers, speakers) as a table and as a plot."""
+    plot_confusion(names, counts, folder / "confusion.png")
+    frame = pl.DataFrame(counts, schema=list(names))
+    frame.insert_column(0, pl.Series("speaker", names)).write_csv(folder / "confusion.csv")
+
+
+def write_report(folder: Path, report: dict[str, Any]) -> None:
+    """Write ``report.json``, and ``report.md`` with the plots that exist."""
+    with written_aside(folder / "report.json") as aside:
+        aside.write_text(json.dumps(report, indent=2, sort_keys=True) + "\n")
+    shown = [
+        f"## {title}\n\n![{title}]({name})\n"
+        for name, title in PLOTS.items()
+        if (folder / name).is_file()
+    ]
+    if not (folder / "umap.png").is_file():
+        shown.append(f"{NO_UMAP}\n")
+    (folder / "report.md").write_text("\n".join(["# Speaker encoder\n", table(report), *shown]))
+
+
+def table(report: dict[str, Any]) -> str:
+    """The errors of each encoder in Markdown, after a sentence about the trials."""
+    within = report["eer_within_corpora"]
+    lines = [
+        f"{report['trials']} trials of {report['utterances']} utterances of "
+        f"{report['speakers']} test speakers; {report['set_aside']} utterances were set "
+        f"aside. {100 * report['identified']:.1f} % of the utterances are nearest to their own "
+        "speaker.\n",
+        f"| | EER, % | EER within a corpus, % | minDCF ({report['p_target']:g}) |",
+        "|---|---|---|---|",
+    ]
+    for name, eer in report["eer"].items():
+        inside = f"{100 * within[name]:.2f}" if name in within else "–"
+        lines.append(f"| {name} | {100 * eer:.2f} | {inside} | {report['min_dcf'][name]:.3f} |")
+    return "\n".join(lines) + "\n"
+
+
+def facts(report: dict[str, Any]) -> dict[str, Any]:
+    """The numbers of the report as facts of the artifact; ``beside`` is the baseline."""
+    baselines = [name for name in report["eer"] if name != ENCODER]
+    return {
+        "eer": report["eer"][ENCODER],
+        "min_dcf": report["min_dcf"][ENCODER],
+        "identified": report["identified"],
+        "beside": baselines[0] if baselines else "",
+        "eer_beside": report["eer"][baselines[0]] if baselines else None,
+        **{name: report[name] for name in ("speakers", "utterances", "set_aside", "trials")},
+    }
 
 
 def plot_det(curves: Mapping[str, Errors], path: Path) -> None:
-    """Misses over false alarms, on the scale of the normal distribution."""
+    """Misses over false alarms on axes of normal deviates (Martin et al., 1997)."""
     figure = _figure(5, 5)
     axes = figure.subplots()
     ends = deviates([LEAST_ERROR, 0.5])
@@ -60,36 +271,36 @@ def plot_det(curves: Mapping[str, Errors], path: Path) -> None:
             deviates(np.clip(side, LEAST_ERROR, 0.6)) for side in (found.false_alarms, found.misses)
         ]
         axes.plot(*points, label=f"{name}: EER {100 * found.eer:.1f} %")
-    places = deviates(TICKS)
+    positions = deviates(TICKS)
     labels = [f"{100 * tick:g}" for tick in TICKS]
-    axes.set_xticks(places, labels)
-    axes.set_yticks(places, labels)
+    axes.set_xticks(positions, labels)
+    axes.set_yticks(positions, labels)
     axes.set(xlim=ends, ylim=ends, xlabel="false alarms, %", ylabel="misses, %")
     axes.legend()
     figure.savefig(path)
 
 
-def deviates(shares: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
-    """Where the normal distribution has these shares below."""
-    return np.array([NormalDist().inv_cdf(share) for share in shares])
+def deviates(fractions: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
+    """The quantiles of the standard normal distribution."""
+    return np.array([NormalDist().inv_cdf(fraction) for fraction in fractions])
 
 
 def plot_confusion(names: Sequence[str], counts: NDArray[np.int64], path: Path) -> None:
-    """Shares of each speaker's recordings by the speaker they are nearest to."""
+    """The fractions of each speaker's recordings by their nearest speaker."""
     size = min(12.0, 3 + 0.25 * len(names))
     figure = _figure(size, size)
     axes = figure.subplots()
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    axes.imshow(shares, cmap="Greens", vmin=0, vmax=1)
+    fractions = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    axes.imshow(fractions, cmap="Greens", vmin=0, vmax=1)
     if len(names) <= SHOWN_NAMES:
         axes.set_xticks(range(len(names)), names, rotation=90, fontsize="small")
         axes.set_yticks(range(len(names)), names, fontsize="small")
-    axes.set(xlabel="nearest", ylabel="speaks")
+    axes.set(xlabel="nearest speaker", ylabel="speaker")
     figure.savefig(path)
 
 
-def plot_plane(points: NDArray[np.floating], speakers: Sequence[str], path: Path) -> None:
-    """Voices [n, 2] as dots, coloured by speaker."""
+def plot_points(points: NDArray[np.floating], speakers: Sequence[str], path: Path) -> None:
+    """A scatter plot of embeddings (n, 2), coloured by speaker."""
     from matplotlib import colormaps
 
     figure = _figure(8, 5.5)
@@ -109,225 +320,31 @@ def plot_plane(points: NDArray[np.floating], speakers: Sequence[str], path: Path
     figure.savefig(path)
 
 
-def tsne_points(voices: NDArray[np.float32], seed: int) -> NDArray[np.floating]:
-    """Unit vectors [n, d] to points [n, 2] (van der Maaten and Hinton, 2008)."""
-    perplexity = min(NEIGHBOURS, (len(voices) - 1) / 3)
+def tsne_points(embeddings: NDArray[np.float32], seed: int) -> NDArray[np.floating]:
+    """Unit vectors (n, d) to points (n, 2) (van der Maaten and Hinton, 2008)."""
+    perplexity = min(NEIGHBOURS, (len(embeddings) - 1) / 3)
     made = TSNE(metric="cosine", init="random", perplexity=perplexity, random_state=seed)
-    return np.asarray(made.fit_transform(voices))
+    return np.asarray(made.fit_transform(embeddings))
 
 
-def umap_points(voices: NDArray[np.float32], seed: int) -> NDArray[np.floating] | None:
-    """Unit vectors [n, d] to points [n, 2] (McInnes et al., 2018); None without ``umap-learn``,
-    the extra ``umap``."""
+def umap_points(embeddings: NDArray[np.float32], seed: int) -> NDArray[np.floating] | None:
+    """Unit vectors (n, d) to points (n, 2) (McInnes et al., 2018).
+
+    None if ``umap-learn``, the extra ``umap``, is not installed.
+    """
     if find_spec("umap") is None:
         return None
     from umap import UMAP
 
-    neighbours = min(NEIGHBOURS, len(voices) - 1)
+    neighbours = min(NEIGHBOURS, len(embeddings) - 1)
     made = UMAP(metric="cosine", n_neighbors=neighbours, random_state=seed, n_jobs=1)
-    return np.asarray(made.fit_transform(voices))
+    return np.asarray(made.fit_transform(embeddings))
 
 
 def _figure(width: float, height: float) -> Figure:
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=80, layout="constrained")
-
-
-OURS = "encoder"
-PLANE_VOICES = 2000  # t-SNE takes about 10 s for so many
-PICTURES = {
-    "det.png": "Errors at every threshold",
-    "confusion.png": "Whose voice a recording is nearest to",
-    "tsne.png": "The voices by t-SNE",
-    "umap.png": "The voices by UMAP",
-}
-NO_UMAP = "no UMAP: pip install tts-assets[umap]"
-
-Voices = dict[str, NDArray[np.float32]]
-
-
-class EncoderEvaluation:
-    """One encoder on the test speakers, and another beside it."""
-
-    def __init__(self, run: Run, program: ReportProgram) -> None:
-        self.run, self.config = run, program.trials
-        self.people = read_people(program.corpora, program.people)
-        self.encoders = {OURS: VoiceEncoder.load(resolve(program.encoder, Path()))}
-        if self.config.beside:
-            beside = resolve(self.config.beside, program.root)
-            self.encoders[self.config.beside] = VoiceEncoder.load(beside)
-        self.set_aside: list[SetAside] = []
-
-    def judge(self) -> dict[str, Any]:
-        """Write all files of the report; returns its numbers."""
-        recordings = chosen(self.people.test, self.config)
-        voices = {name: {} for name in self.encoders}  # type: dict[str, Voices]
-        heard = [
-            recording
-            for recording in self.run.progress(recordings, "voices")
-            if self._hear(recording, voices)
-        ]
-        trials = make_trials(heard, self.config)
-        same = [trial.same for trial in trials]
-        scores = {name: score_trials(trials, found) for name, found in voices.items()}
-        p = self.config.p_target
-        found = {name: errors(values, same, p) for name, values in scores.items()}
-        within = self._within_corpora(heard, trials, scores)
-        names, counts = confusion(heard, voices[OURS])
-        report = {
-            "speakers": len(names),
-            "utterances": len(heard),
-            "set_aside": len(self.set_aside),
-            "trials": len(trials),
-            "identified": round(float(np.trace(counts)) / len(heard), 6),
-            "p_target": p,
-            "eer": {name: round(one.eer, 6) for name, one in found.items()},
-            "min_dcf": {name: round(one.min_dcf, 6) for name, one in found.items()},
-            "eer_within_corpora": within,
-        }
-        self._write(trials, scores, heard, voices[OURS])
-        self._draw(found, names, counts, heard, voices[OURS])
-        self._tell(report)
-        return report
-
-    def _hear(self, recording: SpeakerRecording, voices: dict[str, Voices]) -> bool:
-        """Add a recording's voice by each encoder; all of them, or none."""
-        try:
-            made = {n: e.wav_to_embedding(recording.path) for n, e in self.encoders.items()}
-        except (BrokenAudio, NoSpeech) as error:
-            reason = error.reason if isinstance(error, BrokenAudio) else "no speech"
-            where = f"{recording.corpus}/{recording.id}"
-            self.set_aside.append(SetAside(where, reason, str(error)))
-            return False
-        for name, voice in made.items():
-            voices[name][recording.id] = voice
-        return True
-
-    def _within_corpora(
-        self,
-        heard: Sequence[SpeakerRecording],
-        trials: Sequence[Trial],
-        scores: dict[str, NDArray[np.float64]],
-    ) -> dict[str, float]:
-        """The EER on trials whose two recordings are of one corpus: channels tell less there.
-        Empty where a corpus has but one speaker."""
-        corpus = {recording.id: recording.corpus for recording in heard}
-        places = [i for i, t in enumerate(trials) if corpus[t.a] == corpus[t.b]]
-        same = [trials[i].same for i in places]
-        if len(set(same)) < 2:
-            return {}
-        p = self.config.p_target
-        return {
-            name: round(errors(values[places], same, p).eer, 6) for name, values in scores.items()
-        }
-
-    def _write(
-        self,
-        trials: Sequence[Trial],
-        scores: dict[str, NDArray[np.float64]],
-        heard: Sequence[SpeakerRecording],
-        voices: Voices,
-    ) -> None:
-        folder = self.run.result_dir
-        write_trials(folder / "trials.txt", trials)
-        write_set_aside(folder / SET_ASIDE_FILE, [*self.people.set_aside, *self.set_aside])
-        rows = [(t.same, t.a, t.b) for t in trials]
-        table = pl.DataFrame(rows, schema=["same", "a", "b"], orient="row")
-        columns = [pl.Series(name, values) for name, values in scores.items()]
-        table.with_columns(columns).write_parquet(folder / "scores.parquet")
-        pl.DataFrame(
-            {
-                "id": [r.id for r in heard],
-                "speaker": [r.speaker for r in heard],
-                "corpus": [r.corpus for r in heard],
-                "session": [r.session for r in heard],
-                "voice": np.stack([voices[r.id] for r in heard]),
-            }
-        ).write_parquet(folder / "voices.parquet")
-
-    def _draw(
-        self,
-        found: dict[str, Errors],
-        names: Sequence[str],
-        counts: NDArray[np.int64],
-        heard: Sequence[SpeakerRecording],
-        voices: Voices,
-    ) -> None:
-        folder = self.run.result_dir
-        plot_det(found, folder / "det.png")
-        plot_confusion(names, counts, folder / "confusion.png")
-        table = pl.DataFrame(counts, schema=list(names)).insert_column(
-            0, pl.Series("speaker", names)
-        )
-        table.write_csv(folder / "confusion.csv")
-        order = np.random.default_rng(self.config.seed).permutation(len(heard))[:PLANE_VOICES]
-        shown = [heard[place] for place in sorted(order)]
-        matrix = np.stack([voices[r.id] for r in shown])
-        speakers = [r.speaker for r in shown]
-        plot_plane(tsne_points(matrix, self.config.seed), speakers, folder / "tsne.png")
-        points = umap_points(matrix, self.config.seed)
-        if points is None:
-            self.run.note(NO_UMAP)
-        else:
-            plot_plane(points, speakers, folder / "umap.png")
-
-    def _tell(self, report: dict[str, Any]) -> None:
-        folder = self.run.result_dir
-        with written_aside(folder / "report.json") as aside:
-            aside.write_text(json.dumps(report, indent=2, sort_keys=True) + "\n")
-        shown = [
-            f"## {title}\n\n![{title}]({name})\n"
-            for name, title in PICTURES.items()
-            if (folder / name).is_file()
-        ]
-        if not (folder / "umap.png").is_file():
-            shown.append(f"{NO_UMAP}\n")
-        (folder / "report.md").write_text("\n".join(["# Speaker encoder\n", table(report), *shown]))
-
-
-def chosen(tested: Sequence[SpeakerRecording], config: TrialConfig) -> list[SpeakerRecording]:
-    """The recordings that trials may use: no other one is heard."""
-    voices: dict[str, list[SpeakerRecording]] = {}
-    for recording in sorted(tested):
-        voices.setdefault(recording.speaker, []).append(recording)
-    return [r for name, group in sorted(voices.items()) for r in some(group, name, config)]
-
-
-def table(report: dict[str, Any]) -> str:
-    """The errors of each encoder in Markdown, after a line of what they are measured on."""
-    within = report["eer_within_corpora"]
-    lines = [
-        f"{report['trials']} trials of {report['utterances']} utterances of "
-        f"{report['speakers']} speakers whom nobody was trained on; {report['set_aside']} set "
-        f"aside. {100 * report['identified']:.1f} % of the utterances are nearest to their own "
-        "speaker.\n",
-        f"| | EER, % | EER within a corpus, % | minDCF ({report['p_target']:g}) |",
-        "|---|---|---|---|",
-    ]
-    for name, eer in report["eer"].items():
-        inside = f"{100 * within[name]:.2f}" if name in within else "–"
-        lines.append(f"| {name} | {100 * eer:.2f} | {inside} | {report['min_dcf'][name]:.3f} |")
-    return "\n".join(lines) + "\n"
-
-
-def facts(report: dict[str, Any]) -> dict[str, Any]:
-    """The report's numbers as the artifact has them."""
-    beside = [name for name in report["eer"] if name != OURS]
-    return {
-        "eer": report["eer"][OURS],
-        "min_dcf": report["min_dcf"][OURS],
-        "identified": report["identified"],
-        "beside": beside[0] if beside else "",
-        "eer_beside": report["eer"][beside[0]] if beside else None,
-        **{name: report[name] for name in ("speakers", "utterances", "set_aside", "trials")},
-    }
-
-
-def main(argv: list[str] | None = None) -> None:
-    program = load_config(ReportProgram, argv)
-    with Run(program.run_dir) as run:
-        run.finish(facts(EncoderEvaluation(run, program).judge()))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Recordings as mels on disk, made once a run: a block of recordings a file, a rank a block.
+"""Mel features of the training recordings on disk, and the batches that are drawn from them.
 
-A block appears by one rename, so that a restart makes those that are missing; what training reads
-are pages of these files, not memory of its own.
+:func:`prepare` computes the mels once per run. A file has the mels of a block of recordings; each
+rank writes its blocks atomically, and a restart makes the missing ones. Training maps the files
+into memory instead of reading them whole.
 
-N x M batches: which voices and which of their recordings a step sees, from (seed, step) alone.
-
-Every pass goes through all voices in a new order, N at a time, however few recordings a voice has;
-a voice's own recordings come round in turn, all of them before any again.
+:class:`Batches` draws N speakers x M recordings per step from (seed, step) only. Every pass goes
+through all voices in a new order, N at a time, independent of their numbers of recordings. Each
+voice uses all of its recordings before any is repeated.
 """
 
 from __future__ import annotations
@@ -32,14 +32,15 @@ from tts_assets.speakers.audio import Mels, centred, fill, mels_of, preprocess
 from tts_assets.speakers.config import AudioSettings, EncoderRecipe
 from tts_assets.speakers.dataset import SpeakerRecording
 
-BLOCK = 256  # recordings of one file
-OPEN = 512  # files that are mapped at a time
+BLOCK = 256  # recordings in one file
+OPEN = 512  # files that are mapped at the same time
 SHORTEST_FRAMES = 30  # 0.3 s of speech
+EQUALIZER_POINTS = 5  # random gains; the curve is linear between them, over the mel bands
 
 
 @dataclass(frozen=True)
 class Item:
-    """One recording at one speed: whose voice it is, and where its mels lie."""
+    """One recording at one speed, its voice (the class), and the position of its mels."""
 
     recording: SpeakerRecording
     voice: str
@@ -49,15 +50,14 @@ class Item:
 
 
 class MelStore:
-    """The mels of recordings, [frames, bands] each."""
+    """Reads the mels of items, (frames, bands) each."""
 
-    def __init__(self, folder: Path, mels: int) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.mels = mels
         self._open: OrderedDict[int, NDArray[np.float32]] = OrderedDict()
 
     def __call__(self, item: Item, first: int = 0, frames: int | None = None) -> Tensor:
-        """All of an item's frames, or some."""
+        """The frames of an item, or ``frames`` of them from ``first`` on."""
         if item.block not in self._open:
             path = self.folder / f"{item.block:06d}.npy"
             self._open[item.block] = np.load(path, mmap_mode="r")
@@ -68,13 +68,30 @@ class MelStore:
         return torch.from_numpy(np.array(self._open[item.block][start:stop]))
 
 
+@dataclass(frozen=True)
+class PreparedRecordings:
+    """The mels of recordings, and the recordings that have none."""
+
+    store: MelStore
+    items: list[Item]
+    set_aside: list[SetAside]
+
+    @property
+    def recordings(self) -> set[SpeakerRecording]:
+        """The recordings that have mels, each once."""
+        return {item.recording for item in self.items}
+
+
 def prepare(
     run: Run,
     recordings: Sequence[SpeakerRecording],
     settings: AudioSettings,
     speeds: Sequence[float],
-) -> tuple[MelStore, list[Item], list[SetAside]]:
-    """Mels of all recordings; what holds no speech is set aside. The ranks share the work."""
+) -> PreparedRecordings:
+    """Compute the mels of all recordings at all speeds; the ranks divide the work.
+
+    Recordings without speech are set aside.
+    """
     jobs = [(recording, speed) for recording in recordings for speed in speeds]
     names = [[r.id, str(r.path), speed] for r, speed in jobs]
     folder = run.run_dir / "mels" / digest_of([settings, names])[:20]
@@ -103,18 +120,18 @@ def prepare(
             elif not reason:
                 items.append(Item(recording, voice_of(recording, speed), number, first, frames))
                 first += frames
-    return MelStore(folder, settings.mels), items, set_aside
+    return PreparedRecordings(MelStore(folder), items, set_aside)
 
 
 def voice_of(recording: SpeakerRecording, speed: float) -> str:
-    """Who seems to speak at a speed."""
+    """The voice (the class) of a recording at a speed."""
     return recording.speaker if speed == 1.0 else f"{recording.speaker} x{speed:g}"
 
 
 def write_block(
     folder: Path, number: int, jobs: Sequence[tuple[SpeakerRecording, float]], mels: Mels
 ) -> None:
-    """The mels of some recordings one after another, and how many frames each has or why none."""
+    """Write the concatenated mels of some recordings, and the frames or the reason of each."""
     parts, facts = [], []
     for recording, speed in jobs:
         made = mels_of_recording(recording, speed, mels)
@@ -133,6 +150,7 @@ def write_block(
 def mels_of_recording(
     recording: SpeakerRecording, speed: float, mels: Mels
 ) -> NDArray[np.float32] | SetAside:
+    """Mels (frames, bands) of a recording at a speed, or why it has none."""
     where = f"{recording.corpus}/{recording.id}"
     try:
         clip = read_clip(recording.path)
@@ -146,21 +164,13 @@ def mels_of_recording(
     return mels_of(speech, mels).numpy()
 
 
-EQUALIZER_POINTS = 5  # gains between which a channel's curve is straight, over the mel bands
-
-
-@dataclass(frozen=True)
-class Crop:
-    item: Item
-    first: int
-
-
 class Batches:
-    """Crops of training voices, [rows, frames, bands]; M rows of each voice one after another."""
+    """Draws crops of the training voices, with the M rows of each voice one after another."""
 
     def __init__(
         self, items: Sequence[Item], store: MelStore, recipe: EncoderRecipe, audio: AudioSettings
     ) -> None:
+        """Raises ConfigError if there are fewer voices than a batch needs."""
         self.store, self.recipe, self.audio = store, recipe, audio
         self.voices: dict[str, list[Item]] = {}
         for item in sorted(items, key=lambda item: (item.voice, item.recording.id)):
@@ -173,28 +183,28 @@ class Batches:
             )
 
     def rows(self, step: int) -> tuple[list[Item], int]:
-        """The N x M recordings of a step, and how many frames their crops have."""
+        """The N x M items of a step, and the number of frames of their crops."""
         a_pass = len(self.names) // self.recipe.speakers
-        number, place = divmod(step, a_pass)
+        number, index = divmod(step, a_pass)
         order = self._rng("voices", number).permutation(len(self.names))
-        chosen = order[place * self.recipe.speakers :][: self.recipe.speakers]
+        chosen = order[index * self.recipe.speakers :][: self.recipe.speakers]
         items = [item for v in chosen for item in self._turn(self.names[v], number)]
-        lengths = self.recipe.least_frames, self.recipe.most_frames
+        lengths = self.recipe.min_frames, self.recipe.max_frames
         return items, int(self._rng("frames", step).integers(*lengths, endpoint=True))
 
     def _turn(self, voice: str, number: int) -> list[Item]:
-        """The M recordings that a voice gives in a pass."""
+        """The M items of a voice in pass ``number``."""
         mine, count = self.voices[voice], self.recipe.utterances
-        places = range(number * count, (number + 1) * count)
-        rounds = {p // len(mine) for p in places}
+        positions = range(number * count, (number + 1) * count)
+        rounds = {p // len(mine) for p in positions}
         orders = {r: self._rng(voice, r).permutation(len(mine)) for r in rounds}
-        return [mine[orders[p // len(mine)][p % len(mine)]] for p in places]
+        return [mine[orders[p // len(mine)][p % len(mine)]] for p in positions]
 
     def crops(self, step: int, rank: int = 0, ranks: int = 1) -> tuple[Tensor, list[Item]]:
-        """A rank's rows of a step's batch, as the model takes them."""
+        """A rank's rows of a step's batch, crops (rows, frames, bands) and their items."""
         items, frames = self.rows(step)
-        share = len(items) // ranks
-        mine = range(rank * share, (rank + 1) * share)
+        count = len(items) // ranks
+        mine = range(rank * count, (rank + 1) * count)
         made = [self._crop(items[row], frames, step, row) for row in mine]
         return centred(torch.stack(made), self.audio), [items[row] for row in mine]
 

@@ -1,11 +1,12 @@
-"""The generalized end-to-end loss (Wan et al., 2018, https://arxiv.org/abs/1710.10467).
+"""The generalized end-to-end loss (GE2E; Wan et al., 2018, https://arxiv.org/abs/1710.10467).
 
-Embeddings [N speakers, M utterances, D] of one batch. The similarity of an utterance to a speaker
-is ``scale * cosine + offset`` of its embedding and the speaker's centroid, from which the
-utterance itself is left out. Without loops: one product for all centroids, and the N x M own ones
-put in their places. The loss is the mean over utterances (the paper has the sum).
+The input are the embeddings (N speakers, M utterances, D) of one batch. The similarity of an
+utterance and a speaker is ``scale * cosine + offset`` of its embedding and the speaker's centroid;
+for its own speaker the utterance is left out of the centroid. One matrix product computes all
+similarities, and the N x M own ones are then replaced. The loss is the mean over utterances; the
+paper has the sum.
 
-The loss of a whole batch on every rank, from embeddings that the ranks exchange.
+The ranks exchange their embeddings, so every rank computes the loss of the whole batch.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-SCALE, OFFSET = 10.0, -5.0  # where the paper starts
+SCALE, OFFSET = 10.0, -5.0  # initial values in the paper
 LEAST_SCALE = 1e-6
 
 
 class Ge2eLoss(nn.Module):
+    """GE2E with learned scale and offset; ``kind``: the softmax or the contrast loss."""
+
     def __init__(
         self,
         kind: Literal["softmax", "contrast"] = "softmax",
@@ -35,22 +38,23 @@ class Ge2eLoss(nn.Module):
 
     @torch.no_grad()
     def keep_positive(self) -> None:
-        """Clamp the scale; after every step, so that its gradient is never lost to the clamp."""
+        """Clamp the scale after a step. A clamp in ``forward`` would remove its gradient."""
         self.scale.clamp_(min=LEAST_SCALE)
 
     def similarities(self, embeddings: Tensor) -> Tensor:
-        """Unit vectors [N, M, D] to [N, M, N]: of every utterance to every speaker."""
+        """Unit vectors (N, M, D) to similarities (N, M, N) of utterances and speakers."""
         speakers, utterances, _ = embeddings.shape
         sums = embeddings.sum(dim=1, keepdim=True)
         centroids = F.normalize(sums[:, 0], dim=-1)
-        others = F.normalize(sums - embeddings, dim=-1)  # a mean's direction is its sum's
+        others = F.normalize(sums - embeddings, dim=-1)  # a mean has the direction of its sum
         cosines = embeddings @ centroids.T
         own = (embeddings * others).sum(dim=-1)
-        places = torch.arange(speakers, device=embeddings.device)[:, None, None]
-        cosines = cosines.scatter(2, places.expand(-1, utterances, 1), own[..., None])
+        own_index = torch.arange(speakers, device=embeddings.device)[:, None, None]
+        cosines = cosines.scatter(2, own_index.expand(-1, utterances, 1), own[..., None])
         return self.scale * cosines + self.offset
 
     def forward(self, embeddings: Tensor) -> Tensor:
+        """Unit vectors (N, M, D) to the loss, a scalar."""
         similarities = self.similarities(embeddings)
         speakers, utterances, _ = similarities.shape
         truth = torch.arange(speakers, device=embeddings.device).repeat_interleave(utterances)
@@ -74,8 +78,10 @@ class _Reversal(torch.autograd.Function):
 
 
 class Adversary(nn.Module):
-    """Learns to tell classes from embeddings [batch, D], while the encoder, behind a reversed
-    gradient, learns to give no way to (Ganin and Lempitsky, 2015)."""
+    """A classifier behind a gradient reversal layer (Ganin and Lempitsky, 2015).
+
+    It learns to predict classes from embeddings, and the encoder learns to prevent that.
+    """
 
     def __init__(self, embedding: int, hidden: int, classes: int, weight: float) -> None:
         super().__init__()
@@ -85,12 +91,13 @@ class Adversary(nn.Module):
         )
 
     def forward(self, embeddings: Tensor, classes: Tensor) -> Tensor:
+        """Embeddings (batch, D) and classes (batch,) to the cross-entropy, a scalar."""
         reversed_ = _Reversal.apply(embeddings, self.weight)
         return F.cross_entropy(self.layers(reversed_), classes)
 
 
 class _Gathered(torch.autograd.Function):
-    """The rows of all ranks; backward, the sum of the gradients that all ranks have for mine."""
+    """Gathers the rows of all ranks; backward sums the ranks' gradients of this rank's rows."""
 
     @staticmethod
     def forward(ctx: Any, mine: Tensor) -> Tensor:
@@ -106,10 +113,10 @@ class _Gathered(torch.autograd.Function):
 
 
 class BatchLoss(nn.Module):
-    """Crops of one rank to the loss of the whole batch: what DDP wraps.
+    """Computes the loss of the whole batch from the crops of one rank; the module that DDP wraps.
 
-    DDP takes the mean over ranks of gradients, each of which is that of the whole loss through
-    this rank's rows, summed over all ranks' copies of it: together the whole gradient.
+    A rank's gradient is that of the loss through its rows, summed over the copies of the loss on
+    all ranks. The mean over ranks, which DDP takes, is the gradient of the whole batch.
     """
 
     def __init__(self, model: nn.Module, ge2e: Ge2eLoss, adversary: Adversary | None) -> None:
@@ -119,11 +126,14 @@ class BatchLoss(nn.Module):
     def forward(
         self, crops: Tensor, speakers: int, classes: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """``classes``: of all rows, for the adversary."""
+        """Crops (rows, frames, bands) to the GE2E loss and the adversary's loss, two scalars.
+
+        ``classes``: of all rows of the batch, for the adversary.
+        """
         embeddings = self.model(crops)
         if dist.is_initialized():
             embeddings = _Gathered.apply(embeddings)
-        confound = None
+        adversarial = None
         if self.adversary is not None and classes is not None:
-            confound = self.adversary(embeddings, classes)
-        return self.ge2e(embeddings.unflatten(0, (speakers, -1))), confound
+            adversarial = self.adversary(embeddings, classes)
+        return self.ge2e(embeddings.unflatten(0, (speakers, -1))), adversarial

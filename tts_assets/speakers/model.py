@@ -1,11 +1,12 @@
-"""The encoders: mels [batch, frames, bands] to unit vectors [batch, embedding].
+"""Networks of speaker encoders, and their files.
 
-Nothing depends on batch mates: the ResNet normalizes by groups, not by batches.
+A network maps mels (batch, frames, bands) to unit vectors (batch, embedding). The ResNet uses group
+norm, so an embedding does not depend on other clips of the batch.
 
-An encoder on disk: ``model.safetensors`` and ``config.json`` with what it hears.
-
-The public weights of Resemblyzer and Real-Time-Voice-Cloning are one ``.pt`` without settings;
-those are known (``PUBLIC_AUDIO``).
+An encoder folder has ``model.safetensors``, and ``config.json`` with the architecture and the
+preprocessing. The public weights of Resemblyzer and Real-Time-Voice-Cloning are one ``.pt`` file
+without settings; their settings are
+:data:`~tts_assets.speakers.config.PUBLIC_AUDIO`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from tts_assets.speakers.config import (
     PUBLIC_AUDIO,
     WEIGHTS_FILE,
     AudioSettings,
-    EncoderArchitecture,
+    CardArchitecture,
+    EncoderRecipe,
     check_exists,
 )
 from tts_assets.speakers.loss import OFFSET, SCALE
@@ -37,22 +39,27 @@ GROUPS = 4
 
 
 class LstmEncoder(nn.Module):
-    """The last state of an LSTM through a linear layer (Wan et al., 2018). Its weights have the
-    names of the public checkpoints."""
+    """A linear layer on the last state of an LSTM (Wan et al., 2018).
 
-    def __init__(self, architecture: EncoderArchitecture, mels: int) -> None:
+    The weights have the names of the public checkpoints.
+    """
+
+    def __init__(self, architecture: CardArchitecture, mels: int) -> None:
         super().__init__()
         hidden, self.relu = architecture.hidden, architecture.relu
         self.lstm = nn.LSTM(mels, hidden, architecture.layers, batch_first=True)
         self.linear = nn.Linear(hidden, architecture.embedding)
 
     def forward(self, mels: Tensor) -> Tensor:
+        """Mels (batch, frames, bands) to unit vectors (batch, embedding)."""
         _, (states, _) = self.lstm(mels)
         raw = self.linear(states[-1])
         return F.normalize(raw.relu() if self.relu else raw, dim=-1)
 
 
 class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions with group norm, and a skip connection (He et al., 2016)."""
+
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
         self.first = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
@@ -62,15 +69,18 @@ class ResidualBlock(nn.Module):
         self.skip = nn.Identity() if same else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(batch, inputs, bands, frames) to (batch, outputs, bands / stride, frames / stride)."""
         y = F.relu(self.norms[0](self.first(x)))
         return F.relu(self.norms[1](self.second(y)) + self.skip(x))
 
 
 class ResNetEncoder(nn.Module):
-    """ResNet34 over time and frequency, its output's mean and deviation over time through a
-    linear layer."""
+    """ResNet34 over time and frequency; a linear layer on the mean and deviation over time.
 
-    def __init__(self, architecture: EncoderArchitecture, mels: int) -> None:
+    Source: Chung et al., In defence of metric learning for speaker recognition (2020).
+    """
+
+    def __init__(self, architecture: CardArchitecture, mels: int) -> None:
         super().__init__()
         width, self.relu = architecture.channels, architecture.relu
         self.stem = nn.Conv2d(1, width, 3, padding=1, bias=False)
@@ -87,15 +97,16 @@ class ResNetEncoder(nn.Module):
         self.linear = nn.Linear(2 * inputs * bands, architecture.embedding)
 
     def forward(self, mels: Tensor) -> Tensor:
+        """Mels (batch, frames, bands) to unit vectors (batch, embedding)."""
         x = F.relu(self.norm(self.stem(mels.transpose(1, 2)[:, None])))
-        x = self.blocks(x).flatten(1, 2)  # [batch, channels x bands, frames]
+        x = self.blocks(x).flatten(1, 2)  # (batch, channels x bands, frames)
         deviation = x.var(dim=-1, correction=0).clamp_min(1e-8).sqrt()
         raw = self.linear(torch.cat([x.mean(dim=-1), deviation], dim=-1))
         return F.normalize(raw.relu() if self.relu else raw, dim=-1)
 
 
-def build(architecture: EncoderArchitecture, audio: AudioSettings, seed: int = 0) -> nn.Module:
-    """An encoder with random weights that follow from the seed."""
+def build(architecture: CardArchitecture, audio: AudioSettings, seed: int = 0) -> nn.Module:
+    """An encoder with random weights that follow from ``seed``."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         kind = LstmEncoder if architecture.kind == "lstm" else ResNetEncoder
@@ -103,16 +114,26 @@ def build(architecture: EncoderArchitecture, audio: AudioSettings, seed: int = 0
 
 
 class EncoderCard(Config):
-    """``config.json``. ``scale`` and ``offset`` are the loss's when training ended: fine-tuning
-    goes on from them, or its first steps would undo what the weights know."""
+    """The ``config.json`` of an encoder.
 
-    architecture: EncoderArchitecture
+    ``scale`` and ``offset`` are those of the loss at the end of the training. Fine-tuning continues
+    with them, because with the initial values its first steps would degrade the weights.
+    """
+
+    architecture: CardArchitecture
     audio: AudioSettings
     scale: float = Field(SCALE, gt=0)
     offset: float = OFFSET
 
+    @classmethod
+    def of(cls, recipe: EncoderRecipe) -> EncoderCard:
+        """The card of a new encoder."""
+        architecture = CardArchitecture(**recipe.architecture.model_dump())
+        return cls(architecture=architecture, audio=recipe.audio.settings())
+
 
 def save_encoder(model: nn.Module, card: EncoderCard, folder: Path) -> None:
+    """Write the encoder folder."""
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     with written_aside(folder / WEIGHTS_FILE) as aside:
         save_file(tensors, aside)
@@ -121,7 +142,10 @@ def save_encoder(model: nn.Module, card: EncoderCard, folder: Path) -> None:
 
 
 def open_encoder(path: Path) -> tuple[nn.Module, EncoderCard]:
-    """A folder of this project, or a public ``.pt``. Raises ConfigError naming it."""
+    """Open a folder of this project or a public ``.pt``; the model is in evaluation mode.
+
+    Raises ConfigError if ``path`` is no encoder, or if weights and architecture do not match.
+    """
     check_exists(path)
     if path.is_file():
         card, weights = _public(path)
@@ -132,21 +156,19 @@ def open_encoder(path: Path) -> tuple[nn.Module, EncoderCard]:
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        raise ConfigError(
-            f"{path} does not hold the weights of its architecture: {error}"
-        ) from None
+        raise ConfigError(f"the weights of {path} do not match its architecture: {error}") from None
     return model.eval(), card
 
 
 def _public(path: Path) -> tuple[EncoderCard, dict[str, torch.Tensor]]:
-    """The encoder's card and tensors; the public files also hold an optimizer."""
+    """Card and tensors of a public file, which also holds an optimizer."""
     try:
         found = torch.load(path, weights_only=True, map_location="cpu")
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ConfigError(f"{path} is no checkpoint of tensors alone: {error}") from None
+        raise ConfigError(f"{path} is no checkpoint of tensors only: {error}") from None
     state = found.get("model_state") if isinstance(found, dict) else None
     if not isinstance(state, dict):
-        raise ConfigError(f"{path} has no model_state, as the public encoders have")
+        raise ConfigError(f"{path} has no model_state, which the public encoders have")
     card = EncoderCard(
         architecture=PUBLIC_ARCHITECTURE,
         audio=PUBLIC_AUDIO,

@@ -1,8 +1,9 @@
-"""Verification: is it the same speaker? A published list of trials, and the errors on it.
+"""Speaker verification: trials, scores and error rates.
 
-EER: where as many trials of two speakers are accepted as of one refused. minDCF: the least of
-``p * miss + (1 - p) * false alarm`` over all thresholds, by the better of accepting or refusing
-everything (NIST SRE). Both fractions, the lower the better.
+EER is the error rate at the threshold where false alarms and misses are equally frequent. minDCF is
+the minimum of ``p * miss + (1 - p) * false alarm`` over all thresholds, divided by the cost of
+always accepting or always rejecting, whichever is lower (NIST SRE). Both are fractions; lower is
+better.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ from tts_assets.core.config import ConfigError, digest_of
 from tts_assets.speakers.config import TrialConfig
 from tts_assets.speakers.dataset import SpeakerRecording
 
+P_TARGET = 0.01  # prior of the same speaker in minDCF, as in NIST SRE and VoxCeleb
+
 
 @dataclass(frozen=True)
 class Trial:
-    """Two recordings by id, and whether one person speaks in both."""
+    """Two recordings by id, and whether they have the same speaker."""
 
     same: bool
     a: str
@@ -32,7 +35,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Errors:
-    """``false_alarms`` and ``misses`` over all thresholds are the DET curve."""
+    """Error rates; ``false_alarms`` and ``misses`` over all thresholds are the DET curve."""
 
     eer: float
     min_dcf: float
@@ -41,30 +44,33 @@ class Errors:
 
 
 def make_trials(recordings: Sequence[SpeakerRecording], config: TrialConfig) -> list[Trial]:
-    """Up to ``per_speaker`` pairs of each speaker, never of one session where it is known, and
-    for each a pair of one of the two with another speaker's recording.
+    """Up to ``per_speaker`` trials of the same speaker, and as many of different speakers.
 
-    Which, follows from the ids and the seed alone. Raises ConfigError where there are none.
+    The two recordings of a speaker are never from the same known session. The second trial pairs
+    the first recording with one of another speaker. The selection follows from ids and seed only.
+    Raises ConfigError if there are no trials.
     """
-    voices: dict[str, list[SpeakerRecording]] = {}
+    by_speaker: dict[str, list[SpeakerRecording]] = {}
     for recording in sorted(recordings):
-        voices.setdefault(recording.speaker, []).append(recording)
-    voices = {name: some(group, name, config) for name, group in sorted(voices.items())}
-    if len(voices) < 2:
+        by_speaker.setdefault(recording.speaker, []).append(recording)
+    by_speaker = {
+        name: sample_utterances(group, name, config) for name, group in sorted(by_speaker.items())
+    }
+    if len(by_speaker) < 2:
         raise ConfigError(
-            f"the test recordings that hold speech are of {', '.join(voices) or 'nobody'}, and "
+            f"the test recordings that hold speech are of {', '.join(by_speaker) or 'nobody'}, and "
             "trials need two speakers: add corpora, name more test_speakers, or lower min_seconds"
         )
     trials: list[Trial] = []
-    for name, group in voices.items():
+    for name, group in by_speaker.items():
         rng = generator(config.seed, "trials", name)
         pairs = [(a, b) for a, b in combinations(group, 2) if not one_session(a, b)]
         chosen = rng.permutation(len(pairs))[: config.per_speaker]
-        others = [other for other in voices if other != name]
-        for place in sorted(chosen):
-            a, b = pairs[place]
-            stranger = voices[others[rng.integers(len(others))]]
-            c = stranger[rng.integers(len(stranger))]
+        others = [other for other in by_speaker if other != name]
+        for index in sorted(chosen):
+            a, b = pairs[index]
+            other_speaker = by_speaker[others[rng.integers(len(others))]]
+            c = other_speaker[rng.integers(len(other_speaker))]
             trials += [Trial(True, a.id, b.id), Trial(False, a.id, c.id)]
     if not trials:
         raise ConfigError(
@@ -75,38 +81,43 @@ def make_trials(recordings: Sequence[SpeakerRecording], config: TrialConfig) -> 
     return list(dict.fromkeys(trials))
 
 
-def some(
+def sample_utterances(
     group: Sequence[SpeakerRecording], name: str, config: TrialConfig
 ) -> list[SpeakerRecording]:
-    """At most ``max_utterances`` of a speaker's recordings."""
+    """At most ``max_utterances`` of a speaker's recordings, drawn by the seed."""
     order = generator(config.seed, "utterances", name).permutation(len(group))
-    return [group[place] for place in sorted(order[: config.max_utterances])]
+    return [group[index] for index in sorted(order[: config.max_utterances])]
 
 
 def one_session(a: SpeakerRecording, b: SpeakerRecording) -> bool:
+    """Whether two recordings are of the same known session."""
     return bool(a.session) and (a.corpus, a.session) == (b.corpus, b.session)
 
 
 def generator(seed: int, *what: str) -> np.random.Generator:
+    """A random generator that follows from the seed and a purpose."""
     return np.random.default_rng(int(digest_of([seed, *what])[:16], 16))
 
 
 def score_trials(
-    trials: Sequence[Trial], voices: Mapping[str, NDArray[np.float32]]
+    trials: Sequence[Trial], embeddings: Mapping[str, NDArray[np.float32]]
 ) -> NDArray[np.float64]:
-    """The cosine of each trial; ``voices``: unit vectors by recording."""
-    a = np.stack([voices[trial.a] for trial in trials])
-    b = np.stack([voices[trial.b] for trial in trials])
+    """The cosine of each trial, (trials,); ``embeddings``: unit vectors by recording."""
+    a = np.stack([embeddings[trial.a] for trial in trials])
+    b = np.stack([embeddings[trial.b] for trial in trials])
     return np.einsum("td,td->t", a, b, dtype=np.float64)
 
 
 def errors(scores: NDArray[np.float64], same: Sequence[bool], p_target: float) -> Errors:
-    """Of scores, high for one speaker; ``same`` must have both kinds."""
+    """The error rates of scores (trials,), which are high for the same speaker.
+
+    ``p_target``: prior of the same speaker. Raises ValueError unless ``same`` has both values.
+    """
     truth = np.array(same)
     if truth.all() or not truth.any():
-        raise ValueError("errors need trials of one speaker and of two")
+        raise ValueError("error rates need trials of the same speaker and of different speakers")
     false_alarms, misses, _ = det_curve(truth, scores, drop_intermediate=False)
-    # the curve's ends: nothing is accepted, and everything
+    # the ends of the curve: everything is accepted, and nothing
     false_alarms = np.concatenate([[1.0], false_alarms, [0.0]])
     misses = np.concatenate([[0.0], misses, [1.0]])
     costs = p_target * misses + (1 - p_target) * false_alarms
@@ -119,24 +130,26 @@ def errors(scores: NDArray[np.float64], same: Sequence[bool], p_target: float) -
 
 
 def crossing(false_alarms: NDArray[np.float64], misses: NDArray[np.float64]) -> float:
-    """Where the two are equal, on straight lines between thresholds."""
+    """The rate at which the two are equal, interpolated linearly between thresholds."""
     gap = misses - false_alarms  # rises from -1 to 1
     after = int(np.argmax(gap >= 0))
     before = max(0, after - 1)
     rise = gap[after] - gap[before]
-    share = -gap[before] / rise if rise else 0.0
-    return float(misses[before] + share * (misses[after] - misses[before]))
+    fraction = -gap[before] / rise if rise else 0.0
+    return float(misses[before] + fraction * (misses[after] - misses[before]))
 
 
 def confusion(
-    recordings: Sequence[SpeakerRecording], voices: Mapping[str, NDArray[np.float32]]
+    recordings: Sequence[SpeakerRecording], embeddings: Mapping[str, NDArray[np.float32]]
 ) -> tuple[list[str], NDArray[np.int64]]:
-    """Who is taken for whom: speakers, and counts [truth, nearest], each recording against the
-    means of all speakers' other recordings."""
+    """The names of the speakers, and counts (speakers, speakers) by true and nearest speaker.
+
+    A recording is compared with the mean of each speaker's other recordings.
+    """
     names = sorted({r.speaker for r in recordings})
-    place = {name: number for number, name in enumerate(names)}
-    truth = np.array([place[r.speaker] for r in recordings])
-    vectors = np.stack([voices[r.id] for r in recordings])
+    index = {name: number for number, name in enumerate(names)}
+    truth = np.array([index[r.speaker] for r in recordings])
+    vectors = np.stack([embeddings[r.id] for r in recordings])
     sums = np.zeros((len(names), vectors.shape[1]), dtype=np.float64)
     np.add.at(sums, truth, vectors)
     cosines = vectors @ (sums / np.linalg.norm(sums, axis=1, keepdims=True)).T
@@ -150,5 +163,5 @@ def confusion(
 
 
 def write_trials(path: Path, trials: Sequence[Trial]) -> None:
-    """VoxCeleb's format: ``1 a b`` of one speaker, ``0 a b`` of two."""
+    """Write trials in VoxCeleb's format: ``1 a b`` for the same speaker, else ``0 a b``."""
     path.write_text("".join(f"{int(t.same)} {t.a} {t.b}\n" for t in trials))

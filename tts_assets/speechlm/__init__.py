@@ -1,1 +1,1 @@
-"""What SFT, RLHF and serving share: vocabulary, prompts, the model, and sampling from it."""
+"""The speech language model that SFT, RLHF and serving share: prompts, model, generation."""

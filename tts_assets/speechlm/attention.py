@@ -1,18 +1,21 @@
-"""Attention over packed samples: many samples in one row, none of which sees another.
+"""Causal attention over packed samples: several samples in one row, each attends to itself only.
 
-Nothing is padded and no (tokens x tokens) mask is built: each sample attends to itself alone.
-transformers calls :func:`segment_attention` once it is selected with
-``model.set_attn_implementation(SEGMENTS)``; the samples' lengths travel as the keyword
-``segments`` of the model's forward, and ``position_ids`` restart at each sample.
+There is no padding between samples and no (tokens x tokens) mask. transformers calls
+:func:`segment_attention` after ``model.set_attn_implementation(SEGMENTS)``. The lengths of the
+samples are the keyword ``segments`` of the model's forward pass. ``position_ids`` restart at each
+sample.
 
 On GPUs in half precision all samples go through one kernel, torch's flash attention for sequences
-of varying length; with dropout, which it has not, sample by sample.
+of different lengths. It has no dropout, so with dropout the samples are computed one by one.
 
-On CPUs in bfloat16 the two matrix products are called directly up to 1,024 tokens: forward and
-backward of 16 samples of 256 tokens take 32 ms, against 60 ms of torch's fused kernel (1 core with
-AVX512_BF16, 4 heads of 64; ``benchmarks/packed_attention-2026-11-21.md``). Towards 1,024 the fused
-kernel is the faster one, but oneDNN compiles and keeps its tiles for every length that occurs: on
-real samples a process grew by 35 MB a step.
+On CPUs in bfloat16 the two matrix products are called directly up to 1,024 tokens. Forward and
+backward pass of 16 samples of 256 tokens take 32 ms, and 60 ms with torch's fused kernel (1 core
+with AVX512_BF16, 4 heads of 64; ``benchmarks/packed_attention-2026-11-21.md``). Near 1,024 tokens
+the fused kernel is faster, but oneDNN compiles and keeps a kernel for every length: on real samples
+a process grew by 35 MB a step.
+
+Shapes: T tokens of a row, n of one sample, H query heads, KV key and value heads, D features of a
+head.
 """
 
 from __future__ import annotations
@@ -27,8 +30,8 @@ from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 
 SEGMENTS = "segments"
-DIRECT_LENGTH = 1024  # beyond, the (heads, n, n) scores cost more memory than the speed is worth
-LENGTH_MULTIPLE = 32  # oneDNN compiles a kernel for each new shape: 0.75 ms and 0.6 MB
+DIRECT_LENGTH = 1024  # tokens; for longer samples the (H, n, n) scores need too much memory
+LENGTH_MULTIPLE = 32  # oneDNN compiles a kernel for each new shape, which costs 0.75 ms and 0.6 MB
 
 
 def segment_attention(
@@ -45,8 +48,9 @@ def segment_attention(
 ) -> tuple[Tensor, None]:
     """Causal attention inside each segment.
 
-    ``query`` (1, H, T, D), ``key`` and ``value`` (1, KV, T, D), ``sum(segments) == T``; returns
-    (1, T, H, D). ``attention_mask`` is None by construction: no mask is registered for it.
+    ``query`` has the shape (1, H, T, D), ``key`` and ``value`` (1, KV, T, D), and
+    ``sum(segments) == T``. Returns (1, T, H, D). ``attention_mask`` is None, because no mask is
+    registered for this attention. Raises ValueError if the segments do not fill the row.
     """
     if sum(segments) != query.shape[2] or query.shape[0] != 1:
         raise ValueError(f"segments {segments} do not fill one row of {tuple(query.shape)}")
@@ -67,7 +71,7 @@ def segment_attention(
 
 
 def _fits_varlen(query: Tensor, dropout: float) -> bool:
-    """Whether torch's flash attention takes these: Ampere or later, heads of up to 256."""
+    """Whether torch's flash attention supports the input: Ampere or later, D up to 256."""
     return (
         query.is_cuda
         and query.dtype in (torch.float16, torch.bfloat16)
@@ -81,7 +85,7 @@ def _fits_varlen(query: Tensor, dropout: float) -> bool:
 def _attend_varlen(
     query: Tensor, key: Tensor, value: Tensor, segments: list[int], scaling: float
 ) -> Tensor:
-    """All samples at once, (1, H or KV, T, D) -> (1, T, H, D)."""
+    """All samples in one kernel, (1, H or KV, T, D) -> (1, T, H, D)."""
     bounds, longest = _bounds(tuple(segments), query.device), max(segments)
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     output = varlen_attn(
@@ -96,13 +100,13 @@ def _attend_varlen(
         window_size=(-1, 0),  # causal
         enable_gqa=q.shape[1] != k.shape[1],
     )
-    assert isinstance(output, Tensor)  # no logsumexp was asked for
+    assert isinstance(output, Tensor)  # without the logsumexp
     return output[None]
 
 
-@lru_cache(maxsize=2)  # every layer of a row asks for the same: one copy to the GPU
+@lru_cache(maxsize=2)  # all layers of a row use the same: one copy to the GPU
 def _bounds(segments: tuple[int, ...], device: torch.device) -> Tensor:
-    """Where samples begin, and the last one's end: (samples + 1,), int32."""
+    """The start of each sample and the end of the last one: (samples + 1,), int32."""
     return F.pad(torch.tensor(segments).cumsum(0), (1, 0)).to(device, torch.int32)
 
 
@@ -122,7 +126,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, scaling: float, dropout: float) -> 
 
 
 def _attend_directly(q: Tensor, k: Tensor, v: Tensor, scaling: float, dropout: float) -> Tensor:
-    """As :func:`_attend`. Padding comes last, so that causality already hides it."""
+    """As :func:`_attend`. Padding is at the end, where the causal mask hides it."""
     length = q.shape[1]
     if -length % LENGTH_MULTIPLE:
         q, k, v = (F.pad(x, (0, 0, 0, -length % LENGTH_MULTIPLE)) for x in (q, k, v))

@@ -1,7 +1,7 @@
-"""Texts as token ids to train on beside speech: what is learnt in a conversation are the answers.
+"""Token ids of texts for training beside speech: conversations and plain texts.
 
-A conversation is written as the tokenizer's own chat template has it (Llama-3-Instruct's, for
-example), or where it has none, as::
+A conversation is written with the chat template of the tokenizer (for example that of
+Llama-3-Instruct). Without a template it is::
 
     System: You are kind.
     User: What is two and two?
@@ -9,13 +9,13 @@ example), or where it has none, as::
     User: And three and three?
     Assistant: Six.<end of text>
 
-Learnt are the assistant's words with what ends its turn; what follows the last answer is left out.
-A plain text is learnt as a whole, up to its end of text. Turns are tokenized apart, as they are
-when the model answers.
+The targets are the words of the assistant and the end of its turn. Text after the last answer is
+left out. All tokens of a plain text are targets, up to its end of text. Turns are tokenized
+separately, as they are when the model answers.
 
-In a folder, a row a sample: ``{split}_{ids,learnt}.npy`` (int32 and uint8, all rows one after
-another), ``{split}_index.npy`` (int64, where each starts), and ``{split}_refused.jsonl``: samples
-that the template cannot express, whose rows are empty.
+A folder has one row a sample: ``{split}_{ids,learnt}.npy`` (int32 and uint8, all rows one after
+another), ``{split}_index.npy`` (int64, the start of each row), and ``{split}_refused.jsonl`` with
+the samples that the template cannot express; their rows are empty.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ from tts_assets.core.accounting import SetAside, read_set_aside, write_set_aside
 from tts_assets.core.artifacts import written_aside
 from tts_assets.core.config import digest_of
 from tts_assets.speechlm.prompts import NO_IDS, PromptFormat
-from tts_assets.speechlm.tokenizer import tokenizer_digest
-from tts_assets.speechlm.tokens import Ints, Rows, joined
+from tts_assets.speechlm.tokens import Ints, Rows, concatenate
+from tts_assets.speechlm.vocabulary import tokenizer_digest
 
-Piece = tuple[str, bool]  # a part of a sample, and whether it is learnt
+Piece = tuple[str, bool]  # a part of a sample, and whether its tokens are targets
 ROWS = 2_000  # samples tokenized at once
 NAMES = {"system": "System", "user": "User", "assistant": "Assistant"}
-TODAY = date(2024, 7, 26)  # of templates that tell the date: the same ids on every day
+TODAY = date(2024, 7, 26)  # for templates with a date: the ids are the same on every day
 
 
 class ChatIds:
-    """The samples of one split as ids: ``rows[i]``, and ``learnt(i)`` (uint8) of each token."""
+    """The samples of one split: ``rows[i]`` are token ids, ``learnt(i)`` marks the targets."""
 
     def __init__(self, folder: Path, split: Split) -> None:
         starts = map_npy(folder / f"{split}_index.npy", "int64", read=True)
@@ -57,13 +57,14 @@ class ChatIds:
         self.refused = read_set_aside(folder / f"{split}_refused.jsonl")
 
     def learnt(self, row: int) -> NDArray[np.uint8]:
+        """1 for each token of a row that is a target, else 0."""
         return self._learnt[self.rows.bounds[row] : self.rows.bounds[row + 1]]
 
 
 def tokenize_texts(texts: Path, prompts: PromptFormat, cache: Path) -> Path:
-    """The ids of a ``texts`` artifact, made once in a folder below ``cache``.
+    """Tokenize a ``texts`` artifact, once, into a folder below ``cache``. Returns the folder.
 
-    Any number of processes may ask for them: the first makes them, the others wait.
+    Several processes may call it: the first one tokenizes, the others wait.
     """
     tokenizer = prompts.tokenizer
     made_from = [str(texts), tokenizer_digest(tokenizer), tokenizer.chat_template]
@@ -79,7 +80,7 @@ def tokenize_texts(texts: Path, prompts: PromptFormat, cache: Path) -> Path:
 
 
 def write_chats(samples: Path, prompts: PromptFormat, folder: Path, split: Split) -> None:
-    """Tokenize a file of samples into ``folder``, at the memory of ROWS of them."""
+    """Tokenize a file of samples into ``folder``, :data:`ROWS` samples at a time."""
     ids = NpyWriter(folder / f"{split}_ids.npy", "int32")
     learnt = NpyWriter(folder / f"{split}_learnt.npy", "uint8")
     index = NpyWriter(folder / f"{split}_index.npy", "int64")
@@ -88,10 +89,10 @@ def write_chats(samples: Path, prompts: PromptFormat, folder: Path, split: Split
         while piece := [json.loads(line) for line in islice(lines, ROWS)]:
             parts = [_expressed(sample, prompts, refused) for sample in piece]
             rows, marks = _tokenized(parts, piece, prompts)
-            values, starts = joined(rows)
+            values, starts = concatenate(rows)
             index.add(starts + ids.length)
             ids.add(values)
-            learnt.add(joined(marks)[0].astype(np.uint8))
+            learnt.add(concatenate(marks)[0].astype(np.uint8))
     for writer in (ids, learnt, index):
         writer.close()
     write_set_aside(folder / f"{split}_refused.jsonl", refused)
@@ -100,7 +101,7 @@ def write_chats(samples: Path, prompts: PromptFormat, folder: Path, split: Split
 def _expressed(
     sample: dict[str, Any], prompts: PromptFormat, refused: list[SetAside]
 ) -> list[Piece]:
-    """The pieces of a sample; none, and a line in ``refused``, where the template has no way."""
+    """The pieces of a sample. If the template fails: none, and a record in ``refused``."""
     try:
         return pieces_of(sample, prompts.tokenizer)
     except TemplateError as error:
@@ -111,12 +112,12 @@ def _expressed(
 def _tokenized(
     parts: list[list[Piece]], samples: list[dict[str, Any]], prompts: PromptFormat
 ) -> tuple[list[Ints], list[Ints]]:
-    """Ids and marks of each sample; all pieces go through the tokenizer at once."""
+    """Ids and target marks of each sample. All pieces go through the tokenizer at once."""
     found = iter(prompts.text_batch([text for pieces in parts for text, _ in pieces]))
     templated = prompts.tokenizer.chat_template is not None
     rows, marks = [], []
     for pieces, sample in zip(parts, samples, strict=True):
-        # A template writes itself what a text begins with.
+        # A template writes the beginning of a text itself.
         bare = not pieces or (templated and "messages" in sample)
         ids = [NO_IDS if bare else prompts.prefix]
         learnt = [np.zeros_like(ids[0])]
@@ -129,8 +130,10 @@ def _tokenized(
 
 
 def pieces_of(sample: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[Piece]:
-    """The parts of a sample in order. Raises jinja2's TemplateError if the tokenizer's template
-    cannot express it."""
+    """The parts of a sample in order.
+
+    Raises TemplateError of jinja2 if the template of the tokenizer cannot express it.
+    """
     end = str(tokenizer.eos_token)
     if "text" in sample:
         return [(sample["text"], True), (end, True)]
@@ -142,6 +145,7 @@ def pieces_of(sample: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> lis
 
 
 def plain_turns(messages: list[dict[str, str]], end: str) -> list[Piece]:
+    """The parts of a conversation without a template. ``end`` is the end-of-text token."""
     pieces: list[Piece] = []
     for message in messages:
         name, content = NAMES[message["role"]], message["content"].strip()
@@ -155,7 +159,10 @@ def plain_turns(messages: list[dict[str, str]], end: str) -> list[Piece]:
 def template_turns(
     messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase
 ) -> list[Piece]:
-    """What the template writes up to each answer, and what an answer adds to that."""
+    """For each answer: the template's text before it, and the text that the answer adds.
+
+    Raises TemplateError if earlier turns change, or an answer is left out.
+    """
     pieces: list[Piece] = []
     done = ""
     for number, message in enumerate(messages):
@@ -177,6 +184,7 @@ def render(
     tokenizer: PreTrainedTokenizerBase,
     add_generation_prompt: bool = False,
 ) -> str:
+    """The text of a conversation in the template of the tokenizer."""
     text = tokenizer.apply_chat_template(
         messages,
         tokenize=False,

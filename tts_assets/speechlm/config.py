@@ -1,9 +1,10 @@
-"""Configurations of the speech language model: where it starts, its vocabulary, its sampling."""
+"""Configuration of speech language models: base, vocabulary, token arrays, and sampling."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Self, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import Field, model_validator
 
@@ -13,18 +14,18 @@ from tts_assets.core.program import ProgramConfig
 
 
 class LlamaSize(Config):
-    """A Llama trained from scratch, with the byte-level tokenizer of ``speechlm/tokenizer.py``.
+    """A Llama trained from scratch, with the byte-level tokenizer of ``speechlm/vocabulary.py``.
 
-    ``max_positions`` bounds prompt plus speech, in tokens. ``rope_theta`` is small because
-    sequences are: at 10,000 most rotary pairs never complete a turn within 1,000 tokens.
+    ``max_positions`` limits prompt plus speech, in tokens.
     """
+
+    removed_keys: ClassVar[Mapping[str, Any]] = {"rope_theta": 1000.0}
 
     hidden_size: int = Field(256, gt=0)
     intermediate_size: int = Field(512, gt=0)
     layers: int = Field(6, gt=0)
     heads: int = Field(4, gt=0)
     kv_heads: int = Field(4, gt=0)
-    rope_theta: float = Field(1000.0, gt=0)
     max_positions: int = Field(2048, gt=0)
     tie_embeddings: bool = True
 
@@ -41,10 +42,10 @@ class LlamaSize(Config):
 
 
 class BaseModel(Config):
-    """Where a recipe starts; exactly one of the three.
+    """The model that a recipe starts from. Give exactly one of the three.
 
-    ``llama``: from scratch in this size. ``hub``: a Hugging Face name, or the path of such a
-    folder. ``recipe``: the checkpoint of another SFT recipe (continued fine-tuning).
+    ``llama`` is a size for training from scratch. ``hub`` is a Hugging Face name or the path of
+    such a folder. ``recipe`` is another SFT recipe, whose checkpoint is trained further.
     """
 
     llama: LlamaSize | None = None
@@ -62,10 +63,10 @@ class BaseModel(Config):
 
 
 class VocabularyConfig(Config):
-    """How speech tokens are appended to a tokenizer that has none.
+    """How speech tokens are added to a tokenizer that has none.
 
-    ``lexicographic`` is the reference trainer's order (s_0, s_1, s_10, s_100, …), ``numeric``
-    LLaSA's. ``nonverbals`` appends the 21 tags such as ``<laugh>`` too.
+    ``lexicographic`` is the order of the reference trainer (s_0, s_1, s_10, s_100, …), ``numeric``
+    that of LLaSA. ``nonverbals`` also adds the 21 tags such as ``<laugh>``.
     """
 
     order: Literal["numeric", "lexicographic"] = "numeric"
@@ -73,7 +74,7 @@ class VocabularyConfig(Config):
 
 
 class TokenizerConfig(Config):
-    """A tokenizer with its speech tokens; ``hub`` None is the byte-level one."""
+    """A tokenizer with its speech tokens. ``hub`` None is the byte-level tokenizer."""
 
     hub: str | None
     vocabulary: VocabularyConfig
@@ -83,13 +84,15 @@ Hub = TypeVar("Hub", BaseModel, TokenizerConfig)
 
 
 def identified(config: Hub) -> Hub:
-    """``config`` as a fingerprint has it: a folder in ``hub`` by its files, a name as it is."""
+    """``config`` for a fingerprint: a folder in ``hub`` becomes the digest of its files."""
     return config if config.hub is None else config.model_copy(update={"hub": identity(config.hub)})
 
 
 class TokenProgram(ProgramConfig):
-    """``tts_assets.speechlm.tokens``: the folder of a ``code_arrays`` artifact, and for which
-    tokenizers its texts become ids. ``pretraining`` adds the streams that pretraining reads."""
+    """``tts_assets.speechlm.tokens``: makes the token arrays of ``code_arrays``.
+
+    ``arrays`` is the folder of the artifact. ``pretraining`` adds the streams of pretraining.
+    """
 
     arrays: Path
     tokenizers: tuple[TokenizerConfig, ...]
@@ -97,11 +100,11 @@ class TokenProgram(ProgramConfig):
 
 
 class SamplingConfig(Config):
-    """How speech tokens are drawn. ``top_k`` 0 and ``top_p`` 1 switch those filters off.
+    """How speech tokens are sampled. ``top_k`` 0 and ``top_p`` 1 switch these filters off.
 
-    ``min_tokens`` and ``max_tokens`` count speech tokens, without ``<|speech_end|>``.
-    ``temperature`` 0 is greedy decoding. ``repetition_penalty`` looks at the prompt, too;
-    ``frequency_penalty`` is subtracted once for each time that a token was drawn.
+    ``min_tokens`` and ``max_tokens`` count speech tokens without ``<|speech_end|>``.
+    ``temperature`` 0 is greedy decoding. ``repetition_penalty`` includes the tokens of the prompt.
+    ``frequency_penalty`` is subtracted once for each earlier occurrence of a token.
     """
 
     temperature: float = Field(0.8, ge=0)
@@ -111,7 +114,7 @@ class SamplingConfig(Config):
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
     min_tokens: int = Field(10, ge=0)
     max_tokens: int = Field(1792, gt=0)
-    seed: int = Field(42, ge=0, lt=2**63)  # vLLM takes 64 bits with a sign
+    seed: int = Field(42, ge=0, lt=2**63)  # vLLM takes signed 64-bit seeds
 
     @model_validator(mode="after")
     def _bounds_in_order(self) -> Self:

@@ -1,12 +1,13 @@
 """Batched sampling of speech tokens from a transformers model.
 
-Made for many short sequences of a small model at once, where a step's overhead counts: keys and
-values are written in place, finished rows leave the batch, only the rows of the output matrix
-that are speech are multiplied, and random numbers are drawn before the first step.
+It is optimized for many short sequences of a small model, where the overhead of a step matters:
+keys and values are written in place, finished rows leave the batch, only the speech rows of the
+output matrix are multiplied, and random numbers are drawn before the first step.
 
-A request's tokens depend on its prompt, its seed and the sampling, not on its batch mates: each
-request has its own random stream, and a token is chosen by inverting the cumulative distribution
-at that stream's next number. (What batch mates can change is the rounding of float sums.)
+The tokens of a request depend on its prompt, its seed and the sampling parameters, not on the other
+requests of the batch: each request has its own random stream, and a token is drawn by inverting the
+cumulative distribution at the next number of that stream. (Other requests can only change the
+rounding of float sums.)
 
 Shapes: B rows of the batch, A allowed tokens (the codebook, then ``<|speech_end|>``), L tokens.
 """
@@ -29,7 +30,7 @@ from tts_assets.speechlm.loss import token_logprobs
 from tts_assets.speechlm.model import SpeechLM, output_table
 from tts_assets.speechlm.vocabulary import SpeechVocabulary
 
-COMPACT_BELOW = 0.8  # drop finished rows once a fifth is finished: a copy of the cache costs a step
+COMPACT_BELOW = 0.8  # drop finished rows when a fifth is finished; the copy costs about a step
 CACHE_BLOCK = 256  # tokens by which the key/value buffers grow
 
 
@@ -43,12 +44,12 @@ class Request:
 
 @dataclass(frozen=True)
 class Completion:
-    """What was drawn after a prompt.
+    """The completion of a prompt.
 
-    ``codes`` are codec codes. ``ended``: the model said ``<|speech_end|>``, rather than reaching
-    ``max_tokens``. ``token_ids`` are the same codes as token ids, with the end token if it was
-    drawn; ``logprobs`` (one a token id) are the model's own, over the allowed tokens, before
-    temperature, penalty and filters.
+    ``codes`` are codec codes. ``ended`` is whether the model drew ``<|speech_end|>`` before
+    ``max_tokens``. ``token_ids`` are the codes as token ids, with the end token if it was drawn.
+    ``logprobs``, one for each token id, are over the allowed tokens, before temperature, penalties
+    and filters.
     """
 
     codes: NDArray[np.int64]
@@ -71,10 +72,10 @@ def generate(
     batch_size: int = 64,
     progress: Callable[[int], None] | None = None,
 ) -> list[Completion]:
-    """Complete every request; results in the order of ``requests``.
+    """Complete every request. The results are in the order of ``requests``.
 
-    ``progress`` is called with the number of requests a batch completed. Raises ValueError for a
-    prompt that leaves no room for ``sampling.max_tokens``.
+    ``progress`` is called with the number of requests that a batch completed. Raises ValueError if
+    a prompt leaves no room for ``sampling.max_tokens``.
     """
     _check_lengths(lm, requests, sampling)
     was_training = lm.model.training
@@ -95,7 +96,7 @@ def generate(
 
 @torch.inference_mode()
 def stream(lm: SpeechLM, request: Request, sampling: SamplingConfig) -> Generator[int]:
-    """The token ids of one completion as they are drawn: those that :func:`generate` gives."""
+    """The token ids of one completion while they are drawn, the same as of :func:`generate`."""
     _check_lengths(lm, [request], sampling)
     lm.model.eval()
     batch = _Batch(lm, [request], sampling)
@@ -109,9 +110,10 @@ def completion_logprobs(
     completions: Sequence[NDArray[np.int64]],
     temperature: float = 1.0,
 ) -> list[Tensor]:
-    """Log-probabilities of given completions (token ids), over the allowed tokens.
+    """Log-probabilities of given completions (token ids) over the allowed tokens.
 
-    One packed forward pass, differentiable. Returns a float32 tensor a completion.
+    They are computed in one packed, differentiable forward pass. Returns one float32 tensor of the
+    length of each completion.
     """
     device = lm.model.device
     pairs = [np.concatenate(pair) for pair in zip(prompts, completions, strict=True)]
@@ -160,6 +162,7 @@ class _AllowedSpace:
         return output_table(self.lm.model)[self.ids]
 
     def index_of(self, token_ids: Tensor) -> Tensor:
+        """Indices of allowed token ids; -1 for others."""
         table = torch.full((self.lm.vocabulary.size,), -1, device=self.ids.device)
         table[self.ids] = torch.arange(len(self.ids), device=self.ids.device)
         return table[token_ids]
@@ -219,12 +222,13 @@ class _Batch:
         self.counts = torch.zeros(count, self.end + 1, device=self.device)  # of drawn tokens
 
     def run(self) -> list[Completion]:
+        """Draw all tokens and return the completions."""
         for _ in self.steps():
             pass
         return self._completions()
 
     def steps(self) -> Iterator[Tensor]:
-        """Draw to the end; after each step the indices drawn for the live rows, (B,)."""
+        """Draw all tokens. Yields the indices drawn for the live rows in each step, (B,)."""
         logits = self._prefill()
         done = torch.zeros(len(self.requests), dtype=torch.bool, device=self.device)
         for step in range(self.sampling.max_tokens):
@@ -242,7 +246,7 @@ class _Batch:
             logits = self._forward(self.space.ids[drawn][:, None])
 
     def _prompt_codes(self) -> Tensor:
-        """Which codes a row's prompt holds, (B, A): the repetition penalty counts them too."""
+        """The codes in the prompt of each row, bool (B, A), for the repetition penalty."""
         seen = torch.zeros(len(self.requests), self.end + 1, dtype=torch.bool)
         for row, request in enumerate(self.requests):
             seen[row, torch.from_numpy(self.lm.vocabulary.codes(request.prompt))] = True
@@ -260,7 +264,7 @@ class _Batch:
         self.next_position = torch.tensor(lengths, device=self.device)
         positions = (torch.arange(width) - pads[:, None]).clamp_min(0)
         itself = torch.eye(width, dtype=torch.bool, device=self.device)
-        # A padding token sees itself: a row that sees nothing would be NaN, and spread.
+        # A padding token attends to itself: a row of the mask without any token would give NaN.
         mask = torch.ones_like(itself).tril() & (self.visible[:, None, :] | itself)
         return self._model(ids.to(self.device), positions.to(self.device), mask[:, None])
 
@@ -328,15 +332,15 @@ def _random_stream(seed: int, length: int) -> Tensor:
 
 
 def penalize(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
-    """Repetition penalty (CTRL, Keskar et al. 2019): seen tokens lose, whatever their sign."""
+    """Lower the logits (B, A) of ``seen`` tokens: repetition penalty (Keskar et al. 2019, CTRL)."""
     lowered = torch.where(logits > 0, logits / penalty, logits * penalty)
     return torch.where(seen, lowered, logits)
 
 
 def choose(logits: Tensor, uniform: Tensor, sampling: SamplingConfig) -> Tensor:
-    """Draw one index a row: logits (B, A), uniform numbers (B,) -> (B,).
+    """Draw one index a row: logits (B, A), uniform random numbers (B,) -> (B,).
 
-    Order of the filters as in transformers and vLLM: temperature, top-k, top-p.
+    The filters are applied in the order of transformers and vLLM: temperature, top-k, top-p.
     """
     if sampling.temperature == 0:
         return logits.argmax(dim=1)
@@ -349,7 +353,7 @@ def choose(logits: Tensor, uniform: Tensor, sampling: SamplingConfig) -> Tensor:
         order = None
     weights = logits.softmax(dim=1)
     if sampling.top_p < 1:
-        # The first token that reaches top_p belongs to the nucleus.
+        # The first token that reaches top_p is in the nucleus (Holtzman et al. 2020).
         weights = torch.where(weights.cumsum(1) - weights < sampling.top_p, weights, 0.0)
     cumulative = weights.cumsum(dim=1)
     target = uniform[:, None] * cumulative[:, -1:]

@@ -1,7 +1,7 @@
-"""Losses over the vocabulary that never hold the whole matrix of logits.
+"""Losses over the vocabulary, computed in chunks of positions.
 
-With 193,856 tokens the logits of 8,192 positions are 6 GB in float32, their gradient as much
-again; a chunk of 1,024 positions needs an eighth.
+With 193,856 tokens the logits of 8,192 positions need 6 GB in float32, and their gradient the same.
+A chunk of 1,024 positions needs an eighth of that.
 
 Shapes: N positions, H hidden size, V tokens.
 """
@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-CHUNK = 1024
-ROWS = 256  # chunks are multiples of it: oneDNN compiles and keeps a kernel for each new shape
+CHUNK = 1024  # positions whose logits are in memory at once
+ROWS = 256  # chunks are padded to a multiple: oneDNN compiles and keeps a kernel for each shape
 
 
 class _SummedCrossEntropy(torch.autograd.Function):
-    """Makes both gradients while a chunk's logits are at hand: nothing is computed twice."""
+    """Computes both gradients in the forward pass, while the logits of a chunk are in memory."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,21 +67,23 @@ class _SummedCrossEntropy(torch.autograd.Function):
 
 
 def summed_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """-log softmax(hidden weight^T)[target] in float32: the sum over positions, and each (N,).
+    """Cross-entropy -log softmax(hidden weight^T)[target] in float32: its sum, and each (N,).
 
-    ``hidden`` (N, H) in the compute dtype, ``weight`` (V, H), ``targets`` (N,). Only the sum has a
-    gradient.
+    ``hidden`` (N, H) is in the compute dtype, ``weight`` is (V, H), ``targets`` (N,). Only the sum
+    has a gradient.
     """
     if not torch.is_grad_enabled():
-        weight = weight.detach()  # the function would make its gradient, unasked
+        weight = weight.detach()  # otherwise the function would compute its gradient
     total, each = _SummedCrossEntropy.apply(hidden, weight, targets)
     return total, each
 
 
 @torch.no_grad()
 def likeliest(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """The likeliest token of each position, (N,), and the entropy of its distribution, (N,), in
-    nats; of softmax(hidden weight^T) as above."""
+    """The likeliest token (N,) and the entropy (N,) in nats of softmax(hidden weight^T).
+
+    ``hidden`` is (N, H), ``weight`` (V, H).
+    """
     count = len(hidden)
     hidden = F.pad(hidden, (0, 0, 0, -count % ROWS))
     cast = weight.to(hidden.dtype)
@@ -99,7 +101,8 @@ def token_logprobs(
 ) -> Tensor:
     """log softmax(hidden weight^T / temperature)[target] of each position: (N,), float32.
 
-    Differentiable; a chunk's logits are computed again in the backward pass.
+    ``hidden`` is (N, H), ``weight`` (V, H), ``targets`` (N,). It is differentiable; the logits of a
+    chunk are recomputed in the backward pass.
     """
 
     def chunk(x: Tensor, y: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Speech language models: from scratch or from a hub checkpoint, and their folders on disk."""
+"""Speech language models: built from scratch or from a hub checkpoint, saved and loaded."""
 
 from __future__ import annotations
 
@@ -17,12 +17,21 @@ from transformers import (
 
 from tts_assets.core.hub import from_hub
 from tts_assets.speechlm.config import BaseModel, LlamaSize, SamplingConfig, VocabularyConfig
-from tts_assets.speechlm.tokenizer import byte_tokenizer, load_tokenizer
-from tts_assets.speechlm.vocabulary import SpeechVocabulary, extend_tokenizer, read_vocabulary
+from tts_assets.speechlm.vocabulary import (
+    SpeechVocabulary,
+    byte_tokenizer,
+    extend_tokenizer,
+    load_tokenizer,
+    read_vocabulary,
+)
+
+# Small, because sequences are short: with the usual 10,000 most rotary pairs do not complete a turn
+# within 1,000 tokens.
+ROPE_THETA = 1000.0
 
 
 class SpeechLM:
-    """A causal LM with the tokenizer and the speech vocabulary that belong to it."""
+    """A causal language model with its tokenizer and its speech vocabulary."""
 
     def __init__(
         self,
@@ -41,7 +50,7 @@ class SpeechLM:
 
     @classmethod
     def load(cls, folder: Path, codebook_size: int, dtype: torch.dtype = torch.float32) -> SpeechLM:
-        """Open a folder that :meth:`save` wrote; raises if its files do not belong together."""
+        """Load a folder of :meth:`save`. Raises VocabularyError if its files do not fit."""
         tokenizer = load_tokenizer(str(folder))
         vocabulary = read_vocabulary(tokenizer, codebook_size)
         vocabulary.check(folder)
@@ -56,7 +65,7 @@ class SpeechLM:
     ) -> None:
         """Write a Hugging Face folder: model.safetensors, tokenizer, generation defaults.
 
-        ``weights`` instead of the model's own, where those are shared out over ranks.
+        ``weights`` replace those of the model, where these are sharded over ranks.
         """
         self.model.save_pretrained(folder, safe_serialization=True, state_dict=weights)
         self.tokenizer.save_pretrained(folder)
@@ -79,7 +88,10 @@ def generation_config(lm: SpeechLM, sampling: SamplingConfig) -> GenerationConfi
 
 
 def build(base: BaseModel, codebook_size: int, vocabulary: VocabularyConfig, seed: int) -> SpeechLM:
-    """A model to train: from scratch in a size, or the hub's with the speech vocabulary added."""
+    """A model to train: from scratch, or from the hub with the speech vocabulary added.
+
+    New weights depend on ``seed`` alone.
+    """
     if base.llama is not None:
         return new_llama(base.llama, codebook_size, vocabulary, seed)
     if base.hub is None:
@@ -105,7 +117,7 @@ def new_llama(size: LlamaSize, codebook_size: int, config: VocabularyConfig, see
         num_attention_heads=size.heads,
         num_key_value_heads=size.kv_heads,
         max_position_embeddings=size.max_positions,
-        rope_parameters={"rope_type": "default", "rope_theta": size.rope_theta},
+        rope_parameters={"rope_type": "default", "rope_theta": ROPE_THETA},
         tie_word_embeddings=size.tie_embeddings,
         bos_token_id=None,
         eos_token_id=vocabulary.speech_end,
@@ -119,11 +131,12 @@ def new_llama(size: LlamaSize, codebook_size: int, config: VocabularyConfig, see
 
 @torch.no_grad()
 def grow_embeddings(model: PreTrainedModel, first_new: int, size: int, seed: int) -> None:
-    """Give ``model`` at least ``size`` embedding rows; those from ``first_new`` on are new.
+    """Resize the embeddings to at least ``size`` rows; those from ``first_new`` on are new.
 
-    New rows are drawn from the mean and covariance of the old ones, so that a new token's logit
-    starts out like an average token's. (transformers' ``mean_resizing`` scales the covariance by
-    1e-9: all new rows would start equal.)
+    New rows are drawn from a normal distribution with the mean and covariance of the old rows, so
+    the logit of a new token starts like that of an average token (Hewitt 2021, "Initializing new
+    word embeddings"). ``mean_resizing`` of transformers scales the covariance by 1e-9, with which
+    all new rows start nearly equal.
     """
     if size > len(input_table(model)):
         model.resize_token_embeddings(size, mean_resizing=False)
@@ -132,27 +145,27 @@ def grow_embeddings(model: PreTrainedModel, first_new: int, size: int, seed: int
         tables.append(output_table(model))
     generator = torch.Generator().manual_seed(seed)
     for table in tables:
-        if len(table) == first_new:  # a covariance of 194k rows for nothing
+        if len(table) == first_new:  # saves the covariance of 194k rows
             continue
         table[first_new:] = draw_like(table[:first_new], len(table) - first_new, generator)
 
 
 def input_table(model: PreTrainedModel) -> Tensor:
-    """The embeddings, (V, H)."""
+    """The input embeddings, shape (V, H)."""
     table = model.get_input_embeddings().weight
     assert isinstance(table, Tensor)
     return table
 
 
 def output_table(model: PreTrainedModel) -> Tensor:
-    """The rows that hidden states are multiplied with, (V, H); tied models share them."""
+    """The output matrix, shape (V, H); in tied models it is the input embeddings."""
     table = model.get_output_embeddings().weight
     assert isinstance(table, Tensor)
     return table
 
 
 def draw_like(old: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """``count`` rows from the normal distribution with the mean and covariance of ``old``."""
+    """``count`` rows from a normal distribution with mean and covariance of ``old`` (n, H)."""
     data = old.double()
     mean = data.mean(dim=0)
     values, vectors = torch.linalg.eigh(torch.cov(data.T, correction=0))

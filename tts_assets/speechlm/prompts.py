@@ -1,18 +1,18 @@
-"""The prompt formats, as token ids.
+"""Prompt formats as token ids.
 
-Training::
+The sequence of training::
 
     Convert the text to speech:<|text_prompt_start|>T<|text_prompt_end|>\\n
     <|speech_start|>codes<|speech_end|>
 
 With a voice description D the first line begins with ``Given the following voice description
-<|voice_description_start|>D<|voice_description_end|> convert the text to speech:``. D also tells
-emotion and style, where there are such tags (:func:`describe`). Inference ends after
-``<|speech_start|>``; with a voice prompt, T is its transcript, a space, and the text to say, and
-its codes follow ``<|speech_start|>``.
+<|voice_description_start|>D<|voice_description_end|> convert the text to speech:``. D includes
+emotion and style where a sample has these tags (:func:`describe`). The prompt of inference ends
+after ``<|speech_start|>``. With a voice prompt, T is its transcript, a space, and the text to
+synthesize, and the codes of the voice prompt follow ``<|speech_start|>``.
 
-The pieces are tokenized apart and joined as ids. That equals tokenizing the whole string, since
-a tokenizer splits at its added tokens first (``tests/speechlm/test_prompts.py``).
+The parts are tokenized separately and concatenated as ids. The result equals that of the whole
+string, because a tokenizer splits at its added tokens first (``tests/speechlm/test_prompts.py``).
 """
 
 from __future__ import annotations
@@ -23,18 +23,21 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from transformers import PreTrainedTokenizerBase
 
+from tts_assets.speechlm.config import TokenizerConfig
 from tts_assets.speechlm.vocabulary import (
+    ANY_LENGTH,
+    CONVERT,
+    GIVEN_VOICE,
+    INSTRUCTION,
     TEXT_END,
     TEXT_START,
     VOICE_END,
     VOICE_START,
     SpeechVocabulary,
+    byte_tokenizer,
+    extend_tokenizer,
+    load_tokenizer,
 )
-
-INSTRUCTION = "Convert the text to speech:"
-GIVEN_VOICE = "Given the following voice description "
-CONVERT = " convert the text to speech:"
-INSTRUCTION_STRINGS = (INSTRUCTION, GIVEN_VOICE, CONVERT)
 
 Ids = NDArray[np.int64]
 AnyIds = NDArray[np.int64] | NDArray[np.int32]
@@ -43,11 +46,11 @@ NO_IDS: Ids = np.empty(0, dtype=np.int64)
 
 
 class PromptError(ValueError):
-    """A prompt that the format does not allow."""
+    """A prompt that the format does not allow. The message says why."""
 
 
 def describe(voice_description: str = "", emotion: str = "", style: str = "") -> str:
-    """The description D of a sample. A voice description alone is left as it is.
+    """The description D of a sample. A voice description alone is not changed.
 
     >>> describe("A calm woman", emotion="happy", style="newscast")
     'A calm woman. Emotion: happy. Style: newscast.'
@@ -70,7 +73,7 @@ class PromptFormat:
         self.vocabulary = vocabulary
 
     def text_ids(self, text: str) -> Ids:
-        """Ids of a piece of plain text, without special tokens around it."""
+        """The ids of plain text, without special tokens around it."""
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return np.asarray(ids, dtype=np.int64)
 
@@ -82,7 +85,10 @@ class PromptFormat:
         return [np.asarray(ids, dtype=np.int64) for ids in batch]
 
     def training(self, text: str, codes: ArrayLike, voice_description: str = "") -> Ids:
-        """A whole training sample; the loss counts from ``<|speech_start|>`` on."""
+        """A whole training sample. Targets begin at ``<|speech_start|>``.
+
+        Raises :class:`PromptError` without codes.
+        """
         if np.size(codes) == 0:
             raise PromptError(f"no speech codes for the text {text!r}")
         prompt = self.head(self.text_ids(text), self.text_ids(voice_description))
@@ -97,10 +103,10 @@ class PromptFormat:
         prompt_codes: ArrayLike = (),
         voice_description: str = "",
     ) -> Ids:
-        """What the model continues with speech tokens.
+        """The prompt that the model continues with speech tokens.
 
-        ``prompt_text`` and ``prompt_codes`` are transcript and codes of a voice prompt: both or
-        neither.
+        ``prompt_text`` and ``prompt_codes`` are transcript and codes of a voice prompt. Raises
+        :class:`PromptError` if only one of them is given.
         """
         codes = np.asarray(prompt_codes, dtype=np.int64)
         if bool(prompt_text) != bool(codes.size):
@@ -110,8 +116,10 @@ class PromptFormat:
         return np.concatenate([prompt, self.vocabulary.ids(codes)])
 
     def head(self, text: AnyIds, description: AnyIds = NO_IDS) -> Ids:
-        """All up to and including ``<|speech_start|>``, for a text and a voice description that
-        are tokenized already; no ids: no description."""
+        """The ids up to and including ``<|speech_start|>``, for tokenized text and description.
+
+        An empty ``description`` gives the format without one.
+        """
         if not len(description):
             return np.concatenate([self._plain, text, self.after_text])
         before, after = self._around_description
@@ -131,7 +139,7 @@ class PromptFormat:
 
     @cached_property
     def prefix(self) -> Ids:
-        """What the tokenizer itself puts before every text: ``<|begin_of_text|>`` for Llama 3."""
+        """The ids that the tokenizer puts before every text: ``<|begin_of_text|>`` for Llama 3."""
         ids = self.tokenizer("", add_special_tokens=True)["input_ids"]
         return np.asarray([i for i in ids if i != self.tokenizer.eos_token_id], dtype=np.int64)
 
@@ -141,3 +149,9 @@ class PromptFormat:
         control = self.vocabulary.control
         newline = self.text_ids("\n")
         return np.concatenate([[control[TEXT_END]], newline, [self.vocabulary.speech_start]])
+
+
+def open_tokenizer(config: TokenizerConfig, codebook_size: int) -> PromptFormat:
+    """The prompt format of a tokenizer with the speech vocabulary of a codec."""
+    tokenizer = byte_tokenizer(ANY_LENGTH) if config.hub is None else load_tokenizer(config.hub)
+    return PromptFormat(tokenizer, extend_tokenizer(tokenizer, codebook_size, config.vocabulary))

@@ -1,24 +1,24 @@
-"""Makes ``token_arrays``: ``python -m tts_assets.speechlm.tokens run.json``.
+"""The program that makes ``token_arrays``: ``python -m tts_assets.speechlm.tokens run.json``.
 
-A folder for each tokenizer, named by its digest, with the texts as token ids (``text_ids.py``) and,
-where asked for, the streams that pretraining reads (``pretraining.py``).
+The result has a folder for each tokenizer, named by the digest of the tokenizer. It holds the texts
+of all samples as token ids and, for pretraining, two token streams. All files are one-dimensional
+``.npy`` files with one row a sample, in the order of the arrays.
 
-The texts of a split as token ids, made once: a row a sample, in the order of the arrays.
+Texts:
 
-In a folder: ``{split}_{text,later,description}_ids.npy`` (int32, all rows one after another) and
-``…_index.npy`` (int64, where each row starts). ``later`` is the text with a space before it, as it
-continues another: tokenizers join the space to the next word. ``description`` is D of the prompts.
+    {split}_text_ids.npy          int32, the text
+    {split}_later_ids.npy         int32, the text after a space, as the continuation of another
+                                  text: tokenizers join a space to the next word
+    {split}_description_ids.npy   int32, the description D of the prompts, often empty
+    {split}_…_index.npy           int64, the position at which each row starts
 
-What pretraining reads in windows: one stream of token ids of speech, and one of text.
-
-Of each sample, in the order of the arrays:
+Streams, int32:
 
     {split}_pretraining_codes.npy    <|speech_start|>  codes  <|speech_end|>
-    {split}_pretraining_tokens.npy   what the tokenizer begins a text with, the text, end of text
+    {split}_pretraining_tokens.npy   prefix of the tokenizer, text, end of text
 
-Both are true .npy files, one-dimensional, int32, in the ids of one vocabulary. Window ``i`` of a
-model that sees L tokens is ``stream[i * L:(i + 1) * L]``: it begins and ends anywhere, the rest
-behind the last whole window is shorter. Mixed pretraining draws windows from both streams.
+With a context of L tokens, window i is ``stream[i * L:(i + 1) * L]``. Windows begin and end at any
+token, and the last one is shorter. Mixed pretraining draws windows from both streams.
 """
 
 from __future__ import annotations
@@ -37,17 +37,20 @@ from tts_assets.arrays.files import NpyWriter, map_npy
 from tts_assets.core.artifacts import CodeArrays, TokenFacts
 from tts_assets.core.program import Run, load_config
 from tts_assets.speechlm.config import TokenProgram
-from tts_assets.speechlm.prompts import PromptFormat, describe
-from tts_assets.speechlm.tokenizer import open_tokenizer, tokenizer_digest
+from tts_assets.speechlm.prompts import PromptFormat, describe, open_tokenizer
+from tts_assets.speechlm.vocabulary import tokenizer_digest
 
 Ints = NDArray[np.int64]
-ROWS = 20_000  # texts tokenized at once: all cores are busy, and memory stays flat
+ROWS = 20_000  # texts tokenized at once: all cores are used, and memory stays constant
+STREAM_ROWS = 10_000  # samples of the streams written at once
 NAMES = ("text", "later", "description")
-DESCRIBED = ("voice_description", "emotion", "style")  # fields of a sample that make a description
+CODES, TEXTS = "pretraining_codes", "pretraining_tokens"
+LIST_FILE = "tokenizers.json"
+DESCRIBED = ("voice_description", "emotion", "style")  # fields of a sample that are in D
 
 
 class Rows:
-    """Rows of different length: ``rows[i]`` is ``ids[bounds[i]:bounds[i + 1]]``, int32."""
+    """Rows of different lengths: ``rows[i]`` is ``ids[bounds[i]:bounds[i + 1]]``, int32."""
 
     def __init__(self, ids: NDArray[np.int32], starts: Ints) -> None:
         self.ids = ids
@@ -61,12 +64,13 @@ class Rows:
 
     @cached_property
     def lengths(self) -> Ints:
+        """The length of each row, shape (rows,)."""
         return np.diff(self.bounds)
 
 
 @dataclass(frozen=True)
 class TextIds:
-    """Text, text as a continuation, and description (often empty) of every sample."""
+    """The token ids of every sample: text, text as a continuation, and description."""
 
     text: Rows
     later: Rows
@@ -74,14 +78,14 @@ class TextIds:
 
 
 def text_ids(table: CodeTable, prompts: PromptFormat) -> TextIds:
-    """The texts of a table, tokenized now and held in memory."""
+    """The token ids of the texts of a table, in memory."""
     pieces = list(_tokenized(table, prompts))
     columns = ([row for piece in pieces for row in piece[i]] for i in range(len(NAMES)))
-    return TextIds(*(Rows(*joined(rows)) for rows in columns))
+    return TextIds(*(Rows(*concatenate(rows)) for rows in columns))
 
 
 def write_text_ids(table: CodeTable, prompts: PromptFormat, folder: Path, split: Split) -> TextIds:
-    """Tokenize the texts of a split into ``folder``, at the memory of a piece; then open them."""
+    """Tokenize the texts of a split into ``folder``, :data:`ROWS` at a time, and open them."""
     writers = {
         name: (
             NpyWriter(folder / f"{split}_{name}_ids.npy", "int32"),
@@ -91,7 +95,7 @@ def write_text_ids(table: CodeTable, prompts: PromptFormat, folder: Path, split:
     }
     for piece in _tokenized(table, prompts):
         for (ids, index), rows in zip(writers.values(), piece, strict=True):
-            values, starts = joined(rows)
+            values, starts = concatenate(rows)
             index.add(starts + ids.length)
             ids.add(values)
     for ids, index in writers.values():
@@ -101,8 +105,10 @@ def write_text_ids(table: CodeTable, prompts: PromptFormat, folder: Path, split:
 
 
 def read_text_ids(table: CodeTable, folder: Path, split: Split) -> TextIds:
-    """What :func:`write_text_ids` wrote, memory-mapped. Raises :class:`ArrayError` if it is of
-    other samples."""
+    """Open the files of :func:`write_text_ids`, memory-mapped.
+
+    Raises :class:`ArrayError` if they are of other samples.
+    """
     found = []
     for name in NAMES:
         ids = map_npy(folder / f"{split}_{name}_ids.npy", "int32")
@@ -116,15 +122,15 @@ def read_text_ids(table: CodeTable, folder: Path, split: Split) -> TextIds:
     return TextIds(*found)
 
 
-def joined(rows: list[Ints]) -> tuple[NDArray[np.int32], Ints]:
-    """Rows one after another, and where each starts."""
+def concatenate(rows: list[Ints]) -> tuple[NDArray[np.int32], Ints]:
+    """The concatenation of ``rows``, and the position at which each starts."""
     lengths = np.array([len(row) for row in rows], dtype=np.int64)
     ids = np.concatenate([np.empty(0, dtype=np.int64), *rows]).astype(np.int32)
     return ids, np.cumsum(lengths) - lengths
 
 
 def _tokenized(table: CodeTable, prompts: PromptFormat) -> Iterator[list[list[Ints]]]:
-    """Text, continuation and description of up to ROWS samples at a time."""
+    """Text, continuation and description of up to :data:`ROWS` samples at a time."""
     columns = table.columns("transcript", *DESCRIBED).fill_null("")
     for piece in columns.iter_slices(ROWS):
         texts = piece["transcript"].to_list()
@@ -136,14 +142,10 @@ def _tokenized(table: CodeTable, prompts: PromptFormat) -> Iterator[list[list[In
         ]
 
 
-STREAM_ROWS = 10_000  # samples written at once
-CODES, TEXTS = "pretraining_codes", "pretraining_tokens"
-
-
 def write_pretraining(
     table: CodeTable, texts: TextIds, prompts: PromptFormat, folder: Path, split: Split
 ) -> None:
-    """Write both streams of a split."""
+    """Write both streams of a split, :data:`STREAM_ROWS` samples at a time."""
     vocabulary = prompts.vocabulary
     speech = NpyWriter(folder / f"{split}_{CODES}.npy", "int32")
     text = NpyWriter(folder / f"{split}_{TEXTS}.npy", "int32")
@@ -161,9 +163,9 @@ def write_pretraining(
 def read_pretraining(
     table: CodeTable, folder: Path, prompts: PromptFormat, split: Split
 ) -> tuple[Rows, Rows]:
-    """Both streams of a split, memory-mapped; a row of each is a sample with its frame.
+    """The streams of speech and text of a split, memory-mapped, with one row a sample.
 
-    ``folder`` is that of one tokenizer. Raises :class:`ArrayError` where a stream is missing or of
+    ``folder`` is that of one tokenizer. Raises :class:`ArrayError` if a stream is missing or of
     other samples.
     """
     if not (folder / f"{split}_{CODES}.npy").is_file():
@@ -189,7 +191,7 @@ def read_pretraining(
 
 
 def framed(ids: ArrayLike, bounds: Ints, before: ArrayLike, after: ArrayLike) -> NDArray[np.int32]:
-    """Each row ``ids[bounds[i]:bounds[i + 1]]`` between ``before`` and ``after``, joined."""
+    """Each row ``ids[bounds[i]:bounds[i + 1]]`` between ``before`` and ``after``, concatenated."""
     before, after = np.asarray(before), np.asarray(after)
     ends = np.cumsum(np.diff(bounds) + len(before) + len(after))
     starts = np.concatenate([[0], ends[:-1]])
@@ -205,16 +207,13 @@ def framed(ids: ArrayLike, bounds: Ints, before: ArrayLike, after: ArrayLike) ->
 
 
 def _piece(ids: NDArray[np.generic], bounds: Ints, first: int) -> tuple[NDArray[np.generic], Ints]:
-    """STREAM_ROWS rows from ``first`` on, and their bounds from 0."""
+    """:data:`STREAM_ROWS` rows from ``first`` on, and their bounds, which start at 0."""
     own = bounds[first : first + STREAM_ROWS + 1]
     return ids[own[0] : own[-1]], own - own[0]
 
 
-LIST_FILE = "tokenizers.json"
-
-
 def write_tokens(arrays: CodeArrays, prompts: PromptFormat, folder: Path, pretraining: bool) -> int:
-    """The files of one tokenizer; returns the number of text tokens."""
+    """Write the files of one tokenizer to ``folder``. Returns the number of text tokens."""
     folder.mkdir(exist_ok=True)
     count = 0
     for split in SPLITS:
@@ -227,6 +226,7 @@ def write_tokens(arrays: CodeArrays, prompts: PromptFormat, folder: Path, pretra
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Make the token arrays of one corpus for all tokenizers of the program file."""
     program = load_config(TokenProgram, argv)
     with Run(program.run_dir) as run:
         arrays = CodeArrays.open(program.arrays)

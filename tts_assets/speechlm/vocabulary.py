@@ -1,8 +1,11 @@
-"""The speech vocabulary of a tokenizer: control tokens, speech tokens, and the lookup arrays.
+"""Tokenizers and their speech vocabulary: control tokens, speech tokens, and lookup arrays.
 
-Both id orders exist in the wild. The reference trainer adds its tokens in ``sorted()`` order, so
-that speech ids are lexicographic (s_0, s_1, s_10, s_100, …); LLaSA's are numeric. Nothing here
-assumes ``id = base + code``: a code becomes an id through :attr:`SpeechVocabulary.code_to_id`.
+A tokenizer is loaded from the hub or a folder (:func:`load_tokenizer`), or is a byte-level one
+without a download (:func:`byte_tokenizer`). :func:`extend_tokenizer` adds the speech vocabulary.
+
+Published models have two orders of speech ids. The reference trainer adds its tokens in
+``sorted()`` order, so its speech ids are lexicographic (s_0, s_1, s_10, s_100, …); the ids of LLaSA
+are numeric. Do not assume ``id = base + code``: use :attr:`SpeechVocabulary.code_to_id`.
 
 For the Llama-3 tokenizer: 128,256 + 8 control + 65,536 speech = 193,800 tokens, padded with
 ``<|extra_token_i|>`` to 193,856, a multiple of 64.
@@ -17,10 +20,11 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from tokenizers import AddedToken
-from transformers import PreTrainedTokenizerBase
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from tts_assets.core.config import digest_of
+from tts_assets.core.hub import from_hub
 from tts_assets.speechlm.config import VocabularyConfig
 
 SPEECH_START, SPEECH_END = "<|speech_start|>", "<|speech_end|>"
@@ -60,19 +64,26 @@ NONVERBALS = (
     "<whistle>",
     "<yawn>",
 )
-SIZE_MULTIPLE = 64  # matrices whose rows are a multiple of 64 meet the GPU's tile sizes
+SIZE_MULTIPLE = 64  # of embedding rows: multiples of 64 fit the tile sizes of GPUs
 VOCABULARY_FILE = "vocabulary.json"
+INSTRUCTION = "Convert the text to speech:"
+GIVEN_VOICE = "Given the following voice description "
+CONVERT = " convert the text to speech:"
+INSTRUCTION_STRINGS = (INSTRUCTION, GIVEN_VOICE, CONVERT)  # fixed strings of the prompts
+PAD = "<|pad|>"
+ANY_LENGTH = 1 << 30  # the length limit of a byte tokenizer without a model
 
 
 class VocabularyError(ValueError):
-    """A tokenizer lacks speech tokens, or does not belong to the codec or the checkpoint."""
+    """A tokenizer lacks speech tokens, or it belongs to another codec or checkpoint."""
 
 
 @dataclass(frozen=True)
 class SpeechVocabulary:
-    """Which ids of a tokenizer are speech. Integers only: codes never become strings.
+    """The speech ids of a tokenizer. Codes are mapped to ids without strings.
 
-    ``size`` counts all ids, padding included: the number of rows of the embeddings.
+    ``size`` is the number of embedding rows: all ids with padding. ``control`` are the ids of the
+    control tokens by name, ``speech_ids`` the id of each code.
     """
 
     codebook_size: int
@@ -94,21 +105,26 @@ class SpeechVocabulary:
 
     @property
     def speech_start(self) -> int:
+        """The id of ``<|speech_start|>``."""
         return self.control[SPEECH_START]
 
     @property
     def speech_end(self) -> int:
+        """The id of ``<|speech_end|>``."""
         return self.control[SPEECH_END]
 
     @cached_property
     def digest(self) -> str:
-        """Changes whenever a code or a control token would get another id."""
+        """A digest that changes whenever a code or a control token gets another id."""
         return digest_of(
             {"size": self.size, "control": self.control, "speech": list(self.speech_ids)}
         )
 
     def ids(self, codes: ArrayLike) -> NDArray[np.int64]:
-        """Token ids of ``codes`` (any integer array); raises if a code is outside the codebook."""
+        """Token ids of ``codes``, an integer array of any shape.
+
+        Raises :class:`VocabularyError` if a code is outside the codebook.
+        """
         array = np.asarray(codes)
         try:
             return self.code_to_id[array]
@@ -119,12 +135,12 @@ class SpeechVocabulary:
             ) from None
 
     def codes(self, token_ids: ArrayLike) -> NDArray[np.int64]:
-        """Codes of the speech tokens among ``token_ids``, in order; other tokens are dropped."""
+        """Codes of the speech tokens among ``token_ids``, in order. Other tokens are dropped."""
         found = self.id_to_code[np.asarray(token_ids, dtype=np.int64)]
         return found[found >= 0]
 
     def save(self, folder: Path) -> None:
-        """Write ``vocabulary.json``: what a checkpoint's users compare before they load it."""
+        """Write ``vocabulary.json``, which is compared when a checkpoint is loaded."""
         order = "numeric" if bool((np.diff(self.code_to_id) > 0).all()) else "lexicographic"
         record = {
             "digest": self.digest,
@@ -137,7 +153,7 @@ class SpeechVocabulary:
         (folder / VOCABULARY_FILE).write_text(json.dumps(record, indent=2) + "\n")
 
     def check(self, folder: Path) -> None:
-        """Raise if the ``vocabulary.json`` in ``folder`` describes another vocabulary."""
+        """Raise :class:`VocabularyError` if ``vocabulary.json`` describes another vocabulary."""
         recorded = json.loads((folder / VOCABULARY_FILE).read_text())["digest"]
         if recorded != self.digest:
             raise VocabularyError(
@@ -148,11 +164,12 @@ class SpeechVocabulary:
 
 
 def speech_token(code: int) -> str:
+    """The name of the token of a code."""
     return f"<|s_{code}|>"
 
 
 def added_tokens(codebook_size: int, config: VocabularyConfig) -> list[str]:
-    """New tokens in the order in which they get their ids."""
+    """The names of the added tokens in the order of their ids."""
     tokens = list(CONTROL_TOKENS)
     tokens += NONVERBALS if config.nonverbals else ()
     tokens += [speech_token(code) for code in range(codebook_size)]
@@ -162,7 +179,7 @@ def added_tokens(codebook_size: int, config: VocabularyConfig) -> list[str]:
 def extend_tokenizer(
     tokenizer: PreTrainedTokenizerBase, codebook_size: int, config: VocabularyConfig
 ) -> SpeechVocabulary:
-    """Append the speech vocabulary to ``tokenizer`` in place; one that has it stays as it is."""
+    """Append the speech vocabulary to ``tokenizer`` in place, unless it has one already."""
     if SPEECH_START not in tokenizer.get_vocab():
         _add(tokenizer, added_tokens(codebook_size, config))
         missing = -len(tokenizer) % SIZE_MULTIPLE
@@ -171,13 +188,16 @@ def extend_tokenizer(
 
 
 def _add(tokenizer: PreTrainedTokenizerBase, tokens: list[str]) -> None:
-    # normalized=False: a lower-casing normalizer must not touch them on the way in.
+    # normalized=False: a lower-casing normalizer must not change them.
     special = [AddedToken(token, special=True, normalized=False) for token in tokens]
     tokenizer.add_tokens(special, special_tokens=True)
 
 
 def read_vocabulary(tokenizer: PreTrainedTokenizerBase, codebook_size: int) -> SpeechVocabulary:
-    """The speech vocabulary of a tokenizer that has one, whatever the order of its ids."""
+    """The speech vocabulary of a tokenizer that has one, in any order of ids.
+
+    Raises :class:`VocabularyError` if it lacks tokens or belongs to another codec.
+    """
     known = tokenizer.get_vocab()
     names = [*CONTROL_TOKENS, *(speech_token(code) for code in range(codebook_size))]
     missing = [name for name in names if name not in known]
@@ -199,3 +219,54 @@ def read_vocabulary(tokenizer: PreTrainedTokenizerBase, codebook_size: int) -> S
         control={name: known[name] for name in CONTROL_TOKENS},
         speech_ids=tuple(known[speech_token(code)] for code in range(codebook_size)),
     )
+
+
+def byte_tokenizer(max_length: int) -> PreTrainedTokenizerFast:
+    """A tokenizer of 256 byte tokens, with one more token for each fixed string of the prompts.
+
+    It accepts text of any language. A small model that is trained on an hour of speech learns to
+    spell faster from 256 frequent tokens than from thousands of rare ones. The instruction is one
+    token instead of 27. ``max_length`` is the longest text in tokens.
+    """
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {symbol: index for index, symbol in enumerate(alphabet)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_tokens(
+        [AddedToken(text, special=False, normalized=False) for text in INSTRUCTION_STRINGS]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=PAD,
+        model_max_length=max_length,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
+    """A fast tokenizer by hub name or folder. Its pad token is eos if it has none.
+
+    Raises ValueError for a slow tokenizer.
+    """
+    tokenizer: PreTrainedTokenizerBase
+    with from_hub(name_or_path):
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+    if not tokenizer.is_fast:
+        raise ValueError(
+            f"{name_or_path}: only fast tokenizers (tokenizer.json) are supported, this is "
+            f"{type(tokenizer).__name__}"
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A digest that changes whenever a text could get other token ids.
+
+    Padding and truncation are left out, because calls change them.
+    """
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    return digest_of({k: v for k, v in state.items() if k not in ("padding", "truncation")})

@@ -1,1 +1,1 @@
-"""Text that is trained on beside speech: instructions with their answers, and plain texts."""
+"""Texts for training beside speech: instructions with answers, and plain texts."""

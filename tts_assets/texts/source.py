@@ -1,12 +1,13 @@
-"""What ``dagster_project.toml`` may say of texts.
+"""Configuration and reader of texts.
 
-Reading texts: a JSON object a line, in one of three forms; other keys are ignored.
+A text file has one JSON object a line, in one of three forms. Other keys are ignored:
 
     {"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}
     {"prompt": "…", "completion": "…"}      the same as one question and its answer
     {"text": "…"}
 
-A line with several of them is the first. Roles are system (first only), user and assistant.
+Of a line with several forms, the first one is read. Roles are system (first message only), user and
+assistant.
 """
 
 from __future__ import annotations
@@ -23,18 +24,18 @@ from tts_assets.corpora.readers.files import json_object, lines
 
 
 class TextSource(Config):
-    """``[texts.<name>]``: a JSONL file (also ``.jsonl.gz``) of the forms in ``texts/lines.py``."""
+    """``[texts.<name>]``: a JSON Lines file (or ``.jsonl.gz``) as in ``texts/source.py``."""
 
     path: Path
     licence: str = "unknown"
 
 
-ID_DIGITS = 16
+ID_DIGITS = 16  # of the digest of a text
 ROLES = ("system", "user", "assistant")
 
 
 class BadText(ValueError):
-    """A line that is no text to train on; ``reason`` is short and countable."""
+    """A line that cannot be trained on. ``reason`` is a category, ``detail`` describes the line."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
@@ -44,8 +45,8 @@ class BadText(ValueError):
 def write_texts(path: Path, validation: ValidationSplit, folder: Path) -> dict[str, int]:
     """Write the lines of a file as ``{train,val}_samples.jsonl`` and ``set_aside.jsonl``.
 
-    A line's id is the digest of what it says, and who is validation follows from it. Returns the
-    counts. Memory holds what was set aside alone.
+    The id of a line is the digest of its content, and its split follows from the id. Returns the
+    counts. Only lines that are set aside are kept in memory.
     """
     counts = {"lines": 0, "train_samples": 0, "val_samples": 0}
     aside: list[SetAside] = []
@@ -66,7 +67,10 @@ def write_texts(path: Path, validation: ValidationSplit, folder: Path) -> dict[s
 
 
 def read_texts(path: Path) -> Iterator[dict[str, Any] | SetAside]:
-    """Samples with ``id`` and either ``messages`` or ``text``; blank lines are none."""
+    """Samples with ``id`` and either ``messages`` or ``text``, or records of bad lines.
+
+    Blank lines are skipped.
+    """
     for number, line in lines(path):
         where = f"{path.name}:{number}"
         values = json_object(line, where)
@@ -82,7 +86,7 @@ def read_texts(path: Path) -> Iterator[dict[str, Any] | SetAside]:
 
 
 def parse_text(values: dict[str, Any]) -> dict[str, Any]:
-    """``{"messages": …}`` or ``{"text": …}`` of a line. Raises :class:`BadText`."""
+    """The ``{"messages": …}`` or ``{"text": …}`` of a line. Raises :class:`BadText`."""
     if values.get("messages") is not None:
         return {"messages": parse_messages(values["messages"])}
     if values.get("prompt") is not None and values.get("completion") is not None:
@@ -96,7 +100,7 @@ def parse_text(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def parse_messages(messages: Any) -> list[dict[str, str]]:
-    """A conversation in which the assistant answers at least once."""
+    """A conversation in which the assistant answers. Raises :class:`BadText` for any other."""
     if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
         raise BadText("not a list of messages", 'write [{"role": …, "content": …}, …]')
     for number, message in enumerate(messages):
@@ -114,7 +118,7 @@ def parse_messages(messages: Any) -> list[dict[str, str]]:
 
 
 def words(text: Any) -> str:
-    """``text`` if it is a string that says something and can be written as UTF-8."""
+    """``text`` if it is a string that is not blank and can be encoded. Raises :class:`BadText`."""
     if not isinstance(text, str):
         raise BadText("a text that is no string", f"it is a {type(text).__name__}")
     if not text.strip():

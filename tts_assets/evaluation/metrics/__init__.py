@@ -1,1 +1,1 @@
-"""What is measured of an utterance, a metric a file; ``metric.py`` says how to write one."""
+"""Metrics of syntheses; ``metric.py`` says how to write one."""

@@ -1,9 +1,9 @@
-"""Pace: how long it took, against a person, and words a second of speech.
+"""Metrics of prosody: duration, speaking rate, and pitch.
 
-Pitch: the fundamental frequency by probabilistic YIN, as librosa has it.
-
-Source: Mauch and Dixon, pYIN (ICASSP 2014). At 8 kHz, in frames of 64 ms every 20 ms and steps of
-a quarter of a semitone: 0.02 s for a second of speech, and the medians of 16 kHz to 2 %.
+Pitch is the fundamental frequency (F0) by probabilistic YIN as implemented in librosa. Source:
+Mauch and Dixon, pYIN (ICASSP 2014). Its settings here are 8 kHz, frames of 64 ms, a hop of 20 ms
+and a resolution of a quarter of a semitone. They need 0.02 s for a second of speech, and the
+medians differ from those at 16 kHz by at most 2 %.
 """
 
 from __future__ import annotations
@@ -14,37 +14,41 @@ from pathlib import Path
 
 import numpy as np
 
+from tts_assets.audio_models.pitch import track_pitch
 from tts_assets.core.audio import Wave, read_clip, resample
 from tts_assets.corpora.text import normalize
 from tts_assets.evaluation.metrics.metric import Column, Metric, Unmeasured, Utterance, Values
 
 FRAME_SECONDS = 0.02
-SILENT_DB = 30.0  # below the loud frames
+SILENT_DB = 30.0  # a frame this far below the loud frames is silent
 LOUD_PERCENTILE = 95.0
 SHORTEST_SECONDS = 0.1
 
 
 class Pace(Metric):
-    """The length to expect is that of the text's own recording; else it follows, by characters,
-    from the voice prompt; else from the recordings of ``[evaluation] target``, or of the recipe's
-    corpora."""
+    """Duration, speaking rate, and the ratio of the duration to the expected one.
+
+    The expected duration is that of the text's recording, if the suite has one. Otherwise it
+    follows from the number of characters, at the pace of the voice prompt; without a prompt at the
+    pace of the corpora of ``[evaluation] reference_corpora``, or of the recipe's corpora.
+    """
 
     name, version = "pace", "1"
     columns = (
-        Column("seconds", "Length", "From the first sample to the last.", unit="s", digits=1),
+        Column("seconds", "Duration", "Duration of the file.", unit="s", digits=1),
         Column(
             "speaking_rate",
             "Speaking rate",
-            "Words of the text a second, silence at both ends left out.",
+            "Words of the text per second, without silence at both ends.",
             unit="words/s",
             digits=1,
             shown=True,
         ),
         Column(
             "duration_ratio",
-            "Length ratio",
-            "Length over that of the text's own recording, or over the length that the speaker's "
-            "pace lets expect; silence at both ends left out. 1 is as long as expected.",
+            "Duration ratio",
+            "Duration divided by that of the text's recording, or by the duration that the "
+            "reference speaker's pace predicts; without silence at both ends. 1 is as predicted.",
             shown=True,
         ),
     )
@@ -53,44 +57,48 @@ class Pace(Metric):
         return None
 
     def measure(self, utterances: Sequence[Utterance]) -> list[Values | Unmeasured]:
-        return [self._one(utterance) for utterance in utterances]
+        return [self._measure_one(utterance) for utterance in utterances]
 
-    def _one(self, utterance: Utterance) -> Values | Unmeasured:
-        spoken = speech_seconds(utterance.wave, utterance.rate)
-        if spoken < SHORTEST_SECONDS:
+    def _measure_one(self, utterance: Utterance) -> Values | Unmeasured:
+        speech = speech_seconds(utterance.wave, utterance.rate)
+        if speech < SHORTEST_SECONDS:
             return Unmeasured(f"less than {SHORTEST_SECONDS:g} s above silence")
         values = {
             "seconds": utterance.seconds,
-            "speaking_rate": utterance.match.words / spoken,
+            "speaking_rate": utterance.match.words / speech,
         }
         expected = self.expected(utterance)
-        return values | ({"duration_ratio": spoken / expected} if expected else {})
+        return values | ({"duration_ratio": speech / expected} if expected else {})
 
     def expected(self, utterance: Utterance) -> float:
-        """Seconds of speech; 0 where nothing lets expect any."""
+        """The expected duration of the speech in seconds; 0 if it is unknown."""
         text = utterance.text
         if text.reference_wav:
             return seconds_of(text.reference_wav)
         rate = self.setting.characters_per_second
         if text.prompt_wav:
-            said = spoken_characters(text.prompt_text, text.language)
-            rate = said / max(seconds_of(text.prompt_wav), SHORTEST_SECONDS)
+            characters = spoken_characters(text.prompt_text, text.language)
+            rate = characters / max(seconds_of(text.prompt_wav), SHORTEST_SECONDS)
         return spoken_characters(text.text, text.language) / rate if rate else 0.0
 
 
 def spoken_characters(text: str, language: str) -> int:
-    """Letters of a text as it is spoken: figures count as their words."""
+    """The letters of a text as it is read aloud: figures count as their words."""
     return sum(character.isalnum() for character in normalize(text, language))
 
 
 @cache
 def seconds_of(path: Path) -> float:
+    """The duration of a file's speech in seconds; see :func:`speech_seconds`."""
     clip = read_clip(path)
     return speech_seconds(clip.wave, clip.rate)
 
 
 def speech_seconds(wave: Wave, rate: int) -> float:
-    """From the first frame within 30 dB of the loud ones to the last; 0 of silence."""
+    """Seconds from the first to the last frame that is within 30 dB of the loud frames.
+
+    ``wave``: (samples,) at ``rate`` Hz. The result is 0 for silence.
+    """
     size = round(FRAME_SECONDS * rate)
     frames = wave[: len(wave) // size * size].reshape(-1, size).astype(np.float64)
     if not len(frames):
@@ -103,25 +111,33 @@ def speech_seconds(wave: Wave, rate: int) -> float:
 
 RATE = 8_000
 FRAME, HOP = 512, 160
-LOWEST, HIGHEST = 60.0, 500.0  # Hz: a low man, an excited child
+LOWEST, HIGHEST = 60.0, 500.0  # Hz: from low male voices to high children's voices
 RESOLUTION = 0.25  # semitones
-SHORTEST_VOICED = 0.1  # seconds: fewer frames make no statistics
+SHORTEST_VOICED = 0.1  # seconds; fewer frames are not enough for statistics
 
 
 class Pitch(Metric):
+    """Median and standard deviation of the pitch, and the fraction of voiced frames."""
+
     name, version = "pitch", "1"
     columns = (
         Column(
-            "f0_median", "Pitch", "Median pitch of voiced speech.", unit="Hz", digits=0, shown=True
+            "f0_median",
+            "Pitch",
+            "Median fundamental frequency of voiced frames.",
+            unit="Hz",
+            digits=0,
+            shown=True,
         ),
         Column(
             "f0_spread",
-            "Pitch range",
-            "Standard deviation of the pitch: small is monotonous. People reading: 2 to 5.",
+            "Pitch deviation",
+            "Standard deviation of the pitch; monotonous speech has a small one. People who read "
+            "aloud have 2 to 5 semitones.",
             unit="semitones",
             digits=1,
         ),
-        Column("voiced", "Voiced", "Share of the frames that have a pitch.", unit="%", digits=0),
+        Column("voiced", "Voiced frames", "Fraction of frames with a pitch.", unit="%", digits=0),
     )
 
     def measure(self, utterances: Sequence[Utterance]) -> list[Values | Unmeasured]:
@@ -129,26 +145,24 @@ class Pitch(Metric):
 
 
 def pitch_of(utterance: Utterance) -> Values | Unmeasured:
-    import librosa
-
+    """The pitch statistics of one utterance."""
     short = Unmeasured(f"less than {SHORTEST_VOICED:g} s voiced")
     if utterance.seconds < SHORTEST_VOICED:
         return short
-    wave = resample(utterance.wave, utterance.rate, RATE)
-    f0, voiced, _ = librosa.pyin(
-        wave,
-        fmin=LOWEST,
-        fmax=HIGHEST,
-        sr=RATE,
+    f0, voiced = track_pitch(
+        resample(utterance.wave, utterance.rate, RATE),
+        low=LOWEST,
+        high=HIGHEST,
+        rate=RATE,
         frame_length=FRAME,
         hop_length=HOP,
         resolution=RESOLUTION,
     )
     if voiced.sum() * HOP < SHORTEST_VOICED * RATE:
         return short
-    heard = f0[voiced]
+    frequencies = f0[voiced]
     return {
-        "f0_median": float(np.median(heard)),
-        "f0_spread": float(12 * np.std(np.log2(heard))),
+        "f0_median": float(np.median(frequencies)),
+        "f0_spread": float(12 * np.std(np.log2(frequencies))),
         "voiced": float(voiced.mean()),
     }

@@ -1,16 +1,9 @@
-"""DNSMOS: how natural it sounds (``hearing/naturalness.py``).
+"""Metrics by neural networks: DNSMOS, UTMOS, and speaker similarity.
 
-UTMOS: a second opinion on naturalness, where its weights are given.
-
-They are not to be had as a package: ``[evaluation] utmos`` names an ONNX file whose input is a
-waveform at 16 kHz, float32 (1, samples), and whose output is the score. That of UTMOS22's strong
-learner is written by ``torch.onnx.export`` of the model that its authors publish.
-Source: Saeki et al., UTMOS (Interspeech 2022).
-
-Likeness: the cosine of the voice to whom it should be (``hearing/speaker_similarity.py``).
-
-To the speaker whom the text names; else to the voice prompt that it was said after; else to the
-speaker of the corpora of ``[evaluation] target``, or of the recipe's.
+DNSMOS and the default speaker encoder are in ``tts_assets/audio_models``. UTMOS is not available as
+a package: ``[evaluation] utmos`` names an ONNX file. Its input is a waveform at 16 kHz, float32
+(1, samples), and its output is the score. ``torch.onnx.export`` writes such a file from UTMOS22's
+strong learner, which its authors publish. Source: Saeki et al., UTMOS (Interspeech 2022).
 """
 
 from __future__ import annotations
@@ -39,32 +32,34 @@ from tts_assets.speakers.config import encoder_digest, resolve
 
 
 class Dnsmos(Metric):
+    """DNSMOS P.808 and the overall score of DNSMOS P.835."""
+
     name, version = "dnsmos", "1"
     columns = (
         Column(
             "dnsmos_p808",
-            "Naturalness",
-            "DNSMOS P.808: how listeners would rate the quality, 1 to 5.",
+            "DNSMOS P.808",
+            "Predicted mean opinion score of the speech quality (ITU-T P.808), 1 to 5.",
             better="high",
             shown=True,
         ),
         Column(
             "dnsmos_overall",
-            "DNSMOS overall",
-            "DNSMOS P.835: the overall rating in the presence of noise, 1 to 5.",
+            "DNSMOS P.835",
+            "Predicted overall mean opinion score in the presence of noise (ITU-T P.835), 1 to 5.",
             better="high",
         ),
     )
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
-        self.score = DnsmosScorer()
+        self.scorer = DnsmosScorer()
 
     def measure(self, utterances: Sequence[Utterance]) -> list[Values | Unmeasured]:
-        return [self._one(utterance) for utterance in utterances]
+        return [self._measure_one(utterance) for utterance in utterances]
 
-    def _one(self, utterance: Utterance) -> Values | Unmeasured:
-        mos = self.score(utterance.wave, utterance.rate)
+    def _measure_one(self, utterance: Utterance) -> Values | Unmeasured:
+        mos = self.scorer(utterance.wave, utterance.rate)
         if mos is None:
             return Unmeasured(f"shorter than {dnsmos.SHORTEST_SECONDS:g} s")
         return {"dnsmos_p808": mos.p808, "dnsmos_overall": mos.overall}
@@ -75,16 +70,18 @@ SHORTEST_SECONDS = 0.1
 
 
 class Utmos(Metric):
+    """UTMOS22, if the configuration names its ONNX file."""
+
     name, version = "utmos", "1"
     columns = (
-        Column("utmos", "UTMOS", "UTMOS22: how natural listeners would find it, 1 to 5.", "high"),
+        Column("utmos", "UTMOS", "UTMOS22: predicted MOS of the naturalness, 1 to 5.", "high"),
     )
 
     def __init__(self, setting: Setting) -> None:
         import onnxruntime
 
         super().__init__(setting)
-        assert setting.config.utmos is not None, "missing() was asked first"
+        assert setting.config.utmos is not None, "missing() is called first"
         self.digest = sha256_file(setting.config.utmos)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -103,9 +100,9 @@ class Utmos(Metric):
         return self.digest
 
     def measure(self, utterances: Sequence[Utterance]) -> list[Values | Unmeasured]:
-        return [self._one(utterance) for utterance in utterances]
+        return [self._measure_one(utterance) for utterance in utterances]
 
-    def _one(self, utterance: Utterance) -> Values | Unmeasured:
+    def _measure_one(self, utterance: Utterance) -> Values | Unmeasured:
         if utterance.seconds < SHORTEST_SECONDS:
             return Unmeasured(f"shorter than {SHORTEST_SECONDS:g} s")
         wave = resample(utterance.wave, utterance.rate, RATE)
@@ -114,31 +111,40 @@ class Utmos(Metric):
 
 
 class Similarity(Metric):
+    """Cosine similarity of speaker embeddings to a reference speaker.
+
+    The reference is the speaker that the text names; else the voice prompt of the text; else the
+    speaker of the corpora of ``[evaluation] reference_corpora``, or of the recipe's corpora.
+    """
+
     name, version = "similarity", "2"
     columns = (
         Column(
             "speaker_similarity",
-            "Likeness",
-            "Cosine of GE2E voice embeddings to the target's: the voice prompt, or the mean of the "
-            "speaker's recordings. By the public encoder about 0.8 to 0.95 for the same person, "
-            "0.5 to 0.7 for another.",
+            "Speaker similarity",
+            "Cosine of GE2E speaker embeddings to the reference: the voice prompt, or the mean of "
+            "the speaker's recordings. The default encoder gives about 0.8 to 0.95 for the same "
+            "speaker, 0.5 to 0.7 for another speaker.",
             better="high",
             shown=True,
         ),
     )
 
     def __init__(self, setting: Setting) -> None:
-        from tts_assets.speakers.encoder import open_voices  # torch: slow to import
+        from tts_assets.speakers.encoder import open_voices  # imports torch
 
         super().__init__(setting)
         name = setting.config.speaker_encoder
         self.encoder = open_voices(name)
         self.encoder_digest = encoder_digest(resolve(name, Path()))
-        self._voices: dict[tuple[Path, ...], SpeakerSimilarity] = {}
+        self._similarities: dict[tuple[Path, ...], SpeakerSimilarity] = {}
         self._keys: dict[tuple[Path, ...], str] = {}
 
-    def target(self, utterance: Utterance) -> tuple[Path, ...]:
-        """The clips that the voice should be like."""
+    def references(self, utterance: Utterance) -> tuple[Path, ...]:
+        """The clips of the reference speaker.
+
+        Raises :class:`ConfigError` for a speaker without clips.
+        """
         text = utterance.text
         if text.speaker:
             if text.speaker not in self.setting.speakers:
@@ -147,24 +153,25 @@ class Similarity(Metric):
         return (text.prompt_wav,) if text.prompt_wav else self.setting.references
 
     def key(self, utterance: Utterance) -> str:
-        clips = self.target(utterance)
+        clips = self.references(utterance)
         if clips not in self._keys:
             digests = [sha256_file(clip) for clip in clips]
             self._keys[clips] = digest_of([self.encoder_digest, *digests])
         return self._keys[clips]
 
     def measure(self, utterances: Sequence[Utterance]) -> list[Values | Unmeasured]:
-        return [self._one(utterance) for utterance in utterances]
+        return [self._measure_one(utterance) for utterance in utterances]
 
-    def _one(self, utterance: Utterance) -> Values | Unmeasured:
-        cosine = self._voice(self.target(utterance))(utterance.wave, utterance.rate)
+    def _measure_one(self, utterance: Utterance) -> Values | Unmeasured:
+        similarity = self._similarity(self.references(utterance))
+        cosine = similarity(utterance.wave, utterance.rate)
         if cosine is None:
             return Unmeasured(f"less than {speaker_similarity.SHORTEST_SECONDS:g} s of speech")
         return {"speaker_similarity": cosine}
 
-    def _voice(self, clips: tuple[Path, ...]) -> SpeakerSimilarity:
-        if clips not in self._voices:
+    def _similarity(self, clips: tuple[Path, ...]) -> SpeakerSimilarity:
+        if clips not in self._similarities:
             read = [read_clip(clip) for clip in clips]
             waves = [(clip.wave, clip.rate) for clip in read]
-            self._voices[clips] = SpeakerSimilarity(self.encoder, waves)
-        return self._voices[clips]
+            self._similarities[clips] = SpeakerSimilarity(self.encoder, waves)
+        return self._similarities[clips]

@@ -1,9 +1,7 @@
-"""Words: how many were heard otherwise, dropped, or said again.
+"""Metrics of the ASR transcript: WER, CER, dropped and repeated words, truncation.
 
-Both sides are normalized by the text's language (``hearing/text_match.py``) and aligned with the
-fewest edits. An inserted word that its neighbours in the transcript say, too, is a repetition.
-
-Truncation: speech that was cut off before the text was over.
+``tts_assets/audio_models/wer.py`` normalizes and aligns text and transcript. An inserted word that
+its neighbours in the transcript contain as well counts as a repetition.
 """
 
 from __future__ import annotations
@@ -15,13 +13,16 @@ from tts_assets.evaluation.metrics.metric import Column, Metric, Unmeasured, Utt
 
 
 class Words(Metric):
+    """WER, CER, and counts of dropped and repeated words."""
+
     name, version = "words", "1"
     columns = (
         Column(
             "wer",
-            "Word errors",
-            "Words heard wrongly, missed or added, over words to say, both normalized; digits "
-            "count one by one. Clean recordings of people score about 3 %.",
+            "WER",
+            "Word error rate of the ASR transcript: substituted, deleted and inserted words, by "
+            "the words of the text. Both are normalized, and each digit is a word. Clean "
+            "recordings of people have about 3 %.",
             better="low",
             weight="words",
             unit="%",
@@ -30,8 +31,8 @@ class Words(Metric):
         ),
         Column(
             "cer",
-            "Character errors",
-            "The same by characters, without spaces.",
+            "CER",
+            "Character error rate, without spaces.",
             better="low",
             weight="characters",
             unit="%",
@@ -39,24 +40,24 @@ class Words(Metric):
         ),
         Column(
             "perfect",
-            "Perfect",
-            "Share of syntheses in which every word was heard.",
+            "Without errors",
+            "Fraction of syntheses whose transcript has no word error.",
             better="high",
             unit="%",
             digits=0,
         ),
         Column(
             "dropped",
-            "Words dropped",
-            "Words of the text that were not heard at all, an utterance.",
+            "Dropped words",
+            "Words of the text without a counterpart in the transcript, per utterance.",
             better="low",
             unit="words",
             shown=True,
         ),
         Column(
             "repeated",
-            "Words repeated",
-            "Words heard once more than they stand in the text, an utterance.",
+            "Repeated words",
+            "Words that the transcript contains once more than the text, per utterance.",
             better="low",
             unit="words",
             shown=True,
@@ -80,30 +81,37 @@ class Words(Metric):
 
 
 def dropped(match: TextMatch) -> int:
-    return sum(len(span.said) for span in match.spans if span.change == "delete")
+    """The number of deleted words."""
+    return sum(len(span.reference) for span in match.spans if span.change == "delete")
 
 
 def repeated(match: TextMatch) -> int:
-    """Inserted words that stand in the transcript beside the insertion, too, within its length."""
-    heard = match.heard.split()
+    """The number of inserted words that the transcript also contains beside the insertion.
+
+    "Beside" is at most as many words before or after as were inserted.
+    """
+    words = match.hypothesis.split()
     count = position = 0
     for span in match.spans:
-        length = len(span.heard)
+        length = len(span.hypothesis)
         if span.change == "insert":
-            before = heard[max(0, position - length) : position]
-            after = heard[position + length : position + 2 * length]
-            count += sum(word in before or word in after for word in span.heard)
+            before = words[max(0, position - length) : position]
+            after = words[position + length : position + 2 * length]
+            count += sum(word in before or word in after for word in span.hypothesis)
         position += length
     return count
 
 
 class Truncation(Metric):
+    """The fraction of syntheses that end before their text does."""
+
     name, version = "truncation", "1"
     columns = (
         Column(
             "truncated",
-            "Cut short",
-            "Share of syntheses that reached the token limit, or whose last word was not heard.",
+            "Truncated",
+            "Fraction of syntheses that reached the token limit, or whose last word is missing in "
+            "the transcript.",
             better="low",
             unit="%",
             digits=1,
@@ -114,8 +122,9 @@ class Truncation(Metric):
         return None
 
     def measure(self, utterances: Sequence[Utterance]) -> list[Values | Unmeasured]:
-        return [{"truncated": float(cut_short(utterance))} for utterance in utterances]
+        return [{"truncated": float(is_truncated(utterance))} for utterance in utterances]
 
 
-def cut_short(utterance: Utterance) -> bool:
+def is_truncated(utterance: Utterance) -> bool:
+    """Whether the token limit was reached, or the last word is deleted in the transcript."""
     return not utterance.ended or utterance.match.spans[-1].change == "delete"

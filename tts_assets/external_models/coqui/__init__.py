@@ -1,2 +1,4 @@
-"""Programs of the environment with coqui-tts: they import it, numpy, and nothing of this project
-outside of this folder."""
+"""Programs for the environment of coqui-tts.
+
+They import coqui-tts, numpy and torch, and nothing of this project outside of this folder.
+"""

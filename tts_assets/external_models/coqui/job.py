@@ -1,8 +1,8 @@
-"""What this project asks of the programs of this folder, and how they answer.
+"""The protocol between this project and the programs of this folder.
 
-Read and written on both sides, so only the standard library is imported here. A program is told a
-job, a JSON file, and appends objects to the job's ``events``: ``{"done", "total"}``,
-``{"step", "metrics"}``, ``{"note"}``. SIGTERM asks it to save and leave with :data:`STOPPED`.
+Both sides import this module, so it uses the standard library only. A program reads a job, a JSON
+file, and appends events to the job's file ``events``: ``{"done", "total"}``, ``{"step",
+"metrics"}`` or ``{"note"}``. SIGTERM asks it to save and to exit with :data:`STOPPED`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-STOPPED = 75  # as the project's own programs: run again to go on
-REFUSED = 2  # the job cannot be; the last event says why
+STOPPED = 75  # exit status, as of the project's programs: run again to resume
+REFUSED = 2  # exit status: the job is invalid; the last event says why
 MODEL_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 VOCABULARY_FILE = "vocab.json"
@@ -24,10 +24,13 @@ VOICES_FOLDER = "voices"
 
 @dataclass(frozen=True)
 class TrainJob:
-    """Train one model. ``dataset``: a folder with ``train.jsonl`` and ``val.jsonl``, an object a
-    clip: ``audio_file`` (16-bit mono WAV), ``text``, ``language``, ``speaker_name``,
-    ``root_path`` and ``audio_unique_name``; ``start``: a folder with coqui's published weights,
-    None: random ones; ``config``: keys of coqui's own configuration, laid over what is set here."""
+    """Train one model.
+
+    ``dataset``: folder with ``train.jsonl`` and ``val.jsonl``, which have an object for each clip:
+    ``audio_file`` (16-bit mono WAV), ``text``, ``language``, ``speaker_name``, ``root_path`` and
+    ``audio_unique_name``. ``start``: folder with coqui's published weights, None for random
+    weights. ``sample_rate`` in Hz. ``config``: keys of coqui's configuration, which override these.
+    """
 
     family: str
     dataset: str
@@ -41,15 +44,16 @@ class TrainJob:
     learning_rate: float
     save_steps: int
     log_steps: int
-    export: str
     seed: int
     config: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Line:
-    """A text, and the file to say it to. ``voice``: clips to imitate, where the family can; empty:
-    those of the model's folder."""
+    """A text, and the file of its synthesis.
+
+    ``voice``: clips to imitate, if the model can; empty for the clips in the model's folder.
+    """
 
     text: str
     language: str
@@ -59,9 +63,11 @@ class Line:
 
 
 @dataclass(frozen=True)
-class SpeakJob:
-    """Say ``lines`` with the model in ``model``; files that are there already are left. Beside each
-    lies a ``.json`` with ``samples`` and ``ended``."""
+class SynthesisJob:
+    """Synthesize ``lines`` with the model in the folder ``model``; existing files are kept.
+
+    Beside each file is a ``.json`` with ``samples`` and ``ended``.
+    """
 
     family: str
     model: str
@@ -70,28 +76,40 @@ class SpeakJob:
 
 
 class Events:
-    """Appends to the file that the project reads."""
+    """Appends events to the file that the project reads."""
 
     def __init__(self, path: str) -> None:
         self.path = Path(path)
 
-    def tell(self, **event: Any) -> None:
+    def write(self, **event: Any) -> None:
+        """Append one event."""
         with self.path.open("a") as stream:
             stream.write(json.dumps(event) + "\n")
 
     def refuse(self, reason: str) -> NoReturn:
-        self.tell(note=reason)
+        """Exit because the job is invalid."""
+        self.write(note=reason)
         sys.exit(REFUSED)
 
 
-def write_job(path: Path, job: TrainJob | SpeakJob) -> None:
+def write_job(path: Path, job: TrainJob | SynthesisJob) -> None:
+    """Write a job as JSON."""
     path.write_text(json.dumps(asdict(job), indent=1))
 
 
 def read_train_job(path: str) -> TrainJob:
+    """Read a training job."""
     return TrainJob(**json.loads(Path(path).read_text()))
 
 
-def read_speak_job(path: str) -> SpeakJob:
+def read_synthesis_job(path: str) -> SynthesisJob:
+    """Read a synthesis job."""
     values: Mapping[str, Any] = json.loads(Path(path).read_text())
-    return SpeakJob(**{**values, "lines": [Line(**line) for line in values["lines"]]})
+    return SynthesisJob(**{**values, "lines": [Line(**line) for line in values["lines"]]})
+
+
+def job_file(program: str) -> str:
+    """The only command line argument of a program of this folder."""
+    if len(sys.argv) != 2:
+        sys.exit(f"usage: python -m tts_assets.external_models.coqui.{program} job.json")
+    return sys.argv[1]

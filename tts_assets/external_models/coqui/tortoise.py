@@ -1,7 +1,7 @@
-"""Tortoise (https://arxiv.org/abs/2305.07243) speaks in the voice of clips; coqui cannot train it.
+"""Tortoise (https://arxiv.org/abs/2305.07243) imitates the voice of clips; coqui cannot train it.
 
-Its published weights, ``.pth`` files below ``start``, become safetensors; without ``start`` they
-are random: a way to try the way, and nothing else.
+The published weights, ``.pth`` files below ``start``, are converted to safetensors. Without
+``start`` they are random, which is useful for tests only.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch import nn
 from TTS.tts.configs.tortoise_config import TortoiseConfig
 from TTS.tts.models.tortoise import Tortoise, load_required_audio
 
-from tts_assets.external_models.coqui.fit import overlay, write_config, write_weights
 from tts_assets.external_models.coqui.job import CONFIG_FILE, VOICES_FOLDER, Events, Line, TrainJob
+from tts_assets.external_models.coqui.training import overlay, write_config, write_weights
 
 PARTS = {
     "autoregressive": "autoregressive.pth",
@@ -29,8 +29,8 @@ PARTS = {
 MEL_NORMS = "mel_norms"
 
 
-def take_over(job: TrainJob) -> None:
-    """Write ``config.json`` and the parts' safetensors."""
+def convert(job: TrainJob) -> None:
+    """Write ``config.json`` and a safetensors file for each part of the model."""
     torch.manual_seed(job.seed)
     events = Events(job.events)
     config = TortoiseConfig()
@@ -51,20 +51,22 @@ def take_over(job: TrainJob) -> None:
     for name in PARTS:
         write_weights(part_file(Path(job.result), name), part(model, name).state_dict())
     write_weights(part_file(Path(job.result), MEL_NORMS), {MEL_NORMS: norms})
-    events.tell(done=1, total=1)
+    events.write(done=1, total=1)
 
 
 def part(model: Tortoise, name: str) -> nn.Module:
+    """A part of the model by its name in :data:`PARTS`."""
     found: nn.Module = getattr(model, name)
     return found
 
 
 def part_file(folder: Path, name: str) -> Path:
+    """The file of a part."""
     return folder / f"{name}.safetensors"
 
 
 class TortoiseSynthesizer:
-    """A published model, ready to speak."""
+    """A published model for synthesis."""
 
     rate = 24000
 
@@ -78,13 +80,13 @@ class TortoiseSynthesizer:
         self.model.to(device).eval()
         self.half = device.type == "cuda"
         self.own = [str(path) for path in sorted((folder / VOICES_FOLDER).glob("*.wav"))]
-        # Coqui reads the norms from a file of torch's at every synthesis.
+        # Coqui reads the norms from a torch file at every synthesis.
         self._norms = tempfile.NamedTemporaryFile(suffix=".pth")  # noqa: SIM115
         torch.save(load_file(part_file(folder, MEL_NORMS))[MEL_NORMS], self._norms.name)
         self.model.mel_norm_path = self._norms.name
 
-    def say(self, line: Line) -> tuple[NDArray[np.float32], bool]:
-        """Mono waveform; Tortoise chooses among samples that may all be cut at their longest."""
+    def synthesize(self, line: Line) -> tuple[NDArray[np.float32], bool]:
+        """A mono waveform (samples,); always True, as Tortoise does not tell whether it was cut."""
         clips = [load_required_audio(path) for path in line.voice or self.own]
         latents = self.model.get_conditioning_latents(clips)
         made = self.model.inference_with_config(

@@ -1,13 +1,18 @@
-"""Train one model of coqui's: ``python -m tts_assets.external_models.coqui.train job.json``."""
+"""Program: train one model with coqui's trainer::
+
+    python -m tts_assets.external_models.coqui.train job.json
+
+The settings, samples and weights that all models share are in ``training.py``.
+"""
 
 from __future__ import annotations
 
-from tts_assets.external_models.coqui.fit import main_of
-from tts_assets.external_models.coqui.job import Events, read_train_job
+from tts_assets.external_models.coqui.job import Events, job_file, read_train_job
 
 
 def main() -> None:
-    job = read_train_job(main_of("train"))
+    """Train the model of the job with the module of its family."""
+    job = read_train_job(job_file("train"))
     if job.family == "vits":
         from tts_assets.external_models.coqui.vits import train_vits
 
@@ -17,9 +22,9 @@ def main() -> None:
 
         train_xtts(job)
     elif job.family == "tortoise":
-        from tts_assets.external_models.coqui.tortoise import take_over
+        from tts_assets.external_models.coqui.tortoise import convert
 
-        take_over(job)
+        convert(job)
     else:
         Events(job.events).refuse(f"no family {job.family!r}")
 

@@ -1,4 +1,4 @@
-"""VITS (https://arxiv.org/abs/2106.06103), from characters, one voice, from scratch."""
+"""VITS (https://arxiv.org/abs/2106.06103): one voice, from characters, trained from scratch."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from TTS.tts.configs.shared_configs import CharactersConfig
 from TTS.tts.configs.vits_config import VitsArgs, VitsConfig
 from TTS.tts.models.vits import Vits
 
-from tts_assets.external_models.coqui.fit import (
+from tts_assets.external_models.coqui.job import CONFIG_FILE, MODEL_FILE, Events, Line, TrainJob
+from tts_assets.external_models.coqui.training import (
     common_settings,
+    fit,
     read_samples,
-    train,
     write_config,
     write_weights,
 )
-from tts_assets.external_models.coqui.job import CONFIG_FILE, MODEL_FILE, Events, Line, TrainJob
 
 PUNCTUATION = "!\"'(),-.:;?¡¿–—… "
 DISCRIMINATOR = "disc."
@@ -30,17 +30,17 @@ def train_vits(job: TrainJob) -> None:
     """Train, and write ``config.json`` and ``model.safetensors`` (without the discriminator)."""
     if job.start is not None:
         Events(job.events).refuse("vits is trained from scratch: leave `model` out")
-    torch.manual_seed(job.seed)  # the first weights, too
+    torch.manual_seed(job.seed)  # for the initial weights
     config = new_config(job)
-    weights = train(job, config, Vits(config))
+    weights = fit(job, config, Vits(config))
     config.model_args.init_discriminator = False
-    spoken = {k: v for k, v in weights.items() if not k.startswith(DISCRIMINATOR)}
+    generator = {k: v for k, v in weights.items() if not k.startswith(DISCRIMINATOR)}
     write_config(job, config)
-    write_weights(Path(job.result) / MODEL_FILE, spoken)
+    write_weights(Path(job.result) / MODEL_FILE, generator)
 
 
 def new_config(job: TrainJob) -> VitsConfig:
-    """Coqui's defaults, in the characters of the training texts."""
+    """Coqui's default configuration with the characters of the training texts."""
     texts = "".join(sample["text"] for sample in read_samples(job, "train")).lower()
     letters = "".join(sorted(set(texts) - set(PUNCTUATION)))
     config = VitsConfig(
@@ -68,7 +68,7 @@ def new_config(job: TrainJob) -> VitsConfig:
 
 
 class VitsSynthesizer:
-    """A published model, ready to speak."""
+    """A published model for synthesis."""
 
     def __init__(self, folder: Path, device: torch.device) -> None:
         config = VitsConfig()
@@ -78,7 +78,7 @@ class VitsSynthesizer:
         self.model.to(device).eval()
         self.rate = int(config.audio.sample_rate)
 
-    def say(self, line: Line) -> tuple[NDArray[np.float32], bool]:
-        """Mono waveform, and whether the model ended it."""
+    def synthesize(self, line: Line) -> tuple[NDArray[np.float32], bool]:
+        """A mono waveform (samples,); always True, as VITS has no limit."""
         made = self.model.synthesize(line.text)["wav"]
         return np.asarray(made, dtype=np.float32).reshape(-1), True

@@ -1,8 +1,8 @@
-"""XTTS (https://arxiv.org/abs/2406.04904): its GPT is fine-tuned on texts and the codes of clips.
+"""XTTS (https://arxiv.org/abs/2406.04904): its GPT is fine-tuned on texts and codes of clips.
 
 ``start`` is the folder of the published model: ``config.json``, ``vocab.json``, ``model.pth``,
-``dvae.pth`` and ``mel_stats.pth``. Without it everything is random, in letters of the texts: a way
-to try the way, and nothing else.
+``dvae.pth`` and ``mel_stats.pth``. Without it all weights are random and tokens are characters,
+which is useful for tests only.
 """
 
 from __future__ import annotations
@@ -25,13 +25,6 @@ from TTS.tts.layers.xtts.tokenizer import VoiceBpeTokenizer
 from TTS.tts.layers.xtts.trainer.gpt_trainer import GPTArgs, GPTTrainer, GPTTrainerConfig
 from TTS.tts.models.xtts import Xtts
 
-from tts_assets.external_models.coqui.fit import (
-    common_settings,
-    read_samples,
-    train,
-    write_config,
-    write_weights,
-)
 from tts_assets.external_models.coqui.job import (
     CONFIG_FILE,
     MODEL_FILE,
@@ -41,9 +34,16 @@ from tts_assets.external_models.coqui.job import (
     Line,
     TrainJob,
 )
+from tts_assets.external_models.coqui.training import (
+    common_settings,
+    fit,
+    read_samples,
+    write_config,
+    write_weights,
+)
 
 NEEDED = (CONFIG_FILE, VOCABULARY_FILE, "model.pth", "dvae.pth", "mel_stats.pth")
-DVAE = {  # that of the published models, as coqui's trainer builds it
+DVAE = {  # the DVAE of the published models, as coqui's trainer builds it
     **{"channels": 80, "normalization": None, "positional_dims": 1, "codebook_dim": 512},
     **{"hidden_dim": 512, "num_resnet_blocks": 3, "kernel_size": 3, "num_layers": 2},
     "use_transposed_convs": False,
@@ -59,7 +59,7 @@ def train_xtts(job: TrainJob) -> None:
     if not (start / "ready").is_file():
         prepare(job, start)
     config = new_config(job, start)
-    weights = train(job, config, GPTTrainer(config))
+    weights = fit(job, config, GPTTrainer(config))
     own = {k.removeprefix(MODEL): v for k, v in weights.items() if k.startswith(MODEL)}
     known = {field.name for field in fields(XttsArgs)}
     arguments = {k: v for k, v in config.model_args.to_dict().items() if k in known}
@@ -72,7 +72,7 @@ def train_xtts(job: TrainJob) -> None:
 
 
 def prepare(job: TrainJob, start: Path) -> None:
-    """Coqui's files where the trainer may change them: it rewrites old ones in place."""
+    """Copy coqui's files to ``start``, because the trainer rewrites old files in place."""
     start.mkdir(parents=True, exist_ok=True)
     if job.start is None:
         random_start(job, start)
@@ -89,7 +89,7 @@ def prepare(job: TrainJob, start: Path) -> None:
 
 
 def random_start(job: TrainJob, start: Path) -> None:
-    """Random codes of a random DVAE, and a letter a token."""
+    """Write a random DVAE, and a vocabulary with a token for each character."""
     arguments = GPTArgs(**job.config.get("model_args", {}))
     dvae = DiscreteVAE(num_tokens=arguments.gpt_num_audio_tokens - 2, **DVAE)
     torch.save(dvae.state_dict(), start / "dvae.pth")
@@ -105,7 +105,7 @@ def random_start(job: TrainJob, start: Path) -> None:
 
 
 def new_config(job: TrainJob, start: Path) -> GPTTrainerConfig:
-    """Sizes as in the published model's own configuration."""
+    """The trainer's configuration with the sizes of the published model."""
     arguments: dict[str, Any] = {
         "tokenizer_file": str(start / VOCABULARY_FILE),
         "mel_norm_file": str(start / "mel_stats.pth"),
@@ -135,7 +135,7 @@ def new_config(job: TrainJob, start: Path) -> GPTTrainerConfig:
 
 
 class XttsSynthesizer:
-    """A published model, ready to speak."""
+    """A published model for synthesis."""
 
     def __init__(self, folder: Path, device: torch.device) -> None:
         config = XttsConfig()
@@ -148,8 +148,8 @@ class XttsSynthesizer:
         self.rate = int(config.audio.output_sample_rate)
         self.own = [str(path) for path in sorted((folder / VOICES_FOLDER).glob("*.wav"))]
 
-    def say(self, line: Line) -> tuple[NDArray[np.float32], bool]:
-        """Mono waveform, and whether the model ended it before its longest."""
+    def synthesize(self, line: Line) -> tuple[NDArray[np.float32], bool]:
+        """A mono waveform (samples,), and whether the model ended it before its limit."""
         made = self.model.synthesize(
             line.text, speaker_wav=line.voice or self.own, language=line.language
         )

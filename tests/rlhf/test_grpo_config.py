@@ -1,0 +1,103 @@
+"""TRL gets every setting of a recipe that belongs to the algorithm."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tts_assets.core.program import Run
+from tts_assets.rlhf.config import RlhfRecipe
+
+# Settings that this project uses itself: TRL gets none of them.
+OWN_SETTINGS = {
+    *("base", "prompts", "rewards", "combine", "reward_workers", "reward_devices"),
+    *("engine", "heldout", "alarms", "stop_on_collapse", "audio_every", "keep_audio"),
+}
+# What TRL gets for the default recipe, beside the settings below.
+CONSTANTS = {
+    "weight_decay": 0.0,
+    "max_grad_norm": 1.0,
+    "gradient_checkpointing": False,
+    "shuffle_dataset": False,
+    "save_total_limit": 2,
+    "logging_first_step": False,
+    "logging_nan_inf_filter": False,
+    "report_to": [],
+    "use_vllm": False,
+}
+DEFAULTS = {
+    "max_steps": 1000,
+    "per_device_train_batch_size": 32,
+    "gradient_accumulation_steps": 2,
+    "num_generations": 8,
+    "num_iterations": 1,
+    "max_completion_length": 1025,
+    "temperature": 1.1,
+    "learning_rate": 5e-6,
+    "warmup_steps": 0,
+    "lr_scheduler_type": "constant_with_warmup",
+    "beta": 0.04,
+    "epsilon": 0.2,
+    "epsilon_high": 0.2,
+    "loss_type": "dr_grpo",
+    "scale_rewards": "none",
+    "save_steps": 50,
+    "logging_steps": 1,
+    "seed": 777,
+}
+# For each setting a value that is not the default, and what changes in TRL's configuration.
+CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "steps": (7, {"max_steps": 7}),
+    "prompts_per_step": (4, {"gradient_accumulation_steps": 1}),
+    "generations": (4, {"num_generations": 4, "gradient_accumulation_steps": 1}),
+    "iterations": (
+        3,
+        {"num_iterations": 3, "max_steps": 3000, "save_steps": 150, "logging_steps": 3},
+    ),
+    "sampling": (
+        {"temperature": 0.7, "max_tokens": 99},
+        {"temperature": 0.7, "max_completion_length": 100},
+    ),
+    "learning_rate": (3e-4, {"learning_rate": 3e-4}),
+    "warmup_steps": (11, {"warmup_steps": 11}),
+    "schedule": ("cosine", {"lr_scheduler_type": "cosine"}),
+    "beta": (0.5, {"beta": 0.5}),
+    "clip": (0.3, {"epsilon": 0.3, "epsilon_high": 0.3}),
+    "clip_high": (0.28, {"epsilon_high": 0.28}),
+    "loss": ("dapo", {"loss_type": "dapo"}),
+    "scale_rewards": ("group", {"scale_rewards": "group"}),
+    "micro_batch": (16, {"per_device_train_batch_size": 16, "gradient_accumulation_steps": 4}),
+    "save_every": (5, {"save_steps": 5}),
+    "seed": (1, {"seed": 1}),
+}
+
+
+def trl_settings(folder: Path, **changes: Any) -> dict[str, Any]:
+    """Returns TRL's configuration of a recipe with ``changes``."""
+    from tts_assets.rlhf.train import grpo_config
+
+    values = {"base": "a", "prompts": {"texts": "x.txt"}, **changes}
+    found: dict[str, Any] = grpo_config(RlhfRecipe.parse(values, "test"), Run(folder)).to_dict()
+    return {**found, "epsilon_high": found["epsilon_high"] or found["epsilon"]}
+
+
+def test_every_setting_is_either_used_here_or_tested_below() -> None:
+    assert {*RlhfRecipe.model_fields} == OWN_SETTINGS | {*CHANGES}
+
+
+def test_trl_gets_the_defaults(tmp_path: Path) -> None:
+    found = trl_settings(tmp_path)
+    expected = DEFAULTS | CONSTANTS
+    assert {name: found[name] for name in expected} == expected
+    assert found["output_dir"] == str(tmp_path / "checkpoints")
+
+
+@pytest.mark.parametrize("setting", CHANGES)
+def test_a_changed_setting_changes_what_trl_gets(setting: str, tmp_path: Path) -> None:
+    value, expected = CHANGES[setting]
+    before, after = trl_settings(tmp_path), trl_settings(tmp_path, **{setting: value})
+    changed = {name for name in DEFAULTS if after[name] != before[name]}
+    assert {name: after[name] for name in expected} == expected
+    assert changed == {*expected}

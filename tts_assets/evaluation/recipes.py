@@ -1,0 +1,167 @@
+"""What reports evaluate: recipes with their training data, and the programs of their reports."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tts_assets.core.artifacts import (
+    ArtifactStore,
+    Build,
+    CodeArrays,
+    EvaluationSuite,
+    ServingModel,
+    SpeakerEncoderCheckpoint,
+    SynthesizedSuite,
+    sha256_file,
+)
+from tts_assets.core.hub import identity
+from tts_assets.evaluation.config import MAIN, EvaluationConfig, EvaluationProgram
+from tts_assets.evaluation.history import earlier_reports
+from tts_assets.evaluation.lineage import lineage
+from tts_assets.evaluation.metrics.metric import metrics_of
+from tts_assets.evaluation.references import expected_rate, named_speakers, reference_clips
+from tts_assets.evaluation.suite import SUITE_FILE, read_suite
+from tts_assets.rlhf.config import RlhfRecipe
+from tts_assets.sft.config import SftRecipe
+from tts_assets.speakers.config import RESEMBLYZER, encoder_digest, resolve
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The data that a recipe and its base recipes were trained on.
+
+    ``corpora``: of SFT. The prompts of RLHF are the lines of the files ``prompts``, the transcripts
+    of ``prompt_corpora``, and as voice prompts the clips of ``voice_corpora``.
+    """
+
+    corpora: Collection[str]
+    prompts: Collection[Path] = ()
+    prompt_corpora: Collection[str] = ()
+    voice_corpora: Collection[str] = ()
+
+    def for_suite(self, suite: str) -> TrainingData:
+        """The data that ``suite`` must be held out from.
+
+        RLHF excludes the texts of the main suite from its prompt corpora itself, and trains again
+        when that suite changes. Its prompt corpora therefore count for the other suites only.
+        """
+        return replace(self, prompt_corpora=()) if suite == MAIN else self
+
+
+@dataclass(frozen=True)
+class EvaluatedRecipe:
+    """A recipe with reports.
+
+    ``corpora``: of the reference speaker; ``training_data``: what suites must be held out from;
+    ``external``: an external model, whose speech is the asset ``spoken/<recipe>``.
+    """
+
+    name: str
+    corpora: tuple[str, ...]
+    training_data: TrainingData
+    external: bool = False
+
+
+@dataclass(frozen=True)
+class ReportInputs:
+    """The input artifacts of a report. ``encoder``: the published speaker encoder, if used."""
+
+    serving: ServingModel | SynthesizedSuite
+    suite: EvaluationSuite
+    arrays: Mapping[str, CodeArrays]
+    encoder: SpeakerEncoderCheckpoint | None = None
+
+    def by_name(self) -> dict[str, Any]:
+        """The inputs in the fingerprint."""
+        named = {"serving": self.serving, "suite": self.suite, "arrays": self.arrays}
+        return named if self.encoder is None else {**named, "encoder": self.encoder}
+
+
+def evaluated_recipes(
+    sft: Mapping[str, SftRecipe],
+    rlhf: Mapping[str, RlhfRecipe],
+    root: Path,
+    trained_on: Callable[[str], Collection[str]],
+    external: Mapping[str, Sequence[str]],
+) -> list[EvaluatedRecipe]:
+    """All recipes with the data that they are trained on.
+
+    Relative paths start at ``root``. ``trained_on``: the corpora of a recipe and of its base
+    recipes. ``external``: the corpora of external models by recipe.
+    """
+    recipes = [
+        EvaluatedRecipe(name, tuple(recipe.corpora), TrainingData(trained_on(name)))
+        for name, recipe in sft.items()
+    ]
+    for name, aligned in rlhf.items():
+        prompts = aligned.prompts
+        data = TrainingData(
+            trained_on(aligned.base),
+            (root / prompts.texts,) if prompts.texts else (),
+            prompts.corpora,
+            prompts.corpora if prompts.voice_prompts else (),
+        )
+        recipes.append(EvaluatedRecipe(name, tuple(sft[aligned.base].corpora), data))
+    for name, corpora in external.items():
+        recipes.append(EvaluatedRecipe(name, tuple(corpora), TrainingData(corpora), external=True))
+    return recipes
+
+
+def determined(
+    evaluation: EvaluationConfig, encoder: Path | None, root: Path
+) -> tuple[EvaluationConfig, dict[str, Any]]:
+    """The configuration with absolute paths, and what of it determines a report's bytes.
+
+    The latter has digests of models instead of paths. ``encoder``: folder of the published speaker
+    encoder, if the configuration names it.
+    """
+    config, digests = evaluation, {}
+    if evaluation.speaker_encoder != RESEMBLYZER:
+        path = encoder or resolve(evaluation.speaker_encoder, root)
+        config = config.model_copy(update={"speaker_encoder": str(path)})
+        digests["speaker_encoder"] = encoder_digest(path)
+    if evaluation.utmos is not None:
+        utmos = root / evaluation.utmos
+        config = config.model_copy(update={"utmos": utmos})
+        if utmos.is_file():
+            digests["utmos"] = sha256_file(utmos)
+    digests["whisper"] = identity(evaluation.whisper)
+    versions = {metric.name: metric.version for metric in metrics_of(config)}
+    return config, config.determining() | {"versions": versions} | digests
+
+
+def report_program(
+    work: Path,
+    recipe: EvaluatedRecipe,
+    suite_name: str,
+    config: EvaluationConfig,
+    inputs: ReportInputs,
+    build: Build,
+    store: ArtifactStore,
+) -> EvaluationProgram:
+    """The program that makes the report ``build`` in the folder ``work``.
+
+    Raises :class:`ConfigError` for a suite that names an unknown speaker.
+    """
+    suite, arrays = inputs.suite.path / SUITE_FILE, inputs.arrays
+    texts = read_suite(suite, config.language)
+    encoders = [] if inputs.encoder is None else [inputs.encoder]
+    source = inputs.serving.path
+    return EvaluationProgram(
+        run_dir=work,
+        name=recipe.name,
+        suite_name=suite_name,
+        evaluation=config,
+        serving_model=None if recipe.external else source,
+        synthesized=source if recipe.external else None,
+        suite=suite,
+        references=reference_clips(arrays, config.reference_clips),
+        speakers=named_speakers(arrays, texts, config.reference_clips),
+        characters_per_second=expected_rate(arrays, config.language),
+        cache=store.cache("evaluation"),
+        lineage=lineage(store, [inputs.suite, *arrays.values(), *encoders, inputs.serving]),
+        earlier=earlier_reports(store, build),
+    )

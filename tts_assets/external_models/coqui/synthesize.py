@@ -1,0 +1,92 @@
+"""Program: synthesize texts with a trained model::
+
+python -m tts_assets.external_models.coqui.synthesize job.json
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Protocol
+
+import numpy as np
+import soundfile
+import torch
+from numpy.typing import NDArray
+
+from tts_assets.external_models.coqui.job import (
+    STOPPED,
+    Events,
+    Line,
+    SynthesisJob,
+    job_file,
+    read_synthesis_job,
+)
+
+
+class CoquiSynthesizer(Protocol):
+    """The interface of a model's module. ``rate``: of its waveforms in Hz."""
+
+    rate: int
+
+    def synthesize(self, line: Line) -> tuple[NDArray[np.float32], bool]:
+        """A mono waveform (samples,), and whether the model ended it before its limit."""
+        ...
+
+
+def main() -> None:
+    """Synthesize all lines whose file does not exist; the model is loaded for the first one."""
+    job = read_synthesis_job(job_file("synthesize"))
+    signal.signal(signal.SIGTERM, leave)
+    model: CoquiSynthesizer | None = None
+    events = Events(job.events)
+    for number, line in enumerate(job.lines, start=1):
+        if not Path(line.file).is_file():
+            model = model or open_model(job)
+            write_line(model, line)
+        events.write(done=number, total=len(job.lines))
+
+
+def leave(number: int, frame: FrameType | None) -> None:
+    """Exit at once: every file is complete or does not exist."""
+    sys.exit(STOPPED)
+
+
+def open_model(job: SynthesisJob) -> CoquiSynthesizer:
+    """The model of the job, on a GPU if there is one."""
+    folder, device = Path(job.model), torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if job.family == "vits":
+        from tts_assets.external_models.coqui.vits import VitsSynthesizer
+
+        return VitsSynthesizer(folder, device)
+    if job.family == "xtts":
+        from tts_assets.external_models.coqui.xtts import XttsSynthesizer
+
+        return XttsSynthesizer(folder, device)
+    from tts_assets.external_models.coqui.tortoise import TortoiseSynthesizer
+
+    return TortoiseSynthesizer(folder, device)
+
+
+def write_line(model: CoquiSynthesizer, line: Line) -> None:
+    """Synthesize one line as 32-bit float WAV.
+
+    The ``.json`` beside it is written first: whenever the WAV file exists, both do.
+    """
+    torch.manual_seed(line.seed)
+    np.random.seed(line.seed)
+    with torch.inference_mode():
+        wave, ended = model.synthesize(line)
+    target = Path(line.file)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.with_suffix(".json").write_text(json.dumps({"samples": len(wave), "ended": ended}))
+    temporary = target.with_suffix(".tmp")
+    soundfile.write(temporary, wave, model.rate, "FLOAT", format="WAV")
+    temporary.replace(target)
+
+
+if __name__ == "__main__":
+    main()
