@@ -17,7 +17,12 @@ from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
 from resources.torchrun import TorchrunLauncher
 from tts_assets.core.artifacts import ArtifactStore, Handle
 from tts_assets.core.compute import Shape
-from tts_assets.corpora.assets import build_assets
+from tts_assets.corpora.assets import (
+    build_assets,
+    describe_corpus,
+    describe_samples,
+    describe_segments,
+)
 from tts_assets.corpora.config import CorpusConfig, DiscoveryConfig, FilterConfig
 from tts_assets.corpora.discovery import Corpora
 from tts_assets.corpora.samples import read_samples
@@ -86,6 +91,7 @@ def test_a_run_accounts_for_every_clip_in_its_metadata(
     result = run(instance, store, corpus, FilterConfig(min_duration=0.8))
     assert result.success
     assert checks(result) == {
+        "columns_are_plausible": True,
         "every_entry_is_accounted_for": True,
         "every_second_is_accounted_for": True,
         "every_sample_is_accounted_for": True,
@@ -177,7 +183,7 @@ def test_a_lost_entry_fails_the_run(
     path.write_text(json.dumps(manifest))
     result = run(instance, store, corpus)
     assert not result.success
-    assert checks(result) == {"every_entry_is_accounted_for": False}
+    assert checks(result)["every_entry_is_accounted_for"] is False
 
 
 def test_other_filters_reuse_the_index(
@@ -265,12 +271,47 @@ def test_a_corpus_overrides_filters(
     assert event.metadata["reasons/too long"].value > 0
 
 
-def test_a_corpus_without_kept_samples_fails_the_run(
+def failure(result: ExecuteInProcessResult) -> str:
+    """The message of the only failed step."""
+    (event,) = result.get_step_failure_events()
+    return str(event.step_failure_data)
+
+
+def test_a_corpus_without_kept_samples_fails_with_the_reasons(
     instance: DagsterInstance, store: ArtifactStore, corpus: Path
 ) -> None:
     result = run(instance, store, corpus, FilterConfig(allowed_languages=("de",)))
     assert not result.success
-    assert checks(result)["every_sample_is_accounted_for"] is False
+    assert "no sample that passes the filters" in failure(result)
+    assert "language not allowed: 13, for example" in failure(result)
+    assert "every_sample_is_accounted_for" not in checks(result)
+
+
+def test_a_corpus_without_usable_audio_fails_with_the_reasons(
+    instance: DagsterInstance, store: ArtifactStore, corpus: Path
+) -> None:
+    shutil.rmtree(corpus / "audio")
+    result = run(instance, store, corpus)
+    assert not result.success
+    assert "no usable utterance of 13" in failure(result)
+    assert "no such file: 13, for example samples.jsonl:1" in failure(result)
+
+
+def test_metadata_of_empty_results(
+    instance: DagsterInstance, store: ArtifactStore, corpus: Path, tmp_path: Path
+) -> None:
+    """All descriptions work without rows."""
+    assert run(instance, store, corpus).success
+    raw, segments, samples = current(store)
+    for handle in (raw, segments):
+        table = handle.path / "utterances.parquet"
+        pl.read_parquet(table).clear().write_parquet(tmp_path / "empty.parquet")
+        table.unlink()
+        (tmp_path / "empty.parquet").rename(table)
+    (samples.path / "kept.jsonl").write_bytes(b"")
+    assert describe_corpus(raw)["dagster/partition_row_count"] == 0  # type: ignore[arg-type]
+    assert describe_segments(segments)["dagster/partition_row_count"] == 0  # type: ignore[arg-type]
+    assert "samples_preview" in describe_samples(samples, FilterConfig())  # type: ignore[arg-type]
 
 
 def test_a_partition_that_is_not_declared_is_named(

@@ -9,12 +9,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 from pydantic import ValidationError
 
 from tts_assets.core.config import ConfigError
 from tts_assets.corpora.config import FilterConfig, FilterProgram, TextConfig
 from tts_assets.corpora.filter import Counts, filter_files
+from tts_assets.corpora.filters import first_hit, of_samples
 from tts_assets.corpora.samples import Sample, check_line, read_samples
 
 Lines = list[dict[str, Any]]
@@ -91,6 +93,40 @@ def test_the_first_filter_gives_reason_value_and_limit(
     (line,) = rejected
     assert (line["reason"], line["limit"]) == (reason, limit)
     assert line["value"] == (pytest.approx(value) if isinstance(value, float) else value)
+
+
+@pytest.mark.parametrize("text", ["(beep)", "Well [music] then", "*laughs* yes", "[ Applause ]"])
+def test_annotations_of_sounds_are_rejected(tmp_path: Path, text: str) -> None:
+    rows = [sample(transcript=text), sample(transcript="the (second) music of speech")]
+    kept, rejected, _ = filtered(tmp_path, jsonl(*rows))
+    assert [line["reason"] for line in rejected] == ["non-speech annotation"]
+    assert len(kept) == 1
+
+
+def test_a_metric_that_could_not_be_measured_rejects_the_sample() -> None:
+    config = FilterConfig(min_snr=10, min_p808=3, max_wer=0.2, min_dnsmos=2)
+    row = {"snr": 20.0, "p808": 4.0, "wer": 0.0, "dnsmos_mos_ovr": 3.0}
+    columns = {
+        "id": "a", "wav_path": "a.wav", "text": "one two", "transcript": "one two",
+        "duration": 1.0, "sample_rate": 16_000, "unreadable": None, "language": "en",
+    }  # fmt: skip
+    for name, reason in (
+        ("snr", "SNR not measured"),
+        ("p808", "P.808 not measured"),
+        ("wer", "WER not measured"),
+        ("dnsmos_mos_ovr", "DNSMOS not measured"),
+    ):
+        unknown = 0.0 if name == "dnsmos_mos_ovr" else None
+        rows = pl.DataFrame([{**columns, **row}, {**columns, **row, name: unknown}])
+        found = rows.select(first_hit(of_samples(config, opened=True)))
+        assert found.to_series().to_list() == [None, reason]
+
+
+def test_a_line_that_is_too_long_is_rejected(tmp_path: Path) -> None:
+    long = sample(transcript="one " * 500_000)
+    kept, rejected, counts = filtered(tmp_path, jsonl(sample(), long, sample(id="b")))
+    assert (len(kept), [line["reason"] for line in rejected]) == (2, ["line too long"])
+    assert counts.samples_in == 3
 
 
 def test_reasons_are_counted_in_the_order_of_the_filters(tmp_path: Path) -> None:

@@ -45,3 +45,21 @@ def read_set_aside(path: Path) -> list[SetAside]:
 def count_reasons(records: Iterable[SetAside]) -> dict[str, int]:
     """The number of records by reason, in descending order."""
     return dict(Counter(record.reason for record in records).most_common())
+
+
+class NothingUsableError(ValueError):
+    """A stage has no usable item; the message counts the reasons and has an example of each."""
+
+
+def raise_nothing_usable(what: str, records: Iterable[SetAside]) -> None:
+    """Raise :class:`NothingUsableError` for ``what``, with the reasons in ``records``."""
+    examples: dict[str, SetAside] = {}
+    counts: Counter[str] = Counter()
+    for record in records:
+        counts[record.reason] += 1
+        examples.setdefault(record.reason, record)
+    lines = [
+        f"{reason}: {count}, for example {examples[reason].what} ({examples[reason].detail})"
+        for reason, count in counts.most_common()
+    ]
+    raise NothingUsableError("\n".join([what, *lines]))

@@ -1,9 +1,11 @@
 """Audio files: reading them, storing clips by digest, and writing synthesized speech.
 
-Reading decodes everything that soundfile or FFmpeg (through PyAV) reads, as float32. Truncated
-files are rejected, because their transcript still contains the words of the missing end. The check
-compares the length in the header (wav, aiff, au, flac, mp3) or looks for the end-of-stream flag of
-the last page (ogg). g722 and aac have neither, so that truncation is not detected there.
+Reading decodes the containers of ``containers.py``, which are recognized by content, with soundfile
+or FFmpeg (through PyAV), as float32. Samples beyond full scale are clipped to [-1, 1], as a player
+does. Truncated files are rejected, because their transcript still contains the words of the missing
+end. The check compares the length in the header (wav, aiff, au, flac, mp3), if the header has one,
+and looks for an incomplete last frame (mp3) or page (ogg). g722 and aac have neither, so that
+truncation is not detected there. :func:`measure` rejects audio without a usable signal.
 
 :class:`AudioPool` stores audio that the pipeline cut from recordings or extracted from Parquet
 files. Files are written once and named by their SHA-256, so that all versions of a corpus share
@@ -19,6 +21,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import math
 import os
 import re
@@ -38,9 +41,20 @@ from numpy.typing import NDArray
 
 from tts_assets import __version__
 from tts_assets.core.artifacts import written_aside
+from tts_assets.core.containers import (
+    MP3_SLACK,
+    Mp3,
+    container_of,
+    joined_parts,
+    last_page_is_complete,
+    read_mp3,
+    wav_without_length,
+)
 
 Wave = NDArray[np.float32]
-SNDFILE_SUFFIXES = {".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf"}
+SNDFILE = {"wav", "w64", "flac", "ogg", "mp3", "aiff", "au", "caf"}  # containers for libsndfile
+# Containers that libsndfile opens with some codecs only; FFmpeg tries the others.
+OTHER_CODECS = {"wav", "w64", "ogg", "aiff", "au", "caf"}
 # Uploads are decoded by libsndfile only: FFmpeg would read the files that a playlist names.
 UPLOAD_FORMATS = ("WAV", "WAVEX", "FLAC", "OGG", "MP3")  # libsndfile's names; Opus is OGG
 UPLOAD_RATES = (8_000, 192_000)  # Hz; a header may claim 2 GHz, and seconds of that exhaust memory
@@ -49,8 +63,10 @@ HEADERLESS = {".g722": "g722"}  # formats that FFmpeg cannot recognize by conten
 ANNOUNCED = re.compile(r"^\s*(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)", re.M)
 STREAMED = 0x7FFFF000  # larger sizes mean "unknown"; sox and FFmpeg write them to pipes
 BLOCK = 1 << 18  # frames; 2 MB of stereo, and most clips are one block
-OGG_PAGE = 65_307  # bytes, the maximum (RFC 3533)
-OGG_LAST_PAGE = 0x04  # bit of the sixth byte of a page
+TOLERANCE = 0.025  # seconds by which a header may announce more than the file has
+HIGHEST_PEAK = 4.0  # of full scale; above it the samples have another scale, such as int16
+LEAST_SIGNAL = 2e-3  # peak to peak: 60 dB below full scale
+CANCELLED = 30.0  # dB by which a mix may be below its loudest channel
 
 
 REMEDIES = {
@@ -61,6 +77,9 @@ REMEDIES = {
     "no samples": "record or export it again",
     "no audio stream": "name a file with audio",
     "not a number": "export it again from its source",
+    "another scale": "divide its samples by 32768",
+    "no signal": "record or export it again, or drop it",
+    "channels cancel": "keep one channel, or invert one",
     "not readable as audio": "convert it to wav or flac",
     "no permission to read": "chmod a+r it, and a+x its folders",
     "not within its recording": "correct its start or duration",
@@ -111,11 +130,54 @@ class Block:
 
 @dataclass(frozen=True)
 class Size:
-    """The size of a file: ``frames`` at ``rate`` Hz in each of ``channels``."""
+    """The size of a file: ``frames`` at ``rate`` Hz in each of ``channels``.
+
+    ``peak`` is the largest absolute sample before clipping, in units of full scale.
+    """
 
     frames: int
     rate: int
     channels: int
+    peak: float = 0.0
+
+
+class Signal:
+    """Peak, range and power of a signal, measured block by block."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.peak = 0.0
+        self._frames = 0
+        self._lowest = self._highest = np.zeros(0)
+        self._sum = self._power = np.zeros(0)
+
+    def add(self, frames: Wave) -> None:
+        """Measure ``frames`` (samples, channels), float32 as decoded, and their mix."""
+        mixed = np.column_stack([frames, frames.mean(axis=1)]).astype(np.float64)
+        low, high = mixed.min(axis=0), mixed.max(axis=0)
+        total, power = mixed.sum(axis=0), np.square(mixed).sum(axis=0)
+        if self._frames:
+            low, high = np.minimum(low, self._lowest), np.maximum(high, self._highest)
+            total, power = total + self._sum, power + self._power
+        self._lowest, self._highest, self._sum, self._power = low, high, total, power
+        self._frames += len(frames)
+        self.peak = float(max(self.peak, np.abs(frames).max()))
+
+    def check(self) -> None:
+        """Raises :class:`BrokenAudio` if the signal cannot be used."""
+        if self.peak > HIGHEST_PEAK:
+            raise BrokenAudio(self._path, "another scale", f"its peak is {self.peak:.6g}, not 1")
+        *channels, mix = self._highest - self._lowest
+        mean = self._sum / self._frames
+        variance = np.maximum(self._power / self._frames - np.square(mean), 0.0)
+        if max(channels) < LEAST_SIGNAL:
+            offset = float(np.abs(mean).max())
+            constant = f"a constant {offset:.3g}" if offset > LEAST_SIGNAL else "silence"
+            raise BrokenAudio(self._path, "no signal", constant)
+        loudest = float(variance[:-1].max())
+        if mix < LEAST_SIGNAL or variance[-1] < loudest * 10 ** (-CANCELLED / 10):
+            detail = f"the mix of its {len(channels)} channels is nearly silent"
+            raise BrokenAudio(self._path, "channels cancel", detail)
 
 
 def read_clip(path: Path) -> Clip:
@@ -128,11 +190,17 @@ def read_clip(path: Path) -> Clip:
 
 
 def measure(path: Path) -> Size:
-    """Count the frames of a file by decoding it in blocks. Raises :class:`BrokenAudio`."""
-    total = 0
-    for block in blocks(path):
+    """Count the frames of a file by decoding it in blocks, and check its signal.
+
+    Raises :class:`BrokenAudio`, also for audio of another scale, without a signal, or whose
+    channels cancel each other.
+    """
+    total, signal = 0, Signal(path)
+    for block in _decoded(path):
         total += len(block.frames)
-    return Size(total, block.rate, block.frames.shape[1])
+        signal.add(block.frames)
+    signal.check()
+    return Size(total, block.rate, block.frames.shape[1], signal.peak)
 
 
 def blocks(path: Path, first: int = 0) -> Iterator[Block]:
@@ -140,10 +208,48 @@ def blocks(path: Path, first: int = 0) -> Iterator[Block]:
 
     Raises :class:`BrokenAudio`, possibly after some blocks.
     """
+    for block in _decoded(path, first):
+        yield Block(np.clip(block.frames, -1.0, 1.0), block.rate)
+
+
+def _decoded(path: Path, first: int = 0) -> Iterator[Block]:
+    """As :func:`blocks`, without clipping."""
     check_is_file(path)
     _check_permission(path)
-    decode = _sndfile_blocks if path.suffix.lower() in SNDFILE_SUFFIXES else _ffmpeg_blocks
-    yield from _finite(path, decode(path, first))
+    form = HEADERLESS.get(path.suffix.lower()) or container_of(path)
+    if form is None:
+        with path.open("rb") as stream:
+            detail = f"is it {path.suffix.lower()}? it begins with {stream.read(8)!r}"
+        raise BrokenAudio(path, "not readable as audio", detail)
+    if form == "ogg" and not last_page_is_complete(path):
+        raise BrokenAudio(path, "truncated", "its last Ogg page is incomplete")
+    yield from _finite(path, _blocks_of(path, form, first))
+
+
+def _blocks_of(path: Path, form: str, first: int) -> Iterator[Block]:
+    """Decode with libsndfile where it reads the container, else with FFmpeg."""
+    if form not in SNDFILE or (form == "wav" and wav_without_length(path)):
+        yield from _ffmpeg_blocks(path, form, first)
+        return
+    mp3 = read_mp3(path) if form == "mp3" else None
+    if mp3 is not None and mp3.missing:
+        raise BrokenAudio(path, "truncated", f"its last frame lacks {mp3.missing} bytes")
+    if mp3 is not None and (mp3.samples is None or len(mp3.parts) > 1):
+        # libsndfile stops at a length that it estimates from the first frame, or at the first part.
+        yield from _ffmpeg_blocks(path, form, first, mp3)
+        return
+    started = False
+    try:
+        for block in _sndfile_blocks(path, first, mp3):
+            started = True
+            yield block
+    except BrokenAudio as error:
+        if started or form not in OTHER_CODECS or error.reason != "not readable as audio":
+            raise
+        try:
+            yield from _ffmpeg_blocks(path, form, first)
+        except BrokenAudio:
+            raise error from None
 
 
 def _finite(path: Path, decoded: Iterator[Block]) -> Iterator[Block]:
@@ -206,12 +312,14 @@ def read_upload(path: Path, rate: int, seconds: float) -> Wave:
         raise BrokenAudio(path, "not readable as audio", f"it is {form}")
     if not UPLOAD_RATES[0] <= own_rate <= UPLOAD_RATES[1]:
         raise BrokenAudio(path, "not readable as audio", f"it has {own_rate} Hz")
-    waves, frames = [], 0
-    for block in _finite(path, _sndfile_blocks(path, 0)):
-        waves.append(block.frames.mean(axis=1, dtype=np.float32))
+    waves, frames, signal = [], 0, Signal(path)
+    for block in _finite(path, _blocks_of(path, container_of(path) or "", 0)):
+        signal.add(block.frames)
+        waves.append(np.clip(block.frames, -1.0, 1.0).mean(axis=1, dtype=np.float32))
         frames += len(block.frames)
         if frames > seconds * own_rate:
             raise BrokenAudio(path, "too long", f"more than {seconds:g} s")
+    signal.check()
     wave = np.concatenate(waves)
     return wave if own_rate == rate else resample(wave, own_rate, rate)
 
@@ -221,48 +329,49 @@ def resample(wave: Wave, rate: int, new_rate: int) -> Wave:
     return soxr.resample(wave, rate, new_rate, quality="HQ").astype(np.float32, copy=False)
 
 
-def _sndfile_blocks(path: Path, first: int) -> Iterator[Block]:
+def _sndfile_blocks(path: Path, first: int, mp3: Mp3 | None) -> Iterator[Block]:
     try:
         with soundfile.SoundFile(path) as file:
             _refuse_cut(path, file)
             # Lossy decoders need some past: after a seek their first samples differ.
             read, announced = max(0, first - file.samplerate), file.frames
-            file.seek(read)
+            if read:
+                file.seek(read)
             while len(frames := file.read(BLOCK, dtype="float32", always_2d=True)):
                 past = max(0, first - read)
                 read += len(frames)
                 if past < len(frames):
                     yield Block(frames[past:], file.samplerate)
+            tolerance = TOLERANCE * file.samplerate
     except soundfile.LibsndfileError as error:
         detail = f"is it {path.suffix.lower()}? {error.error_string.rstrip('.')}"
         raise BrokenAudio(path, "not readable as audio", detail) from None
-    if read < announced:
+    if mp3 is not None:
+        announced, tolerance = mp3.samples or 0, MP3_SLACK
+    if read < announced - tolerance:
         raise BrokenAudio(path, "truncated", f"{read} of {announced} frames")
 
 
 def _refuse_cut(path: Path, file: soundfile.SoundFile) -> None:
     """Reject truncated files that libsndfile would read without an error."""
     for size, present in ANNOUNCED.findall(file.extra_info):
-        if int(present) < int(size) < STREAMED:
+        missing = int(size) - int(present)
+        per_second = int(present) / file.frames * file.samplerate if file.frames else 0.0
+        if missing > TOLERANCE * per_second and int(size) < STREAMED:
             raise BrokenAudio(path, "truncated", f"{present} of {size} bytes")
-    if file.format == "OGG" and not _ends_with_last_page(path):
-        raise BrokenAudio(path, "truncated", "its last Ogg page is not marked as the end")
 
 
-def _ends_with_last_page(path: Path) -> bool:
-    with path.open("rb") as stream:
-        stream.seek(max(0, path.stat().st_size - OGG_PAGE), os.SEEK_SET)
-        tail = stream.read()
-    page = tail.rfind(b"OggS")
-    return page >= 0 and len(tail) > page + 5 and bool(tail[page + 5] & OGG_LAST_PAGE)
+def _ffmpeg_blocks(path: Path, form: str, first: int, mp3: Mp3 | None = None) -> Iterator[Block]:
+    """Decode with FFmpeg and the demuxer ``form``; ``mp3`` may have several parts.
 
-
-def _ffmpeg_blocks(path: Path, first: int) -> Iterator[Block]:
-    """Frames before ``first`` are decoded and dropped: FFmpeg cannot seek exactly in all
-    formats."""
+    The file is opened here, so that FFmpeg uses no protocol. It cannot seek to a frame in every
+    format: audio before ``first`` is decoded and dropped.
+    """
     skip = first
     try:
-        with av.open(str(path), format=HEADERLESS.get(path.suffix.lower())) as container:
+        joined = mp3 is not None and len(mp3.parts) > 1
+        source = io.BytesIO(joined_parts(path, mp3)) if mp3 and joined else path.open("rb")
+        with source as file, av.open(file, mode="r", format=form) as container:
             if not container.streams.audio:
                 raise BrokenAudio(path, "no audio stream")
             stream = container.streams.audio[0]

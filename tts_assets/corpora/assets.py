@@ -11,6 +11,7 @@ import polars as pl
 from dagster import (
     AssetCheckResult,
     AssetChecksDefinition,
+    AssetCheckSeverity,
     AssetsDefinition,
     MetadataValue,
     asset_check,
@@ -19,7 +20,12 @@ from dagster import (
 from resources.artifact_store import ArtifactStoreResource
 from resources.launcher import Program
 from tts_assets.audio_models.whisper import model_folder
-from tts_assets.core.accounting import SET_ASIDE_FILE, count_reasons, read_set_aside
+from tts_assets.core.accounting import (
+    SET_ASIDE_FILE,
+    count_reasons,
+    raise_nothing_usable,
+    read_set_aside,
+)
 from tts_assets.core.artifacts import (
     ArtifactError,
     ArtifactStore,
@@ -40,12 +46,19 @@ from tts_assets.corpora.describe import (
     markdown_table,
     plot_distributions,
     quantiles,
+    read_rejected,
     reasons,
 )
 from tts_assets.corpora.discovery import Corpora
 from tts_assets.corpora.filter import KEPT_FILE, REJECTED_FILE
 from tts_assets.corpora.filter_corpus import filter_corpus
-from tts_assets.corpora.index import ABOUT_UTTERANCES, UTTERANCES_FILE, index_corpus, read_entries
+from tts_assets.corpora.index import (
+    ABOUT_UTTERANCES,
+    UTTERANCES_FILE,
+    index_corpus,
+    plausibility,
+    read_entries,
+)
 from tts_assets.corpora.samples import ABOUT_SAMPLES, FIELDS, SCHEMA
 from tts_assets.corpora.segments.config import CODE_VERSION, SegmentProgram
 from tts_assets.corpora.segments.result import CARD_FILE, account, pass_through, source_digests
@@ -56,8 +69,8 @@ from tts_assets.orchestration.launchpad import Machines
 from tts_assets.orchestration.partitions import corpus_partitions
 from tts_assets.orchestration.program_asset import Plan, Request, artifact_asset
 
-INDEX_VERSION = "3"
-FILTER_VERSION = "3"
+INDEX_VERSION = "4"
+FILTER_VERSION = "4"
 MEASURE = "tts_assets.corpora.quality"
 CUT = "tts_assets.corpora.segments.segment"
 ROWS_SHOWN = 8
@@ -92,6 +105,7 @@ def build_assets(
         accounting_check(
             "filtered_samples", "every_sample", "In = kept + rejected.", count_samples
         ),
+        plausibility_check(),
     ]
 
 
@@ -106,7 +120,12 @@ def raw_corpus_asset(corpora: Corpora) -> AssetsDefinition:
         scan.outside(outside.items())
 
         def index(work: Path) -> Any:
-            return index_corpus(request.partition, path, config, request.store, work / "result")
+            result = work / "result"
+            facts = index_corpus(request.partition, path, config, request.store, result)
+            if not facts.utterances:
+                what = f"corpus {request.partition!r} has no usable utterance of {facts.entries}"
+                raise_nothing_usable(what, read_set_aside(result / SET_ASIDE_FILE))
+            return facts
 
         def record(_: RawCorpus) -> None:
             Seen(scan.digest, tuple(outside)).record(request.store, request.partition)
@@ -189,11 +208,18 @@ def filtered_samples_asset(
             "audio_pool": speech_segments.facts.audio_pool,
         }
 
+        aside = speech_segments.path / SET_ASIDE_FILE
+
         def measure(program: MeasureProgram) -> None:
             request.launch(Program(MEASURE, program, request.shape(shape)))
 
         def make(work: Path) -> SampleFacts:
-            return filter_corpus(speech_segments, chosen, text, request.store, work, measure)
+            facts = filter_corpus(speech_segments, chosen, text, request.store, work, measure)
+            if not facts.kept:
+                what = f"corpus {request.partition!r} has no sample that passes the filters"
+                rejected = read_rejected(work / "result" / REJECTED_FILE)
+                raise_nothing_usable(what, [*rejected, *read_set_aside(aside)])
+            return facts
 
         return Plan(known, make, describe=lambda made: describe_samples(made, chosen))
 
@@ -244,6 +270,26 @@ def accounting_check(
     return check
 
 
+def plausibility_check() -> AssetChecksDefinition:
+    """The check ``columns_are_plausible`` of ``raw_corpus``, which warns."""
+
+    @asset_check(
+        asset="raw_corpus",
+        partitions_def=corpus_partitions,
+        description="Speakers and texts do not look as if columns were mixed up.",
+    )
+    def columns_are_plausible(made: Handle) -> AssetCheckResult:
+        signs = plausibility(pl.read_parquet(made.path / UTTERANCES_FILE))
+        return AssetCheckResult(
+            passed=not signs,
+            severity=AssetCheckSeverity.WARN,
+            description="; ".join(signs) or None,
+            metadata={"signs": len(signs)},
+        )
+
+    return columns_are_plausible
+
+
 def count_entries(corpus: RawCorpus, _: ArtifactStore) -> tuple[bool, Counts]:
     """Compares the entries that the reader counted with the rows and the set-aside records.
 
@@ -264,11 +310,11 @@ def count_seconds(segments: SpeechSegments, store: ArtifactStore) -> tuple[bool,
 
 
 def count_samples(samples: SampleManifest, _: ArtifactStore) -> tuple[bool, Counts]:
-    """Compares the samples that went in with the kept and rejected lines; one must be kept."""
+    """Compares the samples that went in with the kept and rejected lines."""
     kept, rejected = (count_lines(samples.path / name) for name in (KEPT_FILE, REJECTED_FILE))
     samples_in = samples.facts.samples_in
     counts = {"samples_in": samples_in, "kept": kept, "rejected": rejected}
-    return samples_in == kept + rejected and kept > 0, counts
+    return samples_in == kept + rejected, counts
 
 
 def describe_corpus(corpus: RawCorpus) -> dict[str, Any]:

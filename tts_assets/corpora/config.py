@@ -131,6 +131,29 @@ class ParquetOptions(Config):
     speaker_column: str = ""
 
 
+class ListOptions(Config):
+    """``options`` of the readers ``pipe_list`` and ``ljspeech``.
+
+    ``columns`` name the columns of a list without a header, from left to right.
+    """
+
+    columns: tuple[Literal["audio", "text", "speaker", "skip"], ...] = Field(min_length=2)
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Self:
+        for name in ("audio", "text", "speaker"):
+            if self.columns.count(name) > 1 or (name != "speaker" and name not in self.columns):
+                raise ValueError(f"columns must have {name!r} once; call others 'skip'")
+        return self
+
+
+OPTIONS: dict[str, type[Config]] = {
+    "parquet": ParquetOptions,
+    "pipe_list": ListOptions,
+    "ljspeech": ListOptions,
+}
+
+
 class CorpusConfig(Config):
     """``[corpora.<name>]``: the folder of a corpus, its layout and its speakers.
 
@@ -149,7 +172,7 @@ class CorpusConfig(Config):
     emotion: str = ""
     voice_description: str = ""
     consent: VoiceConsent | None = None
-    options: ParquetOptions | None = None
+    options: ParquetOptions | ListOptions | None = None
     filters: dict[str, Any] = Field(default_factory=dict)
     segments: SegmentConfig | None = None
 
@@ -160,13 +183,18 @@ class CorpusConfig(Config):
             return {"segments": {}, **values}
         return values
 
-    @model_validator(mode="after")
-    def _only_parquet_has_options(self) -> Self:
-        if self.options is not None and self.reader != "parquet":
+    @model_validator(mode="before")
+    @classmethod
+    def _options_of_the_reader(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or not isinstance(values.get("options"), Mapping):
+            return values
+        kind = OPTIONS.get(str(values.get("reader")))
+        if kind is None:
             raise ValueError(
-                f"the reader {self.reader!r} has no options: drop them, or use reader = 'parquet'"
+                f"the reader {values.get('reader')!r} has no options: drop them, or use one of "
+                f"{', '.join(OPTIONS)}"
             )
-        return self
+        return {**values, "options": kind.model_validate(values["options"])}
 
     @model_validator(mode="after")
     def _model_knows_language(self) -> Self:

@@ -5,13 +5,15 @@ Sample files are scanned with polars' streaming engine, so that memory does not 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
+from tts_assets.core.accounting import SetAside
 from tts_assets.core.plots import Histogram, histograms
 from tts_assets.corpora.config import METRICS, FilterConfig
 from tts_assets.corpora.filters import of_samples
@@ -49,6 +51,14 @@ def count_lines(path: Path) -> int:
     """The number of lines of a file."""
     with path.open("rb") as stream:
         return sum(1 for _ in stream)
+
+
+def read_rejected(path: Path) -> Iterator[SetAside]:
+    """The rejected samples of a file as records: id, reason, and value against limit."""
+    with path.open(encoding="utf-8") as lines:
+        for line in map(json.loads, lines):
+            detail = f"{line.get('value')} against {line.get('limit')}"
+            yield SetAside(line.get("id") or line.get("where", ""), line["reason"], detail)
 
 
 def durations(seconds: pl.Series) -> pl.DataFrame:
@@ -107,8 +117,13 @@ def quantiles(path: Path) -> pl.DataFrame:
 
 
 def plot_distributions(files: Mapping[str, Path]) -> str:
-    """A histogram per known figure, with one series per file. Returns a PNG data URI."""
+    """A histogram per known figure, with one series per file.
+
+    Returns a PNG data URI; an empty text without samples.
+    """
     rows = {name: scan_figures(path) for name, path in files.items() if path.stat().st_size}
+    if not rows:
+        return ""
     both = pl.concat(rows.values())
     lows, highs = (
         ends.row(0, named=True)

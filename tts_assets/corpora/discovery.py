@@ -21,16 +21,8 @@ from typing import NamedTuple, get_args
 from tts_assets.core.config import ConfigError
 from tts_assets.corpora.config import CorpusConfig, DiscoveryConfig, ReaderName
 from tts_assets.corpora.readers.files import AUDIO_SUFFIXES
-from tts_assets.corpora.readers.layouts import (
-    AUDIO,
-    CHAPTER_FILES,
-    COMMON_VOICE_LIST,
-    METADATA_FILE,
-    NORMALIZED,
-    ORIGINAL,
-    PIPE_LIST,
-    TREES,
-)
+from tts_assets.corpora.readers.layouts import CHAPTER_FILES, NORMALIZED, ORIGINAL, TREES
+from tts_assets.corpora.readers.lists import COMMON_VOICE_LIST, METADATA_FILE, PIPE_LIST
 from tts_assets.corpora.readers.manifests import RECORDINGS, SAMPLES_FILE
 
 CORPUS_FILE = "corpus.toml"
@@ -167,7 +159,7 @@ def is_pipe_list(folder: Path) -> bool:
     """Whether a list has Coqui's header, or audio names with a suffix, unlike LJSpeech."""
     cells = first_line(folder / PIPE_LIST).split("|")
     named = Path(cells[0]).suffix.lower() in AUDIO_SUFFIXES
-    return len(cells) > 1 and (named or AUDIO in cells)
+    return len(cells) > 1 and (named or "audio_file" in cells)
 
 
 def is_ljspeech(folder: Path) -> bool:

@@ -31,7 +31,7 @@ from tts_assets.corpora.filters import (
     of_sources,
 )
 from tts_assets.corpora.normalizer import Normalizer
-from tts_assets.corpora.samples import as_line, scan_samples, separate_bad_lines
+from tts_assets.corpora.samples import as_line, has_long_lines, scan_samples, separate_bad_lines
 
 KEPT_FILE, REJECTED_FILE = "kept.jsonl", "rejected.jsonl"
 LINES: dict[str, Any] = {"include_header": False, "quote_style": "never"}  # of sink_csv
@@ -131,6 +131,8 @@ def filter_files(program: FilterProgram, result: Path, work: Path) -> Counts:
     """
     normalizer = Normalizer(program.text, program.cache or program.run_dir / "cache")
     try:
+        if any(map(has_long_lines, program.samples)):
+            raise ComputeError("a line is too long")  # polars would read all of it
         rows = rows_of_files(program.samples, program, normalizer)
         counts = filter_rows(rows, program.filters, result, work)
         if not NOT_WHOLE & counts.reasons.keys():

@@ -1,7 +1,8 @@
 """The filters of samples, in the order of the reference trainer; the first hit gives the reason.
 
 A filter has a reason, a polars expression that is true for rejected rows, and the value and limit
-that decided. A metric that was not measured is null and rejects nothing. Duplicate texts and the
+that decided. A metric that a filter needs and that could not be measured, which is null, rejects
+the sample. Duplicate texts and the
 slowest and fastest speech are determined among the samples that pass all other filters.
 """
 
@@ -21,6 +22,13 @@ RATE = pl.when(DURATION > 0).then(pl.col("transcript").str.len_chars() / DURATIO
 SAME_TEXT = pl.col("transcript").str.to_lowercase().str.replace_all(r"[\p{P}\s]+", "")
 NO_ID, NO_AUDIO = "no id", "no wav_path"
 NOT_WHOLE = {NO_ID, NO_AUDIO}
+# "[music]" and "(beep)" describe sounds; models must not read them as words.
+SOUNDS = (
+    "music|applause|laughter|laughs?|laughing|beeps?|noise|background noise|silence|inaudible|"
+    "unintelligible|crosstalk|coughs?|coughing|sighs?|breath|breathing|static|ringing|foreign"
+)
+ANNOTATED = pl.col("text").str.contains(rf"(?i)[\[(*]\s*(?:{SOUNDS})\s*[\])*]")
+UNITS = {"p808": "P.808", "snr": "SNR"}
 MEASURED = {  # by configuration key: the metric's column (quality.py) and the reason
     "min_p808": ("p808", "P.808 too low"),
     "min_snr": ("snr", "too noisy"),
@@ -62,26 +70,34 @@ def of_samples(config: FilterConfig, *, opened: bool = False) -> Iterator[Filter
     if opened:
         unreadable = pl.col("unreadable")
         yield Filter("audio not readable", unreadable.is_not_null(), unreadable, is_text=True)
+    if not config.without_text:
+        yield Filter("non-speech annotation", ANNOTATED, pl.col("text"), is_text=True)
     yield below("sample rate too low", pl.col("sample_rate"), config.min_sample_rate)
     if config.min_dnsmos is not None:
         score = pl.col("dnsmos_mos_ovr")
         known = pl.when(score > 0).then(score)
+        if opened:
+            yield Filter("DNSMOS not measured", known.is_null())
         yield below("DNSMOS too low", known, config.min_dnsmos)
     yield below("too short", DURATION, config.min_duration)
     for field, (column, reason) in MEASURED.items():
         limit = getattr(config, field)
         if limit is not None:
+            if opened:
+                yield Filter(f"{UNITS[column]} not measured", pl.col(column).is_null())
             yield below(reason, pl.col(column), limit)
     if not config.without_text:
-        yield from of_texts(config)
+        yield from of_texts(config, opened=opened)
 
 
-def of_texts(config: FilterConfig) -> Iterator[Filter]:
+def of_texts(config: FilterConfig, *, opened: bool = False) -> Iterator[Filter]:
     """The filters that compare a transcript with its speech."""
     yield above("more text than speech", RATE, MAX_CHARACTERS_PER_SECOND)
     if config.min_characters_per_second is not None:
         yield below("more speech than text", RATE, config.min_characters_per_second)
     if config.max_wer is not None:
+        if opened:
+            yield Filter("WER not measured", pl.col("wer").is_null())
         yield above("not what is heard", pl.col("wer"), config.max_wer)
 
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+import os
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -28,11 +30,20 @@ from tts_assets.core.artifacts import (
 from tts_assets.core.config import ConfigError
 from tts_assets.corpora.config import CorpusConfig
 from tts_assets.corpora.readers import READERS
-from tts_assets.corpora.readers.files import Audio, Embedded, Entry, file_of
+from tts_assets.corpora.readers.files import (
+    AUDIO_SUFFIXES,
+    OTHER_AUDIO,
+    Audio,
+    Embedded,
+    Entry,
+    file_of,
+)
 from tts_assets.corpora.sources import Fault, Found, Sources
 
 UTTERANCES_FILE = "utterances.parquet"
 ID_DIGITS = 16  # 64 bits of the audio's SHA-256: no collision below a billion utterances
+LEAST_ROWS = 10  # of a corpus whose statistics say something
+IDENTIFIER = r"^\S*(?:[0-9_/\\]\S*|\.[a-z0-9]{2,4})$"  # one word with a digit, _, slash or suffix
 BATCH = 1000  # entries in memory as objects; all others are columns
 ROW_GROUP = 100_000
 
@@ -112,9 +123,13 @@ def index_corpus(
     folder = root if root.is_dir() else root.parent  # a corpus may be one file
     sources = Sources(store)
     entries, set_aside, frames = 0, [], []
+    adjusted: Counter[str] = Counter()
+    used: set[Path] = set()
     for batch in batches(read_entries(root, config)):
         found = sources.open(item.audio for item in batch if isinstance(item, Entry))
         entries += len(batch)
+        used |= {item.file for item in batch if isinstance(item, Entry)}
+        adjusted.update(adjustments(batch, found))
         items = [
             item if isinstance(item, SetAside) else to_row(folder, item, found) for item in batch
         ]
@@ -136,7 +151,59 @@ def index_corpus(
         set_aside=len(set_aside),
         hours=round(math.fsum(table["duration"]) / 3600, 6),
         speakers=table["speaker"].n_unique(),
+        adjusted=dict(sorted(adjusted.items())),
+        unused_files=count_unused(root, used),
     )
+
+
+def adjustments(batch: Iterable[Entry | SetAside], found: Mapping[Audio, Found]) -> Iterator[str]:
+    """Yield the tolerated differences of the entries: matched names and clipped samples."""
+    for item in batch:
+        if isinstance(item, Entry):
+            if item.match:
+                yield f"name matched by {item.match}"
+            audio = found[item.audio]
+            if not isinstance(audio, Fault) and audio.peak > 1.0:
+                yield "samples above full scale, clipped"
+
+
+def count_unused(root: Path, used: Collection[Path]) -> dict[str, int]:
+    """The number of audio files below ``root`` that no entry names, by suffix."""
+    if not root.is_dir():
+        return {}
+    counts: Counter[str] = Counter()
+    for name in file_names(root):
+        suffix = Path(name).suffix.lower()
+        if suffix in AUDIO_SUFFIXES | OTHER_AUDIO and root / name not in used:
+            counts[suffix] += 1
+    return dict(sorted(counts.items()))
+
+
+def file_names(root: Path) -> Iterator[str]:
+    """Yield the paths of all files below ``root``, relative to it."""
+    for folder, _, names in os.walk(root):
+        below = os.path.relpath(folder, root)
+        yield from (name if below == "." else f"{below}/{name}" for name in names)
+
+
+def plausibility(rows: pl.DataFrame) -> list[str]:
+    """Signs that columns of a corpus were read in the wrong order; empty if there are none.
+
+    ``rows`` have ``text`` and ``speaker``.
+    """
+    signs = []
+    texts = rows.filter(pl.col("text") != "")["text"]
+    speakers = rows.filter(pl.col("speaker") != "")["speaker"]
+    if len(speakers) >= LEAST_ROWS and speakers.n_unique() >= 0.8 * len(speakers):
+        signs.append(f"{speakers.n_unique()} speakers in {len(speakers)} clips")
+    spaced = speakers.str.strip_chars().str.count_matches(" ") >= 2
+    if len(speakers) and spaced.mean() > 0.5:  # type: ignore[operator]
+        signs.append(f"speakers look like sentences, for example {speakers[0]!r}")
+    if len(texts) >= LEAST_ROWS and texts.n_unique() <= len(texts) / 4:
+        signs.append(f"{texts.n_unique()} distinct texts in {len(texts)} clips")
+    if len(texts) >= 3 and texts.str.contains(IDENTIFIER).mean() > 0.5:  # type: ignore[operator]
+        signs.append(f"texts look like ids or paths, for example {texts[0]!r}")
+    return signs
 
 
 def to_row(folder: Path, item: Entry, found: Mapping[Audio, Found]) -> tuple[Any, ...] | SetAside:

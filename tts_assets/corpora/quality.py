@@ -47,9 +47,9 @@ EXPENSIVE: frozenset[Metric] = frozenset({"dnsmos", "p808", "wer"})  # worth a l
 RECORDS: Mapping[Metric, str] = {
     "dnsmos": "dnsmos.1",
     "p808": "p808.1",
-    "snr": "signal.1",
-    "clipping": "signal.1",
-    "silence": "signal.1",
+    "snr": "signal.2",
+    "clipping": "signal.2",
+    "silence": "signal.2",
     "wer": "heard.1",
 }
 FULL_SCALE = 0.999  # 32,735 of 32,768

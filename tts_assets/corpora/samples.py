@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 import polars as pl
 from pydantic import Field
@@ -50,6 +50,7 @@ HEAD = tuple(SCHEMA)[:-1]  # the fields before original_data
 DEFAULTS = {"language": "unknown", "duration": -1.0, "sample_rate": -1, "dnsmos_mos_ovr": 0.0}
 SHOWN = 200  # characters of a bad line that a rejection quotes
 ID_DIGITS = 16  # hexadecimal
+LONGEST_LINE = 1 << 20  # bytes; a sample has some hundred
 
 
 class Sample(Config):
@@ -124,6 +125,29 @@ class BadLine(ValueError):
         self.detail = detail
 
 
+def bounded_lines(stream: IO[bytes]) -> Iterator[bytes | None]:
+    """Yield the lines of a stream; None for a line of more than LONGEST_LINE bytes."""
+    while raw := stream.readline(LONGEST_LINE + 1):
+        if len(raw) <= LONGEST_LINE:
+            yield raw
+            continue
+        while raw and not raw.endswith(b"\n"):
+            raw = stream.readline(LONGEST_LINE)
+        yield None
+
+
+def has_long_lines(path: Path) -> bool:
+    """Whether a line of a file has more than LONGEST_LINE bytes."""
+    left = 0  # bytes of the line so far
+    with path.open("rb") as stream:
+        while block := stream.read(LONGEST_LINE):
+            end = block.find(b"\n")
+            if left + (len(block) if end < 0 else end) > LONGEST_LINE:
+                return True
+            left = left + len(block) if end < 0 else len(block) - block.rfind(b"\n") - 1
+    return False
+
+
 def separate_bad_lines(paths: Sequence[Path], good: Path) -> Iterator[dict[str, Any]]:
     """Write the samples of all files to ``good``; yield the place and reason of each bad line.
 
@@ -131,8 +155,16 @@ def separate_bad_lines(paths: Sequence[Path], good: Path) -> Iterator[dict[str, 
     """
     with good.open("w", encoding="utf-8") as kept:
         for path in paths:
-            with path.open("rb") as lines:
-                for number, line in enumerate(lines, start=1):
+            with path.open("rb") as stream:
+                for number, line in enumerate(bounded_lines(stream), start=1):
+                    if line is None:
+                        yield {
+                            "reason": "line too long",
+                            "where": f"{path}:{number}",
+                            "detail": f"more than {LONGEST_LINE:,} bytes",
+                            "line": "",
+                        }
+                        continue
                     text = line.removeprefix(b"\xef\xbb\xbf").strip()
                     if not text:
                         continue

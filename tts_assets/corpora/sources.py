@@ -26,7 +26,6 @@ import soundfile
 from tts_assets.core.artifacts import ArtifactStore, sha256_file
 from tts_assets.core.audio import (
     HEADERLESS,
-    SNDFILE_SUFFIXES,
     AudioPool,
     BrokenAudio,
     blocks,
@@ -35,30 +34,17 @@ from tts_assets.core.audio import (
 )
 from tts_assets.core.cache import RecordCache
 from tts_assets.core.config import digest_of
-from tts_assets.corpora.readers.files import AUDIO_SUFFIXES, Audio, Embedded, RecordingPart
+from tts_assets.core.containers import HEAD, SUFFIXES, container, container_of
+from tts_assets.corpora.readers.files import Audio, Embedded, RecordingPart
 from tts_assets.corpora.readers.parquet import STREAMED
 
-VERSION = "1"  # of cached results; raise it when reading or cutting changes
+VERSION = "2"  # of cached results; raise it when reading or cutting changes
 THREADS = 4  # decoding releases the GIL
 AHEAD = 2 * THREADS  # clips that wait for a thread; bounds the memory
 FLUSH_EVERY = 64  # results; a kill loses no more
 TOLERANCE = 0.025  # seconds; the permitted error of a manifest's duration
 FLEETING = {"no such file", "not a file", "no permission to read"}  # not cached: the file is fine
 ROWS = 16  # of audio in memory
-# First bytes of containers: offset, bytes, suffix.
-SIGNATURES = (
-    (0, b"RIFF", ".wav"),
-    (0, b"RF64", ".wav"),
-    (0, b"fLaC", ".flac"),
-    (0, b"OggS", ".ogg"),
-    (0, b"ID3", ".mp3"),
-    (0, b"\xff\xfb", ".mp3"),  # MPEG layer III without tags: versions 1, 2, 2.5
-    (0, b"\xff\xf3", ".mp3"),
-    (0, b"\xff\xf2", ".mp3"),
-    (0, b"\xff\xe3", ".mp3"),
-    (0, b"\xff\xfa", ".mp3"),
-    (4, b"ftyp", ".m4a"),
-)
 # Subtypes of libsndfile and sample formats of FFmpeg with up to 16 bits.
 SIXTEEN_BITS = {"PCM_S8", "PCM_U8", "PCM_16", "ULAW", "ALAW", "IMA_ADPCM", "MS_ADPCM", "ALAC_16"}
 SIXTEEN_BITS |= {"u8", "u8p", "s16", "s16p"}
@@ -76,6 +62,7 @@ class Measured:
     frames: int
     sample_rate: int
     channels: int
+    peak: float = 0.0
     pooled: str = ""
     cut_from: str = ""
     first: int = 0
@@ -180,7 +167,7 @@ class Sources:
 def measure_file(path: Path) -> Measured:
     """Decode a whole file. Raises BrokenAudio."""
     size = measure(path)
-    return Measured(sha256_file(path), size.frames, size.rate, size.channels)
+    return Measured(sha256_file(path), size.frames, size.rate, size.channels, round(size.peak, 4))
 
 
 def covers(part: RecordingPart, recording: Measured) -> bool:
@@ -274,19 +261,21 @@ def cut(path: Path, first: int, last: int, channels: Sequence[int] = ()) -> byte
 
 def _sample_type(path: Path) -> str:
     """The subtype of libsndfile, or the sample format of FFmpeg."""
-    if path.suffix.lower() in SNDFILE_SUFFIXES:
+    try:
         return soundfile.info(path).subtype
-    with av.open(str(path), format=HEADERLESS.get(path.suffix.lower())) as container:
-        return container.streams.audio[0].codec_context.format.name
+    except soundfile.LibsndfileError:
+        form = HEADERLESS.get(path.suffix.lower()) or container_of(path)
+        with path.open("rb") as file, av.open(file, format=form) as container:
+            return container.streams.audio[0].codec_context.format.name
 
 
 def suffix_of(audio: bytes, name: str = "") -> str | None:
     """The suffix of an encoded file by its first bytes, else by its ``name``; None if unknown."""
-    for offset, signature, suffix in SIGNATURES:
-        if audio.startswith(signature, offset):
-            return suffix
+    form = container(audio[:HEAD])
+    if form is not None:
+        return SUFFIXES.get(form, f".{form}")
     suffix = Path(name).suffix.lower()
-    return suffix if suffix in AUDIO_SUFFIXES else None
+    return suffix if suffix in HEADERLESS else None
 
 
 class EmbeddedAudio:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,12 @@ import soundfile
 
 from tests.corpora.segments.conftest import Segmented, index_recordings, segment
 from tests.support.recordings import SpokenClip, kept, quiet, word_error_rate
+from tts_assets.audio_models.whisper import packaged_model
 from tts_assets.core.artifacts import ArtifactError, RawCorpus
 from tts_assets.core.audio import read_clip
 from tts_assets.corpora.segments.result import SPANS_FILE, account
 from tts_assets.corpora.segments.speech import measure
+from tts_assets.corpora.segments.words import WordTranscriber
 
 Talk = tuple[Path, list[SpokenClip]]
 
@@ -104,3 +107,17 @@ def test_gaps_between_spans_are_detected(segmented: Segmented) -> None:
             path.write_bytes(whole)
     finally:
         path.write_bytes(whole)
+
+
+def test_transcripts_for_training_have_no_digits_or_brackets(segmented: Segmented) -> None:
+    """The recording says "four" and "seven", which Whisper by default writes as digits."""
+    texts = " ".join(row.text for row in segmented.rows)
+    assert not re.search(r"[\d$%\[\]()*]", texts)
+
+
+def test_digits_and_brackets_are_suppressed() -> None:
+    transcriber = WordTranscriber(packaged_model())
+    vocabulary = transcriber.whisper.hf_tokenizer
+    suppressed = {vocabulary.decode([token]) for token in transcriber.not_words}
+    assert {"1", " 1998", "[", " (", "%"} <= suppressed | {" 1998"}
+    assert not suppressed & {" one", "'", ",", " the"}

@@ -27,6 +27,12 @@ class RawCorpusFacts(CorpusFacts):
     """Facts of a :class:`RawCorpus`."""
 
     entries: int = Field(description="entries that the reader found: utterances and set aside")
+    adjusted: dict[str, int] = Field(
+        default_factory=dict, description="utterances with a tolerated difference, by kind"
+    )
+    unused_files: dict[str, int] = Field(
+        default_factory=dict, description="audio files that no entry names, by suffix"
+    )
 
 
 class RawCorpus(Handle):

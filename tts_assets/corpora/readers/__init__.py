@@ -14,16 +14,14 @@ from tts_assets.core.accounting import SetAside
 from tts_assets.corpora.config import CorpusConfig, ReaderName
 from tts_assets.corpora.readers.files import Entry
 from tts_assets.corpora.readers.layouts import (
-    read_common_voice,
     read_folder,
     read_librispeech,
     read_libritts,
-    read_ljspeech,
-    read_pipe_list,
     read_recordings,
     read_speakers,
     read_vctk,
 )
+from tts_assets.corpora.readers.lists import read_common_voice, read_ljspeech, read_pipe_list
 from tts_assets.corpora.readers.manifests import read_jsonl, read_lhotse
 from tts_assets.corpora.readers.parquet import read_parquet
 

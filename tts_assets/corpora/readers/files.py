@@ -8,15 +8,17 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import unicodedata
 import zlib
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 from tts_assets.core.accounting import SetAside
 from tts_assets.corpora.config import MANNERS, CorpusConfig
+from tts_assets.corpora.samples import LONGEST_LINE, bounded_lines
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Entry:
     """One utterance as the corpus describes it, before its audio is opened.
 
     ``where`` is the line or file for messages. ``extra`` has further fields of the sample schema.
+    ``match`` says how a name that is written differently was matched with its file.
     """
 
     audio: Audio
@@ -55,11 +58,20 @@ class Entry:
     language: str
     licence: str
     extra: dict[str, Any] = field(default_factory=dict)
+    match: str = ""
 
     @property
     def file(self) -> Path:
         """The file that holds the audio."""
         return file_of(self.audio)
+
+
+@dataclass(frozen=True)
+class Listed:
+    """The file of a name in a list; ``match`` says how it was found if the names differ."""
+
+    path: Path
+    match: str = ""
 
 
 def file_of(audio: Audio) -> Path:
@@ -69,7 +81,7 @@ def file_of(audio: Audio) -> Path:
 
 def entry(
     config: CorpusConfig,
-    audio: Audio | SetAside,
+    audio: Audio | Listed | SetAside,
     where: str,
     text: str | SetAside,
     **fields: Any,
@@ -82,6 +94,9 @@ def entry(
         return audio
     if isinstance(text, SetAside):
         return text
+    match = audio.match if isinstance(audio, Listed) else ""
+    if isinstance(audio, Listed):
+        audio = audio.path
     manners = {name: fields.get(name) or getattr(config, name) for name in MANNERS}
     fields |= {name: manner for name, manner in manners.items() if manner}
     return Entry(
@@ -92,10 +107,17 @@ def entry(
         language=fields.pop("language", "") or config.language,
         licence=fields.pop("licence", "") or config.licence,
         extra=fields,
+        match=match,
     )
 
 
-AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".g722"})
+AUDIO_SUFFIXES = frozenset(
+    {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".m4a", ".mp4", ".aac", ".webm", ".mka"}
+    | {".aif", ".aiff", ".au", ".caf", ".w64", ".g722"}
+)
+# Audio that nothing here reads; such files are counted.
+OTHER_AUDIO = frozenset({".gsm", ".sln", ".wma", ".amr", ".3gp", ".ape", ".wv", ".sph", ".ulaw"})
+OTHER_SUFFIX = "another suffix"
 BOM = b"\xef\xbb\xbf"
 
 
@@ -113,6 +135,84 @@ def inside(root: Path, name: str, where: str, *, absolute: bool = False) -> Path
         detail = f"{name} lies outside {root}; move it there, or declare its folder as a corpus"
         return SetAside(where, "path outside the corpus", detail)
     return path
+
+
+def listed(root: Path, name: str, where: str, *, absolute: bool = False) -> Listed | SetAside:
+    """The file that a list names, as :func:`inside`.
+
+    If there is no such file, the single file whose name differs only in backslashes, Unicode form,
+    letter case or a missing audio suffix is taken. Lists from other systems have such names. A
+    file with another suffix is named in the record, because it may be other audio.
+    """
+    path = inside(root, name, where, absolute=absolute)
+    if isinstance(path, SetAside) or _exists(path):
+        return path if isinstance(path, SetAside) else Listed(path)
+    written = name.replace("\\", "/")
+    start = Path(written) if absolute and Path(written).is_absolute() else root / written
+    found, matches = _similar(start)
+    if found and matches[-1:] == [OTHER_SUFFIX]:
+        detail = f"{name}; there is {found[0].name}: correct the suffix in the list"
+        return SetAside(where, "no such file", detail)
+    if len(found) > 1:
+        names = ", ".join(sorted(one.name for one in found))
+        detail = f"{name}; {names} have similar names: write the exact one"
+        return SetAside(where, "no such file", detail)
+    if not found:
+        return Listed(path)
+    match = [*(["backslashes"] if written != name else []), *matches]
+    if absolute and Path(written).is_absolute():
+        return Listed(found[0], ", ".join(match))
+    safe = inside(root, os.path.relpath(found[0], root), where)
+    return safe if isinstance(safe, SetAside) else Listed(safe, ", ".join(match))
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return os.path.lexists(path)
+    except ValueError:
+        return False
+
+
+def _similar(path: Path) -> tuple[list[Path], list[str]]:
+    """The files with the most similar path, and the differences."""
+    if _exists(path) or path == path.parent:
+        return ([path] if _exists(path) else []), []
+    folders, differences = _similar(path.parent)
+    if len(folders) != 1 or not folders[0].is_dir():
+        return [], []
+    try:
+        names = _names(folders[0], folders[0].stat().st_mtime_ns)
+    except OSError:
+        return [], []
+    forms = _forms(path.name)
+    suffix = "suffix" if forms[1] == forms[2] else OTHER_SUFFIX
+    for kind, difference in enumerate(("Unicode form", "letter case", suffix)):
+        found = names.get((kind, forms[kind]), ())
+        if found:
+            return [folders[0] / one for one in found], [*differences, difference]
+    return [], []
+
+
+def _forms(name: str) -> tuple[str, str, str]:
+    """A name without its Unicode form, then without letter case, then without audio suffixes."""
+    plain = unicodedata.normalize("NFC", name)
+    folded = unicodedata.normalize("NFC", plain.casefold())
+    stem = folded
+    while Path(stem).suffix in AUDIO_SUFFIXES:
+        stem = Path(stem).stem
+    return plain, folded, stem
+
+
+@lru_cache(maxsize=32)
+def _names(folder: Path, _changed: int) -> dict[tuple[int, str], list[str]]:
+    """The names in a folder by their forms; files without an audio suffix have no third form."""
+    names: dict[tuple[int, str], list[str]] = {}
+    for name in sorted(path.name for path in folder.iterdir()):
+        forms = _forms(name)
+        for kind, form in enumerate(forms):
+            if kind < 2 or form != forms[1]:
+                names.setdefault((kind, form), []).append(name)
+    return names
 
 
 @lru_cache
@@ -167,8 +267,12 @@ def lines(path: Path) -> Iterator[tuple[int, str | SetAside]]:
     number = 0
     with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
         try:
-            for number, raw in enumerate(stream, start=1):
+            for number, raw in enumerate(bounded_lines(cast(IO[bytes], stream)), start=1):
                 where = f"{path.name}:{number}"
+                if raw is None:
+                    detail = f"more than {LONGEST_LINE:,} bytes; split it"
+                    yield number, SetAside(where, "line too long", detail)
+                    continue
                 line = _text(raw.removeprefix(BOM) if number == 1 else raw, where)
                 if isinstance(line, SetAside) or line.strip():
                     yield number, line if isinstance(line, SetAside) else line.rstrip("\r\n")

@@ -1,4 +1,4 @@
-"""Readers of file layouts: lists, trees of public corpora, and plain folders."""
+"""Readers of file layouts: trees of public corpora, and plain folders."""
 
 from __future__ import annotations
 
@@ -13,40 +13,29 @@ from tts_assets.corpora.readers.files import (
     Entry,
     entry,
     files_below,
-    inside,
     lines,
+    listed,
     text_beside,
     text_file,
 )
 
-METADATA_FILE = "metadata.csv"
 CHAPTER_FILES = ".trans.txt"
 ORIGINAL, NORMALIZED = ".original.txt", ".normalized.txt"
 TREES = (("wav48_silence_trimmed", "_mic1.flac"), ("wav48", ".wav"))  # of VCTK
-COMMON_VOICE_LIST = "validated.tsv"
-COLUMNS = ("client_id", "path", "sentence")
-KEPT = ("age", "gender", "accents", "up_votes", "down_votes")
-PIPE_LIST = "metadata.csv"
-AUDIO, TEXT, SPEAKER = "audio_file", "text", "speaker_name"
-PLAIN = {2: [AUDIO, TEXT], 3: [AUDIO, SPEAKER, TEXT]}
-
-
-def read_ljspeech(root: Path, config: CorpusConfig) -> Iterator[Entry | SetAside]:
-    """LJSpeech: ``metadata.csv`` with ``name|raw text|normalized text``, and ``wavs/<name>.wav``.
-
-    The last column is read, which is the normalized text if there are three.
-    """
-    for number, line in lines(root / METADATA_FILE):
-        if isinstance(line, SetAside):
-            yield line
-            continue
-        where = f"{METADATA_FILE}:{number}"
-        columns = line.split("|")
-        if len(columns) < 2:
-            yield SetAside(where, "no text column", "a line is name|text or name|raw|text")
-            continue
-        audio = inside(root, f"wavs/{columns[0]}.wav", where)
-        yield entry(config, audio, where, columns[-1].strip())
+# The folders of VoxCeleb and of its splits, which may lie above the folders of the speakers.
+ABOVE_SPEAKERS = {
+    "wav",
+    "aac",
+    "m4a",
+    "mp3",
+    "flac",
+    "audio",
+    "dev",
+    "test",
+    "train",
+    "vox1",
+    "vox2",
+}
 
 
 def read_librispeech(root: Path, config: CorpusConfig) -> Iterator[Entry | SetAside]:
@@ -73,7 +62,7 @@ def read_librispeech(root: Path, config: CorpusConfig) -> Iterator[Entry | SetAs
                 yield SetAside(where, line.reason, line.detail)
                 continue
             name, _, text = line.strip().partition(" ")
-            audio = inside(root, str(folder / f"{name}.flac"), where)
+            audio = listed(root, str(folder / f"{name}.flac"), where)
             yield entry(config, audio, where, text, speaker=name.split("-")[0])
 
 
@@ -109,76 +98,8 @@ def read_vctk(root: Path, config: CorpusConfig) -> Iterator[Entry | SetAside]:
             continue
         where = str(path.relative_to(root))
         speaker = path.parent.name
-        audio = inside(root, f"{tree}/{speaker}/{path.stem}{suffix}", where)
+        audio = listed(root, f"{tree}/{speaker}/{path.stem}{suffix}", where)
         yield entry(config, audio, where, text_file(path, where), speaker=speaker)
-
-
-def read_common_voice(root: Path, config: CorpusConfig) -> Iterator[Entry | SetAside]:
-    """Common Voice: the TSV of a release of one language, with its clips in ``clips/``.
-
-    ``root`` is the TSV (``train.tsv``, ``other.tsv``, …), or the folder of ``validated.tsv``. The
-    speaker is the anonymous ``client_id``. Raises ConfigError if a column is missing.
-    """
-    path = root / COMMON_VOICE_LIST if root.is_dir() else root
-    rows = lines(path)
-    header = _header(path, next(rows, (0, ""))[1])
-    for number, line in rows:
-        if isinstance(line, SetAside):
-            yield line
-            continue
-        where = f"{path.name}:{number}"
-        # These files have no quoted fields: quotation marks are part of sentences.
-        row = dict(zip(header, line.split("\t"), strict=False))
-        if not row.get("path") or "sentence" not in row:
-            yield SetAside(where, "columns are missing", f"a row has {', '.join(COLUMNS)}")
-            continue
-        facts = {name: row[name] for name in KEPT if row.get(name)}
-        fields = {"original_data": facts} if facts else {}
-        yield entry(
-            config,
-            inside(path.parent, f"clips/{row['path']}", where),
-            where,
-            row["sentence"],
-            speaker=row["client_id"],
-            language=row.get("locale", ""),
-            **fields,
-        )
-
-
-def _header(path: Path, line: str | SetAside) -> list[str]:
-    header = [] if isinstance(line, SetAside) else line.split("\t")
-    missing = [name for name in COLUMNS if name not in header]
-    if missing:
-        raise ConfigError(f"{path} has no columns {', '.join(missing)}; correct path or reader")
-    return header
-
-
-def read_pipe_list(root: Path, config: CorpusConfig) -> Iterator[Entry | SetAside]:
-    """Lists with columns between bars, as for Coqui TTS and VITS.
-
-    ``root`` is the list, or a folder with ``metadata.csv``. With Coqui's header
-    (``audio_file|text|speaker_name``) columns are read by name. Without a header a line is
-    ``audio|text`` or, as in VITS, ``audio|speaker|text``. Audio lies below the folder of the list.
-    """
-    path = root / PIPE_LIST if root.is_dir() else root
-    header: list[str] | None = None
-    for number, line in lines(path):
-        if isinstance(line, SetAside):
-            yield line
-            continue
-        cells = line.split("|")
-        where = f"{path.name}:{number}"
-        if number == 1 and AUDIO in cells:
-            header = cells
-            continue
-        columns = header or PLAIN.get(len(cells))
-        if columns is None or len(cells) != len(columns):
-            detail = f"{len(cells)} columns; a line is audio|text or audio|speaker|text"
-            yield SetAside(where, "other columns", detail)
-            continue
-        row = dict(zip(columns, map(str.strip, cells), strict=True))
-        audio = inside(path.parent, row[AUDIO], where)
-        yield entry(config, audio, where, row.get(TEXT, ""), speaker=row.get(SPEAKER, ""))
 
 
 def read_folder(root: Path, config: CorpusConfig) -> Iterator[Entry | SetAside]:
@@ -209,17 +130,21 @@ def read_recordings(root: Path, config: CorpusConfig) -> Iterator[Entry | SetAsi
 def read_speakers(root: Path, config: CorpusConfig) -> Iterator[Entry | SetAside]:
     """One folder per speaker, without text, as in VoxCeleb: ``<speaker>/<session>/<clip>.wav``.
 
-    For speaker encoders and codecs. A clip directly below its speaker has no session.
+    For speaker encoders and codecs. A clip directly below its speaker has no session. Folders such
+    as ``wav`` or ``dev`` above those of the speakers are skipped.
     """
     for audio in files_below(root, AUDIO_SUFFIXES):
         if isinstance(audio, SetAside):
             yield audio
             continue
         where = audio.relative_to(root)
-        if len(where.parts) < 2:
+        parts = where.parts
+        while len(parts) > 1 and parts[0].lower() in ABOVE_SPEAKERS:
+            parts = parts[1:]
+        if len(parts) < 2:
             detail = "clips belong into a folder named after their speaker"
             yield SetAside(str(where), "no speaker folder", detail)
             continue
-        speaker, *session, _ = where.parts
+        speaker, *session, _ = parts
         fields = {"original_data": {"session": "/".join(session)}} if session else {}
         yield entry(config, audio, str(where), "", speaker=speaker, **fields)

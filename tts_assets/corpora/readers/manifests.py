@@ -11,7 +11,7 @@ from typing import Any
 from tts_assets.core.accounting import SetAside
 from tts_assets.core.config import ConfigError
 from tts_assets.corpora.config import LANGUAGE_TAG, CorpusConfig
-from tts_assets.corpora.readers.files import Entry, RecordingPart, entry, inside, json_object, lines
+from tts_assets.corpora.readers.files import Entry, RecordingPart, entry, json_object, lines, listed
 from tts_assets.corpora.samples import Sample
 
 SAMPLES_FILE = "samples.jsonl"
@@ -54,7 +54,7 @@ def _read_line(
         return SetAside(where, "a field of another type", str(error))
     return entry(
         config,
-        inside(folder, wav_path, where, absolute=True),
+        listed(folder, wav_path, where, absolute=True),
         where,
         str(sample.get("transcript") or ""),
         speaker=str(sample.get("speaker_id") or ""),
@@ -131,10 +131,10 @@ def _files(
     for source in sources:
         match source:
             case {"type": "file", "source": str(name), "channels": [*channels]}:
-                path = inside(folder, name, where, absolute=True)
-                if isinstance(path, SetAside):
-                    return path
-                files.append((path, channels))
+                found = listed(folder, name, where, absolute=True)
+                if isinstance(found, SetAside):
+                    return found
+                files.append((found.path, channels))
             case {"type": str(kind)} if kind != "file":
                 detail = f"{kind!r}; save its audio as files with lhotse"
                 return SetAside(where, "source is no file", detail)

@@ -26,7 +26,7 @@ def read_parquet(root: Path, config: CorpusConfig) -> Iterator[Entry | SetAside]
     name other columns than ``audio`` and ``text``. The audio bytes are not read here, but once when
     the utterance is indexed (``corpora/sources.py``). Raises ConfigError if a column is missing.
     """
-    options = config.options or ParquetOptions()
+    options = config.options if isinstance(config.options, ParquetOptions) else ParquetOptions()
     for path in [root] if root.is_file() else files_below(root, {".parquet"}):
         if isinstance(path, SetAside):
             yield path

@@ -12,7 +12,7 @@ from tts_assets.audio_models.whisper import PACKAGED, knows_english_only
 from tts_assets.core.config import Config
 from tts_assets.core.program import ProgramConfig
 
-CODE_VERSION = "1"  # of everything that turns a recording into clips
+CODE_VERSION = "2"  # of everything that turns a recording into clips
 
 
 class SpeakerFilter(Config):

@@ -7,8 +7,10 @@ they are occasionally wrong by 0.1 s, and a word may include a neighbouring paus
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,7 @@ SILENCE_AROUND = 0.2  # s before and after the speech of a window
 WHISPER_SAMPLES = 30 * RATE
 LONGEST_TEXT = 448  # tokens; the context of Whisper's decoder
 BEAM_SIZE = 5
+NOT_WORDS = re.compile(r"[\d$£€%#&+=<>@\[\](){}*♪♫]")
 PREPENDED, APPENDED = (
     "\"'“¿([{-",
     "\"'.。,，!！?？:：”)]}、",
@@ -76,6 +79,19 @@ class WordTranscriber:
         """Whether the model has no language tokens."""
         return not self.whisper.model.is_multilingual
 
+    @cached_property
+    def not_words(self) -> list[int]:
+        """Tokens that transcripts for training must not have.
+
+        With digits and symbols suppressed, Whisper writes numbers as the words that it recognizes.
+        A normalizer would guess them: "1998" may be spoken in two ways. Brackets and asterisks
+        begin annotations such as "(beep)" and "[music]".
+        """
+        vocabulary = self.whisper.hf_tokenizer
+        size = vocabulary.get_vocab_size(with_added_tokens=False)
+        texts = vocabulary.decode_batch([[token] for token in range(size)])
+        return [token for token, text in enumerate(texts) if NOT_WORDS.search(text)]
+
     def language(self, wave: Wave) -> str:
         """The language of up to 30 s of speech (samples,) at 16 kHz, as a code of two letters."""
         return str(self.whisper.detect_language(wave)[0])
@@ -98,7 +114,11 @@ class WordTranscriber:
         encoded = self.whisper.encode(mel)
         prompt = self.whisper.get_prompt(tokenizer, [], without_timestamps=True)
         (result,) = self.whisper.model.generate(
-            encoded, [prompt], beam_size=BEAM_SIZE, max_length=LONGEST_TEXT
+            encoded,
+            [prompt],
+            beam_size=BEAM_SIZE,
+            max_length=LONGEST_TEXT,
+            suppress_tokens=[-1, *self.not_words],  # -1: those of the model's configuration
         )
         tokens = [token for token in result.sequences_ids[0] if token < tokenizer.eot]
         if not tokens:
