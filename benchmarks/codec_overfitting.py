@@ -23,8 +23,8 @@ from tts_assets.audio_models.whisper import packaged_model
 from tts_assets.codec.losses import SpectralLoss
 from tts_assets.codec.model import Codec
 from tts_assets.codec.xcodec2 import HOP, SAMPLE_RATE
+from tts_assets.core.accounting import is_validation
 from tts_assets.core.audio import Wave, read_wave
-from tts_assets.core.split import is_validation
 from tts_assets.corpora.samples import Sample
 
 LONGEST = 12.0  # seconds

@@ -3,8 +3,8 @@ r"""The quality of a codec on held-out speech: the codec report as a Markdown ta
     python benchmarks/codec_quality.py --samples \
         storage/filtered_samples/asterisk_en/current/kept.jsonl
 
-resynthesizes the validation utterances (see ``tts_assets/core/split.py``), which no codec of this
-project was trained on. ``--out`` keeps the page and the notebook.
+resynthesizes the validation utterances (see ``tts_assets/core/accounting.py``). No codec of this
+project was trained on them. ``--out`` keeps the page and the notebook.
 """
 
 from __future__ import annotations

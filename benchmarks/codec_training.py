@@ -35,10 +35,10 @@ from tts_assets.codec.config import CodecProgram, CodecRecipe
 from tts_assets.codec.model import Codec
 from tts_assets.codec.train import CodecTrainer, initial_codec, training_audio
 from tts_assets.codec.xcodec2 import HOP, SAMPLE_RATE
+from tts_assets.core.accounting import ValidationSplit, is_validation
 from tts_assets.core.artifacts import sha256_file
 from tts_assets.core.audio import Wave, measure, read_wave
 from tts_assets.core.program import Run
-from tts_assets.core.split import ValidationSplit, is_validation
 from tts_assets.corpora.samples import Sample, write_samples
 from tts_assets.settings import load_settings
 

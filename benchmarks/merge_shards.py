@@ -35,8 +35,8 @@ from types import SimpleNamespace
 import numpy as np
 
 from tts_assets.arrays.merge import merge
+from tts_assets.core.accounting import ValidationSplit, held_out
 from tts_assets.core.artifacts import ShardFacts, fsync
-from tts_assets.core.split import ValidationSplit, held_out
 from tts_assets.corpora.samples import Sample
 
 SHARDS, CODES, SAMPLES = 64, 100_000_000, 400_000

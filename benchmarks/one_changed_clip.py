@@ -26,6 +26,7 @@ from tts_assets.codec.assets import build_assets
 from tts_assets.codec.config import CodecArchitecture, CodecConfig
 from tts_assets.codec.storage import save_compact
 from tts_assets.codec.xcodec2 import build, calibrate
+from tts_assets.core.accounting import ValidationSplit
 from tts_assets.core.artifacts import (
     ArtifactStore,
     Build,
@@ -36,7 +37,6 @@ from tts_assets.core.artifacts import (
 )
 from tts_assets.core.audio import Wave, read_wave
 from tts_assets.core.compute import Shape
-from tts_assets.core.split import ValidationSplit
 from tts_assets.corpora.filter import KEPT_FILE
 from tts_assets.corpora.samples import Sample, write_samples
 from tts_assets.orchestration.partitions import corpus_partitions

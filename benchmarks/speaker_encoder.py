@@ -25,9 +25,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tts_assets.core.accounting import ValidationSplit, is_validation
 from tts_assets.core.artifacts import ArtifactStore, Build, RawCorpus
 from tts_assets.core.program import Run
-from tts_assets.core.split import ValidationSplit, is_validation
 from tts_assets.corpora.config import CorpusConfig
 from tts_assets.corpora.index import index_corpus
 from tts_assets.speakers import evaluate, train

@@ -22,9 +22,9 @@ from pydantic import Field, PrivateAttr, model_validator
 
 from tts_assets.arrays.config import ArraysConfig
 from tts_assets.codec.config import CodecConfig
+from tts_assets.core.accounting import ValidationSplit
 from tts_assets.core.compute import Compute
 from tts_assets.core.config import Config, ConfigError
-from tts_assets.core.split import ValidationSplit
 from tts_assets.core.tracking import WandbConfig
 from tts_assets.corpora.config import (
     CorpusConfig,

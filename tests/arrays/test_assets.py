@@ -22,8 +22,8 @@ from tests.arrays.conftest import Utterance, publish_shards
 from tts_assets.arrays.arrays import CodeTable
 from tts_assets.arrays.assets import build_assets
 from tts_assets.arrays.config import ArraysConfig
+from tts_assets.core.accounting import ValidationSplit
 from tts_assets.core.artifacts import ArtifactStore, Build, CodeArrays, CodecShards, Handle
-from tts_assets.core.split import ValidationSplit
 from tts_assets.orchestration.partitions import corpus_partitions
 
 HALF = ValidationSplit(fraction=0.5)

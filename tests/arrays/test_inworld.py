@@ -18,8 +18,8 @@ from tts_assets.arrays.assets import build_assets
 from tts_assets.arrays.config import ArraysConfig
 from tts_assets.arrays.inworld import file_digests, import_inworld
 from tts_assets.arrays.merge import merge
+from tts_assets.core.accounting import ValidationSplit
 from tts_assets.core.artifacts import ArtifactStore, Build, CodeArrays, CodecCheckpoint, CodecFacts
-from tts_assets.core.split import ValidationSplit
 from tts_assets.orchestration.partitions import corpus_partitions
 
 HALF = ValidationSplit(fraction=0.5)

@@ -12,8 +12,8 @@ import pytest
 from tests.arrays.conftest import Utterance, publish_shards
 from tts_assets.arrays.arrays import SPLITS, ArrayError, CodeTable, NpyWriter, line_bounds, read_ids
 from tts_assets.arrays.merge import merge
+from tts_assets.core.accounting import ValidationSplit, held_out, is_validation
 from tts_assets.core.artifacts import ArtifactStore
-from tts_assets.core.split import ValidationSplit, held_out, is_validation
 
 LAYOUTS = [(13,), (4, 4, 5), (0, 6, 0, 7), (1,) * 13]
 HALF = ValidationSplit(fraction=0.5)

@@ -13,6 +13,7 @@ from tests.arrays.conftest import Utterance, publish_shards
 from tts_assets.arrays.arrays import ArrayError
 from tts_assets.arrays.checks import check_counts
 from tts_assets.arrays.merge import merge
+from tts_assets.core.accounting import ValidationSplit
 from tts_assets.core.artifacts import (
     ArtifactError,
     ArtifactStore,
@@ -23,7 +24,6 @@ from tts_assets.core.artifacts import (
     SampleManifest,
     SpeechSegments,
 )
-from tts_assets.core.split import ValidationSplit
 from tts_assets.corpora.index import SCHEMA
 
 COUNTS = {"utterances": 17, "not_usable": 3, "clips": 17, "kept": 15, "rejected": 2}

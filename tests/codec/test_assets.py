@@ -23,6 +23,7 @@ from tests.codec.test_original import original_weights, save
 from tts_assets.codec.assets import build_assets
 from tts_assets.codec.config import CodecConfig
 from tts_assets.codec.model import Codec
+from tts_assets.core.accounting import ValidationSplit
 from tts_assets.core.artifacts import (
     ArtifactStore,
     Build,
@@ -32,7 +33,6 @@ from tts_assets.core.artifacts import (
     SampleManifest,
 )
 from tts_assets.core.compute import Shape
-from tts_assets.core.split import ValidationSplit
 from tts_assets.corpora.samples import Sample, write_samples
 from tts_assets.orchestration.partitions import corpus_partitions
 

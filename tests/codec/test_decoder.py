@@ -28,10 +28,10 @@ from tts_assets.codec.decoder import (
 from tts_assets.codec.losses import MelLoss, loudness_loss
 from tts_assets.codec.model import Codec
 from tts_assets.codec.train_decoder import decoder_trainer, main
+from tts_assets.core.accounting import ValidationSplit
 from tts_assets.core.artifacts import DecoderFacts, sha256_file
 from tts_assets.core.audio import Wave
 from tts_assets.core.config import ConfigError
-from tts_assets.core.split import ValidationSplit
 
 TINY = DecoderSize(hidden=32, layers=1, heads=2, intermediate=32)
 

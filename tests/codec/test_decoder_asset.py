@@ -27,11 +27,11 @@ from tts_assets.codec.assets import build_assets
 from tts_assets.codec.config import CodecConfig, DecoderProgram, DecoderRecipe
 from tts_assets.codec.model import Codec
 from tts_assets.codec.train_decoder import decoder_trainer, main
+from tts_assets.core.accounting import ValidationSplit
 from tts_assets.core.artifacts import ArtifactStore, CodecDecoder, DecoderFacts
 from tts_assets.core.audio import Wave
 from tts_assets.core.compute import Shape
 from tts_assets.core.program import METRICS_FILE, Run
-from tts_assets.core.split import ValidationSplit
 from tts_assets.corpora.filter import KEPT_FILE
 from tts_assets.corpora.samples import Sample
 from tts_assets.orchestration.partitions import corpus_partitions

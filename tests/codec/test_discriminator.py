@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tts_assets.codec.config import AdversarialConfig, DecoderAdversarialConfig
-from tts_assets.codec.discriminators import (
+from tts_assets.codec.losses import (
     Discriminators,
     Objective,
     discriminator_loss,

@@ -32,11 +32,11 @@ from tts_assets.codec.model import Codec
 from tts_assets.codec.quality import usage
 from tts_assets.codec.train import CodecTrainer, Reconstruction, codec_trainer, main
 from tts_assets.codec.xcodec2 import build, calibrate
+from tts_assets.core.accounting import ValidationSplit, is_validation
 from tts_assets.core.artifacts import CodecFacts, sha256_file
 from tts_assets.core.audio import Clip, Wave
 from tts_assets.core.config import ConfigError
 from tts_assets.core.program import Run
-from tts_assets.core.split import ValidationSplit, is_validation
 from tts_assets.core.training import saved, step_of
 from tts_assets.corpora.samples import Sample
 

@@ -15,12 +15,12 @@ from tts_assets.codec.assets import build_assets
 from tts_assets.codec.config import CodecArchitecture, CodecConfig, CodecRecipe
 from tts_assets.codec.dataset import TrainingAudio
 from tts_assets.codec.model import Codec
+from tts_assets.core.accounting import ValidationSplit
 from tts_assets.core.artifacts import ArtifactStore, CodecCheckpoint
 from tts_assets.core.audio import Wave
 from tts_assets.core.compute import Shape
 from tts_assets.core.config import ConfigError
 from tts_assets.core.program import METRICS_FILE
-from tts_assets.core.split import ValidationSplit
 from tts_assets.corpora.samples import Sample, write_samples
 from tts_assets.orchestration.partitions import corpus_partitions
 

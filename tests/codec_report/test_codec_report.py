@@ -27,6 +27,7 @@ from tts_assets.codec.xcodec2 import build
 from tts_assets.codec_report.assets import build_assets
 from tts_assets.codec_report.config import CodecReportProgram, CodecVersion
 from tts_assets.codec_report.evaluate import Measurer, SystemMetrics, held_out, main, write_report
+from tts_assets.core.accounting import ValidationSplit
 from tts_assets.core.artifacts import (
     ArtifactStore,
     Build,
@@ -37,7 +38,6 @@ from tts_assets.core.artifacts import (
 from tts_assets.core.audio import read_wave, resample
 from tts_assets.core.compute import Shape
 from tts_assets.core.program import STOPPED
-from tts_assets.core.split import ValidationSplit
 from tts_assets.corpora.samples import Sample, write_samples
 from tts_assets.evaluation import page as clips
 from tts_assets.orchestration.partitions import corpus_partitions

@@ -21,10 +21,10 @@ from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
 from resources.torchrun import TorchrunLauncher
 from tests.external_models.conftest import TINY_TORTOISE, TINY_VITS, TINY_XTTS, publish_samples
 from tests.support.speaking import publish_arrays, publish_codec
+from tts_assets.core.accounting import ValidationSplit
 from tts_assets.core.artifacts import ArtifactStore
 from tts_assets.core.compute import Shape
 from tts_assets.core.program import METRICS_FILE, read_metrics
-from tts_assets.core.split import ValidationSplit
 from tts_assets.corpora.config import ConsentError, VoiceConsent
 from tts_assets.evaluation.assets import build_assets as evaluation_assets
 from tts_assets.evaluation.config import EvaluationConfig

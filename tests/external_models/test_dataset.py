@@ -7,7 +7,7 @@ from pathlib import Path
 
 import soundfile
 
-from tts_assets.core.split import ValidationSplit, is_validation
+from tts_assets.core.accounting import ValidationSplit, is_validation
 from tts_assets.external_models.config import ExternalRecipe
 from tts_assets.external_models.train import TOO_LONG, Dataset, add, all_samples
 

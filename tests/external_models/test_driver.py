@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import load_file
 
 from tests.external_models.conftest import TINY_VITS, TINY_XTTS
+from tts_assets.core.accounting import ValidationSplit
 from tts_assets.core.config import ConfigError
 from tts_assets.core.program import STOPPED, read_metrics
-from tts_assets.core.split import ValidationSplit
 from tts_assets.external_models.config import ExternalRecipe, ExternalTrainProgram
 from tts_assets.external_models.train import main
 

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
 from resources.torchrun import TorchrunLauncher
 from tests.sft.conftest import CODEBOOK, recipe_values, speaking_folder
+from tts_assets.core.accounting import ValidationSplit
 from tts_assets.core.artifacts import (
     ArtifactError,
     ArtifactStore,
@@ -34,7 +35,6 @@ from tts_assets.core.artifacts import (
 )
 from tts_assets.core.compute import Shape
 from tts_assets.core.program import read_metrics
-from tts_assets.core.split import ValidationSplit
 from tts_assets.evaluation.lineage import lineage
 from tts_assets.orchestration.partitions import corpus_partitions
 from tts_assets.sft.assets import find_tokens, sft_asset, sft_program

@@ -12,10 +12,9 @@ import pytest
 
 from tests.sft.conftest import CORPUS, program_values, recipe_values
 from tests.sft.test_train import assert_bit_equal, stop_after, train
-from tts_assets.core.accounting import read_set_aside
+from tts_assets.core.accounting import ValidationSplit, read_set_aside
 from tts_assets.core.config import ConfigError
 from tts_assets.core.program import read_metrics
-from tts_assets.core.split import ValidationSplit
 from tts_assets.sft.config import SftProgram, SftRecipe
 from tts_assets.sft.dataset import SampleStream, TrainingSample, plan_epoch
 from tts_assets.sft.mixture import MixtureDataset, open_dataset

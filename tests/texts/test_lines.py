@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from tts_assets.core.accounting import read_set_aside
-from tts_assets.core.split import ValidationSplit
+from tts_assets.core.accounting import ValidationSplit, read_set_aside
 from tts_assets.texts.source import BadText, parse_text, read_texts, write_texts
 
 USER = {"role": "user", "content": "What is two and two?"}

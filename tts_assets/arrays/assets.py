@@ -19,6 +19,7 @@ from tts_assets.arrays.checks import (
 from tts_assets.arrays.config import DIGEST_DIGITS, ArraysConfig, ImportedArrays
 from tts_assets.arrays.inworld import export_inworld, file_digests, import_inworld
 from tts_assets.arrays.merge import merge
+from tts_assets.core.accounting import ValidationSplit
 from tts_assets.core.artifacts import (
     ArtifactError,
     ArtifactStore,
@@ -27,7 +28,6 @@ from tts_assets.core.artifacts import (
     CodecShards,
     InworldArrays,
 )
-from tts_assets.core.split import ValidationSplit
 from tts_assets.corpora.samples import ABOUT_SAMPLES, FIELDS
 from tts_assets.orchestration.checks import column_schema
 from tts_assets.orchestration.conditions import follow_data

@@ -23,7 +23,7 @@ import polars as pl
 from tts_assets.arrays.arrays import SPLITS, ArrayError, CodeTable, count_lines, map_npy
 from tts_assets.arrays.inworld import check_range
 from tts_assets.arrays.merge import check_type
-from tts_assets.core.accounting import SET_ASIDE_FILE
+from tts_assets.core.accounting import SET_ASIDE_FILE, ValidationSplit, held_out
 from tts_assets.core.artifacts import (
     ArtifactStore,
     CodeArrays,
@@ -33,7 +33,6 @@ from tts_assets.core.artifacts import (
     SampleManifest,
     SpeechSegments,
 )
-from tts_assets.core.split import ValidationSplit, held_out
 from tts_assets.corpora.filter import KEPT_FILE, REJECTED_FILE
 from tts_assets.corpora.index import UTTERANCES_FILE
 

@@ -26,8 +26,8 @@ from tts_assets.arrays.arrays import (
     read_ids,
     write_pieces,
 )
+from tts_assets.core.accounting import ValidationSplit, held_out
 from tts_assets.core.artifacts import ArrayFacts, CodecShards
-from tts_assets.core.split import ValidationSplit, held_out
 
 
 def merge(shards: CodecShards, validation: ValidationSplit, target: Path) -> ArrayFacts:

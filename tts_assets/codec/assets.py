@@ -22,7 +22,12 @@ from tts_assets.codec.config import (
 )
 from tts_assets.codec.shard_files import reusable_shards
 from tts_assets.codec.sources import MODEL_CARD, fetch, identify, start_digests
-from tts_assets.core.accounting import SET_ASIDE_FILE, count_reasons, read_set_aside
+from tts_assets.core.accounting import (
+    SET_ASIDE_FILE,
+    ValidationSplit,
+    count_reasons,
+    read_set_aside,
+)
 from tts_assets.core.artifacts import (
     CodecCheckpoint,
     CodecDecoder,
@@ -33,7 +38,6 @@ from tts_assets.core.artifacts import (
 from tts_assets.core.compute import Shape
 from tts_assets.core.plots import curves
 from tts_assets.core.program import METRICS_FILE, read_metrics
-from tts_assets.core.split import ValidationSplit
 from tts_assets.corpora.filter import KEPT_FILE
 from tts_assets.corpora.samples import ABOUT_SAMPLES, FIELDS
 from tts_assets.orchestration.checks import column_schema, losses_check

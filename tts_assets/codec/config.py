@@ -14,11 +14,11 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from tts_assets.core.accounting import ValidationSplit
 from tts_assets.core.artifacts import CodecFacts
 from tts_assets.core.config import Config, ConfigError
 from tts_assets.core.hub import identity
 from tts_assets.core.program import ProgramConfig
-from tts_assets.core.split import ValidationSplit
 
 UINT16_CODES = 65_536  # shards store codes as uint16; X-Codec-2's codebook has this size
 RATIOS = (20, 16)  # default strides of the waveform branch; their product is the samples per code

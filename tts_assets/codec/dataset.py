@@ -12,8 +12,8 @@ from torch import Tensor
 
 from tts_assets.codec.config import TrainingRecipe
 from tts_assets.codec.xcodec2 import HOP, SAMPLE_RATE
+from tts_assets.core.accounting import ValidationSplit, is_validation
 from tts_assets.core.audio import Wave, read_wave, resample
-from tts_assets.core.split import ValidationSplit, is_validation
 from tts_assets.corpora.samples import Sample, read_samples
 
 CACHE_SAMPLES = 2 * 3600 * SAMPLE_RATE  # decoded audio in memory: two hours, 460 MB of float32

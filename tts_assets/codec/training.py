@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW
 
 from tts_assets.codec.config import AdversarialConfig, TrainingRecipe
-from tts_assets.codec.discriminators import Discriminators, discriminator_loss, generator_losses
+from tts_assets.codec.losses import Discriminators, discriminator_loss, generator_losses
 from tts_assets.codec.quality import CodeUsage
 from tts_assets.core.program import METRICS_FILE, Run
 from tts_assets.core.training import StepLoop

@@ -8,10 +8,10 @@ from dagster import AssetsDefinition, MetadataValue
 from tts_assets.codec.assets import Samples, sample_lists
 from tts_assets.codec.config import CodecReportConfig
 from tts_assets.codec_report.config import CodecReportProgram, other_codecs, versions
+from tts_assets.core.accounting import ValidationSplit
 from tts_assets.core.artifacts import CodecCheckpoint, CodecDecoder, CodecReport
 from tts_assets.core.compute import Shape
 from tts_assets.core.notebook import NOTEBOOK_FILE
-from tts_assets.core.split import ValidationSplit
 from tts_assets.evaluation.lineage import lineage
 from tts_assets.orchestration.partitions import filtered_samples_of
 from tts_assets.orchestration.program_asset import Plan, Request, program_asset

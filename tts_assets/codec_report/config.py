@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tts_assets.codec.config import CodecReportConfig
+from tts_assets.core.accounting import ValidationSplit
 from tts_assets.core.artifacts import (
     ArtifactStore,
     CodecCheckpoint,
@@ -19,7 +20,6 @@ from tts_assets.core.artifacts import (
 )
 from tts_assets.core.config import Config
 from tts_assets.core.program import ProgramConfig
-from tts_assets.core.split import ValidationSplit
 from tts_assets.evaluation.config import LineageRow
 
 

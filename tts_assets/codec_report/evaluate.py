@@ -36,13 +36,13 @@ from tts_assets.codec.quality import (
 )
 from tts_assets.codec.xcodec2 import SAMPLE_RATE
 from tts_assets.codec_report.config import CodecReportProgram, CodecVersion
+from tts_assets.core.accounting import is_validation
 from tts_assets.core.artifacts import written_aside
 from tts_assets.core.audio import Wave, read_clip, resample
 from tts_assets.core.config import Config, ConfigError, canonical_json
 from tts_assets.core.notebook import NOTEBOOK_FILE, NotebookClip, Section, write_notebook
 from tts_assets.core.plots import spectrograms
 from tts_assets.core.program import Run, load_config
-from tts_assets.core.split import is_validation
 from tts_assets.corpora.samples import Sample, read_samples
 from tts_assets.evaluation import page
 from tts_assets.evaluation.page import Embedder, Player, percent, player_of, read_flac, write_flac

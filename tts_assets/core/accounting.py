@@ -1,16 +1,23 @@
-"""Records of items that are set aside: excluded from a result, with a reason.
+"""Which items a result leaves out: those that are set aside, and those held out for validation.
 
 A stage that cannot use an item writes a record to ``set_aside.jsonl`` and continues. Checks compare
-the number of items read with the numbers kept and set aside.
+the number of items read with the numbers kept and set aside. The validation split follows from a hash of an utterance's id.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from tts_assets.core.config import Config
 
 SET_ASIDE_FILE = "set_aside.jsonl"
 
@@ -63,3 +70,31 @@ def raise_nothing_usable(what: str, records: Iterable[SetAside]) -> None:
         for reason, count in counts.most_common()
     ]
     raise NothingUsableError("\n".join([what, *lines]))
+
+
+class ValidationSplit(Config):
+    """``[validation]``. Another ``salt`` selects another set of the same expected size."""
+
+    fraction: float = Field(default=0.06, ge=0, lt=1)
+    salt: str = "1"
+
+
+def is_validation(utterance_id: str, split: ValidationSplit) -> bool:
+    """Whether the hash of an id, as a number in [0, 1), is below ``split.fraction``.
+
+    The result does not depend on order, shards, ranks or other utterances.
+    """
+    digest = hashlib.blake2b(f"{split.salt}:{utterance_id}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64 < split.fraction
+
+
+def held_out(ids: Sequence[bytes], split: ValidationSplit) -> NDArray[np.bool_]:
+    """:func:`is_validation` for many ids (UTF-8 bytes), four times as fast. Shape (ids,)."""
+    seeded = hashlib.blake2b(f"{split.salt}:".encode(), digest_size=8)
+    digests = []
+    for identity in ids:
+        digest = seeded.copy()
+        digest.update(identity)
+        digests.append(digest.digest())
+    numbers = np.frombuffer(b"".join(digests), dtype=">u8")
+    return numbers.astype(np.float64) / 2**64 < split.fraction

@@ -11,6 +11,7 @@ from typing import Any
 
 from dagster import AssetDep, AssetIn, AssetKey, AssetsDefinition, MetadataValue
 
+from tts_assets.core.accounting import ValidationSplit
 from tts_assets.core.artifacts import (
     EvaluationSuite,
     ExternalModel,
@@ -22,7 +23,6 @@ from tts_assets.core.audio import statement
 from tts_assets.core.compute import Shape
 from tts_assets.core.plots import curves
 from tts_assets.core.program import METRICS_FILE, read_metrics
-from tts_assets.core.split import ValidationSplit
 from tts_assets.corpora.config import VoiceConsent, check_consents, people
 from tts_assets.corpora.filter import KEPT_FILE
 from tts_assets.evaluation.assets import report_key, suite_key, synthesized_key

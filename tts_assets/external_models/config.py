@@ -8,9 +8,9 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from tts_assets.core.accounting import ValidationSplit
 from tts_assets.core.config import Config
 from tts_assets.core.program import ProgramConfig
-from tts_assets.core.split import ValidationSplit
 
 Family = Literal["xtts", "vits", "tortoise"]
 SAMPLE_RATES: dict[str, int] = {"xtts": 22050, "vits": 22050, "tortoise": 22050}  # Hz, of training

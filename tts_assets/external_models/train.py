@@ -20,12 +20,17 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from tts_assets.core.accounting import SET_ASIDE_FILE, SetAside, write_set_aside
+from tts_assets.core.accounting import (
+    SET_ASIDE_FILE,
+    SetAside,
+    ValidationSplit,
+    is_validation,
+    write_set_aside,
+)
 from tts_assets.core.artifacts import written_aside
 from tts_assets.core.audio import BrokenAudio, Wave, read_wave
 from tts_assets.core.config import ConfigError
 from tts_assets.core.program import METRICS_FILE, Run, load_config, publish_metrics, read_metrics
-from tts_assets.core.split import ValidationSplit, is_validation
 from tts_assets.corpora.samples import Sample, read_samples
 from tts_assets.external_models.config import (
     CLONING,

@@ -20,8 +20,8 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from tts_assets.audio_models.wer import normalize_for_match
+from tts_assets.core.accounting import ValidationSplit, is_validation
 from tts_assets.core.program import METRICS_FILE, Run, read_metrics
-from tts_assets.core.split import ValidationSplit, is_validation
 from tts_assets.rlhf.config import HeldOutConfig
 from tts_assets.rlhf.prompts import PromptError, RolloutPrompt
 from tts_assets.rlhf.reward_executor import RewardExecutor

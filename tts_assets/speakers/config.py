@@ -15,10 +15,10 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from tts_assets.core.accounting import ValidationSplit
 from tts_assets.core.artifacts import sha256_file
 from tts_assets.core.config import Config, ConfigError, digest_of
 from tts_assets.core.program import ProgramConfig
-from tts_assets.core.split import ValidationSplit
 
 RESEMBLYZER = "resemblyzer"  # the public weights in the Python package of that name
 PUBLISHED = "speaker_encoder"  # the asset: the encoder of [speakers]

@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tts_assets.core.accounting import SetAside
+from tts_assets.core.accounting import SetAside, is_validation
 from tts_assets.core.artifacts import RawCorpus, SpeechSegments, open_artifact
 from tts_assets.core.config import ConfigError
-from tts_assets.core.split import is_validation
 from tts_assets.corpora.index import Utterance, utterances
 from tts_assets.speakers.config import SpeakerSelection
 

@@ -7,10 +7,14 @@ from typing import Any
 from dagster import AssetCheckResult, AssetChecksDefinition, AssetsDefinition, asset_check
 
 from tts_assets.arrays.arrays import SPLITS, count_lines
-from tts_assets.core.accounting import SET_ASIDE_FILE, count_reasons, read_set_aside
+from tts_assets.core.accounting import (
+    SET_ASIDE_FILE,
+    ValidationSplit,
+    count_reasons,
+    read_set_aside,
+)
 from tts_assets.core.artifacts import Texts, sha256_file
 from tts_assets.core.config import ConfigError
-from tts_assets.core.split import ValidationSplit
 from tts_assets.orchestration.program_asset import Plan, Request, artifact_asset
 from tts_assets.texts.source import TextSource, write_texts
 

@@ -17,9 +17,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tts_assets.core.accounting import SET_ASIDE_FILE, SetAside, write_set_aside
+from tts_assets.core.accounting import (
+    SET_ASIDE_FILE,
+    SetAside,
+    ValidationSplit,
+    is_validation,
+    write_set_aside,
+)
 from tts_assets.core.config import Config, digest_of
-from tts_assets.core.split import ValidationSplit, is_validation
 from tts_assets.corpora.readers.files import json_object, lines
 
 
