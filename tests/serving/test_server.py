@@ -321,7 +321,7 @@ def test_engine_is_started_again(
     assert len(engines) == 1
     engines[0].kill()
     body = {"model": "tiny", "input": "one two", "response_format": "wav", "seed": 5}
-    deadline, statuses = time.monotonic() + 300, set()
+    deadline, statuses = time.monotonic() + 600, set()
     while True:
         assert time.monotonic() < deadline
         answer = http.post("/v1/audio/speech", json=body, timeout=60)

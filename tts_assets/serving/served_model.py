@@ -40,6 +40,8 @@ from tts_assets.speechlm.vocabulary import (
     read_vocabulary,
 )
 
+SAMPLE_CHARACTERS = 500  # of a text, to estimate its tokens per character
+
 
 class SynthesisError(ValueError):
     """A serving model or a request is invalid. The message says what to change."""
@@ -207,10 +209,10 @@ class ServedModel:
         """Characters of a piece: half of ``max_tokens``, and no more than the context has room."""
         longest = longest_piece(sampling, self.card.token_rate)
         room = self._room(line)
-        length = speech_length(line.text)
-        if room is None or not length:
+        sample = line.text.strip()[:SAMPLE_CHARACTERS]
+        if room is None or not sample:
             return longest
-        tokens = len(self.prompts.text_ids(line.text)) / length
+        tokens = len(self.prompts.text_ids(sample)) / speech_length(sample)
         return min(longest, longest_in_context(room, tokens, self.card.token_rate))
 
     def _common_voice(self, seed: int) -> Voice | None:
