@@ -1,7 +1,8 @@
 """Which items a result leaves out: those that are set aside, and those held out for validation.
 
 A stage that cannot use an item writes a record to ``set_aside.jsonl`` and continues. Checks compare
-the number of items read with the numbers kept and set aside. The validation split follows from a hash of an utterance's id.
+the number of items read with the numbers kept and set aside. The validation split follows from a
+hash of an utterance's id.
 """
 
 from __future__ import annotations
