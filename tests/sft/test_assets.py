@@ -107,7 +107,7 @@ def test_a_recipe_is_materialized_once(
     metadata = [r.asset_materializations_for_node("sft__test")[0].metadata for r in results]
     assert metadata[0]["val_loss"].value == checkpoint.facts.val_loss
     assert metadata[0]["tokens_per_second"].value > 0
-    assert metadata[0]["loss_curve"].value.startswith("![loss curve](data:image/png;base64,")
+    assert metadata[0]["loss_curve"].value.startswith("![loss_curve](data:image/png;base64,")
     assert metadata[0]["val_entropy"].value > 0 and metadata[0]["update_ratio"].value > 0
     assert metadata[0]["diagnostics"].value.startswith("![diagnostics](data:image/png;base64,")
     assert Path(metadata[1]["listening"].path) == checkpoint.path / "listening.ipynb"

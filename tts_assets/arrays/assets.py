@@ -16,8 +16,8 @@ from tts_assets.arrays.checks import (
     check_samples,
     check_tables,
 )
-from tts_assets.arrays.config import DIGEST_DIGITS, ArraysConfig, ImportedArrays
-from tts_assets.arrays.inworld import export_inworld, file_digests, import_inworld
+from tts_assets.arrays.config import ArraysConfig, ImportedArrays
+from tts_assets.arrays.inworld import check_codec, export_inworld, file_digests, import_inworld
 from tts_assets.arrays.merge import merge
 from tts_assets.core.accounting import ValidationSplit
 from tts_assets.core.artifacts import (
@@ -37,6 +37,7 @@ from tts_assets.orchestration.program_asset import Plan, Request, artifact_asset
 CODE_VERSION = "2"
 IMPORT_VERSION = "1"
 EXPORT_VERSION = "1"
+Test = Callable[[ArtifactStore, CodeArrays], Numbers]
 
 
 def build_assets(
@@ -47,35 +48,33 @@ def build_assets(
     ``validation`` assigns samples to a split, ``codec_name`` is the ``checkpoint`` of ``[codec]``.
     Paths of imported arrays are relative to ``root``.
     """
-    built: list[AssetsDefinition | AssetChecksDefinition] = [
-        code_arrays_asset(config.imported, validation, codec_name, root),
-        array_check(
-            "no_sample_is_lost",
-            "The counts of all stages add up, from the entries of the corpus to train + val.",
+    checks: dict[str, tuple[Test, str]] = {
+        "no_sample_is_lost": (
             check_counts,
+            "All counts add up, from the entries of the corpus to train + val.",
         ),
-        array_check(
-            "index_fits_codes",
-            "The offsets of samples rise and end at the last code.",
+        "index_fits_codes": (
             lambda _, arrays: check_tables(arrays),
+            "The offsets of samples rise and end at the last code.",
         ),
-        array_check(
-            "samples_fit_index",
-            "Each index entry has one sample, and the sample is in the split of its id.",
+        "samples_fit_index": (
             lambda _, arrays: check_samples(arrays, validation),
+            "Each index entry has one sample, and the sample is in the split of its id.",
         ),
-        array_check(
-            "codes_are_in_codebook",
-            "Every code is in the codebook.",
+        "codes_are_in_codebook": (
             lambda _, arrays: check_codes(arrays),
+            "Every code is in the codebook.",
         ),
-        array_check(
-            "files_are_unchanged",
-            "The digests of all files are those of the manifest.",
+        "files_are_unchanged": (
             lambda _, arrays: check_digests(arrays),
+            "The digests of all files are those of the manifest.",
         ),
+    }
+    return [
+        code_arrays_asset(config.imported, validation, codec_name, root),
+        *(array_check(name, test, about) for name, (test, about) in checks.items()),
+        *([inworld_arrays_asset()] if config.export == "inworld" else []),
     ]
-    return [*built, inworld_arrays_asset()] if config.export == "inworld" else built
 
 
 def code_arrays_asset(
@@ -138,18 +137,6 @@ def import_plan(
     )
 
 
-def check_codec(corpus: str, named: str, codec: CodecCheckpoint, codec_name: str | None) -> None:
-    """Raise :class:`ArtifactError` unless ``named`` is this codec's name or content digest."""
-    by_digest = len(named) >= DIGEST_DIGITS and codec.content.startswith(named)
-    if named != codec_name and not by_digest:
-        ours = [codec.content[:DIGEST_DIGITS], *([codec_name] if codec_name else [])]
-        raise ArtifactError(
-            f"arrays.imported.{corpus} were made with codec {named!r}, but [codec] is now "
-            f"{' or '.join(ours)}: codes mean nothing to another codec. Use that codec, or if it "
-            f"is the same one, write codec = {ours[-1]!r}"
-        )
-
-
 def inworld_arrays_asset() -> AssetsDefinition:
     """The asset ``inworld_arrays``: ``code_arrays`` in the layout of the reference trainer."""
 
@@ -181,9 +168,7 @@ def describe_arrays(arrays: CodeArrays) -> dict[str, Any]:
     }
 
 
-def array_check(
-    name: str, description: str, test: Callable[[ArtifactStore, CodeArrays], Numbers]
-) -> AssetChecksDefinition:
+def array_check(name: str, test: Test, description: str) -> AssetChecksDefinition:
     """A blocking check of ``code_arrays``. It fails with the message that ``test`` raises."""
 
     @asset_check(

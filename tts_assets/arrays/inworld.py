@@ -25,9 +25,10 @@ from typing import Any
 import numpy as np
 
 from tts_assets.arrays.arrays import REMEDY, SPLITS, ArrayError, CodeTable, NpyWriter, Split
-from tts_assets.arrays.config import ExportProgram
+from tts_assets.arrays.config import DIGEST_DIGITS, ExportProgram
 from tts_assets.core.artifacts import (
     ArrayFacts,
+    ArtifactError,
     CodeArrays,
     CodecCheckpoint,
     code_dtype,
@@ -68,6 +69,18 @@ def file_digests(source: Path) -> dict[str, str]:
             "trainer's merger wrote (of shards such as train_codes_0.npy, run the merger first)"
         )
     return {name: sha256_file(source / name) for name in NAMES}
+
+
+def check_codec(corpus: str, named: str, codec: CodecCheckpoint, codec_name: str | None) -> None:
+    """Raise :class:`ArtifactError` unless ``named`` is this codec's name or content digest."""
+    by_digest = len(named) >= DIGEST_DIGITS and codec.content.startswith(named)
+    if named != codec_name and not by_digest:
+        ours = [codec.content[:DIGEST_DIGITS], *([codec_name] if codec_name else [])]
+        raise ArtifactError(
+            f"arrays.imported.{corpus} were made with codec {named!r}, but [codec] is now "
+            f"{' or '.join(ours)}: codes mean nothing to another codec. Use that codec, or if it "
+            f"is the same one, write codec = {ours[-1]!r}"
+        )
 
 
 def import_inworld(

@@ -1,6 +1,6 @@
 """Dagster assets of SFT: ``sft/<recipe>``, one for each recipe."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +24,17 @@ from tts_assets.orchestration.launchpad import Training
 from tts_assets.orchestration.partitions import code_arrays_of, streams_of, token_arrays_of
 from tts_assets.orchestration.program_asset import Plan, Request, program_asset
 from tts_assets.sft.config import SftProgram, SftRecipe, check_machine
-from tts_assets.sft.describe import assess_fit, markdown, read_card
+from tts_assets.sft.describe import (
+    DIAGNOSTICS,
+    describe_fit,
+    describe_recipe,
+    last_diagnostics,
+    markdown,
+    read_card,
+)
 from tts_assets.speechlm.assets import CODE_VERSION as TOKENS_VERSION
 
 CODE_VERSION = "5"
-DIAGNOSTICS = (  # panels of the plot: metrics and their labels
-    {
-        "val_accuracy": "correct codes",
-        "val_end_found": "ends found",
-        "val_end_false": "codes predicted as ends",
-    },
-    {"val_entropy": "entropy, nats"},
-    {"update_ratio": "change of a step / weights"},
-)
 
 
 def build_assets(
@@ -200,18 +198,6 @@ def check_lora(recipe: SftRecipe) -> None:
         check_lora(recipe)
 
 
-def describe_recipe(recipe: SftRecipe) -> str:
-    """The description of the asset: base, data and length of the training."""
-    base = recipe.base
-    start = base.hub or (f"sft/{base.recipe}" if base.recipe else "a Llama from scratch")
-    if recipe.steps == 0:
-        return f"SpeechLM that is not trained: {start}."
-    length = f"{recipe.steps} steps" if recipe.steps else f"{recipe.epochs} epochs"
-    data = ", ".join([*recipe.corpora, *recipe.texts])
-    how = "trained" if recipe.pretraining is None else "pretrained"
-    return f"SpeechLM {how} from {start} on {data} for {length}."
-
-
 def describe_data(recipe: SftRecipe, arrays: Mapping[str, CodeArrays]) -> dict[str, Any]:
     """Metadata of the data: minutes, samples, and the dataset card with its warnings."""
     card = read_card({name: handle.path for name, handle in arrays.items()}, recipe.corpora)
@@ -227,31 +213,16 @@ def describe_training(checkpoint: Checkpoint, recipe: SftRecipe) -> dict[str, An
     records = read_metrics(checkpoint.path / METRICS_FILE)
     trained = [record for record in records if "loss" in record]
     labels = {"loss": "training", "val_loss": "validation"}
-    plot = curves(records, [labels], x_label="step", y_label="nats a token")
+    plots = {"loss_curve": curves(records, [labels], x_label="step", y_label="nats a token")}
+    diagnostics = last_diagnostics(records)
+    if diagnostics:
+        validated = [record for record in records if "val_accuracy" in record]
+        plots["diagnostics"] = curves(validated, DIAGNOSTICS, x_label="step")
     notebook = checkpoint.path / NOTEBOOK_FILE
     return {
         **({"audio_hours_seen": trained[-1]["audio_hours_seen"]} if trained else {}),
-        "loss_curve": MetadataValue.md(f"![loss curve]({plot})"),
-        **describe_fit(records, recipe),
-        **describe_diagnostics(records),
+        **{name: MetadataValue.md(f"![{name}]({plot})") for name, plot in plots.items()},
+        **describe_fit(records, recipe.export),
+        **diagnostics,
         **({"listening": MetadataValue.notebook(str(notebook))} if notebook.is_file() else {}),
-    }
-
-
-def describe_fit(records: Sequence[Mapping[str, float]], recipe: SftRecipe) -> dict[str, Any]:
-    """The assessment of over-fitting, as text and as numbers."""
-    found = assess_fit(records, recipe.export)
-    numbers = {"train_val_gap": found.gap, "val_loss_rise": found.rise}
-    known = {name: value for name, value in numbers.items() if value is not None}
-    return {"fit": f"{found.fit}: {found.explanation}", **known}
-
-
-def describe_diagnostics(records: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    """The last diagnostics as numbers, and their curves; empty without a validation."""
-    validated = [record for record in records if "val_accuracy" in record]
-    if not validated:
-        return {}
-    plot = curves(validated, DIAGNOSTICS, x_label="step")
-    return {name: validated[-1][name] for panel in DIAGNOSTICS for name in panel} | {
-        "diagnostics": MetadataValue.md(f"![diagnostics]({plot})")
     }

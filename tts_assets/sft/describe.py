@@ -1,4 +1,4 @@
-"""The dataset card of a recipe, and the assessment of over-fitting.
+"""Descriptions for the metadata of a training: recipe, dataset card, and over-fitting.
 
 :func:`read_card` reads the samples of the code arrays of each corpus. :func:`warnings` lists
 properties of the data that can harm the voice. :func:`markdown` writes both.
@@ -20,7 +20,7 @@ import polars as pl
 
 from tts_assets.arrays.arrays import SPLITS
 from tts_assets.corpora.segments.result import LENGTHS, QUESTION, QUESTION_MARKS
-from tts_assets.sft.config import FORGOTTEN
+from tts_assets.sft.config import FORGOTTEN, SftRecipe
 
 FEW_MINUTES, SOME_MINUTES = 10.0, 30.0  # of speech: the thresholds of the warnings
 NOISY_DNSMOS = 2.5  # DNSMOS P.835 overall, mean of a source
@@ -32,6 +32,29 @@ SCHEMA = {
     "dnsmos_mos_ovr": pl.Float64,
     **dict.fromkeys(("speaker_id", "style", "emotion"), pl.String),
 }
+
+
+DIAGNOSTICS = (  # panels of the plot: metrics and their labels
+    {
+        "val_accuracy": "correct codes",
+        "val_end_found": "ends found",
+        "val_end_false": "codes predicted as ends",
+    },
+    {"val_entropy": "entropy, nats"},
+    {"update_ratio": "change of a step / weights"},
+)
+
+
+def describe_recipe(recipe: SftRecipe) -> str:
+    """The description of the asset: base, data and length of the training."""
+    base = recipe.base
+    start = base.hub or (f"sft/{base.recipe}" if base.recipe else "a Llama from scratch")
+    if recipe.steps == 0:
+        return f"SpeechLM that is not trained: {start}."
+    length = f"{recipe.steps} steps" if recipe.steps else f"{recipe.epochs} epochs"
+    data = ", ".join([*recipe.corpora, *recipe.texts])
+    how = "trained" if recipe.pretraining is None else "pretrained"
+    return f"SpeechLM {how} from {start} on {data} for {length}."
 
 
 @dataclass(frozen=True)
@@ -253,3 +276,20 @@ def _over_fitted(best_step: int, rise: float, exported: Literal["best", "last"])
         f"Over-fitted: the validation loss was lowest after step {best_step} and rose by "
         f"{rise:.3f} while the training loss still fell. {published}"
     )
+
+
+def describe_fit(
+    records: Sequence[Mapping[str, float]], exported: Literal["best", "last"]
+) -> dict[str, float | str]:
+    """The assessment of over-fitting, as text and as numbers."""
+    found = assess_fit(records, exported)
+    numbers = {"train_val_gap": found.gap, "val_loss_rise": found.rise}
+    known = {name: value for name, value in numbers.items() if value is not None}
+    return {"fit": f"{found.fit}: {found.explanation}", **known}
+
+
+def last_diagnostics(records: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The :data:`DIAGNOSTICS` of the last validation; empty without a validation."""
+    validated = [record for record in records if "val_accuracy" in record]
+    names = [name for panel in DIAGNOSTICS for name in panel]
+    return {name: validated[-1][name] for name in names} if validated else {}
