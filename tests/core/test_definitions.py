@@ -76,7 +76,7 @@ def tables(*names: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", OPTIONAL)
 def test_all_definitions_load_with_each_optional_table_alone(name: str) -> None:
-    """A lazy load, as that of ``dg check defs``, does not find a job named like an asset."""
+    """A lazy load of the definitions does not find a job named like an asset."""
     chosen = tables(*NEEDS.get(name, ()), name)
     Definitions.validate_loadable(build_defs(load_settings(environment={}, overrides=chosen)))
 
