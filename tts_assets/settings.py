@@ -202,7 +202,7 @@ class Settings(Config):
         return self
 
     def _named_keys(self) -> Iterable[str]:
-        """Asset keys made of names of the project file; other keys of the same names are left out."""
+        """Asset keys made of names of the project file: those that two names could share."""
         recipes = [*self.sft, *self.rlhf, *self.external_models.recipes]
         suites = self.evaluation.suites
         yield from (f"report/{recipe}" for recipe in recipes)
