@@ -50,6 +50,7 @@ def _variables(values: dict[str, str]) -> dict[str, str]:
     return values
 
 
+THREADS = "OMP_NUM_THREADS"
 Line = Annotated[str, AfterValidator(_one_line)]
 Variables = Annotated[dict[str, str], AfterValidator(_variables)]
 
@@ -71,7 +72,9 @@ class Shape(Config):
     )
     memory_gb: float | None = Field(default=None, gt=0, description="per node; ignored by torchrun")
     hours: float | None = Field(default=None, gt=0, description="time limit")
-    threads: int = Field(default=0, ge=0, description="CPU threads per rank; 0: cores / ranks")
+    threads: int = Field(
+        default=0, ge=0, description="CPU threads per rank; 0: OMP_NUM_THREADS, or cores / ranks"
+    )
     environment: Variables = Field(default_factory=dict)
     prefix: tuple[Line, ...] = Field(
         default=(),
@@ -87,6 +90,16 @@ class Shape(Config):
         """This shape for a program of one process, with one GPU if there are any."""
         gpus = self.gpus and 1
         return self.model_copy(update={"nodes": 1, "processes": 1, "gpus": gpus})
+
+    def rank_threads(self, cores: int, exported: str = "") -> str:
+        """The value of :data:`THREADS` for each rank on a node with ``cores``.
+
+        Configured values win over ``exported``, that of Dagster's environment.
+        """
+        configured = self.environment.get(THREADS) or (str(self.threads) if self.threads else "")
+        if not configured and self.cpus is None:
+            configured = exported
+        return configured or str(max(1, (self.cpus or cores) // self.processes))
 
     @model_validator(mode="after")
     def _check_gpus(self) -> Self:
@@ -159,6 +172,25 @@ class Compute(Shape):
             if self.launcher == "slurm" and shape.gpus is None:
                 raise ValueError("launcher = 'slurm' needs gpus: the number per node (0: none)")
         return self
+
+
+def crowded(shape: Shape, cores: int, exported: str = "") -> str:
+    """A warning if the ranks of a node have more threads in all than it has ``cores``, or "".
+
+    ``exported`` is :data:`THREADS` of Dagster's environment. Too many threads wait for each other
+    at each operation: with 16 instead of 1 for each of two ranks on two cores, training takes ten
+    times as long.
+    """
+    threads, ranks = shape.rank_threads(cores, exported), shape.processes
+    first = re.match("[0-9]+", threads)
+    if first is None or ranks * int(first[0]) <= cores:
+        return ""
+    of_environment = f" ({THREADS} is exported)" if threads == exported else ""
+    remedy = f"threads = {cores // ranks}" if ranks <= cores else f"processes = {cores}"
+    return (
+        f"{ranks} ranks with {first[0]} threads each{of_environment} exceed the {cores} cores, "
+        f"which can be ten times slower: set compute.{remedy}"
+    )
 
 
 def _ranks(gpus: int | None) -> int:
