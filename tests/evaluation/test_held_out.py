@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import struct
 import wave
 from pathlib import Path
 
@@ -53,7 +54,10 @@ def clip(corpus: str) -> bytes:
     file = io.BytesIO()
     with wave.open(file, "wb") as audio:
         audio.setparams((1, 2, 16_000, 0, "NONE", ""))
-        audio.writeframes(corpus[:1].encode() * 32_000)
+        half = ord(corpus[0]) % 40 + 10  # samples of half a period of a square wave
+        audio.writeframes(
+            struct.pack("<16000h", *(8_000 * (-1) ** (n // half) for n in range(16_000)))
+        )
     return file.getvalue()
 
 
