@@ -293,6 +293,37 @@ def test_the_promoted_model_survives_deletion_of_its_source(
     assert promoted_weights(publisher) == "a"
 
 
+def test_a_damaged_candidate_is_not_promoted(publisher: Publisher, config: PromotionConfig) -> None:
+    publisher.candidate("first", "a")
+    best(publisher, config)
+    publisher.candidate("second", "b", wer=0.05)
+    (publisher.store.current("serving/second").path / "model.safetensors").write_text("c")
+    assert "materialize serving/second again" in best(publisher, config)["second"]
+    with pytest.raises(ArtifactError, match="materialize serving/second again"):
+        command.promote(publisher.store, VOICE, "second", "by hand")
+    assert promoted_weights(publisher) == "a"
+
+
+def test_a_damaged_promoted_model_is_restored_as_its_message_says(
+    publisher: Publisher, config: PromotionConfig
+) -> None:
+    """It shares its files with the serving model. Both are deleted and materialized again."""
+    promoted_in_turn(publisher, config, a=0.1, b=0.08)
+    promoted = decision.promoted_now(publisher.store, VOICE)
+    serving = publisher.store.current("serving/first")
+    assert promoted is not None
+    (serving.path / "model.safetensors").write_text("x")
+    with pytest.raises(ArtifactError, match=r"delete the folder .* materialize promoted/voice"):
+        promoted.verify()
+    shutil.rmtree(serving.path)
+    shutil.rmtree(promoted.path)
+    publisher.candidate("first", "b", wer=0.08)
+    best(publisher, config)
+    assert promoted_weights(publisher) == "b"
+    events = [handle.facts.event for handle in decision.history(publisher.store, VOICE)]
+    assert events == ["first", "promoted"]
+
+
 def test_the_history_ends_where_earlier_changes_were_deleted(
     publisher: Publisher, config: PromotionConfig
 ) -> None:

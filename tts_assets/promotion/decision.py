@@ -31,6 +31,7 @@ from tts_assets.core.artifacts import (
     Report,
     ServingModel,
     readable,
+    verify,
 )
 from tts_assets.core.config import canonical_json, digest_of
 from tts_assets.evaluation.history import readable_reports
@@ -128,6 +129,7 @@ def candidate_of(store: ArtifactStore, recipe: str, failed: FailedChecks) -> Can
     """The current serving model of a recipe with its reports, or why it is no candidate."""
     try:
         model = store.current(f"serving/{recipe}")
+        verify(store, model)
         newest = store.current(f"report/{recipe}")
     except ArtifactError as error:
         return str(error)
@@ -284,12 +286,19 @@ def locked(store: ArtifactStore, voice: str) -> Iterator[None]:
 
 
 def promoted_now(store: ArtifactStore, voice: str) -> Promoted | None:
-    """The promoted model; None before the first promotion."""
-    if not (store.folder(asset_name(voice)) / "current").is_symlink():
-        return None
-    handle = store.current(asset_name(voice))
-    assert isinstance(handle, Promoted)
-    return handle
+    """The promoted model; None before the first promotion.
+
+    If its folder was deleted because it was damaged, the latest promotion that is left counts.
+    """
+    if (store.folder(asset_name(voice)) / "current").exists():
+        handle = store.current(asset_name(voice))
+        assert isinstance(handle, Promoted)
+        return handle
+    left = [readable(folder) for folder in store.published(asset_name(voice))]
+    kept = [handle for handle in left if isinstance(handle, Promoted)]
+    followed = {handle.facts.previous for handle in kept}
+    last = [handle for handle in kept if handle.manifest.fingerprint not in followed]
+    return max(last, key=lambda handle: handle.facts.when, default=None)
 
 
 def history(store: ArtifactStore, voice: str) -> list[Promoted]:
@@ -318,7 +327,11 @@ def switch(
     why: str,
     report: Report | None = None,
 ) -> Promoted:
-    """Make ``model`` the promoted model. The caller holds :func:`locked`."""
+    """Make ``model`` the promoted model. The caller holds :func:`locked`.
+
+    Raises :class:`ArtifactError` if its files are damaged.
+    """
+    verify(store, model)
     before = promoted_now(store, voice)
     content = model.facts.model if isinstance(model, Promoted) else model.content
     previous = before.manifest.fingerprint if before else None
