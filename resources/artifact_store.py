@@ -36,6 +36,7 @@ from tts_assets.core.artifacts import (
     open_artifact,
     verify,
 )
+from tts_assets.core.artifacts.handle import asset_name
 from tts_assets.core.tracking import keep_files
 
 # Output(data_version=...) is "beta" in Dagster 1.13. Lineage depends on it, and tests cover it.
@@ -155,9 +156,9 @@ def verify_logged(store: ArtifactStore, handle: Handle, log: DagsterLogManager) 
     try:
         read = verify(store, handle)
     except ArtifactError as error:
-        raise ArtifactError(f"{handle.asset} is damaged: {error}") from None
+        raise ArtifactError(f"{asset_name(handle.manifest)} is damaged: {error}") from None
     if (seconds := time.monotonic() - started) > LOGGED_SECONDS:
-        log.info(f"verified {handle.asset}: {read / 1e9:.1f} GB in {seconds:.0f} s")
+        log.info(f"verified {asset_name(handle.manifest)}: {read / 1e9:.1f} GB in {seconds:.0f} s")
 
 
 def made_in_own_run(context: InputContext) -> dict[str, str]:
