@@ -8,12 +8,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 from dagster import AssetIn, AssetsDefinition, DagsterInstance, ExecuteInProcessResult, materialize
 
 from jobs.scrub import build_scrub_job
 from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
-from tests.core.test_artifacts import build, publish
+from tests.core.test_artifacts import FACTS, build, publish
 from tts_assets.core.artifacts import (
     ArtifactError,
     ArtifactStore,
@@ -24,6 +25,7 @@ from tts_assets.core.artifacts import (
     verify_folder,
 )
 from tts_assets.core.artifacts.scrub import scrub
+from tts_assets.core.audio import AudioPool
 from tts_assets.doctor import scrub as command
 from tts_assets.orchestration.program_asset import Plan, Request, artifact_asset
 
@@ -228,3 +230,26 @@ def test_the_job_scrub_fails_with_the_damaged_artifacts(store: ArtifactStore) ->
     result = job.execute_in_process(resources=resources, raise_on_error=False)
     error = result.failure_data_for_node("read_storage")
     assert error is not None and "materialize evaluation_suite again" in str(error)
+
+
+def test_a_scrub_covers_the_audio_pool(store: ArtifactStore) -> None:
+    pool = AudioPool(store.audio_pool)
+    name, unused = pool.put(b"clip", ".flac"), pool.put(b"another", ".flac")
+    made = build()
+    result = store.work_folder(made) / "result"
+    result.mkdir()
+    pl.DataFrame({"audio": ["x", name], "id": [1, 2]}).write_parquet(result / "clips.parquet")
+    owner = store.publish(EvaluationSuite, made, result, FACTS)
+    assert not scrub(store).problems
+    for one in (name, unused):
+        pool.path(one).write_bytes(b"noise")
+    problems = dict.fromkeys(scrub(store).problems["the audio pool"])
+    assert problems.keys() == {
+        f"{pool.path(name)} has changed; delete this file, the folder {owner.path} and "
+        "materialize evaluation_suite again",
+        f"{pool.path(unused)} has changed; delete this file",
+    }
+    for one in (name, unused):
+        pool.path(one).unlink()
+    assert pool.put(b"clip", ".flac") == name
+    assert not scrub(store).problems

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import polars as pl
+import polars.selectors as cs
 from tqdm import tqdm
 
-from tts_assets.core.artifacts.files import ArtifactError
+from tts_assets.core.artifacts.files import ArtifactError, sha256_file
 from tts_assets.core.artifacts.handle import (
     Handle,
     InputRef,
@@ -23,6 +26,7 @@ from tts_assets.core.artifacts.store import FINGERPRINT, ArtifactStore
 from tts_assets.core.artifacts.verification import forget, remember, state_of
 
 NO_ARTIFACTS = ("audio", "wandb")  # folders of the storage, beside those that start with a dot
+POOL = "the audio pool"
 Users = Mapping[InputRef, list[str]]
 
 
@@ -75,7 +79,46 @@ def scrub(store: ArtifactStore, asset: str = "") -> Scrubbed:
         if problems:
             found.problems[asset_name(handle.manifest)] += problems
         (forget if problems else remember)(store, key)
+    if not asset:
+        scrub_pool(store, folders, found)
     return found
+
+
+def scrub_pool(store: ArtifactStore, folders: Sequence[Path], found: Scrubbed) -> None:
+    """Compare the files of the audio pool with the digests in their names.
+
+    The remedy names the current artifacts of ``folders`` whose tables have the file. When they are
+    built again, they write it again.
+    """
+    files = [path for path in sorted(store.audio_pool.glob("*/*")) if path.name[0] != "."]
+    for path in tqdm(files, desc="audio", unit="file", disable=not sys.stderr.isatty()):
+        try:
+            found.size += path.stat().st_size
+            problem = "" if sha256_file(path) == path.name.split(".")[0] else "has changed"
+        except OSError as error:
+            problem = f"cannot be read ({error.strerror})"
+        if problem:
+            owners = list(owners_of(path, folders))
+            delete = ", ".join(["this file", *(f"the folder {owner.path}" for owner in owners)])
+            again = ", ".join(asset_name(owner.manifest) for owner in owners)
+            follow = f" and materialize {again} again" if again else ""
+            found.problems[POOL].append(f"{path} {problem}; delete {delete}{follow}")
+
+
+def owners_of(path: Path, folders: Sequence[Path]) -> Iterator[Handle]:
+    """The current artifacts with a table that has a file of the audio pool."""
+    name = f"{path.parent.name}/{path.name}"
+    for folder in filter(is_current, folders):
+        tables = folder.glob("*.parquet")
+        with suppress(ArtifactError, pl.exceptions.PolarsError):
+            if any(has_text(table, name) for table in tables):
+                yield open_artifact(folder)
+
+
+def has_text(table: Path, text: str) -> bool:
+    """Whether a column of a Parquet file has a cell that is ``text``."""
+    cells = pl.scan_parquet(table).select(pl.any_horizontal(cs.string() == text).any())
+    return bool(cells.collect().item())
 
 
 def artifact_folders(root: Path, below: Path) -> Iterator[Path]:
