@@ -21,7 +21,7 @@ from tts_assets.settings import Settings
 
 REFRESH, IMPORT, TRAIN_CODEC, RETRAIN = "refresh", "import_arrays", "train_codec", "retrain"
 ALIGN, EVALUATE, PROMOTE = "align", "evaluate", "promote"
-TRAIN_SPEAKERS, SPEAKER_PURITY = "train_speakers", "speaker_purity"
+TRAIN_SPEAKERS, CHECK_SPEAKERS = "train_speakers", "check_speakers"
 TRAIN_FAMILIES = "train_families"
 SCRUB = "scrub"  # jobs/scrub.py: it builds nothing
 
@@ -33,7 +33,7 @@ def build_jobs(settings: Settings) -> list[UnresolvedAssetJobDefinition]:
     return [
         *([import_arrays()] if settings.arrays.imported else []),
         *([train_speakers()] if speakers else []),
-        *([speaker_purity()] if purity else []),
+        *([check_speakers()] if purity else []),
         *([train_families(settings)] if settings.external_models.recipes else []),
         *corpus_jobs(),
         define_asset_job(
@@ -94,10 +94,10 @@ def train_speakers() -> UnresolvedAssetJobDefinition:
     )
 
 
-def speaker_purity() -> UnresolvedAssetJobDefinition:
+def check_speakers() -> UnresolvedAssetJobDefinition:
     """The job that checks speaker labels of a corpus."""
     return define_asset_job(
-        SPEAKER_PURITY,
+        CHECK_SPEAKERS,
         AssetSelection.assets("speaker_purity"),
         partitions_def=corpus_partitions,
         description="One corpus: utterances that do not match their speaker label.",

@@ -31,7 +31,7 @@ from resources.slurm_job import (
 )
 from resources.torchrun import time_limit_message
 from tts_assets.core.artifacts import written_aside
-from tts_assets.core.compute import SlurmOptions
+from tts_assets.core.compute import SlurmOptions, crowded
 from tts_assets.core.processes import Reminder
 
 FIRST_POLL = 1.0  # seconds; the interval grows to the launcher's poll_seconds
@@ -232,6 +232,9 @@ class SlurmLauncher(Launcher):
         self.refuse_over_budget(program, gpus_of(program))
         for role in program.roles():
             role.forget_failures()
+            cpus = role.shape.cpus  # None: only the cluster knows
+            if cpus and (warning := crowded(role.shape, cpus)):
+                context.log.warning(f"{role.module}: {warning}")
         script = write_script(program, self.slurm_options(), pipes)
         while True:
             try:

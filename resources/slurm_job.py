@@ -24,8 +24,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from resources.launcher import LOG, Program
-from tts_assets.core.compute import Shape, SlurmOptions
+from resources.launcher import LOG, LaunchError, Program
+from tts_assets.core.compute import CONTROL, Shape, SlurmOptions
 from tts_assets.core.ledger import BEAT_SECONDS
 from tts_assets.core.program import STOP_FILE
 
@@ -220,14 +220,30 @@ def write_script(program: Program, options: SlurmOptions, pipes: Mapping[str, st
     environment = {**program.common_environment(), **pipes}
     path = program.run_dir / ENVIRONMENT
     path.touch(mode=0o600)  # it may contain tokens
-    path.write_text("".join(f"export {k}={shlex.quote(v)}\n" for k, v in environment.items()))
+    path.write_text("".join(f"export {k}={quoted(v)}\n" for k, v in environment.items()))
     script = program.run_dir / SCRIPT
     script.write_text(render(program, options))
     return script
 
 
+def quoted(value: str) -> str:
+    """``value`` as one word of bash on one line: ``$'a\\x0ab'`` if it has control characters."""
+    if not re.search(r"[\x00-\x1f\x7f]", value):
+        return shlex.quote(value)
+    escaped = re.sub(r"[\\']", r"\\\g<0>", value)
+    return "$'" + re.sub(r"[\x00-\x1f\x7f]", lambda c: f"\\x{ord(c[0]):02x}", escaped) + "'"
+
+
 def render(program: Program, options: SlurmOptions) -> str:
-    """The text of the batch script."""
+    """The text of the batch script.
+
+    Raises :class:`LaunchError` for a path with control characters. Sbatch reads its options line
+    by line, so that a newline would start a command of the script.
+    """
+    for path in (PROJECT, *(role.run_dir for role in program.roles())):
+        if CONTROL.search(str(path)):
+            message = f"the path {str(path)!r} has a control character: rename its folder"
+            raise LaunchError(message, program, permanent=True)
     parts = [
         "#!/bin/bash -l" if options.modules else "#!/bin/bash",
         "# Written for this run folder; by hand: sbatch job.sh",

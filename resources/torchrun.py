@@ -15,7 +15,7 @@ from dagster import AssetExecutionContext
 
 from resources.launcher import LOG, Launcher, LaunchError, Program, launch_error
 from resources.leases import lease, locked
-from tts_assets.core.compute import visible_devices
+from tts_assets.core.compute import THREADS, crowded, visible_devices
 from tts_assets.core.ledger import BEAT_SECONDS
 from tts_assets.core.processes import (
     KEEP_ENVIRONMENT,
@@ -59,6 +59,10 @@ class TorchrunLauncher(Launcher):
             self.refuse_over_budget(program, sum(wanted))  # the budget may be used up after waiting
             for role in program.roles():
                 role.forget_failures()
+            cores, exported = len(os.sched_getaffinity(0)), os.environ.get(THREADS, "")
+            for role in program.roles():
+                if warning := crowded(role.shape, cores, exported):
+                    context.log.warning(f"{role.module}: {warning}")
             context.log.info(f"launching {' '.join(self.command(program))}")
             name = f"{context.run_id}.{context.retry_number}"
             started = time.monotonic()
@@ -211,10 +215,10 @@ class _Launch:
         more: Mapping[str, str],
         log: IO[bytes],
     ) -> subprocess.Popen[bytes]:
-        cores = role.shape.cpus or len(os.sched_getaffinity(0))
+        cores, exported = len(os.sched_getaffinity(0)), os.environ.get(THREADS, "")
         environment = {
-            "OMP_NUM_THREADS": str(role.shape.threads or max(1, cores // role.shape.processes)),
             **os.environ,
+            THREADS: role.shape.rank_threads(cores, exported),
             **role.common_environment(),
             "CUDA_VISIBLE_DEVICES": ",".join(devices),
             **(self.address if self.program.service else {}),

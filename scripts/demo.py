@@ -21,7 +21,14 @@ import time
 import uuid
 from pathlib import Path
 
-from dagster import DagsterEventType, DagsterInstance, EventLogEntry, RunsFilter
+from dagster import (
+    AssetCheckEvaluation,
+    AssetCheckSeverity,
+    DagsterEventType,
+    DagsterInstance,
+    EventLogEntry,
+    RunsFilter,
+)
 
 from jobs.asset_jobs import ALIGN, IMPORT, REFRESH, RETRAIN, TRAIN_CODEC
 from tts_assets.core.artifacts import ArtifactError, ArtifactStore, Handle
@@ -31,6 +38,7 @@ from tts_assets.settings import Settings, load_settings
 
 FIGURES_SHOWN = 4  # numbers on the line of an asset; the UI has all
 NOT_FIGURES = ("sample_rate", "token_rate", "hop_length", "codebook_size", "seconds")
+ITEMS_SHOWN = 10  # ids, and other items of a list, in the lines of a failed check
 LOG_SECONDS = 30.0  # between two progress lines if stdout is no terminal
 
 
@@ -44,6 +52,7 @@ class RunView:
         self._run_id: str | None = None
         self._cursor: str | None = None
         self._started: dict[str, float] = {}
+        self.failed_checks: list[str] = []
         self._bar = ""
         self._last_log = time.monotonic()
 
@@ -72,6 +81,12 @@ class RunView:
         elif event.event_type == DagsterEventType.ASSET_MATERIALIZATION:
             seconds = entry.timestamp - self._started.get(event.step_key, entry.timestamp)
             self._line(f"  {asset_line(entry)}  ({seconds:.0f} s)")
+        elif event.event_type == DagsterEventType.ASSET_CHECK_EVALUATION:
+            evaluation = event.asset_check_evaluation_data
+            if not evaluation.passed:
+                text = check_lines(evaluation)
+                self.failed_checks.append(text)
+                self._line(text)
         elif event.event_type == DagsterEventType.STEP_FAILURE:
             self._line(f"  {event.step_key} FAILED: {event.step_failure_data.error_display_string}")
 
@@ -109,6 +124,31 @@ def asset_line(entry: EventLogEntry) -> str:
     partition = f" [{event.partition}]" if event.partition else ""
     done = "unchanged" if metadata["reused"].value else ", ".join(figures[:FIGURES_SHOWN])
     return f"{event.asset_key.to_user_string()}{partition}  {done}"
+
+
+def check_lines(evaluation: AssetCheckEvaluation) -> str:
+    """A failed check: its name, and on further lines its description and its metadata.
+
+    Lists, such as those of ids, have their first :data:`ITEMS_SHOWN` items.
+    """
+    partition = f" [{evaluation.partition}]" if evaluation.partition else ""
+    asset = evaluation.asset_key.to_user_string() + partition
+    kind = "warns" if evaluation.severity == AssetCheckSeverity.WARN else "FAILED"
+    lines = [f"  {asset}  check {evaluation.check_name} {kind}"]
+    if evaluation.description:
+        lines.append(f"    {evaluation.description}")
+    for name, metadata in evaluation.metadata.items():
+        value = metadata.value
+        if isinstance(value, dict):
+            value = [f"{key}: {item}" for key, item in value.items()]
+        if isinstance(value, (list, tuple)):
+            first = [
+                one if isinstance(one, str) else json.dumps(one) for one in value[:ITEMS_SHOWN]
+            ]
+            rest = f", … ({len(value)} in all)" if len(value) > ITEMS_SHOWN else ""
+            value = ", ".join(first) + rest or "none"
+        lines.append(f"    {name}: {value}")
+    return "\n".join(lines)
 
 
 def latest_progress(work: Path) -> str:
@@ -202,7 +242,9 @@ def run_job(instance: DagsterInstance, settings: Settings, job: str, tags: dict[
     view.update()
     view.close()
     if process.returncode:
-        sys.exit(f"job {job} failed; the end of {log}:\n{tail(log)}")
+        failed = "".join(f"\n{text}" for text in view.failed_checks)
+        failed = f"\n\nchecks that did not pass:{failed}" if failed else ""
+        sys.exit(f"job {job} failed; the end of {log}:\n{tail(log)}{failed}")
 
 
 def tail(log: Path, lines: int = 30) -> str:

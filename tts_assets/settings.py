@@ -13,8 +13,9 @@ and :func:`overlay`.
 from __future__ import annotations
 
 import os
+import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -180,9 +181,36 @@ class Settings(Config):
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:
-        for name in [*self.corpora, *self.arrays.imported, *self.texts]:
-            check_name(name)
+        tables: dict[str, tuple[str, Iterable[str]]] = {
+            "corpora": ("corpus", self.corpora),
+            "arrays.imported": ("corpus", self.arrays.imported),
+            "texts": ("text", self.texts),
+            "sft": ("recipe", self.sft),
+            "rlhf": ("recipe", self.rlhf),
+            "external_models.recipes": ("recipe", self.external_models.recipes),
+            "evaluation.suites": ("suite", self.evaluation.suites),
+            "evaluation.comparisons": ("comparison", self.evaluation.comparisons),
+            "promotion": ("voice", self.promotion),
+        }
+        for table, (what, names) in tables.items():
+            for name in names:
+                try:
+                    check_name(name, what)
+                except ConfigError as error:
+                    raise ValueError(f"[{table}]: {error}") from None
+        _check_distinct(self._named_keys())
         return self
+
+    def _named_keys(self) -> Iterable[str]:
+        """Asset keys made of names of the project file: those that two names could share."""
+        recipes = [*self.sft, *self.rlhf, *self.external_models.recipes]
+        suites = self.evaluation.suites
+        yield from (f"report/{recipe}" for recipe in recipes)
+        yield from (f"report/{recipe}/{suite}" for recipe in recipes for suite in suites)
+        yield from (f"suite/{suite}" for suite in suites)
+        yield from (f"comparison/{name}" for name in {*self.evaluation.comparisons, *self.rlhf})
+        yield from (f"promoted/{voice}" for voice in self.promotion)
+        yield from (f"texts/{name}" for name in self.texts)
 
     @model_validator(mode="after")
     def _check_references(self) -> Self:
@@ -264,13 +292,24 @@ class Settings(Config):
     def _check_candidates(self) -> Self:
         recipes = {*self.sft, *self.rlhf}
         for voice, promotion in self.promotion.items():
-            check_name(voice)
             for candidate in set(promotion.candidates) - recipes:
                 raise ValueError(
                     f"promotion.{voice} names the candidate {candidate!r}, which is no recipe; "
                     f"known recipes: {sorted(recipes)}"
                 )
         return self
+
+
+def _check_distinct(keys: Iterable[str]) -> None:
+    """Raise ValueError for two asset keys with the same name of a Dagster op."""
+    found: dict[str, str] = {}
+    for key in keys:
+        other = found.setdefault(re.sub("[.-]", "_", key.replace("/", "__")), key)
+        if other != key:
+            raise ValueError(
+                f"the assets {other} and {key} have the same name in Dagster, where '-', '.' and "
+                "'_' are equal and '/' is '__': rename the recipe, suite, text or voice of one"
+            )
 
 
 def load_settings(

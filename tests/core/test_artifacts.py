@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy
 import pytest
+from safetensors.numpy import save_file
 
 from tts_assets.core.artifacts import (
     ArtifactError,
@@ -106,6 +110,45 @@ def test_written_aside_keeps_the_old_file_on_an_error(tmp_path: Path) -> None:
         raise RuntimeError
     assert target.read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
+
+
+def permissions(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.fixture(params=[0o022, 0o077, 0o002])
+def umask(request: pytest.FixtureRequest) -> Iterator[int]:
+    former = os.umask(request.param)
+    yield request.param
+    os.umask(former)
+
+
+def test_files_written_aside_have_the_mode_of_the_umask(tmp_path: Path, umask: int) -> None:
+    """safetensors and tempfile create files of mode 0600 and folders of mode 0700."""
+    with written_aside(tmp_path / "model.safetensors") as aside:
+        save_file({"w": numpy.zeros(2)}, aside)
+    with written_aside(tmp_path / "folder") as aside:
+        (aside / "part").mkdir(0o700, parents=True)
+        save_file({"w": numpy.zeros(2)}, aside / "part" / "model.safetensors")
+        (aside / "run.sh").touch(0o700)
+    assert permissions(tmp_path / "model.safetensors") == 0o666 & ~umask
+    assert permissions(tmp_path / "folder" / "part" / "model.safetensors") == 0o666 & ~umask
+    assert permissions(tmp_path / "folder" / "part") == 0o777 & ~umask
+    assert permissions(tmp_path / "folder" / "run.sh") == 0o700 | 0o666 & ~umask
+
+
+def test_published_files_have_the_mode_of_the_umask(tmp_path: Path, umask: int) -> None:
+    store = ArtifactStore(tmp_path)
+    result = store.work_folder(build()) / "result"
+    result.mkdir(0o700)
+    save_file({"w": numpy.zeros(2)}, result / "model.safetensors")
+    (result / "clips").mkdir(0o700)
+    (result / "clips" / "here.flac").touch(0o600)
+    (result / "link").symlink_to("nowhere")
+    published = store.publish(EvaluationSuite, build(), result, FACTS).path
+    assert permissions(published) == permissions(published / "clips") == 0o777 & ~umask
+    for name in ("model.safetensors", "clips/here.flac", "manifest.json"):
+        assert permissions(published / name) == 0o666 & ~umask
 
 
 def test_temporary_files_of_a_killed_writer_are_not_published(tmp_path: Path) -> None:

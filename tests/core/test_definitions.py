@@ -6,12 +6,13 @@ import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
-from dagster import AssetKey, FreshnessPolicy
+from dagster import AssetKey, Definitions, FreshnessPolicy
 
 from tts_assets.definitions import build_defs
-from tts_assets.settings import load_settings
+from tts_assets.settings import Settings, load_settings, overlay
 
 ROOT = Path(__file__).resolve().parents[2]
 MORE = {
@@ -21,6 +22,74 @@ MORE = {
         "imported": {"theirs": {"path": "theirs", "codec": "their/codec"}},
     },
 }
+CORPUS = ["asterisk_en"]
+SUITE = {"path": "examples/suites/numerals.jsonl"}
+SMALL = {"base": {"llama": {}}, "corpora": {"asterisk_en": 1.0}, "steps": 1}
+SPEAKERS = {"corpora": CORPUS, "checkpoint": "resemblyzer"}
+# Each table that a project file may have, with the fewest keys; the first part is the section.
+OPTIONAL: dict[str, dict[str, Any]] = {
+    "alerts.email": {"sender": "a@b.de", "to": ["c@d.de"], "host": "b.de"},
+    "alerts.slack": {"channel": "#speech"},
+    "arrays": {"export": "inworld", "pretraining": True},
+    "arrays.imported.theirs": {"path": "theirs", "codec": "their/codec"},
+    "budget": {"gpu_hours_a_week": 1},
+    "codec.decoder": {"corpora": {"asterisk_en": 1.0}, "sample_rate": 16000, "steps": 1},
+    "codec.report": {"corpora": CORPUS, "clips": 1},
+    "compute": {"threads": 1},
+    "corpora.mine": {"path": "examples", "reader": "folder", "language": "en"},
+    "discovery": {"root": "examples/none", "language": "en"},
+    "evaluation.comparisons.pair": {"models": ["announcer", "announcer_grpo"]},
+    "evaluation.gates": {"wer": 0.1},
+    "evaluation.suites.numerals": SUITE,
+    "external_models": {
+        "python": sys.executable,
+        "recipes": {"theirs": {"family": "vits", "corpora": CORPUS}},
+        "notes": {"theirs": "a note"},
+    },
+    "filters": {"min_p808": 2.0},
+    "promotion.second": {"candidates": ["announcer"]},
+    "rlhf.second": {"base": "announcer", "prompts": {"texts": "a.txt"}, "steps": 1},
+    "schedules": {"report_days": 3},
+    "serving": {"voices": 1},
+    "sft.small": SMALL,
+    "speakers": SPEAKERS,
+    "speakers.purity": {"encoder": "speaker_encoder"},
+    "text": {},
+    "texts.chat": {"path": "chat.jsonl"},
+    "validation": {},
+    "vllm": {"restarts": 1},
+    "wandb": {"project": "speech"},
+}
+NEEDS = {"speakers.purity": ["speakers"]}
+
+
+def tables(*names: str) -> dict[str, Any]:
+    """The optional tables of the dotted ``names``, nested."""
+    values: dict[str, Any] = {}
+    for name in names:
+        table: dict[str, Any] = OPTIONAL[name]
+        for key in reversed(name.split(".")):
+            table = {key: table}
+        values = overlay(values, table)
+    return values
+
+
+@pytest.mark.parametrize("name", OPTIONAL)
+def test_all_definitions_load_with_each_optional_table_alone(name: str) -> None:
+    """A lazy load of the definitions does not find a job named like an asset."""
+    chosen = tables(*NEEDS.get(name, ()), name)
+    Definitions.validate_loadable(build_defs(load_settings(environment={}, overrides=chosen)))
+
+
+@pytest.mark.parametrize("profile", ["embedded", "gpu", "slurm", "codec_demo"])
+def test_all_definitions_load_with_all_optional_tables(profile: str) -> None:
+    settings = load_settings(environment={}, profile=profile, overrides=tables(*OPTIONAL))
+    Definitions.validate_loadable(build_defs(settings))
+
+
+def test_every_section_of_the_project_file_is_among_the_optional_tables() -> None:
+    required = {"project", "codec", "evaluation"}
+    assert {name.split(".")[0] for name in OPTIONAL} | required == {*Settings.model_fields}
 
 
 @pytest.mark.parametrize("profile", ["embedded", "gpu", "slurm", "codec_demo"])

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dagster import Definitions
 
 from resources.slurm import SlurmLauncher
 from tts_assets.core.compute import Compute
 from tts_assets.core.config import ConfigError
-from tts_assets.definitions import build_launcher, vllm_shape
+from tts_assets.definitions import build_defs, build_launcher, vllm_shape
 from tts_assets.settings import environment_overrides, load_settings, overlay, project_file
 
 PRETRAINING = {
@@ -128,6 +129,65 @@ def test_an_invalid_corpus_name_is_rejected() -> None:
         ConfigError, match=r"is not a valid name of a corpus.*for example 'my_voice'"
     ):
         load({"corpora": {"my voice": corpus}})
+
+
+RECIPE = {"base": {"llama": {}}, "corpora": {"asterisk_en": 1.0}, "steps": 2}
+SUITE = {"path": "examples/suites/numerals.jsonl"}
+NAMED: dict[str, tuple[str, dict[str, Any]]] = {
+    "sft": ("recipe", RECIPE),
+    "rlhf": ("recipe", {"base": "announcer", "prompts": {"texts": "a.txt"}, "steps": 1}),
+    "external_models.recipes": ("recipe", {"family": "vits", "corpora": ["asterisk_en"]}),
+    "evaluation.suites": ("suite", SUITE),
+    "evaluation.comparisons": ("comparison", {"models": ["announcer", "announcer_grpo"]}),
+    "promotion": ("voice", {"candidates": ["announcer"]}),
+    "texts": ("text", {"path": "a.jsonl"}),
+}
+
+
+def named(table: str, name: str) -> dict[str, Any]:
+    """One more entry ``name`` of ``table``."""
+    values = {name: NAMED[table][1]}
+    for key in reversed(table.split(".")):
+        values = {key: values}
+    python = {"external_models": {"python": "/usr/bin/python3"}}
+    return overlay(values, python) if table.startswith("external_models") else values
+
+
+@pytest.mark.parametrize("table", NAMED)
+@pytest.mark.parametrize(
+    "name", ["my voice", "", "n" * 260, "a/b", "ä", "..", "x\n", "-x", "a...b"]
+)
+def test_an_invalid_name_is_rejected_with_its_table_and_a_better_name(
+    table: str, name: str
+) -> None:
+    what = NAMED[table][0]
+    with pytest.raises(ConfigError) as caught:
+        load(named(table, name))
+    message = str(caught.value)
+    assert "dagster_project.toml" in message
+    assert f"[{table}]: {name!r} is not a valid name of a {what}: use up to 100" in message
+    load(named(table, message.rsplit("'")[-2]))  # the proposed name is valid
+
+
+@pytest.mark.parametrize("table", NAMED)
+def test_names_with_dots_and_hyphens_load(table: str) -> None:
+    Definitions.validate_loadable(build_defs(load(named(table, "My-voice.2"))))
+
+
+@pytest.mark.parametrize(
+    ("values", "keys"),
+    [
+        ({"sft": {"my-voice": RECIPE, "my_voice": RECIPE}}, "report/my-voice and report/my_voice"),
+        ({"texts": {"a.b": {"path": "a"}, "a_b": {"path": "b"}}}, "texts/a.b and texts/a_b"),
+        (
+            {"sft": {"announcer__few": RECIPE}, "evaluation": {"suites": {"few": SUITE}}},
+            "report/announcer__few and report/announcer/few",
+        ),
+    ],
+)
+def test_names_that_are_equal_in_dagster_are_rejected(values: dict[str, Any], keys: str) -> None:
+    with pytest.raises(ConfigError, match=f"the assets {keys} have the same name in Dagster"):
+        load(values)
 
 
 def test_recipes_train_on_imported_arrays() -> None:

@@ -30,7 +30,7 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Minutes become tenths of a second."""
     monkeypatch.setattr(waiting, "AGAIN_SECONDS", 0.1)
     monkeypatch.setattr(leases, "WAIT_SECONDS", 0.02)
-    monkeypatch.setattr(slurm_follower, "FIRST_LOOK", 0.02)
+    monkeypatch.setattr(slurm_follower, "FIRST_POLL", 0.02)
 
 
 class Heard:

@@ -159,6 +159,7 @@ def test_an_utterance_of_another_voice_is_flagged(
     assert set(rows["speaker"]) == {"announcer", "slow"}
     (check,) = result.get_asset_check_evaluations()
     assert not check.passed and check.severity.value == "WARN"
+    assert check.metadata["ids"].value == ["conf-invalid-slow"]
 
 
 def publish_public(config: dict[str, Any], store: ArtifactStore, instance: DagsterInstance) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tts_assets.audio_models.pitch import load_librosa
 from tts_assets.core.audio import Wave, resample
 
 RATE = 16_000
@@ -126,8 +127,7 @@ def windows(audio: Wave) -> Iterator[Wave]:
 
 def mel(window: Wave) -> NDArray[np.float32]:
     """Input features of the P.808 model: 120 mel bands in dB, scaled, float32 (frames, 120)."""
-    import librosa
-
+    librosa = load_librosa()
     power = librosa.feature.melspectrogram(
         y=window[:-160], sr=RATE, n_fft=321, hop_length=160, n_mels=120
     )

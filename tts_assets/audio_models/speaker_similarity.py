@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from tts_assets.audio_models.pitch import load_librosa
 from tts_assets.core.audio import resample
 
 RATE = 16_000
@@ -39,6 +40,7 @@ class SpeakerEncoder:
     """The pretrained GE2E encoder of ``resemblyzer``, whose package contains the weights."""
 
     def __init__(self, device: str = "cpu") -> None:
+        load_librosa()  # which resemblyzer imports
         from resemblyzer import VoiceEncoder
 
         self.encoder = VoiceEncoder(device, verbose=False)

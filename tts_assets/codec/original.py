@@ -27,6 +27,7 @@ from torch import Tensor
 from transformers import Xcodec2Config, Xcodec2Model
 
 from tts_assets.codec.config import ORIGINAL
+from tts_assets.core.artifacts import apply_umask
 
 # Names of transformers -> original names. Numbers are kept; {n+1} is one more.
 NAMES = (
@@ -217,6 +218,8 @@ def convert(checkpoint: Path, folder: Path, config: Path | None = None) -> None:
     config = config or checkpoint.with_suffix(".json")
     sizes = Xcodec2Config.from_json_file(config) if config.is_file() else Xcodec2Config()
     converted(read_original(checkpoint), sizes).save_pretrained(folder)
+    for weights in folder.glob("*.safetensors"):
+        apply_umask(weights)
 
 
 def main() -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from tts_assets.core.config import Config
 
@@ -22,6 +23,36 @@ Stage = Literal[
     "external_models",
 ]
 STAGES: tuple[Stage, ...] = get_args(Stage)
+
+
+# Control characters and the line and paragraph separators of Unicode.
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+VARIABLE = re.compile("[A-Za-z_][A-Za-z0-9_]*")
+
+
+def _one_line(value: str) -> str:
+    """``value``, which becomes part of a line of a batch script. Raises ValueError."""
+    if found := CONTROL.search(value):
+        raise ValueError(f"{value!r} has the control character {found[0]!r}: remove it")
+    return value
+
+
+def _variables(values: dict[str, str]) -> dict[str, str]:
+    """Environment variables. Raises ValueError for names and values that no shell can set."""
+    for name, value in values.items():
+        if not VARIABLE.fullmatch(name):
+            raise ValueError(
+                f"{name!r} is not a valid name of an environment variable: use letters a to z, "
+                "digits and '_', no digit first"
+            )
+        if "\0" in value:
+            raise ValueError(f"the value of {name} has the character '\\x00': remove it")
+    return values
+
+
+THREADS = "OMP_NUM_THREADS"
+Line = Annotated[str, AfterValidator(_one_line)]
+Variables = Annotated[dict[str, str], AfterValidator(_variables)]
 
 
 class Shape(Config):
@@ -41,13 +72,15 @@ class Shape(Config):
     )
     memory_gb: float | None = Field(default=None, gt=0, description="per node; ignored by torchrun")
     hours: float | None = Field(default=None, gt=0, description="time limit")
-    threads: int = Field(default=0, ge=0, description="CPU threads per rank; 0: cores / ranks")
-    environment: dict[str, str] = Field(default_factory=dict)
-    prefix: tuple[str, ...] = Field(
+    threads: int = Field(
+        default=0, ge=0, description="CPU threads per rank; 0: OMP_NUM_THREADS, or cores / ranks"
+    )
+    environment: Variables = Field(default_factory=dict)
+    prefix: tuple[Line, ...] = Field(
         default=(),
         description="command before the interpreter: ['apptainer', 'exec', '--nv', 'tts.sif']",
     )
-    python: str | None = Field(default=None, description="interpreter; unset: that of Dagster")
+    python: Line | None = Field(default=None, description="interpreter; unset: that of Dagster")
 
     def alone(self) -> Shape:
         """This shape for a program of one process without a GPU."""
@@ -57,6 +90,16 @@ class Shape(Config):
         """This shape for a program of one process, with one GPU if there are any."""
         gpus = self.gpus and 1
         return self.model_copy(update={"nodes": 1, "processes": 1, "gpus": gpus})
+
+    def rank_threads(self, cores: int, exported: str = "") -> str:
+        """The value of :data:`THREADS` for each rank on a node with ``cores``.
+
+        Configured values win over ``exported``, that of Dagster's environment.
+        """
+        configured = self.environment.get(THREADS) or (str(self.threads) if self.threads else "")
+        if not configured and self.cpus is None:
+            configured = exported
+        return configured or str(max(1, (self.cpus or cores) // self.processes))
 
     @model_validator(mode="after")
     def _check_gpus(self) -> Self:
@@ -71,18 +114,18 @@ class Shape(Config):
 class SlurmOptions(Config):
     """``[compute.slurm]``: options of batch jobs. Unset: the default of the cluster."""
 
-    account: str | None = None
-    partition: str | None = None
-    qos: str | None = None
-    constraint: str | None = None
-    modules: tuple[str, ...] = Field(default=(), description="arguments of module load")
-    options: tuple[str, ...] = Field(
+    account: Line | None = None
+    partition: Line | None = None
+    qos: Line | None = None
+    constraint: Line | None = None
+    modules: tuple[Line, ...] = Field(default=(), description="arguments of module load")
+    options: tuple[Line, ...] = Field(
         default=(), description="further options of sbatch: ['--exclusive']"
     )
-    srun_options: tuple[str, ...] = Field(
+    srun_options: tuple[Line, ...] = Field(
         default=(), description="further options of srun: ['--container-image=/images/tts.sqsh']"
     )
-    login: tuple[str, ...] = Field(
+    login: tuple[Line, ...] = Field(
         default=(),
         description="command prefix that reaches Slurm: ['ssh', '-oBatchMode=yes', 'login1']",
     )
@@ -129,6 +172,25 @@ class Compute(Shape):
             if self.launcher == "slurm" and shape.gpus is None:
                 raise ValueError("launcher = 'slurm' needs gpus: the number per node (0: none)")
         return self
+
+
+def crowded(shape: Shape, cores: int, exported: str = "") -> str:
+    """A warning if the ranks of a node have more threads in all than it has ``cores``, or "".
+
+    ``exported`` is :data:`THREADS` of Dagster's environment. Too many threads wait for each other
+    at each operation: with 16 instead of 1 for each of two ranks on two cores, training takes ten
+    times as long.
+    """
+    threads, ranks = shape.rank_threads(cores, exported), shape.processes
+    first = re.match("[0-9]+", threads)
+    if first is None or ranks * int(first[0]) <= cores:
+        return ""
+    of_environment = f" ({THREADS} is exported)" if threads == exported else ""
+    remedy = f"threads = {cores // ranks}" if ranks <= cores else f"processes = {cores}"
+    return (
+        f"{ranks} ranks with {first[0]} threads each{of_environment} exceed the {cores} cores, "
+        f"which can be ten times slower: set compute.{remedy}"
+    )
 
 
 def _ranks(gpus: int | None) -> int:

@@ -95,13 +95,16 @@ class Corpora:
         return describe_folder(folder, self.discovery)
 
 
-def check_name(name: str) -> None:
-    """Raise ConfigError if ``name`` is not valid as a partition and a folder of the storage."""
+def check_name(name: str, what: str = "corpus") -> None:
+    """Raise ConfigError if ``name`` is not valid as a partition and a folder of the storage.
+
+    ``what`` has the name: a corpus, a recipe, a suite, and so on.
+    """
     if NAME.fullmatch(name) and "..." not in name and len(name) <= LONGEST_NAME:
         return
-    better = re.sub(r"[^A-Za-z0-9_-]+", "_", name)[:LONGEST_NAME].strip("_-") or "my_corpus"
+    better = re.sub(r"[^A-Za-z0-9_-]+", "_", name)[:LONGEST_NAME].strip("_-") or f"my_{what}"
     raise ConfigError(
-        f"{name!r} is not a valid name of a corpus: use up to {LONGEST_NAME} letters a to z, "
+        f"{name!r} is not a valid name of a {what}: use up to {LONGEST_NAME} letters a to z, "
         f"digits, '_', '-' and '.', a letter or digit first; for example {better!r}"
     )
 

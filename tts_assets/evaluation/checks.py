@@ -93,9 +93,15 @@ def every_text_check(
         rows = [json.loads(line) for line in read_lines(report.path / SAMPLES_FILE)]
         scored = {(row["id"], row["seed"]) for row in rows}
         missing = [list(key) for key in sorted(asked - scored)]
+        unexpected = [list(key) for key in sorted(scored - asked)]
         return AssetCheckResult(
             passed=asked == scored and len(rows) == len(asked),
-            metadata={"asked": len(asked), "scored": len(rows), "missing": missing},
+            metadata={
+                "asked": len(asked),
+                "scored": len(rows),
+                "missing": missing,
+                "unexpected": unexpected,
+            },
         )
 
     return every_text_is_accounted_for

@@ -21,6 +21,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
 
+from tts_assets.audio_models.pitch import load_librosa
 from tts_assets.audio_models.wer import Interval, Span, match
 from tts_assets.core.audio import Wave, resample, write_speech
 from tts_assets.evaluation.results import SampleResult
@@ -144,8 +145,7 @@ def spectrogram(wave: Wave, rate: int) -> str:
 
 def mel_power(wave: Wave) -> NDArray[np.float64]:
     """Power of a clip at 16 kHz in 64 mel bands at 240 positions, (240, 64)."""
-    from librosa.filters import mel
-
+    mel = load_librosa().filters.mel
     padded = np.pad(wave.astype(np.float64), WINDOW // 2)
     starts = np.linspace(0, max(0, len(padded) - WINDOW), COLUMNS).round().astype(int)
     frames = np.stack([padded[start : start + WINDOW] for start in starts])

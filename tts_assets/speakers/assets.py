@@ -224,7 +224,10 @@ def outliers_check() -> AssetChecksDefinition:
         return AssetCheckResult(
             passed=speaker_purity.facts.outliers == 0,
             severity=AssetCheckSeverity.WARN,
-            metadata={"outliers": speaker_purity.facts.outliers},
+            metadata={
+                "outliers": speaker_purity.facts.outliers,
+                "ids": outliers(speaker_purity)["id"].head(OUTLIERS_SHOWN).to_list(),
+            },
         )
 
     return every_speaker_sounds_like_one
@@ -245,9 +248,14 @@ def describe_report(report: SpeakerReport) -> Mapping[str, Any]:
     return {"report": MetadataValue.md(text)}
 
 
+def outliers(purity: SpeakerPurity) -> pl.DataFrame:
+    """The rows of the outliers, the lowest similarity first."""
+    return pl.read_parquet(purity.path / PURITY_FILE).filter("outlier").sort("similarity", "id")
+
+
 def describe_purity(purity: SpeakerPurity) -> Mapping[str, Any]:
     """Metadata: a table of the outliers with the lowest similarities."""
-    rows = pl.read_parquet(purity.path / PURITY_FILE).filter("outlier").sort("similarity", "id")
+    rows = outliers(purity)
     columns = ("wav_path", "speaker", "similarity", "nearest", "similarity_nearest")
     lines = [
         "| utterance | speaker | similarity | nearest other | similarity |",

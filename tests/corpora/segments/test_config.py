@@ -47,7 +47,7 @@ def test_a_multilingual_model_supports_every_language() -> None:
 
 def test_a_missing_model_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ValueError, match="give the folder of a CTranslate2 model"):
+    with pytest.raises(ValueError, match="name the folder of a CTranslate2 model"):
         model_folder("no-such-model", tmp_path)
-    with pytest.raises(ValueError, match="give the folder of a CTranslate2 model"):
+    with pytest.raises(ValueError, match="name the folder of a CTranslate2 model"):
         model_folder("nobody/no-such-model", tmp_path)

@@ -41,6 +41,7 @@ from tts_assets.core.artifacts.data_kinds import (
 )
 from tts_assets.core.artifacts.files import (
     ArtifactError,
+    apply_umask,
     disk_full_named,
     fsync,
     fsync_tree,
@@ -130,6 +131,7 @@ __all__ = [
     "Texts",
     "TokenArrays",
     "TokenFacts",
+    "apply_umask",
     "code_dtype",
     "disk_full_named",
     "fsync",

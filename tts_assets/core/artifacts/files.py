@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,6 +47,33 @@ def fsync_tree(root: Path) -> None:
     fsync(root)
 
 
+def apply_umask(root: Path) -> None:
+    """Give a file, or a folder and everything below it, at least the permissions of the umask.
+
+    Some libraries write through private temporary files: safetensors leaves mode 0600 under the
+    umask 022. Permissions are only added, and symbolic links are not followed.
+    """
+    granted = 0o777 & ~_umask()
+    for path in (root, *root.rglob("*")):
+        status = path.lstat()
+        if stat.S_ISDIR(status.st_mode):
+            wanted = granted
+        elif stat.S_ISREG(status.st_mode):
+            wanted = granted & 0o666
+        else:
+            continue
+        if wanted & ~status.st_mode:
+            path.chmod(stat.S_IMODE(status.st_mode) | wanted)
+
+
+def _umask() -> int:
+    """The umask of this process. ``os.umask`` would change it, also for other threads."""
+    status = Path("/proc/self/status").read_text()
+    found = re.search(r"^Umask:\s*([0-7]+)$", status, re.MULTILINE)
+    assert found is not None, "Linux 4.7 and later show it"
+    return int(found[1], 8)
+
+
 @contextmanager
 def disk_full_named(folder: Path) -> Iterator[None]:
     """Raise :class:`ArtifactError` instead of any error that a full disk below ``folder``
@@ -78,13 +106,15 @@ def remove_asides(root: Path) -> None:
 def written_aside(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``, and rename it to ``path`` when the block succeeds.
 
-    The block creates a file or a folder at the temporary path. It is flushed before the rename. If
-    the block raises, the temporary path is removed and ``path`` is unchanged.
+    The block creates a file or a folder at the temporary path. It gets the permissions of the umask
+    and is flushed before the rename. If the block raises, the temporary path is removed and
+    ``path`` is unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_native_id()}.tmp")
     try:
         yield aside
+        apply_umask(aside)
         fsync_tree(aside) if aside.is_dir() else fsync(aside)
         if aside.is_dir() and path.is_dir():
             shutil.rmtree(path)

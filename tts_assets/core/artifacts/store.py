@@ -18,6 +18,7 @@ from pydantic import BaseModel
 
 from tts_assets.core.artifacts.files import (
     ArtifactError,
+    apply_umask,
     fsync,
     fsync_tree,
     remove_asides,
@@ -136,12 +137,14 @@ class ArtifactStore:
     def publish(self, kind: type[Handle], build: Build, result: Path, facts: object) -> Handle:
         """Write the manifest of the files below ``result``, and move the folder into place.
 
-        ``result`` must be on the file system of the store, that is below :meth:`work_folder`. If
-        another process published the same build meanwhile, its artifact is kept.
+        ``result`` must be on the file system of the store, that is below :meth:`work_folder`. Its
+        files get the permissions of the umask. If another process published the same build
+        meanwhile, its artifact is kept.
         """
         remove_asides(result)  # of an earlier attempt that was killed while it wrote a file
         manifest = _manifest(kind, build, result, facts)
         (result / MANIFEST).write_text(manifest.to_json())
+        apply_umask(result)
         fsync_tree(result)
         final = self.folder(build.asset, build.partition) / build.fingerprint
         final.parent.mkdir(parents=True, exist_ok=True)
