@@ -23,6 +23,7 @@ REFRESH, IMPORT, TRAIN_CODEC, RETRAIN = "refresh", "import_arrays", "train_codec
 ALIGN, EVALUATE, PROMOTE = "align", "evaluate", "promote"
 TRAIN_SPEAKERS, CHECK_SPEAKERS = "train_speakers", "check_speakers"
 TRAIN_FAMILIES = "train_families"
+SCRUB = "scrub"  # jobs/scrub.py: it builds nothing
 
 
 def build_jobs(settings: Settings) -> list[UnresolvedAssetJobDefinition]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from dagster import (
     ConfigurableIOManager,
     ConfigurableResource,
     DagsterEventType,
+    DagsterLogManager,
     DataVersion,
     InputContext,
     MetadataValue,
@@ -25,13 +27,16 @@ from dagster import (
 from resources.leases import locked
 from tts_assets.core.artifacts import (
     UNPARTITIONED,
+    ArtifactError,
     ArtifactStore,
     Build,
     Facts,
     Handle,
     disk_full_named,
     open_artifact,
+    verify,
 )
+from tts_assets.core.artifacts.handle import asset_name
 from tts_assets.core.tracking import keep_files
 
 # Output(data_version=...) is "beta" in Dagster 1.13. Lineage depends on it, and tests cover it.
@@ -39,6 +44,7 @@ warnings.filterwarnings("ignore", message=".*data_version.*", category=BetaWarni
 
 H = TypeVar("H", bound=Handle)
 Metadata = Mapping[str, Any]
+LOGGED_SECONDS = 2.0  # a verification that takes longer is logged
 
 
 class ArtifactStoreResource(ConfigurableResource):
@@ -84,6 +90,7 @@ class ArtifactStoreResource(ConfigurableResource):
     def _reuse(self, context: AssetExecutionContext, build: Build) -> Handle | None:
         handle = self.store.find(build)
         if handle is not None:
+            verify_logged(self.store, handle, context.log)
             context.log.info(f"{build.asset}: already built as {build.fingerprint}, nothing to do")
             self.store.select(handle)
         return handle
@@ -107,7 +114,8 @@ class ArtifactStoreResource(ConfigurableResource):
 class ArtifactIOManager(ConfigurableIOManager):
     """Loads inputs as typed handles. Outputs are published before, by the store.
 
-    An input is the artifact that the same run materialized, or else the current one. An input with
+    An input is the artifact that the same run materialized, or else the current one. Its files are
+    verified on first use. An input with
     the annotation ``dict[str, CodeArrays]`` gets all partitions of its partition mapping, one with
     ``CodeArrays`` that of its own partition.
     """
@@ -126,15 +134,31 @@ class ArtifactIOManager(ConfigurableIOManager):
         made = made_in_own_run(context)
 
         def handle(partition: str) -> Handle:
-            if partition in made:
-                return open_artifact(store.folder(asset, partition) / made[partition])
-            return store.current(asset, partition)
+            folder = store.folder(asset, partition)
+            own = made.get(partition)
+            found = open_artifact(folder / own) if own else store.current(asset, partition)
+            verify_logged(store, found, context.log)
+            return found
 
         if not context.has_asset_partitions:
             return handle(UNPARTITIONED)
         handles = {key: handle(key) for key in context.asset_partition_keys}
         wants_all = get_origin(context.dagster_type.typing_type) is dict
         return handles if wants_all else handles[context.asset_partition_key]
+
+
+def verify_logged(store: ArtifactStore, handle: Handle, log: DagsterLogManager) -> None:
+    """Verify an artifact that was not verified before, and log what that took.
+
+    Raises :class:`ArtifactError` with the asset's name and what to do.
+    """
+    started = time.monotonic()
+    try:
+        read = verify(store, handle)
+    except ArtifactError as error:
+        raise ArtifactError(f"{asset_name(handle.manifest)} is damaged: {error}") from None
+    if (seconds := time.monotonic() - started) > LOGGED_SECONDS:
+        log.info(f"verified {asset_name(handle.manifest)}: {read / 1e9:.1f} GB in {seconds:.0f} s")
 
 
 def made_in_own_run(context: InputContext) -> dict[str, str]:

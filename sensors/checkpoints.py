@@ -61,13 +61,13 @@ def build_checkpoint_sensor(recipes: Sequence[str], storage: Path) -> SensorDefi
 def newest_checkpoint(store: ArtifactStore, recipe: str) -> Checkpoint | None:
     """The current checkpoint of a recipe, if there is one."""
     link = store.folder(f"sft/{recipe}") / "current"
-    return Checkpoint.open(link.resolve()) if link.is_symlink() else None
+    return Checkpoint.open(link.resolve()) if link.exists() else None
 
 
 def served(store: ArtifactStore, recipe: str) -> str | None:
     """The content digest of the checkpoint that the current serving model was made from."""
     link = store.folder(f"serving/{recipe}") / "current"
-    if not link.is_symlink():
+    if not link.exists():
         return None
     return open_artifact(link.resolve()).manifest.inputs["checkpoint"].content
 

@@ -15,6 +15,7 @@ from dagster import (
 )
 
 from jobs.asset_jobs import build_jobs, build_schedules
+from jobs.scrub import build_scrub_job
 from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
 from resources.launcher import Launcher
 from resources.slurm import SlurmLauncher
@@ -55,7 +56,7 @@ def build_defs(settings: Settings, resources: Mapping[str, Any] | None = None) -
     return Definitions(
         assets=[complete(made, settings) for made in build_assets(settings)],
         resources={**build_resources(settings), **(resources or {})},
-        jobs=jobs,
+        jobs=[*jobs, build_scrub_job()],
         schedules=build_schedules(jobs, settings),
         sensors=[
             *build_corpora_sensors(

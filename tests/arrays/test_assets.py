@@ -21,9 +21,21 @@ from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
 from tests.arrays.conftest import Utterance, publish_shards
 from tts_assets.arrays.arrays import CodeTable
 from tts_assets.arrays.assets import build_assets
+from tts_assets.arrays.checks import check_digests
 from tts_assets.arrays.config import ArraysConfig
 from tts_assets.core.accounting import ValidationSplit
-from tts_assets.core.artifacts import ArtifactStore, Build, CodeArrays, CodecShards, Handle
+from tts_assets.core.artifacts import (
+    MANIFEST,
+    ArtifactError,
+    ArtifactStore,
+    Build,
+    CodeArrays,
+    CodecShards,
+    Handle,
+    sha256_file,
+)
+from tts_assets.core.artifacts.handle import FileEntry
+from tts_assets.core.config import digest_of
 from tts_assets.orchestration.partitions import corpus_partitions
 
 HALF = ValidationSplit(fraction=0.5)
@@ -189,25 +201,51 @@ SPOILED: list[tuple[Any, dict[str, str]]] = [
     ),
     (spoil_sample, {"samples_fit_index": "samples, but its index"}),
     (move_sample, {"samples_fit_index": "is not of split train"}),
-    (spoil_text, {}),
 ]
+
+
+@pytest.mark.usefixtures("shards")
+def test_damage_on_disk_stops_training(instance: DagsterInstance, store: ArtifactStore) -> None:
+    assert run(instance, store).success
+    spoil_text(arrays(store).path)
+    result = run(instance, store)
+    assert not result.success
+    assert not trained(result)
+    (error,) = (failure.step_failure_data.error for failure in result.get_step_failure_events())
+    assert error is not None and f"code_arrays[{CORPUS}] is damaged" in str(error)
+    assert f"materialize code_arrays[{CORPUS}] again" in str(error)
+    with pytest.raises(ArtifactError, match="has changed since it was published"):
+        check_digests(arrays(store))
 
 
 @pytest.mark.parametrize(("spoil", "said"), SPOILED)
 @pytest.mark.usefixtures("shards")
-def test_damage_on_disk_fails_its_checks_and_stops_training(
+def test_wrong_arrays_fail_their_checks_and_stop_training(
     instance: DagsterInstance, store: ArtifactStore, spoil: Any, said: dict[str, str]
 ) -> None:
+    """The manifest fits the files, as if the program had written them like this."""
     assert run(instance, store).success
     spoil(arrays(store).path)
+    sign(arrays(store))
     result = run(instance, store)
     assert not result.success
     assert not trained(result)
     problems = failed(result)
-    assert set(problems) == {*said, "files_are_unchanged"}
-    assert "has changed since it was published" in problems["files_are_unchanged"]
+    assert set(problems) == set(said)
     for check, words in said.items():
         assert words in problems[check]
+
+
+def sign(made: CodeArrays) -> None:
+    """Write the digests of the files as they are into the manifest."""
+    files = {
+        name: FileEntry(size=entry.size, sha256=sha256_file(made.path / name))
+        for name, entry in made.manifest.files.items()
+    }
+    digests = {name: entry.sha256 for name, entry in files.items()}
+    content = digest_of({"kind": made.kind, "files": digests})
+    manifest = made.manifest.model_copy(update={"files": files, "content": content})
+    (made.path / MANIFEST).write_text(manifest.to_json())
 
 
 def republish(store: ArtifactStore, source: CodeArrays, **facts: Any) -> None:

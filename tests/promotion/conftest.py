@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from tts_assets.core.artifacts import (
     Report,
     ServingModel,
 )
-from tts_assets.evaluation.results import Figure, Figures
+from tts_assets.evaluation.results import SampleResult, write_samples
 from tts_assets.promotion.config import PromotionConfig
 
 SERVING = {
@@ -32,6 +33,7 @@ SERVING = {
     "codebook_size": 4096,
 }
 FIGURES = {"wer": 0.1, "dnsmos_p808": 3.0, "speaker_similarity": 0.8}
+TEXTS = 20
 CANDIDATES = ("first", "second")
 
 
@@ -65,13 +67,15 @@ class Publisher:
         self,
         recipe: str,
         suite: str = "texts",
-        digits: float = 0.1,
+        digits: float | None = None,
         target: str = "recordings",
+        spread: Mapping[str, Sequence[float]] = MappingProxyType({}),
         **figures: float | None,
     ) -> Handle:
         """A report of the current serving model with the reference recordings ``target``.
 
-        A metric that is None could not be measured.
+        All texts have the same values, with three exceptions: a metric that is None could not be
+        measured, ``spread`` has values by text, and ``digits`` is the WER of the category digits.
         """
         asked, references = self.texts("evaluation_suite", suite), self.texts("arrays", target)
         values = {**FIGURES, **figures}
@@ -80,15 +84,13 @@ class Publisher:
         build = Build(f"report/{recipe}", inputs, {}, "1")
         result = self.store.work_folder(build) / "result"
         result.mkdir(exist_ok=True)
-        (result / "report.json").write_text(
-            json.dumps(
-                {
-                    "target": target,
-                    "total": figures_of(values),
-                    "categories": {"digits": figures_of({**values, "wer": digits})},
-                }
-            )
-        )
+        known = {name: [value] * TEXTS for name, value in values.items() if value is not None}
+        if digits is not None:
+            others = 2 * known["wer"][0] - digits  # so that the total is as asked
+            known["wer"] = [digits, others] * (TEXTS // 2)
+        known |= {name: list(numbers) for name, numbers in spread.items()}
+        write_samples(result / "samples.jsonl", samples_with(known))
+        (result / "report.json").write_text(json.dumps({"target": target}))
         facts = {"recipe": recipe, "texts": 1, "wer_by_category": {}, **values}
         return self.store.publish(Report, build, result, facts)
 
@@ -97,19 +99,29 @@ class Publisher:
         facts = {"texts": 1, "categories": {}}
         return self.publish(EvaluationSuite, asset, {}, {"suite.jsonl": text}, facts)
 
-    def candidate(self, recipe: str, weights: str, **figures: float | None) -> None:
+    def candidate(self, recipe: str, weights: str, **figures: Any) -> None:
         self.serving(recipe, weights)
         self.report(recipe, **figures)
 
 
-def figures_of(values: Mapping[str, float | None]) -> dict[str, Any]:
-    """Totals in the format of ``report.json``."""
-    metrics = {
-        name: Figure(value=value, low=value, high=value, count=1, set_aside=0)
-        for name, value in values.items()
-        if value is not None
-    }
-    return Figures(texts=1, samples=1, metrics=metrics).model_dump(mode="json")
+def samples_with(values: Mapping[str, Sequence[float]]) -> Iterator[SampleResult]:
+    """Syntheses of 10 words each; the categories alternate. ``values``: by metric and text."""
+    for number, numbers in enumerate(zip(*values.values(), strict=True)):
+        yield SampleResult(
+            id=f"text{number}",
+            category=("digits", "sentences")[number % 2],
+            text="text",
+            seed=1,
+            heard="text",
+            word_errors=0,
+            words=10,
+            character_errors=0,
+            characters=40,
+            seconds=1.0,
+            ended=True,
+            audio=None,
+            values=dict(zip(values, numbers, strict=True)),
+        )
 
 
 @pytest.fixture

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from itertools import permutations
 from pathlib import Path
 from types import MappingProxyType
 
+import numpy as np
 import pytest
 from dagster import AssetKey, DagsterInstance, materialize
 from pydantic import ValidationError
 
 from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
-from tests.promotion.conftest import Publisher
-from tts_assets.core.artifacts import MANIFEST, ArtifactError, Handle, PromotionEvent
+from tests.promotion.conftest import TEXTS, Publisher
+from tts_assets.core.artifacts import MANIFEST, ArtifactError, Handle, PromotionEvent, Report
 from tts_assets.promotion import __main__ as command
 from tts_assets.promotion import decision
 from tts_assets.promotion.assets import promoted_asset
@@ -87,9 +89,11 @@ def test_a_candidate_must_reach_all_margins(publisher: Publisher, config: Promot
     publisher.candidate("first", "a", wer=0.1)
     best(publisher, config)
     publisher.candidate("second", "b", wer=0.095)
-    assert best(publisher, config)["second"] == "wer +0.005, needed +0.01"
+    interval = "95 % interval +0.005 to +0.005, 20 texts"
+    assert best(publisher, config)["second"] == f"wer +0.005 ({interval}), needed +0.01"
     publisher.candidate("second", "c", wer=0.05, dnsmos_p808=2.8)
-    assert best(publisher, config)["second"] == "dnsmos_p808 -0.2, needed -0.1"
+    interval = "95 % interval -0.2 to -0.2, 20 texts"
+    assert best(publisher, config)["second"] == f"dnsmos_p808 -0.2 ({interval}), needed -0.1"
     assert promoted_weights(publisher) == "a"
     publisher.candidate("second", "d", wer=0.09)  # exactly the margin, apart from rounding
     best(publisher, config)
@@ -105,6 +109,54 @@ def test_a_candidate_must_reach_all_margins(publisher: Publisher, config: Promot
     ]
 
 
+def test_the_same_model_synthesized_again_is_not_promoted(
+    publisher: Publisher, config: PromotionConfig
+) -> None:
+    """Two reports of equal models differ by chance: by their totals a third of them would win."""
+    draws = np.random.default_rng(0)
+    margin = config.margins["wer"]
+    better = promoted = 0
+    for number in range(30):
+        reports = []
+        for recipe in ("first", "second"):
+            publisher.serving(recipe, f"{recipe}{number}")
+            errors = list(draws.binomial(10, 0.1, TEXTS) / 10)
+            report = publisher.report(recipe, spread={"wer": errors})
+            assert isinstance(report, Report)
+            reports.append(report)
+        gain = decision.gains_of(reports[0], reports[1], config)["wer"]
+        better += gain.value >= margin
+        promoted += not gain.problem(margin)
+    assert better >= 10
+    assert promoted <= 1
+
+
+def test_the_decision_states_its_interval(publisher: Publisher, config: PromotionConfig) -> None:
+    publisher.candidate("first", "a", wer=0.1)
+    best(publisher, config)
+    chance = [0.0] * (TEXTS - 3) + [0.4] * 3  # 0.06: better by 0.04, but three texts decide
+    publisher.candidate("second", "b", wer=0.1, spread={"wer": chance})
+    why = best(publisher, config)["second"]
+    interval = r"95 % interval -0\.0\d+ to \+0\.1, 20 texts"
+    assert re.fullmatch(rf"wer \+0\.04 \({interval}\), needed \+0\.01: may be chance", why)
+    worse = [2.8, 3.1] * (TEXTS // 2)  # a mean of 2.95, within the margin, but not for certain
+    publisher.candidate("second", "c", wer=0.05, spread={"dnsmos_p808": worse})
+    assert "needed -0.1: may be worse than that" in best(publisher, config)["second"]
+    assert promoted_weights(publisher) == "a"
+    publisher.candidate("second", "d", wer=0.05)
+    assert "gains wer +0.05 (95 % interval +0.05 to" in best(publisher, config)["second"]
+    assert promoted_weights(publisher) == "d"
+
+
+def test_few_texts_decide_nothing(publisher: Publisher, config: PromotionConfig) -> None:
+    few = {"wer": [0.1] * 9, "dnsmos_p808": [3.0] * 9, "speaker_similarity": [0.8] * 9}
+    publisher.candidate("first", "a", spread=few)
+    best(publisher, config)
+    publisher.candidate("second", "b", spread={**few, "wer": [0.0] * 9})
+    assert "an interval needs 10 texts" in best(publisher, config)["second"]
+    assert promoted_weights(publisher) == "a"
+
+
 def test_a_category_of_the_suite_can_decide(publisher: Publisher, config: PromotionConfig) -> None:
     digits = config.model_copy(update={"category": "digits"})
     publisher.candidate("first", "a")
@@ -113,7 +165,7 @@ def test_a_category_of_the_suite_can_decide(publisher: Publisher, config: Promot
     best(publisher, digits)
     assert promoted_weights(publisher) == "b"
     publisher.candidate("first", "c")
-    with pytest.raises(ArtifactError, match=r"write one of \['digits'\]"):
+    with pytest.raises(ArtifactError, match=r"write one of \['digits', 'sentences'\]"):
         best(publisher, config.model_copy(update={"category": "poems"}))
 
 
@@ -291,6 +343,37 @@ def test_the_promoted_model_survives_deletion_of_its_source(
     assert promoted_weights(publisher) == "b"
     decision.rollback(publisher.store, VOICE, "")
     assert promoted_weights(publisher) == "a"
+
+
+def test_a_damaged_candidate_is_not_promoted(publisher: Publisher, config: PromotionConfig) -> None:
+    publisher.candidate("first", "a")
+    best(publisher, config)
+    publisher.candidate("second", "b", wer=0.05)
+    (publisher.store.current("serving/second").path / "model.safetensors").write_text("c")
+    assert "materialize serving/second again" in best(publisher, config)["second"]
+    with pytest.raises(ArtifactError, match="materialize serving/second again"):
+        command.promote(publisher.store, VOICE, "second", "by hand")
+    assert promoted_weights(publisher) == "a"
+
+
+def test_a_damaged_promoted_model_is_restored_as_its_message_says(
+    publisher: Publisher, config: PromotionConfig
+) -> None:
+    """It shares its files with the serving model. Both are deleted and materialized again."""
+    promoted_in_turn(publisher, config, a=0.1, b=0.08)
+    promoted = decision.promoted_now(publisher.store, VOICE)
+    serving = publisher.store.current("serving/first")
+    assert promoted is not None
+    (serving.path / "model.safetensors").write_text("x")
+    with pytest.raises(ArtifactError, match=r"delete the folder .* materialize promoted/voice"):
+        promoted.verify()
+    shutil.rmtree(serving.path)
+    shutil.rmtree(promoted.path)
+    publisher.candidate("first", "b", wer=0.08)
+    best(publisher, config)
+    assert promoted_weights(publisher) == "b"
+    events = [handle.facts.event for handle in decision.history(publisher.store, VOICE)]
+    assert events == ["first", "promoted"]
 
 
 def test_the_history_ends_where_earlier_changes_were_deleted(

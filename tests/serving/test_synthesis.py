@@ -11,12 +11,13 @@ import soundfile
 import torch
 
 from tests.support.speaking import Speaking
+from tts_assets.core.artifacts import MANIFEST
 from tts_assets.core.audio import Clip, read_wave
 from tts_assets.corpora.config import Consent, TextConfig
 from tts_assets.serving import server, synthesize
 from tts_assets.serving.config import ServerConfig, Voice
 from tts_assets.serving.schemas import ApiError, SpeechRequest, check_request
-from tts_assets.serving.served_model import SynthesisError, SynthesisLine, read_card
+from tts_assets.serving.served_model import SynthesisError, SynthesisLine, read_card, verify_model
 from tts_assets.serving.synthesis import Synthesizer, decode
 from tts_assets.serving.vllm_engine import capacity_arguments, engine_arguments
 
@@ -202,9 +203,37 @@ def test_model_with_ended_consent_is_rejected(
     assert refused.value.status == 403
 
 
+@pytest.mark.parametrize("part", ["model", "codec"])
+def test_a_damaged_model_is_not_served(
+    speaking: Speaking,
+    tmp_path: Path,
+    part: str,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    storage = speaking.codec.path.parents[2]
+    shutil.copytree(storage, tmp_path / "storage", ignore=shutil.ignore_patterns(".*"))
+    model, codec = (
+        tmp_path / "storage" / handle.path.relative_to(storage)
+        for handle in (speaking.serving, speaking.codec)
+    )
+    verify_model(model)
+    weights = next((model if part == "model" else codec).glob("*.safetensors"))
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    message = f"{weights} has changed since it was published; delete the folder"
+    with pytest.raises(SystemExit):
+        synthesize.main(["--model", str(model), "--text", "one", "--out", str(tmp_path / "a.wav")])
+    assert message in capsys.readouterr().err
+    assert server.main(["--model", str(model)]) == server.INVALID
+    assert message in caplog.text
+
+
 def copy_with_consent(speaking: Speaking, folder: Path, until: date) -> Path:
     """The serving model with a consent in its card, beside the codec that it refers to."""
     shutil.copytree(speaking.serving.path, folder)
+    (folder / MANIFEST).unlink()  # with another card it is not the published model
     card = read_card(folder)
     consent = Consent(who="Ann Ü", purpose="tests", until=until)
     codec = Path(os.path.relpath(speaking.codec.path, folder))

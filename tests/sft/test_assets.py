@@ -145,6 +145,30 @@ def run(
 
 
 @pytest.mark.slow
+def test_a_damaged_checkpoint_is_trained_again_after_its_folder_is_deleted(
+    inputs: tuple[ArtifactStore, CodeArrays, CodecCheckpoint],
+) -> None:
+    store, _, _ = inputs
+    recipe = SftRecipe.model_validate(recipe_values(steps=2))
+    asset = sft_asset("test", recipe, Shape(processes=1, threads=1))
+    assert run(store, [asset], asset).success
+    first = store.current("sft/test")
+    weights = first.path / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    result = run(store, [asset], asset)
+    (failure,) = result.get_step_failure_events()
+    message = str(failure.step_failure_data.error)
+    assert f"delete the folder {first.path} and materialize sft/test again" in message
+    shutil.rmtree(first.path)
+    assert run(store, [asset], asset).success
+    again = store.current("sft/test")
+    again.verify()
+    assert again.content == first.content
+
+
+@pytest.mark.slow
 def test_options_of_the_launchpad_give_another_result(
     inputs: tuple[ArtifactStore, CodeArrays, CodecCheckpoint],
 ) -> None:

@@ -46,6 +46,11 @@ class RecordCache:
         with self._open() as connection:
             connection.executemany("INSERT OR IGNORE INTO records VALUES (?, ?)", rows)
 
+    def remove(self, keys: Iterable[str]) -> None:
+        """Remove the records of ``keys``, if there are any."""
+        with self._open() as connection:
+            connection.executemany("DELETE FROM records WHERE key = ?", [(key,) for key in keys])
+
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -29,6 +29,7 @@ from tts_assets.evaluation.recipes import TrainingData
 from tts_assets.evaluation.references import samples_of
 from tts_assets.evaluation.results import (
     FAILED,
+    FEWEST_TEXTS,
     REFERENCE_COLUMNS,
     SAMPLES_FILE,
     Difference,
@@ -44,8 +45,6 @@ from tts_assets.evaluation.suite import (
     known_texts,
     read_suite,
 )
-
-FEWEST_TEXTS = 10  # bootstrap intervals of fewer texts are not reliable
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ SAMPLES_FILE = "samples.jsonl"
 TEMPERATURES_FILE = "temperatures.jsonl"
 REPORT_FILE = "report.json"
 REFERENCE_COLUMNS = ("speaker_similarity", "duration_ratio")  # they depend on reference recordings
+FEWEST_TEXTS = 10  # bootstrap intervals of fewer texts are not reliable
 FAILED = "failed"  # how the reason starts if a metric raised; the exception follows
 Item = TypeVar("Item")
 

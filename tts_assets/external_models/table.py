@@ -74,7 +74,7 @@ def comparable_reports(store: ArtifactStore, name: str) -> list[Report]:
     """The reports of a recipe that are comparable with its current report."""
     asset = f"report/{name}"
     link = store.folder(asset) / "current"
-    if not link.is_symlink():
+    if not link.exists():
         return []
     current = measured(Report.open(link.resolve()))
     found = readable_reports(store, asset)

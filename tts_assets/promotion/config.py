@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, Self, get_args
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from tts_assets.core.config import Config
 
 Metric = Literal["wer", "cer", "perfect", "dnsmos_p808", "dnsmos_overall", "speaker_similarity"]
-METRICS: tuple[Metric, ...] = get_args(Metric)
-LOWER_IS_BETTER = ("wer", "cer")
+MEASURED_BY = ("words", "dnsmos", "similarity")  # the metrics with these columns
 MARGINS: Mapping[Metric, float] = {
     "wer": 0.005,
     "dnsmos_p808": -0.1,
@@ -25,7 +24,9 @@ class PromotionConfig(Config):
     The first candidate that has a report is promoted first. ``margins`` are the gains over the
     promoted model that a candidate needs, of values in ``report.json``: 0.005 requires a WER that
     is lower by half a percentage point, -0.1 allows a DNSMOS that is lower by 0.1. A candidate must
-    reach all margins.
+    reach all margins, and not by chance: the 95 % interval of the paired difference over the texts
+    of both reports must exclude a loss where a gain is required, and lie within the margin where a
+    decline is allowed.
     """
 
     candidates: tuple[str, ...] = Field(min_length=1, description="recipes with a serving model")

@@ -9,7 +9,6 @@ links, which need no space: the promoted model stays complete if ``serving/<reci
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -31,11 +30,20 @@ from tts_assets.core.artifacts import (
     Report,
     ServingModel,
     readable,
+    verify,
 )
 from tts_assets.core.config import canonical_json, digest_of
 from tts_assets.evaluation.history import readable_reports
-from tts_assets.evaluation.results import REFERENCE_COLUMNS, REPORT_FILE, same_references
-from tts_assets.promotion.config import LOWER_IS_BETTER, METRICS, PromotionConfig
+from tts_assets.evaluation.metrics.metric import Column, load
+from tts_assets.evaluation.results import (
+    FEWEST_TEXTS,
+    REFERENCE_COLUMNS,
+    SampleResult,
+    difference,
+    read_samples,
+    same_references,
+)
+from tts_assets.promotion.config import MEASURED_BY, PromotionConfig
 
 CODE_VERSION = "1"
 CARD_FILE = "promotion.json"
@@ -128,6 +136,7 @@ def candidate_of(store: ArtifactStore, recipe: str, failed: FailedChecks) -> Can
     """The current serving model of a recipe with its reports, or why it is no candidate."""
     try:
         model = store.current(f"serving/{recipe}")
+        verify(store, model)
         newest = store.current(f"report/{recipe}")
     except ArtifactError as error:
         return str(error)
@@ -202,42 +211,99 @@ def decide(
         why = "the promoted model was evaluated with other texts or code: not comparable"
         return CandidateDecision(recipe, False, why, {})
     report = reports[candidate.newest]
-    before = figures(report, config.category)
-    after = figures(candidate.report, config.category)
     margins = config.gains_needed
-    if missing := sorted(name for name in margins if name not in before or name not in after):
+    found = gains_of(report, candidate.report, config)
+    if missing := sorted(margins.keys() - found.keys()):
         why = f"{', '.join(missing)} could not be measured of both: not comparable"
         return CandidateDecision(recipe, False, why, {})
     incomparable = with_other_references(report, candidate.report, margins)
     omitted = f"{', '.join(incomparable)} not compared: {OTHER_RECORDINGS}" if incomparable else ""
     if margins.keys() == set(incomparable):
         return CandidateDecision(recipe, False, omitted, {})
-    compared = {name: gain for name, gain in margins.items() if name not in incomparable}
-    gains = gains_of(before, after, compared)
-    missed = [
-        f"{name} {gain:+.4g}, needed {margins[name]:+.4g}"
-        for name, gain in gains.items()
-        if gain < margins[name]
-    ]
-    reached = "gains " + ", ".join(f"{name} {gain:+.4g}" for name, gain in gains.items())
+    compared = {name: gain for name, gain in found.items() if name not in incomparable}
+    problems = {name: gain.problem(margins[name]) for name, gain in compared.items()}
+    missed = [f"{compared[name]}{problem}" for name, problem in problems.items() if problem]
+    reached = "gains " + ", ".join(map(str, compared.values()))
     why = "; ".join(filter(None, [*(missed or [reached]), omitted]))
-    return CandidateDecision(recipe, not missed, why, gains)
+    return CandidateDecision(
+        recipe, not missed, why, {name: gain.value for name, gain in compared.items()}
+    )
 
 
-def figures(report: Report, category: str) -> dict[str, float]:
-    """The metrics of a report: of one category of the suite, or of all texts.
+@dataclass(frozen=True)
+class Gain:
+    """The gain of a candidate in one metric; positive is better for every metric.
+
+    ``low`` and ``high`` bound the 95 % interval of the paired difference over the ``texts`` that
+    both reports have. Values are rounded to 1e-6, so that rounding errors do not decide about a
+    gain that equals its margin.
+    """
+
+    metric: str
+    value: float
+    low: float
+    high: float
+    texts: int
+
+    def __str__(self) -> str:
+        interval = f"95 % interval {self.low:+.4g} to {self.high:+.4g}, {self.texts} texts"
+        return f"{self.metric} {self.value:+.4g} ({interval})"
+
+    def problem(self, margin: float) -> str:
+        """Why this gain does not reach ``margin``; empty if it does.
+
+        A demanded gain must reach the margin, and its interval must exclude no gain: of two equal
+        models at most one in forty is better by chance. The interval of a permitted decline must
+        lie within the margin.
+        """
+        if self.texts < FEWEST_TEXTS:
+            return f": an interval needs {FEWEST_TEXTS} texts"
+        if self.value < margin:
+            return f", needed {margin:+.4g}"
+        if margin > 0 and self.low <= 0:
+            return f", needed {margin:+.4g}: may be chance"
+        if margin <= 0 and self.low < margin:
+            return f", needed {margin:+.4g}: may be worse than that"
+        return ""
+
+
+def gains_of(before: Report, after: Report, config: PromotionConfig) -> dict[str, Gain]:
+    """The gains in the metrics of the margins that were measured of both reports.
+
+    The difference is paired over the texts of one category of the suite, or over all texts. Raises
+    :class:`ArtifactError` for an unknown category.
+    """
+    baseline, candidate = (samples_of(report, config.category) for report in (before, after))
+    columns = columns_by_name()
+    gains = {}
+    for name in config.margins:
+        change = difference(baseline, candidate, columns[name])
+        if change is not None:
+            value, low, high = change.difference, change.low, change.high
+            if columns[name].better == "low":
+                value, low, high = -value, -high, -low
+            gains[str(name)] = Gain(name, value, low, high, change.texts)
+    return gains
+
+
+def columns_by_name() -> dict[str, Column]:
+    """The columns of the metrics that margins may name."""
+    return {column.name: column for metric in MEASURED_BY for column in load(metric).columns}
+
+
+def samples_of(report: Report, category: str) -> list[SampleResult]:
+    """The syntheses of the main figures of a report: of one category of the suite, or all.
 
     Raises :class:`ArtifactError` for an unknown category.
     """
-    content = json.loads((report.path / REPORT_FILE).read_text())
-    categories = content["categories"]
+    samples = [sample for sample in read_samples(report.path) if sample.temperature is None]
+    categories = {sample.category for sample in samples}
     if category and category not in categories:
         raise ArtifactError(
             f"{report.asset} has no category {category!r}: write one of {sorted(categories)} into "
             "[promotion], or leave category out"
         )
-    found = (categories[category] if category else content["total"])["metrics"]
-    return {name: found[name]["value"] for name in METRICS if name in found}
+    return [sample for sample in samples if category in ("", sample.category)]
 
 
 def with_other_references(before: Report, after: Report, margins: Figures) -> list[str]:
@@ -249,17 +315,6 @@ def with_other_references(before: Report, after: Report, margins: Figures) -> li
     if same_references([before.path, after.path]):
         return []
     return [name for name in margins if name in REFERENCE_COLUMNS]
-
-
-def gains_of(before: Figures, after: Figures, margins: Figures) -> dict[str, float]:
-    """The gains in the metrics of ``margins``; positive is better.
-
-    Rounded to 1e-9, so that rounding errors do not decide about a gain that equals its margin.
-    """
-    return {
-        name: round((after[name] - before[name]) * (-1 if name in LOWER_IS_BETTER else 1), 9)
-        for name in margins
-    }
 
 
 def winner(decisions: Sequence[CandidateDecision], config: PromotionConfig) -> str | None:
@@ -284,12 +339,19 @@ def locked(store: ArtifactStore, voice: str) -> Iterator[None]:
 
 
 def promoted_now(store: ArtifactStore, voice: str) -> Promoted | None:
-    """The promoted model; None before the first promotion."""
-    if not (store.folder(asset_name(voice)) / "current").is_symlink():
-        return None
-    handle = store.current(asset_name(voice))
-    assert isinstance(handle, Promoted)
-    return handle
+    """The promoted model; None before the first promotion.
+
+    If its folder was deleted because it was damaged, the latest promotion that is left counts.
+    """
+    if (store.folder(asset_name(voice)) / "current").exists():
+        handle = store.current(asset_name(voice))
+        assert isinstance(handle, Promoted)
+        return handle
+    left = [readable(folder) for folder in store.published(asset_name(voice))]
+    kept = [handle for handle in left if isinstance(handle, Promoted)]
+    followed = {handle.facts.previous for handle in kept}
+    last = [handle for handle in kept if handle.manifest.fingerprint not in followed]
+    return max(last, key=lambda handle: handle.facts.when, default=None)
 
 
 def history(store: ArtifactStore, voice: str) -> list[Promoted]:
@@ -318,7 +380,11 @@ def switch(
     why: str,
     report: Report | None = None,
 ) -> Promoted:
-    """Make ``model`` the promoted model. The caller holds :func:`locked`."""
+    """Make ``model`` the promoted model. The caller holds :func:`locked`.
+
+    Raises :class:`ArtifactError` if its files are damaged.
+    """
+    verify(store, model)
     before = promoted_now(store, voice)
     content = model.facts.model if isinstance(model, Promoted) else model.content
     previous = before.manifest.fingerprint if before else None

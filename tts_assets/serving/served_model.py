@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from tts_assets.codec.model import Codec
-from tts_assets.core.artifacts import CodecCheckpoint, CodecDecoder
+from tts_assets.core.artifacts import MANIFEST, CodecCheckpoint, CodecDecoder, verify_folder
 from tts_assets.corpora.normalizer import Normalizer, user_cache
 from tts_assets.serving.audio_formats import provenance
 from tts_assets.serving.config import SERVING_FILE, ServingCard, Voice
@@ -276,6 +276,22 @@ def read_card(folder: Path) -> ServingCard:
             "serving/<recipe> and use its folder"
         )
     return ServingCard.from_json(folder / SERVING_FILE)
+
+
+def verify_model(folder: Path) -> ServingCard:
+    """Verify the files of a serving model, its codec and its decoder; returns its card.
+
+    A folder without a manifest was not published and is not verified. Raises
+    :class:`SynthesisError` for another folder, :class:`ArtifactError` for damaged files.
+    """
+    card = read_card(folder)
+    parts = [folder, folder / card.codec_path]
+    if card.decoder_path is not None:
+        parts.append(folder / card.decoder_path)
+    for part in parts:
+        if (part.resolve() / MANIFEST).is_file():
+            verify_folder(part)
+    return card
 
 
 def open_codec(folder: Path, card: ServingCard, device: str) -> Codec:

@@ -25,7 +25,7 @@ from tts_assets.serving.api import build_app
 from tts_assets.serving.audio_formats import require_consents
 from tts_assets.serving.config import ServerConfig
 from tts_assets.serving.limits import MAX_HEADER_BYTES, bounded_protocol
-from tts_assets.serving.served_model import read_card
+from tts_assets.serving.served_model import verify_model
 
 KEY_VARIABLE = "TTS_API_KEY"
 GRACE_SECONDS = 20
@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     key = os.environ.pop(KEY_VARIABLE, "")  # removed: the engine's processes must not see it
     try:
         config = ServerConfig.parse(given, "command line")
-        require_consents(read_card(model))
+        require_consents(verify_model(model))
     except (ConfigError, ArtifactError) as error:
         log.error("%s", error)
         return INVALID

@@ -30,6 +30,7 @@ from tts_assets.core.audio import BrokenAudio, read_wave, write_speech
 from tts_assets.core.config import ConfigError
 from tts_assets.serving.audio_formats import pcm16, require_consents
 from tts_assets.serving.config import ServerConfig, Voice
+from tts_assets.serving.served_model import verify_model
 from tts_assets.serving.streaming import Fault
 from tts_assets.serving.synthesis import (
     ServedModel,
@@ -37,7 +38,6 @@ from tts_assets.serving.synthesis import (
     SynthesisError,
     SynthesisLine,
     Synthesizer,
-    read_card,
 )
 from tts_assets.serving.voices import make_voice
 from tts_assets.speechlm.config import SamplingConfig
@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = build_parser()
     options = parser.parse_args(argv)
     try:
-        require_consents(read_card(options.model))
+        require_consents(verify_model(options.model))
         given = {name: value for name in CAPACITY if (value := getattr(options, name)) is not None}
         if given and options.backend != "vllm":
             raise SynthesisError("--gpu-memory and --max-model-len need --backend vllm")

@@ -14,6 +14,7 @@ from tts_assets.core.artifacts import (
     CodecCheckpoint,
     Texts,
     TokenArrays,
+    verify,
 )
 from tts_assets.core.compute import Shape
 from tts_assets.core.notebook import NOTEBOOK_FILE
@@ -159,9 +160,10 @@ def find_tokens(store: ArtifactStore, arrays: Mapping[str, CodeArrays]) -> dict[
     found = {}
     for corpus, handle in arrays.items():
         link = store.folder("token_arrays", corpus) / "current"
-        if link.is_symlink():
+        if link.exists():
             tokens = TokenArrays.open(link.resolve())
             if made_from(tokens, handle):
+                verify(store, tokens)
                 found[corpus] = tokens
     return found
 

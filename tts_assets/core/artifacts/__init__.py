@@ -11,7 +11,8 @@ An artifact is a folder ``root/<asset>/<partition>/<fingerprint>/`` with a ``man
 Files are written to a work folder on the same file system, digested, flushed with fsync, and moved
 into place with one rename. The link ``current`` is then replaced by another rename. A process that
 is killed at any time leaves the old or the new artifact, never a part. Opening an artifact whose
-files differ in size from its manifest raises :class:`ArtifactError`.
+files differ in size from its manifest raises :class:`ArtifactError`. Before an artifact is used or
+reused for the first time, the digests of its files are verified (``verification.py``).
 """
 
 from tts_assets.core.artifacts.data_kinds import (
@@ -80,6 +81,7 @@ from tts_assets.core.artifacts.store import (
     ArtifactStore,
     Build,
 )
+from tts_assets.core.artifacts.verification import verify, verify_folder
 
 __all__ = [
     "CODE_TYPES",
@@ -137,5 +139,7 @@ __all__ = [
     "open_artifact",
     "readable",
     "sha256_file",
+    "verify",
+    "verify_folder",
     "written_aside",
 ]

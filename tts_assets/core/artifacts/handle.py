@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from tts_assets.core.artifacts.files import ArtifactError, sha256_file
-from tts_assets.core.config import Config
+from tts_assets.core.config import Config, digest_of
 
 MANIFEST = "manifest.json"
+UNPARTITIONED = "all"
+THREADS = 4  # files that are read at once; SHA-256 releases the GIL
+MOST_PROBLEMS = 10  # in one message
+IGNORED = ".nfs"  # NFS clients rename a file that is deleted while it is open
 
 
 class FileEntry(Config):
@@ -82,6 +90,11 @@ class Handle:
         """The partition key; ``all`` for an asset without partitions."""
         return self.manifest.partition
 
+    @property
+    def remedy(self) -> str:
+        """What to do if the files of this artifact are damaged."""
+        return remedy(self.path, self.manifest)
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.asset}[{self.partition}] {self.content[:12]})"
 
@@ -106,13 +119,13 @@ class Handle:
         return handle
 
     def verify(self) -> None:
-        """Compare the SHA-256 of every file with the manifest; raises :class:`ArtifactError`."""
-        for name, entry in self.manifest.files.items():
-            if sha256_file(self.path / name) != entry.sha256:
-                raise ArtifactError(
-                    f"{self.path / name} has changed since it was published; delete the folder "
-                    f"{self.path} and materialize {self.asset} again"
-                )
+        """Compare the SHA-256 of every file with the manifest, and look for files that were added.
+
+        Reads every byte; ``verification.verify`` remembers the result. Raises
+        :class:`ArtifactError` with all problems and what to do.
+        """
+        if problems := find_problems(self):
+            raise ArtifactError(described(problems))
 
 
 def readable(path: Path) -> Handle | None:
@@ -142,7 +155,63 @@ def open_artifact(path: Path) -> Handle:
         file = path / name
         if not file.is_file() or file.stat().st_size != entry.size:
             state = "is missing" if not file.is_file() else "has another size than recorded"
-            raise ArtifactError(
-                f"{file} {state}; delete the folder {path} and materialize {manifest.asset} again"
-            )
+            raise ArtifactError(f"{file} {state}; {remedy(path, manifest)}")
     return Handle.registry[manifest.kind](path, manifest)
+
+
+def remedy(path: Path, manifest: Manifest) -> str:
+    """What to do if the files of the artifact at ``path`` are damaged."""
+    return f"delete the folder {path} and materialize {asset_name(manifest)} again"
+
+
+def asset_name(source: Manifest | InputRef) -> str:
+    """The asset of an artifact, with its partition in brackets if there is one."""
+    partitioned = source.partition != UNPARTITIONED
+    return f"{source.asset}[{source.partition}]" if partitioned else source.asset
+
+
+def find_problems(handle: Handle, remedy: str = "") -> list[str]:
+    """All problems of an artifact, with what to do; empty if it is as it was published.
+
+    ``remedy`` replaces that of the artifact. Reads every byte. Files that are not in the manifest
+    are problems, too.
+    """
+    files, remedy = handle.manifest.files, remedy or handle.remedy
+    with ThreadPoolExecutor(THREADS) as pool:
+        damaged = chain.from_iterable(
+            pool.map(lambda item: file_problem(handle.path / item[0], item[1]), files.items())
+        )
+        problems = [f"{problem}; {remedy}" for problem in damaged]
+    digests = {name: entry.sha256 for name, entry in files.items()}
+    if digest_of({"kind": handle.kind, "files": digests}) != handle.content:
+        problems.append(f"{handle.path / MANIFEST} has changed; {remedy}")
+    return problems + [
+        f"{handle.path / name} was added to {handle.asset} after it was published; delete this file"
+        for name in sorted(set(names_below(handle.path)) - {MANIFEST, *files})
+    ]
+
+
+def file_problem(path: Path, entry: FileEntry) -> Iterator[str]:
+    """Yield what is wrong with a file, if anything is."""
+    try:
+        if sha256_file(path) != entry.sha256:
+            yield f"{path} has changed since it was published"
+    except OSError as error:
+        yield f"{path} cannot be read ({error.strerror})"
+
+
+def described(problems: list[str]) -> str:
+    """All problems as one message; the first :data:`MOST_PROBLEMS`."""
+    left = len(problems) - MOST_PROBLEMS
+    more = [f"and {left} more problems"] if left > 0 else []
+    return "\n".join([*problems[:MOST_PROBLEMS], *more])
+
+
+def names_below(folder: Path) -> Iterator[str]:
+    """Relative paths of all files and links to folders below ``folder``."""
+    for parent, folders, files in os.walk(folder):
+        here = Path(parent)
+        links = (name for name in folders if (here / name).is_symlink())
+        for name in chain(files, links):
+            if not name.startswith(IGNORED):
+                yield str((here / name).relative_to(folder))

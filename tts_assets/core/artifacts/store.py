@@ -26,6 +26,7 @@ from tts_assets.core.artifacts.files import (
 )
 from tts_assets.core.artifacts.handle import (
     MANIFEST,
+    UNPARTITIONED,
     Facts,
     FileEntry,
     Handle,
@@ -35,7 +36,6 @@ from tts_assets.core.artifacts.handle import (
 )
 from tts_assets.core.config import canonical_json, digest_of
 
-UNPARTITIONED = "all"
 FINGERPRINT_DIGITS = 20  # 80 bits: among a million artifacts, P(collision) < 1e-12
 FINGERPRINT = re.compile(rf"[0-9a-f]{{{FINGERPRINT_DIGITS}}}")
 RECORDED_LIBRARIES = (
@@ -113,8 +113,12 @@ class ArtifactStore:
     def current(self, asset: str, partition: str = UNPARTITIONED) -> Handle:
         """The artifact published or reused last. Raises :class:`ArtifactError` if there is none."""
         link = self.folder(asset, partition) / "current"
-        if not link.is_symlink():
+        if not link.exists():
             where = asset if partition == UNPARTITIONED else f"{asset}[{partition}]"
+            if link.is_symlink():
+                raise ArtifactError(
+                    f"the current version of {where} was deleted: materialize {where} again"
+                )
             raise ArtifactError(f"{where} has not been materialized yet: materialize it first")
         return open_artifact(link.resolve())
 
