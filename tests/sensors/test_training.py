@@ -43,7 +43,7 @@ def two_voices(folder: Path, clips: Path) -> Settings:
         f'[codec]\nshard_samples = 5\ncheckpoint = "{ROOT / "codecs/announcer-16khz"}"\n'
         "[serving]\nsampling = { min_tokens = 5, max_tokens = 40 }\ncheck_tokens = 4\n"
         "check_vllm = false\n"
-        '[evaluation]\nsuite = "suite.jsonl"\nreferences = 1\n'
+        '[evaluation]\nsuite = "suite.jsonl"\nreference_clips = 1\n'
         f'[promotion.voice]\ncandidates = ["{SPOKEN}", "{OTHER}"]\n'
         + RECIPE.format(SPOKEN)
         + RECIPE.format(OTHER)
