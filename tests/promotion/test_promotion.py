@@ -20,6 +20,7 @@ from tests.promotion.conftest import TEXTS, Publisher
 from tts_assets.core.artifacts import MANIFEST, ArtifactError, Handle, PromotionEvent, Report
 from tts_assets.promotion import __main__ as command
 from tts_assets.promotion import decision
+from tts_assets.promotion import history as records
 from tts_assets.promotion.assets import promoted_asset
 from tts_assets.promotion.config import PromotionConfig
 
@@ -27,7 +28,7 @@ VOICE = "voice"
 
 
 def promoted_weights(publisher: Publisher) -> str:
-    handle = decision.promoted_now(publisher.store, VOICE)
+    handle = records.promoted_now(publisher.store, VOICE)
     assert handle is not None
     handle.verify()
     return (handle.path / "model.safetensors").read_text()
@@ -54,9 +55,9 @@ def promoted_in_turn(publisher: Publisher, config: PromotionConfig, **models: fl
 
 def switch_again(publisher: Publisher, event: PromotionEvent = "by hand") -> None:
     """Switch to the model that is already promoted."""
-    promoted = decision.promoted_now(publisher.store, VOICE)
+    promoted = records.promoted_now(publisher.store, VOICE)
     assert promoted is not None
-    decision.switch(publisher.store, VOICE, promoted, promoted.facts.recipe, event, "again")
+    records.switch(publisher.store, VOICE, promoted, promoted.facts.recipe, event, "again")
 
 
 @pytest.fixture
@@ -102,7 +103,7 @@ def test_a_candidate_must_reach_all_margins(publisher: Publisher, config: Promot
     publisher.candidate("second", "f", wer=0.06)
     best(publisher, config)
     assert promoted_weights(publisher) == "f"
-    assert [handle.facts.event for handle in decision.history(publisher.store, VOICE)] == [
+    assert [handle.facts.event for handle in records.history(publisher.store, VOICE)] == [
         "first",
         "promoted",
         "promoted",
@@ -172,9 +173,9 @@ def test_a_category_of_the_suite_can_decide(publisher: Publisher, config: Promot
 def test_nothing_new_changes_nothing(publisher: Publisher, config: PromotionConfig) -> None:
     publisher.candidate("first", "a")
     best(publisher, config)
-    before = decision.promoted_now(publisher.store, VOICE)
+    before = records.promoted_now(publisher.store, VOICE)
     best(publisher, config)
-    after = decision.promoted_now(publisher.store, VOICE)
+    after = records.promoted_now(publisher.store, VOICE)
     assert before is not None and after is not None and before.path == after.path
 
 
@@ -280,17 +281,17 @@ def test_rollback_restores_the_previous_model(
     publisher: Publisher, config: PromotionConfig
 ) -> None:
     promoted_in_turn(publisher, config, a=0.1, b=0.08, c=0.06)
-    decision.rollback(publisher.store, VOICE, "clicks")
+    records.rollback(publisher.store, VOICE, "clicks")
     assert promoted_weights(publisher) == "b"
     assert "was rolled back" in best(publisher, config)["first"]
-    decision.rollback(publisher.store, VOICE, "clicks, too")
+    records.rollback(publisher.store, VOICE, "clicks, too")
     assert promoted_weights(publisher) == "a"
     with pytest.raises(ArtifactError, match="no other model was promoted for voice before"):
-        decision.rollback(publisher.store, VOICE, "again")
+        records.rollback(publisher.store, VOICE, "again")
     publisher.candidate("first", "d", wer=0.05)
     best(publisher, config)
     assert promoted_weights(publisher) == "d"
-    assert "clicks" in decision.describe_history(decision.history(publisher.store, VOICE))
+    assert "clicks" in records.describe_history(records.history(publisher.store, VOICE))
 
 
 def test_rollback_of_a_model_that_was_promoted_several_times(
@@ -299,12 +300,12 @@ def test_rollback_of_a_model_that_was_promoted_several_times(
     promoted_in_turn(publisher, config, a=0.1)
     switch_again(publisher)
     with pytest.raises(ArtifactError, match="no other model was promoted for voice before"):
-        decision.rollback(publisher.store, VOICE, "clicks")
+        records.rollback(publisher.store, VOICE, "clicks")
     promoted_in_turn(publisher, config, b=0.08, c=0.06)
     switch_again(publisher)
-    decision.rollback(publisher.store, VOICE, "clicks")
+    records.rollback(publisher.store, VOICE, "clicks")
     assert promoted_weights(publisher) == "b"
-    decision.rollback(publisher.store, VOICE, "clicks, too")
+    records.rollback(publisher.store, VOICE, "clicks, too")
     assert promoted_weights(publisher) == "a"
 
 
@@ -315,7 +316,7 @@ def test_rollback_after_a_rollback_to_the_same_model(
     promoted_in_turn(publisher, config, a=0.1, b=0.08)
     switch_again(publisher)
     switch_again(publisher, "rolled back")
-    decision.rollback(publisher.store, VOICE, "clicks")
+    records.rollback(publisher.store, VOICE, "clicks")
     assert promoted_weights(publisher) == "a"
     assert "was rolled back" in best(publisher, config)["first"]
 
@@ -324,10 +325,10 @@ def test_promoting_the_promoted_model_changes_nothing(
     command_line: Publisher, config: PromotionConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
     promoted_in_turn(command_line, config, a=0.1, b=0.08)
-    before = decision.describe_history(decision.history(command_line.store, VOICE))
+    before = records.describe_history(records.history(command_line.store, VOICE))
     assert command.main(["promote", VOICE, "first"]) == 0
     assert "the model of first is already promoted" in capsys.readouterr().out
-    assert decision.describe_history(decision.history(command_line.store, VOICE)) == before
+    assert records.describe_history(records.history(command_line.store, VOICE)) == before
     assert command.main(["rollback", VOICE]) == 0
     assert promoted_weights(command_line) == "a"
 
@@ -341,7 +342,7 @@ def test_the_promoted_model_survives_deletion_of_its_source(
     best(publisher, config)
     shutil.rmtree(publisher.store.root / "serving")
     assert promoted_weights(publisher) == "b"
-    decision.rollback(publisher.store, VOICE, "")
+    records.rollback(publisher.store, VOICE, "")
     assert promoted_weights(publisher) == "a"
 
 
@@ -361,7 +362,7 @@ def test_a_damaged_promoted_model_is_restored_as_its_message_says(
 ) -> None:
     """It shares its files with the serving model. Both are deleted and materialized again."""
     promoted_in_turn(publisher, config, a=0.1, b=0.08)
-    promoted = decision.promoted_now(publisher.store, VOICE)
+    promoted = records.promoted_now(publisher.store, VOICE)
     serving = publisher.store.current("serving/first")
     assert promoted is not None
     (serving.path / "model.safetensors").write_text("x")
@@ -372,7 +373,7 @@ def test_a_damaged_promoted_model_is_restored_as_its_message_says(
     publisher.candidate("first", "b", wer=0.08)
     best(publisher, config)
     assert promoted_weights(publisher) == "b"
-    events = [handle.facts.event for handle in decision.history(publisher.store, VOICE)]
+    events = [handle.facts.event for handle in records.history(publisher.store, VOICE)]
     assert events == ["first", "promoted"]
 
 
@@ -380,16 +381,16 @@ def test_the_history_ends_where_earlier_changes_were_deleted(
     publisher: Publisher, config: PromotionConfig
 ) -> None:
     promoted_in_turn(publisher, config, a=0.1, b=0.08, c=0.06, d=0.04)
-    chain = decision.history(publisher.store, VOICE)
-    assert "no longer stored" not in decision.describe_history(chain)
+    chain = records.history(publisher.store, VOICE)
+    assert "no longer stored" not in records.describe_history(chain)
     shutil.rmtree(chain[1].path)
-    left = decision.history(publisher.store, VOICE)
+    left = records.history(publisher.store, VOICE)
     assert [handle.path for handle in left] == [handle.path for handle in chain[2:]]
-    assert "earlier changes are no longer stored" in decision.describe_history(left)
-    decision.rollback(publisher.store, VOICE, "clicks")
+    assert "earlier changes are no longer stored" in records.describe_history(left)
+    records.rollback(publisher.store, VOICE, "clicks")
     assert promoted_weights(publisher) == "c"
     with pytest.raises(ArtifactError, match="no longer stored"):
-        decision.rollback(publisher.store, VOICE, "clicks, too")
+        records.rollback(publisher.store, VOICE, "clicks, too")
     publisher.candidate("first", "e", wer=0.02)
     best(publisher, config)
     assert promoted_weights(publisher) == "e"
@@ -397,14 +398,14 @@ def test_the_history_ends_where_earlier_changes_were_deleted(
 
 def test_a_rolled_back_model_may_be_deleted(publisher: Publisher, config: PromotionConfig) -> None:
     promoted_in_turn(publisher, config, a=0.1, b=0.08)
-    decision.rollback(publisher.store, VOICE, "clicks")
-    shutil.rmtree(decision.history(publisher.store, VOICE)[1].path)
+    records.rollback(publisher.store, VOICE, "clicks")
+    shutil.rmtree(records.history(publisher.store, VOICE)[1].path)
     with pytest.raises(ArtifactError, match="no longer stored"):
-        decision.rollback(publisher.store, VOICE, "again")
+        records.rollback(publisher.store, VOICE, "again")
     assert "was rolled back" in best(publisher, config)["first"]
     publisher.candidate("first", "c", wer=0.01)
     best(publisher, config)
-    decision.rollback(publisher.store, VOICE, "clicks, too")
+    records.rollback(publisher.store, VOICE, "clicks, too")
     assert promoted_weights(publisher) == "a"
 
 

@@ -289,7 +289,7 @@ SECOND = np.arange(3 * 16_000) / 16_000
         (np.random.default_rng(0).normal(0, 0.1, 48_000), "0.0 s of speech"),
         (0.3 * np.sin(2 * np.pi * 440 * SECOND), "0.0 s of speech"),
         (0.3 * np.sin(2 * np.pi * (100 + 200 * SECOND) * SECOND), "0.0 s of speech"),
-        (np.zeros(48_000), "mostly silence"),
+        (np.zeros(48_000), "silence"),
         (9000 * np.sin(2 * np.pi * 440 * SECOND), "peak"),
     ],
     ids=["noise", "tone", "sweep", "silence", "int16 scale"],

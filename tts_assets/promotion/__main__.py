@@ -14,7 +14,7 @@ import sys
 
 from tts_assets.core.artifacts import ArtifactError, ArtifactStore, Promoted, ServingModel
 from tts_assets.core.config import ConfigError
-from tts_assets.promotion.decision import (
+from tts_assets.promotion.history import (
     describe_history,
     history,
     locked,

@@ -27,14 +27,13 @@ from dagster import (
 from resources.artifact_store import ArtifactStoreResource, standard_metadata
 from tts_assets.core.artifacts import ArtifactStore, Handle, Promoted
 from tts_assets.promotion.config import PromotionConfig
-from tts_assets.promotion.decision import (
+from tts_assets.promotion.decision import describe_decisions, promote_best
+from tts_assets.promotion.history import (
     CODE_VERSION,
     asset_name,
-    describe_decisions,
     describe_history,
     history,
     locked,
-    promote_best,
     promoted_now,
 )
 
