@@ -20,6 +20,7 @@ from tts_assets.core.accounting import read_set_aside
 from tts_assets.core.artifacts import (
     ArtifactStore,
     Build,
+    CorpusFacts,
     Handle,
     RawCorpus,
     SampleFacts,
@@ -71,7 +72,7 @@ def publish_segments(store: ArtifactStore, index: Path) -> None:
     result.mkdir()
     for name in ("utterances.parquet", "set_aside.jsonl"):
         shutil.copyfile(index / name, result / name)
-    facts = raw.facts.model_dump(exclude={"entries"})
+    facts = raw.facts.model_dump(include=set(CorpusFacts.model_fields))
     store.publish(SpeechSegments, build, result, facts | {"recordings": 0, "recorded_hours": 0.0})
 
 
