@@ -39,7 +39,7 @@ from tts_assets.core.artifacts import (
 from tts_assets.core.compute import Shape
 from tts_assets.core.notebook import NOTEBOOK_FILE
 from tts_assets.core.plots import histogram
-from tts_assets.corpora.config import FilterConfig, MeasureProgram, TextConfig
+from tts_assets.corpora.config import CorpusConfig, FilterConfig, MeasureProgram, TextConfig
 from tts_assets.corpora.describe import (
     count_lines,
     durations,
@@ -62,6 +62,7 @@ from tts_assets.corpora.index import (
 from tts_assets.corpora.samples import ABOUT_SAMPLES, FIELDS, SCHEMA
 from tts_assets.corpora.segments.config import CODE_VERSION, SegmentProgram
 from tts_assets.corpora.segments.result import CARD_FILE, account, pass_through, source_digests
+from tts_assets.corpora.synthesis import is_complete, synthesis_program
 from tts_assets.corpora.watch import Scan, Seen, survey
 from tts_assets.orchestration.checks import column_schema
 from tts_assets.orchestration.conditions import follow_data
@@ -72,6 +73,7 @@ from tts_assets.orchestration.program_asset import Plan, Request, artifact_asset
 INDEX_VERSION = "4"
 FILTER_VERSION = "4"
 MEASURE = "tts_assets.corpora.quality"
+SYNTHESIZE = "tts_assets.corpora.synthesis"
 CUT = "tts_assets.corpora.segments.segment"
 ROWS_SHOWN = 8
 H = TypeVar("H", bound=Handle)
@@ -90,7 +92,7 @@ def build_assets(
     """
     shape = shape or Shape(processes=1)
     return [
-        raw_corpus_asset(corpora),
+        raw_corpus_asset(corpora, text or TextConfig(), shape),
         speech_segments_asset(corpora, shape),
         filtered_samples_asset(corpora, filters, text or TextConfig(), shape),
         accounting_check(
@@ -109,11 +111,19 @@ def build_assets(
     ]
 
 
-def raw_corpus_asset(corpora: Corpora) -> AssetsDefinition:
-    """The asset ``raw_corpus``: the index of a corpus."""
+def raw_corpus_asset(corpora: Corpora, text: TextConfig, shape: Shape) -> AssetsDefinition:
+    """The asset ``raw_corpus``: the index of a corpus. A synthetic corpus is made first."""
+
+    def synthesize(request: Request, path: Path, config: CorpusConfig) -> None:
+        work = request.store.root / ".work" / f"synthesis.{request.partition}"
+        program = synthesis_program(work, corpora.project, path, config, text)
+        if not is_complete(program):
+            request.launch(Program(SYNTHESIZE, program, request.shape(shape)))
 
     def plan(request: Request) -> Plan[RawCorpus]:
         path, config = corpus = corpora(request.partition)
+        if config.synthesis is not None:
+            synthesize(request, path, config)
         scan = Scan.begin(corpus)
         scan.folder(path)  # before anything is read: the next scan detects later changes
         state, outside = survey(read_entries(path, config), path)
@@ -139,6 +149,7 @@ def raw_corpus_asset(corpora: Corpora) -> AssetsDefinition:
         RawCorpus,
         plan,
         code_version=INDEX_VERSION,
+        options=Machines,
         group_name="corpora",
         partitions_def=corpus_partitions,
         kinds={"polars", "parquet"},

@@ -147,6 +147,22 @@ class ListOptions(Config):
         return self
 
 
+class SynthesisConfig(Config):
+    """``[corpora.<name>.synthesis]``: the clips of the corpus are made from texts.
+
+    ``texts`` is a file with one text per line. ``voice`` is an ``.onnx`` file of Piper, or the name
+    of an installed package that carries one. Each text gets one of ``lengths``, factors of its
+    duration, and one of ``speakers``, names in a voice with several (empty: all).
+    """
+
+    engine: Literal["piper"] = "piper"
+    voice: str = Field(min_length=1)
+    texts: Path
+    lengths: tuple[Annotated[float, Field(gt=0.3, lt=3.0)], ...] = Field((1.0,), min_length=1)
+    speakers: tuple[str, ...] = ()
+    seed: int = 0
+
+
 OPTIONS: dict[str, type[Config]] = {
     "parquet": ParquetOptions,
     "pipe_list": ListOptions,
@@ -160,7 +176,9 @@ class CorpusConfig(Config):
     ``language``, ``licence``, ``speaker``, ``style``, ``emotion`` and ``voice_description`` are the
     defaults of utterances without their own. ``filters`` override ``[filters]`` for this corpus.
     ``segments`` declares long recordings, which are cut into utterances; the reader ``recordings``
-    implies it. ``consent`` is required before a model of the voice is published.
+    implies it. ``consent`` is required before a model of the voice is published. ``synthesis``
+    makes the corpus from texts: ``path`` is the folder that it writes, and ``consent`` is
+    "synthetic" unless the table says whose voice it is.
     """
 
     path: Path
@@ -175,6 +193,18 @@ class CorpusConfig(Config):
     options: ParquetOptions | ListOptions | None = None
     filters: dict[str, Any] = Field(default_factory=dict)
     segments: SegmentConfig | None = None
+    synthesis: SynthesisConfig | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _synthesis_writes_samples(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("synthesis") is None:
+            return values
+        if values.get("reader", "jsonl") != "jsonl":
+            raise ValueError(
+                f"synthesis writes a corpus for the reader jsonl, not {values['reader']}: drop it"
+            )
+        return {"reader": "jsonl", "consent": SYNTHETIC, **values}
 
     @model_validator(mode="before")
     @classmethod
@@ -206,11 +236,13 @@ class CorpusConfig(Config):
     def _only_manners_that_are_set(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Unset keys are omitted, because fingerprints are older than these keys."""
         values: dict[str, Any] = dump(self)
-        return {name: value for name, value in values.items() if value or name not in MANNERS}
+        newer = (*MANNERS, "synthesis")
+        return {name: value for name, value in values.items() if value or name not in newer}
 
     def as_indexed(self) -> Self:
         """The part of the configuration that determines the index of the corpus."""
-        return self.model_copy(update={"filters": {}, "segments": None, "consent": None})
+        without = {"filters": {}, "segments": None, "consent": None, "synthesis": None}
+        return self.model_copy(update=without)
 
 
 class TextConfig(Config):
@@ -353,6 +385,22 @@ class MeasureProgram(ProgramConfig):
     metrics: tuple[Metric, ...]
     whisper: str = ""
     cache: Path
+
+
+class SynthesisProgram(ProgramConfig):
+    """``tts_assets.corpora.synthesis``: texts in, a corpus folder for the reader ``jsonl`` out.
+
+    ``voice`` is the ``.onnx`` file. ``speaker`` is the speaker of a voice that has only one.
+    """
+
+    corpus: Path
+    synthesis: SynthesisConfig
+    voice: Path
+    texts: Path
+    language: Language
+    speaker: str
+    licence: str
+    text: TextConfig = TextConfig()
 
 
 class FilterProgram(ProgramConfig):

@@ -1,0 +1,351 @@
+"""Makes a corpus of synthetic speech: texts in, clips out, by a voice of Piper through onnxruntime.
+
+    python -m tts_assets.corpora.synthesis run.json
+
+The program writes ``samples.jsonl``, FLAC files in ``audio/``, ``set_aside.jsonl`` and last
+``synthesis.json``, the provenance. The name of a clip is a digest of the voice, the settings and
+the text. Clips that exist are kept, so new texts cost only their own time, and a stopped run
+resumes.
+
+A model of Piper draws its noise itself, from a generator that depends on all earlier texts. Here
+the noise becomes an input of the network and is drawn from the digest of the clip: the bytes of a
+clip depend on nothing else. Piper: github.com/OHF-Voice/piper1-gpl; the network is VITS (Kim et
+al., 2021).
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import importlib.util
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import soundfile
+from numpy.typing import NDArray
+
+from tts_assets.core.accounting import SET_ASIDE_FILE, SetAside, count_reasons, write_set_aside
+from tts_assets.core.artifacts import sha256_file, written_aside
+from tts_assets.core.config import ConfigError, digest_of
+from tts_assets.core.program import Run, load_config
+from tts_assets.corpora.config import (
+    CorpusConfig,
+    SynthesisConfig,
+    SynthesisProgram,
+    TextConfig,
+)
+from tts_assets.corpora.normalizer import Normalizer
+from tts_assets.corpora.phonemes import Phonemizer, espeak_version
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+VERSION = "1"  # of the clips; raise it when their bytes change
+PROVENANCE_FILE = "synthesis.json"
+SAMPLES_FILE = "samples.jsonl"
+LONGEST_TEXT = 1000  # characters; a minute of speech
+FRAMES_PER_ID = 30  # room for noise; speech has 2 to 4 frames of 256 samples per id
+PEAK = 0.99  # VITS clips rarely; louder clips are scaled down
+BLOCK = 32  # texts between two looks at stop requests
+
+
+@dataclass(frozen=True)
+class Line:
+    """One clip to make: a normalized text, the factor of its length, and the speaker."""
+
+    text: str
+    length: float
+    speaker: str
+    key: str  # the name of the clip
+
+    @property
+    def file(self) -> str:
+        """The path of the clip, relative to the corpus."""
+        return f"audio/{self.key[:2]}/{self.key}.flac"
+
+
+class PiperVoice:
+    """A voice of Piper: ``<name>.onnx`` and ``<name>.onnx.json``."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises :class:`ConfigError` if a file is missing or is not a voice of Piper."""
+        settings = path.with_name(f"{path.name}.json")
+        if not path.is_file() or not settings.is_file():
+            raise ConfigError(
+                f"{path}: a voice of Piper is two files, {path.name} and {settings.name}"
+            )
+        self.path = path
+        try:
+            values = json.loads(settings.read_text(encoding="utf-8"))
+            self._ids: dict[str, list[int]] = values["phoneme_id_map"]
+            self.rate: int = values["audio"]["sample_rate"]
+            self.language: str = values["espeak"]["voice"]
+            self._scales = [values["inference"][name] for name in ("noise_scale", "noise_w")]
+            self.speakers: Mapping[str, int] = values.get("speaker_id_map") or {}
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(
+                f"{settings}: not the settings of a Piper voice ({error!r})"
+            ) from None
+        if values.get("phoneme_type", "espeak") != "espeak":
+            raise ConfigError(f"{settings}: the voice reads {values['phoneme_type']}, not phonemes")
+
+    @cached_property
+    def digest(self) -> str:
+        """A digest of both files."""
+        settings = self.path.with_name(f"{self.path.name}.json")
+        return digest_of([sha256_file(self.path), sha256_file(settings)])
+
+    def ids(self, phonemes: str) -> list[int]:
+        """The input of the network: phonemes between pads; unknown symbols are left out."""
+        pad = self._ids["_"]
+        known = (self._ids[symbol] for symbol in phonemes if symbol in self._ids)
+        inner = [one for symbol in known for one in (*symbol, *pad)]
+        return [*self._ids["^"], *pad, *inner, *self._ids["$"]]
+
+    def speak(self, phonemes: str, length: float, speaker: str, seed: int) -> NDArray[np.float32]:
+        """Mono audio (samples,) at ``rate`` Hz. ``length``: factor of the duration."""
+        ids = self.ids(phonemes)
+        draw = np.random.default_rng(seed)
+        frames = int(len(ids) * FRAMES_PER_ID * max(1.0, length))
+        noise, noise_w = self._scales
+        inputs: dict[str, Any] = {
+            "input": np.array([ids], dtype=np.int64),
+            "input_lengths": np.array([len(ids)], dtype=np.int64),
+            "scales": np.array([noise, length, noise_w], dtype=np.float32),
+        }
+        session, noises = self._network
+        for name, channels in noises.items():
+            shape = (1, channels, frames)
+            inputs[name] = draw.standard_normal(shape, dtype=np.float32)
+        if self.speakers:
+            inputs["sid"] = np.array([self.speakers[speaker]], dtype=np.int64)
+        wave = np.asarray(session.run(None, inputs)[0], dtype=np.float32).squeeze()
+        peak = float(np.abs(wave).max(initial=0.0))
+        return wave * np.float32(PEAK / peak) if peak > PEAK else wave
+
+    @cached_property
+    def _network(self) -> tuple[onnxruntime.InferenceSession, Mapping[str, int]]:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1  # sums in one order
+        options.enable_cpu_mem_arena = False  # each length would keep its own buffers: 8 GB
+        options.enable_mem_pattern = False
+        network, noises = with_noise_as_input(self.path)
+        providers = ["CPUExecutionProvider"]
+        return onnxruntime.InferenceSession(network, options, providers=providers), noises
+
+
+def with_noise_as_input(path: Path) -> tuple[bytes, dict[str, int]]:
+    """The network with an input in place of each of its noise generators, and their channels.
+
+    Each input (1, channels, frames) is cut to the shape that the network asks for. Raises
+    :class:`ConfigError` if the network is not VITS with its two generators.
+    """
+    import onnx
+    from onnx import TensorProto, helper
+
+    model = onnx.load(str(path))
+    graph = model.graph
+    nodes, names = [], []
+    for node in graph.node:
+        if node.op_type != "RandomNormalLike":
+            nodes.append(node)
+            continue
+        name = f"noise_{len(names)}"
+        names.append(name)
+        graph.input.append(
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, f"{name}_c", f"{name}_t"])
+        )
+        graph.initializer.append(helper.make_tensor(f"{name}_0", TensorProto.INT64, [3], [0, 0, 0]))
+        nodes.append(helper.make_node("Shape", [node.input[0]], [f"{name}_shape"]))
+        nodes.append(helper.make_node("Slice", [name, f"{name}_0", f"{name}_shape"], node.output))
+    if len(names) != len(CHANNELS):
+        raise ConfigError(f"{path}: it has {len(names)} noise generators; a Piper voice has 2")
+    del graph.node[:]
+    graph.node.extend(nodes)
+    return model.SerializeToString(), dict(zip(names, CHANNELS, strict=True))
+
+
+CHANNELS = (2, 192)  # of the durations and of the latent
+
+
+def voice_path(voice: str, project: Path) -> Path:
+    """The ``.onnx`` file of ``voice``: a path, or an installed package that carries one voice.
+
+    Raises :class:`ConfigError`.
+    """
+    if voice.endswith(".onnx"):
+        return project / voice
+    if not voice.isidentifier() or importlib.util.find_spec(voice) is None:
+        raise ConfigError(
+            f"voice {voice!r} is neither an .onnx file nor an installed package with one; "
+            f"pip install {voice.replace('_', '-')}, or name a file"
+        )
+    with importlib.resources.as_file(importlib.resources.files(voice)) as folder:
+        found = sorted(folder.rglob("*.onnx"))
+    if len(found) != 1:
+        raise ConfigError(f"the package {voice} has {len(found)} .onnx files; name one by its path")
+    return found[0]
+
+
+def read_texts(path: Path) -> list[str]:
+    """The lines of a text file, without empty ones and comments (``#``), each once."""
+    try:
+        lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: no texts can be read: {error}") from None
+    return list(dict.fromkeys(line for line in lines if line and not line.startswith("#")))
+
+
+def plan(
+    config: SynthesisConfig, texts: Sequence[str], normalized: Sequence[str], voice: PiperVoice
+) -> tuple[list[Line], list[SetAside]]:
+    """The clips to make in the order of the texts, and the texts that cannot be spoken.
+
+    Length and speaker of a clip follow from the digest of its text.
+    """
+    lines, aside = [], []
+    makers = [VERSION, voice.digest, espeak_version(), config.seed]
+    for text, spoken in zip(texts, normalized, strict=True):
+        if not spoken or len(spoken) > LONGEST_TEXT:
+            reason = "text too long" if spoken else "no words to speak"
+            aside.append(SetAside(text[:LONGEST_TEXT], reason, f"{len(text)} characters"))
+            continue
+        draw = int(digest_of([config.seed, spoken])[:16], 16)
+        length = config.lengths[draw % len(config.lengths)]
+        names = config.speakers or tuple(sorted(voice.speakers)) or ("",)
+        speaker = names[draw // len(config.lengths) % len(names)]
+        lines.append(
+            Line(spoken, length, speaker, digest_of([*makers, length, speaker, spoken])[:32])
+        )
+    return lines, aside
+
+
+def provenance(program: SynthesisProgram, voice: PiperVoice) -> dict[str, Any]:
+    """What determines the corpus: :func:`is_complete` compares it with ``synthesis.json``."""
+    return {
+        "version": VERSION,
+        "engine": program.synthesis.engine,
+        "voice": voice.path.name,
+        "voice_digest": voice.digest,
+        "texts_sha256": sha256_file(program.texts),
+        "settings": program.synthesis.model_dump(mode="json", exclude={"texts", "voice"}),
+        "text": program.text.model_dump(mode="json"),
+        "language": program.language,
+        "speaker": program.speaker,
+        "licence": program.licence,
+        "espeak_ng": espeak_version(),
+        "onnxruntime": version("onnxruntime"),
+    }
+
+
+def synthesis_program(
+    work: Path, project: Path, path: Path, corpus: CorpusConfig, text: TextConfig
+) -> SynthesisProgram:
+    """The program that makes ``corpus`` in the folder ``path``. Raises :class:`ConfigError`."""
+    assert corpus.synthesis is not None
+    return SynthesisProgram(
+        run_dir=work,
+        corpus=path,
+        synthesis=corpus.synthesis,
+        voice=voice_path(corpus.synthesis.voice, project),
+        texts=project / corpus.synthesis.texts,
+        language=corpus.language,
+        speaker=corpus.speaker,
+        licence=corpus.licence,
+        text=text,
+    )
+
+
+def is_complete(program: SynthesisProgram) -> bool:
+    """Whether the corpus folder has all clips of this configuration."""
+    voice = PiperVoice(program.voice)
+    try:
+        found = json.loads((program.corpus / PROVENANCE_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return all(found.get(key) == value for key, value in provenance(program, voice).items())
+
+
+def make_clips(
+    lines: Iterable[Line], voice: PiperVoice, program: SynthesisProgram
+) -> Iterator[None]:
+    """Make the clips that do not exist, one per step."""
+    phonemizer = Phonemizer(voice.language)
+    for line in lines:
+        path = program.corpus / line.file
+        if not path.is_file():
+            phonemes = phonemizer.many([line.text])[0]
+            wave = voice.speak(phonemes, line.length, line.speaker, int(line.key[:16], 16))
+            with written_aside(path) as aside:
+                soundfile.write(aside, wave, voice.rate, format="FLAC", subtype="PCM_16")
+        yield
+
+
+def sample(line: Line, program: SynthesisProgram, voice: PiperVoice) -> str:
+    """The line of ``samples.jsonl`` of a finished clip."""
+    info = soundfile.info(program.corpus / line.file)
+    values = {
+        "wav_path": line.file,
+        "transcript": line.text,
+        "language": program.language,
+        "duration": round(info.frames / info.samplerate, 6),
+        "sample_rate": info.samplerate,
+        "speaker_id": line.speaker or program.speaker,
+        "original_data": {
+            "synthesis": program.synthesis.engine,
+            "voice": voice.path.name,
+            "length": line.length,
+            "licence": program.licence,
+        },
+    }
+    return json.dumps(values, ensure_ascii=False) + "\n"
+
+
+def publish(
+    program: SynthesisProgram, voice: PiperVoice, lines: list[Line], aside: list[SetAside]
+) -> dict[str, Any]:
+    """Write the lists of the corpus and last its provenance. Returns the facts."""
+    with (
+        written_aside(program.corpus / SAMPLES_FILE) as file,
+        file.open("w", encoding="utf-8") as out,
+    ):
+        out.writelines(sample(line, program, voice) for line in lines)
+    with written_aside(program.corpus / SET_ASIDE_FILE) as file:
+        write_set_aside(file, aside)
+    counts = {"clips": len(lines), "set_aside": count_reasons(aside)}
+    card = voice.path.with_name("MODEL_CARD")
+    notes = {"model_card": card.read_text(encoding="utf-8") if card.is_file() else ""}
+    with written_aside(program.corpus / PROVENANCE_FILE) as file:
+        content = provenance(program, voice) | counts | notes
+        file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return counts
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the program; ``argv`` is the path of its configuration."""
+    program = load_config(SynthesisProgram, argv)
+    with Run(program.run_dir) as run:
+        run.init_distributed()
+        voice = PiperVoice(program.voice)
+        texts = read_texts(program.texts)
+        normalized = Normalizer(program.text).many(texts, program.language)
+        lines, aside = plan(program.synthesis, texts, normalized, voice)
+        mine = lines[run.rank :: run.world_size]
+        steps = make_clips(mine, voice, program)
+        for index, _ in enumerate(run.progress(steps, "clips of this rank", total=len(mine))):
+            if index % BLOCK == 0 and run.stop_requested:
+                break
+        if run.should_stop():  # a collective: all clips exist behind it
+            run.stopped()
+        run.finish(publish(program, voice, lines, aside) if run.is_main else {})
+
+
+if __name__ == "__main__":
+    main()
