@@ -241,7 +241,7 @@ class CorpusConfig(Config):
 
     def as_indexed(self) -> Self:
         """The part of the configuration that determines the index of the corpus."""
-        without = {"filters": {}, "segments": None, "consent": None, "synthesis": None}
+        without: dict[str, object] = {"filters": {}, "segments": None, "consent": None, "synthesis": None}
         return self.model_copy(update=without)
 
 

@@ -32,9 +32,11 @@ class Phonemizer:
 
     def many(self, texts: Sequence[str]) -> list[str]:
         """The phonemes of each text, words separated by one space."""
-        # One list item is one text, whatever it holds: the backend splits a string at newlines.
         lines = [" ".join(text.split()) for text in texts]
-        return [" ".join(line.split()) for line in self._backend.phonemize(lines)]
+        spoken = [line for line in lines if line]  # the backend would drop empty ones
+        found = self._backend.phonemize(spoken) if spoken else []
+        of_line = dict(zip(spoken, found, strict=True))
+        return [" ".join(of_line.get(line, "").split()) for line in lines]
 
     @cached_property
     def _backend(self) -> EspeakBackend:

@@ -152,7 +152,8 @@ def with_noise_as_input(path: Path) -> tuple[bytes, dict[str, int]]:
 
     model = onnx.load(str(path))
     graph = model.graph
-    nodes, names = [], []
+    nodes: list[onnx.NodeProto] = []
+    names: list[str] = []
     for node in graph.node:
         if node.op_type != "RandomNormalLike":
             nodes.append(node)
