@@ -22,9 +22,11 @@ class Config(BaseModel):
     ``renamed_keys`` maps former names of keys to present ones. A former name is rejected with the
     present one. The canonical form keeps the former name, so that a rename changes no fingerprint
     and existing artifacts stay valid. ``removed_keys`` maps keys that no longer exist to their
-    fixed JSON value, which the canonical form still contains.
+    fixed JSON value, which the canonical form still contains. It omits ``added_keys``, keys that
+    are newer than existing artifacts, where they have their default.
     """
 
+    added_keys: ClassVar[frozenset[str]] = frozenset()
     renamed_keys: ClassVar[Mapping[str, str]] = {}
     removed_keys: ClassVar[Mapping[str, Any]] = {}
 
@@ -118,9 +120,11 @@ def _with_former_keys(value: Any, dumped: Any) -> Any:
     if isinstance(value, BaseModel):
         renamed = getattr(type(value), "renamed_keys", {})
         former = {present: old for old, present in renamed.items()}
+        omitted = {key for key in getattr(type(value), "added_keys", ()) if _is_default(value, key)}
         return dict(getattr(type(value), "removed_keys", {})) | {
             former.get(key, key): _with_former_keys(getattr(value, key), item)
             for key, item in dumped.items()
+            if key not in omitted
         }
     if isinstance(value, Mapping):
         items = {str(key): item for key, item in value.items()}
@@ -128,3 +132,8 @@ def _with_former_keys(value: Any, dumped: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_with_former_keys(*pair) for pair in zip(value, dumped, strict=True)]
     return dumped
+
+
+def _is_default(value: BaseModel, key: str) -> bool:
+    default = type(value).model_fields[key].get_default(call_default_factory=True)
+    return bool(getattr(value, key) == default)

@@ -16,8 +16,6 @@ from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 from pydantic import (
     AfterValidator,
     Field,
-    SerializerFunctionWrapHandler,
-    model_serializer,
     model_validator,
 )
 
@@ -181,6 +179,8 @@ class CorpusConfig(Config):
     "synthetic" unless the table says whose voice it is.
     """
 
+    added_keys: ClassVar[frozenset[str]] = frozenset((*MANNERS, "synthesis"))
+
     path: Path
     reader: ReaderName
     language: Language
@@ -232,17 +232,10 @@ class CorpusConfig(Config):
             self.segments.check_language(self.language)
         return self
 
-    @model_serializer(mode="wrap")
-    def _only_manners_that_are_set(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Unset keys are omitted, because fingerprints are older than these keys."""
-        values: dict[str, Any] = dump(self)
-        newer = (*MANNERS, "synthesis")
-        return {name: value for name, value in values.items() if value or name not in newer}
-
     def as_indexed(self) -> Self:
         """The part of the configuration that determines the index of the corpus."""
-        without: dict[str, object] = {"filters": {}, "segments": None, "consent": None, "synthesis": None}
-        return self.model_copy(update=without)
+        unset = dict.fromkeys(("segments", "consent", "synthesis"))
+        return self.model_copy(update={"filters": {}, **unset})
 
 
 class TextConfig(Config):

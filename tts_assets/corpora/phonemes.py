@@ -7,6 +7,7 @@ the same phonemes: with stress marks, punctuation kept, and without the flags of
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 # Voices of espeak-ng whose name is not the language tag in lower case.
 VOICES = {"en": "en-us", "fr": "fr-fr", "zh": "cmn", "pt": "pt-br", "no": "nb"}
+ESPEAK = threading.Lock()  # the library has one state for all threads
 REMEDY = "install it: pip install tts-assets[phonemes]"
 
 
@@ -34,7 +36,8 @@ class Phonemizer:
         """The phonemes of each text, words separated by one space."""
         lines = [" ".join(text.split()) for text in texts]
         spoken = [line for line in lines if line]  # the backend would drop empty ones
-        found = self._backend.phonemize(spoken) if spoken else []
+        with ESPEAK:
+            found = self._backend.phonemize(spoken) if spoken else []
         of_line = dict(zip(spoken, found, strict=True))
         return [" ".join(of_line.get(line, "").split()) for line in lines]
 

@@ -89,8 +89,9 @@ def compare_transformers(
     allowed = torch.from_numpy(allowed_ids(lm.vocabulary))
     rows = []
     prompts_equal = True
-    for text, request, completion in zip(texts, requests, completions, strict=True):
-        prompt = tokenizer(prompt_string(text))["input_ids"]
+    spoken = PromptFormat(lm.tokenizer, lm.vocabulary).units(texts)
+    for units, request, completion in zip(spoken, requests, completions, strict=True):
+        prompt = tokenizer(prompt_string(units))["input_ids"]
         prompts_equal &= prompt == request.prompt.tolist()
         drawn = torch.from_numpy(completion.token_ids)
         logprobs = next_logprobs(model, torch.tensor(prompt), drawn, allowed)
@@ -134,7 +135,7 @@ def compare_vllm(
 
 
 def prompt_string(text: str) -> str:
-    """The inference prompt of a normalized text as one string."""
+    """The inference prompt of a normalized text, or of its phonemes, as one string."""
     return f"{INSTRUCTION}{TEXT_START}{text}{TEXT_END}\n{SPEECH_START}"
 
 

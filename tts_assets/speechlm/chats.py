@@ -112,7 +112,7 @@ def _tokenized(
     parts: list[list[Piece]], samples: list[dict[str, Any]], prompts: PromptFormat
 ) -> tuple[list[Ints], list[Ints]]:
     """Ids and target marks of each sample. All pieces go through the tokenizer at once."""
-    found = iter(prompts.text_batch([text for pieces in parts for text, _ in pieces]))
+    found = iter(prompts.plain_batch([text for pieces in parts for text, _ in pieces]))
     templated = prompts.tokenizer.chat_template is not None
     rows, marks = [], []
     for pieces, sample in zip(parts, samples, strict=True):

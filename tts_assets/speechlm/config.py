@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from tts_assets.core.config import Config
 from tts_assets.core.hub import identity
 from tts_assets.core.program import ProgramConfig
+from tts_assets.corpora.config import Language
 
 
 class LlamaSize(Config):
@@ -66,11 +67,15 @@ class VocabularyConfig(Config):
     """How speech tokens are added to a tokenizer that has none.
 
     ``lexicographic`` is the order of the reference trainer (s_0, s_1, s_10, s_100, …), ``numeric``
-    that of LLaSA. ``nonverbals`` also adds the 21 tags such as ``<laugh>``.
+    that of LLaSA. ``nonverbals`` also adds the 21 tags such as ``<laugh>``. With ``phonemes``, a
+    language such as "en", the model reads phonemes of espeak-ng instead of characters.
     """
+
+    added_keys: ClassVar[frozenset[str]] = frozenset({"phonemes"})
 
     order: Literal["numeric", "lexicographic"] = "numeric"
     nonverbals: bool = False
+    phonemes: Language | None = None
 
 
 class TokenizerConfig(Config):

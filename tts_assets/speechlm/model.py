@@ -107,7 +107,7 @@ def build(base: BaseModel, codebook_size: int, vocabulary: VocabularyConfig, see
 
 def new_llama(size: LlamaSize, codebook_size: int, config: VocabularyConfig, seed: int) -> SpeechLM:
     """A Llama with random weights that depend on ``seed`` alone."""
-    tokenizer = byte_tokenizer(size.max_positions)
+    tokenizer = byte_tokenizer(size.max_positions, config.phonemes is not None)
     vocabulary = extend_tokenizer(tokenizer, codebook_size, config)
     llama = LlamaConfig(
         vocab_size=vocabulary.size,

@@ -11,24 +11,30 @@ emotion and style where a sample has these tags (:func:`describe`). The prompt o
 after ``<|speech_start|>``. With a voice prompt, T is its transcript, a space, and the text to
 synthesize, and the codes of the voice prompt follow ``<|speech_start|>``.
 
+A vocabulary with phonemes has those of T in its place. Descriptions remain characters.
+
 The parts are tokenized separately and concatenated as ids. The result equals that of the whole
 string, because a tokenizer splits at its added tokens first (``tests/speechlm/test_prompts.py``).
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from transformers import PreTrainedTokenizerBase
 
+from tts_assets.corpora.phonemes import Phonemizer
 from tts_assets.speechlm.config import TokenizerConfig
 from tts_assets.speechlm.vocabulary import (
     ANY_LENGTH,
     CONVERT,
     GIVEN_VOICE,
     INSTRUCTION,
+    NONVERBALS,
     TEXT_END,
     TEXT_START,
     VOICE_END,
@@ -37,6 +43,7 @@ from tts_assets.speechlm.vocabulary import (
     byte_tokenizer,
     extend_tokenizer,
     load_tokenizer,
+    phonemes_of,
 )
 
 Ids = NDArray[np.int64]
@@ -73,16 +80,48 @@ class PromptFormat:
         self.vocabulary = vocabulary
 
     def text_ids(self, text: str) -> Ids:
-        """The ids of plain text, without special tokens around it."""
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return np.asarray(ids, dtype=np.int64)
+        """The ids of text to speak: of its characters, or of its phonemes."""
+        return self.text_batch([text])[0]
 
     def text_batch(self, texts: list[str]) -> list[Ids]:
         """:meth:`text_ids` of many texts at once (the Rust tokenizer uses all cores)."""
+        return self.plain_batch(self.units(texts))
+
+    def plain_ids(self, text: str) -> Ids:
+        """The ids of text that is not spoken, without special tokens around it."""
+        return self.plain_batch([text])[0]
+
+    def plain_batch(self, texts: list[str]) -> list[Ids]:
+        """:meth:`plain_ids` of many texts at once."""
         if not texts:
             return []
         batch = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
         return [np.asarray(ids, dtype=np.int64) for ids in batch]
+
+    def units(self, texts: Sequence[str]) -> list[str]:
+        """The characters of each text, or its phonemes between the nonverbal tags.
+
+        A space before a text remains: it joins the text to an earlier one.
+        """
+        if self._phonemizer is None:
+            return list(texts)
+        parts = [self._tags.split(text) for text in texts]
+        spoken = iter(self._phonemizer.many([part for text in parts for part in text[::2]]))
+        found = []
+        for text, split in zip(texts, parts, strict=True):
+            split[::2] = [next(spoken) for _ in split[::2]]
+            found.append(" " * text.startswith(" ") + " ".join(filter(None, split)))
+        return found
+
+    @cached_property
+    def _phonemizer(self) -> Phonemizer | None:
+        language = phonemes_of(self.tokenizer)
+        return Phonemizer(language) if language else None
+
+    @cached_property
+    def _tags(self) -> re.Pattern[str]:
+        known = self.tokenizer.get_added_vocab()
+        return re.compile(f"({'|'.join(tag for tag in NONVERBALS if tag in known) or '(?!)'})")
 
     def training(self, text: str, codes: ArrayLike, voice_description: str = "") -> Ids:
         """A whole training sample. Targets begin at ``<|speech_start|>``.
@@ -91,7 +130,7 @@ class PromptFormat:
         """
         if np.size(codes) == 0:
             raise PromptError(f"no speech codes for the text {text!r}")
-        prompt = self.head(self.text_ids(text), self.text_ids(voice_description))
+        prompt = self.head(self.text_ids(text), self.plain_ids(voice_description))
         end = np.asarray([self.vocabulary.speech_end])
         return np.concatenate([prompt, self.vocabulary.ids(codes), end])
 
@@ -111,8 +150,11 @@ class PromptFormat:
         codes = np.asarray(prompt_codes, dtype=np.int64)
         if bool(prompt_text) != bool(codes.size):
             raise PromptError("a voice prompt needs both its transcript and its codes")
-        whole = f"{prompt_text} {text}" if prompt_text else text
-        prompt = self.head(self.text_ids(whole), self.text_ids(voice_description))
+        if self._phonemizer is None or not prompt_text:
+            said = self.text_ids(f"{prompt_text} {text}" if prompt_text else text)
+        else:  # as in training, where joined texts are phonemized one by one
+            said = np.concatenate(self.text_batch([prompt_text, f" {text}"]))
+        prompt = self.head(said, self.plain_ids(voice_description))
         return np.concatenate([prompt, self.vocabulary.ids(codes)])
 
     def head(self, text: AnyIds, description: AnyIds = NO_IDS) -> Ids:
@@ -128,13 +170,13 @@ class PromptFormat:
     @cached_property
     def _plain(self) -> Ids:
         start = self.vocabulary.control[TEXT_START]
-        return np.append(np.concatenate([self.prefix, self.text_ids(INSTRUCTION)]), start)
+        return np.append(np.concatenate([self.prefix, self.plain_ids(INSTRUCTION)]), start)
 
     @cached_property
     def _around_description(self) -> tuple[Ids, Ids]:
         control = self.vocabulary.control
-        before = np.concatenate([self.prefix, self.text_ids(GIVEN_VOICE)])
-        after = np.concatenate([[control[VOICE_END]], self.text_ids(CONVERT)])
+        before = np.concatenate([self.prefix, self.plain_ids(GIVEN_VOICE)])
+        after = np.concatenate([[control[VOICE_END]], self.plain_ids(CONVERT)])
         return np.append(before, control[VOICE_START]), np.append(after, control[TEXT_START])
 
     @cached_property
@@ -147,11 +189,16 @@ class PromptFormat:
     def after_text(self) -> Ids:
         """``<|text_prompt_end|>``, a newline and ``<|speech_start|>``."""
         control = self.vocabulary.control
-        newline = self.text_ids("\n")
+        newline = self.plain_ids("\n")
         return np.concatenate([[control[TEXT_END]], newline, [self.vocabulary.speech_start]])
 
 
 def open_tokenizer(config: TokenizerConfig, codebook_size: int) -> PromptFormat:
     """The prompt format of a tokenizer with the speech vocabulary of a codec."""
-    tokenizer = byte_tokenizer(ANY_LENGTH) if config.hub is None else load_tokenizer(config.hub)
-    return PromptFormat(tokenizer, extend_tokenizer(tokenizer, codebook_size, config.vocabulary))
+    vocabulary = config.vocabulary
+    tokenizer = (
+        byte_tokenizer(ANY_LENGTH, vocabulary.phonemes is not None)
+        if config.hub is None
+        else load_tokenizer(config.hub)
+    )
+    return PromptFormat(tokenizer, extend_tokenizer(tokenizer, codebook_size, vocabulary))

@@ -7,6 +7,9 @@ Published models have two orders of speech ids. The reference trainer adds its t
 ``sorted()`` order, so its speech ids are lexicographic (s_0, s_1, s_10, s_100, …); the ids of LLaSA
 are numeric. Do not assume ``id = base + code``: use :attr:`SpeechVocabulary.code_to_id`.
 
+A vocabulary may read phonemes instead of characters. ``tokenizer_config.json`` then has the key
+:data:`PHONEMES` with the language, so a saved model is always read as it was trained.
+
 For the Llama-3 tokenizer: 128,256 + 8 control + 65,536 speech = 193,800 tokens, padded with
 ``<|extra_token_i|>`` to 193,856, a multiple of 64.
 """
@@ -70,6 +73,9 @@ INSTRUCTION = "Convert the text to speech:"
 GIVEN_VOICE = "Given the following voice description "
 CONVERT = " convert the text to speech:"
 INSTRUCTION_STRINGS = (INSTRUCTION, GIVEN_VOICE, CONVERT)  # fixed strings of the prompts
+PHONEMES = "text_phonemes"  # a key of tokenizer_config.json
+# Letters and marks that espeak-ng writes and that ASCII lacks: one token each in a byte tokenizer.
+IPA_SYMBOLS = (*map(chr, range(0x250, 0x2B0)), *"æçðøħŋœβθχᵻⱱᵊʰʲʷˈˌːˑ˞\u0303\u0329\u032a\u032f")
 PAD = "<|pad|>"
 ANY_LENGTH = 1 << 30  # the length limit of a byte tokenizer without a model
 
@@ -179,7 +185,18 @@ def added_tokens(codebook_size: int, config: VocabularyConfig) -> list[str]:
 def extend_tokenizer(
     tokenizer: PreTrainedTokenizerBase, codebook_size: int, config: VocabularyConfig
 ) -> SpeechVocabulary:
-    """Append the speech vocabulary to ``tokenizer`` in place, unless it has one already."""
+    """Append the speech vocabulary to ``tokenizer`` in place, unless it has one already.
+
+    Raises :class:`VocabularyError` if the tokenizer reads phonemes of another language.
+    """
+    declared = phonemes_of(tokenizer)
+    if config.phonemes and SPEECH_START in tokenizer.get_vocab() and declared != config.phonemes:
+        raise VocabularyError(
+            f"vocabulary.phonemes is {config.phonemes!r}, but the base reads "
+            f"{'phonemes of ' + declared if declared else 'characters'}: remove the key"
+        )
+    if config.phonemes:
+        tokenizer.init_kwargs[PHONEMES] = config.phonemes
     if SPEECH_START not in tokenizer.get_vocab():
         _add(tokenizer, added_tokens(codebook_size, config))
         missing = -len(tokenizer) % SIZE_MULTIPLE
@@ -221,12 +238,18 @@ def read_vocabulary(tokenizer: PreTrainedTokenizerBase, codebook_size: int) -> S
     )
 
 
-def byte_tokenizer(max_length: int) -> PreTrainedTokenizerFast:
+def phonemes_of(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The language whose phonemes a tokenizer reads; empty if it reads characters."""
+    return str(tokenizer.init_kwargs.get(PHONEMES, ""))
+
+
+def byte_tokenizer(max_length: int, phonemes: bool = False) -> PreTrainedTokenizerFast:
     """A tokenizer of 256 byte tokens, with one more token for each fixed string of the prompts.
 
     It accepts text of any language. A small model that is trained on an hour of speech learns to
     spell faster from 256 frequent tokens than from thousands of rare ones. The instruction is one
-    token instead of 27. ``max_length`` is the longest text in tokens.
+    token instead of 27. With ``phonemes``, so is each symbol of the phonetic alphabet, instead of
+    two. ``max_length`` is the longest text in tokens.
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {symbol: index for index, symbol in enumerate(alphabet)}
@@ -234,7 +257,10 @@ def byte_tokenizer(max_length: int) -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_tokens(
-        [AddedToken(text, special=False, normalized=False) for text in INSTRUCTION_STRINGS]
+        [
+            AddedToken(text, special=False, normalized=False)
+            for text in (*INSTRUCTION_STRINGS, *(IPA_SYMBOLS if phonemes else ()))
+        ]
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -269,4 +295,6 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     Padding and truncation are left out, because calls change them.
     """
     state = json.loads(tokenizer.backend_tokenizer.to_str())
-    return digest_of({k: v for k, v in state.items() if k not in ("padding", "truncation")})
+    known = {k: v for k, v in state.items() if k not in ("padding", "truncation")}
+    phonemes = phonemes_of(tokenizer)
+    return digest_of(known | ({PHONEMES: phonemes} if phonemes else {}))

@@ -1,0 +1,95 @@
+"""Vocabularies that read phonemes: their ids, saved models, voice prompts, and conversions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tts_assets.serving.verify import compare_transformers
+from tts_assets.speechlm.config import LlamaSize, TokenizerConfig, VocabularyConfig
+from tts_assets.speechlm.model import SpeechLM, new_llama
+from tts_assets.speechlm.prompts import PromptFormat, open_tokenizer
+from tts_assets.speechlm.vocabulary import (
+    VocabularyError,
+    byte_tokenizer,
+    extend_tokenizer,
+    phonemes_of,
+    tokenizer_digest,
+)
+
+CODEBOOK = 64
+ENGLISH = VocabularyConfig(phonemes="en", nonverbals=True)
+
+
+@pytest.fixture(scope="module")
+def lm() -> SpeechLM:
+    size = LlamaSize(hidden_size=32, intermediate_size=64, layers=2, heads=2, kv_heads=2)
+    return new_llama(size, CODEBOOK, ENGLISH, seed=0)
+
+
+@pytest.fixture(scope="module")
+def prompts(lm: SpeechLM) -> PromptFormat:
+    return PromptFormat(lm.tokenizer, lm.vocabulary)
+
+
+def test_each_phoneme_is_one_token(prompts: PromptFormat) -> None:
+    ids = prompts.text_ids("Hello, world!")
+    assert len(ids) == len("həlˈoʊ, wˈɜːld!")
+    assert prompts.tokenizer.decode(ids) == "həlˈoʊ, wˈɜːld!"
+    assert prompts.plain_ids("Hello").tolist() != prompts.text_ids("Hello").tolist()
+
+
+def test_tags_are_kept_and_text_never_makes_control_tokens(prompts: PromptFormat) -> None:
+    tag = prompts.tokenizer.get_vocab()["<laugh>"]
+    ids = prompts.text_ids("Well <laugh> yes <|speech_end|> no")
+    assert ids.tolist().count(tag) == 1
+    assert not set(ids.tolist()) & set(prompts.vocabulary.control.values())
+    words = [prompts.tokenizer.decode(prompts.text_ids(word)) for word in ("Well", "yes")]
+    assert prompts.tokenizer.decode(ids).startswith(f"{words[0]} <laugh> {words[1]}")
+
+
+def test_a_voice_prompt_continues_as_in_training(prompts: PromptFormat) -> None:
+    texts, codes = ("We saw the", "apple on the table."), [3, 4, 5]
+    first, later = prompts.text_batch([texts[0], f" {texts[1]}"])
+    head = prompts.head(np.concatenate([first, later]))
+    expected = [*head.tolist(), *prompts.vocabulary.ids(codes).tolist()]
+    found = prompts.inference(texts[1], prompt_text=texts[0], prompt_codes=codes)
+    assert found.tolist() == expected
+
+
+def test_a_saved_model_is_read_as_it_was_trained(lm: SpeechLM, tmp_path: Path) -> None:
+    lm.save(tmp_path)
+    again = SpeechLM.load(tmp_path, CODEBOOK)
+    assert phonemes_of(again.tokenizer) == "en"
+    text = "The apple is on the table."
+    assert (
+        PromptFormat(again.tokenizer, again.vocabulary).text_ids(text).tolist()
+        == PromptFormat(lm.tokenizer, lm.vocabulary).text_ids(text).tolist()
+    )
+    assert tokenizer_digest(again.tokenizer) == tokenizer_digest(lm.tokenizer)
+    opened = open_tokenizer(TokenizerConfig(hub=None, vocabulary=ENGLISH), CODEBOOK)
+    assert tokenizer_digest(opened.tokenizer) == tokenizer_digest(lm.tokenizer)
+    report = compare_transformers(tmp_path, tmp_path, CODEBOOK, [text, "Hello."], 8)
+    assert report.prompts_equal
+
+
+def test_units_are_part_of_the_identity(tmp_path: Path) -> None:
+    digests = set()
+    for config in (VocabularyConfig(), ENGLISH, VocabularyConfig(phonemes="de", nonverbals=True)):
+        tokenizer = byte_tokenizer(128, config.phonemes is not None)
+        extend_tokenizer(tokenizer, CODEBOOK, config)
+        digests.add(tokenizer_digest(tokenizer))
+    assert len(digests) == 3
+    with pytest.raises(VocabularyError, match="the base reads phonemes of de"):
+        extend_tokenizer(tokenizer, CODEBOOK, ENGLISH)
+    characters = byte_tokenizer(128)
+    extend_tokenizer(characters, CODEBOOK, VocabularyConfig())
+    with pytest.raises(VocabularyError, match="the base reads characters"):
+        extend_tokenizer(characters, CODEBOOK, ENGLISH)
+
+
+def test_the_key_changes_no_earlier_fingerprint() -> None:
+    assert VocabularyConfig().canonical() == {"order": "numeric", "nonverbals": False}
+    assert ENGLISH.canonical()["phonemes"] == "en"
