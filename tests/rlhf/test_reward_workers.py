@@ -61,7 +61,17 @@ def runner() -> Iterator[WorkerRunner]:
 
 
 def workers() -> list[psutil.Process]:
-    return [one for one in psutil.Process().children() if PROGRAM in one.cmdline()]
+    """The running workers. Children of earlier tests may be zombies, which have no command."""
+    children = psutil.Process().children()
+    return [one for one in children if not gone(one) and PROGRAM in command(one)]
+
+
+def command(process: psutil.Process) -> list[str]:
+    """The command line; empty if the process has just ended."""
+    try:
+        return process.cmdline()
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return []
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 60) -> bool:
@@ -106,6 +116,20 @@ def test_a_killed_worker_is_replaced(
     killer.join()
     assert runner.restarted == 1
     assert victim.returncode == -signal.SIGKILL
+
+
+@pytest.fixture
+def zombie() -> Iterator[None]:
+    """A child that has ended and is not waited for, as tests of other programs leave them."""
+    child = subprocess.Popen(["true"])
+    assert wait_until(lambda: psutil.Process(child.pid).status() == psutil.STATUS_ZOMBIE)
+    yield
+    child.wait()
+
+
+@pytest.mark.usefixtures("zombie")
+def test_children_of_other_tests_are_no_workers() -> None:
+    assert workers() == []
 
 
 @pytest.mark.slow
