@@ -21,6 +21,8 @@ from dagster import (
     MetadataValue,
     Output,
     OutputContext,
+    TableColumn,
+    TableSchema,
     TextMetadataValue,
 )
 
@@ -37,13 +39,13 @@ from tts_assets.core.artifacts import (
     verify,
 )
 from tts_assets.core.artifacts.handle import asset_name
+from tts_assets.core.metadata import Columns, Markdown, Metadata
 from tts_assets.core.tracking import keep_files
 
 # Output(data_version=...) is "beta" in Dagster 1.13. Lineage depends on it, and tests cover it.
 warnings.filterwarnings("ignore", message=".*data_version.*", category=BetaWarning)
 
 H = TypeVar("H", bound=Handle)
-Metadata = Mapping[str, Any]
 LOGGED_SECONDS = 2.0  # a verification that takes longer is logged
 
 
@@ -84,7 +86,7 @@ class ArtifactStoreResource(ConfigurableResource):
                 handle = self._reuse(context, build) or self._build(kind, build, work, run)
         assert isinstance(handle, kind)
         metadata = standard_metadata(handle) | {"reused": reused}
-        metadata |= dict(describe(handle) if describe else {})
+        metadata |= for_dagster(describe(handle)) if describe else {}
         return Output(handle, data_version=DataVersion(handle.content), metadata=metadata)
 
     def _reuse(self, context: AssetExecutionContext, build: Build) -> Handle | None:
@@ -177,6 +179,25 @@ def made_in_own_run(context: InputContext) -> dict[str, str]:
             if isinstance(fingerprint, TextMetadataValue) and fingerprint.value:
                 made[found.partition or UNPARTITIONED] = fingerprint.value
     return made
+
+
+def for_dagster(metadata: Metadata) -> dict[str, Any]:
+    """Metadata of :mod:`tts_assets.core.metadata` with Dagster's types."""
+    return {name: shown(value) for name, value in metadata.items()}
+
+
+def shown(value: Any) -> Any:
+    """One value; Dagster takes texts, numbers and dicts as they are."""
+    if isinstance(value, Markdown):
+        return MetadataValue.md(value)
+    if isinstance(value, Columns):
+        return TableSchema(
+            [TableColumn(name, str(t), value.about.get(name)) for name, t in value.types.items()]
+        )
+    if isinstance(value, Path):
+        kind = MetadataValue.notebook if value.suffix == ".ipynb" else MetadataValue.path
+        return kind(str(value))
+    return value
 
 
 def standard_metadata(handle: Handle) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from dagster import (
     materialize,
 )
 
-from resources.artifact_store import ArtifactIOManager
+from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
 from tts_assets.core.artifacts import ArtifactStore, Build, Texts
 from tts_assets.definitions import build_defs
 from tts_assets.orchestration.checks import losses_check
@@ -48,7 +48,10 @@ def train(root: Path, metrics: str) -> ExecuteInProcessResult:
             [trained, losses_check(trained), follower],
             instance=instance,
             partition_key="clips",
-            resources={"io_manager": ArtifactIOManager(root=str(root))},
+            resources={
+                "io_manager": ArtifactIOManager(root=str(root)),
+                "store": ArtifactStoreResource(root=str(root)),
+            },
             raise_on_error=False,
         )
 

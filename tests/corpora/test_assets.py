@@ -17,13 +17,9 @@ from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
 from resources.torchrun import TorchrunLauncher
 from tts_assets.core.artifacts import ArtifactStore, Handle
 from tts_assets.core.compute import Shape
-from tts_assets.corpora.assets import (
-    build_assets,
-    describe_corpus,
-    describe_samples,
-    describe_segments,
-)
+from tts_assets.corpora.assets import build_assets
 from tts_assets.corpora.config import CorpusConfig, DiscoveryConfig, FilterConfig
+from tts_assets.corpora.describe import describe_corpus, describe_samples, describe_segments
 from tts_assets.corpora.discovery import Corpora
 from tts_assets.corpora.samples import read_samples
 

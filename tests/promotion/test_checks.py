@@ -24,7 +24,8 @@ from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
 from tests.promotion.conftest import Publisher
 from tts_assets.core.artifacts import Handle
 from tts_assets.definitions import build_stages
-from tts_assets.promotion.assets import blocking_checks, promoted_asset
+from tts_assets.orchestration.checks import blocking_checks
+from tts_assets.promotion.assets import promoted_asset
 from tts_assets.promotion.config import PromotionConfig
 from tts_assets.settings import load_settings
 

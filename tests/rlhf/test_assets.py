@@ -15,10 +15,12 @@ from dagster import (
     NotebookMetadataValue,
 )
 
+from resources.artifact_store import ArtifactStoreResource, for_dagster
 from tts_assets.core.artifacts import ArtifactStore, Build, Checkpoint, CheckpointFacts
 from tts_assets.core.compute import Shape
-from tts_assets.rlhf.assets import build_assets, collapse_check, describe_checkpoint
+from tts_assets.rlhf.assets import build_assets, collapse_check
 from tts_assets.rlhf.config import RlhfProgram, RlhfRecipe
+from tts_assets.rlhf.reporting import describe_checkpoint
 
 
 @pytest.fixture
@@ -39,7 +41,7 @@ def trained(program: Callable[..., RlhfProgram], tmp_path: Path) -> tuple[Checkp
 @pytest.mark.slow
 def test_metadata_has_numbers_plots_and_audio(trained: tuple[Checkpoint, RlhfRecipe]) -> None:
     checkpoint, recipe = trained
-    shown = describe_checkpoint(checkpoint, recipe)
+    shown = for_dagster(describe_checkpoint(checkpoint, recipe))
     lines = (checkpoint.path / "metrics.jsonl").read_text().splitlines()
     held_out = [json.loads(line)["reward_heldout"] for line in lines if "reward_heldout" in line]
     assert (shown["reward_heldout_first"], shown["reward_heldout_last"]) == (
@@ -66,12 +68,13 @@ def test_the_collapse_check_warns_and_does_not_block(
     assert not result.passed
     assert result.severity == AssetCheckSeverity.WARN
     assert "length" in result.metadata
-    assert "length" in describe_checkpoint(checkpoint, strict)["alarms"].value
+    assert "length" in describe_checkpoint(checkpoint, strict)["alarms"]
 
 
 def evaluate(checkpoint: Checkpoint, recipe: RlhfRecipe) -> AssetCheckResult:
     asset = build_assets({"tiny": recipe}, Shape(), Path())[0]
     assert isinstance(asset, AssetsDefinition)
-    result = collapse_check(asset, recipe)(checkpoint)
+    store = ArtifactStoreResource(root=str(checkpoint.path.parent))
+    result = collapse_check(asset, recipe)(store=store, made=checkpoint)
     assert isinstance(result, AssetCheckResult)
     return result

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from dagster import AssetCheckResult, AssetsDefinition
 
+from resources.artifact_store import ArtifactStoreResource
 from tests.support.speaking import Speaking
 from tts_assets.core.artifacts import MANIFEST, ServingModel
 from tts_assets.core.compute import Shape
@@ -56,7 +57,8 @@ def check(model: ServingModel) -> AssetCheckResult:
         )
         if isinstance(definition, AssetsDefinition) and not definition.check_keys
     )
-    result = agreement_check(asset, "transformers")(serving_model=model)
+    store = ArtifactStoreResource(root=str(model.path.parent))
+    result = agreement_check(asset, "transformers")(store=store, made=model)
     assert isinstance(result, AssetCheckResult)
     return result
 

@@ -37,8 +37,9 @@ from tts_assets.core.compute import Shape
 from tts_assets.core.program import read_metrics
 from tts_assets.evaluation.lineage import lineage
 from tts_assets.orchestration.partitions import corpus_partitions
-from tts_assets.sft.assets import find_tokens, sft_asset, sft_program
+from tts_assets.sft.assets import sft_asset
 from tts_assets.sft.config import SftRecipe
+from tts_assets.sft.inputs import find_tokens, sft_program
 from tts_assets.speechlm.assets import CODE_VERSION as TOKENS_VERSION
 from tts_assets.speechlm.assets import build_assets as token_assets
 from tts_assets.speechlm.config import TokenizerConfig, VocabularyConfig

@@ -18,11 +18,10 @@ from tests.sft.conftest import CODEBOOK, program, program_values
 from tts_assets.core.artifacts import ArtifactStore, Build, Checkpoint, CheckpointFacts, sha256_file
 from tts_assets.core.program import STOPPED, Run, read_metrics, truncate_metrics
 from tts_assets.core.training import saved, step_of
-from tts_assets.sft.assets import describe_training
 from tts_assets.sft.checkpoint import CheckpointError, SftProgress
 from tts_assets.sft.config import SftProgram
 from tts_assets.sft.dataset import TrainingSample
-from tts_assets.sft.describe import describe_recipe
+from tts_assets.sft.describe import describe_recipe, describe_training
 from tts_assets.sft.packing import Packed, pack
 from tts_assets.sft.train import build_trainer, main
 from tts_assets.speechlm.model import SpeechLM

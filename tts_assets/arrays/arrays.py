@@ -26,7 +26,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from tts_assets.core.artifacts import CODE_TYPES
+from tts_assets.core.artifacts import CODE_TYPES, ArtifactError
 
 Codes = NDArray[np.uint16] | NDArray[np.int32]
 Bytes = NDArray[np.uint8]
@@ -42,7 +42,7 @@ NEWLINE = ord("\n")
 PLAIN_ID = re.compile(rb'(\{"id": ?")([ !#-\[\]-~]+)"')
 
 
-class ArrayError(ValueError):
+class ArrayError(ArtifactError):
     """Files that are damaged or do not fit together. The message names the file."""
 
 

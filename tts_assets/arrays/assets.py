@@ -1,35 +1,19 @@
 """Dagster assets of merged arrays: ``code_arrays`` with its checks, and ``inworld_arrays``."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from dagster import AssetCheckResult, AssetChecksDefinition, AssetsDefinition, asset_check
+from dagster import AssetChecksDefinition, AssetsDefinition
 
-from resources.artifact_store import ArtifactStoreResource
-from tts_assets.arrays.arrays import ArrayError
-from tts_assets.arrays.checks import (
-    Numbers,
-    check_codes,
-    check_counts,
-    check_digests,
-    check_samples,
-    check_tables,
-)
+from tts_assets.arrays.checks import array_checks
 from tts_assets.arrays.config import ArraysConfig, ImportedArrays
 from tts_assets.arrays.inworld import check_codec, export_inworld, file_digests, import_inworld
 from tts_assets.arrays.merge import merge
 from tts_assets.core.accounting import ValidationSplit
-from tts_assets.core.artifacts import (
-    ArtifactError,
-    ArtifactStore,
-    CodeArrays,
-    CodecCheckpoint,
-    CodecShards,
-    InworldArrays,
-)
+from tts_assets.core.artifacts import CodeArrays, CodecCheckpoint, CodecShards, InworldArrays
+from tts_assets.core.metadata import Metadata, column_schema
 from tts_assets.corpora.samples import ABOUT_SAMPLES, FIELDS
-from tts_assets.orchestration.checks import column_schema
+from tts_assets.orchestration.checks import artifact_check
 from tts_assets.orchestration.conditions import follow_data
 from tts_assets.orchestration.partitions import corpus_partitions
 from tts_assets.orchestration.program_asset import Plan, Request, artifact_asset
@@ -37,7 +21,6 @@ from tts_assets.orchestration.program_asset import Plan, Request, artifact_asset
 CODE_VERSION = "2"
 IMPORT_VERSION = "1"
 EXPORT_VERSION = "1"
-Test = Callable[[ArtifactStore, CodeArrays], Numbers]
 
 
 def build_assets(
@@ -48,33 +31,11 @@ def build_assets(
     ``validation`` assigns samples to a split, ``codec_name`` is the ``checkpoint`` of ``[codec]``.
     Paths of imported arrays are relative to ``root``.
     """
-    checks: dict[str, tuple[Test, str]] = {
-        "no_sample_is_lost": (
-            check_counts,
-            "All counts add up, from the entries of the corpus to train + val.",
-        ),
-        "index_fits_codes": (
-            lambda _, arrays: check_tables(arrays),
-            "The offsets of samples rise and end at the last code.",
-        ),
-        "samples_fit_index": (
-            lambda _, arrays: check_samples(arrays, validation),
-            "Each index entry has one sample, and the sample is in the split of its id.",
-        ),
-        "codes_are_in_codebook": (
-            lambda _, arrays: check_codes(arrays),
-            "Every code is in the codebook.",
-        ),
-        "files_are_unchanged": (
-            lambda _, arrays: check_digests(arrays),
-            "The digests of all files are those of the manifest.",
-        ),
-    }
-    return [
-        code_arrays_asset(config.imported, validation, codec_name, root),
-        *(array_check(name, test, about) for name, (test, about) in checks.items()),
-        *([inworld_arrays_asset()] if config.export == "inworld" else []),
-    ]
+    arrays = code_arrays_asset(config.imported, validation, codec_name, root)
+    built: list[AssetsDefinition | AssetChecksDefinition] = [arrays]
+    for name, (test, about) in array_checks(validation).items():
+        built.append(artifact_check(arrays, name, about, test))
+    return built + ([inworld_arrays_asset()] if config.export == "inworld" else [])
 
 
 def code_arrays_asset(
@@ -157,7 +118,7 @@ def inworld_arrays_asset() -> AssetsDefinition:
     )
 
 
-def describe_arrays(arrays: CodeArrays) -> dict[str, Any]:
+def describe_arrays(arrays: CodeArrays) -> Metadata:
     """Metadata: number of samples, type of the codes, columns of the samples."""
     samples = arrays.facts.train_samples + arrays.facts.val_samples
     return {
@@ -166,22 +127,3 @@ def describe_arrays(arrays: CodeArrays) -> dict[str, Any]:
         "samples": samples,
         "dtype": arrays.facts.dtype,
     }
-
-
-def array_check(name: str, test: Test, description: str) -> AssetChecksDefinition:
-    """A blocking check of ``code_arrays``. It fails with the message that ``test`` raises."""
-
-    @asset_check(
-        asset="code_arrays",
-        name=name,
-        partitions_def=corpus_partitions,
-        blocking=True,
-        description=description,
-    )
-    def check(store: ArtifactStoreResource, code_arrays: CodeArrays) -> AssetCheckResult:
-        try:
-            return AssetCheckResult(passed=True, metadata=test(store.store, code_arrays))
-        except (ArrayError, ArtifactError) as error:
-            return AssetCheckResult(passed=False, description=str(error))
-
-    return check

@@ -14,6 +14,7 @@ files of the artifact versions that these arrays were made from.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -33,11 +34,40 @@ from tts_assets.core.artifacts import (
     SampleManifest,
     SpeechSegments,
 )
+from tts_assets.core.metadata import CheckResult
 from tts_assets.corpora.filter import KEPT_FILE, REJECTED_FILE
 from tts_assets.corpora.index import UTTERANCES_FILE
 
 Numbers = dict[str, int]
+Test = Callable[[ArtifactStore, CodeArrays], CheckResult]
 H = TypeVar("H", bound=Handle)
+
+
+def array_checks(validation: ValidationSplit) -> dict[str, tuple[Test, str]]:
+    """All checks by name, with their descriptions. ``validation`` is the split of samples."""
+
+    def passes(test: Callable[[CodeArrays], Numbers]) -> Test:
+        return lambda _, arrays: CheckResult(True, test(arrays))
+
+    return {
+        "no_sample_is_lost": (
+            lambda store, arrays: CheckResult(True, check_counts(store, arrays)),
+            "All counts add up, from the entries of the corpus to train + val.",
+        ),
+        "index_fits_codes": (
+            passes(check_tables),
+            "The offsets of samples rise and end at the last code.",
+        ),
+        "samples_fit_index": (
+            passes(lambda arrays: check_samples(arrays, validation)),
+            "Each index entry has one sample, and the sample is in the split of its id.",
+        ),
+        "codes_are_in_codebook": (passes(check_codes), "Every code is in the codebook."),
+        "files_are_unchanged": (
+            passes(check_digests),
+            "The digests of all files are those of the manifest.",
+        ),
+    }
 
 
 def check_tables(arrays: CodeArrays) -> Numbers:

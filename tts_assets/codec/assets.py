@@ -4,13 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dagster import (
-    AssetCheckResult,
-    AssetChecksDefinition,
-    AssetsDefinition,
-    MetadataValue,
-    asset_check,
-)
+from dagster import AssetChecksDefinition, AssetsDefinition
 
 from tts_assets.codec.config import (
     CodecConfig,
@@ -22,13 +16,9 @@ from tts_assets.codec.config import (
 )
 from tts_assets.codec.shard_files import reusable_shards
 from tts_assets.codec.sources import MODEL_CARD, fetch, identify, start_digests
-from tts_assets.core.accounting import (
-    SET_ASIDE_FILE,
-    ValidationSplit,
-    count_reasons,
-    read_set_aside,
-)
+from tts_assets.core.accounting import SET_ASIDE_FILE, ValidationSplit, read_set_aside
 from tts_assets.core.artifacts import (
+    ArtifactStore,
     CodecCheckpoint,
     CodecDecoder,
     CodecShards,
@@ -36,11 +26,19 @@ from tts_assets.core.artifacts import (
     SampleManifest,
 )
 from tts_assets.core.compute import Shape
+from tts_assets.core.metadata import (
+    CheckResult,
+    Markdown,
+    Metadata,
+    column_schema,
+    image,
+    set_aside_reasons,
+)
 from tts_assets.core.plots import curves
 from tts_assets.core.program import METRICS_FILE, read_metrics
 from tts_assets.corpora.filter import KEPT_FILE
 from tts_assets.corpora.samples import ABOUT_SAMPLES, FIELDS
-from tts_assets.orchestration.checks import column_schema, losses_check
+from tts_assets.orchestration.checks import artifact_check, losses_check
 from tts_assets.orchestration.conditions import fetch_for, follow_data
 from tts_assets.orchestration.launchpad import Training
 from tts_assets.orchestration.partitions import corpus_partitions, filtered_samples_of
@@ -56,7 +54,15 @@ def build_assets(
 ) -> list[AssetsDefinition | AssetChecksDefinition]:
     """The assets and checks of ``[codec]``; relative paths start at ``root``."""
     shards = codec_shards(config.shard_samples, config.batch_tokens, shape)
-    built: list[AssetsDefinition | AssetChecksDefinition] = [shards, accounting_check(shards)]
+    built: list[AssetsDefinition | AssetChecksDefinition] = [
+        shards,
+        artifact_check(
+            shards,
+            "every_code_sample_is_accounted_for",
+            "Samples in = encoded + set aside.",
+            count_shards,
+        ),
+    ]
     if config.train is None:
         built.insert(0, fetched_codec(config, root))
     else:
@@ -224,29 +230,16 @@ def sample_lists(samples: Samples) -> dict[str, Path]:
     return {name: handle.path / KEPT_FILE for name, handle in samples.items()}
 
 
-def accounting_check(shards: AssetsDefinition) -> AssetChecksDefinition:
-    """The blocking check that every sample was encoded or set aside."""
-
-    @asset_check(
-        asset=shards,
-        partitions_def=corpus_partitions,
-        blocking=True,
-        description="Samples in = encoded + set aside.",
-    )
-    def every_code_sample_is_accounted_for(codec_shards: CodecShards) -> AssetCheckResult:
-        samples_in = codec_shards.facts.samples_in
-        lists = codec_shards.path.glob("shard-*.samples.jsonl")
-        encoded = sum(len(path.read_bytes().splitlines()) for path in lists)
-        aside = len(read_set_aside(codec_shards.path / SET_ASIDE_FILE))
-        return AssetCheckResult(
-            passed=samples_in == encoded + aside and encoded > 0,
-            metadata={"samples_in": samples_in, "encoded": encoded, "set_aside": aside},
-        )
-
-    return every_code_sample_is_accounted_for
+def count_shards(_: ArtifactStore, shards: CodecShards) -> CheckResult:
+    """Compares the samples that went in with those encoded and set aside."""
+    lists = shards.path.glob("shard-*.samples.jsonl")
+    encoded = sum(len(path.read_bytes().splitlines()) for path in lists)
+    aside = len(read_set_aside(shards.path / SET_ASIDE_FILE))
+    counts = {"samples_in": shards.facts.samples_in, "encoded": encoded, "set_aside": aside}
+    return CheckResult(counts["samples_in"] == encoded + aside and encoded > 0, counts)
 
 
-def describe_training(handle: Handle) -> Mapping[str, Any]:
+def describe_training(handle: Handle) -> Metadata:
     """Metadata: curves of the training, and the usage of the codebook at its end."""
     records = read_metrics(handle.path / METRICS_FILE)
     panels = [{"mel": "training", "val_mel": "validation"}]
@@ -255,20 +248,19 @@ def describe_training(handle: Handle) -> Mapping[str, Any]:
     plot = curves(records, panels, x_label="step")
     names = ("val_mel", "val_entropy", "perplexity", "codes_used", "dead_codes")
     last = {name: records[-1][name] for name in names if name in records[-1]}
-    return {"curves": MetadataValue.md(f"![curves]({plot})"), **last}
+    return {"curves": image("curves", plot), **last}
 
 
-def model_card(folder: Path) -> Mapping[str, Any]:
+def model_card(folder: Path) -> Metadata:
     """Metadata: the model card of a codec folder, if it has one."""
     card = folder / MODEL_CARD
-    return {"model_card": MetadataValue.md(card.read_text())} if card.is_file() else {}
+    return {"model_card": Markdown(card.read_text())} if card.is_file() else {}
 
 
-def describe_shards(shards: CodecShards) -> Mapping[str, Any]:
+def describe_shards(shards: CodecShards) -> Metadata:
     """Metadata: rows, columns, and the reasons of samples that were set aside."""
-    reasons = count_reasons(read_set_aside(shards.path / SET_ASIDE_FILE))
     return {
         "dagster/partition_row_count": shards.facts.samples,
         **column_schema(FIELDS, ABOUT_SAMPLES),
-        "set_aside_reasons": MetadataValue.json(reasons),
+        "set_aside_reasons": set_aside_reasons(shards.path),
     }

@@ -1,9 +1,8 @@
 """Dagster asset ``codec_report``: the codec on held-out speech, compared with all other codecs."""
 
-from collections.abc import Mapping
 from typing import Any
 
-from dagster import AssetsDefinition, MetadataValue
+from dagster import AssetsDefinition
 
 from tts_assets.codec.assets import Samples, sample_lists
 from tts_assets.codec.config import CodecReportConfig
@@ -11,6 +10,7 @@ from tts_assets.codec_report.config import CodecReportProgram, other_codecs, ver
 from tts_assets.core.accounting import ValidationSplit
 from tts_assets.core.artifacts import CodecCheckpoint, CodecDecoder, CodecReport
 from tts_assets.core.compute import Shape
+from tts_assets.core.metadata import Metadata
 from tts_assets.core.notebook import NOTEBOOK_FILE
 from tts_assets.evaluation.lineage import lineage
 from tts_assets.orchestration.partitions import filtered_samples_of
@@ -72,9 +72,6 @@ def codec_report(
     )
 
 
-def describe(report: CodecReport) -> Mapping[str, Any]:
+def describe(report: CodecReport) -> Metadata:
     """Metadata: the listening notebook and the page."""
-    return {
-        "listen": MetadataValue.notebook(str(report.path / NOTEBOOK_FILE)),
-        "page": MetadataValue.path(str(report.path / "report.html")),
-    }
+    return {"listen": report.path / NOTEBOOK_FILE, "page": report.path / "report.html"}

@@ -3,33 +3,15 @@
 ``raw_corpus`` (the index), ``speech_segments`` (clips) and ``filtered_samples``.
 """
 
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 
-import polars as pl
-from dagster import (
-    AssetCheckResult,
-    AssetChecksDefinition,
-    AssetCheckSeverity,
-    AssetsDefinition,
-    MetadataValue,
-    asset_check,
-)
+from dagster import AssetChecksDefinition, AssetsDefinition
 
-from resources.artifact_store import ArtifactStoreResource
 from resources.launcher import Program
 from tts_assets.audio_models.whisper import model_folder
-from tts_assets.core.accounting import (
-    SET_ASIDE_FILE,
-    count_reasons,
-    raise_nothing_usable,
-    read_set_aside,
-)
+from tts_assets.core.accounting import SET_ASIDE_FILE, raise_nothing_usable, read_set_aside
 from tts_assets.core.artifacts import (
-    ArtifactError,
-    ArtifactStore,
-    Handle,
     RawCorpus,
     SampleFacts,
     SampleManifest,
@@ -37,34 +19,26 @@ from tts_assets.core.artifacts import (
     SpeechSegments,
 )
 from tts_assets.core.compute import Shape
-from tts_assets.core.notebook import NOTEBOOK_FILE
-from tts_assets.core.plots import histogram
 from tts_assets.corpora.config import CorpusConfig, FilterConfig, MeasureProgram, TextConfig
 from tts_assets.corpora.describe import (
-    count_lines,
-    durations,
-    markdown_table,
-    plot_distributions,
-    quantiles,
+    check_columns,
+    count_entries,
+    count_samples,
+    count_seconds,
+    describe_corpus,
+    describe_samples,
+    describe_segments,
     read_rejected,
-    reasons,
 )
 from tts_assets.corpora.discovery import Corpora
-from tts_assets.corpora.filter import KEPT_FILE, REJECTED_FILE
+from tts_assets.corpora.filter import REJECTED_FILE
 from tts_assets.corpora.filter_corpus import filter_corpus
-from tts_assets.corpora.index import (
-    ABOUT_UTTERANCES,
-    UTTERANCES_FILE,
-    index_corpus,
-    plausibility,
-    read_entries,
-)
-from tts_assets.corpora.samples import ABOUT_SAMPLES, FIELDS, SCHEMA
+from tts_assets.corpora.index import index_corpus, read_entries
 from tts_assets.corpora.segments.config import CODE_VERSION, SegmentProgram
-from tts_assets.corpora.segments.result import CARD_FILE, account, pass_through, source_digests
+from tts_assets.corpora.segments.result import pass_through, source_digests
 from tts_assets.corpora.synthesis import is_complete, synthesis_program
 from tts_assets.corpora.watch import Scan, Seen, survey
-from tts_assets.orchestration.checks import column_schema
+from tts_assets.orchestration.checks import artifact_check
 from tts_assets.orchestration.conditions import follow_data
 from tts_assets.orchestration.launchpad import Machines
 from tts_assets.orchestration.partitions import corpus_partitions
@@ -75,8 +49,6 @@ FILTER_VERSION = "4"
 MEASURE = "tts_assets.corpora.quality"
 SYNTHESIZE = "tts_assets.corpora.synthesis"
 CUT = "tts_assets.corpora.segments.segment"
-ROWS_SHOWN = 8
-H = TypeVar("H", bound=Handle)
 
 
 def build_assets(
@@ -90,24 +62,39 @@ def build_assets(
     An asset looks up its corpus when it runs: a new corpus needs no restart. ``shape`` is that of
     the programs that cut recordings and measure audio quality.
     """
-    shape = shape or Shape(processes=1)
+    shape, text = shape or Shape(processes=1), text or TextConfig()
+    raw = raw_corpus_asset(corpora, text, shape)
+    segments = speech_segments_asset(corpora, shape)
+    samples = filtered_samples_asset(corpora, filters, text, shape)
     return [
-        raw_corpus_asset(corpora, text or TextConfig(), shape),
-        speech_segments_asset(corpora, shape),
-        filtered_samples_asset(corpora, filters, text or TextConfig(), shape),
-        accounting_check(
-            "raw_corpus", "every_entry", "Entries = utterances + set aside.", count_entries
+        raw,
+        segments,
+        samples,
+        artifact_check(
+            raw,
+            "every_entry_is_accounted_for",
+            "Entries = utterances + set aside.",
+            count_entries,
         ),
-        accounting_check(
-            "speech_segments",
-            "every_second",
+        artifact_check(
+            segments,
+            "every_second_is_accounted_for",
             "Seconds recorded = seconds in clips + set aside; each clip occurs once.",
             count_seconds,
         ),
-        accounting_check(
-            "filtered_samples", "every_sample", "In = kept + rejected.", count_samples
+        artifact_check(
+            samples,
+            "every_sample_is_accounted_for",
+            "In = kept + rejected.",
+            count_samples,
         ),
-        plausibility_check(),
+        artifact_check(
+            raw,
+            "columns_are_plausible",
+            "Speakers and texts do not look as if columns were mixed up.",
+            check_columns,
+            warns=True,
+        ),
     ]
 
 
@@ -247,142 +234,3 @@ def filtered_samples_asset(
         kinds={"polars", "json"},
         description="Utterances with normalized text, kept or rejected with a reason.",
     )
-
-
-Counts = Mapping[str, int | float]
-
-
-def accounting_check(
-    asset: str,
-    items: str,
-    description: str,
-    count: Callable[[H, ArtifactStore], tuple[bool, Counts]],
-) -> AssetChecksDefinition:
-    """The blocking check ``<items>_is_accounted_for``.
-
-    ``count(handle, store)`` returns whether the check passes and the numbers for its metadata. An
-    ArtifactError that it raises fails the check, too.
-    """
-
-    @asset_check(
-        asset=asset,
-        name=f"{items}_is_accounted_for",
-        partitions_def=corpus_partitions,
-        blocking=True,
-        description=description,
-    )
-    def check(store: ArtifactStoreResource, made: Handle) -> AssetCheckResult:
-        try:
-            passed, counts = count(cast(H, made), store.store)
-        except ArtifactError as error:
-            return AssetCheckResult(passed=False, description=str(error))
-        return AssetCheckResult(passed=passed, metadata=dict(counts))
-
-    return check
-
-
-def plausibility_check() -> AssetChecksDefinition:
-    """The check ``columns_are_plausible`` of ``raw_corpus``, which warns."""
-
-    @asset_check(
-        asset="raw_corpus",
-        partitions_def=corpus_partitions,
-        description="Speakers and texts do not look as if columns were mixed up.",
-    )
-    def columns_are_plausible(made: Handle) -> AssetCheckResult:
-        signs = plausibility(pl.read_parquet(made.path / UTTERANCES_FILE))
-        return AssetCheckResult(
-            passed=not signs,
-            severity=AssetCheckSeverity.WARN,
-            description="; ".join(signs) or None,
-            metadata={"signs": len(signs)},
-        )
-
-    return columns_are_plausible
-
-
-def count_entries(corpus: RawCorpus, _: ArtifactStore) -> tuple[bool, Counts]:
-    """Compares the entries that the reader counted with the rows and the set-aside records.
-
-    The reader does not run again: that takes as long as indexing, and the corpus may have grown.
-    """
-    entries = corpus.facts.entries
-    rows = pl.scan_parquet(corpus.path / UTTERANCES_FILE).select(pl.len()).collect().item()
-    aside = len(read_set_aside(corpus.path / SET_ASIDE_FILE))
-    counts = {"entries": entries, "utterances": rows, "set_aside": aside}
-    return entries == rows + aside, counts
-
-
-def count_seconds(segments: SpeechSegments, store: ArtifactStore) -> tuple[bool, Counts]:
-    """Compares the time in clips and set aside with the recordings. Raises ArtifactError."""
-    source = segments.manifest.inputs["raw_corpus"]
-    folder = store.folder(source.asset, source.partition) / source.fingerprint
-    return True, account(RawCorpus.open(folder), segments)
-
-
-def count_samples(samples: SampleManifest, _: ArtifactStore) -> tuple[bool, Counts]:
-    """Compares the samples that went in with the kept and rejected lines."""
-    kept, rejected = (count_lines(samples.path / name) for name in (KEPT_FILE, REJECTED_FILE))
-    samples_in = samples.facts.samples_in
-    counts = {"samples_in": samples_in, "kept": kept, "rejected": rejected}
-    return samples_in == kept + rejected, counts
-
-
-def describe_corpus(corpus: RawCorpus) -> dict[str, Any]:
-    """Metadata of ``raw_corpus``: a preview, durations in seconds, and counted reasons."""
-    rows = pl.read_parquet(corpus.path / UTTERANCES_FILE)
-    shown = rows.select("id", "audio", "duration", "sample_rate", "speaker", "text")
-    seconds = rows["duration"]
-    longest = {"seconds_median": seconds.median(), "seconds_longest": seconds.max()}
-    aside = count_reasons(read_set_aside(corpus.path / SET_ASIDE_FILE))
-    return {
-        "dagster/partition_row_count": len(rows),
-        "utterances_preview": _table(shown.head(ROWS_SHOWN)),
-        "durations": _table(durations(seconds)),
-        "set_aside_reasons": MetadataValue.json(aside),
-        **column_schema(rows.schema, ABOUT_UTTERANCES),
-        **{name: round(float(value or 0), 3) for name, value in longest.items()},  # type: ignore[arg-type]
-    }
-
-
-def describe_segments(segments: SpeechSegments) -> dict[str, Any]:
-    """Metadata: the columns, and for recordings the dataset card, a histogram and a notebook."""
-    table = segments.path / UTTERANCES_FILE
-    rows = pl.read_parquet(table, columns=["duration"])
-    metadata: dict[str, Any] = {
-        "dagster/partition_row_count": len(rows),
-        **column_schema(pl.read_parquet_schema(table), ABOUT_UTTERANCES),
-    }
-    if not segments.facts.recordings:
-        return metadata
-    reasons = count_reasons(read_set_aside(segments.path / SET_ASIDE_FILE))
-    plot = histogram(rows["duration"].to_list(), x_label="seconds", y_label="clips")
-    card = (segments.path / CARD_FILE).read_text()
-    return metadata | {
-        "card": MetadataValue.md(f"{card}\n![durations]({plot})"),
-        "listening": MetadataValue.notebook(segments.path / NOTEBOOK_FILE),
-        "set_aside_reasons": MetadataValue.json(reasons),
-    }
-
-
-def describe_samples(samples: SampleManifest, filters: FilterConfig) -> dict[str, Any]:
-    """Metadata of ``filtered_samples``: a preview, the filters' effect, quality and a notebook."""
-    kept, rejected = samples.path / KEPT_FILE, samples.path / REJECTED_FILE
-    shown = ("id", "transcript", "language", "duration", "speaker_id")
-    rows = pl.scan_ndjson(kept, schema=SCHEMA).select(shown)
-    seconds = rows.select("duration").collect(engine="streaming")["duration"]
-    plot = plot_distributions({"kept": kept, "rejected": rejected})
-    return {
-        "dagster/partition_row_count": samples.facts.kept,
-        **column_schema(FIELDS, ABOUT_SAMPLES),
-        "samples_preview": _table(rows.head(ROWS_SHOWN).collect()),
-        "rejected_in_order": _table(reasons(samples.facts.reasons, filters)),
-        "durations": _table(durations(seconds)),
-        "quality": _table(quantiles(kept)),
-        "distributions": MetadataValue.md(f"![distributions]({plot})"),
-        "listening": MetadataValue.notebook(samples.path / NOTEBOOK_FILE),
-    }
-
-
-def _table(rows: pl.DataFrame) -> MetadataValue:
-    return MetadataValue.md(markdown_table(rows))

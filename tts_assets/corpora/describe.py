@@ -1,4 +1,4 @@
-"""Tables and plots about the samples of a corpus, for the metadata of ``filtered_samples``.
+"""Metadata and checks of the assets of a corpus: accounting, previews, tables and plots.
 
 Sample files are scanned with polars' streaming engine, so that memory does not grow with them.
 """
@@ -13,14 +13,30 @@ from typing import Any
 
 import polars as pl
 
-from tts_assets.core.accounting import SetAside
-from tts_assets.core.plots import Histogram, histograms
+from tts_assets.core.accounting import SET_ASIDE_FILE, SetAside, read_set_aside
+from tts_assets.core.artifacts import ArtifactStore, RawCorpus, SampleManifest, SpeechSegments
+from tts_assets.core.metadata import (
+    CheckResult,
+    Markdown,
+    Metadata,
+    column_schema,
+    image,
+    markdown_table,
+    set_aside_reasons,
+)
+from tts_assets.core.notebook import NOTEBOOK_FILE
+from tts_assets.core.plots import Histogram, histogram, histograms
 from tts_assets.corpora.config import METRICS, FilterConfig
+from tts_assets.corpora.filter import KEPT_FILE, REJECTED_FILE
 from tts_assets.corpora.filters import of_samples
+from tts_assets.corpora.index import ABOUT_UTTERANCES, UTTERANCES_FILE, plausibility
+from tts_assets.corpora.samples import ABOUT_SAMPLES, FIELDS, SCHEMA
+from tts_assets.corpora.segments.result import CARD_FILE, account
 
 SECONDS = (0, 1, 2, 4, 7, 10, 15, 20, 30)  # lower bounds of the duration classes
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 BINS = 40
+ROWS_SHOWN = 8
 UNITS = {
     "duration": "duration, s",
     "rate": "characters per second",
@@ -33,18 +49,91 @@ UNITS = {
 }
 
 
-def markdown_table(rows: pl.DataFrame) -> str:
-    """All rows and columns as a Markdown table; texts are cut after 80 characters."""
-    with pl.Config(
-        tbl_formatting="MARKDOWN",
-        tbl_hide_dataframe_shape=True,
-        tbl_hide_column_data_types=True,
-        tbl_width_chars=1000,
-        tbl_cols=-1,
-        tbl_rows=-1,
-        fmt_str_lengths=80,
-    ):
-        return str(rows)
+def count_entries(_: ArtifactStore, corpus: RawCorpus) -> CheckResult:
+    """Compares the entries that the reader counted with the rows and the set-aside records.
+
+    The reader does not run again: that takes as long as indexing, and the corpus may have grown.
+    """
+    entries = corpus.facts.entries
+    rows = pl.scan_parquet(corpus.path / UTTERANCES_FILE).select(pl.len()).collect().item()
+    aside = len(read_set_aside(corpus.path / SET_ASIDE_FILE))
+    counts = {"entries": entries, "utterances": rows, "set_aside": aside}
+    return CheckResult(entries == rows + aside, counts)
+
+
+def count_seconds(store: ArtifactStore, segments: SpeechSegments) -> CheckResult:
+    """Compares the time in clips and set aside with the recordings. Raises ArtifactError."""
+    source = segments.manifest.inputs["raw_corpus"]
+    folder = store.folder(source.asset, source.partition) / source.fingerprint
+    return CheckResult(True, account(RawCorpus.open(folder), segments))
+
+
+def count_samples(_: ArtifactStore, samples: SampleManifest) -> CheckResult:
+    """Compares the samples that went in with the kept and rejected lines."""
+    kept, rejected = (count_lines(samples.path / name) for name in (KEPT_FILE, REJECTED_FILE))
+    samples_in = samples.facts.samples_in
+    counts = {"samples_in": samples_in, "kept": kept, "rejected": rejected}
+    return CheckResult(samples_in == kept + rejected, counts)
+
+
+def check_columns(_: ArtifactStore, corpus: RawCorpus) -> CheckResult:
+    """Looks for signs that columns of the corpus were mixed up."""
+    signs = plausibility(pl.read_parquet(corpus.path / UTTERANCES_FILE))
+    return CheckResult(not signs, {"signs": len(signs)}, "; ".join(signs))
+
+
+def describe_corpus(corpus: RawCorpus) -> Metadata:
+    """Metadata of ``raw_corpus``: a preview, durations in seconds, and counted reasons."""
+    rows = pl.read_parquet(corpus.path / UTTERANCES_FILE)
+    shown = rows.select("id", "audio", "duration", "sample_rate", "speaker", "text")
+    seconds = rows["duration"]
+    longest = {"seconds_median": seconds.median(), "seconds_longest": seconds.max()}
+    return {
+        "dagster/partition_row_count": len(rows),
+        "utterances_preview": markdown_table(shown.head(ROWS_SHOWN)),
+        "durations": markdown_table(durations(seconds)),
+        "set_aside_reasons": set_aside_reasons(corpus.path),
+        **column_schema(rows.schema, ABOUT_UTTERANCES),
+        **{name: round(float(value or 0), 3) for name, value in longest.items()},  # type: ignore[arg-type]
+    }
+
+
+def describe_segments(segments: SpeechSegments) -> Metadata:
+    """Metadata: the columns, and for recordings the dataset card, a histogram and a notebook."""
+    table = segments.path / UTTERANCES_FILE
+    rows = pl.read_parquet(table, columns=["duration"])
+    metadata: dict[str, Any] = {
+        "dagster/partition_row_count": len(rows),
+        **column_schema(pl.read_parquet_schema(table), ABOUT_UTTERANCES),
+    }
+    if not segments.facts.recordings:
+        return metadata
+    plot = histogram(rows["duration"].to_list(), x_label="seconds", y_label="clips")
+    card = (segments.path / CARD_FILE).read_text()
+    return metadata | {
+        "card": Markdown(f"{card}\n{image('durations', plot)}"),
+        "listening": segments.path / NOTEBOOK_FILE,
+        "set_aside_reasons": set_aside_reasons(segments.path),
+    }
+
+
+def describe_samples(samples: SampleManifest, filters: FilterConfig) -> Metadata:
+    """Metadata of ``filtered_samples``: a preview, the filters' effect, quality and a notebook."""
+    kept, rejected = samples.path / KEPT_FILE, samples.path / REJECTED_FILE
+    shown = ("id", "transcript", "language", "duration", "speaker_id")
+    rows = pl.scan_ndjson(kept, schema=SCHEMA).select(shown)
+    seconds = rows.select("duration").collect(engine="streaming")["duration"]
+    plot = plot_distributions({"kept": kept, "rejected": rejected})
+    return {
+        "dagster/partition_row_count": samples.facts.kept,
+        **column_schema(FIELDS, ABOUT_SAMPLES),
+        "samples_preview": markdown_table(rows.head(ROWS_SHOWN).collect()),
+        "rejected_in_order": markdown_table(reasons(samples.facts.reasons, filters)),
+        "durations": markdown_table(durations(seconds)),
+        "quality": markdown_table(quantiles(kept)),
+        "distributions": image("distributions", plot),
+        "listening": samples.path / NOTEBOOK_FILE,
+    }
 
 
 def count_lines(path: Path) -> int:

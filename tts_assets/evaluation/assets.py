@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dagster import AssetChecksDefinition, AssetIn, AssetKey, AssetsDefinition, MetadataValue
+from dagster import AssetChecksDefinition, AssetIn, AssetKey, AssetsDefinition
 
 from tts_assets.core.artifacts import (
     Build,
@@ -22,6 +22,7 @@ from tts_assets.core.artifacts import (
     sha256_file,
 )
 from tts_assets.core.compute import Shape
+from tts_assets.core.metadata import Markdown, Metadata, image
 from tts_assets.core.notebook import NOTEBOOK_FILE
 from tts_assets.core.plots import bars
 from tts_assets.evaluation.checks import report_checks
@@ -216,26 +217,26 @@ def comparison_asset(
     )
 
 
-def describe_report(report: Report) -> dict[str, Any]:
+def describe_report(report: Report) -> Metadata:
     """Metadata: page, listening notebook, and the WER by category as a plot."""
     from tts_assets.evaluation.report import PAGE_FILE
 
     plot = bars(report.facts.wer_by_category, x_label="WER, %")
     return {
-        "listen": MetadataValue.notebook(str(report.path / NOTEBOOK_FILE)),
-        "page": MetadataValue.path(str(report.path / PAGE_FILE)),
-        "wer_plot": MetadataValue.md(f"![WER by category]({plot})"),
+        "listen": report.path / NOTEBOOK_FILE,
+        "page": report.path / PAGE_FILE,
+        "wer_plot": image("WER by category", plot),
     }
 
 
-def describe_comparison(comparison: Comparison) -> dict[str, Any]:
+def describe_comparison(comparison: Comparison) -> Metadata:
     """Metadata: page, listening notebook, blind test, and the summary."""
     from tts_assets.evaluation.blind_test import BLIND_PAGE_FILE
     from tts_assets.evaluation.compare import PAGE_FILE, SUMMARY_FILE
 
     return {
-        "listen": MetadataValue.notebook(str(comparison.path / NOTEBOOK_FILE)),
-        "page": MetadataValue.path(str(comparison.path / PAGE_FILE)),
-        "blind_test": MetadataValue.path(str(comparison.path / BLIND_PAGE_FILE)),
-        "summary": MetadataValue.md((comparison.path / SUMMARY_FILE).read_text()),
+        "listen": comparison.path / NOTEBOOK_FILE,
+        "page": comparison.path / PAGE_FILE,
+        "blind_test": comparison.path / BLIND_PAGE_FILE,
+        "summary": Markdown((comparison.path / SUMMARY_FILE).read_text()),
     }

@@ -9,7 +9,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from dagster import AssetDep, AssetIn, AssetKey, AssetsDefinition, MetadataValue
+from dagster import AssetDep, AssetIn, AssetKey, AssetsDefinition
 
 from tts_assets.core.accounting import ValidationSplit
 from tts_assets.core.artifacts import (
@@ -21,8 +21,6 @@ from tts_assets.core.artifacts import (
 )
 from tts_assets.core.audio import statement
 from tts_assets.core.compute import Shape
-from tts_assets.core.plots import curves
-from tts_assets.core.program import METRICS_FILE, read_metrics
 from tts_assets.corpora.config import VoiceConsent, check_consents, people
 from tts_assets.corpora.filter import KEPT_FILE
 from tts_assets.evaluation.assets import report_key, suite_key, synthesized_key
@@ -40,15 +38,6 @@ from tts_assets.orchestration.program_asset import Plan, Request, artifact_asset
 
 CODE_VERSION = "2"
 GROUP = "external_models"
-LOSSES: dict[str, dict[str, str]] = {  # titles of the plot by coqui's names
-    "vits": {"loss_mel": "mel", "val_loss_mel": "mel, validation", "loss_duration": "duration"},
-    "xtts": {
-        "loss_text_ce": "text",
-        "val_loss_text_ce": "text, validation",
-        "loss_mel_ce": "mel",
-        "val_loss_mel_ce": "mel, validation",
-    },
-}
 
 
 @dataclass(frozen=True)
@@ -114,7 +103,7 @@ def model_asset(
                 validation=validation,
             )
 
-        return Plan(known, program=program, seed=recipe.seed, describe=describe_model)
+        return Plan(known, program=program, seed=recipe.seed, describe=table.describe_model)
 
     start = "published weights" if recipe.model else "random weights"
     verb = "converted from" if recipe.family == "tortoise" else "trained from"
@@ -193,7 +182,7 @@ def table_asset(config: ExternalModelsConfig, speechlm: Mapping[str, str]) -> As
         def make(work: Path) -> dict[str, Any]:
             return table.write(work / "result", rows)
 
-        return Plan({"rows": rows}, make, describe=describe_table)
+        return Plan({"rows": rows}, make, describe=table.describe_table)
 
     return artifact_asset(
         "model_families",
@@ -205,17 +194,3 @@ def table_asset(config: ExternalModelsConfig, speechlm: Mapping[str, str]) -> As
         kinds={"markdown"},
         description="All recipes, external ones included: status, runs, best metrics, notes.",
     )
-
-
-def describe_model(model: ExternalModel) -> dict[str, Any]:
-    """Metadata: the losses as a plot; nothing for a model that coqui cannot train."""
-    path, lines = model.path / METRICS_FILE, LOSSES.get(model.facts.family)
-    if not path.is_file() or lines is None:
-        return {}
-    plot = curves(read_metrics(path), [lines], x_label="step")
-    return {"losses": MetadataValue.md(f"![losses]({plot})")}
-
-
-def describe_table(made: ExternalModelsTable) -> dict[str, Any]:
-    """Metadata: the table."""
-    return {"table": MetadataValue.md((made.path / table.TABLE_FILE).read_text())}

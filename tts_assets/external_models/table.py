@@ -1,4 +1,4 @@
-"""The table of all models, SpeechLMs and external ones, from what is published."""
+"""The table of all models, SpeechLMs and external ones, and the metadata of external ones."""
 
 from __future__ import annotations
 
@@ -7,13 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tts_assets.core.artifacts import ArtifactStore, Report, sha256_file
-from tts_assets.core.config import Config, canonical_json
-from tts_assets.evaluation.history import (
-    measured,
-    measured_differently,
-    readable_reports,
+from tts_assets.core.artifacts import (
+    ArtifactStore,
+    ExternalModel,
+    ExternalModelsTable,
+    Report,
+    sha256_file,
 )
+from tts_assets.core.config import Config, canonical_json
+from tts_assets.core.metadata import Markdown, Metadata, image
+from tts_assets.core.plots import curves
+from tts_assets.core.program import METRICS_FILE, read_metrics
+from tts_assets.evaluation.history import measured, measured_differently, readable_reports
 
 TABLE_FILE, ROWS_FILE = "families.md", "families.json"
 NOT_YET, TRAINED, REPORTED = "not trained yet", "trained", "reported"
@@ -22,6 +27,17 @@ HEAD = (
     *("recipe", "family", "status", "runs"),
     *("WER", "speaker similarity", "DNSMOS P.808", "notes"),
 )
+
+
+LOSSES: dict[str, dict[str, str]] = {  # titles of the plot by coqui's names
+    "vits": {"loss_mel": "mel", "val_loss_mel": "mel, validation", "loss_duration": "duration"},
+    "xtts": {
+        "loss_text_ce": "text",
+        "val_loss_text_ce": "text, validation",
+        "loss_mel_ce": "mel",
+        "val_loss_mel_ce": "mel, validation",
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -114,6 +130,20 @@ def cells(row: TableRow) -> tuple[str, ...]:
         number(row.dnsmos_p808, 2),
         row.notes.replace("|", "\\|"),
     )
+
+
+def describe_model(model: ExternalModel) -> Metadata:
+    """Metadata: the losses as a plot; nothing for a model that coqui cannot train."""
+    path, lines = model.path / METRICS_FILE, LOSSES.get(model.facts.family)
+    if not path.is_file() or lines is None:
+        return {}
+    plot = curves(read_metrics(path), [lines], x_label="step")
+    return {"losses": image("losses", plot)}
+
+
+def describe_table(made: ExternalModelsTable) -> Metadata:
+    """Metadata: the table."""
+    return {"table": Markdown((made.path / TABLE_FILE).read_text())}
 
 
 def weights_digests(folder: Path | None) -> dict[str, str]:

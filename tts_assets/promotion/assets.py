@@ -10,12 +10,10 @@ from functools import partial
 from typing import Any
 
 from dagster import (
-    AssetCheckEvaluation,
     AssetCheckKey,
     AssetExecutionContext,
     AssetKey,
     AssetMaterialization,
-    AssetRecordsFilter,
     AssetsDefinition,
     DagsterInstance,
     DataVersion,
@@ -25,7 +23,8 @@ from dagster import (
 )
 
 from resources.artifact_store import ArtifactStoreResource, standard_metadata
-from tts_assets.core.artifacts import ArtifactStore, Handle, Promoted
+from tts_assets.core.artifacts import ArtifactStore, Promoted
+from tts_assets.orchestration.checks import blocking_checks, failed_checks
 from tts_assets.promotion.config import PromotionConfig
 from tts_assets.promotion.decision import describe_decisions, promote_best
 from tts_assets.promotion.history import (
@@ -37,8 +36,6 @@ from tts_assets.promotion.history import (
     promoted_now,
 )
 
-LOOK_BACK = 50  # evaluations of a check: a year of weekly runs
-
 
 def build_assets(
     promotions: Mapping[str, PromotionConfig], stages: Iterable[object]
@@ -46,17 +43,6 @@ def build_assets(
     """An asset for each ``[promotion.<voice>]``. ``stages``: all other definitions."""
     checks = blocking_checks(stages)
     return [promoted_asset(voice, config, checks) for voice, config in promotions.items()]
-
-
-def blocking_checks(definitions: Iterable[object]) -> list[AssetCheckKey]:
-    """The blocking checks of ``definitions``. A removed gate, for example, does not block."""
-    return [
-        spec.key
-        for definition in definitions
-        if isinstance(definition, AssetsDefinition)
-        for spec in definition.check_specs
-        if spec.blocking
-    ]
 
 
 def promoted_asset(
@@ -91,46 +77,6 @@ def promoted_asset(
         return Output(handle, data_version=DataVersion(handle.content), metadata=metadata)
 
     return promoted
-
-
-def failed_checks(
-    instance: DagsterInstance, checks: Iterable[AssetCheckKey], artifact: Handle
-) -> list[str]:
-    """The names of the ``checks`` whose last evaluation of this artifact's content failed.
-
-    A check that never evaluated this content does not count: the report may have been made by
-    hand, or Dagster's history may have been deleted, and neither must block a voice.
-    """
-    key = AssetKey(artifact.asset.split("/"))
-    own = [check for check in checks if check.asset_key == key]
-    found = {check.name: latest_evaluation(instance, check, artifact.content) for check in own}
-    return [name for name, evaluation in found.items() if evaluation and not evaluation.passed]
-
-
-def latest_evaluation(
-    instance: DagsterInstance, check: AssetCheckKey, content: str
-) -> AssetCheckEvaluation | None:
-    """The newest evaluation of this content, also if the artifact was built again since.
-
-    Dagster's public API returns only the latest record of a check. That may be a planned evaluation
-    of a run that failed before the check. Therefore this reads ``event_log_storage``.
-    """
-    records = instance.event_log_storage.get_asset_check_execution_history(check, limit=LOOK_BACK)
-    events: list[object] = [record.evaluation for record in records]  # some are planned evaluations
-    evaluations = (event for event in events if isinstance(event, AssetCheckEvaluation))
-    return next((e for e in evaluations if evaluated_content(instance, e) == content), None)
-
-
-def evaluated_content(instance: DagsterInstance, evaluation: AssetCheckEvaluation) -> str | None:
-    """The data version that was evaluated; None if Dagster has no record of it."""
-    target = evaluation.target_materialization_data
-    if target is None:
-        return None
-    asked = AssetRecordsFilter(evaluation.asset_key, storage_ids=[target.storage_id])
-    for record in instance.fetch_materializations(asked, limit=1).records:
-        if record.asset_materialization and record.asset_materialization.tags:
-            return record.asset_materialization.tags.get("dagster/data_version")
-    return None
 
 
 def metadata_of(store: ArtifactStore, handle: Promoted, reused: bool) -> dict[str, Any]:

@@ -4,19 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dagster import (
-    AssetCheckResult,
-    AssetChecksDefinition,
-    AssetCheckSeverity,
-    AssetIn,
-    AssetKey,
-    AssetsDefinition,
-    MetadataValue,
-    asset_check,
-)
+from dagster import AssetChecksDefinition, AssetIn, AssetKey, AssetsDefinition
 
 from resources.launcher import Program
 from tts_assets.core.artifacts import (
+    ArtifactStore,
     Checkpoint,
     CodeArrays,
     EvaluationSuite,
@@ -24,14 +16,13 @@ from tts_assets.core.artifacts import (
     SpeakerEncoderCheckpoint,
 )
 from tts_assets.core.compute import Shape, visible_devices
-from tts_assets.core.notebook import NOTEBOOK_FILE
-from tts_assets.orchestration.checks import losses_check
+from tts_assets.core.metadata import CheckResult
+from tts_assets.orchestration.checks import artifact_check, losses_check
 from tts_assets.orchestration.launchpad import Training
 from tts_assets.orchestration.partitions import code_arrays_of
 from tts_assets.orchestration.program_asset import Plan, Request, artifact_asset
-from tts_assets.rlhf.alarms import first_alarms
 from tts_assets.rlhf.config import RlhfProgram, RlhfRecipe
-from tts_assets.rlhf.reporting import plots, summary, training_records
+from tts_assets.rlhf.reporting import describe_checkpoint, find_collapse
 from tts_assets.speakers.assets import encoder_input, encoder_path
 from tts_assets.speakers.config import RESEMBLYZER, encoder_digest
 
@@ -90,7 +81,7 @@ def rlhf_asset(name: str, recipe: RlhfRecipe, shape: Shape, root: Path) -> Asset
         prompt_metadata = {
             "prompts": len(prompts.prompts),
             "prompts_held_out": len(held_out),
-            "prompts_left_out": MetadataValue.json(dict(prompts.left_out)),
+            "prompts_left_out": dict(prompts.left_out),
         }
 
         def make(work: Path) -> Mapping[str, Any]:
@@ -106,7 +97,7 @@ def rlhf_asset(name: str, recipe: RlhfRecipe, shape: Shape, root: Path) -> Asset
             make=make,
             inputs={"base": base} | {k: v for k, v in optional.items() if v is not None},
             seed=asked.seed,
-            describe=lambda made: prompt_metadata | describe_checkpoint(made, asked),
+            describe=lambda made: {**prompt_metadata, **describe_checkpoint(made, asked)},
         )
 
     return artifact_asset(
@@ -147,38 +138,12 @@ def locate_encoder(
     return recipe.with_speaker_encoder(str(path)), identity
 
 
-def describe_checkpoint(checkpoint: Checkpoint, recipe: RlhfRecipe) -> dict[str, Any]:
-    """Returns metadata: rewards and WER, plots, alarms, and the notebook with completions."""
-    folder = checkpoint.path
-    rewards = [reward.name for reward in recipe.rewards]
-    notebook = folder / NOTEBOOK_FILE
-    found = first_alarms(training_records(folder), recipe.alarms)
-    alarms = {name: {"update": update, "seen": text} for name, (update, text) in found.items()}
-    return {
-        **summary(folder, rewards),
-        **{name: MetadataValue.md(text) for name, text in plots(folder, rewards).items()},
-        "alarms": MetadataValue.json(alarms),
-        **({"listening": MetadataValue.notebook(str(notebook))} if notebook.is_file() else {}),
-    }
-
-
 def collapse_check(checkpoint: AssetsDefinition, recipe: RlhfRecipe) -> AssetChecksDefinition:
     """Returns the check ``no_collapse``, which warns of alarms and blocks nothing."""
 
-    @asset_check(
-        asset=checkpoint,
-        name="no_collapse",
-        description="No alarm was raised in training: entropy, repetition, reward hacking, length, "
-        "KL divergence.",
-    )
-    def check(checkpoint: Checkpoint) -> AssetCheckResult:
-        found = first_alarms(training_records(checkpoint.path), recipe.alarms)
-        return AssetCheckResult(
-            passed=not found,
-            severity=AssetCheckSeverity.WARN,
-            metadata={
-                name: f"from update {update} on: {text}" for name, (update, text) in found.items()
-            },
-        )
+    def collapse(_: ArtifactStore, made: Checkpoint) -> CheckResult:
+        return find_collapse(made, recipe)
 
-    return check
+    about = "No alarm was raised in training: entropy, repetition, reward hacking, length, "
+    about += "KL divergence."
+    return artifact_check(checkpoint, "no_collapse", about, collapse, warns=True)

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tts_assets.core.artifacts import written_aside
+from tts_assets.core.artifacts import Checkpoint, written_aside
 from tts_assets.core.audio import write_speech
+from tts_assets.core.metadata import CheckResult, Markdown, Metadata, existing, image
 from tts_assets.core.notebook import NOTEBOOK_FILE, NotebookClip, Section, write_notebook
 from tts_assets.core.plots import curves
 from tts_assets.core.program import METRICS_FILE, read_metrics
-from tts_assets.rlhf.alarms import repeated_share
+from tts_assets.rlhf.alarms import first_alarms, repeated_share
+from tts_assets.rlhf.config import RlhfRecipe
 
 if TYPE_CHECKING:
     from tts_assets.rlhf.rollouts import Rollout
@@ -101,6 +103,27 @@ def held_out_records(folder: Path) -> list[dict[str, float]]:
     return [one for one in read_metrics(folder / METRICS_FILE) if "reward_heldout" in one]
 
 
+def describe_checkpoint(checkpoint: Checkpoint, recipe: RlhfRecipe) -> Metadata:
+    """Returns metadata: rewards and WER, plots, alarms, and the notebook with completions."""
+    folder = checkpoint.path
+    rewards = [reward.name for reward in recipe.rewards]
+    found = first_alarms(training_records(folder), recipe.alarms)
+    alarms = {name: {"update": update, "seen": text} for name, (update, text) in found.items()}
+    return {
+        **summary(folder, rewards),
+        **plots(folder, rewards),
+        "alarms": alarms,
+        **existing("listening", folder / NOTEBOOK_FILE),
+    }
+
+
+def find_collapse(checkpoint: Checkpoint, recipe: RlhfRecipe) -> CheckResult:
+    """Fails if there is an alarm; the metadata has the first update of each."""
+    found = first_alarms(training_records(checkpoint.path), recipe.alarms)
+    seen = {name: f"from update {update} on: {text}" for name, (update, text) in found.items()}
+    return CheckResult(not found, seen)
+
+
 def summary(folder: Path, rewards: Sequence[str]) -> dict[str, float]:
     """Returns rewards, WER and duration at the first and the last step, and final statistics.
 
@@ -132,8 +155,8 @@ def first_and_last(records: list[dict[str, float]], names: Mapping[str, str]) ->
     }
 
 
-def plots(folder: Path, rewards: Sequence[str]) -> dict[str, str]:
-    """Returns plots as Markdown: ``curves`` of the rewards, ``health`` of the policy."""
+def plots(folder: Path, rewards: Sequence[str]) -> dict[str, Markdown]:
+    """Returns plots: ``curves`` of the rewards, ``health`` of the policy."""
     records = read_metrics(folder / METRICS_FILE)
     panels = (
         {"reward": "reward", "reward_heldout": "held-out prompts"},
@@ -141,8 +164,8 @@ def plots(folder: Path, rewards: Sequence[str]) -> dict[str, str]:
         {"wer": "WER", "wer_heldout": "held-out prompts"},
     )
     return {
-        "curves": f"![rewards]({curves(records, panels, x_label='update')})",
-        "health": f"![health]({curves(records, HEALTH_PANELS, x_label='update')})",
+        "curves": image("rewards", curves(records, panels, x_label="update")),
+        "health": image("health", curves(records, HEALTH_PANELS, x_label="update")),
     }
 
 

@@ -3,23 +3,16 @@
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
-from typing import Any
 
-from dagster import (
-    AssetCheckResult,
-    AssetChecksDefinition,
-    AssetIn,
-    AssetKey,
-    AssetsDefinition,
-    MetadataValue,
-    asset_check,
-)
+from dagster import AssetChecksDefinition, AssetIn, AssetKey, AssetsDefinition
 
 from resources.launcher import Program
 from tts_assets.core import artifacts
-from tts_assets.core.artifacts import ServingFacts, ServingModel
+from tts_assets.core.artifacts import ArtifactStore, ServingFacts, ServingModel
 from tts_assets.core.compute import Shape
+from tts_assets.core.metadata import CheckResult, Markdown, Metadata
 from tts_assets.corpora.config import TextConfig, VoiceConsent, check_consents
+from tts_assets.orchestration.checks import artifact_check
 from tts_assets.orchestration.launchpad import Machines
 from tts_assets.orchestration.partitions import code_arrays_of
 from tts_assets.orchestration.program_asset import Plan, Request, artifact_asset
@@ -104,31 +97,23 @@ def build_assets(
 def agreement_check(model: AssetsDefinition, engine: str) -> AssetChecksDefinition:
     """Blocking check: ``engine`` agrees with the checkpoint, and the files are unchanged."""
 
-    @asset_check(
-        asset=model,
-        name=f"{engine}_agrees",
-        blocking=True,
-        description=f"Tokens and log-probabilities in {engine} equal those of the checkpoint.",
-    )
-    def check(serving_model: ServingModel) -> AssetCheckResult:
-        try:
-            serving_model.verify()
-        except artifacts.ArtifactError as error:
-            return AssetCheckResult(passed=False, description=str(error))
-        agreement = serving_model.facts.agreements[engine]
+    def agrees(_: ArtifactStore, made: ServingModel) -> CheckResult:
+        made.verify()
+        agreement = made.facts.agreements[engine]
         metadata = {
             "tokens_compared": agreement.tokens,
             "tokens_different": agreement.different,
             "largest_logprob_difference": agreement.largest_difference,
             "prompts_equal": agreement.prompts_equal,
         }
-        return AssetCheckResult(passed=agreement.holds, metadata=metadata)
+        return CheckResult(agreement.holds, metadata)
 
-    return check
+    about = f"Tokens and log-probabilities in {engine} equal those of the checkpoint."
+    return artifact_check(model, f"{engine}_agrees", about, agrees)
 
 
-def describe(model: ServingModel) -> dict[str, Any]:
+def describe(model: ServingModel) -> Metadata:
     """Metadata: the model card, and the command that synthesizes speech."""
     command = f'python -m tts_assets.serving.synthesize --model {model.path} --text "…" --out a.wav'
     card = (model.path / "README.md").read_text().split("---\n", 2)[2]
-    return {"model_card": MetadataValue.md(card), "command": command}
+    return {"model_card": Markdown(card), "command": command}

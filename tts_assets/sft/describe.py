@@ -19,6 +19,11 @@ from typing import Literal
 import polars as pl
 
 from tts_assets.arrays.arrays import SPLITS
+from tts_assets.core.artifacts import Checkpoint, CodeArrays
+from tts_assets.core.metadata import Markdown, Metadata, existing, image
+from tts_assets.core.notebook import NOTEBOOK_FILE
+from tts_assets.core.plots import curves
+from tts_assets.core.program import METRICS_FILE, read_metrics
 from tts_assets.corpora.segments.result import LENGTHS, QUESTION, QUESTION_MARKS
 from tts_assets.sft.config import FORGOTTEN, SftRecipe
 
@@ -293,3 +298,32 @@ def last_diagnostics(records: Sequence[Mapping[str, float]]) -> dict[str, float]
     validated = [record for record in records if "val_accuracy" in record]
     names = [name for panel in DIAGNOSTICS for name in panel]
     return {name: validated[-1][name] for name in names} if validated else {}
+
+
+def describe_data(recipe: SftRecipe, arrays: Mapping[str, CodeArrays]) -> Metadata:
+    """Metadata of the data: minutes, samples, and the dataset card with its warnings."""
+    card = read_card({name: handle.path for name, handle in arrays.items()}, recipe.corpora)
+    return {
+        "minutes": sum(source.minutes for source in card.values()),
+        "samples": sum(source.samples for source in card.values()),
+        "dataset_card": Markdown(markdown(card)),
+    }
+
+
+def describe_training(checkpoint: Checkpoint, recipe: SftRecipe) -> Metadata:
+    """Metadata of the run: its length, loss curves, diagnostics, assessment and samples."""
+    records = read_metrics(checkpoint.path / METRICS_FILE)
+    trained = [record for record in records if "loss" in record]
+    labels = {"loss": "training", "val_loss": "validation"}
+    plots = {"loss_curve": curves(records, [labels], x_label="step", y_label="nats a token")}
+    diagnostics = last_diagnostics(records)
+    if diagnostics:
+        validated = [record for record in records if "val_accuracy" in record]
+        plots["diagnostics"] = curves(validated, DIAGNOSTICS, x_label="step")
+    return {
+        **({"audio_hours_seen": trained[-1]["audio_hours_seen"]} if trained else {}),
+        **{name: image(name, plot) for name, plot in plots.items()},
+        **describe_fit(records, recipe.export),
+        **diagnostics,
+        **existing("listening", checkpoint.path / NOTEBOOK_FILE),
+    }

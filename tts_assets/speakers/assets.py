@@ -1,23 +1,14 @@
 """Dagster assets of ``[speakers]``: ``speaker_encoder``, ``speaker_report``, ``speaker_purity``."""
 
-import base64
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import polars as pl
-from dagster import (
-    AssetCheckResult,
-    AssetChecksDefinition,
-    AssetCheckSeverity,
-    AssetIn,
-    AssetsDefinition,
-    MetadataValue,
-    asset_check,
-)
+from dagster import AssetChecksDefinition, AssetIn, AssetsDefinition
 
-from tts_assets.core.accounting import SET_ASIDE_FILE, count_reasons, read_set_aside
 from tts_assets.core.artifacts import (
+    ArtifactStore,
     SampleManifest,
     SpeakerEncoderCheckpoint,
     SpeakerPurity,
@@ -25,7 +16,15 @@ from tts_assets.core.artifacts import (
     SpeechSegments,
 )
 from tts_assets.core.compute import Shape
+from tts_assets.core.metadata import (
+    CheckResult,
+    Metadata,
+    embedded,
+    markdown_table,
+    set_aside_reasons,
+)
 from tts_assets.corpora.filter import KEPT_FILE
+from tts_assets.orchestration.checks import artifact_check
 from tts_assets.orchestration.launchpad import Training
 from tts_assets.orchestration.partitions import corpus_partitions, segments_of
 from tts_assets.orchestration.program_asset import Plan, Request, artifact_asset, program_asset
@@ -58,7 +57,11 @@ def build_assets(config: SpeakersConfig | None, shape: Shape, root: Path) -> lis
         encoder = fetched_encoder(config, root)
     built: list[Built] = [encoder, speaker_report(config, shape, root)]
     if config.purity is not None:
-        built += [speaker_purity(config.purity, shape, root), outliers_check()]
+        purity = speaker_purity(config.purity, shape, root)
+        # Warns only: an outlier may be a whisper or a laugh, so a person has to listen.
+        about = "No utterance sounds like another speaker."
+        name = "every_speaker_sounds_like_one"
+        built += [purity, artifact_check(purity, name, about, check_purity, warns=True)]
     return built
 
 
@@ -121,7 +124,7 @@ def trained_encoder(
                 recipe=asked.model_copy(update={"base": base and str(base)}),
             ),
             seed=asked.seed,
-            describe=describe_encoder,
+            describe=lambda made: {"set_aside_reasons": set_aside_reasons(made.path)},
         )
 
     return program_asset(
@@ -158,7 +161,7 @@ def speaker_report(speakers: SpeakersConfig, shape: Shape, root: Path) -> Assets
                 root=root,
             ),
             seed=trials.seed,
-            describe=describe_report,
+            describe=lambda made: {"report": embedded(made.path / "report.md")},
         )
 
     return program_asset(
@@ -212,57 +215,19 @@ def speaker_purity(purity: PurityConfig, shape: Shape, root: Path) -> AssetsDefi
     )
 
 
-def outliers_check() -> AssetChecksDefinition:
-    """Warns of outliers; an outlier may be a whisper or a laugh, so a person has to listen."""
-
-    @asset_check(
-        asset="speaker_purity",
-        partitions_def=corpus_partitions,
-        description="No utterance sounds like another speaker.",
-    )
-    def every_speaker_sounds_like_one(speaker_purity: SpeakerPurity) -> AssetCheckResult:
-        return AssetCheckResult(
-            passed=speaker_purity.facts.outliers == 0,
-            severity=AssetCheckSeverity.WARN,
-            metadata={
-                "outliers": speaker_purity.facts.outliers,
-                "ids": outliers(speaker_purity)["id"].head(OUTLIERS_SHOWN).to_list(),
-            },
-        )
-
-    return every_speaker_sounds_like_one
-
-
-def describe_encoder(encoder: SpeakerEncoderCheckpoint) -> Mapping[str, Any]:
-    """Metadata: the reasons of recordings that were set aside."""
-    reasons = count_reasons(read_set_aside(encoder.path / SET_ASIDE_FILE))
-    return {"set_aside_reasons": MetadataValue.json(reasons)}
-
-
-def describe_report(report: SpeakerReport) -> Mapping[str, Any]:
-    """Metadata: the report in Markdown with embedded plots."""
-    text = (report.path / "report.md").read_text()
-    for plot in sorted(report.path.glob("*.png")):
-        embedded = base64.b64encode(plot.read_bytes()).decode()
-        text = text.replace(f"({plot.name})", f"(data:image/png;base64,{embedded})")
-    return {"report": MetadataValue.md(text)}
-
-
 def outliers(purity: SpeakerPurity) -> pl.DataFrame:
-    """The rows of the outliers, the lowest similarity first."""
-    return pl.read_parquet(purity.path / PURITY_FILE).filter("outlier").sort("similarity", "id")
+    """The outliers with the lowest similarity, the lowest first."""
+    rows = pl.read_parquet(purity.path / PURITY_FILE).filter("outlier").sort("similarity", "id")
+    return rows.head(OUTLIERS_SHOWN)
 
 
-def describe_purity(purity: SpeakerPurity) -> Mapping[str, Any]:
-    """Metadata: a table of the outliers with the lowest similarities."""
-    rows = outliers(purity)
+def check_purity(_: ArtifactStore, purity: SpeakerPurity) -> CheckResult:
+    """Whether there are outliers, with their ids."""
+    found = purity.facts.outliers
+    return CheckResult(found == 0, {"outliers": found, "ids": outliers(purity)["id"].to_list()})
+
+
+def describe_purity(purity: SpeakerPurity) -> Metadata:
+    """Metadata: a table of the outliers."""
     columns = ("wav_path", "speaker", "similarity", "nearest", "similarity_nearest")
-    lines = [
-        "| utterance | speaker | similarity | nearest other | similarity |",
-        "|---|---|---|---|---|",
-        *(
-            "| " + " | ".join(str(row[name]) for name in columns) + " |"
-            for row in rows.head(OUTLIERS_SHOWN).iter_rows(named=True)
-        ),
-    ]
-    return {"outliers_first": MetadataValue.md("\n".join(lines))}
+    return {"outliers_first": markdown_table(outliers(purity).select(columns), longest=1000)}

@@ -4,17 +4,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dagster import AssetCheckResult, AssetChecksDefinition, AssetsDefinition, asset_check
+from dagster import AssetChecksDefinition, AssetsDefinition
 
 from tts_assets.arrays.arrays import SPLITS, count_lines
-from tts_assets.core.accounting import (
-    SET_ASIDE_FILE,
-    ValidationSplit,
-    count_reasons,
-    read_set_aside,
-)
-from tts_assets.core.artifacts import Texts, sha256_file
+from tts_assets.core.accounting import SET_ASIDE_FILE, ValidationSplit
+from tts_assets.core.artifacts import ArtifactStore, Texts, sha256_file
 from tts_assets.core.config import ConfigError
+from tts_assets.core.metadata import CheckResult, Metadata, set_aside_reasons
+from tts_assets.orchestration.checks import artifact_check
 from tts_assets.orchestration.program_asset import Plan, Request, artifact_asset
 from tts_assets.texts.source import TextSource, write_texts
 
@@ -25,10 +22,11 @@ def build_assets(
     sources: Mapping[str, TextSource], validation: ValidationSplit, root: Path
 ) -> list[AssetsDefinition | AssetChecksDefinition]:
     """An asset and its check for each ``[texts.<name>]``. Paths are relative to ``root``."""
+    about = "Lines of the file = train + val + set aside, and some are left."
     built: list[AssetsDefinition | AssetChecksDefinition] = []
     for name, source in sources.items():
         texts = texts_asset(name, source, validation, root)
-        built += [texts, lines_check(texts)]
+        built += [texts, artifact_check(texts, "no_line_is_lost", about, count_all_lines)]
     return built
 
 
@@ -60,26 +58,14 @@ def texts_asset(
     )
 
 
-def describe_texts(texts: Texts) -> dict[str, Any]:
+def describe_texts(texts: Texts) -> Metadata:
     """Metadata: the number of lines that were set aside for each reason."""
-    reasons = count_reasons(read_set_aside(texts.path / SET_ASIDE_FILE))
-    return {f"set_aside/{reason}": count for reason, count in reasons.items()}
+    return {f"set_aside/{name}": count for name, count in set_aside_reasons(texts.path).items()}
 
 
-def lines_check(texts: AssetsDefinition) -> AssetChecksDefinition:
-    """The blocking check ``no_line_is_lost``: lines of the file = train + val + set aside."""
-
-    @asset_check(
-        asset=texts,
-        blocking=True,
-        description="Lines of the file = train + val + set aside, and some are left.",
-    )
-    def no_line_is_lost(texts: Texts) -> AssetCheckResult:
-        kept = sum(count_lines(texts.path / f"{split}_samples.jsonl") for split in SPLITS)
-        aside = count_lines(texts.path / SET_ASIDE_FILE)
-        return AssetCheckResult(
-            passed=texts.facts.lines == kept + aside and kept > 0,
-            metadata={"lines": texts.facts.lines, "kept": kept, "set_aside": aside},
-        )
-
-    return no_line_is_lost
+def count_all_lines(_: ArtifactStore, texts: Texts) -> CheckResult:
+    """Compares the lines of the file with the lines kept and set aside."""
+    kept = sum(count_lines(texts.path / f"{split}_samples.jsonl") for split in SPLITS)
+    counts = {"lines": texts.facts.lines, "kept": kept}
+    counts["set_aside"] = count_lines(texts.path / SET_ASIDE_FILE)
+    return CheckResult(counts["lines"] == kept + counts["set_aside"] and kept > 0, counts)

@@ -1,0 +1,84 @@
+"""What assets and checks show in the UI, in plain types: stages describe artifacts without Dagster.
+
+Metadata is a mapping by name. A dict is shown as JSON, a :class:`Path` as a path, and the path of
+an ``.ipynb`` as a notebook. ``resources/artifact_store.py`` converts all values for Dagster.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import polars as pl
+
+from tts_assets.core.accounting import SET_ASIDE_FILE, count_reasons, read_set_aside
+
+Metadata = Mapping[str, Any]
+
+
+class Markdown(str):
+    """A text that is shown as Markdown."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The names and types of a table's columns, and descriptions where names do not suffice."""
+
+    types: Mapping[str, pl.DataType | type[pl.DataType]]
+    about: Mapping[str, str]
+
+
+class CheckResult(NamedTuple):
+    """Whether a check passes, numbers for its metadata, and what is wrong, if it is known."""
+
+    passed: bool
+    metadata: Metadata
+    problem: str = ""
+
+
+def image(name: str, uri: str) -> Markdown:
+    """The image with a data URI; see :mod:`tts_assets.core.plots`."""
+    return Markdown(f"![{name}]({uri})")
+
+
+def embedded(page: Path) -> Markdown:
+    """A Markdown file with the PNG images beside it, to which it refers by name."""
+    text = page.read_text()
+    for plot in sorted(page.parent.glob("*.png")):
+        uri = base64.b64encode(plot.read_bytes()).decode()
+        text = text.replace(f"({plot.name})", f"(data:image/png;base64,{uri})")
+    return Markdown(text)
+
+
+def markdown_table(rows: pl.DataFrame, longest: int = 80) -> Markdown:
+    """All rows and columns as a table; texts are cut after ``longest`` characters."""
+    with pl.Config(
+        tbl_formatting="MARKDOWN",
+        tbl_hide_dataframe_shape=True,
+        tbl_hide_column_data_types=True,
+        tbl_width_chars=1000,
+        tbl_cols=-1,
+        tbl_rows=-1,
+        fmt_str_lengths=longest,
+    ):
+        return Markdown(str(rows))
+
+
+def column_schema(
+    types: Mapping[str, pl.DataType | type[pl.DataType]], about: Mapping[str, str]
+) -> dict[str, Columns]:
+    """Metadata with the :class:`Columns` of a published table, for the UI's catalog."""
+    return {"dagster/column_schema": Columns(types, about)}
+
+
+def set_aside_reasons(folder: Path) -> dict[str, int]:
+    """The number of records by reason in the ``set_aside.jsonl`` of an artifact."""
+    return count_reasons(read_set_aside(folder / SET_ASIDE_FILE))
+
+
+def existing(name: str, path: Path) -> dict[str, Path]:
+    """Metadata with a file that not every artifact has; empty without it."""
+    return {name: path} if path.is_file() else {}
