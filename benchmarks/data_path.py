@@ -35,9 +35,10 @@ from tts_assets.sft.config import SftRecipe
 from tts_assets.sft.dataset import SampleStream, TrainingSample, UtteranceDataset
 from tts_assets.sft.packing import RankSharding
 from tts_assets.speechlm.config import VocabularyConfig
+from tts_assets.speechlm.formats import INSTRUCTION
 from tts_assets.speechlm.prompts import PromptFormat
 from tts_assets.speechlm.tokens import write_text_ids
-from tts_assets.speechlm.vocabulary import INSTRUCTION, extend_tokenizer, tokenizer_digest
+from tts_assets.speechlm.vocabulary import extend_tokenizer, tokenizer_digest
 
 CORPUS = Path(__file__).resolve().parents[1] / "examples" / "corpora" / "asterisk_en"
 CODEBOOK, BASE_TOKENS = 65_536, 128_256

@@ -71,7 +71,7 @@ def speaking_folder(folder: Path) -> Path:
         hidden_size=64, intermediate_size=96, layers=2, heads=2, kv_heads=1, tie_embeddings=False
     )
     lm = new_llama(size, CODEBOOK, VocabularyConfig(), seed=3)
-    folder.mkdir()
+    folder.mkdir(parents=True)
     lm.save(folder)
     return folder
 
@@ -92,7 +92,7 @@ def streams(arrays: Path, prompts: PromptFormat, tmp_path_factory: pytest.TempPa
 
 def write_streams(root: Path, arrays: Path, prompts: PromptFormat) -> None:
     folder = root / tokenizer_digest(prompts.tokenizer)
-    folder.mkdir()
+    folder.mkdir(parents=True)
     for split in SPLITS:
         table = CodeTable.of_split(arrays, split)
         texts = write_text_ids(table, prompts, folder, split)

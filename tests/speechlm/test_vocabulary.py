@@ -8,15 +8,14 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from tts_assets.speechlm.config import VocabularyConfig
+from tts_assets.speechlm.formats import INWORLD, LLASA
 from tts_assets.speechlm.vocabulary import (
-    CONTROL_TOKENS,
     NONVERBALS,
     VocabularyError,
     byte_tokenizer,
     extend_tokenizer,
     load_tokenizer,
     read_vocabulary,
-    speech_token,
 )
 
 LEXICOGRAPHIC = VocabularyConfig(order="lexicographic")
@@ -41,23 +40,22 @@ def test_llama_3_with_the_published_codec_has_193856_tokens(order: str) -> None:
     )
 
 
-def test_llasa_keeps_its_193800_tokens_and_gets_the_control_tokens() -> None:
+def test_llasa_keeps_its_193800_tokens() -> None:
     """Its eight own control tokens, then the speech tokens from 128,264 on, in numeric order."""
     tokenizer = base_of(128_256)
-    kinds = ("TEXT_GENERATION", "TEXT_UNDERSTANDING", "SPEECH_GENERATION", "SPEECH_UNDERSTANDING")
-    own = [f"<|{kind}_{edge}|>" for kind in kinds for edge in ("START", "END")]
-    tokenizer.add_tokens([*own, *map(speech_token, range(65_536))], special_tokens=True)
-    assert len(tokenizer) == 193_800
+    names = [*LLASA.control, *map(LLASA.code_token, range(65_536))]
+    tokenizer.add_tokens(names, special_tokens=True)
     vocabulary = extend_tokenizer(tokenizer, 65_536, LEXICOGRAPHIC)
     assert vocabulary.code_to_id.tolist() == list(range(128_264, 193_800))
-    assert sorted(vocabulary.control.values()) == list(range(193_800, 193_808))
-    assert vocabulary.size == len(tokenizer) == 193_856
+    assert list(vocabulary.control.values()) == list(range(128_256, 128_264))
+    assert vocabulary.speech_end == 128_261
+    assert vocabulary.size == len(tokenizer) == 193_800
 
 
 def test_lexicographic_ids_are_those_of_python_sorted() -> None:
     tokenizer = base_of(1000)
     vocabulary = extend_tokenizer(tokenizer, 200, LEXICOGRAPHIC)
-    names = sorted([*CONTROL_TOKENS, *(f"<|s_{i}|>" for i in range(200))])
+    names = sorted([*INWORLD.control, *(f"<|s_{i}|>" for i in range(200))])
     assert [tokenizer.convert_tokens_to_ids(n) for n in names] == list(range(1000, 1208))
     by_id = [f"<|s_{code}|>" for code in vocabulary.codes(np.arange(1000, 1208))]
     assert by_id[:4] == ["<|s_0|>", "<|s_100|>", "<|s_101|>", "<|s_102|>"]
@@ -74,7 +72,7 @@ def test_lookup_agrees_with_the_tokenizer_and_inverts(order: str, tmp_path: Path
     tokenizer = byte_tokenizer(128)
     vocabulary = extend_tokenizer(tokenizer, 512, VocabularyConfig(order=order))
     codes = np.array([0, 1, 9, 10, 99, 100, 511], dtype=np.uint16)
-    names = [speech_token(int(code)) for code in codes]
+    names = [INWORLD.code_token(int(code)) for code in codes]
     assert vocabulary.ids(codes).tolist() == tokenizer.convert_tokens_to_ids(names)
     mixed = np.concatenate([[vocabulary.speech_start], vocabulary.ids(codes), [3]])
     assert np.array_equal(vocabulary.codes(mixed), codes)

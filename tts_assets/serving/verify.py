@@ -31,7 +31,6 @@ from tts_assets.speechlm.config import SamplingConfig
 from tts_assets.speechlm.generate import Completion, Request, allowed_ids, generate
 from tts_assets.speechlm.model import SpeechLM
 from tts_assets.speechlm.prompts import PromptFormat
-from tts_assets.speechlm.vocabulary import INSTRUCTION, SPEECH_START, TEXT_END, TEXT_START
 
 # float32 sums in another order differ by 1e-6 to 1e-5 nats. A lost or untied weight gives 1e-1 and
 # more.
@@ -89,9 +88,10 @@ def compare_transformers(
     allowed = torch.from_numpy(allowed_ids(lm.vocabulary))
     rows = []
     prompts_equal = True
-    spoken = PromptFormat(lm.tokenizer, lm.vocabulary).units(texts)
-    for units, request, completion in zip(spoken, requests, completions, strict=True):
-        prompt = tokenizer(prompt_string(units))["input_ids"]
+    prompts = PromptFormat(lm.tokenizer, lm.vocabulary)
+    for units, request, completion in zip(prompts.units(texts), requests, completions, strict=True):
+        written = prompts.prompt_string(units)
+        prompt = tokenizer(written, add_special_tokens=prompts.adds_prefix)["input_ids"]
         prompts_equal &= prompt == request.prompt.tolist()
         drawn = torch.from_numpy(completion.token_ids)
         logprobs = next_logprobs(model, torch.tensor(prompt), drawn, allowed)
@@ -132,11 +132,6 @@ def compare_vllm(
         missing = 0 if agreed == tokens or tie else 1
         rows.append((agreed, missing, float(differences.max(initial=0.0))))
     return _summarize(True, rows, VLLM_TOLERANCE)
-
-
-def prompt_string(text: str) -> str:
-    """The inference prompt of a normalized text, or of its phonemes, as one string."""
-    return f"{INSTRUCTION}{TEXT_START}{text}{TEXT_END}\n{SPEECH_START}"
 
 
 @torch.inference_mode()

@@ -243,7 +243,6 @@ class UtteranceDataset:
         tokens: Mapping[str, Path] | None = None,
     ) -> None:
         self.prompts = prompts
-        self._end = np.array([prompts.vocabulary.speech_end])
         self.corpora = self.sources = list(folders)
         self.tables = [CodeTable.of_split(folder, split) for folder in folders.values()]
         token_folders = [(tokens or {}).get(corpus) for corpus in self.corpora]
@@ -273,10 +272,12 @@ class UtteranceDataset:
         """Tokens of the sample of each utterance of a corpus alone, shape (rows,)."""
         texts = self.texts[corpus]
         described = texts.description.lengths
-        plain = len(self.prompts.head(NO_IDS))
-        frame = len(self.prompts.head(NO_IDS, np.zeros(1, dtype=np.int64))) - 1
-        head = np.where(described > 0, frame + described, plain)
-        return head + texts.text.lengths + np.diff(self.tables[corpus].bounds) + 1
+        frame = np.full(len(described), len(self.prompts.head(NO_IDS)))
+        if described.any():
+            around = len(self.prompts.head(NO_IDS, np.zeros(1, dtype=np.int64))) - 1
+            frame = np.where(described > 0, around + described, frame)
+        codes = np.diff(self.tables[corpus].bounds)
+        return frame + texts.text.lengths + codes + len(self.prompts.after_speech)
 
     def _of_utterances(self, columns: Sequence[Ints]) -> Ints:
         """From one number per row of each table to one number per utterance."""
@@ -331,7 +332,7 @@ class UtteranceDataset:
         head = self.prompts.head(text, self.texts[corpus].description[row])
         codes = [self.tables[c][r] for c, r in rows]
         ids = self.prompts.vocabulary.ids(np.concatenate(codes) if rest else codes[0])
-        clean = np.concatenate([head, ids, self._end])
+        clean = np.concatenate([head, ids, self.prompts.after_speech])
         inputs = clean[:-1]
         if code_dropout > 0:
             random = np.random.default_rng([seed, DROPOUT, sample.epoch, sample.number])

@@ -17,9 +17,10 @@ from tts_assets.core.config import ConfigError
 from tts_assets.sft.config import Lora, SftProgram, SftRecipe
 from tts_assets.sft.packing import Packed
 from tts_assets.speechlm.attention import SEGMENTS, segment_attention
+from tts_assets.speechlm.formats import recognize
 from tts_assets.speechlm.loss import summed_cross_entropy
 from tts_assets.speechlm.model import SpeechLM, build, input_table, output_table
-from tts_assets.speechlm.vocabulary import SPEECH_START, load_tokenizer
+from tts_assets.speechlm.vocabulary import load_tokenizer
 
 Probe = Callable[[Tensor, Tensor, Tensor], None]  # of hidden (N, H), table (V, H), targets (N,)
 
@@ -168,7 +169,7 @@ def check_lora(recipe: SftRecipe) -> None:
     """Raise :class:`ConfigError` if the embeddings of new tokens would stay random."""
     if recipe.lora is None or recipe.lora.embeddings or recipe.base.hub is None:
         return
-    if SPEECH_START not in load_tokenizer(recipe.base.hub).get_vocab():
+    if recognize(load_tokenizer(recipe.base.hub).get_vocab()) is None:
         raise ConfigError(
             f"{recipe.base.hub} has no speech vocabulary: its rows would be new, and lora alone "
             "leaves them random. Write lora.embeddings = true, or use a base that has speech tokens"

@@ -21,7 +21,6 @@ the samples that the template cannot express; their rows are empty.
 from __future__ import annotations
 
 import json
-from datetime import date
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -36,6 +35,7 @@ from tts_assets.arrays.arrays import SPLITS, NpyWriter, Split, map_npy
 from tts_assets.core.accounting import SetAside, read_set_aside, write_set_aside
 from tts_assets.core.artifacts import written_aside
 from tts_assets.core.config import digest_of
+from tts_assets.speechlm.formats import TODAY
 from tts_assets.speechlm.prompts import NO_IDS, PromptFormat
 from tts_assets.speechlm.tokens import Ints, Rows, concatenate
 from tts_assets.speechlm.vocabulary import tokenizer_digest
@@ -43,7 +43,6 @@ from tts_assets.speechlm.vocabulary import tokenizer_digest
 Piece = tuple[str, bool]  # a part of a sample, and whether its tokens are targets
 ROWS = 2_000  # samples tokenized at once
 NAMES = {"system": "System", "user": "User", "assistant": "Assistant"}
-TODAY = date(2024, 7, 26)  # for templates with a date: the ids are the same on every day
 
 
 class ChatIds:

@@ -13,6 +13,8 @@ from tts_assets.core.hub import identity
 from tts_assets.core.program import ProgramConfig
 from tts_assets.corpora.config import Language
 
+FormatName = Literal["inworld", "llasa", "neutts", "plain"]
+
 
 class LlamaSize(Config):
     """A Llama trained from scratch, with the byte-level tokenizer of ``speechlm/vocabulary.py``.
@@ -66,13 +68,17 @@ class BaseModel(Config):
 class VocabularyConfig(Config):
     """How speech tokens are added to a tokenizer that has none.
 
+    A base with speech tokens keeps them and its prompt format (``speechlm/formats.py``).
     ``lexicographic`` is the order of the reference trainer (s_0, s_1, s_10, s_100, …), ``numeric``
     that of LLaSA. ``nonverbals`` also adds the 21 tags such as ``<laugh>``. With ``phonemes``, a
     language such as "en", the model reads phonemes of espeak-ng instead of characters.
     """
 
-    added_keys: ClassVar[frozenset[str]] = frozenset({"phonemes"})
+    added_keys: ClassVar[frozenset[str]] = frozenset({"format", "phonemes"})
 
+    format: FormatName | None = Field(
+        None, description="the prompt format of a base without speech tokens; unset: inworld"
+    )
     order: Literal["numeric", "lexicographic"] = "numeric"
     nonverbals: bool = False
     phonemes: Language | None = None

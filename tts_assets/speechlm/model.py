@@ -99,9 +99,10 @@ def build(base: BaseModel, codebook_size: int, vocabulary: VocabularyConfig, see
     tokenizer = load_tokenizer(base.hub)
     with from_hub(base.hub):
         model = AutoModelForCausalLM.from_pretrained(base.hub, dtype=torch.float32)
-    first_new = len(tokenizer)
+    known = set(tokenizer.get_vocab().values())
     speech = extend_tokenizer(tokenizer, codebook_size, vocabulary)
-    grow_embeddings(model, first_new, speech.size, seed)
+    added = sorted(set(tokenizer.get_vocab().values()) - known)
+    grow_embeddings(model, added, seed)
     return SpeechLM(model, tokenizer, speech)
 
 
@@ -130,24 +131,24 @@ def new_llama(size: LlamaSize, codebook_size: int, config: VocabularyConfig, see
 
 
 @torch.no_grad()
-def grow_embeddings(model: PreTrainedModel, first_new: int, size: int, seed: int) -> None:
-    """Resize the embeddings to at least ``size`` rows; those from ``first_new`` on are new.
+def grow_embeddings(model: PreTrainedModel, added: list[int], seed: int) -> None:
+    """Draw the embeddings of the ids ``added``. Grow the tables if they lack rows.
 
-    New rows are drawn from a normal distribution with the mean and covariance of the old rows, so
-    the logit of a new token starts like that of an average token (Hewitt 2021, "Initializing new
-    word embeddings"). ``mean_resizing`` of transformers scales the covariance by 1e-9, with which
-    all new rows start nearly equal.
+    All other rows keep their weights. New rows are drawn from a normal distribution with the mean
+    and covariance of the rows below the first of them, so the logit of a new token starts like that
+    of an average token (Hewitt 2021, "Initializing new word embeddings"). ``mean_resizing`` of
+    transformers scales the covariance by 1e-9, with which all new rows start nearly equal.
     """
-    if size > len(input_table(model)):
-        model.resize_token_embeddings(size, mean_resizing=False)
+    if not added:  # saves the covariance of 194k rows
+        return
+    if added[-1] >= len(input_table(model)):
+        model.resize_token_embeddings(added[-1] + 1, mean_resizing=False)
     tables = [input_table(model)]
     if not model.config.tie_word_embeddings:
         tables.append(output_table(model))
     generator = torch.Generator().manual_seed(seed)
     for table in tables:
-        if len(table) == first_new:  # saves the covariance of 194k rows
-            continue
-        table[first_new:] = draw_like(table[:first_new], len(table) - first_new, generator)
+        table[added] = draw_like(table[: added[0]], len(added), generator)
 
 
 def input_table(model: PreTrainedModel) -> Tensor:

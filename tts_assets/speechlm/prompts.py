@@ -1,17 +1,14 @@
-"""Prompt formats as token ids.
+"""Training samples and inference prompts as token ids, in the format of a vocabulary.
 
-The sequence of training::
+The formats are in ``formats.py``; a training sample of the format ``inworld`` is::
 
     Convert the text to speech:<|text_prompt_start|>T<|text_prompt_end|>\\n
     <|speech_start|>codes<|speech_end|>
 
-With a voice description D the first line begins with ``Given the following voice description
-<|voice_description_start|>D<|voice_description_end|> convert the text to speech:``. D includes
-emotion and style where a sample has these tags (:func:`describe`). The prompt of inference ends
-after ``<|speech_start|>``. With a voice prompt, T is its transcript, a space, and the text to
-synthesize, and the codes of the voice prompt follow ``<|speech_start|>``.
-
-A vocabulary with phonemes has those of T in its place. Descriptions remain characters.
+A description D of the voice includes emotion and style where a sample has these tags
+(:func:`describe`). The prompt of inference ends after the token that starts speech. With a voice
+prompt, T is its transcript, a space, and the text to synthesize, and the codes of the voice prompt
+follow. A vocabulary with phonemes has those of T in its place; descriptions remain characters.
 
 The parts are tokenized separately and concatenated as ids. The result equals that of the whole
 string, because a tokenizer splits at its added tokens first (``tests/speechlm/test_prompts.py``).
@@ -29,16 +26,10 @@ from transformers import PreTrainedTokenizerBase
 
 from tts_assets.corpora.phonemes import Phonemizer
 from tts_assets.speechlm.config import TokenizerConfig
+from tts_assets.speechlm.formats import Pieces
 from tts_assets.speechlm.vocabulary import (
     ANY_LENGTH,
-    CONVERT,
-    GIVEN_VOICE,
-    INSTRUCTION,
     NONVERBALS,
-    TEXT_END,
-    TEXT_START,
-    VOICE_END,
-    VOICE_START,
     SpeechVocabulary,
     byte_tokenizer,
     extend_tokenizer,
@@ -124,15 +115,14 @@ class PromptFormat:
         return re.compile(f"({'|'.join(tag for tag in NONVERBALS if tag in known) or '(?!)'})")
 
     def training(self, text: str, codes: ArrayLike, voice_description: str = "") -> Ids:
-        """A whole training sample. Targets begin at ``<|speech_start|>``.
+        """A whole training sample. Targets begin at the token that starts speech.
 
         Raises :class:`PromptError` without codes.
         """
         if np.size(codes) == 0:
             raise PromptError(f"no speech codes for the text {text!r}")
         prompt = self.head(self.text_ids(text), self.plain_ids(voice_description))
-        end = np.asarray([self.vocabulary.speech_end])
-        return np.concatenate([prompt, self.vocabulary.ids(codes), end])
+        return np.concatenate([prompt, self.vocabulary.ids(codes), self.after_speech])
 
     def inference(
         self,
@@ -158,26 +148,52 @@ class PromptFormat:
         return np.concatenate([prompt, self.vocabulary.ids(codes)])
 
     def head(self, text: AnyIds, description: AnyIds = NO_IDS) -> Ids:
-        """The ids up to and including ``<|speech_start|>``, for tokenized text and description.
+        """The ids up to and including the start of speech, for tokenized text and description.
 
-        An empty ``description`` gives the format without one.
+        An empty ``description`` gives the format without one. Raises :class:`PromptError` if the
+        format has no place for a description.
         """
         if not len(description):
-            return np.concatenate([self._plain, text, self.after_text])
-        before, after = self._around_description
-        return np.concatenate([before, description, after, text, self.after_text])
+            return np.concatenate([self._before, text, self.after_text])
+        if self._described is None:
+            raise PromptError(
+                f"the prompt format {self.vocabulary.format.name!r} has no place for a voice "
+                "description, emotion or style: remove them from the samples or the request"
+            )
+        before, between = self._described
+        return np.concatenate([before, description, between, text, self.after_text])
+
+    def prompt_string(self, units: str) -> str:
+        """The prompt of inference of a text, or of its phonemes, as one string.
+
+        A tokenizer that adds its special tokens gives the ids of :meth:`inference`, unless the
+        format writes them itself.
+        """
+        return f"{self._pieces.before}{units}{self._pieces.after}"
+
+    @property
+    def adds_prefix(self) -> bool:
+        """Whether a tokenizer adds its special tokens to :meth:`prompt_string`."""
+        return not self.vocabulary.format.writes_prefix(self.tokenizer)
 
     @cached_property
-    def _plain(self) -> Ids:
-        start = self.vocabulary.control[TEXT_START]
-        return np.append(np.concatenate([self.prefix, self.plain_ids(INSTRUCTION)]), start)
+    def _pieces(self) -> Pieces:
+        return self.vocabulary.format.of(self.tokenizer)
 
     @cached_property
-    def _around_description(self) -> tuple[Ids, Ids]:
-        control = self.vocabulary.control
-        before = np.concatenate([self.prefix, self.plain_ids(GIVEN_VOICE)])
-        after = np.concatenate([[control[VOICE_END]], self.plain_ids(CONVERT)])
-        return np.append(before, control[VOICE_START]), np.append(after, control[TEXT_START])
+    def _before(self) -> Ids:
+        return self._first(self._pieces.before)
+
+    @cached_property
+    def _described(self) -> tuple[Ids, Ids] | None:
+        if self._pieces.described is None:
+            return None
+        before, between = self._pieces.described
+        return self._first(before), self.plain_ids(between)
+
+    def _first(self, text: str) -> Ids:
+        ids = self.plain_ids(text)
+        return np.concatenate([self.prefix, ids]) if self.adds_prefix else ids
 
     @cached_property
     def prefix(self) -> Ids:
@@ -187,10 +203,14 @@ class PromptFormat:
 
     @cached_property
     def after_text(self) -> Ids:
-        """``<|text_prompt_end|>``, a newline and ``<|speech_start|>``."""
-        control = self.vocabulary.control
-        newline = self.plain_ids("\n")
-        return np.concatenate([[control[TEXT_END]], newline, [self.vocabulary.speech_start]])
+        """The ids between the text and the codes; the last one starts speech."""
+        return self.plain_ids(self._pieces.after)
+
+    @cached_property
+    def after_speech(self) -> Ids:
+        """The ids behind the codes of a training sample; the first one ends speech."""
+        closing = self.plain_ids(self._pieces.closing)
+        return np.concatenate([[self.vocabulary.speech_end], closing])
 
 
 def open_tokenizer(config: TokenizerConfig, codebook_size: int) -> PromptFormat:

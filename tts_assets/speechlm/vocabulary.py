@@ -29,21 +29,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from tts_assets.core.config import digest_of
 from tts_assets.core.hub import from_hub
 from tts_assets.speechlm.config import VocabularyConfig
+from tts_assets.speechlm.formats import FORMATS, INWORLD, SpeechFormat, recognize
 
-SPEECH_START, SPEECH_END = "<|speech_start|>", "<|speech_end|>"
-TEXT_START, TEXT_END = "<|text_prompt_start|>", "<|text_prompt_end|>"
-VOICE_START, VOICE_END = "<|voice_description_start|>", "<|voice_description_end|>"
-SOUND_START, SOUND_END = "<|sound_effect_start|>", "<|sound_effect_end|>"
-CONTROL_TOKENS = (
-    SPEECH_START,
-    SPEECH_END,
-    TEXT_START,
-    TEXT_END,
-    VOICE_START,
-    VOICE_END,
-    SOUND_START,
-    SOUND_END,
-)
 NONVERBALS = (
     "<breathe>",
     "<burp>",
@@ -67,12 +54,14 @@ NONVERBALS = (
     "<whistle>",
     "<yawn>",
 )
+# Of the prompts of the format inworld: one token each in a byte tokenizer.
+FIXED_STRINGS = (
+    "Convert the text to speech:",
+    "Given the following voice description ",
+    " convert the text to speech:",
+)
 SIZE_MULTIPLE = 64  # of embedding rows: multiples of 64 fit the tile sizes of GPUs
 VOCABULARY_FILE = "vocabulary.json"
-INSTRUCTION = "Convert the text to speech:"
-GIVEN_VOICE = "Given the following voice description "
-CONVERT = " convert the text to speech:"
-INSTRUCTION_STRINGS = (INSTRUCTION, GIVEN_VOICE, CONVERT)  # fixed strings of the prompts
 PHONEMES = "text_phonemes"  # a key of tokenizer_config.json
 # Letters and marks that espeak-ng writes and that ASCII lacks: one token each in a byte tokenizer.
 IPA_SYMBOLS = (*map(chr, range(0x250, 0x2B0)), *"æçðøħŋœβθχᵻⱱᵊʰʲʷˈˌːˑ˞\u0303\u0329\u032a\u032f")
@@ -88,10 +77,11 @@ class VocabularyError(ValueError):
 class SpeechVocabulary:
     """The speech ids of a tokenizer. Codes are mapped to ids without strings.
 
-    ``size`` is the number of embedding rows: all ids with padding. ``control`` are the ids of the
-    control tokens by name, ``speech_ids`` the id of each code.
+    ``size`` is the number of ids. ``control`` are the ids of the control tokens by name,
+    ``speech_ids`` the id of each code.
     """
 
+    format: SpeechFormat
     codebook_size: int
     size: int
     control: dict[str, int]
@@ -111,20 +101,20 @@ class SpeechVocabulary:
 
     @property
     def speech_start(self) -> int:
-        """The id of ``<|speech_start|>``."""
-        return self.control[SPEECH_START]
+        """The id of the token that starts speech."""
+        return self.control[self.format.start]
 
     @property
     def speech_end(self) -> int:
-        """The id of ``<|speech_end|>``."""
-        return self.control[SPEECH_END]
+        """The id of the token that ends speech."""
+        return self.control[self.format.end]
 
     @cached_property
     def digest(self) -> str:
         """A digest that changes whenever a code or a control token gets another id."""
-        return digest_of(
-            {"size": self.size, "control": self.control, "speech": list(self.speech_ids)}
-        )
+        known = {"size": self.size, "control": self.control, "speech": list(self.speech_ids)}
+        # Digests are older than formats.
+        return digest_of(known if self.format is INWORLD else known | {"format": self.format.name})
 
     def ids(self, codes: ArrayLike) -> NDArray[np.int64]:
         """Token ids of ``codes``, an integer array of any shape.
@@ -150,6 +140,7 @@ class SpeechVocabulary:
         order = "numeric" if bool((np.diff(self.code_to_id) > 0).all()) else "lexicographic"
         record = {
             "digest": self.digest,
+            "format": self.format.name,
             "size": self.size,
             "codebook_size": self.codebook_size,
             "order": order,
@@ -169,16 +160,12 @@ class SpeechVocabulary:
             )
 
 
-def speech_token(code: int) -> str:
-    """The name of the token of a code."""
-    return f"<|s_{code}|>"
-
-
 def added_tokens(codebook_size: int, config: VocabularyConfig) -> list[str]:
     """The names of the added tokens in the order of their ids."""
-    tokens = list(CONTROL_TOKENS)
+    form = FORMATS[config.format or "inworld"]
+    tokens = list(form.control)
     tokens += NONVERBALS if config.nonverbals else ()
-    tokens += [speech_token(code) for code in range(codebook_size)]
+    tokens += [form.code_token(code) for code in range(codebook_size)]
     return sorted(tokens) if config.order == "lexicographic" else tokens
 
 
@@ -187,21 +174,44 @@ def extend_tokenizer(
 ) -> SpeechVocabulary:
     """Append the speech vocabulary to ``tokenizer`` in place, unless it has one already.
 
-    Raises :class:`VocabularyError` if the tokenizer reads phonemes of another language.
+    Raises :class:`VocabularyError` if ``config`` asks for another format or other phonemes, or if
+    the ids of the tokenizer have holes, in which new tokens would take the ids of others.
     """
-    declared = phonemes_of(tokenizer)
-    if config.phonemes and SPEECH_START in tokenizer.get_vocab() and declared != config.phonemes:
-        raise VocabularyError(
-            f"vocabulary.phonemes is {config.phonemes!r}, but the base reads "
-            f"{'phonemes of ' + declared if declared else 'characters'}: remove the key"
-        )
-    if config.phonemes:
-        tokenizer.init_kwargs[PHONEMES] = config.phonemes
-    if SPEECH_START not in tokenizer.get_vocab():
+    form = recognize(tokenizer.get_vocab())
+    if form is None:
         _add(tokenizer, added_tokens(codebook_size, config))
         missing = -len(tokenizer) % SIZE_MULTIPLE
         _add(tokenizer, [f"<|extra_token_{i}|>" for i in range(missing)])
+        known = tokenizer.get_vocab()
+        if len(set(known.values())) < len(known):
+            raise VocabularyError(
+                f"the ids of {tokenizer.name_or_path or 'the tokenizer'} have holes, so that added "
+                "tokens take the ids of others: save it with consecutive ids first"
+            )
+    elif config.format not in (None, form.name):
+        raise VocabularyError(
+            f"vocabulary.format is {config.format!r}, but the base was trained with the format "
+            f"{form.name!r}: remove the key"
+        )
+    if config.phonemes:
+        _declare_phonemes(tokenizer, config.phonemes, form)
     return read_vocabulary(tokenizer, codebook_size)
+
+
+def _declare_phonemes(
+    tokenizer: PreTrainedTokenizerBase, language: str, form: SpeechFormat | None
+) -> None:
+    """Raises :class:`VocabularyError` if a trained base reads something else.
+
+    A published model with phonemes may be of any language: its tokenizer does not tell.
+    """
+    declared = str(tokenizer.init_kwargs.get(PHONEMES, ""))
+    if form is not None and declared != language and (declared or not form.phonemes):
+        raise VocabularyError(
+            f"vocabulary.phonemes is {language!r}, but the base reads "
+            f"{'phonemes of ' + declared if declared else 'characters'}: remove the key"
+        )
+    tokenizer.init_kwargs[PHONEMES] = language
 
 
 def _add(tokenizer: PreTrainedTokenizerBase, tokens: list[str]) -> None:
@@ -216,31 +226,37 @@ def read_vocabulary(tokenizer: PreTrainedTokenizerBase, codebook_size: int) -> S
     Raises :class:`VocabularyError` if it lacks tokens or belongs to another codec.
     """
     known = tokenizer.get_vocab()
-    names = [*CONTROL_TOKENS, *(speech_token(code) for code in range(codebook_size))]
-    missing = [name for name in names if name not in known]
+    name = tokenizer.name_or_path or "the tokenizer"
+    form = recognize(known)
+    if form is None:
+        raise VocabularyError(
+            f"{name} has the speech tokens of no known format: call extend_tokenizer() first"
+        )
+    tokens = [form.code_token(code) for code in range(codebook_size)]
+    missing = [token for token in tokens if token not in known]
     if missing:
         raise VocabularyError(
-            f"{tokenizer.name_or_path or 'the tokenizer'} lacks {len(missing)} tokens of a codec "
-            f"of {codebook_size} codes, the first is {missing[0]}: it belongs to another codec, "
-            "or needs extend_tokenizer() first"
+            f"{name} lacks {len(missing)} tokens of a codec of {codebook_size} codes, the first is "
+            f"{missing[0]}: it belongs to another codec"
         )
-    if speech_token(codebook_size) in known:
+    if form.code_token(codebook_size) in known:
         raise VocabularyError(
-            f"{tokenizer.name_or_path or 'the tokenizer'} has more speech tokens than the "
-            f"codec's {codebook_size} codes: it belongs to another codec"
+            f"{name} has more speech tokens than the codec's {codebook_size} codes: it belongs to "
+            "another codec"
         )
-    top = max(known.values()) + 1
     return SpeechVocabulary(
+        format=form,
         codebook_size=codebook_size,
-        size=top + -top % SIZE_MULTIPLE,
-        control={name: known[name] for name in CONTROL_TOKENS},
-        speech_ids=tuple(known[speech_token(code)] for code in range(codebook_size)),
+        size=max(known.values()) + 1,
+        control={token: known[token] for token in form.control},
+        speech_ids=tuple(known[token] for token in tokens),
     )
 
 
 def phonemes_of(tokenizer: PreTrainedTokenizerBase) -> str:
     """The language whose phonemes a tokenizer reads; empty if it reads characters."""
-    return str(tokenizer.init_kwargs.get(PHONEMES, ""))
+    form = recognize(tokenizer.get_vocab())
+    return str(tokenizer.init_kwargs.get(PHONEMES, form.phonemes if form else ""))
 
 
 def byte_tokenizer(max_length: int, phonemes: bool = False) -> PreTrainedTokenizerFast:
@@ -259,7 +275,7 @@ def byte_tokenizer(max_length: int, phonemes: bool = False) -> PreTrainedTokeniz
     tokenizer.add_tokens(
         [
             AddedToken(text, special=False, normalized=False)
-            for text in (*INSTRUCTION_STRINGS, *(IPA_SYMBOLS if phonemes else ()))
+            for text in (*FIXED_STRINGS, *(IPA_SYMBOLS if phonemes else ()))
         ]
     )
     return PreTrainedTokenizerFast(

@@ -1,0 +1,176 @@
+"""The formats of public models: the ids of the publishers' scripts, recognition, untouched rows.
+
+The scripts are those named in ``formats.py``. They put lists of ids in the places of placeholder
+tokens, or tokenize one string; both are done here on small tokenizers of the same structure.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from tests.support.public_bases import (
+    LLAMA_TEMPLATE,
+    bytes_tokenizer,
+    published,
+    random_base,
+)
+from tts_assets.serving.verify import compare_transformers
+from tts_assets.speechlm.config import BaseModel, VocabularyConfig
+from tts_assets.speechlm.formats import FORMATS, LLASA, NEUTTS, SpeechFormat, recognize
+from tts_assets.speechlm.model import SpeechLM, build
+from tts_assets.speechlm.prompts import PromptError, PromptFormat
+from tts_assets.speechlm.vocabulary import VocabularyError, extend_tokenizer, read_vocabulary
+
+CODEBOOK = 40
+TEXT = "Read this, please: seven lanterns."
+CODES = [3, 39, 0, 3]
+
+
+def opened(form: SpeechFormat) -> PromptFormat:
+    tokenizer = published(form, CODEBOOK)
+    before = tokenizer.get_vocab()
+    vocabulary = extend_tokenizer(tokenizer, CODEBOOK, VocabularyConfig())
+    assert tokenizer.get_vocab() == before and vocabulary.format is form
+    assert vocabulary.size == len(before)  # not padded
+    return PromptFormat(tokenizer, vocabulary)
+
+
+def replaced(ids: list[int], place: int, by: list[int]) -> list[int]:
+    """``ids`` with the one element ``place`` replaced by several."""
+    index = ids.index(place)
+    return [*ids[:index], *by, *ids[index + 1 :]]
+
+
+def llasa_ids(tokenizer: Any, text: str, codes: list[int], whole: bool) -> list[int]:
+    """The ids of LLaSA's scripts; ``whole``: training, else the prompt of inference."""
+    number = tokenizer.convert_tokens_to_ids
+    chat = [
+        {"role": "user", "content": "Convert the text to speech:<|TEXT_UNDERSTANDING_START|>"},
+        {"role": "assistant", "content": "<|SPEECH_GENERATION_START|>"},
+    ]
+    ids = tokenizer.apply_chat_template(
+        chat,
+        tokenize=True,
+        return_dict=False,
+        date_string="26 Jul 2024",
+        continue_final_message=not whole,
+    )
+    spoken = f"<|TEXT_UNDERSTANDING_START|>{text}<|TEXT_UNDERSTANDING_END|>"
+    speech = "<|SPEECH_GENERATION_START|>" + "".join(f"<|s_{code}|>" for code in codes)
+    speech += "<|SPEECH_GENERATION_END|>" if whole else ""
+    parts = [tokenizer.encode(part, add_special_tokens=False) for part in (spoken, speech)]
+    ids = replaced(ids, number("<|TEXT_UNDERSTANDING_START|>"), parts[0])
+    return replaced(ids, number("<|SPEECH_GENERATION_START|>"), parts[1])
+
+
+def neutts_ids(tokenizer: Any, phonemes: str, codes: list[int], whole: bool) -> list[int]:
+    """The ids of NeuTTS's scripts."""
+    number = tokenizer.convert_tokens_to_ids
+    chat = "user: Convert the text to speech:<|TEXT_REPLACE|>\nassistant:<|SPEECH_REPLACE|>"
+    ids = tokenizer.encode(chat)
+    text = tokenizer.encode(phonemes, add_special_tokens=False)
+    text = [number("<|TEXT_PROMPT_START|>"), *text, number("<|TEXT_PROMPT_END|>")]
+    speech = [number("<|SPEECH_GENERATION_START|>")]
+    speech += [number(f"<|speech_{code}|>") for code in codes]
+    speech += [number("<|SPEECH_GENERATION_END|>")] if whole else []
+    ids = replaced(ids, number("<|TEXT_REPLACE|>"), text)
+    return replaced(ids, number("<|SPEECH_REPLACE|>"), speech)
+
+
+def test_llasa_has_the_ids_of_its_authors() -> None:
+    prompts = opened(LLASA)
+    tokenizer = prompts.tokenizer
+    assert prompts.training(TEXT, CODES).tolist() == llasa_ids(tokenizer, TEXT, CODES, True)
+    assert prompts.inference(TEXT).tolist() == llasa_ids(tokenizer, TEXT, [], False)
+    voiced = prompts.inference(TEXT, prompt_text="A voice.", prompt_codes=CODES)
+    assert voiced.tolist() == llasa_ids(tokenizer, f"A voice. {TEXT}", CODES, False)
+    assert tokenizer.decode(prompts.after_speech) == "<|SPEECH_GENERATION_END|><|eot_id|>"
+
+
+def test_neutts_has_the_ids_of_its_authors() -> None:
+    prompts = opened(NEUTTS)
+    tokenizer = prompts.tokenizer
+    phonemes = "ɹˈiːd ðˈɪs, plˈiːz: sˈɛvən lˈæntɚnz."
+    assert prompts.training(TEXT, CODES).tolist() == neutts_ids(tokenizer, phonemes, CODES, True)
+    assert prompts.inference(TEXT).tolist() == neutts_ids(tokenizer, phonemes, [], False)
+    voiced = prompts.inference(TEXT, prompt_text="A voice.", prompt_codes=CODES)
+    both = f"ɐ vˈɔɪs. {phonemes}"
+    assert voiced.tolist() == neutts_ids(tokenizer, both, CODES, False)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_bare_base_takes_any_format(name: Any) -> None:
+    form = FORMATS[name]
+    tokenizer = bytes_tokenizer(["<|begin|>", "<|end|>"], "<|begin|>", LLAMA_TEMPLATE)
+    assert recognize(tokenizer.get_vocab()) is None
+    vocabulary = extend_tokenizer(tokenizer, CODEBOOK, VocabularyConfig(format=name))
+    assert vocabulary.format is form and vocabulary.size % 64 == 0
+    prompts = PromptFormat(tokenizer, vocabulary)
+    ids = prompts.training(TEXT, CODES)
+    assert tokenizer.decode(ids).count("<|begin|>") == 1
+    start = ids.tolist().index(vocabulary.speech_start)
+    assert vocabulary.codes(ids).tolist() == CODES
+    assert ids[start + 1 + len(CODES)] == vocabulary.speech_end
+    other = next(one for one in FORMATS if one != name)
+    with pytest.raises(VocabularyError, match=f"trained with the format '{name}'"):
+        extend_tokenizer(tokenizer, CODEBOOK, VocabularyConfig(format=other))
+
+
+def test_a_format_without_a_place_for_a_description_refuses_one() -> None:
+    prompts = opened(LLASA)
+    with pytest.raises(PromptError, match="'llasa' has no place for a voice description"):
+        prompts.inference(TEXT, voice_description="A calm woman.")
+
+
+def test_another_codec_is_refused() -> None:
+    with pytest.raises(VocabularyError, match="lacks 1 tokens of a codec of 41 codes"):
+        read_vocabulary(published(LLASA, CODEBOOK), CODEBOOK + 1)
+    with pytest.raises(VocabularyError, match="more speech tokens"):
+        read_vocabulary(published(NEUTTS, CODEBOOK), CODEBOOK - 1)
+    with pytest.raises(VocabularyError, match="no known format"):
+        read_vocabulary(bytes_tokenizer(["<|end|>"]), CODEBOOK)
+
+
+@pytest.mark.parametrize("form", [LLASA, NEUTTS])
+def test_opening_a_public_base_changes_nothing(form: SpeechFormat, tmp_path: Path) -> None:
+    tokenizer = published(form, CODEBOOK)
+    rows = len(tokenizer) + 23  # more rows than tokens, and no multiple of 64
+    weights = random_base(tmp_path, tokenizer, rows)
+    lm = build(BaseModel(hub=str(tmp_path)), CODEBOOK, VocabularyConfig(), seed=1)
+    found = lm.model.state_dict()
+    assert all(torch.equal(found[name], weight) for name, weight in weights.items())
+    lm.save(tmp_path / "saved")
+    again = SpeechLM.load(tmp_path / "saved", CODEBOOK)
+    assert again.vocabulary.format is form
+    agreement = compare_transformers(
+        tmp_path / "saved", tmp_path / "saved", CODEBOOK, [TEXT, "Yes."], 12
+    )
+    assert agreement.holds and agreement.prompts_equal
+
+
+def test_only_added_rows_are_drawn(tmp_path: Path) -> None:
+    tokenizer = bytes_tokenizer(["<|begin|>", "<|end|>"], "<|begin|>")
+    known = len(tokenizer)
+    rows = known + 400  # room beyond all new tokens
+    weights = random_base(tmp_path, tokenizer, rows)
+    lm = build(BaseModel(hub=str(tmp_path)), CODEBOOK, VocabularyConfig(), seed=1)
+    before = weights["model.embed_tokens.weight"]
+    after = lm.model.state_dict()["model.embed_tokens.weight"]
+    changed = (before != after).any(dim=1).nonzero().flatten().tolist()
+    assert changed == list(range(known, lm.vocabulary.size))
+
+
+def test_holes_in_the_ids_of_a_tokenizer_are_refused(tmp_path: Path) -> None:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    known = {symbol: 2 * index for index, symbol in enumerate(alphabet)}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.BPE(vocab=known, merges=[])), eos_token="<|end|>"
+    )
+    with pytest.raises(VocabularyError, match="have holes"):
+        extend_tokenizer(tokenizer, CODEBOOK, VocabularyConfig())
