@@ -16,6 +16,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from tts_assets.core.config import ConfigError
 from tts_assets.sft.config import Lora, SftProgram, SftRecipe
 from tts_assets.sft.packing import Packed
+from tts_assets.speechlm.architecture import check_function
 from tts_assets.speechlm.attention import SEGMENTS, segment_attention
 from tts_assets.speechlm.formats import recognize
 from tts_assets.speechlm.loss import summed_cross_entropy
@@ -62,11 +63,17 @@ class SpeechLoss(nn.Module):
 
 
 def open_base(program: SftProgram) -> SpeechLM:
-    """The model that training starts from."""
+    """The model that training starts from.
+
+    Raises :class:`ConfigError` for a base that training would compute as another function.
+    """
     recipe = program.recipe
     if program.base_checkpoint is not None:
         return SpeechLM.load(program.base_checkpoint, program.codebook_size)
-    return build(recipe.base, program.codebook_size, recipe.vocabulary, recipe.seed)
+    lm = build(recipe.base, program.codebook_size, recipe.vocabulary, recipe.seed)
+    if recipe.base.hub is not None:
+        check_function(lm.model, recipe.base.hub)
+    return lm
 
 
 def uses_bf16(recipe: SftRecipe, device: torch.device) -> bool:

@@ -44,21 +44,27 @@ def segment_attention(
     segments: list[int],
     scaling: float | None = None,
     dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention inside each segment.
+    """Causal attention inside each segment, to the last ``sliding_window`` tokens if it is set.
 
     ``query`` has the shape (1, H, T, D), ``key`` and ``value`` (1, KV, T, D), and
     ``sum(segments) == T``. Returns (1, T, H, D). ``attention_mask`` is None, because no mask is
-    registered for this attention. Raises ValueError if the segments do not fill the row.
+    registered for this attention. Raises ValueError if the segments do not fill the row, and for
+    capped scores (``softcap``) and attention sinks (``s_aux``), which are not implemented.
     """
+    if softcap is not None or s_aux is not None:
+        raise ValueError("capped attention scores and attention sinks are not implemented")
     if sum(segments) != query.shape[2] or query.shape[0] != 1:
         raise ValueError(f"segments {segments} do not fill one row of {tuple(query.shape)}")
     scaling = scaling if scaling is not None else query.shape[-1] ** -0.5
     # Under autocast the rotary embedding leaves queries and keys in float32, values in bfloat16.
     query, key = query.to(value.dtype), key.to(value.dtype)
     if _fits_varlen(query, dropout):
-        return _attend_varlen(query, key, value, segments, scaling), None
+        return _attend_varlen(query, key, value, segments, scaling, sliding_window), None
     groups = query.shape[1] // key.shape[1]
     parts = zip(
         query[0].split(segments, dim=1),
@@ -66,7 +72,7 @@ def segment_attention(
         _repeat(value[0], groups).split(segments, dim=1),
         strict=True,
     )
-    outputs = [_attend(q, k, v, scaling, dropout) for q, k, v in parts]
+    outputs = [_attend(q, k, v, scaling, dropout, sliding_window) for q, k, v in parts]
     return torch.cat(outputs, dim=1).transpose(0, 1)[None], None
 
 
@@ -83,7 +89,12 @@ def _fits_varlen(query: Tensor, dropout: float) -> bool:
 
 
 def _attend_varlen(
-    query: Tensor, key: Tensor, value: Tensor, segments: list[int], scaling: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    segments: list[int],
+    scaling: float,
+    window: int | None = None,
 ) -> Tensor:
     """All samples in one kernel, (1, H or KV, T, D) -> (1, T, H, D)."""
     bounds, longest = _bounds(tuple(segments), query.device), max(segments)
@@ -97,7 +108,7 @@ def _attend_varlen(
         longest,
         longest,
         scale=scaling,
-        window_size=(-1, 0),  # causal
+        window_size=(-1 if window is None else window - 1, 0),  # causal
         enable_gqa=q.shape[1] != k.shape[1],
     )
     assert isinstance(output, Tensor)  # without the logsumexp
@@ -115,8 +126,21 @@ def _repeat(x: Tensor, groups: int) -> Tensor:
     return x if groups == 1 else x.repeat_interleave(groups, dim=0)
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, scaling: float, dropout: float) -> Tensor:
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, scaling: float, dropout: float, window: int | None = None
+) -> Tensor:
     """One sample: q, k, v (H, n, D) -> (H, n, D)."""
+    if window is not None and window < q.shape[1]:
+        band = torch.ones(q.shape[1], q.shape[1], dtype=torch.bool, device=q.device)
+        out = F.scaled_dot_product_attention(
+            q[None],
+            k[None],
+            v[None],
+            attn_mask=band.tril().triu(1 - window),
+            scale=scaling,
+            dropout_p=dropout,
+        )
+        return out[0]
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[1] <= DIRECT_LENGTH:
         return _attend_directly(q, k, v, scaling, dropout)
     out = F.scaled_dot_product_attention(
