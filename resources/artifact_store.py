@@ -71,8 +71,10 @@ class ArtifactStoreResource(ConfigurableResource):
 
         ``run`` writes files to ``work_folder / "result"`` and returns the facts. The work folder is
         the same after a failure or a restart, so that programs resume in it. ``describe`` returns
-        further metadata, such as tables, plots and players.
+        further metadata, such as tables, plots and players. The metadata ``reused`` says that
+        ``run`` was not called, ``unchanged`` that the current artifact had the same content.
         """
+        before = self._current_content(build)
         handle = self._reuse(context, build)
         reused = handle is not None
         if handle is None:
@@ -85,9 +87,21 @@ class ArtifactStoreResource(ConfigurableResource):
             with locked(Path(f"{work}.lock"), lambda: context.log.info(waiting)):
                 handle = self._reuse(context, build) or self._build(kind, build, work, run)
         assert isinstance(handle, kind)
-        metadata = standard_metadata(handle) | {"reused": reused}
+        unchanged = handle.content == before
+        if unchanged and not reused:
+            context.log.info(
+                f"{build.asset}: built again, unchanged: later assets are not affected"
+            )
+        metadata = standard_metadata(handle) | {"reused": reused, "unchanged": unchanged}
         metadata |= for_dagster(describe(handle)) if describe else {}
         return Output(handle, data_version=DataVersion(handle.content), metadata=metadata)
+
+    def _current_content(self, build: Build) -> str | None:
+        """The content of the current artifact; None if there is none that can be opened."""
+        try:
+            return self.store.current(build.asset, build.partition).content
+        except ArtifactError:
+            return None
 
     def _reuse(self, context: AssetExecutionContext, build: Build) -> Handle | None:
         handle = self.store.find(build)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -33,10 +34,14 @@ def main() -> None:
     check_request(cuda)
     lock = ROOT / "locks" / ("gpu.txt" if cuda else "cpu.txt")
     stamp = VENV / ".installed"
-    wanted = hashlib.sha256(lock.read_bytes() + (ROOT / "pyproject.toml").read_bytes()).hexdigest()
-    if stamp.is_file() and stamp.read_text() == wanted:
+    wanted = stamp_of(lock, VENV)
+    found = stamp.read_text() if stamp.is_file() else ""
+    if found == wanted:
         say(f"{VENV.name} is up to date with {lock.relative_to(ROOT)}")
         return
+    if was_moved(found, VENV):
+        say(f"{VENV.name} was made at {found.partition(' ')[2]}, and its commands name that path")
+        shutil.rmtree(VENV)
     started = time.monotonic()
     make_environment()
     install_torch(lock, cuda)
@@ -48,6 +53,17 @@ def main() -> None:
     check_torch()
     stamp.write_text(wanted)
     say(f"done in {time.monotonic() - started:.0f} s; activate it with: source .venv/bin/activate")
+
+
+def stamp_of(lock: Path, venv: Path) -> str:
+    """What an environment was made from, and where: its commands begin with an absolute path."""
+    contents = lock.read_bytes() + (ROOT / "pyproject.toml").read_bytes()
+    return f"{hashlib.sha256(contents).hexdigest()} {venv}"
+
+
+def was_moved(stamp: str, venv: Path) -> bool:
+    """Whether the environment with this stamp was made at another path."""
+    return stamp.partition(" ")[2] not in ("", str(venv))
 
 
 def check_request(cuda: str) -> None:

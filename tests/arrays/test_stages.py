@@ -27,7 +27,7 @@ from tts_assets.core.artifacts import (
 from tts_assets.corpora.index import SCHEMA
 
 COUNTS = {"utterances": 17, "not_usable": 3, "clips": 17, "kept": 15, "rejected": 2}
-CORPUS_FACTS = {"corpus": "asterisk", "root": "", "audio_pool": "", "language": "en"}
+CORPUS_FACTS = {"corpus": "asterisk", "language": "en"}
 CORPUS_FACTS |= {"licence": "", "hours": 0.01, "speakers": 1}
 
 
@@ -59,7 +59,7 @@ def lineage(
     files = {"utterances.parquet": c["utterances"], "set_aside.jsonl": c["not_usable"]}
     counts = {"utterances": c["utterances"], "set_aside": c["not_usable"]}
     entries = {"entries": c["utterances"] + c["not_usable"]}
-    source = publish(store, RawCorpus, {}, files, CORPUS_FACTS | counts | entries)
+    source = publish(store, RawCorpus, {}, files, CORPUS_FACTS | counts | entries | {"root": ""})
     if segmented:
         files = {"utterances.parquet": c["clips"], "set_aside.jsonl": 0}
         counts = {"utterances": c["clips"], "set_aside": 0, "recordings": recordings}

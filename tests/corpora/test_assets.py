@@ -18,6 +18,7 @@ from resources.torchrun import TorchrunLauncher
 from tts_assets.core.artifacts import ArtifactStore, Handle
 from tts_assets.core.compute import Shape
 from tts_assets.corpora.assets import build_assets
+from tts_assets.corpora.audio_paths import located_samples
 from tts_assets.corpora.config import CorpusConfig, DiscoveryConfig, FilterConfig
 from tts_assets.corpora.describe import describe_corpus, describe_samples, describe_segments
 from tts_assets.corpora.discovery import Corpora
@@ -130,7 +131,7 @@ def test_samples_are_ready_for_training(
     instance: DagsterInstance, store: ArtifactStore, corpus: Path
 ) -> None:
     assert run(instance, store, corpus).success
-    samples = list(read_samples(store.current("filtered_samples", CORPUS).path / "kept.jsonl"))
+    samples = list(located_samples(store.current("filtered_samples", CORPUS).path / "kept.jsonl"))
     assert [sample.id for sample in samples] == sorted(sample.id for sample in samples)
     for sample in samples:
         assert Path(sample.wav_path).is_file()

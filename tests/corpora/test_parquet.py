@@ -15,6 +15,7 @@ from tests.support.corpus_layouts import index, put
 from tts_assets.core.artifacts import ArtifactStore
 from tts_assets.core.audio import read_clip
 from tts_assets.core.config import ConfigError
+from tts_assets.corpora.audio_paths import AudioFolders
 from tts_assets.corpora.config import CorpusConfig
 from tts_assets.corpora.index import Utterance, index_corpus
 from tts_assets.corpora.readers.files import Embedded
@@ -77,9 +78,9 @@ def test_utterances_are_found_in_the_pool(samples: list[dict[str, str]], tmp_pat
     config = CorpusConfig(path=tmp_path / "one.parquet", reader="parquet", language="en")
     store = ArtifactStore(tmp_path / "storage")
     (tmp_path / "out").mkdir()
-    facts = index_corpus("c", config.path, config, store, tmp_path / "out")
+    index_corpus("c", config.path, config, store, tmp_path / "out")
     (row,) = pq.read_table(tmp_path / "out" / "utterances.parquet").to_pylist()
-    assert Utterance(**row).path(facts).is_file()
+    assert Utterance(**row).path(AudioFolders("c", tmp_path, store.audio_pool)).is_file()
 
 
 def test_rows_without_audio_are_set_aside(samples: list[dict[str, str]], tmp_path: Path) -> None:

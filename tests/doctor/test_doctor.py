@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from scripts.install import stamp_of, was_moved
 from tts_assets.doctor import findings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -71,6 +72,26 @@ def test_a_port_in_use_is_reported() -> None:
         taken.listen()
         finding = findings.port(taken.getsockname()[1], "the server", "another port")
     assert finding.state == "missing" and finding.found == "in use"
+
+
+def test_commands_of_a_moved_environment_are_reported(tmp_path: Path) -> None:
+    assert findings.commands(tmp_path).remedy == "make install"
+    script = tmp_path / "dagster"
+    script.write_text(f"#!{sys.executable}\n")
+    assert findings.commands(tmp_path).fine
+    script.write_text("#!/former/checkout/.venv/bin/python\n")
+    moved = findings.commands(tmp_path)
+    assert moved.needed and "/former/checkout/.venv/bin/python" in moved.found
+
+
+def test_an_environment_that_was_moved_is_not_up_to_date(tmp_path: Path) -> None:
+    lock = tmp_path / "lock.txt"
+    lock.write_text("torch==1\n")
+    here, there = tmp_path / "here" / ".venv", tmp_path / "there" / ".venv"
+    stamp = stamp_of(lock, here)
+    assert stamp == stamp_of(lock, here) != stamp_of(lock, there)
+    assert was_moved(stamp, there) and not was_moved(stamp, here)
+    assert not was_moved("", here) and not was_moved(stamp.split()[0], here)  # of earlier versions
 
 
 def test_the_disk_of_a_storage_folder_that_does_not_exist_is_measured(tmp_path: Path) -> None:

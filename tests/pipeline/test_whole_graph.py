@@ -11,10 +11,11 @@ import pytest
 from dagster import AssetKey, DagsterInstance, Definitions, ExecuteInProcessResult
 
 from jobs.asset_jobs import ALIGN, REFRESH, RETRAIN
+from tests.pipeline.conftest import minimal
 from tts_assets.core.artifacts import ArtifactStore
 from tts_assets.definitions import build_defs
 from tts_assets.orchestration.partitions import corpus_partitions
-from tts_assets.settings import Settings
+from tts_assets.settings import Settings, load_settings
 
 CORPUS = "asterisk_en"
 DATA = (
@@ -77,7 +78,7 @@ def data_version(instance: DagsterInstance, asset: str) -> str:
 
 @pytest.mark.slow
 def test_build_reuse_and_rebuild_after_a_change(
-    settings: Settings, instance: DagsterInstance, corpus: Path
+    settings: Settings, instance: DagsterInstance, corpus: Path, tmp_path: Path
 ) -> None:
     defs = build_defs(settings)
     first = run_all(defs, instance)
@@ -104,3 +105,11 @@ def test_build_reuse_and_rebuild_after_a_change(
     kept = {asset for asset, was in changed.items() if was}
     assert kept == {"codec", "evaluation_suite"}
     assert data_version(instance, "code_arrays") != versions["code_arrays"]
+
+    here, there = corpus.parent, tmp_path / "moved" / "far"
+    there.mkdir(parents=True)
+    for name in ("corpus", "work"):  # the recordings; storage, texts and suite
+        (here / name).rename(there / name)
+    moved = load_settings(environment={}, overrides=minimal(there / "corpus", there / "work"))
+    found = run_all(build_defs(moved), instance)
+    assert [asset for asset, was in found.items() if not was] == ["raw_corpus"]

@@ -7,8 +7,8 @@ layout:
     {split}_codes_index.npy  a true .npy, int64: where each sample's codes start
     {split}_samples.jsonl    line i is sample i
 
-Audio files are named by absolute paths. A split without samples has empty files, which the
-reference trainer cannot map: it needs validation samples.
+Audio files are named as in all published samples (``corpora/audio_paths.py``). A split without
+samples has empty files, which the reference trainer cannot map: it needs validation samples.
 
 An import keeps the split of the samples. It checks the codes against the codebook, the index
 against the codes, and that each index entry has a valid sample. The codec that made the codes
@@ -105,6 +105,9 @@ def import_inworld(
     except ArrayError as error:
         raise ArrayError(str(error).replace(REMEDY, OTHER_REMEDY)) from None
     codes = counts["train_codes"] + counts["val_codes"]
+    if not codes:
+        samples = counts["train_samples"] + counts["val_samples"]
+        raise ArrayError(f"{source} has {samples} samples and no codes: name a folder with speech")
     facts = codec.facts
     return ArrayFacts(
         corpus=corpus,

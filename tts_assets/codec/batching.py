@@ -16,7 +16,6 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -28,6 +27,7 @@ from tts_assets.codec.model import Codec, Codes, Wave
 from tts_assets.core.accounting import SetAside
 from tts_assets.core.artifacts import sha256_file
 from tts_assets.core.audio import BrokenAudio, read_wave
+from tts_assets.corpora.audio_paths import AudioFolders
 from tts_assets.corpora.samples import Sample
 
 K = TypeVar("K")
@@ -154,10 +154,13 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def read_ahead(samples: Iterable[Sample], rate: int, workers: int) -> Iterator[Wave | SetAside]:
+def read_ahead(
+    samples: Iterable[Sample], audio: AudioFolders, rate: int, workers: int
+) -> Iterator[Wave | SetAside]:
     """Yield the waveform (samples,) at ``rate`` Hz of each sample, or the reason why it has none.
 
-    ``workers`` threads decode; at most :data:`AHEAD_SECONDS` of audio wait for the consumer.
+    ``audio`` are the folders of the samples. ``workers`` threads decode; at most
+    :data:`AHEAD_SECONDS` of audio wait for the consumer.
     """
     waiting: deque[tuple[Sample, Future[Wave | SetAside]]] = deque()
     seconds = 0.0
@@ -168,7 +171,7 @@ def read_ahead(samples: Iterable[Sample], rate: int, workers: int) -> Iterator[W
                 first, future = waiting.popleft()
                 seconds -= first.duration
                 yield future.result()
-            waiting.append((sample, pool.submit(read_sample, sample, rate)))
+            waiting.append((sample, pool.submit(read_sample, sample, audio, rate)))
             seconds += sample.duration
         for _, future in waiting:
             yield future.result()
@@ -176,22 +179,23 @@ def read_ahead(samples: Iterable[Sample], rate: int, workers: int) -> Iterator[W
         pool.shutdown(cancel_futures=True)
 
 
-def read_sample(sample: Sample, rate: int) -> Wave | SetAside:
+def read_sample(sample: Sample, audio: AudioFolders, rate: int) -> Wave | SetAside:
     """The waveform (samples,) at ``rate`` Hz, or a reason if the file cannot be used.
 
     A file that has changed since it was indexed is set aside: its codes would be stored under the
-    digest of the indexed bytes, and reused from there by later shards.
+    digest of the indexed bytes, and reused from there by later shards. Details name no folder,
+    because they are digested. Raises FileNotFoundError without the folder of the corpus.
     """
-    path = Path(sample.wav_path)
+    path = audio.path(sample.wav_path)
     try:
         wave = read_wave(path, rate)
         indexed = sample.original_data.get("audio_sha256")
         changed = indexed is not None and sha256_file(path) != indexed
     except BrokenAudio as error:
-        return SetAside(sample.id, error.reason, error.detail or str(error.path))
+        return SetAside(sample.id, error.reason, error.detail or sample.wav_path)
     except OSError as error:
-        return SetAside(sample.id, "not readable", f"{path}: {error.strerror}")
+        return SetAside(sample.id, "not readable", f"{sample.wav_path}: {error.strerror}")
     if changed:
-        detail = f"{path}: materialize raw_corpus and what follows again"
+        detail = f"{sample.wav_path}: materialize raw_corpus and what follows again"
         return SetAside(sample.id, "changed since it was indexed", detail)
     return wave

@@ -14,7 +14,8 @@ from tts_assets.codec.config import TrainingRecipe
 from tts_assets.codec.xcodec2 import HOP, SAMPLE_RATE
 from tts_assets.core.accounting import ValidationSplit, is_validation
 from tts_assets.core.audio import Wave, read_wave, resample
-from tts_assets.corpora.samples import Sample, read_samples
+from tts_assets.corpora.audio_paths import located_samples
+from tts_assets.corpora.samples import Sample
 
 CACHE_SAMPLES = 2 * 3600 * SAMPLE_RATE  # decoded audio in memory: two hours, 460 MB of float32
 
@@ -76,14 +77,18 @@ class TrainingAudio:
         self.validation: list[Sample] = []
         weights: list[float] = []
         for corpus, weight in sorted(recipe.corpora.items()):
-            for sample in read_samples(samples[corpus]):
+            for sample in located_samples(samples[corpus]):
                 if is_validation(sample.id, split):
                     self.validation.append(sample)
                 else:
                     self.train.append(sample)
                     weights.append(weight * sample.duration)
         if not self.train:
-            raise ValueError(f"no training utterances in {sorted(map(str, samples.values()))}")
+            raise ValueError(
+                f"{', '.join(sorted(recipe.corpora))} have no training utterance: "
+                f"{len(self.validation)} are for validation; add recordings or corpora, or lower "
+                "[validation] fraction"
+            )
         self.probabilities = np.array(weights) / np.sum(weights)
         self.validation.sort(key=lambda sample: sample.id)
 

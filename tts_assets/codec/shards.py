@@ -37,11 +37,18 @@ from tts_assets.codec.shard_files import (
     audio_digest,
     split_into_shards,
 )
-from tts_assets.core.accounting import SET_ASIDE_FILE, SetAside, read_set_aside, write_set_aside
+from tts_assets.core.accounting import (
+    SET_ASIDE_FILE,
+    SetAside,
+    raise_nothing_usable,
+    read_set_aside,
+    write_set_aside,
+)
 from tts_assets.core.artifacts import ShardFacts, code_dtype, sha256_file, written_aside
 from tts_assets.core.audio import Wave
 from tts_assets.core.config import digest_of
 from tts_assets.core.program import Run, load_config
+from tts_assets.corpora.audio_paths import AudioFolders
 from tts_assets.corpora.samples import Sample
 
 if TYPE_CHECKING:
@@ -60,6 +67,7 @@ class Encoding:
         lines = (line for shard in shards for line in shard.lines(program.samples))
         digests = (digest for line in lines if (digest := audio_digest(line)))
         self.earlier = EarlierCodes(program.reuse, program.codec_content, digests, run.note)
+        self.audio = AudioFolders.of(program.samples)
         self.dtype = code_dtype(program.codec_facts.codebook_size)
         self.encoder: BatchEncoder | None = None
         self.total: Effort = Counter()
@@ -122,7 +130,7 @@ class Encoding:
 
     def _waves(self, codec: Codec, samples: list[Sample]) -> Iterator[Wave | SetAside]:
         """The waveforms of the samples; clips that are too short for a code are set aside."""
-        read = read_ahead(samples, codec.input_rate, readers())
+        read = read_ahead(samples, self.audio, codec.input_rate, readers())
         for sample, wave in zip(samples, read, strict=True):
             if not isinstance(wave, SetAside) and not codec.codes(len(wave)):
                 yield SetAside(sample.id, "too short for the codec", f"{len(wave)} samples")
@@ -210,6 +218,10 @@ def collect(program: ShardProgram, shards: list[Shard], folder: Path, result: Pa
         effort += Counter(json.loads((folder / shard.name / EFFORT_FILE).read_text()))
         codes += len(np.load(folder / shard.name / CODES, mmap_mode="r"))
         samples += len(np.load(folder / shard.name / INDEX, mmap_mode="r"))
+    if not samples:
+        total = sum(shard.count for shard in shards)
+        what = f"corpus {program.corpus!r}: none of {total} samples can be encoded"
+        raise_nothing_usable(what, aside)
     write_set_aside(result / SET_ASIDE_FILE, aside)
     facts = program.codec_facts
     return ShardFacts(

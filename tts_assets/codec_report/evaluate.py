@@ -36,14 +36,15 @@ from tts_assets.codec.quality import (
 )
 from tts_assets.codec.xcodec2 import SAMPLE_RATE
 from tts_assets.codec_report.config import CodecReportProgram, CodecVersion
-from tts_assets.core.accounting import is_validation
+from tts_assets.core.accounting import SetAside, is_validation, raise_nothing_usable
 from tts_assets.core.artifacts import written_aside
 from tts_assets.core.audio import Wave, read_clip, resample
 from tts_assets.core.config import Config, ConfigError, canonical_json
 from tts_assets.core.notebook import NOTEBOOK_FILE, NotebookClip, Section, write_notebook
 from tts_assets.core.plots import spectrograms
 from tts_assets.core.program import Run, load_config
-from tts_assets.corpora.samples import Sample, read_samples
+from tts_assets.corpora.audio_paths import located_samples
+from tts_assets.corpora.samples import Sample
 from tts_assets.evaluation import page
 from tts_assets.evaluation.page import Embedder, Player, percent, player_of, read_flac, write_flac
 
@@ -123,26 +124,34 @@ def held_out(program: CodecReportProgram) -> list[Sample]:
 
     No codec of this project was trained on them. Raises ValueError if there are none.
     """
-    config = program.report
-    chosen = [
-        sample
-        for _, path in sorted(program.samples.items())
-        for sample in read_samples(path)
-        if is_validation(sample.id, program.validation)
-        and sample.duration <= LONGEST_SECONDS
-        and not set(sample.original_data.get("text", sample.transcript)) & set("()[]…")
-        and "..." not in sample.original_data.get("text", sample.transcript)
-        and normalize_for_match(
-            sample.transcript, config.language
-        )  # "Hmm." is normalized to nothing
-    ]
+    chosen = [sample for sample in all_samples(program) if not unsuitable(sample, program)]
     if not chosen:
-        raise ValueError(
+        raise_nothing_usable(
             f"{sorted(program.samples)} have no held-out utterance with words of at most "
             f"{LONGEST_SECONDS:g} s: raise [validation] fraction, or take corpora that have "
-            "transcripts"
+            "transcripts",
+            (SetAside(s.id, unsuitable(s, program), s.transcript) for s in all_samples(program)),
         )
-    return sorted(chosen, key=lambda sample: sample.id)[: config.clips]
+    return sorted(chosen, key=lambda sample: sample.id)[: program.report.clips]
+
+
+def all_samples(program: CodecReportProgram) -> Iterator[Sample]:
+    """The samples of all corpora."""
+    for _, path in sorted(program.samples.items()):
+        yield from located_samples(path)
+
+
+def unsuitable(sample: Sample, program: CodecReportProgram) -> str:
+    """Why the report does not use a sample; empty if it does."""
+    text = sample.original_data.get("text", sample.transcript)
+    if not is_validation(sample.id, program.validation):
+        return "for training"
+    if sample.duration > LONGEST_SECONDS:
+        return "too long"
+    if set(text) & set("()[]…") or "..." in text:
+        return "text with parentheses or dots"
+    words = normalize_for_match(sample.transcript, program.report.language)
+    return "" if words else "no words"  # "Hmm." is normalized to nothing
 
 
 class Measurer:

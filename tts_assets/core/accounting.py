@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,8 +60,13 @@ class NothingUsableError(ValueError):
     """A stage has no usable item; the message counts the reasons and has an example of each."""
 
 
-def raise_nothing_usable(what: str, records: Iterable[SetAside]) -> None:
+def raise_nothing_usable(what: str, records: Iterable[SetAside]) -> NoReturn:
     """Raise :class:`NothingUsableError` for ``what``, with the reasons in ``records``."""
+    raise NothingUsableError(nothing_usable(what, records))
+
+
+def nothing_usable(what: str, records: Iterable[SetAside]) -> str:
+    """The message that nothing is left: ``what``, and a line for each reason in ``records``."""
     examples: dict[str, SetAside] = {}
     counts: Counter[str] = Counter()
     for record in records:
@@ -70,7 +76,7 @@ def raise_nothing_usable(what: str, records: Iterable[SetAside]) -> None:
         f"{reason}: {count}, for example {examples[reason].what} ({examples[reason].detail})"
         for reason, count in counts.most_common()
     ]
-    raise NothingUsableError("\n".join([what, *lines]))
+    return "\n".join([what, *lines])
 
 
 class ValidationSplit(Config):

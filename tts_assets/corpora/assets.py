@@ -45,7 +45,7 @@ from tts_assets.orchestration.partitions import corpus_partitions
 from tts_assets.orchestration.program_asset import Plan, Request, artifact_asset
 
 INDEX_VERSION = "4"
-FILTER_VERSION = "4"
+FILTER_VERSION = "5"
 MEASURE = "tts_assets.corpora.quality"
 SYNTHESIZE = "tts_assets.corpora.synthesis"
 CUT = "tts_assets.corpora.segments.segment"
@@ -127,7 +127,8 @@ def raw_corpus_asset(corpora: Corpora, text: TextConfig, shape: Shape) -> Assets
         def record(_: RawCorpus) -> None:
             Seen(scan.digest, tuple(outside)).record(request.store, request.partition)
 
-        # ``state`` tells that files changed; the content digest tells whether it matters.
+        # ``state`` tells that files changed, and ``root`` that the corpus was moved. The content
+        # digest tells whether it matters: it has no path.
         known = {"corpus": config.as_indexed(), "root": path, "state": state}
         return Plan(known, index, describe=describe_corpus, after=record)
 
@@ -166,10 +167,7 @@ def speech_segments_asset(corpora: Corpora, shape: Shape) -> AssetsDefinition:
             )
             return request.launch(Program(CUT, program, request.shape(shape)))
 
-        # Rows name audio relative to these folders, so they are part of the content.
         known = {
-            "root": raw_corpus.facts.root,
-            "audio_pool": raw_corpus.facts.audio_pool,
             "segments": config,
             "sources": {} if config is None else source_digests(config, root),
         }
@@ -198,13 +196,7 @@ def filtered_samples_asset(
     def plan(request: Request, speech_segments: SpeechSegments) -> Plan[SampleManifest]:
         own = corpora(request.partition).config.filters
         chosen = filters.for_corpus(own, request.partition)
-        # Samples name audio by absolute path, so these folders are part of the content.
-        known = {
-            "filters": chosen.identified(),
-            "text": text,
-            "root": speech_segments.facts.root,
-            "audio_pool": speech_segments.facts.audio_pool,
-        }
+        known = {"filters": chosen.identified(), "text": text}
 
         aside = speech_segments.path / SET_ASIDE_FILE
 

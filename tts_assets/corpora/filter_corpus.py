@@ -29,6 +29,7 @@ from tts_assets.core.artifacts import (
 from tts_assets.core.audio import BrokenAudio, read_wave
 from tts_assets.core.cache import RecordCache
 from tts_assets.core.notebook import NOTEBOOK_FILE, NotebookClip, Section, write_notebook
+from tts_assets.corpora.audio_paths import AudioFolders, published_names
 from tts_assets.corpora.config import FilterConfig, MeasureProgram, TextConfig
 from tts_assets.corpora.filter import (
     KEPT_FILE,
@@ -78,6 +79,7 @@ def filter_corpus(
     ``launch`` runs the program of ``quality.py``; it is called if a metric is expensive.
     """
     normalizer = Normalizer(text, store.caches)
+    audio = AudioFolders.of_store(store, corpus.partition)
     samples = work / "samples.parquet"
     with_transcripts(samples_of(corpus), config, normalizer).sink_parquet(samples)
     rows = pl.scan_parquet(samples)
@@ -89,31 +91,28 @@ def filter_corpus(
             whisper=config.whisper,
             cache=store.cache("quality"),
         )
-        clips_to_measure(rows, config).sink_parquet(program.clips)
+        clips_to_measure(rows, config, audio).sink_parquet(program.clips)
         if EXPENSIVE.intersection(config.metrics):
             launch(program)
         write_quality(samples, program, work / "quality.parquet")
         rows = with_quality(rows, pl.scan_parquet(work / "quality.parquet"), config)
     counts = filter_rows(rows, config, work / "result", work, opened=bool(config.metrics))
     result = work / "result"
-    write_listening(result, corpus.facts.corpus, result / KEPT_FILE, result / REJECTED_FILE)
+    write_listening(result, corpus.facts.corpus, audio)
     return SampleFacts(corpus=corpus.facts.corpus, normalizer=text.normalizer, **asdict(counts))
 
 
 def samples_of(corpus: RawCorpus | SpeechSegments) -> pl.LazyFrame:
     """The rows of the index in the sample schema, with ``text`` (raw) and ``audio_sha256``.
 
-    Audio paths are absolute. Fields in ``extra`` override the defaults.
+    Audio is named as in published samples. Fields in ``extra`` override the defaults.
     """
     facts: CorpusFacts = corpus.facts
     index = pl.scan_parquet(corpus.path / UTTERANCES_FILE)
-    folder = pl.when(pl.col("pooled")).then(pl.lit(facts.audio_pool)).otherwise(pl.lit(facts.root))
-    below = pl.concat_str(folder, pl.lit("/"), "audio")
-    absolute = pl.col("audio").str.starts_with("/")
     own = extra("original_data").fill_null("{}")
     return index.select(
         "id",
-        wav_path=pl.when(absolute).then("audio").otherwise(below),
+        wav_path=published_names(),
         text="text",
         language="language",
         duration="duration",
@@ -148,7 +147,7 @@ def without_stage_keys(objects: pl.Series) -> pl.Series:
     return objects.scatter(named, [json.dumps(each, ensure_ascii=False) for each in rest])
 
 
-def clips_to_measure(rows: pl.LazyFrame, config: FilterConfig) -> pl.LazyFrame:
+def clips_to_measure(rows: pl.LazyFrame, config: FilterConfig, audio: AudioFolders) -> pl.LazyFrame:
     """The audio of every row and, by metric, whether to measure it.
 
     Rows that are rejected before the first metric are not measured, nor a DNSMOS that the sample
@@ -160,7 +159,7 @@ def clips_to_measure(rows: pl.LazyFrame, config: FilterConfig) -> pl.LazyFrame:
         wants["dnsmos"] &= pl.col("dnsmos_mos_ovr") == 0
     if "wer" in wants:
         wants["wer"] &= pl.col("transcript") != ""
-    return rows.select("audio_sha256", "language", audio="wav_path", **wants)
+    return rows.select("audio_sha256", "language", audio=audio.paths("wav_path"), **wants)
 
 
 def write_quality(samples: Path, program: MeasureProgram, target: Path) -> None:
@@ -217,16 +216,19 @@ def with_quality(rows: pl.LazyFrame, quality: pl.LazyFrame, config: FilterConfig
     )
 
 
-def write_listening(folder: Path, corpus: str, kept: Path, rejected: Path) -> None:
-    """Write ``listening.ipynb`` to ``folder``, with the first clips of each file.
+def write_listening(folder: Path, corpus: str, audio: AudioFolders) -> None:
+    """Write ``listening.ipynb`` to ``folder``, with the first kept and rejected clips there.
 
     Lines are in the order of ids, which are digests: the first clips are a random choice.
     """
     sections = []
-    for title, path, shown in (("Kept", kept, KEPT_SHOWN), ("Rejected", rejected, REJECTED_SHOWN)):
-        with path.open(encoding="utf-8") as lines:
+    for title, name, shown in (
+        ("Kept", KEPT_FILE, KEPT_SHOWN),
+        ("Rejected", REJECTED_FILE, REJECTED_SHOWN),
+    ):
+        with (folder / name).open(encoding="utf-8") as lines:
             samples = [json.loads(line) for line in islice(lines, shown)]
-        clips = [played for sample in samples if (played := notebook_clip(sample, folder))]
+        clips = [played for sample in samples if (played := notebook_clip(sample, folder, audio))]
         sections.append(Section(title, clips))
     write_notebook(folder / NOTEBOOK_FILE, corpus, sections)
     for section in sections:
@@ -234,14 +236,14 @@ def write_listening(folder: Path, corpus: str, kept: Path, rejected: Path) -> No
             played.path.unlink()
 
 
-def notebook_clip(sample: dict[str, Any], folder: Path) -> NotebookClip | None:
+def notebook_clip(sample: dict[str, Any], folder: Path, audio: AudioFolders) -> NotebookClip | None:
     """The first seconds of a sample as a FLAC file, which browsers play.
 
     None if the audio can no longer be read.
     """
     rate = min(sample["sample_rate"], HIGHEST_RATE)
     try:
-        wave = read_wave(Path(sample["wav_path"]), rate)[: SECONDS_SHOWN * rate]
+        wave = read_wave(audio.path(sample["wav_path"]), rate)[: SECONDS_SHOWN * rate]
     except BrokenAudio:
         return None
     path = folder / f"{sample['id']}.flac"

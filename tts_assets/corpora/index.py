@@ -12,7 +12,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,12 @@ import polars as pl
 from tts_assets.core.accounting import SET_ASIDE_FILE, SetAside, write_set_aside
 from tts_assets.core.artifacts import (
     ArtifactStore,
-    CorpusFacts,
     RawCorpus,
     RawCorpusFacts,
     SpeechSegments,
 )
 from tts_assets.core.config import ConfigError
+from tts_assets.corpora.audio_paths import POOL, AudioFolders
 from tts_assets.corpora.config import CorpusConfig
 from tts_assets.corpora.readers import READERS
 from tts_assets.corpora.readers.files import (
@@ -92,9 +92,9 @@ class Utterance:
     licence: str
     extra: str
 
-    def path(self, facts: CorpusFacts) -> Path:
-        """The path of the audio; ``facts`` are those of the corpus."""
-        return Path(facts.audio_pool if self.pooled else facts.root) / self.audio
+    def path(self, folders: AudioFolders) -> Path:
+        """The path of the audio; ``folders`` are those of the corpus."""
+        return folders.path(f"{POOL}{self.audio}" if self.pooled else self.audio)
 
 
 def read_entries(root: Path, config: CorpusConfig) -> Iterator[Entry | SetAside]:
@@ -137,13 +137,15 @@ def index_corpus(
         rows = [item for item in items if not isinstance(item, SetAside)]
         frames.append(pl.DataFrame(rows, schema=ROW, orient="row"))
     table, duplicates = separate_duplicates(pl.concat(frames))
-    set_aside += duplicates
+    # Messages of libraries may have paths, but the file is digested.
+    set_aside = [
+        replace(item, detail=item.detail.replace(f"{folder}/", "")) for item in set_aside
+    ] + duplicates
     table.write_parquet(result / UTTERANCES_FILE, row_group_size=ROW_GROUP)
     write_set_aside(result / SET_ASIDE_FILE, set_aside)
     return RawCorpusFacts(
         corpus=name,
         root=str(folder),
-        audio_pool=str(store.audio_pool),
         language=config.language,
         licence=config.licence,
         entries=entries,

@@ -37,7 +37,7 @@ SCHEMA = {
 }
 FIELDS = {**SCHEMA, "original_data": pl.Object}  # types in a line of JSON
 ABOUT_SAMPLES = {
-    "wav_path": "path of the audio",
+    "wav_path": "audio file: below the corpus folder, pool:… in the audio pool, or absolute",
     "transcript": "normalized text",
     "duration": "seconds; -1: unknown",
     "sample_rate": "Hz, of the file; -1: unknown",

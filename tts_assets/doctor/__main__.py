@@ -48,6 +48,7 @@ def examine() -> list[Finding]:
     slurm = compute is not None and compute.launcher == "slurm"
     return [
         findings.python(),
+        findings.commands(Path(sys.executable).parent),
         project,
         findings.torch(has_gpus=gpus.fine),
         gpus,

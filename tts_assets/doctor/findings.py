@@ -78,6 +78,24 @@ def python() -> Finding:
     )
 
 
+def commands(folder: Path) -> Finding:
+    """The commands of an environment: they name its Python by an absolute path."""
+    script = folder / "dagster"
+    if not script.is_file():
+        return missing(
+            *("commands", f"no {script}", "make ui and make demo do not start"), "make install"
+        )
+    with script.open("rb") as file:
+        named = file.readline().removeprefix(b"#!").decode(errors="replace").strip()
+    if Path(named).is_file():
+        return fine("commands", str(folder))
+    return missing(
+        *("commands", f"they name {named}, which does not exist", "make ui does not start"),
+        "the checkout was moved: make install makes .venv again",
+        needed=True,
+    )
+
+
 def memory() -> Finding:
     """The physical memory."""
     gigabytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9

@@ -12,10 +12,12 @@ from typing import Any
 
 from tts_assets.core.artifacts import CodeArrays, Handle, sha256_file
 from tts_assets.core.config import ConfigError, digest_of
+from tts_assets.corpora.audio_paths import AudioFolders
 from tts_assets.evaluation.metrics.prosody import spoken_characters
 from tts_assets.evaluation.suite import SuiteText
 
 Sample = dict[str, Any]
+Clip = tuple[AudioFolders, Sample]
 
 
 def samples_of(arrays: Mapping[str, Handle], split: str) -> list[Sample]:
@@ -28,12 +30,22 @@ def samples_of(arrays: Mapping[str, Handle], split: str) -> list[Sample]:
     ]
 
 
+def clips_of(arrays: Mapping[str, Handle], split: str) -> list[Clip]:
+    """The samples of a split of all corpora, with the folders of their audio."""
+    return [
+        (audio, sample)
+        for name, handle in arrays.items()
+        for audio in [AudioFolders.of(handle.path)]
+        for sample in samples_of({name: handle}, split)
+    ]
+
+
 def reference_clips(arrays: Mapping[str, CodeArrays], count: int) -> tuple[Path, ...]:
     """The ``count`` longest validation clips; training clips if there are none.
 
     Raises FileNotFoundError if a clip is gone.
     """
-    return longest(samples_of(arrays, "val") or samples_of(arrays, "train"), count)
+    return longest(clips_of(arrays, "val") or clips_of(arrays, "train"), count)
 
 
 def named_speakers(
@@ -46,12 +58,12 @@ def named_speakers(
     names = sorted({text.speaker for text in texts if text.speaker})
     if not names:
         return {}
-    val, train = samples_of(arrays, "val"), samples_of(arrays, "train")
+    val, train = clips_of(arrays, "val"), clips_of(arrays, "train")
     found = {}
     for name in names:
-        own = [[s for s in samples if s.get("speaker_id") == name] for samples in (val, train)]
+        own = [[clip for clip in clips if speaker_of(clip) == name] for clips in (val, train)]
         if not any(own):
-            known = sorted({str(s.get("speaker_id", "")) for s in [*val, *train]})
+            known = sorted({speaker_of(clip) for clip in [*val, *train]})
             raise ConfigError(
                 f"the suite names speaker {name!r}, but the corpora {sorted(arrays)} have no such "
                 f"speaker; speakers there: {known[:20]}"
@@ -60,17 +72,15 @@ def named_speakers(
     return found
 
 
-def longest(samples: Iterable[Sample], count: int) -> tuple[Path, ...]:
-    """The audio files of the longest samples. Raises FileNotFoundError if one is gone."""
-    chosen = sorted(samples, key=lambda sample: (-sample["duration"], sample["id"]))[:count]
-    clips = tuple(Path(sample["wav_path"]) for sample in chosen)
-    for clip in clips:
-        if not clip.is_file():
-            raise FileNotFoundError(
-                f"{clip}, a clip of code_arrays, is gone: restore it, or materialize raw_corpus "
-                "and its downstream assets again"
-            )
-    return clips
+def speaker_of(clip: Clip) -> str:
+    """The speaker of a clip; empty if unknown."""
+    return str(clip[1].get("speaker_id", ""))
+
+
+def longest(clips: Iterable[Clip], count: int) -> tuple[Path, ...]:
+    """The audio files of the longest clips. Raises FileNotFoundError if one is gone."""
+    chosen = sorted(clips, key=lambda clip: (-clip[1]["duration"], clip[1]["id"]))[:count]
+    return tuple(audio.existing(sample["wav_path"]) for audio, sample in chosen)
 
 
 def references_digest(

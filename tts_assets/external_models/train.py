@@ -25,13 +25,15 @@ from tts_assets.core.accounting import (
     SetAside,
     ValidationSplit,
     is_validation,
+    nothing_usable,
     write_set_aside,
 )
 from tts_assets.core.artifacts import written_aside
 from tts_assets.core.audio import BrokenAudio, Wave, read_wave
 from tts_assets.core.config import ConfigError
 from tts_assets.core.program import METRICS_FILE, Run, load_config, publish_metrics, read_metrics
-from tts_assets.corpora.samples import Sample, read_samples
+from tts_assets.corpora.audio_paths import located_samples
+from tts_assets.corpora.samples import Sample
 from tts_assets.external_models.config import (
     CLONING,
     LEARNING_RATES,
@@ -125,7 +127,7 @@ def prepare(config: ExternalTrainProgram, run: Run, folder: Path) -> Dataset:
 def all_samples(files: Mapping[str, Path]) -> Iterator[tuple[str, Sample]]:
     """The samples of each corpus with its name, in the order of the files."""
     for corpus, path in files.items():
-        for sample in read_samples(path):
+        for sample in located_samples(path):
             yield corpus, sample
 
 
@@ -184,7 +186,11 @@ def write_pcm(path: Path, wave: Wave, rate: int) -> None:
 def check(config: ExternalTrainProgram, dataset: Dataset) -> None:
     """Raise :class:`ConfigError` if the model cannot be trained on this dataset."""
     if not dataset.train:
-        raise ConfigError(f"{config.name}: {list(config.samples)} have no clip to train on")
+        what = (
+            f"{config.name}: {', '.join(config.samples)} have no clip to train on, and "
+            f"{len(dataset.val)} for validation"
+        )
+        raise ConfigError(nothing_usable(what, dataset.set_aside))
     if config.recipe.family == "vits" and dataset.speakers > 1:
         raise ConfigError(
             f"{config.name}: vits learns one voice, and {list(config.samples)} have "

@@ -23,7 +23,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from tts_assets.arrays.arrays import CodeTable, Split
-from tts_assets.core.accounting import SetAside
+from tts_assets.core.accounting import SetAside, nothing_usable
 from tts_assets.sft.config import Concatenation, SftRecipe
 from tts_assets.speechlm.prompts import NO_IDS, PromptFormat
 from tts_assets.speechlm.tokens import DESCRIBED, TextIds, read_text_ids, text_ids
@@ -141,7 +141,8 @@ class SampleStream:
     ) -> None:
         """Raises :class:`DataError` if ``dataset`` is empty."""
         if not len(dataset):
-            raise DataError("no training sample is left; see set_aside.jsonl for the reasons")
+            why = "" if dataset.dropped else ": the training split of the recipe's data is empty"
+            raise DataError(nothing_usable(f"no training sample is left{why}", dataset.dropped))
         self.dataset, self.recipe, self.token_rate = dataset, recipe, token_rate
         self.epoch, self.offset = epoch, offset
 

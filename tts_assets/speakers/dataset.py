@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tts_assets.core.accounting import SetAside, is_validation
+from tts_assets.core.accounting import SetAside, is_validation, nothing_usable
 from tts_assets.core.artifacts import RawCorpus, SpeechSegments, open_artifact
 from tts_assets.core.config import ConfigError
+from tts_assets.corpora.audio_paths import AudioFolders
 from tts_assets.corpora.index import Utterance, utterances
 from tts_assets.speakers.config import SpeakerSelection
 
@@ -63,11 +64,12 @@ def read_speakers(corpora: Mapping[str, Path], config: SpeakerSelection) -> Spea
     sides = [[r for r in kept if is_test(r.speaker, config) == side] for side in (False, True)]
     for side, name in zip(sides, ("train on", "test with"), strict=True):
         if len({recording.speaker for recording in side}) < 2:
-            raise ConfigError(
+            what = (
                 f"{len({r.speaker for r in kept})} speakers of {', '.join(config.corpora)} leave "
                 f"fewer than two to {name}: add corpora, lower min_seconds {config.min_seconds}, "
                 f"or change test (speakers need {MIN_UTTERANCES} utterances)"
             )
+            raise ConfigError(nothing_usable(what, [*set_aside, *rare]))
     return SpeakerSplit(tuple(sides[0]), tuple(sides[1]), (*set_aside, *rare))
 
 
@@ -86,6 +88,7 @@ def recordings(
     if not isinstance(handle, RawCorpus | SpeechSegments):
         raise ConfigError(f"{index} is no index of a corpus: give raw_corpus or speech_segments")
     items: list[SpeakerRecording | SetAside] = []
+    audio = AudioFolders.of(index)
     for row in utterances(handle):
         where = f"{corpus}/{row.id}"
         if not row.speaker:
@@ -98,7 +101,7 @@ def recordings(
                 SpeakerRecording(
                     speaker=aliases.get(name, name),
                     id=row.id,
-                    path=row.path(handle.facts),
+                    path=row.path(audio),
                     corpus=corpus,
                     session=session_of(row),
                     language=row.language,

@@ -19,11 +19,17 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from tts_assets.core.accounting import SET_ASIDE_FILE, SetAside, write_set_aside
+from tts_assets.core.accounting import (
+    SET_ASIDE_FILE,
+    SetAside,
+    nothing_usable,
+    write_set_aside,
+)
 from tts_assets.core.audio import BrokenAudio
 from tts_assets.core.cache import RecordCache
 from tts_assets.core.config import ConfigError
 from tts_assets.core.program import Run, load_config
+from tts_assets.corpora.audio_paths import AudioFolders
 from tts_assets.corpora.samples import Sample, read_samples
 from tts_assets.speakers.config import PURITY_FILE, PurityProgram, encoder_digest, resolve
 from tts_assets.speakers.encoder import NoSpeech, VoiceEncoder
@@ -42,7 +48,11 @@ class EmbeddedUtterance:
 
 
 def embed(
-    samples: Sequence[Sample], encoder: VoiceEncoder, identity: str, cache: RecordCache
+    samples: Sequence[Sample],
+    audio: AudioFolders,
+    encoder: VoiceEncoder,
+    identity: str,
+    cache: RecordCache,
 ) -> list[EmbeddedUtterance]:
     """The embeddings of samples, read from the cache or computed and stored there."""
     keys = [f"{identity}:{s.original_data.get('audio_sha256', s.wav_path)}" for s in samples]
@@ -59,7 +69,7 @@ def embed(
             found.append(EmbeddedUtterance(sample, np.array(known[key], dtype=np.float32)))
             continue
         try:
-            vector = encoder.wav_to_embedding(Path(sample.wav_path))
+            vector = encoder.wav_to_embedding(audio.path(sample.wav_path))
         except (BrokenAudio, NoSpeech) as error:
             reason = error.reason if isinstance(error, BrokenAudio) else "no speech"
             found.append(EmbeddedUtterance(sample, SetAside(sample.id, reason, str(error))))
@@ -78,10 +88,12 @@ def measure(embedded: Sequence[EmbeddedUtterance], min_similarity: float) -> pl.
     """
     usable = [(o.sample, o.embedding) for o in embedded if not isinstance(o.embedding, SetAside)]
     if not usable:
-        raise ConfigError(
+        what = (
             "no kept utterance has a speaker and enough speech for an embedding: "
             f"{NAME_SPEAKERS}, or leave speakers.purity out"
         )
+        aside = (o.embedding for o in embedded if isinstance(o.embedding, SetAside))
+        raise ConfigError(nothing_usable(what, aside))
     names = sorted({sample.speaker_id for sample, _ in usable})
     index = {name: number for number, name in enumerate(names)}
     truth = np.array([index[sample.speaker_id] for sample, _ in usable])
@@ -127,10 +139,10 @@ def main(argv: list[str] | None = None) -> None:
     with Run(program.run_dir) as run:
         path = resolve(program.encoder, Path())
         encoder, identity = VoiceEncoder.load(path), encoder_digest(path)
-        cache = RecordCache(program.cache)
+        cache, audio = RecordCache(program.cache), AudioFolders.of(program.samples)
         embedded: list[EmbeddedUtterance] = []
         for block in run.progress(blocks(program.samples), f"embeddings of {BLOCK} clips"):
-            embedded += embed(block, encoder, identity, cache)
+            embedded += embed(block, audio, encoder, identity, cache)
             if run.should_stop():
                 run.stopped()
         rows = measure(embedded, program.purity.min_similarity)

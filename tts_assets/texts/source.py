@@ -22,6 +22,7 @@ from tts_assets.core.accounting import (
     SetAside,
     ValidationSplit,
     is_validation,
+    raise_nothing_usable,
     write_set_aside,
 )
 from tts_assets.core.config import Config, digest_of
@@ -67,6 +68,10 @@ def write_texts(path: Path, validation: ValidationSplit, folder: Path) -> dict[s
             held = is_validation(sample["id"], validation)
             counts["val_samples" if held else "train_samples"] += 1
             (val if held else train).write(json.dumps(sample, ensure_ascii=False) + "\n")
+    if not counts["train_samples"]:
+        held = counts["val_samples"]
+        what = f"{path} has no text to train on: {counts['lines']} lines, {held} for validation"
+        raise_nothing_usable(what, aside)
     write_set_aside(folder / SET_ASIDE_FILE, aside)
     return counts | {"set_aside": len(aside)}
 

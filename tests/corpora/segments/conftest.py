@@ -12,6 +12,7 @@ import pytest
 from tests.support.recordings import SpokenClip, record
 from tts_assets.audio_models.whisper import packaged_model
 from tts_assets.core.artifacts import ArtifactStore, Build, RawCorpus, SegmentFacts, SpeechSegments
+from tts_assets.corpora.audio_paths import AudioFolders
 from tts_assets.corpora.config import CorpusConfig
 from tts_assets.corpora.index import Utterance, index_corpus, utterances
 from tts_assets.corpora.segments.config import SegmentConfig, SegmentProgram
@@ -46,6 +47,10 @@ class Segmented:
     @property
     def spans(self) -> pl.DataFrame:
         return pl.read_parquet(self.handle.path / "spans.parquet")
+
+    @property
+    def audio(self) -> AudioFolders:
+        return AudioFolders.of(self.handle.path)
 
     @property
     def facts(self) -> SegmentFacts:

@@ -13,9 +13,9 @@ from tests.support.recordings import SpokenClip
 from tts_assets.core.artifacts import ArtifactStore, sha256_file
 from tts_assets.core.compute import Shape
 from tts_assets.corpora.assets import build_assets
+from tts_assets.corpora.audio_paths import located_samples
 from tts_assets.corpora.config import CorpusConfig, DiscoveryConfig, FilterConfig
 from tts_assets.corpora.discovery import Corpora
-from tts_assets.corpora.samples import read_samples
 from tts_assets.corpora.segments.config import SegmentConfig
 
 CORPUS = "talks"
@@ -59,7 +59,7 @@ def test_recordings_become_samples_with_a_dataset_card(
     assert notebook.read_text().count("data:audio/flac;base64,") >= 6
     assert "Question" in notebook.read_text()
 
-    samples = list(read_samples(store.current("filtered_samples", CORPUS).path / "kept.jsonl"))
+    samples = list(located_samples(store.current("filtered_samples", CORPUS).path / "kept.jsonl"))
     assert len(samples) == account["clips"]
     recording = sha256_file(talk[0] / "ann/talk.wav")
     for sample in samples:

@@ -55,7 +55,7 @@ def test_most_of_the_speech_is_kept_and_the_rest_has_reasons(
 
 def test_silence_at_the_ends_is_trimmed(segmented: Segmented) -> None:
     for row in segmented.rows:
-        wave = read_clip(row.path(segmented.facts)).wave
+        wave = read_clip(row.path(segmented.audio)).wave
         loud = np.flatnonzero(np.abs(wave) > 0.02) / row.sample_rate
         assert loud[0] < 0.4
         assert row.duration - loud[-1] < 0.4
@@ -64,7 +64,7 @@ def test_silence_at_the_ends_is_trimmed(segmented: Segmented) -> None:
 def test_clips_have_the_configured_loudness(talk: Talk, segmented: Segmented) -> None:
     source = read_clip(talk[0] / "ann/talk.wav")
     for row in segmented.rows:
-        clip = read_clip(row.path(segmented.facts))
+        clip = read_clip(row.path(segmented.audio))
         loudness = measure(clip.wave, clip.rate)
         assert loudness is not None
         assert loudness.integrated == pytest.approx(-23, abs=0.1)
@@ -80,8 +80,8 @@ def test_without_a_gain_16_bits_are_kept_exactly(talk: Talk, segmented: Segmente
     source, _ = soundfile.read(talk[0] / "ann/talk.wav", dtype="int16")
     assert len(plain.rows) == len(segmented.rows)
     for row in plain.rows:
-        samples, rate = soundfile.read(row.path(plain.facts), dtype="int16")
-        assert soundfile.info(row.path(plain.facts)).subtype == "PCM_16"
+        samples, rate = soundfile.read(row.path(plain.audio), dtype="int16")
+        assert soundfile.info(row.path(plain.audio)).subtype == "PCM_16"
         start, end = (round(original(row)[key] * rate) for key in ("start", "end"))
         assert np.array_equal(samples, source[start:end])
 

@@ -80,6 +80,7 @@ from tts_assets.core.artifacts.store import (
     UNPARTITIONED,
     ArtifactStore,
     Build,
+    store_of,
 )
 from tts_assets.core.artifacts.verification import verify, verify_folder
 
@@ -139,6 +140,7 @@ __all__ = [
     "open_artifact",
     "readable",
     "sha256_file",
+    "store_of",
     "verify",
     "verify_folder",
     "written_aside",

@@ -10,11 +10,9 @@ from tts_assets.core.artifacts.handle import Facts, Handle
 
 
 class CorpusFacts(Facts):
-    """``root`` and ``audio_pool`` are paths; audio files of rows are relative to one of them."""
+    """What the index of a corpus and its segments share; ``hours`` of audio."""
 
     corpus: str
-    root: str
-    audio_pool: str
     language: str
     licence: str
     utterances: int
@@ -24,8 +22,9 @@ class CorpusFacts(Facts):
 
 
 class RawCorpusFacts(CorpusFacts):
-    """Facts of a :class:`RawCorpus`."""
+    """``root`` is the folder where the corpus was indexed. It is not part of any digest."""
 
+    root: str
     entries: int = Field(description="entries that the reader found: utterances and set aside")
     adjusted: dict[str, int] = Field(
         default_factory=dict, description="utterances with a tolerated difference, by kind"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from tts_assets.core.artifacts.files import ArtifactError, sha256_file
-from tts_assets.core.config import Config, digest_of
+from tts_assets.core.config import Config, ConfigError, digest_of
 
 MANIFEST = "manifest.json"
 UNPARTITIONED = "all"
@@ -156,7 +156,10 @@ def open_artifact(path: Path) -> Handle:
         if not file.is_file() or file.stat().st_size != entry.size:
             state = "is missing" if not file.is_file() else "has another size than recorded"
             raise ArtifactError(f"{file} {state}; {remedy(path, manifest)}")
-    return Handle.registry[manifest.kind](path, manifest)
+    try:
+        return Handle.registry[manifest.kind](path, manifest)
+    except ConfigError as error:  # of another version of this project
+        raise ArtifactError(f"{error}; {remedy(path, manifest)}") from None
 
 
 def remedy(path: Path, manifest: Manifest) -> str:

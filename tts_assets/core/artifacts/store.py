@@ -172,6 +172,13 @@ class ArtifactStore:
         fsync(link.parent)
 
 
+def store_of(handle: Handle) -> ArtifactStore:
+    """The store that holds an artifact, by its path; of a copy elsewhere, a store without it."""
+    depth = len(Path(handle.asset).parts) + 1
+    above = handle.path.parents
+    return ArtifactStore(above[depth] if len(above) > depth else handle.path)
+
+
 def _manifest(kind: type[Handle], build: Build, result: Path, facts: object) -> Manifest:
     typed = facts if isinstance(facts, Facts) else kind.facts_type.model_validate(facts)
     files = {

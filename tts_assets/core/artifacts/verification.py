@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from tts_assets.core.artifacts.handle import Handle, names_below, open_artifact
-from tts_assets.core.artifacts.store import ArtifactStore
+from tts_assets.core.artifacts.store import ArtifactStore, store_of
 from tts_assets.core.cache import RecordCache
 from tts_assets.core.config import digest_of
 
@@ -41,9 +41,7 @@ def verify_folder(path: Path) -> Handle:
     Only artifacts in a store are remembered. Raises :class:`ArtifactError` as :func:`verify` does.
     """
     handle = open_artifact(path.resolve())
-    depth = len(Path(handle.asset).parts) + 1
-    root = handle.path.parents[depth] if len(handle.path.parents) > depth else handle.path
-    store = ArtifactStore(root)
+    store = store_of(handle)
     own = store.folder(handle.asset, handle.partition) / handle.manifest.fingerprint
     if own == handle.path:
         verify(store, handle)

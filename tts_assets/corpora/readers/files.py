@@ -132,7 +132,7 @@ def inside(root: Path, name: str, where: str, *, absolute: bool = False) -> Path
         return Path(name)
     path = Path(os.path.realpath(root / name))
     if not path.is_relative_to(_real(root)):
-        detail = f"{name} lies outside {root}; move it there, or declare its folder as a corpus"
+        detail = f"{name} lies outside the corpus; move it there, or declare its folder as a corpus"
         return SetAside(where, "path outside the corpus", detail)
     return path
 

@@ -32,6 +32,7 @@ from tts_assets.core.audio import read_wave
 from tts_assets.core.config import digest_of
 from tts_assets.core.hub import model_digest
 from tts_assets.core.notebook import NOTEBOOK_FILE, NotebookClip, Section, write_notebook
+from tts_assets.corpora.audio_paths import AudioFolders
 from tts_assets.corpora.index import ID_DIGITS, SCHEMA, UTTERANCES_FILE, Utterance
 from tts_assets.corpora.segments.config import SegmentConfig, SegmentProgram
 from tts_assets.corpora.segments.recording import NO_SPEECH, Span
@@ -121,7 +122,6 @@ def write_result(
     facts = SegmentFacts(
         **{
             **corpus_facts(corpus),
-            "audio_pool": str(program.audio_pool),
             "utterances": len(rows),
             "set_aside": len(set_aside),
             "hours": round(sum(row.duration for row in rows) / 3600, 6),
@@ -135,7 +135,7 @@ def write_result(
     spans.write_parquet(result / SPANS_FILE)
     write_set_aside(result / SET_ASIDE_FILE, set_aside)
     (result / CARD_FILE).write_text(card(rows, facts), encoding="utf-8")
-    write_listening(result, rows, facts)
+    write_listening(result, rows, facts, AudioFolders.of_corpus(corpus, program.audio_pool))
     return facts
 
 
@@ -320,12 +320,14 @@ def rates_of_speech(rows: Iterable[Utterance]) -> dict[str, list[float]]:
     }
 
 
-def write_listening(folder: Path, rows: Sequence[Utterance], facts: SegmentFacts) -> None:
+def write_listening(
+    folder: Path, rows: Sequence[Utterance], facts: SegmentFacts, audio: AudioFolders
+) -> None:
     """Write ``listening.ipynb`` with some clips of each category, chosen by a hash of their ids."""
     sections = []
     for name, chosen in categories(rows).items():
         some = sorted(chosen, key=lambda row: digest_of(row.id))[:CLIPS_SHOWN]
-        clips = [_played(row, facts, folder) for row in some]
+        clips = [_played(row, audio, folder) for row in some]
         title = f"{name.capitalize()} ({_length(name)}): {len(clips)} of {len(chosen)}"
         sections.append(Section(title, clips))
     write_notebook(folder / NOTEBOOK_FILE, facts.corpus, sections)
@@ -334,11 +336,11 @@ def write_listening(folder: Path, rows: Sequence[Utterance], facts: SegmentFacts
             played.path.unlink(missing_ok=True)  # a question is in two sections
 
 
-def _played(row: Utterance, facts: SegmentFacts, folder: Path) -> NotebookClip:
+def _played(row: Utterance, audio: AudioFolders, folder: Path) -> NotebookClip:
     """A clip in 16 bits and at a rate that keeps the notebook small."""
     rate = min(row.sample_rate, HIGHEST_RATE)
     path = folder / f"{row.id}.flac"
-    soundfile.write(path, read_wave(row.path(facts), rate), rate)
+    soundfile.write(path, read_wave(row.path(audio), rate), rate)
     caption = [row.speaker, f"{row.duration:.1f} s", f"{row.sample_rate} Hz", row.id]
     return NotebookClip(row.text, " · ".join(part for part in caption if part), path)
 

@@ -23,6 +23,7 @@ from tts_assets.core.cache import RecordCache
 from tts_assets.core.config import digest_of
 from tts_assets.core.hub import model_digest
 from tts_assets.core.program import Run, load_config
+from tts_assets.corpora.audio_paths import AudioFolders
 from tts_assets.corpora.index import Utterance, utterances
 from tts_assets.corpora.segments.config import CODE_VERSION, SegmentProgram
 from tts_assets.corpora.segments.recording import (
@@ -58,7 +59,8 @@ class Segmenter:
         self.program = program
         self.rows = rows
         self.device = device
-        self.facts = RawCorpus.open(program.corpus).facts
+        corpus = RawCorpus.open(program.corpus)
+        self.audio = AudioFolders.of_corpus(corpus, program.audio_pool)
         self.pool = AudioPool(program.audio_pool)
         self.transcripts = RecordCache(program.transcripts)
         self.records = RecordCache(program.records)
@@ -133,7 +135,7 @@ class Segmenter:
         yield recording
 
     def _read(self, row: Utterance) -> Clip | SetAside:
-        path = row.path(self.facts)
+        path = row.path(self.audio)
         try:
             clip = read_clip(path)
         except BrokenAudio as error:
