@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from tests.codec.conftest import ROOT, VENDORED, published
 from tts_assets.codec.config import ShardProgram
 from tts_assets.codec.model import Codec
 from tts_assets.codec.shards import main
-from tts_assets.core.accounting import read_set_aside
+from tts_assets.core.accounting import NothingUsableError, read_set_aside
 from tts_assets.core.artifacts import (
     ArtifactStore,
     Build,
@@ -122,6 +123,21 @@ def test_every_utterance_is_encoded_or_set_aside(
     for sample, clip in zip(kept, np.split(codes, index[1:]), strict=True):
         wave = read_wave(Path(sample.wav_path), 16_000)
         assert np.array_equal(vendored.encode([wave])[0], clip)
+
+
+def test_nothing_to_encode_is_an_error_with_counted_reasons(
+    tmp_path: Path, samples: list[Sample]
+) -> None:
+    copy = tmp_path / "clip.g722"
+    missing = samples[0].model_copy(update={"wav_path": str(copy)})
+    write_samples(tmp_path / "kept.jsonl", [missing, missing.model_copy(update={"id": "other"})])
+    with pytest.raises(NothingUsableError, match=r"none of 2 .*\nno such file: 2, for example"):
+        encode(tmp_path / "run", tmp_path / "kept.jsonl")
+    shutil.copyfile(samples[0].wav_path, copy)
+    assert encode(tmp_path / "run", tmp_path / "kept.jsonl").samples == 2
+    (tmp_path / "empty.jsonl").touch()
+    with pytest.raises(NothingUsableError, match="none of 0 samples"):
+        encode(tmp_path / "other", tmp_path / "empty.jsonl")
 
 
 def test_a_restart_makes_only_what_is_missing(tmp_path: Path, sample_list: Path) -> None:

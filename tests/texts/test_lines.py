@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tts_assets.core.accounting import ValidationSplit, read_set_aside
+from tts_assets.core.accounting import NothingUsableError, ValidationSplit, read_set_aside
 from tts_assets.texts.source import BadText, parse_text, read_texts, write_texts
 
 USER = {"role": "user", "content": "What is two and two?"}
@@ -93,3 +93,12 @@ def test_who_is_validation_follows_from_what_is_said(tmp_path: Path) -> None:
         if isinstance(sample, dict)
     }
     assert held[1] == held[0] & ids and held[1]
+
+
+def test_a_file_without_a_usable_line_is_an_error_with_counted_reasons(tmp_path: Path) -> None:
+    path = tmp_path / "texts.jsonl"
+    path.write_text('{"text": ""}\n{"text": " "}\nno JSON\n')
+    with pytest.raises(NothingUsableError, match="3 lines, 0 for validation") as error:
+        write_texts(path, ValidationSplit(), tmp_path)
+    assert "an empty text: 2, for example texts.jsonl:1" in str(error.value)
+    assert "not JSON: 1" in str(error.value)

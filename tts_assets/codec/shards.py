@@ -219,6 +219,8 @@ def collect(program: ShardProgram, shards: list[Shard], folder: Path, result: Pa
         codes += len(np.load(folder / shard.name / CODES, mmap_mode="r"))
         samples += len(np.load(folder / shard.name / INDEX, mmap_mode="r"))
     if not samples:
+        for shard in shards:  # when the audio is back, a new attempt reads it
+            shutil.rmtree(folder / shard.name)
         total = sum(shard.count for shard in shards)
         what = f"corpus {program.corpus!r}: none of {total} samples can be encoded"
         raise_nothing_usable(what, aside)

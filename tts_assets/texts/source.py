@@ -69,8 +69,8 @@ def write_texts(path: Path, validation: ValidationSplit, folder: Path) -> dict[s
             counts["val_samples" if held else "train_samples"] += 1
             (val if held else train).write(json.dumps(sample, ensure_ascii=False) + "\n")
     if not counts["train_samples"]:
-        held = counts["val_samples"]
-        what = f"{path} has no text to train on: {counts['lines']} lines, {held} for validation"
+        kept = counts["val_samples"]
+        what = f"{path} has no text to train on: {counts['lines']} lines, {kept} for validation"
         raise_nothing_usable(what, aside)
     write_set_aside(folder / SET_ASIDE_FILE, aside)
     return counts | {"set_aside": len(aside)}
