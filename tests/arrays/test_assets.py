@@ -46,6 +46,7 @@ CHECKS = {
     "samples_fit_index",
     "codes_are_in_codebook",
     "files_are_unchanged",
+    "validation_has_its_own_recordings",
 }
 
 
@@ -98,6 +99,32 @@ def failed(result: ExecuteInProcessResult) -> dict[str, str]:
 
 def trained(result: ExecuteInProcessResult) -> bool:
     return bool(result.asset_materializations_for_node("trained_on"))
+
+
+def test_a_recording_in_both_splits_is_a_warning(
+    instance: DagsterInstance, store: ArtifactStore, utterances: list[Utterance]
+) -> None:
+    """Six clips are cut from one recording, as by ``speech_segments``; the others are files."""
+    cut = [
+        Utterance(
+            u.sample
+            | {"original_data": u.sample["original_data"] | {"recording_sha256": "f" * 64}},
+            u.codes,
+        )
+        for u in utterances[:6]
+    ]
+    publish_shards(store, [*cut, *utterances[6:]], (4, 4, 5), CORPUS)
+    result = run(instance, store)
+    warned = failed(result)
+    assert trained(result), "it only warns"
+    own = CodeTable.of_split(arrays(store).path, "val").samples
+    clips = sum("recording_sha256" in sample["original_data"] for sample in own)
+    assert 0 < clips < 6
+    message = warned["validation_has_its_own_recordings"]
+    assert message.startswith(f"{clips} of {len(own)} validation clips are cut from 1 recordings")
+    (event,) = result.asset_materializations_for_node("code_arrays")
+    assert event.metadata["val_samples_of_training_recordings"].value == clips
+    assert event.metadata["speakers_in_both_splits"].value == 1
 
 
 @pytest.mark.usefixtures("shards")
@@ -199,7 +226,13 @@ SPOILED: list[tuple[Any, dict[str, str]]] = [
             "no_sample_is_lost": "does not describe",
         },
     ),
-    (spoil_sample, {"samples_fit_index": "samples, but its index"}),
+    (
+        spoil_sample,
+        {
+            "samples_fit_index": "samples, but its index",
+            "validation_has_its_own_recordings": "cannot be read",
+        },
+    ),
     (move_sample, {"samples_fit_index": "is not of split train"}),
 ]
 

@@ -1,16 +1,23 @@
 """Dagster assets of merged arrays: ``code_arrays`` with its checks, and ``inworld_arrays``."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from dagster import AssetChecksDefinition, AssetsDefinition
 
-from tts_assets.arrays.checks import array_checks
+from tts_assets.arrays.checks import array_checks, separate_recordings, shared_by_splits
 from tts_assets.arrays.config import ArraysConfig, ImportedArrays
 from tts_assets.arrays.inworld import check_codec, export_inworld, file_digests, import_inworld
 from tts_assets.arrays.merge import merge
 from tts_assets.core.accounting import ValidationSplit
-from tts_assets.core.artifacts import CodeArrays, CodecCheckpoint, CodecShards, InworldArrays
+from tts_assets.core.artifacts import (
+    ArtifactError,
+    CodeArrays,
+    CodecCheckpoint,
+    CodecShards,
+    InworldArrays,
+)
 from tts_assets.core.metadata import Metadata, column_schema
 from tts_assets.corpora.samples import ABOUT_SAMPLES, FIELDS
 from tts_assets.orchestration.checks import artifact_check
@@ -35,6 +42,15 @@ def build_assets(
     built: list[AssetsDefinition | AssetChecksDefinition] = [arrays]
     for name, (test, about) in array_checks(validation).items():
         built.append(artifact_check(arrays, name, about, test))
+    built.append(
+        artifact_check(
+            arrays,
+            "validation_has_its_own_recordings",
+            "No recording has clips in both the training and the validation split.",
+            separate_recordings,
+            warns=True,
+        )
+    )
     return built + ([inworld_arrays_asset()] if config.export == "inworld" else [])
 
 
@@ -119,11 +135,15 @@ def inworld_arrays_asset() -> AssetsDefinition:
 
 
 def describe_arrays(arrays: CodeArrays) -> Metadata:
-    """Metadata: number of samples, type of the codes, columns of the samples."""
+    """Metadata: number of samples, type of the codes, columns, and what both splits share."""
     samples = arrays.facts.train_samples + arrays.facts.val_samples
+    shared: Metadata = {}
+    with suppress(ArtifactError):  # the checks report damaged files
+        shared = shared_by_splits(arrays)
     return {
         "dagster/partition_row_count": samples,
         **column_schema(FIELDS, ABOUT_SAMPLES),
         "samples": samples,
         "dtype": arrays.facts.dtype,
+        **shared,
     }

@@ -16,16 +16,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import polars as pl
 
-from tts_assets.arrays.arrays import SPLITS, ArrayError, CodeTable, count_lines, map_npy
+from tts_assets.arrays.arrays import REMEDY, SPLITS, ArrayError, CodeTable, count_lines, map_npy
 from tts_assets.arrays.inworld import check_range
 from tts_assets.arrays.merge import check_type
 from tts_assets.core.accounting import SET_ASIDE_FILE, ValidationSplit, held_out
 from tts_assets.core.artifacts import (
+    ArtifactError,
     ArtifactStore,
     CodeArrays,
     CodecShards,
@@ -104,6 +105,53 @@ def check_samples(arrays: CodeArrays, validation: ValidationSplit) -> Numbers:
                 raise ArrayError(f"{table.samples_path}: {name} is not of split {split}")
         found[split] = len(ids)
     return found
+
+
+def separate_recordings(_: ArtifactStore, arrays: CodeArrays) -> CheckResult:
+    """Whether no recording has clips in both splits."""
+    numbers = shared_by_splits(arrays)
+    recordings = numbers["recordings_in_both_splits"]
+    problem = (
+        f"{numbers['val_samples_of_training_recordings']} of {arrays.facts.val_samples} validation "
+        f"clips are cut from {recordings} recordings that are also trained on: the validation loss "
+        "is lower than on new recordings. Choose models by reports, or validate on other recordings"
+    )
+    return CheckResult(not recordings, {**numbers}, problem if recordings else "")
+
+
+def shared_by_splits(arrays: CodeArrays) -> Numbers:
+    """Recordings and speakers with clips in both splits, and the validation clips of the former.
+
+    The split depends on the id of a clip. Clips of one recording share its room, noise and manner,
+    so the validation loss on them is lower than on new recordings.
+    """
+    train, val = (origins(arrays.path / f"{split}_samples.jsonl") for split in SPLITS)
+    of_recordings = val.filter(val["recording"].is_in(train["recording"].unique().implode()))
+    speakers = set(val["speaker_id"]) & set(train["speaker_id"]) - {""}
+    return {
+        "val_samples_of_training_recordings": len(of_recordings),
+        "recordings_in_both_splits": of_recordings["recording"].n_unique(),
+        "speakers_in_both_splits": len(speakers),
+    }
+
+
+def origins(samples: Path) -> pl.DataFrame:
+    """``speaker_id`` and ``recording`` of all samples; null if it was not cut from a recording.
+
+    Raises ArtifactError if a line is damaged.
+    """
+    names = ("recording_sha256", "recording")
+    original = pl.Struct(dict.fromkeys(names, pl.String))
+    schema: dict[str, Any] = {"speaker_id": pl.String, "original_data": original}
+    if not samples.stat().st_size:
+        return pl.DataFrame(schema={"speaker_id": pl.String, "recording": pl.String})
+    recording = pl.coalesce(pl.col("original_data").struct.field(name) for name in names)
+    rows = pl.scan_ndjson(samples, schema=schema)
+    speaker = pl.col("speaker_id").fill_null("")
+    try:
+        return rows.select(speaker, recording=recording).collect(engine="streaming")
+    except pl.exceptions.ComputeError as error:
+        raise ArtifactError(f"{samples} cannot be read: {error}; {REMEDY}") from None
 
 
 def check_codes(arrays: CodeArrays) -> Numbers:
