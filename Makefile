@@ -8,7 +8,7 @@ CUDA ?=
 PORT ?= 3000
 
 .DEFAULT_GOAL := help
-.PHONY: help install doctor demo ui codec-demo test test-fast test-coverage lint lint-fix docs version clean
+.PHONY: help install doctor demo ui codec-demo base test test-fast test-coverage lint lint-fix docs version clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -27,6 +27,9 @@ ui: install ## the Dagster UI on http://127.0.0.1:3000 (PORT=…)
 
 codec-demo: install ## train the codec of the demo from scratch (an hour and a half)
 	@TTS_PROFILE=codec_demo $(BIN)/python -m scripts.demo codec
+
+base: install ## make the codec and the base model of the demo again (a day of two cores)
+	@TTS_PROFILE=base $(BIN)/python -m scripts.demo base
 
 test: install ## all tests, as .ci/run does
 	@$(BIN)/python -m pytest

@@ -19,7 +19,8 @@ from tts_assets.orchestration.conditions import WHOLE_CORPUS
 from tts_assets.orchestration.partitions import corpus_partitions
 from tts_assets.settings import Settings
 
-REFRESH, IMPORT, TRAIN_CODEC, RETRAIN = "refresh", "import_arrays", "train_codec", "retrain"
+PREPARE, REFRESH, IMPORT = "prepare", "refresh", "import_arrays"
+TRAIN_CODEC, RETRAIN = "train_codec", "retrain"
 ALIGN, EVALUATE, PROMOTE = "align", "evaluate", "promote"
 TRAIN_SPEAKERS, CHECK_SPEAKERS = "train_speakers", "check_speakers"
 TRAIN_FAMILIES = "train_families"
@@ -58,6 +59,12 @@ def build_jobs(settings: Settings) -> list[UnresolvedAssetJobDefinition]:
 def corpus_jobs() -> list[UnresolvedAssetJobDefinition]:
     """Jobs of one corpus: data, and codec training."""
     return [
+        define_asset_job(
+            PREPARE,
+            AssetSelection.groups("corpora"),
+            partitions_def=corpus_partitions,
+            description="One corpus: recordings -> samples, without a codec.",
+        ),
         define_asset_job(
             REFRESH,
             AssetSelection.groups("corpora", "codec", "arrays"),

@@ -1,7 +1,9 @@
-"""``make demo`` and ``make codec-demo``: whole jobs from the terminal, in the instance of the UI.
+"""``make demo``, ``make codec-demo``, ``make base``: whole jobs in the instance of the UI.
 
     python -m scripts.demo          runs refresh (once per corpus), retrain and align
     python -m scripts.demo codec    runs train_codec (profile codec_demo)
+    python -m scripts.demo base     runs prepare (once per corpus), train_codec, refresh, retrain
+                                    (profile base)
 
 The command shows one line per finished asset and a progress bar. The demo ends with the metrics of
 all reports and the paths of the listening pages. Assets that exist are not built again, and
@@ -9,7 +11,8 @@ interrupted programs resume.
 
 The codec demo trains the codec of the embedded profile from scratch, in an hour and a half on two
 cores. The result is another version of the asset ``codec``; ``make demo`` afterwards returns to the
-vendored checkpoint.
+vendored checkpoint. ``make base`` makes the codec and the base model that this repository carries,
+in about a day of two cores.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ from dagster import (
     RunsFilter,
 )
 
-from jobs.asset_jobs import ALIGN, IMPORT, REFRESH, RETRAIN, TRAIN_CODEC
+from jobs.asset_jobs import ALIGN, IMPORT, PREPARE, REFRESH, RETRAIN, TRAIN_CODEC
 from tts_assets.core.artifacts import ArtifactError, ArtifactStore, Handle
 from tts_assets.evaluation.compare import FIGURES_FILE, PAGE_FILE
 from tts_assets.orchestration.partitions import corpus_partitions
@@ -169,15 +172,13 @@ LAUNCH_TAG = "tts/demo"
 
 
 def main(arguments: list[str]) -> None:
-    """Run the demo, or with the argument ``codec`` the codec demo."""
-    if arguments not in ([], ["codec"]):
-        sys.exit("usage: python -m scripts.demo [codec]")
-    settings = load_settings()
+    """Run the demo, or what the argument names."""
+    modes = {"demo": run_demo, "codec": run_codec_demo, "base": run_base}
+    mode = "".join(arguments) or "demo"
+    if mode not in modes:
+        sys.exit(f"usage: python -m scripts.demo [{' | '.join(modes)}]")
     with DagsterInstance.get() as instance:
-        if arguments:
-            run_codec_demo(instance, settings)
-        else:
-            run_demo(instance, settings)
+        modes[mode](instance, load_settings())
 
 
 def run_demo(instance: DagsterInstance, settings: Settings) -> None:
@@ -203,6 +204,20 @@ def run_codec_demo(instance: DagsterInstance, settings: Settings) -> None:
         run_job(instance, settings, TRAIN_CODEC, {"dagster/partition": corpus})
     codec = ArtifactStore(settings.storage).current("codec")
     print(f"\ncodec: {codec.path}\nmeasure it with: benchmarks/codec_quality.py --codec …")
+
+
+def run_base(instance: DagsterInstance, settings: Settings) -> None:
+    """The codec and the base model of a profile with ``[codec.train]``."""
+    if settings.codec.train is None:
+        sys.exit("this profile has no [codec.train]; run: make base")
+    corpora = register_corpora(instance, settings)
+    for corpus in corpora:
+        run_job(instance, settings, PREPARE, {"dagster/partition": corpus})
+    run_job(instance, settings, TRAIN_CODEC, {"dagster/partition": corpora[0]})
+    for corpus in corpora:
+        run_job(instance, settings, REFRESH, {"dagster/partition": corpus})
+    run_job(instance, settings, RETRAIN, {})
+    print_summary(settings)
 
 
 def register_corpora(instance: DagsterInstance, settings: Settings) -> list[str]:

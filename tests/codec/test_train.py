@@ -396,7 +396,7 @@ def test_windows_start_anywhere_in_an_utterance(
 ) -> None:
     longest = max(samples, key=lambda sample: sample.duration)
     audio = TrainingAudio({"asterisk_en": sample_list}, recipe(tiny), SPLIT)
-    audio.train, audio.probabilities = [longest], np.array([1.0])
+    audio.train, audio.cumulative = [longest], np.array([1.0])
     wave = audio.cache.read(longest.wav_path)
     starts = []
     for step in range(40):
@@ -410,7 +410,7 @@ def test_windows_are_played_at_all_speeds(
 ) -> None:
     longest = max(samples, key=lambda sample: sample.duration)
     audio = TrainingAudio({"asterisk_en": sample_list}, recipe(tiny), SPLIT, speeds=(0.8, 1.0))
-    audio.train, audio.probabilities = [longest], np.array([1.0])
+    audio.train, audio.cumulative = [longest], np.array([1.0])
     slow, plain = audio.cache.read(longest.wav_path, 0.8), audio.cache.read(longest.wav_path)
     assert len(slow) == pytest.approx(len(plain) / 0.8, abs=1)
     windows = [audio.batch(step, 0, 1).numpy()[0] for step in range(20)]

@@ -32,7 +32,7 @@ def test_the_project_file_of_the_checkout_is_valid_in_every_profile() -> None:
     assert embedded.storage == embedded.root / "storage"
     for corpus in embedded.corpora.values():
         assert embedded.path(corpus.path).exists()
-    for profile in ("gpu", "slurm", "codec_demo"):
+    for profile in ("gpu", "slurm", "codec_demo", "base"):
         assert load_settings(environment={"TTS_PROFILE": profile}) != embedded
 
 

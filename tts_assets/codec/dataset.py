@@ -89,7 +89,8 @@ class TrainingAudio:
                 f"{len(self.validation)} are for validation; add recordings or corpora, or lower "
                 "[validation] fraction"
             )
-        self.probabilities = np.array(weights) / np.sum(weights)
+        cumulative = np.cumsum(np.array(weights) / np.sum(weights))
+        self.cumulative = cumulative / cumulative[-1]  # of the probabilities of utterances
         self.validation.sort(key=lambda sample: sample.id)
 
     def batch(self, step: int, rank: int, world_size: int) -> Tensor:
@@ -121,7 +122,9 @@ class TrainingAudio:
         generator = np.random.default_rng(key)
         parts: list[Wave] = []
         while (missing := length - sum(map(len, parts))) > 0:
-            sample = self.train[generator.choice(len(self.train), p=self.probabilities)]
+            # As Generator.choice with probabilities, which would sum them up for every window.
+            drawn = self.cumulative.searchsorted(generator.random(), side="right")
+            sample = self.train[int(drawn)]
             speed = self.speeds[generator.integers(len(self.speeds))]
             wave = self.cache.read(sample.wav_path, speed)
             if not parts and len(wave) > length:
