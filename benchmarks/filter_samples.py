@@ -24,6 +24,7 @@ from typing import Any
 
 from tts_assets.corpora.config import FilterConfig, FilterProgram, TextConfig
 from tts_assets.corpora.filters import MAX_CHARACTERS_PER_SECOND
+from tts_assets.normalization.front_end import unread
 
 CORPUS = Path(__file__).resolve().parents[1] / "examples/corpora/asterisk_en/samples.jsonl"
 FILTERS = FilterConfig(
@@ -70,7 +71,7 @@ def write_input(path: Path, count: int) -> None:
 
 def plain_loop(program: FilterProgram, result: Path) -> None:
     """The plain implementation: one line at a time."""
-    from tts_assets.corpora.text import is_spoken, normalize
+    from tts_assets.normalization.front_end import is_spoken, normalize
 
     def normalized(text: str, language: str) -> str:
         if program.text.normalizer == "none":
@@ -108,6 +109,8 @@ def reject(sample: dict[str, Any], config: FilterConfig, normalized: Any) -> tup
         sample["original_data"]["text"] = text
     if not sample["transcript"]:
         return "nothing to speak", text, None
+    if signs := unread(sample["transcript"]):
+        return "unread symbols", signs, None
     if sample["sample_rate"] < config.min_sample_rate:
         return "sample rate too low", sample["sample_rate"], config.min_sample_rate
     assert config.min_dnsmos is not None

@@ -37,6 +37,7 @@ from tts_assets.corpora.config import (
 from tts_assets.corpora.discovery import Corpora, check_name
 from tts_assets.evaluation.config import EvaluationConfig
 from tts_assets.external_models.config import ExternalModelsConfig
+from tts_assets.normalization.rules import read_rules
 from tts_assets.orchestration.config import Alerts, Budget, Owner, Schedules
 from tts_assets.promotion.config import PromotionConfig
 from tts_assets.rlhf.config import RlhfRecipe, VllmRollouts
@@ -339,6 +340,9 @@ def load_settings(
     values = overlay(values, chosen)
     values = overlay(values, overrides or {})
     values = overlay(values, environment_overrides(environment))
+    text = values.get("text", {})
+    if isinstance(text.get("rules"), str):
+        values["text"] = {**text, "rules": read_rules(path.parent / text["rules"])}
     settings = Settings.parse(values, str(path))
     settings._root = path.parent
     try:

@@ -14,6 +14,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("core",),
     ("resources",),
     ("orchestration",),
+    ("normalization",),
     ("audio_models",),
     ("corpora",),
     ("codec",),

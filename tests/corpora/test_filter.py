@@ -108,7 +108,7 @@ def test_a_metric_that_could_not_be_measured_rejects_the_sample() -> None:
     row = {"snr": 20.0, "p808": 4.0, "wer": 0.0, "dnsmos_mos_ovr": 3.0}
     columns = {
         "id": "a", "wav_path": "a.wav", "text": "one two", "transcript": "one two",
-        "duration": 1.0, "sample_rate": 16_000, "unreadable": None, "language": "en",
+        "duration": 1.0, "sample_rate": 16_000, "unreadable": None, "language": "en", "unread": "",
     }  # fmt: skip
     for name, reason in (
         ("snr", "SNR not measured"),

@@ -88,7 +88,7 @@ def test_turns_of_the_tokenizers_template(tmp_path: Path) -> None:
         TALK[:-1], tokenize=False, strftime_now=lambda form: "26 Jul 2024"
     )
     assert whole == rendered
-    assert chats.rows[0].tolist() == prompts.text_ids(rendered).tolist()
+    assert chats.rows[0].tolist() == prompts.plain_ids(rendered).tolist()
     # What is learnt follows what the model sees when it answers.
     asked = prompts.tokenizer.apply_chat_template(
         TALK[1:2],
@@ -97,7 +97,7 @@ def test_turns_of_the_tokenizers_template(tmp_path: Path) -> None:
         strftime_now=lambda form: "26 Jul 2024",
     )
     before = int(np.flatnonzero(chats.targets(2))[0])
-    assert chats.rows[2][:before].tolist() == prompts.text_ids(asked).tolist()
+    assert chats.rows[2][:before].tolist() == prompts.plain_ids(asked).tolist()
     assert shown(chats, prompts, 1)[1] == [f"Plain text.{prompts.tokenizer.eos_token}"]
 
 

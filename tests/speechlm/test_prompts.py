@@ -53,6 +53,21 @@ def test_a_description_of_all_tags(tags: tuple[str, str, str], description: str)
     assert describe(*tags) == description
 
 
+@pytest.mark.parametrize("name", ["<|speech_end|>", "<|s_5|>", "Convert the text to speech:"])
+def test_a_text_never_becomes_control_tokens(name: str) -> None:
+    tokenizer = byte_tokenizer(512)
+    vocabulary = extend_tokenizer(tokenizer, 64, VocabularyConfig(nonverbals=True))
+    prompts = PromptFormat(tokenizer, vocabulary)
+    control = {*tokenizer.get_added_vocab().values()}
+    laugh = tokenizer.convert_tokens_to_ids("<laugh>")
+    ids = prompts.text_ids(f"four {name} <laugh> zero").tolist()
+    assert [token for token in ids if token in control] == [laugh]
+    assert tokenizer.decode(ids) == f"four {name} <laugh> zero"
+    described = prompts.inference("a", voice_description=f"calm {name}").tolist()
+    plain = prompts.inference("a", voice_description="calm").tolist()
+    assert [i for i in described if i in control] == [i for i in plain if i in control]
+
+
 def test_inference_format(prompts: PromptFormat) -> None:
     alone = f"Convert the text to speech:<|text_prompt_start|>{TEXT}<|text_prompt_end|>\n"
     assert prompts.inference(TEXT).tolist() == tokenized(prompts, alone + "<|speech_start|>")

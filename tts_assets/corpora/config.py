@@ -16,6 +16,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 from pydantic import (
     AfterValidator,
     Field,
+    field_validator,
     model_validator,
 )
 
@@ -23,6 +24,7 @@ from tts_assets.core.config import Config, ConfigError
 from tts_assets.core.hub import identity
 from tts_assets.core.program import ProgramConfig
 from tts_assets.corpora.segments.config import SegmentConfig
+from tts_assets.normalization.rules import LanguageRules
 
 SYNTHETIC = "synthetic"
 ONE_LINE = r"^[^\x00-\x1f]+$"  # it is written to headers and tags
@@ -239,14 +241,30 @@ class CorpusConfig(Config):
 
 
 class TextConfig(Config):
-    """``[text]``: the text normalizer of training and synthesis.
+    """``[text]``: the text normalizer of training and synthesis (``docs/text.md``).
 
-    ``num2words`` handles numbers, times, money and symbols (:mod:`tts_assets.corpora.text`).
-    ``nemo`` applies NeMo's grammars first (dates, units, abbreviations; ``pip install
-    tts-assets[nemo]``), then ``num2words``. ``none`` keeps the text.
+    ``rules`` reads numbers, dates, units, abbreviations and signs in every language. ``nemo``
+    applies NeMo's grammars first (``pip install tts-assets[nemo]``). ``none`` keeps the text.
     """
 
-    normalizer: Literal["num2words", "nemo", "none"] = "num2words"
+    added_keys: ClassVar[frozenset[str]] = frozenset({"rules"})
+
+    normalizer: Literal["rules", "nemo", "none"] = "rules"
+    rules: dict[str, LanguageRules] = Field(
+        {}, description="tables by language, or a TOML file of them"
+    )
+
+    @field_validator("normalizer", mode="before")
+    @classmethod
+    def _former_name(cls, value: Any) -> Any:
+        """``num2words`` in the cards of published models is the former name of ``rules``."""
+        return "rules" if value == "num2words" else value
+
+    @model_validator(mode="after")
+    def _rules_are_used(self) -> Self:
+        if self.rules and self.normalizer == "none":
+            raise ValueError("rules need a normalizer: delete normalizer = 'none', or the rules")
+        return self
 
 
 class DiscoveryConfig(Config):

@@ -67,6 +67,8 @@ def of_samples(config: FilterConfig, *, opened: bool = False) -> Iterator[Filter
     if not config.without_text:
         text = pl.col("text")
         yield Filter("nothing to speak", pl.col("transcript") == "", text, is_text=True)
+        signs = pl.col("unread")
+        yield Filter("unread symbols", signs != "", signs, is_text=True)
     if opened:
         unreadable = pl.col("unreadable")
         yield Filter("audio not readable", unreadable.is_not_null(), unreadable, is_text=True)

@@ -19,16 +19,25 @@ import polars as pl
 from tts_assets.core.cache import RecordCache
 from tts_assets.core.config import ConfigError
 from tts_assets.corpora.config import TextConfig
-from tts_assets.corpora.text import is_spoken, normalize_by_words
+from tts_assets.normalization.front_end import (
+    FrontEnd,
+    default_front_end,
+    is_spoken,
+    unread,
+)
 
-# What normalize() never changes: letters that are their own NFC and combine with none of the
-# others, and punctuation. Anything else (a digit, symbol, mark or control character) may change;
-# <, > and _ make tags. ASCII, Latin, Greek, Cyrillic, kana, Chinese characters, Korean syllables.
+# What the front end never changes, but for the words that its trigger finds: letters that are their
+# own NFC and combine with none of the others, and punctuation. Anything else (a digit, sign, mark
+# or control character) may change; <, > and _ make tags. ASCII, Latin, Greek, Cyrillic, kana,
+# Chinese characters, Korean syllables.
 PLAIN_LETTERS = (
     r"A-Za-z\u00C0-\u00D6\u00D8-\u00F6\u00F8-\u017F\u0386\u0388-\u038A\u038C\u038E-\u03A1"
     r"\u03A3-\u03CE\u0400-\u0481\u048A-\u0513\u3041-\u3096\u30A1-\u30FA\u4E00-\u9FFF\uAC00-\uD7A3"
 )
-CHANGES = rf"[^{PLAIN_LETTERS} .,;:!?'\"()\[\]<>_¿¡«»、。，！？-]| [.,;:!?]"
+CHANGES = rf"[^{PLAIN_LETTERS} .,;:!?'\"()¿¡、。，！？-]| [.,;:!?]|[.,;:!?]{{2}}|^-|- -|-{{2}}"
+LISTED = r"(?m)^[ \t]*-"
+TAGS = r"<[a-z]+(?:_[a-z]+)*>"
+UNREAD = r"[^\p{L}\p{M} .,;:!?'\"()\[\]~¿¡。！？；：、，،؛؟।॥-]"
 SPACES = r"[ \t\r\n]{2,}|[\t\r\n]"
 SPOKEN = r"[\p{L}\p{N}]"
 REMEMBERED = 100_000  # texts in memory: 20 MB
@@ -45,6 +54,7 @@ class Normalizer:
     def __init__(self, config: TextConfig, folder: Path | None = None) -> None:
         self._name = config.normalizer
         self._folder = folder
+        self._front_end = FrontEnd(config.rules) if config.rules else default_front_end()
         self._known: dict[tuple[str, str], str] = {}  # (text, language) to normalized
         if self._name == "nemo":
             nemo_version()  # raises now, not after an hour
@@ -59,36 +69,52 @@ class Normalizer:
             return [text if is_spoken(text) else "" for text in texts]
         if self._name == "nemo":
             texts = self._nemo.many(texts, language)
-        return [normalize_by_words(text, language) for text in texts]
+        return [self._front_end.normalize(text, language) for text in texts]
+
+    def unread(self, text: str) -> str:
+        """The signs of a normalized text that nobody reads; empty without a normalizer."""
+        return "" if self._name == "none" else unread(text)
 
     def rows(self, rows: pl.LazyFrame, where: pl.Expr) -> pl.LazyFrame:
         """Rows with ``transcript``: ``text`` normalized where ``where`` is true, else unchanged.
 
-        The column ``language`` has a tag for each row.
+        The column ``language`` has a tag for each row. The column ``unread`` has the signs of a
+        transcript that nobody reads (:func:`tts_assets.normalization.front_end.unread`).
         """
         written, transcript = pl.col("text"), pl.col("transcript")
         if self._name == "none":
             silent = where & ~written.str.contains(SPOKEN)
-            return rows.with_columns(transcript=pl.when(silent).then(pl.lit("")).otherwise(written))
-        if self._name == "nemo":
-            rows = rows.with_columns(transcript=written, changes=where)
-        else:
-            # null elsewhere, so that only texts with such spaces are copied
-            spaced = pl.when(where & written.str.contains(SPACES)).then(written)
-            single = pl.coalesce(spaced.str.replace_all(SPACES, " "), written)
-            stripped = pl.when(where).then(single.str.strip_chars(" ")).otherwise(written)
-            changes = transcript.str.contains(CHANGES) | ~transcript.str.contains(
-                f"[{PLAIN_LETTERS}]"
-            )
-            rows = rows.with_columns(transcript=stripped).with_columns(changes=where & changes)
+            normalized = pl.when(silent).then(pl.lit("")).otherwise(written)
+            return rows.with_columns(transcript=normalized, unread=pl.lit(""))
+        # null elsewhere, so that only texts with such spaces are copied
+        spaced = pl.when(where & written.str.contains(SPACES)).then(written)
+        single = pl.coalesce(spaced.str.replace_all(SPACES, " "), written)
+        stripped = pl.when(where).then(single.str.strip_chars(" ")).otherwise(written)
+        rows = rows.with_columns(transcript=stripped, changes=where)
         columns = pl.struct("transcript", "text", "language", "changes")
         batches = columns.map_batches(self._batch, return_dtype=pl.String, is_elementwise=True)
-        return rows.with_columns(transcript=batches).drop("changes")
+        rows = rows.with_columns(transcript=batches).drop("changes")
+        signs = transcript.str.replace_all(TAGS, "").str.extract_all(UNREAD)
+        found = where & transcript.str.contains(UNREAD)
+        read = pl.when(found).then(signs.list.unique(maintain_order=True).list.join(""))
+        return rows.with_columns(unread=read.otherwise(pl.lit("")))
+
+    def _may_change(self, transcript: pl.Series, text: pl.Series, language: pl.Series) -> pl.Series:
+        """Whether the normalizer may change a text; whole columns, without Python per text."""
+        if self._name == "nemo":
+            return pl.repeat(True, len(transcript), eager=True)
+        transcript = transcript.str.replace_all(TAGS, ")a(")
+        odd = transcript.str.contains(CHANGES) | ~transcript.str.contains(f"[{PLAIN_LETTERS}]")
+        odd |= text.str.contains(LISTED)
+        for tag in language.unique().drop_nulls().to_list():
+            words = transcript.str.contains(self._front_end.trigger(tag))
+            odd |= (language == tag).fill_null(False) & words
+        return odd
 
     def _batch(self, rows: pl.Series) -> pl.Series:
         """The transcripts of the rows of a struct; each distinct text is normalized once."""
         transcript, text, language, changes = map(rows.struct.field, rows.struct.fields)
-        indices = changes.arg_true()
+        indices = (changes & self._may_change(transcript, text, language)).arg_true()
         if indices.is_empty():
             return transcript
         chosen = (column.gather(indices).to_list() for column in (text, language))

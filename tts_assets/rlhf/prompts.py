@@ -21,7 +21,8 @@ from tts_assets.audio_models.wer import normalize_for_match
 from tts_assets.audio_models.whisper import known_to_whisper, spoken_language
 from tts_assets.core.config import Config, ConfigError
 from tts_assets.corpora.normalizer import Normalizer
-from tts_assets.corpora.text import normalize as numbers_to_words
+from tts_assets.normalization.front_end import normalize as numbers_to_words
+from tts_assets.normalization.front_end import unread
 from tts_assets.rlhf.config import PromptsConfig, RlhfRecipe
 from tts_assets.rlhf.reward_config import RewardConfig, WerReward
 from tts_assets.serving.config import Voice
@@ -232,6 +233,8 @@ def _left_out(config: PromptsConfig, limits: Limits, prompt: RolloutPrompt, word
         return "language not allowed"
     if not words:
         return "no words to recognize"
+    if unread(prompt.text):
+        return "unread symbols"
     if _max_tokens(prompt) > limits.tokens:
         return "no room for an answer"
     return ""

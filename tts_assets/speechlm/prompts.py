@@ -16,12 +16,14 @@ string, because a tokenizer splits at its added tokens first (``tests/speechlm/t
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from tts_assets.corpora.phonemes import Phonemizer
@@ -29,6 +31,7 @@ from tts_assets.speechlm.config import TokenizerConfig
 from tts_assets.speechlm.formats import Pieces
 from tts_assets.speechlm.vocabulary import (
     ANY_LENGTH,
+    IPA_SYMBOLS,
     NONVERBALS,
     SpeechVocabulary,
     byte_tokenizer,
@@ -76,7 +79,17 @@ class PromptFormat:
 
     def text_batch(self, texts: list[str]) -> list[Ids]:
         """:meth:`text_ids` of many texts at once (the Rust tokenizer uses all cores)."""
-        return self.plain_batch(self.units(texts))
+        return self.literal_batch(self.units(texts))
+
+    def literal_batch(self, texts: list[str]) -> list[Ids]:
+        """The ids of texts from outside: names of tokens are letters, but for nonverbal tags.
+
+        A text therefore never becomes control or speech tokens.
+        """
+        if not texts:
+            return []
+        tokenizer, ids = self._literal
+        return [ids[each.ids] for each in tokenizer.encode_batch(texts, add_special_tokens=False)]
 
     def plain_ids(self, text: str) -> Ids:
         """The ids of text that is not spoken, without special tokens around it."""
@@ -105,6 +118,23 @@ class PromptFormat:
         return found
 
     @cached_property
+    def _literal(self) -> tuple[Tokenizer, Ids]:
+        """The tokenizer without the added tokens that a text must not name, and its ids here.
+
+        Without them, the tokenizer numbers the remaining added tokens anew.
+        """
+        stated = json.loads(self.tokenizer.backend_tokenizer.to_str())
+        kept = {*NONVERBALS, *IPA_SYMBOLS}
+        added = [token for token in stated["added_tokens"] if token["content"] in kept]
+        changes = {"added_tokens": added, "post_processor": None}
+        stated |= changes | {"truncation": None, "padding": None}
+        tokenizer = Tokenizer.from_str(json.dumps(stated))
+        ids = np.arange(tokenizer.get_vocab_size() + len(self.tokenizer), dtype=np.int64)
+        for token in added:
+            ids[tokenizer.token_to_id(token["content"])] = token["id"]
+        return tokenizer, ids
+
+    @cached_property
     def _phonemizer(self) -> Phonemizer | None:
         language = phonemes_of(self.tokenizer)
         return Phonemizer(language) if language else None
@@ -121,7 +151,7 @@ class PromptFormat:
         """
         if np.size(codes) == 0:
             raise PromptError(f"no speech codes for the text {text!r}")
-        prompt = self.head(self.text_ids(text), self.plain_ids(voice_description))
+        prompt = self.head(self.text_ids(text), self.literal_batch([voice_description])[0])
         return np.concatenate([prompt, self.vocabulary.ids(codes), self.after_speech])
 
     def inference(
@@ -144,7 +174,7 @@ class PromptFormat:
             said = self.text_ids(f"{prompt_text} {text}" if prompt_text else text)
         else:  # as in training, where joined texts are phonemized one by one
             said = np.concatenate(self.text_batch([prompt_text, f" {text}"]))
-        prompt = self.head(said, self.plain_ids(voice_description))
+        prompt = self.head(said, self.literal_batch([voice_description])[0])
         return np.concatenate([prompt, self.vocabulary.ids(codes)])
 
     def head(self, text: AnyIds, description: AnyIds = NO_IDS) -> Ids:

@@ -137,7 +137,7 @@ def _tokenized(table: CodeTable, prompts: PromptFormat) -> Iterator[list[list[In
         yield [
             prompts.text_batch(texts),
             prompts.text_batch([" " + text for text in texts]),
-            prompts.plain_batch(described),
+            prompts.literal_batch(described),
         ]
 
 

@@ -70,7 +70,7 @@ class SampleFacts(Facts):
     reasons: dict[str, int]
     hours: float
     speakers: int
-    normalizer: str = "num2words"
+    normalizer: str = "rules"
 
 
 class SampleManifest(Handle):

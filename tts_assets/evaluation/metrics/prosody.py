@@ -16,8 +16,8 @@ import numpy as np
 
 from tts_assets.audio_models.pitch import track_pitch
 from tts_assets.core.audio import Wave, read_clip, resample
-from tts_assets.corpora.text import normalize
 from tts_assets.evaluation.metrics.metric import Column, Metric, Unmeasured, Utterance, Values
+from tts_assets.normalization.front_end import normalize
 
 FRAME_SECONDS = 0.02
 SILENT_DB = 30.0  # a frame this far below the loud frames is silent

@@ -1,0 +1,1 @@
+"""Written text to spoken text: in training, in synthesis, and to compare transcripts."""

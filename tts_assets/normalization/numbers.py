@@ -1,0 +1,171 @@
+"""Numbers in words: cardinals, ordinals, years, digits, in every language, in bounded time.
+
+num2words has most languages; Chinese and Hindi are here. What num2words cannot say, or not in
+bounded time, is said digit by digit. A language without words for digits keeps them.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache, lru_cache
+from typing import Any
+
+from num2words import CONVERTER_CLASSES, num2words
+
+LONGEST = 9  # digits of a cardinal; a longer run is a number to dial or to type
+# Digits that num2words says in these languages: Amharic fails at 1999 and does not end at 1234567.
+SHORTER = {"am": 3, "ce": 6, "tet": 6}
+CHINESE = "零一二三四五六七八九"
+HINDI_WORDS = (
+    "शून्य एक दो तीन चार पाँच छह सात आठ नौ दस ग्यारह बारह तेरह चौदह पंद्रह सोलह सत्रह "
+    "अठारह उन्नीस बीस इक्कीस बाईस तेईस चौबीस पच्चीस छब्बीस सत्ताईस अट्ठाईस उनतीस तीस "
+    "इकतीस बत्तीस तैंतीस चौंतीस पैंतीस छत्तीस सैंतीस अड़तीस उनतालीस चालीस इकतालीस "
+    "बयालीस तैंतालीस चवालीस पैंतालीस छियालीस सैंतालीस अड़तालीस उनचास पचास इक्यावन "
+    "बावन तिरपन चौवन पचपन छप्पन सत्तावन अट्ठावन उनसठ साठ इकसठ बासठ तिरसठ चौंसठ पैंसठ "
+    "छियासठ सड़सठ अड़सठ उनहत्तर सत्तर इकहत्तर बहत्तर तिहत्तर चौहत्तर पचहत्तर छिहत्तर "
+    "सतहत्तर अठहत्तर उन्यासी अस्सी इक्यासी बयासी तिरासी चौरासी पचासी छियासी सत्तासी "
+    "अट्ठासी नवासी नब्बे इक्यानवे बानवे तिरानवे चौरानवे पचानवे छियानवे सत्तानवे "
+    "अट्ठानवे निन्यानवे"
+)
+HINDI = HINDI_WORDS.split()  # 0 to 99
+# Forms of a number before a noun that is not masculine, by the last word of the number.
+FEMININE: dict[str, dict[str, str]] = {
+    "de": {"eins": "eine"},
+    "es": {"uno": "una", "veintiuno": "veintiuna"},
+    "fr": {"un": "une"},
+    "it": {"uno": "una"},
+    "pt": {"um": "uma", "dois": "duas"},
+    "pl": {"dwa": "dwie", "jeden": "jedna"},
+    "ru": {"один": "одна", "два": "две"},
+}
+MASCULINE: dict[str, dict[str, str]] = {
+    "de": {"eins": "ein"},
+    "es": {"uno": "un", "veintiuno": "veintiún"},
+    "it": {"uno": "un"},
+    "hu": {"kettő": "két"},
+}
+HUNDREDS = {"es": re.compile(r"(ient)os\b"), "pt": re.compile(r"((?<=z|c|h)ent)os\b")}
+
+
+def known(language: str) -> bool:
+    """Whether numbers can be said in ``language``."""
+    return language in CONVERTER_CLASSES or language in ("zh", "hi")
+
+
+@lru_cache(maxsize=100_000)
+def cardinal(digits: str, language: str, gender: str = "") -> str:
+    """The number of a string of ASCII digits in words; digit by digit if it is long.
+
+    ``gender``: ``m``, ``f`` or ``n`` before a noun of that gender, empty for the number alone.
+    """
+    digits = digits.lstrip("0") or "0"
+    if len(digits) > SHORTER.get(language, LONGEST):
+        return spell(digits, language)
+    words = _say(int(digits), language, gender)
+    if words is None:
+        return spell(digits, language) if len(digits) > 1 else digits
+    return _agree(words, language, gender)
+
+
+def spell(digits: str, language: str) -> str:
+    """Digits one by one, separated by spaces."""
+    words = [digit_name(digit, language) for digit in digits]
+    return ("" if language in ("zh", "ja", "ko") else " ").join(words)
+
+
+@cache
+def digit_name(digit: str, language: str) -> str:
+    """The word of one ASCII digit; the digit itself in a language without words for it."""
+    return _say(int(digit), language) or digit
+
+
+@lru_cache(maxsize=20_000)
+def ordinal(digits: str, language: str, **form: str) -> str:
+    """The ordinal of a number; the cardinal where a language has none that is known.
+
+    ``form`` has ``gender`` and ``case`` for Russian.
+    """
+    if len(digits) > SHORTER.get(language, LONGEST):
+        return spell(digits, language)
+    if language in ("zh", "ja", "ko"):
+        return cardinal(digits, language)
+    words = _call(int(digits), language, to="ordinal", **form) if known(language) else None
+    return words or cardinal(digits, language)
+
+
+def _agree(words: str, language: str, gender: str) -> str:
+    """The form of a number before a noun of ``gender``; unchanged for the number alone."""
+    if not gender:
+        return words
+    forms = (FEMININE if gender == "f" else MASCULINE).get(language, {})
+    head, space, last = words.rpartition(" ")
+    if gender == "f" and language in HUNDREDS:
+        words = HUNDREDS[language].sub(r"\1as", words)
+        head = HUNDREDS[language].sub(r"\1as", head)
+    if last in forms and not (language == "pl" and last == "jeden" and head):
+        return head + space + forms[last]
+    if language == "hu" and words.endswith("kettő"):
+        return words.removesuffix("kettő") + "két"
+    return words
+
+
+def _say(number: int, language: str, gender: str = "") -> str | None:
+    """A cardinal in words, or None if the language has no words for it."""
+    if language == "zh":
+        return chinese(number)
+    if language == "hi":
+        return hindi(number)
+    form = {"gender": gender} if language == "ru" and gender else {}
+    words = _call(number, language, **form)
+    if words is None:
+        return None
+    words = words.replace(",", "")
+    if language == "ru" and words.startswith("одна тысяча"):
+        return words.removeprefix("одна ")
+    if language == "it":
+        return words.replace("milione e", "milione").replace("milioni e", "milioni")
+    if language == "ko":
+        return words.replace(" ", "")
+    return words
+
+
+def _call(number: int, language: str, **options: Any) -> str | None:
+    """num2words, or None if it fails or leaves digits. Its converters raise errors of all kinds."""
+    try:
+        words = num2words(number, lang=language, **options)
+    except Exception:  # noqa: BLE001
+        return None
+    usable = isinstance(words, str) and bool(words) and not any(map(str.isdigit, words))
+    return " ".join(words.split()) if usable else None
+
+
+def chinese(number: int) -> str:
+    """A cardinal below 10^9 in Chinese: 12345 is 一万二千三百四十五."""
+    if number >= 10_000:
+        high, low = divmod(number, 10_000)
+        if high >= 10_000:
+            top, high = divmod(high, 10_000)
+            rest = f"{'' if high >= 1000 else '零'}{chinese(high)}万" if high else ""
+            tail = ("" if low >= 1000 and high else "零") + chinese(low) if low else ""
+            return f"{chinese(top)}亿{rest}{tail}"
+        tail = f"{'' if low >= 1000 else '零'}{chinese(low)}" if low else ""
+        return f"{chinese(high)}万{tail}"
+    words, gap = "", False
+    for unit, name in ((1000, "千"), (100, "百"), (10, "十"), (1, "")):
+        digit, number = divmod(number, unit)
+        if digit:
+            words += ("零" if gap and words else "") + CHINESE[digit] + name
+        gap = not digit
+    return words.removeprefix("一") if words.startswith("一十") else words or "零"
+
+
+def hindi(number: int) -> str:
+    """A cardinal below 10^9 in Hindi, with लाख (10^5) and करोड़ (10^7)."""
+    if number < 100:
+        return HINDI[number]
+    for unit, name in ((10**7, "करोड़"), (10**5, "लाख"), (1000, "हज़ार"), (100, "सौ")):
+        if number >= unit:
+            count, rest = divmod(number, unit)
+            words = f"{hindi(count)} {name}"
+            return f"{words} {hindi(rest)}" if rest else words
+    raise AssertionError("not reached")

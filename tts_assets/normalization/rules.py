@@ -1,0 +1,78 @@
+"""The rules of a language: what its signs, units, currencies and abbreviations are called.
+
+The rules of this project are the files ``rules/<language>.toml``. ``[text] rules`` names a file
+with tables of the same keys, by language, which are added to them. ``docs/text.md`` explains the
+keys with an example.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from tts_assets.core.config import Config, ConfigError
+
+FOLDER = Path(__file__).parent / "rules"
+SECTIONS = ("phrases", "words", "symbols", "units", "per", "currencies", "scales", "fractions")
+
+
+class LanguageRules(Config):
+    """The rules of one language.
+
+    The forms of a noun are separated by ``|``: one and many, or one, few, many for Slavic
+    languages, and a last one after decimals; ``:f`` or ``:n`` is its gender. The nouns of a
+    currency are the large and the small one, separated by ``/``.
+    """
+
+    decimal: Literal[".", ","] = Field(".", description="sign before the decimals")
+    decimals: Literal["digits", "number"] = Field("digits", description="how decimals are said")
+    date: Literal["dmy", "mdy", "ymd"] = Field("dmy", description="order of a date in figures")
+    months: tuple[str, ...] = Field((), description="twelve names, as a date in figures is read")
+    month_names: dict[str, int] = Field({}, description="other forms of months in texts")
+    phrases: dict[str, str] = Field({}, description="words such as minus, point, percent, to")
+    words: dict[str, str] = Field({}, description="abbreviations and words by their spoken form")
+    symbols: dict[str, str] = Field({}, description="signs by their names")
+    units: dict[str, str] = Field({}, description="units by the forms of their noun")
+    per: dict[str, str] = Field({}, description="units after a slash, such as 'per hour'")
+    currencies: dict[str, str] = Field({}, description="currencies by the forms of their nouns")
+    scales: dict[str, str] = Field({}, description="k, M and bn after a sum of money")
+    fractions: dict[str, str] = Field({}, description="such as 1/2")
+    regnal: tuple[str, ...] = Field((), description="names before a Roman ordinal")
+    chapters: tuple[str, ...] = Field((), description="words before a Roman cardinal")
+    centuries: tuple[str, ...] = Field((), description="words after a Roman number")
+
+    def extended(self, own: LanguageRules) -> LanguageRules:
+        """These rules, with those keys that ``own`` sets added or replaced."""
+        changes: dict[str, Any] = {}
+        for name in own.model_fields_set:
+            value = getattr(own, name)
+            changes[name] = {**getattr(self, name), **value} if isinstance(value, dict) else value
+        return self.model_copy(update=changes)
+
+
+@cache
+def builtin_rules(language: str) -> LanguageRules | None:
+    """The rules of this project for a language such as ``de``; None if it has none."""
+    path = FOLDER / f"{language}.toml"
+    if not path.is_file():
+        return None
+    return LanguageRules.parse(tomllib.loads(path.read_text("utf-8")), str(path))
+
+
+def languages_with_rules() -> list[str]:
+    """The languages that this project has rules for."""
+    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+def read_rules(path: Path) -> dict[str, Any]:
+    """The tables of a file of ``[text] rules``. Raises ConfigError if it cannot be read."""
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"[text] rules: cannot read {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"[text] rules: {path} is not TOML: {error}") from None
