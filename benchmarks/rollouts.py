@@ -111,7 +111,7 @@ def measure(model: Path, repeats: int) -> None:
                 server.check()
 
             server.wait_until_healthy()
-            client = EngineClient(server.url, program.run_dir, config, check, print)
+            client = EngineClient(server.url, program, check, print)
             compare(synthesizer, lm, client, repeats)
 
 

@@ -177,8 +177,6 @@ class SlurmLauncher(Launcher):
 
     account: str | None = None
     partition: str | None = None
-    qos: str | None = None
-    constraint: str | None = None
     modules: list[str] = Field(default_factory=list)
     options: list[str] = Field(default_factory=list)
     srun_options: list[str] = Field(default_factory=list)

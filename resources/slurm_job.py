@@ -279,8 +279,6 @@ def sbatch_options(program: Program, options: SlurmOptions) -> list[str]:
         "signal": f"B:USR1@{options.save_seconds}",
         "account": options.account,
         "partition": options.partition,
-        "qos": options.qos,
-        "constraint": options.constraint,
         "dependency": "singleton",  # two jobs of one name never run at the same time
     }
     given = {name: value for name, value in given.items() if value is not None}

@@ -87,7 +87,7 @@ def build_stages(settings: Settings) -> list[Any]:
         *corpora_assets(settings.all_corpora, settings.filters, settings.text, shape("corpora")),
         *codec_assets(settings.codec, settings.validation, shape("codec"), root),
         *arrays_assets(settings.arrays, settings.validation, settings.codec.checkpoint, root),
-        *token_assets(settings.tokenizers, settings.arrays.pretraining, shape("speechlm")),
+        *token_assets(settings.tokenizers, settings.pretrains, shape("speechlm")),
         *texts_assets(settings.texts, settings.validation, root),
         *sft_assets(settings.sft, shape("sft")),
         *serving_assets(
@@ -99,7 +99,7 @@ def build_stages(settings: Settings) -> list[Any]:
             settings.consents,
             settings.codec.decoder is not None,
         ),
-        *rlhf_assets(settings.rlhf, shape("rlhf"), root),
+        *rlhf_assets(settings.rlhf, shape("rlhf"), root, settings.vllm),
         *evaluation_assets(
             settings.evaluation,
             settings.sft,
@@ -172,7 +172,7 @@ def build_launcher(compute: Compute, wandb: WandbConfig | None = None, **account
 
     ``accounts`` are the fields ``ledger`` and ``gpu_hours_a_week`` of the launcher.
     """
-    common = compute.model_dump(include={"grace_seconds", "retries", "retry_seconds"}) | accounts
+    common = compute.model_dump(include={"grace_seconds", "retries"}) | accounts
     common["wandb"] = wandb and wandb.model_dump(mode="json", exclude_none=True)
     if compute.launcher == "slurm":
         return SlurmLauncher(**common, **compute.slurm.model_dump(mode="json"))

@@ -180,6 +180,11 @@ class Settings(Config):
                     known.append(tokenizer)
         return found
 
+    @property
+    def pretrains(self) -> bool:
+        """Whether a recipe pretrains, and so reads the token streams of ``token_arrays``."""
+        return any(recipe.pretraining is not None for recipe in self.sft.values())
+
     @model_validator(mode="after")
     def _check_names(self) -> Self:
         tables: dict[str, tuple[str, Iterable[str]]] = {
@@ -224,11 +229,6 @@ class Settings(Config):
                     "come from one of the two; rename or drop the other"
                 )
         for name, recipe in self.sft.items():
-            if recipe.pretraining is not None and not self.arrays.pretraining:
-                raise ValueError(
-                    f"sft.{name} has a table pretraining, and the streams that it reads are "
-                    "written only where asked for: set [arrays] pretraining = true"
-                )
             for text in set(recipe.texts) - set(self.texts):
                 raise ValueError(
                     f"sft.{name} trains on texts {text!r}, which are nowhere: add [texts.{text}] "

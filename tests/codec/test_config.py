@@ -40,7 +40,7 @@ def decoder(**changes: Any) -> dict[str, Any]:
         (train(adversarial={"periods": [0]}), "2 or more samples"),
         (train(base="x", architecture={"layers": 3}), "leave architecture out"),
         (decoder(adversarial={"freeze_encoder": True}), "freeze_encoder"),
-        (train(adversarial={"share": 0.5}), "now called 'window_fraction'"),
+        (train(adversarial={"share": 0.5}), "'share' was removed, its value is always 0.5"),
         (train(spread_weight=0.5), "now called 'covariance_weight'"),
         (train(ema=0.9), "'ema' was removed, its value is always 0.999"),
         (decoder(speeds=[0.9]), "'speeds' was removed"),
@@ -58,11 +58,11 @@ def test_toml_can_leave_out_the_adversarial_stage() -> None:
 
 
 def test_a_decoder_keeps_its_discriminators_if_one_key_is_given() -> None:
-    config = CodecConfig.parse(decoder(adversarial={"window_fraction": 0.5}), "codec").decoder
+    config = CodecConfig.parse(decoder(adversarial={"start": 0.5}), "codec").decoder
     assert config is not None and config.adversarial is not None
     adversarial = config.adversarial
-    chosen = (adversarial.window_fraction, adversarial.start, adversarial.objective)
-    assert chosen == (0.5, 0.0, "least_squares")
+    chosen = (adversarial.start, adversarial.window_fraction, adversarial.objective)
+    assert chosen == (0.5, 1.0, "least_squares")
     assert len(adversarial.sizes) == 8 and adversarial.periods == (2, 3, 5, 7, 11)
 
 

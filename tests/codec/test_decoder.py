@@ -127,8 +127,11 @@ def test_the_codecs_own_decoder_is_a_better_initialization(
     assert found["codec"] < 0.5 * found["scratch"]
 
 
-def test_the_loss_falls_and_a_trained_decoder_continues(tmp_path: Path, sample_list: Path) -> None:
-    more: dict[str, Any] = {"adversarial": None, "lr": 3e-3, "min_lr_ratio": 1.0}
+def test_the_loss_falls_and_a_trained_decoder_continues(
+    tmp_path: Path, sample_list: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DecoderRecipe, "min_lr_ratio", 1.0)
+    more: dict[str, Any] = {"adversarial": None, "lr": 3e-3}
     write(tmp_path / "first", recipe(steps=40, **more), sample_list)
     main([str(tmp_path / "first" / "run.json")])
     losses = [record["loss"] for record in metrics(tmp_path / "first")]

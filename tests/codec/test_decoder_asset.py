@@ -66,7 +66,7 @@ def recipe_for_any_ranks() -> DecoderRecipe:
     assert config is not None
     return recipe(
         batch_seconds=4,
-        adversarial=config.model_copy(update={"window_fraction": 1.0, "feature_weight": 0.0}),
+        adversarial=config.model_copy(update={"feature_weight": 0.0}),
     )
 
 

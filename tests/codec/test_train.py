@@ -102,10 +102,14 @@ def test_an_interrupted_run_ends_in_the_same_bytes(
     assert (facts.token_rate, facts.codebook_size, facts.sample_rate) == (50.0, 125, 16_000)
 
 
-def test_the_loss_falls(tmp_path: Path, tiny: CodecArchitecture, sample_list: Path) -> None:
-    write(
-        tmp_path, recipe(tiny, steps=60, lr=3e-3, adversarial=None, min_lr_ratio=1.0), sample_list
-    )
+def test_the_loss_falls(
+    tmp_path: Path,
+    tiny: CodecArchitecture,
+    sample_list: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(CodecRecipe, "min_lr_ratio", 1.0)
+    write(tmp_path, recipe(tiny, steps=60, lr=3e-3, adversarial=None), sample_list)
     main([str(tmp_path / "run.json")])
     losses = [record["loss"] for record in metrics(tmp_path)]
     assert np.mean(losses[-10:]) < 0.85 * np.mean(losses[:10])

@@ -27,8 +27,7 @@ CLUSTER = {
         "launcher": "slurm",
         "gpus": 8,
         "slurm": {
-            "qos": "long",
-            "constraint": "h100",
+            "options": ["--qos=long", "--constraint=h100"],
             "modules": ["cuda/13.0", "apptainer"],
             "srun_options": ["--container-image=/images/tts.sqsh"],
         },
@@ -51,11 +50,17 @@ def test_slurm_options_are_in_the_batch_script(tmp_path: Path) -> None:
     assert " --container-image=/images/tts.sqsh " in script
 
 
+def test_a_removed_option_says_what_to_write_instead() -> None:
+    changes = {"compute": {"slurm": {"qos": "long"}}}
+    with pytest.raises(ConfigError, match=r"'qos' was removed: write options = \['--qos=…'\]"):
+        load_settings(environment={}, overrides=overlay(CLUSTER, changes))
+
+
 @pytest.mark.parametrize("character", ["\n", "\r", "\0", "\x1b", "\x7f", "\x85", "\u2028"])
 @pytest.mark.parametrize(
     ("section", "key"),
     [
-        *(("slurm", key) for key in ("account", "partition", "qos", "constraint")),
+        *(("slurm", key) for key in ("account", "partition")),
         *(("slurm", key) for key in ("modules", "options", "srun_options", "login")),
         *((section, key) for section in ("compute", "sft") for key in ("prefix", "python")),
     ],

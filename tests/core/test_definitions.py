@@ -30,7 +30,7 @@ SPEAKERS = {"corpora": CORPUS, "checkpoint": "resemblyzer"}
 OPTIONAL: dict[str, dict[str, Any]] = {
     "alerts.email": {"sender": "a@b.de", "to": ["c@d.de"], "host": "b.de"},
     "alerts.slack": {"channel": "#speech"},
-    "arrays": {"export": "inworld", "pretraining": True},
+    "arrays": {"export": "inworld"},
     "arrays.imported.theirs": {"path": "theirs", "codec": "their/codec"},
     "budget": {"gpu_hours_a_week": 1},
     "codec.decoder": {"corpora": {"asterisk_en": 1.0}, "sample_rate": 16000, "steps": 1},

@@ -60,6 +60,11 @@ def test_programs_with_vllm_are_one_process_in_its_environment() -> None:
     assert vllm_shape(load({})).python is None
 
 
+def test_token_streams_are_made_if_a_recipe_pretrains() -> None:
+    assert not load({}).pretrains
+    assert load({"sft": {"base": PRETRAINING}}).pretrains
+
+
 def test_overlay_merges_tables_and_replaces_the_rest() -> None:
     base = {"a": {"b": 1, "c": [1, 2]}, "d": 3}
     assert overlay(base, {"a": {"c": [9]}, "e": 4}) == {"a": {"b": 1, "c": [9]}, "d": 3, "e": 4}
@@ -88,7 +93,7 @@ def test_overlay_merges_tables_and_replaces_the_rest() -> None:
         ({"sft": {"announcer": {"epochs": 3}}}, "exactly one of steps and epochs"),
         ({"sft": {"announcer": {"texts": {"chat": 0.5}}}}, r"nowhere: add \[texts.chat\]"),
         ({"texts": {"a b": {"path": "a.jsonl"}}}, "for example 'a_b'"),
-        ({"sft": {"base": PRETRAINING}}, r"set \[arrays\] pretraining = true"),
+        ({"arrays": {"pretraining": True}}, "'pretraining' was removed: token_arrays have"),
         ({"rlhf": {"announcer_grpo": {"base": "nobody"}}}, "'nobody', which is no .sft. recipe"),
         (
             {"arrays": {"imported": {"asterisk_en": {"path": "x", "codec": "y"}}}},

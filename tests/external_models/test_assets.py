@@ -43,8 +43,9 @@ def instance() -> Iterator[DagsterInstance]:
         yield ephemeral
 
 
-VITS: dict[str, Any] = {"config": {"model_args": TINY_VITS}, "sample_rate": 16000}
-XTTS: dict[str, Any] = {"config": {"model_args": TINY_XTTS}, "max_seconds": 5.0}
+EACH_STEP = {"print_step": 1}  # has a line of metrics
+VITS: dict[str, Any] = {"config": {"model_args": TINY_VITS} | EACH_STEP, "sample_rate": 16000}
+XTTS: dict[str, Any] = {"config": {"model_args": TINY_XTTS} | EACH_STEP, "max_seconds": 5.0}
 TORTOISE: dict[str, Any] = {
     "config": {
         "model_args": TINY_TORTOISE,
@@ -63,7 +64,7 @@ def definitions(
 ) -> Definitions:
     rows = [{"id": "t0", "category": "short", "text": "nobody is here"}]
     (folder / "suite.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    recipe = recipe | {"corpora": ["clips"], "epochs": 1, "batch_size": 4, "log_steps": 1}
+    recipe = recipe | {"corpora": ["clips"], "epochs": 1, "batch_size": 4}
     config = ExternalModelsConfig.model_validate({"python": coqui, "recipes": {"tiny": recipe}})
     given: dict[str, Any] = {"suite": "suite.jsonl", "reference_clips": 1, "window_seconds": 5}
     evaluation = EvaluationConfig.model_validate(given | {"temperatures": [0.5]})

@@ -35,13 +35,14 @@ torch.save({"model": load_file(sys.argv[1])}, sys.argv[2])
 def program(
     python: Path, kept: Path, folder: Path, family: dict[str, Any] = VITS, **values: Any
 ) -> Path:
-    recipe = family | {"corpora": ["clips"], "batch_size": 4, "log_steps": 1}
-    recipe.setdefault("config", {"model_args": TINY_VITS})
+    recipe = {"config": {"model_args": TINY_VITS}, **family, **values}
+    recipe |= {"corpora": ["clips"], "batch_size": 4}
+    recipe["config"] = {"print_step": 1, **recipe["config"]}  # each step has a line of metrics
     config = ExternalTrainProgram(
         run_dir=folder,
         name="tiny",
         python=python,
-        recipe=ExternalRecipe.model_validate(recipe | values),
+        recipe=ExternalRecipe.model_validate(recipe),
         samples={"clips": kept},
         validation=ValidationSplit(fraction=0.2),
     )

@@ -18,11 +18,11 @@ from tts_assets.rlhf.config import (
     PromptsConfig,
     RlhfProgram,
     RlhfRecipe,
-    VllmRollouts,
 )
 from tts_assets.rlhf.engine import hosted
 from tts_assets.rlhf.prompts import PromptSet, RolloutPrompt
 from tts_assets.rlhf.rewards import DecodedCompletion
+from tts_assets.serving.config import VllmConfig
 
 RATE = 16_000
 TEXTS = ("one two", "three four five", "six", "seven eight", "nine", "two two two")
@@ -46,8 +46,8 @@ def engine_servers(program: RlhfProgram) -> list[psutil.Process]:
 @pytest.fixture(scope="module")
 def engine(speaking: Speaking, tmp_path_factory: pytest.TempPathFactory) -> EngineProgram:
     run_dir = tmp_path_factory.mktemp("engine")
-    config = VllmRollouts(start_seconds=300)
-    return EngineProgram(run_dir=run_dir, serving_model=speaking.serving.path, engine=config)
+    config = VllmConfig(start_seconds=300)
+    return EngineProgram(run_dir=run_dir, serving_model=speaking.serving.path, vllm=config)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def sentences(clips: Path) -> list[DecodedCompletion]:
 def program(speaking: Speaking, tmp_path: Path) -> Callable[..., RlhfProgram]:
     """Returns a factory of short GRPO runs, whose reward is 1 for each completion that ends."""
 
-    def make(name: str, **changes: Any) -> RlhfProgram:
+    def make(name: str, vllm: VllmConfig | None = None, **changes: Any) -> RlhfProgram:
         recipe = {
             "base": "tiny",
             "prompts": PromptsConfig(texts=Path("texts.txt")),
@@ -105,6 +105,7 @@ def program(speaking: Speaking, tmp_path: Path) -> Callable[..., RlhfProgram]:
             recipe=RlhfRecipe.parse(recipe, "test"),
             serving_model=speaking.serving.path,
             prompts=run_dir / "prompts.jsonl",
+            vllm=vllm or VllmConfig(),
         )
         (run_dir / "run.json").write_text(made.to_json())
         return made

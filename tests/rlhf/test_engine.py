@@ -18,11 +18,12 @@ from tests.rlhf.conftest import TEXTS
 from tests.support.speaking import Speaking
 from tts_assets.core.processes import LOOPBACK, free_port
 from tts_assets.core.supervisor import Server, ServerDied
-from tts_assets.rlhf.config import EngineProgram, VllmRollouts
+from tts_assets.rlhf.config import EngineProgram
 from tts_assets.rlhf.engine import SECRET, hosted
 from tts_assets.rlhf.engine_client import EngineClient, EngineError
 from tts_assets.rlhf.rollout_engine import full_logprobs
 from tts_assets.rlhf.weight_transfer import FileSender
+from tts_assets.serving.config import VllmConfig
 from tts_assets.serving.served_model import SynthesisLine
 from tts_assets.serving.synthesis import Synthesizer
 from tts_assets.speechlm.config import SamplingConfig
@@ -46,7 +47,7 @@ def client_of(engine: EngineProgram, server: Server) -> EngineClient:
     def check() -> None:
         server.check()
 
-    return EngineClient(server.url, engine.run_dir, engine.engine, check, print)
+    return EngineClient(server.url, engine, check, print)
 
 
 @pytest.fixture
@@ -152,8 +153,8 @@ def test_a_prompt_that_is_too_long_is_rejected(
 def test_an_engine_that_cannot_start_fails(
     speaking: Speaking, policy: SpeechLM, requests: list[Request], tmp_path: Path
 ) -> None:
-    config = VllmRollouts(restarts=0, python="/bin/false")
-    program = EngineProgram(run_dir=tmp_path, serving_model=speaking.serving.path, engine=config)
+    config = VllmConfig(restarts=0, python=Path("/bin/false"))
+    program = EngineProgram(run_dir=tmp_path, serving_model=speaking.serving.path, vllm=config)
     with (
         hosted(program, LOOPBACK, free_port(), print) as server,
         pytest.raises(ServerDied, match="ended with status 1, 1 times in a row"),

@@ -20,6 +20,7 @@ from tests.support.slurm_cluster import SlurmCluster
 from tts_assets.core.compute import Shape
 from tts_assets.rlhf.assets import with_engine
 from tts_assets.rlhf.config import RlhfProgram
+from tts_assets.serving.config import VllmConfig
 
 pytestmark = pytest.mark.slow
 Make = Callable[..., RlhfProgram]
@@ -42,7 +43,8 @@ def test_a_checkpoint_is_saved_if_the_engine_dies(program: Make) -> None:
     """The launcher ends the trainer, which saves. The error names the engine. A retry resumes."""
     from tts_assets.rlhf import train
 
-    made = program("run", engine={"kind": "vllm", "restarts": 0}, steps=4, save_every=100)
+    vllm = VllmConfig(restarts=0)
+    made = program("run", vllm=vllm, engine={"kind": "vllm"}, steps=4, save_every=100)
     killer = threading.Thread(target=kill_after_first_step, args=(made,))
     killer.start()
     lost = launch(with_engine(made, SHAPE), TorchrunLauncher(grace_seconds=20))

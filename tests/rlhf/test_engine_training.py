@@ -19,6 +19,7 @@ from tts_assets.core.program import STOPPED
 from tts_assets.core.supervisor import Server
 from tts_assets.rlhf.config import EngineProgram, RlhfProgram
 from tts_assets.rlhf.engine_client import EngineError
+from tts_assets.serving.config import VllmConfig
 
 pytestmark = pytest.mark.slow
 Make = Callable[..., RlhfProgram]
@@ -114,8 +115,8 @@ def test_a_run_saves_a_checkpoint_if_the_engine_does_not_come_back(
     from tts_assets.rlhf import train
 
     monkeypatch.delenv("TTS_SERVICE_HOST")
-    config = {"kind": "vllm", "restarts": 0}
-    made = program("lost", engine=config, steps=STEPS, save_every=100)
+    vllm = VllmConfig(restarts=0)
+    made = program("lost", vllm=vllm, engine={"kind": "vllm"}, steps=STEPS, save_every=100)
     after_first_step(made, lambda: kill_engine(made))
     with pytest.raises(
         EngineError, match=r"died of this rollout \d+ times? in a row; its log is|The whole log is"

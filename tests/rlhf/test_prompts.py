@@ -49,11 +49,11 @@ def test_the_demos_texts_are_not_in_its_suite() -> None:
     assert len(found.prompts) == len(set(texts)) == 240
 
 
-def test_texts_outside_the_length_limits_are_counted() -> None:
-    config = PromptsConfig(texts=Path("x.txt"), min_characters=4, max_characters=8)
+def test_texts_that_are_too_long_are_counted() -> None:
+    config = PromptsConfig(texts=Path("x.txt"), max_characters=8)
     found = collect(config, ["one", "eleven", "eleven twelve", "?!"], {}, [], ROOMY)
-    assert [prompt.text for prompt in found.prompts] == ["eleven"]
-    assert found.left_out == {"shorter than min_characters": 2, "longer than max_characters": 1}
+    assert [prompt.text for prompt in found.prompts] == ["one", "eleven"]
+    assert found.left_out == {"no words to recognize": 1, "longer than max_characters": 1}
 
 
 def test_texts_without_words_are_left_out() -> None:

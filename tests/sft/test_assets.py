@@ -304,7 +304,7 @@ def test_a_recipe_pretrains_on_token_arrays(
         result = run(store, [tokens, sft], sft)
         assert result.success == pretraining
         if not pretraining:
-            assert "set [arrays] pretraining = true" in reasons(result)
+            assert "no streams for pretraining: materialize token_arrays" in reasons(result)
     assert result.success, reasons(result)
     checkpoint = store.current("sft/test")
     made_from = checkpoint.manifest.inputs["tokens[asterisk]"]

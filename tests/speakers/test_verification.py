@@ -42,7 +42,6 @@ def test_trials_are_the_same_in_any_order_and_avoid_one_session() -> None:
     config = TrialConfig(per_speaker=5)
     trials = make_trials(voices, config)
     assert trials == make_trials(voices[::-1], config)
-    assert trials != make_trials(voices, TrialConfig(per_speaker=5, seed=2))
     session = {voice.id: voice.session for voice in voices}
     for trial in trials:
         assert trial.same == (trial.a[0] == trial.b[0])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -29,14 +30,19 @@ class ImportedArrays(Config):
 
 
 class ArraysConfig(Config):
-    """``[arrays]``: additional outputs, and imported arrays.
+    """``[arrays]``: an additional output, and imported arrays.
 
     ``export`` adds the asset ``inworld_arrays``: the same data in the layout of the reference
-    trainer. ``pretraining`` adds the token streams of pretraining to ``token_arrays``.
+    trainer.
     """
 
+    removed_keys: ClassVar[Mapping[str, Any]] = {"pretraining": False}
+    replaced_keys: ClassVar[Mapping[str, str]] = {
+        "pretraining": "token_arrays have the streams of pretraining if a recipe of [sft] has the "
+        "table pretraining; delete the key"
+    }
+
     export: Literal["inworld"] | None = None
-    pretraining: bool = False
     imported: dict[str, ImportedArrays] = Field(default_factory=dict)
 
 

@@ -98,11 +98,11 @@ class AdversarialConfig(Config):
     to its value. The stage has its own learning rate schedule.
     """
 
-    renamed_keys: ClassVar[Mapping[str, str]] = {"share": "window_fraction"}
-    removed_keys: ClassVar[Mapping[str, Any]] = {"objective": "hinge", "overlap": 4}
+    removed_keys: ClassVar[Mapping[str, Any]] = {"objective": "hinge", "overlap": 4, "share": 0.5}
 
     objective: ClassVar[Objective] = "hinge"
     overlap: ClassVar[int] = 4  # FFT size / hop: the number of frames that contain a sample
+    window_fraction: ClassVar[float] = 0.5  # of a step's windows, which the discriminators score
 
     start: float = Field(0.5, ge=0, lt=1, description="fraction of all steps")
     generator_lr: float | None = Field(
@@ -112,9 +112,6 @@ class AdversarialConfig(Config):
     sizes: tuple[int, ...] = Field((1024, 512, 256), min_length=1, description="FFT sizes")
     periods: tuple[int, ...] = Field((), description="of the period discriminators (HiFi-GAN)")
     channels: int = Field(16, gt=0)
-    window_fraction: float = Field(
-        0.5, gt=0, le=1, description="fraction of a step's windows that the discriminators score"
-    )
     lr: float = Field(3e-4, gt=0, description="learning rate of the discriminators")
     adversarial_weight: float = Field(0.15, ge=0)
     feature_weight: float = Field(0.4, ge=0, description="of the feature matching loss")
@@ -144,10 +141,15 @@ class CodecAdversarialConfig(AdversarialConfig):
 class DecoderAdversarialConfig(AdversarialConfig):
     """The adversarial stage of a decoder, with the discriminators of the reference trainer."""
 
-    removed_keys: ClassVar[Mapping[str, Any]] = {"objective": "least_squares", "overlap": 2}
+    removed_keys: ClassVar[Mapping[str, Any]] = {
+        "objective": "least_squares",
+        "overlap": 2,
+        "share": 1.0,
+    }
 
     objective: ClassVar[Objective] = "least_squares"
     overlap: ClassVar[int] = 2
+    window_fraction: ClassVar[float] = 1.0
 
     start: float = Field(0.0, ge=0, lt=1, description="fraction of all steps")
     sizes: tuple[int, ...] = Field(
@@ -157,9 +159,6 @@ class DecoderAdversarialConfig(AdversarialConfig):
         (2, 3, 5, 7, 11), description="of the period discriminators (HiFi-GAN)"
     )
     channels: int = Field(32, gt=0)
-    window_fraction: float = Field(
-        1.0, gt=0, le=1, description="fraction of a step's windows that the discriminators score"
-    )
     lr: float = Field(1e-4, gt=0, description="learning rate of the discriminators")
     adversarial_weight: float = Field(1.0, ge=0)
     feature_weight: float = Field(1.0, ge=0, description="of the feature matching loss")
@@ -172,15 +171,15 @@ class TrainingRecipe(Config):
     proportional to its hours times its weight.
     """
 
-    renamed_keys: ClassVar[Mapping[str, str]] = {"final_share": "min_lr_ratio"}
-    removed_keys: ClassVar[Mapping[str, Any]] = {"clip": 1.0, "ema": 0.999}
+    removed_keys: ClassVar[Mapping[str, Any]] = {"clip": 1.0, "ema": 0.999, "final_share": 0.05}
+
+    min_lr_ratio: ClassVar[float] = 0.05  # last / peak learning rate
 
     corpora: dict[str, float] = Field(min_length=1)
     steps: int = Field(12_000, gt=0)
     batch_seconds: int = Field(16, gt=0, description="audio of one step, over all ranks")
     window_seconds: tuple[int, ...] = Field((1, 1, 2, 4), min_length=1)
     lr: float = Field(1e-3, gt=0, description="peak learning rate")
-    min_lr_ratio: float = Field(0.05, ge=0, le=1, description="last / peak learning rate")
     warmup: int = Field(100, ge=1, description="steps of linear warm-up")
     adversarial: AdversarialConfig | None = Field(
         AdversarialConfig(), description="false: spectral losses only, no discriminators"
@@ -236,10 +235,7 @@ class CodecRecipe(TrainingRecipe):
     made with the base stay valid.
     """
 
-    renamed_keys: ClassVar[Mapping[str, str]] = {
-        **TrainingRecipe.renamed_keys,
-        "spread_weight": "covariance_weight",
-    }
+    renamed_keys: ClassVar[Mapping[str, str]] = {"spread_weight": "covariance_weight"}
 
     architecture: CodecArchitecture = CodecArchitecture()
     adversarial: CodecAdversarialConfig | None = Field(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -114,13 +115,21 @@ class Shape(Config):
 class SlurmOptions(Config):
     """``[compute.slurm]``: options of batch jobs. Unset: the default of the cluster."""
 
+    removed_keys: ClassVar[Mapping[str, Any]] = {
+        "qos": None,
+        "constraint": None,
+        "poll_seconds": 15.0,
+        "command_seconds": 60.0,
+    }
+    replaced_keys: ClassVar[Mapping[str, str]] = {
+        name: f"write options = ['--{name}=…'] in [compute.slurm]" for name in ("qos", "constraint")
+    }
+
     account: Line | None = None
     partition: Line | None = None
-    qos: Line | None = None
-    constraint: Line | None = None
     modules: tuple[Line, ...] = Field(default=(), description="arguments of module load")
     options: tuple[Line, ...] = Field(
-        default=(), description="further options of sbatch: ['--exclusive']"
+        default=(), description="further options of sbatch: ['--qos=long', '--constraint=h100']"
     )
     srun_options: tuple[Line, ...] = Field(
         default=(), description="further options of srun: ['--container-image=/images/tts.sqsh']"
@@ -133,20 +142,20 @@ class SlurmOptions(Config):
         default=300, ge=1, le=65535, description="signal before the time limit, for a checkpoint"
     )
     max_requeues: int = Field(default=10, ge=0, description="time limits that one build may reach")
-    poll_seconds: float = Field(default=15.0, gt=0, description="interval of queries of the queue")
-    command_seconds: float = Field(default=60.0, gt=0, description="timeout of a Slurm command")
 
 
 class Compute(Shape):
-    """``[compute]``: the launcher, the shape of all programs, and changes for single stages."""
+    """``[compute]``: the launcher, the shape of all programs, and changes for single stages.
+
+    The first retry of a failed program comes after 30 s, each further one after twice as long.
+    """
+
+    removed_keys: ClassVar[Mapping[str, Any]] = {"retry_seconds": 30.0}
 
     launcher: Literal["torchrun", "slurm"] = "torchrun"
     grace_seconds: float = Field(default=30.0, gt=0, description="between SIGTERM and SIGKILL")
     retries: int = Field(
         default=0, ge=0, description="retries of a failed program; invalid settings are not retried"
-    )
-    retry_seconds: float = Field(
-        default=30.0, gt=0, description="delay before the first retry, doubled for each further one"
     )
     slurm: SlurmOptions = SlurmOptions()
     stages: dict[Stage, dict[str, Any]] = Field(

@@ -22,13 +22,15 @@ class Config(BaseModel):
     ``renamed_keys`` maps former names of keys to present ones. A former name is rejected with the
     present one. The canonical form keeps the former name, so that a rename changes no fingerprint
     and existing artifacts stay valid. ``removed_keys`` maps keys that no longer exist to their
-    fixed JSON value, which the canonical form still contains. It omits ``added_keys``, keys that
-    are newer than existing artifacts, where they have their default.
+    fixed JSON value, which the canonical form still contains; ``replaced_keys`` says for some of
+    them what to write instead. The canonical form omits ``added_keys``, keys that are newer than
+    existing artifacts, where they have their default.
     """
 
     added_keys: ClassVar[frozenset[str]] = frozenset()
     renamed_keys: ClassVar[Mapping[str, str]] = {}
     removed_keys: ClassVar[Mapping[str, Any]] = {}
+    replaced_keys: ClassVar[Mapping[str, str]] = {}
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
@@ -39,6 +41,8 @@ class Config(BaseModel):
             return values
         known = set(cls.model_fields) | {f.alias for f in cls.model_fields.values() if f.alias}
         for key in values:
+            if key in cls.replaced_keys:
+                raise ValueError(f"the key {key!r} was removed: {cls.replaced_keys[key]}")
             if key in cls.renamed_keys:
                 present = cls.renamed_keys[key]
                 raise ValueError(f"the key {key!r} is now called {present!r}: rename it")

@@ -18,6 +18,7 @@ CLONING: tuple[Family, ...] = ("xtts", "tortoise")  # models that imitate the vo
 LEARNING_RATES: dict[str, float] = {"xtts": 5e-6, "vits": 2e-4, "tortoise": 0.0}  # coqui's defaults
 VOICE_CLIPS = 3  # clips that a cloning model imitates
 SAVE_STEPS = 1000  # steps between two checkpoints
+LOG_STEPS = 25  # steps between two lines of metrics
 XTTS_MAX_SECONDS = 11.6  # coqui's limit of a training clip
 
 
@@ -30,6 +31,7 @@ class ExternalRecipe(Config):
     renamed_keys: ClassVar[Mapping[str, str]] = {"longest": "max_seconds"}
     removed_keys: ClassVar[Mapping[str, Any]] = {
         "export": "last",
+        "log_steps": LOG_STEPS,
         "save_steps": SAVE_STEPS,
         "voices": VOICE_CLIPS,
     }
@@ -42,7 +44,6 @@ class ExternalRecipe(Config):
     epochs: int = Field(100, ge=1, description="ignored for tortoise, which coqui cannot train")
     batch_size: int = Field(16, ge=1)
     learning_rate: float | None = Field(None, gt=0, description="unset: coqui's default")
-    log_steps: int = Field(25, ge=1, description="steps between two lines of metrics")
     sample_rate: int | None = Field(None, ge=8000, description="of vits, in Hz; unset: 22050")
     max_seconds: float = Field(
         XTTS_MAX_SECONDS, gt=0, description="longest training clip; xtts allows at most 11.6"

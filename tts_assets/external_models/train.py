@@ -37,6 +37,7 @@ from tts_assets.corpora.samples import Sample
 from tts_assets.external_models.config import (
     CLONING,
     LEARNING_RATES,
+    LOG_STEPS,
     SAVE_STEPS,
     VOICE_CLIPS,
     ExternalRecipe,
@@ -82,7 +83,7 @@ def train(recipe: ExternalRecipe, python: Path, run: Run, folder: Path, clips: i
         batch_size=recipe.batch_size,
         learning_rate=recipe.learning_rate or LEARNING_RATES[recipe.family],
         save_steps=SAVE_STEPS,
-        log_steps=recipe.log_steps,
+        log_steps=LOG_STEPS,
         seed=recipe.seed,
         config=recipe.config,
     )

@@ -23,6 +23,7 @@ from tts_assets.orchestration.partitions import code_arrays_of
 from tts_assets.orchestration.program_asset import Plan, Request, artifact_asset
 from tts_assets.rlhf.config import RlhfProgram, RlhfRecipe
 from tts_assets.rlhf.reporting import describe_checkpoint, find_collapse
+from tts_assets.serving.config import VllmConfig
 from tts_assets.speakers.assets import encoder_input, encoder_path
 from tts_assets.speakers.config import RESEMBLYZER, encoder_digest
 
@@ -30,20 +31,22 @@ CODE_VERSION = "3"
 
 
 def build_assets(
-    recipes: Mapping[str, RlhfRecipe], shape: Shape, root: Path
+    recipes: Mapping[str, RlhfRecipe], shape: Shape, root: Path, vllm: VllmConfig | None = None
 ) -> list[AssetsDefinition | AssetChecksDefinition]:
     """Returns an asset and its checks for each ``[rlhf.<name>]``.
 
-    ``root`` is the folder of relative paths.
+    ``root`` is the folder of relative paths, ``vllm`` the environment of rollout engines.
     """
     definitions: list[AssetsDefinition | AssetChecksDefinition] = []
     for name, recipe in recipes.items():
-        checkpoint = rlhf_asset(name, recipe, shape, root)
+        checkpoint = rlhf_asset(name, recipe, shape, root, vllm or VllmConfig())
         definitions += [checkpoint, losses_check(checkpoint), collapse_check(checkpoint, recipe)]
     return definitions
 
 
-def rlhf_asset(name: str, recipe: RlhfRecipe, shape: Shape, root: Path) -> AssetsDefinition:
+def rlhf_asset(
+    name: str, recipe: RlhfRecipe, shape: Shape, root: Path, vllm: VllmConfig
+) -> AssetsDefinition:
     """Returns the asset ``rlhf/<name>``.
 
     The evaluation suite is an input because its texts are left out of the prompts. The prompts are
@@ -88,7 +91,12 @@ def rlhf_asset(name: str, recipe: RlhfRecipe, shape: Shape, root: Path) -> Asset
             path = work / "prompts.jsonl"
             prompts.write(path)
             program = RlhfProgram(
-                run_dir=work, name=name, recipe=located, serving_model=base.path, prompts=path
+                run_dir=work,
+                name=name,
+                recipe=located,
+                serving_model=base.path,
+                prompts=path,
+                vllm=vllm,
             )
             return request.launch(with_engine(program, request.shape(shape)))
 

@@ -16,6 +16,7 @@ from tts_assets.core.hub import identity
 from tts_assets.core.program import ProgramConfig
 from tts_assets.rlhf.alarms import AlarmConfig
 from tts_assets.rlhf.reward_config import RewardConfig, SimilarityReward, WerReward
+from tts_assets.serving.config import VllmConfig
 from tts_assets.speechlm.config import SamplingConfig
 
 Combine = Literal["sum", "harmonic"]
@@ -53,7 +54,16 @@ class VllmRollouts(Config):
     may change the rounding of sums.
     """
 
-    removed_keys: ClassVar = {"rollout_seconds": 3600.0, "grace_seconds": 10.0}
+    removed_keys: ClassVar = {
+        "rollout_seconds": 3600.0,
+        "grace_seconds": 10.0,
+        "python": None,
+        "start_seconds": 600.0,
+        "restarts": 3,
+    }
+    replaced_keys: ClassVar = {
+        name: f"set {name} in [vllm]" for name in ("python", "start_seconds", "restarts")
+    }
 
     kind: Literal["vllm"] = "vllm"
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
@@ -67,9 +77,6 @@ class VllmRollouts(Config):
     weights: WeightTransport = Field(
         "auto", description="nccl: from GPU to GPU; files: through the run folder"
     )
-    python: str | None = Field(None, description="interpreter with vLLM; unset: the current one")
-    start_seconds: float = Field(600.0, gt=0, description="time limit of a start")
-    restarts: int = Field(3, ge=0, description="restarts in a row before the run fails")
 
     @property
     def shares_gpu(self) -> bool:
@@ -103,18 +110,20 @@ class EngineProgram(ProgramConfig):
 
     serving_model: Path
     engine: VllmRollouts = VllmRollouts()
+    vllm: VllmConfig = VllmConfig()
 
 
 class PromptsConfig(Config):
     """Texts that the policy synthesizes: a text file, transcripts of corpora, or both.
 
     With ``voice_prompts`` each transcript gets a voice prompt: text and codes of another utterance.
-    Lines of the file get none. Unusable texts are counted and left out: texts outside
-    ``min_characters`` .. ``max_characters``, texts in other languages, texts without words or
-    without a voice prompt, and prompts that leave too few positions for an answer.
+    Lines of the file get none. Unusable texts are counted and left out: texts longer than
+    ``max_characters``, texts in other languages, texts without words or without a voice prompt, and
+    prompts that leave too few positions for an answer.
     """
 
     renamed_keys: ClassVar = {"voice_of": "voice_speaker"}
+    removed_keys: ClassVar = {"min_characters": 1}
 
     texts: Path | None = Field(None, description="text file, one text a line")
     language: str = Field("en", description="language of the lines of the text file")
@@ -127,7 +136,6 @@ class PromptsConfig(Config):
         (1.0, 10.0), description="shortest and longest voice prompt"
     )
     languages: tuple[str, ...] = Field((), description="languages to use; empty: all")
-    min_characters: int = Field(1, ge=1, description="shortest text")
     max_characters: int = Field(400, ge=1, description="longest text")
 
     @model_validator(mode="after")
@@ -296,12 +304,16 @@ class RlhfRecipe(Config):
 
 
 class RlhfProgram(ProgramConfig):
-    """Configuration of ``tts_assets.rlhf.train``. ``prompts``: a ``prompts.jsonl``."""
+    """Configuration of ``tts_assets.rlhf.train``.
+
+    ``prompts``: a ``prompts.jsonl``. ``vllm``: the environment of the engine, if there is one.
+    """
 
     name: str
     recipe: RlhfRecipe
     serving_model: Path
     prompts: Path
+    vllm: VllmConfig = VllmConfig()
 
     def engine_program(self) -> EngineProgram | None:
         """Returns the vLLM program of the run; None if the policy generates its own rollouts."""
@@ -309,4 +321,6 @@ class RlhfProgram(ProgramConfig):
         if not isinstance(engine, VllmRollouts):
             return None
         folder = self.run_dir / "engine"
-        return EngineProgram(run_dir=folder, serving_model=self.serving_model, engine=engine)
+        return EngineProgram(
+            run_dir=folder, serving_model=self.serving_model, engine=engine, vllm=self.vllm
+        )

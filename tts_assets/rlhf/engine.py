@@ -82,12 +82,12 @@ def hosted(
         log_line: called with each line of the log, which is also written to the run folder.
         devices: GPUs that the server may use; None: the GPUs of this process.
     """
-    config = program.engine
+    config = program.vllm
     write_secret(program.run_dir)
     with written_aside(program.run_dir / "run.json") as aside:
         aside.write_text(program.to_json())
     command = [
-        *(config.python or sys.executable, "-m", "tts_assets.rlhf.engine_server"),
+        *(str(config.python or sys.executable), "-m", "tts_assets.rlhf.engine_server"),
         *(str(program.run_dir / "run.json"), "--host", host, "--port", str(port)),
     ]
     variables = {k: v for k, v in os.environ.items() if not TRAINER_VARIABLES.fullmatch(k)}

@@ -13,12 +13,11 @@ import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from tts_assets.rlhf.config import VllmRollouts
+from tts_assets.rlhf.config import EngineProgram
 from tts_assets.rlhf.engine import GRACE_SECONDS, LOG, SECRET
 from tts_assets.speechlm.config import SamplingConfig
 from tts_assets.speechlm.generate import Completion, Request
@@ -58,8 +57,7 @@ class EngineClient:
     def __init__(
         self,
         url: str,
-        folder: Path,
-        config: VllmRollouts,
+        program: EngineProgram,
         check: Callable[[], None],
         log: Callable[[str], None],
     ) -> None:
@@ -67,12 +65,13 @@ class EngineClient:
 
         Args:
             url: address of the server.
-            folder: run folder of the engine, with its secret and its log.
-            config: how often and how long to wait for the engine.
+            program: the engine; its run folder has its secret and its log.
             check: called repeatedly while the engine is not healthy; what it raises ends the wait.
             log: called with a message when the engine is lost.
         """
-        self.url, self.folder, self.config = url, folder, config
+        self.url, self.folder = url, program.run_dir
+        self.config, self.restarts = program.engine, program.vllm.restarts
+        self.start_seconds = program.vllm.start_seconds
         self.check, self.log = check, log
         self.lost = 0
         self.push_seconds = self.rollout_seconds = 0.0
@@ -89,7 +88,7 @@ class EngineClient:
         Raises :class:`EngineError` if the engine refuses the requests or is lost too often.
         """
         label = uuid.uuid4().hex
-        for _ in range(self.config.restarts + 1):
+        for _ in range(self.restarts + 1):
             try:
                 self.wait_until_healthy()
                 started = time.monotonic()
@@ -102,8 +101,7 @@ class EngineClient:
                 self.lost += 1
                 self.log(f"the engine was lost: {error}; the rollout is repeated when it is back")
         raise EngineError(
-            f"the engine died of this rollout {self.config.restarts + 1} times in a row; "
-            f"{self.log_hint()}"
+            f"the engine died of this rollout {self.restarts + 1} times in a row; {self.log_hint()}"
         )
 
     def _complete(
@@ -149,7 +147,7 @@ class EngineClient:
 
         Raises :class:`EngineError` after the time limit of a start.
         """
-        seconds = self.config.start_seconds + GRACE_SECONDS
+        seconds = self.start_seconds + GRACE_SECONDS
         deadline = time.monotonic() + seconds
         while (found := self.health()) is None:
             self.check()

@@ -223,8 +223,6 @@ def _words(prompt: RolloutPrompt) -> str:
 
 def _left_out(config: PromptsConfig, limits: Limits, prompt: RolloutPrompt, words: str) -> str:
     """Returns the reason why a prompt cannot be used; empty if it can."""
-    if len(prompt.text) < config.min_characters:
-        return "shorter than min_characters"
     if len(prompt.text) > config.max_characters:
         return "longer than max_characters"
     if config.languages and not {prompt.language, spoken_language(prompt.language)} & {

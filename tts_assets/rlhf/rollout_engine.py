@@ -219,4 +219,4 @@ def _client(run: Run, program: EngineProgram, url: str, server: Server | None) -
         except ServerDied as error:
             raise EngineError(f"{error}\nThe whole log is {program.run_dir / LOG}") from None
 
-    return EngineClient(url, program.run_dir, program.engine, check, run.note)
+    return EngineClient(url, program, check, run.note)

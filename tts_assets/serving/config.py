@@ -98,7 +98,7 @@ class ServerConfig(Config):
 
 
 class VllmConfig(Config):
-    """``[vllm]``: the environment of vLLM when Dagster starts it as a separate process."""
+    """``[vllm]``: vLLM as a separate process: the server, and engines of rollouts."""
 
     python: Path | None = Field(None, description="interpreter with vLLM; none: this one")
     start_seconds: float = Field(600.0, gt=0, description="a cold start takes 30-150 s on a CPU")

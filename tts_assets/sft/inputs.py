@@ -91,8 +91,8 @@ def check_streams(tokens: Mapping[str, TokenArrays], arrays: Mapping[str, CodeAr
             )
         if not any(name.endswith(f"{CODES}.npy") for name in handle.manifest.files):
             raise ArtifactError(
-                f"token_arrays[{corpus}] have no streams for pretraining: set [arrays] "
-                f"pretraining = true and materialize token_arrays[{corpus}] again"
+                f"token_arrays[{corpus}] have no streams for pretraining: "
+                f"materialize token_arrays[{corpus}] again"
             )
 
 

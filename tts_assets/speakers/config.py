@@ -24,6 +24,7 @@ RESEMBLYZER = "resemblyzer"  # the public weights in the Python package of that 
 PUBLISHED = "speaker_encoder"  # the asset: the encoder of [speakers]
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 PURITY_FILE = "purity.parquet"
+SEED_OF_TRIALS = 1
 
 
 def resolve(name: str, root: Path) -> Path:
@@ -157,23 +158,24 @@ class EncoderArchitecture(Config):
     deviation over time (Chung et al., 2020).
     """
 
-    removed_keys: ClassVar[Mapping[str, Any]] = {"relu": False}
+    removed_keys: ClassVar[Mapping[str, Any]] = {"relu": False, "embedding": 256}
 
     kind: Literal["lstm", "resnet34"] = "lstm"
     hidden: int = Field(256, gt=0)
     layers: int = Field(3, gt=0)
     channels: int = Field(32, gt=0, multiple_of=4)
-    embedding: int = Field(256, gt=0)
 
 
 class CardArchitecture(EncoderArchitecture):
     """The architecture as it is stored with the weights.
 
-    ``relu`` of the public weights makes embeddings non-negative.
+    ``embedding`` is the size of an embedding. ``relu`` of the public weights makes embeddings
+    non-negative.
     """
 
     removed_keys: ClassVar[Mapping[str, Any]] = {}
 
+    embedding: int = Field(256, gt=0)
     relu: bool = False
 
 
@@ -282,12 +284,12 @@ class TrialConfig(Config):
     """
 
     renamed_keys: ClassVar[Mapping[str, str]] = {"beside": "baseline"}
-    removed_keys: ClassVar[Mapping[str, Any]] = {"p_target": 0.01}
+    removed_keys: ClassVar[Mapping[str, Any]] = {"p_target": 0.01, "seed": SEED_OF_TRIALS}
 
+    seed: ClassVar[int] = SEED_OF_TRIALS
     per_speaker: int = Field(200, ge=1, description="pairs of one speaker")
     max_utterances: int = Field(100, ge=2, description="of a speaker")
     baseline: str = RESEMBLYZER
-    seed: int = Field(1, ge=0)
 
 
 class PurityConfig(Config):

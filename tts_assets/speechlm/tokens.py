@@ -168,10 +168,7 @@ def read_pretraining(
     other samples.
     """
     if not (folder / f"{split}_{CODES}.npy").is_file():
-        raise ArrayError(
-            f"{folder} has no streams for pretraining: set [arrays] pretraining = true and "
-            "materialize token_arrays again"
-        )
+        raise ArrayError(f"{folder} has no streams for pretraining: materialize token_arrays again")
     texts = read_text_ids(table, folder, split).text
     frames = {CODES: (table.bounds, 2), TEXTS: (texts.bounds, len(prompts.prefix) + 1)}
     found = []

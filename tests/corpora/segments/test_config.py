@@ -20,9 +20,9 @@ from tts_assets.corpora.config import CorpusConfig
         ("en", {"detect_language": True}, "name a multilingual model"),
         ("en", {"min_seconds": 12.0}, "raise max_seconds"),
         ("en", {"margin": 1.0}, "write margin = 0.2"),
-        ("en", {"pause": 1.5}, "write longest_pause"),
+        ("en", {"longest_pause": 0.1}, "greater than or equal to 0.15"),
         ("en", {"loudness": -90.0}, r"write -23.0 \(EBU R128\)"),
-        ("en", {"pauze": 0.3}, "did you mean 'pause'"),
+        ("en", {"longest_pauze": 0.3}, "did you mean 'longest_pause'"),
     ],
 )
 def test_invalid_settings_are_rejected(

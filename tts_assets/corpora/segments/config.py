@@ -12,6 +12,7 @@ from tts_assets.audio_models.whisper import PACKAGED, knows_english_only
 from tts_assets.core.config import Config
 from tts_assets.core.program import ProgramConfig
 
+PAUSE = 0.15  # the shortest silence between two words, in seconds, where a cut is possible
 CODE_VERSION = "2"  # of everything that turns a recording into clips
 
 
@@ -29,23 +30,22 @@ class SpeakerFilter(Config):
 class SegmentConfig(Config):
     """``[corpora.<name>.segments]``: how recordings become utterances. Times are in seconds.
 
-    ``pause`` is the shortest silence between two words where a cut is possible, and
-    ``longest_pause`` the longest silence inside a clip. ``margin`` is the silence that a clip keeps
-    at both ends. ``loudness`` is the integrated loudness of each clip in LUFS (EBU R128), set by a
-    linear gain that keeps the true peak below -1 dBTP; ``"none"`` keeps the samples. ``model`` is
-    the Whisper model: a folder or a name on the hub; the default is the packaged tiny.en.
+    ``longest_pause`` is the longest silence inside a clip. ``margin`` is the silence that a clip
+    keeps at both ends. ``loudness`` is the integrated loudness of each clip in LUFS (EBU R128), set
+    by a linear gain that keeps the true peak below -1 dBTP; ``"none"`` keeps the samples. ``model``
+    is the Whisper model: a folder or a name on the hub; the default is the packaged tiny.en.
     """
 
     removed_keys: ClassVar[Mapping[str, Any]] = {
         "vad_threshold": 0.5,
         "min_confidence": 0.5,
         "peak": -1.0,
+        "pause": PAUSE,
     }
 
     min_seconds: float = Field(default=2.0, ge=0.5)
     max_seconds: float = Field(default=10.0, le=25, description="Whisper's input has 30 s")
-    pause: float = Field(default=0.15, ge=0.1)
-    longest_pause: float = Field(default=1.0, gt=0)
+    longest_pause: float = Field(default=1.0, ge=PAUSE)
     margin: float = Field(default=0.2, ge=0, le=1)
     model: str = PACKAGED
     detect_language: bool = Field(default=False, description="of each recording")
@@ -63,11 +63,6 @@ class SegmentConfig(Config):
             raise ValueError(
                 f"two margins of {self.margin} s fill a clip of min_seconds {self.min_seconds}; "
                 f"write margin = {self.min_seconds / 10:g}"
-            )
-        if self.longest_pause < self.pause:
-            raise ValueError(
-                f"longest_pause {self.longest_pause} is below pause {self.pause}: no phrases "
-                f"can be joined; write longest_pause = 1.0"
             )
         if self.loudness != "none" and not -50 <= self.loudness <= -5:
             raise ValueError(

@@ -19,7 +19,7 @@ import soundfile
 
 from tts_assets.audio_models.speaker_similarity import SpeakerSimilarity
 from tts_assets.core.audio import AudioPool, Clip, Wave, resample
-from tts_assets.corpora.segments.config import SegmentConfig
+from tts_assets.corpora.segments.config import PAUSE, SegmentConfig
 from tts_assets.corpora.segments.speech import (
     RATE,
     Interval,
@@ -207,7 +207,7 @@ def transcribe(
 
     ``language`` has two letters; if empty, it is detected from the longest window.
     """
-    speech = find_speech(wave, VAD_THRESHOLD, config.pause)
+    speech = find_speech(wave, VAD_THRESHOLD, PAUSE)
     parts = list(windows(speech))
     if not language and parts:
         longest = max(parts, key=lambda part: part.seconds)
