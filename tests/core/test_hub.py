@@ -3,6 +3,9 @@ reaches the network."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,10 +13,11 @@ from typing import Any
 
 import pytest
 
+from tts_assets.audio_models.whisper import knows_english_only, pinned_whisper
 from tts_assets.codec.config import CodecReportConfig
-from tts_assets.codec.sources import download, newest_revision
+from tts_assets.codec.sources import download, identify
 from tts_assets.core.config import Config, ConfigError, canonical_json
-from tts_assets.core.hub import identity
+from tts_assets.core.hub import commit_of, identity, pinned
 from tts_assets.corpora.config import FilterConfig
 from tts_assets.evaluation.config import EvaluationConfig
 from tts_assets.evaluation.recipes import determined
@@ -23,9 +27,97 @@ from tts_assets.speechlm.config import TokenizerConfig, VocabularyConfig, identi
 from tts_assets.speechlm.vocabulary import load_tokenizer
 
 NAME = "nobody-of-that-name/no-model"
+LARGE = "Systran/faster-whisper-large-v3"
+OLD, NEW = "a" * 40, "b" * 40  # commits
 
 
-def test_the_identity_of_a_folder_is_its_files_and_of_a_name_the_name(tmp_path: Path) -> None:
+def cached(cache: Path, name: str, main: str) -> Path:
+    """The folder of a model in a cache of the hub, whose main branch is at the commit ``main``."""
+    folder = cache / f"models--{name.replace('/', '--')}"
+    (folder / "refs").mkdir(parents=True, exist_ok=True)
+    (folder / "refs" / "main").write_text(main)
+    return folder
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of the hub with two models, and no network."""
+    cache = tmp_path / "hub"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for name in (NAME, LARGE):
+        cached(cache, name, OLD)
+    return cache
+
+
+def test_a_name_is_resolved_to_a_commit_once(cache: Path) -> None:
+    assert pinned(NAME) == pinned(f"{NAME}@main") == pinned(f"{NAME}@{OLD}") == f"{NAME}@{OLD}"
+    before = pinned(NAME)
+    cached(cache, NAME, NEW)  # another download moved the branch
+    assert pinned(before) == before, "what was pinned stays"
+    assert pinned(NAME) == f"{NAME}@{NEW}"
+    assert pinned_whisper("large-v3") == pinned_whisper(LARGE) == f"{LARGE}@{OLD}"
+    assert pinned_whisper("") == ""
+    assert knows_english_only(f"Systran/faster-whisper-base.en@{OLD}")
+    assert identify(NAME, None, cache) == {"name": NAME, "revision": NEW}
+    assert identify(NAME, "main", cache) == {"name": NAME, "revision": NEW}
+    with pytest.raises(ConfigError, match=f"{NAME}: it cannot be fetched"):
+        commit_of(NAME, "another-branch")
+
+
+def test_the_newest_commit_is_recorded_in_the_cache(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = iter([NEW, OLD])
+    monkeypatch.setattr(
+        "huggingface_hub.HfApi.model_info",
+        lambda *_, **__: type("Info", (), {"sha": next(answers)}),
+    )
+    assert pinned("new/model") == pinned("new/model") == f"new/model@{NEW}"
+    assert (cache / "models--new--model" / "refs" / "main").read_text() == NEW
+
+
+LOAD = """
+import sys, torch
+from tts_assets.speechlm.config import BaseModel, VocabularyConfig
+from tts_assets.speechlm.model import build
+for name in sys.argv[1:]:
+    lm = build(BaseModel(hub=name), 8, VocabularyConfig(), seed=1)
+    print(float(lm.model.get_output_embeddings().weight[0, 0]))
+"""
+
+
+@pytest.mark.slow
+def test_models_are_loaded_at_their_commit(tmp_path: Path) -> None:
+    """Two commits of one model in a cache of the hub's layout; nothing reaches the network."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from tts_assets.speechlm.vocabulary import byte_tokenizer
+
+    folder = cached(tmp_path / "hub", NAME, NEW)
+    tokenizer = byte_tokenizer(64)
+    for commit, value in ((OLD, 1.5), (NEW, 2.5)):
+        sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+        heads = {"num_attention_heads": 2, "vocab_size": len(tokenizer)}
+        model = LlamaForCausalLM(LlamaConfig(**sizes, **heads))
+        torch.nn.init.constant_(model.lm_head.weight, value)
+        snapshot, blobs = folder / "snapshots" / commit, folder / "blobs"
+        snapshot.mkdir(parents=True)
+        blobs.mkdir(exist_ok=True)
+        model.save_pretrained(tmp_path / commit)
+        tokenizer.save_pretrained(tmp_path / commit)
+        for file in (tmp_path / commit).iterdir():
+            blob = blobs / f"{commit}-{file.name}"
+            file.rename(blob)
+            (snapshot / file.name).symlink_to(f"../../blobs/{blob.name}")
+    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", LOAD, f"{NAME}@{OLD}", NAME]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1.5", "2.5"]
+
+
+def test_the_identity_of_a_folder_is_its_files(tmp_path: Path) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
     for folder in (here, there):
         folder.mkdir()
@@ -34,7 +126,7 @@ def test_the_identity_of_a_folder_is_its_files_and_of_a_name_the_name(tmp_path: 
     assert before == identity(str(there)) and str(tmp_path) not in before
     (here / "model.bin").write_bytes(b"others!")
     assert identity(str(here)) != before
-    assert [identity(name) for name in (NAME, "large-v3", "")] == [NAME, "large-v3", ""]
+    assert identity("") == ""
 
 
 def of_sft(model: str) -> Config:
@@ -66,7 +158,7 @@ def of_report(model: str) -> dict[str, Any]:
     ],
 )
 def test_fingerprints_change_with_files_of_the_same_folder(
-    known: Callable[[str], object], tmp_path: Path
+    known: Callable[[str], object], tmp_path: Path, cache: Path
 ) -> None:
     (tmp_path / "model.bin").write_bytes(b"weights")
     before = canonical_json(known(str(tmp_path)))
@@ -74,7 +166,9 @@ def test_fingerprints_change_with_files_of_the_same_folder(
     assert canonical_json(known(str(tmp_path))) == before
     (tmp_path / "model.bin").write_bytes(b"others!")
     assert canonical_json(known(str(tmp_path))) != before
-    assert NAME in canonical_json(known(NAME))
+    assert f'"{NAME}@{OLD}"' in canonical_json(known(NAME))
+    cached(cache, NAME, NEW)
+    assert f'"{NAME}@{NEW}"' in canonical_json(known(NAME))
 
 
 def test_an_unavailable_model_is_an_error_with_a_remedy(
@@ -84,7 +178,7 @@ def test_an_unavailable_model_is_an_error_with_a_remedy(
         monkeypatch.setenv(variable, "http://127.0.0.1:9")  # nobody listens there
     monkeypatch.setattr(time, "sleep", lambda seconds: None)  # two minutes of the hub's retries
     for fetch in (
-        lambda: newest_revision(NAME),
+        lambda: commit_of(NAME),
         lambda: download(NAME, "0" * 40, tmp_path),
         lambda: load_tokenizer(NAME),
     ):

@@ -24,7 +24,8 @@ from faster_whisper.tokenizer import Tokenizer
 from numpy.typing import NDArray
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
-from tts_assets.audio_models.whisper import PACKAGED, packaged_model
+from tts_assets.audio_models.whisper import PACKAGED, model_folder
+from tts_assets.core.hub import MAIN, locate
 
 Wave: TypeAlias = NDArray[np.float32]
 Clip: TypeAlias = tuple[Wave, int]
@@ -59,16 +60,15 @@ class Transcriber:
         parallel: int = 1,
         device: str = "cpu",
     ) -> None:
-        name = model or str(packaged_model())
         kind, _, index = device.partition(":")
         self.whisper = WhisperModel(
-            name,
+            str(model_folder(model, Path())),
             device=kind,
             device_index=int(index or 0),
             compute_type="int8" if kind == "cpu" else "float16",
             cpu_threads=threads,
             num_workers=parallel,
-            local_files_only=Path(name).is_dir(),
+            local_files_only=True,
         )
         self.name = model or "tiny.en"
         self.language = language
@@ -135,9 +135,12 @@ class TransformersTranscriber:
         self.name = model
         self.device = torch.device(device)
         dtype = torch.float32 if self.device.type == "cpu" else torch.float16
-        loaded = WhisperForConditionalGeneration.from_pretrained(model, dtype=dtype)
+        name, revision = locate(model)
+        loaded = WhisperForConditionalGeneration.from_pretrained(
+            name, revision=revision or MAIN, dtype=dtype
+        )
         self.whisper = loaded.to(self.device).eval()  # type: ignore[arg-type]
-        self.processor = WhisperProcessor.from_pretrained(model)
+        self.processor = WhisperProcessor.from_pretrained(name, revision=revision or MAIN)
         self.multilingual = bool(self.whisper.generation_config.is_multilingual)
         self.batch_size = batch_size
 

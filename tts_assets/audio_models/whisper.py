@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tts_assets.core.hub import identity, locate, pinned
+
 UNSPACED = ("zh", "ja", "ko")  # written without spaces; their error rates count characters
 
 
@@ -39,7 +41,25 @@ def packaged_model() -> Path:
 
 def knows_english_only(model: str) -> bool:
     """Whether ``model`` is the packaged tiny.en, or has a name such as ``base.en``."""
-    return model == PACKAGED or model.endswith(".en")
+    return model == PACKAGED or model.partition("@")[0].endswith(".en")
+
+
+def pinned_whisper(model: str) -> str:
+    """``model`` with its commit on the hub, as :func:`~tts_assets.core.hub.pinned`.
+
+    Names of faster-whisper such as "large-v3" become names on the hub.
+    """
+    if model == PACKAGED or Path(model).exists():
+        return model
+    from faster_whisper import utils
+
+    name, at, revision = model.partition("@")
+    return pinned(utils._MODELS.get(name, name) + at + revision)
+
+
+def whisper_identity(model: str) -> str:
+    """The identity of a Whisper model for fingerprints; empty for the packaged one."""
+    return identity(pinned_whisper(model))
 
 
 def model_folder(model: str, root: Path) -> Path:
@@ -56,7 +76,8 @@ def model_folder(model: str, root: Path) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(download_model(model))
+        found = locate(pinned_whisper(model))
+        return Path(download_model(found.name, revision=found.revision))
     except (HfHubHTTPError, LocalEntryNotFoundError, ValueError) as error:
         raise ValueError(
             f"Whisper model {model!r} is neither a folder below {root} nor available on the "

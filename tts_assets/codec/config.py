@@ -14,10 +14,10 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from tts_assets.audio_models.whisper import whisper_identity
 from tts_assets.core.accounting import ValidationSplit
 from tts_assets.core.artifacts import CodecFacts
 from tts_assets.core.config import Config, ConfigError
-from tts_assets.core.hub import identity
 from tts_assets.core.program import ProgramConfig
 
 UINT16_CODES = 65_536  # shards store codes as uint16; X-Codec-2's codebook has this size
@@ -337,7 +337,7 @@ class CodecReportConfig(Config):
 
     def identified(self) -> CodecReportConfig:
         """This configuration with a Whisper that is a folder named by the digest of its files."""
-        return self.model_copy(update={"whisper": identity(self.whisper)})
+        return self.model_copy(update={"whisper": whisper_identity(self.whisper)})
 
 
 class CodecConfig(Config):

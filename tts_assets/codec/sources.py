@@ -10,7 +10,7 @@ from pathlib import Path
 from tts_assets.codec.config import ORIGINAL
 from tts_assets.core.artifacts import sha256_file
 from tts_assets.core.config import ConfigError
-from tts_assets.core.hub import from_hub
+from tts_assets.core.hub import MAIN, commit_of, from_hub
 
 MODEL_CARD = "README.md"
 HUB_FILES = ("config.json", "model*.safetensors", "model.safetensors.index.json")
@@ -20,8 +20,8 @@ HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 def identify(name: str, revision: str | None, root: Path) -> dict[str, str]:
     """The identity of a codec, independent of its path.
 
-    Digests of its files by name, or its name and commit on the hub. Without ``revision`` the commit
-    is the newest, which needs the network. Raises :class:`ConfigError` if ``name`` is neither.
+    Digests of its files by name, or its name and commit on the hub (see ``core/hub.py``). Raises
+    :class:`ConfigError` if ``name`` is neither.
     """
     path = root / name
     if path.exists() and revision is not None:
@@ -36,7 +36,7 @@ def identify(name: str, revision: str | None, root: Path) -> dict[str, str]:
             f"codec.checkpoint {path} is neither a folder nor a file that ends in one of "
             f"{ORIGINAL}, nor {name!r} a name on the hub, as HKUSTAudio/xcodec2-hf is"
         )
-    return {"name": name, "revision": revision or newest_revision(name)}
+    return {"name": name, "revision": commit_of(name, revision or MAIN)}
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -76,14 +76,6 @@ def fetch(name: str, source: Mapping[str, str], root: Path, folder: Path) -> Non
 def files_of(folder: Path) -> list[Path]:
     """The files of a codec. The model card is not one: editing it must not retrain anything."""
     return sorted(p for p in folder.iterdir() if p.is_file() and p.name != MODEL_CARD)
-
-
-def newest_revision(name: str) -> str:
-    """The commit of the main branch of a published model; needs the network."""
-    from huggingface_hub import HfApi
-
-    with from_hub(name):
-        return str(HfApi().model_info(name).sha)
 
 
 def download(name: str, revision: str, folder: Path) -> None:

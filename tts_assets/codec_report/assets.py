@@ -4,6 +4,7 @@ from typing import Any
 
 from dagster import AssetsDefinition
 
+from tts_assets.audio_models.whisper import pinned_whisper
 from tts_assets.codec.assets import Samples, sample_lists
 from tts_assets.codec.config import CodecReportConfig
 from tts_assets.codec_report.config import CodecReportProgram, other_codecs, versions
@@ -44,7 +45,7 @@ def codec_report(
             {"report": report.identified(), "split": validation},
             program=lambda work: CodecReportProgram(
                 run_dir=work,
-                report=report,
+                report=report.model_copy(update={"whisper": pinned_whisper(report.whisper)}),
                 versions=versions(codec, decoder, others),
                 samples=sample_lists(samples),
                 validation=validation,

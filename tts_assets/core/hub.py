@@ -1,19 +1,75 @@
-"""Models from the Hugging Face hub or a folder: their identity, and errors of downloads."""
+"""Models from the Hugging Face hub or a folder: their commit, identity, and errors of downloads.
+
+A name on the hub may have a revision: ``owner/name@revision``. Models are pinned to a commit. A
+branch, or no revision, is resolved once: to the commit in the cache of the hub, else to the newest,
+which is then recorded there, where all libraries look.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
-from tts_assets.core.artifacts import sha256_file
+from tts_assets.core.artifacts import sha256_file, written_aside
 from tts_assets.core.config import ConfigError, digest_of
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+MAIN = "main"
+
+
+class HubModel(NamedTuple):
+    """Arguments of ``from_pretrained``: a folder without a revision, or a name and its commit."""
+
+    name: str
+    revision: str | None
 
 
 def identity(model: str) -> str:
-    """The identity of ``model`` for fingerprints: the digest of a folder, or the name on the
+    """The identity of ``model`` for fingerprints: the digest of a folder, or name and commit on the
     hub."""
-    return model_digest(Path(model)) if model and Path(model).is_dir() else model
+    return model_digest(Path(model)) if model and Path(model).is_dir() else pinned(model)
+
+
+def pinned(model: str) -> str:
+    """``model`` with its commit on the hub, as ``owner/name@commit``; a folder or "" as it is.
+
+    Raises :class:`ConfigError` as :func:`commit_of` does.
+    """
+    found = locate(model)
+    return found.name if found.revision is None else f"{found.name}@{found.revision}"
+
+
+def locate(model: str) -> HubModel:
+    """Where to load ``model`` from. Raises :class:`ConfigError` as :func:`commit_of` does."""
+    if not model or Path(model).exists():
+        return HubModel(model, None)
+    name, _, revision = model.partition("@")
+    return HubModel(name, commit_of(name, revision or MAIN))
+
+
+def commit_of(name: str, revision: str = MAIN) -> str:
+    """The commit of a branch or tag of a model; a commit as it is.
+
+    Needs the network unless the cache of the hub knows the commit. Raises :class:`ConfigError` with
+    a remedy.
+    """
+    if COMMIT.fullmatch(revision):
+        return revision
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    with from_hub(name):
+        folder = repo_folder_name(repo_id=name, repo_type="model")
+        known = Path(constants.HF_HUB_CACHE) / folder / "refs" / revision
+        if known.is_file():
+            return known.read_text().strip()
+        commit = str(HfApi().model_info(name, revision=revision).sha)
+    with suppress(OSError), written_aside(known) as aside:  # a cache that is only readable
+        aside.write_text(commit)
+    return commit
 
 
 def model_digest(folder: Path) -> str:

@@ -20,8 +20,8 @@ from pydantic import (
     model_validator,
 )
 
+from tts_assets.audio_models.whisper import whisper_identity
 from tts_assets.core.config import Config, ConfigError
-from tts_assets.core.hub import identity
 from tts_assets.core.program import ProgramConfig
 from tts_assets.corpora.segments.config import SegmentConfig
 from tts_assets.normalization.rules import LanguageRules
@@ -362,7 +362,7 @@ class FilterConfig(Config):
 
     def identified(self) -> FilterConfig:
         """The same for fingerprints: a Whisper folder is replaced by the digest of its files."""
-        return self.model_copy(update={"whisper": identity(self.whisper)})
+        return self.model_copy(update={"whisper": whisper_identity(self.whisper)})
 
     @property
     def metrics(self) -> tuple[Metric, ...]:

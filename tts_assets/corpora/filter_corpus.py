@@ -19,6 +19,7 @@ import polars as pl
 import pyarrow.parquet as pq
 import soundfile
 
+from tts_assets.audio_models.whisper import pinned_whisper
 from tts_assets.core.artifacts import (
     ArtifactStore,
     CorpusFacts,
@@ -88,7 +89,7 @@ def filter_corpus(
             run_dir=work / "measure",
             clips=work / "clips.parquet",
             metrics=config.metrics,
-            whisper=config.whisper,
+            whisper=pinned_whisper(config.whisper),
             cache=store.cache("quality"),
         )
         clips_to_measure(rows, config, audio).sink_parquet(program.clips)

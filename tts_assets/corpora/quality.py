@@ -32,10 +32,9 @@ import numpy as np
 import polars as pl
 
 from tts_assets.audio_models.dnsmos import DnsmosScorer
-from tts_assets.audio_models.whisper import spoken_language
+from tts_assets.audio_models.whisper import spoken_language, whisper_identity
 from tts_assets.core.audio import BrokenAudio, Clip, Wave, read_clip
 from tts_assets.core.cache import RecordCache
-from tts_assets.core.hub import identity
 from tts_assets.core.program import Run, load_config
 from tts_assets.corpora.config import MeasureProgram, Metric
 
@@ -98,7 +97,7 @@ class QualityMeasurer:
     """
 
     def __init__(self, whisper: str = "", *, threads: int = 1, device: str = "cpu") -> None:
-        self.model, self._whisper, self._device = identity(whisper), whisper, device
+        self.model, self._whisper, self._device = whisper_identity(whisper), whisper, device
         self._pool = ThreadPoolExecutor(threads)  # decoding and inference release the GIL
         self._transcribers: dict[str, Transcriber] = {}
         self._loading = Lock()

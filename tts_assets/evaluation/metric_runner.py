@@ -17,11 +17,10 @@ import numpy as np
 
 from tts_assets.audio_models.transcription import Transcriber
 from tts_assets.audio_models.wer import match
-from tts_assets.audio_models.whisper import packaged_model
+from tts_assets.audio_models.whisper import packaged_model, whisper_identity
 from tts_assets.core.artifacts import sha256_file
 from tts_assets.core.cache import RecordCache
 from tts_assets.core.config import digest_of
-from tts_assets.core.hub import identity
 from tts_assets.evaluation.config import BEAM_SIZE
 from tts_assets.evaluation.metrics.metric import (
     Metric,
@@ -64,7 +63,7 @@ class MetricRunner:
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self._metrics: dict[str, Metric] = {}
         self._transcribers: dict[str, Transcriber] = {}
-        self._whisper = identity(self.config.whisper or str(packaged_model()))
+        self._whisper = whisper_identity(self.config.whisper or str(packaged_model()))
 
     def measure(self, batch: Sequence[SynthesizedUtterance]) -> list[SampleResult]:
         """The result of each synthesis, in their order."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tts_assets.audio_models.whisper import pinned_whisper, whisper_identity
 from tts_assets.core.artifacts import (
     ArtifactStore,
     Build,
@@ -17,7 +18,6 @@ from tts_assets.core.artifacts import (
     SynthesizedSuite,
     sha256_file,
 )
-from tts_assets.core.hub import identity
 from tts_assets.evaluation.config import MAIN, EvaluationConfig, EvaluationProgram
 from tts_assets.evaluation.history import earlier_reports
 from tts_assets.evaluation.lineage import lineage
@@ -128,7 +128,8 @@ def determined(
         config = config.model_copy(update={"utmos": utmos})
         if utmos.is_file():
             digests["utmos"] = sha256_file(utmos)
-    digests["whisper"] = identity(evaluation.whisper)
+    digests["whisper"] = whisper_identity(evaluation.whisper)
+    config = config.model_copy(update={"whisper": pinned_whisper(config.whisper)})
     versions = {metric.name: metric.version for metric in metrics_of(config)}
     return config, config.determining() | {"versions": versions} | digests
 

@@ -137,8 +137,9 @@ def with_engine(program: RlhfProgram, shape: Shape) -> Program:
 def locate_encoder(
     recipe: RlhfRecipe, encoder: SpeakerEncoderCheckpoint | None, root: Path
 ) -> tuple[RlhfRecipe, dict[str, Any]]:
-    """Returns the recipe with the path of its speaker encoder, and its identity without paths."""
-    identified = recipe.identified()
+    """Returns the recipe for the program, with the path of its speaker encoder and the commits of
+    its models, and its identity without paths."""
+    identified, recipe = recipe.identified(), recipe.with_commits()
     if recipe.speaker_encoder in ("", RESEMBLYZER):
         return recipe, identified.identity()
     path = encoder_path(recipe.speaker_encoder, {"encoder": encoder} if encoder else {}, root)

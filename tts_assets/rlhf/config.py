@@ -6,13 +6,14 @@ those of the reference trainer.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from tts_assets.audio_models.whisper import pinned_whisper, whisper_identity
 from tts_assets.core.config import Config
-from tts_assets.core.hub import identity
 from tts_assets.core.program import ProgramConfig
 from tts_assets.rlhf.alarms import AlarmConfig
 from tts_assets.rlhf.reward_config import RewardConfig, SimilarityReward, WerReward
@@ -282,9 +283,16 @@ class RlhfRecipe(Config):
         return self.model_copy(update={"rewards": rewards})
 
     def identified(self) -> RlhfRecipe:
-        """Returns the recipe with local Whisper folders replaced by a digest of their files."""
+        """Returns the recipe with the identities of its Whisper models, for fingerprints."""
+        return self._with_whisper(whisper_identity)
+
+    def with_commits(self) -> RlhfRecipe:
+        """Returns the recipe for the program: Whisper models on the hub have their commit."""
+        return self._with_whisper(pinned_whisper)
+
+    def _with_whisper(self, name: Callable[[str], str]) -> RlhfRecipe:
         rewards = tuple(
-            r.model_copy(update={"model": identity(r.model)}) if isinstance(r, WerReward) else r
+            r.model_copy(update={"model": name(r.model)}) if isinstance(r, WerReward) else r
             for r in self.rewards
         )
         return self.model_copy(update={"rewards": rewards})

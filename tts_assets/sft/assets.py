@@ -59,7 +59,9 @@ def sft_asset(name: str, recipe: SftRecipe, shape: Shape) -> AssetsDefinition:
 
         def program(work: Path) -> SftProgram:
             streams = find_tokens(request.store, arrays) if tokens is None else tokens
-            built = sft_program(name, asked, work, arrays, codec, base, streams, texts)
+            built = sft_program(
+                name, asked.with_commit(), work, arrays, codec, base, streams, texts
+            )
             if request.launcher is not None and request.launcher.is_local:
                 check_machine(asked, machines.processes)
                 check_lora(asked)

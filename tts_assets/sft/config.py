@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 from tts_assets.core.compute import visible_devices
 from tts_assets.core.config import Config, ConfigError
 from tts_assets.core.program import ProgramConfig
-from tts_assets.speechlm.config import BaseModel, VocabularyConfig, identified
+from tts_assets.speechlm.config import BaseModel, VocabularyConfig, identified, with_commit
 
 FORGOTTEN = "val_forgotten"  # metric: 1 in a validation at which a source was forgotten
 TRANSCRIPTS = "text"  # the source name of the corpora's transcripts in pretraining
@@ -332,6 +332,10 @@ class SftRecipe(Config):
         Other files in the same folder are then another base.
         """
         return self.model_copy(update={"base": identified(self.base)})
+
+    def with_commit(self) -> SftRecipe:
+        """The recipe for the program: a base on the hub has its commit."""
+        return self.model_copy(update={"base": with_commit(self.base)})
 
     def what(self) -> dict[str, Any]:
         """Everything that determines the weights. A checkpoint is resumed only if it is equal."""

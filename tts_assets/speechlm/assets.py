@@ -10,7 +10,7 @@ from tts_assets.core.compute import Shape
 from tts_assets.orchestration.conditions import follow_data
 from tts_assets.orchestration.partitions import corpus_partitions
 from tts_assets.orchestration.program_asset import Plan, Request, program_asset
-from tts_assets.speechlm.config import TokenizerConfig, TokenProgram, identified
+from tts_assets.speechlm.config import TokenizerConfig, TokenProgram, identified, with_commit
 
 CODE_VERSION = "2"
 
@@ -25,7 +25,10 @@ def build_assets(
 
         def program(work: Path) -> TokenProgram:
             return TokenProgram(
-                run_dir=work, arrays=code_arrays.path, tokenizers=wanted, pretraining=pretraining
+                run_dir=work,
+                arrays=code_arrays.path,
+                tokenizers=tuple(map(with_commit, wanted)),
+                pretraining=pretraining,
             )
 
         known = {"tokenizers": [identified(one) for one in wanted], "pretraining": pretraining}

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, Self, TypeVar
 from pydantic import Field, model_validator
 
 from tts_assets.core.config import Config
-from tts_assets.core.hub import identity
+from tts_assets.core.hub import identity, pinned
 from tts_assets.core.program import ProgramConfig
 from tts_assets.corpora.config import Language
 
@@ -97,6 +97,11 @@ Hub = TypeVar("Hub", BaseModel, TokenizerConfig)
 def identified(config: Hub) -> Hub:
     """``config`` for a fingerprint: a folder in ``hub`` becomes the digest of its files."""
     return config if config.hub is None else config.model_copy(update={"hub": identity(config.hub)})
+
+
+def with_commit(config: Hub) -> Hub:
+    """``config`` for a program: a name in ``hub`` gets the commit that :func:`identified` gives."""
+    return config if config.hub is None else config.model_copy(update={"hub": pinned(config.hub)})
 
 
 class TokenProgram(ProgramConfig):

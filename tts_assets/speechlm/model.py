@@ -15,7 +15,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from tts_assets.core.hub import from_hub
+from tts_assets.core.hub import MAIN, from_hub, locate
 from tts_assets.speechlm.config import BaseModel, LlamaSize, SamplingConfig, VocabularyConfig
 from tts_assets.speechlm.vocabulary import (
     SpeechVocabulary,
@@ -97,8 +97,11 @@ def build(base: BaseModel, codebook_size: int, vocabulary: VocabularyConfig, see
     if base.hub is None:
         raise ValueError(f"base recipe {base.recipe!r} is opened with SpeechLM.load()")
     tokenizer = load_tokenizer(base.hub)
-    with from_hub(base.hub):
-        model = AutoModelForCausalLM.from_pretrained(base.hub, dtype=torch.float32)
+    name, revision = locate(base.hub)
+    with from_hub(name):
+        model = AutoModelForCausalLM.from_pretrained(
+            name, revision=revision or MAIN, dtype=torch.float32
+        )
     known = set(tokenizer.get_vocab().values())
     speech = extend_tokenizer(tokenizer, codebook_size, vocabulary)
     added = sorted(set(tokenizer.get_vocab().values()) - known)

@@ -27,7 +27,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from tts_assets.core.config import digest_of
-from tts_assets.core.hub import from_hub
+from tts_assets.core.hub import MAIN, from_hub, locate
 from tts_assets.speechlm.config import VocabularyConfig
 from tts_assets.speechlm.formats import FORMATS, INWORLD, SpeechFormat, recognize
 
@@ -293,8 +293,9 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     Raises ValueError for a slow tokenizer.
     """
     tokenizer: PreTrainedTokenizerBase
-    with from_hub(name_or_path):
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+    name, revision = locate(name_or_path)
+    with from_hub(name):
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision or MAIN)
     if not tokenizer.is_fast:
         raise ValueError(
             f"{name_or_path}: only fast tokenizers (tokenizer.json) are supported, this is "
