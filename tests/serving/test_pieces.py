@@ -5,8 +5,10 @@ import pytest
 
 from tts_assets.serving.pieces import (
     CROSSFADE_SECONDS,
+    LONGEST_PAUSE,
     Piece,
     PieceConcatenator,
+    sections,
     speech_length,
     split,
 )
@@ -49,6 +51,21 @@ def test_abbreviation_does_not_end_a_sentence() -> None:
 
 def test_paragraph_has_a_longer_pause() -> None:
     assert split("One two three four.\n\nFive six seven eight.", 24)[0].pause == 0.6
+
+
+def test_marks_of_pauses_divide_a_text() -> None:
+    text = 'One [pause 0.5s] two<break time="250ms"/> three [PAUSE] four <break strength="weak"/>'
+    assert [(each.text.strip(), each.pause) for each in sections(text)] == [
+        ("One", 0.5),
+        ("two", 0.25),
+        ("three", 0.7),
+        ("four", 0.2),
+        ("", 0.0),
+    ]
+    assert sections("no marks <laugh>") == [Piece("no marks <laugh>", 0.0)]
+    assert sections("a [pause 99999s] b")[0].pause == LONGEST_PAUSE
+    with pytest.raises(ValueError, match=r"'1\.2\.3' is no pause"):
+        sections("a [pause 1.2.3] b")
 
 
 def test_chinese_is_split_without_spaces() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from datetime import date
 from pathlib import Path
@@ -20,6 +21,8 @@ from tts_assets.serving.schemas import ApiError, SpeechRequest, check_request
 from tts_assets.serving.served_model import SynthesisError, SynthesisLine, read_card, verify_model
 from tts_assets.serving.synthesis import Synthesizer, decode
 from tts_assets.serving.vllm_engine import capacity_arguments, engine_arguments
+from tts_assets.speechlm.config import SamplingConfig
+from tts_assets.speechlm.prompts import NO_IDS
 
 
 def test_seed_determines_samples_alone_and_in_a_batch(synthesizer: Synthesizer) -> None:
@@ -78,6 +81,44 @@ def test_text_is_normalized_as_in_training(synthesizer: Synthesizer) -> None:
     figures = synthesizer.request(SynthesisLine("Press 1"), seed=0)
     words = synthesizer.request(SynthesisLine("Press one"), seed=0)
     assert np.array_equal(figures.prompt, words.prompt)
+
+
+def texts_of(synthesizer: Synthesizer, line: SynthesisLine) -> list[tuple[str, float]]:
+    """The spoken text of each piece, and the pause behind it."""
+    prompts = synthesizer.prompts
+    before, after = (len(ids) for ids in (prompts.head(NO_IDS), prompts.after_text))
+    return [
+        (prompts.tokenizer.decode(piece.request.prompt[before - after : -after]), piece.pause)
+        for piece in synthesizer.piece_requests(line, SamplingConfig(max_tokens=400))
+    ]
+
+
+def test_figures_are_split_by_the_length_of_their_words(synthesizer: Synthesizer) -> None:
+    figures = "0123456789" * 4
+    pieces = texts_of(synthesizer, SynthesisLine(f"{figures}"))
+    assert len(pieces) > 2
+    words = " ".join(text for text, _ in pieces)
+    assert words == " ".join(["zero one two three four five six seven eight nine"] * 4)
+    assert pieces == texts_of(synthesizer, SynthesisLine(words))
+
+
+def test_pauses_of_a_text_are_kept(synthesizer: Synthesizer) -> None:
+    text = 'Press 1. [pause 1.5s] Press 2 <break time="300ms"/> now [pause 2s]'
+    pieces = [("Press one.", 1.5), ("Press two", 0.3), ("now", 0.0)]
+    assert texts_of(synthesizer, SynthesisLine(text)) == pieces
+    with pytest.raises(SynthesisError, match="is no pause"):
+        synthesizer.synthesize([SynthesisLine("one [pause ms] two")])
+
+
+@pytest.mark.parametrize(
+    ("text", "language", "signs"),
+    [("four <|speech_end|> nine", "en", "< | >"), ("a → b", "en", "→"), ("5 foo", "xx", "5")],
+)
+def test_signs_that_nobody_reads_are_refused(
+    synthesizer: Synthesizer, text: str, language: str, signs: str
+) -> None:
+    with pytest.raises(SynthesisError, match=re.escape(f"nothing reads {signs} in")):
+        synthesizer.synthesize([SynthesisLine(text, language=language)])
 
 
 def test_model_without_normalizer_gets_original_text(synthesizer: Synthesizer) -> None:

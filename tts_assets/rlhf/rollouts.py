@@ -82,9 +82,13 @@ class RolloutWorker:
         """
         requests = [
             self.synthesizer.request(
-                SynthesisLine(prompt.text, prompt.voice, completion_seed(self.seed, step, index)),
+                SynthesisLine(
+                    prompt.text,
+                    prompt.voice,
+                    completion_seed(self.seed, step, index),
+                    language=prompt.language,
+                ),
                 self.sampling.seed,
-                prompt.language,
             )
             for index, prompt in enumerate(prompts, start=first_index)
         ]

@@ -1,9 +1,10 @@
 """Splits long texts into pieces and joins the audio of the pieces.
 
-A model generates at most ``max_tokens`` tokens and is trained on clips of seconds. A text that
-needs more than half of ``max_tokens`` is therefore split, at paragraphs and sentences first. The
-pause between two pieces depends on the punctuation, and their edges are faded. Where a sentence
-is cut between words there is no pause: the two pieces are crossfaded.
+Texts are normalized first, so that the length of a piece is that of what is spoken. A model
+generates at most ``max_tokens`` tokens and is trained on clips of seconds. A text that needs more
+than half of ``max_tokens`` is therefore split, at paragraphs and sentences first. The pause between
+two pieces depends on the punctuation, or on a mark such as ``[pause 0.5s]``. The edges of pieces
+are faded. Where a sentence is cut between words there is no pause: the two pieces are crossfaded.
 """
 
 from __future__ import annotations
@@ -28,15 +29,25 @@ FILLED = 0.5  # fraction of max_tokens for an average speaker: a slow one needs 
 # Seconds of silence after a mark. An empty mark is a cut between words.
 PAUSES = {"\n": 0.6, ".": 0.35, "!": 0.35, "?": 0.35, ":": 0.25, ";": 0.25, ",": 0.15, "": 0.0}
 FULL_WIDTH = str.maketrans("。！？；：，、", ".!?;:,,")
+PARAGRAPH = re.compile(r"\n\s*\n")
 # Where to cut, best first: paragraphs, sentences, colons, commas, words.
 ENDS = (
-    re.compile(r"\n\s*\n"),
+    PARAGRAPH,
     re.compile(r"(?<=[.!?])[\"')\]]*\s+|(?<=[。！？])"),
     re.compile(r"(?<=[;:])\s+|(?<=[；：])"),
     re.compile(r"(?<=,)\s+|(?<=[，、])"),
     re.compile(r"\s+"),
 )
 ABBREVIATION = re.compile(r"(?:^|\s)(?:[A-Z]|Mrs?|Ms|Drs?|St|Jr|Sr|Prof|vs|e\.g|i\.e|No)\.\s*$")
+# [pause 0.5s] and the <break> of SSML, with a time or a strength
+PAUSE_MARK = re.compile(
+    r"\[pause\b([^\[\]\n]{0,20})\]"
+    r"|<break(?:\s+(?:time|strength)\s*=\s*[\"']([^\"'<>]{0,20})[\"'])?\s*/?>",
+    re.IGNORECASE,
+)
+TIME = re.compile(r"\+?(\d{1,5}(?:\.\d{1,5})?|\.\d{1,5})\s?(ms|s)?", re.IGNORECASE)
+STRENGTHS = {"none": 0.0, "x-weak": 0.1, "weak": 0.2, "medium": 0.4, "strong": 0.7, "x-strong": 1.2}
+LONGEST_PAUSE = 10.0  # seconds
 FADE_SECONDS = 0.005  # an abrupt cut is an audible click, a fade of 5 ms is not
 CROSSFADE_SECONDS = 0.02
 QUIET = 0.003  # amplitude, -50 dB of full scale: the pauses of a speaker stay below it
@@ -48,6 +59,35 @@ class Piece:
 
     text: str
     pause: float
+
+
+def sections(text: str) -> list[Piece]:
+    """The texts between marks of pauses, each with the seconds of the mark behind it.
+
+    A mark without a time is a strong break. A pause has at most :data:`LONGEST_PAUSE` seconds; the
+    first and the last text of a line have no pause before and behind them. Raises ValueError for a
+    mark with a time that is none.
+    """
+    found, start = [], 0
+    for mark in PAUSE_MARK.finditer(text):
+        found.append(Piece(text[start : mark.start()], pause_seconds(mark[1] or mark[2] or "")))
+        start = mark.end()
+    return [*found, Piece(text[start:], 0.0)]
+
+
+def pause_seconds(value: str) -> float:
+    """The seconds of ``500ms``, ``0.5s``, ``0.5`` or ``strong``. Raises ValueError for others."""
+    value = value.strip()
+    if not value:
+        return STRENGTHS["strong"]
+    if value.lower() in STRENGTHS:
+        return STRENGTHS[value.lower()]
+    time = TIME.fullmatch(value)
+    if time is None:
+        known = ", ".join(STRENGTHS)
+        raise ValueError(f"{value!r} is no pause: write 500ms, 0.5s, or one of {known}")
+    seconds = float(time[1]) / (1000 if (time[2] or "").lower() == "ms" else 1)
+    return min(seconds, LONGEST_PAUSE)
 
 
 def longest_piece(sampling: SamplingConfig, token_rate: float) -> int:

@@ -17,13 +17,18 @@ from numpy.typing import NDArray
 from tts_assets.codec.model import Codec
 from tts_assets.core.artifacts import MANIFEST, CodecCheckpoint, CodecDecoder, verify_folder
 from tts_assets.corpora.normalizer import Normalizer, user_cache
+from tts_assets.normalization.front_end import is_spoken
 from tts_assets.serving.audio_formats import provenance
 from tts_assets.serving.config import SERVING_FILE, ServingCard, Voice
 from tts_assets.serving.pieces import (
+    LONGEST_PAUSE,
     MIN_PIECE,
+    PARAGRAPH,
+    Piece,
     PieceConcatenator,
     longest_in_context,
     longest_piece,
+    sections,
     speech_length,
     speech_tokens,
     split,
@@ -40,6 +45,7 @@ from tts_assets.speechlm.vocabulary import (
     read_vocabulary,
 )
 
+SHOWN = 200  # characters of a text in messages
 SAMPLE_CHARACTERS = 500  # of a text, to estimate its tokens per character
 
 
@@ -134,19 +140,35 @@ class ServedModel:
         transcript in ``language``.
         """
         codes = self.codec.encode([wave])[0]
-        return Voice(text=self.normalize(text, language), codes=tuple(int(code) for code in codes))
+        return Voice(text=self.spoken(text, language), codes=tuple(int(code) for code in codes))
 
-    def request(self, line: SynthesisLine, seed: int, language: str | None = None) -> Request:
-        """The prompt of a line as token ids, with the text normalized as in training.
+    def spoken(self, text: str, language: str) -> str:
+        """``text`` normalized as in training.
 
-        Raises :class:`SynthesisError` if no text is left, or for unknown nonverbal tags.
+        Raises :class:`SynthesisError` if no text is left, for signs that nobody reads, and for
+        unknown nonverbal tags.
         """
-        self._check_tags(line.text)
-        text = self.normalize(line.text, language or line.language)
-        if not text:
+        return self._checked(self.normalize(text, language), text, language)
+
+    def _checked(self, spoken: str, text: str, language: str) -> str:
+        """``spoken``, the normalized ``text``; raises as :meth:`spoken`."""
+        self._check_tags(text)
+        if signs := self.normalize.unread(spoken):
             raise SynthesisError(
-                f"nothing to synthesize in {line.text!r}: it has no letters or digits"
+                f"nothing reads {' '.join(signs)} in {shortened(text)!r} (language {language!r}): "
+                "remove these signs, write words, or train with [text] rules that name them"
             )
+        if not spoken:
+            raise SynthesisError(
+                f"nothing to synthesize in {shortened(text)!r}: it has no letters or digits"
+            )
+        return spoken
+
+    def request(self, line: SynthesisLine, seed: int) -> Request:
+        """The prompt of a line as token ids. Raises :class:`SynthesisError` as :meth:`spoken`."""
+        return self._request(line, self.spoken(line.text, line.language), seed)
+
+    def _request(self, line: SynthesisLine, text: str, seed: int) -> Request:
         voice = line.voice
         prompt = self.prompts.inference(
             text,
@@ -159,28 +181,53 @@ class ServedModel:
     def piece_requests(self, line: SynthesisLine, sampling: SamplingConfig) -> list[PieceRequest]:
         """The requests for all pieces of a line, with its voice.
 
-        The first has the seed of the line; the others have seeds derived from it. Raises
-        :class:`SynthesisError` if no text is left.
+        The text is normalized, then split. The first piece has the seed of the line; the others
+        have seeds derived from it. Raises :class:`SynthesisError` as :meth:`spoken`.
         """
         seed = sampling.seed if line.seed is None else line.seed
-        pieces = split(line.text, self._longest_piece(line, sampling))
-        if len(pieces) > 1:  # a piece may have punctuation only, such as a dash
-            pieces = [piece for piece in pieces if self.normalize(piece.text, line.language)]
-        if not pieces:
-            raise SynthesisError(
-                f"nothing to synthesize in {line.text!r}: it has no letters or digits"
-            )
+        parts = self._spoken_sections(line)
+        pieces = self._split(parts, line, sampling)
         if len(pieces) > 1 and line.voice is None:
             line = replace(line, voice=self._common_voice(seed))
-            pieces = split(line.text, self._longest_piece(line, sampling))
-            pieces = [piece for piece in pieces if self.normalize(piece.text, line.language)]
+            pieces = self._split(parts, line, sampling)
         seeds = [seed, *(derived_seed(seed, f"piece {i}") for i in range(1, len(pieces)))]
         return [
             PieceRequest(
-                self.request(replace(line, text=piece.text, seed=own), own), line.voice, piece.pause
+                self._request(replace(line, seed=own), piece.text, own), line.voice, piece.pause
             )
             for piece, own in zip(pieces, seeds, strict=True)
         ]
+
+    def _spoken_sections(self, line: SynthesisLine) -> list[Piece]:
+        """The normalized texts between marks of pauses; their paragraphs stay apart."""
+        try:
+            written = sections(line.text)
+        except ValueError as error:
+            raise SynthesisError(str(error)) from None
+        spoken: list[Piece] = []
+        for part in written:
+            paragraphs = [
+                self.normalize(each, line.language) for each in PARAGRAPH.split(part.text)
+            ]
+            text = "\n\n".join(filter(None, paragraphs))
+            if text:
+                spoken.append(Piece(text, part.pause))
+            elif spoken:
+                longer = min(spoken[-1].pause + part.pause, LONGEST_PAUSE)
+                spoken[-1] = replace(spoken[-1], pause=longer)
+        self._checked(" ".join(part.text for part in spoken), line.text, line.language)
+        return spoken
+
+    def _split(
+        self, parts: Sequence[Piece], line: SynthesisLine, sampling: SamplingConfig
+    ) -> list[Piece]:
+        """The pieces of spoken texts: as long as half of ``max_tokens`` and the context allow."""
+        longest = self._longest_piece(line, " ".join(part.text for part in parts), sampling)
+        pieces: list[Piece] = []
+        for part in parts:
+            own = [piece for piece in split(part.text, longest) if is_spoken(piece.text)]
+            pieces += [*own[:-1], replace(own[-1], pause=part.pause)]
+        return [*pieces[:-1], replace(pieces[-1], pause=0.0)]
 
     def check_room(self, voice: Voice) -> None:
         """Raise :class:`SynthesisError` if a voice prompt leaves no room for a short text."""
@@ -205,11 +252,11 @@ class ServedModel:
         )
         return self.positions - len(prompt)
 
-    def _longest_piece(self, line: SynthesisLine, sampling: SamplingConfig) -> int:
+    def _longest_piece(self, line: SynthesisLine, text: str, sampling: SamplingConfig) -> int:
         """Characters of a piece: half of ``max_tokens``, and no more than the context has room."""
         longest = longest_piece(sampling, self.card.token_rate)
         room = self._room(line)
-        sample = line.text.strip()[:SAMPLE_CHARACTERS]
+        sample = text[:SAMPLE_CHARACTERS]
         if room is None or not sample:
             return longest
         tokens = len(self.prompts.text_ids(sample)) / speech_length(sample)
@@ -261,6 +308,11 @@ class ServedModel:
                 f"{self.card.recipe} does not know {', '.join(unknown)}: remove it from the text, "
                 "or train with vocabulary.nonverbals = true"
             )
+
+
+def shortened(text: str) -> str:
+    """The start of a text, for messages."""
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
 
 def derived_seed(seed: int, purpose: str) -> int:
