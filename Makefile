@@ -22,8 +22,8 @@ doctor: ## check this machine: what is missing, and how to install it
 demo: install ## train a small voice end to end and print the paths of its reports (18 to 27 minutes)
 	@$(BIN)/python -m scripts.demo
 
-ui: install ## the Dagster UI on http://127.0.0.1:3000 (PORT=…)
-	@$(BIN)/dagster dev --host 127.0.0.1 --port $(PORT)
+ui: install ## the Dagster UI on http://127.0.0.1:3000 (PORT=…), and the files of the storage at 3001
+	@$(BIN)/python -m scripts.ui --port $(PORT)
 
 codec-demo: install ## train the codec of the demo from scratch (an hour and a half)
 	@TTS_PROFILE=codec_demo $(BIN)/python -m scripts.demo codec

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_origin
+from urllib.parse import quote
 
 from dagster import (
     AssetExecutionContext,
@@ -46,6 +48,8 @@ from tts_assets.core.tracking import keep_files
 warnings.filterwarnings("ignore", message=".*data_version.*", category=BetaWarning)
 
 H = TypeVar("H", bound=Handle)
+FILES_URL = "http://127.0.0.1:3001"  # of make ui; TTS_FILES_URL replaces it
+LOCATION = "tts"  # the code location of workspace.yaml, whose server reads notebooks
 LOGGED_SECONDS = 2.0  # a verification that takes longer is logged
 
 
@@ -92,8 +96,11 @@ class ArtifactStoreResource(ConfigurableResource):
             context.log.info(
                 f"{build.asset}: built again, unchanged: later assets are not affected"
             )
-        metadata = standard_metadata(handle) | {"reused": reused, "unchanged": unchanged}
-        metadata |= for_dagster(describe(handle)) if describe else {}
+        metadata = standard_metadata(handle, self.store.root) | {
+            "reused": reused,
+            "unchanged": unchanged,
+        }
+        metadata |= for_dagster(describe(handle), self.store.root) if describe else {}
         return Output(handle, data_version=DataVersion(handle.content), metadata=metadata)
 
     def _current_content(self, build: Build) -> str | None:
@@ -195,12 +202,15 @@ def made_in_own_run(context: InputContext) -> dict[str, str]:
     return made
 
 
-def for_dagster(metadata: Metadata) -> dict[str, Any]:
-    """Metadata of :mod:`tts_assets.core.metadata` with Dagster's types."""
-    return {name: shown(value) for name, value in metadata.items()}
+def for_dagster(metadata: Metadata, root: Path | None = None) -> dict[str, Any]:
+    """Metadata of :mod:`tts_assets.core.metadata` with Dagster's types.
+
+    ``root`` is the storage; without it files are shown as paths.
+    """
+    return {name: shown(value, root) for name, value in metadata.items()}
 
 
-def shown(value: Any) -> Any:
+def shown(value: Any, root: Path | None) -> Any:
     """One value; Dagster takes texts, numbers and dicts as they are."""
     if isinstance(value, Markdown):
         return MetadataValue.md(value)
@@ -208,16 +218,27 @@ def shown(value: Any) -> Any:
         return TableSchema(
             [TableColumn(name, str(t), value.about.get(name)) for name, t in value.types.items()]
         )
-    if isinstance(value, Path):
-        kind = MetadataValue.notebook if value.suffix == ".ipynb" else MetadataValue.path
-        return kind(str(value))
-    return value
+    return link(value, root) if isinstance(value, Path) else value
 
 
-def standard_metadata(handle: Handle) -> dict[str, Any]:
+def link(path: Path, root: Path | None) -> MetadataValue[Any]:
+    """A link that opens a file or folder of the storage ``root`` in the browser.
+
+    Notebooks open in the viewer of the UI, other files at :data:`FILES_URL` (``make ui`` serves
+    them). Files elsewhere are shown as paths.
+    """
+    if root is None or not path.is_relative_to(root):
+        return MetadataValue.path(str(path))
+    if path.suffix == ".ipynb":
+        return MetadataValue.url(f"/notebook?path={quote(str(path))}&repoLocName={LOCATION}")
+    base = os.environ.get("TTS_FILES_URL", FILES_URL)
+    return MetadataValue.url(f"{base}/{quote(str(path.relative_to(root)))}")
+
+
+def standard_metadata(handle: Handle, root: Path) -> dict[str, Any]:
     """Path, inputs and facts of an artifact. Facts are plain numbers, which the UI plots."""
     metadata: dict[str, Any] = {
-        "artifact": MetadataValue.path(str(handle.path)),
+        "artifact": link(handle.path, root),
         "fingerprint": handle.manifest.fingerprint,
         "inputs": MetadataValue.json(
             {name: ref.model_dump() for name, ref in handle.manifest.inputs.items()}

@@ -15,6 +15,7 @@ from dagster import DagsterInstance, ExecuteInProcessResult, materialize
 
 from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
 from resources.torchrun import TorchrunLauncher
+from tests.support.links import linked_file
 from tts_assets.core.artifacts import ArtifactStore, Handle
 from tts_assets.core.compute import Shape
 from tts_assets.corpora.assets import build_assets
@@ -102,7 +103,7 @@ def test_a_run_accounts_for_every_clip_in_its_metadata(
     assert event.metadata["reasons/too short"].value == rejected
     assert "transcript" in str(event.metadata["samples_preview"].value)
     assert "2 to 4 s" in str(event.metadata["durations"].value)
-    notebook = Path(str(event.metadata["listening"].value))
+    notebook = linked_file(event.metadata["listening"], store.root)
     assert notebook.read_text().count("data:audio/flac;base64,") == min(kept, 8) + min(rejected, 4)
 
 

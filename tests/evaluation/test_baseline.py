@@ -16,6 +16,7 @@ from tests.evaluation.conftest import program_of
 from tests.evaluation.test_assets import CHECKS, GIVEN, checks, run
 from tests.evaluation.test_gates import SIMILARITY, WER
 from tests.external_models.test_table import publish, report
+from tests.support.links import linked_file
 from tests.support.speaking import Speaking
 from tts_assets.core.artifacts import ArtifactError, ArtifactStore, Build, EvaluationSuite, Report
 from tts_assets.core.audio import read_clip
@@ -178,8 +179,10 @@ def test_a_worse_report_stops_the_run_and_the_comparison_has_the_difference(
     (metadata,) = [
         e.materialization.metadata for e in events if "blind_test" in e.materialization.metadata
     ]
-    assert Path(str(metadata["page"].value)).is_file()
-    assert Path(str(metadata["listen"].value)).read_text().count("<audio ") == 2 * len(SENTENCES)
+    root = speaking.store.root
+    assert linked_file(metadata["page"], root).is_file()
+    listen = linked_file(metadata["listen"], root).read_text()
+    assert listen.count("<audio ") == 2 * len(SENTENCES)
 
 
 @pytest.mark.slow

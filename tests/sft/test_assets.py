@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
 from resources.torchrun import TorchrunLauncher
 from tests.sft.conftest import CODEBOOK, recipe_values, speaking_folder
+from tests.support.links import linked_file
 from tts_assets.core.accounting import ValidationSplit
 from tts_assets.core.artifacts import (
     ArtifactError,
@@ -111,7 +112,7 @@ def test_a_recipe_is_materialized_once(
     assert metadata[0]["loss_curve"].value.startswith("![loss_curve](data:image/png;base64,")
     assert metadata[0]["val_entropy"].value > 0 and metadata[0]["update_ratio"].value > 0
     assert metadata[0]["diagnostics"].value.startswith("![diagnostics](data:image/png;base64,")
-    assert Path(metadata[1]["listening"].path) == checkpoint.path / "listening.ipynb"
+    assert linked_file(metadata[1]["listening"], store.root) == checkpoint.path / "listening.ipynb"
     assert "data:audio/flac" in (checkpoint.path / "listening.ipynb").read_text()
     assert event is not None and event.asset_materialization is not None
     folders = [p for p in (store.root / "sft" / "test" / "all").iterdir() if not p.is_symlink()]

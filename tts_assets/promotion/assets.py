@@ -82,7 +82,7 @@ def promoted_asset(
 def metadata_of(store: ArtifactStore, handle: Promoted, reused: bool) -> dict[str, Any]:
     """Metadata of a change, with the history of the voice."""
     table = MetadataValue.md(describe_history(history(store, handle.facts.voice)))
-    return {**standard_metadata(handle), "reused": reused, "history": table}
+    return {**standard_metadata(handle, store.root), "reused": reused, "history": table}
 
 
 def report_to_dagster(store: ArtifactStore, handle: Promoted) -> None:

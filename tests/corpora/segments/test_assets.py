@@ -9,6 +9,7 @@ from dagster import DagsterInstance, materialize
 
 from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
 from resources.torchrun import TorchrunLauncher
+from tests.support.links import linked_file
 from tests.support.recordings import SpokenClip
 from tts_assets.core.artifacts import ArtifactStore, sha256_file
 from tts_assets.core.compute import Shape
@@ -55,7 +56,7 @@ def test_recordings_become_samples_with_a_dataset_card(
     assert "| question | ends with ? | 1 |" in card
     assert "data:image/png;base64," in card
     assert event.metadata["seconds/kept"].value > 20
-    notebook = Path(str(event.metadata["listening"].value))
+    notebook = linked_file(event.metadata["listening"], store.root)
     assert notebook.read_text().count("data:audio/flac;base64,") >= 6
     assert "Question" in notebook.read_text()
 

@@ -1,0 +1,137 @@
+"""``make ui``: the Dagster UI and daemon, and the files of the storage beside it.
+
+    python -m scripts.ui [--port 3000]
+
+Both serve on 127.0.0.1 only. The files, read-only, are at the next port: the links of assets to
+reports, pages and artifact folders lead there. A second start on the same DAGSTER_HOME is refused,
+because two daemons would launch every run twice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import html
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from urllib.parse import quote
+
+import uvicorn
+from filelock import FileLock, Timeout
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import FileResponse, HTMLResponse, Response
+from starlette.routing import Route
+
+from tts_assets.settings import load_settings
+
+HOST = "127.0.0.1"
+STOP_SECONDS = 120.0  # trainings save a checkpoint when they are asked to stop
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--port", type=int, default=3000, help="of the UI; the files use the next")
+    port = parser.parse_args(argv).port
+    home = Path(os.environ["DAGSTER_HOME"])
+    home.mkdir(parents=True, exist_ok=True)
+    address = home / "ui.address"
+    lock = FileLock(home / "ui.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        running = address.read_text().strip() if address.is_file() else "another address"
+        print(f"already running at {running}; stop it there first", file=sys.stderr)
+        return 1
+    with lock:
+        for used in (port, port + 1):
+            if not is_free(used):
+                print(f"port {used} is in use: choose another with make ui PORT=…", file=sys.stderr)
+                return 1
+        url = f"http://{HOST}:{port}"
+        address.write_text(f"{url}\n")
+        settings = load_settings()
+        os.environ["TTS_FILES_URL"] = f"http://{HOST}:{port + 1}"
+        serve_files(settings.storage, port + 1)
+        print(f"Dagster UI at {url}, files of {settings.storage} at {os.environ['TTS_FILES_URL']}")
+        return run_dagster(port)
+
+
+def is_free(port: int) -> bool:
+    """Whether nothing listens on the port of the loopback interface."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+    return True
+
+
+def run_dagster(port: int) -> int:
+    """Run ``dagster dev`` until it ends, or until SIGINT or SIGTERM. Returns its exit status."""
+    command = [sys.executable, "-m", "dagster", "dev", "--host", HOST, "--port", str(port)]
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background jobs ignore SIGINT
+        signal.signal(number, signal.default_int_handler)
+    process = subprocess.Popen(command)
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        print("stopping: trainings save a checkpoint, and resume when they are started again")
+        process.send_signal(signal.SIGINT)
+        return process.wait(timeout=STOP_SECONDS)
+
+
+def serve_files(storage: Path, port: int) -> None:
+    """Serve ``storage`` in a thread of this process."""
+    config = uvicorn.Config(file_app(storage), host=HOST, port=port, log_level="warning")
+    server = uvicorn.Server(config)
+    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
+    threading.Thread(target=server.run, daemon=True).start()
+
+
+def file_app(storage: Path) -> Starlette:
+    """An application that answers GET for files and folders below ``storage``.
+
+    Hidden names and everything that leads out of ``storage`` are 404. The Host header must be that
+    of this machine, so that a foreign page cannot read the files through a name of its own.
+    """
+    root = storage.resolve()
+
+    def answer(request: Request) -> Response:
+        path = (root / request.path_params["path"]).resolve()
+        below = path.relative_to(root).parts if path.is_relative_to(root) else (".",)
+        if any(part.startswith(".") for part in below) or not path.exists():
+            return Response("no such file\n", status_code=404, media_type="text/plain")
+        return listing(path, root) if path.is_dir() else FileResponse(path)
+
+    hosts = Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
+    return Starlette(routes=[Route("/{path:path}", answer)], middleware=[hosts])
+
+
+def listing(folder: Path, root: Path) -> HTMLResponse:
+    """A page with links to the files of a folder."""
+    names = sorted(
+        f"{one.name}/" if one.is_dir() else one.name
+        for one in folder.iterdir()
+        if not one.name.startswith(".")
+    )
+    here = "/" + "".join(f"{part}/" for part in folder.relative_to(root).parts)
+    items = "".join(
+        f'<li><a href="{quote(here + name)}">{html.escape(name)}</a></li>' for name in names
+    )
+    title = html.escape(here)
+    return HTMLResponse(
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
+        f"<h1>{title}</h1><ul>{items}</ul></html>"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
