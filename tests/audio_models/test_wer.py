@@ -64,6 +64,36 @@ def test_other_languages_keep_their_letters() -> None:
     assert match("你好", "你 好", "zh").word_errors == 0
 
 
+@pytest.mark.parametrize(
+    ("language", "text", "transcript"),
+    [
+        ("en", "OK, press one.", "okay press 1"),
+        ("de", "Das kostet zwölf Euro.", "Das kostet 12 €."),
+        ("de", "am dritten Mai", "Am 3. Mai"),
+        ("de", "hundertzwanzig Kilometer", "120 km"),
+        ("de", "drei sieben eins neun", "3719"),
+        ("de", "drei sieben eins neun", "37-19"),
+        ("hu", "öt alma és kettő", "5 alma és 2."),
+        ("hu", "kétezer-huszonöt", "2025"),
+        ("fr", "vingt et une personnes", "21 personnes"),
+        ("es", "mil euros", "1.000 €"),
+        ("pl", "trzy kilometry", "3 km"),
+        ("ru", "пять процентов ещё", "5% еще"),
+        ("zh", "漢語語音識別有兩個", "汉语语音识别有2个"),
+        ("ja", "千九百八十四年", "1984年"),
+        ("hi", "पाँच सौ रुपये", "₹500"),
+    ],
+)
+def test_numbers_in_words_and_figures_are_equal(language: str, text: str, transcript: str) -> None:
+    assert match(text, transcript, language).word_errors == 0
+
+
+def test_other_words_are_errors_in_every_language() -> None:
+    assert match("zwölf Euro", "11 Euro", "de").word_errors == 1
+    assert match("पानी गरम है", "पानी नरम है", "hi").word_errors == 1
+    assert match("สวัสดี", "สวัสดิ", "th").characters == match("สวัสดี", "", "th").characters
+
+
 def test_corpus_rates_weigh_texts_by_length() -> None:
     matches = [match("one", "two"), match("a b c d e f g h i", "a b c d e f g h i")]
     assert corpus_wer(matches) == pytest.approx(0.1)

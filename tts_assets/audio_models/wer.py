@@ -3,10 +3,15 @@
 Text and transcript are normalized by the same rules, so that only differences in speech count:
 
 1. English: Whisper's English normalizer (case, punctuation, contractions, spelling, numbers as
-   figures). Other languages: its basic normalizer (case and punctuation).
-2. Every digit becomes a separate word, and the dot of a number is removed. Whisper writes spoken
-   digits as "3719", "37-19", "3.719" or "3 7 1 9" without a rule. All of these, and "three seven
-   one nine", become ``3 7 1 9``. A disadvantage: "thirty-seven nineteen" does, too.
+   figures). Every digit becomes a separate word, and the dot of a number is removed. Whisper writes
+   spoken digits as "3719", "37-19", "3.719" or "3 7 1 9" without a rule. All of these, and "three
+   seven one nine", become ``3 7 1 9``. A disadvantage: "thirty-seven nineteen" does, too.
+2. Other languages: the text front end of training (``tts_assets/normalization``), so that "12 €"
+   and "zwölf Euro" are equal; then letter case, punctuation and signs are dropped. A transcript
+   with figures is compared in two readings, as numbers and digit by digit; the better one counts.
+   Forms in :data:`SAME` are equal, and so are traditional and simplified Chinese characters.
+
+In languages without spaces (``whisper.UNSPACED``) every letter is a word: the WER is the CER.
 
 The rates of a set are sums of errors divided by sums of words, not means of rates: a long text
 counts more than a short one. The interval of a difference is a paired bootstrap over texts.
@@ -15,6 +20,7 @@ counts more than a short one. The interval of a difference is a paired bootstrap
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -25,9 +31,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tts_assets.audio_models.whisper import spoken_language, unspaced
+from tts_assets.normalization.front_end import normalize
+from tts_assets.normalization.rules import simplified_characters
 
 LEADING_ZERO = re.compile(r"(?<![\d.])0\d+")
 DIGIT = re.compile(r"\d")
+FIGURES = re.compile(r"\d(?:[ .,-]?\d)+")
+BRACKETS = re.compile(r"\[[^\[\]]{0,100}\]|\([^()]{0,100}\)|<[^<>]{0,100}>")  # "[music]"
+LETTER_WITH_MARKS = re.compile(r"[^\W_a-z0-9](?:(?!\w)[^\s])*|[a-z0-9]+")
+# Forms of the same words.
+SAME = {
+    language: tuple((re.compile(pattern), form) for pattern, form in forms.items())
+    for language, forms in {
+        "de": {r"\bein(?=hundert|tausend)": "", r"\bok\b": "okay", "ß": "ss"},
+        "fr": {r"\bok\b": "okay"},
+        "es": {r"\bok\b": "okay"},
+        "hu": {"kettő": "két", r"\bok(?:é|s)?\b": "oké"},
+        "pl": {r"\bok\b": "okej"},
+        "ru": {"ё": "е"},
+        "zh": {"两": "二", "〇": "零", "幺": "一"},
+        "hi": {"ँ": "ं"},
+    }.items()
+}
 
 Change: TypeAlias = Literal["equal", "substitute", "delete", "insert"]
 
@@ -77,16 +102,38 @@ class Interval:
 
 def normalize_for_match(text: str, language: str = "en") -> str:
     """``text`` as words separated by single spaces, by the rules in this module's docstring."""
-    if spoken_language(language) == "en":
-        # the normalizer drops the zero of "0719" as a number: separate such digits first
-        separated = LEADING_ZERO.sub(lambda run: " ".join(run[0]), text)
-        text = _english()(separated)
-    else:
-        text = _basic(unspaced(language))(text)
+    if spoken_language(language) != "en":
+        return _other_language(text, spoken_language(language))
+    # the normalizer drops the zero of "0719" as a number: separate such digits first
+    separated = LEADING_ZERO.sub(lambda run: " ".join(run[0]), text)
+    text = _english()(separated)
     # the dots that the normalizer keeps belong to numbers, or are remains of "..."
     words = DIGIT.sub(r" \g<0> ", text.replace(".", " ")).split()
     # the normalizer writes a single 1 as "one", but 1 within a longer number as a figure
-    return " ".join("1" if word == "one" else word for word in words)
+    return " ".join({"one": "1", "ok": "okay"}.get(word, word) for word in words)
+
+
+def _other_language(text: str, language: str) -> str:
+    """The normal form of a text that is not English."""
+    spoken = BRACKETS.sub(" ", normalize(text, language) or text)
+    plain = unicodedata.normalize("NFKC", spoken).lower()
+    plain = "".join(" " if unicodedata.category(c)[0] in "PSZC" else c for c in plain)
+    if language in ("zh", "yue"):
+        plain = plain.translate(simplified_characters())
+    for pattern, form in SAME.get(language, ()):
+        plain = pattern.sub(form, plain)
+    if unspaced(language):
+        plain = LETTER_WITH_MARKS.sub(r" \g<0> ", plain)
+    return " ".join(plain.split())
+
+
+def _hypotheses(transcript: str, language: str) -> list[str]:
+    """The normal forms of a transcript: figures as numbers, and digit by digit."""
+    forms = [normalize_for_match(transcript, language)]
+    if spoken_language(language) != "en" and FIGURES.search(transcript):
+        apart = FIGURES.sub(lambda run: " ".join(DIGIT.findall(run[0])), transcript)
+        forms.append(normalize_for_match(apart, language))
+    return forms
 
 
 def match(text: str, transcript: str, language: str = "en") -> TextMatch:
@@ -95,10 +142,10 @@ def match(text: str, transcript: str, language: str = "en") -> TextMatch:
     Raises ValueError for a text without words.
     """
     reference = normalize_for_match(text, language)
-    hypothesis = normalize_for_match(transcript, language)
     if not reference:
         raise ValueError(f"no words are left of the text {text!r} to compare a transcript with")
-    words = jiwer.process_words(reference, hypothesis)
+    readings = [(jiwer.process_words(reference, h), h) for h in _hypotheses(transcript, language)]
+    words, hypothesis = min(readings, key=lambda each: each[0].wer)
     letters = reference.replace(" ", "")
     edits = jiwer.process_characters(letters, hypothesis.replace(" ", ""))
     return TextMatch(
@@ -196,10 +243,3 @@ def _english() -> Callable[[str], str]:
     from whisper_normalizer.english import EnglishTextNormalizer
 
     return EnglishTextNormalizer()
-
-
-@cache
-def _basic(split_letters: bool) -> Callable[[str], str]:
-    from whisper_normalizer.basic import BasicTextNormalizer
-
-    return BasicTextNormalizer(split_letters=split_letters)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from tts_assets.core.hub import identity, locate, pinned
 
-UNSPACED = ("zh", "ja", "ko")  # written without spaces; their error rates count characters
+# Error rates count characters where words are not spaced, or spaced differently by ASR models.
+UNSPACED = ("zh", "yue", "ja", "ko", "th", "lo", "my", "km")
 
 
 def spoken_language(tag: str) -> str:
@@ -18,7 +19,7 @@ def spoken_language(tag: str) -> str:
 
 
 def unspaced(tag: str) -> bool:
-    """Whether the language of ``tag`` is written without spaces."""
+    """Whether error rates of the language of ``tag`` count characters."""
     return spoken_language(tag) in UNSPACED
 
 

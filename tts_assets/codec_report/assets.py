@@ -17,7 +17,7 @@ from tts_assets.evaluation.lineage import lineage
 from tts_assets.orchestration.partitions import filtered_samples_of
 from tts_assets.orchestration.program_asset import Plan, Request, program_asset
 
-CODE_VERSION = "3"
+CODE_VERSION = "4"
 
 
 def build_assets(

@@ -49,7 +49,7 @@ from tts_assets.sft.config import SftRecipe
 from tts_assets.speakers.assets import encoder_input
 
 SUITE_VERSION = "1"
-CODE_VERSION = "4"
+CODE_VERSION = "5"
 COMPARISON_VERSION = "5"
 Built = AssetsDefinition | AssetChecksDefinition
 

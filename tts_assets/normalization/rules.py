@@ -68,6 +68,14 @@ def languages_with_rules() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 
+@cache
+def simplified_characters() -> dict[int, str]:
+    """The simplified form of each traditional Chinese character that has another one."""
+    lines = (FOLDER / "traditional_chinese.txt").read_text("utf-8").splitlines()
+    pairs = "".join(line for line in lines if not line.startswith("#"))
+    return {ord(pairs[i]): pairs[i + 1] for i in range(0, len(pairs), 2)}
+
+
 def read_rules(path: Path) -> dict[str, Any]:
     """The tables of a file of ``[text] rules``. Raises ConfigError if it cannot be read."""
     try:

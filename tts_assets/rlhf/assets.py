@@ -27,7 +27,7 @@ from tts_assets.serving.config import VllmConfig
 from tts_assets.speakers.assets import encoder_input, encoder_path
 from tts_assets.speakers.config import RESEMBLYZER, encoder_digest
 
-CODE_VERSION = "3"
+CODE_VERSION = "4"
 
 
 def build_assets(

@@ -15,7 +15,7 @@ from tts_assets.evaluation.metrics.metric import Column, Metric, Unmeasured, Utt
 class Words(Metric):
     """WER, CER, and counts of dropped and repeated words."""
 
-    name, version = "words", "1"
+    name, version = "words", "2"
     columns = (
         Column(
             "wer",
@@ -105,7 +105,7 @@ def repeated(match: TextMatch) -> int:
 class Truncation(Metric):
     """The fraction of syntheses that end before their text does."""
 
-    name, version = "truncation", "1"
+    name, version = "truncation", "2"
     columns = (
         Column(
             "truncated",
