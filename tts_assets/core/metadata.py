@@ -7,12 +7,15 @@ an ``.ipynb`` as a notebook. ``resources/artifact_store.py`` converts all values
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+import html
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import polars as pl
+import polars.selectors as cs
 
 from tts_assets.core.accounting import SET_ASIDE_FILE, count_reasons, read_set_aside
 
@@ -53,8 +56,36 @@ def embedded(page: Path) -> Markdown:
     return Markdown(text)
 
 
+# Underscores within words are no marks: names of corpora and assets stay as they are.
+MARKS = re.compile(r"([\\`*\[\]#|~$]|(?<![^\W_])_|_(?![^\W_]))")
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a cell that begins so is run by spreadsheets
+
+
+def literal(text: str) -> str:
+    """A text as Markdown shows it on one line: marks and HTML are escaped.
+
+    Names, licences and transcripts come from corpora and may be ``<laugh>``, ``a|b`` or ``*``.
+    """
+    return MARKS.sub(r"\\\1", html.escape(" ".join(text.split()), quote=False))
+
+
+def table_row(cells: Iterable[str]) -> str:
+    """A row of a Markdown table, with all cells :func:`literal`."""
+    return f"| {' | '.join(map(literal, cells))} |"
+
+
+def csv_cell(text: str) -> str:
+    """A text for a CSV file that spreadsheets do not run as a formula (OWASP, CSV injection)."""
+    return f"'{text}" if text.startswith(FORMULA) else text
+
+
 def markdown_table(rows: pl.DataFrame, longest: int = 80) -> Markdown:
-    """All rows and columns as a table; texts are cut after ``longest`` characters."""
+    """All rows and columns as a table; texts are cut after ``longest`` characters, and escaped."""
+
+    def cell(text: str) -> str:
+        return literal(text if len(text) <= longest else f"{text[:longest]}…")
+
+    rows = rows.with_columns(cs.string().map_elements(cell, return_dtype=pl.String))
     with pl.Config(
         tbl_formatting="MARKDOWN",
         tbl_hide_dataframe_shape=True,
@@ -62,7 +93,7 @@ def markdown_table(rows: pl.DataFrame, longest: int = 80) -> Markdown:
         tbl_width_chars=1000,
         tbl_cols=-1,
         tbl_rows=-1,
-        fmt_str_lengths=longest,
+        fmt_str_lengths=10 * longest,
     ):
         return Markdown(str(rows))
 

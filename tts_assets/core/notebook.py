@@ -9,15 +9,15 @@ from __future__ import annotations
 import base64
 import html
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tts_assets.core.metadata import literal
+
 NOTEBOOK_FILE = "listening.ipynb"
 PLAYED_AS = {".flac": "audio/flac", ".wav": "audio/wav", ".ogg": "audio/ogg", ".mp3": "audio/mpeg"}
-MARKS = re.compile(r"([\\`*_\[\]#|~$])")
 ROW = (
     '<div style="display:grid;grid-template-columns:minmax(0,1fr) 320px;gap:4px 24px;'
     'align-items:center;padding:10px 0;border-bottom:1px solid #ddd;font:15px/1.45 sans-serif">'
@@ -52,11 +52,6 @@ def write_notebook(path: Path, title: str, sections: Sequence[Section]) -> None:
         cell["id"] = f"cell-{number}"
     notebook = {"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
     path.write_text(json.dumps(notebook, indent=1) + "\n")
-
-
-def literal(text: str) -> str:
-    """Escape HTML and Markdown: transcripts contain ``<laugh>`` and ``*``."""
-    return MARKS.sub(r"\\\1", html.escape(text, quote=False))
 
 
 def markdown(text: str) -> dict[str, Any]:

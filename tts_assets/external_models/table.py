@@ -15,7 +15,7 @@ from tts_assets.core.artifacts import (
     sha256_file,
 )
 from tts_assets.core.config import Config, canonical_json
-from tts_assets.core.metadata import Markdown, Metadata, image
+from tts_assets.core.metadata import Markdown, Metadata, image, table_row
 from tts_assets.core.plots import curves
 from tts_assets.core.program import METRICS_FILE, read_metrics
 from tts_assets.evaluation.history import measured, measured_differently, readable_reports
@@ -111,7 +111,7 @@ def write(folder: Path, rows: Sequence[TableRow]) -> dict[str, Any]:
 def markdown(rows: Sequence[TableRow]) -> str:
     """The table as Markdown."""
     lines = [HEAD, ("---",) * len(HEAD), *(cells(row) for row in rows)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return "".join(f"{table_row(line)}\n" for line in lines)
 
 
 def cells(row: TableRow) -> tuple[str, ...]:
@@ -128,7 +128,7 @@ def cells(row: TableRow) -> tuple[str, ...]:
         number(row.wer, 1, 100.0, " %"),
         number(row.speaker_similarity, 2),
         number(row.dnsmos_p808, 2),
-        row.notes.replace("|", "\\|"),
+        row.notes,
     )
 
 

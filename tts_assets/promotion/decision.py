@@ -22,6 +22,7 @@ from tts_assets.core.artifacts import (
     verify,
 )
 from tts_assets.core.config import digest_of
+from tts_assets.core.metadata import table_row
 from tts_assets.evaluation.history import readable_reports
 from tts_assets.evaluation.metrics.metric import Column, load
 from tts_assets.evaluation.results import (
@@ -314,5 +315,5 @@ def winner(decisions: Sequence[CandidateDecision], config: PromotionConfig) -> s
 def describe_decisions(decisions: Sequence[CandidateDecision]) -> str:
     """The decisions about all candidates as a Markdown table."""
     lines = ["| candidate | promoted | why |", "|---|---|---|"]
-    lines += [f"| {d.recipe} | {'yes' if d.wins else 'no'} | {d.why} |" for d in decisions]
+    lines += [table_row([d.recipe, "yes" if d.wins else "no", d.why]) for d in decisions]
     return "\n".join(lines)

@@ -28,6 +28,7 @@ from tts_assets.core.artifacts import (
     verify,
 )
 from tts_assets.core.config import canonical_json
+from tts_assets.core.metadata import table_row
 
 CODE_VERSION = "1"
 CARD_FILE = "promotion.json"
@@ -184,7 +185,7 @@ def describe_history(chain: list[Promoted]) -> str:
     lines = ["| promoted at | recipe | model | why |", "|---|---|---|---|"]
     for handle in reversed(chain):
         f = handle.facts
-        lines.append(f"| {f.when} | {f.recipe} ({f.event}) | {f.model[:12]} | {f.why} |")
+        lines.append(table_row([f.when, f"{f.recipe} ({f.event})", f.model[:12], f.why]))
     if is_cut(chain):
         lines.append("| | earlier changes are no longer stored | | |")
     return "\n".join(lines)

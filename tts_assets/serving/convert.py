@@ -7,7 +7,9 @@ and licenses).
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,7 @@ from tts_assets.core.artifacts import (
     Handle,
     ServingFacts,
 )
+from tts_assets.core.metadata import literal, table_row
 from tts_assets.corpora.config import Consent, TextConfig, VoiceConsent
 from tts_assets.serving.config import SERVING_FILE, ServingCard, ServingConfig, Voice
 from tts_assets.speechlm.model import SpeechLM
@@ -167,12 +170,12 @@ def model_card(sources: Sources, card: ServingCard, config: ServingConfig, param
     """The text of ``README.md``: size, usage, voices, lineage, licenses and consents."""
     of_corpora = licences(sources.arrays)
     own = config.licence or ", ".join(sorted({x for found in of_corpora.values() for x in found}))
-    facts = sources.checkpoint.facts
+    facts, consents = sources.checkpoint.facts, sorted(card.consents.items())
     lines = [
         "---",
         "library_name: transformers",
         "pipeline_tag: text-to-speech",
-        f"license_name: {own or 'unknown'}",
+        f"license_name: {yaml_text(own or 'unknown')}",
         "---",
         "",
         f"# {card.recipe}",
@@ -182,13 +185,13 @@ def model_card(sources: Sources, card: ServingCard, config: ServingConfig, param
         f"{card.sample_rate} Hz). Stage: {card.stage}, {facts.steps} steps, "
         f"{facts.tokens} tokens, {_outcome(facts)}.",
         "",
-        f"Licence: {own or 'unknown'}.",
+        f"Licence: {literal(own or 'unknown')}.",
         "",
         "## Use",
         "",
         "    python -m tts_assets.serving.synthesize --model THIS_FOLDER --text TEXT --out a.wav",
         "",
-        f"Voices: {', '.join(card.voices) or 'the model has its own only'}.",
+        f"Voices: {literal(', '.join(card.voices)) or 'the model has its own only'}.",
         "",
         "## Made from",
         "",
@@ -198,13 +201,19 @@ def model_card(sources: Sources, card: ServingCard, config: ServingConfig, param
         "",
         "## Licences of the recordings",
         "",
-        *(f"- {corpus}: {', '.join(found)}" for corpus, found in of_corpora.items()),
+        *(f"- {literal(name)}: {literal(', '.join(own))}" for name, own in of_corpora.items()),
         "",
         "## Whose voices, and what they agreed to",
         "",
-        *(f"- {corpus}: {_agreed(one)}" for corpus, one in sorted(card.consents.items())),
+        *(f"- {literal(name)}: {literal(_agreed(one))}" for name, one in consents),
     ]
     return "\n".join(lines) + "\n"
+
+
+def yaml_text(text: str) -> str:
+    """A text as a value of YAML; quoted, as JSON is, if it has other characters than names have."""
+    plain = re.fullmatch(r"[\w.,+-]([\w.,+ -]*[\w.,+-])?", text)
+    return text if plain else json.dumps(text, ensure_ascii=False)
 
 
 def _agreed(consent: VoiceConsent) -> str:
@@ -224,4 +233,4 @@ def _lineage(sources: Sources) -> list[tuple[str, Handle]]:
 
 
 def _lineage_row(name: str, handle: Handle) -> str:
-    return f"| {name} | {handle.asset} | {handle.content[:12]} |"
+    return table_row([name, handle.asset, handle.content[:12]])

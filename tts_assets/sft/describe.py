@@ -20,7 +20,7 @@ import polars as pl
 
 from tts_assets.arrays.arrays import SPLITS
 from tts_assets.core.artifacts import Checkpoint, CodeArrays
-from tts_assets.core.metadata import Markdown, Metadata, existing, image
+from tts_assets.core.metadata import Markdown, Metadata, existing, image, literal, table_row
 from tts_assets.core.notebook import NOTEBOOK_FILE
 from tts_assets.core.plots import curves
 from tts_assets.core.program import METRICS_FILE, read_metrics
@@ -208,13 +208,13 @@ def markdown(card: Mapping[str, SourceCard]) -> str:
 
 def _counts(tags: Mapping[str, Mapping[str, int]]) -> str:
     return "; ".join(
-        f"{name}: " + ", ".join(f"{tag} {count}" for tag, count in counts.items())
+        f"{name}: " + ", ".join(f"{literal(tag)} {count}" for tag, count in counts.items())
         for name, counts in tags.items()
     )
 
 
 def _row(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+    return table_row(cells)
 
 
 Fit = Literal["learning", "settled", "over-fitted", "not validated", "not trained"]

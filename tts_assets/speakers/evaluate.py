@@ -23,6 +23,7 @@ from sklearn.manifold import TSNE
 from tts_assets.core.accounting import SET_ASIDE_FILE, SetAside, write_set_aside
 from tts_assets.core.artifacts import written_aside
 from tts_assets.core.audio import BrokenAudio
+from tts_assets.core.metadata import csv_cell, table_row
 from tts_assets.core.program import Run, load_config
 from tts_assets.speakers.config import ReportProgram, TrialConfig, resolve
 from tts_assets.speakers.dataset import SpeakerRecording, SpeakerSplit, read_speakers
@@ -212,8 +213,9 @@ def write_tables(
 def write_confusion(folder: Path, names: Sequence[str], counts: NDArray[np.int64]) -> None:
     """Write the confusion matrix (speakers, speakers) as a table and as a plot."""
     plot_confusion(names, counts, folder / "confusion.png")
-    frame = pl.DataFrame(counts, schema=list(names))
-    frame.insert_column(0, pl.Series("speaker", names)).write_csv(folder / "confusion.csv")
+    shown = list(map(csv_cell, names))
+    frame = pl.DataFrame(counts, schema=shown)
+    frame.insert_column(0, pl.Series("speaker", shown)).write_csv(folder / "confusion.csv")
 
 
 def write_report(folder: Path, report: dict[str, Any]) -> None:
@@ -243,7 +245,8 @@ def table(report: dict[str, Any]) -> str:
     ]
     for name, eer in report["eer"].items():
         inside = f"{100 * within[name]:.2f}" if name in within else "–"
-        lines.append(f"| {name} | {100 * eer:.2f} | {inside} | {report['min_dcf'][name]:.3f} |")
+        least = f"{report['min_dcf'][name]:.3f}"
+        lines.append(table_row([name, f"{100 * eer:.2f}", inside, least]))
     return "\n".join(lines) + "\n"
 
 

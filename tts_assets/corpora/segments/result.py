@@ -31,6 +31,7 @@ from tts_assets.core.artifacts import (
 from tts_assets.core.audio import read_wave
 from tts_assets.core.config import digest_of
 from tts_assets.core.hub import model_digest
+from tts_assets.core.metadata import literal
 from tts_assets.core.notebook import NOTEBOOK_FILE, NotebookClip, Section, write_notebook
 from tts_assets.corpora.audio_paths import AudioFolders
 from tts_assets.corpora.index import ID_DIGITS, SCHEMA, UTTERANCES_FILE, Utterance
@@ -283,12 +284,12 @@ def card(rows: Sequence[Utterance], facts: SegmentFacts) -> str:
     """The dataset card in Markdown: the clips, their speaking rates, and the time by reason."""
     recorded = sum(facts.seconds.values())
     lines = [
-        f"# {facts.corpus}",
+        f"# {literal(facts.corpus)}",
         "",
         f"{len(rows)} clips, {_minutes(_card_seconds(rows))} min, from {facts.recordings} "
         f"recordings of {_minutes(recorded)} min. "
         f"Language: {', '.join(sorted({r.language for r in rows}))}. "
-        f"Licence: {facts.licence}.",
+        f"Licence: {literal(facts.licence)}.",
         "",
         "| clips | length | samples | minutes | share |",
         "|---|---|---:|---:|---:|",
