@@ -32,12 +32,12 @@ from tts_assets.audio_models.wer import difference_interval, match
 from tts_assets.codec.assets import TRAINING_VERSION
 from tts_assets.codec.backends import CompactBackend
 from tts_assets.codec.config import CodecProgram, CodecRecipe
-from tts_assets.codec.dataset import TrainingAudio
 from tts_assets.codec.losses import RESOLUTIONS, SpectralLoss
 from tts_assets.codec.model import Codec
 from tts_assets.codec.quality import aligned, count_codes, mel_distance, pesq, stoi, usage
 from tts_assets.codec.storage import WEIGHTS_FILE
 from tts_assets.codec.train import CodecTrainer, initial_codec, training_audio
+from tts_assets.codec.training import TrainingAudio
 from tts_assets.codec.xcodec2 import DIMENSION, SAMPLE_RATE, CompactXcodec2, calibrate
 from tts_assets.core.artifacts import sha256_file, written_aside
 from tts_assets.core.audio import Wave

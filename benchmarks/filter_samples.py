@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from tts_assets.corpora.config import FilterConfig, FilterProgram, TextConfig
-from tts_assets.corpora.filters import MAX_CHARACTERS_PER_SECOND
+from tts_assets.corpora.filter import MAX_CHARACTERS_PER_SECOND
 from tts_assets.normalization.front_end import unread
 
 CORPUS = Path(__file__).resolve().parents[1] / "examples/corpora/asterisk_en/samples.jsonl"

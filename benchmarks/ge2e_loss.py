@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.support.literal_ge2e import literal_ge2e
-from tts_assets.speakers.loss import Ge2eLoss
+from tts_assets.speakers.model import Ge2eLoss
 
 SPEAKERS, UTTERANCES, SIZE = 64, 10, 256
 REPEATS = 50  # of the vectorized loss, of which the shortest counts; the loops take seconds

@@ -27,10 +27,10 @@ from tts_assets.codec.config import (
     CodecProgram,
     CodecRecipe,
 )
-from tts_assets.codec.dataset import TrainingAudio
 from tts_assets.codec.model import Codec
 from tts_assets.codec.quality import usage
 from tts_assets.codec.train import CodecTrainer, Reconstruction, codec_trainer, main
+from tts_assets.codec.training import TrainingAudio
 from tts_assets.codec.xcodec2 import build, calibrate
 from tts_assets.core.accounting import ValidationSplit, is_validation
 from tts_assets.core.artifacts import CodecFacts, sha256_file

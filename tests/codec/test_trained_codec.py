@@ -13,8 +13,8 @@ from tests.codec.test_assets import publish, resources
 from tests.codec.test_train import recipe
 from tts_assets.codec.assets import build_assets
 from tts_assets.codec.config import CodecArchitecture, CodecConfig, CodecRecipe
-from tts_assets.codec.dataset import TrainingAudio
 from tts_assets.codec.model import Codec
+from tts_assets.codec.training import TrainingAudio
 from tts_assets.core.accounting import ValidationSplit
 from tts_assets.core.artifacts import ArtifactStore, CodecCheckpoint
 from tts_assets.core.audio import Wave

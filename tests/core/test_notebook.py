@@ -7,8 +7,14 @@ from pathlib import Path
 
 import polars as pl
 
-from tts_assets.core.metadata import csv_cell, literal, markdown_table, table_row
-from tts_assets.core.notebook import Section, write_notebook
+from tts_assets.core.metadata import (
+    Section,
+    csv_cell,
+    literal,
+    markdown_table,
+    table_row,
+    write_notebook,
+)
 
 
 def test_transcripts_are_escaped(tmp_path: Path) -> None:

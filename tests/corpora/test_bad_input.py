@@ -29,7 +29,7 @@ from tts_assets.core.artifacts import ArtifactError, Build, RawCorpus
 from tts_assets.core.audio import read_clip
 from tts_assets.core.config import ConfigError
 from tts_assets.corpora.config import CorpusConfig, FilterConfig
-from tts_assets.corpora.filters import first_hit, of_samples
+from tts_assets.corpora.filter import first_hit, of_samples
 from tts_assets.corpora.index import index_corpus
 
 GOOD = 13

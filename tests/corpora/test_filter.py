@@ -15,8 +15,7 @@ from pydantic import ValidationError
 
 from tts_assets.core.config import ConfigError
 from tts_assets.corpora.config import FilterConfig, FilterProgram, TextConfig
-from tts_assets.corpora.filter import Counts, filter_files
-from tts_assets.corpora.filters import first_hit, of_samples
+from tts_assets.corpora.filter import Counts, filter_files, first_hit, of_samples
 from tts_assets.corpora.samples import Sample, check_line, read_samples
 
 Lines = list[dict[str, Any]]

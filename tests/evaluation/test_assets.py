@@ -25,8 +25,8 @@ from tts_assets.core.compute import Shape
 from tts_assets.core.config import ConfigError
 from tts_assets.evaluation.assets import build_assets
 from tts_assets.evaluation.config import EvaluationConfig
-from tts_assets.evaluation.lineage import lineage
-from tts_assets.evaluation.references import expected_rate, reference_clips, references_digest
+from tts_assets.evaluation.history import lineage
+from tts_assets.evaluation.recipes import expected_rate, reference_clips, references_digest
 from tts_assets.evaluation.results import read_references_digest, read_samples
 from tts_assets.orchestration.partitions import corpus_partitions
 from tts_assets.settings import load_settings

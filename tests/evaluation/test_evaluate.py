@@ -13,7 +13,7 @@ import pytest
 from tests.support.speaking import Speaking
 from tts_assets.evaluation.config import EvaluationConfig, EvaluationProgram
 from tts_assets.evaluation.evaluate import main
-from tts_assets.evaluation.references import reference_clips
+from tts_assets.evaluation.recipes import reference_clips
 from tts_assets.evaluation.results import read_samples
 from tts_assets.evaluation.suite import SuiteText, write_suite
 

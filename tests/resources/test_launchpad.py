@@ -10,7 +10,7 @@ from dagster import AssetChecksDefinition
 from tts_assets.core.compute import Shape
 from tts_assets.core.config import ConfigError
 from tts_assets.definitions import build_assets
-from tts_assets.orchestration.launchpad import Machines, Training
+from tts_assets.orchestration.program_asset import Machines, Training
 from tts_assets.settings import load_settings
 from tts_assets.sft.config import SftRecipe
 

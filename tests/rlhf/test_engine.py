@@ -20,9 +20,8 @@ from tts_assets.core.processes import LOOPBACK, free_port
 from tts_assets.core.supervisor import Server, ServerDied
 from tts_assets.rlhf.config import EngineProgram
 from tts_assets.rlhf.engine import SECRET, hosted
-from tts_assets.rlhf.engine_client import EngineClient, EngineError
+from tts_assets.rlhf.engine_client import EngineClient, EngineError, FileSender
 from tts_assets.rlhf.rollout_engine import full_logprobs
-from tts_assets.rlhf.weight_transfer import FileSender
 from tts_assets.serving.config import VllmConfig
 from tts_assets.serving.served_model import SynthesisLine
 from tts_assets.serving.synthesis import Synthesizer

@@ -12,7 +12,7 @@ from tests.support.speaking import Speaking
 from tts_assets.core.processes import LOOPBACK, free_port
 from tts_assets.rlhf.config import EngineProgram, VllmRollouts
 from tts_assets.rlhf.engine import hosted
-from tts_assets.rlhf.weight_transfer import FileSender, NcclSender, weight_sender
+from tts_assets.rlhf.engine_client import FileSender, NcclSender, weight_sender
 from tts_assets.serving.served_model import SynthesisLine
 from tts_assets.serving.synthesis import Synthesizer
 

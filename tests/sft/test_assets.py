@@ -36,7 +36,7 @@ from tts_assets.core.artifacts import (
 )
 from tts_assets.core.compute import Shape
 from tts_assets.core.program import read_metrics
-from tts_assets.evaluation.lineage import lineage
+from tts_assets.evaluation.history import lineage
 from tts_assets.orchestration.partitions import corpus_partitions
 from tts_assets.sft.assets import sft_asset
 from tts_assets.sft.config import SftRecipe

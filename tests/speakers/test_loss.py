@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.support.literal_ge2e import literal_ge2e
-from tts_assets.speakers.loss import LEAST_SCALE, Adversary, Ge2eLoss
+from tts_assets.speakers.model import LEAST_SCALE, Adversary, Ge2eLoss
 
 
 @pytest.mark.parametrize("kind", ["softmax", "contrast"])

@@ -40,9 +40,14 @@ from tts_assets.corpora.filter import KEPT_FILE
 from tts_assets.corpora.samples import ABOUT_SAMPLES, FIELDS
 from tts_assets.orchestration.checks import artifact_check, losses_check
 from tts_assets.orchestration.conditions import fetch_for, follow_data
-from tts_assets.orchestration.launchpad import Training
 from tts_assets.orchestration.partitions import corpus_partitions, filtered_samples_of
-from tts_assets.orchestration.program_asset import Plan, Request, artifact_asset, program_asset
+from tts_assets.orchestration.program_asset import (
+    Plan,
+    Request,
+    Training,
+    artifact_asset,
+    program_asset,
+)
 
 CODE_VERSION = "2"
 TRAINING_VERSION = "5"  # of trained codecs and decoders

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from tts_assets.codec.config import CodecProgram, CodecRecipe
-from tts_assets.codec.dataset import TrainingAudio
 from tts_assets.codec.losses import SpectralLoss, covariance_loss
 from tts_assets.codec.quality import usage
 from tts_assets.codec.storage import (
@@ -26,7 +25,7 @@ from tts_assets.codec.storage import (
     save_compact,
     write_recipe,
 )
-from tts_assets.codec.training import Generated, GeneratorLoop
+from tts_assets.codec.training import Generated, GeneratorLoop, TrainingAudio
 from tts_assets.codec.xcodec2 import CompactXcodec2, build, calibrate
 from tts_assets.core.artifacts import CodecFacts
 from tts_assets.core.program import Run, load_config

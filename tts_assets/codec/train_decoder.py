@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from tts_assets.codec.config import DecoderProgram, DecoderRecipe
-from tts_assets.codec.dataset import TrainingAudio
 from tts_assets.codec.decoder import (
     OUTPUTS,
     CodecDecoder,
@@ -23,7 +22,7 @@ from tts_assets.codec.decoder import (
 from tts_assets.codec.losses import MelLoss, loudness_loss
 from tts_assets.codec.model import Codec
 from tts_assets.codec.storage import WEIGHTS_FILE, write_recipe
-from tts_assets.codec.training import Generated, GeneratorLoop
+from tts_assets.codec.training import Generated, GeneratorLoop, TrainingAudio
 from tts_assets.codec.xcodec2 import SAMPLE_RATE, initialize_decoder
 from tts_assets.core.artifacts import DecoderFacts
 from tts_assets.core.audio import resample

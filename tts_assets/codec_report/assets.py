@@ -11,9 +11,8 @@ from tts_assets.codec_report.config import CodecReportProgram, other_codecs, ver
 from tts_assets.core.accounting import ValidationSplit
 from tts_assets.core.artifacts import CodecCheckpoint, CodecDecoder, CodecReport
 from tts_assets.core.compute import Shape
-from tts_assets.core.metadata import Metadata
-from tts_assets.core.notebook import NOTEBOOK_FILE
-from tts_assets.evaluation.lineage import lineage
+from tts_assets.core.metadata import NOTEBOOK_FILE, Metadata
+from tts_assets.evaluation.history import lineage
 from tts_assets.orchestration.partitions import filtered_samples_of
 from tts_assets.orchestration.program_asset import Plan, Request, program_asset
 

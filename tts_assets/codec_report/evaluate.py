@@ -40,7 +40,7 @@ from tts_assets.core.accounting import SetAside, is_validation, raise_nothing_us
 from tts_assets.core.artifacts import written_aside
 from tts_assets.core.audio import Wave, read_clip, resample
 from tts_assets.core.config import Config, ConfigError, canonical_json
-from tts_assets.core.notebook import NOTEBOOK_FILE, NotebookClip, Section, write_notebook
+from tts_assets.core.metadata import NOTEBOOK_FILE, NotebookClip, Section, write_notebook
 from tts_assets.core.plots import spectrograms
 from tts_assets.core.program import Run, load_config
 from tts_assets.corpora.audio_paths import located_samples

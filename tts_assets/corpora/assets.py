@@ -40,9 +40,8 @@ from tts_assets.corpora.synthesis import is_complete, synthesis_program
 from tts_assets.corpora.watch import Scan, Seen, survey
 from tts_assets.orchestration.checks import artifact_check
 from tts_assets.orchestration.conditions import follow_data
-from tts_assets.orchestration.launchpad import Machines
 from tts_assets.orchestration.partitions import corpus_partitions
-from tts_assets.orchestration.program_asset import Plan, Request, artifact_asset
+from tts_assets.orchestration.program_asset import Machines, Plan, Request, artifact_asset
 
 INDEX_VERSION = "4"
 FILTER_VERSION = "5"

@@ -16,6 +16,7 @@ import polars as pl
 from tts_assets.core.accounting import SET_ASIDE_FILE, SetAside, read_set_aside
 from tts_assets.core.artifacts import ArtifactStore, RawCorpus, SampleManifest, SpeechSegments
 from tts_assets.core.metadata import (
+    NOTEBOOK_FILE,
     CheckResult,
     Markdown,
     Metadata,
@@ -24,11 +25,9 @@ from tts_assets.core.metadata import (
     markdown_table,
     set_aside_reasons,
 )
-from tts_assets.core.notebook import NOTEBOOK_FILE
 from tts_assets.core.plots import Histogram, histogram, histograms
 from tts_assets.corpora.config import METRICS, FilterConfig
-from tts_assets.corpora.filter import KEPT_FILE, REJECTED_FILE
-from tts_assets.corpora.filters import of_samples
+from tts_assets.corpora.filter import KEPT_FILE, REJECTED_FILE, of_samples
 from tts_assets.corpora.index import ABOUT_UTTERANCES, UTTERANCES_FILE, plausibility
 from tts_assets.corpora.samples import ABOUT_SAMPLES, FIELDS, SCHEMA
 from tts_assets.corpora.segments.result import CARD_FILE, account

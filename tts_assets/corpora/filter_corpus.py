@@ -29,17 +29,18 @@ from tts_assets.core.artifacts import (
 )
 from tts_assets.core.audio import BrokenAudio, read_wave
 from tts_assets.core.cache import RecordCache
-from tts_assets.core.notebook import NOTEBOOK_FILE, NotebookClip, Section, write_notebook
+from tts_assets.core.metadata import NOTEBOOK_FILE, NotebookClip, Section, write_notebook
 from tts_assets.corpora.audio_paths import AudioFolders, published_names
 from tts_assets.corpora.config import FilterConfig, MeasureProgram, TextConfig
 from tts_assets.corpora.filter import (
     KEPT_FILE,
     REJECTED_FILE,
     filter_rows,
+    first_hit,
+    of_sources,
     with_fields,
     with_transcripts,
 )
-from tts_assets.corpora.filters import first_hit, of_sources
 from tts_assets.corpora.index import UTTERANCES_FILE
 from tts_assets.corpora.normalizer import Normalizer
 from tts_assets.corpora.quality import (

@@ -22,8 +22,7 @@ from tts_assets.core.artifacts import (
     sha256_file,
 )
 from tts_assets.core.compute import Shape
-from tts_assets.core.metadata import Markdown, Metadata, image
-from tts_assets.core.notebook import NOTEBOOK_FILE
+from tts_assets.core.metadata import NOTEBOOK_FILE, Markdown, Metadata, image
 from tts_assets.core.plots import bars
 from tts_assets.evaluation.checks import report_checks
 from tts_assets.evaluation.config import (
@@ -32,8 +31,7 @@ from tts_assets.evaluation.config import (
     EvaluationConfig,
     EvaluationProgram,
 )
-from tts_assets.evaluation.history import measured, measured_differently
-from tts_assets.evaluation.lineage import lineage
+from tts_assets.evaluation.history import lineage, measured, measured_differently
 from tts_assets.evaluation.recipes import (
     EvaluatedRecipe,
     ReportInputs,

@@ -10,7 +10,7 @@ import numpy as np
 
 from tts_assets.audio_models.wer import Interval
 from tts_assets.core.config import canonical_json, digest_of
-from tts_assets.core.notebook import NOTEBOOK_FILE, NotebookClip, Section, write_notebook
+from tts_assets.core.metadata import NOTEBOOK_FILE, NotebookClip, Section, write_notebook
 from tts_assets.evaluation.config import MAIN, EvaluationProgram
 from tts_assets.evaluation.history import Past, past
 from tts_assets.evaluation.metrics.metric import Column, columns_of, metrics_of, not_given
@@ -25,7 +25,7 @@ from tts_assets.evaluation.page import (
     scale_end,
     synthesis_view,
 )
-from tts_assets.evaluation.references import references_digest
+from tts_assets.evaluation.recipes import references_digest
 from tts_assets.evaluation.results import (
     REPORT_FILE,
     SAMPLES_FILE,

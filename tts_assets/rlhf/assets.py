@@ -18,9 +18,8 @@ from tts_assets.core.artifacts import (
 from tts_assets.core.compute import Shape, visible_devices
 from tts_assets.core.metadata import CheckResult
 from tts_assets.orchestration.checks import artifact_check, losses_check
-from tts_assets.orchestration.launchpad import Training
 from tts_assets.orchestration.partitions import code_arrays_of
-from tts_assets.orchestration.program_asset import Plan, Request, artifact_asset
+from tts_assets.orchestration.program_asset import Plan, Request, Training, artifact_asset
 from tts_assets.rlhf.config import RlhfProgram, RlhfRecipe
 from tts_assets.rlhf.reporting import describe_checkpoint, find_collapse
 from tts_assets.serving.config import VllmConfig

@@ -16,8 +16,17 @@ import numpy as np
 
 from tts_assets.core.artifacts import Checkpoint, written_aside
 from tts_assets.core.audio import write_speech
-from tts_assets.core.metadata import CheckResult, Markdown, Metadata, existing, image
-from tts_assets.core.notebook import NOTEBOOK_FILE, NotebookClip, Section, write_notebook
+from tts_assets.core.metadata import (
+    NOTEBOOK_FILE,
+    CheckResult,
+    Markdown,
+    Metadata,
+    NotebookClip,
+    Section,
+    existing,
+    image,
+    write_notebook,
+)
 from tts_assets.core.plots import curves
 from tts_assets.core.program import METRICS_FILE, read_metrics
 from tts_assets.rlhf.alarms import first_alarms, repeated_share

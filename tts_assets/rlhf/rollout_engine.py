@@ -18,8 +18,7 @@ from tts_assets.core.program import Run
 from tts_assets.core.supervisor import Server, ServerDied
 from tts_assets.rlhf.config import EngineProgram, VllmRollouts
 from tts_assets.rlhf.engine import LOG, hosted, service_address
-from tts_assets.rlhf.engine_client import EngineClient, EngineError
-from tts_assets.rlhf.weight_transfer import weight_sender
+from tts_assets.rlhf.engine_client import EngineClient, EngineError, weight_sender
 from tts_assets.serving.synthesis import TransformersEngine
 from tts_assets.speechlm.config import SamplingConfig
 from tts_assets.speechlm.generate import Completion, Request

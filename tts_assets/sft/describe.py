@@ -20,8 +20,15 @@ import polars as pl
 
 from tts_assets.arrays.arrays import SPLITS
 from tts_assets.core.artifacts import Checkpoint, CodeArrays
-from tts_assets.core.metadata import Markdown, Metadata, existing, image, literal, table_row
-from tts_assets.core.notebook import NOTEBOOK_FILE
+from tts_assets.core.metadata import (
+    NOTEBOOK_FILE,
+    Markdown,
+    Metadata,
+    existing,
+    image,
+    literal,
+    table_row,
+)
 from tts_assets.core.plots import curves
 from tts_assets.core.program import METRICS_FILE, read_metrics
 from tts_assets.corpora.segments.result import LENGTHS, QUESTION, QUESTION_MARKS

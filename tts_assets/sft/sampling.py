@@ -29,7 +29,7 @@ from tts_assets.codec.model import Codec
 from tts_assets.core.artifacts import written_aside
 from tts_assets.core.audio import statement, write_speech
 from tts_assets.core.config import ConfigError
-from tts_assets.core.notebook import NOTEBOOK_FILE, NotebookClip, Section, write_notebook
+from tts_assets.core.metadata import NOTEBOOK_FILE, NotebookClip, Section, write_notebook
 from tts_assets.core.training import rank, world_size
 from tts_assets.sft.config import SftProgram
 from tts_assets.sft.dataset import TrainingSample, UtteranceDataset

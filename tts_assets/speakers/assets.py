@@ -25,9 +25,14 @@ from tts_assets.core.metadata import (
 )
 from tts_assets.corpora.filter import KEPT_FILE
 from tts_assets.orchestration.checks import artifact_check
-from tts_assets.orchestration.launchpad import Training
 from tts_assets.orchestration.partitions import corpus_partitions, segments_of
-from tts_assets.orchestration.program_asset import Plan, Request, artifact_asset, program_asset
+from tts_assets.orchestration.program_asset import (
+    Plan,
+    Request,
+    Training,
+    artifact_asset,
+    program_asset,
+)
 from tts_assets.speakers.config import (
     PUBLISHED,
     PURITY_FILE,

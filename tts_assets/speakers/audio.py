@@ -1,22 +1,41 @@
 """Preprocessing of a speaker encoder: 16 kHz, loudness normalization, VAD, mels every 10 ms.
 
 With :data:`~tts_assets.speakers.config.PUBLIC_AUDIO` it equals Resemblyzer's up to rounding.
+
+For a training, :func:`prepare` computes the mels of all recordings once per run. A file has the
+mels of a block of recordings; each rank writes its blocks atomically, and a restart makes the
+missing ones. Training maps the files into memory instead of reading them whole.
+
+:class:`Batches` draws N speakers x M recordings per step from (seed, step) only. Every pass goes
+through all voices in a new order, N at a time, independent of their numbers of recordings. Each
+voice uses all of its recordings before any is repeated.
 """
 
 from __future__ import annotations
 
+import json
 import math
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import webrtcvad
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers.audio_utils import mel_filter_bank
 
-from tts_assets.core.audio import Wave, read_clip, resample
+from tts_assets.core.accounting import SetAside
+from tts_assets.core.artifacts import written_aside
+from tts_assets.core.audio import BrokenAudio, Wave, read_clip, resample
+from tts_assets.core.config import ConfigError, digest_of
+from tts_assets.core.program import Run
 from tts_assets.corpora.segments.speech import measure
-from tts_assets.speakers.config import AudioSettings
+from tts_assets.speakers.config import AudioSettings, EncoderRecipe
+from tts_assets.speakers.dataset import SpeakerRecording
 
 INT16 = 2**15 - 1
 VAD_MS = 30  # audio of one decision
@@ -28,6 +47,10 @@ SILERO_PAUSE = 0.2  # s; shorter pauses are kept
 SILERO_MARGIN = 0.1  # s kept around speech
 COVERED = 0.75  # fraction of the last window that audio must cover
 LOG_FLOOR = 1e-6  # of the power; digital silence is -13.8
+BLOCK = 256  # recordings in one file
+OPEN = 512  # files that are mapped at the same time
+SHORTEST_FRAMES = 30  # 0.3 s of speech
+EQUALIZER_POINTS = 5  # random gains; the curve is linear between them, over the mel bands
 
 
 def preprocess_wav(path: Path, settings: AudioSettings) -> Wave:
@@ -173,3 +196,188 @@ def fill(mels: Tensor, frames: int, settings: AudioSettings) -> Tensor:
 def centred(crops: Tensor, settings: AudioSettings) -> Tensor:
     """Crops (batch, frames, bands), minus the mean of each band if the settings say so."""
     return crops - crops.mean(dim=1, keepdim=True) if settings.centre else crops
+
+
+@dataclass(frozen=True)
+class Item:
+    """One recording at one speed, its voice (the class), and the position of its mels."""
+
+    recording: SpeakerRecording
+    voice: str
+    block: int
+    first: int
+    frames: int
+
+
+class MelStore:
+    """Reads the mels of items, (frames, bands) each."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._open: OrderedDict[int, NDArray[np.float32]] = OrderedDict()
+
+    def __call__(self, item: Item, first: int = 0, frames: int | None = None) -> Tensor:
+        """The frames of an item, or ``frames`` of them from ``first`` on."""
+        if item.block not in self._open:
+            path = self.folder / f"{item.block:06d}.npy"
+            self._open[item.block] = np.load(path, mmap_mode="r")
+            if len(self._open) > OPEN:
+                self._open.popitem(last=False)
+        start = item.first + first
+        stop = item.first + item.frames if frames is None else start + frames
+        return torch.from_numpy(np.array(self._open[item.block][start:stop]))
+
+
+@dataclass(frozen=True)
+class PreparedRecordings:
+    """The mels of recordings, and the recordings that have none."""
+
+    store: MelStore
+    items: list[Item]
+    set_aside: list[SetAside]
+
+    @property
+    def recordings(self) -> set[SpeakerRecording]:
+        """The recordings that have mels, each once."""
+        return {item.recording for item in self.items}
+
+
+def prepare(
+    run: Run,
+    recordings: Sequence[SpeakerRecording],
+    settings: AudioSettings,
+    speeds: Sequence[float],
+) -> PreparedRecordings:
+    """Compute the mels of all recordings at all speeds; the ranks divide the work.
+
+    Recordings without speech are set aside.
+    """
+    jobs = [(recording, speed) for recording in recordings for speed in speeds]
+    names = [[r.id, str(r.path), speed] for r, speed in jobs]
+    folder = run.run_dir / "mels" / digest_of([settings, names])[:20]
+    folder.mkdir(parents=True, exist_ok=True)
+    blocks = [jobs[start : start + BLOCK] for start in range(0, len(jobs), BLOCK)]
+    mels = Mels(settings)
+    mine = range(run.rank, len(blocks), run.world_size)
+    for number in run.progress(mine, f"mels of {BLOCK} recordings"):
+        if not (folder / f"{number:06d}.json").exists():
+            write_block(folder, number, blocks[number], mels)
+        if run.stop_requested:
+            break
+    if run.should_stop():
+        run.stopped()
+    if dist.is_initialized():
+        dist.barrier()
+    items: list[Item] = []
+    set_aside: list[SetAside] = []
+    for number, block in enumerate(blocks):
+        found = json.loads((folder / f"{number:06d}.json").read_text())
+        first = 0
+        for (recording, speed), (frames, reason, detail) in zip(block, found, strict=True):
+            if reason and speed == 1.0:
+                where = f"{recording.corpus}/{recording.id}"
+                set_aside.append(SetAside(where, reason, detail))
+            elif not reason:
+                items.append(Item(recording, voice_of(recording, speed), number, first, frames))
+                first += frames
+    return PreparedRecordings(MelStore(folder), items, set_aside)
+
+
+def voice_of(recording: SpeakerRecording, speed: float) -> str:
+    """The voice (the class) of a recording at a speed."""
+    return recording.speaker if speed == 1.0 else f"{recording.speaker} x{speed:g}"
+
+
+def write_block(
+    folder: Path, number: int, jobs: Sequence[tuple[SpeakerRecording, float]], mels: Mels
+) -> None:
+    """Write the concatenated mels of some recordings, and the frames or the reason of each."""
+    parts, facts = [], []
+    for recording, speed in jobs:
+        made = mels_of_recording(recording, speed, mels)
+        if isinstance(made, SetAside):
+            facts.append((0, made.reason, made.detail))
+        else:
+            parts.append(made)
+            facts.append((len(made), "", ""))
+    whole = np.concatenate(parts) if parts else np.zeros((0, mels.settings.mels), np.float32)
+    with written_aside(folder / f"{number:06d}.npy") as aside, aside.open("wb") as stream:
+        np.save(stream, whole)
+    with written_aside(folder / f"{number:06d}.json") as aside:
+        aside.write_text(json.dumps(facts))
+
+
+def mels_of_recording(
+    recording: SpeakerRecording, speed: float, mels: Mels
+) -> NDArray[np.float32] | SetAside:
+    """Mels (frames, bands) of a recording at a speed, or why it has none."""
+    where = f"{recording.corpus}/{recording.id}"
+    try:
+        clip = read_clip(recording.path)
+    except BrokenAudio as error:
+        return SetAside(where, error.reason, error.detail)
+    wave = clip.wave if speed == 1.0 else resample(clip.wave, round(clip.rate * speed), clip.rate)
+    speech = preprocess(wave, clip.rate, mels.settings)
+    if len(speech) < SHORTEST_FRAMES * mels.settings.hop:
+        detail = f"less than {SHORTEST_FRAMES / 100} s are left where silences are cut"
+        return SetAside(where, "no speech", detail)
+    return mels_of(speech, mels).numpy()
+
+
+class Batches:
+    """Draws crops of the training voices, with the M rows of each voice one after another."""
+
+    def __init__(
+        self, items: Sequence[Item], store: MelStore, recipe: EncoderRecipe, audio: AudioSettings
+    ) -> None:
+        """Raises ConfigError if there are fewer voices than a batch needs."""
+        self.store, self.recipe, self.audio = store, recipe, audio
+        self.voices: dict[str, list[Item]] = {}
+        for item in sorted(items, key=lambda item: (item.voice, item.recording.id)):
+            self.voices.setdefault(item.voice, []).append(item)
+        self.names = sorted(self.voices)
+        if len(self.names) < recipe.speakers:
+            raise ConfigError(
+                f"a batch has {recipe.speakers} speakers, but there are {len(self.names)} voices "
+                f"to train on: set speakers = {len(self.names)} or less, or add speeds or corpora"
+            )
+
+    def rows(self, step: int) -> tuple[list[Item], int]:
+        """The N x M items of a step, and the number of frames of their crops."""
+        a_pass = len(self.names) // self.recipe.speakers
+        number, index = divmod(step, a_pass)
+        order = self._rng("voices", number).permutation(len(self.names))
+        chosen = order[index * self.recipe.speakers :][: self.recipe.speakers]
+        items = [item for v in chosen for item in self._turn(self.names[v], number)]
+        lengths = self.recipe.min_frames, self.recipe.max_frames
+        return items, int(self._rng("frames", step).integers(*lengths, endpoint=True))
+
+    def _turn(self, voice: str, number: int) -> list[Item]:
+        """The M items of a voice in pass ``number``."""
+        mine, count = self.voices[voice], self.recipe.utterances
+        positions = range(number * count, (number + 1) * count)
+        rounds = {p // len(mine) for p in positions}
+        orders = {r: self._rng(voice, r).permutation(len(mine)) for r in rounds}
+        return [mine[orders[p // len(mine)][p % len(mine)]] for p in positions]
+
+    def crops(self, step: int, rank: int = 0, ranks: int = 1) -> tuple[Tensor, list[Item]]:
+        """A rank's rows of a step's batch, crops (rows, frames, bands) and their items."""
+        items, frames = self.rows(step)
+        count = len(items) // ranks
+        mine = range(rank * count, (rank + 1) * count)
+        made = [self._crop(items[row], frames, step, row) for row in mine]
+        return centred(torch.stack(made), self.audio), [items[row] for row in mine]
+
+    def _crop(self, item: Item, frames: int, step: int, row: int) -> Tensor:
+        rng = self._rng("crop", step, row)
+        first = int(rng.integers(max(0, item.frames - frames), endpoint=True))
+        crop = fill(self.store(item, first, min(frames, item.frames)), frames, self.audio)
+        if not self.recipe.equalize:
+            return crop
+        gains = rng.uniform(-1, 1, EQUALIZER_POINTS) * self.recipe.equalize
+        bands = np.linspace(0, EQUALIZER_POINTS - 1, self.audio.mels)
+        curve = np.interp(bands, np.arange(EQUALIZER_POINTS), gains)
+        return crop + torch.from_numpy(curve * np.log(10) / 10).float()
+
+    def _rng(self, *what: str | int) -> np.random.Generator:
+        return np.random.default_rng(int(digest_of([self.recipe.seed, *what])[:16], 16))

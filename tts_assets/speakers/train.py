@@ -29,13 +29,19 @@ from tts_assets.core.audio import read_wave
 from tts_assets.core.config import ConfigError
 from tts_assets.core.program import Run, load_config
 from tts_assets.core.training import StepLoop
-from tts_assets.speakers.audio import centred, fill
+from tts_assets.speakers.audio import Batches, Item, PreparedRecordings, centred, fill, prepare
 from tts_assets.speakers.config import EncoderProgram, EncoderRecipe, TrialConfig, resolve
 from tts_assets.speakers.dataset import SpeakerRecording, read_speakers
 from tts_assets.speakers.encoder import VoiceEncoder
-from tts_assets.speakers.features import Batches, Item, PreparedRecordings, prepare
-from tts_assets.speakers.loss import Adversary, BatchLoss, Ge2eLoss
-from tts_assets.speakers.model import EncoderCard, build, open_encoder, save_encoder
+from tts_assets.speakers.model import (
+    Adversary,
+    BatchLoss,
+    EncoderCard,
+    Ge2eLoss,
+    build,
+    open_encoder,
+    save_encoder,
+)
 from tts_assets.speakers.verification import P_TARGET, errors, make_trials, score_trials
 
 GRADIENT_CLIP = 3.0  # norm of all gradients (Wan et al., 2018)

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from tts_assets.core.config import ConfigError
-from tts_assets.speechlm.architecture import check_function
+from tts_assets.sft.model import check_function
 
 SIZE = {
     "vocab_size": 96,
