@@ -40,6 +40,15 @@ PEAKS = {
     "A10G": 70e12,
     "RTX 4090": 165e12,
 }
+LENGTHS = (20, 12)  # of two packed samples
+TOLERANCE = 1e-3  # of the largest logit; float32 sums in another order differ by 1e-6
+# Keys of configurations that explain a difference, with the value of a model without it.
+REASONS = {
+    "logits_scaling": (1.0, "it divides its logits"),
+    "logit_scale": (1.0, "it multiplies its logits"),
+    "final_logit_softcapping": (None, "it caps its logits"),
+    "attn_logit_softcapping": (None, "it caps its attention scores"),
+}
 
 
 class SpeechLoss(nn.Module):
@@ -238,17 +247,6 @@ def merge_lora(base: SpeechLM, recipe: SftRecipe, trained: dict[str, Tensor]) ->
 
 def _last(name: str) -> str:
     return name.rpartition(".")[2]
-
-
-LENGTHS = (20, 12)  # of two packed samples
-TOLERANCE = 1e-3  # of the largest logit; float32 sums in another order differ by 1e-6
-# Keys of configurations that explain a difference, with the value of a model without it.
-REASONS = {
-    "logits_scaling": (1.0, "it divides its logits"),
-    "logit_scale": (1.0, "it multiplies its logits"),
-    "final_logit_softcapping": (None, "it caps its logits"),
-    "attn_logit_softcapping": (None, "it caps its attention scores"),
-}
 
 
 @torch.no_grad()
