@@ -74,7 +74,8 @@ def command(process: psutil.Process) -> list[str]:
         return []
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 60) -> bool:
+def wait_until(condition: Callable[[], bool], seconds: float = 300) -> bool:
+    """Whether the condition becomes true; a process may start for a minute on a busy machine."""
     deadline = time.monotonic() + seconds
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -213,7 +214,7 @@ RewardExecutor(rewards, WorkerRunner(rewards, ["cpu"])).score(
     (worker,) = tree.children()
     trainer.kill()
     trainer.wait()
-    assert wait_until(lambda: gone(worker), seconds=120)
+    assert wait_until(lambda: gone(worker))
 
 
 def test_devices_are_assigned_in_turn_over_all_ranks() -> None:

@@ -78,7 +78,7 @@ def recipe(**changes: Any) -> EncoderRecipe:
         "save_every": 100,
     }
     if "base" not in changes:
-        values["architecture"] = EncoderArchitecture(hidden=32, layers=1)
+        values["architecture"] = EncoderArchitecture(hidden=32, layers=1, embedding=16)
     return EncoderRecipe(**values | changes)
 
 

@@ -158,24 +158,23 @@ class EncoderArchitecture(Config):
     deviation over time (Chung et al., 2020).
     """
 
-    removed_keys: ClassVar[Mapping[str, Any]] = {"relu": False, "embedding": 256}
+    removed_keys: ClassVar[Mapping[str, Any]] = {"relu": False}
 
     kind: Literal["lstm", "resnet34"] = "lstm"
     hidden: int = Field(256, gt=0)
     layers: int = Field(3, gt=0)
     channels: int = Field(32, gt=0, multiple_of=4)
+    embedding: int = Field(256, gt=0)
 
 
 class CardArchitecture(EncoderArchitecture):
     """The architecture as it is stored with the weights.
 
-    ``embedding`` is the size of an embedding. ``relu`` of the public weights makes embeddings
-    non-negative.
+    ``relu`` of the public weights makes embeddings non-negative.
     """
 
     removed_keys: ClassVar[Mapping[str, Any]] = {}
 
-    embedding: int = Field(256, gt=0)
     relu: bool = False
 
 
