@@ -5,7 +5,8 @@
 
 Runs on the system's Python (3.11 or 3.12) with nothing but its standard library. PyTorch comes
 first, in the build that fits the machine: the CPU build unless --cuda is given. Everything else
-follows from locks/cpu.txt or locks/gpu.txt, exactly as pinned there (--no-deps).
+follows from locks/cpu.txt or locks/gpu.txt, exactly as pinned there (--no-deps). Without --cuda a
+rerun keeps the choice of the first run; "--cuda cpu" changes it back.
 """
 
 from __future__ import annotations
@@ -23,15 +24,20 @@ ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 UV = "uv==0.13.8"
 CUDA_OF_LOCK = "13.0"
+CPU = "cpu"
+CHOICE = ".cuda"  # file of an environment: the CUDA version that it was made for, or CPU
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--cuda", default="", help=f"CUDA of the machine, {CUDA_OF_LOCK}; default: none"
+        "--cuda",
+        default="",
+        help=f"CUDA of the machine, {CUDA_OF_LOCK}, or {CPU}; default: as before, at first {CPU}",
     )
-    cuda = parser.parse_args().cuda
-    check_request(cuda)
+    asked = parser.parse_args().cuda
+    check_request(asked)
+    cuda = choice(asked, VENV)
     lock = ROOT / "locks" / ("gpu.txt" if cuda else "cpu.txt")
     stamp = VENV / ".installed"
     wanted = stamp_of(lock, VENV)
@@ -44,6 +50,7 @@ def main() -> None:
         shutil.rmtree(VENV)
     started = time.monotonic()
     make_environment()
+    (VENV / CHOICE).write_text(cuda or CPU)
     install_torch(lock, cuda)
     packages = sum(1 for line in lock.read_text().splitlines() if line)
     say(f"installing {packages} packages of {lock.relative_to(ROOT)} (about 4.5 GB on the disk)")
@@ -53,6 +60,17 @@ def main() -> None:
     check_torch()
     stamp.write_text(wanted)
     say(f"done in {time.monotonic() - started:.0f} s; activate it with: source .venv/bin/activate")
+
+
+def choice(asked: str, venv: Path) -> str:
+    """The CUDA version to install for; "" for CPUs.
+
+    ``asked`` decides, else the environment remembers its choice: ``make ui`` after ``make install
+    CUDA=13.0`` must not replace the packages by those for CPUs.
+    """
+    file = venv / CHOICE
+    remembered = file.read_text() if file.is_file() else CPU
+    return (asked or remembered).replace(CPU, "")
 
 
 def stamp_of(lock: Path, venv: Path) -> str:
@@ -72,8 +90,11 @@ def check_request(cuda: str) -> None:
         sys.exit(
             f"Python 3.11 or 3.12 is needed, this is {version}; run: make install PYTHON=python3.11"
         )
-    if cuda not in ("", CUDA_OF_LOCK):
-        sys.exit(f"locks/gpu.txt is for CUDA {CUDA_OF_LOCK}: make install CUDA={CUDA_OF_LOCK}")
+    if cuda not in ("", CPU, CUDA_OF_LOCK):
+        sys.exit(
+            f"locks/gpu.txt is for CUDA {CUDA_OF_LOCK}: make install CUDA={CUDA_OF_LOCK}, or "
+            f"CUDA={CPU} for a machine without GPUs"
+        )
 
 
 def make_environment() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.install import stamp_of, was_moved
+from scripts.install import CHOICE, choice, stamp_of, was_moved
 from tts_assets.doctor import findings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -82,6 +82,15 @@ def test_commands_of_a_moved_environment_are_reported(tmp_path: Path) -> None:
     script.write_text("#!/former/checkout/.venv/bin/python\n")
     moved = findings.commands(tmp_path)
     assert moved.needed and "/former/checkout/.venv/bin/python" in moved.found
+
+
+def test_an_environment_remembers_whether_it_is_for_gpus(tmp_path: Path) -> None:
+    assert choice("", tmp_path) == choice("cpu", tmp_path) == ""
+    (tmp_path / CHOICE).write_text("13.0")  # make install CUDA=13.0
+    assert choice("", tmp_path) == "13.0"  # make ui
+    assert choice("cpu", tmp_path) == ""
+    (tmp_path / CHOICE).write_text("cpu")
+    assert choice("", tmp_path) == "" and choice("13.0", tmp_path) == "13.0"
 
 
 def test_an_environment_that_was_moved_is_not_up_to_date(tmp_path: Path) -> None:
