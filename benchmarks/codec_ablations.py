@@ -39,7 +39,7 @@ from tts_assets.codec.storage import WEIGHTS_FILE
 from tts_assets.codec.train import CodecTrainer, initial_codec, training_audio
 from tts_assets.codec.training import TrainingAudio
 from tts_assets.codec.xcodec2 import DIMENSION, SAMPLE_RATE, CompactXcodec2, calibrate
-from tts_assets.core.artifacts import sha256_file, written_aside
+from tts_assets.core.artifacts import atomic_write, sha256_file
 from tts_assets.core.audio import Wave
 from tts_assets.core.config import digest_of
 from tts_assets.core.program import STOPPED, Run
@@ -294,7 +294,7 @@ def originals(evaluator: ClipEvaluator, folder: Path) -> dict[str, Any]:
 
 
 def keep(path: Path, figures: Mapping[str, Any]) -> None:
-    with written_aside(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_text(json.dumps(figures))
 
 

@@ -34,7 +34,7 @@ from dagster import (
     open_pipes_session,
 )
 
-from tts_assets.core.artifacts import written_aside
+from tts_assets.core.artifacts import atomic_write
 from tts_assets.core.compute import Shape
 from tts_assets.core.ledger import Ledger, OverBudget
 from tts_assets.core.program import STOP_FILE, ProgramConfig
@@ -133,7 +133,7 @@ class RunFolderReader(PipesMessageReader):
         for message in messages:
             self._handle(handler, message)
         if lines or messages:
-            with written_aside(self.followed) as aside:
+            with atomic_write(self.followed) as aside:
                 offsets = {"log": self.log.offset, "messages": self.messages.offset}
                 aside.write_text(json.dumps(offsets))
         return bool(lines or messages)
@@ -198,7 +198,7 @@ class Program:
         """Write ``run.json``, from which the program may also be run by hand."""
         self.run_dir.mkdir(parents=True, exist_ok=True)
         path = self.run_dir / "run.json"
-        with written_aside(path) as aside:  # a starting job may read it
+        with atomic_write(path) as aside:  # a starting job may read it
             aside.write_text(self.config.to_json())
         return path
 
@@ -226,7 +226,7 @@ class Program:
         attempts = json.loads(path.read_text()) if path.is_file() else {}
         seconds = max(seconds, attempts.get(name, {}).get("seconds", 0.0))
         attempts[name] = {"seconds": round(seconds, 1), "gpus": gpus}
-        with written_aside(path) as aside:
+        with atomic_write(path) as aside:
             aside.write_text(json.dumps(attempts, indent=2) + "\n")
 
     def common_environment(self) -> dict[str, str]:

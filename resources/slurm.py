@@ -30,7 +30,7 @@ from resources.slurm_job import (
     write_script,
 )
 from resources.torchrun import time_limit_message
-from tts_assets.core.artifacts import written_aside
+from tts_assets.core.artifacts import atomic_write
 from tts_assets.core.compute import SlurmOptions, crowded
 from tts_assets.core.processes import Reminder
 
@@ -263,7 +263,7 @@ class SlurmLauncher(Launcher):
         if used >= self.max_requeues:
             limits = f"job {ended.job} reached the last of {used + 1} time limits: "
             raise LaunchError(limits + time_limit_message(program), program, permanent=True)
-        with written_aside(path) as aside:
+        with atomic_write(path) as aside:
             aside.write_text(f"{used + 1}\n")
         return True
 

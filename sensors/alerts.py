@@ -41,7 +41,7 @@ from dagster import (
 )
 from filelock import FileLock, Timeout
 
-from tts_assets.core.artifacts import written_aside
+from tts_assets.core.artifacts import atomic_write
 from tts_assets.orchestration.config import (
     SLACK_VARIABLE,
     SMTP_VARIABLE,
@@ -71,7 +71,7 @@ class Outbox:
 
     def keep(self, notice: Mapping[str, Any]) -> None:
         """Store a notice. It replaces an earlier one of the same event and run."""
-        with written_aside(self.folder / f"{notice['event']}.{notice['run_id']}.json") as aside:
+        with atomic_write(self.folder / f"{notice['event']}.{notice['run_id']}.json") as aside:
             aside.write_text(json.dumps(notice))
 
     def send(self) -> None:

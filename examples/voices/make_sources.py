@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from tts_assets.core.artifacts import written_aside
+from tts_assets.core.artifacts import atomic_write
 from tts_assets.core.audio import read_wave
 
 CORPUS = Path(__file__).resolve().parents[1] / "corpora" / "asterisk_en"
@@ -65,7 +65,7 @@ def write_interview(folder: Path) -> float:
         waves += [read_wave(CORPUS / row["wav_path"], RATE), silence]
     recording = np.concatenate(waves)
     # The folder is renamed into place, so that a sensor sees the complete file or nothing.
-    with written_aside(folder) as aside:
+    with atomic_write(folder) as aside:
         aside.mkdir()
         soundfile.write(aside / "interview.flac", recording, RATE, "PCM_16")
     return len(recording) / RATE

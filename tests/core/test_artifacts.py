@@ -20,8 +20,8 @@ from tts_assets.core.artifacts import (
     ArtifactStore,
     Build,
     EvaluationSuite,
+    atomic_write,
     open_artifact,
-    written_aside,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -102,10 +102,10 @@ def test_another_kind_is_rejected(tmp_path: Path) -> None:
         CodeArrays.open(handle.path)
 
 
-def test_written_aside_keeps_the_old_file_on_an_error(tmp_path: Path) -> None:
+def test_atomic_write_keeps_the_old_file_on_an_error(tmp_path: Path) -> None:
     target = tmp_path / "file"
     target.write_text("old")
-    with pytest.raises(RuntimeError), written_aside(target) as aside:
+    with pytest.raises(RuntimeError), atomic_write(target) as aside:
         aside.write_text("half")
         raise RuntimeError
     assert target.read_text() == "old"
@@ -123,11 +123,11 @@ def umask(request: pytest.FixtureRequest) -> Iterator[int]:
     os.umask(former)
 
 
-def test_files_written_aside_have_the_mode_of_the_umask(tmp_path: Path, umask: int) -> None:
+def test_files_atomic_write_have_the_mode_of_the_umask(tmp_path: Path, umask: int) -> None:
     """safetensors and tempfile create files of mode 0600 and folders of mode 0700."""
-    with written_aside(tmp_path / "model.safetensors") as aside:
+    with atomic_write(tmp_path / "model.safetensors") as aside:
         save_file({"w": numpy.zeros(2)}, aside)
-    with written_aside(tmp_path / "folder") as aside:
+    with atomic_write(tmp_path / "folder") as aside:
         (aside / "part").mkdir(0o700, parents=True)
         save_file({"w": numpy.zeros(2)}, aside / "part" / "model.safetensors")
         (aside / "run.sh").touch(0o700)

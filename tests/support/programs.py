@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from tts_assets.core.artifacts import written_aside
+from tts_assets.core.artifacts import atomic_write
 from tts_assets.core.program import ProgramConfig, Run, load_config
 
 
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def _save(path: Path, count: int) -> None:
-    with written_aside(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_text(str(count))
 
 

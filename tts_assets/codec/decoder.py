@@ -24,7 +24,7 @@ from transformers.models.xcodec2.modeling_xcodec2 import Xcodec2Decoder, Xcodec2
 
 from tts_assets.codec.config import DecoderSize
 from tts_assets.codec.storage import CONFIG_FILE, read_weights, save_weights
-from tts_assets.core.artifacts import written_aside
+from tts_assets.core.artifacts import atomic_write
 from tts_assets.core.config import Config
 
 OUTPUT_FILE = "model_config.json"
@@ -188,9 +188,9 @@ def save_decoder(
 ) -> None:
     """Write the folder; ``fp16`` halves the file and is read back as float32."""
     save_weights(model, folder, dtype)
-    with written_aside(folder / CONFIG_FILE) as aside:
+    with atomic_write(folder / CONFIG_FILE) as aside:
         aside.write_text(model.config.to_json_string(use_diff=False))
-    with written_aside(folder / OUTPUT_FILE) as aside:
+    with atomic_write(folder / OUTPUT_FILE) as aside:
         aside.write_text(json.dumps(model.output.model_dump(mode="json"), indent=4) + "\n")
 
 

@@ -30,8 +30,8 @@ from tts_assets.core.artifacts import (
     CodecCheckpoint,
     CodecShards,
     Manifest,
+    atomic_write,
     sha256_file,
-    written_aside,
 )
 from tts_assets.core.config import ConfigError
 from tts_assets.corpora.samples import Sample, write_samples
@@ -98,7 +98,7 @@ class ShardResult:
         rows = sorted(self.codes)
         codes = [self.codes[row] for row in rows]
         starts = np.cumsum([0, *map(len, codes)], dtype=np.int64)[: len(rows)]
-        with written_aside(target) as work:
+        with atomic_write(target) as work:
             work.mkdir()
             np.save(work / CODES, np.concatenate([np.array([], dtype), *codes]))
             np.save(work / INDEX, starts)

@@ -44,7 +44,7 @@ from tts_assets.core.accounting import (
     read_set_aside,
     write_set_aside,
 )
-from tts_assets.core.artifacts import ShardFacts, code_dtype, sha256_file, written_aside
+from tts_assets.core.artifacts import ShardFacts, atomic_write, code_dtype, sha256_file
 from tts_assets.core.audio import Wave
 from tts_assets.core.config import digest_of
 from tts_assets.core.program import Run, load_config
@@ -185,7 +185,7 @@ def check_identity(program: ShardProgram, folder: Path) -> None:
     )
     path = folder / IDENTITY_FILE
     if not path.is_file():
-        with written_aside(path) as work:
+        with atomic_write(path) as work:
             work.write_text(identity)
     elif path.read_text() != identity:
         raise ValueError(

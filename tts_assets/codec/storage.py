@@ -19,7 +19,7 @@ from transformers import AutoConfig, Xcodec2Config
 
 from tts_assets.codec.config import TrainingRecipe
 from tts_assets.codec.xcodec2 import SINGLE_BOUND, CompactXcodec2
-from tts_assets.core.artifacts import CodecFacts, sha256_file, written_aside
+from tts_assets.core.artifacts import CodecFacts, atomic_write, sha256_file
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
@@ -43,7 +43,7 @@ def save_compact(
     """
     save_weights(model, folder, dtype, model.encoder_parts() if same_codes else ())
     model.config.architectures = [type(model).__name__]
-    with written_aside(folder / CONFIG_FILE) as aside:
+    with atomic_write(folder / CONFIG_FILE) as aside:
         aside.write_text(model.config.to_json_string(use_diff=False))
 
 
@@ -61,7 +61,7 @@ def save_weights(
         stored = full.to(DTYPES[dtype])
         lossy = id(tensor) in kept and not torch.equal(stored.to(full.dtype), full)
         tensors[name] = full if lossy else stored
-    with written_aside(folder / WEIGHTS_FILE) as aside:
+    with atomic_write(folder / WEIGHTS_FILE) as aside:
         save_file(tensors, aside)
 
 
@@ -109,5 +109,5 @@ def write_recipe(recipe: TrainingRecipe, folder: Path, key: str, weights: Path |
     if weights is not None:
         values.pop("architecture", None)
         values[key] = sha256_file(weights)
-    with written_aside(folder / "recipe.json") as aside:
+    with atomic_write(folder / "recipe.json") as aside:
         aside.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")

@@ -37,7 +37,7 @@ from tts_assets.codec.quality import (
 from tts_assets.codec.xcodec2 import SAMPLE_RATE
 from tts_assets.codec_report.config import CodecReportProgram, CodecVersion
 from tts_assets.core.accounting import SetAside, is_validation, raise_nothing_usable
-from tts_assets.core.artifacts import written_aside
+from tts_assets.core.artifacts import atomic_write
 from tts_assets.core.audio import Wave, read_clip, resample
 from tts_assets.core.config import Config, ConfigError, canonical_json
 from tts_assets.core.metadata import NOTEBOOK_FILE, NotebookClip, Section, write_notebook
@@ -400,7 +400,7 @@ class Evaluation:
         if path.is_file():
             return SystemMetrics.from_json(path)
         found = self._measure(name, version)
-        with written_aside(path) as aside:
+        with atomic_write(path) as aside:
             aside.write_text(found.to_json())
         return found
 

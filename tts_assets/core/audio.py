@@ -40,7 +40,7 @@ import soxr
 from numpy.typing import NDArray
 
 from tts_assets import __version__
-from tts_assets.core.artifacts import written_aside
+from tts_assets.core.artifacts import atomic_write
 from tts_assets.core.containers import (
     MP3_SLACK,
     Mp3,
@@ -399,7 +399,7 @@ class AudioPool:
         name = f"{digest[:2]}/{digest}{suffix}"
         path = self.root / name
         if not path.is_file():
-            with written_aside(path) as aside:
+            with atomic_write(path) as aside:
                 aside.write_bytes(audio)
         return name
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from tts_assets.core.artifacts import sha256_file, written_aside
+from tts_assets.core.artifacts import atomic_write, sha256_file
 from tts_assets.core.config import ConfigError, digest_of
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -67,7 +67,7 @@ def commit_of(name: str, revision: str = MAIN) -> str:
         if known.is_file():
             return known.read_text().strip()
         commit = str(HfApi().model_info(name, revision=revision).sha)
-    with suppress(OSError), written_aside(known) as aside:  # a cache that is only readable
+    with suppress(OSError), atomic_write(known) as aside:  # a cache that is only readable
         aside.write_text(commit)
     return commit
 

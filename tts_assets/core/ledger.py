@@ -14,7 +14,7 @@ from collections import defaultdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from tts_assets.core.artifacts import written_aside
+from tts_assets.core.artifacts import atomic_write
 from tts_assets.core.config import Config
 
 FOLDER = ".ledger"
@@ -62,7 +62,7 @@ class Ledger:
             known = Attempt.from_json(path)
             started, seconds = known.started, max(known.seconds, seconds)
         attempt = Attempt(asset=asset, gpus=gpus, started=started, seconds=round(seconds, 1))
-        with written_aside(path) as aside:
+        with atomic_write(path) as aside:
             aside.write_text(attempt.to_json())
 
     def attempts(self) -> list[Attempt]:

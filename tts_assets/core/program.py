@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
 from dagster_pipes import PipesContext, PipesEnvVarParamsLoader, open_dagster_pipes
 from tqdm import tqdm
 
-from tts_assets.core.artifacts import written_aside
+from tts_assets.core.artifacts import atomic_write
 from tts_assets.core.config import Config, ConfigError
 from tts_assets.core.tracking import Tracker
 
@@ -158,7 +158,7 @@ class Run:
         peaks = {"host": kilobytes * 1024 / 1e9, "gpu": _gpu_memory() / 1e9}
         folder = self.run_dir / "memory"
         folder.mkdir(exist_ok=True)
-        with written_aside(folder / f"rank{self.rank}.json") as aside:
+        with atomic_write(folder / f"rank{self.rank}.json") as aside:
             aside.write_text(json.dumps(peaks))
 
     def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
@@ -266,7 +266,7 @@ class Run:
         """Write ``result.json``: the files in ``result/`` are complete (rank 0)."""
         if not self.is_main:
             return
-        with written_aside(self.run_dir / "result.json") as aside:
+        with atomic_write(self.run_dir / "result.json") as aside:
             aside.write_text(json.dumps(dict(facts), indent=2, sort_keys=True) + "\n")
 
     def _append(self, name: str, record: Mapping[str, Any]) -> None:

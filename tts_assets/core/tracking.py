@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from tts_assets.core.artifacts import written_aside
+from tts_assets.core.artifacts import atomic_write
 from tts_assets.core.config import Config
 
 CONFIG_FILE = "wandb.json"
@@ -64,7 +64,7 @@ def write_card(run_dir: Path, config: WandbConfig | None, name: str) -> None:
     if config is None:
         (run_dir / CONFIG_FILE).unlink(missing_ok=True)
         return
-    with written_aside(run_dir / CONFIG_FILE) as aside:
+    with atomic_write(run_dir / CONFIG_FILE) as aside:
         aside.write_text(RunCard(name=name, **config.model_dump()).to_json())
 
 
@@ -160,7 +160,7 @@ def run_id(folder: Path) -> str:
     """The id of the W&B run, created once: W&B rejects the id of a deleted run."""
     path = folder / ID_FILE
     if not path.is_file():
-        with written_aside(path) as aside:
+        with atomic_write(path) as aside:
             aside.write_text(uuid.uuid4().hex[:16])
     return path.read_text()
 

@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from tts_assets.core.artifacts import sha256_file, written_aside
+from tts_assets.core.artifacts import atomic_write, sha256_file
 from tts_assets.core.config import Config, digest_of
 from tts_assets.core.program import METRICS_FILE, Run, truncate_metrics
 
@@ -122,7 +122,7 @@ def save(
     optimizers: Mapping[str, Optimizer],
 ) -> None:
     """Write ``folder/step-NNNNNNN`` atomically and remove all but the newest :data:`KEEP`."""
-    with written_aside(folder / f"step-{progress.step:07d}") as aside:
+    with atomic_write(folder / f"step-{progress.step:07d}") as aside:
         aside.mkdir()
         for name, module in modules.items():
             save_file(_tensors(module), aside / f"{name}.safetensors")

@@ -30,7 +30,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from tts_assets.core.accounting import SET_ASIDE_FILE, SetAside, count_reasons, write_set_aside
-from tts_assets.core.artifacts import sha256_file, written_aside
+from tts_assets.core.artifacts import atomic_write, sha256_file
 from tts_assets.core.config import ConfigError, digest_of
 from tts_assets.core.program import Run, load_config
 from tts_assets.corpora.config import (
@@ -284,7 +284,7 @@ def make_clips(
         if not path.is_file():
             phonemes = phonemizer.many([line.text])[0]
             wave = voice.speak(phonemes, line.length, line.speaker, int(line.key[:16], 16))
-            with written_aside(path) as aside:
+            with atomic_write(path) as aside:
                 soundfile.write(aside, wave, voice.rate, format="FLAC", subtype="PCM_16")
         yield
 
@@ -314,16 +314,16 @@ def publish(
 ) -> dict[str, Any]:
     """Write the lists of the corpus and last its provenance. Returns the facts."""
     with (
-        written_aside(program.corpus / SAMPLES_FILE) as file,
+        atomic_write(program.corpus / SAMPLES_FILE) as file,
         file.open("w", encoding="utf-8") as out,
     ):
         out.writelines(sample(line, program, voice) for line in lines)
-    with written_aside(program.corpus / SET_ASIDE_FILE) as file:
+    with atomic_write(program.corpus / SET_ASIDE_FILE) as file:
         write_set_aside(file, aside)
     counts = {"clips": len(lines), "set_aside": count_reasons(aside)}
     card = voice.path.with_name("MODEL_CARD")
     notes = {"model_card": card.read_text(encoding="utf-8") if card.is_file() else ""}
-    with written_aside(program.corpus / PROVENANCE_FILE) as file:
+    with atomic_write(program.corpus / PROVENANCE_FILE) as file:
         content = provenance(program, voice) | counts | notes
         file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return counts

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Self
 
 from tts_assets.core.accounting import SetAside
-from tts_assets.core.artifacts import ArtifactStore, written_aside
+from tts_assets.core.artifacts import ArtifactStore, atomic_write
 from tts_assets.core.config import digest_of
 from tts_assets.corpora.discovery import Corpus
 from tts_assets.corpora.readers.files import Entry
@@ -145,7 +145,7 @@ class Seen:
 
     def record(self, store: ArtifactStore, name: str) -> None:
         """Write the record of a corpus."""
-        with written_aside(_record(store, name)) as aside:
+        with atomic_write(_record(store, name)) as aside:
             aside.write_text(json.dumps(asdict(self)))
 
 

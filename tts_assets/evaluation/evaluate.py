@@ -22,7 +22,7 @@ from typing import Any
 import torch.distributed as dist
 
 from tts_assets.audio_models.wer import rate_interval
-from tts_assets.core.artifacts import written_aside
+from tts_assets.core.artifacts import atomic_write
 from tts_assets.core.program import Run, load_config
 from tts_assets.evaluation.config import EvaluationConfig, EvaluationProgram
 from tts_assets.evaluation.metric_runner import MetricRunner
@@ -142,7 +142,7 @@ class BatchEvaluator:
         self.metrics.seconds.clear()
         rows = [row.model_dump() for row in self.metrics.measure(utterances)]
         record = {"rows": rows, "elapsed": elapsed, "measuring": dict(self.metrics.seconds)}
-        with written_aside(self._file(index)) as temporary:
+        with atomic_write(self._file(index)) as temporary:
             temporary.write_text(json.dumps(record, ensure_ascii=False, indent=1) + "\n")
 
 

@@ -28,7 +28,7 @@ from tts_assets.core.accounting import (
     nothing_usable,
     write_set_aside,
 )
-from tts_assets.core.artifacts import written_aside
+from tts_assets.core.artifacts import atomic_write
 from tts_assets.core.audio import BrokenAudio, Wave, read_wave
 from tts_assets.core.config import ConfigError
 from tts_assets.core.program import METRICS_FILE, Run, load_config, publish_metrics, read_metrics
@@ -174,7 +174,7 @@ def write_clip(sample: Sample, target: Path, recipe: ExternalRecipe) -> float:
         raise UnsuitableClip(TOO_SHORT, f"{seconds:.2f} s")
     if seconds > recipe.max_seconds:
         raise UnsuitableClip(TOO_LONG, f"{seconds:.2f} s")
-    with written_aside(target) as temporary:
+    with atomic_write(target) as temporary:
         write_pcm(temporary, wave, recipe.rate)
     return seconds
 
@@ -202,7 +202,7 @@ def check(config: ExternalTrainProgram, dataset: Dataset) -> None:
 def write_lists(dataset: Dataset, folder: Path) -> None:
     """Write ``train.jsonl`` and ``val.jsonl``."""
     for split, clips in (("train", dataset.train), ("val", dataset.val)):
-        with written_aside(folder / f"{split}.jsonl") as temporary:
+        with atomic_write(folder / f"{split}.jsonl") as temporary:
             lines = [json.dumps(clip, ensure_ascii=False) + "\n" for clip in clips]
             temporary.write_text("".join(lines))
 

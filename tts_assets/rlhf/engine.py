@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from tts_assets.core.artifacts import written_aside
+from tts_assets.core.artifacts import atomic_write
 from tts_assets.core.processes import LOOPBACK, free_port
 from tts_assets.core.program import Run, load_config
 from tts_assets.core.supervisor import Patience, Server
@@ -84,7 +84,7 @@ def hosted(
     """
     config = program.vllm
     write_secret(program.run_dir)
-    with written_aside(program.run_dir / "run.json") as aside:
+    with atomic_write(program.run_dir / "run.json") as aside:
         aside.write_text(program.to_json())
     command = [
         *(str(config.python or sys.executable), "-m", "tts_assets.rlhf.engine_server"),

@@ -31,7 +31,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tts_assets.core.artifacts import written_aside
+from tts_assets.core.artifacts import atomic_write
 from tts_assets.rlhf.config import EngineProgram, VllmRollouts
 from tts_assets.rlhf.engine import GRACE_SECONDS, LABEL, LOG, SECRET, WEIGHTS
 from tts_assets.speechlm.config import SamplingConfig
@@ -251,7 +251,7 @@ class FileSender:
             shared = tensor.data_ptr() in seen  # safetensors does not store shared memory
             seen.add(tensor.data_ptr())
             weights[name] = tensor.clone() if shared else tensor
-        with written_aside(self.folder / WEIGHTS) as aside:
+        with atomic_write(self.folder / WEIGHTS) as aside:
             save_file(weights, aside, metadata={LABEL: label})
         client.post("/weights/file", {LABEL: label})
 

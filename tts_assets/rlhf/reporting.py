@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tts_assets.core.artifacts import Checkpoint, written_aside
+from tts_assets.core.artifacts import Checkpoint, atomic_write
 from tts_assets.core.audio import write_speech
 from tts_assets.core.metadata import (
     NOTEBOOK_FILE,
@@ -212,7 +212,7 @@ def save_completions(
                 "rewards": {name: round(value, 4) for name, value in result.rewards.items()},
             }
         )
-    with written_aside(folder / f"step-{step:06d}.json") as aside:
+    with atomic_write(folder / f"step-{step:06d}.json") as aside:
         aside.write_text(json.dumps(records, indent=1) + "\n")
 
 

@@ -34,7 +34,7 @@ from torch.distributed.checkpoint.hf_storage import (
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from tts_assets.core.accounting import SET_ASIDE_FILE, SetAside, write_set_aside
-from tts_assets.core.artifacts import fsync, fsync_tree, written_aside
+from tts_assets.core.artifacts import atomic_write, fsync, fsync_tree
 from tts_assets.core.config import Config
 from tts_assets.core.program import publish_metrics
 from tts_assets.core.training import newest_intact, rank, saved, step_of, world_size, write_manifest
@@ -205,7 +205,7 @@ class Checkpoints:
 
 
 def _write_weights(weights: Tensors, path: Path) -> None:
-    with written_aside(path) as aside:
+    with atomic_write(path) as aside:
         save_file(weights, str(aside))
 
 

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM
 
 from tts_assets.codec.model import Codec
-from tts_assets.core.artifacts import written_aside
+from tts_assets.core.artifacts import atomic_write
 from tts_assets.core.audio import statement, write_speech
 from tts_assets.core.config import ConfigError
 from tts_assets.core.metadata import NOTEBOOK_FILE, NotebookClip, Section, write_notebook
@@ -154,7 +154,7 @@ class TextSampler:
         return [json.loads(line) for line in (self.folder / LIST_FILE).read_text().splitlines()]
 
     def _write_lines(self, lines: list[dict[str, Any]]) -> None:
-        with written_aside(self.folder / LIST_FILE) as aside:
+        with atomic_write(self.folder / LIST_FILE) as aside:
             aside.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
     def publish(self) -> None:

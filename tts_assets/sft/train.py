@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 
 from tts_assets.arrays.arrays import SPLITS
-from tts_assets.core.artifacts import written_aside
+from tts_assets.core.artifacts import atomic_write
 from tts_assets.core.config import digest_of
 from tts_assets.core.program import (
     METRICS_FILE,
@@ -149,7 +149,7 @@ def write_dry_run(run: Run, numbers: dict[str, float]) -> None:
     """Write ``dry_run.json`` and print it (rank 0)."""
     if run.is_main:
         text = json.dumps(numbers, indent=2) + "\n"
-        with written_aside(run.run_dir / "dry_run.json") as aside:
+        with atomic_write(run.run_dir / "dry_run.json") as aside:
             aside.write_text(text)
         print(text, end="", flush=True)
 

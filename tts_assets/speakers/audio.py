@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from transformers.audio_utils import mel_filter_bank
 
 from tts_assets.core.accounting import SetAside
-from tts_assets.core.artifacts import written_aside
+from tts_assets.core.artifacts import atomic_write
 from tts_assets.core.audio import BrokenAudio, Wave, read_clip, resample
 from tts_assets.core.config import ConfigError, digest_of
 from tts_assets.core.program import Run
@@ -301,9 +301,9 @@ def write_block(
             parts.append(made)
             facts.append((len(made), "", ""))
     whole = np.concatenate(parts) if parts else np.zeros((0, mels.settings.mels), np.float32)
-    with written_aside(folder / f"{number:06d}.npy") as aside, aside.open("wb") as stream:
+    with atomic_write(folder / f"{number:06d}.npy") as aside, aside.open("wb") as stream:
         np.save(stream, whole)
-    with written_aside(folder / f"{number:06d}.json") as aside:
+    with atomic_write(folder / f"{number:06d}.json") as aside:
         aside.write_text(json.dumps(facts))
 
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from sklearn.manifold import TSNE
 
 from tts_assets.core.accounting import SET_ASIDE_FILE, SetAside, write_set_aside
-from tts_assets.core.artifacts import written_aside
+from tts_assets.core.artifacts import atomic_write
 from tts_assets.core.audio import BrokenAudio
 from tts_assets.core.metadata import csv_cell, table_row
 from tts_assets.core.program import Run, load_config
@@ -220,7 +220,7 @@ def write_confusion(folder: Path, names: Sequence[str], counts: NDArray[np.int64
 
 def write_report(folder: Path, report: dict[str, Any]) -> None:
     """Write ``report.json``, and ``report.md`` with the plots that exist."""
-    with written_aside(folder / "report.json") as aside:
+    with atomic_write(folder / "report.json") as aside:
         aside.write_text(json.dumps(report, indent=2, sort_keys=True) + "\n")
     shown = [
         f"## {title}\n\n![{title}]({name})\n"

@@ -25,7 +25,7 @@ from pydantic import Field
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tts_assets.core.artifacts import written_aside
+from tts_assets.core.artifacts import atomic_write
 from tts_assets.core.config import Config, ConfigError
 from tts_assets.speakers.config import (
     CONFIG_FILE,
@@ -141,9 +141,9 @@ class EncoderCard(Config):
 def save_encoder(model: nn.Module, card: EncoderCard, folder: Path) -> None:
     """Write the encoder folder."""
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    with written_aside(folder / WEIGHTS_FILE) as aside:
+    with atomic_write(folder / WEIGHTS_FILE) as aside:
         save_file(tensors, aside)
-    with written_aside(folder / CONFIG_FILE) as aside:
+    with atomic_write(folder / CONFIG_FILE) as aside:
         aside.write_text(card.to_json())
 
 

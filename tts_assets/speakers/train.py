@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Adam
 
 from tts_assets.core.accounting import SET_ASIDE_FILE, SetAside, write_set_aside
-from tts_assets.core.artifacts import written_aside
+from tts_assets.core.artifacts import atomic_write
 from tts_assets.core.audio import read_wave
 from tts_assets.core.config import ConfigError
 from tts_assets.core.program import Run, load_config
@@ -304,7 +304,7 @@ def write_examples(folder: Path, tested: Sequence[SpeakerRecording]) -> None:
                 "embedding": encoder.wav_to_embedding(folder / name).tolist(),
             }
         )
-    with written_aside(folder / EXAMPLES_FILE) as aside:
+    with atomic_write(folder / EXAMPLES_FILE) as aside:
         aside.write_text(json.dumps(examples, indent=1) + "\n")
     (folder / "check.py").write_text(CHECK)
 

@@ -33,7 +33,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tts_assets.arrays.arrays import SPLITS, NpyWriter, Split, map_npy
 from tts_assets.core.accounting import SetAside, read_set_aside, write_set_aside
-from tts_assets.core.artifacts import written_aside
+from tts_assets.core.artifacts import atomic_write
 from tts_assets.core.config import digest_of
 from tts_assets.speechlm.formats import TODAY
 from tts_assets.speechlm.prompts import NO_IDS, PromptFormat
@@ -70,7 +70,7 @@ def tokenize_texts(texts: Path, prompts: PromptFormat, cache: Path) -> Path:
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not folder.is_dir():
-            with written_aside(folder) as aside:
+            with atomic_write(folder) as aside:
                 aside.mkdir()
                 for split in SPLITS:
                     write_chats(texts / f"{split}_samples.jsonl", prompts, aside, split)

@@ -42,11 +42,11 @@ from tts_assets.core.artifacts.data_kinds import (
 from tts_assets.core.artifacts.files import (
     ArtifactError,
     apply_umask,
+    atomic_write,
     disk_full_named,
     fsync,
     fsync_tree,
     sha256_file,
-    written_aside,
 )
 from tts_assets.core.artifacts.handle import (
     MANIFEST,
@@ -133,6 +133,7 @@ __all__ = [
     "TokenArrays",
     "TokenFacts",
     "apply_umask",
+    "atomic_write",
     "code_dtype",
     "disk_full_named",
     "fsync",
@@ -143,5 +144,4 @@ __all__ = [
     "store_of",
     "verify",
     "verify_folder",
-    "written_aside",
 ]

@@ -93,7 +93,7 @@ def disk_full_named(folder: Path) -> Iterator[None]:
 
 
 def remove_asides(root: Path) -> None:
-    """Remove temporary files that :func:`written_aside` left below ``root`` in a killed process.
+    """Remove temporary files that :func:`atomic_write` left below ``root`` in a killed process.
 
     No process may be writing below ``root``.
     """
@@ -103,7 +103,7 @@ def remove_asides(root: Path) -> None:
 
 
 @contextmanager
-def written_aside(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``, and rename it to ``path`` when the block succeeds.
 
     The block creates a file or a folder at the temporary path. It gets the permissions of the umask

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tts_assets.audio_models.speaker_similarity import SpeakerEncoder, SpeakerSimilarity
 from tts_assets.core.accounting import SetAside
-from tts_assets.core.artifacts import RawCorpus, sha256_file, written_aside
+from tts_assets.core.artifacts import RawCorpus, atomic_write, sha256_file
 from tts_assets.core.audio import AudioPool, BrokenAudio, Clip, read_clip
 from tts_assets.core.cache import RecordCache
 from tts_assets.core.config import digest_of
@@ -186,7 +186,7 @@ def _steps(segmenter: Segmenter, rows: list[Utterance], files: dict[str, Path]) 
         counted = 0
         for event in segmenter.segment(row):
             if isinstance(event, SegmentedRecording):
-                with written_aside(files[row.id]) as aside:
+                with atomic_write(files[row.id]) as aside:
                     aside.write_text(json.dumps(event.to_json()))
                 reached = _units(row)
             else:
