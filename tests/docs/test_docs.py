@@ -105,3 +105,18 @@ def test_the_tables_of_formats_have_every_field(heading: str, fields: list[str])
     text = (ROOT / "docs/formats.md").read_text()
     table = text.split(f"\n## {heading}\n")[1].split("|---", 1)[1].split("\n\n")[0]
     assert re.findall(r"^\| `(\w+)` \|", table, re.M) == fields
+
+
+def test_every_file_that_skips_tests_is_listed() -> None:
+    """A new reason to skip needs a row that says where its tests run."""
+    skips = re.compile(r"pytest\.skip\(|mark\.skipif|importorskip\(|mark\.gpu")
+    tests = ROOT / "tests"
+    listed = (ROOT / "CONTRIBUTING.md").read_text()
+    missing = [
+        str(path.relative_to(tests))
+        for path in sorted(tests.rglob("*.py"))
+        if path.name not in ("test_docs.py",)
+        and skips.search(path.read_text())
+        and f"`{path.relative_to(tests)}`" not in listed
+    ]
+    assert missing == []

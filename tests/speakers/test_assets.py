@@ -65,15 +65,21 @@ def run(
 
 
 def publish_segments(store: ArtifactStore, index: Path) -> None:
-    """Publish the index ``voices`` as the ``speech_segments`` of a corpus of utterances."""
+    """Publish the index ``voices``, and its rows as the ``speech_segments`` of utterances."""
     raw = RawCorpus.open(index)
-    build = Build("speech_segments", {}, {}, "1", partition="voices")
-    result = store.work_folder(build) / "result"
-    result.mkdir()
-    for name in ("utterances.parquet", "set_aside.jsonl"):
-        shutil.copyfile(index / name, result / name)
-    facts = raw.facts.model_dump(include=set(CorpusFacts.model_fields))
-    store.publish(SpeechSegments, build, result, facts | {"recordings": 0, "recorded_hours": 0.0})
+    shared = raw.facts.model_dump(include=set(CorpusFacts.model_fields))
+    segment_facts = shared | {"recordings": 0, "recorded_hours": 0.0}
+    kinds = {
+        "raw_corpus": (RawCorpus, raw.facts),
+        "speech_segments": (SpeechSegments, segment_facts),
+    }
+    for asset, (kind, facts) in kinds.items():
+        build = Build(asset, {}, {}, "1", partition="voices")
+        result = store.work_folder(build) / "result"
+        result.mkdir()
+        for name in ("utterances.parquet", "set_aside.jsonl"):
+            shutil.copyfile(index / name, result / name)
+        store.publish(kind, build, result, facts)
 
 
 def publish_samples(store: ArtifactStore, samples: list[Sample]) -> None:
