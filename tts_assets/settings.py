@@ -12,6 +12,7 @@ and :func:`overlay`.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import tomllib
@@ -37,6 +38,7 @@ from tts_assets.corpora.config import (
 from tts_assets.corpora.discovery import Corpora, check_name
 from tts_assets.evaluation.config import EvaluationConfig
 from tts_assets.external_models.config import ExternalModelsConfig
+from tts_assets.normalization.front_end import without_rules
 from tts_assets.normalization.rules import read_rules
 from tts_assets.orchestration.config import Alerts, Budget, Owner, Schedules
 from tts_assets.promotion.config import PromotionConfig
@@ -47,6 +49,7 @@ from tts_assets.speakers.config import PUBLISHED, RESEMBLYZER, SpeakersConfig
 from tts_assets.speechlm.config import TokenizerConfig
 from tts_assets.texts.source import TextSource
 
+log = logging.getLogger(__name__)
 PROJECT_FILE = "dagster_project.toml"
 EMBEDDED = "embedded"
 
@@ -108,6 +111,17 @@ class Settings(Config):
     def all_corpora(self) -> Corpora:
         """Declared and discovered corpora. The folder is read on each access."""
         return Corpora(self.corpora, self.discovery, self.root)
+
+    def warn_of_languages(self) -> None:
+        """Log a warning for corpora in a language whose dates, units and signs nothing reads."""
+        tags = [corpus.language for corpus in self.corpora.values()]
+        others = without_rules(tags, self.text.rules) if self.text.normalizer == "rules" else []
+        if others:
+            log.warning(
+                "there are no text rules for %s: numbers are read, but no dates, units, signs or "
+                "abbreviations; samples with signs are rejected. Write [text] rules (docs/text.md)",
+                ", ".join(others),
+            )
 
     def check_corpora(self) -> None:
         """Raise :class:`ConfigError` if a recipe, a report or a target names an unknown corpus."""
@@ -349,6 +363,7 @@ def load_settings(
         settings.check_corpora()
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
+    settings.warn_of_languages()
     return settings
 
 

@@ -12,7 +12,14 @@ from resources.slurm import SlurmLauncher
 from tts_assets.core.compute import Compute
 from tts_assets.core.config import ConfigError
 from tts_assets.definitions import build_defs, build_launcher, vllm_shape
-from tts_assets.settings import environment_overrides, load_settings, overlay, project_file
+from tts_assets.normalization.front_end import FrontEnd
+from tts_assets.settings import (
+    PROJECT_FILE,
+    environment_overrides,
+    load_settings,
+    overlay,
+    project_file,
+)
 
 PRETRAINING = {
     "base": {"llama": {}},
@@ -266,3 +273,27 @@ def test_corpora_of_codecs_must_exist() -> None:
     report = {"codec": {"report": {"corpora": ["announcer"]}}}
     with pytest.raises(ConfigError, match=r"\[codec\.report\] has corpus 'announcer'"):
         load_settings(environment={}, overrides=report)
+
+
+def test_rules_of_texts_are_read_from_a_file_beside_the_project_file(tmp_path: Path) -> None:
+    text = project_file({}).read_text() + '\n[text]\nrules = "mine.toml"\n'
+    (tmp_path / PROJECT_FILE).write_text(text)
+    with pytest.raises(ConfigError, match=r"cannot read .*mine.toml"):
+        load_settings(tmp_path / PROJECT_FILE)
+    (tmp_path / "mine.toml").write_text('[en.words]\nSQL = "sequel"\n[en.symbols]\n"→" = "to"\n')
+    rules = load_settings(tmp_path / PROJECT_FILE).text.rules
+    front_end = FrontEnd(rules)
+    assert front_end.normalize("SQL → 3 & 4", "en-GB") == "sequel to three and four"
+    assert front_end.trigger("en") != FrontEnd().trigger("en")
+    (tmp_path / "mine.toml").write_text("[en.wrods]\n")
+    with pytest.raises(ConfigError, match=r"text.rules.en: unknown key 'wrods'.*'words'"):
+        load_settings(tmp_path / PROJECT_FILE)
+
+
+def test_languages_without_text_rules_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    corpus = {"path": "clips", "reader": "jsonl", "language": "cs-CZ"}
+    load({"corpora": {"czech": corpus}})
+    assert "no text rules for cs:" in caplog.text
+    caplog.clear()
+    load({"corpora": {"czech": corpus}, "text": {"rules": {"cs": {"decimal": ","}}}})
+    assert not caplog.text

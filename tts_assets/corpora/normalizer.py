@@ -7,7 +7,6 @@ change. Only these go through Python, each once per batch.
 from __future__ import annotations
 
 import hashlib
-import os
 import threading
 from collections.abc import Sequence
 from functools import cache, cached_property, partial
@@ -158,12 +157,6 @@ class Nemo:
         if self._spoken and new:
             self._spoken.put(new)
         return [(known | new)[key] for key in keys]
-
-
-def user_cache() -> Path:
-    """The cache folder of programs that have no storage."""
-    folder = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(folder).expanduser() / "tts-assets"
 
 
 def nemo_version() -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache, lru_cache
 
 from tts_assets.normalization import asian, eastern, english, western
@@ -20,7 +20,7 @@ from tts_assets.normalization.characters import TAG, clean
 from tts_assets.normalization.grammar import Grammar
 from tts_assets.normalization.numbers import spell
 from tts_assets.normalization.patterns import DIGIT
-from tts_assets.normalization.rules import LanguageRules, builtin_rules
+from tts_assets.normalization.rules import LanguageRules, builtin_rules, languages_with_rules
 
 GRAMMARS: dict[str, type[Grammar]] = {
     "de": western.German,
@@ -54,6 +54,12 @@ Rules = dict[str, LanguageRules]
 def base_language(tag: str) -> str:
     """The language of a tag such as ``en-GB``."""
     return tag.split("-")[0].split("_")[0].lower()
+
+
+def without_rules(tags: Iterable[str], own: Rules) -> list[str]:
+    """The languages of ``tags`` that have rules neither here nor in ``own``."""
+    languages = {base_language(tag) for tag in tags}
+    return sorted(languages - {*languages_with_rules(), *own})
 
 
 def rules_of(language: str, own: Rules | None) -> LanguageRules:
