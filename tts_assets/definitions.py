@@ -108,6 +108,7 @@ def build_stages(settings: Settings) -> list[Any]:
             shape("evaluation"),
             settings.learnt_from,
             {name: recipe.corpora for name, recipe in settings.external_models.recipes.items()},
+            settings.suites,
         ),
         *external_model_assets(
             settings.external_models,
@@ -117,12 +118,14 @@ def build_stages(settings: Settings) -> list[Any]:
             shape("external_models"),
             root,
             settings.consents,
+            settings.suites,
         ),
         *codec_report_assets(
             settings.codec.report,
             settings.validation,
             shape("evaluation"),
             settings.codec.decoder is not None,
+            settings.evaluation.whisper,
         ),
         *speakers_assets(settings.speakers, shape("speakers"), root),
     ]

@@ -23,6 +23,7 @@ from typing import Any, ClassVar, Self
 from pydantic import Field, PrivateAttr, model_validator
 
 from tts_assets.arrays.config import ArraysConfig
+from tts_assets.audio_models.whisper import check_transcribes, spoken_language
 from tts_assets.codec.config import CodecConfig
 from tts_assets.core.accounting import ValidationSplit
 from tts_assets.core.compute import Compute
@@ -37,6 +38,7 @@ from tts_assets.corpora.config import (
 )
 from tts_assets.corpora.discovery import Corpora, check_name
 from tts_assets.evaluation.config import EvaluationConfig
+from tts_assets.evaluation.suite import check_transcribed, suites_for
 from tts_assets.external_models.config import ExternalModelsConfig
 from tts_assets.normalization.front_end import without_rules
 from tts_assets.normalization.rules import read_rules
@@ -179,6 +181,46 @@ class Settings(Config):
             recipe = self.sft[recipe].base.recipe or recipe
         return corpora
 
+    def languages_of(self, recipe: str) -> set[str]:
+        """The languages of a recipe's speech, as its corpora declare them; empty if one is unknown.
+
+        Languages of imported arrays, and those that are detected in recordings, are unknown.
+        """
+        base = self.rlhf[recipe].base if recipe in self.rlhf else recipe
+        found = set()
+        for name in self.learnt_from(base):
+            try:
+                corpus = self.all_corpora(name).config
+            except (ConfigError, OSError):  # imported, or reported by check_corpora
+                return set()
+            if corpus.segments is not None and corpus.segments.detect_language:
+                return set()
+            found.add(spoken_language(corpus.language))
+        return found
+
+    @property
+    def suites(self) -> dict[str, list[str]]:
+        """The suites of each recipe, its main suite first."""
+        recipes = (*self.sft, *self.rlhf, *self.external_models.recipes)
+        return {
+            name: suites_for(self.evaluation, name, self.languages_of(name), self.root)
+            for name in recipes
+        }
+
+    def check_languages(self) -> None:
+        """Raise ValueError where languages of speech, texts and ASR models differ."""
+        check_transcribed(self.evaluation, self.root)
+        _ = self.suites
+        for name, rlhf in self.rlhf.items():
+            corpora = rlhf.prompts.corpora
+            known = [name for name in corpora if name not in self.arrays.imported]
+            tags = [self.all_corpora(name).config.language for name in known]
+            rlhf.check_languages(f"rlhf.{name}", self.languages_of(name), tags)
+        if (report := self.codec.report) is not None:
+            for name in report.corpora:
+                tag = self.all_corpora(name).config.language
+                check_transcribes(report.whisper, tag, "codec.report.whisper")
+
     @property
     def tokenizers(self) -> dict[str, list[TokenizerConfig]]:
         """The distinct tokenizers of the SFT recipes of each corpus."""
@@ -235,7 +277,10 @@ class Settings(Config):
     @model_validator(mode="after")
     def _check_references(self) -> Self:
         for name, corpus_config in self.corpora.items():
-            self.filters.for_corpus(corpus_config.filters, name)
+            filters = self.filters.for_corpus(corpus_config.filters, name)
+            if "wer" in filters.metrics:
+                key = f"corpora.{name}.filters.whisper"
+                check_transcribes(filters.whisper, corpus_config.language, key, "drop max_wer")
         for name in self.arrays.imported:
             if name in self.corpora:
                 raise ValueError(
@@ -361,7 +406,8 @@ def load_settings(
     settings._root = path.parent
     try:
         settings.check_corpora()
-    except ConfigError as error:
+        settings.check_languages()
+    except ValueError as error:
         raise ConfigError(f"{path}: {error}") from None
     settings.warn_of_languages()
     return settings

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import soundfile
-from dagster import AssetSpec, DagsterInstance, materialize
+from dagster import AssetCheckSeverity, AssetSpec, DagsterInstance, materialize
 
 from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
 from resources.torchrun import TorchrunLauncher
@@ -22,11 +22,19 @@ from tests.evaluation.test_pages import AXE, STANDARD
 from tests.support.browser import Browser
 from tts_assets.codec.config import CodecArchitecture, CodecReportConfig
 from tts_assets.codec.decoder import OUTPUTS, CodecDecoder, decoder_config, save_decoder
+from tts_assets.codec.model import Codec
 from tts_assets.codec.storage import facts_of, open_compact, save_compact
 from tts_assets.codec.xcodec2 import build
 from tts_assets.codec_report.assets import build_assets
-from tts_assets.codec_report.config import CodecReportProgram, CodecVersion
-from tts_assets.codec_report.evaluate import Measurer, SystemMetrics, held_out, main, write_report
+from tts_assets.codec_report.config import (
+    CLIPS,
+    CodecReportProgram,
+    CodecVersion,
+    chosen_clips,
+    losses,
+)
+from tts_assets.codec_report.evaluate import main, write_report
+from tts_assets.codec_report.measure import Measurer, SystemMetrics, held_out
 from tts_assets.core.accounting import ValidationSplit
 from tts_assets.core.artifacts import (
     ArtifactStore,
@@ -56,6 +64,7 @@ def samples() -> list[Sample]:
             id=sha256_file(CORPUS / row["wav_path"])[:16],
             wav_path=str(CORPUS / row["wav_path"]),
             transcript=row["transcript"],
+            language="en",
             duration=row["duration"],
         )
         for row in rows
@@ -99,7 +108,7 @@ def test_clips_without_words_are_not_used(program: CodecReportProgram) -> None:
         write_samples(
             path,
             [
-                Sample(id=str(row), wav_path="-", transcript=text, duration=1.0)
+                Sample(id=str(row), wav_path="-", transcript=text, language="en", duration=1.0)
                 for row, text in enumerate(transcripts)
             ],
         )
@@ -260,7 +269,7 @@ def test_every_codec_of_the_store_is_in_the_report(
         folder.mkdir()
         save_compact(model, folder, "fp32")
         handle = store.publish(CodecCheckpoint, known, folder, facts_of(model))
-    (report,) = build_assets(REPORT, EVERYTHING, Shape(processes=1), False)
+    *_, report = build_assets(REPORT, EVERYTHING, Shape(processes=1), False)
     with DagsterInstance.ephemeral() as instance:
         instance.add_dynamic_partitions("corpus", ["asterisk_en"])
         result = materialize(
@@ -283,3 +292,98 @@ def test_every_codec_of_the_store_is_in_the_report(
     assert (made.facts.versions, made.facts.clips) == (2, 2)
     names = [system["name"] for system in json.loads((made.path / "report.json").read_text())]
     assert names[1] == f"codec {handle.content[:12]}" and len(names) == 3
+
+
+def resynthesized(store: ArtifactStore) -> tuple[CodecReport, bool]:
+    """The asset ``resynthesis`` of the demo corpus and the result of its check."""
+    made, check, *_ = build_assets(None, EVERYTHING, Shape(processes=1), False)
+    with DagsterInstance.ephemeral() as instance:
+        instance.add_dynamic_partitions("corpus", ["asterisk_en"])
+        result = materialize(
+            [
+                AssetSpec("filtered_samples", partitions_def=corpus_partitions),
+                AssetSpec("codec"),
+                made,
+                check,
+            ],
+            instance=instance,
+            selection=[made],
+            partition_key="asterisk_en",
+            resources={
+                "store": ArtifactStoreResource(root=str(store.root)),
+                "io_manager": ArtifactIOManager(root=str(store.root)),
+                "launcher": TorchrunLauncher(),
+            },
+        )
+    (checked,) = result.get_asset_check_evaluations()
+    assert checked.severity == AssetCheckSeverity.WARN
+    handle = store.current("resynthesis", "asterisk_en")
+    assert isinstance(handle, CodecReport)
+    return handle, checked.passed
+
+
+def publish_codec(store: ArtifactStore, folder: Path) -> None:
+    known = Build("codec", {}, {"folder": sha256_file(folder / "model.safetensors")}, "1")
+    work = store.work_folder(known)
+    shutil.copytree(folder, work / "result")
+    store.publish(CodecCheckpoint, known, work / "result", Codec.load(folder).facts)
+
+
+@pytest.mark.slow
+def test_a_codec_that_does_not_carry_a_voice_is_a_warning(
+    store: ArtifactStore, samples: list[Sample], tmp_path: Path
+) -> None:
+    """The demo's codec passes on its speaker, and warns for a voice a third lower."""
+    publish(store, "asterisk_en", samples)
+    publish_codec(store, VENDORED)
+    own, passed = resynthesized(store)
+    assert passed and own.facts.clips == 4
+    assert own.facts.wer is not None and own.facts.wer < 0.2
+    assert (own.facts.similarity or 0) > 0.88 and (own.facts.cents or 99) < 50
+    assert (own.path / "listening.ipynb").is_file()
+
+    lower = []
+    for sample in samples:
+        wave = read_wave(Path(sample.wav_path), 16_000)
+        path = tmp_path / f"{sample.id}.wav"
+        soundfile.write(path, resample(wave, 11_000, 16_000), 16_000)  # 6.5 semitones down, slower
+        digest = sha256_file(path)[:16]
+        lower.append(sample.model_copy(update={"id": digest, "wav_path": str(path)}))
+    publish(store, "asterisk_en", lower)
+    other, passed = resynthesized(store)
+    assert not passed and other.content != own.content
+    lost = losses(other.facts)
+    assert any("similarity" in loss for loss in lost), lost
+
+
+@pytest.mark.slow
+def test_more_utterances_of_a_corpus_change_no_resynthesis(tmp_path: Path) -> None:
+    rows = [Sample(id=f"{n:04}", wav_path="-", transcript="a", duration=2.0) for n in range(30)]
+    write_samples(tmp_path / "few.jsonl", rows[:20])
+    write_samples(
+        tmp_path / "more.jsonl", [*reversed(rows), rows[0].model_copy(update={"id": "zz"})]
+    )
+    few, more = (chosen_clips(tmp_path / f"{name}.jsonl") for name in ("few", "more"))
+    assert few == more and len(few) == CLIPS
+    assert few[0] == rows[0]
+
+
+@pytest.mark.slow
+def test_clips_in_a_language_that_the_asr_model_does_not_know_have_no_wer(
+    program: CodecReportProgram, samples: list[Sample], tmp_path: Path
+) -> None:
+    french = [sample.model_copy(update={"language": "fr"}) for sample in samples[:2]]
+    write_samples(tmp_path / "kept.jsonl", french)
+    asked = program.model_copy(
+        update={
+            "run_dir": tmp_path,
+            "versions": program.versions[:1],
+            "samples": {"asterisk_en": tmp_path / "kept.jsonl"},
+        }
+    )
+    (tmp_path / "run.json").write_text(asked.to_json())
+    main([str(tmp_path / "run.json")])
+    recordings, codec = json.loads((tmp_path / "result" / "report.json").read_text())
+    assert recordings["wer"] is codec["wer"] is None and codec["similarity"] > 0.8
+    page = (tmp_path / "result" / "report.html").read_text()
+    assert "WER was not measured" in page and "PESQ" in page

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dagster import Definitions
+from dagster import AssetKey, Definitions
 
 from resources.slurm import SlurmLauncher
 from tts_assets.core.compute import Compute
@@ -297,3 +297,72 @@ def test_languages_without_text_rules_are_named(caplog: pytest.LogCaptureFixture
     caplog.clear()
     load({"corpora": {"czech": corpus}, "text": {"rules": {"cs": {"decimal": ","}}}})
     assert not caplog.text
+
+
+FRENCH: dict[str, Any] = {
+    "corpora": {"voix": {"path": "examples/corpora/asterisk_en", "language": "fr-CA"}},
+    "sft": {"voix": {"base": {"llama": {}}, "corpora": {"voix": 1.0}, "steps": 1}},
+}
+FRENCH["corpora"]["voix"] |= {"reader": "jsonl", "licence": "x"}
+SUITE = {"path": "examples/suites/numerals.jsonl", "language": "fr", "whisper": "large-v3"}
+
+
+def test_a_voice_in_another_language_is_not_evaluated_with_english_settings() -> None:
+    with pytest.raises(ConfigError, match=r"evaluation.language is 'en', but 'voix' is trained on"):
+        load(FRENCH)
+    whole = {"language": "fr", "whisper": "large-v3"}
+    with pytest.raises(ConfigError, match=r"'announcer' is trained on speech in en"):
+        load(overlay(FRENCH, {"evaluation": whole}))
+    english = {"suites": {"numbers": SUITE | {"language": "en", "recipes": ["voix"]}}}
+    with pytest.raises(ConfigError, match=r"evaluation.suites.numbers is in en, but 'voix'"):
+        load(overlay(FRENCH, {"evaluation": english}))
+
+
+def test_the_main_suite_of_a_recipe_is_in_its_language() -> None:
+    suites = {"english": {"path": SUITE["path"]}, "nombres": SUITE}
+    settings = load(overlay(FRENCH, {"evaluation": {"suites": suites}}))
+    assert settings.suites["voix"] == ["nombres"]
+    assert settings.suites["announcer"] == ["main", "english"]
+    graph = build_defs(settings).resolve_asset_graph()
+    report = graph.get(AssetKey(["report", "voix"]))
+    assert AssetKey(["suite", "nombres"]) in report.parent_keys
+    assert not graph.has(AssetKey(["report", "voix", "nombres"]))
+    assert graph.has(AssetKey(["report", "announcer", "english"]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"evaluation": {"suites": {"a": {"path": "a.jsonl", "language": "fr"}}}}, "suites.a"),
+        ({"evaluation": {"language": "de"}}, "evaluation.whisper"),
+        ({"filters": {"max_wer": 0.2}}, "corpora.voix.filters.whisper"),
+        ({"codec": {"report": {"corpora": ["voix"]}}}, "codec.report.whisper"),
+    ],
+)
+def test_an_asr_model_that_does_not_know_the_language_is_rejected(
+    changes: dict[str, Any], key: str
+) -> None:
+    french = {"corpora": FRENCH["corpora"]}
+    with pytest.raises(ConfigError, match=rf"{key}.*knows English only.*large-v3"):
+        load(overlay(french, changes))
+
+
+def test_suites_with_texts_in_a_language_that_the_asr_model_does_not_know_are_rejected() -> None:
+    languages = {"path": "examples/suites/languages.jsonl"}
+    with pytest.raises(ConfigError, match=r"evaluation.suites.a.whisper.*knows English only"):
+        load({"evaluation": {"suites": {"a": languages}}})
+    load({"evaluation": {"suites": {"a": languages | {"whisper": "none"}}}})
+
+
+def test_the_prompts_of_rlhf_are_in_the_language_of_the_model() -> None:
+    suites = {"evaluation": {"suites": {"nombres": SUITE}}}
+    prompts = {"texts": "examples/texts/announcer_rlhf.txt"}
+    grpo: dict[str, Any] = {"base": "voix", "prompts": prompts}
+    french = overlay(FRENCH, suites)
+    with pytest.raises(ConfigError, match=r"rlhf.voix_grpo.prompts.language is 'en', but 'voix'"):
+        load(overlay(french, {"rlhf": {"voix_grpo": grpo}}))
+    grpo["prompts"]["language"] = "fr"
+    with pytest.raises(ConfigError, match=r"rlhf.voix_grpo.rewards.*knows English only"):
+        load(overlay(french, {"rlhf": {"voix_grpo": grpo}}))
+    grpo["rewards"] = [{"kind": "wer", "model": "large-v3"}]
+    assert load(overlay(french, {"rlhf": {"voix_grpo": grpo}})).suites["voix_grpo"] == ["nombres"]

@@ -21,6 +21,7 @@ FOLLOWING = (
     "speech_segments",
     "filtered_samples",
     "codec_shards",
+    "resynthesis",
     "code_arrays",
     "token_arrays",
 )

@@ -24,7 +24,7 @@ from faster_whisper.tokenizer import Tokenizer
 from numpy.typing import NDArray
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
-from tts_assets.audio_models.whisper import PACKAGED, model_folder
+from tts_assets.audio_models.whisper import PACKAGED, model_folder, spoken_language
 from tts_assets.core.hub import MAIN, locate
 
 Wave: TypeAlias = NDArray[np.float32]
@@ -71,8 +71,8 @@ class Transcriber:
             local_files_only=True,
         )
         self.name = model or "tiny.en"
-        self.language = language
-        self.tokenizer = self._tokenizer(language)
+        self.language = spoken_language(language)
+        self.tokenizer = self._tokenizer(self.language)
         self.beam_size = beam_size
         self.batch_size = batch_size
         self.frames = round(window_seconds * FRAMES_PER_SECOND)
@@ -81,10 +81,10 @@ class Transcriber:
     def __call__(self, clips: Sequence[Clip], languages: Sequence[str] = ()) -> list[str]:
         """The transcript of each clip; ``""`` if no speech is recognized.
 
-        ``languages``: one for each clip, if they are not all :attr:`language`. Raises ValueError
+        ``languages``: a tag for each clip, if they are not all :attr:`language`. Raises ValueError
         for a language that the model does not know.
         """
-        tags = languages or [self.language] * len(clips)
+        tags = [spoken_language(tag) for tag in languages] or [self.language] * len(clips)
         prompts = {language: self._prompt(language) for language in sorted(set(tags))}
         longest = self.frames * WHISPER_RATE // FRAMES_PER_SECOND
 

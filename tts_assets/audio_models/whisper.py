@@ -38,6 +38,7 @@ def known_to_whisper(tag: str) -> bool:
 PACKAGED = ""  # the name of the model that is installed with this project
 MULTILINGUAL = "packaged:"  # and the size, of models that an extra installs
 MULTILINGUAL_VERSION = "1.0.0"
+NONE = "none"  # instead of a model: nothing is transcribed
 
 
 def packaged_model() -> Path:
@@ -89,7 +90,7 @@ def pinned_whisper(model: str) -> str:
     """
     if model.startswith(MULTILINGUAL):
         return str(multilingual_model(model.removeprefix(MULTILINGUAL)))
-    if model == PACKAGED or Path(model).exists():
+    if model in (PACKAGED, NONE) or Path(model).exists():
         return model
     from faster_whisper import utils
 
@@ -99,7 +100,33 @@ def pinned_whisper(model: str) -> str:
 
 def whisper_identity(model: str) -> str:
     """The identity of a Whisper model for fingerprints; empty for the packaged one."""
-    return identity(pinned_whisper(model))
+    return model if model == NONE else identity(pinned_whisper(model))
+
+
+def transcribes(model: str, tag: str) -> bool:
+    """Whether ``model``, by its name, transcribes the language of the tag."""
+    if model == NONE:
+        return False
+    if spoken_language(tag) == "en":
+        return True
+    return not knows_english_only(model) and known_to_whisper(tag)
+
+
+def check_transcribes(model: str, tag: str, key: str, instead: str = "'none' for no WER") -> None:
+    """Raise ValueError, which names the configuration key, unless ``model`` knows the language.
+
+    The model ``"none"`` passes: it transcribes nothing. ``instead``: what else can be written.
+    """
+    if model == NONE or transcribes(model, tag):
+        return
+    if knows_english_only(model):
+        raise ValueError(
+            f"{key}: the ASR model {model or 'tiny.en'!r} knows English only, and the language is "
+            f"{tag!r}: name a multilingual model, for example 'large-v3', or {instead}"
+        )
+    raise ValueError(
+        f"{key}: Whisper does not know the language {tag!r}: correct the language, or {instead}"
+    )
 
 
 def model_folder(model: str, root: Path) -> Path:

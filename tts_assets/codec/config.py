@@ -332,8 +332,7 @@ class CodecReportConfig(Config):
 
     corpora: tuple[str, ...] = Field(min_length=1)
     clips: int = Field(40, gt=0)
-    language: str = "en"
-    whisper: str = Field("", description="as in [evaluation]; empty: the packaged tiny.en")
+    whisper: str = Field("", description='as in [evaluation]; empty: tiny.en; "none": no WER')
 
     def identified(self) -> CodecReportConfig:
         """This configuration with a Whisper that is a folder named by the digest of its files."""

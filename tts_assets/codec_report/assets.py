@@ -1,29 +1,107 @@
-"""Dagster asset ``codec_report``: the codec on held-out speech, compared with all other codecs."""
+"""Dagster assets ``resynthesis`` (the codec on clips of each corpus), and ``codec_report`` (on
+held-out speech, compared with all other codecs)."""
 
+from pathlib import Path
 from typing import Any
 
-from dagster import AssetsDefinition
+from dagster import AssetChecksDefinition, AssetsDefinition
 
 from tts_assets.audio_models.whisper import pinned_whisper
 from tts_assets.codec.assets import Samples, sample_lists
 from tts_assets.codec.config import CodecReportConfig
-from tts_assets.codec_report.config import CodecReportProgram, other_codecs, versions
+from tts_assets.codec_report.config import (
+    CLIPS,
+    CodecReportProgram,
+    chosen_clips,
+    other_codecs,
+    preservation,
+    versions,
+)
 from tts_assets.core.accounting import ValidationSplit
-from tts_assets.core.artifacts import CodecCheckpoint, CodecDecoder, CodecReport
+from tts_assets.core.artifacts import CodecCheckpoint, CodecDecoder, CodecReport, SampleManifest
 from tts_assets.core.compute import Shape
 from tts_assets.core.metadata import NOTEBOOK_FILE, Metadata
+from tts_assets.corpora.audio_paths import AudioFolders
+from tts_assets.corpora.filter import KEPT_FILE
+from tts_assets.corpora.samples import write_samples
 from tts_assets.evaluation.history import lineage
-from tts_assets.orchestration.partitions import filtered_samples_of
+from tts_assets.orchestration.checks import artifact_check
+from tts_assets.orchestration.conditions import follow_data
+from tts_assets.orchestration.partitions import corpus_partitions, filtered_samples_of
 from tts_assets.orchestration.program_asset import Plan, Request, program_asset
 
 CODE_VERSION = "4"
 
 
 def build_assets(
-    config: CodecReportConfig | None, validation: ValidationSplit, shape: Shape, decoder: bool
-) -> list[AssetsDefinition]:
-    """The asset of ``[codec.report]``, if configured; ``decoder``: ``codec_decoder`` exists."""
-    return [] if config is None else [codec_report(config, validation, shape, decoder)]
+    config: CodecReportConfig | None,
+    validation: ValidationSplit,
+    shape: Shape,
+    decoder: bool,
+    whisper: str = "",
+) -> list[AssetsDefinition | AssetChecksDefinition]:
+    """``resynthesis`` with its check, and the asset of ``[codec.report]``, if configured.
+
+    ``decoder``: ``codec_decoder`` exists. ``whisper``: the ASR model of ``[evaluation]``.
+    """
+    made = resynthesis(whisper, shape)
+    check = artifact_check(
+        made,
+        "codec_preserves_speech",
+        "WER, speaker similarity and pitch after the codec are near those before it.",
+        preservation,
+        warns=True,
+    )
+    reports = [] if config is None else [codec_report(config, validation, shape, decoder)]
+    return [made, check, *reports]
+
+
+def resynthesis(whisper: str, shape: Shape) -> AssetsDefinition:
+    """The asset ``resynthesis``. Its fingerprint contains the chosen clips, not the corpus."""
+
+    def plan(
+        request: Request, samples: SampleManifest, codec: CodecCheckpoint
+    ) -> Plan[CodecReport]:
+        corpus = samples.facts.corpus
+        chosen = chosen_clips(samples.path / KEPT_FILE)
+        known = [
+            [c.id, c.transcript, c.language, c.original_data.get("audio_sha256")] for c in chosen
+        ]
+        report = CodecReportConfig(corpora=(corpus,), clips=CLIPS, whisper=whisper)
+
+        def program(work: Path) -> CodecReportProgram:
+            folders = AudioFolders.of(samples.path / KEPT_FILE)
+            paths = [str(folders.path(one.wav_path)) for one in chosen]
+            located = zip(chosen, paths, strict=True)
+            write_samples(
+                work / KEPT_FILE, (s.model_copy(update={"wav_path": p}) for s, p in located)
+            )
+            return CodecReportProgram(
+                run_dir=work,
+                report=report.model_copy(update={"whisper": pinned_whisper(whisper)}),
+                versions=versions(codec, None, []),
+                samples={corpus: work / KEPT_FILE},
+                validation=None,
+                lineage=lineage(request.store, [samples, codec]),
+            )
+
+        config = {"report": report.identified(), "clips": known}
+        return Plan(config, program=program, inputs={"codec": codec}, describe=describe)
+
+    return program_asset(
+        "resynthesis",
+        CodecReport,
+        "tts_assets.codec_report.evaluate",
+        plan,
+        shape=shape,
+        ins={"samples": "filtered_samples", "codec": "codec"},
+        code_version=CODE_VERSION,
+        group_name="codec",
+        partitions_def=corpus_partitions,
+        automation_condition=follow_data(),
+        kinds={"html", "whisper"},
+        description=f"Up to {CLIPS} clips of the corpus as recorded and through the codec.",
+    )
 
 
 def codec_report(

@@ -60,11 +60,13 @@ def build_assets(
     shape: Shape,
     trained_on: Callable[[str], Collection[str]],
     external: Mapping[str, Sequence[str]] | None = None,
+    suites: Mapping[str, Sequence[str]] | None = None,
 ) -> list[Built]:
     """The suites, reports of every recipe, and comparisons.
 
     Every RLHF recipe has a comparison with its base; the configuration may name further ones.
-    See :func:`evaluated_recipes` for the parameters.
+    ``suites``: those of each recipe, its main suite first (:func:`suites_for`); None: all that the
+    configuration has. See :func:`evaluated_recipes` for the other parameters.
     """
     recipes = evaluated_recipes(sft, rlhf, root, trained_on, external or {})
     built: list[Built] = []
@@ -72,8 +74,10 @@ def build_assets(
         config = evaluation.for_suite(suite)
         built.append(suite_asset(suite, config, root))
         for recipe in recipes:
-            if suite in evaluation.suites_of(recipe.name):
-                report = report_asset(recipe, suite, config, root, shape)
+            asked = (suites or {}).get(recipe.name) or evaluation.suites_of(recipe.name)
+            if suite in asked:
+                key = report_key(recipe.name, MAIN if suite == asked[0] else suite)
+                report = report_asset(key, recipe, suite, config, root, shape)
                 training_data = recipe.training_data.for_suite(suite)
                 built += [report, *report_checks(report, suite_key(suite), training_data, config)]
     comparisons = {name: ComparisonConfig(models=(r.base, name)) for name, r in rlhf.items()}
@@ -128,10 +132,14 @@ def suite_asset(name: str, evaluation: EvaluationConfig, root: Path) -> AssetsDe
 
 
 def report_asset(
-    recipe: EvaluatedRecipe, suite_name: str, evaluation: EvaluationConfig, root: Path, shape: Shape
+    key: AssetKey,
+    recipe: EvaluatedRecipe,
+    suite_name: str,
+    evaluation: EvaluationConfig,
+    root: Path,
+    shape: Shape,
 ) -> AssetsDefinition:
-    """``report/<recipe>`` or ``report/<recipe>/<suite>``."""
-    key = report_key(recipe.name, suite_name)
+    """``report/<recipe>`` (on the main suite of the recipe) or ``report/<recipe>/<suite>``."""
     # The clips of external models exist at one temperature only.
     asked = evaluation.model_copy(update={"temperatures": ()} if recipe.external else {})
 

@@ -22,7 +22,7 @@ from dagster import (
 
 from resources.artifact_store import ArtifactStoreResource
 from tts_assets.core.artifacts import ArtifactStore, EvaluationSuite, Report
-from tts_assets.evaluation.config import MAIN, EvaluationConfig
+from tts_assets.evaluation.config import EvaluationConfig
 from tts_assets.evaluation.history import measured, measured_differently, readable_reports
 from tts_assets.evaluation.metrics.metric import Column, columns_of, metric_of_columns
 from tts_assets.evaluation.recipes import TrainingData, samples_of
@@ -256,8 +256,8 @@ def baseline(
     does not pass. Reports that measure ``metric`` differently and unreadable old ones do not count.
     Raises :class:`ArtifactError` if the current report is unreadable.
     """
-    suite, name = report.facts.suite, recipe or report.facts.recipe
-    asset = f"report/{name}" if suite == MAIN else f"report/{name}/{suite}"
+    stage, own, *suite = report.asset.split("/")
+    asset = "/".join([stage, recipe or own, *suite])
     others = [
         other
         for other in readable_reports(store, asset)

@@ -191,8 +191,10 @@ def differences(
 
 
 def category_rows(models: Sequence[Model], columns: Sequence[Column]) -> list[ComparisonRow]:
-    """The WER of each category, then of all texts."""
-    (wer,) = (column for column in columns if column.name == "wer")
+    """The WER of each category, then of all texts; no rows if it was not measured."""
+    wer = next((column for column in columns if column.name == "wer"), None)
+    if wer is None or any("wer" not in model.figures.metrics for model in models):
+        return []
     groups = [by_category(model.samples) | {ALL: model.samples} for model in models]
     found = []
     for category, first in groups[0].items():
@@ -256,16 +258,18 @@ def side_by_side(
     return {
         category: [
             [synthesis_view(model.folder, s, embed) for model, s in zip(models, row, strict=True)]
-            for row in sorted(rows, key=lambda row: -sum(s.values["wer"] for s in row))
+            for row in sorted(rows, key=lambda row: -sum(s.values.get("wer", 0.0) for s in row))
         ]
         for category, rows in groups.items()
     }
 
 
 def facts_of(models: Sequence[Model], pairs: Pairs) -> dict[str, Any]:
-    """The WER of the first and the last model, and their difference."""
+    """The WER of the first and the last model, and their difference, if it was measured."""
     first, last = models[0].name, models[-1].name
-    wer = pairs[first, last]["wer"]
+    wer = pairs[first, last].get("wer")
+    if wer is None:
+        return {"baseline": first, "candidate": last}
     return {
         "baseline": first,
         "candidate": last,
@@ -381,7 +385,7 @@ def sections(
     room = PAGE_BYTES / len(groups)
     return [
         Section(
-            section_title(category, models, wer_by_category[category]),
+            section_title(category, models, wer_by_category.get(category, ())),
             clips_that_fit(models, rows, room),
         )
         for category, rows in groups.items()
@@ -389,7 +393,9 @@ def sections(
 
 
 def section_title(category: str, models: Sequence[ModelSamples], rates: Sequence[float]) -> str:
-    """The category with the WER of each model."""
+    """The category with the WER of each model, if it was measured."""
+    if not rates:
+        return category
     each = (f"{name} {percent(rate)}" for (name, _, _), rate in zip(models, rates, strict=True))
     return f"{category}: WER {', '.join(each)}"
 
@@ -413,7 +419,7 @@ def clips_that_fit(
 
 def wer_spread(row: TextRow) -> tuple[float, float]:
     """The range of the models' WER, and then its sum."""
-    rates = [sample.values["wer"] for sample in row]
+    rates = [sample.values.get("wer", 0.0) for sample in row]
     return max(rates) - min(rates), sum(rates)
 
 

@@ -23,7 +23,9 @@ class SuiteConfig(Config):
     path: Path = Field(description="JSONL file, or meta.lst of Seed-TTS-eval")
     language: str = Field("en", description="of texts without a language")
     whisper: str = Field("", description="ASR model; empty: the one of [evaluation]")
-    recipes: tuple[str, ...] = Field((), description="recipes to evaluate; empty: all")
+    recipes: tuple[str, ...] = Field(
+        (), description="recipes to evaluate; empty: all whose speech is in a language of the suite"
+    )
 
 
 class ComparisonConfig(Config):
@@ -92,7 +94,9 @@ class EvaluationConfig(Config):
     speaker_encoder: str = Field(
         RESEMBLYZER, description='"resemblyzer", "speaker_encoder" (the asset), or a folder'
     )
-    whisper: str = Field("", description="ASR model of faster-whisper; empty: the packaged tiny.en")
+    whisper: str = Field(
+        "", description='ASR model of faster-whisper; empty: tiny.en; "none": no WER is measured'
+    )
     window_seconds: float = Field(
         15.0, ge=4.0, le=30.0, description="input of Whisper; 15 takes a third of the time of 30"
     )
@@ -120,7 +124,7 @@ class EvaluationConfig(Config):
         return self.model_copy(update=values)
 
     def suites_of(self, recipe: str) -> list[str]:
-        """The names of the suites that ``recipe`` is evaluated on, :data:`MAIN` first."""
+        """The names of the suites that the configuration has for ``recipe``, :data:`MAIN` first."""
         asked = [name for name, s in self.suites.items() if not s.recipes or recipe in s.recipes]
         return [MAIN, *asked]
 

@@ -176,13 +176,17 @@ def write_result(config: EvaluationProgram, run: Run, records: Sequence[Record])
     run.metrics(0, numbers)
     run.table("samples", table_rows(samples))
     run.note(f"computing time of metrics, seconds per utterance: {cost(records, len(results))}")
-    wer = next(column for column in columns if column.name == "wer")
-    by_kind = {kind: figure(rows, wer) for kind, rows in by_category(samples).items()}
+    by_kind = {
+        kind: figure(rows, column)
+        for kind, rows in by_category(samples).items()
+        for column in columns
+        if column.name == "wer"
+    }
     return {
         "recipe": config.name,
         "suite": config.suite_name,
         "texts": len({sample.id for sample in samples}),
-        "wer": total["wer"].value,
+        "wer": total["wer"].value if "wer" in total else None,
         "wer_by_category": {kind: found.value for kind, found in by_kind.items() if found},
         "dnsmos_p808": total["dnsmos_p808"].value if "dnsmos_p808" in total else None,
         "speaker_similarity": (

@@ -17,7 +17,7 @@ import numpy as np
 
 from tts_assets.audio_models.transcription import Transcriber
 from tts_assets.audio_models.wer import match
-from tts_assets.audio_models.whisper import packaged_model, whisper_identity
+from tts_assets.audio_models.whisper import NONE, packaged_model, whisper_identity
 from tts_assets.core.artifacts import sha256_file
 from tts_assets.core.cache import RecordCache
 from tts_assets.core.config import digest_of
@@ -63,7 +63,14 @@ class MetricRunner:
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self._metrics: dict[str, Metric] = {}
         self._transcribers: dict[str, Transcriber] = {}
-        self._whisper = whisper_identity(self.config.whisper or str(packaged_model()))
+        self._whisper = (
+            NONE if self._silent else whisper_identity(self.config.whisper or str(packaged_model()))
+        )
+
+    @property
+    def _silent(self) -> bool:
+        """Whether nothing is transcribed."""
+        return self.config.whisper == NONE
 
     def measure(self, batch: Sequence[SynthesizedUtterance]) -> list[SampleResult]:
         """The result of each synthesis, in their order."""
@@ -88,6 +95,13 @@ class MetricRunner:
             digest_of([TRANSCRIPT, *asr, synthesis.text.language, digest])
             for synthesis, digest in zip(batch, digests, strict=True)
         ]
+        if self._silent:
+            # Without a transcript the text has no error; only its number of words is used.
+            return [
+                Utterance(s.text, *clip, digest, s.ended, "", match(s.text.text, s.text.text, tag))
+                for s, clip, digest in zip(batch, audio, digests, strict=True)
+                for tag in [s.text.language]
+            ]
         transcripts = self.cache.get(keys)
         new = {
             key: self._transcriber(synthesis.text.language)([clip])[0]

@@ -217,7 +217,7 @@ def range_mark(value: float, interval: Interval, low: float, high: float) -> Ran
 
 def scale_end(values: Sequence[float], step: float = 0.1) -> float:
     """The end of an axis that starts at zero: the next multiple of ``step``."""
-    return max(step, math.ceil(round(max(values) / step, 6)) * step)
+    return max(step, math.ceil(round(max(values, default=0.0) / step, 6)) * step)
 
 
 def render(template: Path, **values: object) -> str:

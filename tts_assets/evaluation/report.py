@@ -73,7 +73,7 @@ class ReportRow:
 
     name: str
     figures: Figures
-    mark: RangeMark
+    mark: RangeMark | None
 
 
 @dataclass(frozen=True)
@@ -140,14 +140,15 @@ def report_page(folder: Path, program: EvaluationProgram, found: Findings) -> st
     embed = Embedder([folder / s.audio for s in [*samples, *found.others] if s.audio])
     manners = {**found.by_manner, ALL: total} if found.by_manner else {}
     tables = (found.by_kind, manners)
-    end = scale_end([row.metrics["wer"].high for table in tables for row in table.values()])
+    rates = [row.metrics.get("wer") for table in tables for row in table.values()]
+    end = scale_end([wer.high for wer in rates if wer])
     rows, manner_rows = (table_rows(table, end) for table in tables)
     return render(
         HERE / "report.html.j2",
         title=f"{program.name}: evaluation report",
         name=program.name,
         suite="" if program.suite_name == MAIN else program.suite_name,
-        whisper=program.evaluation.whisper or "tiny.en",
+        whisper=(program.evaluation.whisper or "tiny.en") if "wer" in total.metrics else "",
         total=total,
         columns=columns,
         rows=rows,
@@ -169,8 +170,8 @@ def table_rows(table: Mapping[str, Figures], end: float) -> list[ReportRow]:
     """The rows of a table of figures; the scale of the WER is from 0 to ``end``."""
     rows = []
     for name, found in table.items():
-        wer = found.metrics["wer"]
-        mark = range_mark(wer.value, Interval(wer.low, wer.high), 0.0, end)
+        wer = found.metrics.get("wer")
+        mark = range_mark(wer.value, Interval(wer.low, wer.high), 0.0, end) if wer else None
         rows.append(ReportRow(name, found, mark))
     return rows
 
@@ -181,7 +182,7 @@ def worst_first(samples: Sequence[SampleResult]) -> list[SampleResult]:
     def order(sample: SampleResult) -> tuple[float, float, float]:
         values = sample.values
         return (
-            -sample.values["wer"],
+            -values.get("wer", 0.0),
             values.get("dnsmos_p808", float("-inf")),
             values.get("speaker_similarity", float("-inf")),
         )
@@ -275,7 +276,7 @@ def sections(
     room = PAGE_BYTES / len(groups)
     return [
         Section(
-            f"{kind}: WER {percent(by_kind[kind].metrics['wer'].value)}",
+            f"{kind}: WER {percent(wer.value)}" if wer else kind,
             [
                 NotebookClip(sample.text, caption(sample), folder / sample.audio)
                 for sample in that_fit(folder, worst_first(rows), room)
@@ -283,6 +284,7 @@ def sections(
             ],
         )
         for kind, rows in groups.items()
+        for wer in [by_kind[kind].metrics.get("wer")]
     ]
 
 
@@ -299,5 +301,7 @@ def that_fit(folder: Path, samples: Sequence[SampleResult], room: float) -> list
 
 def caption(sample: SampleResult) -> str:
     """The ASR transcript and the WER of a synthesis."""
+    if not sample.transcribed:
+        return "not transcribed"
     transcript = sample.heard or "empty" if sample.word_errors else "as written"
     return f"ASR transcript: {transcript} (WER {percent(sample.values['wer'], 0)})"

@@ -25,9 +25,9 @@ Item = TypeVar("Item")
 class SampleResult(Config):
     """One synthesis of one text, transcribed and scored.
 
-    ``heard`` is the ASR transcript. ``audio`` is relative to the report's folder, None if the model
-    generated no audio. ``values`` has a number for each column. ``set_aside`` has, by metric, the
-    reason for a missing value.
+    ``heard`` is the ASR transcript, empty if nothing is transcribed. ``audio`` is relative to the
+    report's folder, None if the model generated no audio. ``values`` has a number for each column.
+    ``set_aside`` has, by metric, the reason for a missing value.
     """
 
     id: str
@@ -47,6 +47,11 @@ class SampleResult(Config):
     audio: str | None
     values: dict[str, float]
     set_aside: dict[str, str] = Field(default_factory=dict)
+
+    @property
+    def transcribed(self) -> bool:
+        """Whether there is an ASR transcript."""
+        return "wer" in self.values
 
     @property
     def key(self) -> tuple[str, str, int, float | None]:

@@ -12,15 +12,17 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 
 from pydantic import Field
 
 from tts_assets.audio_models.wer import normalize_for_match
+from tts_assets.audio_models.whisper import check_transcribes, spoken_language
 from tts_assets.core.artifacts import sha256_file
 from tts_assets.core.audio import BrokenAudio, measure
 from tts_assets.core.config import Config, ConfigError
+from tts_assets.evaluation.config import MAIN, EvaluationConfig
 
 SUITE_FILE = "suite.jsonl"
 AUDIO_FOLDER = "wavs"
@@ -75,6 +77,67 @@ def read_suite(path: Path, language: str = "en") -> list[SuiteText]:
         problem = f"ids used twice: {repeated}" if repeated else "no texts"
         raise ConfigError(f"{path}: {problem}")
     return texts
+
+
+def suite_languages(path: Path, language: str) -> set[str]:
+    """The languages of a suite: ``language``, which holds for texts without one, and of the texts.
+
+    Lines that are no texts, and a missing file, are left to :func:`read_suite`.
+    """
+    found = {spoken_language(language)}
+    if path.suffix == ".lst" or not path.is_file():
+        return found
+    for line in path.read_text(encoding="utf-8-sig").splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(row, dict) and row.get("language"):
+            found.add(spoken_language(str(row["language"])))
+    return found
+
+
+def suites_for(
+    evaluation: EvaluationConfig, recipe: str, spoken: Set[str], root: Path
+) -> list[str]:
+    """The suites that a recipe with speech in the languages ``spoken`` is evaluated on.
+
+    The first one is the main suite of the recipe: that of ``[evaluation]``, or, if it is in other
+    languages, the first one of ``[evaluation.suites]`` in a language of the recipe. With an empty
+    ``spoken`` all suites fit. Raises :class:`ConfigError` if no suite does, or if one that lists
+    the recipe does not.
+    """
+    of_suite = {
+        name: suite_languages(root / config.suite, config.language)
+        for name in (MAIN, *evaluation.suites)
+        for config in [evaluation.for_suite(name)]
+    }
+    other = f"{recipe!r} is trained on speech in {', '.join(sorted(spoken))}"
+    fitting = []
+    for name in evaluation.suites_of(recipe):
+        if not spoken or spoken & of_suite[name]:
+            fitting.append(name)
+        elif name != MAIN and recipe in evaluation.suites[name].recipes:
+            raise ConfigError(
+                f"evaluation.suites.{name} is in {', '.join(sorted(of_suite[name]))}, but "
+                f"{other}: set its language, or remove the recipe from its recipes"
+            )
+    if not fitting:
+        raise ConfigError(
+            f"evaluation.language is {evaluation.language!r}, but {other}: set language, suite and "
+            "whisper of [evaluation] for it, or add a suite in its language as "
+            "[evaluation.suites.<name>]"
+        )
+    return fitting
+
+
+def check_transcribed(evaluation: EvaluationConfig, root: Path) -> None:
+    """Raise ValueError if an ASR model does not know a language of its suite."""
+    for name in (MAIN, *evaluation.suites):
+        config = evaluation.for_suite(name)
+        key = "evaluation.whisper" if name == MAIN else f"evaluation.suites.{name}.whisper"
+        for tag in sorted(suite_languages(root / config.suite, config.language)):
+            check_transcribes(config.whisper, tag, key)
 
 
 def read_meta_lst(path: Path, lines: Sequence[str], language: str) -> dict[str, dict[str, str]]:

@@ -3,7 +3,7 @@
 They are the trained model, the suites as it synthesizes them, and the table of all models.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -62,8 +62,12 @@ def build_assets(
     shape: Shape,
     root: Path,
     consents: Callable[[str], Mapping[str, VoiceConsent | None]],
+    suites: Mapping[str, Sequence[str]] | None = None,
 ) -> list[AssetsDefinition]:
-    """All assets; none without recipes. ``speechlm``: the stage of each SFT and RLHF recipe."""
+    """All assets; none without recipes. ``speechlm``: the stage of each SFT and RLHF recipe.
+
+    ``suites``: those of each recipe; None: all that the configuration has.
+    """
     if not config.recipes:
         return []
     assert config.python is not None  # checked by the configuration
@@ -73,7 +77,7 @@ def build_assets(
     syntheses = [
         synthesis_asset(name, recipe, suite, evaluation.for_suite(suite), environment)
         for name, recipe in recipes
-        for suite in evaluation.suites_of(name)
+        for suite in (suites or {}).get(name) or evaluation.suites_of(name)
     ]
     return [*models, *syntheses, table_asset(config, speechlm)]
 

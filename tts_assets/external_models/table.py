@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +74,7 @@ def row(store: ArtifactStore, name: str, source: ModelSource, notes: Mapping[str
     """
     runs = len(store.published(f"{source.stage}/{name}"))
     found = comparable_reports(store, name)
-    best = min(found, key=lambda r: (r.facts.wer, r.manifest.fingerprint), default=None)
+    best = min(found, key=lambda r: (rank(r.facts.wer), r.manifest.fingerprint), default=None)
     figures = {} if best is None else best.facts.model_dump(include=set(FIGURES))
     return TableRow(
         recipe=name,
@@ -84,6 +85,11 @@ def row(store: ArtifactStore, name: str, source: ModelSource, notes: Mapping[str
         notes=notes.get(name, ""),
         **figures,
     )
+
+
+def rank(wer: float | None) -> float:
+    """The WER for sorting; a report without one comes last."""
+    return math.inf if wer is None else wer
 
 
 def comparable_reports(store: ArtifactStore, name: str) -> list[Report]:

@@ -6,13 +6,18 @@ those of the reference trainer.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Set
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tts_assets.audio_models.whisper import pinned_whisper, whisper_identity
+from tts_assets.audio_models.whisper import (
+    check_transcribes,
+    pinned_whisper,
+    spoken_language,
+    whisper_identity,
+)
 from tts_assets.core.config import Config
 from tts_assets.core.program import ProgramConfig
 from tts_assets.rlhf.alarms import AlarmConfig
@@ -262,6 +267,27 @@ class RlhfRecipe(Config):
                 "sampling.temperature 0 makes all completions of a prompt equal: take 1.0"
             )
         return self
+
+    def check_languages(self, where: str, spoken: Set[str], transcripts: Iterable[str]) -> None:
+        """Raise ValueError where the languages of model, prompts and ASR models differ.
+
+        ``where`` is the table of this recipe, ``spoken`` has the languages of the base model's
+        speech (empty if unknown), ``transcripts`` the language tags of the prompt corpora.
+        """
+        prompts = self.prompts
+        if prompts.texts and spoken and spoken_language(prompts.language) not in spoken:
+            raise ValueError(
+                f"{where}.prompts.language is {prompts.language!r}, but {self.base!r} is trained "
+                f"on speech in {', '.join(sorted(spoken))}: set language, and texts in it"
+            )
+        used = {spoken_language(tag) for tag in prompts.languages}
+        tags = {tag for tag in transcripts if not used or spoken_language(tag) in used}
+        tags |= {prompts.language} if prompts.texts else set()
+        for reward in self.rewards:
+            if isinstance(reward, WerReward):
+                for tag in sorted(tags):
+                    instead = "list the languages to use in prompts.languages"
+                    check_transcribes(reward.model, tag, f"{where}.rewards", instead)
 
     @property
     def upper_clip(self) -> float | None:

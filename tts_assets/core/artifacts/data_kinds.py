@@ -120,12 +120,15 @@ class CodecDecoder(Handle):
 
 
 class CodecReportFacts(Facts):
-    """Means over the clips for one codec. ``cents`` and ``voicing`` are pitch errors."""
+    """Means over the clips for one codec. ``cents`` and ``voicing`` are pitch errors.
+
+    Without an ASR model for the language, or without texts, there is no WER.
+    """
 
     clips: int
     versions: int
-    wer: float
-    wer_original: float
+    wer: float | None
+    wer_original: float | None
     stoi: float | None
     pesq: float | None
     mel: float | None

@@ -166,12 +166,12 @@ class EvaluationSuite(Handle):
 
 
 class ReportFacts(Facts):
-    """WER and similarity of one recipe on one suite; WER is a fraction."""
+    """WER and similarity of one recipe on one suite; WER is a fraction, if measured."""
 
     recipe: str
     suite: str = "main"
     texts: int
-    wer: float
+    wer: float | None
     wer_by_category: dict[str, float]
     dnsmos_p808: float | None = None
     speaker_similarity: float | None = None
@@ -247,15 +247,15 @@ class ExternalModelsTable(Handle):
 
 
 class ComparisonFacts(Facts):
-    """``baseline`` is the first model, ``candidate`` the last. WERs are fractions."""
+    """``baseline`` is the first model, ``candidate`` the last. WERs are fractions, if measured."""
 
     baseline: str
     candidate: str
-    wer_baseline: float
-    wer_candidate: float
-    wer_difference: float
-    ci_low: float
-    ci_high: float
+    wer_baseline: float | None = None
+    wer_candidate: float | None = None
+    wer_difference: float | None = None
+    ci_low: float | None = None
+    ci_high: float | None = None
 
 
 class Comparison(Handle):

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tts_assets.audio_models.wer import TextMatch
+from tts_assets.audio_models.whisper import NONE
+from tts_assets.evaluation.config import EvaluationConfig
 from tts_assets.evaluation.metrics.metric import Column, Metric, Unmeasured, Utterance, Values
 
 
@@ -64,6 +66,10 @@ class Words(Metric):
         ),
     )
 
+    @classmethod
+    def missing(cls, config: EvaluationConfig) -> str:
+        return 'not measured: [evaluation] whisper is "none"' if config.whisper == NONE else ""
+
     def key(self, utterance: Utterance) -> None:
         return None
 
@@ -111,7 +117,7 @@ class Truncation(Metric):
             "truncated",
             "Truncated",
             "Fraction of syntheses that reached the token limit, or whose last word is missing in "
-            "the transcript.",
+            "the transcript, if there is one.",
             better="low",
             unit="%",
             digits=1,
