@@ -17,12 +17,13 @@ from tts_assets.codec.storage import open_compact
 from tts_assets.core.artifacts import (
     ArtifactStore,
     Build,
+    CodeArrays,
     CodecCheckpoint,
     CodecDecoder,
     ServingModel,
 )
 from tts_assets.serving.config import ServingConfig
-from tts_assets.serving.convert import ConversionError, convert, pick_voices
+from tts_assets.serving.convert import ConversionError, convert, languages, pick_voices
 from tts_assets.serving.served_model import SynthesisError, SynthesisLine, read_card
 from tts_assets.serving.synthesis import Synthesizer
 from tts_assets.serving.verify import TOLERANCE, compare_transformers, compare_vllm
@@ -45,6 +46,19 @@ def test_model_card_names_lineage_and_licence(speaking: Speaking) -> None:
     assert speaking.checkpoint.content[:12] in card
     assert speaking.arrays.content[:12] in card
     assert "CC-BY-SA-3.0" in card
+
+
+def test_the_card_has_the_languages_of_the_training_speech(
+    speaking: Speaking, tmp_path: Path
+) -> None:
+    assert read_card(speaking.serving.path).languages == ("en",)
+    assert "language: [en]" in (speaking.serving.path / "README.md").read_text()
+    folder = shutil.copytree(speaking.arrays.path, tmp_path / "arrays")
+    for path in folder.glob("*_samples.jsonl"):
+        first, *rest = path.read_text().splitlines(keepends=True)
+        french = "".join(rest).replace('"language": "en"', '"language": "fr"')
+        path.write_text(first + french.replace('"language":"en"', '"language":"fr"'))
+    assert languages({"clips": CodeArrays(folder, speaking.arrays.manifest)}) == ("fr", "en")
 
 
 def test_voices_are_validation_clips_with_their_text_and_codes(speaking: Speaking) -> None:

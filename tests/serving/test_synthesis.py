@@ -21,6 +21,7 @@ from tts_assets.serving.schemas import ApiError, SpeechRequest, check_request
 from tts_assets.serving.served_model import SynthesisError, SynthesisLine, read_card, verify_model
 from tts_assets.serving.synthesis import Synthesizer, decode
 from tts_assets.serving.vllm_engine import capacity_arguments, engine_arguments
+from tts_assets.serving.voices import make_voice
 from tts_assets.speechlm.config import SamplingConfig
 from tts_assets.speechlm.prompts import NO_IDS
 
@@ -119,6 +120,26 @@ def test_signs_that_nobody_reads_are_refused(
 ) -> None:
     with pytest.raises(SynthesisError, match=re.escape(f"nothing reads {signs} in")):
         synthesizer.synthesize([SynthesisLine(text, language=language)])
+
+
+def test_a_text_without_a_language_is_in_that_of_the_model(
+    synthesizer: Synthesizer, clips: Path
+) -> None:
+    """Command, server and library: a French model says "un" for 1, and a request may differ."""
+    card = synthesizer.card.model_copy(update={"languages": ("fr", "en")})
+    french = Synthesizer(card, synthesizer.engine, synthesizer.prompts, synthesizer.codec)
+    spoken = french.prompts.tokenizer.decode
+    assert "Appuyez sur un" in spoken(french.request(SynthesisLine("Appuyez sur 1"), 0).prompt)
+    (piece,) = french.piece_requests(SynthesisLine("Appuyez sur 1"), card.sampling)
+    assert "Appuyez sur un" in spoken(piece.request.prompt)
+    line = SynthesisLine("Press 1", language="en")
+    assert "Press one" in spoken(french.request(line, 0).prompt)
+    wave = read_wave(clips / "audio" / "conf-invalid.g722", french.codec.input_rate)
+    voice = make_voice(french, wave, "1", "")
+    assert (voice.text, voice.language) == ("un", "fr")
+    options = synthesize.build_parser().parse_args(["--model", "m", "--text", "1", "--out", "o"])
+    assert options.language == ""
+    assert SpeechRequest(input="1", model="m").language is None
 
 
 def test_model_without_normalizer_gets_original_text(synthesizer: Synthesizer) -> None:

@@ -338,7 +338,7 @@ def speech_job(service: Service, body: SpeechRequest) -> SpeechJob:
         voice = voices[body.voice]
     except SynthesisError as error:
         raise ApiError(400, str(error), "invalid_value", "voice") from None
-    line = SynthesisLine(body.input, voice, seed, body.instructions, body.language)
+    line = SynthesisLine(body.input, voice, seed, body.instructions, body.language or "")
     return SpeechJob(service, body, line, sampling, started)
 
 
@@ -387,16 +387,16 @@ def add_voice_routes(app: FastAPI, service: Service) -> None:
         name: Annotated[NewName, Form()],
         text: Annotated[Transcript, Form()],
         file: Annotated[UploadFile, File()],
-        language: Annotated[Language, Form()] = "en",
+        language: Annotated[Language | None, Form()] = None,
     ) -> dict[str, Any]:
         synthesizer, voices = service.ready()
         voices.check_name(name)
         audio = await file.read()
         async with service.slot():
-            making = synthesizer.in_codec_thread(voices.make, audio, text, language)
+            making = synthesizer.in_codec_thread(voices.make, audio, text, language or "")
             voice = await while_connected(request, making)
         voices.add(name, voice)
-        return {"id": name, "object": "voice", "text": voice.text, "language": language}
+        return {"id": name, "object": "voice", "text": voice.text, "language": voice.language}
 
     @app.delete("/v1/voices/{name}")
     async def delete_voice(name: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from tts_assets.orchestration.partitions import code_arrays_of
 from tts_assets.orchestration.program_asset import Machines, Plan, Request, artifact_asset
 from tts_assets.serving.config import ServingConfig
 
-CODE_VERSION = "4"
+CODE_VERSION = "5"
 Definitions = list[AssetsDefinition | AssetChecksDefinition]
 Consents = Callable[[str], Mapping[str, VoiceConsent | None]]
 

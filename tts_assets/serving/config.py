@@ -140,7 +140,15 @@ class ServingCard(Config):
     sampling: SamplingConfig
     text: TextConfig = Field(TextConfig(), description="how the training texts were normalized")
     voices: dict[str, Voice]
+    languages: tuple[str, ...] = Field(
+        (), description="of the training speech, the most frequent first; empty: unknown"
+    )
     consents: dict[str, VoiceConsent] = Field(default_factory=dict, description="by corpus")
+
+    @property
+    def language(self) -> str:
+        """The language of texts without one: that of most training speech, or else English."""
+        return self.languages[0] if self.languages else "en"
 
     @property
     def consenting_people(self) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,6 +109,7 @@ def convert(
         sampling=config.sampling,
         text=text or TextConfig(),
         voices=pick_voices(sources.arrays, config),
+        languages=languages(sources.arrays),
         consents=dict(consents or {}),
     )
     (target / SERVING_FILE).write_text(card.to_json())
@@ -152,6 +154,17 @@ def pick_voices(arrays: Mapping[str, CodeArrays], config: ServingConfig) -> dict
     return {f"{speaker or 'voice'}-{rank + 1}": voice for rank, speaker, voice in chosen}
 
 
+def languages(arrays: Mapping[str, CodeArrays]) -> tuple[str, ...]:
+    """The known languages of all samples, those with more samples first."""
+    counts: Counter[str] = Counter()
+    for array in arrays.values():
+        for split in SPLITS:
+            tags = CodeTable.of_split(array.path, split).columns("language")["language"]
+            counts.update(dict(tags.drop_nulls().value_counts().iter_rows()))
+    in_order = sorted(counts, key=lambda tag: (-counts[tag], tag))
+    return tuple(tag for tag in in_order if tag not in ("", "unknown"))
+
+
 def licences(arrays: Mapping[str, CodeArrays]) -> dict[str, list[str]]:
     """The licenses in the samples of each corpus, by corpus."""
     return {
@@ -176,6 +189,7 @@ def model_card(sources: Sources, card: ServingCard, config: ServingConfig, param
         "library_name: transformers",
         "pipeline_tag: text-to-speech",
         f"license_name: {yaml_text(own or 'unknown')}",
+        f"language: [{', '.join(map(yaml_text, card.languages))}]",
         "---",
         "",
         f"# {card.recipe}",
@@ -185,6 +199,7 @@ def model_card(sources: Sources, card: ServingCard, config: ServingConfig, param
         f"{card.sample_rate} Hz). Stage: {card.stage}, {facts.steps} steps, "
         f"{facts.tokens} tokens, {_outcome(facts)}.",
         "",
+        f"Languages: {literal(', '.join(card.languages) or 'unknown')}. "
         f"Licence: {literal(own or 'unknown')}.",
         "",
         "## Use",

@@ -138,7 +138,8 @@ class SpeechRequest(BaseModel):
     """The body of ``/v1/audio/speech``. Unknown keys are rejected.
 
     ``instructions`` is the voice description. ``stream``, ``language``, ``seed`` and the sampling
-    settings are not in OpenAI's API. Without ``seed`` each request has another result.
+    settings are not in OpenAI's API. Without ``seed`` each request has another result; without
+    ``language`` the text is in the language of the model.
     """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -151,7 +152,7 @@ class SpeechRequest(BaseModel):
     instructions: Text = ""
     stream_format: Literal["audio", "sse"] = "audio"
     stream: bool | None = None
-    language: Language = "en"
+    language: Language | None = None
     seed: int | None = Field(None, ge=0, lt=2**63)
     # The limits exclude values whose logits overflow float32.
     temperature: float | None = Field(None, ge=0, le=5)

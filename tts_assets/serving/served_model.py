@@ -60,14 +60,15 @@ class SynthesisLine:
 
     ``seed`` determines the random numbers; None: the seed of the sampling settings. ``voice`` None:
     the voice that the model was trained on. ``description`` of the voice has the format of the
-    training data (``speechlm.prompts.describe``). ``language`` selects the text normalization.
+    training data (``speechlm.prompts.describe``). ``language`` selects the text normalization;
+    empty: the language of the model.
     """
 
     text: str
     voice: Voice | None = None
     seed: int | None = None
     description: str = ""
-    language: str = "en"
+    language: str = ""
 
 
 @dataclass(frozen=True)
@@ -134,21 +135,23 @@ class ServedModel:
             raise SynthesisError(f"no voice {name!r}; known voices: {known}")
         return self.card.voices[name]
 
-    def new_voice(self, wave: NDArray[np.float32], text: str, language: str = "en") -> Voice:
+    def new_voice(self, wave: NDArray[np.float32], text: str, language: str = "") -> Voice:
         """Make a voice prompt.
 
         ``wave`` is mono float32 of shape (samples,) at ``codec.input_rate`` Hz, ``text`` its
-        transcript in ``language``.
+        transcript in ``language``; empty: in the language of the model.
         """
-        codes = self.codec.encode([wave])[0]
-        return Voice(text=self.spoken(text, language), codes=tuple(int(code) for code in codes))
+        language = language or self.card.language
+        codes = tuple(int(code) for code in self.codec.encode([wave])[0])
+        return Voice(text=self.spoken(text, language), codes=codes, language=language)
 
     def spoken(self, text: str, language: str) -> str:
-        """``text`` normalized as in training.
+        """``text`` normalized as in training; an empty ``language`` is that of the model.
 
         Raises :class:`SynthesisError` if no text is left, for signs that nobody reads, and for
         unknown nonverbal tags.
         """
+        language = language or self.card.language
         return self._checked(self.normalize(text, language), text, language)
 
     def _checked(self, spoken: str, text: str, language: str) -> str:
@@ -201,22 +204,21 @@ class ServedModel:
 
     def _spoken_sections(self, line: SynthesisLine) -> list[Piece]:
         """The normalized texts between marks of pauses; their paragraphs stay apart."""
+        language = line.language or self.card.language
         try:
             written = sections(line.text)
         except ValueError as error:
             raise SynthesisError(str(error)) from None
         spoken: list[Piece] = []
         for part in written:
-            paragraphs = [
-                self.normalize(each, line.language) for each in PARAGRAPH.split(part.text)
-            ]
+            paragraphs = [self.normalize(each, language) for each in PARAGRAPH.split(part.text)]
             text = "\n\n".join(filter(None, paragraphs))
             if text:
                 spoken.append(Piece(text, part.pause))
             elif spoken:
                 longer = min(spoken[-1].pause + part.pause, LONGEST_PAUSE)
                 spoken[-1] = replace(spoken[-1], pause=longer)
-        self._checked(" ".join(part.text for part in spoken), line.text, line.language)
+        self._checked(" ".join(part.text for part in spoken), line.text, language)
         return spoken
 
     def _split(

@@ -91,7 +91,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--prompt-text", help="transcript of the clip")
     for name in ("voice-description", "emotion", "style"):
         parser.add_argument(f"--{name}", default="", help="as in the training samples")
-    parser.add_argument("--language", default="en", help="language of the texts, for numbers")
+    parser.add_argument(
+        "--language", default="", help="language of the texts, for numbers; default: the model's"
+    )
     parser.add_argument("--backend", choices=["transformers", "vllm"], default="transformers")
     for name, kind in CAPACITY.items():
         about = ServerConfig.model_fields[name].description

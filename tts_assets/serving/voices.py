@@ -34,12 +34,13 @@ log = logging.getLogger("tts_assets.server")
 def make_voice(model: ServedModel, wave: NDArray[np.float32], text: str, language: str) -> Voice:
     """Make a voice prompt from a clip and its transcript, for the command and the server.
 
-    ``wave`` is mono float32 of shape (samples,) at ``codec.input_rate`` Hz. Raises
+    ``wave`` is mono float32 of shape (samples,) at ``codec.input_rate`` Hz. An empty ``language``
+    is that of the model. Raises
     :class:`SynthesisError` for a wrong length or level, for clips without speech, for a transcript
     without words, and if the prompt leaves too little of the context.
     """
     check_clip(wave, model.codec.input_rate)
-    voice = model.new_voice(wave, text, language).model_copy(update={"language": language})
+    voice = model.new_voice(wave, text, language)
     if not voice.text:
         raise SynthesisError(f"text {text!r} has no words; use the transcript of the clip")
     model.check_room(voice)
