@@ -194,6 +194,29 @@ def test_assessments_of_fit() -> None:
     assert assess_fit([{"step": 1, "loss": 3.0}], "best").fit == "not validated"
 
 
+def test_an_assessment_of_fit_needs_enough_validations() -> None:
+    """One validation with a gap of five nats was "still falling: train longer"."""
+    for losses in ([6.0], [4.0, 3.5], [4.0, 3.5, 3.8]):
+        few = assess_fit(records([1.0] * len(losses), losses), "best")
+        assert few.fit == "too few validations" and few.gap == pytest.approx(losses[-1] - 1.0)
+        assert "train longer" not in few.explanation and "set eval_every to" in few.explanation
+
+
+def test_a_single_noisy_validation_decides_nothing() -> None:
+    falling = [4.0, 3.0, 2.0, 1.8, 1.6, 1.4]
+    last_up = assess_fit(records(falling, [4.0, 3.4, 3.0, 2.9, 2.9, 3.1]), "best")
+    assert last_up.fit == "settled"
+    assert assess_fit(records(falling, [4.0, 3.4, 3.3, 3.5, 3.1, 3.3]), "best").fit == "settled"
+    over = assess_fit(records(falling, [4.0, 3.0, 3.1, 3.2, 3.4, 3.5]), "best")
+    assert over.fit == "over-fitted" and 'write export = "last"' in over.explanation
+    assert "lowest after step 20" in over.explanation and "of 60" in over.explanation
+
+
+def test_a_large_gap_is_named() -> None:
+    memorized = assess_fit(records([4.0, 2.0, 1.0, 0.5], [4.0, 3.5, 3.49, 3.48]), "best")
+    assert memorized.fit == "settled" and "3.0 nats lower" in memorized.explanation
+
+
 def source(**changes: Any) -> SourceCard:
     values: dict[str, Any] = {
         "weight": 1.0,

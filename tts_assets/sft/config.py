@@ -226,7 +226,9 @@ class SftRecipe(Config):
     )
     sample_every: int = Field(1000, gt=0, description="steps between two syntheses")
     export: Literal["best", "last"] = Field(
-        "best", description="weights to publish: of the lowest validation loss, or of the last step"
+        "best",
+        description="weights to publish: of the lowest validation loss, or of the last step "
+        "(docs/training.md says which to choose)",
     )
     seed: int = Field(777, ge=0)
 

@@ -6,7 +6,7 @@ properties of the data that can harm the voice. :func:`markdown` writes both.
 :func:`assess_fit` assesses a training from the losses of its ``metrics.jsonl``. The gap is the
 validation loss minus the training loss before the same step. The gap alone says little, because a
 small corpus always has one. A model over-fits if its validation loss rises while its training loss
-still falls.
+still falls. The assessment needs :data:`FEWEST` validations: a single one has no trend.
 """
 
 from __future__ import annotations
@@ -224,12 +224,22 @@ def _row(cells: list[str]) -> str:
     return table_row(cells)
 
 
-Fit = Literal["learning", "settled", "over-fitted", "not validated", "not trained"]
-RISE = 0.02  # relative to the lowest validation loss; a smaller rise is noise
-FALL = 0.02  # relative to the loss two validations ago; a larger fall means the run has not settled
+Fit = Literal[
+    "learning", "settled", "over-fitted", "too few validations", "not validated", "not trained"
+]
+FEWEST = 4  # validations after the first step that an assessment needs
+RISE = 0.02  # of the last two validations, relative to the lowest loss; a smaller rise is noise
+# The trend is a straight line through the last quarter of the validations, at least three. Its fall
+# must exceed this share of the loss, and twice its standard error.
+TREND, FALL = 3, 0.02
 WINDOW = 0.05  # share of all steps over which training losses before a validation are averaged
+MEMORIZED = 1.0  # nats; with a larger gap the message says that the samples are memorized
 SETTLED = "The validation loss has settled: more steps improve it little."
 LEARNING = "The validation loss still falls: train longer."
+LARGE_GAP = (
+    "The training loss is {gap:.1f} nats lower: the samples are memorized, and more or other "
+    "speech helps more than steps."
+)
 
 
 @dataclass(frozen=True)
@@ -264,11 +274,30 @@ def assess_fit(
     last_step, last = validated[-1]
     gap = last - train_loss(trained, last_step)
     rise = last - lowest
-    if rise > RISE * lowest and train_loss(trained, last_step) < train_loss(trained, best_step):
-        return FitAssessment("over-fitted", _over_fitted(best_step, rise, exported), gap, rise)
-    if len(validated) > 2 and validated[-3][1] - last < FALL * validated[-3][1]:
-        return FitAssessment("settled", SETTLED, gap, rise)
-    return FitAssessment("learning", LEARNING, gap, rise)
+    if len(validated) < FEWEST:
+        few = (
+            f"There were {len(validated)} validations, an assessment needs {FEWEST}: set "
+            f"eval_every to {max(1, last_step // FEWEST)} or less."
+        )
+        return FitAssessment("too few validations", few, gap, rise)
+    risen = min(loss for _, loss in validated[-2:]) - lowest > RISE * lowest
+    if risen and train_loss(trained, last_step) < train_loss(trained, best_step):
+        explanation = _over_fitted(best_step, last_step, rise, exported)
+        return FitAssessment("over-fitted", explanation, gap, rise)
+    fit: Fit = "learning" if still_falls([loss for _, loss in validated]) else "settled"
+    sentences = [LEARNING if fit == "learning" else SETTLED]
+    sentences += [LARGE_GAP.format(gap=gap)] if gap > MEMORIZED else []
+    return FitAssessment(fit, " ".join(sentences), gap, rise)
+
+
+def still_falls(losses: Sequence[float]) -> bool:
+    """Whether the last validation losses, at equal distances, fall by more than noise."""
+    from scipy.stats import linregress
+
+    last = losses[-max(TREND, len(losses) // 4) :]
+    line = linregress(range(len(last)), last)
+    fall, error = (float(x) * (len(last) - 1) for x in (-line.slope, line.stderr))
+    return fall > FALL * last[0] and fall > 2 * error
 
 
 def train_loss(trained: Sequence[tuple[int, float]], step: int) -> float:
@@ -278,9 +307,13 @@ def train_loss(trained: Sequence[tuple[int, float]], step: int) -> float:
     return sum(losses) / len(losses) if losses else trained[0][1]
 
 
-def _over_fitted(best_step: int, rise: float, exported: Literal["best", "last"]) -> str:
+def _over_fitted(
+    best_step: int, last_step: int, rise: float, exported: Literal["best", "last"]
+) -> str:
     published = (
-        "The weights of that step are published."
+        f"The weights of that step, of {last_step}, are published. If syntheses of later steps "
+        "are better in listening.ipynb, as for a small model that knows few words, write "
+        'export = "last".'
         if exported == "best"
         else 'The last weights are published: write export = "best", or fewer steps.'
     )
