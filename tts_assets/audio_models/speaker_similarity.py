@@ -20,6 +20,8 @@ RATE = 16_000
 SHORTEST_SECONDS = 0.3  # of speech, after silences are shortened
 # The defaults of resemblyzer's embed_utterance.
 WINDOWS_PER_SECOND = 1.3
+WINDOW_FRAMES, WINDOW_STEP = 160, 40  # mel frames of 10 ms
+TARGET_DB = -30.0  # full scale; quieter speech is amplified to it, as resemblyzer does
 SHORTEST_COVERED = 0.75  # fraction of the last window that must be speech
 Embedding = NDArray[np.float32]
 
@@ -63,6 +65,24 @@ class SpeakerEncoder:
         ends = np.cumsum([len(part) for part in frames])
         of_clips = iter(np.split(embedded, ends[:-1]))
         return [None if part is None else _direction(next(of_clips)) for part in parts]
+
+    def windows(self, wave: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Embeddings of windows of 1.6 s, every 0.4 s: unit vectors (windows, 256).
+
+        ``wave`` is speech at 16 kHz, (samples,), at least one; a shorter one is padded with zeros.
+        """
+        import torch
+        from resemblyzer.audio import normalize_volume, wav_to_mel_spectrogram
+
+        loud = normalize_volume(wave, TARGET_DB, increase_only=True) if np.any(wave) else wave
+        mel = wav_to_mel_spectrogram(loud)
+        mel = np.pad(mel, ((0, max(0, WINDOW_FRAMES - len(mel))), (0, 0)))
+        last = len(mel) - WINDOW_FRAMES
+        starts = sorted({*range(0, last + 1, WINDOW_STEP), last})
+        batch = np.stack([mel[start : start + WINDOW_FRAMES] for start in starts])
+        with torch.no_grad():
+            embedded = self.encoder(torch.from_numpy(batch).to(self.encoder.device))
+        return np.asarray(embedded.cpu().numpy(), dtype=np.float32)
 
     def _parts(self, wave: NDArray[np.float32], rate: int) -> NDArray[np.float32] | None:
         """Mel frames of the windows of a clip, float32 (windows, 160, 40)."""

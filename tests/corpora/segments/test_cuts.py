@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tts_assets.corpora.segments.config import SegmentConfig
-from tts_assets.corpora.segments.recording import choose, phrases
+from tts_assets.corpora.segments.phrases import choose, phrases
 from tts_assets.corpora.segments.speech import Interval
 from tts_assets.corpora.segments.words import Word, windows
 

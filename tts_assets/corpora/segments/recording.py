@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import io
-from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import soundfile
 
-from tts_assets.audio_models.speaker_similarity import SpeakerSimilarity
 from tts_assets.core.audio import AudioPool, Clip, Wave, resample
 from tts_assets.corpora.segments.config import PAUSE, SegmentConfig
+from tts_assets.corpora.segments.phrases import WRONG_SPEAKER, Phrase, choose, phrases
+from tts_assets.corpora.segments.speakers import Voices
 from tts_assets.corpora.segments.speech import (
     RATE,
     Interval,
@@ -35,13 +35,13 @@ from tts_assets.corpora.segments.words import Word, WordTranscriber, windows
 VAD_THRESHOLD = 0.5  # speech probability; the default of silero-vad
 MIN_CONFIDENCE = 0.5  # mean word probability of a clip
 MAX_TRUE_PEAK = -1.0  # dBTP, as EBU R128 recommends
-TIMESTAMP_ERROR = 0.1  # s; a word that overlaps speech for longer belongs to it
-MID_SENTENCE = 1.0  # s; the penalty of a clip that ends within a sentence
-OWN_CLIP = 0.1  # s; the bonus per clip, so that equal scores prefer one sentence per clip
 
-TOO_SHORT, TOO_LONG = "too short", "too long without a pause"
-NO_WORDS = "no words heard"
-NO_SPEECH, LOW_CONFIDENCE, WRONG_SPEAKER = "no speech", "low confidence", "another speaker"
+NO_SPEECH, LOW_CONFIDENCE = "no speech", "low confidence"
+SEVERAL_SPEAKERS = "several speakers"
+
+
+FindSpeakers = Callable[[Wave, list[Phrase]], Voices]
+"""Labels the phrases of a recording at 16 kHz with their speakers."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,8 @@ class Span:
     """Frames ``start`` to before ``end`` of a recording.
 
     A span is a clip, with its name in the audio pool, or it has the ``reason`` why it is none. The
-    spans of a recording are contiguous and cover it.
+    spans of a recording are contiguous and cover it. ``speaker`` is the number of a speaker that
+    diarization found, from 1; empty without diarization or for a recording of one speaker.
     """
 
     start: int
@@ -87,117 +88,7 @@ class Span:
     gain_db: float = 0.0
     confidence: float = 0.0
     speaker_similarity: float | None = None
-
-
-@dataclass(frozen=True)
-class Phrase:
-    """Speech between two possible cuts; ``limits`` is the interval of a clip that holds it."""
-
-    speech: Interval
-    limits: Interval
-    words: tuple[Word, ...]
-
-    @property
-    def ends_sentence(self) -> bool:
-        """Whether the last word ends a sentence."""
-        return bool(self.words) and self.words[-1].ends_sentence
-
-
-def phrases(
-    speech: Sequence[Interval], limits: Sequence[Interval], words: Sequence[Word]
-) -> list[Phrase]:
-    """The intervals of speech with their words, joined where a word spans a pause."""
-    inseparable = _inseparable(speech, words)
-    groups: list[list[int]] = []
-    for index in range(len(speech)):
-        if index in inseparable:
-            groups[-1].append(index)
-        else:
-            groups.append([index])
-    wholes = [Interval(speech[group[0]].start, speech[group[-1]].end) for group in groups]
-    assigned: list[list[Word]] = [[] for _ in wholes]
-    for word in words:
-        near = _near(word, wholes)
-        assigned[max(near, key=lambda index: word.interval.overlap(wholes[index]))].append(word)
-    return [
-        Phrase(whole, Interval(limits[group[0]].start, limits[group[-1]].end), tuple(inside))
-        for group, whole, inside in zip(groups, wholes, assigned, strict=True)
-    ]
-
-
-def _inseparable(speech: Sequence[Interval], words: Sequence[Word]) -> set[int]:
-    """The indices of intervals that share a word with the interval before."""
-    return {
-        index
-        for word in words
-        for index in _near(word, speech)[1:]
-        if word.interval.overlap(speech[index - 1]) > TIMESTAMP_ERROR
-        and word.interval.overlap(speech[index]) > TIMESTAMP_ERROR
-    }
-
-
-def _near(word: Word, speech: Sequence[Interval]) -> range:
-    """The indices of intervals that a word may overlap, and of their neighbours."""
-    first = bisect_right(speech, word.start, key=lambda interval: interval.start) - 1
-    last = bisect_right(speech, word.end, key=lambda interval: interval.start)
-    return range(max(0, first), min(last, len(speech) - 1) + 1)
-
-
-def choose(
-    phrases: Sequence[Phrase], config: SegmentConfig
-) -> tuple[list[tuple[Phrase, ...]], list[tuple[Phrase, str]]]:
-    """The clips, each a run of phrases, and the phrases in no clip with the reason.
-
-    Both are in the order of time. Dynamic programming maximizes the sum of scores: a clip scores
-    its seconds of speech, minus MID_SENTENCE if it ends within a sentence.
-    """
-    best = [0.0]  # the highest score of the first n phrases
-    begin: list[int | None] = [None]  # start of the clip that ends there; None: no clip
-    for stop in range(1, len(phrases) + 1):
-        score, chosen = best[stop - 1], None
-        for start in range(stop - 1, -1, -1):
-            run = phrases[start:stop]
-            if not _joinable(run, config):
-                break
-            total = best[start] + _score(run)
-            if _length(run) >= config.min_seconds and total > score:
-                score, chosen = total, start
-        best.append(score)
-        begin.append(chosen)
-    clips: list[tuple[Phrase, ...]] = []
-    left: list[tuple[Phrase, str]] = []
-    stop = len(phrases)
-    while stop:
-        first = begin[stop]
-        if first is None:
-            stop -= 1
-            left.append((phrases[stop], _reason(phrases[stop], config)))
-        else:
-            clips.append(tuple(phrases[first:stop]))
-            stop = first
-    return clips[::-1], left[::-1]
-
-
-def _joinable(run: Sequence[Phrase], config: SegmentConfig) -> bool:
-    """Whether a run can be a clip or its end. If not, no longer run with this end can."""
-    first = run[0]
-    gap = run[1].speech.start - first.speech.end if len(run) > 1 else 0.0
-    return bool(first.words) and gap <= config.longest_pause and _length(run) <= config.max_seconds
-
-
-def _length(run: Sequence[Phrase]) -> float:
-    return run[-1].limits.end - run[0].limits.start
-
-
-def _score(run: Sequence[Phrase]) -> float:
-    seconds = sum(phrase.speech.seconds for phrase in run)
-    return seconds + OWN_CLIP - (0.0 if run[-1].ends_sentence else min(MID_SENTENCE, seconds / 2))
-
-
-def _reason(phrase: Phrase, config: SegmentConfig) -> str:
-    if phrase.limits.seconds > config.max_seconds:
-        return TOO_LONG
-    return TOO_SHORT if phrase.words else NO_WORDS
+    speaker: str = ""
 
 
 def transcribe(
@@ -224,21 +115,26 @@ def cut(
     recording: Clip,
     transcript: Transcript,
     config: SegmentConfig,
-    similarity: SpeakerSimilarity | None,
+    speakers: FindSpeakers | None,
     pool: AudioPool,
 ) -> list[Span]:
-    """Write the clips of a recording to the pool. Returns the spans of the whole recording."""
+    """Write the clips of a recording to the pool. Returns the spans of the whole recording.
+
+    ``speakers`` labels the phrases with their speakers; None: they are not told apart.
+    """
     rate, frames = recording.rate, len(recording.wave)
     wave = at_model_rate(recording)
     levels, whole = Levels(wave), Interval(0.0, frames / rate)
     limits = clip_limits(transcript.speech, whole, levels, config.margin)
-    clips, left = choose(phrases(transcript.speech, limits, transcript.words), config)
+    found_phrases = phrases(transcript.speech, limits, transcript.words)
+    voices = speakers(wave, found_phrases) if speakers and found_phrases else None
+    clips, left = choose(voices.phrases if voices else found_phrases, config)
     found = [
         Span(*_frames(phrase.speech, rate, frames), reason=why, text=_text([phrase]))
         for phrase, why in left
     ]
     for run in clips:
-        span = _assessed(run, recording, config, similarity)
+        span = _assessed(run, recording, wave, voices)
         found.append(span if span.reason else _written(span, recording, config, pool))
     return _without_holes(sorted(found, key=lambda span: span.start), frames)
 
@@ -253,8 +149,8 @@ def at_model_rate(recording: Clip) -> Wave:
 def _assessed(
     run: Sequence[Phrase],
     recording: Clip,
-    config: SegmentConfig,
-    similarity: SpeakerSimilarity | None,
+    wave: Wave,
+    voices: Voices | None,
 ) -> Span:
     """A run of phrases as a span, with the reason if it fails the confidence or speaker filter."""
     limits = Interval(run[0].limits.start, run[-1].limits.end)
@@ -266,13 +162,15 @@ def _assessed(
         text=_text(run),
         confidence=round(float(np.mean([word.probability for word in words])), 4),
     )
-    if similarity is not None:
-        near = similarity(recording.wave[start:end], recording.rate)
-        span = replace(span, speaker_similarity=None if near is None else round(near, 4))
+    alone = True
+    if voices is not None and len(voices.speakers):
+        speaker, lowest, alone = voices.assess(wave, run)
+        named = str(speaker + 1) if len(voices.speakers) > 1 else ""
+        span = replace(span, speaker_similarity=round(lowest, 4), speaker=named)
     if span.confidence < MIN_CONFIDENCE:
         return replace(span, reason=LOW_CONFIDENCE)
-    if config.speaker and (span.speaker_similarity or -1) < config.speaker.min_similarity:
-        return replace(span, reason=WRONG_SPEAKER)
+    if voices is not None and not alone:
+        return replace(span, reason=WRONG_SPEAKER if voices.least else SEVERAL_SPEAKERS)
     return span
 
 

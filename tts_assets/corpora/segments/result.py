@@ -48,7 +48,8 @@ SPANS = {
     "clip": pl.String,  # its id
     "text": pl.String,
     "confidence": pl.Float64,
-    "speaker_similarity": pl.Float64,
+    "speaker_similarity": pl.Float64,  # of the lowest window
+    "speaker": pl.String,  # the number that diarization gave it
 }
 CLIPS_SHOWN = 4  # per category
 HIGHEST_RATE = 24_000  # Hz; sixteen clips stay below 3 MB
@@ -185,12 +186,19 @@ def _utterance(row: Utterance, recording: SegmentedRecording, span: Span) -> Utt
         duration=_seconds(span.end - span.start, recording),
         sample_rate=recording.sample_rate,
         channels=1,
-        speaker=row.speaker,
+        speaker=speaker_name(row, span),
         language=recording.language,
         text=span.text,
         licence=row.licence,
         extra=json.dumps({**extra, "original_data": original}, sort_keys=True, ensure_ascii=False),
     )
+
+
+def speaker_name(row: Utterance, span: Span) -> str:
+    """The speaker of a clip. Speakers of different recordings are not compared."""
+    if not span.speaker:
+        return row.speaker
+    return "-".join(part for part in (row.speaker, Path(row.audio).stem, span.speaker) if part)
 
 
 def _set_aside(row: Utterance, recording: SegmentedRecording, span: Span) -> SetAside:
@@ -209,6 +217,7 @@ def _span_row(row: Utterance, recording: SegmentedRecording, span: Span) -> dict
         "text": span.text,
         "confidence": span.confidence,
         "speaker_similarity": span.speaker_similarity,
+        "speaker": span.speaker,
     }
 
 

@@ -12,7 +12,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from tts_assets.audio_models.speaker_similarity import SpeakerEncoder, SpeakerSimilarity
@@ -25,8 +25,9 @@ from tts_assets.core.hub import model_digest
 from tts_assets.core.program import Run, load_config
 from tts_assets.corpora.audio_paths import AudioFolders
 from tts_assets.corpora.index import Utterance, utterances
-from tts_assets.corpora.segments.config import CODE_VERSION, SegmentProgram
+from tts_assets.corpora.segments.config import CODE_VERSION, TRANSCRIPT_VERSION, SegmentProgram
 from tts_assets.corpora.segments.recording import (
+    FindSpeakers,
     Span,
     Transcript,
     at_model_rate,
@@ -35,6 +36,7 @@ from tts_assets.corpora.segments.recording import (
     transcribe,
 )
 from tts_assets.corpora.segments.result import SegmentedRecording, write_result
+from tts_assets.corpora.segments.speakers import diarized, wanted_speaker
 from tts_assets.corpora.segments.words import WordTranscriber
 
 TRANSCRIPT_KEYS = ("vad_threshold", "pause", "detect_language")  # of the canonical form
@@ -76,25 +78,29 @@ class Segmenter:
         return transcriber
 
     @cached_property
-    def similarity(self) -> SpeakerSimilarity | None:
-        """Speaker similarity to the reference; None without a speaker filter."""
-        if self.program.reference is None:
+    def speakers(self) -> FindSpeakers | None:
+        """Finds the wanted speaker or all speakers; None if speakers are not told apart."""
+        config = self.program.segments
+        if config.diarize:
+            return partial(diarized, SpeakerEncoder())
+        if self.program.reference is None or config.speaker is None:
             return None
-        reference = read_clip(self.program.reference)
-        return SpeakerSimilarity(SpeakerEncoder(), [(reference.wave, reference.rate)])
+        encoder, clip = SpeakerEncoder(), read_clip(self.program.reference)
+        reference = SpeakerSimilarity(encoder, [(clip.wave, clip.rate)]).reference
+        return partial(wanted_speaker, encoder, reference, config.speaker.min_similarity)
 
     def keys(self, row: Utterance) -> Keys:
         """The cache keys of a recording."""
         config = self.program.segments.canonical()
         decisive = {name: config[name] for name in TRANSCRIPT_KEYS}
         language = self.language(row)
-        parts = (row.audio_sha256, self._model, self.device.partition(":")[0], CODE_VERSION)
+        parts = (row.audio_sha256, self._model, self.device.partition(":")[0])
         rest = {name: value for name, value in config.items() if name not in ("model", "speaker")}
         speaker = self.program.segments.speaker
         least = speaker and speaker.min_similarity
         return Keys(
-            transcript=digest_of([parts, decisive, language]),
-            record=digest_of([parts, rest, language, self._reference, least]),
+            transcript=digest_of([[*parts, TRANSCRIPT_VERSION], decisive, language]),
+            record=digest_of([[*parts, CODE_VERSION], rest, language, self._reference, least]),
         )
 
     def language(self, row: Utterance) -> str:
@@ -128,7 +134,7 @@ class Segmenter:
                     yield event
             assert transcript is not None
             self.transcripts.put({keys.transcript: transcript.to_json()})
-        spans = cut(clip, transcript, self.program.segments, self.similarity, self.pool)
+        spans = cut(clip, transcript, self.program.segments, self.speakers, self.pool)
         detected = self.program.segments.detect_language and transcript.language
         recording = SegmentedRecording(detected or row.language, clip.rate, tuple(spans))
         self.records.put({keys.record: recording.to_json()})
