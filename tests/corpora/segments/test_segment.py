@@ -152,7 +152,8 @@ def test_only_the_wanted_speaker_is_kept(store: ArtifactStore, tmp_path: Path) -
             if span["recording"] == identity:
                 by_file[name].add(span["reason"])
     assert by_file["ann/ann.wav"] == {"no speech", "kept"}
-    assert by_file["ann/low.wav"] == {"no speech", "another speaker"}
+    # a phrase of less than a second has no speaker of its own
+    assert by_file["ann/low.wav"] - {"too short"} == {"no speech", "another speaker"}
     assert found.facts.seconds["another speaker"] > 4
 
 
