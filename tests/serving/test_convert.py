@@ -52,7 +52,7 @@ def test_the_card_has_the_languages_of_the_training_speech(
     speaking: Speaking, tmp_path: Path
 ) -> None:
     assert read_card(speaking.serving.path).languages == ("en",)
-    assert "language: [en]" in (speaking.serving.path / "README.md").read_text()
+    assert 'language: ["en"]' in (speaking.serving.path / "README.md").read_text()
     folder = shutil.copytree(speaking.arrays.path, tmp_path / "arrays")
     for path in folder.glob("*_samples.jsonl"):
         first, *rest = path.read_text().splitlines(keepends=True)

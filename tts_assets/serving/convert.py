@@ -189,7 +189,7 @@ def model_card(sources: Sources, card: ServingCard, config: ServingConfig, param
         "library_name: transformers",
         "pipeline_tag: text-to-speech",
         f"license_name: {yaml_text(own or 'unknown')}",
-        f"language: [{', '.join(map(yaml_text, card.languages))}]",
+        f"language: {json.dumps(card.languages)}",  # quoted: YAML reads no, Norwegian, as false
         "---",
         "",
         f"# {card.recipe}",
