@@ -9,7 +9,7 @@ import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
-from tts_assets.core.artifacts import written_aside
+from tts_assets.core.artifacts import atomic_write
 from tts_assets.core.cache import user_cache
 from tts_assets.core.config import ConfigError
 from tts_assets.core.hub import identity, locate, pinned
@@ -66,7 +66,7 @@ def multilingual_model(size: str) -> Path:
             "model of the hub such as 'large-v3'"
         )
     data = [Path(str(part.origin)).parent / "data" for part in parts if part]
-    with written_aside(folder) as aside:
+    with atomic_write(folder) as aside:
         aside.mkdir(parents=True)
         with (aside / "model.bin").open("wb") as model:
             for number, own in enumerate(data, start=1):
