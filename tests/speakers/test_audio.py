@@ -15,7 +15,13 @@ from tts_assets.core.config import ConfigError
 from tts_assets.corpora.segments.speech import measure
 from tts_assets.speakers.audio import Mels, mels_of, preprocess
 from tts_assets.speakers.config import RESEMBLYZER, AudioSettings, encoder_digest, resolve
-from tts_assets.speakers.encoder import NoSpeech, VoiceEncoder
+from tts_assets.speakers.encoder import (
+    NoSpeech,
+    VoiceEncoder,
+    main,
+    preprocess_wav,
+    wav_to_embedding,
+)
 from tts_assets.speakers.model import EncoderCard, open_encoder, save_encoder
 
 
@@ -141,3 +147,53 @@ def test_invalid_settings_are_rejected() -> None:
         AudioSettings(n_fft=256)
     with pytest.raises(ValueError, match="would leave gaps"):
         AudioSettings(step_frames=200)
+
+
+def test_paths_and_waves_at_module_level(clips: Path, public: VoiceEncoder) -> None:
+    path = clips / "audio/demo-nomatch.g722"
+    wave = read_clip(path).wave
+    speech = preprocess_wav(str(path))
+    assert speech.dtype == np.float32 and speech.ndim == 1
+    assert np.array_equal(speech, preprocess_wav(path))
+    assert np.array_equal(speech, preprocess_wav(wave))
+    found = wav_to_embedding(str(path))
+    assert found.shape == (256,) and np.linalg.norm(found) == pytest.approx(1)
+    for source in (path, wave):
+        assert np.array_equal(wav_to_embedding(source), found)
+    assert np.array_equal(public.wav_to_embedding(str(path)), found)
+    with pytest.raises(ValueError, match="mono wave"):
+        preprocess_wav(np.zeros((2, 16_000), np.float32))
+    with pytest.raises(NoSpeech, match="the wave holds less than"):
+        wav_to_embedding(np.zeros(16_000, np.float32))
+
+
+def test_a_trial_list_of_voxceleb(
+    clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``1 id10270/x.wav id10270/y.wav``: her clips against those of two other people."""
+    hers = ("agent-incorrect", "agent-newlocation", "demo-nomatch")
+    for number, key in enumerate(hers):
+        path = tmp_path / f"id10270/{number}.wav"
+        path.parent.mkdir(exist_ok=True)
+        soundfile.write(path, read_clip(clips / f"audio/{key}.g722").wave, 16_000)
+    for speaker in ("carlo_flora", "ivrvoice_ru"):
+        (tmp_path / speaker).mkdir()
+        wave = read_clip(CORPUS.parents[1] / f"suites/prompts/{speaker}.g722").wave
+        soundfile.write(tmp_path / speaker / "0.wav", wave, 16_000)
+    soundfile.write(tmp_path / "id10270/silent.wav", np.zeros(16_000), 16_000)
+    lines = [f"1 id10270/{a}.wav id10270/{b}.wav" for a, b in ((0, 1), (0, 2), (1, 2))]
+    lines += [
+        f"0 id10270/{n}.wav {s}/0.wav" for n in range(3) for s in ("carlo_flora", "ivrvoice_ru")
+    ]
+    lines += ["1 id10270/0.wav id10270/silent.wav", ""]
+    (tmp_path / "veri_test.txt").write_text("\n".join(lines))
+    command = ["resemblyzer", "--trials", str(tmp_path / "veri_test.txt"), "--root"]
+    main([*command, str(tmp_path)])
+    out = capsys.readouterr().out
+    assert "EER 0.00%, minDCF(0.01) 0.0000, 10 trials" in out
+    assert "1 trials left out: a recording has too little speech" in out
+    with pytest.raises(ConfigError, match=r"6 of 6 files that do not exist.*id10270/0.wav.*--root"):
+        main([*command, str(tmp_path / "id10270")])
+    (tmp_path / "veri_test.txt").write_text("1 a.wav\n")
+    with pytest.raises(ConfigError, match=r"veri_test.txt:1: write 1 a.wav b.wav"):
+        main([*command, str(tmp_path)])

@@ -34,7 +34,7 @@ from tts_assets.core.audio import BrokenAudio, Wave, read_clip, resample
 from tts_assets.core.config import ConfigError, digest_of
 from tts_assets.core.program import Run
 from tts_assets.corpora.segments.speech import measure
-from tts_assets.speakers.config import AudioSettings, EncoderRecipe
+from tts_assets.speakers.config import PUBLIC_AUDIO, AudioSettings, EncoderRecipe
 from tts_assets.speakers.dataset import SpeakerRecording
 
 INT16 = 2**15 - 1
@@ -53,12 +53,21 @@ SHORTEST_FRAMES = 30  # 0.3 s of speech
 EQUALIZER_POINTS = 5  # random gains; the curve is linear between them, over the mel bands
 
 
-def preprocess_wav(path: Path, settings: AudioSettings) -> Wave:
+Recording = str | Path | Wave
+"""A path, or a mono wave (samples,) at 16 kHz."""
+
+
+def preprocess_wav(path: Recording, settings: AudioSettings = PUBLIC_AUDIO) -> Wave:
     """The speech of a recording, float32 (samples,) at 16 kHz; empty if there is none.
 
-    Raises :class:`~tts_assets.core.audio.BrokenAudio`.
+    ``path`` may also be a wave. Raises :class:`~tts_assets.core.audio.BrokenAudio`, and ValueError
+    for an array that is no mono wave.
     """
-    clip = read_clip(path)
+    if isinstance(path, np.ndarray):
+        if path.ndim != 1:
+            raise ValueError(f"expected a mono wave at 16 kHz, got an array of shape {path.shape}")
+        return preprocess(path.astype(np.float32), settings.sample_rate, settings)
+    clip = read_clip(Path(path))
     return preprocess(clip.wave, clip.rate, settings)
 
 

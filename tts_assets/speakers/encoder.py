@@ -1,17 +1,20 @@
 """Speaker embeddings of recordings.
 
     encoder = VoiceEncoder.load(Path("storage/speaker_encoder/all/current"))
-    encoder.wav_to_embedding(Path("clip.wav"))    # float32 (256,), norm 1
+    encoder.wav_to_embedding("clip.wav")    # float32 (256,), norm 1
 
+:func:`preprocess_wav` and :func:`wav_to_embedding` do the same with Resemblyzer's public weights.
 :func:`open_voices` opens the encoder that a configuration names.
 
 ``python -m tts_assets.speakers.encoder ENCODER CLIP…`` prints the cosine similarity of every pair.
+With ``--trials veri_test.txt --root FOLDER`` it prints the error rates of a trial list of VoxCeleb.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Self
 
@@ -19,12 +22,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from tqdm import tqdm
 
 from tts_assets.audio_models.speaker_similarity import SpeakerEmbedder, SpeakerEncoder
 from tts_assets.core.audio import Wave, blocks
-from tts_assets.speakers.audio import Mels, preprocess, preprocess_wav, windows
+from tts_assets.core.config import ConfigError
+from tts_assets.speakers.audio import Mels, Recording, preprocess, preprocess_wav, windows
 from tts_assets.speakers.config import RESEMBLYZER, resolve
 from tts_assets.speakers.model import EncoderCard, open_encoder
+from tts_assets.speakers.verification import P_TARGET, Errors, errors, read_trials, score_trials
 
 Embedding = NDArray[np.float32]
 
@@ -55,26 +61,26 @@ class VoiceEncoder:
         """
         return cls(*open_encoder(path), device)
 
-    def preprocess_wav(self, path: Path) -> Wave:
+    def preprocess_wav(self, path: Recording) -> Wave:
         """The speech of a recording after preprocessing, float32 (samples,) at 16 kHz."""
         return preprocess_wav(path, self.card.audio)
 
-    def wav_to_embedding(self, path: Path) -> Embedding:
+    def wav_to_embedding(self, path: Recording) -> Embedding:
         """The embedding of a recording, float32 (256,). Raises NoSpeech or BrokenAudio."""
         return self._require(path, self.embed_speech(self.preprocess_wav(path)))
 
-    def wavs_to_embeddings(self, paths: Sequence[Path]) -> NDArray[np.float32]:
+    def wavs_to_embeddings(self, paths: Sequence[Recording]) -> NDArray[np.float32]:
         """The embeddings of many recordings, float32 (n, 256). Raises NoSpeech or BrokenAudio."""
         found = self.embed_many(self.preprocess_wav(path) for path in paths)
         return np.stack([self._require(path, one) for path, one in zip(paths, found, strict=True)])
 
-    def long_wav_to_embedding(self, path: Path) -> Embedding:
+    def long_wav_to_embedding(self, path: str | Path) -> Embedding:
         """The embedding of a long recording, with one minute of it in memory at a time.
 
         The loudness is normalized per minute, too. Raises NoSpeech or BrokenAudio.
         """
         total = np.zeros(self.card.architecture.embedding, dtype=np.float64)
-        for wave, rate in minutes(path):
+        for wave, rate in minutes(Path(path)):
             speech = preprocess(wave, rate, self.card.audio)
             if len(speech) >= SHORTEST_SECONDS * self.card.audio.sample_rate:
                 total += self._windows([speech])[0].sum(axis=0)
@@ -118,10 +124,47 @@ class VoiceEncoder:
             made = torch.cat([self.model(part.to(self.device)).cpu() for part in parts])
         return [part.numpy() for part in made.split([len(some) for some in cut])]
 
-    def _require(self, path: Path, embedding: Embedding | None) -> Embedding:
+    def _require(self, path: Recording, embedding: Embedding | None) -> Embedding:
         if embedding is None:
-            raise NoSpeech(f"{path} holds less than {SHORTEST_SECONDS} s of speech")
+            what = "the wave" if isinstance(path, np.ndarray) else path
+            raise NoSpeech(f"{what} holds less than {SHORTEST_SECONDS} s of speech")
         return embedding
+
+
+@cache
+def public_encoder() -> VoiceEncoder:
+    """Resemblyzer's public weights on the CPU, loaded once."""
+    return VoiceEncoder.load(resolve(RESEMBLYZER, Path()))
+
+
+def wav_to_embedding(path: Recording) -> Embedding:
+    """The embedding of a recording by Resemblyzer's public weights, float32 (256,), of norm 1.
+
+    ``path`` may also be a mono wave at 16 kHz. Raises NoSpeech or BrokenAudio.
+    """
+    return public_encoder().wav_to_embedding(path)
+
+
+def evaluate_trials(encoder: VoiceEncoder, trials: Path, root: Path) -> tuple[Errors, int, int]:
+    """The error rates of a trial list, its trials, and how many were left out for lack of speech.
+
+    The names of the list are relative to ``root``. Raises ConfigError for a line that is no trial
+    and for files that do not exist.
+    """
+    listed = read_trials(trials)
+    names = list(dict.fromkeys(name for trial in listed for name in (trial.a, trial.b)))
+    missing = [name for name in names if not (root / name).is_file()]
+    if missing:
+        raise ConfigError(
+            f"{trials} names {len(missing)} of {len(names)} files that do not exist below {root}, "
+            f"for example {missing[0]}: --root is the folder with the folders of the speakers"
+        )
+    speech = (encoder.preprocess_wav(root / name) for name in tqdm(names, unit="clip"))
+    found = dict(zip(names, encoder.embed_many(speech), strict=True))
+    known = {name: one for name, one in found.items() if one is not None}
+    used = [trial for trial in listed if trial.a in known and trial.b in known]
+    rates = errors(score_trials(used, known), [trial.same for trial in used], P_TARGET)
+    return rates, len(listed), len(listed) - len(used)
 
 
 def open_voices(name: str, device: str = "cpu") -> SpeakerEmbedder:
@@ -150,13 +193,23 @@ def minutes(path: Path) -> Iterator[tuple[Wave, int]]:
         yield np.concatenate(parts), rate
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Print the speaker similarity of every pair.")
     parser.add_argument("encoder", help="a folder, a .pt, or resemblyzer")
-    parser.add_argument("clips", type=Path, nargs="+")
-    arguments = parser.parse_args()
+    parser.add_argument("clips", type=Path, nargs="*")
+    parser.add_argument("--trials", type=Path, help="a list of VoxCeleb: 1 a.wav b.wav")
+    parser.add_argument("--root", type=Path, default=Path(), help="where its paths start")
+    arguments = parser.parse_args(argv)
+    if bool(arguments.trials) == bool(arguments.clips):
+        parser.error("give clips, or --trials")
     encoder = VoiceEncoder.load(resolve(arguments.encoder, Path()))
+    if arguments.trials:
+        rates, trials, left_out = evaluate_trials(encoder, arguments.trials, arguments.root)
+        print(f"EER {rates.eer:.2%}, minDCF({P_TARGET}) {rates.min_dcf:.4f}, {trials} trials")
+        if left_out:
+            print(f"{left_out} trials left out: a recording has too little speech")
+        return
     embeddings = encoder.wavs_to_embeddings(arguments.clips)
     for path, row in zip(arguments.clips, embeddings @ embeddings.T, strict=True):
         print(path, *(f"{cosine:.3f}" for cosine in row))

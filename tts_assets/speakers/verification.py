@@ -165,3 +165,18 @@ def confusion(
 def write_trials(path: Path, trials: Sequence[Trial]) -> None:
     """Write trials in VoxCeleb's format: ``1 a b`` for the same speaker, else ``0 a b``."""
     path.write_text("".join(f"{int(t.same)} {t.a} {t.b}\n" for t in trials))
+
+
+def read_trials(path: Path) -> list[Trial]:
+    """Read trials in VoxCeleb's format. Raises ConfigError with the line that is none."""
+    trials = []
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+        fields = line.split()
+        if not fields:
+            continue
+        if len(fields) != 3 or fields[0] not in ("0", "1"):
+            raise ConfigError(f"{path}:{number}: write 1 a.wav b.wav for one speaker, else 0 …")
+        trials.append(Trial(fields[0] == "1", fields[1], fields[2]))
+    if len({trial.same for trial in trials}) < 2:
+        raise ConfigError(f"{path} needs trials of the same speaker (1) and of different ones (0)")
+    return trials
