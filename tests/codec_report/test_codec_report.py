@@ -142,7 +142,8 @@ def test_the_wer_has_an_interval(
         for clip, fraction in zip(kept.clips, (1, 0), strict=True)
     )
     divided = kept.model_copy(update={"clips": (wrong, right)})
-    assert (divided.wer_interval.low, divided.wer_interval.high) == (0.0, 1.0)
+    interval = divided.wer_interval
+    assert interval is not None and (interval.low, interval.high) == (0.0, 1.0)
 
 
 def test_a_recording_is_played_at_its_own_rate(
