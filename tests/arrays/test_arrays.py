@@ -1,4 +1,4 @@
-"""Reading refuses what is damaged, and says which file."""
+"""Damaged files are rejected. The error names the file."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def read(folder: Path) -> CodeTable:
     return table
 
 
-def test_an_intact_shard_reads(folder: Path, utterances: list[Utterance]) -> None:
+def test_an_intact_shard_is_read(folder: Path, utterances: list[Utterance]) -> None:
     table = read(folder)
     assert len(table) == len(utterances)
     np.testing.assert_array_equal(table[12], utterances[12].codes)
 
 
 @pytest.mark.parametrize("row", [13, -1])
-def test_no_row_outside(folder: Path, row: int) -> None:
+def test_rows_outside_of_a_table_raise(folder: Path, row: int) -> None:
     with pytest.raises(IndexError, match=rf"sample {row} of 13"):
         read(folder)[row]
 
@@ -104,7 +104,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
 
 
 @pytest.mark.parametrize("name", DAMAGES)
-def test_damage_is_named(folder: Path, name: str) -> None:
+def test_the_error_names_the_damaged_file(folder: Path, name: str) -> None:
     damage, message = DAMAGES[name]
     damage(folder)
     with pytest.raises(ArrayError, match=message):

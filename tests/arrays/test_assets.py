@@ -1,4 +1,4 @@
-"""``code_arrays`` in a real Dagster run: lineage, reuse, and checks that stop what is damaged."""
+"""``code_arrays`` in a real Dagster run: lineage, reuse, and checks that block damaged data."""
 
 from __future__ import annotations
 
@@ -145,9 +145,7 @@ def test_a_run_publishes_arrays_and_all_checks_pass(
 
 
 @pytest.mark.usefixtures("shards")
-def test_the_split_is_part_of_what_arrays_are(
-    instance: DagsterInstance, store: ArtifactStore
-) -> None:
+def test_the_split_changes_the_fingerprint(instance: DagsterInstance, store: ArtifactStore) -> None:
     contents = []
     for validation in (HALF, ValidationSplit(fraction=0.5, salt="other"), HALF):
         result = run(instance, store, validation)
@@ -238,7 +236,7 @@ SPOILED: list[tuple[Any, dict[str, str]]] = [
 
 
 @pytest.mark.usefixtures("shards")
-def test_damage_on_disk_stops_training(instance: DagsterInstance, store: ArtifactStore) -> None:
+def test_damaged_files_block_training(instance: DagsterInstance, store: ArtifactStore) -> None:
     assert run(instance, store).success
     spoil_text(arrays(store).path)
     result = run(instance, store)
@@ -253,7 +251,7 @@ def test_damage_on_disk_stops_training(instance: DagsterInstance, store: Artifac
 
 @pytest.mark.parametrize(("spoil", "said"), SPOILED)
 @pytest.mark.usefixtures("shards")
-def test_wrong_arrays_fail_their_checks_and_stop_training(
+def test_wrong_arrays_fail_their_checks_and_block_training(
     instance: DagsterInstance, store: ArtifactStore, spoil: Any, said: dict[str, str]
 ) -> None:
     """The manifest fits the files, as if the program had written them like this."""
@@ -290,7 +288,7 @@ def republish(store: ArtifactStore, source: CodeArrays, **facts: Any) -> None:
     store.publish(CodeArrays, build, result, source.facts.model_copy(update=facts))
 
 
-def test_arrays_of_fewer_samples_than_their_shards(
+def test_arrays_with_fewer_samples_than_their_shards_fail(
     instance: DagsterInstance, store: ArtifactStore, utterances: list[Utterance]
 ) -> None:
     publish_shards(store, utterances[:12], (12,), CORPUS)
@@ -306,7 +304,7 @@ def test_arrays_of_fewer_samples_than_their_shards(
 
 
 @pytest.mark.usefixtures("shards")
-def test_facts_that_are_not_those_of_the_files(
+def test_facts_that_differ_from_the_files_fail(
     instance: DagsterInstance, store: ArtifactStore
 ) -> None:
     assert run(instance, store).success
@@ -322,7 +320,7 @@ def test_facts_that_are_not_those_of_the_files(
 
 
 @pytest.mark.usefixtures("shards")
-def test_a_file_cut_short_is_refused_before_any_check(
+def test_a_truncated_file_is_rejected_before_any_check(
     instance: DagsterInstance, store: ArtifactStore
 ) -> None:
     assert run(instance, store).success

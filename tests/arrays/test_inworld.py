@@ -1,4 +1,4 @@
-"""To the reference trainer's layout and back."""
+"""Export to the layout of the reference trainer, and import from it."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def theirs(tmp_path: Path, arrays: CodeArrays) -> Path:
     return tmp_path / "run" / "result"
 
 
-def test_an_export_reads_as_the_reference_reads_it(theirs: Path, arrays: CodeArrays) -> None:
+def test_the_reference_trainer_reads_an_export(theirs: Path, arrays: CodeArrays) -> None:
     for split in SPLITS:
         codes = np.memmap(theirs / f"{split}_codes.npy", dtype=np.int32, mode="r")
         index = np.load(theirs / f"{split}_codes_index.npy")
@@ -98,7 +98,7 @@ def imported(path: Path, codec: str) -> ArraysConfig:
     return ArraysConfig.model_validate(values)
 
 
-def test_an_import_keeps_who_is_validation(
+def test_an_import_keeps_the_split(
     store: ArtifactStore, arrays: CodeArrays, theirs: Path, codec: CodecCheckpoint
 ) -> None:
     result = run(store, imported(theirs, NAME), "theirs")
@@ -119,7 +119,7 @@ def test_an_import_keeps_who_is_validation(
             assert sample == sample | own | {"original_data": licence}
 
 
-def test_an_export_is_an_asset_where_asked_for(
+def test_an_export_is_an_asset_if_configured(
     store: ArtifactStore, theirs: Path, codec: CodecCheckpoint
 ) -> None:
     config = imported(theirs, codec.content[:12]).model_copy(update={"export": "inworld"})
@@ -185,7 +185,9 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("name", DAMAGES)
-def test_damage_is_named(tmp_path: Path, theirs: Path, codec: CodecCheckpoint, name: str) -> None:
+def test_the_error_names_the_damaged_file(
+    tmp_path: Path, theirs: Path, codec: CodecCheckpoint, name: str
+) -> None:
     damage, message = DAMAGES[name]
     damage(theirs)
     with pytest.raises(ArrayError, match=message):

@@ -33,7 +33,7 @@ def merged(
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_sample_keeps_its_codes_and_goes_where_its_id_says(
+def test_every_sample_keeps_its_codes_and_is_in_the_split_of_its_id(
     tmp_path: Path, store: ArtifactStore, utterances: list[Utterance], layout: tuple[int, ...]
 ) -> None:
     folder = merged(tmp_path, store, utterances, layout)
@@ -86,7 +86,7 @@ def test_folder_names_may_have_dots(tmp_path: Path, utterances: list[Utterance])
 
 
 @pytest.mark.parametrize("sizes", [(13,), (5, 8)])
-def test_nobody_held_out(
+def test_an_empty_validation_split(
     tmp_path: Path, store: ArtifactStore, utterances: list[Utterance], sizes: tuple[int, ...]
 ) -> None:
     folder = merged(tmp_path, store, utterances, sizes, ValidationSplit(fraction=0))
@@ -95,7 +95,7 @@ def test_nobody_held_out(
     assert len(CodeTable.of_split(folder, "train")) == len(utterances)
 
 
-def test_another_salt_holds_out_others(
+def test_another_salt_selects_other_validation_samples(
     tmp_path: Path, store: ArtifactStore, utterances: list[Utterance]
 ) -> None:
     shards = publish_shards(store, utterances, (13,))
@@ -108,7 +108,7 @@ def test_another_salt_holds_out_others(
     assert len(ids) == 4
 
 
-def test_a_merge_that_was_killed_is_written_over(
+def test_a_killed_merge_is_overwritten(
     tmp_path: Path, store: ArtifactStore, utterances: list[Utterance]
 ) -> None:
     whole = merged(tmp_path, store, utterances, (13,))
@@ -123,7 +123,7 @@ def test_a_merge_that_was_killed_is_written_over(
 
 
 @pytest.mark.parametrize("wrong", [{"samples": 14}, {"codes": 1}, {"shards": 2}])
-def test_shards_that_are_not_all_are_refused(
+def test_incomplete_shards_are_rejected(
     tmp_path: Path, store: ArtifactStore, utterances: list[Utterance], wrong: dict[str, int]
 ) -> None:
     shards = publish_shards(store, utterances, (4, 4, 5), **wrong)
@@ -131,7 +131,7 @@ def test_shards_that_are_not_all_are_refused(
         merge(shards, HALF, tmp_path)
 
 
-def test_a_missing_shard_is_named(
+def test_the_error_names_a_missing_shard(
     tmp_path: Path, store: ArtifactStore, utterances: list[Utterance]
 ) -> None:
     shards = publish_shards(store, utterances, (4, 4, 5), shards=4)
@@ -139,7 +139,7 @@ def test_a_missing_shard_is_named(
         merge(shards, HALF, tmp_path)
 
 
-def test_memory_is_that_of_a_shard(
+def test_a_merge_needs_the_memory_of_one_shard(
     tmp_path: Path, store: ArtifactStore, utterances: list[Utterance]
 ) -> None:
     """40 shards of 1 MB of codes: what Python and NumPy allocate stays below five shards."""
@@ -179,7 +179,7 @@ def test_ids_are_those_of_the_json(sample: dict[str, Any], options: dict[str, An
         assert ids == [s["id"] for s in samples]
 
 
-def test_lines_begin_where_lines_end() -> None:
+def test_bounds_of_lines() -> None:
     random = np.random.default_rng(1)
     for size in (0, 1, 7, 8, 9, 300_000):
         text = random.choice(np.frombuffer(b"\nabcdefghij", np.uint8), size)
@@ -189,14 +189,14 @@ def test_lines_begin_where_lines_end() -> None:
         assert found == whole[:-1]
 
 
-def test_many_are_held_out_as_one_by_one() -> None:
+def test_the_split_of_many_ids_equals_that_of_each() -> None:
     ids = [f"Grüße {number}" for number in range(2000)]
     for split in (HALF, ValidationSplit(), ValidationSplit(fraction=0), ValidationSplit(salt="ü")):
         wanted = [is_validation(identity, split) for identity in ids]
         assert held_out([identity.encode() for identity in ids], split).tolist() == wanted
 
 
-def test_a_line_that_cannot_be_read_is_named(
+def test_the_error_names_an_invalid_line(
     tmp_path: Path, store: ArtifactStore, utterances: list[Utterance]
 ) -> None:
     shards = publish_shards(store, utterances, (13,))
@@ -208,7 +208,7 @@ def test_a_line_that_cannot_be_read_is_named(
         merge(shards, HALF, tmp_path)
 
 
-def test_a_large_codebook_is_kept_whole(
+def test_codes_of_a_large_codebook_are_not_truncated(
     tmp_path: Path, store: ArtifactStore, utterances: list[Utterance]
 ) -> None:
     wide = [Utterance(u.sample, u.codes.astype(np.int32) + 70_000) for u in utterances]
@@ -219,7 +219,7 @@ def test_a_large_codebook_is_kept_whole(
     assert all(np.array_equal(found, codes[sample["id"]]) for sample, found in table)
 
 
-def test_codes_that_a_small_type_cut_off_are_refused(
+def test_truncated_codes_are_rejected(
     tmp_path: Path, store: ArtifactStore, utterances: list[Utterance]
 ) -> None:
     shards = publish_shards(store, utterances, (13,), codebook_size=70_064)
@@ -227,7 +227,7 @@ def test_codes_that_a_small_type_cut_off_are_refused(
         merge(shards, HALF, tmp_path)
 
 
-def test_a_growing_file_equals_numpy_s(tmp_path: Path) -> None:
+def test_files_written_in_parts_equal_those_of_numpy(tmp_path: Path) -> None:
     values = np.arange(100_000, dtype=np.int64)
     writer = NpyWriter(tmp_path / "grown.npy", "int64")
     for part in np.array_split(values, 7):

@@ -1,4 +1,4 @@
-"""Counts over the whole lineage: one that is off anywhere is found and named."""
+"""Counts of all stages: any wrong count is found and named."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def lineage(
 
 
 @pytest.mark.parametrize(("segmented", "recordings"), [(False, 0), (True, 0), (True, 17)])
-def test_all_stages_are_added_up(
+def test_the_counts_of_all_stages_add_up(
     store: ArtifactStore, utterances: list[Utterance], segmented: bool, recordings: int
 ) -> None:
     arrays = lineage(store, utterances, segmented, recordings)
@@ -122,7 +122,9 @@ def test_recordings_that_were_not_segmented_are_found(
         check_counts(store, arrays)
 
 
-def test_a_stage_that_is_gone_is_named(store: ArtifactStore, utterances: list[Utterance]) -> None:
+def test_the_error_names_a_stage_that_is_no_longer_stored(
+    store: ArtifactStore, utterances: list[Utterance]
+) -> None:
     arrays = lineage(store, utterances, segmented=False)
     source = store.current("filtered_samples", "asterisk").path
     source.rename(source.with_name("elsewhere"))

@@ -27,7 +27,9 @@ def one_by_one(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.03)])
 @pytest.mark.parametrize("kv_heads", [4, 2])
-def test_segments_are_attended_apart(dtype: torch.dtype, tolerance: float, kv_heads: int) -> None:
+def test_segments_do_not_attend_to_each_other(
+    dtype: torch.dtype, tolerance: float, kv_heads: int
+) -> None:
     generator = torch.Generator().manual_seed(0)
     length = sum(SEGMENTS)
     inputs = [
@@ -60,7 +62,7 @@ def test_segments_must_fill_the_row() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("kv_heads", [4, 2])
-def test_one_kernel_does_what_one_by_one_does(dtype: torch.dtype, kv_heads: int) -> None:
+def test_one_kernel_equals_a_call_for_each_sample(dtype: torch.dtype, kv_heads: int) -> None:
     generator = torch.Generator().manual_seed(0)
     shapes = [(1, heads, sum(SEGMENTS), 64) for heads in (4, kv_heads, kv_heads)]
     inputs = [
@@ -77,7 +79,7 @@ def test_one_kernel_does_what_one_by_one_does(dtype: torch.dtype, kv_heads: int)
 
 
 @pytest.mark.gpu
-def test_dropout_goes_sample_by_sample() -> None:
+def test_dropout_is_drawn_for_each_sample() -> None:
     row = torch.randn(1, 4, sum(SEGMENTS), 64, device="cuda", dtype=torch.bfloat16)
     layer = torch.nn.Identity()
     dropped = segment_attention(layer, row, row, row, None, segments=SEGMENTS, dropout=0.5)[0]

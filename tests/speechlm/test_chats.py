@@ -1,4 +1,4 @@
-"""Conversations as ids: what the template writes, and that the answers alone are learnt."""
+"""Conversations as token ids: the template, and that only the answers are trained on."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_turns_of_the_tokenizers_template(tmp_path: Path) -> None:
     assert shown(chats, prompts, 1)[1] == [f"Plain text.{prompts.tokenizer.eos_token}"]
 
 
-def test_what_the_template_refuses_is_told(tmp_path: Path) -> None:
+def test_the_error_has_the_message_of_the_template(tmp_path: Path) -> None:
     prompts = prompt_format(TEMPLATE)
     refused = [{"role": "user", "content": "refuse"}, TALK[2]]
     chats = write(tmp_path, prompts, [SAMPLES[0], {"id": "odd", "messages": refused}, SAMPLES[2]])
@@ -131,7 +131,9 @@ def test_ids_are_made_once_a_tokenizer(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5])
-def test_pieces_change_nothing(tmp_path: Path, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokenizing_in_parts_changes_nothing(
+    tmp_path: Path, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     prompts = prompt_format()
     whole = write(tmp_path, prompts, SAMPLES)
     ids, bounds = whole.rows.ids.copy(), whole.rows.bounds

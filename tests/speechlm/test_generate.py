@@ -32,7 +32,9 @@ def ending_soon(tiny: SpeechLM) -> SpeechLM:
     return SpeechLM(model, tiny.tokenizer, tiny.vocabulary)
 
 
-def test_batch_mates_change_nothing(tiny: SpeechLM, requests_of_all_lengths: list[Request]) -> None:
+def test_other_requests_of_a_batch_change_nothing(
+    tiny: SpeechLM, requests_of_all_lengths: list[Request]
+) -> None:
     lm = ending_soon(tiny)
     together = generate(lm, requests_of_all_lengths, SAMPLING)
     assert len({len(c.codes) for c in together}) > 3  # rows left the batch at several steps
@@ -45,7 +47,7 @@ def test_batch_mates_change_nothing(tiny: SpeechLM, requests_of_all_lengths: lis
         assert np.array_equal(a.token_ids, b.token_ids)
 
 
-def test_only_speech_tokens_and_one_end_within_the_bounds(
+def test_completions_are_speech_tokens_and_one_end(
     tiny: SpeechLM, requests_of_all_lengths: list[Request]
 ) -> None:
     lm = ending_soon(tiny)

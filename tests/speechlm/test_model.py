@@ -13,7 +13,7 @@ from tts_assets.speechlm.model import SpeechLM, build, draw_like
 from tts_assets.speechlm.vocabulary import byte_tokenizer
 
 
-def test_a_folder_holds_the_same_model(tiny: SpeechLM, tmp_path: Path) -> None:
+def test_a_saved_model_is_loaded_unchanged(tiny: SpeechLM, tmp_path: Path) -> None:
     tiny.save(tmp_path, SamplingConfig(temperature=0.7))
     again = SpeechLM.load(tmp_path, 300)
     ids = torch.arange(12)[None]
@@ -74,7 +74,7 @@ def test_new_rows_have_the_mean_and_covariance_of_the_old() -> None:
 
 
 @pytest.mark.parametrize("positions", [5, 1024, 2500])
-def test_chunked_loss_is_the_plain_loss(positions: int) -> None:
+def test_the_chunked_loss_equals_the_plain_loss(positions: int) -> None:
     generator = torch.Generator().manual_seed(1)
     hidden = torch.randn(positions, 16, generator=generator, requires_grad=True)
     weight = torch.randn(70, 16, generator=generator, requires_grad=True)
@@ -93,7 +93,7 @@ def test_chunked_loss_is_the_plain_loss(positions: int) -> None:
         assert torch.allclose(ours, theirs, atol=1e-3, rtol=1e-4)
 
 
-def test_an_impossible_base_is_refused() -> None:
+def test_an_invalid_base_is_rejected() -> None:
     with pytest.raises(ValidationError, match="exactly one of llama, hub, recipe; got llama, hub"):
         BaseModel(llama=TINY, hub="meta-llama/Llama-3.2-1B-Instruct")
     with pytest.raises(ValidationError, match="got none"):

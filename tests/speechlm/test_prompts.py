@@ -85,13 +85,13 @@ def test_the_byte_tokenizer_spends_one_token_on_the_instruction(prompts: PromptF
     assert len(prompts.inference("ab")) == 7
 
 
-def test_text_survives_the_byte_tokenizer() -> None:
+def test_text_is_unchanged_by_the_byte_tokenizer() -> None:
     tokenizer = byte_tokenizer(64)
     extend_tokenizer(tokenizer, 64, VocabularyConfig())
     assert tokenizer.decode(tokenizer(TEXT)["input_ids"]) == TEXT
 
 
-def test_impossible_prompts_are_refused(prompts: PromptFormat) -> None:
+def test_invalid_prompts_are_rejected(prompts: PromptFormat) -> None:
     with pytest.raises(PromptError, match="no speech codes"):
         prompts.training("hello", [])
     with pytest.raises(PromptError, match="both its transcript and its codes"):

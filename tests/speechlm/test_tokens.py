@@ -1,4 +1,4 @@
-"""Texts as token ids: made once, the same as made at once, for the tokenizer they are of."""
+"""Token ids of texts: made once, equal to fresh ones, and of one tokenizer."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def written(tmp_path: Path, arrays: CodeArrays) -> Path:
     return tmp_path / "run" / "result"
 
 
-def test_texts_that_were_written_are_those_made_now(
+def test_stored_token_ids_equal_fresh_ones(
     written: Path, arrays: CodeArrays, prompts: PromptFormat
 ) -> None:
     digest = tokenizer_digest(prompts.tokenizer)
@@ -92,7 +92,7 @@ def test_texts_that_were_written_are_those_made_now(
             assert found.description[row].tolist() == prompts.text_ids(described).tolist()
 
 
-def test_texts_of_other_samples_are_refused(
+def test_token_ids_of_other_samples_are_rejected(
     written: Path, arrays: CodeArrays, prompts: PromptFormat
 ) -> None:
     table = CodeTable.of_split(arrays.path, "val")

@@ -81,7 +81,7 @@ def test_lookup_agrees_with_the_tokenizer_and_inverts(order: str, tmp_path: Path
     assert again == vocabulary and again.digest == vocabulary.digest
 
 
-def test_the_digest_tells_the_orders_apart() -> None:
+def test_the_digest_depends_on_the_order() -> None:
     numeric = extend_tokenizer(byte_tokenizer(64), 64, VocabularyConfig())
     lexicographic = extend_tokenizer(byte_tokenizer(64), 64, LEXICOGRAPHIC)
     assert numeric.size == lexicographic.size

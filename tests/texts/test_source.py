@@ -1,4 +1,4 @@
-"""Lines of texts: three forms, and what is set aside."""
+"""Lines of texts: three formats, and what is set aside."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ GOOD: list[dict[str, Any]] = [
 HALF = ValidationSplit(fraction=0.5)
 
 
-def test_forms_are_read() -> None:
+def test_all_formats_are_read() -> None:
     asked = {"messages": [USER, ANSWER]}
     assert [parse_text(line) for line in GOOD] == [asked, asked, {"text": GOOD[2]["text"]}]
 
@@ -77,7 +77,7 @@ def test_every_line_is_written_or_set_aside(tmp_path: Path) -> None:
     assert (again / "val_samples.jsonl").read_text() == (tmp_path / "val_samples.jsonl").read_text()
 
 
-def test_who_is_validation_follows_from_what_is_said(tmp_path: Path) -> None:
+def test_the_split_depends_on_the_text(tmp_path: Path) -> None:
     """In another order and company, too: equal lines are never on both sides."""
     lines = [json.dumps({"text": f"Line {number}."}) + "\n" for number in range(40)]
     held = []
