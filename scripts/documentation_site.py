@@ -8,7 +8,8 @@ It adds three kinds of pages to those of docs/:
 * benchmarks.md: the list of benchmark documents.
 
 Links between documents are written for GitHub (relative to the file in the repository). The hook
-rewrites them to the places of the pages on the site.
+rewrites them to the places of the pages on the site. It draws Mermaid diagrams as SVG: the theme
+would load Mermaid from another host.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+import mmdr
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("tts_assets", "resources", "sensors", "jobs")
 RENAMED = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
+DIAGRAM = re.compile(r"^```mermaid\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(\]\()([^)\s#:]+\.md)(#[^)\s]*)?(\))")
 
 
@@ -44,7 +47,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Rewrite links between documents to their places on the site."""
+    """Rewrite links between documents to their places on the site, and draw diagrams."""
     site = page.file.src_uri
     sources = {target: path for path, target in repository_pages().items()}
     source = sources.get(site, f"docs/{site}")
@@ -54,7 +57,13 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         relative = posixpath.relpath(target, posixpath.dirname(site) or ".")
         return f"{match[1]}{relative}{match[3] or ''}{match[4]}"
 
-    return LINK.sub(replace, markdown)
+    return LINK.sub(replace, DIAGRAM.sub(drawn, markdown))
+
+
+def drawn(diagram: re.Match[str]) -> str:
+    """The SVG of a Mermaid diagram; its lines are dark, also in the theme's dark mode."""
+    svg = mmdr.render(diagram[1]).svg()
+    return f'<div style="background: white; padding: 1em">{svg}</div>'
 
 
 def site_path(path: str) -> str:
