@@ -187,3 +187,15 @@ def test_an_unsupported_language_fails_the_program(
     corpus = index_recordings(talks, store, language="de")
     with pytest.raises(ValueError, match=r"one\.wav is 'de'; name a multilingual one"):
         segment(corpus, store, tmp_path / "run")
+
+
+def test_recordings_elsewhere_give_the_same_files(talks: Path, tmp_path: Path) -> None:
+    """Another folder and another storage, without caches: a move changes no digest."""
+    found = []
+    for name in ("here", "far/away"):
+        folder, store = tmp_path / name / "talks", ArtifactStore(tmp_path / name / "storage")
+        shutil.copytree(talks, folder)
+        made = segment(index_recordings(folder, store), store, store.root / ".work" / "run")
+        assert all(row.path(made.audio).is_relative_to(store.audio_pool) for row in made.rows)
+        found.append(made.handle.manifest.files)
+    assert found[0] == found[1]
