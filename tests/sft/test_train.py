@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from tts_assets.core.program import STOPPED, Run, read_metrics, truncate_metrics
 from tts_assets.core.training import saved, step_of
 from tts_assets.sft.checkpoint import CheckpointError, SftProgress
 from tts_assets.sft.config import SftProgram
-from tts_assets.sft.dataset import TrainingSample
+from tts_assets.sft.dataset import SampleStream, TrainingSample
 from tts_assets.sft.describe import describe_recipe, describe_training
 from tts_assets.sft.packing import Packed, pack
 from tts_assets.sft.train import build_trainer, main
@@ -135,6 +136,26 @@ def test_a_resumed_run_has_bit_equal_weights(whole_run: SftProgram, tmp_path: Pa
     assert_bit_equal(tmp_path, whole_run)
     assert published(tmp_path) == published(whole_run.run_dir), "the clock is in it"
     assert CheckpointFacts.from_json(tmp_path / "result.json").tokens_per_second > 0
+
+
+def test_the_making_of_batches_is_apart_from_the_throughput(
+    whole_run: SftProgram, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slow stream of samples lengthens the step, and leaves tokens per second as they are."""
+    batch, waited = SampleStream.batch, 0.4
+
+    def slow(self: SampleStream) -> Any:
+        time.sleep(waited)
+        return batch(self)
+
+    monkeypatch.setattr(SampleStream, "batch", slow)
+    train(whole_run.model_copy(update={"run_dir": tmp_path}))
+    steps = [r for r in read_metrics(tmp_path / "metrics.jsonl") if "step_seconds" in r]
+    assert len(steps) == 6
+    for step in steps:
+        computing = step["step_seconds"] - step["data_seconds"]
+        assert step["data_seconds"] >= waited and computing > 0
+        assert step["tokens_per_second"] == pytest.approx(step["tokens"] / computing, rel=0.05)
 
 
 def test_best_weights_by_another_metric_are_another_run(

@@ -47,7 +47,10 @@ from tts_assets.sft.strategies import Losses, Strategy
 from tts_assets.speechlm.loss import likeliest
 from tts_assets.speechlm.vocabulary import SpeechVocabulary
 
-SPEED = frozenset({"tokens_per_second", "padding_share", "memory_gb", "tflops", "mfu"})
+SPEED = frozenset(
+    {"tokens_per_second", "step_seconds", "data_seconds"}
+    | {"padding_share", "memory_gb", "tflops", "mfu"}
+)
 EXPLODED = 3.0  # times ln(vocabulary), which is the loss at chance
 LOWERED_RATE = 0.5  # factor of the learning rate at each validation that forgets a source
 DIGITS = 6  # of diagnostics in metrics.jsonl
@@ -57,6 +60,7 @@ class StepMetrics:
     """The metrics of one batch over all ranks.
 
     The constructor counts tokens and targets, :meth:`add` adds the losses of a row of this rank.
+    ``data_seconds`` is the time in which this rank made the rows, before the constructor.
     """
 
     def __init__(
@@ -65,8 +69,9 @@ class StepMetrics:
         sources: Sequence[str],
         rows: Sequence[Packed],
         text_weight: float = 0.0,
+        data_seconds: float = 0.0,
     ) -> None:
-        self.device, self.sources = device, sources
+        self.device, self.sources, self.data_seconds = device, sources, data_seconds
         self.started = time.perf_counter()
         by_source = torch.zeros(len(sources), dtype=torch.int64)
         for row in rows:
@@ -109,10 +114,11 @@ class StepMetrics:
         return named
 
     def speed(self, flops: Flops, lengths: Sequence[int]) -> dict[str, float]:
-        """:data:`SPEED` since the batch began. ``lengths`` are the lengths of its samples.
+        """:data:`SPEED` of the step. ``lengths`` are the lengths of the samples of the batch.
 
-        ``memory_gb`` is that of rank 0. ``mfu`` is left out where the peak of the device is not
-        known.
+        ``tokens_per_second``, ``tflops`` and ``mfu`` are of the computation alone, without
+        ``data_seconds``; ``step_seconds`` is the time of both. Times and ``memory_gb`` are those of
+        rank 0. ``mfu`` is left out where the peak of the device is not known.
         """
         seconds = time.perf_counter() - self.started
         rate = flops.of(lengths, self.targets + self.text_targets) / seconds / world_size()
@@ -120,6 +126,8 @@ class StepMetrics:
         mfu = {"mfu": round(rate / best, 4)} if best else {}
         return {
             "tokens_per_second": round(self.tokens / seconds, 1),
+            "step_seconds": round(self.data_seconds + seconds, 4),
+            "data_seconds": round(self.data_seconds, 4),
             "padding_share": round(1 - self.tokens / self.size, 5),
             "memory_gb": round(peak_memory(self.device) / 1e9, 3),
             "tflops": round(rate / 1e12, 5),

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -226,9 +227,10 @@ class SftTrainer:
     def train_step(self, step: int) -> None:
         """One optimizer step on one global batch. Raises FloatingPointError before a bad step."""
         torch.manual_seed(_step_seed(self.recipe.seed, step, self.run.rank))
+        started = time.perf_counter()
         batch = self.stream.batch()
         rows = list(self.sharding.rows(self.train_data, batch, self.recipe.code_dropout))
-        metrics = self.step_metrics(self.train_data, rows)
+        metrics = self.step_metrics(self.train_data, rows, time.perf_counter() - started)
         losses = self.backward(rows, metrics)
         self.check_step("loss", losses["loss"], batch)
         lr = learning_rate(self.recipe.optimizer, step, self.steps) * self.progress.guards.rate
@@ -256,10 +258,12 @@ class SftTrainer:
             metrics.add(row, self.strategy.backward(row, scale, last=number == len(rows)))
         return metrics.losses()
 
-    def step_metrics(self, dataset: SampleDataset, rows: Sequence[Packed]) -> StepMetrics:
-        """Empty metrics of a batch of this dataset."""
+    def step_metrics(
+        self, dataset: SampleDataset, rows: Sequence[Packed], data_seconds: float = 0.0
+    ) -> StepMetrics:
+        """Empty metrics of a batch of this dataset, which took ``data_seconds`` to make."""
         weight = self.recipe.text_loss_weight
-        return StepMetrics(self.run.device, dataset.sources, rows, weight)
+        return StepMetrics(self.run.device, dataset.sources, rows, weight, data_seconds)
 
     def advance(self, metrics: StepMetrics) -> None:
         """Count a finished step. The first sources are the speech of the corpora."""
@@ -284,9 +288,10 @@ class SftTrainer:
 
     def dry_run(self) -> dict[str, float]:
         """The numbers of the first batch, after its forward and backward pass."""
+        started = time.perf_counter()
         batch = self.stream.batch()
         rows = list(self.sharding.rows(self.train_data, batch, self.recipe.code_dropout))
-        metrics = self.step_metrics(self.train_data, rows)
+        metrics = self.step_metrics(self.train_data, rows, time.perf_counter() - started)
         losses = self.backward(rows, metrics)
         self.check_step("loss", losses["loss"], batch)
         lengths = [self.train_data.length(sample.items) for sample in batch]
