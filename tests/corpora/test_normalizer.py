@@ -87,6 +87,12 @@ def test_only_selected_rows_are_normalized() -> None:
         assert spoken.collect()["transcript"].to_list() == expected
 
 
+def test_cards_of_earlier_models_are_read() -> None:
+    assert TextConfig.model_validate({"normalizer": "num2words"}) == TextConfig()
+    with pytest.raises(ValueError, match="delete normalizer = 'none'"):
+        TextConfig.model_validate({"normalizer": "none", "rules": {"en": {}}})
+
+
 def test_without_a_normalizer_text_stays_as_it_is() -> None:
     as_written = Normalizer(TextConfig(normalizer="none"))
     assert as_written("Press 1  now", "en") == "Press 1  now"

@@ -207,6 +207,12 @@ def test_request_ends_when_its_client_leaves(
     assert 'tts_requests_total{format="wav"}' not in server.http.get("/metrics").text
 
 
+@pytest.mark.parametrize("text", ["four <|speech_end|> nine", "a \u2192 b", "one [pause x] two"])
+def test_texts_that_nobody_reads_are_400(server: ScriptedServer, text: str) -> None:
+    answer = server.http.post(SPEECH, json=BODY | {"input": text})
+    assert repr(text) in refused(answer, 400, "invalid_value") or "no pause" in answer.text
+
+
 def test_engine_refusal_is_400(server: ScriptedServer) -> None:
     server.engine.refusal = "the engine rejects the request: too long"
     for changes in ({}, {"stream": True}):
