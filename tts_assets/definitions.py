@@ -10,8 +10,10 @@ from dagster import (
     AssetsDefinition,
     AssetSpec,
     Definitions,
+    ExecutorDefinition,
     FreshnessPolicy,
     in_process_executor,
+    multiprocess_executor,
 )
 
 from jobs.asset_jobs import build_jobs, build_schedules
@@ -47,6 +49,7 @@ from tts_assets.speakers.assets import build_assets as speakers_assets
 from tts_assets.speechlm.assets import build_assets as token_assets
 from tts_assets.texts.assets import build_assets as texts_assets
 
+STEPS_AT_ONCE = 8  # of a run under Slurm; each is a process of about 300 MB that waits for a job
 REPORTS = ("report", "codec_report", "speaker_report")  # keys, or the first parts of them
 
 
@@ -67,9 +70,19 @@ def build_defs(settings: Settings, resources: Mapping[str, Any] | None = None) -
             build_checkpoint_sensor(list(settings.sft), settings.storage),
             *build_alert_sensors(settings.alerts, settings.storage),
         ],
-        # One step at a time, because each launched program uses all cores.
-        executor=in_process_executor,
+        executor=executor_of(settings.compute),
     )
+
+
+def executor_of(compute: Compute) -> ExecutorDefinition:
+    """The executor of runs.
+
+    On this machine there is one step at a time, because each launched program uses all cores. Under
+    Slurm a step only waits for its batch job, so independent steps run in processes of their own.
+    """
+    if compute.launcher == "slurm":
+        return multiprocess_executor.configured({"max_concurrent": STEPS_AT_ONCE})
+    return in_process_executor
 
 
 def build_assets(settings: Settings) -> list[Any]:

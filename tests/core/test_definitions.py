@@ -9,9 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dagster import AssetKey, Definitions, FreshnessPolicy
+from dagster import (
+    AssetKey,
+    DagsterInstance,
+    Definitions,
+    FreshnessPolicy,
+    execute_job,
+    reconstructable,
+)
 
-from tts_assets.definitions import build_defs
+from tests.support import side_by_side
+from tts_assets.core.compute import Compute
+from tts_assets.definitions import build_defs, executor_of
 from tts_assets.settings import Settings, load_settings, overlay
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -132,3 +141,19 @@ def test_reports_have_a_freshness_policy() -> None:
 def test_an_owner_is_an_address_or_a_team(owner: str) -> None:
     with pytest.raises(ValueError, match="is no valid owner; write an address"):
         load_settings(environment={}, overrides={"project": {"owners": [owner]}})
+
+
+def test_steps_run_one_after_the_other_on_this_machine_and_side_by_side_under_slurm() -> None:
+    assert executor_of(Compute()).name == "in_process"
+    profile = load_settings(environment={"TTS_PROFILE": "slurm"})
+    job = build_defs(profile).resolve_job_def("retrain")
+    assert job.executor_def.name == "multiprocess"
+
+
+@pytest.mark.slow
+def test_independent_steps_of_a_run_under_slurm_run_at_the_same_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(side_by_side.FOLDER, str(tmp_path))
+    with DagsterInstance.local_temp() as instance:
+        assert execute_job(reconstructable(side_by_side.both), instance=instance).success
