@@ -101,3 +101,13 @@ def test_a_changed_setting_changes_what_trl_gets(setting: str, tmp_path: Path) -
     changed = {name for name in DEFAULTS if after[name] != before[name]}
     assert {name: after[name] for name in expected} == expected
     assert changed == {*expected}
+
+
+def test_the_place_of_the_prompt_texts_is_not_in_the_fingerprint() -> None:
+    def known(texts: str) -> dict[str, Any]:
+        rewards = [{"kind": "wer"}]
+        values = {"base": "a", "prompts": {"texts": texts}, "rewards": rewards, "steps": 1}
+        return RlhfRecipe.parse(values, "test").identified().identity()
+
+    assert known("/here/texts.txt") == known("/moved/texts.txt")
+    assert "texts.txt" not in str(known("/here/texts.txt"))

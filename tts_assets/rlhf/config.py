@@ -309,8 +309,12 @@ class RlhfRecipe(Config):
         return self.model_copy(update={"rewards": rewards})
 
     def identified(self) -> RlhfRecipe:
-        """Returns the recipe with the identities of its Whisper models, for fingerprints."""
-        return self._with_whisper(whisper_identity)
+        """Returns the recipe for fingerprints: Whisper models have their identities.
+
+        The path of the prompt texts is left out: the fingerprint has the digest of all prompts.
+        """
+        prompts = self.prompts.model_copy(update={"texts": None})
+        return self._with_whisper(whisper_identity).model_copy(update={"prompts": prompts})
 
     def with_commits(self) -> RlhfRecipe:
         """Returns the recipe for the program: Whisper models on the hub have their commit."""
