@@ -189,7 +189,7 @@ def file_names(root: Path) -> Iterator[str]:
 
 
 def plausibility(rows: pl.DataFrame) -> list[str]:
-    """Signs that columns of a corpus were read in the wrong order; empty if there are none.
+    """Signs of columns in the wrong order, or of one letter case; empty if there are none.
 
     ``rows`` have ``text`` and ``speaker``.
     """
@@ -205,7 +205,19 @@ def plausibility(rows: pl.DataFrame) -> list[str]:
         signs.append(f"{texts.n_unique()} distinct texts in {len(texts)} clips")
     if len(texts) >= 3 and texts.str.contains(IDENTIFIER).mean() > 0.5:  # type: ignore[operator]
         signs.append(f"texts look like ids or paths, for example {texts[0]!r}")
-    return signs
+    return signs + one_letter_case(texts)
+
+
+def one_letter_case(texts: pl.Series) -> list[str]:
+    """A sign if all texts have letters of one case only, as transcripts for ASR do."""
+    if len(texts) < LEAST_ROWS:
+        return []
+    small, capital = (texts.str.contains(letters).any() for letters in (r"\p{Ll}", r"\p{Lu}"))
+    if capital and not small:
+        return ["all texts are in capitals: they are trained on in small letters"]
+    if small and not capital:
+        return ["no text has a capital: a model of this corpus does not know them"]
+    return []
 
 
 def to_row(folder: Path, item: Entry, found: Mapping[Audio, Found]) -> tuple[Any, ...] | SetAside:
