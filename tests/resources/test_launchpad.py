@@ -26,8 +26,8 @@ EVERYTHING: dict[str, Any] = {
 }
 TRAINED = {"codec", "codec_decoder", "sft/announcer", "rlhf/announcer_grpo", "speaker_encoder"}
 LAUNCHED = {
-    *("speech_segments", "filtered_samples", "codec_shards", "token_arrays", "codec_report"),
-    "resynthesis",
+    *("raw_corpus", "speech_segments", "filtered_samples", "codec_shards", "token_arrays"),
+    *("codec_report", "resynthesis"),
     *("serving/announcer", "serving/announcer_grpo", "speaker_report", "speaker_purity"),
     *("report/announcer", "report/announcer_grpo", "report/other", "family/other", "spoken/other"),
 }
