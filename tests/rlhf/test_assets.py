@@ -12,10 +12,10 @@ from dagster import (
     AssetCheckSeverity,
     AssetsDefinition,
     MarkdownMetadataValue,
-    NotebookMetadataValue,
 )
 
 from resources.artifact_store import ArtifactStoreResource, for_dagster
+from tests.support.links import linked_file
 from tts_assets.core.artifacts import ArtifactStore, Build, Checkpoint, CheckpointFacts
 from tts_assets.core.compute import Shape
 from tts_assets.rlhf.assets import build_assets, collapse_check
@@ -39,9 +39,12 @@ def trained(program: Callable[..., RlhfProgram], tmp_path: Path) -> tuple[Checkp
 
 
 @pytest.mark.slow
-def test_metadata_has_numbers_plots_and_audio(trained: tuple[Checkpoint, RlhfRecipe]) -> None:
+def test_metadata_has_numbers_plots_and_audio(
+    trained: tuple[Checkpoint, RlhfRecipe], tmp_path: Path
+) -> None:
     checkpoint, recipe = trained
-    shown = for_dagster(describe_checkpoint(checkpoint, recipe))
+    root = tmp_path / "storage"
+    shown = for_dagster(describe_checkpoint(checkpoint, recipe), root)
     lines = (checkpoint.path / "metrics.jsonl").read_text().splitlines()
     held_out = [json.loads(line)["reward_heldout"] for line in lines if "reward_heldout" in line]
     assert (shown["reward_heldout_first"], shown["reward_heldout_last"]) == (
@@ -52,7 +55,7 @@ def test_metadata_has_numbers_plots_and_audio(trained: tuple[Checkpoint, RlhfRec
         assert isinstance(shown[name], float)
     for name in ("curves", "health"):
         assert isinstance(shown[name], MarkdownMetadataValue)
-    assert isinstance(shown["listening"], NotebookMetadataValue)
+    assert linked_file(shown["listening"], root) == checkpoint.path / "listening.ipynb"
 
 
 @pytest.mark.slow
