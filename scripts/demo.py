@@ -35,7 +35,8 @@ from dagster import (
 
 from jobs.asset_jobs import ALIGN, IMPORT, PREPARE, REFRESH, RETRAIN, TRAIN_CODEC
 from tts_assets.core.artifacts import ArtifactError, ArtifactStore, Handle
-from tts_assets.evaluation.compare import FIGURES_FILE, PAGE_FILE
+from tts_assets.evaluation.compare import FIGURES_FILE
+from tts_assets.evaluation.results import COMPARISON_PAGE
 from tts_assets.orchestration.partitions import corpus_partitions
 from tts_assets.settings import Settings, load_settings
 
@@ -291,7 +292,7 @@ def describe_comparison(comparison: Handle) -> str:
             f"  {name:12} {row['baseline']:7.1%} -> {row['candidate']:6.1%}  "
             f"{row['difference']:+7.1%} ({row['low']:+.1%} to {row['high']:+.1%})"
         )
-    return "\n".join([*lines, f"  listen: {comparison.path / PAGE_FILE}"])
+    return "\n".join([*lines, f"  listen: {comparison.path / COMPARISON_PAGE}"])
 
 
 if __name__ == "__main__":

@@ -41,11 +41,13 @@ def models(annotation):
 def walk(model, prefix):
     for name, field in model.model_fields.items():
         inner = dict.fromkeys(models(field.annotation))
-        if not inner:
+        if not inner or prefix + name in FILES:
             leaves[prefix + name] = name
+            continue
         for each in inner:
             walk(each, f"{prefix}{name}.")
 
+FILES = {"text.rules"}  # the project file has the name of a file with such tables
 leaves = {}
 walk(Settings, "")
 print(json.dumps(leaves))

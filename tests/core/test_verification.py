@@ -62,10 +62,9 @@ def convert(request: Request, checkpoint: Checkpoint) -> Plan[EvaluationSuite]:
     return Plan({}, make)
 
 
-SFT = artifact_asset(["sft", "voice"], Checkpoint, train, code_version="1")
+SFT = artifact_asset(["sft", "voice"], train, code_version="1")
 SERVING = artifact_asset(
     ["serving", "voice"],
-    EvaluationSuite,
     convert,
     code_version="1",
     ins={"checkpoint": AssetIn(["sft", "voice"])},

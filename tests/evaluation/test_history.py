@@ -14,9 +14,9 @@ from tests.external_models.test_table import publish, report
 from tts_assets.core.artifacts import ArtifactStore, Build, EvaluationSuite, Handle, Report
 from tts_assets.evaluation.assets import comparison_asset
 from tts_assets.evaluation.checks import baseline
-from tts_assets.evaluation.compare import SUMMARY_FILE
 from tts_assets.evaluation.config import ComparisonConfig, EvaluationConfig
 from tts_assets.evaluation.history import earlier_reports, measured, measured_differently
+from tts_assets.evaluation.results import SUMMARY_FILE
 
 COLUMNS = {"words": WER, "similarity": SIMILARITY}
 VERSIONS = {"words": "1", "similarity": "2"}

@@ -79,7 +79,6 @@ def code_arrays_asset(
 
     return artifact_asset(
         "code_arrays",
-        CodeArrays,
         plan,
         code_version=CODE_VERSION,
         group_name="arrays",
@@ -122,7 +121,6 @@ def inworld_arrays_asset() -> AssetsDefinition:
 
     return artifact_asset(
         "inworld_arrays",
-        InworldArrays,
         plan,
         code_version=EXPORT_VERSION,
         ins={"code_arrays": "code_arrays"},

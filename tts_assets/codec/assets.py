@@ -14,11 +14,10 @@ from tts_assets.codec.config import (
     DecoderRecipe,
     ShardProgram,
 )
-from tts_assets.codec.shard_files import reusable_shards
-from tts_assets.codec.sources import MODEL_CARD, fetch, identify, start_digests
-from tts_assets.core.accounting import SET_ASIDE_FILE, ValidationSplit, read_set_aside
+from tts_assets.codec.shard_files import count_shards, describe_shards, reusable_shards
+from tts_assets.codec.sources import fetch, identify, model_card, start_digests
+from tts_assets.core.accounting import ValidationSplit
 from tts_assets.core.artifacts import (
-    ArtifactStore,
     CodecCheckpoint,
     CodecDecoder,
     CodecShards,
@@ -26,18 +25,10 @@ from tts_assets.core.artifacts import (
     SampleManifest,
 )
 from tts_assets.core.compute import Shape
-from tts_assets.core.metadata import (
-    CheckResult,
-    Markdown,
-    Metadata,
-    column_schema,
-    image,
-    set_aside_reasons,
-)
+from tts_assets.core.metadata import Metadata, image
 from tts_assets.core.plots import curves
 from tts_assets.core.program import METRICS_FILE, read_metrics
 from tts_assets.corpora.filter import KEPT_FILE
-from tts_assets.corpora.samples import ABOUT_SAMPLES, FIELDS
 from tts_assets.orchestration.checks import artifact_check, losses_check
 from tts_assets.orchestration.conditions import fetch_for, follow_data
 from tts_assets.orchestration.partitions import corpus_partitions, filtered_samples_of
@@ -97,7 +88,6 @@ def fetched_codec(config: CodecConfig, root: Path) -> AssetsDefinition:
 
     return artifact_asset(
         "codec",
-        CodecCheckpoint,
         plan,
         code_version=CODE_VERSION,
         group_name="codec",
@@ -133,7 +123,6 @@ def trained_codec(
 
     return program_asset(
         "codec",
-        CodecCheckpoint,
         "tts_assets.codec.train",
         plan,
         shape=shape,
@@ -175,7 +164,6 @@ def trained_decoder(
 
     return program_asset(
         "codec_decoder",
-        CodecDecoder,
         "tts_assets.codec.train_decoder",
         plan,
         shape=shape,
@@ -216,7 +204,6 @@ def codec_shards(shard_samples: int, batch_tokens: int, shape: Shape) -> AssetsD
 
     return program_asset(
         "codec_shards",
-        CodecShards,
         "tts_assets.codec.shards",
         plan,
         shape=shape,
@@ -235,15 +222,6 @@ def sample_lists(samples: Samples) -> dict[str, Path]:
     return {name: handle.path / KEPT_FILE for name, handle in samples.items()}
 
 
-def count_shards(_: ArtifactStore, shards: CodecShards) -> CheckResult:
-    """Compares the samples that went in with those encoded and set aside."""
-    lists = shards.path.glob("shard-*.samples.jsonl")
-    encoded = sum(len(path.read_bytes().splitlines()) for path in lists)
-    aside = len(read_set_aside(shards.path / SET_ASIDE_FILE))
-    counts = {"samples_in": shards.facts.samples_in, "encoded": encoded, "set_aside": aside}
-    return CheckResult(counts["samples_in"] == encoded + aside and encoded > 0, counts)
-
-
 def describe_training(handle: Handle) -> Metadata:
     """Metadata: curves of the training, and the usage of the codebook at its end."""
     records = read_metrics(handle.path / METRICS_FILE)
@@ -254,18 +232,3 @@ def describe_training(handle: Handle) -> Metadata:
     names = ("val_mel", "val_entropy", "perplexity", "codes_used", "dead_codes")
     last = {name: records[-1][name] for name in names if name in records[-1]}
     return {"curves": image("curves", plot), **last}
-
-
-def model_card(folder: Path) -> Metadata:
-    """Metadata: the model card of a codec folder, if it has one."""
-    card = folder / MODEL_CARD
-    return {"model_card": Markdown(card.read_text())} if card.is_file() else {}
-
-
-def describe_shards(shards: CodecShards) -> Metadata:
-    """Metadata: rows, columns, and the reasons of samples that were set aside."""
-    return {
-        "dagster/partition_row_count": shards.facts.samples,
-        **column_schema(FIELDS, ABOUT_SAMPLES),
-        "set_aside_reasons": set_aside_reasons(shards.path),
-    }

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tts_assets.core.accounting import SET_ASIDE_FILE, SetAside, write_set_aside
+from tts_assets.core.accounting import SET_ASIDE_FILE, SetAside, read_set_aside, write_set_aside
 from tts_assets.core.artifacts import (
     MANIFEST,
     ArtifactError,
@@ -34,7 +34,8 @@ from tts_assets.core.artifacts import (
     sha256_file,
 )
 from tts_assets.core.config import ConfigError
-from tts_assets.corpora.samples import Sample, write_samples
+from tts_assets.core.metadata import CheckResult, Metadata, column_schema, set_aside_reasons
+from tts_assets.corpora.samples import ABOUT_SAMPLES, FIELDS, Sample, write_samples
 
 CODES, INDEX, SAMPLES = "codes.npy", "index.npy", "samples.jsonl"
 EFFORT_FILE = "effort.json"
@@ -214,3 +215,21 @@ def audio_digest(line: bytes) -> str | None:
         return str(found[0].decode())
     digest = json.loads(line).get("original_data", {}).get("audio_sha256")
     return digest if isinstance(digest, str) else None
+
+
+def count_shards(_: ArtifactStore, shards: CodecShards) -> CheckResult:
+    """Compares the samples that went in with those encoded and set aside."""
+    lists = shards.path.glob("shard-*.samples.jsonl")
+    encoded = sum(len(path.read_bytes().splitlines()) for path in lists)
+    aside = len(read_set_aside(shards.path / SET_ASIDE_FILE))
+    counts = {"samples_in": shards.facts.samples_in, "encoded": encoded, "set_aside": aside}
+    return CheckResult(counts["samples_in"] == encoded + aside and encoded > 0, counts)
+
+
+def describe_shards(shards: CodecShards) -> Metadata:
+    """Metadata: rows, columns, and the reasons of samples that were set aside."""
+    return {
+        "dagster/partition_row_count": shards.facts.samples,
+        **column_schema(FIELDS, ABOUT_SAMPLES),
+        "set_aside_reasons": set_aside_reasons(shards.path),
+    }

@@ -11,6 +11,7 @@ from tts_assets.codec.config import ORIGINAL
 from tts_assets.core.artifacts import sha256_file
 from tts_assets.core.config import ConfigError
 from tts_assets.core.hub import MAIN, commit_of, from_hub
+from tts_assets.core.metadata import Markdown, Metadata
 
 MODEL_CARD = "README.md"
 HUB_FILES = ("config.json", "model*.safetensors", "model.safetensors.index.json")
@@ -85,3 +86,9 @@ def download(name: str, revision: str, folder: Path) -> None:
     with from_hub(name):
         snapshot_download(name, revision=revision, local_dir=folder, allow_patterns=list(HUB_FILES))
     shutil.rmtree(folder / ".cache", ignore_errors=True)  # bookkeeping of huggingface_hub
+
+
+def model_card(folder: Path) -> Metadata:
+    """Metadata: the model card of a codec folder, if it has one."""
+    card = folder / MODEL_CARD
+    return {"model_card": Markdown(card.read_text())} if card.is_file() else {}

@@ -13,17 +13,17 @@ from tts_assets.codec_report.config import (
     CLIPS,
     CodecReportProgram,
     chosen_clips,
+    identified_clips,
     other_codecs,
     preservation,
     versions,
+    write_located,
 )
 from tts_assets.core.accounting import ValidationSplit
 from tts_assets.core.artifacts import CodecCheckpoint, CodecDecoder, CodecReport, SampleManifest
 from tts_assets.core.compute import Shape
 from tts_assets.core.metadata import NOTEBOOK_FILE, Metadata
-from tts_assets.corpora.audio_paths import AudioFolders
 from tts_assets.corpora.filter import KEPT_FILE
-from tts_assets.corpora.samples import write_samples
 from tts_assets.evaluation.history import lineage
 from tts_assets.orchestration.checks import artifact_check
 from tts_assets.orchestration.conditions import follow_data
@@ -64,18 +64,10 @@ def resynthesis(whisper: str, shape: Shape) -> AssetsDefinition:
     ) -> Plan[CodecReport]:
         corpus = samples.facts.corpus
         chosen = chosen_clips(samples.path / KEPT_FILE)
-        known = [
-            [c.id, c.transcript, c.language, c.original_data.get("audio_sha256")] for c in chosen
-        ]
         report = CodecReportConfig(corpora=(corpus,), clips=CLIPS, whisper=whisper)
 
         def program(work: Path) -> CodecReportProgram:
-            folders = AudioFolders.of(samples.path / KEPT_FILE)
-            paths = [str(folders.path(one.wav_path)) for one in chosen]
-            located = zip(chosen, paths, strict=True)
-            write_samples(
-                work / KEPT_FILE, (s.model_copy(update={"wav_path": p}) for s, p in located)
-            )
+            write_located(work / KEPT_FILE, chosen, samples.path / KEPT_FILE)
             return CodecReportProgram(
                 run_dir=work,
                 report=report.model_copy(update={"whisper": pinned_whisper(whisper)}),
@@ -85,12 +77,11 @@ def resynthesis(whisper: str, shape: Shape) -> AssetsDefinition:
                 lineage=lineage(request.store, [samples, codec]),
             )
 
-        config = {"report": report.identified(), "clips": known}
+        config = {"report": report.identified(), "clips": identified_clips(chosen)}
         return Plan(config, program=program, inputs={"codec": codec}, describe=describe)
 
     return program_asset(
         "resynthesis",
-        CodecReport,
         "tts_assets.codec_report.evaluate",
         plan,
         shape=shape,
@@ -134,7 +125,6 @@ def codec_report(
 
     return program_asset(
         "codec_report",
-        CodecReport,
         "tts_assets.codec_report.evaluate",
         plan,
         shape=shape,

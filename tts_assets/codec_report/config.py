@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -26,7 +27,8 @@ from tts_assets.core.artifacts import (
 from tts_assets.core.config import Config
 from tts_assets.core.metadata import CheckResult
 from tts_assets.core.program import ProgramConfig
-from tts_assets.corpora.samples import Sample, scan_samples
+from tts_assets.corpora.audio_paths import AudioFolders
+from tts_assets.corpora.samples import Sample, scan_samples, write_samples
 from tts_assets.evaluation.config import LineageRow
 
 LONGEST_SECONDS = 12.0  # of a clip; longer ones make the page large
@@ -115,6 +117,18 @@ def chosen_clips(samples: Path) -> list[Sample]:
         Sample.parse({**row, "original_data": json.loads(row["original_data"])}, str(samples))
         for row in chosen.sort("id").to_dicts()
     ]
+
+
+def identified_clips(clips: Iterable[Sample]) -> list[list[Any]]:
+    """What identifies clips in a fingerprint: id, text, language and digest of the audio."""
+    return [[c.id, c.transcript, c.language, c.original_data.get("audio_sha256")] for c in clips]
+
+
+def write_located(path: Path, clips: Iterable[Sample], samples: Path) -> None:
+    """Write clips of the sample list ``samples`` with the absolute paths of their audio."""
+    folders = AudioFolders.of(samples)
+    located = ((clip, str(folders.path(clip.wav_path))) for clip in clips)
+    write_samples(path, (clip.model_copy(update={"wav_path": file}) for clip, file in located))
 
 
 def preservation(_: ArtifactStore, made: CodecReport) -> CheckResult:

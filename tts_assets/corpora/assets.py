@@ -133,7 +133,6 @@ def raw_corpus_asset(corpora: Corpora, text: TextConfig, shape: Shape) -> Assets
 
     return artifact_asset(
         "raw_corpus",
-        RawCorpus,
         plan,
         code_version=INDEX_VERSION,
         options=Machines,
@@ -174,7 +173,6 @@ def speech_segments_asset(corpora: Corpora, shape: Shape) -> AssetsDefinition:
 
     return artifact_asset(
         "speech_segments",
-        SpeechSegments,
         plan,
         code_version=CODE_VERSION,
         ins={"raw_corpus": "raw_corpus"},
@@ -214,7 +212,6 @@ def filtered_samples_asset(
 
     return artifact_asset(
         "filtered_samples",
-        SampleManifest,
         plan,
         code_version=FILTER_VERSION,
         ins={"speech_segments": "speech_segments"},

@@ -22,15 +22,8 @@ from tts_assets.core.artifacts import (
     sha256_file,
 )
 from tts_assets.core.compute import Shape
-from tts_assets.core.metadata import NOTEBOOK_FILE, Markdown, Metadata, image
-from tts_assets.core.plots import bars
 from tts_assets.evaluation.checks import report_checks
-from tts_assets.evaluation.config import (
-    MAIN,
-    ComparisonConfig,
-    EvaluationConfig,
-    EvaluationProgram,
-)
+from tts_assets.evaluation.config import MAIN, ComparisonConfig, EvaluationConfig, EvaluationProgram
 from tts_assets.evaluation.history import lineage, measured, measured_differently
 from tts_assets.evaluation.recipes import (
     EvaluatedRecipe,
@@ -39,6 +32,7 @@ from tts_assets.evaluation.recipes import (
     evaluated_recipes,
     report_program,
 )
+from tts_assets.evaluation.results import describe_comparison, describe_report
 from tts_assets.evaluation.suite import SUITE_FILE, audio_digests, read_suite, write_suite
 from tts_assets.orchestration.partitions import code_arrays_of
 from tts_assets.orchestration.program_asset import Plan, Request, artifact_asset, program_asset
@@ -111,17 +105,10 @@ def suite_asset(name: str, evaluation: EvaluationConfig, root: Path) -> AssetsDe
         if audio := audio_digests(texts):
             known["audio"] = audio
 
-        def make(work: Path) -> dict[str, Any]:
-            write_suite(work / "result" / SUITE_FILE, texts)
-            names = [text.category for text in texts]
-            counts = {category: names.count(category) for category in dict.fromkeys(names)}
-            return {"texts": len(texts), "categories": counts}
-
-        return Plan(known, make)
+        return Plan(known, lambda work: write_suite(work / "result" / SUITE_FILE, texts))
 
     return artifact_asset(
         suite_key(name).path,
-        EvaluationSuite,
         plan,
         code_version=SUITE_VERSION,
         group_name="evaluation",
@@ -166,7 +153,6 @@ def report_asset(
     )
     return program_asset(
         key.path,
-        Report,
         "tts_assets.evaluation.evaluate",
         plan,
         shape=shape,
@@ -212,7 +198,6 @@ def comparison_asset(
 
     return artifact_asset(
         ["comparison", name],
-        Comparison,
         plan,
         code_version=COMPARISON_VERSION,
         ins={parameter: AssetIn(report_key(model)) for parameter, model in reports_of.items()},
@@ -221,28 +206,3 @@ def comparison_asset(
         description=f"Comparison of {', '.join(models)}: paired differences with bootstrap "
         "intervals, clips side by side, and a blind test.",
     )
-
-
-def describe_report(report: Report) -> Metadata:
-    """Metadata: page, listening notebook, and the WER by category as a plot."""
-    from tts_assets.evaluation.report import PAGE_FILE
-
-    plot = bars(report.facts.wer_by_category, x_label="WER, %")
-    return {
-        "listen": report.path / NOTEBOOK_FILE,
-        "page": report.path / PAGE_FILE,
-        "wer_plot": image("WER by category", plot),
-    }
-
-
-def describe_comparison(comparison: Comparison) -> Metadata:
-    """Metadata: page, listening notebook, blind test, and the summary."""
-    from tts_assets.evaluation.blind_test import BLIND_PAGE_FILE
-    from tts_assets.evaluation.compare import PAGE_FILE, SUMMARY_FILE
-
-    return {
-        "listen": comparison.path / NOTEBOOK_FILE,
-        "page": comparison.path / PAGE_FILE,
-        "blind_test": comparison.path / BLIND_PAGE_FILE,
-        "summary": Markdown((comparison.path / SUMMARY_FILE).read_text()),
-    }

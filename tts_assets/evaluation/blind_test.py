@@ -27,9 +27,8 @@ from typing import Literal
 from tts_assets.core.audio import statement
 from tts_assets.core.config import Config, ConfigError, digest_of
 from tts_assets.evaluation.page import HERE, Embedder, SynthesisView, render, synthesis_view
-from tts_assets.evaluation.results import SampleResult, by_category
+from tts_assets.evaluation.results import BLIND_PAGE, SampleResult, by_category
 
-BLIND_PAGE_FILE = "blind.html"
 KEY_FILE = "blind_key.json"
 
 ModelSamples = tuple[str, Path, Sequence[SampleResult]]
@@ -104,7 +103,7 @@ def write_blind_test(folder: Path, models: Sequence[ModelSamples], trials_each: 
         if first.player and second.player:
             trials.append((trial, first, second))
     page = render(HERE / "blind.html.j2", title="Blind test", test=test, trials=trials)
-    (folder / BLIND_PAGE_FILE).write_text(page)
+    (folder / BLIND_PAGE).write_text(page)
     key = BlindKey(test=test, trials=tuple(trial for trial, _, _ in trials))
     (folder / KEY_FILE).write_text(json.dumps(key.model_dump(), indent=1, sort_keys=True) + "\n")
 

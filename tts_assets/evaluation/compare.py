@@ -35,7 +35,9 @@ from tts_assets.evaluation.page import (
 )
 from tts_assets.evaluation.report import caption
 from tts_assets.evaluation.results import (
+    COMPARISON_PAGE,
     REFERENCE_COLUMNS,
+    SUMMARY_FILE,
     TEMPERATURES_FILE,
     Difference,
     Figures,
@@ -48,9 +50,7 @@ from tts_assets.evaluation.results import (
     same_references,
 )
 
-PAGE_FILE = "comparison.html"
 FIGURES_FILE = "comparison.json"
-SUMMARY_FILE = "summary.md"
 ALL = "all"
 
 Pairs = dict[tuple[str, str], dict[str, Difference]]
@@ -106,7 +106,7 @@ def compare(
     rows = category_rows(models, columns)
     sentences = summary([(m.name, m.figures) for m in models], pairs, columns) + left_out
     page = comparison_page(models, columns, pairs, rows, sentences, lineage)
-    (result / PAGE_FILE).write_text(page)
+    (result / COMPARISON_PAGE).write_text(page)
     (result / SUMMARY_FILE).write_text("".join(f"- {sentence}\n" for sentence in sentences))
     samples = [(model.name, model.folder, model.samples) for model in models]
     wer_by_category = {row.category: row.values for row in rows}

@@ -28,6 +28,7 @@ from tts_assets.evaluation.page import (
 from tts_assets.evaluation.recipes import references_digest
 from tts_assets.evaluation.results import (
     REPORT_FILE,
+    REPORT_PAGE,
     SAMPLES_FILE,
     TEMPERATURES_FILE,
     Figures,
@@ -38,7 +39,6 @@ from tts_assets.evaluation.results import (
     write_samples,
 )
 
-PAGE_FILE = "report.html"
 ALL = "all"
 HISTOGRAM_BINS = 20
 HISTOGRAM_WIDTH, HISTOGRAM_HEIGHT = 240, 64
@@ -100,7 +100,7 @@ def write_report(folder: Path, program: EvaluationProgram, results: Sequence[Sam
         write_samples(folder / TEMPERATURES_FILE, others)
     found = findings(program, samples, others)
     write_figures(folder / REPORT_FILE, program, found)
-    (folder / PAGE_FILE).write_text(report_page(folder, program, found))
+    (folder / REPORT_PAGE).write_text(report_page(folder, program, found))
     title = f"Listening: {program.name}"
     write_notebook(folder / NOTEBOOK_FILE, title, sections(folder, samples, found.by_kind))
 

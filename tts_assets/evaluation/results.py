@@ -10,12 +10,18 @@ from typing import TypeVar
 from pydantic import Field
 
 from tts_assets.audio_models.wer import difference_interval, rate_interval
+from tts_assets.core.artifacts import Comparison, Report
 from tts_assets.core.config import Config
+from tts_assets.core.metadata import NOTEBOOK_FILE, Markdown, Metadata, image
+from tts_assets.core.plots import bars
 from tts_assets.evaluation.metrics.metric import Column
 
 SAMPLES_FILE = "samples.jsonl"
 TEMPERATURES_FILE = "temperatures.jsonl"
 REPORT_FILE = "report.json"
+REPORT_PAGE = "report.html"
+COMPARISON_PAGE, BLIND_PAGE = "comparison.html", "blind.html"
+SUMMARY_FILE = "summary.md"
 REFERENCE_COLUMNS = ("speaker_similarity", "duration_ratio")  # they depend on reference recordings
 FEWEST_TEXTS = 10  # bootstrap intervals of fewer texts are not reliable
 FAILED = "failed"  # how the reason starts if a metric raised; the exception follows
@@ -213,3 +219,23 @@ def read_samples(folder: Path, name: str = SAMPLES_FILE) -> list[SampleResult]:
             SampleResult.parse(json.loads(line), f"{path}:{number}")
             for number, line in enumerate(lines, start=1)
         ]
+
+
+def describe_report(report: Report) -> Metadata:
+    """Metadata: page, listening notebook, and the WER by category as a plot."""
+    plot = bars(report.facts.wer_by_category, x_label="WER, %")
+    return {
+        "listen": report.path / NOTEBOOK_FILE,
+        "page": report.path / REPORT_PAGE,
+        "wer_plot": image("WER by category", plot),
+    }
+
+
+def describe_comparison(comparison: Comparison) -> Metadata:
+    """Metadata: page, listening notebook, blind test, and the summary."""
+    return {
+        "listen": comparison.path / NOTEBOOK_FILE,
+        "page": comparison.path / COMPARISON_PAGE,
+        "blind_test": comparison.path / BLIND_PAGE,
+        "summary": Markdown((comparison.path / SUMMARY_FILE).read_text()),
+    }

@@ -14,6 +14,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
@@ -209,8 +210,11 @@ def audio_digests(texts: Iterable[SuiteText]) -> dict[str, str]:
     }
 
 
-def write_suite(path: Path, texts: Iterable[SuiteText]) -> None:
-    """Write a suite, and copy its audio to ``wavs/`` beside it, named by digest."""
+def write_suite(path: Path, texts: Sequence[SuiteText]) -> dict[str, Any]:
+    """Write a suite, and copy its audio to ``wavs/`` beside it, named by digest.
+
+    Returns the facts of the artifact: the number of texts, and of those in each category.
+    """
     lines = []
     for text in texts:
         row = text.model_dump(mode="json", exclude_defaults=True)
@@ -221,6 +225,7 @@ def write_suite(path: Path, texts: Iterable[SuiteText]) -> None:
             row[key] = str(copy)
         lines.append(json.dumps(row, ensure_ascii=False) + "\n")
     path.write_text("".join(lines))
+    return {"texts": len(texts), "categories": dict(Counter(text.category for text in texts))}
 
 
 def known_texts(

@@ -113,7 +113,6 @@ def model_asset(
     verb = "converted from" if recipe.family == "tortoise" else "trained from"
     return program_asset(
         ["family", name],
-        ExternalModel,
         "tts_assets.external_models.train",
         plan,
         shape=environment.shape,
@@ -159,7 +158,6 @@ def synthesis_asset(
 
     return program_asset(
         synthesized_key(name, suite_name).path,
-        SynthesizedSuite,
         "tts_assets.external_models.synthesize",
         plan,
         shape=environment.shape,
@@ -190,7 +188,6 @@ def table_asset(config: ExternalModelsConfig, speechlm: Mapping[str, str]) -> As
 
     return artifact_asset(
         "model_families",
-        ExternalModelsTable,
         plan,
         code_version=CODE_VERSION,
         deps=[AssetDep(report_key(name)) for name in recipes],

@@ -12,8 +12,9 @@ selects it again.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import wraps
 from pathlib import Path
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast, get_args, get_type_hints
 
 import dagster
 from dagster import (
@@ -148,7 +149,6 @@ class Plan(Generic[H]):
 
 def artifact_asset(
     key: str | Sequence[str],
-    kind: type[H],
     plan: Callable[..., Plan[H]],
     *,
     code_version: str,
@@ -158,11 +158,13 @@ def artifact_asset(
 ) -> AssetsDefinition:
     """The asset ``key``, whose artifact ``plan(request, **inputs)`` describes.
 
+    The annotation of the result of ``plan``, such as ``Plan[Report]``, names the kind of artifact.
     ``ins``: inputs by parameter name of ``plan``; a string is an asset key. ``options``: the class
     of the launchpad's form; with None the asset launches nothing. ``asset_options`` go to
     :func:`dagster.asset`.
     """
     path = [key] if isinstance(key, str) else list(key)
+    kind: type[H] = get_args(get_type_hints(plan)["return"])[0]
 
     def materialize(request: Request, store: ArtifactStoreResource, inputs: Inputs) -> Output[H]:
         found = plan(request, **inputs)
@@ -213,7 +215,6 @@ def artifact_asset(
 
 def program_asset(
     key: str | Sequence[str],
-    kind: type[H],
     module: str,
     plan: Callable[..., Plan[H]],
     *,
@@ -229,6 +230,7 @@ def program_asset(
     :class:`Training` where the launchpad may change steps and seed.
     """
 
+    @wraps(plan)  # also its annotations
     def launched(request: Request, **inputs: Any) -> Plan[H]:
         found = plan(request, **inputs)
         assert found.program is not None
@@ -241,4 +243,4 @@ def program_asset(
 
         return replace(found, make=make)
 
-    return artifact_asset(key, kind, launched, options=options, **asset_options)
+    return artifact_asset(key, launched, options=options, **asset_options)

@@ -20,11 +20,10 @@ from tts_assets.core.metadata import CheckResult
 from tts_assets.orchestration.checks import artifact_check, losses_check
 from tts_assets.orchestration.partitions import code_arrays_of
 from tts_assets.orchestration.program_asset import Plan, Request, Training, artifact_asset
-from tts_assets.rlhf.config import RlhfProgram, RlhfRecipe
+from tts_assets.rlhf.config import RlhfProgram, RlhfRecipe, located_encoder
 from tts_assets.rlhf.reporting import describe_checkpoint, find_collapse
 from tts_assets.serving.config import VllmConfig
-from tts_assets.speakers.assets import encoder_input, encoder_path
-from tts_assets.speakers.config import RESEMBLYZER, encoder_digest
+from tts_assets.speakers.assets import encoder_input
 
 CODE_VERSION = "4"
 
@@ -75,12 +74,12 @@ def rlhf_asset(
         folders = {corpus: handle.path for corpus, handle in (arrays or {}).items()}
         prompts = recipe_prompts(asked, root, base.path, suite.path, folders, request.store.caches)
         _, held_out = hold_out(prompts.prompts, asked.heldout)  # raises if all are held out
-        located, identity = locate_encoder(asked, encoder, root)
-        functions = function_digests(asked.rewards)
-        config = {"recipe": identity, "prompts": prompts.digest}
-        optional = {"arrays": arrays, "encoder": encoder}
-
-        prompt_metadata = {
+        located, identity = located_encoder(asked, encoder, root)
+        known = {"recipe": identity, "prompts": prompts.digest}
+        if functions := function_digests(asked.rewards):
+            known["functions"] = functions
+        inputs = {"base": base, "arrays": arrays, "encoder": encoder}
+        shown = {
             "prompts": len(prompts.prompts),
             "prompts_held_out": len(held_out),
             "prompts_left_out": dict(prompts.left_out),
@@ -100,16 +99,15 @@ def rlhf_asset(
             return request.launch(with_engine(program, request.shape(shape)))
 
         return Plan(
-            config | ({"functions": functions} if functions else {}),
+            known,
             make=make,
-            inputs={"base": base} | {k: v for k, v in optional.items() if v is not None},
+            inputs={name: handle for name, handle in inputs.items() if handle is not None},
             seed=asked.seed,
-            describe=lambda made: {**prompt_metadata, **describe_checkpoint(made, asked)},
+            describe=lambda made: {**shown, **describe_checkpoint(made, asked)},
         )
 
     return artifact_asset(
         ["rlhf", name],
-        Checkpoint,
         plan,
         options=Training,
         ins=ins,
@@ -131,19 +129,6 @@ def with_engine(program: RlhfProgram, shape: Shape) -> Program:
     shared = on_gpus and engine.engine.shares_gpu
     service = Program("tts_assets.rlhf.engine", engine, engine_shape, shares_gpu=shared)
     return Program("tts_assets.rlhf.train", program, shape, service=service)
-
-
-def locate_encoder(
-    recipe: RlhfRecipe, encoder: SpeakerEncoderCheckpoint | None, root: Path
-) -> tuple[RlhfRecipe, dict[str, Any]]:
-    """Returns the recipe for the program, with the path of its speaker encoder and the commits of
-    its models, and its identity without paths."""
-    identified, recipe = recipe.identified(), recipe.with_commits()
-    if recipe.speaker_encoder in ("", RESEMBLYZER):
-        return recipe, identified.identity()
-    path = encoder_path(recipe.speaker_encoder, {"encoder": encoder} if encoder else {}, root)
-    identity = identified.with_speaker_encoder(encoder_digest(path)).identity()
-    return recipe.with_speaker_encoder(str(path)), identity
 
 
 def collapse_check(checkpoint: AssetsDefinition, recipe: RlhfRecipe) -> AssetChecksDefinition:

@@ -18,11 +18,13 @@ from tts_assets.audio_models.whisper import (
     spoken_language,
     whisper_identity,
 )
+from tts_assets.core.artifacts import SpeakerEncoderCheckpoint
 from tts_assets.core.config import Config
 from tts_assets.core.program import ProgramConfig
 from tts_assets.rlhf.alarms import AlarmConfig
 from tts_assets.rlhf.reward_config import RewardConfig, SimilarityReward, WerReward
 from tts_assets.serving.config import VllmConfig
+from tts_assets.speakers.config import RESEMBLYZER, encoder_digest, encoder_path
 from tts_assets.speechlm.config import SamplingConfig
 
 Combine = Literal["sum", "harmonic"]
@@ -339,6 +341,19 @@ class RlhfRecipe(Config):
         values.pop("reward_seconds")  # a removed key; it was a setting of execution
         upper = {} if self.upper_clip is None else {"clip_high": self.upper_clip}
         return {**values, **upper, **self.engine.identity()}
+
+
+def located_encoder(
+    recipe: RlhfRecipe, encoder: SpeakerEncoderCheckpoint | None, root: Path
+) -> tuple[RlhfRecipe, dict[str, Any]]:
+    """Returns the recipe for the program, with the path of its speaker encoder and the commits of
+    its models, and its identity without paths."""
+    identified, recipe = recipe.identified(), recipe.with_commits()
+    if recipe.speaker_encoder in ("", RESEMBLYZER):
+        return recipe, identified.identity()
+    path = encoder_path(recipe.speaker_encoder, encoder, root)
+    identity = identified.with_speaker_encoder(encoder_digest(path)).identity()
+    return recipe.with_speaker_encoder(str(path)), identity
 
 
 class RlhfProgram(ProgramConfig):

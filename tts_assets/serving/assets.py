@@ -70,7 +70,6 @@ def build_assets(
 
         return artifact_asset(
             ["serving", name],
-            ServingModel,
             plan,
             options=Machines,
             ins={

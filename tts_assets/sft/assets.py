@@ -86,7 +86,6 @@ def sft_asset(name: str, recipe: SftRecipe, shape: Shape) -> AssetsDefinition:
 
     return program_asset(
         ["sft", name],
-        Checkpoint,
         "tts_assets.sft.train",
         plan,
         shape=shape,

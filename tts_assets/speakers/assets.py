@@ -43,6 +43,7 @@ from tts_assets.speakers.config import (
     ReportProgram,
     SpeakersConfig,
     encoder_digest,
+    encoder_path,
     resolve,
 )
 
@@ -75,11 +76,6 @@ def encoder_input(name: str) -> dict[str, AssetIn]:
     return {"encoder": AssetIn(PUBLISHED)} if name == PUBLISHED else {}
 
 
-def encoder_path(name: str, given: Mapping[str, SpeakerEncoderCheckpoint], root: Path) -> Path:
-    """The path of the encoder ``name``; ``given``: the inputs of :func:`encoder_input`."""
-    return given["encoder"].path if name == PUBLISHED else resolve(name, root)
-
-
 def fetched_encoder(config: SpeakersConfig, root: Path) -> AssetsDefinition:
     """The asset ``speaker_encoder`` from a folder or from public weights."""
     name = config.checkpoint
@@ -89,18 +85,14 @@ def fetched_encoder(config: SpeakersConfig, root: Path) -> AssetsDefinition:
         path = resolve(name, root)
 
         def make(work: Path) -> dict[str, Any]:
-            from tts_assets.speakers.model import open_encoder, save_encoder
+            from tts_assets.speakers.model import copy_encoder
 
-            model, card = open_encoder(path)
-            save_encoder(model, card, work / "result")
-            parameters = sum(p.numel() for p in model.parameters())
-            return {"parameters": parameters, "embedding": card.architecture.embedding}
+            return copy_encoder(path, work / "result")
 
         return Plan({"source": encoder_digest(path)}, make)
 
     return artifact_asset(
         PUBLISHED,
-        SpeakerEncoderCheckpoint,
         plan,
         code_version=CODE_VERSION,
         group_name="speakers",
@@ -134,7 +126,6 @@ def trained_encoder(
 
     return program_asset(
         PUBLISHED,
-        SpeakerEncoderCheckpoint,
         "tts_assets.speakers.train",
         plan,
         shape=shape,
@@ -171,7 +162,6 @@ def speaker_report(speakers: SpeakersConfig, shape: Shape, root: Path) -> Assets
 
     return program_asset(
         "speaker_report",
-        SpeakerReport,
         "tts_assets.speakers.evaluate",
         plan,
         shape=shape,
@@ -188,7 +178,9 @@ def speaker_purity(purity: PurityConfig, shape: Shape, root: Path) -> AssetsDefi
     """The asset ``speaker_purity``, with a partition per corpus."""
 
     def plan(
-        request: Request, samples: SampleManifest, **encoder: SpeakerEncoderCheckpoint
+        request: Request,
+        samples: SampleManifest,
+        encoder: SpeakerEncoderCheckpoint | None = None,
     ) -> Plan[SpeakerPurity]:
         path = encoder_path(purity.encoder, encoder, root)
         return Plan(
@@ -206,7 +198,6 @@ def speaker_purity(purity: PurityConfig, shape: Shape, root: Path) -> AssetsDefi
 
     return program_asset(
         "speaker_purity",
-        SpeakerPurity,
         "tts_assets.speakers.purity",
         plan,
         shape=shape,

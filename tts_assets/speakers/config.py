@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from tts_assets.core.accounting import ValidationSplit
-from tts_assets.core.artifacts import sha256_file
+from tts_assets.core.artifacts import SpeakerEncoderCheckpoint, sha256_file
 from tts_assets.core.config import Config, ConfigError, digest_of
 from tts_assets.core.program import ProgramConfig
 
@@ -34,6 +34,11 @@ def resolve(name: str, root: Path) -> Path:
     found = importlib.util.find_spec(RESEMBLYZER)
     assert found is not None and found.origin is not None
     return Path(found.origin).with_name("pretrained.pt")
+
+
+def encoder_path(name: str, published: SpeakerEncoderCheckpoint | None, root: Path) -> Path:
+    """The path of the encoder that a configuration names: the published one if there is any."""
+    return resolve(name, root) if published is None else published.path
 
 
 def encoder_digest(path: Path) -> str:

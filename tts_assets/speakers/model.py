@@ -166,6 +166,14 @@ def open_encoder(path: Path) -> tuple[nn.Module, EncoderCard]:
     return model.eval(), card
 
 
+def copy_encoder(path: Path, folder: Path) -> dict[str, int]:
+    """Write the encoder at ``path`` to ``folder`` in this project's format; returns its facts."""
+    model, card = open_encoder(path)
+    save_encoder(model, card, folder)
+    parameters = sum(p.numel() for p in model.parameters())
+    return {"parameters": parameters, "embedding": card.architecture.embedding}
+
+
 def _public(path: Path) -> tuple[EncoderCard, dict[str, torch.Tensor]]:
     """Card and tensors of a public file, which also holds an optimizer."""
     try:

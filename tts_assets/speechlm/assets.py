@@ -37,7 +37,6 @@ def build_assets(
     streams = "; the token streams of pretraining" if pretraining else ""
     asset = program_asset(
         "token_arrays",
-        TokenArrays,
         "tts_assets.speechlm.tokens",
         plan,
         shape=shape,

@@ -49,7 +49,6 @@ def texts_asset(
 
     return artifact_asset(
         ["texts", name],
-        Texts,
         plan,
         code_version=CODE_VERSION,
         group_name="texts",
