@@ -92,7 +92,6 @@ def serve_files(storage: Path, port: int) -> None:
     """Serve ``storage`` in a thread of this process."""
     config = uvicorn.Config(file_app(storage), host=HOST, port=port, log_level="warning")
     server = uvicorn.Server(config)
-    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
     threading.Thread(target=server.run, daemon=True).start()
 
 
