@@ -24,7 +24,7 @@ from tts_assets.evaluation.metrics.metric import (
     metrics_of,
 )
 from tts_assets.evaluation.metrics.prosody import Pace, Pitch
-from tts_assets.evaluation.metrics.text import dropped, is_truncated, repeated
+from tts_assets.evaluation.metrics.text import Words, is_truncated, repeated
 from tts_assets.evaluation.page import write_flac
 from tts_assets.evaluation.suite import SuiteText
 
@@ -72,20 +72,28 @@ def syntheses_of(
 
 
 @pytest.mark.parametrize(
-    ("text", "transcript", "deleted", "inserted"),
+    ("text", "transcript", "errors", "again"),
     [
-        ("five five five", "five five five five", 0, 1),
-        ("call the office now", "call the office call the office now", 0, 3),
-        ("call the office now", "call the now", 1, 0),
-        ("call the office", "call the office today", 0, 0),
-        ("call the office", "", 3, 0),
+        ("five five five", "five five five five", (0, 0, 1), 1),
+        ("call the office now", "call the office call the office now", (0, 0, 3), 3),
+        ("call the office now", "call the now", (0, 1, 0), 0),
+        ("call the office", "call the office today", (0, 0, 1), 0),
+        ("call the office", "", (0, 3, 0), 0),
+        ("call the office", "buy a dog", (3, 0, 0), 0),
     ],
 )
-def test_words_dropped_and_repeated(
-    text: str, transcript: str, deleted: int, inserted: int
+def test_substitutions_deletions_and_insertions(
+    text: str, transcript: str, errors: tuple[int, int, int], again: int
 ) -> None:
-    matched = match(text, transcript)
-    assert (dropped(matched), repeated(matched)) == (deleted, inserted)
+    spoken = utterance(text, transcript)
+    matched = spoken.match
+    assert (matched.substitutions, matched.deletions, matched.insertions) == errors
+    assert repeated(matched) == again
+    (values,) = Words(Setting(config())).measure([spoken])
+    assert isinstance(values, dict)
+    kinds = [values[name] for name in ("substitutions", "deletions", "insertions")]
+    assert kinds == [count / matched.words for count in errors]
+    assert sum(kinds) == pytest.approx(values["wer"])
 
 
 def test_truncation() -> None:
@@ -150,7 +158,7 @@ def test_a_synthesis_without_audio_has_a_row(tmp_path: Path, setting: Setting) -
     metrics = MetricRunner(setting, tmp_path / "cache.sqlite")
     (row,) = metrics.measure([SynthesizedUtterance(text, 1, None, None, ended=True)])
     assert row.values["wer"] == 1
-    assert row.values["dropped"] == 2
+    assert row.values["deletions"] == 1
     assert row.set_aside == {
         "dnsmos": "shorter than 0.1 s",
         "similarity": "less than 0.3 s of speech",

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import axe_core_python
 import pytest
 
 from tests.evaluation.test_compare import better_copy, compared
 from tests.support.browser import Browser
+from tts_assets.audio_models.wer import match
 from tts_assets.evaluation.blind_test import BlindKey, Votes, tally
 from tts_assets.evaluation.results import read_samples
 
@@ -32,6 +34,20 @@ def browser(tmp_path: Path) -> Iterator[Browser]:
 def visible_rows(browser: Browser) -> list[str]:
     rows = "document.querySelectorAll('#syntheses tbody tr:not([hidden])')"
     return browser.run(f"[...{rows}].map((row) => row.querySelector('.text').textContent)")
+
+
+def read_aloud(browser: Browser) -> str:
+    """The texts of the accessibility tree in order."""
+    nodes = {n["nodeId"]: n for n in browser.send("Accessibility.getFullAXTree")["nodes"]}
+
+    def texts(node: dict[str, Any]) -> Iterator[str]:
+        if node["role"]["value"] == "StaticText":
+            yield node["name"]["value"]
+            return
+        for child in node["childIds"]:
+            yield from texts(nodes[child])
+
+    return " ".join(texts(next(n for n in nodes.values() if "parentId" not in n)))
 
 
 @pytest.mark.slow
@@ -62,6 +78,24 @@ def test_the_table_starts_with_the_worst_and_sorts(report: Path, browser: Browse
         falling = order == "descending"
         expected = sorted(samples, key=lambda s: s.values["f0_median"], reverse=falling)
         assert visible_rows(browser) == [s.text for s in expected]
+
+
+@pytest.mark.slow
+def test_screen_readers_read_word_errors_as_such(report: Path, browser: Browser) -> None:
+    (wrong,) = [s for s in read_samples(report) if s.category == "wrong"]
+    aligned = match(wrong.text, wrong.heard)
+    browser.open(report / "report.html")
+    page = " ".join(read_aloud(browser).split())
+    assert f"ASR transcript ({aligned.errors_by_kind}): " in page
+    read = {
+        "substitute": "(substitution: {0} transcribed as {1} )",
+        "delete": "(deletion: {0} )",
+        "insert": "(insertion: {1} )",
+    }
+    for span in aligned.spans:
+        if span.change != "equal":
+            words = " ".join(span.reference), " ".join(span.hypothesis)
+            assert read[span.change].format(*words) in page
 
 
 @pytest.mark.slow

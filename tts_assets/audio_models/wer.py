@@ -70,16 +70,36 @@ class Span:
 class TextMatch:
     """A normalized text and its normalized transcript, aligned with the fewest edits.
 
-    ``reference`` is the text, ``hypothesis`` the transcript. ``characters`` counts no spaces.
+    ``reference`` is the text, ``hypothesis`` the transcript. Word errors are substitutions,
+    deletions (words of the text only) and insertions (words of the transcript only), as NIST's
+    sclite counts them. ``characters`` counts no spaces.
     """
 
     reference: str
     hypothesis: str
-    word_errors: int
+    substitutions: int
+    deletions: int
+    insertions: int
     words: int
     character_errors: int
     characters: int
     spans: tuple[Span, ...]
+
+    @property
+    def word_errors(self) -> int:
+        """All word errors."""
+        return self.substitutions + self.deletions + self.insertions
+
+    @property
+    def errors_by_kind(self) -> str:
+        """The counts in words, such as ``2 substitutions, 1 deletion``; empty without errors."""
+        counts = {
+            "substitution": self.substitutions,
+            "deletion": self.deletions,
+            "insertion": self.insertions,
+        }
+        named = (f"{n} {kind}{'s' if n > 1 else ''}" for kind, n in counts.items() if n)
+        return ", ".join(named)
 
     @property
     def wer(self) -> float:
@@ -151,7 +171,9 @@ def match(text: str, transcript: str, language: str = "en") -> TextMatch:
     return TextMatch(
         reference=reference,
         hypothesis=hypothesis,
-        word_errors=words.substitutions + words.deletions + words.insertions,
+        substitutions=words.substitutions,
+        deletions=words.deletions,
+        insertions=words.insertions,
         words=len(reference.split()),
         character_errors=edits.substitutions + edits.deletions + edits.insertions,
         characters=len(letters),

@@ -41,8 +41,8 @@ from tts_assets.sft.config import SftRecipe
 from tts_assets.speakers.assets import encoder_input
 
 SUITE_VERSION = "1"
-CODE_VERSION = "5"
-COMPARISON_VERSION = "5"
+CODE_VERSION = "6"
+COMPARISON_VERSION = "6"
 Built = AssetsDefinition | AssetChecksDefinition
 
 

@@ -301,7 +301,8 @@ TextRow = tuple[SampleResult, ...]
 """The syntheses of one text with one seed, one of each model."""
 
 SUMMARY_COLUMNS = (
-    *("wer", "speaker_similarity", "dnsmos_p808", "utmos", "truncated", "repeated", "dropped"),
+    *("wer", "speaker_similarity", "dnsmos_p808", "utmos", "truncated", "repeated"),
+    *("substitutions", "deletions", "insertions"),
     *("speaking_rate", "duration_ratio", "f0_median", "f0_spread"),
 )
 

@@ -53,11 +53,16 @@ class Player:
 
 @dataclass(frozen=True)
 class SynthesisView:
-    """A synthesis as the page shows it. ``spans`` is empty if the transcript has no error."""
+    """A synthesis as the page shows it.
+
+    ``spans`` and ``errors``, the number of each kind of error, are empty if the transcript has
+    no error.
+    """
 
     sample: SampleResult
     player: Player | None
     spans: tuple[Span, ...]
+    errors: str
 
 
 @dataclass(frozen=True)
@@ -100,9 +105,11 @@ class Embedder:
 
 def synthesis_view(folder: Path, sample: SampleResult, embed: Embedder) -> SynthesisView:
     """A synthesis of the report in ``folder``, with its player and its errors."""
-    spans = match(sample.text, sample.heard, sample.language).spans
     player = player_of(folder / sample.audio, embed) if sample.audio else None
-    return SynthesisView(sample, player, spans if sample.word_errors else ())
+    if not sample.word_errors:
+        return SynthesisView(sample, player, (), "")
+    aligned = match(sample.text, sample.heard, sample.language)
+    return SynthesisView(sample, player, aligned.spans, aligned.errors_by_kind)
 
 
 def player_of(path: Path, embed: Embedder) -> Player | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tts_assets.audio_models.wer import Interval
+from tts_assets.audio_models.wer import Interval, match
 from tts_assets.core.config import canonical_json, digest_of
 from tts_assets.core.metadata import NOTEBOOK_FILE, NotebookClip, Section, write_notebook
 from tts_assets.evaluation.config import MAIN, EvaluationProgram
@@ -300,8 +300,11 @@ def that_fit(folder: Path, samples: Sequence[SampleResult], room: float) -> list
 
 
 def caption(sample: SampleResult) -> str:
-    """The ASR transcript and the WER of a synthesis."""
+    """The ASR transcript of a synthesis with its WER and errors."""
     if not sample.transcribed:
         return "not transcribed"
-    transcript = sample.heard or "empty" if sample.word_errors else "as written"
-    return f"ASR transcript: {transcript} (WER {percent(sample.values['wer'], 0)})"
+    wer = f"WER {percent(sample.values['wer'], 0)}"
+    if not sample.word_errors:
+        return f"ASR transcript: as written ({wer})"
+    errors = match(sample.text, sample.heard, sample.language).errors_by_kind
+    return f"ASR transcript: {sample.heard or 'empty'} ({wer}: {errors})"

@@ -43,7 +43,7 @@ class Column:
 
     ``weight``: the total of a set is the mean over utterances; with ``words`` or ``characters``
     each utterance has that weight, so that the total is a rate. ``shown``: the table of utterances
-    has this column.
+    has this column. ``short``: the title in tables.
     """
 
     name: str
@@ -54,6 +54,7 @@ class Column:
     unit: Literal["", "%", "Hz", "s", "words", "words/s", "semitones"] = ""
     digits: int = 2
     shown: bool = False
+    short: str = ""
 
     def text(self, value: float) -> str:
         """A value with its unit; fractions in per cent."""
@@ -68,7 +69,8 @@ class Column:
     @property
     def head(self) -> str:
         """The heading of a table column."""
-        return f"{self.title}, {self.unit}" if self.unit not in ("", "words") else self.title
+        title = self.short or self.title
+        return f"{title}, {self.unit}" if self.unit not in ("", "words") else title
 
     def range(self, low: float, high: float) -> str:
         """An interval with its unit."""

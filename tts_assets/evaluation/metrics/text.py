@@ -1,7 +1,8 @@
-"""Metrics of the ASR transcript: WER, CER, dropped and repeated words, truncation.
+"""Metrics of the ASR transcript: WER and its kinds of errors, CER, repetitions, truncation.
 
-``tts_assets/audio_models/wer.py`` normalizes and aligns text and transcript. An inserted word that
-its neighbours in the transcript contain as well counts as a repetition.
+``tts_assets/audio_models/wer.py`` normalizes and aligns text and transcript. Substitutions,
+deletions and insertions are rates by the words of the text, so that their sum is the WER. An
+inserted word that its neighbours in the transcript contain as well counts as a repetition.
 """
 
 from __future__ import annotations
@@ -14,10 +15,25 @@ from tts_assets.evaluation.config import EvaluationConfig
 from tts_assets.evaluation.metrics.metric import Column, Metric, Unmeasured, Utterance, Values
 
 
-class Words(Metric):
-    """WER, CER, and counts of dropped and repeated words."""
+def error_column(name: str, title: str, about: str) -> Column:
+    """The rate of one kind of word errors. Its short title is that of sclite's tables."""
+    return Column(
+        name,
+        title,
+        about,
+        better="low",
+        weight="words",
+        unit="%",
+        digits=1,
+        shown=True,
+        short=title[:3],
+    )
 
-    name, version = "words", "2"
+
+class Words(Metric):
+    """WER with its kinds of errors, CER, and repeated words."""
+
+    name, version = "words", "3"
     columns = (
         Column(
             "wer",
@@ -48,21 +64,29 @@ class Words(Metric):
             unit="%",
             digits=0,
         ),
-        Column(
-            "dropped",
-            "Dropped words",
-            "Words of the text without a counterpart in the transcript, per utterance.",
-            better="low",
-            unit="words",
-            shown=True,
+        error_column(
+            "substitutions",
+            "Substitutions",
+            "Words of the text that the transcript has another word for, by the words of the text.",
+        ),
+        error_column(
+            "deletions",
+            "Deletions",
+            "Words of the text that the transcript has no word for, by the words of the text.",
+        ),
+        error_column(
+            "insertions",
+            "Insertions",
+            "Words that only the transcript has, by the words of the text. WER = substitutions + "
+            "deletions + insertions.",
         ),
         Column(
             "repeated",
             "Repeated words",
-            "Words that the transcript contains once more than the text, per utterance.",
+            "Inserted words that also stand beside the insertion, per utterance: the model says "
+            "them twice.",
             better="low",
             unit="words",
-            shown=True,
         ),
     )
 
@@ -79,16 +103,13 @@ class Words(Metric):
                 "wer": match.wer,
                 "cer": match.cer,
                 "perfect": float(not match.word_errors),
-                "dropped": float(dropped(match)),
+                "substitutions": match.substitutions / match.words,
+                "deletions": match.deletions / match.words,
+                "insertions": match.insertions / match.words,
                 "repeated": float(repeated(match)),
             }
             for match in (utterance.match for utterance in utterances)
         ]
-
-
-def dropped(match: TextMatch) -> int:
-    """The number of deleted words."""
-    return sum(len(span.reference) for span in match.spans if span.change == "delete")
 
 
 def repeated(match: TextMatch) -> int:
