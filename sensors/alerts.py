@@ -1,6 +1,6 @@
 """Alerts about failed and stuck runs: a webhook, and Slack and e-mail by Dagster's own sensors.
 
-All sensors are off by default. They also report runs started by hand (``dagster job execute``,
+All sensors are off by default. They also report runs started by hand (``dg launch``,
 ``make demo``). Dagster assigns those another code location or none, hence
 ``monitor_all_code_locations``. Secrets are read from the environment. Without its secret, the
 sensor of Slack or e-mail is not defined; ``python -m tts_assets.doctor`` reports missing

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from dagster import (
@@ -17,9 +15,7 @@ from dagster import (
     materialize,
 )
 
-import scripts.demo
-from scripts.demo import RunView, run_job
-from tts_assets.settings import load_settings
+from scripts.run_view import RunView
 
 KNOWN = [f"text-{number}" for number in range(25)]
 
@@ -70,39 +66,16 @@ EXPECTED = (
 )
 
 
-def run(instance: DagsterInstance) -> None:
-    assets = [made, suite_is_held_out, no_collapse, fine]
-    tags = {"tts/demo": "x"}
-    result = materialize(assets, instance=instance, tags=tags, raise_on_error=False)
-    assert not result.success
-
-
 def test_a_failed_check_shows_its_ids(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assets = [made, suite_is_held_out, no_collapse, fine]
     with DagsterInstance.ephemeral() as instance:
-        run(instance)
+        result = materialize(assets, instance=instance, raise_on_error=False)
+        assert not result.success
         capsys.readouterr()
-        view = RunView(instance, {"tts/demo": "x"}, tmp_path)
+        view = RunView(instance, result.run_id, tmp_path)
         view.update()
     shown = capsys.readouterr().out
     for lines in EXPECTED:
         assert lines in shown
     assert "fine" not in shown
     assert {*view.failed_checks} == {lines.removesuffix("\n") for lines in EXPECTED}
-
-
-def test_a_failed_job_ends_with_its_failed_checks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """After the end of the log, which is long."""
-    settings = load_settings(environment={}, overrides={"project": {"storage": str(tmp_path)}})
-    with DagsterInstance.ephemeral() as instance:
-        run(instance)
-        monkeypatch.setattr(sys, "executable", "/bin/false")
-        monkeypatch.setattr(scripts.demo.uuid, "uuid4", lambda: SimpleNamespace(hex="x"))
-        with pytest.raises(SystemExit) as caught:
-            run_job(instance, settings, "retrain", {})
-    message = str(caught.value)
-    assert "job retrain failed; the end of" in message
-    assert "\n\nchecks that did not pass:\n  report  check " in message
-    for lines in EXPECTED:
-        assert lines.removesuffix("\n") in message

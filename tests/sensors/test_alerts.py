@@ -183,7 +183,7 @@ def test_a_run_started_by_hand_is_reported_by_the_daemon(
             cursor = told.evaluate_tick(context).cursor
 
     tick()
-    _, run_id = fail(instance, told)  # has no origin, as that of `dagster job execute`
+    _, run_id = fail(instance, told)  # has no origin, as that of `dg launch`
     webhook.posted.clear()
     tick()
     assert [body["run_id"] for body in webhook.posted] == [run_id]

@@ -9,7 +9,7 @@ from pathlib import Path
 from dagster import DagsterRunStatus
 
 from jobs.asset_jobs import REFRESH
-from scripts.demo import register_corpora
+from scripts.run import register_corpora
 from sensors import corpora as sensors
 from tests.sensors.conftest import SPOKEN, Daemon
 from tests.support.corpus_layouts import write
