@@ -26,8 +26,7 @@ from tts_assets.audio_models.transcription import Transcriber
 from tts_assets.codec.model import Codec, Codes
 from tts_assets.core.audio import read_wave
 from tts_assets.rlhf.reward_config import DnsmosReward, SimilarityReward, WerReward
-from tts_assets.rlhf.reward_executor import RewardExecutor, TaskRunner, ThreadRunner
-from tts_assets.rlhf.reward_workers import WorkerRunner
+from tts_assets.rlhf.reward_executor import RewardExecutor, TaskRunner, ThreadRunner, WorkerRunner
 from tts_assets.rlhf.rewards import (
     DecodedCompletion,
     DnsmosRewardFunction,

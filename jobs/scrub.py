@@ -4,7 +4,7 @@ from dagster import Failure, JobDefinition, OpExecutionContext, job, op
 
 from jobs.asset_jobs import SCRUB
 from resources.artifact_store import ArtifactStoreResource
-from tts_assets.core.artifacts.scrub import scrub
+from tts_assets.core.artifacts.verification import scrub
 
 
 @op(name="read_storage")

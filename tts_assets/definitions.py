@@ -47,7 +47,7 @@ from tts_assets.settings import Settings, load_settings
 from tts_assets.sft.assets import build_assets as sft_assets
 from tts_assets.speakers.assets import build_assets as speakers_assets
 from tts_assets.speechlm.assets import build_assets as token_assets
-from tts_assets.texts.assets import build_assets as texts_assets
+from tts_assets.speechlm.assets import build_text_assets
 
 STEPS_AT_ONCE = 8  # of a run under Slurm; each is a process of about 300 MB that waits for a job
 REPORTS = ("report", "codec_report", "speaker_report")  # keys, or the first parts of them
@@ -101,7 +101,7 @@ def build_stages(settings: Settings) -> list[Any]:
         *codec_assets(settings.codec, settings.validation, shape("codec"), root),
         *arrays_assets(settings.arrays, settings.validation, settings.codec.checkpoint, root),
         *token_assets(settings.tokenizers, settings.pretrains, shape("speechlm")),
-        *texts_assets(settings.texts, settings.validation, root),
+        *build_text_assets(settings.texts, settings.validation, root),
         *sft_assets(settings.sft, shape("sft")),
         *serving_assets(
             settings.serving,

@@ -49,7 +49,7 @@ from tts_assets.serving.config import ServingConfig, VllmConfig
 from tts_assets.sft.config import SftRecipe
 from tts_assets.speakers.config import PUBLISHED, RESEMBLYZER, SpeakersConfig
 from tts_assets.speechlm.config import TokenizerConfig
-from tts_assets.texts.source import TextSource
+from tts_assets.speechlm.texts import TextSource
 
 log = logging.getLogger(__name__)
 PROJECT_FILE = "dagster_project.toml"
@@ -310,17 +310,10 @@ class Settings(Config):
                     f"{name!r} names an sft and an rlhf recipe, and both would be serving/{name}; "
                     f"rename one, for example rlhf.{name}_grpo"
                 )
-        for name in set(self.external_models.recipes) & {*self.sft, *self.rlhf}:
-            raise ValueError(
-                f"{name!r} names a recipe of [external_models] and another one, and both would "
-                f"have report/{name}; rename one, for example external_models.recipes.{name}_vits"
-            )
+        self.external_models.check_recipes({*self.sft, *self.rlhf})
+        for voice, promotion in self.promotion.items():
+            promotion.check_candidates(voice, {*self.sft, *self.rlhf})
         recipes = {*self.sft, *self.rlhf, *self.external_models.recipes}
-        for name in set(self.external_models.notes) - recipes:
-            raise ValueError(
-                f"external_models.notes has {name!r}, which is no recipe; "
-                f"known recipes: {sorted(recipes)}"
-            )
         self.evaluation.check_recipes(recipes, set(self.rlhf))
         return self
 
@@ -345,17 +338,6 @@ class Settings(Config):
                 raise ValueError(
                     f"{key} names {PUBLISHED!r}, the asset that a table [speakers] makes; add one "
                     f"with checkpoint or train, or name {RESEMBLYZER!r}"
-                )
-        return self
-
-    @model_validator(mode="after")
-    def _check_candidates(self) -> Self:
-        recipes = {*self.sft, *self.rlhf}
-        for voice, promotion in self.promotion.items():
-            for candidate in set(promotion.candidates) - recipes:
-                raise ValueError(
-                    f"promotion.{voice} names the candidate {candidate!r}, which is no recipe; "
-                    f"known recipes: {sorted(recipes)}"
                 )
         return self
 

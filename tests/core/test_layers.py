@@ -19,7 +19,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("corpora",),
     ("codec",),
     ("arrays",),
-    ("texts", "speechlm"),
+    ("speechlm",),
     ("sft", "serving", "speakers"),
     ("rlhf",),
     ("evaluation",),

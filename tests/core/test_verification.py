@@ -24,9 +24,9 @@ from tts_assets.core.artifacts import (
     verify,
     verify_folder,
 )
-from tts_assets.core.artifacts.scrub import scrub
+from tts_assets.core.artifacts.verification import scrub
 from tts_assets.core.audio import AudioPool
-from tts_assets.doctor import scrub as command
+from tts_assets.doctor import __main__ as command
 from tts_assets.orchestration.program_asset import Plan, Request, artifact_asset
 
 CHECKPOINT = {
@@ -207,7 +207,7 @@ def test_a_scrub_reports_all_damage_and_what_to_do(
     assert verify(store, new) == 0  # this damage shows in no metadata
 
     monkeypatch.setenv("TTS__PROJECT__STORAGE", str(store.root))
-    assert command.main([]) == 1
+    assert command.main(["scrub"]) == 1
     shown = capsys.readouterr().out
     assert f"delete the folder {new.path} and materialize evaluation_suite again" in shown
     assert f"nothing current was made from: delete {old.path}" in shown
@@ -217,7 +217,7 @@ def test_a_scrub_reports_all_damage_and_what_to_do(
     for found in (old, new, last):
         shutil.rmtree(found.path)
     publish(store, build(config={"a": 2}))
-    assert command.main(["--asset", "evaluation_suite"]) == 0
+    assert command.main(["scrub", "--asset", "evaluation_suite"]) == 0
     assert "1 artifacts" in capsys.readouterr().out
 
 

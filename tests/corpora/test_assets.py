@@ -19,11 +19,10 @@ from tests.support.links import linked_file
 from tts_assets.core.artifacts import ArtifactStore, Handle
 from tts_assets.core.compute import Shape
 from tts_assets.corpora.assets import build_assets
-from tts_assets.corpora.audio_paths import located_samples
 from tts_assets.corpora.config import CorpusConfig, DiscoveryConfig, FilterConfig
 from tts_assets.corpora.describe import describe_corpus, describe_samples, describe_segments
 from tts_assets.corpora.discovery import Corpora
-from tts_assets.corpora.samples import read_samples
+from tts_assets.corpora.samples import located_samples, read_samples
 
 CORPUS = "clips.v1"
 ASSETS = ("raw_corpus", "speech_segments", "filtered_samples")

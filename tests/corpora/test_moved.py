@@ -23,10 +23,16 @@ from tts_assets.core.artifacts import ArtifactStore, Handle, RawCorpus
 from tts_assets.core.audio import AudioPool
 from tts_assets.core.compute import Shape
 from tts_assets.corpora import assets as corpora
-from tts_assets.corpora.audio_paths import AudioFolders, located_samples, main, published_names
 from tts_assets.corpora.config import CorpusConfig, DiscoveryConfig, FilterConfig, TextConfig
 from tts_assets.corpora.discovery import Corpora
-from tts_assets.corpora.samples import Sample, write_samples
+from tts_assets.corpora.samples import (
+    AudioFolders,
+    Sample,
+    located_samples,
+    main,
+    published_names,
+    write_samples,
+)
 
 CORPUS = "clips"
 DATA = ("raw_corpus", "speech_segments", "filtered_samples", "codec_shards", "code_arrays")

@@ -15,10 +15,10 @@ from tests.support.corpus_layouts import index, put
 from tts_assets.core.artifacts import ArtifactStore
 from tts_assets.core.audio import read_clip
 from tts_assets.core.config import ConfigError
-from tts_assets.corpora.audio_paths import AudioFolders
 from tts_assets.corpora.config import CorpusConfig
 from tts_assets.corpora.index import Utterance, index_corpus
 from tts_assets.corpora.readers.files import Embedded
+from tts_assets.corpora.samples import AudioFolders
 from tts_assets.corpora.sources import EmbeddedAudio, suffix_of
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".g722")

@@ -15,8 +15,13 @@ import psutil
 import pytest
 
 from tts_assets.rlhf.reward_config import FunctionReward, RateReward, WerReward
-from tts_assets.rlhf.reward_executor import RewardExecutor, ThreadRunner
-from tts_assets.rlhf.reward_workers import PROGRAM, WorkerRunner, devices_of
+from tts_assets.rlhf.reward_executor import (
+    PROGRAM,
+    RewardExecutor,
+    ThreadRunner,
+    WorkerRunner,
+    devices_of,
+)
 from tts_assets.rlhf.rewards import DecodedCompletion, RewardError
 
 REWARDS = (WerReward(batch_size=2), RateReward())
@@ -199,7 +204,7 @@ def test_workers_end_if_the_trainer_is_killed(
 import numpy as np
 from tts_assets.rlhf.reward_executor import RewardExecutor
 from tts_assets.rlhf.reward_config import FunctionReward
-from tts_assets.rlhf.reward_workers import WorkerRunner
+from tts_assets.rlhf.reward_executor import WorkerRunner
 from tts_assets.rlhf.rewards import DecodedCompletion
 rewards = [FunctionReward(call={call!r})]
 RewardExecutor(rewards, WorkerRunner(rewards, ["cpu"])).score(

@@ -44,8 +44,8 @@ from tts_assets.sft.inputs import find_tokens, sft_program
 from tts_assets.speechlm.assets import CODE_VERSION as TOKENS_VERSION
 from tts_assets.speechlm.assets import build_assets as token_assets
 from tts_assets.speechlm.config import TokenizerConfig, VocabularyConfig
+from tts_assets.speechlm.texts import TextSource
 from tts_assets.texts.assets import build_assets as texts_assets
-from tts_assets.texts.source import TextSource
 
 CODEC_FACTS = {
     "sample_rate": 16000,

@@ -20,7 +20,7 @@ from tts_assets.sft.dataset import SampleStream, TrainingSample, plan_epoch
 from tts_assets.sft.mixture import MixtureDataset, open_dataset
 from tts_assets.sft.packing import pack
 from tts_assets.speechlm.prompts import PromptFormat
-from tts_assets.texts.source import write_texts
+from tts_assets.speechlm.texts import write_texts
 
 RATE = 50.0
 LONG = "This answer does not fit. " * 40

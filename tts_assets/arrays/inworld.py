@@ -7,7 +7,7 @@ layout:
     {split}_codes_index.npy  a true .npy, int64: where each sample's codes start
     {split}_samples.jsonl    line i is sample i
 
-Audio files are named as in all published samples (``corpora/audio_paths.py``). A split without
+Audio files are named as in all published samples (``corpora/samples.py``). A split without
 samples has empty files, which the reference trainer cannot map: it needs validation samples.
 
 An import keeps the split of the samples. It checks the codes against the codebook, the index

@@ -27,8 +27,7 @@ from tts_assets.codec.model import Codec, Codes, Wave
 from tts_assets.core.accounting import SetAside
 from tts_assets.core.artifacts import sha256_file
 from tts_assets.core.audio import BrokenAudio, read_wave
-from tts_assets.corpora.audio_paths import AudioFolders
-from tts_assets.corpora.samples import Sample
+from tts_assets.corpora.samples import AudioFolders, Sample
 
 K = TypeVar("K")
 

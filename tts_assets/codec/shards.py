@@ -48,8 +48,7 @@ from tts_assets.core.artifacts import ShardFacts, atomic_write, code_dtype, sha2
 from tts_assets.core.audio import Wave
 from tts_assets.core.config import digest_of
 from tts_assets.core.program import Run, load_config
-from tts_assets.corpora.audio_paths import AudioFolders
-from tts_assets.corpora.samples import Sample
+from tts_assets.corpora.samples import AudioFolders, Sample
 
 if TYPE_CHECKING:
     from tts_assets.codec.batching import BatchEncoder

@@ -31,8 +31,7 @@ from tts_assets.core.accounting import ValidationSplit, is_validation
 from tts_assets.core.audio import Wave, read_wave, resample
 from tts_assets.core.program import METRICS_FILE, Run
 from tts_assets.core.training import StepLoop
-from tts_assets.corpora.audio_paths import located_samples
-from tts_assets.corpora.samples import Sample
+from tts_assets.corpora.samples import Sample, located_samples
 
 BETAS = (0.8, 0.98)  # of AdamW; short averages, as usual where discriminators move the target
 GRADIENT_CLIP = 1.0  # norm of the generator's gradient

@@ -27,8 +27,7 @@ from tts_assets.core.artifacts import (
 from tts_assets.core.config import Config
 from tts_assets.core.metadata import CheckResult
 from tts_assets.core.program import ProgramConfig
-from tts_assets.corpora.audio_paths import AudioFolders
-from tts_assets.corpora.samples import Sample, scan_samples, write_samples
+from tts_assets.corpora.samples import AudioFolders, Sample, scan_samples, write_samples
 from tts_assets.evaluation.config import LineageRow
 
 LONGEST_SECONDS = 12.0  # of a clip; longer ones make the page large

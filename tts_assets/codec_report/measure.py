@@ -36,8 +36,7 @@ from tts_assets.codec_report.config import LONGEST_SECONDS, CodecReportProgram
 from tts_assets.core.accounting import SetAside, is_validation, raise_nothing_usable
 from tts_assets.core.audio import Wave, read_clip, resample
 from tts_assets.core.config import Config
-from tts_assets.corpora.audio_paths import located_samples
-from tts_assets.corpora.samples import Sample
+from tts_assets.corpora.samples import Sample, located_samples
 from tts_assets.evaluation.page import write_flac
 
 ORIGINAL = "original"

@@ -1,4 +1,4 @@
-"""GPU-hours of launched programs per week, shown by ``python -m tts_assets.doctor.gpu_hours``.
+"""GPU-hours of launched programs per week, shown by ``python -m tts_assets.doctor gpu-hours``.
 
 ``storage/.ledger/`` has one small JSON file per attempt of a program. The launcher replaces it
 atomically when the program starts, every :data:`BEAT_SECONDS` while it runs, and when it ends. A
@@ -90,7 +90,7 @@ class Ledger:
             f"the budget of {self.limit:g} GPU-hours a week is used up ({used:.2f} since Monday, "
             f"0:00 UTC): no program is launched on GPUs until {monday:%A, %Y-%m-%d} 0:00 UTC. "
             "Raise budget.gpu_hours_a_week to continue now; "
-            "python -m tts_assets.doctor.gpu_hours lists the GPU-hours by asset"
+            "python -m tts_assets.doctor gpu-hours lists the GPU-hours by asset"
         )
 
 

@@ -30,7 +30,6 @@ from tts_assets.core.artifacts import (
 from tts_assets.core.audio import BrokenAudio, read_wave
 from tts_assets.core.cache import RecordCache
 from tts_assets.core.metadata import NOTEBOOK_FILE, NotebookClip, Section, write_notebook
-from tts_assets.corpora.audio_paths import AudioFolders, published_names
 from tts_assets.corpora.config import FilterConfig, MeasureProgram, TextConfig
 from tts_assets.corpora.filter import (
     KEPT_FILE,
@@ -50,6 +49,7 @@ from tts_assets.corpora.quality import (
     read_requests,
     word_error_rate,
 )
+from tts_assets.corpora.samples import AudioFolders, published_names
 
 Launch = Callable[[MeasureProgram], None]
 STAGE_KEYS = ("audio_sha256", "licence", "text", "quality")  # of original_data, written here

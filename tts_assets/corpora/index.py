@@ -27,7 +27,6 @@ from tts_assets.core.artifacts import (
     SpeechSegments,
 )
 from tts_assets.core.config import ConfigError
-from tts_assets.corpora.audio_paths import POOL, AudioFolders
 from tts_assets.corpora.config import CorpusConfig
 from tts_assets.corpora.readers import READERS
 from tts_assets.corpora.readers.files import (
@@ -38,6 +37,7 @@ from tts_assets.corpora.readers.files import (
     Entry,
     file_of,
 )
+from tts_assets.corpora.samples import POOL, AudioFolders
 from tts_assets.corpora.sources import Fault, Found, Sources
 
 UTTERANCES_FILE = "utterances.parquet"

@@ -36,7 +36,7 @@ from tts_assets.core.cache import RecordCache
 from tts_assets.core.config import digest_of
 from tts_assets.core.containers import HEAD, SUFFIXES, container, container_of
 from tts_assets.corpora.readers.files import Audio, Embedded, RecordingPart
-from tts_assets.corpora.readers.parquet import STREAMED
+from tts_assets.corpora.readers.manifests import STREAMED
 
 VERSION = "2"  # of cached results; raise it when reading or cutting changes
 THREADS = 4  # decoding releases the GIL

@@ -1,1 +1,1 @@
-"""Diagnostics: ``python -m tts_assets.doctor`` and ``python -m tts_assets.doctor.gpu_hours``."""
+"""Diagnostics of machine and storage: ``python -m tts_assets.doctor``."""

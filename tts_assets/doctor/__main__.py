@@ -1,8 +1,18 @@
-"""Check the machine: what is installed, what is missing, its consequence and a remedy.
+"""Check the machine and the storage.
 
     python -m tts_assets.doctor [--json]
+    python -m tts_assets.doctor scrub [--asset sft/announcer]
+    python -m tts_assets.doctor gpu-hours
 
-The exit status is 1 if a part is missing that the selected profile needs.
+Without a command: what is installed, what is missing, its consequence and a remedy. The exit status
+is 1 if a part is missing that the selected profile needs.
+
+``scrub`` reads every file of the storage, and reports all damaged artifacts and what to do.
+Verification before the use of an artifact trusts the metadata of files that it has read once; this
+command trusts nothing. The exit status is 1 if something is damaged. The job ``scrub`` does the
+same.
+
+``gpu-hours`` prints the GPU-hours of this week by asset, the largest first, and their sum.
 """
 
 from __future__ import annotations
@@ -12,6 +22,7 @@ import json
 import sys
 import textwrap
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,18 +36,68 @@ UI_PORT, SERVER_PORT = 3000, 8000
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print all findings. Returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m tts_assets.doctor", description=__doc__)
+    """Run the command. Returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tts_assets.doctor",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+    commands = parser.add_subparsers(dest="command")
+    scrubbing = commands.add_parser("scrub", help="read every file of the storage")
+    scrubbing.add_argument("--asset", default="", help="key of one asset, or its first parts")
+    commands.add_parser("gpu-hours", help="GPU-hours of this week by asset")
     options = parser.parse_args(argv)
+    if options.command is None:
+        return check_machine(options.json)
+    from tts_assets.core.config import ConfigError
+    from tts_assets.settings import load_settings
+
+    try:
+        settings = load_settings()
+    except (ConfigError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    if options.command == "scrub":
+        return scrub_storage(settings, options.asset)
+    return print_gpu_hours(settings)
+
+
+def check_machine(as_json: bool) -> int:
+    """Print all findings. The exit status is 1 if a part is missing that the profile needs."""
     found = examine()
-    if options.json:
+    if as_json:
         rows = [{**asdict(finding), "state": finding.state} for finding in found]
         print(json.dumps(rows, indent=2))
     else:
         print("\n".join(describe(finding) for finding in found))
         print(f"\n{summary(found)}")
     return int(any(finding.needed for finding in found))
+
+
+def scrub_storage(settings: Settings, asset: str) -> int:
+    """Read all artifacts of ``asset``; the exit status is 1 if one is damaged."""
+    from tts_assets.core.artifacts import ArtifactStore
+    from tts_assets.core.artifacts.verification import scrub
+
+    found = scrub(ArtifactStore(settings.storage), asset)
+    if found.problems:
+        print(found.report)
+    print(found.summary)
+    return int(bool(found.problems))
+
+
+def print_gpu_hours(settings: Settings) -> int:
+    """Print one line per asset, the largest first, and the sum."""
+    from tts_assets.core.ledger import FOLDER, Ledger
+
+    limit = settings.budget.gpu_hours_a_week
+    used = Ledger(settings.storage / FOLDER).used(datetime.now(UTC))
+    for asset, hours in sorted(used.items(), key=lambda item: -item[1]):
+        print(f"{hours:10.2f}  {asset}")
+    of = "" if limit is None else f" of {limit:g}"
+    print(f"{sum(used.values()):10.2f}{of} GPU-hours since Monday, 0:00 UTC")
+    return 0
 
 
 def examine() -> list[Finding]:

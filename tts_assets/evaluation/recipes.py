@@ -25,7 +25,7 @@ from tts_assets.core.artifacts import (
     sha256_file,
 )
 from tts_assets.core.config import ConfigError, digest_of
-from tts_assets.corpora.audio_paths import AudioFolders
+from tts_assets.corpora.samples import AudioFolders
 from tts_assets.evaluation.config import MAIN, EvaluationConfig, EvaluationProgram
 from tts_assets.evaluation.history import earlier_reports, lineage
 from tts_assets.evaluation.metrics.metric import metrics_of

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -100,6 +100,20 @@ class ExternalModelsConfig(Config):
                 "interpreter, such as python = '/opt/coqui/bin/python' (docs/external_models.md)"
             )
         return self
+
+    def check_recipes(self, others: Collection[str]) -> None:
+        """Raise ValueError if SpeechLM recipes have a name of these, or a note has no recipe."""
+        for name in set(self.recipes) & set(others):
+            raise ValueError(
+                f"{name!r} names a recipe of [external_models] and another one, and both would "
+                f"have report/{name}; rename one, for example external_models.recipes.{name}_vits"
+            )
+        known = {*self.recipes, *others}
+        for name in set(self.notes) - known:
+            raise ValueError(
+                f"external_models.notes has {name!r}, which is no recipe; "
+                f"known recipes: {sorted(known)}"
+            )
 
 
 class ExternalTrainProgram(ProgramConfig):

@@ -14,7 +14,7 @@ from typing import Any
 from tts_assets.core.config import ConfigError
 from tts_assets.core.processes import reap
 from tts_assets.core.program import Run
-from tts_assets.external_models.coqui.job import REFUSED, SynthesisJob, TrainJob, write_job
+from tts_assets.external_models.coqui.job import PROGRAM, REFUSED, SynthesisJob, TrainJob, write_job
 
 ROOT = Path(__file__).resolve().parents[2]
 POLL_SECONDS = 0.5
@@ -99,7 +99,7 @@ def start(
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONNOUSERSITE": "1"}
     environment.pop("PYTHONHOME", None)
     return subprocess.Popen(
-        [str(python), "-m", f"tts_assets.external_models.coqui.{program}", str(path)],
+        [str(python), "-m", PROGRAM, program, str(path)],
         env=environment,
         stdin=subprocess.DEVNULL,
     )

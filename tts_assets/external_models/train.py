@@ -3,7 +3,7 @@
     python -m tts_assets.external_models.train run.json
 
 It converts the samples to clips that coqui's trainer reads (16-bit mono WAV and lists of them),
-starts ``coqui/train.py`` with the other interpreter, and forwards its metrics. The files in
+starts ``coqui/training.py`` with the other interpreter, and forwards its metrics. The files in
 ``checkpoints/`` are those that the other trainer resumes from.
 """
 
@@ -32,8 +32,7 @@ from tts_assets.core.artifacts import atomic_write
 from tts_assets.core.audio import BrokenAudio, Wave, read_wave
 from tts_assets.core.config import ConfigError
 from tts_assets.core.program import METRICS_FILE, Run, load_config, publish_metrics, read_metrics
-from tts_assets.corpora.audio_paths import located_samples
-from tts_assets.corpora.samples import Sample
+from tts_assets.corpora.samples import Sample, located_samples
 from tts_assets.external_models.config import (
     CLONING,
     LEARNING_RATES,

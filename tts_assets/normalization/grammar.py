@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from typing import ClassVar
 
-from tts_assets.normalization.numbers import cardinal, known, spell
+from tts_assets.normalization.numbers import Spoken, cardinal, known, spell
 from tts_assets.normalization.patterns import (
     ADDRESS,
     ADDRESS_PART,
@@ -41,7 +41,6 @@ from tts_assets.normalization.patterns import (
     roman_value,
 )
 from tts_assets.normalization.rules import LanguageRules
-from tts_assets.normalization.spoken import Spoken
 
 
 class Grammar(Spoken):

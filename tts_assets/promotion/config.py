@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -39,6 +39,14 @@ class PromotionConfig(Config):
     def gains_needed(self) -> dict[str, float]:
         """``margins`` with keys of type str."""
         return dict(self.margins.items())
+
+    def check_candidates(self, voice: str, recipes: Collection[str]) -> None:
+        """Raise ValueError for a candidate that is none of the SpeechLM recipes."""
+        for candidate in set(self.candidates) - set(recipes):
+            raise ValueError(
+                f"promotion.{voice} names the candidate {candidate!r}, which is no recipe; "
+                f"known recipes: {sorted(recipes)}"
+            )
 
     @model_validator(mode="after")
     def _require_a_gain(self) -> Self:

@@ -51,13 +51,6 @@ def rlhf_asset(
     part of the fingerprint, the suite is not: another suite trains again only if the prompts
     change.
     """
-    ins = {
-        "base": AssetIn(key=AssetKey(["serving", recipe.base])),
-        "suite": AssetIn(key="evaluation_suite"),
-    }
-    if recipe.prompts.corpora:
-        ins["arrays"] = code_arrays_of(recipe.prompts.corpora)
-    ins |= encoder_input(recipe.speaker_encoder)
 
     def plan(
         request: Request,
@@ -86,14 +79,12 @@ def rlhf_asset(
         }
 
         def make(work: Path) -> Mapping[str, Any]:
-            path = work / "prompts.jsonl"
-            prompts.write(path)
             program = RlhfProgram(
                 run_dir=work,
                 name=name,
                 recipe=located,
                 serving_model=base.path,
-                prompts=path,
+                prompts=prompts.write(work / "prompts.jsonl"),
                 vllm=vllm,
             )
             return request.launch(with_engine(program, request.shape(shape)))
@@ -110,13 +101,24 @@ def rlhf_asset(
         ["rlhf", name],
         plan,
         options=Training,
-        ins=ins,
+        ins=inputs_of(recipe),
         code_version=CODE_VERSION,
         group_name="rlhf",
         kinds={"pytorch"},
         description=f"GRPO from serving/{recipe.base} with the rewards "
         f"{', '.join(reward.name for reward in recipe.rewards)}, {recipe.steps} steps.",
     )
+
+
+def inputs_of(recipe: RlhfRecipe) -> dict[str, AssetIn]:
+    """The inputs of the asset by the names of its parameters."""
+    ins = {
+        "base": AssetIn(key=AssetKey(["serving", recipe.base])),
+        "suite": AssetIn(key="evaluation_suite"),
+    }
+    if recipe.prompts.corpora:
+        ins["arrays"] = code_arrays_of(recipe.prompts.corpora)
+    return ins | encoder_input(recipe.speaker_encoder)
 
 
 def with_engine(program: RlhfProgram, shape: Shape) -> Program:

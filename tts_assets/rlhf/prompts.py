@@ -79,9 +79,10 @@ class PromptSet:
         """SHA-256 of :attr:`lines`; part of the fingerprint."""
         return hashlib.sha256(self.lines.encode()).hexdigest()
 
-    def write(self, path: Path) -> None:
-        """Writes a ``prompts.jsonl``."""
+    def write(self, path: Path) -> Path:
+        """Writes a ``prompts.jsonl``. Returns ``path``."""
         path.write_text(self.lines)
+        return path
 
 
 def read_prompts(path: Path) -> list[RolloutPrompt]:

@@ -10,8 +10,8 @@ from pathlib import Path
 from tts_assets.core.accounting import SetAside, is_validation, nothing_usable
 from tts_assets.core.artifacts import RawCorpus, SpeechSegments, open_artifact
 from tts_assets.core.config import ConfigError
-from tts_assets.corpora.audio_paths import AudioFolders
 from tts_assets.corpora.index import Utterance, utterances
+from tts_assets.corpora.samples import AudioFolders
 from tts_assets.speakers.config import SpeakerSelection
 
 MIN_UTTERANCES = 4  # of a speaker; speakers with fewer are set aside

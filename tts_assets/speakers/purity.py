@@ -29,8 +29,7 @@ from tts_assets.core.audio import BrokenAudio
 from tts_assets.core.cache import RecordCache
 from tts_assets.core.config import ConfigError
 from tts_assets.core.program import Run, load_config
-from tts_assets.corpora.audio_paths import AudioFolders
-from tts_assets.corpora.samples import Sample, read_samples
+from tts_assets.corpora.samples import AudioFolders, Sample, read_samples
 from tts_assets.speakers.config import PURITY_FILE, PurityProgram, encoder_digest, resolve
 from tts_assets.speakers.encoder import NoSpeech, VoiceEncoder
 

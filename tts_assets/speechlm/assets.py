@@ -1,18 +1,30 @@
-"""Dagster asset ``token_arrays``: the token ids of a corpus, made once for each tokenizer."""
+"""Dagster assets ``token_arrays`` and ``texts/<name>``.
+
+``token_arrays`` are the token ids of a corpus, made once for each tokenizer. Each of the texts, for
+training beside speech, has a check that no line is lost.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from dagster import AssetsDefinition
+from dagster import AssetChecksDefinition, AssetsDefinition
 
-from tts_assets.core.artifacts import CodeArrays, TokenArrays
+from tts_assets.arrays.arrays import SPLITS, count_lines
+from tts_assets.core.accounting import SET_ASIDE_FILE, ValidationSplit
+from tts_assets.core.artifacts import ArtifactStore, CodeArrays, Texts, TokenArrays, sha256_file
 from tts_assets.core.compute import Shape
+from tts_assets.core.config import ConfigError
+from tts_assets.core.metadata import CheckResult, Metadata, set_aside_reasons
+from tts_assets.orchestration.checks import artifact_check
 from tts_assets.orchestration.conditions import follow_data
 from tts_assets.orchestration.partitions import corpus_partitions
-from tts_assets.orchestration.program_asset import Plan, Request, program_asset
+from tts_assets.orchestration.program_asset import Plan, Request, artifact_asset, program_asset
 from tts_assets.speechlm.config import TokenizerConfig, TokenProgram, identified, with_commit
+from tts_assets.speechlm.texts import TextSource, write_texts
 
-CODE_VERSION = "2"
+CODE_VERSION = "2"  # of token_arrays
+TEXTS_VERSION = "1"
 
 
 def build_assets(
@@ -50,3 +62,55 @@ def build_assets(
         description=f"All texts of a corpus as token ids, for each tokenizer in use{streams}.",
     )
     return [asset]
+
+
+def build_text_assets(
+    sources: Mapping[str, TextSource], validation: ValidationSplit, root: Path
+) -> list[AssetsDefinition | AssetChecksDefinition]:
+    """An asset and its check for each ``[texts.<name>]``. Paths are relative to ``root``."""
+    about = "Lines of the file = train + val + set aside, and some are left."
+    built: list[AssetsDefinition | AssetChecksDefinition] = []
+    for name, source in sources.items():
+        texts = texts_asset(name, source, validation, root)
+        built += [texts, artifact_check(texts, "no_line_is_lost", about, count_all_lines)]
+    return built
+
+
+def texts_asset(
+    name: str, source: TextSource, validation: ValidationSplit, root: Path
+) -> AssetsDefinition:
+    """The asset ``texts/<name>``. A run raises :class:`ConfigError` if the file is missing."""
+    path = (root / source.path).resolve()
+
+    def plan(request: Request) -> Plan[Texts]:
+        if not path.is_file():
+            raise ConfigError(f"texts.{name}: there is no file {path}; set path to a JSONL file")
+
+        def make(work: Path) -> dict[str, Any]:
+            counts = write_texts(path, validation, work / "result")
+            return {"name": name, "licence": source.licence, **counts}
+
+        known = {"source": sha256_file(path), "licence": source.licence, "validation": validation}
+        return Plan(known, make, describe=describe_texts)
+
+    return artifact_asset(
+        ["texts", name],
+        plan,
+        code_version=TEXTS_VERSION,
+        group_name="texts",
+        kinds={"json"},
+        description=f"The lines of {path.name} that can be trained on beside speech.",
+    )
+
+
+def describe_texts(texts: Texts) -> Metadata:
+    """Metadata: the number of lines that were set aside for each reason."""
+    return {f"set_aside/{name}": count for name, count in set_aside_reasons(texts.path).items()}
+
+
+def count_all_lines(_: ArtifactStore, texts: Texts) -> CheckResult:
+    """Compares the lines of the file with the lines kept and set aside."""
+    kept = sum(count_lines(texts.path / f"{split}_samples.jsonl") for split in SPLITS)
+    counts = {"lines": texts.facts.lines, "kept": kept}
+    counts["set_aside"] = count_lines(texts.path / SET_ASIDE_FILE)
+    return CheckResult(counts["lines"] == kept + counts["set_aside"] and kept > 0, counts)

@@ -12,9 +12,9 @@ import pytest
 from tests.support.recordings import SpokenClip, record
 from tts_assets.audio_models.whisper import packaged_model
 from tts_assets.core.artifacts import ArtifactStore, Build, RawCorpus, SegmentFacts, SpeechSegments
-from tts_assets.corpora.audio_paths import AudioFolders
 from tts_assets.corpora.config import CorpusConfig
 from tts_assets.corpora.index import Utterance, index_corpus, utterances
+from tts_assets.corpora.samples import AudioFolders
 from tts_assets.corpora.segments.config import SegmentConfig, SegmentProgram
 from tts_assets.corpora.segments.segment import main
 

@@ -14,9 +14,9 @@ from tests.support.recordings import SpokenClip
 from tts_assets.core.artifacts import ArtifactStore, sha256_file
 from tts_assets.core.compute import Shape
 from tts_assets.corpora.assets import build_assets
-from tts_assets.corpora.audio_paths import located_samples
 from tts_assets.corpora.config import CorpusConfig, DiscoveryConfig, FilterConfig
 from tts_assets.corpora.discovery import Corpora
+from tts_assets.corpora.samples import located_samples
 from tts_assets.corpora.segments.config import SegmentConfig
 
 CORPUS = "talks"

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from tts_assets.corpora.segments.config import SegmentConfig
-from tts_assets.corpora.segments.phrases import choose, phrases
 from tts_assets.corpora.segments.speech import Interval
-from tts_assets.corpora.segments.words import Word, windows
+from tts_assets.corpora.segments.words import Word, choose, phrases, windows
 
 
 def spoken(*parts: tuple[float, float, str]) -> tuple[list[Interval], list[Word]]:

@@ -22,8 +22,7 @@ from tts_assets.corpora.readers.layouts import (
     read_vctk,
 )
 from tts_assets.corpora.readers.lists import read_common_voice, read_ljspeech, read_pipe_list
-from tts_assets.corpora.readers.manifests import read_jsonl, read_lhotse
-from tts_assets.corpora.readers.parquet import read_parquet
+from tts_assets.corpora.readers.manifests import read_jsonl, read_lhotse, read_parquet
 
 Reader = Callable[[Path, CorpusConfig], Iterator[Entry | SetAside]]
 

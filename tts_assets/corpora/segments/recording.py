@@ -18,7 +18,6 @@ import soundfile
 
 from tts_assets.core.audio import AudioPool, Clip, Wave, resample
 from tts_assets.corpora.segments.config import PAUSE, SegmentConfig
-from tts_assets.corpora.segments.phrases import WRONG_SPEAKER, Phrase, choose, phrases
 from tts_assets.corpora.segments.speakers import Voices
 from tts_assets.corpora.segments.speech import (
     RATE,
@@ -30,7 +29,15 @@ from tts_assets.corpora.segments.speech import (
     gain_to,
     measure,
 )
-from tts_assets.corpora.segments.words import Word, WordTranscriber, windows
+from tts_assets.corpora.segments.words import (
+    WRONG_SPEAKER,
+    Phrase,
+    Word,
+    WordTranscriber,
+    choose,
+    phrases,
+    windows,
+)
 
 VAD_THRESHOLD = 0.5  # speech probability; the default of silero-vad
 MIN_CONFIDENCE = 0.5  # mean word probability of a clip

@@ -32,8 +32,8 @@ from tts_assets.core.audio import read_wave
 from tts_assets.core.config import digest_of
 from tts_assets.core.hub import model_digest
 from tts_assets.core.metadata import NOTEBOOK_FILE, NotebookClip, Section, literal, write_notebook
-from tts_assets.corpora.audio_paths import AudioFolders
 from tts_assets.corpora.index import ID_DIGITS, SCHEMA, UTTERANCES_FILE, Utterance
+from tts_assets.corpora.samples import AudioFolders
 from tts_assets.corpora.segments.config import SegmentConfig, SegmentProgram
 from tts_assets.corpora.segments.recording import NO_SPEECH, Span
 

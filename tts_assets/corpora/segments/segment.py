@@ -23,8 +23,8 @@ from tts_assets.core.cache import RecordCache
 from tts_assets.core.config import digest_of
 from tts_assets.core.hub import model_digest
 from tts_assets.core.program import Run, load_config
-from tts_assets.corpora.audio_paths import AudioFolders
 from tts_assets.corpora.index import Utterance, utterances
+from tts_assets.corpora.samples import AudioFolders
 from tts_assets.corpora.segments.config import CODE_VERSION, TRANSCRIPT_VERSION, SegmentProgram
 from tts_assets.corpora.segments.recording import (
     FindSpeakers,

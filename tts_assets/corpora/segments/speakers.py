@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 
 from tts_assets.audio_models.speaker_similarity import Embedding, SpeakerEncoder
 from tts_assets.core.audio import Wave
-from tts_assets.corpora.segments.phrases import ANOTHER, Phrase
 from tts_assets.corpora.segments.speech import RATE
+from tts_assets.corpora.segments.words import ANOTHER, Phrase
 
 SHORTEST = 1.0  # s of speech of a phrase; shorter ones have no reliable embedding
 PHRASE_MARGIN = 0.05  # a phrase is another speaker's if it is so far below the limit of windows

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+PROGRAM = "tts_assets.external_models.coqui"
 STOPPED = 75  # exit status, as of the project's programs: run again to resume
 REFUSED = 2  # exit status: the job is invalid; the last event says why
 MODEL_FILE = "model.safetensors"
@@ -106,10 +107,3 @@ def read_synthesis_job(path: str) -> SynthesisJob:
     """Read a synthesis job."""
     values: Mapping[str, Any] = json.loads(Path(path).read_text())
     return SynthesisJob(**{**values, "lines": [Line(**line) for line in values["lines"]]})
-
-
-def job_file(program: str) -> str:
-    """The only command line argument of a program of this folder."""
-    if len(sys.argv) != 2:
-        sys.exit(f"usage: python -m tts_assets.external_models.coqui.{program} job.json")
-    return sys.argv[1]

@@ -30,7 +30,7 @@ from tts_assets.corpora.readers.files import json_object, lines
 
 
 class TextSource(Config):
-    """``[texts.<name>]``: a JSON Lines file (or ``.jsonl.gz``) as in ``texts/source.py``."""
+    """``[texts.<name>]``: a JSON Lines file (or ``.jsonl.gz``) as in ``speechlm/texts.py``."""
 
     path: Path
     licence: str = "unknown"

@@ -1,6 +1,7 @@
-"""Program: synthesize texts with a trained model::
+"""The program of the coqui-tts environment: it trains a model, or synthesizes texts with one.
 
-python -m tts_assets.external_models.coqui.synthesize job.json
+python -m tts_assets.external_models.coqui train job.json
+python -m tts_assets.external_models.coqui synthesize job.json
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Protocol
@@ -17,13 +19,15 @@ import soundfile
 import torch
 from numpy.typing import NDArray
 
+from tts_assets.external_models.coqui import models
 from tts_assets.external_models.coqui.job import (
+    PROGRAM,
     STOPPED,
     Events,
     Line,
     SynthesisJob,
-    job_file,
     read_synthesis_job,
+    read_train_job,
 )
 
 
@@ -38,8 +42,25 @@ class CoquiSynthesizer(Protocol):
 
 
 def main() -> None:
+    """Run the command with its job."""
+    commands = {"train": train, "synthesize": synthesize}
+    if len(sys.argv) != 3 or sys.argv[1] not in commands:
+        sys.exit(f"usage: python -m {PROGRAM} {{{'|'.join(commands)}}} job.json")
+    commands[sys.argv[1]](sys.argv[2])
+
+
+def train(path: str) -> None:
+    """Train the model of the job with coqui's trainer, or convert one that it cannot train."""
+    job = read_train_job(path)
+    programs = {"vits": models.train_vits, "xtts": models.train_xtts, "tortoise": models.convert}
+    if job.family not in programs:
+        Events(job.events).refuse(f"no family {job.family!r}")
+    programs[job.family](job)
+
+
+def synthesize(path: str) -> None:
     """Synthesize all lines whose file does not exist; the model is loaded for the first one."""
-    job = read_synthesis_job(job_file("synthesize"))
+    job = read_synthesis_job(path)
     signal.signal(signal.SIGTERM, leave)
     model: CoquiSynthesizer | None = None
     events = Events(job.events)
@@ -58,17 +79,12 @@ def leave(number: int, frame: FrameType | None) -> None:
 def open_model(job: SynthesisJob) -> CoquiSynthesizer:
     """The model of the job, on a GPU if there is one."""
     folder, device = Path(job.model), torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if job.family == "vits":
-        from tts_assets.external_models.coqui.vits import VitsSynthesizer
-
-        return VitsSynthesizer(folder, device)
-    if job.family == "xtts":
-        from tts_assets.external_models.coqui.xtts import XttsSynthesizer
-
-        return XttsSynthesizer(folder, device)
-    from tts_assets.external_models.coqui.tortoise import TortoiseSynthesizer
-
-    return TortoiseSynthesizer(folder, device)
+    synthesizers: dict[str, Callable[[Path, torch.device], CoquiSynthesizer]] = {
+        "vits": models.VitsSynthesizer,
+        "xtts": models.XttsSynthesizer,
+        "tortoise": models.TortoiseSynthesizer,
+    }
+    return synthesizers[job.family](folder, device)
 
 
 def write_line(model: CoquiSynthesizer, line: Line) -> None:

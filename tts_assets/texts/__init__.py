@@ -1,1 +1,0 @@
-"""Texts for training beside speech: instructions with answers, and plain texts."""
