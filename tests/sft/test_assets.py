@@ -43,9 +43,9 @@ from tts_assets.sft.config import SftRecipe
 from tts_assets.sft.inputs import find_tokens, sft_program
 from tts_assets.speechlm.assets import CODE_VERSION as TOKENS_VERSION
 from tts_assets.speechlm.assets import build_assets as token_assets
+from tts_assets.speechlm.assets import build_text_assets
 from tts_assets.speechlm.config import TokenizerConfig, VocabularyConfig
 from tts_assets.speechlm.texts import TextSource
-from tts_assets.texts.assets import build_assets as texts_assets
 
 CODEC_FACTS = {
     "sample_rate": 16000,
@@ -232,7 +232,7 @@ def texts_of(tmp_path: Path) -> list[Any]:
     lines = [json.dumps({"prompt": f"{n} and {n}?", "completion": f"{n + n}."}) for n in range(40)]
     (tmp_path / "chat.jsonl").write_text("\n".join([*lines, "{"]) + "\n")
     sources = {"chat": TextSource(path=Path("chat.jsonl"), licence="CC0-1.0")}
-    return list(texts_assets(sources, ValidationSplit(fraction=0.2), tmp_path))
+    return list(build_text_assets(sources, ValidationSplit(fraction=0.2), tmp_path))
 
 
 def test_texts_are_identified_by_their_content(store: ArtifactStore, tmp_path: Path) -> None:
