@@ -95,10 +95,10 @@ def print_summary(settings: Settings) -> None:
 
 
 def describe_comparison(comparison: Handle) -> str:
-    """WER of both models by category, with the 95 % interval of the difference."""
+    """WER of both models by category, with the interval of the difference."""
     facts = comparison.facts
     categories = json.loads((comparison.path / FIGURES_FILE).read_text())["categories"]
-    lines = [f"{facts.baseline} -> {facts.candidate}: change of the WER, 95 % interval"]
+    lines = [f"{facts.baseline} -> {facts.candidate}: change of the WER, interval"]
     for name, row in categories.items():
         lines.append(
             f"  {name:12} {row['baseline']:7.1%} -> {row['candidate']:6.1%}  "

@@ -122,6 +122,7 @@ def build_stages(settings: Settings) -> list[Any]:
             settings.learnt_from,
             {name: recipe.corpora for name, recipe in settings.external_models.recipes.items()},
             settings.suites,
+            settings.decisive,
         ),
         *external_model_assets(
             settings.external_models,

@@ -207,6 +207,15 @@ class Settings(Config):
             for name in recipes
         }
 
+    @property
+    def decisive(self) -> dict[str, list[str]]:
+        """By candidate of a promotion, the categories of the suite that decide on it."""
+        found: dict[str, list[str]] = {}
+        for promotion in self.promotion.values():
+            for name in promotion.candidates if promotion.category else ():
+                found.setdefault(name, []).append(promotion.category)
+        return found
+
     def check_languages(self) -> None:
         """Raise ValueError where languages of speech, texts and ASR models differ."""
         check_transcribed(self.evaluation, self.root)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import random
 import re
 import shutil
 from pathlib import Path
@@ -17,10 +18,13 @@ from tts_assets.evaluation import blind_test
 from tts_assets.evaluation.blind_test import BlindKey, Trial, Votes, tally
 from tts_assets.evaluation.compare import ComparisonError, compare
 from tts_assets.evaluation.config import EvaluationConfig
+from tts_assets.evaluation.metrics.metric import columns_of
 from tts_assets.evaluation.page import commented
-from tts_assets.evaluation.results import read_samples, write_samples
+from tts_assets.evaluation.results import difference, read_samples, write_samples
+from tts_assets.settings import load_settings
 
 CONFIG = EvaluationConfig(suite=Path("suite.jsonl"))
+WER = next(column for column in columns_of(CONFIG) if column.name == "wer")
 
 
 def better_copy(report: Path, folder: Path, name: str = "better") -> Path:
@@ -62,9 +66,73 @@ def test_three_models(report: Path, tmp_path: Path) -> None:
     assert pairs == [["base", "first"], ["base", "second"], ["first", "second"]]
     page = (result / "comparison.html").read_text()
     assert page.count("<audio ") == 9
-    summary = (result / "summary.md").read_text()
-    assert "second and first do not differ significantly in WER, speaker similarity" in summary
-    assert "better in speaker similarity" not in summary
+    assert "3 texts are too few to compare second and first" in (result / "summary.md").read_text()
+
+
+def twenty_texts(report: Path, folder: Path, digit_errors: float, **shift: float) -> Path:
+    """The first synthesis of a report under twenty ids in each of two categories.
+
+    The texts of ``digits`` have the WER ``digit_errors``, more or less; ``shift`` is added to the
+    values of every other text.
+    """
+    shutil.copytree(report, folder)
+    (first, *_) = read_samples(report)
+    rows = []
+    draw = random.Random(folder.name)
+    for number in range(40):
+        category = "digits" if number < 20 else "sentences"
+        error = digit_errors + draw.uniform(-0.05, 0.05) if number < 20 else 0.2
+        values = {name: first.values[name] + (number % 2) * by for name, by in shift.items()}
+        update = {"id": f"{category}-{number}", "category": category}
+        rows.append(
+            first.model_copy(update=update | {"values": first.values | values | {"wer": error}})
+        )
+    write_samples(folder / "samples.jsonl", rows)
+    return folder
+
+
+def test_the_summary_starts_with_what_decides(report: Path, tmp_path: Path) -> None:
+    before = twenty_texts(report, tmp_path / "before", 0.3)
+    after = twenty_texts(
+        report, tmp_path / "after", 0.1, speaker_similarity=0.02, f0_spread=0.01, dnsmos_p808=0.5
+    )
+    result = tmp_path / "result"
+    result.mkdir()
+    compare({"before": before, "after": after}, CONFIG, (), result, decisive=["digits"])
+    first, better, same, intervals = (result / "summary.md").read_text().splitlines()
+    assert first.startswith("- digits, which decides on promotion: after is better, WER ")
+    assert " % instead of " in first and first.endswith(" compared with before.")
+    assert better.startswith("- after is better in WER: ") and "DNSMOS P.808: " in better
+    assert "similarity" not in better, "0.01 is certain, but too small to matter"
+    assert "pitch deviation" in same and "speaker similarity" in same and "digits" not in same
+    assert "WER of sentences" in same
+    figures = json.loads((result / "comparison.json").read_text())
+    number = figures["intervals"]
+    assert number == len(figures["differences"]) + 2
+    assert f"corrected for their number, {number} (Bonferroni)" in intervals
+    (wer,) = [row for row in figures["differences"] if row["column"] == "wer"]
+    alone = difference(read_samples(before), read_samples(after), WER)
+    assert alone is not None and wer["high"] - wer["low"] > alone.high - alone.low
+
+
+def test_a_decisive_category_without_a_change_is_named(report: Path, tmp_path: Path) -> None:
+    folders = {
+        name: twenty_texts(report, tmp_path / name, error)
+        for name, error in (("before", 0.3), ("after", 0.302))
+    }
+    result = tmp_path / "result"
+    result.mkdir()
+    compare(folders, CONFIG, (), result, decisive=["digits", "of another suite"])
+    first, *rest = (result / "summary.md").read_text().splitlines()
+    assert "digits, which decides on promotion: after does not differ significantly" in first
+    assert len(rest) == 2
+
+
+def test_categories_of_promotions_come_from_the_project() -> None:
+    assert load_settings(environment={}).decisive == {
+        "announcer": ["digits"],
+        "announcer_grpo": ["digits"],
+    }
 
 
 def test_texts_with_the_largest_differences_come_first(report: Path, tmp_path: Path) -> None:

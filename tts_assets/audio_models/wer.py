@@ -114,7 +114,7 @@ class TextMatch:
 
 @dataclass(frozen=True)
 class Interval:
-    """A 95 % interval."""
+    """A confidence interval, of 95 % if nothing else is said."""
 
     low: float
     high: float
@@ -217,12 +217,13 @@ def difference_interval(
     words_b: Sequence[float],
     resamples: int = 10_000,
     seed: int = 0,
+    level: float = 0.95,
 ) -> Interval:
     """Paired bootstrap interval of rate(b) - rate(a); entry i of all four is the same text."""
     a, b = _resampled_rates(
         np.array([errors_a, errors_b]), np.array([words_a, words_b]), resamples, seed
     )
-    return _interval(b - a)
+    return _interval(b - a, level)
 
 
 def _resampled_rates(
@@ -245,8 +246,8 @@ def _draw_counts(texts: int, resamples: int, seed: int) -> NDArray[np.float64]:
     return counts
 
 
-def _interval(values: NDArray[np.float64]) -> Interval:
-    low, high = np.quantile(values, [0.025, 0.975])
+def _interval(values: NDArray[np.float64], level: float = 0.95) -> Interval:
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(low), float(high))
 
 

@@ -42,7 +42,7 @@ from tts_assets.speakers.assets import encoder_input
 
 SUITE_VERSION = "1"
 CODE_VERSION = "6"
-COMPARISON_VERSION = "6"
+COMPARISON_VERSION = "7"
 Built = AssetsDefinition | AssetChecksDefinition
 
 
@@ -55,12 +55,14 @@ def build_assets(
     trained_on: Callable[[str], Collection[str]],
     external: Mapping[str, Sequence[str]] | None = None,
     suites: Mapping[str, Sequence[str]] | None = None,
+    decisive: Mapping[str, Sequence[str]] | None = None,
 ) -> list[Built]:
     """The suites, reports of every recipe, and comparisons.
 
     Every RLHF recipe has a comparison with its base; the configuration may name further ones.
     ``suites``: those of each recipe, its main suite first (:func:`suites_for`); None: all that the
-    configuration has. See :func:`evaluated_recipes` for the other parameters.
+    configuration has. ``decisive``: by recipe, the categories that its promotion looks at. See
+    :func:`evaluated_recipes` for the other parameters.
     """
     recipes = evaluated_recipes(sft, rlhf, root, trained_on, external or {})
     built: list[Built] = []
@@ -76,7 +78,8 @@ def build_assets(
                 built += [report, *report_checks(report, suite_key(suite), training_data, config)]
     comparisons = {name: ComparisonConfig(models=(r.base, name)) for name, r in rlhf.items()}
     for name, comparison in {**comparisons, **evaluation.comparisons}.items():
-        built.append(comparison_asset(name, comparison, evaluation))
+        categories = [c for model in comparison.models for c in (decisive or {}).get(model, ())]
+        built.append(comparison_asset(name, comparison, evaluation, sorted(set(categories))))
     return built
 
 
@@ -172,7 +175,10 @@ def report_asset(
 
 
 def comparison_asset(
-    name: str, comparison: ComparisonConfig, evaluation: EvaluationConfig
+    name: str,
+    comparison: ComparisonConfig,
+    evaluation: EvaluationConfig,
+    decisive: Sequence[str],
 ) -> AssetsDefinition:
     """``comparison/<name>`` of the models' reports on the main suite."""
     models = comparison.models
@@ -191,9 +197,11 @@ def comparison_asset(
                 work / "result",
                 comparison.blind_trials,
                 measured_differently(measured(report) for report in reports.values()),
+                decisive,
             )
 
         known = {"models": models, "blind_trials": comparison.blind_trials}
+        known |= {"decisive": decisive} if decisive else {}
         return Plan(known, make, inputs=reports, describe=describe_comparison)
 
     return artifact_asset(

@@ -3,7 +3,7 @@
 Each bootstrap resample draws the same texts for both models of a pair, so that differences between
 texts cancel out. The first model is the baseline.
 
-The summary is derived from the figures alone; every statement has an interval.
+All intervals of a comparison are corrected for their number; ``summary.py`` says how.
 """
 
 from __future__ import annotations
@@ -49,14 +49,17 @@ from tts_assets.evaluation.results import (
     read_samples,
     same_references,
 )
+from tts_assets.evaluation.summary import Changes, about_intervals, listed, summary, title_of
 
 FIGURES_FILE = "comparison.json"
 ALL = "all"
 
-Pairs = dict[tuple[str, str], dict[str, Difference]]
+Pairs = dict[tuple[str, str], Changes]
+"""By (baseline, candidate)."""
 ModelSamples = tuple[str, Path, Sequence[SampleResult]]
 """A model's name, its report's folder, and its samples in the same order as the other models'."""
-"""By (baseline, candidate) and column."""
+TextRow = tuple[SampleResult, ...]
+"""The syntheses of one text with one seed, one of each model."""
 
 
 @dataclass(frozen=True)
@@ -90,22 +93,29 @@ def compare(
     result: Path,
     blind_trials: int = 10,
     measured_differently: Collection[str] = (),
+    decisive: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Compare report folders by model name; returns the facts of the artifact.
 
     Writes page, figures, summary, notebook and blind test to ``result``. ``measured_differently``:
-    metrics that the reports measure in different ways. Raises :class:`ComparisonError` if the WER
-    is among them, or if the reports are not on the same texts.
+    metrics that the reports measure in different ways. ``decisive``: categories of the suite that
+    decide on promotions. Raises :class:`ComparisonError` if the WER is measured differently, or if
+    the reports are not on the same texts.
     """
     columns, left_out = comparable(reports, config, measured_differently)
     models = read_models(reports, columns)
+    intervals = count_intervals(models, columns)
     pairs: Pairs = {
-        (a.name, b.name): differences(a.samples, b.samples, columns)
+        (a.name, b.name): changes_between(a, b, columns, intervals)
         for a, b in combinations(models, 2)
     }
-    rows = category_rows(models, columns)
-    sentences = summary([(m.name, m.figures) for m in models], pairs, columns) + left_out
-    page = comparison_page(models, columns, pairs, rows, sentences, lineage)
+    rows = category_rows(models, pairs)
+    sentences = [
+        *summary(pairs, list(reports), columns, decisive),
+        about_intervals(intervals),
+        *left_out,
+    ]
+    page = comparison_page(models, columns, pairs, rows, sentences, lineage, intervals)
     (result / COMPARISON_PAGE).write_text(page)
     (result / SUMMARY_FILE).write_text("".join(f"- {sentence}\n" for sentence in sentences))
     samples = [(model.name, model.folder, model.samples) for model in models]
@@ -114,7 +124,8 @@ def compare(
     write_notebook(result / NOTEBOOK_FILE, title, sections(samples, wer_by_category))
     write_blind_test(result, samples, blind_trials)
     facts = facts_of(models, pairs)
-    (result / FIGURES_FILE).write_text(canonical_json(numbers(models, pairs, rows, facts)) + "\n")
+    found = numbers(models, pairs, rows, facts) | {"intervals": intervals}
+    (result / FIGURES_FILE).write_text(canonical_json(found) + "\n")
     return facts
 
 
@@ -182,30 +193,57 @@ def in_order(
     return [by_key[key] for key in keys]
 
 
-def differences(
-    baseline: Sequence[SampleResult], candidate: Sequence[SampleResult], columns: Sequence[Column]
-) -> dict[str, Difference]:
-    """The differences of all columns that both models have values of."""
-    found = {column.name: difference(baseline, candidate, column) for column in columns}
-    return {name: pair for name, pair in found.items() if pair is not None}
+def count_intervals(models: Sequence[Model], columns: Sequence[Column]) -> int:
+    """The number of intervals in the comparison: of all columns and categories of all pairs."""
+    categories = len(by_category(models[0].samples))
+    return max(1, len(models) * (len(models) - 1) // 2 * (len(columns) + categories))
 
 
-def category_rows(models: Sequence[Model], columns: Sequence[Column]) -> list[ComparisonRow]:
-    """The WER of each category, then of all texts; no rows if it was not measured."""
-    wer = next((column for column in columns if column.name == "wer"), None)
-    if wer is None or any("wer" not in model.figures.metrics for model in models):
+def changes_between(
+    baseline: Model, candidate: Model, columns: Sequence[Column], intervals: int
+) -> Changes:
+    """The differences of all columns that both models have values of, at the corrected level."""
+    wer = [column for column in columns if column.name == "wer"]
+    groups = by_category(baseline.samples), by_category(candidate.samples)
+
+    def known(found: Mapping[str, Difference | None]) -> dict[str, Difference]:
+        return {name: change for name, change in found.items() if change is not None}
+
+    return Changes(
+        baseline.name,
+        candidate.name,
+        known(
+            {
+                column.name: difference(baseline.samples, candidate.samples, column, intervals)
+                for column in columns
+            }
+        ),
+        known(
+            {
+                category: difference(rows, groups[1][category], column, intervals)
+                for column in wer
+                for category, rows in groups[0].items()
+            }
+        ),
+    )
+
+
+def category_rows(models: Sequence[Model], pairs: Pairs) -> list[ComparisonRow]:
+    """The WER of each category, then of all texts; no rows if it was not measured of all models."""
+    if any("wer" not in model.figures.metrics for model in models):
         return []
-    groups = [by_category(model.samples) | {ALL: model.samples} for model in models]
-    found = []
-    for category, first in groups[0].items():
-        changes = [difference(first, group[category], wer) for group in groups[1:]]
-        known = [change for change in changes if change is not None]
-        values = tuple(figures(group[category], [wer]).metrics["wer"].value for group in groups)
-        found.append((category, len({s.id for s in first}), values, known))
-    end = scale_end([abs(x) for *_, known in found for d in known for x in (d.low, d.high)])
+    first = models[0]
+    changes = [pairs[first.name, model.name] for model in models[1:]]
+    each = [{**change.categories, ALL: change.columns["wer"]} for change in changes]
+    end = scale_end([abs(x) for found in each for d in found.values() for x in (d.low, d.high)])
     return [
-        ComparisonRow(category, texts, values, tuple((d, mark(d, end)) for d in known))
-        for category, texts, values, known in found
+        ComparisonRow(
+            category,
+            change.texts,
+            (change.baseline, *(found[category].candidate for found in each)),
+            tuple((found[category], mark(found[category], end)) for found in each),
+        )
+        for category, change in each[0].items()
     ]
 
 
@@ -221,6 +259,7 @@ def comparison_page(
     rows: Sequence[ComparisonRow],
     sentences: Sequence[str],
     lineage: Sequence[LineageRow],
+    intervals: int,
 ) -> str:
     """The HTML page."""
     others = [read_samples(model.folder, TEMPERATURES_FILE) for model in models]
@@ -240,9 +279,10 @@ def comparison_page(
         title=f"{', '.join(model.name for model in models)}: comparison",
         models=models,
         columns=[c for c in columns if all(c.name in m.figures.metrics for m in models)],
-        pairs=pairs,
+        changes={names: pair.columns for names, pair in pairs.items()},
         rows=rows,
         summary=sentences,
+        intervals=intervals,
         groups=groups,
         others=other_groups,
         lossless=embed.lossless,
@@ -267,7 +307,7 @@ def side_by_side(
 def facts_of(models: Sequence[Model], pairs: Pairs) -> dict[str, Any]:
     """The WER of the first and the last model, and their difference, if it was measured."""
     first, last = models[0].name, models[-1].name
-    wer = pairs[first, last].get("wer")
+    wer = pairs[first, last].columns.get("wer")
     if wer is None:
         return {"baseline": first, "candidate": last}
     return {
@@ -291,87 +331,10 @@ def numbers(
         "differences": [
             {"models": list(names), **change.model_dump()}
             for names, changes in pairs.items()
-            for change in changes.values()
+            for change in changes.columns.values()
         ],
         "categories": {row.category: row.changes[-1][0] for row in rows},
     }
-
-
-TextRow = tuple[SampleResult, ...]
-"""The syntheses of one text with one seed, one of each model."""
-
-SUMMARY_COLUMNS = (
-    *("wer", "speaker_similarity", "dnsmos_p808", "utmos", "truncated", "repeated"),
-    *("substitutions", "deletions", "insertions"),
-    *("speaking_rate", "duration_ratio", "f0_median", "f0_spread"),
-)
-
-
-def summary(
-    models: Sequence[tuple[str, Figures]],
-    pairs: Mapping[tuple[str, str], Mapping[str, Difference]],
-    columns: Sequence[Column],
-) -> list[str]:
-    """Sentences that compare each model with the first model, and with the one before it."""
-    names = [name for name, _ in models]
-    shown = [column for name in SUMMARY_COLUMNS for column in columns if column.name == name]
-    sentences = []
-    for index, candidate in enumerate(names[1:], start=1):
-        for baseline in dict.fromkeys([names[0], names[index - 1]]):
-            sentences += pair_summary(baseline, candidate, pairs[baseline, candidate], shown)
-    return sentences
-
-
-def pair_summary(
-    baseline: str, candidate: str, changes: Mapping[str, Difference], columns: Sequence[Column]
-) -> list[str]:
-    """Sentences about one pair: what is better, worse, different, and what may be chance."""
-    certain = [c for c in columns if c.name in changes and changes[c.name].certain]
-    uncertain = [c for c in columns if c.name in changes and not changes[c.name].certain]
-    phrases = {"better": "is better in", "worse": "is worse in", "other": "differs in"}
-    sentences = []
-    for direction, phrase in phrases.items():
-        found = [
-            described(column, changes[column.name])
-            for column in certain
-            if direction_of(column, changes[column.name]) == direction
-        ]
-        if found:
-            sentences.append(f"{candidate} {phrase} {'; '.join(found)}, compared with {baseline}.")
-    if uncertain:
-        texts = max(changes[column.name].texts for column in uncertain)
-        sentences.append(
-            f"With {texts} texts, {candidate} and {baseline} do not differ significantly in "
-            f"{listed([title_of(c) for c in uncertain])}."
-        )
-    return sentences
-
-
-def direction_of(column: Column, change: Difference) -> str:
-    """``better``, ``worse``, or ``other`` if the column has no better direction."""
-    if not column.better:
-        return "other"
-    return "better" if (change.difference < 0) == (column.better == "low") else "worse"
-
-
-def described(column: Column, change: Difference) -> str:
-    """A difference in words."""
-    return (
-        f"{title_of(column)}: {column.text(change.candidate)} instead of "
-        f"{column.text(change.baseline)} (95 % interval of the difference: "
-        f"{column.signed_range(change.low, change.high)})"
-    )
-
-
-def title_of(column: Column) -> str:
-    """The title within a sentence: in lower case, but not acronyms such as WER."""
-    first, *rest = column.title.split(" ")
-    return " ".join([first if first.isupper() else first.lower(), *rest])
-
-
-def listed(words: Sequence[str]) -> str:
-    """``a, b and c``."""
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 def sections(

@@ -88,7 +88,7 @@ class Figures(Config):
 
 
 class Difference(Config):
-    """One column of two models on the same texts: candidate minus baseline, 95 % interval."""
+    """One column of two models on the same texts: candidate minus baseline, and its interval."""
 
     column: str
     texts: int
@@ -132,11 +132,15 @@ def figure(samples: Sequence[SampleResult], column: Column) -> Figure | None:
 
 
 def difference(
-    baseline: Sequence[SampleResult], candidate: Sequence[SampleResult], column: Column
+    baseline: Sequence[SampleResult],
+    candidate: Sequence[SampleResult],
+    column: Column,
+    intervals: int = 1,
 ) -> Difference | None:
     """The paired difference over the texts that have values of both; None if there are none.
 
     A synthesis without a value excludes its counterpart, so that both totals cover the same.
+    ``intervals``: the number of intervals that hold together with a probability of 95 %.
     """
     known = [{s.key for s in rows if column.name in s.values} for rows in (baseline, candidate)]
     both = known[0] & known[1]
@@ -145,7 +149,8 @@ def difference(
         return None
     values_a, weights_a = zip(*a.values(), strict=True)
     values_b, weights_b = zip(*(b[text] for text in a), strict=True)
-    interval = difference_interval(values_a, weights_a, values_b, weights_b)
+    level = 1 - 0.05 / intervals
+    interval = difference_interval(values_a, weights_a, values_b, weights_b, level=level)
     totals = sum(values_a) / sum(weights_a), sum(values_b) / sum(weights_b)
     return Difference(
         column=column.name,

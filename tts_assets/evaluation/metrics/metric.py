@@ -43,7 +43,8 @@ class Column:
 
     ``weight``: the total of a set is the mean over utterances; with ``words`` or ``characters``
     each utterance has that weight, so that the total is a rate. ``shown``: the table of utterances
-    has this column. ``short``: the title in tables.
+    has this column. ``short``: the title in tables. ``smallest``: the smallest difference of two
+    models that matters; summaries name no smaller one.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Column:
     digits: int = 2
     shown: bool = False
     short: str = ""
+    smallest: float = 0.0
 
     def text(self, value: float) -> str:
         """A value with its unit; fractions in per cent."""

@@ -42,12 +42,14 @@ class Dnsmos(Metric):
             "Predicted mean opinion score of the speech quality (ITU-T P.808), 1 to 5.",
             better="high",
             shown=True,
+            smallest=0.1,
         ),
         Column(
             "dnsmos_overall",
             "DNSMOS P.835",
             "Predicted overall mean opinion score in the presence of noise (ITU-T P.835), 1 to 5.",
             better="high",
+            smallest=0.1,
         ),
     )
 
@@ -74,7 +76,13 @@ class Utmos(Metric):
 
     name, version = "utmos", "1"
     columns = (
-        Column("utmos", "UTMOS", "UTMOS22: predicted MOS of the naturalness, 1 to 5.", "high"),
+        Column(
+            "utmos",
+            "UTMOS",
+            "UTMOS22: predicted MOS of the naturalness, 1 to 5.",
+            better="high",
+            smallest=0.1,
+        ),
     )
 
     def __init__(self, setting: Setting) -> None:
@@ -126,6 +134,7 @@ class Similarity(Metric):
             "the speaker's recordings. The default encoder gives about 0.8 to 0.95 for the same "
             "speaker, 0.5 to 0.7 for another speaker.",
             better="high",
+            smallest=0.02,
             shown=True,
         ),
     )

@@ -27,6 +27,7 @@ def error_column(name: str, title: str, about: str) -> Column:
         digits=1,
         shown=True,
         short=title[:3],
+        smallest=0.005,
     )
 
 
@@ -46,6 +47,7 @@ class Words(Metric):
             unit="%",
             digits=1,
             shown=True,
+            smallest=0.005,
         ),
         Column(
             "cer",
@@ -55,6 +57,7 @@ class Words(Metric):
             weight="characters",
             unit="%",
             digits=1,
+            smallest=0.005,
         ),
         Column(
             "perfect",
@@ -63,6 +66,7 @@ class Words(Metric):
             better="high",
             unit="%",
             digits=0,
+            smallest=0.02,
         ),
         error_column(
             "substitutions",
@@ -87,6 +91,7 @@ class Words(Metric):
             "them twice.",
             better="low",
             unit="words",
+            smallest=0.05,
         ),
     )
 
@@ -142,6 +147,7 @@ class Truncation(Metric):
             better="low",
             unit="%",
             digits=1,
+            smallest=0.01,
         ),
     )
 
