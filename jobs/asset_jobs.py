@@ -116,6 +116,7 @@ def train_families(settings: Settings) -> UnresolvedAssetJobDefinition:
     return define_asset_job(
         TRAIN_FAMILIES,
         AssetSelection.groups("external_models")
+        | AssetSelection.key_prefixes("spoken")
         | _keys(report=settings.external_models.recipes)
         | AssetSelection.assets("evaluation_suite"),
         description="External models, their syntheses and reports, and the table of all models.",
@@ -133,7 +134,8 @@ def promote() -> UnresolvedAssetJobDefinition:
 
 def evaluated(settings: Settings) -> AssetSelection:
     """All reports and their inputs, except the models."""
-    reports = AssetSelection.groups("evaluation", "codec_report")
+    reports = AssetSelection.groups("suites", "comparisons", "codec_report")
+    reports |= AssetSelection.key_prefixes("report")
     return reports | AssetSelection.assets("speaker_report") if settings.speakers else reports
 
 

@@ -16,9 +16,11 @@ from tts_assets.orchestration.conditions import follow_training, make_once
 
 DATA_GROUPS = ("corpora", "codec", "arrays")
 TRAINING_GROUPS = (
-    *("texts", "sft", "serving", "rlhf", "external_models", "evaluation", "promotion"),
-    *("speakers", "codec_report"),
+    *("texts", "sft", "serving", "rlhf", "external_models", "suites", "comparisons"),
+    *("promotion", "speakers", "codec_report"),
 )
+# First parts of keys: further suites of a recipe are in a group of their own.
+TRAINING_KEYS = ("report", "spoken")
 # Similarities of different encoders are not comparable, so a person starts this training.
 BY_HAND = (AssetKey("speaker_encoder"),)
 
@@ -41,10 +43,15 @@ def build_training_sensor() -> AutomationConditionSensorDefinition:
     """The sensor of assets that need GPUs, off by default because of their cost."""
     return AutomationConditionSensorDefinition(
         "gpu_automation",
-        target=AssetSelection.groups(*TRAINING_GROUPS),
+        target=training_assets(),
         default_status=DefaultSensorStatus.STOPPED,
         description="Trains, converts, evaluates and promotes when the content of inputs changes.",
     )
+
+
+def training_assets() -> AssetSelection:
+    """The assets of ``gpu_automation``."""
+    return AssetSelection.groups(*TRAINING_GROUPS) | AssetSelection.key_prefixes(*TRAINING_KEYS)
 
 
 def with_training_condition(spec: AssetSpec) -> AssetSpec:
@@ -52,7 +59,8 @@ def with_training_condition(spec: AssetSpec) -> AssetSpec:
 
     An asset without inputs is materialized once, others when inputs change.
     """
-    if spec.group_name not in TRAINING_GROUPS or spec.automation_condition is not None:
+    follows = spec.group_name in TRAINING_GROUPS or spec.key.path[0] in TRAINING_KEYS
+    if not follows or spec.automation_condition is not None:
         return spec
     if not list(spec.deps):
         return spec.replace_attributes(automation_condition=make_once())

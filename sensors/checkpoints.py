@@ -27,7 +27,7 @@ def build_checkpoint_sensor(recipes: Sequence[str], storage: Path) -> SensorDefi
 
     @sensor(
         name="best_checkpoint",
-        asset_selection=AssetSelection.groups("serving", "evaluation"),
+        asset_selection=AssetSelection.key_prefixes("serving", "report"),
         minimum_interval_seconds=60,
         description="Requests serving model and report of a new best checkpoint of sft/<recipe>.",
     )

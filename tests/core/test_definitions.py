@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections import Counter
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,23 @@ def test_every_asset_has_description_group_kinds_version_and_owners(profile: str
         }
         assert all(found.values()), f"{node.key.to_user_string()} lacks one of {found}"
         assert len(node.description or "") > 20, node.key
+
+
+def test_nodes_of_a_group_have_different_names_and_say_what_they_are() -> None:
+    """The graph shows the group, the kinds, and of a key the last part only."""
+    chosen = {**tables(*OPTIONAL), "sft": {"small": SMALL, "my-voice": SMALL}}
+    graph = build_defs(load_settings(environment={}, overrides=chosen)).resolve_asset_graph()
+    nodes = [graph.get(key) for key in graph.materializable_asset_keys]
+    shown = Counter((node.group_name, node.key.path[-1]) for node in nodes)
+    assert [name for name, count in shown.items() if count > 1] == []
+    groups = {node.key.to_user_string(): node.group_name for node in nodes}
+    assert groups["report/announcer_grpo"] == "reports"
+    assert groups["comparison/announcer_grpo"] == "comparisons"
+    assert groups["report/my-voice/numerals"] == "reports_my_voice"
+    assert groups["spoken/theirs/numerals"] == "external_syntheses_theirs"
+    stages = {"sft", "rlhf", "serving", "report", "comparison", "promoted", "family", "spoken"}
+    kinds = {node.key.path[0]: node.kinds for node in nodes if node.key.path[0] in stages}
+    assert len({frozenset(kind) for kind in kinds.values()}) == len(stages) == len(kinds)
 
 
 def test_definitions_load_without_torch() -> None:

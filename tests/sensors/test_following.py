@@ -12,7 +12,6 @@ from dagster import (
     AssetDep,
     AssetKey,
     AssetsDefinition,
-    AssetSelection,
     DagsterInstance,
     DataVersion,
     Definitions,
@@ -23,7 +22,7 @@ from dagster import (
 )
 from dagster._core.definitions.asset_daemon_cursor import AssetDaemonCursor
 
-from sensors.automation import TRAINING_GROUPS, with_training_condition
+from sensors.automation import training_assets, with_training_condition
 from tts_assets.orchestration.partitions import corpus_partitions
 
 RECIPES = ("first", "second")  # each of the corpus of its name
@@ -55,7 +54,7 @@ class Voice:
             sft, serving, report = ([stage, recipe] for stage in ("sft", "serving", "report"))
             yield self._asset("/".join(sft), "sft", arrays)
             yield self._asset("/".join(serving), "serving", sft, arrays)
-            yield self._asset("/".join(report), "evaluation", serving, arrays)
+            yield self._asset("/".join(report), "reports", serving, arrays)
             served += [serving, report]
         yield self._asset("promoted/voice", "promotion", *served)
 
@@ -99,7 +98,7 @@ class Voice:
         result = evaluate_automation_conditions(
             self.defs,
             self.instance,
-            AssetSelection.groups(*TRAINING_GROUPS),
+            training_assets(),
             cursor=self.cursor,
         )
         self.cursor = result.cursor

@@ -35,7 +35,13 @@ from tts_assets.evaluation.recipes import (
 from tts_assets.evaluation.results import describe_comparison, describe_report
 from tts_assets.evaluation.suite import SUITE_FILE, audio_digests, read_suite, write_suite
 from tts_assets.orchestration.partitions import code_arrays_of
-from tts_assets.orchestration.program_asset import Plan, Request, artifact_asset, program_asset
+from tts_assets.orchestration.program_asset import (
+    Plan,
+    Request,
+    artifact_asset,
+    group_of,
+    program_asset,
+)
 from tts_assets.rlhf.config import RlhfRecipe
 from tts_assets.sft.config import SftRecipe
 from tts_assets.speakers.assets import encoder_input
@@ -114,8 +120,8 @@ def suite_asset(name: str, evaluation: EvaluationConfig, root: Path) -> AssetsDe
         suite_key(name).path,
         plan,
         code_version=SUITE_VERSION,
-        group_name="evaluation",
-        kinds={"json"},
+        group_name="suites",
+        kinds={"suite", "json"},
         description="Fixed texts, in categories, that models synthesize"
         + ("." if name == MAIN else f": {evaluation.suite.name}."),
     )
@@ -166,8 +172,8 @@ def report_asset(
             **encoder_input(evaluation.speaker_encoder),
         },
         code_version=CODE_VERSION,
-        group_name="evaluation",
-        kinds={"html", "whisper"},
+        group_name=group_of("reports", recipe.name, len(key.path) > 2),
+        kinds={"report", "html", "whisper"},
         description=f"Evaluation of {recipe.name}"
         + ("" if suite_name == MAIN else f" on the suite {suite_name}")
         + ": WER, DNSMOS, speaker similarity and further metrics, with players.",
@@ -209,8 +215,8 @@ def comparison_asset(
         plan,
         code_version=COMPARISON_VERSION,
         ins={parameter: AssetIn(report_key(model)) for parameter, model in reports_of.items()},
-        group_name="evaluation",
-        kinds={"html"},
+        group_name="comparisons",
+        kinds={"comparison", "html"},
         description=f"Comparison of {', '.join(models)}: paired differences with bootstrap "
         "intervals, clips side by side, and a blind test.",
     )

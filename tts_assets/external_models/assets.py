@@ -24,7 +24,7 @@ from tts_assets.core.compute import Shape
 from tts_assets.corpora.config import VoiceConsent, check_consents, people
 from tts_assets.corpora.filter import KEPT_FILE
 from tts_assets.evaluation.assets import report_key, suite_key, synthesized_key
-from tts_assets.evaluation.config import EvaluationConfig
+from tts_assets.evaluation.config import MAIN, EvaluationConfig
 from tts_assets.evaluation.suite import SUITE_FILE
 from tts_assets.external_models import table
 from tts_assets.external_models.config import (
@@ -34,7 +34,13 @@ from tts_assets.external_models.config import (
     ExternalTrainProgram,
 )
 from tts_assets.orchestration.partitions import filtered_samples_of
-from tts_assets.orchestration.program_asset import Plan, Request, artifact_asset, program_asset
+from tts_assets.orchestration.program_asset import (
+    Plan,
+    Request,
+    artifact_asset,
+    group_of,
+    program_asset,
+)
 
 CODE_VERSION = "2"
 GROUP = "external_models"
@@ -120,7 +126,7 @@ def model_asset(
         ins={"samples": filtered_samples_of(recipe.corpora)},
         code_version=CODE_VERSION,
         group_name=GROUP,
-        kinds={"pytorch"},
+        kinds={"model", "pytorch"},
         description=f"{recipe.family} {verb} {start} on {', '.join(recipe.corpora)}, by coqui-tts.",
     )
 
@@ -167,8 +173,8 @@ def synthesis_asset(
             "suite": AssetIn(suite_key(suite_name)),
         },
         code_version=CODE_VERSION,
-        group_name=GROUP,
-        kinds={"flac"},
+        group_name=group_of("external_syntheses", name, suite_name != MAIN),
+        kinds={"synthesis", "flac"},
         description=f"Every text of the suite, synthesized by {name}.",
     )
 
@@ -192,6 +198,6 @@ def table_asset(config: ExternalModelsConfig, speechlm: Mapping[str, str]) -> As
         code_version=CODE_VERSION,
         deps=[AssetDep(report_key(name)) for name in recipes],
         group_name=GROUP,
-        kinds={"markdown"},
+        kinds={"table", "markdown"},
         description="All recipes, external ones included: status, runs, best metrics, notes.",
     )

@@ -10,6 +10,7 @@ therefore another artifact: the artifact of the recipe is kept, and the next run
 selects it again.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import wraps
@@ -96,6 +97,15 @@ class Training(Machines):
         if "steps" in asked and "epochs" in type(recipe).model_fields:
             asked["epochs"] = None
         return type(recipe).parse({**recipe.model_dump(exclude_unset=True), **asked}, LAUNCHPAD)
+
+
+def group_of(prefix: str, recipe: str, suite: bool = False) -> str:
+    """The group ``prefix``, or ``<prefix>_<recipe>`` of assets on further suites of a recipe.
+
+    A node of the graph shows the last part of its key only, which is the same for all recipes if it
+    is the name of a suite. Groups are named by letters, digits and underscores.
+    """
+    return re.sub(r"\W", "_", f"{prefix}_{recipe}") if suite else prefix
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ def promoted_asset(
             AssetKey([stage, name]) for name in config.candidates for stage in ("serving", "report")
         ],
         code_version=CODE_VERSION,
-        kinds={"huggingface"},
+        kinds={"promoted", "huggingface"},
         description=f"The promoted model of {voice}: the one of {', '.join(config.candidates)} "
         f"whose report exceeds the previous one's by the margins {config.margins}. "
         f"`python -m tts_assets.promotion rollback {voice}` undoes the last change.",

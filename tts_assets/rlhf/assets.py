@@ -104,7 +104,7 @@ def rlhf_asset(
         ins=inputs_of(recipe),
         code_version=CODE_VERSION,
         group_name="rlhf",
-        kinds={"pytorch"},
+        kinds={"grpo", "pytorch"},
         description=f"GRPO from serving/{recipe.base} with the rewards "
         f"{', '.join(reward.name for reward in recipe.rewards)}, {recipe.steps} steps.",
     )

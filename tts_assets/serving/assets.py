@@ -80,7 +80,7 @@ def build_assets(
             },
             code_version=CODE_VERSION,
             group_name="serving",
-            kinds={"huggingface"},
+            kinds={"serving", "huggingface"},
             description=f"Serving model of {stage}/{name}: weights, codec, voices and model card.",
         )
 

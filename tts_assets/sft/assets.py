@@ -94,6 +94,6 @@ def sft_asset(name: str, recipe: SftRecipe, shape: Shape) -> AssetsDefinition:
         deps=deps,
         code_version=CODE_VERSION,
         group_name="sft",
-        kinds={"pytorch"},
+        kinds={"sft", "pytorch"},
         description=describe_recipe(recipe),
     )
