@@ -134,7 +134,7 @@ def promote() -> UnresolvedAssetJobDefinition:
 
 def evaluated(settings: Settings) -> AssetSelection:
     """All reports and their inputs, except the models."""
-    reports = AssetSelection.groups("suites", "comparisons", "codec_report")
+    reports: AssetSelection = AssetSelection.groups("suites", "comparisons", "codec_report")
     reports |= AssetSelection.key_prefixes("report")
     return reports | AssetSelection.assets("speaker_report") if settings.speakers else reports
 

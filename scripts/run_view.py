@@ -15,6 +15,8 @@ from dagster import (
     EventLogEntry,
 )
 
+from tts_assets.core.program import progress_line
+
 FIGURES_SHOWN = 4  # numbers on the line of an asset; the UI has all
 NOT_FIGURES = ("sample_rate", "token_rate", "hop_length", "codebook_size", "seconds")
 ITEMS_SHOWN = 10  # ids, and other items of a list, in the lines of a failed check
@@ -133,7 +135,7 @@ def latest_progress(work: Path) -> str:
     lines = files[-1].read_text().splitlines()
     last = json.loads(lines[-1]) if lines else {}
     if not last.get("total"):
-        return f"    {last['what']}: {last['done']}" if last else ""
+        return f"    {last['what']}: {progress_line(last)}" if last else ""
     share = last["done"] / last["total"]
     bar = "█" * round(30 * share) + "░" * (30 - round(30 * share))
-    return f"    {last['what']:16} {bar} {last['done']}/{last['total']}"
+    return f"    {last['what']:16} {bar} {progress_line(last)}"

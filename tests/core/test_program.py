@@ -8,11 +8,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
+from scripts.run_view import latest_progress
 from tests.support.programs import CountConfig
-from tts_assets.core.program import STOPPED, load_config
+from tts_assets.core import program
+from tts_assets.core.program import STOPPED, Run, duration, load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -55,6 +59,33 @@ def test_a_stop_saves_and_a_restart_resumes(tmp_path: Path, how: signal.Signals 
     assert json.loads((tmp_path / "result.json").read_text())["started_from"] == reached
 
 
+def test_progress_has_the_newest_metrics_and_the_time_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In progress.jsonl, in the log of the Dagster run, and in the terminal of ``make demo``."""
+    monkeypatch.setattr(program, "REPORT_SECONDS", 0.0)
+    monkeypatch.setattr(program, "PIPES_SECONDS", 0.0)
+    clock = [0.0]
+    monkeypatch.setattr(program, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    logged: list[str] = []
+    with Run(tmp_path / "sft-1") as run:
+        run._pipes = cast(Any, SimpleNamespace(log=SimpleNamespace(info=logged.append)))
+        for step in run.progress(range(2, 5), "sft", total=6, start=2):
+            run.metrics(step + 1, {"loss": 3.21987, "lr": 0.1, "tokens_per_second": 1234.5})
+            if step == 3:
+                run.metrics(step + 1, {"val_loss": 3.5})
+            clock[0] += 50.0
+        run._pipes = None
+    assert logged[:2] == [
+        "sft: 3/6, loss 3.22, 1,234 tokens/s, 2 min left",
+        "sft: 4/6, loss 3.22, validation loss 3.5, 1,234 tokens/s, 2 min left",
+    ]
+    last = json.loads((tmp_path / "sft-1" / "progress.jsonl").read_text().splitlines()[-1])
+    assert last["metrics"] == {"loss": 3.21987, "tokens_per_second": 1234.5, "val_loss": 3.5}
+    bar = latest_progress(tmp_path)
+    assert bar.endswith("░ 5/6, loss 3.22, validation loss 3.5, 1,234 tokens/s, 50 s left")
+
+
 def test_an_invalid_key_is_reported_with_the_nearest_key(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -65,3 +96,10 @@ def test_an_invalid_key_is_reported_with_the_nearest_key(
     assert "unknown key 'step_second' in CountConfig: did you mean 'step_seconds'?" in (
         capsys.readouterr().err
     )
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(4.4, "4 s"), (89, "89 s"), (90, "2 min"), (11_100, "3 h 05 min")]
+)
+def test_durations(seconds: float, shown: str) -> None:
+    assert duration(seconds) == shown

@@ -100,6 +100,9 @@ def test_the_result_is_a_checkpoint(whole_run: SftProgram) -> None:
     records = read_metrics(folder / "metrics.jsonl")
     assert [r["step"] for r in records if "val_loss" in r] == [3, 6]
     assert typed.tokens == sum(r["tokens"] for r in records if "tokens" in r)
+    line = json.loads((whole_run.run_dir / "progress.jsonl").read_text().splitlines()[-1])
+    assert line["done"] == 6 and {*line["metrics"]} == {"loss", "val_loss", "tokens_per_second"}
+    assert line["metrics"]["val_loss"] == records[-1]["val_loss"]
 
 
 @pytest.mark.parametrize("texts", [0, 2])

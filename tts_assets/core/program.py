@@ -4,7 +4,7 @@ A program is ``python -m tts_assets.<stage>.<program> run.json``, started by han
 writes everything to files of its run folder first. The terminal, Dagster Pipes and W&B show copies.
 
     run.json        configuration of the program
-    progress.jsonl  one line every few seconds: what, done, total
+    progress.jsonl  one line every few seconds: what, done, total, time left, newest metrics
     metrics.jsonl   one line per step and one per validation: step and numbers
     wandb.json      if present, metrics also go to W&B (tracking.py)
     checkpoints/    state from which a restart resumes
@@ -51,6 +51,16 @@ STOP_FILE = "stop"
 STOP_SECONDS = 2.0  # between two checks for the file: network file systems are slow
 REPORT_SECONDS = 5.0  # between two progress lines: an hour of work is 720 lines, not 100,000
 PIPES_SECONDS = 30.0  # between two Dagster events: many events a run make the UI slow
+SHOWN = {  # metrics that progress lines show, and their labels
+    "loss": "loss",
+    "val_loss": "validation loss",
+    "mel": "mel distance",
+    "val_mel": "validation mel distance",
+    "reward": "reward",
+    "reward_heldout": "held-out reward",
+    "wer_heldout": "held-out WER",
+    "tokens_per_second": "tokens/s",
+}
 
 
 T = TypeVar("T")
@@ -92,6 +102,7 @@ class Run:
         self._pipes: PipesContext | None = None
         self._distributed = False
         self._last_pipes = 0.0
+        self._newest: dict[str, float] = {}  # of the metrics in SHOWN
         self._last_look = 0.0
         self._handlers: dict[int, Any] = {}
         self._tracker = Tracker(run_dir, self.note)
@@ -219,35 +230,47 @@ class Run:
     def progress(
         self, items: Iterable[T], what: str, *, total: int | None = None, start: int = 0
     ) -> Iterator[T]:
-        """Iterate over ``items`` and report progress (rank 0). ``start`` items were done before."""
+        """Iterate over ``items`` and report progress (rank 0). ``start`` items were done before.
+
+        Lines have the time left, from the mean time of an item since this call, and the newest
+        metrics of :data:`SHOWN`.
+        """
         if total is None:
             total = start + len(items) if hasattr(items, "__len__") else None  # type: ignore[arg-type]
         if not self.is_main:
             yield from items
             return
         bar = tqdm(total=total, initial=start, desc=what, disable=not sys.stderr.isatty())
-        report = self._progress_reporter(what, total)
+        report = self._progress_reporter(what, total, start)
         done = start
         with bar:
             for item in items:
                 yield item
                 done += 1
+                bar.set_postfix_str(", ".join(figures(self._newest)), refresh=False)
                 bar.update()
                 report(done)
         report(done, True)
 
-    def _progress_reporter(self, what: str, total: int | None) -> Callable[..., None]:
-        last = [time.monotonic()]
+    def _progress_reporter(self, what: str, total: int | None, start: int) -> Callable[..., None]:
+        started = time.monotonic()
+        last = [started]
 
         def report(done: int, final: bool = False) -> None:
             now = time.monotonic()
             if not final and now - last[0] < REPORT_SECONDS:
                 return
             last[0] = now
-            self._append("progress.jsonl", {"what": what, "done": done, "total": total})
+            record: dict[str, Any] = {"what": what, "done": done, "total": total}
+            if total is not None and start < done < total:
+                left = (now - started) / (done - start) * (total - done)
+                record["seconds_left"] = round(left)
+            if self._newest:
+                record["metrics"] = dict(self._newest)
+            self._append("progress.jsonl", record)
             if self._pipes is not None and (final or now - self._last_pipes >= PIPES_SECONDS):
                 self._last_pipes = now
-                self._pipes.log.info(f"{what}: {done}/{total if total is not None else '?'}")
+                self._pipes.log.info(f"{what}: {progress_line(record)}")
 
         return report
 
@@ -255,6 +278,7 @@ class Run:
         """Append the numbers of one step to ``metrics.jsonl`` (rank 0)."""
         if self.is_main:
             self._append("metrics.jsonl", {"step": step, **values})
+            self._newest |= {name: values[name] for name in SHOWN if name in values}
             self._tracker.log(step, values)
 
     def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -272,6 +296,36 @@ class Run:
     def _append(self, name: str, record: Mapping[str, Any]) -> None:
         with (self.run_dir / name).open("a") as stream:
             stream.write(json.dumps(record) + "\n")
+
+
+def figures(metrics: Mapping[str, float]) -> list[str]:
+    """``loss 3.213``, ``1,234 tokens/s``: the metrics of :data:`SHOWN`, in its order."""
+    return [
+        f"{metrics[name]:,.0f} {label}" if "/" in label else f"{label} {metrics[name]:,.4g}"
+        for name, label in SHOWN.items()
+        if name in metrics
+    ]
+
+
+def progress_line(record: Mapping[str, Any]) -> str:
+    """``300/2400, loss 3.213, 12 min left``: a line of ``progress.jsonl`` without its ``what``."""
+    total = record["total"] if record["total"] is not None else "?"
+    left = record.get("seconds_left")
+    return ", ".join(
+        [
+            f"{record['done']}/{total}",
+            *figures(record.get("metrics", {})),
+            *([f"{duration(left)} left"] if left is not None else []),
+        ]
+    )
+
+
+def duration(seconds: float) -> str:
+    """``40 s``, ``12 min`` or ``3 h 05 min``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
 def record_failure(run_dir: Path, kind: str, text: str) -> None:
