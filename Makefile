@@ -6,6 +6,7 @@ export DAGSTER_HOME
 export PYTHONPATH := $(CURDIR)
 CUDA ?=
 PORT ?= 3000
+JOBS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help install doctor demo ui codec-demo base test test-fast test-coverage lint lint-fix docs version clean
@@ -31,11 +32,11 @@ codec-demo: install ## train the codec of the demo from scratch (an hour and a h
 base: install ## make the codec and the base model of the demo again (a day of two cores)
 	@TTS_PROFILE=base $(BIN)/python -m scripts.demo base
 
-test: install ## all tests, as .ci/run does
-	@$(BIN)/python -m pytest
+test: install ## all tests, as .ci/run does, in two processes (JOBS=…)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
 test-fast: install ## the tests of less than about 4 seconds each
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m "not slow"
 
 test-coverage: install ## all tests, with a coverage report
 	@$(BIN)/python -m pytest --cov=tts_assets --cov=resources --cov=sensors --cov=jobs --cov-report=term --cov-report=html

@@ -56,7 +56,14 @@ def store(tmp_path: Path) -> ArtifactStore:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked ``gpu`` where there is no CUDA device."""
+    """Keep a folder in one process of pytest-xdist; skip tests marked ``gpu`` without a GPU.
+
+    Fixtures of a folder, such as a trained model or a Slurm cluster, are made once.
+    """
+    tests = Path(__file__).parent
+    for item in items:
+        folder = item.path.relative_to(tests).parts[0]
+        item.add_marker(pytest.mark.xdist_group(folder))
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return
