@@ -140,3 +140,21 @@ def test_tokenizing_in_parts_changes_nothing(
     monkeypatch.setattr("tts_assets.speechlm.chats.ROWS", rows)
     again = write(tmp_path, prompts, SAMPLES)
     assert np.array_equal(again.rows.ids, ids) and np.array_equal(again.rows.bounds, bounds)
+
+
+@pytest.mark.parametrize("template", [None, TEMPLATE])
+def test_texts_with_control_tokens_are_set_aside(tmp_path: Path, template: str | None) -> None:
+    prompts = prompt_format(template)
+    speech = prompts.tokenizer.convert_ids_to_tokens(prompts.vocabulary.speech_ids[3])
+    end = str(prompts.tokenizer.eos_token)
+    hostile: list[dict[str, Any]] = [
+        {"id": "end", "text": f"An {end} inside."},
+        {"id": "speech", "messages": [TALK[1], {"role": "assistant", "content": f"So {speech}."}]},
+        {"id": "harmless", "text": "a < b, <laugh> and <p> are text, and [INST]."},
+    ]
+    chats = write(tmp_path, prompts, hostile)
+    assert [(one.what, one.reason, one.detail) for one in chats.refused] == [
+        ("end", "control token in the text", end),
+        ("speech", "control token in the text", speech),
+    ]
+    assert [len(chats.rows[row]) > 0 for row in range(3)] == [False, False, True]

@@ -15,12 +15,14 @@ separately, as they are when the model answers.
 
 A folder has one row a sample: ``{split}_{ids,learnt}.npy`` (int32 and uint8, all rows one after
 another), ``{split}_index.npy`` (int64, the start of each row), and ``{split}_refused.jsonl`` with
-the samples that the template cannot express; their rows are empty.
+the samples that the template cannot express, or whose texts hold control tokens of the tokenizer,
+such as ``<|eot_id|>``; their rows are empty.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -38,10 +40,13 @@ from tts_assets.core.config import digest_of
 from tts_assets.speechlm.formats import TODAY
 from tts_assets.speechlm.prompts import NO_IDS, PromptFormat
 from tts_assets.speechlm.tokens import Ints, Rows, concatenate
-from tts_assets.speechlm.vocabulary import tokenizer_digest
+from tts_assets.speechlm.vocabulary import NONVERBALS, tokenizer_digest
 
 Piece = tuple[str, bool]  # a part of a sample, and whether its tokens are targets
+VERSION = "2"  # of the folders in the cache
 ROWS = 2_000  # samples tokenized at once
+# Tokens such as <|eot_id|>, <|s_17|> and </s>; found by a set, as a codec has 65,536 of them.
+BRACKETED = re.compile(r"<[^<>\s]{1,80}>")
 NAMES = {"system": "System", "user": "User", "assistant": "Assistant"}
 
 
@@ -65,7 +70,7 @@ def tokenize_texts(texts: Path, prompts: PromptFormat, cache: Path) -> Path:
     Several processes may call it: the first one tokenizes, the others wait.
     """
     tokenizer = prompts.tokenizer
-    made_from = [str(texts), tokenizer_digest(tokenizer), tokenizer.chat_template]
+    made_from = [VERSION, str(texts), tokenizer_digest(tokenizer), tokenizer.chat_template]
     folder = cache / digest_of(made_from)[:16]
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
@@ -83,9 +88,10 @@ def write_chats(samples: Path, prompts: PromptFormat, folder: Path, split: Split
     targets = NpyWriter(folder / f"{split}_learnt.npy", "uint8")
     index = NpyWriter(folder / f"{split}_index.npy", "int64")
     refused: list[SetAside] = []
+    control = ControlTokens(prompts)
     with samples.open(encoding="utf-8") as lines:
         while piece := [json.loads(line) for line in islice(lines, ROWS)]:
-            parts = [_expressed(sample, prompts, refused) for sample in piece]
+            parts = [_expressed(sample, prompts, control, refused) for sample in piece]
             rows, marks = _tokenized(parts, piece, prompts)
             values, starts = concatenate(rows)
             index.add(starts + ids.length)
@@ -96,10 +102,40 @@ def write_chats(samples: Path, prompts: PromptFormat, folder: Path, split: Split
     write_set_aside(folder / f"{split}_refused.jsonl", refused)
 
 
+class ControlTokens:
+    """Finds the control and speech tokens of a tokenizer in texts; nonverbal tags are none."""
+
+    def __init__(self, prompts: PromptFormat) -> None:
+        added = prompts.tokenizer.added_tokens_decoder.values()
+        controls = {
+            each.content for each in added if each.special or BRACKETED.fullmatch(each.content)
+        }
+        self._bracketed = controls - set(NONVERBALS)
+        others = [token for token in controls if not BRACKETED.fullmatch(token)]
+        self._others = re.compile("|".join(map(re.escape, others)) or "(?!)")
+
+    def first(self, sample: dict[str, Any]) -> str:
+        """The first control token in the texts of a sample, or an empty string."""
+        texts = [sample.get("text", ""), *(m["content"] for m in sample.get("messages", ()))]
+        for text in texts:
+            if match := self._others.search(text):
+                return match[0]
+            for token in BRACKETED.findall(text):
+                if token in self._bracketed:
+                    return str(token)
+        return ""
+
+
 def _expressed(
-    sample: dict[str, Any], prompts: PromptFormat, refused: list[SetAside]
+    sample: dict[str, Any],
+    prompts: PromptFormat,
+    control: ControlTokens,
+    refused: list[SetAside],
 ) -> list[Piece]:
-    """The pieces of a sample. If the template fails: none, and a record in ``refused``."""
+    """The pieces of a sample, or none and a record in ``refused``."""
+    if token := control.first(sample):
+        refused.append(SetAside(sample["id"], "control token in the text", token))
+        return []
     try:
         return pieces_of(sample, prompts.tokenizer)
     except TemplateError as error:
