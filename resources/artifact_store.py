@@ -50,6 +50,7 @@ warnings.filterwarnings("ignore", message=".*data_version.*", category=BetaWarni
 H = TypeVar("H", bound=Handle)
 FILES_URL = "http://127.0.0.1:3001"  # of make ui; TTS_FILES_URL replaces it
 LOCATION = "tts"  # the code location of workspace.yaml, whose server reads notebooks
+EXPERIMENT = "experiment"  # metadata of results that do not become current: what differs
 LOGGED_SECONDS = 2.0  # a verification that takes longer is logged
 
 
@@ -70,6 +71,7 @@ class ArtifactStoreResource(ConfigurableResource):
         build: Build,
         run: Callable[[Path], Facts | Mapping[str, Any]],
         describe: Callable[[H], Metadata] | None = None,
+        experiment: str = "",
     ) -> Output[H]:
         """Return the artifact of ``build``, and call ``run(work_folder)`` if there is none yet.
 
@@ -77,9 +79,13 @@ class ArtifactStoreResource(ConfigurableResource):
         the same after a failure or a restart, so that programs resume in it. ``describe`` returns
         further metadata, such as tables, plots and players. The metadata ``reused`` says that
         ``run`` was not called, ``unchanged`` that the current artifact had the same content.
+
+        With ``experiment``, a text that says what differs from the recipe, the artifact does not
+        become the current one. Its data version is that of the current one, if there is one, so
+        that no later asset counts as outdated.
         """
         before = self._current_content(build)
-        handle = self._reuse(context, build)
+        handle = self._reuse(context, build, not experiment)
         reused = handle is not None
         if handle is None:
             work = self.store.work_folder(build)
@@ -89,7 +95,9 @@ class ArtifactStoreResource(ConfigurableResource):
             # builds, and a daemon has to free the slots of killed runs. The kernel frees a file
             # lock when its process dies.
             with locked(Path(f"{work}.lock"), lambda: context.log.info(waiting)):
-                handle = self._reuse(context, build) or self._build(kind, build, work, run)
+                handle = self._reuse(context, build, not experiment) or self._build(
+                    kind, build, work, run, not experiment
+                )
         assert isinstance(handle, kind)
         unchanged = handle.content == before
         if unchanged and not reused:
@@ -101,7 +109,11 @@ class ArtifactStoreResource(ConfigurableResource):
             "unchanged": unchanged,
         }
         metadata |= for_dagster(describe(handle), self.store.root) if describe else {}
-        return Output(handle, data_version=DataVersion(handle.content), metadata=metadata)
+        version = handle.content
+        if experiment:
+            metadata = {EXPERIMENT: experiment} | metadata
+            version = before or version
+        return Output(handle, data_version=DataVersion(version), metadata=metadata)
 
     def _current_content(self, build: Build) -> str | None:
         """The content of the current artifact; None if there is none that can be opened."""
@@ -110,12 +122,13 @@ class ArtifactStoreResource(ConfigurableResource):
         except ArtifactError:
             return None
 
-    def _reuse(self, context: AssetExecutionContext, build: Build) -> Handle | None:
+    def _reuse(self, context: AssetExecutionContext, build: Build, select: bool) -> Handle | None:
         handle = self.store.find(build)
         if handle is not None:
             verify_logged(self.store, handle, context.log)
             context.log.info(f"{build.asset}: already built as {build.fingerprint}, nothing to do")
-            self.store.select(handle)
+            if select:
+                self.store.select(handle)
         return handle
 
     def _build(
@@ -124,11 +137,12 @@ class ArtifactStoreResource(ConfigurableResource):
         build: Build,
         work: Path,
         run: Callable[[Path], Facts | Mapping[str, Any]],
+        select: bool,
     ) -> Handle:
         with disk_full_named(self.store.root):
             (work / "result").mkdir(parents=True, exist_ok=True)
             facts = run(work)
-            handle = self.store.publish(kind, build, work / "result", facts)
+            handle = self.store.publish(kind, build, work / "result", facts, select)
         keep_files(work, self.store.root / "wandb")
         shutil.rmtree(work)
         return handle

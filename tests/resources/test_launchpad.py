@@ -61,10 +61,23 @@ def test_every_launchpad_field_has_a_type_and_a_description() -> None:
     }
 
 
+def test_the_form_has_the_steps_and_the_seed_of_the_recipe() -> None:
+    """Dagster fills the editor of the launchpad with defaults that are not null."""
+    settings = load_settings(environment={})
+    for key, recipe in {"sft": settings.sft, "rlhf": settings.rlhf}.items():
+        for name, values in recipe.items():
+            fields = launching()[f"{key}/{name}"]
+            shown = {name: fields[name].default_value for name in ("steps", "seed")}
+            assert shown == {"steps": values.steps, "seed": values.seed}
+
+
 def test_without_options_recipe_and_shape_are_unchanged() -> None:
     recipe, shape = SftRecipe.model_validate({**RECIPE, "steps": 7}), Shape(processes=3)
     assert Training().of_recipe(recipe) is recipe
     assert Training().of(shape) is shape
+    form = Training.shown_for(recipe)
+    assert form().steps == 7 and form(hours=1).of_recipe(recipe) is recipe
+    assert form(steps=8).of_recipe(recipe).steps == 8
 
 
 def test_steps_replace_epochs() -> None:

@@ -179,13 +179,19 @@ def test_options_of_the_launchpad_give_another_result(
     asset = sft_asset("test", recipe, Shape(processes=2, threads=1))
 
     def made(**asked: Any) -> Checkpoint:
-        assert run(store, [asset], asset, **asked).success
-        handle = store.current("sft/test")
-        assert isinstance(handle, Checkpoint)
-        return handle
+        result = run(store, [asset], asset, **asked)
+        [event] = result.get_asset_materialization_events()
+        metadata = event.step_materialization_data.materialization.metadata
+        experiment = metadata.get("experiment")
+        assert (experiment and experiment.value) == (
+            "steps 1 instead of 2, seed 8 instead of 777" if "steps" in asked else None
+        )
+        folder = store.folder("sft/test") / str(metadata["fingerprint"].value)
+        return Checkpoint.open(folder)
 
     own = made(processes=1)
     another = made(steps=1, seed=8)
+    assert store.current("sft/test").path == own.path
     assert (own.facts.steps, another.facts.steps) == (2, 1)
     assert another.manifest.seed == another.manifest.config["seed"] == 8
     assert own.manifest.fingerprint != another.manifest.fingerprint

@@ -126,7 +126,7 @@ def trained_codec(
         "tts_assets.codec.train",
         plan,
         shape=shape,
-        options=Training,
+        options=Training.shown_for(recipe),
         ins={"samples": filtered_samples_of(recipe.corpora)},
         code_version=TRAINING_VERSION,
         group_name="codec",
@@ -167,7 +167,7 @@ def trained_decoder(
         "tts_assets.codec.train_decoder",
         plan,
         shape=shape,
-        options=Training,
+        options=Training.shown_for(recipe),
         ins={"samples": filtered_samples_of(recipe.corpora), "codec": "codec"},
         code_version=TRAINING_VERSION,
         group_name="codec_decoder",  # a separate group: refreshing a corpus does not include it

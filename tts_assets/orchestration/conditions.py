@@ -2,6 +2,7 @@
 
 from dagster import AssetKey, AutomationCondition
 
+EXPERIMENT_TAG = "tts/experiment"  # tag of runs with other steps or another seed than the recipe's
 WHOLE_CORPUS = "tts/whole_corpus"  # tag of runs that materialize all assets of a corpus
 
 
@@ -9,9 +10,10 @@ def follow_data() -> AutomationCondition:
     """Materialize a partition when the data version of an input changed since the last request.
 
     An input that is rebuilt to the same bytes does not count, nor does an input materialized by a
-    run that also materializes this asset. The condition waits while the asset or an input is in
-    progress, while inputs are missing, and until the blocking checks of inputs pass. A failed run
-    is not requested again before the next change. The first evaluation requests nothing.
+    run that also materializes this asset, or by an experiment. The condition waits while the asset
+    or an input is in progress, while inputs are missing, and until the blocking checks of inputs
+    pass. A failed run is not requested again before the next change. The first evaluation requests
+    nothing.
     """
     elsewhere = ~AutomationCondition.executed_with_tags(tag_keys={WHOLE_CORPUS})
     return _follow("follow_data", _changed() & elsewhere, _at_rest())
@@ -26,7 +28,7 @@ def follow_training() -> AutomationCondition:
     # data_version_changed() is true for all changed partitions of an input, including those that an
     # unpartitioned asset does not read. The second operand of `&` restricts it to those it reads.
     # Otherwise a changed corpus would block recipes of other corpora forever.
-    own = AutomationCondition.data_version_changed() & ~AutomationCondition.missing()
+    own = _content_changed() & ~AutomationCondition.missing()
     behind = AutomationCondition.any_deps_match(
         AutomationCondition.any_deps_match(own).since(AutomationCondition.newly_updated())
     )
@@ -35,9 +37,13 @@ def follow_training() -> AutomationCondition:
 
 def _changed() -> AutomationCondition:
     """An input changed, in a run that does not materialize the asset itself."""
-    return (
-        AutomationCondition.data_version_changed()
-        & ~AutomationCondition.executed_with_root_target()
+    return _content_changed() & ~AutomationCondition.executed_with_root_target()
+
+
+def _content_changed() -> AutomationCondition:
+    """The content changed, and not in a run of an experiment, whose results are not current."""
+    return AutomationCondition.data_version_changed() & ~AutomationCondition.executed_with_tags(
+        tag_keys={EXPERIMENT_TAG}
     )
 
 

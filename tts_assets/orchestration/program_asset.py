@@ -5,14 +5,16 @@ which the fingerprint is computed), and the program that computes it. This modul
 all stages: reuse of an existing artifact, launch, publication, and metadata.
 
 :class:`Machines` and :class:`Training` are the options of a single run in Dagster's launchpad.
-Resources are not part of a fingerprint. Other steps or another seed give another fingerprint, and
-therefore another artifact: the artifact of the recipe is kept, and the next run without options
-selects it again.
+Resources are not part of a fingerprint. Other steps or another seed are an *experiment*: they give
+another fingerprint, and an artifact that does not become the current one, nor do those that later
+assets make from it in the same run. Automation and promotion therefore never see it. The metadata
+``experiment`` says what differs, and the run has the tag ``tts/experiment``.
 """
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from copy import copy
+from dataclasses import dataclass, field, replace
 from functools import wraps
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast, get_args, get_type_hints
@@ -23,18 +25,20 @@ from dagster import (
     AssetIn,
     AssetKey,
     AssetsDefinition,
+    DagsterEventType,
     Output,
     ResourceParam,
     asset,
 )
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, create_model
 
-from resources.artifact_store import ArtifactStoreResource
+from resources.artifact_store import EXPERIMENT, ArtifactStoreResource
 from resources.launcher import Launcher, Program
 from tts_assets.core.artifacts import ArtifactStore, Build, Facts, Handle
 from tts_assets.core.compute import Shape
 from tts_assets.core.config import Config
 from tts_assets.core.program import ProgramConfig
+from tts_assets.orchestration.conditions import EXPERIMENT_TAG
 
 H = TypeVar("H", bound=Handle)
 R = TypeVar("R", bound=Config)
@@ -80,18 +84,29 @@ class Training(Machines):
         None,
         gt=0,
         description="Optimizer steps instead of the recipe's, such as 50 for a test. Gives another "
-        "result; that of the recipe is kept",
+        "result, an experiment, which does not replace that of the recipe",
     )
     seed: int | None = Field(
         None,
         ge=0,
-        description="Seed instead of the recipe's, to measure its influence. Gives another result; "
-        "that of the recipe is kept",
+        description="Seed instead of the recipe's, to measure its influence. Gives another result, "
+        "an experiment, which does not replace that of the recipe",
     )
+
+    @classmethod
+    def shown_for(cls, recipe: Config) -> type["Training"]:
+        """This form with the steps and the seed of ``recipe`` filled in."""
+        filled: dict[str, Any] = {}
+        for name in ("steps", "seed"):
+            form = copy(cls.model_fields[name])
+            form.default = getattr(recipe, name)
+            filled[name] = (form.annotation, form)
+        return create_model("Training", __base__=cls, **filled)
 
     def of_recipe(self, recipe: R) -> R:
         """``recipe`` with these options. Raises :class:`ConfigError` if they are invalid."""
-        asked = self.model_dump(include={"steps", "seed"}, exclude_none=True)
+        given = self.model_dump(include={"steps", "seed"}, exclude_none=True)
+        asked = {name: value for name, value in given.items() if value != getattr(recipe, name)}
         if not asked:
             return recipe
         if "steps" in asked and "epochs" in type(recipe).model_fields:
@@ -116,6 +131,7 @@ class Request:
     store: ArtifactStore
     options: Machines | None = None
     launcher: Launcher | None = None
+    differs: list[str] = field(default_factory=list)  # how :meth:`recipe` differs from the recipe
 
     @property
     def partition(self) -> str:
@@ -123,7 +139,24 @@ class Request:
 
     def recipe(self, recipe: R) -> R:
         """``recipe`` with the steps and the seed that the launchpad asks for, if any."""
-        return cast(Training, self.options).of_recipe(recipe)
+        asked = cast(Training, self.options).of_recipe(recipe)
+        self.differs[:] = differences(recipe, asked)
+        return asked
+
+    def experiment(self) -> str:
+        """What makes the result an experiment; empty if it is that of the recipe.
+
+        Marks the run, so that automation does not follow it.
+        """
+        context = self.context
+        if self.differs:
+            context.instance.add_run_tags(context.run_id, {EXPERIMENT_TAG: "yes"})
+            return ", ".join(self.differs)
+        run = context.instance.get_run_by_id(context.run_id)
+        if run is None or EXPERIMENT_TAG not in run.tags:
+            return ""
+        used = context.assets_def.asset_deps[context.asset_key] & experiments(context)
+        return ", ".join(f"made from {key.to_user_string()}" for key in sorted(used))
 
     def shape(self, shape: Shape) -> Shape:
         """``shape`` with the machines that the launchpad asks for, if any."""
@@ -134,6 +167,27 @@ class Request:
         """Run a program to its end and return its facts. Raises :class:`LaunchError`."""
         assert self.launcher is not None
         return self.launcher.run(self.context, program).facts
+
+
+def differences(recipe: Config, asked: Config) -> list[str]:
+    """``steps 50 instead of 2400``: the options of :class:`Training` that differ."""
+    epochs = getattr(recipe, "epochs", None)
+    found = []
+    for name in ("steps", "seed"):
+        was, now = getattr(recipe, name), getattr(asked, name)
+        if was != now:
+            known = f"{epochs} epochs" if was is None and epochs is not None else was
+            found.append(f"{name} {now} instead of {known}")
+    return found
+
+
+def experiments(context: AssetExecutionContext) -> set[AssetKey]:
+    """The assets of which this run has materialized an experiment."""
+    events = context.instance.all_logs(
+        context.run_id, of_type=DagsterEventType.ASSET_MATERIALIZATION
+    )
+    made = (event.asset_materialization for event in events)
+    return {one.asset_key for one in made if one is not None and EXPERIMENT in one.metadata}
 
 
 @dataclass(frozen=True)
@@ -189,7 +243,9 @@ def artifact_asset(
             **({"partition": request.partition} if partitioned else {}),
         )
         assert found.make is not None
-        output = store.materialize(request.context, kind, build, found.make, found.describe)
+        output = store.materialize(
+            request.context, kind, build, found.make, found.describe, request.experiment()
+        )
         if found.after is not None:
             found.after(output.value)
         return output
@@ -237,7 +293,7 @@ def program_asset(
 
     ``plan(request, **inputs)`` gives a :class:`Plan` with ``program``. ``limit`` is applied after
     the launchpad: :meth:`Shape.alone` for a program that is one process. ``options`` is
-    :class:`Training` where the launchpad may change steps and seed.
+    :meth:`Training.shown_for` where the launchpad may change steps and seed.
     """
 
     @wraps(plan)  # also its annotations

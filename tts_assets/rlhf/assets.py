@@ -100,7 +100,7 @@ def rlhf_asset(
     return artifact_asset(
         ["rlhf", name],
         plan,
-        options=Training,
+        options=Training.shown_for(recipe),
         ins=inputs_of(recipe),
         code_version=CODE_VERSION,
         group_name="rlhf",

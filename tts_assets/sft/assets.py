@@ -89,7 +89,7 @@ def sft_asset(name: str, recipe: SftRecipe, shape: Shape) -> AssetsDefinition:
         "tts_assets.sft.train",
         plan,
         shape=shape,
-        options=Training,
+        options=Training.shown_for(recipe),
         ins=ins,
         deps=deps,
         code_version=CODE_VERSION,

@@ -129,7 +129,7 @@ def trained_encoder(
         "tts_assets.speakers.train",
         plan,
         shape=shape,
-        options=Training,
+        options=Training.shown_for(recipe),
         ins={"segments": segments_of(speakers.corpora)},
         code_version=CODE_VERSION,
         group_name="speakers",

@@ -134,12 +134,14 @@ class ArtifactStore:
         path.mkdir(parents=True, exist_ok=True)
         return path
 
-    def publish(self, kind: type[Handle], build: Build, result: Path, facts: object) -> Handle:
+    def publish(
+        self, kind: type[Handle], build: Build, result: Path, facts: object, select: bool = True
+    ) -> Handle:
         """Write the manifest of the files below ``result``, and move the folder into place.
 
         ``result`` must be on the file system of the store, that is below :meth:`work_folder`. Its
         files get the permissions of the umask. If another process published the same build
-        meanwhile, its artifact is kept.
+        meanwhile, its artifact is kept. With ``select`` it becomes the current artifact.
         """
         remove_asides(result)  # of an earlier attempt that was killed while it wrote a file
         manifest = _manifest(kind, build, result, facts)
@@ -156,7 +158,8 @@ class ArtifactStore:
             shutil.rmtree(result)
         fsync(final.parent)
         handle = open_artifact(final)
-        self.select(handle)
+        if select:
+            self.select(handle)
         return handle
 
     def select(self, handle: Handle) -> None:
