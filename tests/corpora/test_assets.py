@@ -45,7 +45,7 @@ def run(
     store: ArtifactStore,
     corpus: Path,
     filters: FilterConfig | None = None,
-    partition: str = CORPUS,
+    partition: str | None = CORPUS,
     own: dict[str, Any] | None = None,
 ) -> ExecuteInProcessResult:
     config = CorpusConfig(path=Path(corpus.name), reader="jsonl", language="en", filters=own or {})
@@ -317,3 +317,14 @@ def test_a_partition_that_is_not_declared_is_named(
     result = run(instance, store, corpus, partition="undeclared")
     (failure,) = result.get_step_failure_events()
     assert "add [corpora.undeclared]" in str(failure.step_failure_data)
+
+
+def test_a_run_without_a_corpus_names_the_corpora(
+    instance: DagsterInstance, store: ArtifactStore, corpus: Path
+) -> None:
+    result = run(instance, store, corpus, partition=None)
+    (failure,) = result.get_step_failure_events()
+    message = str(failure.step_failure_data)
+    assert f"raw_corpus needs a corpus: launch the run with --partition and one of {CORPUS}" in (
+        message
+    )

@@ -60,6 +60,15 @@ def test_an_invalid_project_file_is_reported_with_its_message(tmp_path: Path) ->
     assert "did you mean 'name'?" in done.stdout
 
 
+@pytest.mark.slow
+def test_a_corpus_without_its_folder_is_reported(tmp_path: Path) -> None:
+    nowhere = tmp_path / "nowhere"
+    done = doctor(TTS__CORPORA__ASTERISK_EN__PATH=str(nowhere))
+    assert done.returncode == 1
+    assert f"!! corpus asterisk_en no {nowhere}" in done.stdout
+    assert "correct path under [corpora.asterisk_en]" in done.stdout
+
+
 def test_the_doctor_does_not_import_dagster() -> None:
     code = "import sys; import tts_assets.doctor.__main__ as d; d.read_project(); "
     code += "sys.exit('dagster' in sys.modules)"

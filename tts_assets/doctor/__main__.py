@@ -122,6 +122,7 @@ def examine() -> list[Finding]:
         findings.memory(),
         findings.cores(),
         findings.disk(settings.storage if settings else Path("storage").resolve()),
+        *(findings.corpora(read_corpora(settings)) if settings else ()),
         findings.port(UI_PORT, "make ui", "make ui PORT=3001"),
         findings.port(
             SERVER_PORT, "the server", "start tts_assets.serving.server with --port 8001"
@@ -149,6 +150,16 @@ def read_project() -> tuple[Finding, Settings | None]:
             needed=True,
         ), None
     return fine("project", f"{settings.project.name}, {project_file()}"), settings
+
+
+def read_corpora(settings: Settings) -> dict[str, Path]:
+    """The folders of the declared corpora that are read, not made from texts."""
+    corpora = settings.all_corpora
+    return {
+        name: corpora(name).path
+        for name, config in corpora.declared.items()
+        if config.synthesis is None
+    }
 
 
 def describe(finding: Finding) -> str:

@@ -13,6 +13,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -137,6 +138,20 @@ def disk(storage: Path) -> Finding:
         *("storage", found, "checkpoints may not fit; no partial result is published"),
         "free some space, or set project.storage to a folder on another disk",
     )
+
+
+def corpora(folders: Mapping[str, Path]) -> list[Finding]:
+    """The declared corpora whose ``path`` does not exist, or one finding that all do."""
+    absent = {name: path for name, path in folders.items() if not path.exists()}
+    found = [
+        missing(
+            *(f"corpus {name}", f"no {path}", f"raw_corpus of {name}, and all that needs it"),
+            f"correct path under [corpora.{name}], mount the disk, or remove the table",
+            needed=True,
+        )
+        for name, path in absent.items()
+    ]
+    return found or [fine("corpora", ", ".join(folders) or "none declared")]
 
 
 def port(number: int, what: str, remedy: str) -> Finding:

@@ -36,9 +36,10 @@ from resources.artifact_store import EXPERIMENT, ArtifactStoreResource
 from resources.launcher import Launcher, Program
 from tts_assets.core.artifacts import ArtifactStore, Build, Facts, Handle
 from tts_assets.core.compute import Shape
-from tts_assets.core.config import Config
+from tts_assets.core.config import Config, ConfigError
 from tts_assets.core.program import ProgramConfig
 from tts_assets.orchestration.conditions import EXPERIMENT_TAG
+from tts_assets.orchestration.partitions import corpus_partitions
 
 H = TypeVar("H", bound=Handle)
 R = TypeVar("R", bound=Config)
@@ -135,7 +136,15 @@ class Request:
 
     @property
     def partition(self) -> str:
-        return self.context.partition_key
+        """The corpus of the run. Raises :class:`ConfigError` if the run has none."""
+        if self.context.has_partition_key:
+            return self.context.partition_key
+        assert corpus_partitions.name is not None
+        known = self.context.instance.get_dynamic_partitions(corpus_partitions.name)
+        raise ConfigError(
+            f"{self.context.asset_key.to_user_string()} needs a corpus: launch the run with "
+            f"--partition and one of {', '.join(known) or 'none yet'}"
+        )
 
     def recipe(self, recipe: R) -> R:
         """``recipe`` with the steps and the seed that the launchpad asks for, if any."""
