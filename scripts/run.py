@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import re
 import signal
 import subprocess
@@ -89,12 +90,16 @@ def main(argv: list[str] | None = None) -> None:
     if (asked.job is None) == (asked.select is None):
         parser.error("give a job, or --select")
     config = yaml.safe_load(asked.config.read_text()) if asked.config else {}
+    os.environ.setdefault("DAGSTER_HOME", str(ROOT / ".dagster"))
     settings = load_settings()
     with DagsterInstance.get() as instance:
         known = register_corpora(instance, settings)
         corpora = known if asked.all_corpora else asked.corpus or [None]
         for corpus in corpora:
-            run(instance, settings, Request(asked.job, asked.select, corpus, config))
+            view = run(instance, settings, Request(asked.job, asked.select, corpus, config))
+            for asset, page in view.pages.items():
+                print(f"open {page}  ({asset})")
+            print(f"the run in the UI: {ui_address()}/runs/{view.run_id}")
 
 
 def register_corpora(instance: DagsterInstance, settings: Settings) -> list[str]:
@@ -110,10 +115,11 @@ def register_corpora(instance: DagsterInstance, settings: Settings) -> list[str]
 
 def run(
     instance: DagsterInstance, settings: Settings, request: Request, module: str = DEFINITIONS
-) -> None:
+) -> RunView:
     """Run ``request`` to its end. Exits with the end of its log if it fails.
 
-    Raises :class:`RequestError` if there is no such job, asset or corpus.
+    Returns what the run made. Raises :class:`RequestError` if there is no such job, asset or
+    corpus.
     """
     created = create_run(instance, request, module)
     settings.storage.mkdir(parents=True, exist_ok=True)
@@ -139,6 +145,7 @@ def run(
         failed = "".join(f"\n{text}" for text in view.failed_checks)
         failed = f"\n\nchecks that did not pass:{failed}" if failed else ""
         sys.exit(f"{request.title} failed; the end of {log}:\n{tail(log)}{failed}")
+    return view
 
 
 def follow(
@@ -244,6 +251,12 @@ def partition_tags(
     if request.corpus not in known:
         raise RequestError(f"there is no corpus {request.corpus!r}; corpora: {corpora}")
     return dict(job.get_tags_for_partition_key(request.corpus, selected_asset_keys=keys))
+
+
+def ui_address() -> str:
+    """The address of the running or last ``make ui``."""
+    path = Path(os.environ["DAGSTER_HOME"]) / "ui.address"
+    return path.read_text().strip() if path.is_file() else "make ui, then http://127.0.0.1:3000"
 
 
 def tail(log: Path, lines: int = 30) -> str:

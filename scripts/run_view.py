@@ -6,13 +6,16 @@ import json
 import sys
 import time
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from dagster import (
     AssetCheckEvaluation,
     AssetCheckSeverity,
+    DagsterEvent,
     DagsterEventType,
     DagsterInstance,
     EventLogEntry,
+    UrlMetadataValue,
 )
 
 from tts_assets.core.program import progress_line
@@ -28,17 +31,18 @@ class RunView:
 
     def __init__(self, instance: DagsterInstance, run_id: str, work: Path) -> None:
         self._instance = instance
-        self._run_id = run_id
+        self.run_id = run_id
         self._work = work
         self._cursor: str | None = None
         self._started: dict[str, float] = {}
         self.failed_checks: list[str] = []
+        self.pages: dict[str, Path] = {}  # by asset: what to open in a browser
         self._bar = ""
         self._last_log = time.monotonic()
 
     def update(self) -> None:
         """Print the events since the last call."""
-        records = self._instance.get_records_for_run(self._run_id, cursor=self._cursor)
+        records = self._instance.get_records_for_run(self.run_id, cursor=self._cursor)
         self._cursor = records.cursor
         for record in records.records:
             self._show(record.event_log_entry)
@@ -57,6 +61,7 @@ class RunView:
         elif event.event_type == DagsterEventType.ASSET_MATERIALIZATION:
             seconds = entry.timestamp - self._started.get(event.step_key, entry.timestamp)
             self._line(f"  {asset_line(entry)}  ({seconds:.0f} s)")
+            self._keep_page(event)
         elif event.event_type == DagsterEventType.ASSET_CHECK_EVALUATION:
             evaluation = event.asset_check_evaluation_data
             if not evaluation.passed:
@@ -65,6 +70,13 @@ class RunView:
                 self._line(text)
         elif event.event_type == DagsterEventType.STEP_FAILURE:
             self._line(f"  {event.step_key} FAILED: {event.step_failure_data.error_display_string}")
+
+    def _keep_page(self, event: DagsterEvent) -> None:
+        assert event.asset_key is not None
+        page = event.step_materialization_data.materialization.metadata.get("page")
+        if isinstance(page, UrlMetadataValue):  # below the storage, as make ui serves it
+            path = unquote(urlsplit(page.value or "").path).lstrip("/")
+            self.pages[event.asset_key.to_user_string()] = self._work.parent / path
 
     def _show_bar(self) -> None:
         progress = latest_progress(self._work)
@@ -98,6 +110,8 @@ def asset_line(entry: EventLogEntry) -> str:
         if name not in NOT_FIGURES
     ]
     partition = f" [{event.partition}]" if event.partition else ""
+    if "experiment" in metadata:
+        partition += f" (experiment: {metadata['experiment'].value})"
     done = "unchanged" if metadata["reused"].value else ", ".join(figures[:FIGURES_SHOWN])
     return f"{event.asset_key.to_user_string()}{partition}  {done}"
 

@@ -17,10 +17,14 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from urllib.parse import quote
 
 import uvicorn
+from dagster import DagsterInstance, RunsFilter
+from dagster._core.storage.dagster_run import IN_PROGRESS_RUN_STATUSES
+from dagster._core.storage.tags import GRPC_INFO_TAG
 from filelock import FileLock, Timeout
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -32,6 +36,8 @@ from starlette.routing import Route
 from tts_assets.settings import load_settings
 
 HOST = "127.0.0.1"
+SUPERSEDED = "ignore:Function `dev_command` is superseded"  # dg dev ignores workspace.yaml
+POLL_SECONDS = 0.5
 STOP_SECONDS = 120.0  # trainings save a checkpoint when they are asked to stop
 
 
@@ -60,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
         os.environ["TTS_FILES_URL"] = f"http://{HOST}:{port + 1}"
         serve_files(settings.storage, port + 1)
         print(f"Dagster UI at {url}, files of {settings.storage} at {os.environ['TTS_FILES_URL']}")
-        return run_dagster(port)
+        return run_dagster(port, cancels=settings.compute.launcher != "slurm")
 
 
 def is_free(port: int) -> bool:
@@ -74,18 +80,59 @@ def is_free(port: int) -> bool:
     return True
 
 
-def run_dagster(port: int) -> int:
-    """Run ``dagster dev`` until it ends, or until SIGINT or SIGTERM. Returns its exit status."""
-    command = [sys.executable, "-m", "dagster", "dev", "--host", HOST, "--port", str(port)]
-    for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background jobs ignore SIGINT
-        signal.signal(number, signal.default_int_handler)
-    process = subprocess.Popen(command)
+def run_dagster(port: int, *target: str, cancels: bool = True) -> int:
+    """Run ``dagster dev`` until it ends, or until SIGINT, SIGTERM or SIGHUP. Returns its status.
+
+    ``target``: options that name the definitions; none: ``workspace.yaml``. With ``cancels`` its
+    runs are canceled first. Batch jobs of a cluster, which outlive Dagster, are not.
+    """
+    command = [sys.executable, "-m", "dagster", "dev", "--host", HOST, "--port", str(port), *target]
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)  # background jobs ignore SIGINT
+    # A session of its own: Ctrl-C reaches this process only. A run that Ctrl-C interrupts before it
+    # is canceled counts as failed.
+    environment = {**os.environ, "PYTHONWARNINGS": SUPERSEDED}
+    process = subprocess.Popen(command, env=environment, start_new_session=True)
     try:
         return process.wait()
     except KeyboardInterrupt:
-        print("stopping: trainings save a checkpoint, and resume when they are started again")
+        try:
+            if cancels:
+                cancel_runs()
+        except KeyboardInterrupt:
+            print("stopping at once")
         process.send_signal(signal.SIGINT)
         return process.wait(timeout=STOP_SECONDS)
+
+
+def cancel_runs() -> None:
+    """Cancel the runs that the servers of this instance execute, and wait for their end.
+
+    Runs of ``make demo`` and ``scripts.run`` belong to their own terminals and go on.
+    """
+    with DagsterInstance.get() as instance:
+        runs = [
+            run
+            for run in instance.get_runs(RunsFilter(statuses=IN_PROGRESS_RUN_STATUSES))
+            if GRPC_INFO_TAG in run.tags
+        ]
+        if not runs:
+            return
+        print(
+            f"stopping {len(runs)} run{'s' * (len(runs) > 1)} "
+            f"({', '.join(run.job_name for run in runs)}): trainings save a checkpoint, and resume "
+            "when they are launched again; Ctrl-C again does not wait",
+            flush=True,
+        )
+        for run in runs:
+            instance.run_coordinator.cancel_run(run.run_id)
+        deadline = time.monotonic() + STOP_SECONDS
+        ids = [run.run_id for run in runs]
+        while time.monotonic() < deadline:
+            found = instance.get_runs(RunsFilter(run_ids=ids))
+            if all(run.is_finished for run in found):
+                return
+            time.sleep(POLL_SECONDS)
 
 
 def serve_files(storage: Path, port: int) -> None:

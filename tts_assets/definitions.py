@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
@@ -9,9 +10,12 @@ from typing import Any
 from dagster import (
     AssetsDefinition,
     AssetSpec,
+    BetaWarning,
     Definitions,
     ExecutorDefinition,
     FreshnessPolicy,
+    PreviewWarning,
+    SupersessionWarning,
     in_process_executor,
     multiprocess_executor,
 )
@@ -196,4 +200,7 @@ def build_launcher(compute: Compute, wandb: WandbConfig | None = None, **account
     return TorchrunLauncher(**common)
 
 
+# The versions of Dagster are locked, so that a change of these parts cannot come unnoticed.
+for category in (BetaWarning, PreviewWarning, SupersessionWarning):
+    warnings.filterwarnings("ignore", category=category)
 defs = build_defs(load_settings())

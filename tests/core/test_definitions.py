@@ -145,6 +145,18 @@ def test_definitions_load_without_torch() -> None:
     assert not heavy & {*loaded.split()}
 
 
+def test_definitions_load_without_warnings() -> None:
+    """Dagster warns of each use of a part that it calls preview, beta or superseded."""
+    done = subprocess.run(
+        [sys.executable, "-c", "import tts_assets.definitions"],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        check=True,
+    )
+    assert done.stderr == ""
+
+
 def test_reports_have_a_freshness_policy() -> None:
     settings = load_settings(environment={}, overrides={"schedules": {"report_days": 3}})
     graph = build_defs(settings).resolve_asset_graph()

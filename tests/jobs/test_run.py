@@ -80,6 +80,9 @@ def test_runs_are_in_the_bars_of_their_job(home: Path, instance: DagsterInstance
     command = [sys.executable, "-m", "scripts.run", "--select", "evaluation_suite"]
     shown = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=True).stdout
     assert "  evaluation_suite  texts 75" in shown
+    [made] = instance.get_runs()
+    last = f"the run in the UI: make ui, then http://127.0.0.1:3000/runs/{made.run_id}"
+    assert shown.splitlines()[-1] == last
     workspace = load_workspace_process_context_from_yaml_paths(
         instance, [str(ROOT / "workspace.yaml")]
     )

@@ -10,6 +10,7 @@ from dagster import (
     AssetCheckSeverity,
     DagsterInstance,
     MaterializeResult,
+    MetadataValue,
     asset,
     asset_check,
     materialize,
@@ -64,6 +65,23 @@ EXPECTED = (
     set_aside: too short: 2
 """,
 )
+
+
+@asset(name="evaluated")
+def evaluated() -> MaterializeResult[None]:
+    page = MetadataValue.url("http://127.0.0.1:3001/report/a%20b/all/f00/report.html")
+    return MaterializeResult(metadata={"reused": False, "experiment": "seed 2", "page": page})
+
+
+def test_pages_are_paths_and_experiments_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with DagsterInstance.ephemeral() as instance:
+        result = materialize([evaluated], instance=instance)
+        view = RunView(instance, result.run_id, tmp_path / ".work")
+        view.update()
+    assert view.pages == {"evaluated": tmp_path / "report/a b/all/f00/report.html"}
+    assert "  evaluated (experiment: seed 2)  " in capsys.readouterr().out
 
 
 def test_a_failed_check_shows_its_ids(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

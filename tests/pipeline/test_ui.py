@@ -13,6 +13,8 @@ from pathlib import Path
 
 import httpx
 import pytest
+from dagster import DagsterInstance, DagsterRunStatus
+from dagster_graphql import DagsterGraphQLClient
 from starlette.testclient import TestClient
 
 from scripts.ui import file_app
@@ -104,6 +106,39 @@ def wait_for(url: str, process: subprocess.Popen[str]) -> None:
         except httpx.HTTPError:
             time.sleep(0.5)
     raise AssertionError(f"{url} does not answer")
+
+
+@pytest.mark.slow
+def test_ctrl_c_cancels_the_runs(tmp_path: Path) -> None:
+    """Dagster counts a run as failed that a signal interrupts before it is canceled."""
+    home, port = tmp_path / "home", free_ports()
+    home.mkdir()
+    (home / "dagster.yaml").write_text((ROOT / ".dagster" / "dagster.yaml").read_text())
+    code = "import sys; from scripts.ui import run_dagster; "
+    code += f"sys.exit(run_dagster({port}, '-m', 'tests.support.run_jobs'))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**os.environ, "DAGSTER_HOME": str(home), "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        wait_for(f"http://127.0.0.1:{port}/server_info", process)
+        client = DagsterGraphQLClient("127.0.0.1", port_number=port)
+        client.submit_job_execution("wait")
+        deadline = time.monotonic() + STARTED_SECONDS
+        while not (home / "started").exists():
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.5)
+    finally:
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=STARTED_SECONDS)
+    assert "stopping 1 run (wait): trainings save a checkpoint, and resume" in output
+    assert "SupersessionWarning" not in errors
+    with DagsterInstance.from_config(str(home)) as instance:
+        assert [run.status for run in instance.get_runs()] == [DagsterRunStatus.CANCELED]
 
 
 @pytest.mark.slow
