@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import time
@@ -20,12 +21,12 @@ from dagster import (
     DagsterLogManager,
     DataVersion,
     InputContext,
+    JsonMetadataValue,
     MetadataValue,
     Output,
     OutputContext,
     TableColumn,
     TableSchema,
-    TextMetadataValue,
 )
 
 from resources.leases import locked
@@ -41,7 +42,7 @@ from tts_assets.core.artifacts import (
     verify,
 )
 from tts_assets.core.artifacts.handle import asset_name
-from tts_assets.core.metadata import Columns, Markdown, Metadata
+from tts_assets.core.metadata import Columns, Link, Markdown, Metadata, Table, literal
 from tts_assets.core.tracking import keep_files
 
 # Output(data_version=...) is "beta" in Dagster 1.13. Lineage depends on it, and tests cover it.
@@ -52,6 +53,12 @@ FILES_URL = "http://127.0.0.1:3001"  # of make ui; TTS_FILES_URL replaces it
 LOCATION = "tts"  # the code location of workspace.yaml, whose server reads notebooks
 EXPERIMENT = "experiment"  # metadata of results that do not become current: what differs
 LOGGED_SECONDS = 2.0  # a verification that takes longer is logged
+BOOKKEEPING = "bookkeeping"
+FIRST = (
+    *("wer", "speaker_similarity", "dnsmos_p808"),
+    *("val_loss", "train_loss", "loss", "reward"),
+)
+DIGITS = 4  # significant ones of a number on an asset page
 
 
 class ArtifactStoreResource(ConfigurableResource):
@@ -104,15 +111,15 @@ class ArtifactStoreResource(ConfigurableResource):
             context.log.info(
                 f"{build.asset}: built again, unchanged: later assets are not affected"
             )
-        metadata = standard_metadata(handle, self.store.root) | {
-            "reused": reused,
-            "unchanged": unchanged,
-        }
-        metadata |= for_dagster(describe(handle), self.store.root) if describe else {}
+        flags = {"reused": reused, "unchanged": unchanged}
+        described = describe(handle) if describe else {}
+        metadata = asset_metadata(handle, self.store.root, described, flags)
         version = handle.content
         if experiment:
             metadata = {EXPERIMENT: experiment} | metadata
             version = before or version
+        # Added, so that it comes after what the launcher has added: Dagster puts that last.
+        context.add_output_metadata({BOOKKEEPING: metadata.pop(BOOKKEEPING)})
         return Output(handle, data_version=DataVersion(version), metadata=metadata)
 
     def _current_content(self, build: Build) -> str | None:
@@ -210,9 +217,9 @@ def made_in_own_run(context: InputContext) -> dict[str, str]:
     for event in events:
         found = event.asset_materialization
         if found is not None and found.asset_key == context.asset_key:
-            fingerprint = found.metadata.get("fingerprint")
-            if isinstance(fingerprint, TextMetadataValue) and fingerprint.value:
-                made[found.partition or UNPARTITIONED] = fingerprint.value
+            kept = found.metadata.get(BOOKKEEPING)
+            if isinstance(kept, JsonMetadataValue) and isinstance(kept.data, dict):
+                made[found.partition or UNPARTITIONED] = str(kept.data["fingerprint"])
     return made
 
 
@@ -225,44 +232,116 @@ def for_dagster(metadata: Metadata, root: Path | None = None) -> dict[str, Any]:
 
 
 def shown(value: Any, root: Path | None) -> Any:
-    """One value; Dagster takes texts, numbers and dicts as they are."""
+    """One value; Dagster takes texts, whole numbers and dicts as they are."""
     if isinstance(value, Markdown):
         return MetadataValue.md(value)
+    if isinstance(value, Table):
+        return MetadataValue.md(markdown_of(value, root))
     if isinstance(value, Columns):
         return TableSchema(
             [TableColumn(name, str(t), value.about.get(name)) for name, t in value.types.items()]
         )
+    if isinstance(value, float):
+        return rounded(value)
     return link(value, root) if isinstance(value, Path) else value
 
 
-def link(path: Path, root: Path | None) -> MetadataValue[Any]:
-    """A link that opens a file or folder of the storage ``root`` in the browser.
+def rounded(value: float) -> float:
+    """A number with :data:`DIGITS` significant digits, and all digits before the point."""
+    if not value or not math.isfinite(value):
+        return value
+    return round(value, max(0, DIGITS - 1 - math.floor(math.log10(abs(value)))))
 
-    Notebooks open in the viewer of the UI, other files at :data:`FILES_URL` (``make ui`` serves
-    them). Files elsewhere are shown as paths.
+
+def link(path: Path, root: Path | None) -> MetadataValue[Any]:
+    """A link that opens a file or folder of the storage ``root``; elsewhere a path."""
+    found = address(path, root)
+    return MetadataValue.url(found) if found else MetadataValue.path(str(path))
+
+
+def address(path: Path, root: Path | None) -> str:
+    """The URL of a file or folder of the storage ``root``; empty for other files.
+
+    Notebooks open in the viewer of the UI, other files at :data:`FILES_URL`, where ``make ui``
+    serves them.
     """
     if root is None or not path.is_relative_to(root):
-        return MetadataValue.path(str(path))
+        return ""
     if path.suffix == ".ipynb":
-        return MetadataValue.url(f"/notebook?path={quote(str(path))}&repoLocName={LOCATION}")
+        return f"/notebook?path={quote(str(path))}&repoLocName={LOCATION}"
     base = os.environ.get("TTS_FILES_URL", FILES_URL)
-    return MetadataValue.url(f"{base}/{quote(str(path.relative_to(root)))}")
+    return f"{base}/{quote(str(path.relative_to(root)))}"
 
 
-def standard_metadata(handle: Handle, root: Path) -> dict[str, Any]:
-    """Path, inputs and facts of an artifact. Facts are plain numbers, which the UI plots."""
-    metadata: dict[str, Any] = {
-        "artifact": link(handle.path, root),
-        "fingerprint": handle.manifest.fingerprint,
-        "inputs": MetadataValue.json(
-            {name: ref.model_dump() for name, ref in handle.manifest.inputs.items()}
-        ),
-        "code_version": handle.manifest.code_version,
-        "libraries": MetadataValue.json(handle.manifest.libraries),
+def markdown_of(table: Table, root: Path | None) -> str:
+    """A table in Markdown with links to files of the storage ``root``."""
+
+    def cell(value: str | Link) -> str:
+        if isinstance(value, str):
+            return literal(value)
+        url = address(value.path, root)
+        anchor = f"#{quote(value.anchor)}" if value.anchor else ""
+        return f"[{literal(value.text)}]({url}{anchor})" if url else literal(value.text)
+
+    head = list(table.rows[0]) if table.rows else []
+    lines = [head, ["---"] * len(head), *([cell(v) for v in row.values()] for row in table.rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def asset_metadata(
+    handle: Handle, root: Path, described: Metadata, flags: Mapping[str, bool]
+) -> dict[str, Any]:
+    """Metadata of an artifact in the order of its asset page.
+
+    Figures and links come first, then texts, tables and plots, then further numbers, which the UI
+    plots. Bookkeeping comes last, in one value that the UI folds. ``described`` is what the stage
+    adds; it replaces facts of the same name.
+    """
+    facts = {
+        name: value
+        for name, value in handle.facts.model_dump().items()
+        if name not in handle.facts.folded
     }
-    for name, value in handle.facts.model_dump().items():
-        if isinstance(value, dict):
-            metadata |= {f"{name}/{key}": number for key, number in value.items()}
-        else:
-            metadata[name] = value
-    return metadata
+    entries = {**flattened(facts), "artifact": handle.path, **described}
+    known = [(name, value) for name, value in entries.items() if value is not None]
+    known.sort(key=lambda entry: place(entry[0], entry[1], entry[0] in facts))
+    metadata = for_dagster(dict(known), root) | dict(flags)
+    return metadata | {BOOKKEEPING: MetadataValue.json(bookkeeping(handle))}
+
+
+def flattened(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts without nesting, as ``name/key``, and without the bounds of intervals."""
+    flat: dict[str, Any] = {}
+    for name, value in facts.items():
+        if not isinstance(value, dict):
+            flat[name] = value
+            continue
+        bounds = {f"{key}{end}" for key in value for end in ("_low", "_high")}
+        flat |= {f"{name}/{key}": one for key, one in value.items() if key not in bounds}
+    return flat
+
+
+def place(name: str, value: Any, is_fact: bool) -> tuple[int, int]:
+    """The place of an entry on an asset page: its section, and the place in the section."""
+    if name in FIRST:
+        return 0, FIRST.index(name)
+    if isinstance(value, Path):
+        return 2, 0
+    if is_fact:
+        return 1, 0
+    if isinstance(value, int | float):
+        return 4 + ("/" in name), 0
+    return 3, 0
+
+
+def bookkeeping(handle: Handle) -> dict[str, Any]:
+    """What identifies an artifact, and what it was made of; all facts with all digits."""
+    manifest = handle.manifest
+    return {
+        "content": manifest.content,
+        "fingerprint": manifest.fingerprint,
+        "code_version": manifest.code_version,
+        "inputs": {name: ref.model_dump() for name, ref in manifest.inputs.items()},
+        "libraries": manifest.libraries,
+        "facts": manifest.facts,
+    }

@@ -26,8 +26,7 @@ from dagster import DagsterInstance
 from jobs.asset_jobs import ALIGN, IMPORT, PREPARE, REFRESH, RETRAIN, TRAIN_CODEC
 from scripts.run import Request, RequestError, register_corpora, run
 from tts_assets.core.artifacts import ArtifactError, ArtifactStore, Handle
-from tts_assets.evaluation.compare import FIGURES_FILE
-from tts_assets.evaluation.results import COMPARISON_PAGE
+from tts_assets.evaluation.results import COMPARISON_PAGE, FIGURES_FILE
 from tts_assets.settings import Settings, load_settings
 
 

@@ -18,6 +18,7 @@ from dagster import (
     UrlMetadataValue,
 )
 
+from resources.artifact_store import FIRST
 from tts_assets.core.program import progress_line
 
 FIGURES_SHOWN = 4  # numbers on the line of an asset; the UI has all
@@ -104,10 +105,10 @@ def asset_line(entry: EventLogEntry) -> str:
     assert event is not None and event.asset_key is not None
     metadata = event.step_materialization_data.materialization.metadata
     figures = [
-        f"{name} {value.value:,.4g}"
+        f"{name} {value.value}" if isinstance(value.value, str) else f"{name} {value.value:,.4g}"
         for name, value in metadata.items()
-        if isinstance(value.value, (int, float)) and not isinstance(value.value, bool)
-        if name not in NOT_FIGURES
+        if name in FIRST or isinstance(value.value, (int, float))
+        if not isinstance(value.value, bool) and name not in NOT_FIGURES
     ]
     partition = f" [{event.partition}]" if event.partition else ""
     if "experiment" in metadata:

@@ -111,7 +111,9 @@ def test_a_folder_is_published_once(tmp_path: Path, store: ArtifactStore, vendor
     assert handle.facts == vendored.facts
     events = [r.asset_materializations_for_node("codec")[0] for r in (first, second)]
     assert [event.metadata["reused"].value for event in events] == [False, True]
-    assert events[0].metadata["token_rate"].value == 50.0
+    assert events[0].metadata["bookkeeping"].value["facts"]["token_rate"] == 50.0
+    assert "token_rate" not in events[0].metadata, "a constant needs no plot"
+    assert "perplexity" not in events[0].metadata, "it is unknown"
     (tmp_path / "codec" / "README.md").write_text("the model card is not part of the codec")
     fetch(tmp_path, store)
     assert store.current("codec").content == handle.content

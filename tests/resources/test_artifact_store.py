@@ -13,9 +13,15 @@ from dagster import (
     materialize,
 )
 
-from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
+from resources.artifact_store import (
+    ArtifactIOManager,
+    ArtifactStoreResource,
+    asset_metadata,
+    rounded,
+)
 from tests.core.test_artifacts import FACTS, build, publish
 from tts_assets.core.artifacts import ArtifactStore, EvaluationSuite, Handle
+from tts_assets.core.metadata import Link, Markdown, Table
 
 
 @asset(name="evaluation_suite", io_manager_key="artifacts")
@@ -66,3 +72,31 @@ def test_a_single_step_reads_current_artifacts(store: ArtifactStore) -> None:
     read_by(store, suite, another_run, reader)
     current: Handle = store.current("evaluation_suite")
     assert read_by(store, reader) == (current.path / "suite.jsonl").read_text() == "theirs\n"
+
+
+def test_an_asset_page_starts_with_figures_and_ends_with_bookkeeping(store: ArtifactStore) -> None:
+    handle = publish(store, build(), "ours\n")
+    described = {
+        "seconds": 0.123456,
+        "unknown": None,
+        "table": Table([{"clip": Link("a|b", handle.path / "a (1).flac", "x y"), "text": "*"}]),
+        "card": Markdown("# Card"),
+        "page": handle.path / "page.html",
+        "wer": "8.5 % (6.1 to 11.2)",
+    }
+    shown = asset_metadata(handle, store.root, described, {"reused": False})
+    assert next(iter(shown)) == "wer" and list(shown)[-2:] == ["reused", "bookkeeping"]
+    order = [name for name in shown if name in described]
+    assert order == ["wer", "page", "table", "card", "seconds"]
+    assert shown["seconds"] == 0.1235
+    cell = shown["table"].value.splitlines()[-1]
+    assert cell.startswith("| [a\\|b](http://127.0.0.1:3001/") and cell.endswith(" | \\* |")
+    assert "/a%20%281%29.flac#x%20y)" in cell
+    kept = shown["bookkeeping"].value
+    assert kept["fingerprint"] == handle.manifest.fingerprint and kept["facts"]
+    assert "fingerprint" not in shown and "libraries" not in shown
+
+
+def test_numbers_have_four_digits() -> None:
+    given = [0.590498, 0.042825121314826145, 12345.67, -1.23456, 0.0]
+    assert [rounded(value) for value in given] == [0.5905, 0.04283, 12346.0, -1.235, 0.0]

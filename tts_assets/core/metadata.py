@@ -1,7 +1,8 @@
 """What assets and checks show in the UI, in plain types: stages describe artifacts without Dagster.
 
-Metadata is a mapping by name. A dict is shown as JSON, a :class:`Path` as a path, and the path of
-an ``.ipynb`` as a notebook. ``resources/artifact_store.py`` converts all values for Dagster.
+Metadata is a mapping by name. A dict is shown as JSON, and a :class:`Path` as a link, that of an
+``.ipynb`` to the viewer of notebooks. ``resources/artifact_store.py`` converts all values for
+Dagster.
 
 Notebooks with audio players are the only metadata in which the Dagster UI plays audio: it shows an
 ``.ipynb`` in a frame, including ``<audio>`` elements with data URIs. It removes these elements from
@@ -40,6 +41,22 @@ ROW = (
 
 class Markdown(str):
     """A text that is shown as Markdown."""
+
+
+@dataclass(frozen=True)
+class Link:
+    """A text that leads to a file of the storage, or to the element ``anchor`` of a page."""
+
+    text: str
+    path: Path
+    anchor: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows with the same columns, of texts and links."""
+
+    rows: Sequence[Mapping[str, str | Link]]
 
 
 @dataclass(frozen=True)

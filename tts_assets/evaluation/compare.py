@@ -36,6 +36,7 @@ from tts_assets.evaluation.page import (
 from tts_assets.evaluation.report import caption
 from tts_assets.evaluation.results import (
     COMPARISON_PAGE,
+    FIGURES_FILE,
     REFERENCE_COLUMNS,
     SUMMARY_FILE,
     TEMPERATURES_FILE,
@@ -51,7 +52,6 @@ from tts_assets.evaluation.results import (
 )
 from tts_assets.evaluation.summary import Changes, about_intervals, listed, summary, title_of
 
-FIGURES_FILE = "comparison.json"
 ALL = "all"
 
 Pairs = dict[tuple[str, str], Changes]

@@ -36,6 +36,7 @@ from tts_assets.evaluation.results import (
     by_category,
     by_manner,
     figures,
+    worst_first,
     write_samples,
 )
 
@@ -176,20 +177,6 @@ def table_rows(table: Mapping[str, Figures], end: float) -> list[ReportRow]:
     return rows
 
 
-def worst_first(samples: Sequence[SampleResult]) -> list[SampleResult]:
-    """Sorted by WER, then DNSMOS P.808, then speaker similarity; a missing value is the worst."""
-
-    def order(sample: SampleResult) -> tuple[float, float, float]:
-        values = sample.values
-        return (
-            -values.get("wer", 0.0),
-            values.get("dnsmos_p808", float("-inf")),
-            values.get("speaker_similarity", float("-inf")),
-        )
-
-    return sorted(samples, key=order)
-
-
 def reasons(samples: Sequence[SampleResult]) -> dict[tuple[str, str], int]:
     """The number of missing values by metric and reason."""
     counts: dict[tuple[str, str], int] = {}
@@ -246,7 +233,10 @@ def write_figures(path: Path, program: EvaluationProgram, found: Findings) -> No
             program.references, program.speakers, program.characters_per_second
         ),
         "columns": {
-            c.name: {"title": c.title, "better": c.better, "unit": c.unit, "about": c.about}
+            c.name: {
+                **{"title": c.title, "better": c.better, "unit": c.unit, "about": c.about},
+                **{"digits": c.digits, "smallest": c.smallest},
+            }
             for c in columns
         },
         "total": found.by_kind[ALL],

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import Field
 
 from tts_assets.audio_models.wer import difference_interval, rate_interval
 from tts_assets.core.artifacts import Comparison, Report
 from tts_assets.core.config import Config
-from tts_assets.core.metadata import NOTEBOOK_FILE, Markdown, Metadata, image
+from tts_assets.core.metadata import NOTEBOOK_FILE, Link, Markdown, Metadata, Table, image
 from tts_assets.core.plots import bars
 from tts_assets.evaluation.metrics.metric import Column
 
@@ -23,6 +24,9 @@ REPORT_PAGE = "report.html"
 COMPARISON_PAGE, BLIND_PAGE = "comparison.html", "blind.html"
 SUMMARY_FILE = "summary.md"
 REFERENCE_COLUMNS = ("speaker_similarity", "duration_ratio")  # they depend on reference recordings
+FIGURES_FILE = "comparison.json"
+HEADLINE = ("wer", "speaker_similarity", "dnsmos_p808")  # figures at the top of an asset page
+WORST = 10  # syntheses on an asset page
 FEWEST_TEXTS = 10  # bootstrap intervals of fewer texts are not reliable
 FAILED = "failed"  # how the reason starts if a metric raised; the exception follows
 Item = TypeVar("Item")
@@ -63,6 +67,12 @@ class SampleResult(Config):
     def key(self) -> tuple[str, str, int, float | None]:
         """The request: the same in two reports on the same suite."""
         return self.id, self.text, self.seed, self.temperature
+
+    @property
+    def anchor(self) -> str:
+        """The id of this synthesis in the page of its report."""
+        at = "" if self.temperature is None else f"-{self.temperature:g}"
+        return re.sub(r"[^\w.-]+", "_", f"{self.id}-{self.seed}{at}")
 
     def weight(self, column: Column) -> float:
         """The weight of this synthesis in the total of ``column``."""
@@ -226,21 +236,91 @@ def read_samples(folder: Path, name: str = SAMPLES_FILE) -> list[SampleResult]:
         ]
 
 
+def worst_first(samples: Sequence[SampleResult]) -> list[SampleResult]:
+    """Sorted by WER, then DNSMOS P.808, then speaker similarity; a missing value is the worst."""
+
+    def order(sample: SampleResult) -> tuple[float, float, float]:
+        values = sample.values
+        return (
+            -values.get("wer", 0.0),
+            values.get("dnsmos_p808", float("-inf")),
+            values.get("speaker_similarity", float("-inf")),
+        )
+
+    return sorted(samples, key=order)
+
+
 def describe_report(report: Report) -> Metadata:
-    """Metadata: page, listening notebook, and the WER by category as a plot."""
+    """Metadata: figures with intervals, page and notebook, and the worst syntheses with audio."""
+    written = json.loads((report.path / REPORT_FILE).read_text())
+    columns = columns_of_report(written)
+    total = {name: Figure.parse(one, name) for name, one in written["total"]["metrics"].items()}
     plot = bars(report.facts.wer_by_category, x_label="WER, %")
     return {
-        "listen": report.path / NOTEBOOK_FILE,
+        **{name: with_interval(columns[name], total[name]) for name in HEADLINE if name in total},
         "page": report.path / REPORT_PAGE,
+        "listen": report.path / NOTEBOOK_FILE,
+        "worst": worst_table(report.path, columns),
+        "figures": Table(
+            [
+                {"metric": columns[name].title, "total": with_interval(columns[name], one)}
+                for name, one in total.items()
+            ]
+        ),
         "wer_plot": image("WER by category", plot),
     }
 
 
-def describe_comparison(comparison: Comparison) -> Metadata:
-    """Metadata: page, listening notebook, blind test, and the summary."""
+def columns_of_report(written: Mapping[str, Any]) -> dict[str, Column]:
+    """The columns of a ``report.json`` by name."""
     return {
-        "listen": comparison.path / NOTEBOOK_FILE,
-        "page": comparison.path / COMPARISON_PAGE,
-        "blind_test": comparison.path / BLIND_PAGE,
+        name: Column(name, **{"digits": 2, **values}) for name, values in written["columns"].items()
+    }
+
+
+def with_interval(column: Column, figure: Figure) -> str:
+    """A total and its interval, such as ``8.5 % (6.1 to 11.2)``."""
+    interval = f"{column.number(figure.low)} to {column.number(figure.high)}"
+    return f"{column.text(figure.value)} ({interval})"
+
+
+def worst_table(folder: Path, columns: Mapping[str, Column]) -> Table:
+    """The worst syntheses of a report: links to their rows in the page and to their audio."""
+    worst = worst_first([s for s in read_samples(folder) if s.temperature is None])[:WORST]
+    return Table([worst_row(folder, sample, columns) for sample in worst])
+
+
+def worst_row(
+    folder: Path, sample: SampleResult, columns: Mapping[str, Column]
+) -> dict[str, str | Link]:
+    """A row of :func:`worst_table`."""
+    numbers = {
+        columns[name].title: columns[name].number(sample.values[name])
+        for name in HEADLINE
+        if name in sample.values
+    }
+    return {
+        "utterance": Link(sample.id, folder / REPORT_PAGE, sample.anchor),
+        "audio": Link("play", folder / sample.audio) if sample.audio else "none",
+        **numbers,
+        "text": sample.text,
+        "ASR transcript": sample.heard,
+    }
+
+
+def describe_comparison(comparison: Comparison) -> Metadata:
+    """Metadata: the change of the WER, the summary, page, listening notebook, and blind test."""
+    facts: Any = comparison.facts
+    shown: Metadata = {}
+    if facts.wer_difference is not None:
+        wer = Column("wer", "WER", "", unit="%", digits=1)
+        rates = f"{wer.text(facts.wer_candidate)} instead of {wer.text(facts.wer_baseline)}"
+        interval = wer.signed_range(facts.ci_low, facts.ci_high)
+        shown = {"wer": f"{rates} ({wer.signed(facts.wer_difference)}, {interval})"}
+    return {
+        **shown,
         "summary": Markdown((comparison.path / SUMMARY_FILE).read_text()),
+        "page": comparison.path / COMPARISON_PAGE,
+        "listen": comparison.path / NOTEBOOK_FILE,
+        "blind_test": comparison.path / BLIND_PAGE,
     }

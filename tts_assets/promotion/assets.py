@@ -17,13 +17,13 @@ from dagster import (
     AssetsDefinition,
     DagsterInstance,
     DataVersion,
-    MetadataValue,
     Output,
     asset,
 )
 
-from resources.artifact_store import ArtifactStoreResource, standard_metadata
+from resources.artifact_store import ArtifactStoreResource, asset_metadata
 from tts_assets.core.artifacts import ArtifactStore, Promoted
+from tts_assets.core.metadata import Markdown
 from tts_assets.orchestration.checks import blocking_checks, failed_checks
 from tts_assets.promotion.config import PromotionConfig
 from tts_assets.promotion.decision import describe_decisions, promote_best
@@ -72,17 +72,22 @@ def promoted_asset(
             handle, decisions = promote_best(store.store, voice, config, failed)
         context.log.info("; ".join(f"{d.recipe}: {d.why}" for d in decisions))
         reused = before is not None and before.path == handle.path
-        metadata = metadata_of(store.store, handle, reused)
-        metadata["decisions"] = MetadataValue.md(describe_decisions(decisions))
+        metadata = metadata_of(store.store, handle, reused, describe_decisions(decisions))
         return Output(handle, data_version=DataVersion(handle.content), metadata=metadata)
 
     return promoted
 
 
-def metadata_of(store: ArtifactStore, handle: Promoted, reused: bool) -> dict[str, Any]:
-    """Metadata of a change, with the history of the voice."""
-    table = MetadataValue.md(describe_history(history(store, handle.facts.voice)))
-    return {**standard_metadata(handle, store.root), "reused": reused, "history": table}
+def metadata_of(
+    store: ArtifactStore, handle: Promoted, reused: bool, decisions: str = ""
+) -> dict[str, Any]:
+    """Metadata of a change, with the decisions about candidates and the history of the voice."""
+    tables = {
+        "decisions": decisions,
+        "history": describe_history(history(store, handle.facts.voice)),
+    }
+    described = {name: Markdown(table) for name, table in tables.items() if table}
+    return asset_metadata(handle, store.root, described, {"reused": reused})
 
 
 def report_to_dagster(store: ArtifactStore, handle: Promoted) -> None:

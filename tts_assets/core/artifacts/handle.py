@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
@@ -54,7 +54,17 @@ class Manifest(Config):
 
 
 class Facts(Config):
-    """Base of the typed facts of an artifact: numbers and names that later stages read."""
+    """Base of the typed facts of an artifact: numbers and names that later stages read.
+
+    Asset pages show those of ``folded`` in the bookkeeping only: names that the asset's key has,
+    digests, paths, and numbers that no run changes, which need no plot.
+    """
+
+    folded: ClassVar[Set[str]] = {
+        *("corpus", "name", "recipe", "stage", "suite", "root", "membership", "dtype"),
+        *("codec", "codec_path", "vocabulary", "text_tokens"),
+        *("sample_rate", "hop_length", "token_rate", "codebook_size"),
+    }
 
 
 class Handle:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Set
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -249,6 +250,8 @@ class ExternalModelsTable(Handle):
 class ComparisonFacts(Facts):
     """``baseline`` is the first model, ``candidate`` the last. WERs are fractions, if measured."""
 
+    folded: ClassVar[Set[str]] = {"baseline", "candidate", "ci_low", "ci_high"}
+
     baseline: str
     candidate: str
     wer_baseline: float | None = None
@@ -277,6 +280,8 @@ class PromotedFacts(Facts):
     ``previous`` is the fingerprint of the promotion before, ``left`` the content digest of the
     model that a rollback replaced.
     """
+
+    folded: ClassVar[Set[str]] = {"voice", "model", "previous", "left"}
 
     voice: str
     recipe: str
