@@ -17,18 +17,8 @@ from dagster import AssetExecutionContext, DagsterExecutionInterruptedError, Dag
 from pydantic import Field
 
 from resources.launcher import Launcher, LaunchError, Program, launch_error
-from resources.slurm_job import (
-    EXIT_MARKER,
-    REQUEUES,
-    STARTS,
-    Job,
-    Refused,
-    SlurmClient,
-    Unreachable,
-    gpus_of,
-    job_name,
-    write_script,
-)
+from resources.slurm_client import Job, Refused, SlurmClient, Unreachable
+from resources.slurm_job import EXIT_MARKER, REQUEUES, STARTS, gpus_of, job_name, write_script
 from resources.torchrun import time_limit_message
 from tts_assets.core.artifacts import atomic_write
 from tts_assets.core.compute import SlurmOptions, crowded

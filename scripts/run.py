@@ -217,7 +217,7 @@ def select_assets(text: str, graph: AssetGraph) -> set[AssetKey]:
         found = AssetSelection.from_string(text).resolve(graph)
     except DagsterError as error:
         raise RequestError(f"the selection {text!r} is invalid: {error}") from None
-    found &= graph.materializable_asset_keys
+    found = set(found & graph.materializable_asset_keys)
     if not found:
         raise RequestError(f"{text!r} selects no asset")
     return found

@@ -12,7 +12,8 @@ import pytest
 
 from resources.launcher import ATTEMPTS
 from resources.slurm import Follower, SlurmLauncher
-from resources.slurm_job import STARTS, Job, SlurmClient, gpus_of
+from resources.slurm_client import Job, SlurmClient
+from resources.slurm_job import STARTS, gpus_of
 from resources.torchrun import TorchrunLauncher
 from tests.support.launched import count
 from tts_assets.core.compute import Shape
@@ -55,11 +56,10 @@ def test_starts_between_two_polls_are_recorded(tmp_path: Path) -> None:
     assert followed(tmp_path, client) == {"6.0": 500.0, "7.0": 500.0, "7.1": 500.0, "7.2": 20.0}
 
 
-def test_all_nodes_of_a_job_are_equal(tmp_path: Path) -> None:
-    """Each holds what the more demanding role needs, as sbatch is told."""
+def test_each_role_is_billed_for_the_gpus_of_its_own_nodes(tmp_path: Path) -> None:
     service = count(tmp_path / "serve", SHAPE, total=1)
     shape = Shape(nodes=2, processes=8, gpus=8)
-    assert gpus_of(replace(count(tmp_path, shape, total=1), service=service)) == 24
+    assert gpus_of(replace(count(tmp_path, shape, total=1), service=service)) == 16 + 1
 
 
 @dataclass(frozen=True)
