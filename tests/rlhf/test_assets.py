@@ -14,7 +14,7 @@ from dagster import (
     MarkdownMetadataValue,
 )
 
-from resources.artifact_store import ArtifactStoreResource, for_dagster
+from resources.artifact_store import ArtifactStoreResource, for_dagster, rounded
 from tests.support.links import linked_file
 from tts_assets.core.artifacts import ArtifactStore, Build, Checkpoint, CheckpointFacts
 from tts_assets.core.compute import Shape
@@ -48,8 +48,8 @@ def test_metadata_has_numbers_plots_and_audio(
     lines = (checkpoint.path / "metrics.jsonl").read_text().splitlines()
     held_out = [json.loads(line)["reward_heldout"] for line in lines if "reward_heldout" in line]
     assert (shown["reward_heldout_first"], shown["reward_heldout_last"]) == (
-        held_out[0],
-        held_out[-1],
+        rounded(held_out[0]),
+        rounded(held_out[-1]),
     )
     for name in ("reward_first", "reward_rate_last", "seconds_last", "kl", "entropy", "ended"):
         assert isinstance(shown[name], float)
