@@ -25,7 +25,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -137,7 +138,8 @@ def run(
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    status = follow(instance, created, process, view)
+    with ended_by_signals():
+        status = follow(instance, created, process, view)
     if status == DagsterRunStatus.CANCELED:
         print("canceled: the same command resumes from the last checkpoint", flush=True)
         sys.exit(130)
@@ -146,6 +148,18 @@ def run(
         failed = f"\n\nchecks that did not pass:{failed}" if failed else ""
         sys.exit(f"{request.title} failed; the end of {log}:\n{tail(log)}{failed}")
     return view
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP, such as that of a closed terminal, act as Ctrl-C does."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # background jobs ignore SIGINT
+    before = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def follow(

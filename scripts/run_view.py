@@ -69,8 +69,8 @@ class RunView:
                 text = check_lines(evaluation)
                 self.failed_checks.append(text)
                 self._line(text)
-        elif event.event_type == DagsterEventType.STEP_FAILURE:
-            self._line(f"  {event.step_key} FAILED: {event.step_failure_data.error_display_string}")
+        elif event.event_type == DagsterEventType.STEP_FAILURE and (reason := failure_of(event)):
+            self._line(f"  {event.step_key} FAILED: {reason}")
 
     def _keep_page(self, event: DagsterEvent) -> None:
         assert event.asset_key is not None
@@ -97,6 +97,19 @@ class RunView:
             if not text:
                 print("\r", end="", flush=True)
             self._bar = text
+
+
+def failure_of(event: DagsterEvent) -> str:
+    """The message of the first error of a failed step; empty if the run was canceled.
+
+    The log has the tracebacks.
+    """
+    error = event.step_failure_data.error
+    while error is not None and error.cause is not None:
+        error = error.cause
+    if error is None or error.cls_name == "DagsterExecutionInterruptedError":
+        return ""
+    return error.message.strip()
 
 
 def asset_line(entry: EventLogEntry) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import subprocess
@@ -109,21 +108,28 @@ def test_a_failed_job_ends_with_its_failed_checks(instance: DagsterInstance) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("who", ["terminal", "ui"])
-def test_a_canceled_run_is_canceled(home: Path, instance: DagsterInstance, who: str) -> None:
+@pytest.mark.parametrize("who", [signal.SIGINT, signal.SIGHUP, "ui"])
+def test_a_canceled_run_is_canceled(
+    home: Path, instance: DagsterInstance, who: signal.Signals | str
+) -> None:
     script = (
         "from dagster import DagsterInstance; from tts_assets.settings import load_settings;"
         "from scripts.run import Request, run;"
         f"run(DagsterInstance.get(), load_settings(), Request('wait'), {JOBS!r})"
     )
-    process = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, env=os.environ)
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=ROOT, text=True, stdout=subprocess.PIPE
+    )
     deadline = time.monotonic() + PATIENCE
     while not (home / "started").exists():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.2)
-    if who == "terminal":
-        process.send_signal(signal.SIGINT)
-    else:
+    if isinstance(who, str):
         instance.report_run_canceling(instance.get_runs()[0])
-    assert process.wait(timeout=PATIENCE) == 130
+    else:
+        process.send_signal(who)
+    shown, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 130
+    assert shown.endswith("canceled: the same command resumes from the last checkpoint\n")
+    assert "FAILED" not in shown and "Traceback" not in shown
     assert [one.status for one in instance.get_runs()] == [DagsterRunStatus.CANCELED]

@@ -84,6 +84,22 @@ def test_pages_are_paths_and_experiments_are_named(
     assert "  evaluated (experiment: seed 2)  " in capsys.readouterr().out
 
 
+@asset
+def broken() -> None:
+    raise ValueError("the corpus has no utterance")
+
+
+def test_a_failed_step_shows_its_message_without_the_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with DagsterInstance.ephemeral() as instance:
+        result = materialize([broken], instance=instance, raise_on_error=False)
+        capsys.readouterr()
+        RunView(instance, result.run_id, tmp_path).update()
+    expected = "  broken FAILED: ValueError: the corpus has no utterance\n"
+    assert capsys.readouterr().out == expected
+
+
 def test_a_failed_check_shows_its_ids(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assets = [made, suite_is_held_out, no_collapse, fine]
     with DagsterInstance.ephemeral() as instance:
