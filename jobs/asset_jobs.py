@@ -201,12 +201,16 @@ def build_schedules(
         nightly_refresh(named[REFRESH], settings),
         *(
             ScheduleDefinition(
-                name=name, job=named[job], cron_schedule=cron, execution_timezone=when.timezone
+                name=name,
+                job=named[job],
+                cron_schedule=cron,
+                execution_timezone=when.timezone,
+                description=about,
             )
-            for name, job, cron in (
-                ("weekly_retrain", RETRAIN, when.retrain),
-                ("weekly_evaluate", EVALUATE, when.evaluate),
-                ("monthly_align", ALIGN, when.align),
+            for name, job, cron, about in (
+                ("weekly_retrain", RETRAIN, when.retrain, "Trains recipes whose data changed."),
+                ("weekly_evaluate", EVALUATE, when.evaluate, "Makes reports of changed models."),
+                ("monthly_align", ALIGN, when.align, "RLHF of recipes whose base changed."),
             )
         ),
     ]

@@ -114,6 +114,19 @@ def test_pipe_lists_with_and_without_a_header(recordings: Recordings, tmp_path: 
     assert speakers(rows) == {str(n): f"speaker{n}" for n in range(4)}
 
 
+def test_a_text_without_audio_is_set_aside(recordings: Recordings, tmp_path: Path) -> None:
+    audio, words = recordings[0]
+    put(audio, tmp_path / "corpus" / "clips" / "a.wav")
+    write(tmp_path / "corpus" / "clips" / "a.txt", words)
+    write(tmp_path / "corpus" / "clips" / "b.txt", words)
+    write(tmp_path / "corpus" / "notes" / "licence.txt", "of another folder")
+    rows, set_aside = index(tmp_path / "corpus", tmp_path / "out", "folder")
+    assert len(rows) == 1
+    assert [(record.what, record.reason) for record in set_aside] == [
+        ("clips/b.txt", "text without audio")
+    ]
+
+
 def test_folders_of_speakers_need_no_text(recordings: Recordings, tmp_path: Path) -> None:
     root = tmp_path / "c"
     for number, (audio, _) in enumerate(recordings[:3]):

@@ -118,6 +118,32 @@ def test_the_table_filters(report: Path, browser: Browser) -> None:
 
 
 @pytest.mark.slow
+def test_the_comparison_filters(comparison: Path, browser: Browser) -> None:
+    browser.open(comparison / "comparison.html")
+    form = "document.querySelector('form.filter')"
+    shown = "document.querySelectorAll('#pairs li:not([hidden])').length"
+    groups = "document.querySelectorAll('#pairs [data-group]:not(.empty)').length"
+    assert (browser.run(shown), browser.run(groups)) == (3, 2)
+    browser.run(f"{form}.elements.kind.value = 'wrong'")
+    browser.run(f"{form}.dispatchEvent(new Event('input'))")
+    assert (browser.run(shown), browser.run(groups)) == (1, 1)
+    assert browser.run(f"{form}.querySelector('output').textContent") == "1 of 3 texts"
+
+
+@pytest.mark.slow
+def test_votes_are_not_lost_by_one_click(comparison: Path, browser: Browser) -> None:
+    browser.open(comparison / "blind.html")
+    disabled = "[...document.querySelectorAll('.bar button')].map((button) => button.disabled)"
+    assert browser.run(disabled) == [True, True], "there is nothing to download or to delete"
+    browser.run("document.querySelector('input[type=radio]').click()")
+    assert browser.run(disabled) == [False, False]
+    browser.run("window.confirm = () => false; document.querySelector('#delete').click()")
+    assert browser.run("Object.keys(votes()).length") == 1
+    browser.run("window.confirm = () => true; document.querySelector('#delete').click()")
+    assert browser.run("Object.keys(votes()).length") == 0
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("page", ["report", "comparison", "blind"])
 def test_pages_are_accessible(page: str, report: Path, comparison: Path, browser: Browser) -> None:
     browser.open((report if page == "report" else comparison) / f"{page}.html")

@@ -74,6 +74,11 @@ def test_without_a_speaker_encoder_there_is_no_speaker_report() -> None:
     assert "speaker_report" not in assets_of(plain, "evaluate")
 
 
+def test_every_schedule_says_what_it_does(defs: Definitions) -> None:
+    names = ("nightly_refresh", "weekly_retrain", "weekly_evaluate", "monthly_align")
+    assert all(defs.resolve_schedule_def(name).description for name in names)
+
+
 def test_every_report_with_a_freshness_policy_is_scheduled_weekly(defs: Definitions) -> None:
     graph = defs.resolve_asset_graph()
     aging = {

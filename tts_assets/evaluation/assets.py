@@ -48,7 +48,7 @@ from tts_assets.speakers.assets import encoder_input
 
 SUITE_VERSION = "1"
 CODE_VERSION = "6"
-COMPARISON_VERSION = "7"
+COMPARISON_VERSION = "8"
 Built = AssetsDefinition | AssetChecksDefinition
 
 

@@ -55,7 +55,9 @@ for (const table of document.querySelectorAll("table.sortable")) {
 }
 
 for (const form of document.querySelectorAll("form.filter")) {
-  const rows = [...document.querySelectorAll(`#${form.dataset.table} tbody tr`)];
+  const list = document.getElementById(form.dataset.table);
+  const rows = [...list.querySelectorAll("[data-text]")];
+  const groups = [...list.querySelectorAll("[data-group]")];
   const count = form.querySelector("output");
   const apply = () => {
     const words = form.elements.words.value.toLowerCase();
@@ -65,8 +67,11 @@ for (const form of document.querySelectorAll("form.filter")) {
       row.hidden = !(row.dataset.text.includes(words) && (!kind || row.dataset.kind === kind)
         && (!wrong || row.dataset.wrong));
     }
+    for (const group of groups) {
+      group.classList.toggle("empty", rows.every((row) => row.hidden || !group.contains(row)));
+    }
     const shown = rows.filter((row) => !row.hidden).length;
-    count.textContent = `${shown} of ${rows.length} syntheses`;
+    count.textContent = `${shown} of ${rows.length} ${form.dataset.what}`;
   };
   form.addEventListener("input", apply);
   form.addEventListener("submit", (event) => event.preventDefault());

@@ -315,7 +315,9 @@ def _over_fitted(
         "are better in listening.ipynb, as for a small model that knows few words, write "
         'export = "last".'
         if exported == "best"
-        else 'The last weights are published: write export = "best", or fewer steps.'
+        else 'The last weights are published, as export = "last" says: right if the validation '
+        "sentences differ from what the model is for, and later syntheses in listening.ipynb are "
+        'better. Otherwise write export = "best", or fewer steps.'
     )
     return (
         f"Over-fitted: the validation loss was lowest after step {best_step} and rose by "

@@ -103,13 +103,23 @@ def read_vctk(root: Path, config: CorpusConfig) -> Iterator[Entry | SetAside]:
 
 
 def read_folder(root: Path, config: CorpusConfig) -> Iterator[Entry | SetAside]:
-    """A plain folder of any depth: ``x.wav`` (or flac, mp3, …) beside ``x.txt`` with its text."""
+    """A plain folder of any depth: ``x.wav`` (or flac, mp3, …) beside ``x.txt`` with its text.
+
+    A text without audio is set aside, if its folder has audio: other folders may hold notes.
+    """
+    with_audio: set[Path] = set()
     for audio in files_below(root, AUDIO_SUFFIXES):
         if isinstance(audio, SetAside):
             yield audio
             continue
+        with_audio.add(audio.with_suffix(""))
         where = str(audio.relative_to(root))
         yield entry(config, audio, where, text_beside([audio.with_suffix(".txt")], where))
+    folders = {path.parent for path in with_audio}
+    for text in files_below(root, {".txt"}):
+        alone = isinstance(text, Path) and text.with_suffix("") not in with_audio
+        if isinstance(text, Path) and alone and text.parent in folders:
+            yield SetAside(str(text.relative_to(root)), "text without audio")
 
 
 def read_recordings(root: Path, config: CorpusConfig) -> Iterator[Entry | SetAside]:
