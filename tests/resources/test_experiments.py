@@ -21,7 +21,7 @@ from dagster._core.definitions.asset_daemon_cursor import AssetDaemonCursor
 from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
 from resources.torchrun import TorchrunLauncher
 from sensors.automation import training_assets, with_training_condition
-from tts_assets.core.artifacts import ArtifactStore, EvaluationSuite
+from tts_assets.core.artifacts import ArtifactStore, EvaluationSuite, open_artifact
 from tts_assets.evaluation.suite import SuiteText, write_suite
 from tts_assets.orchestration.conditions import EXPERIMENT_TAG
 from tts_assets.orchestration.program_asset import Plan, Request, Training, artifact_asset
@@ -143,14 +143,24 @@ def test_an_experiment_is_marked_and_takes_no_place(voice: Voice) -> None:
         "serving/voice": "made from sft/voice",
         "report/voice": "made from serving/voice",
     }
-    [report] = [path for path in voice.store.published(CHAIN[2]) if path.name not in own]
-    assert "2 steps" in (report / "suite.jsonl").read_text()
+    assert [path.name for path in voice.store.published(CHAIN[2])] == [own[2]]
+    reports = voice.store.folder(CHAIN[2]).glob("*/suite.jsonl")
+    assert sorted({path.read_text().count("2 steps") for path in reports}) == [0, 1]
     assert voice.current() == own and voice.versions() == versions
     run = voice.instance.get_run_by_id(result.run_id)
     assert run is not None and EXPERIMENT_TAG in run.tags
     assert voice.tick() == []
     again = voice.run(*CHAIN)
     assert experiments(again) == {} and voice.current() == own and voice.tick() == []
+
+
+def test_a_recipe_that_becomes_equal_to_an_experiment_selects_it(voice: Voice) -> None:
+    voice.run("sft/voice", config=OVERRIDE)
+    assert voice.store.published("sft/voice") == []
+    [made] = voice.store.folder("sft/voice").glob("*/suite.jsonl")
+    voice.store.select(open_artifact(made.parent))  # as a run that reuses it does
+    assert voice.store.published("sft/voice") == [made.parent]
+    assert voice.store.current("sft/voice").path == made.parent
 
 
 def test_automation_does_not_follow_an_experiment(voice: Voice) -> None:

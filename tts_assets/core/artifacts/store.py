@@ -123,9 +123,16 @@ class ArtifactStore:
         return open_artifact(link.resolve())
 
     def published(self, asset: str, partition: str = UNPARTITIONED) -> list[Path]:
-        """The folders of all artifacts of an asset and partition, sorted by fingerprint."""
+        """The folders of all artifacts of an asset and partition, sorted by fingerprint.
+
+        Experiments, which were published without being selected, are not among them.
+        """
         folders = self.folder(asset, partition).glob("*")
-        return sorted(folder for folder in folders if FINGERPRINT.fullmatch(folder.name))
+        return sorted(
+            folder
+            for folder in folders
+            if FINGERPRINT.fullmatch(folder.name) and not experiment_mark(folder).exists()
+        )
 
     def work_folder(self, build: Build) -> Path:
         """The work folder of this build. It is the same after a restart, so that builds resume."""
@@ -141,7 +148,8 @@ class ArtifactStore:
 
         ``result`` must be on the file system of the store, that is below :meth:`work_folder`. Its
         files get the permissions of the umask. If another process published the same build
-        meanwhile, its artifact is kept. With ``select`` it becomes the current artifact.
+        meanwhile, its artifact is kept. With ``select`` it becomes the current artifact, otherwise
+        it is marked as an experiment until it is selected.
         """
         remove_asides(result)  # of an earlier attempt that was killed while it wrote a file
         manifest = _manifest(kind, build, result, facts)
@@ -150,6 +158,8 @@ class ArtifactStore:
         fsync_tree(result)
         final = self.folder(build.asset, build.partition) / build.fingerprint
         final.parent.mkdir(parents=True, exist_ok=True)
+        if not select and not final.exists():
+            experiment_mark(final).touch()
         try:
             result.rename(final)
         except OSError as error:
@@ -164,6 +174,7 @@ class ArtifactStore:
 
     def select(self, handle: Handle) -> None:
         """Make ``handle`` the current artifact of its asset and partition, atomically."""
+        experiment_mark(handle.path).unlink(missing_ok=True)
         link = self.folder(handle.asset, handle.partition) / "current"
         target = handle.manifest.fingerprint
         if link.is_symlink() and str(link.readlink()) == target:
@@ -173,6 +184,11 @@ class ArtifactStore:
         aside.symlink_to(target)
         aside.replace(link)
         fsync(link.parent)
+
+
+def experiment_mark(folder: Path) -> Path:
+    """The empty file beside an artifact that was never selected."""
+    return folder.with_name(f".{folder.name}.experiment")
 
 
 def store_of(handle: Handle) -> ArtifactStore:
