@@ -39,6 +39,7 @@ class RunView:
         self.failed_checks: list[str] = []
         self.pages: dict[str, Path] = {}  # by asset: what to open in a browser
         self._bar = ""
+        self._since = time.time()
         self._last_log = time.monotonic()
 
     def update(self) -> None:
@@ -80,7 +81,7 @@ class RunView:
             self.pages[event.asset_key.to_user_string()] = self._work.parent / path
 
     def _show_bar(self) -> None:
-        progress = latest_progress(self._work)
+        progress = latest_progress(self._work, self._since)
         if sys.stdout.isatty():
             self._draw(progress)
         elif progress and time.monotonic() - self._last_log > LOG_SECONDS:
@@ -155,12 +156,16 @@ def check_lines(evaluation: AssetCheckEvaluation) -> str:
     return "\n".join(lines)
 
 
-def latest_progress(work: Path) -> str:
-    """The last line of the newest progress file, as a bar."""
-    files = sorted(work.glob("*/progress.jsonl"), key=lambda path: path.stat().st_mtime)
-    if not files:
+def latest_progress(work: Path, since: float = 0.0) -> str:
+    """The last line of the newest progress file, as a bar.
+
+    Files that were last written before ``since`` are those of canceled runs.
+    """
+    written = {path: path.stat().st_mtime for path in work.glob("*/progress.jsonl")}
+    newest = max(written, key=lambda path: written[path], default=None)
+    if newest is None or written[newest] < since:
         return ""
-    lines = files[-1].read_text().splitlines()
+    lines = newest.read_text().splitlines()
     last = json.loads(lines[-1]) if lines else {}
     if not last.get("total"):
         return f"    {last['what']}: {progress_line(last)}" if last else ""

@@ -82,6 +82,8 @@ def test_progress_has_the_newest_metrics_and_the_time_left(
     ]
     last = json.loads((tmp_path / "sft-1" / "progress.jsonl").read_text().splitlines()[-1])
     assert last["metrics"] == {"loss": 3.21987, "tokens_per_second": 1234.5, "val_loss": 3.5}
+    written = (tmp_path / "sft-1" / "progress.jsonl").stat().st_mtime
+    assert latest_progress(tmp_path, since=written + 1) == ""  # that of an earlier run
     bar = latest_progress(tmp_path)
     assert bar.endswith("░ 5/6, loss 3.22, validation loss 3.5, 1,234 tokens/s, 50 s left")
 

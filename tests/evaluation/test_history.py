@@ -91,7 +91,7 @@ def test_a_comparison_omits_or_refuses_metrics_that_are_measured_differently(
 ) -> None:
     published(store, suite, report, "one")
     published(store, suite, report, "two", **config)
-    compared = comparison_asset("pair", ComparisonConfig(models=("one", "two")), CONFIG)
+    compared = comparison_asset("pair", ComparisonConfig(models=("one", "two")), CONFIG, ())
     root = str(store.root)
     result = materialize(
         [AssetSpec(["report", "one"]), AssetSpec(["report", "two"]), compared],
