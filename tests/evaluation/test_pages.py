@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import axe_core_python
 import pytest
+from dagster import AssetKey, AssetMaterialization, DagsterInstance
 
+from resources.artifact_store import asset_metadata
+from scripts.ui import serve_files
 from tests.evaluation.test_compare import better_copy, compared
+from tests.pipeline.test_ui import free_ports, wait_for
 from tests.support.browser import Browser
 from tts_assets.audio_models.wer import match
+from tts_assets.core.artifacts import ArtifactStore, Build, Report
+from tts_assets.core.artifacts.model_kinds import ReportFacts
 from tts_assets.evaluation.blind_test import BlindKey, Votes, tally
-from tts_assets.evaluation.results import read_samples
+from tts_assets.evaluation.results import describe_report, read_samples
 
 AXE = (Path(axe_core_python.__file__).parent / "axe.min.js").read_text()
 STANDARD = '{ runOnly: ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"] }'
@@ -48,6 +58,76 @@ def read_aloud(browser: Browser) -> str:
             yield from texts(nodes[child])
 
     return " ".join(texts(next(n for n in nodes.values() if "parentId" not in n)))
+
+
+DEFINITIONS = """
+from dagster import AssetSpec, Definitions
+defs = Definitions(assets=[AssetSpec(["report", "recordings"])])
+"""
+
+
+@pytest.fixture
+def asset_page(
+    report: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[str, Report]]:
+    """The page of a published report in the Dagster UI, with the files of its storage beside it."""
+    port = free_ports()
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    monkeypatch.setenv("TTS_FILES_URL", f"http://127.0.0.1:{port + 1}")
+    (tmp_path / "dagster.yaml").write_text("telemetry: {enabled: false}\nnux: {enabled: false}\n")
+    (tmp_path / "defs.py").write_text(DEFINITIONS)
+    store = ArtifactStore(tmp_path / "storage")
+    build = Build("report/recordings", {}, {}, "1")
+    result = store.work_folder(build) / "result"
+    shutil.copytree(report, result, dirs_exist_ok=True)
+    facts = ReportFacts(recipe="recordings", texts=3, wer=0.4, wer_by_category={"wrong": 1.0})
+    published = store.publish(Report, build, result, facts)
+    assert isinstance(published, Report)
+    serve_files(store.root, port + 1)
+    metadata = asset_metadata(published, store.root, describe_report(published), {})
+    with DagsterInstance.get() as instance:
+        key = AssetKey(["report", "recordings"])
+        instance.report_runless_asset_event(AssetMaterialization(key, metadata=metadata))
+    command = [sys.executable, "-m", "dagster_webserver", "-f", str(tmp_path / "defs.py")]
+    server = subprocess.Popen([*command, "-h", "127.0.0.1", "-p", str(port)])
+    try:
+        wait_for(f"http://127.0.0.1:{port}/server_info", server)
+        yield f"http://127.0.0.1:{port}/assets/report/recordings", published
+    finally:
+        server.terminate()
+        server.wait(timeout=120)
+
+
+def click(browser: Browser, text: str) -> None:
+    """Click the first element that has this text and no element in it."""
+    leaves = "[...document.querySelectorAll('*')].filter((e) => !e.children.length)"
+    found = f"{leaves}.find((e) => e.textContent.trim() === '{text}')"
+    browser.wait(found)
+    browser.run(f"{found}.click()")
+
+
+@pytest.mark.slow
+def test_from_the_wer_of_an_asset_to_an_utterance_in_two_clicks(
+    asset_page: tuple[str, Report], browser: Browser
+) -> None:
+    url, report = asset_page
+    worst, *_ = sorted(read_samples(report.path), key=lambda s: -s.values["wer"])
+    browser.send("Page.navigate", url=url)
+    browser.wait("document.body?.innerText.includes('worst')")
+    page = browser.run("document.body.innerText")
+    assert re.search(r"wer\s.*?\d+\.\d % \(\d+\.\d to \d+\.\d\)", page, re.DOTALL)
+    assert page.index("wer") < page.index("worst") < page.index("bookkeeping")
+    if worst.id not in page:
+        click(browser, "[Show Markdown]")
+    browser.wait(f"document.body.innerText.includes('{worst.id}')")
+    link = f"[...document.querySelectorAll('a')].find((e) => e.innerText === '{worst.id}')"
+    browser.send("Page.navigate", url=browser.run(f"{link}.href"))
+    browser.wait(f"location.hash === '#{worst.anchor}' && document.readyState === 'complete'")
+    row = f"document.getElementById('{worst.anchor}')"
+    assert browser.run(f"{row}.querySelector('.text').textContent") == worst.text
+    assert browser.run(f"Math.abs({row}.getBoundingClientRect().top) < innerHeight")
+    ui = browser.run("document.querySelector('a[data-asset]')?.href ?? ''")
+    assert ui in ("", f"{url.partition('/assets')[0]}/assets/raw_corpus?partition=clips")
 
 
 @pytest.mark.slow

@@ -8,12 +8,14 @@ import json
 import re
 import shutil
 from pathlib import Path
+from urllib.parse import unquote
 
 import av
 
-from tests.evaluation.conftest import program_of
+from tests.evaluation.conftest import LINEAGE, program_of
 from tts_assets.core.audio import Clip, statement
 from tts_assets.evaluation.config import EarlierReport, EvaluationConfig
+from tts_assets.evaluation.history import path_to_storage
 from tts_assets.evaluation.metrics.metric import columns_of
 from tts_assets.evaluation.page import Embedder, opus, write_flac
 from tts_assets.evaluation.report import write_report
@@ -42,12 +44,41 @@ def test_figures_of_recordings(report: Path) -> None:
 
 def test_the_page_is_self_contained(report: Path) -> None:
     page = (report / "report.html").read_text()
-    assert not re.findall(r'(?:src|href)="(?!data:|#)', page)
+    assert not re.findall(r'(?:src|href)="(?!data:|#)', page), "without a storage no links"
     assert "@import" not in page
     assert "url(" not in page
     assert "<del>" in page
     assert "8d1f0c2b77aa" in page
     assert "utmos: not given" in page
+
+
+def test_links_of_a_published_report_work_offline(report: Path, tmp_path: Path) -> None:
+    clips = tmp_path / "code_arrays" / "clips" / "0123"
+    clips.mkdir(parents=True)
+    (clips / "manifest.json").write_text("{}")
+    samples = read_samples(report)
+    near = samples[0].text.upper() + "!"
+    rows = [{"id": "x", "transcript": "nothing"}, {"id": "near", "transcript": near}]
+    (clips / "train_samples.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    folder = tmp_path / "report" / "recordings" / "all" / "4567"
+    shutil.copytree(report / "audio", folder / "audio")
+    row = LINEAGE.model_copy(update={"asset": "code_arrays", "fingerprint": "0123"})
+    program = program_of(
+        "recordings",
+        lineage=(row,),
+        storage=path_to_storage("report/recordings"),
+        training=(clips / "train_samples.jsonl",),
+    )
+    write_report(folder, program, samples)
+    (folder / "manifest.json").write_text("{}")
+    page = (folder / "report.html").read_text()
+    links = re.findall(r'href="(?!data:|#)([^"]+)"', page)
+    assert len(links) == 3 + 2 * len(samples) + 1, "files; audio and training text; lineage"
+    assert all((folder / unquote(link)).is_file() for link in links)
+    anchors = re.findall(r'href="#([^"]+)"', page)
+    assert {s.anchor for s in samples} <= set(anchors) and all(f'id="{a}"' in page for a in anchors)
+    found = json.loads((folder / "report.json").read_text())["nearest_training"][samples[0].id]
+    assert (found["id"], found["similarity"]) == ("near", 1.0)
 
 
 def test_the_notebook_holds_a_player_for_each_clip(report: Path) -> None:

@@ -24,7 +24,12 @@ from tts_assets.core.artifacts import (
 from tts_assets.core.compute import Shape
 from tts_assets.evaluation.checks import report_checks
 from tts_assets.evaluation.config import MAIN, ComparisonConfig, EvaluationConfig, EvaluationProgram
-from tts_assets.evaluation.history import lineage, measured, measured_differently
+from tts_assets.evaluation.history import (
+    lineage,
+    measured,
+    measured_differently,
+    path_to_storage,
+)
 from tts_assets.evaluation.recipes import (
     EvaluatedRecipe,
     ReportInputs,
@@ -47,8 +52,8 @@ from tts_assets.sft.config import SftRecipe
 from tts_assets.speakers.assets import encoder_input
 
 SUITE_VERSION = "1"
-CODE_VERSION = "6"
-COMPARISON_VERSION = "8"
+CODE_VERSION = "7"
+COMPARISON_VERSION = "9"
 Built = AssetsDefinition | AssetChecksDefinition
 
 
@@ -204,6 +209,7 @@ def comparison_asset(
                 comparison.blind_trials,
                 measured_differently(measured(report) for report in reports.values()),
                 decisive,
+                path_to_storage(f"comparison/{name}"),
             )
 
         known = {"models": models, "blind_trials": comparison.blind_trials}

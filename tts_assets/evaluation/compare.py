@@ -94,13 +94,15 @@ def compare(
     blind_trials: int = 10,
     measured_differently: Collection[str] = (),
     decisive: Sequence[str] = (),
+    storage: str = "",
 ) -> dict[str, Any]:
     """Compare report folders by model name; returns the facts of the artifact.
 
     Writes page, figures, summary, notebook and blind test to ``result``. ``measured_differently``:
     metrics that the reports measure in different ways. ``decisive``: categories of the suite that
-    decide on promotions. Raises :class:`ComparisonError` if the WER is measured differently, or if
-    the reports are not on the same texts.
+    decide on promotions. ``storage``: the relative path from the published page. Raises
+    :class:`ComparisonError` if the WER is measured differently, or if the reports are not on the
+    same texts.
     """
     columns, left_out = comparable(reports, config, measured_differently)
     models = read_models(reports, columns)
@@ -115,7 +117,7 @@ def compare(
         about_intervals(intervals),
         *left_out,
     ]
-    page = comparison_page(models, columns, pairs, rows, sentences, lineage, intervals)
+    page = comparison_page(models, columns, pairs, rows, sentences, lineage, intervals, storage)
     (result / COMPARISON_PAGE).write_text(page)
     (result / SUMMARY_FILE).write_text("".join(f"- {sentence}\n" for sentence in sentences))
     samples = [(model.name, model.folder, model.samples) for model in models]
@@ -260,6 +262,7 @@ def comparison_page(
     sentences: Sequence[str],
     lineage: Sequence[LineageRow],
     intervals: int,
+    storage: str,
 ) -> str:
     """The HTML page."""
     others = [read_samples(model.folder, TEMPERATURES_FILE) for model in models]
@@ -287,6 +290,7 @@ def comparison_page(
         others=other_groups,
         lossless=embed.lossless,
         lineage=lineage,
+        storage=storage,
     )
 
 

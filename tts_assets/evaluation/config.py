@@ -167,6 +167,12 @@ class LineageRow(Config):
     content: str
     code_version: str
     detail: str
+    fingerprint: str = Field("", description="empty: it is no longer stored")
+
+    @property
+    def folder(self) -> str:
+        """The folder relative to the storage; empty if there is none."""
+        return f"{self.asset}/{self.partition}/{self.fingerprint}" if self.fingerprint else ""
 
 
 class EarlierReport(Config):
@@ -184,6 +190,8 @@ class EvaluationProgram(ProgramConfig):
     of the reference speaker, ``speakers`` those of speakers that texts name.
     ``characters_per_second`` is the pace of the reference recordings, 0 if it is unknown.
     ``cache``: file for transcripts and metrics by audio digest. ``earlier``: oldest first.
+    ``training``: lists of training samples, empty if unknown. ``storage``: the relative path from
+    the published report to the storage, such as ``../../../../``; empty for a page without links.
     """
 
     name: str
@@ -198,6 +206,8 @@ class EvaluationProgram(ProgramConfig):
     cache: Path | None = None
     lineage: tuple[LineageRow, ...] = ()
     earlier: tuple[EarlierReport, ...] = ()
+    training: tuple[Path, ...] = ()
+    storage: str = ""
 
     @model_validator(mode="after")
     def _check_source(self) -> Self:

@@ -217,4 +217,10 @@ def _row(reference: InputRef, code_version: str, detail: str) -> LineageRow:
         content=reference.content,
         code_version=code_version,
         detail=detail,
+        fingerprint=reference.fingerprint if code_version else "",
     )
+
+
+def path_to_storage(asset: str) -> str:
+    """The relative path from the folder of an artifact to the storage."""
+    return "../" * (len(asset.split("/")) + 2)  # partition and fingerprint

@@ -77,3 +77,11 @@ for (const form of document.querySelectorAll("form.filter")) {
   form.addEventListener("submit", (event) => event.preventDefault());
   apply();
 }
+
+if (location.protocol.startsWith("http")) {  // make ui serves the files at the port after that of the UI
+  for (const link of document.querySelectorAll("a[data-asset]")) {
+    const partition = link.dataset.partition ? `?partition=${encodeURIComponent(link.dataset.partition)}` : "";
+    link.href = `${location.protocol}//${location.hostname}:${Number(location.port) - 1}/assets/${link.dataset.asset}${partition}`;
+    link.hidden = false;
+  }
+}

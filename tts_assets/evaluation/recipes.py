@@ -27,7 +27,7 @@ from tts_assets.core.artifacts import (
 from tts_assets.core.config import ConfigError, digest_of
 from tts_assets.corpora.samples import AudioFolders
 from tts_assets.evaluation.config import MAIN, EvaluationConfig, EvaluationProgram
-from tts_assets.evaluation.history import earlier_reports, lineage
+from tts_assets.evaluation.history import earlier_reports, lineage, path_to_storage
 from tts_assets.evaluation.metrics.metric import metrics_of
 from tts_assets.evaluation.metrics.prosody import spoken_characters
 from tts_assets.evaluation.suite import SUITE_FILE, SuiteText, read_suite
@@ -175,6 +175,11 @@ def report_program(
         cache=store.cache("evaluation"),
         lineage=lineage(store, [inputs.suite, *arrays.values(), *encoders, inputs.serving]),
         earlier=earlier_reports(store, build),
+        # With reference corpora, the arrays are not what the model was trained on.
+        training=()
+        if config.reference_corpora
+        else tuple(handle.path / "train_samples.jsonl" for handle in arrays.values()),
+        storage=path_to_storage(build.asset),
     )
 
 

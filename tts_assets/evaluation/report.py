@@ -7,9 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import polars as pl
+from rapidfuzz import fuzz
+from rapidfuzz.process import cdist
+from rapidfuzz.utils import default_process
 
 from tts_assets.audio_models.wer import Interval, match
-from tts_assets.core.config import canonical_json, digest_of
+from tts_assets.core.config import Config, canonical_json, digest_of
 from tts_assets.core.metadata import NOTEBOOK_FILE, NotebookClip, Section, write_notebook
 from tts_assets.evaluation.config import MAIN, EvaluationProgram
 from tts_assets.evaluation.history import Past, past
@@ -41,6 +45,7 @@ from tts_assets.evaluation.results import (
 )
 
 ALL = "all"
+BATCH = 50_000  # training utterances that are compared at once; 20 MB for 100 texts
 HISTOGRAM_BINS = 20
 HISTOGRAM_WIDTH, HISTOGRAM_HEIGHT = 240, 64
 
@@ -77,6 +82,18 @@ class ReportRow:
     mark: RangeMark | None
 
 
+class Nearest(Config):
+    """The training utterance whose text is most similar to a text of the suite.
+
+    ``similarity`` is 1 for equal texts. ``samples`` is the list that has it, in the storage.
+    """
+
+    id: str
+    transcript: str
+    similarity: float
+    samples: str
+
+
 @dataclass(frozen=True)
 class Findings:
     """The content of the page and of ``report.json``.
@@ -90,6 +107,7 @@ class Findings:
     by_manner: Mapping[str, Figures]
     by_temperature: Mapping[float, Figures]
     history: Sequence[Past]
+    nearest: Mapping[str, Nearest]
 
 
 def write_report(folder: Path, program: EvaluationProgram, results: Sequence[SampleResult]) -> None:
@@ -122,7 +140,34 @@ def findings(
         by_manner=all_figures(by_manner(samples)),
         by_temperature=by_temperature(others, columns),
         history=past(samples, program.earlier, columns),
+        nearest=nearest_training({s.id: s.text for s in samples}, program.training),
     )
+
+
+def nearest_training(texts: Mapping[str, str], training: Sequence[Path]) -> dict[str, Nearest]:
+    """By id, the training utterance with the most similar text; empty without ``training``.
+
+    The similarity is rapidfuzz's ratio of letters, without case and punctuation. The lists are read
+    in batches of :data:`BATCH` utterances.
+    """
+    found: dict[str, Nearest] = {}
+    for path in training:
+        name = "/".join(path.parts[-4:])  # asset, partition, fingerprint, file
+        rows = pl.read_ndjson(path, schema={"id": pl.String, "transcript": pl.String})
+        for batch in rows.iter_slices(BATCH):
+            scores = cdist(
+                list(texts.values()),
+                batch["transcript"].to_list(),
+                scorer=fuzz.ratio,
+                processor=default_process,
+            )
+            for key, row in zip(texts, scores, strict=True):
+                best = int(row.argmax())
+                score = round(float(row[best]) / 100, 3)
+                if key not in found or score > found[key].similarity:
+                    own = batch.row(best, named=True)
+                    found[key] = Nearest(**own, similarity=score, samples=name)
+    return found
 
 
 def by_temperature(
@@ -164,6 +209,8 @@ def report_page(folder: Path, program: EvaluationProgram, found: Findings) -> st
         reasons=reasons(found.samples),
         end=end,
         lineage=program.lineage,
+        storage=program.storage,
+        nearest=found.nearest,
     )
 
 
@@ -253,6 +300,7 @@ def write_figures(path: Path, program: EvaluationProgram, found: Findings) -> No
             for row in found.history
         ],
         "lineage": program.lineage,
+        "nearest_training": found.nearest,
         "digest": digest_of(found.samples),
     }
     path.write_text(canonical_json(values) + "\n")
