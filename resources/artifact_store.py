@@ -8,6 +8,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar, get_origin
 from urllib.parse import quote
@@ -28,6 +29,7 @@ from dagster import (
     TableColumn,
     TableSchema,
 )
+from dagster._core.errors import DagsterInvalidPropertyError
 
 from resources.leases import locked
 from tts_assets.core.artifacts import (
@@ -119,7 +121,9 @@ class ArtifactStoreResource(ConfigurableResource):
             metadata = {EXPERIMENT: experiment} | metadata
             version = before or version
         # Added, so that it comes after what the launcher has added: Dagster puts that last.
-        context.add_output_metadata({BOOKKEEPING: metadata.pop(BOOKKEEPING)})
+        with suppress(DagsterInvalidPropertyError):  # an asset that is called as a function
+            context.add_output_metadata({BOOKKEEPING: metadata[BOOKKEEPING]})
+            del metadata[BOOKKEEPING]
         return Output(handle, data_version=DataVersion(version), metadata=metadata)
 
     def _current_content(self, build: Build) -> str | None:
