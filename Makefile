@@ -9,13 +9,16 @@ PORT ?= 3000
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install doctor demo ui codec-demo base test test-fast test-coverage lint lint-fix docs version clean
+.PHONY: help install coqui doctor demo ui codec-demo base test test-fast test-coverage lint lint-fix docs version clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 install: ## create .venv and install the locked packages; CUDA=13.0 for GPU machines
 	@$(PYTHON) scripts/install.py --cuda "$(CUDA)"
+
+coqui: ## create .venv-coqui, the environment of VITS, XTTS and Tortoise; CUDA=13.0 for GPU machines
+	@$(PYTHON) scripts/install.py --coqui --cuda "$(CUDA)"
 
 doctor: ## check this machine: what is missing, and how to install it
 	@if [ -x $(BIN)/python ]; then $(BIN)/python -m tts_assets.doctor; else $(PYTHON) -m tts_assets.doctor; fi
@@ -66,4 +69,4 @@ patch minor major:
 endif
 
 clean: ## remove the environment, artifacts and Dagster's history
-	rm -rf .venv storage .dagster/history .dagster/storage .dagster/schedules .dagster/logs
+	rm -rf .venv .venv-coqui storage .dagster/history .dagster/storage .dagster/schedules .dagster/logs

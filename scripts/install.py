@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
 """Make .venv and install the locked packages into it; says what it does; a rerun takes a second.
 
-    python3 scripts/install.py [--cuda VERSION]
+    python3 scripts/install.py [--cuda VERSION] [--coqui]
 
 Runs on the system's Python (3.11 or 3.12) with nothing but its standard library. PyTorch comes
 first, in the build that fits the machine: the CPU build unless --cuda is given. Everything else
 follows from locks/cpu.txt or locks/gpu.txt, exactly as pinned there (--no-deps). Without --cuda a
 rerun keeps the choice of the first run; "--cuda cpu" changes it back.
+
+--coqui makes .venv-coqui from locks/coqui.txt instead: the environment of the external models.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,10 +24,10 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-VENV = ROOT / ".venv"
 UV = "uv==0.13.8"
 CUDA_OF_LOCK = "13.0"
 CPU = "cpu"
+MAIN, COQUI = ROOT / ".venv", ROOT / ".venv-coqui"
 CHOICE = ".cuda"  # file of an environment: the CUDA version that it was made for, or CPU
 
 
@@ -35,31 +38,36 @@ def main() -> None:
         default="",
         help=f"CUDA of the machine, {CUDA_OF_LOCK}, or {CPU}; default: as before, at first {CPU}",
     )
-    asked = parser.parse_args().cuda
-    check_request(asked)
-    cuda = choice(asked, VENV)
-    lock = ROOT / "locks" / ("gpu.txt" if cuda else "cpu.txt")
-    stamp = VENV / ".installed"
-    wanted = stamp_of(lock, VENV)
+    parser.add_argument("--coqui", action="store_true", help="the environment of coqui-tts")
+    options = parser.parse_args()
+    check_request(options.cuda)
+    venv = COQUI if options.coqui else MAIN
+    cuda = choice(options.cuda, venv)
+    lock = ROOT / "locks" / ("coqui.txt" if options.coqui else "gpu.txt" if cuda else "cpu.txt")
+    stamp = venv / ".installed"
+    wanted = stamp_of(lock, venv)
     found = stamp.read_text() if stamp.is_file() else ""
     if found == wanted:
-        say(f"{VENV.name} is up to date with {lock.relative_to(ROOT)}")
+        say(f"{venv.name} is up to date with {lock.relative_to(ROOT)}")
         return
-    if was_moved(found, VENV):
-        say(f"{VENV.name} was made at {found.partition(' ')[2]}, and its commands name that path")
-        shutil.rmtree(VENV)
+    if was_moved(found, venv):
+        say(f"{venv.name} was made at {found.partition(' ')[2]}, and its commands name that path")
+        shutil.rmtree(venv)
     started = time.monotonic()
-    make_environment()
-    (VENV / CHOICE).write_text(cuda or CPU)
-    install_torch(lock, cuda)
+    make_environment(venv)
+    (venv / CHOICE).write_text(cuda or CPU)
+    install_torch(venv, lock, cuda)
     packages = sum(1 for line in lock.read_text().splitlines() if line)
-    say(f"installing {packages} packages of {lock.relative_to(ROOT)} (about 4.5 GB on the disk)")
-    uv("install", "--no-deps", "--requirement", str(lock))
-    say("installing this checkout in editable mode")
-    uv("install", "--no-deps", "--no-build-isolation", "--editable", str(ROOT))
-    check_torch()
+    say(f"installing {packages} packages of {lock.relative_to(ROOT)}")
+    uv(venv, "install", "--no-deps", "--requirement", str(lock))
+    if options.coqui:
+        check_torchaudio(venv)
+    else:
+        say("installing this checkout in editable mode")
+        uv(venv, "install", "--no-deps", "--no-build-isolation", "--editable", str(ROOT))
+    check_torch(venv)
     stamp.write_text(wanted)
-    say(f"done in {time.monotonic() - started:.0f} s; activate it with: source .venv/bin/activate")
+    say(f"done in {time.monotonic() - started:.0f} s; its interpreter: {venv / 'bin/python'}")
 
 
 def choice(asked: str, venv: Path) -> str:
@@ -75,7 +83,9 @@ def choice(asked: str, venv: Path) -> str:
 
 def stamp_of(lock: Path, venv: Path) -> str:
     """What an environment was made from, and where: its commands begin with an absolute path."""
-    contents = lock.read_bytes() + (ROOT / "pyproject.toml").read_bytes()
+    contents = lock.read_bytes()
+    if venv == MAIN:
+        contents += (ROOT / "pyproject.toml").read_bytes()
     return f"{hashlib.sha256(contents).hexdigest()} {venv}"
 
 
@@ -97,42 +107,58 @@ def check_request(cuda: str) -> None:
         )
 
 
-def make_environment() -> None:
-    say(f"creating {VENV.name} with Python {sys.version.split()[0]}")
-    made = subprocess.run([sys.executable, "-m", "venv", str(VENV)], check=False)
+def make_environment(venv: Path) -> None:
+    say(f"creating {venv.name} with Python {sys.version.split()[0]}")
+    made = subprocess.run([sys.executable, "-m", "venv", str(venv)], check=False)
     if made.returncode:
         sys.exit("python3 cannot make environments; on Debian: apt-get install python3-venv")
-    pip("install", "--quiet", "--disable-pip-version-check", UV)
+    pip(venv, "install", "--quiet", "--disable-pip-version-check", UV)
 
 
-def install_torch(lock: Path, cuda: str) -> None:
+def install_torch(venv: Path, lock: Path, cuda: str) -> None:
     """The build for this machine, from PyTorch's own index; else whatever pip is set up to find."""
-    pin = next(line for line in lock.read_text().splitlines() if line.startswith("torch=="))
+    pins = [
+        line for line in lock.read_text().splitlines() if re.match("torch(audio|codec)?==", line)
+    ]
     backend = "cu" + cuda.replace(".", "") if cuda else "cpu"
-    say(f"installing {pin} ({backend})")
-    arguments = ("install", f"--torch-backend={backend}", "--no-deps", pin)
-    if uv(*arguments, check=False) != 0:
+    say(f"installing {' '.join(pins)} ({backend})")
+    if uv(venv, "install", f"--torch-backend={backend}", "--no-deps", *pins, check=False) != 0:
         say("PyTorch's index is out of reach; taking torch from where pip is set up to look")
-        pip("install", "--disable-pip-version-check", pin)
+        pip(venv, "install", "--disable-pip-version-check", pins[0])
+        if pins[1:]:
+            pip(venv, "install", "--disable-pip-version-check", "--no-deps", *pins[1:])
 
 
-def check_torch() -> None:
+def check_torchaudio(venv: Path) -> None:
+    """Remove the extension of torchaudio if it needs a CUDA that torch lacks.
+
+    PyPI has torchaudio for CUDA only. Coqui-tts uses its Python parts, which work without.
+    """
+    command = [str(venv / "bin/python"), "-c", "import torchaudio"]
+    if subprocess.run(command, check=False, capture_output=True).returncode:
+        say("torchaudio is built for CUDA; removing its extension, which coqui-tts does not use")
+        for path in venv.glob("lib/python*/site-packages/torchaudio/lib/*.so"):
+            path.unlink()
+        subprocess.run(command, check=True)
+
+
+def check_torch(venv: Path) -> None:
     test = "import torch; print('torch', torch.__version__, 'CUDA:', torch.cuda.is_available())"
-    if subprocess.run([str(VENV / "bin/python"), "-c", test], check=False).returncode:
+    if subprocess.run([str(venv / "bin/python"), "-c", test], check=False).returncode:
         sys.exit(
-            "torch does not import; delete .venv and run make install again with a network "
+            f"torch does not import; delete {venv.name} and run make install again with a network "
             "that reaches PyTorch's package index"
         )
 
 
-def uv(*arguments: str, check: bool = True) -> int:
-    environment = {**os.environ, "VIRTUAL_ENV": str(VENV)}
-    command = [str(VENV / "bin/uv"), "pip", *arguments]
+def uv(venv: Path, *arguments: str, check: bool = True) -> int:
+    environment = {**os.environ, "VIRTUAL_ENV": str(venv)}
+    command = [str(venv / "bin/uv"), "pip", *arguments]
     return subprocess.run(command, env=environment, check=check).returncode
 
 
-def pip(*arguments: str) -> None:
-    subprocess.run([str(VENV / "bin/python"), "-m", "pip", *arguments], check=True)
+def pip(venv: Path, *arguments: str) -> None:
+    subprocess.run([str(venv / "bin/python"), "-m", "pip", *arguments], check=True)
 
 
 def say(text: str) -> None:

@@ -77,7 +77,9 @@ def definitions(
     return Definitions(
         assets=[
             *upstream,
-            *evaluation_assets(evaluation, {}, {}, folder, shape, {"tiny": ["clips"]}),
+            *evaluation_assets(
+                evaluation, {}, {}, folder, shape, lambda name: ["clips"], {"tiny": ["clips"]}
+            ),
             *build_assets(
                 config,
                 evaluation,

@@ -17,6 +17,7 @@ from typing import Protocol
 import numpy as np
 import soundfile
 import torch
+import torchaudio
 from numpy.typing import NDArray
 
 from tts_assets.external_models.coqui import models
@@ -46,7 +47,18 @@ def main() -> None:
     commands = {"train": train, "synthesize": synthesize}
     if len(sys.argv) != 3 or sys.argv[1] not in commands:
         sys.exit(f"usage: python -m {PROGRAM} {{{'|'.join(commands)}}} job.json")
+    torchaudio.load = load_wav
     commands[sys.argv[1]](sys.argv[2])
+
+
+def load_wav(path: str) -> tuple[torch.Tensor, int]:
+    """A WAV file: waves (channels, samples), and the rate in Hz.
+
+    It replaces ``torchaudio.load``, which decodes with torchcodec since torchaudio 2.9: PyPI has
+    that for CUDA only, and it needs FFmpeg. All clips of jobs are WAV files.
+    """
+    waves, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    return torch.from_numpy(waves.T.copy()), rate
 
 
 def train(path: str) -> None:
