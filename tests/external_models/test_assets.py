@@ -43,7 +43,7 @@ def instance() -> Iterator[DagsterInstance]:
         yield ephemeral
 
 
-EACH_STEP = {"print_step": 1}  # has a line of metrics
+EACH_STEP = {"plot_step": 1}  # has a line of metrics
 VITS: dict[str, Any] = {"config": {"model_args": TINY_VITS} | EACH_STEP, "sample_rate": 16000}
 XTTS: dict[str, Any] = {"config": {"model_args": TINY_XTTS} | EACH_STEP, "max_seconds": 5.0}
 TORTOISE: dict[str, Any] = {

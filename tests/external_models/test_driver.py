@@ -37,7 +37,7 @@ def program(
 ) -> Path:
     recipe = {"config": {"model_args": TINY_VITS}, **family, **values}
     recipe |= {"corpora": ["clips"], "batch_size": 4}
-    recipe["config"] = {"print_step": 1, **recipe["config"]}  # each step has a line of metrics
+    recipe["config"] = {"plot_step": 1, **recipe["config"]}  # each step has a line of metrics
     config = ExternalTrainProgram(
         run_dir=folder,
         name="tiny",
