@@ -146,7 +146,7 @@ def check_torch(venv: Path) -> None:
     test = "import torch; print('torch', torch.__version__, 'CUDA:', torch.cuda.is_available())"
     if subprocess.run([str(venv / "bin/python"), "-c", test], check=False).returncode:
         sys.exit(
-            f"torch does not import; delete {venv.name} and run make install again with a network "
+            "torch does not import; delete the environment and make it again with a network "
             "that reaches PyTorch's package index"
         )
 

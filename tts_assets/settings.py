@@ -201,11 +201,9 @@ class Settings(Config):
     @property
     def suites(self) -> dict[str, list[str]]:
         """The suites of each recipe, its main suite first."""
+        evaluation, root = self.evaluation, self.root
         recipes = (*self.sft, *self.rlhf, *self.external_models.recipes)
-        return {
-            name: suites_for(self.evaluation, name, self.languages_of(name), self.root)
-            for name in recipes
-        }
+        return {r: suites_for(evaluation, r, self.languages_of(r), root) for r in recipes}
 
     @property
     def decisive(self) -> dict[str, list[str]]:

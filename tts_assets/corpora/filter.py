@@ -26,8 +26,8 @@ from polars.exceptions import ComputeError
 
 from tts_assets.core.program import Run, load_config
 from tts_assets.corpora.config import FilterConfig, FilterProgram
-from tts_assets.corpora.normalizer import Normalizer
 from tts_assets.corpora.samples import as_line, has_long_lines, scan_samples, separate_bad_lines
+from tts_assets.corpora.text import Normalizer
 
 KEPT_FILE, REJECTED_FILE = "kept.jsonl", "rejected.jsonl"
 LINES: dict[str, Any] = {"include_header": False, "quote_style": "never"}  # of sink_csv

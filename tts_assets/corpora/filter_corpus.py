@@ -41,7 +41,6 @@ from tts_assets.corpora.filter import (
     with_transcripts,
 )
 from tts_assets.corpora.index import UTTERANCES_FILE
-from tts_assets.corpora.normalizer import Normalizer
 from tts_assets.corpora.quality import (
     EXPENSIVE,
     MeasureRequest,
@@ -50,6 +49,7 @@ from tts_assets.corpora.quality import (
     word_error_rate,
 )
 from tts_assets.corpora.samples import AudioFolders, published_names
+from tts_assets.corpora.text import Normalizer
 
 Launch = Callable[[MeasureProgram], None]
 STAGE_KEYS = ("audio_sha256", "licence", "text", "quality")  # of original_data, written here

@@ -39,8 +39,7 @@ from tts_assets.corpora.config import (
     SynthesisProgram,
     TextConfig,
 )
-from tts_assets.corpora.normalizer import Normalizer
-from tts_assets.corpora.phonemes import Phonemizer, espeak_version
+from tts_assets.corpora.text import Normalizer, Phonemizer, espeak_version
 
 if TYPE_CHECKING:
     import onnxruntime

@@ -20,7 +20,7 @@ from tts_assets.arrays.arrays import CodeTable
 from tts_assets.audio_models.wer import normalize_for_match
 from tts_assets.audio_models.whisper import known_to_whisper, spoken_language
 from tts_assets.core.config import Config, ConfigError
-from tts_assets.corpora.normalizer import Normalizer
+from tts_assets.corpora.text import Normalizer
 from tts_assets.normalization.front_end import normalize as numbers_to_words
 from tts_assets.normalization.front_end import unread
 from tts_assets.rlhf.config import PromptsConfig, RlhfRecipe

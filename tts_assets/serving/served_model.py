@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tts_assets.codec.model import Codec
 from tts_assets.core.artifacts import MANIFEST, CodecCheckpoint, CodecDecoder, verify_folder
 from tts_assets.core.cache import user_cache
-from tts_assets.corpora.normalizer import Normalizer
+from tts_assets.corpora.text import Normalizer
 from tts_assets.normalization.front_end import is_spoken
 from tts_assets.serving.audio_formats import provenance
 from tts_assets.serving.config import SERVING_FILE, ServingCard, Voice

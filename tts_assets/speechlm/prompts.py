@@ -26,7 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from tts_assets.corpora.phonemes import Phonemizer
+from tts_assets.corpora.text import Phonemizer
 from tts_assets.speechlm.config import TokenizerConfig
 from tts_assets.speechlm.formats import Pieces
 from tts_assets.speechlm.vocabulary import (
