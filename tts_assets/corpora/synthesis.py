@@ -5,7 +5,7 @@
 The program writes ``samples.jsonl``, FLAC files in ``audio/``, ``set_aside.jsonl`` and last
 ``synthesis.json``, the provenance. The name of a clip is a digest of the voice, the settings and
 the text. Clips that exist are kept, so new texts cost only their own time, and a stopped run
-resumes.
+resumes. A text that the voice cannot speak is set aside.
 
 A model of Piper draws its noise itself, from a generator that depends on all earlier texts. Here
 the noise becomes an input of the network and is drawn from the digest of the clip: the bytes of a
@@ -51,6 +51,11 @@ LONGEST_TEXT = 1000  # characters; a minute of speech
 FRAMES_PER_ID = 30  # room for noise; speech has 2 to 4 frames of 256 samples per id
 PEAK = 0.99  # VITS clips rarely; louder clips are scaled down
 BLOCK = 32  # texts between two looks at stop requests
+UNSPOKEN = "not spoken by the voice"
+
+
+class UnspokenError(ValueError):
+    """The voice makes no speech of a text."""
 
 
 @dataclass(frozen=True)
@@ -106,8 +111,17 @@ class PiperVoice:
         inner = [one for symbol in known for one in (*symbol, *pad)]
         return [*self._ids["^"], *pad, *inner, *self._ids["$"]]
 
+    def check_speakers(self, names: Sequence[str]) -> None:
+        """Raise :class:`ConfigError` for names that the voice does not have."""
+        if unknown := sorted(set(names) - set(self.speakers)):
+            known = ", ".join(sorted(self.speakers)) or "none: it has one voice, drop the key"
+            raise ConfigError(f"synthesis.speakers {unknown} are not in {self.path.name}: {known}")
+
     def speak(self, phonemes: str, length: float, speaker: str, seed: int) -> NDArray[np.float32]:
-        """Mono audio (samples,) at ``rate`` Hz. ``length``: factor of the duration."""
+        """Mono audio (samples,) at ``rate`` Hz. ``length``: factor of the duration.
+
+        Raises :class:`UnspokenError`.
+        """
         ids = self.ids(phonemes)
         draw = np.random.default_rng(seed)
         frames = int(len(ids) * FRAMES_PER_ID * max(1.0, length))
@@ -123,8 +137,13 @@ class PiperVoice:
             inputs[name] = draw.standard_normal(shape, dtype=np.float32)
         if self.speakers:
             inputs["sid"] = np.array([self.speakers[speaker]], dtype=np.int64)
-        wave = np.asarray(session.run(None, inputs)[0], dtype=np.float32).squeeze()
+        try:
+            wave = np.asarray(session.run(None, inputs)[0], dtype=np.float32).reshape(-1)
+        except Exception as error:
+            raise UnspokenError(f"onnxruntime: {error}") from error
         peak = float(np.abs(wave).max(initial=0.0))
+        if not 0.0 < peak < np.inf:
+            raise UnspokenError(f"{len(wave)} samples with the peak {peak}")
         return wave * np.float32(PEAK / peak) if peak > PEAK else wave
 
     @cached_property
@@ -266,25 +285,32 @@ def synthesis_program(
 def is_complete(program: SynthesisProgram) -> bool:
     """Whether the corpus folder has all clips of this configuration."""
     voice = PiperVoice(program.voice)
+    voice.check_speakers(program.synthesis.speakers)
     try:
         found = json.loads((program.corpus / PROVENANCE_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return all(found.get(key) == value for key, value in provenance(program, voice).items())
+    wanted = provenance(program, voice)
+    clips = sum(1 for _ in (program.corpus / "audio").rglob("*.flac"))
+    return clips >= found.get("clips", 0) and all(found.get(k) == v for k, v in wanted.items())
 
 
 def make_clips(
     lines: Iterable[Line], voice: PiperVoice, program: SynthesisProgram
 ) -> Iterator[None]:
-    """Make the clips that do not exist, one per step."""
+    """Make the clips that do not exist, one per step; none of a text that cannot be spoken."""
     phonemizer = Phonemizer(voice.language)
     for line in lines:
         path = program.corpus / line.file
         if not path.is_file():
             phonemes = phonemizer.many([line.text])[0]
-            wave = voice.speak(phonemes, line.length, line.speaker, int(line.key[:16], 16))
-            with atomic_write(path) as aside:
-                soundfile.write(aside, wave, voice.rate, format="FLAC", subtype="PCM_16")
+            try:
+                wave = voice.speak(phonemes, line.length, line.speaker, int(line.key[:16], 16))
+            except UnspokenError as error:
+                print(f"{line.text!r} is not spoken: {error}", flush=True)
+            else:
+                with atomic_write(path) as aside:
+                    soundfile.write(aside, wave, voice.rate, format="FLAC", subtype="PCM_16")
         yield
 
 
@@ -312,14 +338,18 @@ def publish(
     program: SynthesisProgram, voice: PiperVoice, lines: list[Line], aside: list[SetAside]
 ) -> dict[str, Any]:
     """Write the lists of the corpus and last its provenance. Returns the facts."""
+    spoken = [line for line in lines if (program.corpus / line.file).is_file()]
+    made = set(spoken)
+    silent = [line for line in lines if line not in made]
+    aside = [*aside, *(SetAside(line.text, UNSPOKEN, "the log has the reason") for line in silent)]
     with (
         atomic_write(program.corpus / SAMPLES_FILE) as file,
         file.open("w", encoding="utf-8") as out,
     ):
-        out.writelines(sample(line, program, voice) for line in lines)
+        out.writelines(sample(line, program, voice) for line in spoken)
     with atomic_write(program.corpus / SET_ASIDE_FILE) as file:
         write_set_aside(file, aside)
-    counts = {"clips": len(lines), "set_aside": count_reasons(aside)}
+    counts = {"clips": len(spoken), "set_aside": count_reasons(aside)}
     card = voice.path.with_name("MODEL_CARD")
     notes = {"model_card": card.read_text(encoding="utf-8") if card.is_file() else ""}
     with atomic_write(program.corpus / PROVENANCE_FILE) as file:
@@ -334,6 +364,7 @@ def main(argv: list[str] | None = None) -> None:
     with Run(program.run_dir) as run:
         run.init_distributed()
         voice = PiperVoice(program.voice)
+        voice.check_speakers(program.synthesis.speakers)
         texts = read_texts(program.texts)
         normalized = Normalizer(program.text).many(texts, program.language)
         lines, aside = plan(program.synthesis, texts, normalized, voice)
