@@ -174,3 +174,9 @@ def test_holes_in_the_ids_of_a_tokenizer_are_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(VocabularyError, match="have holes"):
         extend_tokenizer(tokenizer, CODEBOOK, VocabularyConfig())
+
+
+def test_the_authors_learning_rate_is_named() -> None:
+    assert "llasa train with the learning rate 1e-05 (this recipe: 0.003)" in LLASA.advice(3e-3)
+    assert "top_k 50, min_tokens 50" in NEUTTS.advice(4e-5)
+    assert FORMATS["plain"].advice(1e-4) == ""

@@ -105,6 +105,8 @@ def build_trainer(run: Run, program: SftProgram) -> SftTrainer:
     train_data, val_data = (open_dataset(program, prompts, split) for split in SPLITS)
     folders = {name: program.arrays[name] for name in recipe.corpora}
     log_spelled_tags(run.note, folders, lm.tokenizer)
+    if advice := lm.vocabulary.format.advice(recipe.optimizer.lr):
+        run.note(advice)
     stream = SampleStream(train_data, recipe, program.token_rate)
 
     loss = SpeechLoss(lm.model, uses_bf16(recipe, device)).to(device)

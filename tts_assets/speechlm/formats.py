@@ -65,6 +65,16 @@ class SpeechFormat:
         """The name of the token of a code."""
         return self.speech.format(code)
 
+    def advice(self, learning_rate: float) -> str:
+        """What the authors use, beside the learning rate of a recipe; empty if it is not known."""
+        if self.learning_rate is None:
+            return ""
+        values = ", ".join(f"{name} {value:g}" for name, value in self.sampling.items())
+        return (
+            f"the authors of the format {self.name} train with the learning rate "
+            f"{self.learning_rate:g} (this recipe: {learning_rate:g}), and sample with {values}"
+        )
+
     def of(self, tokenizer: PreTrainedTokenizerBase) -> Pieces:
         """The strings of a prompt for this tokenizer."""
         if self.chat and tokenizer.chat_template is not None:
