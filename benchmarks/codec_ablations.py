@@ -195,7 +195,7 @@ METRICS = {  # of a clip: heading, digits
 }
 
 Clip = dict[str, float | None]
-"""The metrics of a clip; ``errors`` word errors of ``words`` reference words."""
+"""The metrics of a clip: ``errors`` of the transcript against ``words`` of the text, METRICS."""
 
 
 def changed(recipe: CodecRecipe, changes: Mapping[str, Any]) -> CodecRecipe:

@@ -129,13 +129,13 @@ def main() -> None:
             assert (again.facts.encoded, again.facts.reused_codes) == (1, CLIPS - 1)
             rows.append((codec_name, full.facts, whole_time, change_time))
     print(f"torch {torch.__version__}, {len(os.sched_getaffinity(0))} cores\n")
-    print("| codec | clips | hours | all, s | one changed, s | share |")
+    print("| codec | clips | hours | all, s | one changed, s | ratio |")
     print("|---|---|---|---|---|---|")
     for codec_name, facts, whole, change in rows:
-        share = f"{change / whole:.1%}"
+        ratio = f"{change / whole:.1%}"
         print(
             f"| {codec_name} | {facts.samples} | {facts.hours:.2f} | {whole:.1f} | {change:.1f} "
-            f"| {share} |"
+            f"| {ratio} |"
         )
 
 

@@ -2,10 +2,10 @@
 
     python benchmarks/text_normalizers.py project num2words nemo wetext spokenform damga
 
-prints, for every normalizer and language, the share of strings that are read as one of the readings
-of the list, and the seconds of a string. A normalizer must be installed in the environment. Case,
-punctuation and the borders of words do not count, because they are not heard; neither does the
-"and" after an English "hundred".
+prints, for every normalizer and language, the fraction of strings that are read as one of the
+readings of the list, and the seconds per string. A normalizer must be installed in the environment.
+Case, punctuation and word boundaries do not count, because they are silent; neither does the "and"
+after an English "hundred".
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ AND = re.compile(r"\b(hundred|thousand|million|billion) and\b")
 
 
 def letters(text: str, language: str) -> str:
-    """What is heard of a text: its letters, marks and unread symbols."""
+    """What is pronounced of a text: its letters, marks and unread symbols."""
     text = unicodedata.normalize("NFC", text.lower()).translate(SAME)
     if language == "en":
         text = AND.sub(r"\1", text.replace("-", " "))
@@ -106,7 +106,7 @@ NORMALIZERS = {
 def measure(
     name: str, language: str, folder: Path, wrong: list[tuple[str, str, str]]
 ) -> dict[str, float] | None:
-    """Share right and seconds a string; None if the normalizer does not have the language."""
+    """Fraction of correct strings, seconds per string; None if it does not have the language."""
     pairs = read_list(folder / f"{language}.txt")
     try:
         read = NORMALIZERS[name](language)

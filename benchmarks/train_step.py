@@ -160,7 +160,7 @@ def measure(ways: Sequence[str], repeats: int) -> dict[str, dict[str, float]]:
 
 
 def padding_of(batches: Sequence[Sequence[Encoded]]) -> float:
-    """The share of padding in padded batches."""
+    """The fraction of padding in padded batches."""
     sizes = [[len(sample.inputs) for sample in batch] for batch in batches]
     whole = sum(len(batch) * -(-max(batch) // PADDED_TO) * PADDED_TO for batch in sizes)
     return 1 - sum(map(sum, sizes)) / whole
@@ -177,18 +177,18 @@ def main() -> None:
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, ", end="")
     print(f"{'bfloat16' if bf16 else 'float32'}, load {os.getloadavg()[0]:.1f}\n")
     speed = measure(SPEED, REPEATS)
-    print("| way | useful tokens/s | first loss |\n|---|---|---|")
+    print("| method | useful tokens/s | first loss |\n|---|---|---|")
     for name, found in speed.items():
         print(f"| {name} | {found['tokens']:.0f} | {found['loss']:.3f} |")
     ratio = speed["packed"]["tokens"] / speed["padded"]["tokens"]
-    share = padding_of(batches[:ROWS])
-    print(f"\nPacked is {ratio:.2f} times as fast; padded batches are {share:.0%} padding.")
-    print("\n| way | peak memory of the process, GB | first loss |\n|---|---|---|")
+    padding = padding_of(batches[:ROWS])
+    print(f"\nPacked is {ratio:.2f} times as fast; padded batches are {padding:.0%} padding.")
+    print("\n| method | peak memory of the process, GB | first loss |\n|---|---|---|")
     memory = measure(MEMORY, 1)
     for name, found in memory.items():
         print(f"| {name} | {found['memory']:.2f} | {found['loss']:.3f} |")
-    share = memory["chunks"]["memory"] / memory["whole logits"]["memory"]
-    print(f"\nIn chunks it needs {share:.2f} of the memory.")
+    ratio = memory["chunks"]["memory"] / memory["whole logits"]["memory"]
+    print(f"\nThe loss in chunks needs {ratio:.2f} of the memory.")
 
 
 if __name__ == "__main__":

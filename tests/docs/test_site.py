@@ -37,6 +37,12 @@ def documents() -> list[Any]:
     return [pytest.param(path, id=str(path.relative_to(ROOT))) for path in DOCUMENTS]
 
 
+def benchmarks() -> list[Any]:
+    """The recorded results of benchmarks, as parameters of a test."""
+    found = sorted((ROOT / "benchmarks").glob("*.md"))
+    return [pytest.param(path, id=str(path.relative_to(ROOT))) for path in found]
+
+
 def prose(path: Path) -> str:
     """A document without its code blocks."""
     return CODE_BLOCK.sub("", path.read_text())
@@ -273,13 +279,14 @@ def test_the_map_of_the_code_is_complete() -> None:
     assert (sorted(listed - present), sorted(present - listed)) == ([], [])
 
 
-@pytest.mark.parametrize("path", documents())
+@pytest.mark.parametrize("path", [*documents(), *benchmarks()])
 def test_documents_use_the_terms_of_the_glossary(path: Path) -> None:
     """The table in CONTRIBUTING.md names the terms; headings of messages quote the code."""
     if path.name in ("CONTRIBUTING.md", "configuration.md"):
         return
     text = re.sub(r"^### `.*`$", "", prose(path), flags=re.M)
     old = r"likeness|by heart|incumbent|verdict|word errors|talker|who serves|learnt|goes on from"
+    old += r"|judges?|hears?|heard|hearings?"
     assert re.findall(rf"\b(?:{old})\b", text, re.I) == []
 
 
