@@ -110,6 +110,12 @@ def test_programs_of_the_command_line_page_exist() -> None:
         assert "__main__" in source.read_text(), module
 
 
+def test_the_command_line_page_has_all_make_targets() -> None:
+    targets = re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), re.M)
+    text = (ROOT / "docs/command_line.md").read_text()
+    assert [name for name in targets if f"`make {name}" not in text] == ["help"]
+
+
 @pytest.mark.parametrize("path", documents())
 def test_make_targets_exist(path: Path) -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
