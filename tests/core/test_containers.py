@@ -66,8 +66,43 @@ def test_the_content_decides_about_the_container(
     assert abs(measure(tmp_path / name).frames - len(wave)) < 4096
 
 
+@pytest.mark.parametrize("form", ["WAV", "FLAC", "OGG"])
+def test_the_suffix_of_g722_does_not_hide_another_format(tmp_path: Path, form: str) -> None:
+    wave = speech_like()
+    soundfile.write(tmp_path / "a.g722", wave, RATE, format=form)
+    assert abs(measure(tmp_path / "a.g722").frames - len(wave)) < 100
+    encode(tmp_path / "b.g722", wave, RATE, "g722", "g722")
+    assert abs(measure(tmp_path / "b.g722").frames - len(wave)) < 100
+
+
+@pytest.mark.parametrize(("codec", "form"), [("flac", "flac"), ("aac", "adts")])
+def test_id3_tags_in_front_of_other_formats(tmp_path: Path, codec: str, form: str) -> None:
+    wave = speech_like()
+    encode(tmp_path / "a", wave, RATE, codec, form)
+    tag = b"ID3\x04" + bytes(4) + b"\x40\0" + bytes(8192)  # longer than what is searched
+    (tmp_path / "a").write_bytes(tag + (tmp_path / "a").read_bytes())
+    assert abs(measure(tmp_path / "a").frames - len(wave)) < 4096
+
+
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+def test_chained_ogg_files_are_read_to_the_end(tmp_path: Path, subtype: str) -> None:
+    path, wave = tmp_path / "a.ogg", speech_like()
+    soundfile.write(path, wave, RATE, subtype)
+    one = read_clip(path).wave
+    path.write_bytes(path.read_bytes() * 3)
+    whole = read_clip(path).wave
+    assert measure(path).frames == len(whole) == len(read_upload(path, RATE, 30)) == 3 * len(one)
+    later = np.concatenate([block.frames[:, 0] for block in blocks(path, 50_000)])
+    assert np.array_equal(later, whole[50_000:])
+    part = path.read_bytes()
+    soundfile.write(path, wave, 2 * RATE, "VORBIS")
+    path.write_bytes(part + path.read_bytes())
+    with pytest.raises(BrokenAudio, match="its parts differ in format"):
+        measure(path)
+
+
 @pytest.mark.parametrize("playlist", ["#EXTM3U\n{}\n", "ffconcat version 1.0\nfile {}\n"])
-@pytest.mark.parametrize("name", ["a.m4a", "a.mp4", "a.webm", "a.wav"])
+@pytest.mark.parametrize("name", ["a.m4a", "a.mp4", "a.webm", "a.wav", "a.g722"])
 def test_playlists_do_not_open_other_files(tmp_path: Path, playlist: str, name: str) -> None:
     soundfile.write(tmp_path / "other.wav", speech_like(), RATE)
     (tmp_path / name).write_text(playlist.format(tmp_path / "other.wav"))

@@ -26,7 +26,6 @@ import math
 import os
 import re
 import stat
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,9 +44,10 @@ from tts_assets.core.containers import (
     MP3_SLACK,
     Mp3,
     container_of,
-    joined_parts,
     last_page_is_complete,
+    ogg_parts,
     read_mp3,
+    read_parts,
     wav_without_length,
 )
 
@@ -58,7 +58,6 @@ OTHER_CODECS = {"wav", "w64", "ogg", "aiff", "au", "caf"}
 # Uploads are decoded by libsndfile only: FFmpeg would read the files that a playlist names.
 UPLOAD_FORMATS = ("WAV", "WAVEX", "FLAC", "OGG", "MP3")  # libsndfile's names; Opus is OGG
 UPLOAD_RATES = (8_000, 192_000)  # Hz; a header may claim 2 GHz, and seconds of that exhaust memory
-HEADERLESS = {".g722": "g722"}  # formats that FFmpeg cannot recognize by content
 # libsndfile's log if a header announces more bytes than the file has.
 ANNOUNCED = re.compile(r"^\s*(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)", re.M)
 STREAMED = 0x7FFFF000  # larger sizes mean "unknown"; sox and FFmpeg write them to pipes
@@ -67,7 +66,6 @@ TOLERANCE = 0.025  # seconds by which a header may announce more than the file h
 HIGHEST_PEAK = 4.0  # of full scale; above it the samples have another scale, such as int16
 LEAST_SIGNAL = 2e-3  # peak to peak: 60 dB below full scale
 CANCELLED = 30.0  # dB by which a mix may be below its loudest channel
-
 
 REMEDIES = {
     "no such file": "put it there, or drop its line",
@@ -215,8 +213,10 @@ def blocks(path: Path, first: int = 0) -> Iterator[Block]:
 def _decoded(path: Path, first: int = 0) -> Iterator[Block]:
     """As :func:`blocks`, without clipping."""
     check_is_file(path)
-    _check_permission(path)
-    form = HEADERLESS.get(path.suffix.lower()) or container_of(path)
+    try:
+        form = container_of(path)
+    except PermissionError:
+        raise BrokenAudio(path, "no permission to read") from None
     if form is None:
         with path.open("rb") as stream:
             detail = f"is it {path.suffix.lower()}? it begins with {stream.read(8)!r}"
@@ -230,6 +230,9 @@ def _blocks_of(path: Path, form: str, first: int) -> Iterator[Block]:
     """Decode with libsndfile where it reads the container, else with FFmpeg."""
     if form not in SNDFILE or (form == "wav" and wav_without_length(path)):
         yield from _ffmpeg_blocks(path, form, first)
+        return
+    if form == "ogg" and len(parts := ogg_parts(path)) > 1:
+        yield from _chained_blocks(path, parts, first)
         return
     mp3 = read_mp3(path) if form == "mp3" else None
     if mp3 is not None and mp3.missing:
@@ -282,14 +285,6 @@ def check_is_file(path: Path) -> os.stat_result:
     return state
 
 
-def _check_permission(path: Path) -> None:
-    """libsndfile and FFmpeg would report a file without permission as invalid audio."""
-    try:
-        path.open("rb").close()
-    except PermissionError:
-        raise BrokenAudio(path, "no permission to read") from None
-
-
 def read_wave(path: Path, rate: int) -> Wave:
     """Decode a file to mono float32 at ``rate`` Hz. Raises :class:`BrokenAudio`."""
     clip = read_clip(path)
@@ -329,9 +324,25 @@ def resample(wave: Wave, rate: int, new_rate: int) -> Wave:
     return soxr.resample(wave, rate, new_rate, quality="HQ").astype(np.float32, copy=False)
 
 
-def _sndfile_blocks(path: Path, first: int, mp3: Mp3 | None) -> Iterator[Block]:
+def _chained_blocks(path: Path, parts: list[tuple[int, int]], first: int) -> Iterator[Block]:
+    """Decode a chained Ogg file, of which libsndfile would read the first part only."""
+    formats, skip = set(), first
+    for part in parts:
+        for block in _sndfile_blocks(path, 0, None, io.BytesIO(read_parts(path, [part]))):
+            formats.add((block.rate, block.frames.shape[1]))
+            if len(formats) > 1:
+                raise BrokenAudio(path, "not readable as audio", "its parts differ in format")
+            if skip < len(block.frames):
+                yield Block(block.frames[skip:], block.rate)
+            skip = max(0, skip - len(block.frames))
+
+
+def _sndfile_blocks(
+    path: Path, first: int, mp3: Mp3 | None, part: BinaryIO | None = None
+) -> Iterator[Block]:
+    """Decode a file, or a ``part`` of it, with libsndfile."""
     try:
-        with soundfile.SoundFile(path) as file:
+        with soundfile.SoundFile(part or path) as file:
             _refuse_cut(path, file)
             # Lossy decoders need some past: after a seek their first samples differ.
             read, announced = max(0, first - file.samplerate), file.frames
@@ -370,7 +381,7 @@ def _ffmpeg_blocks(path: Path, form: str, first: int, mp3: Mp3 | None = None) ->
     skip = first
     try:
         joined = mp3 is not None and len(mp3.parts) > 1
-        source = io.BytesIO(joined_parts(path, mp3)) if mp3 and joined else path.open("rb")
+        source = io.BytesIO(read_parts(path, mp3.parts)) if mp3 and joined else path.open("rb")
         with source as file, av.open(file, mode="r", format=form) as container:
             if not container.streams.audio:
                 raise BrokenAudio(path, "no audio stream")
@@ -434,10 +445,3 @@ def write_speech(
         if comment:
             file.comment = comment
         file.write(wave)
-
-
-def wav_comment(comment: str) -> bytes:
-    """The LIST/INFO/ICMT chunk of a RIFF file with this comment."""
-    text = comment.encode() + b"\0"
-    text += b"\0" * (len(text) % 2)
-    return struct.pack("<4sI4s4sI", b"LIST", 12 + len(text), b"INFO", b"ICMT", len(text)) + text

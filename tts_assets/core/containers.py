@@ -7,6 +7,7 @@ file then reads other files. Here the container is recognized by its signature f
 from __future__ import annotations
 
 import mmap
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +27,7 @@ SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
     (0, b".snd", "au"),
     (0, b"caff", "caf"),
 )
+HEADERLESS = {".g722": "g722"}  # formats without a signature
 SUFFIXES = {"mp4": ".m4a", "matroska": ".webm"}  # of a container; others have its name
 CHUNKS = (b"LIST", b"fact", b"id3 ", b"ID3 ", b"bext", b"cue ", b"PEAK", b"JUNK", b"smpl")
 OGG_PAGE = 65_307  # bytes, the maximum (RFC 3533)
@@ -61,16 +63,38 @@ class Mp3(NamedTuple):
 
 
 def container_of(path: Path) -> str | None:
-    """FFmpeg's name of the container by content; None for any other content. Raises OSError."""
+    """FFmpeg's name of the container by content; None for any other content. Raises OSError.
+
+    The suffix decides only for formats without a signature, and not for text or for content with
+    the signature of another format.
+    """
     with path.open("rb") as stream:
-        return container(stream.read(HEAD))
+        head = stream.read(HEAD)
+        headerless = HEADERLESS.get(path.suffix.lower())
+        if headerless:
+            return signed(head) or (None if is_text(head) else headerless)
+        behind = after_id3(head, 0)
+        if behind:  # files of FLAC and AAC may begin with an ID3 tag, too
+            stream.seek(behind)
+            found = container(stream.read(HEAD))
+            return found if found in ("flac", "aac") else "mp3"
+        return container(head)
+
+
+def signed(head: bytes) -> str | None:
+    """The container whose signature ``head`` has."""
+    return next((name for at, sign, name in SIGNATURES if head.startswith(sign, at)), None)
+
+
+def is_text(head: bytes) -> bool:
+    """Whether ``head`` is text in ASCII, as playlists and pages of errors are."""
+    return head.isascii() and head.decode().replace("\n", "").replace("\r", "").isprintable()
 
 
 def container(head: bytes) -> str | None:
     """FFmpeg's name of the container of a file that begins with ``head``."""
-    for offset, signature, name in SIGNATURES:
-        if head.startswith(signature, offset):
-            return name
+    if name := signed(head):
+        return name
     start = head.lstrip(b"\0")
     if len(start) > 1 and start[0] == 0xFF and start[1] & 0xF6 == 0xF0:
         return "aac"  # ADTS
@@ -138,7 +162,7 @@ def read_mp3(path: Path) -> Mp3:
         return Mp3(samples, 0, tuple(part for part in parts if part[0] < part[1]))
 
 
-def after_id3(data: mmap.mmap, at: int) -> int:
+def after_id3(data: bytes | mmap.mmap, at: int) -> int:
     """The offset behind an ID3v2 tag at ``at``; ``at`` if there is none."""
     head = data[at : at + 10]
     if len(head) < 10 or head[:3] != b"ID3":
@@ -159,11 +183,14 @@ def _announced(data: mmap.mmap, frame: Frame, at: int) -> int | None:
     return None
 
 
-def joined_parts(path: Path, mp3: Mp3) -> bytes:
-    """The audio of concatenated mp3 files without tags and headers, which end the decoding."""
+def read_parts(path: Path, parts: Iterable[tuple[int, int]]) -> bytes:
+    """The joined ``parts`` (first, last + 1) of a file.
+
+    Those of concatenated mp3 files lack the tags and headers that would end the decoding.
+    """
     with path.open("rb") as stream:
         found = []
-        for first, end in mp3.parts:
+        for first, end in parts:
             stream.seek(first)
             found.append(stream.read(end - first))
         return b"".join(found)
@@ -181,6 +208,23 @@ def last_page_is_complete(path: Path) -> bool:
     segments = tail[page + 26]
     table = tail[page + 27 : page + 27 + segments]
     return len(table) == segments and len(tail) >= page + 27 + segments + sum(table)
+
+
+def ogg_parts(path: Path) -> list[tuple[int, int]]:
+    """The bytes (first, last + 1) of the parts of an Ogg file.
+
+    Several parts mean that the file is chained (RFC 3533): other files were appended to it.
+    """
+    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        starts, at, inside = [0], 0, False
+        while data[at : at + 4] == b"OggS" and at + 27 <= len(data):
+            begins = bool(data[at + 5] & 2)  # the first page of a stream
+            if begins and inside:
+                starts.append(at)
+            inside = not begins
+            table = at + 27 + data[at + 26]
+            at = table + sum(data[at + 27 : table])
+        return list(zip(starts, [*starts[1:], len(data)], strict=True))
 
 
 def wav_without_length(path: Path) -> bool:

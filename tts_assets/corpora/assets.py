@@ -43,7 +43,7 @@ from tts_assets.orchestration.conditions import follow_data
 from tts_assets.orchestration.partitions import corpus_partitions
 from tts_assets.orchestration.program_asset import Machines, Plan, Request, artifact_asset
 
-INDEX_VERSION = "5"
+INDEX_VERSION = "6"
 FILTER_VERSION = "5"
 MEASURE = "tts_assets.corpora.quality"
 SYNTHESIZE = "tts_assets.corpora.synthesis"

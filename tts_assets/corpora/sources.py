@@ -25,7 +25,6 @@ import soundfile
 
 from tts_assets.core.artifacts import ArtifactStore, sha256_file
 from tts_assets.core.audio import (
-    HEADERLESS,
     AudioPool,
     BrokenAudio,
     blocks,
@@ -34,11 +33,11 @@ from tts_assets.core.audio import (
 )
 from tts_assets.core.cache import RecordCache
 from tts_assets.core.config import digest_of
-from tts_assets.core.containers import HEAD, SUFFIXES, container, container_of
+from tts_assets.core.containers import HEAD, HEADERLESS, SUFFIXES, container, container_of
 from tts_assets.corpora.readers.files import Audio, Embedded, RecordingPart
 from tts_assets.corpora.readers.manifests import STREAMED
 
-VERSION = "2"  # of cached results; raise it when reading or cutting changes
+VERSION = "3"  # of cached results; raise it when reading or cutting changes
 THREADS = 4  # decoding releases the GIL
 AHEAD = 2 * THREADS  # clips that wait for a thread; bounds the memory
 FLUSH_EVERY = 64  # results; a kill loses no more
@@ -264,7 +263,7 @@ def _sample_type(path: Path) -> str:
     try:
         return soundfile.info(path).subtype
     except soundfile.LibsndfileError:
-        form = HEADERLESS.get(path.suffix.lower()) or container_of(path)
+        form = container_of(path)
         with path.open("rb") as file, av.open(file, format=form) as container:
             return container.streams.audio[0].codec_context.format.name
 

@@ -20,7 +20,7 @@ import av.filter
 import numpy as np
 import soxr
 
-from tts_assets.core.audio import statement, wav_comment, write_speech
+from tts_assets.core.audio import statement, write_speech
 from tts_assets.corpora.config import check_consents
 from tts_assets.serving.config import ServingCard
 from tts_assets.serving.pieces import Wave
@@ -219,6 +219,13 @@ class Tempo:
                 yield self.sink.pull()
             except (av.error.BlockingIOError, av.error.EOFError):
                 return
+
+
+def wav_comment(comment: str) -> bytes:
+    """The LIST/INFO/ICMT chunk of a RIFF file with this comment."""
+    text = comment.encode() + b"\0"
+    text += b"\0" * (len(text) % 2)
+    return struct.pack("<4sI4s4sI", b"LIST", 12 + len(text), b"INFO", b"ICMT", len(text)) + text
 
 
 def wav_header(rate: int, comment: str) -> bytes:
