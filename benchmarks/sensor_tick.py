@@ -27,7 +27,7 @@ from sensors.corpora import build_corpora_sensors
 from tts_assets.core.artifacts import ArtifactStore
 from tts_assets.corpora.config import DiscoveryConfig
 from tts_assets.corpora.discovery import Corpora
-from tts_assets.corpora.watch import Scan, Seen
+from tts_assets.corpora.watch import RecordedScan, Scan
 
 SOURCE = Path(__file__).resolve().parents[1] / "examples/corpora/asterisk_en/audio"
 CLIP_BYTES, FOLDER_FILES, REPEATS = 4000, 1000, 5
@@ -77,7 +77,7 @@ def measure(folder: Path, files: int) -> None:
     lay_out(root, files)
     scan = Scan.begin(corpora(NAME))
     scan.folder(root)
-    Seen(scan.digest).record(store, NAME)  # as raw_corpus does
+    RecordedScan(scan.digest).record(store, NAME)  # as raw_corpus does
     sensors = build_corpora_sensors(corpora, [], store.root)
     (sensor,) = (each for each in sensors if each.name == "changed_corpora")
     with DagsterInstance.ephemeral() as instance:

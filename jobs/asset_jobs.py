@@ -147,7 +147,7 @@ def retrained(settings: Settings) -> AssetSelection:
     ]
     return (
         _made_by("sft", settings.sft)
-        | _served_by(settings, settings.sft)
+        | _promoted_from(settings, settings.sft)
         | _keys(texts=settings.texts, suite=evaluation.suites, comparison=compared)
         | AssetSelection.assets("evaluation_suite")
     )
@@ -165,18 +165,18 @@ def aligned(settings: Settings) -> AssetSelection:
     ]
     return (
         _made_by("rlhf", settings.rlhf)
-        | _served_by(settings, settings.rlhf)
+        | _promoted_from(settings, settings.rlhf)
         | _keys(comparison=compared)
     )
 
 
 def _made_by(stage: str, recipes: Iterable[str]) -> AssetSelection:
-    """Checkpoints, serving models, and reports on all suites."""
+    """Checkpoints, serving models, and reports of ``recipes`` on all suites."""
     reports = [["report", name] for name in recipes]
     return _keys(**{stage: recipes}, serving=recipes) | AssetSelection.key_prefixes(*reports)
 
 
-def _served_by(settings: Settings, recipes: Iterable[str]) -> AssetSelection:
+def _promoted_from(settings: Settings, recipes: Iterable[str]) -> AssetSelection:
     """The promotions with one of ``recipes`` as a candidate."""
     voices = [
         voice

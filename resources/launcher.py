@@ -293,7 +293,7 @@ class Launcher(ConfigurableResource, ABC):
         The cost is added to the metadata of the materialization. Raises :class:`LaunchError`, or
         ``RetryRequested`` if retries are left.
         """
-        self.catch_up(program, context.asset_key.to_user_string())
+        self.record_missed_starts(program, context.asset_key.to_user_string())
         facts = program.facts()
         if facts is not None:
             context.log.info(
@@ -337,7 +337,7 @@ class Launcher(ConfigurableResource, ABC):
                 f"{program.module} is not launched: {error}", program, permanent=True
             ) from None
 
-    def catch_up(self, program: Program, asset: str) -> None:
+    def record_missed_starts(self, program: Program, asset: str) -> None:
         """Record the cost of jobs that ran without a launcher. Local programs cannot."""
 
     def record(

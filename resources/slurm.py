@@ -21,7 +21,7 @@ from resources.slurm_client import Job, Refused, SlurmClient, Unreachable
 from resources.slurm_job import EXIT_MARKER, REQUEUES, STARTS, gpus_of, job_name, write_script
 from resources.torchrun import time_limit_message
 from tts_assets.core.artifacts import atomic_write
-from tts_assets.core.compute import SlurmOptions, crowded
+from tts_assets.core.compute import SlurmOptions, too_many_threads
 from tts_assets.core.processes import Reminder
 
 FIRST_POLL = 1.0  # seconds; the interval grows to the launcher's poll_seconds
@@ -176,7 +176,7 @@ class SlurmLauncher(Launcher):
     poll_seconds: float = 15.0
     command_seconds: float = 60.0
 
-    def catch_up(self, program: Program, asset: str) -> None:
+    def record_missed_starts(self, program: Program, asset: str) -> None:
         """Record the starts of jobs that ran without a launcher."""
         record_starts(program, functools.partial(self.record, program, asset))
 
@@ -193,7 +193,7 @@ class SlurmLauncher(Launcher):
             if job is None:
                 (program.run_dir / REQUEUES).unlink(missing_ok=True)
                 job = self._submit(context, client, program, pipes)
-            while (ended := follower.follow(job)) and self._may_go_on(program, ended):
+            while (ended := follower.follow(job)) and self._may_resubmit(program, ended):
                 context.log.info(f"job {job} reached its time limit; submitting it again")
                 job = self._submit(context, client, program, pipes)
         except (DagsterExecutionInterruptedError, KeyboardInterrupt):
@@ -221,7 +221,7 @@ class SlurmLauncher(Launcher):
         for role in program.roles():
             role.forget_failures()
             cpus = role.shape.cpus  # None: only the cluster knows
-            if cpus and (warning := crowded(role.shape, cpus)):
+            if cpus and (warning := too_many_threads(role.shape, cpus)):
                 context.log.warning(f"{role.module}: {warning}")
         script = write_script(program, self.slurm_options(), pipes)
         while True:
@@ -244,7 +244,7 @@ class SlurmLauncher(Launcher):
         """The options of ``[compute.slurm]``."""
         return SlurmOptions(**{name: getattr(self, name) for name in SlurmOptions.model_fields})
 
-    def _may_go_on(self, program: Program, ended: Ended) -> bool:
+    def _may_resubmit(self, program: Program, ended: Ended) -> bool:
         """Whether the job ended at its time limit without a requeue, and may be submitted again."""
         if program.facts() is not None or not (ended.stopped or ended.state == "TIMEOUT"):
             return False

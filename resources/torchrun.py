@@ -15,7 +15,7 @@ from dagster import AssetExecutionContext
 
 from resources.launcher import LOG, Launcher, LaunchError, Program, launch_error
 from resources.leases import lease, locked
-from tts_assets.core.compute import THREADS, crowded, visible_devices
+from tts_assets.core.compute import THREADS, too_many_threads, visible_devices
 from tts_assets.core.ledger import BEAT_SECONDS
 from tts_assets.core.processes import (
     KEEP_ENVIRONMENT,
@@ -61,7 +61,7 @@ class TorchrunLauncher(Launcher):
                 role.forget_failures()
             cores, exported = len(os.sched_getaffinity(0)), os.environ.get(THREADS, "")
             for role in program.roles():
-                if warning := crowded(role.shape, cores, exported):
+                if warning := too_many_threads(role.shape, cores, exported):
                     context.log.warning(f"{role.module}: {warning}")
             context.log.info(f"launching {' '.join(self.command(program))}")
             name = f"{context.run_id}.{context.retry_number}"

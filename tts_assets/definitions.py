@@ -123,7 +123,7 @@ def build_stages(settings: Settings) -> list[Any]:
             settings.rlhf,
             root,
             shape("evaluation"),
-            settings.learnt_from,
+            settings.training_corpora,
             {name: recipe.corpora for name, recipe in settings.external_models.recipes.items()},
             settings.suites,
             settings.decisive,

@@ -165,10 +165,10 @@ class Settings(Config):
         imported = self.arrays.imported
         return {
             name: (imported[name] if name in imported else self.all_corpora(name).config).consent
-            for name in sorted(self.learnt_from(recipe))
+            for name in sorted(self.training_corpora(recipe))
         }
 
-    def learnt_from(self, recipe: str) -> set[str]:
+    def training_corpora(self, recipe: str) -> set[str]:
         """The corpora of a recipe and of its base recipes."""
         if recipe in self.external_models.recipes:
             return set(self.external_models.recipes[recipe].corpora)
@@ -188,7 +188,7 @@ class Settings(Config):
         """
         base = self.rlhf[recipe].base if recipe in self.rlhf else recipe
         found = set()
-        for name in self.learnt_from(base):
+        for name in self.training_corpora(base):
             try:
                 corpus = self.all_corpora(name).config
             except (ConfigError, OSError):  # imported, or reported by check_corpora

@@ -91,7 +91,7 @@ def arrays(store: ArtifactStore) -> CodeArrays:
 
 
 def failed(result: ExecuteInProcessResult) -> dict[str, str]:
-    """The checks that failed, with what they said."""
+    """The checks that failed, with their messages."""
     evaluations = result.get_asset_check_evaluations()
     assert {e.check_name for e in evaluations} == CHECKS
     return {e.check_name: e.description or "" for e in evaluations if not e.passed}

@@ -135,8 +135,8 @@ def test_batches_that_round_unlike_the_probes_are_rejected(
 def test_a_model_that_cannot_be_masked_is_encoded_clip_by_clip(waves: list[Wave]) -> None:
     config = Xcodec2Config(**small(num_hidden_layers=0, add_adapter=True, adapter_stride=1))
     codec = Codec(PublishedBackend(Xcodec2Model(config), "cpu"), "cpu")
-    assert codec.obstacle is not None
-    assert "adapter" in codec.obstacle
+    assert codec.masking_problem is not None
+    assert "adapter" in codec.masking_problem
     encoder = BatchEncoder(codec)
     for codes, wave in zip(encoder.encode(waves), waves, strict=True):
         assert np.array_equal(codes, codec.encode([wave])[0])

@@ -204,13 +204,13 @@ def test_the_moving_average_is_published(
 ) -> None:
     """With weights 1 - decay for each step, decay = min(0.999, (step + 1) / (step + 10))."""
     with opened(tmp_path, recipe(tiny, adversarial=None), sample_list) as trainer:
-        name, learnt = next((n, p) for n, p in trainer.codec.named_parameters() if p.requires_grad)
-        expected, take = learnt.detach().clone(), trainer.train_step
+        name, trained = next((n, p) for n, p in trainer.codec.named_parameters() if p.requires_grad)
+        expected, take = trained.detach().clone(), trainer.train_step
 
         def follow(step: int) -> dict[str, float]:
             report = take(step)
             decay = min(0.999, (step + 1) / (step + 10))
-            expected.mul_(decay).add_(learnt.detach(), alpha=1 - decay)
+            expected.mul_(decay).add_(trained.detach(), alpha=1 - decay)
             return report
 
         trainer.train_step = follow  # type: ignore[method-assign]
@@ -218,7 +218,7 @@ def test_the_moving_average_is_published(
         trainer.export()
     published = load_file(tmp_path / "result" / "model.safetensors")[name]
     torch.testing.assert_close(published, expected)
-    assert not torch.allclose(published, learnt.detach(), atol=1e-4)
+    assert not torch.allclose(published, trained.detach(), atol=1e-4)
 
 
 def test_dead_codes_are_reported(

@@ -331,7 +331,7 @@ def publish_codec(store: ArtifactStore, folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_codec_that_does_not_carry_a_voice_is_a_warning(
+def test_a_codec_that_does_not_preserve_a_voice_is_a_warning(
     store: ArtifactStore, samples: list[Sample], tmp_path: Path
 ) -> None:
     """The demo's codec passes on its speaker, and warns for a voice a third lower."""

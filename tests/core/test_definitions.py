@@ -120,7 +120,7 @@ def test_every_asset_has_description_group_kinds_version_and_owners(profile: str
         assert len(node.description or "") > 20, node.key
 
 
-def test_nodes_of_a_group_have_different_names_and_say_what_they_are() -> None:
+def test_nodes_of_a_group_have_different_names_and_their_roles() -> None:
     """The graph shows the group, the kinds, and of a key the last part only."""
     chosen = {**tables(*OPTIONAL), "sft": {"small": SMALL, "my-voice": SMALL}}
     graph = build_defs(load_settings(environment={}, overrides=chosen)).resolve_asset_graph()

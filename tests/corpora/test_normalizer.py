@@ -52,7 +52,7 @@ def test_a_column_is_normalized_as_each_text_is(language: str) -> None:
     assert spoken["transcript"].to_list() == [normalize(text, language) for text in texts]
 
 
-def test_signs_that_nobody_reads_are_named() -> None:
+def test_unread_signs_are_named() -> None:
     texts = ["a \u2192 b \u2192", "<laugh> yes", "5 <|s_5|>", "plain"]
     rows = pl.LazyFrame({"text": texts, "language": ["en"] * 4})
     for name, expected in (("rules", ["\u2192", "", "<|>", ""]), ("none", [""] * 4)):

@@ -89,7 +89,7 @@ def samples(corpus: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_a_clip_depends_on_its_text_alone_and_says_it(tmp_path: Path) -> None:
+def test_a_clip_depends_only_on_its_text_and_has_that_text(tmp_path: Path) -> None:
     lengths = (0.9, 1.1)
     one = run(program(tmp_path / "one", lengths=lengths))
     two = run(program(tmp_path / "two", lengths=lengths), processes=2)
@@ -106,7 +106,7 @@ def test_a_clip_depends_on_its_text_alone_and_says_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_new_texts_cost_only_their_own_time(tmp_path: Path) -> None:
+def test_only_new_texts_are_synthesized(tmp_path: Path) -> None:
     first = program(tmp_path)
     run(first)
     assert is_complete(first)

@@ -13,7 +13,7 @@ import pytest
 from tts_assets.core.artifacts import ArtifactStore
 from tts_assets.corpora.config import CorpusConfig
 from tts_assets.corpora.discovery import Corpus
-from tts_assets.corpora.watch import Scan, Seen, Watch, access_problem, walk
+from tts_assets.corpora.watch import RecordedScan, Scan, Watch, access_problem, walk
 
 NAME = "voice"
 LONG = 60.0
@@ -33,7 +33,7 @@ def see(corpus: Corpus, store: ArtifactStore, *outside: Path, name: str = NAME) 
     """Record a scan, as ``raw_corpus`` does."""
     scan = Scan.begin(corpus)
     assert scan.folder(corpus.path)
-    seen = Seen(outside=tuple(sorted(map(str, outside))))
+    seen = RecordedScan(outside=tuple(sorted(map(str, outside))))
     assert scan.outside(seen.states(scan.after))
     replace(seen, digest=scan.digest).record(store, name)
 
@@ -167,7 +167,7 @@ def test_a_change_behind_an_unfinished_scan_is_detected_by_the_next(
     assert rounds(watch, corpora, store, 60) == [NAME]
 
 
-def test_a_large_corpus_does_not_starve_others(
+def test_a_large_corpus_does_not_delay_others_forever(
     folder: Path, store: ArtifactStore, tmp_path: Path
 ) -> None:
     small = tmp_path / "small"

@@ -230,7 +230,7 @@ def test_the_navigation_has_every_page_once() -> None:
 
 @pytest.mark.parametrize("path", [pytest.param(page, id=page.stem) for page in PAGES])
 def test_each_page_begins_with_what_the_reader_can_do(path: Path) -> None:
-    """A title, then a paragraph that says what the page is good for."""
+    """A title, then a paragraph on what the reader can do after the page."""
     lines = [line for line in path.read_text().splitlines() if line]
     assert lines[0].startswith("# ")
     assert sum(line.startswith("# ") for line in prose(path).splitlines()) == 1

@@ -15,7 +15,7 @@ from tests.evaluation.conftest import LINEAGE
 from tts_assets.core.audio import statement
 from tts_assets.core.config import ConfigError
 from tts_assets.evaluation import blind_test
-from tts_assets.evaluation.blind_test import BlindKey, Trial, Votes, tally
+from tts_assets.evaluation.blind_test import BlindKey, Trial, Votes, count_votes
 from tts_assets.evaluation.compare import ComparisonError, compare
 from tts_assets.evaluation.config import EvaluationConfig
 from tts_assets.evaluation.metrics.metric import columns_of
@@ -91,7 +91,7 @@ def twenty_texts(report: Path, folder: Path, digit_errors: float, **shift: float
     return folder
 
 
-def test_the_summary_starts_with_what_decides(report: Path, tmp_path: Path) -> None:
+def test_the_summary_starts_with_the_decisive_category(report: Path, tmp_path: Path) -> None:
     before = twenty_texts(report, tmp_path / "before", 0.3)
     after = twenty_texts(
         report, tmp_path / "after", 0.1, speaker_similarity=0.02, f0_spread=0.01, dnsmos_p808=0.5
@@ -217,14 +217,14 @@ def ballot_of(choices: str) -> tuple[BlindKey, Votes]:
 
 def test_votes_are_counted_by_model() -> None:
     key, ballot = ballot_of("bbbbbbbbba==")
-    (row,) = tally(key, [ballot])
+    (row,) = count_votes(key, [ballot])
     assert (row.a_wins, row.b_wins, row.ties) == (1, 9, 2)
     assert row.p == pytest.approx(2 * 11 / 2**10), "the two-sided binomial test"
     assert row.low < 0.9 < row.high
     even, split = ballot_of("ab")
-    assert tally(even, [split])[0].p == 1.0
+    assert count_votes(even, [split])[0].p == 1.0
     with pytest.raises(ConfigError, match=r"are of test u.*this comparison's is t"):
-        tally(key, [ballot.model_copy(update={"test": "u"})])
+        count_votes(key, [ballot.model_copy(update={"test": "u"})])
 
 
 def test_votes_are_counted_from_the_command_line(

@@ -97,7 +97,7 @@ def held_out(
         settings.rlhf,
         settings.root,
         Shape(processes=1),
-        settings.learnt_from,
+        settings.training_corpora,
     )
     checks = [part for part in built if isinstance(part, AssetChecksDefinition)]
     (check,) = [check for check in checks if key in check.check_keys]

@@ -22,7 +22,7 @@ from tests.support.browser import Browser
 from tts_assets.audio_models.wer import match
 from tts_assets.core.artifacts import ArtifactStore, Build, Report
 from tts_assets.core.artifacts.model_kinds import ReportFacts
-from tts_assets.evaluation.blind_test import BlindKey, Votes, tally
+from tts_assets.evaluation.blind_test import BlindKey, Votes, count_votes
 from tts_assets.evaluation.results import describe_report, read_samples
 
 AXE = (Path(axe_core_python.__file__).parent / "axe.min.js").read_text()
@@ -263,5 +263,5 @@ def test_votes_are_kept_and_counted(comparison: Path, browser: Browser) -> None:
         "document.querySelector('#download').click()"
     )
     votes = Votes.model_validate_json(browser.run("window.saved"))
-    (row,) = tally(key, [votes])
+    (row,) = count_votes(key, [votes])
     assert (row.a, row.a_wins, row.b_wins) == ("after", len(key.trials), 0)

@@ -66,7 +66,7 @@ def test_clips_are_scored_and_copied(
     assert "real_time_factor" not in facts["metrics"], "the computing time is unknown"
 
 
-def test_a_report_without_an_asr_model_leaves_the_wer_out_and_says_so(
+def test_a_report_without_an_asr_model_omits_the_wer_and_states_it(
     recordings: dict[str, tuple[str, Clip]], tmp_path: Path
 ) -> None:
     transcript, clip = recordings[KEY]

@@ -64,9 +64,9 @@ def test_trained_recipes_are_evaluated_on_all_suites_and_promoted(defs: Definiti
 
 def test_the_job_evaluate_has_all_reports_and_no_training(defs: Definitions) -> None:
     kinds = ("report", "suite", "comparison")
-    judged = {name for name in RETRAINED | ALIGNED if name.startswith(kinds)}
+    evaluated = {name for name in RETRAINED | ALIGNED if name.startswith(kinds)}
     reports = {"codec_report", "speaker_report"}
-    assert assets_of(defs, "evaluate") == {*judged, "evaluation_suite", *reports}
+    assert assets_of(defs, "evaluate") == {*evaluated, "evaluation_suite", *reports}
 
 
 def test_without_a_speaker_encoder_there_is_no_speaker_report() -> None:
@@ -74,7 +74,7 @@ def test_without_a_speaker_encoder_there_is_no_speaker_report() -> None:
     assert "speaker_report" not in assets_of(plain, "evaluate")
 
 
-def test_every_schedule_says_what_it_does(defs: Definitions) -> None:
+def test_every_schedule_has_a_description(defs: Definitions) -> None:
     names = ("nightly_refresh", "weekly_retrain", "weekly_evaluate", "monthly_align")
     assert all(defs.resolve_schedule_def(name).description for name in names)
 

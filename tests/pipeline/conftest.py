@@ -16,7 +16,7 @@ SUITE = (("digits", "four three two"), ("unseen", "nobody is here"))
 
 
 def minimal(corpus: Path, folder: Path) -> dict[str, Any]:
-    """Overrides that make every stage small: 2 SFT steps, 1 GRPO step, 2 texts to say."""
+    """Overrides that make every stage small: 2 SFT steps, 1 GRPO step, 2 texts to synthesize."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "texts.txt").write_text("\n".join(TEXTS) + "\n")
     rows = [{"id": f"{category}-1", "category": category, "text": text} for category, text in SUITE]

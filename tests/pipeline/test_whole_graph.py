@@ -59,7 +59,7 @@ def run_all(defs: Definitions, instance: DagsterInstance) -> dict[str, bool]:
 
 
 def reuse(result: ExecuteInProcessResult) -> dict[str, bool]:
-    """Of all but ``promoted``: who serves is decided anew each time."""
+    """Of all assets but ``promoted``, whose decision is made again each time."""
     events = result.get_asset_materialization_events()
     return {
         event.asset_key.to_user_string(): bool(

@@ -1,4 +1,4 @@
-"""Runs with other steps or another seed: their results take nobody's place."""
+"""Runs with other steps or another seed: their results do not become current."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def experiments(result: ExecuteInProcessResult) -> dict[str, Any]:
     return found
 
 
-def test_an_experiment_is_marked_and_takes_no_place(voice: Voice) -> None:
+def test_an_experiment_is_marked_and_does_not_become_current(voice: Voice) -> None:
     """Nor do the serving model and the report that the same run makes from it."""
     assert experiments(voice.run(*CHAIN)) == {}
     assert voice.tick() == []

@@ -48,7 +48,7 @@ def test_the_accounting_never_decreases_recorded_seconds(tmp_path: Path) -> None
 
 
 def test_starts_between_two_polls_are_recorded(tmp_path: Path) -> None:
-    """Slurm shows the last of three; another job of the folder ended with nobody to see it."""
+    """Slurm shows the last of three; another job of the folder ended without a launcher."""
     for name in ("6.0", "7.0", "7.1"):
         write_start(tmp_path, name, seconds=500)
     (tmp_path / "result.json").write_text("{}")

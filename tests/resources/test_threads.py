@@ -12,7 +12,7 @@ from resources.launcher import Program
 from resources.torchrun import TorchrunLauncher
 from tests.support.launched import launch, metadata
 from tests.support.programs import CountConfig
-from tts_assets.core.compute import Shape, crowded
+from tts_assets.core.compute import Shape, too_many_threads
 
 # Instead of an interpreter: writes the number of threads and the result of the program.
 SCRIPT = """#!/bin/sh
@@ -75,5 +75,5 @@ def test_a_launched_program_has_the_configured_threads(
 def test_ranks_and_threads_that_exceed_the_cores_are_a_warning(
     shape: dict[str, object], cores: int, exported: str, warning: str
 ) -> None:
-    found = crowded(Shape.model_validate({"gpus": 0, **shape}), cores, exported)
+    found = too_many_threads(Shape.model_validate({"gpus": 0, **shape}), cores, exported)
     assert re.search(warning, found) if warning else not found

@@ -70,7 +70,7 @@ def test_an_error_has_the_rank_and_its_traceback(tmp_path: Path) -> None:
 
 
 def living(pids: list[int]) -> list[int]:
-    """Those that still run; a zombie that nobody has reaped yet does not."""
+    """Those that still run; a zombie that is not reaped yet does not count."""
     alive = [pid for pid in pids if psutil.pid_exists(pid)]
     return [pid for pid in alive if psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]
 

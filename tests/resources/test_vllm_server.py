@@ -30,22 +30,22 @@ def pid_of(url: str) -> int:
 
 
 def test_the_server_is_healthy_and_its_log_is_passed_on() -> None:
-    heard: list[str] = []
-    with small().serve(["--model", "x"], heard.append) as server:
+    lines: list[str] = []
+    with small().serve(["--model", "x"], lines.append) as server:
         assert psutil.pid_exists(pid_of(server.url))
-    assert "serving x" in heard
+    assert "serving x" in lines
     assert not marked_processes(server.launch_id)
 
 
 def test_a_dead_server_restarts_at_the_same_address() -> None:
-    heard: list[str] = []
-    with small().serve(["--model", "x"], heard.append) as server:
+    lines: list[str] = []
+    with small().serve(["--model", "x"], lines.append) as server:
         first = pid_of(server.url)
         os.kill(first, signal.SIGKILL)
         server.wait_until_healthy()
         assert pid_of(server.url) != first
         assert server.restarted == 1
-    assert "the server ended with status -9; starting again in 1 s" in heard
+    assert "the server ended with status -9; starting again in 1 s" in lines
 
 
 def test_a_failed_start_is_an_error_with_the_log() -> None:

@@ -34,8 +34,8 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slurm_follower, "FIRST_POLL", 0.02)
 
 
-class Heard:
-    """Keeps what is said; ``often`` is set by the third line."""
+class LogLines:
+    """Collects log lines; ``often`` is set by the third line."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -61,18 +61,18 @@ def held(path: Path) -> Iterator[None]:
     [("gpu-0", "waiting for 1 GPUs: 0 of 1 are free"), ("line", "waiting in line for 1 GPUs")],
 )
 def test_waiting_for_gpus_is_logged(tmp_path: Path, busy: str, line: str) -> None:
-    heard = Heard()
+    log = LogLines()
 
     def take() -> tuple[str, ...]:
-        with leases.lease(1, ["0"], heard, tmp_path) as lease:
+        with leases.lease(1, ["0"], log, tmp_path) as lease:
             return lease.devices
 
     with ThreadPoolExecutor(1) as pool:
         with held(tmp_path / busy):
             taken = pool.submit(take)
-            assert heard.often.wait(30)
+            assert log.often.wait(30)
         assert taken.result() == ("0",)
-    assert set(heard.lines) == {line}
+    assert set(log.lines) == {line}
 
 
 def test_waiting_for_another_run_of_the_build_is_logged(tmp_path: Path) -> None:
@@ -131,29 +131,29 @@ class Queue(SlurmClient):
         return Job(job, "COMPLETED" if self.enough.is_set() else self.state, reason="Priority")
 
 
-def finished(folder: Path, queue: Queue, heard: Heard, seconds: float) -> Follower:
+def finished(folder: Path, queue: Queue, log: LogLines, seconds: float) -> Follower:
     """Of a job that ends after so long, if not before."""
     timer = threading.Timer(seconds, queue.enough.set)
     timer.daemon = True
     timer.start()
     (folder / "result.json").write_text("{}")
     program = count(folder, Shape(processes=1), total=1)
-    return Follower(queue, program, 0.02, heard, lambda *_: None)
+    return Follower(queue, program, 0.02, log, lambda *_: None)
 
 
 @pytest.mark.parametrize("state", ["PENDING", "SUSPENDED"])
 def test_waiting_for_a_job_is_logged(tmp_path: Path, state: str) -> None:
-    heard = Heard()
-    queue = Queue(state=state, enough=heard.often)
-    assert finished(tmp_path, queue, heard, 30).follow(7) == Ended(7, "COMPLETED", "0:0")
-    assert len(heard.lines) > 3 and len(set(heard.lines[:3])) == 1
-    assert state in heard.lines[0]
+    log = LogLines()
+    queue = Queue(state=state, enough=log.often)
+    assert finished(tmp_path, queue, log, 30).follow(7) == Ended(7, "COMPLETED", "0:0")
+    assert len(log.lines) > 3 and len(set(log.lines[:3])) == 1
+    assert state in log.lines[0]
 
 
 def test_a_running_job_logs_no_reminders(tmp_path: Path) -> None:
-    heard, queue = Heard(), Queue(state="RUNNING")
-    finished(tmp_path, queue, heard, 1).follow(7)
-    assert [line.split()[3] for line in heard.lines] == ["RUNNING", "COMPLETED"]
+    log, queue = LogLines(), Queue(state="RUNNING")
+    finished(tmp_path, queue, log, 1).follow(7)
+    assert [line.split()[3] for line in log.lines] == ["RUNNING", "COMPLETED"]
 
 
 def test_a_waiting_run_is_not_ended_as_stuck(monkeypatch: pytest.MonkeyPatch) -> None:

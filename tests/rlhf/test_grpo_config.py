@@ -103,7 +103,7 @@ def test_a_changed_setting_changes_what_trl_gets(setting: str, tmp_path: Path) -
     assert changed == {*expected}
 
 
-def test_the_place_of_the_prompt_texts_is_not_in_the_fingerprint() -> None:
+def test_the_path_of_the_prompt_texts_is_not_in_the_fingerprint() -> None:
     def known(texts: str) -> dict[str, Any]:
         rewards = [{"kind": "wer"}]
         values = {"base": "a", "prompts": {"texts": texts}, "rewards": rewards, "steps": 1}

@@ -251,7 +251,7 @@ def later(minutes: float) -> Any:
 
 @contextmanager
 def hanging_run(home: Path, work: Path) -> Iterator[tuple[DagsterInstance, DagsterRun]]:
-    """A run in a process of its own, whose program has begun to wait."""
+    """A run in a process of its own, whose program has started to wait."""
     from dagster._core.test_utils import create_run_for_test
 
     home.mkdir()

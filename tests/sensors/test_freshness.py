@@ -19,7 +19,7 @@ DAY = 24 * 3600.0
 
 
 def seen(workspace: WorkspaceProcessContext, asset: AssetKey, days: float) -> FreshnessState:
-    """What the daemon says of an asset so many days from now."""
+    """The daemon's evaluation of an asset's freshness in so many days."""
     from dagster._core.test_utils import freeze_time
     from dagster._daemon.freshness import FreshnessDaemon
 

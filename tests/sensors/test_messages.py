@@ -40,10 +40,10 @@ def server_context(authority: trustme.CA, host: str) -> ssl.SSLContext:
     return context
 
 
-def failed_run(told: SensorDefinition) -> str:
-    """The id of a run that fails, and of which ``told`` is told."""
+def failed_run(sensor: SensorDefinition) -> str:
+    """The id of a run that fails, which the sensor ``sensor`` reports."""
     with DagsterInstance.ephemeral() as instance:
-        return str(fail(instance, told)[1])
+        return str(fail(instance, sensor)[1])
 
 
 class Mailbox:
@@ -67,7 +67,7 @@ class Mailbox:
 @pytest.mark.parametrize("kind", ["SSL", "STARTTLS"])
 def test_a_failed_run_is_sent_by_email(kind: str, authority: trustme.CA) -> None:
     tls, mailbox = server_context(authority, LOOPBACK), Mailbox()
-    # aiosmtpd does not know that all it hears came through TLS where that comes first
+    # With TLS from the start, aiosmtpd does not notice that the connection is encrypted.
     first: dict[str, Any] = {"ssl_context": tls, "auth_require_tls": False}
     server = Controller(
         mailbox,

@@ -29,7 +29,7 @@ sample_texts = 0
 
 
 def two_voices(folder: Path, clips: Path) -> Settings:
-    """Two corpora with a recipe each; what they say is a word."""
+    """Two corpora with one word each, and a recipe for each."""
     for corpus in (SPOKEN, OTHER):
         shutil.copytree(clips, folder / "corpora" / corpus)
         agreed = 'consent = { who = "Allison Smith", purpose = "tests" }\n'

@@ -208,7 +208,7 @@ def test_request_ends_when_its_client_leaves(
 
 
 @pytest.mark.parametrize("text", ["four <|speech_end|> nine", "a \u2192 b", "one [pause x] two"])
-def test_texts_that_nobody_reads_are_400(server: ScriptedServer, text: str) -> None:
+def test_texts_with_unread_signs_are_400(server: ScriptedServer, text: str) -> None:
     answer = server.http.post(SPEECH, json=BODY | {"input": text})
     assert repr(text) in refused(answer, 400, "invalid_value") or "no pause" in answer.text
 

@@ -76,7 +76,7 @@ def test_voices_keep_within_their_bounds(speaking: Speaking) -> None:
     assert all(len(voice.codes) / rate <= 2.5 for voice in voices.values())
 
 
-def test_a_moved_storage_folder_still_speaks(speaking: Speaking, tmp_path: Path) -> None:
+def test_a_model_in_a_moved_storage_folder_synthesizes(speaking: Speaking, tmp_path: Path) -> None:
     moved = tmp_path / "elsewhere"
     shutil.copytree(speaking.store.root, moved, symlinks=True)
     own = speaking.serving.path.relative_to(speaking.store.root)
@@ -98,7 +98,7 @@ def publish_decoder(store: ArtifactStore, codec: CodecCheckpoint) -> CodecDecode
     return handle
 
 
-def test_a_decoder_speaks_where_there_is_one(
+def test_a_separate_decoder_is_used_for_synthesis(
     speaking: Speaking, store: ArtifactStore, tmp_path: Path
 ) -> None:
     decoder = publish_decoder(store, speaking.codec)

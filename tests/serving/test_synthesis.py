@@ -115,7 +115,7 @@ def test_pauses_of_a_text_are_kept(synthesizer: Synthesizer) -> None:
     ("text", "language", "signs"),
     [("four <|speech_end|> nine", "en", "< | >"), ("a → b", "en", "→"), ("5 foo", "xx", "5")],
 )
-def test_signs_that_nobody_reads_are_refused(
+def test_unread_signs_are_refused(
     synthesizer: Synthesizer, text: str, language: str, signs: str
 ) -> None:
     with pytest.raises(SynthesisError, match=re.escape(f"nothing reads {signs} in")):

@@ -160,7 +160,7 @@ def test_weights_are_epochs(arrays: Path, prompts: PromptFormat) -> None:
 
 
 @pytest.mark.parametrize("weight", [0.25, 0.013])
-def test_a_fraction_of_earlier_data_is_drawn_anew_each_epoch(
+def test_a_fraction_of_earlier_data_is_drawn_again_each_epoch(
     arrays: Path, prompts: PromptFormat, weight: float
 ) -> None:
     """The mixture of continued training against forgetting; 0.013 are 0.7 utterances an epoch."""
@@ -243,7 +243,7 @@ def test_a_row_ends_in_padding_without_targets(dataset: UtteranceDataset) -> Non
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
-def test_ranks_share_a_batch_without_loss(ranks: int) -> None:
+def test_the_ranks_have_all_samples_of_a_batch(ranks: int) -> None:
     lengths = [700, 20, 350, 340, 500, 90, 90]
     shares = split_over(lengths, int, ranks)
     assert sorted(x for share in shares for x in share) == sorted(lengths)

@@ -90,7 +90,7 @@ def runs(arrays: Path, codec: Path, tmp_path_factory: pytest.TempPathFactory) ->
         add(f"{name}-lora", **adapted, dropout=0.0)
         add(f"{name}-lora-from-one", before="one-lora", **adapted, dropout=0.0)
     for name in ("ddp", "fsdp", "zero3"):
-        add(f"{name}-heard", strategy=STRATEGIES[name], sample_texts=1, sample_every=4)
+        add(f"{name}-sampled", strategy=STRATEGIES[name], sample_texts=1, sample_every=4)
         entries[-1]["program"]["codec_folder"] = str(codec)
     add("unclipped", optimizer={"lr": 3e-3, "clip": 1e9})
     path = root / "runs.json"
@@ -114,7 +114,7 @@ def test_golden_losses(runs: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_signs_of_health_are_those_of_one_rank(runs: Path, name: str) -> None:
-    """One rank without dropout, for what two say of the same steps from its checkpoint on."""
+    """One rank without dropout, to compare with two ranks from its checkpoint on."""
     told, one = (read_metrics(runs / n / "metrics.jsonl") for n in (f"{name}-from-one", "one"))
     names = ("val_accuracy", "val_end_found", "val_end_false", "val_entropy", "weight_norm")
     found, expected = told[-1], one[-1]
@@ -168,14 +168,14 @@ def test_two_ranks_continue_as_one(runs: Path, name: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("name", ["ddp", "fsdp", "zero3"])
-def test_listening_changes_nothing(runs: Path, name: str) -> None:
-    assert curve(runs, f"{name}-heard") == curve(runs, name)
+def test_samples_during_training_change_no_weights(runs: Path, name: str) -> None:
+    assert curve(runs, f"{name}-sampled") == curve(runs, name)
     expected = weights(runs / name)
-    for key, value in weights(runs / f"{name}-heard").items():
+    for key, value in weights(runs / f"{name}-sampled").items():
         assert torch.equal(value, expected[key]), key
-    folder = runs / f"{name}-heard" / "result"
-    heard = {path.name for path in (folder / "listening").glob("*.flac")}
-    assert heard == {"recording-0.flac", "step-0000004-0.flac", "step-0000006-0.flac"}
+    folder = runs / f"{name}-sampled" / "result"
+    clips = {path.name for path in (folder / "listening").glob("*.flac")}
+    assert clips == {"recording-0.flac", "step-0000004-0.flac", "step-0000006-0.flac"}
     assert (folder / "listening.ipynb").is_file()
 
 

@@ -78,7 +78,7 @@ def test_loss_and_gradient_are_those_of_the_formula(trainer: SftTrainer) -> None
         assert torch.allclose(ours, parameter.grad, atol=1e-6, rtol=1e-3)
 
 
-def test_both_losses_are_told_and_fall(arrays: Path, tmp_path: Path) -> None:
+def test_both_losses_are_reported_and_fall(arrays: Path, tmp_path: Path) -> None:
     optimizer = {"lr": 5e-3, "warmup_share": 0.0}
     kept = {"best": "val_text_loss"}
     changes = {"steps": 12, "eval_every": 6, "optimizer": optimizer, "checkpoints": kept}
@@ -95,6 +95,6 @@ def test_both_losses_are_told_and_fall(arrays: Path, tmp_path: Path) -> None:
     assert records[0]["text_loss"] == pytest.approx(chance, abs=1.5)
 
 
-def test_without_a_weight_nothing_is_told(arrays: Path, tmp_path: Path) -> None:
+def test_without_a_weight_no_text_loss_is_reported(arrays: Path, tmp_path: Path) -> None:
     train(program(tmp_path, arrays, steps=2))
     assert not any("text" in name for r in read_metrics(tmp_path / "metrics.jsonl") for name in r)

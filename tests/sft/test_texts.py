@@ -28,7 +28,7 @@ LONG = "This answer does not fit. " * 40
 
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the announcer says, asked for; one answer that is too long, and one plain text."""
+    """The announcer's sentences as chats, one answer that is too long, and one plain text."""
     folder = tmp_path_factory.mktemp("texts")
     rows = [json.loads(line) for line in (CORPUS / "samples.jsonl").read_text().splitlines()]
     said = [row["transcript"] for row in rows[:30]]
@@ -78,25 +78,25 @@ def test_weights_are_epochs_beside_the_same_speech(
     assert len(seen) == len(texts) and min(seen.values()) > 8
 
 
-def test_answers_alone_are_targets(dataset: MixtureDataset, prompts: PromptFormat) -> None:
+def test_only_answers_are_targets(dataset: MixtureDataset, prompts: PromptFormat) -> None:
     end = prompts.tokenizer.eos_token
     first = len(dataset.parts[0])
     for item in range(first, len(dataset)):
         encoded = dataset.encode(TrainingSample((item,), 0, 0), code_dropout=0.9)
         assert len(encoded.inputs) == dataset.length((item,)) - 1
         row = pack([encoded], [dataset.source(item)])
-        learnt = prompts.tokenizer.decode(row.targets)
+        decoded = prompts.tokenizer.decode(row.targets)
         whole = prompts.tokenizer.decode([*encoded.inputs[:1], *encoded.targets])
         assert set(row.sources.tolist()) == {1}
         if whole.startswith("User: "):
-            assert learnt == whole.partition("\nAssistant:")[2] and learnt.endswith(end)
+            assert decoded == whole.partition("\nAssistant:")[2] and decoded.endswith(end)
         else:
-            assert learnt == whole[1:]  # nothing comes before the first token
+            assert decoded == whole[1:]  # nothing comes before the first token
     with pytest.raises(IndexError):
         dataset.identity(len(dataset))
 
 
-def test_what_is_too_long_is_told(dataset: MixtureDataset) -> None:
+def test_samples_that_are_too_long_are_reported(dataset: MixtureDataset) -> None:
     assert [item.reason for item in dataset.dropped] == ["longer than max_seq_len"]
     assert dataset.dropped[0].what.startswith("chat: ")
 
@@ -125,7 +125,7 @@ def whole_run(arrays: Path, texts: Path, tmp_path_factory: pytest.TempPathFactor
     return config
 
 
-def test_losses_of_texts_are_told(whole_run: SftProgram) -> None:
+def test_losses_of_texts_are_reported(whole_run: SftProgram) -> None:
     records = read_metrics(whole_run.run_dir / "metrics.jsonl")
     steps = [r for r in records if "loss" in r]
     told = [r for r in steps if "loss/chat" in r]
@@ -137,7 +137,7 @@ def test_losses_of_texts_are_told(whole_run: SftProgram) -> None:
     assert hours < sum(r["tokens"] for r in steps) / RATE / 3600
 
 
-def test_a_stopped_run_goes_on_to_bit_equal_weights(whole_run: SftProgram, tmp_path: Path) -> None:
+def test_a_stopped_run_resumes_to_bit_equal_weights(whole_run: SftProgram, tmp_path: Path) -> None:
     """With the ids that it made before."""
     config = whole_run.model_copy(update={"run_dir": tmp_path})
     stop_after(1, config)

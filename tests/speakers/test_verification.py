@@ -76,7 +76,7 @@ def report_of(folder: Path, index: Path, selection: SpeakerSelection, per_speake
     return folder / "result"
 
 
-def test_a_report_without_umap_says_so(
+def test_a_report_without_umap_states_it(
     tmp_path: Path, index: Path, selection: SpeakerSelection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "umap", None)  # as if it were not installed

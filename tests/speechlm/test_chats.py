@@ -57,10 +57,10 @@ def write(folder: Path, prompts: PromptFormat, samples: list[dict[str, Any]]) ->
 
 
 def shown(chats: ChatIds, prompts: PromptFormat, row: int) -> tuple[str, list[str]]:
-    """A whole sample, and the parts that are learnt."""
-    ids, learnt = chats.rows[row], chats.targets(row)
-    cuts = np.flatnonzero(np.diff(learnt)) + 1
-    parts = zip(np.split(ids, cuts), np.split(learnt, cuts), strict=True)
+    """A whole sample, and the parts that are targets."""
+    ids, targets = chats.rows[row], chats.targets(row)
+    cuts = np.flatnonzero(np.diff(targets)) + 1
+    parts = zip(np.split(ids, cuts), np.split(targets, cuts), strict=True)
     whole = prompts.tokenizer.decode(ids)
     return whole, [prompts.tokenizer.decode(part) for part, marks in parts if marks[0]]
 
@@ -69,12 +69,12 @@ def test_turns_without_a_template(tmp_path: Path) -> None:
     prompts = prompt_format()
     chats = write(tmp_path, prompts, SAMPLES)
     end = prompts.tokenizer.eos_token
-    whole, learnt = shown(chats, prompts, 0)
+    whole, targets = shown(chats, prompts, 0)
     assert whole == (
         f"System: Be brief.\nUser: Two and two?\nAssistant: Four.{end}\n"
         f"User: Three and three?\nAssistant: Six, naïve one.{end}"
     )
-    assert learnt == [f" Four.{end}", f" Six, naïve one.{end}"]
+    assert targets == [f" Four.{end}", f" Six, naïve one.{end}"]
     assert shown(chats, prompts, 1) == (f"Plain text.{end}", [f"Plain text.{end}"])
     assert chats.rows[0][-1] == prompts.tokenizer.eos_token_id
 
@@ -82,14 +82,14 @@ def test_turns_without_a_template(tmp_path: Path) -> None:
 def test_turns_of_the_tokenizers_template(tmp_path: Path) -> None:
     prompts = prompt_format(TEMPLATE)
     chats = write(tmp_path, prompts, SAMPLES)
-    whole, learnt = shown(chats, prompts, 0)
-    assert learnt == ["Four.<|eot_id|>", "Six, naïve one.<|eot_id|>"]
+    whole, targets = shown(chats, prompts, 0)
+    assert targets == ["Four.<|eot_id|>", "Six, naïve one.<|eot_id|>"]
     rendered = prompts.tokenizer.apply_chat_template(
         TALK[:-1], tokenize=False, strftime_now=lambda form: "26 Jul 2024"
     )
     assert whole == rendered
     assert chats.rows[0].tolist() == prompts.plain_ids(rendered).tolist()
-    # What is learnt follows what the model sees when it answers.
+    # The targets follow the prompt that the model gets at inference.
     asked = prompts.tokenizer.apply_chat_template(
         TALK[1:2],
         tokenize=False,

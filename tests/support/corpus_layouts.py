@@ -50,7 +50,7 @@ def index(
 
 @contextmanager
 def without_privileges() -> Iterator[None]:
-    """Root reads whatever the mode of a file says; within this block it is nobody."""
+    """Root can read files of any mode; in this block the process is the user nobody."""
     if os.geteuid() != 0:
         yield
         return

@@ -104,7 +104,7 @@ class ClipEnds:
         return found
 
 
-def obstacle(model: Any) -> str | None:
+def masking_problem(model: Any) -> str | None:
     """The reason why clips of this model cannot share a padded batch; None if they can."""
     semantic = model.semantic_encoder
     if not isinstance(semantic, Wav2Vec2BertModel):
@@ -143,7 +143,7 @@ class Backend(Protocol):
     facts: CodecFacts
     model: Any
     quantizer: Any
-    obstacle: str | None
+    masking_problem: str | None
     """The reason why clips cannot share a padded batch; None if they can."""
 
     def hops(self, samples: int) -> int:
@@ -176,7 +176,7 @@ class CompactBackend:
         self.model = model.eval()
         self.quantizer = model.quantizer.quantizer
         self.facts = facts_of(model)
-        self.obstacle = obstacle(model)
+        self.masking_problem = masking_problem(model)
         self.ends = [ClipEnds(part) for part in (model.semantic_adapter, model.acoustic_encoder)]
 
     def hops(self, samples: int) -> int:
@@ -209,7 +209,7 @@ class PublishedBackend:
         self.model, self.precision = model.eval(), precision
         self.quantizer = model.quantizer.quantizer
         self.facts = _published_facts(model)
-        self.obstacle = obstacle(model)
+        self.masking_problem = masking_problem(model)
         self.centred = model.config.model_type == "xcodec2"
         self.filterbank = LogFilterbank(per_clip=True, centred=self.centred).to(device)
         self.semantic_ends = ClipEnds(model.semantic_adapter)

@@ -88,7 +88,7 @@ class BatchEncoder:
     def encode(self, waves: Sequence[Wave]) -> list[Codes]:
         """Waveforms (samples,) at 16 kHz, of similar lengths, to codes (codes,) in their order."""
         counts = [self.codec.codes(len(wave)) for wave in waves]
-        together = len(waves) > 1 and self.codec.obstacle is None
+        together = len(waves) > 1 and self.codec.masking_problem is None
         padded = len(waves) * max(counts) if together else sum(counts)
         self.effort.update(encoded=len(waves), codes=sum(counts), padded=padded)
         if not together:

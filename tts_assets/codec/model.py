@@ -83,9 +83,9 @@ class Codec:
         )
 
     @property
-    def obstacle(self) -> str | None:
+    def masking_problem(self) -> str | None:
         """Why clips cannot share a padded batch; None if they can."""
-        return self.backend.obstacle
+        return self.backend.masking_problem
 
     def codes(self, samples: int) -> int:
         """The number of codes of a clip with ``samples`` at :attr:`input_rate`; 0: too short."""
@@ -130,7 +130,7 @@ class Codec:
         """
         waves = [wave[:n].cpu().numpy() for wave, n in zip(waveform, lengths.tolist(), strict=True)]
         counts = [self.codes(len(wave)) for wave in waves]
-        if self.obstacle:
+        if self.masking_problem:
             rows = [torch.from_numpy(codes) for codes in self.encode(waves)]
         else:
             together = torch.from_numpy(self.quantize(self.latents(waves)))
@@ -141,9 +141,9 @@ class Codec:
     def latents(self, waves: Sequence[Wave]) -> Tensor:
         """Waveforms at 16 kHz to the quantizer's inputs, (clips, longest, dimensions).
 
-        The latents of clip ``i`` are the first ``codes(len(waves[i]))``. If :attr:`obstacle` is
-        None they differ from those of the clip alone by rounding only. Raises ValueError as
-        :meth:`encode` does.
+        The latents of clip ``i`` are the first ``codes(len(waves[i]))``. If
+        :attr:`masking_problem` is None they differ from those of the clip alone by rounding only.
+        Raises ValueError as :meth:`encode` does.
         """
         for wave in waves:
             if wave.ndim != 1 or not len(wave):

@@ -70,7 +70,7 @@ class OriginalError(ValueError):
     """A file is no original X-Codec-2 checkpoint of the given sizes."""
 
 
-class Inert:
+class UnusedClass:
     """Replaces every class that a checkpoint's hyper-parameters name, and does nothing."""
 
     def __init__(self, *arguments: Any) -> None:
@@ -84,14 +84,16 @@ def read_original(path: Path) -> dict[str, Tensor]:
     """The weights of a checkpoint by their original names.
 
     No code of the file runs: classes other than tensors (Lightning also saves the configuration)
-    become :class:`Inert`. Raises :class:`OriginalError` if the file has no plain weights.
+    become :class:`UnusedClass`. Raises :class:`OriginalError` if the file has no plain weights.
     """
     if path.suffix == ".safetensors":
         return load_file(path)
     try:
         unknown = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        inert: list[Any] = [(type("Inert", (Inert,), {}), name) for name in unknown]
-        with torch.serialization.safe_globals(inert):
+        unused_classes: list[Any] = [
+            (type("UnusedClass", (UnusedClass,), {}), name) for name in unknown
+        ]
+        with torch.serialization.safe_globals(unused_classes):
             content = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:
         raise OriginalError(f"{path} cannot be read as plain weights: {error}") from error

@@ -151,8 +151,8 @@ def open_encoder(run: Run, program: ShardProgram) -> BatchEncoder:
     # TF32 keeps ten bits of the inputs: nearly every clip of a batch would have to be repeated.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     codec = Codec.load(program.codec, str(run.device))
-    if codec.obstacle:
-        run.note(f"clips are encoded one by one: {codec.obstacle}")
+    if codec.masking_problem:
+        run.note(f"clips are encoded one by one: {codec.masking_problem}")
     return BatchEncoder(codec)
 
 

@@ -183,7 +183,7 @@ class Compute(Shape):
         return self
 
 
-def crowded(shape: Shape, cores: int, exported: str = "") -> str:
+def too_many_threads(shape: Shape, cores: int, exported: str = "") -> str:
     """A warning if the ranks of a node have more threads in all than it has ``cores``, or "".
 
     ``exported`` is :data:`THREADS` of Dagster's environment. Too many threads wait for each other

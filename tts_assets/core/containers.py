@@ -152,7 +152,7 @@ def read_mp3(path: Path) -> Mp3:
                 continue
             if at + frame.size > end:
                 return Mp3(samples, at + frame.size - end, ((first, end),))
-            count = _announced(data, frame, at)
+            count = _frame_count(data, frame, at)
             if count is not None:
                 samples = (samples or 0) + count * frame.samples
                 parts.append((first, at))
@@ -173,7 +173,7 @@ def after_id3(data: bytes | mmap.mmap, at: int) -> int:
     return at + 10 + size + (10 if head[5] & 0x10 else 0)
 
 
-def _announced(data: mmap.mmap, frame: Frame, at: int) -> int | None:
+def _frame_count(data: mmap.mmap, frame: Frame, at: int) -> int | None:
     """The number of frames in a Xing, Info or VBRI header; None if the frame has none."""
     if data[frame.xing : frame.xing + 4] in (b"Xing", b"Info"):
         has_count = data[frame.xing + 7] & 1

@@ -37,7 +37,7 @@ from tts_assets.corpora.index import index_corpus, read_entries
 from tts_assets.corpora.segments.config import CODE_VERSION, SegmentProgram
 from tts_assets.corpora.segments.result import pass_through, source_digests
 from tts_assets.corpora.synthesis import is_complete, synthesis_program
-from tts_assets.corpora.watch import Scan, Seen, survey
+from tts_assets.corpora.watch import RecordedScan, Scan, corpus_state
 from tts_assets.orchestration.checks import artifact_check
 from tts_assets.orchestration.conditions import follow_data
 from tts_assets.orchestration.partitions import corpus_partitions
@@ -112,7 +112,7 @@ def raw_corpus_asset(corpora: Corpora, text: TextConfig, shape: Shape) -> Assets
             synthesize(request, path, config)
         scan = Scan.begin(corpus)
         scan.folder(path)  # before anything is read: the next scan detects later changes
-        state, outside = survey(read_entries(path, config), path)
+        state, outside = corpus_state(read_entries(path, config), path)
         scan.outside(outside.items())
 
         def index(work: Path) -> Any:
@@ -124,7 +124,7 @@ def raw_corpus_asset(corpora: Corpora, text: TextConfig, shape: Shape) -> Assets
             return facts
 
         def record(_: RawCorpus) -> None:
-            Seen(scan.digest, tuple(outside)).record(request.store, request.partition)
+            RecordedScan(scan.digest, tuple(outside)).record(request.store, request.partition)
 
         # ``state`` tells that files changed, and ``root`` that the corpus was moved. The content
         # digest tells whether it matters: it has no path.

@@ -327,7 +327,7 @@ class FilterConfig(Config):
     whisper: str = Field(default="", description="a faster-whisper model; empty: tiny.en")
 
     @model_validator(mode="after")
-    def _something_is_left(self) -> Self:
+    def _check_that_samples_remain(self) -> Self:
         if self.min_duration >= self.max_duration:
             raise ValueError(
                 f"min_duration {self.min_duration} s leaves nothing below max_duration "

@@ -25,7 +25,7 @@ from tts_assets.corpora.discovery import Corpus
 from tts_assets.corpora.readers.files import Entry
 
 
-def survey(entries: Iterable[Entry | SetAside], root: Path) -> tuple[str, dict[str, str]]:
+def corpus_state(entries: Iterable[Entry | SetAside], root: Path) -> tuple[str, dict[str, str]]:
     """The digest of a corpus, and the states of audio outside ``root`` by path, sorted.
 
     The digest covers all entries and the state of their audio, wherever it lies. It ignores other
@@ -123,7 +123,7 @@ class Scan:
 
 
 @dataclass(frozen=True)
-class Seen:
+class RecordedScan:
     """The last complete scan by ``raw_corpus``, and the audio paths outside the corpus folder."""
 
     digest: str = ""
@@ -195,16 +195,16 @@ class Watch:
         changed = {}
         self.first = ""
         for name in (ordered := names[turn:] + names[:turn]):
-            seen = Seen.of(store, name)
+            seen = RecordedScan.of(store, name)
             digest = self._scan(name, corpora[name], seen, deadline)
-            if digest is not None and self._is_news(name, digest, seen):
+            if digest is not None and self._is_new_change(name, digest, seen):
                 changed[name] = digest
             if time.monotonic() > deadline:
                 self.first = ordered[(ordered.index(name) + 1) % len(ordered)]
                 break
         return changed
 
-    def _scan(self, name: str, corpus: Corpus, seen: Seen, deadline: float) -> str | None:
+    def _scan(self, name: str, corpus: Corpus, seen: RecordedScan, deadline: float) -> str | None:
         """The digest of a complete scan, or None if the deadline passed."""
         unfinished = self.unfinished.pop(name, None)
         scan = Scan(*unfinished) if unfinished else Scan.begin(corpus)
@@ -213,7 +213,7 @@ class Watch:
         self.unfinished[name] = [scan.digest, scan.after]
         return None
 
-    def _is_news(self, name: str, digest: str, seen: Seen) -> bool:
+    def _is_new_change(self, name: str, digest: str, seen: RecordedScan) -> bool:
         if digest == seen.digest:
             self.requested.pop(name, None)
             return False

@@ -63,7 +63,7 @@ class Votes(Config):
 
 
 @dataclass(frozen=True)
-class Tally:
+class VoteCount:
     """Two models over all listeners. ``low``, ``high``: 95 % interval of b's fraction of wins."""
 
     a: str
@@ -136,7 +136,7 @@ def draw_samples(
     return chosen[:count]
 
 
-def tally(key: BlindKey, ballots: Iterable[Votes]) -> list[Tally]:
+def count_votes(key: BlindKey, ballots: Iterable[Votes]) -> list[VoteCount]:
     """The result of each pair of models, sorted by name.
 
     Raises :class:`ConfigError` for votes of another test.
@@ -157,7 +157,7 @@ def tally(key: BlindKey, ballots: Iterable[Votes]) -> list[Tally]:
             trial = trials[name]
             winner = {"first": trial.first, "second": trial.second, "same": ""}[choice]
             counts[pair_of(trial)][winner] += 1
-    return [tally_of(*pair, counted) for pair, counted in sorted(counts.items())]
+    return [vote_count(*pair, counted) for pair, counted in sorted(counts.items())]
 
 
 def pair_of(trial: Trial) -> tuple[str, str]:
@@ -165,16 +165,16 @@ def pair_of(trial: Trial) -> tuple[str, str]:
     return min(trial.first, trial.second), max(trial.first, trial.second)
 
 
-def tally_of(a: str, b: str, counted: Counter[str]) -> Tally:
+def vote_count(a: str, b: str, counted: Counter[str]) -> VoteCount:
     """The result of two models; ``counted``: wins by model, ties under the empty name."""
     from scipy.stats import binomtest
 
     decided = counted[a] + counted[b]
     if not decided:
-        return Tally(a, b, 0, 0, counted[""], 1.0, 0.0, 1.0)
+        return VoteCount(a, b, 0, 0, counted[""], 1.0, 0.0, 1.0)
     test = binomtest(counted[b], decided)
     interval = test.proportion_ci()
-    return Tally(
+    return VoteCount(
         a, b, counted[a], counted[b], counted[""], test.pvalue, interval.low, interval.high
     )
 
@@ -191,7 +191,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     try:
         key = BlindKey.from_json(options.comparison / KEY_FILE)
-        found = tally(key, [Votes.from_json(path) for path in options.votes])
+        found = count_votes(key, [Votes.from_json(path) for path in options.votes])
     except ConfigError as error:
         parser.exit(1, f"{error}\n")
     if options.json:

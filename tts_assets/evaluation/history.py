@@ -51,6 +51,7 @@ DEPENDS_ON: dict[str, tuple[str, ...]] = {
 ALL_KEYS = (*ASR_KEYS, "speaker_encoder", "utmos")
 
 Measures = Mapping[str, str]
+"""By metric, the digest of everything that determines its numbers beside the speech."""
 # The facts that describe an artifact, and how they are written; {} is the value.
 TEMPLATES = {
     "utterances": "{} utterances",
@@ -73,11 +74,10 @@ TEMPLATES = {
     "texts": "{} texts",
 }
 HIDDEN = {"serving_model": {"sample_rate", "token_rate", "codebook_size"}}
-"""By metric, the digest of everything that determines its numbers beside the speech."""
 
 
 @dataclass(frozen=True)
-class Past:
+class EarlierRow:
     """An earlier report, and by column how the new one differs on the texts of both."""
 
     model: str
@@ -152,9 +152,9 @@ def readable_reports(
     return found
 
 
-def past(
+def earlier_rows(
     samples: Sequence[SampleResult], earlier: Sequence[EarlierReport], columns: Sequence[Column]
-) -> list[Past]:
+) -> list[EarlierRow]:
     """The earlier reports, newest first, without those that were deleted in the meantime."""
     rows = []
     for report in reversed(earlier):
@@ -163,7 +163,7 @@ def past(
             continue
         pairs = {column.name: difference(before, samples, column) for column in columns}
         known = {name: pair for name, pair in pairs.items() if pair is not None}
-        rows.append(Past(report.model, figures(before, columns), known))
+        rows.append(EarlierRow(report.model, figures(before, columns), known))
     return rows
 
 

@@ -16,7 +16,7 @@ from tts_assets.audio_models.wer import Interval, match
 from tts_assets.core.config import Config, canonical_json, digest_of
 from tts_assets.core.metadata import NOTEBOOK_FILE, NotebookClip, Section, write_notebook
 from tts_assets.evaluation.config import MAIN, EvaluationProgram
-from tts_assets.evaluation.history import Past, past
+from tts_assets.evaluation.history import EarlierRow, earlier_rows
 from tts_assets.evaluation.metrics.metric import Column, columns_of, metrics_of, not_given
 from tts_assets.evaluation.page import (
     HERE,
@@ -106,7 +106,7 @@ class Findings:
     by_kind: Mapping[str, Figures]
     by_manner: Mapping[str, Figures]
     by_temperature: Mapping[float, Figures]
-    history: Sequence[Past]
+    history: Sequence[EarlierRow]
     nearest: Mapping[str, Nearest]
 
 
@@ -139,7 +139,7 @@ def findings(
         by_kind=all_figures({**by_category(samples), ALL: samples}),
         by_manner=all_figures(by_manner(samples)),
         by_temperature=by_temperature(others, columns),
-        history=past(samples, program.earlier, columns),
+        history=earlier_rows(samples, program.earlier, columns),
         nearest=nearest_training({s.id: s.text for s in samples}, program.training),
     )
 

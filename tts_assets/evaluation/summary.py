@@ -67,7 +67,7 @@ def pair_summary(changes: Changes, columns: Sequence[Column], decisive: Sequence
         for column in columns
         if column.name in changes.columns
     ]
-    certain = [one for one in found if stands(one[1], one[2])]
+    certain = [one for one in found if is_relevant(one[1], one[2])]
     for direction, phrase in PHRASES.items():
         each = [
             f"{title}: {described(column, change)}"
@@ -89,7 +89,7 @@ def decisive_sentence(changes: Changes, category: str, wer: Column) -> str:
     values = f"WER {wer.text(change.candidate)} instead of {wer.text(change.baseline)}"
     if change.texts < FEWEST_TEXTS:
         return f"{start} has {values}; {change.texts} texts are too few for an interval."
-    if stands(wer, change):
+    if is_relevant(wer, change):
         return (
             f"{start} is {direction_of(wer, change)}, {described(wer, change, 'WER ')}, compared "
             f"with {changes.baseline}."
@@ -114,7 +114,7 @@ def others(changes: Changes, titles: Sequence[str]) -> list[str]:
     ]
 
 
-def stands(column: Column, change: Difference) -> bool:
+def is_relevant(column: Column, change: Difference) -> bool:
     """Whether a difference is certain, visible with the shown digits, and large enough."""
     visible = column.number(change.candidate) != column.number(change.baseline)
     large = abs(change.difference) >= column.smallest

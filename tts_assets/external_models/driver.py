@@ -26,7 +26,7 @@ class DriverFailed(RuntimeError):
     """The program in the other environment failed; the log has its error message."""
 
 
-def drive(
+def run_job(
     run: Run, python: Path, job: TrainJob | SynthesisJob, what: str, total: int
 ) -> list[Event]:
     """Run ``job`` in the environment of ``python``.

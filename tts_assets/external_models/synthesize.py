@@ -20,7 +20,7 @@ from tts_assets.evaluation.speech_sources import (
 from tts_assets.evaluation.suite import SuiteText, read_suite
 from tts_assets.external_models.config import CLONING, ExternalSynthesisProgram
 from tts_assets.external_models.coqui.job import Line, SynthesisJob
-from tts_assets.external_models.driver import drive
+from tts_assets.external_models.driver import run_job
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
         ]
         events = str(config.run_dir / "events.jsonl")
         job = SynthesisJob(config.family, str(config.model), events, lines)
-        drive(run, config.python, job, "synthesis", len(lines))
+        run_job(run, config.python, job, "synthesis", len(lines))
         syntheses = [
             publish(text, seed, file, run.result_dir / AUDIO_FOLDER, config.provenance)
             for (text, seed), file in zip(requests, files, strict=True)

@@ -43,7 +43,7 @@ from tts_assets.external_models.config import (
     ExternalTrainProgram,
 )
 from tts_assets.external_models.coqui.job import VOICES_FOLDER, TrainJob
-from tts_assets.external_models.driver import drive
+from tts_assets.external_models.driver import run_job
 
 SHORTEST = 0.5  # seconds: coqui's XTTS refuses shorter clips, and VITS trains on windows of 0.4 s
 TOO_SHORT, TOO_LONG = "shorter than 0.5 s", "longer than the recipe's longest"
@@ -87,7 +87,7 @@ def train(recipe: ExternalRecipe, python: Path, run: Run, folder: Path, clips: i
         config=recipe.config,
     )
     steps = recipe.epochs * -(-clips // recipe.batch_size)
-    drive(run, python, job, "training", 1 if recipe.family == "tortoise" else steps)
+    run_job(run, python, job, "training", 1 if recipe.family == "tortoise" else steps)
 
 
 @dataclass

@@ -16,7 +16,7 @@ def follow_data() -> AutomationCondition:
     nothing.
     """
     elsewhere = ~AutomationCondition.executed_with_tags(tag_keys={WHOLE_CORPUS})
-    return _follow("follow_data", _changed() & elsewhere, _at_rest())
+    return _follow("follow_data", _changed() & elsewhere, _inputs_are_ready())
 
 
 def follow_training() -> AutomationCondition:
@@ -32,7 +32,7 @@ def follow_training() -> AutomationCondition:
     behind = AutomationCondition.any_deps_match(
         AutomationCondition.any_deps_match(own).since(AutomationCondition.newly_updated())
     )
-    return _follow("follow_training", _changed(), _at_rest() & ~behind)
+    return _follow("follow_training", _changed(), _inputs_are_ready() & ~behind)
 
 
 def _changed() -> AutomationCondition:
@@ -47,7 +47,7 @@ def _content_changed() -> AutomationCondition:
     )
 
 
-def _at_rest() -> AutomationCondition:
+def _inputs_are_ready() -> AutomationCondition:
     """Nothing is in progress or missing, and the blocking checks of inputs pass."""
     return (
         ~AutomationCondition.in_progress()

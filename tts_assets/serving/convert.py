@@ -220,7 +220,7 @@ def model_card(sources: Sources, card: ServingCard, config: ServingConfig, param
         "",
         "## Whose voices, and what they agreed to",
         "",
-        *(f"- {literal(name)}: {literal(_agreed(one))}" for name, one in consents),
+        *(f"- {literal(name)}: {literal(_consent_text(one))}" for name, one in consents),
     ]
     return "\n".join(lines) + "\n"
 
@@ -231,7 +231,7 @@ def yaml_text(text: str) -> str:
     return text if plain else json.dumps(text, ensure_ascii=False)
 
 
-def _agreed(consent: VoiceConsent) -> str:
+def _consent_text(consent: VoiceConsent) -> str:
     return consent.in_words() if isinstance(consent, Consent) else "a synthetic voice"
 
 

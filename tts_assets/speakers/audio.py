@@ -208,7 +208,7 @@ def centred(crops: Tensor, settings: AudioSettings) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Item:
+class MelRecording:
     """One recording at one speed, its voice (the class), and the position of its mels."""
 
     recording: SpeakerRecording
@@ -225,7 +225,7 @@ class MelStore:
         self.folder = folder
         self._open: OrderedDict[int, NDArray[np.float32]] = OrderedDict()
 
-    def __call__(self, item: Item, first: int = 0, frames: int | None = None) -> Tensor:
+    def __call__(self, item: MelRecording, first: int = 0, frames: int | None = None) -> Tensor:
         """The frames of an item, or ``frames`` of them from ``first`` on."""
         if item.block not in self._open:
             path = self.folder / f"{item.block:06d}.npy"
@@ -242,7 +242,7 @@ class PreparedRecordings:
     """The mels of recordings, and the recordings that have none."""
 
     store: MelStore
-    items: list[Item]
+    items: list[MelRecording]
     set_aside: list[SetAside]
 
     @property
@@ -277,7 +277,7 @@ def prepare(
         run.stopped()
     if dist.is_initialized():
         dist.barrier()
-    items: list[Item] = []
+    items: list[MelRecording] = []
     set_aside: list[SetAside] = []
     for number, block in enumerate(blocks):
         found = json.loads((folder / f"{number:06d}.json").read_text())
@@ -287,7 +287,8 @@ def prepare(
                 where = f"{recording.corpus}/{recording.id}"
                 set_aside.append(SetAside(where, reason, detail))
             elif not reason:
-                items.append(Item(recording, voice_of(recording, speed), number, first, frames))
+                voice = voice_of(recording, speed)
+                items.append(MelRecording(recording, voice, number, first, frames))
                 first += frames
     return PreparedRecordings(MelStore(folder), items, set_aside)
 
@@ -337,11 +338,15 @@ class Batches:
     """Draws crops of the training voices, with the M rows of each voice one after another."""
 
     def __init__(
-        self, items: Sequence[Item], store: MelStore, recipe: EncoderRecipe, audio: AudioSettings
+        self,
+        items: Sequence[MelRecording],
+        store: MelStore,
+        recipe: EncoderRecipe,
+        audio: AudioSettings,
     ) -> None:
         """Raises ConfigError if there are fewer voices than a batch needs."""
         self.store, self.recipe, self.audio = store, recipe, audio
-        self.voices: dict[str, list[Item]] = {}
+        self.voices: dict[str, list[MelRecording]] = {}
         for item in sorted(items, key=lambda item: (item.voice, item.recording.id)):
             self.voices.setdefault(item.voice, []).append(item)
         self.names = sorted(self.voices)
@@ -351,7 +356,7 @@ class Batches:
                 f"to train on: set speakers = {len(self.names)} or less, or add speeds or corpora"
             )
 
-    def rows(self, step: int) -> tuple[list[Item], int]:
+    def rows(self, step: int) -> tuple[list[MelRecording], int]:
         """The N x M items of a step, and the number of frames of their crops."""
         a_pass = len(self.names) // self.recipe.speakers
         number, index = divmod(step, a_pass)
@@ -361,7 +366,7 @@ class Batches:
         lengths = self.recipe.min_frames, self.recipe.max_frames
         return items, int(self._rng("frames", step).integers(*lengths, endpoint=True))
 
-    def _turn(self, voice: str, number: int) -> list[Item]:
+    def _turn(self, voice: str, number: int) -> list[MelRecording]:
         """The M items of a voice in pass ``number``."""
         mine, count = self.voices[voice], self.recipe.utterances
         positions = range(number * count, (number + 1) * count)
@@ -369,7 +374,7 @@ class Batches:
         orders = {r: self._rng(voice, r).permutation(len(mine)) for r in rounds}
         return [mine[orders[p // len(mine)][p % len(mine)]] for p in positions]
 
-    def crops(self, step: int, rank: int = 0, ranks: int = 1) -> tuple[Tensor, list[Item]]:
+    def crops(self, step: int, rank: int = 0, ranks: int = 1) -> tuple[Tensor, list[MelRecording]]:
         """A rank's rows of a step's batch, crops (rows, frames, bands) and their items."""
         items, frames = self.rows(step)
         count = len(items) // ranks
@@ -377,7 +382,7 @@ class Batches:
         made = [self._crop(items[row], frames, step, row) for row in mine]
         return centred(torch.stack(made), self.audio), [items[row] for row in mine]
 
-    def _crop(self, item: Item, frames: int, step: int, row: int) -> Tensor:
+    def _crop(self, item: MelRecording, frames: int, step: int, row: int) -> Tensor:
         rng = self._rng("crop", step, row)
         first = int(rng.integers(max(0, item.frames - frames), endpoint=True))
         crop = fill(self.store(item, first, min(frames, item.frames)), frames, self.audio)

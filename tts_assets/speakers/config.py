@@ -273,7 +273,7 @@ class SpeakerSelection(Config):
     aliases: dict[str, tuple[str, ...]] = Field(default_factory=dict)
 
     @model_validator(mode="after")
-    def _one_person_each(self) -> Self:
+    def _check_aliases(self) -> Self:
         names = [name for group in self.aliases.values() for name in group]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:

@@ -29,7 +29,14 @@ from tts_assets.core.audio import read_wave
 from tts_assets.core.config import ConfigError
 from tts_assets.core.program import Run, load_config
 from tts_assets.core.training import StepLoop
-from tts_assets.speakers.audio import Batches, Item, PreparedRecordings, centred, fill, prepare
+from tts_assets.speakers.audio import (
+    Batches,
+    MelRecording,
+    PreparedRecordings,
+    centred,
+    fill,
+    prepare,
+)
 from tts_assets.speakers.config import EncoderProgram, EncoderRecipe, TrialConfig, resolve
 from tts_assets.speakers.dataset import SpeakerRecording, read_speakers
 from tts_assets.speakers.encoder import VoiceEncoder
@@ -246,7 +253,7 @@ class EncoderTrainer(StepLoop):
         scores = score_trials(self.trials, embeddings)
         return errors(scores, [t.same for t in self.trials], P_TARGET).eer
 
-    def _middle(self, item: Item) -> Tensor:
+    def _middle(self, item: MelRecording) -> Tensor:
         """The middle window of an item, (1, window_frames, bands)."""
         size = self.card.audio.window_frames
         first = max(0, (item.frames - size) // 2)

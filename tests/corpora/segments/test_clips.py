@@ -110,7 +110,7 @@ def test_gaps_between_spans_are_detected(segmented: Segmented) -> None:
 
 
 def test_transcripts_for_training_have_no_digits_or_brackets(segmented: Segmented) -> None:
-    """The recording says "four" and "seven", which Whisper by default writes as digits."""
+    """The recording has the words "four" and "seven", which Whisper by default writes as digits."""
     texts = " ".join(row.text for row in segmented.rows)
     assert not re.search(r"[\d$%\[\]()*]", texts)
 

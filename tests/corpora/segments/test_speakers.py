@@ -140,7 +140,7 @@ def phrase(start: float, speaker: int | None) -> Phrase:
 
 
 def test_a_clip_has_phrases_of_one_speaker() -> None:
-    """A phrase that is too short to say belongs to either."""
+    """A phrase that is too short for an embedding belongs to either speaker."""
     config = SegmentConfig(min_seconds=5.0)
     runs, _ = choose([phrase(0, 0), phrase(2.6, 1)], config)
     assert runs == []

@@ -92,7 +92,7 @@ def disk_full_named(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def remove_asides(root: Path) -> None:
+def remove_temporary_files(root: Path) -> None:
     """Remove temporary files that :func:`atomic_write` left below ``root`` in a killed process.
 
     No process may be writing below ``root``.

@@ -21,7 +21,7 @@ from tts_assets.core.artifacts.files import (
     apply_umask,
     fsync,
     fsync_tree,
-    remove_asides,
+    remove_temporary_files,
     sha256_file,
 )
 from tts_assets.core.artifacts.handle import (
@@ -151,7 +151,7 @@ class ArtifactStore:
         meanwhile, its artifact is kept. With ``select`` it becomes the current artifact, otherwise
         it is marked as an experiment until it is selected.
         """
-        remove_asides(result)  # of an earlier attempt that was killed while it wrote a file
+        remove_temporary_files(result)  # of an earlier attempt that was killed
         manifest = _manifest(kind, build, result, facts)
         (result / MANIFEST).write_text(manifest.to_json())
         apply_umask(result)

@@ -143,7 +143,7 @@ def cut(
     for run in clips:
         span = _assessed(run, recording, wave, voices)
         found.append(span if span.reason else _written(span, recording, config, pool))
-    return _without_holes(sorted(found, key=lambda span: span.start), frames)
+    return _fill_gaps(sorted(found, key=lambda span: span.start), frames)
 
 
 def at_model_rate(recording: Clip) -> Wave:
@@ -214,7 +214,7 @@ def _text(run: Sequence[Phrase]) -> str:
     return "".join(word.text for phrase in run for word in phrase.words).strip()
 
 
-def _without_holes(found: Sequence[Span], frames: int) -> list[Span]:
+def _fill_gaps(found: Sequence[Span], frames: int) -> list[Span]:
     """The spans, with NO_SPEECH spans between them."""
     spans: list[Span] = []
     done = 0

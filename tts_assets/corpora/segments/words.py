@@ -191,7 +191,7 @@ def phrases(
     speech: Sequence[Interval], limits: Sequence[Interval], words: Sequence[Word]
 ) -> list[Phrase]:
     """The intervals of speech with their words, joined where a word spans a pause."""
-    inseparable = _inseparable(speech, words)
+    inseparable = _joined_by_a_word(speech, words)
     groups: list[list[int]] = []
     for index in range(len(speech)):
         if index in inseparable:
@@ -209,7 +209,7 @@ def phrases(
     ]
 
 
-def _inseparable(speech: Sequence[Interval], words: Sequence[Word]) -> set[int]:
+def _joined_by_a_word(speech: Sequence[Interval], words: Sequence[Word]) -> set[int]:
     """The indices of intervals that share a word with the interval before."""
     return {
         index
