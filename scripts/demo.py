@@ -26,6 +26,7 @@ from dagster import DagsterInstance
 from jobs.asset_jobs import ALIGN, IMPORT, PREPARE, REFRESH, RETRAIN, TRAIN_CODEC
 from scripts.run import Request, RequestError, register_corpora, run
 from tts_assets.core.artifacts import ArtifactError, ArtifactStore, Handle
+from tts_assets.core.config import ConfigError
 from tts_assets.evaluation.results import COMPARISON_PAGE, FIGURES_FILE
 from tts_assets.settings import Settings, load_settings
 
@@ -109,5 +110,5 @@ def describe_comparison(comparison: Handle) -> str:
 if __name__ == "__main__":
     try:
         main(sys.argv[1:])
-    except (ArtifactError, RequestError) as error:
+    except (ArtifactError, ConfigError, RequestError) as error:
         sys.exit(str(error))

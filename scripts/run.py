@@ -49,6 +49,7 @@ from dagster._core.workspace.load import location_origins_from_yaml_paths
 from dagster._grpc.types import ExecuteRunArgs
 
 from scripts.run_view import RunView
+from tts_assets.core.config import ConfigError
 from tts_assets.orchestration.partitions import corpus_partitions
 from tts_assets.settings import Settings, load_settings
 
@@ -133,7 +134,7 @@ def run(
         # A session of its own: Ctrl-C reaches this process only, which first marks the run as one
         # that is canceled. Dagster reports a run that is interrupted without this as failed.
         process = subprocess.Popen(
-            arguments.get_command_args(),
+            [sys.executable, "-m", *arguments.get_command_args()],  # dagster api execute_run …
             stdout=stream,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -281,5 +282,5 @@ def tail(log: Path, lines: int = 30) -> str:
 if __name__ == "__main__":
     try:
         main()
-    except RequestError as error:
+    except (ConfigError, RequestError) as error:
         sys.exit(str(error))

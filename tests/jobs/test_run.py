@@ -33,6 +33,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("DAGSTER_HOME", str(folder))
     monkeypatch.setenv("TTS__PROJECT__STORAGE", str(tmp_path / "storage"))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")  # the environment is not activated
     return folder
 
 
