@@ -300,7 +300,10 @@ def notice(event: str, run: DagsterRun, ui: str, message: str, **more: Any) -> d
 
 
 def slack_sensor(slack: Slack, token: str, ui: str) -> SensorDefinition:
-    """Dagster's sensor that posts failed runs to a Slack channel."""
+    """Dagster's sensor that posts failed runs to a Slack channel.
+
+    Raises ModuleNotFoundError without the extra ``slack``.
+    """
     try:
         from dagster_slack import make_slack_on_run_failure_sensor
     except ModuleNotFoundError:

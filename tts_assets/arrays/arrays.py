@@ -164,7 +164,7 @@ class CodeTable:
 
 
 def map_npy(path: Path, *dtypes: str, read: bool = False) -> NDArray[Any]:
-    """Memory-map a one-dimensional ``.npy`` file of one of these types.
+    """Memory-map a ``.npy`` file of shape (n,) and one of these types.
 
     With ``read`` all pages are mapped at once, which is twice as fast if all of it is used. Raises
     :class:`ArrayError` if the file is missing or damaged, or has another type or size.
@@ -189,7 +189,10 @@ def map_npy(path: Path, *dtypes: str, read: bool = False) -> NDArray[Any]:
 
 
 def map_raw(path: Path, dtype: str, *, read: bool = False) -> NDArray[Any]:
-    """Memory-map a file without a header, as :func:`map_npy`."""
+    """Memory-map a file without a header, (n,) of ``dtype``; as :func:`map_npy`.
+
+    Raises :class:`ArrayError` if the file is missing or has an incomplete element.
+    """
     try:
         size = path.stat().st_size
     except FileNotFoundError:
@@ -231,13 +234,14 @@ class NpyWriter:
         self._write_header()
 
     def add(self, values: NDArray[Any]) -> None:
-        """Append ``values``. Raises TypeError if they are not of the file's type."""
+        """Append ``values`` (n,). Raises TypeError if they are not of the file's type."""
         write_pieces(*self.take(values, np.array([[0, len(values)]])))
 
     def take(self, values: NDArray[Any], runs: NDArray[np.int64]) -> Pieces:
         """Count ``values[first:end]`` for each row of ``runs`` (n, 2) as written.
 
-        Returns the buffers for :func:`write_pieces`, which may run in another thread.
+        Returns the buffers for :func:`write_pieces`, which may run in another thread. Raises
+        TypeError if ``values`` are not of the file's type.
         """
         if values.dtype != self._dtype:
             raise TypeError(f"{self._stream.name} holds {self._dtype}, not {values.dtype}")
@@ -279,7 +283,10 @@ def write_pieces(stream: BinaryIO, pieces: list[memoryview]) -> None:
 
 def map_lines(path: Path, *, read: bool = False) -> tuple[Bytes, Ints]:
     """A text file, mapped into memory or ``read``, and the bounds of its lines, int64
-    (lines + 1,)."""
+    (lines + 1,).
+
+    Raises :class:`ArrayError` if the file is missing or its last line has no newline.
+    """
     text: Bytes = map_raw(path, "uint8", read=read)
     bounds = line_bounds(text)
     if bounds[-1] != len(text):

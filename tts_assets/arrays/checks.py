@@ -72,7 +72,10 @@ def array_checks(validation: ValidationSplit) -> dict[str, tuple[Test, str]]:
 
 
 def check_tables(arrays: CodeArrays) -> Numbers:
-    """Open both splits, which checks their indexes, and compare type and counts with the facts."""
+    """Open both splits, which checks their indexes, and compare type and counts with the facts.
+
+    Raises :class:`ArrayError` for the first difference.
+    """
     facts = arrays.facts.model_dump()
     found: Numbers = {}
     for split in SPLITS:
@@ -88,7 +91,8 @@ def check_tables(arrays: CodeArrays) -> Numbers:
 def check_samples(arrays: CodeArrays, validation: ValidationSplit) -> Numbers:
     """Compare lines with index entries, and the split of each sample with that of its id.
 
-    The split of imported arrays was decided elsewhere and is not compared.
+    The split of imported arrays was decided elsewhere and is not compared. Raises
+    :class:`ArrayError` for the first difference.
     """
     found: Numbers = {}
     for split in SPLITS:

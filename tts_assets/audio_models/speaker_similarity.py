@@ -48,7 +48,10 @@ class SpeakerEncoder:
         self.encoder = VoiceEncoder(device, verbose=False)
 
     def embed(self, wave: NDArray[np.float32], rate: int) -> Embedding | None:
-        """The embedding of a mono clip; None if it contains less than 0.3 s of speech."""
+        """The embedding (256,) of a mono clip (samples,) at ``rate`` Hz.
+
+        None if it contains less than 0.3 s of speech.
+        """
         return self.embed_all([(wave, rate)])[0]
 
     def embed_all(self, clips: Sequence[tuple[NDArray[np.float32], int]]) -> list[Embedding | None]:

@@ -117,7 +117,10 @@ def pitch(wave: Wave) -> NDArray[np.float64]:
 
 
 def pitch_error(original: NDArray[np.float64], made: NDArray[np.float64]) -> PitchError | None:
-    """The difference of two contours of :func:`pitch`; None if no frame is voiced in both."""
+    """The difference of two contours (frames,) in Hz of :func:`pitch`; NaN is unvoiced.
+
+    None if no frame is voiced in both.
+    """
     length = min(len(original), len(made))
     voiced = [~np.isnan(contour[:length]) for contour in (original, made)]
     both = voiced[0] & voiced[1]

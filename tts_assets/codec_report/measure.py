@@ -267,7 +267,7 @@ def code_statistics(codec: Codec, codes: Iterable[NDArray[np.int64]]) -> CodeSta
 
 
 def cosine(a: NDArray[np.float32] | None, b: NDArray[np.float32] | None) -> float | None:
-    """The cosine of two unit vectors; None if a clip has too little speech for an embedding."""
+    """The cosine of two unit vectors (n,); None if a clip has too little speech for one."""
     return None if a is None or b is None else float(np.dot(a, b))
 
 

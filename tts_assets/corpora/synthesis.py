@@ -214,7 +214,10 @@ def voice_path(voice: str, project: Path) -> Path:
 
 
 def read_texts(path: Path) -> list[str]:
-    """The lines of a text file, without empty ones and comments (``#``), each once."""
+    """The lines of a text file, without empty ones and comments (``#``), each once.
+
+    Raises :class:`ConfigError` if the file is missing or is not UTF-8.
+    """
     try:
         lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
     except (OSError, UnicodeDecodeError) as error:

@@ -303,7 +303,7 @@ def event(data: dict[str, Any]) -> bytes:
 
 
 def add_speech_routes(app: FastAPI, service: Service) -> None:
-    """Add ``/v1/audio/speech``."""
+    """Add ``/v1/audio/speech``. Invalid requests get the status of an :class:`ApiError`."""
 
     @app.post("/v1/audio/speech")
     async def speech(body: SpeechRequest, request: Request) -> Response:
@@ -367,7 +367,7 @@ async def next_chunk(chunks: AsyncGenerator[bytes]) -> bytes:
 
 
 def add_voice_routes(app: FastAPI, service: Service) -> None:
-    """Add ``/v1/voices``."""
+    """Add ``/v1/voices``. Invalid requests get the status of an :class:`ApiError`."""
 
     @app.get("/v1/voices")
     async def list_voices() -> dict[str, Any]:

@@ -283,7 +283,10 @@ class ServedModel:
     def piece_speech(
         self, wave: NDArray[np.float32], codes: NDArray[np.int64], ended: bool
     ) -> Speech:
-        """The speech of one piece, with its fault if it has one."""
+        """The speech of one piece from its ``wave`` (samples,) and ``codes`` (codes,).
+
+        It has the fault of the piece, if there is one.
+        """
         fault = find_fault(codes, wave, ended, self.sample_rate, self.card.token_rate)
         return Speech("", wave, codes, ended, fault)
 

@@ -68,10 +68,10 @@ def audible_fraction(wave: Wave, sample_rate: int) -> float:
 
 
 def first_repeat(codes: NDArray[np.int64], token_rate: float) -> int | None:
-    """The index at which a loop starts to repeat its block; None if there is no loop.
+    """The index in ``codes`` (codes,) at which a loop starts to repeat its block; None without one.
 
-    A loop is a block of up to ``LONGEST_PERIOD`` codes that is repeated for at least
-    ``LOOP_SECONDS`` and at least three times.
+    ``token_rate`` is in codes per second. A loop is a block of up to ``LONGEST_PERIOD`` codes that
+    is repeated for at least ``LOOP_SECONDS`` and at least three times.
     """
     for period in range(1, min(LONGEST_PERIOD, len(codes) // 3) + 1):
         same = np.concatenate([[False], codes[period:] == codes[:-period], [False]])
@@ -98,7 +98,7 @@ class StreamDecoder:
         self.overlap = np.zeros(0, dtype=np.float32)  # samples of the last chunk's decoding
 
     def add(self, codes: NDArray[np.int64]) -> None:
-        """Append generated codes."""
+        """Append generated codes, (codes,)."""
         self.codes = np.concatenate([self.codes, codes])
 
     def ready(self) -> bool:
@@ -142,7 +142,7 @@ class PieceStream:
         self.looping = False  # generation should stop
 
     def add(self, codes: NDArray[np.int64]) -> None:
-        """Append generated codes."""
+        """Append generated codes, (codes,)."""
         self.decoder.add(codes)
 
     def ready(self) -> bool:

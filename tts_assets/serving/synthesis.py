@@ -154,7 +154,7 @@ class Synthesizer(ServedModel):
         retries: int = 0,
         on_fault: Callable[[Fault], None] | None = None,
     ) -> Generator[NDArray[np.float32]]:
-        """Yield the waveform of a line in chunks, starting with the first audible one.
+        """Yield the waveform of a line in chunks (samples,), starting with the first audible one.
 
         A faulty piece is generated again up to ``retries`` times if none of its samples were
         yielded. A piece that loops ends there. ``on_fault`` is called with every fault. Raises

@@ -320,7 +320,10 @@ def open_texts(
 
 
 def corpus_streams(program: SftProgram, prompts: PromptFormat, split: Split) -> list[TokenStream]:
-    """The speech stream of each corpus and, with mixed-in text, the stream of its transcripts."""
+    """The speech stream of each corpus and, with mixed-in text, the stream of its transcripts.
+
+    Raises :class:`ArrayError` if the token arrays are of another tokenizer.
+    """
     recipe = program.recipe
     digest = tokenizer_digest(prompts.tokenizer)
     streams = []

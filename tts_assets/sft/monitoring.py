@@ -334,5 +334,5 @@ class ModelDiagnostics:
 
 
 def squared_norm(tensor: Tensor) -> float:
-    """The squared Euclidean norm."""
+    """The squared Euclidean norm of a tensor of any shape."""
     return float(torch.linalg.vector_norm(tensor.detach())) ** 2

@@ -46,7 +46,7 @@ class Strategy(ABC):
 
     @abstractmethod
     def backward(self, row: Packed, scale: float, last: bool) -> Losses:
-        """Add the gradient of ``scale`` times the loss sum of ``row``.
+        """Add the gradient of ``scale`` times the loss sum of ``row``. Returns its losses.
 
         With the ``last`` row of a step the gradients are averaged over the ranks.
         """
@@ -69,7 +69,7 @@ class Strategy(ABC):
 
     @abstractmethod
     def weights(self) -> Tensors:
-        """All trained weights, gathered in the memory of rank 0; empty on other ranks.
+        """All trained weights, by name, gathered in the memory of rank 0; empty on other ranks.
 
         All ranks must call it.
         """

@@ -175,7 +175,7 @@ def open_voices(name: str, device: str = "cpu") -> SpeakerEmbedder:
 
 
 def unit(vector: NDArray[np.floating]) -> Embedding:
-    """The vector divided by its norm, float32."""
+    """The vector (n,) divided by its norm, float32."""
     return (vector / np.linalg.norm(vector)).astype(np.float32)
 
 

@@ -284,7 +284,7 @@ def plot_det(curves: Mapping[str, Errors], path: Path) -> None:
 
 
 def deviates(fractions: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
-    """The quantiles of the standard normal distribution."""
+    """The quantiles of the standard normal distribution, (n,), for ``fractions`` (n,) in (0, 1)."""
     return np.array([NormalDist().inv_cdf(fraction) for fraction in fractions])
 
 

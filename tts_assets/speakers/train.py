@@ -228,7 +228,7 @@ class EncoderTrainer(StepLoop):
         return lr
 
     def classes_of(self, step: int) -> Tensor | None:
-        """The class of every row of the whole batch, for the adversary."""
+        """The class of every row of the whole batch, int64 (rows,); None without an adversary."""
         config = self.recipe.adversary
         if config is None:
             return None

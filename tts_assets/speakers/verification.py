@@ -130,7 +130,7 @@ def errors(scores: NDArray[np.float64], same: Sequence[bool], p_target: float) -
 
 
 def crossing(false_alarms: NDArray[np.float64], misses: NDArray[np.float64]) -> float:
-    """The rate at which the two are equal, interpolated linearly between thresholds."""
+    """The rate at which both (thresholds,) are equal, interpolated linearly: the EER."""
     gap = misses - false_alarms  # rises from -1 to 1
     after = int(np.argmax(gap >= 0))
     before = max(0, after - 1)

@@ -65,7 +65,7 @@ class SpeechLM:
     ) -> None:
         """Write a Hugging Face folder: model.safetensors, tokenizer, generation defaults.
 
-        ``weights`` replace those of the model, where these are sharded over ranks.
+        ``weights``, by name, replace those of the model, where these are sharded over ranks.
         """
         self.model.save_pretrained(folder, safe_serialization=True, state_dict=weights)
         self.tokenizer.save_pretrained(folder)
@@ -90,7 +90,7 @@ def generation_config(lm: SpeechLM, sampling: SamplingConfig) -> GenerationConfi
 def build(base: BaseModel, codebook_size: int, vocabulary: VocabularyConfig, seed: int) -> SpeechLM:
     """A model to train: from scratch, or from the hub with the speech vocabulary added.
 
-    New weights depend on ``seed`` alone.
+    New weights depend on ``seed`` alone. Raises ValueError if ``base`` is another recipe.
     """
     if base.llama is not None:
         return new_llama(base.llama, codebook_size, vocabulary, seed)

@@ -187,7 +187,10 @@ def read_pretraining(
 
 
 def framed(ids: ArrayLike, bounds: Ints, before: ArrayLike, after: ArrayLike) -> NDArray[np.int32]:
-    """Each row ``ids[bounds[i]:bounds[i + 1]]`` between ``before`` and ``after``, concatenated."""
+    """Each row ``ids[bounds[i]:bounds[i + 1]]`` between ``before`` and ``after``, concatenated.
+
+    ``bounds`` is (rows + 1,), everything else has one dimension.
+    """
     before, after = np.asarray(before), np.asarray(after)
     ends = np.cumsum(np.diff(bounds) + len(before) + len(after))
     starts = np.concatenate([[0], ends[:-1]])

@@ -131,7 +131,7 @@ class SpeechVocabulary:
             ) from None
 
     def codes(self, token_ids: ArrayLike) -> NDArray[np.int64]:
-        """Codes of the speech tokens among ``token_ids``, in order. Other tokens are dropped."""
+        """Codes (n,) of the speech tokens in ``token_ids`` (m,), in order; others are dropped."""
         found = self.id_to_code[np.asarray(token_ids, dtype=np.int64)]
         return found[found >= 0]
 

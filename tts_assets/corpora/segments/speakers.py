@@ -127,5 +127,5 @@ def speech_of(wave: Wave, phrases: Sequence[Phrase]) -> Wave:
 
 
 def unit(vector: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The vector scaled to length 1."""
+    """The vector (n,) scaled to length 1."""
     return (vector / np.linalg.norm(vector)).astype(np.float32)

@@ -34,7 +34,10 @@ RUN = "run"
 
 
 def fit(job: TrainJob, config: Coqpit, model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Train to the last epoch, with :func:`common_settings`; returns the weights on the CPU."""
+    """Train to the last epoch, with :func:`common_settings`; returns the weights by name, on CPU.
+
+    A stop request saves a checkpoint and ends the process with status ``STOPPED``.
+    """
     events = Events(job.events)
     earlier = earlier_run(Path(job.work))
     arguments = TrainerArgs(continue_path=str(earlier) if earlier else "")
