@@ -121,6 +121,8 @@ LINES = {
     "not a JSON object": (b'["a.wav", "words"]', "a list"),
     "no wav_path": (b'{"transcript": "words"}', "needs the path of its audio"),
     "a field of another type": (sample("a.wav", emotion=3), "emotion"),
+    "a field of another type ": (sample("a.wav", transcript=["words"]), "transcript is a list"),
+    "a field of another type  ": (sample("a.wav", speaker_id={"id": 1}), "speaker_id is a dict"),
     "text is not UTF-8": (sample("a.wav").replace(b"words", b"w\xf6rds"), "save it as UTF-8"),
     "not Unicode": (sample("a.wav").replace(b"words", b"w\\ud800rds"), "mend the line"),
     "not a path": (sample("a\0.wav"), "write the file's name"),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.corpus_layouts import index, put
+from tests.support.corpus_layouts import index, put, write
 from tts_assets.core.accounting import count_reasons
 from tts_assets.core.config import ConfigError
 
@@ -92,6 +92,17 @@ def test_a_plain_folder(clips: Path, tmp_path: Path) -> None:
     rows, (record,) = index(tmp_path / "corpus", tmp_path / "out", "folder")
     assert sorted(rows["text"]) == sorted(list(texts.values())[1:])
     assert record.reason == "no text file"
+
+
+def test_texts_beside_audio(clips: Path, tmp_path: Path) -> None:
+    for name, clip in zip("abc", sorted(clips.rglob("*.g722")), strict=False):
+        put(clip, tmp_path / "c" / f"{name}.wav")
+    write(tmp_path / "c" / "a.txt", "Good morning.")
+    write(tmp_path / "c" / "b.TXT", "Well then.")  # as Windows may write it
+    write(tmp_path / "c" / "c.txt", "word " * 300_000)
+    rows, (record,) = index(tmp_path / "c", tmp_path / "out", "folder")
+    assert set(rows["text"]) == {"Good morning.", "Well then."}
+    assert (record.what, record.reason) == ("c.wav", "text too long")
 
 
 def test_a_missing_corpus_is_an_error_with_its_path(tmp_path: Path) -> None:

@@ -78,6 +78,22 @@ def test_ambiguous_columns_are_refused_with_both_readings(root: Path) -> None:
         )
 
 
+def test_names_beside_words_that_differ_are_ambiguous(root: Path) -> None:
+    words = ["zero", "one", "two", "three", "four", "five", "six", "seven"]
+    lines = [f"{n % 3}.mp3|Ann Smith|{word}" for n, word in enumerate(words)]
+    with pytest.raises(ConfigError, match="'Ann Smith' says 'zero'"):
+        read(root, lines)
+    options = {"columns": ["audio", "speaker", "text"]}
+    assert set(read(root, lines, options=options)) <= {("Ann Smith", word) for word in words}
+
+
+def test_a_header_without_a_column_of_texts_is_refused(root: Path) -> None:
+    with pytest.raises(ConfigError, match="needs audio_file and text once"):
+        read(root, ["audio_file|transcript|speaker_name", "0.mp3|Good morning.|ann"])
+    rows = read(root, ["speaker_name|text|audio_file", "ann|Good morning.|0.mp3"])
+    assert rows == [("ann", "Good morning.")]
+
+
 @pytest.mark.parametrize(
     ("line", "quoted", "cells"),
     [
@@ -107,6 +123,16 @@ def test_a_list_that_quotes_every_text_is_csv(root: Path) -> None:
     ]
     lines = ['0.mp3|"Yes, sir."', "1.mp3|Well then."]  # not CSV: nothing needs quotes
     assert [text for _, text in read(root, lines)] == ['"Yes, sir."', "Well then."]
+
+
+@pytest.mark.parametrize("reader", ["pipe_list", "ljspeech"])
+def test_a_quoted_text_of_two_lines_is_set_aside(root: Path, tmp_path: Path, reader: str) -> None:
+    (root / "wavs").symlink_to(root)
+    lines = ['0.mp3|"He said ""yes"" to me."', '1.mp3|"The first half', 'and the second half."']
+    write(root / "metadata.csv", "\n".join([*lines, "2.mp3|Well then."]) + "\n")
+    rows, set_aside = index(root, tmp_path / "out", reader)
+    assert set(rows["text"]) == {'He said "yes" to me.', "Well then."}
+    assert (set_aside[0].what, set_aside[0].reason) == ("metadata.csv:2", "unfinished quote")
 
 
 def test_ljspeech_with_a_column_of_speakers(root: Path, tmp_path: Path) -> None:
@@ -162,13 +188,13 @@ def test_a_file_with_another_suffix_is_named(root: Path, tmp_path: Path) -> None
 
 
 def test_files_that_nothing_reads_are_counted(root: Path, store: object) -> None:
-    for name in ("x.gsm", "deep/y.gsm", "z.wma", "notes.txt"):
+    for name in ("x.gsm", "deep/y.gsm", "z.wma", "book.m4b", "notes.txt"):
         write(root / name, "x")
     write(root / "metadata.csv", "0.mp3|Good morning.\n")
     config = CorpusConfig(path=root, reader="pipe_list", language="en")
     (root.parent / "out").mkdir()
     facts = index_corpus("c", root.resolve(), config, store, root.parent / "out")  # type: ignore[arg-type]
-    assert facts.unused_files == {".gsm": 2, ".mp3": 2, ".wma": 1}
+    assert facts.unused_files == {".gsm": 2, ".m4b": 1, ".mp3": 2, ".wma": 1}
 
 
 @pytest.mark.parametrize("above", ["wav", "dev/aac"])

@@ -93,7 +93,9 @@ def test_rows_without_audio_are_set_aside(samples: list[dict[str, str]], tmp_pat
         {"bytes": good[:-5000], "path": None},
         {"bytes": good, "path": None},
     ]
-    table = pa.table({"audio": cells, "sentence": ["words", "b", "c", "d", "e", "words again"]})
+    cells.append({"bytes": good, "path": None})
+    texts = ["words", "b", "c", "d", "e", "words again", "word " * 300_000]
+    table = pa.table({"audio": cells, "sentence": texts})
     (tmp_path / "c").mkdir()
     pq.write_table(table, tmp_path / "c" / "a.parquet")
     (tmp_path / "c" / "cut.parquet").write_bytes((tmp_path / "c" / "a.parquet").read_bytes()[:-200])
@@ -107,6 +109,7 @@ def test_rows_without_audio_are_set_aside(samples: list[dict[str, str]], tmp_pat
         "a.parquet:3": "not readable as audio",
         "a.parquet:4": "truncated",
         "a.parquet:5": "duplicate audio",
+        "a.parquet:6": "text too long",
         "cut.parquet": "not readable as Parquet",
     }
 

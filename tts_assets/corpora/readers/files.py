@@ -115,8 +115,12 @@ AUDIO_SUFFIXES = frozenset(
     {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".m4a", ".mp4", ".aac", ".webm", ".mka"}
     | {".aif", ".aiff", ".au", ".caf", ".w64", ".g722"}
 )
-# Audio that nothing here reads; such files are counted.
-OTHER_AUDIO = frozenset({".gsm", ".sln", ".wma", ".amr", ".3gp", ".ape", ".wv", ".sph", ".ulaw"})
+# Audio that the readers of folders pass over; such files are counted.
+OTHER_AUDIO = frozenset(
+    {".gsm", ".sln", ".wma", ".amr", ".3gp", ".ape", ".wv", ".sph", ".ulaw", ".alaw", ".raw"}
+    | {".pcm", ".vox", ".mp2", ".m4b", ".mov", ".mkv", ".avi", ".spx", ".aifc", ".snd", ".ra"}
+    | {".tta", ".mpc", ".ac3", ".voc", ".nist", ".rf64", ".dsf"}
+)
 OTHER_SUFFIX = "another suffix"
 BOM = b"\xef\xbb\xbf"
 
@@ -295,8 +299,11 @@ def json_object(line: str | SetAside, where: str) -> dict[str, Any] | SetAside:
 
 
 def text_file(path: Path, where: str) -> str | SetAside:
-    """The content of a transcript file; a SetAside if it is not UTF-8 or not readable."""
+    """The content of a transcript file; a SetAside if it is not UTF-8, too long or not readable."""
     try:
+        size = path.stat().st_size
+        if size > LONGEST_LINE:
+            return SetAside(where, "text too long", f"{path.name} has {size:,} bytes; split it")
         text = _text(path.read_bytes().removeprefix(BOM), where)
     except PermissionError:
         return SetAside(where, "no permission to read", f"{path.name}; chmod a+r")

@@ -114,7 +114,8 @@ def read_folder(root: Path, config: CorpusConfig) -> Iterator[Entry | SetAside]:
             continue
         with_audio.add(audio.with_suffix(""))
         where = str(audio.relative_to(root))
-        yield entry(config, audio, where, text_beside([audio.with_suffix(".txt")], where))
+        texts = [audio.with_suffix(".txt"), audio.with_suffix(".TXT")]  # as Windows may write it
+        yield entry(config, audio, where, text_beside(texts, where))
     folders = {path.parent for path in with_audio}
     for text in files_below(root, {".txt"}):
         alone = isinstance(text, Path) and text.with_suffix("") not in with_audio

@@ -79,6 +79,22 @@ def is_quoted(sample: Sequence[str]) -> bool:
     return certain or (len(sample) > 1 and all(cells[-1][1] for cells in lines_of_cells))
 
 
+def is_open(line: str) -> bool:
+    """Whether a cell of a line begins with a quote that the line does not end.
+
+    In a CSV file the text goes on in the next line.
+    """
+    return any(
+        cell.startswith('"') and cell.replace('""', "").count('"') % 2
+        for cell, in_quotes in split_cells(line)
+        if not in_quotes
+    )
+
+
+def _open_quote(where: str) -> SetAside:
+    return SetAside(where, "unfinished quote", "a text goes on in the next line; write it on one")
+
+
 def read_ljspeech(root: Path, config: CorpusConfig) -> Iterator[Entry | SetAside]:
     """LJSpeech: ``metadata.csv`` with ``name|raw text|normalized text``, and ``wavs/<name>.wav``.
 
@@ -100,6 +116,9 @@ def read_ljspeech(root: Path, config: CorpusConfig) -> Iterator[Entry | SetAside
             continue
         where = f"{METADATA_FILE}:{number}"
         cells = cells_of(line, quoted=quoted)
+        if quoted and is_open(line):
+            yield _open_quote(where)
+            continue
         if len(cells) < 2:
             yield SetAside(where, "no text column", "a line is name|text or name|raw|text")
             continue
@@ -129,7 +148,7 @@ def read_pipe_list(root: Path, config: CorpusConfig) -> Iterator[Entry | SetAsid
     rows = [cells_of(line, quoted=quoted) for line in sample[has_header:]]
     columns = _configured(config)
     if has_header:
-        columns = tuple(HEADER.get(name, SKIP) for name in first)
+        columns = _of_header(first, path)
     elif columns is None and rows:
         width = Counter(map(len, rows)).most_common(1)[0][0]
         columns = recognize_columns([row for row in rows if len(row) == width], path)
@@ -141,6 +160,9 @@ def read_pipe_list(root: Path, config: CorpusConfig) -> Iterator[Entry | SetAsid
             continue
         where = f"{path.name}:{number}"
         cells = cells_of(line, quoted=quoted)
+        if quoted and is_open(line):
+            yield _open_quote(where)
+            continue
         if columns is None or len(cells) != len(columns):
             named = "|".join(columns or ())
             yield SetAside(where, "other columns", f"{len(cells)} columns; a line is {named}")
@@ -148,6 +170,17 @@ def read_pipe_list(root: Path, config: CorpusConfig) -> Iterator[Entry | SetAsid
         row = dict(zip(columns, cells, strict=True))
         audio = listed(path.parent, row[AUDIO], where)
         yield entry(config, audio, where, row.get(TEXT, ""), speaker=row.get(SPEAKER, ""))
+
+
+def _of_header(header: Sequence[str], path: Path) -> tuple[str, ...]:
+    """The meaning of the columns of a header with Coqui's names. Raises ConfigError."""
+    columns = tuple(HEADER.get(name, SKIP) for name in header)
+    if columns.count(AUDIO) != 1 or columns.count(TEXT) != 1:
+        raise ConfigError(
+            f"{path}: the header {'|'.join(header)} needs audio_file and text once; correct it, or "
+            f"remove it and name the columns in [corpora.<name>.options]"
+        )
+    return columns
 
 
 def recognize_columns(rows: Sequence[Sequence[str]], path: Path) -> tuple[str, ...]:
@@ -203,7 +236,9 @@ def _looks_like_speakers(column: Sequence[str], other: Sequence[str]) -> bool:
     Speakers are one word or number per cell, or few distinct names. Texts mostly have several
     words.
     """
-    if _are_names(column, other):
+    # Names repeat and texts rarely do: "Ann Smith" beside words that all differ is no text.
+    repeated = len(set(other)) <= len(other) / 4 and len(set(column)) > len(set(other))
+    if _are_names(column, other) and not repeated:
         return True
     numbers = all(re.fullmatch(r"[a-zA-Z]{0,3}\d+", cell) for cell in column)
     if numbers and not any(re.fullmatch(r"[a-zA-Z]{0,3}\d+", cell) for cell in other):

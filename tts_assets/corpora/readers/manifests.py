@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from tts_assets.corpora.readers.files import (
     lines,
     listed,
 )
-from tts_assets.corpora.samples import Sample
+from tts_assets.corpora.samples import LONGEST_LINE, Sample
 
 SAMPLES_FILE = "samples.jsonl"
 RECORDINGS, SUPERVISIONS = "recordings", "supervisions"
@@ -59,6 +59,8 @@ def _read_line(
     wav_path = sample.get("wav_path")
     if not isinstance(wav_path, str) or not wav_path:
         return SetAside(where, "no wav_path", "every sample needs the path of its audio")
+    if bad := _no_text(sample, ("transcript", "speaker_id", "language"), where):
+        return bad
     fields = {name: sample[name] for name in KEPT_FIELDS if sample.get(name)}
     try:
         checked = Sample.parse({"id": "", "wav_path": "", "transcript": "", **fields}, where)
@@ -74,6 +76,16 @@ def _read_line(
         licence=str(checked.original_data.get("licence", "")),
         **fields,
     )
+
+
+def _no_text(values: dict[str, Any], names: Sequence[str], where: str) -> SetAside | None:
+    """A record of the first field of ``names`` that is neither text nor a number."""
+    for name in names:
+        value = values.get(name)
+        if isinstance(value, bool | list | dict):
+            detail = f"{name} is a {type(value).__name__} instead of text"
+            return SetAside(where, "a field of another type", detail)
+    return None
 
 
 @dataclass
@@ -169,6 +181,8 @@ def _read(
         return SetAside(
             where, recording.files.reason, f"{recording.where}: {recording.files.detail}"
         )
+    if bad := _no_text(value, ("text", "speaker"), where):
+        return bad
     start, duration = _seconds(value.get("start")), _seconds(value.get("duration"))
     if start is None or not duration:
         detail = f"start {value.get('start')!r}, duration {value.get('duration')!r}, in seconds"
@@ -291,4 +305,6 @@ def _cell(batch: pa.RecordBatch, column: str, row: int, where: str) -> Any:
     if not isinstance(value, str | int):
         detail = f"{column} is a {type(value).__name__} instead of text"
         return SetAside(where, "a field of another type", detail)
+    if isinstance(value, str) and len(value) > LONGEST_LINE:
+        return SetAside(where, "text too long", f"{column} has {len(value):,} characters; split it")
     return str(value)
