@@ -15,6 +15,7 @@ from tts_assets.evaluation.suite import (
     audio_digests,
     known_texts,
     read_suite,
+    suite_languages,
     write_suite,
 )
 
@@ -52,6 +53,14 @@ def test_an_invalid_suite_is_refused(tmp_path: Path, lines: list[str], message: 
     path.write_text("\n".join(lines))
     with pytest.raises(ConfigError, match=message):
         read_suite(path)
+
+
+def test_the_language_of_a_text_with_a_line_separator_is_known(tmp_path: Path) -> None:
+    row = {"id": "a", "category": "x", "text": "Bonjour\u2028\x85Anne", "language": "fr"}
+    path = tmp_path / "suite.jsonl"
+    path.write_text(json.dumps(row, ensure_ascii=False))
+    assert [text.text for text in read_suite(path)] == [row["text"]]
+    assert suite_languages(path, "en") == {"en", "fr"}
 
 
 PROMPT = EXAMPLES / "suites" / "prompts" / "carlo_flora.g722"

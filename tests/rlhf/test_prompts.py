@@ -11,6 +11,7 @@ import pytest
 
 from tests.support.speaking import Speaking
 from tts_assets.arrays.arrays import CodeTable
+from tts_assets.evaluation.suite import SuiteText, write_suite
 from tts_assets.rlhf.config import PromptsConfig
 from tts_assets.rlhf.prompts import (
     Limits,
@@ -21,6 +22,7 @@ from tts_assets.rlhf.prompts import (
     collect,
     read_prompts,
     read_texts,
+    suite_texts,
 )
 from tts_assets.rlhf.reward_config import WerReward
 
@@ -35,6 +37,14 @@ def test_file_texts_are_normalized_and_read_back(tmp_path: Path) -> None:
     assert [prompt.text for prompt in found.prompts] == ["Press one", "goodbye"]
     found.write(tmp_path / "prompts.jsonl")
     assert read_prompts(tmp_path / "prompts.jsonl") == found.prompts
+
+
+def test_line_separators_of_unicode_end_no_line(tmp_path: Path) -> None:
+    text = "Press\u2028one\x85now"
+    PromptSet([RolloutPrompt(text=text)]).write(tmp_path / "prompts.jsonl")
+    assert [prompt.text for prompt in read_prompts(tmp_path / "prompts.jsonl")] == [text]
+    write_suite(tmp_path / "suite.jsonl", [SuiteText(id="a", category="x", text=text)])
+    assert suite_texts(tmp_path / "suite.jsonl") == [text]
 
 
 def test_texts_of_the_suite_are_rejected_in_any_notation() -> None:

@@ -88,7 +88,7 @@ def suite_languages(path: Path, language: str) -> set[str]:
     found = {spoken_language(language)}
     if path.suffix == ".lst" or not path.is_file():
         return found
-    for line in path.read_text(encoding="utf-8-sig").splitlines():
+    for line in path.read_text(encoding="utf-8-sig").split("\n"):
         try:
             row = json.loads(line)
         except json.JSONDecodeError:

@@ -81,14 +81,14 @@ class PromptSet:
 
     def write(self, path: Path) -> Path:
         """Writes a ``prompts.jsonl``. Returns ``path``."""
-        path.write_text(self.lines)
+        path.write_text(self.lines, encoding="utf-8")
         return path
 
 
 def read_prompts(path: Path) -> list[RolloutPrompt]:
     """Reads a ``prompts.jsonl``. Raises :class:`ConfigError` for an invalid line."""
-    lines = path.read_text().splitlines()
-    return [RolloutPrompt.parse(json.loads(line), str(path)) for line in lines]
+    with path.open(encoding="utf-8") as lines:  # str.splitlines would also split at U+2028
+        return [RolloutPrompt.parse(json.loads(line), str(path)) for line in lines]
 
 
 def read_texts(path: Path) -> list[str]:
@@ -100,6 +100,12 @@ def read_texts(path: Path) -> list[str]:
         raise PromptError(f"{path}: there is no such file of prompt texts")
     lines = (line.strip() for line in path.read_text().splitlines())
     return [line for line in lines if line and not line.startswith("#")]
+
+
+def suite_texts(path: Path) -> list[str]:
+    """The texts of a published suite."""
+    with path.open(encoding="utf-8") as lines:
+        return [json.loads(line)["text"] for line in lines]
 
 
 def recipe_prompts(
@@ -125,12 +131,11 @@ def recipe_prompts(
     card = read_card(serving_model)
     positions = json.loads((serving_model / "config.json").read_text())["max_position_embeddings"]
     limits = Limits(positions - recipe.sampling.max_tokens, card.token_rate)
-    lines = (suite / "suite.jsonl").read_text().splitlines()
     found = collect(
         recipe.prompts,
         recipe_texts(recipe.prompts, root),
         arrays,
-        [json.loads(line)["text"] for line in lines],
+        suite_texts(suite / "suite.jsonl"),
         limits,
         Normalizer(card.text, caches),
     )
