@@ -44,7 +44,7 @@ LOG = "log.txt"
 MESSAGES = "pipes.jsonl"
 FOLLOWED = "followed.json"
 READ_SECONDS = 0.5
-MOST_BYTES = 1 << 20  # per read: the output of a program that nobody followed may be long
+MOST_BYTES = 1 << 20  # per read: the output of a program without a follower may be long
 
 
 class Lines:

@@ -249,7 +249,7 @@ source "$run/{ENVIRONMENT}"
 rm -f "$run/{EXIT_MARKER}" "$run/{STOP_FILE}"
 finished && leave false
 trap 'stopping=yes; touch "$run/{STOP_FILE}"' USR1  # the time limit is near: save
-trap : TERM  # live on to tell how the program ended
+trap : TERM  # this script records how the program ended
 while kill -0 $$ 2>/dev/null; do beat; sleep {BEAT_SECONDS:.0f}; done &  # as long as this script
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 [ -z "$SLURM_JOB_NODELIST_HET_GROUP_1" ] || mapfile -t -O "${{#nodes[@]}}" nodes \\

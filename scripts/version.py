@@ -16,7 +16,7 @@ def main(arguments: list[str]) -> None:
     text = FILE.read_text()
     match = PATTERN.search(text)
     if match is None or len(arguments) > 1 or not set(arguments) <= set(PARTS):
-        sys.exit(f"usage: version.py [{'|'.join(PARTS)}]; the version stands in {FILE}")
+        sys.exit(f"usage: version.py [{'|'.join(PARTS)}]; the version is in {FILE}")
     numbers = [int(number) for number in match.groups()]
     if arguments:
         part = PARTS.index(arguments[0])

@@ -136,7 +136,7 @@ def test_arrays_of_another_codec_are_refused(
     config = imported(theirs, name or codec.content[:11])
     result = run(store, config, "theirs")
     (failure,) = result.get_step_failure_events()
-    assert "codes mean nothing to another codec" in str(failure.step_failure_data)
+    assert "another codec cannot decode these codes" in str(failure.step_failure_data)
 
 
 def set_code(folder: Path, value: int) -> None:

@@ -175,7 +175,7 @@ def test_an_unavailable_model_is_an_error_with_a_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for variable in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY"):
-        monkeypatch.setenv(variable, "http://127.0.0.1:9")  # nobody listens there
+        monkeypatch.setenv(variable, "http://127.0.0.1:9")  # a closed port
     monkeypatch.setattr(time, "sleep", lambda seconds: None)  # two minutes of the hub's retries
     for fetch in (
         lambda: commit_of(NAME),

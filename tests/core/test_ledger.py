@@ -29,7 +29,7 @@ def test_an_attempt_over_midnight_counts_in_both_weeks() -> None:
 
 def test_a_later_record_replaces_an_earlier_one(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
-    for seconds in (0.0, 30.0, 60.0, 45.0):  # the last of somebody who looked away earlier
+    for seconds in (0.0, 30.0, 60.0, 45.0):  # the last is of an older reading
         ledger.record("run.0", "sft/a", 2, seconds)
     ledger.record("run.1", "sft/a", 0, 600.0)  # CPUs are free
     (attempt,) = ledger.attempts()

@@ -14,7 +14,7 @@ from tests.support.slurm_cluster import SlurmCluster, Unavailable
 @pytest.fixture(scope="session")
 def slurm() -> Iterator[SlurmCluster]:
     """Two nodes with 16 CPUs and 8 GPUs each, by their own account."""
-    # Not tmp_path: munge wants folders above its socket that others may enter.
+    # Not tmp_path: munge requires folders above its socket that all users may enter.
     cluster = SlurmCluster(Path(tempfile.mkdtemp(prefix="slurm-")))
     try:
         cluster.start()

@@ -64,7 +64,7 @@ def test_each_role_is_billed_for_the_gpus_of_its_own_nodes(tmp_path: Path) -> No
 
 @dataclass(frozen=True)
 class Forgetful(SlurmClient):
-    """Shows what is left of ``shown``; then only the accounting knows the job."""
+    """Shows what is left of ``shown``; then only the accounting has the job."""
 
     login: tuple[str, ...] = ()
     command_seconds: float = 1.0
@@ -87,7 +87,7 @@ def write_start(folder: Path, name: str, seconds: int) -> None:
 
 
 def followed(folder: Path, client: SlurmClient) -> dict[str, float]:
-    """Seconds by start that the ledger knows after job 7 was followed to its end."""
+    """Seconds by start in the ledger after job 7 was followed to its end."""
     program = count(folder, SHAPE, total=1)
     launcher = SlurmLauncher(ledger=str(folder / "ledger"))
     record = functools.partial(launcher.record, program, "sft/a")

@@ -353,7 +353,7 @@ def test_stuck_runs_are_ended_while_the_webhook_is_unreachable(
     told = [(body["event"], body["run_id"]) for body in webhook.posted]
     events = ("run_stuck", "run_ended")
     assert sorted(told) == sorted((event, run.run_id) for event in events for run in runs)
-    assert {body["minutes"] for body in webhook.posted} == {3, 11}  # at 4 nobody is told again
+    assert {body["minutes"] for body in webhook.posted} == {3, 11}  # at 4 there is no second notice
 
 
 def test_end_stuck_minutes_must_not_be_below_stuck_minutes() -> None:

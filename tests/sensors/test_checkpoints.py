@@ -58,7 +58,7 @@ def test_only_a_new_best_checkpoint_is_requested(store: ArtifactStore) -> None:
     assert tick() == [ASKED]
     for folder in sorted(store.folder("sft/one").iterdir())[:2]:
         if folder.resolve() != store.current("sft/one").path:
-            (folder / MANIFEST).unlink()  # somebody is deleting it
+            (folder / MANIFEST).unlink()  # it is being deleted
     train(store, 4, None)  # no validation: nothing says that it is worse
     serve(store)
-    assert tick() == []  # somebody made its serving model already
+    assert tick() == []  # its serving model exists already

@@ -30,7 +30,7 @@ Dep = AssetDep | list[str]
 
 
 class Voice:
-    """Two recipes and who speaks for the voice; ``bad``: assets whose blocking check fails."""
+    """Two recipes and the promoted model of a voice; ``bad``: assets whose blocking check fails."""
 
     def __init__(self, instance: DagsterInstance) -> None:
         self.instance = instance

@@ -53,7 +53,7 @@ def two_voices(folder: Path, clips: Path) -> Settings:
 
 @pytest.fixture
 def voices(clips: Path, tmp_path: Path) -> Iterator[Daemon]:
-    with DagsterInstance.local_temp() as instance:  # a schedule's tick wants one on disk
+    with DagsterInstance.local_temp() as instance:  # a schedule's tick needs one on disk
         yield Daemon(two_voices(tmp_path, clips), instance)
 
 

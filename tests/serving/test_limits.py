@@ -146,7 +146,7 @@ def test_connections_are_limited_while_all_are_busy(server: ScriptedServer) -> N
 def test_client_that_does_not_read_is_disconnected(
     server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The event loop tells the protocol when the send buffer is full, and when it is not."""
+    """The event loop notifies the protocol when the send buffer is full, and when it is not."""
     monkeypatch.setattr(limits, "STALL_SECONDS", 0.5)
     stalled, slow = (server.connect(b"GET /health HTTP/1.1\r\n") for _ in range(2))
     while len(server.server.server_state.connections) < 2:

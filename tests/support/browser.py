@@ -82,7 +82,7 @@ class Browser:
         self.wait("document.readyState === 'complete' && location.protocol === 'file:'")
 
     def run(self, script: str) -> Any:
-        """The value of an expression in the page; of a promise what it gives."""
+        """The value of an expression in the page; of a promise its result."""
         answer = self.send(
             "Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True
         )
@@ -101,6 +101,6 @@ class Browser:
         self.send("Emulation.setEmulatedMedia", features=[feature])
 
     def screenshot(self, path: Path) -> None:
-        """The window's picture as a PNG."""
+        """A screenshot of the window as a PNG."""
         picture = self.send("Page.captureScreenshot", format="png")["data"]
         path.write_bytes(base64.b64decode(picture))

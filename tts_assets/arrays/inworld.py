@@ -78,8 +78,8 @@ def check_codec(corpus: str, named: str, codec: CodecCheckpoint, codec_name: str
         ours = [codec.content[:DIGEST_DIGITS], *([codec_name] if codec_name else [])]
         raise ArtifactError(
             f"arrays.imported.{corpus} were made with codec {named!r}, but [codec] is now "
-            f"{' or '.join(ours)}: codes mean nothing to another codec. Use that codec, or if it "
-            f"is the same one, write codec = {ours[-1]!r}"
+            f"{' or '.join(ours)}: another codec cannot decode these codes. Use that codec, or if "
+            f"it is the same one, write codec = {ours[-1]!r}"
         )
 
 

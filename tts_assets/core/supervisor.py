@@ -141,7 +141,7 @@ class Server:
             process.kill()
         assert process.stdout is not None
         with process.stdout as lines:
-            # Its children inherit the pipe: who reads to its end would wait for an orphan.
+            # Its children inherit the pipe: a reader of the whole pipe would wait for an orphan.
             reader = threading.Thread(target=self._read, args=(lines,), daemon=True)
             reader.start()
             status = process.wait()

@@ -126,8 +126,8 @@ def raw_corpus_asset(corpora: Corpora, text: TextConfig, shape: Shape) -> Assets
         def record(_: RawCorpus) -> None:
             RecordedScan(scan.digest, tuple(outside)).record(request.store, request.partition)
 
-        # ``state`` tells that files changed, and ``root`` that the corpus was moved. The content
-        # digest tells whether it matters: it has no path.
+        # ``state`` changes with the files, and ``root`` if the corpus was moved. Later assets are
+        # stale only if the content digest, which has no path, changes.
         known = {"corpus": config.as_indexed(), "root": path, "state": state}
         return Plan(known, index, describe=describe_corpus, after=record)
 

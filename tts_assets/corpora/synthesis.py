@@ -50,7 +50,7 @@ SAMPLES_FILE = "samples.jsonl"
 LONGEST_TEXT = 1000  # characters; a minute of speech
 FRAMES_PER_ID = 30  # room for noise; speech has 2 to 4 frames of 256 samples per id
 PEAK = 0.99  # VITS clips rarely; louder clips are scaled down
-BLOCK = 32  # texts between two looks at stop requests
+BLOCK = 32  # texts between two checks for a stop request
 UNSPOKEN = "not spoken by the voice"
 
 

@@ -77,7 +77,7 @@ class EvaluationConfig(Config):
     }
     removed_keys: ClassVar[Mapping[str, Any]] = {
         "beam_size": BEAM_SIZE,
-        "sampling": None,  # always that of the serving model, which is what users hear
+        "sampling": None,  # always that of the serving model, which users get
         "voice": "",
     }
 

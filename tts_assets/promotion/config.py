@@ -32,7 +32,9 @@ class PromotionConfig(Config):
     candidates: tuple[str, ...] = Field(min_length=1, description="recipes with a serving model")
     category: str = Field("", description="category of the suite to compare; empty: all texts")
     margins: dict[Metric, float] = Field(
-        default_factory=lambda: dict(MARGINS), min_length=1, description="needed gain by metric"
+        default_factory=lambda: dict(MARGINS),
+        min_length=1,
+        description="required improvement by metric; negative: permitted decline",
     )
 
     @property

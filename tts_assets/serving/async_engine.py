@@ -50,7 +50,7 @@ T = TypeVar("T")
 RETRIES = 1
 WATCH_SECONDS = 0.5
 RESTARTS = 3  # of the engine in a row, before the server ends
-SETTLED_SECONDS = 60.0  # after which a running engine counts its restarts anew
+SETTLED_SECONDS = 60.0  # after which a running engine counts its restarts from 0
 
 log = logging.getLogger("tts_assets.server")
 
@@ -134,7 +134,7 @@ class AsyncVllm:
                     ids = [int(token) for token in output.outputs[0].token_ids]
                     sampled += len(ids)
                     if sampled > sampling.max_tokens and ids[-1] != self.allowed[-1]:
-                        ids.pop()  # its place was reserved for the end token
+                        ids.pop()  # this position was reserved for the end token
                     yield ids
         except (VLLMClientError, ValueError) as error:
             raise SynthesisError(f"the engine rejects the request: {error}") from error

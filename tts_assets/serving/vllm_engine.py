@@ -156,7 +156,7 @@ class VllmEngine:
                     assert isinstance(output, RequestOutput)
                     ids = [int(i) for i in output.outputs[0].token_ids]
                     if len(ids) > sampling.max_tokens and ids[-1] != self.vocabulary.speech_end:
-                        ids.pop()  # its place was reserved for the end token
+                        ids.pop()  # this position was reserved for the end token
                     yield from ids[yielded:]
                     yielded = len(ids)
         finally:
@@ -165,7 +165,7 @@ class VllmEngine:
     def _completion(self, output: Any) -> Completion:
         ids = np.asarray(output.token_ids, dtype=np.int64)
         ended = bool(len(ids)) and int(ids[-1]) == self.vocabulary.speech_end
-        if not ended:  # its place was reserved for the end token
+        if not ended:  # this position was reserved for the end token
             ids = ids[:-1]
         logprobs = [step[token].logprob for step, token in zip(output.logprobs, ids, strict=False)]
         return Completion(

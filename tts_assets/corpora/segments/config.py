@@ -58,7 +58,7 @@ class SegmentConfig(Config):
     speaker: SpeakerFilter | None = None
     diarize: bool = Field(
         default=False,
-        description="tell the speakers of each recording apart; they become "
+        description="separate the speakers of each recording; they become "
         "<speaker>-<recording>-1, -2, …",
     )
 
