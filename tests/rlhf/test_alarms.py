@@ -19,6 +19,7 @@ HEALTHY = {
     "wer": (0.5, 0.2),
     "entropy": (3.0, 2.0),
     "kl": (0.0, 0.05),
+    "frac_reward_zero_std": (0.1, 0.6),
     "repetition": (0.02, 0.03),
     "rewards/dnsmos/mean": (0.50, 0.52),
     "rewards/similarity/mean": (0.90, 0.89),
@@ -50,6 +51,7 @@ def test_a_healthy_run_raises_no_alarm() -> None:
 @pytest.mark.parametrize(
     ("change", "alarm"),
     [
+        ({"frac_reward_zero_std": (1.0, 1.0)}, "equal_rewards"),
         ({"entropy": (3.0, 0.3)}, "entropy"),
         ({"repetition": (0.02, 0.8)}, "repetition"),
         ({"rewards__dnsmos__mean": (0.5, 0.3)}, "hacking_dnsmos"),
@@ -79,6 +81,13 @@ def test_no_alarm_before_there_are_two_windows() -> None:
     short = falling[:4] + falling[-5:]
     assert not names(short)
     assert names(short, AlarmConfig(window=2)) == ["entropy"]
+
+
+def test_equal_rewards_are_reported_after_one_window() -> None:
+    """Such a run has no gradient: nothing else changes."""
+    records = [{"step": step + 1.0, "frac_reward_zero_std": 1.0} for step in range(5)]
+    assert names(records[:4]) == []
+    assert names(records) == ["equal_rewards"]
 
 
 def test_zero_disables_an_alarm() -> None:

@@ -1,8 +1,8 @@
-"""Alarms for a policy that collapses, computed from the metrics of a run.
+"""Alarms for a policy that collapses or does not learn, computed from the metrics of a run.
 
 Each alarm compares the mean of the last ``window`` steps with the mean of the first ``window``
-steps. A metric that a run does not have raises no alarm (the KL divergence with ``beta = 0``,
-DNSMOS without such a reward).
+steps; that of equal rewards needs the last ones only. A metric that a run does not have raises no
+alarm (the KL divergence with ``beta = 0``, DNSMOS without such a reward).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ Record = Mapping[str, float]
 NGRAM = 8  # codes, 0.16 s at 50 codes a second: real speech rarely repeats such a sequence
 REPETITION = 0.5  # largest part of repeated n-grams
 QUALITY_LOSS = 0.05  # largest decrease of a sound reward while WER improves
+EQUAL_REWARDS = 0.9  # largest part of prompts whose completions all have the same reward
 PREFIX = "alarm/"  # of the metric that marks a step with an alarm
 SOUND_REWARDS = {"dnsmos": "DNSMOS", "similarity": "speaker similarity"}
 
@@ -54,11 +55,14 @@ def alarms(records: Sequence[Record], config: AlarmConfig) -> list[Alarm]:
         records: the metrics of each training step, in order.
         config: the thresholds.
     """
-    if len(records) < 2 * config.window:
+    if len(records) < config.window:
         return []
     change = _Change(records[: config.window], records[-config.window :])
-    checks = (_entropy, _repetition, _reward_hacking, _length, _kl)
-    return [alarm for check in checks for alarm in check(change, config)]
+    found = [*_equal_rewards(change, config)]
+    if len(records) >= 2 * config.window:
+        checks = (_entropy, _repetition, _reward_hacking, _length, _kl)
+        found += [alarm for check in checks for alarm in check(change, config)]
+    return found
 
 
 def first_alarms(records: Sequence[Record], config: AlarmConfig) -> dict[str, tuple[int, str]]:
@@ -116,6 +120,17 @@ class _Change:
             return None
         before, now = ([record[key] for record in part] for part in (self.first, self.last))
         return float(np.mean(before)), float(np.mean(now))
+
+
+def _equal_rewards(change: _Change, config: AlarmConfig) -> Iterator[Alarm]:
+    """GRPO compares completions of one prompt: equal rewards have no advantage and no gradient."""
+    equal = change.of("frac_reward_zero_std")
+    if equal and equal[1] > EQUAL_REWARDS:
+        yield Alarm(
+            "equal_rewards",
+            f"all completions of {equal[1]:.0%} of the prompts have the same reward, so that "
+            "nothing is learned; use rewards that tell them apart, or harder texts",
+        )
 
 
 def _entropy(change: _Change, config: AlarmConfig) -> Iterator[Alarm]:

@@ -139,6 +139,6 @@ def collapse_check(checkpoint: AssetsDefinition, recipe: RlhfRecipe) -> AssetChe
     def collapse(_: ArtifactStore, made: Checkpoint) -> CheckResult:
         return find_collapse(made, recipe)
 
-    about = "No alarm was raised in training: entropy, repetition, reward hacking, length, "
-    about += "KL divergence."
+    about = "No alarm was raised in training: equal rewards, entropy, repetition, reward "
+    about += "hacking, length, KL divergence."
     return artifact_check(checkpoint, "no_collapse", about, collapse, warns=True)
