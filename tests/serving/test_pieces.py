@@ -62,6 +62,12 @@ def test_marks_of_pauses_divide_a_text() -> None:
         ("four", 0.2),
         ("", 0.0),
     ]
+    text = "<break strength='weak' time='500 ms'/>one<break time=2s>two"
+    assert [(each.text, each.pause) for each in sections(text)] == [
+        ("", 0.5),
+        ("one", 2.0),
+        ("two", 0.0),
+    ]
     assert sections("no marks <laugh>") == [Piece("no marks <laugh>", 0.0)]
     assert sections("a [pause 99999s] b")[0].pause == LONGEST_PAUSE
     with pytest.raises(ValueError, match=r"'1\.2\.3' is no pause"):

@@ -42,9 +42,12 @@ ABBREVIATION = re.compile(r"(?:^|\s)(?:[A-Z]|Mrs?|Ms|Drs?|St|Jr|Sr|Prof|vs|e\.g|
 # [pause 0.5s] and the <break> of SSML, with a time or a strength
 PAUSE_MARK = re.compile(
     r"\[pause\b([^\[\]\n]{0,20})\]"
-    r"|<break(?:\s+(?:time|strength)\s*=\s*[\"']([^\"'<>]{0,20})[\"'])?\s*/?>",
+    r"|<break((?:\s[^<>]{0,100}?)?)\s{0,20}/?>",
     re.IGNORECASE,
 )
+VALUE = r"\s*=\s*(?:\"([^\"]*)\"|'([^']*)'|([^\s\"'/]+))"
+TIME_OF_BREAK = re.compile(rf"\btime{VALUE}", re.IGNORECASE)
+STRENGTH_OF_BREAK = re.compile(rf"\bstrength{VALUE}", re.IGNORECASE)
 TIME = re.compile(r"\+?(\d{1,5}(?:\.\d{1,5})?|\.\d{1,5})\s?(ms|s)?", re.IGNORECASE)
 STRENGTHS = {"none": 0.0, "x-weak": 0.1, "weak": 0.2, "medium": 0.4, "strong": 0.7, "x-strong": 1.2}
 LONGEST_PAUSE = 10.0  # seconds
@@ -70,9 +73,16 @@ def sections(text: str) -> list[Piece]:
     """
     found, start = [], 0
     for mark in PAUSE_MARK.finditer(text):
-        found.append(Piece(text[start : mark.start()], pause_seconds(mark[1] or mark[2] or "")))
+        value = mark[1] if mark[1] is not None else _value_of_break(mark[2])
+        found.append(Piece(text[start : mark.start()], pause_seconds(value)))
         start = mark.end()
     return [*found, Piece(text[start:], 0.0)]
+
+
+def _value_of_break(attributes: str) -> str:
+    """The time of a ``<break>``, else its strength, else nothing."""
+    found = TIME_OF_BREAK.search(attributes) or STRENGTH_OF_BREAK.search(attributes)
+    return next(filter(None, found.groups()), "") if found else ""
 
 
 def pause_seconds(value: str) -> float:
