@@ -68,6 +68,10 @@ def test_other_languages_keep_their_letters() -> None:
     ("language", "text", "transcript"),
     [
         ("en", "OK, press one.", "okay press 1"),
+        ("en", "ten kilometers at nine thirty p.m.", "10 km at 9:30 pm"),
+        ("en", "Henry the eighth had one half.", "Henry VIII had 1/2."),
+        ("en", "one million people", "1,000,000 people"),
+        ("hu", "ezerkilencszáznyolcvannégyben", "1984-ben"),
         ("de", "Das kostet zwölf Euro.", "Das kostet 12 €."),
         ("de", "am dritten Mai", "Am 3. Mai"),
         ("de", "hundertzwanzig Kilometer", "120 km"),

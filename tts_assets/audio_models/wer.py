@@ -2,10 +2,12 @@
 
 Text and transcript are normalized by the same rules, so that only differences in speech count:
 
-1. English: Whisper's English normalizer (case, punctuation, contractions, spelling, numbers as
+1. English: the text front end, so that "10 km" and "ten kilometers" are equal; then Whisper's
+   English normalizer (case, punctuation, contractions, spelling, numbers as
    figures). Every digit becomes a separate word, and the dot of a number is removed. Whisper writes
    spoken digits as "3719", "37-19", "3.719" or "3 7 1 9" without a rule. All of these, and "three
-   seven one nine", become ``3 7 1 9``. A disadvantage: "thirty-seven nineteen" does, too.
+   seven one nine", become ``3 7 1 9``. A disadvantage: "thirty-seven nineteen" does, too. A
+   transcript is compared with and without the front end; the better one counts.
 2. Other languages: the text front end of training (``tts_assets/normalization``), so that "12 €"
    and "zwölf Euro" are equal; then letter case, punctuation and signs are dropped. A transcript
    with figures is compared in two readings, as numbers and digit by digit; the better one counts.
@@ -34,7 +36,8 @@ from tts_assets.audio_models.whisper import spoken_language, unspaced
 from tts_assets.normalization.front_end import normalize
 from tts_assets.normalization.rules import simplified_characters
 
-LEADING_ZERO = re.compile(r"(?<![\d.])0\d+")
+LEADING_ZERO = re.compile(r"(?<![\d.])(?<!\d,)0\d+")
+HALF_DAY = re.compile(r"\b([ap]) m\b")
 DIGIT = re.compile(r"\d")
 FIGURES = re.compile(r"\d(?:[ .,-]?\d)+")
 BRACKETS = re.compile(r"\[[^\[\]]{0,100}\]|\([^()]{0,100}\)|<[^<>]{0,100}>")  # "[music]"
@@ -124,13 +127,19 @@ def normalize_for_match(text: str, language: str = "en") -> str:
     """``text`` as words separated by single spaces, by the rules in this module's docstring."""
     if spoken_language(language) != "en":
         return _other_language(text, spoken_language(language))
+    return _in_english(normalize(text, "en") or text)
+
+
+def _in_english(text: str) -> str:
+    """The normal form of an English text."""
     # the normalizer drops the zero of "0719" as a number: separate such digits first
     separated = LEADING_ZERO.sub(lambda run: " ".join(run[0]), text)
     text = _english()(separated)
     # the dots that the normalizer keeps belong to numbers, or are remains of "..."
     words = DIGIT.sub(r" \g<0> ", text.replace(".", " ")).split()
     # the normalizer writes a single 1 as "one", but 1 within a longer number as a figure
-    return " ".join({"one": "1", "ok": "okay"}.get(word, word) for word in words)
+    joined = " ".join({"one": "1", "ok": "okay"}.get(word, word) for word in words)
+    return HALF_DAY.sub(r"\1m", joined)
 
 
 def _other_language(text: str, language: str) -> str:
@@ -148,9 +157,11 @@ def _other_language(text: str, language: str) -> str:
 
 
 def _hypotheses(transcript: str, language: str) -> list[str]:
-    """The normal forms of a transcript: figures as numbers, and digit by digit."""
+    """The normal forms of a transcript: figures as numbers, and digit by digit or unread."""
     forms = [normalize_for_match(transcript, language)]
-    if spoken_language(language) != "en" and FIGURES.search(transcript):
+    if spoken_language(language) == "en":
+        forms.append(_in_english(transcript))
+    elif FIGURES.search(transcript):
         apart = FIGURES.sub(lambda run: " ".join(DIGIT.findall(run[0])), transcript)
         forms.append(normalize_for_match(apart, language))
     return forms

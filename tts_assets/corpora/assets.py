@@ -44,7 +44,7 @@ from tts_assets.orchestration.partitions import corpus_partitions
 from tts_assets.orchestration.program_asset import Machines, Plan, Request, artifact_asset
 
 INDEX_VERSION = "6"
-FILTER_VERSION = "5"
+FILTER_VERSION = "6"
 MEASURE = "tts_assets.corpora.quality"
 SYNTHESIZE = "tts_assets.corpora.synthesis"
 CUT = "tts_assets.corpora.segments.segment"

@@ -42,6 +42,7 @@ PLAIN_LETTERS = (
     r"\u03A3-\u03CE\u0400-\u0481\u048A-\u0513\u3041-\u3096\u30A1-\u30FA\u4E00-\u9FFF\uAC00-\uD7A3"
 )
 CHANGES = rf"[^{PLAIN_LETTERS} .,;:!?'\"()¿¡、。，！？-]| [.,;:!?]|[.,;:!?]{{2}}|^-|- -|-{{2}}"
+CHANGES += rf"|[{PLAIN_LETTERS}]\.[{PLAIN_LETTERS}]"  # a web address
 LISTED = r"(?m)^[ \t]*-"
 TAGS = r"<[a-z]+(?:_[a-z]+)*>"
 UNREAD = r"[^\p{L}\p{M} .,;:!?'\"()\[\]~¿¡。！？；：、，،؛؟।॥-]"

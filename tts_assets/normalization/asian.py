@@ -89,10 +89,12 @@ class Chinese(EastAsian):
         mobile = r"(?<![\d.,])(1[3-9]\d{9})(?!\d)"
         yield Pattern(re.compile(mobile), lambda m: spell(m[1], "zh"), "1")
         yield Pattern(
-            re.compile(r"(?<=房间|号码|密码|电话)(\d{3,9})(?!\d)"), lambda m: spell(m[1], "zh"), "0"
+            re.compile(r"(?<=房间|号码|密码|电话|拨打)(\d{3,9})(?!\d)"),
+            lambda m: spell(m[1], "zh"),
+            "0",
         )
         yield from super().quantity_patterns()
-        counted = rf"{BEFORE}2(?=[{self.COUNTED}])"
+        counted = rf"{BEFORE}(?<!第)2(?=[{self.COUNTED}])"
         yield Pattern(re.compile(counted), lambda m: "两", "2")
 
 

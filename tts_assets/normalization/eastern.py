@@ -90,8 +90,8 @@ class Hungarian(Grammar):
         """``2. emelet``, ``1984-ben``, ``5%-kal``, ``2 alma``."""
         ordered = rf"{BEFORE}(\d{{1,3}})\.(?= [a-záéíóöőúüű])"
         yield Pattern(re.compile(ordered), lambda m: self.ordinal(m[1]), "0")
-        suffixed = rf"{BEFORE}(\d{{1,9}})-(?=[a-záéíóöőúüű]{{1,6}}\b)"
-        yield Pattern(re.compile(suffixed), lambda m: cardinal(m[1], "hu"), "-")
+        suffixed = rf"{BEFORE}(\d{{1,9}})-([a-záéíóöőúüű]{{1,6}})\b"
+        yield Pattern(re.compile(suffixed), lambda m: with_suffix(cardinal(m[1], "hu"), m[2]), "-")
         counted = rf"{BEFORE}(\d{{0,3}}2)(?= [a-záéíóöőúüű])"
         yield Pattern(re.compile(counted), lambda m: cardinal(m[1], "hu", "m"), "2")
 
@@ -106,6 +106,20 @@ class Hungarian(Grammar):
         if not part:
             return super().fraction_words(above, below)
         return f"{cardinal(above, 'hu', 'm')} {part}"
+
+
+def with_suffix(word: str, suffix: str) -> str:
+    """A Hungarian number with a suffix: ``kettes``, ``hármat``, ``néggyel``, ``ötödik``."""
+    if word.endswith("négy") and suffix.startswith("gy"):
+        return word[:-2] + "g" + suffix
+    if word.endswith("egy") and suffix.startswith("gy"):
+        return word[:-2] + "g" + suffix
+    if re.match(r"[eao]s|ös|[ea]t|[ea]n$", suffix):
+        shorter = {"kettő": "kett", "három": "hárm", "hét": "het", "ezer": "ezr"}
+        for stem, short in shorter.items():
+            if word.endswith(stem) and (stem != "ezer" or suffix[1] == "s"):
+                return word.removesuffix(stem) + short + suffix
+    return word + suffix
 
 
 def vowel_is_back(word: str) -> bool:
@@ -162,10 +176,34 @@ class Slavic(Grammar):
 class Polish(Slavic):
     """Polish."""
 
+    more_words = (r"\bw\.",)
+
     year_word = "roku"
     locative_years = "w|we|od|do|po|z|ze|około"
     year_abbreviations = r"r\.|roku\b|rok\b"
     year_forms = {"l": "roku", "g": "roku", "n": "rok"}  # noqa: RUF012
+
+    def first_patterns(self) -> Iterator[Pattern]:
+        """``w XX w.``, ``lata 90.``, ``2 godz.``."""
+        century = re.compile(r"(?:\b([wW]) |(^|\W))([IVXL]{1,5}) w\.")
+        yield Pattern(century, self.short_century, "w")
+        decade = re.compile(r"\b([Ll]at(?:a|ach)?) ([2-9]0)\.")
+        yield Pattern(decade, self.decade, "0")
+        hours = re.compile(rf"{BEFORE}({self.number}) ?godz\.")
+        noun = self.units["godz."]
+        yield Pattern(hours, lambda m: self.count(self.parse(m[1]), noun), "0")
+
+    def short_century(self, match: Match) -> str:
+        """The locative after "w", the nominative at the start, the genitive elsewhere."""
+        form = "l" if match[1] else "g" if match.start() else ""
+        head = f"{match[1]} " if match[1] else match[2]
+        noun = "wieku" if form else "wiek"
+        return f"{head}{self.ordinal(str(roman_value(match[3])), form)} {noun}"
+
+    def decade(self, match: Match) -> str:
+        """``w latach dziewięćdziesiątych``."""
+        form = "pl_f" if match[1][-1] == "a" else "gp"
+        return f"{match[1]} {declined(self.ordinal(match[2]), form)}"
 
     def plural(self, number: int) -> int:
         """2, 3, 4, but not 12, 13, 14, take the second form."""
@@ -192,7 +230,7 @@ class Polish(Slavic):
         following = match.string[match.end() :].lstrip(". ")
         before = match.string[: match.start()]
         if following.startswith("wieku"):
-            form = "l" if re.search(r"\bw $", before) else "g"
+            form = "l" if re.search(r"\b[wW] $", before) else "g"
             return self.ordinal(str(roman_value(match[1])), form)
         return self.ordinal(str(roman_value(match[1])))
 
@@ -254,11 +292,25 @@ def declined_feminine(words: str, oblique: bool) -> str:
 class Russian(Slavic):
     """Russian."""
 
+    more_words = (r"\bв\.",)
+
     year_word = "года"
     locative_years = "в|с|до|от|к|около|после"
     year_abbreviations = r"г\.|году\b|года\b|год\b"
     year_forms = {"l": "году", "g": "года", "n": "год"}  # noqa: RUF012
     CASES = {"l": "p", "g": "g", "n": "n"}  # noqa: RUF012
+
+    def first_patterns(self) -> Iterator[Pattern]:
+        """``в XX в.``."""
+        century = re.compile(r"(?:\b([вВ]) |(^|\W))([IVXL]{1,5}) в\.")
+        yield Pattern(century, self.short_century, "в")
+
+    def short_century(self, match: Match) -> str:
+        """The prepositional after "в", the nominative at the start, the genitive elsewhere."""
+        form = "l" if match[1] else "g" if match.start() else "n"
+        head = f"{match[1]} " if match[1] else match[2]
+        noun = {"l": "веке", "g": "века", "n": "век"}[form]
+        return f"{head}{self.ordinal(str(roman_value(match[3])), form)} {noun}"
 
     def plural(self, number: int) -> int:
         """1, 21, 31; 2, 3, 4; the others."""
@@ -293,6 +345,8 @@ class Russian(Slavic):
         """An ordinal by case (g, l), gender (f, n), or as the day of a date."""
         if form in ("f", "neuter", "date"):
             return say_ordinal(digits, "ru", gender=form if form == "f" else "n")
+        if form == "pl":  # genitive and prepositional
+            return re.sub(r"(?:ый|ой)$", "ых", re.sub(r"ий$", "ьих", say_ordinal(digits, "ru")))
         if form in self.CASES:
             return say_ordinal(digits, "ru", case=self.CASES[form])
         return say_ordinal(digits, "ru")
@@ -332,11 +386,14 @@ class Russian(Slavic):
             "е": "neuter",
             "го": "g",
             "м": "l",
+            "х": "pl",
             "ый": "",
             "ая": "f",
             "ое": "neuter",
         }
         expression = rf"{BEFORE}(\d{{1,4}})-({either(endings)})(?!\w)"
+        decade = re.compile(rf"{BEFORE}(\d{{1,3}}0)-е(?= (?:год|гг))")
+        yield Pattern(decade, lambda m: f"{self.ordinal(m[1], 'pl')[:-1]}е", "-")
         yield Pattern(re.compile(expression), lambda m: self.ordinal(m[1], endings[m[2]]), "-")
         nouns = self.phrase("feminine_nouns")
         counted = rf"{BEFORE}(\d{{0,3}}[12])(?= (?:{nouns})(?!\w))"

@@ -45,10 +45,57 @@ class English(Grammar):
         yield Pattern(re.compile(number_of_house), self.house, "0")
         feet = r"(?<![\w.])(\d{1,2}) ?' ?(\d{1,2}) ?(?:\"|'')"
         yield Pattern(re.compile(feet), self.feet, "'")
-        decade = r"(?<![\w.,-])(?:(\d\d)|'|(?=\d0'?s))(\d)0'?s\b"
+        decade = r"(?:(?<![\w.,-])|(?<=[a-z]-))(?:(\d\d)|'|(?=\d0'?s))(\d)0'?s\b"
         yield Pattern(re.compile(decade), self.decade, "0")
+        yield Pattern(re.compile(r"(?<![\w'])'(0\d)(?![\w'])"), self.short_year, "'")
+        yield Pattern(re.compile(r"(?<=\b[A-Z]-)(\d{1,3})s\b"), self.several, "0")
+        yield from self.more_first_patterns()
         called = r"(?<=\b[Cc]all |\b[Dd]ial )(\d11)\b(?![-,.]?\d)"
         yield Pattern(re.compile(called), lambda m: spell(m[1], "en"), "0")
+
+    def more_first_patterns(self) -> Iterator[Pattern]:
+        """Drives, ranges of days and hours, seasons, units in compounds."""
+        drive = r"\b((?:\d{1,5}[A-Z]?|on|at|along|near|off|down) (?:[A-Z][a-z]+ ){1,2})"
+        drive += r"Dr\b\.?(?! [A-Z])"
+        yield Pattern(re.compile(drive), lambda m: f"{m[1]}Drive", "D")
+        days = r"(?<=\d(?:st|nd|rd|th))-(?=\d{1,3}(?:st|nd|rd|th)\b)"
+        hours = r"(?<=[ap]m)-(?=\d)|(?<=[ap]\.m\.) ?- ?(?=\d)"
+        hours += r"|(?<=\d)-(?=(?:1[0-2]|[1-9])(?::[0-5]\d)? ?[ap]\.?m\b)"
+        yield Pattern(re.compile(f"{days}|{hours}"), lambda m: " to ", "-")
+        season = r"(?<![\w.,$€£#:/-])(1[5-9]\d\d|20\d\d)/(\d\d)(?![\w/]|[.,]\d)"
+        yield Pattern(re.compile(season), self.season, "/")
+        yield Pattern(re.compile(r"\bc\. ?(?=1\d{3}\b(?![.,]\d))"), lambda m: "circa ", "c")
+        names = either(name for name in self.units if name.isalpha() and name not in "sAhJl")
+        compound = rf"{BEFORE}({self.number})-({names})(?=[ -][^\W\d_])"
+        yield Pattern(re.compile(compound), self.compound, "-")
+
+    def short_year(self, match: Match) -> str:
+        """``class of '05``."""
+        return spell(match[1], "en").replace("zero", "oh", 1)
+
+    def several(self, match: Match) -> str:
+        """``F-16s``: the plural of a number."""
+        words = cardinal(match[1], "en")
+        if words.endswith("y"):
+            return f"{words[:-1]}ies"
+        return f"{words}es" if words.endswith("x") else f"{words}s"
+
+    def season(self, match: Match) -> str:
+        """``2023/24``: a year, and the last two digits of the next one."""
+        last = match[2]
+        low = spell(last, "en").replace("zero", "oh", 1) if last[0] == "0" else cardinal(last, "en")
+        return f"{self.year(match[1])} {low}"
+
+    def compound(self, match: Match) -> str:
+        """``a 10-km run``: the unit is in the singular."""
+        number = self.parse(match[1])
+        return f"{self.say(number)} {self.units[match[2]].forms[0]}"
+
+    def roman(self, match: Match) -> str | None:
+        """Not the ``IV`` of medicine."""
+        before, after = match.string[: match.start()], match.string[match.end() :]
+        medical = before.endswith(("an ", "An ")) or re.match(r" (?:drip|fluid|bag|line)", after)
+        return None if match[1] == "IV" and medical else super().roman(match)
 
     def house(self, match: Match) -> str:
         """The number of a house: ``one twenty-three``."""
@@ -89,10 +136,21 @@ class English(Grammar):
         yield from super().date_patterns()
         months = either({name.capitalize() for name in self.months})
         month, year = rf"\b({months})\b\.?", r"(?:,? (\d{4})(?![\d,]\d|[.:]\d))?"
-        after = rf"{month} (\d{{1,2}})(?:st|nd|rd|th)?(?![\d:.]\d|\d){year}"
+        after = rf"{month} (\d{{1,2}})(?:st|nd|rd|th)?(?![\d:.]\d|\d|-\d){year}"
+        several = rf"{month} (\d{{1,2}})-(\d{{1,2}})(?![\d-]){year}"
+        yield Pattern(re.compile(several), self.days, "-")
         before = rf"(?<![\w.,:])(?:[Tt]he )?(\d{{1,2}})(?:st|nd|rd|th)? (?:of )?{month}{year}"
         yield Pattern(re.compile(after), lambda m: self.day(m[1], m[2], m[3], False), "0")
         yield Pattern(re.compile(before), lambda m: self.day(m[2], m[1], m[3], True), "0")
+
+    def days(self, match: Match) -> str | None:
+        """``June third to fifth``."""
+        month, first, last, year = match.groups()
+        if not 1 <= int(first) < int(last) <= 31:
+            return None
+        words = f"{self.rules.months[self.months[month.lower()] - 1]} {self.ordinal(first)}"
+        words += f" to {self.ordinal(last)}"
+        return f"{words}, {self.year(year)}" if year else words
 
     def day(self, month: str, day: str, year: str | None, day_first: bool) -> str | None:
         """``March fourth twenty twenty-five`` or ``the fourth of March``."""
@@ -159,12 +217,10 @@ class English(Grammar):
         )
         return None if counts and not dated else self.year(match[1])
 
-    def fraction(self, match: Match) -> str | None:
+    def fraction_in_words(self, whole: str | None, above: str, below: str) -> str:
         """``two and a half``."""
-        words = super().fraction(match)
-        return words and words.replace(" and one half", " and a half").replace(
-            " and one q", " and a q"
-        )
+        words = super().fraction_in_words(whole, above, below)
+        return words.replace(" and one half", " and a half").replace(" and one q", " and a q")
 
     def fraction_words(self, above: str, below: str) -> str:
         """``five eighths``; a large denominator is read with "over"."""

@@ -29,7 +29,7 @@ from functools import cache, lru_cache
 from tts_assets.normalization import asian, eastern, english, western
 from tts_assets.normalization.grammar import Grammar
 from tts_assets.normalization.numbers import spell
-from tts_assets.normalization.patterns import DIGIT
+from tts_assets.normalization.patterns import ADDRESS, DIGIT
 from tts_assets.normalization.rules import LanguageRules, builtin_rules, languages_with_rules
 
 TYPOGRAPHY = str.maketrans(
@@ -85,6 +85,7 @@ PAUSE_MARK = re.compile(r"\[pause(?:\s[^\[\]\n]{0,20})?\]", re.IGNORECASE)
 ENTITY = re.compile(r"&(?:[a-zA-Z]{2,8}|#\d{1,6}|#x[0-9a-fA-F]{1,5});")
 TAG = re.compile(r"<[a-z]+(?:_[a-z]+)*>")
 LOW_LINE = re.compile(r"_+")
+WITH_LOW_LINE = re.compile(r"(?<!\S)[^\s_]{0,2000}_\S*")
 MARKUP = re.compile(r"[*_`~#|>\[\\&<=+-]")
 
 CAPITALS = re.compile(r"[^\W\d_]{6,}")
@@ -99,7 +100,7 @@ def clean(text: str) -> str:
         text = unicodedata.normalize("NFC", text).translate(TYPOGRAPHY)
         text = ASCII_DIGIT.sub(lambda match: str(unicodedata.digit(match[0])), text)
         text = EMOJI.sub(" ", text)
-    if not text.isprintable():
+    if not (text.isascii() and text.isprintable()):  # a variation selector is printable
         text = INVISIBLE.sub("", text)
     if MARKUP.search(text):
         text = without_markup(text)
@@ -123,9 +124,7 @@ def without_markup(text: str) -> str:
     text = RUN_OF_STARS.sub("", POWER.sub("^", text))
     text = LONG_DASH.sub(" - ", text)
     if "_" in text:
-        text = _between_tags(
-            text, lambda part: LOW_LINE.sub(" ", part) if "@" not in part else part
-        )
+        text = _between_tags(text, lambda part: WITH_LOW_LINE.sub(_without_low_line, part))
     return text
 
 
@@ -133,6 +132,11 @@ def _sentence(match: re.Match[str]) -> str:
     """The text of a heading or an item, with a full stop if a line follows."""
     line, follows = match[1].rstrip(), match.end() < len(match.string)
     return f"{line}." if follows and line[-1:].isalnum() else line
+
+
+def _without_low_line(match: re.Match[str]) -> str:
+    """A word without low lines, unless it has a web address or a mailbox."""
+    return match[0] if ADDRESS.search(match[0]) else LOW_LINE.sub(" ", match[0])
 
 
 def _between_tags(text: str, change: object) -> str:
@@ -200,7 +204,18 @@ def without_rules(tags: Iterable[str], own: Rules) -> list[str]:
 def rules_of(language: str, own: Rules | None) -> LanguageRules:
     """The rules of a language: those of the project, extended by the user's."""
     rules = builtin_rules(language) or LanguageRules(decimal="." if language in POINT else ",")
-    return rules.extended(own[language]) if own and language in own else rules
+    rules = rules.extended(own[language]) if own and language in own else rules
+    return rules.model_copy(update={"words": with_capitals(rules.words)})
+
+
+def with_capitals(words: dict[str, str]) -> dict[str, str]:
+    """``words``, with abbreviations of more than one letter also at the start of a sentence."""
+    capitals = {
+        key[0].upper() + key[1:]: word[0].upper() + word[1:]
+        for key, word in words.items()
+        if key[:1].islower() and "." in key and sum(map(str.isalpha, key)) > 1 and word
+    }
+    return capitals | words
 
 
 class FrontEnd:

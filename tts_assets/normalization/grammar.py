@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from typing import ClassVar
 
-from tts_assets.normalization.numbers import Spoken, cardinal, known, spell
+from tts_assets.normalization.numbers import cardinal, known, spell
 from tts_assets.normalization.patterns import (
     ADDRESS,
     ADDRESS_PART,
@@ -24,11 +24,11 @@ from tts_assets.normalization.patterns import (
     DOTTED,
     FRACTION,
     PHONE,
+    PHONE_UNSPACED,
     POWER,
     RATIO,
     ROMAN,
     SCIENTIFIC,
-    SIGN,
     VERSION,
     Match,
     Noun,
@@ -40,10 +40,11 @@ from tts_assets.normalization.patterns import (
     read_as,
     roman_value,
 )
+from tts_assets.normalization.quantities import Quantities
 from tts_assets.normalization.rules import LanguageRules
 
 
-class Grammar(Spoken):
+class Grammar(Quantities):
     """The reading of all patterns in one language."""
 
     more_words: ClassVar[tuple[str, ...]] = ()  # patterns of plain words that the grammar reads
@@ -84,11 +85,15 @@ class Grammar(Spoken):
         yield from self.roman_patterns()
         yield from self.date_patterns()
         yield Pattern(CARD, lambda m: spell(digits_of(m[0]), self.language), "0")
-        yield Pattern(PHONE, self.phone, "0")
+        yield Pattern(PHONE_UNSPACED if self.unspaced else PHONE, self.phone, "0")
+        yield from self.clock_ranges()
         yield from self.clock_patterns()
         yield Pattern(DOTTED, self.version, "0")
         yield Pattern(VERSION, self.version, "0")
+        yield from self.compared()
+        yield from self.sum_ranges()
         yield from self.money_patterns()
+        yield from self.units_alone()
         yield from self.quantity_patterns()
         yield from self.number_patterns()
         yield from self.sign_patterns()
@@ -112,13 +117,20 @@ class Grammar(Spoken):
             return spell(part, self.language) if len(part) > 2 else cardinal(part, self.language)
         if part.lower() == "www":
             return "w w w"
+        if part.isalpha():
+            return part
         names = {".": "dot", "/": "slash", "-": "dash", "_": "underscore", "@": "at", ":": "colon"}
-        return part if part.isalpha() else self.phrase(names.get(part, ""))
+        names |= {"?": "question_mark", "=": "equals", "+": "plus"}
+        return self.phrase(names.get(part, "")) or self.rules.symbols.get(part, "")
 
     def word_patterns(self) -> Iterator[Pattern]:
         """Abbreviations and words of the rules."""
         start = r"(?<![.@/])" if self.unspaced else r"(?<![^\W\d_])(?<![.@/])"
-        follows = {" #": r"(?= ?[\d+(]| [IVXL]+\b)", " ": r"(?= ?[^\W\d_])", "": r"(?![\w@])"}
+        follows = {
+            " #": r"(?= ?[\d+(]| [IVXL]+\b(?!'| (?!of |and |was |is )[a-z]))",
+            " ": r"(?= ?[^\W\d_])",
+            "": r"(?![\w@])",
+        }
         for ending, what in follows.items():
             own = {
                 key.removesuffix(ending): word
@@ -137,8 +149,8 @@ class Grammar(Spoken):
             either(rules.centuries),
         )
         for expression, read in (
-            (rf"\b({names}) ({ROMAN})\b(?!')", self.reign),
-            (rf"\b({chapters}) ({ROMAN})\b(?!')", self.chapter),
+            (rf"\b({names}) ({ROMAN})\b(?!'(?!s\b))", self.reign),
+            (rf"\b({chapters}) ({ROMAN})\b(?!'(?!s\b))", self.chapter),
             (rf"\b({ROMAN})(?=\.?[ -](?:{after})(?!\w))\.?", self.century),
             (rf"(?<![\w.'-])({ROMAN})(?![\w'-]|\.\w)", self.roman),
         ):
@@ -230,14 +242,16 @@ class Grammar(Spoken):
                 parts.append(cardinal(str(value), self.language))
         return self.join(*parts)
 
-    # Money, quantities
+    # Money
 
     def money_patterns(self) -> Iterator[Pattern]:
         """Sums of money, with the currency before or after them."""
         signs, scales = either(self.currencies), either(self.rules.scales)
-        number = rf"({SIGN}{self.number})"
-        before = rf"(?<![^\W\d_])(-?)({signs}) ?{number}(?: ?({scales}){self.word_end})?"
-        after = rf"{BEFORE}(){number}(?: ?({scales}))? ?({signs}){self.word_end}"
+        number = rf"({self.sign}{self.number})"
+        start = r"(?<![a-zA-Z])" if self.unspaced else r"(?<![^\W\d_])"
+        per = rf"(?:/(?P<per>{either([*self.rules.per, *self.units])}){self.word_end})?"
+        before = rf"{start}(-?)({signs}) ?{number}(?: ?({scales}){self.word_end})?{per}"
+        after = rf"{BEFORE}(){number}(?: ?({scales}))? ?({signs}){self.word_end}{per}"
         if self.currencies:
             yield Pattern(re.compile(before), lambda m: self.sum_of_money(m, 2, 3, 4), "0")
             yield Pattern(re.compile(after), lambda m: self.sum_of_money(m, 4, 2, 3), "0")
@@ -245,11 +259,17 @@ class Grammar(Spoken):
     def sum_of_money(self, match: Match, sign: int, amount: int, scale: int) -> str:
         """A sum of money in words."""
         number, nouns = self.parse(match[1] + match[amount]), self.currencies[match[sign]]
-        if match[scale]:
-            return self.join(
-                self.say(number), self.scaled(self.rules.scales[match[scale]], number, nouns[0])
-            )
-        return self.money(number, nouns)
+        words = self.sum_in_words(number, nouns, match[scale])
+        return self.join(words, self.per(match["per"])) if match["per"] else words
+
+    def sum_in_words(self, number: Number, nouns: list[Noun], scale: str | None) -> str:
+        """A sum of money, with ``scale`` such as ``million``."""
+        if not scale:
+            return self.money(number, nouns)
+        forms = self.rules.scales[scale]
+        return self.join(
+            self.say(number, Noun.parse(forms).gender), self.scaled(forms, number, nouns[0])
+        )
 
     def scaled(self, scale: str, number: Number, noun: Noun) -> str:
         """``million dollars``: a scale has forms like a noun."""
@@ -270,35 +290,6 @@ class Grammar(Spoken):
         return self.join(
             self.count(whole, nouns[0]), self.phrase("money_and"), self.count(small, nouns[1])
         )
-
-    def quantity_patterns(self) -> Iterator[Pattern]:
-        """Numbers with units, also ranges and units after a slash."""
-        units = either(self.units)
-        number = rf"{BEFORE}({SIGN}{self.number})(?: ?[-~] ?({self.number}))?"
-        if self.units:
-            yield Pattern(
-                re.compile(rf"{number} ?({units})(?:/([a-zA-Zа-я]{{1,4}}|m²|m³))?{self.word_end}"),
-                self.quantity,
-                "0",
-            )
-
-    def quantity(self, match: Match) -> str | None:
-        """``10 km/h`` and ``5-10%``."""
-        first, second, unit, per = match.groups()
-        number, noun = self.parse(second or first), self.units[unit]
-        words = self.count(number, noun)
-        if second:
-            words = self.join(self.say(self.parse(first), noun.gender), self.phrase("to"), words)
-        if per is None:
-            return words
-        return self.join(words, self.per(per)) if self.per(per) else None
-
-    def per(self, unit: str) -> str:
-        """``per hour``."""
-        if unit in self.rules.per:
-            return self.rules.per[unit]
-        noun = self.units.get(unit)
-        return self.join(self.phrase("per"), noun.forms[0]) if noun else ""
 
     # Plain numbers and signs
 
@@ -322,12 +313,12 @@ class Grammar(Spoken):
 
     def plain_patterns(self) -> Iterator[Pattern]:
         """Numbers that no other pattern has read; the last pattern reads all digits."""
-        decimals = rf"(?<![\w.,])({SIGN}{re.escape(self.rules.decimal)}\d+)"
+        decimals = rf"(?<![\w.,])({self.sign}{re.escape(self.rules.decimal)}\d+)"
         yield Pattern(re.compile(decimals), lambda m: self.decimal_alone(m), "0")
         # "COVID-19" and "H.323" are read without the sign
         coded = re.compile(r"(?<=[^\W\d_])[-.](?=\d)|(?<=\d)-(?=[^\W\d_])")
         yield Pattern(coded, lambda m: " ", "-.")
-        yield Pattern(re.compile(rf"{BEFORE}{SIGN}{self.number}"), self.plain, "0")
+        yield Pattern(re.compile(rf"{BEFORE}{self.sign}{self.number}"), self.plain, "0")
         yield Pattern(re.compile(r"\d+"), lambda m: self.say(Number(m[0])), "0")
 
     def decimal_alone(self, match: Match) -> str:
@@ -339,9 +330,12 @@ class Grammar(Spoken):
         """A number alone."""
         return self.say(self.parse(match[0]))
 
-    def fraction(self, match: Match) -> str | None:
+    def fraction(self, match: Match) -> str:
         """``1/2`` and ``2 1/2``; others are read with the name of the slash."""
-        whole, above, below = match.groups()
+        return self.fraction_in_words(*match.groups())
+
+    def fraction_in_words(self, whole: str | None, above: str, below: str) -> str:
+        """``two and a half``; a whole number is optional."""
         words = self.rules.fractions.get(f"{above}/{below}") or self.fraction_words(above, below)
         if whole:
             words = self.join(cardinal(whole, self.language), self.phrase("and"), words)

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from num2words import CONVERTER_CLASSES, num2words
 
-from tts_assets.normalization.patterns import Noun, Number
+from tts_assets.normalization.patterns import SIGN, Noun, Number
 from tts_assets.normalization.rules import LanguageRules
 
 LONGEST = 9  # digits of a cardinal; a longer run is a number to dial or to type
@@ -192,6 +192,11 @@ class Spoken:
             r"(?:\d+\.(?:\d{1,2}|\d{4,})(?![\d.,])|(?:\d{1,3}(?:\.\d{3}){1,4}(?![\d.]\d)"
             r"|\d{1,3}(?: \d{3}){1,4}(?!\d)|\d+)(?:,\d+)?)"
         )
+
+    @property
+    def sign(self) -> str:
+        """A pattern of an optional minus sign; letters of East Asia may be before it."""
+        return r"(?:(?<![a-zA-Z\d)])-)?" if self.unspaced else SIGN
 
     def parse(self, text: str) -> Number:
         """A match of ``self.number`` with an optional sign."""

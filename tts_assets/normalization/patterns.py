@@ -13,7 +13,7 @@ Match = re.Match[str]
 DIGIT = re.compile(r"\d")
 BEFORE = r"(?<!\d)(?<!\d[.,])"  # a number starts here
 SIGN = r"(?:(?<![\w)])-)?"
-ROMAN = r"(?=[IVXL])(?:X{0,3}|XL|L)(?:IX|IV|V?I{0,3})"
+ROMAN = r"(?=[IVXL])(?:XL|L?X{0,3})(?:IX|IV|V?I{0,3})"
 ROMAN_VALUES = {"I": 1, "V": 5, "X": 10, "L": 50}
 TOP_LEVEL = "com|org|net|edu|gov|info|io|ai|app|dev|eu|de|at|ch|fr|be|es|mx|it|pt|br|hu|pl|ru|cz|sk"
 TOP_LEVEL += "|cn|jp|kr|in|uk|us|ca|au|nl|se|no|dk|fi|ie|tv|me|co|biz|xyz|online|shop"
@@ -28,8 +28,11 @@ CARD = re.compile(r"(?<![\d-])\d{4}(?:[ -]\d{4}){2,6}(?![\d-])")
 PHONE = re.compile(
     r"(?<![\w+.,])(?:\+\d{1,3}(?:[ ./-]?\(?\d{1,5}\)?){2,7}"
     r"|\(\d{2,5}\)[ -]?\d{2,5}(?:[ -]\d{2,5}){1,4}"
-    r"|0\d{1,5}(?:[ /-]\d{2,8}){1,6}|\d-\d{3}-\d{3}-\d{4}|\d{3}-\d{3}-\d{4}|\d{3}-\d{4})(?![\d-])"
+    r"|0\d{1,5}(?:[ /-]\d{2,8}){1,6}|\d-\d{3}-\d{3}-\d{4}"
+    r"|\d{3}([.-])\d{3}\1\d{4}|\d{3}-\d{4})(?![\d-])"
 )
+# In languages without spaces, letters may be before a number.
+PHONE_UNSPACED = re.compile(PHONE.pattern.replace(r"[\w+.,]", r"[a-zA-Z\d+.,]", 1))
 DOTTED = re.compile(r"(?<![\d.])\d{1,3}(?:\.\d{1,3}){3}(?![\d.]*\d)")
 VERSION = re.compile(r"(?<![\d.,])\d{1,4}(?:\.\d{1,4}){2,5}(?![\d.,]*\d)")
 CLOCK = re.compile(r"(?<![\d:.,])([01]?\d|2[0-4]):([0-5]\d)(?::([0-5]\d))?(?![\d:])")

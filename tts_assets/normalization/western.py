@@ -57,6 +57,13 @@ class German(Grammar):
         """``Hauptstr.``."""
         yield Pattern(re.compile(r"(?<=[a-zäöüß])str\."), lambda m: "straße", "s")
         yield Pattern(re.compile(r"(?<=[ -])Str\."), lambda m: "Straße", "S")
+        units = either(name for name in self.units if name.isalpha())
+        compound = rf"{BEFORE}({self.number})-({units})(?=-[A-ZÄÖÜ][a-zäöü])"
+        yield Pattern(re.compile(compound), self.compound, "-")
+
+    def compound(self, match: Match) -> str:
+        """``10-km-Lauf``."""
+        return f"{self.say(self.parse(match[1]))}-{self.units[match[2]].forms[0]}"
 
     def reign(self, match: Match) -> str | None:
         """``Ludwig der vierzehnte``."""

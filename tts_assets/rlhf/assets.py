@@ -25,7 +25,7 @@ from tts_assets.rlhf.reporting import describe_checkpoint, find_collapse
 from tts_assets.serving.config import VllmConfig
 from tts_assets.speakers.assets import encoder_input
 
-CODE_VERSION = "4"
+CODE_VERSION = "5"
 
 
 def build_assets(

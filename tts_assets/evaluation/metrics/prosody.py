@@ -36,7 +36,7 @@ class Pace(Metric):
     pace of the corpora of ``[evaluation] reference_corpora``, or of the recipe's corpora.
     """
 
-    name, version = "pace", "2"
+    name, version = "pace", "3"
     columns = (
         Column("seconds", "Duration", "Duration of the file.", unit="s", digits=1),
         Column(

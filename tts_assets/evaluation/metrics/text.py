@@ -34,7 +34,7 @@ def error_column(name: str, title: str, about: str) -> Column:
 class Words(Metric):
     """WER with its kinds of errors, CER, and repeated words."""
 
-    name, version = "words", "3"
+    name, version = "words", "4"
     columns = (
         Column(
             "wer",
@@ -137,7 +137,7 @@ def repeated(match: TextMatch) -> int:
 class Truncation(Metric):
     """The fraction of syntheses that end before their text does."""
 
-    name, version = "truncation", "2"
+    name, version = "truncation", "3"
     columns = (
         Column(
             "truncated",
