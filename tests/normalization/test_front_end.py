@@ -91,6 +91,29 @@ def test_other_languages_and_unknown_ones() -> None:
 
 
 @pytest.mark.parametrize(
+    ("language", "raw", "spoken"),
+    [
+        ("de", "10-20 €, <5 %", "zehn bis zwanzig Euro, weniger als fünf Prozent"),
+        ("de", "1 Mio. Menschen, je kg", "eine Million Menschen, je Kilogramm"),
+        ("de", "So. Jetzt los", "So. Jetzt los"),
+        ("de", "8:00-16:00 Uhr", "acht Uhr bis sechzehn Uhr"),
+        ("es", "1 millón de personas", "un millón de personas"),
+        ("pt", "R$ 1 milhão", "um milhão de reais"),
+        ("fr", "1/2 kg à 5 €/kg", "un demi kilogramme à cinq euros par kilogramme"),
+        ("hu", "2-es, 3-at, 1000-es", "kettes, hármat, ezres"),
+        ("pl", "o godz. 17", "o godzinie siedemnastej"),
+        ("ru", "Я сказал им. Они ушли.", "Я сказал им. Они ушли."),
+        ("ru", "театр им. Пушкина", "театр имени Пушкина"),
+        ("zh", "是-5", "是负五"),
+        ("en", "a $10-million deal, exam-2", "a ten million dollars deal, exam two"),
+        ("en", "$100 - 2 items", "one hundred dollars - two items"),
+    ],
+)
+def test_ranges_scales_and_suffixes(language: str, raw: str, spoken: str) -> None:
+    assert normalize(raw, language) == spoken
+
+
+@pytest.mark.parametrize(
     ("text", "signs"),
     [
         ("plain, spoken text!", ""),

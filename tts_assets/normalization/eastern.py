@@ -187,8 +187,10 @@ class Polish(Slavic):
         """``w XX w.``, ``lata 90.``, ``2 godz.``."""
         century = re.compile(r"(?:\b([wW]) |(^|\W))([IVXL]{1,5}) w\.")
         yield Pattern(century, self.short_century, "w")
-        decade = re.compile(r"\b([Ll]at(?:a|ach)?) ([2-9]0)\.")
+        decade = re.compile(r"\b([Ll]at(?:a|ach)?) ([2-9]0)\.(?: (i|oraz|lub) ([2-9]0)\.)?")
         yield Pattern(decade, self.decade, "0")
+        hour = re.compile(r"\b(o|O|do|Do|od|Od|po|Po) godz\. (\d{1,2})(?![\d:.,]\d|\d)")
+        yield Pattern(hour, self.hour, "0")
         hours = re.compile(rf"{BEFORE}({self.number}) ?godz\.")
         noun = self.units["godz."]
         yield Pattern(hours, lambda m: self.count(self.parse(m[1]), noun), "0")
@@ -203,7 +205,15 @@ class Polish(Slavic):
     def decade(self, match: Match) -> str:
         """``w latach dziewięćdziesiątych``."""
         form = "pl_f" if match[1][-1] == "a" else "gp"
-        return f"{match[1]} {declined(self.ordinal(match[2]), form)}"
+        second = declined(self.ordinal(match[4]), form) if match[4] else ""
+        return self.join(match[1], declined(self.ordinal(match[2]), form), match[3] or "", second)
+
+    def hour(self, match: Match) -> str | None:
+        """``o godzinie siedemnastej``."""
+        if int(match[2]) > 24:
+            return None
+        noun = "godzinie" if match[1].lower() == "o" else "godziny"
+        return f"{match[1]} {noun} {declined_feminine(self.ordinal(str(int(match[2]))), True)}"
 
     def plural(self, number: int) -> int:
         """2, 3, 4, but not 12, 13, 14, take the second form."""
@@ -292,7 +302,7 @@ def declined_feminine(words: str, oblique: bool) -> str:
 class Russian(Slavic):
     """Russian."""
 
-    more_words = (r"\bв\.",)
+    more_words = (r"\bв\.", r"\bим\.")
 
     year_word = "года"
     locative_years = "в|с|до|от|к|около|после"
@@ -304,6 +314,11 @@ class Russian(Slavic):
         """``в XX в.``."""
         century = re.compile(r"(?:\b([вВ]) |(^|\W))([IVXL]{1,5}) в\.")
         yield Pattern(century, self.short_century, "в")
+        # before a name in the genitive; "им" is also a pronoun at the end of a sentence
+        named = (
+            r"(?<=[а-яА-Я] )им\.(?= (?:[А-Я]\. ?){0,2}[А-Я][а-я]{2,}(?:[иы]на|[оеё]ва|[ео]го|ой)\b)"
+        )
+        yield Pattern(re.compile(named), lambda _: "имени", "и")
 
     def short_century(self, match: Match) -> str:
         """The prepositional after "в", the nominative at the start, the genitive elsewhere."""

@@ -59,7 +59,7 @@ class English(Grammar):
         drive += r"Dr\b\.?(?! [A-Z])"
         yield Pattern(re.compile(drive), lambda m: f"{m[1]}Drive", "D")
         days = r"(?<=\d(?:st|nd|rd|th))-(?=\d{1,3}(?:st|nd|rd|th)\b)"
-        hours = r"(?<=[ap]m)-(?=\d)|(?<=[ap]\.m\.) ?- ?(?=\d)"
+        hours = r"(?:(?<=\d[ap]m)|(?<=\d [ap]m)) ?- ?(?=\d)|(?<=[ap]\.m\.) ?- ?(?=\d)"
         hours += r"|(?<=\d)-(?=(?:1[0-2]|[1-9])(?::[0-5]\d)? ?[ap]\.?m\b)"
         yield Pattern(re.compile(f"{days}|{hours}"), lambda m: " to ", "-")
         season = r"(?<![\w.,$€£#:/-])(1[5-9]\d\d|20\d\d)/(\d\d)(?![\w/]|[.,]\d)"

@@ -255,6 +255,8 @@ class FrontEnd:
         found = [*map(re.escape, [*words, *signs]), r"\b[IVXL]{2,}", r"\b[IVXL]\.", r"\p{Lu}{6}"]
         found += [rf"(?:{named}) [IVXL]\b"] if named else []
         found += [rf"\b[IVXL] (?:{after})"] if after else []
+        before, units = rules.phrases.get("per_unit", ""), "|".join(rules.signs_of_units)
+        found += [rf"(?:{before})\s+(?:{units})\b"] if units else []
         return "|".join([*found, r"^[^\p{Ll}]*\p{Lu}[^\p{Ll}]*$", *kind.more_words])
 
     def _grammar(self, language: str) -> Grammar:
@@ -302,7 +304,7 @@ class FrontEnd:
     def _read_hot_words(self, language: str) -> tuple[frozenset[str], re.Pattern[str]]:
         """Words that a grammar reads although they are plain, and a pattern of others."""
         rules, kind = rules_of(language, self.rules), GRAMMARS.get(language, Grammar)
-        keys = [*rules.words, *rules.regnal, *rules.chapters]
+        keys = [*rules.words, *rules.regnal, *rules.chapters, *rules.signs_of_units]
         signs = [re.escape(sign) for sign in rules.symbols if not sign.isascii()]
         pattern = re.compile("|".join([*signs, *kind.more_words]) or r"(?!)")
         return frozenset(key.split()[0] for key in keys if key.split()), pattern

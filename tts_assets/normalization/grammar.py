@@ -171,7 +171,7 @@ class Grammar(Quantities):
     def roman(self, match: Match) -> str | None:
         """A Roman number alone; a single letter, XL, and what may be initials are left."""
         text = match[1]
-        clear = len(text) >= 2 and text not in ("XL", "LI", "IL", "XX", "LX", "XXX", "MI")
+        clear = len(text) >= 2 and text not in ("XL", "LI", "IL", "XX", "LX", "XXX", "MI", "LV")
         return cardinal(str(roman_value(text)), self.language) if clear else None
 
     # Numbers to dial, dates, times
@@ -250,7 +250,7 @@ class Grammar(Quantities):
         number = rf"({self.sign}{self.number})"
         start = r"(?<![a-zA-Z])" if self.unspaced else r"(?<![^\W\d_])"
         per = rf"(?:/(?P<per>{either([*self.rules.per, *self.units])}){self.word_end})?"
-        before = rf"{start}(-?)({signs}) ?{number}(?: ?({scales}){self.word_end})?{per}"
+        before = rf"{start}(-?)({signs}) ?{number}(?:[ -]?({scales}){self.word_end})?{per}"
         after = rf"{BEFORE}(){number}(?: ?({scales}))? ?({signs}){self.word_end}{per}"
         if self.currencies:
             yield Pattern(re.compile(before), lambda m: self.sum_of_money(m, 2, 3, 4), "0")
@@ -316,7 +316,8 @@ class Grammar(Quantities):
         decimals = rf"(?<![\w.,])({self.sign}{re.escape(self.rules.decimal)}\d+)"
         yield Pattern(re.compile(decimals), lambda m: self.decimal_alone(m), "0")
         # "COVID-19" and "H.323" are read without the sign
-        coded = re.compile(r"(?<=[^\W\d_])[-.](?=\d)|(?<=\d)-(?=[^\W\d_])")
+        letter = "[a-zA-Z]" if self.unspaced else r"[^\W\d_]"
+        coded = re.compile(rf"(?<={letter})[-.](?=\d)|(?<=\d)-(?=[^\W\d_])")
         yield Pattern(coded, lambda m: " ", "-.")
         yield Pattern(re.compile(rf"{BEFORE}{self.sign}{self.number}"), self.plain, "0")
         yield Pattern(re.compile(r"\d+"), lambda m: self.say(Number(m[0])), "0")

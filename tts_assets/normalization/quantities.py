@@ -54,8 +54,8 @@ class Quantities(Spoken):
         """``$10-$20``, ``10-20 €``, ``5-10 million``, ``20%-30%``."""
         signs, scales, number = either(self.currencies), either(self.rules.scales), self.number
         start = r"(?<![a-zA-Z])" if self.unspaced else r"(?<![^\W\d_])"
-        before = rf"{start}({signs}) ?({number}) ?[-~] ?(?:\1 ?)?({number})"
-        before += rf"(?: ?({scales}){self.word_end})?(?!-?\d)"
+        before = rf"{start}({signs}) ?({number})(?: ?[-~] ?\1 ?|[-~])({number})"
+        before += rf"(?: ?({scales}){self.word_end})?(?!-?\d| ?=)"
         after = rf"{BEFORE}(?<![-/])({number}) ?[-~] ?({number})(?: ?({scales}))? ?({signs})"
         if self.currencies:
             yield Pattern(re.compile(before), lambda m: self.sum_range(m, 1, 2, 4), "-~")
@@ -77,7 +77,7 @@ class Quantities(Spoken):
         scales = {  # without the "of" before a currency
             name: Noun.parse(re.sub(r" d[ei]\b", "", forms))
             for name, forms in self.rules.scales.items()
-            if len(name) > 1 and name.lower() != name.upper() and name not in forms
+            if len(name) > 1 and name.lower() != name.upper() and " " not in name
         }
         scaled = rf"{BEFORE}({self.number}) ?({either(scales)}){self.word_end}"
         yield Pattern(re.compile(scaled), lambda m: self.count(self.parse(m[1]), scales[m[2]]), "0")
@@ -85,8 +85,8 @@ class Quantities(Spoken):
         part = rf"{SHARED_FRACTION} ?({units}){self.word_end}"
         if self.units:
             yield Pattern(re.compile(part), self.part_of_unit, "/")
-        if self.units and self.phrase("per_unit"):
-            names = either(name for name in self.units if len(name) > 1 and name.isalpha())
+        if self.rules.signs_of_units:
+            names = either(self.rules.signs_of_units)
             words = self.phrase("per_unit").split("|")
             before = "|".join(rf"(?<=\b{word} )" for word in words)
             after = rf"(?:{before})({names}){self.word_end}"

@@ -45,6 +45,14 @@ class LanguageRules(Config):
     chapters: tuple[str, ...] = Field((), description="words before a Roman cardinal")
     centuries: tuple[str, ...] = Field((), description="words after a Roman number")
 
+    @property
+    def signs_of_units(self) -> list[str]:
+        """Units that are no words, such as ``km``, if the language has words before them."""
+        names = [name for name in self.units if len(name) > 1 and name.isascii() and name.isalpha()]
+        return [
+            n for n in names if not set("aeiou") & set(n.lower()) and "per_unit" in self.phrases
+        ]
+
     def extended(self, own: LanguageRules) -> LanguageRules:
         """These rules, with those keys that ``own`` sets added or replaced."""
         changes: dict[str, Any] = {}

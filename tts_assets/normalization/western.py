@@ -225,7 +225,7 @@ class French(Romance):
 
     def clock_patterns(self) -> Iterator[Pattern]:
         """``9h30``, ``17 h``, ``20:15``."""
-        clock = r"(?<![\d:.,])([01]?\d|2[0-4]) ?h ?([0-5]\d)?(?!\w)"
+        clock = r"(?<![\d:.,/])([01]?\d|2[0-4]) ?h ?([0-5]\d)?(?!\w)"
         yield Pattern(re.compile(clock), self.clock, "h")
         yield from super().clock_patterns()
 
@@ -325,7 +325,7 @@ class Portuguese(Romance):
 
     def clock_patterns(self) -> Iterator[Pattern]:
         """``9h30``, ``20h``, ``17:05``."""
-        clock = r"(?<![\d:.,])([01]?\d|2[0-4])(?: ?h ?([0-5]\d)?(?:min)?|:([0-5]\d))(?![\w:])"
+        clock = r"(?<![\d:.,/])([01]?\d|2[0-4])(?: ?h ?([0-5]\d)?(?:min)?|:([0-5]\d))(?![\w:])"
         yield Pattern(re.compile(clock), self.clock, "h:")
 
     def clock(self, match: Match) -> str:
