@@ -31,11 +31,15 @@ def speakers(rows: pl.DataFrame) -> dict[str, str]:
     return {Path(row["audio"]).stem: row["speaker"] for row in rows.iter_rows(named=True)}
 
 
-def test_librispeech(recordings: Recordings, tmp_path: Path) -> None:
+CONVERTED = pytest.mark.parametrize("suffix", [".flac", ".wav"])
+
+
+@CONVERTED
+def test_librispeech(recordings: Recordings, tmp_path: Path, suffix: str) -> None:
     chapter = tmp_path / "c" / "dev-clean" / "84" / "121123"
     lines = []
     for number, (audio, words) in enumerate(recordings):
-        put(audio, chapter / f"84-121123-{number:04}.flac")
+        put(audio, chapter / f"84-121123-{number:04}{suffix}")
         lines.append(f"84-121123-{number:04} {words.upper()}")
     lines.append("84-121123-9999 WITHOUT AUDIO")
     write(chapter / "84-121123.trans.txt", "\n".join(lines) + "\n")
@@ -46,10 +50,13 @@ def test_librispeech(recordings: Recordings, tmp_path: Path) -> None:
     assert record.reason == "no such file" and record.what.endswith("84-121123.trans.txt:5")
 
 
-def test_libritts_reads_the_original_text(recordings: Recordings, tmp_path: Path) -> None:
+@CONVERTED
+def test_libritts_reads_the_original_text(
+    recordings: Recordings, tmp_path: Path, suffix: str
+) -> None:
     for number, (audio, words) in enumerate(recordings):
         stem = tmp_path / "c" / "dev" / "251" / "136532" / f"251_136532_00000{number}_000000"
-        put(audio, stem.with_suffix(".wav"))
+        put(audio, stem.with_suffix(suffix))
         if number:
             write(Path(f"{stem}.normalized.txt"), "as it was normalized")
         if number > 1:
@@ -62,7 +69,13 @@ def test_libritts_reads_the_original_text(recordings: Recordings, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("tree", "suffix"), [("wav48_silence_trimmed", "_mic1.flac"), ("wav48", ".wav")]
+    ("tree", "suffix"),
+    [
+        ("wav48_silence_trimmed", "_mic1.flac"),
+        ("wav48_silence_trimmed", "_mic1.wav"),
+        ("wav48", ".wav"),
+        ("wav48", ".flac"),
+    ],
 )
 def test_vctk(recordings: Recordings, tmp_path: Path, tree: str, suffix: str) -> None:
     root = tmp_path / "c"

@@ -75,7 +75,7 @@ REMEDIES = {
     "no samples": "record or export it again",
     "no audio stream": "name a file with audio",
     "not a number": "export it again from its source",
-    "another scale": "divide its samples by 32768",
+    "another scale": "divide its samples by the full scale of their type (16 bits: 32768)",
     "no signal": "record or export it again, or drop it",
     "channels cancel": "keep one channel, or invert one",
     "not readable as audio": "convert it to wav or flac",

@@ -172,7 +172,7 @@ def is_ljspeech(folder: Path) -> bool:
 
 def is_vctk(folder: Path) -> bool:
     """Whether the folder has the trees of VCTK."""
-    return (folder / "txt").is_dir() and any((folder / tree).is_dir() for tree, _ in TREES)
+    return (folder / "txt").is_dir() and any((folder / tree).is_dir() for tree, *_ in TREES)
 
 
 def is_librispeech(folder: Path) -> bool:

@@ -170,6 +170,16 @@ def listed(root: Path, name: str, where: str, *, absolute: bool = False) -> List
     return safe if isinstance(safe, SetAside) else Listed(safe, ", ".join(match))
 
 
+def in_layout(root: Path, name: str, suffix: str, where: str) -> Listed | SetAside:
+    """The audio ``name`` of a layout with ``suffix``, as :func:`listed`.
+
+    Converted audio has another suffix: then the single file of this name is taken.
+    """
+    found = listed(root, name + suffix, where)
+    other = isinstance(found, SetAside) and found.reason == "no such file"
+    return listed(root, name, where) if other else found
+
+
 def _exists(path: Path) -> bool:
     try:
         return os.path.lexists(path)

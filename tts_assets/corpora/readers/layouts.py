@@ -13,15 +13,15 @@ from tts_assets.corpora.readers.files import (
     Entry,
     entry,
     files_below,
+    in_layout,
     lines,
-    listed,
     text_beside,
     text_file,
 )
 
 CHAPTER_FILES = ".trans.txt"
 ORIGINAL, NORMALIZED = ".original.txt", ".normalized.txt"
-TREES = (("wav48_silence_trimmed", "_mic1.flac"), ("wav48", ".wav"))  # of VCTK
+TREES = (("wav48_silence_trimmed", "_mic1", ".flac"), ("wav48", "", ".wav"))  # of VCTK
 # The folders of VoxCeleb and of its splits, which may lie above the folders of the speakers.
 ABOVE_SPEAKERS = {
     "wav",
@@ -62,16 +62,16 @@ def read_librispeech(root: Path, config: CorpusConfig) -> Iterator[Entry | SetAs
                 yield SetAside(where, line.reason, line.detail)
                 continue
             name, _, text = line.strip().partition(" ")
-            audio = listed(root, str(folder / f"{name}.flac"), where)
+            audio = in_layout(root, str(folder / name), ".flac", where)
             yield entry(config, audio, where, text, speaker=name.split("-")[0])
 
 
 def read_libritts(root: Path, config: CorpusConfig) -> Iterator[Entry | SetAside]:
-    """LibriTTS: ``<utterance>.normalized.txt`` and ``<utterance>.original.txt`` beside each wav.
+    """LibriTTS: ``<utterance>.normalized.txt`` and ``<utterance>.original.txt`` beside each clip.
 
     The original text is read, because normalization is a stage of this pipeline.
     """
-    for audio in files_below(root, {".wav"}):
+    for audio in files_below(root, AUDIO_SUFFIXES):
         if isinstance(audio, SetAside):
             yield audio
             continue
@@ -91,14 +91,16 @@ def read_vctk(root: Path, config: CorpusConfig) -> Iterator[Entry | SetAside]:
     texts = root / "txt"
     if not texts.is_dir():
         raise ConfigError(f"{texts}, the folder of VCTK's transcripts, is missing; correct path")
-    tree, suffix = next((pair for pair in TREES if (root / pair[0]).is_dir()), TREES[0])
+    known = (each for each in TREES if (root / each[0]).is_dir())
+    tree, microphone, suffix = next(known, TREES[0])
     for path in files_below(texts, {".txt"}):
         if isinstance(path, SetAside):
             yield path
             continue
         where = str(path.relative_to(root))
         speaker = path.parent.name
-        audio = listed(root, f"{tree}/{speaker}/{path.stem}{suffix}", where)
+        name = f"{tree}/{speaker}/{path.stem}{microphone}"
+        audio = in_layout(root, name, suffix, where)
         yield entry(config, audio, where, text_file(path, where), speaker=speaker)
 
 
