@@ -49,6 +49,17 @@ def test_concatenated_mp3_files_are_read_to_the_end(tmp_path: Path, xing: bool) 
     assert measure(tmp_path / "b.mp3").frames >= 2 * len(wave)
 
 
+@pytest.mark.parametrize("xing", [True, False])
+@pytest.mark.parametrize("tail", [bytes(3000), b"TAG" + b"t" * 125, b"APETAGEX" + b"x" * 300])
+def test_what_follows_the_last_frame_of_an_mp3_is_ignored(
+    tmp_path: Path, tail: bytes, xing: bool
+) -> None:
+    mp3(tmp_path / "a.mp3", speech_like(), RATE, xing=xing)
+    frames = measure(tmp_path / "a.mp3").frames
+    (tmp_path / "b.mp3").write_bytes((tmp_path / "a.mp3").read_bytes() + tail)
+    assert measure(tmp_path / "b.mp3").frames == frames
+
+
 @pytest.mark.parametrize(
     ("name", "codec", "form", "rate"),
     [

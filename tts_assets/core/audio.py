@@ -373,15 +373,16 @@ def _refuse_cut(path: Path, file: soundfile.SoundFile) -> None:
 
 
 def _ffmpeg_blocks(path: Path, form: str, first: int, mp3: Mp3 | None = None) -> Iterator[Block]:
-    """Decode with FFmpeg and the demuxer ``form``; ``mp3`` may have several parts.
+    """Decode with FFmpeg and the demuxer ``form``; of an mp3 only its parts, if it has others.
 
     The file is opened here, so that FFmpeg uses no protocol. It cannot seek to a frame in every
     format: audio before ``first`` is decoded and dropped.
     """
     skip = first
     try:
-        joined = mp3 is not None and len(mp3.parts) > 1
-        source = io.BytesIO(read_parts(path, mp3.parts)) if mp3 and joined else path.open("rb")
+        parts = mp3.parts if mp3 else ()
+        whole = len(parts) < 2 and (not parts or parts[0][1] == path.stat().st_size)
+        source = path.open("rb") if whole else io.BytesIO(read_parts(path, parts))
         with source as file, av.open(file, mode="r", format=form) as container:
             if not container.streams.audio:
                 raise BrokenAudio(path, "no audio stream")

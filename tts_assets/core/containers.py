@@ -145,8 +145,9 @@ def read_mp3(path: Path) -> Mp3:
             frame = mp3_frame(data, at)
             if frame is None:
                 behind = after_id3(data, at)
-                if behind == at:
-                    break  # another tag, or junk
+                if behind == at:  # another tag, or junk
+                    at = end if _frames_behind(data, at) else at
+                    break
                 parts.append((first, at))
                 at = first = behind
                 continue
@@ -160,6 +161,16 @@ def read_mp3(path: Path) -> Mp3:
             at += frame.size
         parts.append((first, at))
         return Mp3(samples, 0, tuple(part for part in parts if part[0] < part[1]))
+
+
+def _frames_behind(data: mmap.mmap, at: int) -> bool:
+    """Whether two frames in a row begin somewhere behind ``at``."""
+    while (at := data.find(b"\xff", at)) >= 0:
+        frame = mp3_frame(data, at)
+        if frame is not None and mp3_frame(data, at + frame.size):
+            return True
+        at += 1
+    return False
 
 
 def after_id3(data: bytes | mmap.mmap, at: int) -> int:
