@@ -25,7 +25,7 @@ from dagster import AssetKey, DagsterInstance
 
 from tts_assets.core.artifacts import ArtifactStore
 from tts_assets.core.processes import LOOPBACK, free_port
-from tts_assets.evaluation.report import PAGE_FILE
+from tts_assets.evaluation.results import REPORT_PAGE
 from tts_assets.settings import load_settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,7 +49,7 @@ def main() -> None:
             "graph": (f"{url}/assets/{LAST}?{upstream}", "3400,1300"),
             "asset": (f"{url}/assets/sft/{RECIPE}?view=overview", "1600,3000"),
             "run": (f"{url}/runs/{run_of(RECIPE)}", "1600,1000"),
-            "report": ((report.path / PAGE_FILE).as_uri(), "1200,1400"),
+            "report": ((report.path / REPORT_PAGE).as_uri(), "1200,1400"),
         }
         for name, (address, size) in pages.items():
             if options.only not in (None, name):

@@ -110,6 +110,10 @@ def test_programs_of_the_command_line_page_exist() -> None:
         assert "__main__" in source.read_text(), module
 
 
+def test_the_script_of_the_screenshots_finds_its_imports() -> None:
+    assert "take_screenshot" in runpy.run_path(str(ROOT / "docs/make_screenshots.py"))
+
+
 def test_the_command_line_page_has_all_make_targets() -> None:
     targets = re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), re.M)
     text = (ROOT / "docs/command_line.md").read_text()
