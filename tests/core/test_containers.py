@@ -141,6 +141,16 @@ def test_wav_headers_that_are_slightly_off_are_tolerated(
     assert measure(tmp_path / "a.wav").frames == len(wave)
 
 
+def test_a_wav_without_a_length_behind_other_chunks(tmp_path: Path) -> None:
+    """Recorders write long descriptions (bext, iXML) in front of the samples."""
+    wave = speech_like()
+    wav_with_size(tmp_path / "a.wav", wave, None)
+    data = (tmp_path / "a.wav").read_bytes()
+    chunk = b"iXML" + (8001).to_bytes(4, "little") + b"data" * 2000 + b"x\0"
+    (tmp_path / "a.wav").write_bytes(data[:12] + chunk + data[12:])
+    assert measure(tmp_path / "a.wav").frames == len(wave)
+
+
 def test_a_wav_header_far_off_is_truncated(tmp_path: Path) -> None:
     wav_with_size(tmp_path / "a.wav", speech_like(), 2000)
     with pytest.raises(BrokenAudio, match="truncated"):

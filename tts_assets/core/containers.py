@@ -7,6 +7,7 @@ file then reads other files. Here the container is recognized by its signature f
 from __future__ import annotations
 
 import mmap
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -241,13 +242,12 @@ def ogg_parts(path: Path) -> list[tuple[int, int]]:
 def wav_without_length(path: Path) -> bool:
     """Whether a wav has data although its header says 0 bytes, as after a killed recorder."""
     with path.open("rb") as stream:
-        head = stream.read(HEAD)
-    data = head.find(b"data", 12)
-    behind = head[data + 8 : data + 12]
-    return (
-        head.startswith(b"RIFF")
-        and data > 0
-        and head[data + 4 : data + 8] == bytes(4)
-        and len(behind) == 4
-        and behind not in CHUNKS
-    )
+        if not stream.read(12).startswith(b"RIFF"):
+            return False
+        while len(chunk := stream.read(8)) == 8:
+            size = int.from_bytes(chunk[4:], "little")
+            if chunk.startswith(b"data"):
+                behind = stream.read(4)
+                return not size and len(behind) == 4 and behind not in CHUNKS
+            stream.seek(size + size % 2, os.SEEK_CUR)
+    return False
