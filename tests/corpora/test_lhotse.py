@@ -160,6 +160,7 @@ def test_unusable_supervisions_are_set_aside(speech: np.ndarray, tmp_path: Path)
             supervision("d", 0.0, 1.0),
             supervision("nobody", 0.0, 1.0),
             {"recording_id": ["a"]},
+            supervision("a", 0.0, 1.0, text=["words"]),
         ],
     )
     rows, set_aside = index(root, tmp_path / "out", "lhotse")
@@ -175,6 +176,7 @@ def test_unusable_supervisions_are_set_aside(speech: np.ndarray, tmp_path: Path)
         "supervisions.jsonl:10": "recording to be transformed",
         "supervisions.jsonl:11": "no such recording",
         "supervisions.jsonl:12": "no such recording",
+        "supervisions.jsonl:13": "a field of another type",
         "recordings.jsonl:7": "no supervision",
         "recordings.jsonl:8": "no id of its own",
     }
