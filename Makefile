@@ -36,10 +36,10 @@ base: install ## make the codec and the base model of the demo again (a day of t
 	@TTS_PROFILE=base $(BIN)/python -m scripts.demo base
 
 test: install ## all tests, as .ci/run does, in two processes (JOBS=…)
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
+	@$(BIN)/python -m pytest -n $(JOBS)
 
 test-fast: install ## the tests of less than about 4 seconds each
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m "not slow"
+	@$(BIN)/python -m pytest -n $(JOBS) -m "not slow"
 
 test-coverage: install ## all tests, with a coverage report
 	@$(BIN)/python -m pytest --cov=tts_assets --cov=resources --cov=sensors --cov=jobs --cov-report=term --cov-report=html

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from typing import ClassVar
 
-from tts_assets.normalization.numbers import cardinal, known, spell
+from tts_assets.normalization.numbers import Quantities, cardinal, known, spell
 from tts_assets.normalization.patterns import (
     ADDRESS,
     ADDRESS_PART,
@@ -40,7 +40,6 @@ from tts_assets.normalization.patterns import (
     read_as,
     roman_value,
 )
-from tts_assets.normalization.quantities import Quantities
 from tts_assets.normalization.rules import LanguageRules
 
 
