@@ -37,7 +37,7 @@ from dagster import (
 from tts_assets.core.artifacts import atomic_write
 from tts_assets.core.compute import Shape
 from tts_assets.core.ledger import Ledger, OverBudget
-from tts_assets.core.program import STOP_FILE, ProgramConfig
+from tts_assets.core.program import RESULT_FILE, STOP_FILE, ProgramConfig
 from tts_assets.core.tracking import WandbConfig, write_card
 
 LOG = "log.txt"
@@ -204,7 +204,7 @@ class Program:
 
     def facts(self) -> dict[str, Any] | None:
         """The facts in ``result.json``; None if the program has not finished."""
-        path = self.run_dir / "result.json"
+        path = self.run_dir / RESULT_FILE
         return json.loads(path.read_text()) if path.is_file() else None
 
     def forget_failures(self) -> None:

@@ -204,6 +204,13 @@ def test_a_synthetic_corpus_is_a_corpus_like_any_other(
         for event in result.asset_materializations_for_node("filtered_samples")
     ]
     assert reused == [False, True]
+    (tmp_path / "texts.txt").write_text("\n".join([*TEXTS, "A new line of the list."]))
+    next(path for path in (tmp_path / "made").rglob("*.flac")).unlink()
+    with DagsterInstance.ephemeral() as instance:
+        instance.add_dynamic_partitions("corpus", ["joe"])
+        materialize_all(instance, store, made)
+    raw = store.current("raw_corpus", "joe")
+    assert isinstance(raw, RawCorpus) and raw.facts.utterances == len(TEXTS) + 1
     consents = {"joe": made("joe").config.consent}
     assert check_consents(consents, "the voice", date(2026, 1, 1)) == {"joe": "synthetic"}
 

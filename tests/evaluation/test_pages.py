@@ -134,6 +134,11 @@ def test_from_the_wer_of_an_asset_to_an_utterance_in_two_clicks(
 def test_every_clip_plays(report: Path, browser: Browser) -> None:
     browser.open(report / "report.html")
     every = "[...document.querySelectorAll('audio')]"
+    assert browser.run(f"{every}.every((audio) => audio.readyState === 0)"), "nothing is loaded yet"
+    browser.run(f"{every}.forEach((audio) => audio.load())")
+    browser.run("document.querySelectorAll('.seek')[2].click()")
+    browser.wait(f"{every}[2].currentTime > 0 && !{every}[2].paused")
+    browser.run(f"{every}.forEach((audio) => {{ audio.preload = 'metadata'; }})")
     browser.wait(f"{every}.every((audio) => audio.readyState > 0)")
     durations = browser.run(f"{every}.map((audio) => audio.duration)")
     assert sorted(durations) == pytest.approx(

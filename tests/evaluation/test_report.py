@@ -42,9 +42,12 @@ def test_figures_of_recordings(report: Path) -> None:
     assert written["not_given"] == {"utmos": "not given: [evaluation] utmos names no ONNX file"}
 
 
-def test_the_page_is_self_contained(report: Path) -> None:
+def test_the_page_needs_only_its_own_folder(report: Path) -> None:
     page = (report / "report.html").read_text()
-    assert not re.findall(r'(?:src|href)="(?!data:|#)', page), "without a storage no links"
+    named = re.findall(r'(?:src|href)="(?!data:|#)([^"]+)"', page)
+    assert sorted(named) == sorted(s.audio for s in read_samples(report) if s.audio)
+    assert all((report / unquote(name)).is_file() for name in named)
+    assert "data:audio" not in page, "audio is loaded when a player starts"
     assert "@import" not in page
     assert "url(" not in page
     assert "<del>" in page
@@ -55,30 +58,49 @@ def test_the_page_is_self_contained(report: Path) -> None:
 def test_links_of_a_published_report_work_offline(report: Path, tmp_path: Path) -> None:
     clips = tmp_path / "code_arrays" / "clips" / "0123"
     clips.mkdir(parents=True)
-    (clips / "manifest.json").write_text("{}")
     samples = read_samples(report)
     near = samples[0].text.upper() + "!"
-    rows = [{"id": "x", "transcript": "nothing"}, {"id": "near", "transcript": near}]
+    audio = [str(report / sample.audio) for sample in samples[:2] if sample.audio]
+    rows = [
+        {"id": "x", "transcript": "nothing", "wav_path": audio[0]},
+        {"id": "near", "transcript": near, "wav_path": audio[1]},
+        {"id": "gone", "transcript": "nothing", "wav_path": "/nowhere.wav"},
+    ]
     (clips / "train_samples.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     folder = tmp_path / "report" / "recordings" / "all" / "4567"
     shutil.copytree(report / "audio", folder / "audio")
     row = LINEAGE.model_copy(update={"asset": "code_arrays", "fingerprint": "0123"})
+    suite = tmp_path / "evaluation_suite" / "all" / "89ab"
+    (suite / "wavs").mkdir(parents=True)
+    shutil.copyfile(audio[0], suite / "wavs" / "prompt.flac")
+    prompted = {"prompt_wav": "wavs/prompt.flac", "prompt_text": "Any words."}
+    line = {"id": samples[0].id, "category": "right", "text": samples[0].text} | prompted
+    (suite / "suite.jsonl").write_text(json.dumps(line) + "\n")
     program = program_of(
         "recordings",
+        suite=suite / "suite.jsonl",
+        run_dir=tmp_path,
         lineage=(row,),
         storage=path_to_storage("report/recordings"),
         training=(clips / "train_samples.jsonl",),
     )
     write_report(folder, program, samples)
+    (clips / "manifest.json").write_text("{}")
     (folder / "manifest.json").write_text("{}")
     page = (folder / "report.html").read_text()
     links = re.findall(r'href="(?!data:|#)([^"]+)"', page)
-    assert len(links) == 3 + 2 * len(samples) + 1, "files; audio and training text; lineage"
+    assert len(links) == 3 + 3 * len(samples) + 1 + 1, (
+        "files; audio, training text and voice; a voice prompt; lineage"
+    )
     assert all((folder / unquote(link)).is_file() for link in links)
     anchors = re.findall(r'href="#([^"]+)"', page)
     assert {s.anchor for s in samples} <= set(anchors) and all(f'id="{a}"' in page for a in anchors)
-    found = json.loads((folder / "report.json").read_text())["nearest_training"][samples[0].id]
+    written = json.loads((folder / "report.json").read_text())
+    found = written["nearest_training"][samples[0].id]
     assert (found["id"], found["similarity"]) == ("near", 1.0)
+    voices = written["nearest_voice"]
+    assert [voices[s.audio]["id"] for s in samples[:2]] == ["x", "near"]
+    assert voices[samples[0].audio]["similarity"] > 0.999
 
 
 def test_the_notebook_holds_a_player_for_each_clip(report: Path) -> None:

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h: no failure, start again to resume
 REFUSED = 2  # as argparse: invalid configuration, do not retry
 STOP_FILE = "stop"
+RESULT_FILE = "result.json"  # exists only if the program has finished
 STOP_SECONDS = 2.0  # between two checks for the file: network file systems are slow
 REPORT_SECONDS = 5.0  # between two progress lines: an hour of work is 720 lines, not 100,000
 PIPES_SECONDS = 30.0  # between two Dagster events: many events a run make the UI slow
@@ -290,7 +291,7 @@ class Run:
         """Write ``result.json``: the files in ``result/`` are complete (rank 0)."""
         if not self.is_main:
             return
-        with atomic_write(self.run_dir / "result.json") as aside:
+        with atomic_write(self.run_dir / RESULT_FILE) as aside:
             aside.write_text(json.dumps(dict(facts), indent=2, sort_keys=True) + "\n")
 
     def _append(self, name: str, record: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 ``raw_corpus`` (the index), ``speech_segments`` (clips) and ``filtered_samples``.
 """
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tts_assets.core.artifacts import (
     SpeechSegments,
 )
 from tts_assets.core.compute import Shape
+from tts_assets.core.program import RESULT_FILE
 from tts_assets.corpora.config import CorpusConfig, FilterConfig, MeasureProgram, TextConfig
 from tts_assets.corpora.describe import (
     check_columns,
@@ -104,6 +106,9 @@ def raw_corpus_asset(corpora: Corpora, text: TextConfig, shape: Shape) -> Assets
         work = request.store.root / ".work" / f"synthesis.{request.partition}"
         program = synthesis_program(work, corpora.project, path, config, text)
         if not is_complete(program):
+            # A finished program is not launched again, but its texts or clips have changed.
+            if (work / RESULT_FILE).is_file():
+                shutil.rmtree(work)
             request.launch(Program(SYNTHESIZE, program, request.shape(shape)))
 
     def plan(request: Request) -> Plan[RawCorpus]:

@@ -5,9 +5,10 @@ for (const box of document.querySelectorAll(".player")) {
   const audio = box.querySelector("audio");
   const seekBar = box.querySelector(".seek");
   const button = box.querySelector("button");
-  const show = () => seekBar.style.setProperty("--played", `${100 * audio.currentTime / (audio.duration || 1)}%`);
+  const seconds = () => audio.duration || Number(box.dataset.seconds);  // no duration before the file is loaded
+  const show = () => seekBar.style.setProperty("--played", `${100 * audio.currentTime / seconds()}%`);
   const follow = () => { show(); if (!audio.paused) requestAnimationFrame(follow); };
-  const seek = (seconds) => { audio.currentTime = Math.min(audio.duration || 0, Math.max(0, seconds)); show(); };
+  const seek = (time) => { audio.currentTime = Math.min(seconds(), Math.max(0, time)); show(); };
   audio.controls = false;
   box.classList.add("ready");
   button.addEventListener("click", () => audio.paused ? audio.play() : audio.pause());
@@ -17,7 +18,7 @@ for (const box of document.querySelectorAll(".player")) {
   });
   seekBar.addEventListener("click", (event) => {
     const edge = seekBar.getBoundingClientRect();
-    seek(audio.duration * (event.clientX - edge.left) / edge.width);
+    seek(seconds() * (event.clientX - edge.left) / edge.width);
     audio.play();
   });
   audio.addEventListener("play", () => {

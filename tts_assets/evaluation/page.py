@@ -1,6 +1,8 @@
-"""Parts of the self-contained HTML pages: templates, players with embedded audio, scales.
+"""Parts of the HTML pages: templates, players, scales.
 
-A page needs no other file: style, script, audio and images are inside of it.
+Style, script and images are inside of a page. The audio of a comparison and of a blind test is
+inside, too, so that the page can be sent alone. A report loads its audio from the folder ``audio``
+beside it when a player starts.
 """
 
 from __future__ import annotations
@@ -8,10 +10,11 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from urllib.parse import quote
 
 import av
 import numpy as np
@@ -43,7 +46,10 @@ LEVELS = 16  # of gray: 4 bits for each pixel, 4 to 6 kB for an image
 
 @dataclass(frozen=True)
 class Player:
-    """A clip in the page: audio as a data URI, waveform as an SVG path, spectrogram as a PNG."""
+    """A clip in the page: waveform as an SVG path, spectrogram as a PNG.
+
+    ``source``: a data URI, or the path of the audio file relative to the page.
+    """
 
     source: str
     outline: str
@@ -103,22 +109,32 @@ class Embedder:
         return uri
 
 
-def synthesis_view(folder: Path, sample: SampleResult, embed: Embedder) -> SynthesisView:
-    """A synthesis of the report in ``folder``, with its player and its errors."""
-    player = player_of(folder / sample.audio, embed) if sample.audio else None
+def linked(path: Path) -> str:
+    """The URL of an audio file of a report, relative to the report's page."""
+    return quote(f"{path.parent.name}/{path.name}")
+
+
+def synthesis_view(
+    folder: Path, sample: SampleResult, source: Callable[[Path], str | None]
+) -> SynthesisView:
+    """A synthesis of the report in ``folder``, with its player and its errors.
+
+    ``source``: :func:`linked` or an :class:`Embedder`.
+    """
+    player = player_of(folder / sample.audio, source) if sample.audio else None
     if not sample.word_errors:
         return SynthesisView(sample, player, (), "")
     aligned = match(sample.text, sample.heard, sample.language)
     return SynthesisView(sample, player, aligned.spans, aligned.errors_by_kind)
 
 
-def player_of(path: Path, embed: Embedder) -> Player | None:
+def player_of(path: Path, source: Callable[[Path], str | None]) -> Player | None:
     """The player of a FLAC file; None if the page is full."""
-    source = embed(path)
-    if source is None:
+    url = source(path)
+    if url is None:
         return None
     wave, rate = read_flac(path)
-    return Player(source, outline(wave), len(wave) / rate, spectrogram(wave, rate))
+    return Player(url, outline(wave), len(wave) / rate, spectrogram(wave, rate))
 
 
 def outline(wave: NDArray[np.float32]) -> str:

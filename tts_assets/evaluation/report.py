@@ -7,22 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import polars as pl
-from rapidfuzz import fuzz
-from rapidfuzz.process import cdist
-from rapidfuzz.utils import default_process
 
 from tts_assets.audio_models.wer import Interval, match
-from tts_assets.core.config import Config, canonical_json, digest_of
+from tts_assets.core.config import canonical_json, digest_of
 from tts_assets.core.metadata import NOTEBOOK_FILE, NotebookClip, Section, write_notebook
 from tts_assets.evaluation.config import MAIN, EvaluationProgram
 from tts_assets.evaluation.history import EarlierRow, earlier_rows
 from tts_assets.evaluation.metrics.metric import Column, columns_of, metrics_of, not_given
+from tts_assets.evaluation.nearest import Nearest, in_storage, nearest_texts, nearest_voices
 from tts_assets.evaluation.page import (
     HERE,
     PAGE_BYTES,
-    Embedder,
     RangeMark,
+    linked,
     percent,
     range_mark,
     render,
@@ -43,9 +40,9 @@ from tts_assets.evaluation.results import (
     worst_first,
     write_samples,
 )
+from tts_assets.evaluation.suite import read_suite
 
 ALL = "all"
-BATCH = 50_000  # training utterances that are compared at once; 20 MB for 100 texts
 HISTOGRAM_BINS = 20
 HISTOGRAM_WIDTH, HISTOGRAM_HEIGHT = 240, 64
 
@@ -82,18 +79,6 @@ class ReportRow:
     mark: RangeMark | None
 
 
-class Nearest(Config):
-    """The training utterance whose text is most similar to a text of the suite.
-
-    ``similarity`` is 1 for equal texts. ``samples`` is the list that has it, in the storage.
-    """
-
-    id: str
-    transcript: str
-    similarity: float
-    samples: str
-
-
 @dataclass(frozen=True)
 class Findings:
     """The content of the page and of ``report.json``.
@@ -107,7 +92,8 @@ class Findings:
     by_manner: Mapping[str, Figures]
     by_temperature: Mapping[float, Figures]
     history: Sequence[EarlierRow]
-    nearest: Mapping[str, Nearest]
+    nearest: Mapping[str, Nearest]  # training utterance by text, by id of the text
+    nearest_voices: Mapping[str, Nearest]  # training utterance by voice, by audio file
 
 
 def write_report(folder: Path, program: EvaluationProgram, results: Sequence[SampleResult]) -> None:
@@ -117,7 +103,7 @@ def write_report(folder: Path, program: EvaluationProgram, results: Sequence[Sam
     write_samples(folder / SAMPLES_FILE, samples)
     if others:
         write_samples(folder / TEMPERATURES_FILE, others)
-    found = findings(program, samples, others)
+    found = findings(folder, program, samples, others)
     write_figures(folder / REPORT_FILE, program, found)
     (folder / REPORT_PAGE).write_text(report_page(folder, program, found))
     title = f"Listening: {program.name}"
@@ -125,7 +111,10 @@ def write_report(folder: Path, program: EvaluationProgram, results: Sequence[Sam
 
 
 def findings(
-    program: EvaluationProgram, samples: Sequence[SampleResult], others: Sequence[SampleResult]
+    folder: Path,
+    program: EvaluationProgram,
+    samples: Sequence[SampleResult],
+    others: Sequence[SampleResult],
 ) -> Findings:
     """The figures of all groups of syntheses, and the comparison with earlier reports."""
     columns = columns_of(program.evaluation)
@@ -140,34 +129,23 @@ def findings(
         by_manner=all_figures(by_manner(samples)),
         by_temperature=by_temperature(others, columns),
         history=earlier_rows(samples, program.earlier, columns),
-        nearest=nearest_training({s.id: s.text for s in samples}, program.training),
+        nearest=nearest_texts({s.id: s.text for s in samples}, program.training),
+        nearest_voices=voices_of_training(folder, program, samples),
     )
 
 
-def nearest_training(texts: Mapping[str, str], training: Sequence[Path]) -> dict[str, Nearest]:
-    """By id, the training utterance with the most similar text; empty without ``training``.
+def voices_of_training(
+    folder: Path, program: EvaluationProgram, samples: Iterable[SampleResult]
+) -> dict[str, Nearest]:
+    """By audio file, the training utterance with the most similar voice.
 
-    The similarity is rapidfuzz's ratio of letters, without case and punctuation. The lists are read
-    in batches of :data:`BATCH` utterances.
+    Empty if the report does not measure speaker similarity, or without training data.
     """
-    found: dict[str, Nearest] = {}
-    for path in training:
-        name = "/".join(path.parts[-4:])  # asset, partition, fingerprint, file
-        rows = pl.read_ndjson(path, schema={"id": pl.String, "transcript": pl.String})
-        for batch in rows.iter_slices(BATCH):
-            scores = cdist(
-                list(texts.values()),
-                batch["transcript"].to_list(),
-                scorer=fuzz.ratio,
-                processor=default_process,
-            )
-            for key, row in zip(texts, scores, strict=True):
-                best = int(row.argmax())
-                score = round(float(row[best]) / 100, 3)
-                if key not in found or score > found[key].similarity:
-                    own = batch.row(best, named=True)
-                    found[key] = Nearest(**own, similarity=score, samples=name)
-    return found
+    if "similarity" not in program.evaluation.metrics or not program.training:
+        return {}
+    audio = {sample.audio: folder / sample.audio for sample in samples if sample.audio}
+    cache = program.cache or program.run_dir / "voices.sqlite"
+    return nearest_voices(audio, program.training, program.evaluation.speaker_encoder, cache)
 
 
 def by_temperature(
@@ -179,11 +157,10 @@ def by_temperature(
 
 
 def report_page(folder: Path, program: EvaluationProgram, found: Findings) -> str:
-    """The HTML page. The worst syntheses come first, also when the audio does not all fit."""
+    """The HTML page; the worst syntheses come first."""
     total = found.by_kind[ALL]
     columns = [c for c in columns_of(program.evaluation) if c.name in total.metrics]
     samples = worst_first(found.samples)
-    embed = Embedder([folder / s.audio for s in [*samples, *found.others] if s.audio])
     manners = {**found.by_manner, ALL: total} if found.by_manner else {}
     tables = (found.by_kind, manners)
     rates = [row.metrics.get("wer") for table in tables for row in table.values()]
@@ -199,10 +176,9 @@ def report_page(folder: Path, program: EvaluationProgram, found: Findings) -> st
         columns=columns,
         rows=rows,
         manners=manner_rows,
-        syntheses=[synthesis_view(folder, sample, embed) for sample in samples],
+        syntheses=[synthesis_view(folder, sample, linked) for sample in samples],
         others=found.by_temperature,
-        other_syntheses=[synthesis_view(folder, sample, embed) for sample in found.others],
-        lossless=embed.lossless,
+        other_syntheses=[synthesis_view(folder, sample, linked) for sample in found.others],
         histograms=histograms(found.samples, columns),
         history=found.history,
         not_given=not_given(program.evaluation),
@@ -211,7 +187,19 @@ def report_page(folder: Path, program: EvaluationProgram, found: Findings) -> st
         lineage=program.lineage,
         storage=program.storage,
         nearest=found.nearest,
+        nearest_voices=found.nearest_voices,
+        prompts=prompt_links(program),
     )
+
+
+def prompt_links(program: EvaluationProgram) -> dict[str, str]:
+    """By id of a text, its voice prompt, relative to the storage; empty without a storage."""
+    if not program.storage:
+        return {}
+    folder = in_storage(program.suite).rpartition("/")[0]
+    texts = read_suite(program.suite, program.evaluation.language)
+    named = {text.id: text.prompt_wav for text in texts if text.prompt_wav}
+    return {key: f"{folder}/{path.parent.name}/{path.name}" for key, path in named.items()}
 
 
 def table_rows(table: Mapping[str, Figures], end: float) -> list[ReportRow]:
@@ -301,6 +289,7 @@ def write_figures(path: Path, program: EvaluationProgram, found: Findings) -> No
         ],
         "lineage": program.lineage,
         "nearest_training": found.nearest,
+        "nearest_voice": found.nearest_voices,
         "digest": digest_of(found.samples),
     }
     path.write_text(canonical_json(values) + "\n")
