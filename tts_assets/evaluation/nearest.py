@@ -16,7 +16,7 @@ from rapidfuzz import fuzz
 from rapidfuzz.process import cdist
 from rapidfuzz.utils import default_process
 
-from tts_assets.audio_models.speaker_similarity import SpeakerEmbedder
+from tts_assets.audio_models.speaker_similarity import Embedding, SpeakerEmbedder
 from tts_assets.core.artifacts import sha256_file
 from tts_assets.core.audio import read_clip
 from tts_assets.core.cache import RecordCache
@@ -134,14 +134,16 @@ class CachedEmbedder:
         self.digest = encoder_digest(resolve(name, Path()))
         self._encoder: SpeakerEmbedder | None = None
 
-    def __call__(self, files: Sequence[Path]) -> dict[Path, np.ndarray]:
+    def __call__(self, files: Sequence[Path]) -> dict[Path, Embedding]:
         """Unit vectors, float32, by file; a file without enough speech has none."""
         keys = {path: digest_of(["voice 1", self.digest, sha256_file(path)]) for path in files}
         known = self.cache.get(keys.values())
         new = {key: self._embed(path) for path, key in keys.items() if key not in known}
         self.cache.put(new)
         known |= new
-        return {path: np.float32(known[key]) for path, key in keys.items() if known[key]}
+        return {
+            path: np.asarray(known[key], np.float32) for path, key in keys.items() if known[key]
+        }
 
     def _embed(self, path: Path) -> list[float]:
         if self._encoder is None:
