@@ -98,21 +98,23 @@ def build_assets(settings: Settings) -> list[Any]:
 def build_stages(settings: Settings) -> list[Any]:
     """Assets and checks in the order of the data flow, except promotions."""
     root, shape = settings.root, settings.compute.shape
+    # Transcripts remain the written words; tokenizers carry the lexicon.
+    text, lexicon = settings.text.model_copy(update={"lexicon": {}}), settings.text.lexicon
     trained = {name: list(recipe.corpora) for name, recipe in settings.sft.items()}
     aligned = {name: trained[recipe.base] for name, recipe in settings.rlhf.items()}
     return [
-        *corpora_assets(settings.all_corpora, settings.filters, settings.text, shape("corpora")),
+        *corpora_assets(settings.all_corpora, settings.filters, text, shape("corpora")),
         *codec_assets(settings.codec, settings.validation, shape("codec"), root),
         *arrays_assets(settings.arrays, settings.validation, settings.codec.checkpoint, root),
         *token_assets(settings.tokenizers, settings.pretrains, shape("speechlm")),
         *build_text_assets(settings.texts, settings.validation, root),
-        *sft_assets(settings.sft, shape("sft")),
+        *sft_assets(settings.sft, shape("sft"), lexicon),
         *serving_assets(
             settings.serving,
             trained,
             aligned,
             vllm_shape(settings),
-            settings.text,
+            text,
             settings.consents,
             settings.codec.decoder is not None,
         ),

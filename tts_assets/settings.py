@@ -41,7 +41,7 @@ from tts_assets.evaluation.config import EvaluationConfig
 from tts_assets.evaluation.suite import check_transcribed, suites_for
 from tts_assets.external_models.config import ExternalModelsConfig
 from tts_assets.normalization.front_end import without_rules
-from tts_assets.normalization.rules import read_rules
+from tts_assets.normalization.rules import with_files
 from tts_assets.orchestration.config import Alerts, Budget, Owner, Schedules
 from tts_assets.promotion.config import PromotionConfig
 from tts_assets.rlhf.config import RlhfRecipe, VllmRollouts
@@ -236,7 +236,9 @@ class Settings(Config):
             first = recipe
             for _ in self.sft:  # a recipe keeps the tokenizer of its base
                 first = self.sft.get(first.base.recipe or "", first)
-            tokenizer = TokenizerConfig(hub=first.base.hub, vocabulary=first.vocabulary)
+            tokenizer = TokenizerConfig(
+                hub=first.base.hub, vocabulary=first.vocabulary, lexicon=self.text.lexicon
+            )
             for corpus in recipe.corpora:
                 known = found.setdefault(corpus, [])
                 if tokenizer not in known:
@@ -388,9 +390,7 @@ def load_settings(
     values = overlay(values, chosen)
     values = overlay(values, overrides or {})
     values = overlay(values, environment_overrides(environment))
-    text = values.get("text", {})
-    if isinstance(text.get("rules"), str):
-        values["text"] = {**text, "rules": read_rules(path.parent / text["rules"])}
+    values["text"] = with_files(values.get("text", {}), path.parent)
     settings = Settings.parse(values, str(path))
     settings._root = path.parent
     try:

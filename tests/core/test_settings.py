@@ -290,6 +290,40 @@ def test_rules_of_texts_are_read_from_a_file_beside_the_project_file(tmp_path: P
         load_settings(tmp_path / PROJECT_FILE)
 
 
+def test_the_lexicon_is_read_from_a_file_and_reaches_training_only(tmp_path: Path) -> None:
+    text = project_file({}).read_text() + '\n[text]\nlexicon = "lexicon.toml"\n'
+    (tmp_path / PROJECT_FILE).write_text(text)
+    with pytest.raises(ConfigError, match=r"\[text\] lexicon: cannot read .*lexicon.toml"):
+        load_settings(tmp_path / PROJECT_FILE)
+    (tmp_path / "lexicon.toml").write_text('"SQL" = "sequel /ˈsiːkwəl/"\n')
+    settings = load_settings(tmp_path / PROJECT_FILE)
+    assert settings.text.lexicon == {"SQL": "sequel /ˈsiːkwəl/"}
+    tokenizers = [one for found in settings.tokenizers.values() for one in found]
+    assert tokenizers and all(one.lexicon == settings.text.lexicon for one in tokenizers)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('"SQL" = ["sequel"]', r"text\.lexicon\.SQL: Input should be a valid string"),
+        ('"3D" = "three D"', r"'3D' is no single word of letters: .* \[text\] rules, under words"),
+        ('"New York" = "Noo York"', "'New York' is no single word of letters"),
+        ('"SQL" = ""', "'' of 'SQL' is neither a respelling nor phonemes"),
+        ('"SQL" = "sequel /siːkwəl"', "neither a respelling nor phonemes"),
+        ('"SQL" = "s3quel"', "the respelling 's3quel' of 'SQL' is not made of letters"),
+        ('"SQL" = "/s1kw@l/"', "International Phonetic Alphabet"),
+        ('"SQL" = "<laugh>"', "is not made of letters"),
+        ("SQL", r"\[text\] lexicon: .* is not TOML"),
+    ],
+)
+def test_a_malformed_lexicon_is_rejected(tmp_path: Path, line: str, message: str) -> None:
+    text = project_file({}).read_text() + '\n[text]\nlexicon = "lexicon.toml"\n'
+    (tmp_path / PROJECT_FILE).write_text(text)
+    (tmp_path / "lexicon.toml").write_text(line + "\n")
+    with pytest.raises(ConfigError, match=message):
+        load_settings(tmp_path / PROJECT_FILE)
+
+
 def test_languages_without_text_rules_are_named(caplog: pytest.LogCaptureFixture) -> None:
     corpus = {"path": "clips", "reader": "jsonl", "language": "cs-CZ"}
     load({"corpora": {"czech": corpus}})

@@ -35,6 +35,7 @@ from tts_assets.core.artifacts import (
     TokenArrays,
 )
 from tts_assets.core.compute import Shape
+from tts_assets.core.config import digest_of
 from tts_assets.core.program import read_metrics
 from tts_assets.evaluation.history import lineage
 from tts_assets.orchestration.partitions import corpus_partitions
@@ -45,7 +46,9 @@ from tts_assets.speechlm.assets import CODE_VERSION as TOKENS_VERSION
 from tts_assets.speechlm.assets import build_assets as token_assets
 from tts_assets.speechlm.assets import build_text_assets
 from tts_assets.speechlm.config import TokenizerConfig, VocabularyConfig
+from tts_assets.speechlm.model import SpeechLM
 from tts_assets.speechlm.texts import TextSource
+from tts_assets.speechlm.vocabulary import VOCABULARY_FILE, lexicon_of, tokenizer_digest
 
 CODEC_FACTS = {
     "sample_rate": 16000,
@@ -224,6 +227,36 @@ def test_another_model_in_the_folder_of_the_base_is_another_base(
         assert run(store, [asset], asset).success
         contents.append(store.current("sft/test").content)
     assert contents[0] == contents[1] != contents[2]
+
+
+@pytest.mark.slow
+def test_the_lexicon_belongs_to_texts_and_checkpoint(
+    inputs: tuple[ArtifactStore, CodeArrays, CodecCheckpoint], tmp_path: Path
+) -> None:
+    """It changes the fingerprint; the texts that training reads and the checkpoint have it."""
+    store, *_ = inputs
+    base = str(speaking_folder(tmp_path / "base"))
+    recipe = SftRecipe.model_validate(recipe_values(base={"hub": base}, steps=0))
+    made = []
+    for lexicon in ({}, {"message": "massage"}):
+        asset = sft_asset("test", recipe, Shape(processes=1), lexicon)
+        assert run(store, [asset], asset).success
+        made.append(store.current("sft/test"))
+    plain, respelled = made
+    assert plain.manifest.fingerprint != respelled.manifest.fingerprint
+    assert "lexicon" not in plain.manifest.config
+    lm = SpeechLM.load(respelled.path, CODEBOOK)
+    assert lexicon_of(lm.tokenizer) == {"message": "massage"}
+    assert respelled.facts.vocabulary == lm.vocabulary.digest != plain.facts.vocabulary
+    recorded = json.loads((respelled.path / VOCABULARY_FILE).read_text())
+    assert recorded["lexicon"] == digest_of({"message": "massage"})
+    config = TokenizerConfig(
+        hub=base, vocabulary=VocabularyConfig(), lexicon={"message": "massage"}
+    )
+    (tokens,) = token_assets({"asterisk": [config]}, False, Shape(processes=1))
+    assert run(store, [tokens], tokens).success
+    (folder,) = store.current("token_arrays", "asterisk").path.glob("*/")
+    assert folder.name == tokenizer_digest(lm.tokenizer)
 
 
 def reasons(result: ExecuteInProcessResult) -> str:

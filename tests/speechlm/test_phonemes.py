@@ -1,4 +1,4 @@
-"""Vocabularies that read phonemes: their ids, saved models, voice prompts, and conversions."""
+"""Vocabularies with phonemes or a lexicon: ids, saved models, voice prompts, and conversions."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tts_assets.corpora.config import TextConfig
+from tts_assets.corpora.text import Lexicon, Normalizer
 from tts_assets.serving.verify import compare_transformers
 from tts_assets.speechlm.config import LlamaSize, TokenizerConfig, VocabularyConfig
 from tts_assets.speechlm.model import SpeechLM, new_llama
@@ -14,6 +16,7 @@ from tts_assets.speechlm.prompts import PromptFormat, open_tokenizer
 from tts_assets.speechlm.vocabulary import (
     VocabularyError,
     byte_tokenizer,
+    declare_lexicon,
     extend_tokenizer,
     phonemes_of,
     tokenizer_digest,
@@ -93,3 +96,92 @@ def test_units_are_part_of_the_identity(tmp_path: Path) -> None:
 def test_the_key_changes_no_earlier_fingerprint() -> None:
     assert VocabularyConfig().canonical() == {"order": "numeric", "nonverbals": False}
     assert ENGLISH.canonical()["phonemes"] == "en"
+    plain = TokenizerConfig(hub=None, vocabulary=VocabularyConfig())
+    assert "lexicon" not in plain.canonical()
+    changed = plain.model_copy(update={"lexicon": LEXICON})
+    assert changed.canonical()["lexicon"] == LEXICON
+
+
+LEXICON = {
+    "worcester": "wooster /wˈʊstɚ/",
+    "SQL": "sequel",
+    "NVIDIA": "Envidia",
+    "Größe": "Grösse",
+    "重庆": "崇庆",
+    "laugh": "larf",
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "spelled"),
+    [
+        ("Worcester, in worcester.", "Wooster, in wooster."),
+        ("Worcester's and Non-Worcester", "Wooster's and Non-Wooster"),
+        ("Worcestershire", "Worcestershire"),
+        ("SQL and sql", "sequel and sql"),
+        ("NVIDIA", "Envidia"),
+        ("Die Größe zählt", "Die Grösse zählt"),
+        ("我在重庆工作", "我在崇庆工作"),
+        ("They <laugh> and laugh", "They <laugh> and larf"),
+        (" Worcester", " Wooster"),
+    ],
+)
+def test_words_are_respelled(text: str, spelled: str) -> None:
+    written = Normalizer(TextConfig())(text, "en")
+    leading = " " * text.startswith(" ")
+    assert Lexicon(LEXICON).respelled([leading + written, "nothing"]) == [spelled, "nothing"]
+
+
+def test_words_have_their_own_phonemes(prompts: PromptFormat) -> None:
+    tokenizer = byte_tokenizer(128, phonemes=True)
+    extend_tokenizer(tokenizer, CODEBOOK, ENGLISH)
+    entries = {"worcester": "/ˈabc/", "SQL": "sequel", "table": "chair /tˈɛst/"}
+    own = PromptFormat(tokenizer, declare_lexicon(tokenizer, CODEBOOK, entries))
+    texts = [
+        "I saw Worcester, then the apple.",
+        "Worcester-based (table)!",
+        "SQL <laugh> Worcester.",
+        " The table's legs",
+        "No entry at all.",
+    ]
+    plain = dict(zip(texts, prompts.units(texts), strict=True))
+    chairs, sequel = prompts.units(["The chair's legs", "sequel"])
+    assert own.units(texts) == [
+        plain[texts[0]].replace("wˈʊstɚ", "ˈabc"),
+        "ˈabcbˈeɪst (tˈɛst)!",
+        f"{sequel} <laugh> ˈabc.",
+        f" {chairs}",
+        plain[texts[4]],
+    ]
+
+
+def test_the_lexicon_belongs_to_the_saved_model(tmp_path: Path) -> None:
+    size = LlamaSize(hidden_size=32, intermediate_size=64, layers=2, heads=2, kv_heads=2)
+    lm = new_llama(size, CODEBOOK, VocabularyConfig(), seed=0)
+    before = lm.vocabulary.digest, tokenizer_digest(lm.tokenizer)
+    lm.vocabulary = declare_lexicon(lm.tokenizer, CODEBOOK, {"SQL": "sequel"})
+    assert lm.vocabulary.digest != before[0] and tokenizer_digest(lm.tokenizer) != before[1]
+    lm.save(tmp_path)
+    again = SpeechLM.load(tmp_path, CODEBOOK)
+    prompts = PromptFormat(again.tokenizer, again.vocabulary)
+    assert again.vocabulary == lm.vocabulary
+    assert prompts.text_ids("We use SQL").tolist() == prompts.plain_ids("We use sequel").tolist()
+    assert compare_transformers(tmp_path, tmp_path, CODEBOOK, ["We use SQL"], 4).prompts_equal
+    kept = declare_lexicon(again.tokenizer, CODEBOOK, {})
+    assert kept == lm.vocabulary, "a project without a lexicon keeps that of its base"
+    opened = open_tokenizer(
+        TokenizerConfig(hub=None, vocabulary=VocabularyConfig(), lexicon={"SQL": "sequel"}),
+        CODEBOOK,
+    )
+    assert tokenizer_digest(opened.tokenizer) == tokenizer_digest(lm.tokenizer)
+    declare_lexicon(again.tokenizer, CODEBOOK, {"SQL": "S Q L"})
+    again.tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(VocabularyError, match="do not belong together"):
+        SpeechLM.load(tmp_path, CODEBOOK)
+
+
+def test_phonemes_alone_are_refused_where_characters_are_read() -> None:
+    tokenizer = byte_tokenizer(128)
+    extend_tokenizer(tokenizer, CODEBOOK, VocabularyConfig())
+    with pytest.raises(VocabularyError, match="such as 'x': write a respelling before the phone"):
+        declare_lexicon(tokenizer, CODEBOOK, {"x": "/ˈɛks/", "y": "why /wˈaɪ/"})

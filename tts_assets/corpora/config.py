@@ -24,7 +24,7 @@ from tts_assets.audio_models.whisper import whisper_identity
 from tts_assets.core.config import Config, ConfigError
 from tts_assets.core.program import ProgramConfig
 from tts_assets.corpora.segments.config import SegmentConfig
-from tts_assets.normalization.rules import LanguageRules
+from tts_assets.normalization.rules import LanguageRules, Pronunciation
 
 SYNTHETIC = "synthetic"
 ONE_LINE = r"^[^\x00-\x1f]+$"  # it is written to headers and tags
@@ -247,11 +247,14 @@ class TextConfig(Config):
     applies NeMo's grammars first (``pip install tts-assets[nemo]``). ``none`` keeps the text.
     """
 
-    added_keys: ClassVar[frozenset[str]] = frozenset({"rules"})
+    added_keys: ClassVar[frozenset[str]] = frozenset({"rules", "lexicon"})
 
     normalizer: Literal["rules", "nemo", "none"] = "rules"
     rules: dict[str, LanguageRules] = Field(
         {}, description="tables by language, or a TOML file of them"
+    )
+    lexicon: dict[str, str] = Field(
+        {}, description="words by their respelling or /phonemes/, or a TOML file of them"
     )
 
     @field_validator("normalizer", mode="before")
@@ -259,6 +262,13 @@ class TextConfig(Config):
     def _former_name(cls, value: Any) -> Any:
         """``num2words`` in the cards of published models is the former name of ``rules``."""
         return "rules" if value == "num2words" else value
+
+    @field_validator("lexicon")
+    @classmethod
+    def _well_formed(cls, lexicon: dict[str, str]) -> dict[str, str]:
+        for word, pronunciation in lexicon.items():
+            Pronunciation.of(word, pronunciation)
+        return lexicon
 
     @model_validator(mode="after")
     def _rules_are_used(self) -> Self:

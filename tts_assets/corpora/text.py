@@ -1,4 +1,4 @@
-"""The text front end of the project: the normalizer of ``[text]``, and phonemes by espeak-ng.
+"""The text front end: the normalizer and the lexicon of ``[text]``, and phonemes by espeak-ng.
 
 Normalization does not change most texts. In a column, a regular expression finds those that it may
 change. Only these go through Python, each once per batch.
@@ -12,8 +12,10 @@ have the licence GPL-3.0; this project only calls them.
 from __future__ import annotations
 
 import hashlib
+import re
 import threading
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Mapping, Sequence
 from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,10 +27,12 @@ from tts_assets.core.config import ConfigError
 from tts_assets.corpora.config import TextConfig
 from tts_assets.normalization.front_end import (
     FrontEnd,
+    clean,
     default_front_end,
     is_spoken,
     unread,
 )
+from tts_assets.normalization.rules import Pronunciation
 
 if TYPE_CHECKING:
     from phonemizer.backend import EspeakBackend
@@ -194,6 +198,73 @@ def load_grammar(language: str, folder: Path | None) -> Any:
         return Grammar(input_case="cased", lang=language, cache_dir=folder and str(folder))
     except NotImplementedError:
         return None
+
+
+# Letters of scripts without spaces between words: Thai to Burmese, Khmer, kana, Chinese characters.
+UNSPACED = "\u0e00-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
+MARKS = "".join(chr(i) for i in range(0x10000) if unicodedata.category(chr(i))[0] == "M")
+LETTERS = rf"(?:(?![{UNSPACED}])[^\W\d_]|[{MARKS}])+"
+WORD = rf"{LETTERS}(?:['’-]{LETTERS})*"
+
+
+class Lexicon:
+    """Pronunciations of single words of a normalized text (``[text] lexicon``).
+
+    A word in lower case is found in any case, one with capitals as it is written. Words end at
+    spaces and punctuation. Where a word with hyphens or apostrophes has no entry, its parts may
+    have one; phonemes are for words and parts between hyphens, never for a part at an apostrophe.
+    Scripts without spaces are searched for the entries themselves, longer ones first.
+    """
+
+    def __init__(self, entries: Mapping[str, str]) -> None:
+        known = {word: Pronunciation.of(word, text) for word, text in entries.items()}
+        self.any_case = {word: one for word, one in known.items() if word == word.lower()}
+        cased = {word: one for word, one in known.items() if word not in self.any_case}
+        self.as_written = {clean(word): one for word, one in cased.items()} | cased
+        self.keys = sorted({word.lower() for word in [*self.any_case, *self.as_written]})
+        unspaced = [word for word in known if re.fullmatch(f"[{UNSPACED}]+", word)]
+        longest_first = sorted(unspaced, key=lambda word: (-len(word), word))
+        self.words = re.compile("|".join([f"(?:{TAGS})", *longest_first, WORD]))
+
+    def respelled(self, texts: Sequence[str]) -> list[str]:
+        """Each text with the respellings of its words. Only texts with an entry are scanned."""
+        column = pl.Series(texts, dtype=pl.String)
+        found = column.str.to_lowercase().str.contains_any(self.keys).arg_true()
+        changed = [self.words.sub(lambda m: self._respell(m[0]), texts[i]) for i in found]
+        return column.scatter(found, changed).to_list()
+
+    def split(self, text: str) -> list[str]:
+        """``text`` as an odd number of parts: every second one is phonemes, others are text."""
+        parts, start = [""], 0
+        for match in self.words.finditer(text):
+            parts[-1] += text[start : match.start()]
+            start = match.end()
+            for piece in re.split("(-)", match[0]) if self._at(match[0]) is None else [match[0]]:
+                entry = self._at(piece)
+                if entry is not None and entry.phonemes:
+                    parts += [entry.phonemes, ""]
+                else:
+                    parts[-1] += self._respell(piece)
+        parts[-1] += text[start:]
+        return parts
+
+    def _at(self, word: str) -> Pronunciation | None:
+        return self.as_written.get(word) or self.any_case.get(word.lower())
+
+    def _respell(self, word: str) -> str:
+        """A word, or those of its parts that have an entry, respelled."""
+        whole = self._spelled(word)
+        parts = [word] if whole != word else re.split("(['’-])", word)
+        return "".join(map(self._spelled, parts))
+
+    def _spelled(self, word: str) -> str:
+        """The respelling of an entry, with the capital of ``word``; others are unchanged."""
+        entry = self._at(word)
+        if entry is None or not entry.respelling:
+            return word
+        spelled = entry.respelling
+        raised = word[0].isupper() and word not in self.as_written
+        return spelled[0].upper() + spelled[1:] if raised else spelled
 
 
 # Voices of espeak-ng whose name is not the language tag in lower case.

@@ -1,13 +1,17 @@
 """The rules of a language: what its signs, units, currencies and abbreviations are called.
 
 The rules of this project are the files ``rules/<language>.toml``. ``[text] rules`` names a file
-with tables of the same keys, by language, which are added to them. ``docs/text.md`` explains the
-keys with an example.
+with tables of the same keys, by language, which are added to them. ``[text] lexicon`` names a file
+with the pronunciations of single words. ``docs/text.md`` explains both with examples.
 """
 
 from __future__ import annotations
 
+import re
 import tomllib
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -84,11 +88,66 @@ def simplified_characters() -> dict[int, str]:
     return {ord(pairs[i]): pairs[i + 1] for i in range(0, len(pairs), 2)}
 
 
-def read_rules(path: Path) -> dict[str, Any]:
-    """The tables of a file of ``[text] rules``. Raises ConfigError if it cannot be read."""
+def with_files(text: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The table ``[text]`` with the contents of the files that it names, relative to ``folder``.
+
+    Raises :class:`ConfigError` if one cannot be read.
+    """
+    named = {key: text[key] for key in ("rules", "lexicon") if isinstance(text.get(key), str)}
+    return {**text, **{key: read_toml(folder / name, key) for key, name in named.items()}}
+
+
+def read_toml(path: Path, key: str) -> dict[str, Any]:
+    """The tables of a file of ``[text]``. Raises :class:`ConfigError` if it cannot be read."""
     try:
         return tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
-        raise ConfigError(f"[text] rules: cannot read {path}: {error.strerror}") from None
+        raise ConfigError(f"[text] {key}: cannot read {path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"[text] rules: {path} is not TOML: {error}") from None
+        raise ConfigError(f"[text] {key}: {path} is not TOML: {error}") from None
+
+
+PRONUNCIATION = re.compile(r"([^/]*?) *(?:/([^/]+)/)?")
+WORD_SIGNS, PHONEME_SIGNS = {"L", "M", "'", "\u2019", "-"}, {"L", "M", "Sk", " ", ".", "-"}
+
+
+@dataclass(frozen=True)
+class Pronunciation:
+    """How a word of a lexicon is read: its respelling, its phonemes, or both; empty if unset."""
+
+    respelling: str
+    phonemes: str
+
+    @classmethod
+    def of(cls, word: str, text: str) -> Pronunciation:
+        """The pronunciation ``respelling``, ``/phonemes/`` or ``respelling /phonemes/``.
+
+        Raises ValueError with the remedy if the word or its pronunciation is malformed.
+        """
+        if not _made_of(word, WORD_SIGNS):
+            raise ValueError(
+                f"{word!r} is no single word of letters: the normalizer reads numbers, signs and "
+                "abbreviations before the lexicon. Name it in [text] rules, under words"
+            )
+        match = PRONUNCIATION.fullmatch(text)
+        respelling, phonemes = (match[1] or "", (match[2] or "").strip()) if match else ("", "")
+        if not respelling and not phonemes:
+            raise ValueError(
+                f"the pronunciation {text!r} of {word!r} is neither a respelling nor phonemes: "
+                "write 'sequel', '/ˈsiːkwəl/', or 'sequel /ˈsiːkwəl/'"
+            )
+        if respelling and not _made_of(respelling, WORD_SIGNS | {" "}):
+            raise ValueError(f"the respelling {respelling!r} of {word!r} is not made of letters")
+        if phonemes and not _made_of(phonemes, PHONEME_SIGNS):
+            raise ValueError(
+                f"/{phonemes}/ of {word!r} has signs that are not in the International Phonetic "
+                "Alphabet: write phonemes as espeak-ng does, such as /ˈsiːkwəl/"
+            )
+        return cls(respelling, phonemes)
+
+
+def _made_of(text: str, allowed: set[str]) -> bool:
+    """Whether ``text`` has a letter, and only characters or Unicode categories in ``allowed``."""
+    kinds = [(unicodedata.category(character), character) for character in text]
+    found = all(not allowed.isdisjoint({kind, kind[0], character}) for kind, character in kinds)
+    return found and text == text.strip() and any(kind[0] == "L" for kind, _ in kinds)

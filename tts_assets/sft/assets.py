@@ -19,19 +19,21 @@ CODE_VERSION = "5"
 
 
 def build_assets(
-    recipes: Mapping[str, SftRecipe], shape: Shape
+    recipes: Mapping[str, SftRecipe], shape: Shape, lexicon: Mapping[str, str] | None = None
 ) -> list[AssetsDefinition | AssetChecksDefinition]:
-    """An asset and its check for each ``[sft.<name>]``."""
+    """An asset and its check for each ``[sft.<name>]``. ``lexicon`` is that of ``[text]``."""
     built: list[AssetsDefinition | AssetChecksDefinition] = []
     for name, recipe in recipes.items():
-        checkpoint = sft_asset(name, recipe, shape)
+        checkpoint = sft_asset(name, recipe, shape, lexicon)
         built.append(checkpoint)
         if recipe.steps != 0:  # an untrained base has no loss where nothing is validated
             built.append(losses_check(checkpoint))
     return built
 
 
-def sft_asset(name: str, recipe: SftRecipe, shape: Shape) -> AssetsDefinition:
+def sft_asset(
+    name: str, recipe: SftRecipe, shape: Shape, lexicon: Mapping[str, str] | None = None
+) -> AssetsDefinition:
     """The asset ``sft/<name>``, downstream of its data, its base recipe and its texts."""
     text_inputs = {f"text_{number}": text for number, text in enumerate(recipe.texts)}
     ins: dict[str, AssetIn | str] = {"arrays": code_arrays_of(recipe.corpora)}
@@ -64,7 +66,7 @@ def sft_asset(name: str, recipe: SftRecipe, shape: Shape) -> AssetsDefinition:
             if request.launcher is not None and request.launcher.is_local:
                 check_machine(asked, machines.processes)
                 check_lora(asked)
-            return built
+            return built.model_copy(update={"lexicon": dict(lexicon or {})})
 
         inputs: dict[str, Any] = {
             "arrays": arrays,
@@ -74,7 +76,7 @@ def sft_asset(name: str, recipe: SftRecipe, shape: Shape) -> AssetsDefinition:
             "texts": texts,
         }
         return Plan(
-            asked.identified().determining(),
+            asked.identified().determining() | ({"lexicon": dict(lexicon)} if lexicon else {}),
             program=program,
             inputs=inputs,
             seed=asked.seed,

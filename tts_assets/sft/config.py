@@ -355,12 +355,13 @@ class SftProgram(ProgramConfig):
     content digest of the codec that made all arrays, ``codec_folder`` its folder, which
     ``sample_texts`` needs. ``tokens`` are the ``token_arrays`` of corpora that have them. In
     fine-tuning they save the tokenization and change no result; pretraining reads its streams
-    there. ``texts`` are the folders of the recipe's texts. ``token_rate`` is in codes a second,
-    ``sample_rate`` in Hz.
+    there. ``texts`` are the folders of the recipe's texts, ``lexicon`` is that of ``[text]``.
+    ``token_rate`` is in codes a second, ``sample_rate`` in Hz.
     """
 
     name: str
     recipe: SftRecipe
+    lexicon: dict[str, str] = Field(default_factory=dict)
     arrays: dict[str, Path]
     tokens: dict[str, Path] = Field(default_factory=dict)
     texts: dict[str, Path] = Field(default_factory=dict)

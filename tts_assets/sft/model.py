@@ -26,7 +26,7 @@ from tts_assets.speechlm.attention import SEGMENTS, segment_attention
 from tts_assets.speechlm.formats import recognize
 from tts_assets.speechlm.loss import summed_cross_entropy
 from tts_assets.speechlm.model import SpeechLM, build, input_table, output_table
-from tts_assets.speechlm.vocabulary import load_tokenizer
+from tts_assets.speechlm.vocabulary import declare_lexicon, load_tokenizer
 
 Probe = Callable[[Tensor, Tensor, Tensor], None]  # of hidden (N, H), table (V, H), targets (N,)
 # Dense bfloat16 throughput from the data sheets of the manufacturers, in FLOP/s.
@@ -90,14 +90,17 @@ class SpeechLoss(nn.Module):
 def open_base(program: SftProgram) -> SpeechLM:
     """The model that training starts from.
 
-    Raises :class:`ConfigError` for a base that training would compute as another function.
+    Raises :class:`ConfigError` for a base that training would compute as another function, and
+    :class:`VocabularyError` for a base that cannot use the lexicon.
     """
-    recipe = program.recipe
+    recipe, codebook_size = program.recipe, program.codebook_size
     if program.base_checkpoint is not None:
-        return SpeechLM.load(program.base_checkpoint, program.codebook_size)
-    lm = build(recipe.base, program.codebook_size, recipe.vocabulary, recipe.seed)
+        lm = SpeechLM.load(program.base_checkpoint, codebook_size)
+    else:
+        lm = build(recipe.base, codebook_size, recipe.vocabulary, recipe.seed)
     if recipe.base.hub is not None:
         check_function(lm.model, recipe.base.hub)
+    lm.vocabulary = declare_lexicon(lm.tokenizer, codebook_size, program.lexicon)
     return lm
 
 

@@ -85,10 +85,16 @@ class VocabularyConfig(Config):
 
 
 class TokenizerConfig(Config):
-    """A tokenizer with its speech tokens. ``hub`` None is the byte-level tokenizer."""
+    """A tokenizer with its speech tokens. ``hub`` None is the byte-level tokenizer.
+
+    ``lexicon`` is that of ``[text]``.
+    """
+
+    added_keys: ClassVar[frozenset[str]] = frozenset({"lexicon"})
 
     hub: str | None
     vocabulary: VocabularyConfig
+    lexicon: dict[str, str] = Field(default_factory=dict)
 
 
 Hub = TypeVar("Hub", BaseModel, TokenizerConfig)

@@ -8,7 +8,8 @@ The formats are in ``formats.py``; a training sample of the format ``inworld`` i
 A description D of the voice includes emotion and style where a sample has these tags
 (:func:`describe`). The prompt of inference ends after the token that starts speech. With a voice
 prompt, T is its transcript, a space, and the text to synthesize, and the codes of the voice prompt
-follow. A vocabulary with phonemes has those of T in its place; descriptions remain characters.
+follow. A vocabulary with phonemes has those of T in its place; descriptions remain characters. The
+words of a lexicon are respelled, or have their own phonemes.
 
 The parts are tokenized separately and concatenated as ids. The result equals that of the whole
 string, because a tokenizer splits at its added tokens first (``tests/speechlm/test_prompts.py``).
@@ -26,7 +27,7 @@ from numpy.typing import ArrayLike, NDArray
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from tts_assets.corpora.text import Phonemizer
+from tts_assets.corpora.text import Lexicon, Phonemizer
 from tts_assets.speechlm.config import TokenizerConfig
 from tts_assets.speechlm.formats import Pieces
 from tts_assets.speechlm.vocabulary import (
@@ -35,7 +36,9 @@ from tts_assets.speechlm.vocabulary import (
     NONVERBALS,
     SpeechVocabulary,
     byte_tokenizer,
+    declare_lexicon,
     extend_tokenizer,
+    lexicon_of,
     load_tokenizer,
     phonemes_of,
 )
@@ -105,17 +108,30 @@ class PromptFormat:
     def units(self, texts: Sequence[str]) -> list[str]:
         """The characters of each text, or its phonemes between the nonverbal tags.
 
-        A space before a text remains: it joins the text to an earlier one.
+        The lexicon is applied. A space before a text remains: it joins the text to an earlier one.
         """
         if self._phonemizer is None:
-            return list(texts)
-        parts = [self._tags.split(text) for text in texts]
-        spoken = iter(self._phonemizer.many([part for text in parts for part in text[::2]]))
+            return self._lexicon.respelled(texts) if self._lexicon else list(texts)
+        parts = [self._parts(text) for text in texts]
+        written = [part for text in parts for part in text[::2]]
+        spoken = iter(zip(written, self._phonemizer.many(written), strict=True))
         found = []
         for text, split in zip(texts, parts, strict=True):
-            split[::2] = [next(spoken) for _ in split[::2]]
-            found.append(" " * text.startswith(" ") + " ".join(filter(None, split)))
+            split[::2] = [_spaced(*next(spoken)) for _ in split[::2]]
+            found.append(" " * text.startswith(" ") + " ".join("".join(split).split()))
         return found
+
+    def _parts(self, text: str) -> list[str]:
+        """An odd number of parts: every second one stays, a tag or phonemes of the lexicon."""
+        split = self._tags.split(text)
+        split[::2] = [f" {part} " for part in split[::2]]
+        if self._lexicon is None:
+            return split
+        inside = [
+            self._lexicon.split(part) if number % 2 == 0 else [part]
+            for number, part in enumerate(split)
+        ]
+        return [piece for part in inside for piece in part]
 
     @cached_property
     def _literal(self) -> tuple[Tokenizer, Ids]:
@@ -138,6 +154,11 @@ class PromptFormat:
     def _phonemizer(self) -> Phonemizer | None:
         language = phonemes_of(self.tokenizer)
         return Phonemizer(language) if language else None
+
+    @cached_property
+    def _lexicon(self) -> Lexicon | None:
+        entries = lexicon_of(self.tokenizer)
+        return Lexicon(entries) if entries else None
 
     @cached_property
     def _tags(self) -> re.Pattern[str]:
@@ -251,4 +272,10 @@ def open_tokenizer(config: TokenizerConfig, codebook_size: int) -> PromptFormat:
         if config.hub is None
         else load_tokenizer(config.hub)
     )
-    return PromptFormat(tokenizer, extend_tokenizer(tokenizer, codebook_size, vocabulary))
+    extend_tokenizer(tokenizer, codebook_size, vocabulary)
+    return PromptFormat(tokenizer, declare_lexicon(tokenizer, codebook_size, config.lexicon))
+
+
+def _spaced(written: str, spoken: str) -> str:
+    """The phonemes of a part, with a space where the part begins or ends with one."""
+    return f"{' ' * written[:1].isspace()}{spoken}{' ' * written[-1:].isspace()}"

@@ -7,8 +7,9 @@ Published models have two orders of speech ids. The reference trainer adds its t
 ``sorted()`` order, so its speech ids are lexicographic (s_0, s_1, s_10, s_100, …); the ids of LLaSA
 are numeric. Do not assume ``id = base + code``: use :attr:`SpeechVocabulary.code_to_id`.
 
-A vocabulary may read phonemes instead of characters. ``tokenizer_config.json`` then has the key
-:data:`PHONEMES` with the language, so a saved model is always read as it was trained.
+A vocabulary may read phonemes instead of characters, and have a lexicon. Then the keys
+:data:`PHONEMES` (the language) and :data:`LEXICON` (pronunciations by word) are in
+``tokenizer_config.json``, so a saved model is always read as it was trained.
 
 For the Llama-3 tokenizer: 128,256 + 8 control + 65,536 speech = 193,800 tokens, padded with
 ``<|extra_token_i|>`` to 193,856, a multiple of 64.
@@ -17,6 +18,7 @@ For the Llama-3 tokenizer: 128,256 + 8 control + 65,536 speech = 193,800 tokens,
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +30,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from tts_assets.core.config import digest_of
 from tts_assets.core.hub import MAIN, from_hub, locate
+from tts_assets.normalization.rules import Pronunciation
 from tts_assets.speechlm.config import VocabularyConfig
 from tts_assets.speechlm.formats import FORMATS, INWORLD, SpeechFormat, recognize
 
@@ -62,7 +65,7 @@ FIXED_STRINGS = (
 )
 SIZE_MULTIPLE = 64  # of embedding rows: multiples of 64 fit the tile sizes of GPUs
 VOCABULARY_FILE = "vocabulary.json"
-PHONEMES = "text_phonemes"  # a key of tokenizer_config.json
+PHONEMES, LEXICON = "text_phonemes", "text_lexicon"  # keys of tokenizer_config.json
 # Letters and marks that espeak-ng writes and that ASCII lacks: one token each in a byte tokenizer.
 IPA_SYMBOLS = (*map(chr, range(0x250, 0x2B0)), *"æçðøħŋœβθχᵻⱱᵊʰʲʷˈˌːˑ˞\u0303\u0329\u032a\u032f")
 PAD = "<|pad|>"
@@ -78,7 +81,7 @@ class SpeechVocabulary:
     """The speech ids of a tokenizer. Codes are mapped to ids without strings.
 
     ``size`` is the number of ids. ``control`` are the ids of the control tokens by name,
-    ``speech_ids`` the id of each code.
+    ``speech_ids`` the id of each code. ``lexicon`` is the digest of the lexicon; empty without one.
     """
 
     format: SpeechFormat
@@ -86,6 +89,7 @@ class SpeechVocabulary:
     size: int
     control: dict[str, int]
     speech_ids: tuple[int, ...]
+    lexicon: str = ""
 
     @cached_property
     def code_to_id(self) -> NDArray[np.int64]:
@@ -111,10 +115,12 @@ class SpeechVocabulary:
 
     @cached_property
     def digest(self) -> str:
-        """A digest that changes whenever a code or a control token gets another id."""
+        """A digest that changes whenever a code or control token gets another id, or a word
+        another pronunciation."""
         known = {"size": self.size, "control": self.control, "speech": list(self.speech_ids)}
-        # Digests are older than formats.
-        return digest_of(known if self.format is INWORLD else known | {"format": self.format.name})
+        # Digests are older than formats and lexica.
+        known |= {} if self.format is INWORLD else {"format": self.format.name}
+        return digest_of(known | ({"lexicon": self.lexicon} if self.lexicon else {}))
 
     def ids(self, codes: ArrayLike) -> NDArray[np.int64]:
         """Token ids of ``codes``, an integer array of any shape.
@@ -146,6 +152,7 @@ class SpeechVocabulary:
             "order": order,
             "control": self.control,
             "first_speech_id": int(self.code_to_id.min()),
+            "lexicon": self.lexicon,
         }
         (folder / VOCABULARY_FILE).write_text(json.dumps(record, indent=2) + "\n")
 
@@ -250,7 +257,34 @@ def read_vocabulary(tokenizer: PreTrainedTokenizerBase, codebook_size: int) -> S
         size=max(known.values()) + 1,
         control={token: known[token] for token in form.control},
         speech_ids=tuple(known[token] for token in tokens),
+        lexicon=digest_of(lexicon) if (lexicon := lexicon_of(tokenizer)) else "",
     )
+
+
+def declare_lexicon(
+    tokenizer: PreTrainedTokenizerBase, codebook_size: int, lexicon: Mapping[str, str]
+) -> SpeechVocabulary:
+    """Give ``tokenizer`` the lexicon of the project. An empty one keeps that of a trained base.
+
+    Returns the vocabulary with it. Raises :class:`VocabularyError` for words that have phonemes
+    only, if the tokenizer reads characters.
+    """
+    if lexicon:
+        known = {word: Pronunciation.of(word, text) for word, text in lexicon.items()}
+        silent = [word for word, one in known.items() if not one.respelling]
+        if silent and not phonemes_of(tokenizer):
+            raise VocabularyError(
+                f"{tokenizer.name_or_path or 'the tokenizer'} reads characters, and {len(silent)} "
+                f"words of [text] lexicon have phonemes only, such as {silent[0]!r}: write a "
+                f"respelling before the phonemes, such as 'respelling {lexicon[silent[0]]}'"
+            )
+        tokenizer.init_kwargs[LEXICON] = dict(sorted(lexicon.items()))
+    return read_vocabulary(tokenizer, codebook_size)
+
+
+def lexicon_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """The pronunciations that a tokenizer carries, by word; empty without a lexicon."""
+    return dict(tokenizer.init_kwargs.get(LEXICON, {}))
 
 
 def phonemes_of(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -313,5 +347,5 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     """
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     known = {k: v for k, v in state.items() if k not in ("padding", "truncation")}
-    phonemes = phonemes_of(tokenizer)
-    return digest_of(known | ({PHONEMES: phonemes} if phonemes else {}))
+    read = {PHONEMES: phonemes_of(tokenizer), LEXICON: lexicon_of(tokenizer)}
+    return digest_of(known | {key: value for key, value in read.items() if value})
