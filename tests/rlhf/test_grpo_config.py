@@ -6,12 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from peft import get_peft_model
 
 from tts_assets.core.program import Run
 from tts_assets.rlhf.config import RlhfRecipe
+from tts_assets.speechlm.config import LlamaSize, VocabularyConfig
+from tts_assets.speechlm.model import new_llama
 
 # Settings that this project uses itself: TRL gets none of them.
 OWN_SETTINGS = {
+    "lora_rank",  # TRL gets it as peft's configuration, beside its own
     *("base", "prompts", "rewards", "combine", "reward_workers", "reward_devices"),
     *("engine", "heldout", "alarms", "stop_on_collapse", "audio_every", "keep_audio"),
 }
@@ -19,7 +23,7 @@ OWN_SETTINGS = {
 CONSTANTS = {
     "weight_decay": 0.0,
     "max_grad_norm": 1.0,
-    "gradient_checkpointing": False,
+    "gradient_checkpointing_kwargs": {"use_reentrant": False},
     "shuffle_dataset": False,
     "save_total_limit": 2,
     "logging_first_step": False,
@@ -46,6 +50,7 @@ DEFAULTS = {
     "save_steps": 50,
     "logging_steps": 1,
     "seed": 777,
+    "gradient_checkpointing": False,
 }
 # For each setting a value that is not the default, and what changes in TRL's configuration.
 CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -71,6 +76,7 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "micro_batch": (16, {"per_device_train_batch_size": 16, "gradient_accumulation_steps": 4}),
     "save_every": (5, {"save_steps": 5}),
     "seed": (1, {"seed": 1}),
+    "gradient_checkpointing": (True, {"gradient_checkpointing": True}),
 }
 
 
@@ -101,6 +107,30 @@ def test_a_changed_setting_changes_what_trl_gets(setting: str, tmp_path: Path) -
     changed = {name for name in DEFAULTS if after[name] != before[name]}
     assert {name: after[name] for name in expected} == expected
     assert changed == {*expected}
+
+
+def test_peft_gets_the_rank_of_the_adapters() -> None:
+    from tts_assets.rlhf.train import adapter_config
+
+    size = LlamaSize(hidden_size=32, intermediate_size=64, layers=2, heads=2, kv_heads=2)
+    model = new_llama(size, 64, VocabularyConfig(), seed=0).model
+    values = {"base": "a", "prompts": {"texts": "x.txt"}}
+    assert adapter_config(RlhfRecipe.parse(values, "test"), model) is None
+    config = adapter_config(RlhfRecipe.parse({**values, "lora_rank": 4}, "test"), model)
+    assert config is not None and (config.r, config.lora_alpha) == (4, 8)
+    adapted = get_peft_model(model, config)
+    trained = {name for name, p in adapted.named_parameters() if p.requires_grad}
+    assert len(trained) == 2 * 7 * 2, "A and B of each matrix of a layer"
+    assert not any("embed" in name or "lm_head" in name for name in trained)
+
+
+def test_adapters_change_the_fingerprint_and_checkpointing_does_not() -> None:
+    def known(**changes: Any) -> dict[str, Any]:
+        values = {"base": "a", "prompts": {"texts": "x.txt"}, **changes}
+        return RlhfRecipe.parse(values, "test").identity()
+
+    assert "lora_rank" not in known() and known(lora_rank=4)["lora_rank"] == 4
+    assert known(gradient_checkpointing=True) == known()
 
 
 def test_the_path_of_the_prompt_texts_is_not_in_the_fingerprint() -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from peft import LoraConfig, get_peft_model
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
@@ -34,7 +35,8 @@ from tts_assets.rlhf.rollouts import HeldOutEvaluation, completion_seed, hold_ou
 from tts_assets.serving.config import ServingConfig
 from tts_assets.serving.served_model import read_card
 from tts_assets.serving.verify import compare_transformers
-from tts_assets.speechlm.model import SpeechLM
+from tts_assets.speechlm.config import LlamaSize, VocabularyConfig
+from tts_assets.speechlm.model import SpeechLM, new_llama
 
 Make = Callable[..., RlhfProgram]
 
@@ -250,6 +252,46 @@ def test_a_resumed_run_ends_with_the_same_weights(program: Make) -> None:
     for ours, theirs in zip(*logged, strict=True):
         for key in ("step", "reward", "reward_heldout"):
             assert ours.get(key) == theirs.get(key)
+
+
+LORA = {"lora_rank": 4, "gradient_checkpointing": True, "beta": 0.04, "learning_rate": 0.03}
+
+
+def test_adapters_are_trained_resumed_and_merged(program: Make, speaking: Speaking) -> None:
+    """The published folder has the names and shapes of the policy; embeddings are unchanged."""
+    whole, parts = program("whole", steps=3, **LORA), program("parts", steps=3, **LORA)
+    run(whole)
+    stop_after_first_step(parts)
+    with pytest.raises(SystemExit):
+        run(parts)
+    saved = {path.name for path in (parts.run_dir / "checkpoints").glob("*/*.safetensors")}
+    assert saved == {"adapter_model.safetensors"}
+    run(parts)
+    assert weights(parts) == weights(whole)
+    before = load_file(whole.serving_model / "model.safetensors")
+    after = load_file(whole.run_dir / "result" / "model.safetensors")
+    assert {n: w.shape for n, w in after.items()} == {n: w.shape for n, w in before.items()}
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {name for name in before if "_proj" in name}
+    configs = [
+        json.loads((folder / "config.json").read_text())
+        for folder in (whole.serving_model, whole.run_dir / "result")
+    ]
+    assert configs[0] == configs[1]
+
+
+def test_the_engine_gets_merged_adapters() -> None:
+    from tts_assets.rlhf.engine_client import named_weights
+
+    size = LlamaSize(hidden_size=32, intermediate_size=64, layers=2, heads=2, kv_heads=2)
+    model = new_llama(size, 64, VocabularyConfig(), seed=0).model
+    names = set(model.state_dict())
+    settings = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "down_proj"])
+    adapted = get_peft_model(model, dataclasses.replace(settings, init_lora_weights=False))
+    sent = {name: weight.clone() for name, weight in named_weights(model, None)}
+    merged = adapted.merge_and_unload().state_dict()
+    assert set(sent) == names == set(merged)
+    assert all(torch.allclose(sent[name], merged[name]) for name in names)
 
 
 def test_a_stop_at_the_last_evaluation_repeats_only_that(

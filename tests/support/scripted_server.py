@@ -60,6 +60,21 @@ class ScriptedTokenEngine:
         self.dead = True
 
 
+class PolicyTokenEngine(ScriptedTokenEngine):
+    """Generates with the synthesizer's own model in this process."""
+
+    def __init__(self, synthesizer: Synthesizer) -> None:
+        super().__init__(synthesizer)
+        self.engine = synthesizer.engine
+
+    async def generate(
+        self, request: Request, sampling: SamplingConfig
+    ) -> AsyncGenerator[list[int]]:
+        self.prompts.append(request.prompt)
+        for token in self.engine.stream(request, sampling):
+            yield [token]
+
+
 class ScriptedServer:
     """A running server: its address, its engines (a new one after each failure), and clients."""
 
@@ -95,14 +110,17 @@ class ScriptedServer:
 
 @contextmanager
 def scripted_server(
-    synthesizer: Synthesizer, config: ServerConfig | None = None, key: str = ""
+    synthesizer: Synthesizer,
+    config: ServerConfig | None = None,
+    key: str = "",
+    engine: type[ScriptedTokenEngine] = ScriptedTokenEngine,
 ) -> Iterator[ScriptedServer]:
     """Run the server in a thread, on a free port of 127.0.0.1."""
     config = (config or ServerConfig()).model_copy(update={"port": 0})
     engines: list[ScriptedTokenEngine] = []
 
     def start_engine() -> ScriptedTokenEngine:
-        engines.append(ScriptedTokenEngine(synthesizer))
+        engines.append(engine(synthesizer))
         return engines[-1]
 
     def open_model(

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from tests.support.public_bases import published, random_base
 from tts_assets.codec.config import CodecArchitecture
 from tts_assets.codec.model import Codec
 from tts_assets.codec.storage import facts_of, save_compact
@@ -31,6 +32,7 @@ from tts_assets.core.audio import read_wave
 from tts_assets.serving.config import ServingConfig
 from tts_assets.serving.convert import Sources, convert
 from tts_assets.speechlm.config import BaseModel, LlamaSize, SamplingConfig, VocabularyConfig
+from tts_assets.speechlm.formats import SpeechFormat
 from tts_assets.speechlm.model import build as build_lm
 
 ARCHITECTURE = CodecArchitecture(
@@ -104,11 +106,15 @@ def publish_arrays(store: ArtifactStore, codec: CodecCheckpoint, clips: Path) ->
     return handle
 
 
-def publish_checkpoint(store: ArtifactStore, codec: CodecCheckpoint, seed: int = 5) -> Checkpoint:
-    build = Build("sft/tiny", {"codec": codec}, {"seed": seed}, "1")
+def publish_checkpoint(
+    store: ArtifactStore, codec: CodecCheckpoint, seed: int = 5, base: Path | None = None
+) -> Checkpoint:
+    """A Llama of random weights, or the model in the folder ``base``."""
+    build = Build("sft/tiny", {"codec": codec}, {"seed": seed, "base": base and base.name}, "1")
     folder = result_folder(store, build)
     size = codec.facts.codebook_size
-    lm = build_lm(BaseModel(llama=LLAMA), size, VocabularyConfig(), seed=seed)
+    start = BaseModel(hub=str(base)) if base else BaseModel(llama=LLAMA)
+    lm = build_lm(start, size, VocabularyConfig(), seed=seed)
     lm.save(folder, SAMPLING)
     facts = CheckpointFacts(
         stage="sft",
@@ -146,6 +152,16 @@ def publish_serving(store: ArtifactStore, sources: Sources, config: ServingConfi
     handle = store.publish(ServingModel, build, folder, facts)
     assert isinstance(handle, ServingModel)
     return handle
+
+
+def with_format(speaking: Speaking, form: SpeechFormat, folder: Path) -> Speaking:
+    """The artifacts with a random base of a public model's format instead; all have one codec."""
+    tokenizer = published(form, speaking.codec.facts.codebook_size)
+    random_base(folder / form.name, tokenizer, len(tokenizer))
+    checkpoint = publish_checkpoint(speaking.store, speaking.codec, base=folder / form.name)
+    sources = Sources(checkpoint, speaking.codec, {"clips": speaking.arrays})
+    serving = publish_serving(speaking.store, sources, ServingConfig(sampling=SAMPLING))
+    return replace(speaking, checkpoint=checkpoint, serving=serving)
 
 
 def publish_all(store: ArtifactStore, clips: Path) -> Speaking:

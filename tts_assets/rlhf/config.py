@@ -185,8 +185,12 @@ class RlhfRecipe(Config):
     which is low if any reward is low. Rewards run in threads of the trainer, or in
     ``reward_workers`` processes for each rank. A worker that needs more than 600 s for a task is
     restarted; a thread cannot be stopped.
+
+    With ``lora_rank`` low-rank adapters are trained and merged at the end. The reference of the KL
+    divergence is then the policy without adapters, not a second model in memory.
     """
 
+    added_keys: ClassVar = frozenset({"lora_rank"})
     removed_keys: ClassVar = {"reward_seconds": 600.0, "max_grad_norm": 1.0, "weight_decay": 0.0}
 
     base: str = Field(description="SFT recipe whose serving model is trained")
@@ -227,6 +231,12 @@ class RlhfRecipe(Config):
     )
     scale_rewards: Literal["none", "group", "batch"] = Field(
         "none", description="divide advantages by the standard deviation of the rewards"
+    )
+    lora_rank: int | None = Field(
+        None, gt=0, description="rank of adapters (alpha: twice as much); unset: train all weights"
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="recompute the activations of layers in the backward pass: less memory"
     )
     micro_batch: int = Field(32, gt=0, description="most completions of a forward pass")
     save_every: int = Field(50, gt=0, description="steps between two checkpoints for resuming")
@@ -336,7 +346,7 @@ class RlhfRecipe(Config):
         ``clip_high`` is included only if it has an effect: recipes from before this key keep
         their fingerprints.
         """
-        execution = {"engine", "reward_workers", "reward_devices"}
+        execution = {"engine", "reward_workers", "reward_devices", "gradient_checkpointing"}
         values = self.canonical(exclude=execution | {"clip_high"})
         values.pop("reward_seconds")  # a removed key; it was a setting of execution
         upper = {} if self.upper_clip is None else {"clip_high": self.upper_clip}

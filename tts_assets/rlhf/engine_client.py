@@ -27,6 +27,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import torch
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -222,9 +223,23 @@ def weight_sender(model: PreTrainedModel, config: VllmRollouts, folder: Path) ->
 def named_weights(
     model: PreTrainedModel, dtype: torch.dtype | None
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yields each weight under each of its names, in ``dtype`` (None: unchanged)."""
+    """Yields each weight under each of its names, in ``dtype`` (None: unchanged).
+
+    Adapters of peft are added to the weights beside them, as merging them would.
+    """
+    adapted: dict[str, Any] = {
+        f"{name}.base_layer.weight": module
+        for name, module in model.named_modules()
+        if isinstance(module, LoraLayer)
+    }
     for name, tensor in model.state_dict().items():
-        yield name, tensor.detach().to(dtype or tensor.dtype).contiguous()
+        if ".lora_" in name:
+            continue
+        weight = tensor.detach()
+        if name in adapted:
+            weight = weight + adapted[name].get_delta_weight(*adapted[name].active_adapters)
+        plain = name.replace(".base_layer.", ".")
+        yield plain, weight.to(dtype or weight.dtype).contiguous()
 
 
 def transfer_dtype(config: VllmRollouts, model: PreTrainedModel) -> torch.dtype | None:

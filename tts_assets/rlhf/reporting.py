@@ -28,14 +28,21 @@ from tts_assets.core.metadata import (
     write_notebook,
 )
 from tts_assets.core.plots import curves
-from tts_assets.core.program import METRICS_FILE, read_metrics
+from tts_assets.core.program import METRICS_FILE, Run, publish_metrics, read_metrics
 from tts_assets.rlhf.alarms import first_alarms, repeated_share
 from tts_assets.rlhf.config import RlhfRecipe
 
 if TYPE_CHECKING:
     from tts_assets.rlhf.rollouts import Rollout
+    from tts_assets.serving.config import ServingCard
+    from tts_assets.speechlm.model import SpeechLM
 
 FOLDER = "rollouts"  # of saved completions in the result folder
+# Metrics of speed and of lost engines: they are not part of the published result.
+MACHINE_METRICS = frozenset(
+    {"step_time", "engine_push_seconds", "engine_rollout_seconds", "engine_lost"}
+)
+LAST_PART = 0.1  # of the steps: the published reward and loss are their means
 NOTEBOOK_STEPS = 6  # steps in the notebook, with the first and the last
 HEALTH_PANELS = (
     {"kl": "KL divergence to the base", "entropy": "entropy"},
@@ -242,3 +249,55 @@ def notebook_clip(record: dict[str, Any], folder: Path) -> NotebookClip:
     if record["wer"] is not None:
         facts.insert(0, f"transcript: {record['heard'] or '(empty)'}")
     return NotebookClip(record["text"], " \u00b7 ".join(facts), folder / record["audio"])
+
+
+def export(
+    run: Run,
+    name: str,
+    lm: SpeechLM,
+    card: ServingCard,
+    steps: int,
+    updates: int,
+    tokens: int,
+) -> None:
+    """Writes the policy, its metrics and its audio notebook, and declares the facts.
+
+    Args:
+        run: receives the result.
+        name: the recipe.
+        lm: the trained policy.
+        card: card of the serving model with which the policy started.
+        steps: steps of the policy.
+        updates: optimizer updates of the policy; metrics after them belong to a collapsed policy.
+        tokens: tokens of all completions.
+    """
+    lm.model.eval()
+    lm.model.config.eos_token_id = lm.vocabulary.speech_end  # TRL had set the tokenizer's
+    lm.model.config.use_cache = True  # TRL had unset it for gradient checkpointing
+    lm.save(run.result_dir, card.sampling)
+    publish_metrics(run.run_dir, run.result_dir, without=MACHINE_METRICS)
+    write_audio_notebook(run.result_dir, name)
+    records = [one for one in training_records(run.run_dir) if one["step"] <= updates]
+    last = records[-max(1, round(LAST_PART * len(records))) :]
+    run.finish(
+        {
+            "stage": "rlhf",
+            "recipe": name,
+            "steps": steps,
+            "tokens": tokens,
+            "train_loss": mean_of(last, "loss"),
+            "val_loss": None,
+            "reward": mean_of(last, "reward"),
+            "parameters": lm.parameters,
+            "vocabulary": lm.vocabulary.digest,
+            "codec": card.codec,
+            "sample_rate": card.sample_rate,
+            "token_rate": card.token_rate,
+            "codebook_size": card.codebook_size,
+        }
+    )
+
+
+def mean_of(records: Sequence[dict[str, float]], key: str) -> float:
+    """Returns the mean of ``key`` over the records that have it."""
+    return float(np.mean([record[key] for record in records if key in record]))

@@ -22,10 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import torch.distributed as dist
 from datasets import Dataset  # type: ignore[import-untyped]
 from numpy.typing import NDArray
+from peft import LoraConfig, PeftModel
 from transformers import (
+    PreTrainedModel,
     PrinterCallback,
     TrainerCallback,
     TrainerControl,
@@ -37,7 +40,6 @@ from tts_assets.core.program import (
     METRICS_FILE,
     Run,
     load_config,
-    publish_metrics,
     truncate_metrics,
 )
 from tts_assets.rlhf.alarms import CollapseMonitor
@@ -47,17 +49,18 @@ from tts_assets.rlhf.prompts import RolloutPrompt, check_languages, read_prompts
 from tts_assets.rlhf.reporting import (
     FOLDER,
     combined,
+    export,
     rollout_record,
     save_completions,
     training_records,
-    write_audio_notebook,
 )
 from tts_assets.rlhf.reward_executor import RewardExecutor
 from tts_assets.rlhf.rewards import RewardError
 from tts_assets.rlhf.rollout_engine import RolloutsStopped, open_engine
 from tts_assets.rlhf.rollouts import HeldOutEvaluation, RolloutWorker, hold_out
-from tts_assets.serving.config import ServingCard
 from tts_assets.serving.synthesis import Synthesizer, TransformersEngine
+from tts_assets.sft.config import Lora
+from tts_assets.sft.model import lora_targets
 from tts_assets.speechlm.model import SpeechLM
 
 with warnings.catch_warnings():
@@ -67,11 +70,6 @@ with warnings.catch_warnings():
 
 COMPLETE = "complete"  # file in a checkpoint that all ranks have finished writing
 MAX_GRAD_NORM = 1.0
-# Metrics of speed and of lost engines: they are not part of the published result.
-MACHINE_METRICS = frozenset(
-    {"step_time", "engine_push_seconds", "engine_rollout_seconds", "engine_lost"}
-)
-LAST_PART = 0.1  # of the steps: the published reward and loss are their means
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -106,6 +104,7 @@ def train(run: Run, program: RlhfProgram) -> None:
         rollouts = TrainingRollouts(run, recipe, worker, evaluation, training_prompts)
         checkpoint = newest_checkpoint(run.checkpoint_dir)
         callback = RunCallback(run, recipe, engine.metrics, resume(run, recipe, checkpoint))
+        torch.manual_seed(recipe.seed)  # of the adapters' random weights
         trainer = GRPOTrainer(
             model=lm.model,
             reward_funcs=[combined],
@@ -114,11 +113,14 @@ def train(run: Run, program: RlhfProgram) -> None:
             processing_class=lm.tokenizer,
             rollout_func=rollouts.generate,
             callbacks=[callback],
+            peft_config=adapter_config(recipe, lm.model),
         )
         optimize(run, trainer, callback, checkpoint)
-        steps = restore(run, recipe, lm) if callback.collapsed else recipe.steps
+        steps = restore(run, recipe, trainer) if callback.collapsed else recipe.steps
         evaluate_last(run, evaluation, steps * recipe.iterations)
     if run.is_main:
+        if isinstance(trainer.model, PeftModel):
+            lm.model = trainer.model.merge_and_unload()
         tokens = trainer.state.num_input_tokens_seen
         export(run, program.name, lm, synthesizer.card, steps, steps * recipe.iterations, tokens)
 
@@ -160,7 +162,8 @@ def grpo_config(recipe: RlhfRecipe, run: Run) -> GRPOConfig:
         output_dir=str(run.checkpoint_dir),
         use_cpu=not on_gpu,
         bf16=on_gpu,
-        gradient_checkpointing=False,
+        gradient_checkpointing=recipe.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
         per_device_train_batch_size=micro_batch,
         gradient_accumulation_steps=local // micro_batch,
         num_generations=recipe.generations,
@@ -188,6 +191,19 @@ def grpo_config(recipe: RlhfRecipe, run: Run) -> GRPOConfig:
         report_to="none",
         dataloader_num_workers=0,
         seed=recipe.seed,
+    )
+
+
+def adapter_config(recipe: RlhfRecipe, model: PreTrainedModel) -> LoraConfig | None:
+    """Returns the adapters of all linear layers as peft's configuration; None without them."""
+    if recipe.lora_rank is None:
+        return None
+    lora = Lora(rank=recipe.lora_rank, alpha=2 * recipe.lora_rank)
+    return LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        target_modules=lora_targets(model, lora),
+        task_type="CAUSAL_LM",
     )
 
 
@@ -365,7 +381,7 @@ def save_checkpoint(trainer: GRPOTrainer, callback: RunCallback) -> None:
         callback.on_save(trainer.args, trainer.state, trainer.control)
 
 
-def restore(run: Run, recipe: RlhfRecipe, lm: SpeechLM) -> int:
+def restore(run: Run, recipe: RlhfRecipe, trainer: GRPOTrainer) -> int:
     """Loads the newest checkpoint before the collapse, and returns its number of steps.
 
     Raises RuntimeError if there is none.
@@ -376,8 +392,7 @@ def restore(run: Run, recipe: RlhfRecipe, lm: SpeechLM) -> int:
             f"the policy collapsed before the first checkpoint at step {recipe.save_every}. Use a "
             "lower learning_rate, a KL divergence (beta), or another reward in addition"
         )
-    restored = type(lm.model).from_pretrained(checkpoint)
-    lm.model.load_state_dict(restored.state_dict())
+    trainer._load_from_checkpoint(str(checkpoint))
     steps = updates_of(checkpoint) // recipe.iterations
     run.note(f"the policy collapsed: the result has the weights of step {steps} of {recipe.steps}")
     return steps
@@ -392,57 +407,6 @@ def evaluate_last(run: Run, evaluation: HeldOutEvaluation, updates: int) -> None
         evaluation.measure(updates)
     except RolloutsStopped:
         run.stopped()
-
-
-def export(
-    run: Run,
-    name: str,
-    lm: SpeechLM,
-    card: ServingCard,
-    steps: int,
-    updates: int,
-    tokens: int,
-) -> None:
-    """Writes the policy, its metrics and its audio notebook, and declares the facts.
-
-    Args:
-        run: receives the result.
-        name: the recipe.
-        lm: the trained policy.
-        card: card of the serving model with which the policy started.
-        steps: steps of the policy.
-        updates: optimizer updates of the policy; metrics after them belong to a collapsed policy.
-        tokens: tokens of all completions.
-    """
-    lm.model.eval()
-    lm.model.config.eos_token_id = lm.vocabulary.speech_end  # TRL had set the tokenizer's
-    lm.save(run.result_dir, card.sampling)
-    publish_metrics(run.run_dir, run.result_dir, without=MACHINE_METRICS)
-    write_audio_notebook(run.result_dir, name)
-    records = [one for one in training_records(run.run_dir) if one["step"] <= updates]
-    last = records[-max(1, round(LAST_PART * len(records))) :]
-    run.finish(
-        {
-            "stage": "rlhf",
-            "recipe": name,
-            "steps": steps,
-            "tokens": tokens,
-            "train_loss": mean_of(last, "loss"),
-            "val_loss": None,
-            "reward": mean_of(last, "reward"),
-            "parameters": lm.parameters,
-            "vocabulary": lm.vocabulary.digest,
-            "codec": card.codec,
-            "sample_rate": card.sample_rate,
-            "token_rate": card.token_rate,
-            "codebook_size": card.codebook_size,
-        }
-    )
-
-
-def mean_of(records: Sequence[dict[str, float]], key: str) -> float:
-    """Returns the mean of ``key`` over the records that have it."""
-    return float(np.mean([record[key] for record in records if key in record]))
 
 
 if __name__ == "__main__":
