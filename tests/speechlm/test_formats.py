@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -22,7 +23,14 @@ from tests.support.public_bases import (
 )
 from tts_assets.serving.verify import compare_transformers
 from tts_assets.speechlm.config import BaseModel, VocabularyConfig
-from tts_assets.speechlm.formats import FORMATS, LLASA, NEUTTS, SpeechFormat, recognize
+from tts_assets.speechlm.formats import (
+    FORMATS,
+    LLASA,
+    NEUTTS,
+    ORPHEUS,
+    SpeechFormat,
+    recognize,
+)
 from tts_assets.speechlm.model import SpeechLM, build
 from tts_assets.speechlm.prompts import PromptError, PromptFormat
 from tts_assets.speechlm.vocabulary import VocabularyError, extend_tokenizer, read_vocabulary
@@ -32,10 +40,14 @@ TEXT = "Read this, please: seven lanterns."
 CODES = [3, 39, 0, 3]
 
 
+def codebook(form: SpeechFormat) -> int:
+    return sum(form.frame) or CODEBOOK
+
+
 def opened(form: SpeechFormat) -> PromptFormat:
-    tokenizer = published(form, CODEBOOK)
+    tokenizer = published(form, codebook(form))
     before = tokenizer.get_vocab()
-    vocabulary = extend_tokenizer(tokenizer, CODEBOOK, VocabularyConfig())
+    vocabulary = extend_tokenizer(tokenizer, codebook(form), VocabularyConfig(), form.frame)
     assert tokenizer.get_vocab() == before and vocabulary.format is form
     assert vocabulary.size == len(before)  # not padded
     return PromptFormat(tokenizer, vocabulary)
@@ -104,22 +116,79 @@ def test_neutts_has_the_ids_of_its_authors() -> None:
     assert voiced.tolist() == neutts_ids(tokenizer, both, CODES, False)
 
 
+def orpheus_ids(tokenizer: Any, text: str, levels: list[list[int]], whole: bool) -> list[int]:
+    """The ids of Orpheus's scripts for a prompt, and the codes of the three levels of SNAC."""
+    base = tokenizer.convert_tokens_to_ids("<custom_token_0>")
+    end_of_turn = tokenizer.convert_tokens_to_ids("<|eot_id|>")
+    ids = [base + 3, *tokenizer.encode(text), end_of_turn, base + 4, base + 5, base + 1]
+    coarse, middle, fine = levels
+    for i in range(len(coarse)):
+        ids.append(coarse[i] + base + 10)
+        ids.append(middle[2 * i] + base + 10 + 4096)
+        ids.append(fine[4 * i] + base + 10 + 2 * 4096)
+        ids.append(fine[4 * i + 1] + base + 10 + 3 * 4096)
+        ids.append(middle[2 * i + 1] + base + 10 + 4 * 4096)
+        ids.append(fine[4 * i + 2] + base + 10 + 5 * 4096)
+        ids.append(fine[4 * i + 3] + base + 10 + 6 * 4096)
+    return [*ids, base + 2, base + 6] if whole else ids
+
+
+def test_orpheus_has_the_ids_of_its_authors() -> None:
+    prompts = opened(ORPHEUS)
+    tokenizer, frame = prompts.tokenizer, prompts.vocabulary.frame
+    levels = [[7, 4095], [0, 1, 2, 3], [11, 12, 13, 14, 4095, 0, 5, 6]]
+    frames = np.array([[7, 0, 11, 12, 1, 13, 14], [4095, 2, 4095, 0, 3, 5, 6]])
+    codes = (frames + frame.bounds[:-1]).ravel()
+    for name, said in (("", TEXT), ("tara", f"tara: {TEXT}")):
+        whole = prompts.training(TEXT, codes, name)
+        assert whole.tolist() == orpheus_ids(tokenizer, said, levels, True)
+        asked = prompts.inference(TEXT, voice_description=name)
+        assert asked.tolist() == orpheus_ids(tokenizer, said, [[], [], []], False)
+    voiced = prompts.inference(
+        TEXT, prompt_text="A voice.", prompt_codes=codes, voice_description="zoe"
+    )
+    assert voiced.tolist() == orpheus_ids(tokenizer, f"zoe: A voice. {TEXT}", levels, False)
+    assert prompts.vocabulary.frame.problem(prompts.vocabulary.codes(whole)) == ""
+    assert tokenizer.decode(prompts.after_speech) == "<custom_token_2><custom_token_6>"
+
+
+def test_orpheus_takes_a_name_and_no_description() -> None:
+    prompts = opened(ORPHEUS)
+    for other in ("A calm woman.", "tara. Emotion: happy.", "no_", "a:b"):
+        with pytest.raises(PromptError, match="a place for a speaker's name, not for"):
+            prompts.inference(TEXT, voice_description=other)
+
+
+def test_orpheus_needs_its_codec_and_llama() -> None:
+    config, frame = VocabularyConfig(format="orpheus"), ORPHEUS.frame
+    with pytest.raises(VocabularyError, match="this codec has one codebook"):
+        extend_tokenizer(bytes_tokenizer(["<|end|>"]), CODEBOOK, config)
+    with pytest.raises(
+        VocabularyError, match=r"needs the tokens <\|begin_of_text\|>, <\|eot_id\|>"
+    ):
+        extend_tokenizer(bytes_tokenizer(["<|end|>"]), sum(frame), config, frame)
+    with pytest.raises(VocabularyError, match="belongs to another codec"):
+        extend_tokenizer(published(ORPHEUS, sum(frame)), 1024, VocabularyConfig(), ())
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_bare_base_takes_any_format(name: Any) -> None:
     form = FORMATS[name]
-    tokenizer = bytes_tokenizer(["<|begin|>", "<|end|>"], "<|begin|>", LLAMA_TEMPLATE)
+    bos, *more = form.requires or ("<|begin|>", "<|end|>")
+    tokenizer = bytes_tokenizer([bos, *more], bos, LLAMA_TEMPLATE)
     assert recognize(tokenizer.get_vocab()) is None
-    vocabulary = extend_tokenizer(tokenizer, CODEBOOK, VocabularyConfig(format=name))
+    config = VocabularyConfig(format=name)
+    vocabulary = extend_tokenizer(tokenizer, codebook(form), config, form.frame)
     assert vocabulary.format is form and vocabulary.size % 64 == 0
     prompts = PromptFormat(tokenizer, vocabulary)
     ids = prompts.training(TEXT, CODES)
-    assert tokenizer.decode(ids).count("<|begin|>") == 1
+    assert tokenizer.decode(ids).count(bos) == 1
     start = ids.tolist().index(vocabulary.speech_start)
     assert vocabulary.codes(ids).tolist() == CODES
     assert ids[start + 1 + len(CODES)] == vocabulary.speech_end
     other = next(one for one in FORMATS if one != name)
     with pytest.raises(VocabularyError, match=f"trained with the format '{name}'"):
-        extend_tokenizer(tokenizer, CODEBOOK, VocabularyConfig(format=other))
+        extend_tokenizer(tokenizer, codebook(form), VocabularyConfig(format=other), form.frame)
 
 
 def test_a_format_without_a_place_for_a_description_refuses_one() -> None:
@@ -137,19 +206,22 @@ def test_another_codec_is_refused() -> None:
         read_vocabulary(bytes_tokenizer(["<|end|>"]), CODEBOOK)
 
 
-@pytest.mark.parametrize("form", [LLASA, NEUTTS])
+@pytest.mark.parametrize(
+    "form", [LLASA, NEUTTS, pytest.param(ORPHEUS, marks=pytest.mark.slow)], ids=lambda one: one.name
+)
 def test_opening_a_public_base_changes_nothing(form: SpeechFormat, tmp_path: Path) -> None:
-    tokenizer = published(form, CODEBOOK)
+    size = codebook(form)
+    tokenizer = published(form, size)
     rows = len(tokenizer) + 23  # more rows than tokens, and no multiple of 64
     weights = random_base(tmp_path, tokenizer, rows)
-    lm = build(BaseModel(hub=str(tmp_path)), CODEBOOK, VocabularyConfig(), seed=1)
+    lm = build(BaseModel(hub=str(tmp_path)), size, VocabularyConfig(), 1, form.frame)
     found = lm.model.state_dict()
     assert all(torch.equal(found[name], weight) for name, weight in weights.items())
     lm.save(tmp_path / "saved")
-    again = SpeechLM.load(tmp_path / "saved", CODEBOOK)
+    again = SpeechLM.load(tmp_path / "saved", size)
     assert again.vocabulary.format is form
     agreement = compare_transformers(
-        tmp_path / "saved", tmp_path / "saved", CODEBOOK, [TEXT, "Yes."], 12
+        tmp_path / "saved", tmp_path / "saved", size, [TEXT, "Yes."], 12
     )
     assert agreement.holds and agreement.prompts_equal
 

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
-from tts_assets.speechlm.config import SamplingConfig
+from tests.speechlm.conftest import TINY
+from tts_assets.speechlm.config import BaseModel, SamplingConfig, VocabularyConfig
 from tts_assets.speechlm.generate import Request, choose, completion_logprobs, generate
-from tts_assets.speechlm.model import SpeechLM
+from tts_assets.speechlm.model import SpeechLM, build
 from tts_assets.speechlm.prompts import PromptFormat
+from tts_assets.speechlm.vocabulary import VocabularyError, saved_vocabulary
 
 SAMPLING = SamplingConfig(temperature=1.2, top_k=40, top_p=0.9, min_tokens=3, max_tokens=60)
 
@@ -123,3 +127,69 @@ def test_a_prompt_without_room_is_refused(tiny: SpeechLM) -> None:
             [Request(np.zeros(60, dtype=np.int64), 1)],
             SamplingConfig(max_tokens=2000),
         )
+
+
+FRAME = (5, 3, 4)  # codes at each position of a frame
+
+
+@pytest.fixture(scope="module")
+def framed() -> SpeechLM:
+    """A model over the codes of several codebooks, whose end token is likely."""
+    return ending_soon(build(BaseModel(llama=TINY), sum(FRAME), VocabularyConfig(), 5, FRAME))
+
+
+def framed_requests(lm: SpeechLM) -> list[Request]:
+    prompts = PromptFormat(lm.tokenizer, lm.vocabulary)
+    made = [Request(prompts.inference("one two"[: 2 + seed % 5]), seed) for seed in range(12)]
+    voiced = prompts.inference("two", prompt_text="one", prompt_codes=[4, 5, 8, 0, 7, 11])
+    return [*made, Request(voiced, 99)]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.2])
+def test_only_codes_of_the_next_position_of_a_frame_are_drawn(
+    framed: SpeechLM, temperature: float
+) -> None:
+    sampling = SamplingConfig(
+        temperature=temperature, top_k=0, repetition_penalty=1.3, min_tokens=4, max_tokens=20
+    )
+    completions = generate(framed, framed_requests(framed), sampling)
+    for completion in completions:
+        drawn = completion.token_ids[: len(completion.token_ids) - completion.ended]
+        codes = framed.vocabulary.codes(drawn)
+        assert framed.vocabulary.frame.first_misplaced(codes) is None
+        assert len(completion.codes) == len(codes) - len(codes) % 3
+        assert len(codes) % 3 == 0 and len(codes) >= 4 if completion.ended else len(codes) == 20
+    assert temperature == 0 or any(one.ended for one in completions)
+
+
+def test_logprobs_are_over_the_codes_of_the_next_position(framed: SpeechLM) -> None:
+    requests = framed_requests(framed)
+    sampling = SamplingConfig(temperature=1.0, top_k=0, repetition_penalty=1.0, max_tokens=20)
+    completions = generate(framed, requests, sampling)
+    forced = completion_logprobs(
+        framed, [one.prompt for one in requests], [one.token_ids for one in completions]
+    )
+    for request, completion, values in zip(requests, completions, forced, strict=True):
+        assert np.allclose(values.detach().numpy(), completion.logprobs, atol=1e-4)
+        ids = torch.from_numpy(np.concatenate([request.prompt, completion.token_ids]))
+        logits = framed.model(ids[None]).logits[0, len(request.prompt) - 1 : -1].detach()
+        bounds = framed.vocabulary.frame.bounds
+        for step, (row, token) in enumerate(zip(logits, completion.token_ids, strict=True)):
+            allowed = framed.vocabulary.code_to_id[bounds[step % 3] : bounds[step % 3 + 1]].tolist()
+            allowed += [framed.vocabulary.speech_end] if step % 3 == 0 else []
+            expected = row[token] - row[allowed].logsumexp(0)
+            assert abs(float(expected) - completion.logprobs[step]) < 1e-4
+
+
+def test_the_frames_of_a_vocabulary_are_saved_with_it(framed: SpeechLM, tmp_path: Path) -> None:
+    framed.save(tmp_path)
+    again = SpeechLM.load(tmp_path, sum(FRAME))
+    assert again.vocabulary == framed.vocabulary == saved_vocabulary(tmp_path)
+    assert again.vocabulary.frame.sizes == FRAME
+    hub = BaseModel(hub=str(tmp_path))
+    assert build(hub, 12, VocabularyConfig(), 5, FRAME).vocabulary.digest == again.vocabulary.digest
+    with pytest.raises(VocabularyError, match=r"frames of \(5, 3, 4\) codes, the codec of \(12,\)"):
+        build(hub, 12, VocabularyConfig(), 5)
+    plain = build(BaseModel(llama=TINY), 12, VocabularyConfig(), 5).vocabulary
+    assert plain.speech_ids == again.vocabulary.speech_ids
+    assert plain.digest != again.vocabulary.digest

@@ -10,7 +10,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from tts_assets.speechlm.formats import LLASA, SpeechFormat
+from tts_assets.speechlm.formats import LLASA, ORPHEUS, SpeechFormat
 
 # The turns of Llama 3.2's template, with its date.
 LLAMA_TEMPLATE = (
@@ -52,12 +52,14 @@ def bytes_tokenizer(special: list[str], bos: str = "", template: str | None = No
 
 def published(form: SpeechFormat, codebook_size: int) -> Any:
     """A tokenizer as the publisher has it: the control tokens, then the codes."""
-    if form is LLASA:
+    if form in (LLASA, ORPHEUS):
         special = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
         tokenizer = bytes_tokenizer(special, special[0], LLAMA_TEMPLATE)
     else:
         tokenizer = bytes_tokenizer(["<|im_start|>", "<|im_end|>"], template=LLAMA_TEMPLATE)
     tokenizer.add_tokens([*form.control, *map(form.code_token, range(codebook_size))])
+    if form is ORPHEUS:  # its authors add one token more than there are codes, and one for audio
+        tokenizer.add_tokens([form.code_token(codebook_size), "<|audio|>"])
     return tokenizer
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tests.support.codecs import saved
 from tests.support.public_bases import published, random_base
 from tts_assets.codec.config import CodecArchitecture
 from tts_assets.codec.model import Codec
@@ -53,6 +54,7 @@ class Speaking:
     arrays: CodeArrays
     checkpoint: Checkpoint
     serving: ServingModel
+    clips: Path
 
     @property
     def sources(self) -> Sources:
@@ -63,6 +65,16 @@ def result_folder(store: ArtifactStore, build: Build) -> Path:
     folder = store.work_folder(build) / "result"
     folder.mkdir(exist_ok=True)
     return folder
+
+
+def publish_folder(store: ArtifactStore, source: Path) -> CodecCheckpoint:
+    """Publish a codec folder."""
+    build = Build("codec", {}, {"source": source.parent.name}, "1")
+    folder = result_folder(store, build)
+    shutil.copytree(source, folder, dirs_exist_ok=True)
+    handle = store.publish(CodecCheckpoint, build, folder, Codec.load(source).facts)
+    assert isinstance(handle, CodecCheckpoint)
+    return handle
 
 
 def publish_codec(store: ArtifactStore, seed: int = 0) -> CodecCheckpoint:
@@ -80,8 +92,9 @@ def publish_arrays(store: ArtifactStore, codec: CodecCheckpoint, clips: Path) ->
     build = Build("code_arrays", {"codec": codec}, {}, "1", partition="clips")
     folder = result_folder(store, build)
     samples = [json.loads(line) for line in (clips / "samples.jsonl").read_text().splitlines()]
-    waves = [read_wave(clips / sample["wav_path"], Codec.input_rate) for sample in samples]
-    codes = Codec.load(codec.path).encode(waves)
+    model = Codec.load(codec.path)
+    waves = [read_wave(clips / sample["wav_path"], model.input_rate) for sample in samples]
+    codes = model.encode(waves)
     cut = len(samples) - 3
     for split, rows in (("train", slice(cut)), ("val", slice(cut, None))):
         own = codes[rows]
@@ -98,6 +111,7 @@ def publish_arrays(store: ArtifactStore, codec: CodecCheckpoint, clips: Path) ->
         val_codes=sum(map(len, codes[cut:])),
         hours=0.01,
         codec=codec.content,
+        frame=codec.facts.frame,
         speakers=1,
         **codec.facts.model_dump(include={"sample_rate", "token_rate", "codebook_size"}),
     )
@@ -112,11 +126,11 @@ def publish_checkpoint(
     """A Llama of random weights, or the model in the folder ``base``."""
     build = Build("sft/tiny", {"codec": codec}, {"seed": seed, "base": base and base.name}, "1")
     folder = result_folder(store, build)
-    size = codec.facts.codebook_size
+    facts = codec.facts
     start = BaseModel(hub=str(base)) if base else BaseModel(llama=LLAMA)
-    lm = build_lm(start, size, VocabularyConfig(), seed=seed)
+    lm = build_lm(start, facts.codebook_size, VocabularyConfig(), seed, facts.frame)
     lm.save(folder, SAMPLING)
-    facts = CheckpointFacts(
+    made = CheckpointFacts(
         stage="sft",
         recipe="tiny",
         steps=0,
@@ -126,9 +140,9 @@ def publish_checkpoint(
         parameters=lm.parameters,
         vocabulary=lm.vocabulary.digest,
         codec=codec.content,
-        **codec.facts.model_dump(include={"sample_rate", "token_rate", "codebook_size"}),
+        **facts.model_dump(include={"sample_rate", "token_rate", "codebook_size"}),
     )
-    handle = store.publish(Checkpoint, build, folder, facts)
+    handle = store.publish(Checkpoint, build, folder, made)
     assert isinstance(handle, Checkpoint)
     return handle
 
@@ -155,7 +169,14 @@ def publish_serving(store: ArtifactStore, sources: Sources, config: ServingConfi
 
 
 def with_format(speaking: Speaking, form: SpeechFormat, folder: Path) -> Speaking:
-    """The artifacts with a random base of a public model's format instead; all have one codec."""
+    """The artifacts with a random base of a public model's format instead.
+
+    All have the codec of ``speaking``, but a format of frames has a random SNAC.
+    """
+    if form.frame:
+        codec = publish_folder(speaking.store, saved("snac", folder / "snac", size=form.frame[0]))
+        arrays = publish_arrays(speaking.store, codec, speaking.clips)
+        speaking = replace(speaking, codec=codec, arrays=arrays)
     tokenizer = published(form, speaking.codec.facts.codebook_size)
     random_base(folder / form.name, tokenizer, len(tokenizer))
     checkpoint = publish_checkpoint(speaking.store, speaking.codec, base=folder / form.name)
@@ -164,10 +185,11 @@ def with_format(speaking: Speaking, form: SpeechFormat, folder: Path) -> Speakin
     return replace(speaking, checkpoint=checkpoint, serving=serving)
 
 
-def publish_all(store: ArtifactStore, clips: Path) -> Speaking:
-    codec = publish_codec(store)
+def publish_all(store: ArtifactStore, clips: Path, codec_folder: Path | None = None) -> Speaking:
+    """With the project's codec, or that of a folder."""
+    codec = publish_codec(store) if codec_folder is None else publish_folder(store, codec_folder)
     arrays = publish_arrays(store, codec, clips)
     checkpoint = publish_checkpoint(store, codec)
     sources = Sources(checkpoint, codec, {"clips": arrays})
     serving = publish_serving(store, sources, ServingConfig(sampling=SAMPLING))
-    return Speaking(store, codec, arrays, checkpoint, serving)
+    return Speaking(store, codec, arrays, checkpoint, serving, clips)

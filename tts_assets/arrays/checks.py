@@ -22,7 +22,7 @@ import numpy as np
 import polars as pl
 
 from tts_assets.arrays.arrays import REMEDY, SPLITS, ArrayError, CodeTable, count_lines, map_npy
-from tts_assets.arrays.inworld import check_range
+from tts_assets.arrays.inworld import check_frames, check_range
 from tts_assets.arrays.merge import check_type
 from tts_assets.core.accounting import SET_ASIDE_FILE, ValidationSplit, held_out
 from tts_assets.core.artifacts import (
@@ -159,12 +159,13 @@ def origins(samples: Path) -> pl.DataFrame:
 
 
 def check_codes(arrays: CodeArrays) -> Numbers:
-    """Compare all codes with the size of the codebook."""
+    """Compare all codes with the size of the codebook, and find broken frames."""
     size = arrays.facts.codebook_size
     highest = 0
     for split in SPLITS:
         table = CodeTable.of_split(arrays.path, split)
         check_range(table, size, arrays.path / f"{split}_codes.npy")
+        check_frames(table, arrays.facts.frame, arrays.path / f"{split}_codes.npy")
         highest = max(highest, int(table.codes.max(initial=0)))
     return {"highest_code": highest, "codebook_size": size}
 

@@ -26,6 +26,7 @@ import numpy as np
 
 from tts_assets.arrays.arrays import REMEDY, SPLITS, ArrayError, CodeTable, NpyWriter, Split
 from tts_assets.arrays.config import DIGEST_DIGITS, ExportProgram
+from tts_assets.codec.frames import Frame
 from tts_assets.core.artifacts import (
     ArrayFacts,
     ArtifactError,
@@ -96,6 +97,7 @@ def import_inworld(
         for split in SPLITS:
             table = CodeTable.of_split(source, split, raw=True)
             check_range(table, codec.facts.codebook_size, source / f"{split}_codes.npy")
+            check_frames(table, codec.facts.frame, source / f"{split}_codes.npy")
             write_codes(table, split, codec.facts.codebook_size, target)
             with (target / f"{split}_samples.jsonl").open("w", encoding="utf-8") as lines:
                 for sample in samples_of(table, corpus, licence):
@@ -116,6 +118,7 @@ def import_inworld(
         sample_rate=facts.sample_rate,
         token_rate=facts.token_rate,
         codebook_size=facts.codebook_size,
+        frame=facts.frame,
         speakers=len(speakers),
         membership="imported",
         **counts,
@@ -134,6 +137,33 @@ def check_range(table: CodeTable, codebook_size: int, path: Path) -> None:
                 f"{path}: sample {row} has code {table.codes[place]}, but the codebook has "
                 f"{codebook_size}; the arrays are of another codec, or damaged"
             )
+
+
+def check_frames(table: CodeTable, sizes: tuple[int, ...], path: Path) -> None:
+    """Raise :class:`ArrayError` at the first sample that is no whole frames of a codec.
+
+    ``sizes``: the number of codes at each position of a frame; empty for one codebook.
+    """
+    frame = Frame(sizes)
+    row = first_broken(table, frame) if sizes else None
+    if row is not None:
+        raise ArrayError(
+            f"{path}: sample {row}: {frame.problem(table[row])}; the arrays are of another codec, "
+            "or damaged"
+        )
+
+
+def first_broken(table: CodeTable, frame: Frame) -> int | None:
+    """The first sample that is no whole frames; None if all are."""
+    cut = np.flatnonzero(np.diff(table.bounds) % len(frame))
+    if len(cut):
+        return int(cut[0])
+    step = PIECE - PIECE % len(frame)
+    for start in range(0, len(table.codes), step):
+        first = frame.first_misplaced(table.codes[start : start + step])
+        if first is not None:
+            return int(np.searchsorted(table.bounds, start + first, side="right")) - 1
+    return None
 
 
 def write_codes(table: CodeTable, split: Split, codebook_size: int, target: Path) -> None:

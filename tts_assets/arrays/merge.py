@@ -71,6 +71,7 @@ def merge(shards: CodecShards, validation: ValidationSplit, target: Path) -> Arr
         sample_rate=facts.sample_rate,
         token_rate=facts.token_rate,
         codebook_size=facts.codebook_size,
+        frame=facts.frame,
         speakers=facts.speakers,
     )
 

@@ -77,14 +77,15 @@ def fetched_codec(config: CodecConfig, root: Path) -> AssetsDefinition:
 
     def plan(request: Request) -> Plan[CodecCheckpoint]:
         source = identify(name, config.revision, root)
+        used = {} if config.codebooks is None else {"codebooks": config.codebooks}
 
         def make(work: Path) -> dict[str, Any]:
             from tts_assets.codec.model import Codec
 
-            fetch(name, source, root, work / "result")
+            fetch(name, source, root, work / "result", config.codebooks)
             return Codec.load(work / "result").facts.model_dump()  # publish only what can be loaded
 
-        return Plan({"source": source}, make, describe=lambda _: model_card(root / name))
+        return Plan({"source": source, **used}, make, describe=lambda _: model_card(root / name))
 
     return artifact_asset(
         "codec",

@@ -1,4 +1,5 @@
-"""Backends of :class:`~tts_assets.codec.model.Codec`: our codecs, and those of ``transformers``.
+"""Backends of :class:`~tts_assets.codec.model.Codec` with one codebook: our codecs, X-Codec-2,
+NeuCodec. ``residual.py`` has those with several.
 
 :class:`ClipEnds` makes an encoder compute for each clip of a padded batch what it computes for the
 clip alone. Every module that mixes time steps must find after the end of a clip what it finds there
@@ -27,11 +28,18 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 from transformers import Wav2Vec2BertModel
+from transformers.models.encodec import modeling_encodec as encodec
 from transformers.models.neucodec import modeling_neucodec as neucodec
 from transformers.models.xcodec2 import modeling_xcodec2 as xcodec2
 
 from tts_assets.codec.storage import facts_of
-from tts_assets.codec.xcodec2 import HOP, CompactXcodec2, LogFilterbank, NoWaveform
+from tts_assets.codec.xcodec2 import (
+    HOP,
+    SAMPLE_RATE,
+    CompactXcodec2,
+    LogFilterbank,
+    NoWaveform,
+)
 from tts_assets.core.artifacts import CodecFacts
 
 UPSAMPLING = (xcodec2.Xcodec2UpSample1d, neucodec.NeuCodecUpSample1d)
@@ -53,6 +61,8 @@ class ClipEnds:
         for module in part.modules():
             if isinstance(module, nn.Conv1d) and module.padding != (0,):
                 module.register_forward_pre_hook(self._zero)
+            elif isinstance(module, encodec.EncodecConv1d):
+                module.register_forward_pre_hook(self._zero_mirrored)
             elif isinstance(module, UPSAMPLING + DOWNSAMPLING):
                 module.register_forward_pre_hook(self._repeat_last)
 
@@ -74,6 +84,12 @@ class ClipEnds:
         if self.lengths:
             assert isinstance(module.padding[0], int)
             rows, positions, _ = self._after_ends(inputs[0], module.padding[0])
+            inputs[0][rows, :, positions] = 0.0
+
+    def _zero_mirrored(self, module: Any, inputs: tuple[Tensor]) -> None:
+        """For a causal convolution that mirrors the start of a clip, in zeros if it is short."""
+        if self.lengths:
+            rows, positions, _ = self._after_ends(inputs[0], int(module.padding_total))
             inputs[0][rows, :, positions] = 0.0
 
     def _repeat_last(self, module: Any, inputs: tuple[Tensor]) -> None:
@@ -115,13 +131,22 @@ def masking_problem(model: Any) -> str | None:
         return "its semantic encoder has an adapter, whose convolutions cannot be masked"
     if 1 in model.config.downsampling_ratios:
         return "with a stride of 1 it has one more frame than codes"
-    known = (nn.Conv1d, *UPSAMPLING, *DOWNSAMPLING, *FRAMEWISE)
-    for part in (model.semantic_adapter, model.acoustic_encoder):
-        for module in part.modules():
-            if next(module.children(), None) is None and not isinstance(module, known):
-                return f"its {type(module).__name__} may mix time steps"
-            if isinstance(module, nn.Conv1d) and not keeps_length(module):
-                return f"{module} does not pad with zeros to a whole number of frames"
+    known = (*UPSAMPLING, *DOWNSAMPLING, *FRAMEWISE)
+    parts = (model.semantic_adapter, model.acoustic_encoder)
+    return next(filter(None, (convolution_problem(part, known) for part in parts)), None)
+
+
+def convolution_problem(part: nn.Module, known: tuple[type[nn.Module], ...]) -> str | None:
+    """The reason why :class:`ClipEnds` cannot mask ``part``; None if it can.
+
+    ``known`` are the modules that it masks, or that work on single frames.
+    """
+    for module in part.modules():
+        leaf = next(module.children(), None) is None
+        if leaf and not isinstance(module, (nn.Conv1d, *known)):
+            return f"its {type(module).__name__} may mix time steps"
+        if isinstance(module, nn.Conv1d) and not keeps_length(module):
+            return f"{module} does not pad with zeros to a whole number of frames"
     return None
 
 
@@ -138,11 +163,16 @@ Precision = Literal["fp32", "bf16"]
 
 
 class Backend(Protocol):
-    """One kind of codec, for inference. A *hop* is 320 samples of the encoder's input."""
+    """One kind of codec, for inference. A *hop* is ``hop`` samples of the encoder's input.
+
+    Quantizers round *levels*: they give the same code while no level changes by the code's margin.
+    """
 
     facts: CodecFacts
     model: Any
-    quantizer: Any
+    input_rate: int
+    """Sample rate of the encoder's input, in Hz."""
+    hop: int
     masking_problem: str | None
     """The reason why clips cannot share a padded batch; None if they can."""
 
@@ -153,19 +183,47 @@ class Backend(Protocol):
         """The number of codes of a clip of ``samples``; 0 if it is too short."""
 
     def latents(self, waves: Tensor, hops: Sequence[int]) -> Tensor:
-        """Zero-padded clips (clips, samples) to the quantizer's inputs (clips, codes, dimensions).
+        """Zero-padded clips (clips, samples) to the quantizer's inputs (clips, length, dimensions).
 
-        ``hops``: the length of each clip. Values after the codes of a clip are undefined.
+        ``hops``: the length of each clip. Values after the end of a clip are undefined.
         """
 
+    def quantize(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents to codes (clips, codes), and their levels (clips, codes, dimensions)."""
+
+    def margins(self, levels: Tensor) -> Tensor:
+        """Levels to the margin of each code, (clips, codes)."""
+
     def dequantized(self, codes: Tensor) -> Tensor:
-        """Codes (clips, codes) to the input of a decoder, (clips, codes, hidden)."""
+        """Codes (clips, codes) to the input of a decoder, (clips, length, hidden)."""
 
     def waves(self, frames: Tensor) -> Tensor:
-        """Frames (clips, codes, hidden) to (clips, samples) at the codec's rate."""
+        """Frames (clips, length, hidden) to (clips, samples) at the codec's rate."""
 
 
-class CompactBackend:
+class ScalarQuantized:
+    """What backends with finite scalar quantization share (Mentzer et al., 2023).
+
+    A level is a dimension of a latent in units of quantization levels: a code follows by rounding.
+    """
+
+    input_rate, hop = SAMPLE_RATE, HOP
+    quantizer: Any
+
+    def quantize(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """See :meth:`Backend.quantize`."""
+        _, codes = self.quantizer(latents)
+        return codes, self.quantizer.bound(latents.float())
+
+    def margins(self, levels: Tensor) -> Tensor:
+        """See :meth:`Backend.margins`: the distance from the nearest boundary of any dimension.
+
+        Boundaries lie halfway between integers.
+        """
+        return (0.5 - (levels - levels.round()).abs()).amin(dim=-1)
+
+
+class CompactBackend(ScalarQuantized):
     """A codec of this project, in float32.
 
     Its semantic encoder has no layers that bfloat16 would make faster, and bfloat16 changed one
@@ -202,7 +260,7 @@ class CompactBackend:
         return self.model.waves(frames)
 
 
-class PublishedBackend:
+class PublishedBackend(ScalarQuantized):
     """``Xcodec2Model`` or ``NeuCodecModel`` of transformers, with their feature conventions."""
 
     def __init__(self, model: Any, device: str, precision: Precision = "fp32") -> None:

@@ -2,10 +2,10 @@
 
 Masks make the latents of a clip in a batch equal to those alone, up to rounding (see
 ``backends.py``): other shapes sum in another order. Rounding changes a code if a latent lies on the
-boundary between two quantization levels. The encoder therefore measures the distance of every
-latent from its nearest boundary. A clip with a distance below :data:`SAFETY` times the largest
-rounding difference seen so far is encoded again, alone and with one thread. That result defines the
-codes of a clip.
+boundary between two codes. The encoder therefore measures the distance of every latent from its
+nearest boundary, its margin. A clip with a margin below :data:`SAFETY` times the largest rounding
+difference seen so far is encoded again, alone and with one thread. That result defines the codes of
+a clip.
 
 :func:`read_ahead` decodes audio files in threads while the encoder works, with bounded memory.
 """
@@ -18,9 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from tts_assets.codec.model import Codec, Codes, Wave
@@ -86,17 +84,15 @@ class BatchEncoder:
             yield list(zip(keys, self.encode(waves), strict=True))
 
     def encode(self, waves: Sequence[Wave]) -> list[Codes]:
-        """Waveforms (samples,) at 16 kHz, of similar lengths, to codes (codes,) in their order."""
+        """Waveforms (samples,) of similar lengths to codes (codes,), in their order."""
         counts = [self.codec.codes(len(wave)) for wave in waves]
         together = len(waves) > 1 and self.codec.masking_problem is None
         padded = len(waves) * max(counts) if together else sum(counts)
         self.effort.update(encoded=len(waves), codes=sum(counts), padded=padded)
         if not together:
             return [self._alone(wave)[1] for wave in waves]
-        latents = self.codec.latents(waves)
-        codes = self.codec.quantize(latents)
-        levels = self.codec.levels(latents)
-        margins = distance_to_boundary(levels)
+        codes, levels = self.codec.quantize(self.codec.latents(waves))
+        margins = self.codec.margins(levels)
         chosen = []
         for row, (wave, count) in enumerate(zip(waves, counts, strict=True)):
             clip = codes[row, :count]
@@ -110,8 +106,8 @@ class BatchEncoder:
         """Levels (codes, dimensions) and codes (codes,) of one clip, with one thread."""
         count = self.codec.codes(len(wave))
         with one_thread():
-            latents = self.codec.latents([wave])[:, :count]
-            return self.codec.levels(latents)[0], self.codec.quantize(latents)[0]
+            codes, levels = self.codec.quantize(self.codec.latents([wave]))
+            return levels[0, :count], codes[0, :count]
 
     def _again(self, wave: Wave, together: Tensor, probe: bool) -> Codes:
         """The codes of a clip alone; updates the rounding difference.
@@ -131,15 +127,6 @@ class BatchEncoder:
         self.effort["again"] += 1
         self.difference = max(self.difference, difference)
         return codes
-
-
-def distance_to_boundary(levels: Tensor) -> NDArray[np.float32]:
-    """Levels (clips, codes, dimensions) to distances (clips, codes) from the nearest boundary.
-
-    Boundaries lie halfway between integers; the smallest distance over the dimensions counts.
-    """
-    distances = 0.5 - (levels - levels.round()).abs()
-    return distances.amin(dim=-1).cpu().numpy()
 
 
 @contextmanager

@@ -28,6 +28,8 @@ ORIGINAL = (
     ".safetensors",
 )  # suffixes of the X-Codec-2 checkpoints of its authors
 
+CODEBOOKS_FILE = "codebooks.json"  # of a codec folder: how many codebooks are used
+
 Objective = Literal["hinge", "least_squares"]
 
 
@@ -345,10 +347,14 @@ class CodecConfig(Config):
     ``checkpoint`` is a folder, a Hugging Face name (``HKUSTAudio/xcodec2-hf``), or an original
     X-Codec-2 ``.ckpt`` or ``.safetensors``, which is converted (see ``original.py``). ``revision``
     is the commit of a Hugging Face name: with a branch the recorded lineage would not stay true.
+    ``codebooks`` uses the first codebooks only of a codec that has more.
     """
+
+    added_keys: ClassVar[frozenset[str]] = frozenset({"codebooks"})
 
     checkpoint: str | None = None
     revision: str | None = Field(None, pattern=r"^[0-9a-f]{40}$")
+    codebooks: int | None = Field(None, gt=0, description="of DAC, EnCodec or Mimi; unset: all")
     train: CodecRecipe | None = None
     decoder: DecoderRecipe | None = None
     report: CodecReportConfig | None = None
@@ -363,6 +369,8 @@ class CodecConfig(Config):
             raise ValueError("give exactly one of checkpoint and train")
         if self.train is not None and self.revision is not None:
             raise ValueError("revision goes with checkpoint, the name of a published codec")
+        if self.codebooks is not None and self.train is not None:
+            raise ValueError("codecs that are trained here have one codebook: remove codebooks")
         return self
 
 

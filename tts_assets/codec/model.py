@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,13 +16,14 @@ from transformers import AutoConfig, AutoModel
 
 from tts_assets.codec.backends import Backend, CompactBackend, Precision, PublishedBackend
 from tts_assets.codec.decoder import CodecDecoder, open_decoder
-from tts_assets.codec.storage import is_compact, open_compact
-from tts_assets.codec.xcodec2 import HOP, SAMPLE_RATE
+from tts_assets.codec.frames import Frame
+from tts_assets.codec.residual import FAMILIES, open_snac
+from tts_assets.codec.storage import codebooks_of, is_compact, open_compact, snac_sizes
 from tts_assets.core.artifacts import CodecFacts
 
 Wave = NDArray[np.float32]
 Codes = NDArray[np.int64]
-MODEL_TYPES = ("xcodec2", "neucodec")  # of transformers
+MODEL_TYPES = ("xcodec2", "neucodec", *FAMILIES)  # of transformers
 
 
 class Codec:
@@ -30,9 +32,9 @@ class Codec:
     :meth:`encode` and :meth:`decode` process clips one at a time. In a plain batch the codes of a
     clip would depend on the other clips: convolutions and attention see the padding, and even
     batches of equal lengths round differently. ``batching.py`` encodes batches exactly.
-    """
 
-    input_rate = SAMPLE_RATE
+    The codes of a codec with several codebooks are one stream of whole frames (``frames.py``).
+    """
 
     def __init__(self, backend: Backend, device: str) -> None:
         self.backend, self.device = backend, torch.device(device)
@@ -46,14 +48,19 @@ class Codec:
         arithmetic, runs in bfloat16, which changes some codes. Codecs of this project have no
         layers there that would run faster, so their codes do not change.
 
-        Raises ValueError if the folder holds no model of :data:`MODEL_TYPES`, or if weights are
-        missing.
+        Raises ValueError if the folder holds no model of :data:`MODEL_TYPES` or SNAC, or if
+        weights are missing.
         """
         if not (folder / "config.json").is_file():
             raise ValueError(f"{folder} holds no codec: it has no config.json")
+        if snac_sizes(folder):
+            return cls(open_snac(folder, device), device)
         kind = AutoConfig.from_pretrained(folder).model_type
         if kind not in MODEL_TYPES:
-            raise ValueError(f"{folder} holds a {kind!r} model; codecs are {MODEL_TYPES}")
+            raise ValueError(f"{folder} holds a {kind!r} model; codecs are {MODEL_TYPES} and SNAC")
+        codebooks = codebooks_of(folder)
+        if codebooks is not None and kind not in FAMILIES:
+            raise ValueError(f"codec.codebooks is {codebooks}, but this {kind} has one: remove it")
         if is_compact(folder):
             return cls(CompactBackend(open_compact(folder).moved(device)), device)
         model, found = AutoModel.from_pretrained(
@@ -65,12 +72,19 @@ class Codec:
                 f"first is {missing[0]}; if it is an original X-Codec-2, name its .ckpt or "
                 "model.safetensors itself as the checkpoint"
             )
+        if kind in FAMILIES:
+            return cls(FAMILIES[kind](model.to(device), codebooks), device)
         return cls(PublishedBackend(model.to(device), device, precision), device)
 
     def use_decoder(self, folder: Path) -> Self:
         """Decode with a separate decoder for this codec's codes (see ``decoder.py``)."""
         self.decoder = open_decoder(folder).eval().to(self.device)
         return self
+
+    @property
+    def input_rate(self) -> int:
+        """Sample rate of waveforms to encode, in Hz."""
+        return self.backend.input_rate
 
     @property
     def facts(self) -> CodecFacts:
@@ -98,8 +112,17 @@ class Codec:
 
     @property
     def hop_length(self) -> int:
-        """Decoded samples per code."""
+        """Decoded samples per frame; per code, for a codec with one codebook."""
         return self.facts.hop_length
+
+    @cached_property
+    def frame(self) -> Frame:
+        """The codes of a frame."""
+        return Frame(self.facts.frame or (self.codebook_size,))
+
+    def samples(self, codes: int) -> int:
+        """The number of decoded samples of ``codes`` codes, which are whole frames."""
+        return codes // len(self.frame) * self.hop_length
 
     @property
     def token_rate(self) -> float:
@@ -113,12 +136,14 @@ class Codec:
 
     @torch.inference_mode()
     def encode(self, waves: Sequence[Wave]) -> list[Codes]:
-        """Mono float32 waveforms (samples,) at 16 kHz to codes (codes,), one per 320 samples.
+        """Mono float32 waveforms (samples,) at :attr:`input_rate` to codes (codes,).
 
-        Codecs of this project round the number of codes up. Raises ValueError for a waveform that
+        All codecs but NeuCodec round the number of frames up. Raises ValueError for a waveform that
         is empty, not one-dimensional, or too short for a code.
         """
-        return [self.quantize(self.latents([wave]))[0, : self.codes(len(wave))] for wave in waves]
+        return [
+            self.quantize(self.latents([wave]))[0][0, : self.codes(len(wave))] for wave in waves
+        ]
 
     @torch.inference_mode()
     def encode_batch(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -133,17 +158,16 @@ class Codec:
         if self.masking_problem:
             rows = [torch.from_numpy(codes) for codes in self.encode(waves)]
         else:
-            together = torch.from_numpy(self.quantize(self.latents(waves)))
+            together = torch.from_numpy(self.quantize(self.latents(waves))[0])
             rows = [codes[:count] for codes, count in zip(together, counts, strict=True)]
         return pad_sequence(rows, batch_first=True), torch.tensor(counts)
 
     @torch.inference_mode()
     def latents(self, waves: Sequence[Wave]) -> Tensor:
-        """Waveforms at 16 kHz to the quantizer's inputs, (clips, longest, dimensions).
+        """Waveforms at :attr:`input_rate` to the quantizer's inputs, (clips, longest, dimensions).
 
-        The latents of clip ``i`` are the first ``codes(len(waves[i]))``. If
-        :attr:`masking_problem` is None they differ from those of the clip alone by rounding only.
-        Raises ValueError as :meth:`encode` does.
+        If :attr:`masking_problem` is None they differ from those of a clip alone by rounding only,
+        as far as the codes of the clip depend on them. Raises ValueError as :meth:`encode` does.
         """
         for wave in waves:
             if wave.ndim != 1 or not len(wave):
@@ -151,27 +175,34 @@ class Codec:
             if not self.codes(len(wave)):
                 raise ValueError(f"a waveform of {len(wave)} samples is too short for a code")
         hops = [self.backend.hops(len(wave)) for wave in waves]
-        batch = torch.zeros(len(waves), max(hops) * HOP)
+        batch = torch.zeros(len(waves), max(hops) * self.backend.hop)
         for row, wave in zip(batch, waves, strict=True):
             row[: len(wave)] = torch.from_numpy(np.ascontiguousarray(wave, dtype=np.float32))
         return self.backend.latents(batch.to(self.device), hops)
 
     @torch.inference_mode()
-    def quantize(self, latents: Tensor) -> NDArray[np.int64]:
-        """Latents (clips, codes, dimensions) to codes (clips, codes)."""
-        _, codes = self.backend.quantizer(latents)
-        return codes.cpu().numpy().astype(np.int64)
+    def quantize(self, latents: Tensor) -> tuple[NDArray[np.int64], Tensor]:
+        """Latents to codes (clips, codes), and their levels (see ``Backend.quantize``).
+
+        The codes of clip ``i`` are the first ``codes(len(waves[i]))``.
+        """
+        codes, levels = self.backend.quantize(latents)
+        return codes.cpu().numpy().astype(np.int64), levels
 
     @torch.inference_mode()
-    def levels(self, latents: Tensor) -> Tensor:
-        """Latents in units of quantization levels, same shape; a code follows by rounding them."""
-        return self.backend.quantizer.bound(latents.float())
+    def margins(self, levels: Tensor) -> NDArray[np.float32]:
+        """Levels to the margins of their codes, (clips, codes), in units of a level.
+
+        A code stays the same while no level changes by its margin.
+        """
+        return self.backend.margins(levels).cpu().numpy()
 
     @torch.inference_mode()
     def decode(self, codes: Sequence[NDArray[np.integer[Any]]]) -> list[Wave]:
-        """Codes, each (codes,), to mono float32 waveforms of ``codes * hop_length`` samples.
+        """Codes, each (codes,), to mono float32 waveforms of ``samples(codes)`` samples.
 
-        Raises ValueError for codes that are empty, not one-dimensional, or outside the codebook.
+        Raises ValueError for codes that are empty, not one-dimensional, outside the codebook, or no
+        whole frames.
         """
         waves = []
         for clip in codes:
@@ -182,6 +213,8 @@ class Codec:
                     f"codes lie in [0, {self.codebook_size}), but these in [{clip.min()}, "
                     f"{clip.max()}]: they come from another codec, or are token ids"
                 )
+            if problem := self.frame.problem(clip):
+                raise ValueError(f"codes are decoded in whole frames, but {problem}")
             tensor = torch.from_numpy(clip.astype(np.int64))
             waves.append(self.decode_batch(tensor.unsqueeze(0))[0].numpy())
         return waves

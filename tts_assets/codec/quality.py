@@ -130,9 +130,12 @@ def pitch_error(original: NDArray[np.float64], made: NDArray[np.float64]) -> Pit
     return PitchError(float(1200 * np.abs(octaves).mean()), float((voiced[0] ^ voiced[1]).mean()))
 
 
-def bit_rate(token_rate: float, codebook_size: int) -> float:
-    """Bits per second of codes without entropy coding."""
-    return token_rate * math.log2(codebook_size)
+def bit_rate(token_rate: float, sizes: tuple[int, ...]) -> float:
+    """Bits per second of codes without entropy coding.
+
+    ``sizes``: the number of different codes at each position of a frame.
+    """
+    return token_rate * math.log2(math.prod(sizes)) / len(sizes)
 
 
 class CodeUsage(nn.Module):
@@ -166,15 +169,15 @@ class CodeUsage(nn.Module):
         return usage(counts.cpu().numpy())
 
 
-def usage(counts: NDArray[np.integer[Any]]) -> dict[str, float]:
-    """Statistics of ``counts`` (codebook size,).
+def usage(counts: NDArray[np.integer[Any]], positions: int = 1) -> dict[str, float]:
+    """Statistics of ``counts`` (codebook size,) of whole frames of ``positions`` codes.
 
-    ``entropy`` in bits per code, ``perplexity`` (2 ** entropy: the number of equally frequent codes
-    with the same entropy), ``codes_used`` and ``dead_codes``.
+    ``entropy`` in bits per code whose position is known, ``perplexity`` (2 ** entropy: the number
+    of equally frequent codes with the same entropy), ``codes_used`` and ``dead_codes``.
     """
     seen = counts[counts > 0]
     probabilities = seen / seen.sum()
-    entropy = float(-(probabilities * np.log2(probabilities)).sum())
+    entropy = float(-(probabilities * np.log2(probabilities)).sum()) - math.log2(positions)
     return {
         "entropy": round(entropy, 6),
         "perplexity": round(2**entropy, 4),

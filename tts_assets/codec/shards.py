@@ -238,6 +238,7 @@ def collect(program: ShardProgram, shards: list[Shard], folder: Path, result: Pa
         sample_rate=facts.sample_rate,
         token_rate=facts.token_rate,
         codebook_size=facts.codebook_size,
+        frame=facts.frame,
         **figures(effort, facts.token_rate),
     )
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from tts_assets.codec.config import ORIGINAL
+from tts_assets.codec.config import CODEBOOKS_FILE, ORIGINAL
 from tts_assets.core.artifacts import sha256_file
 from tts_assets.core.config import ConfigError
 from tts_assets.core.hub import MAIN, commit_of, from_hub
@@ -15,6 +16,7 @@ from tts_assets.core.metadata import Markdown, Metadata
 
 MODEL_CARD = "README.md"
 HUB_FILES = ("config.json", "model*.safetensors", "model.safetensors.index.json")
+PICKLED = "pytorch_model.bin"
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -57,10 +59,12 @@ def start_digests(folder: Path | None, key: str) -> dict[str, str]:
     return digests(folder)
 
 
-def fetch(name: str, source: Mapping[str, str], root: Path, folder: Path) -> None:
+def fetch(
+    name: str, source: Mapping[str, str], root: Path, folder: Path, codebooks: int | None = None
+) -> None:
     """Write the codec that :func:`identify` identified as ``source`` into ``folder``.
 
-    An original checkpoint is converted.
+    An original checkpoint is converted. ``codebooks``: how many of several are used.
     """
     path = root / name
     if path.is_dir():
@@ -72,6 +76,10 @@ def fetch(name: str, source: Mapping[str, str], root: Path, folder: Path) -> Non
         convert(path, folder)
     else:
         download(name, source["revision"], folder)
+    if codebooks is not None:
+        (folder / CODEBOOKS_FILE).write_text(json.dumps({"codebooks": codebooks}) + "\n")
+    if (folder / PICKLED).is_file() and not any(folder.glob("*.safetensors")):
+        without_pickle(folder)
 
 
 def files_of(folder: Path) -> list[Path]:
@@ -80,12 +88,42 @@ def files_of(folder: Path) -> list[Path]:
 
 
 def download(name: str, revision: str, folder: Path) -> None:
-    """Download the safetensors of one commit of a published model, but no code and no pickles."""
+    """Download the safetensors of one commit of a published model, but no code.
+
+    SNAC is published without safetensors: its weights are downloaded as a pickle, see
+    :func:`without_pickle`.
+    """
     from huggingface_hub import snapshot_download
 
-    with from_hub(name):
-        snapshot_download(name, revision=revision, local_dir=folder, allow_patterns=list(HUB_FILES))
+    from tts_assets.codec.storage import snac_sizes
+
+    def get(*patterns: str) -> None:
+        with from_hub(name):
+            snapshot_download(
+                name, revision=revision, local_dir=folder, allow_patterns=list(patterns)
+            )
+
+    get(*HUB_FILES)
+    if not any(folder.glob("*.safetensors")) and snac_sizes(folder):
+        get(PICKLED)
     shutil.rmtree(folder / ".cache", ignore_errors=True)  # bookkeeping of huggingface_hub
+
+
+def without_pickle(folder: Path) -> None:
+    """Replace the weights of a SNAC by safetensors. No code of the pickle is executed.
+
+    Raises :class:`ConfigError` for another codec.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    from tts_assets.codec.storage import WEIGHTS_FILE, snac_sizes
+
+    if not snac_sizes(folder):
+        raise ConfigError(f"{folder / PICKLED} is a pickle: save the codec as safetensors")
+    weights = torch.load(folder / PICKLED, map_location="cpu", weights_only=True)
+    save_file({name: own.contiguous() for name, own in weights.items()}, folder / WEIGHTS_FILE)
+    (folder / PICKLED).unlink()
 
 
 def model_card(folder: Path) -> Metadata:

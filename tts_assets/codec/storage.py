@@ -1,4 +1,4 @@
-"""Codec folders of this project: ``config.json``, ``model.safetensors`` and ``recipe.json``.
+"""Codec folders: ``config.json``, ``model.safetensors``, and ``recipe.json`` of trained codecs.
 
 ``recipe.json`` records how published weights were trained. It has the keys of the canonical form
 of the recipe (see :class:`~tts_assets.core.config.Config`), which renamed keys do not change.
@@ -10,14 +10,14 @@ import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoConfig, Xcodec2Config
 
-from tts_assets.codec.config import TrainingRecipe
+from tts_assets.codec.config import CODEBOOKS_FILE, TrainingRecipe
 from tts_assets.codec.xcodec2 import SINGLE_BOUND, CompactXcodec2
 from tts_assets.core.artifacts import CodecFacts, atomic_write, sha256_file
 
@@ -29,6 +29,18 @@ def is_compact(folder: Path) -> bool:
     """Whether a folder holds a codec of this project, as opposed to a published one."""
     config = AutoConfig.from_pretrained(folder)
     return getattr(config, "quantizer_bound", None) == SINGLE_BOUND
+
+
+def snac_sizes(folder: Path) -> dict[str, Any]:
+    """The ``config.json`` of a SNAC, which names no model type; empty for another codec."""
+    values: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_text())
+    return values if "vq_strides" in values and "model_type" not in values else {}
+
+
+def codebooks_of(folder: Path) -> int | None:
+    """How many codebooks of a codec are used; None: all."""
+    path = folder / CODEBOOKS_FILE
+    return int(json.loads(path.read_text())["codebooks"]) if path.is_file() else None
 
 
 def save_compact(

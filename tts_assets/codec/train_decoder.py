@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tts_assets.codec.backends import ScalarQuantized
 from tts_assets.codec.config import DecoderProgram, DecoderRecipe
 from tts_assets.codec.decoder import (
     OUTPUTS,
@@ -74,6 +75,11 @@ def initial_decoder(run: Run, program: DecoderProgram, codec: Codec) -> CodecDec
     """
     recipe = program.recipe
     output = OUTPUTS[recipe.sample_rate]
+    if not isinstance(codec.backend, ScalarQuantized):
+        raise ConfigError(
+            "[codec.decoder] is for codecs with one codebook, this one is a "
+            f"{type(codec.backend.model).__name__}: remove the table"
+        )
     if output.token_rate != codec.token_rate:
         raise ConfigError(
             f"the codec has {codec.token_rate:g} codes per second; decoders are built for "

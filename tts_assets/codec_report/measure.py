@@ -190,9 +190,12 @@ class Measurer:
 
         Returns code statistics, speed, and an iterator that measures the clips.
         """
-        codec.decode(codec.encode(self.waves[:1]))  # warm-up, not timed
+        waves = self.waves
+        if codec.input_rate != SAMPLE_RATE:
+            waves = [resample(own.wave, own.rate, codec.input_rate) for own in self.recordings]
+        codec.decode(codec.encode(waves[:1]))  # warm-up, not timed
         started = time.perf_counter()
-        codes = codec.encode(self.waves)
+        codes = codec.encode(waves)
         encoded = time.perf_counter()
         made = codec.decode(codes)
         decoded = time.perf_counter()
@@ -253,14 +256,14 @@ class Measurer:
 def code_statistics(codec: Codec, codes: Iterable[NDArray[np.int64]]) -> CodeStatistics:
     """The usage of the codes of all clips, each (codes,)."""
     counts = count_codes(codes, codec.codebook_size)
-    used = usage(counts)
+    used = usage(counts, len(codec.frame))
     return CodeStatistics(
         codes=int(counts.sum()),
         codebook_size=codec.codebook_size,
         codes_used=int(used["codes_used"]),
         entropy=used["entropy"],
         perplexity=used["perplexity"],
-        bit_rate=bit_rate(codec.token_rate, codec.codebook_size),
+        bit_rate=bit_rate(codec.token_rate, codec.frame.sizes),
         sample_rate=codec.sample_rate,
         parameters=codec.facts.parameters,
     )

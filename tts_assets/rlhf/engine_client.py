@@ -142,7 +142,7 @@ class EngineClient:
             tokens = np.asarray(ids, dtype=np.int64)
             completions.append(
                 Completion(
-                    codes=vocabulary.codes(tokens),
+                    codes=vocabulary.whole_codes(tokens),
                     ended=bool(ids) and ids[-1] == vocabulary.speech_end,
                     token_ids=tokens,
                     logprobs=np.asarray(logprobs, dtype=np.float32),

@@ -100,7 +100,7 @@ class AsyncVllm:
 
         self.allowed = allowed_ids(vocabulary).tolist()
         capacity = capacity_arguments(folder, config.gpu_memory, config.max_model_len)
-        arguments = engine_arguments(folder, None, config.concurrency) | capacity
+        arguments = engine_arguments(folder, vocabulary, None, config.concurrency) | capacity
         self.positions = capacity["max_model_len"] - 1  # one for the end token
         self.engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
         self.names = count()
@@ -272,7 +272,7 @@ class StreamingSynthesizer:
         async with aclosing(self._ids(piece, sampling, usage)) as sampled:
             async for more in sampled:
                 ids += more
-        codes = self._codes(ids)
+        codes = self.model.prompts.vocabulary.whole_codes(ids)
         waves = await self.in_codec_thread(decode, self.model.codec, [codes], [piece.voice])
         return self.model.piece_speech(waves[0], codes, self._ended(ids))
 

@@ -287,7 +287,8 @@ class ServedModel:
 
         It has the fault of the piece, if there is one.
         """
-        fault = find_fault(codes, wave, ended, self.sample_rate, self.card.token_rate)
+        frame = len(self.codec.frame)
+        fault = find_fault(codes, wave, ended, self.sample_rate, self.card.token_rate, frame)
         return Speech("", wave, codes, ended, fault)
 
     def join(self, text: str, pieces: Sequence[PieceRequest], speeches: Sequence[Speech]) -> Speech:
@@ -307,7 +308,8 @@ class ServedModel:
 
     def _check_tags(self, text: str) -> None:
         """Raise :class:`SynthesisError` for tags that the model would read letter by letter."""
-        known = self.prompts.tokenizer.get_added_vocab()
+        spelled = self.prompts.vocabulary.format.spelled
+        known = spelled.union(self.prompts.tokenizer.get_added_vocab())
         unknown = [tag for tag in NONVERBALS if tag in text and tag not in known]
         if unknown:
             raise SynthesisError(

@@ -6,7 +6,8 @@ prompt) and ``LOOKAHEAD`` codes after it, and crossfades it into the previous ch
 to decoding everything at once is, for the bundled codec, 16-24 dB below the speech with 8 codes of
 lookahead, 15-24 dB with 4, and 21-30 dB with 50. The last chunk equals the whole decoding.
 Chunks grow from ``FIRST`` to ``LONGEST`` codes by doubling, so decoding the past again costs about
-as much as decoding once.
+as much as decoding once. These counts are frames of 50 per second; other codecs have as many frames
+as take the same time, rounded up (:class:`Chunks`).
 
 A sampled completion can fail: it does not end, it repeats itself, or it is silent.
 :func:`find_fault` detects this from codes and waveform. :class:`PieceStream` combines both for one
@@ -15,6 +16,7 @@ piece of a text.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -30,12 +32,13 @@ FRAME_SECONDS = 0.02
 AUDIBLE = 10 ** (-45 / 20)  # RMS of a frame, of full scale: speech is 10-25 dB above
 AUDIBLE_FRACTION = 0.2  # of the frames: the lowest of the 551 demo recordings is 0.55
 LOOP_SECONDS = 2.0  # shortest repetition that counts as a loop
-LONGEST_PERIOD = 50  # codes of the repeated block
+LONGEST_PERIOD = 50  # codes of the repeated block; frames of a codec with several codebooks
 
-FIRST = 16  # codes of the first chunk: 0.3 s at 50 codes per second
-LONGEST = 256  # codes
-LOOKAHEAD = 8  # codes
-OVERLAP = 1  # codes at the end of a chunk that are crossfaded into the next one
+RATE = 50.0  # frames per second of the counts that follow
+FIRST = 16  # frames of the first chunk: 0.3 s
+LONGEST = 256
+LOOKAHEAD = 8
+OVERLAP = 1  # at the end of a chunk, crossfaded into the next one
 
 
 def find_fault(
@@ -44,16 +47,18 @@ def find_fault(
     ended: bool,
     sample_rate: int,
     token_rate: float,
+    frame: int = 1,
 ) -> Fault | None:
     """The reason why a completion is unusable; None if it is usable.
 
-    ``codes`` has shape (codes,), ``wave`` (samples,). ``ended``: the model generated its end token.
+    ``codes`` has shape (codes,), in whole frames of ``frame`` codes, ``wave`` (samples,).
+    ``ended``: the model generated its end token.
     """
     if not ended:
         return "unending"
     if audible_fraction(wave, sample_rate) < AUDIBLE_FRACTION:
         return "silent"
-    if first_repeat(codes, token_rate) is not None:
+    if first_repeat(codes, token_rate, frame) is not None:
         return "repeating"
     return None
 
@@ -67,20 +72,34 @@ def audible_fraction(wave: Wave, sample_rate: int) -> float:
     return float((np.sqrt((frames**2).mean(axis=1)) > AUDIBLE).mean())
 
 
-def first_repeat(codes: NDArray[np.int64], token_rate: float) -> int | None:
+def first_repeat(codes: NDArray[np.int64], token_rate: float, frame: int = 1) -> int | None:
     """The index in ``codes`` (codes,) at which a loop starts to repeat its block; None without one.
 
-    ``token_rate`` is in codes per second. A loop is a block of up to ``LONGEST_PERIOD`` codes that
-    is repeated for at least ``LOOP_SECONDS`` and at least three times.
+    ``token_rate`` is in codes per second. A loop is a block of up to ``LONGEST_PERIOD`` frames of
+    ``frame`` codes that is repeated for at least ``LOOP_SECONDS`` and at least three times.
     """
-    for period in range(1, min(LONGEST_PERIOD, len(codes) // 3) + 1):
+    longest_period = min(LONGEST_PERIOD, len(codes) // frame // 3)
+    for period in range(frame, longest_period * frame + 1, frame):
         same = np.concatenate([[False], codes[period:] == codes[:-period], [False]])
         edges = np.flatnonzero(same[1:] != same[:-1])
         starts, lengths = edges[::2], edges[1::2] - edges[::2]
         longest = int(lengths.max(initial=0)) + period
         if longest >= max(LOOP_SECONDS * token_rate, 3 * period):
-            return int(starts[lengths.argmax()]) + period
+            start = int(starts[lengths.argmax()]) + period
+            return -(-start // frame) * frame
     return None
+
+
+class Chunks:
+    """The lengths of the chunks of a codec, in codes of whole frames."""
+
+    def __init__(self, codec: Codec) -> None:
+        self.frame = len(codec.frame)
+        self.frames_a_second = codec.token_rate / self.frame
+
+    def codes(self, frames: int) -> int:
+        """The codes that take as long as ``frames`` of 50 per second, rounded up to frames."""
+        return math.ceil(frames * self.frames_a_second / RATE) * self.frame
 
 
 class StreamDecoder:
@@ -94,7 +113,9 @@ class StreamDecoder:
         self.prompt = np.asarray(prompt, dtype=np.int64)
         self.codes = np.empty(0, dtype=np.int64)
         self.decoded = 0  # codes whose samples were returned
-        self.chunk = FIRST
+        chunks = Chunks(codec)
+        self.chunk, self.longest = chunks.codes(FIRST), chunks.codes(LONGEST)
+        self.margin, self.shared = chunks.codes(LOOKAHEAD), chunks.codes(OVERLAP)
         self.overlap = np.zeros(0, dtype=np.float32)  # samples of the last chunk's decoding
 
     def add(self, codes: NDArray[np.int64]) -> None:
@@ -103,25 +124,27 @@ class StreamDecoder:
 
     def ready(self) -> bool:
         """True if there are enough codes for the next chunk."""
-        return len(self.codes) >= self.decoded + self.chunk + OVERLAP + LOOKAHEAD
+        return len(self.codes) >= self.decoded + self.chunk + self.shared + self.margin
 
     def decode(self, last: bool = False) -> Wave:
         """The next chunk, float32 of shape (samples,).
 
-        ``last`` decodes all remaining codes. Call it once, at the end.
+        ``last`` decodes all remaining codes in whole frames. Call it once, at the end.
         """
-        hop = self.codec.hop_length
-        end = len(self.codes) if last else self.decoded + self.chunk
+        samples = self.codec.samples
+        whole = len(self.codes) - len(self.codes) % len(self.codec.frame)
+        end = whole if last else self.decoded + self.chunk
         if end == self.decoded:
             return np.zeros(0, dtype=np.float32)
-        stop = len(self.codes) if last else end + OVERLAP + LOOKAHEAD
+        stop = whole if last else end + self.shared + self.margin
         context = np.concatenate([self.prompt, self.codes[:stop]])
-        wave = self.codec.decode([context])[0][len(self.prompt) * hop :]
-        fresh = wave[self.decoded * hop : end * hop]
+        wave = self.codec.decode([context])[0][samples(len(self.prompt)) :]
+        fresh = wave[samples(self.decoded) : samples(end)]
         size = min(len(self.overlap), len(fresh))
         fresh = np.concatenate([crossfade(self.overlap[:size], fresh[:size]), fresh[size:]])
-        self.overlap = wave[end * hop : (end + OVERLAP) * hop] if not last else self.overlap[:0]
-        self.decoded, self.chunk = end, min(2 * self.chunk, LONGEST)
+        overlap = wave[samples(end) : samples(end + self.shared)]
+        self.overlap = overlap if not last else self.overlap[:0]
+        self.decoded, self.chunk = end, min(2 * self.chunk, self.longest)
         return fresh
 
 
@@ -135,7 +158,7 @@ class PieceStream:
     def __init__(
         self, codec: Codec, prompt: Sequence[int], sample_rate: int, token_rate: float
     ) -> None:
-        self.decoder = StreamDecoder(codec, prompt)
+        self.decoder, self.frame = StreamDecoder(codec, prompt), len(codec.frame)
         self.sample_rate, self.token_rate = sample_rate, token_rate
         self.waves: list[Wave] = []
         self.returned = 0  # of ``waves``
@@ -151,7 +174,7 @@ class PieceStream:
 
     def decode(self) -> Wave:
         """The next chunk, after any silence that was kept back. It may be empty."""
-        self.looping = first_repeat(self.decoder.codes, self.token_rate) is not None
+        self.looping = self._repeat() is not None
         if not self.looping:
             self.waves.append(self.decoder.decode())
             if self.returned or audible_fraction(self.waves[-1], self.sample_rate):
@@ -166,10 +189,13 @@ class PieceStream:
         ``ended``: the model generated its end token.
         """
         codes = self.decoder.codes
-        repeat = first_repeat(codes, self.token_rate)
+        repeat = self._repeat()
         if repeat is not None:
             self.decoder.codes = codes[: max(repeat, self.decoder.decoded)]
         self.waves.append(self.decoder.decode(last=True))
         whole, complete = np.concatenate(self.waves), ended or repeat is not None
-        fault = find_fault(codes, whole, complete, self.sample_rate, self.token_rate)
+        fault = find_fault(codes, whole, complete, self.sample_rate, self.token_rate, self.frame)
         return np.concatenate(self.waves[self.returned :]), fault
+
+    def _repeat(self) -> int | None:
+        return first_repeat(self.decoder.codes, self.token_rate, self.frame)

@@ -1,7 +1,7 @@
 """Synthesizes speech with a serving model: text, prompt, speech tokens, codec, waveform.
 
 The codes of a voice prompt are decoded together with those of the completion, and their samples are
-dropped. The first sample of the completion thus has the same context as in training. A code is one
+dropped. The first sample of the completion thus has the same context as in training. A frame is one
 hop of samples, so the cut is exact.
 
 A long text is synthesized in pieces (``pieces.py``), each with its own seed. A faulty completion
@@ -240,12 +240,13 @@ def decode(
 ) -> list[NDArray[np.float32]]:
     """Waveforms of completions, each decoded after its voice prompt, whose samples are dropped.
 
-    ``codes`` are arrays of shape (codes,). Returns float32 of shape (hop_length x codes,) each.
+    ``codes`` are arrays of shape (codes,), in whole frames. Returns float32 of shape (samples,),
+    ``Codec.samples(codes)`` each.
     """
     prompts = [np.asarray(v.codes if v else (), dtype=np.int64) for v in voices]
     rows = [i for i, own in enumerate(codes) if len(own)]
     waves = [np.zeros(0, dtype=np.float32) for _ in codes]
     decoded = codec.decode([np.concatenate([prompts[i], codes[i]]) for i in rows]) if rows else []
     for i, wave in zip(rows, decoded, strict=True):
-        waves[i] = wave[len(prompts[i]) * codec.hop_length :]
+        waves[i] = wave[codec.samples(len(prompts[i])) :]
     return waves

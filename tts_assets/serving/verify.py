@@ -28,9 +28,10 @@ from tts_assets.core.config import ConfigError
 from tts_assets.core.program import Run, load_config
 from tts_assets.serving.config import VerifyProgram
 from tts_assets.speechlm.config import SamplingConfig
-from tts_assets.speechlm.generate import Completion, Request, allowed_ids, generate
+from tts_assets.speechlm.generate import Completion, Request, allowed_at, allowed_ids, generate
 from tts_assets.speechlm.model import SpeechLM
 from tts_assets.speechlm.prompts import PromptFormat
+from tts_assets.speechlm.vocabulary import SpeechVocabulary
 
 # float32 sums in another order differ by 1e-6 to 1e-5 nats. A lost or untied weight gives 1e-1 and
 # more.
@@ -85,7 +86,6 @@ def compare_transformers(
     model = AutoModelForCausalLM.from_pretrained(
         serving, dtype=torch.float32, local_files_only=True
     )
-    allowed = torch.from_numpy(allowed_ids(lm.vocabulary))
     rows = []
     prompts_equal = True
     prompts = PromptFormat(lm.tokenizer, lm.vocabulary)
@@ -94,7 +94,8 @@ def compare_transformers(
         prompt = tokenizer(written, add_special_tokens=prompts.adds_prefix)["input_ids"]
         prompts_equal &= prompt == request.prompt.tolist()
         drawn = torch.from_numpy(completion.token_ids)
-        logprobs = next_logprobs(model, torch.tensor(prompt), drawn, allowed)
+        logprobs = next_logprobs(model, torch.tensor(prompt), drawn, lm.vocabulary)
+        allowed = torch.from_numpy(allowed_ids(lm.vocabulary))
         rows.append(_compare_row(logprobs, drawn, allowed, completion.logprobs))
     return _summarize(prompts_equal, rows, TOLERANCE)
 
@@ -136,15 +137,18 @@ def compare_vllm(
 
 @torch.inference_mode()
 def next_logprobs(
-    model: torch.nn.Module, prompt: Tensor, completion: Tensor, allowed: Tensor
+    model: torch.nn.Module, prompt: Tensor, completion: Tensor, vocabulary: SpeechVocabulary
 ) -> Tensor:
     """Log-probabilities of the A allowed tokens at each of the L tokens of ``completion``.
 
-    ``prompt`` has shape (P,), ``completion`` (L,), ``allowed`` (A,). Returns float32 of (L, A).
+    ``prompt`` has shape (P,), ``completion`` (L,). Returns float32 of (L, A).
     """
     ids = torch.cat([prompt, completion])[None]
     logits = model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
-    return logits[:, allowed].float().log_softmax(dim=1)
+    allowed = torch.from_numpy(allowed_at(vocabulary))
+    here = allowed[torch.arange(len(completion)) % len(allowed)]
+    logits = logits[:, torch.from_numpy(allowed_ids(vocabulary))].float()
+    return logits.masked_fill(~here, -torch.inf).log_softmax(dim=1)
 
 
 def _compare_row(

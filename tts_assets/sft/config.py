@@ -356,7 +356,8 @@ class SftProgram(ProgramConfig):
     ``sample_texts`` needs. ``tokens`` are the ``token_arrays`` of corpora that have them. In
     fine-tuning they save the tokenization and change no result; pretraining reads its streams
     there. ``texts`` are the folders of the recipe's texts, ``lexicon`` is that of ``[text]``.
-    ``token_rate`` is in codes a second, ``sample_rate`` in Hz.
+    ``token_rate`` is in codes a second, ``sample_rate`` in Hz. ``frame`` is that of the codec
+    (``CodecFacts``).
     """
 
     name: str
@@ -371,6 +372,7 @@ class SftProgram(ProgramConfig):
     sample_rate: int
     token_rate: float
     codebook_size: int
+    frame: tuple[int, ...] = ()
 
     @model_validator(mode="after")
     def _complete(self) -> Self:

@@ -277,8 +277,11 @@ class UtteranceDataset:
         if described.any():
             around = len(self.prompts.head(NO_IDS, np.zeros(1, dtype=np.int64))) - 1
             frame = np.where(described > 0, around + described, frame)
+        text = texts.text.lengths
+        if self.prompts.vocabulary.format.named:  # a text after a name starts with a space
+            text = np.where(described > 0, texts.later.lengths, text)
         codes = np.diff(self.tables[corpus].bounds)
-        return frame + texts.text.lengths + codes + len(self.prompts.after_speech)
+        return frame + text + codes + len(self.prompts.after_speech)
 
     def _of_utterances(self, columns: Sequence[Ints]) -> Ints:
         """From one number per row of each table to one number per utterance."""
@@ -328,9 +331,12 @@ class UtteranceDataset:
         drawn between 0 and ``code_dropout``, from ``seed`` and the sample's position in the stream.
         """
         (corpus, row), *rest = rows = [self._at(utterance) for utterance in sample.items]
-        texts = [self.texts[corpus].text[row], *(self.texts[c].later[r] for c, r in rest)]
-        text = np.concatenate(texts) if rest else texts[0]
-        head = self.prompts.head(text, self.texts[corpus].description[row])
+        own, description = self.texts[corpus], self.texts[corpus].description[row]
+        named = self.prompts.vocabulary.format.named and len(description)
+        first = own.later[row] if named else own.text[row]
+        texts = [first, *(self.texts[c].later[r] for c, r in rest)]
+        text = np.concatenate(texts) if rest else first
+        head = self.prompts.head(text, description)
         codes = [self.tables[c][r] for c, r in rows]
         ids = self.prompts.vocabulary.ids(np.concatenate(codes) if rest else codes[0])
         clean = np.concatenate([head, ids, self.prompts.after_speech])

@@ -56,6 +56,7 @@ def sft_program(
         sample_rate=codec.facts.sample_rate,
         token_rate=codec.facts.token_rate,
         codebook_size=codec.facts.codebook_size,
+        frame=codec.facts.frame,
     )
 
 

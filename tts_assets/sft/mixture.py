@@ -41,6 +41,7 @@ from tts_assets.sft.dataset import (
     too_long,
 )
 from tts_assets.speechlm.chats import ChatIds, tokenize_texts
+from tts_assets.speechlm.formats import recognize
 from tts_assets.speechlm.prompts import PromptFormat
 from tts_assets.speechlm.tokens import Rows, read_pretraining
 from tts_assets.speechlm.vocabulary import NONVERBALS, tokenizer_digest
@@ -371,20 +372,22 @@ def log_spelled_tags(
     """
     if rank() or NONVERBALS[0] in tokenizer.get_vocab():
         return
+    form = recognize(tokenizer.get_vocab())
+    tags = sorted(set(NONVERBALS) - (form.spelled if form else frozenset()))
     for corpus, folder in folders.items():
-        count = count_tagged(folder / "train_samples.jsonl")
+        count = count_tagged(folder / "train_samples.jsonl", tags)
         if count:
             log(
-                f"{count} transcripts of {corpus} have tags such as {NONVERBALS[0]}, which are "
+                f"{count} transcripts of {corpus} have tags such as {tags[0]}, which are "
                 "spelled out letter by letter: the tokenizer has no such tokens. Write "
                 "vocabulary.nonverbals = true in the recipe where its base gets its vocabulary"
             )
 
 
-def count_tagged(samples: Path) -> int:
+def count_tagged(samples: Path, tags: list[str]) -> int:
     """The number of samples of a JSONL file whose transcript has a tag. The file is streamed."""
     if not samples.stat().st_size:
         return 0
     texts = pl.scan_ndjson(samples, schema={"transcript": pl.String})
-    with_tags = texts.filter(pl.col("transcript").str.contains_any(list(NONVERBALS)))
+    with_tags = texts.filter(pl.col("transcript").str.contains_any(tags))
     return int(with_tags.select(pl.len()).collect(engine="streaming").item())

@@ -97,7 +97,7 @@ def open_base(program: SftProgram) -> SpeechLM:
     if program.base_checkpoint is not None:
         lm = SpeechLM.load(program.base_checkpoint, codebook_size)
     else:
-        lm = build(recipe.base, codebook_size, recipe.vocabulary, recipe.seed)
+        lm = build(recipe.base, codebook_size, recipe.vocabulary, recipe.seed, program.frame)
     if recipe.base.hub is not None:
         check_function(lm.model, recipe.base.hub)
     lm.vocabulary = declare_lexicon(lm.tokenizer, codebook_size, program.lexicon)

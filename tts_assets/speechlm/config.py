@@ -13,7 +13,7 @@ from tts_assets.core.hub import identity, pinned
 from tts_assets.core.program import ProgramConfig
 from tts_assets.corpora.config import Language
 
-FormatName = Literal["inworld", "llasa", "neutts", "plain"]
+FormatName = Literal["inworld", "llasa", "neutts", "orpheus", "plain"]
 
 
 class LlamaSize(Config):

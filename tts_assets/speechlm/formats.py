@@ -9,7 +9,8 @@ format of a base without them. All formats have one stream of codes. A training 
 ``after`` ends with the token that starts speech, and the loss counts from that token on.
 
 Sources, read in November 2026: the reference trainer's ``prompt.py`` (inworld); HKUSTAudio's
-LLaSA_training, ``train_tts.py`` (llasa); neuphonic's neutts-air, ``examples/finetune.py`` (neutts).
+LLaSA_training, ``train_tts.py`` (llasa); neuphonic's neutts-air, ``examples/finetune.py`` (neutts);
+canopyai's Orpheus-TTS, ``orpheus_tts_pypi`` and ``finetune`` (orpheus).
 """
 
 from __future__ import annotations
@@ -48,6 +49,12 @@ class SpeechFormat:
     the contents of a user turn and an assistant turn in the chat template of the tokenizer, if it
     has one. ``phonemes`` is the language whose phonemes the published models read, if any.
     ``learning_rate`` and ``sampling`` are what the authors use.
+
+    The name of a code's token has ``first`` plus the code. ``frame`` are the codes at each position
+    of a frame of the format's codec, if it has several codebooks. ``requires`` are tokens of the
+    base in ``pieces``, with which the format writes what a tokenizer puts before a text. With
+    ``named``, the place for a description takes a speaker's name: ``tara: text``. ``spelled`` are
+    the nonverbal tags that are read letter by letter.
     """
 
     name: FormatName
@@ -60,10 +67,15 @@ class SpeechFormat:
     phonemes: str = ""
     learning_rate: float | None = None
     sampling: Mapping[str, float] = field(default_factory=dict)
+    first: int = 0
+    frame: tuple[int, ...] = ()
+    requires: tuple[str, ...] = ()
+    named: bool = False
+    spelled: frozenset[str] = frozenset()
 
     def code_token(self, code: int) -> str:
         """The name of the token of a code."""
-        return self.speech.format(code)
+        return self.speech.format(self.first + code)
 
     def advice(self, learning_rate: float) -> str:
         """What the authors use, beside the learning rate of a recipe; empty if it is not known."""
@@ -83,7 +95,7 @@ class SpeechFormat:
 
     def writes_prefix(self, tokenizer: PreTrainedTokenizerBase) -> bool:
         """Whether the strings already have what the tokenizer puts before a text."""
-        return self.chat and tokenizer.chat_template is not None
+        return bool(self.requires) or (self.chat and tokenizer.chat_template is not None)
 
     def _templated(self, tokenizer: PreTrainedTokenizerBase) -> Pieces:
         before, after = self.pieces.before, self.pieces.after.removesuffix(self.start)
@@ -171,6 +183,29 @@ NEUTTS = SpeechFormat(
     learning_rate=4e-5,
     sampling={"temperature": 1.0, "top_k": 50, "min_tokens": 50},
 )
+ORPHEUS = SpeechFormat(
+    name="orpheus",
+    control=tuple(f"<custom_token_{number}>" for number in range(10)),
+    start="<custom_token_1>",
+    end="<custom_token_2>",
+    speech="<custom_token_{}>",
+    pieces=Pieces(  # 3 and 4 are around the human, 5 and 6 around the AI
+        before="<custom_token_3><|begin_of_text|>",
+        after="<|eot_id|><custom_token_4><custom_token_5><custom_token_1>",
+        closing="<custom_token_6>",
+        described=("<custom_token_3><|begin_of_text|>", ""),
+    ),
+    learning_rate=5e-5,
+    sampling={"temperature": 0.6, "top_p": 0.8, "repetition_penalty": 1.3},
+    first=10,
+    frame=7 * (4096,),  # of SNAC at 24 kHz
+    requires=("<|begin_of_text|>", "<|eot_id|>"),
+    named=True,
+    spelled=frozenset(
+        f"<{tag}>"
+        for tag in ("laugh", "chuckle", "sigh", "cough", "sniffle", "groan", "yawn", "gasp")
+    ),
+)
 PLAIN = SpeechFormat(  # for a base of any kind: its own chat template around text and speech
     name="plain",
     control=("<|audio_start|>", "<|audio_end|>"),
@@ -180,7 +215,9 @@ PLAIN = SpeechFormat(  # for a base of any kind: its own chat template around te
     pieces=Pieces(before=f"{INSTRUCTION} ", after="\n<|audio_start|>"),
     chat=True,
 )
-FORMATS: dict[FormatName, SpeechFormat] = {one.name: one for one in (INWORLD, LLASA, NEUTTS, PLAIN)}
+FORMATS: dict[FormatName, SpeechFormat] = {
+    one.name: one for one in (INWORLD, LLASA, NEUTTS, ORPHEUS, PLAIN)
+}
 assert set(FORMATS) == set(get_args(FormatName))
 
 

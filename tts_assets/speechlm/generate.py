@@ -9,6 +9,9 @@ requests of the batch: each request has its own random stream, and a token is dr
 cumulative distribution at the next number of that stream. (Other requests can only change the
 rounding of float sums.)
 
+With a codec of several codebooks only codes of the position that comes next in the frame can be
+drawn, and the end only between frames (``codec/frames.py``).
+
 Shapes: B rows of the batch, A allowed tokens (the codebook, then ``<|speech_end|>``), L tokens.
 """
 
@@ -46,10 +49,10 @@ class Request:
 class Completion:
     """The completion of a prompt.
 
-    ``codes`` are codec codes. ``ended`` is whether the model drew ``<|speech_end|>`` before
-    ``max_tokens``. ``token_ids`` are the codes as token ids, with the end token if it was drawn.
-    ``logprobs``, one for each token id, are over the allowed tokens, before temperature, penalties
-    and filters.
+    ``codes`` are codec codes, in whole frames. ``ended`` is whether the model drew
+    ``<|speech_end|>`` before ``max_tokens``. ``token_ids`` are all codes as token ids, with the end
+    token if it was drawn. ``logprobs``, one for each token id, are over the allowed tokens, before
+    temperature, penalties and filters.
     """
 
     codes: NDArray[np.int64]
@@ -61,6 +64,13 @@ class Completion:
 def allowed_ids(vocabulary: SpeechVocabulary) -> NDArray[np.int64]:
     """The token ids that may be drawn, shape (A,): index a < codebook_size is code a."""
     return np.append(vocabulary.code_to_id, vocabulary.speech_end)
+
+
+def allowed_at(vocabulary: SpeechVocabulary) -> NDArray[np.bool_]:
+    """Which of :func:`allowed_ids` may be drawn at each position of a frame, (positions, A)."""
+    frame = vocabulary.frame
+    codes = frame.positions(np.arange(vocabulary.codebook_size)) == np.arange(len(frame))[:, None]
+    return np.column_stack([codes, np.arange(len(frame)) == 0])
 
 
 @torch.inference_mode()
@@ -135,7 +145,14 @@ def completion_logprobs(
     index = torch.from_numpy(np.concatenate(where)).to(device)
     hidden = output.last_hidden_state[0][index]
     space = _AllowedSpace(lm)
-    values = token_logprobs(hidden, space.head(), space.index_of(ids[index + 1]), temperature)
+    drawn, step = space.index_of(ids[index + 1]), np.concatenate([np.arange(len(w)) for w in where])
+    values = hidden.new_zeros(len(drawn), dtype=torch.float32)
+    for position, allowed in enumerate(space.at):
+        rows = torch.from_numpy(np.flatnonzero(step % len(space.at) == position)).to(device)
+        own = token_logprobs(
+            hidden[rows], space.head()[allowed], space.within(drawn[rows], allowed), temperature
+        )
+        values = values.index_add(0, rows, own)
     return list(values.split([len(w) for w in where]))
 
 
@@ -156,6 +173,7 @@ class _AllowedSpace:
     def __init__(self, lm: SpeechLM) -> None:
         self.lm = lm
         self.ids = torch.from_numpy(allowed_ids(lm.vocabulary)).to(lm.model.device)
+        self.at = torch.from_numpy(allowed_at(lm.vocabulary)).to(lm.model.device)
 
     def head(self) -> Tensor:
         """Rows of the output matrix that can be drawn, (A, H)."""
@@ -166,6 +184,11 @@ class _AllowedSpace:
         table = torch.full((self.lm.vocabulary.size,), -1, device=self.ids.device)
         table[self.ids] = torch.arange(len(self.ids), device=self.ids.device)
         return table[token_ids]
+
+    @staticmethod
+    def within(index: Tensor, allowed: Tensor) -> Tensor:
+        """Indices of allowed tokens to indices of those ``allowed`` (A,) only; -1 for others."""
+        return torch.where(allowed, allowed.cumsum(0) - 1, -1)[index]
 
 
 class _GrowingLayer(DynamicLayer):
@@ -210,6 +233,7 @@ class _Batch:
         self.space = _AllowedSpace(lm)
         self.head = self.space.head()
         self.end = len(self.space.ids) - 1
+        self.excluded = ~self.space.at if len(self.space.at) > 1 else None
         self.cache = Cache(
             layers=[_GrowingLayer() for _ in range(lm.model.config.num_hidden_layers)]
         )
@@ -287,6 +311,8 @@ class _Batch:
 
     def _draw(self, logits: Tensor, step: int) -> Tensor:
         """Draw the next token of every live row (B,), and record its log-probability."""
+        if self.excluded is not None:
+            logits = logits.masked_fill(self.excluded[step % len(self.excluded)], -torch.inf)
         model_logits = logits
         if self.sampling.repetition_penalty != 1.0:
             logits = penalize(logits, self.seen, self.sampling.repetition_penalty)
@@ -317,7 +343,7 @@ class _Batch:
             drawn = tokens[tokens >= 0]
             results.append(
                 Completion(
-                    codes=drawn[drawn < self.end],
+                    codes=vocabulary.frame.whole(drawn[drawn < self.end]),
                     ended=bool(len(drawn)) and bool(drawn[-1] == self.end),
                     token_ids=ids[drawn],
                     logprobs=logprobs[: len(drawn)],

@@ -87,13 +87,20 @@ def generation_config(lm: SpeechLM, sampling: SamplingConfig) -> GenerationConfi
     )
 
 
-def build(base: BaseModel, codebook_size: int, vocabulary: VocabularyConfig, seed: int) -> SpeechLM:
+def build(
+    base: BaseModel,
+    codebook_size: int,
+    vocabulary: VocabularyConfig,
+    seed: int,
+    frame: tuple[int, ...] = (),
+) -> SpeechLM:
     """A model to train: from scratch, or from the hub with the speech vocabulary added.
 
-    New weights depend on ``seed`` alone. Raises ValueError if ``base`` is another recipe.
+    New weights depend on ``seed`` alone. ``frame``: see ``extend_tokenizer``. Raises ValueError if
+    ``base`` is another recipe.
     """
     if base.llama is not None:
-        return new_llama(base.llama, codebook_size, vocabulary, seed)
+        return new_llama(base.llama, codebook_size, vocabulary, seed, frame)
     if base.hub is None:
         raise ValueError(f"base recipe {base.recipe!r} is opened with SpeechLM.load()")
     tokenizer = load_tokenizer(base.hub)
@@ -103,16 +110,22 @@ def build(base: BaseModel, codebook_size: int, vocabulary: VocabularyConfig, see
             name, revision=revision or MAIN, dtype=torch.float32
         )
     known = set(tokenizer.get_vocab().values())
-    speech = extend_tokenizer(tokenizer, codebook_size, vocabulary)
+    speech = extend_tokenizer(tokenizer, codebook_size, vocabulary, frame)
     added = sorted(set(tokenizer.get_vocab().values()) - known)
     grow_embeddings(model, added, seed)
     return SpeechLM(model, tokenizer, speech)
 
 
-def new_llama(size: LlamaSize, codebook_size: int, config: VocabularyConfig, seed: int) -> SpeechLM:
+def new_llama(
+    size: LlamaSize,
+    codebook_size: int,
+    config: VocabularyConfig,
+    seed: int,
+    frame: tuple[int, ...] = (),
+) -> SpeechLM:
     """A Llama with random weights that depend on ``seed`` alone."""
     tokenizer = byte_tokenizer(size.max_positions, config.phonemes is not None)
-    vocabulary = extend_tokenizer(tokenizer, codebook_size, config)
+    vocabulary = extend_tokenizer(tokenizer, codebook_size, config, frame)
     llama = LlamaConfig(
         vocab_size=vocabulary.size,
         hidden_size=size.hidden_size,

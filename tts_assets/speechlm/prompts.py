@@ -45,6 +45,7 @@ from tts_assets.speechlm.vocabulary import (
 
 Ids = NDArray[np.int64]
 AnyIds = NDArray[np.int64] | NDArray[np.int32]
+NAME = re.compile(r"[\w' -]*[^\W_]")  # of a speaker
 SENTENCE_ENDS = ".!?。！？"
 NO_IDS: Ids = np.empty(0, dtype=np.int64)
 
@@ -172,8 +173,31 @@ class PromptFormat:
         """
         if np.size(codes) == 0:
             raise PromptError(f"no speech codes for the text {text!r}")
-        prompt = self.head(self.text_ids(text), self.literal_batch([voice_description])[0])
+        prompt = self._head_of([text], voice_description)
         return np.concatenate([prompt, self.vocabulary.ids(codes), self.after_speech])
+
+    def _head_of(self, texts: list[str], description: str) -> Ids:
+        if description and self.vocabulary.format.named:
+            texts = [f" {texts[0]}", *texts[1:]]
+        said = np.concatenate(self.text_batch(texts))
+        return self.head(said, self.description_batch([description])[0])
+
+    def description_batch(self, descriptions: list[str]) -> list[Ids]:
+        """The ids of descriptions of a voice, or of speakers' names with the colon after them.
+
+        After a name, a text starts with a space. Raises :class:`PromptError` for a description
+        where the format has a name.
+        """
+        if not self.vocabulary.format.named:
+            return self.literal_batch(descriptions)
+        other = next((one for one in descriptions if one and not NAME.fullmatch(one)), None)
+        if other is not None:
+            raise PromptError(
+                f"the prompt format {self.vocabulary.format.name!r} has a place for a speaker's "
+                f"name, not for {other!r}: write a name such as tara in voice_description, and "
+                "remove emotion and style"
+            )
+        return self.literal_batch([f"{one}:" if one else "" for one in descriptions])
 
     def inference(
         self,
@@ -191,11 +215,11 @@ class PromptFormat:
         codes = np.asarray(prompt_codes, dtype=np.int64)
         if bool(prompt_text) != bool(codes.size):
             raise PromptError("a voice prompt needs both its transcript and its codes")
-        if self._phonemizer is None or not prompt_text:
-            said = self.text_ids(f"{prompt_text} {text}" if prompt_text else text)
-        else:  # as in training, where joined texts are phonemized one by one
-            said = np.concatenate(self.text_batch([prompt_text, f" {text}"]))
-        prompt = self.head(said, self.literal_batch([voice_description])[0])
+        texts = [text]
+        if prompt_text:  # as in training, where joined texts are phonemized one by one
+            one_by_one = self._phonemizer is not None
+            texts = [prompt_text, f" {text}"] if one_by_one else [f"{prompt_text} {text}"]
+        prompt = self._head_of(texts, voice_description)
         return np.concatenate([prompt, self.vocabulary.ids(codes)])
 
     def head(self, text: AnyIds, description: AnyIds = NO_IDS) -> Ids:
@@ -264,15 +288,20 @@ class PromptFormat:
         return np.concatenate([[self.vocabulary.speech_end], closing])
 
 
-def open_tokenizer(config: TokenizerConfig, codebook_size: int) -> PromptFormat:
-    """The prompt format of a tokenizer with the speech vocabulary of a codec."""
+def open_tokenizer(
+    config: TokenizerConfig, codebook_size: int, frame: tuple[int, ...] = ()
+) -> PromptFormat:
+    """The prompt format of a tokenizer with the speech vocabulary of a codec.
+
+    ``frame``: see :func:`extend_tokenizer`.
+    """
     vocabulary = config.vocabulary
     tokenizer = (
         byte_tokenizer(ANY_LENGTH, vocabulary.phonemes is not None)
         if config.hub is None
         else load_tokenizer(config.hub)
     )
-    extend_tokenizer(tokenizer, codebook_size, vocabulary)
+    extend_tokenizer(tokenizer, codebook_size, vocabulary, frame)
     return PromptFormat(tokenizer, declare_lexicon(tokenizer, codebook_size, config.lexicon))
 
 

@@ -137,7 +137,7 @@ def _tokenized(table: CodeTable, prompts: PromptFormat) -> Iterator[list[list[In
         yield [
             prompts.text_batch(texts),
             prompts.text_batch([" " + text for text in texts]),
-            prompts.literal_batch(described),
+            prompts.description_batch(described),
         ]
 
 
@@ -231,7 +231,7 @@ def main(argv: list[str] | None = None) -> None:
         arrays = CodeArrays.open(program.arrays)
         counts: dict[str, int] = {}
         for tokenizer in run.progress(program.tokenizers, "tokenizers"):
-            prompts = open_tokenizer(tokenizer, arrays.facts.codebook_size)
+            prompts = open_tokenizer(tokenizer, arrays.facts.codebook_size, arrays.facts.frame)
             digest = tokenizer_digest(prompts.tokenizer)
             folder = run.result_dir / digest
             counts[digest] = write_tokens(arrays, prompts, folder, program.pretraining)

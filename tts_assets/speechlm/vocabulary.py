@@ -11,6 +11,9 @@ A vocabulary may read phonemes instead of characters, and have a lexicon. Then t
 :data:`PHONEMES` (the language) and :data:`LEXICON` (pronunciations by word) are in
 ``tokenizer_config.json``, so a saved model is always read as it was trained.
 
+So does the key :data:`FRAME` with the frames of a codec with several codebooks, unless the format
+implies them.
+
 For the Llama-3 tokenizer: 128,256 + 8 control + 65,536 speech = 193,800 tokens, padded with
 ``<|extra_token_i|>`` to 193,856, a multiple of 64.
 """
@@ -22,12 +25,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from tts_assets.codec.frames import Frame
 from tts_assets.core.config import digest_of
 from tts_assets.core.hub import MAIN, from_hub, locate
 from tts_assets.normalization.rules import Pronunciation
@@ -65,7 +70,8 @@ FIXED_STRINGS = (
 )
 SIZE_MULTIPLE = 64  # of embedding rows: multiples of 64 fit the tile sizes of GPUs
 VOCABULARY_FILE = "vocabulary.json"
-PHONEMES, LEXICON = "text_phonemes", "text_lexicon"  # keys of tokenizer_config.json
+# Keys of tokenizer_config.json.
+PHONEMES, LEXICON, FRAME = "text_phonemes", "text_lexicon", "speech_frame"
 # Letters and marks that espeak-ng writes and that ASCII lacks: one token each in a byte tokenizer.
 IPA_SYMBOLS = (*map(chr, range(0x250, 0x2B0)), *"æçðøħŋœβθχᵻⱱᵊʰʲʷˈˌːˑ˞\u0303\u0329\u032a\u032f")
 PAD = "<|pad|>"
@@ -81,11 +87,13 @@ class SpeechVocabulary:
     """The speech ids of a tokenizer. Codes are mapped to ids without strings.
 
     ``size`` is the number of ids. ``control`` are the ids of the control tokens by name,
-    ``speech_ids`` the id of each code. ``lexicon`` is the digest of the lexicon; empty without one.
+    ``speech_ids`` the id of each code. ``frame`` is that of the codec. ``lexicon`` is the digest of
+    the lexicon; empty without one.
     """
 
     format: SpeechFormat
     codebook_size: int
+    frame: Frame
     size: int
     control: dict[str, int]
     speech_ids: tuple[int, ...]
@@ -117,8 +125,10 @@ class SpeechVocabulary:
     def digest(self) -> str:
         """A digest that changes whenever a code or control token gets another id, or a word
         another pronunciation."""
-        known = {"size": self.size, "control": self.control, "speech": list(self.speech_ids)}
-        # Digests are older than formats and lexica.
+        known: dict[str, Any] = {"size": self.size, "control": self.control}
+        known["speech"] = list(self.speech_ids)
+        # Digests are older than frames, formats and lexica.
+        known |= {"frame": list(self.frame.sizes)} if len(self.frame) > 1 else {}
         known |= {} if self.format is INWORLD else {"format": self.format.name}
         return digest_of(known | ({"lexicon": self.lexicon} if self.lexicon else {}))
 
@@ -141,6 +151,10 @@ class SpeechVocabulary:
         found = self.id_to_code[np.asarray(token_ids, dtype=np.int64)]
         return found[found >= 0]
 
+    def whole_codes(self, token_ids: ArrayLike) -> NDArray[np.int64]:
+        """:meth:`codes` up to the first frame that is broken, or that ``token_ids`` cut off."""
+        return self.frame.whole(self.codes(token_ids))
+
     def save(self, folder: Path) -> None:
         """Write ``vocabulary.json``, which is compared when a checkpoint is loaded."""
         order = "numeric" if bool((np.diff(self.code_to_id) > 0).all()) else "lexicographic"
@@ -149,6 +163,7 @@ class SpeechVocabulary:
             "format": self.format.name,
             "size": self.size,
             "codebook_size": self.codebook_size,
+            "frame": list(self.frame.sizes),
             "order": order,
             "control": self.control,
             "first_speech_id": int(self.code_to_id.min()),
@@ -177,15 +192,23 @@ def added_tokens(codebook_size: int, config: VocabularyConfig) -> list[str]:
 
 
 def extend_tokenizer(
-    tokenizer: PreTrainedTokenizerBase, codebook_size: int, config: VocabularyConfig
+    tokenizer: PreTrainedTokenizerBase,
+    codebook_size: int,
+    config: VocabularyConfig,
+    frame: tuple[int, ...] = (),
 ) -> SpeechVocabulary:
     """Append the speech vocabulary to ``tokenizer`` in place, unless it has one already.
 
-    Raises :class:`VocabularyError` if ``config`` asks for another format or other phonemes, or if
-    the ids of the tokenizer have holes, in which new tokens would take the ids of others.
+    ``frame`` are the codes at each position of a frame of the codec, empty if it has one codebook.
+    Raises :class:`VocabularyError` if ``config`` asks for another format or other phonemes, if the
+    format is for another codec, or if the ids of the tokenizer have holes, in which new tokens
+    would take the ids of others.
     """
     form = recognize(tokenizer.get_vocab())
     if form is None:
+        check_format(FORMATS[config.format or "inworld"], tokenizer, frame)
+        if frame:
+            tokenizer.init_kwargs[FRAME] = list(frame)
         _add(tokenizer, added_tokens(codebook_size, config))
         missing = -len(tokenizer) % SIZE_MULTIPLE
         _add(tokenizer, [f"<|extra_token_{i}|>" for i in range(missing)])
@@ -202,7 +225,30 @@ def extend_tokenizer(
         )
     if config.phonemes:
         _declare_phonemes(tokenizer, config.phonemes, form)
-    return read_vocabulary(tokenizer, codebook_size)
+    vocabulary = read_vocabulary(tokenizer, codebook_size)
+    if vocabulary.frame.sizes != (frame or (codebook_size,)):
+        raise VocabularyError(
+            f"the base writes frames of {vocabulary.frame.sizes} codes, the codec of "
+            f"{frame or (codebook_size,)}: it belongs to another codec"
+        )
+    return vocabulary
+
+
+def check_format(
+    form: SpeechFormat, tokenizer: PreTrainedTokenizerBase, frame: tuple[int, ...]
+) -> None:
+    """Raise :class:`VocabularyError` if a base or a codec cannot have a format."""
+    if form.frame and form.frame != frame:
+        raise VocabularyError(
+            f"the format {form.name!r} is for a codec with frames of {form.frame} codes (SNAC at "
+            f"24 kHz), this codec has {frame or 'one codebook'}: choose another format"
+        )
+    missing = [token for token in form.requires if token not in tokenizer.get_vocab()]
+    if missing:
+        raise VocabularyError(
+            f"the format {form.name!r} needs the tokens {', '.join(missing)} of Llama 3, which "
+            f"{tokenizer.name_or_path or 'the tokenizer'} lacks: choose another format"
+        )
 
 
 def _declare_phonemes(
@@ -246,7 +292,9 @@ def read_vocabulary(tokenizer: PreTrainedTokenizerBase, codebook_size: int) -> S
             f"{name} lacks {len(missing)} tokens of a codec of {codebook_size} codes, the first is "
             f"{missing[0]}: it belongs to another codec"
         )
-    if form.code_token(codebook_size) in known:
+    frame = form.frame or tuple(tokenizer.init_kwargs.get(FRAME, ())) or (codebook_size,)
+    beyond = sum(frame) != codebook_size if form.frame else form.code_token(codebook_size) in known
+    if beyond:
         raise VocabularyError(
             f"{name} has more speech tokens than the codec's {codebook_size} codes: it belongs to "
             "another codec"
@@ -254,6 +302,7 @@ def read_vocabulary(tokenizer: PreTrainedTokenizerBase, codebook_size: int) -> S
     return SpeechVocabulary(
         format=form,
         codebook_size=codebook_size,
+        frame=Frame(frame),
         size=max(known.values()) + 1,
         control={token: known[token] for token in form.control},
         speech_ids=tuple(known[token] for token in tokens),
@@ -285,6 +334,17 @@ def declare_lexicon(
 def lexicon_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
     """The pronunciations that a tokenizer carries, by word; empty without a lexicon."""
     return dict(tokenizer.init_kwargs.get(LEXICON, {}))
+
+
+def saved_vocabulary(folder: Path) -> SpeechVocabulary:
+    """The vocabulary of a folder of ``SpeechLM.save``.
+
+    Raises :class:`VocabularyError` if its files do not belong together.
+    """
+    size = int(json.loads((folder / VOCABULARY_FILE).read_text())["codebook_size"])
+    vocabulary = read_vocabulary(load_tokenizer(str(folder)), size)
+    vocabulary.check(folder)
+    return vocabulary
 
 
 def phonemes_of(tokenizer: PreTrainedTokenizerBase) -> str:

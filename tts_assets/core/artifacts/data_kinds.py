@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tts_assets.core.artifacts.handle import Facts, Handle
 
@@ -81,16 +81,39 @@ class SampleManifest(Handle):
 
 
 class CodecFacts(Facts):
-    """``sample_rate`` in Hz, ``hop_length`` in samples per code, ``token_rate`` in codes per
-    second."""
+    """``sample_rate`` in Hz, ``hop_length`` in samples per frame, ``token_rate`` in codes per
+    second.
+
+    ``codebook_size`` counts all different codes. A codec with several codebooks has their sizes in
+    ``codebooks``, and in ``pattern`` the codebook of each code of a frame (``codec/frames.py``).
+    """
+
+    added_keys: ClassVar[frozenset[str]] = frozenset({"codebooks", "pattern"})
 
     sample_rate: int
     hop_length: int
     token_rate: float
     codebook_size: int
+    codebooks: tuple[int, ...] = ()
+    pattern: tuple[int, ...] = ()
     parameters: int
     perplexity: float | None = Field(None, description="of the codes in the last training steps")
     dead_codes: int | None = Field(None, description="codes that did not occur in them")
+
+    @property
+    def frame(self) -> tuple[int, ...]:
+        """The number of different codes at each position of a frame; empty for one codebook."""
+        several = len(self.pattern) > 1
+        return tuple(self.codebooks[own] for own in self.pattern) if several else ()
+
+    @model_validator(mode="after")
+    def _sizes_add_up(self) -> Self:
+        if self.pattern and sum(self.frame) != self.codebook_size:
+            raise ValueError(
+                f"codebook_size {self.codebook_size} is not the sum {sum(self.frame)} of the codes "
+                f"of a frame, {self.frame}"
+            )
+        return self
 
 
 class CodecCheckpoint(Handle):
@@ -160,12 +183,15 @@ def code_dtype(codebook_size: int) -> str:
 
 
 class CodeFacts(Facts):
-    """The codec that encoded the audio."""
+    """The codec that encoded the audio. ``frame`` is that of :class:`CodecFacts`."""
+
+    added_keys: ClassVar[frozenset[str]] = frozenset({"frame"})
 
     codec: str
     sample_rate: int
     token_rate: float
     codebook_size: int
+    frame: tuple[int, ...] = ()
 
     @property
     def dtype(self) -> str:

@@ -64,6 +64,7 @@ class Facts(Config):
         *("corpus", "name", "recipe", "stage", "suite", "root", "membership", "dtype"),
         *("codec", "codec_path", "vocabulary", "text_tokens"),
         *("sample_rate", "hop_length", "token_rate", "codebook_size"),
+        *("codebooks", "pattern", "frame"),
     }
 
 
