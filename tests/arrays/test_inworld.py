@@ -16,7 +16,7 @@ from tts_assets.arrays import inworld as export
 from tts_assets.arrays.arrays import SPLITS, ArrayError, CodeTable
 from tts_assets.arrays.assets import build_assets
 from tts_assets.arrays.config import ArraysConfig
-from tts_assets.arrays.inworld import file_digests, import_inworld
+from tts_assets.arrays.inworld import check_frames, file_digests, import_inworld
 from tts_assets.arrays.merge import merge
 from tts_assets.core.accounting import ValidationSplit
 from tts_assets.core.artifacts import ArtifactStore, Build, CodeArrays, CodecCheckpoint, CodecFacts
@@ -193,3 +193,26 @@ def test_the_error_names_the_damaged_file(
     with pytest.raises(ArrayError, match=message):
         file_digests(theirs)
         import_inworld("theirs", theirs, "CC0-1.0", codec, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "codes", "problem"),
+    [
+        ([2, 4], [0, 3, 1, 4, 2, 3], None),
+        ([3, 3], [0, 3, 1, 4, 2, 3], "sample 0: the last frame is broken: it has 1 of 2 codes"),
+        ([2, 4], [0, 3, 1, 4, 3, 2], "sample 1: frame 1 is broken: its code 3 belongs to position"),
+    ],
+)
+def test_broken_frames_are_found(
+    tmp_path: Path, lengths: list[int], codes: list[int], problem: str | None
+) -> None:
+    """Frames of a codec with codebooks of 3 and 2 codes."""
+    np.save(tmp_path / "train_codes.npy", np.array(codes, np.uint16))
+    np.save(tmp_path / "train_codes_index.npy", np.cumsum([0, *lengths[:-1]]))
+    (tmp_path / "train_samples.jsonl").write_text("{}\n{}\n")
+    table = CodeTable.of_split(tmp_path, "train")
+    if problem is None:
+        check_frames(table, (3, 2), tmp_path)
+    else:
+        with pytest.raises(ArrayError, match=problem):
+            check_frames(table, (3, 2), tmp_path)

@@ -62,4 +62,5 @@ def test_a_clip_that_is_too_short_has_no_metrics() -> None:
 
 
 def test_bit_rate_follows_from_the_codebook() -> None:
-    assert bit_rate(50, 65_536) == 800
+    assert bit_rate(50, (65_536,)) == 800
+    assert bit_rate(70, (1024, 4096)) == 770

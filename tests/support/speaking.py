@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from safetensors.torch import load_file, save_file
 
 from tests.support.codecs import saved
 from tests.support.public_bases import published, random_base
@@ -168,6 +169,14 @@ def publish_serving(store: ArtifactStore, sources: Sources, config: ServingConfi
     return handle
 
 
+def make_end_likely(base: Path, end: int) -> None:
+    """Scale the logits of the end token. Among thousands of codes it is hardly ever drawn."""
+    path = base / "model.safetensors"
+    weights = load_file(path)
+    weights["lm_head.weight"][end] *= 60
+    save_file(weights, path, {"format": "pt"})
+
+
 def with_format(speaking: Speaking, form: SpeechFormat, folder: Path) -> Speaking:
     """The artifacts with a random base of a public model's format instead.
 
@@ -179,6 +188,8 @@ def with_format(speaking: Speaking, form: SpeechFormat, folder: Path) -> Speakin
         speaking = replace(speaking, codec=codec, arrays=arrays)
     tokenizer = published(form, speaking.codec.facts.codebook_size)
     random_base(folder / form.name, tokenizer, len(tokenizer))
+    if form.frame:
+        make_end_likely(folder / form.name, tokenizer.convert_tokens_to_ids(form.end))
     checkpoint = publish_checkpoint(speaking.store, speaking.codec, base=folder / form.name)
     sources = Sources(checkpoint, speaking.codec, {"clips": speaking.arrays})
     serving = publish_serving(speaking.store, sources, ServingConfig(sampling=SAMPLING))
