@@ -23,7 +23,11 @@ from tts_assets.speechlm.formats import FORMATS, SpeechFormat
 from tts_assets.speechlm.model import SpeechLM
 from tts_assets.speechlm.vocabulary import declare_lexicon
 
-every_format = pytest.mark.parametrize("form", FORMATS.values(), ids=list(FORMATS))
+every_format = pytest.mark.parametrize(
+    "form",
+    [pytest.param(one, marks=pytest.mark.slow) if one.frame else one for one in FORMATS.values()],
+    ids=list(FORMATS),
+)
 
 
 @every_format
