@@ -20,6 +20,7 @@ from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
 from resources.torchrun import TorchrunLauncher
 from tests.codec.conftest import VENDORED, published
 from tests.codec.test_original import original_weights, save
+from tests.support.codecs import saved
 from tts_assets.codec.assets import build_assets
 from tts_assets.codec.config import CodecConfig
 from tts_assets.codec.model import Codec
@@ -45,8 +46,10 @@ def resources(store: ArtifactStore) -> dict[str, object]:
     }
 
 
-def fetch(root: Path, store: ArtifactStore, name: str = "codec") -> ExecuteInProcessResult:
-    config = CodecConfig(checkpoint=name)
+def fetch(
+    root: Path, store: ArtifactStore, name: str = "codec", codebooks: int | None = None
+) -> ExecuteInProcessResult:
+    config = CodecConfig(checkpoint=name, codebooks=codebooks)
     codec = build_assets(config, ValidationSplit(), Shape(processes=1), root)[0]
     assert isinstance(codec, AssetsDefinition)
     return materialize([codec], resources=resources(store))
@@ -120,6 +123,26 @@ def test_a_folder_is_published_once(tmp_path: Path, store: ArtifactStore, vendor
     (tmp_path / "codec" / "recipe.json").write_text("{}")
     fetch(tmp_path, store)
     assert store.current("codec").content != handle.content
+
+
+def test_the_number_of_codebooks_is_part_of_the_codec(tmp_path: Path, store: ArtifactStore) -> None:
+    saved("mimi", tmp_path)
+    fetch(tmp_path, store)
+    whole = store.current("codec")
+    fetch(tmp_path, store, codebooks=2)
+    some = store.current("codec")
+    assert whole.content != some.content
+    assert (whole.facts.frame, some.facts.frame) == (4 * (64,), 2 * (64,))
+    assert (
+        CodecConfig(checkpoint="a").canonical()
+        == CodecConfig(checkpoint="a", codebooks=None).canonical()
+    )
+    assert "codebooks" not in CodecConfig(checkpoint="a").canonical()
+    with pytest.raises(ValueError, match="trained here have one codebook"):
+        CodecConfig.model_validate({"train": {"corpora": {"a": 1.0}}, "codebooks": 2})
+    shutil.copytree(VENDORED, tmp_path / "one")
+    with pytest.raises(ValueError, match="this xcodec2 has one: remove it"):
+        fetch(tmp_path, store, "one", codebooks=2)
 
 
 def test_an_original_checkpoint_is_converted_once(tmp_path: Path, store: ArtifactStore) -> None:

@@ -19,6 +19,7 @@ import pytest
 import soundfile
 
 from tests.codec.conftest import ROOT, VENDORED, published
+from tests.support.codecs import saved
 from tts_assets.codec.config import ShardProgram
 from tts_assets.codec.model import Codec
 from tts_assets.codec.shards import main
@@ -47,6 +48,7 @@ def program(
     reuse: Sequence[Path] = (),
     batch_tokens: int = 300,
     codec: Path = VENDORED,
+    facts: CodecFacts = FACTS,
 ) -> None:
     folder.mkdir(exist_ok=True)
     config = ShardProgram(
@@ -55,7 +57,7 @@ def program(
         samples=samples,
         codec=codec,
         codec_content=codec_content,
-        codec_facts=FACTS,
+        codec_facts=facts,
         shard_samples=8,
         batch_tokens=batch_tokens,
         reuse=list(reuse),
@@ -138,6 +140,32 @@ def test_nothing_to_encode_is_an_error_with_counted_reasons(
     (tmp_path / "empty.jsonl").touch()
     with pytest.raises(NothingUsableError, match="none of 0 samples"):
         encode(tmp_path / "other", tmp_path / "empty.jsonl")
+
+
+def test_codes_of_several_codebooks_are_stored_in_frames_and_reused(
+    tmp_path: Path, samples: list[Sample]
+) -> None:
+    folder = saved("snac", tmp_path / "snac")
+    codec = Codec.load(folder)
+    write_samples(tmp_path / "kept.jsonl", samples[:5])
+    changes = {"codec": folder, "facts": codec.facts, "batch_tokens": 900}
+    first = encode(tmp_path / "one", tmp_path / "kept.jsonl", **changes)
+    assert (first.frame, first.codebook_size, first.dtype) == ((64,) * 7, 448, "uint16")
+    result = tmp_path / "one" / "result"
+    codes = np.load(result / "shard-00000.codes.npy")
+    waves = [read_wave(Path(sample.wav_path), codec.input_rate) for sample in samples[:5]]
+    assert np.array_equal(codes, np.concatenate(codec.encode(waves)))
+    assert codec.frame.problem(codes) == ""
+    seconds = sum(sample.duration for sample in samples[:5])
+    assert 0 < 3600 * first.hours - seconds < 5 * 2048 / 24_000
+    store = ArtifactStore(tmp_path / "store")
+    build = Build("codec_shards", {}, {}, "2", partition="asterisk_en")
+    work = store.work_folder(build) / "result"
+    shutil.copytree(result, work)
+    earlier = store.publish(CodecShards, build, work, first)
+    again = encode(tmp_path / "two", tmp_path / "kept.jsonl", **changes, reuse=[earlier.path])
+    assert (again.encoded, again.reused_codes) == (0, 5)
+    assert digests(tmp_path / "two") == digests(tmp_path / "one")
 
 
 def test_a_restart_makes_only_what_is_missing(tmp_path: Path, sample_list: Path) -> None:

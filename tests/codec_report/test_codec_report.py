@@ -20,6 +20,7 @@ from tests.codec.conftest import CORPUS, VENDORED
 from tests.codec.test_assets import publish
 from tests.evaluation.test_pages import AXE, STANDARD
 from tests.support.browser import Browser
+from tests.support.codecs import saved
 from tts_assets.codec.config import CodecArchitecture, CodecReportConfig
 from tts_assets.codec.decoder import OUTPUTS, CodecDecoder, decoder_config, save_decoder
 from tts_assets.codec.model import Codec
@@ -159,6 +160,11 @@ def test_a_recording_is_played_at_its_own_rate(
     (clip,) = measurer.originals()
     assert soundfile.info(tmp_path / clip.audio).samplerate == 24_000
     assert clip.word_errors < clip.words
+    mimi = Codec.load(saved("mimi", tmp_path / "mimi"))  # 4 codebooks of 6 bits, 12.5 a second
+    codes, _, resynthesized = measurer.through("mimi", mimi)
+    assert (codes.codes, codes.codebook_size) == (mimi.codes(len(wave)), 4 * 64)
+    assert codes.bit_rate == 4 * 6 * 12.5 and 0 <= codes.entropy <= 6
+    assert next(resynthesized).mel is not None
 
 
 def test_codes_and_speed_are_counted(measured: list[dict[str, Any]]) -> None:

@@ -27,6 +27,8 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 def is_compact(folder: Path) -> bool:
     """Whether a folder holds a codec of this project, as opposed to a published one."""
+    if snac_sizes(folder):
+        return False
     config = AutoConfig.from_pretrained(folder)
     return getattr(config, "quantizer_bound", None) == SINGLE_BOUND
 
