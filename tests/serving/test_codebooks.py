@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,15 @@ from tests.support.codecs import saved
 from tests.support.speaking import Speaking, publish_all
 from tts_assets.arrays.checks import check_codes
 from tts_assets.core.artifacts import ArtifactStore
+from tts_assets.serving.async_engine import AsyncVllm
+from tts_assets.serving.config import ServerConfig
+from tts_assets.serving.served_model import open_prompts, read_card
 from tts_assets.serving.streaming import Chunks, StreamDecoder, first_repeat
 from tts_assets.serving.synthesis import SynthesisLine, Synthesizer, decode
 from tts_assets.serving.verify import compare_vllm
 from tts_assets.speechlm.config import SamplingConfig
+from tts_assets.speechlm.generate import Request
+from tts_assets.speechlm.vocabulary import saved_vocabulary
 
 SAMPLING = SamplingConfig(max_tokens=66, seed=3)  # no whole number of frames of seven
 
@@ -86,3 +92,31 @@ def test_vllm_samples_the_same_frames(speaking: Speaking) -> None:
     folders = speaking.checkpoint.path, speaking.serving.path
     agreement = compare_vllm(*folders, size, ["one two", "three"], tokens=30)
     assert agreement.holds and agreement.tokens > 30, agreement
+
+
+@pytest.mark.slow
+def test_concurrent_requests_of_the_server_are_frames(speaking: Speaking) -> None:
+    """The asynchronous engine, with requests of several lengths in one batch."""
+    folder = speaking.serving.path
+    vocabulary = saved_vocabulary(folder)
+    prompts = open_prompts(folder, read_card(folder))
+    sampling = SamplingConfig(temperature=1.0, top_k=0, max_tokens=45)
+
+    async def completions() -> list[list[int]]:
+        engine = AsyncVllm(folder, vocabulary, ServerConfig(max_model_len=256))
+
+        async def complete(seed: int) -> list[int]:
+            request = Request(prompts.inference("one two"[: 3 + seed]), seed)
+            own = sampling.model_copy(update={"max_tokens": 45 - 4 * seed})
+            return [token async for ids in engine.generate(request, own) for token in ids]
+
+        try:
+            return await asyncio.gather(*map(complete, range(5)))
+        finally:
+            engine.close()
+
+    for seed, ids in enumerate(asyncio.run(completions())):
+        codes = vocabulary.codes(ids)
+        assert vocabulary.frame.first_misplaced(codes) is None
+        ended = ids[-1] == vocabulary.speech_end
+        assert len(codes) % 7 == 0 if ended else len(codes) == 45 - 4 * seed
