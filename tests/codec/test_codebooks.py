@@ -224,6 +224,20 @@ def test_the_noise_of_snac_is_the_same_in_each_call(codec: Codec, waves: list[Wa
     np.testing.assert_allclose(first[:inside], start[:inside], atol=1e-5)
 
 
+@pytest.mark.parametrize("codec", ["snac"], indirect=True)
+@torch.inference_mode()
+def test_frames_of_snac_have_the_order_of_orpheus(codec: Codec, waves: list[Wave]) -> None:
+    """As its authors write them, with 64 instead of 4,096 codes at each position."""
+    (wave,) = at_rate(codec, waves[:1])
+    coarse, middle, fine = (codes.tolist() for codes in package_codes(codec, wave))
+    expected = []
+    for i in range(len(coarse)):
+        frame = [coarse[i], middle[2 * i], fine[4 * i], fine[4 * i + 1]]
+        frame += [middle[2 * i + 1], fine[4 * i + 2], fine[4 * i + 3]]
+        expected += [code + 64 * position for position, code in enumerate(frame)]
+    assert codec.encode([wave])[0].tolist() == expected
+
+
 def test_patterns() -> None:
     assert nested_pattern((4, 2, 1)) == (0, 1, 2, 2, 1, 2, 2)
     assert len(nested_pattern((8, 4, 2, 1))) == 15

@@ -44,9 +44,9 @@ class Codec:
     def load(cls, folder: Path, device: str = "cpu", precision: Precision = "fp32") -> Self:
         """Open a codec folder of this project, or a snapshot of a published codec.
 
-        With ``precision = "bf16"`` the semantic encoder of a published codec, nearly all of its
-        arithmetic, runs in bfloat16, which changes some codes. Codecs of this project have no
-        layers there that would run faster, so their codes do not change.
+        With ``precision = "bf16"`` the semantic encoder of X-Codec-2 and NeuCodec, nearly all of
+        their arithmetic, runs in bfloat16, which changes some codes. Other codecs have no such
+        layers, so their codes do not change.
 
         Raises ValueError if the folder holds no model of :data:`MODEL_TYPES` or SNAC, or if
         weights are missing.
