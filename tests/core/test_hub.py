@@ -3,11 +3,14 @@ reaches the network."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -184,3 +187,60 @@ def test_an_unavailable_model_is_an_error_with_a_remedy(
     ):
         with pytest.raises(ConfigError, match=f"{NAME}.*hf auth login.*name a folder"):
             fetch()
+
+
+PUBLISHED = {  # as SNAC is published: no safetensors, and a config without a model type
+    "config.json": b'{"vq_strides": [4, 2, 1]}',
+    "pytorch_model.bin": b"weights",
+    "modeling.py": b"raise SystemExit",
+    "README.md": b"a card",
+}
+
+
+class Hub(BaseHTTPRequestHandler):
+    """The answers of the hub for one repository."""
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+    def do_HEAD(self) -> None:
+        self.answer()
+
+    def do_GET(self) -> None:
+        self.wfile.write(self.answer())
+
+    def answer(self) -> bytes:
+        if "/tree/" in self.path:
+            rows = [
+                {"type": "file", "path": name, "size": len(data), "oid": "1" * 40}
+                for name, data in PUBLISHED.items()
+            ]
+            data = json.dumps(rows).encode()
+        else:
+            data = PUBLISHED.get(self.path.rpartition("/")[2], b"{}")
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.send_header("ETag", f'"{len(data)}"')
+        self.send_header("X-Repo-Commit", OLD)
+        self.end_headers()
+        return data
+
+
+@pytest.mark.slow
+def test_the_weights_of_snac_are_downloaded_without_code(tmp_path: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path; from tts_assets.codec.sources import download; "
+        "download(*sys.argv[1:3], Path(sys.argv[3]))"
+    )
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as hub:
+        threading.Thread(target=hub.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{hub.server_port}"
+        proxies = {"no_proxy": "127.0.0.1", "NO_PROXY": "127.0.0.1", "HF_HUB_OFFLINE": "0"}
+        subprocess.run(
+            [sys.executable, "-c", script, "someone/snac", OLD, str(tmp_path / "codec")],
+            env=os.environ | proxies | {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home")},
+            check=True,
+        )
+        hub.shutdown()
+    found = {path.name: path.read_bytes() for path in (tmp_path / "codec").iterdir()}
+    assert found == {name: PUBLISHED[name] for name in ("config.json", "pytorch_model.bin")}

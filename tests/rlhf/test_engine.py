@@ -15,7 +15,9 @@ import pytest
 import torch
 
 from tests.rlhf.conftest import TEXTS
-from tests.support.speaking import Speaking
+from tests.support.codecs import saved
+from tests.support.speaking import Speaking, publish_all
+from tts_assets.core.artifacts import ArtifactStore
 from tts_assets.core.processes import LOOPBACK, free_port
 from tts_assets.core.supervisor import Server, ServerDied
 from tts_assets.rlhf.config import EngineProgram
@@ -159,3 +161,24 @@ def test_an_engine_that_cannot_start_fails(
         pytest.raises(ServerDied, match="ended with status 1, 1 times in a row"),
     ):
         ask(client_of(program, server), policy, requests)
+
+
+def test_rollouts_of_a_codec_with_several_codebooks_are_frames(tmp_path: Path, clips: Path) -> None:
+    codec = saved("snac", tmp_path / "snac")
+    speaking = publish_all(ArtifactStore(tmp_path / "storage"), clips, codec)
+    synthesizer = Synthesizer.open(speaking.serving.path)
+    policy: SpeechLM = synthesizer.engine.lm  # type: ignore[attr-defined]
+    disturb(policy, 1)
+    requests = [synthesizer.request(SynthesisLine(text, seed=1), 0) for text in TEXTS]
+    config = VllmConfig(start_seconds=300)
+    folder = tmp_path / "engine"
+    program = EngineProgram(run_dir=folder, serving_model=speaking.serving.path, vllm=config)
+    with hosted(program, LOOPBACK, free_port(), print) as server:
+        server.wait_until_healthy()
+        answers = ask(client_of(program, server), policy, requests)
+    assert largest_gap(policy, requests, answers) < TOLERANCE
+    for answer in answers:
+        speech = policy.vocabulary.codes(answer.token_ids)
+        assert policy.vocabulary.frame.first_misplaced(speech) is None
+        assert len(answer.codes) == len(speech) // 7 * 7
+        assert len(speech) % 7 == 0 if answer.ended else len(speech) == SAMPLING.max_tokens

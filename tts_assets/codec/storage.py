@@ -35,7 +35,8 @@ def is_compact(folder: Path) -> bool:
 
 def snac_sizes(folder: Path) -> dict[str, Any]:
     """The ``config.json`` of a SNAC, which names no model type; empty for another codec."""
-    values: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_text())
+    path = folder / CONFIG_FILE
+    values: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     return values if "vq_strides" in values and "model_type" not in values else {}
 
 
