@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -175,6 +176,14 @@ class _AllowedSpace:
         self.ids = torch.from_numpy(allowed_ids(lm.vocabulary)).to(lm.model.device)
         self.at = torch.from_numpy(allowed_at(lm.vocabulary)).to(lm.model.device)
 
+    def columns(self) -> list[slice | Tensor]:
+        """The indices that may be drawn at each position of a frame, the end last."""
+        if len(self.at) == 1:
+            return [slice(None)]
+        bounds = self.lm.vocabulary.frame.bounds.tolist()
+        first = self.at[0].nonzero()[:, 0]
+        return [first, *(slice(*pair) for pair in pairwise(bounds[1:]))]
+
     def head(self) -> Tensor:
         """Rows of the output matrix that can be drawn, (A, H)."""
         return output_table(self.lm.model)[self.ids]
@@ -231,9 +240,11 @@ class _Batch:
         self.lm, self.requests, self.sampling = lm, requests, sampling
         self.device = lm.model.device
         self.space = _AllowedSpace(lm)
-        self.head = self.space.head()
         self.end = len(self.space.ids) - 1
-        self.excluded = ~self.space.at if len(self.space.at) > 1 else None
+        self.columns, head = self.space.columns(), self.space.head()
+        self.heads = [head[columns] for columns in self.columns]
+        every = torch.arange(self.end + 1, device=self.device)
+        self.drawable = [every[columns] for columns in self.columns]
         self.cache = Cache(
             layers=[_GrowingLayer() for _ in range(lm.model.config.num_hidden_layers)]
         )
@@ -267,7 +278,7 @@ class _Batch:
                 keep = (~done).nonzero()[:, 0]
                 drawn, done = drawn[keep], done[keep]
                 self._keep(keep)
-            logits = self._forward(self.space.ids[drawn][:, None])
+            logits = self._forward(self.space.ids[drawn][:, None], step + 1)
 
     def _prompt_codes(self) -> Tensor:
         """The codes in the prompt of each row, bool (B, A), for the repetition penalty."""
@@ -277,7 +288,7 @@ class _Batch:
         return seen.to(self.device)
 
     def _prefill(self) -> Tensor:
-        """Run the prompts, padded on the left, through the model: logits (B, A)."""
+        """Run the prompts, padded on the left, through the model: logits of the first step."""
         lengths = [len(request.prompt) for request in self.requests]
         width = max(lengths)
         ids = torch.full((len(lengths), width), self.lm.tokenizer.pad_token_id)
@@ -290,16 +301,17 @@ class _Batch:
         itself = torch.eye(width, dtype=torch.bool, device=self.device)
         # A padding token attends to itself: a row of the mask without any token would give NaN.
         mask = torch.ones_like(itself).tril() & (self.visible[:, None, :] | itself)
-        return self._model(ids.to(self.device), positions.to(self.device), mask[:, None])
+        return self._model(ids.to(self.device), positions.to(self.device), mask[:, None], 0)
 
-    def _forward(self, ids: Tensor) -> Tensor:
-        """One token a row: logits (B, A)."""
+    def _forward(self, ids: Tensor, step: int) -> Tensor:
+        """One token a row: logits of ``step``."""
         self.visible = F.pad(self.visible, (0, 1), value=True)
         positions = self.next_position[:, None]
         self.next_position = self.next_position + 1
-        return self._model(ids, positions, self.visible[:, None, None, :])
+        return self._model(ids, positions, self.visible[:, None, None, :], step)
 
-    def _model(self, ids: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
+    def _model(self, ids: Tensor, positions: Tensor, mask: Tensor, step: int) -> Tensor:
+        """Logits (B, a) of the a tokens that may be drawn in ``step``."""
         output = self.lm.model.base_model(
             input_ids=ids,
             position_ids=positions,
@@ -307,21 +319,23 @@ class _Batch:
             past_key_values=self.cache,
             use_cache=True,
         )
-        return (output.last_hidden_state[:, -1] @ self.head.T).float()
+        return (output.last_hidden_state[:, -1] @ self.heads[step % len(self.heads)].T).float()
 
     def _draw(self, logits: Tensor, step: int) -> Tensor:
         """Draw the next token of every live row (B,), and record its log-probability."""
-        if self.excluded is not None:
-            logits = logits.masked_fill(self.excluded[step % len(self.excluded)], -torch.inf)
+        position = step % len(self.columns)
+        columns = self.columns[position]
         model_logits = logits
         if self.sampling.repetition_penalty != 1.0:
-            logits = penalize(logits, self.seen, self.sampling.repetition_penalty)
+            logits = penalize(logits, self.seen[:, columns], self.sampling.repetition_penalty)
         if self.sampling.frequency_penalty:
-            logits = logits - self.sampling.frequency_penalty * self.counts
-        if step < self.sampling.min_tokens:
-            logits = logits.index_fill(1, torch.tensor([self.end], device=self.device), -torch.inf)
-        drawn = choose(logits, self.random[self.rows, step], self.sampling)
-        picked = model_logits.gather(1, drawn[:, None])[:, 0]
+            logits = logits - self.sampling.frequency_penalty * self.counts[:, columns]
+        if step < self.sampling.min_tokens and position == 0:
+            last = torch.tensor([logits.shape[1] - 1], device=self.device)
+            logits = logits.index_fill(1, last, -torch.inf)
+        column = choose(logits, self.random[self.rows, step], self.sampling)
+        picked = model_logits.gather(1, column[:, None])[:, 0]
+        drawn = self.drawable[position][column]
         self.logprobs[self.rows, step] = picked - model_logits.logsumexp(dim=1)
         self.seen.scatter_(1, drawn[:, None], True)
         self.counts.scatter_add_(1, drawn[:, None], torch.ones_like(drawn[:, None]).float())
