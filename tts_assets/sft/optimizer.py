@@ -7,10 +7,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Muon, Optimizer
 
+from tts_assets.core.training import rank, world_size
 from tts_assets.sft.config import OptimizerConfig
 
 BETAS = (0.9, 0.95)  # of AdamW, as in GPT-3 and Llama
@@ -54,6 +57,54 @@ class Optimizers:
                     part.state[parameter] = _blank_state(part, parameter, step)
 
 
+class ShardedMuon(Muon):
+    """Muon (Jordan et al. 2024) whose matrices are shared among the ranks of DDP.
+
+    Orthogonalizing a matrix (m, n) with m <= n takes 5 iterations of about 6 m m n FLOPs, and a
+    step of a small model on a CPU spends a third of its time there. Each rank therefore updates
+    its share of the matrices and broadcasts them. The momentum is cheap: every rank keeps all of
+    it, so that a checkpoint is the same on any number of ranks.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        """Update all matrices. The gradients must be the same on all ranks; some are cleared."""
+        if world_size() == 1:
+            super().step()
+            return
+        (group,) = self.param_groups
+        shares = shares_of_ranks(group["params"], world_size())
+        for number, share in enumerate(shares):
+            if number != rank():
+                for parameter in share:
+                    self._keep_momentum(parameter, group["momentum"])
+                    parameter.grad = None  # torch's step leaves these matrices alone
+        super().step()
+        for number, share in enumerate(shares):
+            flat = _flatten_dense_tensors(share)
+            dist.broadcast(flat, number)
+            for parameter, new in zip(share, _unflatten_dense_tensors(flat, share), strict=True):
+                parameter.copy_(new)
+
+    def _keep_momentum(self, parameter: Tensor, momentum: float) -> None:
+        state = self.state[parameter]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        assert parameter.grad is not None
+        state["momentum_buffer"].lerp_(parameter.grad, 1 - momentum)
+
+
+def shares_of_ranks(matrices: list[Tensor], ranks: int) -> list[list[Tensor]]:
+    """The matrices that each rank updates: the next most expensive one goes to the least busy."""
+    shares: list[list[Tensor]] = [[] for _ in range(ranks)]
+    load = [0] * ranks
+    for matrix in sorted(matrices, key=lambda m: -m.numel() * min(m.shape)):
+        least = load.index(min(load))
+        shares[least].append(matrix)
+        load[least] += matrix.numel() * min(matrix.shape)
+    return [share for share in shares if share]
+
+
 def _blank_state(part: Optimizer, parameter: Tensor, step: int) -> dict[str, Tensor]:
     if isinstance(part, Muon):
         return {"momentum_buffer": torch.zeros_like(parameter)}
@@ -66,7 +117,7 @@ def _optimizers(model: nn.Module, config: OptimizerConfig) -> list[Optimizer]:
     decayed, plain = parameter_groups(model, config)
     if config.name == "adamw":
         return [adamw([decayed, plain], config)]
-    muon = Muon(
+    muon = ShardedMuon(
         decayed["params"],
         lr=config.lr,
         weight_decay=config.weight_decay,
