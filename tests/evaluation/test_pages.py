@@ -16,6 +16,7 @@ from dagster import AssetKey, AssetMaterialization, DagsterInstance
 
 from resources.artifact_store import asset_metadata
 from scripts.ui import serve_files
+from tests.evaluation.conftest import LINEAGE, program_of
 from tests.evaluation.test_compare import better_copy, compared
 from tests.pipeline.test_ui import free_ports, wait_for
 from tests.support.browser import Browser
@@ -23,6 +24,9 @@ from tts_assets.audio_models.wer import match
 from tts_assets.core.artifacts import ArtifactStore, Build, Report
 from tts_assets.core.artifacts.model_kinds import ReportFacts
 from tts_assets.evaluation.blind_test import BlindKey, Votes, count_votes
+from tts_assets.evaluation.config import EvaluationProgram
+from tts_assets.evaluation.history import path_to_storage
+from tts_assets.evaluation.report import write_report
 from tts_assets.evaluation.results import describe_report, read_samples
 
 AXE = (Path(axe_core_python.__file__).parent / "axe.min.js").read_text()
@@ -66,6 +70,16 @@ defs = Definitions(assets=[AssetSpec(["report", "recordings"])])
 """
 
 
+def linked_program(root: Path) -> EvaluationProgram:
+    """The program of a report whose page has links to the storage and the UI."""
+    suite = root / "evaluation_suite" / "all" / "4567" / "suite.jsonl"
+    suite.parent.mkdir(parents=True)
+    suite.write_text('{"id": "a", "category": "right", "text": "Any words."}\n')
+    row = LINEAGE.model_copy(update={"fingerprint": "0123"})
+    storage = path_to_storage("report/recordings")
+    return program_of("recordings", suite=suite, lineage=(row,), storage=storage)
+
+
 @pytest.fixture
 def asset_page(
     report: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -80,6 +94,7 @@ def asset_page(
     build = Build("report/recordings", {}, {}, "1")
     result = store.work_folder(build) / "result"
     shutil.copytree(report, result, dirs_exist_ok=True)
+    write_report(result, linked_program(store.root), read_samples(report))
     facts = ReportFacts(recipe="recordings", texts=3, wer=0.4, wer_by_category={"wrong": 1.0})
     published = store.publish(Report, build, result, facts)
     assert isinstance(published, Report)
@@ -126,8 +141,8 @@ def test_from_the_wer_of_an_asset_to_an_utterance_in_two_clicks(
     row = f"document.getElementById('{worst.anchor}')"
     assert browser.run(f"{row}.querySelector('.text').textContent") == worst.text
     assert browser.run(f"Math.abs({row}.getBoundingClientRect().top) < innerHeight")
-    ui = browser.run("document.querySelector('a[data-asset]')?.href ?? ''")
-    assert ui in ("", f"{url.partition('/assets')[0]}/assets/raw_corpus?partition=clips")
+    ui = browser.run("document.querySelector('a[data-asset]:not([hidden])').href")
+    assert ui == f"{url.partition('/assets')[0]}/assets/raw_corpus?partition=clips"
 
 
 @pytest.mark.slow
