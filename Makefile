@@ -9,7 +9,7 @@ PORT ?= 3000
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install coqui doctor demo ui codec-demo base test test-fast test-coverage lint lint-fix docs version clean
+.PHONY: help install coqui doctor demo ui codec-demo base gpu-proof test test-fast test-coverage lint lint-fix docs version clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -34,6 +34,9 @@ codec-demo: install ## train the codec of the demo from scratch (an hour and a h
 
 base: install ## make the codec and the base model of the demo again (a day of two cores)
 	@TTS_PROFILE=base $(BIN)/python -m scripts.demo base
+
+gpu-proof: install ## check and time every stage on one GPU with random weights (9 minutes)
+	@$(BIN)/python benchmarks/gpu_proof.py --out build
 
 test: install ## all tests, as .ci/run does, in two processes (JOBS=…)
 	@$(BIN)/python -m pytest -n $(JOBS)

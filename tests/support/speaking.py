@@ -122,13 +122,17 @@ def publish_arrays(store: ArtifactStore, codec: CodecCheckpoint, clips: Path) ->
 
 
 def publish_checkpoint(
-    store: ArtifactStore, codec: CodecCheckpoint, seed: int = 5, base: Path | None = None
+    store: ArtifactStore,
+    codec: CodecCheckpoint,
+    seed: int = 5,
+    base: Path | None = None,
+    llama: LlamaSize = LLAMA,
 ) -> Checkpoint:
     """A Llama of random weights, or the model in the folder ``base``."""
     build = Build("sft/tiny", {"codec": codec}, {"seed": seed, "base": base and base.name}, "1")
     folder = result_folder(store, build)
     facts = codec.facts
-    start = BaseModel(hub=str(base)) if base else BaseModel(llama=LLAMA)
+    start = BaseModel(hub=str(base)) if base else BaseModel(llama=llama)
     lm = build_lm(start, facts.codebook_size, VocabularyConfig(), seed, facts.frame)
     lm.save(folder, SAMPLING)
     made = CheckpointFacts(
@@ -196,11 +200,16 @@ def with_format(speaking: Speaking, form: SpeechFormat, folder: Path) -> Speakin
     return replace(speaking, checkpoint=checkpoint, serving=serving)
 
 
-def publish_all(store: ArtifactStore, clips: Path, codec_folder: Path | None = None) -> Speaking:
+def publish_all(
+    store: ArtifactStore,
+    clips: Path,
+    codec_folder: Path | None = None,
+    llama: LlamaSize = LLAMA,
+) -> Speaking:
     """With the project's codec, or that of a folder."""
     codec = publish_codec(store) if codec_folder is None else publish_folder(store, codec_folder)
     arrays = publish_arrays(store, codec, clips)
-    checkpoint = publish_checkpoint(store, codec)
+    checkpoint = publish_checkpoint(store, codec, llama=llama)
     sources = Sources(checkpoint, codec, {"clips": arrays})
     serving = publish_serving(store, sources, ServingConfig(sampling=SAMPLING))
     return Speaking(store, codec, arrays, checkpoint, serving, clips)
