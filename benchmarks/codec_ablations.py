@@ -37,7 +37,7 @@ from tts_assets.codec.model import Codec
 from tts_assets.codec.quality import aligned, count_codes, mel_distance, pesq, stoi, usage
 from tts_assets.codec.storage import WEIGHTS_FILE
 from tts_assets.codec.train import CodecTrainer, initial_codec, training_audio
-from tts_assets.codec.training import TrainingAudio
+from tts_assets.codec.windows import TrainingAudio
 from tts_assets.codec.xcodec2 import DIMENSION, SAMPLE_RATE, CompactXcodec2, calibrate
 from tts_assets.core.artifacts import atomic_write, sha256_file
 from tts_assets.core.audio import Wave

@@ -139,7 +139,7 @@ def rows_of_samples(machine: Machine, count: int) -> list[Packed]:
 def sft(machine: Machine) -> list[Row]:
     """Throughput, MFU and peak memory of SFT in bfloat16, with and without faster variants."""
     rows = []
-    for name, change in variants().items():
+    for name, change in variants(machine).items():
         try:
             with change() as compiled:
                 rows += measured_sft(machine, name, compiled)
@@ -188,14 +188,15 @@ def liger_loss() -> Iterator[bool]:
         model.summed_cross_entropy = before
 
 
-def variants() -> dict[str, Callable[[], AbstractContextManager[bool]]]:
+def variants(machine: Machine) -> dict[str, Callable[[], AbstractContextManager[bool]]]:
     """What SFT is measured with; ``liger-kernel`` only where it is installed."""
-    found = {
+    found: dict[str, Callable[[], AbstractContextManager[bool]]] = {
         "loss in chunks of 1,024": lambda: chunk_of(1024),
         "chunks of 4,096": lambda: chunk_of(4096),
         "chunks of 16,384": lambda: chunk_of(16_384),
-        "torch.compile": compiled_layers,
     }
+    if not machine.tiny:  # compiling takes a minute on a CPU
+        found["torch.compile"] = compiled_layers
     if importlib.util.find_spec("liger_kernel"):
         found["liger-kernel's loss"] = liger_loss
     return found

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from pydantic import ValidationError
@@ -30,7 +31,7 @@ from tts_assets.codec.config import (
 from tts_assets.codec.model import Codec
 from tts_assets.codec.quality import usage
 from tts_assets.codec.train import CodecTrainer, Reconstruction, codec_trainer, main
-from tts_assets.codec.training import TrainingAudio
+from tts_assets.codec.windows import TrainingAudio, WindowLoader
 from tts_assets.codec.xcodec2 import build, calibrate
 from tts_assets.core.accounting import ValidationSplit, is_validation
 from tts_assets.core.artifacts import CodecFacts, sha256_file
@@ -294,7 +295,7 @@ def test_validation_clips_are_never_used(
     audio = TrainingAudio({"asterisk_en": sample_list}, recipe(tiny), SPLIT)
     held_out = {sample.id for sample in samples if is_validation(sample.id, SPLIT)}
     assert held_out
-    assert {sample.id for sample in audio.validation} == held_out
+    assert set(audio.validation["id"]) == held_out
     for step in range(50):
         audio.batch(step, 0, 1)
     used = {path for path, _ in audio.cache.waves}
@@ -395,12 +396,28 @@ def unpublish(folder: Path) -> None:
     (folder / "result.json").unlink()
 
 
+def keep_only(audio: TrainingAudio, sample: Sample) -> None:
+    """Draw windows of this utterance only."""
+    audio.train = audio.train.filter(pl.col("id") == sample.id)
+    audio.cumulative = np.array([1.0])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_windows_ahead_of_the_step_are_those_of_the_step(
+    tiny: CodecArchitecture, sample_list: Path, workers: int
+) -> None:
+    audio = TrainingAudio({"asterisk_en": sample_list}, recipe(tiny), SPLIT)
+    ahead = WindowLoader(audio, 12, 0, 1, workers=workers)
+    for step in (3, 4, 5, 9, 10, 11):  # resumed at 3, then at 9
+        assert torch.equal(ahead.at(step), audio.batch(step, 0, 1))
+
+
 def test_windows_start_anywhere_in_an_utterance(
     tiny: CodecArchitecture, sample_list: Path, samples: list[Sample]
 ) -> None:
     longest = max(samples, key=lambda sample: sample.duration)
     audio = TrainingAudio({"asterisk_en": sample_list}, recipe(tiny), SPLIT)
-    audio.train, audio.cumulative = [longest], np.array([1.0])
+    keep_only(audio, longest)
     wave = audio.cache.read(longest.wav_path)
     starts = []
     for step in range(40):
@@ -414,7 +431,7 @@ def test_windows_are_played_at_all_speeds(
 ) -> None:
     longest = max(samples, key=lambda sample: sample.duration)
     audio = TrainingAudio({"asterisk_en": sample_list}, recipe(tiny), SPLIT, speeds=(0.8, 1.0))
-    audio.train, audio.cumulative = [longest], np.array([1.0])
+    keep_only(audio, longest)
     slow, plain = audio.cache.read(longest.wav_path, 0.8), audio.cache.read(longest.wav_path)
     assert len(slow) == pytest.approx(len(plain) / 0.8, abs=1)
     windows = [audio.batch(step, 0, 1).numpy()[0] for step in range(20)]

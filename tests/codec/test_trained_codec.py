@@ -14,7 +14,7 @@ from tests.codec.test_train import recipe
 from tts_assets.codec.assets import build_assets
 from tts_assets.codec.config import CodecArchitecture, CodecConfig, CodecRecipe
 from tts_assets.codec.model import Codec
-from tts_assets.codec.training import TrainingAudio
+from tts_assets.codec.windows import TrainingAudio
 from tts_assets.core.accounting import ValidationSplit
 from tts_assets.core.artifacts import ArtifactStore, CodecCheckpoint
 from tts_assets.core.audio import Wave
@@ -70,9 +70,9 @@ def test_corpora_are_weighted_by_their_hours(
         write_samples(tmp_path / name, part)
     paths = {name: tmp_path / name for name in lists}
     audio = TrainingAudio(paths, recipe(tiny, corpora=CORPORA), SPLIT)
-    known = {sample.id for sample in lists["interviews"]}
-    theirs = np.array([sample.id in known for sample in audio.train])
-    seconds = np.array([sample.duration for sample in audio.train])
+    known = [sample.id for sample in lists["interviews"]]
+    theirs = audio.train["id"].is_in(known).to_numpy()
+    seconds = audio.train["duration"].to_numpy()
     expected = 0.5 * seconds[theirs].sum() / (0.5 * seconds[theirs].sum() + seconds[~theirs].sum())
     probabilities = np.diff(audio.cumulative, prepend=0.0)
     assert probabilities[theirs].sum() == pytest.approx(expected)

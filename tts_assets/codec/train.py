@@ -25,7 +25,8 @@ from tts_assets.codec.storage import (
     save_compact,
     write_recipe,
 )
-from tts_assets.codec.training import Generated, GeneratorLoop, TrainingAudio
+from tts_assets.codec.training import Generated, GeneratorLoop
+from tts_assets.codec.windows import TrainingAudio
 from tts_assets.codec.xcodec2 import CompactXcodec2, build, calibrate
 from tts_assets.core.artifacts import CodecFacts
 from tts_assets.core.program import Run, load_config
@@ -107,11 +108,10 @@ class CodecTrainer(GeneratorLoop):
     def __init__(
         self, run: Run, recipe: CodecRecipe, audio: TrainingAudio, codec: CompactXcodec2
     ) -> None:
-        super().__init__(run, recipe)
-        self.audio = audio
+        super().__init__(run, recipe, audio)
         self.codec = codec.moved(run.device)
         self.spectral = SpectralLoss().to(run.device)
-        data = [sample.id for sample in audio.train]
+        data = audio.train["id"].to_list()
         size = facts_of(self.codec).codebook_size
         self.prepare(self.codec, {"recipe": recipe, "data": data}, size)
         self.frozen = recipe.freeze_encoder
@@ -144,7 +144,7 @@ class CodecTrainer(GeneratorLoop):
 
         The metric of the covariance loss is called ``spread`` in ``metrics.jsonl``.
         """
-        waves = self.audio.batch(step, self.run.rank, self.run.world_size).to(self.run.device)
+        waves = self.windows.at(step).to(self.run.device)
         made, latents, codes = self.reconstruct(waves)
         loss, mel = self.spectral(made, waves)
         report = {"mel": float(mel)}
@@ -159,8 +159,8 @@ class CodecTrainer(GeneratorLoop):
         """Log-mel L1 of held-out clips and the entropy of their codes in bits per code."""
         mels: list[Tensor] = []
         counts = torch.zeros_like(self.usage.counts)
-        for sample in self.audio.validation[:VALIDATION_CLIPS]:
-            waves = self.audio.whole(sample).to(self.run.device)
+        for clip in self.audio.held_out(VALIDATION_CLIPS):
+            waves = clip.to(self.run.device)
             quantized, codes = self.average.quantizer.quantize(self.average.latents(waves))
             mels.append(self.spectral(self.average.waves(quantized), waves)[1])
             counts += codes.flatten().long().bincount(minlength=len(counts))

@@ -23,7 +23,8 @@ from tts_assets.codec.decoder import (
 from tts_assets.codec.losses import MelLoss, loudness_loss
 from tts_assets.codec.model import Codec
 from tts_assets.codec.storage import WEIGHTS_FILE, write_recipe
-from tts_assets.codec.training import Generated, GeneratorLoop, TrainingAudio
+from tts_assets.codec.training import Generated, GeneratorLoop
+from tts_assets.codec.windows import TrainingAudio
 from tts_assets.codec.xcodec2 import SAMPLE_RATE, initialize_decoder
 from tts_assets.core.artifacts import DecoderFacts
 from tts_assets.core.audio import resample
@@ -59,11 +60,12 @@ def note_low_rates(run: Run, audio: TrainingAudio) -> None:
 
     A decoder cannot learn frequencies that its training data does not have.
     """
-    low = [s.sample_rate for s in audio.train if 0 < s.sample_rate < audio.rate]
-    if low:
+    rates = audio.train["sample_rate"]
+    low = rates.filter((rates > 0) & (rates < audio.rate))
+    if len(low):
         run.note(
-            f"{len(low)} of {len(audio.train)} utterances were recorded below {audio.rate} Hz, "
-            f"down to {min(low)}: they have no content at the highest frequencies"
+            f"{len(low)} of {len(rates)} utterances were recorded below {audio.rate} Hz, "
+            f"down to {low.min()}: they have no content at the highest frequencies"
         )
 
 
@@ -134,21 +136,21 @@ class DecoderTrainer(GeneratorLoop):
         decoder: CodecDecoder,
         codec_content: str,
     ) -> None:
-        super().__init__(run, recipe)
-        self.audio, self.codec = audio, codec
+        super().__init__(run, recipe, audio)
+        self.codec = codec
         self.decoder = decoder.to(run.device)
         self.mel = MelLoss(audio.rate).to(run.device)
         identity = {
             "recipe": recipe,
             "codec": codec_content,
-            "data": [sample.id for sample in audio.train],
+            "data": audio.train["id"].to_list(),
         }
         self.prepare(self.decoder, identity, codec.codebook_size)
         self.decode = self.parallel(Decoding(self.decoder, recipe.precision == "bf16"))
 
     def generate(self, step: int) -> Generated:
         """Encode and decode this rank's windows; the losses are mel and loudness."""
-        targets = self.audio.batch(step, self.run.rank, self.run.world_size)
+        targets = self.windows.at(step)
         codes = self.codes(targets)
         waves = self.decode(self.frames(codes))
         targets = targets[:, : waves.shape[1]].to(self.run.device)
@@ -172,8 +174,7 @@ class DecoderTrainer(GeneratorLoop):
     def validate(self) -> dict[str, float]:
         """Multi-resolution mel L1 (log10) of held-out clips."""
         distances = []
-        for sample in self.audio.validation[:VALIDATION_CLIPS]:
-            target = self.audio.whole(sample)
+        for target in self.audio.held_out(VALIDATION_CLIPS):
             made = self.average.waves(self.frames(self.codes(target)))
             distances.append(self.mel(made, target[:, : made.shape[1]].to(made.device)))
         return {"val_mel": float(torch.stack(distances).mean())} if distances else {}

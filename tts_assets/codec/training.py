@@ -2,7 +2,7 @@
 
 ``train.py`` (a whole codec) and ``train_decoder.py`` define what is generated and by which losses.
 This module has the learning rate schedule, the adversarial stage, the moving average of the
-weights, the statistics of the codes, and the data: random windows of the training utterances.
+weights, and the statistics of the codes. ``windows.py`` has the data.
 """
 
 from __future__ import annotations
@@ -11,13 +11,10 @@ import copy
 import math
 import shutil
 from abc import abstractmethod
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -26,20 +23,17 @@ from torch.optim import AdamW
 from tts_assets.codec.config import AdversarialConfig, TrainingRecipe
 from tts_assets.codec.losses import Discriminators, discriminator_loss, generator_losses
 from tts_assets.codec.quality import CodeUsage
-from tts_assets.codec.xcodec2 import HOP, SAMPLE_RATE
-from tts_assets.core.accounting import ValidationSplit, is_validation
-from tts_assets.core.audio import Wave, read_wave, resample
+from tts_assets.codec.windows import TrainingAudio, WindowLoader
 from tts_assets.core.program import METRICS_FILE, Run
 from tts_assets.core.training import StepLoop
-from tts_assets.corpora.samples import Sample, located_samples
 
+GPU_WORKERS = 2  # processes of a rank that decode audio ahead of the step
 BETAS = (0.8, 0.98)  # of AdamW; short averages, as usual where discriminators move the target
 GRADIENT_CLIP = 1.0  # norm of the generator's gradient
 EMA_DECAY = 0.999  # of the averaged weights, which are validated and published
 # The name of the discriminators in checkpoints and in metrics.jsonl. It cannot change: files of
 # earlier runs have it.
 DISCRIMINATORS_KEY = "judges"
-CACHE_SAMPLES = 2 * 3600 * SAMPLE_RATE  # decoded audio in memory: two hours, 460 MB of float32
 
 
 @dataclass(frozen=True)
@@ -67,9 +61,14 @@ class GeneratorLoop(StepLoop):
     model: nn.Module
     average: Any  # the moving average of the model: it is validated and published
 
-    def __init__(self, run: Run, recipe: TrainingRecipe) -> None:
+    def __init__(self, run: Run, recipe: TrainingRecipe, audio: TrainingAudio) -> None:
         super().__init__(run, recipe)
         recipe.check_ranks(run.world_size)
+        self.audio = audio
+        # The cores of a CPU are busy with the step itself, of which decoding is 5 %.
+        workers = GPU_WORKERS if run.device.type == "cuda" else 0
+        share = audio, recipe.steps, run.rank, run.world_size
+        self.windows = WindowLoader(*share, workers=workers)
 
     @abstractmethod
     def generate(self, step: int) -> Generated:
@@ -258,118 +257,3 @@ class GeneratorLoop(StepLoop):
 def _adam(module: nn.Module, lr: float) -> AdamW:
     parameters = [p for p in module.parameters() if p.requires_grad]
     return AdamW(parameters, lr=lr, betas=BETAS, weight_decay=0.0, fused=True)
-
-
-class AudioCache:
-    """A cache of decoded waveforms at one sample rate, which drops the least recently used."""
-
-    def __init__(self, rate: int = SAMPLE_RATE, limit: int = CACHE_SAMPLES) -> None:
-        """``rate`` in Hz; ``limit``: samples in memory."""
-        self.rate, self.limit = rate, limit
-        self.size = 0
-        self.waves: OrderedDict[tuple[str, float], Wave] = OrderedDict()
-
-    def read(self, path: str, speed: float = 1.0) -> Wave:
-        """A file as float32 (samples,), played at ``speed``, which also changes the pitch.
-
-        Raises :class:`~tts_assets.core.audio.BrokenAudio`.
-        """
-        key = path, speed
-        if key in self.waves:
-            self.waves.move_to_end(key)
-            return self.waves[key]
-        if speed == 1.0:
-            wave = read_wave(Path(path), self.rate)
-        else:
-            wave = resample(self.read(path), round(speed * self.rate), self.rate)
-        self.waves[key] = wave
-        self.size += len(wave)
-        while self.size > self.limit and len(self.waves) > 1:
-            self.size -= len(self.waves.popitem(last=False)[1])
-        return wave
-
-
-class TrainingAudio:
-    """Draws windows at random positions of the training utterances.
-
-    The windows of step n follow from (seed, n) only. A restart therefore needs no saved position,
-    and any number of ranks trains on the same global batches.
-    """
-
-    def __init__(
-        self,
-        samples: Mapping[str, Path],
-        recipe: TrainingRecipe,
-        split: ValidationSplit,
-        rate: int = SAMPLE_RATE,
-        speeds: tuple[float, ...] = (1.0,),
-        gains: tuple[float, ...] = (0.0,),
-    ) -> None:
-        """``samples``: sample lists by corpus; ``rate``: of all waveforms, in Hz.
-
-        Each window is played at one of ``speeds`` and amplified by one of ``gains`` in dB. Raises
-        ValueError if no utterance is left for training.
-        """
-        self.recipe, self.rate = recipe, rate
-        self.speeds, self.gains = speeds, gains
-        self.cache = AudioCache(rate)
-        self.train: list[Sample] = []
-        self.validation: list[Sample] = []
-        weights: list[float] = []
-        for corpus, weight in sorted(recipe.corpora.items()):
-            for sample in located_samples(samples[corpus]):
-                if is_validation(sample.id, split):
-                    self.validation.append(sample)
-                else:
-                    self.train.append(sample)
-                    weights.append(weight * sample.duration)
-        if not self.train:
-            raise ValueError(
-                f"{', '.join(sorted(recipe.corpora))} have no training utterance: "
-                f"{len(self.validation)} are for validation; add recordings or corpora, or lower "
-                "[validation] fraction"
-            )
-        cumulative = np.cumsum(np.array(weights) / np.sum(weights))
-        self.cumulative = cumulative / cumulative[-1]  # of the probabilities of utterances
-        self.validation.sort(key=lambda sample: sample.id)
-
-    def batch(self, step: int, rank: int, world_size: int) -> Tensor:
-        """This rank's windows of one step, float32 (windows, samples).
-
-        All windows of a step have the same length, drawn from ``window_seconds``.
-        """
-        seed, seconds = self.recipe.seed, self.recipe.window_seconds
-        length = seconds[np.random.default_rng([seed, step]).integers(len(seconds))]
-        count = self.recipe.batch_seconds // length
-        mine = range(rank, count, world_size)
-        windows = [self._window((seed, step, index), length * self.rate) for index in mine]
-        return torch.from_numpy(np.stack(windows))
-
-    def calibration(self) -> Tensor:
-        """One minute of windows of two seconds, (30, samples), the same for any number of ranks."""
-        seed = self.recipe.seed
-        windows = [self._window((seed, 0, 0, index), 2 * self.rate) for index in range(30)]
-        return torch.from_numpy(np.stack(windows))
-
-    def whole(self, sample: Sample) -> Tensor:
-        """One utterance as (1, samples), padded with zeros to a whole number of codes."""
-        wave = torch.from_numpy(self.cache.read(sample.wav_path))
-        hop = HOP * self.rate // SAMPLE_RATE
-        return torch.nn.functional.pad(wave, (0, -len(wave) % hop)).unsqueeze(0)
-
-    def _window(self, key: tuple[int, ...], length: int) -> Wave:
-        """``length`` samples of one utterance, or of several in a row if it is shorter."""
-        generator = np.random.default_rng(key)
-        parts: list[Wave] = []
-        while (missing := length - sum(map(len, parts))) > 0:
-            # As Generator.choice with probabilities, which would sum them up for every window.
-            drawn = self.cumulative.searchsorted(generator.random(), side="right")
-            sample = self.train[int(drawn)]
-            speed = self.speeds[generator.integers(len(self.speeds))]
-            wave = self.cache.read(sample.wav_path, speed)
-            if not parts and len(wave) > length:
-                start = int(generator.integers(len(wave) - length + 1))
-                wave = wave[start:]
-            parts.append(wave[:missing])
-        gain = self.gains[generator.integers(len(self.gains))]
-        return np.concatenate(parts) * np.float32(10 ** (gain / 20))
