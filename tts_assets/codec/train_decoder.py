@@ -60,8 +60,8 @@ def note_low_rates(run: Run, audio: TrainingAudio) -> None:
 
     A decoder cannot learn frequencies that its training data does not have.
     """
-    rates = audio.train["sample_rate"]
-    low = rates.filter((rates > 0) & (rates < audio.rate))
+    rates = audio.train["sample_rate"].to_numpy()
+    low = rates[(rates > 0) & (rates < audio.rate)]
     if len(low):
         run.note(
             f"{len(low)} of {len(rates)} utterances were recorded below {audio.rate} Hz, "

@@ -67,10 +67,10 @@ class ShardedMuon(Muon):
     """
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Update all matrices. The gradients must be the same on all ranks; some are cleared."""
         if world_size() == 1:
-            super().step()
+            super().step(closure)
             return
         (group,) = self.param_groups
         shares = shares_of_ranks(group["params"], world_size())
