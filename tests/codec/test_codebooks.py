@@ -13,11 +13,14 @@ from transformers import EncodecConfig, EncodecModel
 
 from tests.support.codecs import MODELS, saved
 from tts_assets.codec.batching import BatchEncoder
+from tts_assets.codec.config import DecoderProgram, DecoderRecipe
 from tts_assets.codec.frames import Frame, nested_pattern
 from tts_assets.codec.model import Codec
 from tts_assets.codec.residual import ResidualBackend, margin
+from tts_assets.codec.train_decoder import initial_decoder
 from tts_assets.core.accounting import SetAside
 from tts_assets.core.audio import Wave, resample
+from tts_assets.core.config import ConfigError
 
 
 @pytest.fixture(scope="session")
@@ -222,6 +225,17 @@ def test_the_noise_of_snac_is_the_same_in_each_call(codec: Codec, waves: list[Wa
     start = codec.decode([codes[: 7 * 6]])[0]
     inside = codec.hop_length * 3
     np.testing.assert_allclose(first[:inside], start[:inside], atol=1e-5)
+
+
+@pytest.mark.parametrize("codec", ["dac"], indirect=True)
+def test_a_separate_decoder_is_for_one_codebook(codec: Codec, tmp_path: Path) -> None:
+    recipe = DecoderRecipe(corpora={"a": 1.0})
+    program = DecoderProgram(
+        run_dir=tmp_path, recipe=recipe, codec=tmp_path, codec_content="", samples={"a": tmp_path}
+    )
+    run: Any = None  # it is not reached
+    with pytest.raises(ConfigError, match="one codebook, this one is a DacModel: remove"):
+        initial_decoder(run, program, codec)
 
 
 @pytest.mark.parametrize("codec", ["snac"], indirect=True)
