@@ -65,10 +65,15 @@ def arrays(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def speaking_folder(folder: Path) -> Path:
+def speaking_folder(folder: Path, intermediate: int = 96) -> Path:
     """A small model with a speech vocabulary, as a folder of the hub."""
     size = LlamaSize(
-        hidden_size=64, intermediate_size=96, layers=2, heads=2, kv_heads=1, tie_embeddings=False
+        hidden_size=64,
+        intermediate_size=intermediate,
+        layers=2,
+        heads=2,
+        kv_heads=1,
+        tie_embeddings=False,
     )
     lm = new_llama(size, CODEBOOK, VocabularyConfig(), seed=3)
     folder.mkdir(parents=True)

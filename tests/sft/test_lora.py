@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
@@ -18,11 +21,13 @@ from tts_assets.core.config import ConfigError
 from tts_assets.core.program import Run
 from tts_assets.core.training import saved
 from tts_assets.sft.checkpoint import CheckpointError
-from tts_assets.sft.config import SftProgram
+from tts_assets.sft.config import MachineError, SftProgram, check_machine
 from tts_assets.sft.train import SftTrainer, build_trainer
-from tts_assets.speechlm.model import SpeechLM
+from tts_assets.speechlm.config import ADAPTER_CARD, AdapterCard
+from tts_assets.speechlm.model import SpeechLM, weights_digest
 from tts_assets.speechlm.vocabulary import byte_tokenizer
 
+EIGHT_BIT = {"name": "adamw_8bit"}
 LORA = {"rank": 4, "alpha": 16, "dropout": 0.1}
 CHANGES = {"lora": LORA, "save_every": 3, "optimizer": {"lr": 1e-2, "warmup_share": 0.0}}
 
@@ -108,6 +113,104 @@ def test_adapters_do_not_resume_with_another_base(arrays: Path, base: Path, tmp_
     save_file(changed, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(CheckpointError, match="belongs to another recipe or other data"):
         train(config)
+
+
+def test_the_adapter_is_published_for_peft(arrays: Path, base: Path, tmp_path: Path) -> None:
+    """peft's model of base and adapter computes what the merged model does."""
+    changes = {**CHANGES, "lora": {**LORA, "adapter": True}, "steps": 3}
+    config = program(tmp_path, arrays, base={"hub": str(base)}, **changes)
+    train(config)
+    result = tmp_path / "result"
+    ids = torch.arange(200)[None]
+    merged = AutoModelForCausalLM.from_pretrained(result)(ids).logits
+    plain = AutoModelForCausalLM.from_pretrained(base)
+    without = plain(ids).logits
+    adapted = PeftModel.from_pretrained(plain, result / "adapter")(ids).logits
+    assert torch.allclose(adapted, merged, atol=1e-5)
+    assert not torch.allclose(without, merged, atol=1e-2)
+    card = AdapterCard.from_json(result / "adapter" / ADAPTER_CARD)
+    lm = SpeechLM.load(base, CODEBOOK)
+    assert card.base == weights_digest(lm.model)
+    assert card.vocabulary == lm.vocabulary.digest
+
+
+needs_bitsandbytes = pytest.mark.skipif(
+    find_spec("bitsandbytes") is None, reason="needs tts-assets[qlora]"
+)
+
+
+@needs_bitsandbytes
+def test_a_base_in_four_bits_is_trained_resumed_and_published(arrays: Path, tmp_path: Path) -> None:
+    """The published model computes what was trained: rounded matrices with merged adapters."""
+    base = speaking_folder(tmp_path / "base", intermediate=128)  # CPUs: multiples of 64
+    lora = {"rank": 4, "alpha": 16, "four_bit": True}
+    changes = {**CHANGES, "lora": lora, "base": {"hub": str(base)}}
+    changes["optimizer"] = {"lr": 1e-2, "warmup_share": 0.0, "name": "adamw_8bit"}
+    whole, parts = (program(tmp_path / name, arrays, **changes) for name in ("whole", "parts"))
+    with Run(whole.run_dir) as run:
+        trainer = build_trainer(run, whole)
+        trainer.train()
+        ids = torch.arange(200)[None]
+        trainer.lm.model.set_attn_implementation("sdpa")
+        trainer.lm.model.eval()
+        adapted = trainer.lm.model(ids).logits.detach()
+        trainer.finish()
+    published = AutoModelForCausalLM.from_pretrained(whole.run_dir / "result")
+    assert torch.allclose(published(ids).logits, adapted, atol=1e-5)
+    matrix = "model.layers.0.self_attn.q_proj"
+    assert trainer.lm.model.get_submodule(f"{matrix}.base_layer").weight.dtype == torch.uint8
+    newest = saved(whole.run_dir / "checkpoints")[-1]
+    with safe_open(next(newest.glob("*.safetensors")), "pt") as tensors:
+        names = list(tensors.keys())
+        large = [name for name in names if name.startswith("optimizer.state1") and "gate" in name]
+        assert not any(".base_layer." in name for name in names)
+        assert tensors.get_tensor(large[0]).dtype == torch.float32  # below 4,096 values
+    stop_after(4, parts)
+    train(parts)
+    assert_bit_equal(parts.run_dir, whole)
+
+
+@needs_bitsandbytes
+def test_large_tensors_have_moments_of_eight_bits(arrays: Path, base: Path, tmp_path: Path) -> None:
+    changes = {"base": {"hub": str(base)}, "steps": 4, "save_every": 2}
+    changes["optimizer"] = {"lr": 1e-2, "name": "adamw_8bit"}
+    whole, parts = (program(tmp_path / name, arrays, **changes) for name in ("whole", "parts"))
+    train(whole)
+    newest = saved(whole.run_dir / "checkpoints")[-1]
+    with safe_open(next(newest.glob("*.safetensors")), "pt") as tensors:
+        matrix = "model.layers.0.mlp.gate_proj.weight"
+        assert tensors.get_tensor(f"optimizer.state1.{matrix}").dtype == torch.uint8
+    stop_after(2, parts)
+    train(parts)
+    assert_bit_equal(parts.run_dir, whole)
+    curve = losses(whole.run_dir)
+    assert curve[-1] < curve[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lora": {"adapter": True, "four_bit": True}}, "leave out lora.embeddings and lora.four"),
+        ({"lora": {"adapter": True, "embeddings": True}}, "leave out lora.embeddings"),
+        ({"lora": {"four_bit": True}, "strategy": {"name": "fsdp"}}, "neither sharded nor compil"),
+        ({"optimizer": {"name": "adamw_8bit"}, "compile": True}, "write strategy.name = 'ddp'"),
+    ],
+)
+def test_impossible_combinations_are_refused(
+    arrays: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        program(tmp_path, arrays, base={"hub": "a"}, **changes)
+
+
+@pytest.mark.parametrize("changes", [{"lora": {"four_bit": True}}, {"optimizer": EIGHT_BIT}])
+def test_a_missing_bitsandbytes_is_named(
+    arrays: Path, tmp_path: Path, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tts_assets.sft.config.find_spec", lambda name: None)
+    recipe = program(tmp_path, arrays, base={"hub": "a"}, **changes).recipe
+    with pytest.raises(MachineError, match=r"pip install 'tts-assets\[qlora\]'"):
+        check_machine(recipe, 1)
 
 
 def test_only_the_targets_get_adapters(arrays: Path, base: Path, tmp_path: Path) -> None:

@@ -6,14 +6,19 @@ tokens, or tokenize one string; both are done here on small tokenizers of the sa
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tiktoken
 import torch
+from tiktoken.load import load_tiktoken_bpe
 from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import TikTokenConverter
 
 from tests.support.public_bases import (
     LLAMA_TEMPLATE,
@@ -38,6 +43,11 @@ from tts_assets.speechlm.vocabulary import VocabularyError, extend_tokenizer, re
 CODEBOOK = 40
 TEXT = "Read this, please: seven lanterns."
 CODES = [3, 39, 0, 3]
+# How Llama 3 splits texts: llama_models/llama3/tokenizer.py.
+LLAMA_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 
 def codebook(form: SpeechFormat) -> int:
@@ -169,6 +179,60 @@ def test_orpheus_needs_its_codec_and_llama() -> None:
         extend_tokenizer(bytes_tokenizer(["<|end|>"]), sum(frame), config, frame)
     with pytest.raises(VocabularyError, match="belongs to another codec"):
         extend_tokenizer(published(ORPHEUS, sum(frame)), 1024, VocabularyConfig(), ())
+
+
+def llama_tokenizer(path: Path) -> tuple[PreTrainedTokenizerFast, tiktoken.Encoding]:
+    """The tokenizer of Llama 3 from the file of ``llama-models``, here and as that package has it.
+
+    Its 256 special tokens follow the text, with those of the chat template at their places.
+    """
+    ranks = load_tiktoken_bpe(str(path))
+    named = {0: "<|begin_of_text|>", 6: "<|start_header_id|>", 7: "<|end_header_id|>"}
+    named |= {9: "<|eot_id|>"}
+    special = [named.get(i, f"<|reserved_special_token_{i}|>") for i in range(256)]
+    reference = tiktoken.Encoding(
+        "llama3",
+        pat_str=LLAMA_PATTERN,
+        mergeable_ranks=ranks,
+        special_tokens={name: len(ranks) + i for i, name in enumerate(special)},
+    )
+    converter = TikTokenConverter(
+        vocab_file=str(path), pattern=LLAMA_PATTERN, extra_special_tokens=special
+    )
+    tokenizer = converter.converted()
+    bos = special[0]
+    tokenizer.post_processor = TemplateProcessing(
+        single=f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))]
+    )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=bos, eos_token=named[9], pad_token=named[9]
+    )
+    fast.chat_template = LLAMA_TEMPLATE
+    return fast, reference
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("llama_models") is None, reason="needs the package llama-models")
+def test_llasa_has_its_published_ids_with_the_tokenizer_of_llama() -> None:
+    """The ids are those of Llasa's repository; texts have the tokens of tiktoken."""
+    spec = find_spec("llama_models")
+    assert spec is not None and spec.submodule_search_locations
+    folder = Path(spec.submodule_search_locations[0])
+    tokenizer, reference = llama_tokenizer(folder / "llama3" / "tokenizer.model")
+    assert len(tokenizer) == 128_256
+    tokenizer.add_tokens([*LLASA.control, *map(LLASA.code_token, range(65_536))])
+    vocabulary = extend_tokenizer(tokenizer, 65_536, VocabularyConfig())
+    assert vocabulary.format is LLASA and vocabulary.size == 193_800
+    assert vocabulary.control["<|TEXT_GENERATION_START|>"] == 128_256
+    assert vocabulary.speech_end == 128_261
+    assert vocabulary.ids([0, 65_535]).tolist() == [128_264, 193_799]
+    prompts = PromptFormat(tokenizer, vocabulary)
+    for text in (TEXT, "Grüße aus 東京, it's 12,345 o'clock!", "  two  spaces\nand lines "):
+        assert prompts.text_ids(text).tolist() == reference.encode_ordinary(text)
+        assert prompts.training(text, CODES).tolist() == llasa_ids(tokenizer, text, CODES, True)
+        assert prompts.inference(text).tolist() == llasa_ids(tokenizer, text, [], False)
+    ids = prompts.inference(TEXT)
+    assert ids[0] == 128_000 and ids[-1] == 128_260
 
 
 @pytest.mark.parametrize("name", FORMATS)

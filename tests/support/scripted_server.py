@@ -6,7 +6,7 @@ import asyncio
 import socket
 import threading
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from tts_assets.serving.config import ServerConfig
 from tts_assets.serving.served_model import SynthesisError
 from tts_assets.serving.server import http_server
 from tts_assets.serving.synthesis import Synthesizer
+from tts_assets.serving.voices import Adapter
 from tts_assets.speechlm.config import SamplingConfig
 from tts_assets.speechlm.generate import Request
 
@@ -37,6 +38,7 @@ class ScriptedTokenEngine:
         self.refusal = ""
         self.running = 0
         self.prompts: list[np.ndarray] = []
+        self.adapters: list[str] = []  # of the requests
 
     async def generate(
         self, request: Request, sampling: SamplingConfig
@@ -44,6 +46,7 @@ class ScriptedTokenEngine:
         if self.refusal:
             raise SynthesisError(self.refusal)
         self.prompts.append(request.prompt)
+        self.adapters.append(request.adapter)
         self.running += 1
         try:
             random = np.random.default_rng(request.seed)
@@ -114,6 +117,7 @@ def scripted_server(
     config: ServerConfig | None = None,
     key: str = "",
     engine: type[ScriptedTokenEngine] = ScriptedTokenEngine,
+    adapters: Sequence[Adapter] = (),
 ) -> Iterator[ScriptedServer]:
     """Run the server in a thread, on a free port of 127.0.0.1."""
     config = (config or ServerConfig()).model_copy(update={"port": 0})
@@ -126,7 +130,7 @@ def scripted_server(
     def open_model(
         folder: Path, config: ServerConfig, on_engine_exit: object
     ) -> StreamingSynthesizer:
-        return StreamingSynthesizer(synthesizer, start_engine, exited)
+        return StreamingSynthesizer(synthesizer, start_engine, exited, adapters)
 
     def exited() -> None:
         running.exited = True

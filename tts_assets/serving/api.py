@@ -169,7 +169,9 @@ def build_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         synthesizer = open_model(model, config, on_engine_exit)
         try:
-            service.voices = VoiceRegistry(synthesizer.model, config.voices, config.max_voices)
+            service.voices = VoiceRegistry(
+                synthesizer.model, config.voices, config.max_voices, synthesizer.adapters
+            )
             service.synthesizer = synthesizer
             yield
         finally:
@@ -338,7 +340,8 @@ def speech_job(service: Service, body: SpeechRequest) -> SpeechJob:
         voice = voices[body.voice]
     except SynthesisError as error:
         raise ApiError(400, str(error), "invalid_value", "voice") from None
-    line = SynthesisLine(body.input, voice, seed, body.instructions, body.language or "")
+    adapter = body.voice if body.voice in synthesizer.adapters else ""
+    line = SynthesisLine(body.input, voice, seed, body.instructions, body.language or "", adapter)
     return SpeechJob(service, body, line, sampling, started)
 
 

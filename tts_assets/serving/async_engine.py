@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import tempfile
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from tts_assets.serving.config import ServerConfig
@@ -42,6 +44,7 @@ from tts_assets.serving.vllm_engine import (
     prepare_environment,
     sampling_parameters,
 )
+from tts_assets.serving.voices import Adapter, open_adapters
 from tts_assets.speechlm.config import SamplingConfig
 from tts_assets.speechlm.generate import Request, allowed_ids
 from tts_assets.speechlm.vocabulary import SpeechVocabulary
@@ -50,6 +53,8 @@ T = TypeVar("T")
 RETRIES = 1
 WATCH_SECONDS = 0.5
 RESTARTS = 3  # of the engine in a row, before the server ends
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM allocates for adapters
+MOST_ADAPTERS = 8  # in one batch of vLLM, which allocates memory for as many
 SETTLED_SECONDS = 60.0  # after which a running engine counts its restarts from 0
 
 log = logging.getLogger("tts_assets.server")
@@ -91,9 +96,15 @@ class TokenEngine(Protocol):
 
 
 class AsyncVllm:
-    """The asynchronous vLLM engine of the serving model in ``folder``."""
+    """The asynchronous vLLM engine of the serving model in ``folder``, with adapters."""
 
-    def __init__(self, folder: Path, vocabulary: SpeechVocabulary, config: ServerConfig) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        vocabulary: SpeechVocabulary,
+        config: ServerConfig,
+        adapters: Sequence[Adapter] = (),
+    ) -> None:
         prepare_environment()
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
@@ -101,6 +112,8 @@ class AsyncVllm:
         self.allowed = allowed_ids(vocabulary).tolist()
         capacity = capacity_arguments(folder, config.gpu_memory, config.max_model_len)
         arguments = engine_arguments(folder, vocabulary, None, config.concurrency) | capacity
+        arguments |= adapter_arguments(adapters)
+        self.adapters = adapter_requests(adapters)
         self.positions = capacity["max_model_len"] - 1  # one for the end token
         self.engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
         self.names = count()
@@ -126,7 +139,12 @@ class AsyncVllm:
             output_kind=RequestOutputKind.DELTA,
         )
         prompt = TokensPrompt(prompt_token_ids=request.prompt.tolist())
-        outputs = self.engine.generate(prompt, parameters, f"speech-{next(self.names)}")
+        outputs = self.engine.generate(
+            prompt,
+            parameters,
+            f"speech-{next(self.names)}",
+            lora_request=self.adapters.get(request.adapter),
+        )
         sampled = 0
         try:
             async with aclosing(outputs):
@@ -146,6 +164,34 @@ class AsyncVllm:
         self.engine.shutdown()
 
 
+def adapter_arguments(adapters: Sequence[Adapter]) -> dict[str, Any]:
+    """Arguments of a vLLM engine with these adapters; none without adapters."""
+    if not adapters:
+        return {}
+    rank = next(size for size in RANKS if size >= max(one.rank for one in adapters))
+    # On CPUs vLLM 0.32 has index -1 for requests without an adapter, which selects the last slot:
+    # one more slot stays empty, or these requests would get the adapter in it.
+    slots = min(len(adapters), MOST_ADAPTERS) if torch.cuda.is_available() else len(adapters) + 1
+    return {
+        "enable_lora": True,
+        "max_lora_rank": rank,
+        "max_loras": slots,
+        "max_cpu_loras": max(slots, len(adapters)),
+    }
+
+
+def adapter_requests(adapters: Sequence[Adapter]) -> dict[str, Any]:
+    """vLLM's request of each adapter, by name."""
+    if not adapters:
+        return {}
+    from vllm.lora.request import LoRARequest
+
+    return {
+        one.name: LoRARequest(one.name, number, str(one.folder))
+        for number, one in enumerate(adapters, start=1)
+    }
+
+
 class StreamingSynthesizer:
     """A serving model that synthesizes many lines at once. Create it inside a running event loop.
 
@@ -159,7 +205,10 @@ class StreamingSynthesizer:
         model: ServedModel,
         start_engine: Callable[[], TokenEngine],
         on_engine_exit: Callable[[], None],
+        adapters: Sequence[Adapter] = (),
     ) -> None:
+        self.adapters = {one.name: one for one in adapters}
+        self.scaled: tempfile.TemporaryDirectory[str] | None = None
         self.start_engine, self.on_engine_exit = start_engine, on_engine_exit
         self.engine = start_engine()
         self.model = model
@@ -173,11 +222,29 @@ class StreamingSynthesizer:
     def open(
         cls, folder: Path, config: ServerConfig, on_engine_exit: Callable[[], None]
     ) -> StreamingSynthesizer:
-        """The serving model in ``folder`` with vLLM."""
+        """The serving model in ``folder`` with vLLM. The audio names the people of all adapters."""
         card = read_card(folder)
         prompts = open_prompts(folder, card)
+        others = [Path(one) for one in config.adapters.split(",") if one]
+        adapters = open_adapters(folder, others) if others else []
+        scaled = tempfile.TemporaryDirectory(prefix="tts-adapters-")  # as long as the synthesizer
+        if config.lora_scale != 1:
+            root = Path(scaled.name)
+            adapters = [one.scaled(config.lora_scale, root / one.name) for one in adapters]
+        consents = {
+            f"{one.name}/{corpus}": consent
+            for one in adapters
+            for corpus, consent in one.card.consents.items()
+        }
+        card = card.model_copy(update={"consents": card.consents | consents})
         model = ServedModel(card, prompts, open_codec(folder, card, default_device()))
-        return cls(model, lambda: AsyncVllm(folder, prompts.vocabulary, config), on_engine_exit)
+
+        def start_engine() -> AsyncVllm:
+            return AsyncVllm(folder, prompts.vocabulary, config, adapters)
+
+        made = cls(model, start_engine, on_engine_exit, adapters)
+        made.scaled = scaled
+        return made
 
     async def _watch(self) -> None:
         """Replace the engine when it fails."""
@@ -206,6 +273,8 @@ class StreamingSynthesizer:
         self.watch.cancel()
         self.engine.close()
         self.codec_thread.shutdown(cancel_futures=True)
+        if self.scaled is not None:
+            self.scaled.cleanup()
 
     @property
     def dead(self) -> bool:

@@ -82,6 +82,10 @@ class ServerConfig(Config):
     )
     max_upload_mb: float = Field(10.0, gt=0, description="size of a request body")
     voices: Path | None = Field(None, description="folder for uploaded voices; none: memory only")
+    adapters: str = Field(
+        "", description="serving models with an adapter of this one, separated by commas: voices"
+    )
+    lora_scale: float = Field(1.0, gt=0, le=2, description="factor of what the adapters add")
     max_voices: int = Field(1000, gt=0, description="most uploaded voices")
     max_connections: int = Field(
         512, gt=0, description="open connections; the oldest idle one ends"

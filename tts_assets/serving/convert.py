@@ -1,8 +1,8 @@
 """Converts a checkpoint to a serving model: a folder with all that synthesis needs.
 
 The folder has the weights as safetensors, the tokenizer with the speech vocabulary, the generation
-defaults, ``serving.json`` (codec, voices, sampling) and ``README.md`` (model card with lineage
-and licenses).
+defaults, ``serving.json`` (codec, voices, sampling), ``README.md`` (model card with lineage and
+licenses), and the adapter of the checkpoint, if it has one.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from tts_assets.core.artifacts import (
 from tts_assets.core.metadata import literal, table_row
 from tts_assets.corpora.config import Consent, TextConfig, VoiceConsent
 from tts_assets.serving.config import SERVING_FILE, ServingCard, ServingConfig, Voice
+from tts_assets.speechlm.config import ADAPTER
 from tts_assets.speechlm.model import SpeechLM
 
 
@@ -96,6 +98,8 @@ def convert(
             f"{lm.vocabulary.digest[:12]}, but its facts name {facts.vocabulary[:12]}; train again"
         )
     lm.save(target, config.sampling)
+    if (adapter := sources.checkpoint.path / ADAPTER).is_dir():
+        shutil.copytree(adapter, target / ADAPTER)
     card = ServingCard(
         recipe=facts.recipe,
         stage=facts.stage,

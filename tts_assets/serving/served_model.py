@@ -61,7 +61,7 @@ class SynthesisLine:
     ``seed`` determines the random numbers; None: the seed of the sampling settings. ``voice`` None:
     the voice that the model was trained on. ``description`` of the voice has the format of the
     training data (``speechlm.prompts.describe``). ``language`` selects the text normalization;
-    empty: the language of the model.
+    empty: the language of the model. ``adapter`` is the name of an adapter of the server's engine.
     """
 
     text: str
@@ -69,6 +69,7 @@ class SynthesisLine:
     seed: int | None = None
     description: str = ""
     language: str = ""
+    adapter: str = ""
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,7 @@ class ServedModel:
             prompt_codes=voice.codes if voice else (),
             voice_description=line.description,
         )
-        return Request(prompt, seed if line.seed is None else line.seed)
+        return Request(prompt, seed if line.seed is None else line.seed, line.adapter)
 
     def piece_requests(self, line: SynthesisLine, sampling: SamplingConfig) -> list[PieceRequest]:
         """The requests for all pieces of a line, with its voice.
@@ -191,7 +192,7 @@ class ServedModel:
         seed = sampling.seed if line.seed is None else line.seed
         parts = self._spoken_sections(line)
         pieces = self._split(parts, line, sampling)
-        if len(pieces) > 1 and line.voice is None:
+        if len(pieces) > 1 and line.voice is None and not line.adapter:
             line = replace(line, voice=self._common_voice(seed))
             pieces = self._split(parts, line, sampling)
         seeds = [seed, *(derived_seed(seed, f"piece {i}") for i in range(1, len(pieces)))]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +16,13 @@ from numpy.typing import NDArray
 from tts_assets.core.audio import BrokenAudio, read_upload, resample
 from tts_assets.core.config import ConfigError
 from tts_assets.corpora.segments.speech import RATE, find_speech
-from tts_assets.serving.config import StoredVoice, Voice
-from tts_assets.serving.served_model import ServedModel, SynthesisError
+from tts_assets.serving.config import ServingCard, StoredVoice, Voice
+from tts_assets.serving.served_model import ServedModel, SynthesisError, open_lm, read_card
 from tts_assets.serving.streaming import AUDIBLE_FRACTION, audible_fraction
+from tts_assets.speechlm.config import ADAPTER, ADAPTER_CARD, AdapterCard
+from tts_assets.speechlm.model import weights_digest
+
+WEIGHTS_FILE, SETTINGS_FILE = "adapter_model.safetensors", "adapter_config.json"  # of peft
 
 DEFAULT_VOICE = "default"  # no voice prompt: the voice that the model was trained on
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
@@ -72,16 +79,66 @@ def check_clip(wave: NDArray[np.float32], rate: int) -> None:
         )
 
 
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter in the format of peft, and the serving model that it comes from."""
+
+    name: str
+    folder: Path
+    rank: int
+    card: ServingCard
+
+    def scaled(self, scale: float, target: Path) -> Adapter:
+        """The adapter in the new folder ``target``; what it adds is multiplied by ``scale``."""
+        target.mkdir()
+        (target / WEIGHTS_FILE).symlink_to((self.folder / WEIGHTS_FILE).resolve())
+        settings = json.loads((self.folder / SETTINGS_FILE).read_text())
+        settings["lora_alpha"] *= scale
+        (target / SETTINGS_FILE).write_text(json.dumps(settings))
+        return replace(self, folder=target)
+
+
+def open_adapters(folder: Path, others: Iterable[Path]) -> list[Adapter]:
+    """The adapters in the serving models ``others`` for the base in ``folder``.
+
+    Raises :class:`SynthesisError` for one that was trained beside another base, codec or text.
+    """
+    found: dict[str, Adapter] = {}
+    card = read_card(folder)
+    taken = {DEFAULT_VOICE, *card.voices}
+    base = weights_digest(open_lm(folder, card, "cpu").model)
+    for other in others:
+        own, path = read_card(other), other / ADAPTER
+        if not path.is_dir():
+            raise SynthesisError(f"{other} has no adapter: train it with lora.adapter = true")
+        trained = AdapterCard.from_json(path / ADAPTER_CARD)
+        same = (trained.base, own.vocabulary, own.codec, own.text)
+        if same != (base, card.vocabulary, card.codec, card.text):
+            raise SynthesisError(
+                f"the adapter of {own.recipe} belongs to another base, vocabulary, codec or [text] "
+                f"than {card.recipe}: serve the base that it was trained from, such as a recipe "
+                "of the same base with steps = 0"
+            )
+        if own.recipe in {*found, *taken}:
+            raise SynthesisError(f"there are two voices {own.recipe!r}: name one adapter once")
+        rank = json.loads((path / SETTINGS_FILE).read_text())["r"]
+        found[own.recipe] = Adapter(own.recipe, path, rank, own)
+    return list(found.values())
+
+
 class VoiceRegistry:
     """Voices by name. ``folder`` keeps the uploaded ones, one JSON file each.
 
     A file that does not fit this model is ignored with a warning and stays where it is. At most
-    ``limit`` uploaded voices are kept.
+    ``limit`` uploaded voices are kept. ``adapters`` are names of voices without a voice prompt.
     """
 
-    def __init__(self, model: ServedModel, folder: Path | None, limit: int) -> None:
+    def __init__(
+        self, model: ServedModel, folder: Path | None, limit: int, adapters: Iterable[str] = ()
+    ) -> None:
         self.model, self.folder, self.limit = model, folder, limit
         self.voices: dict[str, Voice | None] = {DEFAULT_VOICE: None, **model.card.voices}
+        self.voices |= dict.fromkeys(adapters)
         self.uploaded: set[str] = set()
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)

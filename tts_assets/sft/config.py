@@ -88,6 +88,7 @@ class Pretraining(Config):
 class OptimizerConfig(Config):
     """``[sft.<name>.optimizer]``: AdamW, or Muon for the layers' matrices and AdamW for the rest.
 
+    ``adamw_8bit`` has moments of 8 bits, which GPUs page to the memory of the host (bitsandbytes).
     The steps of Muon are scaled to the RMS of AdamW's steps, so one ``lr`` fits both. Weight decay
     applies to the matrices of the layers only. The schedule ``wsd`` (warm-up, stable, decay)
     decays in the last fifth of the steps.
@@ -95,7 +96,7 @@ class OptimizerConfig(Config):
 
     removed_keys: ClassVar[Mapping[str, Any]] = {"betas": [0.9, 0.95], "decay_share": 0.2}
 
-    name: Literal["adamw", "muon"] = "adamw"
+    name: Literal["adamw", "adamw_8bit", "muon"] = "adamw"
     lr: float = Field(1e-4, gt=0)
     weight_decay: float = Field(0.1, ge=0)
     clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
@@ -110,14 +111,29 @@ class Lora(Config):
     An adapter of ``rank`` adds ``alpha / rank`` times the product of its matrices. The published
     model has the adapters merged. ``targets`` are names such as ``q_proj``; empty: every linear
     layer except the output matrix. ``embeddings`` also trains the embedding tables. This is
-    required where the base has no speech vocabulary yet.
+    required where the base has no speech vocabulary yet. With ``four_bit`` the frozen matrices are
+    NF4 (Dettmers et al. 2023, QLoRA); the published model has these rounded matrices. ``adapter``
+    also publishes the adapters, for a server with many voices.
     """
+
+    added_keys: ClassVar[frozenset[str]] = frozenset({"four_bit", "adapter"})
 
     rank: int = Field(16, gt=0)
     alpha: int = Field(32, gt=0)
     dropout: float = Field(0.0, ge=0, lt=1, description="of the inputs of the adapters")
     targets: tuple[str, ...] = ()
     embeddings: bool = False
+    four_bit: bool = False
+    adapter: bool = False
+
+    @model_validator(mode="after")
+    def _complete_adapter(self) -> Self:
+        if self.adapter and (self.embeddings or self.four_bit):
+            raise ValueError(
+                "an adapter is served beside the base as it is: leave out lora.embeddings and "
+                "lora.four_bit, or lora.adapter"
+            )
+        return self
 
 
 class StrategyConfig(Config):
@@ -293,6 +309,12 @@ class SftRecipe(Config):
                 f"muon needs whole matrices, and {name} gives a rank a part of each: write "
                 "optimizer.name = 'adamw' or strategy.name = 'ddp'"
             )
+        four_bit = self.lora is not None and self.lora.four_bit
+        if (four_bit or self.optimizer.name == "adamw_8bit") and (name != "ddp" or self.compile):
+            raise ValueError(
+                "tensors of lora.four_bit and optimizer.name = 'adamw_8bit' are neither sharded "
+                "nor compiled: write strategy.name = 'ddp' and leave compile out"
+            )
         if self.compile and name == "deepspeed":
             raise ValueError("compile goes with strategy.name = 'ddp' or 'fsdp'")
         return self
@@ -410,6 +432,11 @@ def check_machine(recipe: SftRecipe, processes: int) -> None:
         raise MachineError(
             "strategy.name = 'deepspeed' needs the package deepspeed, which is not installed: "
             "install it, or write strategy.name = 'fsdp', which shards as much"
+        )
+    four_bit = recipe.lora is not None and recipe.lora.four_bit
+    if (four_bit or recipe.optimizer.name == "adamw_8bit") and find_spec("bitsandbytes") is None:
+        raise MachineError(
+            "lora.four_bit and adamw_8bit need bitsandbytes: pip install 'tts-assets[qlora]'"
         )
     if not recipe.compile:
         return

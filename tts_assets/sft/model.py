@@ -11,11 +11,15 @@ causal attention with a window would silently be trained as another function.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig
 from peft.tuners.lora import LoraModel
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
@@ -23,9 +27,16 @@ from tts_assets.core.config import ConfigError
 from tts_assets.sft.config import Lora, SftProgram, SftRecipe
 from tts_assets.sft.packing import Packed
 from tts_assets.speechlm.attention import SEGMENTS, segment_attention
+from tts_assets.speechlm.config import ADAPTER_CARD, AdapterCard
 from tts_assets.speechlm.formats import recognize
 from tts_assets.speechlm.loss import summed_cross_entropy
-from tts_assets.speechlm.model import SpeechLM, build, input_table, output_table
+from tts_assets.speechlm.model import (
+    SpeechLM,
+    build,
+    input_table,
+    output_table,
+    weights_digest,
+)
 from tts_assets.speechlm.vocabulary import declare_lexicon, load_tokenizer
 
 Probe = Callable[[Tensor, Tensor, Tensor], None]  # of hidden (N, H), table (V, H), targets (N,)
@@ -41,6 +52,7 @@ PEAKS = {
     "RTX 4090": 165e12,
 }
 LENGTHS = (20, 12)  # of two packed samples
+TUNER = "default"  # peft's name of the adapters while they are trained
 TOLERANCE = 1e-3  # of the largest logit; float32 sums in another order differ by 1e-6
 # Keys of configurations that explain a difference, with the value of a model without it.
 REASONS = {
@@ -204,19 +216,24 @@ def adapt_lora(model: PreTrainedModel, config: Lora, seed: int) -> LoraModel:
     Hu et al. 2022, LoRA, arXiv 2106.09685; implemented by peft. The names of layers do not change.
     The name of the weight of an adapted layer gets the suffix ``.base_layer``.
     """
-    settings = LoraConfig(
-        r=config.rank,
-        lora_alpha=config.alpha,
-        lora_dropout=config.dropout,
-        target_modules=lora_targets(model, config),
-    )
+    settings = lora_settings(config, lora_targets(model, config))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        tuner = LoraModel(model, settings, "default")
+        tuner = LoraModel(model, settings, TUNER)
     if config.embeddings:
         for table in (input_table(model), output_table(model)):
             table.requires_grad_(True)
     return tuner
+
+
+def lora_settings(config: Lora, targets: list[str]) -> LoraConfig:
+    """The configuration of peft for the modules ``targets``."""
+    return LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        target_modules=targets,
+    )
 
 
 def lora_targets(model: PreTrainedModel, config: Lora) -> list[str]:
@@ -240,12 +257,77 @@ def merge_lora(base: SpeechLM, recipe: SftRecipe, trained: dict[str, Tensor]) ->
     Raises ValueError if ``trained`` has tensors that the adapted model does not have.
     """
     assert recipe.lora is not None
+    if recipe.lora.four_bit:
+        round_to_four_bit(base.model)
     tuner = adapt_lora(base.model, recipe.lora, recipe.seed)
     found = base.model.load_state_dict(trained, strict=False)
     if found.unexpected_keys:
         raise ValueError(f"{found.unexpected_keys} are no parameters of the adapted model")
     tuner.merge_and_unload()
     return base
+
+
+def write_adapter(
+    folder: Path, base: SpeechLM, recipe: SftRecipe, trained: dict[str, Tensor]
+) -> None:
+    """Write trained adapters in the format of peft. ``base`` is the untrained base.
+
+    ``adapter_model.safetensors`` and ``adapter_config.json`` are for peft and vLLM, ``base.json``
+    says what the adapters belong to.
+    """
+    assert recipe.lora is not None
+    targets = {_last(name) for name in lora_targets(base.model, recipe.lora)}
+    settings = lora_settings(recipe.lora, sorted(targets)).to_dict() | {
+        "base_model_name_or_path": recipe.base.hub or recipe.base.recipe,
+        "target_modules": sorted(targets),  # peft writes a set, in another order each time
+        "task_type": "CAUSAL_LM",
+        "inference_mode": True,
+    }
+    card = AdapterCard(base=weights_digest(base.model), vocabulary=base.vocabulary.digest)
+    weights = {
+        f"base_model.model.{name.replace(f'.{TUNER}.', '.')}": tensor.contiguous()
+        for name, tensor in trained.items()
+    }
+    folder.mkdir()
+    save_file(weights, folder / "adapter_model.safetensors", {"format": "pt"})
+    (folder / "adapter_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True))
+    (folder / ADAPTER_CARD).write_text(card.to_json())
+
+
+def hold_in_four_bit(model: PreTrainedModel, device: torch.device, bf16: bool) -> None:
+    """Replace the frozen linear layers by layers of bitsandbytes with NF4 weights on ``device``."""
+    from bitsandbytes.nn import Linear4bit, Params4bit
+
+    class FrozenLinear(Linear4bit):
+        """Always in training mode: in evaluation, CPUs convert the weights and round them again."""
+
+        def train(self, mode: bool = True) -> FrozenLinear:
+            self.training = True
+            return self
+
+    kind: dict[str, Any] = {"quant_type": "nf4", "compress_statistics": True}
+    for layer in layers_of(model):
+        for name, module in list(layer.named_modules()):
+            if not isinstance(module, nn.Linear) or module.weight.requires_grad:
+                continue
+            dtype = torch.bfloat16 if bf16 else torch.float32
+            held = FrozenLinear(module.in_features, module.out_features, False, dtype, **kind)
+            held.weight = Params4bit(module.weight.data, False, **kind)
+            held.bias = module.bias
+            held.to(device)  # rounds the weights
+            parent, _, own = name.rpartition(".")
+            setattr(layer.get_submodule(parent), own, held)
+
+
+def round_to_four_bit(model: PreTrainedModel) -> None:
+    """Give the linear layers the values that :func:`hold_in_four_bit` computes with."""
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    for layer in layers_of(model):
+        for module in layer.modules():
+            if isinstance(module, nn.Linear):
+                held = quantize_4bit(module.weight.data, quant_type="nf4", compress_statistics=True)
+                module.weight.data = dequantize_4bit(*held)
 
 
 def _last(name: str) -> str:

@@ -46,15 +46,19 @@ class Optimizers:
         for part in self.parts:
             for parameter, state in part.state.items():
                 for kind, value in state.items():
-                    if kind != "step":
+                    if kind not in ("step", "qmap1", "qmap2"):  # constants of bitsandbytes
                         yield kind, parameter, value
 
     def start_after(self, step: int) -> None:
         """Set the state after ``step`` steps with zero moments, into which a checkpoint is read."""
         for part in self.parts:
-            for group in part.param_groups:
-                for parameter in group["params"]:
-                    part.state[parameter] = _blank_state(part, parameter, step)
+            for i, group in enumerate(part.param_groups):
+                for j, parameter in enumerate(group["params"]):
+                    if self.config.name == "adamw_8bit":
+                        part.init_state(group, parameter, i, j)  # type: ignore[attr-defined]
+                        part.state[parameter]["step"] = step
+                    else:
+                        part.state[parameter] = _blank_state(part, parameter, step)
 
 
 class ShardedMuon(Muon):
@@ -117,6 +121,10 @@ def _optimizers(model: nn.Module, config: OptimizerConfig) -> list[Optimizer]:
     decayed, plain = parameter_groups(model, config)
     if config.name == "adamw":
         return [adamw([decayed, plain], config)]
+    if config.name == "adamw_8bit":
+        from bitsandbytes.optim import PagedAdamW8bit
+
+        return [PagedAdamW8bit([decayed, plain], lr=config.lr, betas=BETAS)]
     muon = ShardedMuon(
         decayed["params"],
         lr=config.lr,

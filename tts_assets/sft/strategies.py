@@ -141,9 +141,11 @@ def named_tensors(model: nn.Module) -> Tensors:
     once."""
     seen: set[int] = set()
     named = {}
+    # Matrices of four bits have further tensors in the state, which are no buffers.
+    known = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
     for name, tensor in model.state_dict(keep_vars=True).items():
         frozen = isinstance(tensor, nn.Parameter) and not tensor.requires_grad
-        if id(tensor) not in seen and not frozen:
+        if id(tensor) not in seen and id(tensor) in known and not frozen:
             seen.add(id(tensor))
             named[name] = tensor
     return named

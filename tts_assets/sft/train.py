@@ -42,10 +42,12 @@ from tts_assets.sft.model import (
     SpeechLoss,
     adapt_lora,
     check_lora,
+    hold_in_four_bit,
     merge_lora,
     open_base,
     prepare,
     uses_bf16,
+    write_adapter,
 )
 from tts_assets.sft.monitoring import (
     EXPLODED,
@@ -61,6 +63,7 @@ from tts_assets.sft.optimizer import learning_rate
 from tts_assets.sft.packing import Packed, RankSharding
 from tts_assets.sft.sampling import TextSampler
 from tts_assets.sft.strategies import Strategy, open_strategy
+from tts_assets.speechlm.config import ADAPTER
 from tts_assets.speechlm.model import SpeechLM
 from tts_assets.speechlm.prompts import PromptFormat
 
@@ -99,6 +102,8 @@ def build_trainer(run: Run, program: SftProgram) -> SftTrainer:
     if recipe.lora is not None:
         adapt_lora(lm.model, recipe.lora, recipe.seed)
     flops = Flops(lm.model)
+    if recipe.lora is not None and recipe.lora.four_bit:
+        hold_in_four_bit(lm.model, device, uses_bf16(recipe, device))
     prepare(lm.model, recipe.dropout, recipe.gradient_checkpointing, recipe.compile)
 
     prompts = PromptFormat(lm.tokenizer, lm.vocabulary)
@@ -413,7 +418,10 @@ class SftTrainer:
         elif self.recipe.lora is None:
             trained = weights
         else:
-            lm = merge_lora(open_base(self.program), self.recipe, weights)
+            base = open_base(self.program)
+            if self.recipe.lora.adapter:
+                write_adapter(self.run.result_dir / ADAPTER, base, self.recipe, weights)
+            lm = merge_lora(base, self.recipe, weights)
         dropped = [*self.train_data.dropped, *self.val_data.dropped]
         export(self.run.run_dir, self.run.result_dir, lm, trained, dropped)
         self.sampler.publish()

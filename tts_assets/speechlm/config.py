@@ -13,6 +13,7 @@ from tts_assets.core.hub import identity, pinned
 from tts_assets.core.program import ProgramConfig
 from tts_assets.corpora.config import Language
 
+ADAPTER, ADAPTER_CARD = "adapter", "base.json"  # folder of a published adapter, its card
 FormatName = Literal["inworld", "llasa", "neutts", "orpheus", "plain"]
 
 
@@ -143,3 +144,13 @@ class SamplingConfig(Config):
         if self.min_tokens > self.max_tokens:
             raise ValueError(f"min_tokens {self.min_tokens} is above max_tokens {self.max_tokens}")
         return self
+
+
+class AdapterCard(Config):
+    """``base.json`` of a published adapter: what it was trained beside.
+
+    ``base`` is the digest of the base's weights, ``vocabulary`` that of its vocabulary.
+    """
+
+    base: str
+    vocabulary: str

@@ -40,10 +40,11 @@ CACHE_BLOCK = 256  # tokens by which the key/value buffers grow
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt (token ids) and the seed of its random stream."""
+    """A prompt (token ids), the seed of its random stream, and the adapter of an engine of many."""
 
     prompt: NDArray[np.int64]
     seed: int
+    adapter: str = ""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import torch
@@ -71,6 +72,15 @@ class SpeechLM:
         self.tokenizer.save_pretrained(folder)
         self.vocabulary.save(folder)
         generation_config(self, sampling or SamplingConfig()).save_pretrained(folder)
+
+
+def weights_digest(model: PreTrainedModel) -> str:
+    """The SHA-256 of all weights, with their names. It reads every byte: a second per GB."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def generation_config(lm: SpeechLM, sampling: SamplingConfig) -> GenerationConfig:
