@@ -436,6 +436,18 @@ def test_two_processes_have_the_rollouts_of_one(program: Make) -> None:
     assert CheckpointFacts.from_json(two.run_dir / "result.json").steps == 2
 
 
+@pytest.mark.slow
+def test_two_processes_train_the_adapters_of_one(program: Make) -> None:
+    one, two = (program(name, steps=2, **LORA) for name in ("one", "two"))
+    run(one)
+    made = run_by_two(two)
+    assert made.returncode == 0, made.stderr
+    values = [[record["reward"] for record in metrics(each)] for each in (one, two)]
+    assert values[0] == pytest.approx(values[1], abs=1e-6)
+    ours, theirs = (load_file(each.run_dir / "result/model.safetensors") for each in (one, two))
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-4) for name in ours)
+
+
 FAILS_ON_ONE_RANK = """
 import os, pathlib
 calls = 0
