@@ -31,7 +31,7 @@ from tests.support.speaking import LLAMA, publish_all, publish_codec
 from tts_assets.codec.model import Codec
 from tts_assets.core.artifacts import ArtifactStore
 from tts_assets.core.processes import LOOPBACK, free_port
-from tts_assets.core.program import read_metrics
+from tts_assets.core.program import METRICS_FILE, read_metrics
 from tts_assets.rlhf.config import EngineProgram, RlhfProgram, RlhfRecipe, VllmRollouts
 from tts_assets.rlhf.engine import hosted
 from tts_assets.rlhf.engine_client import EngineClient, FileSender
@@ -437,7 +437,8 @@ def grpo(machine: Machine) -> list[Row]:
         (run_dir / "run.json").write_text(program.to_json())
         command = [sys.executable, "-m", "tts_assets.rlhf.train", str(run_dir / "run.json")]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        steps = [m["step_time"] for m in read_metrics(run_dir) if "step_time" in m]
+        metrics = read_metrics(run_dir / METRICS_FILE)
+        steps = [m["step_time"] for m in metrics if "step_time" in m]
     note = f"{values['prompts_per_step']} x {values['generations']} completions of 100 tokens"
     return [Row("GRPO step", min(steps), "s", note)]
 
