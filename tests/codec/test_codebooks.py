@@ -207,6 +207,16 @@ def test_the_first_codebooks_can_be_used_alone(
         Codec.load(saved(kind, tmp_path / "many", codebooks=9))
 
 
+@pytest.mark.parametrize("kind", ["dac", "encodec", "mimi"])
+def test_the_first_codebook_alone_has_frames_of_one_code(
+    kind: str, waves: list[Wave], tmp_path: Path
+) -> None:
+    one = Codec.load(saved(kind, tmp_path / "one", codebooks=1))
+    assert one.frame == Frame((one.codebook_size,)) and one.facts.frame == ()
+    codes = one.encode(at_rate(one, waves[:1]))[0]
+    assert len(codes) * one.hop_length == len(one.decode([codes])[0])
+
+
 def test_a_stereo_encodec_is_refused(tmp_path: Path) -> None:
     config = EncodecConfig(
         num_filters=2, hidden_size=8, codebook_dim=8, audio_channels=2, normalize=True

@@ -155,6 +155,22 @@ def test_words_have_their_own_phonemes(prompts: PromptFormat) -> None:
     ]
 
 
+def test_entries_are_found_in_any_form_and_before_their_parts() -> None:
+    entries = {"o\u2019reilly": "oh-rye-lee", "cafe\u0301": "kaffay"}
+    entries |= {"well-known": "well-known", "known": "noun"}
+    written = "O\u2019Reilly\u2019s cafe\u0301 is well-known, O\u2019Reilly"
+    text = Normalizer(TextConfig())(written, "en")
+    assert Lexicon(entries).respelled([text]) == ["O'Reilly's kaffay is well-known, Oh-rye-lee"]
+
+
+def test_phonemes_between_brackets_and_quotes() -> None:
+    tokenizer = byte_tokenizer(128, phonemes=True)
+    extend_tokenizer(tokenizer, CODEBOOK, ENGLISH)
+    own = PromptFormat(tokenizer, declare_lexicon(tokenizer, CODEBOOK, {"worcester": "/ˈabc/"}))
+    texts = ["(Worcester)", "“Worcester”…", "(<laugh>)", "- Worcester!"]
+    assert own.units(texts) == ["(ˈabc)", "“ˈabc”…", "( <laugh> )", "ˈabc!"]
+
+
 def test_the_lexicon_belongs_to_the_saved_model(tmp_path: Path) -> None:
     size = LlamaSize(hidden_size=32, intermediate_size=64, layers=2, heads=2, kv_heads=2)
     lm = new_llama(size, CODEBOOK, VocabularyConfig(), seed=0)

@@ -218,9 +218,12 @@ class Lexicon:
 
     def __init__(self, entries: Mapping[str, str]) -> None:
         known = {word: Pronunciation.of(word, text) for word, text in entries.items()}
-        self.any_case = {word: one for word, one in known.items() if word == word.lower()}
-        cased = {word: one for word, one in known.items() if word not in self.any_case}
-        self.as_written = {clean(word): one for word, one in cased.items()} | cased
+        lower = {word: one for word, one in known.items() if word == word.lower()}
+        cased = {word: one for word, one in known.items() if word not in lower}
+        # Normalized texts have the cleaned form, such as ' for ’; others may have either.
+        self.any_case, self.as_written = (
+            {clean(word): one for word, one in some.items()} | some for some in (lower, cased)
+        )
         self.keys = sorted({word.lower() for word in [*self.any_case, *self.as_written]})
         unspaced = [word for word in known if re.fullmatch(f"[{UNSPACED}]+", word)]
         longest_first = sorted(unspaced, key=lambda word: (-len(word), word))
@@ -253,8 +256,7 @@ class Lexicon:
 
     def _respell(self, word: str) -> str:
         """A word, or those of its parts that have an entry, respelled."""
-        whole = self._spelled(word)
-        parts = [word] if whole != word else re.split("(['’-])", word)
+        parts = [word] if self._at(word) is not None else re.split("(['’-])", word)
         return "".join(map(self._spelled, parts))
 
     def _spelled(self, word: str) -> str:
@@ -285,10 +287,13 @@ class Phonemizer:
     def many(self, texts: Sequence[str]) -> list[str]:
         """The phonemes of each text, words separated by one space."""
         lines = [" ".join(text.split()) for text in texts]
-        spoken = [line for line in lines if line]  # the backend would drop empty ones
+        spoken = [line for line in lines if is_spoken(line)]
+        signs = {line for line in lines if line and not is_spoken(line)}
         with ESPEAK:
             found = self._backend.phonemize(spoken) if spoken else []
-        of_line = dict(zip(spoken, found, strict=True))
+            # One by one: the backend joins lines of signs alone, and drops empty ones.
+            of_line = {line: "".join(self._backend.phonemize([line])) for line in signs}
+        of_line |= zip(spoken, found, strict=True)
         return [" ".join(of_line.get(line, "").split()) for line in lines]
 
     @cached_property

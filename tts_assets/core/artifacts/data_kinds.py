@@ -108,10 +108,11 @@ class CodecFacts(Facts):
 
     @model_validator(mode="after")
     def _sizes_add_up(self) -> Self:
-        if self.pattern and sum(self.frame) != self.codebook_size:
+        sizes = [self.codebooks[own] for own in self.pattern]
+        if sizes and sum(sizes) != self.codebook_size:
             raise ValueError(
-                f"codebook_size {self.codebook_size} is not the sum {sum(self.frame)} of the codes "
-                f"of a frame, {self.frame}"
+                f"codebook_size {self.codebook_size} is not the sum {sum(sizes)} of the codes of a "
+                f"frame, {sizes}"
             )
         return self
 
