@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,12 @@ def test_adapters_are_voices(speaking: Speaking, adapted: Path, tmp_path: Path) 
             names = set(server.engine.adapters)
             assert names == ({"anna"} if voice == "anna" else {""})
             server.engine.adapters.clear()
+    german = replace(anna, card=anna.card.model_copy(update={"languages": ("de",)}))
+    with scripted_server(synthesizer, adapters=[german]) as server, server.http as client:
+        for voice, spoken in (("anna", "drei"), ("default", "three")):
+            body = {"model": "tiny", "input": "3", "voice": voice, "response_format": "wav"}
+            assert client.post("/v1/audio/speech", json=body).status_code == 200
+            assert np.array_equal(server.engine.prompts[-1], synthesizer.prompts.inference(spoken))
 
 
 def test_unfitting_adapters_are_refused(speaking: Speaking, adapted: Path, tmp_path: Path) -> None:

@@ -340,8 +340,11 @@ def speech_job(service: Service, body: SpeechRequest) -> SpeechJob:
         voice = voices[body.voice]
     except SynthesisError as error:
         raise ApiError(400, str(error), "invalid_value", "voice") from None
-    adapter = body.voice if body.voice in synthesizer.adapters else ""
-    line = SynthesisLine(body.input, voice, seed, body.instructions, body.language or "", adapter)
+    adapter = synthesizer.adapters.get(body.voice)
+    # Without a language the text is in that of the voice's training, not of the base's.
+    language = body.language or (adapter.card.language if adapter else "")
+    name = adapter.name if adapter else ""
+    line = SynthesisLine(body.input, voice, seed, body.instructions, language, name)
     return SpeechJob(service, body, line, sampling, started)
 
 
