@@ -129,8 +129,8 @@ def test_batches_that_round_unlike_the_probes_are_rejected(
     encoder.encode([*waves, waves[0]])
     encoder.difference, wide = 1e-9, 0.5
     with pytest.raises(RoundingError, match="batch_tokens = 1"):
-        _, levels = vendored.quantize(vendored.latents(waves[:1]))
-        encoder._again(waves[0], levels[0] + wide, False)
+        codes, levels = vendored.quantize(vendored.latents(waves[:1]))
+        encoder._again(waves[0], levels[0] + wide, codes[0], False)
 
 
 def test_a_model_that_cannot_be_masked_is_encoded_clip_by_clip(waves: list[Wave]) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import EncodecConfig, EncodecModel
 
 from tests.support.codecs import MODELS, saved
-from tts_assets.codec.batching import BatchEncoder
+from tts_assets.codec.batching import BatchEncoder, RoundingError
 from tts_assets.codec.config import DecoderProgram, DecoderRecipe
 from tts_assets.codec.frames import Frame, nested_pattern
 from tts_assets.codec.model import Codec
@@ -150,6 +150,23 @@ def test_codes_of_batches_are_those_of_every_clip_alone(codec: Codec, waves: lis
     assert encoder.effort["padded"] > encoder.effort["codes"]
     assert encoder.effort["again"] < len(clips)
     assert 0 < encoder.difference < 1e-3
+
+
+@each_codec
+def test_levels_behind_a_code_that_rounding_changed_do_not_count(
+    codec: Codec, waves: list[Wave]
+) -> None:
+    (wave,) = at_rate(codec, waves[:1])
+    encoder = BatchEncoder(codec)
+    levels, codes = encoder._alone(wave)
+    other, behind, first = codes.copy(), levels.clone(), levels.clone()
+    other[0] += 1
+    behind[1] += 1
+    first[0] += 1
+    assert np.array_equal(encoder._again(wave, behind, other, False), codes)
+    for level, known in ((first, other), (behind, codes)):
+        with pytest.raises(RoundingError):
+            encoder._again(wave, level, known, False)
 
 
 @each_codec

@@ -98,7 +98,7 @@ class BatchEncoder:
             clip = codes[row, :count]
             probe = self.probes < PROBED
             if probe or margins[row, :count].min() < self.tolerance:
-                clip = self._again(wave, levels[row, :count], probe)
+                clip = self._again(wave, levels[row, :count], clip, probe)
             chosen.append(clip)
         return chosen
 
@@ -109,14 +109,19 @@ class BatchEncoder:
             codes, levels = self.codec.quantize(self.codec.latents([wave]))
             return levels[0, :count], codes[0, :count]
 
-    def _again(self, wave: Wave, together: Tensor, probe: bool) -> Codes:
+    def _again(self, wave: Wave, together: Tensor, known: Codes, probe: bool) -> Codes:
         """The codes of a clip alone; updates the rounding difference.
 
-        ``together``: its levels in the batch. Raises :class:`RoundingError` if they differ by more
-        than the tolerance, except for a ``probe``.
+        ``together``: its levels in the batch, ``known``: its codes there. Raises
+        :class:`RoundingError` if the levels differ by more than the tolerance, except for a
+        ``probe``. Behind a code that rounding changed, the later stages of its frame quantize
+        something else: of such a frame only the first level counts.
         """
         levels, codes = self._alone(wave)
-        difference = float((levels - together).abs().max())
+        frames = (codes != known).reshape(-1, len(self.codec.frame))
+        gaps = (levels - together).abs().amax(-1).reshape(frames.shape)
+        gaps[torch.from_numpy(frames.any(axis=1)).to(gaps.device), 1:] = 0
+        difference = float(gaps.max())
         if not probe and not difference <= self.tolerance:
             raise RoundingError(
                 f"a clip's latents differ by {difference:.1e} levels alone and in a batch, but by "
