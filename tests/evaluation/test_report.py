@@ -61,10 +61,13 @@ def test_links_of_a_published_report_work_offline(report: Path, tmp_path: Path) 
     samples = read_samples(report)
     near = samples[0].text.upper() + "!"
     audio = [str(report / sample.audio) for sample in samples[:2] if sample.audio]
+    broken = tmp_path / "broken.wav"
+    broken.write_bytes(b"RIFF" + bytes(100))
     rows = [
         {"id": "x", "transcript": "nothing", "wav_path": audio[0]},
         {"id": "near", "transcript": near, "wav_path": audio[1]},
         {"id": "gone", "transcript": "nothing", "wav_path": "/nowhere.wav"},
+        {"id": "broken", "transcript": "nothing", "wav_path": str(broken)},
     ]
     (clips / "train_samples.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     folder = tmp_path / "report" / "recordings" / "all" / "4567"

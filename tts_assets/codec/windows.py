@@ -195,7 +195,8 @@ class WindowLoader:
     def at(self, step: int) -> Tensor:
         """The windows of ``step``, float32 (windows, samples); fast for consecutive steps.
 
-        Raises :class:`~tts_assets.core.audio.BrokenAudio`.
+        Raises :class:`~tts_assets.core.audio.BrokenAudio`; in a process, torch raises RuntimeError
+        with its message.
         """
         if step != self._next:
             windows = StepWindows(self.audio, step, self.steps, self.rank, self.ranks)

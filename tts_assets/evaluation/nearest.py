@@ -1,6 +1,6 @@
 """The training utterances that are most similar to a synthesis: by text, and by voice.
 
-By text, all training utterances are compared. By voice, about :data:`MOST_CLIPS` of them are, and
+By text, all training utterances are compared. By voice, at most :data:`MOST_CLIPS` of them are, and
 their embeddings are cached.
 """
 
@@ -18,7 +18,7 @@ from rapidfuzz.utils import default_process
 
 from tts_assets.audio_models.speaker_similarity import Embedding, SpeakerEmbedder
 from tts_assets.core.artifacts import sha256_file
-from tts_assets.core.audio import read_clip
+from tts_assets.core.audio import BrokenAudio, read_clip
 from tts_assets.core.cache import RecordCache
 from tts_assets.core.config import Config, digest_of
 from tts_assets.corpora.samples import AudioFolders
@@ -114,7 +114,7 @@ def candidates(training: Sequence[Path]) -> list[Candidate]:
     found = []
     for path in training:
         rows = pl.read_ndjson(path, schema=SCHEMA)
-        every = max(1, rows.height * len(training) // MOST_CLIPS)
+        every = max(1, -(-rows.height * len(training) // MOST_CLIPS))
         audio = AudioFolders.of(path.parent)
         for row in rows.gather_every(every).iter_rows(named=True):
             try:
@@ -135,7 +135,7 @@ class CachedEmbedder:
         self._encoder: SpeakerEmbedder | None = None
 
     def __call__(self, files: Sequence[Path]) -> dict[Path, Embedding]:
-        """Unit vectors, float32, by file; a file without enough speech has none."""
+        """Unit vectors by file; an unreadable file, or one without enough speech, has none."""
         keys = {path: digest_of(["voice 1", self.digest, sha256_file(path)]) for path in files}
         known = self.cache.get(keys.values())
         new = {key: self._embed(path) for path, key in keys.items() if key not in known}
@@ -150,7 +150,10 @@ class CachedEmbedder:
             from tts_assets.speakers.encoder import open_voices  # imports torch
 
             self._encoder = open_voices(self.name)
-        clip = read_clip(path)
+        try:
+            clip = read_clip(path)
+        except BrokenAudio:
+            return []
         vector = self._encoder.embed(clip.wave, clip.rate)
         return [] if vector is None else [round(float(x), DIGITS) for x in vector]
 
