@@ -124,7 +124,8 @@ class Pronunciation:
 
         Raises ValueError with the remedy if the word or its pronunciation is malformed.
         """
-        if not _made_of(word, WORD_SIGNS):
+        outer = {word[:1], word[-1:]}
+        if not _made_of(word, WORD_SIGNS) or outer & {"", "'", "\u2019", "-"}:
             raise ValueError(
                 f"{word!r} is no single word of letters: the normalizer reads numbers, signs and "
                 "abbreviations before the lexicon. Name it in [text] rules, under words"

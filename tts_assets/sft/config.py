@@ -118,7 +118,7 @@ class Lora(Config):
 
     added_keys: ClassVar[frozenset[str]] = frozenset({"four_bit", "adapter"})
 
-    rank: int = Field(16, gt=0)
+    rank: int = Field(16, gt=0, le=512, description="vLLM serves adapters up to 512")
     alpha: int = Field(32, gt=0)
     dropout: float = Field(0.0, ge=0, lt=1, description="of the inputs of the adapters")
     targets: tuple[str, ...] = ()
