@@ -20,7 +20,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -31,6 +33,7 @@ from tts_assets.corpora.samples import located_samples
 
 CORPUS = Path(__file__).resolve().parents[1] / "examples" / "corpora" / "asterisk_en"
 SIZES = (1_000, 100_000, 1_000_000)
+T = TypeVar("T")
 DRAWS, STEPS = 20_000, 60
 RECIPE = CodecRecipe(corpora={"speech": 1.0}, batch_seconds=32, speeds=(0.9, 1.0, 1.1))
 
@@ -52,23 +55,29 @@ def write_list(path: Path, size: int) -> None:
             lines.write(json.dumps(row) + "\n")
 
 
-def drawing(size: int) -> dict[str, float]:
-    """Seconds to open a list, memory in MB, and draws per second."""
+def opened(size: int, open_list: Callable[[Path], T]) -> tuple[T, dict[str, float]]:
+    """A list of ``size`` utterances, opened; the seconds and the memory in MB that it took."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kept.jsonl"
         write_list(path, size)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         started = time.perf_counter()
-        audio = TrainingAudio({"speech": path}, RECIPE, ValidationSplit(fraction=0.001))
-        opened = time.perf_counter() - started
+        found = open_list(path)
+        seconds = time.perf_counter() - started
         memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return found, {"opened": seconds, "memory": memory}
+
+
+def drawing(size: int) -> dict[str, float]:
+    """Seconds to open a list, memory in MB, and draws per second."""
+    split = ValidationSplit(fraction=0.001)
+    audio, cost = opened(size, lambda path: TrainingAudio({"speech": path}, RECIPE, split))
     generator = np.random.default_rng(0)
     started = time.perf_counter()
     for _ in range(DRAWS):
         audio.draw(generator)
     return {
-        "opened": opened,
-        "memory": memory,
+        **cost,
         "table": audio.train.estimated_size("mb"),
         "draws": DRAWS / (time.perf_counter() - started),
     }
@@ -76,16 +85,9 @@ def drawing(size: int) -> dict[str, float]:
 
 def objects(size: int) -> dict[str, float]:
     """Seconds and memory in MB of a list of :class:`Sample` objects."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "kept.jsonl"
-        write_list(path, size)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        started = time.perf_counter()
-        samples = list(located_samples(path))
-        opened = time.perf_counter() - started
-        memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    samples, cost = opened(size, lambda path: list(located_samples(path)))
     assert len(samples) == size
-    return {"opened": opened, "memory": memory}
+    return cost
 
 
 def waiting(workers: int, step_seconds: float) -> dict[str, float]:

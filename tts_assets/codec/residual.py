@@ -43,6 +43,7 @@ class ResidualBackend:
     """What all of these codecs share; the subclasses have the modules of a family."""
 
     masking_problem: str | None = None
+    ends: ClipEnds
 
     def __init__(
         self, model: Any, rate: int, hop: int, sizes: Sequence[int], pattern: tuple[int, ...]
@@ -115,8 +116,10 @@ class ResidualBackend:
         return torch.stack(columns, dim=2).flatten(1, 2)
 
     def encoded(self, waves: Tensor, hops: Sequence[int]) -> Tensor:
-        """Clips (clips, 1, samples) to latents (clips, hidden, length)."""
-        raise NotImplementedError
+        """Clips (clips, 1, samples) to latents (clips, hidden, length), by a masked encoder."""
+        with self.ends.at(hops, waves.shape[-1] // self.hop):
+            hidden: Tensor = self.model.encoder(waves)
+        return hidden
 
     def stages(self, latents: Tensor) -> Iterator[Stage]:
         """Quantize latents (clips, hidden, length), with the arithmetic of the codec's package."""
@@ -179,12 +182,6 @@ class DacBackend(ResidualBackend):
         self.masking_problem = convolution_problem(model.encoder, (Snake1d,))
         self.ends = ClipEnds(model.encoder)
 
-    def encoded(self, waves: Tensor, hops: Sequence[int]) -> Tensor:
-        """See :meth:`ResidualBackend.encoded`."""
-        with self.ends.at(hops, waves.shape[-1] // self.hop):
-            hidden: Tensor = self.model.encoder(waves)
-        return hidden
-
     def stages(self, latents: Tensor) -> Iterator[Stage]:
         """See :meth:`ResidualBackend.stages`."""
         for quantizer in self.quantizers:
@@ -237,12 +234,6 @@ class EncodecBackend(ResidualBackend):
             self.masking_problem = "its convolutions are not causal, or it normalizes whole clips"
         self.layers = model.quantizer.layers[:count]
         self.ends = ClipEnds(model.encoder)
-
-    def encoded(self, waves: Tensor, hops: Sequence[int]) -> Tensor:
-        """See :meth:`ResidualBackend.encoded`."""
-        with self.ends.at(hops, waves.shape[-1] // self.hop):
-            hidden: Tensor = self.model.encoder(waves)
-        return hidden
 
     def stages(self, latents: Tensor) -> Iterator[Stage]:
         """See :meth:`ResidualBackend.stages`."""
@@ -342,12 +333,6 @@ class SnacBackend(ResidualBackend):
             replace_noise(block, seed)
         self.masking_problem = convolution_problem(model.encoder, (Snake,))
         self.ends = ClipEnds(model.encoder)
-
-    def encoded(self, waves: Tensor, hops: Sequence[int]) -> Tensor:
-        """See :meth:`ResidualBackend.encoded`."""
-        with self.ends.at(hops, waves.shape[-1] // self.hop):
-            hidden: Tensor = self.model.encoder(waves)
-        return hidden
 
     def stages(self, latents: Tensor) -> Iterator[Stage]:
         """See :meth:`ResidualBackend.stages`."""

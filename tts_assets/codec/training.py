@@ -67,8 +67,7 @@ class GeneratorLoop(StepLoop):
         self.audio = audio
         # The cores of a CPU are busy with the step itself, of which decoding is 5 %.
         workers = GPU_WORKERS if run.device.type == "cuda" else 0
-        share = audio, recipe.steps, run.rank, run.world_size
-        self.windows = WindowLoader(*share, workers=workers)
+        self.windows = WindowLoader(audio, recipe.steps, run.rank, run.world_size, workers=workers)
 
     @abstractmethod
     def generate(self, step: int) -> Generated:

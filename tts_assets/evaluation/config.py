@@ -209,6 +209,11 @@ class EvaluationProgram(ProgramConfig):
     training: tuple[Path, ...] = ()
     storage: str = ""
 
+    @property
+    def measurements(self) -> Path:
+        """The file of cached measurements; in the run folder if the configuration names none."""
+        return self.cache or self.run_dir / "metrics.sqlite"
+
     @model_validator(mode="after")
     def _check_source(self) -> Self:
         if (self.serving_model is None) == (self.synthesized is None):

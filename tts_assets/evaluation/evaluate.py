@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> None:
         batches = in_batches(texts, config.evaluation)
         evaluator = BatchEvaluator(
             open_source=lambda: speech_source(config, str(run.device)),
-            open_metrics=lambda: metric_runner(config, run.run_dir),
+            open_metrics=lambda: metric_runner(config),
             records=run.checkpoint_dir,
             audio=run.result_dir / AUDIO_FOLDER,
         )
@@ -91,12 +91,12 @@ def speech_source(config: EvaluationProgram, device: str) -> SpeechSource:
     return ModelSource(Synthesizer.open(config.serving_model, device=device))
 
 
-def metric_runner(config: EvaluationProgram, run_dir: Path) -> MetricRunner:
-    """The metrics; their cache is in the run folder if the configuration names none."""
+def metric_runner(config: EvaluationProgram) -> MetricRunner:
+    """The metrics, with their cache."""
     setting = Setting(
         config.evaluation, config.references, config.speakers, config.characters_per_second
     )
-    return MetricRunner(setting, config.cache or run_dir / "metrics.sqlite")
+    return MetricRunner(setting, config.measurements)
 
 
 class BatchEvaluator:

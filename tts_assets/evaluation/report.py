@@ -144,8 +144,8 @@ def voices_of_training(
     if "similarity" not in program.evaluation.metrics or not program.training:
         return {}
     audio = {sample.audio: folder / sample.audio for sample in samples if sample.audio}
-    cache = program.cache or program.run_dir / "voices.sqlite"
-    return nearest_voices(audio, program.training, program.evaluation.speaker_encoder, cache)
+    encoder = program.evaluation.speaker_encoder
+    return nearest_voices(audio, program.training, encoder, program.measurements)
 
 
 def by_temperature(

@@ -60,7 +60,7 @@ from tts_assets.rlhf.rollout_engine import RolloutsStopped, open_engine
 from tts_assets.rlhf.rollouts import HeldOutEvaluation, RolloutWorker, hold_out
 from tts_assets.serving.synthesis import Synthesizer, TransformersEngine
 from tts_assets.sft.config import Lora
-from tts_assets.sft.model import lora_targets
+from tts_assets.sft.model import lora_settings, lora_targets
 from tts_assets.speechlm.model import SpeechLM
 
 with warnings.catch_warnings():
@@ -199,12 +199,9 @@ def adapter_config(recipe: RlhfRecipe, model: PreTrainedModel) -> LoraConfig | N
     if recipe.lora_rank is None:
         return None
     lora = Lora(rank=recipe.lora_rank, alpha=2 * recipe.lora_rank)
-    return LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        target_modules=lora_targets(model, lora),
-        task_type="CAUSAL_LM",
-    )
+    settings = lora_settings(lora, lora_targets(model, lora))
+    settings.task_type = "CAUSAL_LM"
+    return settings
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

@@ -225,7 +225,7 @@ class StreamingSynthesizer:
         """The serving model in ``folder`` with vLLM. The audio names the people of all adapters."""
         card = read_card(folder)
         prompts = open_prompts(folder, card)
-        others = [Path(one) for one in config.adapters.split(",") if one]
+        others = config.adapter_folders
         adapters = open_adapters(folder, others) if others else []
         scaled = tempfile.TemporaryDirectory(prefix="tts-adapters-")  # as long as the synthesizer
         if config.lora_scale != 1:

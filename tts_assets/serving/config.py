@@ -100,6 +100,11 @@ class ServerConfig(Config):
         None, gt=0, description="tokens of voice prompt, text and speech; none: the model's limit"
     )
 
+    @property
+    def adapter_folders(self) -> list[Path]:
+        """The serving models of ``adapters``."""
+        return [Path(one) for one in self.adapters.split(",") if one]
+
 
 class VllmConfig(Config):
     """``[vllm]``: vLLM as a separate process: the server, and engines of rollouts."""

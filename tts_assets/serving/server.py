@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     key = os.environ.pop(KEY_VARIABLE, "")  # removed: the engine's processes must not see it
     try:
         config = ServerConfig.parse(given, "command line")
-        for folder in (model, *map(Path, filter(None, config.adapters.split(",")))):
+        for folder in (model, *config.adapter_folders):
             require_consents(verify_model(folder))
     except (ConfigError, ArtifactError) as error:
         log.error("%s", error)
