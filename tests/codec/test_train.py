@@ -39,7 +39,7 @@ from tts_assets.core.audio import Clip, Wave
 from tts_assets.core.config import ConfigError
 from tts_assets.core.program import Run
 from tts_assets.core.training import saved, step_of
-from tts_assets.corpora.samples import Sample
+from tts_assets.corpora.samples import Sample, write_samples
 
 SPLIT = ValidationSplit(fraction=0.2)
 
@@ -410,6 +410,22 @@ def test_windows_ahead_of_the_step_are_those_of_the_step(
     ahead = WindowLoader(audio, 12, 0, 1, workers=workers)
     for step in (3, 4, 5, 9, 10, 11):  # resumed at 3, then at 9
         assert torch.equal(ahead.at(step), audio.batch(step, 0, 1))
+
+
+def test_relative_paths_are_below_the_folder_of_the_list(
+    tmp_path: Path, tiny: CodecArchitecture, samples: list[Sample]
+) -> None:
+    """Published lists of a corpus have paths relative to its folder."""
+    (tmp_path / "audio").mkdir()
+    here = []
+    for sample in samples:
+        name = f"audio/{Path(sample.wav_path).name}"
+        shutil.copyfile(sample.wav_path, tmp_path / name)
+        here.append(sample.model_copy(update={"wav_path": name}))
+    write_samples(tmp_path / "kept.jsonl", here)
+    audio = TrainingAudio({"asterisk_en": tmp_path / "kept.jsonl"}, recipe(tiny), SPLIT)
+    assert audio.batch(0, 0, 1).abs().max() > 0.01
+    assert {Path(path).parent for path in audio.train["wav_path"]} == {tmp_path / "audio"}
 
 
 def test_windows_start_anywhere_in_an_utterance(

@@ -323,7 +323,8 @@ class AudioFolders:
         pooled = pl.concat_str(pl.lit(f"{self.pool}/"), name.str.strip_prefix(POOL))
         below = pl.concat_str(pl.lit(f"{self.root}/"), name)
         own = pl.when(name.str.starts_with("/")).then(name).otherwise(below)
-        return pl.when(name.str.starts_with(POOL)).then(pooled).otherwise(own)
+        found = pl.when(name.str.starts_with(POOL)).then(pooled).otherwise(own)
+        return found.alias(column)  # polars would name it "literal"
 
 
 def published_names() -> pl.Expr:
