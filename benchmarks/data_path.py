@@ -32,7 +32,8 @@ from transformers import PreTrainedTokenizerFast
 
 from tts_assets.arrays.arrays import CodeTable
 from tts_assets.sft.config import SftRecipe
-from tts_assets.sft.dataset import SampleStream, TrainingSample, UtteranceDataset
+from tts_assets.sft.dataset import UtteranceDataset
+from tts_assets.sft.epochs import SampleStream, TrainingSample
 from tts_assets.sft.packing import RankSharding
 from tts_assets.speechlm.config import VocabularyConfig
 from tts_assets.speechlm.formats import INSTRUCTION

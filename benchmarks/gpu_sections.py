@@ -39,7 +39,7 @@ from tts_assets.rlhf.prompts import PromptSet, RolloutPrompt
 from tts_assets.serving.served_model import SynthesisLine
 from tts_assets.serving.synthesis import Synthesizer, TransformersEngine
 from tts_assets.sft.config import OptimizerConfig
-from tts_assets.sft.dataset import Encoded
+from tts_assets.sft.epochs import Encoded
 from tts_assets.sft.model import Flops, SpeechLoss, peak, prepare
 from tts_assets.sft.packing import Packed, pack
 from tts_assets.sft.strategies import Ddp, Fsdp, Strategy, Zero

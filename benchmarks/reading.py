@@ -23,7 +23,8 @@ import torch
 from tts_assets.core.artifacts import ArtifactStore
 from tts_assets.settings import load_settings
 from tts_assets.sft.config import SftProgram, SftRecipe
-from tts_assets.sft.dataset import Encoded, TrainingSample, UtteranceDataset
+from tts_assets.sft.dataset import UtteranceDataset
+from tts_assets.sft.epochs import Encoded, TrainingSample
 from tts_assets.sft.model import SpeechLoss, prepare
 from tts_assets.sft.packing import pack
 from tts_assets.sft.train import main

@@ -28,6 +28,7 @@ from tts_assets.core.training import damage, saved, write_manifest
 from tts_assets.settings import load_settings
 from tts_assets.sft.checkpoint import PROGRESS, SftProgress
 from tts_assets.sft.config import SftProgram
+from tts_assets.sft.epochs import SampleStream
 from tts_assets.sft.train import build_trainer
 
 EARLY, LATE, REPEATS = 10, 100_000, 5
@@ -62,14 +63,16 @@ def train_early(program: SftProgram) -> SftProgress:
         trainer.checkpoints.save(trainer.strategy, trainer.progress)
         trainer.wait_for_saves()
         tokens, speech = trainer.progress.tokens, trainer.progress.speech_tokens
+        place = trainer.progress.epoch, trainer.progress.offset
+        stream = SampleStream(trainer.train_data, trainer.recipe, program.token_rate, *place)
         for _ in range(LATE - EARLY):
-            batch = trainer.stream.batch()
+            batch = stream.batch()
             tokens += sum(trainer.train_data.length(sample.items) for sample in batch)
             codes = (trainer.train_data.code_counts[list(s.items)].sum() for s in batch)
             speech += sum(int(count) + 2 for count in codes)  # with start and end
-    place = {"epoch": trainer.stream.epoch, "offset": trainer.stream.offset}
     done = {"step": LATE, "tokens": tokens, "speech_tokens": speech}
-    return trainer.progress.model_copy(update=place | done)
+    reached = {"epoch": stream.epoch, "offset": stream.offset}
+    return trainer.progress.model_copy(update=reached | done)
 
 
 def make_late(early: Path, late: Path, progress: SftProgress) -> None:

@@ -27,7 +27,8 @@ from torch import Tensor
 
 from tts_assets.core.artifacts import ArtifactStore
 from tts_assets.settings import load_settings
-from tts_assets.sft.dataset import Encoded, TrainingSample, UtteranceDataset
+from tts_assets.sft.dataset import UtteranceDataset
+from tts_assets.sft.epochs import Encoded, TrainingSample
 from tts_assets.sft.model import SpeechLoss, prepare, uses_bf16
 from tts_assets.sft.optimizer import Optimizers
 from tts_assets.sft.packing import first_fit, pack

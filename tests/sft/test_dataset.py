@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
+import tracemalloc
 from collections import Counter
+from copy import copy
 from pathlib import Path
 
 import numpy as np
@@ -10,15 +13,24 @@ import pytest
 
 from tests.sft.conftest import recipe_values
 from tts_assets.arrays.arrays import ArrayError, CodeTable
-from tts_assets.sft.config import SftRecipe
-from tts_assets.sft.dataset import (
+from tts_assets.sft.config import Concatenation, SftRecipe
+from tts_assets.sft.dataset import Concatenator, UtteranceDataset
+from tts_assets.sft.epochs import (
     DataError,
     SampleStream,
     TrainingSample,
-    UtteranceDataset,
     plan_epoch,
+    shares_of,
+    validation_samples,
 )
-from tts_assets.sft.packing import ROW_MULTIPLE, first_fit, pack, split_over
+from tts_assets.sft.packing import (
+    ROW_MULTIPLE,
+    BatchLoader,
+    RankSharding,
+    first_fit,
+    pack,
+    split_over,
+)
 from tts_assets.speechlm.prompts import PromptFormat
 from tts_assets.speechlm.tokens import write_text_ids
 from tts_assets.speechlm.vocabulary import tokenizer_digest
@@ -33,6 +45,23 @@ def recipe(**changes: object) -> SftRecipe:
 @pytest.fixture(scope="module")
 def dataset(arrays: Path, prompts: PromptFormat) -> UtteranceDataset:
     return UtteranceDataset({"asterisk": arrays}, "train", prompts, 800)
+
+
+@pytest.fixture(scope="module")
+def two_voices(
+    arrays: Path, prompts: PromptFormat, tmp_path_factory: pytest.TempPathFactory
+) -> UtteranceDataset:
+    """Two corpora: one of two speakers, each with two emotions, and one of one voice."""
+    folder = tmp_path_factory.mktemp("two") / "two"
+    shutil.copytree(arrays, folder)
+    lines = (folder / "train_samples.jsonl").read_text().splitlines()
+    samples = [json.loads(line) for line in lines]
+    for number, sample in enumerate(samples):
+        sample["speaker_id"] = f"speaker{number % 2}"
+        sample["emotion"] = ("", "", "sad")[number % 3]
+    text = "".join(json.dumps(sample) + "\n" for sample in samples)
+    (folder / "train_samples.jsonl").write_text(text)
+    return UtteranceDataset({"a": folder, "b": arrays}, "train", prompts, 800)
 
 
 def test_a_sample_is_the_training_prompt_of_its_utterances(
@@ -103,6 +132,73 @@ def test_an_epoch_has_every_utterance_once_in_new_groups(dataset: UtteranceDatas
     assert not groups[0] & groups[1]
 
 
+def literal_groups(
+    dataset: UtteranceDataset, order: list[int], config: Concatenation, random: np.random.Generator
+) -> list[tuple[int, ...]]:
+    """The groups of ``Concatenation``, one utterance after another."""
+    groups: list[tuple[int, ...]] = []
+    last: dict[int, list[int]] = {}
+    wanted: dict[int, int] = {}
+    for u in order:
+        voice = int(dataset.voice_of[u])
+        group = last.setdefault(voice, [])
+        whole = (*group, u)
+        codes = dataset.code_counts[list(whole)].sum()
+        fits = codes <= config.max_seconds * RATE and dataset.length(whole) <= 800
+        if group and (len(group) >= wanted[voice] or not fits):
+            groups.append(tuple(group))
+            group.clear()
+        if not group:
+            wanted[voice] = int(random.integers(1, config.max_utterances + 1))
+        group.append(u)
+    return groups + [tuple(group) for group in last.values()]
+
+
+@pytest.mark.parametrize(
+    "compiled", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["python", "numba"]
+)
+def test_groups_are_those_of_one_utterance_after_another(
+    two_voices: UtteranceDataset, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tts_assets.sft.dataset.COMPILED", 1 if compiled else 10**9)
+    config = Concatenation(max_utterances=4, max_seconds=8.0)
+    order = np.random.default_rng(2).permutation(len(two_voices))
+    randoms = np.random.default_rng(3), np.random.default_rng(3)
+    expected = literal_groups(two_voices, order.tolist(), config, randoms[0])
+    groups = Concatenator(two_voices, config, 800, RATE, randoms[1]).groups(order)
+    assert [groups[i] for i in range(len(groups))] == expected
+    assert randoms[0].random() == randoms[1].random(), "later draws are the same"
+    lengths = two_voices.sample_lengths(groups).tolist()
+    assert lengths == [two_voices.length(group) for group in expected]
+
+
+def test_a_million_samples_are_planned_as_integers(dataset: UtteranceDataset) -> None:
+    """8 MB of order and items, where a list of samples takes 200 MB; the time is 0.1 s."""
+    large = copy(dataset)
+    large.firsts = [0, 1_000_000]
+    tracemalloc.start()
+    plan = plan_epoch(large, recipe(concatenate=None), RATE, 3)
+    size, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert size < 5e6 and peak < 20e6
+    assert plan[7] == TrainingSample(plan.ordered[7], 3, 7) and plan[7].items != (7,)
+    assert np.array_equal(np.sort(plan.ordered.items), np.arange(1_000_000))
+
+
+def test_validation_samples_are_a_fixed_part_of_every_source(
+    arrays: Path, prompts: PromptFormat, dataset: UtteranceDataset
+) -> None:
+    every = [TrainingSample((u,), 0, u) for u in range(len(dataset))]
+    assert validation_samples(dataset, len(dataset), 1) == every
+    both = UtteranceDataset({"large": arrays, "small": arrays}, "train", prompts, 800)
+    both.firsts = [0, len(both) - 3, len(both)]  # a source of three utterances
+    chosen = validation_samples(both, 20, 1)
+    assert chosen == validation_samples(both, 20, 1) != validation_samples(both, 20, 2)
+    assert len(chosen) == 20 == len(set(chosen)) and chosen == sorted(chosen)
+    assert [both.source(s.items[0]) for s in chosen].count(1) == 3
+    assert shares_of(np.array([10**6, 50, 10**5]), 2000).tolist() == [1500, 50, 449]
+
+
 def test_short_groups_have_the_configured_share(dataset: UtteranceDataset) -> None:
     config = {"max_utterances": 1, "short_share": 0.5, "short_seconds": 1.5, "max_short": 5}
     samples = plan_epoch(dataset, recipe(concatenate=config), RATE, 0)
@@ -129,20 +225,10 @@ def test_groups_grow_over_the_first_epochs(dataset: UtteranceDataset) -> None:
     assert sizes == [1, 2, 3, 4, 5, 5]
 
 
-def test_voices_do_not_mix(arrays: Path, prompts: PromptFormat, tmp_path: Path) -> None:
-    folder = tmp_path / "two"
-    shutil.copytree(arrays, folder)
-    lines = (folder / "train_samples.jsonl").read_text().splitlines()
-    samples = [json.loads(line) for line in lines]
-    for number, sample in enumerate(samples):
-        sample["speaker_id"] = f"speaker{number % 2}"
-        sample["emotion"] = ("", "", "sad")[number % 3]
-    text = "".join(json.dumps(sample) + "\n" for sample in samples)
-    (folder / "train_samples.jsonl").write_text(text)
-    dataset = UtteranceDataset({"a": folder, "b": arrays}, "train", prompts, 800)
-    plan = plan_epoch(dataset, recipe(corpora={"a": 1, "b": 1}), RATE, 0)
-    assert len(set(dataset.voice_of)) == 5
-    assert all(len({dataset.voice_of[u] for u in sample.items}) == 1 for sample in plan)
+def test_voices_do_not_mix(two_voices: UtteranceDataset) -> None:
+    plan = plan_epoch(two_voices, recipe(corpora={"a": 1, "b": 1}), RATE, 0)
+    assert len(set(two_voices.voice_of)) == 5
+    assert all(len({two_voices.voice_of[u] for u in sample.items}) == 1 for sample in plan)
 
 
 def test_weights_are_epochs(arrays: Path, prompts: PromptFormat) -> None:
@@ -251,3 +337,32 @@ def test_the_ranks_have_all_samples_of_a_batch(ranks: int) -> None:
     rows = first_fit(lengths, int, 720)
     assert sorted(x for row in rows for x in row) == sorted(lengths)
     assert max(map(sum, rows)) <= 720 and len(rows) == 3
+
+
+def test_many_samples_are_packed_into_the_first_row_with_room() -> None:
+    """The rows of a search from the first row on, in a small part of its time."""
+    lengths = np.random.default_rng(0).integers(50, 900, 300).tolist()
+    rows: list[list[int]] = []
+    for length in lengths:
+        row = next((row for row in rows if sum(row) + length <= 2048), None)
+        if row is None:
+            rows.append(row := [])
+        row.append(length)
+    assert first_fit(lengths, int, 2048) == rows
+    many = [2000, *[1500] * 10_000, *[500] * 10_000]  # a search passes 10,000 rows for each sample
+    started = time.process_time()
+    packed = first_fit(many, int, 2048)
+    assert time.process_time() - started < 2
+    assert packed[0] == [2000] and packed[1:] == [[1500, 500]] * 10_000
+
+
+def test_batches_are_made_ahead_of_their_step(dataset: UtteranceDataset) -> None:
+    settings = recipe()
+    loader = BatchLoader(
+        SampleStream(dataset, settings, RATE), RankSharding(0, 2, micro_tokens=900, seed=1)
+    )
+    plain = SampleStream(dataset, settings, RATE)
+    for _ in range(30):
+        samples, _, epoch, offset = loader.next()
+        assert samples == plain.batch()
+        assert (epoch, offset) == (plain.epoch, plain.offset)

@@ -10,7 +10,7 @@ import torch
 
 from tests.sft.conftest import program
 from tts_assets.core.program import Run, read_metrics
-from tts_assets.sft.dataset import TrainingSample
+from tts_assets.sft.epochs import TrainingSample
 from tts_assets.sft.train import SftTrainer, build_trainer
 
 

@@ -17,7 +17,8 @@ from tts_assets.codec.frames import Frame
 from tts_assets.core.artifacts import CheckpointFacts
 from tts_assets.serving.verify import compare_transformers, compare_vllm
 from tts_assets.sft.config import SftProgram
-from tts_assets.sft.dataset import TrainingSample, UtteranceDataset
+from tts_assets.sft.dataset import UtteranceDataset
+from tts_assets.sft.epochs import TrainingSample
 from tts_assets.speechlm.formats import LLASA, NEUTTS, ORPHEUS, SpeechFormat
 from tts_assets.speechlm.model import SpeechLM
 from tts_assets.speechlm.prompts import PromptFormat

@@ -10,7 +10,7 @@ import pytest
 
 from tests.sft.conftest import program
 from tts_assets.core.program import Run
-from tts_assets.sft.dataset import TrainingSample
+from tts_assets.sft.epochs import TrainingSample
 from tts_assets.sft.train import build_trainer
 
 

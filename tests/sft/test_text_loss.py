@@ -12,7 +12,7 @@ from torch import Tensor
 from tests.sft.conftest import CODEBOOK, program
 from tests.sft.test_train import train
 from tts_assets.core.program import Run, read_metrics
-from tts_assets.sft.dataset import TrainingSample
+from tts_assets.sft.epochs import TrainingSample
 from tts_assets.sft.packing import pack
 from tts_assets.sft.train import SftTrainer, build_trainer
 
@@ -51,7 +51,7 @@ def test_text_targets_are_the_text_and_its_end(trainer: SftTrainer) -> None:
 
 def test_loss_and_gradient_are_those_of_the_formula(trainer: SftTrainer) -> None:
     """Means over the whole batch, though it comes in several rows."""
-    batch = trainer.stream.batch()
+    batch = trainer.loader.stream.batch()
     rows = list(trainer.sharding.rows(trainer.train_data, batch))
     assert len(rows) > 2
     losses = trainer.backward(rows, trainer.step_metrics(trainer.train_data, rows))

@@ -16,7 +16,7 @@ from tts_assets.core.accounting import ValidationSplit, read_set_aside
 from tts_assets.core.config import ConfigError
 from tts_assets.core.program import read_metrics
 from tts_assets.sft.config import SftProgram, SftRecipe
-from tts_assets.sft.dataset import SampleStream, TrainingSample, plan_epoch
+from tts_assets.sft.epochs import SampleStream, TrainingSample, plan_epoch
 from tts_assets.sft.mixture import MixtureDataset, open_dataset
 from tts_assets.sft.packing import pack
 from tts_assets.speechlm.prompts import PromptFormat

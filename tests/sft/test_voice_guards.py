@@ -17,8 +17,8 @@ from tests.sft.test_train import train
 from tts_assets.core.config import ConfigError
 from tts_assets.core.program import read_metrics
 from tts_assets.sft.config import GuardConfig, SftProgram
-from tts_assets.sft.dataset import DataError
 from tts_assets.sft.describe import SourceCard, assess_fit, markdown, read_card, warnings
+from tts_assets.sft.epochs import DataError
 from tts_assets.sft.monitoring import GuardState, apply_guards, initial_state
 
 TWO = {"val_loss": 4.0, "val_loss/old": 3.0, "val_loss/new": 5.0}

@@ -18,7 +18,7 @@ from tts_assets.arrays.arrays import ArrayError, CodeTable
 from tts_assets.core.config import ConfigError
 from tts_assets.core.program import Run, read_metrics
 from tts_assets.sft.config import SftProgram, SftRecipe
-from tts_assets.sft.dataset import DataError, SampleStream, TrainingSample, plan_epoch
+from tts_assets.sft.epochs import DataError, SampleStream, TrainingSample, plan_epoch
 from tts_assets.sft.mixture import TokenStream, WindowDataset, open_dataset
 from tts_assets.sft.packing import RankSharding
 from tts_assets.sft.train import build_trainer

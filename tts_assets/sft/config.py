@@ -191,6 +191,7 @@ class SftRecipe(Config):
     step over all ranks, ``micro_tokens`` limits one forward pass of one rank.
     """
 
+    added_keys: ClassVar[frozenset[str]] = frozenset({"eval_samples"})
     renamed_keys: ClassVar[Mapping[str, str]] = {
         "listen": "sample_texts",
         "listen_every": "sample_every",
@@ -219,10 +220,7 @@ class SftRecipe(Config):
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="of the attention weights")
     text_loss_weight: float = Field(
-        0.0,
-        ge=0,
-        description="the loss is the mean over speech tokens plus this times the mean over text "
-        "tokens",
+        0.0, ge=0, description="loss: the mean over speech plus this times the mean over text"
     )
     optimizer: OptimizerConfig = OptimizerConfig()
     precision: Literal["auto", "fp32", "bf16"] = Field(
@@ -236,6 +234,9 @@ class SftRecipe(Config):
     checkpoints: CheckpointConfig = CheckpointConfig()
     guards: GuardConfig | None = None
     eval_every: int = Field(300, gt=0, description="steps between two validations")
+    eval_samples: int = Field(
+        2000, gt=0, description="most samples of a validation, the same each time (seed)"
+    )
     save_every: int = Field(1000, gt=0, description="steps between two checkpoints for a restart")
     sample_texts: int = Field(
         4, ge=0, description="validation texts that are synthesized during training"
@@ -296,9 +297,7 @@ class SftRecipe(Config):
                 "text_loss_weight, and set pretraining.text_share"
             )
         if self.texts and not self.pretraining.text_share:
-            raise ValueError(
-                "pretraining.text_share = 0 leaves no room for texts: raise it, or leave out texts"
-            )
+            raise ValueError("pretraining.text_share = 0 leaves no room for texts: raise it")
         return self
 
     @model_validator(mode="after")

@@ -1,101 +1,42 @@
-"""Training samples: the dataset interface, the stream of batches, and utterances of code arrays.
-
-A dataset (:class:`SampleDataset`) has numbered items. One or several items make a training sample.
-:class:`SampleStream` composes global batches from the samples of one epoch after another. The
-samples of an epoch depend on the seed and the number of the epoch alone, never on the number of
-ranks: a global batch is composed first and distributed afterwards (``packing.py``).
+"""Utterances of code arrays as training samples.
 
 :class:`UtteranceDataset` has the utterances of code arrays. :class:`Concatenator` groups utterances
 of one voice into one sample. Codes, text ids and samples stay on disk, memory-mapped.
-``mixture.py`` has the datasets of texts, of pretraining windows, and of several datasets.
+``epochs.py`` has the interface of datasets, ``mixture.py`` the datasets of texts, of pretraining
+windows, and of several datasets.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from tts_assets.arrays.arrays import CodeTable, Split
-from tts_assets.core.accounting import SetAside, nothing_usable
+from tts_assets.core.accounting import SetAside
 from tts_assets.sft.config import Concatenation, SftRecipe
+from tts_assets.sft.epochs import (
+    DROPOUT,
+    Encoded,
+    Group,
+    Groups,
+    Ints,
+    Items,
+    TrainingSample,
+    drawn_epochs,
+    numbers,
+)
 from tts_assets.speechlm.prompts import NO_IDS, PromptFormat
 from tts_assets.speechlm.tokens import DESCRIBED, TextIds, read_text_ids, text_ids
 from tts_assets.speechlm.vocabulary import tokenizer_digest
 
-Ints = NDArray[np.int64]
-Group = tuple[int, ...]  # items of a dataset that make one sample
-EPOCH, DROPOUT = 1, 2  # independent random streams of one seed
-
-
-class DataError(ValueError):
-    """The data leaves nothing to train on. The message says how to fix it."""
-
-
-class TrainingSample(NamedTuple):
-    """The items of one sample, and its position in the stream: epoch and number in the epoch."""
-
-    items: Group
-    epoch: int
-    number: int
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """One sample of n tokens.
-
-    ``inputs`` and ``targets`` have the shape (n - 1,); the target of position i is token i + 1.
-    ``first`` is the first position whose target is in the loss. ``turns`` are the ranges of such
-    positions where not all from ``first`` on are. The positions from ``text[0]`` up to ``text[1]``
-    predict the text of a prompt and its ``<|text_prompt_end|>``.
-    """
-
-    inputs: Ints
-    targets: Ints
-    first: int
-    turns: tuple[tuple[int, int], ...] = ()
-    text: tuple[int, int] = (0, 0)
-
-    @property
-    def spans(self) -> tuple[tuple[int, int], ...]:
-        """The ranges of positions whose targets are in the loss."""
-        return self.turns or ((self.first, len(self.inputs)),)
-
-
-class SampleDataset(Protocol):
-    """One split of the data of a recipe, as numbered items: utterances, windows or texts.
-
-    ``sources`` are the names of the sources of items: the speech of each corpus first, in the order
-    of the recipe. ``dropped`` are items that cannot be trained on, mostly because of their length.
-    """
-
-    sources: list[str]
-    dropped: list[SetAside]
-
-    def __len__(self) -> int: ...
-
-    def length(self, items: Group) -> int:
-        """The number of tokens of the sample that these items make."""
-
-    def source(self, item: int) -> int:
-        """The number of the item's source."""
-
-    def identity(self, item: int) -> str:
-        """The name of an item in messages."""
-
-    def encode(self, sample: TrainingSample, code_dropout: float = 0.0, seed: int = 0) -> Encoded:
-        """The token ids of a sample. Up to ``code_dropout`` of its input codes are hidden."""
-
-    def groups(
-        self, recipe: SftRecipe, token_rate: float, epoch: int, random: np.random.Generator
-    ) -> list[Group]:
-        """The items of each sample of one epoch, in any order. ``token_rate``: codes a second."""
+COMPILED = 200_000  # utterances from which on compiling their loop, 5 s, takes less than running it
 
 
 def too_long(identity: str, tokens: int) -> SetAside:
@@ -106,65 +47,41 @@ def too_long(identity: str, tokens: int) -> SetAside:
     return SetAside(identity, "longer than max_seq_len", f"{tokens} tokens")
 
 
-def plan_epoch(
-    dataset: SampleDataset, recipe: SftRecipe, token_rate: float, epoch: int
-) -> list[TrainingSample]:
-    """All samples of one epoch, in training order."""
-    random = np.random.default_rng([recipe.seed, EPOCH, epoch])
-    groups = dataset.groups(recipe, token_rate, epoch, random)
-    order = random.permutation(len(groups))
-    return [TrainingSample(groups[i], epoch, number) for number, i in enumerate(order)]
+def assign_groups(
+    voices: Items, codes: Items, alone: Items, added: Items, wanted: Ints, limits: tuple[int, int]
+) -> tuple[Ints, Ints]:
+    """The group of each of n utterances, and the groups in the order of the result.
 
-
-def drawn_epochs(members: Ints, weight: float, random: np.random.Generator) -> list[Ints]:
-    """``weight`` passes over all members: whole passes, and a random part for the fraction.
-
-    The size of the random part is rounded at random: of 3 members with the weight 0.1, one is drawn
-    in 3 of 10 epochs. Rounding down would never draw any.
+    All arrays are (n,): the ``voices``, ``codes``, tokens ``alone`` and tokens ``added`` to a group
+    of the utterances, and the ``wanted`` size of group i. ``limits`` are the codes and tokens of a
+    group. Each utterance joins the open group of its voice or, if that is full, opens another.
+    Groups that are full come first, then the last group of each voice. numba can compile it.
     """
-    passes = int(weight)
-    wanted = (weight - passes) * len(members)
-    extra = int(wanted + random.random()) if wanted else 0
-    return [members] * passes + [random.permutation(members)[:extra]]
-
-
-class SampleStream:
-    """Endless batches of training samples. ``(epoch, offset)`` is the whole state."""
-
-    def __init__(
-        self,
-        dataset: SampleDataset,
-        recipe: SftRecipe,
-        token_rate: float,
-        epoch: int = 0,
-        offset: int = 0,
-    ) -> None:
-        """Raises :class:`DataError` if ``dataset`` is empty."""
-        if not len(dataset):
-            why = "" if dataset.dropped else ": the training split of the recipe's data is empty"
-            raise DataError(nothing_usable(f"no training sample is left{why}", dataset.dropped))
-        self.dataset, self.recipe, self.token_rate = dataset, recipe, token_rate
-        self.epoch, self.offset = epoch, offset
-
-    @cached_property
-    def plan(self) -> list[TrainingSample]:
-        """The samples of the current epoch, composed on first access."""
-        return plan_epoch(self.dataset, self.recipe, self.token_rate, self.epoch)
-
-    def batch(self) -> list[TrainingSample]:
-        """The next global batch: up to ``batch_tokens`` tokens, at least one sample."""
-        samples: list[TrainingSample] = []
-        tokens = 0
-        while True:
-            if self.offset == len(self.plan):
-                self.epoch, self.offset = self.epoch + 1, 0
-                del self.plan
-            sample = self.plan[self.offset]
-            tokens += self.dataset.length(sample.items)
-            if samples and tokens > self.recipe.batch_tokens:
-                return samples
-            samples.append(sample)
-            self.offset += 1
+    count = full = found = 0
+    group_of, order = np.empty(len(voices), np.int64), np.empty(len(voices), np.int64)
+    seen = np.empty(len(voices), np.int64)  # voices in the order of their first utterance
+    group = np.full(voices.max() + 1, -1, np.int64)  # the open group of each voice
+    room, size, length = np.zeros_like(group), np.zeros_like(group), np.zeros_like(group)
+    for i in range(len(voices)):
+        voice = voices[i]
+        fits = size[voice] + codes[i] <= limits[0] and length[voice] + added[i] <= limits[1]
+        if room[voice] > 0 and fits:
+            room[voice] -= 1
+            size[voice] += codes[i]
+            length[voice] += added[i]
+        else:
+            if group[voice] < 0:
+                seen[found] = voice
+                found += 1
+            else:
+                order[full] = group[voice]
+                full += 1
+            group[voice] = count
+            room[voice], size[voice], length[voice] = wanted[count] - 1, codes[i], alone[i]
+            count += 1
+        group_of[i] = group[voice]
+    order[full:count] = group[seen[:found]]
+    return group_of, order[:count]
 
 
 class Concatenator:
@@ -183,34 +100,49 @@ class Concatenator:
         self.max_codes = int(config.max_seconds * token_rate)
         self.short_codes = int(config.short_seconds * token_rate)
 
-    def groups(self, utterances: Ints) -> list[Group]:
+    def groups(self, utterances: Items) -> Groups:
         """Partition ``utterances`` into groups. The order within each voice is kept."""
-        open_groups: dict[int, list[int]] = {}
-        wanted: dict[int, int] = {}
-        groups: list[Group] = []
-        for utterance in map(int, utterances):
-            voice = int(self.dataset.voice_of[utterance])
-            group = open_groups.setdefault(voice, [])
-            if group and (len(group) >= wanted[voice] or not self._fits(group, utterance)):
-                groups.append(tuple(group))
-                group.clear()
-            if not group:
-                wanted[voice] = int(self.random.integers(1, self.config.max_utterances + 1))
-            group.append(utterance)
-        return groups + [tuple(group) for group in open_groups.values() if group]
+        data, most, state = self.dataset, self.config.max_utterances, self.random.bit_generator
+        before = state.state
+        wanted = self.random.integers(1, most + 1, size=len(utterances))
+        assign = assign_groups
+        if len(utterances) >= COMPILED:
+            import numba  # takes a second
 
-    def short_groups(self, utterances: Ints, others: int) -> list[Group]:
+            assign = numba.njit(assign_groups)
+        limits = self.max_codes, self.max_seq_len
+        group_of, order = assign(
+            data.voice_of[utterances],
+            data.code_counts[utterances],
+            data.alone[utterances],
+            data.added[utterances],
+            wanted,
+            limits,
+        )
+        # Later draws follow those of the groups that there are.
+        state.state = before
+        self.random.integers(1, most + 1, size=len(order))
+        place = np.empty_like(order)
+        place[order] = np.arange(len(order))
+        sizes = np.bincount(group_of, minlength=len(order))[order]
+        items = utterances[np.argsort(place[group_of], kind="stable")]
+        return Groups(items, np.append(0, np.cumsum(sizes)))
+
+    def short_groups(self, utterances: Items, others: int) -> Groups:
         """Additional groups of short ``utterances`` of an epoch with ``others`` other groups."""
         share = self.config.short_share
         short = utterances[self.dataset.code_counts[utterances] <= self.short_codes]
         count = round(others * share / (1 - share))
         if not len(short):
-            return []
+            return Groups(short)
         voices = self.dataset.voice_of[short]
-        members = {voice: short[voices == voice] for voice in np.unique(voices)}
-        return [self._short_group(members[voice]) for voice in self.random.choice(voices, count)]
+        by_voice = np.argsort(voices, kind="stable")
+        names, starts = np.unique(voices[by_voice], return_index=True)
+        members = dict(zip(names.tolist(), np.split(short[by_voice], starts[1:]), strict=True))
+        drawn = self.random.choice(voices, count).tolist()
+        return Groups.of([self._short_group(members[voice]) for voice in drawn])
 
-    def _short_group(self, members: Ints) -> tuple[int, ...]:
+    def _short_group(self, members: Items) -> Group:
         wanted = int(self.random.integers(1, self.config.max_short + 1))
         group: list[int] = []
         for utterance in map(int, self.random.choice(members, size=wanted)):
@@ -250,16 +182,14 @@ class UtteranceDataset:
         self.texts = find_texts(self.tables, token_folders, split, prompts)
         lengths = [self._tokens(c) for c in range(len(self.tables))]
         fits = [np.flatnonzero(own <= max_seq_len) for own in lengths]
-        self.corpus_of = np.repeat(np.arange(len(fits)), [len(rows) for rows in fits])
-        self.row_of: Ints = _concatenated(fits)
+        # The utterances of corpus c are firsts[c] to firsts[c + 1] - 1.
+        self.firsts: list[int] = np.cumsum([0, *map(len, fits)]).tolist()
+        self.row_of = np.concatenate(fits).astype(np.int32)
         # Tokens of the sample of one utterance alone, and the tokens it adds to a group.
-        self.alone: Ints = _concatenated(
-            [own[rows] for own, rows in zip(lengths, fits, strict=True)]
-        )
-        self.code_counts: Ints = self._of_utterances([np.diff(t.bounds) for t in self.tables])
-        self.added: Ints = self.code_counts + self._of_utterances(
-            [texts.later.lengths for texts in self.texts]
-        )
+        self.alone = self._of_utterances(lengths)
+        self.code_counts = self._of_utterances([np.diff(t.bounds) for t in self.tables])
+        later = self._of_utterances([texts.later.lengths for texts in self.texts])
+        self.added = self.code_counts + later
         self.dropped = [
             too_long(table.sample(int(row))["id"], int(own[row]))
             for table, own in zip(self.tables, lengths, strict=True)
@@ -283,10 +213,14 @@ class UtteranceDataset:
         codes = np.diff(self.tables[corpus].bounds)
         return frame + text + codes + len(self.prompts.after_speech)
 
-    def _of_utterances(self, columns: Sequence[Ints]) -> Ints:
+    def _rows(self, corpus: int) -> NDArray[np.int32]:
+        """The row of each utterance of a corpus."""
+        return self.row_of[self.firsts[corpus] : self.firsts[corpus + 1]]
+
+    def _of_utterances(self, columns: Sequence[Ints]) -> NDArray[np.int32]:
         """From one number per row of each table to one number per utterance."""
-        rows = (self.row_of[self.corpus_of == c] for c in range(len(columns)))
-        return _concatenated([column[own] for column, own in zip(columns, rows, strict=True)])
+        rows = [column[self._rows(c)].astype(np.int32) for c, column in enumerate(columns)]
+        return np.concatenate(rows)
 
     def sample(self, utterance: int) -> dict[str, Any]:
         """The fields of an utterance, parsed on each call."""
@@ -295,7 +229,11 @@ class UtteranceDataset:
 
     def source(self, utterance: int) -> int:
         """The number of the utterance's corpus."""
-        return int(self.corpus_of[utterance])
+        return bisect_right(self.firsts, utterance) - 1
+
+    def item_sources(self) -> Items:
+        """The number of each utterance's corpus."""
+        return np.repeat(np.arange(len(self.corpora)), np.diff(self.firsts))
 
     def identity(self, utterance: int) -> str:
         """The utterance's id."""
@@ -311,10 +249,10 @@ class UtteranceDataset:
         names = ("speaker_id", *DESCRIBED)
         keys = pl.concat(
             [
-                table.columns(*names).fill_null("")[self.row_of[self.corpus_of == c]]
+                table.columns(*names).fill_null("")[self._rows(c)]
                 for c, table in enumerate(self.tables)
             ]
-        ).with_columns(corpus=pl.Series(self.corpus_of))
+        ).with_columns(corpus=pl.Series(self.item_sources()))
         voices = keys.unique(maintain_order=True).with_row_index("voice")
         numbered = keys.join(voices, on=[*names, "corpus"], maintain_order="left")
         return numbered["voice"].cast(pl.Int64).to_numpy()
@@ -323,6 +261,12 @@ class UtteranceDataset:
         """The number of tokens of the sample that these utterances make."""
         length = int(self.alone[utterances[0]])
         return length + sum(int(self.added[u]) for u in utterances[1:])
+
+    def sample_lengths(self, groups: Groups) -> Ints:
+        """:meth:`length` of many samples, shape (samples,)."""
+        first = groups.firsts
+        head = (self.alone[first] - self.added[first]).astype(np.int64)
+        return groups.sums(self.added) + head
 
     def encode(self, sample: TrainingSample, code_dropout: float = 0.0, seed: int = 0) -> Encoded:
         """The token ids of a sample.
@@ -352,23 +296,24 @@ class UtteranceDataset:
 
     def groups(
         self, recipe: SftRecipe, token_rate: float, epoch: int, random: np.random.Generator
-    ) -> list[Group]:
+    ) -> Groups:
         """Single utterances, or groups of one voice where the recipe concatenates them."""
-        parts: list[Ints] = []
+        parts: list[Items] = []
         for corpus, name in enumerate(self.corpora):
-            members = np.flatnonzero(self.corpus_of == corpus)
+            members = numbers(self.firsts[corpus], self.firsts[corpus + 1])
             parts += drawn_epochs(members, recipe.corpora[name], random)
-        utterances = random.permutation(_concatenated(parts))
+        utterances = np.concatenate(parts)
+        random.shuffle(utterances)
         if recipe.concatenate is None:
-            return [(int(u),) for u in utterances]
+            return Groups(utterances)
         config = recipe.concatenate.in_epoch(epoch)
         concatenator = Concatenator(self, config, recipe.max_seq_len, token_rate, random)
         groups = concatenator.groups(utterances)
-        return groups + concatenator.short_groups(np.sort(utterances), len(groups))
+        return Groups.join([groups, concatenator.short_groups(np.sort(utterances), len(groups))])
 
     def _at(self, utterance: int) -> tuple[int, int]:
         """The number of an utterance's corpus, and its row there."""
-        return int(self.corpus_of[utterance]), int(self.row_of[utterance])
+        return self.source(utterance), int(self.row_of[utterance])
 
 
 def find_texts(
@@ -387,7 +332,3 @@ def find_texts(
         else:
             found.append(text_ids(table, prompts))
     return found
-
-
-def _concatenated(parts: Sequence[Ints]) -> Ints:
-    return np.concatenate([np.empty(0, dtype=np.int64), *parts])

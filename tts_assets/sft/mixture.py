@@ -29,16 +29,18 @@ from tts_assets.arrays.arrays import ArrayError, Bytes, CodeTable, Split, map_li
 from tts_assets.core.accounting import SetAside
 from tts_assets.core.training import rank
 from tts_assets.sft.config import TRANSCRIPTS, SftProgram, SftRecipe
-from tts_assets.sft.dataset import (
+from tts_assets.sft.dataset import UtteranceDataset, too_long
+from tts_assets.sft.epochs import (
     DataError,
     Encoded,
     Group,
+    Groups,
     Ints,
+    Items,
     SampleDataset,
     TrainingSample,
-    UtteranceDataset,
     drawn_epochs,
-    too_long,
+    numbers,
 )
 from tts_assets.speechlm.chats import ChatIds, tokenize_texts
 from tts_assets.speechlm.formats import recognize
@@ -101,9 +103,22 @@ class TextDataset:
         file, row = self._at(items[0])
         return int(file.chats.rows.lengths[row])
 
+    def sample_lengths(self, groups: Groups) -> Ints:
+        """:meth:`length` of many samples, shape (samples,)."""
+        files, rows = self.file_of[groups.items], self.row_of[groups.items]
+        found = np.empty(len(groups), dtype=np.int64)
+        for number, file in enumerate(self.files):
+            own = files == number
+            found[own] = file.chats.rows.lengths[rows[own]]
+        return found
+
     def source(self, item: int) -> int:
         """The number of the sample's source."""
         return int(self.file_of[item])
+
+    def item_sources(self) -> Items:
+        """The number of each sample's source."""
+        return self.file_of
 
     def identity(self, item: int) -> str:
         """The name of its source and its id."""
@@ -121,13 +136,13 @@ class TextDataset:
 
     def groups(
         self, recipe: SftRecipe, token_rate: float, epoch: int, random: np.random.Generator
-    ) -> list[Group]:
+    ) -> Groups:
         """Single samples, as often as the weight of their source says."""
-        parts = [np.empty(0, dtype=np.int64)]
+        parts: list[Items] = []
         for number, name in enumerate(self.sources):
-            members = np.flatnonzero(self.file_of == number)
+            members = numbers(*np.searchsorted(self.file_of, [number, number + 1]).tolist())
             parts += drawn_epochs(members, recipe.texts[name], random)
-        return [(item,) for item in np.concatenate(parts).tolist()]
+        return Groups(np.concatenate(parts))
 
 
 @dataclass(frozen=True)
@@ -179,9 +194,17 @@ class WindowDataset:
         (window,) = items
         return int(self.lengths[window])
 
+    def sample_lengths(self, groups: Groups) -> Ints:
+        """:meth:`length` of many samples, shape (samples,)."""
+        return self.lengths[groups.items]
+
     def source(self, window: int) -> int:
         """The number of the source of the window's stream."""
         return self.streams[self.stream_of[window]].source
+
+    def item_sources(self) -> Items:
+        """The number of the source of each window's stream."""
+        return np.array([stream.source for stream in self.streams])[self.stream_of]
 
     def identity(self, window: int) -> str:
         """The source, the position in the stream, and the first and last row."""
@@ -201,7 +224,7 @@ class WindowDataset:
 
     def groups(
         self, recipe: SftRecipe, token_rate: float, epoch: int, random: np.random.Generator
-    ) -> list[Group]:
+    ) -> Groups:
         """Windows of speech by their weights, and of text up to its share of all tokens."""
         speech = self._drawn({n: s.weight for n, s in self._kind(is_text=False)}, random)
         text = {n: s.weight for n, s in self._kind(is_text=True)}
@@ -210,8 +233,7 @@ class WindowDataset:
             wanted = share / (1 - share) * int(self.lengths[speech].sum())
             factor = wanted / self._tokens(text)
             text = {number: factor * weight for number, weight in text.items()}
-        windows = np.concatenate([speech, self._drawn(text, random)])
-        return [(window,) for window in windows.tolist()]
+        return Groups(np.concatenate([speech, self._drawn(text, random)]))
 
     def _kind(self, is_text: bool) -> list[tuple[int, TokenStream]]:
         return [(n, s) for n, s in enumerate(self.streams) if s.is_text == is_text]
@@ -227,10 +249,11 @@ class WindowDataset:
             )
         return float(total)
 
-    def _drawn(self, weights: dict[int, float], random: np.random.Generator) -> Ints:
-        parts = [np.empty(0, dtype=np.int64)]
+    def _drawn(self, weights: dict[int, float], random: np.random.Generator) -> Items:
+        parts = [numbers(0, 0)]
         for number, weight in weights.items():
-            parts += drawn_epochs(np.flatnonzero(self.stream_of == number), weight, random)
+            members = numbers(*np.searchsorted(self.stream_of, [number, number + 1]).tolist())
+            parts += drawn_epochs(members, weight, random)
         return np.concatenate(parts)
 
 
@@ -258,10 +281,26 @@ class MixtureDataset:
         _, part, own = self._at(items)
         return part.length(own)
 
+    def sample_lengths(self, groups: Groups) -> Ints:
+        """:meth:`length` of many samples, shape (samples,)."""
+        part_of = np.searchsorted(self.firsts, groups.firsts, side="right") - 1
+        found = np.empty(len(groups), dtype=np.int64)
+        for number, part in enumerate(self.parts):
+            own = np.flatnonzero(part_of == number)
+            found[own] = part.sample_lengths(groups.take(own).shifted(-int(self.firsts[number])))
+        return found
+
     def source(self, item: int) -> int:
         """The number of the item's source among the sources of all parts."""
         number, part, own = self._at((item,))
         return int(self.first_sources[number]) + part.source(own[0])
+
+    def item_sources(self) -> Items:
+        """The number of each item's source among the sources of all parts."""
+        firsts = self.first_sources[:-1]
+        return np.concatenate(
+            [part.item_sources() + n for part, n in zip(self.parts, firsts, strict=True)]
+        )
 
     def identity(self, item: int) -> str:
         """The name of the item in its part."""
@@ -275,13 +314,11 @@ class MixtureDataset:
 
     def groups(
         self, recipe: SftRecipe, token_rate: float, epoch: int, random: np.random.Generator
-    ) -> list[Group]:
+    ) -> Groups:
         """The samples of an epoch of all parts."""
-        return [
-            tuple(item + int(first) for item in group)
-            for part, first in zip(self.parts, self.firsts[:-1], strict=True)
-            for group in part.groups(recipe, token_rate, epoch, random)
-        ]
+        found = [part.groups(recipe, token_rate, epoch, random) for part in self.parts]
+        firsts = self.firsts[:-1].tolist()
+        return Groups.join([own.shifted(n) for own, n in zip(found, firsts, strict=True)])
 
 
 TEXT_FOLDER = "texts"  # in the run folder: the token ids of texts

@@ -30,7 +30,6 @@ from __future__ import annotations
 
 import math
 import resource
-import time
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -60,7 +59,6 @@ class StepMetrics:
     """The metrics of one batch over all ranks.
 
     The constructor counts tokens and targets, :meth:`add` adds the losses of a row of this rank.
-    ``data_seconds`` is the time in which this rank made the rows, before the constructor.
     """
 
     def __init__(
@@ -69,10 +67,8 @@ class StepMetrics:
         sources: Sequence[str],
         rows: Sequence[Packed],
         text_weight: float = 0.0,
-        data_seconds: float = 0.0,
     ) -> None:
-        self.device, self.sources, self.data_seconds = device, sources, data_seconds
-        self.started = time.perf_counter()
+        self.device, self.sources = device, sources
         by_source = torch.zeros(len(sources), dtype=torch.int64)
         for row in rows:
             by_source += torch.bincount(speech_part(row, row.sources), minlength=len(sources))
@@ -113,21 +109,18 @@ class StepMetrics:
             named |= {f"loss/{source}": sum_ / n for source, sum_, n in found if n}
         return named
 
-    def speed(self, flops: Flops, lengths: Sequence[int]) -> dict[str, float]:
-        """:data:`SPEED` of the step. ``lengths`` are the lengths of the samples of the batch.
+    def speed(self, flops: Flops, lengths: Sequence[int], seconds: float) -> dict[str, float]:
+        """:data:`SPEED` of a step that took ``seconds``, with the wait for its batch.
 
-        ``tokens_per_second``, ``tflops`` and ``mfu`` are of the computation alone, without
-        ``data_seconds``; ``step_seconds`` is the time of both. Times and ``memory_gb`` are those of
-        rank 0. ``mfu`` is left out where the peak of the device is not known.
+        ``lengths`` are the lengths of the samples of the batch. Times and ``memory_gb`` are those
+        of rank 0. ``mfu`` is left out where the peak of the device is not known.
         """
-        seconds = time.perf_counter() - self.started
         rate = flops.of(lengths, self.targets + self.text_targets) / seconds / world_size()
         best = peak(self.device)
         mfu = {"mfu": round(rate / best, 4)} if best else {}
         return {
             "tokens_per_second": round(self.tokens / seconds, 1),
-            "step_seconds": round(self.data_seconds + seconds, 4),
-            "data_seconds": round(self.data_seconds, 4),
+            "step_seconds": round(seconds, 4),
             "padding_share": round(1 - self.tokens / self.size, 5),
             "memory_gb": round(peak_memory(self.device) / 1e9, 3),
             "tflops": round(rate / 1e12, 5),

@@ -1,23 +1,31 @@
 """Packed rows: samples end to end in one row, without cutting any sample.
 
 :class:`RankSharding` distributes a global batch over the ranks and packs the samples of one rank.
+:class:`BatchLoader` makes the next batch ahead of its step.
 
 Shapes: T tokens of a row, N of them with a target in the loss.
 """
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from operator import itemgetter
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from tts_assets.sft.dataset import Encoded, SampleDataset, TrainingSample
+from tts_assets.sft.epochs import (
+    Encoded,
+    SampleDataset,
+    SampleStream,
+    TrainingSample,
+    ranges,
+)
 
 T = TypeVar("T")
 # Rows are padded to a multiple of this. oneDNN compiles a bfloat16 kernel for each new shape and
@@ -96,47 +104,61 @@ def pack(
     )
 
 
-def ranges(firsts: NDArray[np.int64] | int, counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The concatenation of ``arange(first, first + count)`` for each pair."""
-    before = np.cumsum(counts) - counts
-    return np.arange(counts.sum()) + np.repeat(firsts - before, counts)
-
-
 def split_over(samples: Sequence[T], size: Callable[[T], int], parts: int) -> list[list[T]]:
     """Split samples over ``parts`` ranks: the longest first, each to the rank with the least.
 
-    The result is deterministic: every rank computes the samples of all ranks without messages.
+    The result is deterministic: every rank computes the samples of all ranks without messages. Of
+    ranks with equal sums the first one is chosen. n samples take O(n log n).
     """
     by_rank: list[list[T]] = [[] for _ in range(parts)]
-    loads = [0] * parts
+    loads = [(0, part) for part in range(parts)]
     for sample in sorted(samples, key=size, reverse=True):
-        least = loads.index(min(loads))
+        load, least = loads[0]
         by_rank[least].append(sample)
-        loads[least] += size(sample)
+        heapq.heapreplace(loads, (load + size(sample), least))
     return by_rank
 
 
 def first_fit(samples: Sequence[T], size: Callable[[T], int], capacity: int) -> list[list[T]]:
-    """Rows of at most ``capacity`` tokens: each sample goes to the first row with room for it."""
-    rows: list[list[T]] = []
-    room: list[int] = []
+    """Rows of at most ``capacity`` tokens: each sample goes to the first row with room for it.
+
+    No sample is longer than ``capacity``. ``room`` is a binary tree over the rows. A node has the
+    largest room of its two children, so the first row with room is found from the root: n samples
+    take O(n log n).
+    """
+    leaves = 1 << max(0, len(samples) - 1).bit_length()
+    room = [capacity] * (2 * leaves)
+    rows: list[list[T]] = [[] for _ in samples]
     for sample in samples:
-        need = size(sample)
-        row = next((i for i, free in enumerate(room) if free >= need), None)
-        if row is None:
-            rows.append([])
-            room.append(capacity)
-            row = len(rows) - 1
-        rows[row].append(sample)
-        room[row] -= need
-    return rows
+        need, node = size(sample), 1
+        while node < leaves:
+            node *= 2
+            if room[node] < need:
+                node += 1
+        rows[node - leaves].append(sample)
+        room[node] -= need
+        while node := node // 2:
+            room[node] = max(room[2 * node], room[2 * node + 1])
+    return [row for row in rows if row]
 
 
 _size = itemgetter(0)  # of a pair (length, sample)
 
 
+class RankRows(NamedTuple):
+    """The samples of each row of one rank.
+
+    ``blanks`` more rows have no targets: the sample ``shortest`` of the batch without its targets.
+    A rank without samples takes part in the exchange of gradients with them.
+    """
+
+    rows: list[list[TrainingSample]]
+    blanks: int
+    shortest: TrainingSample
+
+
 class RankSharding:
-    """Packs the samples of one rank. Every rank computes the rows of all ranks from the batch.
+    """Packs the samples of one rank. Every rank distributes the whole batch in the same way.
 
     ``micro_tokens`` limits a row. ``seed`` is that of code dropout. With ``text`` the tokens of
     texts are targets, too. With ``lockstep`` all ranks get the same number of rows; the additional
@@ -157,20 +179,63 @@ class RankSharding:
         self.micro_tokens, self.seed = micro_tokens, seed
         self.text, self.lockstep = text, lockstep
 
+    def share(self, dataset: SampleDataset, batch: Sequence[TrainingSample]) -> RankRows:
+        """The samples of the rows of this rank for a global ``batch``."""
+        sized = [(dataset.length(sample.items), sample) for sample in batch]
+        by_rank = split_over(sized, _size, self.world_size)
+        # Only in lockstep does a rank need the number of rows of the others.
+        wanted = 1
+        if self.lockstep:
+            wanted = max(len(first_fit(own, _size, self.micro_tokens)) for own in by_rank)
+        own = first_fit(by_rank[self.rank], _size, self.micro_tokens)
+        rows = [[sample for _, sample in row] for row in own]
+        _, shortest = min(sized, key=_size)
+        return RankRows(rows, max(0, wanted - len(rows)), shortest)
+
+    def packed(
+        self, dataset: SampleDataset, share: RankRows, code_dropout: float = 0.0
+    ) -> Iterator[Packed]:
+        """The packed rows of a share."""
+        for row in share.rows:
+            encoded = [dataset.encode(sample, code_dropout, self.seed) for sample in row]
+            sources = [dataset.source(sample.items[0]) for sample in row]
+            yield pack(encoded, sources, self.text)
+        for _ in range(share.blanks):
+            yield pack([dataset.encode(share.shortest)]).without_targets()
+
     def rows(
         self, dataset: SampleDataset, batch: Sequence[TrainingSample], code_dropout: float = 0.0
     ) -> Iterator[Packed]:
         """The packed rows of this rank for a global ``batch``."""
-        sized = [(dataset.length(sample.items), sample) for sample in batch]
-        by_rank = split_over(sized, _size, self.world_size)
-        rows_by_rank = [first_fit(samples, _size, self.micro_tokens) for samples in by_rank]
-        own = rows_by_rank[self.rank]
-        for row in own:
-            encoded = [dataset.encode(sample, code_dropout, self.seed) for _, sample in row]
-            sources = [dataset.source(sample.items[0]) for _, sample in row]
-            yield pack(encoded, sources, self.text)
-        # A rank without samples takes part in the exchange of gradients with zeros.
-        wanted = max(map(len, rows_by_rank)) if self.lockstep else 1
-        for _ in range(wanted - len(own)):
-            _, shortest = min(sized, key=_size)
-            yield pack([dataset.encode(shortest)]).without_targets()
+        return self.packed(dataset, self.share(dataset, batch), code_dropout)
+
+
+class Batch(NamedTuple):
+    """A global batch, the rows of this rank, and the state of the stream after the batch."""
+
+    samples: list[TrainingSample]
+    rows: list[Packed]
+    epoch: int
+    offset: int
+
+
+class BatchLoader:
+    """Makes the rows of the next batch in a thread while the present one is computed."""
+
+    def __init__(
+        self, stream: SampleStream, sharding: RankSharding, code_dropout: float = 0.0
+    ) -> None:
+        self.stream, self.sharding, self.code_dropout = stream, sharding, code_dropout
+        self._thread = ThreadPoolExecutor(1, "batches")
+        self._next: Future[Batch] | None = None
+
+    def next(self) -> Batch:
+        """The next batch. Raises the error that its making has raised."""
+        batch = (self._next or self._thread.submit(self._make)).result()
+        self._next = self._thread.submit(self._make)
+        return batch
+
+    def _make(self) -> Batch:
+        samples = self.stream.batch()
+        rows = list(self.sharding.rows(self.stream.dataset, samples, self.code_dropout))
+        return Batch(samples, rows, self.stream.epoch, self.stream.offset)

@@ -32,7 +32,8 @@ from tts_assets.core.config import ConfigError
 from tts_assets.core.metadata import NOTEBOOK_FILE, NotebookClip, Section, write_notebook
 from tts_assets.core.training import rank, world_size
 from tts_assets.sft.config import SftProgram
-from tts_assets.sft.dataset import TrainingSample, UtteranceDataset
+from tts_assets.sft.dataset import UtteranceDataset
+from tts_assets.sft.epochs import TrainingSample
 from tts_assets.sft.model import merge_lora, open_base
 from tts_assets.sft.strategies import Strategy, Tensors
 from tts_assets.speechlm.config import SamplingConfig

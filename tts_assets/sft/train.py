@@ -19,7 +19,9 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
+import numpy as np
 import torch
 
 from tts_assets.arrays.arrays import SPLITS
@@ -35,7 +37,13 @@ from tts_assets.core.program import (
 from tts_assets.core.training import wait_for_all
 from tts_assets.sft.checkpoint import Checkpoints, SftProgress, export, facts
 from tts_assets.sft.config import FORGOTTEN, SftProgram, check_machine
-from tts_assets.sft.dataset import DataError, SampleDataset, SampleStream, TrainingSample
+from tts_assets.sft.epochs import (
+    DataError,
+    SampleDataset,
+    SampleStream,
+    TrainingSample,
+    validation_samples,
+)
 from tts_assets.sft.mixture import log_spelled_tags, open_dataset, utterances_of
 from tts_assets.sft.model import (
     Flops,
@@ -60,7 +68,7 @@ from tts_assets.sft.monitoring import (
     initial_state,
 )
 from tts_assets.sft.optimizer import learning_rate
-from tts_assets.sft.packing import Packed, RankSharding
+from tts_assets.sft.packing import Batch, BatchLoader, Packed, RankRows, RankSharding
 from tts_assets.sft.sampling import TextSampler
 from tts_assets.sft.strategies import Strategy, open_strategy
 from tts_assets.speechlm.config import ADAPTER
@@ -133,8 +141,8 @@ def build_trainer(run: Run, program: SftProgram) -> SftTrainer:
         flops=flops,
         train_data=train_data,
         val_data=val_data,
-        stream=stream,
-        steps=count_steps(program, stream),
+        loader=BatchLoader(stream, sharding, recipe.code_dropout),
+        steps=stream.count_steps(),
         strategy=strategy,
         sharding=sharding,
         diagnostics=ModelDiagnostics(device, strategy, loss, lm.vocabulary),
@@ -142,15 +150,6 @@ def build_trainer(run: Run, program: SftProgram) -> SftTrainer:
         checkpoints=Checkpoints(run.checkpoint_dir, recipe.checkpoints, device, run.note),
         progress=SftProgress(recipe=recipe_digest, vocabulary=lm.vocabulary.digest),
     )
-
-
-def count_steps(program: SftProgram, stream: SampleStream) -> int:
-    """The optimizer steps of the recipe. Epochs are counted in tokens of the first epoch."""
-    recipe = program.recipe
-    if recipe.steps is not None:
-        return recipe.steps
-    tokens = sum(stream.dataset.length(sample.items) for sample in stream.plan)
-    return max(1, round((recipe.epochs or 0) * tokens / recipe.batch_tokens))
 
 
 def write_dry_run(run: Run, numbers: dict[str, float]) -> None:
@@ -173,7 +172,7 @@ class SftTrainer:
     flops: Flops
     train_data: SampleDataset
     val_data: SampleDataset
-    stream: SampleStream
+    loader: BatchLoader
     steps: int
     strategy: Strategy
     sharding: RankSharding
@@ -194,7 +193,8 @@ class SftTrainer:
         if self.progress.step:
             position = self.progress.epoch, self.progress.offset
             rate = self.program.token_rate
-            self.stream = SampleStream(self.train_data, self.recipe, rate, *position)
+            stream = SampleStream(self.train_data, self.recipe, rate, *position)
+            self.loader = BatchLoader(stream, self.sharding, self.recipe.code_dropout)
             self.run.note(f"resuming after step {self.progress.step} of {self.steps}")
 
     def train(self) -> None:
@@ -235,23 +235,24 @@ class SftTrainer:
         """One optimizer step on one global batch. Raises FloatingPointError before a bad step."""
         torch.manual_seed(_step_seed(self.recipe.seed, step, self.run.rank))
         started = time.perf_counter()
-        batch = self.stream.batch()
-        rows = list(self.sharding.rows(self.train_data, batch, self.recipe.code_dropout))
-        metrics = self.step_metrics(self.train_data, rows, time.perf_counter() - started)
-        losses = self.backward(rows, metrics)
-        self.check_step("loss", losses["loss"], batch)
+        batch = self.loader.next()
+        waited = time.perf_counter() - started
+        metrics = self.step_metrics(self.train_data, batch.rows)
+        losses = self.backward(batch.rows, metrics)
+        self.check_step("loss", losses["loss"], batch.samples)
         lr = learning_rate(self.recipe.optimizer, step, self.steps) * self.progress.guards.rate
         norm = self.strategy.step(lr)
-        self.check_step("gradient norm", norm, batch)
-        self.advance(metrics)
+        self.check_step("gradient norm", norm, batch.samples)
+        self.advance(metrics, batch)
         hours = self.progress.speech_tokens / self.program.token_rate / 3600
-        lengths = [self.train_data.length(sample.items) for sample in batch]
+        lengths = [self.train_data.length(sample.items) for sample in batch.samples]
         values = {
             **{name: round(loss, 6) for name, loss in losses.items()},
             "lr": lr,
             "gradient_norm": round(norm, 5),
             "tokens": metrics.tokens,
-            **metrics.speed(self.flops, lengths),
+            **metrics.speed(self.flops, lengths, time.perf_counter() - started),
+            "data_seconds": round(waited, 4),
             "audio_hours_seen": round(hours, 5),
         }
         self.run.metrics(step + 1, values)
@@ -265,20 +266,18 @@ class SftTrainer:
             metrics.add(row, self.strategy.backward(row, scale, last=number == len(rows)))
         return metrics.losses()
 
-    def step_metrics(
-        self, dataset: SampleDataset, rows: Sequence[Packed], data_seconds: float = 0.0
-    ) -> StepMetrics:
-        """Empty metrics of a batch of this dataset, which took ``data_seconds`` to make."""
+    def step_metrics(self, dataset: SampleDataset, rows: Sequence[Packed]) -> StepMetrics:
+        """Empty metrics of a batch of this dataset."""
         weight = self.recipe.text_loss_weight
-        return StepMetrics(self.run.device, dataset.sources, rows, weight, data_seconds)
+        return StepMetrics(self.run.device, dataset.sources, rows, weight)
 
-    def advance(self, metrics: StepMetrics) -> None:
+    def advance(self, metrics: StepMetrics, batch: Batch) -> None:
         """Count a finished step. The first sources are the speech of the corpora."""
         speech = sum(metrics.counts[: len(self.recipe.corpora)])
         done = {
             "step": self.progress.step + 1,
-            "epoch": self.stream.epoch,
-            "offset": self.stream.offset,
+            "epoch": batch.epoch,
+            "offset": batch.offset,
             "tokens": self.progress.tokens + metrics.tokens,
             "speech_tokens": self.progress.speech_tokens + speech,
         }
@@ -296,9 +295,8 @@ class SftTrainer:
     def dry_run(self) -> dict[str, float]:
         """The numbers of the first batch, after its forward and backward pass."""
         started = time.perf_counter()
-        batch = self.stream.batch()
-        rows = list(self.sharding.rows(self.train_data, batch, self.recipe.code_dropout))
-        metrics = self.step_metrics(self.train_data, rows, time.perf_counter() - started)
+        batch, rows, *_ = self.loader.next()
+        metrics = self.step_metrics(self.train_data, rows)
         losses = self.backward(rows, metrics)
         self.check_step("loss", losses["loss"], batch)
         lengths = [self.train_data.length(sample.items) for sample in batch]
@@ -314,7 +312,7 @@ class SftTrainer:
             "val_samples": len(self.val_data),
             "val_samples_dropped": len(self.val_data.dropped),
             **losses,
-            **metrics.speed(self.flops, lengths),
+            **metrics.speed(self.flops, lengths, time.perf_counter() - started),
         }
 
     def validate(self) -> None:
@@ -347,7 +345,7 @@ class SftTrainer:
 
         Raises :class:`ConfigError` or :class:`DataError` if a needed loss cannot be measured.
         """
-        found = {self.val_data.source(item) for item in range(len(self.val_data))}
+        found = np.unique(self.val_data.item_sources())
         missing = [name for n, name in enumerate(self.val_data.sources) if n not in found]
         check_watched(self.recipe.guards, self.recipe.checkpoints.best, missing)
         if missing:
@@ -383,10 +381,17 @@ class SftTrainer:
             self.run.note(result.message)
         return result.forgotten
 
+    @cached_property
+    def val_share(self) -> RankRows:
+        """The part of the validation samples that this rank has in every validation."""
+        samples = validation_samples(self.val_data, self.recipe.eval_samples, self.recipe.seed)
+        if len(samples) < len(self.val_data):
+            self.run.note(f"validations have {len(samples)} of {len(self.val_data)} samples")
+        return self.sharding.share(self.val_data, samples)
+
     def validation_losses(self) -> dict[str, float]:
-        """Mean losses over all targets of the validation split. Each item is one sample."""
-        samples = [TrainingSample((u,), 0, u) for u in range(len(self.val_data))]
-        rows = list(self.sharding.rows(self.val_data, samples))
+        """Mean losses over all targets of the validation samples."""
+        rows = list(self.sharding.packed(self.val_data, self.val_share))
         metrics = self.step_metrics(self.val_data, rows)
         for row in rows:
             row = row.to(self.run.device, metrics.text_scale)
