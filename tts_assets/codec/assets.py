@@ -41,7 +41,7 @@ from tts_assets.orchestration.program_asset import (
 )
 
 CODE_VERSION = "2"
-TRAINING_VERSION = "5"  # of trained codecs and decoders
+CODEC_VERSION, DECODER_VERSION = "5", "6"  # of trained codecs and decoders
 Samples = Mapping[str, SampleManifest]  # by corpus
 
 
@@ -129,7 +129,7 @@ def trained_codec(
         shape=shape,
         options=Training.shown_for(recipe),
         ins={"samples": filtered_samples_of(recipe.corpora)},
-        code_version=TRAINING_VERSION,
+        code_version=CODEC_VERSION,
         group_name="codec",
         kinds={"pytorch"},
         description=f"A codec trained on {', '.join(recipe.corpora)} for {recipe.steps} steps.",
@@ -170,7 +170,7 @@ def trained_decoder(
         shape=shape,
         options=Training.shown_for(recipe),
         ins={"samples": filtered_samples_of(recipe.corpora), "codec": "codec"},
-        code_version=TRAINING_VERSION,
+        code_version=DECODER_VERSION,
         group_name="codec_decoder",  # a separate group: refreshing a corpus does not include it
         kinds={"pytorch"},
         description=f"A decoder at {recipe.sample_rate} Hz for the codec's codes, trained on "

@@ -30,8 +30,6 @@ ORIGINAL = (
 
 CODEBOOKS_FILE = "codebooks.json"  # of a codec folder: how many codebooks are used
 
-Objective = Literal["hinge", "least_squares"]
-
 
 def check_backbone(hidden: int, heads: int) -> None:
     """Raise ValueError unless group norm (32 groups) and rotary attention can use these sizes."""
@@ -102,8 +100,6 @@ class AdversarialConfig(Config):
 
     removed_keys: ClassVar[Mapping[str, Any]] = {"objective": "hinge", "overlap": 4, "share": 0.5}
 
-    objective: ClassVar[Objective] = "hinge"
-    overlap: ClassVar[int] = 4  # FFT size / hop: the number of frames that contain a sample
     window_fraction: ClassVar[float] = 0.5  # of a step's windows, which the discriminators score
 
     start: float = Field(0.5, ge=0, lt=1, description="fraction of all steps")
@@ -149,8 +145,6 @@ class DecoderAdversarialConfig(AdversarialConfig):
         "share": 1.0,
     }
 
-    objective: ClassVar[Objective] = "least_squares"
-    overlap: ClassVar[int] = 2
     window_fraction: ClassVar[float] = 1.0
 
     start: float = Field(0.0, ge=0, lt=1, description="fraction of all steps")
@@ -229,6 +223,29 @@ class TrainingRecipe(Config):
         return self
 
 
+class SemanticConfig(Config):
+    """Features of a frozen Whisper encoder as further targets of a codec (see ``semantic.py``).
+
+    Both losses are mean squared errors of standardized features: 1 means that nothing is predicted.
+    """
+
+    whisper: str = Field("", description="a CTranslate2 model in float16; empty: tiny.en")
+    weight: float = Field(1.0, ge=0, description="of the features predicted from the codes")
+    audio_weight: float = Field(
+        0.0, ge=0, description="of the features of decoded audio against those of the recording"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.weight and not self.audio_weight:
+            raise ValueError("both weights are 0: leave the table semantic out")
+        return self
+
+    def identified(self) -> SemanticConfig:
+        """This configuration with a Whisper that is a folder named by the digest of its files."""
+        return self.model_copy(update={"whisper": whisper_identity(self.whisper)})
+
+
 class CodecRecipe(TrainingRecipe):
     """``[codec.train]``: a codec trained on ``corpora``.
 
@@ -238,6 +255,7 @@ class CodecRecipe(TrainingRecipe):
     """
 
     renamed_keys: ClassVar[Mapping[str, str]] = {"spread_weight": "covariance_weight"}
+    added_keys: ClassVar[frozenset[str]] = frozenset({"semantic"})
 
     architecture: CodecArchitecture = CodecArchitecture()
     adversarial: CodecAdversarialConfig | None = Field(
@@ -245,6 +263,7 @@ class CodecRecipe(TrainingRecipe):
     )
     base: Path | None = None
     freeze_encoder: bool = False
+    semantic: SemanticConfig | None = None
     covariance_weight: float = Field(
         1.0, ge=0, description="of the loss that keeps latents centred, scaled and uncorrelated"
     )

@@ -1,16 +1,17 @@
 """Losses of codec training: reconstruction, use of all codes, discriminators.
 
+Decoders have losses of their own (``decoder_losses.py``).
+
 All losses take float32 waveforms (batch, samples) in [-1, 1], except :func:`covariance_loss`.
 The discriminators look at complex STFTs and at periods.
 
 Sources: Défossez et al., EnCodec (2022), for the STFT discriminators; Kong et al., HiFi-GAN (2020),
-for the period discriminators and feature matching; Mao et al., LSGAN (2017), for least squares.
+for the period discriminators and feature matching.
 """
 
 from __future__ import annotations
 
 import itertools
-import warnings
 
 import torch
 import torch.nn.functional as F
@@ -18,14 +19,12 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 from transformers.audio_utils import mel_filter_bank
 
-from tts_assets.codec.config import AdversarialConfig, Objective
+from tts_assets.codec.config import AdversarialConfig
 from tts_assets.codec.xcodec2 import SAMPLE_RATE
 
 RESOLUTIONS = ((2048, 160), (1024, 120), (512, 80), (256, 40))  # FFT size, mel bands
 MEL_FLOOR, BIN_FLOOR = 1e-4, 1e-3  # magnitudes 80 dB and 60 dB below a full-scale sine
 LOG_WEIGHT, CONVERGENCE_WEIGHT = 0.25, 0.5
-MEL_RESOLUTIONS = tuple((2**power, 5 * 2 ** (power - 5)) for power in range(5, 12))
-SILENCE = 1e-6  # mean square: 60 dB below full scale
 QUIET = 0.3  # added to the norm of a spectrum, so that silence does not divide by zero
 
 
@@ -73,49 +72,6 @@ class SpectralLoss(nn.Module):
         return (power + 1e-9).sqrt() / (size / 4) ** 0.5
 
 
-class MelLoss(nn.Module):
-    """Multi-resolution log10-mel L1 of DAC (Kumar et al., 2023), the mean over the resolutions.
-
-    Windows have 32 to 2,048 samples with hops of a quarter, and 5 to 320 mel bands.
-    """
-
-    def __init__(self, sample_rate: int) -> None:
-        super().__init__()
-        for size, bands in MEL_RESOLUTIONS:
-            with (
-                warnings.catch_warnings()
-            ):  # at 48 kHz the lowest mel bands are narrower than a bin
-                warnings.simplefilter("ignore", UserWarning)
-                mel = mel_filter_bank(size // 2 + 1, bands, 0.0, sample_rate / 2, sample_rate)
-            filters = torch.tensor(mel, dtype=torch.float32).T
-            self.register_buffer(f"mel_{size}", filters, persistent=False)
-            self.register_buffer(f"window_{size}", torch.hann_window(size), persistent=False)
-
-    def forward(self, waves: Tensor, targets: Tensor) -> Tensor:
-        """The loss, a scalar."""
-        distances = [
-            (self._mel(size, waves) - self._mel(size, targets)).abs().mean()
-            for size, _ in MEL_RESOLUTIONS
-        ]
-        return torch.stack(distances).mean()
-
-    def _mel(self, size: int, waves: Tensor) -> Tensor:
-        window = self.get_buffer(f"window_{size}")
-        spectrum = torch.stft(waves, size, size // 4, window=window, return_complex=True)
-        magnitudes = (torch.view_as_real(spectrum).square().sum(-1) + 1e-12).sqrt()
-        return (self.get_buffer(f"mel_{size}") @ magnitudes).clamp_min(1e-5).log10()
-
-
-def loudness_loss(waves: Tensor, targets: Tensor) -> Tensor:
-    """Squared difference of the RMS levels in dB, the mean over clips; a scalar.
-
-    :data:`SILENCE` is added to the power. Between two silent clips the loss is therefore 0 and its
-    gradient finite; a plain logarithm would be at -200 dB with a gradient in the millions.
-    """
-    levels = [10 * (clips.square().mean(dim=-1) + SILENCE).log10() for clips in (waves, targets)]
-    return (levels[0] - levels[1]).square().mean()
-
-
 def covariance_loss(latents: Tensor) -> Tensor:
     """Distance of the latents' mean from 0 and of their covariance from the identity; a scalar.
 
@@ -144,10 +100,10 @@ class StftDiscriminator(nn.Module):
 
     window: Tensor
 
-    def __init__(self, size: int, overlap: int, channels: int) -> None:
-        """``size``: FFT size in samples; ``overlap``: FFT size / hop."""
+    def __init__(self, size: int, channels: int) -> None:
+        """``size``: FFT size in samples, four times the hop."""
         super().__init__()
-        self.size, self.hop, wide = size, size // overlap, 2 * channels
+        self.size, self.hop, wide = size, size // 4, 2 * channels
         self.register_buffer("window", torch.hann_window(size), persistent=False)
         shapes = [
             (2, channels, (3, 8), (1, 4), (1, 2)),
@@ -205,52 +161,45 @@ def _score(layers: nn.ModuleList, output: nn.Module, hidden: Tensor) -> Scored:
 
 
 class Discriminators(nn.Module):
-    """One discriminator for each FFT size and each period of the configuration."""
+    """One discriminator for each FFT size and each period of the configuration, and the losses."""
 
     def __init__(self, config: AdversarialConfig) -> None:
         super().__init__()
-        spectral = [
-            StftDiscriminator(size, config.overlap, config.channels) for size in config.sizes
-        ]
-        periodic = [PeriodDiscriminator(period, config.channels) for period in config.periods]
         # Checkpoints of earlier runs have the parameters under this name.
-        self.add_module("judges", nn.ModuleList([*spectral, *periodic]))
+        self.add_module("judges", nn.ModuleList(self.build(config)))
+
+    def build(self, config: AdversarialConfig) -> list[nn.Module]:
+        """The discriminators."""
+        spectral = [StftDiscriminator(size, config.channels) for size in config.sizes]
+        periodic = [PeriodDiscriminator(period, config.channels) for period in config.periods]
+        return [*spectral, *periodic]
 
     def forward(self, waves: Tensor) -> list[Scored]:
         """Waveforms (batch, samples) to the output of each discriminator."""
         return [one(waves) for one in self.get_submodule("judges").children()]
 
+    @staticmethod
+    def loss(real: list[Tensor], generated: list[Tensor]) -> Tensor:
+        """The hinge loss of the discriminators, a scalar: the mean over discriminators.
 
-def discriminator_loss(
-    real: list[Tensor], generated: list[Tensor], objective: Objective = "hinge"
-) -> Tensor:
-    """The loss of the discriminators, a scalar: the mean over discriminators.
-
-    ``real`` and ``generated`` are their scores of recordings and of generated audio. Hinge wants
-    them above 1 and below -1, least squares wants 1 and 0.
-    """
-    pairs = zip(real, generated, strict=True)
-    if objective == "hinge":
+        ``real`` and ``generated`` are their scores of recordings, which are to be above 1, and of
+        generated audio, which are to be below -1.
+        """
+        pairs = zip(real, generated, strict=True)
         losses = [F.relu(1 - true).mean() + F.relu(1 + false).mean() for true, false in pairs]
-    else:
-        losses = [(1 - true).square().mean() + false.square().mean() for true, false in pairs]
-    return torch.stack(losses).mean()
+        return torch.stack(losses).mean()
 
+    @staticmethod
+    def generator_losses(real: list[Scored], generated: list[Scored]) -> tuple[Tensor, Tensor]:
+        """The adversarial and the feature matching loss of the generator, two scalars.
 
-def generator_losses(
-    real: list[Scored], generated: list[Scored], objective: Objective = "hinge"
-) -> tuple[Tensor, Tensor]:
-    """The adversarial and the feature matching loss of the generator, two scalars.
-
-    Feature matching is the L1 distance of features relative to the mean magnitude of the
-    recording's features.
-    """
-    short = [1 - score for score, _ in generated]  # distance to the score of a recording
-    losses = [F.relu(s).mean() if objective == "hinge" else s.square().mean() for s in short]
-    adversarial = torch.stack(losses).mean()
-    distances = [
-        (have.float() - want.float()).abs().mean() / (want.float().abs().mean() + 1e-3)
-        for (_, wanted), (_, had) in zip(real, generated, strict=True)
-        for want, have in zip(wanted, had, strict=True)
-    ]
-    return adversarial, torch.stack(distances).mean()
+        Feature matching is the L1 distance of features relative to the mean magnitude of the
+        recording's features.
+        """
+        adversarial = torch.stack([F.relu(1 - score).mean() for score, _ in generated]).mean()
+        distances = [
+            (have.float() - want.float()).abs().mean() / (want.float().abs().mean() + 1e-3)
+            for (_, wanted), (_, had) in zip(real, generated, strict=True)
+            for want, have in zip(wanted, had, strict=True)
+        ]
+        return adversarial, torch.stack(distances).mean()

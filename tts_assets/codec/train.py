@@ -15,9 +15,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from tts_assets.codec.config import CodecProgram, CodecRecipe
+from tts_assets.audio_models.whisper import model_folder
+from tts_assets.codec.config import CodecProgram, CodecRecipe, SemanticConfig
 from tts_assets.codec.losses import SpectralLoss, covariance_loss
 from tts_assets.codec.quality import usage
+from tts_assets.codec.semantic import SemanticFeatures, SemanticHead
 from tts_assets.codec.storage import (
     WEIGHTS_FILE,
     facts_of,
@@ -70,18 +72,32 @@ def initial_codec(recipe: CodecRecipe, audio: TrainingAudio) -> CompactXcodec2:
     return model
 
 
+def semantic_targets(
+    config: SemanticConfig, seed: int, codec: CompactXcodec2
+) -> tuple[SemanticFeatures, SemanticHead]:
+    """The frozen encoder of the targets, and a head with random weights that predicts them."""
+    features = SemanticFeatures.load(model_folder(config.whisper, Path()))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        head = SemanticHead(codec.config.quantization_dim, features.size)
+    return features, head
+
+
 class Reconstruction(nn.Module):
     """Encodes, quantizes and decodes waveforms; the module that DDP wraps."""
 
-    def __init__(self, model: CompactXcodec2, frozen: bool, bf16: bool) -> None:
-        """``frozen``: the encoder gets no gradients."""
+    def __init__(
+        self, model: CompactXcodec2, frozen: bool, bf16: bool, head: SemanticHead | None = None
+    ) -> None:
+        """``frozen``: the encoder gets no gradients; ``head`` predicts semantic features."""
         super().__init__()
-        self.model, self.frozen, self.bf16 = model, frozen, bf16
+        self.model, self.frozen, self.bf16, self.head = model, frozen, bf16, head
 
-    def forward(self, waves: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Waveforms (batch, samples) to reconstructions, latents and codes.
+    def forward(self, waves: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Waveforms (batch, samples) to reconstructions, latents, codes and semantic features.
 
-        Returns float32 (batch, samples), (batch, codes, dimensions) and (batch, codes, 1).
+        Returns float32 (batch, samples), (batch, codes, dimensions), (batch, codes, 1), and, with a
+        head, (batch, codes, features).
         """
         device = waves.device.type
         # A frozen encoder computes the codes of inference: no gradients, full precision, and its
@@ -96,7 +112,8 @@ class Reconstruction(nn.Module):
         with torch.autocast(device, torch.bfloat16, enabled=self.bf16):
             quantized, codes = self.model.quantizer.quantize(latents)
             made = self.model.waves(quantized)
-        return made.float(), latents, codes
+            features = None if self.head is None else self.head(quantized).float()
+        return made.float(), latents, codes, features
 
 
 class CodecTrainer(GeneratorLoop):
@@ -113,7 +130,12 @@ class CodecTrainer(GeneratorLoop):
         self.spectral = SpectralLoss().to(run.device)
         data = audio.train["id"].to_list()
         size = facts_of(self.codec).codebook_size
-        self.prepare(self.codec, {"recipe": recipe, "data": data}, size)
+        self.semantic = self.head = None
+        if recipe.semantic is not None:
+            self.semantic, self.head = semantic_targets(recipe.semantic, recipe.seed, self.codec)
+            self.semantic.to(run.device).calibrate(audio.calibration().to(run.device))
+            self.head.to(run.device)
+        self.prepare(self.codec, {"recipe": recipe, "data": data}, size, self.head)
         self.frozen = recipe.freeze_encoder
         if recipe.adversarial and self.step > recipe.first_adversarial_step:
             self.frozen |= recipe.adversarial.freeze_encoder
@@ -125,7 +147,8 @@ class CodecTrainer(GeneratorLoop):
             for module in self.codec.encoder_parts():
                 module.requires_grad_(False).eval()
         bf16 = self.recipe.precision == "bf16"
-        self.reconstruct = self.parallel(Reconstruction(self.codec, self.frozen, bf16))
+        head = None if self.frozen else self.head  # it trains the encoder
+        self.reconstruct = self.parallel(Reconstruction(self.codec, self.frozen, bf16, head))
 
     def begin_adversarial(self) -> None:
         """Load the averaged weights and freeze the encoder, if the recipe says so.
@@ -145,14 +168,34 @@ class CodecTrainer(GeneratorLoop):
         The metric of the covariance loss is called ``spread`` in ``metrics.jsonl``.
         """
         waves = self.windows.at(step).to(self.run.device)
-        made, latents, codes = self.reconstruct(waves)
+        made, latents, codes, predicted = self.reconstruct(waves)
         loss, mel = self.spectral(made, waves)
         report = {"mel": float(mel)}
+        if self.semantic is not None:
+            loss = loss + self._semantic_losses(waves, made, predicted, report)
         if not self.frozen:
             covariance = covariance_loss(latents)
             loss = loss + self.recipe.covariance_weight * covariance
             report["spread"] = float(covariance.detach())
         return Generated(made, waves, codes, loss, report)
+
+    def _semantic_losses(
+        self, waves: Tensor, made: Tensor, predicted: Tensor | None, report: dict[str, float]
+    ) -> Tensor:
+        """The weighted sum of the semantic losses; adds their metrics to ``report``."""
+        assert self.semantic is not None and self.recipe.semantic is not None
+        config, loss = self.recipe.semantic, waves.new_zeros(())
+        with torch.no_grad():
+            targets = self.semantic(waves)
+        if predicted is not None and config.weight:
+            error = (predicted - targets).square().mean()
+            loss = loss + config.weight * error
+            report["semantic"] = float(error.detach())
+        if config.audio_weight:
+            error = (self.semantic(made) - targets).square().mean()
+            loss = loss + config.audio_weight * error
+            report["semantic_audio"] = float(error.detach())
+        return loss
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:

@@ -20,7 +20,7 @@ from tts_assets.codec.decoder import (
     open_decoder,
     save_decoder,
 )
-from tts_assets.codec.losses import MelLoss, loudness_loss
+from tts_assets.codec.decoder_losses import MelLoss, ReferenceDiscriminators, level_loss
 from tts_assets.codec.model import Codec
 from tts_assets.codec.storage import WEIGHTS_FILE, write_recipe
 from tts_assets.codec.training import Generated, GeneratorLoop
@@ -126,6 +126,7 @@ class DecoderTrainer(GeneratorLoop):
 
     what = "decoder"
     recipe: DecoderRecipe
+    discriminator_class = ReferenceDiscriminators
 
     def __init__(
         self,
@@ -154,7 +155,7 @@ class DecoderTrainer(GeneratorLoop):
         codes = self.codes(targets)
         waves = self.decode(self.frames(codes))
         targets = targets[:, : waves.shape[1]].to(self.run.device)
-        mel, loudness = self.mel(waves, targets), loudness_loss(waves, targets)
+        mel, loudness = self.mel(waves, targets), level_loss(waves, targets)
         loss = MEL_WEIGHT * mel + LOUDNESS_WEIGHT * loudness
         report = {"mel": float(mel.detach()), "loudness": float(loudness.detach())}
         return Generated(waves, targets, codes.to(self.run.device), loss, report)

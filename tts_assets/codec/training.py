@@ -11,7 +11,7 @@ import copy
 import math
 import shutil
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW
 
 from tts_assets.codec.config import AdversarialConfig, TrainingRecipe
-from tts_assets.codec.losses import Discriminators, discriminator_loss, generator_losses
+from tts_assets.codec.losses import Discriminators
 from tts_assets.codec.quality import CodeUsage
 from tts_assets.codec.windows import TrainingAudio, WindowLoader
 from tts_assets.core.program import METRICS_FILE, Run
@@ -58,6 +58,7 @@ class GeneratorLoop(StepLoop):
     """
 
     recipe: TrainingRecipe
+    discriminator_class: type[Discriminators] = Discriminators
     model: nn.Module
     average: Any  # the moving average of the model: it is validated and published
 
@@ -80,28 +81,36 @@ class GeneratorLoop(StepLoop):
     def begin_adversarial(self) -> None:
         """Called before the first step of the adversarial stage; does nothing by default."""
 
-    def prepare(self, model: nn.Module, identity: Mapping[str, Any], codebook_size: int) -> None:
+    def prepare(
+        self,
+        model: nn.Module,
+        identity: Mapping[str, Any],
+        codebook_size: int,
+        head: nn.Module | None = None,
+    ) -> None:
         """Set up all that a checkpoint holds, then load the newest checkpoint of the run folder.
 
-        ``identity`` is everything that determines the result. Raises ValueError if the checkpoint
-        belongs to another identity.
+        ``identity`` is everything that determines the result. ``head`` is trained with the model
+        and not published. Raises ValueError if the checkpoint belongs to another identity.
         """
         self.model = model
         self.average = copy.deepcopy(model).eval().requires_grad_(False)
         self.usage = CodeUsage(codebook_size).to(self.run.device)
-        self.optimizers = {"generator": _adam(model, self.recipe.lr)}
+        self.optimizers = {"generator": _adam([model, head or nn.Identity()], self.recipe.lr)}
         self.modules: dict[str, nn.Module] = {
             "model": model,
             "average": self.average,
             "usage": self.usage,
         }
+        if head is not None:
+            self.modules["head"] = head
         self.discriminators: Discriminators | None = None
         config = self.recipe.adversarial
         if config is not None:
             torch.manual_seed(self.recipe.seed)
-            self.discriminators = Discriminators(config).to(self.run.device)
+            self.discriminators = self.discriminator_class(config).to(self.run.device)
             self.modules[DISCRIMINATORS_KEY] = self.discriminators
-            self.optimizers[DISCRIMINATORS_KEY] = _adam(self.discriminators, config.lr)
+            self.optimizers[DISCRIMINATORS_KEY] = _adam([self.discriminators], config.lr)
         self.resume(identity)
         if not self.run.is_main:
             self.usage.counts.zero_()  # rank 0 holds the counts of all ranks
@@ -174,7 +183,8 @@ class GeneratorLoop(StepLoop):
         Raises FloatingPointError if the gradient is not finite, before it reaches the weights and
         the next checkpoint.
         """
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), GRADIENT_CLIP)
+        trained = self.optimizers["generator"].param_groups[0]["params"]
+        norm = torch.nn.utils.clip_grad_norm_(trained, GRADIENT_CLIP)
         if not math.isfinite(norm):
             raise FloatingPointError(f"the gradient of step {step + 1} is not finite: lower lr")
         self.optimizers["generator"].step()
@@ -209,13 +219,12 @@ class GeneratorLoop(StepLoop):
         ``targets`` are recordings, ``waves`` generated audio, both (windows, samples). Raises
         FloatingPointError if the loss is not finite.
         """
-        assert self.recipe.adversarial is not None
         with self.autocast():
             # One pass over both: DDP allows one forward pass for each backward pass.
             scored = self.parallel_discriminators(torch.cat([targets, waves]))
             real = [score[: len(targets)] for score, _ in scored]
             generated = [score[len(targets) :] for score, _ in scored]
-            loss = discriminator_loss(real, generated, self.recipe.adversarial.objective)
+            loss = self.discriminator_class.loss(real, generated)
         value = float(loss.detach())
         if not math.isfinite(value):
             raise FloatingPointError(
@@ -228,13 +237,12 @@ class GeneratorLoop(StepLoop):
 
     def discriminate(self, targets: Tensor, waves: Tensor) -> tuple[Tensor, Tensor]:
         """The generator's adversarial and feature matching losses of ``waves``, two scalars."""
-        assert self.discriminators is not None and self.recipe.adversarial is not None
+        assert self.discriminators is not None
         self.discriminators.requires_grad_(False)
         with self.autocast():
             with torch.no_grad():
                 real = self.discriminators(targets)
-            objective = self.recipe.adversarial.objective
-            losses = generator_losses(real, self.discriminators(waves), objective)
+            losses = self.discriminators.generator_losses(real, self.discriminators(waves))
         self.discriminators.requires_grad_(True)
         return losses
 
@@ -253,6 +261,6 @@ class GeneratorLoop(StepLoop):
         super().save()
 
 
-def _adam(module: nn.Module, lr: float) -> AdamW:
-    parameters = [p for p in module.parameters() if p.requires_grad]
+def _adam(modules: Sequence[nn.Module], lr: float) -> AdamW:
+    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
     return AdamW(parameters, lr=lr, betas=BETAS, weight_decay=0.0, fused=True)

@@ -1,0 +1,198 @@
+"""Semantic targets of codec training: the features of a frozen Whisper encoder.
+
+Codes that predict these features hold more of what is said: a small language model learns to read
+from them sooner, as from the codes of X-Codec-2 (Ye et al., 2025) and SpeechTokenizer (Zhang et
+al., 2024), which are trained with the features of w2v-BERT and HuBERT. Whisper's encoder has a
+feature every 20 ms, which is one per code here, and its weights are installed with this project.
+"""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import WhisperConfig, WhisperFeatureExtractor
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+FFT, SHIFT = 400, 160  # samples at 16 kHz
+MEL_FLOOR = 1e-10
+SMALLEST_SPREAD = 0.05  # standard deviation of a feature that hardly changes
+KERNEL = 7  # codes that the prediction of a feature sees
+CT2_TYPES = (np.float32, np.int8, np.int16, np.int32, np.float16)
+
+
+class SemanticFeatures(nn.Module):
+    """A frozen Whisper encoder; gradients reach the waveform, not the weights.
+
+    Each feature is standardized by its mean and deviation over the training audio
+    (:meth:`calibrate`), because a few of Whisper's features are much larger than the others.
+    """
+
+    mel: Tensor
+    window: Tensor
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, encoder: WhisperEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder.eval().requires_grad_(False)
+        self.size: int = encoder.config.d_model
+        filters = WhisperFeatureExtractor(feature_size=encoder.config.num_mel_bins).mel_filters
+        mel = torch.tensor(np.asarray(filters), dtype=torch.float32)
+        self.register_buffer("mel", mel.T.contiguous(), persistent=False)
+        self.register_buffer("window", torch.hann_window(FFT), persistent=False)
+        self.register_buffer("mean", torch.zeros(self.size), persistent=False)
+        self.register_buffer("deviation", torch.ones(self.size), persistent=False)
+
+    @classmethod
+    def load(cls, folder: Path) -> SemanticFeatures:
+        """Open the encoder of a CTranslate2 Whisper in float16 or float32.
+
+        Raises ValueError for other files, and for quantized weights.
+        """
+        return cls(read_encoder(folder))
+
+    @torch.no_grad()
+    def calibrate(self, waves: Tensor) -> None:
+        """Set mean and deviation from training audio (batch, samples)."""
+        raw = self.raw(waves).flatten(0, 1)
+        self.mean.copy_(raw.mean(dim=0))
+        self.deviation.copy_(raw.std(dim=0).clamp_min(SMALLEST_SPREAD))
+
+    def forward(self, waves: Tensor) -> Tensor:
+        """Waveforms (batch, samples) at 16 kHz to standardized features (batch, codes, size)."""
+        return (self.raw(waves) - self.mean) / self.deviation
+
+    def raw(self, waves: Tensor) -> Tensor:
+        """Waveforms (batch, samples), a multiple of 320, to Whisper's features.
+
+        Whisper pads clips to 30 s; here the encoder sees the window alone.
+        """
+        bands = self.log_mel(waves)
+        model = self.encoder
+        hidden = F.gelu(model.conv2(F.gelu(model.conv1(bands)))).transpose(1, 2)
+        hidden = hidden + model.embed_positions.weight[: hidden.shape[1]]
+        for layer in model.layers:
+            made = layer(hidden, None)
+            hidden = made[0] if isinstance(made, tuple) else made
+        features: Tensor = model.layer_norm(hidden)
+        return features
+
+    def log_mel(self, waves: Tensor) -> Tensor:
+        """(batch, samples) to Whisper's input (batch, bands, samples / 160)."""
+        spectrum = torch.stft(waves, FFT, SHIFT, window=self.window, return_complex=True)
+        power = torch.view_as_real(spectrum[..., :-1]).square().sum(-1)
+        bands = (self.mel @ power).clamp_min(MEL_FLOOR).log10()
+        loudest = bands.detach().amax(dim=(1, 2), keepdim=True)
+        return (torch.maximum(bands, loudest - 8.0) + 4.0) / 4.0
+
+
+class SemanticHead(nn.Module):
+    """Predicts the semantic features from the quantized frames of the codec."""
+
+    def __init__(self, hidden: int, size: int) -> None:
+        """``hidden``: channels of a quantized frame; ``size``: number of features."""
+        super().__init__()
+        self.first = nn.Conv1d(hidden, 2 * hidden, KERNEL, padding=KERNEL // 2)
+        self.last = nn.Conv1d(2 * hidden, size, 1)
+
+    def forward(self, quantized: Tensor) -> Tensor:
+        """(batch, codes, hidden) to (batch, codes, size)."""
+        made: Tensor = self.last(F.gelu(self.first(quantized.transpose(1, 2))))
+        return made.transpose(1, 2)
+
+
+def read_encoder(folder: Path) -> WhisperEncoder:
+    """The encoder of a CTranslate2 Whisper as the class of transformers, in float32.
+
+    Raises ValueError for other files, and for quantized weights, which are not the model's own.
+    """
+    weights = _ct2_variables(folder / "model.bin")
+    layers = sum(name.endswith("self_attention/linear_1/weight") for name in weights)
+    width, bands, _ = weights["encoder/conv1/weight"].shape
+    config = WhisperConfig(
+        d_model=width,
+        num_mel_bins=bands,
+        encoder_layers=layers,
+        encoder_attention_heads=int(weights["encoder/num_heads"]),
+        encoder_ffn_dim=len(weights["encoder/layer_0/ffn/linear_0/bias"]),
+        max_source_positions=len(weights["encoder/position_encodings/encodings"]),
+    )
+    encoder = WhisperEncoder(config)
+    encoder.load_state_dict(_transformers_names(weights, layers))
+    return encoder
+
+
+def _transformers_names(weights: dict[str, NDArray], layers: int) -> dict[str, Tensor]:
+    """The encoder's tensors under their names in transformers."""
+
+    def tensor(name: str) -> Tensor:
+        return torch.from_numpy(weights[f"encoder/{name}"].astype(np.float32))
+
+    def norm(ours: str, theirs: str) -> dict[str, Tensor]:
+        return {
+            f"{ours}.weight": tensor(f"{theirs}/gamma"),
+            f"{ours}.bias": tensor(f"{theirs}/beta"),
+        }
+
+    def linear(ours: str, theirs: str) -> dict[str, Tensor]:
+        return {f"{ours}.{kind}": tensor(f"{theirs}/{kind}") for kind in ("weight", "bias")}
+
+    found = {"embed_positions.weight": tensor("position_encodings/encodings")}
+    found |= linear("conv1", "conv1") | linear("conv2", "conv2") | norm("layer_norm", "layer_norm")
+    for number in range(layers):
+        ours, theirs = f"layers.{number}", f"layer_{number}"
+        found |= norm(f"{ours}.self_attn_layer_norm", f"{theirs}/self_attention/layer_norm")
+        found |= norm(f"{ours}.final_layer_norm", f"{theirs}/ffn/layer_norm")
+        found |= linear(f"{ours}.fc1", f"{theirs}/ffn/linear_0")
+        found |= linear(f"{ours}.fc2", f"{theirs}/ffn/linear_1")
+        found |= linear(f"{ours}.self_attn.out_proj", f"{theirs}/self_attention/linear_1")
+        joined = f"{theirs}/self_attention/linear_0"
+        parts = zip(
+            ("q", "k", "v"),
+            tensor(f"{joined}/weight").chunk(3),
+            tensor(f"{joined}/bias").chunk(3),
+            strict=True,
+        )
+        for name, weight, bias in parts:
+            found[f"{ours}.self_attn.{name}_proj.weight"] = weight
+            if name != "k":  # Whisper's keys have no bias
+                found[f"{ours}.self_attn.{name}_proj.bias"] = bias
+    return found
+
+
+def _ct2_variables(path: Path) -> dict[str, NDArray]:
+    """The variables of a CTranslate2 ``model.bin`` (binary version 6) by name."""
+    with path.open("rb") as file:
+        (version,) = _unpack(file, "I")
+        spec = _text(file)
+        if version != 6 or spec != "WhisperSpec":
+            raise ValueError(f"{path} is no Whisper of CTranslate2 (version {version}, {spec!r})")
+        _, count = _unpack(file, "II")
+        found: dict[str, NDArray] = {}
+        for _ in range(count):
+            name = _text(file)
+            (rank,) = _unpack(file, "B")
+            shape = _unpack(file, f"{rank}I")
+            kind, size = _unpack(file, "BI")
+            data = np.frombuffer(file.read(size), CT2_TYPES[kind]).reshape(shape)
+            if name.startswith("encoder/"):
+                if name.endswith("weight") and data.dtype == np.int8:
+                    raise ValueError(f"{path} has quantized weights: name a float16 model")
+                found[name] = data
+    return found
+
+
+def _unpack(file: BinaryIO, form: str) -> tuple[int, ...]:
+    return struct.unpack(f"<{form}", file.read(struct.calcsize(f"<{form}")))
+
+
+def _text(file: BinaryIO) -> str:
+    (size,) = _unpack(file, "H")
+    return file.read(size)[:-1].decode()
