@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import tracemalloc
+from collections import defaultdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from tts_assets.arrays.arrays import SPLITS, ArrayError, CodeTable, NpyWriter, l
 from tts_assets.arrays.merge import merge
 from tts_assets.core.accounting import ValidationSplit, held_out, is_validation
 from tts_assets.core.artifacts import ArtifactStore
+from tts_assets.core.config import ConfigError, canonical_json
+from tts_assets.corpora.samples import Sample, write_samples
+from tts_assets.corpora.validation import held_out_samples, is_held_out, settled
 
 LAYOUTS = [(13,), (4, 4, 5), (0, 6, 0, 7), (1,) * 13]
 HALF = ValidationSplit(fraction=0.5)
@@ -120,6 +124,69 @@ def test_a_killed_merge_is_overwritten(
     merge(publish_shards(store, utterances, (4, 4, 5)), HALF, partial)
     for path in whole.iterdir():
         assert path.read_bytes() == (partial / path.name).read_bytes()
+
+
+def labelled(utterances: list[Utterance], recordings: int) -> list[Utterance]:
+    """Every second utterance is cut from one of ``recordings``, in turn; two speakers."""
+    found = []
+    for number, u in enumerate(utterances):
+        digest = f"{number % recordings:064x}"
+        source = {"recording": "talk.wav", "recording_sha256": digest} if number % 2 else {}
+        original = u.sample["original_data"] | source
+        sample = u.sample | {"speaker_id": f"s{number % 2}", "original_data": original}
+        found.append(Utterance(sample, u.codes))
+    return found
+
+
+@pytest.mark.parametrize("by", ["recording", "speaker"])
+def test_groups_are_whole_in_one_split(
+    tmp_path: Path, store: ArtifactStore, utterances: list[Utterance], by: str
+) -> None:
+    split = ValidationSplit.model_validate({"fraction": 0.5, "salt": "c", "by": by})
+    folder = merged(tmp_path, store, labelled(utterances, 3), (4, 4, 5), split)
+    sides: dict[str, set[str]] = defaultdict(set)
+    for side in SPLITS:
+        for sample in CodeTable.of_split(folder, side).samples:
+            original = sample["original_data"]
+            recording = original.get("recording_sha256", sample["id"])
+            name = recording if by == "recording" else sample["speaker_id"]
+            sides[name].add(side)
+            assert is_validation(name, split) == (side == "val")
+    assert all(len(found) == 1 for found in sides.values())
+    assert {"train"} in sides.values() and {"val"} in sides.values()
+
+
+def test_a_split_by_speaker_needs_speakers(
+    tmp_path: Path, store: ArtifactStore, utterances: list[Utterance]
+) -> None:
+    unknown = [Utterance(u.sample | {"speaker_id": ""}, u.codes) for u in utterances]
+    with pytest.raises(
+        ConfigError, match=r"needs the speaker .* write validation\.by = 'recording'"
+    ):
+        merged(tmp_path, store, unknown, (13,), ValidationSplit(by="speaker"))
+
+
+def test_corpora_of_many_recordings_are_split_by_recording(tmp_path: Path) -> None:
+    """With few recordings, or none, the canonical form is that of earlier artifacts."""
+    split = ValidationSplit(fraction=0.5)
+    assert canonical_json(split) == '{"fraction":0.5,"salt":"1"}'
+    lists, expected = [], []
+    for recordings in (0, 99, 100):
+        source = [{"recording_sha256": f"{n:064x}"} for n in range(recordings)] or [{}]
+        samples = [
+            Sample(id=str(n), wav_path="a", transcript='"recording_sha256":', original_data=one)
+            for n, one in enumerate(source)
+        ]
+        write_samples(tmp_path / f"{recordings}.jsonl", samples)
+        lists.append(tmp_path / f"{recordings}.jsonl")
+        expected.append("recording" if recordings == 100 else None)
+        own = settled(split, [lists[-1]])
+        held = held_out_samples([lists[-1]], own)
+        assert held.tolist() == [is_held_out(sample, own) for sample in samples]
+    assert [settled(split, [path]).by for path in lists] == expected
+    assert settled(split, lists).by == "recording"
+    chosen = split.model_copy(update={"by": "utterance"})
+    assert settled(chosen, lists) == chosen
 
 
 @pytest.mark.parametrize("wrong", [{"samples": 14}, {"codes": 1}, {"shards": 2}])

@@ -9,7 +9,7 @@ from dagster import AssetChecksDefinition, AssetsDefinition
 from tts_assets.arrays.checks import array_checks, separate_recordings, shared_by_splits
 from tts_assets.arrays.config import ArraysConfig, ImportedArrays
 from tts_assets.arrays.inworld import check_codec, export_inworld, file_digests, import_inworld
-from tts_assets.arrays.merge import merge
+from tts_assets.arrays.merge import merge, settled_split
 from tts_assets.core.accounting import ValidationSplit
 from tts_assets.core.artifacts import (
     ArtifactError,
@@ -25,9 +25,7 @@ from tts_assets.orchestration.conditions import follow_data
 from tts_assets.orchestration.partitions import corpus_partitions
 from tts_assets.orchestration.program_asset import Plan, Request, artifact_asset
 
-CODE_VERSION = "2"
-IMPORT_VERSION = "1"
-EXPORT_VERSION = "1"
+CODE_VERSION, IMPORT_VERSION, EXPORT_VERSION = "2", "1", "1"
 
 
 def build_assets(
@@ -70,9 +68,10 @@ def code_arrays_asset(
             return import_plan(corpus, imported[corpus], codec, codec_name, root)
         shards = request.store.current("codec_shards", corpus)
         assert isinstance(shards, CodecShards)
+        split = settled_split(request.store, shards, validation)
         return Plan(
-            validation,
-            lambda work: merge(shards, validation, work / "result"),
+            split,
+            lambda work: merge(shards, split, work / "result"),
             inputs={"codec_shards": shards},
             describe=describe_arrays,
         )

@@ -23,8 +23,8 @@ import polars as pl
 
 from tts_assets.arrays.arrays import REMEDY, SPLITS, ArrayError, CodeTable, count_lines, map_npy
 from tts_assets.arrays.inworld import check_frames, check_range
-from tts_assets.arrays.merge import check_type
-from tts_assets.core.accounting import SET_ASIDE_FILE, ValidationSplit, held_out
+from tts_assets.arrays.merge import check_type, held_out_table, made_from
+from tts_assets.core.accounting import SET_ASIDE_FILE, ValidationSplit
 from tts_assets.core.artifacts import (
     ArtifactError,
     ArtifactStore,
@@ -61,7 +61,7 @@ def array_checks(validation: ValidationSplit) -> dict[str, tuple[Test, str]]:
         ),
         "samples_fit_index": (
             passes(lambda arrays: check_samples(arrays, validation)),
-            "Each index entry has one sample, and the sample is in the split of its id.",
+            "Each index entry has one sample, and the sample is in its split.",
         ),
         "codes_are_in_codebook": (passes(check_codes), "Every code is in the codebook."),
         "files_are_unchanged": (
@@ -89,12 +89,13 @@ def check_tables(arrays: CodeArrays) -> Numbers:
 
 
 def check_samples(arrays: CodeArrays, validation: ValidationSplit) -> Numbers:
-    """Compare lines with index entries, and the split of each sample with that of its id.
+    """Compare lines with index entries, and the split of each sample with ``[validation]``.
 
     The split of imported arrays was decided elsewhere and is not compared. Raises
     :class:`ArrayError` for the first difference.
     """
     found: Numbers = {}
+    split_of = validation.model_copy(update={"by": arrays.manifest.config.get("by")})
     for split in SPLITS:
         table = CodeTable.of_split(arrays.path, split)
         ids = table.columns("id")["id"]
@@ -102,7 +103,7 @@ def check_samples(arrays: CodeArrays, validation: ValidationSplit) -> Numbers:
             row = int(ids.is_null().arg_max() or 0)
             raise ArrayError(f"{table.samples_path}, line {row + 1} is not a sample with an id")
         if arrays.facts.membership == "hash":
-            held = held_out([identity.encode() for identity in ids], validation)
+            held = held_out_table(table, split_of)
             wrong = np.flatnonzero(held != (split == "val"))
             if len(wrong):
                 name = ids[int(wrong[0])]
@@ -118,7 +119,8 @@ def separate_recordings(_: ArtifactStore, arrays: CodeArrays) -> CheckResult:
     problem = (
         f"{numbers['val_samples_of_training_recordings']} of {arrays.facts.val_samples} validation "
         f"clips are cut from {recordings} recordings that are also trained on: the validation loss "
-        "is lower than on new recordings. Choose models by reports, or validate on other recordings"
+        "is lower than on new recordings. Choose models by reports, or write "
+        "validation.by = 'recording'"
     )
     return CheckResult(not recordings, {**numbers}, problem if recordings else "")
 
@@ -126,8 +128,8 @@ def separate_recordings(_: ArtifactStore, arrays: CodeArrays) -> CheckResult:
 def shared_by_splits(arrays: CodeArrays) -> Numbers:
     """Recordings and speakers with clips in both splits, and the validation clips of the former.
 
-    The split depends on the id of a clip. Clips of one recording share its room, noise and manner,
-    so the validation loss on them is lower than on new recordings.
+    Clips of one recording share its room, noise and manner, so the validation loss on them is lower
+    than on new recordings. ``[validation] by`` splits by recording or speaker.
     """
     train, val = (origins(arrays.path / f"{split}_samples.jsonl") for split in SPLITS)
     of_recordings = val.filter(val["recording"].is_in(train["recording"].unique().implode()))
@@ -234,18 +236,6 @@ def utterance_numbers(store: ArtifactStore, samples: SampleManifest) -> Numbers:
     agree(raw, "utterances + set aside", utterances + aside, raw.facts.entries)
     entries = {"utterances": utterances, "not_usable": aside, "entries": raw.facts.entries}
     return numbers | entries
-
-
-def made_from(store: ArtifactStore, handle: Handle, kind: type[H]) -> H | None:
-    """The version of the input of this kind that ``handle`` was made from; None without one.
-
-    Raises ArtifactError if that version is no longer stored.
-    """
-    for source in handle.manifest.inputs.values():
-        if source.asset == kind.kind:
-            folder = store.folder(source.asset, source.partition)
-            return kind.open(folder / source.fingerprint)
-    return None
 
 
 def agree(handle: Handle, what: str, found: int, wanted: int) -> None:

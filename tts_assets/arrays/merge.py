@@ -1,9 +1,9 @@
 """Merge shards of codes into two arrays, in one pass, with the memory of two shards.
 
-The split of a sample follows from its id alone, and samples stay in shard order. The result
-therefore does not depend on the number of shards or on the process that wrote them. Runs of
-consecutive samples are copied in one piece. While one thread writes a shard, another reads the next
-one and hashes its ids.
+The split of a sample follows from its id, recording or speaker, and samples stay in shard order.
+The result therefore does not depend on the number of shards or on the process that wrote them. Runs
+of consecutive samples are copied in one piece. While one thread writes a shard, another reads the
+next one and hashes its ids.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,13 +27,24 @@ from tts_assets.arrays.arrays import (
     write_pieces,
 )
 from tts_assets.core.accounting import ValidationSplit, held_out
-from tts_assets.core.artifacts import ArrayFacts, CodecShards
+from tts_assets.core.artifacts import (
+    ArrayFacts,
+    ArtifactStore,
+    CodecShards,
+    Handle,
+    SampleManifest,
+)
+from tts_assets.corpora.filter import KEPT_FILE
+from tts_assets.corpora.validation import held_out_samples, settled
+
+H = TypeVar("H", bound=Handle)
 
 
 def merge(shards: CodecShards, validation: ValidationSplit, target: Path) -> ArrayFacts:
     """Write the arrays of all shards to the folder ``target``. Returns their facts.
 
-    Raises :class:`ArrayError` if a shard is damaged or their counts are not those recorded.
+    ``validation`` is settled for the samples. Raises :class:`ArrayError` if a shard is damaged or
+    their counts are not those recorded.
     """
     facts = shards.facts
     with (
@@ -45,8 +56,7 @@ def merge(shards: CodecShards, validation: ValidationSplit, target: Path) -> Arr
         for number in range(facts.shards):
             table = CodeTable.of_shard(shards.path, number)
             check_type(table, facts.dtype, shards.path)
-            text, bounds = table.lines
-            held = held_out(read_ids(text, bounds, table.samples_path), validation)
+            held = held_out_table(table, validation)
             pieces = [*train.take(table, ~held), *val.take(table, held)]
             if writing is not None:
                 writing.result()
@@ -74,6 +84,39 @@ def merge(shards: CodecShards, validation: ValidationSplit, target: Path) -> Arr
         frame=facts.frame,
         speakers=facts.speakers,
     )
+
+
+def held_out_table(table: CodeTable, validation: ValidationSplit) -> NDArray[np.bool_]:
+    """Whether each sample is held out, shape (samples,). Most ids are read without parsing."""
+    if validation.by in ("recording", "speaker"):
+        return held_out_samples([table.samples_path], validation)
+    text, bounds = table.lines
+    return held_out(read_ids(text, bounds, table.samples_path), validation)
+
+
+def settled_split(
+    store: ArtifactStore, shards: CodecShards, validation: ValidationSplit
+) -> ValidationSplit:
+    """The split of the samples that ``shards`` were made from.
+
+    Raises ArtifactError if their sample list is no longer stored.
+    """
+    samples = made_from(store, shards, SampleManifest)
+    if samples is None:
+        return settled(validation, sorted(shards.path.glob("shard-*.samples.jsonl")))
+    return settled(validation, [samples.path / KEPT_FILE])
+
+
+def made_from(store: ArtifactStore, handle: Handle, kind: type[H]) -> H | None:
+    """The version of the input of this kind that ``handle`` was made from; None without one.
+
+    Raises ArtifactError if that version is no longer stored.
+    """
+    for source in handle.manifest.inputs.values():
+        if source.asset == kind.kind:
+            folder = store.folder(source.asset, source.partition)
+            return kind.open(folder / source.fingerprint)
+    return None
 
 
 def check_type(table: CodeTable, dtype: str, where: Path) -> None:

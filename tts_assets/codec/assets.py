@@ -29,6 +29,7 @@ from tts_assets.core.metadata import Metadata, image
 from tts_assets.core.plots import curves
 from tts_assets.core.program import METRICS_FILE, read_metrics
 from tts_assets.corpora.filter import KEPT_FILE
+from tts_assets.corpora.validation import identified
 from tts_assets.orchestration.checks import artifact_check, losses_check
 from tts_assets.orchestration.conditions import fetch_for, follow_data
 from tts_assets.orchestration.partitions import corpus_partitions, filtered_samples_of
@@ -110,7 +111,7 @@ def trained_codec(
             {
                 "recipe": asked.model_copy(update={"base": None}),
                 "base": start_digests(base, "codec.train.base"),
-                "validation": validation,
+                "validation": identified(validation, samples),
             },
             program=lambda work: CodecProgram(
                 run_dir=work,
@@ -148,7 +149,7 @@ def trained_decoder(
             {
                 "recipe": asked if start is None else asked.model_copy(update={"start": "folder"}),
                 "start": start_digests(start, 'codec.decoder.start (or "codec", or "scratch")'),
-                "validation": validation,
+                "validation": identified(validation, samples),
             },
             program=lambda work: DecoderProgram(
                 run_dir=work,

@@ -19,9 +19,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from tts_assets.codec.config import TrainingRecipe
 from tts_assets.codec.xcodec2 import HOP, SAMPLE_RATE
-from tts_assets.core.accounting import ValidationSplit, is_validation
+from tts_assets.core.accounting import ValidationSplit
 from tts_assets.core.audio import Wave, read_wave, resample
 from tts_assets.corpora.samples import POOL, AudioFolders, scan_samples
+from tts_assets.corpora.validation import group_key, held_out_rows, settled
 
 CACHE_SAMPLES = 2 * 3600 * SAMPLE_RATE  # decoded audio in memory: two hours, 460 MB of float32
 COLUMNS = ("id", "wav_path", "duration", "sample_rate")
@@ -153,16 +154,17 @@ def utterances(path: Path, weight: float, split: ValidationSplit) -> pl.DataFram
     ``weight`` is the duration times the weight of the corpus. Raises FileNotFoundError if the
     folder of the corpus is not there.
     """
-    found = scan_samples([path]).select(COLUMNS).collect()
+    split = settled(split, [path])
+    found = scan_samples([path]).select(*COLUMNS, key=group_key(split)).collect()
     folders = AudioFolders.of(path)
     if not found["wav_path"].str.contains(rf"^(/|{POOL})").all():
         _ = folders.folder  # raises if it is not there
     # A hash a row: a second for a million utterances.
-    held_out = [is_validation(key, split) for key in found["id"]]
-    return found.with_columns(
+    held_out = held_out_rows(found, split)
+    return found.drop("key").with_columns(
         folders.paths("wav_path"),
         (weight * pl.col("duration")).alias("weight"),
-        pl.Series("held_out", held_out, pl.Boolean),
+        pl.Series("held_out", held_out),
     )
 
 

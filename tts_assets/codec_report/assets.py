@@ -24,6 +24,7 @@ from tts_assets.core.artifacts import CodecCheckpoint, CodecDecoder, CodecReport
 from tts_assets.core.compute import Shape
 from tts_assets.core.metadata import NOTEBOOK_FILE, Metadata
 from tts_assets.corpora.filter import KEPT_FILE
+from tts_assets.corpora.validation import identified
 from tts_assets.evaluation.history import lineage
 from tts_assets.orchestration.checks import artifact_check
 from tts_assets.orchestration.conditions import follow_data
@@ -110,7 +111,7 @@ def codec_report(
         inputs: dict[str, Any] = {"samples": samples, "codec": codec}
         inputs |= {"decoder": decoder} if decoder is not None else {}
         return Plan(
-            {"report": report.identified(), "split": validation},
+            {"report": report.identified(), "split": identified(validation, samples)},
             program=lambda work: CodecReportProgram(
                 run_dir=work,
                 report=report.model_copy(update={"whisper": pinned_whisper(report.whisper)}),

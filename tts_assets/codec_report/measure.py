@@ -33,10 +33,11 @@ from tts_assets.codec.quality import (
 )
 from tts_assets.codec.xcodec2 import SAMPLE_RATE
 from tts_assets.codec_report.config import LONGEST_SECONDS, CodecReportProgram
-from tts_assets.core.accounting import SetAside, is_validation, raise_nothing_usable
+from tts_assets.core.accounting import SetAside, ValidationSplit, raise_nothing_usable
 from tts_assets.core.audio import Wave, read_clip, resample
 from tts_assets.core.config import Config
 from tts_assets.corpora.samples import Sample, located_samples
+from tts_assets.corpora.validation import is_held_out, settled
 from tts_assets.evaluation.page import write_flac
 
 ORIGINAL = "original"
@@ -121,28 +122,30 @@ def held_out(program: CodecReportProgram) -> list[Sample]:
     trained on them. Without ``validation`` they are all utterances. Raises ValueError if there are
     none.
     """
-    chosen = [sample for sample in all_samples(program) if not unsuitable(sample, program)]
+    every = list(all_samples(program))
+    chosen = [sample for sample, split in every if not unsuitable(sample, split)]
     if not chosen:
         raise_nothing_usable(
             f"{sorted(program.samples)} have no held-out utterance with words of at most "
             f"{LONGEST_SECONDS:g} s: raise [validation] fraction, or take corpora that have "
             "transcripts",
-            (SetAside(s.id, unsuitable(s, program), s.transcript) for s in all_samples(program)),
+            (SetAside(s.id, unsuitable(s, split), s.transcript) for s, split in every),
         )
     return sorted(chosen, key=lambda sample: sample.id)[: program.report.clips]
 
 
-def all_samples(program: CodecReportProgram) -> Iterator[Sample]:
-    """The samples of all corpora."""
+def all_samples(program: CodecReportProgram) -> Iterator[tuple[Sample, ValidationSplit | None]]:
+    """The samples of all corpora, each with the validation split of its corpus, if there is one."""
     for _, path in sorted(program.samples.items()):
-        yield from located_samples(path)
+        split = program.validation and settled(program.validation, [path])
+        yield from ((sample, split) for sample in located_samples(path))
 
 
-def unsuitable(sample: Sample, program: CodecReportProgram) -> str:
+def unsuitable(sample: Sample, split: ValidationSplit | None) -> str:
     """Why the report does not use a sample; empty if it does."""
-    if program.validation is None:
+    if split is None:
         return ""
-    if not is_validation(sample.id, program.validation):
+    if not is_held_out(sample, split):
         return "for training"
     return "too long" if sample.duration > LONGEST_SECONDS else no_words(sample)
 

@@ -2,7 +2,7 @@
 
 A stage that cannot use an item writes a record to ``set_aside.jsonl`` and continues. Checks compare
 the number of items read with the numbers kept and set aside. The validation split follows from a
-hash of an utterance's id.
+hash of an utterance's id, or of its recording or speaker.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import ClassVar, Literal, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,24 +79,38 @@ def nothing_usable(what: str, records: Iterable[SetAside]) -> str:
     return "\n".join([what, *lines])
 
 
-class ValidationSplit(Config):
-    """``[validation]``. Another ``salt`` selects another set of the same expected size."""
+class HashSplit(Config):
+    """A random part of named items. Another ``salt`` selects another part of the same expected
+    size."""
 
     fraction: float = Field(default=0.06, ge=0, lt=1)
     salt: str = "1"
 
 
-def is_validation(utterance_id: str, split: ValidationSplit) -> bool:
-    """Whether the hash of an id, as a number in [0, 1), is below ``split.fraction``.
+class ValidationSplit(HashSplit):
+    """``[validation]``: the utterances that are held out.
 
-    The result does not depend on order, shards, ranks or other utterances.
+    ``by`` is what is drawn: single utterances, whole recordings from which they were cut, or
+    speakers. Unset: recordings where a corpus has at least 100, otherwise utterances.
     """
-    digest = hashlib.blake2b(f"{split.salt}:{utterance_id}".encode(), digest_size=8).digest()
+
+    added_keys: ClassVar[frozenset[str]] = frozenset({"by"})
+
+    by: Literal["utterance", "recording", "speaker"] | None = None
+
+
+def is_validation(name: str, split: HashSplit) -> bool:
+    """Whether the hash of a name, as a number in [0, 1), is below ``split.fraction``.
+
+    ``name`` is the id of an utterance, or its recording or speaker. The result does not depend on
+    order, shards, ranks or other utterances.
+    """
+    digest = hashlib.blake2b(f"{split.salt}:{name}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64 < split.fraction
 
 
-def held_out(ids: Sequence[bytes], split: ValidationSplit) -> NDArray[np.bool_]:
-    """:func:`is_validation` for many ids (UTF-8 bytes), four times as fast. Shape (ids,)."""
+def held_out(ids: Sequence[bytes], split: HashSplit) -> NDArray[np.bool_]:
+    """:func:`is_validation` for many names (UTF-8), four times as fast. Shape (ids,)."""
     seeded = hashlib.blake2b(f"{split.salt}:".encode(), digest_size=8)
     digests = []
     for identity in ids:

@@ -23,6 +23,7 @@ from tts_assets.core.audio import statement
 from tts_assets.core.compute import Shape
 from tts_assets.corpora.config import VoiceConsent, check_consents, people
 from tts_assets.corpora.filter import KEPT_FILE
+from tts_assets.corpora.validation import identified
 from tts_assets.evaluation.assets import report_key, suite_key, synthesized_key
 from tts_assets.evaluation.config import MAIN, EvaluationConfig
 from tts_assets.evaluation.suite import SUITE_FILE
@@ -100,7 +101,7 @@ def model_asset(
         known = {
             "recipe": recipe.canonical(exclude={"model"}),
             "weights": table.weights_digests(located.model),
-            "validation": validation,
+            "validation": identified(validation, samples),
         }
 
         def program(work: Path) -> ExternalTrainProgram:

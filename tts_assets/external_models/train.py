@@ -24,7 +24,6 @@ from tts_assets.core.accounting import (
     SET_ASIDE_FILE,
     SetAside,
     ValidationSplit,
-    is_validation,
     nothing_usable,
     write_set_aside,
 )
@@ -33,6 +32,7 @@ from tts_assets.core.audio import BrokenAudio, Wave, read_wave
 from tts_assets.core.config import ConfigError
 from tts_assets.core.program import METRICS_FILE, Run, load_config, publish_metrics, read_metrics
 from tts_assets.corpora.samples import Sample, located_samples
+from tts_assets.corpora.validation import is_held_out, settled
 from tts_assets.external_models.config import (
     CLONING,
     LEARNING_RATES,
@@ -117,8 +117,9 @@ def prepare(config: ExternalTrainProgram, run: Run, folder: Path) -> Dataset:
     """Write every sample as a clip; clips from an earlier attempt are kept."""
     dataset = Dataset()
     samples = list(all_samples(config.samples))
+    splits = {name: settled(config.validation, [path]) for name, path in config.samples.items()}
     for corpus, sample in run.progress(samples, "clips"):
-        add(dataset, folder, corpus, sample, config.recipe, config.validation)
+        add(dataset, folder, corpus, sample, config.recipe, splits[corpus])
         if run.stop_requested:
             run.stopped()
     return dataset
@@ -155,7 +156,7 @@ def add(
         "root_path": str(folder),
         "audio_unique_name": name,
     }
-    held_out = is_validation(sample.id, split)
+    held_out = is_held_out(sample, split)
     (dataset.val if held_out else dataset.train).append(clip)
     dataset.seconds += 0.0 if held_out else seconds
 

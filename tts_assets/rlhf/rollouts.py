@@ -20,7 +20,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from tts_assets.audio_models.wer import normalize_for_match
-from tts_assets.core.accounting import ValidationSplit, is_validation
+from tts_assets.core.accounting import HashSplit, is_validation
 from tts_assets.core.program import METRICS_FILE, Run, read_metrics
 from tts_assets.rlhf.config import HeldOutConfig
 from tts_assets.rlhf.prompts import PromptError, RolloutPrompt
@@ -128,7 +128,7 @@ def hold_out(
 
     Raises :class:`PromptError` if no prompt is left for training.
     """
-    split = ValidationSplit(fraction=config.fraction, salt=HELD_OUT_SALT)
+    split = HashSplit(fraction=config.fraction, salt=HELD_OUT_SALT)
     by_text: dict[str, RolloutPrompt] = {}
     for prompt in prompts:
         by_text.setdefault(text_key(prompt), prompt)

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tts_assets.core.accounting import ValidationSplit
+from tts_assets.core.accounting import HashSplit
 from tts_assets.core.artifacts import SpeakerEncoderCheckpoint, sha256_file
 from tts_assets.core.config import Config, ConfigError, digest_of
 from tts_assets.core.program import ProgramConfig
@@ -267,7 +267,7 @@ class SpeakerSelection(Config):
     removed_keys: ClassVar[Mapping[str, Any]] = {"min_utterances": 4}
 
     corpora: tuple[str, ...] = Field(min_length=1)
-    test: ValidationSplit = ValidationSplit(fraction=0.1)
+    test: HashSplit = HashSplit(fraction=0.1)
     test_speakers: tuple[str, ...] = ()
     min_seconds: float = Field(1.0, ge=0)
     aliases: dict[str, tuple[str, ...]] = Field(default_factory=dict)
