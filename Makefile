@@ -21,19 +21,19 @@ coqui: ## create .venv-coqui, the environment of VITS, XTTS and Tortoise; CUDA=1
 	@$(PYTHON) scripts/install.py --coqui --cuda "$(CUDA)"
 
 doctor: ## check this machine: what is missing, and how to install it
-	@if [ -x $(BIN)/python ]; then $(BIN)/python -m tts_assets.doctor; else $(PYTHON) -m tts_assets.doctor; fi
+	@if [ -x $(BIN)/python ]; then $(BIN)/tts-assets doctor; else $(PYTHON) -m tts_assets.doctor; fi
 
 demo: install ## train a small voice end to end and print the paths of its reports (18 to 27 minutes)
-	@$(BIN)/python -m scripts.demo
+	@$(BIN)/python -m jobs.demo
 
 ui: install ## the Dagster UI on http://127.0.0.1:3000 (PORT=…), and the files of the storage at 3001
-	@$(BIN)/python -m scripts.ui --port $(PORT)
+	@$(BIN)/tts-assets ui --port $(PORT)
 
 codec-demo: install ## train the codec of the demo from scratch (an hour and a half)
-	@TTS_PROFILE=codec_demo $(BIN)/python -m scripts.demo codec
+	@TTS_PROFILE=codec_demo $(BIN)/python -m jobs.demo codec
 
 base: install ## make the codec and the base model of the demo again (a day of two cores)
-	@TTS_PROFILE=base $(BIN)/python -m scripts.demo base
+	@TTS_PROFILE=base $(BIN)/python -m jobs.demo base
 
 gpu-proof: install ## check and time every stage on one GPU with random weights (9 minutes)
 	@$(BIN)/python benchmarks/gpu_proof.py --out build

@@ -30,6 +30,9 @@ After this page you can look up every key of `dagster_project.toml`.
 
 This page is generated from the code by `python scripts/make_configuration_reference.py`.
 
+- `preset = "small-cpu"` at the top of the file takes all values that the file does not give from a
+  preset. `tts-assets config presets` lists them, `tts-assets config show` prints where each value
+  comes from ([presets](project.md#presets)).
 - `[profiles.<name>]` replaces values if `TTS_PROFILE=<name>` is set. Its list `drop` removes keys
   first.
 - A variable such as `TTS__SFT__ANNOUNCER__STEPS=20` replaces one value.

@@ -4,10 +4,10 @@ The file contains the profile ``embedded``. ``TTS_PROFILE`` selects a table
 ``[profiles.<name>]``, whose values replace those of the file. Its list ``drop`` names keys to
 remove first, for keys that exclude each other. A variable ``TTS__SECTION__KEY=value`` overrides
 one value, which is TOML or else a plain string. Relative paths start at the folder of the file.
+``project_file.py`` combines these layers.
 
 pydantic-settings is not used. It ignores variables of unknown tables (``TTS__SFTT__STEPS=20``), and
-has neither profiles nor ``drop``. It would replace about 25 lines: :func:`environment_overrides`
-and :func:`overlay`.
+has neither profiles nor ``drop``. It would replace about 25 lines of ``project_file.py``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -43,6 +42,7 @@ from tts_assets.external_models.config import ExternalModelsConfig
 from tts_assets.normalization.front_end import without_rules
 from tts_assets.normalization.rules import with_files
 from tts_assets.orchestration.config import Alerts, Budget, Owner, Schedules
+from tts_assets.project_file import read_project
 from tts_assets.promotion.config import PromotionConfig
 from tts_assets.rlhf.config import RlhfRecipe, VllmRollouts
 from tts_assets.serving.config import ServingConfig, VllmConfig
@@ -52,8 +52,6 @@ from tts_assets.speechlm.config import TokenizerConfig
 from tts_assets.speechlm.texts import TextSource
 
 log = logging.getLogger(__name__)
-PROJECT_FILE = "dagster_project.toml"
-EMBEDDED = "embedded"
 
 
 class Project(Config):
@@ -373,23 +371,8 @@ def load_settings(
 
     Raises :class:`ConfigError` with the file, the key, and how to fix it.
     """
-    path = (path or project_file(environment)).resolve()
-    try:
-        values = tomllib.loads(path.read_text())
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no project file; run from a checkout") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: not TOML: {error}") from None
-    profiles = values.pop("profiles", {})
-    profile = profile or environment.get("TTS_PROFILE", EMBEDDED)
-    if profile != EMBEDDED and profile not in profiles:
-        raise ConfigError(f"{path}: no profile {profile!r}; known: {[EMBEDDED, *profiles]}")
-    chosen = dict(profiles.get(profile, {}))
-    for dotted in chosen.pop("drop", []):
-        drop(values, dotted, f"{path}: profiles.{profile}.drop")
-    values = overlay(values, chosen)
-    values = overlay(values, overrides or {})
-    values = overlay(values, environment_overrides(environment))
+    project = read_project(path, profile, environment, overrides)
+    path, values = project.path, project.values()
     values["text"] = with_files(values.get("text", {}), path.parent)
     settings = Settings.parse(values, str(path))
     settings._root = path.parent
@@ -400,50 +383,3 @@ def load_settings(
         raise ConfigError(f"{path}: {error}") from None
     settings.warn_of_languages()
     return settings
-
-
-def project_file(environment: Mapping[str, str] = os.environ) -> Path:
-    """The path in ``TTS_PROJECT``, or the project file of this checkout."""
-    named = environment.get("TTS_PROJECT")
-    return Path(named) if named else Path(__file__).resolve().parent.parent / PROJECT_FILE
-
-
-def overlay(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """``base`` with the values of ``over``. Tables are merged, other values are replaced."""
-    merged = dict(base)
-    for key, value in over.items():
-        both_tables = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = overlay(merged[key], value) if both_tables else value
-    return merged
-
-
-def drop(values: dict[str, Any], dotted: str, source: str) -> None:
-    """Remove the key ``a.b.c`` from nested tables. Raises :class:`ConfigError` if it is missing."""
-    *tables, key = dotted.split(".")
-    node: Any = values
-    for table in tables:
-        node = node.get(table, {})
-    if key not in node:
-        raise ConfigError(f"{source}: there is no {dotted} to drop")
-    del node[key]
-
-
-def environment_overrides(environment: Mapping[str, str]) -> dict[str, Any]:
-    """``TTS__SFT__ANNOUNCER__STEPS=20`` as ``{"sft": {"announcer": {"steps": 20}}}``."""
-    values: dict[str, Any] = {}
-    for name, text in sorted(environment.items()):
-        if not name.startswith("TTS__"):
-            continue
-        *tables, key = name.removeprefix("TTS__").lower().split("__")
-        node = values
-        for table in tables:
-            node = node.setdefault(table, {})
-        node[key] = _toml_value(text)
-    return values
-
-
-def _toml_value(text: str) -> Any:
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text

@@ -17,7 +17,7 @@ wait_for() { # waits until the sensors have published an asset of a corpus
     sleep 2
   done
 }
-materialize() { python -m scripts.run --select "$1"; }
+materialize() { tts-assets run --select "$1"; }
 
 say "make the quiz: 80 clips with their texts"
 python examples/voices/make_sources.py quiz "$work/quiz"

@@ -20,7 +20,8 @@ from tts_assets.core.compute import Shape, SlurmOptions
 from tts_assets.core.config import ConfigError
 from tts_assets.core.tracking import RunCard, WandbConfig, write_card
 from tts_assets.definitions import build_launcher
-from tts_assets.settings import load_settings, overlay
+from tts_assets.project_file import overlay
+from tts_assets.settings import load_settings
 
 CLUSTER = {
     "compute": {

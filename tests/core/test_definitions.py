@@ -22,7 +22,8 @@ from dagster import (
 from tests.support import side_by_side
 from tts_assets.core.compute import Compute
 from tts_assets.definitions import build_defs, executor_of
-from tts_assets.settings import Settings, load_settings, overlay
+from tts_assets.project_file import overlay
+from tts_assets.settings import Settings, load_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 MORE = {

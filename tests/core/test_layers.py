@@ -23,10 +23,12 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("sft", "serving", "speakers"),
     ("rlhf",),
     ("evaluation",),
-    ("codec_report", "external_models", "promotion"),
+    ("codec_report", "export", "external_models", "promotion"),
+    ("project_file",),
     ("settings",),
     ("doctor", "sensors", "jobs"),
     ("definitions",),
+    ("cli",),
 )
 # A command reads the project file. No module imports a command.
 COMMANDS = {"tts_assets.promotion.__main__": "doctor"}

@@ -13,13 +13,8 @@ from tts_assets.core.compute import Compute
 from tts_assets.core.config import ConfigError
 from tts_assets.definitions import build_defs, build_launcher, vllm_shape
 from tts_assets.normalization.front_end import FrontEnd
-from tts_assets.settings import (
-    PROJECT_FILE,
-    environment_overrides,
-    load_settings,
-    overlay,
-    project_file,
-)
+from tts_assets.project_file import PROJECT_FILE, environment_overrides, overlay, project_file
+from tts_assets.settings import load_settings
 
 PRETRAINING = {
     "base": {"llama": {}},

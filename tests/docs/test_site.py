@@ -16,8 +16,11 @@ from typing import Any
 import pytest
 import yaml
 from pydantic import BaseModel
+from typer.main import get_command
 
+from tts_assets.cli.__main__ import app
 from tts_assets.core.compute import STAGES
+from tts_assets.project_file import presets
 from tts_assets.settings import Settings, load_settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -108,6 +111,14 @@ def test_programs_of_the_command_line_page_exist() -> None:
         source = ROOT / (module.replace(".", "/") + ".py")
         assert source.exists(), module
         assert "__main__" in source.read_text(), module
+
+
+@pytest.mark.parametrize("path", documents())
+def test_commands_of_tts_assets_exist(path: Path) -> None:
+    known = set(get_command(app).commands)  # type: ignore[attr-defined]
+    for command in commands(path):
+        found = re.match(r"(?:TTS\w+=\S+ )?tts-assets ([a-z][\w-]*)", command)
+        assert found is None or found.group(1) in known, command
 
 
 def test_the_script_of_the_screenshots_finds_its_imports() -> None:
@@ -201,7 +212,8 @@ def keyed(annotation: Any) -> bool:
 def test_configuration_examples_have_known_keys(path: Path) -> None:
     for block in blocks(path, "toml"):
         table = tomllib.loads(block)
-        profiles = table.pop("profiles", {})
+        profiles, preset = table.pop("profiles", {}), table.pop("preset", None)
+        assert preset in (None, *presets()), path.name
         for part in (table, *profiles.values()):
             part.pop("drop", None)
             assert not list(unknown_keys(part, Settings)), path.name

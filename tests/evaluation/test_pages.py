@@ -14,8 +14,8 @@ import axe_core_python
 import pytest
 from dagster import AssetKey, AssetMaterialization, DagsterInstance
 
+from jobs.ui import serve_files
 from resources.artifact_store import asset_metadata
-from scripts.ui import serve_files
 from tests.evaluation.conftest import LINEAGE, program_of
 from tests.evaluation.test_compare import better_copy, compared
 from tests.pipeline.test_ui import free_ports, wait_for

@@ -1,4 +1,4 @@
-"""``python -m scripts.run``: what it refuses, what the UI finds of its runs, and Ctrl-C."""
+"""``tts-assets run``: what it refuses, what the UI finds of its runs, and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from dagster import DagsterInstance, DagsterRunStatus
 from dagster._core.workspace.load import load_workspace_process_context_from_yaml_paths
 from dagster_graphql.cli import execute_query
 
-from scripts.run import ROOT, Request, RequestError, create_run, register_corpora, run
+from jobs.foreground import Request, RequestError, create_run, register_corpora, run
 from tts_assets.settings import load_settings
 
+ROOT = Path(__file__).resolve().parents[2]
 JOBS = "tests.support.run_jobs"
-PROJECT = "tts_assets.definitions"
 PATIENCE = 120.0
 BARS = """{ repositoriesOrError { ... on RepositoryConnection { nodes { name location { name }
 pipelines { name runs(limit: 5) { status } } } } } }"""
@@ -62,12 +62,13 @@ def test_names_that_do_not_exist_are_refused(
     """Dagster runs all assets if a selection matches none."""
     assert register_corpora(instance, load_settings()) == ["asterisk_en"]
     with pytest.raises(RequestError, match=message):
-        create_run(instance, request_, PROJECT)
+        create_run(instance, load_settings(), request_)
     assert instance.get_runs_count() == 0
 
 
 def test_a_selection_is_the_run(instance: DagsterInstance) -> None:
-    created = create_run(instance, Request(select='key:"sft/announcer"+1'), PROJECT)
+    request_ = Request(select='key:"sft/announcer"+1')
+    created = create_run(instance, load_settings(), request_)
     assert {key.to_user_string() for key in created.asset_selection or ()} == {
         "sft/announcer",
         "serving/announcer",
@@ -77,11 +78,11 @@ def test_a_selection_is_the_run(instance: DagsterInstance) -> None:
 @pytest.mark.slow
 def test_runs_are_in_the_bars_of_their_job(home: Path, instance: DagsterInstance) -> None:
     """The query is that of the page of jobs, for the workspace that ``make ui`` serves."""
-    command = [sys.executable, "-m", "scripts.run", "--select", "evaluation_suite"]
+    command = [sys.executable, "-m", "tts_assets.cli", "run", "--select", "evaluation_suite"]
     shown = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=True).stdout
     assert "  evaluation_suite  texts 75" in shown
     [made] = instance.get_runs()
-    last = f"the run in the UI: make ui, then http://127.0.0.1:3000/runs/{made.run_id}"
+    last = f"the run in the UI: tts-assets ui, then http://127.0.0.1:3000/runs/{made.run_id}"
     assert shown.splitlines()[-1] == last
     workspace = load_workspace_process_context_from_yaml_paths(
         instance, [str(ROOT / "workspace.yaml")]
@@ -115,7 +116,7 @@ def test_a_canceled_run_is_canceled(
 ) -> None:
     script = (
         "from dagster import DagsterInstance; from tts_assets.settings import load_settings;"
-        "from scripts.run import Request, run;"
+        "from jobs.foreground import Request, run;"
         f"run(DagsterInstance.get(), load_settings(), Request('wait'), {JOBS!r})"
     )
     process = subprocess.Popen(

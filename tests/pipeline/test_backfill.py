@@ -26,7 +26,7 @@ from dagster import (
     RunsFilter,
 )
 
-from scripts.run import register_corpora
+from jobs.foreground import register_corpora
 from tests.sensors.test_training import two_voices
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -17,7 +17,7 @@ from dagster import DagsterInstance, DagsterRunStatus
 from dagster_graphql import DagsterGraphQLClient
 from starlette.testclient import TestClient
 
-from scripts.ui import file_app
+from jobs.ui import file_app
 
 ROOT = Path(__file__).resolve().parents[2]
 STARTED_SECONDS = 180
@@ -74,7 +74,7 @@ def free_ports() -> int:
 
 def start(home: Path, port: int) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "scripts.ui", "--port", str(port)],
+        [sys.executable, "-m", "tts_assets.cli", "ui", "--port", str(port)],
         cwd=ROOT,
         env={**os.environ, "DAGSTER_HOME": str(home), "TTS__PROJECT__STORAGE": str(home / "s")},
         stdout=subprocess.PIPE,
@@ -114,7 +114,7 @@ def test_ctrl_c_cancels_the_runs(tmp_path: Path) -> None:
     home, port = tmp_path / "home", free_ports()
     home.mkdir()
     (home / "dagster.yaml").write_text((ROOT / ".dagster" / "dagster.yaml").read_text())
-    code = "import sys; from scripts.ui import run_dagster; "
+    code = "import sys; from jobs.ui import run_dagster; "
     code += f"sys.exit(run_dagster({port}, '-m', 'tests.support.run_jobs'))"
     process = subprocess.Popen(
         [sys.executable, "-c", code],

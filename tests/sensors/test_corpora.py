@@ -9,7 +9,7 @@ from pathlib import Path
 from dagster import DagsterRunStatus
 
 from jobs.asset_jobs import REFRESH
-from scripts.run import register_corpora
+from jobs.foreground import register_corpora
 from sensors import corpora as sensors
 from tests.sensors.conftest import SPOKEN, Daemon
 from tests.support.corpus_layouts import write

@@ -1,4 +1,4 @@
-"""Definitions for tests of ``scripts.run``: a job that waits, and one whose check fails."""
+"""Definitions for tests of ``jobs/foreground.py``: a job that waits, and one whose check fails."""
 
 from __future__ import annotations
 

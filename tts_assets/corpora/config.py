@@ -34,10 +34,12 @@ EXAMPLE = 'consent = { who = "Ann Example", purpose = "our audio guide", until =
 class Consent(Config):
     """What a speaker, or all speakers of a corpus, agreed to."""
 
+    added_keys: ClassVar[frozenset[str]] = frozenset({"publication"})
     who: str = Field(pattern=ONE_LINE, description="the person whose voice it is")
     purpose: str = Field(pattern=ONE_LINE, description="the permitted use")
     until: date | None = Field(None, description="the last day; unset: no end")
     basis: str = Field("", description="where it is written: a contract or licence")
+    publication: bool = Field(False, description="the weights of a model may be given to others")
 
     def ended(self, today: date) -> bool:
         """Whether the consent ended before ``today``."""

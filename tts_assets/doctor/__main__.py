@@ -137,7 +137,8 @@ def read_project() -> tuple[Finding, Settings | None]:
     """The finding of the project file, and its settings if they are valid."""
     try:
         from tts_assets.core.config import ConfigError
-        from tts_assets.settings import load_settings, project_file
+        from tts_assets.project_file import project_file
+        from tts_assets.settings import load_settings
     except ModuleNotFoundError as error:
         found = f"no module {error.name!r}"
         return missing("project", found, "nothing runs", "make install", needed=True), None

@@ -1,6 +1,4 @@
-"""``make ui``: the Dagster UI and daemon, and the files of the storage beside it.
-
-    python -m scripts.ui [--port 3000]
+"""The Dagster UI and daemon, and the files of the storage beside it.
 
 Both serve on 127.0.0.1 only. The files, read-only, are at the next port: the links of assets to
 reports, pages and artifact folders lead there. A second start on the same DAGSTER_HOME is refused,
@@ -9,7 +7,6 @@ because two daemons would launch every run twice.
 
 from __future__ import annotations
 
-import argparse
 import html
 import os
 import signal
@@ -41,10 +38,8 @@ POLL_SECONDS = 0.5
 STOP_SECONDS = 120.0  # trainings save a checkpoint when they are asked to stop
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--port", type=int, default=3000, help="of the UI; the files use the next")
-    port = parser.parse_args(argv).port
+def main(port: int) -> int:
+    """Serve until SIGINT, SIGTERM or SIGHUP; the files use the next port. Returns the status."""
     home = Path(os.environ["DAGSTER_HOME"])
     home.mkdir(parents=True, exist_ok=True)
     address = home / "ui.address"
@@ -58,7 +53,8 @@ def main(argv: list[str] | None = None) -> int:
     with lock:
         for used in (port, port + 1):
             if not is_free(used):
-                print(f"port {used} is in use: choose another with make ui PORT=…", file=sys.stderr)
+                remedy = "choose another with --port (make ui PORT=…)"
+                print(f"port {used} is in use: {remedy}", file=sys.stderr)
                 return 1
         url = f"http://{HOST}:{port}"
         address.write_text(f"{url}\n")
@@ -66,7 +62,8 @@ def main(argv: list[str] | None = None) -> int:
         os.environ["TTS_FILES_URL"] = f"http://{HOST}:{port + 1}"
         serve_files(settings.storage, port + 1)
         print(f"Dagster UI at {url}, files of {settings.storage} at {os.environ['TTS_FILES_URL']}")
-        return run_dagster(port, cancels=settings.compute.launcher != "slurm")
+        cancels = settings.compute.launcher != "slurm"
+        return run_dagster(port, cancels=cancels, folder=settings.root)
 
 
 def is_free(port: int) -> bool:
@@ -80,11 +77,12 @@ def is_free(port: int) -> bool:
     return True
 
 
-def run_dagster(port: int, *target: str, cancels: bool = True) -> int:
+def run_dagster(port: int, *target: str, cancels: bool = True, folder: Path | None = None) -> int:
     """Run ``dagster dev`` until it ends, or until SIGINT, SIGTERM or SIGHUP. Returns its status.
 
-    ``target``: options that name the definitions; none: ``workspace.yaml``. With ``cancels`` its
-    runs are canceled first. Batch jobs of a cluster, which outlive Dagster, are not.
+    ``target``: options that name the definitions; none: ``workspace.yaml`` of ``folder``. With
+    ``cancels`` its runs are canceled first. Batch jobs of a cluster, which outlive Dagster, are
+    not.
     """
     command = [sys.executable, "-m", "dagster", "dev", "--host", HOST, "--port", str(port), *target]
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -92,7 +90,7 @@ def run_dagster(port: int, *target: str, cancels: bool = True) -> int:
     # A session of its own: Ctrl-C reaches this process only. A run that Ctrl-C interrupts before it
     # is canceled counts as failed.
     environment = {**os.environ, "PYTHONWARNINGS": SUPERSEDED}
-    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    process = subprocess.Popen(command, cwd=folder, env=environment, start_new_session=True)
     try:
         return process.wait()
     except KeyboardInterrupt:
@@ -108,7 +106,7 @@ def run_dagster(port: int, *target: str, cancels: bool = True) -> int:
 def cancel_runs() -> None:
     """Cancel the runs that the servers of this instance execute, and wait for their end.
 
-    Runs of ``make demo`` and ``scripts.run`` belong to their own terminals and go on.
+    Runs of ``tts-assets run``, ``train`` and ``demo`` belong to their own terminals and go on.
     """
     with DagsterInstance.get() as instance:
         runs = [
@@ -177,7 +175,3 @@ def listing(folder: Path, root: Path) -> HTMLResponse:
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
         f"<h1>{title}</h1><ul>{items}</ul></html>"
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,13 +1,14 @@
-"""``make demo``, ``make codec-demo``, ``make base``: whole jobs in the instance of the UI.
+"""Whole jobs in the instance of the UI: the demo, its codec, and its base model.
 
-    python -m scripts.demo          runs refresh (once per corpus), retrain and align
-    python -m scripts.demo codec    runs train_codec (profile codec_demo)
-    python -m scripts.demo base     runs prepare (once per corpus), train_codec, refresh, retrain
-                                    (profile base)
+    python -m jobs.demo          runs refresh (once per corpus), retrain and align
+    python -m jobs.demo codec    runs train_codec (profile codec_demo)
+    python -m jobs.demo base     runs prepare (once per corpus), train_codec, refresh, retrain
+                                 (profile base)
 
-The command shows one line per finished asset and a progress bar. The demo ends with the metrics of
-all reports and the paths of the listening pages. Assets that exist are not built again, and
-interrupted programs resume.
+``make demo``, ``make codec-demo`` and ``make base`` start them, and ``tts-assets demo`` the first.
+One line is printed per finished asset, and a progress bar. The demo ends with the metrics of all
+reports and the paths of the listening pages. Assets that exist are not built again, and interrupted
+programs resume.
 
 The codec demo trains the codec of the embedded profile from scratch, in an hour and a half on two
 cores. The result is another version of the asset ``codec``; ``make demo`` afterwards returns to the
@@ -24,7 +25,7 @@ import time
 from dagster import DagsterInstance
 
 from jobs.asset_jobs import ALIGN, IMPORT, PREPARE, REFRESH, RETRAIN, TRAIN_CODEC
-from scripts.run import Request, RequestError, register_corpora, run
+from jobs.foreground import Request, RequestError, register_corpora, run
 from tts_assets.core.artifacts import ArtifactError, ArtifactStore, Handle
 from tts_assets.core.config import ConfigError
 from tts_assets.evaluation.results import COMPARISON_PAGE, FIGURES_FILE
@@ -36,7 +37,7 @@ def main(arguments: list[str]) -> None:
     modes = {"demo": run_demo, "codec": run_codec_demo, "base": run_base}
     mode = "".join(arguments) or "demo"
     if mode not in modes:
-        sys.exit(f"usage: python -m scripts.demo [{' | '.join(modes)}]")
+        sys.exit(f"usage: python -m jobs.demo [{' | '.join(modes)}]")
     with DagsterInstance.get() as instance:
         modes[mode](instance, load_settings())
 
@@ -91,7 +92,9 @@ def print_summary(settings: Settings) -> None:
         print(f"  listen: {report.path / 'report.html'}")
     for recipe in settings.rlhf:
         print(describe_comparison(store.current(f"comparison/{recipe}")))
-    print(f"\nartifacts: {settings.storage}\nlineage:   make ui, then http://127.0.0.1:3000/assets")
+    print(
+        f"\nartifacts: {settings.storage}\nlineage:   tts-assets ui, then http://127.0.0.1:3000/assets"
+    )
 
 
 def describe_comparison(comparison: Handle) -> str:

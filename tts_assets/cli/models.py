@@ -1,0 +1,234 @@
+"""Commands for trained voices: ``say``, ``serve``, ``report``, ``promote``, ``rollback``."""
+
+from __future__ import annotations
+
+import webbrowser
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tts_assets.cli.app import PROGRAM, AsJson, CommandError, app, names_of, show, use_project
+
+if TYPE_CHECKING:
+    from tts_assets.core.artifacts import ArtifactStore
+    from tts_assets.settings import Settings
+
+FORWARDED = {"allow_extra_args": True, "ignore_unknown_options": True}
+VoiceOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Voice or recipe; default: the only one.",
+        autocompletion=names_of("promotion", "sft", "rlhf"),
+    ),
+]
+VoiceName = Annotated[
+    str, typer.Argument(help="A voice of [promotion].", autocompletion=names_of("promotion"))
+]
+ModelOption = Annotated[Path | None, typer.Option(help="Folder of a serving model instead.")]
+Because = Annotated[str, typer.Option(help="Reason for the history.")]
+
+
+def project_store() -> tuple[Settings, ArtifactStore]:
+    """The settings and the artifacts of the project."""
+    use_project()
+    from tts_assets.core.artifacts import ArtifactStore
+    from tts_assets.settings import load_settings
+
+    settings = load_settings()
+    return settings, ArtifactStore(settings.storage)
+
+
+def only_voice(settings: Settings) -> str:
+    """The only voice, or else the only recipe. Raises :class:`CommandError` for several."""
+    names = list(settings.promotion) or [*settings.sft, *settings.rlhf]
+    if len(names) == 1:
+        return names[0]
+    raise CommandError(f"name a voice: {', '.join(names) or 'tts-assets add-corpus makes one'}")
+
+
+def model_of(voice: str | None) -> Path:
+    """The folder of the promoted model of a voice; else of the current model of a recipe.
+
+    Raises :class:`CommandError` if there is none.
+    """
+    settings, store = project_store()
+    from tts_assets.core.artifacts import ArtifactError
+
+    voice = voice or only_voice(settings)
+    candidates = settings.promotion[voice].candidates if voice in settings.promotion else ()
+    for asset in (f"promoted/{voice}", *(f"serving/{one}" for one in (voice, *candidates))):
+        try:
+            return store.current(asset).path
+        except ArtifactError:
+            continue
+    raise CommandError(f"{voice} has no model yet: {PROGRAM} train {voice}")
+
+
+@app.command(context_settings=FORWARDED)
+def say(
+    context: typer.Context,
+    text: Annotated[str, typer.Argument(help="The text.")],
+    out: Annotated[Path, typer.Option(help="A .wav file, or - for samples on stdout.")] = Path(
+        "say.wav"
+    ),
+    voice: VoiceOption = None,
+    model: ModelOption = None,
+) -> None:
+    """Synthesize a text.
+
+    The promoted model of the voice is used; if none is promoted, that of its recipe. Further
+    options are those of python -m tts_assets.serving.synthesize, such as --seed, --temperature,
+    --backend.
+
+    \b
+    Examples:
+      tts-assets say "good morning" --voice ann --out good_morning.wav
+      tts-assets say "one two three" --seed 7 --temperature 0.5
+    """
+    folder = model or model_of(voice)
+    from tts_assets.serving.synthesize import main
+
+    main(["--model", str(folder), "--text", text, "--out", str(out), *context.args])
+
+
+@app.command(context_settings=FORWARDED)
+def serve(context: typer.Context, voice: VoiceOption = None, model: ModelOption = None) -> None:
+    """Serve a voice over HTTP, with OpenAI's audio.speech API.
+
+    Further options are those of python -m tts_assets.serving.server, such as --host, --port and
+    --adapters. TTS_API_KEY sets a key that requests need.
+
+    \b
+    Examples:
+      tts-assets serve --voice ann
+      tts-assets serve --voice ann --port 8001
+    """
+    folder = model or model_of(voice)
+    from tts_assets.serving.server import main
+
+    raise typer.Exit(main(["--model", str(folder), *context.args]))
+
+
+@app.command()
+def report(
+    voice: Annotated[
+        str | None,
+        typer.Argument(
+            help="Voice or recipe; default: the only one.",
+            autocompletion=names_of("promotion", "sft", "rlhf"),
+        ),
+    ] = None,
+    open_page: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Print the figures of the last report of a voice, and the path of its page.
+
+    \b
+    Examples:
+      tts-assets report ann
+      tts-assets report ann --open
+      tts-assets report ann --json
+    """
+    settings, store = project_store()
+    from tts_assets.cli.pipeline import recipes_of
+
+    voice = voice or only_voice(settings)
+    found = {name: store.current(f"report/{name}") for name in recipes_of(settings, voice)}
+    rows = []
+    for recipe, handle in found.items():
+        page = handle.path / "report.html"
+        rows.append({"recipe": recipe, "page": str(page), **handle.facts.model_dump(mode="json")})
+        if open_page:
+            webbrowser.open(page.as_uri())
+    show(rows, as_json, lambda: "\n".join(map(described, rows)), f'{PROGRAM} say "good morning"')
+
+
+def described(row: dict[str, object]) -> str:
+    """The figures of one report as lines."""
+    lines = [f"{row['recipe']}: {row['texts']} texts"]
+    categories = row["wer_by_category"]
+    assert isinstance(categories, dict)
+    lines += [f"  WER {name:16} {wer:7.1%}" for name, wer in categories.items()]
+    for name, label in (("dnsmos_p808", "DNSMOS P.808"), ("speaker_similarity", "similarity")):
+        if (value := row[name]) is not None:
+            lines.append(f"  {label:20} {value:7.2f}")
+    return "\n".join([*lines, f"  listen: {row['page']}"])
+
+
+@app.command()
+def promote(
+    voice: VoiceName,
+    recipe: Annotated[str | None, typer.Argument(help="Default: the first candidate.")] = None,
+    because: Because = "by hand",
+) -> None:
+    """Promote the current model of a recipe by hand, whatever its report says.
+
+    \b
+    Examples:
+      tts-assets promote ann
+      tts-assets promote ann ann_grpo --because "better endings"
+    """
+    settings, _ = project_store()
+    if recipe is None:
+        from tts_assets.promotion.__main__ import check_voice
+
+        check_voice(settings, voice)
+        recipe = settings.promotion[voice].candidates[0]
+    change_promoted("promote", voice, recipe, "--because", because)
+
+
+@app.command()
+def rollback(voice: VoiceName, because: Because = "by hand") -> None:
+    """Return to the model that was promoted before.
+
+    The model that is left is not promoted again automatically.
+
+    \b
+    Examples:
+      tts-assets rollback ann --because "clicks at the end"
+    """
+    use_project()
+    change_promoted("rollback", voice, "--because", because)
+
+
+def change_promoted(*arguments: str) -> None:
+    """Run a command of ``tts_assets.promotion``, and print the next step."""
+    from tts_assets.promotion.__main__ import main
+
+    if status := main(list(arguments)):
+        raise typer.Exit(status)
+    print(f"\nnext: {PROGRAM} history {arguments[1]}; a running server keeps the model it has")
+
+
+@app.command()
+def history(
+    voice: Annotated[
+        str | None,
+        typer.Argument(help="Default: all voices.", autocompletion=names_of("promotion")),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print the promoted models and the history of each voice.
+
+    \b
+    Examples:
+      tts-assets history
+      tts-assets history ann --json
+    """
+    settings, store = project_store()
+    from tts_assets.promotion.__main__ import check_voice
+    from tts_assets.promotion.__main__ import show as show_history
+    from tts_assets.promotion.history import history as promotions
+
+    if voice is not None:
+        check_voice(settings, voice)
+    voices = [voice] if voice else list(settings.promotion)
+    if not as_json:
+        show_history(store, voices)
+        return
+    found = {
+        name: [one.facts.model_dump(mode="json") for one in promotions(store, name)]
+        for name in voices
+    }
+    show(found, True, str)

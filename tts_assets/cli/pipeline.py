@@ -1,0 +1,197 @@
+"""Commands that run the pipeline: ``run``, ``train``, ``demo``, ``ui``, ``doctor``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tts_assets.cli.app import AsJson, CommandError, app, names_of, use_project
+from tts_assets.project_file import DEMO, PROJECT_FILE
+
+if TYPE_CHECKING:
+    from tts_assets.settings import Settings
+
+UI_PORT = 3000
+
+
+@app.command()
+def run(
+    job: Annotated[str | None, typer.Argument(help="A job; dg list defs names them.")] = None,
+    select: Annotated[
+        str | None, typer.Option(help="Assets instead of a job, in the syntax of the UI.")
+    ] = None,
+    corpus: Annotated[
+        list[str] | None,
+        typer.Option(help="One run for each.", autocompletion=names_of("corpora")),
+    ] = None,
+    all_corpora: Annotated[
+        bool, typer.Option("--all-corpora", help="One run for each corpus.")
+    ] = False,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML of the launchpad, for this run only.")
+    ] = None,
+) -> None:
+    """Run a job, or a selection of assets, in the foreground.
+
+    Shows one line per finished asset, and a progress bar. Ctrl-C cancels the run: programs save a
+    checkpoint first, and the same command resumes.
+
+    \b
+    Examples:
+      tts-assets run refresh --corpus ann
+      tts-assets run refresh --all-corpora
+      tts-assets run --select 'key:"report/ann"'
+    """
+    if (job is None) == (select is None):
+        raise typer.BadParameter("give a job, or --select")
+    use_project()
+    import yaml
+
+    from jobs.foreground import Request, RequestError, project_instance, run_shown
+
+    values = yaml.safe_load(config.read_text()) if config else {}
+    try:
+        with project_instance() as (instance, settings, known):
+            corpora: list[str | None] = [*(known if all_corpora else corpus or ())]
+            for one in corpora or [None]:
+                run_shown(instance, settings, Request(job, select, one, values))
+    except RequestError as error:
+        raise CommandError(error) from None
+
+
+@app.command()
+def train(
+    voice: Annotated[
+        str,
+        typer.Argument(
+            help="A voice of [promotion], or a recipe of [sft] or [rlhf].",
+            autocompletion=names_of("promotion", "sft", "rlhf"),
+        ),
+    ],
+) -> None:
+    """Train a voice: data, training, serving model, report, promotion.
+
+    What did not change is not made again; an interrupted training resumes.
+
+    \b
+    Examples:
+      tts-assets train ann
+      TTS__SFT__ANN__STEPS=100 tts-assets train ann     (a first test)
+    """
+    use_project()
+    from jobs.asset_jobs import IMPORT, REFRESH
+    from jobs.foreground import Request, RequestError, project_instance, run_shown
+
+    try:
+        with project_instance() as (instance, settings, known):
+            recipes = recipes_of(settings, voice)
+            corpora = {name for one in recipes for name in settings.training_corpora(one)}
+            for name in sorted(corpora):
+                job = REFRESH if name in known else IMPORT
+                run_shown(instance, settings, Request(job, corpus=name))
+            run_shown(instance, settings, Request(select=selection(settings, recipes)))
+    except RequestError as error:
+        raise CommandError(error) from None
+    print(f"\nnext: tts-assets report {voice}, or tts-assets say TEXT --voice {voice}")
+
+
+def recipes_of(settings: Settings, voice: str) -> list[str]:
+    """The recipes of a voice, or the recipe of that name. Raises :class:`CommandError`."""
+    if voice in settings.promotion:
+        return list(settings.promotion[voice].candidates)
+    if voice in (*settings.sft, *settings.rlhf):
+        return [voice]
+    known = ", ".join(dict.fromkeys((*settings.promotion, *settings.sft, *settings.rlhf)))
+    raise CommandError(
+        f"there is no voice {voice!r}; voices and recipes: {known or 'none'}; "
+        "tts-assets add-corpus makes one"
+    )
+
+
+def selection(settings: Settings, recipes: Iterable[str]) -> str:
+    """The assets of ``recipes``, after the arrays of their corpora, in the syntax of the UI."""
+    keys = {"evaluation_suite"}
+    for recipe in recipes:
+        base: str | None = settings.rlhf[recipe].base if recipe in settings.rlhf else recipe
+        while base is not None:
+            keys |= {f"sft/{base}", *(f"texts/{name}" for name in settings.sft[base].texts)}
+            base = settings.sft[base].base.recipe
+        if recipe in settings.rlhf:
+            started = settings.rlhf[recipe].base
+            keys |= {f"serving/{started}", f"report/{started}"}
+            keys |= {f"rlhf/{recipe}", f"comparison/{recipe}"}
+        keys |= {f"serving/{recipe}", f"report/{recipe}"}
+        voices = settings.promotion.items()
+        keys |= {f"promoted/{voice}" for voice, one in voices if recipe in one.candidates}
+    return " or ".join(f'key:"{key}"' for key in sorted(keys))
+
+
+@app.command()
+def demo(
+    directory: Annotated[
+        Path | None, typer.Argument(help="A new folder for the project of the demo.")
+    ] = None,
+) -> None:
+    """Train the demo's small voice end to end: 18 to 27 minutes on two cores.
+
+    Without a folder, all recipes of the project of this folder are trained. A second run finds
+    nothing to do; after Ctrl-C it resumes.
+
+    \b
+    Examples:
+      tts-assets demo my-demo
+    """
+    if directory is not None:
+        if not (directory / PROJECT_FILE).exists():
+            from tts_assets.cli.scaffold import write_project
+
+            write_project(directory, DEMO, "demo")
+        os.environ["TTS_PROJECT"] = str((directory / PROJECT_FILE).resolve())
+    use_project()
+    from jobs.demo import run_demo
+    from jobs.foreground import RequestError, project_instance
+
+    try:
+        with project_instance() as (instance, settings, _):
+            run_demo(instance, settings)
+    except RequestError as error:
+        raise CommandError(error) from None
+
+
+@app.command()
+def ui(
+    port: Annotated[int, typer.Option(help="Of the UI; files use the next one.")] = UI_PORT,
+) -> None:
+    """Start the Dagster UI and daemon on 127.0.0.1, and the files of the storage beside it.
+
+    Ctrl-C cancels the runs of the UI: programs save a checkpoint first.
+
+    \b
+    Examples:
+      tts-assets ui
+      tts-assets ui --port 3100
+    """
+    use_project()
+    from jobs.ui import main
+
+    raise typer.Exit(main(port))
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Check this machine: what is missing, what that affects, and how to install it.
+
+    The exit status is 1 if a part is missing that the project needs.
+
+    \b
+    Examples:
+      tts-assets doctor
+      tts-assets doctor --json
+    """
+    from tts_assets.doctor.__main__ import check_machine
+
+    raise typer.Exit(check_machine(as_json))
