@@ -1,0 +1,1 @@
+"""Ways out of the project: folders that other programs read."""
