@@ -34,6 +34,8 @@ corpora = { ann = 1.0 }
 [sft.ann_long]
 base = { recipe = "ann" }
 corpora = { ann = 1.0 }
+[sft.tiny]
+corpora = { ann = 1.0 }
 [rlhf.ann_grpo]
 base = "ann"
 prompts = { texts = "lines.txt" }
@@ -163,13 +165,16 @@ def test_the_figures_of_a_report_are_printed(
     assert json.loads(capsys.readouterr().out)[0]["wer"] == 0.25
 
 
-def test_a_text_is_synthesized(voice: Path, clips: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    model = publish_all(ArtifactStore(voice.parent / "storage"), clips).serving
+def test_a_text_is_synthesized_and_a_model_exported(voice: Path, clips: Path) -> None:
+    publish_all(ArtifactStore(voice.parent / "storage"), clips)
     out = voice.parent / "say it.wav"
-    arguments = ["say", "one two", "--model", str(model.path), "--out", str(out)]
+    arguments = ["say", "one two", "--voice", "tiny", "--out", str(out)]
     assert run_command([*arguments, "--max-tokens", "20"]) == 0
     assert soundfile.info(out).samplerate == 16000
     assert run_command([*arguments, "--no-such-option"]) == 2
+    assert run_command(["export", "gguf", "tiny", "out", "--weights", "f16"]) == 0
+    written = {path.name for path in (voice.parent / "out").iterdir()}
+    assert written == {"decoder.onnx", "prompt_ids.json", "tiny-f16.gguf"}
 
 
 @pytest.mark.slow

@@ -1,15 +1,16 @@
-"""Commands that write voices for other programs: ``export hub``."""
+"""Commands that write voices for other programs: ``export hub``, ``export gguf``."""
 
 from __future__ import annotations
 
 from datetime import date
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tts_assets.cli.app import CommandError, app, names_of
-from tts_assets.cli.models import project_store
+from tts_assets.cli.models import model_of, project_store
 
 if TYPE_CHECKING:
     from tts_assets.core.artifacts import ArtifactStore
@@ -79,3 +80,40 @@ def export_hub(voice: ExportedVoice, directory: Target) -> None:
     write_repository(source, directory, date.today())
     print(f"wrote {directory}")
     print(f"\nnext: cd {directory} && python example.py; hf upload NAME/REPOSITORY {directory}")
+
+
+class Weights(StrEnum):
+    """How matrices are stored."""
+
+    f16 = "f16"
+    q8_0 = "q8_0"
+
+
+@export_app.command("gguf")
+def export_gguf(
+    voice: ExportedVoice,
+    directory: Annotated[Path, typer.Argument(help="A folder; files of an earlier export go.")],
+    weights: Annotated[Weights, typer.Option(help="16 bits, or 8 bits.")] = Weights.q8_0,
+) -> None:
+    """Write the language model as GGUF for llama.cpp, and the codec's decoder as ONNX.
+
+    The bases are Llama, Qwen 2 and Qwen 3, the codecs those with one codebook. It needs
+    pip install 'tts-assets[export]'.
+
+    \b
+    Examples:
+      tts-assets export gguf ann ann-gguf
+      tts-assets export gguf ann ann-gguf --weights f16
+    """
+    folder = model_of(voice)
+    from tts_assets.export.gguf import write_gguf
+    from tts_assets.export.onnx_decoder import write_decoder
+    from tts_assets.serving.audio_formats import require_consents
+    from tts_assets.serving.served_model import verify_model
+
+    card = verify_model(folder)
+    require_consents(card)
+    decoder = write_decoder(folder, card, directory)
+    model = write_gguf(folder, card, directory, weights.value)
+    print(f"wrote {model}\nwrote {decoder}")
+    print(f"\nnext: llama-server --model {model}; docs/export.md has prompts and decoding")
