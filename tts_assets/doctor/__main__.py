@@ -123,10 +123,8 @@ def examine() -> list[Finding]:
         findings.cores(),
         findings.disk(settings.storage if settings else Path("storage").resolve()),
         *(findings.corpora(read_corpora(settings)) if settings else ()),
-        findings.port(UI_PORT, "make ui", "make ui PORT=3001"),
-        findings.port(
-            SERVER_PORT, "the server", "start tts_assets.serving.server with --port 8001"
-        ),
+        findings.port(UI_PORT, "the UI", "tts-assets ui --port 3100"),
+        findings.port(SERVER_PORT, "the server", "tts-assets serve --port 8001"),
         findings.slurm(compute.slurm.login if compute and slurm else (), needed=slurm),
         findings.wandb(settings.wandb.mode if settings and settings.wandb else None),
         *findings.alerts(settings.alerts.variables() if settings else ()),
