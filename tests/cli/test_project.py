@@ -76,7 +76,7 @@ def test_recordings_become_a_corpus(
 ) -> None:
     inside = project.parent / "rec"
     recordings.rename(inside)
-    facts = shown(capsys, "add-corpus", "rec", "--until", "2030-12-31", *AGREED)
+    facts = shown(capsys, "add-corpus", "rec", "--until", "2030-12-31", "--publication", *AGREED)
     assert facts == {
         "corpus": "rec",
         "reader": "folder",
@@ -88,8 +88,22 @@ def test_recordings_become_a_corpus(
     consent = load_settings(project, environment={}).corpora["rec"].consent
     assert consent is not None and not isinstance(consent, str)
     assert (consent.who, str(consent.until)) == ("Ann Example", "2030-12-31")
+    assert consent.publication
     train = load_settings(project, environment={}).codec.train
     assert train is not None and train.corpora == {"rec": 1.0}  # its codec is adapted
+
+
+def test_a_voice_in_another_language_has_a_suite_of_its_own(
+    project: Path, recordings: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    suite = project.parent / "german.jsonl"
+    suite.write_text('{"id": "a", "category": "all", "text": "Guten Morgen"}\n')
+    german = ["--language", "de", "--synthetic", "--suite", str(suite)]
+    assert run_command(["add-corpus", str(recordings), "--name", "eva", *german]) == 0
+    settings = load_settings(project, environment={})
+    assert settings.suites["eva"] == ["de"]
+    found = settings.evaluation.suites["de"]
+    assert (str(found.path), found.whisper) == ("german.jsonl", "none")
 
 
 def test_a_refused_corpus_changes_nothing(

@@ -48,6 +48,25 @@ def init(
     show({"files": files, "preset": preset}, as_json, lambda: lines, following)
 
 
+LastDay = Annotated[
+    datetime | None, typer.Option(formats=["%Y-%m-%d"], help="The last day of the consent.")
+]
+Publication = Annotated[
+    bool, typer.Option("--publication", help="They agreed that others get the weights.")
+]
+Synthetic = Annotated[bool, typer.Option("--synthetic", help="It is not the voice of a person.")]
+NoConsent = Annotated[
+    bool, typer.Option("--no-consent", help="Nobody agreed: no model is published.")
+]
+Suite = Annotated[
+    Path | None,
+    typer.Option(exists=True, help="Texts for reports in this language (docs/formats.md)."),
+]
+AsrModel = Annotated[
+    str, typer.Option(help="ASR model for the suite, such as small; none: no WER.")
+]
+
+
 @app.command("add-corpus")
 def add_corpus(
     path: Annotated[Path, typer.Argument(exists=True, help="The folder of the recordings.")],
@@ -58,15 +77,12 @@ def add_corpus(
     licence: Annotated[str, typer.Option()] = "all rights reserved",
     consent: Annotated[str | None, typer.Option(help="Who agreed to a voice model.")] = None,
     purpose: Annotated[str | None, typer.Option(help="To which use they agreed.")] = None,
-    until: Annotated[
-        datetime | None, typer.Option(formats=["%Y-%m-%d"], help="The last day of the consent.")
-    ] = None,
-    synthetic: Annotated[
-        bool, typer.Option("--synthetic", help="It is not the voice of a person.")
-    ] = False,
-    no_consent: Annotated[
-        bool, typer.Option("--no-consent", help="Nobody agreed: no model is published.")
-    ] = False,
+    until: LastDay = None,
+    publication: Publication = False,
+    synthetic: Synthetic = False,
+    no_consent: NoConsent = False,
+    suite: Suite = None,
+    whisper: AsrModel = "none",
     as_json: AsJson = False,
 ) -> None:
     """Declare a folder of recordings as a corpus, and a voice of that name.
@@ -79,7 +95,7 @@ def add_corpus(
     Examples:
       tts-assets add-corpus recordings/ann
       tts-assets add-corpus ann --language en --consent "Ann Example" --purpose "our audio guide"
-      tts-assets add-corpus long --reader recordings --language de --no-consent
+      tts-assets add-corpus eva --language de --suite german.jsonl --whisper small
     """
     project = use_project()
     from tts_assets.cli import scaffold
@@ -95,20 +111,30 @@ def add_corpus(
         language=language,
         licence=licence,
         speaker=speaker,
-        consent=consent_of(consent, purpose, until, synthetic, no_consent),
+        consent=consent_of(consent, purpose, until, publication, synthetic, no_consent),
     )
     entries, set_aside = scaffold.survey(name, project.parent, values)
     if entries == set_aside.total():
         raise CommandError(f"none of {entries} entries of {path} can be used: {dict(set_aside)}")
     with_recipe = gives_recipes(read_project(project).preset)
-    added = scaffold.add_corpus_tables(project, name, values, with_recipe=with_recipe)
+    texts = scaffold.suite_values(suite, project.parent, language, whisper)
+    added = scaffold.add_corpus_tables(project, name, values, texts, with_recipe=with_recipe)
     facts = {"corpus": name, "reader": layout, "entries": entries, "set_aside": dict(set_aside)}
-    lines = [f"{entries} entries in the layout {layout}"]
-    lines += [f"  set aside: {count} ({reason})" for reason, count in set_aside.items()]
-    lines += [f"added to {project}:", added.rstrip()]
     train = f"{PROGRAM} train {name}"
     recipe = f"add a recipe [sft.{name}] to {project.name}, then {train}"
-    show(facts, as_json, lambda: "\n".join(lines), train if with_recipe else recipe)
+    show(
+        facts,
+        as_json,
+        lambda: "\n".join(
+            [
+                f"{entries} entries in the layout {layout}",
+                *(f"  set aside: {count} ({reason})" for reason, count in set_aside.items()),
+                f"added to {project}:",
+                added.rstrip(),
+            ]
+        ),
+        train if with_recipe else recipe,
+    )
 
 
 def recognized(path: Path) -> str:
@@ -128,7 +154,12 @@ def recognized(path: Path) -> str:
 
 
 def consent_of(
-    who: str | None, purpose: str | None, until: date | None, synthetic: bool, nobody: bool
+    who: str | None,
+    purpose: str | None,
+    until: date | None,
+    publication: bool,
+    synthetic: bool,
+    nobody: bool,
 ) -> dict[str, Any] | str | None:
     """The value of ``consent``; None if nobody agreed. Asks in a terminal.
 
@@ -149,8 +180,9 @@ def consent_of(
     purpose = purpose or ask("To which use", "--purpose", "")
     if not purpose:
         raise typer.BadParameter("a consent needs the use: --purpose 'our audio guide'")
-    last = {"until": until.date() if isinstance(until, datetime) else until} if until else {}
-    return {"who": who, "purpose": purpose, **last}
+    last = until.date() if isinstance(until, datetime) else until
+    given = {"until": last, "publication": publication}
+    return {"who": who, "purpose": purpose, **{key: one for key, one in given.items() if one}}
 
 
 def ask(what: str, flag: str, default: str) -> str:

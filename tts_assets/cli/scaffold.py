@@ -130,9 +130,20 @@ def name_of(folder: Path) -> str:
 
 def corpus_values(folder: Path, root: Path, **given: Any) -> dict[str, Any]:
     """The values of ``[corpora.<name>]``; a path below ``root`` is relative to it."""
-    path = folder.resolve()
-    shown = path.relative_to(root) if path.is_relative_to(root) else path
-    return {"path": str(shown)} | {key: value for key, value in given.items() if value}
+    return {"path": written(folder, root)} | {key: value for key, value in given.items() if value}
+
+
+def written(path: Path, root: Path) -> str:
+    """A path as the project file names it: relative to ``root`` if it is below."""
+    path = path.resolve()
+    return str(path.relative_to(root) if path.is_relative_to(root) else path)
+
+
+def suite_values(path: Path | None, root: Path, language: str, whisper: str) -> dict[str, Any]:
+    """The values of ``[evaluation.suites.<language>]``; empty without a path."""
+    if path is None:
+        return {}
+    return {"path": written(path, root), "language": language, "whisper": whisper}
 
 
 def survey(name: str, root: Path, values: Mapping[str, Any]) -> tuple[int, Counter[str]]:
@@ -150,12 +161,18 @@ def survey(name: str, root: Path, values: Mapping[str, Any]) -> tuple[int, Count
 
 
 def add_corpus_tables(
-    project: Path, name: str, corpus: Mapping[str, Any], *, with_recipe: bool
+    project: Path,
+    name: str,
+    corpus: Mapping[str, Any],
+    suite: Mapping[str, Any],
+    *,
+    with_recipe: bool,
 ) -> str:
     """Append ``[corpora.<name>]``, and a recipe and a promotion of that name, to the project file.
 
-    The file changes only if the result is valid. Returns the added text. Raises
-    :class:`ConfigError`, and :class:`CommandError` for a known name.
+    ``suite``: the values of ``[evaluation.suites.<language>]``; empty: no table. The file changes
+    only if the result is valid. Returns the added text. Raises :class:`ConfigError`, and
+    :class:`CommandError` for a known name.
     """
     check_name(name)
     settings = load_settings(project)
@@ -166,6 +183,8 @@ def add_corpus_tables(
     if with_recipe:
         added += table(f"sft.{key(name)}", {"corpora": {name: 1.0}})
         added += table(f"promotion.{key(name)}", {"candidates": [name]})
+    if suite:
+        added += table(f"evaluation.suites.{key(suite['language'])}", suite)
     before = project.read_text(encoding="utf-8")
     aside = project.with_name(f".{project.name}.new")
     try:
