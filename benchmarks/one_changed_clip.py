@@ -24,7 +24,7 @@ from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
 from resources.torchrun import TorchrunLauncher
 from tts_assets.codec.assets import build_assets
 from tts_assets.codec.config import CodecArchitecture, CodecConfig
-from tts_assets.codec.storage import save_compact
+from tts_assets.codec.storage import save_codec
 from tts_assets.codec.xcodec2 import build, calibrate
 from tts_assets.core.accounting import ValidationSplit
 from tts_assets.core.artifacts import (
@@ -72,7 +72,7 @@ def larger_codec(folder: Path, waves: list[Wave]) -> Path:
     windows = [torch.from_numpy(wave[:12_800]) for wave in waves if len(wave) > 12_800]
     calibrate(model, torch.stack(windows[:30]))
     folder.mkdir()
-    save_compact(model, folder, "fp32")
+    save_codec(model, folder, "fp32")
     return folder
 
 

@@ -24,7 +24,7 @@ from tts_assets.codec.config import (
     SemanticConfig,
 )
 from tts_assets.codec.model import Codec
-from tts_assets.codec.semantic import SemanticFeatures, read_encoder
+from tts_assets.codec.semantic import WhisperFeatures, read_encoder
 from tts_assets.codec.train import CodecTrainer, codec_trainer, main
 from tts_assets.core.accounting import ValidationSplit
 from tts_assets.core.audio import Wave
@@ -34,8 +34,8 @@ SPLIT = ValidationSplit(fraction=0.2)
 
 
 @pytest.fixture(scope="module")
-def features() -> SemanticFeatures:
-    return SemanticFeatures.load(packaged_model())
+def features() -> WhisperFeatures:
+    return WhisperFeatures.load(packaged_model())
 
 
 def whole_codes(wave: Wave) -> torch.Tensor:
@@ -43,9 +43,7 @@ def whole_codes(wave: Wave) -> torch.Tensor:
     return torch.from_numpy(wave[: len(wave) // 320 * 320])[None]
 
 
-def test_features_are_those_of_faster_whisper(
-    features: SemanticFeatures, waves: list[Wave]
-) -> None:
+def test_features_are_those_of_faster_whisper(features: WhisperFeatures, waves: list[Wave]) -> None:
     reference = WhisperModel(str(packaged_model()), device="cpu", compute_type="float32")
     for wave in waves:
         clip = whole_codes(wave)
@@ -61,7 +59,7 @@ def test_features_are_those_of_faster_whisper(
 
 
 def test_features_are_standardized_over_the_training_audio(
-    features: SemanticFeatures, speech: list[Wave]
+    features: WhisperFeatures, speech: list[Wave]
 ) -> None:
     clips = torch.cat([whole_codes(wave)[:, :16_000] for wave in speech])
     features.calibrate(clips)

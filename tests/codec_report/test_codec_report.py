@@ -24,7 +24,7 @@ from tests.support.codecs import saved
 from tts_assets.codec.config import CodecArchitecture, CodecReportConfig
 from tts_assets.codec.decoder import OUTPUTS, CodecDecoder, decoder_config, save_decoder
 from tts_assets.codec.model import Codec
-from tts_assets.codec.storage import facts_of, open_compact, save_compact
+from tts_assets.codec.storage import facts_of, open_compact, save_codec
 from tts_assets.codec.xcodec2 import build
 from tts_assets.codec_report.assets import build_assets
 from tts_assets.codec_report.config import (
@@ -274,7 +274,7 @@ def test_every_codec_of_the_store_is_in_the_report(
         model, known = build(size, seed), Build("codec", {}, {"seed": seed}, "1")
         folder = store.work_folder(known) / "result"
         folder.mkdir()
-        save_compact(model, folder, "fp32")
+        save_codec(model, folder, "fp32")
         handle = store.publish(CodecCheckpoint, known, folder, facts_of(model))
     *_, report = build_assets(REPORT, EVERYTHING, Shape(processes=1), False)
     with DagsterInstance.ephemeral() as instance:

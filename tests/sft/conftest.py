@@ -13,7 +13,7 @@ import pytest
 
 from tts_assets.arrays.arrays import SPLITS, CodeTable
 from tts_assets.codec.config import CodecArchitecture
-from tts_assets.codec.storage import save_compact
+from tts_assets.codec.storage import save_codec
 from tts_assets.codec.xcodec2 import build
 from tts_assets.sft.config import SftProgram
 from tts_assets.speechlm.config import LlamaSize, TokenizerConfig, VocabularyConfig
@@ -108,7 +108,7 @@ def write_streams(root: Path, arrays: Path, prompts: PromptFormat) -> None:
 def codec(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained codec with the same codebook size."""
     folder = tmp_path_factory.mktemp("codec")
-    save_compact(build(ARCHITECTURE, 0), folder, "fp32")
+    save_codec(build(ARCHITECTURE, 0), folder, "fp32")
     return folder
 
 

@@ -12,7 +12,7 @@ import torch
 
 from tests.sft.conftest import ARCHITECTURE, CODEBOOK, program_values, speaking_folder
 from tests.sft.test_train import losses, train, weights
-from tts_assets.codec.storage import save_compact
+from tts_assets.codec.storage import save_codec
 from tts_assets.codec.xcodec2 import build
 from tts_assets.core.config import ConfigError
 from tts_assets.core.program import Run
@@ -96,7 +96,7 @@ def test_a_codec_that_did_not_make_the_codes_is_rejected(
 ) -> None:
     small = tmp_path / "small"
     small.mkdir()
-    save_compact(build(ARCHITECTURE.model_copy(update={"levels": (4, 4, 4)}), 0), small, "fp32")
+    save_codec(build(ARCHITECTURE.model_copy(update={"levels": (4, 4, 4)}), 0), small, "fp32")
     with pytest.raises(ConfigError, match=f"has 64 codes, the arrays {CODEBOOK}"):
         train(sampling_program(tmp_path / "run", arrays, small, steps=1))
     with pytest.raises(ConfigError, match="holds no codec"):

@@ -18,7 +18,7 @@ from tests.support.codecs import saved
 from tests.support.public_bases import published, random_base
 from tts_assets.codec.config import CodecArchitecture
 from tts_assets.codec.model import Codec
-from tts_assets.codec.storage import facts_of, save_compact
+from tts_assets.codec.storage import facts_of, save_codec
 from tts_assets.codec.xcodec2 import build as build_codec
 from tts_assets.core.artifacts import (
     ArrayFacts,
@@ -82,7 +82,7 @@ def publish_codec(store: ArtifactStore, seed: int = 0) -> CodecCheckpoint:
     build = Build("codec", {}, {"seed": seed}, "1")
     model = build_codec(ARCHITECTURE, seed)
     folder = result_folder(store, build)
-    save_compact(model, folder, "fp32")
+    save_codec(model, folder, "fp32")
     handle = store.publish(CodecCheckpoint, build, folder, facts_of(model))
     assert isinstance(handle, CodecCheckpoint)
     return handle

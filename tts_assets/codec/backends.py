@@ -266,7 +266,7 @@ class PublishedBackend(ScalarQuantized):
     def __init__(self, model: Any, device: str, precision: Precision = "fp32") -> None:
         self.model, self.precision = model.eval(), precision
         self.quantizer = model.quantizer.quantizer
-        self.facts = _published_facts(model)
+        self.facts = facts_of(model)
         self.masking_problem = masking_problem(model)
         self.centred = model.config.model_type == "xcodec2"
         self.filterbank = LogFilterbank(per_clip=True, centred=self.centred).to(device)
@@ -310,15 +310,3 @@ class PublishedBackend(ScalarQuantized):
     def waves(self, frames: Tensor) -> Tensor:
         """See :meth:`Backend.waves`."""
         return self.model.decode(latents=frames.transpose(1, 2)).audio_values[:, 0]
-
-
-def _published_facts(model: Any) -> CodecFacts:
-    config = model.config
-    rate = getattr(config, "output_sampling_rate", None) or config.sampling_rate
-    return CodecFacts(
-        sample_rate=rate,
-        hop_length=config.hop_length,
-        token_rate=rate / config.hop_length,
-        codebook_size=math.prod(config.quantization_levels),
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-    )

@@ -45,12 +45,18 @@ class CodecArchitecture(Config):
 
     The product of ``ratios`` is the number of samples per code. The filterbank of the encoder has
     a frame every 10 ms, two per code, so the model runs at 16 kHz with 320 samples per code.
+
+    Without ``semantic_model`` the codec is a compact one (``xcodec2.py``). With it, it is the
+    published model around a pretrained w2v-BERT, whose folder this is (``published.py``).
     """
+
+    added_keys: ClassVar[frozenset[str]] = frozenset({"semantic_model"})
 
     hidden: int = Field(288, gt=0, description="channels of the decoder; a multiple of 32")
     layers: int = Field(2, ge=0, description="attention layers of the decoder")
     heads: int = Field(4, gt=0)
     intermediate: int = Field(864, gt=0)
+    semantic_model: Path | None = Field(None, description="a folder of w2v-BERT 2.0")
     semantic_hidden: int = Field(192, gt=0, description="channels of the filterbank branch")
     acoustic_hidden: int = Field(
         0, ge=0, description="channels of the waveform branch at 16 kHz; 0: no such branch"
@@ -80,6 +86,11 @@ class CodecArchitecture(Config):
             raise ValueError(
                 "ratios are those of the waveform branch, which acoustic_hidden = 0 leaves out: "
                 "give both, or neither"
+            )
+        if self.semantic_model is not None and not self.acoustic_hidden:
+            raise ValueError(
+                "the published model has a waveform branch: write acoustic_hidden = 48 and "
+                "ratios = [2, 2, 4, 4, 5], its sizes, beside semantic_model"
             )
         check_backbone(self.hidden, self.heads)
         if min(self.levels) < 2 or self.codebook_size > UINT16_CODES:
@@ -224,11 +235,14 @@ class TrainingRecipe(Config):
 
 
 class SemanticConfig(Config):
-    """Features of a frozen Whisper encoder as further targets of a codec (see ``semantic.py``).
+    """Features of a frozen encoder as further targets of a codec (see ``semantic.py``).
 
-    Both losses are mean squared errors of standardized features: 1 means that nothing is predicted.
+    ``features``: those of Whisper, or those of the codec's own w2v-BERT, which the published recipe
+    of X-Codec-2 reconstructs. Both losses are mean squared errors of standardized features: 1 means
+    that nothing is predicted.
     """
 
+    features: Literal["whisper", "codec"] = "whisper"
     whisper: str = Field("", description="a CTranslate2 model in float16; empty: tiny.en")
     weight: float = Field(1.0, ge=0, description="of the features predicted from the codes")
     audio_weight: float = Field(
@@ -239,6 +253,11 @@ class SemanticConfig(Config):
     def _check(self) -> Self:
         if not self.weight and not self.audio_weight:
             raise ValueError("both weights are 0: leave the table semantic out")
+        if self.features == "codec" and (self.whisper or self.audio_weight):
+            raise ValueError(
+                'with features = "codec" the target is what the codes hold: leave whisper and '
+                "audio_weight out"
+            )
         return self
 
     def identified(self) -> SemanticConfig:
@@ -249,7 +268,8 @@ class SemanticConfig(Config):
 class CodecRecipe(TrainingRecipe):
     """``[codec.train]``: a codec trained on ``corpora``.
 
-    ``base`` is a checkpoint folder of this project that initializes the weights. With
+    ``base`` is a codec folder that initializes the weights: one of this project, or an X-Codec-2
+    in the format of transformers, which is trained as the published function. With
     ``freeze_encoder`` only the decoder is trained: the codes stay the same, and shards that were
     made with the base stay valid.
     """
@@ -265,7 +285,10 @@ class CodecRecipe(TrainingRecipe):
     freeze_encoder: bool = False
     semantic: SemanticConfig | None = None
     covariance_weight: float = Field(
-        1.0, ge=0, description="of the loss that keeps latents centred, scaled and uncorrelated"
+        1.0,
+        ge=0,
+        description="of the loss that keeps latents of a compact codec centred, scaled and "
+        "uncorrelated",
     )
     speeds: tuple[float, ...] = Field(
         (1.0,), min_length=1, description="each window is played at one of these speeds"

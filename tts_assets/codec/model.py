@@ -55,13 +55,14 @@ class Codec:
             raise ValueError(f"{folder} holds no codec: it has no config.json")
         if snac_sizes(folder):
             return cls(open_snac(folder, device), device)
-        kind = AutoConfig.from_pretrained(folder).model_type
-        if kind not in MODEL_TYPES:
+        compact = is_compact(folder)
+        kind = "codec" if compact else AutoConfig.from_pretrained(folder).model_type
+        if not compact and kind not in MODEL_TYPES:
             raise ValueError(f"{folder} holds a {kind!r} model; codecs are {MODEL_TYPES} and SNAC")
         codebooks = codebooks_of(folder)
         if codebooks is not None and kind not in FAMILIES:
             raise ValueError(f"codec.codebooks is {codebooks}, but this {kind} has one: remove it")
-        if is_compact(folder):
+        if compact:
             return cls(CompactBackend(open_compact(folder).moved(device)), device)
         model, found = AutoModel.from_pretrained(
             folder, dtype=torch.float32, output_loading_info=True

@@ -1,4 +1,4 @@
-"""Semantic targets of codec training: the features of a frozen Whisper encoder.
+"""Semantic targets of codec training: the features of a frozen encoder.
 
 Codes that predict these features hold more of what is said: a small language model learns to read
 from them sooner, as from the codes of X-Codec-2 (Ye et al., 2025) and SpeechTokenizer (Zhang et
@@ -9,8 +9,9 @@ feature every 20 ms, which is one per code here, and its weights are installed w
 from __future__ import annotations
 
 import struct
+from abc import abstractmethod
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Self
 
 import numpy as np
 import torch
@@ -20,6 +21,8 @@ from torch import Tensor, nn
 from transformers import WhisperConfig, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
+from tts_assets.codec.published import PublishedCodec
+
 FFT, SHIFT = 400, 160  # samples at 16 kHz
 MEL_FLOOR = 1e-10
 SMALLEST_SPREAD = 0.05  # standard deviation of a feature that hardly changes
@@ -28,35 +31,25 @@ CT2_TYPES = (np.float32, np.int8, np.int16, np.int32, np.float16)
 
 
 class SemanticFeatures(nn.Module):
-    """A frozen Whisper encoder; gradients reach the waveform, not the weights.
+    """Standardized features of a frozen encoder.
 
-    Each feature is standardized by its mean and deviation over the training audio
-    (:meth:`calibrate`), because a few of Whisper's features are much larger than the others.
+    Mean and deviation are those of the training audio (:meth:`calibrate`), because a few features
+    are much larger than the others. A subclass defines ``size`` and :meth:`raw`.
     """
 
-    mel: Tensor
-    window: Tensor
     mean: Tensor
     deviation: Tensor
+    size: int
 
-    def __init__(self, encoder: WhisperEncoder) -> None:
+    def __init__(self, size: int) -> None:
         super().__init__()
-        self.encoder = encoder.eval().requires_grad_(False)
-        self.size: int = encoder.config.d_model
-        filters = WhisperFeatureExtractor(feature_size=encoder.config.num_mel_bins).mel_filters
-        mel = torch.tensor(np.asarray(filters), dtype=torch.float32)
-        self.register_buffer("mel", mel.T.contiguous(), persistent=False)
-        self.register_buffer("window", torch.hann_window(FFT), persistent=False)
-        self.register_buffer("mean", torch.zeros(self.size), persistent=False)
-        self.register_buffer("deviation", torch.ones(self.size), persistent=False)
+        self.size = size
+        self.register_buffer("mean", torch.zeros(size), persistent=False)
+        self.register_buffer("deviation", torch.ones(size), persistent=False)
 
-    @classmethod
-    def load(cls, folder: Path) -> SemanticFeatures:
-        """Open the encoder of a CTranslate2 Whisper in float16 or float32.
-
-        Raises ValueError for other files, and for quantized weights.
-        """
-        return cls(read_encoder(folder))
+    @abstractmethod
+    def raw(self, waves: Tensor) -> Tensor:
+        """Waveforms (batch, samples), a multiple of 320, to features (batch, codes, size)."""
 
     @torch.no_grad()
     def calibrate(self, waves: Tensor) -> None:
@@ -68,6 +61,42 @@ class SemanticFeatures(nn.Module):
     def forward(self, waves: Tensor) -> Tensor:
         """Waveforms (batch, samples) at 16 kHz to standardized features (batch, codes, size)."""
         return (self.raw(waves) - self.mean) / self.deviation
+
+
+class OwnFeatures(SemanticFeatures):
+    """The features of the semantic encoder of an X-Codec-2."""
+
+    def __init__(self, codec: PublishedCodec) -> None:
+        super().__init__(codec.config.semantic_model_config.hidden_size)
+        # A method, not a submodule: the trainer moves and saves the codec.
+        self.features_of = codec.semantic_features
+
+    def raw(self, waves: Tensor) -> Tensor:
+        """See :meth:`SemanticFeatures.raw`."""
+        return self.features_of(waves)
+
+
+class WhisperFeatures(SemanticFeatures):
+    """The features of a frozen Whisper encoder; gradients reach the waveform, not the weights."""
+
+    mel: Tensor
+    window: Tensor
+
+    def __init__(self, encoder: WhisperEncoder) -> None:
+        super().__init__(encoder.config.d_model)
+        self.encoder = encoder.eval().requires_grad_(False)
+        filters = WhisperFeatureExtractor(feature_size=encoder.config.num_mel_bins).mel_filters
+        mel = torch.tensor(np.asarray(filters), dtype=torch.float32)
+        self.register_buffer("mel", mel.T.contiguous(), persistent=False)
+        self.register_buffer("window", torch.hann_window(FFT), persistent=False)
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Open the encoder of a CTranslate2 Whisper in float16 or float32.
+
+        Raises ValueError for other files, and for quantized weights.
+        """
+        return cls(read_encoder(folder))
 
     def raw(self, waves: Tensor) -> Tensor:
         """Waveforms (batch, samples), a multiple of 320, to Whisper's features.

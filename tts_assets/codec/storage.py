@@ -15,10 +15,10 @@ from typing import Any, Literal
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoConfig, Xcodec2Config
+from transformers import PreTrainedModel
 
 from tts_assets.codec.config import CODEBOOKS_FILE, TrainingRecipe
-from tts_assets.codec.xcodec2 import SINGLE_BOUND, CompactXcodec2
+from tts_assets.codec.xcodec2 import SINGLE_BOUND, CompactConfig, CompactXcodec2
 from tts_assets.core.artifacts import CodecFacts, atomic_write, sha256_file
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
@@ -27,10 +27,8 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 def is_compact(folder: Path) -> bool:
     """Whether a folder holds a codec of this project, as opposed to a published one."""
-    if snac_sizes(folder):
-        return False
-    config = AutoConfig.from_pretrained(folder)
-    return getattr(config, "quantizer_bound", None) == SINGLE_BOUND
+    path = folder / CONFIG_FILE
+    return path.is_file() and json.loads(path.read_text()).get("quantizer_bound") == SINGLE_BOUND
 
 
 def snac_sizes(folder: Path) -> dict[str, Any]:
@@ -46,17 +44,17 @@ def codebooks_of(folder: Path) -> int | None:
     return int(json.loads(path.read_text())["codebooks"]) if path.is_file() else None
 
 
-def save_compact(
-    model: CompactXcodec2,
+def save_codec(
+    model: PreTrainedModel,
     folder: Path,
     dtype: Literal["fp32", "fp16"],
-    same_codes: bool = False,
+    exact: Iterable[nn.Module] = (),
 ) -> None:
     """Write config and weights; ``fp16`` halves the file and is read back as float32.
 
-    With ``same_codes`` those tensors of the encoder that half precision would change stay float32.
+    Tensors of the modules ``exact`` that half precision would change stay float32.
     """
-    save_weights(model, folder, dtype, model.encoder_parts() if same_codes else ())
+    save_weights(model, folder, dtype, exact)
     model.config.architectures = [type(model).__name__]
     with atomic_write(folder / CONFIG_FILE) as aside:
         aside.write_text(model.config.to_json_string(use_diff=False))
@@ -87,27 +85,32 @@ def read_weights(model: nn.Module, folder: Path) -> None:
 
 
 def open_compact(folder: Path) -> CompactXcodec2:
-    """Read a folder that :func:`save_compact` wrote; float32, on the CPU, in training mode.
+    """Read a folder that :func:`save_codec` wrote; float32, on the CPU, in training mode.
 
     Raises ValueError for any other folder.
     """
     if not (folder / WEIGHTS_FILE).is_file() or not is_compact(folder):
         raise ValueError(
             f"{folder} is no codec of this project ({WEIGHTS_FILE} and a {CONFIG_FILE} with "
-            f'"quantizer_bound": "{SINGLE_BOUND}"); training cannot start from a published codec'
+            f'"quantizer_bound": "{SINGLE_BOUND}")'
         )
-    model = CompactXcodec2(Xcodec2Config.from_pretrained(folder))
+    # Folders of earlier versions have the model type of X-Codec-2.
+    values = json.loads((folder / CONFIG_FILE).read_text()) | {
+        "model_type": CompactConfig.model_type
+    }
+    model = CompactXcodec2(CompactConfig.from_dict(values))
     read_weights(model, folder)
     return model.train()
 
 
-def facts_of(model: CompactXcodec2) -> CodecFacts:
-    """The facts of a codec, which the next stages check."""
-    config = model.config
+def facts_of(model: PreTrainedModel) -> CodecFacts:
+    """The facts of a codec of this project, X-Codec-2 or NeuCodec, which the next stages check."""
+    config: Any = model.config
+    rate = getattr(config, "output_sampling_rate", None) or config.sampling_rate
     return CodecFacts(
-        sample_rate=config.sampling_rate,
+        sample_rate=rate,
         hop_length=config.hop_length,
-        token_rate=config.sampling_rate / config.hop_length,
+        token_rate=rate / config.hop_length,
         codebook_size=math.prod(config.quantization_levels),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
     )

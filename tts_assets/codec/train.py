@@ -14,25 +14,34 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from transformers import AutoConfig
 
 from tts_assets.audio_models.whisper import model_folder
 from tts_assets.codec.config import CodecProgram, CodecRecipe, SemanticConfig
 from tts_assets.codec.losses import SpectralLoss, covariance_loss
+from tts_assets.codec.published import PublishedCodec
 from tts_assets.codec.quality import usage
-from tts_assets.codec.semantic import SemanticFeatures, SemanticHead
+from tts_assets.codec.semantic import (
+    OwnFeatures,
+    SemanticFeatures,
+    SemanticHead,
+    WhisperFeatures,
+)
 from tts_assets.codec.storage import (
     WEIGHTS_FILE,
     facts_of,
+    is_compact,
     open_compact,
-    save_compact,
+    save_codec,
     write_recipe,
 )
 from tts_assets.codec.training import Generated, GeneratorLoop
 from tts_assets.codec.windows import TrainingAudio
-from tts_assets.codec.xcodec2 import CompactXcodec2, build, calibrate
+from tts_assets.codec.xcodec2 import CompactXcodec2, build, calibrate, centre_latents
 from tts_assets.core.artifacts import CodecFacts
 from tts_assets.core.program import Run, load_config
 
+TrainableCodec = CompactXcodec2 | PublishedCodec
 VALIDATION_CLIPS = 16  # validation on so many whole clips costs as much as about ten steps
 
 
@@ -61,22 +70,56 @@ def training_audio(program: CodecProgram) -> TrainingAudio:
     )
 
 
-def initial_codec(recipe: CodecRecipe, audio: TrainingAudio) -> CompactXcodec2:
-    """The codec before the first step: the base, or random weights calibrated to the audio."""
+def initial_codec(recipe: CodecRecipe, audio: TrainingAudio) -> TrainableCodec:
+    """The codec before the first step: the base, or random weights calibrated to the audio.
+
+    Raises ValueError for a base that is neither a codec of this project nor an X-Codec-2.
+    """
     if recipe.base is not None:
-        model = open_compact(recipe.base)
-    else:
-        model = build(recipe.architecture, recipe.seed)
-        calibrate(model, audio.calibration())
-    model.semantic_encoder.requires_grad_(False)
-    return model
+        return opened_base(recipe.base)
+    if recipe.architecture.semantic_model is not None:
+        model = PublishedCodec.build(recipe.architecture, recipe.seed)
+        with torch.no_grad():
+            centre_latents(model.model.quantizer.project_in, model.latents(audio.calibration()))
+        return model
+    compact = build(recipe.architecture, recipe.seed)
+    calibrate(compact, audio.calibration())
+    compact.semantic_encoder.requires_grad_(False)
+    return compact
+
+
+def opened_base(folder: Path) -> TrainableCodec:
+    """The codec of a folder, for training; see :func:`initial_codec`."""
+    if is_compact(folder):
+        compact = open_compact(folder)
+        compact.semantic_encoder.requires_grad_(False)
+        return compact
+    kind = AutoConfig.from_pretrained(folder).model_type
+    if kind != "xcodec2":
+        raise ValueError(
+            f"{folder} holds a {kind!r} model: [codec.train] continues codecs of this project and "
+            'X-Codec-2; for NeuCodec train a decoder: [codec.decoder] with start = "codec"'
+        )
+    return PublishedCodec.open(folder)
 
 
 def semantic_targets(
-    config: SemanticConfig, seed: int, codec: CompactXcodec2
+    config: SemanticConfig, seed: int, codec: TrainableCodec
 ) -> tuple[SemanticFeatures, SemanticHead]:
-    """The frozen encoder of the targets, and a head with random weights that predicts them."""
-    features = SemanticFeatures.load(model_folder(config.whisper, Path()))
+    """The frozen encoder of the targets, and a head with random weights that predicts them.
+
+    Raises ValueError for the features of a codec without a pretrained semantic encoder.
+    """
+    features: SemanticFeatures
+    if config.features == "whisper":
+        features = WhisperFeatures.load(model_folder(config.whisper, Path()))
+    elif isinstance(codec, PublishedCodec):
+        features = OwnFeatures(codec)
+    else:
+        raise ValueError(
+            "codec.train.semantic: a compact codec has no pretrained semantic encoder: write "
+            'features = "whisper"'
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         head = SemanticHead(codec.config.quantization_dim, features.size)
@@ -87,7 +130,7 @@ class Reconstruction(nn.Module):
     """Encodes, quantizes and decodes waveforms; the module that DDP wraps."""
 
     def __init__(
-        self, model: CompactXcodec2, frozen: bool, bf16: bool, head: SemanticHead | None = None
+        self, model: TrainableCodec, frozen: bool, bf16: bool, head: SemanticHead | None = None
     ) -> None:
         """``frozen``: the encoder gets no gradients; ``head`` predicts semantic features."""
         super().__init__()
@@ -110,7 +153,7 @@ class Reconstruction(nn.Module):
         ):
             latents = self.model.latents(waves)
         with torch.autocast(device, torch.bfloat16, enabled=self.bf16):
-            quantized, codes = self.model.quantizer.quantize(latents)
+            quantized, codes = self.model.quantize(latents)
             made = self.model.waves(quantized)
             features = None if self.head is None else self.head(quantized).float()
         return made.float(), latents, codes, features
@@ -123,18 +166,19 @@ class CodecTrainer(GeneratorLoop):
     recipe: CodecRecipe
 
     def __init__(
-        self, run: Run, recipe: CodecRecipe, audio: TrainingAudio, codec: CompactXcodec2
+        self, run: Run, recipe: CodecRecipe, audio: TrainingAudio, codec: TrainableCodec
     ) -> None:
         super().__init__(run, recipe, audio)
-        self.codec = codec.moved(run.device)
+        self.codec = codec
+        nn.Module.to(codec, run.device)  # decorators of transformers hide the types
         self.spectral = SpectralLoss().to(run.device)
         data = audio.train["id"].to_list()
-        size = facts_of(self.codec).codebook_size
+        size = facts_of(self.codec.published()).codebook_size
         self.semantic = self.head = None
         if recipe.semantic is not None:
             self.semantic, self.head = semantic_targets(recipe.semantic, recipe.seed, self.codec)
             self.semantic.to(run.device).calibrate(audio.calibration().to(run.device))
-            self.head.to(run.device)
+            self.head = self.head.to(run.device) if recipe.semantic.weight else None
         self.prepare(self.codec, {"recipe": recipe, "data": data}, size, self.head)
         self.frozen = recipe.freeze_encoder
         if recipe.adversarial and self.step > recipe.first_adversarial_step:
@@ -163,17 +207,18 @@ class CodecTrainer(GeneratorLoop):
         self._connect()
 
     def generate(self, step: int) -> Generated:
-        """Reconstruct this rank's windows; the losses are spectral and, unless frozen, covariance.
+        """Reconstruct this rank's windows; the losses are spectral, semantic and of covariance.
 
-        The metric of the covariance loss is called ``spread`` in ``metrics.jsonl``.
+        The metric of the covariance loss is called ``spread`` in ``metrics.jsonl``. It is for the
+        encoder of a compact codec, unless that is frozen.
         """
-        waves = self.windows.at(step).to(self.run.device)
+        waves = self.windows_of(step).to(self.run.device)
         made, latents, codes, predicted = self.reconstruct(waves)
         loss, mel = self.spectral(made, waves)
         report = {"mel": float(mel)}
         if self.semantic is not None:
             loss = loss + self._semantic_losses(waves, made, predicted, report)
-        if not self.frozen:
+        if not self.frozen and isinstance(self.codec, CompactXcodec2):
             covariance = covariance_loss(latents)
             loss = loss + self.recipe.covariance_weight * covariance
             report["spread"] = float(covariance.detach())
@@ -204,7 +249,7 @@ class CodecTrainer(GeneratorLoop):
         counts = torch.zeros_like(self.usage.counts)
         for clip in self.audio.held_out(VALIDATION_CLIPS):
             waves = clip.to(self.run.device)
-            quantized, codes = self.average.quantizer.quantize(self.average.latents(waves))
+            quantized, codes = self.average.quantize(self.average.latents(waves))
             mels.append(self.spectral(self.average.waves(quantized), waves)[1])
             counts += codes.flatten().long().bincount(minlength=len(counts))
         if not mels:
@@ -215,13 +260,13 @@ class CodecTrainer(GeneratorLoop):
     def export(self) -> CodecFacts:
         """Write the codec folder to ``result/`` (rank 0); return its facts."""
         found = self.usage.figures(self.run.world_size)
-        facts = facts_of(self.average).model_copy(
+        facts = facts_of(self.average.published()).model_copy(
             update={name: found[name] for name in ("perplexity", "dead_codes")}
         )
         if self.run.is_main:
             folder: Path = self.run.result_dir
-            same_codes = self.recipe.freeze_encoder
-            save_compact(self.average, folder, self.recipe.export_dtype, same_codes)
+            exact = self.average.encoder_parts() if self.recipe.freeze_encoder else ()
+            save_codec(self.average.published(), folder, self.recipe.export_dtype, exact)
             base = self.recipe.base and self.recipe.base / WEIGHTS_FILE
             write_recipe(self.recipe, folder, "base", base)
             self.copy_metrics()

@@ -151,7 +151,7 @@ class DecoderTrainer(GeneratorLoop):
 
     def generate(self, step: int) -> Generated:
         """Encode and decode this rank's windows; the losses are mel and loudness."""
-        targets = self.windows.at(step)
+        targets = self.windows_of(step)
         codes = self.codes(targets)
         waves = self.decode(self.frames(codes))
         targets = targets[:, : waves.shape[1]].to(self.run.device)

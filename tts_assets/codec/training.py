@@ -25,7 +25,7 @@ from tts_assets.codec.losses import Discriminators
 from tts_assets.codec.quality import CodeUsage
 from tts_assets.codec.windows import TrainingAudio, WindowLoader
 from tts_assets.core.program import METRICS_FILE, Run
-from tts_assets.core.training import StepLoop
+from tts_assets.core.training import StepLoop, step_seed
 
 GPU_WORKERS = 2  # processes of a rank that decode audio ahead of the step
 BETAS = (0.8, 0.98)  # of AdamW; short averages, as usual where discriminators move the target
@@ -77,6 +77,16 @@ class GeneratorLoop(StepLoop):
     @abstractmethod
     def validate(self) -> dict[str, float]:
         """Metrics of the averaged model on held-out clips."""
+
+    def windows_of(self, step: int) -> Tensor:
+        """This rank's recorded windows of ``step``, (windows, samples).
+
+        Afterwards the random numbers, for example of dropout, are those of the step. A data loader
+        that is opened draws one, so the seed is set after it.
+        """
+        windows = self.windows.at(step)
+        torch.manual_seed(step_seed(self.recipe.seed, step, self.run.rank))
+        return windows
 
     def begin_adversarial(self) -> None:
         """Called before the first step of the adversarial stage; does nothing by default."""

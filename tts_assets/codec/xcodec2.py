@@ -29,6 +29,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
+    AutoConfig,
+    AutoModel,
     SeamlessM4TFeatureExtractor,
     Wav2Vec2BertConfig,
     Xcodec2Config,
@@ -147,7 +149,7 @@ class Whitening(nn.Module):
 class NoWaveform(nn.Module):
     """Replaces the waveform branch of a codec without one; its output is zero."""
 
-    def __init__(self, config: Xcodec2Config) -> None:
+    def __init__(self, config: CompactConfig) -> None:
         super().__init__()
         self.hidden, self.hop = config.hidden_size, config.hop_length
 
@@ -156,13 +158,24 @@ class NoWaveform(nn.Module):
         return waves.new_zeros(len(waves), self.hidden, waves.shape[-1] // self.hop)
 
 
+class CompactConfig(Xcodec2Config):
+    """Sizes of a :class:`CompactXcodec2`.
+
+    The model type is its own, so that no other program opens the weights as an X-Codec-2. Once
+    this module is imported, ``AutoModel`` opens them as what they are.
+    """
+
+    model_type = "compact_xcodec2"
+
+
 class CompactXcodec2(Xcodec2Model):
     """``Xcodec2Model`` with a single bound and a built-in filterbank."""
 
+    config_class = CompactConfig
     quantizer: SingleBoundQuantizer
     acoustic_encoder: Any
 
-    def __init__(self, config: Xcodec2Config) -> None:
+    def __init__(self, config: CompactConfig) -> None:
         super().__init__(config)
         self.quantizer = SingleBoundQuantizer(config)
         self.filterbank = LogFilterbank()
@@ -188,6 +201,10 @@ class CompactXcodec2(Xcodec2Model):
         frames = torch.cat([semantic, acoustic], dim=1).transpose(1, 2)
         return self.quantizer.project_in(self.fc_encoder(frames))
 
+    def quantize(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents to quantized frames (batch, codes, hidden) and codes (batch, codes, 1)."""
+        return self.quantizer.quantize(latents)
+
     def waves(self, quantized: Tensor) -> Tensor:
         """Quantized frames (batch, codes, hidden) to waveforms (batch, samples)."""
         return self.acoustic_decoder(quantized).squeeze(1)
@@ -202,6 +219,14 @@ class CompactXcodec2(Xcodec2Model):
         own = [self.semantic_encoder, self.semantic_adapter, self.acoustic_encoder]
         return [*own, self.fc_encoder, self.quantizer.project_in]
 
+    def published(self) -> Self:
+        """The model whose config and weights make a codec folder."""
+        return self
+
+
+AutoConfig.register(CompactConfig.model_type, CompactConfig)
+AutoModel.register(CompactConfig, CompactXcodec2)
+
 
 def build(architecture: CodecArchitecture, seed: int) -> CompactXcodec2:
     """A codec with random weights that follow from ``seed``."""
@@ -212,7 +237,7 @@ def build(architecture: CodecArchitecture, seed: int) -> CompactXcodec2:
     return model
 
 
-def _transformers_config(size: CodecArchitecture) -> Xcodec2Config:
+def _transformers_config(size: CodecArchitecture) -> CompactConfig:
     semantic = Wav2Vec2BertConfig(
         hidden_size=size.semantic_hidden,
         num_hidden_layers=0,
@@ -228,7 +253,7 @@ def _transformers_config(size: CodecArchitecture) -> Xcodec2Config:
         "features": LEVEL,
         "waveform_branch": size.acoustic_hidden > 0,
     }
-    return Xcodec2Config(
+    return CompactConfig(
         hidden_size=size.hidden,
         intermediate_size=size.intermediate,
         num_hidden_layers=size.layers,
@@ -248,8 +273,14 @@ def _transformers_config(size: CodecArchitecture) -> Xcodec2Config:
 
 @torch.no_grad()
 def _initialize(model: CompactXcodec2) -> None:
+    initialize_published(model, waveform_branch=model.config.waveform_branch)
+
+
+@torch.no_grad()
+def initialize_published(model: Any, waveform_branch: bool = True) -> None:
+    """Initialize an ``Xcodec2Model`` or a subclass."""
     _draw_weights(model)
-    if model.config.waveform_branch:
+    if waveform_branch:
         for block in model.acoustic_encoder.block:
             for unit in (block.res_unit1, block.res_unit2, block.res_unit3):
                 unit.conv2.weight.mul_(RESIDUAL_GAIN)
@@ -289,14 +320,21 @@ def _start_near_identity(decoder: Any, head: Any) -> None:
 def calibrate(model: CompactXcodec2, waves: Tensor) -> None:
     """Fit the model to training audio (batch, samples) in place.
 
-    The filterbank is whitened, and every dimension of the latents gets zero mean and unit variance.
+    The filterbank is whitened, and the latents are centred.
     """
     features = model.filterbank(waves).flatten(0, 1)
     spread = features.std(dim=0).clamp_min(0.05)
     whitening = model.semantic_encoder.feature_projection.layer_norm
     whitening.weight.copy_(1 / spread)
     whitening.bias.copy_(-features.mean(dim=0) / spread)
-    latents = model.latents(waves).flatten(0, 1)
-    project, spread = model.quantizer.project_in, latents.std(dim=0)
+    centre_latents(model.quantizer.project_in, model.latents(waves))
+
+
+@torch.no_grad()
+def centre_latents(project: nn.Linear, latents: Tensor) -> None:
+    """Give every dimension of the latents (batch, codes, dimensions) of ``project`` zero mean and
+    unit variance."""
+    latents = latents.flatten(0, 1)
+    spread = latents.std(dim=0)
     project.weight.div_(spread[:, None])
     project.bias.sub_(latents.mean(dim=0)).div_(spread)

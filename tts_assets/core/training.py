@@ -115,6 +115,11 @@ class StepLoop(ABC):
             save(self.run.checkpoint_dir, progress, self.modules, self.optimizers)
 
 
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """The seed of the random numbers of a rank in step ``step``, for example of dropout."""
+    return int(digest_of([seed, step, rank])[:12], 16)
+
+
 def save(
     folder: Path,
     progress: Progress,

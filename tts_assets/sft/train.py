@@ -34,7 +34,7 @@ from tts_assets.core.program import (
     read_metrics,
     truncate_metrics,
 )
-from tts_assets.core.training import wait_for_all
+from tts_assets.core.training import step_seed, wait_for_all
 from tts_assets.sft.checkpoint import Checkpoints, SftProgress, export, facts
 from tts_assets.sft.config import FORGOTTEN, SftProgram, check_machine
 from tts_assets.sft.epochs import (
@@ -233,7 +233,7 @@ class SftTrainer:
 
     def train_step(self, step: int) -> None:
         """One optimizer step on one global batch. Raises FloatingPointError before a bad step."""
-        torch.manual_seed(_step_seed(self.recipe.seed, step, self.run.rank))
+        torch.manual_seed(step_seed(self.recipe.seed, step, self.run.rank))
         started = time.perf_counter()
         batch = self.loader.next()
         waited = time.perf_counter() - started
@@ -432,10 +432,6 @@ class SftTrainer:
         self.sampler.publish()
         records = read_metrics(self.run.run_dir / METRICS_FILE)
         self.run.finish(facts(records, self.program, self.lm, self.parameters, self.progress))
-
-
-def _step_seed(seed: int, step: int, rank: int) -> int:
-    return int(digest_of([seed, step, rank])[:12], 16)
 
 
 if __name__ == "__main__":
