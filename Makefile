@@ -7,6 +7,8 @@ export PYTHONPATH := $(CURDIR)
 CUDA ?=
 PORT ?= 3000
 JOBS ?= 2
+# A file's tests stay in one process, so its servers and trainings start once.
+PYTEST := -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help install coqui doctor demo ui codec-demo base gpu-proof test test-fast test-coverage lint lint-fix docs version clean
@@ -39,10 +41,10 @@ gpu-proof: install ## check and time every stage on one GPU with random weights 
 	@$(BIN)/python benchmarks/gpu_proof.py --out build
 
 test: install ## all tests, as .ci/run does, in two processes (JOBS=…)
-	@$(BIN)/python -m pytest -n $(JOBS)
+	@$(BIN)/python $(PYTEST)
 
 test-fast: install ## the tests of less than about 4 seconds each
-	@$(BIN)/python -m pytest -n $(JOBS) -m "not slow"
+	@$(BIN)/python $(PYTEST) -m "not slow"
 
 test-coverage: install ## all tests, with a coverage report
 	@$(BIN)/python -m pytest --cov=tts_assets --cov=resources --cov=sensors --cov=jobs --cov-report=term --cov-report=html

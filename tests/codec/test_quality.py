@@ -13,6 +13,7 @@ from tts_assets.codec.quality import (
     pesq,
     pitch,
     pitch_error,
+    stft_distance,
     stoi,
 )
 from tts_assets.core.audio import Wave, resample
@@ -29,6 +30,10 @@ def test_noise_is_worse_than_the_codec_and_the_codec_than_the_original(
     assert similar[0] == pytest.approx(1) and similar[1] > similar[2]
     distances = [mel_distance(*pair) for pair in ways]
     assert distances[0] == 0 and 0 < distances[1] < distances[2]
+    spectral = [stft_distance(*pair) for pair in ways]
+    assert spectral[0] == 0 and 0 < spectral[1] < spectral[2]
+    # Half the amplitude: a convergence of 1/2, and log 2 in every bin above the floor.
+    assert stft_distance(clip, clip / 2) == pytest.approx(0.5 + np.log(2), abs=0.02)
 
 
 def test_pesq_falls_with_noise(speech: list[Wave]) -> None:

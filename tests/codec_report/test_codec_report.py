@@ -123,7 +123,8 @@ def test_clips_without_words_are_not_used(program: CodecReportProgram) -> None:
 def test_a_codec_lies_between_the_recording_and_noise(measured: list[dict[str, Any]]) -> None:
     original, vendored, untrained = measured
     assert [system["name"] for system in measured] == ["original", "vendored", "untrained"]
-    assert vendored["wer"] < untrained["wer"]
+    assert vendored["wer"] < untrained["wer"] and 0 < vendored["cer"] < untrained["cer"]
+    assert 0 < vendored["stft"] < untrained["stft"] and original["stft"] is None
     assert vendored["stoi"] > untrained["stoi"] and vendored["mel"] < untrained["mel"]
     assert vendored["similarity"] > (untrained["similarity"] or 0)  # None: no speech was found
     assert original["stoi"] is None and original["codes"] is None

@@ -31,6 +31,7 @@ METRICS = {  # attribute of ClipMetrics: heading, digits, better
     "stoi": ("STOI", 3, "higher"),
     "pesq": ("PESQ", 2, "higher"),
     "mel": ("Mel L1", 3, "lower"),
+    "stft": ("STFT distance", 3, "lower"),
     "cents": ("Pitch error, cents", 0, "lower"),
     "voicing": ("Voicing error", 3, "lower"),
     "p808": ("DNSMOS P.808", 2, "higher"),
@@ -116,6 +117,7 @@ def report_json(systems: Sequence[SystemMetrics]) -> list[dict[str, object]]:
         {
             "name": system.name,
             "wer": system.wer,
+            "cer": system.cer,
             "wer_interval": asdict(system.wer_interval) if system.wer_interval else None,
             **{name: system.mean(name) for name in METRICS},
             "codes": system.codes,

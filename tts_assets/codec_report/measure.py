@@ -28,6 +28,7 @@ from tts_assets.codec.quality import (
     pesq,
     pitch,
     pitch_error,
+    stft_distance,
     stoi,
     usage,
 )
@@ -41,6 +42,7 @@ from tts_assets.corpora.validation import is_held_out, settled
 from tts_assets.evaluation.page import write_flac
 
 ORIGINAL = "original"
+SHORTEST = 1024  # samples of a clip with an STFT distance
 
 
 class ClipMetrics(Config):
@@ -57,12 +59,15 @@ class ClipMetrics(Config):
     heard: str
     word_errors: int
     words: int
+    character_errors: int = 0
+    characters: int = 0
     p808: float | None
     overall: float | None
     similarity: float | None = None
     stoi: float | None = None
     pesq: float | None = None
     mel: float | None = None
+    stft: float | None = None
     cents: float | None = None
     voicing: float | None = None
 
@@ -100,6 +105,12 @@ class SystemMetrics(Config):
         """Word errors of all clips / words of all clips; None if no clip was transcribed."""
         words = sum(c.words for c in self.clips)
         return sum(c.word_errors for c in self.clips) / words if words else None
+
+    @property
+    def cer(self) -> float | None:
+        """Character errors of all clips / characters of all clips; None without transcripts."""
+        characters = sum(c.characters for c in self.clips)
+        return sum(c.character_errors for c in self.clips) / characters if characters else None
 
     @property
     def wer_interval(self) -> Interval | None:
@@ -227,6 +238,8 @@ class Measurer:
                 heard=text or "",
                 word_errors=found.word_errors if found else 0,
                 words=found.words if found else 0,
+                character_errors=found.character_errors if found else 0,
+                characters=found.characters if found else 0,
                 p808=rounded(mos.p808 if mos else None),
                 overall=rounded(mos.overall if mos else None),
             )
@@ -250,6 +263,7 @@ class Measurer:
             "stoi": stoi(*pair),
             "pesq": pesq(*pair),
             "mel": mel_distance(*pair),
+            "stft": stft_distance(*pair) if len(pair[0]) >= SHORTEST else None,
             "cents": error and error.cents,
             "voicing": error and error.voicing,
         }
