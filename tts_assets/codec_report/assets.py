@@ -31,7 +31,7 @@ from tts_assets.orchestration.conditions import follow_data
 from tts_assets.orchestration.partitions import corpus_partitions, filtered_samples_of
 from tts_assets.orchestration.program_asset import Plan, Request, program_asset
 
-CODE_VERSION = "5"
+CODE_VERSION = "6"
 
 
 def build_assets(
