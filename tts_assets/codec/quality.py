@@ -1,8 +1,8 @@
 """Intrusive metrics of a resynthesis, and statistics of a codebook's usage.
 
 STOI, PESQ, mel and STFT distance, and pitch error compare two clips at 16 kHz, (samples,), of the
-same length (see :func:`aligned`). A metric is None if a clip is too short or too quiet for it. The usage of a
-codebook is described by entropy, perplexity, and the number of codes that never occur.
+same length (see :func:`aligned`). A metric is None if a clip is too short or too quiet for it. The
+usage of a codebook is described by entropy, perplexity, and the number of codes that never occur.
 """
 
 from __future__ import annotations
