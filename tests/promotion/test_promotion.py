@@ -139,10 +139,10 @@ def test_the_decision_states_its_interval(publisher: Publisher, config: Promotio
     publisher.candidate("second", "b", wer=0.1, spread={"wer": chance})
     why = best(publisher, config)["second"]
     interval = r"95 % interval -0\.0\d+ to \+0\.1, 20 texts"
-    assert re.fullmatch(rf"wer \+0\.04 \({interval}\), needed \+0\.01: may be chance", why)
+    assert re.fullmatch(rf"wer \+0\.04 \({interval}\), needed \+0\.01: may be less by chance", why)
     worse = [2.8, 3.1] * (TEXTS // 2)  # a mean of 2.95, within the margin, but not for certain
     publisher.candidate("second", "c", wer=0.05, spread={"dnsmos_p808": worse})
-    assert "needed -0.1: may be worse than that" in best(publisher, config)["second"]
+    assert "needed -0.1: may be less by chance" in best(publisher, config)["second"]
     assert promoted_weights(publisher) == "a"
     publisher.candidate("second", "d", wer=0.05)
     assert "gains wer +0.05 (95 % interval +0.05 to" in best(publisher, config)["second"]

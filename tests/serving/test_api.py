@@ -8,6 +8,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import av
 import httpx
@@ -17,6 +18,8 @@ import soundfile
 
 from tests.support.scripted_server import ScriptedServer, scripted_server
 from tts_assets.core.audio import Clip
+from tts_assets.provenance.keys import KEYS_VARIABLE, ROOT_FILE, make_keys
+from tts_assets.provenance.manifest import read_manifest
 from tts_assets.serving import async_engine
 from tts_assets.serving.config import ServerConfig
 from tts_assets.serving.synthesis import Synthesizer
@@ -90,6 +93,23 @@ def test_server_sent_events_have_the_audio_and_its_usage(
     usage = events[-1]["usage"]
     assert usage["output_tokens"] >= 61 and usage["input_tokens"] > 7
     assert usage["total_tokens"] == usage["input_tokens"] + usage["output_tokens"]
+
+
+def test_whole_files_are_signed_and_streams_are_not(
+    synthesizer: Synthesizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = make_keys(tmp_path / "keys", "Museum of Tests")
+    monkeypatch.setenv(KEYS_VARIABLE, str(keys.folder))
+    with scripted_server(synthesizer, ServerConfig()) as running:
+        for audio_format in ("wav", "flac"):
+            file = tmp_path / f"whole.{audio_format}"
+            file.write_bytes(post(running, response_format=audio_format).content)
+            found = read_manifest(file, keys.folder / ROOT_FILE)
+            assert found is not None and found.trusted and not found.problems
+            assert found.origin is not None and found.origin.model == "serving/tiny"
+        streamed = tmp_path / "stream.wav"
+        streamed.write_bytes(post(running, stream=True).content)
+        assert read_manifest(streamed) is None
 
 
 @pytest.mark.parametrize("speed", [0.25, 0.5, 1.5, 4.0])

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import copy
 
 import numpy as np
 import pytest
 
 from tests.conftest import CORPUS
 from tests.support.speaking import LLAMA
+from tts_assets.audio_models.watermark import Watermarker, mark
 from tts_assets.codec.model import Codec
 from tts_assets.core.audio import Clip
 from tts_assets.serving.served_model import SynthesisLine
@@ -152,8 +154,30 @@ def test_silent_stream_is_retried(
     assert engine.seeds[0] == 4 and engine.seeds[1] != 4
 
 
-def test_stream_has_the_tokens_of_the_whole_synthesis(synthesizer: Synthesizer) -> None:
+@pytest.fixture
+def unmarked(synthesizer: Synthesizer) -> Synthesizer:
+    """The synthesizer of a serving model without the watermark."""
+    other = copy(synthesizer)
+    other.card = other.card.model_copy(update={"watermark": False})
+    return other
+
+
+def test_the_watermark_is_the_only_difference(
+    synthesizer: Synthesizer, unmarked: Synthesizer
+) -> None:
     line = SynthesisLine("one two", seed=8)
+    rate = synthesizer.sample_rate
+    marked, bare = (one.synthesize([line])[0].wave for one in (synthesizer, unmarked))
+    assert np.array_equal(marked, mark(bare, rate))
+    assert not np.array_equal(marked, bare)
+    watermarker = Watermarker(rate)
+    expected = [watermarker.push(wave) for wave in unmarked.stream(line)]
+    for wave, other in zip(synthesizer.stream(line), expected, strict=True):
+        assert np.array_equal(wave, other)
+
+
+def test_stream_has_the_tokens_of_the_whole_synthesis(unmarked: Synthesizer) -> None:
+    synthesizer, line = unmarked, SynthesisLine("one two", seed=8)
     waves = list(synthesizer.stream(line))
     speech = synthesizer.synthesize([line])[0]
     assert len(waves) >= 3

@@ -261,9 +261,10 @@ def test_model_with_ended_consent_is_rejected(
     assert "tiny may not be used for synthesis: the consent of Ann Ü" in capsys.readouterr().err
     assert server.main(["--model", str(model)]) == server.INVALID
     request = SpeechRequest(input="one", model="tiny")
-    check_request(request, read_card(speaking.serving.path), ServerConfig())
+    folder = speaking.serving.path
+    check_request(request, read_card(folder), ServerConfig(), folder)
     with pytest.raises(ApiError, match="Ann Ü") as refused:  # a server that was already running
-        check_request(request, read_card(model), ServerConfig())
+        check_request(request, read_card(model), ServerConfig(), model)
     assert refused.value.status == 403
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from tts_assets.core.artifacts import (
     ServingModel,
 )
 from tts_assets.core.audio import read_wave
+from tts_assets.corpora.config import VoiceConsent
 from tts_assets.serving.config import ServingConfig
 from tts_assets.serving.convert import Sources, convert
 from tts_assets.speechlm.config import BaseModel, LlamaSize, SamplingConfig, VocabularyConfig
@@ -163,11 +165,17 @@ def publish_trained(speaking: Speaking, run_dir: Path) -> Checkpoint:
     return handle
 
 
-def publish_serving(store: ArtifactStore, sources: Sources, config: ServingConfig) -> ServingModel:
+def publish_serving(
+    store: ArtifactStore,
+    sources: Sources,
+    config: ServingConfig,
+    consents: Mapping[str, VoiceConsent] | None = None,
+) -> ServingModel:
     inputs = {"checkpoint": sources.checkpoint, "codec": sources.codec, "arrays": sources.arrays}
     build = Build("serving/tiny", inputs, config, "1")
     folder = result_folder(store, build)
-    facts = convert(sources, config, folder, store.folder(build.asset) / build.fingerprint)
+    final = store.folder(build.asset) / build.fingerprint
+    facts = convert(sources, config, folder, final, consents=consents)
     handle = store.publish(ServingModel, build, folder, facts)
     assert isinstance(handle, ServingModel)
     return handle

@@ -112,7 +112,7 @@ def export_gguf(
     from tts_assets.serving.served_model import verify_model
 
     card = verify_model(folder)
-    require_consents(card)
+    require_consents(card, folder)
     decoder = write_decoder(folder, card, directory)
     model = write_gguf(folder, card, directory, weights.value)
     print(f"wrote {model}\nwrote {decoder}")

@@ -52,7 +52,7 @@ from tts_assets.sft.config import SftRecipe
 from tts_assets.speakers.assets import encoder_input
 
 SUITE_VERSION = "1"
-CODE_VERSION = "8"
+CODE_VERSION = "9"
 COMPARISON_VERSION = "9"
 Built = AssetsDefinition | AssetChecksDefinition
 

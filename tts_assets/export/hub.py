@@ -42,6 +42,7 @@ from tts_assets.core.config import ConfigError
 from tts_assets.core.metadata import literal, table_row
 from tts_assets.corpora.config import Consent, ConsentError, VoiceConsent, check_consents
 from tts_assets.evaluation.results import SampleResult, by_category, read_samples
+from tts_assets.provenance.consents import check_use
 from tts_assets.serving.config import SERVING_FILE, ServingCard
 from tts_assets.serving.convert import licences, yaml_text
 from tts_assets.serving.served_model import open_prompts, verify_model
@@ -116,6 +117,7 @@ def write_repository(source: Exported, target: Path, today: date) -> None:
     model that plain transformers cannot decode.
     """
     card = verify_model(source.model.path)
+    check_use(source.consents, f"{card.recipe} is not exported", store_of(source.model))
     check_publication(source.consents, card.recipe, today)
     codec = CodecCheckpoint.open((source.model.path / card.codec_path).resolve())
     check_codec(card, codec)

@@ -5,7 +5,6 @@ They are the trained model, the suites as it synthesizes them, and the table of 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from tts_assets.core.artifacts import (
 )
 from tts_assets.core.audio import statement
 from tts_assets.core.compute import Shape
-from tts_assets.corpora.config import VoiceConsent, check_consents, people
+from tts_assets.corpora.config import VoiceConsent, people
 from tts_assets.corpora.filter import KEPT_FILE
 from tts_assets.corpora.validation import identified
 from tts_assets.evaluation.assets import report_key, suite_key, synthesized_key
@@ -42,8 +41,9 @@ from tts_assets.orchestration.program_asset import (
     group_of,
     program_asset,
 )
+from tts_assets.provenance.consents import check_use
 
-CODE_VERSION = "2"
+CODE_VERSION = "3"
 GROUP = "external_models"
 
 
@@ -97,7 +97,7 @@ def model_asset(
 
     def plan(request: Request, samples: Mapping[str, SampleManifest]) -> Plan[ExternalModel]:
         what = f"family/{name} is not published"
-        check_consents(environment.consents(name), what, date.today())
+        check_use(environment.consents(name), what, request.store)
         known = {
             "recipe": recipe.canonical(exclude={"model"}),
             "weights": table.weights_digests(located.model),
@@ -144,8 +144,7 @@ def synthesis_asset(
     def plan(
         request: Request, model: ExternalModel, suite: EvaluationSuite
     ) -> Plan[SynthesizedSuite]:
-        consents = environment.consents(name)
-        agreed = check_consents(consents, f"{name} may not speak", date.today())
+        agreed = check_use(environment.consents(name), f"{name} may not speak", request.store)
 
         def program(work: Path) -> ExternalSynthesisProgram:
             return ExternalSynthesisProgram(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from tts_assets.audio_models.watermark import mark
 from tts_assets.core.audio import read_clip
 from tts_assets.core.program import Run, load_config
 from tts_assets.evaluation.page import write_flac
@@ -61,13 +62,16 @@ def voice_clips(text: SuiteText, config: ExternalSynthesisProgram) -> list[str]:
 
 
 def publish(text: SuiteText, seed: int, file: Path, folder: Path, provenance: str) -> Synthesis:
-    """Convert a WAV file of the other environment to FLAC; no file if it has no samples."""
+    """Convert a WAV file of the other environment to FLAC; no file if it has no samples.
+
+    The clip gets the watermark.
+    """
     known = json.loads(file.with_suffix(".json").read_text())
     name = None
     if known["samples"]:
         name = clip_name(text, seed)
         clip = read_clip(file)
-        write_flac(folder / name, clip.wave, clip.rate, provenance)
+        write_flac(folder / name, mark(clip.wave, clip.rate), clip.rate, provenance)
     return Synthesis(id=text.id, seed=seed, audio=name, ended=known["ended"])
 
 

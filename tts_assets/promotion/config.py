@@ -24,9 +24,8 @@ class PromotionConfig(Config):
     The first candidate that has a report is promoted first. ``margins`` are the gains over the
     promoted model that a candidate needs, of values in ``report.json``: 0.005 requires a WER that
     is lower by half a percentage point, -0.1 allows a DNSMOS that is lower by 0.1. A candidate must
-    reach all margins, and not by chance: the 95 % interval of the paired difference over the texts
-    of both reports must exclude a loss where a gain is required, and lie within the margin where a
-    decline is allowed.
+    reach all margins, and not by chance: the whole 95 % interval of the paired difference over the
+    texts of both reports must reach the margin.
     """
 
     candidates: tuple[str, ...] = Field(min_length=1, description="recipes with a serving model")

@@ -23,6 +23,7 @@ from tts_assets.core.artifacts import (
 )
 from tts_assets.core.config import digest_of
 from tts_assets.core.metadata import table_row
+from tts_assets.corpora.config import ConsentError
 from tts_assets.evaluation.history import readable_reports
 from tts_assets.evaluation.metrics.metric import Column, load
 from tts_assets.evaluation.results import (
@@ -34,7 +35,13 @@ from tts_assets.evaluation.results import (
     same_references,
 )
 from tts_assets.promotion.config import MEASURED_BY, PromotionConfig
-from tts_assets.promotion.history import history, promoted_now, refused_models, switch
+from tts_assets.promotion.history import (
+    check_consents_of,
+    history,
+    promoted_now,
+    refused_models,
+    switch,
+)
 
 OTHER_RECORDINGS = (
     "the promoted model was measured against other recordings; "
@@ -125,10 +132,12 @@ def candidate_of(store: ArtifactStore, recipe: str, failed: FailedChecks) -> Can
     try:
         model = store.current(f"serving/{recipe}")
         verify(store, model)
+        assert isinstance(model, ServingModel)
+        check_consents_of(store, model)
         newest = store.current(f"report/{recipe}")
-    except ArtifactError as error:
+    except (ArtifactError, ConsentError) as error:
         return str(error)
-    assert isinstance(model, ServingModel) and isinstance(newest, Report)
+    assert isinstance(newest, Report)
     reports = reports_of(store, recipe, model.content)
     if measurement(newest) not in reports:
         return f"report/{recipe} is of an earlier model: materialize report/{recipe}"
@@ -240,18 +249,15 @@ class Gain:
     def problem(self, margin: float) -> str:
         """Why this gain does not reach ``margin``; empty if it does.
 
-        A demanded gain must reach the margin, and its interval must exclude no gain: of two equal
-        models at most one in forty is better by chance. The interval of a permitted decline must
-        lie within the margin.
+        The whole interval must reach the margin: of two models that differ by less, at most one in
+        forty is promoted by chance.
         """
         if self.texts < FEWEST_TEXTS:
             return f": an interval needs {FEWEST_TEXTS} texts"
         if self.value < margin:
             return f", needed {margin:+.4g}"
-        if margin > 0 and self.low <= 0:
-            return f", needed {margin:+.4g}: may be chance"
-        if margin <= 0 and self.low < margin:
-            return f", needed {margin:+.4g}: may be worse than that"
+        if self.low < margin:
+            return f", needed {margin:+.4g}: may be less by chance"
         return ""
 
 

@@ -6,6 +6,7 @@ Each promotion is an artifact that names the one before it. ``current`` names th
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from filelock import FileLock
+from pydantic import TypeAdapter
 
 from tts_assets.core.artifacts import (
     MANIFEST,
@@ -29,6 +31,9 @@ from tts_assets.core.artifacts import (
 )
 from tts_assets.core.config import canonical_json
 from tts_assets.core.metadata import table_row
+from tts_assets.corpora.config import VoiceConsent
+from tts_assets.provenance.consents import check_use
+from tts_assets.serving.config import SERVING_FILE
 
 CODE_VERSION = "1"
 CARD_FILE = "promotion.json"
@@ -93,9 +98,11 @@ def switch(
 ) -> Promoted:
     """Make ``model`` the promoted model. The caller holds :func:`locked`.
 
-    Raises :class:`ArtifactError` if its files are damaged.
+    Raises :class:`ArtifactError` if its files are damaged, and :class:`ConsentError` if a consent
+    for its voices has ended.
     """
     verify(store, model)
+    check_consents_of(store, model)
     before = promoted_now(store, voice)
     content = model.facts.model if isinstance(model, Promoted) else model.content
     previous = before.manifest.fingerprint if before else None
@@ -120,6 +127,13 @@ def switch(
     shutil.rmtree(work)
     assert isinstance(handle, Promoted)
     return handle
+
+
+def check_consents_of(store: ArtifactStore, model: ServingModel | Promoted) -> None:
+    """Raise :class:`ConsentError` if a consent for the voices of ``model`` is no longer valid."""
+    card = json.loads((model.path / SERVING_FILE).read_text())
+    consents = TypeAdapter(dict[str, VoiceConsent]).validate_python(card.get("consents", {}))
+    check_use(consents, f"{model.facts.recipe} is not promoted", store)
 
 
 def link_tree(source: Path, target: Path) -> None:

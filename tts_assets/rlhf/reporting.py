@@ -196,15 +196,18 @@ def save_completions(
     """Saves ``kept`` completions, spread over the prompts of a step.
 
     Writes ``step-NNNNNN-I.flac`` for each completion that ends, and ``step-NNNNNN.json`` with
-    texts, transcripts and rewards. ``comment`` is written into the audio files.
+    texts, transcripts and rewards. ``comment`` is written into the audio files, which carry the
+    watermark; the rewards are of the audio without it.
     """
+    from tts_assets.audio_models.watermark import mark  # imports torch
+
     folder.mkdir(parents=True, exist_ok=True)
     records = []
     for number, index in enumerate(evenly_spaced(len(rollouts), kept)):
         decoded, result = rollouts[index].decoded, rollouts[index].result
         name = f"step-{step:06d}-{number}.flac"
         if len(decoded.wave):
-            wave = np.clip(decoded.wave, -1.0, 1.0)
+            wave = np.clip(mark(decoded.wave, decoded.rate), -1.0, 1.0)
             write_speech(folder / name, wave, decoded.rate, comment, "FLAC")
         records.append(
             {

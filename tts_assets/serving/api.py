@@ -37,6 +37,7 @@ from prometheus_client import (
 )
 from starlette.requests import ClientDisconnect
 
+from tts_assets.provenance.manifest import Signature
 from tts_assets.serving.async_engine import EngineUnavailable, StreamingSynthesizer, Usage
 from tts_assets.serving.audio_formats import (
     MEDIA_TYPES,
@@ -46,6 +47,7 @@ from tts_assets.serving.audio_formats import (
     Tempo,
     encode,
     provenance_header,
+    signature,
 )
 from tts_assets.serving.config import ServerConfig
 from tts_assets.serving.limits import RequestGuard, known_hosts
@@ -116,9 +118,10 @@ class Metrics:
 class Service:
     """The state that the routes share: synthesizer, voices, metrics, requests in progress."""
 
-    def __init__(self, config: ServerConfig, metrics: Metrics) -> None:
-        self.config, self.metrics = config, metrics
+    def __init__(self, folder: Path, config: ServerConfig, metrics: Metrics) -> None:
+        self.folder, self.config, self.metrics = folder, config, metrics
         self.synthesizer: StreamingSynthesizer | None = None
+        self.signature: Signature | None = None
         self.voices: VoiceRegistry | None = None
         self.busy = 0
 
@@ -163,7 +166,7 @@ def build_app(
     ``key`` empty: no API key is needed. ``on_engine_exit`` is called if the engine fails again and
     again. ``open_model`` makes the synthesizer.
     """
-    service = Service(config, Metrics())
+    service = Service(model, config, Metrics())
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -172,6 +175,7 @@ def build_app(
             service.voices = VoiceRegistry(
                 synthesizer.model, config.voices, config.max_voices, synthesizer.adapters
             )
+            service.signature = signature(model, synthesizer.model.card)
             service.synthesizer = synthesizer
             yield
         finally:
@@ -251,10 +255,12 @@ class SpeechJob:
         """The whole file, and its speech."""
         synthesizer, _ = self.service.ready()
         audio_format, model = self.request.response_format, synthesizer.model
+        signed = self.service.signature
 
         def encoded(wave: Wave) -> tuple[bytes, int]:
             wave = Tempo(model.sample_rate, self.request.speed).apply(wave)
-            return encode(wave, model.sample_rate, audio_format, model.provenance), len(wave)
+            body = encode(wave, model.sample_rate, audio_format, model.provenance)
+            return signed.add(body, audio_format) if signed else body, len(wave)
 
         async with self.service.slot():
             speech = await synthesizer.synthesize(self.line, self.sampling, usage)
@@ -333,7 +339,7 @@ def speech_job(service: Service, body: SpeechRequest) -> SpeechJob:
     started = time.perf_counter()
     synthesizer, voices = service.ready()
     card = synthesizer.model.card
-    check_request(body, card, service.config)
+    check_request(body, card, service.config, service.folder)
     seed = secrets.randbelow(2**63) if body.seed is None else body.seed
     sampling = body.sampling(card.sampling).model_copy(update={"seed": seed})
     try:

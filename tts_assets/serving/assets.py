@@ -1,7 +1,6 @@
 """Dagster assets of serving models: ``serving/<recipe>`` for SFT and RLHF checkpoints."""
 
 from collections.abc import Callable, Mapping, Sequence
-from datetime import date
 from pathlib import Path
 
 from dagster import AssetChecksDefinition, AssetIn, AssetKey, AssetsDefinition
@@ -11,10 +10,11 @@ from tts_assets.core import artifacts
 from tts_assets.core.artifacts import ArtifactStore, ServingFacts, ServingModel
 from tts_assets.core.compute import Shape
 from tts_assets.core.metadata import CheckResult, Markdown, Metadata
-from tts_assets.corpora.config import TextConfig, VoiceConsent, check_consents
+from tts_assets.corpora.config import TextConfig, VoiceConsent
 from tts_assets.orchestration.checks import artifact_check
 from tts_assets.orchestration.partitions import code_arrays_of
 from tts_assets.orchestration.program_asset import Machines, Plan, Request, artifact_asset
+from tts_assets.provenance.consents import check_use
 from tts_assets.serving.config import ServingConfig
 
 CODE_VERSION = "5"
@@ -48,7 +48,7 @@ def build_assets(
             arrays: Mapping[str, artifacts.CodeArrays],
             decoder: artifacts.CodecDecoder | None = None,
         ) -> Plan[ServingModel]:
-            valid = check_consents(consents(name), f"serving/{name} is not published", date.today())
+            valid = check_use(consents(name), f"serving/{name} is not published", request.store)
 
             def make(work: Path) -> ServingFacts:
                 from tts_assets.serving.convert import Sources, convert

@@ -304,7 +304,8 @@ class StreamingSynthesizer:
                 tasks = [group.create_task(self._piece(p, sampling, usage)) for p in pieces]
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from errors
-        return self.model.join(line.text, pieces, [task.result() for task in tasks])
+        speeches = [task.result() for task in tasks]
+        return await self.in_codec_thread(self.model.join, line.text, pieces, speeches)
 
     async def stream(
         self, line: SynthesisLine, sampling: SamplingConfig, usage: Usage | None = None
@@ -315,13 +316,14 @@ class StreamingSynthesizer:
         """
         usage = usage or Usage()
         concatenator = PieceConcatenator(self.model.sample_rate)
+        watermark = self.model.watermark()
         for piece in await self.piece_requests(line, sampling):
             async with aclosing(self._stream_piece(piece, sampling, usage, RETRIES)) as waves:
                 async for wave in waves:
                     if len(final := concatenator.push(wave)):
-                        yield final
+                        yield await self.in_codec_thread(watermark, final)
             concatenator.end_piece(piece.pause)
-        yield concatenator.finish()
+        yield await self.in_codec_thread(watermark, concatenator.finish())
 
     async def in_codec_thread(self, function: Callable[..., T], *arguments: Any) -> T:
         """Call ``function(*arguments)`` in the codec's thread."""

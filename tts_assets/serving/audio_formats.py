@@ -1,8 +1,8 @@
 """Audio formats of the server: whole files, streams of unknown length, and speaking speed.
 
 All audio carries a statement that it is synthetic (:func:`tts_assets.core.audio.statement`): files
-have it in a comment, responses also in a header, because raw PCM has no comment. This module also
-checks that the recorded people still consent.
+have it in a comment, responses also in a header, because raw PCM has no comment. With keys, whole
+files also get a signed manifest. This module also checks that the recorded people still consent.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from __future__ import annotations
 import io
 import struct
 from collections.abc import Iterator
-from datetime import date
 from fractions import Fraction
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import av
@@ -20,8 +20,11 @@ import av.filter
 import numpy as np
 import soxr
 
+from tts_assets.core.artifacts import Promoted, readable
 from tts_assets.core.audio import statement, write_speech
-from tts_assets.corpora.config import check_consents
+from tts_assets.provenance.consents import check_use, storage_of
+from tts_assets.provenance.keys import keys_of_environment
+from tts_assets.provenance.manifest import Origin, Signature
 from tts_assets.serving.config import ServingCard
 from tts_assets.serving.pieces import Wave
 
@@ -52,9 +55,26 @@ def provenance(card: ServingCard) -> str:
     return statement(f"{card.stage}/{card.recipe}", card.consenting_people)
 
 
-def require_consents(card: ServingCard) -> None:
-    """Raise :class:`ConsentError` if a consent has ended since the model was published."""
-    check_consents(card.consents, f"{card.recipe} may not be used for synthesis", date.today())
+def signature(folder: Path, card: ServingCard) -> Signature | None:
+    """What is signed about speech of the serving model in ``folder``; None without keys.
+
+    Raises :class:`ConfigError` for unusable keys (``provenance/keys.py``).
+    """
+    if (keys := keys_of_environment()) is None:
+        return None
+    handle = readable(folder.resolve())
+    content = handle.facts.model if isinstance(handle, Promoted) else handle and handle.content
+    origin = Origin(model=f"serving/{card.recipe}", content=content or "", consents=card.consents)
+    return Signature(origin, keys)
+
+
+def require_consents(card: ServingCard, folder: Path) -> None:
+    """Raise :class:`ConsentError` if a consent has ended since the model was published.
+
+    ``folder`` is that of the model, which names the storage with the withdrawn consents.
+    """
+    refused = f"{card.recipe} may not be used for synthesis"
+    check_use(card.consents, refused, storage_of(folder))
 
 
 def provenance_header(comment: str) -> dict[str, str]:

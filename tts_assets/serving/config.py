@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -23,6 +24,8 @@ class ServingConfig(Config):
     long a prompt leaves no context for the text.
     """
 
+    added_keys: ClassVar[frozenset[str]] = frozenset({"watermark"})
+
     sampling: SamplingConfig = SamplingConfig()
     voices: int = Field(2, ge=0)
     voice_seconds: tuple[float, float] = (2.0, 8.0)
@@ -34,6 +37,7 @@ class ServingConfig(Config):
     check_tokens: int = Field(
         32, gt=0, description="greedy tokens that are compared with the checkpoint"
     )
+    watermark: bool = Field(True, description="an inaudible mark in everything that is synthesized")
     # Costs 50 s on one busy core, mostly the start of vLLM. vLLM has its own model code (tied
     # embeddings, rotary positions, heads). An error there produces noise and no exception.
     check_vllm: bool = Field(True, description="compare vLLM too; false if it is not installed")
@@ -153,6 +157,7 @@ class ServingCard(Config):
         (), description="of the training speech, the most frequent first; empty: unknown"
     )
     consents: dict[str, VoiceConsent] = Field(default_factory=dict, description="by corpus")
+    watermark: bool = True
 
     @property
     def language(self) -> str:

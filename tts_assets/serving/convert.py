@@ -115,6 +115,7 @@ def convert(
         voices=pick_voices(sources.arrays, config),
         languages=languages(sources.arrays),
         consents=dict(consents or {}),
+        watermark=config.watermark,
     )
     (target / SERVING_FILE).write_text(card.to_json())
     (target / "README.md").write_text(model_card(sources, card, config, lm.parameters))

@@ -7,6 +7,7 @@ other place needs to handle infinite numbers, lone surrogates or unbounded strin
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Request
@@ -172,13 +173,16 @@ class SpeechRequest(BaseModel):
             raise ApiError(400, str(error), "invalid_value") from None
 
 
-def check_request(request: SpeechRequest, card: ServingCard, config: ServerConfig) -> None:
+def check_request(
+    request: SpeechRequest, card: ServingCard, config: ServerConfig, folder: Path
+) -> None:
     """Raise :class:`ApiError` for another model, long texts, and consents that have ended.
 
     A server may run for longer than a consent is valid, so each request checks the consents.
+    ``folder`` is that of the model.
     """
     try:
-        require_consents(card)
+        require_consents(card, folder)
     except ConsentError as error:
         raise ApiError(403, str(error), "consent_ended") from None
     check_model(request.model, card)

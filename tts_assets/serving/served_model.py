@@ -6,7 +6,7 @@ A long text is synthesized in pieces (``pieces.py``), each with its own seed.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from tts_assets.audio_models.watermark import Watermarker
 from tts_assets.codec.model import Codec
 from tts_assets.core.artifacts import MANIFEST, CodecCheckpoint, CodecDecoder, verify_folder
 from tts_assets.core.cache import user_cache
@@ -27,6 +28,7 @@ from tts_assets.serving.pieces import (
     PARAGRAPH,
     Piece,
     PieceConcatenator,
+    Wave,
     longest_in_context,
     longest_piece,
     sections,
@@ -88,7 +90,7 @@ class PieceRequest:
 
 @dataclass(frozen=True)
 class Speech:
-    """Synthesized speech.
+    """Synthesized speech. That of a line carries the watermark (``ServedModel.watermark``).
 
     ``wave`` is mono float32 of shape (samples,): ``hop_length`` samples a code, and the pauses
     between pieces. ``codes`` has shape (codes,). ``ended``: the model generated its end token for
@@ -128,6 +130,13 @@ class ServedModel:
     def provenance(self) -> str:
         """The statement that all audio of this model carries."""
         return provenance(self.card)
+
+    def watermark(self) -> Callable[[Wave], Wave]:
+        """A function that adds the watermark to the successive chunks of one stream, (samples,).
+
+        It returns them unchanged if ``[serving] watermark`` was false.
+        """
+        return Watermarker(self.sample_rate).push if self.card.watermark else lambda wave: wave
 
     def voice(self, name: str) -> Voice:
         """The voice ``name`` of the serving model. Raises :class:`SynthesisError` if unknown."""
@@ -293,7 +302,7 @@ class ServedModel:
         return Speech("", wave, codes, ended, fault)
 
     def join(self, text: str, pieces: Sequence[PieceRequest], speeches: Sequence[Speech]) -> Speech:
-        """The speech of a line from that of its pieces."""
+        """The speech of a line, with the watermark, from that of its pieces."""
         concatenator = PieceConcatenator(self.sample_rate)
         waves = []
         for piece, speech in zip(pieces, speeches, strict=True):
@@ -301,7 +310,7 @@ class ServedModel:
             concatenator.end_piece(piece.pause)
         return Speech(
             text,
-            np.concatenate([*waves, concatenator.finish()]),
+            self.watermark()(np.concatenate([*waves, concatenator.finish()])),
             np.concatenate([speech.codes for speech in speeches]),
             all(speech.ended for speech in speeches),
             next((speech.fault for speech in speeches if speech.fault), None),

@@ -21,6 +21,7 @@ from fastapi import FastAPI
 
 from tts_assets.core.artifacts import ArtifactError
 from tts_assets.core.config import ConfigError
+from tts_assets.provenance.keys import keys_of_environment
 from tts_assets.serving.api import build_app
 from tts_assets.serving.audio_formats import require_consents
 from tts_assets.serving.config import ServerConfig
@@ -48,7 +49,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         config = ServerConfig.parse(given, "command line")
         for folder in (model, *config.adapter_folders):
-            require_consents(verify_model(folder))
+            require_consents(verify_model(folder), folder)
+        keys_of_environment()  # raises an error before the engine starts
     except (ConfigError, ArtifactError) as error:
         log.error("%s", error)
         return INVALID

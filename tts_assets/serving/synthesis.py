@@ -8,7 +8,7 @@ A long text is synthesized in pieces (``pieces.py``), each with its own seed. A 
 (``streaming.py``) is generated again with another seed, as often as the caller allows.
 
 The same serving model, text, voice, seed and backend give the same samples, independent of other
-lines in the same call.
+lines in the same call. All audio carries the watermark (``audio_models/watermark.py``).
 """
 
 from __future__ import annotations
@@ -161,14 +161,14 @@ class Synthesizer(ServedModel):
         :class:`SynthesisError` for an invalid line before the first chunk.
         """
         sampling = sampling or self.card.sampling
-        concatenator = PieceConcatenator(self.sample_rate)
+        concatenator, watermark = PieceConcatenator(self.sample_rate), self.watermark()
         pieces = self.piece_requests(line, sampling)
         limits = [limit_to_context(piece, sampling, self.engine.positions) for piece in pieces]
         for piece, limited in zip(pieces, limits, strict=True):
             for wave in self._stream_piece(piece, limited, retries, on_fault):
-                yield concatenator.push(wave)
+                yield watermark(concatenator.push(wave))
             concatenator.end_piece(piece.pause)
-        yield concatenator.finish()
+        yield watermark(concatenator.finish())
 
     def _stream_piece(
         self,

@@ -26,9 +26,10 @@ from typing import Any
 from tqdm import tqdm
 
 from tts_assets.core.artifacts import ArtifactError
-from tts_assets.core.audio import BrokenAudio, read_wave, write_speech
+from tts_assets.core.audio import BrokenAudio, read_wave
 from tts_assets.core.config import ConfigError
-from tts_assets.serving.audio_formats import pcm16, require_consents
+from tts_assets.provenance.manifest import Signature
+from tts_assets.serving.audio_formats import encode, pcm16, require_consents, signature
 from tts_assets.serving.config import ServerConfig, Voice
 from tts_assets.serving.served_model import verify_model
 from tts_assets.serving.streaming import Fault
@@ -62,14 +63,16 @@ def main(argv: list[str] | None = None) -> None:
     parser = build_parser()
     options = parser.parse_args(argv)
     try:
-        require_consents(verify_model(options.model))
+        card = verify_model(options.model)
+        require_consents(card, options.model)
+        signed = signature(options.model, card)
         given = {name: value for name in CAPACITY if (value := getattr(options, name)) is not None}
         if given and options.backend != "vllm":
             raise SynthesisError("--gpu-memory and --max-model-len need --backend vllm")
         ServerConfig.parse(given, "command line")
         synthesizer = Synthesizer.open(options.model, options.backend, **given)
         voice = select_voice(synthesizer, options)
-        synthesize(synthesizer, texts_of(options), voice, options)
+        synthesize(synthesizer, texts_of(options), voice, options, signed)
     except (SynthesisError, ArtifactError, ConfigError, BrokenAudio) as error:
         parser.exit(1, f"{error}\n")
 
@@ -145,8 +148,12 @@ def synthesize(
     texts: Sequence[str],
     voice: Voice | None,
     options: argparse.Namespace,
+    signed: Signature | None,
 ) -> None:
-    """Synthesize all texts and write the files. The third text of a list is ``0003.wav``."""
+    """Synthesize all texts and write the files. The third text of a list is ``0003.wav``.
+
+    ``signed``: what is signed in the files; nothing in a stream.
+    """
     sampling = sampling_of(synthesizer, options)
     description = describe(options.voice_description, options.emotion, options.style)
     lines = [
@@ -162,11 +169,11 @@ def synthesize(
     with tqdm(total=pieces, desc="synthesis", unit="piece") as bar:
         speeches = synthesizer.synthesize(lines, sampling, progress=bar.update, retries=RETRIES)
     if options.text is not None:
-        write(options.out, speeches[0], synthesizer)
+        write(options.out, speeches[0], synthesizer, signed)
         return
     options.out.mkdir(parents=True, exist_ok=True)
     for number, speech in enumerate(speeches, start=1):
-        write(options.out / f"{number:04d}.wav", speech, synthesizer)
+        write(options.out / f"{number:04d}.wav", speech, synthesizer, signed)
 
 
 def report_fault(fault: Fault) -> None:
@@ -174,11 +181,12 @@ def report_fault(fault: Fault) -> None:
     print(f"a piece was {fault}", file=sys.stderr)
 
 
-def write(path: Path, speech: Speech, model: ServedModel) -> None:
+def write(path: Path, speech: Speech, model: ServedModel, signed: Signature | None) -> None:
     """Write a wav file and print its length and fault."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rate = model.sample_rate
-    write_speech(path, speech.wave, rate, model.provenance)
+    audio = encode(speech.wave, rate, "wav", model.provenance)
+    path.write_bytes(signed.add(audio, "wav") if signed else audio)
     problem = f": {speech.fault}, also with another seed" if speech.fault else ""
     print(f"{path}: {len(speech.wave) / rate:.2f} s{problem}", file=sys.stderr)
 

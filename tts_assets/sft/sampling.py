@@ -25,6 +25,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM
 
+from tts_assets.audio_models.watermark import mark
 from tts_assets.codec.model import Codec
 from tts_assets.core.artifacts import atomic_write
 from tts_assets.core.audio import statement, write_speech
@@ -149,6 +150,8 @@ class TextSampler:
     def _write(self, name: str, codes: NDArray[np.int64], comment: str = "") -> None:
         assert self.codec is not None, "only rank 0 writes"
         (wave,) = self.codec.decode([codes])
+        if comment:  # of syntheses; the recordings have none
+            wave = mark(wave, self.program.sample_rate)
         write_speech(self.folder / name, wave, self.program.sample_rate, comment, "FLAC")
 
     def _lines(self) -> list[dict[str, Any]]:

@@ -28,8 +28,11 @@ from tts_assets.evaluation.suite import SuiteText
 PACKAGE = "tts_assets.evaluation.metrics"
 OWN_METRICS = {
     "words": f"{PACKAGE}.text:Words",
+    "seed_wer": f"{PACKAGE}.text:SeedWer",
     "dnsmos": f"{PACKAGE}.quality:Dnsmos",
+    "distillmos": f"{PACKAGE}.quality:DistillMos",
     "utmos": f"{PACKAGE}.quality:Utmos",
+    "watermark": f"{PACKAGE}.quality:Watermark",
     "similarity": f"{PACKAGE}.quality:Similarity",
     "pitch": f"{PACKAGE}.prosody:Pitch",
     "pace": f"{PACKAGE}.prosody:Pace",

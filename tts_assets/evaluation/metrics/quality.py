@@ -1,4 +1,4 @@
-"""Metrics by neural networks: DNSMOS, UTMOS, and speaker similarity.
+"""Metrics by neural networks: DNSMOS, DistillMOS, UTMOS, speaker similarity, the watermark.
 
 DNSMOS and the default speaker encoder are in ``tts_assets/audio_models``. UTMOS is not available as
 a package: ``[evaluation] utmos`` names an ONNX file. Its input is a waveform at 16 kHz, float32
@@ -9,6 +9,7 @@ strong learner, which its authors publish. Source: Saeki et al., UTMOS (Interspe
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,41 @@ class Dnsmos(Metric):
         return {"dnsmos_p808": mos.p808, "dnsmos_overall": mos.overall}
 
 
+class DistillMos(Metric):
+    """DistillMOS, if its package is installed; not part of the default metrics."""
+
+    name, version = "distillmos", "1"
+    columns = (
+        Column(
+            "distillmos",
+            "DistillMOS",
+            "DistillMOS: predicted mean opinion score of the speech quality, 1 to 5.",
+            better="high",
+            smallest=0.1,
+        ),
+    )
+
+    def __init__(self, setting: Setting) -> None:
+        from tts_assets.audio_models.distillmos import DistillMosScorer  # imports torch
+
+        super().__init__(setting)
+        self.scorer = DistillMosScorer()
+
+    @classmethod
+    def missing(cls, config: EvaluationConfig) -> str:
+        installed = find_spec("distillmos") is not None
+        return "" if installed else "not given: run `pip install --no-deps distillmos==0.9.1`"
+
+    def measure(self, utterances: Sequence[Utterance]) -> list[Values | Unmeasured]:
+        return [self._measure_one(utterance) for utterance in utterances]
+
+    def _measure_one(self, utterance: Utterance) -> Values | Unmeasured:
+        score = self.scorer(utterance.wave, utterance.rate)
+        if score is None:
+            return Unmeasured(f"shorter than {SHORTEST_SECONDS:g} s")
+        return {"distillmos": score}
+
+
 RATE = 16_000
 SHORTEST_SECONDS = 0.1
 
@@ -118,6 +154,33 @@ class Utmos(Metric):
         return {"utmos": float(np.mean(score))}
 
 
+class Watermark(Metric):
+    """Whether the watermark is found; not part of the default metrics."""
+
+    name, version = "watermark", "1"
+    columns = (
+        Column(
+            "watermark",
+            "Watermark",
+            "Share of the syntheses in which the watermark of synthetic speech is detected.",
+            better="high",
+            unit="%",
+            digits=1,
+        ),
+    )
+
+    def measure(self, utterances: Sequence[Utterance]) -> list[Values | Unmeasured]:
+        return [self._measure_one(utterance) for utterance in utterances]
+
+    def _measure_one(self, utterance: Utterance) -> Values | Unmeasured:
+        from tts_assets.audio_models.watermark import PRESENT, SHORTEST_SECONDS, detect
+
+        score = detect(utterance.wave, utterance.rate)
+        if score is None:
+            return Unmeasured(f"silence, or shorter than {SHORTEST_SECONDS:g} s")
+        return {"watermark": float(score > PRESENT)}
+
+
 class Similarity(Metric):
     """Cosine similarity of speaker embeddings to a reference speaker.
 
@@ -130,7 +193,7 @@ class Similarity(Metric):
         Column(
             "speaker_similarity",
             "Speaker similarity",
-            "Cosine of GE2E speaker embeddings to the reference: the voice prompt, or the mean of "
+            "Cosine of speaker embeddings to the reference: the voice prompt, or the mean of "
             "the speaker's recordings. The default encoder gives about 0.8 to 0.95 for the same "
             "speaker, 0.5 to 0.7 for another speaker.",
             better="high",

@@ -1,0 +1,1 @@
+"""Where speech comes from: the watermark, signed manifests, and consent that has ended."""
