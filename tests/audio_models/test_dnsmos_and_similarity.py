@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
+from transformers import Wav2Vec2FeatureExtractor, WavLMConfig, WavLMForXVector
 
 from tts_assets.audio_models.dnsmos import DnsmosScorer
-from tts_assets.audio_models.speaker_similarity import SpeakerEncoder, SpeakerSimilarity
+from tts_assets.audio_models.speaker_similarity import (
+    SpeakerEncoder,
+    SpeakerSimilarity,
+    XVectorEncoder,
+)
 from tts_assets.core.audio import Clip
+from tts_assets.speakers.config import encoder_digest
+from tts_assets.speakers.encoder import open_voices
 
 Recordings = dict[str, tuple[str, Clip]]
 
@@ -45,3 +55,39 @@ def test_the_same_speaker_is_more_similar_than_a_lower_voice(recordings: Recordi
 def test_silent_references_are_refused() -> None:
     with pytest.raises(ValueError, match="none of the 1 reference clips"):
         SpeakerSimilarity(SpeakerEncoder(), [(np.zeros(16_000, dtype=np.float32), 16_000)])
+
+
+def test_a_folder_with_an_x_vector_model(recordings: Recordings, tmp_path: Path) -> None:
+    """A small WavLM of random weights: one embedding a clip, as transformers' class gives it."""
+    torch.manual_seed(0)
+    config = WavLMConfig(
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        conv_dim=(16,) * 7,
+        num_conv_pos_embeddings=16,
+        num_conv_pos_embedding_groups=2,
+        tdnn_dim=(16, 16, 16, 16, 32),
+        xvector_output_dim=16,
+    )
+    model = WavLMForXVector(config).eval()
+    features = Wav2Vec2FeatureExtractor(do_normalize=True)
+    for part in (model, features):
+        part.save_pretrained(tmp_path)
+    assert len(encoder_digest(tmp_path)) == 64
+    encoder = open_voices(str(tmp_path))
+    assert isinstance(encoder, XVectorEncoder)
+    clip = recordings["conf-invalid"][1]
+    embedding = encoder.embed(clip.wave, clip.rate)
+    inputs = features(clip.wave, sampling_rate=16_000, return_tensors="pt")
+    with torch.no_grad():
+        expected = model(**inputs).embeddings[0].numpy()
+    assert embedding is not None and embedding.shape == (16,)
+    assert np.allclose(embedding, expected / np.linalg.norm(expected), atol=1e-5)
+    silence = np.zeros(16_000, np.float32)
+    found = encoder.embed_all(
+        [(clip.wave, clip.rate), (clip.wave[:7_999], clip.rate), (silence, 16_000)]
+    )
+    assert found[0] is not None and np.array_equal(found[0], embedding)
+    assert found[1:] == [None, None]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tts_assets.audio_models.watermark import mark
 from tts_assets.audio_models.wer import match
 from tts_assets.core.audio import Clip
 from tts_assets.core.config import ConfigError
@@ -21,6 +23,7 @@ from tts_assets.evaluation.metrics.metric import (
     Utterance,
     Values,
     columns_of,
+    load,
     metrics_of,
 )
 from tts_assets.evaluation.metrics.prosody import Pace, Pitch
@@ -29,6 +32,7 @@ from tts_assets.evaluation.page import write_flac
 from tts_assets.evaluation.suite import SuiteText
 
 Recordings = dict[str, tuple[str, Clip]]
+EXPECTED_MOS = 4.2206  # of conf-invalid, by the authors' program
 
 
 class Loudness(Metric):
@@ -187,3 +191,35 @@ def test_utmos_needs_its_weights(tmp_path: Path) -> None:
     assert "utmos" not in [column.name for column in columns_of(missing)]
     (tmp_path / "utmos.onnx").write_bytes(b"")
     assert "utmos" in [column.name for column in columns_of(missing)]
+
+
+@pytest.mark.parametrize(
+    ("text", "heard", "language", "wer"),
+    [
+        ("Don't stop, please!", "don't stop please", "en", 0.0),
+        ("Call 42 now.", "call forty-two now", "en", 1 / 3),  # numbers are not normalized
+        ("你好，世界", "你好世姐", "zh", 0.25),
+        ("five", "", "en", 1.0),
+    ],
+)
+def test_the_wer_of_seed_tts_eval(text: str, heard: str, language: str, wer: float) -> None:
+    asked = config("seed_wer")
+    suite_text = SuiteText(id="a", category="c", text=text, language=language)
+    spoken = replace(utterance("a", heard), text=suite_text)
+    assert load("seed_wer")(Setting(asked)).measure([spoken]) == [{"seed_wer": pytest.approx(wer)}]
+
+
+def test_distillmos_and_the_watermark(recordings: Recordings) -> None:
+    asked = config("distillmos", "watermark")
+    clip = recordings["conf-invalid"][1]
+    noise = np.random.default_rng(0).normal(0, 0.05, len(clip.wave)).astype(np.float32)
+    waves = [clip.wave, clip.wave + noise, mark(clip.wave, clip.rate), clip.wave[:1_000]]
+    spoken = [utterance("a", "a", wave) for wave in waves]
+    mos = [load("distillmos")(Setting(asked)).measure([one])[0] for one in (*spoken[:2], spoken[3])]
+    assert mos[0] == {"distillmos": pytest.approx(EXPECTED_MOS, abs=1e-3)}
+    assert isinstance(mos[1], dict) and mos[1]["distillmos"] < EXPECTED_MOS - 1
+    assert mos[2] == Unmeasured("shorter than 0.1 s")
+    found = load("watermark")(Setting(asked)).measure(spoken)
+    assert [found[0], found[2]] == [{"watermark": 0.0}, {"watermark": 1.0}]
+    assert isinstance(found[3], Unmeasured)
+    assert {metric.name for metric in metrics_of(asked)} == {"words", "distillmos", "watermark"}

@@ -1,13 +1,16 @@
-"""Speaker similarity: the cosine of GE2E speaker embeddings (encoder of ``resemblyzer``).
+"""Speaker similarity: the cosine of speaker embeddings, by default of GE2E (``resemblyzer``).
 
-Two clips of one speaker have a cosine of about 0.8 to 0.95, clips of two speakers 0.5 to 0.7. The
-recording channel has an influence as well. An embedding is a unit vector, float32 (256,), of a clip
-at 16 kHz whose silences are shortened. Source: Wan et al., Generalized end-to-end loss (2018).
+With GE2E two clips of one speaker have a cosine of about 0.8 to 0.95, clips of two speakers 0.5 to
+0.7; other encoders have other scales. The recording channel has an influence as well. An embedding
+of GE2E is a unit vector, float32 (256,), of a clip at 16 kHz whose silences are shortened. Source:
+Wan et al., Generalized end-to-end loss (2018).
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -18,6 +21,7 @@ from tts_assets.core.audio import resample
 
 RATE = 16_000
 SHORTEST_SECONDS = 0.3  # of speech, after silences are shortened
+SHORTEST_XVECTOR = 0.5  # of a clip: its convolutions span 15 frames of 20 ms
 # The defaults of resemblyzer's embed_utterance.
 WINDOWS_PER_SECOND = 1.3
 WINDOW_FRAMES, WINDOW_STEP = 160, 40  # mel frames of 10 ms
@@ -110,6 +114,49 @@ def _direction(windows: NDArray[np.float32]) -> Embedding:
     """The mean of the window embeddings (windows, 256) as a unit vector (256,)."""
     mean = windows.mean(axis=0)
     return (mean / np.linalg.norm(mean)).astype(np.float32)
+
+
+class XVectorEncoder:
+    """WavLM with an x-vector head in transformers' format, such as microsoft/wavlm-base-plus-sv.
+
+    The embedding is that of the whole clip, with its silences. The folder has the weights as
+    safetensors and ``preprocessor_config.json``. Source: Chen et al., WavLM (2022).
+    """
+
+    def __init__(self, folder: Path, device: str = "cpu") -> None:
+        import torch
+        from transformers import Wav2Vec2FeatureExtractor, WavLMForXVector
+
+        self.features = Wav2Vec2FeatureExtractor.from_pretrained(folder)
+        model = WavLMForXVector.from_pretrained(folder, use_safetensors=True)
+        self.model = model.to(torch.device(device)).eval()  # type: ignore[arg-type]
+        self.device = device
+
+    @staticmethod
+    def is_in(folder: Path) -> bool:
+        """Whether ``folder`` holds such a model."""
+        path = folder / "config.json"
+        known = json.loads(path.read_text()) if path.is_file() else {}
+        return "WavLMForXVector" in (known.get("architectures") or ())
+
+    def embed(self, wave: NDArray[np.float32], rate: int) -> Embedding | None:
+        """The embedding of a mono clip (samples,) at ``rate`` Hz; None below 0.5 s.
+
+        None for digital silence, too.
+        """
+        import torch
+
+        audio = wave if rate == RATE or not len(wave) else resample(wave, rate, RATE)
+        if len(audio) < SHORTEST_XVECTOR * RATE or not np.any(audio):
+            return None
+        inputs = self.features(audio, sampling_rate=RATE, return_tensors="pt").to(self.device)
+        with torch.no_grad():
+            embedded = self.model(**inputs).embeddings[0].cpu().numpy()
+        return _direction(embedded[None])
+
+    def embed_all(self, clips: Sequence[tuple[NDArray[np.float32], int]]) -> list[Embedding | None]:
+        """The embeddings of clips, each with its sample rate in Hz, one by one."""
+        return [self.embed(wave, rate) for wave, rate in clips]
 
 
 class SpeakerSimilarity:

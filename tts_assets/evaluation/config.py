@@ -92,7 +92,8 @@ class EvaluationConfig(Config):
     metrics: tuple[str, ...] = Field(METRICS, description="names, or 'package.module:Class'")
     utmos: Path | None = Field(None, description="UTMOS as an ONNX file; unset: not measured")
     speaker_encoder: str = Field(
-        RESEMBLYZER, description='"resemblyzer", "speaker_encoder" (the asset), or a folder'
+        RESEMBLYZER,
+        description='"resemblyzer", "speaker_encoder" (the asset), or a folder, also of a WavLM',
     )
     whisper: str = Field(
         "", description='ASR model of faster-whisper; empty: tiny.en; "none": no WER is measured'

@@ -24,7 +24,11 @@ from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
-from tts_assets.audio_models.speaker_similarity import SpeakerEmbedder, SpeakerEncoder
+from tts_assets.audio_models.speaker_similarity import (
+    SpeakerEmbedder,
+    SpeakerEncoder,
+    XVectorEncoder,
+)
 from tts_assets.core.audio import Wave, blocks
 from tts_assets.core.config import ConfigError
 from tts_assets.speakers.audio import Mels, Recording, preprocess, preprocess_wav, windows
@@ -168,9 +172,14 @@ def evaluate_trials(encoder: VoiceEncoder, trials: Path, root: Path) -> tuple[Er
 
 
 def open_voices(name: str, device: str = "cpu") -> SpeakerEmbedder:
-    """The encoder ``name``: "resemblyzer", or the path of a folder or a ``.pt``."""
+    """The encoder ``name``: "resemblyzer", or the path of a folder or a ``.pt``.
+
+    The folder may hold a WavLM with an x-vector head.
+    """
     if name == RESEMBLYZER:
         return SpeakerEncoder(device)
+    if XVectorEncoder.is_in(Path(name)):
+        return XVectorEncoder(Path(name), device)
     return VoiceEncoder.load(Path(name), device)
 
 

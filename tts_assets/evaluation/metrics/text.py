@@ -8,6 +8,9 @@ inserted word that its neighbours in the transcript contain as well counts as a 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from unicodedata import category
+
+import jiwer
 
 from tts_assets.audio_models.wer import TextMatch
 from tts_assets.audio_models.whisper import NONE
@@ -115,6 +118,52 @@ class Words(Metric):
             }
             for match in (utterance.match for utterance in utterances)
         ]
+
+
+class SeedWer(Metric):
+    """The WER as Seed-TTS-eval computes it; not part of the default metrics.
+
+    Punctuation except the apostrophe is removed, letters become lower case, numbers stay as they
+    are written, and Chinese is compared by character. The total is the mean over the utterances.
+    Source: github.com/BytedanceSpeech/seed-tts-eval.
+    """
+
+    name, version = "seed_wer", "1"
+    columns = (
+        Column(
+            "seed_wer",
+            "WER of Seed-TTS-eval",
+            "Mean over the utterances of the WER without normalization of numbers.",
+            better="low",
+            unit="%",
+            digits=1,
+            smallest=0.005,
+        ),
+    )
+
+    @classmethod
+    def missing(cls, config: EvaluationConfig) -> str:
+        return Words.missing(config)
+
+    def key(self, utterance: Utterance) -> None:
+        return None
+
+    def measure(self, utterances: Sequence[Utterance]) -> list[Values | Unmeasured]:
+        return [self._measure_one(utterance) for utterance in utterances]
+
+    def _measure_one(self, utterance: Utterance) -> Values | Unmeasured:
+        language = utterance.text.language
+        text = seed_words(utterance.text.text, language)
+        if not text:
+            return Unmeasured("the text has no words")
+        heard = seed_words(utterance.transcript, language)
+        return {"seed_wer": float(jiwer.wer(" ".join(text), " ".join(heard)))}
+
+
+def seed_words(text: str, language: str) -> list[str]:
+    """The words of a text, or its characters if it is Chinese, without punctuation."""
+    kept = "".join(sign for sign in text if sign == "'" or category(sign)[0] not in "PS")
+    return list("".join(kept.split())) if language.startswith("zh") else kept.lower().split()
 
 
 def repeated(match: TextMatch) -> int:
