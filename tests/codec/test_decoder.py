@@ -12,12 +12,7 @@ import torch
 
 from tests.codec.conftest import VENDORED, published
 from tests.support.interrupting import assert_same_bytes_after_a_stop
-from tts_assets.codec.config import (
-    DecoderAdversarialConfig,
-    DecoderProgram,
-    DecoderRecipe,
-    DecoderSize,
-)
+from tts_assets.codec.config import DecoderProgram, DecoderRecipe, DecoderSize
 from tts_assets.codec.decoder import (
     OUTPUTS,
     CodecDecoder,
@@ -27,6 +22,7 @@ from tts_assets.codec.decoder import (
 )
 from tts_assets.codec.model import Codec
 from tts_assets.codec.train_decoder import decoder_trainer, main
+from tts_assets.codec.training_config import DecoderAdversarialConfig
 from tts_assets.core.accounting import ValidationSplit
 from tts_assets.core.artifacts import DecoderFacts, sha256_file
 from tts_assets.core.audio import Wave

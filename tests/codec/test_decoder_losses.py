@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tts_assets.codec.config import DecoderAdversarialConfig
 from tts_assets.codec.decoder_losses import MelLoss, ReferenceDiscriminators, level_loss
+from tts_assets.codec.training_config import DecoderAdversarialConfig
 from tts_assets.core.audio import Wave
 
 SPECTRAL = {"loss": 7.7925897, "adversarial": 7.7921224, "features": 0.9796648}

@@ -17,12 +17,7 @@ from safetensors.torch import load_file
 
 from tests.support.interrupting import assert_same_bytes_after_a_stop
 from tts_assets.audio_models.whisper import packaged_model
-from tts_assets.codec.config import (
-    CodecArchitecture,
-    CodecProgram,
-    CodecRecipe,
-    SemanticConfig,
-)
+from tts_assets.codec.config import CodecArchitecture, CodecProgram, CodecRecipe, SemanticConfig
 from tts_assets.codec.model import Codec
 from tts_assets.codec.semantic import WhisperFeatures, read_encoder
 from tts_assets.codec.train import CodecTrainer, codec_trainer, main

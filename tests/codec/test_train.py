@@ -22,15 +22,11 @@ from torch import nn
 
 from tests.support.interrupting import assert_same_bytes_after_a_stop
 from tts_assets.codec.backends import CompactBackend
-from tts_assets.codec.config import (
-    CodecAdversarialConfig,
-    CodecArchitecture,
-    CodecProgram,
-    CodecRecipe,
-)
+from tts_assets.codec.config import CodecArchitecture, CodecProgram, CodecRecipe
 from tts_assets.codec.model import Codec
 from tts_assets.codec.quality import usage
 from tts_assets.codec.train import CodecTrainer, Reconstruction, codec_trainer, main
+from tts_assets.codec.training_config import CodecAdversarialConfig
 from tts_assets.codec.windows import TrainingAudio, WindowLoader
 from tts_assets.codec.xcodec2 import build, calibrate
 from tts_assets.core.accounting import ValidationSplit, is_validation

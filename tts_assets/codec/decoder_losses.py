@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 from transformers.audio_utils import mel_filter_bank
 
-from tts_assets.codec.config import AdversarialConfig
 from tts_assets.codec.losses import Discriminators, Scored
+from tts_assets.codec.training_config import AdversarialConfig
 
 MEL_RESOLUTIONS = tuple((2**power, 5 * 2 ** (power - 5)) for power in range(5, 12))
 MEL_FLOOR = 1e-5

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 from transformers.audio_utils import mel_filter_bank
 
-from tts_assets.codec.config import AdversarialConfig
+from tts_assets.codec.training_config import AdversarialConfig
 from tts_assets.codec.xcodec2 import SAMPLE_RATE
 
 RESOLUTIONS = ((2048, 160), (1024, 120), (512, 80), (256, 40))  # FFT size, mel bands

@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from tts_assets.codec.config import CODEBOOKS_FILE, TrainingRecipe
+from tts_assets.codec.config import CODEBOOKS_FILE
+from tts_assets.codec.training_config import TrainingRecipe
 from tts_assets.codec.xcodec2 import SINGLE_BOUND, CompactConfig, CompactXcodec2
 from tts_assets.core.artifacts import CodecFacts, atomic_write, sha256_file
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from tts_assets.codec.config import TrainingRecipe
+from tts_assets.codec.training_config import TrainingRecipe
 from tts_assets.codec.xcodec2 import HOP, SAMPLE_RATE
 from tts_assets.core.accounting import ValidationSplit
 from tts_assets.core.audio import Wave, read_wave, resample
