@@ -24,7 +24,7 @@ TRAIN_CODEC, RETRAIN = "train_codec", "retrain"
 ALIGN, EVALUATE, PROMOTE = "align", "evaluate", "promote"
 TRAIN_SPEAKERS, CHECK_SPEAKERS = "train_speakers", "check_speakers"
 TRAIN_FAMILIES = "train_families"
-SCRUB = "scrub"  # jobs/scrub.py: it builds nothing
+SCRUB, PRUNE = "scrub", "prune"  # jobs/storage.py: they build nothing
 
 
 def build_jobs(settings: Settings) -> list[UnresolvedAssetJobDefinition]:

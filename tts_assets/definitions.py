@@ -21,7 +21,7 @@ from dagster import (
 )
 
 from jobs.asset_jobs import build_jobs, build_schedules
-from jobs.scrub import build_scrub_job
+from jobs.storage import build_prune_job, build_prune_schedule, build_scrub_job
 from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
 from resources.launcher import Launcher
 from resources.slurm import SlurmLauncher
@@ -59,12 +59,13 @@ REPORTS = ("report", "codec_report", "speaker_report")  # keys, or the first par
 
 def build_defs(settings: Settings, resources: Mapping[str, Any] | None = None) -> Definitions:
     """All definitions. ``resources`` replaces resources of the settings by name."""
-    jobs = build_jobs(settings)
+    jobs, pruning = build_jobs(settings), build_prune_job(settings.retention)
+    schedule = build_prune_schedule(pruning, settings.schedules)
     return Definitions(
         assets=[complete(made, settings) for made in build_assets(settings)],
         resources={**build_resources(settings), **(resources or {})},
-        jobs=[*jobs, build_scrub_job()],
-        schedules=build_schedules(jobs, settings),
+        jobs=[*jobs, build_scrub_job(), pruning],
+        schedules=[*build_schedules(jobs, settings), schedule],
         sensors=[
             *build_corpora_sensors(
                 settings.all_corpora, list(settings.arrays.imported), settings.storage

@@ -25,6 +25,7 @@ from tts_assets.arrays.config import ArraysConfig
 from tts_assets.audio_models.whisper import check_transcribes, spoken_language
 from tts_assets.codec.config import CodecConfig
 from tts_assets.core.accounting import ValidationSplit
+from tts_assets.core.artifacts.pruning import Retention
 from tts_assets.core.compute import Compute
 from tts_assets.core.config import Config, ConfigError
 from tts_assets.core.tracking import WandbConfig
@@ -87,6 +88,7 @@ class Settings(Config):
     evaluation: EvaluationConfig
     promotion: dict[str, PromotionConfig] = Field(default_factory=dict)
     schedules: Schedules = Schedules()
+    retention: Retention = Retention()
     budget: Budget = Budget()
     alerts: Alerts = Alerts()
     speakers: SpeakersConfig | None = None

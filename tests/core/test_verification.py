@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 from dagster import AssetIn, AssetsDefinition, DagsterInstance, ExecuteInProcessResult, materialize
 
-from jobs.scrub import build_scrub_job
+from jobs.storage import build_scrub_job
 from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
 from tests.core.test_artifacts import FACTS, build, publish
 from tts_assets.core.artifacts import (

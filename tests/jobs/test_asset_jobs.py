@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from dagster import Definitions
 
-from jobs.asset_jobs import SCRUB
+from jobs.asset_jobs import PRUNE, SCRUB
 from tts_assets.definitions import build_defs
 from tts_assets.settings import load_settings
 
@@ -52,7 +52,8 @@ def defs() -> Definitions:
 
 
 def test_every_asset_is_in_a_job(defs: Definitions) -> None:
-    made = {job.name: assets_of(defs, job.name) for job in defs.jobs or () if job.name != SCRUB}
+    names = {job.name for job in defs.jobs or ()} - {SCRUB, PRUNE}
+    made = {name: assets_of(defs, name) for name in names}
     keys = defs.resolve_asset_graph().materializable_asset_keys
     assert {key.to_user_string() for key in keys} == set().union(*made.values())
 
@@ -75,7 +76,13 @@ def test_without_a_speaker_encoder_there_is_no_speaker_report() -> None:
 
 
 def test_every_schedule_has_a_description(defs: Definitions) -> None:
-    names = ("nightly_refresh", "weekly_retrain", "weekly_evaluate", "monthly_align")
+    names = (
+        "nightly_refresh",
+        "weekly_retrain",
+        "weekly_evaluate",
+        "monthly_align",
+        "weekly_prune",
+    )
     assert all(defs.resolve_schedule_def(name).description for name in names)
 
 

@@ -132,7 +132,7 @@ def test_no_sensor_of_gpu_assets_is_on_by_default(voices: Daemon) -> None:
     }
     assert on == {"new_corpora", "data_automation"}
     schedules = {s.name: s.default_status for s in voices.defs.schedules or ()}
-    ours = {"nightly_refresh", "weekly_retrain", "weekly_evaluate", "monthly_align"}
+    ours = {"nightly_refresh", "weekly_retrain", "weekly_evaluate", "monthly_align", "weekly_prune"}
     assert set(schedules) == ours
     assert set(schedules.values()) == {DefaultScheduleStatus.STOPPED}
 

@@ -2,6 +2,7 @@
 
     python -m tts_assets.doctor [--json]
     python -m tts_assets.doctor scrub [--asset sft/announcer]
+    python -m tts_assets.doctor prune [--days 30] [--versions 3] [--delete]
     python -m tts_assets.doctor gpu-hours
 
 Without a command: what is installed, what is missing, its consequence and a remedy. The exit status
@@ -12,6 +13,9 @@ Verification before the use of an artifact trusts the metadata of files that it 
 command trusts nothing. The exit status is 1 if something is damaged. The job ``scrub`` does the
 same.
 
+``prune`` lists old versions of artifacts that nothing refers to, and what their deletion frees;
+``--delete`` deletes them. The defaults are those of ``[retention]``.
+
 ``gpu-hours`` prints the GPU-hours of this week by asset, the largest first, and their sum.
 """
 
@@ -21,6 +25,8 @@ import argparse
 import json
 import sys
 import textwrap
+import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -46,6 +52,10 @@ def main(argv: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command")
     scrubbing = commands.add_parser("scrub", help="read every file of the storage")
     scrubbing.add_argument("--asset", default="", help="key of one asset, or its first parts")
+    pruning = commands.add_parser("prune", help="old versions of artifacts that nothing refers to")
+    pruning.add_argument("--days", type=float, help="keep younger versions")
+    pruning.add_argument("--versions", type=int, help="keep so many of each asset and partition")
+    pruning.add_argument("--delete", action="store_true", help="delete them; otherwise list them")
     commands.add_parser("gpu-hours", help="GPU-hours of this week by asset")
     options = parser.parse_args(argv)
     if options.command is None:
@@ -60,6 +70,10 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     if options.command == "scrub":
         return scrub_storage(settings, options.asset)
+    if options.command == "prune":
+        asked = {"days": options.days, "versions": options.versions}
+        given = {key: value for key, value in asked.items() if value is not None}
+        return prune_storage(settings, given, options.delete)
     return print_gpu_hours(settings)
 
 
@@ -85,6 +99,23 @@ def scrub_storage(settings: Settings, asset: str) -> int:
         print(found.report)
     print(found.summary)
     return int(bool(found.problems))
+
+
+def prune_storage(settings: Settings, asked: Mapping[str, float], delete: bool) -> int:
+    """List or delete old versions; ``asked`` replaces values of ``[retention]``."""
+    from tts_assets.core.artifacts import ArtifactError, ArtifactStore
+    from tts_assets.core.artifacts.pruning import Retention, prune
+    from tts_assets.core.config import ConfigError
+
+    now = time.time()
+    try:
+        retention = Retention.parse({**settings.retention.model_dump(), **asked}, "options")
+        found = prune(ArtifactStore(settings.storage), retention, now, delete)
+    except (ArtifactError, ConfigError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(found.report(now))
+    return 0
 
 
 def print_gpu_hours(settings: Settings) -> int:

@@ -35,6 +35,7 @@ class Schedules(Config):
     retrain: str = Field("0 2 * * 6", description="weekly_retrain: all SFT recipes")
     evaluate: str = Field("0 2 * * 0", description="weekly_evaluate: all reports")
     align: str = Field("0 2 1 * *", description="monthly_align: all RLHF recipes")
+    prune: str = Field("0 4 * * 0", description="weekly_prune: deletes old versions")
     report_days: float = Field(10.0, ge=1, description="a week, plus three days to react")
 
 

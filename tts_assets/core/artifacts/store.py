@@ -184,6 +184,10 @@ class ArtifactStore:
         aside.symlink_to(target)
         aside.replace(link)
         fsync(link.parent)
+        if not handle.path.is_dir():
+            raise ArtifactError(
+                f"{handle.path} was deleted as an old version: materialize {handle.asset} again"
+            )
 
 
 def experiment_mark(folder: Path) -> Path:
