@@ -27,6 +27,7 @@ def noise(seconds: float) -> np.ndarray:
     return (0.1 * np.random.default_rng(0).standard_normal(samples)).astype(np.float32)
 
 
+@pytest.mark.slow
 def test_a_recording_scores_higher_than_with_noise(recordings: Recordings) -> None:
     clip = recordings["conf-invalid"][1]
     score = DnsmosScorer()

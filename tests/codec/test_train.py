@@ -99,6 +99,7 @@ def test_an_interrupted_run_ends_in_the_same_bytes(
     assert (facts.token_rate, facts.codebook_size, facts.sample_rate) == (50.0, 125, 16_000)
 
 
+@pytest.mark.slow
 def test_the_loss_falls(
     tmp_path: Path,
     tiny: CodecArchitecture,

@@ -120,6 +120,7 @@ def test_clips_without_words_are_not_used(program: CodecReportProgram) -> None:
         held_out(program_with("Um...", ""))
 
 
+@pytest.mark.slow
 def test_a_codec_lies_between_the_recording_and_noise(measured: list[dict[str, Any]]) -> None:
     original, vendored, untrained = measured
     assert [system["name"] for system in measured] == ["original", "vendored", "untrained"]
@@ -148,6 +149,7 @@ def test_the_wer_has_an_interval(
     assert interval is not None and (interval.low, interval.high) == (0.0, 1.0)
 
 
+@pytest.mark.slow
 def test_a_recording_is_played_at_its_own_rate(
     program: CodecReportProgram, samples: list[Sample], tmp_path: Path
 ) -> None:

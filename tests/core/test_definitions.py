@@ -138,6 +138,7 @@ def test_nodes_of_a_group_have_different_names_and_their_roles() -> None:
     assert len({frozenset(kind) for kind in kinds.values()}) == len(stages) == len(kinds)
 
 
+@pytest.mark.slow
 def test_definitions_load_without_torch() -> None:
     """Every Dagster process loads the definitions: 2 s of CPU instead of 10."""
     code = "import sys, tts_assets.definitions; print(*sys.modules)"
@@ -146,6 +147,7 @@ def test_definitions_load_without_torch() -> None:
     assert not heavy & {*loaded.split()}
 
 
+@pytest.mark.slow
 def test_definitions_load_without_warnings() -> None:
     """Dagster warns of each use of a part that it calls preview, beta or superseded."""
     done = subprocess.run(

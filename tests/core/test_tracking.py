@@ -90,6 +90,7 @@ def test_offline_metrics_are_stored_without_network_access(tmp_path: Path) -> No
     assert not (tmp_path / "home").exists()
 
 
+@pytest.mark.slow
 def test_a_resumed_program_continues_its_wandb_run(tmp_path: Path) -> None:
     write_card(tmp_path, WandbConfig(project="voices"), "sft/one")
     process = start(CountConfig(run_dir=tmp_path, total=1000, step_seconds=0.05))

@@ -142,6 +142,7 @@ def test_samples_are_ready_for_training(
     assert {sample.original_data["key"] for sample in samples} >= {"digits/1", "demo-nomatch"}
 
 
+@pytest.mark.slow
 def test_touched_files_are_reused_and_changed_files_are_not(
     instance: DagsterInstance, store: ArtifactStore, corpus: Path
 ) -> None:

@@ -16,6 +16,7 @@ from tts_assets.corpora.text import Normalizer
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.slow
 def test_the_everyday_suite_is_in_no_corpus() -> None:
     corpus = ROOT / "examples/corpora/asterisk_en/samples.jsonl"
     recorded = [json.loads(line)["transcript"] for line in corpus.read_text().splitlines()]

@@ -122,6 +122,7 @@ def test_only_new_texts_are_synthesized(tmp_path: Path) -> None:
     assert len((more.corpus / "set_aside.jsonl").read_text().splitlines()) == 2
 
 
+@pytest.mark.slow
 def test_a_deleted_clip_makes_the_corpus_incomplete(tmp_path: Path) -> None:
     made = program(tmp_path, TEXTS[:1])
     before = run(made)

@@ -110,6 +110,7 @@ def test_a_candidate_must_reach_all_margins(publisher: Publisher, config: Promot
     ]
 
 
+@pytest.mark.slow
 def test_the_same_model_synthesized_again_is_not_promoted(
     publisher: Publisher, config: PromotionConfig
 ) -> None:

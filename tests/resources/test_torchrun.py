@@ -61,6 +61,7 @@ def test_two_ranks_run_and_facts_are_returned(tmp_path: Path) -> None:
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 4
 
 
+@pytest.mark.slow
 def test_an_error_has_the_rank_and_its_traceback(tmp_path: Path) -> None:
     process = start(tmp_path, total=4, broken_rank=1)
     output, _ = process.communicate(timeout=PATIENCE)
@@ -207,6 +208,7 @@ def test_gpu_hours_of_the_week_are_recorded_and_limited(tmp_path: Path) -> None:
     assert metadata(launch(count(tmp_path / "c", free, total=2), limited))["counted"] == 2
 
 
+@pytest.mark.slow
 def test_a_killed_launcher_has_recorded_its_gpu_hours(tmp_path: Path) -> None:
     values = {
         "config": {"run_dir": str(tmp_path / "run"), "total": 400, "step_seconds": 0.05},

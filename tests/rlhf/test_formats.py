@@ -30,6 +30,7 @@ every_format = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.slow
 @every_format
 def test_grpo_makes_two_steps(
     form: SpeechFormat, speaking: Speaking, program: Callable[..., RlhfProgram], tmp_path: Path

@@ -79,6 +79,7 @@ def test_a_tag_with_a_region_is_scored_as_its_language(
     assert wer_reward.score(chinese, "\u4f60 \u597d").error_rate == 0
 
 
+@pytest.mark.slow
 def test_a_short_window_transcribes_like_the_full_one(sentences: list[DecodedCompletion]) -> None:
     narrow, whole = (
         [
@@ -152,6 +153,7 @@ def test_a_voice_is_most_similar_to_itself(
     assert itself.rewards["similarity"] > lower.rewards["similarity"] + 0.05
 
 
+@pytest.mark.slow
 def test_scores_do_not_depend_on_order_or_batch(
     executor: RewardExecutor, sentences: list[DecodedCompletion]
 ) -> None:

@@ -38,6 +38,8 @@ from tts_assets.serving.verify import compare_transformers
 from tts_assets.speechlm.config import LlamaSize, VocabularyConfig
 from tts_assets.speechlm.model import SpeechLM, new_llama
 
+pytestmark = pytest.mark.slow
+
 Make = Callable[..., RlhfProgram]
 
 
@@ -427,7 +429,6 @@ def test_trl_and_the_fingerprint_get_the_upper_clip(
     assert ("clip_high" in recipe.identity()) == (bound is not None)
 
 
-@pytest.mark.slow
 def test_two_processes_have_the_rollouts_of_one(program: Make) -> None:
     one, two = program("one", steps=2), program("two", steps=2)
     run(one)
@@ -436,7 +437,6 @@ def test_two_processes_have_the_rollouts_of_one(program: Make) -> None:
     assert CheckpointFacts.from_json(two.run_dir / "result.json").steps == 2
 
 
-@pytest.mark.slow
 def test_two_processes_train_the_adapters_of_one(program: Make) -> None:
     one, two = (program(name, steps=2, **LORA) for name in ("one", "two"))
     run(one)
@@ -459,7 +459,6 @@ def steady(batch, flag):
 """
 
 
-@pytest.mark.slow
 def test_a_reward_that_fails_on_one_rank_ends_all_ranks(
     program: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

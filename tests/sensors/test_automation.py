@@ -17,6 +17,8 @@ from tts_assets.arrays.arrays import CodeTable
 from tts_assets.definitions import build_defs
 from tts_assets.settings import load_settings
 
+pytestmark = pytest.mark.slow
+
 FOLLOWING = (
     "speech_segments",
     "filtered_samples",

@@ -120,6 +120,7 @@ def voice() -> Iterator[Voice]:
         yield Voice(instance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_one_of_two_candidates_is_retrained_and_promoted(voice: Voice, recipe: str) -> None:
     voice.run("code_arrays", partition=recipe)
@@ -132,6 +133,7 @@ def test_a_report_materialized_by_hand_is_used(voice: Voice) -> None:
     assert voice.follow() == ["promoted/voice"]
 
 
+@pytest.mark.slow
 def test_a_failed_gate_blocks_until_a_better_report(
     voice: Voice,
 ) -> None:

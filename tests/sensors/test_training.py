@@ -82,6 +82,7 @@ def test_one_changed_corpus_retrains_exactly_what_depends_on_it(voices: Daemon) 
     assert len(again) == len(set(again))
 
 
+@pytest.mark.slow
 def test_gpu_automation_first_requests_the_suite_only(voices: Daemon) -> None:
     voices.on.append("gpu_automation")
     assert voices.follow() == [("evaluation_suite", None)]

@@ -105,6 +105,7 @@ def test_a_codec_that_did_not_make_the_codes_is_rejected(
         SftProgram.parse(program_values(tmp_path, arrays, sample_texts=1), "run.json")
 
 
+@pytest.mark.slow
 def test_an_adapted_model_synthesizes_like_the_published_one(
     arrays: Path, codec: Path, tmp_path: Path
 ) -> None:

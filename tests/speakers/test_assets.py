@@ -40,6 +40,8 @@ from tts_assets.settings import load_settings
 from tts_assets.speakers.assets import build_assets
 from tts_assets.speakers.config import SpeakersConfig
 
+pytestmark = pytest.mark.slow
+
 
 def run(
     config: dict[str, Any], store: ArtifactStore, instance: DagsterInstance, partition: str = ""

@@ -50,6 +50,7 @@ def test_an_interrupted_run_ends_in_the_same_bytes(
     assert facts.utterances + facts.test_utterances + len(aside) == 6 * 13
 
 
+@pytest.mark.slow
 def test_the_loss_falls_and_the_check_script_passes(
     tmp_path: Path, selection: SpeakerSelection, index: Path
 ) -> None:
@@ -106,6 +107,7 @@ def test_other_recipes_train(
         assert all(not (a == b).all() for a, b in zip(before, after, strict=True))
 
 
+@pytest.mark.slow
 def test_ranks_compute_the_loss_of_the_whole_batch(
     tmp_path: Path, selection: SpeakerSelection, index: Path
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from dagster import DagsterInstance, materialize
 
 from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
@@ -22,6 +23,7 @@ from tts_assets.corpora.segments.config import SegmentConfig
 CORPUS = "talks"
 
 
+@pytest.mark.slow
 def test_recordings_become_samples_with_a_dataset_card(
     talk: tuple[Path, list[SpokenClip]], store: ArtifactStore
 ) -> None:

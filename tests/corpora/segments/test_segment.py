@@ -81,6 +81,7 @@ def test_another_language_tag_updates_cached_clips(
     assert len(transcribed) == windows
 
 
+@pytest.mark.slow
 def test_without_its_caches_and_its_pool_the_result_is_the_same(
     talks: Path, store: ArtifactStore, tmp_path: Path
 ) -> None:
@@ -94,6 +95,7 @@ def test_without_its_caches_and_its_pool_the_result_is_the_same(
     publish(corpus, store, tmp_path / "c")
 
 
+@pytest.mark.slow
 def test_a_killed_program_keeps_finished_recordings(
     talks: Path, store: ArtifactStore, tmp_path: Path, transcribed: list[float]
 ) -> None:
@@ -119,6 +121,7 @@ def rows_of(folder: Path) -> str:
     return sha256_file(folder / "result" / "utterances.parquet")
 
 
+@pytest.mark.slow
 def test_bytes_do_not_depend_on_the_number_of_ranks(
     talks: Path, store: ArtifactStore, tmp_path: Path
 ) -> None:
@@ -189,6 +192,7 @@ def test_an_unsupported_language_fails_the_program(
         segment(corpus, store, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_recordings_elsewhere_give_the_same_files(talks: Path, tmp_path: Path) -> None:
     """Another folder and another storage, without caches: a move changes no digest."""
     found = []
