@@ -72,6 +72,14 @@ def test_a_stream_of_chunks_is_marked_without_delay_and_without_steps(clip: Clip
         assert np.abs(difference[cut - 2 : cut + 2]).max() < 1e-3  # 300 samples have no mark
 
 
+def test_a_long_clip_is_marked_in_blocks_of_frames(
+    clip: Clip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_once = mark(clip.wave, clip.rate)
+    monkeypatch.setattr(watermark, "BLOCK", 7)
+    assert np.allclose(mark(clip.wave, clip.rate), at_once, atol=1e-5)
+
+
 def test_the_past_of_a_chunk_is_seen(clip: Clip) -> None:
     watermarker = Watermarker(clip.rate)
     watermarker.push(clip.wave[:16_000])

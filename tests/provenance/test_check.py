@@ -26,6 +26,10 @@ def test_marked_files_and_recordings(
     long = [*[clip.wave] * repeats, *[synthetic] * repeats]
     soundfile.write(mixed, np.concatenate(long), clip.rate)
 
+    short = tmp_path / "short.wav"
+    soundfile.write(short, synthetic[: clip.rate], clip.rate)
+    assert main(["check", str(short)]) == 0
+    assert "too short for a proof)" in capsys.readouterr().out
     assert main(["check", str(marked)]) == 0
     assert "watermark found (score" in capsys.readouterr().out
     assert main(["check", str(plain), str(marked)]) == 1

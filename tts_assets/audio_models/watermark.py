@@ -38,6 +38,7 @@ BINS, HIDDEN = 128, 256
 FLOOR_DB, HEADROOM_DB = -180.0, 15.0  # levels are scaled from [FLOOR_DB, HEADROOM_DB] to [0, 1]
 AUDIBLE = 0.05  # frames whose levels sum to less than that part of the loudest frame's are skipped
 CONTEXT = 15  # frames on either side that the network sees: five convolutions of width 7
+BLOCK = 1_000  # frames whose samples are in memory at once: 10 s
 PRESENT = 0.5  # score above which a clip counts as marked
 SHORTEST_SECONDS = 0.2  # of a clip that detection can judge
 
@@ -141,8 +142,9 @@ class Watermarker:
         centers = frame_centers(len(known), half, self.rate)
         if not len(centers):
             return torch.zeros(fresh)
-        index = centers[:, None] + torch.arange(-half, half)
-        spectra = (known[index] * window) @ basis * (WINDOW / (2 * half))
+        around = torch.arange(-half, half)
+        parts = [(known[some[:, None] + around] * window) @ basis for some in centers.split(BLOCK)]
+        spectra = torch.cat(parts) * (WINDOW / (2 * half))
         real, imaginary = spectra[:, :BINS], spectra[:, BINS:]
         levels = scaled_levels(torch.hypot(real, imaginary))
         total = levels.sum(dim=1)
@@ -151,8 +153,12 @@ class Watermarker:
         weight = torch.full((BINS,), 2.0)
         weight[0] = 1.0
         added = torch.cat([real * gain * weight, imaginary * gain * weight], dim=1)
-        frames = (added @ basis.T) * window / WINDOW
-        return overlap_add(frames, centers - half - first, window**2, fresh)
+        total = torch.zeros(fresh)
+        for some, starts in zip(
+            added.split(BLOCK), (centers - half - first).split(BLOCK), strict=True
+        ):
+            overlap_add(total, (some @ basis.T) * window / WINDOW, starts)
+        return total / (window**2).sum() * (HOP / WINDOW * 2 * half)  # that of a full overlap
 
 
 def frame_centers(samples: int, half: int, rate: int) -> Tensor:
@@ -167,16 +173,14 @@ def scaled_levels(magnitudes: Tensor) -> Tensor:
     return (decibel - FLOOR_DB) / (HEADROOM_DB - FLOOR_DB)
 
 
-def overlap_add(frames: Tensor, starts: Tensor, squares: Tensor, samples: int) -> Tensor:
-    """The sum of ``frames`` (frames, width) at ``starts``, divided by that of a full overlap.
+def overlap_add(total: Tensor, frames: Tensor, starts: Tensor) -> None:
+    """Add ``frames`` (frames, width) to ``total`` (samples,) at ``starts``.
 
     Frames that begin before sample 0 are omitted: their samples have been returned before.
-    ``squares`` (width,) is the squared window; its sum over a hop normalizes the result.
     """
     frames, starts = frames[starts >= 0], starts[starts >= 0]
     index = (starts[:, None] + torch.arange(frames.shape[1])).reshape(-1)
-    total = torch.zeros(samples).index_add_(0, index, frames.reshape(-1))
-    return total / squares.sum() * (HOP / WINDOW * len(squares))
+    total.index_add_(0, index, frames.reshape(-1))
 
 
 def mark(wave: Wave, rate: int) -> Wave:

@@ -42,6 +42,7 @@ from tts_assets.provenance.lineage import artifacts, made_from, way_back
 from tts_assets.provenance.manifest import Origin, Signed, read_manifest
 from tts_assets.settings import Settings, load_settings
 
+PROOF_SECONDS = 2.0  # recordings below it may score as high as marked clips
 WINDOW_SECONDS = 10.0  # of a long file; each window is judged by itself
 
 
@@ -54,6 +55,7 @@ class Check:
     """
 
     file: str
+    seconds: float
     score: float | None
     windows: int
     marked: int
@@ -63,7 +65,8 @@ class Check:
             return f"{self.file}: silence, or too short to judge"
         found = "watermark found" if self.marked else "no watermark"
         parts = f", in {self.marked} of {self.windows} windows of 10 s" if self.windows > 1 else ""
-        return f"{self.file}: {found}{parts} (score {self.score:.2f})"
+        short = ", too short for a proof" if self.seconds < PROOF_SECONDS else ""
+        return f"{self.file}: {found}{parts} (score {self.score:.2f}{short})"
 
 
 def check(path: Path) -> Check:
@@ -75,7 +78,8 @@ def check(path: Path) -> Check:
     found = [detect(part, clip.rate) for part in np.array_split(clip.wave, windows)]
     scores = [score for score in found if score is not None]
     marked = sum(score > PRESENT for score in scores)
-    return Check(str(path), max(scores, default=None), len(scores), marked)
+    score = max(scores, default=None)
+    return Check(str(path), round(clip.seconds, 3), score, len(scores), marked)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
