@@ -90,6 +90,7 @@ def test_names_of_the_project_are_completed(voice: Path) -> None:
         (["promote", "ann"], 1, "serving/ann"),
         (["export", "hub", "ann", "out"], 1, "serving/ann"),
         (["export", "hub", "bob", "out"], 1, "bob has no promoted model"),
+        (["provenance", "check", "nowhere.wav"], 2, "nowhere.wav"),
         (["rollback", "bob"], 1, "'bob' is no voice of the project file"),
         (["--project", "nowhere.toml", "report"], 1, "no project file; run the command in a"),
         (["--profile", "gpu", "report"], 1, "no profile 'gpu'"),

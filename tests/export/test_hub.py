@@ -68,7 +68,7 @@ def test_transformers_computes_what_the_serving_model_does(
     model: Any = AutoModelForCausalLM.from_pretrained(repository)
     output = model.generate(**ids, do_sample=False, repetition_penalty=1.0, max_new_tokens=30)
     assert output[0, ids["input_ids"].shape[1] :].tolist() == expected.token_ids.tolist()
-    codec = AutoModel.from_pretrained(repository, subfolder="codec")
+    codec = AutoModel.from_pretrained(repository, subfolder="decoder")
     with torch.inference_mode():
         wave = codec.decode(torch.tensor(expected.codes)[None, None]).audio_values
     [own] = served.codec.decode([expected.codes])

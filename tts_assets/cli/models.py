@@ -201,6 +201,24 @@ def change_promoted(*arguments: str) -> None:
     print(f"\nnext: {PROGRAM} history {arguments[1]}; a running server keeps the model it has")
 
 
+@app.command(context_settings=FORWARDED)
+def provenance(context: typer.Context) -> None:
+    """Tell where audio comes from, and whether the consents of all corpora hold.
+
+    The commands are those of python -m tts_assets.provenance: check, show, init, consents,
+    withdraw.
+
+    \b
+    Examples:
+      tts-assets provenance check speech.wav
+      tts-assets provenance consents
+      tts-assets provenance withdraw ann --because "asked on 2026-11-30"
+    """
+    from tts_assets.provenance.__main__ import main
+
+    raise typer.Exit(main(context.args))
+
+
 @app.command()
 def history(
     voice: Annotated[

@@ -3,7 +3,8 @@
 ======================  ==========================================================================
 ``model.safetensors``   the weights, with tokenizer and ``config.json``
 ``generation_config``   sampling of the serving model; only speech tokens and the end can be drawn
-``codec/``              the codec: ``AutoModel`` decodes its codes
+``codec/``              the codec; ``AutoModel`` decodes the codes of a published one
+``decoder/``            of a codec of this project: its decoder as an X-Codec-2, which decodes only
 ``README.md``           model card: report, languages, licence, consent, usage
 ``DATA.md``             data card: corpora, hours, licences, consent of each
 ``example.py``          ten lines from text to a wave file, without this project
@@ -26,8 +27,10 @@ from datetime import date
 from pathlib import Path
 
 import numpy as np
+from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig
 
+from tts_assets.codec.storage import CONFIG_FILE, WEIGHTS_FILE, is_compact
 from tts_assets.core.artifacts import (
     CodeArrays,
     CodecCheckpoint,
@@ -49,22 +52,23 @@ from tts_assets.serving.served_model import open_prompts, verify_model
 from tts_assets.speechlm.generate import allowed_ids
 from tts_assets.speechlm.prompts import PromptFormat
 
-CODEC_FOLDER, SAMPLES_FOLDER = "codec", "samples"
+CODEC_FOLDER, DECODER_FOLDER, SAMPLES_FOLDER = "codec", "decoder", "samples"
 EXAMPLE_FILE, DATA_FILE, CARD_FILE = "example.py", "DATA.md", "README.md"
 OWN_FILES = (SERVING_FILE, CARD_FILE, "promotion.json")  # of the model; written anew, or left out
 DECODABLE = ("xcodec2", "neucodec")  # their ``decode`` takes codes (clips, 1, codes)
+DECODER_PARTS = ("acoustic_decoder.", "quantizer.project_out.")
 EXAMPLE_TEXT = "good morning"
 EXAMPLE = """\
 import re, soundfile, sys, torch
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
-folder, text = "." if len(sys.argv) < 2 else sys.argv[1], {text!r}  # {units}
-tokenizer, lm = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
-codec = AutoModel.from_pretrained(folder, subfolder="codec")
+folder, text = (sys.argv[1:] or ["."])[0], {text!r}  # {units}
+tokenizer = AutoTokenizer.from_pretrained(folder)
+lm = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+codec = AutoModel.from_pretrained(folder, subfolder={codec!r}, dtype=torch.float32)
 prompt = tokenizer({before!r} + text + {after!r}, return_tensors="pt", add_special_tokens={added})
 output = lm.generate(**prompt)[0, prompt["input_ids"].shape[1]:]
-codes = [int(code) for code in re.findall({speech!r}, tokenizer.decode(output))]
-wave = codec.decode(torch.tensor([[codes]])).audio_values.detach().flatten().numpy()
-soundfile.write("speech.wav", wave, {rate})
+codes = torch.tensor([int(code) for code in re.findall({speech!r}, tokenizer.decode(output))])
+soundfile.write("speech.wav", codec.decode(codes[None, None])[0].detach().flatten(), {rate})
 """
 
 
@@ -120,21 +124,24 @@ def write_repository(source: Exported, target: Path, today: date) -> None:
     check_use(source.consents, f"{card.recipe} is not exported", store_of(source.model))
     check_publication(source.consents, card.recipe, today)
     codec = CodecCheckpoint.open((source.model.path / card.codec_path).resolve())
-    check_codec(card, codec)
+    compact = check_codec(card, codec)
     if target.exists() and any(target.iterdir()):
         raise ConfigError(f"{target} has files: choose a new folder")
     for name in source.model.manifest.files:
         if name not in OWN_FILES:
             copy(source.model.path / name, target / name)
     shutil.copytree(codec.path, target / CODEC_FOLDER)
+    if compact:
+        write_decoder(codec.path, target / DECODER_FOLDER)
     prompts = open_prompts(source.model.path, card)
     write_generation_config(target, card, prompts)
     own = card.model_copy(update={"codec_path": Path(CODEC_FOLDER)})
     (target / SERVING_FILE).write_text(own.to_json())
-    (target / EXAMPLE_FILE).write_text(example(card, prompts))
+    program = example(card, prompts, DECODER_FOLDER if compact else CODEC_FOLDER)
+    (target / EXAMPLE_FILE).write_text(program)
     samples = copy_samples(source.report, target)
     (target / DATA_FILE).write_text(data_card(source))
-    (target / CARD_FILE).write_text(model_card(source, card, samples))
+    (target / CARD_FILE).write_text(model_card(source, card, samples, program))
 
 
 def check_publication(
@@ -150,20 +157,40 @@ def check_publication(
             )
 
 
-def check_codec(card: ServingCard, codec: CodecCheckpoint) -> None:
-    """Raise :class:`ConfigError` if transformers alone cannot decode the codes."""
+def check_codec(card: ServingCard, codec: CodecCheckpoint) -> bool:
+    """Whether the codec is one of this project, of which transformers knows the decoder.
+
+    Raises :class:`ConfigError` if transformers alone cannot decode the codes.
+    """
     if card.decoder_path is not None:
         raise ConfigError(
             f"{card.recipe} has a separate decoder, which transformers does not know: remove "
             "[codec.decoder], and materialize the serving model again"
         )
-    config = codec.path / "config.json"
+    if is_compact(codec.path):
+        return True
+    config = codec.path / CONFIG_FILE
     kind = json.loads(config.read_text()).get("model_type") if config.is_file() else None
     if kind not in DECODABLE:
         raise ConfigError(
             f"the codec of {card.recipe} is {kind or 'SNAC'!r}; exported models have one of "
             f"{', '.join(DECODABLE)}"
         )
+    return False
+
+
+def write_decoder(codec: Path, target: Path) -> None:
+    """Write the decoder of a codec of this project as an ``Xcodec2Model``, in float32.
+
+    The encoder is left out: with the published class it would give other codes.
+    """
+    target.mkdir()
+    config = json.loads((codec / CONFIG_FILE).read_text())
+    config |= {"model_type": "xcodec2", "architectures": ["Xcodec2Model"], "dtype": "float32"}
+    (target / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
+    weights = load_file(codec / WEIGHTS_FILE)
+    kept = {name: one.float() for name, one in weights.items() if name.startswith(DECODER_PARTS)}
+    save_file(kept, target / WEIGHTS_FILE, {"format": "pt"})
 
 
 def copy(source: Path, target: Path) -> None:
@@ -185,8 +212,8 @@ def write_generation_config(target: Path, card: ServingCard, prompts: PromptForm
     config.save_pretrained(target)
 
 
-def example(card: ServingCard, prompts: PromptFormat) -> str:
-    """The program of ten lines."""
+def example(card: ServingCard, prompts: PromptFormat, codec: str) -> str:
+    """The program of ten lines; ``codec`` is the folder of the model that decodes."""
     [units] = prompts.units([EXAMPLE_TEXT])
     before, _, after = prompts.prompt_string("\0").partition("\0")
     form = prompts.vocabulary.format
@@ -199,6 +226,7 @@ def example(card: ServingCard, prompts: PromptFormat) -> str:
         added=prompts.adds_prefix,
         speech=f"{re.escape(start)}(\\d+){re.escape(end)}",
         rate=card.sample_rate,
+        codec=codec,
     )
 
 
@@ -214,7 +242,9 @@ def copy_samples(report: Report, target: Path) -> list[tuple[SampleResult, str]]
     return found
 
 
-def model_card(source: Exported, card: ServingCard, samples: list[tuple[SampleResult, str]]) -> str:
+def model_card(
+    source: Exported, card: ServingCard, samples: list[tuple[SampleResult, str]], program: str
+) -> str:
     """The text of ``README.md``."""
     facts = source.report.facts
     own = ", ".join(sorted({x for found in licences(source.arrays).values() for x in found}))
@@ -248,7 +278,7 @@ def model_card(source: Exported, card: ServingCard, samples: list[tuple[SampleRe
         "",
         "transformers alone, without code of this repository:",
         "",
-        f"```python\n{(example(card, open_prompts(source.model.path, card))).rstrip()}\n```",
+        f"```python\n{program.rstrip()}\n```",
         "",
         "Write numbers and dates in words. With `tts-assets`, `tts-assets say TEXT --model FOLDER` "
         "normalizes texts, splits long ones, and marks the files as synthetic.",
