@@ -18,10 +18,12 @@ import numpy as np
 import pytest
 import soundfile
 
+from tests.arrays.conftest import Utterance, publish_shards
 from tests.codec.conftest import ROOT, VENDORED, published
 from tests.support.codecs import saved
 from tts_assets.codec.config import ShardProgram
 from tts_assets.codec.model import Codec
+from tts_assets.codec.shard_files import OPEN, EarlierCodes
 from tts_assets.codec.shards import main
 from tts_assets.core.accounting import NothingUsableError, read_set_aside
 from tts_assets.core.artifacts import (
@@ -238,6 +240,25 @@ def test_only_new_clips_are_encoded(
     assert digests(tmp_path / "again") == digests(tmp_path / "fresh")
     other = encode(tmp_path / "other", few, reuse=[earlier], codec_content="other")
     assert (other.encoded, other.reused_codes) == (9, 0), "codes of another codec"
+
+
+def test_few_codes_of_earlier_shards_are_mapped_at_once(tmp_path: Path) -> None:
+    """A process may have 65,530 maps, and a corpus more shards."""
+    digests = [f"{number:064x}" for number in range(OPEN + 10)]
+    utterances = [
+        Utterance(
+            {"id": digest[-4:], "speaker_id": "", "original_data": {"audio_sha256": digest}},
+            np.full(3, number % 60, np.uint16),
+        )
+        for number, digest in enumerate(digests)
+    ]
+    store = ArtifactStore(tmp_path)
+    shards = publish_shards(store, utterances, (1,) * len(utterances))
+    earlier = EarlierCodes([shards.path], shards.facts.codec, digests, print)
+    for number in (3, OPEN + 9, 0, 3):
+        codes = earlier.get(digests[number])
+        assert codes is not None and codes.tolist() == [number % 60] * 3
+    assert Path("/proc/self/maps").read_text().count(str(shards.path)) <= OPEN
 
 
 def test_codes_of_a_damaged_artifact_are_not_reused(

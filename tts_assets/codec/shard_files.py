@@ -16,6 +16,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from tts_assets.core.config import ConfigError
 from tts_assets.core.metadata import CheckResult, Metadata, column_schema, set_aside_reasons
 from tts_assets.corpora.samples import ABOUT_SAMPLES, FIELDS, Sample, write_samples
 
+OPEN = 64  # codes of shards that stay mapped; Linux allows 65,530 maps of a process
 CODES, INDEX, SAMPLES = "codes.npy", "index.npy", "samples.jsonl"
 EFFORT_FILE = "effort.json"
 
@@ -133,6 +135,13 @@ def reusable_shards(
     return found
 
 
+@lru_cache(OPEN)
+def mapped(path: Path) -> ShardCodes:
+    """The codes of a shard, memory-mapped."""
+    codes: ShardCodes = np.load(path, mmap_mode="r").view(np.ndarray)
+    return codes
+
+
 class EarlierCodes:
     """The codes of clips by audio digest, read from earlier artifacts.
 
@@ -148,7 +157,7 @@ class EarlierCodes:
         wanted: Iterable[str],
         note: Callable[[str], None],
     ) -> None:
-        self.tables: list[tuple[ShardCodes, NDArray[np.int64]]] = []
+        self.tables: list[tuple[Path, NDArray[np.int64]]] = []  # codes and bounds of shards
         self.positions: dict[str, tuple[int, int]] = {}  # digest: table, row
         missing = set(wanted)
         for folder in folders:
@@ -172,8 +181,8 @@ class EarlierCodes:
         if digest not in self.positions:
             return None
         table, row = self.positions[digest]
-        codes, bounds = self.tables[table]
-        return codes[bounds[row] : bounds[row + 1]]
+        path, bounds = self.tables[table]
+        return mapped(path)[bounds[row] : bounds[row + 1]]
 
     def _add(self, shards: CodecShards, number: int, wanted: set[str]) -> set[str]:
         """Record the positions of the wanted clips of a shard; return their digests.
@@ -191,13 +200,13 @@ class EarlierCodes:
         if not found:
             return found
         check_bytes(shards, codes_path, index_path)
-        codes = np.load(codes_path, mmap_mode="r").view(np.ndarray)
+        codes = mapped(codes_path)
         bounds = np.append(np.load(index_path), len(codes))
         fits = len(bounds) == len(lines) + 1 and np.all(np.diff(bounds) > 0)
         if not fits or codes.max() >= shards.facts.codebook_size:
             raise ArtifactError(f"{codes_path}, its index and its samples do not fit together")
         self.positions |= {digest: (len(self.tables), rows[digest]) for digest in found}
-        self.tables.append((codes, bounds))
+        self.tables.append((codes_path, bounds))
         return found
 
 

@@ -124,11 +124,11 @@ def index_corpus(
     sources = Sources(store)
     entries, set_aside, frames = 0, [], []
     adjusted: Counter[str] = Counter()
-    used: set[Path] = set()
+    used: set[str] = set()
     for batch in batches(read_entries(root, config)):
         found = sources.open(item.audio for item in batch if isinstance(item, Entry))
         entries += len(batch)
-        used |= {item.file for item in batch if isinstance(item, Entry)}
+        used |= {str(item.file) for item in batch if isinstance(item, Entry)}
         adjusted.update(adjustments(batch, found))
         items = [
             item if isinstance(item, SetAside) else to_row(folder, item, found) for item in batch
@@ -169,14 +169,14 @@ def adjustments(batch: Iterable[Entry | SetAside], found: Mapping[Audio, Found])
                 yield "samples above full scale, clipped"
 
 
-def count_unused(root: Path, used: Collection[Path]) -> dict[str, int]:
-    """The number of audio files below ``root`` that no entry names, by suffix."""
+def count_unused(root: Path, used: Collection[str]) -> dict[str, int]:
+    """The number of audio files below ``root`` that are not in ``used``, by suffix."""
     if not root.is_dir():
         return {}
     counts: Counter[str] = Counter()
+    audio = AUDIO_SUFFIXES | OTHER_AUDIO
     for name in file_names(root):
-        suffix = Path(name).suffix.lower()
-        if suffix in AUDIO_SUFFIXES | OTHER_AUDIO and root / name not in used:
+        if f"{root}/{name}" not in used and (suffix := Path(name).suffix.lower()) in audio:
             counts[suffix] += 1
     return dict(sorted(counts.items()))
 
@@ -227,7 +227,7 @@ def to_row(folder: Path, item: Entry, found: Mapping[Audio, Found]) -> tuple[Any
     if isinstance(measured, Fault):
         what = "" if isinstance(audio, Embedded) else f"{path.name}: "
         return SetAside(item.where, measured.reason, what + measured.detail)
-    name = str(path.relative_to(folder) if path.is_relative_to(folder) else path)
+    name = str(path).removeprefix(f"{str(folder).rstrip('/')}/")
     extra = item.extra
     if measured.cut_from:
         end = measured.first + measured.frames
