@@ -35,7 +35,7 @@ MORE = {
 }
 CORPUS = ["asterisk_en"]
 SUITE = {"path": "examples/suites/numerals.jsonl"}
-SMALL = {"base": {"llama": {}}, "corpora": {"asterisk_en": 1.0}, "steps": 1}
+SMALL = {"base": {"llama": {}}, "corpora": {"asterisk_en": 1.0}, "steps": 1, "eval_samples": 50}
 SPEAKERS = {"corpora": CORPUS, "checkpoint": "resemblyzer"}
 # Each table that a project file may have, with the fewest keys; the first part is the section.
 OPTIONAL: dict[str, dict[str, Any]] = {
@@ -59,6 +59,7 @@ OPTIONAL: dict[str, dict[str, Any]] = {
     },
     "filters": {"min_p808": 2.0},
     "promotion.second": {"candidates": ["announcer"]},
+    "retention": {"days": 7, "versions": 2},
     "rlhf.second": {"base": "announcer", "prompts": {"texts": "a.txt"}, "steps": 1},
     "schedules": {"report_days": 3},
     "serving": {"voices": 1},
