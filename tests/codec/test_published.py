@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel, Wav2Vec2BertConfig, Wav2Vec2BertModel, Xcodec2Model
 
 from tests.codec.conftest import published, small
+from tests.support.codec_training import opened, write
 from tests.support.interrupting import assert_same_bytes_after_a_stop
 from tts_assets.codec.config import CodecArchitecture, CodecProgram, CodecRecipe, SemanticConfig
 from tts_assets.codec.model import Codec
@@ -20,9 +21,8 @@ from tts_assets.codec.published import PublishedCodec
 from tts_assets.codec.storage import save_codec
 from tts_assets.codec.train import codec_trainer, main
 from tts_assets.codec.xcodec2 import CompactXcodec2, build, centre_latents
-from tts_assets.core.accounting import ValidationSplit
 from tts_assets.core.audio import Wave
-from tts_assets.core.program import Run, read_metrics
+from tts_assets.core.program import read_metrics
 
 SEMANTIC = SemanticConfig(features="codec")
 
@@ -52,18 +52,6 @@ def recipe(base: Path | None, **changes: Any) -> CodecRecipe:
         "semantic": SEMANTIC,
     }
     return CodecRecipe(**values | changes)
-
-
-def write(folder: Path, recipe: CodecRecipe, samples: Path) -> CodecProgram:
-    folder.mkdir(exist_ok=True)
-    program = CodecProgram(
-        run_dir=folder,
-        recipe=recipe,
-        samples={"asterisk_en": samples},
-        validation=ValidationSplit(fraction=0.2),
-    )
-    (folder / "run.json").write_text(program.to_json())
-    return program
 
 
 def test_training_computes_what_inference_computes(base: Path, waves: list[Wave]) -> None:
@@ -124,8 +112,7 @@ def test_a_codec_is_trained_from_scratch_around_w2v_bert(tmp_path: Path, sample_
         levels=(4, 4, 4),
     )
     scratch = recipe(None, architecture=architecture, steps=15, lr=3e-3)
-    with Run(write(tmp_path / "run", scratch, sample_list).run_dir) as run:
-        trainer = codec_trainer(run, CodecProgram.from_json(tmp_path / "run/run.json"))
+    with opened(tmp_path / "run", scratch, sample_list) as trainer:
         losses = [trainer.train_step(step)["loss"] for step in range(15)]
     assert np.mean(losses[-5:]) < 0.95 * np.mean(losses[:2])
     theirs = load_file(tmp_path / "semantic/model.safetensors")

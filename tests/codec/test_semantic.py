@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import ctranslate2
@@ -15,17 +13,14 @@ from faster_whisper import WhisperModel
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
+from tests.support.codec_training import opened, write
 from tests.support.interrupting import assert_same_bytes_after_a_stop
 from tts_assets.audio_models.whisper import packaged_model
 from tts_assets.codec.config import CodecArchitecture, CodecProgram, CodecRecipe, SemanticConfig
 from tts_assets.codec.model import Codec
 from tts_assets.codec.semantic import WhisperFeatures, read_encoder
-from tts_assets.codec.train import CodecTrainer, codec_trainer, main
-from tts_assets.core.accounting import ValidationSplit
+from tts_assets.codec.train import codec_trainer, main
 from tts_assets.core.audio import Wave
-from tts_assets.core.program import Run
-
-SPLIT = ValidationSplit(fraction=0.2)
 
 
 @pytest.fixture(scope="module")
@@ -94,22 +89,6 @@ def recipe(tiny: CodecArchitecture, steps: int, semantic: SemanticConfig | None)
         save_every=100,
         semantic=semantic,
     )
-
-
-def write(folder: Path, recipe: CodecRecipe, samples: Path) -> CodecProgram:
-    folder.mkdir(exist_ok=True)
-    program = CodecProgram(
-        run_dir=folder, recipe=recipe, samples={"asterisk_en": samples}, validation=SPLIT
-    )
-    (folder / "run.json").write_text(program.to_json())
-    return program
-
-
-@contextmanager
-def opened(folder: Path, recipe: CodecRecipe, samples: Path) -> Iterator[CodecTrainer]:
-    program = write(folder, recipe, samples)
-    with Run(program.run_dir) as run:
-        yield codec_trainer(run, program)
 
 
 @pytest.mark.slow

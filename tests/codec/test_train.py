@@ -7,8 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,25 +18,23 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import nn
 
+from tests.support.codec_training import SPLIT, opened, write
 from tests.support.interrupting import assert_same_bytes_after_a_stop
 from tts_assets.codec.backends import CompactBackend
 from tts_assets.codec.config import CodecArchitecture, CodecProgram, CodecRecipe
 from tts_assets.codec.model import Codec
 from tts_assets.codec.quality import usage
-from tts_assets.codec.train import CodecTrainer, Reconstruction, codec_trainer, main
+from tts_assets.codec.train import Reconstruction, codec_trainer, main
 from tts_assets.codec.training_config import CodecAdversarialConfig
 from tts_assets.codec.windows import TrainingAudio, WindowLoader
 from tts_assets.codec.xcodec2 import build, calibrate
-from tts_assets.core.accounting import ValidationSplit, is_validation
+from tts_assets.core.accounting import is_validation
 from tts_assets.core.artifacts import CodecFacts, sha256_file
 from tts_assets.core.audio import Clip, Wave
 from tts_assets.core.config import ConfigError
 from tts_assets.core.program import Run
 from tts_assets.core.training import saved, step_of
 from tts_assets.corpora.samples import Sample, write_samples
-
-SPLIT = ValidationSplit(fraction=0.2)
-
 
 ADVERSARIAL = CodecAdversarialConfig(start=0.3, warmup=1, sizes=(256,), channels=4)
 
@@ -56,22 +52,6 @@ def recipe(tiny: CodecArchitecture, **changes: Any) -> CodecRecipe:
         "save_every": 100,
     }
     return CodecRecipe(**values | changes)
-
-
-def write(folder: Path, recipe: CodecRecipe, samples: Path) -> CodecProgram:
-    folder.mkdir(exist_ok=True)
-    program = CodecProgram(
-        run_dir=folder, recipe=recipe, samples={"asterisk_en": samples}, validation=SPLIT
-    )
-    (folder / "run.json").write_text(program.to_json())
-    return program
-
-
-@contextmanager
-def opened(folder: Path, recipe: CodecRecipe, samples: Path) -> Iterator[CodecTrainer]:
-    program = write(folder, recipe, samples)
-    with Run(program.run_dir) as run:
-        yield codec_trainer(run, program)
 
 
 def metrics(folder: Path) -> list[dict[str, float]]:

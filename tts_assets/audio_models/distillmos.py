@@ -23,13 +23,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tts_assets.core.audio import Wave, resample
+from tts_assets.audio_models.dnsmos import mono_clip
+from tts_assets.core.audio import Wave
 
 PACKAGE = "distillmos==0.9.1"
 WEIGHTS = "weights/distill_mos_v7.pt"
-RATE = 16_000
 WINDOW, HOP = 122_880, 16_000  # samples
-SHORTEST_SECONDS = 0.1  # a score of a shorter clip means nothing
 FRAME, FRAME_HOP = 320, 160  # samples of the spectrogram
 BATCH = 8  # windows that are scored at once
 CHANNELS = (2, 64, 64, 128, 256, 256, 256)
@@ -136,10 +135,8 @@ class DistillMosScorer:
 
         Raises ValueError for a clip that is not mono.
         """
-        if wave.ndim != 1:
-            raise ValueError(f"expected a mono waveform, got shape {wave.shape}")
-        audio = wave if rate == RATE or not len(wave) else resample(wave, rate, RATE)
-        if len(audio) < SHORTEST_SECONDS * RATE:
+        audio = mono_clip(wave, rate)
+        if audio is None:
             return None
         with torch.inference_mode():
             parts = windows(torch.from_numpy(np.ascontiguousarray(audio, dtype=np.float32)))

@@ -44,6 +44,17 @@ class Mos:
     background: float
 
 
+def mono_clip(wave: Wave, rate: int) -> Wave | None:
+    """A mono clip, float32 (samples,), resampled from ``rate`` Hz to 16 kHz; None below 0.1 s.
+
+    Raises ValueError for a clip that is not mono.
+    """
+    if wave.ndim != 1:
+        raise ValueError(f"expected a mono waveform, got shape {wave.shape}")
+    audio = wave if rate == RATE or not len(wave) else resample(wave, rate, RATE)
+    return None if len(audio) < SHORTEST_SECONDS * RATE else audio
+
+
 class DnsmosScorer:
     """Scores one clip at a time with both DNSMOS models, which are loaded on first use.
 
@@ -69,10 +80,8 @@ class DnsmosScorer:
 
         Raises ValueError for a clip that is not mono.
         """
-        if wave.ndim != 1:
-            raise ValueError(f"expected a mono waveform, got shape {wave.shape}")
-        audio = wave if rate == RATE or not len(wave) else resample(wave, rate, RATE)
-        if len(audio) < SHORTEST_SECONDS * RATE:
+        audio = mono_clip(wave, rate)
+        if audio is None:
             return None
         audio = np.clip(audio, -1.0, 1.0).astype(np.float32, copy=False)
         return np.resize(audio, WINDOW) if len(audio) < WINDOW else audio
