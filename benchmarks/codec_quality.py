@@ -58,6 +58,7 @@ def main() -> None:
     parser.add_argument("--codec", type=Path, nargs="+", default=[vendored])
     parser.add_argument("--samples", type=Path, required=True, help="a kept.jsonl")
     parser.add_argument("--limit", type=int, default=40, help="clips at most")
+    parser.add_argument("--whisper", default="", help="as in [evaluation]; empty: tiny.en")
     parser.add_argument("--out", type=Path, help="a folder that keeps the report")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
@@ -65,7 +66,9 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         program = CodecReportProgram(
             run_dir=folder,
-            report=CodecReportConfig(corpora=("speech",), clips=arguments.limit),
+            report=CodecReportConfig(
+                corpora=("speech",), clips=arguments.limit, whisper=arguments.whisper
+            ),
             versions=tuple(CodecVersion(name=c.name, codec=c) for c in arguments.codec),
             samples={"speech": arguments.samples},
         )

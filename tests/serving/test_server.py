@@ -167,8 +167,6 @@ def test_requests_beyond_the_limit_get_429(server: Server, client: openai.OpenAI
     """All requests are sent before any answer is read, so they arrive together on any machine."""
     address = httpx.URL(server.url)
     connections = [HTTPConnection(address.host, address.port) for _ in range(2 * CONCURRENCY)]
-    for connection in connections:
-        connection.connect()
     request = {"model": "tiny", "voice": "default", "input": "One two three four. " * 9}
     headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
     body = json.dumps(request | {"response_format": "pcm"})
