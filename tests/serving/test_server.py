@@ -164,7 +164,15 @@ def test_64_concurrent_requests_are_answered(client: openai.OpenAI) -> None:
 
 
 def test_requests_beyond_the_limit_get_429(server: Server, client: openai.OpenAI) -> None:
-    """All requests are sent before any answer is read, so they arrive together on any machine."""
+    """All requests are sent before any answer is read, so they arrive together on any machine.
+
+    Then all answers are read at once: the server ends a stream that nobody reads.
+    """
+
+    def answered(connection: HTTPConnection) -> tuple[int, str | None, bytes]:
+        answer = connection.getresponse()
+        return answer.status, answer.headers["retry-after"], answer.read()
+
     address = httpx.URL(server.url)
     connections = [HTTPConnection(address.host, address.port) for _ in range(2 * CONCURRENCY)]
     request = {"model": "tiny", "voice": "default", "input": "One two three four. " * 9}
@@ -172,13 +180,13 @@ def test_requests_beyond_the_limit_get_429(server: Server, client: openai.OpenAI
     body = json.dumps(request | {"response_format": "pcm"})
     for connection in connections:
         connection.request("POST", "/v1/audio/speech", body, headers)
-    answers = [connection.getresponse() for connection in connections]
-    texts = [answer.read() for answer in answers]
-    refused = [number for number, answer in enumerate(answers) if answer.status == 429]
+    with ThreadPoolExecutor(len(connections)) as pool:
+        answers = list(pool.map(answered, connections))
+    refused = [(retry, text) for status, retry, text in answers if status == 429]
     assert 0 < len(refused) <= CONCURRENCY
-    assert {answer.status for answer in answers} == {200, 429}
-    assert all(int(answers[number].headers["retry-after"]) > 0 for number in refused)
-    assert b"the limit of this server" in texts[refused[0]]
+    assert {status for status, *_ in answers} == {200, 429}
+    assert all(int(retry or 0) > 0 for retry, _ in refused)
+    assert b"the limit of this server" in refused[0][1]
     assert len(synthesize(client)) > 1000  # all slots are free again
 
 
