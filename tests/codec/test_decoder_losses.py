@@ -69,8 +69,8 @@ def test_adversarial_losses_equal_the_reference(
 ) -> None:
     discriminators = ReferenceDiscriminators(DecoderAdversarialConfig(**kinds))
     if wanted is PERIODIC:  # the configuration needs an FFT size
-        judges = discriminators.get_submodule("judges")
-        discriminators.add_module("judges", nn.ModuleList(list(judges.children())[1:]))
+        every = discriminators.get_submodule("judges")
+        discriminators.add_module("judges", nn.ModuleList(list(every.children())[1:]))
     fill(discriminators)
     real, made = clips()
     with torch.no_grad():

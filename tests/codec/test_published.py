@@ -120,7 +120,7 @@ def test_a_codec_is_trained_from_scratch_around_w2v_bert(tmp_path: Path, sample_
     assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
 
 
-def test_what_cannot_be_trained_is_refused(tmp_path: Path, sample_list: Path) -> None:
+def test_bases_that_cannot_be_trained_are_refused(tmp_path: Path, sample_list: Path) -> None:
     published("neucodec").save_pretrained(tmp_path / "neucodec")
     write(tmp_path / "run", recipe(tmp_path / "neucodec"), sample_list)
     with pytest.raises(ValueError, match=r"'neucodec' model.*train a decoder"):

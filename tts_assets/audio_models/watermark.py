@@ -40,7 +40,7 @@ AUDIBLE = 0.05  # frames whose levels sum to less than that part of the loudest 
 CONTEXT = 15  # frames on either side that the network sees: five convolutions of width 7
 BLOCK = 1_000  # frames whose samples are in memory at once: 10 s
 PRESENT = 0.5  # score above which a clip counts as marked
-SHORTEST_SECONDS = 0.2  # of a clip that detection can judge
+SHORTEST_SECONDS = 0.2  # of a clip with a score
 
 
 class Layer(nn.Module):
