@@ -25,7 +25,6 @@ from tts_assets.serving.synthesis import Synthesizer
 from tts_assets.speechlm.config import SamplingConfig
 from tts_assets.speechlm.generate import Request, generate
 
-TODAY = date(2026, 11, 30)
 ANN = Consent(who="Ann Example", purpose="our | guide", publication=True)
 TEXT = "good morning"
 
@@ -36,7 +35,7 @@ def repository(
 ) -> Path:
     folder = tmp_path_factory.mktemp("exported") / "a voice"
     source = gather(report, speaking.serving.content, {"clips": ANN}, "some/base")
-    write_repository(source, folder, TODAY)
+    write_repository(source, folder)
     return folder
 
 
@@ -110,7 +109,7 @@ def test_without_consent_nothing_is_written(
 ) -> None:
     source = gather(report, speaking.serving.content, {"clips": consent})
     with pytest.raises(ConsentError, match=message):
-        write_repository(source, tmp_path / "out", TODAY)
+        write_repository(source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -122,5 +121,5 @@ def test_a_report_of_another_model_and_a_used_folder_are_refused(
     (tmp_path / "mine.txt").touch()
     source = gather(report, speaking.serving.content, {"clips": "synthetic"})
     with pytest.raises(ConfigError, match="has files: choose a new folder"):
-        write_repository(source, tmp_path, TODAY)
+        write_repository(source, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import date
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -77,7 +76,7 @@ def export_hub(voice: ExportedVoice, directory: Target) -> None:
     assert isinstance(report, Report)
     consents = settings.consents(recipe)
     source = gather(report, content, consents, base_of(settings, recipe))
-    write_repository(source, directory, date.today())
+    write_repository(source, directory)
     print(f"wrote {directory}")
     print(f"\nnext: cd {directory} && python example.py; hf upload NAME/REPOSITORY {directory}")
 

@@ -104,18 +104,21 @@ def trained_codec(
 ) -> AssetsDefinition:
     """The asset ``codec``, trained on the filtered samples of its corpora."""
     base = None if recipe.base is None else root / recipe.base
+    semantic = recipe.architecture.semantic_model and root / recipe.architecture.semantic_model
 
     def plan(request: Request, samples: Samples) -> Plan[CodecCheckpoint]:
         asked = request.recipe(recipe)
+        encoder = start_digests(semantic, "codec.train.architecture.semantic_model")
         return Plan(
             {
-                "recipe": asked.model_copy(update={"base": None}),
+                "recipe": asked.placed(None, None).identified(),
                 "base": start_digests(base, "codec.train.base"),
+                **({"semantic_model": encoder} if encoder else {}),
                 "validation": identified(validation, samples),
             },
             program=lambda work: CodecProgram(
                 run_dir=work,
-                recipe=asked.model_copy(update={"base": base}),
+                recipe=asked.placed(base, semantic),
                 samples=sample_lists(samples),
                 validation=validation,
             ),

@@ -132,10 +132,6 @@ class SemanticConfig(Config):
             )
         return self
 
-    def identified(self) -> SemanticConfig:
-        """This configuration with a Whisper that is a folder named by the digest of its files."""
-        return self.model_copy(update={"whisper": whisper_identity(self.whisper)})
-
 
 class CodecRecipe(TrainingRecipe):
     """``[codec.train]``: a codec trained on ``corpora``.
@@ -191,6 +187,18 @@ class CodecRecipe(TrainingRecipe):
                 f"gains {self.gains} must lie between -40 and 20 dB; write for example [-12, 0, 0]"
             )
         return self
+
+    def placed(self, base: Path | None, semantic_model: Path | None) -> CodecRecipe:
+        """This recipe with the folders of the base and of the semantic encoder."""
+        architecture = self.architecture.model_copy(update={"semantic_model": semantic_model})
+        return self.model_copy(update={"base": base, "architecture": architecture})
+
+    def identified(self) -> CodecRecipe:
+        """This recipe with a Whisper that is a folder named by the digest of its files."""
+        if self.semantic is None:
+            return self
+        known = {"whisper": whisper_identity(self.semantic.whisper)}
+        return self.model_copy(update={"semantic": self.semantic.model_copy(update=known)})
 
 
 class DecoderSize(Config):

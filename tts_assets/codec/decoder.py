@@ -24,6 +24,7 @@ from transformers.models.xcodec2.modeling_xcodec2 import Xcodec2Decoder, Xcodec2
 
 from tts_assets.codec.config import DecoderSize
 from tts_assets.codec.storage import CONFIG_FILE, read_weights, save_weights
+from tts_assets.codec.xcodec2 import backbone_sizes
 from tts_assets.core.artifacts import atomic_write
 from tts_assets.core.config import Config
 
@@ -166,14 +167,7 @@ def decoder_config(codec: Any, size: DecoderSize | None = None) -> Xcodec2Config
         )
     }
     if size is not None:
-        values |= {
-            "hidden_size": size.hidden,
-            "intermediate_size": size.intermediate,
-            "num_hidden_layers": size.layers,
-            "num_attention_heads": size.heads,
-            "num_key_value_heads": size.heads,
-            "head_dim": size.hidden // size.heads,
-        }
+        values |= backbone_sizes(size)
     return Xcodec2Config(
         **values,
         semantic_model_config=codec.semantic_model_config.to_dict(),

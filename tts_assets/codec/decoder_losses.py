@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 from transformers.audio_utils import mel_filter_bank
 
-from tts_assets.codec.losses import Discriminators, Scored
+from tts_assets.codec.losses import Discriminators, Scored, stft_power
 from tts_assets.codec.training_config import AdversarialConfig
 
 MEL_RESOLUTIONS = tuple((2**power, 5 * 2 ** (power - 5)) for power in range(5, 12))
@@ -68,10 +68,9 @@ class MelLoss(nn.Module):
         return torch.stack(distances).sum()
 
     def _mel(self, size: int, waves: Tensor) -> Tensor:
-        window = self.get_buffer(f"window_{size}")
-        spectrum = torch.stft(waves, size, size // 4, window=window, return_complex=True)
+        power = stft_power(waves, size, size // 4, self.get_buffer(f"window_{size}"))
         # The smallest number keeps the gradient of a root finite; it is far below MEL_FLOOR.
-        magnitudes = (torch.view_as_real(spectrum).square().sum(-1) + 1e-16).sqrt()
+        magnitudes = (power + 1e-16).sqrt()
         return (self.get_buffer(f"mel_{size}") @ magnitudes).clamp_min(MEL_FLOOR).log10()
 
 
@@ -113,9 +112,7 @@ class SpectrogramDiscriminator(nn.Module):
 
     def forward(self, waves: Tensor) -> Scored:
         """Waveforms (batch, samples) to scores (batch, 1, bands, frames) and five features."""
-        window, hop = self.window, self.size // 2
-        spectrum = torch.stft(waves, self.size, hop, window=window, return_complex=True)
-        power = torch.view_as_real(spectrum).square().sum(-1).clamp(*MAGNITUDES)
+        power = stft_power(waves, self.size, self.size // 2, self.window).clamp(*MAGNITUDES)
         return _score(self.layers, self.output, power.sqrt().unsqueeze(1), SPECTRAL_SLOPE)
 
 

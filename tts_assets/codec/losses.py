@@ -66,10 +66,14 @@ class SpectralLoss(nn.Module):
 
     def _magnitudes(self, waves: Tensor, size: int) -> Tensor:
         """(batch, bins, frames), scaled so that noise has the same level at every FFT size."""
-        window = self.get_buffer(f"window_{size}")
-        spectrum = torch.stft(waves, size, size // 4, window=window, return_complex=True)
-        power = torch.view_as_real(spectrum).square().sum(-1)
+        power = stft_power(waves, size, size // 4, self.get_buffer(f"window_{size}"))
         return (power + 1e-9).sqrt() / (size / 4) ** 0.5
+
+
+def stft_power(waves: Tensor, size: int, hop: int, window: Tensor) -> Tensor:
+    """Squared magnitudes of the STFT of (batch, samples): (batch, bins, frames)."""
+    spectrum = torch.stft(waves, size, hop, window=window, return_complex=True)
+    return torch.view_as_real(spectrum).square().sum(-1)
 
 
 def covariance_loss(latents: Tensor) -> Tensor:

@@ -18,7 +18,13 @@ from tts_assets.codec.backends import Backend, CompactBackend, Precision, Publis
 from tts_assets.codec.decoder import CodecDecoder, open_decoder
 from tts_assets.codec.frames import Frame
 from tts_assets.codec.residual import FAMILIES, open_snac
-from tts_assets.codec.storage import codebooks_of, is_compact, open_compact, snac_sizes
+from tts_assets.codec.storage import (
+    codebooks_of,
+    is_compact,
+    open_compact,
+    open_complete,
+    snac_sizes,
+)
 from tts_assets.core.artifacts import CodecFacts
 
 Wave = NDArray[np.float32]
@@ -56,7 +62,7 @@ class Codec:
         if snac_sizes(folder):
             return cls(open_snac(folder, device), device)
         compact = is_compact(folder)
-        kind = "codec" if compact else AutoConfig.from_pretrained(folder).model_type
+        kind = AutoConfig.from_pretrained(folder).model_type
         if not compact and kind not in MODEL_TYPES:
             raise ValueError(f"{folder} holds a {kind!r} model; codecs are {MODEL_TYPES} and SNAC")
         codebooks = codebooks_of(folder)
@@ -64,15 +70,11 @@ class Codec:
             raise ValueError(f"codec.codebooks is {codebooks}, but this {kind} has one: remove it")
         if compact:
             return cls(CompactBackend(open_compact(folder).moved(device)), device)
-        model, found = AutoModel.from_pretrained(
-            folder, dtype=torch.float32, output_loading_info=True
+        hint = (
+            "; if it is an original X-Codec-2, name its .ckpt or model.safetensors itself as the "
+            "checkpoint"
         )
-        if missing := sorted(found["missing_keys"]):
-            raise ValueError(
-                f"{folder} lacks {len(missing)} weights of the class {type(model).__name__}, the "
-                f"first is {missing[0]}; if it is an original X-Codec-2, name its .ckpt or "
-                "model.safetensors itself as the checkpoint"
-            )
+        model = open_complete(AutoModel, folder, hint)
         if kind in FAMILIES:
             return cls(FAMILIES[kind](model.to(device), codebooks), device)
         return cls(PublishedBackend(model.to(device), device, precision), device)

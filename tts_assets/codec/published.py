@@ -17,7 +17,14 @@ from torch import Tensor, nn
 from transformers import Wav2Vec2BertConfig, Wav2Vec2BertModel, Xcodec2Config, Xcodec2Model
 
 from tts_assets.codec.config import CodecArchitecture
-from tts_assets.codec.xcodec2 import HOP, LogFilterbank, initialize_published
+from tts_assets.codec.storage import open_complete
+from tts_assets.codec.xcodec2 import (
+    HOP,
+    LogFilterbank,
+    backbone_sizes,
+    encoder_parts,
+    initialize_published,
+)
 
 SEMANTIC_LAYERS = 16  # of the 24 of w2v-BERT 2.0: X-Codec-2 uses hidden state 16
 
@@ -35,13 +42,7 @@ class PublishedCodec(nn.Module):
     @classmethod
     def open(cls, folder: Path) -> Self:
         """Read a folder of transformers in float32. Raises ValueError if weights are missing."""
-        loaded: Any = Xcodec2Model.from_pretrained(
-            folder, dtype=torch.float32, output_loading_info=True
-        )
-        model, found = loaded
-        if found["missing_keys"]:
-            raise ValueError(f"{folder} lacks the weights {sorted(found['missing_keys'])[:3]} …")
-        return cls(model).train()
+        return cls(open_complete(Xcodec2Model, folder)).train()
 
     @classmethod
     def build(cls, size: CodecArchitecture, seed: int) -> Self:
@@ -50,22 +51,10 @@ class PublishedCodec(nn.Module):
         Raises ValueError if the folder of the semantic encoder lacks weights of its first layers.
         """
         assert size.semantic_model is not None
-        loaded: Any = Wav2Vec2BertModel.from_pretrained(
-            size.semantic_model,
-            config=_semantic_config(size.semantic_model),
-            dtype=torch.float32,
-            output_loading_info=True,
-        )
-        semantic, found = loaded
-        if missing := sorted(found["missing_keys"]):
-            raise ValueError(f"{size.semantic_model} lacks weights of w2v-BERT: {missing[:3]} …")
+        folder = size.semantic_model
+        semantic = open_complete(Wav2Vec2BertModel, folder, config=_semantic_config(folder))
         config = Xcodec2Config(
-            hidden_size=size.hidden,
-            intermediate_size=size.intermediate,
-            num_hidden_layers=size.layers,
-            num_attention_heads=size.heads,
-            num_key_value_heads=size.heads,
-            head_dim=size.hidden // size.heads,
+            **backbone_sizes(size),
             encoder_hidden_size=size.acoustic_hidden,
             downsampling_ratios=list(size.ratios),
             semantic_model_config=semantic.config,
@@ -125,9 +114,7 @@ class PublishedCodec(nn.Module):
 
     def encoder_parts(self) -> list[nn.Module]:
         """All modules that determine the codes of a clip."""
-        own = [self.model.semantic_encoder, self.model.semantic_adapter]
-        own += [self.model.acoustic_encoder, self.model.fc_encoder]
-        return [*own, self.model.quantizer.project_in]
+        return encoder_parts(self.model)
 
     def published(self) -> Xcodec2Model:
         """The model whose config and weights make a codec folder."""

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import WhisperConfig, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
+from tts_assets.codec.losses import stft_power
 from tts_assets.codec.published import PublishedCodec
 
 FFT, SHIFT = 400, 160  # samples at 16 kHz
@@ -115,8 +116,7 @@ class WhisperFeatures(SemanticFeatures):
 
     def log_mel(self, waves: Tensor) -> Tensor:
         """(batch, samples) to Whisper's input (batch, bands, samples / 160)."""
-        spectrum = torch.stft(waves, FFT, SHIFT, window=self.window, return_complex=True)
-        power = torch.view_as_real(spectrum[..., :-1]).square().sum(-1)
+        power = stft_power(waves, FFT, SHIFT, self.window)[..., :-1]
         bands = (self.mel @ power).clamp_min(MEL_FLOOR).log10()
         loudest = bands.detach().amax(dim=(1, 2), keepdim=True)
         return (torch.maximum(bands, loudest - 8.0) + 4.0) / 4.0

@@ -104,6 +104,22 @@ def open_compact(folder: Path) -> CompactXcodec2:
     return model.train()
 
 
+def open_complete(kind: Any, folder: Path, hint: str = "", **settings: Any) -> Any:
+    """A model of transformers in float32. ``kind`` is a class with ``from_pretrained``.
+
+    Raises ValueError, whose message ends with ``hint``, if the folder lacks weights.
+    """
+    model, found = kind.from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True, **settings
+    )
+    if missing := sorted(found["missing_keys"]):
+        raise ValueError(
+            f"{folder} lacks {len(missing)} weights of the class {type(model).__name__}, the "
+            f"first is {missing[0]}{hint}"
+        )
+    return model
+
+
 def facts_of(model: PreTrainedModel) -> CodecFacts:
     """The facts of a codec of this project, X-Codec-2 or NeuCodec, which the next stages check."""
     config: Any = model.config

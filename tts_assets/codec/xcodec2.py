@@ -38,7 +38,7 @@ from transformers import (
 )
 from transformers.models.xcodec2.modeling_xcodec2 import Xcodec2Quantizer
 
-from tts_assets.codec.config import CodecArchitecture
+from tts_assets.codec.config import CodecArchitecture, DecoderSize
 
 SAMPLE_RATE = 16_000
 HOP = 320  # samples per code: two filterbank frames of 10 ms
@@ -216,8 +216,7 @@ class CompactXcodec2(Xcodec2Model):
 
     def encoder_parts(self) -> list[nn.Module]:
         """All modules that determine the codes of a clip."""
-        own = [self.semantic_encoder, self.semantic_adapter, self.acoustic_encoder]
-        return [*own, self.fc_encoder, self.quantizer.project_in]
+        return encoder_parts(self)
 
     def published(self) -> Self:
         """The model whose config and weights make a codec folder."""
@@ -228,6 +227,12 @@ AutoConfig.register(CompactConfig.model_type, CompactConfig)
 AutoModel.register(CompactConfig, CompactXcodec2)
 
 
+def encoder_parts(model: Any) -> list[nn.Module]:
+    """All modules of an ``Xcodec2Model`` that determine the codes of a clip."""
+    own = [model.semantic_encoder, model.semantic_adapter, model.acoustic_encoder]
+    return [*own, model.fc_encoder, model.quantizer.project_in]
+
+
 def build(architecture: CodecArchitecture, seed: int) -> CompactXcodec2:
     """A codec with random weights that follow from ``seed``."""
     with torch.random.fork_rng(devices=[]):
@@ -235,6 +240,18 @@ def build(architecture: CodecArchitecture, seed: int) -> CompactXcodec2:
         model = CompactXcodec2(_transformers_config(architecture))
         _initialize(model)
     return model
+
+
+def backbone_sizes(size: CodecArchitecture | DecoderSize) -> dict[str, Any]:
+    """The sizes of a decoder's backbone under their names in transformers."""
+    return {
+        "hidden_size": size.hidden,
+        "intermediate_size": size.intermediate,
+        "num_hidden_layers": size.layers,
+        "num_attention_heads": size.heads,
+        "num_key_value_heads": size.heads,
+        "head_dim": size.hidden // size.heads,
+    }
 
 
 def _transformers_config(size: CodecArchitecture) -> CompactConfig:
@@ -254,12 +271,7 @@ def _transformers_config(size: CodecArchitecture) -> CompactConfig:
         "waveform_branch": size.acoustic_hidden > 0,
     }
     return CompactConfig(
-        hidden_size=size.hidden,
-        intermediate_size=size.intermediate,
-        num_hidden_layers=size.layers,
-        num_attention_heads=size.heads,
-        num_key_value_heads=size.heads,
-        head_dim=size.hidden // size.heads,
+        **backbone_sizes(size),
         encoder_hidden_size=max(1, size.acoustic_hidden),
         downsampling_ratios=list(size.ratios),
         semantic_model_config=semantic,

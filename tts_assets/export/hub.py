@@ -23,7 +23,6 @@ import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +42,7 @@ from tts_assets.core.artifacts import (
 from tts_assets.core.artifacts.store import store_of
 from tts_assets.core.config import ConfigError
 from tts_assets.core.metadata import literal, table_row
-from tts_assets.corpora.config import Consent, ConsentError, VoiceConsent, check_consents
+from tts_assets.corpora.config import Consent, ConsentError, VoiceConsent
 from tts_assets.evaluation.results import SampleResult, by_category, read_samples
 from tts_assets.provenance.consents import check_use
 from tts_assets.serving.config import SERVING_FILE, ServingCard
@@ -114,15 +113,15 @@ def gather(
     return Exported(model, report, arrays, consents, base)
 
 
-def write_repository(source: Exported, target: Path, today: date) -> None:
+def write_repository(source: Exported, target: Path) -> None:
     """Write the folder ``target``, which must be new or empty.
 
     Raises :class:`ConsentError` without a consent that allows it, and :class:`ConfigError` for a
     model that plain transformers cannot decode.
     """
     card = verify_model(source.model.path)
-    check_use(source.consents, f"{card.recipe} is not exported", store_of(source.model))
-    check_publication(source.consents, card.recipe, today)
+    refused = f"{card.recipe} is not exported"
+    check_publication(check_use(source.consents, refused, store_of(source.model)), refused)
     codec = CodecCheckpoint.open((source.model.path / card.codec_path).resolve())
     compact = check_codec(card, codec)
     if target.exists() and any(target.iterdir()):
@@ -144,12 +143,12 @@ def write_repository(source: Exported, target: Path, today: date) -> None:
     (target / CARD_FILE).write_text(model_card(source, card, samples, program))
 
 
-def check_publication(
-    consents: Mapping[str, VoiceConsent | None], recipe: str, today: date
-) -> None:
-    """Raise :class:`ConsentError` unless every speaker agreed to the publication of weights."""
-    refused = f"{recipe} is not exported"
-    for corpus, consent in check_consents(consents, refused, today).items():
+def check_publication(consents: Mapping[str, VoiceConsent], refused: str) -> None:
+    """Raise :class:`ConsentError` unless every speaker agreed to the publication of weights.
+
+    The message begins with ``refused``.
+    """
+    for corpus, consent in consents.items():
         if isinstance(consent, Consent) and not consent.publication:
             raise ConsentError(
                 f"{refused}: the consent of {consent.who} (corpora.{corpus}) does not name the "

@@ -43,14 +43,14 @@ from tts_assets.provenance.manifest import Origin, Signed, read_manifest
 from tts_assets.settings import Settings, load_settings
 
 PROOF_SECONDS = 2.0  # recordings below it may score as high as marked clips
-WINDOW_SECONDS = 10.0  # of a long file; each window is judged by itself
+WINDOW_SECONDS = 10.0  # of a long file; each window has a score
 
 
 @dataclass(frozen=True)
 class Check:
     """The watermark of one file.
 
-    ``score``: the highest of the ``windows`` that can be judged, 0 to 1; None without such a
+    ``score``: the highest of the ``windows`` that have one, 0 to 1; None without such a
     window. ``marked``: the number of windows with the watermark.
     """
 
