@@ -6,8 +6,9 @@ export DAGSTER_HOME
 export PYTHONPATH := $(CURDIR)
 CUDA ?=
 PORT ?= 3000
-JOBS ?= 2
-# A file's tests stay in one process, so its servers and trainings start once.
+# Processes of tests: one of them often waits for a server or a launched program.
+JOBS ?= 3
+# A folder's tests stay in one process, so its servers and trainings start once.
 PYTEST := -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
@@ -40,7 +41,7 @@ base: install ## make the codec and the base model of the demo again (a day of t
 gpu-proof: install ## check and time every stage on one GPU with random weights (9 minutes)
 	@$(BIN)/python benchmarks/gpu_proof.py --out build
 
-test: install ## all tests, as .ci/run does, in two processes (JOBS=…)
+test: install ## all tests, as .ci/run does, in three processes (JOBS=…)
 	@$(BIN)/python $(PYTEST)
 
 test-fast: install ## the tests of less than about 4 seconds each

@@ -6,9 +6,11 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.support.speaking import Speaking
 from tts_assets.evaluation.config import EvaluationConfig, EvaluationProgram
@@ -53,8 +55,20 @@ def result_bytes(config: EvaluationProgram) -> dict[str, bytes]:
     }
 
 
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.mark.slow
-def test_ranks_and_interruptions_change_no_bytes(speaking: Speaking, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("two_threads")
+def test_ranks_threads_and_interruptions_change_no_bytes(
+    speaking: Speaking, tmp_path: Path
+) -> None:
+    """Each of the two ranks of the second run has one thread."""
     alone = program(tmp_path / "alone", speaking)
     main([str(alone.run_dir / "run.json")])
     expected = result_bytes(alone)
@@ -72,4 +86,6 @@ def test_ranks_and_interruptions_change_no_bytes(speaking: Speaking, tmp_path: P
     for index in (1, 2):  # as if stopped after the first batch
         (pair.run_dir / "checkpoints" / f"batch-{index:04d}.json").unlink()
     launch(pair, ranks=2)
+    for one, other in zip(read_samples(pair.run_dir / "result"), samples, strict=True):
+        assert one == other
     assert result_bytes(pair) == expected

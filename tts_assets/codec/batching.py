@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -25,6 +24,7 @@ from tts_assets.codec.model import Codec, Codes, Wave
 from tts_assets.core.accounting import SetAside
 from tts_assets.core.artifacts import sha256_file
 from tts_assets.core.audio import BrokenAudio, read_wave
+from tts_assets.core.program import one_thread
 from tts_assets.corpora.samples import AudioFolders, Sample
 
 K = TypeVar("K")
@@ -132,17 +132,6 @@ class BatchEncoder:
         self.effort["again"] += 1
         self.difference = max(self.difference, difference)
         return codes
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Use one thread: rounding then does not depend on the number of cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def read_ahead(

@@ -20,7 +20,7 @@ from tts_assets.core.artifacts import atomic_write
 from tts_assets.core.config import ConfigError, canonical_json
 from tts_assets.core.metadata import NOTEBOOK_FILE, NotebookClip, Section, write_notebook
 from tts_assets.core.plots import spectrograms
-from tts_assets.core.program import Run, load_config
+from tts_assets.core.program import Run, load_config, one_thread
 from tts_assets.evaluation import page
 from tts_assets.evaluation.page import Embedder, Player, percent, player_of, read_flac
 
@@ -221,7 +221,7 @@ def facts_of(systems: list[SystemMetrics]) -> dict[str, Any]:
 def main(argv: list[str] | None = None) -> None:
     """Measure the codecs of a ``run.json`` and write the report."""
     program = load_config(CodecReportProgram, argv)
-    with Run(program.run_dir) as run:
+    with one_thread(), Run(program.run_dir) as run:
         systems = Evaluation(run, program).systems()
         write_report(run.result_dir, systems, program)
         run.finish(facts_of(systems))

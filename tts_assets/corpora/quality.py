@@ -35,7 +35,7 @@ from tts_assets.audio_models.dnsmos import DnsmosScorer
 from tts_assets.audio_models.whisper import spoken_language, whisper_identity
 from tts_assets.core.audio import BrokenAudio, Clip, Wave, read_clip
 from tts_assets.core.cache import RecordCache
-from tts_assets.core.program import Run, load_config
+from tts_assets.core.program import Run, load_config, one_thread
 from tts_assets.corpora.config import MeasureProgram, Metric
 
 if TYPE_CHECKING:
@@ -254,7 +254,7 @@ def blocks(program: MeasureProgram, rank: int, ranks: int) -> Iterator[list[Meas
 def main(argv: list[str] | None = None) -> None:
     """Run the program; ``argv`` is the path of its configuration."""
     program = load_config(MeasureProgram, argv)
-    with Run(program.run_dir) as run:
+    with one_thread(), Run(program.run_dir) as run:
         run.init_distributed()
         cores = max(1, len(os.sched_getaffinity(0)) // run.world_size)
         measurer = QualityMeasurer(program.whisper, threads=cores, device=run.device.type)

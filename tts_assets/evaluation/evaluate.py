@@ -23,7 +23,7 @@ import torch.distributed as dist
 
 from tts_assets.audio_models.wer import rate_interval
 from tts_assets.core.artifacts import atomic_write
-from tts_assets.core.program import Run, load_config
+from tts_assets.core.program import Run, load_config, one_thread
 from tts_assets.evaluation.config import EvaluationConfig, EvaluationProgram
 from tts_assets.evaluation.metric_runner import MetricRunner
 from tts_assets.evaluation.metrics.metric import Setting, columns_of, not_given
@@ -48,7 +48,7 @@ seconds of ``measuring`` by metric."""
 def main(argv: list[str] | None = None) -> None:
     """Evaluate all batches that this rank has to; rank 0 then writes the report."""
     config = load_config(EvaluationProgram, argv)
-    with Run(config.run_dir) as run:
+    with one_thread(), Run(config.run_dir) as run:
         run.init_distributed()
         for reason in not_given(config.evaluation).values():
             run.note(f"a metric is {reason}")

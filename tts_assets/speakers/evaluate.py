@@ -24,7 +24,7 @@ from tts_assets.core.accounting import SET_ASIDE_FILE, SetAside, write_set_aside
 from tts_assets.core.artifacts import atomic_write
 from tts_assets.core.audio import BrokenAudio
 from tts_assets.core.metadata import csv_cell, table_row
-from tts_assets.core.program import Run, load_config
+from tts_assets.core.program import Run, load_config, one_thread
 from tts_assets.speakers.config import ReportProgram, TrialConfig, resolve
 from tts_assets.speakers.dataset import SpeakerRecording, SpeakerSplit, read_speakers
 from tts_assets.speakers.encoder import NoSpeech, VoiceEncoder
@@ -65,7 +65,7 @@ Scores = dict[str, NDArray[np.float64]]  # (trials,) by the name of the encoder
 def main(argv: list[str] | None = None) -> None:
     """Evaluate the encoder of a ``run.json``."""
     program = load_config(ReportProgram, argv)
-    with Run(program.run_dir) as run:
+    with one_thread(), Run(program.run_dir) as run:
         split = read_speakers(program.corpora, program.selection)
         evaluation = EncoderEvaluation(run, program.trials, split, load_encoders(program))
         run.finish(facts(evaluation.evaluate()))

@@ -28,7 +28,7 @@ from tts_assets.core.accounting import (
 from tts_assets.core.audio import BrokenAudio
 from tts_assets.core.cache import RecordCache
 from tts_assets.core.config import ConfigError
-from tts_assets.core.program import Run, load_config
+from tts_assets.core.program import Run, load_config, one_thread
 from tts_assets.corpora.samples import AudioFolders, Sample, read_samples
 from tts_assets.speakers.config import PURITY_FILE, PurityProgram, encoder_digest, resolve
 from tts_assets.speakers.encoder import NoSpeech, VoiceEncoder
@@ -135,7 +135,7 @@ def blocks(path: Path) -> Iterator[list[Sample]]:
 def main(argv: list[str] | None = None) -> None:
     """Measure the samples of a ``run.json``."""
     program = load_config(PurityProgram, argv)
-    with Run(program.run_dir) as run:
+    with one_thread(), Run(program.run_dir) as run:
         path = resolve(program.encoder, Path())
         encoder, identity = VoiceEncoder.load(path), encoder_digest(path)
         cache, audio = RecordCache(program.cache), AudioFolders.of(program.samples)

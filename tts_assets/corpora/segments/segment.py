@@ -22,7 +22,7 @@ from tts_assets.core.audio import AudioPool, BrokenAudio, Clip, read_clip
 from tts_assets.core.cache import RecordCache
 from tts_assets.core.config import digest_of
 from tts_assets.core.hub import model_digest
-from tts_assets.core.program import Run, load_config
+from tts_assets.core.program import Run, load_config, one_thread
 from tts_assets.corpora.index import Utterance, utterances
 from tts_assets.corpora.samples import AudioFolders
 from tts_assets.corpora.segments.config import CODE_VERSION, TRANSCRIPT_VERSION, SegmentProgram
@@ -208,7 +208,7 @@ def _units(row: Utterance) -> int:
 def main(argv: list[str] | None = None) -> None:
     """Run the program; ``argv`` is the path of its configuration."""
     program = load_config(SegmentProgram, argv)
-    with Run(program.run_dir) as run:
+    with one_thread(), Run(program.run_dir) as run:
         run_segments(run, program)
 
 
