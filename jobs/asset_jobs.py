@@ -45,7 +45,7 @@ def build_jobs(settings: Settings) -> list[UnresolvedAssetJobDefinition]:
         define_asset_job(
             ALIGN,
             aligned(settings),
-            description="RLHF recipes, their serving models, reports, comparisons, promotions.",
+            description="RLHF and DPO recipes, their serving models and reports, and promotions.",
         ),
         define_asset_job(
             EVALUATE,
@@ -140,7 +140,7 @@ def evaluated(settings: Settings) -> AssetSelection:
 
 
 def retrained(settings: Settings) -> AssetSelection:
-    """SFT recipes and everything downstream that needs no RLHF recipe."""
+    """SFT recipes and everything downstream that needs no RLHF or DPO recipe."""
     evaluation = settings.evaluation
     compared = [
         name for name, pair in evaluation.comparisons.items() if set(pair.models) <= {*settings.sft}
@@ -154,19 +154,20 @@ def retrained(settings: Settings) -> AssetSelection:
 
 
 def aligned(settings: Settings) -> AssetSelection:
-    """RLHF recipes and everything downstream."""
+    """RLHF and DPO recipes with their preferences, and everything downstream."""
     compared = [
-        *settings.rlhf,
+        *settings.aligned,
         *(
             name
             for name, pair in settings.evaluation.comparisons.items()
-            if set(pair.models) & {*settings.rlhf}
+            if set(pair.models) & {*settings.aligned}
         ),
     ]
     return (
         _made_by("rlhf", settings.rlhf)
-        | _promoted_from(settings, settings.rlhf)
-        | _keys(comparison=compared)
+        | _made_by("dpo", settings.dpo)
+        | _promoted_from(settings, settings.aligned)
+        | _keys(comparison=compared, preferences=settings.preferences)
     )
 
 

@@ -50,7 +50,7 @@ def run_demo(instance: DagsterInstance, settings: Settings) -> None:
     for corpus in settings.arrays.imported:
         run(instance, settings, Request(IMPORT, corpus=corpus))
     run(instance, settings, Request(RETRAIN))
-    if settings.rlhf:
+    if settings.aligned:
         run(instance, settings, Request(ALIGN))
     print(f"\nfinished in {(time.monotonic() - started) / 60:.1f} minutes\n")
     print_summary(settings)
@@ -84,13 +84,13 @@ def run_base(instance: DagsterInstance, settings: Settings) -> None:
 def print_summary(settings: Settings) -> None:
     """Print the metrics of all reports and comparisons, and the paths of their pages."""
     store = ArtifactStore(settings.storage)
-    for recipe in (*settings.sft, *settings.rlhf):
+    for recipe in settings.stage_of:
         report = store.current(f"report/{recipe}")
         print(f"{recipe}: WER by category, transcribed by Whisper")
         for category, wer in report.facts.wer_by_category.items():
             print(f"  {category:12} {wer:7.1%}")
         print(f"  listen: {report.path / 'report.html'}")
-    for recipe in settings.rlhf:
+    for recipe in settings.aligned:
         print(describe_comparison(store.current(f"comparison/{recipe}")))
     print(
         f"\nartifacts: {settings.storage}\nlineage:   tts-assets ui, then http://127.0.0.1:3000/assets"

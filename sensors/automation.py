@@ -16,7 +16,7 @@ from tts_assets.orchestration.conditions import follow_training, make_once
 
 DATA_GROUPS = ("corpora", "codec", "arrays")
 TRAINING_GROUPS = (
-    *("texts", "sft", "serving", "rlhf", "external_models", "suites", "comparisons"),
+    *("texts", "sft", "serving", "rlhf", "preferences", "external_models", "suites", "comparisons"),
     *("promotion", "speakers", "codec_report"),
 )
 # First parts of keys: further suites of a recipe are in a group of their own.

@@ -43,9 +43,11 @@ from tts_assets.core.compute import Compute, Shape
 from tts_assets.core.tracking import WandbConfig
 from tts_assets.corpora.assets import build_assets as corpora_assets
 from tts_assets.evaluation.assets import build_assets as evaluation_assets
+from tts_assets.evaluation.assets import vote_preferences
 from tts_assets.external_models.assets import build_assets as external_model_assets
 from tts_assets.promotion.assets import build_assets as promotion_assets
 from tts_assets.rlhf.assets import build_assets as rlhf_assets
+from tts_assets.rlhf.assets import build_dpo_assets, rollout_preferences
 from tts_assets.serving.assets import build_assets as serving_assets
 from tts_assets.settings import Settings, load_settings
 from tts_assets.sft.assets import build_assets as sft_assets
@@ -102,7 +104,10 @@ def build_stages(settings: Settings) -> list[Any]:
     # Transcripts remain the written words; tokenizers carry the lexicon.
     text, lexicon = settings.text.model_copy(update={"lexicon": {}}), settings.text.lexicon
     trained = {name: list(recipe.corpora) for name, recipe in settings.sft.items()}
-    aligned = {name: trained[recipe.base] for name, recipe in settings.rlhf.items()}
+    rlhf, dpo = (
+        {name: trained[recipe.base] for name, recipe in recipes.items()}
+        for recipes in (settings.rlhf, settings.dpo)
+    )
     return [
         *corpora_assets(settings.all_corpora, settings.filters, text, shape("corpora")),
         *codec_assets(settings.codec, settings.validation, shape("codec"), root),
@@ -112,18 +117,19 @@ def build_stages(settings: Settings) -> list[Any]:
         *sft_assets(settings.sft, shape("sft"), lexicon),
         *serving_assets(
             settings.serving,
-            trained,
-            aligned,
+            {"sft": trained, "rlhf": rlhf, "dpo": dpo},
             vllm_shape(settings),
             text,
             settings.consents,
             settings.codec.decoder is not None,
         ),
         *rlhf_assets(settings.rlhf, shape("rlhf"), root, settings.vllm),
+        *build_dpo_assets(settings.dpo, shape("rlhf")),
+        *preferences(settings),
         *evaluation_assets(
             settings.evaluation,
             settings.sft,
-            settings.rlhf,
+            settings.aligned,
             root,
             shape("evaluation"),
             settings.training_corpora,
@@ -135,7 +141,7 @@ def build_stages(settings: Settings) -> list[Any]:
             settings.external_models,
             settings.evaluation,
             settings.validation,
-            {**dict.fromkeys(settings.sft, "sft"), **dict.fromkeys(settings.rlhf, "rlhf")},
+            settings.stage_of,
             shape("external_models"),
             root,
             settings.consents,
@@ -150,6 +156,19 @@ def build_stages(settings: Settings) -> list[Any]:
         ),
         *speakers_assets(settings.speakers, shape("speakers"), root),
     ]
+
+
+def preferences(settings: Settings) -> list[Any]:
+    """The assets of ``[preferences.<name>]`` and their checks, by the source of the pairs."""
+    built: list[Any] = []
+    root, shape = settings.root, settings.compute.shape("rlhf")
+    for name, config in settings.preferences.items():
+        if config.rollouts:
+            recipe = settings.rlhf[config.rollouts]
+            built += rollout_preferences(name, config, recipe, shape, root, settings.vllm)
+        else:
+            built += vote_preferences(name, config, shape, root)
+    return built
 
 
 def vllm_shape(settings: Settings) -> Shape:

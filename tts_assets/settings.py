@@ -46,6 +46,7 @@ from tts_assets.orchestration.config import Alerts, Budget, Owner, Schedules
 from tts_assets.project_file import read_project
 from tts_assets.promotion.config import PromotionConfig
 from tts_assets.rlhf.config import RlhfRecipe, VllmRollouts
+from tts_assets.rlhf.dpo_config import DpoRecipe, PreferencesConfig, check_preferences
 from tts_assets.serving.config import ServingConfig, VllmConfig
 from tts_assets.sft.config import SftRecipe
 from tts_assets.speakers.config import PUBLISHED, RESEMBLYZER, SpeakersConfig
@@ -85,6 +86,8 @@ class Settings(Config):
     vllm: VllmConfig = VllmConfig()
     sft: dict[str, SftRecipe] = Field(default_factory=dict)
     rlhf: dict[str, RlhfRecipe] = Field(default_factory=dict)
+    preferences: dict[str, PreferencesConfig] = Field(default_factory=dict)
+    dpo: dict[str, DpoRecipe] = Field(default_factory=dict)
     evaluation: EvaluationConfig
     promotion: dict[str, PromotionConfig] = Field(default_factory=dict)
     schedules: Schedules = Schedules()
@@ -108,6 +111,20 @@ class Settings(Config):
     def path(self, path: Path) -> Path:
         """The absolute path of a path in the project file."""
         return (self._root / path).resolve()
+
+    @property
+    def aligned(self) -> dict[str, RlhfRecipe | DpoRecipe]:
+        """The recipes of GRPO and DPO, which train the serving model of an SFT recipe."""
+        return {**self.rlhf, **self.dpo}
+
+    @property
+    def stage_of(self) -> dict[str, str]:
+        """The stage of each recipe of a SpeechLM: sft, rlhf or dpo."""
+        return {
+            **dict.fromkeys(self.sft, "sft"),
+            **dict.fromkeys(self.rlhf, "rlhf"),
+            **dict.fromkeys(self.dpo, "dpo"),
+        }
 
     @property
     def all_corpora(self) -> Corpora:
@@ -173,20 +190,29 @@ class Settings(Config):
         if recipe in self.external_models.recipes:
             return set(self.external_models.recipes[recipe].corpora)
         corpora: set[str] = set()
+        if recipe in self.dpo:
+            for model in self.preferences[self.dpo[recipe].preferences].models(self.compared):
+                corpora |= self.training_corpora(model)
         if recipe in self.rlhf:
             corpora |= set(self.rlhf[recipe].prompts.corpora)
-            recipe = self.rlhf[recipe].base
+        recipe = self.aligned[recipe].base if recipe in self.aligned else recipe
         for _ in self.sft:  # the longest possible chain of base recipes
             corpora |= set(self.sft[recipe].corpora)
             recipe = self.sft[recipe].base.recipe or recipe
         return corpora
+
+    @property
+    def compared(self) -> dict[str, tuple[str, ...]]:
+        """The models of each comparison: an aligned recipe with its base, and those declared."""
+        own = {name: (recipe.base, name) for name, recipe in self.aligned.items()}
+        return own | {name: one.models for name, one in self.evaluation.comparisons.items()}
 
     def languages_of(self, recipe: str) -> set[str]:
         """The languages of a recipe's speech, as its corpora declare them; empty if one is unknown.
 
         Languages of imported arrays, and those that are detected in recordings, are unknown.
         """
-        base = self.rlhf[recipe].base if recipe in self.rlhf else recipe
+        base = self.aligned[recipe].base if recipe in self.aligned else recipe
         found = set()
         for name in self.training_corpora(base):
             try:
@@ -202,7 +228,7 @@ class Settings(Config):
     def suites(self) -> dict[str, list[str]]:
         """The suites of each recipe, its main suite first."""
         evaluation, root = self.evaluation, self.root
-        recipes = (*self.sft, *self.rlhf, *self.external_models.recipes)
+        recipes = (*self.sft, *self.aligned, *self.external_models.recipes)
         return {r: suites_for(evaluation, r, self.languages_of(r), root) for r in recipes}
 
     @property
@@ -258,6 +284,8 @@ class Settings(Config):
             "texts": ("text", self.texts),
             "sft": ("recipe", self.sft),
             "rlhf": ("recipe", self.rlhf),
+            "preferences": ("voice", self.preferences),
+            "dpo": ("recipe", self.dpo),
             "external_models.recipes": ("recipe", self.external_models.recipes),
             "evaluation.suites": ("suite", self.evaluation.suites),
             "evaluation.comparisons": ("comparison", self.evaluation.comparisons),
@@ -274,13 +302,14 @@ class Settings(Config):
 
     def _named_keys(self) -> Iterable[str]:
         """Asset keys made of names of the project file: those that two names could share."""
-        recipes = [*self.sft, *self.rlhf, *self.external_models.recipes]
+        recipes = [*self.sft, *self.aligned, *self.external_models.recipes]
         suites = self.evaluation.suites
         yield from (f"report/{recipe}" for recipe in recipes)
         yield from (f"report/{recipe}/{suite}" for recipe in recipes for suite in suites)
         yield from (f"suite/{suite}" for suite in suites)
-        yield from (f"comparison/{name}" for name in {*self.evaluation.comparisons, *self.rlhf})
+        yield from (f"comparison/{name}" for name in {*self.evaluation.comparisons, *self.aligned})
         yield from (f"promoted/{voice}" for voice in self.promotion)
+        yield from (f"preferences/{name}" for name in self.preferences)
         yield from (f"texts/{name}" for name in self.texts)
 
     @model_validator(mode="after")
@@ -308,23 +337,31 @@ class Settings(Config):
                     f"sft.{name} continues {base!r}, which is no other [sft] recipe; "
                     f"known recipes: {sorted(self.sft)}"
                 )
-        for name, rlhf in self.rlhf.items():
-            if rlhf.base not in self.sft:
-                raise ValueError(
-                    f"rlhf.{name} starts from {rlhf.base!r}, which is no [sft] recipe; "
-                    f"known recipes: {sorted(self.sft)}"
-                )
-            if name in self.sft:
-                raise ValueError(
-                    f"{name!r} names an sft and an rlhf recipe, and both would be serving/{name}; "
-                    f"rename one, for example rlhf.{name}_grpo"
-                )
-        self.external_models.check_recipes({*self.sft, *self.rlhf})
+        self._check_aligned()
+        self.external_models.check_recipes({*self.sft, *self.aligned})
         for voice, promotion in self.promotion.items():
-            promotion.check_candidates(voice, {*self.sft, *self.rlhf})
-        recipes = {*self.sft, *self.rlhf, *self.external_models.recipes}
-        self.evaluation.check_recipes(recipes, set(self.rlhf))
+            promotion.check_candidates(voice, {*self.sft, *self.aligned})
+        recipes = {*self.sft, *self.aligned, *self.external_models.recipes}
+        self.evaluation.check_recipes(recipes, set(self.aligned))
         return self
+
+    def _check_aligned(self) -> None:
+        """Raise ValueError for recipes of GRPO and DPO that name unknown ones."""
+        for stage, recipes, suffix in (("rlhf", self.rlhf, "grpo"), ("dpo", self.dpo, "dpo")):
+            for name, recipe in recipes.items():
+                if recipe.base not in self.sft:
+                    raise ValueError(
+                        f"{stage}.{name} starts from {recipe.base!r}, which is no [sft] recipe; "
+                        f"known recipes: {sorted(self.sft)}"
+                    )
+                if name in self.sft or (stage == "dpo" and name in self.rlhf):
+                    other = "sft" if name in self.sft else "rlhf"
+                    raise ValueError(
+                        f"{name!r} names recipes of [{other}] and [{stage}], and both would be "
+                        f"serving/{name}; rename one, for example {stage}.{name}_{suffix}"
+                    )
+        external = set(self.external_models.recipes)
+        check_preferences(self.preferences, self.dpo, set(self.rlhf), self.compared, external)
 
     @model_validator(mode="after")
     def _check_engines(self) -> Self:

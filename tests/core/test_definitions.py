@@ -48,6 +48,7 @@ OPTIONAL: dict[str, dict[str, Any]] = {
     "codec.report": {"corpora": CORPUS, "clips": 1},
     "compute": {"threads": 1},
     "corpora.mine": {"path": "examples", "reader": "folder", "language": "en"},
+    "dpo.third": {"base": "announcer", "preferences": "rated"},
     "discovery": {"root": "examples/none", "language": "en"},
     "evaluation.comparisons.pair": {"models": ["announcer", "announcer_grpo"]},
     "evaluation.gates": {"wer": 0.1},
@@ -58,6 +59,7 @@ OPTIONAL: dict[str, dict[str, Any]] = {
         "notes": {"theirs": "a note"},
     },
     "filters": {"min_p808": 2.0},
+    "preferences.rated": {"rollouts": "announcer_grpo", "pairs": 9},
     "promotion.second": {"candidates": ["announcer"]},
     "retention": {"days": 7, "versions": 2},
     "rlhf.second": {"base": "announcer", "prompts": {"texts": "a.txt"}, "steps": 1},
@@ -72,7 +74,7 @@ OPTIONAL: dict[str, dict[str, Any]] = {
     "vllm": {"restarts": 1},
     "wandb": {"project": "speech"},
 }
-NEEDS = {"speakers.purity": ["speakers"]}
+NEEDS = {"speakers.purity": ["speakers"], "dpo.third": ["preferences.rated"]}
 
 
 def tables(*names: str) -> dict[str, Any]:
@@ -135,6 +137,7 @@ def test_nodes_of_a_group_have_different_names_and_their_roles() -> None:
     assert groups["report/my-voice/numerals"] == "reports_my_voice"
     assert groups["spoken/theirs/numerals"] == "external_syntheses_theirs"
     stages = {"sft", "rlhf", "serving", "report", "comparison", "promoted", "family", "spoken"}
+    stages |= {"dpo", "preferences"}
     kinds = {node.key.path[0]: node.kinds for node in nodes if node.key.path[0] in stages}
     assert len({frozenset(kind) for kind in kinds.values()}) == len(stages) == len(kinds)
 

@@ -143,6 +143,7 @@ SUITE = {"path": "examples/suites/numerals.jsonl"}
 NAMED: dict[str, tuple[str, dict[str, Any]]] = {
     "sft": ("recipe", RECIPE),
     "rlhf": ("recipe", {"base": "announcer", "prompts": {"texts": "a.txt"}, "steps": 1}),
+    "preferences": ("voice", {"rollouts": "announcer_grpo"}),
     "external_models.recipes": ("recipe", {"family": "vits", "corpora": ["asterisk_en"]}),
     "evaluation.suites": ("suite", SUITE),
     "evaluation.comparisons": ("comparison", {"models": ["announcer", "announcer_grpo"]}),

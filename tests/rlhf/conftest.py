@@ -72,42 +72,44 @@ def sentences(clips: Path) -> list[DecodedCompletion]:
     ]
 
 
+def grpo_program(
+    speaking: Speaking, run_dir: Path, vllm: VllmConfig | None = None, **changes: Any
+) -> RlhfProgram:
+    """A short GRPO run in ``run_dir``, whose reward is 1 for each completion that ends."""
+    recipe = {
+        "base": "tiny",
+        "prompts": PromptsConfig(texts=Path("texts.txt")),
+        "rewards": [{"kind": "rate", "slowest": 1e-3, "fastest": 1e6}],
+        "sampling": {
+            "temperature": 1.0,
+            "top_k": 0,
+            "repetition_penalty": 1.0,
+            "min_tokens": 5,
+            "max_tokens": 40,
+        },
+        "steps": 4,
+        "prompts_per_step": 4,
+        "learning_rate": 3e-3,
+        "beta": 0.0,
+        "save_every": 1,
+        **changes,
+    }
+    run_dir.mkdir()
+    prompts = PromptSet([RolloutPrompt(text=text) for text in TEXTS])
+    prompts.write(run_dir / "prompts.jsonl")
+    made = RlhfProgram(
+        run_dir=run_dir,
+        name="tiny_grpo",
+        recipe=RlhfRecipe.parse(recipe, "test"),
+        serving_model=speaking.serving.path,
+        prompts=run_dir / "prompts.jsonl",
+        vllm=vllm or VllmConfig(),
+    )
+    (run_dir / "run.json").write_text(made.to_json())
+    return made
+
+
 @pytest.fixture
 def program(speaking: Speaking, tmp_path: Path) -> Callable[..., RlhfProgram]:
-    """Returns a factory of short GRPO runs, whose reward is 1 for each completion that ends."""
-
-    def make(name: str, vllm: VllmConfig | None = None, **changes: Any) -> RlhfProgram:
-        recipe = {
-            "base": "tiny",
-            "prompts": PromptsConfig(texts=Path("texts.txt")),
-            "rewards": [{"kind": "rate", "slowest": 1e-3, "fastest": 1e6}],
-            "sampling": {
-                "temperature": 1.0,
-                "top_k": 0,
-                "repetition_penalty": 1.0,
-                "min_tokens": 5,
-                "max_tokens": 40,
-            },
-            "steps": 4,
-            "prompts_per_step": 4,
-            "learning_rate": 3e-3,
-            "beta": 0.0,
-            "save_every": 1,
-            **changes,
-        }
-        run_dir = tmp_path / name
-        run_dir.mkdir()
-        prompts = PromptSet([RolloutPrompt(text=text) for text in TEXTS])
-        prompts.write(run_dir / "prompts.jsonl")
-        made = RlhfProgram(
-            run_dir=run_dir,
-            name="tiny_grpo",
-            recipe=RlhfRecipe.parse(recipe, "test"),
-            serving_model=speaking.serving.path,
-            prompts=run_dir / "prompts.jsonl",
-            vllm=vllm or VllmConfig(),
-        )
-        (run_dir / "run.json").write_text(made.to_json())
-        return made
-
-    return make
+    """Returns a factory of short GRPO runs: a name, and changes of the recipe."""
+    return lambda name, **changes: grpo_program(speaking, tmp_path / name, **changes)

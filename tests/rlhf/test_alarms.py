@@ -61,6 +61,7 @@ def test_a_healthy_run_raises_no_alarm() -> None:
         ({"seconds": (3.0, 0.6)}, "length"),
         ({"seconds": (3.0, 9.0)}, "length"),
         ({"kl": (0.0, 2.0)}, "kl"),
+        ({"chosen_change": (0.0, -0.3)}, "chosen"),
     ],
 )
 def test_each_collapse_raises_its_alarm(change: dict[str, tuple[float, float]], alarm: str) -> None:

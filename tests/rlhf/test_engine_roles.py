@@ -32,7 +32,9 @@ def test_two_steps_with_the_engine_on_the_second_node(
     program: Make,
 ) -> None:
     made = program("run", engine={"kind": "vllm"}, steps=2)
-    found = metadata(launch(with_engine(made, SHAPE), SlurmLauncher(poll_seconds=1)))
+    found = metadata(
+        launch(with_engine("tts_assets.rlhf.train", made, SHAPE), SlurmLauncher(poll_seconds=1))
+    )
     assert found["steps"] == 2
     assert "on node[0-1]" in (made.run_dir / "log.txt").read_text()
     assert all(record["engine_logprob_gap"] < 1e-2 for record in metrics(made))
@@ -47,7 +49,9 @@ def test_a_checkpoint_is_saved_if_the_engine_dies(program: Make) -> None:
     made = program("run", vllm=vllm, engine={"kind": "vllm"}, steps=4, save_every=100)
     killer = threading.Thread(target=kill_after_first_step, args=(made,))
     killer.start()
-    lost = launch(with_engine(made, SHAPE), TorchrunLauncher(grace_seconds=20))
+    lost = launch(
+        with_engine("tts_assets.rlhf.train", made, SHAPE), TorchrunLauncher(grace_seconds=20)
+    )
     killer.join()
     # The launcher detects it first, or the trainer if it waits for a rollout at that time.
     assert re.search("(ended with status -9,|died of this rollout) 1 times in a row", failure(lost))
@@ -56,7 +60,12 @@ def test_a_checkpoint_is_saved_if_the_engine_dies(program: Make) -> None:
     assert train.newest_checkpoint(made.run_dir / "checkpoints") is not None
     done = len(metrics(made))
     assert 1 <= done < 4
-    assert metadata(launch(with_engine(made, SHAPE), TorchrunLauncher()))["steps"] == 4
+    assert (
+        metadata(launch(with_engine("tts_assets.rlhf.train", made, SHAPE), TorchrunLauncher()))[
+            "steps"
+        ]
+        == 4
+    )
     assert [record["step"] for record in metrics(made)] == [1, 2, 3, 4]
     assert not engine_servers(made)
 

@@ -24,7 +24,7 @@ from tests.support.speaking import SAMPLING, Speaking, publish_serving, publish_
 from tts_assets.core.artifacts import CheckpointFacts
 from tts_assets.core.compute import Shape
 from tts_assets.core.config import ConfigError
-from tts_assets.core.program import STOPPED, Run, read_metrics
+from tts_assets.core.program import STOPPED, ProgramConfig, Run, read_metrics
 from tts_assets.rlhf.assets import with_engine
 from tts_assets.rlhf.config import RlhfProgram, VllmRollouts
 from tts_assets.rlhf.prompts import read_prompts
@@ -321,7 +321,7 @@ def test_a_stop_at_the_last_evaluation_repeats_only_that(
     assert [one["step"] for one in records if "reward_heldout" in one] == [0, 2]
 
 
-def stop_after_first_step(program: RlhfProgram) -> None:
+def stop_after_first_step(program: ProgramConfig) -> None:
     """Sends SIGTERM to this process as soon as the run has logged a step."""
 
     def watch() -> None:
@@ -402,9 +402,9 @@ def test_settings_that_cannot_share_a_gpu_are_rejected(
 def test_the_engine_may_share_the_trainers_gpu(program: Make) -> None:
     engine = {"kind": "vllm", "gpus": 0, "gpu_memory": 0.3}
     made = program("run", engine=engine)
-    service = with_engine(made, Shape(processes=1, gpus=1)).service
+    service = with_engine("tts_assets.rlhf.train", made, Shape(processes=1, gpus=1)).service
     assert service is not None and service.shares_gpu and service.shape.gpus == 0
-    service = with_engine(made, Shape(processes=1, gpus=0)).service
+    service = with_engine("tts_assets.rlhf.train", made, Shape(processes=1, gpus=0)).service
     assert service is not None and not service.shares_gpu
 
 

@@ -22,7 +22,7 @@ ExportedVoice = Annotated[
     str,
     typer.Argument(
         help="A voice with a promoted model, or a recipe.",
-        autocompletion=names_of("promotion", "sft", "rlhf"),
+        autocompletion=names_of("promotion", "sft", "rlhf", "dpo"),
     ),
 ]
 Target = Annotated[Path, typer.Argument(help="A new folder.")]
@@ -38,14 +38,14 @@ def selected(settings: Settings, store: ArtifactStore, voice: str) -> tuple[str,
 
     if voice in settings.promotion and (promoted := promoted_now(store, voice)) is not None:
         return promoted.facts.recipe, promoted.facts.model
-    if voice not in (*settings.sft, *settings.rlhf):
+    if voice not in settings.stage_of:
         raise CommandError(f"{voice} has no promoted model: tts-assets train {voice}, or promote")
     return voice, store.current(f"serving/{voice}").content
 
 
 def base_of(settings: Settings, recipe: str) -> str:
     """The name of the base model of a recipe on the hub; empty for another base."""
-    name: str | None = settings.rlhf[recipe].base if recipe in settings.rlhf else recipe
+    name: str | None = settings.aligned[recipe].base if recipe in settings.aligned else recipe
     while name is not None:
         base = settings.sft[name].base
         if base.hub is not None:

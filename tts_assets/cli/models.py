@@ -19,7 +19,7 @@ VoiceOption = Annotated[
     str | None,
     typer.Option(
         help="Voice or recipe; default: the only one.",
-        autocompletion=names_of("promotion", "sft", "rlhf"),
+        autocompletion=names_of("promotion", "sft", "rlhf", "dpo"),
     ),
 ]
 VoiceName = Annotated[
@@ -41,7 +41,7 @@ def project_store() -> tuple[Settings, ArtifactStore]:
 
 def only_voice(settings: Settings) -> str:
     """The only voice, or else the only recipe. Raises :class:`CommandError` for several."""
-    names = list(settings.promotion) or [*settings.sft, *settings.rlhf]
+    names = list(settings.promotion) or list(settings.stage_of)
     if len(names) == 1:
         return names[0]
     raise CommandError(f"name a voice: {', '.join(names) or 'tts-assets add-corpus makes one'}")
@@ -116,7 +116,7 @@ def report(
         str | None,
         typer.Argument(
             help="Voice or recipe; default: the only one.",
-            autocompletion=names_of("promotion", "sft", "rlhf"),
+            autocompletion=names_of("promotion", "sft", "rlhf", "dpo"),
         ),
     ] = None,
     open_page: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,

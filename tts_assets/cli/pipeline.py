@@ -68,8 +68,8 @@ def train(
     voice: Annotated[
         str,
         typer.Argument(
-            help="A voice of [promotion], or a recipe of [sft] or [rlhf].",
-            autocompletion=names_of("promotion", "sft", "rlhf"),
+            help="A voice of [promotion], or a recipe of [sft], [rlhf] or [dpo].",
+            autocompletion=names_of("promotion", "sft", "rlhf", "dpo"),
         ),
     ],
 ) -> None:
@@ -103,9 +103,9 @@ def recipes_of(settings: Settings, voice: str) -> list[str]:
     """The recipes of a voice, or the recipe of that name. Raises :class:`CommandError`."""
     if voice in settings.promotion:
         return list(settings.promotion[voice].candidates)
-    if voice in (*settings.sft, *settings.rlhf):
+    if voice in settings.stage_of:
         return [voice]
-    known = ", ".join(dict.fromkeys((*settings.promotion, *settings.sft, *settings.rlhf)))
+    known = ", ".join(dict.fromkeys((*settings.promotion, *settings.stage_of)))
     raise CommandError(
         f"there is no voice {voice!r}; voices and recipes: {known or 'none'}; "
         "tts-assets add-corpus makes one"
@@ -116,14 +116,16 @@ def selection(settings: Settings, recipes: Iterable[str]) -> str:
     """The assets of ``recipes``, after the arrays of their corpora, in the syntax of the UI."""
     keys = {"evaluation_suite"}
     for recipe in recipes:
-        base: str | None = settings.rlhf[recipe].base if recipe in settings.rlhf else recipe
+        aligned = settings.aligned.get(recipe)
+        base: str | None = aligned.base if aligned else recipe
         while base is not None:
             keys |= {f"sft/{base}", *(f"texts/{name}" for name in settings.sft[base].texts)}
             base = settings.sft[base].base.recipe
-        if recipe in settings.rlhf:
-            started = settings.rlhf[recipe].base
-            keys |= {f"serving/{started}", f"report/{started}"}
-            keys |= {f"rlhf/{recipe}", f"comparison/{recipe}"}
+        if aligned:
+            keys |= {f"serving/{aligned.base}", f"report/{aligned.base}"}
+            keys |= {f"{settings.stage_of[recipe]}/{recipe}", f"comparison/{recipe}"}
+        if recipe in settings.dpo:
+            keys.add(f"preferences/{settings.dpo[recipe].preferences}")
         keys |= {f"serving/{recipe}", f"report/{recipe}"}
         voices = settings.promotion.items()
         keys |= {f"promoted/{voice}" for voice, one in voices if recipe in one.candidates}

@@ -176,7 +176,7 @@ def add_corpus_tables(
     """
     check_name(name)
     settings = load_settings(project)
-    taken = {*settings.corpora, *settings.sft, *settings.rlhf, *settings.promotion}
+    taken = {*settings.corpora, *settings.stage_of, *settings.promotion}
     if name in taken:
         raise CommandError(f"the project file has {name!r} already: choose another with --name")
     added = table(f"corpora.{key(name)}", corpus)

@@ -59,6 +59,7 @@ SHOWN = {  # metrics that progress lines show, and their labels
     "mel": "mel distance",
     "val_mel": "validation mel distance",
     "reward": "reward",
+    "rewards/margins": "margin",
     "reward_heldout": "held-out reward",
     "wer_heldout": "held-out WER",
     "tokens_per_second": "tokens/s",

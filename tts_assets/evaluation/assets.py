@@ -11,6 +11,7 @@ from typing import Any
 from dagster import AssetChecksDefinition, AssetIn, AssetKey, AssetsDefinition
 
 from tts_assets.core.artifacts import (
+    ArtifactStore,
     Build,
     CodeArrays,
     Comparison,
@@ -47,7 +48,9 @@ from tts_assets.orchestration.program_asset import (
     group_of,
     program_asset,
 )
+from tts_assets.rlhf.assets import preferences_asset
 from tts_assets.rlhf.config import RlhfRecipe
+from tts_assets.rlhf.dpo_config import DpoRecipe, PairSource, PreferencesConfig
 from tts_assets.sft.config import SftRecipe
 from tts_assets.speakers.assets import encoder_input
 
@@ -60,7 +63,7 @@ Built = AssetsDefinition | AssetChecksDefinition
 def build_assets(
     evaluation: EvaluationConfig,
     sft: Mapping[str, SftRecipe],
-    rlhf: Mapping[str, RlhfRecipe],
+    rlhf: Mapping[str, RlhfRecipe | DpoRecipe],
     root: Path,
     shape: Shape,
     trained_on: Callable[[str], Collection[str]],
@@ -70,10 +73,10 @@ def build_assets(
 ) -> list[Built]:
     """The suites, reports of every recipe, and comparisons.
 
-    Every RLHF recipe has a comparison with its base; the configuration may name further ones.
-    ``suites``: those of each recipe, its main suite first (:func:`suites_for`); None: all that the
-    configuration has. ``decisive``: by recipe, the categories that its promotion looks at. See
-    :func:`evaluated_recipes` for the other parameters.
+    Every recipe of ``rlhf``, of GRPO and DPO, has a comparison with its base; the configuration may
+    name further ones. ``suites``: those of each recipe, its main suite first (:func:`suites_for`);
+    None: all that the configuration has. ``decisive``: by recipe, the categories that its promotion
+    looks at. See :func:`evaluated_recipes` for the other parameters.
     """
     recipes = evaluated_recipes(sft, rlhf, root, trained_on, external or {})
     built: list[Built] = []
@@ -90,7 +93,13 @@ def build_assets(
     comparisons = {name: ComparisonConfig(models=(r.base, name)) for name, r in rlhf.items()}
     for name, comparison in {**comparisons, **evaluation.comparisons}.items():
         categories = [c for model in comparison.models for c in (decisive or {}).get(model, ())]
-        built.append(comparison_asset(name, comparison, evaluation, sorted(set(categories))))
+        config = evaluation.for_suite(comparison.suite or MAIN)
+        main = {model: (suites or {}).get(model, [MAIN])[0] for model in comparison.models}
+        keys = {
+            model: report_key(model, MAIN if comparison.suite in ("", own) else comparison.suite)
+            for model, own in main.items()
+        }
+        built.append(comparison_asset(name, comparison, config, sorted(set(categories)), keys))
     return built
 
 
@@ -190,8 +199,9 @@ def comparison_asset(
     comparison: ComparisonConfig,
     evaluation: EvaluationConfig,
     decisive: Sequence[str],
+    keys: Mapping[str, AssetKey],
 ) -> AssetsDefinition:
-    """``comparison/<name>`` of the models' reports on the main suite."""
+    """``comparison/<name>`` of the models' reports, whose ``keys`` are given by model."""
     models = comparison.models
     reports_of = {f"report_{index}": model for index, model in enumerate(models)}
 
@@ -220,9 +230,27 @@ def comparison_asset(
         ["comparison", name],
         plan,
         code_version=COMPARISON_VERSION,
-        ins={parameter: AssetIn(report_key(model)) for parameter, model in reports_of.items()},
+        ins={parameter: AssetIn(keys[model]) for parameter, model in reports_of.items()},
         group_name="comparisons",
         kinds={"comparison", "html"},
         description=f"Comparison of {', '.join(models)}: paired differences with bootstrap "
         "intervals, clips side by side, and a blind test.",
     )
+
+
+def vote_preferences(name: str, config: PreferencesConfig, shape: Shape, root: Path) -> list[Built]:
+    """``preferences/<name>`` from the votes of a blind test, with its check.
+
+    Votes of earlier versions of the comparison count, if its reports and models are still stored.
+    """
+
+    def read(store: ArtifactStore, comparison: Comparison, suite: EvaluationSuite) -> PairSource:
+        from tts_assets.evaluation.blind_test import voted_pairs
+
+        return voted_pairs(store, comparison.asset, config.vote_files(root), suite)
+
+    ins = {
+        "comparison": AssetIn(AssetKey(["comparison", config.comparison])),
+        "suite": AssetIn(suite_key(MAIN)),
+    }
+    return preferences_asset(name, read, ins, shape, f"votes of comparison/{config.comparison}")

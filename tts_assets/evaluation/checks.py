@@ -44,6 +44,7 @@ from tts_assets.evaluation.suite import (
     known_texts,
     read_suite,
 )
+from tts_assets.rlhf.dpo_config import PREFERENCES_FILE
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,9 @@ def held_out_check(
         }
         trained = [clip["transcript"] for name in text_corpora for clip in clips[name]]
         trained += [line for path in training_data.prompts for line in read_lines(path)]
+        for name in training_data.preferences:
+            pairs = store.store.current(f"preferences/{name}").path / PREFERENCES_FILE
+            trained += [json.loads(line)["text"] for line in read_lines(pairs)]
         texts = suite_texts(suite, evaluation)
         known = known_texts(texts, trained, evaluation.language)
         audio = {

@@ -32,6 +32,7 @@ class ComparisonConfig(Config):
     """``[evaluation.comparisons.<name>]``: models on the same texts; the first is the baseline."""
 
     models: tuple[str, ...] = Field(min_length=2, description="recipes, as in report/<recipe>")
+    suite: str = Field("", description="one of the further suites; empty: the main suite")
     blind_trials: int = Field(10, ge=1, description="of each pair of models in the blind test")
 
     @field_validator("models")
@@ -150,8 +151,15 @@ class EvaluationConfig(Config):
         for name in compared & set(self.comparisons):
             raise ValueError(
                 f"evaluation.comparisons.{name}: comparison/{name} already compares the rlhf "
-                "recipe with its base; choose another name"
+                "or dpo recipe with its base; choose another name"
             )
+        for name, comparison in self.comparisons.items():
+            for model in comparison.models if comparison.suite else ():
+                if comparison.suite not in self.suites_of(model):
+                    raise ValueError(
+                        f"evaluation.comparisons.{name}.suite is {comparison.suite!r}, on which "
+                        f"{model!r} is not evaluated: it is one of {self.suites_of(model)}"
+                    )
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:

@@ -32,6 +32,7 @@ from tts_assets.evaluation.metrics.metric import metrics_of
 from tts_assets.evaluation.metrics.prosody import spoken_characters
 from tts_assets.evaluation.suite import SUITE_FILE, SuiteText, read_suite
 from tts_assets.rlhf.config import RlhfRecipe
+from tts_assets.rlhf.dpo_config import DpoRecipe
 from tts_assets.sft.config import SftRecipe
 from tts_assets.speakers.config import RESEMBLYZER, encoder_digest, resolve
 
@@ -44,13 +45,15 @@ class TrainingData:
     """The data that a recipe and its base recipes were trained on.
 
     ``corpora``: of SFT. The prompts of RLHF are the lines of the files ``prompts``, the transcripts
-    of ``prompt_corpora``, and as voice prompts the clips of ``voice_corpora``.
+    of ``prompt_corpora``, and as voice prompts the clips of ``voice_corpora``. DPO is trained on
+    the texts of ``preferences``.
     """
 
     corpora: Collection[str]
     prompts: Collection[Path] = ()
     prompt_corpora: Collection[str] = ()
     voice_corpora: Collection[str] = ()
+    preferences: Collection[str] = ()
 
     def for_suite(self, suite: str) -> TrainingData:
         """The data that ``suite`` must be held out from.
@@ -92,7 +95,7 @@ class ReportInputs:
 
 def evaluated_recipes(
     sft: Mapping[str, SftRecipe],
-    rlhf: Mapping[str, RlhfRecipe],
+    rlhf: Mapping[str, RlhfRecipe | DpoRecipe],
     root: Path,
     trained_on: Callable[[str], Collection[str]],
     external: Mapping[str, Sequence[str]],
@@ -107,13 +110,16 @@ def evaluated_recipes(
         for name, recipe in sft.items()
     ]
     for name, aligned in rlhf.items():
-        prompts = aligned.prompts
-        data = TrainingData(
-            trained_on(aligned.base),
-            (root / prompts.texts,) if prompts.texts else (),
-            prompts.corpora,
-            prompts.corpora if prompts.voice_prompts else (),
-        )
+        if isinstance(aligned, DpoRecipe):
+            data = TrainingData(trained_on(aligned.base), preferences=(aligned.preferences,))
+        else:
+            prompts = aligned.prompts
+            data = TrainingData(
+                trained_on(aligned.base),
+                (root / prompts.texts,) if prompts.texts else (),
+                prompts.corpora,
+                prompts.corpora if prompts.voice_prompts else (),
+            )
         recipes.append(EvaluatedRecipe(name, tuple(sft[aligned.base].corpora), data))
     for name, corpora in external.items():
         recipes.append(EvaluatedRecipe(name, tuple(corpora), TrainingData(corpora), external=True))

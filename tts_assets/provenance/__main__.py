@@ -195,7 +195,7 @@ def consent_states(settings: Settings) -> dict[str, ConsentState]:
     """The consent for every corpus of a recipe, sorted by corpus."""
     found: dict[str, VoiceConsent | None] = {}
     recipes: dict[str, list[str]] = {}
-    for recipe in (*settings.sft, *settings.rlhf, *settings.external_models.recipes):
+    for recipe in (*settings.stage_of, *settings.external_models.recipes):
         for corpus, consent in settings.consents(recipe).items():
             found[corpus] = consent
             recipes.setdefault(corpus, []).append(recipe)

@@ -22,6 +22,7 @@ NGRAM = 8  # codes, 0.16 s at 50 codes a second: real speech rarely repeats such
 REPETITION = 0.5  # largest part of repeated n-grams
 QUALITY_LOSS = 0.05  # largest decrease of a sound reward while WER improves
 EQUAL_REWARDS = 0.9  # largest part of prompts whose completions all have the same reward
+CHOSEN_LOSS = 0.1  # largest decrease of the preferred completions' log-probability, nats a token
 PREFIX = "alarm/"  # of the metric that marks a step with an alarm
 SOUND_REWARDS = {"dnsmos": "DNSMOS", "similarity": "speaker similarity"}
 
@@ -60,7 +61,7 @@ def alarms(records: Sequence[Record], config: AlarmConfig) -> list[Alarm]:
     change = _Change(records[: config.window], records[-config.window :])
     found = [*_equal_rewards(change, config)]
     if len(records) >= 2 * config.window:
-        checks = (_entropy, _repetition, _reward_hacking, _length, _kl)
+        checks = (_entropy, _repetition, _reward_hacking, _length, _kl, _chosen)
         found += [alarm for check in checks for alarm in check(change, config)]
     return found
 
@@ -172,6 +173,20 @@ def _kl(change: _Change, config: AlarmConfig) -> Iterator[Alarm]:
     kl = change.of("kl")
     if kl and config.kl and kl[1] > config.kl:
         yield Alarm("kl", f"the KL divergence to the base is {kl[1]:.2f} nats a token")
+
+
+def _chosen(change: _Change, config: AlarmConfig) -> Iterator[Alarm]:
+    """DPO may lower both log-probabilities of a pair, and so raise those of anything else.
+
+    Source: Razin et al. 2024, Unintentional Unalignment, arXiv 2410.08847.
+    """
+    chosen = change.of("chosen_change")
+    if chosen and chosen[1] < -CHOSEN_LOSS:
+        yield Alarm(
+            "chosen",
+            f"the preferred completions lost {-chosen[1]:.2f} nats a token against the base; lower "
+            "the learning_rate, or raise beta",
+        )
 
 
 def _changed_by(means: tuple[float, float], factor: float) -> bool:

@@ -1,6 +1,11 @@
-"""Dagster assets of RLHF: ``rlhf/<recipe>``, GRPO from the serving model of its base recipe."""
+"""Dagster assets of RLHF: ``rlhf/<recipe>`` (GRPO), ``dpo/<recipe>`` and ``preferences/<name>``.
 
-from collections.abc import Mapping
+Both train the serving model of their base recipe. Preferences that are votes of a blind test are in
+``evaluation/assets.py``.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +17,7 @@ from tts_assets.core.artifacts import (
     Checkpoint,
     CodeArrays,
     EvaluationSuite,
+    Preferences,
     ServingModel,
     SpeakerEncoderCheckpoint,
 )
@@ -19,25 +25,57 @@ from tts_assets.core.compute import Shape, visible_devices
 from tts_assets.core.metadata import CheckResult
 from tts_assets.orchestration.checks import artifact_check, losses_check
 from tts_assets.orchestration.partitions import code_arrays_of
-from tts_assets.orchestration.program_asset import Plan, Request, Training, artifact_asset
-from tts_assets.rlhf.config import RlhfProgram, RlhfRecipe, located_encoder
-from tts_assets.rlhf.reporting import describe_checkpoint, find_collapse
+from tts_assets.orchestration.program_asset import (
+    Machines,
+    Plan,
+    Request,
+    Training,
+    artifact_asset,
+    program_asset,
+)
+from tts_assets.rlhf.config import RlhfProgram, RlhfRecipe
+from tts_assets.rlhf.dpo_config import (
+    DpoProgram,
+    DpoRecipe,
+    PairSource,
+    PreferencesConfig,
+    PreferencesProgram,
+)
+from tts_assets.rlhf.reporting import (
+    count_all_pairs,
+    describe_checkpoint,
+    describe_dpo,
+    describe_preferences,
+    find_collapse,
+)
 from tts_assets.serving.config import VllmConfig
 from tts_assets.speakers.assets import encoder_input
 
 CODE_VERSION = "5"
+DPO_VERSION = PREFERENCES_VERSION = "1"
+PREFERENCES = "tts_assets.rlhf.preferences"  # the program
+Built = list[AssetsDefinition | AssetChecksDefinition]
 
 
 def build_assets(
     recipes: Mapping[str, RlhfRecipe], shape: Shape, root: Path, vllm: VllmConfig | None = None
-) -> list[AssetsDefinition | AssetChecksDefinition]:
+) -> Built:
     """Returns an asset and its checks for each ``[rlhf.<name>]``.
 
     ``root`` is the folder of relative paths, ``vllm`` the environment of rollout engines.
     """
-    definitions: list[AssetsDefinition | AssetChecksDefinition] = []
+    definitions: Built = []
     for name, recipe in recipes.items():
         checkpoint = rlhf_asset(name, recipe, shape, root, vllm or VllmConfig())
+        definitions += [checkpoint, losses_check(checkpoint), collapse_check(checkpoint, recipe)]
+    return definitions
+
+
+def build_dpo_assets(recipes: Mapping[str, DpoRecipe], shape: Shape) -> Built:
+    """Returns an asset and its checks for each ``[dpo.<name>]``."""
+    definitions: Built = []
+    for name, recipe in recipes.items():
+        checkpoint = dpo_asset(name, recipe, shape)
         definitions += [checkpoint, losses_check(checkpoint), collapse_check(checkpoint, recipe)]
     return definitions
 
@@ -59,42 +97,23 @@ def rlhf_asset(
         arrays: Mapping[str, CodeArrays] | None = None,
         encoder: SpeakerEncoderCheckpoint | None = None,
     ) -> Plan[Checkpoint]:
-        from tts_assets.rlhf.prompts import recipe_prompts
-        from tts_assets.rlhf.rewards import function_digests
-        from tts_assets.rlhf.rollouts import hold_out
+        from tts_assets.rlhf.inputs import RolloutInputs
 
-        asked = request.recipe(recipe)
-        folders = {corpus: handle.path for corpus, handle in (arrays or {}).items()}
-        prompts = recipe_prompts(asked, root, base.path, suite.path, folders, request.store.caches)
-        _, held_out = hold_out(prompts.prompts, asked.heldout)  # raises if all are held out
-        located, identity = located_encoder(asked, encoder, root)
-        known = {"recipe": identity, "prompts": prompts.digest}
-        if functions := function_digests(asked.rewards):
-            known["functions"] = functions
-        inputs = {"base": base, "arrays": arrays, "encoder": encoder}
-        shown = {
-            "prompts": len(prompts.prompts),
-            "prompts_held_out": len(held_out),
-            "prompts_left_out": dict(prompts.left_out),
-        }
+        asked, caches = request.recipe(recipe), request.store.caches
+        read = RolloutInputs.read(asked, root, caches, base, suite, arrays, encoder)
 
         def make(work: Path) -> Mapping[str, Any]:
-            program = RlhfProgram(
-                run_dir=work,
-                name=name,
-                recipe=located,
-                serving_model=base.path,
-                prompts=prompts.write(work / "prompts.jsonl"),
-                vllm=vllm,
+            program = read.program(work, name, vllm)
+            return request.launch(
+                with_engine("tts_assets.rlhf.train", program, request.shape(shape))
             )
-            return request.launch(with_engine(program, request.shape(shape)))
 
         return Plan(
-            known,
+            read.known,
             make=make,
-            inputs={name: handle for name, handle in inputs.items() if handle is not None},
+            inputs=read.artifacts,
             seed=asked.seed,
-            describe=lambda made: {**shown, **describe_checkpoint(made, asked)},
+            describe=lambda made: {**read.shown, **describe_checkpoint(made, asked)},
         )
 
     return artifact_asset(
@@ -110,6 +129,97 @@ def rlhf_asset(
     )
 
 
+def dpo_asset(name: str, recipe: DpoRecipe, shape: Shape) -> AssetsDefinition:
+    """Returns the asset ``dpo/<name>``."""
+
+    def plan(request: Request, base: ServingModel, preferences: Preferences) -> Plan[Checkpoint]:
+        from tts_assets.rlhf.inputs import check_codec
+
+        asked = request.recipe(recipe)
+        check_codec(name, preferences, base)
+
+        def program(work: Path) -> DpoProgram:
+            return DpoProgram(
+                run_dir=work,
+                name=name,
+                recipe=asked,
+                serving_model=base.path,
+                preferences=preferences.path,
+            )
+
+        describe = partial(describe_dpo, recipe=asked)
+        return Plan(asked.identity(), program=program, seed=asked.seed, describe=describe)
+
+    return program_asset(
+        ["dpo", name],
+        "tts_assets.rlhf.dpo",
+        plan,
+        shape=shape,
+        options=Training.shown_for(recipe),
+        ins={
+            "base": AssetIn(key=AssetKey(["serving", recipe.base])),
+            "preferences": AssetIn(key=AssetKey(["preferences", recipe.preferences])),
+        },
+        code_version=DPO_VERSION,
+        group_name="rlhf",
+        kinds={"dpo", "pytorch"},
+        description=f"DPO from serving/{recipe.base} on the pairs of "
+        f"preferences/{recipe.preferences}, {recipe.steps} steps.",
+    )
+
+
+def rollout_preferences(
+    name: str,
+    config: PreferencesConfig,
+    recipe: RlhfRecipe,
+    shape: Shape,
+    root: Path,
+    vllm: VllmConfig,
+) -> Built:
+    """Returns ``preferences/<name>`` from the rewards of a GRPO recipe, with its check."""
+
+    def read(store: ArtifactStore, base: ServingModel, **inputs: Any) -> PairSource:
+        from tts_assets.rlhf.inputs import RolloutInputs
+
+        found = RolloutInputs.read(recipe, root, store.caches, base, **inputs)
+        return found.pairs(config, vllm)
+
+    about = f"the best and the worst of {recipe.generations} syntheses by serving/{recipe.base}"
+    return preferences_asset(name, read, inputs_of(recipe), shape, about)
+
+
+def preferences_asset(
+    name: str,
+    read: Callable[..., PairSource],
+    ins: Mapping[str, AssetIn],
+    shape: Shape,
+    about: str,
+) -> Built:
+    """Returns ``preferences/<name>`` with its check; ``read(store, **inputs)`` gives its source."""
+
+    def plan(request: Request, **inputs: Any) -> Plan[Preferences]:
+        source = read(request.store, **inputs)
+
+        def make(work: Path) -> Mapping[str, Any]:
+            program = with_engine(PREFERENCES, source.program(work), request.shape(shape))
+            return request.launch(program)
+
+        return Plan(source.known, make, inputs=source.artifacts, describe=describe_preferences)
+
+    made = artifact_asset(
+        ["preferences", name],
+        plan,
+        options=Machines,
+        ins=ins,
+        code_version=PREFERENCES_VERSION,
+        group_name="preferences",
+        kinds={"preferences", "json"},
+        description=f"Pairs of syntheses of one text, of which one is preferred: {about}.",
+    )
+    lost = "Prompts or voted trials = pairs + set aside."
+    return [made, artifact_check(made, "no_pair_is_lost", lost, count_all_pairs)]
+
+
 def inputs_of(recipe: RlhfRecipe) -> dict[str, AssetIn]:
     """The inputs of the asset by the names of its parameters."""
     ins = {
@@ -121,24 +231,26 @@ def inputs_of(recipe: RlhfRecipe) -> dict[str, AssetIn]:
     return ins | encoder_input(recipe.speaker_encoder)
 
 
-def with_engine(program: RlhfProgram, shape: Shape) -> Program:
-    """Returns the trainer, with vLLM as a second role if the recipe uses it."""
+def with_engine(module: str, program: RlhfProgram | PreferencesProgram, shape: Shape) -> Program:
+    """Returns the program ``module``, with vLLM as a second role if the recipe uses it."""
     engine = program.engine_program()
     if engine is None:
-        return Program("tts_assets.rlhf.train", program, shape)
+        return Program(module, program, shape)
     on_gpus = bool(visible_devices() if shape.gpus is None else shape.gpus)
     engine_shape = shape.alone().model_copy(update={"gpus": engine.engine.gpus if on_gpus else 0})
     shared = on_gpus and engine.engine.shares_gpu
     service = Program("tts_assets.rlhf.engine", engine, engine_shape, shares_gpu=shared)
-    return Program("tts_assets.rlhf.train", program, shape, service=service)
+    return Program(module, program, shape, service=service)
 
 
-def collapse_check(checkpoint: AssetsDefinition, recipe: RlhfRecipe) -> AssetChecksDefinition:
+def collapse_check(
+    checkpoint: AssetsDefinition, recipe: RlhfRecipe | DpoRecipe
+) -> AssetChecksDefinition:
     """Returns the check ``no_collapse``, which warns of alarms and blocks nothing."""
 
     def collapse(_: ArtifactStore, made: Checkpoint) -> CheckResult:
         return find_collapse(made, recipe)
 
     about = "No alarm was raised in training: equal rewards, entropy, repetition, reward "
-    about += "hacking, length, KL divergence."
+    about += "hacking, length, KL divergence, preferred completions."
     return artifact_check(checkpoint, "no_collapse", about, collapse, warns=True)

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tts_assets.core.artifacts import Checkpoint, atomic_write
+from tts_assets.core.accounting import SET_ASIDE_FILE
+from tts_assets.core.artifacts import ArtifactStore, Checkpoint, Preferences, atomic_write
 from tts_assets.core.audio import write_speech
 from tts_assets.core.metadata import (
     NOTEBOOK_FILE,
@@ -25,18 +26,23 @@ from tts_assets.core.metadata import (
     Section,
     existing,
     image,
+    set_aside_reasons,
     write_notebook,
 )
 from tts_assets.core.plots import curves
 from tts_assets.core.program import METRICS_FILE, Run, publish_metrics, read_metrics
-from tts_assets.rlhf.alarms import first_alarms, repeated_share
+from tts_assets.rlhf.alarms import AlarmConfig, first_alarms, repeated_share
 from tts_assets.rlhf.config import RlhfRecipe
+from tts_assets.rlhf.dpo_config import PREFERENCES_FILE, DpoRecipe
 
 if TYPE_CHECKING:
     from tts_assets.rlhf.rollouts import Rollout
     from tts_assets.serving.config import ServingCard
     from tts_assets.speechlm.model import SpeechLM
 
+MARGIN = "rewards/margins"  # of DPO: implicit reward of the chosen one of a pair minus rejected
+# Of samples at evaluations of DPO. The first one is of the base: one is enough for a comparison.
+SAMPLE_ALARMS = AlarmConfig(window=1)
 FOLDER = "rollouts"  # of saved completions in the result folder
 # Metrics of speed and of lost engines: they are not part of the published result.
 MACHINE_METRICS = frozenset(
@@ -108,10 +114,13 @@ def step_metrics(records: Sequence[dict[str, Any]]) -> dict[str, float]:
     return metrics
 
 
-def training_records(folder: Path) -> list[dict[str, float]]:
-    """Returns the records of training steps in ``metrics.jsonl``; empty without such a file."""
+def training_records(folder: Path, metric: str = "reward") -> list[dict[str, float]]:
+    """Returns the records with ``metric``, which each training step has, of ``metrics.jsonl``.
+
+    Empty without such a file.
+    """
     path = folder / METRICS_FILE
-    return [one for one in read_metrics(path) if "reward" in one] if path.is_file() else []
+    return [one for one in read_metrics(path) if metric in one] if path.is_file() else []
 
 
 def held_out_records(folder: Path) -> list[dict[str, float]]:
@@ -123,21 +132,70 @@ def describe_checkpoint(checkpoint: Checkpoint, recipe: RlhfRecipe) -> Metadata:
     """Returns metadata: rewards and WER, plots, alarms, and the notebook with completions."""
     folder = checkpoint.path
     rewards = [reward.name for reward in recipe.rewards]
-    found = first_alarms(training_records(folder), recipe.alarms)
-    alarms = {name: {"update": update, "seen": text} for name, (update, text) in found.items()}
     return {
         **summary(folder, rewards),
         **plots(folder, rewards),
-        "alarms": alarms,
-        **existing("listening", folder / NOTEBOOK_FILE),
+        **alarms_and_audio(folder, recipe),
     }
 
 
-def find_collapse(checkpoint: Checkpoint, recipe: RlhfRecipe) -> CheckResult:
+def describe_dpo(checkpoint: Checkpoint, recipe: DpoRecipe) -> Metadata:
+    """Returns metadata: margins, plots, alarms, and the notebook with samples."""
+    folder = checkpoint.path
+    records = read_metrics(folder / METRICS_FILE)
+    names = ("margin_heldout", "accuracy_heldout", "seconds", "ended")
+    panels = (
+        {MARGIN: "margin", "margin_heldout": "held-out pairs"},
+        {"rewards/accuracies": "accuracy", "accuracy_heldout": "held-out pairs"},
+        {"chosen_change": "preferred completions, nats a token"},
+    )
+    return {
+        **first_and_last(training_records(folder, MARGIN), {MARGIN: "margin"}),
+        **first_and_last(training_records(folder, "margin_heldout"), {key: key for key in names}),
+        "curves": image("margins", curves(records, panels, x_label="step")),
+        "health": image("health", curves(records, HEALTH_PANELS[1:], x_label="step")),
+        **alarms_and_audio(folder, recipe),
+    }
+
+
+def alarms_and_audio(folder: Path, recipe: RlhfRecipe | DpoRecipe) -> Metadata:
+    """Returns the alarms of a run, and the notebook with its completions."""
+    alarms = {
+        name: {"update": update, "seen": text}
+        for name, (update, text) in alarms_of(folder, recipe).items()
+    }
+    return {"alarms": alarms, **existing("listening", folder / NOTEBOOK_FILE)}
+
+
+def alarms_of(folder: Path, recipe: RlhfRecipe | DpoRecipe) -> dict[str, tuple[int, str]]:
+    """Returns the first step and the message of each alarm of a run, by the alarm's name."""
+    if isinstance(recipe, RlhfRecipe):
+        return first_alarms(training_records(folder), recipe.alarms)
+    samples = first_alarms(training_records(folder, "margin_heldout"), SAMPLE_ALARMS)
+    return samples | first_alarms(training_records(folder, MARGIN), recipe.alarms)
+
+
+def find_collapse(checkpoint: Checkpoint, recipe: RlhfRecipe | DpoRecipe) -> CheckResult:
     """Fails if there is an alarm; the metadata has the first update of each."""
-    found = first_alarms(training_records(checkpoint.path), recipe.alarms)
+    found = alarms_of(checkpoint.path, recipe)
     seen = {name: f"from update {update} on: {text}" for name, (update, text) in found.items()}
     return CheckResult(not found, seen)
+
+
+def describe_preferences(preferences: Preferences) -> Metadata:
+    """Returns metadata: the number of prompts or trials without a pair for each reason."""
+    reasons = set_aside_reasons(preferences.path)
+    return {f"set_aside/{name}": count for name, count in reasons.items()}
+
+
+def count_all_pairs(_: ArtifactStore, preferences: Preferences) -> CheckResult:
+    """Compares the prompts or trials with the pairs and those set aside."""
+    files = {"pairs": PREFERENCES_FILE, "set_aside": SET_ASIDE_FILE}
+    counts = {
+        name: (preferences.path / file).read_bytes().count(b"\n") for name, file in files.items()
+    }
+    asked = preferences.facts.asked
+    return CheckResult(asked == sum(counts.values()), {"asked": asked, **counts})
 
 
 def summary(folder: Path, rewards: Sequence[str]) -> dict[str, float]:
@@ -240,15 +298,18 @@ def notebook_sections(folder: Path) -> Iterator[Section]:
         records = json.loads(steps[index].read_text())
         clips = [notebook_clip(record, folder) for record in records if record["audio"]]
         without_end = len(records) - len(clips)
-        mean = np.mean([record["reward"] for record in records])
-        title = f"step {records[0]['step']}: mean reward {mean:.2f} of these {len(records)}"
+        title = f"step {records[0]['step']}"
+        if records[0]["rewards"]:  # DPO has no reward functions
+            mean = np.mean([record["reward"] for record in records])
+            title += f": mean reward {mean:.2f} of these {len(records)}"
         yield Section(title + (f", {without_end} without an end" if without_end else ""), clips)
 
 
 def notebook_clip(record: dict[str, Any], folder: Path) -> NotebookClip:
     """Returns the notebook's entry of a saved completion."""
     rewards = [f"{name} {value:.2f}" for name, value in record["rewards"].items()]
-    facts = [f"reward {record['reward']:.2f}", *rewards, f"{record['seconds']:.1f} s"]
+    total = [f"reward {record['reward']:.2f}"] if rewards else []
+    facts = [*total, *rewards, f"{record['seconds']:.1f} s"]
     if record["wer"] is not None:
         facts.insert(0, f"transcript: {record['heard'] or '(empty)'}")
     return NotebookClip(record["text"], " \u00b7 ".join(facts), folder / record["audio"])
@@ -262,6 +323,8 @@ def export(
     steps: int,
     updates: int,
     tokens: int,
+    stage: str = "rlhf",
+    metric: str = "reward",
 ) -> None:
     """Writes the policy, its metrics and its audio notebook, and declares the facts.
 
@@ -273,6 +336,8 @@ def export(
         steps: steps of the policy.
         updates: optimizer updates of the policy; metrics after them belong to a collapsed policy.
         tokens: tokens of all completions.
+        stage: the stage in the facts.
+        metric: the metric of training steps whose last mean is the reward in the facts.
     """
     lm.model.eval()
     lm.model.config.eos_token_id = lm.vocabulary.speech_end  # TRL had set the tokenizer's
@@ -280,17 +345,17 @@ def export(
     lm.save(run.result_dir, card.sampling)
     publish_metrics(run.run_dir, run.result_dir, without=MACHINE_METRICS)
     write_audio_notebook(run.result_dir, name)
-    records = [one for one in training_records(run.run_dir) if one["step"] <= updates]
+    records = [one for one in training_records(run.run_dir, metric) if one["step"] <= updates]
     last = records[-max(1, round(LAST_PART * len(records))) :]
     run.finish(
         {
-            "stage": "rlhf",
+            "stage": stage,
             "recipe": name,
             "steps": steps,
             "tokens": tokens,
             "train_loss": mean_of(last, "loss"),
             "val_loss": None,
-            "reward": mean_of(last, "reward"),
+            "reward": mean_of(last, metric),
             "parameters": lm.parameters,
             "vocabulary": lm.vocabulary.digest,
             "codec": card.codec,

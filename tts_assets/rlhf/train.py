@@ -30,6 +30,7 @@ from peft import LoraConfig, PeftModel
 from transformers import (
     PreTrainedModel,
     PrinterCallback,
+    Trainer,
     TrainerCallback,
     TrainerControl,
     TrainerState,
@@ -44,6 +45,7 @@ from tts_assets.core.program import (
 )
 from tts_assets.rlhf.alarms import CollapseMonitor
 from tts_assets.rlhf.config import RlhfProgram, RlhfRecipe
+from tts_assets.rlhf.dpo_config import DpoRecipe
 from tts_assets.rlhf.engine_client import EngineError
 from tts_assets.rlhf.prompts import RolloutPrompt, check_languages, read_prompts
 from tts_assets.rlhf.reporting import (
@@ -68,6 +70,7 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message="TRL currently supports vLLM")
     from trl import GRPOConfig, GRPOTrainer
 
+Recipe = RlhfRecipe | DpoRecipe
 COMPLETE = "complete"  # file in a checkpoint that all ranks have finished writing
 MAX_GRAD_NORM = 1.0
 
@@ -103,7 +106,8 @@ def train(run: Run, program: RlhfProgram) -> None:
         )
         rollouts = TrainingRollouts(run, recipe, worker, evaluation, training_prompts)
         checkpoint = newest_checkpoint(run.checkpoint_dir)
-        callback = RunCallback(run, recipe, engine.metrics, resume(run, recipe, checkpoint))
+        first = resume(run, recipe, checkpoint)
+        callback = RunCallback(run, recipe, lambda _: engine.metrics(), first)
         torch.manual_seed(recipe.seed)  # of the adapters' random weights
         trainer = GRPOTrainer(
             model=lm.model,
@@ -194,7 +198,7 @@ def grpo_config(recipe: RlhfRecipe, run: Run) -> GRPOConfig:
     )
 
 
-def adapter_config(recipe: RlhfRecipe, model: PreTrainedModel) -> LoraConfig | None:
+def adapter_config(recipe: Recipe, model: PreTrainedModel) -> LoraConfig | None:
     """Returns the adapters of all linear layers as peft's configuration; None without them."""
     if recipe.lora_rank is None:
         return None
@@ -215,7 +219,7 @@ def updates_of(checkpoint: Path) -> int:
     return int(checkpoint.name.partition("-")[2])
 
 
-def resume(run: Run, recipe: RlhfRecipe, checkpoint: Path | None) -> int:
+def resume(run: Run, recipe: Recipe, checkpoint: Path | None) -> int:
     """Removes the metrics after ``checkpoint``, and returns the number of steps it has made."""
     updates = updates_of(checkpoint) if checkpoint else 0
     if updates:
@@ -270,21 +274,34 @@ class TrainingRollouts:
 
 
 class RunCallback(TrainerCallback):
-    """Connects TRL's trainer to the run: progress, metrics, alarms, stops, checkpoints."""
+    """Connects TRL's trainer to the run: progress, metrics, alarms, stops, checkpoints.
+
+    ``metric``: the one that TRL logs after each step, and for nothing else.
+    """
+
+    metric = "reward"
 
     def __init__(
         self,
         run: Run,
-        recipe: RlhfRecipe,
-        engine_metrics: Callable[[], Mapping[str, float]],
+        recipe: Recipe,
+        other_metrics: Callable[[Mapping[str, float]], Mapping[str, float]],
         first: int,
     ) -> None:
-        """``first``: the number of steps before this start."""
-        self.run, self.recipe, self.engine_metrics = run, recipe, engine_metrics
+        """Starts the progress bar and the monitor.
+
+        Args:
+            run: receives metrics, progress and notes.
+            recipe: the recipe.
+            other_metrics: returns further metrics of a step, whose logged values it gets.
+            first: the number of steps before this start.
+        """
+        self.run, self.recipe, self.other_metrics = run, recipe, other_metrics
         steps = range(first, recipe.steps)
         self.bar: Iterator[int] = iter(run.progress(steps, "rlhf", total=recipe.steps, start=first))
         self.stopped = self.collapsed = False
-        self.monitor = CollapseMonitor(recipe.alarms, training_records(run.run_dir), run.note)
+        records = training_records(run.run_dir, self.metric)
+        self.monitor = CollapseMonitor(recipe.alarms, records, run.note)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -312,13 +329,18 @@ class RunCallback(TrainerCallback):
     ) -> None:
         """Writes the metrics of a step and checks them for alarms."""
         values = {k: round(v, 6) for k, v in (logs or {}).items() if isinstance(v, float)}
-        if "reward" in values:
+        if self.metric in values:
             check_finite(state.global_step, values)
+            values |= self.other_metrics(values)
             raised = self.monitor.update(state.global_step, values)
-            self.run.metrics(state.global_step, {**values, **self.engine_metrics(), **raised})
-            if raised and self.recipe.stop_on_collapse:
-                self.collapsed = control.should_training_stop = True
-                control.should_save = False
+            self.run.metrics(state.global_step, {**values, **raised})
+            self.stop_if(raised, control)
+
+    def stop_if(self, raised: Mapping[str, float], control: TrainerControl) -> None:
+        """Ends a run with alarms without a further checkpoint, if the recipe says so."""
+        if raised and self.recipe.stop_on_collapse:
+            self.collapsed = control.should_training_stop = True
+            control.should_save = False
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -348,9 +370,7 @@ def check_finite(update: int, values: Mapping[str, float]) -> None:
             )
 
 
-def optimize(
-    run: Run, trainer: GRPOTrainer, callback: RunCallback, checkpoint: Path | None
-) -> None:
+def optimize(run: Run, trainer: Trainer, callback: RunCallback, checkpoint: Path | None) -> None:
     """Trains to the last step, or ends the program if it was asked to stop.
 
     Raises :class:`EngineError` or :class:`RewardError` after saving a checkpoint.
@@ -371,14 +391,15 @@ def optimize(
         run.stopped()
 
 
-def save_checkpoint(trainer: GRPOTrainer, callback: RunCallback) -> None:
+def save_checkpoint(trainer: Trainer, callback: RunCallback) -> None:
     """Saves a checkpoint between two steps, before the run ends."""
     if trainer.state.global_step:
+        assert trainer.model is not None
         trainer._save_checkpoint(trainer.model, trial=None)
         callback.on_save(trainer.args, trainer.state, trainer.control)
 
 
-def restore(run: Run, recipe: RlhfRecipe, trainer: GRPOTrainer) -> int:
+def restore(run: Run, recipe: Recipe, trainer: Trainer) -> int:
     """Loads the newest checkpoint before the collapse, and returns its number of steps.
 
     Raises RuntimeError if there is none.

@@ -1,4 +1,4 @@
-"""Dagster assets of serving models: ``serving/<recipe>`` for SFT and RLHF checkpoints."""
+"""Dagster assets of serving models: ``serving/<recipe>`` for SFT, RLHF and DPO checkpoints."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -24,8 +24,7 @@ Consents = Callable[[str], Mapping[str, VoiceConsent | None]]
 
 def build_assets(
     config: ServingConfig,
-    sft: Mapping[str, Sequence[str]],
-    rlhf: Mapping[str, Sequence[str]],
+    stages: Mapping[str, Mapping[str, Sequence[str]]],
     shape: Shape,
     text: TextConfig,
     consents: Consents,
@@ -33,7 +32,7 @@ def build_assets(
 ) -> Definitions:
     """Serving models of all recipes, with their checks.
 
-    ``sft`` and ``rlhf`` have, by recipe, the corpora whose validation clips become voices.
+    ``stages`` have, by recipe of each stage, the corpora whose validation clips become voices.
     ``shape`` is that of the comparison program. ``text`` is the normalization of the corpora's
     texts. ``consents(recipe)`` returns the consents of all corpora of a recipe; it is called when
     the model is published. ``decoder``: the asset ``codec_decoder`` exists.
@@ -85,7 +84,7 @@ def build_assets(
         )
 
     definitions: Definitions = []
-    for stage, recipes in (("sft", sft), ("rlhf", rlhf)):
+    for stage, recipes in stages.items():
         for name, corpora in recipes.items():
             model = serving_model(name, stage, corpora)
             definitions += [model, *(agreement_check(model, engine) for engine in engines)]

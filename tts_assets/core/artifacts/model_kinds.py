@@ -11,7 +11,7 @@ from tts_assets.core.artifacts.handle import Facts, Handle
 
 
 class CheckpointFacts(Facts):
-    """Facts of an SFT or RLHF checkpoint. Losses are in nats per token."""
+    """Facts of an SFT, RLHF or DPO checkpoint. Losses are in nats per token."""
 
     stage: str
     recipe: str
@@ -19,7 +19,8 @@ class CheckpointFacts(Facts):
     tokens: int
     train_loss: float | None  # None for a base model that was not trained here
     val_loss: float | None = None  # of SFT
-    reward: float | None = None  # of RLHF: mean over the last rollouts
+    # Of RLHF: mean over the last rollouts. Of DPO: mean margin of the implicit rewards.
+    reward: float | None = None
     tokens_per_second: float | None = None  # of SFT: median over the steps
     parameters: int
     vocabulary: str
@@ -81,6 +82,22 @@ class ServingModel(Handle):
 
     kind, facts_type = "serving_model", ServingFacts
     facts: ServingFacts
+
+
+class PreferencesFacts(Facts):
+    """``asked``, prompts or voted trials, = ``pairs`` + ``set_aside``; the digest of ``codec``."""
+
+    asked: int
+    pairs: int
+    set_aside: int
+    codec: str
+
+
+class Preferences(Handle):
+    """``preferences.jsonl``, one pair of syntheses a line, and ``set_aside.jsonl``."""
+
+    kind, facts_type = "preferences", PreferencesFacts
+    facts: PreferencesFacts
 
 
 class SpeakerEncoderFacts(Facts):
