@@ -154,6 +154,26 @@ def test_a_voice_is_promoted_and_rolled_back(
         assert instance.all_asset_keys()
 
 
+def test_old_versions_are_listed_and_deleted(
+    voice: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    publisher = Publisher(ArtifactStore(voice.parent / "storage"))
+    for weights, wer in (("first", 0.25), ("second", 0.2)):
+        publisher.candidate("ann", weights, wer=wer)
+    options = ["prune", "--days", "0", "--versions", "1"]
+    reports = voice.parent / "storage" / "report" / "ann" / "all"
+    assert run_command(options) == 0
+    assert "report/ann" in capsys.readouterr().out and versions_in(reports) == 2
+    assert run_command([*options, "--delete"]) == 0
+    assert versions_in(reports) == 1
+    assert run_command(["prune", "--versions", "0"]) == 1
+    assert "versions" in capsys.readouterr().err
+
+
+def versions_in(folder: Path) -> int:
+    return sum(one.is_dir() and not one.is_symlink() for one in folder.iterdir())
+
+
 def test_the_figures_of_a_report_are_printed(
     voice: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -179,11 +199,18 @@ def test_a_text_is_synthesized_and_a_model_exported(voice: Path, clips: Path) ->
 
 
 @pytest.mark.slow
-def test_dg_finds_the_definitions_of_a_project(voice: Path) -> None:
-    command = [str(Path(sys.executable).with_name("dg")), "check", "defs"]
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        (["check", "defs"], "All definitions loaded successfully"),
+        (["list", "defs", "--assets", "key:sft/ann", "--json"], '"asset_key": "sft/ann"'),
+    ],
+)
+def test_dg_finds_the_definitions_of_a_project(voice: Path, command: list[str], shown: str) -> None:
+    command = [str(Path(sys.executable).with_name("dg")), *command]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     environment["DAGSTER_HOME"] = str(voice.parent / ".dagster")
     del environment["TTS_PROJECT"]
     done = subprocess.run(command, env=environment, text=True, capture_output=True)
     assert done.returncode == 0, done.stderr
-    assert "All definitions loaded successfully" in done.stdout
+    assert shown in done.stdout

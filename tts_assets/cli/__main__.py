@@ -17,7 +17,7 @@ __all__ = ["app", "exports", "main", "run_command"]
 ORDER = (
     *(project.init, pipeline.doctor, pipeline.demo, project.add_corpus, pipeline.train),
     *(models.say, models.report, models.serve, models.promote, models.rollback, models.history),
-    *(models.provenance, pipeline.run, pipeline.ui),
+    *(models.provenance, pipeline.run, pipeline.ui, pipeline.prune),
 )
 app.registered_commands.sort(key=lambda command: ORDER.index(command.callback))
 

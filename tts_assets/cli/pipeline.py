@@ -1,4 +1,4 @@
-"""Commands that run the pipeline: ``run``, ``train``, ``demo``, ``ui``, ``doctor``."""
+"""Commands that run the pipeline: ``run``, ``train``, ``demo``, ``ui``, ``doctor``, ``prune``."""
 
 from __future__ import annotations
 
@@ -197,3 +197,30 @@ def doctor(as_json: AsJson = False) -> None:
     from tts_assets.doctor.__main__ import check_machine
 
     raise typer.Exit(check_machine(as_json))
+
+
+@app.command()
+def prune(
+    days: Annotated[float | None, typer.Option(help="Keep younger versions.")] = None,
+    versions: Annotated[
+        int | None, typer.Option(help="Keep so many of each asset and partition.")
+    ] = None,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete them; else list them.")] = False,
+) -> None:
+    """List or delete old versions of artifacts that nothing refers to.
+
+    The defaults are those of [retention]. Current and promoted versions, and what they were made
+    from, are kept.
+
+    \b
+    Examples:
+      tts-assets prune                       (lists them, and their size)
+      tts-assets prune --days 90 --delete
+    """
+    use_project()
+    from tts_assets.doctor.__main__ import prune_storage
+    from tts_assets.settings import load_settings
+
+    asked = {"days": days, "versions": versions}
+    given = {key: value for key, value in asked.items() if value is not None}
+    raise typer.Exit(prune_storage(load_settings(), given, delete))
