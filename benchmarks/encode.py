@@ -20,9 +20,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tts_assets.codec.batching import BatchEncoder
 from tts_assets.codec.config import BATCH_TOKENS
-from tts_assets.codec.model import Codec, Codes, Wave
+from tts_assets.codec.model import BatchEncoder, Codec, Codes, Wave
 from tts_assets.core.accounting import SetAside
 from tts_assets.core.audio import read_wave
 

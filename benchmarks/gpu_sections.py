@@ -43,7 +43,7 @@ from tts_assets.sft.epochs import Encoded
 from tts_assets.sft.model import Flops, SpeechLoss, peak, prepare
 from tts_assets.sft.packing import Packed, pack
 from tts_assets.sft.strategies import Ddp, Fsdp, Strategy, Zero
-from tts_assets.speechlm import loss as losses
+from tts_assets.speechlm import ops
 from tts_assets.speechlm.config import LlamaSize, SamplingConfig
 
 CORPUS = Path(__file__).resolve().parents[1] / "examples" / "corpora" / "asterisk_en"
@@ -154,12 +154,12 @@ def sft(machine: Machine) -> list[Row]:
 @contextmanager
 def chunk_of(positions: int) -> Iterator[bool]:
     """The loss in chunks of this many positions; yields whether layers are compiled."""
-    before = losses.CHUNK
-    losses.CHUNK = positions
+    before = ops.CHUNK
+    ops.CHUNK = positions
     try:
         yield False
     finally:
-        losses.CHUNK = before
+        ops.CHUNK = before
 
 
 @contextmanager

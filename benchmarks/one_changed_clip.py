@@ -39,7 +39,7 @@ from tts_assets.core.audio import Wave, read_wave
 from tts_assets.core.compute import Shape
 from tts_assets.corpora.filter import KEPT_FILE
 from tts_assets.corpora.samples import Sample, write_samples
-from tts_assets.orchestration.partitions import corpus_partitions
+from tts_assets.orchestration.dependencies import corpus_partitions
 
 ROOT = Path(__file__).resolve().parents[1]
 CORPUS = ROOT / "examples/corpora/asterisk_en"

@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python benchmarks/packed_attention.py
 
 times the forward and backward pass of a row of 4,096 tokens in bfloat16, by sample length and head
-size, and prints a Markdown table. The thresholds of ``tts_assets/speechlm/attention.py`` follow
+size, and prints a Markdown table. The thresholds of ``tts_assets/speechlm/ops.py`` follow
 from it.
 """
 
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tts_assets.speechlm.attention import segment_attention
+from tts_assets.speechlm.ops import segment_attention
 
 TOKENS, WIDTH, REPEATS = 4096, 256, 5
 

@@ -32,8 +32,8 @@ from tts_assets.sft.epochs import Encoded, TrainingSample
 from tts_assets.sft.model import SpeechLoss, prepare, uses_bf16
 from tts_assets.sft.optimizer import Optimizers
 from tts_assets.sft.packing import first_fit, pack
-from tts_assets.speechlm.loss import summed_cross_entropy
 from tts_assets.speechlm.model import SpeechLM, build, output_table
+from tts_assets.speechlm.ops import summed_cross_entropy
 from tts_assets.speechlm.prompts import PromptFormat
 
 SPEED, MEMORY = ("packed", "padded"), ("chunks", "whole logits")
@@ -41,7 +41,7 @@ SPEED_TOKENS, MEMORY_TOKENS = 2048, 4096  # of a row: the recipe's, and the defa
 ROWS, PASSES = 12, 2  # rows of a pass; the first pass warms up the kernels of all shapes
 REPEATS = 3  # of the speed measurement; memory varies by less than 1 %
 VOCABULARY = 193_856  # Llama 3 with the 65,536 codes of X-Codec-2
-PADDED_TO = 32  # as in tts_assets/speechlm/attention.py: fewer shapes for oneDNN to compile
+PADDED_TO = 32  # as in tts_assets/speechlm/ops.py: fewer shapes for oneDNN to compile
 Step = Callable[[Sequence[Encoded]], Tensor]
 
 

@@ -15,8 +15,7 @@ from dagster import (
 )
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
-from tts_assets.orchestration.conditions import WHOLE_CORPUS
-from tts_assets.orchestration.partitions import corpus_partitions
+from tts_assets.orchestration.dependencies import WHOLE_CORPUS, corpus_partitions
 from tts_assets.settings import Settings
 
 PREPARE, REFRESH, IMPORT = "prepare", "refresh", "import_arrays"

@@ -35,8 +35,7 @@ from dagster import (
 )
 
 from tts_assets.core.artifacts import atomic_write
-from tts_assets.core.compute import Shape
-from tts_assets.core.ledger import Ledger, OverBudget
+from tts_assets.core.compute import Ledger, OverBudget, Shape
 from tts_assets.core.program import RESULT_FILE, STOP_FILE, ProgramConfig
 from tts_assets.core.tracking import WandbConfig, write_card
 

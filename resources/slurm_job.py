@@ -20,8 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from resources.launcher import LOG, LaunchError, Program
-from tts_assets.core.compute import CONTROL, Shape, SlurmOptions
-from tts_assets.core.ledger import BEAT_SECONDS
+from tts_assets.core.compute import BEAT_SECONDS, CONTROL, Shape, SlurmOptions
 from tts_assets.core.program import STOP_FILE
 
 SCRIPT = "job.sh"

@@ -15,8 +15,7 @@ from dagster import AssetExecutionContext
 
 from resources.launcher import LOG, Launcher, LaunchError, Program, launch_error
 from resources.leases import lease, locked
-from tts_assets.core.compute import THREADS, too_many_threads, visible_devices
-from tts_assets.core.ledger import BEAT_SECONDS
+from tts_assets.core.compute import BEAT_SECONDS, THREADS, too_many_threads, visible_devices
 from tts_assets.core.processes import (
     KEEP_ENVIRONMENT,
     LOOPBACK,

@@ -8,8 +8,7 @@ from contextlib import contextmanager
 
 from dagster import ConfigurableResource
 
-from tts_assets.core.processes import LOOPBACK, free_port
-from tts_assets.core.supervisor import Patience, Server
+from tts_assets.core.processes import LOOPBACK, Patience, Server, free_port
 
 
 class VllmServer(ConfigurableResource):

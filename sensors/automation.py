@@ -12,7 +12,7 @@ from dagster import (
     DefaultSensorStatus,
 )
 
-from tts_assets.orchestration.conditions import follow_training, make_once
+from tts_assets.orchestration.dependencies import follow_training, make_once
 
 DATA_GROUPS = ("corpora", "codec", "arrays")
 TRAINING_GROUPS = (

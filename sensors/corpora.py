@@ -26,7 +26,7 @@ from dagster import (
 from tts_assets.core.artifacts import ArtifactStore
 from tts_assets.corpora.discovery import Corpora
 from tts_assets.corpora.watch import Watch, access_problem
-from tts_assets.orchestration.partitions import corpus_partitions
+from tts_assets.orchestration.dependencies import corpus_partitions
 
 LOOK_SECONDS = 20.0  # per tick; Dagster ends a tick after 60 s and discards its result
 PARTITION_TAG = "dagster/partition"

@@ -38,8 +38,7 @@ from sensors.corpora import build_corpora_sensors
 from tts_assets.arrays.assets import build_assets as arrays_assets
 from tts_assets.codec.assets import build_assets as codec_assets
 from tts_assets.codec_report.assets import build_assets as codec_report_assets
-from tts_assets.core import ledger
-from tts_assets.core.compute import Compute, Shape
+from tts_assets.core.compute import LEDGER_FOLDER, Compute, Shape
 from tts_assets.core.tracking import WandbConfig
 from tts_assets.corpora.assets import build_assets as corpora_assets
 from tts_assets.evaluation.assets import build_assets as evaluation_assets
@@ -203,7 +202,7 @@ def build_resources(settings: Settings) -> dict[str, Any]:
         "launcher": build_launcher(
             settings.compute,
             settings.wandb,
-            ledger=str(settings.storage / ledger.FOLDER),
+            ledger=str(settings.storage / LEDGER_FOLDER),
             **settings.budget.model_dump(),
         ),
         "vllm": VllmServer(**settings.vllm.model_dump(mode="json")),

@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import Field, PrivateAttr, model_validator
 
-from tts_assets.arrays.config import ArraysConfig
+from tts_assets.arrays.inworld import ArraysConfig
 from tts_assets.audio_models.whisper import check_transcribes, spoken_language
 from tts_assets.codec.config import CodecConfig
 from tts_assets.core.accounting import ValidationSplit
@@ -44,14 +44,14 @@ from tts_assets.normalization.front_end import without_rules
 from tts_assets.normalization.rules import with_files
 from tts_assets.orchestration.config import Alerts, Budget, Owner, Schedules
 from tts_assets.project_file import read_project
-from tts_assets.promotion.config import PromotionConfig
+from tts_assets.promotion.decision import PromotionConfig
 from tts_assets.rlhf.config import RlhfRecipe, VllmRollouts
 from tts_assets.rlhf.dpo_config import DpoRecipe, PreferencesConfig, check_preferences
 from tts_assets.serving.config import ServingConfig, VllmConfig
 from tts_assets.sft.config import SftRecipe
 from tts_assets.speakers.config import PUBLISHED, RESEMBLYZER, SpeakersConfig
 from tts_assets.speechlm.config import TokenizerConfig
-from tts_assets.speechlm.texts import TextSource
+from tts_assets.speechlm.formats import TextSource
 
 log = logging.getLogger(__name__)
 

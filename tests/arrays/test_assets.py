@@ -21,8 +21,8 @@ from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
 from tests.arrays.conftest import Utterance, publish_shards
 from tts_assets.arrays.arrays import CodeTable
 from tts_assets.arrays.assets import build_assets
-from tts_assets.arrays.checks import check_digests
-from tts_assets.arrays.config import ArraysConfig
+from tts_assets.arrays.inworld import ArraysConfig
+from tts_assets.arrays.merge import check_digests
 from tts_assets.core.accounting import ValidationSplit
 from tts_assets.core.artifacts import (
     MANIFEST,
@@ -36,7 +36,7 @@ from tts_assets.core.artifacts import (
 )
 from tts_assets.core.artifacts.handle import FileEntry
 from tts_assets.core.config import digest_of
-from tts_assets.orchestration.partitions import corpus_partitions
+from tts_assets.orchestration.dependencies import corpus_partitions
 
 HALF = ValidationSplit(fraction=0.5)
 CORPUS = "asterisk.v1"

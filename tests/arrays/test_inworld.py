@@ -15,12 +15,11 @@ from tests.arrays.conftest import CODEBOOK, Utterance, publish_shards
 from tts_assets.arrays import inworld as export
 from tts_assets.arrays.arrays import SPLITS, ArrayError, CodeTable
 from tts_assets.arrays.assets import build_assets
-from tts_assets.arrays.config import ArraysConfig
-from tts_assets.arrays.inworld import check_frames, file_digests, import_inworld
+from tts_assets.arrays.inworld import ArraysConfig, check_frames, file_digests, import_inworld
 from tts_assets.arrays.merge import merge
 from tts_assets.core.accounting import ValidationSplit
 from tts_assets.core.artifacts import ArtifactStore, Build, CodeArrays, CodecCheckpoint, CodecFacts
-from tts_assets.orchestration.partitions import corpus_partitions
+from tts_assets.orchestration.dependencies import corpus_partitions
 
 HALF = ValidationSplit(fraction=0.5)
 NAME = "hub/codec"

@@ -11,8 +11,7 @@ import pytest
 
 from tests.arrays.conftest import Utterance, publish_shards
 from tts_assets.arrays.arrays import ArrayError
-from tts_assets.arrays.checks import check_counts
-from tts_assets.arrays.merge import merge
+from tts_assets.arrays.merge import check_counts, merge
 from tts_assets.core.accounting import ValidationSplit
 from tts_assets.core.artifacts import (
     ArtifactError,

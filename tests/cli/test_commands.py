@@ -17,7 +17,7 @@ from typer.main import get_command
 from tests.promotion.conftest import Publisher
 from tests.support.speaking import publish_all
 from tts_assets.cli.__main__ import app, run_command
-from tts_assets.cli.exports import base_of
+from tts_assets.cli.models import base_of
 from tts_assets.cli.pipeline import recipes_of, selection
 from tts_assets.core.artifacts import ArtifactStore
 from tts_assets.settings import load_settings

@@ -35,7 +35,7 @@ from tts_assets.core.artifacts import (
 )
 from tts_assets.core.compute import Shape
 from tts_assets.corpora.samples import Sample, write_samples
-from tts_assets.orchestration.partitions import corpus_partitions
+from tts_assets.orchestration.dependencies import corpus_partitions
 
 
 def resources(store: ArtifactStore) -> dict[str, object]:

@@ -12,11 +12,10 @@ from torch import Tensor
 from transformers import EncodecConfig, EncodecModel
 
 from tests.support.codecs import MODELS, saved
-from tts_assets.codec.batching import BatchEncoder, RoundingError
 from tts_assets.codec.config import DecoderProgram, DecoderRecipe
-from tts_assets.codec.frames import Frame, nested_pattern
-from tts_assets.codec.model import Codec
+from tts_assets.codec.model import BatchEncoder, Codec, RoundingError
 from tts_assets.codec.residual import ResidualBackend, margin
+from tts_assets.codec.shard_files import Frame, nested_pattern
 from tts_assets.codec.train_decoder import initial_decoder
 from tts_assets.core.accounting import SetAside
 from tts_assets.core.audio import Wave, resample

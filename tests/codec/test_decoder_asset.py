@@ -34,7 +34,7 @@ from tts_assets.core.compute import Shape
 from tts_assets.core.program import METRICS_FILE, Run
 from tts_assets.corpora.filter import KEPT_FILE
 from tts_assets.corpora.samples import Sample
-from tts_assets.orchestration.partitions import corpus_partitions
+from tts_assets.orchestration.dependencies import corpus_partitions
 
 SPLIT = ValidationSplit(fraction=0.2)
 

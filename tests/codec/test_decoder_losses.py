@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tts_assets.codec.decoder_losses import MelLoss, ReferenceDiscriminators, level_loss
+from tts_assets.codec.decoder import MelLoss, ReferenceDiscriminators, level_loss
 from tts_assets.codec.training_config import DecoderAdversarialConfig
 from tts_assets.core.audio import Wave
 

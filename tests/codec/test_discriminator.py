@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tts_assets.codec.decoder_losses import ReferenceDiscriminators
+from tts_assets.codec.decoder import ReferenceDiscriminators
 from tts_assets.codec.losses import Discriminators
 from tts_assets.codec.training_config import AdversarialConfig
 from tts_assets.core.audio import Wave

@@ -22,7 +22,7 @@ from tts_assets.core.compute import Shape
 from tts_assets.core.config import ConfigError
 from tts_assets.core.program import METRICS_FILE
 from tts_assets.corpora.samples import Sample, write_samples
-from tts_assets.orchestration.partitions import corpus_partitions
+from tts_assets.orchestration.dependencies import corpus_partitions
 
 SPLIT = ValidationSplit(fraction=0.2)
 CORPORA = {"announcer": 1.0, "interviews": 0.5}

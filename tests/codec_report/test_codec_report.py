@@ -49,7 +49,7 @@ from tts_assets.core.compute import Shape
 from tts_assets.core.program import STOPPED
 from tts_assets.corpora.samples import Sample, write_samples
 from tts_assets.evaluation import page as clips
-from tts_assets.orchestration.partitions import corpus_partitions
+from tts_assets.orchestration.dependencies import corpus_partitions
 
 EVERYTHING = ValidationSplit(fraction=0.99)
 REPORT = CodecReportConfig(corpora=("asterisk_en",), clips=2)

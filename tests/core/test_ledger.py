@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tts_assets.core.ledger import Attempt, Ledger, OverBudget, week_of
+from tts_assets.core.compute import Attempt, Ledger, OverBudget, week_of
 
 MONDAY = datetime(2026, 11, 16, tzinfo=UTC)
 

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import pytest
 
-from jobs.run_view import latest_progress
+from jobs.foreground import latest_progress
 from tests.support.programs import CountConfig
 from tts_assets.core import program
 from tts_assets.core.program import STOPPED, Run, duration, load_config

@@ -18,7 +18,7 @@ from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
 from tts_assets.core.artifacts import ArtifactStore, Build, Texts
 from tts_assets.definitions import build_defs
 from tts_assets.orchestration.checks import losses_check
-from tts_assets.orchestration.partitions import corpus_partitions
+from tts_assets.orchestration.dependencies import corpus_partitions
 from tts_assets.settings import load_settings
 
 DECODER = {"corpora": {"asterisk_en": 1.0}, "sample_rate": 16000, "steps": 1}

@@ -15,7 +15,7 @@ from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
 from resources.torchrun import TorchrunLauncher
 from tests.codec.conftest import VENDORED
 from tts_assets.arrays import assets as arrays
-from tts_assets.arrays.config import ArraysConfig
+from tts_assets.arrays.inworld import ArraysConfig
 from tts_assets.codec import assets as codec
 from tts_assets.codec.config import CodecConfig
 from tts_assets.core.accounting import ValidationSplit, read_set_aside

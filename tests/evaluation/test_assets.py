@@ -30,7 +30,7 @@ from tts_assets.evaluation.config import EvaluationConfig
 from tts_assets.evaluation.history import lineage
 from tts_assets.evaluation.recipes import expected_rate, reference_clips, references_digest
 from tts_assets.evaluation.results import read_references_digest, read_samples
-from tts_assets.orchestration.partitions import corpus_partitions
+from tts_assets.orchestration.dependencies import corpus_partitions
 from tts_assets.settings import load_settings
 from tts_assets.sft.config import SftRecipe
 

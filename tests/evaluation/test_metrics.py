@@ -26,7 +26,7 @@ from tts_assets.evaluation.metrics.metric import (
     load,
     metrics_of,
 )
-from tts_assets.evaluation.metrics.prosody import Pace, Pitch
+from tts_assets.evaluation.metrics.quality import Pace, Pitch
 from tts_assets.evaluation.metrics.text import Words, is_truncated, repeated
 from tts_assets.evaluation.page import write_flac
 from tts_assets.evaluation.suite import SuiteText

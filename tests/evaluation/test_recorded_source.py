@@ -14,9 +14,9 @@ from tts_assets.core.config import ConfigError
 from tts_assets.evaluation.compare import compare
 from tts_assets.evaluation.config import EvaluationConfig, EvaluationProgram
 from tts_assets.evaluation.evaluate import main
+from tts_assets.evaluation.metric_runner import AUDIO_FOLDER, Synthesis, write_syntheses
 from tts_assets.evaluation.page import write_flac
 from tts_assets.evaluation.results import read_samples
-from tts_assets.evaluation.speech_sources import AUDIO_FOLDER, Synthesis, write_syntheses
 from tts_assets.evaluation.suite import SuiteText, write_suite
 
 KEY = "conf-invalid"

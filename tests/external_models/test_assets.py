@@ -31,7 +31,7 @@ from tts_assets.evaluation.config import EvaluationConfig
 from tts_assets.evaluation.results import read_samples
 from tts_assets.external_models.assets import build_assets
 from tts_assets.external_models.config import ExternalModelsConfig
-from tts_assets.orchestration.partitions import corpus_partitions
+from tts_assets.orchestration.dependencies import corpus_partitions
 
 ASSETS = ["evaluation_suite", "family/tiny", "spoken/tiny", "report/tiny", "model_families"]
 

@@ -16,7 +16,7 @@ from dagster import (
     materialize,
 )
 
-from jobs.run_view import RunView
+from jobs.foreground import RunView
 
 KNOWN = [f"text-{number}" for number in range(25)]
 

@@ -28,9 +28,9 @@ from tts_assets.corpora.samples import read_samples
 from tts_assets.definitions import build_defs
 from tts_assets.evaluation.config import EvaluationConfig, EvaluationProgram
 from tts_assets.evaluation.evaluate import main
+from tts_assets.evaluation.metric_runner import AUDIO_FOLDER, Synthesis, write_syntheses
 from tts_assets.evaluation.page import write_flac
 from tts_assets.evaluation.results import read_samples as read_results
-from tts_assets.evaluation.speech_sources import AUDIO_FOLDER, Synthesis, write_syntheses
 from tts_assets.evaluation.suite import SuiteText, write_suite
 from tts_assets.settings import load_settings
 

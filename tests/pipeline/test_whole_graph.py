@@ -14,7 +14,7 @@ from jobs.asset_jobs import ALIGN, REFRESH, RETRAIN
 from tests.pipeline.conftest import minimal
 from tts_assets.core.artifacts import ArtifactStore
 from tts_assets.definitions import build_defs
-from tts_assets.orchestration.partitions import corpus_partitions
+from tts_assets.orchestration.dependencies import corpus_partitions
 from tts_assets.settings import Settings, load_settings
 
 CORPUS = "asterisk_en"

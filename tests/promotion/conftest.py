@@ -20,7 +20,7 @@ from tts_assets.core.artifacts import (
     ServingModel,
 )
 from tts_assets.evaluation.results import SampleResult, write_samples
-from tts_assets.promotion.config import PromotionConfig
+from tts_assets.promotion.decision import PromotionConfig
 
 SERVING = {
     "stage": "sft",

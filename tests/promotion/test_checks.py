@@ -26,7 +26,7 @@ from tts_assets.core.artifacts import Handle
 from tts_assets.definitions import build_stages
 from tts_assets.orchestration.checks import blocking_checks
 from tts_assets.promotion.assets import promoted_asset
-from tts_assets.promotion.config import PromotionConfig
+from tts_assets.promotion.decision import PromotionConfig
 from tts_assets.settings import load_settings
 
 VOICE = "voice"

@@ -22,7 +22,7 @@ from tts_assets.promotion import __main__ as command
 from tts_assets.promotion import decision
 from tts_assets.promotion import history as records
 from tts_assets.promotion.assets import promoted_asset
-from tts_assets.promotion.config import PromotionConfig
+from tts_assets.promotion.decision import PromotionConfig
 
 VOICE = "voice"
 

@@ -8,7 +8,7 @@ import pytest
 from tests.support.speaking import SAMPLING, Speaking, publish_all, publish_serving
 from tts_assets.core.artifacts import ArtifactStore
 from tts_assets.corpora.config import Consent
-from tts_assets.provenance.keys import Keys, make_keys
+from tts_assets.provenance.manifest import Keys, make_keys
 from tts_assets.serving.config import ServingConfig
 from tts_assets.serving.convert import Sources
 

@@ -13,15 +13,17 @@ from tests.provenance.conftest import ANN
 from tts_assets.core.audio import Clip, read_clip
 from tts_assets.core.config import ConfigError
 from tts_assets.provenance.__main__ import main
-from tts_assets.provenance.keys import (
+from tts_assets.provenance.manifest import (
     KEY_FILE,
     KEYS_VARIABLE,
     ROOT_FILE,
     Keys,
+    Origin,
+    Signature,
     keys_of_environment,
     make_keys,
+    read_manifest,
 )
-from tts_assets.provenance.manifest import Origin, Signature, read_manifest
 from tts_assets.serving.audio_formats import encode
 
 ORIGIN = Origin(

@@ -11,13 +11,11 @@ import pytest
 from tests.support.speaking import Speaking
 from tts_assets.corpora.config import ConsentError
 from tts_assets.promotion import history
-from tts_assets.provenance.__main__ import main
-from tts_assets.provenance.consents import withdraw, withdrawals
-from tts_assets.provenance.keys import KEYS_VARIABLE, ROOT_FILE, Keys
-from tts_assets.provenance.lineage import artifacts, made_from
+from tts_assets.provenance.__main__ import artifacts, made_from, main
+from tts_assets.provenance.manifest import KEYS_VARIABLE, ROOT_FILE, Keys, withdraw, withdrawals
 from tts_assets.serving import server, synthesize
 from tts_assets.serving.config import ServerConfig
-from tts_assets.serving.schemas import ApiError, SpeechRequest, check_request
+from tts_assets.serving.requests import ApiError, SpeechRequest, check_request
 from tts_assets.serving.served_model import read_card
 
 CORPUS = """{{ path = "{path}", reader = "jsonl", language = "en",

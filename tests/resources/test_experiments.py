@@ -23,7 +23,7 @@ from resources.torchrun import TorchrunLauncher
 from sensors.automation import training_assets, with_training_condition
 from tts_assets.core.artifacts import ArtifactStore, EvaluationSuite, open_artifact
 from tts_assets.evaluation.suite import SuiteText, write_suite
-from tts_assets.orchestration.conditions import EXPERIMENT_TAG
+from tts_assets.orchestration.dependencies import EXPERIMENT_TAG
 from tts_assets.orchestration.program_asset import Plan, Request, Training, artifact_asset
 from tts_assets.sft.config import SftRecipe
 

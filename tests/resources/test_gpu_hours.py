@@ -11,13 +11,11 @@ from pathlib import Path
 import pytest
 
 from resources.launcher import ATTEMPTS
-from resources.slurm import Follower, SlurmLauncher
-from resources.slurm_client import Job, SlurmClient
+from resources.slurm import Follower, Job, SlurmClient, SlurmLauncher
 from resources.slurm_job import STARTS, gpus_of
 from resources.torchrun import TorchrunLauncher
 from tests.support.launched import count
-from tts_assets.core.compute import Shape
-from tts_assets.core.ledger import Ledger
+from tts_assets.core.compute import Ledger, Shape
 
 SHAPE = Shape(processes=1, gpus=1)
 

@@ -19,8 +19,7 @@ from resources.slurm import SlurmLauncher
 from resources.slurm_job import job_name, write_script
 from tests.support.launched import count, failure, launch, metadata
 from tests.support.slurm_cluster import SlurmCluster
-from tts_assets.core.compute import Shape, SlurmOptions
-from tts_assets.core.ledger import Ledger
+from tts_assets.core.compute import Ledger, Shape, SlurmOptions
 
 ROOT = Path(__file__).resolve().parents[2]
 ONE = Shape(processes=1, gpus=4, threads=1)

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from resources.slurm import Ended, Follower
-from resources.slurm_client import SlurmClient
+from resources.slurm import Ended, Follower, SlurmClient
 from tests.support.launched import count
 from tests.support.slurm_cluster import SlurmCluster, Unavailable
 from tts_assets.core.compute import Shape

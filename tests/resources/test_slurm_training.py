@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from resources.launcher import Program
-from resources.slurm import SlurmLauncher
-from resources.slurm_client import SlurmClient
+from resources.slurm import SlurmClient, SlurmLauncher
 from resources.slurm_job import job_name, write_script
 from resources.torchrun import TorchrunLauncher
 from tests.sft.conftest import arrays  # noqa: F401 (a fixture)

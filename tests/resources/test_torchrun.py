@@ -20,8 +20,7 @@ from resources.launcher import Program
 from resources.torchrun import TorchrunLauncher
 from tests.support.launched import count, failure, launch, metadata
 from tests.support.roles import RoleConfig
-from tts_assets.core.compute import Shape
-from tts_assets.core.ledger import Ledger
+from tts_assets.core.compute import Ledger, Shape
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 300.0  # seconds until a test gives up

@@ -14,8 +14,7 @@ import psutil
 import pytest
 
 from resources.vllm_server import VllmServer
-from tts_assets.core.processes import marked_processes
-from tts_assets.core.supervisor import ServerDied
+from tts_assets.core.processes import ServerDied, marked_processes
 
 SMALL = "tests.support.small_server"
 

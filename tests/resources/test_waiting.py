@@ -15,8 +15,7 @@ from dagster import AssetExecutionContext, DagsterInstance, Output, asset, mater
 from resources import leases
 from resources import slurm as slurm_follower
 from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
-from resources.slurm import Ended, Follower
-from resources.slurm_client import Job, SlurmClient
+from resources.slurm import Ended, Follower, Job, SlurmClient
 from tests.support.launched import count
 from tts_assets.core import processes as waiting
 from tts_assets.core.artifacts import ArtifactStore, Build, EvaluationSuite

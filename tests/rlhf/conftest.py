@@ -11,8 +11,7 @@ import pytest
 from tests.support.speaking import Speaking, publish_all
 from tts_assets.core.artifacts import ArtifactStore
 from tts_assets.core.audio import read_wave
-from tts_assets.core.processes import LOOPBACK, free_port, marked_processes
-from tts_assets.core.supervisor import Server
+from tts_assets.core.processes import LOOPBACK, Server, free_port, marked_processes
 from tts_assets.rlhf.config import (
     EngineProgram,
     PromptsConfig,

@@ -18,12 +18,11 @@ from tests.rlhf.conftest import TEXTS
 from tests.support.codecs import saved
 from tests.support.speaking import Speaking, publish_all
 from tts_assets.core.artifacts import ArtifactStore
-from tts_assets.core.processes import LOOPBACK, free_port
-from tts_assets.core.supervisor import Server, ServerDied
+from tts_assets.core.processes import LOOPBACK, Server, ServerDied, free_port
 from tts_assets.rlhf.config import EngineProgram
 from tts_assets.rlhf.engine import SECRET, hosted
 from tts_assets.rlhf.engine_client import EngineClient, EngineError, FileSender
-from tts_assets.rlhf.rollout_engine import full_logprobs
+from tts_assets.rlhf.rollouts import full_logprobs
 from tts_assets.serving.config import VllmConfig
 from tts_assets.serving.served_model import SynthesisLine
 from tts_assets.serving.synthesis import Synthesizer

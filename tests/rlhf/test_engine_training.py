@@ -15,8 +15,8 @@ import pytest
 from tests.rlhf.conftest import engine_servers
 from tests.rlhf.test_train import metrics, run, stop_after_first_step, weights
 from tts_assets.core.artifacts import CheckpointFacts
+from tts_assets.core.processes import Server
 from tts_assets.core.program import STOPPED
-from tts_assets.core.supervisor import Server
 from tts_assets.rlhf.config import EngineProgram, RlhfProgram
 from tts_assets.rlhf.engine_client import EngineError
 from tts_assets.serving.config import VllmConfig

@@ -30,8 +30,13 @@ from tts_assets.rlhf.config import RlhfProgram, VllmRollouts
 from tts_assets.rlhf.prompts import read_prompts
 from tts_assets.rlhf.reporting import training_records
 from tts_assets.rlhf.rewards import RewardError
-from tts_assets.rlhf.rollout_engine import RolloutsStopped, spare_devices
-from tts_assets.rlhf.rollouts import HeldOutEvaluation, completion_seed, hold_out
+from tts_assets.rlhf.rollouts import (
+    HeldOutEvaluation,
+    RolloutsStopped,
+    completion_seed,
+    hold_out,
+    spare_devices,
+)
 from tts_assets.serving.config import ServingConfig
 from tts_assets.serving.served_model import read_card
 from tts_assets.serving.verify import compare_transformers

@@ -24,7 +24,7 @@ from dagster._core.definitions.asset_daemon_cursor import AssetDaemonCursor
 from resources.launcher import Launcher, Program
 from tts_assets.core.artifacts import ArtifactStore
 from tts_assets.definitions import build_defs
-from tts_assets.orchestration.partitions import corpus_partitions
+from tts_assets.orchestration.dependencies import corpus_partitions
 from tts_assets.settings import Settings, load_settings
 
 Made = tuple[str, str | None]  # asset, partition

@@ -23,7 +23,7 @@ from dagster import (
 from dagster._core.definitions.asset_daemon_cursor import AssetDaemonCursor
 
 from sensors.automation import training_assets, with_training_condition
-from tts_assets.orchestration.partitions import corpus_partitions
+from tts_assets.orchestration.dependencies import corpus_partitions
 
 RECIPES = ("first", "second")  # each of the corpus of its name
 Dep = AssetDep | list[str]

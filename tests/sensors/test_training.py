@@ -14,7 +14,7 @@ from dagster import AssetKey, DagsterInstance, DefaultScheduleStatus, DefaultSen
 
 from tests.sensors.conftest import ROOT, SPOKEN, Daemon, Made
 from tests.sensors.test_automation import chain, say
-from tts_assets.orchestration.partitions import corpus_partitions
+from tts_assets.orchestration.dependencies import corpus_partitions
 from tts_assets.settings import Settings, load_settings
 
 OTHER = "other"

@@ -18,8 +18,7 @@ import soundfile
 
 from tests.support.scripted_server import ScriptedServer, scripted_server
 from tts_assets.core.audio import Clip
-from tts_assets.provenance.keys import KEYS_VARIABLE, ROOT_FILE, make_keys
-from tts_assets.provenance.manifest import read_manifest
+from tts_assets.provenance.manifest import KEYS_VARIABLE, ROOT_FILE, make_keys, read_manifest
 from tts_assets.serving import async_engine
 from tts_assets.serving.config import ServerConfig
 from tts_assets.serving.synthesis import Synthesizer

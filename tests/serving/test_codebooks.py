@@ -10,12 +10,12 @@ import pytest
 
 from tests.support.codecs import saved
 from tests.support.speaking import Speaking, publish_all
-from tts_assets.arrays.checks import check_codes
+from tts_assets.arrays.merge import check_codes
 from tts_assets.core.artifacts import ArtifactStore
 from tts_assets.serving.async_engine import AsyncVllm
 from tts_assets.serving.config import ServerConfig
+from tts_assets.serving.pieces import Chunks, StreamDecoder, first_repeat
 from tts_assets.serving.served_model import open_prompts, read_card
-from tts_assets.serving.streaming import Chunks, StreamDecoder, first_repeat
 from tts_assets.serving.synthesis import SynthesisLine, Synthesizer, decode
 from tts_assets.serving.verify import compare_vllm
 from tts_assets.speechlm.config import SamplingConfig

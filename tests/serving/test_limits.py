@@ -10,9 +10,9 @@ import httpx
 import pytest
 
 from tests.support.scripted_server import ScriptedServer, scripted_server
-from tts_assets.serving import limits
+from tts_assets.serving import requests
 from tts_assets.serving.config import ServerConfig
-from tts_assets.serving.limits import MAX_HEADER_BYTES, known_hosts
+from tts_assets.serving.requests import MAX_HEADER_BYTES, known_hosts
 from tts_assets.serving.synthesis import Synthesizer
 
 KEY = "a-key-for-the-tests"
@@ -75,7 +75,7 @@ def test_many_headers_are_rejected(server: ScriptedServer) -> None:
 def test_slow_headers_end(
     server: ScriptedServer, data: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(limits.PHASE_SECONDS, "headers", 0.5)
+    monkeypatch.setitem(requests.PHASE_SECONDS, "headers", 0.5)
     connection = server.connect(data)
     started = time.monotonic()
     assert answer_of(connection).startswith(b"HTTP/1.1 408")
@@ -85,7 +85,7 @@ def test_slow_headers_end(
 def test_header_time_is_not_extended_by_more_bytes(
     server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(limits.PHASE_SECONDS, "headers", 0.5)
+    monkeypatch.setitem(requests.PHASE_SECONDS, "headers", 0.5)
     connection = server.connect(b"GET /health HTTP/1.1\r\n")
     started = time.monotonic()
     with pytest.raises(ConnectionError):
@@ -97,7 +97,7 @@ def test_header_time_is_not_extended_by_more_bytes(
 def test_second_request_has_a_header_time_too(
     server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(limits.PHASE_SECONDS, "headers", 0.5)
+    monkeypatch.setitem(requests.PHASE_SECONDS, "headers", 0.5)
     connection = server.connect(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
     assert connection.recv(4096).startswith(b"HTTP/1.1 200")
     time.sleep(0.8)  # idle between two requests: this is allowed
@@ -109,7 +109,7 @@ def test_second_request_has_a_header_time_too(
 def test_slow_body_ends(
     server: ScriptedServer, key: str, phase: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(limits.PHASE_SECONDS, phase, 0.5)  # type: ignore[misc]
+    monkeypatch.setitem(requests.PHASE_SECONDS, phase, 0.5)  # type: ignore[misc]
     head = f"POST /v1/audio/speech HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {key}\r\n"
     connection = server.connect(f"{head}Content-Length: 100\r\n\r\n{{".encode())
     started = time.monotonic()
@@ -147,7 +147,7 @@ def test_client_that_does_not_read_is_disconnected(
     server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The event loop notifies the protocol when the send buffer is full, and when it is not."""
-    monkeypatch.setattr(limits, "STALL_SECONDS", 0.5)
+    monkeypatch.setattr(requests, "STALL_SECONDS", 0.5)
     stalled, slow = (server.connect(b"GET /health HTTP/1.1\r\n") for _ in range(2))
     while len(server.server.server_state.connections) < 2:
         time.sleep(0.02)

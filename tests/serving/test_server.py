@@ -19,8 +19,7 @@ import soundfile
 from resources.vllm_server import VllmServer
 from tests.support.speaking import Speaking
 from tts_assets.core.audio import Clip
-from tts_assets.core.processes import marked_processes
-from tts_assets.core.supervisor import Server
+from tts_assets.core.processes import Server, marked_processes
 
 if TYPE_CHECKING:
     import openai

@@ -11,8 +11,8 @@ from tests.support.speaking import LLAMA
 from tts_assets.audio_models.watermark import Watermarker, mark
 from tts_assets.codec.model import Codec
 from tts_assets.core.audio import Clip
+from tts_assets.serving.pieces import FIRST, LOOKAHEAD, StreamDecoder, find_fault
 from tts_assets.serving.served_model import SynthesisLine
-from tts_assets.serving.streaming import FIRST, LOOKAHEAD, StreamDecoder, find_fault
 from tts_assets.serving.synthesis import Synthesizer
 from tts_assets.speechlm.config import BaseModel, SamplingConfig, VocabularyConfig
 from tts_assets.speechlm.generate import Completion, Request

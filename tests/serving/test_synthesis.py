@@ -17,7 +17,7 @@ from tts_assets.core.audio import Clip, read_wave
 from tts_assets.corpora.config import Consent, TextConfig
 from tts_assets.serving import server, synthesize
 from tts_assets.serving.config import ServerConfig, Voice
-from tts_assets.serving.schemas import ApiError, SpeechRequest, check_request
+from tts_assets.serving.requests import ApiError, SpeechRequest, check_request
 from tts_assets.serving.served_model import SynthesisError, SynthesisLine, read_card, verify_model
 from tts_assets.serving.synthesis import Synthesizer, decode
 from tts_assets.serving.vllm_engine import capacity_arguments, engine_arguments

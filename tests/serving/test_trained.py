@@ -24,7 +24,7 @@ from tests.sft.test_strategies import STRATEGIES, launch
 from tests.support.speaking import SAMPLING, Speaking, publish_trained
 from tts_assets.core.compute import Shape
 from tts_assets.corpora.config import TextConfig
-from tts_assets.orchestration.partitions import corpus_partitions
+from tts_assets.orchestration.dependencies import corpus_partitions
 from tts_assets.serving.assets import build_assets
 from tts_assets.serving.config import ServingConfig
 

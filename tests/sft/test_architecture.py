@@ -75,9 +75,9 @@ def test_architectures_that_are_refused(kind: str) -> None:
 
 
 def test_a_window_that_attention_ignores_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tts_assets.speechlm import attention
+    from tts_assets.speechlm import ops
 
-    whole = attention._attend
-    monkeypatch.setattr(attention, "_attend", lambda *values: whole(*values[:5]))
+    whole = ops._attend
+    monkeypatch.setattr(ops, "_attend", lambda *values: whole(*values[:5]))
     with pytest.raises(ConfigError, match="its logits would differ"):
         check_function(tiny("mistral", TRAINED["mistral"]), "mistral")

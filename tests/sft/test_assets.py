@@ -38,7 +38,7 @@ from tts_assets.core.compute import Shape
 from tts_assets.core.config import digest_of
 from tts_assets.core.program import read_metrics
 from tts_assets.evaluation.history import lineage
-from tts_assets.orchestration.partitions import corpus_partitions
+from tts_assets.orchestration.dependencies import corpus_partitions
 from tts_assets.sft.assets import sft_asset
 from tts_assets.sft.config import SftRecipe
 from tts_assets.sft.inputs import find_tokens, sft_program
@@ -46,8 +46,8 @@ from tts_assets.speechlm.assets import CODE_VERSION as TOKENS_VERSION
 from tts_assets.speechlm.assets import build_assets as token_assets
 from tts_assets.speechlm.assets import build_text_assets
 from tts_assets.speechlm.config import TokenizerConfig, VocabularyConfig
+from tts_assets.speechlm.formats import TextSource
 from tts_assets.speechlm.model import SpeechLM
-from tts_assets.speechlm.texts import TextSource
 from tts_assets.speechlm.vocabulary import VOCABULARY_FILE, lexicon_of, tokenizer_digest
 
 CODEC_FACTS = {

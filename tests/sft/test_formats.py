@@ -13,7 +13,7 @@ from tests.sft.conftest import CODEBOOK, program_values, write_streams
 from tests.sft.test_train import train
 from tests.support.public_bases import published, random_base
 from tts_assets.arrays.arrays import SPLITS, CodeTable
-from tts_assets.codec.frames import Frame
+from tts_assets.codec.shard_files import Frame
 from tts_assets.core.artifacts import CheckpointFacts
 from tts_assets.serving.verify import compare_transformers, compare_vllm
 from tts_assets.sft.config import SftProgram

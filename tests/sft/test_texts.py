@@ -19,8 +19,8 @@ from tts_assets.sft.config import SftProgram, SftRecipe
 from tts_assets.sft.epochs import SampleStream, TrainingSample, plan_epoch
 from tts_assets.sft.mixture import MixtureDataset, open_dataset
 from tts_assets.sft.packing import pack
+from tts_assets.speechlm.formats import write_texts
 from tts_assets.speechlm.prompts import PromptFormat
-from tts_assets.speechlm.texts import write_texts
 
 RATE = 50.0
 LONG = "This answer does not fit. " * 40

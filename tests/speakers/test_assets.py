@@ -35,7 +35,7 @@ from tts_assets.core.compute import Shape
 from tts_assets.core.config import ConfigError
 from tts_assets.corpora.samples import Sample, write_samples
 from tts_assets.definitions import build_assets as all_assets
-from tts_assets.orchestration.partitions import corpus_partitions
+from tts_assets.orchestration.dependencies import corpus_partitions
 from tts_assets.settings import load_settings
 from tts_assets.speakers.assets import build_assets
 from tts_assets.speakers.config import SpeakersConfig

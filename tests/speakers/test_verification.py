@@ -13,8 +13,13 @@ import pytest
 from tests.speakers.conftest import TESTED
 from tts_assets.core.config import ConfigError
 from tts_assets.speakers.config import RESEMBLYZER, ReportProgram, SpeakerSelection, TrialConfig
-from tts_assets.speakers.dataset import SpeakerRecording, read_speakers
-from tts_assets.speakers.verification import confusion, errors, make_trials
+from tts_assets.speakers.dataset import (
+    SpeakerRecording,
+    confusion,
+    errors,
+    make_trials,
+    read_speakers,
+)
 
 
 def recording(speaker: str, number: int, session: str = "") -> SpeakerRecording:

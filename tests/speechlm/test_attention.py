@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tts_assets.speechlm.attention import segment_attention
+from tts_assets.speechlm.ops import segment_attention
 
 SEGMENTS = [37, 64, 1, 200]  # below, at and between the multiples that kernels are padded to
 

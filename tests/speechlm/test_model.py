@@ -8,8 +8,8 @@ from pydantic import ValidationError
 
 from tests.speechlm.conftest import TINY
 from tts_assets.speechlm.config import BaseModel, LlamaSize, SamplingConfig, VocabularyConfig
-from tts_assets.speechlm.loss import summed_cross_entropy, token_logprobs
 from tts_assets.speechlm.model import SpeechLM, build, draw_like
+from tts_assets.speechlm.ops import summed_cross_entropy, token_logprobs
 from tts_assets.speechlm.vocabulary import byte_tokenizer
 
 

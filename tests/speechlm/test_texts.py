@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tts_assets.core.accounting import NothingUsableError, ValidationSplit, read_set_aside
-from tts_assets.speechlm.texts import BadText, parse_text, read_texts, write_texts
+from tts_assets.speechlm.formats import BadText, parse_text, read_texts, write_texts
 
 USER = {"role": "user", "content": "What is two and two?"}
 ANSWER = {"role": "assistant", "content": "Four."}

@@ -6,10 +6,7 @@ from pathlib import Path
 
 from dagster import AssetChecksDefinition, AssetsDefinition
 
-from tts_assets.arrays.checks import array_checks, separate_recordings, shared_by_splits
-from tts_assets.arrays.config import ArraysConfig, ImportedArrays
-from tts_assets.arrays.inworld import check_codec, export_inworld, file_digests, import_inworld
-from tts_assets.arrays.merge import merge, settled_split
+from tts_assets.arrays import inworld, merge
 from tts_assets.core.accounting import ValidationSplit
 from tts_assets.core.artifacts import (
     ArtifactError,
@@ -21,15 +18,14 @@ from tts_assets.core.artifacts import (
 from tts_assets.core.metadata import Metadata, column_schema
 from tts_assets.corpora.samples import ABOUT_SAMPLES, FIELDS
 from tts_assets.orchestration.checks import artifact_check
-from tts_assets.orchestration.conditions import follow_data
-from tts_assets.orchestration.partitions import corpus_partitions
+from tts_assets.orchestration.dependencies import corpus_partitions, follow_data
 from tts_assets.orchestration.program_asset import Plan, Request, artifact_asset
 
 CODE_VERSION, IMPORT_VERSION, EXPORT_VERSION = "2", "1", "1"
 
 
 def build_assets(
-    config: ArraysConfig, validation: ValidationSplit, codec_name: str | None, root: Path
+    config: inworld.ArraysConfig, validation: ValidationSplit, codec_name: str | None, root: Path
 ) -> list[AssetsDefinition | AssetChecksDefinition]:
     """``code_arrays``, its blocking checks, and ``inworld_arrays`` where ``[arrays]`` exports it.
 
@@ -38,14 +34,14 @@ def build_assets(
     """
     arrays = code_arrays_asset(config.imported, validation, codec_name, root)
     built: list[AssetsDefinition | AssetChecksDefinition] = [arrays]
-    for name, (test, about) in array_checks(validation).items():
+    for name, (test, about) in merge.array_checks(validation).items():
         built.append(artifact_check(arrays, name, about, test))
     built.append(
         artifact_check(
             arrays,
             "validation_has_its_own_recordings",
             "No recording has clips in both the training and the validation split.",
-            separate_recordings,
+            merge.separate_recordings,
             warns=True,
         )
     )
@@ -53,7 +49,7 @@ def build_assets(
 
 
 def code_arrays_asset(
-    imported: Mapping[str, ImportedArrays],
+    imported: Mapping[str, inworld.ImportedArrays],
     validation: ValidationSplit,
     codec_name: str | None,
     root: Path,
@@ -68,10 +64,10 @@ def code_arrays_asset(
             return import_plan(corpus, imported[corpus], codec, codec_name, root)
         shards = request.store.current("codec_shards", corpus)
         assert isinstance(shards, CodecShards)
-        split = settled_split(request.store, shards, validation)
+        split = merge.settled_split(request.store, shards, validation)
         return Plan(
             split,
-            lambda work: merge(shards, split, work / "result"),
+            lambda work: merge.merge(shards, split, work / "result"),
             inputs={"codec_shards": shards},
             describe=describe_arrays,
         )
@@ -92,7 +88,7 @@ def code_arrays_asset(
 
 def import_plan(
     corpus: str,
-    config: ImportedArrays,
+    config: inworld.ImportedArrays,
     codec: CodecCheckpoint,
     codec_name: str | None,
     root: Path,
@@ -102,10 +98,10 @@ def import_plan(
     Raises :class:`ArtifactError` if the arrays were made with another codec.
     """
     source = (root / config.path).resolve()
-    check_codec(corpus, config.codec, codec, codec_name)
+    inworld.check_codec(corpus, config.codec, codec, codec_name)
     return Plan(
-        {"licence": config.licence, "files": file_digests(source)},
-        lambda work: import_inworld(corpus, source, config.licence, codec, work / "result"),
+        {"licence": config.licence, "files": inworld.file_digests(source)},
+        lambda work: inworld.import_inworld(corpus, source, config.licence, codec, work / "result"),
         inputs={"codec": codec},
         describe=describe_arrays,
         code_version=IMPORT_VERSION,
@@ -116,7 +112,7 @@ def inworld_arrays_asset() -> AssetsDefinition:
     """The asset ``inworld_arrays``: ``code_arrays`` in the layout of the reference trainer."""
 
     def plan(request: Request, code_arrays: CodeArrays) -> Plan[InworldArrays]:
-        return Plan({}, lambda work: export_inworld(code_arrays, work / "result"))
+        return Plan({}, lambda work: inworld.export_inworld(code_arrays, work / "result"))
 
     return artifact_asset(
         "inworld_arrays",
@@ -136,7 +132,7 @@ def describe_arrays(arrays: CodeArrays) -> Metadata:
     samples = arrays.facts.train_samples + arrays.facts.val_samples
     shared: Metadata = {}
     with suppress(ArtifactError):  # the checks report damaged files
-        shared = shared_by_splits(arrays)
+        shared = merge.shared_by_splits(arrays)
     return {
         "dagster/partition_row_count": samples,
         **column_schema(FIELDS, ABOUT_SAMPLES),

@@ -1,4 +1,4 @@
-"""Export and import of arrays in the layout of the reference trainer (inworld-ai/tts).
+"""``[arrays]``: arrays in the layout of the reference trainer (inworld-ai/tts), written and read.
 
 The program ``python -m tts_assets.arrays.inworld run.json`` exports a ``code_arrays`` artifact. The
 layout:
@@ -18,15 +18,15 @@ cannot be checked, so the configuration has to name it.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
+from pydantic import Field
 
 from tts_assets.arrays.arrays import REMEDY, SPLITS, ArrayError, CodeTable, NpyWriter, Split
-from tts_assets.arrays.config import DIGEST_DIGITS, ExportProgram
-from tts_assets.codec.frames import Frame
+from tts_assets.codec.shard_files import Frame
 from tts_assets.core.artifacts import (
     ArrayFacts,
     ArtifactError,
@@ -35,10 +35,12 @@ from tts_assets.core.artifacts import (
     code_dtype,
     sha256_file,
 )
-from tts_assets.core.config import ConfigError
-from tts_assets.core.program import Run, load_config
+from tts_assets.core.config import Config, ConfigError
+from tts_assets.core.program import ProgramConfig, Run, load_config
+from tts_assets.corpora.config import VoiceConsent
 from tts_assets.corpora.samples import Sample
 
+DIGEST_DIGITS = 12  # the digits of a content digest that identify a codec
 PIECE = 1 << 20  # codes read at once
 NAMES = tuple(
     f"{split}_{name}"
@@ -46,6 +48,43 @@ NAMES = tuple(
     for name in ("codes.npy", "codes_index.npy", "samples.jsonl")
 )
 OTHER_REMEDY = "merge their shards again, or name another folder"
+
+
+class ImportedArrays(Config):
+    """``[arrays.imported.<corpus>]``: a folder that the merger of the reference trainer wrote.
+
+    ``codec`` identifies the codec that made the codes: the ``checkpoint`` of ``[codec]``, or the
+    content digest of the codec (at least 12 digits). It is required because codes of different
+    codecs cannot be distinguished. ``licence`` applies to samples without a licence.
+    """
+
+    path: Path
+    codec: str = Field(min_length=1)
+    licence: str = "unknown"
+    consent: VoiceConsent | None = None
+
+
+class ArraysConfig(Config):
+    """``[arrays]``: an additional output, and imported arrays.
+
+    ``export`` adds the asset ``inworld_arrays``: the same data in the layout of the reference
+    trainer.
+    """
+
+    removed_keys: ClassVar[Mapping[str, Any]] = {"pretraining": False}
+    replaced_keys: ClassVar[Mapping[str, str]] = {
+        "pretraining": "token_arrays have the streams of pretraining if a recipe of [sft] has the "
+        "table pretraining; delete the key"
+    }
+
+    export: Literal["inworld"] | None = None
+    imported: dict[str, ImportedArrays] = Field(default_factory=dict)
+
+
+class ExportProgram(ProgramConfig):
+    """``tts_assets.arrays.inworld``: exports the folder of a ``code_arrays`` artifact."""
+
+    arrays: Path
 
 
 def export_inworld(arrays: CodeArrays, target: Path) -> ArrayFacts:

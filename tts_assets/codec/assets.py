@@ -25,14 +25,17 @@ from tts_assets.core.artifacts import (
     SampleManifest,
 )
 from tts_assets.core.compute import Shape
-from tts_assets.core.metadata import Metadata, image
-from tts_assets.core.plots import curves
+from tts_assets.core.metadata import Metadata, curves, image
 from tts_assets.core.program import METRICS_FILE, read_metrics
 from tts_assets.corpora.filter import KEPT_FILE
 from tts_assets.corpora.validation import identified
 from tts_assets.orchestration.checks import artifact_check, losses_check
-from tts_assets.orchestration.conditions import fetch_for, follow_data
-from tts_assets.orchestration.partitions import corpus_partitions, filtered_samples_of
+from tts_assets.orchestration.dependencies import (
+    corpus_partitions,
+    fetch_for,
+    filtered_samples_of,
+    follow_data,
+)
 from tts_assets.orchestration.program_asset import (
     Plan,
     Request,

@@ -52,7 +52,7 @@ class CodecArchitecture(Config):
     a frame every 10 ms, two per code, so the model runs at 16 kHz with 320 samples per code.
 
     Without ``semantic_model`` the codec is a compact one (``xcodec2.py``). With it, it is the
-    published model around a pretrained w2v-BERT, whose folder this is (``published.py``).
+    published model around a pretrained w2v-BERT, whose folder this is (``original.py``).
     """
 
     added_keys: ClassVar[frozenset[str]] = frozenset({"semantic_model"})

@@ -1,6 +1,6 @@
 """Losses of codec training: reconstruction, use of all codes, discriminators.
 
-Decoders have losses of their own (``decoder_losses.py``).
+Decoders have losses of their own (``decoder.py``).
 
 All losses take float32 waveforms (batch, samples) in [-1, 1], except :func:`covariance_loss`.
 The discriminators look at complex STFTs and at periods.

@@ -3,7 +3,7 @@
 They quantize in stages (residual vector quantization, Zeghidour et al., 2021): each stage takes the
 nearest entry of its codebook, and the next one quantizes what is left. A clip is padded with zeros
 to whole frames, as the feature extractors of DAC and SNAC do. The codes of all stages are written
-as one stream (``frames.py``).
+as one stream (``shard_files.py``).
 
 The *levels* of a code are the vector that its stage looks up. Its distance from an entry changes by
 no more than the vector does, so the nearest entry stays the nearest while the vector moves by less
@@ -30,7 +30,7 @@ from torch.nn.utils import parametrize
 from transformers.models.dac.modeling_dac import Snake1d
 
 from tts_assets.codec.backends import ClipEnds, convolution_problem
-from tts_assets.codec.frames import nested_pattern
+from tts_assets.codec.shard_files import nested_pattern
 from tts_assets.codec.storage import WEIGHTS_FILE, codebooks_of, snac_sizes
 from tts_assets.core.artifacts import CodecFacts
 

@@ -22,7 +22,7 @@ from transformers import WhisperConfig, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from tts_assets.codec.losses import stft_power
-from tts_assets.codec.published import PublishedCodec
+from tts_assets.codec.original import PublishedCodec
 
 FFT, SHIFT = 400, 160  # samples at 16 kHz
 MEL_FLOOR = 1e-10

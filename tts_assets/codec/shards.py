@@ -2,7 +2,7 @@
 
 A shard is a run of consecutive utterances of the sample list. It is written atomically when it is
 complete. A restart, with any number of ranks, makes only the missing shards. The bytes of a shard
-depend only on its utterances and the codec (see ``batching.py``), not on batches, ranks, threads,
+depend only on its utterances and the codec (see ``model.py``), not on batches, ranks, threads,
 or on codes that were reused from earlier shards.
 
 The ranks share only the folder: each rank makes its shards, and rank 0 waits until all exist. A
@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tts_assets.codec.batching import read_ahead
 from tts_assets.codec.config import ShardProgram
+from tts_assets.codec.model import read_ahead
 from tts_assets.codec.shard_files import (
     CODES,
     EFFORT_FILE,
@@ -51,8 +51,7 @@ from tts_assets.core.program import Run, load_config
 from tts_assets.corpora.samples import AudioFolders, Sample
 
 if TYPE_CHECKING:
-    from tts_assets.codec.batching import BatchEncoder
-    from tts_assets.codec.model import Codec
+    from tts_assets.codec.model import BatchEncoder, Codec
 
 IDENTITY_FILE = "shards.json"
 POLL_SECONDS = 0.2
@@ -145,8 +144,7 @@ def open_encoder(run: Run, program: ShardProgram) -> BatchEncoder:
     """
     import torch
 
-    from tts_assets.codec.batching import BatchEncoder
-    from tts_assets.codec.model import Codec
+    from tts_assets.codec.model import BatchEncoder, Codec
 
     # TF32 keeps ten bits of the inputs: nearly every clip of a batch would have to be repeated.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False

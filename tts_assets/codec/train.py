@@ -19,7 +19,7 @@ from transformers import AutoConfig
 from tts_assets.audio_models.whisper import model_folder
 from tts_assets.codec.config import CodecProgram, CodecRecipe, SemanticConfig
 from tts_assets.codec.losses import SpectralLoss, covariance_loss
-from tts_assets.codec.published import PublishedCodec
+from tts_assets.codec.original import PublishedCodec
 from tts_assets.codec.quality import usage
 from tts_assets.codec.semantic import (
     OwnFeatures,

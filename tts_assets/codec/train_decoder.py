@@ -15,12 +15,14 @@ from tts_assets.codec.config import DecoderProgram, DecoderRecipe
 from tts_assets.codec.decoder import (
     OUTPUTS,
     CodecDecoder,
+    MelLoss,
+    ReferenceDiscriminators,
     copy_fitting_weights,
     decoder_config,
+    level_loss,
     open_decoder,
     save_decoder,
 )
-from tts_assets.codec.decoder_losses import MelLoss, ReferenceDiscriminators, level_loss
 from tts_assets.codec.model import Codec
 from tts_assets.codec.storage import WEIGHTS_FILE, write_recipe
 from tts_assets.codec.training import Generated, GeneratorLoop

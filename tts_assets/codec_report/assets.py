@@ -27,8 +27,11 @@ from tts_assets.corpora.filter import KEPT_FILE
 from tts_assets.corpora.validation import identified
 from tts_assets.evaluation.history import lineage
 from tts_assets.orchestration.checks import artifact_check
-from tts_assets.orchestration.conditions import follow_data
-from tts_assets.orchestration.partitions import corpus_partitions, filtered_samples_of
+from tts_assets.orchestration.dependencies import (
+    corpus_partitions,
+    filtered_samples_of,
+    follow_data,
+)
 from tts_assets.orchestration.program_asset import Plan, Request, program_asset
 
 CODE_VERSION = "6"

@@ -18,8 +18,13 @@ from tts_assets.codec_report.config import CodecReportProgram, CodecVersion
 from tts_assets.codec_report.measure import ORIGINAL, ClipMetrics, Measurer, SystemMetrics
 from tts_assets.core.artifacts import atomic_write
 from tts_assets.core.config import ConfigError, canonical_json
-from tts_assets.core.metadata import NOTEBOOK_FILE, NotebookClip, Section, write_notebook
-from tts_assets.core.plots import spectrograms
+from tts_assets.core.metadata import (
+    NOTEBOOK_FILE,
+    NotebookClip,
+    Section,
+    spectrograms,
+    write_notebook,
+)
 from tts_assets.core.program import Run, load_config, one_thread
 from tts_assets.evaluation import page
 from tts_assets.evaluation.page import Embedder, Player, percent, player_of, read_flac

@@ -1,4 +1,4 @@
-"""Process trees that end completely, free ports, and reminders while waiting.
+"""Process trees that end completely, supervised servers, free ports, and reminders while waiting.
 
 torchrun starts each worker in a separate session. If torchrun dies, neither ``killpg`` nor a signal
 to the direct child reaches the workers. Each launch therefore sets a marker in its environment. All
@@ -7,6 +7,9 @@ outer one ends it as well.
 
 Run as a program, this file is the watchdog of a launch. It ends the launch when the process that
 started both dies, even by SIGKILL.
+
+A supervised server (:class:`Server`) is any command that answers ``GET /health``: it is started,
+restarted when it dies, and always ended.
 
 pebble is not used: it ends the workers of its own pools, not descendants in other sessions, and
 nothing if its own process is killed.
@@ -18,10 +21,15 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import psutil
 
@@ -30,6 +38,9 @@ MARKER = "TTS_LAUNCH_ID"
 # and with it the marker, unless this variable is set.
 KEEP_ENVIRONMENT = {"SPT_NOENV": "1"}
 SETTLE_SECONDS = 1.0  # until exec, a forked child shows the environment of its parent
+POLL_SECONDS = 0.2
+FIRST_BACKOFF, LONGEST_BACKOFF = 1.0, 60.0  # seconds before a restart; doubled for each one
+SETTLED_SECONDS = 60.0  # healthy for this long resets the count of restarts
 
 
 def marked(launch_id: str) -> str:
@@ -140,6 +151,138 @@ class Reminder:
             return False
         self._next = time.monotonic() + AGAIN_SECONDS
         return True
+
+
+class ServerDied(RuntimeError):
+    """The server did not start, or died too often. The message has the end of its log."""
+
+
+@dataclass(frozen=True)
+class Patience:
+    """Time limits: ``start_seconds`` until a start is healthy, ``grace_seconds`` until SIGKILL.
+
+    After ``restarts`` restarts in a row the server counts as failed.
+    """
+
+    start_seconds: float = 600.0
+    restarts: int = 3
+    grace_seconds: float = 30.0
+
+
+class Server:
+    """A supervised server. ``url`` is the same after a restart."""
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        url: str,
+        patience: Patience,
+        log: Callable[[str], None],
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """``environment`` None: the environment of this process."""
+        self.command, self.url, self.patience, self.log = list(command), url, patience, log
+        self.environment = os.environ if environment is None else environment
+        self.launch_id = uuid.uuid4().hex
+        self.restarted = 0
+        self.failure: str | None = None  # why it is not restarted any more
+        self.last_lines: list[str] = []
+        self._stopping = threading.Event()
+        self._started = time.monotonic()
+        self._healthy_since = float("inf")
+        self._thread = threading.Thread(target=self._keep_running, name="supervisor", daemon=True)
+
+    @contextmanager
+    def running(self) -> Iterator[Self]:
+        """Start the server, and end it with the block. It also ends if this process is killed.
+
+        The server may not be healthy yet; see :meth:`wait_until_healthy`.
+        """
+        with watchdog(self.launch_id, self.patience.grace_seconds, ()):
+            try:
+                self._thread.start()
+                yield self
+            finally:
+                self._stopping.set()
+                end_processes(self.launch_id, self.patience.grace_seconds)
+                self._thread.join()
+
+    def healthy(self) -> bool:
+        """Whether ``/health`` answers with status 200 within 5 s."""
+        try:
+            with urllib.request.urlopen(f"{self.url}/health", timeout=5) as answer:
+                return bool(answer.status == 200)
+        except (urllib.error.URLError, OSError):
+            return False
+
+    def check(self) -> bool:
+        """Whether the server is healthy. Raises :class:`ServerDied` if it is not restarted any
+        more."""
+        if self.healthy():
+            self._healthy_since = min(self._healthy_since, time.monotonic())
+            return True
+        seconds = self.patience.start_seconds
+        late = self._healthy_since == float("inf") and time.monotonic() - self._started > seconds
+        if late and self.failure is None:
+            self.failure = f"was not healthy after {seconds:g} s"
+        if self.failure is not None:
+            raise ServerDied(
+                f"{' '.join(self.command)} {self.failure}. The end of its log:\n"
+                + "\n".join(self.last_lines)
+            )
+        return False
+
+    def wait_until_healthy(self) -> None:
+        """Wait until the server is healthy. Raises :class:`ServerDied`."""
+        while not self.check():
+            time.sleep(POLL_SECONDS)
+
+    def _keep_running(self) -> None:
+        deaths, backoff = 0, FIRST_BACKOFF
+        while not self._stopping.is_set():
+            self._started, self._healthy_since = time.monotonic(), float("inf")
+            status = self._run_once()
+            if self._stopping.is_set():
+                return
+            if time.monotonic() - self._healthy_since > SETTLED_SECONDS:
+                deaths, backoff = 0, FIRST_BACKOFF
+            deaths += 1
+            if deaths > self.patience.restarts:
+                self.failure = f"ended with status {status}, {deaths} times in a row"
+                return
+            self.log(f"the server ended with status {status}; starting again in {backoff:g} s")
+            self._stopping.wait(backoff)
+            backoff = min(2 * backoff, LONGEST_BACKOFF)
+            self.restarted += 1
+
+    def _run_once(self) -> int:
+        process = subprocess.Popen(
+            self.command,
+            env={**self.environment, **KEEP_ENVIRONMENT, MARKER: marked(self.launch_id)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+        if self._stopping.is_set():  # running() may have looked before this one was there
+            process.kill()
+        assert process.stdout is not None
+        with process.stdout as lines:
+            # Its children inherit the pipe: a reader of the whole pipe would wait for an orphan.
+            reader = threading.Thread(target=self._read, args=(lines,), daemon=True)
+            reader.start()
+            status = process.wait()
+            if not self._stopping.is_set():
+                end_processes(self.launch_id, 0)  # an engine whose server is gone
+            reader.join()
+        return status
+
+    def _read(self, lines: Iterator[str]) -> None:
+        for line in lines:
+            self.last_lines = [*self.last_lines[-19:], line.rstrip("\n")]
+            self.log(self.last_lines[-1])
 
 
 if __name__ == "__main__":

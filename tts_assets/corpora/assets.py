@@ -41,8 +41,7 @@ from tts_assets.corpora.segments.result import pass_through, source_digests
 from tts_assets.corpora.synthesis import is_complete, synthesis_program
 from tts_assets.corpora.watch import RecordedScan, Scan, corpus_state
 from tts_assets.orchestration.checks import artifact_check
-from tts_assets.orchestration.conditions import follow_data
-from tts_assets.orchestration.partitions import corpus_partitions
+from tts_assets.orchestration.dependencies import corpus_partitions, follow_data
 from tts_assets.orchestration.program_asset import Machines, Plan, Request, artifact_asset
 
 INDEX_VERSION = "6"
@@ -72,10 +71,7 @@ def build_assets(
         segments,
         samples,
         artifact_check(
-            raw,
-            "every_entry_is_accounted_for",
-            "Entries = utterances + set aside.",
-            count_entries,
+            raw, "every_entry_is_accounted_for", "Entries = utterances + set aside.", count_entries
         ),
         artifact_check(
             segments,
@@ -84,10 +80,7 @@ def build_assets(
             count_seconds,
         ),
         artifact_check(
-            samples,
-            "every_sample_is_accounted_for",
-            "In = kept + rejected.",
-            count_samples,
+            samples, "every_sample_is_accounted_for", "In = kept + rejected.", count_samples
         ),
         artifact_check(
             raw,

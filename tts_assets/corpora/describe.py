@@ -18,14 +18,16 @@ from tts_assets.core.artifacts import ArtifactStore, RawCorpus, SampleManifest, 
 from tts_assets.core.metadata import (
     NOTEBOOK_FILE,
     CheckResult,
+    Histogram,
     Markdown,
     Metadata,
     column_schema,
+    histogram,
+    histograms,
     image,
     markdown_table,
     set_aside_reasons,
 )
-from tts_assets.core.plots import Histogram, histogram, histograms
 from tts_assets.corpora.config import METRICS, FilterConfig
 from tts_assets.corpora.filter import KEPT_FILE, REJECTED_FILE, of_samples
 from tts_assets.corpora.index import ABOUT_UTTERANCES, UTTERANCES_FILE, plausibility

@@ -20,8 +20,8 @@ from typing import NamedTuple, get_args
 
 from tts_assets.core.config import ConfigError
 from tts_assets.corpora.config import CorpusConfig, DiscoveryConfig, ReaderName
+from tts_assets.corpora.readers import CHAPTER_FILES, NORMALIZED, ORIGINAL, TREES
 from tts_assets.corpora.readers.files import AUDIO_SUFFIXES
-from tts_assets.corpora.readers.layouts import CHAPTER_FILES, NORMALIZED, ORIGINAL, TREES
 from tts_assets.corpora.readers.lists import COMMON_VOICE_LIST, METADATA_FILE, PIPE_LIST
 from tts_assets.corpora.readers.manifests import RECORDINGS, SAMPLES_FILE
 

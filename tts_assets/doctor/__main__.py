@@ -120,10 +120,10 @@ def prune_storage(settings: Settings, asked: Mapping[str, float], delete: bool) 
 
 def print_gpu_hours(settings: Settings) -> int:
     """Print one line per asset, the largest first, and the sum."""
-    from tts_assets.core.ledger import FOLDER, Ledger
+    from tts_assets.core.compute import LEDGER_FOLDER, Ledger
 
     limit = settings.budget.gpu_hours_a_week
-    used = Ledger(settings.storage / FOLDER).used(datetime.now(UTC))
+    used = Ledger(settings.storage / LEDGER_FOLDER).used(datetime.now(UTC))
     for asset, hours in sorted(used.items(), key=lambda item: -item[1]):
         print(f"{hours:10.2f}  {asset}")
     of = "" if limit is None else f" of {limit:g}"

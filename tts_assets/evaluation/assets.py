@@ -25,12 +25,7 @@ from tts_assets.core.artifacts import (
 from tts_assets.core.compute import Shape
 from tts_assets.evaluation.checks import report_checks
 from tts_assets.evaluation.config import MAIN, ComparisonConfig, EvaluationConfig, EvaluationProgram
-from tts_assets.evaluation.history import (
-    lineage,
-    measured,
-    measured_differently,
-    path_to_storage,
-)
+from tts_assets.evaluation.history import lineage, measured, measured_differently, path_to_storage
 from tts_assets.evaluation.recipes import (
     EvaluatedRecipe,
     ReportInputs,
@@ -40,7 +35,7 @@ from tts_assets.evaluation.recipes import (
 )
 from tts_assets.evaluation.results import describe_comparison, describe_report
 from tts_assets.evaluation.suite import SUITE_FILE, audio_digests, read_suite, write_suite
-from tts_assets.orchestration.partitions import code_arrays_of
+from tts_assets.orchestration.dependencies import code_arrays_of
 from tts_assets.orchestration.program_asset import (
     Plan,
     Request,

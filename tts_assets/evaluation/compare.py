@@ -3,7 +3,7 @@
 Each bootstrap resample draws the same texts for both models of a pair, so that differences between
 texts cancel out. The first model is the baseline.
 
-All intervals of a comparison are corrected for their number; ``summary.py`` says how.
+All intervals of a comparison are corrected for their number; ``page.py`` says how.
 """
 
 from __future__ import annotations
@@ -24,14 +24,19 @@ from tts_assets.evaluation.metrics.metric import Column, columns_of, metric_of_c
 from tts_assets.evaluation.page import (
     HERE,
     PAGE_BYTES,
+    Changes,
     Embedder,
     RangeMark,
     SynthesisView,
+    about_intervals,
+    listed,
     percent,
     range_mark,
     render,
     scale_end,
+    summary,
     synthesis_view,
+    title_of,
 )
 from tts_assets.evaluation.report import caption
 from tts_assets.evaluation.results import (
@@ -50,7 +55,6 @@ from tts_assets.evaluation.results import (
     read_samples,
     same_references,
 )
-from tts_assets.evaluation.summary import Changes, about_intervals, listed, summary, title_of
 
 ALL = "all"
 

@@ -195,7 +195,7 @@ class EvaluationProgram(ProgramConfig):
     """Configuration of ``tts_assets.evaluation.evaluate``.
 
     The speech is either synthesized with ``serving_model``, or read from ``synthesized``, a folder
-    that ``speech_sources.py`` describes. ``suite`` is a ``suite.jsonl``. ``references`` are clips
+    that ``metric_runner.py`` describes. ``suite`` is a ``suite.jsonl``. ``references`` are clips
     of the reference speaker, ``speakers`` those of speakers that texts name.
     ``characters_per_second`` is the pace of the reference recordings, 0 if it is unknown.
     ``cache``: file for transcripts and metrics by audio digest. ``earlier``: oldest first.

@@ -25,17 +25,17 @@ from tts_assets.audio_models.wer import rate_interval
 from tts_assets.core.artifacts import atomic_write
 from tts_assets.core.program import Run, load_config, one_thread
 from tts_assets.evaluation.config import EvaluationConfig, EvaluationProgram
-from tts_assets.evaluation.metric_runner import MetricRunner
-from tts_assets.evaluation.metrics.metric import Setting, columns_of, not_given
-from tts_assets.evaluation.report import write_report
-from tts_assets.evaluation.results import SampleResult, by_category, figure, figures
-from tts_assets.evaluation.speech_sources import (
+from tts_assets.evaluation.metric_runner import (
     AUDIO_FOLDER,
     Batch,
+    MetricRunner,
     ModelSource,
     RecordedSource,
     SpeechSource,
 )
+from tts_assets.evaluation.metrics.metric import Setting, columns_of, not_given
+from tts_assets.evaluation.report import write_report
+from tts_assets.evaluation.results import SampleResult, by_category, figure, figures
 from tts_assets.evaluation.suite import SuiteText, read_suite
 from tts_assets.serving.synthesis import Synthesizer
 

@@ -14,7 +14,6 @@ from tts_assets.core.metadata import NOTEBOOK_FILE, NotebookClip, Section, write
 from tts_assets.evaluation.config import MAIN, EvaluationProgram
 from tts_assets.evaluation.history import EarlierRow, earlier_rows
 from tts_assets.evaluation.metrics.metric import Column, columns_of, metrics_of, not_given
-from tts_assets.evaluation.nearest import Nearest, in_storage, nearest_texts, nearest_voices
 from tts_assets.evaluation.page import (
     HERE,
     PAGE_BYTES,
@@ -26,7 +25,13 @@ from tts_assets.evaluation.page import (
     scale_end,
     synthesis_view,
 )
-from tts_assets.evaluation.recipes import references_digest
+from tts_assets.evaluation.recipes import (
+    Nearest,
+    in_storage,
+    nearest_texts,
+    nearest_voices,
+    references_digest,
+)
 from tts_assets.evaluation.results import (
     REPORT_FILE,
     REPORT_PAGE,

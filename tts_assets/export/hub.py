@@ -44,7 +44,7 @@ from tts_assets.core.config import ConfigError
 from tts_assets.core.metadata import literal, table_row
 from tts_assets.corpora.config import Consent, ConsentError, VoiceConsent
 from tts_assets.evaluation.results import SampleResult, by_category, read_samples
-from tts_assets.provenance.consents import check_use
+from tts_assets.provenance.manifest import check_use
 from tts_assets.serving.config import SERVING_FILE, ServingCard
 from tts_assets.serving.convert import licences, yaml_text
 from tts_assets.serving.served_model import open_prompts, verify_model

@@ -33,7 +33,7 @@ from tts_assets.external_models.config import (
     ExternalSynthesisProgram,
     ExternalTrainProgram,
 )
-from tts_assets.orchestration.partitions import filtered_samples_of
+from tts_assets.orchestration.dependencies import filtered_samples_of
 from tts_assets.orchestration.program_asset import (
     Plan,
     Request,
@@ -41,7 +41,7 @@ from tts_assets.orchestration.program_asset import (
     group_of,
     program_asset,
 )
-from tts_assets.provenance.consents import check_use
+from tts_assets.provenance.manifest import check_use
 
 CODE_VERSION = "3"
 GROUP = "external_models"
@@ -168,10 +168,7 @@ def synthesis_asset(
         plan,
         shape=environment.shape,
         limit=Shape.one_process,
-        ins={
-            "model": AssetIn(AssetKey(["family", name])),
-            "suite": AssetIn(suite_key(suite_name)),
-        },
+        ins={"model": AssetIn(AssetKey(["family", name])), "suite": AssetIn(suite_key(suite_name))},
         code_version=CODE_VERSION,
         group_name=group_of("external_syntheses", name, suite_name != MAIN),
         kinds={"synthesis", "flac"},

@@ -11,17 +11,17 @@ from pathlib import Path
 from tts_assets.audio_models.watermark import mark
 from tts_assets.core.audio import read_clip
 from tts_assets.core.program import Run, load_config
-from tts_assets.evaluation.page import write_flac
-from tts_assets.evaluation.speech_sources import (
+from tts_assets.evaluation.metric_runner import (
     AUDIO_FOLDER,
     Synthesis,
     clip_name,
     write_syntheses,
 )
+from tts_assets.evaluation.page import write_flac
 from tts_assets.evaluation.suite import SuiteText, read_suite
 from tts_assets.external_models.config import CLONING, ExternalSynthesisProgram
 from tts_assets.external_models.coqui.job import Line, SynthesisJob
-from tts_assets.external_models.driver import run_job
+from tts_assets.external_models.train import run_job
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -16,8 +16,7 @@ from tts_assets.core.artifacts import (
     sha256_file,
 )
 from tts_assets.core.config import Config, canonical_json
-from tts_assets.core.metadata import Markdown, Metadata, image, table_row
-from tts_assets.core.plots import curves
+from tts_assets.core.metadata import Markdown, Metadata, curves, image, table_row
 from tts_assets.core.program import METRICS_FILE, read_metrics
 from tts_assets.evaluation.history import measured, measured_differently, readable_reports
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from tts_assets.normalization.grammar import Grammar
 from tts_assets.normalization.numbers import HINDI, cardinal, spell
-from tts_assets.normalization.patterns import (
+from tts_assets.normalization.rules import (
     BEFORE,
     Match,
     Noun,

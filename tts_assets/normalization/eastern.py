@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from tts_assets.normalization.grammar import Grammar
 from tts_assets.normalization.numbers import cardinal
 from tts_assets.normalization.numbers import ordinal as say_ordinal
-from tts_assets.normalization.patterns import (
+from tts_assets.normalization.rules import (
     BEFORE,
     Match,
     Noun,

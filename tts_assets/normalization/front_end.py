@@ -29,8 +29,13 @@ from functools import cache, lru_cache
 from tts_assets.normalization import asian, eastern, english, western
 from tts_assets.normalization.grammar import Grammar
 from tts_assets.normalization.numbers import spell
-from tts_assets.normalization.patterns import ADDRESS, DIGIT
-from tts_assets.normalization.rules import LanguageRules, builtin_rules, languages_with_rules
+from tts_assets.normalization.rules import (
+    ADDRESS,
+    DIGIT,
+    LanguageRules,
+    builtin_rules,
+    languages_with_rules,
+)
 
 TYPOGRAPHY = str.maketrans(
     {"‘": "'", "’": "'", "‚": "'", "‛": "'", "′": "'", "‹": "'", "›": "'", "ʼ": "'", "`": "'"}

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 from tts_assets.normalization.numbers import Quantities, cardinal, known, spell
-from tts_assets.normalization.patterns import (
+from tts_assets.normalization.rules import (
     ADDRESS,
     ADDRESS_PART,
     BEFORE,
@@ -30,6 +30,7 @@ from tts_assets.normalization.patterns import (
     ROMAN,
     SCIENTIFIC,
     VERSION,
+    LanguageRules,
     Match,
     Noun,
     Number,
@@ -40,7 +41,6 @@ from tts_assets.normalization.patterns import (
     read_as,
     roman_value,
 )
-from tts_assets.normalization.rules import LanguageRules
 
 
 class Grammar(Quantities):

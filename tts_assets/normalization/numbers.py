@@ -16,8 +16,16 @@ from typing import Any, ClassVar
 
 from num2words import CONVERTER_CLASSES, num2words
 
-from tts_assets.normalization.patterns import BEFORE, SIGN, Match, Noun, Number, Pattern, either
-from tts_assets.normalization.rules import LanguageRules
+from tts_assets.normalization.rules import (
+    BEFORE,
+    SIGN,
+    LanguageRules,
+    Match,
+    Noun,
+    Number,
+    Pattern,
+    either,
+)
 
 LONGEST = 9  # digits of a cardinal; a longer run is a number to dial or to type
 # Digits that num2words says in these languages: Amharic fails at 1999 and does not end at 1234567.

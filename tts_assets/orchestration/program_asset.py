@@ -38,8 +38,7 @@ from tts_assets.core.artifacts import ArtifactStore, Build, Facts, Handle
 from tts_assets.core.compute import Shape
 from tts_assets.core.config import Config, ConfigError
 from tts_assets.core.program import ProgramConfig
-from tts_assets.orchestration.conditions import EXPERIMENT_TAG
-from tts_assets.orchestration.partitions import corpus_partitions
+from tts_assets.orchestration.dependencies import EXPERIMENT_TAG, corpus_partitions
 
 H = TypeVar("H", bound=Handle)
 R = TypeVar("R", bound=Config)

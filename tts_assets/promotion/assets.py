@@ -25,8 +25,7 @@ from resources.artifact_store import ArtifactStoreResource, asset_metadata
 from tts_assets.core.artifacts import ArtifactStore, Promoted
 from tts_assets.core.metadata import Markdown
 from tts_assets.orchestration.checks import blocking_checks, failed_checks
-from tts_assets.promotion.config import PromotionConfig
-from tts_assets.promotion.decision import describe_decisions, promote_best
+from tts_assets.promotion.decision import PromotionConfig, describe_decisions, promote_best
 from tts_assets.promotion.history import (
     CODE_VERSION,
     asset_name,

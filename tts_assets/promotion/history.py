@@ -32,7 +32,7 @@ from tts_assets.core.artifacts import (
 from tts_assets.core.config import canonical_json
 from tts_assets.core.metadata import table_row
 from tts_assets.corpora.config import VoiceConsent
-from tts_assets.provenance.consents import check_use
+from tts_assets.provenance.manifest import check_use
 from tts_assets.serving.config import SERVING_FILE
 
 CODE_VERSION = "1"

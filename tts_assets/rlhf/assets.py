@@ -24,7 +24,7 @@ from tts_assets.core.artifacts import (
 from tts_assets.core.compute import Shape, visible_devices
 from tts_assets.core.metadata import CheckResult
 from tts_assets.orchestration.checks import artifact_check, losses_check
-from tts_assets.orchestration.partitions import code_arrays_of
+from tts_assets.orchestration.dependencies import code_arrays_of
 from tts_assets.orchestration.program_asset import (
     Machines,
     Plan,

@@ -46,8 +46,13 @@ from tts_assets.rlhf.reporting import (
     training_records,
 )
 from tts_assets.rlhf.reward_executor import RewardExecutor, ThreadRunner
-from tts_assets.rlhf.rollout_engine import PolicyEngine
-from tts_assets.rlhf.rollouts import HELD_OUT_SALT, HELD_OUT_STEP, SUFFIX, RolloutWorker
+from tts_assets.rlhf.rollouts import (
+    HELD_OUT_SALT,
+    HELD_OUT_STEP,
+    SUFFIX,
+    PolicyEngine,
+    RolloutWorker,
+)
 from tts_assets.rlhf.train import (
     MAX_GRAD_NORM,
     RunCallback,

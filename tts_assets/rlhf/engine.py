@@ -20,9 +20,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tts_assets.core.artifacts import atomic_write
-from tts_assets.core.processes import LOOPBACK, free_port
+from tts_assets.core.processes import LOOPBACK, Patience, Server, free_port
 from tts_assets.core.program import Run, load_config
-from tts_assets.core.supervisor import Patience, Server
 from tts_assets.rlhf.config import EngineProgram
 
 SECRET = "secret"  # file with the secret of every request; only its owner can read it

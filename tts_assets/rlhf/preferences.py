@@ -41,8 +41,7 @@ from tts_assets.rlhf.config import RlhfProgram
 from tts_assets.rlhf.dpo_config import PREFERENCES_FILE, Answer, PreferencesProgram, VotedTrial
 from tts_assets.rlhf.prompts import RolloutPrompt, read_prompts
 from tts_assets.rlhf.reward_executor import RewardExecutor
-from tts_assets.rlhf.rollout_engine import open_engine
-from tts_assets.rlhf.rollouts import Rollout, RolloutWorker, hold_out
+from tts_assets.rlhf.rollouts import Rollout, RolloutWorker, hold_out, open_engine
 from tts_assets.serving.config import Voice
 from tts_assets.serving.served_model import SynthesisLine, read_card
 from tts_assets.serving.synthesis import Synthesizer, TransformersEngine

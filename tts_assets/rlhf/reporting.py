@@ -24,12 +24,12 @@ from tts_assets.core.metadata import (
     Metadata,
     NotebookClip,
     Section,
+    curves,
     existing,
     image,
     set_aside_reasons,
     write_notebook,
 )
-from tts_assets.core.plots import curves
 from tts_assets.core.program import METRICS_FILE, Run, publish_metrics, read_metrics
 from tts_assets.rlhf.alarms import AlarmConfig, first_alarms, repeated_share
 from tts_assets.rlhf.config import RlhfRecipe

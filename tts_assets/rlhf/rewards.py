@@ -41,7 +41,7 @@ from tts_assets.rlhf.reward_config import (
     WerReward,
 )
 from tts_assets.serving.config import Voice
-from tts_assets.serving.streaming import AUDIBLE_FRACTION, audible_fraction
+from tts_assets.serving.pieces import AUDIBLE_FRACTION, audible_fraction
 
 WER_SCALE = 2.5  # of exp(-scale x WER), as in the reference trainer
 MAX_REFERENCES = 4096  # cached embeddings of voice prompts, 1 kB each

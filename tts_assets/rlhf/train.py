@@ -58,8 +58,13 @@ from tts_assets.rlhf.reporting import (
 )
 from tts_assets.rlhf.reward_executor import RewardExecutor
 from tts_assets.rlhf.rewards import RewardError
-from tts_assets.rlhf.rollout_engine import RolloutsStopped, open_engine
-from tts_assets.rlhf.rollouts import HeldOutEvaluation, RolloutWorker, hold_out
+from tts_assets.rlhf.rollouts import (
+    HeldOutEvaluation,
+    RolloutsStopped,
+    RolloutWorker,
+    hold_out,
+    open_engine,
+)
 from tts_assets.serving.synthesis import Synthesizer, TransformersEngine
 from tts_assets.sft.config import Lora
 from tts_assets.sft.model import lora_settings, lora_targets

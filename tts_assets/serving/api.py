@@ -50,18 +50,19 @@ from tts_assets.serving.audio_formats import (
     signature,
 )
 from tts_assets.serving.config import ServerConfig
-from tts_assets.serving.limits import RequestGuard, known_hosts
 from tts_assets.serving.pieces import Wave
-from tts_assets.serving.schemas import (
+from tts_assets.serving.requests import (
     MAX_NAME,
     ApiError,
     Language,
     NewName,
+    RequestGuard,
     SpeechRequest,
     Transcript,
     check_model,
     check_request,
     install_handlers,
+    known_hosts,
 )
 from tts_assets.serving.served_model import Speech, SynthesisError, SynthesisLine
 from tts_assets.serving.voices import VoiceRegistry

@@ -12,9 +12,9 @@ from tts_assets.core.compute import Shape
 from tts_assets.core.metadata import CheckResult, Markdown, Metadata
 from tts_assets.corpora.config import TextConfig, VoiceConsent
 from tts_assets.orchestration.checks import artifact_check
-from tts_assets.orchestration.partitions import code_arrays_of
+from tts_assets.orchestration.dependencies import code_arrays_of
 from tts_assets.orchestration.program_asset import Machines, Plan, Request, artifact_asset
-from tts_assets.provenance.consents import check_use
+from tts_assets.provenance.manifest import check_use
 from tts_assets.serving.config import ServingConfig
 
 CODE_VERSION = "5"

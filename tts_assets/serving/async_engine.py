@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 
 from tts_assets.serving.config import ServerConfig
-from tts_assets.serving.pieces import PieceConcatenator, Wave
+from tts_assets.serving.pieces import Fault, PieceConcatenator, Wave
 from tts_assets.serving.served_model import (
     PieceRequest,
     ServedModel,
@@ -36,7 +36,6 @@ from tts_assets.serving.served_model import (
     open_prompts,
     read_card,
 )
-from tts_assets.serving.streaming import Fault
 from tts_assets.serving.synthesis import decode, limit_to_context
 from tts_assets.serving.vllm_engine import (
     capacity_arguments,

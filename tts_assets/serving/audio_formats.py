@@ -22,9 +22,13 @@ import soxr
 
 from tts_assets.core.artifacts import Promoted, readable
 from tts_assets.core.audio import statement, write_speech
-from tts_assets.provenance.consents import check_use, storage_of
-from tts_assets.provenance.keys import keys_of_environment
-from tts_assets.provenance.manifest import Origin, Signature
+from tts_assets.provenance.manifest import (
+    Origin,
+    Signature,
+    check_use,
+    keys_of_environment,
+    storage_of,
+)
 from tts_assets.serving.config import ServingCard
 from tts_assets.serving.pieces import Wave
 
@@ -58,7 +62,7 @@ def provenance(card: ServingCard) -> str:
 def signature(folder: Path, card: ServingCard) -> Signature | None:
     """What is signed about speech of the serving model in ``folder``; None without keys.
 
-    Raises :class:`ConfigError` for unusable keys (``provenance/keys.py``).
+    Raises :class:`ConfigError` for unusable keys (``provenance/manifest.py``).
     """
     if (keys := keys_of_environment()) is None:
         return None

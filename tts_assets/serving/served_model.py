@@ -26,9 +26,12 @@ from tts_assets.serving.pieces import (
     LONGEST_PAUSE,
     MIN_PIECE,
     PARAGRAPH,
+    Fault,
     Piece,
     PieceConcatenator,
+    PieceStream,
     Wave,
+    find_fault,
     longest_in_context,
     longest_piece,
     sections,
@@ -36,7 +39,6 @@ from tts_assets.serving.pieces import (
     speech_tokens,
     split,
 )
-from tts_assets.serving.streaming import Fault, PieceStream, find_fault
 from tts_assets.speechlm.config import SamplingConfig
 from tts_assets.speechlm.generate import Request
 from tts_assets.speechlm.model import SpeechLM

@@ -21,11 +21,11 @@ from fastapi import FastAPI
 
 from tts_assets.core.artifacts import ArtifactError
 from tts_assets.core.config import ConfigError
-from tts_assets.provenance.keys import keys_of_environment
+from tts_assets.provenance.manifest import keys_of_environment
 from tts_assets.serving.api import build_app
 from tts_assets.serving.audio_formats import require_consents
 from tts_assets.serving.config import ServerConfig
-from tts_assets.serving.limits import MAX_HEADER_BYTES, bounded_protocol
+from tts_assets.serving.requests import MAX_HEADER_BYTES, bounded_protocol
 from tts_assets.serving.served_model import verify_model
 
 KEY_VARIABLE = "TTS_API_KEY"
@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def http_server(app: FastAPI, config: ServerConfig) -> uvicorn.Server:
-    """The HTTP server of ``app`` with the limits of ``limits.py``."""
+    """The HTTP server of ``app`` with the limits of ``requests.py``."""
     return uvicorn.Server(
         uvicorn.Config(
             app,

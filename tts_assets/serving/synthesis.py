@@ -5,7 +5,7 @@ dropped. The first sample of the completion thus has the same context as in trai
 hop of samples, so the cut is exact.
 
 A long text is synthesized in pieces (``pieces.py``), each with its own seed. A faulty completion
-(``streaming.py``) is generated again with another seed, as often as the caller allows.
+(``pieces.py``) is generated again with another seed, as often as the caller allows.
 
 The same serving model, text, voice, seed and backend give the same samples, independent of other
 lines in the same call. All audio carries the watermark (``audio_models/watermark.py``).
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from tts_assets.codec.model import Codec
 from tts_assets.serving.config import GPU_MEMORY, ServingCard, Voice
-from tts_assets.serving.pieces import PieceConcatenator
+from tts_assets.serving.pieces import Fault, PieceConcatenator
 from tts_assets.serving.served_model import (
     PieceRequest,
     ServedModel,
@@ -36,7 +36,6 @@ from tts_assets.serving.served_model import (
     open_prompts,
     read_card,
 )
-from tts_assets.serving.streaming import Fault
 from tts_assets.speechlm.config import SamplingConfig
 from tts_assets.speechlm.generate import Completion, Request, generate, stream
 from tts_assets.speechlm.model import SpeechLM

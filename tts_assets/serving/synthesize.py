@@ -31,8 +31,8 @@ from tts_assets.core.config import ConfigError
 from tts_assets.provenance.manifest import Signature
 from tts_assets.serving.audio_formats import encode, pcm16, require_consents, signature
 from tts_assets.serving.config import ServerConfig, Voice
+from tts_assets.serving.pieces import Fault
 from tts_assets.serving.served_model import verify_model
-from tts_assets.serving.streaming import Fault
 from tts_assets.serving.synthesis import (
     ServedModel,
     Speech,

@@ -17,8 +17,8 @@ from tts_assets.core.audio import BrokenAudio, read_upload, resample
 from tts_assets.core.config import ConfigError
 from tts_assets.corpora.segments.speech import RATE, find_speech
 from tts_assets.serving.config import ServingCard, StoredVoice, Voice
+from tts_assets.serving.pieces import AUDIBLE_FRACTION, audible_fraction
 from tts_assets.serving.served_model import ServedModel, SynthesisError, open_lm, read_card
-from tts_assets.serving.streaming import AUDIBLE_FRACTION, audible_fraction
 from tts_assets.speechlm.config import ADAPTER, ADAPTER_CARD, AdapterCard
 from tts_assets.speechlm.model import weights_digest
 

@@ -9,7 +9,7 @@ from dagster import AssetChecksDefinition, AssetIn, AssetsDefinition
 from tts_assets.core.artifacts import Checkpoint, CodeArrays, CodecCheckpoint, Texts, TokenArrays
 from tts_assets.core.compute import Shape
 from tts_assets.orchestration.checks import losses_check
-from tts_assets.orchestration.partitions import code_arrays_of, streams_of, token_arrays_of
+from tts_assets.orchestration.dependencies import code_arrays_of, streams_of, token_arrays_of
 from tts_assets.orchestration.program_asset import Plan, Request, Training, program_asset
 from tts_assets.sft.config import SftProgram, SftRecipe, check_machine
 from tts_assets.sft.describe import describe_data, describe_recipe, describe_training

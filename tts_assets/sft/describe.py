@@ -24,12 +24,12 @@ from tts_assets.core.metadata import (
     NOTEBOOK_FILE,
     Markdown,
     Metadata,
+    curves,
     existing,
     image,
     literal,
     table_row,
 )
-from tts_assets.core.plots import curves
 from tts_assets.core.program import METRICS_FILE, read_metrics
 from tts_assets.corpora.segments.result import LENGTHS, QUESTION, QUESTION_MARKS
 from tts_assets.sft.config import FORGOTTEN, SftRecipe

@@ -2,8 +2,8 @@
 
 Shapes: T tokens of a packed row, N targets, H hidden size, V tokens of the vocabulary.
 
-Training packs samples into rows with an attention of its own (``speechlm/attention.py``), and
-multiplies the last hidden states by the output matrix in chunks (``speechlm/loss.py``). A model
+Training packs samples into rows with an attention of its own (``speechlm/ops.py``), and
+multiplies the last hidden states by the output matrix in chunks (``speechlm/ops.py``). A model
 whose logits are scaled or capped, whose output layer has a bias, or whose attention needs more than
 causal attention with a window would silently be trained as another function.
 :func:`check_function` finds such models.
@@ -26,10 +26,8 @@ from transformers import AttentionInterface, PreTrainedModel
 from tts_assets.core.config import ConfigError
 from tts_assets.sft.config import Lora, SftProgram, SftRecipe
 from tts_assets.sft.packing import Packed
-from tts_assets.speechlm.attention import SEGMENTS, segment_attention
 from tts_assets.speechlm.config import ADAPTER_CARD, AdapterCard
 from tts_assets.speechlm.formats import recognize
-from tts_assets.speechlm.loss import summed_cross_entropy
 from tts_assets.speechlm.model import (
     SpeechLM,
     build,
@@ -37,6 +35,7 @@ from tts_assets.speechlm.model import (
     output_table,
     weights_digest,
 )
+from tts_assets.speechlm.ops import SEGMENTS, segment_attention, summed_cross_entropy
 from tts_assets.speechlm.vocabulary import declare_lexicon, load_tokenizer
 
 Probe = Callable[[Tensor, Tensor, Tensor], None]  # of hidden (N, H), table (V, H), targets (N,)

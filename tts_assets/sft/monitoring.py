@@ -43,7 +43,7 @@ from tts_assets.sft.config import GuardConfig
 from tts_assets.sft.model import Flops, SpeechLoss, peak
 from tts_assets.sft.packing import Packed
 from tts_assets.sft.strategies import Losses, Strategy
-from tts_assets.speechlm.loss import likeliest
+from tts_assets.speechlm.ops import likeliest
 from tts_assets.speechlm.vocabulary import SpeechVocabulary
 
 SPEED = frozenset(

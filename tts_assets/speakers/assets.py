@@ -25,7 +25,7 @@ from tts_assets.core.metadata import (
 )
 from tts_assets.corpora.filter import KEPT_FILE
 from tts_assets.orchestration.checks import artifact_check
-from tts_assets.orchestration.partitions import corpus_partitions, segments_of
+from tts_assets.orchestration.dependencies import corpus_partitions, segments_of
 from tts_assets.orchestration.program_asset import (
     Plan,
     Request,

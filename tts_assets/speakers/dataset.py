@@ -1,20 +1,34 @@
-"""Recordings by speaker, read from indexed corpora and split into training and test speakers."""
+"""Recordings by speaker, and speaker verification on them: trials, scores and error rates.
+
+Recordings are read from indexed corpora and split into training and test speakers.
+
+EER is the error rate at the threshold where false alarms and misses are equally frequent. minDCF is
+the minimum of ``p * miss + (1 - p) * false alarm`` over all thresholds, divided by the cost of
+always accepting or always rejecting, whichever is lower (NIST SRE). Both are fractions; lower is
+better.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.metrics import det_curve
 
 from tts_assets.core.accounting import SetAside, is_validation, nothing_usable
 from tts_assets.core.artifacts import RawCorpus, SpeechSegments, open_artifact
-from tts_assets.core.config import ConfigError
+from tts_assets.core.config import ConfigError, digest_of
 from tts_assets.corpora.index import Utterance, utterances
 from tts_assets.corpora.samples import AudioFolders
-from tts_assets.speakers.config import SpeakerSelection
+from tts_assets.speakers.config import SpeakerSelection, TrialConfig
 
 MIN_UTTERANCES = 4  # of a speaker; speakers with fewer are set aside
+P_TARGET = 0.01  # prior of the same speaker in minDCF, as in NIST SRE and VoxCeleb
 
 
 @dataclass(frozen=True, order=True)
@@ -143,3 +157,161 @@ def without_rare(
         if counts[r.speaker] < least
     ]
     return kept, rare
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Two recordings by id, and whether they have the same speaker."""
+
+    same: bool
+    a: str
+    b: str
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Error rates; ``false_alarms`` and ``misses`` over all thresholds are the DET curve."""
+
+    eer: float
+    min_dcf: float
+    false_alarms: NDArray[np.float64]
+    misses: NDArray[np.float64]
+
+
+def make_trials(recordings: Sequence[SpeakerRecording], config: TrialConfig) -> list[Trial]:
+    """Up to ``per_speaker`` trials of the same speaker, and as many of different speakers.
+
+    The two recordings of a speaker are never from the same known session. The second trial pairs
+    the first recording with one of another speaker. The selection follows from ids and seed only.
+    Raises ConfigError if there are no trials.
+    """
+    by_speaker: dict[str, list[SpeakerRecording]] = {}
+    for recording in sorted(recordings):
+        by_speaker.setdefault(recording.speaker, []).append(recording)
+    by_speaker = {
+        name: sample_utterances(group, name, config) for name, group in sorted(by_speaker.items())
+    }
+    if len(by_speaker) < 2:
+        raise ConfigError(
+            f"the test recordings that hold speech are of {', '.join(by_speaker) or 'nobody'}, and "
+            "trials need two speakers: add corpora, name more test_speakers, or lower min_seconds"
+        )
+    trials: list[Trial] = []
+    for name, group in by_speaker.items():
+        rng = generator(config.seed, "trials", name)
+        pairs = [(a, b) for a, b in combinations(group, 2) if not one_session(a, b)]
+        chosen = rng.permutation(len(pairs))[: config.per_speaker]
+        others = [other for other in by_speaker if other != name]
+        for index in sorted(chosen):
+            a, b = pairs[index]
+            other_speaker = by_speaker[others[rng.integers(len(others))]]
+            c = other_speaker[rng.integers(len(other_speaker))]
+            trials += [Trial(True, a.id, b.id), Trial(False, a.id, c.id)]
+    if not trials:
+        raise ConfigError(
+            "no two test recordings of one speaker are of different sessions: add recordings of "
+            "another day, name other test_speakers, or raise trials.max_utterances "
+            f"{config.max_utterances}"
+        )
+    return list(dict.fromkeys(trials))
+
+
+def sample_utterances(
+    group: Sequence[SpeakerRecording], name: str, config: TrialConfig
+) -> list[SpeakerRecording]:
+    """At most ``max_utterances`` of a speaker's recordings, drawn by the seed."""
+    order = generator(config.seed, "utterances", name).permutation(len(group))
+    return [group[index] for index in sorted(order[: config.max_utterances])]
+
+
+def one_session(a: SpeakerRecording, b: SpeakerRecording) -> bool:
+    """Whether two recordings are of the same known session."""
+    return bool(a.session) and (a.corpus, a.session) == (b.corpus, b.session)
+
+
+def generator(seed: int, *what: str) -> np.random.Generator:
+    """A random generator that follows from the seed and a purpose."""
+    return np.random.default_rng(int(digest_of([seed, *what])[:16], 16))
+
+
+def score_trials(
+    trials: Sequence[Trial], embeddings: Mapping[str, NDArray[np.float32]]
+) -> NDArray[np.float64]:
+    """The cosine of each trial, (trials,); ``embeddings``: unit vectors by recording."""
+    a = np.stack([embeddings[trial.a] for trial in trials])
+    b = np.stack([embeddings[trial.b] for trial in trials])
+    return np.einsum("td,td->t", a, b, dtype=np.float64)
+
+
+def errors(scores: NDArray[np.float64], same: Sequence[bool], p_target: float) -> Errors:
+    """The error rates of scores (trials,), which are high for the same speaker.
+
+    ``p_target``: prior of the same speaker. Raises ValueError unless ``same`` has both values.
+    """
+    truth = np.array(same)
+    if truth.all() or not truth.any():
+        raise ValueError("error rates need trials of the same speaker and of different speakers")
+    false_alarms, misses, _ = det_curve(truth, scores, drop_intermediate=False)
+    # the ends of the curve: everything is accepted, and nothing
+    false_alarms = np.concatenate([[1.0], false_alarms, [0.0]])
+    misses = np.concatenate([[0.0], misses, [1.0]])
+    costs = p_target * misses + (1 - p_target) * false_alarms
+    return Errors(
+        eer=crossing(false_alarms, misses),
+        min_dcf=float(costs.min() / min(p_target, 1 - p_target)),
+        false_alarms=false_alarms,
+        misses=misses,
+    )
+
+
+def crossing(false_alarms: NDArray[np.float64], misses: NDArray[np.float64]) -> float:
+    """The rate at which both (thresholds,) are equal, interpolated linearly: the EER."""
+    gap = misses - false_alarms  # rises from -1 to 1
+    after = int(np.argmax(gap >= 0))
+    before = max(0, after - 1)
+    rise = gap[after] - gap[before]
+    fraction = -gap[before] / rise if rise else 0.0
+    return float(misses[before] + fraction * (misses[after] - misses[before]))
+
+
+def confusion(
+    recordings: Sequence[SpeakerRecording], embeddings: Mapping[str, NDArray[np.float32]]
+) -> tuple[list[str], NDArray[np.int64]]:
+    """The names of the speakers, and counts (speakers, speakers) by true and nearest speaker.
+
+    A recording is compared with the mean of each speaker's other recordings.
+    """
+    names = sorted({r.speaker for r in recordings})
+    index = {name: number for number, name in enumerate(names)}
+    truth = np.array([index[r.speaker] for r in recordings])
+    vectors = np.stack([embeddings[r.id] for r in recordings])
+    sums = np.zeros((len(names), vectors.shape[1]), dtype=np.float64)
+    np.add.at(sums, truth, vectors)
+    cosines = vectors @ (sums / np.linalg.norm(sums, axis=1, keepdims=True)).T
+    without = sums[truth] - vectors
+    norms = np.linalg.norm(without, axis=1)
+    own = np.einsum("rd,rd->r", vectors, without) / np.maximum(norms, 1e-12)
+    cosines[np.arange(len(truth)), truth] = own
+    counts = np.zeros((len(names), len(names)), dtype=np.int64)
+    np.add.at(counts, (truth, cosines.argmax(axis=1)), 1)
+    return names, counts
+
+
+def write_trials(path: Path, trials: Sequence[Trial]) -> None:
+    """Write trials in VoxCeleb's format: ``1 a b`` for the same speaker, else ``0 a b``."""
+    path.write_text("".join(f"{int(t.same)} {t.a} {t.b}\n" for t in trials))
+
+
+def read_trials(path: Path) -> list[Trial]:
+    """Read trials in VoxCeleb's format. Raises ConfigError with the line that is none."""
+    trials = []
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+        fields = line.split()
+        if not fields:
+            continue
+        if len(fields) != 3 or fields[0] not in ("0", "1"):
+            raise ConfigError(f"{path}:{number}: write 1 a.wav b.wav for one speaker, else 0 …")
+        trials.append(Trial(fields[0] == "1", fields[1], fields[2]))
+    if len({trial.same for trial in trials}) < 2:
+        raise ConfigError(f"{path} needs trials of the same speaker (1) and of different ones (0)")
+    return trials

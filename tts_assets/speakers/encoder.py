@@ -33,8 +33,8 @@ from tts_assets.core.audio import Wave, blocks
 from tts_assets.core.config import ConfigError
 from tts_assets.speakers.audio import Mels, Recording, preprocess, preprocess_wav, windows
 from tts_assets.speakers.config import RESEMBLYZER, resolve
+from tts_assets.speakers.dataset import P_TARGET, Errors, errors, read_trials, score_trials
 from tts_assets.speakers.model import EncoderCard, open_encoder
-from tts_assets.speakers.verification import P_TARGET, Errors, errors, read_trials, score_trials
 
 Embedding = NDArray[np.float32]
 

@@ -26,19 +26,21 @@ from tts_assets.core.audio import BrokenAudio
 from tts_assets.core.metadata import csv_cell, table_row
 from tts_assets.core.program import Run, load_config, one_thread
 from tts_assets.speakers.config import ReportProgram, TrialConfig, resolve
-from tts_assets.speakers.dataset import SpeakerRecording, SpeakerSplit, read_speakers
-from tts_assets.speakers.encoder import NoSpeech, VoiceEncoder
-from tts_assets.speakers.verification import (
+from tts_assets.speakers.dataset import (
     P_TARGET,
     Errors,
+    SpeakerRecording,
+    SpeakerSplit,
     Trial,
     confusion,
     errors,
     make_trials,
+    read_speakers,
     sample_utterances,
     score_trials,
     write_trials,
 )
+from tts_assets.speakers.encoder import NoSpeech, VoiceEncoder
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

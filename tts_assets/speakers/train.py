@@ -38,7 +38,14 @@ from tts_assets.speakers.audio import (
     prepare,
 )
 from tts_assets.speakers.config import EncoderProgram, EncoderRecipe, TrialConfig, resolve
-from tts_assets.speakers.dataset import SpeakerRecording, read_speakers
+from tts_assets.speakers.dataset import (
+    P_TARGET,
+    SpeakerRecording,
+    errors,
+    make_trials,
+    read_speakers,
+    score_trials,
+)
 from tts_assets.speakers.encoder import VoiceEncoder
 from tts_assets.speakers.model import (
     Adversary,
@@ -49,7 +56,6 @@ from tts_assets.speakers.model import (
     open_encoder,
     save_encoder,
 )
-from tts_assets.speakers.verification import P_TARGET, errors, make_trials, score_trials
 
 GRADIENT_CLIP = 3.0  # norm of all gradients (Wan et al., 2018)
 ADVERSARY_HIDDEN = 128  # units of the adversary's hidden layer

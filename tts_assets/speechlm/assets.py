@@ -17,11 +17,10 @@ from tts_assets.core.compute import Shape
 from tts_assets.core.config import ConfigError
 from tts_assets.core.metadata import CheckResult, Metadata, set_aside_reasons
 from tts_assets.orchestration.checks import artifact_check
-from tts_assets.orchestration.conditions import follow_data
-from tts_assets.orchestration.partitions import corpus_partitions
+from tts_assets.orchestration.dependencies import corpus_partitions, follow_data
 from tts_assets.orchestration.program_asset import Plan, Request, artifact_asset, program_asset
 from tts_assets.speechlm.config import TokenizerConfig, TokenProgram, identified, with_commit
-from tts_assets.speechlm.texts import TextSource, write_texts
+from tts_assets.speechlm.formats import TextSource, write_texts
 
 CODE_VERSION = "2"  # of token_arrays
 TEXTS_VERSION = "1"

@@ -10,7 +10,7 @@ cumulative distribution at the next number of that stream. (Other requests can o
 rounding of float sums.)
 
 With a codec of several codebooks only codes of the position that comes next in the frame can be
-drawn, and the end only between frames (``codec/frames.py``).
+drawn, and the end only between frames (``codec/shard_files.py``).
 
 Shapes: B rows of the batch, A allowed tokens (the codebook, then ``<|speech_end|>``), L tokens.
 """
@@ -28,10 +28,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
-from tts_assets.speechlm.attention import SEGMENTS
 from tts_assets.speechlm.config import SamplingConfig
-from tts_assets.speechlm.loss import token_logprobs
 from tts_assets.speechlm.model import SpeechLM, output_table
+from tts_assets.speechlm.ops import SEGMENTS, token_logprobs
 from tts_assets.speechlm.vocabulary import SpeechVocabulary
 
 COMPACT_BELOW = 0.8  # drop finished rows when a fifth is finished; the copy costs about a step

@@ -32,7 +32,7 @@ from numpy.typing import ArrayLike, NDArray
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from tts_assets.codec.frames import Frame
+from tts_assets.codec.shard_files import Frame
 from tts_assets.core.config import digest_of
 from tts_assets.core.hub import MAIN, from_hub, locate
 from tts_assets.normalization.rules import Pronunciation

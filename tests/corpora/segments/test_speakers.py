@@ -14,9 +14,15 @@ from tts_assets.audio_models.speaker_similarity import SpeakerEncoder, SpeakerSi
 from tts_assets.core.audio import AudioPool, Clip, Wave, read_wave
 from tts_assets.corpora.config import CorpusConfig
 from tts_assets.corpora.segments.config import PAUSE, SegmentConfig
-from tts_assets.corpora.segments.recording import FindSpeakers, Span, Transcript, cut
-from tts_assets.corpora.segments.speakers import diarized, wanted_speaker
-from tts_assets.corpora.segments.speakers import speech_of as speech_of_phrases
+from tts_assets.corpora.segments.recording import (
+    FindSpeakers,
+    Span,
+    Transcript,
+    cut,
+    diarized,
+    wanted_speaker,
+)
+from tts_assets.corpora.segments.recording import speech_of as speech_of_phrases
 from tts_assets.corpora.segments.speech import RATE, Interval, find_speech
 from tts_assets.corpora.segments.words import ANOTHER, Phrase, Word, choose
 

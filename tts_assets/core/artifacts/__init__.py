@@ -40,23 +40,21 @@ from tts_assets.core.artifacts.data_kinds import (
     TokenFacts,
     code_dtype,
 )
-from tts_assets.core.artifacts.files import (
+from tts_assets.core.artifacts.handle import (
+    MANIFEST,
     ArtifactError,
+    Facts,
+    Handle,
+    InputRef,
+    Manifest,
     apply_umask,
     atomic_write,
     disk_full_named,
     fsync,
     fsync_tree,
-    sha256_file,
-)
-from tts_assets.core.artifacts.handle import (
-    MANIFEST,
-    Facts,
-    Handle,
-    InputRef,
-    Manifest,
     open_artifact,
     readable,
+    sha256_file,
 )
 from tts_assets.core.artifacts.model_kinds import (
     Agreement,

@@ -85,7 +85,7 @@ class CodecFacts(Facts):
     second.
 
     ``codebook_size`` counts all different codes. A codec with several codebooks has their sizes in
-    ``codebooks``, and in ``pattern`` the codebook of each code of a frame (``codec/frames.py``).
+    ``codebooks``, and in ``pattern`` the codebook of each code of a frame (``shard_files.py``).
     """
 
     added_keys: ClassVar[frozenset[str]] = frozenset({"codebooks", "pattern"})

@@ -24,8 +24,14 @@ from pathlib import Path
 from filelock import FileLock
 from pydantic import Field
 
-from tts_assets.core.artifacts.files import ArtifactError, fsync
-from tts_assets.core.artifacts.handle import MANIFEST, InputRef, Manifest, asset_name
+from tts_assets.core.artifacts.handle import (
+    MANIFEST,
+    ArtifactError,
+    InputRef,
+    Manifest,
+    asset_name,
+    fsync,
+)
 from tts_assets.core.artifacts.store import FINGERPRINT_DIGITS, ArtifactStore, experiment_mark
 from tts_assets.core.artifacts.verification import artifact_folders, is_current
 from tts_assets.core.config import Config, ConfigError

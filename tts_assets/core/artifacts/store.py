@@ -16,23 +16,21 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from tts_assets.core.artifacts.files import (
-    ArtifactError,
-    apply_umask,
-    fsync,
-    fsync_tree,
-    remove_temporary_files,
-    sha256_file,
-)
 from tts_assets.core.artifacts.handle import (
     MANIFEST,
     UNPARTITIONED,
+    ArtifactError,
     Facts,
     FileEntry,
     Handle,
     InputRef,
     Manifest,
+    apply_umask,
+    fsync,
+    fsync_tree,
     open_artifact,
+    remove_temporary_files,
+    sha256_file,
 )
 from tts_assets.core.config import canonical_json, digest_of
 

@@ -21,14 +21,15 @@ import polars as pl
 import polars.selectors as cs
 from tqdm import tqdm
 
-from tts_assets.core.artifacts.files import ArtifactError, sha256_file
 from tts_assets.core.artifacts.handle import (
+    ArtifactError,
     Handle,
     InputRef,
     asset_name,
     find_problems,
     names_below,
     open_artifact,
+    sha256_file,
 )
 from tts_assets.core.artifacts.store import FINGERPRINT, ArtifactStore, store_of
 from tts_assets.core.cache import RecordCache

@@ -22,7 +22,7 @@ class SpeakerFilter(Config):
 
     ``reference`` is a recording of this speaker alone, of a few seconds or more. Clips are cut
     where the speaker changes. The cosine similarity of a window of 1.6 s to the reference is 0.6
-    to 0.85 for the same speaker, and 0.35 to 0.6 for others (``speakers.py`` has the measurement).
+    to 0.85 for the same speaker, and 0.35 to 0.6 for others (``recording.py`` has the measurement).
     """
 
     reference: Path

@@ -33,10 +33,11 @@ from tts_assets.corpora.segments.recording import (
     at_model_rate,
     clips_exist,
     cut,
+    diarized,
     transcribe,
+    wanted_speaker,
 )
 from tts_assets.corpora.segments.result import SegmentedRecording, write_result
-from tts_assets.corpora.segments.speakers import diarized, wanted_speaker
 from tts_assets.corpora.segments.words import WordTranscriber
 
 TRANSCRIPT_KEYS = ("vad_threshold", "pause", "detect_language")  # of the canonical form

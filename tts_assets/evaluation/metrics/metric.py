@@ -34,8 +34,8 @@ OWN_METRICS = {
     "utmos": f"{PACKAGE}.quality:Utmos",
     "watermark": f"{PACKAGE}.quality:Watermark",
     "similarity": f"{PACKAGE}.quality:Similarity",
-    "pitch": f"{PACKAGE}.prosody:Pitch",
-    "pace": f"{PACKAGE}.prosody:Pace",
+    "pitch": f"{PACKAGE}.quality:Pitch",
+    "pace": f"{PACKAGE}.quality:Pace",
     "truncation": f"{PACKAGE}.text:Truncation",
 }
 
