@@ -30,12 +30,19 @@ from torch import Tensor, nn
 from tts_assets.audio_models.dnsmos import DnsmosScorer
 from tts_assets.audio_models.wer import difference_interval, match
 from tts_assets.codec.assets import TRAINING_VERSION
-from tts_assets.codec.backends import CompactBackend
+from tts_assets.codec.backends import WEIGHTS_FILE, CompactBackend
 from tts_assets.codec.config import CodecProgram, CodecRecipe
-from tts_assets.codec.losses import RESOLUTIONS, SpectralLoss
+from tts_assets.codec.losses import (
+    RESOLUTIONS,
+    SpectralLoss,
+    aligned,
+    count_codes,
+    mel_distance,
+    pesq,
+    stoi,
+    usage,
+)
 from tts_assets.codec.model import Codec
-from tts_assets.codec.quality import aligned, count_codes, mel_distance, pesq, stoi, usage
-from tts_assets.codec.storage import WEIGHTS_FILE
 from tts_assets.codec.train import CodecTrainer, initial_codec, training_audio
 from tts_assets.codec.windows import TrainingAudio
 from tts_assets.codec.xcodec2 import DIMENSION, SAMPLE_RATE, CompactXcodec2, calibrate

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tts_assets.codec.storage import facts_of, open_compact
+from tts_assets.codec.backends import facts_of, open_compact
 
 CODEC = Path(__file__).resolve().parents[1] / "examples/codecs/announcer-16khz"
 LENGTHS, CLIPS, ROUNDS = (25, 57, 121, 249), (4, 16), 7

@@ -23,8 +23,8 @@ from dagster import AssetSpec, DagsterInstance, materialize
 from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
 from resources.torchrun import TorchrunLauncher
 from tts_assets.codec.assets import build_assets
+from tts_assets.codec.backends import save_codec
 from tts_assets.codec.config import CodecArchitecture, CodecConfig
-from tts_assets.codec.storage import save_codec
 from tts_assets.codec.xcodec2 import build, calibrate
 from tts_assets.core.accounting import ValidationSplit
 from tts_assets.core.artifacts import (

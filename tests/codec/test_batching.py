@@ -10,10 +10,9 @@ import torch
 from transformers import Xcodec2Config, Xcodec2Model
 
 from tests.codec.conftest import VENDORED, published, small
-from tts_assets.codec.backends import Backend, CompactBackend, PublishedBackend
+from tts_assets.codec.backends import Backend, CompactBackend, PublishedBackend, open_compact
 from tts_assets.codec.config import CodecArchitecture
 from tts_assets.codec.model import PROBED, BatchEncoder, Codec, RoundingError
-from tts_assets.codec.storage import open_compact
 from tts_assets.codec.xcodec2 import HOP, build
 from tts_assets.core.accounting import SetAside
 from tts_assets.core.audio import Wave

@@ -15,10 +15,10 @@ from transformers import AutoModel, Wav2Vec2BertConfig, Wav2Vec2BertModel, Xcode
 from tests.codec.conftest import published, small
 from tests.support.codec_training import opened, write
 from tests.support.interrupting import assert_same_bytes_after_a_stop
+from tts_assets.codec.backends import save_codec
 from tts_assets.codec.config import CodecArchitecture, CodecProgram, CodecRecipe, SemanticConfig
 from tts_assets.codec.model import Codec
 from tts_assets.codec.original import PublishedCodec
-from tts_assets.codec.storage import save_codec
 from tts_assets.codec.train import codec_trainer, main
 from tts_assets.codec.xcodec2 import CompactXcodec2, build, centre_latents
 from tts_assets.core.audio import Wave

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tts_assets.codec.model import Codec
-from tts_assets.codec.quality import (
+from tts_assets.codec.losses import (
     aligned,
     bit_rate,
     mel_distance,
@@ -16,6 +15,7 @@ from tts_assets.codec.quality import (
     stft_distance,
     stoi,
 )
+from tts_assets.codec.model import Codec
 from tts_assets.core.audio import Wave, resample
 
 

@@ -22,8 +22,8 @@ from tests.support.codec_training import SPLIT, opened, write
 from tests.support.interrupting import assert_same_bytes_after_a_stop
 from tts_assets.codec.backends import CompactBackend
 from tts_assets.codec.config import CodecArchitecture, CodecProgram, CodecRecipe
+from tts_assets.codec.losses import usage
 from tts_assets.codec.model import Codec
-from tts_assets.codec.quality import usage
 from tts_assets.codec.train import Reconstruction, codec_trainer, main
 from tts_assets.codec.training_config import CodecAdversarialConfig
 from tts_assets.codec.windows import TrainingAudio, WindowLoader

@@ -21,10 +21,10 @@ from tests.codec.test_assets import publish
 from tests.evaluation.test_pages import AXE, STANDARD
 from tests.support.browser import Browser
 from tests.support.codecs import saved
+from tts_assets.codec.backends import facts_of, open_compact, save_codec
 from tts_assets.codec.config import CodecArchitecture, CodecReportConfig
 from tts_assets.codec.decoder import OUTPUTS, CodecDecoder, decoder_config, save_decoder
 from tts_assets.codec.model import Codec
-from tts_assets.codec.storage import facts_of, open_compact, save_codec
 from tts_assets.codec.xcodec2 import build
 from tts_assets.codec_report.assets import build_assets
 from tts_assets.codec_report.config import (

@@ -10,7 +10,7 @@ from tts_assets.core.artifacts import ArtifactStore
 from tts_assets.corpora.config import Consent
 from tts_assets.provenance.manifest import Keys, make_keys
 from tts_assets.serving.config import ServingConfig
-from tts_assets.serving.convert import Sources
+from tts_assets.serving.verify import Sources
 
 ANN = Consent(who="Ann Ü", purpose="tests", until=date(2999, 1, 1), basis="contract 7")
 

@@ -11,9 +11,9 @@ from transformers import GenerationConfig
 
 from tests.support.speaking import SAMPLING, Speaking, publish_checkpoint, publish_codec
 from tts_assets.arrays.arrays import CodeTable
+from tts_assets.codec.backends import open_compact
 from tts_assets.codec.decoder import OUTPUTS, decoder_config, save_decoder
 from tts_assets.codec.decoder import CodecDecoder as DecoderNetwork
-from tts_assets.codec.storage import open_compact
 from tts_assets.core.artifacts import (
     ArtifactStore,
     Build,
@@ -23,10 +23,17 @@ from tts_assets.core.artifacts import (
     ServingModel,
 )
 from tts_assets.serving.config import ServingConfig
-from tts_assets.serving.convert import ConversionError, convert, languages, pick_voices
 from tts_assets.serving.served_model import SynthesisError, SynthesisLine, read_card
 from tts_assets.serving.synthesis import Synthesizer
-from tts_assets.serving.verify import TOLERANCE, compare_transformers, compare_vllm
+from tts_assets.serving.verify import (
+    TOLERANCE,
+    ConversionError,
+    compare_transformers,
+    compare_vllm,
+    convert,
+    languages,
+    pick_voices,
+)
 
 TEXTS = ("one two three four", "You entered an invalid number.")
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from tts_assets.arrays.arrays import SPLITS, CodeTable
+from tts_assets.codec.backends import save_codec
 from tts_assets.codec.config import CodecArchitecture
-from tts_assets.codec.storage import save_codec
 from tts_assets.codec.xcodec2 import build
 from tts_assets.sft.config import SftProgram
 from tts_assets.speechlm.config import LlamaSize, TokenizerConfig, VocabularyConfig

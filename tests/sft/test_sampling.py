@@ -12,7 +12,7 @@ import torch
 
 from tests.sft.conftest import ARCHITECTURE, CODEBOOK, program_values, speaking_folder
 from tests.sft.test_train import losses, train, weights
-from tts_assets.codec.storage import save_codec
+from tts_assets.codec.backends import save_codec
 from tts_assets.codec.xcodec2 import build
 from tts_assets.core.config import ConfigError
 from tts_assets.core.program import Run

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tts_assets.speechlm.chats import ChatIds, tokenize_texts, write_chats
 from tts_assets.speechlm.config import VocabularyConfig
 from tts_assets.speechlm.prompts import PromptFormat
+from tts_assets.speechlm.tokens import ChatIds, tokenize_texts, write_chats
 from tts_assets.speechlm.vocabulary import byte_tokenizer, extend_tokenizer
 
 TALK = [
@@ -137,7 +137,7 @@ def test_tokenizing_in_parts_changes_nothing(
     prompts = prompt_format()
     whole = write(tmp_path, prompts, SAMPLES)
     ids, bounds = whole.rows.ids.copy(), whole.rows.bounds
-    monkeypatch.setattr("tts_assets.speechlm.chats.ROWS", rows)
+    monkeypatch.setattr("tts_assets.speechlm.tokens.CHAT_ROWS", rows)
     again = write(tmp_path, prompts, SAMPLES)
     assert np.array_equal(again.rows.ids, ids) and np.array_equal(again.rows.bounds, bounds)
 

@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 
 from tests.support.codecs import saved
 from tests.support.public_bases import published, random_base
+from tts_assets.codec.backends import facts_of, save_codec
 from tts_assets.codec.config import CodecArchitecture
 from tts_assets.codec.model import Codec
-from tts_assets.codec.storage import facts_of, save_codec
 from tts_assets.codec.xcodec2 import build as build_codec
 from tts_assets.core.artifacts import (
     ArrayFacts,
@@ -34,7 +34,7 @@ from tts_assets.core.artifacts import (
 from tts_assets.core.audio import read_wave
 from tts_assets.corpora.config import VoiceConsent
 from tts_assets.serving.config import ServingConfig
-from tts_assets.serving.convert import Sources, convert
+from tts_assets.serving.verify import Sources, convert
 from tts_assets.speechlm.config import BaseModel, LlamaSize, SamplingConfig, VocabularyConfig
 from tts_assets.speechlm.formats import SpeechFormat
 from tts_assets.speechlm.model import build as build_lm

@@ -32,9 +32,9 @@ from transformers import Xcodec2Config
 from transformers.audio_utils import mel_filter_bank
 from transformers.models.xcodec2.modeling_xcodec2 import Xcodec2Decoder, Xcodec2ISTFTHead
 
+from tts_assets.codec.backends import CONFIG_FILE, read_weights, save_weights
 from tts_assets.codec.config import DecoderSize
 from tts_assets.codec.losses import Discriminators, Scored, stft_power
-from tts_assets.codec.storage import CONFIG_FILE, read_weights, save_weights
 from tts_assets.codec.training_config import AdversarialConfig
 from tts_assets.codec.xcodec2 import backbone_sizes
 from tts_assets.core.artifacts import atomic_write

@@ -27,17 +27,20 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModel
 
-from tts_assets.codec.backends import Backend, CompactBackend, Precision, PublishedBackend
-from tts_assets.codec.decoder import CodecDecoder, open_decoder
-from tts_assets.codec.residual import FAMILIES, open_snac
-from tts_assets.codec.shard_files import Frame
-from tts_assets.codec.storage import (
+from tts_assets.codec.backends import (
+    Backend,
+    CompactBackend,
+    Precision,
+    PublishedBackend,
     codebooks_of,
     is_compact,
     open_compact,
     open_complete,
     snac_sizes,
 )
+from tts_assets.codec.decoder import CodecDecoder, open_decoder
+from tts_assets.codec.residual import FAMILIES, open_snac
+from tts_assets.codec.shard_files import Frame
 from tts_assets.core.accounting import SetAside
 from tts_assets.core.artifacts import CodecFacts, sha256_file
 from tts_assets.core.audio import BrokenAudio, read_wave

@@ -32,8 +32,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import Wav2Vec2BertConfig, Wav2Vec2BertModel, Xcodec2Config, Xcodec2Model
 
+from tts_assets.codec.backends import open_complete
 from tts_assets.codec.config import ORIGINAL, CodecArchitecture
-from tts_assets.codec.storage import open_complete
 from tts_assets.codec.xcodec2 import (
     HOP,
     LogFilterbank,

@@ -29,9 +29,14 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from transformers.models.dac.modeling_dac import Snake1d
 
-from tts_assets.codec.backends import ClipEnds, convolution_problem
+from tts_assets.codec.backends import (
+    WEIGHTS_FILE,
+    ClipEnds,
+    codebooks_of,
+    convolution_problem,
+    snac_sizes,
+)
 from tts_assets.codec.shard_files import nested_pattern
-from tts_assets.codec.storage import WEIGHTS_FILE, codebooks_of, snac_sizes
 from tts_assets.core.artifacts import CodecFacts
 
 Stage = tuple[Tensor, Tensor]

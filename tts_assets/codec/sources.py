@@ -95,7 +95,7 @@ def download(name: str, revision: str, folder: Path) -> None:
     """
     from huggingface_hub import snapshot_download
 
-    from tts_assets.codec.storage import snac_sizes
+    from tts_assets.codec.backends import snac_sizes
 
     def get(*patterns: str) -> None:
         with from_hub(name):
@@ -117,7 +117,7 @@ def without_pickle(folder: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from tts_assets.codec.storage import WEIGHTS_FILE, snac_sizes
+    from tts_assets.codec.backends import WEIGHTS_FILE, snac_sizes
 
     if not snac_sizes(folder):
         raise ConfigError(f"{folder / PICKLED} is a pickle: save the codec as safetensors")

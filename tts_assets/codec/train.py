@@ -17,23 +17,22 @@ from torch import Tensor, nn
 from transformers import AutoConfig
 
 from tts_assets.audio_models.whisper import model_folder
-from tts_assets.codec.config import CodecProgram, CodecRecipe, SemanticConfig
-from tts_assets.codec.losses import SpectralLoss, covariance_loss
-from tts_assets.codec.original import PublishedCodec
-from tts_assets.codec.quality import usage
-from tts_assets.codec.semantic import (
-    OwnFeatures,
-    SemanticFeatures,
-    SemanticHead,
-    WhisperFeatures,
-)
-from tts_assets.codec.storage import (
+from tts_assets.codec.backends import (
     WEIGHTS_FILE,
     facts_of,
     is_compact,
     open_compact,
     save_codec,
     write_recipe,
+)
+from tts_assets.codec.config import CodecProgram, CodecRecipe, SemanticConfig
+from tts_assets.codec.losses import SpectralLoss, covariance_loss, usage
+from tts_assets.codec.original import PublishedCodec
+from tts_assets.codec.semantic import (
+    OwnFeatures,
+    SemanticFeatures,
+    SemanticHead,
+    WhisperFeatures,
 )
 from tts_assets.codec.training import Generated, GeneratorLoop
 from tts_assets.codec.windows import TrainingAudio

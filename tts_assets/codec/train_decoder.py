@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tts_assets.codec.backends import ScalarQuantized
+from tts_assets.codec.backends import WEIGHTS_FILE, ScalarQuantized, write_recipe
 from tts_assets.codec.config import DecoderProgram, DecoderRecipe
 from tts_assets.codec.decoder import (
     OUTPUTS,
@@ -24,7 +24,6 @@ from tts_assets.codec.decoder import (
     save_decoder,
 )
 from tts_assets.codec.model import Codec
-from tts_assets.codec.storage import WEIGHTS_FILE, write_recipe
 from tts_assets.codec.training import Generated, GeneratorLoop
 from tts_assets.codec.windows import TrainingAudio
 from tts_assets.codec.xcodec2 import SAMPLE_RATE, initialize_decoder

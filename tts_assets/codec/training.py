@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW
 
-from tts_assets.codec.losses import Discriminators
-from tts_assets.codec.quality import CodeUsage
+from tts_assets.codec.losses import CodeUsage, Discriminators
 from tts_assets.codec.training_config import AdversarialConfig, TrainingRecipe
 from tts_assets.codec.windows import TrainingAudio, WindowLoader
 from tts_assets.core.program import METRICS_FILE, Run

@@ -19,8 +19,7 @@ from tts_assets.audio_models.speaker_similarity import SpeakerEncoder
 from tts_assets.audio_models.transcription import Transcriber
 from tts_assets.audio_models.wer import Interval, match, normalize_for_match, rate_interval
 from tts_assets.audio_models.whisper import spoken_language, transcribes
-from tts_assets.codec.model import Codec
-from tts_assets.codec.quality import (
+from tts_assets.codec.losses import (
     aligned,
     bit_rate,
     count_codes,
@@ -32,6 +31,7 @@ from tts_assets.codec.quality import (
     stoi,
     usage,
 )
+from tts_assets.codec.model import Codec
 from tts_assets.codec.xcodec2 import SAMPLE_RATE
 from tts_assets.codec_report.config import LONGEST_SECONDS, CodecReportProgram
 from tts_assets.core.accounting import SetAside, ValidationSplit, raise_nothing_usable

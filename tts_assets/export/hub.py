@@ -29,7 +29,7 @@ import numpy as np
 from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig
 
-from tts_assets.codec.storage import CONFIG_FILE, WEIGHTS_FILE, is_compact
+from tts_assets.codec.backends import CONFIG_FILE, WEIGHTS_FILE, is_compact
 from tts_assets.core.artifacts import (
     CodeArrays,
     CodecCheckpoint,
@@ -46,8 +46,8 @@ from tts_assets.corpora.config import Consent, ConsentError, VoiceConsent
 from tts_assets.evaluation.results import SampleResult, by_category, read_samples
 from tts_assets.provenance.manifest import check_use
 from tts_assets.serving.config import SERVING_FILE, ServingCard
-from tts_assets.serving.convert import licences, yaml_text
 from tts_assets.serving.served_model import open_prompts, verify_model
+from tts_assets.serving.verify import licences, yaml_text
 from tts_assets.speechlm.generate import allowed_ids
 from tts_assets.speechlm.prompts import PromptFormat
 

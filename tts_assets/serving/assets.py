@@ -50,7 +50,7 @@ def build_assets(
             valid = check_use(consents(name), f"serving/{name} is not published", request.store)
 
             def make(work: Path) -> ServingFacts:
-                from tts_assets.serving.convert import Sources, convert
+                from tts_assets.serving.verify import Sources, convert
 
                 sources = Sources(checkpoint, codec, arrays, decoder)
                 # The card refers to the codec by a relative path: only the depth matters here.

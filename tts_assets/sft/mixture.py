@@ -42,10 +42,9 @@ from tts_assets.sft.epochs import (
     drawn_epochs,
     numbers,
 )
-from tts_assets.speechlm.chats import ChatIds, tokenize_texts
 from tts_assets.speechlm.formats import recognize
 from tts_assets.speechlm.prompts import PromptFormat
-from tts_assets.speechlm.tokens import Rows, read_pretraining
+from tts_assets.speechlm.tokens import ChatIds, Rows, read_pretraining, tokenize_texts
 from tts_assets.speechlm.vocabulary import NONVERBALS, tokenizer_digest
 
 
