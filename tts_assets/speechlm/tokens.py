@@ -30,8 +30,7 @@ left out. All tokens of a plain text are targets, up to its end of text. Turns a
 separately, as they are when the model answers. The folder has one row a sample:
 ``{split}_{ids,learnt}.npy`` (int32 and uint8, all rows one after another), ``{split}_index.npy``
 (int64, the start of each row), and ``{split}_refused.jsonl`` with the samples that the template
-cannot express, or whose texts hold control tokens of the tokenizer, such as ``<|eot_id|>``; their
-rows are empty.
+cannot express, or whose texts hold control tokens of the tokenizer; their rows are empty.
 """
 
 from __future__ import annotations
