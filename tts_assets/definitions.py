@@ -46,7 +46,7 @@ from tts_assets.evaluation.assets import vote_preferences
 from tts_assets.external_models.assets import build_assets as external_model_assets
 from tts_assets.promotion.assets import build_assets as promotion_assets
 from tts_assets.rlhf.assets import build_assets as rlhf_assets
-from tts_assets.rlhf.assets import build_dpo_assets, rollout_preferences
+from tts_assets.rlhf.assets import rollout_preferences
 from tts_assets.serving.assets import build_assets as serving_assets
 from tts_assets.settings import Settings, load_settings
 from tts_assets.sft.assets import build_assets as sft_assets
@@ -122,8 +122,7 @@ def build_stages(settings: Settings) -> list[Any]:
             settings.consents,
             settings.codec.decoder is not None,
         ),
-        *rlhf_assets(settings.rlhf, shape("rlhf"), root, settings.vllm),
-        *build_dpo_assets(settings.dpo, shape("rlhf")),
+        *rlhf_assets(settings.aligned, shape("rlhf"), root, settings.vllm),
         *preferences(settings),
         *evaluation_assets(
             settings.evaluation,

@@ -14,7 +14,7 @@ from dagster import AssetCheckKey, AssetCheckResult, AssetChecksDefinition
 
 from resources.artifact_store import ArtifactStoreResource
 from tests.external_models.test_table import report
-from tts_assets.core.artifacts import ArtifactStore, Build, CodeArrays, EvaluationSuite
+from tts_assets.core.artifacts import ArtifactStore, Build, CodeArrays, EvaluationSuite, Preferences
 from tts_assets.core.compute import Shape
 from tts_assets.evaluation.assets import build_assets, report_key
 from tts_assets.evaluation.config import MAIN
@@ -43,6 +43,8 @@ def settings(tmp_path: Path) -> Settings:
                 "third": {"base": "second", "prompts": prompts},
                 "text_only": {"base": "second", "prompts": {"corpora": ["prompts"]}},
             },
+            "preferences": {"pairs": {"rollouts": "third"}},
+            "dpo": {"fourth": {"base": "second", "preferences": "pairs"}},
             "evaluation": {"suites": {"other": {"path": "other.jsonl"}}},
         },
         environment={},
@@ -66,7 +68,7 @@ def publish_arrays(store: ArtifactStore, corpus: str) -> None:
     folder = store.work_folder(build) / "result"
     folder.mkdir()
     audio = {"audio_sha256": hashlib.sha256(clip(corpus)).hexdigest()}
-    row = {"transcript": TEXTS[corpus], "original_data": audio}
+    row = {"id": corpus, "transcript": TEXTS[corpus], "original_data": audio}
     (folder / "train_samples.jsonl").write_text(json.dumps(row) + "\n")
     facts = {"codec": "c", "sample_rate": 16000, "token_rate": 50.0, "codebook_size": 8}
     facts |= {"corpus": corpus, "train_samples": 1, "val_samples": 0, "train_codes": 9}
@@ -94,7 +96,7 @@ def held_out(
     built = build_assets(
         settings.evaluation,
         settings.sft,
-        settings.rlhf,
+        settings.aligned,
         settings.root,
         Shape(processes=1),
         settings.training_corpora,
@@ -139,3 +141,43 @@ def test_texts_and_voice_prompts_of_training_data_are_found(
     assert result.metadata["known"].value == (["t"] if corpus in texts else [])
     assert bool(result.metadata["known_audio"].value) is (corpus in voices)
     assert result.passed is (corpus not in texts | voices)
+
+
+def publish_pair(store: ArtifactStore, text: str, source: str) -> None:
+    """Preferences with one pair, whose voice prompt is the clip or recording ``source``."""
+    build = Build("preferences/pairs", {}, {}, "1")
+    folder = store.work_folder(build) / "result"
+    folder.mkdir()
+    (folder / "preferences.jsonl").write_text(
+        json.dumps({"text": text, "voice": {"source": source} if source else None}) + "\n"
+    )
+    facts = {"asked": 1, "pairs": 1, "set_aside": 0, "codec": "c"}
+    store.publish(Preferences, build, folder, facts)
+
+
+@pytest.mark.parametrize(
+    ("text", "source", "known", "known_audio"),
+    [
+        ("Nine, ten!", "", ["t"], []),
+        ("eleven", "prompts", [], ["t/prompt_wav"]),
+        ("eleven", hashlib.sha256(clip("prompts")).hexdigest(), [], ["t/prompt_wav"]),
+        ("eleven", "another", [], []),
+    ],
+)
+def test_texts_and_voice_prompts_of_pairs_are_found(
+    store: ArtifactStore,
+    settings: Settings,
+    text: str,
+    source: str,
+    known: list[str],
+    known_audio: list[str],
+) -> None:
+    """The pairs are of clips of the corpora of ``third``, or of the recording of a suite."""
+    for name in TEXTS:
+        publish_arrays(store, name)
+    publish_pair(store, text, source)
+    asked = publish_suite(store, "nine ten", clip("prompts"))
+    result = held_out(store, settings, "fourth", asked, MAIN)
+    assert result.metadata["known"].value == known
+    assert result.metadata["known_audio"].value == known_audio
+    assert result.passed is not bool(known or known_audio)

@@ -197,7 +197,7 @@ def test_votes_become_pairs_with_the_codes_that_were_heard(voted: Voted) -> None
         assert pair.margin == 1.0
     assert pairs["clear"].voice is None
     voice = pairs["voice"].voice
-    assert voice is not None and len(voice.codes) > 10
+    assert voice is not None and len(voice.codes) > 10 and len(voice.source) == 64
 
 
 def test_votes_of_another_test_are_refused(voted: Voted, tmp_path: Path) -> None:

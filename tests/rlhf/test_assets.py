@@ -21,6 +21,7 @@ from tts_assets.core.compute import Shape
 from tts_assets.rlhf.assets import build_assets, collapse_check
 from tts_assets.rlhf.config import RlhfProgram, RlhfRecipe
 from tts_assets.rlhf.reporting import describe_checkpoint
+from tts_assets.serving.config import VllmConfig
 
 
 @pytest.fixture
@@ -75,7 +76,7 @@ def test_the_collapse_check_warns_and_does_not_block(
 
 
 def evaluate(checkpoint: Checkpoint, recipe: RlhfRecipe) -> AssetCheckResult:
-    asset = build_assets({"tiny": recipe}, Shape(), Path())[0]
+    asset = build_assets({"tiny": recipe}, Shape(), Path(), VllmConfig())[0]
     assert isinstance(asset, AssetsDefinition)
     store = ArtifactStoreResource(root=str(checkpoint.path.parent))
     result = collapse_check(asset, recipe)(store=store, made=checkpoint)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from safetensors.torch import load_file
 
 from tests.rlhf.conftest import TEXTS, grpo_program
 from tests.rlhf.test_train import stop_after_first_step
-from tests.support.speaking import Speaking
+from tests.support.speaking import SAMPLING, Speaking, publish_serving, publish_trained
 from tts_assets.core.accounting import NothingUsableError, read_set_aside
 from tts_assets.core.artifacts import CheckpointFacts
 from tts_assets.core.config import ConfigError
@@ -21,10 +22,12 @@ from tts_assets.core.program import STOPPED, Run, read_metrics
 from tts_assets.definitions import build_defs
 from tts_assets.rlhf.dpo_config import DpoProgram, DpoRecipe, PreferencesConfig, PreferencesProgram
 from tts_assets.rlhf.preferences import read_pairs
-from tts_assets.rlhf.reporting import MARGIN, training_records
+from tts_assets.rlhf.reporting import MARGIN, describe_dpo, find_collapse, training_records
 from tts_assets.rlhf.rollouts import completion_seed
+from tts_assets.serving.config import ServingConfig
 from tts_assets.serving.served_model import SynthesisLine
 from tts_assets.serving.synthesis import Synthesizer, TransformersEngine
+from tts_assets.serving.verify import compare_transformers
 from tts_assets.settings import load_settings
 from tts_assets.speechlm.generate import Completion, Request
 
@@ -119,6 +122,7 @@ def test_pairs_are_the_best_and_the_worst_completions(speaking: Speaking, pairs_
         assert pair.chosen.codes in codes and pair.rejected.codes in codes
 
 
+@pytest.mark.slow
 def test_trl_gets_the_token_ids_of_synthesis(speaking: Speaking, pairs_run: Path) -> None:
     """Prompt and completion of a pair are those that the model generated, end token included."""
     from tts_assets.rlhf.dpo import token_ids
@@ -164,6 +168,15 @@ def test_dpo_raises_the_margin_and_resumes_exactly(program: Make, speaking: Spea
     logged = [(made.run_dir / "result" / "metrics.jsonl").read_bytes() for made in (parts, whole)]
     assert logged[0] == logged[1]
 
+    checkpoint = publish_trained(speaking, whole.run_dir)
+    sources = replace(speaking.sources, checkpoint=checkpoint)
+    serving = publish_serving(speaking.store, sources, ServingConfig(sampling=SAMPLING))
+    agreement = compare_transformers(checkpoint.path, serving.path, 256, ["one two"], tokens=16)
+    assert agreement.holds and serving.facts.stage == "dpo", agreement
+    shown = describe_dpo(checkpoint, whole.recipe)
+    assert shown["margin_last"] > shown["margin_first"] == 0 and "listening" in shown
+    assert find_collapse(checkpoint, whole.recipe).metadata == shown["alarms"] == {}
+
 
 @pytest.mark.slow
 def test_adapters_are_trained_and_merged(program: Make) -> None:
@@ -192,6 +205,7 @@ SETTINGS: dict[str, tuple[Any, dict[str, Any]]] = {
 OURS = {"base", "preferences", "lora_rank", "stop_on_collapse"}  # settings that TRL does not have
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", sorted(set(DpoRecipe.model_fields) - OURS))
 def test_every_setting_reaches_trl(key: str, tmp_path: Path) -> None:
     from tts_assets.rlhf.dpo import dpo_config
@@ -208,6 +222,7 @@ def test_every_setting_reaches_trl(key: str, tmp_path: Path) -> None:
     assert changed.train_sampling_strategy == "sequential" and changed.eval_on_start
 
 
+@pytest.mark.slow
 def test_the_pairs_of_a_step_must_divide_into_the_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

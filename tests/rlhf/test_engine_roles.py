@@ -18,8 +18,8 @@ from tests.rlhf.test_train import metrics
 from tests.support.launched import failure, launch, metadata
 from tests.support.slurm_cluster import SlurmCluster
 from tts_assets.core.compute import Shape
-from tts_assets.rlhf.assets import with_engine
 from tts_assets.rlhf.config import RlhfProgram
+from tts_assets.rlhf.inputs import with_engine
 from tts_assets.serving.config import VllmConfig
 
 pytestmark = pytest.mark.slow

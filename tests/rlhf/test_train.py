@@ -25,8 +25,8 @@ from tts_assets.core.artifacts import CheckpointFacts
 from tts_assets.core.compute import Shape
 from tts_assets.core.config import ConfigError
 from tts_assets.core.program import STOPPED, ProgramConfig, Run, read_metrics
-from tts_assets.rlhf.assets import with_engine
 from tts_assets.rlhf.config import RlhfProgram, VllmRollouts
+from tts_assets.rlhf.inputs import with_engine
 from tts_assets.rlhf.prompts import read_prompts
 from tts_assets.rlhf.reporting import training_records
 from tts_assets.rlhf.rewards import RewardError

@@ -6,9 +6,10 @@ A gate fails if a report is significantly worse than its baseline by more than a
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dagster import (
     AssetCheckResult,
@@ -131,20 +132,21 @@ def held_out_check(
         audio_corpora = {*training_data.corpora, *training_data.voice_corpora}
         clips = {
             name: samples_of({name: store.store.current("code_arrays", name)}, "train")
-            for name in sorted(text_corpora | audio_corpora)
+            for name in sorted(text_corpora | audio_corpora | {*training_data.pair_corpora})
         }
         trained = [clip["transcript"] for name in text_corpora for clip in clips[name]]
         trained += [line for path in training_data.prompts for line in read_lines(path)]
-        for name in training_data.preferences:
-            pairs = store.store.current(f"preferences/{name}").path / PREFERENCES_FILE
-            trained += [json.loads(line)["text"] for line in read_lines(pairs)]
+        pairs = read_pairs(store.store, training_data.preferences)
+        trained += [pair["text"] for pair in pairs]
+        voices = {pair["voice"]["source"] for pair in pairs if pair["voice"]}
         texts = suite_texts(suite, evaluation)
         known = known_texts(texts, trained, evaluation.language)
         audio = {
             clip.get("original_data", {}).get("audio_sha256")
-            for name in audio_corpora
+            for name in {*audio_corpora, *training_data.pair_corpora}
             for clip in clips[name]
-        }
+            if name in audio_corpora or clip.get("id") in voices
+        } | voices
         known_audio = [name for name, digest in audio_digests(texts).items() if digest in audio]
         return AssetCheckResult(
             passed=not known and not known_audio,
@@ -281,6 +283,12 @@ def baseline(
 def suite_texts(suite: EvaluationSuite, evaluation: EvaluationConfig) -> list[SuiteText]:
     """The texts of a published suite."""
     return read_suite(suite.path / SUITE_FILE, evaluation.language)
+
+
+def read_pairs(store: ArtifactStore, names: Iterable[str]) -> list[dict[str, Any]]:
+    """The pairs of the current preferences of these names."""
+    files = [store.current(f"preferences/{name}").path / PREFERENCES_FILE for name in names]
+    return [json.loads(line) for path in files for line in read_lines(path)]
 
 
 def read_lines(path: Path) -> list[str]:

@@ -63,7 +63,8 @@ class TrainingData:
 
     ``corpora``: of SFT. The prompts of RLHF are the lines of the files ``prompts``, the transcripts
     of ``prompt_corpora``, and as voice prompts the clips of ``voice_corpora``. DPO is trained on
-    the texts of ``preferences``.
+    the texts of ``preferences``, and on their voice prompts, which are clips of ``pair_corpora`` or
+    of a suite.
     """
 
     corpora: Collection[str]
@@ -71,6 +72,7 @@ class TrainingData:
     prompt_corpora: Collection[str] = ()
     voice_corpora: Collection[str] = ()
     preferences: Collection[str] = ()
+    pair_corpora: Collection[str] = ()
 
     def for_suite(self, suite: str) -> TrainingData:
         """The data that ``suite`` must be held out from.
@@ -128,7 +130,10 @@ def evaluated_recipes(
     ]
     for name, aligned in rlhf.items():
         if isinstance(aligned, DpoRecipe):
-            data = TrainingData(trained_on(aligned.base), preferences=(aligned.preferences,))
+            pairs = (aligned.preferences,)
+            data = TrainingData(
+                trained_on(aligned.base), preferences=pairs, pair_corpora=trained_on(name)
+            )
         else:
             prompts = aligned.prompts
             data = TrainingData(

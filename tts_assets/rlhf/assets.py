@@ -11,7 +11,6 @@ from typing import Any
 
 from dagster import AssetChecksDefinition, AssetIn, AssetKey, AssetsDefinition
 
-from resources.launcher import Program
 from tts_assets.core.artifacts import (
     ArtifactStore,
     Checkpoint,
@@ -21,7 +20,7 @@ from tts_assets.core.artifacts import (
     ServingModel,
     SpeakerEncoderCheckpoint,
 )
-from tts_assets.core.compute import Shape, visible_devices
+from tts_assets.core.compute import Shape
 from tts_assets.core.metadata import CheckResult
 from tts_assets.orchestration.checks import artifact_check, losses_check
 from tts_assets.orchestration.dependencies import code_arrays_of
@@ -33,13 +32,12 @@ from tts_assets.orchestration.program_asset import (
     artifact_asset,
     program_asset,
 )
-from tts_assets.rlhf.config import RlhfProgram, RlhfRecipe
+from tts_assets.rlhf.config import RlhfRecipe
 from tts_assets.rlhf.dpo_config import (
     DpoProgram,
     DpoRecipe,
     PairSource,
     PreferencesConfig,
-    PreferencesProgram,
 )
 from tts_assets.rlhf.reporting import (
     count_all_pairs,
@@ -58,25 +56,19 @@ Built = list[AssetsDefinition | AssetChecksDefinition]
 
 
 def build_assets(
-    recipes: Mapping[str, RlhfRecipe], shape: Shape, root: Path, vllm: VllmConfig | None = None
+    recipes: Mapping[str, RlhfRecipe | DpoRecipe], shape: Shape, root: Path, vllm: VllmConfig
 ) -> Built:
-    """Returns an asset and its checks for each ``[rlhf.<name>]``.
+    """Returns an asset and its checks for each ``[rlhf.<name>]`` and ``[dpo.<name>]``.
 
     ``root`` is the folder of relative paths, ``vllm`` the environment of rollout engines.
     """
     definitions: Built = []
     for name, recipe in recipes.items():
-        checkpoint = rlhf_asset(name, recipe, shape, root, vllm or VllmConfig())
-        definitions += [checkpoint, losses_check(checkpoint), collapse_check(checkpoint, recipe)]
-    return definitions
-
-
-def build_dpo_assets(recipes: Mapping[str, DpoRecipe], shape: Shape) -> Built:
-    """Returns an asset and its checks for each ``[dpo.<name>]``."""
-    definitions: Built = []
-    for name, recipe in recipes.items():
-        checkpoint = dpo_asset(name, recipe, shape)
-        definitions += [checkpoint, losses_check(checkpoint), collapse_check(checkpoint, recipe)]
+        if isinstance(recipe, DpoRecipe):
+            made = dpo_asset(name, recipe, shape)
+        else:
+            made = rlhf_asset(name, recipe, shape, root, vllm)
+        definitions += [made, losses_check(made), collapse_check(made, recipe)]
     return definitions
 
 
@@ -97,7 +89,7 @@ def rlhf_asset(
         arrays: Mapping[str, CodeArrays] | None = None,
         encoder: SpeakerEncoderCheckpoint | None = None,
     ) -> Plan[Checkpoint]:
-        from tts_assets.rlhf.inputs import RolloutInputs
+        from tts_assets.rlhf.inputs import RolloutInputs, with_engine
 
         asked, caches = request.recipe(recipe), request.store.caches
         read = RolloutInputs.read(asked, root, caches, base, suite, arrays, encoder)
@@ -198,6 +190,8 @@ def preferences_asset(
     """Returns ``preferences/<name>`` with its check; ``read(store, **inputs)`` gives its source."""
 
     def plan(request: Request, **inputs: Any) -> Plan[Preferences]:
+        from tts_assets.rlhf.inputs import with_engine
+
         source = read(request.store, **inputs)
 
         def make(work: Path) -> Mapping[str, Any]:
@@ -229,18 +223,6 @@ def inputs_of(recipe: RlhfRecipe) -> dict[str, AssetIn]:
     if recipe.prompts.corpora:
         ins["arrays"] = code_arrays_of(recipe.prompts.corpora)
     return ins | encoder_input(recipe.speaker_encoder)
-
-
-def with_engine(module: str, program: RlhfProgram | PreferencesProgram, shape: Shape) -> Program:
-    """Returns the program ``module``, with vLLM as a second role if the recipe uses it."""
-    engine = program.engine_program()
-    if engine is None:
-        return Program(module, program, shape)
-    on_gpus = bool(visible_devices() if shape.gpus is None else shape.gpus)
-    engine_shape = shape.alone().model_copy(update={"gpus": engine.engine.gpus if on_gpus else 0})
-    shared = on_gpus and engine.engine.shares_gpu
-    service = Program("tts_assets.rlhf.engine", engine, engine_shape, shares_gpu=shared)
-    return Program(module, program, shape, service=service)
 
 
 def collapse_check(

@@ -1,4 +1,4 @@
-"""What the assets of RLHF read: prompts, rewards and votes, as part of their fingerprints."""
+"""What the assets of RLHF read, as part of their fingerprints, and the programs from it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from resources.launcher import Program
 from tts_assets.core.artifacts import (
     CodeArrays,
     EvaluationSuite,
@@ -14,6 +15,7 @@ from tts_assets.core.artifacts import (
     ServingModel,
     SpeakerEncoderCheckpoint,
 )
+from tts_assets.core.compute import Shape, visible_devices
 from tts_assets.core.config import ConfigError
 from tts_assets.rlhf.config import RlhfProgram, RlhfRecipe, located_encoder
 from tts_assets.rlhf.dpo_config import PairSource, PreferencesConfig, PreferencesProgram
@@ -109,6 +111,18 @@ class RolloutInputs:
 
         known = {**self.known, "recipe": rollouts, "pairs": config.pairs}
         return PairSource(known, self.artifacts, program)
+
+
+def with_engine(module: str, program: RlhfProgram | PreferencesProgram, shape: Shape) -> Program:
+    """Returns the program ``module``, with vLLM as a second role if the recipe uses it."""
+    engine = program.engine_program()
+    if engine is None:
+        return Program(module, program, shape)
+    on_gpus = bool(visible_devices() if shape.gpus is None else shape.gpus)
+    engine_shape = shape.alone().model_copy(update={"gpus": engine.engine.gpus if on_gpus else 0})
+    shared = on_gpus and engine.engine.shares_gpu
+    service = Program("tts_assets.rlhf.engine", engine, engine_shape, shares_gpu=shared)
+    return Program(module, program, shape, service=service)
 
 
 def check_codec(name: str, preferences: Preferences, base: ServingModel) -> None:

@@ -33,10 +33,10 @@ from tts_assets.core.accounting import (
     raise_nothing_usable,
     write_set_aside,
 )
-from tts_assets.core.artifacts import atomic_write
+from tts_assets.core.artifacts import atomic_write, sha256_file
 from tts_assets.core.audio import read_wave
 from tts_assets.core.config import Config, ConfigError
-from tts_assets.core.program import Run, load_config
+from tts_assets.core.program import Run, load_config, one_thread
 from tts_assets.rlhf.config import RlhfProgram
 from tts_assets.rlhf.dpo_config import PREFERENCES_FILE, Answer, PreferencesProgram, VotedTrial
 from tts_assets.rlhf.prompts import RolloutPrompt, read_prompts
@@ -87,8 +87,9 @@ def main(argv: list[str] | None = None) -> None:
             models = list(program.models.values())
             asked = [trial.id for trial in program.trials]
             if run.is_main:
-                for outcome in from_votes(program.trials, program.models, str(run.device)):
-                    write_outcome(run, outcome)
+                with one_thread():  # as the program of reports
+                    for outcome in from_votes(program.trials, program.models, str(run.device)):
+                        write_outcome(run, outcome)
         if run.is_main:
             run.finish(write_result(run, asked, read_card(models[0]).codec))
 
@@ -256,7 +257,8 @@ def synthesized_again(
         if trial.prompt_wav and trial.prompt_wav not in voices:
             wave = read_wave(trial.prompt_wav, synthesizer.codec.input_rate)
             voice = synthesizer.new_voice(wave, trial.prompt_text, trial.language)
-            voices[trial.prompt_wav] = voice
+            source = sha256_file(trial.prompt_wav)
+            voices[trial.prompt_wav] = voice.model_copy(update={"source": source})
     lines = [
         SynthesisLine(
             trial.text,
