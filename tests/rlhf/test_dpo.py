@@ -190,6 +190,11 @@ def test_adapters_are_trained_and_merged(program: Make) -> None:
     assert {n: w.shape for n, w in after.items()} == {n: w.shape for n, w in before.items()}
     changed = {name for name in before if not bool((before[name] == after[name]).all())}
     assert changed == {name for name in before if "_proj" in name}
+    configs = [
+        json.loads((folder / "config.json").read_text())
+        for folder in (made.serving_model, made.run_dir / "result")
+    ]
+    assert configs[0] == configs[1]
 
 
 SETTINGS: dict[str, tuple[Any, dict[str, Any]]] = {
