@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 from dagster import DagsterInstance, DagsterRunStatus
 from dagster._core.workspace.load import load_workspace_process_context_from_yaml_paths
-from dagster_graphql.cli import execute_query
 
 from jobs.foreground import Request, RequestError, create_run, register_corpora, run
 from tts_assets.settings import load_settings
@@ -78,6 +77,8 @@ def test_a_selection_is_the_run(instance: DagsterInstance) -> None:
 @pytest.mark.slow
 def test_runs_are_in_the_bars_of_their_job(home: Path, instance: DagsterInstance) -> None:
     """The query is that of the page of jobs, for the workspace that ``make ui`` serves."""
+    from dagster_graphql.cli import execute_query  # takes a second to import
+
     command = [sys.executable, "-m", "tts_assets.cli", "run", "--select", "evaluation_suite"]
     shown = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=True).stdout
     assert "  evaluation_suite  texts 75" in shown

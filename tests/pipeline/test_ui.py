@@ -14,7 +14,6 @@ from pathlib import Path
 import httpx
 import pytest
 from dagster import DagsterInstance, DagsterRunStatus
-from dagster_graphql import DagsterGraphQLClient
 from starlette.testclient import TestClient
 
 from jobs.ui import file_app
@@ -126,6 +125,8 @@ def test_ctrl_c_cancels_the_runs(tmp_path: Path) -> None:
     )
     try:
         wait_for(f"http://127.0.0.1:{port}/server_info", process)
+        from dagster_graphql import DagsterGraphQLClient  # takes half a second to import
+
         client = DagsterGraphQLClient("127.0.0.1", port_number=port)
         client.submit_job_execution("wait")
         deadline = time.monotonic() + STARTED_SECONDS
