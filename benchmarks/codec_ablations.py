@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from tts_assets.audio_models.dnsmos import DnsmosScorer
 from tts_assets.audio_models.wer import difference_interval, match
-from tts_assets.codec.assets import TRAINING_VERSION
+from tts_assets.codec.assets import CODEC_VERSION
 from tts_assets.codec.backends import WEIGHTS_FILE, CompactBackend
 from tts_assets.codec.config import CodecProgram, CodecRecipe
 from tts_assets.codec.losses import (
@@ -231,7 +231,7 @@ def identity(evaluator: ClipEvaluator, row: Row, steps: int) -> str:
     base = recipe.base and sha256_file(recipe.base / WEIGHTS_FILE)
     clips = [sample.id for sample in evaluator.samples]
     code = [row.trainer.__name__, row.model.__name__]
-    return digest_of([recipe, base, code, clips, TRAINING_VERSION])
+    return digest_of([recipe, base, code, clips, CODEC_VERSION])
 
 
 def trained(folder: Path, row: Row, steps: int) -> Codec:
