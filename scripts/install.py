@@ -59,7 +59,9 @@ def main() -> None:
     install_torch(venv, lock, cuda)
     packages = sum(1 for line in lock.read_text().splitlines() if line)
     say(f"installing {packages} packages of {lock.relative_to(ROOT)}")
-    uv(venv, "install", "--no-deps", "--requirement", str(lock))
+    # Where PYTHONDONTWRITEBYTECODE is set, as in many containers, every process would compile what
+    # it imports: 2.4 s of CPU instead of 1.3 s for dagster.
+    uv(venv, "install", "--compile-bytecode", "--no-deps", "--requirement", str(lock))
     if options.coqui:
         check_torchaudio(venv)
     else:
