@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from dagster import AssetSpec, materialize
+from dagster import AssetKey, AssetSpec, materialize
 
 from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
 from tests.evaluation.test_gates import SIMILARITY, WER
@@ -91,7 +91,9 @@ def test_a_comparison_omits_or_refuses_metrics_that_are_measured_differently(
 ) -> None:
     published(store, suite, report, "one")
     published(store, suite, report, "two", **config)
-    compared = comparison_asset("pair", ComparisonConfig(models=("one", "two")), CONFIG, ())
+    pair = ComparisonConfig(models=("one", "two"))
+    keys = {model: AssetKey(["report", model]) for model in pair.models}
+    compared = comparison_asset("pair", pair, CONFIG, (), keys)
     root = str(store.root)
     result = materialize(
         [AssetSpec(["report", "one"]), AssetSpec(["report", "two"]), compared],
