@@ -1,6 +1,6 @@
 """``speech_segments`` against Whisper's own segments, on recordings with known content.
 
-    python -m benchmarks.segments [FOLDER]
+    python -m benchmarks.speech_segments [FOLDER]
 
 concatenates clips of the demo corpus with pauses and noise (six minutes, 100 clips), cuts the
 result into utterances, and compares with the known content: how many ends of clips lie in speech,
