@@ -54,7 +54,6 @@ from tts_assets.rlhf.rollouts import (
     RolloutWorker,
 )
 from tts_assets.rlhf.train import (
-    MAX_GRAD_NORM,
     RunCallback,
     adapter_config,
     newest_checkpoint,
@@ -63,6 +62,7 @@ from tts_assets.rlhf.train import (
     prompt_order,
     restore,
     resume,
+    trainer_arguments,
 )
 from tts_assets.serving.synthesis import Synthesizer
 from tts_assets.speechlm.vocabulary import SpeechVocabulary
@@ -218,37 +218,20 @@ def dpo_config(recipe: DpoRecipe, run: Run, first_start: bool) -> DPOConfig:
             f"pairs_per_step = {recipe.pairs_per_step} does not divide into {run.world_size} "
             "processes: change one of them"
         )
-    micro_batch = max(size for size in range(1, recipe.micro_batch + 1) if local % size == 0)
-    on_gpu = run.device.type == "cuda"
+    shared = trainer_arguments(recipe, run, local)
     return DPOConfig(
-        output_dir=str(run.checkpoint_dir),
-        use_cpu=not on_gpu,
-        bf16=on_gpu,
+        **shared,
         gradient_checkpointing=False,
-        per_device_train_batch_size=micro_batch,
-        per_device_eval_batch_size=micro_batch,
-        gradient_accumulation_steps=local // micro_batch,
+        per_device_eval_batch_size=shared["per_device_train_batch_size"],
         max_steps=recipe.steps,
         max_length=None,  # the pairs fit; TRL would cut their ends off
-        learning_rate=recipe.learning_rate,
         lr_scheduler_type=SCHEDULE,
         warmup_steps=round(WARMUP * recipe.steps),
-        weight_decay=0.0,
-        max_grad_norm=MAX_GRAD_NORM,
-        beta=recipe.beta,
         loss_type=[recipe.loss],
         train_sampling_strategy="sequential",  # training_rows has the order
         eval_strategy="steps",
         eval_steps=recipe.save_every,
         eval_on_start=first_start,
-        save_steps=recipe.save_every,
-        save_total_limit=2,
-        logging_steps=1,
-        logging_nan_inf_filter=False,  # check_finite must see losses that are not finite
-        disable_tqdm=True,
-        report_to="none",
-        dataloader_num_workers=0,
-        seed=recipe.seed,
     )
 
 

@@ -165,42 +165,52 @@ def grpo_config(recipe: RlhfRecipe, run: Run) -> GRPOConfig:
             f"prompts_per_step x generations = {completions} completions do not divide into "
             f"{run.world_size} processes: change one of them"
         )
-    micro_batch = max(size for size in range(1, recipe.micro_batch + 1) if local % size == 0)
-    on_gpu = run.device.type == "cuda"
     return GRPOConfig(
-        output_dir=str(run.checkpoint_dir),
-        use_cpu=not on_gpu,
-        bf16=on_gpu,
+        **trainer_arguments(recipe, run, local),
         gradient_checkpointing=recipe.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False},
-        per_device_train_batch_size=micro_batch,
-        gradient_accumulation_steps=local // micro_batch,
         num_generations=recipe.generations,
         num_iterations=recipe.iterations,
         max_completion_length=recipe.sampling.max_tokens + 1,
         max_steps=recipe.steps * recipe.iterations,
         temperature=recipe.sampling.temperature,
-        learning_rate=recipe.learning_rate,
         lr_scheduler_type=recipe.schedule,
         warmup_steps=recipe.warmup_steps,
-        weight_decay=0.0,
-        max_grad_norm=MAX_GRAD_NORM,
-        beta=recipe.beta,
         epsilon=recipe.clip,
         epsilon_high=recipe.upper_clip,
         loss_type=recipe.loss,
         scale_rewards=recipe.scale_rewards,
         shuffle_dataset=False,
-        save_steps=recipe.save_every * recipe.iterations,
-        save_total_limit=2,
-        logging_steps=recipe.iterations,
         logging_first_step=False,
-        logging_nan_inf_filter=False,  # check_finite must see losses that are not finite
-        disable_tqdm=True,
-        report_to="none",
-        dataloader_num_workers=0,
-        seed=recipe.seed,
     )
+
+
+def trainer_arguments(recipe: Recipe, run: Run, local: int) -> dict[str, Any]:
+    """Returns the arguments that TRL's configurations of GRPO and DPO share.
+
+    ``local``: completions or pairs of a step on each rank.
+    """
+    micro_batch = max(size for size in range(1, recipe.micro_batch + 1) if local % size == 0)
+    on_gpu = run.device.type == "cuda"
+    return {
+        "output_dir": str(run.checkpoint_dir),
+        "use_cpu": not on_gpu,
+        "bf16": on_gpu,
+        "per_device_train_batch_size": micro_batch,
+        "gradient_accumulation_steps": local // micro_batch,
+        "learning_rate": recipe.learning_rate,
+        "weight_decay": 0.0,
+        "max_grad_norm": MAX_GRAD_NORM,
+        "beta": recipe.beta,
+        "save_steps": recipe.save_every * recipe.iterations,
+        "save_total_limit": 2,
+        "logging_steps": recipe.iterations,
+        "logging_nan_inf_filter": False,  # check_finite must see losses that are not finite
+        "disable_tqdm": True,
+        "report_to": "none",
+        "dataloader_num_workers": 0,
+        "seed": recipe.seed,
+    }
 
 
 def adapter_config(recipe: Recipe, model: PreTrainedModel) -> LoraConfig | None:
