@@ -22,8 +22,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tts_assets.corpora.config import FilterConfig, FilterProgram, TextConfig
-from tts_assets.corpora.filter import MAX_CHARACTERS_PER_SECOND
+from tts_assets.corpora.config import FilterConfig, TextConfig
+from tts_assets.corpora.filter import MAX_CHARACTERS_PER_SECOND, FilterProgram
 from tts_assets.normalization.front_end import unread
 
 CORPUS = Path(__file__).resolve().parents[1] / "examples/corpora/asterisk_en/samples.jsonl"

@@ -73,7 +73,7 @@ def mean_rewards(
     rewards = RewardExecutor.open(recipe, synthesizer)
     means = []
     for seed in range(seeds):
-        worker = RolloutWorker(synthesizer, engine, rewards, recipe.sampling, seed)
+        worker = RolloutWorker(synthesizer, engine, rewards, recipe.sampling.complete(), seed)
         rollouts = worker.run(prompts, STEP, 0)
         means.append(statistics.mean(one.result.total for one in rollouts))
     rewards.close()

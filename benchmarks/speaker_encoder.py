@@ -39,7 +39,7 @@ from tts_assets.speakers.config import (
     SpeakerSelection,
     TrialConfig,
 )
-from tts_assets.speakers.dataset import read_speakers
+from tts_assets.speakers.dataset import TrialLimits, read_speakers
 
 PACKAGES = (
     *(f"asterisk-core-sounds-{language}-g722" for language in ("en", "es", "fr", "it", "ru")),
@@ -192,15 +192,13 @@ def recipes() -> dict[str, EncoderRecipe]:
     batch = {"speakers": 16, "utterances": 4}
     scratch = {
         "architecture": {"hidden": 128},
-        "audio": {"window_frames": 90, "step_frames": 45},
-        "min_frames": 80,
-        "max_frames": 100,
+        "audio": {"window_frames": 90},
+        "crop_frames": (80, 100),
         "speeds": (0.87, 1.0, 1.15),
     }
     tuned = {
         "base": RESEMBLYZER,
-        "min_frames": 150,
-        "max_frames": 160,
+        "crop_frames": (150, 160),
         "lr": 1e-5,
         "final_lr": 1e-6,
     }
@@ -249,13 +247,14 @@ def run(
         run_dir=folder / "report",
         selection=selection,
         corpora=corpora,
-        trials=TrialConfig(max_utterances=40),
+        trials=TrialConfig(),
         encoder=str(folder / "train" / "result"),
     )
     with Run(reported.run_dir) as running:
         split = read_speakers(corpora, selection)
         encoders = evaluate.load_encoders(reported)
-        report = evaluate.EncoderEvaluation(running, reported.trials, split, encoders).evaluate()
+        limits = TrialLimits(utterances=40)
+        report = evaluate.EncoderEvaluation(running, split, encoders, limits).evaluate()
     seconds = {"cpu_seconds": round(cpu), "wall_seconds": round(wall)}
     return {"facts": facts, "report": report, "training": seconds}
 

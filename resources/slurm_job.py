@@ -148,7 +148,6 @@ def _node_options(role: Program, nodes: int, options: SlurmOptions) -> dict[str,
         "gpus-per-node": shape.gpus or None,
         "mem": None if shape.memory_gb is None else f"{round(shape.memory_gb * 1000)}M",
         "time": None if shape.hours is None else max(1, round(shape.hours * 60)),  # minutes
-        "account": options.account,
         "partition": options.partition,
     }
 
@@ -214,8 +213,7 @@ def _srun(shape: Shape, options: SlurmOptions, nodes: str, component: str) -> st
 
 
 def _threads(shape: Shape) -> str:
-    if shape.threads:
-        return f"export OMP_NUM_THREADS={shape.threads}"
+    """The default, which ``environment.sh`` may replace."""
     share = f"SLURM_CPUS_ON_NODE / {shape.processes}"
     return f"export OMP_NUM_THREADS=$(({share} > 0 ? {share} : 1))"
 

@@ -10,6 +10,7 @@ import pytest
 from tests.codec.conftest import VENDORED
 from tts_assets.codec.config import CodecConfig
 from tts_assets.codec.sources import identify
+from tts_assets.codec.training_config import REFERENCE
 from tts_assets.core.config import ConfigError
 
 
@@ -26,7 +27,7 @@ def decoder(**changes: Any) -> dict[str, Any]:
     [
         ({}, "exactly one of checkpoint and train"),
         ({"checkpoint": "x", **train()}, "exactly one of checkpoint and train"),
-        ({"revision": "0" * 40, **train()}, "revision goes with checkpoint"),
+        ({"revision": "0" * 40, "checkpoint": "a/b"}, "checkpoint = 'owner/name@revision'"),
         ({"chekpoint": "x"}, "did you mean 'checkpoint'"),
         (train(architecture={"ratios": [2, 2]}), r"multiply to 4.*\[20, 16\]"),
         (train(architecture={"ratios": [10, 32]}), "acoustic_hidden = 0 leaves out"),
@@ -57,12 +58,28 @@ def test_toml_can_leave_out_the_adversarial_stage() -> None:
     assert CodecConfig.parse(config.model_dump(mode="json"), "codec") == config
 
 
-def test_a_decoder_keeps_its_discriminators_if_one_key_is_given() -> None:
-    config = CodecConfig.parse(decoder(adversarial={"start": 0.5}), "codec").decoder
+def test_a_decoder_has_the_adversarial_stage_of_the_reference() -> None:
+    config = CodecConfig.parse(decoder(adversarial={"warmup": 7}), "codec").decoder
     assert config is not None and config.adversarial is not None
-    adversarial = config.adversarial
-    assert (adversarial.start, adversarial.window_fraction) == (0.5, 1.0)
-    assert len(adversarial.sizes) == 8 and adversarial.periods == (2, 3, 5, 7, 11)
+    assert config.first_adversarial_step == 0 and config.adversarial.window_fraction == 1.0
+    assert config.adversarial.discriminators == REFERENCE
+    # Decoders that were trained when these were keys keep their fingerprints.
+    assert config.adversarial.canonical() == {
+        "objective": "least_squares",
+        "overlap": 2,
+        "share": 1.0,
+        "start": 0.0,
+        "generator_lr": None,
+        "warmup": 7,
+        "sizes": [78, 126, 206, 334, 542, 876, 1418, 2296],
+        "periods": [2, 3, 5, 7, 11],
+        "channels": 32,
+        "lr": 1e-4,
+        "adversarial_weight": 1.0,
+        "feature_weight": 1.0,
+    }
+    with pytest.raises(ConfigError, match=r"write lr in \[codec\.decoder\]"):
+        CodecConfig.parse(decoder(adversarial={"generator_lr": 1e-4}), "codec")
 
 
 @pytest.mark.parametrize(
@@ -76,12 +93,12 @@ def test_a_decoder_keeps_its_discriminators_if_one_key_is_given() -> None:
 def test_other_names_and_files_are_no_checkpoint(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / "weights.pt").write_bytes(b"")
     with pytest.raises(ConfigError, match=message):
-        identify(name, None, tmp_path)
+        identify(name, tmp_path)
 
 
 def test_a_local_folder_has_no_revision() -> None:
-    with pytest.raises(ConfigError, match=r"leave codec\.revision out"):
-        identify(str(VENDORED), "0" * 40, Path())
+    with pytest.raises(ConfigError, match="neither a folder nor a file"):
+        identify(f"{VENDORED}@main", Path())
 
 
 def test_a_missing_file_of_sizes_is_reported(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 
 from tests.codec.conftest import VENDORED, published
 from tests.support.interrupting import assert_same_bytes_after_a_stop
-from tts_assets.codec.config import DecoderProgram, DecoderRecipe, DecoderSize
+from tts_assets.codec.config import DecoderProgram, DecoderRecipe
 from tts_assets.codec.decoder import (
     OUTPUTS,
     CodecDecoder,
@@ -22,24 +22,27 @@ from tts_assets.codec.decoder import (
 )
 from tts_assets.codec.model import Codec
 from tts_assets.codec.train_decoder import decoder_trainer, main
-from tts_assets.codec.training_config import DecoderAdversarialConfig
+from tts_assets.codec.training_config import DecoderAdversarialConfig, DiscriminatorSizes
 from tts_assets.core.accounting import ValidationSplit
 from tts_assets.core.artifacts import DecoderFacts, sha256_file
 from tts_assets.core.audio import Wave
 from tts_assets.core.config import ConfigError
 
-TINY = DecoderSize(hidden=32, layers=1, heads=2, intermediate=32)
+
+@pytest.fixture(autouse=True)
+def small_discriminators(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = DiscriminatorSizes((78,), (3,), channels=4)
+    monkeypatch.setattr(DecoderAdversarialConfig, "discriminators", sizes)
 
 
 def recipe(**changes: Any) -> DecoderRecipe:
     values: dict[str, Any] = {
         "corpora": {"asterisk_en": 1.0},
         "start": "scratch",
-        "size": TINY,
         "steps": 4,
         "batch_seconds": 1,
         "warmup": 1,
-        "adversarial": DecoderAdversarialConfig(warmup=1, sizes=(78,), periods=(3,), channels=4),
+        "adversarial": DecoderAdversarialConfig(warmup=1),
         "eval_every": 100,
         "save_every": 100,
     }
@@ -115,7 +118,7 @@ def test_the_codecs_own_decoder_is_a_better_initialization(
     """At 16 kHz all weights of the codec's decoder fit; at 24 kHz all but those of the head."""
     found = {}
     for start in ("codec", "scratch"):
-        changes: dict[str, Any] = {"start": start, "size": None, "steps": 1, "adversarial": None}
+        changes: dict[str, Any] = {"start": start, "steps": 1, "adversarial": None}
         write(tmp_path / start, recipe(sample_rate=16_000, lr=1e-6, **changes), sample_list)
         main([str(tmp_path / start / "run.json")])
         found[start] = metrics(tmp_path / start)[-1]["val_mel"]
@@ -132,7 +135,7 @@ def test_the_loss_falls_and_a_trained_decoder_continues(
     losses = [record["loss"] for record in metrics(tmp_path / "first")]
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
     start = tmp_path / "first" / "result"
-    again = recipe(steps=1, start=str(start), size=None, **more | {"lr": 1e-6})
+    again = recipe(steps=1, start=str(start), **more | {"lr": 1e-6})
     write(tmp_path / "second", again, sample_list, start=start)
     main([str(tmp_path / "second" / "run.json")])
     assert metrics(tmp_path / "second")[0]["loss"] < np.mean(losses[:5])
@@ -142,7 +145,7 @@ def test_the_loss_falls_and_a_trained_decoder_continues(
 
 def test_a_decoder_is_trained_for_a_published_codec(tmp_path: Path, sample_list: Path) -> None:
     published("neucodec").save_pretrained(tmp_path / "codec")
-    changes: dict[str, Any] = {"start": "codec", "size": None, "steps": 1, "adversarial": None}
+    changes: dict[str, Any] = {"start": "codec", "steps": 1, "adversarial": None}
     write(tmp_path, recipe(sample_rate=48_000, **changes), sample_list, tmp_path / "codec")
     main([str(tmp_path / "run.json")])
     assert DecoderFacts.from_json(tmp_path / "result.json").codebook_size == 65_536
@@ -155,8 +158,8 @@ def test_inconsistent_rates_are_rejected() -> None:
     bad = values | {"upsample_factors": [3, 2], "kernel_sizes": [8, 6]}
     with pytest.raises(ConfigError, match="larger by an even number"):
         DecoderOutput.parse(bad, "model_config.json")
-    with pytest.raises(ConfigError, match='start = "scratch"'):
-        DecoderRecipe.parse({"corpora": {"a": 1.0}, "size": TINY.model_dump()}, "decoder")
+    with pytest.raises(ConfigError, match="has the size of the codec's own"):
+        DecoderRecipe.parse({"corpora": {"a": 1.0}, "size": {"hidden": 32}}, "decoder")
 
 
 @pytest.mark.parametrize(("family", "rate"), [("xcodec2", 16_000), ("neucodec", 24_000)])

@@ -23,6 +23,7 @@ from torch import Tensor
 from tests.codec.conftest import VENDORED
 from tests.codec.test_assets import publish, resources
 from tests.codec.test_decoder import recipe
+from tests.support.programs import ONE_THREAD
 from tts_assets.codec.assets import build_assets
 from tts_assets.codec.config import CodecConfig, DecoderProgram, DecoderRecipe
 from tts_assets.codec.model import Codec
@@ -44,7 +45,7 @@ def trained(
 ) -> ExecuteInProcessResult:
     """Materialize the decoder and its codec on two ranks."""
     config = CodecConfig(checkpoint=str(VENDORED), decoder=recipe)
-    shape = Shape(processes=2, gpus=0, threads=1)
+    shape = Shape(processes=2, gpus=0, environment=ONE_THREAD)
     built = build_assets(config, SPLIT, shape, Path())
     codec, decoder = (
         asset

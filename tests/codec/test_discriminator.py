@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 
 from tts_assets.codec.decoder import ReferenceDiscriminators
 from tts_assets.codec.losses import Discriminators
-from tts_assets.codec.training_config import AdversarialConfig
+from tts_assets.codec.training_config import DiscriminatorSizes
 from tts_assets.core.audio import Wave
 
 
 def test_every_fft_size_scores_every_frame() -> None:
-    discriminators = Discriminators(AdversarialConfig(sizes=(512, 256), channels=4))
+    discriminators = Discriminators(DiscriminatorSizes((512, 256), (), 4))
     scored = discriminators(torch.randn(3, 3200))
     for size, (score, features) in zip((512, 256), scored, strict=True):
         frames = 3200 // (size // 4) + 1
@@ -24,8 +22,8 @@ def test_every_fft_size_scores_every_frame() -> None:
 
 
 def test_every_period_scores_its_columns() -> None:
-    config = AdversarialConfig(sizes=(78, 2296), periods=(2, 11), channels=4)
-    scored = Discriminators(config)(torch.randn(2, 4800))
+    sizes = DiscriminatorSizes((78, 2296), (2, 11), 4)
+    scored = Discriminators(sizes)(torch.randn(2, 4800))
     assert len(scored) == 4
     for period, (score, features) in zip((2, 11), scored[2:], strict=True):
         assert score.shape[:2] == (2, 1) and score.shape[3] == period
@@ -33,12 +31,12 @@ def test_every_period_scores_its_columns() -> None:
 
 
 @pytest.mark.parametrize("kind", [Discriminators, ReferenceDiscriminators])
-@pytest.mark.parametrize("kinds", [{"sizes": (256,)}, {"sizes": (78,), "periods": (2, 5)}])
+@pytest.mark.parametrize("sizes", [((256,), ()), ((78,), (2, 5))])
 def test_discriminators_learn_to_distinguish_speech_from_noise(
-    waves: list[Wave], kind: type[Discriminators], kinds: dict[str, Any]
+    waves: list[Wave], kind: type[Discriminators], sizes: tuple[tuple[int, ...], tuple[int, ...]]
 ) -> None:
     torch.manual_seed(0)
-    discriminators = kind(AdversarialConfig(channels=4, **kinds))
+    discriminators = kind(DiscriminatorSizes(*sizes, channels=4))
     optimizer = torch.optim.AdamW(discriminators.parameters(), lr=3e-3)
     real = torch.from_numpy(waves[0][:8000]).unsqueeze(0)
     made = torch.randn_like(real) * real.std()

@@ -29,7 +29,12 @@ CORPORA = {"announcer": 1.0, "interviews": 0.5}
 
 
 def train(store: ArtifactStore, recipe: CodecRecipe) -> ExecuteInProcessResult:
-    built = build_assets(CodecConfig(train=recipe), SPLIT, Shape(processes=2, threads=1), Path())
+    built = build_assets(
+        CodecConfig(train=recipe),
+        SPLIT,
+        Shape(processes=2, environment={"OMP_NUM_THREADS": "1"}),
+        Path(),
+    )
     codec = built[0]
     assert isinstance(codec, AssetsDefinition)
     upstream = AssetSpec("filtered_samples", partitions_def=corpus_partitions)

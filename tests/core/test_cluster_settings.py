@@ -18,7 +18,6 @@ from resources.slurm_job import render, write_script
 from tests.support.programs import CountConfig
 from tts_assets.core.compute import Shape, SlurmOptions
 from tts_assets.core.config import ConfigError
-from tts_assets.core.tracking import RunCard, WandbConfig, write_card
 from tts_assets.definitions import build_launcher
 from tts_assets.project_file import overlay
 from tts_assets.settings import load_settings
@@ -33,7 +32,7 @@ CLUSTER = {
             "srun_options": ["--container-image=/images/tts.sqsh"],
         },
     },
-    "wandb": {"project": "tts", "entity": "speech-team"},
+    "wandb": {"project": "tts"},
     "schedules": {"timezone": "Europe/Berlin"},
 }
 
@@ -61,7 +60,7 @@ def test_a_removed_option_says_what_to_write_instead() -> None:
 @pytest.mark.parametrize(
     ("section", "key"),
     [
-        *(("slurm", key) for key in ("account", "partition")),
+        *(("slurm", key) for key in ("partition",)),
         *(("slurm", key) for key in ("modules", "options", "srun_options", "login")),
         *((section, key) for section in ("compute", "sft") for key in ("prefix", "python")),
     ],
@@ -106,11 +105,10 @@ def test_a_run_folder_with_a_newline_is_rejected(tmp_path: Path) -> None:
         render(program, SlurmOptions())
 
 
-def test_the_entity_is_in_the_card_of_the_run(tmp_path: Path) -> None:
-    settings = load_settings(environment={}, overrides=CLUSTER)
-    assert isinstance(settings.wandb, WandbConfig)
-    write_card(tmp_path, settings.wandb, "sft/announcer")
-    assert RunCard.from_json(tmp_path / "wandb.json").entity == "speech-team"
+def test_the_entity_is_a_variable_of_the_programs() -> None:
+    changes = {"wandb": {"entity": "speech-team"}}
+    with pytest.raises(ConfigError, match=r"environment = \{ WANDB_ENTITY = '…' \} in \[compute\]"):
+        load_settings(environment={}, overrides=overlay(CLUSTER, changes))
 
 
 def test_schedules_use_the_time_zone() -> None:

@@ -46,7 +46,7 @@ OPTIONAL: dict[str, dict[str, Any]] = {
     "budget": {"gpu_hours_a_week": 1},
     "codec.decoder": {"corpora": {"asterisk_en": 1.0}, "sample_rate": 16000, "steps": 1},
     "codec.report": {"corpora": CORPUS, "clips": 1},
-    "compute": {"threads": 1},
+    "compute": {"environment": {"OMP_NUM_THREADS": "1"}},
     "corpora.mine": {"path": "examples", "reader": "folder", "language": "en"},
     "dpo.third": {"base": "announcer", "preferences": "rated"},
     "discovery": {"root": "examples/none", "language": "en"},

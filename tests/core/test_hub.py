@@ -62,8 +62,8 @@ def test_a_name_is_resolved_to_a_commit_once(cache: Path) -> None:
     assert pinned_whisper("large-v3") == pinned_whisper(LARGE) == f"{LARGE}@{OLD}"
     assert pinned_whisper("") == ""
     assert knows_english_only(f"Systran/faster-whisper-base.en@{OLD}")
-    assert identify(NAME, None, cache) == {"name": NAME, "revision": NEW}
-    assert identify(NAME, "main", cache) == {"name": NAME, "revision": NEW}
+    assert identify(NAME, cache) == {"name": NAME, "revision": NEW}
+    assert identify(f"{NAME}@main", cache) == {"name": NAME, "revision": NEW}
     with pytest.raises(ConfigError, match=f"{NAME}: it cannot be fetched"):
         commit_of(NAME, "another-branch")
 

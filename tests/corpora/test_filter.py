@@ -14,8 +14,8 @@ import pytest
 from pydantic import ValidationError
 
 from tts_assets.core.config import ConfigError
-from tts_assets.corpora.config import FilterConfig, FilterProgram, TextConfig
-from tts_assets.corpora.filter import Counts, filter_files, first_hit, of_samples
+from tts_assets.corpora.config import FilterConfig, TextConfig
+from tts_assets.corpora.filter import Counts, FilterProgram, filter_files, first_hit, of_samples
 from tts_assets.corpora.samples import Sample, check_line, read_samples
 
 Lines = list[dict[str, Any]]

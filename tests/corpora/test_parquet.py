@@ -58,7 +58,7 @@ def test_rows_of_all_files_become_utterances_in_the_pool(
     save(samples[:7], tmp_path / "c" / "data" / "train-00000-of-00002.parquet")
     save(samples[7:], tmp_path / "c" / "data" / "train-00001-of-00002.parquet")
     rows, set_aside = index(
-        tmp_path / "c", tmp_path / "out", "parquet", options={"speaker_column": "reader"}
+        tmp_path / "c", tmp_path / "out", "parquet", options={"columns": {"speaker": "reader"}}
     )
     assert not set_aside and all(rows["pooled"])
     assert set(rows["text"]) == {sample["text"] for sample in samples}
@@ -100,7 +100,7 @@ def test_rows_without_audio_are_set_aside(samples: list[dict[str, str]], tmp_pat
     pq.write_table(table, tmp_path / "c" / "a.parquet")
     (tmp_path / "c" / "cut.parquet").write_bytes((tmp_path / "c" / "a.parquet").read_bytes()[:-200])
     rows, set_aside = index(
-        tmp_path / "c", tmp_path / "out", "parquet", options={"text_column": "sentence"}
+        tmp_path / "c", tmp_path / "out", "parquet", options={"columns": {"text": "sentence"}}
     )
     assert len(rows) == 1
     assert {record.what: record.reason for record in set_aside} == {
@@ -120,7 +120,7 @@ def test_plain_bytes_without_text_are_read_too(
     audio = [Path(sample["audio"]).read_bytes() for sample in samples[:3]]
     (tmp_path / "c").mkdir()
     pq.write_table(pa.table({"flac": pa.array(audio, pa.large_binary())}), tmp_path / "c/a.parquet")
-    options = {"audio_column": "flac", "text_column": ""}
+    options = {"columns": {"audio": "flac", "text": ""}}
     rows, set_aside = index(tmp_path / "c", tmp_path / "out", "parquet", options=options)
     assert (len(rows), set(rows["text"]), set_aside) == (3, {""}, [])
 
@@ -130,17 +130,34 @@ def test_a_missing_column_is_reported_with_the_present_ones(
 ) -> None:
     save(samples[:1], tmp_path / "c" / "a.parquet")
     for options, message in (
-        ({"text_column": "sentence"}, "set options.text_column to one of .*'reader'"),
-        ({"audio_column": "text"}, "holds string instead of audio"),
+        ({"columns": {"text": "sentence"}}, "set options.columns.text to one of .*'reader'"),
+        ({"columns": {"audio": "text"}}, "holds string instead of audio"),
     ):
         with pytest.raises(ConfigError, match=message):
             index(tmp_path / "c", tmp_path / str(len(message)), "parquet", options=options)
 
 
 def test_options_of_another_reader_are_refused() -> None:
-    values = {"path": "c", "reader": "jsonl", "language": "en", "options": {"text_column": "a"}}
+    values = {
+        "path": "c",
+        "reader": "jsonl",
+        "language": "en",
+        "options": {"columns": {"text": "a"}},
+    }
     with pytest.raises(ConfigError, match="'jsonl' has no options"):
         CorpusConfig.parse(values, "test")
+
+
+def test_columns_have_one_key_and_their_former_canonical_form() -> None:
+    values = {"path": "c", "reader": "parquet", "language": "en"}
+    with pytest.raises(ConfigError, match=r"write columns = \{ text = "):
+        CorpusConfig.parse(values | {"options": {"text_column": "a"}}, "test")
+    options = {"columns": {"text": "a"}}
+    assert CorpusConfig.parse(values | {"options": options}, "test").canonical()["options"] == {
+        "audio_column": "audio",
+        "text_column": "a",
+        "speaker_column": "",
+    }
 
 
 def test_audio_is_identified_by_its_first_bytes(clips: Path, tmp_path: Path) -> None:

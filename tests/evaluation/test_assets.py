@@ -154,7 +154,6 @@ def test_a_second_suite_with_unseen_speakers(
         ["suite/voices", "report/tiny/voices"],
         suites={"voices": {"path": "voices.jsonl"}},
         temperatures=[1.5],
-        temperature_texts=1,
         gates={"wer": 0.02},
     )
     assert result.success

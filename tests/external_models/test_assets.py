@@ -20,6 +20,7 @@ from dagster import (
 from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
 from resources.torchrun import TorchrunLauncher
 from tests.external_models.conftest import TINY_TORTOISE, TINY_VITS, TINY_XTTS, publish_samples
+from tests.support.programs import ONE_THREAD
 from tests.support.speaking import publish_arrays, publish_codec
 from tts_assets.core.accounting import ValidationSplit
 from tts_assets.core.artifacts import ArtifactStore
@@ -68,7 +69,7 @@ def definitions(
     config = ExternalModelsConfig.model_validate({"python": coqui, "recipes": {"tiny": recipe}})
     given: dict[str, Any] = {"suite": "suite.jsonl", "reference_clips": 1, "window_seconds": 5}
     evaluation = EvaluationConfig.model_validate(given | {"temperatures": [0.5]})
-    shape = Shape(processes=1, threads=1)
+    shape = Shape(processes=1, environment=ONE_THREAD)
     upstream = [
         AssetSpec(name, partitions_def=corpus_partitions)
         for name in ("filtered_samples", "code_arrays")

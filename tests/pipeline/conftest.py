@@ -28,7 +28,7 @@ def minimal(corpus: Path, folder: Path) -> dict[str, Any]:
         "corpora": {"asterisk_en": {"path": str(corpus)}},
         "validation": {"fraction": 0.3},
         "codec": {"shard_samples": 5},
-        "serving": {"sampling": sampling, "check_tokens": 8, "check_vllm": False},
+        "serving": {"sampling": sampling, "check_vllm": False},
         "sft": {"announcer": {"base": {"llama": llama}, "steps": 2, "eval_every": 1}},
         "rlhf": {
             "announcer_grpo": {

@@ -25,6 +25,6 @@ def speaking(tmp_path: Path, clips: Path) -> Speaking:
     """A storage with a serving model of the corpus ``clips``, for which Ann gave her consent."""
     made = publish_all(ArtifactStore(tmp_path / "storage"), clips)
     sources = Sources(made.checkpoint, made.codec, {"clips": made.arrays})
-    config = ServingConfig(sampling=SAMPLING, check_tokens=31)
+    config = ServingConfig(sampling=SAMPLING, check_texts=("one",))
     serving = publish_serving(made.store, sources, config, {"clips": ANN})
     return Speaking(made.store, made.codec, made.arrays, made.checkpoint, serving, clips)

@@ -18,11 +18,12 @@ from dagster import DagsterInstance, ExecuteInProcessResult
 from resources.slurm import SlurmLauncher
 from resources.slurm_job import job_name, write_script
 from tests.support.launched import count, failure, launch, metadata
+from tests.support.programs import ONE_THREAD
 from tests.support.slurm_cluster import SlurmCluster
 from tts_assets.core.compute import Ledger, Shape, SlurmOptions
 
 ROOT = Path(__file__).resolve().parents[2]
-ONE = Shape(processes=1, gpus=4, threads=1)
+ONE = Shape(processes=1, gpus=4, environment=ONE_THREAD)
 LAUNCHER: dict[str, Any] = {"poll_seconds": 1.0, "grace_seconds": 20.0}
 
 pytestmark = pytest.mark.slow

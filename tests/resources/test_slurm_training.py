@@ -14,6 +14,7 @@ from resources.torchrun import TorchrunLauncher
 from tests.sft.conftest import arrays  # noqa: F401 (a fixture)
 from tests.sft.conftest import program as sft_program
 from tests.support.launched import launch, metadata
+from tests.support.programs import ONE_THREAD
 from tests.support.roles import RoleConfig
 from tests.support.slurm_cluster import SlurmCluster
 from tts_assets.core.compute import Shape, SlurmOptions
@@ -31,7 +32,7 @@ def test_two_nodes_with_two_processes_train_like_one_process(
     arrays: Path,  # noqa: F811
     tmp_path: Path,
 ) -> None:
-    shape = Shape(nodes=2, processes=2, gpus=2, threads=1)
+    shape = Shape(nodes=2, processes=2, gpus=2, environment=ONE_THREAD)
     config = sft_program(tmp_path / "four", arrays, steps=3)
     four = launch(Program("tts_assets.sft.train", config, shape), SlurmLauncher(poll_seconds=1))
     assert metadata(four)["steps"] == 3
@@ -39,18 +40,18 @@ def test_two_nodes_with_two_processes_train_like_one_process(
     assert "on node[0-1]" in log
     assert len(list((tmp_path / "four" / "memory").glob("rank*.json"))) == 4
     config = sft_program(tmp_path / "one", arrays, steps=3)
-    here = Program("tts_assets.sft.train", config, Shape(processes=1, threads=1))
+    here = Program("tts_assets.sft.train", config, Shape(processes=1, environment=ONE_THREAD))
     assert metadata(launch(here, TorchrunLauncher()))["steps"] == 3
     assert len(losses(tmp_path / "one")) == 3
     assert np.allclose(losses(tmp_path / "four"), losses(tmp_path / "one"), atol=1e-4)
 
 
 def two_roles(run_dir: Path, gpus: int = 1) -> Program:
-    shape = Shape(processes=1, gpus=1, threads=1)
+    shape = Shape(processes=1, gpus=1, environment=ONE_THREAD)
     serves = RoleConfig(run_dir=run_dir / "service", role="serve", answer="forty-two")
     asks = RoleConfig(run_dir=run_dir, role="ask")
     service = Program("tests.support.roles", serves, shape)
-    asking = Shape(processes=1, gpus=gpus, threads=1)
+    asking = Shape(processes=1, gpus=gpus, environment=ONE_THREAD)
     return Program("tests.support.roles", asks, asking, service=service)
 
 

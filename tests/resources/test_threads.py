@@ -21,16 +21,19 @@ printf '{"threads": "%s"}' "$OMP_NUM_THREADS" > "$(dirname "$last")/result.json"
 """
 
 
+def threads(count: int) -> dict[str, object]:
+    return {"environment": {"OMP_NUM_THREADS": str(count)}}
+
+
 @pytest.mark.parametrize(
     ("shape", "exported", "threads"),
     [
         ({}, "", "2"),  # cores / ranks
         ({}, "3", "3"),
-        ({"threads": 1}, "64", "1"),
+        (threads(1), "64", "1"),
         ({"cpus": 2}, "64", "1"),
-        ({"threads": 3, "cpus": 2}, "64", "3"),
-        ({"environment": {"OMP_NUM_THREADS": "5"}}, "64", "5"),
-        ({"environment": {"OMP_NUM_THREADS": "5"}, "threads": 1}, "64", "5"),
+        (threads(5), "64", "5"),
+        ({**threads(3), "cpus": 2}, "64", "3"),
     ],
 )
 def test_configured_threads_win_over_exported_ones(
@@ -40,7 +43,7 @@ def test_configured_threads_win_over_exported_ones(
     assert Shape.model_validate(values).rank_threads(4, exported) == threads
 
 
-@pytest.mark.parametrize(("shape", "threads"), [({}, "64"), ({"threads": 1}, "1")])
+@pytest.mark.parametrize(("shape", "threads"), [({}, "64"), (threads(1), "1")])
 def test_a_launched_program_has_the_configured_threads(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -65,8 +68,13 @@ def test_a_launched_program_has_the_configured_threads(
     ("shape", "cores", "exported", "warning"),
     [
         ({"processes": 2}, 2, "", ""),
-        ({"processes": 2, "threads": 16}, 32, "", ""),
-        ({"processes": 2, "threads": 16}, 2, "", r"2 ranks with 16 threads .* compute.threads = 1"),
+        ({"processes": 2, **threads(16)}, 32, "", ""),
+        (
+            {"processes": 2, **threads(16)},
+            2,
+            "",
+            r"2 ranks with 16 threads .*OMP_NUM_THREADS = '1'",
+        ),
         ({"processes": 2}, 8, "8,4", r"8 threads each \(OMP_NUM_THREADS is exported\) exceed"),
         ({"processes": 8}, 2, "", r"8 ranks with 1 threads .* set compute.processes = 2"),
         ({"processes": 2}, 2, "many", ""),

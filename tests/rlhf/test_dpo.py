@@ -175,7 +175,8 @@ def test_dpo_raises_the_margin_and_resumes_exactly(program: Make, speaking: Spea
     assert agreement.holds and serving.facts.stage == "dpo", agreement
     shown = describe_dpo(checkpoint, whole.recipe)
     assert shown["margin_last"] > shown["margin_first"] == 0 and "listening" in shown
-    assert find_collapse(checkpoint, whole.recipe).metadata == shown["alarms"] == {}
+    collapse = find_collapse(speaking.store, checkpoint, whole.recipe)
+    assert collapse.metadata == shown["alarms"] == {}
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from tests.resources.conftest import cluster, slurm  # noqa: F401 (fixtures)
 from tests.rlhf.conftest import engine_servers
 from tests.rlhf.test_train import metrics
 from tests.support.launched import failure, launch, metadata
+from tests.support.programs import ONE_THREAD
 from tests.support.slurm_cluster import SlurmCluster
 from tts_assets.core.compute import Shape
 from tts_assets.rlhf.config import RlhfProgram
@@ -24,7 +25,7 @@ from tts_assets.serving.config import VllmConfig
 
 pytestmark = pytest.mark.slow
 Make = Callable[..., RlhfProgram]
-SHAPE = Shape(processes=1, gpus=0, threads=1)
+SHAPE = Shape(processes=1, gpus=0, environment=ONE_THREAD)
 
 
 def test_two_steps_with_the_engine_on_the_second_node(

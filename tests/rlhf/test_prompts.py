@@ -60,10 +60,9 @@ def test_the_demos_texts_are_not_in_its_suite() -> None:
 
 
 def test_texts_that_are_too_long_are_counted() -> None:
-    config = PromptsConfig(texts=Path("x.txt"), max_characters=8)
-    found = collect(config, ["one", "eleven", "eleven twelve", "?!"], {}, [], ROOMY)
+    found = collect(FILE, ["one", "eleven", "eleven " * 60, "?!"], {}, [], ROOMY)
     assert [prompt.text for prompt in found.prompts] == ["one", "eleven"]
-    assert found.left_out == {"no words to recognize": 1, "longer than max_characters": 1}
+    assert found.left_out == {"no words to recognize": 1, "longer than 400 characters": 1}
 
 
 def test_texts_without_words_are_left_out() -> None:

@@ -67,7 +67,7 @@ def serve(
     instance: DagsterInstance, speaking: Speaking, name: str, vllm: bool
 ) -> ExecuteInProcessResult:
     """Materialize ``serving/<name>`` of the published checkpoint ``sft/<name>``."""
-    config = ServingConfig(sampling=SAMPLING, check_tokens=16, check_vllm=vllm)
+    config = ServingConfig(sampling=SAMPLING, check_vllm=vllm)
     root = str(speaking.store.root)
     upstream = [
         AssetSpec(["sft", name]),

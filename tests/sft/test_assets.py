@@ -23,6 +23,7 @@ from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
 from resources.torchrun import TorchrunLauncher
 from tests.sft.conftest import CODEBOOK, recipe_values, speaking_folder
 from tests.support.links import linked_file
+from tests.support.programs import ONE_THREAD
 from tts_assets.core.accounting import ValidationSplit
 from tts_assets.core.artifacts import (
     ArtifactError,
@@ -86,7 +87,7 @@ def test_a_recipe_is_materialized_once(
 ) -> None:
     store, arrays, codec = inputs
     recipe = SftRecipe.model_validate(recipe_values(steps=3, sample_texts=1))
-    asset = sft_asset("test", recipe, Shape(processes=2, threads=1))
+    asset = sft_asset("test", recipe, Shape(processes=2, environment=ONE_THREAD))
     upstream: list[Any] = [
         AssetSpec("codec"),
         AssetSpec("code_arrays", partitions_def=corpus_partitions),
@@ -156,7 +157,7 @@ def test_a_damaged_checkpoint_is_trained_again_after_its_folder_is_deleted(
 ) -> None:
     store, _, _ = inputs
     recipe = SftRecipe.model_validate(recipe_values(steps=2))
-    asset = sft_asset("test", recipe, Shape(processes=1, threads=1))
+    asset = sft_asset("test", recipe, Shape(processes=1, environment=ONE_THREAD))
     assert run(store, [asset], asset).success
     first = store.current("sft/test")
     weights = first.path / "model.safetensors"
@@ -180,7 +181,7 @@ def test_options_of_the_launchpad_give_another_result(
 ) -> None:
     store, *_ = inputs
     recipe = SftRecipe.model_validate(recipe_values(steps=2))
-    asset = sft_asset("test", recipe, Shape(processes=2, threads=1))
+    asset = sft_asset("test", recipe, Shape(processes=2, environment=ONE_THREAD))
 
     def made(**asked: Any) -> Checkpoint:
         result = run(store, [asset], asset, **asked)
@@ -200,9 +201,9 @@ def test_options_of_the_launchpad_give_another_result(
     assert another.manifest.seed == another.manifest.config["seed"] == 8
     assert own.manifest.fingerprint != another.manifest.fingerprint
     assert made().path == own.path  # machines are no part of it, and it was not overwritten
-    how = {"strategy": {"name": "fsdp"}, "save_every": 1, "checkpoints": {"keep_last": 9}}
+    how = {"strategy": "fsdp", "save_every": 1, "checkpoints": {"keep_last": 9}}
     changed = SftRecipe.model_validate(recipe_values(steps=2, **how))
-    asset = sft_asset("test", changed, Shape(processes=2, threads=1))
+    asset = sft_asset("test", changed, Shape(processes=2, environment=ONE_THREAD))
     assert made().path == own.path  # nor is what changes how it is trained
     refused = run(store, [asset], asset, gpus=1, processes=2)
     assert "the launchpad: (top level): 2 processes cannot share 1 GPUs" in reasons(refused)

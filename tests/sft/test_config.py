@@ -28,13 +28,14 @@ from tts_assets.sft.optimizer import learning_rate
         ({"optimiser": {}}, "did you mean 'optimizer'"),
         ({"optimizer": {"name": "adam"}}, "optimizer.name"),
         ({"precision": "fp16"}, "precision"),
-        ({"strategy": {"name": "zero"}}, "strategy.name"),
-        ({"strategy": {"zero_stage": 3}}, "zero_stage goes with name = 'deepspeed'"),
+        ({"strategy": "zero"}, "strategy"),
+        ({"strategy": {"name": "deepspeed", "zero_stage": 3}}, "write strategy = 'zero3'"),
+        ({"strategy": {"name": "fsdp"}}, "write strategy = 'fsdp'"),
         (
-            {"strategy": {"name": "fsdp"}, "optimizer": {"name": "muon"}},
-            "write optimizer.name = 'adamw' or strategy.name = 'ddp'",
+            {"strategy": "fsdp", "optimizer": {"name": "muon"}},
+            "write optimizer.name = 'adamw' or strategy = 'ddp'",
         ),
-        ({"strategy": {"name": "deepspeed"}, "compile": True}, "compile goes with"),
+        ({"strategy": "zero2", "compile": True}, "compile goes with"),
         ({"base": {"hub": "x"}, "lora": {}, "steps": 0}, "base as it is: leave lora out"),
         ({"lora": {"rank": 4}}, "base.llama is none: write base.hub or base.recipe"),
         (
@@ -56,7 +57,7 @@ def test_invalid_recipes_are_rejected(changes: dict[str, object], message: str) 
 
 def test_the_machine_is_checked_first(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled = SftRecipe.parse(recipe_values(compile=True), "test")
-    plain = SftRecipe.parse(recipe_values(strategy={"name": "deepspeed"}), "test")
+    plain = SftRecipe.parse(recipe_values(strategy="zero2"), "test")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     check_machine(plain, processes=64)
     monkeypatch.setenv("CXX", "no-such-compiler")
@@ -68,7 +69,7 @@ def test_the_machine_is_checked_first(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_execution_settings_are_not_part_of_the_weights() -> None:
-    sharded = recipe_values(strategy={"name": "fsdp"}, save_every=7, gradient_checkpointing=True)
+    sharded = recipe_values(strategy="fsdp", save_every=7, gradient_checkpointing=True)
     plain = SftRecipe.parse(recipe_values(), "test").what()
     assert SftRecipe.parse(sharded, "test").what() == plain
     assert SftRecipe.parse(recipe_values(seed=1), "test").what() != plain
@@ -77,7 +78,7 @@ def test_execution_settings_are_not_part_of_the_weights() -> None:
 @pytest.mark.parametrize(
     ("changes", "weights", "result"),
     [
-        ({"strategy": {"name": "fsdp"}}, False, False),
+        ({"strategy": "fsdp"}, False, False),
         ({"save_every": 7}, False, False),
         ({"checkpoints": {"keep_last": 9, "keep_every": 2000}}, False, False),
         ({"gradient_checkpointing": True, "compile": True}, False, False),

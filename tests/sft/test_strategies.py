@@ -25,8 +25,8 @@ from tts_assets.speechlm.model import SpeechLM
 STRATEGIES = {
     "ddp": {"name": "ddp"},
     "fsdp": {"name": "fsdp"},
-    "zero2": {"name": "deepspeed", "zero_stage": 2},
-    "zero3": {"name": "deepspeed", "zero_stage": 3},
+    "zero2": "zero2",
+    "zero3": "zero3",
 }
 RECIPE = {
     "optimizer": {"lr": 3e-3, "clip": 0.3},  # gradients have norms of 1.7 to 2.5: each is clipped

@@ -72,8 +72,7 @@ def recipe(**changes: Any) -> EncoderRecipe:
         "speakers": 4,
         "utterances": 4,
         "steps": 6,
-        "min_frames": 60,
-        "max_frames": 80,
+        "crop_frames": (60, 80),
         "eval_every": 100,
         "save_every": 100,
     }

@@ -108,7 +108,6 @@ def test_a_trained_encoder_and_its_report(store: ArtifactStore, index: Path) -> 
         "test_speakers": TESTED,
         "min_seconds": 0.5,
         "train": recipe(steps=3).model_dump(exclude={"base"}),
-        "trials": {"per_speaker": 10},
     }
     with DagsterInstance.ephemeral() as instance:
         instance.add_dynamic_partitions("corpus", ["voices"])

@@ -15,6 +15,7 @@ from tts_assets.core.config import ConfigError
 from tts_assets.speakers.config import RESEMBLYZER, ReportProgram, SpeakerSelection, TrialConfig
 from tts_assets.speakers.dataset import (
     SpeakerRecording,
+    TrialLimits,
     confusion,
     errors,
     make_trials,
@@ -44,9 +45,9 @@ def test_error_rates_by_hand() -> None:
 
 def test_trials_are_the_same_in_any_order_and_avoid_one_session() -> None:
     voices = [recording(s, n, f"day{n % 2}") for s in "abc" for n in range(6)]
-    config = TrialConfig(per_speaker=5)
-    trials = make_trials(voices, config)
-    assert trials == make_trials(voices[::-1], config)
+    limits = TrialLimits(pairs=5)
+    trials = make_trials(voices, limits)
+    assert trials == make_trials(voices[::-1], limits)
     session = {voice.id: voice.session for voice in voices}
     for trial in trials:
         assert trial.same == (trial.a[0] == trial.b[0])
@@ -54,18 +55,25 @@ def test_trials_are_the_same_in_any_order_and_avoid_one_session() -> None:
     assert sum(trial.same for trial in trials) == 15
     alone = [recording(s, n, "day") for s in "ab" for n in range(3)]
     with pytest.raises(ConfigError, match="different sessions: add recordings of another day"):
-        make_trials(alone, config)
+        make_trials(alone, limits)
+
+
+def test_the_split_of_speakers_keeps_its_canonical_form() -> None:
+    config = SpeakerSelection(corpora=("voices",), test_fraction=0.5)
+    assert config.canonical()["test"] == {"fraction": 0.5, "salt": "1"}
+    with pytest.raises(ConfigError, match="write test_fraction = "):
+        SpeakerSelection.parse({"corpora": ["voices"], "test": {"fraction": 0.5}}, "test")
 
 
 def test_trials_need_two_speakers() -> None:
     voices = [recording("ann", n) for n in range(3)]
     with pytest.raises(ConfigError, match=r"are of ann, and trials need two.*add corpora"):
-        make_trials(voices, TrialConfig())
+        make_trials(voices)
     with pytest.raises(ConfigError, match="are of nobody"):
-        make_trials([], TrialConfig())
+        make_trials([])
 
 
-def report_of(folder: Path, index: Path, selection: SpeakerSelection, per_speaker: int) -> Path:
+def report_of(folder: Path, index: Path, selection: SpeakerSelection) -> Path:
     """Write a report on the public encoder; returns its folder."""
     from tts_assets.speakers.evaluate import main
 
@@ -73,7 +81,7 @@ def report_of(folder: Path, index: Path, selection: SpeakerSelection, per_speake
         run_dir=folder,
         selection=selection,
         corpora={"voices": index},
-        trials=TrialConfig(per_speaker=per_speaker),
+        trials=TrialConfig(),
         encoder=RESEMBLYZER,
     )
     (folder / "run.json").write_text(program.to_json())
@@ -85,7 +93,7 @@ def test_a_report_without_umap_states_it(
     tmp_path: Path, index: Path, selection: SpeakerSelection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "umap", None)  # as if it were not installed
-    text = (report_of(tmp_path, index, selection, 5) / "report.md").read_text()
+    text = (report_of(tmp_path, index, selection) / "report.md").read_text()
     assert "no UMAP: pip install tts-assets[umap]" in text and "umap.png" not in text
 
 
@@ -119,7 +127,7 @@ def test_a_report_of_the_public_encoder(
 ) -> None:
     from tts_assets.speakers.evaluate import main
 
-    result = report_of(tmp_path, index, selection, 40)
+    result = report_of(tmp_path, index, selection)
     report = json.loads((result / "report.json").read_text())
     # The voices are one person's at several speeds, which are similar: 0.29, where chance is 0.5.
     assert report["eer"]["encoder"] == report["eer"][RESEMBLYZER] < 0.4

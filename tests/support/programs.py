@@ -10,6 +10,8 @@ from pathlib import Path
 from tts_assets.core.artifacts import atomic_write
 from tts_assets.core.program import ProgramConfig, Run, load_config
 
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # the environment of a rank
+
 
 class CountConfig(ProgramConfig):
     """Counts to ``total``, saving every step; rank ``broken_rank`` fails at step 2."""

@@ -1,7 +1,6 @@
 """Dagster assets of merged arrays: ``code_arrays`` with its checks, and ``inworld_arrays``."""
 
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 
 from dagster import AssetChecksDefinition, AssetsDefinition
@@ -9,14 +8,11 @@ from dagster import AssetChecksDefinition, AssetsDefinition
 from tts_assets.arrays import inworld, merge
 from tts_assets.core.accounting import ValidationSplit
 from tts_assets.core.artifacts import (
-    ArtifactError,
     CodeArrays,
     CodecCheckpoint,
     CodecShards,
     InworldArrays,
 )
-from tts_assets.core.metadata import Metadata, column_schema
-from tts_assets.corpora.samples import ABOUT_SAMPLES, FIELDS
 from tts_assets.orchestration.checks import artifact_check
 from tts_assets.orchestration.dependencies import corpus_partitions, follow_data
 from tts_assets.orchestration.program_asset import Plan, Request, artifact_asset
@@ -69,7 +65,7 @@ def code_arrays_asset(
             split,
             lambda work: merge.merge(shards, split, work / "result"),
             inputs={"codec_shards": shards},
-            describe=describe_arrays,
+            describe=merge.describe_arrays,
         )
 
     return artifact_asset(
@@ -103,7 +99,7 @@ def import_plan(
         {"licence": config.licence, "files": inworld.file_digests(source)},
         lambda work: inworld.import_inworld(corpus, source, config.licence, codec, work / "result"),
         inputs={"codec": codec},
-        describe=describe_arrays,
+        describe=merge.describe_arrays,
         code_version=IMPORT_VERSION,
     )
 
@@ -125,18 +121,3 @@ def inworld_arrays_asset() -> AssetsDefinition:
         kinds={"numpy"},
         description="The same arrays as the reference trainer reads them: headerless int32 codes.",
     )
-
-
-def describe_arrays(arrays: CodeArrays) -> Metadata:
-    """Metadata: number of samples, type of the codes, columns, and what both splits share."""
-    samples = arrays.facts.train_samples + arrays.facts.val_samples
-    shared: Metadata = {}
-    with suppress(ArtifactError):  # the checks report damaged files
-        shared = merge.shared_by_splits(arrays)
-    return {
-        "dagster/partition_row_count": samples,
-        **column_schema(FIELDS, ABOUT_SAMPLES),
-        "samples": samples,
-        "dtype": arrays.facts.dtype,
-        **shared,
-    }

@@ -114,7 +114,8 @@ def file_digests(source: Path) -> dict[str, str]:
 def check_codec(corpus: str, named: str, codec: CodecCheckpoint, codec_name: str | None) -> None:
     """Raise :class:`ArtifactError` unless ``named`` is this codec's name or content digest."""
     by_digest = len(named) >= DIGEST_DIGITS and codec.content.startswith(named)
-    if named != codec_name and not by_digest:
+    names = {codec_name, (codec_name or "").partition("@")[0]}  # with its revision, and without
+    if named not in names and not by_digest:
         ours = [codec.content[:DIGEST_DIGITS], *([codec_name] if codec_name else [])]
         raise ArtifactError(
             f"arrays.imported.{corpus} were made with codec {named!r}, but [codec] is now "

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -57,9 +58,10 @@ from tts_assets.core.artifacts import (
     SampleManifest,
     SpeechSegments,
 )
-from tts_assets.core.metadata import CheckResult
+from tts_assets.core.metadata import CheckResult, Metadata, column_schema
 from tts_assets.corpora.filter import KEPT_FILE, REJECTED_FILE
 from tts_assets.corpora.index import UTTERANCES_FILE
+from tts_assets.corpora.samples import ABOUT_SAMPLES, FIELDS
 from tts_assets.corpora.validation import held_out_samples, settled
 
 H = TypeVar("H", bound=Handle)
@@ -416,3 +418,18 @@ def count_rows(folder: Path) -> int:
     """Rows of the utterance index of a corpus or of its segments."""
     rows: int = pl.scan_parquet(folder / UTTERANCES_FILE).select(pl.len()).collect().item()
     return rows
+
+
+def describe_arrays(arrays: CodeArrays) -> Metadata:
+    """Metadata: number of samples, type of the codes, columns, and what both splits share."""
+    samples = arrays.facts.train_samples + arrays.facts.val_samples
+    shared: Metadata = {}
+    with suppress(ArtifactError):  # the checks report damaged files
+        shared = shared_by_splits(arrays)
+    return {
+        "dagster/partition_row_count": samples,
+        **column_schema(FIELDS, ABOUT_SAMPLES),
+        "samples": samples,
+        "dtype": arrays.facts.dtype,
+        **shared,
+    }

@@ -16,18 +16,16 @@ from tts_assets.codec.config import (
 )
 from tts_assets.codec.shard_files import count_shards, describe_shards, reusable_shards
 from tts_assets.codec.sources import fetch, identify, model_card, start_digests
+from tts_assets.codec.training_config import describe_training
 from tts_assets.core.accounting import ValidationSplit
 from tts_assets.core.artifacts import (
     CodecCheckpoint,
     CodecDecoder,
     CodecShards,
-    Handle,
     SampleManifest,
 )
 from tts_assets.core.compute import Shape
-from tts_assets.core.metadata import Metadata, curves, image
-from tts_assets.core.program import METRICS_FILE, read_metrics
-from tts_assets.corpora.filter import KEPT_FILE
+from tts_assets.corpora.filter import KEPT_FILE, sample_lists
 from tts_assets.corpora.validation import identified
 from tts_assets.orchestration.checks import artifact_check, losses_check
 from tts_assets.orchestration.dependencies import (
@@ -80,7 +78,7 @@ def fetched_codec(config: CodecConfig, root: Path) -> AssetsDefinition:
     assert name is not None
 
     def plan(request: Request) -> Plan[CodecCheckpoint]:
-        source = identify(name, config.revision, root)
+        source = identify(name, root)
         used = {} if config.codebooks is None else {"codebooks": config.codebooks}
 
         def make(work: Path) -> dict[str, Any]:
@@ -223,20 +221,3 @@ def codec_shards(shard_samples: int, batch_tokens: int, shape: Shape) -> AssetsD
         kinds={"pytorch", "numpy"},
         description="Every kept utterance as codes; broken audio is set aside with its reason.",
     )
-
-
-def sample_lists(samples: Samples) -> dict[str, Path]:
-    """The sample list of each corpus."""
-    return {name: handle.path / KEPT_FILE for name, handle in samples.items()}
-
-
-def describe_training(handle: Handle) -> Metadata:
-    """Metadata: curves of the training, and the usage of the codebook at its end."""
-    records = read_metrics(handle.path / METRICS_FILE)
-    panels = [{"mel": "training", "val_mel": "validation"}]
-    if any("perplexity" in record for record in records):
-        panels.append({"perplexity": "perplexity of the codes", "dead_codes": "dead codes"})
-    plot = curves(records, panels, x_label="step")
-    names = ("val_mel", "val_entropy", "perplexity", "codes_used", "dead_codes")
-    last = {name: records[-1][name] for name in names if name in records[-1]}
-    return {"curves": image("curves", plot), **last}

@@ -36,15 +36,6 @@ ORIGINAL = (
 CODEBOOKS_FILE = "codebooks.json"  # of a codec folder: how many codebooks are used
 
 
-def check_backbone(hidden: int, heads: int) -> None:
-    """Raise ValueError unless group norm (32 groups) and rotary attention can use these sizes."""
-    if hidden % 32 or hidden % heads or (hidden // heads) % 2:
-        raise ValueError(
-            f"hidden {hidden} must be a multiple of 32 (group norm), and of twice "
-            f"heads {heads} (rotary embedding)"
-        )
-
-
 class CodecArchitecture(Config):
     """The size of an X-Codec-2 model (Ye et al., 2025).
 
@@ -97,7 +88,11 @@ class CodecArchitecture(Config):
                 "the published model has a waveform branch: write acoustic_hidden = 48 and "
                 "ratios = [2, 2, 4, 4, 5], its sizes, beside semantic_model"
             )
-        check_backbone(self.hidden, self.heads)
+        if self.hidden % 32 or self.hidden % self.heads or (self.hidden // self.heads) % 2:
+            raise ValueError(
+                f"hidden {self.hidden} must be a multiple of 32 (group norm), and of twice "
+                f"heads {self.heads} (rotary embedding)"
+            )
         if min(self.levels) < 2 or self.codebook_size > UINT16_CODES:
             raise ValueError(
                 f"levels {self.levels} make {self.codebook_size} codes; use 2 or more levels per "
@@ -201,20 +196,6 @@ class CodecRecipe(TrainingRecipe):
         return self.model_copy(update={"semantic": self.semantic.model_copy(update=known)})
 
 
-class DecoderSize(Config):
-    """The size of a decoder's backbone, if it differs from the codec's."""
-
-    hidden: int = Field(gt=0, description="channels; a multiple of 32")
-    layers: int = Field(ge=0)
-    heads: int = Field(gt=0)
-    intermediate: int = Field(gt=0)
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        check_backbone(self.hidden, self.heads)
-        return self
-
-
 class DecoderRecipe(TrainingRecipe):
     """``[codec.decoder]``: a separate decoder for the codec's codes, at another sample rate.
 
@@ -230,23 +211,20 @@ class DecoderRecipe(TrainingRecipe):
         "loudness_weight": 1.0,
         "speeds": [1.0],
         "gains": [0.0],
+        "size": None,
+    }
+    replaced_keys: ClassVar[Mapping[str, str]] = {
+        "size": "a decoder has the size of the codec's own; delete it"
     }
 
     sample_rate: Literal[16_000, 24_000, 48_000] = 24_000
     start: str = "codec"
-    size: DecoderSize | None = Field(None, description="with start = scratch")
     steps: int = Field(20_000, gt=0)
     window_seconds: tuple[int, ...] = Field((1,), min_length=1)
     lr: float = Field(1e-4, gt=0, description="peak learning rate")
     adversarial: DecoderAdversarialConfig | None = Field(
         DecoderAdversarialConfig(), description="false: spectral losses only, no discriminators"
     )
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.size is not None and self.start != "scratch":
-            raise ValueError('size needs a decoder with random weights: write start = "scratch"')
-        return self
 
 
 class CodecReportConfig(Config):
@@ -267,15 +245,17 @@ class CodecConfig(Config):
     """``[codec]``: give either ``checkpoint`` or ``train``.
 
     ``checkpoint`` is a folder, a Hugging Face name (``HKUSTAudio/xcodec2-hf``), or an original
-    X-Codec-2 ``.ckpt`` or ``.safetensors``, which is converted (see ``original.py``). ``revision``
-    is the commit of a Hugging Face name: with a branch the recorded lineage would not stay true.
-    ``codebooks`` uses the first codebooks only of a codec that has more.
+    X-Codec-2 ``.ckpt`` or ``.safetensors``, which is converted (see ``original.py``). A name is
+    pinned to a commit; ``owner/name@revision`` names a branch, a tag or a commit. ``codebooks``
+    uses the first codebooks only of a codec that has more.
     """
 
     added_keys: ClassVar[frozenset[str]] = frozenset({"codebooks"})
+    replaced_keys: ClassVar[Mapping[str, str]] = {
+        "revision": "write checkpoint = 'owner/name@revision'"
+    }
 
     checkpoint: str | None = None
-    revision: str | None = Field(None, pattern=r"^[0-9a-f]{40}$")
     codebooks: int | None = Field(None, gt=0, description="of DAC, EnCodec or Mimi; unset: all")
     train: CodecRecipe | None = None
     decoder: DecoderRecipe | None = None
@@ -289,8 +269,6 @@ class CodecConfig(Config):
     def _one_source(self) -> Self:
         if (self.checkpoint is None) == (self.train is None):
             raise ValueError("give exactly one of checkpoint and train")
-        if self.train is not None and self.revision is not None:
-            raise ValueError("revision goes with checkpoint, the name of a published codec")
         if self.codebooks is not None and self.train is not None:
             raise ValueError("codecs that are trained here have one codebook: remove codebooks")
         return self

@@ -33,10 +33,8 @@ from transformers.audio_utils import mel_filter_bank
 from transformers.models.xcodec2.modeling_xcodec2 import Xcodec2Decoder, Xcodec2ISTFTHead
 
 from tts_assets.codec.backends import CONFIG_FILE, read_weights, save_weights
-from tts_assets.codec.config import DecoderSize
 from tts_assets.codec.losses import Discriminators, Scored, stft_power
-from tts_assets.codec.training_config import AdversarialConfig
-from tts_assets.codec.xcodec2 import backbone_sizes
+from tts_assets.codec.training_config import DiscriminatorSizes
 from tts_assets.core.artifacts import atomic_write
 from tts_assets.core.config import Config
 
@@ -176,11 +174,8 @@ class CodecDecoder(Xcodec2Decoder):
         return self(frames).squeeze(1)
 
 
-def decoder_config(codec: Any, size: DecoderSize | None = None) -> Xcodec2Config:
-    """The configuration of a decoder of a codec's codes.
-
-    ``codec`` is the configuration of the codec's model; ``size`` replaces its decoder's size.
-    """
+def decoder_config(codec: Any) -> Xcodec2Config:
+    """The configuration of a decoder of a codec's codes; ``codec``: that of the codec's model."""
     values = {
         name: getattr(codec, name)
         for name in (
@@ -188,8 +183,6 @@ def decoder_config(codec: Any, size: DecoderSize | None = None) -> Xcodec2Config
             *("num_key_value_heads", "head_dim", "rms_norm_eps", "rope_parameters"),
         )
     }
-    if size is not None:
-        values |= backbone_sizes(size)
     return Xcodec2Config(
         **values,
         semantic_model_config=codec.semantic_model_config.to_dict(),
@@ -348,11 +341,11 @@ def _score(layers: nn.ModuleList, output: nn.Module, hidden: Tensor, slope: floa
 class ReferenceDiscriminators(Discriminators):
     """The discriminators of the reference trainer: 28.4 M parameters with 32 channels."""
 
-    def build(self, config: AdversarialConfig) -> list[nn.Module]:
+    def build(self, sizes: DiscriminatorSizes) -> list[nn.Module]:
         """One discriminator for each FFT size and each period."""
-        spectral = [SpectrogramDiscriminator(size, config.channels) for size in config.sizes]
-        half = config.channels // 2
-        return [*spectral, *(PeriodDiscriminator(period, half) for period in config.periods)]
+        spectral = [SpectrogramDiscriminator(size, sizes.channels) for size in sizes.sizes]
+        half = sizes.channels // 2
+        return [*spectral, *(PeriodDiscriminator(period, half) for period in sizes.periods)]
 
     @staticmethod
     def loss(real: list[Tensor], generated: list[Tensor]) -> Tensor:

@@ -34,7 +34,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from transformers.audio_utils import mel_filter_bank
 
 from tts_assets.audio_models.pitch import track_pitch
-from tts_assets.codec.training_config import AdversarialConfig
+from tts_assets.codec.training_config import DiscriminatorSizes
 from tts_assets.codec.xcodec2 import SAMPLE_RATE
 from tts_assets.core.audio import Wave, resample
 
@@ -187,15 +187,15 @@ def _score(layers: nn.ModuleList, output: nn.Module, hidden: Tensor) -> Scored:
 class Discriminators(nn.Module):
     """One discriminator for each FFT size and each period of the configuration, and the losses."""
 
-    def __init__(self, config: AdversarialConfig) -> None:
+    def __init__(self, sizes: DiscriminatorSizes) -> None:
         super().__init__()
         # Checkpoints of earlier runs have the parameters under this name.
-        self.add_module("judges", nn.ModuleList(self.build(config)))
+        self.add_module("judges", nn.ModuleList(self.build(sizes)))
 
-    def build(self, config: AdversarialConfig) -> list[nn.Module]:
+    def build(self, sizes: DiscriminatorSizes) -> list[nn.Module]:
         """The discriminators."""
-        spectral = [StftDiscriminator(size, config.channels) for size in config.sizes]
-        periodic = [PeriodDiscriminator(period, config.channels) for period in config.periods]
+        spectral = [StftDiscriminator(size, sizes.channels) for size in sizes.sizes]
+        periodic = [PeriodDiscriminator(period, sizes.channels) for period in sizes.periods]
         return [*spectral, *periodic]
 
     def forward(self, waves: Tensor) -> list[Scored]:

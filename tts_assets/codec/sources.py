@@ -17,29 +17,27 @@ from tts_assets.core.metadata import Markdown, Metadata
 MODEL_CARD = "README.md"
 HUB_FILES = ("config.json", "model*.safetensors", "model.safetensors.index.json")
 PICKLED = "pytorch_model.bin"
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_NAME = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 
 
-def identify(name: str, revision: str | None, root: Path) -> dict[str, str]:
+def identify(name: str, root: Path) -> dict[str, str]:
     """The identity of a codec, independent of its path.
 
     Digests of its files by name, or its name and commit on the hub (see ``core/hub.py``). Raises
     :class:`ConfigError` if ``name`` is neither.
     """
     path = root / name
-    if path.exists() and revision is not None:
-        raise ConfigError(f"{path} is a local path and has no revision: leave codec.revision out")
     if path.is_dir():
         return digests(path)
     if path.is_file() and path.suffix in ORIGINAL:
         sizes = path.with_suffix(".json")
         return {file.suffix: sha256_file(file) for file in (path, sizes) if file.is_file()}
-    if path.is_file() or not HUB_NAME.fullmatch(name):
+    if path.is_file() or not (found := HUB_NAME.fullmatch(name)):
         raise ConfigError(
             f"codec.checkpoint {path} is neither a folder nor a file that ends in one of "
             f"{ORIGINAL}, nor {name!r} a name on the hub, as HKUSTAudio/xcodec2-hf is"
         )
-    return {"name": name, "revision": commit_of(name, revision or MAIN)}
+    return {"name": found[1], "revision": commit_of(found[1], found[2] or MAIN)}
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -75,7 +73,7 @@ def fetch(
 
         convert(path, folder)
     else:
-        download(name, source["revision"], folder)
+        download(source["name"], source["revision"], folder)
     if codebooks is not None:
         (folder / CODEBOOKS_FILE).write_text(json.dumps({"codebooks": codebooks}) + "\n")
     if (folder / PICKLED).is_file() and not any(folder.glob("*.safetensors")):

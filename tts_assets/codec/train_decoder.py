@@ -101,7 +101,7 @@ def initial_decoder(run: Run, program: DecoderProgram, codec: Codec) -> CodecDec
         return decoder
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        decoder = CodecDecoder(decoder_config(model.config, recipe.size), output)
+        decoder = CodecDecoder(decoder_config(model.config), output)
         initialize_decoder(decoder)
     if recipe.start == "codec":
         new = copy_fitting_weights(model.acoustic_decoder, decoder)

@@ -117,7 +117,8 @@ class GeneratorLoop(StepLoop):
         config = self.recipe.adversarial
         if config is not None:
             torch.manual_seed(self.recipe.seed)
-            self.discriminators = self.discriminator_class(config).to(self.run.device)
+            discriminators = self.discriminator_class(config.discriminators)
+            self.discriminators = discriminators.to(self.run.device)
             self.modules[DISCRIMINATORS_KEY] = self.discriminators
             self.optimizers[DISCRIMINATORS_KEY] = _adam([self.discriminators], config.lr)
         self.resume(identity)
@@ -178,7 +179,7 @@ class GeneratorLoop(StepLoop):
         first, last, peak = 0, recipe.first_adversarial_step, recipe.lr
         if config is not None and step >= recipe.first_adversarial_step:
             first, last = recipe.first_adversarial_step, recipe.steps
-            peak = config.generator_lr or recipe.lr
+            peak = config.peak_lr(recipe.lr)
         ratio = recipe.min_lr_ratio
         cosine = 0.5 * (1 + math.cos(math.pi * (step - first) / (last - first)))
         factor = (ratio + (1 - ratio) * cosine) * min(1.0, (step - first + 1) / recipe.warmup)

@@ -1,4 +1,4 @@
-"""What the configurations of codec and decoder training share.
+"""What the configurations of codec and decoder training share, and the curves of both.
 
 This module imports no torch, because Dagster's definitions import it.
 """
@@ -7,36 +7,88 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from tts_assets.core.artifacts import Handle
 from tts_assets.core.config import Config, ConfigError
+from tts_assets.core.metadata import Metadata, curves, image
+from tts_assets.core.program import METRICS_FILE, read_metrics
+
+
+class DiscriminatorSizes(NamedTuple):
+    """FFT sizes of the discriminators of STFTs, periods of the others (HiFi-GAN), channels."""
+
+    sizes: tuple[int, ...]
+    periods: tuple[int, ...]
+    channels: int
+
+
+REFERENCE = DiscriminatorSizes(
+    (78, 126, 206, 334, 542, 876, 1418, 2296), (2, 3, 5, 7, 11), channels=32
+)
 
 
 class AdversarialConfig(Config):
     """The adversarial stage of a training, with discriminators of STFTs and of periods.
 
-    The stage begins at the fraction ``start`` of all steps. For ``warmup`` steps only the
-    discriminators learn; over the next ``warmup`` steps the weight of the adversarial losses rises
-    to its value. The stage has its own learning rate schedule.
+    For ``warmup`` steps only the discriminators learn; over the next ``warmup`` steps the weight of
+    the adversarial losses rises to its value. The stage has its own learning rate schedule.
+    """
+
+    window_fraction: ClassVar[float]  # of a step's windows, which the discriminators score
+
+    warmup: int = Field(200, ge=1)
+    lr: float = Field(3e-4, gt=0, description="learning rate of the discriminators")
+    adversarial_weight: float = Field(0.15, ge=0)
+    feature_weight: float = Field(0.4, ge=0, description="of the feature matching loss")
+
+    @property
+    def first_fraction(self) -> float:
+        """The fraction of all steps after which the stage begins."""
+        return 0.0
+
+    @property
+    def discriminators(self) -> DiscriminatorSizes:
+        """The discriminators: those of the reference trainer."""
+        return REFERENCE
+
+    def peak_lr(self, lr: float) -> float:
+        """The peak learning rate of the generator in this stage; ``lr``: that of the recipe."""
+        return lr
+
+
+class CodecAdversarialConfig(AdversarialConfig):
+    """The adversarial stage of a codec. It begins at the fraction ``start`` of all steps.
+
+    By default the encoder is frozen in this stage. Training it against discriminators raises the
+    WER more than the better decoder lowers it (``benchmarks/codec_training-2026-11-23.md``).
     """
 
     removed_keys: ClassVar[Mapping[str, Any]] = {"objective": "hinge", "overlap": 4, "share": 0.5}
 
-    window_fraction: ClassVar[float] = 0.5  # of a step's windows, which the discriminators score
+    window_fraction: ClassVar[float] = 0.5
 
     start: float = Field(0.5, ge=0, lt=1, description="fraction of all steps")
     generator_lr: float | None = Field(
         None, gt=0, description="peak learning rate of the generator in this stage; unset: lr"
     )
-    warmup: int = Field(200, ge=1)
     sizes: tuple[int, ...] = Field((1024, 512, 256), min_length=1, description="FFT sizes")
     periods: tuple[int, ...] = Field((), description="of the period discriminators (HiFi-GAN)")
     channels: int = Field(16, gt=0)
-    lr: float = Field(3e-4, gt=0, description="learning rate of the discriminators")
-    adversarial_weight: float = Field(0.15, ge=0)
-    feature_weight: float = Field(0.4, ge=0, description="of the feature matching loss")
+    freeze_encoder: bool = Field(True, description="its codes no longer change in this stage")
+
+    @property
+    def first_fraction(self) -> float:
+        return self.start
+
+    @property
+    def discriminators(self) -> DiscriminatorSizes:
+        return DiscriminatorSizes(self.sizes, self.periods, self.channels)
+
+    def peak_lr(self, lr: float) -> float:
+        return self.generator_lr or lr
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -50,35 +102,26 @@ class AdversarialConfig(Config):
         return self
 
 
-class CodecAdversarialConfig(AdversarialConfig):
-    """The adversarial stage of a codec.
-
-    By default the encoder is frozen in this stage. Training it against discriminators raises the
-    WER more than the better decoder lowers it (``benchmarks/codec_training-2026-11-23.md``).
-    """
-
-    freeze_encoder: bool = Field(True, description="its codes no longer change in this stage")
-
-
 class DecoderAdversarialConfig(AdversarialConfig):
-    """The adversarial stage of a decoder, with the discriminators of the reference trainer."""
+    """The adversarial stage of a decoder: all steps, with the discriminators of the reference."""
 
     removed_keys: ClassVar[Mapping[str, Any]] = {
         "objective": "least_squares",
         "overlap": 2,
         "share": 1.0,
+        "start": 0.0,
+        "generator_lr": None,
+        "sizes": list(REFERENCE.sizes),
+        "periods": list(REFERENCE.periods),
+        "channels": REFERENCE.channels,
+    }
+    replaced_keys: ClassVar[Mapping[str, str]] = {
+        "start": "the discriminators of a decoder learn from the first step; delete it",
+        "generator_lr": "write lr in [codec.decoder]",
     }
 
     window_fraction: ClassVar[float] = 1.0
 
-    start: float = Field(0.0, ge=0, lt=1, description="fraction of all steps")
-    sizes: tuple[int, ...] = Field(
-        (78, 126, 206, 334, 542, 876, 1418, 2296), min_length=1, description="FFT sizes"
-    )
-    periods: tuple[int, ...] = Field(
-        (2, 3, 5, 7, 11), description="of the period discriminators (HiFi-GAN)"
-    )
-    channels: int = Field(32, gt=0)
     lr: float = Field(1e-4, gt=0, description="learning rate of the discriminators")
     adversarial_weight: float = Field(1.0, ge=0)
     feature_weight: float = Field(1.0, ge=0, description="of the feature matching loss")
@@ -102,7 +145,7 @@ class TrainingRecipe(Config):
     lr: float = Field(1e-3, gt=0, description="peak learning rate")
     warmup: int = Field(100, ge=1, description="steps of linear warm-up")
     adversarial: AdversarialConfig | None = Field(
-        AdversarialConfig(), description="false: spectral losses only, no discriminators"
+        None, description="false: spectral losses only, no discriminators"
     )
     precision: Literal["fp32", "bf16"] = "fp32"
     export_dtype: Literal["fp32", "fp16"] = "fp32"
@@ -114,7 +157,7 @@ class TrainingRecipe(Config):
     def first_adversarial_step(self) -> int:
         """The first step of the adversarial stage; ``steps`` if there is no such stage."""
         config = self.adversarial
-        return self.steps if config is None else round(config.start * self.steps)
+        return self.steps if config is None else round(config.first_fraction * self.steps)
 
     def check_ranks(self, ranks: int) -> None:
         """Raise :class:`ConfigError` unless every rank gets the same number of windows per step.
@@ -145,3 +188,15 @@ class TrainingRecipe(Config):
         if bad:
             raise ValueError(f"corpora {bad} have no positive weight: leave them out")
         return self
+
+
+def describe_training(handle: Handle) -> Metadata:
+    """Metadata: curves of the training, and the usage of the codebook at its end."""
+    records = read_metrics(handle.path / METRICS_FILE)
+    panels = [{"mel": "training", "val_mel": "validation"}]
+    if any("perplexity" in record for record in records):
+        panels.append({"perplexity": "perplexity of the codes", "dead_codes": "dead codes"})
+    plot = curves(records, panels, x_label="step")
+    names = ("val_mel", "val_entropy", "perplexity", "codes_used", "dead_codes")
+    last = {name: records[-1][name] for name in names if name in records[-1]}
+    return {"curves": image("curves", plot), **last}

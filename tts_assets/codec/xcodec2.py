@@ -38,7 +38,7 @@ from transformers import (
 )
 from transformers.models.xcodec2.modeling_xcodec2 import Xcodec2Quantizer
 
-from tts_assets.codec.config import CodecArchitecture, DecoderSize
+from tts_assets.codec.config import CodecArchitecture
 
 SAMPLE_RATE = 16_000
 HOP = 320  # samples per code: two filterbank frames of 10 ms
@@ -242,7 +242,7 @@ def build(architecture: CodecArchitecture, seed: int) -> CompactXcodec2:
     return model
 
 
-def backbone_sizes(size: CodecArchitecture | DecoderSize) -> dict[str, Any]:
+def backbone_sizes(size: CodecArchitecture) -> dict[str, Any]:
     """The sizes of a decoder's backbone under their names in transformers."""
     return {
         "hidden_size": size.hidden,

@@ -7,12 +7,13 @@ from typing import Any
 from dagster import AssetChecksDefinition, AssetsDefinition
 
 from tts_assets.audio_models.whisper import pinned_whisper
-from tts_assets.codec.assets import Samples, sample_lists
+from tts_assets.codec.assets import Samples
 from tts_assets.codec.config import CodecReportConfig
 from tts_assets.codec_report.config import (
     CLIPS,
     CodecReportProgram,
     chosen_clips,
+    describe,
     identified_clips,
     other_codecs,
     preservation,
@@ -22,8 +23,7 @@ from tts_assets.codec_report.config import (
 from tts_assets.core.accounting import ValidationSplit
 from tts_assets.core.artifacts import CodecCheckpoint, CodecDecoder, CodecReport, SampleManifest
 from tts_assets.core.compute import Shape
-from tts_assets.core.metadata import NOTEBOOK_FILE, Metadata
-from tts_assets.corpora.filter import KEPT_FILE
+from tts_assets.corpora.filter import KEPT_FILE, sample_lists
 from tts_assets.corpora.validation import identified
 from tts_assets.evaluation.history import lineage
 from tts_assets.orchestration.checks import artifact_check
@@ -142,8 +142,3 @@ def codec_report(
         kinds={"html", "whisper"},
         description="The codec's losses on held-out speech, compared with all codecs in the store.",
     )
-
-
-def describe(report: CodecReport) -> Metadata:
-    """Metadata: the listening notebook and the page."""
-    return {"listen": report.path / NOTEBOOK_FILE, "page": report.path / "report.html"}

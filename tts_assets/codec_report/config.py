@@ -25,7 +25,7 @@ from tts_assets.core.artifacts import (
     readable,
 )
 from tts_assets.core.config import Config
-from tts_assets.core.metadata import CheckResult
+from tts_assets.core.metadata import NOTEBOOK_FILE, CheckResult, Metadata
 from tts_assets.core.program import ProgramConfig
 from tts_assets.corpora.samples import AudioFolders, Sample, scan_samples, write_samples
 from tts_assets.evaluation.config import LineageRow
@@ -149,3 +149,8 @@ def losses(facts: CodecReportFacts) -> list[str]:
     if facts.cents is not None and facts.cents > LARGEST_CENTS:
         found.append(f"pitch error {facts.cents:.0f} cents")
     return found
+
+
+def describe(report: CodecReport) -> Metadata:
+    """Metadata: the listening notebook and the page."""
+    return {"listen": report.path / NOTEBOOK_FILE, "page": report.path / "report.html"}

@@ -85,9 +85,6 @@ class Shape(Config):
     )
     memory_gb: float | None = Field(default=None, gt=0, description="per node; ignored by torchrun")
     hours: float | None = Field(default=None, gt=0, description="time limit")
-    threads: int = Field(
-        default=0, ge=0, description="CPU threads per rank; 0: OMP_NUM_THREADS, or cores / ranks"
-    )
     environment: Variables = Field(default_factory=dict)
     prefix: tuple[Line, ...] = Field(
         default=(),
@@ -109,7 +106,7 @@ class Shape(Config):
 
         Configured values win over ``exported``, that of Dagster's environment.
         """
-        configured = self.environment.get(THREADS) or (str(self.threads) if self.threads else "")
+        configured = self.environment.get(THREADS, "")
         if not configured and self.cpus is None:
             configured = exported
         return configured or str(max(1, (self.cpus or cores) // self.processes))
@@ -128,16 +125,17 @@ class SlurmOptions(Config):
     """``[compute.slurm]``: options of batch jobs. Unset: the default of the cluster."""
 
     removed_keys: ClassVar[Mapping[str, Any]] = {
+        "account": None,
         "qos": None,
         "constraint": None,
         "poll_seconds": 15.0,
         "command_seconds": 60.0,
     }
     replaced_keys: ClassVar[Mapping[str, str]] = {
-        name: f"write options = ['--{name}=…'] in [compute.slurm]" for name in ("qos", "constraint")
+        name: f"write options = ['--{name}=…'] in [compute.slurm]"
+        for name in ("account", "qos", "constraint")
     }
 
-    account: Line | None = None
     partition: Line | None = None
     modules: tuple[Line, ...] = Field(default=(), description="arguments of module load")
     options: tuple[Line, ...] = Field(
@@ -207,7 +205,9 @@ def too_many_threads(shape: Shape, cores: int, exported: str = "") -> str:
     if first is None or ranks * int(first[0]) <= cores:
         return ""
     of_environment = f" ({THREADS} is exported)" if threads == exported else ""
-    remedy = f"threads = {cores // ranks}" if ranks <= cores else f"processes = {cores}"
+    remedy = (
+        f"environment.{THREADS} = '{cores // ranks}'" if ranks <= cores else f"processes = {cores}"
+    )
     return (
         f"{ranks} ranks with {first[0]} threads each{of_environment} exceed the {cores} cores, "
         f"which can be ten times slower: set compute.{remedy}"

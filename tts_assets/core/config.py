@@ -24,7 +24,8 @@ class Config(BaseModel):
     and existing artifacts stay valid. ``removed_keys`` maps keys that no longer exist to their
     fixed JSON value, which the canonical form still contains; ``replaced_keys`` says for some of
     them what to write instead. The canonical form omits ``added_keys``, keys that are newer than
-    existing artifacts, where they have their default.
+    existing artifacts, where they have their default. :meth:`in_former_shape` is for keys that
+    replace others of another shape.
     """
 
     added_keys: ClassVar[frozenset[str]] = frozenset()
@@ -83,6 +84,10 @@ class Config(BaseModel):
         """
         return _with_former_keys(self, self.model_dump(mode="json", exclude=exclude))
 
+    def in_former_shape(self, values: dict[str, Any]) -> dict[str, Any]:
+        """The canonical form from ``values``, which have the former names of keys."""
+        return values
+
     def to_json(self) -> str:
         """Indented JSON with sorted keys, under the present names of keys."""
         return json.dumps(self.model_dump(mode="json"), indent=2, sort_keys=True) + "\n"
@@ -125,11 +130,12 @@ def _with_former_keys(value: Any, dumped: Any) -> Any:
         renamed = getattr(type(value), "renamed_keys", {})
         former = {present: old for old, present in renamed.items()}
         omitted = {key for key in getattr(type(value), "added_keys", ()) if _is_default(value, key)}
-        return dict(getattr(type(value), "removed_keys", {})) | {
+        former_values = dict(getattr(type(value), "removed_keys", {})) | {
             former.get(key, key): _with_former_keys(getattr(value, key), item)
             for key, item in dumped.items()
             if key not in omitted
         }
+        return value.in_former_shape(former_values) if isinstance(value, Config) else former_values
     if isinstance(value, Mapping):
         items = {str(key): item for key, item in value.items()}
         return {key: _with_former_keys(items[key], item) for key, item in dumped.items()}

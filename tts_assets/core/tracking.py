@@ -15,7 +15,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from tts_assets.core.artifacts import atomic_write
 from tts_assets.core.config import Config
@@ -43,14 +43,17 @@ QUIET = {
 class WandbConfig(Config):
     """``[wandb]``: metrics of launched programs also go to Weights & Biases.
 
-    ``entity`` is a user or a team; unset: the default of W&B. The API key is not configured here
-    but stored by ``wandb login``.
+    The API key is not configured here but stored by ``wandb login``. Entity and tags are those of
+    W&B's own variables, ``WANDB_ENTITY`` and ``WANDB_TAGS``.
     """
 
+    replaced_keys: ClassVar[Mapping[str, str]] = {
+        name: f"write environment = {{ WANDB_{name.upper()} = '…' }} in [compute]"
+        for name in ("entity", "tags")
+    }
+
     project: str
-    entity: str | None = None
     mode: Literal["offline", "online"] = "offline"
-    tags: tuple[str, ...] = ()
 
 
 class RunCard(WandbConfig):

@@ -163,11 +163,8 @@ def speech_segments_asset(corpora: Corpora, shape: Shape) -> AssetsDefinition:
             )
             return request.launch(Program(CUT, program, request.shape(shape)))
 
-        known = {
-            "segments": config,
-            "sources": {} if config is None else source_digests(config, root),
-        }
-        return Plan(known, make, describe=describe_segments)
+        sources = {} if config is None else source_digests(config, root)
+        return Plan({"segments": config, "sources": sources}, make, describe=describe_segments)
 
     return artifact_asset(
         "speech_segments",
@@ -192,7 +189,6 @@ def filtered_samples_asset(
         own = corpora(request.partition).config.filters
         chosen = filters.for_corpus(own, request.partition)
         known = {"filters": chosen.identified(), "text": text}
-
         aside = speech_segments.path / SET_ASIDE_FILE
 
         def measure(program: MeasureProgram) -> None:

@@ -125,12 +125,32 @@ MANNERS = ("style", "emotion", "voice_description")
 class ParquetOptions(Config):
     """``options`` of the reader ``parquet``: names of columns; empty means that there is none.
 
-    ``audio_column`` holds ``{bytes, path}`` or plain bytes, the other columns text or numbers.
+    The column ``audio`` holds ``{bytes, path}`` or plain bytes, the others text or numbers. Columns
+    that are not named are ``{ audio = "audio", text = "text", speaker = "" }``.
     """
 
-    audio_column: str = Field(default="audio", min_length=1)
-    text_column: str = "text"
-    speaker_column: str = ""
+    replaced_keys: ClassVar[Mapping[str, str]] = {
+        f"{name}_column": f"write columns = {{ {name} = '…' }} in options"
+        for name in ("audio", "text", "speaker")
+    }
+
+    columns: dict[Literal["audio", "text", "speaker"], str] = Field(default_factory=dict)
+
+    @property
+    def named(self) -> tuple[str, str, str]:
+        """The columns of audio, text and speaker."""
+        columns = {"audio": "audio", "text": "text", "speaker": ""} | self.columns
+        return columns["audio"], columns["text"], columns["speaker"]
+
+    @model_validator(mode="after")
+    def _has_audio(self) -> Self:
+        if not self.named[0]:
+            raise ValueError("columns.audio is empty: name the column that holds the audio")
+        return self
+
+    def in_former_shape(self, values: dict[str, Any]) -> dict[str, Any]:
+        """A key for each column."""
+        return dict(zip(self.replaced_keys, self.named, strict=True))
 
 
 class ListOptions(Config):
@@ -157,12 +177,15 @@ class SynthesisConfig(Config):
     duration, and one of ``speakers``, names in a voice with several (empty: all).
     """
 
-    engine: Literal["piper"] = "piper"
+    removed_keys: ClassVar[Mapping[str, Any]] = {"engine": "piper", "seed": 0}
+
+    engine: ClassVar[str] = "piper"
+    seed: ClassVar[int] = 0  # of the lengths and speakers of the texts
+
     voice: str = Field(min_length=1)
     texts: Path
     lengths: tuple[Annotated[float, Field(gt=0.3, lt=3.0)], ...] = Field((1.0,), min_length=1)
     speakers: tuple[str, ...] = ()
-    seed: int = 0
 
 
 OPTIONS: dict[str, type[Config]] = {
@@ -424,27 +447,3 @@ class SynthesisProgram(ProgramConfig):
     speaker: str
     licence: str
     text: TextConfig = TextConfig()
-
-
-class FilterProgram(ProgramConfig):
-    """``tts_assets.corpora.filter``: sample JSONL in, kept and rejected JSONL out.
-
-    No audio is opened. The only metric available to filters is ``dnsmos_mos_ovr`` of the samples.
-    ``cache`` is a folder for the grammars and results of NeMo; the default lies below ``run_dir``.
-    """
-
-    samples: tuple[Path, ...] = Field(min_length=1)
-    filters: FilterConfig = FilterConfig()
-    text: TextConfig = TextConfig()
-    dataset_name: str = Field(default="", description="for samples without one")
-    cache: Path | None = None
-
-    @model_validator(mode="after")
-    def _no_audio_is_opened(self) -> Self:
-        needed = [metric for metric in self.filters.metrics if metric != "dnsmos"]
-        if needed:
-            raise ValueError(
-                f"{', '.join(needed)}: this program opens no audio; drop the filter, or declare "
-                "the samples as a corpus"
-            )
-        return self

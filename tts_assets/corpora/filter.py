@@ -16,16 +16,18 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import polars as pl
 from polars.exceptions import ComputeError
+from pydantic import Field, model_validator
 
-from tts_assets.core.program import Run, load_config
-from tts_assets.corpora.config import FilterConfig, FilterProgram
+from tts_assets.core.artifacts import SampleManifest
+from tts_assets.core.program import ProgramConfig, Run, load_config
+from tts_assets.corpora.config import FilterConfig, TextConfig
 from tts_assets.corpora.samples import as_line, has_long_lines, scan_samples, separate_bad_lines
 from tts_assets.corpora.text import Normalizer
 
@@ -48,6 +50,30 @@ MEASURED = {  # by configuration key: the metric's column (quality.py) and the r
     "min_p808": ("p808", "P.808 too low"),
     "min_snr": ("snr", "too noisy"),
 }
+
+
+class FilterProgram(ProgramConfig):
+    """``tts_assets.corpora.filter``: sample JSONL in, kept and rejected JSONL out.
+
+    No audio is opened. The only metric available to filters is ``dnsmos_mos_ovr`` of the samples.
+    ``cache`` is a folder for the grammars and results of NeMo; the default lies below ``run_dir``.
+    """
+
+    samples: tuple[Path, ...] = Field(min_length=1)
+    filters: FilterConfig = FilterConfig()
+    text: TextConfig = TextConfig()
+    dataset_name: str = Field(default="", description="for samples without one")
+    cache: Path | None = None
+
+    @model_validator(mode="after")
+    def _no_audio_is_opened(self) -> Self:
+        needed = [metric for metric in self.filters.metrics if metric != "dnsmos"]
+        if needed:
+            raise ValueError(
+                f"{', '.join(needed)}: this program opens no audio; drop the filter, or declare "
+                "the samples as a corpus"
+            )
+        return self
 
 
 @dataclass(frozen=True)
@@ -338,3 +364,8 @@ def main(argv: list[str] | None = None) -> None:
 
 if __name__ == "__main__":
     main()
+
+
+def sample_lists(samples: Mapping[str, SampleManifest]) -> dict[str, Path]:
+    """The sample list of each corpus."""
+    return {name: handle.path / KEPT_FILE for name, handle in samples.items()}

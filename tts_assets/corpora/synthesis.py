@@ -257,7 +257,7 @@ def provenance(program: SynthesisProgram, voice: PiperVoice) -> dict[str, Any]:
         "voice": voice.path.name,
         "voice_digest": voice.digest,
         "texts_sha256": sha256_file(program.texts),
-        "settings": program.synthesis.model_dump(mode="json", exclude={"texts", "voice"}),
+        "settings": program.synthesis.canonical(exclude={"texts", "voice"}),
         "text": program.text.model_dump(mode="json"),
         "language": program.language,
         "speaker": program.speaker,

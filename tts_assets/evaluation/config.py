@@ -14,6 +14,7 @@ from tts_assets.speakers.config import RESEMBLYZER
 
 METRICS = ("words", "dnsmos", "utmos", "similarity", "pitch", "pace", "truncation")
 MAIN = "main"  # name of the suite of [evaluation], beside the names of [evaluation.suites]
+TEMPERATURE_TEXTS = 2  # of each category, synthesized at further temperatures
 BEAM_SIZE = 5  # of the ASR model; it is part of the cache keys of transcripts
 
 
@@ -80,6 +81,7 @@ class EvaluationConfig(Config):
         "beam_size": BEAM_SIZE,
         "sampling": None,  # always that of the serving model, which users get
         "voice": "",
+        "temperature_texts": TEMPERATURE_TEXTS,
     }
 
     suite: Path = Field(description="JSONL file with id, category, text, …; or a meta.lst")
@@ -87,9 +89,8 @@ class EvaluationConfig(Config):
     suites: dict[str, SuiteConfig] = Field(default_factory=dict)
     seeds: tuple[int, ...] = Field((42,), min_length=1, description="one synthesis for each")
     temperatures: tuple[float, ...] = Field(
-        (), description="a few texts are synthesized at these sampling temperatures as well"
+        (), description="two texts of each category are synthesized at these temperatures as well"
     )
-    temperature_texts: int = Field(2, ge=1, description="texts of each category for that")
     metrics: tuple[str, ...] = Field(METRICS, description="names, or 'package.module:Class'")
     utmos: Path | None = Field(None, description="UTMOS as an ONNX file; unset: not measured")
     speaker_encoder: str = Field(

@@ -24,7 +24,7 @@ import torch.distributed as dist
 from tts_assets.audio_models.wer import rate_interval
 from tts_assets.core.artifacts import atomic_write
 from tts_assets.core.program import Run, load_config, one_thread
-from tts_assets.evaluation.config import EvaluationConfig, EvaluationProgram
+from tts_assets.evaluation.config import TEMPERATURE_TEXTS, EvaluationConfig, EvaluationProgram
 from tts_assets.evaluation.metric_runner import (
     AUDIO_FOLDER,
     Batch,
@@ -71,7 +71,7 @@ def in_batches(texts: Sequence[SuiteText], config: EvaluationConfig) -> list[Bat
     groups: dict[str, list[SuiteText]] = {}
     for text in texts:
         groups.setdefault(text.category, []).append(text)
-    few = [text for group in groups.values() for text in group[: config.temperature_texts]]
+    few = [text for group in groups.values() for text in group[:TEMPERATURE_TEXTS]]
     parts: list[tuple[Sequence[SuiteText], tuple[int, ...], float | None]] = [
         (texts, config.seeds, None)
     ]

@@ -4,9 +4,7 @@ They are the trained model, the suites as it synthesizes them, and the table of 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from dagster import AssetDep, AssetIn, AssetKey, AssetsDefinition
 
@@ -21,13 +19,14 @@ from tts_assets.core.artifacts import (
 from tts_assets.core.audio import statement
 from tts_assets.core.compute import Shape
 from tts_assets.corpora.config import VoiceConsent, people
-from tts_assets.corpora.filter import KEPT_FILE
+from tts_assets.corpora.filter import sample_lists
 from tts_assets.corpora.validation import identified
 from tts_assets.evaluation.assets import report_key, suite_key, synthesized_key
 from tts_assets.evaluation.config import MAIN, EvaluationConfig
 from tts_assets.evaluation.suite import SUITE_FILE
 from tts_assets.external_models import table
 from tts_assets.external_models.config import (
+    Environment,
     ExternalModelsConfig,
     ExternalRecipe,
     ExternalSynthesisProgram,
@@ -45,20 +44,6 @@ from tts_assets.provenance.manifest import check_use
 
 CODE_VERSION = "3"
 GROUP = "external_models"
-
-
-@dataclass(frozen=True)
-class Environment:
-    """What all external models share.
-
-    ``python``: coqui's interpreter; ``root``: start of relative paths; ``consents``: consents by
-    corpus for the voice of a recipe.
-    """
-
-    python: Path
-    root: Path
-    shape: Shape
-    consents: Callable[[str], Mapping[str, VoiceConsent | None]]
 
 
 def build_assets(
@@ -104,17 +89,19 @@ def model_asset(
             "validation": identified(validation, samples),
         }
 
-        def program(work: Path) -> ExternalTrainProgram:
-            return ExternalTrainProgram(
+        return Plan(
+            known,
+            program=lambda work: ExternalTrainProgram(
                 run_dir=work,
                 name=name,
                 python=environment.python,
                 recipe=located,
-                samples={corpus: kept.path / KEPT_FILE for corpus, kept in samples.items()},
+                samples=sample_lists(samples),
                 validation=validation,
-            )
-
-        return Plan(known, program=program, seed=recipe.seed, describe=table.describe_model)
+            ),
+            seed=recipe.seed,
+            describe=table.describe_model,
+        )
 
     start = "published weights" if recipe.model else "random weights"
     verb = "converted from" if recipe.family == "tortoise" else "trained from"
@@ -145,9 +132,9 @@ def synthesis_asset(
         request: Request, model: ExternalModel, suite: EvaluationSuite
     ) -> Plan[SynthesizedSuite]:
         agreed = check_use(environment.consents(name), f"{name} may not speak", request.store)
-
-        def program(work: Path) -> ExternalSynthesisProgram:
-            return ExternalSynthesisProgram(
+        return Plan(
+            {"seeds": evaluation.seeds, "consents": agreed},
+            program=lambda work: ExternalSynthesisProgram(
                 run_dir=work,
                 name=name,
                 family=recipe.family,
@@ -158,9 +145,8 @@ def synthesis_asset(
                 language=evaluation.language,
                 seeds=evaluation.seeds,
                 provenance=statement(f"family/{name}", people(agreed)),
-            )
-
-        return Plan({"seeds": evaluation.seeds, "consents": agreed}, program=program)
+            ),
+        )
 
     return program_asset(
         synthesized_key(name, suite_name).path,
@@ -183,11 +169,11 @@ def table_asset(config: ExternalModelsConfig, speechlm: Mapping[str, str]) -> As
 
     def plan(request: Request) -> Plan[ExternalModelsTable]:
         rows = [table.row(request.store, n, source, config.notes) for n, source in recipes.items()]
-
-        def make(work: Path) -> dict[str, Any]:
-            return table.write(work / "result", rows)
-
-        return Plan({"rows": rows}, make, describe=table.describe_table)
+        return Plan(
+            {"rows": rows},
+            lambda work: table.write(work / "result", rows),
+            describe=table.describe_table,
+        )
 
     return artifact_asset(
         "model_families",

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from tts_assets.core.accounting import ValidationSplit
+from tts_assets.core.compute import Shape
 from tts_assets.core.config import Config
 from tts_assets.core.program import ProgramConfig
+from tts_assets.corpora.config import VoiceConsent
 
 Family = Literal["xtts", "vits", "tortoise"]
 SAMPLE_RATES: dict[str, int] = {"xtts": 22050, "vits": 22050, "tortoise": 22050}  # Hz, of training
@@ -114,6 +117,20 @@ class ExternalModelsConfig(Config):
                 f"external_models.notes has {name!r}, which is no recipe; "
                 f"known recipes: {sorted(known)}"
             )
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What all external models share.
+
+    ``python``: coqui's interpreter; ``root``: start of relative paths; ``consents``: consents by
+    corpus for the voice of a recipe.
+    """
+
+    python: Path
+    root: Path
+    shape: Shape
+    consents: Callable[[str], Mapping[str, VoiceConsent | None]]
 
 
 class ExternalTrainProgram(ProgramConfig):

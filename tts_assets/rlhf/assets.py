@@ -21,7 +21,6 @@ from tts_assets.core.artifacts import (
     SpeakerEncoderCheckpoint,
 )
 from tts_assets.core.compute import Shape
-from tts_assets.core.metadata import CheckResult
 from tts_assets.orchestration.checks import artifact_check, losses_check
 from tts_assets.orchestration.dependencies import code_arrays_of
 from tts_assets.orchestration.program_asset import (
@@ -33,12 +32,7 @@ from tts_assets.orchestration.program_asset import (
     program_asset,
 )
 from tts_assets.rlhf.config import RlhfRecipe
-from tts_assets.rlhf.dpo_config import (
-    DpoProgram,
-    DpoRecipe,
-    PairSource,
-    PreferencesConfig,
-)
+from tts_assets.rlhf.dpo_config import DpoProgram, DpoRecipe, PairSource, PreferencesConfig
 from tts_assets.rlhf.reporting import (
     count_all_pairs,
     describe_checkpoint,
@@ -129,18 +123,18 @@ def dpo_asset(name: str, recipe: DpoRecipe, shape: Shape) -> AssetsDefinition:
 
         asked = request.recipe(recipe)
         check_codec(name, preferences, base)
-
-        def program(work: Path) -> DpoProgram:
-            return DpoProgram(
+        return Plan(
+            asked.identity(),
+            program=lambda work: DpoProgram(
                 run_dir=work,
                 name=name,
                 recipe=asked,
                 serving_model=base.path,
                 preferences=preferences.path,
-            )
-
-        describe = partial(describe_dpo, recipe=asked)
-        return Plan(asked.identity(), program=program, seed=asked.seed, describe=describe)
+            ),
+            seed=asked.seed,
+            describe=partial(describe_dpo, recipe=asked),
+        )
 
     return program_asset(
         ["dpo", name],
@@ -229,10 +223,7 @@ def collapse_check(
     checkpoint: AssetsDefinition, recipe: RlhfRecipe | DpoRecipe
 ) -> AssetChecksDefinition:
     """Returns the check ``no_collapse``, which warns of alarms and blocks nothing."""
-
-    def collapse(_: ArtifactStore, made: Checkpoint) -> CheckResult:
-        return find_collapse(made, recipe)
-
     about = "No alarm was raised in training: equal rewards, entropy, repetition, reward "
     about += "hacking, length, KL divergence, preferred completions."
-    return artifact_check(checkpoint, "no_collapse", about, collapse, warns=True)
+    found = partial(find_collapse, recipe=recipe)
+    return artifact_check(checkpoint, "no_collapse", about, found, warns=True)

@@ -34,14 +34,38 @@ WeightTransport = Literal["auto", "files", "nccl"]
 # gradients and optimizer states.
 MAX_SHARED_MEMORY = 0.6
 
-# Rollouts explore: the temperature is higher than for synthesis.
-ROLLOUT_SAMPLING = SamplingConfig(
-    temperature=1.1, top_k=75, top_p=0.9, repetition_penalty=1.1, min_tokens=25, max_tokens=1024
-)
+LONGEST_PROMPT = 400  # characters of a text
 
 # Default upper bound of the CISPO importance weight: TRL recommends it after ScaleRL,
 # arXiv 2510.13786.
 CISPO_CLIP = 5.0
+
+
+class RolloutSampling(Config):
+    """How rollouts are sampled. They explore: the temperature is higher than for synthesis.
+
+    The keys are those of ``[serving.sampling]``. Each completion has a seed of its own, which
+    follows from the ``seed`` of the recipe.
+    """
+
+    removed_keys: ClassVar = {"frequency_penalty": 0.0, "seed": SamplingConfig().seed}
+    replaced_keys: ClassVar = {"seed": "set the seed of the recipe"}
+
+    temperature: float = Field(1.1, ge=0)
+    top_k: int = Field(75, ge=0)
+    top_p: float = Field(0.9, gt=0, le=1)
+    repetition_penalty: float = Field(1.1, gt=0)
+    min_tokens: int = Field(25, ge=0)
+    max_tokens: int = Field(1024, gt=0)
+
+    @model_validator(mode="after")
+    def _bounds_in_order(self) -> Self:
+        self.complete()
+        return self
+
+    def complete(self) -> SamplingConfig:
+        """The sampling of an engine. Raises ValueError for tokens out of order."""
+        return SamplingConfig(**self.model_dump())
 
 
 class TransformersRollouts(Config):
@@ -125,13 +149,13 @@ class PromptsConfig(Config):
     """Texts that the policy synthesizes: a text file, transcripts of corpora, or both.
 
     With ``voice_prompts`` each transcript gets a voice prompt: text and codes of another utterance.
-    Lines of the file get none. Unusable texts are counted and left out: texts longer than
-    ``max_characters``, texts in other languages, texts without words or without a voice prompt, and
+    Lines of the file get none. Unusable texts are counted and left out: texts longer than 400
+    characters, texts in other languages, texts without words or without a voice prompt, and
     prompts that leave too few positions for an answer.
     """
 
     renamed_keys: ClassVar = {"voice_of": "voice_speaker"}
-    removed_keys: ClassVar = {"min_characters": 1}
+    removed_keys: ClassVar = {"min_characters": 1, "max_characters": LONGEST_PROMPT}
 
     texts: Path | None = Field(None, description="text file, one text a line")
     language: str = Field("en", description="language of the lines of the text file")
@@ -144,7 +168,6 @@ class PromptsConfig(Config):
         (1.0, 10.0), description="shortest and longest voice prompt"
     )
     languages: tuple[str, ...] = Field((), description="languages to use; empty: all")
-    max_characters: int = Field(400, ge=1, description="longest text")
 
     @model_validator(mode="after")
     def _check_sources(self) -> Self:
@@ -209,7 +232,7 @@ class RlhfRecipe(Config):
     stop_on_collapse: bool = Field(
         False, description="stop at the first alarm and publish the checkpoint before it"
     )
-    sampling: SamplingConfig = Field(ROLLOUT_SAMPLING, description="sampling of the rollouts")
+    sampling: RolloutSampling = Field(RolloutSampling(), description="sampling of the rollouts")
     steps: int = Field(1000, gt=0, description="GRPO steps")
     prompts_per_step: int = Field(8, gt=0, description="prompts of a step, over all ranks")
     generations: int = Field(8, ge=2, description="completions of each prompt: the group of GRPO")

@@ -161,7 +161,9 @@ def make_from_rollouts(run: Run, program: RlhfProgram, count: int) -> list[str]:
         open_engine(run, program.engine_program(), synthesizer.engine.lm) as engine,
         closing(RewardExecutor.open(recipe, synthesizer, run.rank)) as rewards,
     ):
-        worker = RolloutWorker(synthesizer, engine, rewards, recipe.sampling, recipe.seed)
+        worker = RolloutWorker(
+            synthesizer, engine, rewards, recipe.sampling.complete(), recipe.seed
+        )
         start = len(rounds) - len(left)
         for one in run.progress(left, "preferences", total=len(rounds), start=start):
             each = -(-len(one) // run.world_size)

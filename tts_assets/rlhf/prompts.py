@@ -23,7 +23,7 @@ from tts_assets.core.config import Config, ConfigError
 from tts_assets.corpora.text import Normalizer
 from tts_assets.normalization.front_end import normalize as numbers_to_words
 from tts_assets.normalization.front_end import unread
-from tts_assets.rlhf.config import PromptsConfig, RlhfRecipe
+from tts_assets.rlhf.config import LONGEST_PROMPT, PromptsConfig, RlhfRecipe
 from tts_assets.rlhf.reward_config import RewardConfig, WerReward
 from tts_assets.serving.config import Voice
 from tts_assets.serving.served_model import read_card
@@ -229,8 +229,8 @@ def _words(prompt: RolloutPrompt) -> str:
 
 def _left_out(config: PromptsConfig, limits: Limits, prompt: RolloutPrompt, words: str) -> str:
     """Returns the reason why a prompt cannot be used; empty if it can."""
-    if len(prompt.text) > config.max_characters:
-        return "longer than max_characters"
+    if len(prompt.text) > LONGEST_PROMPT:
+        return f"longer than {LONGEST_PROMPT} characters"
     if config.languages and not {prompt.language, spoken_language(prompt.language)} & {
         *config.languages
     }:

@@ -175,7 +175,9 @@ def alarms_of(folder: Path, recipe: RlhfRecipe | DpoRecipe) -> dict[str, tuple[i
     return samples | first_alarms(training_records(folder, MARGIN), recipe.alarms)
 
 
-def find_collapse(checkpoint: Checkpoint, recipe: RlhfRecipe | DpoRecipe) -> CheckResult:
+def find_collapse(
+    _: ArtifactStore, checkpoint: Checkpoint, recipe: RlhfRecipe | DpoRecipe
+) -> CheckResult:
     """Fails if there is an alarm; the metadata has the first update of each."""
     found = alarms_of(checkpoint.path, recipe)
     seen = {name: f"from update {update} on: {text}" for name, (update, text) in found.items()}

@@ -101,7 +101,9 @@ def train(run: Run, program: RlhfProgram) -> None:
         open_engine(run, program.engine_program(), lm) as engine,
         closing(RewardExecutor.open(recipe, synthesizer, run.rank)) as rewards,
     ):
-        worker = RolloutWorker(synthesizer, engine, rewards, recipe.sampling, recipe.seed)
+        worker = RolloutWorker(
+            synthesizer, engine, rewards, recipe.sampling.complete(), recipe.seed
+        )
         evaluation = HeldOutEvaluation(
             run,
             worker,

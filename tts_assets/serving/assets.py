@@ -9,13 +9,13 @@ from resources.launcher import Program
 from tts_assets.core import artifacts
 from tts_assets.core.artifacts import ArtifactStore, ServingFacts, ServingModel
 from tts_assets.core.compute import Shape
-from tts_assets.core.metadata import CheckResult, Markdown, Metadata
+from tts_assets.core.metadata import CheckResult
 from tts_assets.corpora.config import TextConfig, VoiceConsent
 from tts_assets.orchestration.checks import artifact_check
 from tts_assets.orchestration.dependencies import code_arrays_of
 from tts_assets.orchestration.program_asset import Machines, Plan, Request, artifact_asset
 from tts_assets.provenance.manifest import check_use
-from tts_assets.serving.config import ServingConfig
+from tts_assets.serving.config import ServingConfig, describe
 
 CODE_VERSION = "5"
 Definitions = list[AssetsDefinition | AssetChecksDefinition]
@@ -107,10 +107,3 @@ def agreement_check(model: AssetsDefinition, engine: str) -> AssetChecksDefiniti
 
     about = f"Tokens and log-probabilities in {engine} equal those of the checkpoint."
     return artifact_check(model, f"{engine}_agrees", about, agrees)
-
-
-def describe(model: ServingModel) -> Metadata:
-    """Metadata: the model card, and the command that synthesizes speech."""
-    command = f'python -m tts_assets.serving.synthesize --model {model.path} --text "…" --out a.wav'
-    card = (model.path / "README.md").read_text().split("---\n", 2)[2]
-    return {"model_card": Markdown(card), "command": command}

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field
 
+from tts_assets.core.artifacts import ServingModel
 from tts_assets.core.config import Config
+from tts_assets.core.metadata import Markdown, Metadata
 from tts_assets.core.program import ProgramConfig
 from tts_assets.corpora.config import TextConfig, VoiceConsent, people
 from tts_assets.speechlm.config import SamplingConfig
 
 SERVING_FILE = "serving.json"
+CHECK_TOKENS = 32  # greedy tokens after each text that are compared with the checkpoint
 GPU_MEMORY = 0.8  # fraction of a GPU for vLLM: the codec needs the rest
 
 
@@ -25,6 +29,7 @@ class ServingConfig(Config):
     """
 
     added_keys: ClassVar[frozenset[str]] = frozenset({"watermark"})
+    removed_keys: ClassVar[Mapping[str, Any]] = {"check_tokens": CHECK_TOKENS}
 
     sampling: SamplingConfig = SamplingConfig()
     voices: int = Field(2, ge=0)
@@ -33,9 +38,6 @@ class ServingConfig(Config):
     check_texts: tuple[str, ...] = (
         "one two three four",
         "thank you for calling",
-    )
-    check_tokens: int = Field(
-        32, gt=0, description="greedy tokens that are compared with the checkpoint"
     )
     watermark: bool = Field(True, description="an inaudible mark in everything that is synthesized")
     # Costs 50 s on one busy core, mostly the start of vLLM. vLLM has its own model code (tied
@@ -52,7 +54,7 @@ class ServingConfig(Config):
             serving_model=serving_model,
             codebook_size=codebook_size,
             texts=self.check_texts,
-            tokens=self.check_tokens,
+            tokens=CHECK_TOKENS,
             vllm=self.check_vllm,
         )
 
@@ -168,3 +170,10 @@ class ServingCard(Config):
     def consenting_people(self) -> str:
         """The people whose voices the model was trained on. Empty for synthetic voices."""
         return people(self.consents)
+
+
+def describe(model: ServingModel) -> Metadata:
+    """Metadata: the model card, and the command that synthesizes speech."""
+    command = f'python -m tts_assets.serving.synthesize --model {model.path} --text "…" --out a.wav'
+    card = (model.path / "README.md").read_text().split("---\n", 2)[2]
+    return {"model_card": Markdown(card), "command": command}

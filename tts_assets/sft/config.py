@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from tts_assets.core.compute import visible_devices
 from tts_assets.core.config import Config, ConfigError
@@ -34,6 +34,10 @@ EXECUTION: Mapping[str, Any] = {
 }
 # Settings of the generated samples. They change files of the result, but not the weights.
 SAMPLING: Mapping[str, Any] = {"sample_texts": True, "sample_every": True}
+
+
+StrategyName = Literal["ddp", "fsdp", "zero2", "zero3"]
+DEEPSPEED: tuple[StrategyName, ...] = ("zero2", "zero3")
 
 
 class Concatenation(Config):
@@ -136,24 +140,6 @@ class Lora(Config):
         return self
 
 
-class StrategyConfig(Config):
-    """``[sft.<name>.strategy]``: how several ranks train one model.
-
-    ``ddp`` keeps model and optimizer on every rank. ``fsdp`` (FSDP2) shards weights, gradients and
-    optimizer. ``deepspeed`` shards gradients and optimizer (``zero_stage`` 2, the default), and
-    with ``zero_stage`` 3 also the weights.
-    """
-
-    name: Literal["ddp", "fsdp", "deepspeed"] = "ddp"
-    zero_stage: Literal[2, 3] | None = None
-
-    @model_validator(mode="after")
-    def _stage_of_deepspeed(self) -> Self:
-        if self.zero_stage is not None and self.name != "deepspeed":
-            raise ValueError(f"zero_stage goes with name = 'deepspeed', not with {self.name!r}")
-        return self
-
-
 class CheckpointConfig(Config):
     """``[sft.<name>.checkpoints]``: which checkpoints for a restart are kept.
 
@@ -226,7 +212,11 @@ class SftRecipe(Config):
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="auto: bf16 where the hardware multiplies it natively, else fp32"
     )
-    strategy: StrategyConfig = StrategyConfig()
+    strategy: StrategyName = Field(
+        "ddp",
+        description="ddp: model and optimizer on every rank; fsdp (FSDP2): all sharded; zero2, "
+        "zero3 (DeepSpeed): gradients and optimizer sharded, with zero3 also the weights",
+    )
     gradient_checkpointing: bool = Field(
         False, description="recompute the activations of layers in the backward pass: less memory"
     )
@@ -248,6 +238,15 @@ class SftRecipe(Config):
         "(docs/training.md says which to choose)",
     )
     seed: int = Field(777, ge=0)
+
+    @field_validator("strategy", mode="before")
+    @classmethod
+    def _refuse_former_table(cls, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            name = value.get("name", "ddp")
+            now = f"zero{value.get('zero_stage') or 2}" if name == "deepspeed" else name
+            raise ValueError(f"this is no longer a table: write strategy = {now!r}")
+        return value
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -302,20 +301,20 @@ class SftRecipe(Config):
 
     @model_validator(mode="after")
     def _fitting_strategy(self) -> Self:
-        name = self.strategy.name
+        name = self.strategy
         if self.optimizer.name == "muon" and name != "ddp":
             raise ValueError(
                 f"muon needs whole matrices, and {name} gives a rank a part of each: write "
-                "optimizer.name = 'adamw' or strategy.name = 'ddp'"
+                "optimizer.name = 'adamw' or strategy = 'ddp'"
             )
         four_bit = self.lora is not None and self.lora.four_bit
         if (four_bit or self.optimizer.name == "adamw_8bit") and (name != "ddp" or self.compile):
             raise ValueError(
                 "tensors of lora.four_bit and optimizer.name = 'adamw_8bit' are neither sharded "
-                "nor compiled: write strategy.name = 'ddp' and leave compile out"
+                "nor compiled: write strategy = 'ddp' and leave compile out"
             )
-        if self.compile and name == "deepspeed":
-            raise ValueError("compile goes with strategy.name = 'ddp' or 'fsdp'")
+        if self.compile and name in DEEPSPEED:
+            raise ValueError("compile goes with strategy = 'ddp' or 'fsdp'")
         return self
 
     @model_validator(mode="after")
@@ -427,10 +426,10 @@ def check_machine(recipe: SftRecipe, processes: int) -> None:
             f"{processes} processes need a GPU each, and this machine shows {gpus}: set "
             f"compute.processes to at most {gpus}"
         )
-    if recipe.strategy.name == "deepspeed" and find_spec("deepspeed") is None:
+    if recipe.strategy in DEEPSPEED and find_spec("deepspeed") is None:
         raise MachineError(
-            "strategy.name = 'deepspeed' needs the package deepspeed, which is not installed: "
-            "install it, or write strategy.name = 'fsdp', which shards as much"
+            f"strategy = {recipe.strategy!r} needs the package deepspeed, which is not installed: "
+            "install it, or write strategy = 'fsdp', which shards as much"
         )
     four_bit = recipe.lora is not None and recipe.lora.four_bit
     if (four_bit or recipe.optimizer.name == "adamw_8bit") and find_spec("bitsandbytes") is None:

@@ -373,9 +373,9 @@ def import_deepspeed(device: torch.device) -> Any:
 
 def open_strategy(recipe: SftRecipe, loss: SpeechLoss) -> Strategy:
     """The strategy of the recipe. A single rank always trains the plain model."""
-    name = recipe.strategy.name
+    name = recipe.strategy
     if name == "ddp" or world_size() == 1:
         return Ddp(loss, recipe.optimizer)
     if name == "fsdp":
         return Fsdp(loss, recipe.optimizer)
-    return Zero(loss, recipe.optimizer, recipe.strategy.zero_stage or 2)
+    return Zero(loss, recipe.optimizer, 3 if name == "zero3" else 2)

@@ -4,11 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import polars as pl
 from dagster import AssetChecksDefinition, AssetIn, AssetsDefinition
 
 from tts_assets.core.artifacts import (
-    ArtifactStore,
     SampleManifest,
     SpeakerEncoderCheckpoint,
     SpeakerPurity,
@@ -17,10 +15,7 @@ from tts_assets.core.artifacts import (
 )
 from tts_assets.core.compute import Shape
 from tts_assets.core.metadata import (
-    CheckResult,
-    Metadata,
     embedded,
-    markdown_table,
     set_aside_reasons,
 )
 from tts_assets.corpora.filter import KEPT_FILE
@@ -35,20 +30,20 @@ from tts_assets.orchestration.program_asset import (
 )
 from tts_assets.speakers.config import (
     PUBLISHED,
-    PURITY_FILE,
     EncoderProgram,
     EncoderRecipe,
     PurityConfig,
     PurityProgram,
     ReportProgram,
     SpeakersConfig,
+    check_purity,
+    describe_purity,
     encoder_digest,
     encoder_path,
     resolve,
 )
 
 CODE_VERSION = "2"
-OUTLIERS_SHOWN = 20
 Built = AssetsDefinition | AssetChecksDefinition
 Segments = Mapping[str, SpeechSegments]  # by corpus
 
@@ -209,21 +204,3 @@ def speaker_purity(purity: PurityConfig, shape: Shape, root: Path) -> AssetsDefi
         kinds={"pytorch", "parquet"},
         description="The similarity of each speaker's utterances, and outliers among them.",
     )
-
-
-def outliers(purity: SpeakerPurity) -> pl.DataFrame:
-    """The outliers with the lowest similarity, the lowest first."""
-    rows = pl.read_parquet(purity.path / PURITY_FILE).filter("outlier").sort("similarity", "id")
-    return rows.head(OUTLIERS_SHOWN)
-
-
-def check_purity(_: ArtifactStore, purity: SpeakerPurity) -> CheckResult:
-    """Whether there are outliers, with their ids."""
-    found = purity.facts.outliers
-    return CheckResult(found == 0, {"outliers": found, "ids": outliers(purity)["id"].to_list()})
-
-
-def describe_purity(purity: SpeakerPurity) -> Metadata:
-    """Metadata: a table of the outliers."""
-    columns = ("wav_path", "speaker", "similarity", "nearest", "similarity_nearest")
-    return {"outliers_first": markdown_table(outliers(purity).select(columns), longest=1000)}

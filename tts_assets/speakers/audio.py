@@ -363,7 +363,7 @@ class Batches:
         order = self._rng("voices", number).permutation(len(self.names))
         chosen = order[index * self.recipe.speakers :][: self.recipe.speakers]
         items = [item for v in chosen for item in self._turn(self.names[v], number)]
-        lengths = self.recipe.min_frames, self.recipe.max_frames
+        lengths = self.recipe.crop_frames
         return items, int(self._rng("frames", step).integers(*lengths, endpoint=True))
 
     def _turn(self, voice: str, number: int) -> list[MelRecording]:

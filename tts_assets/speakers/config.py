@@ -13,11 +13,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
+import polars as pl
 from pydantic import Field, model_validator
 
 from tts_assets.core.accounting import HashSplit
-from tts_assets.core.artifacts import SpeakerEncoderCheckpoint, sha256_file
+from tts_assets.core.artifacts import (
+    ArtifactStore,
+    SpeakerEncoderCheckpoint,
+    SpeakerPurity,
+    sha256_file,
+)
 from tts_assets.core.config import Config, ConfigError, digest_of
+from tts_assets.core.metadata import CheckResult, Metadata, markdown_table
 from tts_assets.core.program import ProgramConfig
 
 RESEMBLYZER = "resemblyzer"  # the public weights in the Python package of that name
@@ -25,6 +32,8 @@ PUBLISHED = "speaker_encoder"  # the asset: the encoder of [speakers]
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 PURITY_FILE = "purity.parquet"
 SEED_OF_TRIALS = 1
+OUTLIERS_SHOWN = 20
+PAIRS_OF_A_SPEAKER, UTTERANCES_OF_A_SPEAKER = 200, 100  # most of them, in the trials of a report
 
 
 def resolve(name: str, root: Path) -> Path:
@@ -63,7 +72,7 @@ class AudioConfig(Config):
 
     ``vad`` removes silence with WebRTC's detector, or with Silero's, which also removes loud
     non-speech. The loudness of every recording is normalized by its RMS, or with ``unit = "lufs"``
-    by EBU R128. Each ``window_frames`` of 10 ms give one embedding, ``step_frames`` apart; the mean
+    by EBU R128. Each ``window_frames`` of 10 ms give one embedding, half a window apart; the mean
     of the windows is the embedding of the recording.
     """
 
@@ -81,24 +90,21 @@ class AudioConfig(Config):
         "centre": False,
         "short": "repeat",
     }
+    replaced_keys: ClassVar[Mapping[str, str]] = {
+        "step_frames": "windows are half of window_frames apart; delete it"
+    }
 
     vad: Literal["webrtc", "silero", "none"] = "webrtc"
     unit: Literal["rms", "lufs"] = "rms"
-    window_frames: int = Field(160, gt=0)
-    step_frames: int = Field(80, gt=0)
-
-    @model_validator(mode="after")
-    def _check_steps(self) -> Self:
-        if self.step_frames > self.window_frames:
-            raise ValueError(
-                f"step_frames {self.step_frames} would leave gaps between windows of "
-                f"{self.window_frames} frames; write step_frames = {self.window_frames // 2}"
-            )
-        return self
+    window_frames: int = Field(160, gt=1)
 
     def settings(self) -> AudioSettings:
         """The complete settings, as they are stored with the weights."""
-        return AudioSettings(**self.model_dump())
+        return AudioSettings(**self.model_dump(), step_frames=self.window_frames // 2)
+
+    def in_former_shape(self, values: dict[str, Any]) -> dict[str, Any]:
+        """With the steps between windows, which were a key."""
+        return values | {"step_frames": self.settings().step_frames}
 
 
 class AudioSettings(AudioConfig):
@@ -111,7 +117,9 @@ class AudioSettings(AudioConfig):
     """
 
     removed_keys: ClassVar[Mapping[str, Any]] = {}
+    replaced_keys: ClassVar[Mapping[str, str]] = {}
 
+    step_frames: int = Field(80, gt=0)
     sample_rate: Literal[16_000] = 16_000
     loudness: float = Field(-27.0, ge=-60, le=-10)
     only_louder: bool = False
@@ -135,8 +143,17 @@ class AudioSettings(AudioConfig):
         """Samples of one frame."""
         return round(self.window_ms * self.sample_rate / 1000)
 
+    def in_former_shape(self, values: dict[str, Any]) -> dict[str, Any]:
+        """As they are: these settings have all keys."""
+        return values
+
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.step_frames > self.window_frames:
+            raise ValueError(
+                f"step_frames {self.step_frames} would leave gaps between windows of "
+                f"{self.window_frames} frames; write step_frames = {self.window_frames // 2}"
+            )
         if self.window > self.n_fft:
             raise ValueError(
                 f"window_ms {self.window_ms} are {self.window} samples, more than n_fft "
@@ -205,17 +222,17 @@ class EncoderRecipe(Config):
 
     ``base`` initializes the weights: a folder of this project, a ``.pt`` of Resemblyzer or
     Real-Time-Voice-Cloning, or "resemblyzer" for that of its package. The base determines
-    architecture and audio. A step has ``speakers`` x ``utterances`` crops of ``min_frames`` to
-    ``max_frames``. ``speeds``: every recording is also played at these speeds, and each speed
-    counts as another speaker, as in Kaldi's recipes. ``equalize``: each crop gets a smooth random
-    frequency response of at most so many dB.
+    architecture and audio. A step has ``speakers`` x ``utterances`` crops, of a random number of
+    frames within ``crop_frames`` (shortest, longest). ``speeds``: every recording is also played at
+    these speeds, and each speed counts as another speaker, as in Kaldi's recipes. ``equalize``:
+    each crop gets a smooth random frequency response of at most so many dB.
     """
 
-    renamed_keys: ClassVar[Mapping[str, str]] = {
-        "least_frames": "min_frames",
-        "most_frames": "max_frames",
-    }
     removed_keys: ClassVar[Mapping[str, Any]] = {"similarity_share": 1.0, "clip": 3.0}
+    replaced_keys: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("min_frames", "max_frames", "least_frames", "most_frames"),
+        "write crop_frames = [140, 180]",
+    )
 
     architecture: EncoderArchitecture = EncoderArchitecture()
     audio: AudioConfig = AudioConfig()
@@ -223,8 +240,7 @@ class EncoderRecipe(Config):
     loss: Literal["softmax", "contrast"] = "softmax"
     speakers: int = Field(64, ge=2)
     utterances: int = Field(10, ge=2)
-    min_frames: int = Field(140, gt=0)
-    max_frames: int = Field(180, gt=0)
+    crop_frames: tuple[int, int] = (140, 180)
     speeds: tuple[float, ...] = Field((1.0,), min_length=1)
     equalize: float = Field(0.0, ge=0, description="dB; for log-mels")
     steps: int = Field(20_000, gt=0)
@@ -237,8 +253,12 @@ class EncoderRecipe(Config):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.min_frames > self.max_frames:
-            raise ValueError(f"min_frames {self.min_frames} is above max_frames {self.max_frames}")
+        shortest, longest = self.crop_frames
+        if not 0 < shortest <= longest:
+            raise ValueError(
+                f"crop_frames {list(self.crop_frames)} must be the shortest and the longest crop, "
+                "for example [140, 180]"
+            )
         if self.final_lr > self.lr:
             raise ValueError(f"final_lr {self.final_lr} is above lr {self.lr}; it decays to it")
         own = (self.architecture, self.audio) != (EncoderArchitecture(), AudioConfig())
@@ -253,24 +273,40 @@ class EncoderRecipe(Config):
             )
         return self
 
+    def in_former_shape(self, values: dict[str, Any]) -> dict[str, Any]:
+        """A key for the shortest and one for the longest crop."""
+        shortest, longest = values.pop("crop_frames")
+        return values | {"least_frames": shortest, "most_frames": longest}
+
 
 class SpeakerSelection(Config):
     """The recordings that are used, and the split into training and test speakers.
 
-    Speakers in ``test_speakers`` are used for tests only. If it is empty, ``test`` draws the test
-    speakers by the hash of their names. The name of a speaker is ``<corpus>/<speaker>``.
-    ``aliases`` lists names that belong to one person:
+    Speakers in ``test_speakers`` are used for tests only. If it is empty, they are the part
+    ``test_fraction`` of all speakers, drawn by the hash of their names. The name of a speaker is
+    ``<corpus>/<speaker>``. ``aliases`` lists names that belong to one person:
     ``aliases = { allison = ["asterisk_en/allison_smith", "asterisk_es/allison"] }``.
     """
 
     renamed_keys: ClassVar[Mapping[str, str]] = {"same": "aliases"}
     removed_keys: ClassVar[Mapping[str, Any]] = {"min_utterances": 4}
+    replaced_keys: ClassVar[Mapping[str, str]] = {"test": "write test_fraction = 0.1"}
 
     corpora: tuple[str, ...] = Field(min_length=1)
-    test: HashSplit = HashSplit(fraction=0.1)
+    test_fraction: float = Field(0.1, ge=0, lt=1)
     test_speakers: tuple[str, ...] = ()
     min_seconds: float = Field(1.0, ge=0)
     aliases: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+
+    @property
+    def test(self) -> HashSplit:
+        """How test speakers are drawn."""
+        return HashSplit(fraction=self.test_fraction)
+
+    def in_former_shape(self, values: dict[str, Any]) -> dict[str, Any]:
+        """A table for the split."""
+        values.pop("test_fraction", None)
+        return values | {"test": self.test.canonical()}
 
     @model_validator(mode="after")
     def _check_aliases(self) -> Self:
@@ -288,11 +324,14 @@ class TrialConfig(Config):
     """
 
     renamed_keys: ClassVar[Mapping[str, str]] = {"beside": "baseline"}
-    removed_keys: ClassVar[Mapping[str, Any]] = {"p_target": 0.01, "seed": SEED_OF_TRIALS}
+    removed_keys: ClassVar[Mapping[str, Any]] = {
+        "p_target": 0.01,
+        "seed": SEED_OF_TRIALS,
+        "per_speaker": PAIRS_OF_A_SPEAKER,
+        "max_utterances": UTTERANCES_OF_A_SPEAKER,
+    }
 
     seed: ClassVar[int] = SEED_OF_TRIALS
-    per_speaker: int = Field(200, ge=1, description="pairs of one speaker")
-    max_utterances: int = Field(100, ge=2, description="of a speaker")
     baseline: str = RESEMBLYZER
 
 
@@ -373,3 +412,21 @@ class PurityProgram(ProgramConfig):
     encoder: str
     samples: Path
     cache: Path
+
+
+def outliers(purity: SpeakerPurity) -> pl.DataFrame:
+    """The outliers with the lowest similarity, the lowest first."""
+    rows = pl.read_parquet(purity.path / PURITY_FILE).filter("outlier").sort("similarity", "id")
+    return rows.head(OUTLIERS_SHOWN)
+
+
+def check_purity(_: ArtifactStore, purity: SpeakerPurity) -> CheckResult:
+    """Whether there are outliers, with their ids."""
+    found = purity.facts.outliers
+    return CheckResult(found == 0, {"outliers": found, "ids": outliers(purity)["id"].to_list()})
+
+
+def describe_purity(purity: SpeakerPurity) -> Metadata:
+    """Metadata: a table of the outliers."""
+    columns = ("wav_path", "speaker", "similarity", "nearest", "similarity_nearest")
+    return {"outliers_first": markdown_table(outliers(purity).select(columns), longest=1000)}

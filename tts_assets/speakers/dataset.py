@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,12 @@ from tts_assets.core.artifacts import RawCorpus, SpeechSegments, open_artifact
 from tts_assets.core.config import ConfigError, digest_of
 from tts_assets.corpora.index import Utterance, utterances
 from tts_assets.corpora.samples import AudioFolders
-from tts_assets.speakers.config import SpeakerSelection, TrialConfig
+from tts_assets.speakers.config import (
+    PAIRS_OF_A_SPEAKER,
+    SEED_OF_TRIALS,
+    UTTERANCES_OF_A_SPEAKER,
+    SpeakerSelection,
+)
 
 MIN_UTTERANCES = 4  # of a speaker; speakers with fewer are set aside
 P_TARGET = 0.01  # prior of the same speaker in minDCF, as in NIST SRE and VoxCeleb
@@ -81,7 +87,7 @@ def read_speakers(corpora: Mapping[str, Path], config: SpeakerSelection) -> Spea
             what = (
                 f"{len({r.speaker for r in kept})} speakers of {', '.join(config.corpora)} leave "
                 f"fewer than two to {name}: add corpora, lower min_seconds {config.min_seconds}, "
-                f"or change test (speakers need {MIN_UTTERANCES} utterances)"
+                f"or change test_fraction (speakers need {MIN_UTTERANCES} utterances)"
             )
             raise ConfigError(nothing_usable(what, [*set_aside, *rare]))
     return SpeakerSplit(tuple(sides[0]), tuple(sides[1]), (*set_aside, *rare))
@@ -178,8 +184,20 @@ class Errors:
     misses: NDArray[np.float64]
 
 
-def make_trials(recordings: Sequence[SpeakerRecording], config: TrialConfig) -> list[Trial]:
-    """Up to ``per_speaker`` trials of the same speaker, and as many of different speakers.
+class TrialLimits(NamedTuple):
+    """The most pairs of one speaker, and the most utterances that they are drawn from."""
+
+    pairs: int = PAIRS_OF_A_SPEAKER
+    utterances: int = UTTERANCES_OF_A_SPEAKER
+
+
+REPORTED = TrialLimits()
+
+
+def make_trials(
+    recordings: Sequence[SpeakerRecording], limits: TrialLimits = REPORTED
+) -> list[Trial]:
+    """Up to ``limits.pairs`` trials of the same speaker, and as many of different speakers.
 
     The two recordings of a speaker are never from the same known session. The second trial pairs
     the first recording with one of another speaker. The selection follows from ids and seed only.
@@ -189,7 +207,7 @@ def make_trials(recordings: Sequence[SpeakerRecording], config: TrialConfig) -> 
     for recording in sorted(recordings):
         by_speaker.setdefault(recording.speaker, []).append(recording)
     by_speaker = {
-        name: sample_utterances(group, name, config) for name, group in sorted(by_speaker.items())
+        name: sample_utterances(group, name, limits) for name, group in sorted(by_speaker.items())
     }
     if len(by_speaker) < 2:
         raise ConfigError(
@@ -198,9 +216,9 @@ def make_trials(recordings: Sequence[SpeakerRecording], config: TrialConfig) -> 
         )
     trials: list[Trial] = []
     for name, group in by_speaker.items():
-        rng = generator(config.seed, "trials", name)
+        rng = generator(SEED_OF_TRIALS, "trials", name)
         pairs = [(a, b) for a, b in combinations(group, 2) if not one_session(a, b)]
-        chosen = rng.permutation(len(pairs))[: config.per_speaker]
+        chosen = rng.permutation(len(pairs))[: limits.pairs]
         others = [other for other in by_speaker if other != name]
         for index in sorted(chosen):
             a, b = pairs[index]
@@ -210,18 +228,17 @@ def make_trials(recordings: Sequence[SpeakerRecording], config: TrialConfig) -> 
     if not trials:
         raise ConfigError(
             "no two test recordings of one speaker are of different sessions: add recordings of "
-            "another day, name other test_speakers, or raise trials.max_utterances "
-            f"{config.max_utterances}"
+            "another day, or name other test_speakers"
         )
     return list(dict.fromkeys(trials))
 
 
 def sample_utterances(
-    group: Sequence[SpeakerRecording], name: str, config: TrialConfig
+    group: Sequence[SpeakerRecording], name: str, limits: TrialLimits = REPORTED
 ) -> list[SpeakerRecording]:
-    """At most ``max_utterances`` of a speaker's recordings, drawn by the seed."""
-    order = generator(config.seed, "utterances", name).permutation(len(group))
-    return [group[index] for index in sorted(order[: config.max_utterances])]
+    """At most ``limits.utterances`` of a speaker's recordings, drawn by the seed."""
+    order = generator(SEED_OF_TRIALS, "utterances", name).permutation(len(group))
+    return [group[index] for index in sorted(order[: limits.utterances])]
 
 
 def one_session(a: SpeakerRecording, b: SpeakerRecording) -> bool:

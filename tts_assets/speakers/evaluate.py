@@ -25,13 +25,15 @@ from tts_assets.core.artifacts import atomic_write
 from tts_assets.core.audio import BrokenAudio
 from tts_assets.core.metadata import csv_cell, table_row
 from tts_assets.core.program import Run, load_config, one_thread
-from tts_assets.speakers.config import ReportProgram, TrialConfig, resolve
+from tts_assets.speakers.config import SEED_OF_TRIALS, ReportProgram, resolve
 from tts_assets.speakers.dataset import (
     P_TARGET,
+    REPORTED,
     Errors,
     SpeakerRecording,
     SpeakerSplit,
     Trial,
+    TrialLimits,
     confusion,
     errors,
     make_trials,
@@ -69,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
     program = load_config(ReportProgram, argv)
     with one_thread(), Run(program.run_dir) as run:
         split = read_speakers(program.corpora, program.selection)
-        evaluation = EncoderEvaluation(run, program.trials, split, load_encoders(program))
+        evaluation = EncoderEvaluation(run, split, load_encoders(program))
         run.finish(facts(evaluation.evaluate()))
 
 
@@ -88,17 +90,17 @@ class EncoderEvaluation:
     def __init__(
         self,
         run: Run,
-        config: TrialConfig,
         split: SpeakerSplit,
         encoders: Mapping[str, VoiceEncoder],
+        limits: TrialLimits = REPORTED,
     ) -> None:
-        self.run, self.config, self.split, self.encoders = run, config, split, encoders
+        self.run, self.split, self.encoders, self.limits = run, split, encoders, limits
         self.set_aside: list[SetAside] = []
 
     def evaluate(self) -> dict[str, Any]:
         """Write all files of the report; return its numbers."""
-        recordings, embeddings = self._embed(trial_recordings(self.split.test, self.config))
-        trials = make_trials(recordings, self.config)
+        recordings, embeddings = self._embed(trial_recordings(self.split.test, self.limits))
+        trials = make_trials(recordings, self.limits)
         same = [trial.same for trial in trials]
         scores = {name: score_trials(trials, found) for name, found in embeddings.items()}
         found = {name: errors(values, same, P_TARGET) for name, values in scores.items()}
@@ -146,7 +148,7 @@ class EncoderEvaluation:
         self, recordings: Sequence[SpeakerRecording], embeddings: Embeddings
     ) -> None:
         """t-SNE, and UMAP if it is installed, of some embeddings."""
-        folder, seed = self.run.result_dir, self.config.seed
+        folder, seed = self.run.result_dir, SEED_OF_TRIALS
         order = np.random.default_rng(seed).permutation(len(recordings))[:PLOTTED_EMBEDDINGS]
         shown = [recordings[index] for index in sorted(order)]
         matrix = np.stack([embeddings[r.id] for r in shown])
@@ -160,14 +162,14 @@ class EncoderEvaluation:
 
 
 def trial_recordings(
-    recordings: Sequence[SpeakerRecording], config: TrialConfig
+    recordings: Sequence[SpeakerRecording], limits: TrialLimits
 ) -> list[SpeakerRecording]:
     """The recordings that trials may use; no others are embedded."""
     by_speaker: dict[str, list[SpeakerRecording]] = {}
     for recording in sorted(recordings):
         by_speaker.setdefault(recording.speaker, []).append(recording)
     groups = sorted(by_speaker.items())
-    return [r for name, group in groups for r in sample_utterances(group, name, config)]
+    return [r for name, group in groups for r in sample_utterances(group, name, limits)]
 
 
 def eer_within_corpora(

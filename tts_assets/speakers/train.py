@@ -37,10 +37,11 @@ from tts_assets.speakers.audio import (
     fill,
     prepare,
 )
-from tts_assets.speakers.config import EncoderProgram, EncoderRecipe, TrialConfig, resolve
+from tts_assets.speakers.config import EncoderProgram, EncoderRecipe, resolve
 from tts_assets.speakers.dataset import (
     P_TARGET,
     SpeakerRecording,
+    TrialLimits,
     errors,
     make_trials,
     read_speakers,
@@ -59,7 +60,7 @@ from tts_assets.speakers.model import (
 
 GRADIENT_CLIP = 3.0  # norm of all gradients (Wan et al., 2018)
 ADVERSARY_HIDDEN = 128  # units of the adversary's hidden layer
-TRACKING = TrialConfig(per_speaker=50, max_utterances=20)  # trials of the validation metric
+TRACKING = TrialLimits(pairs=50, utterances=20)  # trials of the validation metric
 
 EXAMPLES_FILE = "examples.json"
 SPEAKERS = 2  # with two clips each

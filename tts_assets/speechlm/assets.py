@@ -10,17 +10,20 @@ from typing import Any
 
 from dagster import AssetChecksDefinition, AssetsDefinition
 
-from tts_assets.arrays.arrays import SPLITS, count_lines
-from tts_assets.core.accounting import SET_ASIDE_FILE, ValidationSplit
-from tts_assets.core.artifacts import ArtifactStore, CodeArrays, Texts, TokenArrays, sha256_file
+from tts_assets.core.accounting import ValidationSplit
+from tts_assets.core.artifacts import CodeArrays, Texts, TokenArrays, sha256_file
 from tts_assets.core.compute import Shape
 from tts_assets.core.config import ConfigError
-from tts_assets.core.metadata import CheckResult, Metadata, set_aside_reasons
 from tts_assets.orchestration.checks import artifact_check
 from tts_assets.orchestration.dependencies import corpus_partitions, follow_data
 from tts_assets.orchestration.program_asset import Plan, Request, artifact_asset, program_asset
 from tts_assets.speechlm.config import TokenizerConfig, TokenProgram, identified, with_commit
-from tts_assets.speechlm.formats import TextSource, write_texts
+from tts_assets.speechlm.formats import (
+    TextSource,
+    count_all_lines,
+    describe_texts,
+    write_texts,
+)
 
 CODE_VERSION = "2"  # of token_arrays
 TEXTS_VERSION = "1"
@@ -33,17 +36,15 @@ def build_assets(
 
     def plan(request: Request, code_arrays: CodeArrays) -> Plan[TokenArrays]:
         wanted = tuple(tokenizers.get(request.partition, ()))
-
-        def program(work: Path) -> TokenProgram:
-            return TokenProgram(
+        return Plan(
+            {"tokenizers": [identified(one) for one in wanted], "pretraining": pretraining},
+            program=lambda work: TokenProgram(
                 run_dir=work,
                 arrays=code_arrays.path,
                 tokenizers=tuple(map(with_commit, wanted)),
                 pretraining=pretraining,
-            )
-
-        known = {"tokenizers": [identified(one) for one in wanted], "pretraining": pretraining}
-        return Plan(known, program=program)
+            ),
+        )
 
     streams = "; the token streams of pretraining" if pretraining else ""
     asset = program_asset(
@@ -100,16 +101,3 @@ def texts_asset(
         kinds={"json"},
         description=f"The lines of {path.name} that can be trained on beside speech.",
     )
-
-
-def describe_texts(texts: Texts) -> Metadata:
-    """Metadata: the number of lines that were set aside for each reason."""
-    return {f"set_aside/{name}": count for name, count in set_aside_reasons(texts.path).items()}
-
-
-def count_all_lines(_: ArtifactStore, texts: Texts) -> CheckResult:
-    """Compares the lines of the file with the lines kept and set aside."""
-    kept = sum(count_lines(texts.path / f"{split}_samples.jsonl") for split in SPLITS)
-    counts = {"lines": texts.facts.lines, "kept": kept}
-    counts["set_aside"] = count_lines(texts.path / SET_ASIDE_FILE)
-    return CheckResult(counts["lines"] == kept + counts["set_aside"] and kept > 0, counts)

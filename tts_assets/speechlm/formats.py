@@ -32,6 +32,7 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from tts_assets.arrays.arrays import SPLITS, count_lines
 from tts_assets.core.accounting import (
     SET_ASIDE_FILE,
     SetAside,
@@ -40,7 +41,9 @@ from tts_assets.core.accounting import (
     raise_nothing_usable,
     write_set_aside,
 )
+from tts_assets.core.artifacts import ArtifactStore, Texts
 from tts_assets.core.config import Config, digest_of
+from tts_assets.core.metadata import CheckResult, Metadata, set_aside_reasons
 from tts_assets.corpora.readers.files import json_object, lines
 from tts_assets.speechlm.config import FormatName
 
@@ -361,3 +364,16 @@ def words(text: Any) -> str:
     except UnicodeEncodeError as error:
         raise BadText("text is not Unicode", str(error)) from None
     return text
+
+
+def describe_texts(texts: Texts) -> Metadata:
+    """Metadata: the number of lines that were set aside for each reason."""
+    return {f"set_aside/{name}": count for name, count in set_aside_reasons(texts.path).items()}
+
+
+def count_all_lines(_: ArtifactStore, texts: Texts) -> CheckResult:
+    """Compares the lines of the file with the lines kept and set aside."""
+    kept = sum(count_lines(texts.path / f"{split}_samples.jsonl") for split in SPLITS)
+    counts = {"lines": texts.facts.lines, "kept": kept}
+    counts["set_aside"] = count_lines(texts.path / SET_ASIDE_FILE)
+    return CheckResult(counts["lines"] == kept + counts["set_aside"] and kept > 0, counts)

@@ -249,20 +249,21 @@ def _read_file(
     path: Path, name: str, file: pq.ParquetFile, options: ParquetOptions, config: CorpusConfig
 ) -> Iterator[Entry | SetAside]:
     columns = _columns(path, file.schema_arrow, options)
+    audio, text, speaker = options.named
     number = 0
     for batch in file.iter_batches(BATCH, columns=columns):
         for row in range(len(batch)):
             where = f"{name}:{number}"
             cells = {column: _cell(batch, column, row, where) for column in batch.schema.names}
             bad = next((cell for cell in cells.values() if isinstance(cell, SetAside)), None)
-            source = cells.get(options.audio_column)
+            source = cells.get(audio)
             fields = {"original_data": {"path": source}} if source else {}
             yield bad or entry(
                 config,
-                Embedded(path, options.audio_column, number),
+                Embedded(path, audio, number),
                 where,
-                cells.get(options.text_column, ""),
-                speaker=cells.get(options.speaker_column, ""),
+                cells.get(text, ""),
+                speaker=cells.get(speaker, ""),
                 **fields,
             )
             number += 1
@@ -270,14 +271,15 @@ def _read_file(
 
 def _columns(path: Path, schema: pa.Schema, options: ParquetOptions) -> list[str]:
     """The columns to read besides the audio bytes. Raises ConfigError if one is missing."""
-    for option, column in options.model_dump().items():
+    name, *others = options.named
+    for column, option in zip(options.named, ("audio", "text", "speaker"), strict=True):
         if column and column not in schema.names:
             raise ConfigError(
-                f"{path} has no column {column!r}; set options.{option} to one of {schema.names}"
+                f"{path} has no column {column!r}; set options.columns.{option} to one of "
+                f"{schema.names}"
             )
-    name = options.audio_column
     audio = schema.field(name).type
-    columns = [column for column in (options.text_column, options.speaker_column) if column]
+    columns = [column for column in others if column]
     if pa.types.is_struct(audio):
         fields = {
             audio.field(number).name: audio.field(number).type for number in range(len(audio))
@@ -287,7 +289,7 @@ def _columns(path: Path, schema: pa.Schema, options: ParquetOptions) -> list[str
     if not (pa.types.is_binary(audio) or pa.types.is_large_binary(audio)):
         raise ConfigError(
             f"{path}: column {name!r} holds {audio} instead of audio; "
-            f"set options.audio_column to one of {schema.names}"
+            f"set options.columns.audio to one of {schema.names}"
         )
     return columns
 
