@@ -32,7 +32,7 @@ from tts_assets.rlhf.prompts import PromptSet, RolloutPrompt, recipe_texts
 from tts_assets.rlhf.reward_config import WerReward
 from tts_assets.rlhf.reward_executor import RewardExecutor
 from tts_assets.rlhf.rollouts import PolicyEngine, RolloutWorker
-from tts_assets.rlhf.train import policy_lm
+from tts_assets.rlhf.trainer import policy_lm
 from tts_assets.serving.synthesis import Synthesizer
 from tts_assets.settings import Settings, load_settings
 from tts_assets.speechlm.model import SpeechLM

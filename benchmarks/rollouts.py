@@ -43,7 +43,7 @@ from tts_assets.rlhf.config import EngineProgram, VllmRollouts
 from tts_assets.rlhf.engine import hosted
 from tts_assets.rlhf.engine_client import EngineClient, FileSender
 from tts_assets.rlhf.prompts import read_texts
-from tts_assets.rlhf.train import prompt_order
+from tts_assets.rlhf.trainer import prompt_order
 from tts_assets.serving.config import SERVING_FILE
 from tts_assets.serving.served_model import SynthesisLine, read_card
 from tts_assets.serving.synthesis import Synthesizer, TransformersEngine

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from tests.codec.conftest import VENDORED
-from tts_assets.codec.config import CodecConfig
-from tts_assets.codec.sources import identify
+from tts_assets.codec.config import CodecConfig, identify
 from tts_assets.codec.training_config import REFERENCE
 from tts_assets.core.config import ConfigError
 

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from tts_assets.audio_models.whisper import knows_english_only, pinned_whisper
-from tts_assets.codec.config import CodecReportConfig
-from tts_assets.codec.sources import download, identify
+from tts_assets.codec.config import CodecReportConfig, identify
+from tts_assets.codec.original import download
 from tts_assets.core.config import Config, ConfigError, canonical_json
 from tts_assets.core.hub import commit_of, identity, pinned
 from tts_assets.corpora.config import FilterConfig
@@ -229,7 +229,7 @@ class Hub(BaseHTTPRequestHandler):
 @pytest.mark.slow
 def test_the_weights_of_snac_are_downloaded_without_code(tmp_path: Path) -> None:
     script = (
-        "import sys; from pathlib import Path; from tts_assets.codec.sources import download; "
+        "import sys; from pathlib import Path; from tts_assets.codec.original import download; "
         "download(*sys.argv[1:3], Path(sys.argv[3]))"
     )
     with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as hub:

@@ -70,7 +70,7 @@ def test_a_corpus_without_its_folder_is_reported(tmp_path: Path) -> None:
 
 
 def test_the_doctor_does_not_import_dagster() -> None:
-    code = "import sys; import tts_assets.doctor.__main__ as d; d.read_project(); "
+    code = "import sys; import tts_assets.doctor.findings as d; d.read_project(); "
     code += "sys.exit('dagster' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 

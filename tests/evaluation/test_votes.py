@@ -40,8 +40,7 @@ from tts_assets.evaluation.compare import compare
 from tts_assets.evaluation.config import EvaluationConfig, EvaluationProgram
 from tts_assets.evaluation.results import read_samples
 from tts_assets.evaluation.suite import SuiteText, read_suite, write_suite
-from tts_assets.rlhf.dpo_config import PreferencesConfig
-from tts_assets.rlhf.preferences import read_pairs
+from tts_assets.rlhf.dpo_config import PreferencesConfig, read_pairs
 from tts_assets.serving.config import ServingConfig
 from tts_assets.serving.synthesis import Synthesizer
 

@@ -14,7 +14,7 @@ from tts_assets.core.artifacts import (
     Handle,
     Report,
 )
-from tts_assets.external_models.table import ModelSource, markdown, row
+from tts_assets.external_models.config import ModelSource, markdown, row
 
 NOTES = {"old": "the demo's | voice"}
 

@@ -20,8 +20,13 @@ from tts_assets.core.artifacts import CheckpointFacts
 from tts_assets.core.config import ConfigError
 from tts_assets.core.program import STOPPED, Run, read_metrics
 from tts_assets.definitions import build_defs
-from tts_assets.rlhf.dpo_config import DpoProgram, DpoRecipe, PreferencesConfig, PreferencesProgram
-from tts_assets.rlhf.preferences import read_pairs
+from tts_assets.rlhf.dpo_config import (
+    DpoProgram,
+    DpoRecipe,
+    PreferencesConfig,
+    PreferencesProgram,
+    read_pairs,
+)
 from tts_assets.rlhf.reporting import MARGIN, describe_dpo, find_collapse, training_records
 from tts_assets.rlhf.rollouts import completion_seed
 from tts_assets.serving.config import ServingConfig

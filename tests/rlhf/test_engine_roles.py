@@ -44,7 +44,7 @@ def test_two_steps_with_the_engine_on_the_second_node(
 
 def test_a_checkpoint_is_saved_if_the_engine_dies(program: Make) -> None:
     """The launcher ends the trainer, which saves. The error names the engine. A retry resumes."""
-    from tts_assets.rlhf import train
+    from tts_assets.rlhf.trainer import newest_checkpoint
 
     vllm = VllmConfig(restarts=0)
     made = program("run", vllm=vllm, engine={"kind": "vllm"}, steps=4, save_every=100)
@@ -58,7 +58,7 @@ def test_a_checkpoint_is_saved_if_the_engine_dies(program: Make) -> None:
     assert re.search("(ended with status -9,|died of this rollout) 1 times in a row", failure(lost))
     assert "log.txt" in failure(lost)
     assert not engine_servers(made)
-    assert train.newest_checkpoint(made.run_dir / "checkpoints") is not None
+    assert newest_checkpoint(made.run_dir / "checkpoints") is not None
     done = len(metrics(made))
     assert 1 <= done < 4
     assert (

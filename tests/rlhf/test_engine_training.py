@@ -112,7 +112,7 @@ def test_a_run_saves_a_checkpoint_if_the_engine_does_not_come_back(
     program: Make, whole: RlhfProgram, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without a launcher the run hosts its engine."""
-    from tts_assets.rlhf import train
+    from tts_assets.rlhf.trainer import newest_checkpoint
 
     monkeypatch.delenv("TTS_SERVICE_HOST")
     vllm = VllmConfig(restarts=0)
@@ -123,7 +123,7 @@ def test_a_run_saves_a_checkpoint_if_the_engine_does_not_come_back(
     ):
         run(made)
     assert not engine_servers(made)
-    newest = train.newest_checkpoint(made.run_dir / "checkpoints")
+    newest = newest_checkpoint(made.run_dir / "checkpoints")
     assert newest is not None  # though the recipe saves every 100 steps
     (failure,) = made.run_dir.glob("failure-*.txt")
     assert "engine/log.txt" in failure.read_text()

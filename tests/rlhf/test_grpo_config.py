@@ -110,7 +110,7 @@ def test_a_changed_setting_changes_what_trl_gets(setting: str, tmp_path: Path) -
 
 
 def test_peft_gets_the_rank_of_the_adapters() -> None:
-    from tts_assets.rlhf.train import adapter_config
+    from tts_assets.rlhf.trainer import adapter_config
 
     size = LlamaSize(hidden_size=32, intermediate_size=64, layers=2, heads=2, kv_heads=2)
     model = new_llama(size, 64, VocabularyConfig(), seed=0).model

@@ -222,6 +222,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_without_a_checkpoint(
     program: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tts_assets.rlhf import train
+    from tts_assets.rlhf.trainer import newest_checkpoint
 
     made = program("run", steps=3, save_every=1)
     original = train.TrainingRollouts.generate
@@ -236,7 +237,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_without_a_checkpoint(
     monkeypatch.setattr(train.TrainingRollouts, "generate", spoil_the_second)
     with pytest.raises(FloatingPointError, match="of update 2 is nan: lower the recipe's learning"):
         run(made)
-    newest = train.newest_checkpoint(made.run_dir / "checkpoints")
+    newest = newest_checkpoint(made.run_dir / "checkpoints")
     assert newest is not None and newest.name == "checkpoint-1"
 
 
@@ -339,18 +340,18 @@ def stop_after_first_step(program: ProgramConfig) -> None:
 
 
 def test_incomplete_checkpoints_are_ignored(tmp_path: Path) -> None:
-    from tts_assets.rlhf import train
+    from tts_assets.rlhf.trainer import COMPLETE, newest_checkpoint
 
     for number in (2, 10, 30):
         (tmp_path / f"checkpoint-{number}").mkdir()
-    assert train.newest_checkpoint(tmp_path) is None
+    assert newest_checkpoint(tmp_path) is None
     for number in (2, 10):
-        (tmp_path / f"checkpoint-{number}" / train.COMPLETE).touch()
-    assert train.newest_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+        (tmp_path / f"checkpoint-{number}" / COMPLETE).touch()
+    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
 
 
 def test_each_epoch_has_all_prompts_in_another_order() -> None:
-    from tts_assets.rlhf.train import prompt_order
+    from tts_assets.rlhf.trainer import prompt_order
 
     order = prompt_order(prompts=7, count=20, seed=1)
     assert sorted(order[:7]) == sorted(order[7:14]) == list(range(7))

@@ -43,10 +43,9 @@ from tts_assets.orchestration.dependencies import corpus_partitions
 from tts_assets.sft.assets import sft_asset
 from tts_assets.sft.config import SftRecipe
 from tts_assets.sft.inputs import find_tokens, sft_program
-from tts_assets.speechlm.assets import CODE_VERSION as TOKENS_VERSION
 from tts_assets.speechlm.assets import build_assets as token_assets
 from tts_assets.speechlm.assets import build_text_assets
-from tts_assets.speechlm.config import TokenizerConfig, VocabularyConfig
+from tts_assets.speechlm.config import TOKENS_VERSION, TokenizerConfig, VocabularyConfig
 from tts_assets.speechlm.formats import TextSource
 from tts_assets.speechlm.model import SpeechLM
 from tts_assets.speechlm.vocabulary import VOCABULARY_FILE, lexicon_of, tokenizer_digest

@@ -7,12 +7,11 @@ import pytest
 from tests.sft.conftest import program_values, recipe_values
 from tts_assets.core.config import ConfigError
 from tts_assets.sft.config import (
-    MachineError,
     OptimizerConfig,
     SftProgram,
     SftRecipe,
-    check_machine,
 )
+from tts_assets.sft.inputs import MachineError, check_machine
 from tts_assets.sft.optimizer import learning_rate
 
 

@@ -21,7 +21,8 @@ from tts_assets.core.config import ConfigError
 from tts_assets.core.program import Run
 from tts_assets.core.training import saved
 from tts_assets.sft.checkpoint import CheckpointError
-from tts_assets.sft.config import MachineError, SftProgram, check_machine
+from tts_assets.sft.config import SftProgram
+from tts_assets.sft.inputs import MachineError, check_machine
 from tts_assets.sft.train import SftTrainer, build_trainer
 from tts_assets.speechlm.config import ADAPTER_CARD, AdapterCard
 from tts_assets.speechlm.model import SpeechLM, weights_digest

@@ -18,7 +18,7 @@ from transformers import (
     MimiModel,
 )
 
-from tts_assets.codec.sources import fetch
+from tts_assets.codec.original import fetch
 
 
 @torch.no_grad()

@@ -194,7 +194,7 @@ def doctor(as_json: AsJson = False) -> None:
       tts-assets doctor
       tts-assets doctor --json
     """
-    from tts_assets.doctor.__main__ import check_machine
+    from tts_assets.doctor.findings import check_machine
 
     raise typer.Exit(check_machine(as_json))
 

@@ -13,9 +13,11 @@ from tts_assets.codec.config import (
     DecoderProgram,
     DecoderRecipe,
     ShardProgram,
+    identify,
+    model_card,
+    start_digests,
 )
 from tts_assets.codec.shard_files import count_shards, describe_shards, reusable_shards
-from tts_assets.codec.sources import fetch, identify, model_card, start_digests
 from tts_assets.codec.training_config import describe_training
 from tts_assets.core.accounting import ValidationSplit
 from tts_assets.core.artifacts import (
@@ -83,6 +85,7 @@ def fetched_codec(config: CodecConfig, root: Path) -> AssetsDefinition:
 
         def make(work: Path) -> dict[str, Any]:
             from tts_assets.codec.model import Codec
+            from tts_assets.codec.original import fetch
 
             fetch(name, source, root, work / "result", config.codebooks)
             return Codec.load(work / "result").facts.model_dump()  # publish only what can be loaded

@@ -8,6 +8,7 @@ This module imports no torch, because Dagster's definitions import it.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -21,8 +22,10 @@ from tts_assets.codec.training_config import (
     TrainingRecipe,
 )
 from tts_assets.core.accounting import ValidationSplit
-from tts_assets.core.artifacts import CodecFacts
-from tts_assets.core.config import Config
+from tts_assets.core.artifacts import CodecFacts, sha256_file
+from tts_assets.core.config import Config, ConfigError
+from tts_assets.core.hub import MAIN, commit_of
+from tts_assets.core.metadata import Markdown, Metadata
 from tts_assets.core.program import ProgramConfig
 
 UINT16_CODES = 65_536  # shards store codes as uint16; X-Codec-2's codebook has this size
@@ -33,6 +36,8 @@ ORIGINAL = (
     ".safetensors",
 )  # suffixes of the X-Codec-2 checkpoints of its authors
 
+MODEL_CARD = "README.md"
+HUB_NAME = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 CODEBOOKS_FILE = "codebooks.json"  # of a codec folder: how many codebooks are used
 
 
@@ -272,6 +277,54 @@ class CodecConfig(Config):
         if self.codebooks is not None and self.train is not None:
             raise ValueError("codecs that are trained here have one codebook: remove codebooks")
         return self
+
+
+def identify(name: str, root: Path) -> dict[str, str]:
+    """The identity of a codec, independent of its path.
+
+    Digests of its files by name, or its name and commit on the hub (see ``core/hub.py``). Raises
+    :class:`ConfigError` if ``name`` is neither.
+    """
+    path = root / name
+    if path.is_dir():
+        return digests(path)
+    if path.is_file() and path.suffix in ORIGINAL:
+        sizes = path.with_suffix(".json")
+        return {file.suffix: sha256_file(file) for file in (path, sizes) if file.is_file()}
+    if path.is_file() or not (found := HUB_NAME.fullmatch(name)):
+        raise ConfigError(
+            f"codec.checkpoint {path} is neither a folder nor a file that ends in one of "
+            f"{ORIGINAL}, nor {name!r} a name on the hub, as HKUSTAudio/xcodec2-hf is"
+        )
+    return {"name": found[1], "revision": commit_of(found[1], found[2] or MAIN)}
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """The SHA-256 of each file of a codec or decoder, by file name."""
+    return {file.name: sha256_file(file) for file in files_of(folder)}
+
+
+def start_digests(folder: Path | None, key: str) -> dict[str, str]:
+    """The digests of the folder that a training starts from; empty without one.
+
+    Raises :class:`ConfigError`, which names the configuration key ``key``, if it does not exist.
+    """
+    if folder is None:
+        return {}
+    if not folder.is_dir():
+        raise ConfigError(f"{key}: there is no folder {folder}; name one that was published")
+    return digests(folder)
+
+
+def files_of(folder: Path) -> list[Path]:
+    """The files of a codec. The model card is not one: editing it must not retrain anything."""
+    return sorted(p for p in folder.iterdir() if p.is_file() and p.name != MODEL_CARD)
+
+
+def model_card(folder: Path) -> Metadata:
+    """Metadata: the model card of a codec folder, if it has one."""
+    card = folder / MODEL_CARD
+    return {"model_card": Markdown(card.read_text())} if card.is_file() else {}
 
 
 class TrainingProgram(ProgramConfig):

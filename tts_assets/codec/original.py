@@ -1,4 +1,4 @@
-"""Published X-Codec-2: converts original checkpoints (HKUSTAudio) to codec folders; trains them.
+"""Published codecs: fetches them; converts original X-Codec-2 checkpoints; trains X-Codec-2.
 
     python -m tts_assets.codec.original CHECKPOINT FOLDER
 
@@ -21,19 +21,21 @@ semantic reconstruction (``semantic.features = "codec"``).
 from __future__ import annotations
 
 import argparse
+import json
 import re
-from collections.abc import Iterable
+import shutil
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import Wav2Vec2BertConfig, Wav2Vec2BertModel, Xcodec2Config, Xcodec2Model
 
-from tts_assets.codec.backends import open_complete
-from tts_assets.codec.config import ORIGINAL, CodecArchitecture
+from tts_assets.codec.backends import WEIGHTS_FILE, open_complete, snac_sizes
+from tts_assets.codec.config import CODEBOOKS_FILE, ORIGINAL, CodecArchitecture, files_of
 from tts_assets.codec.xcodec2 import (
     HOP,
     LogFilterbank,
@@ -42,7 +44,11 @@ from tts_assets.codec.xcodec2 import (
     initialize_published,
 )
 from tts_assets.core.artifacts import apply_umask
+from tts_assets.core.config import ConfigError
+from tts_assets.core.hub import from_hub
 
+HUB_FILES = ("config.json", "model*.safetensors", "model.safetensors.index.json")
+PICKLED = "pytorch_model.bin"
 SEMANTIC_LAYERS = 16  # of the 24 of w2v-BERT 2.0: X-Codec-2 uses hidden state 16
 # Names of transformers -> original names. Numbers are kept; {n+1} is one more.
 NAMES = (
@@ -351,6 +357,59 @@ def main() -> None:
         convert(arguments.checkpoint, arguments.folder, arguments.config)
     except OriginalError as error:
         raise SystemExit(str(error)) from None
+
+
+def fetch(
+    name: str, source: Mapping[str, str], root: Path, folder: Path, codebooks: int | None = None
+) -> None:
+    """Write the codec that :func:`identify` identified as ``source`` into ``folder``.
+
+    An original checkpoint is converted. ``codebooks``: how many of several are used.
+    """
+    path = root / name
+    if path.is_dir():
+        for file in files_of(path):
+            shutil.copyfile(file, folder / file.name)
+    elif path.is_file():
+        convert(path, folder)
+    else:
+        download(source["name"], source["revision"], folder)
+    if codebooks is not None:
+        (folder / CODEBOOKS_FILE).write_text(json.dumps({"codebooks": codebooks}) + "\n")
+    if (folder / PICKLED).is_file() and not any(folder.glob("*.safetensors")):
+        without_pickle(folder)
+
+
+def download(name: str, revision: str, folder: Path) -> None:
+    """Download the safetensors of one commit of a published model, but no code.
+
+    SNAC is published without safetensors: its weights are downloaded as a pickle, see
+    :func:`without_pickle`.
+    """
+    from huggingface_hub import snapshot_download
+
+    def get(*patterns: str) -> None:
+        with from_hub(name):
+            snapshot_download(
+                name, revision=revision, local_dir=folder, allow_patterns=list(patterns)
+            )
+
+    get(*HUB_FILES)
+    if not any(folder.glob("*.safetensors")) and snac_sizes(folder):
+        get(PICKLED)
+    shutil.rmtree(folder / ".cache", ignore_errors=True)  # bookkeeping of huggingface_hub
+
+
+def without_pickle(folder: Path) -> None:
+    """Replace the weights of a SNAC by safetensors. No code of the pickle is executed.
+
+    Raises :class:`ConfigError` for another codec.
+    """
+    if not snac_sizes(folder):
+        raise ConfigError(f"{folder / PICKLED} is a pickle: save the codec as safetensors")
+    weights = torch.load(folder / PICKLED, map_location="cpu", weights_only=True)
+    save_file({name: own.contiguous() for name, own in weights.items()}, folder / WEIGHTS_FILE)
+    (folder / PICKLED).unlink()
 
 
 if __name__ == "__main__":

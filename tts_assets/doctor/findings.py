@@ -1,4 +1,4 @@
-"""Checks of the machine and of installed packages. Each returns a :class:`Finding`.
+"""Checks of the machine and of installed packages. Each returns a :class:`Finding`; all of them.
 
 The module imports the standard library only, so that ``make doctor`` runs before ``make install``.
 """
@@ -13,10 +13,17 @@ import shutil
 import socket
 import subprocess
 import sys
+import textwrap
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tts_assets.settings import Settings
+
+UI_PORT, SERVER_PORT = 3000, 8000
 
 
 @dataclass(frozen=True)
@@ -326,3 +333,95 @@ def run(*command: str, seconds: float = COMMAND_SECONDS) -> subprocess.Completed
         return subprocess.CompletedProcess(command, 124, "", f"no answer in {seconds:g} s")
     except OSError as error:
         return subprocess.CompletedProcess(command, 127, "", str(error))
+
+
+def check_machine(as_json: bool) -> int:
+    """Print all findings. The exit status is 1 if a part is missing that the profile needs."""
+    found = examine()
+    if as_json:
+        rows = [{**asdict(finding), "state": finding.state} for finding in found]
+        print(json.dumps(rows, indent=2))
+    else:
+        print("\n".join(describe(finding) for finding in found))
+        print(f"\n{summary(found)}")
+    return int(any(finding.needed for finding in found))
+
+
+def examine() -> list[Finding]:
+    """All findings. The checks are independent and change nothing."""
+    project, settings = read_project()
+    compute = settings.compute if settings else None
+    asked = compute is not None and compute.launcher == "torchrun" and bool(compute.gpus)
+    graphics = gpus(needed=asked)
+    batch = compute is not None and compute.launcher == "slurm"
+    return [
+        python(),
+        commands(Path(sys.executable).parent),
+        project,
+        torch(has_gpus=graphics.fine),
+        graphics,
+        vllm(
+            settings.vllm.python if settings else None,
+            checked=bool(settings and settings.sft and settings.serving.check_vllm),
+        ),
+        compiler(),
+        audio(),
+        memory(),
+        cores(),
+        disk(settings.storage if settings else Path("storage").resolve()),
+        *(corpora(read_corpora(settings)) if settings else ()),
+        port(UI_PORT, "the UI", "tts-assets ui --port 3100"),
+        port(SERVER_PORT, "the server", "tts-assets serve --port 8001"),
+        slurm(compute.slurm.login if compute and batch else (), needed=batch),
+        wandb(settings.wandb.mode if settings and settings.wandb else None),
+        *alerts(settings.alerts.variables() if settings else ()),
+    ]
+
+
+def read_project() -> tuple[Finding, Settings | None]:
+    """The finding of the project file, and its settings if they are valid."""
+    try:
+        from tts_assets.core.config import ConfigError
+        from tts_assets.project_file import project_file
+        from tts_assets.settings import load_settings
+    except ModuleNotFoundError as error:
+        found = f"no module {error.name!r}"
+        return missing("project", found, "nothing runs", "make install", needed=True), None
+    try:
+        settings = load_settings()
+    except (ConfigError, OSError) as error:
+        return missing(
+            *("project", str(error), "Dagster does not load"),
+            f"correct {project_file()}, or set TTS_PROJECT or TTS_PROFILE to another one",
+            needed=True,
+        ), None
+    return fine("project", f"{settings.project.name}, {project_file()}"), settings
+
+
+def read_corpora(settings: Settings) -> dict[str, Path]:
+    """The folders of the declared corpora that are read, not made from texts."""
+    corpora = settings.all_corpora
+    return {
+        name: corpora(name).path
+        for name, config in corpora.declared.items()
+        if config.synthesis is None
+    }
+
+
+def describe(finding: Finding) -> str:
+    """One line, and for a missing part two more: its consequence and the remedy."""
+    mark = "ok " if finding.fine else ("!! " if finding.needed else "-- ")
+    line = f"{mark}{finding.name:13} {finding.found}"
+    if finding.fine:
+        return line
+    more = [f"affects: {finding.cost}", f"remedy:  {finding.remedy}"]
+    return "\n".join([line, *(textwrap.indent(text, " " * 17) for text in more)])
+
+
+def summary(found: list[Finding]) -> str:
+    """One line: whether the selected profile runs."""
+    needed = [finding.name for finding in found if finding.needed]
+    lacking = sum(not finding.fine for finding in found)
+    if needed:
+        return f"this profile does not run yet: {', '.join(needed)}"
+    return f"this profile runs; {lacking} of {len(found)} parts are missing, none is needed"

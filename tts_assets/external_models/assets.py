@@ -24,13 +24,18 @@ from tts_assets.corpora.validation import identified
 from tts_assets.evaluation.assets import report_key, suite_key, synthesized_key
 from tts_assets.evaluation.config import MAIN, EvaluationConfig
 from tts_assets.evaluation.suite import SUITE_FILE
-from tts_assets.external_models import table
 from tts_assets.external_models.config import (
     Environment,
     ExternalModelsConfig,
     ExternalRecipe,
     ExternalSynthesisProgram,
     ExternalTrainProgram,
+    ModelSource,
+    describe_model,
+    describe_table,
+    row,
+    weights_digests,
+    write,
 )
 from tts_assets.orchestration.dependencies import filtered_samples_of
 from tts_assets.orchestration.program_asset import (
@@ -85,7 +90,7 @@ def model_asset(
         check_use(environment.consents(name), what, request.store)
         known = {
             "recipe": recipe.canonical(exclude={"model"}),
-            "weights": table.weights_digests(located.model),
+            "weights": weights_digests(located.model),
             "validation": identified(validation, samples),
         }
 
@@ -100,7 +105,7 @@ def model_asset(
                 validation=validation,
             ),
             seed=recipe.seed,
-            describe=table.describe_model,
+            describe=describe_model,
         )
 
     start = "published weights" if recipe.model else "random weights"
@@ -164,15 +169,15 @@ def synthesis_asset(
 
 def table_asset(config: ExternalModelsConfig, speechlm: Mapping[str, str]) -> AssetsDefinition:
     """``model_families``: a table of all recipes, which includes those without a model."""
-    recipes = {name: table.ModelSource("speechlm", stage) for name, stage in speechlm.items()}
-    recipes |= {name: table.ModelSource(r.family, "family") for name, r in config.recipes.items()}
+    recipes = {name: ModelSource("speechlm", stage) for name, stage in speechlm.items()}
+    recipes |= {name: ModelSource(r.family, "family") for name, r in config.recipes.items()}
 
     def plan(request: Request) -> Plan[ExternalModelsTable]:
-        rows = [table.row(request.store, n, source, config.notes) for n, source in recipes.items()]
+        rows = [row(request.store, n, source, config.notes) for n, source in recipes.items()]
         return Plan(
             {"rows": rows},
-            lambda work: table.write(work / "result", rows),
-            describe=table.describe_table,
+            lambda work: write(work / "result", rows),
+            describe=describe_table,
         )
 
     return artifact_asset(

@@ -21,7 +21,7 @@ from tts_assets.evaluation.page import write_flac
 from tts_assets.evaluation.suite import SuiteText, read_suite
 from tts_assets.external_models.config import CLONING, ExternalSynthesisProgram
 from tts_assets.external_models.coqui.job import Line, SynthesisJob
-from tts_assets.external_models.train import run_job
+from tts_assets.external_models.environment import run_job
 
 
 def main(argv: list[str] | None = None) -> None:

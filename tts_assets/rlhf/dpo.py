@@ -32,8 +32,13 @@ from tts_assets.core.accounting import HashSplit, is_validation
 from tts_assets.core.config import ConfigError
 from tts_assets.core.program import Run, load_config
 from tts_assets.rlhf.alarms import CollapseMonitor
-from tts_assets.rlhf.dpo_config import Answer, DpoProgram, DpoRecipe
-from tts_assets.rlhf.preferences import PreferencePair, read_pairs
+from tts_assets.rlhf.dpo_config import (
+    Answer,
+    DpoProgram,
+    DpoRecipe,
+    PreferencePair,
+    read_pairs,
+)
 from tts_assets.rlhf.prompts import RolloutPrompt
 from tts_assets.rlhf.reporting import (
     FOLDER,
@@ -53,7 +58,7 @@ from tts_assets.rlhf.rollouts import (
     PolicyEngine,
     RolloutWorker,
 )
-from tts_assets.rlhf.train import (
+from tts_assets.rlhf.trainer import (
     RunCallback,
     adapter_config,
     newest_checkpoint,

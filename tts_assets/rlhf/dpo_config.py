@@ -5,6 +5,7 @@ Direct Preference Optimization: Rafailov et al. 2023, arXiv 2305.18290.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from tts_assets.core.config import Config, ConfigError
 from tts_assets.core.program import ProgramConfig
 from tts_assets.rlhf.alarms import AlarmConfig
 from tts_assets.rlhf.config import EngineProgram, RlhfProgram
+from tts_assets.serving.config import Voice
+from tts_assets.serving.served_model import SynthesisLine
 
 PREFERENCES_FILE = "preferences.jsonl"
 
@@ -106,6 +109,33 @@ class Answer(Config):
     codes: tuple[int, ...]
     ended: bool
     model: str = Field("", description="serving model that synthesized it")
+
+
+class PreferencePair(Config):
+    """A text, its voice prompt, and two syntheses, of which ``chosen`` is preferred.
+
+    ``margin``: the difference of their rewards, or the share of the votes for ``chosen``.
+    """
+
+    id: str
+    text: str
+    language: str
+    description: str = ""
+    voice: Voice | None = None
+    chosen: Answer
+    rejected: Answer
+    margin: float = Field(ge=0)
+
+    def line(self, seed: int = 0) -> SynthesisLine:
+        """Returns the request for a synthesis of the text."""
+        return SynthesisLine(self.text, self.voice, seed, self.description, self.language)
+
+
+def read_pairs(folder: Path) -> list[PreferencePair]:
+    """Reads the pairs of an artifact. Raises :class:`ConfigError` for an invalid line."""
+    path = folder / PREFERENCES_FILE
+    with path.open(encoding="utf-8") as lines:  # str.splitlines would also split at U+2028
+        return [PreferencePair.parse(json.loads(line), str(path)) for line in lines]
 
 
 class VotedTrial(Config):

@@ -25,7 +25,6 @@ from typing import Any
 
 import numpy as np
 import torch.distributed as dist
-from pydantic import Field
 
 from tts_assets.core.accounting import (
     SET_ASIDE_FILE,
@@ -35,10 +34,16 @@ from tts_assets.core.accounting import (
 )
 from tts_assets.core.artifacts import atomic_write, sha256_file
 from tts_assets.core.audio import read_wave
-from tts_assets.core.config import Config, ConfigError
+from tts_assets.core.config import ConfigError
 from tts_assets.core.program import Run, load_config, one_thread
 from tts_assets.rlhf.config import RlhfProgram
-from tts_assets.rlhf.dpo_config import PREFERENCES_FILE, Answer, PreferencesProgram, VotedTrial
+from tts_assets.rlhf.dpo_config import (
+    PREFERENCES_FILE,
+    Answer,
+    PreferencePair,
+    PreferencesProgram,
+    VotedTrial,
+)
 from tts_assets.rlhf.prompts import RolloutPrompt, read_prompts
 from tts_assets.rlhf.reward_executor import RewardExecutor
 from tts_assets.rlhf.rollouts import Rollout, RolloutWorker, hold_out, open_engine
@@ -50,26 +55,6 @@ PAIRS_STEP = -2  # in the seeds of completions: not a step of training, nor held
 # Of a sample in [-1, 1]: 16 bits round by 2e-5, other kernels of a GPU change 1e-4; the speech of
 # other codes differs by 0.1.
 SAME_AUDIO = 1e-3
-
-
-class PreferencePair(Config):
-    """A text, its voice prompt, and two syntheses, of which ``chosen`` is preferred.
-
-    ``margin``: the difference of their rewards, or the share of the votes for ``chosen``.
-    """
-
-    id: str
-    text: str
-    language: str
-    description: str = ""
-    voice: Voice | None = None
-    chosen: Answer
-    rejected: Answer
-    margin: float = Field(ge=0)
-
-    def line(self, seed: int = 0) -> SynthesisLine:
-        """Returns the request for a synthesis of the text."""
-        return SynthesisLine(self.text, self.voice, seed, self.description, self.language)
 
 
 Outcome = PreferencePair | SetAside
@@ -108,13 +93,6 @@ def write_result(run: Run, asked: Sequence[str], codec: str) -> dict[str, Any]:
     (run.result_dir / PREFERENCES_FILE).write_text(lines, encoding="utf-8")
     write_set_aside(run.result_dir / SET_ASIDE_FILE, left_out)
     return {"asked": len(asked), "pairs": len(pairs), "set_aside": len(left_out), "codec": codec}
-
-
-def read_pairs(folder: Path) -> list[PreferencePair]:
-    """Reads the pairs of an artifact. Raises :class:`ConfigError` for an invalid line."""
-    path = folder / PREFERENCES_FILE
-    with path.open(encoding="utf-8") as lines:  # str.splitlines would also split at U+2028
-        return [PreferencePair.parse(json.loads(line), str(path)) for line in lines]
 
 
 def outcome_file(run: Run, name: str) -> Path:

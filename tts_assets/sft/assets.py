@@ -11,9 +11,9 @@ from tts_assets.core.compute import Shape
 from tts_assets.orchestration.checks import losses_check
 from tts_assets.orchestration.dependencies import code_arrays_of, streams_of, token_arrays_of
 from tts_assets.orchestration.program_asset import Plan, Request, Training, program_asset
-from tts_assets.sft.config import SftProgram, SftRecipe, check_machine
+from tts_assets.sft.config import SftProgram, SftRecipe
 from tts_assets.sft.describe import describe_data, describe_recipe, describe_training
-from tts_assets.sft.inputs import check_lora, find_tokens, sft_program
+from tts_assets.sft.inputs import check_lora, check_machine, find_tokens, sft_program
 
 CODE_VERSION = "5"
 

@@ -2,23 +2,18 @@
 
 :class:`SftRecipe` is the table ``[sft.<name>]``, the classes before it are its sub-tables.
 :class:`SftProgram` is the file that ``python -m tts_assets.sft.train`` reads. Invalid settings are
-rejected on load. The message says how to fix them. :func:`check_machine` tells whether this machine
-can run a recipe.
+rejected on load. The message says how to fix them.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from tts_assets.core.compute import visible_devices
-from tts_assets.core.config import Config, ConfigError
+from tts_assets.core.config import Config
 from tts_assets.core.program import ProgramConfig
 from tts_assets.speechlm.config import BaseModel, VocabularyConfig, identified, with_commit
 
@@ -412,37 +407,3 @@ class SftProgram(ProgramConfig):
                 "sample_texts needs the codec: give codec_folder, or write sample_texts = 0"
             )
         return self
-
-
-class MachineError(ConfigError):
-    """This machine cannot run the recipe. The message says what to change."""
-
-
-def check_machine(recipe: SftRecipe, processes: int) -> None:
-    """Raise :class:`MachineError` if this node cannot run ``processes`` ranks of the recipe."""
-    gpus = len(visible_devices())
-    if 0 < gpus < processes:
-        raise MachineError(
-            f"{processes} processes need a GPU each, and this machine shows {gpus}: set "
-            f"compute.processes to at most {gpus}"
-        )
-    if recipe.strategy in DEEPSPEED and find_spec("deepspeed") is None:
-        raise MachineError(
-            f"strategy = {recipe.strategy!r} needs the package deepspeed, which is not installed: "
-            "install it, or write strategy = 'fsdp', which shards as much"
-        )
-    four_bit = recipe.lora is not None and recipe.lora.four_bit
-    if (four_bit or recipe.optimizer.name == "adamw_8bit") and find_spec("bitsandbytes") is None:
-        raise MachineError(
-            "lora.four_bit and adamw_8bit need bitsandbytes: pip install 'tts-assets[qlora]'"
-        )
-    if not recipe.compile:
-        return
-    if gpus and find_spec("triton") is None:
-        raise MachineError("compile = true needs the package triton on GPUs; install it")
-    compiler = os.environ.get("CXX", "g++")
-    if not gpus and shutil.which(compiler) is None:
-        raise MachineError(
-            f"compile = true needs a C++ compiler, and {compiler} is not found: install one, or "
-            "write compile = false"
-        )

@@ -1,8 +1,11 @@
-"""Checks of the inputs of a training, and the configuration of its program from them."""
+"""Checks of the inputs and the machine of a training, and its program from its inputs."""
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 from tts_assets.core.artifacts import (
@@ -15,8 +18,10 @@ from tts_assets.core.artifacts import (
     TokenArrays,
     verify,
 )
-from tts_assets.sft.config import SftProgram, SftRecipe
-from tts_assets.speechlm.assets import CODE_VERSION as TOKENS_VERSION
+from tts_assets.core.compute import visible_devices
+from tts_assets.core.config import ConfigError
+from tts_assets.sft.config import DEEPSPEED, SftProgram, SftRecipe
+from tts_assets.speechlm.config import TOKENS_VERSION
 
 
 def sft_program(
@@ -103,3 +108,37 @@ def check_lora(recipe: SftRecipe) -> None:
         from tts_assets.sft.model import check_lora
 
         check_lora(recipe)
+
+
+class MachineError(ConfigError):
+    """This machine cannot run the recipe. The message says what to change."""
+
+
+def check_machine(recipe: SftRecipe, processes: int) -> None:
+    """Raise :class:`MachineError` if this node cannot run ``processes`` ranks of the recipe."""
+    gpus = len(visible_devices())
+    if 0 < gpus < processes:
+        raise MachineError(
+            f"{processes} processes need a GPU each, and this machine shows {gpus}: set "
+            f"compute.processes to at most {gpus}"
+        )
+    if recipe.strategy in DEEPSPEED and find_spec("deepspeed") is None:
+        raise MachineError(
+            f"strategy = {recipe.strategy!r} needs the package deepspeed, which is not installed: "
+            "install it, or write strategy = 'fsdp', which shards as much"
+        )
+    four_bit = recipe.lora is not None and recipe.lora.four_bit
+    if (four_bit or recipe.optimizer.name == "adamw_8bit") and find_spec("bitsandbytes") is None:
+        raise MachineError(
+            "lora.four_bit and adamw_8bit need bitsandbytes: pip install 'tts-assets[qlora]'"
+        )
+    if not recipe.compile:
+        return
+    if gpus and find_spec("triton") is None:
+        raise MachineError("compile = true needs the package triton on GPUs; install it")
+    compiler = os.environ.get("CXX", "g++")
+    if not gpus and shutil.which(compiler) is None:
+        raise MachineError(
+            f"compile = true needs a C++ compiler, and {compiler} is not found: install one, or "
+            "write compile = false"
+        )

@@ -36,7 +36,7 @@ from tts_assets.core.program import (
 )
 from tts_assets.core.training import step_seed, wait_for_all
 from tts_assets.sft.checkpoint import Checkpoints, SftProgress, export, facts
-from tts_assets.sft.config import FORGOTTEN, SftProgram, check_machine
+from tts_assets.sft.config import FORGOTTEN, SftProgram
 from tts_assets.sft.epochs import (
     DataError,
     SampleDataset,
@@ -44,6 +44,7 @@ from tts_assets.sft.epochs import (
     TrainingSample,
     validation_samples,
 )
+from tts_assets.sft.inputs import check_machine
 from tts_assets.sft.mixture import log_spelled_tags, open_dataset, utterances_of
 from tts_assets.sft.model import (
     Flops,

@@ -17,7 +17,13 @@ from tts_assets.core.config import ConfigError
 from tts_assets.orchestration.checks import artifact_check
 from tts_assets.orchestration.dependencies import corpus_partitions, follow_data
 from tts_assets.orchestration.program_asset import Plan, Request, artifact_asset, program_asset
-from tts_assets.speechlm.config import TokenizerConfig, TokenProgram, identified, with_commit
+from tts_assets.speechlm.config import (
+    TOKENS_VERSION,
+    TokenizerConfig,
+    TokenProgram,
+    identified,
+    with_commit,
+)
 from tts_assets.speechlm.formats import (
     TextSource,
     count_all_lines,
@@ -25,7 +31,6 @@ from tts_assets.speechlm.formats import (
     write_texts,
 )
 
-CODE_VERSION = "2"  # of token_arrays
 TEXTS_VERSION = "1"
 
 
@@ -54,7 +59,7 @@ def build_assets(
         shape=shape,
         limit=Shape.alone,
         ins={"code_arrays": "code_arrays"},
-        code_version=CODE_VERSION,
+        code_version=TOKENS_VERSION,
         group_name="arrays",
         partitions_def=corpus_partitions,
         automation_condition=follow_data(),

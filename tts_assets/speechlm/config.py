@@ -14,6 +14,7 @@ from tts_assets.core.program import ProgramConfig
 from tts_assets.corpora.config import Language
 
 ADAPTER, ADAPTER_CARD = "adapter", "base.json"  # folder of a published adapter, its card
+TOKENS_VERSION = "2"  # of token_arrays
 FormatName = Literal["inworld", "llasa", "neutts", "orpheus", "plain"]
 
 
