@@ -7,12 +7,7 @@ from dagster import AssetChecksDefinition, AssetsDefinition
 
 from tts_assets.arrays import inworld, merge
 from tts_assets.core.accounting import ValidationSplit
-from tts_assets.core.artifacts import (
-    CodeArrays,
-    CodecCheckpoint,
-    CodecShards,
-    InworldArrays,
-)
+from tts_assets.core.artifacts import CodeArrays, CodecCheckpoint, CodecShards, InworldArrays
 from tts_assets.orchestration.checks import artifact_check
 from tts_assets.orchestration.dependencies import corpus_partitions, follow_data
 from tts_assets.orchestration.program_asset import Plan, Request, artifact_asset

@@ -20,12 +20,7 @@ from tts_assets.codec.config import (
 from tts_assets.codec.shard_files import count_shards, describe_shards, reusable_shards
 from tts_assets.codec.training_config import describe_training
 from tts_assets.core.accounting import ValidationSplit
-from tts_assets.core.artifacts import (
-    CodecCheckpoint,
-    CodecDecoder,
-    CodecShards,
-    SampleManifest,
-)
+from tts_assets.core.artifacts import CodecCheckpoint, CodecDecoder, CodecShards, SampleManifest
 from tts_assets.core.compute import Shape
 from tts_assets.corpora.filter import KEPT_FILE, sample_lists
 from tts_assets.corpora.validation import identified

@@ -14,10 +14,7 @@ from tts_assets.core.artifacts import (
     SpeechSegments,
 )
 from tts_assets.core.compute import Shape
-from tts_assets.core.metadata import (
-    embedded,
-    set_aside_reasons,
-)
+from tts_assets.core.metadata import embedded, set_aside_reasons
 from tts_assets.corpora.filter import KEPT_FILE
 from tts_assets.orchestration.checks import artifact_check
 from tts_assets.orchestration.dependencies import corpus_partitions, segments_of

@@ -24,12 +24,7 @@ from tts_assets.speechlm.config import (
     identified,
     with_commit,
 )
-from tts_assets.speechlm.formats import (
-    TextSource,
-    count_all_lines,
-    describe_texts,
-    write_texts,
-)
+from tts_assets.speechlm.formats import TextSource, count_all_lines, describe_texts, write_texts
 
 TEXTS_VERSION = "1"
 
