@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import gguf
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
@@ -42,6 +41,8 @@ def test_the_logits_are_those_of_the_serving_model(
 
 def test_the_file_has_the_speech_vocabulary(speaking: Speaking, tmp_path: Path) -> None:
     folder, card = speaking.serving.path, read_card(speaking.serving.path)
+    import gguf
+
     reader = gguf.GGUFReader(write_gguf(folder, card, tmp_path, "q8_0"))
     tokens = reader.fields["tokenizer.ggml.tokens"].contents()
     kinds = reader.fields["tokenizer.ggml.token_type"].contents()

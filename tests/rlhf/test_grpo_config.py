@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from peft import get_peft_model
 
 from tts_assets.core.program import Run
 from tts_assets.rlhf.config import RlhfRecipe
@@ -110,6 +109,8 @@ def test_a_changed_setting_changes_what_trl_gets(setting: str, tmp_path: Path) -
 
 
 def test_peft_gets_the_rank_of_the_adapters() -> None:
+    from peft import get_peft_model
+
     from tts_assets.rlhf.trainer import adapter_config
 
     size = LlamaSize(hidden_size=32, intermediate_size=64, layers=2, heads=2, kv_heads=2)

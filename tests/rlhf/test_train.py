@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from peft import LoraConfig, get_peft_model
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
@@ -289,6 +288,8 @@ def test_adapters_are_trained_resumed_and_merged(program: Make, speaking: Speaki
 
 
 def test_the_engine_gets_merged_adapters() -> None:
+    from peft import LoraConfig, get_peft_model
+
     from tts_assets.rlhf.engine_client import named_weights
 
     size = LlamaSize(hidden_size=32, intermediate_size=64, layers=2, heads=2, kv_heads=2)

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
@@ -118,6 +117,8 @@ def test_adapters_do_not_resume_with_another_base(arrays: Path, base: Path, tmp_
 
 def test_the_adapter_is_published_for_peft(arrays: Path, base: Path, tmp_path: Path) -> None:
     """peft's model of base and adapter computes what the merged model does."""
+    from peft import PeftModel
+
     changes = {**CHANGES, "lora": {**LORA, "adapter": True}, "steps": 3}
     config = program(tmp_path, arrays, base={"hub": str(base)}, **changes)
     train(config)

@@ -27,7 +27,6 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import torch
-from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -227,6 +226,8 @@ def named_weights(
 
     Adapters of peft are added to the weights beside them, as merging them would.
     """
+    from peft.tuners.lora import LoraLayer  # takes three seconds to import
+
     adapted: dict[str, Any] = {
         f"{name}.base_layer.weight": module
         for name, module in model.named_modules()

@@ -9,12 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch.distributed as dist
 from numpy.typing import NDArray
-from peft import LoraConfig
 from transformers import (
     PreTrainedModel,
     PrinterCallback,
@@ -25,26 +24,21 @@ from transformers import (
     TrainingArguments,
 )
 
-from tts_assets.core.program import (
-    METRICS_FILE,
-    Run,
-    truncate_metrics,
-)
+from tts_assets.core.program import METRICS_FILE, Run, truncate_metrics
 from tts_assets.rlhf.alarms import CollapseMonitor
 from tts_assets.rlhf.config import RlhfRecipe
 from tts_assets.rlhf.dpo_config import DpoRecipe
 from tts_assets.rlhf.engine_client import EngineError
-from tts_assets.rlhf.reporting import (
-    training_records,
-)
+from tts_assets.rlhf.reporting import training_records
 from tts_assets.rlhf.rewards import RewardError
-from tts_assets.rlhf.rollouts import (
-    RolloutsStopped,
-)
+from tts_assets.rlhf.rollouts import RolloutsStopped
 from tts_assets.serving.synthesis import Synthesizer, TransformersEngine
 from tts_assets.sft.config import Lora
 from tts_assets.sft.model import lora_settings, lora_targets
 from tts_assets.speechlm.model import SpeechLM
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 Recipe = RlhfRecipe | DpoRecipe
 COMPLETE = "complete"  # file in a checkpoint that all ranks have finished writing

@@ -14,11 +14,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig
-from peft.tuners.lora import LoraModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
@@ -37,6 +35,10 @@ from tts_assets.speechlm.model import (
 )
 from tts_assets.speechlm.ops import SEGMENTS, segment_attention, summed_cross_entropy
 from tts_assets.speechlm.vocabulary import declare_lexicon, load_tokenizer
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+    from peft.tuners.lora import LoraModel
 
 Probe = Callable[[Tensor, Tensor, Tensor], None]  # of hidden (N, H), table (V, H), targets (N,)
 # Dense bfloat16 throughput from the data sheets of the manufacturers, in FLOP/s.
@@ -215,6 +217,8 @@ def adapt_lora(model: PreTrainedModel, config: Lora, seed: int) -> LoraModel:
     Hu et al. 2022, LoRA, arXiv 2106.09685; implemented by peft. The names of layers do not change.
     The name of the weight of an adapted layer gets the suffix ``.base_layer``.
     """
+    from peft.tuners.lora import LoraModel
+
     settings = lora_settings(config, lora_targets(model, config))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -227,6 +231,8 @@ def adapt_lora(model: PreTrainedModel, config: Lora, seed: int) -> LoraModel:
 
 def lora_settings(config: Lora, targets: list[str]) -> LoraConfig:
     """The configuration of peft for the modules ``targets``."""
+    from peft import LoraConfig  # takes three seconds to import
+
     return LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,
