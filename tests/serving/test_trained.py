@@ -36,10 +36,8 @@ def runs(speaking: Speaking, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with one training run per strategy: two steps on two ranks."""
     root = tmp_path_factory.mktemp("trained")
     base = {"hub": str(speaking.checkpoint.path)}
-    adapted = {"strategy": STRATEGIES["fsdp"], "base": base, "lora": {"rank": 4}}
-    changes: dict[str, dict[str, Any]] = {
-        name: {"strategy": strategy} for name, strategy in STRATEGIES.items()
-    }
+    adapted = {"strategy": "fsdp", "base": base, "lora": {"rank": 4}}
+    changes: dict[str, dict[str, Any]] = {name: {"strategy": name} for name in STRATEGIES}
     entries = [
         {"program": own_values(speaking, root / name, **own)}
         for name, own in (changes | {"lora": adapted}).items()

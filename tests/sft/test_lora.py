@@ -209,7 +209,7 @@ def test_impossible_combinations_are_refused(
 def test_a_missing_bitsandbytes_is_named(
     arrays: Path, tmp_path: Path, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tts_assets.sft.config.find_spec", lambda name: None)
+    monkeypatch.setattr("tts_assets.sft.inputs.find_spec", lambda name: None)
     recipe = program(tmp_path, arrays, base={"hub": "a"}, **changes).recipe
     with pytest.raises(MachineError, match=r"pip install 'tts-assets\[qlora\]'"):
         check_machine(recipe, 1)

@@ -22,12 +22,7 @@ from tts_assets.serving.verify import compare_transformers
 from tts_assets.sft.config import SftProgram
 from tts_assets.speechlm.model import SpeechLM
 
-STRATEGIES = {
-    "ddp": {"name": "ddp"},
-    "fsdp": {"name": "fsdp"},
-    "zero2": "zero2",
-    "zero3": "zero3",
-}
+STRATEGIES = ("ddp", "fsdp", "zero2", "zero3")
 RECIPE = {
     "optimizer": {"lr": 3e-3, "clip": 0.3},  # gradients have norms of 1.7 to 2.5: each is clipped
     "code_dropout": 0.2,
@@ -72,25 +67,25 @@ def runs(arrays: Path, codec: Path, tmp_path_factory: pytest.TempPathFactory) ->
         entries.append({"program": values(name, **changes), "from": start})
 
     train(SftProgram.model_validate(values("one", dropout=0.0)))
-    for name, strategy in STRATEGIES.items():
-        add(name, strategy=strategy)
-        add(f"{name}-resumed", before=name, strategy=strategy)
-        add(f"{name}-from-one", before="one", strategy=strategy, dropout=0.0)
+    for name in STRATEGIES:
+        add(name, strategy=name)
+        add(f"{name}-resumed", before=name, strategy=name)
+        add(f"{name}-from-one", before="one", strategy=name, dropout=0.0)
     for name in ("fsdp", "zero3"):
-        add(f"{name}-recomputed", strategy=STRATEGIES[name], gradient_checkpointing=True)
+        add(f"{name}-recomputed", strategy=name, gradient_checkpointing=True)
     for name in ("ddp", "fsdp", "zero3"):
-        add(f"{name}-bf16", strategy=STRATEGIES[name], precision="bf16")
+        add(f"{name}-bf16", strategy=name, precision="bf16")
     train(SftProgram.model_validate(values("one-text", dropout=0.0, text_loss_weight=0.4)))
-    for name, strategy in STRATEGIES.items():
-        add(f"{name}-text", strategy=strategy, dropout=0.0, text_loss_weight=0.4)
+    for name in STRATEGIES:
+        add(f"{name}-text", strategy=name, dropout=0.0, text_loss_weight=0.4)
     base = {"hub": str(speaking_folder(root / "base"))}
     train(SftProgram.model_validate(values("one-lora", dropout=0.0, base=base, lora=LORA)))
-    for name, strategy in STRATEGIES.items():
-        adapted = {"strategy": strategy, "base": base, "lora": LORA}
+    for name in STRATEGIES:
+        adapted = {"strategy": name, "base": base, "lora": LORA}
         add(f"{name}-lora", **adapted, dropout=0.0)
         add(f"{name}-lora-from-one", before="one-lora", **adapted, dropout=0.0)
     for name in ("ddp", "fsdp", "zero3"):
-        add(f"{name}-sampled", strategy=STRATEGIES[name], sample_texts=1, sample_every=4)
+        add(f"{name}-sampled", strategy=name, sample_texts=1, sample_every=4)
         entries[-1]["program"]["codec_folder"] = str(codec)
     add("unclipped", optimizer={"lr": 3e-3, "clip": 1e9})
     path = root / "runs.json"
@@ -228,7 +223,7 @@ def test_what_is_published_becomes_a_serving_model(
 
 def test_a_failing_rank_ends_the_others(arrays: Path, tmp_path: Path) -> None:
     """Rank 0 waits for weights that never come; the traceback of rank 1 is the first."""
-    program = program_values(tmp_path / "run", arrays, **RECIPE, strategy=STRATEGIES["fsdp"])
+    program = program_values(tmp_path / "run", arrays, **RECIPE, strategy="fsdp")
     path = tmp_path / "runs.json"
     path.write_text(json.dumps([{"program": program, "fails": 1}]))
     assert launch(path).returncode != 0
