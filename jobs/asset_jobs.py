@@ -133,7 +133,9 @@ def promote() -> UnresolvedAssetJobDefinition:
 
 def evaluated(settings: Settings) -> AssetSelection:
     """All reports and their inputs, except the models."""
-    reports: AssetSelection = AssetSelection.groups("suites", "comparisons", "codec_report")
+    reports: AssetSelection = AssetSelection.groups(
+        "suites", "comparisons", "effects", "codec_report"
+    )
     reports |= AssetSelection.key_prefixes("report")
     return reports | AssetSelection.assets("speaker_report") if settings.speakers else reports
 
@@ -177,13 +179,18 @@ def _made_by(stage: str, recipes: Iterable[str]) -> AssetSelection:
 
 
 def _promoted_from(settings: Settings, recipes: Iterable[str]) -> AssetSelection:
-    """The promotions with one of ``recipes`` as a candidate."""
+    """The promotions with one of ``recipes`` as a candidate, and the effect of their training.
+
+    An effect that needs reports of further recipes, beside SFT recipes, is left out.
+    """
     voices = [
         voice
         for voice, config in settings.promotion.items()
         if set(config.candidates) & set(recipes)
     ]
-    return _keys(promoted=voices)
+    known = {*settings.sft, *recipes}
+    effects = [voice for voice in voices if known >= {*settings.effects.get(voice, {"": ""})}]
+    return _keys(promoted=voices, effect=effects)
 
 
 def _keys(**names: Iterable[str]) -> AssetSelection:

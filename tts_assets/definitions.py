@@ -94,7 +94,10 @@ def executor_of(compute: Compute) -> ExecutorDefinition:
 def build_assets(settings: Settings) -> list[Any]:
     """Assets and checks of all stages, and promotions, which read results of the checks."""
     stages = build_stages(settings)
-    return [*stages, *promotion_assets(settings.promotion, stages)]
+    promoted = promotion_assets(
+        settings.promotion, stages, settings.evaluation, settings.suites, settings.effects
+    )
+    return [*stages, *promoted]
 
 
 def build_stages(settings: Settings) -> list[Any]:

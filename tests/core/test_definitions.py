@@ -137,7 +137,7 @@ def test_nodes_of_a_group_have_different_names_and_their_roles() -> None:
     assert groups["report/my-voice/numerals"] == "reports_my_voice"
     assert groups["spoken/theirs/numerals"] == "external_syntheses_theirs"
     stages = {"sft", "rlhf", "serving", "report", "comparison", "promoted", "family", "spoken"}
-    stages |= {"dpo", "preferences"}
+    stages |= {"dpo", "preferences", "effect"}
     kinds = {node.key.path[0]: node.kinds for node in nodes if node.key.path[0] in stages}
     assert len({frozenset(kind) for kind in kinds.values()}) == len(stages) == len(kinds)
 

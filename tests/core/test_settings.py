@@ -399,3 +399,16 @@ def test_the_prompts_of_rlhf_are_in_the_language_of_the_model() -> None:
         load(overlay(french, {"rlhf": {"voix_grpo": grpo}}))
     grpo["rewards"] = [{"kind": "wer", "model": "large-v3"}]
     assert load(overlay(french, {"rlhf": {"voix_grpo": grpo}})).suites["voix_grpo"] == ["nombres"]
+
+
+def test_the_base_of_a_promoted_model_is_the_recipe_that_it_is_trained_from() -> None:
+    own = load({}).effects
+    assert own == {"announcer": {"announcer": "", "announcer_grpo": "announcer"}}
+    hub = {"base": {"hub": "some/base"}, "corpora": {"asterisk_en": 1.0}}
+    sft = {"plain": {**hub, "steps": 0}, "tuned": {**hub, "steps": 5}, "other": {**hub, "steps": 0}}
+    sft["other"] |= {"base": {"llama": {}}}
+    voice = {"candidates": ["tuned"]}
+    effects = load(
+        {"sft": sft, "promotion": {"mine": voice, "none": {"candidates": ["other"]}}}
+    ).effects
+    assert effects == own | {"mine": {"plain": "", "tuned": "plain"}}

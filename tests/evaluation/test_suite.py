@@ -15,6 +15,7 @@ from tts_assets.evaluation.suite import (
     audio_digests,
     known_texts,
     read_suite,
+    source_digest,
     suite_languages,
     write_suite,
 )
@@ -96,6 +97,45 @@ def test_a_meta_lst(tmp_path: Path) -> None:
 def test_an_invalid_meta_lst_is_refused(tmp_path: Path, line: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         read_suite(meta_lst(tmp_path, line))
+
+
+def cv3_eval(root: Path) -> Path:
+    """A language of CV3-Eval with two texts; its paths start at the checkout."""
+    folder = root / "CV3-Eval" / "data" / "zero_shot" / "it"
+    shutil.copytree(PROMPT.parent, folder / "waveform")
+    wav = "data/zero_shot//it/waveform/carlo_flora.g722"
+    (folder / "prompt_wav.scp").write_text(f"uttid_1 {wav}\nuttid_2 {wav}\n")
+    (folder / "prompt_text").write_text("uttid_2 Prego.\nuttid_1 Vi prego.\n")
+    (folder / "text").write_text("uttid_1 Uno due.\nuttid_2 Tre quattro.\n")
+    return folder / "prompt_wav.scp"
+
+
+def test_a_folder_of_cv3_eval(tmp_path: Path) -> None:
+    path = cv3_eval(tmp_path)
+    first, second = read_suite(path, "it")
+    assert (first.id, first.text, first.prompt_text) == ("uttid_1", "Uno due.", "Vi prego.")
+    assert (second.language, second.category) == ("it", "it")
+    assert first.prompt_wav == (path.parent / "waveform" / "carlo_flora.g722").resolve()
+    before = source_digest(path)
+    (path.parent / "text").write_text("uttid_1 Uno.\nuttid_2 Due.\n")
+    assert source_digest(path) != before, "another text gives another suite"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("text", "uttid_1 Uno.", "scp:uttid_2: text or prompt_text beside it has no line"),
+        ("prompt_wav.scp", "uttid_1 data/none.wav", "uttid_1: there is no data/none.wav"),
+        ("text", None, "no text beside it, as CV3-Eval has them"),
+    ],
+)
+def test_an_incomplete_folder_of_cv3_eval_is_refused(
+    tmp_path: Path, name: str, content: str | None, message: str
+) -> None:
+    path = cv3_eval(tmp_path)
+    (path.parent / name).unlink() if content is None else (path.parent / name).write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        read_suite(path, "it")
 
 
 def test_a_written_suite_contains_its_audio(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ GRPO = {
     *(f"report/announcer_grpo{suite}" for suite in ("", "/numerals", "/few")),
 }
 RETRAINED = {"texts/chat", *SUITES, *SFT, "comparison/sizes"}
-ALIGNED = {*GRPO, "comparison/announcer_grpo", "comparison/all"}
+ALIGNED = {*GRPO, "comparison/announcer_grpo", "comparison/all", "effect/announcer"}
 
 
 def assets_of(defs: Definitions, job: str) -> set[str]:
@@ -64,7 +64,7 @@ def test_trained_recipes_are_evaluated_on_all_suites_and_promoted(defs: Definiti
 
 
 def test_the_job_evaluate_has_all_reports_and_no_training(defs: Definitions) -> None:
-    kinds = ("report", "suite", "comparison")
+    kinds = ("report", "suite", "comparison", "effect")
     evaluated = {name for name in RETRAINED | ALIGNED if name.startswith(kinds)}
     reports = {"codec_report", "speaker_report"}
     assert assets_of(defs, "evaluate") == {*evaluated, "evaluation_suite", *reports}

@@ -34,6 +34,7 @@ ALIGNED = (
     "serving/announcer_grpo",
     "report/announcer_grpo",
     "comparison/announcer_grpo",
+    "effect/announcer",
 )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 from dagster import (
@@ -15,6 +17,7 @@ from dagster import (
     DagsterInstance,
     DataVersion,
     Output,
+    SourceAsset,
     asset,
     asset_check,
     materialize,
@@ -22,11 +25,12 @@ from dagster import (
 
 from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
 from tests.promotion.conftest import Publisher
-from tts_assets.core.artifacts import Handle
+from tts_assets.core.artifacts import Handle, TrainingEffect
 from tts_assets.definitions import build_stages
+from tts_assets.evaluation.config import EvaluationConfig
 from tts_assets.orchestration.checks import blocking_checks
-from tts_assets.promotion.assets import promoted_asset
-from tts_assets.promotion.decision import PromotionConfig
+from tts_assets.promotion.assets import effect_asset, promoted_asset
+from tts_assets.promotion.decision import PromotionConfig, training_steps
 from tts_assets.settings import load_settings
 
 VOICE = "voice"
@@ -68,7 +72,7 @@ class Runs:
         assert self.run(promoted_asset(VOICE, self.config, self.asked))
         return str(self.publisher.store.current(f"promoted/{VOICE}").facts.recipe)
 
-    def run(self, *made: AssetsDefinition | AssetChecksDefinition) -> bool:
+    def run(self, *made: AssetsDefinition | AssetChecksDefinition | SourceAsset) -> bool:
         root = str(self.publisher.store.root)
         resources = {
             "store": ArtifactStoreResource(root=root),
@@ -154,3 +158,27 @@ def test_blocking_checks_of_all_candidates() -> None:
             (f"report/{candidate}", "wer_gate"),
         } <= asked
         assert (f"report/{candidate}", "metrics_did_not_fail") not in asked
+
+
+def test_the_effect_of_training_follows_from_the_candidates(runs: Runs) -> None:
+    """``second`` is trained from ``first``; the category of the promotion decides."""
+    config = runs.config.model_copy(update={"category": "digits"})
+    evaluation = EvaluationConfig(suite=Path("suite.jsonl"))
+    steps = training_steps(runs.config.candidates, {"first": "", "second": "first"})
+    suites = {"first": ["main", "numerals"], "second": ["main"]}
+    reports = [SourceAsset(["report", name]) for name in steps]
+    assert runs.run(effect_asset(VOICE, config, steps, suites, evaluation), *reports)
+    effect = runs.publisher.store.current(f"effect/{VOICE}")
+    assert isinstance(effect, TrainingEffect) and effect.facts.worse == 0
+    found = json.loads((effect.path / "effect.json").read_text())
+    assert found["bases"] == {"first": "", "second": "first"} and [*found["suites"]] == ["main"]
+    page = (effect.path / "effect.html").read_text()
+    assert "digits, which decides on promotion" in page
+    lineage = page[page.index('id="lineage"') :]
+    assert "report/first" in lineage and "serving/second" in lineage
+
+
+def test_bases_come_before_the_models_that_are_trained_from_them() -> None:
+    bases = {"hub": "", "long": "hub", "grpo": "long", "dpo": "long", "other": ""}
+    steps = training_steps(["grpo", "long", "dpo"], bases)
+    assert [*steps.items()] == [("hub", ""), ("long", "hub"), ("grpo", "long"), ("dpo", "long")]

@@ -1,31 +1,37 @@
-"""Automatic speech recognition with Whisper: clips in, deterministic transcripts out.
+"""Automatic speech recognition: clips in, deterministic transcripts out.
 
-:class:`Transcriber` runs CTranslate2 models (``faster-whisper``), :class:`TransformersTranscriber`
-models of ``transformers``, for example a Whisper that was fine-tuned and not converted. Both decode
-by greedy or beam search at temperature 0, without the fallback to sampling, without timestamps, and
-without the previous window's text as context. The transcript of a clip therefore depends on the
-clip alone. A clip that is longer than the model's window is cut at its quietest positions.
+:class:`Transcriber` runs CTranslate2 models of Whisper (``faster-whisper``),
+:class:`TransformersTranscriber` models of ``transformers``: Whisper, Parakeet, Canary, Qwen3-ASR.
+Both decode by greedy or beam search at temperature 0, without the fallback to sampling, without
+timestamps, and without the previous window's text as context. The transcript of a clip therefore
+depends on the clip alone. A clip that is longer than the model's window is cut at its quietest
+positions.
 
 Source: Radford et al., Robust Speech Recognition via Large-Scale Weak Supervision (2022).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import ctranslate2
 import numpy as np
 import soxr
 import torch
+import transformers
 from faster_whisper import WhisperModel
 from faster_whisper.tokenizer import Tokenizer
 from numpy.typing import NDArray
-from transformers import WhisperForConditionalGeneration, WhisperProcessor
+from transformers import AutoConfig, AutoProcessor, BatchFeature, PreTrainedModel
+from transformers.models.canary import processing_canary as canary
+from transformers.models.qwen3_asr import processing_qwen3_asr as qwen3_asr
+from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
-from tts_assets.audio_models.whisper import PACKAGED, model_folder, spoken_language
-from tts_assets.core.hub import MAIN, locate
+from tts_assets.audio_models.whisper import PACKAGED, TRANSFORMERS, model_folder, spoken_language
+from tts_assets.core.config import ConfigError
+from tts_assets.core.hub import MAIN, from_hub, locate
 
 Wave: TypeAlias = NDArray[np.float32]
 Clip: TypeAlias = tuple[Wave, int]
@@ -36,6 +42,10 @@ FRAMES_PER_SECOND = 100
 TOKENS_PER_SECOND = 12  # fast speech has 6; only repetition loops reach this limit
 WINDOW_SECONDS = 30  # of Whisper's encoder
 MAX_TOKENS = WINDOW_SECONDS * TOKENS_PER_SECOND
+WHISPER, CANARY = "WhisperForConditionalGeneration", "CanaryForConditionalGeneration"
+QWEN = "Qwen3ASRForConditionalGeneration"
+PARAKEET = ("ParakeetForCTC", "ParakeetForRNNT", "ParakeetForTDT")
+ARCHITECTURES = (WHISPER, *PARAKEET, CANARY, QWEN)
 
 
 class Transcriber:
@@ -125,54 +135,132 @@ class Transcriber:
 
 
 class TransformersTranscriber:
-    """A Whisper model of ``transformers`` as a deterministic function of a clip and its language.
+    """An ASR model of ``transformers`` as a deterministic function of a clip and its language.
 
-    It decodes greedily, and its window is always 30 s. ``model``: a folder, or a name on the
-    Hugging Face hub ("openai/whisper-large-v3"). Weights are float16 on a GPU, float32 on a CPU.
+    ``model``: a folder, or a name on the Hugging Face hub ("openai/whisper-large-v3",
+    "nvidia/parakeet-ctc-1.1b", "nvidia/canary-1b-v2", "Qwen/Qwen3-ASR-1.7B-hf"). It decodes
+    greedily, and a piece has at most 30 s. Weights are float16 on a GPU, float32 on a CPU, and are
+    read from safetensors only. ``language``: of clips without one. Raises :class:`ConfigError` for
+    a model whose class is none of :data:`ARCHITECTURES`, or that lacks weights of its class.
     """
 
-    def __init__(self, model: str, *, device: str = "cpu", batch_size: int = 8) -> None:
+    def __init__(
+        self, model: str, *, device: str = "cpu", batch_size: int = 8, language: str = "en"
+    ) -> None:
         self.name = model
         self.device = torch.device(device)
         dtype = torch.float32 if self.device.type == "cpu" else torch.float16
         name, revision = locate(model)
-        loaded = WhisperForConditionalGeneration.from_pretrained(
-            name, revision=revision or MAIN, dtype=dtype
-        )
-        self.whisper = loaded.to(self.device).eval()  # type: ignore[arg-type]
-        self.processor = WhisperProcessor.from_pretrained(name, revision=revision or MAIN)
-        self.multilingual = bool(self.whisper.generation_config.is_multilingual)
+        at = {"revision": revision or MAIN}
+        with from_hub(name):
+            self.architecture = checked_architecture(
+                model, AutoConfig.from_pretrained(name, **at).architectures
+            )
+            loaded, info = getattr(transformers, self.architecture).from_pretrained(
+                name, dtype=dtype, use_safetensors=True, output_loading_info=True, **at
+            )
+            self.processor = AutoProcessor.from_pretrained(name, **at)
+        if info["missing_keys"]:
+            raise ConfigError(f"{model}: no weights of {sorted(info['missing_keys'])}")
+        self.model = loaded.to(self.device).eval()
+        self.languages = languages_of(self.model, self.architecture)
+        self.language = spoken_language(language)
         self.batch_size = batch_size
 
     def __call__(self, clips: Sequence[Clip], languages: Sequence[str] = ()) -> list[str]:
         """The transcript of each clip; ``""`` if no speech is recognized.
 
-        ``languages``: one for each clip; English if there are none. Raises ValueError for a
-        language that the model does not know.
+        ``languages``: one for each clip, if they are not all :attr:`language`. Raises ValueError
+        for a language that the model does not know.
         """
-        tags = languages or ["en"] * len(clips)
-        others = sorted(set(tags) - {"en"})
-        if others and not self.multilingual:
-            raise english_only(self.name, others[0], "openai/whisper-large-v3")
+        tags = [spoken_language(tag) for tag in languages] or [self.language] * len(clips)
+        if others := sorted(set(tags) - self.languages):
+            if self.languages == {"en"}:
+                raise english_only(self.name, others[0], "openai/whisper-large-v3")
+            raise ValueError(f"ASR model {self.name!r} does not know the language {others[0]!r}")
         longest = WINDOW_SECONDS * WHISPER_RATE
         return in_pieces(clips, tags, longest, self.batch_size, self._transcribe)
 
     @torch.inference_mode()
     def _transcribe(self, pieces: Sequence[Wave], languages: Sequence[str]) -> list[str]:
-        features = self.processor(
-            list(pieces), sampling_rate=WHISPER_RATE, return_tensors="pt"
-        ).input_features.to(self.device, self.whisper.dtype)
-        task = {"language": list(languages), "task": "transcribe"} if self.multilingual else {}
-        ids = self.whisper.generate(
-            features,
-            do_sample=False,
-            num_beams=1,
-            return_timestamps=False,
-            max_new_tokens=MAX_TOKENS,
-            **task,
-        )
+        inputs, options = self._inputs(list(pieces), list(languages))
+        inputs = inputs.to(self.device, self.model.dtype)
+        found = self.model.generate(**inputs, **options)
+        ids = getattr(found, "sequences", found)  # transducers also return durations
+        if self.architecture == QWEN:  # the output starts with the prompt
+            ids = ids[:, inputs["input_ids"].shape[1] :]
         texts = self.processor.batch_decode(ids, skip_special_tokens=True)
         return [text.strip() for text in texts]
+
+    def _inputs(
+        self, pieces: list[Wave], languages: list[str]
+    ) -> tuple[BatchFeature, dict[str, Any]]:
+        """The inputs of the model, and the options of its method ``generate``."""
+        if self.architecture in PARAKEET:
+            return self.processor(pieces, sampling_rate=WHISPER_RATE), {}
+        greedy = {"do_sample": False, "num_beams": 1, "max_new_tokens": MAX_TOKENS}
+        if self.architecture in (CANARY, QWEN):
+            return self.processor.apply_transcription_request(pieces, languages), greedy
+        features = self.processor(pieces, sampling_rate=WHISPER_RATE, return_tensors="pt")
+        several = self.model.generation_config.is_multilingual
+        task = {"language": languages, "task": "transcribe"} if several else {}
+        inputs = BatchFeature({"input_features": features["input_features"]})
+        return inputs, {**greedy, **task, "return_timestamps": False}
+
+
+def open_transcriber(
+    model: str = PACKAGED,
+    *,
+    language: str = "en",
+    beam_size: int = 5,
+    window_seconds: float = 30.0,
+    batch_size: int = 8,
+    threads: int = 0,
+    device: str = "cpu",
+) -> Transcriber | TransformersTranscriber:
+    """The ASR model ``model``: one of ``transformers`` after the prefix :data:`TRANSFORMERS`.
+
+    ``beam_size``, ``window_seconds`` and ``threads`` are those of a CTranslate2 model only.
+    """
+    if model.startswith(TRANSFORMERS):
+        name = model.removeprefix(TRANSFORMERS)
+        return TransformersTranscriber(
+            name, device=device, batch_size=batch_size, language=language
+        )
+    return Transcriber(
+        model,
+        language=language,
+        beam_size=beam_size,
+        window_seconds=window_seconds,
+        batch_size=batch_size,
+        threads=threads,
+        device=device,
+    )
+
+
+def checked_architecture(model: str, architectures: Sequence[str] | None) -> str:
+    """The class of a model. Raises :class:`ConfigError` unless it is run as an ASR model here."""
+    if architectures is None or len(architectures) != 1 or architectures[0] not in ARCHITECTURES:
+        raise ConfigError(
+            f"{model}: its config.json names the class {', '.join(architectures or ['none'])}, "
+            f"which is not run as an ASR model: name a model of {', '.join(ARCHITECTURES)}, or "
+            "a CTranslate2 Whisper such as 'large-v3'"
+        )
+    return architectures[0]
+
+
+def languages_of(model: PreTrainedModel, architecture: str) -> Set[str]:
+    """The languages that a model transcribes.
+
+    A Parakeet is taken as English: its files do not say which languages it knows.
+    """
+    if architecture == CANARY:
+        return canary.LANGUAGE_CODE_TO_NAME.keys()
+    if architecture == QWEN:
+        return qwen3_asr.LANGUAGE_CODE_TO_NAME.keys()
+    if architecture == WHISPER and getattr(model.generation_config, "is_multilingual", False):
+        return LANGUAGES.keys()
+    return {"en"}
 
 
 def english_only(name: str, language: str, example: str) -> ValueError:

@@ -38,6 +38,7 @@ def known_to_whisper(tag: str) -> bool:
 PACKAGED = ""  # the name of the model that is installed with this project
 MULTILINGUAL = "packaged:"  # and the size, of models that an extra installs
 MULTILINGUAL_VERSION = "1.0.0"
+TRANSFORMERS = "transformers:"  # and a folder or hub name, of ASR models of transformers
 NONE = "none"  # instead of a model: nothing is transcribed
 
 
@@ -88,6 +89,8 @@ def pinned_whisper(model: str) -> str:
 
     Names of faster-whisper such as "large-v3" become names on the hub.
     """
+    if model.startswith(TRANSFORMERS):
+        return TRANSFORMERS + pinned(model.removeprefix(TRANSFORMERS))
     if model.startswith(MULTILINGUAL):
         return str(multilingual_model(model.removeprefix(MULTILINGUAL)))
     if model in (PACKAGED, NONE) or Path(model).exists():
@@ -100,16 +103,23 @@ def pinned_whisper(model: str) -> str:
 
 def whisper_identity(model: str) -> str:
     """The identity of a Whisper model for fingerprints; empty for the packaged one."""
+    if model.startswith(TRANSFORMERS):
+        return TRANSFORMERS + identity(model.removeprefix(TRANSFORMERS))
     return model if model == NONE else identity(pinned_whisper(model))
 
 
 def transcribes(model: str, tag: str) -> bool:
-    """Whether ``model``, by its name, transcribes the language of the tag."""
+    """Whether ``model``, by its name, transcribes the language of the tag.
+
+    A model of transformers checks the language when it is loaded.
+    """
     if model == NONE:
         return False
     if spoken_language(tag) == "en":
         return True
-    return not knows_english_only(model) and known_to_whisper(tag)
+    return not knows_english_only(model) and (
+        model.startswith(TRANSFORMERS) or known_to_whisper(tag)
+    )
 
 
 def check_transcribes(model: str, tag: str, key: str, instead: str = "'none' for no WER") -> None:
@@ -137,6 +147,11 @@ def model_folder(model: str, root: Path) -> Path:
     """
     if model == PACKAGED:
         return packaged_model()
+    if model.startswith(TRANSFORMERS):
+        raise ValueError(
+            f"{model!r} is a model of transformers, but this needs a CTranslate2 model of Whisper, "
+            "such as 'large-v3'; only reports and filters transcribe with either"
+        )
     if model.startswith(MULTILINGUAL):
         return Path(pinned_whisper(model))
     if (root / model).is_dir():

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from tts_assets.audio_models.dnsmos import DnsmosScorer
 from tts_assets.audio_models.speaker_similarity import SpeakerEncoder
-from tts_assets.audio_models.transcription import Transcriber
+from tts_assets.audio_models.transcription import open_transcriber
 from tts_assets.audio_models.wer import Interval, match, normalize_for_match, rate_interval
 from tts_assets.audio_models.whisper import spoken_language, transcribes
 from tts_assets.codec.losses import (
@@ -180,7 +180,7 @@ class Measurer:
         self.waves = [resample(clip.wave, clip.rate, SAMPLE_RATE) for clip in self.recordings]
         self.pitches = [pitch(wave) for wave in self.waves]
         self.transcriber = (
-            Transcriber(self.whisper, beam_size=1)
+            open_transcriber(self.whisper, beam_size=1)
             if any(map(self.is_transcribed, self.samples))
             else None
         )

@@ -359,7 +359,7 @@ class FilterConfig(Config):
     fastest_percent: float = Field(default=0.0, ge=0, lt=100, description="of the same samples")
 
     measure: tuple[Metric, ...] = Field(default=(), description="further metrics to measure")
-    whisper: str = Field(default="", description="a faster-whisper model; empty: tiny.en")
+    whisper: str = Field(default="", description="as in [evaluation]; empty: tiny.en")
 
     @model_validator(mode="after")
     def _check_that_samples_remain(self) -> Self:

@@ -39,7 +39,7 @@ from tts_assets.core.program import Run, load_config, one_thread
 from tts_assets.corpora.config import MeasureProgram, Metric
 
 if TYPE_CHECKING:
-    from tts_assets.audio_models.transcription import Transcriber
+    from tts_assets.audio_models.transcription import Transcriber, TransformersTranscriber
 
 EXPENSIVE: frozenset[Metric] = frozenset({"dnsmos", "p808", "wer"})  # worth a launched program
 # The cached record of each metric and its version; raise it when its figures change.
@@ -99,7 +99,7 @@ class QualityMeasurer:
     def __init__(self, whisper: str = "", *, threads: int = 1, device: str = "cpu") -> None:
         self.model, self._whisper, self._device = whisper_identity(whisper), whisper, device
         self._pool = ThreadPoolExecutor(threads)  # decoding and inference release the GIL
-        self._transcribers: dict[str, Transcriber] = {}
+        self._transcribers: dict[str, Transcriber | TransformersTranscriber] = {}
         self._loading = Lock()
 
     def measure(
@@ -156,14 +156,14 @@ class QualityMeasurer:
     def _dnsmos(self) -> DnsmosScorer:
         return DnsmosScorer()
 
-    def _transcriber(self, language: str) -> Transcriber:
+    def _transcriber(self, language: str) -> Transcriber | TransformersTranscriber:
         tag = spoken_language(language)
-        from tts_assets.audio_models.transcription import Transcriber
+        from tts_assets.audio_models.transcription import open_transcriber
 
         with self._loading:
             if tag not in self._transcribers:
                 # One clip at a time on one thread: a transcript depends on its clip alone.
-                self._transcribers[tag] = Transcriber(
+                self._transcribers[tag] = open_transcriber(
                     self._whisper, language=tag, batch_size=1, threads=1, device=self._device
                 )
             return self._transcribers[tag]

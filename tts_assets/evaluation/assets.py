@@ -20,7 +20,6 @@ from tts_assets.core.artifacts import (
     ServingModel,
     SpeakerEncoderCheckpoint,
     SynthesizedSuite,
-    sha256_file,
 )
 from tts_assets.core.compute import Shape
 from tts_assets.evaluation.checks import report_checks
@@ -34,7 +33,13 @@ from tts_assets.evaluation.recipes import (
     report_program,
 )
 from tts_assets.evaluation.results import describe_comparison, describe_report
-from tts_assets.evaluation.suite import SUITE_FILE, audio_digests, read_suite, write_suite
+from tts_assets.evaluation.suite import (
+    SUITE_FILE,
+    audio_digests,
+    read_suite,
+    source_digest,
+    write_suite,
+)
 from tts_assets.orchestration.dependencies import code_arrays_of
 from tts_assets.orchestration.program_asset import (
     Plan,
@@ -119,7 +124,7 @@ def suite_asset(name: str, evaluation: EvaluationConfig, root: Path) -> AssetsDe
 
     def plan(request: Request) -> Plan[EvaluationSuite]:
         texts = read_suite(source, evaluation.language)
-        known: dict[str, Any] = {"source": sha256_file(source), "language": evaluation.language}
+        known: dict[str, Any] = {"source": source_digest(source), "language": evaluation.language}
         if audio := audio_digests(texts):
             known["audio"] = audio
 

@@ -21,7 +21,9 @@ BEAM_SIZE = 5  # of the ASR model; it is part of the cache keys of transcripts
 class SuiteConfig(Config):
     """``[evaluation.suites.<name>]``: an additional suite, with separate reports."""
 
-    path: Path = Field(description="JSONL file, or meta.lst of Seed-TTS-eval")
+    path: Path = Field(
+        description="JSONL file, meta.lst of Seed-TTS-eval, or prompt_wav.scp of CV3-Eval"
+    )
     language: str = Field("en", description="of texts without a language")
     whisper: str = Field("", description="ASR model; empty: the one of [evaluation]")
     recipes: tuple[str, ...] = Field(
@@ -98,7 +100,9 @@ class EvaluationConfig(Config):
         description='"resemblyzer", "speaker_encoder" (the asset), or a folder, also of a WavLM',
     )
     whisper: str = Field(
-        "", description='ASR model of faster-whisper; empty: tiny.en; "none": no WER is measured'
+        "",
+        description='ASR model of faster-whisper, or "transformers:" and a folder or hub name; '
+        'empty: tiny.en; "none": no WER is measured',
     )
     window_seconds: float = Field(
         15.0, ge=4.0, le=30.0, description="input of Whisper; 15 takes a third of the time of 30"

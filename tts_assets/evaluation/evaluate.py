@@ -6,8 +6,10 @@ The ranks share fixed batches of texts, so that the result has the same bytes on
 ranks. Each finished batch is a file in ``checkpoints/``; a restart continues with the next one.
 
 The real-time factor (RTF) is computing time divided by the duration of the speech: below 1 the
-model is faster than real time. It depends on the machine and its load as much as on the model. It
-is therefore a fact of the report, which Dagster plots, and not part of the report's files.
+model is faster than real time. The latency is the time until the first audio of a text that is
+streamed alone, one text of each batch. Both depend on the machine and its load as much as on the
+model. They are therefore facts of the report, which Dagster plots and which the page reads from the
+manifest where it is served, and not part of the report's files.
 """
 
 from __future__ import annotations
@@ -39,10 +41,10 @@ from tts_assets.evaluation.results import SampleResult, by_category, figure, fig
 from tts_assets.evaluation.suite import SuiteText, read_suite
 from tts_assets.serving.synthesis import Synthesizer
 
-RTF = "real_time_factor"
+RTF, LATENCY = "real_time_factor", "first_audio_seconds"
 Record = dict[str, Any]
-"""A finished batch: ``rows`` of results, seconds ``elapsed`` for synthesis (None if unknown), and
-seconds of ``measuring`` by metric."""
+"""A finished batch: ``rows`` of results, seconds ``elapsed`` for synthesis and until the
+``first_audio`` (None if unknown), and seconds of ``measuring`` by metric."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -142,6 +144,8 @@ class BatchEvaluator:
         self.metrics.seconds.clear()
         rows = [row.model_dump() for row in self.metrics.measure(utterances)]
         record = {"rows": rows, "elapsed": elapsed, "measuring": dict(self.metrics.seconds)}
+        if batch.temperature is None:
+            record["first_audio"] = self.source.first_audio(batch)
         with atomic_write(self._file(index)) as temporary:
             temporary.write_text(json.dumps(record, ensure_ascii=False, indent=1) + "\n")
 
@@ -172,7 +176,7 @@ def write_result(config: EvaluationProgram, run: Run, records: Sequence[Record])
         for name, found in total.items()
         for suffix, field in (("", "value"), ("_low", "low"), ("_high", "high"))
     }
-    numbers |= real_time_factor(records)
+    numbers |= real_time_factor(records) | latency(records)
     run.metrics(0, numbers)
     run.table("samples", table_rows(samples))
     run.note(f"computing time of metrics, seconds per utterance: {cost(records, len(results))}")
@@ -213,6 +217,16 @@ def real_time_factor(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         f"{RTF}_low": interval.low,
         f"{RTF}_high": interval.high,
     }
+
+
+def latency(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The mean seconds until the first audio, with its 95 % interval over batches, if measured."""
+    found = [seconds for record in records if (seconds := record.get("first_audio")) is not None]
+    if not found:
+        return {}
+    interval = rate_interval(found, [1.0] * len(found))
+    mean = sum(found) / len(found)
+    return {LATENCY: mean, f"{LATENCY}_low": interval.low, f"{LATENCY}_high": interval.high}
 
 
 def cost(records: Sequence[Record], utterances: int) -> str:

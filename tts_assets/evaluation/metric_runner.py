@@ -16,13 +16,18 @@ import shutil
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from tts_assets.audio_models.transcription import Transcriber
+from tts_assets.audio_models.transcription import (
+    Transcriber,
+    TransformersTranscriber,
+    open_transcriber,
+)
 from tts_assets.audio_models.wer import match
 from tts_assets.audio_models.whisper import NONE, packaged_model, whisper_identity
 from tts_assets.core.artifacts import sha256_file
@@ -76,7 +81,7 @@ class MetricRunner:
         self.kinds = metrics_of(setting.config)
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self._metrics: dict[str, Metric] = {}
-        self._transcribers: dict[str, Transcriber] = {}
+        self._transcribers: dict[str, Transcriber | TransformersTranscriber] = {}
         self._whisper = (
             NONE if self._silent else whisper_identity(self.config.whisper or str(packaged_model()))
         )
@@ -167,9 +172,9 @@ class MetricRunner:
             self._metrics[kind.name] = kind(self.setting)
         return self._metrics[kind.name]
 
-    def _transcriber(self, language: str) -> Transcriber:
+    def _transcriber(self, language: str) -> Transcriber | TransformersTranscriber:
         if language not in self._transcribers:
-            self._transcribers[language] = Transcriber(
+            self._transcribers[language] = open_transcriber(
                 self.config.whisper,
                 language=language,
                 beam_size=BEAM_SIZE,
@@ -321,6 +326,10 @@ class SpeechSource(Protocol):
         """
         ...
 
+    def first_audio(self, batch: Batch) -> float | None:
+        """The seconds until the first audio of the first text, streamed alone; None if unknown."""
+        ...
+
 
 class ModelSource:
     """A serving model with its own sampling configuration."""
@@ -349,6 +358,12 @@ class ModelSource:
                 SynthesizedUtterance(text, seed, batch.temperature, audio, speech.ended)
             )
         return utterances, elapsed
+
+    def first_audio(self, batch: Batch) -> float | None:
+        started = time.monotonic()
+        with closing(self.synthesizer.stream(self._line(*batch.requests[0]))) as chunks:
+            found = any(len(chunk) for chunk in chunks)
+            return time.monotonic() - started if found else None
 
     def _line(self, text: SuiteText, seed: int) -> SynthesisLine:
         description = describe(text.voice_description, text.emotion, text.style)
@@ -392,3 +407,6 @@ class RecordedSource:
                 SynthesizedUtterance(text, seed, batch.temperature, audio, found.ended)
             )
         return utterances, None
+
+    def first_audio(self, batch: Batch) -> float | None:
+        return None

@@ -86,3 +86,17 @@ if (location.protocol.startsWith("http")) {  // make ui serves the files at the 
     link.hidden = false;
   }
 }
+
+const facts = document.querySelectorAll("[data-fact]");
+if (facts.length && location.protocol !== "file:") {  // facts of the machine are not in the page itself
+  fetch("manifest.json").then((answer) => answer.json()).then((manifest) => {
+    const metrics = manifest.facts.metrics;
+    for (const tile of facts) {
+      const [value, low, high] = ["", "_low", "_high"].map((end) => metrics[tile.dataset.fact + end]);
+      if (value === undefined) continue;
+      tile.querySelector(".figure").textContent = `${value.toFixed(2)}${tile.dataset.unit}`;
+      tile.querySelector(".note").textContent = `95 % interval ${low.toFixed(2)} to ${high.toFixed(2)}${tile.dataset.unit}`;
+      tile.hidden = false;
+    }
+  }).catch(() => {});  // a folder without a manifest is no published report
+}

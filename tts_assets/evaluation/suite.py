@@ -5,6 +5,10 @@ A suite is a JSONL file with a :class:`SuiteText` on each line, of which ``id``,
 text|prompt wav|text``, with an optional fifth field, a recording of the text. Audio paths are
 relative to the file. Source of the lists: github.com/BytedanceSpeech/seed-tts-eval (Anastassiou et
 al., Seed-TTS, 2024).
+
+It may also be the ``prompt_wav.scp`` of a folder of CV3-Eval, which also has ``text`` and
+``prompt_text``. Their lines are an id, a space, and the value. Audio paths are relative to the
+checkout. Source: github.com/FunAudioLLM/CV3-Eval (Du et al., CosyVoice 3, 2025).
 """
 
 from __future__ import annotations
@@ -22,11 +26,12 @@ from tts_assets.audio_models.wer import normalize_for_match
 from tts_assets.audio_models.whisper import check_transcribes, spoken_language
 from tts_assets.core.artifacts import sha256_file
 from tts_assets.core.audio import BrokenAudio, measure
-from tts_assets.core.config import Config, ConfigError
+from tts_assets.core.config import Config, ConfigError, digest_of
 from tts_assets.evaluation.config import MAIN, EvaluationConfig
 
 SUITE_FILE = "suite.jsonl"
 AUDIO_FOLDER = "wavs"
+CV3_SUFFIX, CV3_TEXTS = ".scp", ("text", "prompt_text")
 META_LST_FIELDS = ("id", "prompt_text", "prompt_wav", "text", "reference_wav")
 # Shorter prompts do not show the voice; longer ones leave too little context for the text.
 PROMPT_SECONDS = (1.0, 30.0)
@@ -69,9 +74,16 @@ def read_suite(path: Path, language: str = "en") -> list[SuiteText]:
     Raises :class:`ConfigError` with the file and the line.
     """
     if not path.is_file():
-        raise ConfigError(f"{path}: no such suite; [evaluation] suite names a JSONL or .lst file")
+        raise ConfigError(
+            f"{path}: no such suite; [evaluation] suite names a JSONL, .lst or .scp file"
+        )
     lines = path.read_text(encoding="utf-8-sig").split("\n")
-    rows = read_meta_lst(path, lines, language) if path.suffix == ".lst" else _objects(path, lines)
+    if path.suffix == CV3_SUFFIX:
+        rows = read_cv3(path, language)
+    elif path.suffix == ".lst":
+        rows = read_meta_lst(path, lines, language)
+    else:
+        rows = _objects(path, lines)
     texts = [_checked(row, where, path.parent, language) for where, row in rows.items()]
     repeated = [name for name, count in Counter(text.id for text in texts).items() if count > 1]
     if repeated or not texts:
@@ -86,7 +98,7 @@ def suite_languages(path: Path, language: str) -> set[str]:
     Lines that are no texts, and a missing file, are left to :func:`read_suite`.
     """
     found = {spoken_language(language)}
-    if path.suffix == ".lst" or not path.is_file():
+    if path.suffix in (".lst", CV3_SUFFIX) or not path.is_file():
         return found
     for line in path.read_text(encoding="utf-8-sig").split("\n"):
         try:
@@ -160,6 +172,47 @@ def read_meta_lst(path: Path, lines: Sequence[str], language: str) -> dict[str, 
         given = {n: value for n, value in zip(META_LST_FIELDS, fields, strict=False) if value}
         rows[where] = {"category": language, **given}
     return rows
+
+
+def read_cv3(path: Path, language: str) -> dict[str, dict[str, str]]:
+    """Suite rows of a ``prompt_wav.scp`` of CV3-Eval, by file and id; the language is the category.
+
+    Raises :class:`ConfigError` for an id that one of the files lacks, or audio that does not exist.
+    """
+    prompts, texts, transcripts = map(_keyed, cv3_files(path))
+    rows = {}
+    for key, wav in prompts.items():
+        where = f"{path}:{key}"
+        if key not in texts or key not in transcripts:
+            raise ConfigError(f"{where}: {' or '.join(CV3_TEXTS)} beside it has no line of this id")
+        found = [folder / wav for folder in path.absolute().parents if (folder / wav).is_file()]
+        if not found:
+            raise ConfigError(f"{where}: there is no {wav} in a folder above it")
+        given = {"prompt_wav": str(found[0]), "prompt_text": transcripts[key]}
+        rows[where] = {"id": key, "category": language, "text": texts[key], **given}
+    return rows
+
+
+def cv3_files(path: Path) -> list[Path]:
+    """A ``prompt_wav.scp`` and the files of its texts. Raises :class:`ConfigError` without them."""
+    beside = [path.parent / name for name in CV3_TEXTS]
+    if missing := [file.name for file in beside if not file.is_file()]:
+        raise ConfigError(f"{path}: no {' and no '.join(missing)} beside it, as CV3-Eval has them")
+    return [path, *beside]
+
+
+def source_digest(path: Path) -> str:
+    """The digest of a suite's lines."""
+    if path.suffix != CV3_SUFFIX:
+        return sha256_file(path)
+    return digest_of([sha256_file(file) for file in cv3_files(path)])
+
+
+def _keyed(path: Path) -> dict[str, str]:
+    """Lines of an id, a space, and a value; lines without a value are left out."""
+    lines = path.read_text(encoding="utf-8-sig").split("\n")
+    pairs = (line.strip().partition(" ") for line in lines)
+    return {key: value.strip() for key, _, value in pairs if value}
 
 
 def _objects(path: Path, lines: Sequence[str]) -> dict[str, dict[str, str]]:

@@ -8,7 +8,7 @@ links, which need no space: the promoted model stays complete if ``serving/<reci
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Self
 
@@ -102,6 +102,17 @@ class PromotionConfig(Config):
 
 
 """Returns the names of the blocking checks that an artifact failed."""
+
+
+def training_steps(candidates: Iterable[str], bases: Mapping[str, str]) -> dict[str, str]:
+    """By recipe, its base: the candidates and all recipes below them, bases first."""
+    steps: dict[str, str] = {}
+    for candidate in candidates:
+        chain = [candidate]
+        while (base := bases[chain[-1]]) and base not in chain:
+            chain.append(base)
+        steps |= {recipe: bases[recipe] for recipe in reversed(chain)}
+    return steps
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,7 @@ from tts_assets.core.artifacts.model_kinds import (
     SpeakerPurity,
     SpeakerReport,
     SynthesizedSuite,
+    TrainingEffect,
 )
 from tts_assets.core.artifacts.store import (
     UNPARTITIONED,
@@ -134,6 +135,7 @@ __all__ = [
     "Texts",
     "TokenArrays",
     "TokenFacts",
+    "TrainingEffect",
     "apply_umask",
     "atomic_write",
     "code_dtype",

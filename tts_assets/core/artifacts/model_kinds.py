@@ -287,6 +287,23 @@ class Comparison(Handle):
     facts: ComparisonFacts
 
 
+class TrainingEffectFacts(Facts):
+    """The figures of a voice that training made better and worse, over all steps and suites."""
+
+    folded: ClassVar[Set[str]] = {"voice"}
+
+    voice: str
+    better: int
+    worse: int
+
+
+class TrainingEffect(Handle):
+    """``effect.html``, ``effect.json`` and ``summary.md``: models of a voice and their bases."""
+
+    kind, facts_type = "training_effect", TrainingEffectFacts
+    facts: TrainingEffectFacts
+
+
 PromotionEvent = Literal["first", "promoted", "by hand", "rolled back"]
 
 
