@@ -418,6 +418,16 @@ def _check_distinct(keys: Iterable[str]) -> None:
             )
 
 
+def with_folders(recipes: Any, root: Path) -> Any:
+    """``[sft]`` with the absolute path of each ``base.hub`` that is a folder below ``root``."""
+    if isinstance(recipes, Mapping):
+        for base in (one.get("base") for one in recipes.values() if isinstance(one, Mapping)):
+            hub = base.get("hub") if isinstance(base, dict) else None
+            if isinstance(base, dict) and isinstance(hub, str) and (root / hub).is_dir():
+                base["hub"] = str((root / hub).resolve())
+    return recipes
+
+
 def load_settings(
     path: Path | None = None,
     profile: str | None = None,
@@ -431,6 +441,7 @@ def load_settings(
     project = read_project(path, profile, environment, overrides)
     path, values = project.path, project.values()
     values["text"] = with_files(values.get("text", {}), path.parent)
+    values["sft"] = with_folders(values.get("sft", {}), path.parent)
     settings = Settings.parse(values, str(path))
     settings._root = path.parent
     try:

@@ -38,6 +38,22 @@ def test_the_project_file_of_the_checkout_is_valid_in_every_profile() -> None:
         assert load_settings(environment={"TTS_PROFILE": profile}) != embedded
 
 
+def test_a_base_in_a_folder_is_relative_to_the_project_file(tmp_path: Path) -> None:
+    (tmp_path / "models/base").mkdir(parents=True)
+    text = (project_file({}).parent / PROJECT_FILE).read_text()
+    text = text.replace('"examples/', f'"{project_file({}).parent}/examples/')
+    (tmp_path / PROJECT_FILE).write_text(text)
+    recipe = {"corpora": {"asterisk_en": 1.0}, "steps": 1}
+    recipes = {
+        name: {**recipe, "base": {"hub": hub}}
+        for name, hub in (("folder", "models/base"), ("published", "someone/base"))
+    }
+    settings = load_settings(tmp_path / PROJECT_FILE, environment={}, overrides={"sft": recipes})
+    assert settings.sft["folder"].base.hub == str(tmp_path / "models/base")
+    assert settings.sft["published"].base.hub == "someone/base"
+    assert settings.sft["folder"].identified().base.hub != settings.sft["folder"].base.hub
+
+
 def test_environment_overrides_one_value() -> None:
     settings = load({}, TTS__SFT__ANNOUNCER__STEPS="20", TTS__PROJECT__NAME="plain text")
     assert settings.sft["announcer"].steps == 20

@@ -93,6 +93,7 @@ class OptimizerConfig(Config):
     decays in the last fifth of the steps.
     """
 
+    added_keys: ClassVar[frozenset[str]] = frozenset({"share_codes"})
     removed_keys: ClassVar[Mapping[str, Any]] = {"betas": [0.9, 0.95], "decay_share": 0.2}
 
     name: Literal["adamw", "adamw_8bit", "muon"] = "adamw"
@@ -102,6 +103,11 @@ class OptimizerConfig(Config):
     schedule: Literal["cosine", "constant", "wsd"] = "cosine"
     warmup_share: float = Field(0.05, ge=0, lt=1, description="of all steps")
     final_share: float = Field(0.1, ge=0, le=1, description="last lr / peak lr")
+    share_codes: bool = Field(
+        False,
+        description="codes of an FSQ codec with equal levels train their embeddings together: a "
+        "model from scratch learns from fewer hours (docs/reading.md)",
+    )
 
 
 class Lora(Config):
@@ -301,6 +307,13 @@ class SftRecipe(Config):
             raise ValueError(
                 f"muon needs whole matrices, and {name} gives a rank a part of each: write "
                 "optimizer.name = 'adamw' or strategy = 'ddp'"
+            )
+        if self.optimizer.share_codes and (
+            name != "ddp" or self.lora is not None or self.optimizer.name == "adamw_8bit"
+        ):
+            raise ValueError(
+                "optimizer.share_codes trains whole embedding tables: write strategy.name = 'ddp' "
+                "and optimizer.name = 'muon' or 'adamw', and leave lora out"
             )
         four_bit = self.lora is not None and self.lora.four_bit
         if (four_bit or self.optimizer.name == "adamw_8bit") and (name != "ddp" or self.compile):

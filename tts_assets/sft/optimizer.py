@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +17,7 @@ from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Muon, Optimizer
 
+from tts_assets.core.config import ConfigError
 from tts_assets.core.training import rank, world_size
 from tts_assets.sft.config import OptimizerConfig
 
@@ -22,12 +27,17 @@ ParameterGroup = dict[str, Any]
 
 
 class Optimizers:
-    """One or two torch optimizers that step together at one learning rate."""
+    """One to three torch optimizers that step together at one learning rate."""
 
-    def __init__(self, model: nn.Module, config: OptimizerConfig) -> None:
+    def __init__(
+        self, model: nn.Module, config: OptimizerConfig, codes: CodeRows | None = None
+    ) -> None:
         self.config = config
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.parts: list[Optimizer] = _optimizers(model, config)
+        if codes is not None:
+            tables: list[Tensor] = [p for name, p in model.named_parameters() if _is_table(name)]
+            self.parts.append(SharedRows(tables, codes, config.lr))
 
     def step(self, lr: float) -> float:
         """Clip, update, and clear the gradients. Returns the gradient norm before clipping."""
@@ -38,6 +48,7 @@ class Optimizers:
             for group in part.param_groups:
                 group["lr"] = lr
             part.step()
+        for part in self.parts:
             part.zero_grad(set_to_none=True)
         return float(norm)
 
@@ -59,6 +70,93 @@ class Optimizers:
                         part.state[parameter]["step"] = step
                     else:
                         part.state[parameter] = _blank_state(part, parameter, step)
+
+
+@dataclass(frozen=True)
+class CodeRows:
+    """The rows (C,) of a table that belong to the codes of an FSQ codec, and its levels."""
+
+    rows: Tensor
+    levels: tuple[int, ...]
+
+    def features(self) -> Tensor:
+        """What codes have in common: (C, F), 1 / sqrt(count) where code c has feature f.
+
+        Code c is the number with the digits (Mentzer et al. 2023) d_k = c // (L_1 … L_k-1) % L_k,
+        one for each dimension of a latent. Its features are its digits, and the pairs of them.
+        """
+        places = [math.prod(self.levels[:k]) for k in range(len(self.levels))]
+        codes = torch.arange(math.prod(self.levels))
+        digits = [codes // place % size for place, size in zip(places, self.levels, strict=True)]
+        kinds = [[k] for k in range(len(digits))], [*combinations(range(len(digits)), 2)]
+        columns = []
+        for kind in kinds:
+            for dimensions in kind:
+                value = torch.zeros_like(codes)
+                for k in dimensions:
+                    value = value * self.levels[k] + digits[k]
+                size = math.prod(self.levels[k] for k in dimensions)
+                columns.append(nn.functional.one_hot(value, size).float() / len(kind) ** 0.5)
+        return torch.cat(columns, dim=1)
+
+
+def code_rows(codec: Path | None, code_to_id: Iterable[int]) -> CodeRows:
+    """The rows of the codes of the codec in a folder.
+
+    Raises :class:`ConfigError` if its codes are not those of one finite scalar quantizer.
+    """
+    if codec is None:
+        raise ConfigError("optimizer.share_codes needs the codec: give codec_folder")
+    rows = torch.as_tensor(list(code_to_id))
+    levels = tuple(json.loads((codec / "config.json").read_text()).get("quantization_levels", ()))
+    if math.prod(levels) != len(rows) or len(levels) < 2:
+        raise ConfigError(
+            f"optimizer.share_codes needs a codec with one finite scalar quantizer, such as "
+            f"X-Codec-2 or NeuCodec: {codec} has none, leave share_codes out"
+        )
+    return CodeRows(rows, levels)
+
+
+class SharedRows(Optimizer):
+    """Trains the embeddings of codes that have levels in common together.
+
+    With W = R + B D, where B (C, F) are the features of the codes, AdamW trains R (C, H) and this
+    optimizer D (F, H), whose gradient is Bᵀ dL/dW. Only the sum W is kept, so that the model stays
+    as it is. A code that is rare in the data, or that only another speaker has, then starts from
+    what its neighbours have learned. The update is Adam's, without decay.
+    """
+
+    def __init__(self, tables: Sequence[Tensor], codes: CodeRows, lr: float) -> None:
+        super().__init__(tables, {"lr": lr})
+        device = tables[0].device
+        self.rows, self.features = codes.rows.to(device), codes.features().to(device)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Update the tables that have a gradient."""
+        for group in self.param_groups:
+            for table in group["params"]:
+                if table.grad is not None:
+                    self._update(table, group["lr"])
+
+    def _update(self, table: Tensor, lr: float) -> None:
+        state = self.state[table]
+        if not state:
+            state.update(self.blank_state(table, 0))
+        gradient = self.features.T @ table.grad[self.rows].float()  # type: ignore[index]
+        state["step"] += 1
+        mean, square = state["shared_avg"], state["shared_avg_sq"]
+        mean.lerp_(gradient, 1 - BETAS[0])
+        square.lerp_(gradient.square(), 1 - BETAS[1])
+        first, second = (1 - beta ** float(state["step"]) for beta in BETAS)
+        step = (mean / first) / ((square / second).sqrt() + 1e-8)
+        table[self.rows] -= lr * (self.features @ step)
+
+    def blank_state(self, table: Tensor, step: int) -> dict[str, Tensor]:
+        """The state after ``step`` steps with zero moments (F, H)."""
+        shape = (self.features.shape[1], table.shape[1])
+        moments = {kind: table.new_zeros(shape) for kind in ("shared_avg", "shared_avg_sq")}
+        return {"step": torch.tensor(float(step)), **moments}
 
 
 class ShardedMuon(Muon):
@@ -110,6 +208,8 @@ def shares_of_ranks(matrices: list[Tensor], ranks: int) -> list[list[Tensor]]:
 
 
 def _blank_state(part: Optimizer, parameter: Tensor, step: int) -> dict[str, Tensor]:
+    if isinstance(part, SharedRows):
+        return part.blank_state(parameter, step)
     if isinstance(part, Muon):
         return {"momentum_buffer": torch.zeros_like(parameter)}
     count = torch.tensor(float(step), dtype=torch.float32, device=parameter.device)

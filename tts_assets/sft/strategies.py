@@ -31,7 +31,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tts_assets.core.training import rank, world_size
 from tts_assets.sft.config import OptimizerConfig, SftRecipe
 from tts_assets.sft.model import SpeechLoss, layers_of
-from tts_assets.sft.optimizer import Optimizers, adamw, parameter_groups
+from tts_assets.sft.optimizer import CodeRows, Optimizers, adamw, parameter_groups
 from tts_assets.sft.packing import Packed, split_over
 from tts_assets.speechlm.model import output_table
 
@@ -82,10 +82,12 @@ class Strategy(ABC):
 class TorchStrategy(Strategy):
     """A strategy whose parameters are tensors or DTensors, with the optimizers of torch."""
 
-    def __init__(self, loss: SpeechLoss, config: OptimizerConfig) -> None:
+    def __init__(
+        self, loss: SpeechLoss, config: OptimizerConfig, codes: CodeRows | None = None
+    ) -> None:
         self.loss = loss
         self.parallel: nn.Module = loss
-        self.optimizers = Optimizers(loss.model, config)
+        self.optimizers = Optimizers(loss.model, config, codes)
 
     def backward(self, row: Packed, scale: float, last: bool) -> Losses:
         self.parallel.train()
@@ -156,8 +158,10 @@ class Ddp(TorchStrategy):
 
     lockstep = False
 
-    def __init__(self, loss: SpeechLoss, config: OptimizerConfig) -> None:
-        super().__init__(loss, config)
+    def __init__(
+        self, loss: SpeechLoss, config: OptimizerConfig, codes: CodeRows | None = None
+    ) -> None:
+        super().__init__(loss, config, codes)
         if world_size() > 1:
             self.parallel = DistributedDataParallel(loss, gradient_as_bucket_view=True)
 
@@ -371,11 +375,14 @@ def import_deepspeed(device: torch.device) -> Any:
     return deepspeed
 
 
-def open_strategy(recipe: SftRecipe, loss: SpeechLoss) -> Strategy:
-    """The strategy of the recipe. A single rank always trains the plain model."""
+def open_strategy(recipe: SftRecipe, loss: SpeechLoss, codes: CodeRows | None) -> Strategy:
+    """The strategy of the recipe. A single rank always trains the plain model.
+
+    ``codes`` are the rows whose updates are shared, of a recipe with ``optimizer.share_codes``.
+    """
     name = recipe.strategy
     if name == "ddp" or world_size() == 1:
-        return Ddp(loss, recipe.optimizer)
+        return Ddp(loss, recipe.optimizer, codes)
     if name == "fsdp":
         return Fsdp(loss, recipe.optimizer)
     return Zero(loss, recipe.optimizer, 3 if name == "zero3" else 2)

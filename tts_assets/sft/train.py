@@ -68,7 +68,7 @@ from tts_assets.sft.monitoring import (
     check_watched,
     initial_state,
 )
-from tts_assets.sft.optimizer import learning_rate
+from tts_assets.sft.optimizer import code_rows, learning_rate
 from tts_assets.sft.packing import Batch, BatchLoader, Packed, RankRows, RankSharding
 from tts_assets.sft.sampling import TextSampler
 from tts_assets.sft.strategies import Strategy, open_strategy
@@ -124,7 +124,9 @@ def build_trainer(run: Run, program: SftProgram) -> SftTrainer:
     stream = SampleStream(train_data, recipe, program.token_rate)
 
     loss = SpeechLoss(lm.model, uses_bf16(recipe, device)).to(device)
-    strategy = open_strategy(recipe, loss)
+    shared = recipe.optimizer.share_codes
+    codes = code_rows(program.codec_folder, lm.vocabulary.speech_ids) if shared else None
+    strategy = open_strategy(recipe, loss, codes)
     sharding = RankSharding(
         run.rank,
         run.world_size,

@@ -49,8 +49,9 @@ class LlamaSize(Config):
 class BaseModel(Config):
     """The model that a recipe starts from. Give exactly one of the three.
 
-    ``llama`` is a size for training from scratch. ``hub`` is a Hugging Face name or the path of
-    such a folder. ``recipe`` is another SFT recipe, whose checkpoint is trained further.
+    ``llama`` is a size for training from scratch. ``hub`` is a Hugging Face name, or the path of
+    such a folder, relative to the project file. ``recipe`` is another SFT recipe, whose checkpoint
+    is trained further.
     """
 
     llama: LlamaSize | None = None
