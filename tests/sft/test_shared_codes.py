@@ -124,7 +124,7 @@ def test_codecs_without_levels_are_refused(levels: list[int] | None, tmp_path: P
 @pytest.mark.parametrize(
     "changes",
     [
-        {"strategy": {"name": "fsdp"}},
+        {"strategy": "fsdp"},
         {"lora": {"rank": 4}},
         {"optimizer": {"name": "adamw_8bit", "share_codes": True}},
     ],

@@ -312,7 +312,7 @@ class SftRecipe(Config):
             name != "ddp" or self.lora is not None or self.optimizer.name == "adamw_8bit"
         ):
             raise ValueError(
-                "optimizer.share_codes trains whole embedding tables: write strategy.name = 'ddp' "
+                "optimizer.share_codes trains whole embedding tables: write strategy = 'ddp' "
                 "and optimizer.name = 'muon' or 'adamw', and leave lora out"
             )
         four_bit = self.lora is not None and self.lora.four_bit
