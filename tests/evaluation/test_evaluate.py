@@ -14,10 +14,12 @@ import torch
 
 from tests.support.speaking import Speaking
 from tts_assets.evaluation.config import EvaluationConfig, EvaluationProgram
-from tts_assets.evaluation.evaluate import main
+from tts_assets.evaluation.evaluate import Record, latency, main
+from tts_assets.evaluation.metric_runner import Batch, ModelSource
 from tts_assets.evaluation.recipes import reference_clips
 from tts_assets.evaluation.results import read_samples
 from tts_assets.evaluation.suite import SuiteText, write_suite
+from tts_assets.serving.synthesis import Synthesizer
 
 TEXTS = ("one two", "thank you", "nobody is here")
 
@@ -61,6 +63,22 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(threads)
+
+
+def test_the_latency_is_the_time_until_the_first_audio_of_a_streamed_text(
+    speaking: Speaking,
+) -> None:
+    source = ModelSource(Synthesizer.open(speaking.serving.path, device="cpu"))
+    text = SuiteText(id="t", category="short", text=TEXTS[1], language="en")
+    seconds = source.first_audio(Batch([text], seeds=(1,)))
+    assert seconds is not None and seconds > 0
+    records: list[Record] = [{"first_audio": 1.0}, {"first_audio": 3.0}, {"first_audio": None}, {}]
+    found = latency(records)
+    assert found["first_audio_seconds"] == 2.0
+    assert (
+        1.0 <= found["first_audio_seconds_low"] <= 2.0 <= found["first_audio_seconds_high"] <= 3.0
+    )
+    assert latency(records[2:]) == {}
 
 
 @pytest.mark.slow

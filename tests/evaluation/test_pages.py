@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -43,6 +46,11 @@ def comparison(report: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def browser(tmp_path: Path) -> Iterator[Browser]:
     with Browser(tmp_path) as opened:
         yield opened
+
+
+def listening(port: int) -> bool:
+    with socket.socket() as attempt:
+        return attempt.connect_ex(("127.0.0.1", port)) == 0
 
 
 def visible_rows(browser: Browser) -> list[str]:
@@ -143,6 +151,29 @@ def test_from_the_wer_of_an_asset_to_an_utterance_in_two_clicks(
     assert browser.run(f"Math.abs({row}.getBoundingClientRect().top) < innerHeight")
     ui = browser.run("document.querySelector('a[data-asset]:not([hidden])').href")
     assert ui == f"{url.partition('/assets')[0]}/assets/raw_corpus?partition=clips"
+
+
+@pytest.mark.slow
+def test_the_speed_is_shown_where_the_page_is_served(
+    report: Path, tmp_path: Path, browser: Browser
+) -> None:
+    """It is a fact of the machine, which is in the manifest and not in the page."""
+    shutil.copytree(report, tmp_path / "served")
+    ends = {"": 0.5, "_low": 0.4, "_high": 0.61}
+    metrics = {f"real_time_factor{end}": value for end, value in ends.items()}
+    manifest = json.dumps({"facts": {"metrics": metrics}})
+    (tmp_path / "served" / "manifest.json").write_text(manifest)
+    port = free_ports()
+    serve_files(tmp_path, port)
+    while not listening(port):
+        time.sleep(0.1)
+    browser.send("Page.navigate", url=f"http://127.0.0.1:{port}/served/report.html")
+    tile = "document.querySelector('[data-fact=real_time_factor]')"
+    browser.wait(f"{tile} && !{tile}.hidden")
+    assert "0.50" in browser.run(f"{tile}.innerText")
+    assert "0.40 to 0.61" in browser.run(f"{tile}.innerText")
+    unknown = "document.querySelector('[data-fact=first_audio_seconds]')"
+    assert browser.run(f"getComputedStyle({unknown}).display") == "none"
 
 
 @pytest.mark.slow
