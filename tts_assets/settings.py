@@ -44,7 +44,7 @@ from tts_assets.normalization.front_end import without_rules
 from tts_assets.normalization.rules import with_files
 from tts_assets.orchestration.config import Alerts, Budget, Owner, Schedules
 from tts_assets.project_file import read_project
-from tts_assets.promotion.decision import PromotionConfig, training_steps
+from tts_assets.promotion.decision import PromotionConfig, sft_bases, training_steps
 from tts_assets.rlhf.config import RlhfRecipe, VllmRollouts
 from tts_assets.rlhf.dpo_config import DpoRecipe, PreferencesConfig, check_preferences
 from tts_assets.serving.config import ServingConfig, VllmConfig
@@ -121,17 +121,9 @@ class Settings(Config):
     def effects(self) -> dict[str, dict[str, str]]:
         """By promoted voice, its models with the recipe that each is trained from, or "".
 
-        A base of the hub is the recipe that publishes it unchanged, if there is one. Without voices
-        of which no model is trained from another recipe.
+        Without voices of which no model is trained from another recipe.
         """
-        hubs = {name: one.base.hub for name, one in self.sft.items() if one.steps == 0}
-        unchanged = {hub: name for name, hub in hubs.items() if hub}
-        bases = {
-            name: one.base.recipe
-            or ("" if one.steps == 0 else unchanged.get(one.base.hub or "", ""))
-            for name, one in self.sft.items()
-        }
-        bases |= {name: recipe.base for name, recipe in self.aligned.items()}
+        bases = sft_bases(self.sft) | {name: one.base for name, one in self.aligned.items()}
         found = {v: training_steps(one.candidates, bases) for v, one in self.promotion.items()}
         return {voice: steps for voice, steps in found.items() if any(steps.values())}
 

@@ -44,6 +44,7 @@ from tts_assets.promotion.history import (
     refused_models,
     switch,
 )
+from tts_assets.sft.config import SftRecipe
 
 Metric = Literal["wer", "cer", "perfect", "dnsmos_p808", "dnsmos_overall", "speaker_similarity"]
 MEASURED_BY = ("words", "dnsmos", "similarity")  # the metrics with these columns
@@ -102,6 +103,19 @@ class PromotionConfig(Config):
 
 
 """Returns the names of the blocking checks that an artifact failed."""
+
+
+def sft_bases(recipes: Mapping[str, SftRecipe]) -> dict[str, str]:
+    """By SFT recipe, the one that it is trained from; empty without one.
+
+    That of a base of the hub is the recipe that publishes it unchanged, with ``steps = 0``.
+    """
+    hubs = {name: one.base.hub for name, one in recipes.items() if one.steps == 0}
+    unchanged = {hub: name for name, hub in hubs.items() if hub}
+    return {
+        name: one.base.recipe or ("" if one.steps == 0 else unchanged.get(one.base.hub or "", ""))
+        for name, one in recipes.items()
+    }
 
 
 def training_steps(candidates: Iterable[str], bases: Mapping[str, str]) -> dict[str, str]:
