@@ -166,13 +166,9 @@ class Settings(Config):
         named = [
             ("[speakers]", corpus) for corpus in (self.speakers.corpora if self.speakers else ())
         ]
-        codec = {
-            "codec.train": self.codec.train,
-            "codec.decoder": self.codec.decoder,
-            "codec.report": self.codec.report,
-        }
-        for name, part in codec.items():
-            named += [(f"[{name}]", corpus) for corpus in (part.corpora if part else ())]
+        for key in ("train", "decoder", "report"):
+            part = getattr(self.codec, key)
+            named += [(f"[codec.{key}]", corpus) for corpus in (part.corpora if part else ())]
         for name, rlhf in self.rlhf.items():
             own = set(rlhf.prompts.corpora) - set(self.arrays.imported)
             named += [(f"rlhf.{name}.prompts", corpus) for corpus in sorted(own)]
