@@ -20,7 +20,7 @@ from dagster import AssetKey, AssetMaterialization, DagsterInstance
 from jobs.ui import serve_files
 from resources.artifact_store import asset_metadata
 from tests.evaluation.conftest import LINEAGE, program_of
-from tests.evaluation.test_compare import better_copy, compared
+from tests.evaluation.test_compare import CONFIG, better_copy, compared
 from tests.pipeline.test_ui import free_ports, wait_for
 from tests.support.browser import Browser
 from tts_assets.audio_models.wer import match
@@ -28,6 +28,7 @@ from tts_assets.core.artifacts import ArtifactStore, Build, Report
 from tts_assets.core.artifacts.model_kinds import ReportFacts
 from tts_assets.evaluation.blind_test import BlindKey, Votes, count_votes
 from tts_assets.evaluation.config import EvaluationProgram
+from tts_assets.evaluation.effect import SuiteReports, write_effect
 from tts_assets.evaluation.history import path_to_storage
 from tts_assets.evaluation.report import write_report
 from tts_assets.evaluation.results import describe_report, read_samples
@@ -38,8 +39,13 @@ STANDARD = '{ runOnly: ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practi
 
 @pytest.fixture(scope="module")
 def comparison(report: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pages of a comparison, and the effect of a training that made the model worse."""
     folder = tmp_path_factory.mktemp("compared")
-    return compared({"before": report, "after": better_copy(report, folder)}, folder / "result")
+    better = better_copy(report, folder)
+    result = compared({"before": report, "after": better}, folder / "result")
+    suites = {"main": SuiteReports({"better": better, "worse": report}, CONFIG)}
+    write_effect(result, "voice", {"better": "", "worse": "better"}, suites, (LINEAGE,))
+    return result
 
 
 @pytest.fixture
@@ -275,7 +281,7 @@ def test_votes_are_not_lost_by_one_click(comparison: Path, browser: Browser) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["report", "comparison", "blind"])
+@pytest.mark.parametrize("page", ["report", "comparison", "blind", "effect"])
 def test_pages_are_accessible(page: str, report: Path, comparison: Path, browser: Browser) -> None:
     browser.open((report if page == "report" else comparison) / f"{page}.html")
     browser.run(AXE)
@@ -294,6 +300,7 @@ def test_no_page_scrolls_sideways_on_a_phone(
             report / "report.html",
             comparison / "comparison.html",
             comparison / "blind.html",
+            comparison / "effect.html",
         ):
             phone.open(page)
             assert phone.run("document.documentElement.scrollWidth") <= 390
