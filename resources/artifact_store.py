@@ -15,10 +15,13 @@ from urllib.parse import quote
 
 from dagster import (
     AssetExecutionContext,
+    AssetKey,
+    AssetMaterialization,
     BetaWarning,
     ConfigurableIOManager,
     ConfigurableResource,
     DagsterEventType,
+    DagsterInstance,
     DagsterLogManager,
     DataVersion,
     InputContext,
@@ -311,6 +314,20 @@ def asset_metadata(
     known.sort(key=lambda entry: place(entry[0], entry[1], entry[0] in facts))
     metadata = for_dagster(dict(known), root) | dict(flags)
     return metadata | {BOOKKEEPING: MetadataValue.json(bookkeeping(handle))}
+
+
+def record_by_hand(handle: Handle, description: str, metadata: Mapping[str, Any]) -> None:
+    """Add an artifact that no run made to its asset's history, if there is a ``DAGSTER_HOME``."""
+    if not os.environ.get("DAGSTER_HOME"):
+        return
+    event = AssetMaterialization(
+        AssetKey(handle.asset.split("/")),
+        description=description,
+        metadata=metadata,
+        tags={"dagster/data_version": handle.content},
+    )
+    with DagsterInstance.get() as instance:
+        instance.report_runless_asset_event(event)
 
 
 def flattened(facts: Mapping[str, Any]) -> dict[str, Any]:

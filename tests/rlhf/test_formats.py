@@ -92,7 +92,7 @@ def test_rewards_compare_written_words_and_the_policy_reads_the_lexicon(
     request = synthesizer.request(SynthesisLine("One two."), 0)
     spelled = synthesizer.prompts.plain_ids("One too.").tolist()
     assert "".join(map(chr, spelled)) in "".join(map(chr, request.prompt.tolist()))
-    made = program("run", steps=1, keep_audio=2, prompts_per_step=2, generations=4)
+    made = program("run", steps=1, prompts_per_step=2, generations=4)
     made = made.model_copy(update={"serving_model": folder})
     (made.run_dir / "run.json").write_text(made.to_json())
     run(made)

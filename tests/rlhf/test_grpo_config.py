@@ -16,7 +16,7 @@ from tts_assets.speechlm.model import new_llama
 OWN_SETTINGS = {
     "lora_rank",  # TRL gets it as peft's configuration, beside its own
     *("base", "prompts", "rewards", "combine", "reward_workers", "reward_devices"),
-    *("engine", "heldout", "alarms", "stop_on_collapse", "audio_every", "keep_audio"),
+    *("engine", "heldout", "alarms", "stop_on_collapse", "audio_every"),
 }
 # What TRL gets for the default recipe, beside the settings below.
 CONSTANTS = {

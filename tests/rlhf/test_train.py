@@ -93,8 +93,9 @@ def test_the_result_becomes_a_serving_model(program: Make, speaking: Speaking) -
     assert agreement.holds and serving.facts.stage == "rlhf", agreement
 
 
-def test_completions_are_saved_as_audio(program: Make) -> None:
-    made = program("run", steps=3, audio_every=2, keep_audio=3, prompts_per_step=6)
+def test_completions_are_saved_as_audio(program: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tts_assets.rlhf.train.KEPT_AUDIO", 3)
+    made = program("run", steps=3, audio_every=2, prompts_per_step=6)
     run(made)
     folder = made.run_dir / "result" / "rollouts"
     assert sorted(p.name for p in folder.glob("*.json")) == ["step-000000.json", "step-000002.json"]
@@ -106,8 +107,11 @@ def test_completions_are_saved_as_audio(program: Make) -> None:
             assert soundfile.info(folder / record["audio"]).samplerate == 16_000
 
 
-def test_the_checkpoint_has_an_audio_notebook(program: Make) -> None:
-    made = program("run", steps=3, audio_every=1, keep_audio=4)
+def test_the_checkpoint_has_an_audio_notebook(
+    program: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tts_assets.rlhf.train.KEPT_AUDIO", 4)
+    made = program("run", steps=3, audio_every=1)
     run(made)
     notebook = json.loads((made.run_dir / "result" / "listening.ipynb").read_text())
     cells = [cell["source"] for cell in notebook["cells"]]
@@ -126,8 +130,11 @@ def test_the_checkpoint_has_an_audio_notebook(program: Make) -> None:
 HELD_OUT = {"fraction": 0.5, "samples": 2}
 
 
-def test_held_out_prompts_are_evaluated_and_never_trained_on(program: Make) -> None:
-    made = program("run", steps=4, heldout={**HELD_OUT, "every": 2}, audio_every=1, keep_audio=99)
+def test_held_out_prompts_are_evaluated_and_never_trained_on(
+    program: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tts_assets.rlhf.train.KEPT_AUDIO", 99)
+    made = program("run", steps=4, heldout={**HELD_OUT, "every": 2}, audio_every=1)
     run(made)
     records = read_metrics(made.run_dir / "metrics.jsonl")
     measured = [record for record in records if "reward_heldout" in record]

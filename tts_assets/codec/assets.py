@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from dagster import AssetChecksDefinition, AssetsDefinition
 
@@ -75,17 +74,14 @@ def fetched_codec(config: CodecConfig, root: Path) -> AssetsDefinition:
     assert name is not None
 
     def plan(request: Request) -> Plan[CodecCheckpoint]:
-        source = identify(name, root)
-        used = {} if config.codebooks is None else {"codebooks": config.codebooks}
+        from tts_assets.codec.original import fetch_checked
 
-        def make(work: Path) -> dict[str, Any]:
-            from tts_assets.codec.model import Codec
-            from tts_assets.codec.original import fetch
-
-            fetch(name, source, root, work / "result", config.codebooks)
-            return Codec.load(work / "result").facts.model_dump()  # publish only what can be loaded
-
-        return Plan({"source": source, **used}, make, describe=lambda _: model_card(root / name))
+        source, books = identify(name, root), config.codebooks
+        return Plan(
+            {"source": source, **({} if books is None else {"codebooks": books})},
+            lambda work: fetch_checked(name, source, root, work / "result", books),
+            describe=lambda _: model_card(root / name),
+        )
 
     return artifact_asset(
         "codec",

@@ -43,7 +43,7 @@ from tts_assets.codec.xcodec2 import (
     encoder_parts,
     initialize_published,
 )
-from tts_assets.core.artifacts import apply_umask
+from tts_assets.core.artifacts import CodecFacts, apply_umask
 from tts_assets.core.config import ConfigError
 from tts_assets.core.hub import from_hub
 
@@ -378,6 +378,16 @@ def fetch(
         (folder / CODEBOOKS_FILE).write_text(json.dumps({"codebooks": codebooks}) + "\n")
     if (folder / PICKLED).is_file() and not any(folder.glob("*.safetensors")):
         without_pickle(folder)
+
+
+def fetch_checked(
+    name: str, source: Mapping[str, str], root: Path, folder: Path, codebooks: int | None
+) -> CodecFacts:
+    """:func:`fetch`, and the facts of the codec, so that only what can be loaded is published."""
+    from tts_assets.codec.model import Codec
+
+    fetch(name, source, root, folder, codebooks)
+    return Codec.load(folder).facts
 
 
 def download(name: str, revision: str, folder: Path) -> None:

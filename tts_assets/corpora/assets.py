@@ -11,9 +11,9 @@ from dagster import AssetChecksDefinition, AssetsDefinition
 
 from resources.launcher import Program
 from tts_assets.audio_models.whisper import model_folder
-from tts_assets.core.accounting import SET_ASIDE_FILE, raise_nothing_usable, read_set_aside
 from tts_assets.core.artifacts import (
     RawCorpus,
+    RawCorpusFacts,
     SampleFacts,
     SampleManifest,
     SegmentFacts,
@@ -30,12 +30,10 @@ from tts_assets.corpora.describe import (
     describe_corpus,
     describe_samples,
     describe_segments,
-    read_rejected,
 )
 from tts_assets.corpora.discovery import Corpora
-from tts_assets.corpora.filter import REJECTED_FILE
-from tts_assets.corpora.filter_corpus import filter_corpus
-from tts_assets.corpora.index import index_corpus, read_entries
+from tts_assets.corpora.filter_corpus import usable_samples
+from tts_assets.corpora.index import read_entries, usable_index
 from tts_assets.corpora.segments.config import CODE_VERSION, SegmentProgram
 from tts_assets.corpora.segments.result import pass_through, source_digests
 from tts_assets.corpora.synthesis import is_complete, synthesis_program
@@ -113,13 +111,8 @@ def raw_corpus_asset(corpora: Corpora, text: TextConfig, shape: Shape) -> Assets
         state, outside = corpus_state(read_entries(path, config), path)
         scan.outside(outside.items())
 
-        def index(work: Path) -> Any:
-            result = work / "result"
-            facts = index_corpus(request.partition, path, config, request.store, result)
-            if not facts.utterances:
-                what = f"corpus {request.partition!r} has no usable utterance of {facts.entries}"
-                raise_nothing_usable(what, read_set_aside(result / SET_ASIDE_FILE))
-            return facts
+        def index(work: Path) -> RawCorpusFacts:
+            return usable_index(request.partition, path, config, request.store, work / "result")
 
         def record(_: RawCorpus) -> None:
             RecordedScan(scan.digest, tuple(outside)).record(request.store, request.partition)
@@ -189,18 +182,12 @@ def filtered_samples_asset(
         own = corpora(request.partition).config.filters
         chosen = filters.for_corpus(own, request.partition)
         known = {"filters": chosen.identified(), "text": text}
-        aside = speech_segments.path / SET_ASIDE_FILE
 
         def measure(program: MeasureProgram) -> None:
             request.launch(Program(MEASURE, program, request.shape(shape)))
 
         def make(work: Path) -> SampleFacts:
-            facts = filter_corpus(speech_segments, chosen, text, request.store, work, measure)
-            if not facts.kept:
-                what = f"corpus {request.partition!r} has no sample that passes the filters"
-                rejected = read_rejected(work / "result" / REJECTED_FILE)
-                raise_nothing_usable(what, [*rejected, *read_set_aside(aside)])
-            return facts
+            return usable_samples(speech_segments, chosen, text, request.store, work, measure)
 
         return Plan(known, make, describe=lambda made: describe_samples(made, chosen))
 

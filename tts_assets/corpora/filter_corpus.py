@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import soundfile
 
 from tts_assets.audio_models.whisper import pinned_whisper
+from tts_assets.core.accounting import SET_ASIDE_FILE, raise_nothing_usable, read_set_aside
 from tts_assets.core.artifacts import (
     ArtifactStore,
     CorpusFacts,
@@ -31,6 +32,7 @@ from tts_assets.core.audio import BrokenAudio, read_wave
 from tts_assets.core.cache import RecordCache
 from tts_assets.core.metadata import NOTEBOOK_FILE, NotebookClip, Section, write_notebook
 from tts_assets.corpora.config import FilterConfig, MeasureProgram, TextConfig
+from tts_assets.corpora.describe import read_rejected
 from tts_assets.corpora.filter import (
     KEPT_FILE,
     REJECTED_FILE,
@@ -66,6 +68,23 @@ QUALITY = {
     "heard": pl.String,
     "unreadable": pl.String,
 }
+
+
+def usable_samples(
+    corpus: RawCorpus | SpeechSegments,
+    config: FilterConfig,
+    text: TextConfig,
+    store: ArtifactStore,
+    work: Path,
+    launch: Launch,
+) -> SampleFacts:
+    """:func:`filter_corpus`. Raises an error with all reasons if no sample is kept."""
+    facts = filter_corpus(corpus, config, text, store, work, launch)
+    if not facts.kept:
+        what = f"corpus {corpus.partition!r} has no sample that passes the filters"
+        rejected = read_rejected(work / "result" / REJECTED_FILE)
+        raise_nothing_usable(what, [*rejected, *read_set_aside(corpus.path / SET_ASIDE_FILE)])
+    return facts
 
 
 def filter_corpus(

@@ -19,7 +19,13 @@ from typing import Any
 
 import polars as pl
 
-from tts_assets.core.accounting import SET_ASIDE_FILE, SetAside, write_set_aside
+from tts_assets.core.accounting import (
+    SET_ASIDE_FILE,
+    SetAside,
+    raise_nothing_usable,
+    read_set_aside,
+    write_set_aside,
+)
 from tts_assets.core.artifacts import (
     ArtifactStore,
     RawCorpus,
@@ -111,6 +117,17 @@ def read_entries(root: Path, config: CorpusConfig) -> Iterator[Entry | SetAside]
         ) from None
     if not found:
         raise ConfigError(f"the {config.reader} reader finds nothing at {root}; is reader correct?")
+
+
+def usable_index(
+    name: str, root: Path, config: CorpusConfig, store: ArtifactStore, result: Path
+) -> RawCorpusFacts:
+    """:func:`index_corpus`. Raises an error with all reasons if no utterance is usable."""
+    facts = index_corpus(name, root, config, store, result)
+    if not facts.utterances:
+        what = f"corpus {name!r} has no usable utterance of {facts.entries}"
+        raise_nothing_usable(what, read_set_aside(result / SET_ASIDE_FILE))
+    return facts
 
 
 def index_corpus(

@@ -5,8 +5,8 @@ of ``[evaluation.suites.<name>]`` is ``suite/<name>``; its reports are ``report/
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from dagster import AssetChecksDefinition, AssetIn, AssetKey, AssetsDefinition
 
@@ -23,8 +23,13 @@ from tts_assets.core.artifacts import (
 )
 from tts_assets.core.compute import Shape
 from tts_assets.evaluation.checks import report_checks
-from tts_assets.evaluation.config import MAIN, ComparisonConfig, EvaluationConfig, EvaluationProgram
-from tts_assets.evaluation.history import lineage, measured, measured_differently, path_to_storage
+from tts_assets.evaluation.config import (
+    MAIN,
+    EvaluationConfig,
+    EvaluationProgram,
+    PlannedComparison,
+    planned_comparisons,
+)
 from tts_assets.evaluation.recipes import (
     EvaluatedRecipe,
     ReportInputs,
@@ -33,13 +38,7 @@ from tts_assets.evaluation.recipes import (
     report_program,
 )
 from tts_assets.evaluation.results import describe_comparison, describe_report
-from tts_assets.evaluation.suite import (
-    SUITE_FILE,
-    audio_digests,
-    read_suite,
-    source_digest,
-    write_suite,
-)
+from tts_assets.evaluation.suite import SUITE_FILE, known_of_suite, read_suite, write_suite
 from tts_assets.orchestration.dependencies import code_arrays_of
 from tts_assets.orchestration.program_asset import (
     Plan,
@@ -90,16 +89,9 @@ def build_assets(
                 report = report_asset(key, recipe, suite, config, root, shape)
                 training_data = recipe.training_data.for_suite(suite)
                 built += [report, *report_checks(report, suite_key(suite), training_data, config)]
-    comparisons = {name: ComparisonConfig(models=(r.base, name)) for name, r in rlhf.items()}
-    for name, comparison in {**comparisons, **evaluation.comparisons}.items():
-        categories = [c for model in comparison.models for c in (decisive or {}).get(model, ())]
-        config = evaluation.for_suite(comparison.suite or MAIN)
-        main = {model: (suites or {}).get(model, [MAIN])[0] for model in comparison.models}
-        keys = {
-            model: report_key(model, MAIN if comparison.suite in ("", own) else comparison.suite)
-            for model, own in main.items()
-        }
-        built.append(comparison_asset(name, comparison, config, sorted(set(categories)), keys))
+    aligned = {name: recipe.base for name, recipe in rlhf.items()}
+    for one in planned_comparisons(evaluation, aligned, suites or {}, decisive or {}):
+        built.append(comparison_asset(one))
     return built
 
 
@@ -124,10 +116,7 @@ def suite_asset(name: str, evaluation: EvaluationConfig, root: Path) -> AssetsDe
 
     def plan(request: Request) -> Plan[EvaluationSuite]:
         texts = read_suite(source, evaluation.language)
-        known: dict[str, Any] = {"source": source_digest(source), "language": evaluation.language}
-        if audio := audio_digests(texts):
-            known["audio"] = audio
-
+        known = known_of_suite(source, evaluation.language, texts)
         return Plan(known, lambda work: write_suite(work / "result" / SUITE_FILE, texts))
 
     return artifact_asset(
@@ -194,43 +183,29 @@ def report_asset(
     )
 
 
-def comparison_asset(
-    name: str,
-    comparison: ComparisonConfig,
-    evaluation: EvaluationConfig,
-    decisive: Sequence[str],
-    keys: Mapping[str, AssetKey],
-) -> AssetsDefinition:
-    """``comparison/<name>`` of the models' reports, whose ``keys`` are given by model."""
-    models = comparison.models
+def comparison_asset(asked: PlannedComparison) -> AssetsDefinition:
+    """``comparison/<name>`` of the models' reports."""
+    models = tuple(asked.suites)
     reports_of = {f"report_{index}": model for index, model in enumerate(models)}
 
     def plan(request: Request, **inputs: Report) -> Plan[Comparison]:
+        from tts_assets.evaluation.compare import comparison_of_reports
+
         reports = {model: inputs[parameter] for parameter, model in reports_of.items()}
 
-        def make(work: Path) -> dict[str, Any]:
-            from tts_assets.evaluation.compare import compare
-
-            return compare(
-                {model: report.path for model, report in reports.items()},
-                evaluation,
-                lineage(request.store, reports.values()),
-                work / "result",
-                comparison.blind_trials,
-                measured_differently(measured(report) for report in reports.values()),
-                decisive,
-                path_to_storage(f"comparison/{name}"),
-            )
-
-        known = {"models": models, "blind_trials": comparison.blind_trials}
-        known |= {"decisive": decisive} if decisive else {}
+        known = {"models": models, "blind_trials": asked.blind_trials}
+        known |= {"decisive": asked.decisive} if asked.decisive else {}
+        make = partial(comparison_of_reports, request.store, asked, reports)
         return Plan(known, make, inputs=reports, describe=describe_comparison)
 
     return artifact_asset(
-        ["comparison", name],
+        ["comparison", asked.name],
         plan,
         code_version=COMPARISON_VERSION,
-        ins={parameter: AssetIn(keys[model]) for parameter, model in reports_of.items()},
+        ins={
+            parameter: AssetIn(report_key(model, asked.suites[model]))
+            for parameter, model in reports_of.items()
+        },
         group_name="comparisons",
         kinds={"comparison", "html"},
         description=f"Comparison of {', '.join(models)}: paired differences with bootstrap "

@@ -15,11 +15,18 @@ from pathlib import Path
 from typing import Any
 
 from tts_assets.audio_models.wer import Interval
+from tts_assets.core.artifacts import ArtifactStore, Report
 from tts_assets.core.config import canonical_json
 from tts_assets.core.metadata import NOTEBOOK_FILE, NotebookClip, Section, write_notebook
 from tts_assets.evaluation.blind_test import write_blind_test
-from tts_assets.evaluation.config import EvaluationConfig, LineageRow
-from tts_assets.evaluation.history import WORDS
+from tts_assets.evaluation.config import EvaluationConfig, LineageRow, PlannedComparison
+from tts_assets.evaluation.history import (
+    WORDS,
+    lineage,
+    measured,
+    measured_differently,
+    path_to_storage,
+)
 from tts_assets.evaluation.metrics.metric import Column, columns_of, metric_of_columns
 from tts_assets.evaluation.page import (
     HERE,
@@ -88,6 +95,22 @@ class ComparisonRow:
 
 class ComparisonError(ValueError):
     """The reports are not comparable; the message says why."""
+
+
+def comparison_of_reports(
+    store: ArtifactStore, asked: PlannedComparison, reports: Mapping[str, Report], work: Path
+) -> dict[str, Any]:
+    """:func:`compare` of published reports by model."""
+    return compare(
+        {model: report.path for model, report in reports.items()},
+        asked.evaluation,
+        lineage(store, reports.values()),
+        work / "result",
+        asked.blind_trials,
+        measured_differently(measured(report) for report in reports.values()),
+        asked.decisive,
+        path_to_storage(f"comparison/{asked.name}"),
+    )
 
 
 def compare(

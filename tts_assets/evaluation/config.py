@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -194,6 +195,45 @@ class EarlierReport(Config):
 
     model: str = Field(description="content digest of its serving model")
     folder: Path
+
+
+@dataclass(frozen=True)
+class PlannedComparison:
+    """A comparison with the suite of each model's report, and the deciding categories.
+
+    ``suites``: by model, the baseline first; :data:`MAIN` is the main suite of the model.
+    """
+
+    name: str
+    suites: Mapping[str, str]
+    evaluation: EvaluationConfig
+    blind_trials: int
+    decisive: list[str]
+
+
+def planned_comparisons(
+    evaluation: EvaluationConfig,
+    aligned: Mapping[str, str],
+    suites: Mapping[str, Sequence[str]],
+    decisive: Mapping[str, Sequence[str]],
+) -> Iterator[PlannedComparison]:
+    """A comparison of each aligned recipe with its base, and those of the configuration.
+
+    ``suites``: those of each recipe, its main suite first. ``decisive``: by recipe, the categories
+    that its promotion looks at.
+    """
+    own = {name: ComparisonConfig(models=(base, name)) for name, base in aligned.items()}
+    for name, one in {**own, **evaluation.comparisons}.items():
+        yield PlannedComparison(
+            name,
+            {
+                model: MAIN if one.suite in ("", suites.get(model, [MAIN])[0]) else one.suite
+                for model in one.models
+            },
+            evaluation.for_suite(one.suite or MAIN),
+            one.blind_trials,
+            sorted({category for model in one.models for category in decisive.get(model, ())}),
+        )
 
 
 class EvaluationProgram(ProgramConfig):

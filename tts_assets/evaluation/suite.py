@@ -263,6 +263,13 @@ def audio_digests(texts: Iterable[SuiteText]) -> dict[str, str]:
     }
 
 
+def known_of_suite(source: Path, language: str, texts: Sequence[SuiteText]) -> dict[str, Any]:
+    """What determines a suite: the digests of its file and of its audio, and its language."""
+    known: dict[str, Any] = {"source": source_digest(source), "language": language}
+    audio = audio_digests(texts)
+    return known | ({"audio": audio} if audio else {})
+
+
 def write_suite(path: Path, texts: Sequence[SuiteText]) -> dict[str, Any]:
     """Write a suite, and copy its audio to ``wavs/`` beside it, named by digest.
 

@@ -14,7 +14,7 @@ from typing import Any
 from tts_assets.core.config import ConfigError
 from tts_assets.core.processes import reap
 from tts_assets.core.program import Run
-from tts_assets.external_models.coqui.job import (
+from tts_assets.external_models.coqui import (
     PROGRAM,
     REFUSED,
     SynthesisJob,

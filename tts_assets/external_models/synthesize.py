@@ -20,7 +20,7 @@ from tts_assets.evaluation.metric_runner import (
 from tts_assets.evaluation.page import write_flac
 from tts_assets.evaluation.suite import SuiteText, read_suite
 from tts_assets.external_models.config import CLONING, ExternalSynthesisProgram
-from tts_assets.external_models.coqui.job import Line, SynthesisJob
+from tts_assets.external_models.coqui import Line, SynthesisJob
 from tts_assets.external_models.environment import run_job
 
 

@@ -42,7 +42,7 @@ from tts_assets.external_models.config import (
     ExternalRecipe,
     ExternalTrainProgram,
 )
-from tts_assets.external_models.coqui.job import (
+from tts_assets.external_models.coqui import (
     VOICES_FOLDER,
     TrainJob,
 )

@@ -7,7 +7,6 @@ Dagster lets a failed blocking check block assets of the same run only, and cand
 evaluated in earlier runs. The asset therefore asks the instance for the results of the checks.
 """
 
-import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import product
@@ -18,15 +17,13 @@ from dagster import (
     AssetExecutionContext,
     AssetIn,
     AssetKey,
-    AssetMaterialization,
     AssetsDefinition,
-    DagsterInstance,
     DataVersion,
     Output,
     asset,
 )
 
-from resources.artifact_store import ArtifactStoreResource, asset_metadata
+from resources.artifact_store import ArtifactStoreResource, asset_metadata, record_by_hand
 from tts_assets.core.artifacts import ArtifactStore, Promoted, Report, TrainingEffect
 from tts_assets.core.metadata import Markdown
 from tts_assets.evaluation.assets import report_key
@@ -148,13 +145,5 @@ def metadata_of(
 
 def report_to_dagster(store: ArtifactStore, handle: Promoted) -> None:
     """Add a change by hand to the asset's history, if ``DAGSTER_HOME`` names an instance."""
-    if not os.environ.get("DAGSTER_HOME"):
-        return
-    event = AssetMaterialization(
-        AssetKey(handle.asset.split("/")),
-        description=f"{handle.facts.event}: {handle.facts.why}",
-        metadata=metadata_of(store, handle, reused=False),
-        tags={"dagster/data_version": handle.content},
-    )
-    with DagsterInstance.get() as instance:
-        instance.report_runless_asset_event(event)
+    why = f"{handle.facts.event}: {handle.facts.why}"
+    record_by_hand(handle, why, metadata_of(store, handle, reused=False))

@@ -214,7 +214,12 @@ class RlhfRecipe(Config):
     """
 
     added_keys: ClassVar = frozenset({"lora_rank"})
-    removed_keys: ClassVar = {"reward_seconds": 600.0, "max_grad_norm": 1.0, "weight_decay": 0.0}
+    removed_keys: ClassVar = {
+        "reward_seconds": 600.0,
+        "max_grad_norm": 1.0,
+        "weight_decay": 0.0,
+        "keep_audio": 8,
+    }
 
     base: str = Field(description="SFT recipe whose serving model is trained")
     prompts: PromptsConfig
@@ -264,7 +269,6 @@ class RlhfRecipe(Config):
     micro_batch: int = Field(32, gt=0, description="most completions of a forward pass")
     save_every: int = Field(50, gt=0, description="steps between two checkpoints for resuming")
     audio_every: int = Field(50, gt=0, description="steps between two sets of saved completions")
-    keep_audio: int = Field(8, ge=0, description="saved completions of each set")
     seed: int = 777
 
     @model_validator(mode="after")

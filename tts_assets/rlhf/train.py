@@ -62,6 +62,8 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message="TRL currently supports vLLM")
     from trl import GRPOConfig, GRPOTrainer
 
+KEPT_AUDIO = 8  # saved completions of each set
+
 
 def main(argv: list[str] | None = None) -> None:
     """Runs the program that the command line names."""
@@ -169,7 +171,7 @@ class TrainingRollouts:
         prompts: Sequence[RolloutPrompt],
     ) -> None:
         self.run, self.worker, self.evaluation, self.prompts = run, worker, evaluation, prompts
-        self.kept = recipe.keep_audio
+        self.kept = KEPT_AUDIO
         self.audio_every = recipe.audio_every * recipe.iterations
 
     def generate(self, prompts: list[str], trainer: GRPOTrainer) -> dict[str, list[Any]]:

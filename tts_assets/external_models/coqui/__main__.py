@@ -49,7 +49,7 @@ from TTS.tts.models.tortoise import Tortoise, load_required_audio
 from TTS.tts.models.vits import Vits
 from TTS.tts.models.xtts import Xtts
 
-from tts_assets.external_models.coqui.job import (
+from tts_assets.external_models.coqui import (
     CONFIG_FILE,
     MODEL_FILE,
     PROGRAM,

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from trainer import Trainer, TrainerArgs
 from trainer.logging.dummy_logger import DummyLogger
 
-from tts_assets.external_models.coqui.job import (
+from tts_assets.external_models.coqui import (
     CONFIG_FILE,
     STOPPED,
     Events,
