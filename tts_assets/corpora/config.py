@@ -172,14 +172,13 @@ class ListOptions(Config):
 class SynthesisConfig(Config):
     """``[corpora.<name>.synthesis]``: the clips of the corpus are made from texts.
 
-    ``texts`` is a file with one text per line. ``voice`` is an ``.onnx`` file of Piper, or the name
-    of an installed package that carries one. Each text gets one of ``lengths``, factors of its
-    duration, and one of ``speakers``, names in a voice with several (empty: all).
+    ``texts`` is a file with one text per line. ``voice`` is an ``.onnx`` file of Piper, the name of
+    an installed package that carries one, or ``flite:<name>``, a voice of Flite. Each text gets one
+    of ``lengths``, factors of its duration, and one of ``speakers``, names in a voice with several.
     """
 
     removed_keys: ClassVar[Mapping[str, Any]] = {"engine": "piper", "seed": 0}
 
-    engine: ClassVar[str] = "piper"
     seed: ClassVar[int] = 0  # of the lengths and speakers of the texts
 
     voice: str = Field(min_length=1)
@@ -436,12 +435,13 @@ class MeasureProgram(ProgramConfig):
 class SynthesisProgram(ProgramConfig):
     """``tts_assets.corpora.synthesis``: texts in, a corpus folder for the reader ``jsonl`` out.
 
-    ``voice`` is the ``.onnx`` file. ``speaker`` is the speaker of a voice that has only one.
+    ``voice`` is the path of an ``.onnx`` file, or ``flite:<name>``. ``speaker`` is the speaker of a
+    voice that has only one.
     """
 
     corpus: Path
     synthesis: SynthesisConfig
-    voice: Path
+    voice: str
     texts: Path
     language: Language
     speaker: str

@@ -1,4 +1,4 @@
-"""Makes a corpus of synthetic speech: texts in, clips out, by a voice of Piper through onnxruntime.
+"""Makes a corpus of synthetic speech: texts in, clips out, by a voice of Piper or of Flite.
 
     python -m tts_assets.corpora.synthesis run.json
 
@@ -10,7 +10,9 @@ resumes. A text that the voice cannot speak is set aside.
 A model of Piper draws its noise itself, from a generator that depends on all earlier texts. Here
 the noise becomes an input of the network and is drawn from the digest of the clip: the bytes of a
 clip depend on nothing else. Piper: github.com/OHF-Voice/piper1-gpl; the network is VITS (Kim et
-al., 2021).
+al., 2021), run by onnxruntime.
+
+Flite (cmuflite.org) is a program of Debian with several English voices at 16 kHz.
 """
 
 from __future__ import annotations
@@ -18,12 +20,16 @@ from __future__ import annotations
 import importlib.resources
 import importlib.util
 import json
+import re
+import shutil
+import subprocess
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import soundfile
@@ -39,7 +45,7 @@ from tts_assets.corpora.config import (
     SynthesisProgram,
     TextConfig,
 )
-from tts_assets.corpora.text import Normalizer, Phonemizer, espeak_version
+from tts_assets.corpora.text import Normalizer, Phonemizer, espeak_version, read_texts
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -52,6 +58,8 @@ FRAMES_PER_ID = 30  # room for noise; speech has 2 to 4 frames of 256 samples pe
 PEAK = 0.99  # VITS clips rarely; louder clips are scaled down
 BLOCK = 32  # texts between two checks for a stop request
 UNSPOKEN = "not spoken by the voice"
+FLITE = "flite:"  # the start of the name of a voice of Flite
+FLITE_SECONDS = 60.0  # for one text; a minute of speech takes less than one
 
 
 class UnspokenError(ValueError):
@@ -73,8 +81,75 @@ class Line:
         return f"audio/{self.key[:2]}/{self.key}.flac"
 
 
+class Voice(Protocol):
+    """A voice that reads texts."""
+
+    engine: str
+    name: str
+    rate: int
+    speakers: Mapping[str, int]  # of a voice with several
+    card: str  # the model card, if the voice has one
+
+    @property
+    def digest(self) -> str:
+        """What the clips depend on, beside text and settings."""
+
+    def versions(self) -> dict[str, str]:
+        """The programs that speak."""
+
+    def speak(self, text: str, length: float, speaker: str, seed: int) -> NDArray[np.float32]:
+        """Mono audio (samples,) at ``rate`` Hz. ``length``: factor of the duration.
+
+        Raises :class:`UnspokenError`.
+        """
+
+
+class FliteVoice:
+    """A voice of the program ``flite``, such as ``flite:slt``."""
+
+    engine, rate, card = "flite", 16_000, ""
+    speakers: Mapping[str, int] = {}
+
+    def __init__(self, name: str) -> None:
+        """Raises :class:`ConfigError` if the program or the voice is missing."""
+        self.name = name
+        self.voice = name.removeprefix(FLITE)
+        if shutil.which("flite") is None:
+            raise ConfigError(f"voice {name!r}: flite is not installed: apt-get install flite")
+        known = self._run("-lv").partition(":")[2].split()
+        if self.voice not in known:
+            raise ConfigError(f"voice {name!r}: flite has {', '.join(known)}")
+
+    @cached_property
+    def digest(self) -> str:
+        return digest_of([self.name, self.versions()])
+
+    def versions(self) -> dict[str, str]:
+        return {"flite": "".join(re.findall(r"version: (\S+)", self._run("--version")))}
+
+    def speak(self, text: str, length: float, speaker: str, seed: int) -> NDArray[np.float32]:
+        with tempfile.TemporaryDirectory() as folder:
+            texts, audio = Path(folder) / "text", Path(folder) / "audio.wav"
+            texts.write_text(text, encoding="utf-8")
+            stretch = ("--setf", f"duration_stretch={length}")
+            try:
+                self._run("-voice", self.voice, *stretch, "-f", str(texts), "-o", str(audio))
+                wave, rate = soundfile.read(audio, dtype="float32")
+            except (subprocess.SubprocessError, soundfile.SoundFileError) as error:
+                raise UnspokenError(f"flite: {error}") from error
+        if rate != self.rate or not np.abs(wave).max(initial=0.0) > 0:
+            raise UnspokenError(f"flite made {len(wave)} samples at {rate} Hz")
+        return np.asarray(wave, dtype=np.float32)
+
+    def _run(self, *arguments: str) -> str:
+        command = ["flite", *arguments]
+        return subprocess.run(command, capture_output=True, timeout=FLITE_SECONDS, text=True).stdout
+
+
 class PiperVoice:
     """A voice of Piper: ``<name>.onnx`` and ``<name>.onnx.json``."""
+
+    engine = "piper"
 
     def __init__(self, path: Path) -> None:
         """Raises :class:`ConfigError` if a file is missing or is not a voice of Piper."""
@@ -92,11 +167,16 @@ class PiperVoice:
             self._scales = [values["inference"][name] for name in ("noise_scale", "noise_w")]
             self.speakers: Mapping[str, int] = values.get("speaker_id_map") or {}
         except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError(
-                f"{settings}: not the settings of a Piper voice ({error!r})"
-            ) from None
+            what = f"{settings}: not the settings of a Piper voice ({error!r})"
+            raise ConfigError(what) from None
         if values.get("phoneme_type", "espeak") != "espeak":
             raise ConfigError(f"{settings}: the voice reads {values['phoneme_type']}, not phonemes")
+        self.name, card = path.name, path.with_name("MODEL_CARD")
+        self.card = card.read_text(encoding="utf-8") if card.is_file() else ""
+        self._phonemizer = Phonemizer(self.language)
+
+    def versions(self) -> dict[str, str]:
+        return {"espeak_ng": espeak_version(), "onnxruntime": version("onnxruntime")}
 
     @cached_property
     def digest(self) -> str:
@@ -111,18 +191,8 @@ class PiperVoice:
         inner = [one for symbol in known for one in (*symbol, *pad)]
         return [*self._ids["^"], *pad, *inner, *self._ids["$"]]
 
-    def check_speakers(self, names: Sequence[str]) -> None:
-        """Raise :class:`ConfigError` for names that the voice does not have."""
-        if unknown := sorted(set(names) - set(self.speakers)):
-            known = ", ".join(sorted(self.speakers)) or "none: it has one voice, drop the key"
-            raise ConfigError(f"synthesis.speakers {unknown} are not in {self.path.name}: {known}")
-
-    def speak(self, phonemes: str, length: float, speaker: str, seed: int) -> NDArray[np.float32]:
-        """Mono audio (samples,) at ``rate`` Hz. ``length``: factor of the duration.
-
-        Raises :class:`UnspokenError`.
-        """
-        ids = self.ids(phonemes)
+    def speak(self, text: str, length: float, speaker: str, seed: int) -> NDArray[np.float32]:
+        ids = self.ids(self._phonemizer.many([text])[0])
         draw = np.random.default_rng(seed)
         frames = int(len(ids) * FRAMES_PER_ID * max(1.0, length))
         noise, noise_w = self._scales
@@ -194,6 +264,18 @@ def with_noise_as_input(path: Path) -> tuple[bytes, dict[str, int]]:
 CHANNELS = (2, 192)  # of the durations and of the latent
 
 
+def open_voice(name: str, speakers: Sequence[str] = ()) -> Voice:
+    """The voice of a program: ``flite:<name>``, or the path of an ``.onnx`` file of Piper.
+
+    Raises :class:`ConfigError`, also if the voice lacks one of ``speakers``.
+    """
+    voice = FliteVoice(name) if name.startswith(FLITE) else PiperVoice(Path(name))
+    if unknown := sorted(set(speakers) - set(voice.speakers)):
+        known = ", ".join(sorted(voice.speakers)) or "none: it has one voice, drop the key"
+        raise ConfigError(f"synthesis.speakers {unknown} are not in {voice.name}: {known}")
+    return voice
+
+
 def voice_path(voice: str, project: Path) -> Path:
     """The ``.onnx`` file of ``voice``: a path, or an installed package that carries one voice.
 
@@ -213,27 +295,15 @@ def voice_path(voice: str, project: Path) -> Path:
     return found[0]
 
 
-def read_texts(path: Path) -> list[str]:
-    """The lines of a text file, without empty ones and comments (``#``), each once.
-
-    Raises :class:`ConfigError` if the file is missing or is not UTF-8.
-    """
-    try:
-        lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: no texts can be read: {error}") from None
-    return list(dict.fromkeys(line for line in lines if line and not line.startswith("#")))
-
-
 def plan(
-    config: SynthesisConfig, texts: Sequence[str], normalized: Sequence[str], voice: PiperVoice
+    config: SynthesisConfig, texts: Sequence[str], normalized: Sequence[str], voice: Voice
 ) -> tuple[list[Line], list[SetAside]]:
     """The clips to make in the order of the texts, and the texts that cannot be spoken.
 
     Length and speaker of a clip follow from the digest of its text.
     """
     lines, aside = [], []
-    makers = [VERSION, voice.digest, espeak_version(), config.seed]
+    makers = [VERSION, voice.digest, voice.versions().get("espeak_ng", ""), config.seed]
     for text, spoken in zip(texts, normalized, strict=True):
         if not spoken or len(spoken) > LONGEST_TEXT:
             reason = "text too long" if spoken else "no words to speak"
@@ -249,21 +319,21 @@ def plan(
     return lines, aside
 
 
-def provenance(program: SynthesisProgram, voice: PiperVoice) -> dict[str, Any]:
+def provenance(program: SynthesisProgram, voice: Voice) -> dict[str, Any]:
     """What determines the corpus: :func:`is_complete` compares it with ``synthesis.json``."""
     return {
         "version": VERSION,
-        "engine": program.synthesis.engine,
-        "voice": voice.path.name,
+        "engine": voice.engine,
+        "voice": voice.name,
         "voice_digest": voice.digest,
         "texts_sha256": sha256_file(program.texts),
-        "settings": program.synthesis.canonical(exclude={"texts", "voice"}),
+        "settings": program.synthesis.canonical(exclude={"texts", "voice"})
+        | {"engine": voice.engine},
         "text": program.text.model_dump(mode="json"),
         "language": program.language,
         "speaker": program.speaker,
         "licence": program.licence,
-        "espeak_ng": espeak_version(),
-        "onnxruntime": version("onnxruntime"),
+        **voice.versions(),
     }
 
 
@@ -272,11 +342,12 @@ def synthesis_program(
 ) -> SynthesisProgram:
     """The program that makes ``corpus`` in the folder ``path``. Raises :class:`ConfigError`."""
     assert corpus.synthesis is not None
+    name = corpus.synthesis.voice
     return SynthesisProgram(
         run_dir=work,
         corpus=path,
         synthesis=corpus.synthesis,
-        voice=voice_path(corpus.synthesis.voice, project),
+        voice=name if name.startswith(FLITE) else str(voice_path(name, project)),
         texts=project / corpus.synthesis.texts,
         language=corpus.language,
         speaker=corpus.speaker,
@@ -287,8 +358,7 @@ def synthesis_program(
 
 def is_complete(program: SynthesisProgram) -> bool:
     """Whether the corpus folder has all clips of this configuration."""
-    voice = PiperVoice(program.voice)
-    voice.check_speakers(program.synthesis.speakers)
+    voice = open_voice(program.voice, program.synthesis.speakers)
     try:
         found = json.loads((program.corpus / PROVENANCE_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -298,17 +368,13 @@ def is_complete(program: SynthesisProgram) -> bool:
     return clips >= found.get("clips", 0) and all(found.get(k) == v for k, v in wanted.items())
 
 
-def make_clips(
-    lines: Iterable[Line], voice: PiperVoice, program: SynthesisProgram
-) -> Iterator[None]:
+def make_clips(lines: Iterable[Line], voice: Voice, program: SynthesisProgram) -> Iterator[None]:
     """Make the clips that do not exist, one per step; none of a text that cannot be spoken."""
-    phonemizer = Phonemizer(voice.language)
     for line in lines:
         path = program.corpus / line.file
         if not path.is_file():
-            phonemes = phonemizer.many([line.text])[0]
             try:
-                wave = voice.speak(phonemes, line.length, line.speaker, int(line.key[:16], 16))
+                wave = voice.speak(line.text, line.length, line.speaker, int(line.key[:16], 16))
             except UnspokenError as error:
                 print(f"{line.text!r} is not spoken: {error}", flush=True)
             else:
@@ -317,7 +383,7 @@ def make_clips(
         yield
 
 
-def sample(line: Line, program: SynthesisProgram, voice: PiperVoice) -> str:
+def sample(line: Line, program: SynthesisProgram, voice: Voice) -> str:
     """The line of ``samples.jsonl`` of a finished clip."""
     info = soundfile.info(program.corpus / line.file)
     values = {
@@ -328,8 +394,8 @@ def sample(line: Line, program: SynthesisProgram, voice: PiperVoice) -> str:
         "sample_rate": info.samplerate,
         "speaker_id": line.speaker or program.speaker,
         "original_data": {
-            "synthesis": program.synthesis.engine,
-            "voice": voice.path.name,
+            "synthesis": voice.engine,
+            "voice": voice.name,
             "length": line.length,
             "licence": program.licence,
         },
@@ -338,7 +404,7 @@ def sample(line: Line, program: SynthesisProgram, voice: PiperVoice) -> str:
 
 
 def publish(
-    program: SynthesisProgram, voice: PiperVoice, lines: list[Line], aside: list[SetAside]
+    program: SynthesisProgram, voice: Voice, lines: list[Line], aside: list[SetAside]
 ) -> dict[str, Any]:
     """Write the lists of the corpus and last its provenance. Returns the facts."""
     spoken = [line for line in lines if (program.corpus / line.file).is_file()]
@@ -353,10 +419,8 @@ def publish(
     with atomic_write(program.corpus / SET_ASIDE_FILE) as file:
         write_set_aside(file, aside)
     counts = {"clips": len(spoken), "set_aside": count_reasons(aside)}
-    card = voice.path.with_name("MODEL_CARD")
-    notes = {"model_card": card.read_text(encoding="utf-8") if card.is_file() else ""}
     with atomic_write(program.corpus / PROVENANCE_FILE) as file:
-        content = provenance(program, voice) | counts | notes
+        content = provenance(program, voice) | counts | {"model_card": voice.card}
         file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return counts
 
@@ -366,8 +430,7 @@ def main(argv: list[str] | None = None) -> None:
     program = load_config(SynthesisProgram, argv)
     with Run(program.run_dir) as run:
         run.init_distributed()
-        voice = PiperVoice(program.voice)
-        voice.check_speakers(program.synthesis.speakers)
+        voice = open_voice(program.voice, program.synthesis.speakers)
         texts = read_texts(program.texts)
         normalized = Normalizer(program.text).many(texts, program.language)
         lines, aside = plan(program.synthesis, texts, normalized, voice)

@@ -343,3 +343,15 @@ def _library() -> type[EspeakBackend]:
     EspeakWrapper.set_library(espeakng_loader.get_library_path())
     EspeakWrapper.set_data_path(espeakng_loader.get_data_path())
     return EspeakBackend
+
+
+def read_texts(path: Path) -> list[str]:
+    """The lines of a text file, without empty ones and comments (``#``), each once.
+
+    Raises :class:`ConfigError` if the file is missing or is not UTF-8.
+    """
+    try:
+        lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: no texts can be read: {error}") from None
+    return list(dict.fromkeys(line for line in lines if line and not line.startswith("#")))
