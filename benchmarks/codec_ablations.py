@@ -52,7 +52,7 @@ from tts_assets.core.config import digest_of
 from tts_assets.core.program import STOPPED, Run
 
 ORIGINAL = "original"
-VENDORED = ROOT / "examples/codecs/two-voices-16khz"
+VENDORED = ROOT / "examples/codecs/announcer-16khz"
 SEEDS = (777, 778)
 CHEAPER = 1.4  # steps without discriminators in the processor time of one step with them
 LONGER = 2  # rows that continue a codec take so many times the steps

@@ -1,6 +1,6 @@
 """The over-fitting of a demo codec: quality on training clips and on held-out clips.
 
-    python benchmarks/codec_overfitting.py examples/codecs/two-voices-16khz
+    python benchmarks/codec_overfitting.py examples/codecs/announcer-16khz
 
 It reports log-mel L1, and the cross-entropy of Whisper tiny.en for the true text, in nats per token
 above the recordings. The cross-entropy varies less than the WER, because the text is given. 200

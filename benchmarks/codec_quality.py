@@ -54,7 +54,7 @@ def table(systems: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    vendored = Path("examples/codecs/two-voices-16khz")
+    vendored = Path("examples/codecs/announcer-16khz")
     parser.add_argument("--codec", type=Path, nargs="+", default=[vendored])
     parser.add_argument("--samples", type=Path, required=True, help="a kept.jsonl")
     parser.add_argument("--limit", type=int, default=40, help="clips at most")

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from tts_assets.codec.backends import facts_of, open_compact
 
-CODEC = Path(__file__).resolve().parents[1] / "examples/codecs/two-voices-16khz"
+CODEC = Path(__file__).resolve().parents[1] / "examples/codecs/announcer-16khz"
 LENGTHS, CLIPS, ROUNDS = (25, 57, 121, 249), (4, 16), 7
 
 

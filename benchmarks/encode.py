@@ -27,7 +27,7 @@ from tts_assets.core.audio import read_wave
 
 ROOT = Path(__file__).resolve().parents[1]
 CORPUS = ROOT / "examples/corpora/asterisk_en"
-CODEC = ROOT / "examples/codecs/two-voices-16khz"
+CODEC = ROOT / "examples/codecs/announcer-16khz"
 MINUTES, REPEATS = 20, 3
 SHARD = 128  # clips, as in the demo
 BUDGETS = (BATCH_TOKENS, 4000, 12_000)  # codes: the default, and what a GPU is given

@@ -43,7 +43,7 @@ from tts_assets.orchestration.dependencies import corpus_partitions
 
 ROOT = Path(__file__).resolve().parents[1]
 CORPUS = ROOT / "examples/corpora/asterisk_en"
-VENDORED = ROOT / "examples/codecs/two-voices-16khz"
+VENDORED = ROOT / "examples/codecs/announcer-16khz"
 CLIPS, SHARD = 1000, 128
 LARGER = CodecArchitecture(acoustic_hidden=16, ratios=(2, 2, 4, 4, 5))
 

@@ -39,7 +39,7 @@ from tts_assets.serving.synthesis import decode
 
 ROOT = Path(__file__).resolve().parents[1]
 CORPUS = ROOT / "examples/corpora/asterisk_en"
-CODEC = ROOT / "examples/codecs/two-voices-16khz"
+CODEC = ROOT / "examples/codecs/announcer-16khz"
 COMPLETIONS, REPEATS = 64, 2
 SHORTEST, LONGEST = 1.5, 6.0  # seconds
 REWARDS = (WerReward(), DnsmosReward(), SimilarityReward())
