@@ -1,8 +1,8 @@
-"""Whole jobs in the instance of the UI: the demo, its codec, and its base model.
+"""Whole jobs in the instance of the UI: the demo, a codec, and a base model.
 
     python -m jobs.demo          runs refresh (once per corpus), retrain and align
     python -m jobs.demo codec    runs train_codec (profile codec_demo)
-    python -m jobs.demo base     runs prepare (once per corpus), train_codec, refresh, retrain
+    python -m jobs.demo base     runs prepare and refresh (once per corpus), and retrain
                                  (profile base)
 
 ``make demo``, ``make codec-demo`` and ``make base`` start them, and ``tts-assets demo`` the first.
@@ -10,10 +10,9 @@ One line is printed per finished asset, and a progress bar. The demo ends with t
 reports and the paths of the listening pages. Assets that exist are not built again, and interrupted
 programs resume.
 
-The codec demo trains the codec of the embedded profile from scratch, in an hour and a half on two
+The codec demo trains a codec of the demo's speaker from scratch, in an hour and a half on two
 cores. The result is another version of the asset ``codec``; ``make demo`` afterwards returns to the
-vendored checkpoint. ``make base`` makes the codec and the base model that this repository carries,
-in about a day of two cores.
+vendored checkpoint. ``make base`` trains a base model on synthetic speech, in hours on two cores.
 """
 
 from __future__ import annotations
@@ -68,14 +67,9 @@ def run_codec_demo(instance: DagsterInstance, settings: Settings) -> None:
 
 
 def run_base(instance: DagsterInstance, settings: Settings) -> None:
-    """The codec and the base model of a profile with ``[codec.train]``."""
-    if settings.codec.train is None:
-        sys.exit("this profile has no [codec.train]; run: make base")
-    corpora = register_corpora(instance, settings)
-    for corpus in corpora:
+    """The base model of the profile ``base``."""
+    for corpus in register_corpora(instance, settings):
         run(instance, settings, Request(PREPARE, corpus=corpus))
-    run(instance, settings, Request(TRAIN_CODEC, corpus=corpora[0]))
-    for corpus in corpora:
         run(instance, settings, Request(REFRESH, corpus=corpus))
     run(instance, settings, Request(RETRAIN))
     print_summary(settings)

@@ -27,7 +27,7 @@ from tts_assets.corpora.samples import Sample, write_samples
 
 ROOT = Path(__file__).resolve().parents[2]
 CORPUS = ROOT / "examples/corpora/asterisk_en"
-VENDORED = ROOT / "examples/codecs/two-voices-16khz"
+VENDORED = ROOT / "examples/codecs/announcer-16khz"
 
 
 @pytest.fixture(autouse=True, scope="session")

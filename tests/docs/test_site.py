@@ -262,7 +262,7 @@ def test_the_tutorial_can_be_loaded(tmp_path: Path) -> None:
     project = (ROOT / "dagster_project.toml").read_text()
     parts = blocks(ROOT / "docs/tutorial.md", "toml")
     new = [part for part in parts if not part.startswith("[codec]")]
-    adapted = project.replace('checkpoint = "examples/codecs/two-voices-16khz"\n', "", 1)
+    adapted = project.replace('checkpoint = "examples/codecs/announcer-16khz"\n', "", 1)
     name = tmp_path / "dagster_project.toml"
     name.write_text(adapted.replace("# One machine with GPUs", "\n".join(new) + "\n#", 1))
     (tmp_path / "my_voice").mkdir()

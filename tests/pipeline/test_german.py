@@ -206,7 +206,7 @@ def test_german_recordings_become_a_voice_with_a_report(
     soundfile.write(tmp_path / "recordings" / "gespräch.wav", recording, rate)
     suite = {"id": "zahl", "category": "numbers", "text": "Um 9:30 Uhr kosten 5 km 12 Euro."}
     (tmp_path / "suite.jsonl").write_text(json.dumps(suite) + "\n")
-    codec = ROOT / "examples" / "codecs" / "two-voices-16khz"
+    codec = ROOT / "examples" / "codecs" / "announcer-16khz"
     project = tmp_path / "dagster_project.toml"
     project.write_text(PROJECT.replace("CODEC", str(codec)))
     settings = load_settings(project, environment={})

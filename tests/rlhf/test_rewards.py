@@ -41,7 +41,7 @@ from tts_assets.serving.synthesis import Synthesizer
 from tts_assets.speechlm.generate import Completion, Request
 
 RATE = 16_000
-VENDORED_CODEC = Path(__file__).resolve().parents[2] / "examples/codecs/two-voices-16khz"
+VENDORED_CODEC = Path(__file__).resolve().parents[2] / "examples/codecs/announcer-16khz"
 WRONG = "weasels have eaten our phone system"
 SILENCE = np.zeros(RATE, np.float32)
 ALL = (WerReward(), RateReward(), EndReward(), DnsmosReward(), SimilarityReward())

@@ -123,7 +123,7 @@ def watched_project(folder: Path, clips: Path) -> Settings:
     (folder / "project.toml").write_text(
         '[project]\nname = "watched"\n'
         '[discovery]\nroot = "corpora"\nlanguage = "en"\n'
-        f'[codec]\nshard_samples = 5\ncheckpoint = "{ROOT / "codecs/two-voices-16khz"}"\n'
+        f'[codec]\nshard_samples = 5\ncheckpoint = "{ROOT / "codecs/announcer-16khz"}"\n'
         f'[evaluation]\nsuite = "{ROOT / "suites/announcer.jsonl"}"\n'
     )
     return load_settings(folder / "project.toml", environment={})

@@ -40,7 +40,7 @@ def two_voices(folder: Path, clips: Path) -> Settings:
         '[project]\nname = "voices"\n'
         '[discovery]\nroot = "corpora"\nlanguage = "en"\n'
         "[validation]\nfraction = 0.3\n"
-        f'[codec]\nshard_samples = 5\ncheckpoint = "{ROOT / "codecs/two-voices-16khz"}"\n'
+        f'[codec]\nshard_samples = 5\ncheckpoint = "{ROOT / "codecs/announcer-16khz"}"\n'
         "[serving]\nsampling = { min_tokens = 5, max_tokens = 40 }\n"
         "check_vllm = false\n"
         '[evaluation]\nsuite = "suite.jsonl"\nreference_clips = 1\n'

@@ -20,7 +20,7 @@ from tts_assets.speechlm.model import build
 from tts_assets.speechlm.prompts import PromptFormat
 from tts_assets.speechlm.vocabulary import SpeechVocabulary
 
-TRAINED = CORPUS.parents[1] / "codecs" / "two-voices-16khz"
+TRAINED = CORPUS.parents[1] / "codecs" / "announcer-16khz"
 
 
 @pytest.fixture(scope="module")
