@@ -106,7 +106,7 @@ def test_agreement_in_transformers(
     publish_trained(speaking, runs / name)
     result = serve(instance, speaking, name, vllm=False)
     assert result.success
-    assert compared(result) == {"transformers_agrees": (True, 32)}
+    assert compared(result) == {"transformers_agrees": (True, 64)}
 
 
 @pytest.mark.parametrize("name", ["fsdp", "lora"])
@@ -118,6 +118,6 @@ def test_agreement_in_vllm(
     result = serve(instance, speaking, name, vllm=True)
     assert result.success
     found = compared(result)
-    assert found["transformers_agrees"] == (True, 32)
+    assert found["transformers_agrees"] == (True, 64)
     passed, tokens = found["vllm_agrees"]
-    assert passed and tokens == 32
+    assert passed and tokens == 64

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -18,7 +18,9 @@ from tts_assets.core.program import ProgramConfig
 from tts_assets.rlhf.alarms import AlarmConfig
 from tts_assets.rlhf.config import EngineProgram, RlhfProgram
 from tts_assets.serving.config import Voice
-from tts_assets.serving.served_model import SynthesisLine
+
+if TYPE_CHECKING:
+    from tts_assets.serving.served_model import SynthesisLine
 
 PREFERENCES_FILE = "preferences.jsonl"
 
@@ -128,6 +130,8 @@ class PreferencePair(Config):
 
     def line(self, seed: int = 0) -> SynthesisLine:
         """Returns the request for a synthesis of the text."""
+        from tts_assets.serving.served_model import SynthesisLine  # with torch: 8 s of CPU
+
         return SynthesisLine(self.text, self.voice, seed, self.description, self.language)
 
 
