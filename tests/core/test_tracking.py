@@ -69,13 +69,14 @@ def start(config: CountConfig, **environment: str) -> subprocess.Popen[str]:
 
 
 def test_offline_metrics_are_stored_without_network_access(tmp_path: Path) -> None:
-    write_card(tmp_path, WandbConfig(project="voices", tags=("a", "b")), "sft/one")
+    write_card(tmp_path, WandbConfig(project="voices"), "sft/one")
     with socket.create_server(("127.0.0.1", 0)) as proxy:
         address = f"http://127.0.0.1:{proxy.getsockname()[1]}"
         process = start(
             CountConfig(run_dir=tmp_path, total=3),
             **dict.fromkeys(["HTTP_PROXY", "HTTPS_PROXY"], address),
             HOME=str(tmp_path / "home"),
+            WANDB_TAGS="a,b",
         )
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
@@ -136,7 +137,7 @@ def test_an_error_of_wandb_is_logged_and_does_not_end_the_program(
 
 def test_the_launcher_turns_wandb_on_and_off(tmp_path: Path) -> None:
     shape = Shape(processes=1)
-    on = build_launcher(Compute(), WandbConfig(project="voices", tags=("nightly",)))
+    on = build_launcher(Compute(), WandbConfig(project="voices"))
     assert metadata(launch(count(tmp_path, shape, total=2), on))["counted"] == 2
     (folder,) = runs(tmp_path / "wandb")
     assert [row["count"] for row in history(folder)] == [1, 2]
