@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 from tts_assets.audio_models.transcription import Transcriber
 from tts_assets.audio_models.wer import match
 from tts_assets.codec.model import Codec
+from tts_assets.core.audio import Wave
 from tts_assets.core.program import load_config
 from tts_assets.evaluation.suite import read_suite
 from tts_assets.normalization.front_end import normalize
@@ -67,15 +68,26 @@ def mean_loss(loss: SpeechLoss, samples: list[Encoded]) -> float:
 
 
 def synthesize(
-    lm: SpeechLM, prompts: PromptFormat, codec: Codec, texts: list[str], description: str
-) -> list[np.ndarray]:
-    """One waveform (samples,) for each text; the seed is its number."""
+    lm: SpeechLM,
+    codec: Codec,
+    texts: list[str],
+    description: str,
+    *,
+    first_seed: int = 1,
+    sampling: SamplingConfig = SAMPLING,
+) -> list[Wave]:
+    """One waveform (samples,) for each text, silence where the model says nothing.
+
+    The seeds count from ``first_seed``.
+    """
+    prompts = PromptFormat(lm.tokenizer, lm.vocabulary)
     requests = [
         Request(prompts.inference(normalize(text, "en"), voice_description=description), seed)
-        for seed, text in enumerate(texts, start=1)
+        for seed, text in enumerate(texts, start=first_seed)
     ]
-    completions = generate(lm, requests, SAMPLING)
-    return [codec.decode([one.codes])[0] if len(one.codes) else np.zeros(1) for one in completions]
+    completions = generate(lm, requests, sampling)
+    silence = np.zeros(codec.sample_rate, dtype=np.float32)
+    return [codec.decode([one.codes])[0] if len(one.codes) else silence for one in completions]
 
 
 def main() -> None:
@@ -112,7 +124,7 @@ def main() -> None:
         lm.model.tie_weights()
         own, other = mean_loss(loss, samples), mean_loss(loss, crossed)
         lm.model.set_attn_implementation("sdpa")  # generation has a cache and a mask
-        waves = synthesize(lm, prompts, codec, texts, options.description)
+        waves = synthesize(lm, codec, texts, options.description)
         prepare(lm.model, dropout=0.0)
         transcripts = transcriber([(wave, codec.sample_rate) for wave in waves])
         found = [match(text, said) for text, said in zip(texts, transcripts, strict=True)]

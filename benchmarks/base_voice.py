@@ -1,6 +1,6 @@
 """How a published SpeechLM reads texts that it has not seen: WER, DNSMOS and speaker similarity.
 
-    python benchmarks/base_voice.py examples/models/reader-en --description Joe
+    python benchmarks/base_voice.py storage/sft/reader_en/all/current --description Joe
 
 Each text of the suites is synthesized once for each seed. The script prints a row of a Markdown
 table for each category: the WER by Whisper of each seed, and the means of DNSMOS P.808 and of the
@@ -13,6 +13,7 @@ import argparse
 from pathlib import Path
 
 import numpy as np
+from base_model import SAMPLING, synthesize
 from numpy.typing import NDArray
 
 from tts_assets.audio_models.dnsmos import DnsmosScorer
@@ -22,43 +23,12 @@ from tts_assets.audio_models.wer import match
 from tts_assets.codec.model import Codec
 from tts_assets.core.audio import read_clip
 from tts_assets.evaluation.suite import read_suite
-from tts_assets.normalization.front_end import normalize
-from tts_assets.speechlm.config import SamplingConfig
-from tts_assets.speechlm.generate import Request, generate
 from tts_assets.speechlm.model import SpeechLM
-from tts_assets.speechlm.prompts import PromptFormat
 
 CODEC = Path("examples/codecs/two-voices-16khz")
 SUITES = [Path("examples/suites/everyday.jsonl"), Path("examples/suites/announcer.jsonl")]
 REFERENCES = 30  # recordings whose mean embedding is that of the speaker
 SHORTEST_SECONDS = 2.0  # of a recording whose speaker is measured
-
-
-class Voice:
-    """A model with its codec, which reads texts aloud."""
-
-    def __init__(self, folder: Path, codec: Path, description: str, temperature: float) -> None:
-        self.codec = Codec.load(codec)
-        self.lm = SpeechLM.load(folder, self.codec.codebook_size)
-        self.lm.model.eval()
-        self.prompts = PromptFormat(self.lm.tokenizer, self.lm.vocabulary)
-        self.description = description
-        self.sampling = SamplingConfig(
-            temperature=temperature, top_k=50, min_tokens=20, max_tokens=600
-        )
-
-    def read(self, texts: list[str], seed: int) -> list[NDArray[np.float32]]:
-        """One waveform (samples,) for each text; silence where the model says nothing."""
-        requests = [
-            Request(
-                self.prompts.inference(normalize(text, "en"), voice_description=self.description),
-                1000 * seed + number,
-            )
-            for number, text in enumerate(texts)
-        ]
-        codes = [one.codes for one in generate(self.lm, requests, self.sampling)]
-        silence = np.zeros(self.codec.sample_rate, dtype=np.float32)
-        return [self.codec.decode([one])[0] if len(one) else silence for one in codes]
 
 
 def speaker_of(folder: Path, encoder: SpeakerEncoder) -> NDArray[np.float32]:
@@ -90,16 +60,25 @@ def main() -> None:
     parser.add_argument("--recordings", type=Path, help="of the speaker, to measure similarity")
     options = parser.parse_args()
 
-    voice = Voice(options.model, options.codec, options.description, options.temperature)
+    codec = Codec.load(options.codec)
+    lm = SpeechLM.load(options.model, codec.codebook_size)
+    lm.model.eval()
+    sampling = SAMPLING.model_copy(update={"temperature": options.temperature})
     transcriber = Transcriber(options.whisper, batch_size=1, threads=1)
     dnsmos, encoder = DnsmosScorer(), SpeakerEncoder()
     speaker = speaker_of(options.recordings, encoder) if options.recordings else None
-    rate = voice.codec.sample_rate
+    rate = codec.sample_rate
     print("| suite | category | words | WER of each seed | DNSMOS P.808 | speaker similarity |")
     print("|---|---|---|---|---|---|")
     for suite in options.suites:
         rows = read_suite(suite, "en")
-        waves = [voice.read([row.text for row in rows], seed) for seed in options.seeds]
+        texts = [row.text for row in rows]
+        waves = [
+            synthesize(
+                *(lm, codec, texts, options.description), first_seed=1000 * seed, sampling=sampling
+            )
+            for seed in options.seeds
+        ]
         said = [transcriber([(wave, rate) for wave in each]) for each in waves]
         for category in dict.fromkeys(row.category for row in rows):
             own = [number for number, row in enumerate(rows) if row.category == category]

@@ -410,9 +410,8 @@ def with_folders(recipes: Any, root: Path) -> Any:
     """``[sft]`` with the absolute path of each ``base.hub`` that is a folder below ``root``."""
     if isinstance(recipes, Mapping):
         for base in (one.get("base") for one in recipes.values() if isinstance(one, Mapping)):
-            hub = base.get("hub") if isinstance(base, dict) else None
-            if isinstance(base, dict) and isinstance(hub, str) and (root / hub).is_dir():
-                base["hub"] = str((root / hub).resolve())
+            if isinstance(base, dict) and isinstance(hub := base.get("hub"), str) and hub:
+                base["hub"] = str((root / hub).resolve()) if (root / hub).is_dir() else hub
     return recipes
 
 

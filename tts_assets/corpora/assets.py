@@ -32,7 +32,7 @@ from tts_assets.corpora.describe import (
     describe_segments,
 )
 from tts_assets.corpora.discovery import Corpora
-from tts_assets.corpora.filter_corpus import usable_samples
+from tts_assets.corpora.filter_corpus import filter_corpus
 from tts_assets.corpora.index import read_entries, usable_index
 from tts_assets.corpora.segments.config import CODE_VERSION, SegmentProgram
 from tts_assets.corpora.segments.result import pass_through, source_digests
@@ -187,7 +187,7 @@ def filtered_samples_asset(
             request.launch(Program(MEASURE, program, request.shape(shape)))
 
         def make(work: Path) -> SampleFacts:
-            return usable_samples(speech_segments, chosen, text, request.store, work, measure)
+            return filter_corpus(speech_segments, chosen, text, request.store, work, measure)
 
         return Plan(known, make, describe=lambda made: describe_samples(made, chosen))
 

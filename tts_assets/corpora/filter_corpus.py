@@ -70,23 +70,6 @@ QUALITY = {
 }
 
 
-def usable_samples(
-    corpus: RawCorpus | SpeechSegments,
-    config: FilterConfig,
-    text: TextConfig,
-    store: ArtifactStore,
-    work: Path,
-    launch: Launch,
-) -> SampleFacts:
-    """:func:`filter_corpus`. Raises an error with all reasons if no sample is kept."""
-    facts = filter_corpus(corpus, config, text, store, work, launch)
-    if not facts.kept:
-        what = f"corpus {corpus.partition!r} has no sample that passes the filters"
-        rejected = read_rejected(work / "result" / REJECTED_FILE)
-        raise_nothing_usable(what, [*rejected, *read_set_aside(corpus.path / SET_ASIDE_FILE)])
-    return facts
-
-
 def filter_corpus(
     corpus: RawCorpus | SpeechSegments,
     config: FilterConfig,
@@ -97,7 +80,8 @@ def filter_corpus(
 ) -> SampleFacts:
     """Write ``kept.jsonl``, ``rejected.jsonl`` and ``listening.ipynb`` to ``work / "result"``.
 
-    ``launch`` runs the program of ``quality.py``; it is called if a metric is expensive.
+    ``launch`` runs the program of ``quality.py``; it is called if a metric is expensive. Raises an
+    error with all reasons if no sample is kept.
     """
     normalizer = Normalizer(text, store.caches)
     audio = AudioFolders.of_store(store, corpus.partition)
@@ -119,6 +103,10 @@ def filter_corpus(
         rows = with_quality(rows, pl.scan_parquet(work / "quality.parquet"), config)
     counts = filter_rows(rows, config, work / "result", work, opened=bool(config.metrics))
     result = work / "result"
+    if not counts.kept:
+        what = f"corpus {corpus.partition!r} has no sample that passes the filters"
+        rejected = read_rejected(result / REJECTED_FILE)
+        raise_nothing_usable(what, [*rejected, *read_set_aside(corpus.path / SET_ASIDE_FILE)])
     write_listening(result, corpus.facts.corpus, audio)
     return SampleFacts(corpus=corpus.facts.corpus, normalizer=text.normalizer, **asdict(counts))
 

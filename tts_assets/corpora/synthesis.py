@@ -55,6 +55,7 @@ PROVENANCE_FILE = "synthesis.json"
 SAMPLES_FILE = "samples.jsonl"
 LONGEST_TEXT = 1000  # characters; a minute of speech
 FRAMES_PER_ID = 30  # room for noise; speech has 2 to 4 frames of 256 samples per id
+CHANNELS = (2, 192)  # of the noise of durations, and of that of the latent
 PEAK = 0.99  # VITS clips rarely; louder clips are scaled down
 BLOCK = 32  # texts between two checks for a stop request
 UNSPOKEN = "not spoken by the voice"
@@ -173,7 +174,6 @@ class PiperVoice:
             raise ConfigError(f"{settings}: the voice reads {values['phoneme_type']}, not phonemes")
         self.name, card = path.name, path.with_name("MODEL_CARD")
         self.card = card.read_text(encoding="utf-8") if card.is_file() else ""
-        self._phonemizer = Phonemizer(self.language)
 
     def versions(self) -> dict[str, str]:
         return {"espeak_ng": espeak_version(), "onnxruntime": version("onnxruntime")}
@@ -215,6 +215,10 @@ class PiperVoice:
         if not 0.0 < peak < np.inf:
             raise UnspokenError(f"{len(wave)} samples with the peak {peak}")
         return wave * np.float32(PEAK / peak) if peak > PEAK else wave
+
+    @cached_property
+    def _phonemizer(self) -> Phonemizer:
+        return Phonemizer(self.language)
 
     @cached_property
     def _network(self) -> tuple[onnxruntime.InferenceSession, Mapping[str, int]]:
@@ -259,9 +263,6 @@ def with_noise_as_input(path: Path) -> tuple[bytes, dict[str, int]]:
     del graph.node[:]
     graph.node.extend(nodes)
     return model.SerializeToString(), dict(zip(names, CHANNELS, strict=True))
-
-
-CHANNELS = (2, 192)  # of the durations and of the latent
 
 
 def open_voice(name: str, speakers: Sequence[str] = ()) -> Voice:

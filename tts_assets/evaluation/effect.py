@@ -278,9 +278,9 @@ def step_sentence(model: str, base: str, effects: Sequence[SuiteEffect]) -> str:
 
 def regressions(base: Model, model: Model, columns: Sequence[Column]) -> list[Regression]:
     """The texts that ``model`` synthesizes worse than ``base`` by the most, the worst first."""
-    judged = [column for column in columns if column.better and column.smallest]
+    compared = [column for column in columns if column.better and column.smallest]
     pairs = zip(base.samples, model.samples, strict=True)
-    found = [regression(before, after, judged) for before, after in pairs]
+    found = [regression(before, after, compared) for before, after in pairs]
     worse = sorted((one for one in found if one.decline > 0), key=lambda one: -one.decline)
     return worse[:REGRESSIONS]
 
