@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from dagster import AssetKey, AssetSpec, materialize
+from dagster import AssetSpec, materialize
 
 from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
 from tests.evaluation.test_gates import SIMILARITY, WER
@@ -14,7 +14,11 @@ from tests.external_models.test_table import publish, report
 from tts_assets.core.artifacts import ArtifactStore, Build, EvaluationSuite, Handle, Report
 from tts_assets.evaluation.assets import comparison_asset
 from tts_assets.evaluation.checks import baseline
-from tts_assets.evaluation.config import ComparisonConfig, EvaluationConfig
+from tts_assets.evaluation.config import (
+    ComparisonConfig,
+    EvaluationConfig,
+    planned_comparisons,
+)
 from tts_assets.evaluation.history import earlier_reports, measured, measured_differently
 from tts_assets.evaluation.results import SUMMARY_FILE
 
@@ -92,8 +96,9 @@ def test_a_comparison_omits_or_refuses_metrics_that_are_measured_differently(
     published(store, suite, report, "one")
     published(store, suite, report, "two", **config)
     pair = ComparisonConfig(models=("one", "two"))
-    keys = {model: AssetKey(["report", model]) for model in pair.models}
-    compared = comparison_asset("pair", pair, CONFIG, (), keys)
+    evaluation = CONFIG.model_copy(update={"comparisons": {"pair": pair}})
+    (asked,) = planned_comparisons(evaluation, {}, {}, {})
+    compared = comparison_asset(asked)
     root = str(store.root)
     result = materialize(
         [AssetSpec(["report", "one"]), AssetSpec(["report", "two"]), compared],
