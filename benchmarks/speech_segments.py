@@ -31,7 +31,7 @@ from tests.support.recordings import (
 )
 from tts_assets.audio_models.whisper import packaged_model
 from tts_assets.core.audio import AudioPool, Wave, read_clip
-from tts_assets.corpora.segments.config import SegmentConfig
+from tts_assets.corpora.segments import SegmentConfig
 from tts_assets.corpora.segments.recording import Transcript, cut, transcribe
 from tts_assets.corpora.segments.words import WordTranscriber
 

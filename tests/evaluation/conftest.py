@@ -12,7 +12,7 @@ from tts_assets.core.artifacts import ArtifactStore
 from tts_assets.core.audio import Clip
 from tts_assets.evaluation.config import EvaluationConfig, EvaluationProgram, LineageRow
 from tts_assets.evaluation.metric_runner import MetricRunner, SynthesizedUtterance
-from tts_assets.evaluation.metrics.metric import Setting
+from tts_assets.evaluation.metrics import Setting
 from tts_assets.evaluation.page import write_flac
 from tts_assets.evaluation.report import write_report
 from tts_assets.evaluation.suite import SuiteText

@@ -27,7 +27,7 @@ from tts_assets.evaluation.checks import baseline
 from tts_assets.evaluation.config import EvaluationConfig
 from tts_assets.evaluation.evaluate import write_result
 from tts_assets.evaluation.metric_runner import MetricRunner, SynthesizedUtterance
-from tts_assets.evaluation.metrics.metric import Column, Setting
+from tts_assets.evaluation.metrics import Column, Setting
 from tts_assets.evaluation.page import write_flac
 from tts_assets.evaluation.recipes import determined
 from tts_assets.evaluation.results import FIGURES_FILE

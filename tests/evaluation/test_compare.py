@@ -18,7 +18,7 @@ from tts_assets.evaluation import blind_test
 from tts_assets.evaluation.blind_test import BlindKey, Trial, Votes, count_votes
 from tts_assets.evaluation.compare import ComparisonError, compare
 from tts_assets.evaluation.config import EvaluationConfig
-from tts_assets.evaluation.metrics.metric import columns_of
+from tts_assets.evaluation.metrics import columns_of
 from tts_assets.evaluation.page import commented
 from tts_assets.evaluation.results import difference, read_samples, write_samples
 from tts_assets.settings import load_settings

@@ -15,7 +15,7 @@ from tts_assets.core.audio import Clip
 from tts_assets.core.config import ConfigError
 from tts_assets.evaluation.config import EvaluationConfig
 from tts_assets.evaluation.metric_runner import MetricRunner, SynthesizedUtterance
-from tts_assets.evaluation.metrics.metric import (
+from tts_assets.evaluation.metrics import (
     Column,
     Metric,
     Setting,

@@ -16,7 +16,7 @@ from tests.evaluation.conftest import LINEAGE, program_of
 from tts_assets.core.audio import Clip, statement
 from tts_assets.evaluation.config import EarlierReport, EvaluationConfig
 from tts_assets.evaluation.history import path_to_storage
-from tts_assets.evaluation.metrics.metric import columns_of
+from tts_assets.evaluation.metrics import columns_of
 from tts_assets.evaluation.page import Embedder, opus, write_flac
 from tts_assets.evaluation.report import write_report
 from tts_assets.evaluation.results import figures, read_samples

@@ -12,7 +12,7 @@ from tts_assets.core.config import ConfigError
 from tts_assets.definitions import build_assets
 from tts_assets.evaluation.config import EvaluationConfig
 from tts_assets.evaluation.metric_runner import MetricRunner, SynthesizedUtterance
-from tts_assets.evaluation.metrics.metric import Setting
+from tts_assets.evaluation.metrics import Setting
 from tts_assets.evaluation.page import write_flac
 from tts_assets.evaluation.suite import SuiteText
 from tts_assets.rlhf import rewards as completion

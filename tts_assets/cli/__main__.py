@@ -15,8 +15,17 @@ from typing import Annotated, Any, get_args
 
 import typer
 
-from tts_assets.cli import models, pipeline
-from tts_assets.cli.app import PROGRAM, AsJson, CommandError, app, run_command, show, use_project
+from tts_assets.cli import (
+    PROGRAM,
+    AsJson,
+    CommandError,
+    app,
+    models,
+    pipeline,
+    run_command,
+    show,
+    use_project,
+)
 from tts_assets.project_file import gives_recipes, preset_summary, presets, read_project
 
 __all__ = ["app", "main", "run_command"]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tts_assets.cli.app import PROGRAM, AsJson, CommandError, app, names_of, show, use_project
+from tts_assets.cli import PROGRAM, AsJson, CommandError, app, names_of, show, use_project
 
 if TYPE_CHECKING:
     from tts_assets.core.artifacts import ArtifactStore

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tts_assets.cli.app import AsJson, CommandError, app, names_of, use_project
+from tts_assets.cli import AsJson, CommandError, app, names_of, use_project
 from tts_assets.project_file import DEMO, PROJECT_FILE
 
 if TYPE_CHECKING:

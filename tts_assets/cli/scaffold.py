@@ -10,7 +10,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from tts_assets.cli.app import HOME_FILE, CommandError
+from tts_assets.cli import HOME_FILE, CommandError
 from tts_assets.core.accounting import SetAside
 from tts_assets.core.config import ConfigError
 from tts_assets.corpora.config import CorpusConfig

@@ -34,7 +34,7 @@ from tts_assets.corpora.describe import (
 from tts_assets.corpora.discovery import Corpora
 from tts_assets.corpora.filter_corpus import filter_corpus
 from tts_assets.corpora.index import read_entries, usable_index
-from tts_assets.corpora.segments.config import CODE_VERSION, SegmentProgram
+from tts_assets.corpora.segments import CODE_VERSION, SegmentProgram
 from tts_assets.corpora.segments.result import pass_through, source_digests
 from tts_assets.corpora.synthesis import is_complete, synthesis_program
 from tts_assets.corpora.watch import RecordedScan, Scan, corpus_state

@@ -23,7 +23,7 @@ from pydantic import (
 from tts_assets.audio_models.whisper import whisper_identity
 from tts_assets.core.config import Config, ConfigError
 from tts_assets.core.program import ProgramConfig
-from tts_assets.corpora.segments.config import SegmentConfig
+from tts_assets.corpora.segments import SegmentConfig
 from tts_assets.normalization.rules import LanguageRules, Pronunciation
 
 SYNTHETIC = "synthetic"

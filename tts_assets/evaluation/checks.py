@@ -25,7 +25,7 @@ from resources.artifact_store import ArtifactStoreResource
 from tts_assets.core.artifacts import ArtifactStore, EvaluationSuite, Report
 from tts_assets.evaluation.config import EvaluationConfig
 from tts_assets.evaluation.history import measured, measured_differently, readable_reports
-from tts_assets.evaluation.metrics.metric import Column, columns_of, metric_of_columns
+from tts_assets.evaluation.metrics import Column, columns_of, metric_of_columns
 from tts_assets.evaluation.recipes import TrainingData, samples_of
 from tts_assets.evaluation.results import (
     FAILED,

@@ -27,7 +27,7 @@ from tts_assets.evaluation.history import (
     measured_differently,
     path_to_storage,
 )
-from tts_assets.evaluation.metrics.metric import Column, columns_of, metric_of_columns
+from tts_assets.evaluation.metrics import Column, columns_of, metric_of_columns
 from tts_assets.evaluation.page import (
     HERE,
     PAGE_BYTES,

@@ -21,7 +21,7 @@ from tts_assets.core.metadata import Markdown, Metadata
 from tts_assets.evaluation.compare import Model, changes_between, comparable, read_models
 from tts_assets.evaluation.config import EvaluationConfig, LineageRow
 from tts_assets.evaluation.history import lineage, measured, measured_differently, path_to_storage
-from tts_assets.evaluation.metrics.metric import Column
+from tts_assets.evaluation.metrics import Column
 from tts_assets.evaluation.page import (
     HERE,
     SUMMARY_COLUMNS,

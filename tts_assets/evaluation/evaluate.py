@@ -35,7 +35,7 @@ from tts_assets.evaluation.metric_runner import (
     RecordedSource,
     SpeechSource,
 )
-from tts_assets.evaluation.metrics.metric import Setting, columns_of, not_given
+from tts_assets.evaluation.metrics import Setting, columns_of, not_given
 from tts_assets.evaluation.report import write_report
 from tts_assets.evaluation.results import SampleResult, by_category, figure, figures
 from tts_assets.evaluation.suite import SuiteText, read_suite

@@ -24,7 +24,7 @@ from tts_assets.core.artifacts import (
 )
 from tts_assets.core.config import digest_of
 from tts_assets.evaluation.config import EarlierReport, LineageRow
-from tts_assets.evaluation.metrics.metric import Column
+from tts_assets.evaluation.metrics import Column
 from tts_assets.evaluation.results import (
     Difference,
     Figures,

@@ -35,7 +35,7 @@ from tts_assets.core.audio import read_wave
 from tts_assets.core.cache import RecordCache
 from tts_assets.core.config import Config, ConfigError, digest_of
 from tts_assets.evaluation.config import BEAM_SIZE
-from tts_assets.evaluation.metrics.metric import (
+from tts_assets.evaluation.metrics import (
     Metric,
     Setting,
     Unmeasured,

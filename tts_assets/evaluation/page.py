@@ -34,7 +34,7 @@ from PIL import Image
 from tts_assets.audio_models.pitch import load_librosa
 from tts_assets.audio_models.wer import Interval, Span, match
 from tts_assets.core.audio import Wave, resample, write_speech
-from tts_assets.evaluation.metrics.metric import Column
+from tts_assets.evaluation.metrics import Column
 from tts_assets.evaluation.results import FEWEST_TEXTS, Difference, SampleResult
 
 HERE = Path(__file__).parent

@@ -41,7 +41,7 @@ from tts_assets.core.config import Config, ConfigError, digest_of
 from tts_assets.corpora.samples import AudioFolders
 from tts_assets.evaluation.config import MAIN, EvaluationConfig, EvaluationProgram
 from tts_assets.evaluation.history import earlier_reports, lineage, path_to_storage
-from tts_assets.evaluation.metrics.metric import metrics_of
+from tts_assets.evaluation.metrics import metrics_of
 from tts_assets.evaluation.metrics.quality import spoken_characters
 from tts_assets.evaluation.suite import SUITE_FILE, SuiteText, read_suite
 from tts_assets.rlhf.config import RlhfRecipe

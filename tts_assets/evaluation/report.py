@@ -13,7 +13,7 @@ from tts_assets.core.config import canonical_json, digest_of
 from tts_assets.core.metadata import NOTEBOOK_FILE, NotebookClip, Section, write_notebook
 from tts_assets.evaluation.config import MAIN, EvaluationProgram
 from tts_assets.evaluation.history import EarlierRow, earlier_rows
-from tts_assets.evaluation.metrics.metric import Column, columns_of, metrics_of, not_given
+from tts_assets.evaluation.metrics import Column, columns_of, metrics_of, not_given
 from tts_assets.evaluation.page import (
     HERE,
     PAGE_BYTES,

@@ -14,7 +14,7 @@ from tts_assets.audio_models.wer import difference_interval, rate_interval
 from tts_assets.core.artifacts import Comparison, Report
 from tts_assets.core.config import Config
 from tts_assets.core.metadata import NOTEBOOK_FILE, Link, Markdown, Metadata, Table, bars, image
-from tts_assets.evaluation.metrics.metric import Column
+from tts_assets.evaluation.metrics import Column
 
 SAMPLES_FILE = "samples.jsonl"
 TEMPERATURES_FILE = "temperatures.jsonl"

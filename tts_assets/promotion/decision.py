@@ -28,7 +28,7 @@ from tts_assets.core.config import Config, digest_of
 from tts_assets.core.metadata import table_row
 from tts_assets.corpora.config import ConsentError
 from tts_assets.evaluation.history import readable_reports
-from tts_assets.evaluation.metrics.metric import Column, load
+from tts_assets.evaluation.metrics import Column, load
 from tts_assets.evaluation.results import (
     FEWEST_TEXTS,
     REFERENCE_COLUMNS,

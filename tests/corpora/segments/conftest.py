@@ -15,7 +15,7 @@ from tts_assets.core.artifacts import ArtifactStore, Build, RawCorpus, SegmentFa
 from tts_assets.corpora.config import CorpusConfig
 from tts_assets.corpora.index import Utterance, index_corpus, utterances
 from tts_assets.corpora.samples import AudioFolders
-from tts_assets.corpora.segments.config import SegmentConfig, SegmentProgram
+from tts_assets.corpora.segments import SegmentConfig, SegmentProgram
 from tts_assets.corpora.segments.segment import main
 
 KEYS = (

@@ -18,7 +18,7 @@ from tts_assets.corpora.assets import build_assets
 from tts_assets.corpora.config import CorpusConfig, DiscoveryConfig, FilterConfig
 from tts_assets.corpora.discovery import Corpora
 from tts_assets.corpora.samples import located_samples
-from tts_assets.corpora.segments.config import SegmentConfig
+from tts_assets.corpora.segments import SegmentConfig
 
 CORPUS = "talks"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tts_assets.corpora.segments.config import SegmentConfig
+from tts_assets.corpora.segments import SegmentConfig
 from tts_assets.corpora.segments.speech import Interval
 from tts_assets.corpora.segments.words import Word, choose, phrases, windows
 

@@ -13,7 +13,7 @@ from tests.support.recordings import speech_of
 from tts_assets.audio_models.speaker_similarity import SpeakerEncoder, SpeakerSimilarity
 from tts_assets.core.audio import AudioPool, Clip, Wave, read_wave
 from tts_assets.corpora.config import CorpusConfig
-from tts_assets.corpora.segments.config import PAUSE, SegmentConfig
+from tts_assets.corpora.segments import PAUSE, SegmentConfig
 from tts_assets.corpora.segments.recording import (
     FindSpeakers,
     Span,

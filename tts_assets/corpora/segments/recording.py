@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 from tts_assets.audio_models.speaker_similarity import Embedding, SpeakerEncoder
 from tts_assets.core.audio import AudioPool, Clip, Wave, resample
-from tts_assets.corpora.segments.config import PAUSE, SegmentConfig
+from tts_assets.corpora.segments import PAUSE, SegmentConfig
 from tts_assets.corpora.segments.speech import (
     RATE,
     Interval,

@@ -34,7 +34,7 @@ from tts_assets.core.hub import model_digest
 from tts_assets.core.metadata import NOTEBOOK_FILE, NotebookClip, Section, literal, write_notebook
 from tts_assets.corpora.index import ID_DIGITS, SCHEMA, UTTERANCES_FILE, Utterance
 from tts_assets.corpora.samples import AudioFolders
-from tts_assets.corpora.segments.config import SegmentConfig, SegmentProgram
+from tts_assets.corpora.segments import SegmentConfig, SegmentProgram
 from tts_assets.corpora.segments.recording import NO_SPEECH, Span
 
 SPANS_FILE, CARD_FILE = "spans.parquet", "card.md"

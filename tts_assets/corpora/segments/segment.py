@@ -25,7 +25,7 @@ from tts_assets.core.hub import model_digest
 from tts_assets.core.program import Run, load_config, one_thread
 from tts_assets.corpora.index import Utterance, utterances
 from tts_assets.corpora.samples import AudioFolders
-from tts_assets.corpora.segments.config import CODE_VERSION, TRANSCRIPT_VERSION, SegmentProgram
+from tts_assets.corpora.segments import CODE_VERSION, TRANSCRIPT_VERSION, SegmentProgram
 from tts_assets.corpora.segments.recording import (
     FindSpeakers,
     Span,

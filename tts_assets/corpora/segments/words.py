@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from tts_assets.core.audio import Wave
-from tts_assets.corpora.segments.config import SegmentConfig
+from tts_assets.corpora.segments import SegmentConfig
 from tts_assets.corpora.segments.speech import RATE, Interval
 
 LONGEST_WINDOW = 28.0  # s; Whisper's input has 30

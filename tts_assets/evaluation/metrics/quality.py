@@ -32,7 +32,7 @@ from tts_assets.core.artifacts import sha256_file
 from tts_assets.core.audio import Wave, read_clip, resample
 from tts_assets.core.config import ConfigError, digest_of
 from tts_assets.evaluation.config import EvaluationConfig
-from tts_assets.evaluation.metrics.metric import (
+from tts_assets.evaluation.metrics import (
     Column,
     Metric,
     Setting,

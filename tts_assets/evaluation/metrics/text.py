@@ -15,7 +15,7 @@ import jiwer
 from tts_assets.audio_models.wer import TextMatch
 from tts_assets.audio_models.whisper import NONE
 from tts_assets.evaluation.config import EvaluationConfig
-from tts_assets.evaluation.metrics.metric import Column, Metric, Unmeasured, Utterance, Values
+from tts_assets.evaluation.metrics import Column, Metric, Unmeasured, Utterance, Values
 
 
 def error_column(name: str, title: str, about: str) -> Column:
