@@ -291,7 +291,7 @@ def source_of(sources: Any, path: tuple[str, ...]) -> str:
 ORDER = (
     *(init, pipeline.doctor, pipeline.demo, add_corpus, pipeline.train),
     *(models.say, models.report, models.serve, models.promote, models.rollback, models.history),
-    *(models.provenance, pipeline.run, pipeline.ui, pipeline.prune),
+    *(models.provenance, pipeline.run, pipeline.ui, pipeline.studio, pipeline.prune),
 )
 app.registered_commands.sort(key=lambda command: ORDER.index(command.callback))
 

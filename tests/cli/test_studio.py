@@ -1,0 +1,208 @@
+"""The studio: suspect clips first, their audio, and what other web pages cannot do."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import axe_core_python
+import numpy as np
+import pytest
+import soundfile
+import uvicorn
+from starlette.testclient import TestClient
+
+from tests.pipeline.test_ui import free_ports
+from tests.support.browser import Browser
+from tts_assets.cli.studio import current_settings, store_of_project, studio_app
+from tts_assets.core.artifacts import (
+    ArtifactStore,
+    Build,
+    Handle,
+    RawCorpus,
+    SampleManifest,
+    SpeechSegments,
+)
+from tts_assets.corpora.config import MeasureProgram
+from tts_assets.corpora.filter_corpus import filter_corpus
+from tts_assets.corpora.index import usable_index
+from tts_assets.corpora.segments.result import pass_through
+
+ANN = """
+[corpora.ann]
+path = "clips"
+reader = "jsonl"
+language = "en"
+consent = { who = "Ann Example", purpose = "tests" }
+filters = { measure = ["clipping", "snr"] }
+[sft.ann]
+corpora = { ann = 1.0 }
+[promotion.ann]
+candidates = ["ann"]
+"""
+AXE = (Path(axe_core_python.__file__).parent / "axe.min.js").read_text()
+STANDARD = '{ runOnly: ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"] }'
+TOKEN = {"X-Studio-Token": "token"}
+
+
+def publish(store: ArtifactStore, kind: type[Handle], build: Build, make: object) -> Handle:
+    """Publish what ``make`` writes to the work folder of a build."""
+    work = store.work_folder(build)
+    (work / "result").mkdir(parents=True, exist_ok=True)
+    assert callable(make)
+    return store.publish(kind, build, work / "result", make(work))
+
+
+def read_corpus(name: str) -> None:
+    """Make ``filtered_samples`` of a corpus of the project, as the assets do, without Dagster."""
+    settings, store = current_settings(), store_of_project()
+    path, config = settings.all_corpora(name)
+    filters = settings.filters.for_corpus(config.filters, name)
+
+    def never(program: MeasureProgram) -> None:
+        raise AssertionError("no metric of the test is expensive")
+
+    raw = publish(
+        store,
+        RawCorpus,
+        Build("raw_corpus", {}, {}, "1", partition=name),
+        lambda work: usable_index(name, path, config, store, work / "result"),
+    )
+    assert isinstance(raw, RawCorpus)
+    build = Build("speech_segments", {"raw_corpus": raw}, {}, "1", partition=name)
+    segments = publish(
+        store, SpeechSegments, build, lambda work: pass_through(raw, work / "result")
+    )
+    assert isinstance(segments, SpeechSegments)
+    build = Build("filtered_samples", {"speech_segments": segments}, {}, "1", partition=name)
+    publish(
+        store,
+        SampleManifest,
+        build,
+        lambda work: filter_corpus(segments, filters, settings.text, store, work, never),
+    )
+
+
+@pytest.fixture
+def ann(project: Path, clips: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project whose corpus has a clipped recording, and one with the text of another."""
+    folder = project.parent / "clips"
+    shutil.copytree(clips, folder)
+    rows = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    wave = np.sin(np.arange(16_000) / 20.0) * 4
+    soundfile.write(folder / "loud.wav", np.clip(wave, -1, 1), 16_000)
+    rows.append({"wav_path": "loud.wav", "transcript": "a loud tone"})
+    rows[0]["transcript"] = "a text of far too many words for one short digit of a second"
+    (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    project.write_text(project.read_text() + ANN)
+    monkeypatch.setenv("TTS_PROJECT", str(project))
+    return project
+
+
+@pytest.fixture
+def studio(ann: Path) -> TestClient:
+    return TestClient(studio_app(token="token"), base_url="http://127.0.0.1:3002", headers=TOKEN)
+
+
+def test_suspect_clips_come_first_with_audio_and_waveform(studio: TestClient) -> None:
+    [corpus] = studio.get("/api/corpora").json()
+    assert (corpus["name"], corpus["kept"]) == ("ann", None)
+    assert corpus["consent"] == "Ann Example: tests"
+    unread = studio.get("/api/corpora/ann/clips")
+    assert (unread.status_code, "materialize it first" in unread.json()["error"]) == (409, True)
+    read_corpus("ann")
+    [corpus] = studio.get("/api/corpora").json()
+    assert (corpus["kept"], corpus["rejected"]) == (13, 1)
+    found = studio.get("/api/corpora/ann/clips").json()
+    first, second, *rest = found["clips"]
+    assert found["total"] == 14 and 2 <= found["suspect"] < 14
+    assert first["text"] == "a loud tone" and "clipped: " in first["signs"][0]
+    assert second["signs"][0] == "rejected: more text than speech"
+    assert [row["suspicion"] for row in rest] == sorted(
+        (row["suspicion"] for row in rest), reverse=True
+    )
+    one = studio.get("/api/corpora/ann/clips", params={"search": "loud", "offset": 0}).json()
+    assert [row["id"] for row in one["clips"]] == [first["id"]]
+    audio = studio.get(f"/api/corpora/ann/clips/{first['id']}.flac")
+    assert audio.content.startswith(b"fLaC")
+    part = {"Range": "bytes=0-3"}  # players seek
+    assert studio.get(str(audio.url), headers=part).content == b"fLaC"
+    assert studio.get(f"/api/corpora/ann/clips/{first['id']}.svg").text.startswith("<svg")
+    assert studio.get("/api/corpora/ann/clips/0.flac").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Host": "example.org"}, 400),
+        ({"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"}, 403),
+        ({"Sec-Fetch-Site": "same-site", "Sec-Fetch-Mode": "cors"}, 403),  # another port
+        ({"Sec-Fetch-Site": "same-origin"}, 200),
+    ],
+)
+def test_other_web_pages_get_nothing(
+    studio: TestClient, headers: dict[str, str], status: int
+) -> None:
+    assert studio.get("/api/corpora", headers=headers).status_code == status
+
+
+def test_changes_need_the_token_of_the_page(studio: TestClient) -> None:
+    answer = studio.get("/")
+    assert 'name="studio-token" content="token"' in answer.text
+    assert "default-src 'self'" in answer.headers["Content-Security-Policy"]
+    refused = studio.post("/api/corpora", headers={"X-Studio-Token": "other"})
+    assert (refused.status_code, "token" in refused.json()["error"]) == (403, True)
+    assert studio.get("/static/studio.py").status_code == 404
+
+
+def test_elsewhere_a_key_is_needed(ann: Path) -> None:
+    app = studio_app(key="secret", token="token")
+    client = TestClient(app, base_url="http://studio.example:3002")
+    assert client.get("/").status_code == 401
+    assert client.get("/?key=wrong").status_code == 401
+    assert client.get("/api/corpora", headers={"Authorization": "Bearer secret"}).status_code == 200
+    assert client.get("/?key=secret").text.startswith("<!doctype html>")  # sets the cookie
+    assert client.get("/api/corpora").status_code == 200
+
+
+@pytest.fixture
+def address(ann: Path) -> Iterator[str]:
+    """The address of a served studio."""
+    port = free_ports()
+    server = uvicorn.Server(uvicorn.Config(studio_app(), port=port, log_level="warning"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    yield f"http://127.0.0.1:{port}/"
+    server.should_exit = True
+    thread.join()
+
+
+def faults(browser: Browser) -> list[tuple[str, str]]:
+    """What axe-core finds in the page, light and dark."""
+    browser.run(AXE)
+    found = []
+    for scheme in ("light", "dark"):
+        browser.prefer(scheme)
+        violations = browser.run(f"axe.run(document, {STANDARD}).then((r) => r.violations)")
+        found += [(v["id"], v["nodes"][0]["html"][:200]) for v in violations]
+    return found
+
+
+@pytest.mark.slow
+def test_a_suspect_clip_is_heard_in_the_page(address: str, tmp_path: Path) -> None:
+    read_corpus("ann")
+    with Browser(tmp_path) as browser:
+        browser.send("Page.navigate", url=address)
+        browser.wait("document.querySelector('#corpora button')")
+        browser.run("document.querySelector('#corpora button').click()")
+        browser.wait("document.querySelectorAll('#clips > li').length === 14")
+        assert browser.run("document.activeElement.id") == "clips-title"
+        assert "clipped" in browser.run("document.querySelector('#clips .signs').textContent")
+        browser.wait("document.querySelector('#clips img').naturalWidth > 0")
+        browser.run("document.querySelector('#clips audio').play()")
+        browser.wait("document.querySelector('#clips audio').currentTime > 0.2")
+        assert faults(browser) == []
+        browser.screenshot(tmp_path / "page.png")

@@ -1,0 +1,113 @@
+"use strict";
+
+const token = document.querySelector("meta[name=studio-token]").content;
+const byId = (id) => document.getElementById(id);
+const page = { corpus: "", offset: 0, search: "" };
+
+/** The JSON answer of the server. Errors are shown in the status line, and thrown. */
+async function api(path, options = {}) {
+  const headers = { "X-Studio-Token": token, ...options.headers };
+  const answer = await fetch(`api/${path}`, { ...options, headers });
+  const body = answer.headers.get("content-type")?.includes("json") ? await answer.json() : {};
+  if (!answer.ok) {
+    const message = body.error ?? `the server answers ${answer.status}`;
+    tell(message, true);
+    throw new Error(message);
+  }
+  return body;
+}
+
+function tell(message, wrong = false) {
+  byId("status").textContent = message;
+  byId("status").classList.toggle("wrong", wrong);
+}
+
+function cell(row, content) {
+  const made = row.insertCell();
+  made.append(content ?? "");
+  return made;
+}
+
+function button(label, act, described = "") {
+  const made = document.createElement("button");
+  made.type = "button";
+  made.textContent = label;
+  if (described) made.setAttribute("aria-label", `${label} ${described}`);
+  made.addEventListener("click", () => act().catch(() => {}));
+  return made;
+}
+
+async function showCorpora() {
+  const rows = await api("corpora");
+  byId("corpora").replaceChildren(...rows.map((corpus) => {
+    const row = document.createElement("tr");
+    const name = document.createElement("th");
+    name.scope = "row";
+    name.textContent = corpus.name;
+    row.append(name);
+    const made = corpus.kept !== null;
+    cell(row, corpus.language);
+    cell(row, made ? String(corpus.kept) : "not read yet");
+    cell(row, made ? String(corpus.rejected) : "");
+    cell(row, made ? corpus.hours.toFixed(2) : "");
+    cell(row, corpus.consent);
+    const actions = cell(row);
+    if (made) actions.append(button("Clips", () => openClips(corpus.name), `of ${corpus.name}`));
+    return row;
+  }));
+}
+
+async function openClips(corpus) {
+  Object.assign(page, { corpus, offset: 0, search: "" });
+  byId("clips-filter").reset();
+  await showClips();
+  byId("clips-title").focus();
+}
+
+async function showClips() {
+  const query = new URLSearchParams({ offset: page.offset, search: page.search });
+  const found = await api(`corpora/${page.corpus}/clips?${query}`);
+  byId("clips-title").textContent = `Clips of ${page.corpus}, the most suspect first`;
+  byId("clips-count").textContent = `${found.total} clips, ${found.suspect} suspect`;
+  byId("clips").replaceChildren(...found.clips.map(clipItem));
+  byId("clips-before").disabled = page.offset === 0;
+  byId("clips-after").disabled = page.offset + found.clips.length >= found.total;
+  page.size = found.size;
+  byId("clips-section").hidden = false;
+}
+
+function clipItem(clip) {
+  const item = byId("clip").content.cloneNode(true).firstElementChild;
+  const files = `api/corpora/${page.corpus}/clips/${clip.id}`;
+  item.dataset.id = clip.id;
+  item.querySelector("img").src = `${files}.svg`;
+  const audio = item.querySelector("audio");
+  audio.src = `${files}.flac`;
+  audio.setAttribute("aria-label", `Recording of: ${clip.text}`);
+  item.querySelector(".signs").textContent = clip.signs.join("; ");
+  item.querySelector(".text").textContent = clip.text;
+  item.querySelector(".heard").textContent = clip.heard ? `ASR: ${clip.heard}` : "";
+  const facts = [`${clip.duration.toFixed(1)} s`, clip.speaker, clip.id];
+  if (clip.transcript !== clip.text) facts.unshift(`read as: ${clip.transcript}`);
+  item.querySelector(".facts").textContent = facts.filter(Boolean).join(" · ");
+  return item;
+}
+
+byId("clips-filter").addEventListener("submit", (event) => {
+  event.preventDefault();
+  Object.assign(page, { offset: 0, search: new FormData(event.target).get("search") });
+  showClips().catch(() => {});
+});
+byId("clips-before").addEventListener("click", () => {
+  page.offset = Math.max(0, page.offset - page.size);
+  showClips().catch(() => {});
+});
+byId("clips-after").addEventListener("click", () => {
+  page.offset += page.size;
+  showClips().catch(() => {});
+});
+document.addEventListener("play", (event) => {
+  for (const other of document.querySelectorAll("audio")) if (other !== event.target) other.pause();
+}, true);
+
+showCorpora().catch(() => {});

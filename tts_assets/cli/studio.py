@@ -1,0 +1,233 @@
+"""The studio: a local web page for the recordings and voices of a project.
+
+``tts-assets studio`` serves it on 127.0.0.1. On another address every request needs a key, which
+the printed URL carries; the browser keeps it as a cookie. Web pages of other origins can neither
+read nor change anything: the Host header must be known, browsers say where a request comes from
+(``Sec-Fetch-Site``), and changes need the token of the page.
+
+The page is plain HTML, CSS and JavaScript beside this file: nothing is built or downloaded.
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+import secrets
+from collections.abc import Mapping
+from functools import lru_cache
+from http.cookies import SimpleCookie
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs
+
+import polars as pl
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, Response
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from tts_assets.cli import CommandError
+from tts_assets.cli.clips import SHOWN, audio_file, clip_table, outline_file
+from tts_assets.core.artifacts import ArtifactError, ArtifactStore
+from tts_assets.core.audio import BrokenAudio
+from tts_assets.core.config import ConfigError
+from tts_assets.corpora.config import Consent
+from tts_assets.corpora.discovery import check_name
+from tts_assets.project_file import project_file
+from tts_assets.settings import Settings, load_settings
+
+HERE = Path(__file__).parent
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+COOKIE, TOKEN_HEADER, TOKEN_MARK = "studio_key", "x-studio-token", "{{token}}"
+STATIC = {"studio.js": "text/javascript", "studio.css": "text/css"}
+MOST_CLIPS = 100  # of one answer
+POLICY = ("default-src 'self'", "img-src 'self' data:", "frame-ancestors 'none'", "base-uri 'none'")
+HEADERS = {
+    "Content-Security-Policy": "; ".join(POLICY),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+
+router = APIRouter(prefix="/api")
+
+
+class Guard:
+    """ASGI middleware that rejects requests without the key, and those of other web pages."""
+
+    def __init__(self, app: ASGIApp, key: str, token: str) -> None:
+        """``key`` empty: no key is needed. ``token``: what requests that change something send."""
+        self.app, self.key, self.token = app, key, token
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer with an error, or call the application."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = {
+            name.decode().lower(): value.decode("latin-1") for name, value in scope["headers"]
+        }
+        await (self._refusal(scope, headers) or self.app)(scope, receive, send)
+
+    def _refusal(self, scope: Scope, headers: Mapping[str, str]) -> Response | None:
+        given = parse_qs(scope["query_string"].decode("latin-1")).get("key", [""])[0]
+        if self.key and scope["path"] == "/" and same(given, self.key):
+            answer = RedirectResponse("/", 303)
+            answer.set_cookie(COOKIE, self.key, httponly=True, samesite="strict")
+            return answer
+        if self.key and not any(same(one, self.key) for one in keys_of(headers)):
+            return problem("open the address that tts-assets studio printed: it has the key", 401)
+        outside = headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
+        if outside and (scope["path"] != "/" or headers.get("sec-fetch-mode") != "navigate"):
+            return problem("requests of other web pages are refused", 403)
+        changes = scope["method"] not in ("GET", "HEAD")
+        if changes and not same(headers.get(TOKEN_HEADER, ""), self.token):
+            return problem("the token of the page is missing: load the page again", 403)
+        return None
+
+
+def same(one: str, other: str) -> bool:
+    """Whether two secrets are equal, in a time that does not depend on them."""
+    return hmac.compare_digest(one.encode(), other.encode())
+
+
+def keys_of(headers: Mapping[str, str]) -> list[str]:
+    """The keys that a request has: that of its cookie, and that of its Authorization header."""
+    cookie = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
+    bearer = headers.get("authorization", "").removeprefix("Bearer ")
+    return [one for one in (cookie.value if cookie else "", bearer) if one]
+
+
+def problem(message: str, status: int = 400) -> JSONResponse:
+    """An error as JSON: ``{"error": message}``."""
+    return JSONResponse({"error": message}, status)
+
+
+def studio_app(key: str = "", token: str = "") -> FastAPI:
+    """The application for the project of this process.
+
+    ``key``: what requests need, empty on loopback only. ``token``: of the page; default: random.
+    """
+    token = token or secrets.token_urlsafe()
+    app = FastAPI(title="tts-assets studio", docs_url=None, redoc_url=None, openapi_url=None)
+    if not key:
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(LOOPBACK))
+    app.add_middleware(Guard, key=key, token=token)
+    for error, status in (
+        *((ConfigError, 400), (CommandError, 400), (BrokenAudio, 422)),
+        *((ArtifactError, 409), (FileNotFoundError, 404)),
+    ):
+        app.add_exception_handler(error, lambda _, raised, s=status: problem(str(raised), s))
+
+    @app.middleware("http")
+    async def with_headers(request: Request, call_next: Any) -> Response:
+        answer: Response = await call_next(request)
+        for name, value in HEADERS.items():
+            answer.headers.setdefault(name, value)
+        return answer
+
+    @app.get("/")
+    def page() -> HTMLResponse:
+        text = (HERE / "studio.html").read_text(encoding="utf-8")
+        return HTMLResponse(text.replace(TOKEN_MARK, token))
+
+    @app.get("/static/{name}")
+    def static(name: str) -> Response:
+        if name not in STATIC:
+            return problem("no such file", 404)
+        return FileResponse(HERE / name, media_type=STATIC[name])
+
+    app.include_router(router)
+    return app
+
+
+def current_settings() -> Settings:
+    """The settings of the project file as it is now."""
+    path = project_file()
+    return settings_at(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=1)
+def settings_at(path: Path, changed: int) -> Settings:
+    """The settings of a project file that was ``changed`` at this time, in nanoseconds."""
+    return load_settings(path)
+
+
+def store_of_project() -> ArtifactStore:
+    """The artifacts of the project."""
+    return ArtifactStore(current_settings().storage)
+
+
+@router.get("/corpora")
+def corpora() -> list[dict[str, Any]]:
+    """All corpora: their configuration, and the figures of what was made of them."""
+    settings, store = current_settings(), store_of_project()
+    found, _ = settings.all_corpora.find()
+    rows = []
+    for name, (path, config) in found.items():
+        row = {
+            **{"name": name, "path": str(path), "reader": config.reader},
+            **{"language": config.language, "licence": config.licence},
+            "consent": in_words(config.consent),
+        }
+        try:
+            facts = store.current("filtered_samples", name).facts.model_dump()
+        except ArtifactError:
+            facts = {}
+        rows.append(row | {key: facts.get(key) for key in ("kept", "rejected", "hours")})
+    return rows
+
+
+def in_words(consent: Consent | str | None) -> str:
+    """What a consent permits, in one line."""
+    if consent is None:
+        return "none: no model is published"
+    return consent.in_words() if isinstance(consent, Consent) else "synthetic voice"
+
+
+@router.get("/corpora/{corpus}/clips")
+def clips(corpus: str, offset: int = 0, search: str = "") -> dict[str, Any]:
+    """Up to :data:`MOST_CLIPS` clips from ``offset`` on, the most suspect first."""
+    check_name(corpus)
+    table = clip_table(store_of_project(), corpus)
+    if search:
+        wanted = pl.any_horizontal(
+            pl.col("text", "transcript", "id", "speaker").str.contains(search, literal=True)
+        )
+        table = table.filter(wanted)
+    shown = table.slice(max(0, offset), MOST_CLIPS)
+    suspect = int((table["suspicion"] > 0).sum())
+    rows = shown.select(*SHOWN, "suspicion").to_dicts()
+    return {"clips": rows, "total": len(table), "suspect": suspect, "size": MOST_CLIPS}
+
+
+@router.get("/corpora/{corpus}/clips/{name}")
+def clip_file(corpus: str, name: str) -> FileResponse:
+    """The audio of a clip, ``<id>.flac``, or its waveform, ``<id>.svg``."""
+    check_name(corpus)
+    store = store_of_project()
+    clip, _, kind = name.rpartition(".")
+    row = clip_row(store, corpus, clip)
+    make = {"flac": audio_file, "svg": outline_file}.get(kind)
+    if make is None:
+        raise FileNotFoundError(f"clips have .flac and .svg, no .{kind}")
+    return FileResponse(
+        make(store, corpus, row), headers={"Cache-Control": "private, max-age=86400"}
+    )
+
+
+def clip_row(store: ArtifactStore, corpus: str, clip: str) -> dict[str, Any]:
+    """The row of a clip. Raises FileNotFoundError if the corpus has none of this id."""
+    rows = clip_table(store, corpus).filter(pl.col("id") == clip)
+    if not len(rows):
+        raise FileNotFoundError(f"{corpus} has no clip {clip!r}")
+    return rows.row(0, named=True)
+
+
+def serve_studio(host: str, port: int) -> None:
+    """Serve the studio until SIGINT or SIGTERM. Prints its address, with the key if it has one."""
+    import uvicorn
+
+    key = "" if host in LOOPBACK else os.environ.get("TTS_API_KEY") or secrets.token_urlsafe()
+    print(f"studio at http://{host}:{port}/{f'?key={key}' if key else ''}", flush=True)
+    uvicorn.run(studio_app(key), host=host, port=port, log_level="warning", ws="none")
