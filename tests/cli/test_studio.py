@@ -7,6 +7,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import axe_core_python
 import numpy as np
@@ -27,6 +28,7 @@ from tts_assets.core.artifacts import (
     SpeechSegments,
 )
 from tts_assets.corpora.config import MeasureProgram
+from tts_assets.corpora.corrections import Corrections
 from tts_assets.corpora.filter_corpus import filter_corpus
 from tts_assets.corpora.index import usable_index
 from tts_assets.corpora.segments.result import pass_through
@@ -77,12 +79,16 @@ def read_corpus(name: str) -> None:
         store, SpeechSegments, build, lambda work: pass_through(raw, work / "result")
     )
     assert isinstance(segments, SpeechSegments)
-    build = Build("filtered_samples", {"speech_segments": segments}, {}, "1", partition=name)
+    corrections = Corrections.of(settings.root, name)
+    known = corrections.identity()
+    build = Build("filtered_samples", {"speech_segments": segments}, known, "1", partition=name)
     publish(
         store,
         SampleManifest,
         build,
-        lambda work: filter_corpus(segments, filters, settings.text, store, work, never),
+        lambda work: filter_corpus(
+            segments, filters, settings.text, store, work, never, corrections
+        ),
     )
 
 
@@ -132,6 +138,40 @@ def test_suspect_clips_come_first_with_audio_and_waveform(studio: TestClient) ->
     assert studio.get(str(audio.url), headers=part).content == b"fLaC"
     assert studio.get(f"/api/corpora/ann/clips/{first['id']}.svg").text.startswith("<svg")
     assert studio.get("/api/corpora/ann/clips/0.flac").status_code == 404
+
+
+def test_corrections_are_stored_beside_the_corpus(studio: TestClient, ann: Path) -> None:
+    read_corpus("ann")
+    source = (ann.parent / "clips" / "samples.jsonl").read_bytes()
+
+    def change(**values: object) -> dict[str, Any]:
+        answer = studio.post("/api/corpora/ann/corrections", json=values)
+        return {"status": answer.status_code, **answer.json()}
+
+    loud, long, *_ = studio.get("/api/corpora/ann/clips").json()["clips"]
+    assert change(id=loud["id"], drop=True)["clip"]["dropped"]
+    answer = change(id=long["id"], text="one")
+    assert (answer["clip"]["text"], answer["clip"]["corrected"]) == ("one", True)
+    assert answer["pending"]
+    for refused, message in (
+        ({"id": "0" * 16, "drop": True}, "has no clip"),
+        ({"id": long["id"], "text": " "}, "the text is empty"),
+        ({"id": long["id"], "txt": "one"}, "did you mean 'text'?"),
+    ):
+        assert message in change(**refused)["error"]
+    read_corpus("ann")
+    found = studio.get("/api/corpora/ann/clips").json()
+    assert (found["corrected"], found["version"], found["pending"]) == (2, 2, False)
+    rows = {row["id"]: row for row in found["clips"]}
+    assert rows[loud["id"]]["reason"] == "dropped by a correction"
+    assert (rows[long["id"]]["transcript"], rows[long["id"]]["signs"]) == ("one", [])
+    restored = change(id=long["id"])  # shows the source's text at once
+    assert (restored["clip"]["text"], restored["pending"]) == (long["text"], True)
+    assert not change(id=long["id"], text="one")["pending"]
+    assert not change(id=long["id"], text=long["text"])["clip"]["corrected"]
+    assert (ann.parent / "clips" / "samples.jsonl").read_bytes() == source
+    lines = (ann.parent / "corrections" / "ann.jsonl").read_text().splitlines()
+    assert len(lines) == 5 and json.loads(lines[1])["was"] == long["text"]
 
 
 @pytest.mark.parametrize(
@@ -191,8 +231,15 @@ def faults(browser: Browser) -> list[tuple[str, str]]:
     return found
 
 
+def press(browser: Browser, key: str, *, control: bool = False) -> None:
+    """Press and release a key."""
+    for kind in ("keyDown", "keyUp"):
+        modifiers = 2 if control else 0
+        browser.send("Input.dispatchKeyEvent", type=kind, key=key, modifiers=modifiers)
+
+
 @pytest.mark.slow
-def test_a_suspect_clip_is_heard_in_the_page(address: str, tmp_path: Path) -> None:
+def test_a_suspect_clip_is_heard_and_corrected_by_keyboard(address: str, tmp_path: Path) -> None:
     read_corpus("ann")
     with Browser(tmp_path) as browser:
         browser.send("Page.navigate", url=address)
@@ -204,5 +251,15 @@ def test_a_suspect_clip_is_heard_in_the_page(address: str, tmp_path: Path) -> No
         browser.wait("document.querySelector('#clips img').naturalWidth > 0")
         browser.run("document.querySelector('#clips audio').play()")
         browser.wait("document.querySelector('#clips audio').currentTime > 0.2")
+        typed = "document.querySelector('#clips li:nth-child(2) textarea')"
+        browser.run(f"{typed}.value = 'one'; {typed}.focus()")
+        press(browser, "Enter", control=True)
+        browser.wait("document.querySelector('#clips li:nth-child(2) .state').textContent")
+        browser.wait("document.activeElement === document.querySelectorAll('#clips textarea')[2]")
+        browser.run("document.querySelector('#clips .drop').click()")
+        browser.wait("document.querySelector('#clips > li').classList.contains('dropped')")
+        assert (
+            browser.run("document.querySelector('#status').textContent") == "Dropped: a loud tone"
+        )
         assert faults(browser) == []
         browser.screenshot(tmp_path / "page.png")

@@ -152,7 +152,9 @@ def test_a_missing_text_is_rejected_by_the_filters(corpus: Path, tmp_path: Path)
 
 def rejections(rows: pl.DataFrame) -> list[str]:
     """Reasons for which the default filters reject utterances."""
-    samples = rows.with_columns(wav_path="audio", transcript="text", unread=pl.lit(""))
+    samples = rows.with_columns(
+        wav_path="audio", transcript="text", unread=pl.lit(""), dropped=False
+    )
     reasons = samples.select(reason=first_hit(of_samples(FilterConfig())))["reason"]
     return reasons.drop_nulls().to_list()
 

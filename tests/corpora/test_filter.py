@@ -108,6 +108,7 @@ def test_a_metric_that_could_not_be_measured_rejects_the_sample() -> None:
     columns = {
         "id": "a", "wav_path": "a.wav", "text": "one two", "transcript": "one two",
         "duration": 1.0, "sample_rate": 16_000, "unreadable": None, "language": "en", "unread": "",
+        "dropped": False,
     }  # fmt: skip
     for name, reason in (
         ("snr", "SNR not measured"),

@@ -68,7 +68,8 @@ async function showClips() {
   const query = new URLSearchParams({ offset: page.offset, search: page.search });
   const found = await api(`corpora/${page.corpus}/clips?${query}`);
   byId("clips-title").textContent = `Clips of ${page.corpus}, the most suspect first`;
-  byId("clips-count").textContent = `${found.total} clips, ${found.suspect} suspect`;
+  byId("clips-count").textContent = `${found.total} clips, ${found.suspect} suspect, ${found.corrected} corrected`;
+  byId("clips-pending").hidden = !found.pending;
   byId("clips").replaceChildren(...found.clips.map(clipItem));
   byId("clips-before").disabled = page.offset === 0;
   byId("clips-after").disabled = page.offset + found.clips.length >= found.total;
@@ -85,12 +86,44 @@ function clipItem(clip) {
   audio.src = `${files}.flac`;
   audio.setAttribute("aria-label", `Recording of: ${clip.text}`);
   item.querySelector(".signs").textContent = clip.signs.join("; ");
-  item.querySelector(".text").textContent = clip.text;
+  item.classList.toggle("dropped", clip.dropped);
+  const text = item.querySelector("textarea");
+  text.value = clip.text;
+  text.setAttribute("aria-label", `Transcript of ${clip.id}`);
+  text.addEventListener("keydown", (event) => {
+    if (event.key !== "Enter" || !event.ctrlKey) return;
+    event.preventDefault();
+    const next = item.nextElementSibling?.querySelector("textarea");
+    correct(item, { text: text.value }).then(() => next?.focus()).catch(() => {});
+  });
+  const changes = { save: () => ({ text: text.value }), drop: () => ({ drop: true }), restore: () => ({}) };
+  for (const [name, change] of Object.entries(changes)) {
+    const pressed = item.querySelector(`.${name}`);
+    pressed.setAttribute("aria-label", `${pressed.textContent}: ${clip.text}`);
+    pressed.addEventListener("click", () => correct(item, change()).catch(() => {}));
+  }
+  item.querySelector(".drop").disabled = clip.dropped;
+  item.querySelector(".restore").disabled = !clip.corrected;
+  item.querySelector(".state").textContent = clip.dropped ? "dropped" : clip.corrected ? "corrected" : "";
   item.querySelector(".heard").textContent = clip.heard ? `ASR: ${clip.heard}` : "";
   const facts = [`${clip.duration.toFixed(1)} s`, clip.speaker, clip.id];
   if (clip.transcript !== clip.text) facts.unshift(`read as: ${clip.transcript}`);
   item.querySelector(".facts").textContent = facts.filter(Boolean).join(" · ");
   return item;
+}
+
+/** Store a correction of a clip, and show the clip as it is now. */
+async function correct(item, change) {
+  const body = JSON.stringify({ id: item.dataset.id, ...change });
+  const headers = { "Content-Type": "application/json" };
+  const { clip, pending } = await api(`corpora/${page.corpus}/corrections`, { method: "POST", headers, body });
+  const focused = [...document.activeElement?.classList ?? []][0];
+  const inside = item.contains(document.activeElement);
+  const shown = clipItem(clip);
+  item.replaceWith(shown);
+  byId("clips-pending").hidden = !pending;
+  if (inside) (shown.querySelector(`.${focused || "none"}:enabled`) ?? shown.querySelector("textarea")).focus();
+  tell(`${clip.dropped ? "Dropped" : clip.corrected ? "Corrected" : "As in the source"}: ${clip.text}`);
 }
 
 byId("clips-filter").addEventListener("submit", (event) => {

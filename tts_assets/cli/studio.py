@@ -32,6 +32,7 @@ from tts_assets.core.artifacts import ArtifactError, ArtifactStore
 from tts_assets.core.audio import BrokenAudio
 from tts_assets.core.config import ConfigError
 from tts_assets.corpora.config import Consent
+from tts_assets.corpora.corrections import Correction, Corrections
 from tts_assets.corpora.discovery import check_name
 from tts_assets.project_file import project_file
 from tts_assets.settings import Settings, load_settings
@@ -189,7 +190,8 @@ def in_words(consent: Consent | str | None) -> str:
 def clips(corpus: str, offset: int = 0, search: str = "") -> dict[str, Any]:
     """Up to :data:`MOST_CLIPS` clips from ``offset`` on, the most suspect first."""
     check_name(corpus)
-    table = clip_table(store_of_project(), corpus)
+    store = store_of_project()
+    table = clip_table(store, corpus)
     if search:
         wanted = pl.any_horizontal(
             pl.col("text", "transcript", "id", "speaker").str.contains(search, literal=True)
@@ -197,8 +199,46 @@ def clips(corpus: str, offset: int = 0, search: str = "") -> dict[str, Any]:
         table = table.filter(wanted)
     shown = table.slice(max(0, offset), MOST_CLIPS)
     suspect = int((table["suspicion"] > 0).sum())
-    rows = shown.select(*SHOWN, "suspicion").to_dicts()
-    return {"clips": rows, "total": len(table), "suspect": suspect, "size": MOST_CLIPS}
+    layer = Corrections.of(current_settings().root, corpus)
+    rows = [with_correction(row, layer) for row in shown.select(*SHOWN, "suspicion").to_dicts()]
+    return {
+        **{"clips": rows, "total": len(table), "suspect": suspect, "size": MOST_CLIPS},
+        **{"version": len(layer.lines), "corrected": len(layer.current)},
+        "pending": is_pending(store, corpus, layer),
+    }
+
+
+def is_pending(store: ArtifactStore, corpus: str, layer: Corrections) -> bool:
+    """Whether the current samples of a corpus were made with other corrections."""
+    made = store.current("filtered_samples", corpus).manifest.config
+    return made.get("corrections") != layer.identity().get("corrections")
+
+
+def with_correction(row: dict[str, Any], layer: Corrections) -> dict[str, Any]:
+    """The row of a clip as corrected now, whether the samples were made again or not."""
+    line = layer.current.get(row["id"])
+    text = (line and line.text) or layer.source_text(row["id"]) or row["text"]
+    return {**row, "text": text, "corrected": line is not None, "dropped": bool(line and line.drop)}
+
+
+@router.post("/corpora/{corpus}/corrections")
+def correct(corpus: str, change: dict[str, Any]) -> dict[str, Any]:
+    """Correct or drop a clip: ``id`` with ``text`` or ``drop``; with neither it is restored.
+
+    Returns its row, and whether the samples are to be made again. Raises :class:`ConfigError` for
+    another change.
+    """
+    check_name(corpus)
+    store = store_of_project()
+    row = clip_row(store, corpus, str(change.get("id")))
+    layer = Corrections.of(current_settings().root, corpus)
+    was = with_correction(row, layer)["text"]
+    asked = Correction.parse({**change, "was": was}, "correction")
+    if asked.text == (layer.source_text(asked.id) or row["text"]):
+        asked = asked.model_copy(update={"text": None})
+    layer = layer.add(asked)
+    clip = with_correction({key: row[key] for key in SHOWN}, layer)
+    return {"clip": clip, "pending": is_pending(store, corpus, layer)}
 
 
 @router.get("/corpora/{corpus}/clips/{name}")

@@ -22,6 +22,7 @@ from tts_assets.core.artifacts import (
 from tts_assets.core.compute import Shape
 from tts_assets.core.program import RESULT_FILE
 from tts_assets.corpora.config import CorpusConfig, FilterConfig, MeasureProgram, TextConfig
+from tts_assets.corpora.corrections import Corrections
 from tts_assets.corpora.describe import (
     check_columns,
     count_entries,
@@ -61,13 +62,10 @@ def build_assets(
     the programs that cut recordings and measure audio quality.
     """
     shape, text = shape or Shape(processes=1), text or TextConfig()
-    raw = raw_corpus_asset(corpora, text, shape)
-    segments = speech_segments_asset(corpora, shape)
+    raw, segments = raw_corpus_asset(corpora, text, shape), speech_segments_asset(corpora, shape)
     samples = filtered_samples_asset(corpora, filters, text, shape)
     return [
-        raw,
-        segments,
-        samples,
+        *(raw, segments, samples),
         artifact_check(
             raw, "every_entry_is_accounted_for", "Entries = utterances + set aside.", count_entries
         ),
@@ -181,13 +179,15 @@ def filtered_samples_asset(
     def plan(request: Request, speech_segments: SpeechSegments) -> Plan[SampleManifest]:
         own = corpora(request.partition).config.filters
         chosen = filters.for_corpus(own, request.partition)
-        known = {"filters": chosen.identified(), "text": text}
+        changes = Corrections.of(corpora.project, request.partition)
+        known = {"filters": chosen.identified(), "text": text, **changes.identity()}
 
         def measure(program: MeasureProgram) -> None:
             request.launch(Program(MEASURE, program, request.shape(shape)))
 
         def make(work: Path) -> SampleFacts:
-            return filter_corpus(speech_segments, chosen, text, request.store, work, measure)
+            corpus, store = speech_segments, request.store
+            return filter_corpus(corpus, chosen, text, store, work, measure, changes)
 
         return Plan(known, make, describe=lambda made: describe_samples(made, chosen))
 

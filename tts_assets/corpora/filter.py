@@ -91,6 +91,7 @@ def of_sources(config: FilterConfig) -> Iterator[Filter]:
     """The filters that need no transcript; only rows that pass them are normalized."""
     for reason, column in ((NO_ID, "id"), (NO_AUDIO, "wav_path")):
         yield Filter(reason, pl.col(column) == "")
+    yield Filter("dropped by a correction", pl.col("dropped"))
     if not config.without_text:
         yield Filter("empty transcript", pl.col("text").str.strip_chars() == "")
     if config.allowed_languages:
@@ -335,6 +336,7 @@ def rows_of_files(
     """The rows for :func:`filter_rows`; ``original_data`` keeps a raw text that changed."""
     rows = scan_samples(paths).with_columns(
         text="transcript",
+        dropped=pl.lit(False),
         dataset_name=pl.when(pl.col("dataset_name") == "")
         .then(pl.lit(program.dataset_name))
         .otherwise("dataset_name"),

@@ -32,6 +32,7 @@ from tts_assets.core.audio import BrokenAudio, read_wave
 from tts_assets.core.cache import RecordCache
 from tts_assets.core.metadata import NOTEBOOK_FILE, NotebookClip, Section, write_notebook
 from tts_assets.corpora.config import FilterConfig, MeasureProgram, TextConfig
+from tts_assets.corpora.corrections import Corrections
 from tts_assets.corpora.describe import read_rejected
 from tts_assets.corpora.filter import (
     KEPT_FILE,
@@ -77,8 +78,11 @@ def filter_corpus(
     store: ArtifactStore,
     work: Path,
     launch: Launch,
+    corrections: Corrections,
 ) -> SampleFacts:
     """Write ``kept.jsonl``, ``rejected.jsonl`` and ``listening.ipynb`` to ``work / "result"``.
+
+    ``corrections`` replace texts and drop clips before anything is measured.
 
     ``launch`` runs the program of ``quality.py``; it is called if a metric is expensive. Raises an
     error with all reasons if no sample is kept.
@@ -86,7 +90,7 @@ def filter_corpus(
     normalizer = Normalizer(text, store.caches)
     audio = AudioFolders.of_store(store, corpus.partition)
     samples = work / "samples.parquet"
-    with_transcripts(samples_of(corpus), config, normalizer).sink_parquet(samples)
+    with_transcripts(samples_of(corpus, corrections), config, normalizer).sink_parquet(samples)
     rows = pl.scan_parquet(samples)
     if config.metrics:
         program = MeasureProgram(
@@ -111,16 +115,18 @@ def filter_corpus(
     return SampleFacts(corpus=corpus.facts.corpus, normalizer=text.normalizer, **asdict(counts))
 
 
-def samples_of(corpus: RawCorpus | SpeechSegments) -> pl.LazyFrame:
+def samples_of(corpus: RawCorpus | SpeechSegments, corrections: Corrections) -> pl.LazyFrame:
     """The rows of the index in the sample schema, with ``text`` (raw) and ``audio_sha256``.
+
+    The text is the corrected one; the column ``dropped`` marks clips that a correction drops.
 
     Audio is named as in published samples. Fields in ``extra`` override the defaults.
     """
     facts: CorpusFacts = corpus.facts
-    index = pl.scan_parquet(corpus.path / UTTERANCES_FILE)
+    index = corrections.apply(pl.scan_parquet(corpus.path / UTTERANCES_FILE))
     own = extra("original_data").fill_null("{}")
     return index.select(
-        "id",
+        *("id", "dropped"),
         wav_path=published_names(),
         text="text",
         language="language",
