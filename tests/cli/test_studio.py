@@ -174,6 +174,56 @@ def test_corrections_are_stored_beside_the_corpus(studio: TestClient, ann: Path)
     assert len(lines) == 5 and json.loads(lines[1])["was"] == long["text"]
 
 
+BOB = {"name": "bob", "language": "en", "consent": "person", "who": "Bob", "purpose": "tests"}
+
+
+def test_an_upload_becomes_a_corpus(studio: TestClient, ann: Path, recordings: Path) -> None:
+    for file in sorted(recordings.iterdir()):
+        stored = studio.put(f"/api/uploads/bob/{file.name}", content=file.read_bytes())
+        assert stored.json() == {"bytes": file.stat().st_size}
+    project = ann.read_text()
+    for changes, message in (
+        ({"name": "ann"}, "nothing was uploaded for 'ann'"),
+        ({"name": "../x"}, "is not a valid name of a corpus"),
+        ({"who": ""}, "write who agreed, and to which use"),
+        ({"language": "english"}, "is not a language tag"),
+        ({"colour": "red"}, "unknown key 'colour'"),
+        ({"reader": "vctk"}, "the folder of VCTK's transcripts, is missing"),
+    ):
+        assert message in studio.post("/api/corpora", json={**BOB, **changes}).json()["error"]
+    assert ann.read_text() == project and not (ann.parent / "recordings" / "bob").exists()
+    added = studio.post("/api/corpora", json={**BOB, "until": "2030-12-31", "speaker": ""})
+    assert added.json() == {
+        "corpus": "bob",
+        "reader": "folder",
+        "entries": 6,
+        "set_aside": {"no text file": 1},
+    }
+    settings = current_settings()
+    assert str(settings.corpora["bob"].path) == "recordings/bob"
+    assert settings.promotion["bob"].candidates == ("bob",)
+    rows = {row["name"]: row for row in studio.get("/api/corpora").json()}
+    assert rows["bob"]["consent"] == "Bob: tests, until 2030-12-31"
+    again = studio.put("/api/uploads/bob/0.g722", content=b"x")
+    assert again.status_code == 200
+    assert "exists already" in studio.post("/api/corpora", json=BOB).json()["error"]
+    studio.delete("/api/uploads/bob")
+    assert sorted(path.name for path in (ann.parent / "recordings").iterdir()) == ["bob"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("../../dagster_project.toml", "%2e%2e/x.wav", ".hidden.wav", "a/.b/c.wav", "a//b.wav"),
+        *("run.py", "a%5C..%5Cb.wav", "a%0Ab.wav", f"{'x' * 500}.wav"),
+    ],
+)
+def test_an_upload_stays_in_its_folder(studio: TestClient, ann: Path, path: str) -> None:
+    before = sorted(ann.parent.rglob("*"))
+    assert studio.put(f"/api/uploads/bob/{path}", content=b"x").status_code in (400, 404, 405)
+    assert sorted(ann.parent.rglob("*")) == before
+
+
 @pytest.mark.parametrize(
     ("headers", "status"),
     [
@@ -263,3 +313,39 @@ def test_a_suspect_clip_is_heard_and_corrected_by_keyboard(address: str, tmp_pat
         )
         assert faults(browser) == []
         browser.screenshot(tmp_path / "page.png")
+
+
+def drop(browser: Browser, folder: Path) -> None:
+    """Drop a folder on the page, as a file manager does."""
+    box = "document.querySelector('#drop').getBoundingClientRect()"
+    browser.run("document.querySelector('#drop').scrollIntoView()")
+    x, y = browser.run(f"[{box}.x + 20, {box}.y + 20]")
+    data = {"items": [], "files": [str(folder)], "dragOperationsMask": 1}
+    for kind in ("dragEnter", "dragOver", "drop"):
+        browser.send("Input.dispatchDragEvent", type=kind, x=x, y=y, data=data)
+
+
+@pytest.mark.slow
+def test_a_dropped_folder_becomes_a_corpus(address: str, recordings: Path, tmp_path: Path) -> None:
+    folder = recordings.rename(recordings.with_name("Bob B"))
+    (folder / "notes.odt").write_text("not used")
+    (folder / ".hidden").write_text("not used")
+    with Browser(tmp_path) as browser:
+        browser.send("Page.navigate", url=address)
+        browser.wait("document.querySelector('#corpora button, #corpora tr')")
+        drop(browser, folder)
+        browser.wait("document.querySelector('#chosen').textContent === '12 files chosen.'")
+        form = "document.querySelector('#add').elements"
+        assert browser.run(f"{form}.name.value") == "bob_b"
+        browser.run(f"[...{form}.consent].find((one) => one.value === 'person').click()")
+        browser.run(f"{form}.who.value = 'Bob'; {form}.purpose.value = 'tests'")
+        assert faults(browser) == []
+        browser.screenshot(tmp_path / "add.png")
+        browser.run("document.querySelector('#add button:not([type])').click()")
+        browser.wait("document.querySelectorAll('#corpora tr').length === 2")
+        told = browser.run("document.querySelector('#status').textContent")
+        assert told == (
+            "Added bob_b with 6 entries (layout folder); 1 set aside: no text file; "
+            "1 files are neither audio nor texts."
+        )
+    assert current_settings().corpora["bob_b"].speaker == "bob_b"

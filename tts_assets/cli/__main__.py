@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from datetime import date, datetime
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 import typer
 
@@ -26,7 +26,7 @@ from tts_assets.cli import (
     show,
     use_project,
 )
-from tts_assets.project_file import gives_recipes, preset_summary, presets, read_project
+from tts_assets.project_file import preset_summary, presets, read_project
 
 __all__ = ["app", "main", "run_command"]
 
@@ -118,57 +118,34 @@ def add_corpus(
     project = use_project()
     from tts_assets.cli import scaffold
 
-    layout = reader or recognized(path)
+    layout = reader or scaffold.recognized(path)
     name = name or scaffold.name_of(path)
     language = language or ask("Language tag of the recordings", "--language", "en")
     speaker = speaker or (ask("Name of the speaker", "", name) if is_terminal() else name)
-    values = scaffold.corpus_values(
-        path,
-        project.parent,
+    added = scaffold.declare_corpus(
+        *(project, path, name),
+        scaffold.suite_values(suite, project.parent, language, whisper),
         reader=layout,
         language=language,
         licence=licence,
         speaker=speaker,
         consent=consent_of(consent, purpose, until, publication, synthetic, no_consent),
     )
-    entries, set_aside = scaffold.survey(name, project.parent, values)
-    if entries == set_aside.total():
-        raise CommandError(f"none of {entries} entries of {path} can be used: {dict(set_aside)}")
-    with_recipe = gives_recipes(read_project(project).preset)
-    texts = scaffold.suite_values(suite, project.parent, language, whisper)
-    added = scaffold.add_corpus_tables(project, name, values, texts, with_recipe=with_recipe)
-    facts = {"corpus": name, "reader": layout, "entries": entries, "set_aside": dict(set_aside)}
     train = f"{PROGRAM} train {name}"
     recipe = f"add a recipe [sft.{name}] to {project.name}, then {train}"
     show(
-        facts,
+        added.facts(),
         as_json,
         lambda: "\n".join(
             [
-                f"{entries} entries in the layout {layout}",
-                *(f"  set aside: {count} ({reason})" for reason, count in set_aside.items()),
+                f"{added.entries} entries in the layout {layout}",
+                *(f"  set aside: {count} ({reason})" for reason, count in added.set_aside.items()),
                 f"added to {project}:",
-                added.rstrip(),
+                added.tables.rstrip(),
             ]
         ),
-        train if with_recipe else recipe,
+        train if added.with_recipe else recipe,
     )
-
-
-def recognized(path: Path) -> str:
-    """The layout of a folder. Raises :class:`CommandError` if none is recognized."""
-    from tts_assets.corpora.config import ReaderName
-    from tts_assets.corpora.discovery import recognize
-
-    folder = path if path.is_dir() else path.parent
-    found = recognize(folder)
-    if found is None:
-        raise CommandError(
-            f"the layout of {folder} is not recognized. Put x.txt beside each x.wav, or name a "
-            f"layout with --reader: {', '.join(get_args(ReaderName))}. recordings cuts long "
-            "recordings without texts into clips, speakers reads one folder of clips per speaker"
-        )
-    return found
 
 
 def consent_of(
@@ -183,6 +160,7 @@ def consent_of(
 
     Raises :class:`typer.BadParameter` for options that exclude each other or are missing.
     """
+    from tts_assets.cli.scaffold import consent_values
     from tts_assets.corpora.config import SYNTHETIC
 
     if sum((who is not None, synthetic, nobody)) > 1:
@@ -199,8 +177,7 @@ def consent_of(
     if not purpose:
         raise typer.BadParameter("a consent needs the use: --purpose 'our audio guide'")
     last = until.date() if isinstance(until, datetime) else until
-    given = {"until": last, "publication": publication}
-    return {"who": who, "purpose": purpose, **{key: one for key, one in given.items() if one}}
+    return consent_values(who, purpose, last, publication)
 
 
 def ask(what: str, flag: str, default: str) -> str:

@@ -1,24 +1,43 @@
-"""Files of a project outside of the checkout, and tables that are added to its project file."""
+"""Files of a project outside of the checkout, and tables that are added to its project file.
+
+Files that the studio receives are collected in ``recordings/.<name>.upload``, and become the folder
+``recordings/<name>`` when they are declared as a corpus.
+"""
 
 from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from tts_assets.cli import HOME_FILE, CommandError
 from tts_assets.core.accounting import SetAside
 from tts_assets.core.config import ConfigError
-from tts_assets.corpora.config import CorpusConfig
-from tts_assets.corpora.discovery import check_name
+from tts_assets.corpora.config import CorpusConfig, ReaderName
+from tts_assets.corpora.discovery import check_name, recognize
 from tts_assets.corpora.index import read_entries
-from tts_assets.project_file import DATA, PROJECT_FILE, preset_summary, presets
+from tts_assets.corpora.readers.files import AUDIO_SUFFIXES
+from tts_assets.project_file import (
+    DATA,
+    PROJECT_FILE,
+    gives_recipes,
+    preset_summary,
+    presets,
+    read_project,
+)
 from tts_assets.settings import load_settings
 
+RECORDINGS = "recordings"  # folder of uploaded corpora
+TEXT_SUFFIXES = frozenset({".txt", ".csv", ".tsv", ".json", ".jsonl", ".gz", ".parquet"})
+UPLOADED = AUDIO_SUFFIXES | TEXT_SUFFIXES
+LONGEST_PATH = 400  # characters of an uploaded file's path
+ROOM = 1 << 30  # bytes that an upload leaves free
 BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 LONGEST_NAME = 40
 
@@ -128,6 +147,61 @@ def name_of(folder: Path) -> str:
     return name[:LONGEST_NAME] or "corpus"
 
 
+@dataclass(frozen=True)
+class AddedCorpus:
+    """A corpus that the project file has now: its entries, and the added ``tables``."""
+
+    name: str
+    reader: str
+    entries: int
+    set_aside: Counter[str]
+    tables: str
+    with_recipe: bool
+
+    def facts(self) -> dict[str, Any]:
+        """What programs need to know."""
+        return {
+            **{"corpus": self.name, "reader": self.reader},
+            **{"entries": self.entries, "set_aside": dict(self.set_aside)},
+        }
+
+
+def declare_corpus(
+    project: Path, folder: Path, name: str, suite: Mapping[str, Any], reader: str, **given: Any
+) -> AddedCorpus:
+    """Declare the recordings of ``folder`` as a corpus and, with a preset, a voice of that name.
+
+    ``given``: further values of ``[corpora.<name>]``; ``suite`` as in :func:`add_corpus_tables`.
+    Raises :class:`CommandError` if no entry is usable, and :class:`ConfigError`.
+    """
+    values = corpus_values(folder, project.parent, reader=reader, **given)
+    entries, set_aside = survey(name, project.parent, values)
+    if entries == set_aside.total():
+        raise CommandError(f"none of {entries} entries of {folder} can be used: {dict(set_aside)}")
+    with_recipe = gives_recipes(read_project(project).preset)
+    tables = add_corpus_tables(project, name, values, suite, with_recipe=with_recipe)
+    return AddedCorpus(name, reader, entries, set_aside, tables, with_recipe)
+
+
+def recognized(path: Path) -> str:
+    """The layout of a folder. Raises :class:`CommandError` if none is recognized."""
+    folder = path if path.is_dir() else path.parent
+    found = recognize(folder)
+    if found is None:
+        raise CommandError(
+            f"the layout of {folder} is not recognized. Put x.txt beside each x.wav, or name a "
+            f"layout with --reader: {', '.join(get_args(ReaderName))}. recordings cuts long "
+            "recordings without texts into clips, speakers reads one folder of clips per speaker"
+        )
+    return found
+
+
+def consent_values(who: str, purpose: str, until: date | None, publication: bool) -> dict[str, Any]:
+    """The value of ``consent`` of a person."""
+    given = {"until": until, "publication": publication}
+    return {"who": who, "purpose": purpose, **{key: one for key, one in given.items() if one}}
+
+
 def corpus_values(folder: Path, root: Path, **given: Any) -> dict[str, Any]:
     """The values of ``[corpora.<name>]``; a path below ``root`` is relative to it."""
     return {"path": written(folder, root)} | {key: value for key, value in given.items() if value}
@@ -223,3 +297,49 @@ def toml(value: Any) -> str:
     if isinstance(value, (int, float)):
         return repr(value)
     return json.dumps(str(value), ensure_ascii=False)
+
+
+def upload_folder(root: Path, name: str) -> Path:
+    """Where the files of an upload are collected. Raises :class:`ConfigError` for a bad name."""
+    check_name(name)
+    return root / RECORDINGS / f".{name}.upload"
+
+
+def upload_target(root: Path, name: str, path: str, size: int) -> Path:
+    """Where the uploaded file ``path`` of ``size`` bytes is written.
+
+    Raises :class:`CommandError` for a path that leaves the folder or is hidden, for a file that no
+    layout of a corpus has, and if there is no room.
+    """
+    parts = path.split("/")
+    hidden = any(not part.strip() or part.startswith(".") for part in parts)
+    if hidden or len(path) > LONGEST_PATH or not path.isprintable() or "\\" in path:
+        raise CommandError(f"{path!r} is not stored: give the file another name")
+    if Path(path).suffix.lower() not in UPLOADED:
+        raise CommandError(f"{path} is not stored: it is neither audio nor a list of texts")
+    folder = upload_folder(root, name)
+    folder.mkdir(parents=True, exist_ok=True)
+    if shutil.disk_usage(folder).free < size + ROOM:
+        raise CommandError(f"no room left for {path} at {root}: free some space")
+    return folder.joinpath(*parts)
+
+
+def declare_upload(
+    project: Path, name: str, reader: str | None, values: Mapping[str, Any]
+) -> AddedCorpus:
+    """Move an upload to ``recordings/<name>``, and declare it; ``reader`` None: recognized.
+
+    Raises as :func:`declare_corpus`; the upload then stays where it was.
+    """
+    upload, folder = upload_folder(project.parent, name), project.parent / RECORDINGS / name
+    if not upload.is_dir():
+        raise CommandError(f"nothing was uploaded for {name!r}: choose recordings first")
+    if folder.exists():
+        raise CommandError(f"{folder} exists already: choose another name")
+    layout = reader or recognized(upload)
+    upload.rename(folder)
+    try:
+        return declare_corpus(project, folder, name, {}, layout, **values)
+    except (CommandError, ConfigError, OSError):
+        folder.rename(upload)
+        raise

@@ -143,4 +143,88 @@ document.addEventListener("play", (event) => {
   for (const other of document.querySelectorAll("audio")) if (other !== event.target) other.pause();
 }, true);
 
+let chosen = [];  // { path, file } of the recordings to add
+
+function choose(files) {
+  const shown = files.filter(({ path }) => !path.split("/").some((part) => part.startsWith(".")));
+  const top = new Set(shown.map(({ path }) => path.split("/")[0]));
+  const inFolder = top.size === 1 && shown.every(({ path }) => path.includes("/"));
+  chosen = inFolder ? shown.map(({ path, file }) => ({ path: path.slice(path.indexOf("/") + 1), file })) : shown;
+  byId("chosen").textContent = chosen.length ? `${chosen.length} files chosen.` : "No files chosen.";
+  const name = byId("add").elements.name;
+  if (inFolder && !name.value) name.value = [...top][0].toLowerCase().replace(/[^a-z0-9]+/g, "_").replace(/^_+|_+$/g, "");
+}
+
+/** The files below a dropped file or folder. */
+async function filesOf(entry) {
+  if (entry.isFile) {
+    const file = await new Promise((done, failed) => entry.file(done, failed));
+    return [{ path: entry.fullPath.slice(1), file }];
+  }
+  const reader = entry.createReader();
+  const found = [];
+  for (;;) {  // a reader gives some entries at a time
+    const some = await new Promise((done, failed) => reader.readEntries(done, failed));
+    if (!some.length) break;
+    found.push(...some);
+  }
+  return (await Promise.all(found.map(filesOf))).flat();
+}
+
+byId("drop").addEventListener("dragover", (event) => { event.preventDefault(); byId("drop").classList.add("over"); });
+byId("drop").addEventListener("dragleave", () => byId("drop").classList.remove("over"));
+byId("drop").addEventListener("drop", async (event) => {
+  event.preventDefault();
+  byId("drop").classList.remove("over");
+  const entries = [...event.dataTransfer.items].map((item) => item.webkitGetAsEntry()).filter(Boolean);
+  choose((await Promise.all(entries.map(filesOf))).flat());
+});
+for (const id of ["files", "folder"]) {
+  byId(id).addEventListener("change", (event) => {
+    choose([...event.target.files].map((file) => ({ path: file.webkitRelativePath || file.name, file })));
+  });
+}
+byId("add").addEventListener("change", () => {
+  byId("person").hidden = byId("add").elements.consent.value !== "person";
+});
+byId("add").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const form = event.target;
+  const values = Object.fromEntries(new FormData(form));
+  if (!chosen.length) { tell("Choose recordings first.", true); return; }
+  const bar = byId("uploaded");
+  const pressed = form.querySelector("button:not([type])");
+  pressed.disabled = true;
+  bar.hidden = false;
+  bar.max = chosen.length;
+  try {
+    const skipped = await uploadAll(values.name, bar);
+    const headers = { "Content-Type": "application/json" };
+    const added = await api("corpora", { method: "POST", headers, body: JSON.stringify(values) });
+    const aside = Object.entries(added.set_aside).map(([reason, count]) => `${count} set aside: ${reason}`);
+    const notes = skipped.length ? [...aside, `${skipped.length} files are neither audio nor texts`] : aside;
+    tell([`Added ${added.corpus} with ${added.entries} entries (layout ${added.reader})`, ...notes].join("; ") + ".");
+    form.reset();
+    byId("person").hidden = true;
+    choose([]);
+    await showCorpora();
+  } catch { /* the status line has the message */ } finally {
+    pressed.disabled = false;
+    bar.hidden = true;
+  }
+});
+
+/** Store the chosen files. Returns the paths of those that no corpus uses. */
+async function uploadAll(name, bar) {
+  await api(`uploads/${encodeURIComponent(name)}`, { method: "DELETE" });
+  const usable = new RegExp(byId("add").dataset.suffixes, "i");
+  for (const [number, { path, file }] of chosen.entries()) {
+    bar.value = number;
+    if (!usable.test(path)) continue;
+    const url = `uploads/${encodeURIComponent(name)}/${path.split("/").map(encodeURIComponent).join("/")}`;
+    await api(url, { method: "PUT", body: file });
+  }
+  return chosen.filter(({ path }) => !usable.test(path));
+}
+
 showCorpora().catch(() => {});

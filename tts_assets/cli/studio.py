@@ -13,25 +13,35 @@ from __future__ import annotations
 import hmac
 import os
 import secrets
+import shutil
 from collections.abc import Mapping
+from datetime import date
 from functools import lru_cache
 from http.cookies import SimpleCookie
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self
 from urllib.parse import parse_qs
 
 import polars as pl
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, Response
+from pydantic import model_validator
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tts_assets.cli import CommandError
 from tts_assets.cli.clips import SHOWN, audio_file, clip_table, outline_file
-from tts_assets.core.artifacts import ArtifactError, ArtifactStore
+from tts_assets.cli.scaffold import (
+    UPLOADED,
+    consent_values,
+    declare_upload,
+    upload_folder,
+    upload_target,
+)
+from tts_assets.core.artifacts import ArtifactError, ArtifactStore, atomic_write
 from tts_assets.core.audio import BrokenAudio
-from tts_assets.core.config import ConfigError
-from tts_assets.corpora.config import Consent
+from tts_assets.core.config import Config, ConfigError
+from tts_assets.corpora.config import SYNTHETIC, Consent, ReaderName
 from tts_assets.corpora.corrections import Correction, Corrections
 from tts_assets.corpora.discovery import check_name
 from tts_assets.project_file import project_file
@@ -39,7 +49,8 @@ from tts_assets.settings import Settings, load_settings
 
 HERE = Path(__file__).parent
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-COOKIE, TOKEN_HEADER, TOKEN_MARK = "studio_key", "x-studio-token", "{{token}}"
+COOKIE, TOKEN_HEADER = "studio_key", "x-studio-token"
+TOKEN_MARK, SUFFIX_MARK = "{{token}}", "{{suffixes}}"  # in studio.html
 STATIC = {"studio.js": "text/javascript", "studio.css": "text/css"}
 MOST_CLIPS = 100  # of one answer
 POLICY = ("default-src 'self'", "img-src 'self' data:", "frame-ancestors 'none'", "base-uri 'none'")
@@ -130,7 +141,8 @@ def studio_app(key: str = "", token: str = "") -> FastAPI:
     @app.get("/")
     def page() -> HTMLResponse:
         text = (HERE / "studio.html").read_text(encoding="utf-8")
-        return HTMLResponse(text.replace(TOKEN_MARK, token))
+        suffixes = "|".join(suffix.replace(".", "\\.") for suffix in sorted(UPLOADED))
+        return HTMLResponse(text.replace(TOKEN_MARK, token).replace(SUFFIX_MARK, f"({suffixes})$"))
 
     @app.get("/static/{name}")
     def static(name: str) -> Response:
@@ -184,6 +196,67 @@ def in_words(consent: Consent | str | None) -> str:
     if consent is None:
         return "none: no model is published"
     return consent.in_words() if isinstance(consent, Consent) else "synthetic voice"
+
+
+class NewCorpus(Config):
+    """What the page says about uploaded recordings.
+
+    ``consent``: of a person, ``who`` agreed to which ``purpose``; ``synthetic``: not the voice of a
+    person; ``nobody``: no model is published.
+    """
+
+    name: str
+    language: str
+    speaker: str = ""
+    licence: str = "all rights reserved"
+    reader: ReaderName | None = None
+    consent: Literal["person", "synthetic", "nobody"]
+    who: str = ""
+    purpose: str = ""
+    until: date | None = None
+    publication: bool = False
+
+    @model_validator(mode="after")
+    def _names_the_person(self) -> Self:
+        if self.consent == "person" and not (self.who.strip() and self.purpose.strip()):
+            raise ValueError("write who agreed, and to which use")
+        return self
+
+    def values(self) -> dict[str, Any]:
+        """The values of ``[corpora.<name>]``."""
+        consent: dict[str, Any] | str | None = None
+        if self.consent == "synthetic":
+            consent = SYNTHETIC
+        elif self.consent == "person":
+            consent = consent_values(self.who, self.purpose, self.until, self.publication)
+        return {
+            **{"language": self.language, "licence": self.licence},
+            **{"speaker": self.speaker or self.name, "consent": consent},
+        }
+
+
+@router.put("/uploads/{corpus}/{path:path}")
+async def upload(corpus: str, path: str, request: Request) -> dict[str, int]:
+    """Store a file for a new corpus; the body has its bytes. Returns their number."""
+    root, size = current_settings().root, int(request.headers.get("content-length", 0))
+    with atomic_write(upload_target(root, corpus, path, size)) as aside, aside.open("wb") as file:
+        async for chunk in request.stream():
+            file.write(chunk)
+        return {"bytes": file.tell()}
+
+
+@router.delete("/uploads/{corpus}")
+def discard(corpus: str) -> dict[str, Any]:
+    """Delete the files of an upload that is not declared."""
+    shutil.rmtree(upload_folder(current_settings().root, corpus), ignore_errors=True)
+    return {}
+
+
+@router.post("/corpora")
+def add_corpus(values: dict[str, Any]) -> dict[str, Any]:
+    """Declare the files of an upload as a corpus. Returns what was found in them."""
+    new = NewCorpus.parse({key: one for key, one in values.items() if one != ""}, "new corpus")
+    return declare_upload(project_file(), new.name, new.reader, new.values()).facts()
 
 
 @router.get("/corpora/{corpus}/clips")
