@@ -33,6 +33,7 @@ from dagster import (
     TableSchema,
 )
 from dagster._core.errors import DagsterInvalidPropertyError
+from pydantic import Field
 
 from resources.leases import locked
 from tts_assets.core.artifacts import (
@@ -47,6 +48,7 @@ from tts_assets.core.artifacts import (
     verify,
 )
 from tts_assets.core.artifacts.handle import asset_name
+from tts_assets.core.artifacts.store import corpora_of
 from tts_assets.core.metadata import Columns, Link, Markdown, Metadata, Table, literal
 from tts_assets.core.tracking import keep_files
 
@@ -70,6 +72,9 @@ class ArtifactStoreResource(ConfigurableResource):
     """Immutable artifacts below ``root``; see :mod:`tts_assets.core.artifacts`."""
 
     root: str
+    refused: dict[str, str] = Field(
+        default_factory=dict, description="by corpus: why its consent is not valid"
+    )
 
     @property
     def store(self) -> ArtifactStore:
@@ -96,6 +101,7 @@ class ArtifactStoreResource(ConfigurableResource):
         become the current one. Its data version is that of the current one, if there is one, so
         that no later asset counts as outdated.
         """
+        self._check_consents(build)
         before = self._current_content(build)
         handle = self._reuse(context, build, not experiment)
         reused = handle is not None
@@ -128,6 +134,21 @@ class ArtifactStoreResource(ConfigurableResource):
             context.add_output_metadata({BOOKKEEPING: metadata[BOOKKEEPING]})
             del metadata[BOOKKEEPING]
         return Output(handle, data_version=DataVersion(version), metadata=metadata)
+
+    def _check_consents(self, build: Build) -> None:
+        """Raise :class:`ArtifactError` for a model or report that is made from a refused corpus.
+
+        Data of a single corpus, which nobody hears, are not refused.
+        """
+        if not self.refused or build.partition != UNPARTITIONED:
+            return
+        used = corpora_of(self.store, build.references().values())
+        for corpus in sorted(used & self.refused.keys()):
+            raise ArtifactError(
+                f"{build.asset} is not made: its inputs were made from corpora.{corpus}, whose "
+                f"consent {self.refused[corpus]}. Make the inputs again, which leaves this corpus "
+                "out, or remove it from the recipes (docs/consent.md)"
+            )
 
     def _current_content(self, build: Build) -> str | None:
         """The content of the current artifact; None if there is none that can be opened."""

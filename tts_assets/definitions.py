@@ -199,7 +199,7 @@ def complete(made: Any, settings: Settings) -> Any:
 def build_resources(settings: Settings) -> dict[str, Any]:
     """The resources by name."""
     return {
-        "store": ArtifactStoreResource(root=str(settings.storage)),
+        "store": ArtifactStoreResource(root=str(settings.storage), refused=settings.ended_consents),
         "io_manager": ArtifactIOManager(root=str(settings.storage)),
         "launcher": build_launcher(
             settings.compute,

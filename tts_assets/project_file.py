@@ -206,6 +206,15 @@ def _tables(values: Mapping[str, Any], pattern: list[str]) -> list[list[str]]:
     ]
 
 
+def with_folders(recipes: Any, root: Path) -> Any:
+    """``[sft]`` with the absolute path of each ``base.hub`` that is a folder below ``root``."""
+    if isinstance(recipes, Mapping):
+        for base in (one.get("base") for one in recipes.values() if isinstance(one, Mapping)):
+            if isinstance(base, dict) and isinstance(hub := base.get("hub"), str) and hub:
+                base["hub"] = str((root / hub).resolve()) if (root / hub).is_dir() else hub
+    return recipes
+
+
 def _at(values: Any, path: Iterable[str]) -> Any:
     for key in path:
         values = values.get(key, {})

@@ -12,7 +12,6 @@ has neither profiles nor ``drop``. It would replace about 25 lines of ``project_
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -40,11 +39,12 @@ from tts_assets.corpora.discovery import Corpora, check_name
 from tts_assets.evaluation.config import EvaluationConfig
 from tts_assets.evaluation.suite import check_transcribed, suites_for
 from tts_assets.external_models.config import ExternalModelsConfig
-from tts_assets.normalization.front_end import without_rules
+from tts_assets.normalization.front_end import warn_of_languages
 from tts_assets.normalization.rules import with_files
 from tts_assets.orchestration.config import Alerts, Budget, Owner, Schedules
-from tts_assets.project_file import read_project
+from tts_assets.project_file import read_project, with_folders
 from tts_assets.promotion.decision import PromotionConfig, sft_bases, training_steps
+from tts_assets.provenance import invalid, without_corpora
 from tts_assets.rlhf.config import RlhfRecipe, VllmRollouts
 from tts_assets.rlhf.dpo_config import DpoRecipe, PreferencesConfig, check_preferences
 from tts_assets.serving.config import ServingConfig, VllmConfig
@@ -52,8 +52,6 @@ from tts_assets.sft.config import SftRecipe
 from tts_assets.speakers.config import PUBLISHED, RESEMBLYZER, SpeakersConfig
 from tts_assets.speechlm.config import TokenizerConfig
 from tts_assets.speechlm.formats import TextSource
-
-log = logging.getLogger(__name__)
 
 
 class Project(Config):
@@ -141,17 +139,6 @@ class Settings(Config):
         """Declared and discovered corpora. The folder is read on each access."""
         return Corpora(self.corpora, self.discovery, self.root)
 
-    def warn_of_languages(self) -> None:
-        """Log a warning for corpora in a language whose dates, units and signs nothing reads."""
-        tags = [corpus.language for corpus in self.corpora.values()]
-        others = without_rules(tags, self.text.rules) if self.text.normalizer == "rules" else []
-        if others:
-            log.warning(
-                "there are no text rules for %s: numbers are read, but no dates, units, signs or "
-                "abbreviations; samples with signs are rejected. Write [text] rules (docs/text.md)",
-                ", ".join(others),
-            )
-
     def check_corpora(self) -> None:
         """Raise :class:`ConfigError` if a recipe, a report or a target names an unknown corpus."""
         for name, recipe in self.sft.items():
@@ -184,12 +171,25 @@ class Settings(Config):
                 raise ConfigError(f"{where} has corpus {corpus!r}: {error}") from None
 
     def consents(self, recipe: str) -> dict[str, VoiceConsent | None]:
-        """The consent of each corpus that a recipe or one of its base recipes was trained on."""
-        imported = self.arrays.imported
-        return {
-            name: (imported[name] if name in imported else self.all_corpora(name).config).consent
-            for name in sorted(self.training_corpora(recipe))
-        }
+        """The consent of each corpus that a recipe or one of its base recipes is trained on.
+
+        Corpora of the codec are among them where they have a consent.
+        """
+        known, corpora = self.known_consents, self.training_corpora(recipe)
+        if recipe not in self.external_models.recipes:
+            corpora |= {name for name in self.codec.corpora if known.get(name) is not None}
+        return {name: known.get(name) for name in sorted(corpora)}
+
+    @property
+    def known_consents(self) -> dict[str, VoiceConsent | None]:
+        """The consent of every corpus: declared, discovered, and imported."""
+        found = {name: corpus.config.consent for name, corpus in self.all_corpora.find()[0].items()}
+        return found | {name: one.consent for name, one in self.arrays.imported.items()}
+
+    @property
+    def ended_consents(self) -> dict[str, str]:
+        """Why the consent is no longer valid, for each corpus of which nothing may be made."""
+        return invalid(self.known_consents, self.storage)
 
     def training_corpora(self, recipe: str) -> set[str]:
         """The corpora of a recipe and of its base recipes."""
@@ -406,29 +406,34 @@ def _check_distinct(keys: Iterable[str]) -> None:
             )
 
 
-def with_folders(recipes: Any, root: Path) -> Any:
-    """``[sft]`` with the absolute path of each ``base.hub`` that is a folder below ``root``."""
-    if isinstance(recipes, Mapping):
-        for base in (one.get("base") for one in recipes.values() if isinstance(one, Mapping)):
-            if isinstance(base, dict) and isinstance(hub := base.get("hub"), str) and hub:
-                base["hub"] = str((root / hub).resolve()) if (root / hub).is_dir() else hub
-    return recipes
-
-
 def load_settings(
     path: Path | None = None,
     profile: str | None = None,
     environment: Mapping[str, str] = os.environ,
     overrides: Mapping[str, Any] | None = None,
+    every_corpus: bool = False,
 ) -> Settings:
     """Read the project file and apply the profile, ``overrides`` and environment variables.
 
-    Raises :class:`ConfigError` with the file, the key, and how to fix it.
+    Corpora whose consent has ended or was withdrawn are left out of recipes, targets and the codec,
+    except with ``every_corpus``. Raises :class:`ConfigError` with the file, the key, and how to fix
+    it.
     """
     project = read_project(path, profile, environment, overrides)
     path, values = project.path, project.values()
     values["text"] = with_files(values.get("text", {}), path.parent)
     values["sft"] = with_folders(values.get("sft", {}), path.parent)
+    settings = _parsed(values, path)
+    if not every_corpus and settings.ended_consents:
+        settings = _parsed(without_corpora(values, settings.ended_consents), path)
+    if settings.text.normalizer == "rules":
+        tags = (corpus.language for corpus in settings.corpora.values())
+        warn_of_languages(tags, settings.text.rules)
+    return settings
+
+
+def _parsed(values: Mapping[str, Any], path: Path) -> Settings:
+    """The settings of a project file at ``path``. Raises :class:`ConfigError`."""
     settings = Settings.parse(values, str(path))
     settings._root = path.parent
     try:
@@ -436,5 +441,4 @@ def load_settings(
         settings.check_languages()
     except ValueError as error:
         raise ConfigError(f"{path}: {error}") from None
-    settings.warn_of_languages()
     return settings

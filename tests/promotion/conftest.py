@@ -58,8 +58,8 @@ class Publisher:
             (result / name).write_text(text)
         return self.store.publish(kind, build, result, facts)
 
-    def serving(self, recipe: str, weights: str) -> Handle:
-        files = {"model.safetensors": weights, "serving.json": "{}"}
+    def serving(self, recipe: str, weights: str, card: str = "{}") -> Handle:
+        files = {"model.safetensors": weights, "serving.json": card}
         facts = {"recipe": recipe, **SERVING}
         return self.publish(ServingModel, f"serving/{recipe}", {}, files, facts)
 
@@ -99,8 +99,8 @@ class Publisher:
         facts = {"texts": 1, "categories": {}}
         return self.publish(EvaluationSuite, asset, {}, {"suite.jsonl": text}, facts)
 
-    def candidate(self, recipe: str, weights: str, **figures: Any) -> None:
-        self.serving(recipe, weights)
+    def candidate(self, recipe: str, weights: str, card: str = "{}", **figures: Any) -> None:
+        self.serving(recipe, weights, card)
         self.report(recipe, **figures)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -25,12 +26,13 @@ from dagster import (
 
 from resources.artifact_store import ArtifactIOManager, ArtifactStoreResource
 from tests.promotion.conftest import Publisher
-from tts_assets.core.artifacts import Handle, TrainingEffect
+from tts_assets.core.artifacts import ArtifactError, Handle, TrainingEffect
 from tts_assets.definitions import build_stages
 from tts_assets.evaluation.config import EvaluationConfig
 from tts_assets.orchestration.checks import blocking_checks
 from tts_assets.promotion.assets import effect_asset, promoted_asset
-from tts_assets.promotion.decision import PromotionConfig, training_steps
+from tts_assets.promotion.decision import PromotionConfig, promote_best, training_steps
+from tts_assets.provenance import withdraw
 from tts_assets.settings import load_settings
 
 VOICE = "voice"
@@ -182,3 +184,19 @@ def test_bases_come_before_the_models_that_are_trained_from_them() -> None:
     bases = {"hub": "", "long": "hub", "grpo": "long", "dpo": "long", "other": ""}
     steps = training_steps(["grpo", "long", "dpo"], bases)
     assert [*steps.items()] == [("hub", ""), ("long", "hub"), ("grpo", "long"), ("dpo", "long")]
+
+
+def test_a_model_whose_consent_ended_is_replaced_without_a_gain(
+    publisher: Publisher, config: PromotionConfig
+) -> None:
+    """A promoted model that may not be used is no measure for its successor."""
+    card = json.dumps({"consents": {"ann": {"who": "Ann", "purpose": "tests"}}})
+    publisher.candidate("first", "a", card)
+    promote_best(publisher.store, "voice", config, lambda _: [])
+    withdraw(publisher.store, "ann", "a letter", date(2026, 11, 30))
+    with pytest.raises(ArtifactError, match=r"first: first is not promoted: .* was withdrawn"):
+        promote_best(publisher.store, "voice", config, lambda _: [])
+    publisher.candidate("first", "b", wer=0.2)  # without the corpus, and worse
+    handle, _ = promote_best(publisher.store, "voice", config, lambda _: [])
+    assert handle.facts.model == publisher.store.current("serving/first").content
+    assert handle.facts.event == "promoted" and "was withdrawn on 2026-11-30" in handle.facts.why

@@ -11,8 +11,9 @@ import pytest
 from tests.support.speaking import Speaking
 from tts_assets.corpora.config import ConsentError
 from tts_assets.promotion import history
-from tts_assets.provenance.__main__ import artifacts, made_from, main
-from tts_assets.provenance.manifest import KEYS_VARIABLE, ROOT_FILE, Keys, withdraw, withdrawals
+from tts_assets.provenance import artifacts, check_model, made_from, withdraw, withdrawals
+from tts_assets.provenance.__main__ import main
+from tts_assets.provenance.manifest import KEYS_VARIABLE, ROOT_FILE, Keys
 from tts_assets.serving import server, synthesize
 from tts_assets.serving.config import ServerConfig
 from tts_assets.serving.requests import ApiError, SpeechRequest, check_request
@@ -71,6 +72,8 @@ def test_a_withdrawn_consent_ends_the_use_of_a_model(
     with pytest.raises(SystemExit):
         synthesize.main(spoken(model, tmp_path / "a.wav"))
     refused = "consent for corpora.clips was withdrawn on 2026-11-30"
+    with pytest.raises(ConsentError, match=refused):  # whatever the card says: by its inputs
+        check_model(model, {}, "tiny may not be used")
     assert refused in capsys.readouterr().err
     assert server.main(["--model", str(model)]) == server.INVALID
     with pytest.raises(ApiError, match=refused) as denied:  # a server that was already running
@@ -104,7 +107,7 @@ def test_the_commands_list_what_depends_on_a_corpus(
     assert main(["withdraw", "clips", "--because", "a letter"]) == 0
     shown = capsys.readouterr().out
     assert "code_arrays[clips]" in shown and "and 1 earlier versions" in shown
-    assert "remove clips from the recipes tiny and run `tts-assets run retrain`" in shown
+    assert "tiny: no other corpus is left; add one, or remove the recipes" in shown
     assert main(["withdraw", "clips"]) == 2
     assert "already withdrawn" in capsys.readouterr().err
     assert main(["consents", "clips"]) == 1

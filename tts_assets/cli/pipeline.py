@@ -65,21 +65,24 @@ def run(
 
 @app.command()
 def train(
-    voice: Annotated[
-        str,
+    voices: Annotated[
+        list[str],
         typer.Argument(
-            help="A voice of [promotion], or a recipe of [sft], [rlhf] or [dpo].",
+            metavar="VOICE...",
+            help="Voices of [promotion], or recipes of [sft], [rlhf] or [dpo].",
             autocompletion=names_of("promotion", "sft", "rlhf", "dpo"),
         ),
     ],
 ) -> None:
-    """Train a voice: data, training, serving model, report, promotion.
+    """Train voices: data, training, serving model, report, promotion.
 
-    What did not change is not made again; an interrupted training resumes.
+    What did not change is not made again; an interrupted training resumes. Corpora whose consent
+    has ended or was withdrawn are left out.
 
     \b
     Examples:
       tts-assets train ann
+      tts-assets train ann guide
       TTS__SFT__ANN__STEPS=100 tts-assets train ann     (a first test)
     """
     use_project()
@@ -88,15 +91,25 @@ def train(
 
     try:
         with project_instance() as (instance, settings, known):
-            recipes = recipes_of(settings, voice)
+            recipes = [one for voice in voices for one in recipes_of(settings, voice)]
             corpora = {name for one in recipes for name in settings.training_corpora(one)}
+            check_consents(settings, corpora)
             for name in sorted(corpora):
                 job = REFRESH if name in known else IMPORT
                 run_shown(instance, settings, Request(job, corpus=name))
             run_shown(instance, settings, Request(select=selection(settings, recipes)))
     except RequestError as error:
         raise CommandError(error) from None
-    print(f"\nnext: tts-assets report {voice}, or tts-assets say TEXT --voice {voice}")
+    print(f"\nnext: tts-assets report {voices[0]}, or tts-assets say TEXT --voice {voices[0]}")
+
+
+def check_consents(settings: Settings, corpora: Iterable[str]) -> None:
+    """Raise :class:`CommandError` for a corpus that is the only one of a recipe, and has ended."""
+    for name in sorted(settings.ended_consents.keys() & {*corpora}):
+        raise CommandError(
+            f"the consent for corpora.{name} {settings.ended_consents[name]}, and a recipe has no "
+            "other corpus: add one, or remove the recipe"
+        )
 
 
 def recipes_of(settings: Settings, voice: str) -> list[str]:

@@ -270,6 +270,11 @@ class CodecConfig(Config):
         BATCH_TOKENS, gt=0, description="codes in one batch with padding; 1: clips one by one"
     )
 
+    @property
+    def corpora(self) -> set[str]:
+        """The corpora that the codec or its decoder is trained on."""
+        return {name for one in (self.train, self.decoder) if one for name in one.corpora}
+
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if (self.checkpoint is None) == (self.train is None):

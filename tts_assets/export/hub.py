@@ -44,7 +44,7 @@ from tts_assets.core.config import ConfigError
 from tts_assets.core.metadata import literal, table_row
 from tts_assets.corpora.config import Consent, ConsentError, VoiceConsent
 from tts_assets.evaluation.results import SampleResult, by_category, read_samples
-from tts_assets.provenance.manifest import check_use
+from tts_assets.provenance import check_model, check_use
 from tts_assets.serving.config import SERVING_FILE, ServingCard
 from tts_assets.serving.served_model import open_prompts, verify_model
 from tts_assets.serving.verify import licences, yaml_text
@@ -121,7 +121,9 @@ def write_repository(source: Exported, target: Path) -> None:
     """
     card = verify_model(source.model.path)
     refused = f"{card.recipe} is not exported"
-    check_publication(check_use(source.consents, refused, store_of(source.model)), refused)
+    check_model(source.model.path, card.consents, refused)
+    today = check_use(source.consents, refused, store_of(source.model))
+    check_publication(card.consents | today, refused)
     codec = CodecCheckpoint.open((source.model.path / card.codec_path).resolve())
     compact = check_codec(card, codec)
     if target.exists() and any(target.iterdir()):

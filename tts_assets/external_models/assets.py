@@ -45,7 +45,7 @@ from tts_assets.orchestration.program_asset import (
     group_of,
     program_asset,
 )
-from tts_assets.provenance.manifest import check_use
+from tts_assets.provenance import check_use
 
 CODE_VERSION = "3"
 GROUP = "external_models"

@@ -21,6 +21,7 @@ The result of a result is the result itself.
 from __future__ import annotations
 
 import html
+import logging
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
@@ -37,6 +38,7 @@ from tts_assets.normalization.rules import (
     languages_with_rules,
 )
 
+log = logging.getLogger(__name__)
 TYPOGRAPHY = str.maketrans(
     {"‘": "'", "’": "'", "‚": "'", "‛": "'", "′": "'", "‹": "'", "›": "'", "ʼ": "'", "`": "'"}
     | {"“": '"', "”": '"', "„": '"', "‟": '"', "″": '"', "«": '"', "»": '"', "〝": '"', "〞": '"'}
@@ -200,10 +202,16 @@ def base_language(tag: str) -> str:
     return tag.split("-")[0].split("_")[0].lower()
 
 
-def without_rules(tags: Iterable[str], own: Rules) -> list[str]:
-    """The languages of ``tags`` that have rules neither here nor in ``own``."""
+def warn_of_languages(tags: Iterable[str], own: Rules) -> None:
+    """Log a warning for languages whose dates, units and signs have rules neither here nor in
+    ``own``."""
     languages = {base_language(tag) for tag in tags}
-    return sorted(languages - {*languages_with_rules(), *own})
+    if others := sorted(languages - {*languages_with_rules(), *own}):
+        log.warning(
+            "there are no text rules for %s: numbers are read, but no dates, units, signs or "
+            "abbreviations; samples with signs are rejected. Write [text] rules (docs/text.md)",
+            ", ".join(others),
+        )
 
 
 def rules_of(language: str, own: Rules | None) -> LanguageRules:

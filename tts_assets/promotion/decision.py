@@ -20,6 +20,7 @@ from tts_assets.core.artifacts import (
     ArtifactStore,
     Handle,
     Promoted,
+    PromotionEvent,
     Report,
     ServingModel,
     verify,
@@ -171,9 +172,11 @@ def promote_best(
     ]
     able = {name: c for name, c in found.items() if isinstance(c, Candidate)}
     promoted = promoted_now(store, voice)
-    if promoted is None:
-        return promote_first(store, voice, able, decisions)
     refused = refused_models(history(store, voice))
+    if promoted is None or (ended := ended_consent(promoted)):
+        why = f"{ended}; " if promoted else ""
+        able = {name: one for name, one in able.items() if one.model.content not in refused}
+        return promote_first(store, voice, able, decisions, why)
     reports = reports_of(store, promoted.facts.recipe, promoted.facts.model)
     decisions += [decide(c, promoted.facts.model, reports, config, refused) for c in able.values()]
     best = winner(decisions, config)
@@ -190,18 +193,30 @@ def promote_first(
     voice: str,
     able: Mapping[str, Candidate],
     decisions: list[CandidateDecision],
+    before: str = "",
 ) -> tuple[Promoted, list[CandidateDecision]]:
-    """Promote the first of the candidates if no model is promoted yet.
+    """Promote the first of the candidates if no model is promoted yet, or none that may be used.
 
-    Raises :class:`ArtifactError` if there is none.
+    ``before``: why the one before may not be used, for the history. Raises :class:`ArtifactError`
+    if there is no candidate.
     """
     if not able:
         reasons = "; ".join(f"{decision.recipe}: {decision.why}" for decision in decisions)
         raise ArtifactError(f"no candidate can be promoted for {voice}: {reasons}")
     name, chosen = next(iter(able.items()))
-    why = "the first candidate with a report"
-    handle = switch(store, voice, chosen.model, name, "first", why, chosen.report)
+    why = f"{before}the first candidate with a report"
+    event: PromotionEvent = "promoted" if before else "first"
+    handle = switch(store, voice, chosen.model, name, event, why, chosen.report)
     return handle, [*decisions, CandidateDecision(name, True, why, {})]
+
+
+def ended_consent(model: Promoted) -> str:
+    """Why the consents do not permit the use of a model any more; empty if they do."""
+    try:
+        check_consents_of(model)
+    except ConsentError as error:
+        return str(error)
+    return ""
 
 
 def candidate_of(store: ArtifactStore, recipe: str, failed: FailedChecks) -> Candidate | str:
@@ -210,7 +225,7 @@ def candidate_of(store: ArtifactStore, recipe: str, failed: FailedChecks) -> Can
         model = store.current(f"serving/{recipe}")
         verify(store, model)
         assert isinstance(model, ServingModel)
-        check_consents_of(store, model)
+        check_consents_of(model)
         newest = store.current(f"report/{recipe}")
     except (ArtifactError, ConsentError) as error:
         return str(error)

@@ -32,7 +32,7 @@ from tts_assets.core.artifacts import (
 from tts_assets.core.config import canonical_json
 from tts_assets.core.metadata import table_row
 from tts_assets.corpora.config import VoiceConsent
-from tts_assets.provenance.manifest import check_use
+from tts_assets.provenance import check_model
 from tts_assets.serving.config import SERVING_FILE
 
 CODE_VERSION = "1"
@@ -102,7 +102,7 @@ def switch(
     for its voices has ended.
     """
     verify(store, model)
-    check_consents_of(store, model)
+    check_consents_of(model)
     before = promoted_now(store, voice)
     content = model.facts.model if isinstance(model, Promoted) else model.content
     previous = before.manifest.fingerprint if before else None
@@ -129,11 +129,11 @@ def switch(
     return handle
 
 
-def check_consents_of(store: ArtifactStore, model: ServingModel | Promoted) -> None:
+def check_consents_of(model: ServingModel | Promoted) -> None:
     """Raise :class:`ConsentError` if a consent for the voices of ``model`` is no longer valid."""
     card = json.loads((model.path / SERVING_FILE).read_text())
     consents = TypeAdapter(dict[str, VoiceConsent]).validate_python(card.get("consents", {}))
-    check_use(consents, f"{model.facts.recipe} is not promoted", store)
+    check_model(model.path, consents, f"{model.facts.recipe} is not promoted")
 
 
 def link_tree(source: Path, target: Path) -> None:

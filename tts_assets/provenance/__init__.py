@@ -1,1 +1,183 @@
-"""Where speech comes from: the watermark, signed manifests, and consent that has ended."""
+"""Consents that have ended or were withdrawn, and what was made from a corpus.
+
+The file ``withdrawn.jsonl`` of a storage lists the corpora whose speakers no longer agree. It is
+read with the project file, and whenever a model is published, promoted or opened; a server reads it
+for each request. A serving model outside of a storage has no such list: delete copies.
+
+Recipes leave out corpora whose consent has ended or was withdrawn. What was made from such a corpus
+in any way, as the manifests of artifacts say, is refused until it is made again without it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Collection, Iterable, Mapping
+from datetime import date
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from tts_assets.core.artifacts import ArtifactStore, Handle, atomic_write, readable, store_of
+from tts_assets.core.artifacts.store import corpora_of
+from tts_assets.core.artifacts.verification import artifact_folders
+from tts_assets.core.config import Config, ConfigError
+from tts_assets.corpora.config import (
+    ONE_LINE,
+    Consent,
+    ConsentError,
+    VoiceConsent,
+    check_consents,
+)
+
+log = logging.getLogger(__name__)
+WITHDRAWN_FILE = "withdrawn.jsonl"
+NAMED_BY = ("corpora", "reference_corpora")  # keys of the project file whose values name corpora
+
+
+class Withdrawal(Config):
+    """One line of the file: from the day ``on``, no model of the corpus is used."""
+
+    corpus: str = Field(pattern=ONE_LINE)
+    on: date
+    because: str = Field("", pattern=r"^[^\x00-\x1f]*$")
+
+
+def withdrawals(root: Path) -> dict[str, date]:
+    """The day of the withdrawal by corpus, for the storage at ``root``.
+
+    Raises :class:`ConfigError` for a damaged file.
+    """
+    path = root / WITHDRAWN_FILE
+    if not path.is_file():
+        return {}
+    found = {}
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        try:
+            row = Withdrawal.parse(json.loads(line), f"{path}:{number}")
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"{path}:{number}: not JSON ({error})") from None
+        found[row.corpus] = row.on
+    return found
+
+
+def withdraw(store: ArtifactStore, corpus: str, because: str, today: date) -> None:
+    """Add a corpus to the list. Raises :class:`ConfigError` if it is on it already."""
+    known = withdrawals(store.root)
+    if corpus in known:
+        raise ConfigError(f"the consent for {corpus} was already withdrawn on {known[corpus]}")
+    row = Withdrawal.parse({"corpus": corpus, "on": today, "because": because}, "withdrawal")
+    path = store.root / WITHDRAWN_FILE
+    before = path.read_text() if path.is_file() else ""
+    store.root.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as aside:
+        aside.write_text(f"{before}{json.dumps(row.model_dump(mode='json'), sort_keys=True)}\n")
+
+
+def invalid(consents: Mapping[str, VoiceConsent | None], storage: Path) -> dict[str, str]:
+    """By corpus, why its consent is no longer valid. A corpus without consent is not among them."""
+    today = date.today()
+    ended = {
+        name: f"ended on {one.until}"
+        for name, one in consents.items()
+        if isinstance(one, Consent) and one.ended(today)
+    }
+    return ended | {name: f"was withdrawn on {day}" for name, day in withdrawals(storage).items()}
+
+
+def check_use(
+    consents: Mapping[str, VoiceConsent | None],
+    refused: str,
+    store: ArtifactStore | None,
+    used: Collection[str] = (),
+) -> dict[str, VoiceConsent]:
+    """The consents by corpus, if all of them are valid today.
+
+    ``store``: the storage, None without one. ``used``: the corpora that the model was made from,
+    beside those of ``consents``. Adapters name their corpora ``adapter/corpus``. Raises
+    :class:`ConsentError`, whose message begins with ``refused``, if a consent is missing, has ended
+    or was withdrawn.
+    """
+    withdrawn = withdrawals(store.root) if store is not None else {}
+    for name in sorted({*consents, *used}):
+        if (day := withdrawn.get(name.rpartition("/")[2])) is not None:
+            raise ConsentError(
+                f"{refused}: the consent for corpora.{name} was withdrawn on {day}. Train without "
+                f"this corpus; if there is a new consent, delete its line in {WITHDRAWN_FILE}"
+            )
+    return check_consents(consents, refused, date.today())
+
+
+def check_model(folder: Path, consents: Mapping[str, VoiceConsent], refused: str) -> None:
+    """:func:`check_use` of the serving model in ``folder``, whose card has ``consents``.
+
+    A folder outside of a storage has no list of withdrawals and no inputs.
+    """
+    found = _published(folder.resolve())
+    store, used = (None, frozenset[str]()) if found is None else found
+    check_use(consents, refused, store, used)
+
+
+@lru_cache
+def _published(folder: Path) -> tuple[ArtifactStore, frozenset[str]] | None:
+    """The storage of a published artifact and the corpora it was made from; None for others."""
+    handle = readable(folder)
+    if handle is None:
+        return None
+    store = store_of(handle)
+    return store, corpora_of(store, [handle.reference()])
+
+
+def without_corpora(values: Mapping[str, Any], ended: Mapping[str, str]) -> dict[str, Any]:
+    """The values of a project file whose tables do not name the corpora ``ended``.
+
+    ``ended`` has the reason for each corpus, for the warnings. A table that names no other corpus
+    keeps them: what it describes is refused when it is made.
+    """
+    found: set[str] = set()
+    kept = {key: _without(value, ended, key, found) for key, value in values.items()}
+    for name in sorted(found):
+        log.warning("the consent for corpora.%s %s: recipes leave it out", name, ended[name])
+    return kept
+
+
+def _without(value: Any, ended: Mapping[str, str], where: str, found: set[str]) -> Any:
+    """``value``, at the dotted key ``where``, without the corpora that are then in ``found``."""
+    if where.count(".") and where.rpartition(".")[2] in NAMED_BY and not isinstance(value, str):
+        others = [name for name in value if name not in ended]
+        if value and not others:
+            reasons = ", ".join(f"corpora.{name} {ended[name]}" for name in value)
+            log.warning("%s names only corpora whose consent ended: %s", where, reasons)
+            return value
+        found |= set(value) & set(ended)
+        return {name: value[name] for name in others} if isinstance(value, Mapping) else others
+    if isinstance(value, Mapping):
+        return {key: _without(one, ended, f"{where}.{key}", found) for key, one in value.items()}
+    return value
+
+
+def artifacts(store: ArtifactStore) -> list[Handle]:
+    """All published artifacts of a storage that can be read, sorted by path."""
+    folders = sorted(artifact_folders(store.root, store.root))
+    return [handle for folder in folders if (handle := readable(folder)) is not None]
+
+
+def made_from(handles: Iterable[Handle], corpus: str) -> list[Handle]:
+    """All artifacts that depend on a corpus: its own, and what was made from them in any way.
+
+    ``corpus`` is the partition of the corpus' data assets. The result is sorted by path.
+    """
+    handles = list(handles)
+    affected = {one.content for one in handles if one.partition == corpus}
+    inputs: Mapping[Path, set[str]] = {
+        one.path: {reference.content for reference in one.manifest.inputs.values()}
+        for one in handles
+    }
+    while True:
+        more = {one.content for one in handles if inputs[one.path] & affected} - affected
+        if not more:
+            break
+        affected |= more
+    return sorted((one for one in handles if one.content in affected), key=lambda one: one.path)

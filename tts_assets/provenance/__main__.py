@@ -12,7 +12,7 @@ file offline and prints what it says; with a storage also the way back to report
 corpora and codec. ``--root`` is the ``root.pem`` of the project that signed it. ``consents`` prints
 the consent for each corpus of a recipe, and what depends on those that are not valid, or on CORPUS.
 ``withdraw`` records that the consent for a corpus was withdrawn: from then on no model of it is
-published, promoted or served.
+published, promoted or served, and recipes leave it out. Both print the command that trains again.
 
 The exit status is 0 if every file carries the watermark, the manifest or all consents are valid; 1
 if not; 2 for files that cannot be read.
@@ -23,25 +23,21 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
 
 import numpy as np
 
-from tts_assets.core.artifacts import (
-    ArtifactStore,
-    Handle,
-    InputRef,
-    Report,
-    readable,
-)
+from tts_assets.core.artifacts import ArtifactStore, Report
 from tts_assets.core.artifacts.handle import asset_name
-from tts_assets.core.artifacts.verification import artifact_folders, is_current
+from tts_assets.core.artifacts.store import way_back
+from tts_assets.core.artifacts.verification import is_current
 from tts_assets.core.audio import BrokenAudio, read_clip
 from tts_assets.core.config import ConfigError
 from tts_assets.corpora.config import Consent, VoiceConsent
+from tts_assets.provenance import artifacts, made_from, withdraw, withdrawals
 from tts_assets.provenance.manifest import (
     KEYS_VARIABLE,
     ROOT_FILE,
@@ -49,8 +45,6 @@ from tts_assets.provenance.manifest import (
     Signed,
     make_keys,
     read_manifest,
-    withdraw,
-    withdrawals,
 )
 from tts_assets.settings import Settings, load_settings
 
@@ -161,7 +155,7 @@ def lineage(origin: Origin, store: ArtifactStore) -> Iterator[str]:
         yield f"{store.root} has no artifact with the content of {origin.model}"
         return
     yield "made from:"
-    yield from (f"  {source}" for source in way_back(store, model))
+    yield from (f"  {source}" for source in way_back(store, model.reference()))
     for one in handles:
         inputs = one.manifest.inputs
         if isinstance(one, Report) and inputs["serving"].content == origin.content:
@@ -170,7 +164,7 @@ def lineage(origin: Origin, store: ArtifactStore) -> Iterator[str]:
 
 def run_consents(options: argparse.Namespace) -> int:
     """The command ``consents``."""
-    settings = load_settings()
+    settings = load_settings(every_corpus=True)
     states = consent_states(settings)
     if options.corpus is not None and options.corpus not in states:
         known = ", ".join(sorted(states)) or "none"
@@ -185,11 +179,11 @@ def run_consents(options: argparse.Namespace) -> int:
 
 def run_withdraw(options: argparse.Namespace) -> int:
     """The command ``withdraw``."""
-    settings = load_settings()
+    settings = load_settings(every_corpus=True)
     if (state := consent_states(settings).get(options.corpus)) is None:
         raise ConfigError(f"no recipe uses a corpus {options.corpus!r}")
     withdraw(ArtifactStore(settings.storage), options.corpus, options.because, date.today())
-    print(f"{options.corpus}: withdrawn; it is not published, promoted or served any more")
+    print(f"{options.corpus}: withdrawn; no model of it is published, promoted or served any more")
     print("\n".join(dependents(settings, options.corpus, state)))
     return 0
 
@@ -204,7 +198,7 @@ class ConsentState:
 
 
 def consent_states(settings: Settings) -> dict[str, ConsentState]:
-    """The consent for every corpus of a recipe, sorted by corpus."""
+    """The consent for every corpus of a recipe or of the codec, sorted by corpus."""
     found: dict[str, VoiceConsent | None] = {}
     recipes: dict[str, list[str]] = {}
     for recipe in (*settings.stage_of, *settings.external_models.recipes):
@@ -239,10 +233,26 @@ def dependents(settings: Settings, corpus: str, state: ConsentState) -> Iterator
         yield f"  {asset_name(one.manifest)} {one.content[:12]} ({one.path})"
     if older := len(affected) - len(current):
         yield f"  and {older} earlier versions; delete the folders if the data must be erased"
-    yield (
-        f"  to train without it: remove {corpus} from the recipes {', '.join(state.recipes)} and "
-        "run `tts-assets run retrain`"
-    )
+    if corpus in settings.ended_consents:
+        yield from remedies(load_settings(), state.recipes)
+    elif not state.valid:
+        yield f"  add a consent, or remove {corpus} from the recipes {', '.join(state.recipes)}"
+
+
+def remedies(settings: Settings, recipes: Sequence[str]) -> Iterator[str]:
+    """How to train these recipes without corpora whose consent is not valid any more."""
+    ended = settings.ended_consents.keys()
+    bound = [name for name in recipes if ended & settings.consents(name).keys()]
+    free = [name for name in recipes if name not in bound]
+    if bound:
+        yield f"  {', '.join(bound)}: no other corpus is left; add one, or remove the recipes"
+    candidates = {voice: {*one.candidates} for voice, one in settings.promotion.items()}
+    voices = [voice for voice, names in candidates.items() if names & {*free}]
+    others = {*free}.difference(*candidates.values())
+    if names := [*voices, *(name for name in free if name in others & {*settings.stage_of})]:
+        yield f"  to train without it: tts-assets train {' '.join(names)}"
+    if {*free} & {*settings.external_models.recipes}:
+        yield "  to train external models without it: tts-assets run train_families"
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -274,67 +284,6 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     one.add_argument("--because", default="", metavar="TEXT", help="for the record")
     one.set_defaults(run=run_withdraw)
     return parser.parse_args(argv)
-
-
-@dataclass(frozen=True)
-class Source:
-    """One artifact on the way back: ``depth`` steps away, ``name`` as an input, None if deleted."""
-
-    depth: int
-    name: str
-    reference: InputRef
-    path: Path | None
-
-    def __str__(self) -> str:
-        where = str(self.path) if self.path else "deleted"
-        label = f"{self.name}: " if self.name else ""
-        asset = asset_name(self.reference)
-        return f"{'  ' * self.depth}{label}{asset} {self.reference.content[:12]} ({where})"
-
-
-def artifacts(store: ArtifactStore) -> list[Handle]:
-    """All published artifacts of a storage that can be read, sorted by path."""
-    folders = sorted(artifact_folders(store.root, store.root))
-    return [handle for folder in folders if (handle := readable(folder)) is not None]
-
-
-def way_back(store: ArtifactStore, handle: Handle) -> Iterator[Source]:
-    """Yield ``handle`` and all that it was made from, depth first, each artifact once.
-
-    It follows the inputs in the manifests of one storage. A deleted artifact ends the way.
-    """
-    known: set[str] = set()
-
-    def visit(depth: int, name: str, reference: InputRef) -> Iterator[Source]:
-        folder = store.folder(reference.asset, reference.partition) / reference.fingerprint
-        found = readable(folder) if folder.is_dir() else None
-        yield Source(depth, name, reference, folder if found else None)
-        if found is None or reference.content in known:
-            return
-        known.add(reference.content)
-        for input_name, one in sorted(found.manifest.inputs.items()):
-            yield from visit(depth + 1, input_name, one)
-
-    yield from visit(0, "", handle.reference())
-
-
-def made_from(handles: Iterable[Handle], corpus: str) -> list[Handle]:
-    """All artifacts that depend on a corpus: its own, and what was made from them in any way.
-
-    ``corpus`` is the partition of the corpus' data assets. The result is sorted by path.
-    """
-    handles = list(handles)
-    affected = {one.content for one in handles if one.partition == corpus}
-    inputs: Mapping[Path, set[str]] = {
-        one.path: {reference.content for reference in one.manifest.inputs.values()}
-        for one in handles
-    }
-    while True:
-        more = {one.content for one in handles if inputs[one.path] & affected} - affected
-        if not more:
-            break
-        affected |= more
-    return sorted((one for one in handles if one.content in affected), key=lambda one: one.path)
 
 
 if __name__ == "__main__":

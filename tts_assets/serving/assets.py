@@ -14,7 +14,7 @@ from tts_assets.corpora.config import TextConfig, VoiceConsent
 from tts_assets.orchestration.checks import artifact_check
 from tts_assets.orchestration.dependencies import code_arrays_of
 from tts_assets.orchestration.program_asset import Machines, Plan, Request, artifact_asset
-from tts_assets.provenance.manifest import check_use
+from tts_assets.provenance import check_use
 from tts_assets.serving.config import ServingConfig, describe
 
 CODE_VERSION = "5"

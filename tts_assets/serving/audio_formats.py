@@ -22,13 +22,8 @@ import soxr
 
 from tts_assets.core.artifacts import Promoted, readable
 from tts_assets.core.audio import statement, write_speech
-from tts_assets.provenance.manifest import (
-    Origin,
-    Signature,
-    check_use,
-    keys_of_environment,
-    storage_of,
-)
+from tts_assets.provenance import check_model
+from tts_assets.provenance.manifest import Origin, Signature, keys_of_environment
 from tts_assets.serving.config import ServingCard
 from tts_assets.serving.pieces import Wave
 
@@ -77,8 +72,7 @@ def require_consents(card: ServingCard, folder: Path) -> None:
 
     ``folder`` is that of the model, which names the storage with the withdrawn consents.
     """
-    refused = f"{card.recipe} may not be used for synthesis"
-    check_use(card.consents, refused, storage_of(folder))
+    check_model(folder, card.consents, f"{card.recipe} may not be used for synthesis")
 
 
 def provenance_header(comment: str) -> dict[str, str]:

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -26,9 +26,11 @@ from tts_assets.core.artifacts.handle import (
     InputRef,
     Manifest,
     apply_umask,
+    asset_name,
     fsync,
     fsync_tree,
     open_artifact,
+    readable,
     remove_temporary_files,
     sha256_file,
 )
@@ -198,6 +200,49 @@ def store_of(handle: Handle) -> ArtifactStore:
     depth = len(Path(handle.asset).parts) + 1
     above = handle.path.parents
     return ArtifactStore(above[depth] if len(above) > depth else handle.path)
+
+
+@dataclass(frozen=True)
+class Source:
+    """One artifact on the way back: ``depth`` steps away, ``name`` as an input, None if deleted."""
+
+    depth: int
+    name: str
+    reference: InputRef
+    path: Path | None
+
+    def __str__(self) -> str:
+        where = str(self.path) if self.path else "deleted"
+        label = f"{self.name}: " if self.name else ""
+        asset = asset_name(self.reference)
+        return f"{'  ' * self.depth}{label}{asset} {self.reference.content[:12]} ({where})"
+
+
+def way_back(store: ArtifactStore, *references: InputRef) -> Iterator[Source]:
+    """Yield these artifacts and all that they were made from, depth first, each artifact once.
+
+    It follows the inputs in the manifests of one storage. A deleted artifact ends the way.
+    """
+    known: set[str] = set()
+
+    def visit(depth: int, name: str, reference: InputRef) -> Iterator[Source]:
+        folder = store.folder(reference.asset, reference.partition) / reference.fingerprint
+        found = readable(folder) if folder.is_dir() else None
+        yield Source(depth, name, reference, folder if found else None)
+        if found is None or reference.content in known:
+            return
+        known.add(reference.content)
+        for input_name, one in sorted(found.manifest.inputs.items()):
+            yield from visit(depth + 1, input_name, one)
+
+    for reference in references:
+        yield from visit(0, "", reference)
+
+
+def corpora_of(store: ArtifactStore, references: Iterable[InputRef]) -> frozenset[str]:
+    """The corpora that artifacts were made from in any way: the partitions of their data."""
+    found = {one.reference.partition for one in way_back(store, *references)}
+    return frozenset(found - {UNPARTITIONED})
 
 
 def _manifest(kind: type[Handle], build: Build, result: Path, facts: object) -> Manifest:
