@@ -193,19 +193,27 @@ def check_lines(evaluation: AssetCheckEvaluation) -> str:
     return "\n".join(lines)
 
 
-def latest_progress(work: Path, since: float = 0.0) -> str:
-    """The last line of the newest progress file, as a bar.
+def latest_record(work: Path, since: float = 0.0) -> dict[str, Any] | None:
+    """The last line of the newest progress file below ``work``: what, done, total, metrics.
 
     Files that were last written before ``since`` are those of canceled runs.
     """
     written = {path: path.stat().st_mtime for path in work.glob("*/progress.jsonl")}
     newest = max(written, key=lambda path: written[path], default=None)
     if newest is None or written[newest] < since:
-        return ""
+        return None
     lines = newest.read_text().splitlines()
-    last = json.loads(lines[-1]) if lines else {}
+    last: dict[str, Any] | None = json.loads(lines[-1]) if lines else None
+    return last
+
+
+def latest_progress(work: Path, since: float = 0.0) -> str:
+    """:func:`latest_record` as a bar; empty without one."""
+    last = latest_record(work, since)
+    if not last:
+        return ""
     if not last.get("total"):
-        return f"    {last['what']}: {progress_line(last)}" if last else ""
+        return f"    {last['what']}: {progress_line(last)}"
     share = last["done"] / last["total"]
     bar = "█" * round(30 * share) + "░" * (30 - round(30 * share))
     return f"    {last['what']:16} {bar} {progress_line(last)}"

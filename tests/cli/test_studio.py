@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,8 @@ candidates = ["ann"]
 """
 AXE = (Path(axe_core_python.__file__).parent / "axe.min.js").read_text()
 STANDARD = '{ runOnly: ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"] }'
+ROOT = Path(__file__).resolve().parents[2]
+RUN_SECONDS = 300  # on a busy machine
 TOKEN = {"X-Studio-Token": "token"}
 
 
@@ -105,6 +108,8 @@ def ann(project: Path, clips: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     project.write_text(project.read_text() + ANN)
     monkeypatch.setenv("TTS_PROJECT", str(project))
+    monkeypatch.setenv("DAGSTER_HOME", str(project.parent / ".dagster"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     return project
 
 
@@ -172,6 +177,29 @@ def test_corrections_are_stored_beside_the_corpus(studio: TestClient, ann: Path)
     assert (ann.parent / "clips" / "samples.jsonl").read_bytes() == source
     lines = (ann.parent / "corrections" / "ann.jsonl").read_text().splitlines()
     assert len(lines) == 5 and json.loads(lines[1])["was"] == long["text"]
+
+
+@pytest.mark.slow
+def test_a_corpus_is_read_by_a_run_of_dagster(studio: TestClient) -> None:
+    with studio:
+        assert studio.get("/api/runs").json() == {"command": {}, "runs": [], "ui": ""}
+        [voice] = studio.get("/api/voices").json()
+        assert voice == {"name": "ann", "recipes": ["ann"], "corpora": ["ann"]}
+        for asked in ({"voice": "--all"}, {"corpus": "a b"}, {}, {"voice": "a", "corpus": "a"}):
+            assert studio.post("/api/runs", json=asked).status_code == 400
+        command = studio.post("/api/runs", json={"corpus": "ann"}).json()
+        assert (command["title"], command["status"]) == ("run prepare --corpus ann", None)
+        refused = studio.post("/api/runs", json={"voice": "ann"}).json()
+        assert "is running: wait for its end, or cancel it" in refused["error"]
+        deadline = time.monotonic() + RUN_SECONDS
+        while (state := studio.get("/api/runs").json())["command"]["status"] is None:
+            assert time.monotonic() < deadline, state
+            time.sleep(0.5)
+        assert state["command"]["status"] == 0, state
+        assert "filtered_samples [ann]" in state["command"]["lines"]
+        [run] = state["runs"]
+        assert (run["job"], run["corpus"], run["status"]) == ("prepare", "ann", "success")
+        assert studio.get("/api/corpora/ann/clips").json()["total"] == 14
 
 
 BOB = {"name": "bob", "language": "en", "consent": "person", "who": "Bob", "purpose": "tests"}
@@ -293,8 +321,9 @@ def test_a_suspect_clip_is_heard_and_corrected_by_keyboard(address: str, tmp_pat
     read_corpus("ann")
     with Browser(tmp_path) as browser:
         browser.send("Page.navigate", url=address)
-        browser.wait("document.querySelector('#corpora button')")
-        browser.run("document.querySelector('#corpora button').click()")
+        clips = "document.querySelector('#corpora [aria-label=\"Clips of ann\"]')"
+        browser.wait(clips)
+        browser.run(f"{clips}.click()")
         browser.wait("document.querySelectorAll('#clips > li').length === 14")
         assert browser.run("document.activeElement.id") == "clips-title"
         assert "clipped" in browser.run("document.querySelector('#clips .signs').textContent")
@@ -326,7 +355,9 @@ def drop(browser: Browser, folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_dropped_folder_becomes_a_corpus(address: str, recordings: Path, tmp_path: Path) -> None:
+def test_a_dropped_folder_becomes_a_corpus_and_a_run(
+    address: str, recordings: Path, tmp_path: Path
+) -> None:
     folder = recordings.rename(recordings.with_name("Bob B"))
     (folder / "notes.odt").write_text("not used")
     (folder / ".hidden").write_text("not used")
@@ -348,4 +379,13 @@ def test_a_dropped_folder_becomes_a_corpus(address: str, recordings: Path, tmp_p
             "Added bob_b with 6 entries (layout folder); 1 set aside: no text file; "
             "1 files are neither audio nor texts."
         )
+        browser.run("document.querySelector('[aria-label=\"Read bob_b\"]').click()")
+        state = "document.querySelector('#command-state').textContent"
+        browser.wait(f"{state} === 'is running'")
+        title = browser.run("document.querySelector('#command-title').textContent")
+        assert title == "run prepare --corpus bob_b"
+        assert faults(browser) == []
+        browser.screenshot(tmp_path / "run.png")
+        browser.run("document.querySelector('#cancel').click()")
+        browser.wait(f"{state} === 'was canceled'")
     assert current_settings().corpora["bob_b"].speaker == "bob_b"

@@ -37,14 +37,90 @@ function button(label, act, described = "") {
   return made;
 }
 
+function heading(row, text) {
+  const made = document.createElement("th");
+  made.scope = "row";
+  made.textContent = text;
+  row.append(made);
+}
+
+async function showVoices() {
+  const rows = await api("voices");
+  byId("voices").replaceChildren(...rows.map((voice) => {
+    const row = document.createElement("tr");
+    heading(row, voice.name);
+    cell(row, voice.recipes.join(", "));
+    cell(row, voice.corpora.join(", "));
+    cell(row).append(button("Train", () => start({ voice: voice.name }), voice.name));
+    return row;
+  }));
+}
+
+/** Start a run: of a voice or of a corpus. */
+async function start(what) {
+  const headers = { "Content-Type": "application/json" };
+  await api("runs", { method: "POST", headers, body: JSON.stringify(what) });
+  tell(`Started: ${Object.values(what)[0]}.`);
+  await showRuns();
+}
+
+let watched = false;  // a command ran when the runs were shown last
+
+async function showRuns() {
+  const { command, runs, ui } = await api("runs");
+  byId("ui").hidden = !ui;
+  if (ui) byId("ui").href = ui;
+  byId("command").hidden = !command.title;
+  if (command.title) showCommand(command);
+  byId("runs").replaceChildren(...runs.map((run) => {
+    const row = document.createElement("tr");
+    const when = new Date(1000 * run.created).toLocaleString();
+    const link = document.createElement("a");
+    if (ui) link.href = `${ui}/runs/${run.id}`;
+    link.textContent = when;
+    cell(row, link);
+    cell(row, run.job);
+    cell(row, run.corpus);
+    cell(row, run.status);
+    return row;
+  }));
+}
+
+function showCommand(command) {
+  const running = command.status === null;
+  const canceled = [130, -2].includes(command.status);  // as a shell and as Python report SIGINT
+  const ended = command.status === 0 ? "is done" : canceled ? "was canceled" : `failed with status ${command.status}`;
+  byId("command-title").textContent = command.title;
+  byId("command-state").textContent = running ? "is running" : ended;
+  byId("cancel").hidden = !running;
+  byId("progress-label").hidden = !command.progress?.total;
+  if (command.progress?.total) {
+    byId("progress-text").textContent = `${command.progress.what}: ${command.progress.text}`;
+    byId("progress").max = command.progress.total;
+    byId("progress").value = command.progress.done;
+  }
+  const lines = byId("lines");
+  if (lines.textContent !== command.lines) {
+    lines.textContent = command.lines;
+    lines.scrollTop = lines.scrollHeight;
+  }
+  if (watched && !running) {
+    tell(`${command.title} ${ended}.`, command.status !== 0 && !canceled);
+    Promise.all([showCorpora(), showVoices(), page.corpus && showClips()]).catch(() => {});
+  }
+  watched = running;
+}
+
+async function watch() {
+  if (!document.hidden) await showRuns().catch(() => {});
+  setTimeout(watch, 2000);
+}
+
 async function showCorpora() {
   const rows = await api("corpora");
   byId("corpora").replaceChildren(...rows.map((corpus) => {
     const row = document.createElement("tr");
-    const name = document.createElement("th");
-    name.scope = "row";
-    name.textContent = corpus.name;
-    row.append(name);
+    heading(row, corpus.name);
     const made = corpus.kept !== null;
     cell(row, corpus.language);
     cell(row, made ? String(corpus.kept) : "not read yet");
@@ -52,6 +128,7 @@ async function showCorpora() {
     cell(row, made ? corpus.hours.toFixed(2) : "");
     cell(row, corpus.consent);
     const actions = cell(row);
+    actions.append(button("Read", () => start({ corpus: corpus.name }), corpus.name), " ");
     if (made) actions.append(button("Clips", () => openClips(corpus.name), `of ${corpus.name}`));
     return row;
   }));
@@ -207,7 +284,7 @@ byId("add").addEventListener("submit", async (event) => {
     form.reset();
     byId("person").hidden = true;
     choose([]);
-    await showCorpora();
+    await Promise.all([showCorpora(), showVoices()]);
   } catch { /* the status line has the message */ } finally {
     pressed.disabled = false;
     bar.hidden = true;
@@ -227,4 +304,9 @@ async function uploadAll(name, bar) {
   return chosen.filter(({ path }) => !usable.test(path));
 }
 
+byId("cancel").addEventListener("click", () => api("runs", { method: "DELETE" }).then(showRuns).catch(() => {}));
+byId("apply").addEventListener("click", () => start({ corpus: page.corpus }).catch(() => {}));
+
 showCorpora().catch(() => {});
+showVoices().catch(() => {});
+watch();

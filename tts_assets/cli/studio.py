@@ -14,7 +14,8 @@ import hmac
 import os
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from datetime import date
 from functools import lru_cache
 from http.cookies import SimpleCookie
@@ -29,6 +30,8 @@ from pydantic import model_validator
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from jobs.foreground import RequestError
+from jobs.studio import Runs, run_routes
 from tts_assets.cli import CommandError
 from tts_assets.cli.clips import SHOWN, audio_file, clip_table, outline_file
 from tts_assets.cli.scaffold import (
@@ -119,14 +122,24 @@ def studio_app(key: str = "", token: str = "") -> FastAPI:
     """The application for the project of this process.
 
     ``key``: what requests need, empty on loopback only. ``token``: of the page; default: random.
+    A run that it started is canceled with it.
     """
+    settings = current_settings()
+    runs = Runs(settings.root, settings.storage)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        with runs.ended():
+            yield
+
     token = token or secrets.token_urlsafe()
-    app = FastAPI(title="tts-assets studio", docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(title="tts-assets studio", lifespan=lifespan, openapi_url=None)
+    app.include_router(run_routes(runs))
     if not key:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(LOOPBACK))
     app.add_middleware(Guard, key=key, token=token)
     for error, status in (
-        *((ConfigError, 400), (CommandError, 400), (BrokenAudio, 422)),
+        *((ConfigError, 400), (CommandError, 400), (RequestError, 400), (BrokenAudio, 422)),
         *((ArtifactError, 409), (FileNotFoundError, 404)),
     ):
         app.add_exception_handler(error, lambda _, raised, s=status: problem(str(raised), s))
@@ -196,6 +209,23 @@ def in_words(consent: Consent | str | None) -> str:
     if consent is None:
         return "none: no model is published"
     return consent.in_words() if isinstance(consent, Consent) else "synthetic voice"
+
+
+@router.get("/voices")
+def voices() -> list[dict[str, Any]]:
+    """The voices, and the recipes that are no candidate of one, with what each is trained on."""
+    settings = current_settings()
+    candidates = {name: one.candidates for name, one in settings.promotion.items()}
+    known = {recipe for recipes in candidates.values() for recipe in recipes}
+    alone = {name: (name,) for name in settings.stage_of if name not in known}
+    return [
+        {
+            "name": name,
+            "recipes": list(recipes),
+            "corpora": sorted({c for one in recipes for c in settings.training_corpora(one)}),
+        }
+        for name, recipes in (candidates | alone).items()
+    ]
 
 
 class NewCorpus(Config):
