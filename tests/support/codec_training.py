@@ -15,11 +15,10 @@ SPLIT = ValidationSplit(fraction=0.2)
 
 
 def write(folder: Path, recipe: CodecRecipe, samples: Path) -> CodecProgram:
-    """Write the ``run.json`` of a training on the list ``samples``."""
+    """Write the ``run.json`` of a training; every corpus has the list ``samples``."""
     folder.mkdir(exist_ok=True)
-    program = CodecProgram(
-        run_dir=folder, recipe=recipe, samples={"asterisk_en": samples}, validation=SPLIT
-    )
+    every = dict.fromkeys(recipe.corpora, samples)
+    program = CodecProgram(run_dir=folder, recipe=recipe, samples=every, validation=SPLIT)
     (folder / "run.json").write_text(program.to_json())
     return program
 

@@ -106,7 +106,7 @@ def trained_codec(
         encoder = start_digests(semantic, "codec.train.architecture.semantic_model")
         return Plan(
             {
-                "recipe": asked.placed(None, None).identified(),
+                "recipe": asked.placed(None, None),
                 "base": start_digests(base, "codec.train.base"),
                 **({"semantic_model": encoder} if encoder else {}),
                 "validation": identified(validation, samples),

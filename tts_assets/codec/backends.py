@@ -40,6 +40,7 @@ from transformers.models.neucodec import modeling_neucodec as neucodec
 from transformers.models.xcodec2 import modeling_xcodec2 as xcodec2
 
 from tts_assets.codec.config import CODEBOOKS_FILE
+from tts_assets.codec.semantic import ContentCodec, ContentConfig
 from tts_assets.codec.training_config import TrainingRecipe
 from tts_assets.codec.xcodec2 import (
     HOP,
@@ -128,11 +129,13 @@ def open_compact(folder: Path) -> CompactXcodec2:
             f"{folder} is no codec of this project ({WEIGHTS_FILE} and a {CONFIG_FILE} with "
             f'"quantizer_bound": "{SINGLE_BOUND}")'
         )
-    # Folders of earlier versions have the model type of X-Codec-2.
-    values = json.loads((folder / CONFIG_FILE).read_text()) | {
-        "model_type": CompactConfig.model_type
-    }
-    model = CompactXcodec2(CompactConfig.from_dict(values))
+    values = json.loads((folder / CONFIG_FILE).read_text())
+    model: CompactXcodec2
+    if values["model_type"] == ContentConfig.model_type:
+        model = ContentCodec(ContentConfig.from_dict(values))
+    else:  # folders of earlier versions have the model type of X-Codec-2
+        values["model_type"] = CompactConfig.model_type
+        model = CompactXcodec2(CompactConfig.from_dict(values))
     read_weights(model, folder)
     return model.train()
 
@@ -380,8 +383,7 @@ class CompactBackend(ScalarQuantized):
     def latents(self, waves: Tensor, hops: Sequence[int]) -> Tensor:
         """See :meth:`Backend.latents`."""
         total = waves.shape[-1] // HOP
-        features = self.model.filterbank(waves)
-        semantic = self.model.semantic_encoder(features).last_hidden_state
+        semantic = self.model.features(waves)
         with self.ends[0].at(hops, total), self.ends[1].at(hops, total):
             return self.model.joined(semantic, waves)
 

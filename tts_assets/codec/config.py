@@ -109,13 +109,14 @@ class CodecArchitecture(Config):
 class SemanticConfig(Config):
     """Features of a frozen encoder as further targets of a codec (see ``semantic.py``).
 
-    ``features``: those of Whisper, or those of the codec's own w2v-BERT, which the published recipe
-    of X-Codec-2 reconstructs. Both losses are mean squared errors of standardized features: 1 means
-    that nothing is predicted.
+    ``features``: those of Whisper tiny.en, or those of the codec's own w2v-BERT, which the
+    published recipe of X-Codec-2 reconstructs. Both losses are mean squared errors of standardized
+    features: 1 means that nothing is predicted.
     """
 
+    removed_keys: ClassVar[Mapping[str, Any]] = {"whisper": ""}
+
     features: Literal["whisper", "codec"] = "whisper"
-    whisper: str = Field("", description="a CTranslate2 model in float16; empty: tiny.en")
     weight: float = Field(1.0, ge=0, description="of the features predicted from the codes")
     audio_weight: float = Field(
         0.0, ge=0, description="of the features of decoded audio against those of the recording"
@@ -125,10 +126,9 @@ class SemanticConfig(Config):
     def _check(self) -> Self:
         if not self.weight and not self.audio_weight:
             raise ValueError("both weights are 0: leave the table semantic out")
-        if self.features == "codec" and (self.whisper or self.audio_weight):
+        if self.features == "codec" and self.audio_weight:
             raise ValueError(
-                'with features = "codec" the target is what the codes hold: leave whisper and '
-                "audio_weight out"
+                'with features = "codec" the target is what the codes hold: leave audio_weight out'
             )
         return self
 
@@ -143,7 +143,7 @@ class CodecRecipe(TrainingRecipe):
     """
 
     renamed_keys: ClassVar[Mapping[str, str]] = {"spread_weight": "covariance_weight"}
-    added_keys: ClassVar[frozenset[str]] = frozenset({"semantic"})
+    added_keys: ClassVar[frozenset[str]] = frozenset({"semantic", "voice"})
 
     architecture: CodecArchitecture = CodecArchitecture()
     adversarial: CodecAdversarialConfig | None = Field(
@@ -151,6 +151,11 @@ class CodecRecipe(TrainingRecipe):
     )
     base: Path | None = None
     freeze_encoder: bool = False
+    voice: tuple[str, ...] = Field(
+        (),
+        description="corpora of the one voice that is decoded: the codes follow from Whisper's "
+        "features and hold what is said, whoever says it",
+    )
     semantic: SemanticConfig | None = None
     covariance_weight: float = Field(
         1.0,
@@ -177,6 +182,16 @@ class CodecRecipe(TrainingRecipe):
                 "adversarial.start = 0 would freeze a random encoder: write start = 0.6, or "
                 "adversarial.freeze_encoder = false"
             )
+        if unknown := sorted(set(self.voice) - set(self.corpora)):
+            raise ValueError(f"voice {unknown}: corpora has {sorted(self.corpora)}")
+        others = self.voice and set(self.corpora) - set(self.voice)
+        if others and not (self.semantic and self.semantic.audio_weight):
+            raise ValueError(
+                f"nothing trains the speech of {sorted(others)}, which are not in voice: write "
+                "semantic = { audio_weight = 1.5 }, or leave them out"
+            )
+        if self.voice and self.architecture.semantic_model is not None:
+            raise ValueError("with voice the encoder is Whisper's: leave semantic_model out")
         if min(self.speeds) < 0.5 or max(self.speeds) > 2:
             raise ValueError(
                 f"speeds {self.speeds} must lie between 0.5 and 2; write for example "
@@ -192,13 +207,6 @@ class CodecRecipe(TrainingRecipe):
         """This recipe with the folders of the base and of the semantic encoder."""
         architecture = self.architecture.model_copy(update={"semantic_model": semantic_model})
         return self.model_copy(update={"base": base, "architecture": architecture})
-
-    def identified(self) -> CodecRecipe:
-        """This recipe with a Whisper that is a folder named by the digest of its files."""
-        if self.semantic is None:
-            return self
-        known = {"whisper": whisper_identity(self.semantic.whisper)}
-        return self.model_copy(update={"semantic": self.semantic.model_copy(update=known)})
 
 
 class DecoderRecipe(TrainingRecipe):

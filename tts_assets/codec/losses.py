@@ -218,11 +218,13 @@ class Discriminators(nn.Module):
         """The adversarial and the feature matching loss of the generator, two scalars.
 
         Feature matching is the L1 distance of features relative to the mean magnitude of the
-        recording's features.
+        recording's features. Generated windows after those of the recordings have no features to
+        match.
         """
         adversarial = torch.stack([F.relu(1 - score).mean() for score, _ in generated]).mean()
         distances = [
-            (have.float() - want.float()).abs().mean() / (want.float().abs().mean() + 1e-3)
+            (have[: len(want)].float() - want.float()).abs().mean()
+            / (want.float().abs().mean() + 1e-3)
             for (_, wanted), (_, had) in zip(real, generated, strict=True)
             for want, have in zip(wanted, had, strict=True)
         ]

@@ -1,13 +1,18 @@
-"""Semantic targets of codec training: the features of a frozen encoder.
+"""Features of a frozen encoder: targets of codec training, and the input of content codecs.
 
 Codes that predict these features hold more of what is said: a small language model learns to read
 from them sooner, as from the codes of X-Codec-2 (Ye et al., 2025) and SpeechTokenizer (Zhang et
 al., 2024), which are trained with the features of w2v-BERT and HuBERT. Whisper's encoder has a
 feature every 20 ms, which is one per code here, and its weights are installed with this project.
+
+The codes of a :class:`ContentCodec` follow from Whisper's features alone, as in CosyVoice (Du et
+al., 2024): they hold what is said and how, and its decoder holds the voice (Polyak et al., 2021).
+A language model that reads in one voice then reads in any voice that a decoder is trained for.
 """
 
 from __future__ import annotations
 
+import math
 import struct
 from abc import abstractmethod
 from pathlib import Path
@@ -18,16 +23,32 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import WhisperConfig, WhisperFeatureExtractor
+from transformers import AutoConfig, AutoModel, WhisperConfig, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
+from tts_assets.codec.config import CodecArchitecture
 from tts_assets.codec.losses import stft_power
-from tts_assets.codec.original import PublishedCodec
+from tts_assets.codec.xcodec2 import (
+    HOP,
+    CompactConfig,
+    CompactXcodec2,
+    centre_latents,
+    compact_config,
+    initialize_published,
+)
 
 FFT, SHIFT = 400, 160  # samples at 16 kHz
 MEL_FLOOR = 1e-10
 SMALLEST_SPREAD = 0.05  # standard deviation of a feature that hardly changes
 KERNEL = 7  # codes that the prediction of a feature sees
+WHISPER_SIZES = (
+    "d_model",
+    "num_mel_bins",
+    "encoder_layers",
+    "encoder_attention_heads",
+    "encoder_ffn_dim",
+    "max_source_positions",
+)  # of a WhisperConfig: what its encoder depends on
 CT2_TYPES = (np.float32, np.int8, np.int16, np.int32, np.float16)
 
 
@@ -45,8 +66,8 @@ class SemanticFeatures(nn.Module):
     def __init__(self, size: int) -> None:
         super().__init__()
         self.size = size
-        self.register_buffer("mean", torch.zeros(size), persistent=False)
-        self.register_buffer("deviation", torch.ones(size), persistent=False)
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("deviation", torch.ones(size))
 
     @abstractmethod
     def raw(self, waves: Tensor) -> Tensor:
@@ -62,19 +83,6 @@ class SemanticFeatures(nn.Module):
     def forward(self, waves: Tensor) -> Tensor:
         """Waveforms (batch, samples) at 16 kHz to standardized features (batch, codes, size)."""
         return (self.raw(waves) - self.mean) / self.deviation
-
-
-class OwnFeatures(SemanticFeatures):
-    """The features of the semantic encoder of an X-Codec-2."""
-
-    def __init__(self, codec: PublishedCodec) -> None:
-        super().__init__(codec.config.semantic_model_config.hidden_size)
-        # A method, not a submodule: the trainer moves and saves the codec.
-        self.features_of = codec.semantic_features
-
-    def raw(self, waves: Tensor) -> Tensor:
-        """See :meth:`SemanticFeatures.raw`."""
-        return self.features_of(waves)
 
 
 class WhisperFeatures(SemanticFeatures):
@@ -135,6 +143,56 @@ class SemanticHead(nn.Module):
         """(batch, codes, hidden) to (batch, codes, size)."""
         made: Tensor = self.last(F.gelu(self.first(quantized.transpose(1, 2))))
         return made.transpose(1, 2)
+
+
+class ContentConfig(CompactConfig):
+    """Sizes of a :class:`ContentCodec`; ``whisper`` are those of its encoder."""
+
+    model_type = "content_xcodec2"
+
+
+class ContentCodec(CompactXcodec2):
+    """A compact codec with a frozen Whisper encoder in place of the filterbank."""
+
+    config_class = ContentConfig
+    semantic_encoder: WhisperFeatures
+
+    def __init__(self, config: ContentConfig) -> None:
+        super().__init__(config)
+        sizes = WhisperConfig(**{name: config.whisper[name] for name in WHISPER_SIZES})
+        self.semantic_encoder = WhisperFeatures(WhisperEncoder(sizes))
+
+    @classmethod
+    def build(cls, size: CodecArchitecture, whisper: Path, seed: int) -> Self:
+        """A codec around the encoder of a CTranslate2 Whisper; its other weights are random."""
+        encoder = read_encoder(whisper)
+        sizes = {name: getattr(encoder.config, name) for name in WHISPER_SIZES}
+        size = size.model_copy(update={"semantic_hidden": encoder.config.d_model})
+        values = compact_config(size).to_dict() | {"whisper": sizes, "features": "whisper"}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = cls(ContentConfig.from_dict(values))
+            initialize_published(model, waveform_branch=size.acoustic_hidden > 0)
+        model.semantic_encoder.encoder.load_state_dict(encoder.state_dict())
+        return model
+
+    @torch.no_grad()
+    def features(self, waves: Tensor) -> Tensor:
+        """See :meth:`CompactXcodec2.features`; clips over 30 s are encoded in equal parts."""
+        codes = waves.shape[-1] // HOP
+        longest = self.semantic_encoder.encoder.config.max_source_positions
+        part = HOP * math.ceil(codes / math.ceil(codes / longest))
+        return torch.cat([self.semantic_encoder(one) for one in waves.split(part, dim=1)], dim=1)
+
+    @torch.no_grad()
+    def calibrate(self, waves: Tensor) -> None:
+        """Standardize features and latents by training audio (batch, samples)."""
+        self.semantic_encoder.calibrate(waves)
+        centre_latents(self.quantizer.project_in, self.latents(waves))
+
+
+AutoConfig.register(ContentConfig.model_type, ContentConfig)
+AutoModel.register(ContentConfig, ContentCodec)
 
 
 def read_encoder(folder: Path) -> WhisperEncoder:

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig
 
-from tts_assets.audio_models.whisper import model_folder
+from tts_assets.audio_models.whisper import packaged_model
 from tts_assets.codec.backends import (
     WEIGHTS_FILE,
     facts_of,
@@ -25,22 +27,36 @@ from tts_assets.codec.backends import (
     save_codec,
     write_recipe,
 )
-from tts_assets.codec.config import CodecProgram, CodecRecipe, SemanticConfig
+from tts_assets.codec.config import (
+    CodecArchitecture,
+    CodecProgram,
+    CodecRecipe,
+    SemanticConfig,
+)
 from tts_assets.codec.losses import SpectralLoss, covariance_loss, usage
 from tts_assets.codec.original import PublishedCodec
 from tts_assets.codec.semantic import (
-    OwnFeatures,
+    ContentCodec,
     SemanticFeatures,
     SemanticHead,
     WhisperFeatures,
 )
-from tts_assets.codec.training import Generated, GeneratorLoop
-from tts_assets.codec.windows import TrainingAudio
-from tts_assets.codec.xcodec2 import CompactXcodec2, build, calibrate, centre_latents
+from tts_assets.codec.training import GPU_WORKERS, Generated, GeneratorLoop
+from tts_assets.codec.windows import TrainingAudio, WindowLoader
+from tts_assets.codec.xcodec2 import (
+    HOP,
+    SAMPLE_RATE,
+    CompactXcodec2,
+    build,
+    calibrate,
+    centre_latents,
+)
 from tts_assets.core.artifacts import CodecFacts
+from tts_assets.core.audio import resample
 from tts_assets.core.program import Run, load_config
 
 TrainableCodec = CompactXcodec2 | PublishedCodec
+PERTURBATIONS = (0.71, 0.8, 0.9, 1.0, 1.0, 1.12, 1.25)  # speeds: 6 semitones down to 4 up
 VALIDATION_CLIPS = 16  # validation on so many whole clips costs as much as about ten steps
 
 
@@ -58,12 +74,33 @@ def codec_trainer(run: Run, program: CodecProgram) -> CodecTrainer:
     """Data, model and trainer of a program; resumes from the run folder's newest checkpoint."""
     recipe = program.recipe
     audio = training_audio(program)
-    return CodecTrainer(run, recipe, audio, initial_codec(recipe, audio))
+    codec = initial_codec(recipe, audio)
+    if isinstance(codec, ContentCodec):
+        return ContentTrainer(run, recipe, audio, codec, other_audio(program))
+    return CodecTrainer(run, recipe, audio, codec)
 
 
 def training_audio(program: CodecProgram) -> TrainingAudio:
-    """The windows of the program's samples."""
+    """The windows of the program's samples, those of the voice if the recipe has one."""
     recipe = program.recipe
+    mine = {name: recipe.corpora[name] for name in recipe.voice or recipe.corpora}
+    return audio_of(program, recipe.model_copy(update={"corpora": mine}))
+
+
+def other_audio(program: CodecProgram) -> TrainingAudio | None:
+    """The windows of the other voices, half as many seconds; None if there is no other voice."""
+    recipe = program.recipe
+    others = {name: recipe.corpora[name] for name in set(recipe.corpora) - set(recipe.voice)}
+    if not recipe.voice or not others:
+        return None
+    seconds = max(recipe.batch_seconds // 2, max(recipe.window_seconds))
+    return audio_of(
+        program, recipe.model_copy(update={"corpora": others, "batch_seconds": seconds})
+    )
+
+
+def audio_of(program: CodecProgram, recipe: CodecRecipe) -> TrainingAudio:
+    """The windows of the corpora of ``recipe``."""
     return TrainingAudio(
         program.samples, recipe, program.validation, speeds=recipe.speeds, gains=recipe.gains
     )
@@ -72,10 +109,17 @@ def training_audio(program: CodecProgram) -> TrainingAudio:
 def initial_codec(recipe: CodecRecipe, audio: TrainingAudio) -> TrainableCodec:
     """The codec before the first step: the base, or random weights calibrated to the audio.
 
+    With ``voice`` it is a content codec (see :func:`content_codec`).
+
     Raises ValueError for a base that is neither a codec of this project nor an X-Codec-2.
     """
-    if recipe.base is not None:
-        return opened_base(recipe.base)
+    codec = None if recipe.base is None else opened_base(recipe.base)
+    if recipe.voice and not isinstance(codec, ContentCodec):
+        content = content_codec(recipe, codec)
+        content.calibrate(audio.calibration())
+        return content
+    if codec is not None:
+        return codec
     if recipe.architecture.semantic_model is not None:
         model = PublishedCodec.build(recipe.architecture, recipe.seed)
         with torch.no_grad():
@@ -85,6 +129,34 @@ def initial_codec(recipe: CodecRecipe, audio: TrainingAudio) -> TrainableCodec:
     calibrate(compact, audio.calibration())
     compact.semantic_encoder.requires_grad_(False)
     return compact
+
+
+def content_codec(recipe: CodecRecipe, base: TrainableCodec | None) -> ContentCodec:
+    """A new content codec, whose decoder starts with all weights of the base's that fit.
+
+    Raises ValueError for a base that is no compact codec.
+    """
+    size = recipe.architecture
+    if base is not None:
+        if not isinstance(base, CompactXcodec2):
+            raise ValueError(
+                f"codec.train.voice: the decoder of {recipe.base} is not that of a compact codec: "
+                "leave base out, or leave voice out"
+            )
+        size = CodecArchitecture(
+            hidden=base.config.hidden_size,
+            layers=base.config.num_hidden_layers,
+            heads=base.config.num_attention_heads,
+            intermediate=base.config.intermediate_size,
+            levels=base.config.quantization_levels,
+        )
+    codec = ContentCodec.build(size, packaged_model(), recipe.seed)
+    if base is not None:
+        own = codec.acoustic_decoder.state_dict()
+        start = base.acoustic_decoder.state_dict().items()
+        fitting = {name: tensor for name, tensor in start if own[name].shape == tensor.shape}
+        codec.acoustic_decoder.load_state_dict(fitting, strict=False)
+    return codec
 
 
 def opened_base(folder: Path) -> TrainableCodec:
@@ -111,7 +183,7 @@ def semantic_targets(
     """
     features: SemanticFeatures
     if config.features == "whisper":
-        features = WhisperFeatures.load(model_folder(config.whisper, Path()))
+        features = WhisperFeatures.load(packaged_model())
     elif isinstance(codec, PublishedCodec):
         features = OwnFeatures(codec)
     else:
@@ -125,6 +197,19 @@ def semantic_targets(
     return features, head
 
 
+class OwnFeatures(SemanticFeatures):
+    """The features of the semantic encoder of an X-Codec-2."""
+
+    def __init__(self, codec: PublishedCodec) -> None:
+        super().__init__(codec.config.semantic_model_config.hidden_size)
+        # A method, not a submodule: the trainer moves and saves the codec.
+        self.features_of = codec.semantic_features
+
+    def raw(self, waves: Tensor) -> Tensor:
+        """See :meth:`SemanticFeatures.raw`."""
+        return self.features_of(waves)
+
+
 class Reconstruction(nn.Module):
     """Encodes, quantizes and decodes waveforms; the module that DDP wraps."""
 
@@ -135,9 +220,12 @@ class Reconstruction(nn.Module):
         super().__init__()
         self.model, self.frozen, self.bf16, self.head = model, frozen, bf16, head
 
-    def forward(self, waves: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    def forward(
+        self, waves: Tensor, features: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Waveforms (batch, samples) to reconstructions, latents, codes and semantic features.
 
+        ``features``: the input of a content codec instead of those of the waveforms.
         Returns float32 (batch, samples), (batch, codes, dimensions), (batch, codes, 1), and, with a
         head, (batch, codes, features).
         """
@@ -150,7 +238,10 @@ class Reconstruction(nn.Module):
             torch.autocast(device, torch.bfloat16, enabled=encoder_bf16),
             torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen),
         ):
-            latents = self.model.latents(waves)
+            if features is not None and isinstance(self.model, ContentCodec):
+                latents = self.model.joined(features, waves)
+            else:
+                latents = self.model.latents(waves)
         with torch.autocast(device, torch.bfloat16, enabled=self.bf16):
             quantized, codes = self.model.quantize(latents)
             made = self.model.waves(quantized)
@@ -171,7 +262,7 @@ class CodecTrainer(GeneratorLoop):
         self.codec = codec
         nn.Module.to(codec, run.device)  # decorators of transformers hide the types
         self.spectral = SpectralLoss().to(run.device)
-        data = audio.train["id"].to_list()
+        data = self.utterances()
         size = facts_of(self.codec.published()).codebook_size
         self.semantic = self.head = None
         if recipe.semantic is not None:
@@ -183,6 +274,11 @@ class CodecTrainer(GeneratorLoop):
         if recipe.adversarial and self.step > recipe.first_adversarial_step:
             self.frozen |= recipe.adversarial.freeze_encoder
         self._connect()
+
+    def utterances(self) -> list[str]:
+        """The ids of the training utterances."""
+        found: list[str] = self.audio.train["id"].to_list()
+        return found
 
     def _connect(self) -> None:
         """Wrap what is trained from here on for DDP; freeze the encoder if it is frozen."""
@@ -270,6 +366,78 @@ class CodecTrainer(GeneratorLoop):
             write_recipe(self.recipe, folder, "base", base)
             self.copy_metrics()
         return facts
+
+
+class ContentTrainer(CodecTrainer):
+    """Trains a content codec: its decoder speaks in one voice, whoever speaks in the input.
+
+    There is no recording of what others say in this voice. So only the voice itself is
+    reconstructed. What others say must have Whisper's features again when it is decoded
+    (``semantic.audio_weight``), and must sound to the discriminators like recordings of the voice.
+    The encoder's input of the voice is played faster or slower, which shifts pitch and formants,
+    and its features are interpolated to the original length: by these the codes cannot tell who
+    speaks.
+    """
+
+    codec: ContentCodec
+
+    def __init__(
+        self,
+        run: Run,
+        recipe: CodecRecipe,
+        audio: TrainingAudio,
+        codec: ContentCodec,
+        others: TrainingAudio | None,
+    ) -> None:
+        self.others = others
+        if others is not None:
+            workers = GPU_WORKERS if run.device.type == "cuda" else 0
+            self.other_windows = WindowLoader(
+                others, recipe.steps, run.rank, run.world_size, workers=workers
+            )
+        super().__init__(run, recipe, audio, codec)
+
+    def utterances(self) -> list[str]:
+        """Those of the voice, then those of others."""
+        others = self.others.train["id"].to_list() if self.others is not None else []
+        return [*super().utterances(), *others]
+
+    def generate(self, step: int) -> Generated:
+        """As :meth:`CodecTrainer.generate`, with perturbed input and further voices."""
+        waves = self.windows_of(step)
+        speed = PERTURBATIONS[int(torch.randint(len(PERTURBATIONS), ()))]
+        features = perturbed_features(self.codec, waves, speed, self.run.device)
+        count, every = len(waves), waves
+        if self.others is not None:
+            spoken = self.other_windows.at(step)
+            every = torch.cat([waves, spoken])
+            features = torch.cat([features, self.codec.features(spoken.to(self.run.device))])
+        every = every.to(self.run.device)
+        made, latents, codes, predicted = self.reconstruct(every, features)
+        loss, mel = self.spectral(made[:count], every[:count])
+        report = {"mel": float(mel)}
+        if self.semantic is not None:
+            loss = loss + self._semantic_losses(every, made, predicted, report)
+        if not self.frozen:
+            covariance = covariance_loss(latents)
+            loss = loss + self.recipe.covariance_weight * covariance
+            report["spread"] = float(covariance.detach())
+        unpaired = made[count:] if count < len(made) else None
+        return Generated(made[:count], every[:count], codes, loss, report, unpaired)
+
+
+def perturbed_features(
+    codec: ContentCodec, waves: Tensor, speed: float, device: torch.device
+) -> Tensor:
+    """Features (batch, codes, size) of waveforms (batch, samples) played at ``speed``."""
+    if speed == 1.0:
+        return codec.features(waves.to(device))
+    played = [resample(wave, round(speed * SAMPLE_RATE), SAMPLE_RATE) for wave in waves.numpy()]
+    length = -(-len(played[0]) // HOP) * HOP
+    batch = torch.from_numpy(np.stack([np.pad(wave, (0, length - len(wave))) for wave in played]))
+    found = codec.features(batch.to(device)).transpose(1, 2)
+    codes = waves.shape[1] // HOP
+    return F.interpolate(found, size=codes, mode="linear", align_corners=False).transpose(1, 2)
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ class Generated:
 
     ``waves`` and ``targets`` are (windows, samples), ``codes`` are the codes between them.
     ``loss`` is the sum of all losses that need no discriminator; ``report`` has their metrics.
+    ``unpaired`` are further generated windows, which have no target: the discriminators see them.
     """
 
     waves: Tensor
@@ -48,6 +49,7 @@ class Generated:
     codes: Tensor
     loss: Tensor
     report: dict[str, float]
+    unpaired: Tensor | None = None
 
 
 class GeneratorLoop(StepLoop):
@@ -162,6 +164,9 @@ class GeneratorLoop(StepLoop):
         """
         count = math.ceil(config.window_fraction * len(made.waves))
         targets, waves = made.targets[:count], made.waves[:count]
+        if made.unpaired is not None:
+            further = math.ceil(config.window_fraction * len(made.unpaired))
+            waves = torch.cat([waves, made.unpaired[:further]])
         report[DISCRIMINATORS_KEY] = self.train_discriminators(targets, waves.detach())
         if not weight:
             return 0.0
@@ -226,8 +231,8 @@ class GeneratorLoop(StepLoop):
     def train_discriminators(self, targets: Tensor, waves: Tensor) -> float:
         """Take one step of the discriminators and return their loss.
 
-        ``targets`` are recordings, ``waves`` generated audio, both (windows, samples). Raises
-        FloatingPointError if the loss is not finite.
+        ``targets`` are recordings, ``waves`` generated audio, both (windows, samples). More windows
+        can be generated than recorded. Raises FloatingPointError if the loss is not finite.
         """
         with self.autocast():
             # One pass over both: DDP allows one forward pass for each backward pass.
@@ -246,7 +251,10 @@ class GeneratorLoop(StepLoop):
         return value
 
     def discriminate(self, targets: Tensor, waves: Tensor) -> tuple[Tensor, Tensor]:
-        """The generator's adversarial and feature matching losses of ``waves``, two scalars."""
+        """The generator's adversarial and feature matching losses of ``waves``, two scalars.
+
+        The first windows are those of ``targets``; further ones have no features to match.
+        """
         assert self.discriminators is not None
         self.discriminators.requires_grad_(False)
         with self.autocast():

@@ -184,11 +184,16 @@ class CompactXcodec2(Xcodec2Model):
         if not getattr(config, "waveform_branch", True):
             self.acoustic_encoder = NoWaveform(config)
 
+    @torch.no_grad()
+    def features(self, waves: Tensor) -> Tensor:
+        """Waveforms (batch, samples), a multiple of 320, to semantic features (batch, codes,
+        hidden)."""
+        found: Tensor = self.semantic_encoder(self.filterbank(waves)).last_hidden_state
+        return found
+
     def latents(self, waves: Tensor) -> Tensor:
         """Waveforms (batch, samples), a multiple of 320, to latents (batch, codes, dimensions)."""
-        with torch.no_grad():
-            features = self.semantic_encoder(self.filterbank(waves)).last_hidden_state
-        return self.joined(features, waves)
+        return self.joined(self.features(waves), waves)
 
     def joined(self, features: Tensor, waves: Tensor) -> Tensor:
         """Semantic features (batch, codes, hidden) and waveforms (batch, samples) to latents."""
@@ -237,7 +242,7 @@ def build(architecture: CodecArchitecture, seed: int) -> CompactXcodec2:
     """A codec with random weights that follow from ``seed``."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = CompactXcodec2(_transformers_config(architecture))
+        model = CompactXcodec2(compact_config(architecture))
         _initialize(model)
     return model
 
@@ -254,7 +259,8 @@ def backbone_sizes(size: CodecArchitecture) -> dict[str, Any]:
     }
 
 
-def _transformers_config(size: CodecArchitecture) -> CompactConfig:
+def compact_config(size: CodecArchitecture) -> CompactConfig:
+    """The configuration of a compact codec."""
     semantic = Wav2Vec2BertConfig(
         hidden_size=size.semantic_hidden,
         num_hidden_layers=0,
