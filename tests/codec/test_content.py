@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -134,7 +135,8 @@ def test_the_decoder_of_a_compact_codec_is_a_start(
     save_codec(base, tmp_path / "base", "fp32")
     asked = recipe(CodecArchitecture(), 4, base=tmp_path / "base", corpora={"asterisk_en": 1.0})
     with opened(tmp_path / "run", asked, sample_list) as trainer:
-        started = trainer.codec.acoustic_decoder.state_dict()
+        started: Any = trainer.codec
+        started = started.acoustic_decoder.state_dict()
     copied = [
         n for n, t in base.acoustic_decoder.state_dict().items() if torch.equal(started[n], t)
     ]
