@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # short syntheses took 30 s with one thread, and over ten minutes with two on a busy core.
     # Programs that tests launch inherit this.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Without bytecode, every process of tests rewrites the assertions of all modules again (6 of 20 s
+# of the collection), and every program that a test launches compiles all of tts_assets.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 TESTS = Path(__file__).resolve().parent
 CORPUS = TESTS.parent / "examples" / "corpora" / "asterisk_en"

@@ -103,6 +103,7 @@ def test_a_decoder_decodes_the_same_codes_at_another_rate(
     assert len(made) == len(codes) * rate // 50 and np.isfinite(made).all()
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_in_the_same_bytes(tmp_path: Path, sample_list: Path) -> None:
     def prepared(folder: Path) -> DecoderProgram:
         return write(folder, recipe(), sample_list)
@@ -125,6 +126,7 @@ def test_the_codecs_own_decoder_is_a_better_initialization(
     assert found["codec"] < 0.5 * found["scratch"]
 
 
+@pytest.mark.slow
 def test_the_loss_falls_and_a_trained_decoder_continues(
     tmp_path: Path, sample_list: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
