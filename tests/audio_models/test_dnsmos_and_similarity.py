@@ -5,17 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnx.numpy_helper
+import onnx.parser
 import pytest
 import torch
 from transformers import Wav2Vec2FeatureExtractor, WavLMConfig, WavLMForXVector
 
 from tts_assets.audio_models.dnsmos import DnsmosScorer
 from tts_assets.audio_models.speaker_similarity import (
+    OnnxEncoder,
     SpeakerEncoder,
     SpeakerSimilarity,
     XVectorEncoder,
+    filter_banks,
 )
 from tts_assets.core.audio import Clip
+from tts_assets.core.config import ConfigError
 from tts_assets.speakers.config import encoder_digest
 from tts_assets.speakers.encoder import open_voices
 
@@ -92,3 +98,42 @@ def test_a_folder_with_an_x_vector_model(recordings: Recordings, tmp_path: Path)
     )
     assert found[0] is not None and np.array_equal(found[0], embedding)
     assert found[1:] == [None, None]
+
+
+def test_filter_banks_are_those_of_kaldi() -> None:
+    """The fourth frame of a sine, every tenth band, as kaldi-native-fbank 1.23.0 computes it."""
+    sine = 0.5 * np.sin(2 * np.pi * 440 * np.arange(1600) / 16_000)
+    bands = filter_banks(sine.astype(np.float32))
+    assert bands.shape == (8, 80)
+    known = [14.1787, 14.0867, 14.8323, 12.9070, 11.8650, 11.6149, 11.0711, 10.6917]
+    assert np.allclose(bands[3, ::10], known, atol=1e-3)
+
+
+def test_an_encoder_of_wespeaker(recordings: Recordings, tmp_path: Path) -> None:
+    """An ONNX file of the same interface: the standard deviation of the bands, projected."""
+    weights = np.random.default_rng(0).standard_normal((80, 16)).astype(np.float32)
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 17]>
+        encoder (float[1, frames, 80] feats, float[80, 16] weights) => (float[1, 16] embs) {
+            squares = Mul(feats, feats)
+            mean = ReduceMean <axes = [1], keepdims = 0> (squares)
+            deviation = Sqrt(mean)
+            embs = MatMul(deviation, weights)
+        }"""
+    )
+    model.graph.input.pop()
+    model.graph.initializer.append(onnx.numpy_helper.from_array(weights, "weights"))
+    path = tmp_path / "encoder.onnx"
+    onnx.save(model, path)
+    assert len(encoder_digest(path)) == 64
+    encoder, clip = open_voices(str(path)), recordings["conf-invalid"][1]
+    assert isinstance(encoder, OnnxEncoder)
+    expected = filter_banks(clip.wave).std(axis=0) @ weights
+    short, silence = clip.wave[:7_999], np.zeros(16_000, np.float32)
+    found = encoder.embed_all([(wave, 16_000) for wave in (clip.wave, short, silence)])
+    assert found[0] is not None and found[1:] == [None, None]
+    assert np.allclose(found[0], expected / np.linalg.norm(expected), atol=1e-4)
+    model.graph.input[0].name = model.graph.node[0].input[0] = model.graph.node[0].input[1] = "x"
+    onnx.save(model, path)
+    with pytest.raises(ConfigError, match=r"maps \['x'\] to \['embs'\]"):
+        open_voices(str(path))

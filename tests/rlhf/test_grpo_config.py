@@ -15,6 +15,7 @@ from tts_assets.speechlm.model import new_llama
 # Settings that this project uses itself: TRL gets none of them.
 OWN_SETTINGS = {
     "lora_rank",  # TRL gets it as peft's configuration, beside its own
+    "strategy",  # TRL gets it where there are several ranks: test_train.py
     *("base", "prompts", "rewards", "combine", "reward_workers", "reward_devices"),
     *("engine", "heldout", "alarms", "stop_on_collapse", "audio_every"),
 }

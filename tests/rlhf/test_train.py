@@ -402,7 +402,6 @@ def test_too_few_gpus_for_the_engine_are_an_error(
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"gpu_memory": 0.3, "weights": "nccl"}, "NCCL has no two ranks on one"),
         ({}, "gpu_memory = 0.9 of it leaves too little: at most 0.6"),
     ],
 )
@@ -458,6 +457,22 @@ def test_two_processes_train_the_adapters_of_one(program: Make) -> None:
     assert made.returncode == 0, made.stderr
     values = [[record["reward"] for record in metrics(each)] for each in (one, two)]
     assert values[0] == pytest.approx(values[1], abs=1e-6)
+    ours, theirs = (load_file(each.run_dir / "result/model.safetensors") for each in (one, two))
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-4) for name in ours)
+
+
+def test_fsdp_trains_as_one_process(program: Make) -> None:
+    """Two ranks with sharded weights and moments, restarted after the first of two steps."""
+    one, two = (program(name, steps=2, beta=0.01, strategy="fsdp") for name in ("one", "two"))
+    assert one.recipe.identity() == program("ddp", steps=2, beta=0.01).recipe.identity()
+    run(one)  # a single rank trains the whole model
+    for steps in (1, 2):
+        recipe = two.recipe.model_copy(update={"steps": steps})
+        (two.run_dir / "run.json").write_text(two.model_copy(update={"recipe": recipe}).to_json())
+        made = run_by_two(two)
+        assert made.returncode == 0, made.stderr
+    rewards = [[row["reward"] for row in metrics(each)] for each in (one, two)]
+    assert rewards[0] == pytest.approx(rewards[1], abs=1e-6)
     ours, theirs = (load_file(each.run_dir / "result/model.safetensors") for each in (one, two))
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-4) for name in ours)
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from tts_assets.audio_models.pitch import load_librosa
 from tts_assets.core.audio import resample
+from tts_assets.core.config import ConfigError
 
 RATE = 16_000
 SHORTEST_SECONDS = 0.3  # of speech, after silences are shortened
@@ -157,6 +158,81 @@ class XVectorEncoder:
     def embed_all(self, clips: Sequence[tuple[NDArray[np.float32], int]]) -> list[Embedding | None]:
         """The embeddings of clips, each with its sample rate in Hz, one by one."""
         return [self.embed(wave, rate) for wave, rate in clips]
+
+
+class OnnxEncoder:
+    """An encoder of WeSpeaker as an ONNX file: ResNet, ECAPA-TDNN, CAM++ and others.
+
+    The input ``feats`` are log mel filter banks of Kaldi, (1, frames, 80), of the whole clip with
+    its silences, less their mean over the frames; the output ``embs`` is (1, dimension). Source:
+    Wang et al., WeSpeaker (2023), and its package ``wespeakerruntime``.
+    """
+
+    def __init__(self, file: Path) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        providers = ["CPUExecutionProvider"]
+        self.session = onnxruntime.InferenceSession(str(file), options, providers=providers)
+        inputs, outputs = (
+            [one.name for one in names()]
+            for names in (self.session.get_inputs, self.session.get_outputs)
+        )
+        if inputs != ["feats"] or outputs != ["embs"]:
+            raise ConfigError(
+                f"{file} maps {inputs} to {outputs}, and the encoders of WeSpeaker map feats to "
+                "embs: download one of its ONNX files"
+            )
+
+    def embed(self, wave: NDArray[np.float32], rate: int) -> Embedding | None:
+        """The embedding of a mono clip (samples,) at ``rate`` Hz; None below 0.5 s.
+
+        None for digital silence, too.
+        """
+        audio = wave if rate == RATE or not len(wave) else resample(wave, rate, RATE)
+        if len(audio) < SHORTEST_XVECTOR * RATE or not np.any(audio):
+            return None
+        frames = filter_banks(audio)
+        (embedded,) = self.session.run(None, {"feats": (frames - frames.mean(axis=0))[None]})
+        return _direction(embedded)
+
+    def embed_all(self, clips: Sequence[tuple[NDArray[np.float32], int]]) -> list[Embedding | None]:
+        """The embeddings of clips, each with its sample rate in Hz, one by one."""
+        return [self.embed(wave, rate) for wave, rate in clips]
+
+
+def filter_banks(audio: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Kaldi's log mel filter banks of audio (samples,) at 16 kHz, (frames, 80), without dither.
+
+    Frames of 25 ms every 10 ms, with a Hamming window, of samples in the range of 16 bits.
+    """
+    from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
+
+    bank = mel_filter_bank(
+        num_frequency_bins=257,
+        num_mel_filters=80,
+        min_frequency=20.0,
+        max_frequency=RATE / 2,
+        sampling_rate=RATE,
+        mel_scale="kaldi",
+        triangularize_in_mel_space=True,
+    )
+    levels = spectrogram(
+        audio * 2**15,
+        window_function(400, "hamming", periodic=False),
+        frame_length=400,
+        hop_length=160,
+        fft_length=512,
+        power=2.0,
+        center=False,
+        preemphasis=0.97,
+        mel_filters=bank,
+        log_mel="log",
+        mel_floor=float(np.finfo(np.float32).eps),
+        remove_dc_offset=True,
+    )
+    return np.ascontiguousarray(levels.T, dtype=np.float32)
 
 
 class SpeakerSimilarity:

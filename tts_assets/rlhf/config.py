@@ -28,7 +28,6 @@ from tts_assets.speakers.config import RESEMBLYZER, encoder_digest, encoder_path
 from tts_assets.speechlm.config import SamplingConfig
 
 Combine = Literal["sum", "harmonic"]
-WeightTransport = Literal["auto", "files", "nccl"]
 
 # Largest part of a GPU for vLLM if the trainer uses the same GPU: the policy also needs memory for
 # gradients and optimizer states.
@@ -97,6 +96,7 @@ class VllmRollouts(Config):
         "python": None,
         "start_seconds": 600.0,
         "restarts": 3,
+        "weights": "auto",
     }
     replaced_keys: ClassVar = {
         name: f"set {name} in [vllm]" for name in ("python", "start_seconds", "restarts")
@@ -111,9 +111,6 @@ class VllmRollouts(Config):
         1, ge=0, description="tensor parallel size on GPUs; 0: share the trainer's first GPU"
     )
     gpu_memory: float = Field(0.9, gt=0, le=1, description="part of each GPU that vLLM may use")
-    weights: WeightTransport = Field(
-        "auto", description="nccl: from GPU to GPU; files: through the run folder"
-    )
 
     @property
     def shares_gpu(self) -> bool:
@@ -122,11 +119,6 @@ class VllmRollouts(Config):
 
     @model_validator(mode="after")
     def _check_shared_gpu(self) -> Self:
-        if self.shares_gpu and self.weights == "nccl":
-            raise ValueError(
-                "gpus = 0 shares the trainer's GPU, and NCCL has no two ranks on one GPU: remove "
-                'weights = "nccl"'
-            )
         if self.shares_gpu and self.gpu_memory > MAX_SHARED_MEMORY:
             raise ValueError(
                 f"gpus = 0 shares the trainer's GPU, and gpu_memory = {self.gpu_memory:g} of it "
@@ -218,7 +210,7 @@ class RlhfRecipe(Config):
     divergence is then the policy without adapters, not a second model in memory.
     """
 
-    added_keys: ClassVar = frozenset({"lora_rank"})
+    added_keys: ClassVar = frozenset({"lora_rank", "strategy"})
     removed_keys: ClassVar = {
         "reward_seconds": 600.0,
         "max_grad_norm": 1.0,
@@ -268,6 +260,11 @@ class RlhfRecipe(Config):
     lora_rank: int | None = Field(
         None, gt=0, description="rank of adapters (alpha: twice as much); unset: train all weights"
     )
+    strategy: Literal["ddp", "fsdp"] = Field(
+        "ddp",
+        description="ddp: policy and optimizer on every rank; fsdp (FSDP2): weights that are "
+        "trained, gradients and optimizer sharded",
+    )
     gradient_checkpointing: bool = Field(
         False, description="recompute the activations of layers in the backward pass: less memory"
     )
@@ -305,6 +302,11 @@ class RlhfRecipe(Config):
                 f'with loss = "cispo", clip_high {self.clip_high:g} is the largest weight of a '
                 "token and would shrink all of them. Take more than 1, or leave it out for "
                 f"{CISPO_CLIP:g}"
+            )
+        if self.strategy == "fsdp" and self.lora_rank is not None:
+            raise ValueError(
+                "adapters have few gradients and moments, which are not sharded: leave lora_rank "
+                'out, or write strategy = "ddp"'
             )
         if self.sampling.temperature == 0:
             raise ValueError(
@@ -378,7 +380,8 @@ class RlhfRecipe(Config):
         ``clip_high`` is included only if it has an effect: recipes from before this key keep
         their fingerprints.
         """
-        execution = {"engine", "reward_workers", "reward_devices", "gradient_checkpointing"}
+        execution = {"engine", "reward_workers", "reward_devices"}
+        execution |= {"strategy", "gradient_checkpointing"}
         values = self.canonical(exclude=execution | {"clip_high"})
         values.pop("reward_seconds")  # a removed key; it was a setting of execution
         upper = {} if self.upper_clip is None else {"clip_high": self.upper_clip}

@@ -207,14 +207,13 @@ class EngineClient:
 
 
 def weight_sender(model: PreTrainedModel, config: VllmRollouts, folder: Path) -> WeightSender:
-    """Returns the sender that ``config.weights`` names.
+    """Returns the sender of the policy's weights.
 
-    "auto" is NCCL if the model is on a GPU, the engine on another GPU, and this environment has
-    vLLM, whose transfer needs code on both sides. ``folder``: the engine's run folder.
+    It is NCCL if the model is on a GPU, the engine on another GPU, and this environment has vLLM,
+    whose transfer needs code on both sides. ``folder``: the engine's run folder.
     """
     separate = model.device.type == "cuda" and not config.shares_gpu
-    has_nccl = separate and importlib.util.find_spec("vllm") is not None
-    if config.weights == "nccl" or (config.weights == "auto" and has_nccl):
+    if separate and importlib.util.find_spec("vllm") is not None:
         return NcclSender(model, config)
     return FileSender(model, config, folder)
 

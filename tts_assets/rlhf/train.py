@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from datasets import Dataset  # type: ignore[import-untyped]
 from peft import PeftModel
+from transformers import PreTrainedModel
 
 from tts_assets.core.program import (
     Run,
@@ -47,12 +48,15 @@ from tts_assets.rlhf.rollouts import (
 from tts_assets.rlhf.trainer import (
     RunCallback,
     adapter_config,
+    gather_weights,
     newest_checkpoint,
     optimize,
     policy_lm,
     prompt_order,
     restore,
     resume,
+    sharded,
+    trained_model,
     trainer_arguments,
 )
 from tts_assets.serving.synthesis import Synthesizer
@@ -96,15 +100,16 @@ def train(run: Run, program: RlhfProgram) -> None:
             samples=recipe.heldout.samples,
             every=recipe.heldout.every * recipe.iterations,
         )
-        rollouts = TrainingRollouts(run, recipe, worker, evaluation, training_prompts)
+        rollouts = TrainingRollouts(run, recipe, worker, evaluation, training_prompts, lm.model)
         checkpoint = newest_checkpoint(run.checkpoint_dir)
         first = resume(run, recipe, checkpoint)
         callback = RunCallback(run, recipe, lambda _: engine.metrics(), first)
         torch.manual_seed(recipe.seed)  # of the adapters' random weights
+        arguments = grpo_config(recipe, run)
         trainer = GRPOTrainer(
-            model=lm.model,
+            model=trained_model(arguments, lm.model),
             reward_funcs=[combined],
-            args=grpo_config(recipe, run),
+            args=arguments,
             train_dataset=prompt_dataset(len(training_prompts), recipe),
             processing_class=lm.tokenizer,
             rollout_func=rollouts.generate,
@@ -113,6 +118,7 @@ def train(run: Run, program: RlhfProgram) -> None:
         )
         optimize(run, trainer, callback, checkpoint)
         steps = restore(run, recipe, trainer) if callback.collapsed else recipe.steps
+        gather_weights(trainer.model, lm.model)
         evaluate_last(run, evaluation, steps * recipe.iterations)
     if run.is_main:
         if isinstance(trainer.model, PeftModel):
@@ -141,6 +147,7 @@ def grpo_config(recipe: RlhfRecipe, run: Run) -> GRPOConfig:
         )
     return GRPOConfig(
         **trainer_arguments(recipe, run, local),
+        **sharded(recipe, run),
         gradient_checkpointing=recipe.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False},
         num_generations=recipe.generations,
@@ -169,8 +176,10 @@ class TrainingRollouts:
         worker: RolloutWorker,
         evaluation: HeldOutEvaluation,
         prompts: Sequence[RolloutPrompt],
+        whole: PreTrainedModel,
     ) -> None:
         self.run, self.worker, self.evaluation, self.prompts = run, worker, evaluation, prompts
+        self.whole = whole  # the model of the engine
         self.kept = KEPT_AUDIO
         self.audio_every = recipe.audio_every * recipe.iterations
 
@@ -185,6 +194,7 @@ class TrainingRollouts:
         and ``rollout_records``, which TRL passes to :func:`combined`; a list entry for each prompt.
         """
         update = trainer.state.global_step
+        gather_weights(trainer.model, self.whole)
         if self.evaluation.due(update):
             self.evaluation.measure(update)
         chosen = [self.prompts[int(index)] for index in prompts]

@@ -6,14 +6,21 @@ function saves a checkpoint before it ends.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 import torch.distributed as dist
+from accelerate import DistributedType, PartialState  # type: ignore[import-untyped]
 from numpy.typing import NDArray
+from peft import PeftModel
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from transformers import (
     PreTrainedModel,
     PrinterCallback,
@@ -84,6 +91,43 @@ def trainer_arguments(recipe: Recipe, run: Run, local: int) -> dict[str, Any]:
         "dataloader_num_workers": 0,
         "seed": recipe.seed,
     }
+
+
+def sharded(recipe: RlhfRecipe, run: Run) -> dict[str, Any]:
+    """Returns TRL's arguments that shard the policy; none for a single rank, or under DDP."""
+    if recipe.strategy == "ddp" or run.world_size == 1:
+        return {}
+    return {"fsdp": True, "fsdp_config": {"version": 2, "state_dict_type": "FULL_STATE_DICT"}}
+
+
+def trained_model(arguments: TrainingArguments, whole: PreTrainedModel) -> PreTrainedModel:
+    """Returns the model that TRL trains: ``whole``, or a copy that it shards.
+
+    The copy is needed because completions differ in length between ranks, and each forward pass of
+    a sharded model needs all ranks.
+    """
+    if not arguments.fsdp:
+        return whole
+    if arguments.use_cpu:  # accelerate shards on accelerators only, torch on CPUs, too
+        PartialState().distributed_type = DistributedType.MULTI_GPU
+    return copy.deepcopy(whole)
+
+
+@torch.no_grad()
+def gather_weights(trained: nn.Module | None, whole: nn.Module) -> None:
+    """Copies the weights of a sharded policy to ``whole``, the model of rollouts and of the result.
+
+    All ranks call it together. A policy that is not sharded is ``whole`` itself, or adapters in it.
+    Raises TypeError if another copy of the policy is not sharded.
+    """
+    if trained is whole or isinstance(trained, PeftModel):
+        return
+    if not isinstance(trained, FSDPModule):
+        raise TypeError(f"the trained copy of the policy is not sharded: {type(trained)}")
+    shards = dict(trained.named_parameters())
+    for name, parameter in whole.named_parameters():
+        shard = shards[name]
+        parameter.copy_(shard.full_tensor() if isinstance(shard, DTensor) else shard)
 
 
 def adapter_config(recipe: Recipe, model: PreTrainedModel) -> LoraConfig | None:

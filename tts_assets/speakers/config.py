@@ -63,7 +63,8 @@ def check_exists(path: Path) -> None:
     if not path.is_file() and not complete:
         raise ConfigError(
             f"{path} is no speaker encoder: give a folder with {WEIGHTS_FILE} and {CONFIG_FILE}, "
-            f"a .pt of Resemblyzer or Real-Time-Voice-Cloning, or {RESEMBLYZER!r}"
+            f"a .pt of Resemblyzer or Real-Time-Voice-Cloning, an .onnx of WeSpeaker, or "
+            f"{RESEMBLYZER!r}"
         )
 
 

@@ -25,6 +25,7 @@ from torch import nn
 from tqdm import tqdm
 
 from tts_assets.audio_models.speaker_similarity import (
+    OnnxEncoder,
     SpeakerEmbedder,
     SpeakerEncoder,
     XVectorEncoder,
@@ -172,14 +173,16 @@ def evaluate_trials(encoder: VoiceEncoder, trials: Path, root: Path) -> tuple[Er
 
 
 def open_voices(name: str, device: str = "cpu") -> SpeakerEmbedder:
-    """The encoder ``name``: "resemblyzer", or the path of a folder or a ``.pt``.
+    """The encoder ``name``: "resemblyzer", or the path of a folder, a ``.pt`` or an ``.onnx``.
 
-    The folder may hold a WavLM with an x-vector head.
+    The folder may hold a WavLM with an x-vector head, the ONNX file an encoder of WeSpeaker.
     """
     if name == RESEMBLYZER:
         return SpeakerEncoder(device)
     if XVectorEncoder.is_in(Path(name)):
         return XVectorEncoder(Path(name), device)
+    if Path(name).suffix == ".onnx":
+        return OnnxEncoder(Path(name))
     return VoiceEncoder.load(Path(name), device)
 
 
