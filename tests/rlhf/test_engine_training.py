@@ -36,7 +36,10 @@ def shared(
     monkeypatch.setenv("TTS_SERVICE_PORT", str(address.port))
 
     def make(name: str, **changes: Any) -> RlhfProgram:
-        made = program(name, engine={"kind": "vllm"}, steps=STEPS, **changes)
+        sampling = {"temperature": 0.8, "top_k": 0, "repetition_penalty": 1.0}
+        sampling |= {"min_tokens": 5, "max_tokens": 40}
+        values = {"engine": {"kind": "vllm"}, "steps": STEPS, "sampling": sampling, **changes}
+        made = program(name, **values)
         (made.run_dir / "engine").symlink_to(engine.run_dir)
         return made
 
@@ -72,6 +75,13 @@ def test_each_rollout_uses_the_current_weights(whole: RlhfProgram) -> None:
     gaps = [record["engine_logprob_gap"] for record in records]
     assert all(0 < gap < 1e-2 for gap in gaps), gaps
     assert all(record["engine_lost"] == 0 for record in records)
+    # The engine has the precision of the policy here. At another temperature the ratio is far off.
+    print(
+        "RATIOS",
+        [(r["importance_ratio"], r["importance_masked"], r["engine_logprob_gap"]) for r in records],
+    )
+    assert all(record["importance_ratio"] == pytest.approx(1, abs=0.01) for record in records)
+    assert all(record["importance_masked"] == 0 for record in records)
     base = (whole.serving_model / "model.safetensors").read_bytes()
     assert weights(whole) != base
 

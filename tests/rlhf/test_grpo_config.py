@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tts_assets.core.program import Run
 from tts_assets.rlhf.config import RlhfRecipe
 from tts_assets.speechlm.config import LlamaSize, VocabularyConfig
+from tts_assets.speechlm.generate import Completion, Request
 from tts_assets.speechlm.model import new_llama
 
 # Settings that this project uses itself: TRL gets none of them.
@@ -143,3 +147,18 @@ def test_the_path_of_the_prompt_texts_is_not_in_the_fingerprint() -> None:
 
     assert known("/here/texts.txt") == known("/moved/texts.txt")
     assert "texts.txt" not in str(known("/here/texts.txt"))
+
+
+def test_completions_that_the_policy_would_not_sample_count_less() -> None:
+    """Importance sampling: the ratio of both probabilities at temperature 1, up to a cap."""
+    from tts_assets.rlhf.rollouts import full_logprobs, importance_ratio
+
+    size = LlamaSize(hidden_size=32, intermediate_size=64, layers=1, heads=2, kv_heads=2)
+    lm = new_llama(size, 64, VocabularyConfig(), seed=0)
+    request = Request(np.arange(4), seed=0)
+    codes = lm.vocabulary.code_to_id[:5]
+    completion = Completion(codes, False, codes, np.zeros(5, np.float32))
+    own = full_logprobs(lm, request, completion).numpy()
+    for shift, expected in ((0.0, 1.0), (0.1, math.exp(-0.5)), (-0.1, math.exp(0.5)), (-0.3, 0.0)):
+        sampled = replace(completion, logprobs=own + np.float32(shift))
+        assert float(importance_ratio(lm, request, sampled)) == pytest.approx(expected, rel=1e-4)

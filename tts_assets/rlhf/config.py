@@ -39,6 +39,8 @@ LONGEST_PROMPT = 400  # characters of a text
 # arXiv 2510.13786.
 CISPO_CLIP = 5.0
 
+IMPORTANCE_CAP = 3.0  # TRL's: completions whose probability ratio is larger count nothing
+
 
 class RolloutSampling(Config):
     """How rollouts are sampled. Keys and defaults are those of ``[serving.sampling]``.
@@ -385,7 +387,9 @@ class RlhfRecipe(Config):
         values = self.canonical(exclude=execution | {"clip_high"})
         values.pop("reward_seconds")  # a removed key; it was a setting of execution
         upper = {} if self.upper_clip is None else {"clip_high": self.upper_clip}
-        return {**values, **upper, **self.engine.identity()}
+        vllm = isinstance(self.engine, VllmRollouts)
+        corrected = {"importance_cap": IMPORTANCE_CAP} if vllm else {}
+        return {**values, **upper, **corrected, **self.engine.identity()}
 
 
 def located_encoder(

@@ -31,7 +31,7 @@ from tts_assets.core.compute import visible_devices
 from tts_assets.core.config import ConfigError
 from tts_assets.core.processes import LOOPBACK, Server, ServerDied, free_port
 from tts_assets.core.program import METRICS_FILE, Run, read_metrics
-from tts_assets.rlhf.config import EngineProgram, HeldOutConfig, VllmRollouts
+from tts_assets.rlhf.config import IMPORTANCE_CAP, EngineProgram, HeldOutConfig, VllmRollouts
 from tts_assets.rlhf.engine import LOG, hosted, service_address
 from tts_assets.rlhf.engine_client import EngineClient, EngineError, weight_sender
 from tts_assets.rlhf.prompts import PromptError, RolloutPrompt
@@ -175,6 +175,16 @@ def full_logprobs(lm: SpeechLM, request: Request, completion: Completion) -> Ten
     ids = torch.cat([prompt, completed])[None].to(lm.model.device)  # (1, P + L)
     logits = lm.model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1]  # (L, V)
     return logits.float().log_softmax(dim=1).cpu().gather(1, completed[:, None])[:, 0]
+
+
+def importance_ratio(lm: SpeechLM, request: Request, completion: Completion) -> Tensor:
+    """Returns the policy's probability of a completion divided by the engine's, a scalar.
+
+    0 above :data:`IMPORTANCE_CAP`.
+    """
+    gap = full_logprobs(lm, request, completion) - torch.from_numpy(completion.logprobs)
+    ratio = gap.sum().exp()
+    return ratio if ratio <= IMPORTANCE_CAP else torch.zeros(())
 
 
 @contextmanager

@@ -22,13 +22,13 @@ from typing import Any
 import torch
 from datasets import Dataset  # type: ignore[import-untyped]
 from peft import PeftModel
-from transformers import PreTrainedModel
+from torch import Tensor
 
 from tts_assets.core.program import (
     Run,
     load_config,
 )
-from tts_assets.rlhf.config import RlhfProgram, RlhfRecipe
+from tts_assets.rlhf.config import RlhfProgram, RlhfRecipe, VllmRollouts
 from tts_assets.rlhf.prompts import RolloutPrompt, check_languages, read_prompts
 from tts_assets.rlhf.reporting import (
     FOLDER,
@@ -43,6 +43,7 @@ from tts_assets.rlhf.rollouts import (
     RolloutsStopped,
     RolloutWorker,
     hold_out,
+    importance_ratio,
     open_engine,
 )
 from tts_assets.rlhf.trainer import (
@@ -60,6 +61,7 @@ from tts_assets.rlhf.trainer import (
     trainer_arguments,
 )
 from tts_assets.serving.synthesis import Synthesizer
+from tts_assets.speechlm.model import SpeechLM
 
 with warnings.catch_warnings():
     # TRL warns about the version of vLLM for a client of its own, which is not used here.
@@ -67,6 +69,25 @@ with warnings.catch_warnings():
     from trl import GRPOConfig, GRPOTrainer
 
 KEPT_AUDIO = 8  # saved completions of each set
+
+
+class PolicyTrainer(GRPOTrainer):
+    """TRL's trainer, with importance sampling for completions of another engine.
+
+    The advantage of a completion is multiplied by its ratio of :class:`TrainingRollouts`.
+    """
+
+    rollouts: TrainingRollouts
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        output: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        if (ratios := self.rollouts.ratios) is not None:
+            ratios = ratios.to(output["advantages"])
+            output["advantages"] = output["advantages"] * ratios
+            known = self.accelerator.gather(ratios)
+            self._metrics["train"]["importance_ratio"].append(known.mean().item())
+            self._metrics["train"]["importance_masked"].append((known == 0).float().mean().item())
+        return output
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -100,13 +121,13 @@ def train(run: Run, program: RlhfProgram) -> None:
             samples=recipe.heldout.samples,
             every=recipe.heldout.every * recipe.iterations,
         )
-        rollouts = TrainingRollouts(run, recipe, worker, evaluation, training_prompts, lm.model)
+        rollouts = TrainingRollouts(run, recipe, worker, evaluation, training_prompts, lm)
         checkpoint = newest_checkpoint(run.checkpoint_dir)
         first = resume(run, recipe, checkpoint)
         callback = RunCallback(run, recipe, lambda _: engine.metrics(), first)
         torch.manual_seed(recipe.seed)  # of the adapters' random weights
         arguments = grpo_config(recipe, run)
-        trainer = GRPOTrainer(
+        trainer = PolicyTrainer(
             model=trained_model(arguments, lm.model),
             reward_funcs=[combined],
             args=arguments,
@@ -116,6 +137,7 @@ def train(run: Run, program: RlhfProgram) -> None:
             callbacks=[callback],
             peft_config=adapter_config(recipe, lm.model),
         )
+        trainer.rollouts = rollouts
         optimize(run, trainer, callback, checkpoint)
         steps = restore(run, recipe, trainer) if callback.collapsed else recipe.steps
         gather_weights(trainer.model, lm.model)
@@ -167,7 +189,13 @@ def grpo_config(recipe: RlhfRecipe, run: Run) -> GRPOConfig:
 
 
 class TrainingRollouts:
-    """Generates and scores the completions that TRL asks for, on one rank."""
+    """Generates and scores the completions that TRL asks for, on one rank.
+
+    An engine of another precision, or with other kernels, samples from another distribution than
+    the policy. ``ratios`` are the probabilities of the completions by the policy divided by those
+    by the engine, both at temperature 1 over the whole vocabulary (TRL's are at the temperature of
+    the rollouts). They are 0 above :data:`IMPORTANCE_CAP`, as in TRL's ``sequence_mask``.
+    """
 
     def __init__(
         self,
@@ -176,10 +204,12 @@ class TrainingRollouts:
         worker: RolloutWorker,
         evaluation: HeldOutEvaluation,
         prompts: Sequence[RolloutPrompt],
-        whole: PreTrainedModel,
+        lm: SpeechLM,
     ) -> None:
         self.run, self.worker, self.evaluation, self.prompts = run, worker, evaluation, prompts
-        self.whole = whole  # the model of the engine
+        self.lm = lm
+        self.other_engine = isinstance(recipe.engine, VllmRollouts)
+        self.ratios: Tensor | None = None  # of the last completions, policy to engine, (B,)
         self.kept = KEPT_AUDIO
         self.audio_every = recipe.audio_every * recipe.iterations
 
@@ -194,11 +224,14 @@ class TrainingRollouts:
         and ``rollout_records``, which TRL passes to :func:`combined`; a list entry for each prompt.
         """
         update = trainer.state.global_step
-        gather_weights(trainer.model, self.whole)
+        gather_weights(trainer.model, self.lm.model)
         if self.evaluation.due(update):
             self.evaluation.measure(update)
         chosen = [self.prompts[int(index)] for index in prompts]
         rollouts = self.worker.run(chosen, update, first_index=self.run.rank * len(prompts))
+        if self.other_engine:
+            pairs = ((r.request, r.completion) for r in rollouts)
+            self.ratios = torch.stack([importance_ratio(self.lm, *pair) for pair in pairs])
         if self.run.is_main and self.kept and update % self.audio_every == 0:
             folder = self.run.result_dir / FOLDER
             comment = self.worker.synthesizer.provenance
