@@ -197,9 +197,10 @@ class CodecRecipe(TrainingRecipe):
                 f"speeds {self.speeds} must lie between 0.5 and 2; write for example "
                 "[0.9, 1.0, 1.1]"
             )
-        if min(self.gains) < -40 or max(self.gains) > 20:
+        if min(self.gains) < -120 or max(self.gains) > 20:
             raise ValueError(
-                f"gains {self.gains} must lie between -40 and 20 dB; write for example [-12, 0, 0]"
+                f"gains {self.gains} must lie between -120 (silence) and 20 dB; write for example "
+                "[-12, 0, 0]"
             )
         return self
 
