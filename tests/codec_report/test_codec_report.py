@@ -133,6 +133,7 @@ def test_a_codec_lies_between_the_recording_and_noise(measured: list[dict[str, A
     assert 0 < vendored["cents"] < 400 and 0 <= vendored["voicing"] < 0.5
 
 
+@pytest.mark.slow
 def test_the_wer_has_an_interval(
     program: CodecReportProgram, measured: list[dict[str, Any]]
 ) -> None:

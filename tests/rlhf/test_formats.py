@@ -75,6 +75,7 @@ def test_the_server_speaks(form: SpeechFormat, speaking: Speaking, tmp_path: Pat
     assert np.abs(sent - np.clip(speech.wave, -1, 1)).max() < 1e-3
 
 
+@pytest.mark.slow
 def test_rewards_compare_written_words_and_the_policy_reads_the_lexicon(
     speaking: Speaking, program: Callable[..., RlhfProgram], tmp_path: Path
 ) -> None:
