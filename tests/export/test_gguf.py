@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from tests.support.speaking import Speaking
 from tts_assets.core.config import ConfigError
-from tts_assets.export.runtimes import PROMPT_FILE, checked, tensors, write_gguf
+from tts_assets.export import PROMPT_FILE, write_gguf
+from tts_assets.serving.llama_cpp import checked, tensors
 from tts_assets.serving.served_model import open_lm, open_prompts, read_card
 from tts_assets.speechlm.model import SpeechLM
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from tests.support.speaking import Speaking
+from tts_assets import export
 from tts_assets.codec.model import Codec
 from tts_assets.core.config import ConfigError
-from tts_assets.export import runtimes
-from tts_assets.export.runtimes import decoded, inverse_transform, write_decoder
+from tts_assets.export import decoded, inverse_transform, write_decoder
 from tts_assets.serving.served_model import read_card
 
 
@@ -39,7 +39,7 @@ def test_the_filters_are_the_inverse_transform() -> None:
 def test_a_decoder_that_differs_is_not_written(
     speaking: Speaking, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runtimes, "LARGEST_DIFFERENCE", 1e-12)
+    monkeypatch.setattr(export, "LARGEST_DIFFERENCE", 1e-12)
     folder = speaking.serving.path
     with pytest.raises(ConfigError, match=r"decoder.onnx differs from the codec by"):
         write_decoder(folder, read_card(folder), tmp_path)

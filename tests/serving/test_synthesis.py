@@ -362,11 +362,13 @@ def test_vllm_context_is_at_most_that_of_the_model(speaking: Speaking) -> None:
     assert [v for k, v in given.items() if k == "gpu_memory_utilization"] == shares
 
 
-def test_capacity_options_need_vllm(
+def test_options_of_another_engine_are_refused(
     speaking: Speaking, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for wrong, message in [
-        (["--gpu-memory=0.5"], "need --backend vllm"),
+        (["--gpu-memory=0.5"], "--gpu-memory needs --backend vllm\n"),
+        (["--max-model-len=64"], "--max-model-len needs --backend vllm or llama.cpp\n"),
+        (["--weights=f16", "--backend=vllm"], "--weights needs --backend llama.cpp\n"),
         (["--gpu-memory=1.5", "--backend=vllm"], "gpu_memory: Input should be less than"),
     ]:
         with pytest.raises(SystemExit):

@@ -84,12 +84,14 @@ def say(
 
     The promoted model of the voice is used; if none is promoted, that of its recipe. Further
     options are those of python -m tts_assets.serving.synthesize, such as --seed, --temperature,
-    --backend.
+    --backend. With --backend llama.cpp the weights have 8 bits, or 16 with --weights f16; it needs
+    pip install 'tts-assets[llama]'.
 
     \b
     Examples:
       tts-assets say "good morning" --voice ann --out good_morning.wav
       tts-assets say "one two three" --seed 7 --temperature 0.5
+      tts-assets say "good morning" --backend llama.cpp
     """
     folder = model or model_of(voice)
     from tts_assets.serving.synthesize import main
@@ -346,7 +348,7 @@ def export_gguf(
       tts-assets export gguf ann ann-gguf --weights f16
     """
     folder = model_of(voice)
-    from tts_assets.export.runtimes import write_decoder, write_gguf
+    from tts_assets.export import write_decoder, write_gguf
     from tts_assets.serving.audio_formats import require_consents
     from tts_assets.serving.served_model import verify_model
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -18,6 +18,7 @@ from tts_assets.speechlm.config import SamplingConfig
 SERVING_FILE = "serving.json"
 CHECK_TOKENS = 32  # greedy tokens after each text that are compared with the checkpoint
 GPU_MEMORY = 0.8  # fraction of a GPU for vLLM: the codec needs the rest
+Quantization = Literal["f16", "q8_0"]  # of the weights in llama.cpp
 
 
 class ServingConfig(Config):

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tts_assets.codec.model import Codec
-from tts_assets.serving.config import GPU_MEMORY, ServingCard, Voice
+from tts_assets.serving.config import GPU_MEMORY, Quantization, ServingCard, Voice
 from tts_assets.serving.pieces import Fault, PieceConcatenator
 from tts_assets.serving.served_model import (
     PieceRequest,
@@ -41,7 +41,7 @@ from tts_assets.speechlm.generate import Completion, Request, generate, stream
 from tts_assets.speechlm.model import SpeechLM
 from tts_assets.speechlm.prompts import PromptFormat
 
-Backend = Literal["transformers", "vllm"]
+Backend = Literal["transformers", "vllm", "llama.cpp"]
 Progress = Callable[[int], None]
 LIMIT_STEP = 64  # tokens: pieces with the same limit share a batch
 
@@ -99,15 +99,22 @@ class Synthesizer(ServedModel):
         *,
         gpu_memory: float = GPU_MEMORY,
         max_model_len: int | None = None,
+        weights: Quantization = "q8_0",
     ) -> Synthesizer:
         """Open the serving model in ``folder``.
 
         ``device`` None: a GPU if there is one. ``gpu_memory`` and ``max_model_len`` are settings of
-        vLLM (``ServerConfig``). Raises :class:`SynthesisError` if tokenizer, codec and card do not
-        belong together.
+        vLLM (``ServerConfig``); llama.cpp has ``max_model_len`` as well, and ``weights``. Raises
+        :class:`SynthesisError` if tokenizer, codec and card do not belong together.
         """
         card = read_card(folder)
         codec = open_codec(folder, card, device or default_device())
+        if backend == "llama.cpp":
+            from tts_assets.serving.llama_cpp import LlamaCppEngine
+
+            prompts = open_prompts(folder, card)
+            llama = LlamaCppEngine(folder, card, prompts.vocabulary, weights, max_model_len)
+            return cls(card, llama, prompts, codec)
         if backend == "vllm":
             from tts_assets.serving.vllm_engine import VllmEngine, capacity_arguments
 

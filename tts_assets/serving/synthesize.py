@@ -5,8 +5,10 @@
 
 ``--voice`` selects a voice of the serving model. ``--prompt-wav`` and ``--prompt-text`` use any
 clip as voice prompt. ``--voice-description``, ``--emotion`` and ``--style`` are for models that
-were trained with such tags. The same arguments and ``--seed`` give the same bytes.
-``--out -`` streams the samples of one text to stdout, 16-bit mono::
+were trained with such tags. ``--backend`` selects the engine: transformers, vLLM, or llama.cpp with
+weights of 8 or 16 bits (``--weights``), whose GGUF file is kept in the user's cache. The same
+arguments and ``--seed`` give the same bytes. ``--out -`` streams the samples of one text to stdout,
+16-bit mono::
 
     python -m tts_assets.serving.synthesize --model … --text … --out - | aplay -f S16_LE -r 16000
 
@@ -21,7 +23,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from tqdm import tqdm
 
@@ -30,10 +32,11 @@ from tts_assets.core.audio import BrokenAudio, read_wave
 from tts_assets.core.config import ConfigError
 from tts_assets.provenance.manifest import Signature
 from tts_assets.serving.audio_formats import encode, pcm16, require_consents, signature
-from tts_assets.serving.config import ServerConfig, Voice
+from tts_assets.serving.config import Quantization, ServerConfig, Voice
 from tts_assets.serving.pieces import Fault
 from tts_assets.serving.served_model import verify_model
 from tts_assets.serving.synthesis import (
+    Backend,
     ServedModel,
     Speech,
     SynthesisError,
@@ -55,6 +58,12 @@ OVERRIDES = (
 )
 # Options of vLLM, as in ServerConfig.
 CAPACITY: dict[str, type[Any]] = {"gpu_memory": float, "max_model_len": int}
+# The engines that have each option.
+ENGINES: dict[str, tuple[Backend, ...]] = {
+    "gpu_memory": ("vllm",),
+    "max_model_len": ("vllm", "llama.cpp"),
+    "weights": ("llama.cpp",),
+}
 RETRIES = 1
 
 
@@ -66,15 +75,25 @@ def main(argv: list[str] | None = None) -> None:
         card = verify_model(options.model)
         require_consents(card, options.model)
         signed = signature(options.model, card)
-        given = {name: value for name in CAPACITY if (value := getattr(options, name)) is not None}
-        if given and options.backend != "vllm":
-            raise SynthesisError("--gpu-memory and --max-model-len need --backend vllm")
-        ServerConfig.parse(given, "command line")
-        synthesizer = Synthesizer.open(options.model, options.backend, **given)
+        synthesizer = Synthesizer.open(options.model, options.backend, **engine_options(options))
         voice = select_voice(synthesizer, options)
         synthesize(synthesizer, texts_of(options), voice, options, signed)
     except (SynthesisError, ArtifactError, ConfigError, BrokenAudio) as error:
         parser.exit(1, f"{error}\n")
+
+
+def engine_options(options: argparse.Namespace) -> dict[str, Any]:
+    """The options of the engine that were given.
+
+    Raises :class:`SynthesisError` for those of another engine, :class:`ConfigError` for values.
+    """
+    given = {name: value for name in ENGINES if (value := getattr(options, name)) is not None}
+    for name in given:
+        if options.backend not in ENGINES[name]:
+            option, engines = f"--{name.replace('_', '-')}", " or ".join(ENGINES[name])
+            raise SynthesisError(f"{option} needs --backend {engines}")
+    ServerConfig.parse({name: given[name] for name in CAPACITY if name in given}, "command line")
+    return given
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -97,7 +116,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--language", default="", help="language of the texts, for numbers; default: the model's"
     )
-    parser.add_argument("--backend", choices=["transformers", "vllm"], default="transformers")
+    parser.add_argument("--backend", choices=get_args(Backend), default="transformers")
+    parser.add_argument(
+        "--weights", choices=get_args(Quantization), help="llama.cpp: 8 bits (default) or 16"
+    )
     for name, kind in CAPACITY.items():
         about = ServerConfig.model_fields[name].description
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help=f"vllm: {about}")

@@ -144,6 +144,17 @@ def compare_vllm(
     )
     with closing(engine):
         answers = engine.complete(requests, greedy_sampling(tokens))
+    return compare_completions(completions, answers, VLLM_TOLERANCE)
+
+
+def compare_completions(
+    completions: Sequence[Completion], answers: Sequence[Completion], tolerance: float
+) -> Agreement:
+    """Compare greedy ``answers`` of another engine with the ``completions`` of the reference.
+
+    Only tokens up to the first difference are compared. A difference counts unless both engines
+    give their tokens the same log-probability, up to ``tolerance``.
+    """
     rows = []
     for reference, answer in zip(completions, answers, strict=True):
         length = min(len(reference.token_ids), len(answer.token_ids))
@@ -151,11 +162,12 @@ def compare_vllm(
         agreed = length if equal.all() else int(equal.argmin())
         differences = np.abs(reference.logprobs[:agreed] - answer.logprobs[:agreed])
         tie = agreed < length and (
-            abs(reference.logprobs[agreed] - answer.logprobs[agreed]) < VLLM_TOLERANCE
+            abs(reference.logprobs[agreed] - answer.logprobs[agreed]) < tolerance
         )
-        missing = 0 if agreed == tokens or tie else 1
+        complete = agreed == len(reference.token_ids) == len(answer.token_ids)
+        missing = 0 if complete or tie else 1
         rows.append((agreed, missing, float(differences.max(initial=0.0))))
-    return _summarize(True, rows, VLLM_TOLERANCE)
+    return _summarize(True, rows, tolerance)
 
 
 @torch.inference_mode()

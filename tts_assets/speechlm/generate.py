@@ -145,13 +145,14 @@ def completion_logprobs(
     ]
     index = torch.from_numpy(np.concatenate(where)).to(device)
     hidden = output.last_hidden_state[0][index]
-    space = _AllowedSpace(lm)
+    space = AllowedTokens(lm.vocabulary, device)
+    head = output_table(lm.model)[space.ids]
     drawn, step = space.index_of(ids[index + 1]), np.concatenate([np.arange(len(w)) for w in where])
     values = hidden.new_zeros(len(drawn), dtype=torch.float32)
     for position, allowed in enumerate(space.at):
         rows = torch.from_numpy(np.flatnonzero(step % len(space.at) == position)).to(device)
         own = token_logprobs(
-            hidden[rows], space.head()[allowed], space.within(drawn[rows], allowed), temperature
+            hidden[rows], head[allowed], space.within(drawn[rows], allowed), temperature
         )
         values = values.index_add(0, rows, own)
     return list(values.split([len(w) for w in where]))
@@ -168,30 +169,27 @@ def _check_lengths(lm: SpeechLM, requests: Sequence[Request], sampling: Sampling
             )
 
 
-class _AllowedSpace:
+class AllowedTokens:
     """Token ids <-> indices 0..A-1 of the allowed tokens."""
 
-    def __init__(self, lm: SpeechLM) -> None:
-        self.lm = lm
-        self.ids = torch.from_numpy(allowed_ids(lm.vocabulary)).to(lm.model.device)
-        self.at = torch.from_numpy(allowed_at(lm.vocabulary)).to(lm.model.device)
+    def __init__(self, vocabulary: SpeechVocabulary, device: torch.device) -> None:
+        self.vocabulary = vocabulary
+        self.device = device
+        self.ids = torch.from_numpy(allowed_ids(vocabulary)).to(device)
+        self.at = torch.from_numpy(allowed_at(vocabulary)).to(device)
 
     def columns(self) -> list[slice | Tensor]:
         """The indices that may be drawn at each position of a frame, the end last."""
         if len(self.at) == 1:
             return [slice(None)]
-        bounds = self.lm.vocabulary.frame.bounds.tolist()
+        bounds = self.vocabulary.frame.bounds.tolist()
         first = self.at[0].nonzero()[:, 0]
         return [first, *(slice(*pair) for pair in pairwise(bounds[1:]))]
 
-    def head(self) -> Tensor:
-        """Rows of the output matrix that can be drawn, (A, H)."""
-        return output_table(self.lm.model)[self.ids]
-
     def index_of(self, token_ids: Tensor) -> Tensor:
         """Indices of allowed token ids; -1 for others."""
-        table = torch.full((self.lm.vocabulary.size,), -1, device=self.ids.device)
-        table[self.ids] = torch.arange(len(self.ids), device=self.ids.device)
+        table = torch.full((self.vocabulary.size,), -1, device=self.device)
+        table[self.ids] = torch.arange(len(self.ids), device=self.device)
         return table[token_ids]
 
     @staticmethod
@@ -233,59 +231,123 @@ class _GrowingLayer(DynamicLayer):
         return self.length
 
 
+class Draws:
+    """The drawn tokens of a batch of requests, and what the next ones depend on.
+
+    It is independent of the engine that computes the logits. ``rows`` maps the B live rows to the
+    requests; ``done`` (B,) are those that drew the end.
+    """
+
+    def __init__(
+        self, space: AllowedTokens, requests: Sequence[Request], sampling: SamplingConfig
+    ) -> None:
+        self.space, self.sampling = space, sampling
+        device = space.device
+        self.end = len(space.ids) - 1
+        self.columns = space.columns()
+        every = torch.arange(self.end + 1, device=device)
+        self.drawable = [every[columns] for columns in self.columns]
+        count, limit = len(requests), sampling.max_tokens
+        self.rows = torch.arange(count, device=device)
+        self.done = torch.zeros(count, dtype=torch.bool, device=device)
+        self.tokens = torch.full((count, limit), -1, device=device)
+        self.logprobs = torch.zeros(count, limit, device=device)
+        self.random = torch.stack([_random_stream(r.seed, limit) for r in requests]).to(device)
+        self.seen = self._prompt_codes(requests)
+        self.counts = torch.zeros(count, self.end + 1, device=device)  # of drawn tokens
+
+    def _prompt_codes(self, requests: Sequence[Request]) -> Tensor:
+        """The codes in the prompt of each row, bool (B, A), for the repetition penalty."""
+        seen = torch.zeros(len(requests), self.end + 1, dtype=torch.bool)
+        for row, request in enumerate(requests):
+            seen[row, torch.from_numpy(self.space.vocabulary.codes(request.prompt))] = True
+        return seen.to(self.space.device)
+
+    def draw(self, logits: Tensor, step: int) -> Tensor:
+        """Draw the next token of every live row (B,), and record it with its log-probability.
+
+        ``logits`` has shape (B, a), of the a tokens that may be drawn in ``step``.
+        """
+        position = step % len(self.columns)
+        columns = self.columns[position]
+        model_logits = logits
+        if self.sampling.repetition_penalty != 1.0:
+            logits = penalize(logits, self.seen[:, columns], self.sampling.repetition_penalty)
+        if self.sampling.frequency_penalty:
+            logits = logits - self.sampling.frequency_penalty * self.counts[:, columns]
+        if step < self.sampling.min_tokens and position == 0:
+            last = torch.tensor([logits.shape[1] - 1], device=self.space.device)
+            logits = logits.index_fill(1, last, -torch.inf)
+        column = choose(logits, self.random[self.rows, step], self.sampling)
+        picked = model_logits.gather(1, column[:, None])[:, 0]
+        drawn = self.drawable[position][column]
+        self.logprobs[self.rows, step] = picked - model_logits.logsumexp(dim=1)
+        self.seen.scatter_(1, drawn[:, None], True)
+        self.counts.scatter_add_(1, drawn[:, None], torch.ones_like(drawn[:, None]).float())
+        self.tokens[self.rows, step] = torch.where(self.done, -1, drawn)
+        self.done = self.done | (drawn == self.end)
+        return drawn
+
+    def keep(self, keep: Tensor) -> None:
+        """Only the rows ``keep`` stay in the batch."""
+        self.rows, self.done = self.rows[keep], self.done[keep]
+        self.seen, self.counts = self.seen[keep], self.counts[keep]
+
+    def completions(self) -> list[Completion]:
+        """The completion of every request, in their order."""
+        vocabulary = self.space.vocabulary
+        ids = allowed_ids(vocabulary)
+        results = []
+        for tokens, logprobs in zip(
+            self.tokens.cpu().numpy(), self.logprobs.cpu().numpy(), strict=True
+        ):
+            drawn = tokens[tokens >= 0]
+            results.append(
+                Completion(
+                    codes=vocabulary.frame.whole(drawn[drawn < self.end]),
+                    ended=bool(len(drawn)) and bool(drawn[-1] == self.end),
+                    token_ids=ids[drawn],
+                    logprobs=logprobs[: len(drawn)],
+                )
+            )
+        return results
+
+
 class _Batch:
-    """One batch from prompts to completions. ``rows`` maps the live rows to the requests."""
+    """One batch of a transformers model from prompts to completions."""
 
     def __init__(self, lm: SpeechLM, requests: list[Request], sampling: SamplingConfig) -> None:
         self.lm, self.requests, self.sampling = lm, requests, sampling
         self.device = lm.model.device
-        self.space = _AllowedSpace(lm)
-        self.end = len(self.space.ids) - 1
-        self.columns, head = self.space.columns(), self.space.head()
-        self.heads = [head[columns] for columns in self.columns]
-        every = torch.arange(self.end + 1, device=self.device)
-        self.drawable = [every[columns] for columns in self.columns]
+        self.space = AllowedTokens(lm.vocabulary, self.device)
+        self.draws = Draws(self.space, requests, sampling)
+        head = output_table(lm.model)[self.space.ids]  # the rows that can be drawn, (A, H)
+        self.heads = [head[columns] for columns in self.draws.columns]
         self.cache = Cache(
             layers=[_GrowingLayer() for _ in range(lm.model.config.num_hidden_layers)]
         )
-        count, limit = len(requests), sampling.max_tokens
-        self.rows = torch.arange(count, device=self.device)
-        self.tokens = torch.full((count, limit), -1, device=self.device)
-        self.logprobs = torch.zeros(count, limit, device=self.device)
-        self.random = torch.stack([_random_stream(r.seed, limit) for r in requests]).to(self.device)
-        self.seen = self._prompt_codes()
-        self.counts = torch.zeros(count, self.end + 1, device=self.device)  # of drawn tokens
 
     def run(self) -> list[Completion]:
         """Draw all tokens and return the completions."""
         for _ in self.steps():
             pass
-        return self._completions()
+        return self.draws.completions()
 
     def steps(self) -> Iterator[Tensor]:
         """Draw all tokens. Yields the indices drawn for the live rows in each step, (B,)."""
         logits = self._prefill()
-        done = torch.zeros(len(self.requests), dtype=torch.bool, device=self.device)
         for step in range(self.sampling.max_tokens):
-            drawn = self._draw(logits, step)
-            self.tokens[self.rows, step] = torch.where(done, -1, drawn)
-            done |= drawn == self.end
+            drawn = self.draws.draw(logits, step)
             yield drawn
+            done = self.draws.done
             finished = int(done.sum())
             if finished == len(done) or step + 1 == self.sampling.max_tokens:
                 break
             if len(done) - finished < COMPACT_BELOW * len(done):
                 keep = (~done).nonzero()[:, 0]
-                drawn, done = drawn[keep], done[keep]
+                drawn = drawn[keep]
                 self._keep(keep)
             logits = self._forward(self.space.ids[drawn][:, None], step + 1)
-
-    def _prompt_codes(self) -> Tensor:
-        """The codes in the prompt of each row, bool (B, A), for the repetition penalty."""
-        seen = torch.zeros(len(self.requests), self.end + 1, dtype=torch.bool)
-        for row, request in enumerate(self.requests):
-            seen[row, torch.from_numpy(self.lm.vocabulary.codes(request.prompt))] = True
-        return seen.to(self.device)
 
     def _prefill(self) -> Tensor:
         """Run the prompts, padded on the left, through the model: logits of the first step."""
@@ -321,49 +383,11 @@ class _Batch:
         )
         return (output.last_hidden_state[:, -1] @ self.heads[step % len(self.heads)].T).float()
 
-    def _draw(self, logits: Tensor, step: int) -> Tensor:
-        """Draw the next token of every live row (B,), and record its log-probability."""
-        position = step % len(self.columns)
-        columns = self.columns[position]
-        model_logits = logits
-        if self.sampling.repetition_penalty != 1.0:
-            logits = penalize(logits, self.seen[:, columns], self.sampling.repetition_penalty)
-        if self.sampling.frequency_penalty:
-            logits = logits - self.sampling.frequency_penalty * self.counts[:, columns]
-        if step < self.sampling.min_tokens and position == 0:
-            last = torch.tensor([logits.shape[1] - 1], device=self.device)
-            logits = logits.index_fill(1, last, -torch.inf)
-        column = choose(logits, self.random[self.rows, step], self.sampling)
-        picked = model_logits.gather(1, column[:, None])[:, 0]
-        drawn = self.drawable[position][column]
-        self.logprobs[self.rows, step] = picked - model_logits.logsumexp(dim=1)
-        self.seen.scatter_(1, drawn[:, None], True)
-        self.counts.scatter_add_(1, drawn[:, None], torch.ones_like(drawn[:, None]).float())
-        return drawn
-
     def _keep(self, keep: Tensor) -> None:
         """Only the rows ``keep`` stay in the batch."""
-        self.rows, self.seen, self.counts = self.rows[keep], self.seen[keep], self.counts[keep]
+        self.draws.keep(keep)
         self.visible, self.next_position = self.visible[keep], self.next_position[keep]
         self.cache.batch_select_indices(keep)
-
-    def _completions(self) -> list[Completion]:
-        vocabulary = self.lm.vocabulary
-        ids = allowed_ids(vocabulary)
-        results = []
-        for tokens, logprobs in zip(
-            self.tokens.cpu().numpy(), self.logprobs.cpu().numpy(), strict=True
-        ):
-            drawn = tokens[tokens >= 0]
-            results.append(
-                Completion(
-                    codes=vocabulary.frame.whole(drawn[drawn < self.end]),
-                    ended=bool(len(drawn)) and bool(drawn[-1] == self.end),
-                    token_ids=ids[drawn],
-                    logprobs=logprobs[: len(drawn)],
-                )
-            )
-        return results
 
 
 def _random_stream(seed: int, length: int) -> Tensor:
