@@ -87,6 +87,7 @@ def test_names_of_the_project_are_completed(voice: Path) -> None:
         (["run", "retrian"], 1, "there is no job 'retrian'; jobs: align"),
         (["report", "ann"], 1, "report/ann"),
         (["say", "hello", "--voice", "ann"], 1, "ann has no model yet: tts-assets train ann"),
+        (["say", "hello", "--voice", "bob"], 1, "there is no voice 'bob'; voices and recipes: ann"),
         (["promote", "ann"], 1, "serving/ann"),
         (["export", "hub", "ann", "out"], 1, "serving/ann"),
         (["export", "hub", "bob", "out"], 1, "bob has no promoted model"),
@@ -164,6 +165,10 @@ def test_old_versions_are_listed_and_deleted(
     reports = voice.parent / "storage" / "report" / "ann" / "all"
     assert run_command(options) == 0
     assert "report/ann" in capsys.readouterr().out and versions_in(reports) == 2
+    assert run_command([*options, "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    versions = [one["version"] for one in listed["versions"]]
+    assert not listed["deleted"] and any("report/ann" in one for one in versions)
     assert run_command([*options, "--delete"]) == 0
     assert versions_in(reports) == 1
     assert run_command(["prune", "--versions", "0"]) == 1
@@ -186,14 +191,23 @@ def test_the_figures_of_a_report_are_printed(
     assert json.loads(capsys.readouterr().out)[0]["wer"] == 0.25
 
 
-def test_a_text_is_synthesized_and_a_model_exported(voice: Path, clips: Path) -> None:
+def test_a_text_is_synthesized_and_a_model_exported(
+    voice: Path, clips: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     publish_all(ArtifactStore(voice.parent / "storage"), clips)
     out = voice.parent / "say it.wav"
     arguments = ["say", "one two", "--voice", "tiny", "--out", str(out)]
-    assert run_command([*arguments, "--max-tokens", "20"]) == 0
+    capsys.readouterr()
+    assert run_command([*arguments, "--max-tokens", "20", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["file"] == str(out)
     assert soundfile.info(out).samplerate == 16000
+    assert run_command([*arguments, "--max-tokens", "20"]) == 0
+    assert capsys.readouterr().out.endswith("next: tts-assets serve --voice tiny\n")
+    assert run_command(["say", "one two", "--out", "-", "--json"]) == 2
     assert run_command([*arguments, "--no-such-option"]) == 2
-    assert run_command(["export", "gguf", "tiny", "out", "--weights", "f16"]) == 0
+    capsys.readouterr()
+    assert run_command(["export", "gguf", "tiny", "out", "--weights", "f16", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["model"] == "out/tiny-f16.gguf"
     written = {path.name for path in (voice.parent / "out").iterdir()}
     assert written == {"decoder.onnx", "prompt_ids.json", "tiny-f16.gguf"}
 

@@ -55,14 +55,15 @@ def only_voice(settings: Settings) -> str:
 def model_of(voice: str | None) -> Path:
     """The folder of the promoted model of a voice; else of the current model of a recipe.
 
-    Raises :class:`CommandError` if there is none.
+    Raises :class:`CommandError` if there is none, and for an unknown voice.
     """
     settings, store = project_store()
+    from tts_assets.cli.pipeline import recipes_of
     from tts_assets.core.artifacts import ArtifactError
 
     voice = voice or only_voice(settings)
-    candidates = settings.promotion[voice].candidates if voice in settings.promotion else ()
-    for asset in (f"promoted/{voice}", *(f"serving/{one}" for one in (voice, *candidates))):
+    recipes = recipes_of(settings, voice)
+    for asset in (f"promoted/{voice}", *(f"serving/{one}" for one in (voice, *recipes))):
         try:
             return store.current(asset).path
         except ArtifactError:
@@ -79,6 +80,7 @@ def say(
     ),
     voice: VoiceOption = None,
     model: ModelOption = None,
+    as_json: AsJson = False,
 ) -> None:
     """Synthesize a text.
 
@@ -93,10 +95,17 @@ def say(
       tts-assets say "one two three" --seed 7 --temperature 0.5
       tts-assets say "good morning" --backend llama.cpp
     """
+    stream = str(out) == "-"
+    if stream and as_json:
+        raise typer.BadParameter("--json needs a file as --out")
     folder = model or model_of(voice)
     from tts_assets.serving.synthesize import main
 
     main(["--model", str(folder), "--text", text, "--out", str(out), *context.args])
+    if not stream:
+        following = f"{PROGRAM} serve" + (f" --voice {voice}" if voice else "")
+        written = {"file": str(out), "model": str(folder)}
+        show(written, as_json, lambda: f"wrote {out}", following)
 
 
 @app.command(context_settings=FORWARDED)
@@ -298,7 +307,7 @@ def base_of(settings: Settings, recipe: str) -> str:
 
 
 @export_app.command("hub")
-def export_hub(voice: ExportedVoice, directory: Target) -> None:
+def export_hub(voice: ExportedVoice, directory: Target, as_json: AsJson = False) -> None:
     """Write a Hugging Face repository, which plain transformers loads.
 
     It has the weights, the codec, a model card made from the report, a data card, samples, and an
@@ -320,8 +329,8 @@ def export_hub(voice: ExportedVoice, directory: Target) -> None:
     consents = settings.consents(recipe)
     source = gather(report, content, consents, base_of(settings, recipe))
     write_repository(source, directory)
-    print(f"wrote {directory}")
-    print(f"\nnext: cd {directory} && python example.py; hf upload NAME/REPOSITORY {directory}")
+    following = f"cd {directory} && python example.py; hf upload NAME/REPOSITORY {directory}"
+    show({"folder": str(directory)}, as_json, lambda: f"wrote {directory}", following)
 
 
 class Weights(StrEnum):
@@ -336,6 +345,7 @@ def export_gguf(
     voice: ExportedVoice,
     directory: Annotated[Path, typer.Argument(help="A folder; files of an earlier export go.")],
     weights: Annotated[Weights, typer.Option(help="16 bits, or 8 bits.")] = Weights.q8_0,
+    as_json: AsJson = False,
 ) -> None:
     """Write the language model as GGUF for llama.cpp, and the codec's decoder as ONNX.
 
@@ -356,5 +366,6 @@ def export_gguf(
     require_consents(card, folder)
     decoder = write_decoder(folder, card, directory)
     model = write_gguf(folder, card, directory, weights.value)
-    print(f"wrote {model}\nwrote {decoder}")
-    print(f"\nnext: llama-server --model {model}; docs/export.md has prompts and decoding")
+    written = {"model": str(model), "decoder": str(decoder)}
+    following = f"llama-server --model {model}; docs/export.md has prompts and decoding"
+    show(written, as_json, lambda: f"wrote {model}\nwrote {decoder}", following)

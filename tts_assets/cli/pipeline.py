@@ -239,6 +239,7 @@ def prune(
         int | None, typer.Option(help="Keep so many of each asset and partition.")
     ] = None,
     delete: Annotated[bool, typer.Option("--delete", help="Delete them; else list them.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List or delete old versions of artifacts that nothing refers to.
 
@@ -256,4 +257,4 @@ def prune(
 
     asked = {"days": days, "versions": versions}
     given = {key: value for key, value in asked.items() if value is not None}
-    raise typer.Exit(prune_storage(load_settings(), given, delete))
+    raise typer.Exit(prune_storage(load_settings(), given, delete, as_json))

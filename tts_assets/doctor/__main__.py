@@ -22,6 +22,7 @@ same.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Mapping
@@ -82,7 +83,9 @@ def scrub_storage(settings: Settings, asset: str) -> int:
     return int(bool(found.problems))
 
 
-def prune_storage(settings: Settings, asked: Mapping[str, float], delete: bool) -> int:
+def prune_storage(
+    settings: Settings, asked: Mapping[str, float], delete: bool, as_json: bool = False
+) -> int:
     """List or delete old versions; ``asked`` replaces values of ``[retention]``."""
     from tts_assets.core.artifacts import ArtifactError, ArtifactStore
     from tts_assets.core.artifacts.pruning import Retention, prune
@@ -95,7 +98,11 @@ def prune_storage(settings: Settings, asked: Mapping[str, float], delete: bool) 
     except (ArtifactError, ConfigError) as error:
         print(error, file=sys.stderr)
         return 1
-    print(found.report(now))
+    if as_json:
+        versions = [{"version": one.name, "bytes": size} for one, size in found.versions]
+        print(json.dumps({"deleted": found.deleted, "versions": versions}, indent=2))
+    else:
+        print(found.report(now))
     return 0
 
 
