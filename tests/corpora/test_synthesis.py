@@ -243,6 +243,7 @@ def test_a_voice_that_is_none_is_named(tmp_path: Path) -> None:
         read_texts(tmp_path / "missing.txt")
 
 
+@pytest.mark.slow
 def test_a_voice_of_flite_reads_the_same_texts(tmp_path: Path) -> None:
     """In either number of processes, faster with a shorter length, and with its provenance."""
     made = program(tmp_path / "one", lengths=(0.8, 1.2))
