@@ -133,40 +133,42 @@ def cancel_runs() -> None:
             time.sleep(POLL_SECONDS)
 
 
-def serve_files(storage: Path, port: int) -> None:
-    """Serve ``storage`` in a thread of this process."""
-    config = uvicorn.Config(file_app(storage), host=HOST, port=port, log_level="warning")
+def serve_files(storage: Path, port: int, host: str = HOST, secret: str = "") -> None:
+    """Serve ``storage`` in a thread of this process; see :func:`file_app`."""
+    config = uvicorn.Config(file_app(storage, secret), host=host, port=port, log_level="warning")
     server = uvicorn.Server(config)
     threading.Thread(target=server.run, daemon=True).start()
 
 
-def file_app(storage: Path) -> Starlette:
+def file_app(storage: Path, secret: str = "") -> Starlette:
     """An application that answers GET for files and folders below ``storage``.
 
     Hidden names and everything that leads out of ``storage`` are 404. The Host header must be that
-    of this machine, so that a foreign page cannot read the files through a name of its own.
+    of this machine, so that a foreign page cannot read the files through a name of its own. With a
+    ``secret``, every path begins with it, and the host may be any.
     """
-    root = storage.resolve()
+    root, above = storage.resolve(), f"/{secret}" if secret else ""
 
     def answer(request: Request) -> Response:
         path = (root / request.path_params["path"]).resolve()
         below = path.relative_to(root).parts if path.is_relative_to(root) else (".",)
         if any(part.startswith(".") for part in below) or not path.exists():
             return Response("no such file\n", status_code=404, media_type="text/plain")
-        return listing(path, root) if path.is_dir() else FileResponse(path)
+        return listing(path, root, above) if path.is_dir() else FileResponse(path)
 
-    hosts = Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
-    return Starlette(routes=[Route("/{path:path}", answer)], middleware=[hosts])
+    known = ["*"] if secret else [HOST, "localhost"]
+    hosts = Middleware(TrustedHostMiddleware, allowed_hosts=known)
+    return Starlette(routes=[Route(f"{above}/{{path:path}}", answer)], middleware=[hosts])
 
 
-def listing(folder: Path, root: Path) -> HTMLResponse:
-    """A page with links to the files of a folder."""
+def listing(folder: Path, root: Path, above: str) -> HTMLResponse:
+    """A page with links to the files of a folder; ``above`` is the path of ``root``."""
     names = sorted(
         f"{one.name}/" if one.is_dir() else one.name
         for one in folder.iterdir()
         if not one.name.startswith(".")
     )
-    here = "/" + "".join(f"{part}/" for part in folder.relative_to(root).parts)
+    here = f"{above}/" + "".join(f"{part}/" for part in folder.relative_to(root).parts)
     items = "".join(
         f'<li><a href="{quote(here + name)}">{html.escape(name)}</a></li>' for name in names
     )

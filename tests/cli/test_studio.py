@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import threading
 import time
@@ -17,6 +18,7 @@ import soundfile
 import uvicorn
 from starlette.testclient import TestClient
 
+from jobs.listening import Speaker
 from tests.pipeline.test_ui import free_ports
 from tests.support.browser import Browser
 from tts_assets.cli.studio import current_settings, store_of_project, studio_app
@@ -202,6 +204,69 @@ def test_a_corpus_is_read_by_a_run_of_dagster(studio: TestClient) -> None:
         assert studio.get("/api/corpora/ann/clips").json()["total"] == 14
 
 
+@pytest.fixture
+def trained(ann: Path) -> Path:
+    """A storage with pages, syntheses of a finished training, and of one that runs."""
+    storage = ann.parent / "storage"
+    for page in ("report/ann/all", "report/ann/german/all", "codec_report/all"):
+        (storage / page / "current").mkdir(parents=True)
+        (storage / page / "current" / "report.html").write_text(f"<h1>{page}</h1>")
+    blind = storage / "comparison" / "ann_bob" / "all" / "current" / "blind.html"
+    blind.parent.mkdir(parents=True)
+    blind.write_text("votes")
+    finished = storage / "sft" / "ann" / "all" / "current"
+    for folder, last in ((finished, 20), (storage / ".work" / "sft.ann.all.0" / "result", 10)):
+        listening = folder / "listening"
+        listening.mkdir(parents=True)
+        lines = []
+        for step in range(0, last + 1, 10):
+            name = f"step-{step}.flac"
+            wave = 0.3 * np.sin(np.arange(8000) * (step + 10) / 100)
+            soundfile.write(listening / name, wave, 16_000)
+            lines.append({"audio": name, "number": 0, "step": step, "text": "one", "ended": True})
+        (listening / "samples.jsonl").write_text("".join(f"{json.dumps(x)}\n" for x in lines))
+    os.utime(finished / "listening" / "samples.jsonl", (1, 1))
+    return ann
+
+
+def test_checkpoints_and_pages_are_listed(trained: Path) -> None:
+    app = studio_app(token="token", files=":3003/")
+    studio = TestClient(app, base_url="http://127.0.0.1:3002", headers=TOKEN)
+    steps = [line["step"] for line in studio.get("/api/checkpoints/ann").json()]
+    assert steps == [0, 10]  # the training that runs is newer
+    audio = studio.get("/api/checkpoints/ann/step-10.flac")
+    assert audio.content.startswith(b"fLaC")
+    for name in ("step-20.flac", "samples.jsonl", "..%2f..%2fserving.json"):
+        assert studio.get(f"/api/checkpoints/ann/{name}").status_code == 404
+    assert studio.get("/api/checkpoints/bob").json() == []
+    assert studio.get("/api/checkpoints/a*b").status_code == 400
+    listed = {page["title"]: page["path"] for page in studio.get("/api/pages").json()["pages"]}
+    assert listed == {
+        "report ann": "report/ann/all/current/report.html",
+        "report ann german": "report/ann/german/all/current/report.html",
+        "codec_report": "codec_report/all/current/report.html",
+        "comparison (blind test) ann_bob": "comparison/ann_bob/all/current/blind.html",
+    }
+
+
+@pytest.mark.slow
+def test_a_voice_that_cannot_be_loaded_says_why(studio: TestClient, tmp_path: Path) -> None:
+    assert studio.get("/api/speech").json() == {"voice": "", "state": "none"}
+    refused = studio.post("/api/speech", json={"voice": "ann"}).json()["error"]
+    assert "ann has no model yet" in refused
+    spoken = studio.get("/api/speech/audio", params={"text": "one", "speaker_name": "default"})
+    assert (spoken.status_code, "no voice is loaded" in spoken.text) == (400, True)
+    speaker = Speaker()
+    speaker.start("ann", tmp_path)
+    try:
+        while (state := speaker.state())["state"] == "starting":
+            time.sleep(0.2)
+        assert state["state"] == "failed" and str(tmp_path) in state["message"]
+    finally:
+        speaker.close()
+    assert speaker.state() == {"voice": "", "state": "none"}
+
+
 BOB = {"name": "bob", "language": "en", "consent": "person", "who": "Bob", "purpose": "tests"}
 
 
@@ -290,7 +355,8 @@ def test_elsewhere_a_key_is_needed(ann: Path) -> None:
 def address(ann: Path) -> Iterator[str]:
     """The address of a served studio."""
     port = free_ports()
-    server = uvicorn.Server(uvicorn.Config(studio_app(), port=port, log_level="warning"))
+    app = studio_app(files=f":{port + 1}/")
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning"))
     thread = threading.Thread(target=server.run)
     thread.start()
     yield f"http://127.0.0.1:{port}/"
@@ -389,3 +455,25 @@ def test_a_dropped_folder_becomes_a_corpus_and_a_run(
         browser.run("document.querySelector('#cancel').click()")
         browser.wait(f"{state} === 'was canceled'")
     assert current_settings().corpora["bob_b"].speaker == "bob_b"
+
+
+@pytest.mark.slow
+def test_checkpoints_are_heard_and_reports_are_linked(
+    trained: Path, address: str, tmp_path: Path
+) -> None:
+    with Browser(tmp_path) as browser:
+        browser.send("Page.navigate", url=address)
+        browser.wait("document.querySelectorAll('#pages a').length === 4")
+        link = browser.run("document.querySelector('#pages a').href")
+        port = int(address.split(":")[2].strip("/")) + 1
+        assert link == f"http://127.0.0.1:{port}/report/ann/all/current/report.html"
+        checkpoints = "document.querySelector('[aria-label=\"Checkpoints of ann\"]')"
+        browser.wait(checkpoints)
+        browser.run(f"{checkpoints}.click()")
+        browser.wait("document.activeElement.id === 'checkpoints-title'")
+        assert browser.run("document.querySelector('#step').value") == "10"
+        browser.run("document.querySelectorAll('#checkpoints audio')[1].play()")
+        browser.wait("document.querySelectorAll('#checkpoints audio')[1].currentTime > 0.1")
+        browser.run("document.querySelector('#speech-section').hidden = false")
+        assert faults(browser) == []
+        browser.screenshot(tmp_path / "voice.png")

@@ -45,6 +45,14 @@ def test_files_and_folders_are_served(files: TestClient) -> None:
     assert ".work" not in files.get("/").text
 
 
+def test_elsewhere_every_path_begins_with_the_secret(files: TestClient, tmp_path: Path) -> None:
+    app = file_app(tmp_path / "storage", secret="abc")
+    client = TestClient(app, base_url="http://studio.example:3003")
+    assert client.get("/abc/report/page.html").text == "<h1>report</h1>"
+    assert '<a href="/abc/report/page.html">' in client.get("/abc/report").text
+    assert client.get("/report/page.html").status_code == 404
+
+
 @pytest.mark.parametrize(
     "path", ["/.work/secret", "/report/link", "/../outside", "/%2e%2e/outside", "/missing"]
 )

@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 import soundfile
 
+from jobs.foreground import RequestError
+from jobs.listening import Speaker
 from resources.vllm_server import VllmServer
 from tests.support.speaking import Speaking
 from tts_assets.core.audio import Clip
@@ -72,6 +74,21 @@ def synthesize(
 
 def seconds_of_pcm(data: bytes) -> float:
     return len(data) / 2 / 24_000
+
+
+def test_the_studio_plays_a_text_while_it_is_synthesized(server: Server) -> None:
+    speaker = Speaker()
+    assert speaker.state() == {"voice": "", "state": "none"}
+    speaker.voice, speaker.server, speaker.key = "ann", server, KEY
+    state = speaker.state()
+    assert state["state"] == "ready" and "default" in state["speakers"]
+    text = " ".join(["one two three four five."] * 6)
+    first, *rest = speaker.speech(text, "default")
+    assert rest
+    wave, rate = soundfile.read(io.BytesIO(b"".join([first, *rest])))
+    assert len(wave) > rate
+    with pytest.raises(RequestError, match="nobody"):
+        speaker.speech("one", "nobody")
 
 
 def test_audio_states_that_it_is_synthetic(http: httpx.Client, client: openai.OpenAI) -> None:

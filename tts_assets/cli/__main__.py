@@ -30,6 +30,7 @@ from tts_assets.project_file import preset_summary, presets, read_project
 
 __all__ = ["app", "main", "run_command"]
 
+STUDIO_PORT = 3002  # the UI has two before it
 DEFAULT_PRESET = "small-cpu"
 UNSPECIFIED = "default"
 
@@ -264,11 +265,31 @@ def source_of(sources: Any, path: tuple[str, ...]) -> str:
     return sources if isinstance(sources, str) else UNSPECIFIED
 
 
+@app.command()
+def studio(
+    host: Annotated[str, typer.Option(help="Another address needs a key.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = STUDIO_PORT,
+) -> None:
+    """Serve the studio, a page for recordings and voices, on 127.0.0.1.
+
+    On another address requests need a key: TTS_API_KEY, or a random one in the printed URL.
+
+    \b
+    Examples:
+      tts-assets studio
+      tts-assets studio --port 3100
+    """
+    use_project()
+    from tts_assets.cli.studio import serve_studio
+
+    serve_studio(host, port)
+
+
 # The order of the help. The imports above have added further commands.
 ORDER = (
     *(init, pipeline.doctor, pipeline.demo, add_corpus, pipeline.train),
     *(models.say, models.report, models.serve, models.promote, models.rollback, models.history),
-    *(models.provenance, pipeline.run, pipeline.ui, pipeline.studio, pipeline.prune),
+    *(models.provenance, pipeline.run, pipeline.ui, studio, pipeline.prune),
 )
 app.registered_commands.sort(key=lambda command: ORDER.index(command.callback))
 

@@ -1,4 +1,4 @@
-"""Commands that run the pipeline: ``run``, ``train``, ``demo``, ``ui``, ``studio``, ``doctor``."""
+"""Commands that run the pipeline: ``run``, ``train``, ``demo``, ``ui``, ``doctor``, ``prune``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tts_assets.project_file import DEMO, PROJECT_FILE
 if TYPE_CHECKING:
     from tts_assets.settings import Settings
 
-UI_PORT, STUDIO_PORT = 3000, 3002  # the UI has two
+UI_PORT = 3000  # files use the next one
 
 
 @app.command()
@@ -194,26 +194,6 @@ def ui(
     from jobs.ui import main
 
     raise typer.Exit(main(port))
-
-
-@app.command()
-def studio(
-    host: Annotated[str, typer.Option(help="Another address needs a key.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on.")] = STUDIO_PORT,
-) -> None:
-    """Serve the studio, a page for recordings and voices, on 127.0.0.1.
-
-    On another address requests need a key: TTS_API_KEY, or a random one in the printed URL.
-
-    \b
-    Examples:
-      tts-assets studio
-      tts-assets studio --port 3100
-    """
-    use_project()
-    from tts_assets.cli.studio import serve_studio
-
-    serve_studio(host, port)
 
 
 @app.command()

@@ -51,8 +51,94 @@ async function showVoices() {
     heading(row, voice.name);
     cell(row, voice.recipes.join(", "));
     cell(row, voice.corpora.join(", "));
-    cell(row).append(button("Train", () => start({ voice: voice.name }), voice.name));
+    const actions = cell(row, button("Train", () => start({ voice: voice.name }), voice.name));
+    for (const recipe of voice.recipes) {
+      actions.append(" ", button("Checkpoints", () => showCheckpoints(recipe), `of ${recipe}`));
+    }
+    if (voice.model) actions.append(" ", button("Load", () => load(voice.name), voice.name));
     return row;
+  }));
+}
+
+/** The syntheses of a training at one step, beside the recordings. */
+async function showCheckpoints(recipe) {
+  const lines = await api(`checkpoints/${recipe}`);
+  const steps = [...new Set(lines.map((line) => line.step))].filter(Boolean);
+  if (!steps.length) { tell(`${recipe} has no syntheses: train it, with sample_every.`, true); return; }
+  const player = (line) => {
+    const made = new Audio();
+    made.controls = true;
+    made.preload = "none";
+    made.src = `api/checkpoints/${recipe}/${line.audio}`;
+    made.setAttribute("aria-label", `${line.step ? `Step ${line.step}` : "Recording"}: ${line.text}`);
+    return made;
+  };
+  const show = () => {
+    const step = Number(byId("step").value);
+    const recordings = lines.filter((line) => line.step === 0);
+    byId("checkpoints").replaceChildren(...recordings.map((recording) => {
+      const row = document.createElement("tr");
+      const made = lines.find((line) => line.step === step && line.number === recording.number);
+      heading(row, recording.text);
+      cell(row, player(recording));
+      const last = cell(row, made ? player(made) : "");
+      if (made && !made.ended) last.append(" did not end");
+      return row;
+    }));
+  };
+  byId("step").replaceChildren(...steps.map((step) => new Option(step, step)));
+  byId("step").value = steps.at(-1);
+  byId("step").onchange = show;
+  show();
+  byId("checkpoints-title").textContent = `Checkpoints of ${recipe}`;
+  byId("checkpoints-section").hidden = false;
+  byId("checkpoints-title").focus();
+}
+
+async function load(voice) {
+  const headers = { "Content-Type": "application/json" };
+  await api("speech", { method: "POST", headers, body: JSON.stringify({ voice }) });
+  await showSpeech();
+  byId("speech").elements.text.focus();
+}
+
+async function showSpeech() {
+  const { voice, state, message = "", speakers = [] } = await api("speech");
+  byId("speech-section").hidden = state === "none";
+  byId("loaded").textContent = voice;
+  const words = { starting: "is loading, which takes a minute or two", ready: "is ready", failed: message };
+  byId("loaded-state").textContent = words[state] ?? "";
+  byId("loaded-state").classList.toggle("wrong", state === "failed");
+  const form = byId("speech");
+  form.querySelector("button").disabled = state !== "ready";
+  const known = [...form.elements.speaker_name.options].map((option) => option.value);
+  if (known.join() !== speakers.join()) {
+    form.elements.speaker_name.replaceChildren(...speakers.map((name) => new Option(name, name)));
+  }
+  if (state === "starting") setTimeout(() => showSpeech().catch(() => {}), 2000);
+}
+
+byId("speech").addEventListener("submit", (event) => {
+  event.preventDefault();
+  byId("spoken").src = `api/speech/audio?${new URLSearchParams(new FormData(event.target))}`;
+  byId("spoken").play().catch(() => tell("The text cannot be spoken: is the voice ready?", true));
+});
+
+byId("spoken").addEventListener("error", () => {  // the answer says why, if it is not audio
+  const asked = new URL(byId("spoken").src);
+  api(`speech/audio${asked.search}`).catch(() => {});
+});
+
+async function showPages() {
+  const { files, pages } = await api("pages");
+  byId("pages-section").hidden = !pages.length;
+  byId("pages").replaceChildren(...pages.map(({ title, path }) => {
+    const item = document.createElement("li");
+    const link = document.createElement("a");
+    link.href = `${location.protocol}//${location.hostname}${files}${files.endsWith("/") ? "" : "/"}${path}`;
+    link.textContent = title;
+    item.append(link);
+    return item;
   }));
 }
 
@@ -106,7 +192,7 @@ function showCommand(command) {
   }
   if (watched && !running) {
     tell(`${command.title} ${ended}.`, command.status !== 0 && !canceled);
-    Promise.all([showCorpora(), showVoices(), page.corpus && showClips()]).catch(() => {});
+    Promise.all([showCorpora(), showVoices(), showPages(), page.corpus && showClips()]).catch(() => {});
   }
   watched = running;
 }
@@ -309,4 +395,6 @@ byId("apply").addEventListener("click", () => start({ corpus: page.corpus }).cat
 
 showCorpora().catch(() => {});
 showVoices().catch(() => {});
+showPages().catch(() => {});
+showSpeech().catch(() => {});
 watch();

@@ -15,7 +15,7 @@ import os
 import secrets
 import shutil
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from datetime import date
 from functools import lru_cache
 from http.cookies import SimpleCookie
@@ -24,6 +24,7 @@ from typing import Any, Literal, Self
 from urllib.parse import parse_qs
 
 import polars as pl
+import uvicorn
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, Response
 from pydantic import model_validator
@@ -31,9 +32,12 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from jobs.foreground import RequestError
+from jobs.listening import Speaker, listening_routes
 from jobs.studio import Runs, run_routes
+from jobs.ui import is_free, serve_files
 from tts_assets.cli import CommandError
 from tts_assets.cli.clips import SHOWN, audio_file, clip_table, outline_file
+from tts_assets.cli.models import model_of
 from tts_assets.cli.scaffold import (
     UPLOADED,
     consent_values,
@@ -118,23 +122,25 @@ def problem(message: str, status: int = 400) -> JSONResponse:
     return JSONResponse({"error": message}, status)
 
 
-def studio_app(key: str = "", token: str = "") -> FastAPI:
+def studio_app(key: str = "", token: str = "", files: str = "") -> FastAPI:
     """The application for the project of this process.
 
     ``key``: what requests need, empty on loopback only. ``token``: of the page; default: random.
-    A run that it started is canceled with it.
+    ``files`` as in ``jobs/listening.py``. Runs and servers that it started end with it.
     """
     settings = current_settings()
-    runs = Runs(settings.root, settings.storage)
+    runs, speaker = Runs(settings.root, settings.storage), Speaker()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        with runs.ended():
+        with runs.ended(), closing(speaker):
             yield
 
     token = token or secrets.token_urlsafe()
     app = FastAPI(title="tts-assets studio", lifespan=lifespan, openapi_url=None)
     app.include_router(run_routes(runs))
+    storage = settings.storage
+    app.include_router(listening_routes(storage, model_of, speaker, files))
     if not key:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(LOOPBACK))
     app.add_middleware(Guard, key=key, token=token)
@@ -222,10 +228,19 @@ def voices() -> list[dict[str, Any]]:
         {
             "name": name,
             "recipes": list(recipes),
+            "model": has_model(name),
             "corpora": sorted({c for one in recipes for c in settings.training_corpora(one)}),
         }
         for name, recipes in (candidates | alone).items()
     ]
+
+
+def has_model(voice: str) -> bool:
+    """Whether a voice or a recipe has a serving model."""
+    try:
+        return model_of(voice).is_dir()
+    except CommandError:
+        return False
 
 
 class NewCorpus(Config):
@@ -368,9 +383,16 @@ def clip_row(store: ArtifactStore, corpus: str, clip: str) -> dict[str, Any]:
 
 
 def serve_studio(host: str, port: int) -> None:
-    """Serve the studio until SIGINT or SIGTERM. Prints its address, with the key if it has one."""
-    import uvicorn
+    """Serve the studio until SIGINT or SIGTERM, and the files of the storage at the next port.
 
+    Prints its address, with the key if it has one. Raises :class:`CommandError` for a used port.
+    """
+    for used in (port, port + 1):
+        if not is_free(used):
+            raise CommandError(f"port {used} is in use: choose another with --port")
     key = "" if host in LOOPBACK else os.environ.get("TTS_API_KEY") or secrets.token_urlsafe()
+    secret = secrets.token_urlsafe() if key else ""
+    serve_files(current_settings().storage, port + 1, host, secret)
+    app = studio_app(key, files=f":{port + 1}/{secret}")
     print(f"studio at http://{host}:{port}/{f'?key={key}' if key else ''}", flush=True)
-    uvicorn.run(studio_app(key), host=host, port=port, log_level="warning", ws="none")
+    uvicorn.run(app, host=host, port=port, log_level="warning", ws="none")
