@@ -186,7 +186,7 @@ def test_a_corpus_is_read_by_a_run_of_dagster(studio: TestClient) -> None:
     with studio:
         assert studio.get("/api/runs").json() == {"command": {}, "runs": [], "ui": ""}
         [voice] = studio.get("/api/voices").json()
-        assert voice == {"name": "ann", "recipes": ["ann"], "corpora": ["ann"]}
+        assert voice == {"name": "ann", "recipes": ["ann"], "model": False, "corpora": ["ann"]}
         for asked in ({"voice": "--all"}, {"corpus": "a b"}, {}, {"voice": "a", "corpus": "a"}):
             assert studio.post("/api/runs", json=asked).status_code == 400
         command = studio.post("/api/runs", json={"corpus": "ann"}).json()
