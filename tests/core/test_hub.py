@@ -26,6 +26,7 @@ from tts_assets.evaluation.config import EvaluationConfig
 from tts_assets.evaluation.recipes import determined
 from tts_assets.rlhf.config import RlhfRecipe
 from tts_assets.sft.config import SftRecipe
+from tts_assets.speakers.config import encoder_digest, resolve
 from tts_assets.speechlm.config import TokenizerConfig, VocabularyConfig, identified
 from tts_assets.speechlm.vocabulary import load_tokenizer
 
@@ -78,6 +79,21 @@ def test_the_newest_commit_is_recorded_in_the_cache(
     )
     assert pinned("new/model") == pinned("new/model") == f"new/model@{NEW}"
     assert (cache / "models--new--model" / "refs" / "main").read_text() == NEW
+
+
+def test_a_speaker_encoder_of_the_hub_is_a_folder_of_its_cache(cache: Path) -> None:
+    folder = cached(cache, NAME, OLD) / "snapshots" / OLD
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match=f"{NAME} has no model.safetensors on the hub"):
+        resolve(NAME, cache)
+    (folder / "model.safetensors").write_bytes(b"weights")
+    assert resolve(NAME, cache) == resolve(f"{NAME}@{OLD}", cache) == folder
+    assert encoder_digest(folder)
+    with pytest.raises(ConfigError, match=f"{NAME}: it cannot be fetched"):
+        resolve(f"{NAME}@{NEW}", cache)
+    (cache / NAME).mkdir(parents=True)
+    assert resolve(NAME, cache) == cache / NAME, "a folder comes first"
 
 
 LOAD = """

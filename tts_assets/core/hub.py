@@ -8,7 +8,7 @@ which is then recorded there, where all libraries look.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -70,6 +70,18 @@ def commit_of(name: str, revision: str = MAIN) -> str:
     with suppress(OSError), atomic_write(known) as aside:  # a cache that is only readable
         aside.write_text(commit)
     return commit
+
+
+def snapshot(model: str, patterns: Sequence[str]) -> Path:
+    """The folder of a model of the hub in the hub's cache, with the files of these patterns.
+
+    Raises :class:`ConfigError` as :func:`commit_of` does.
+    """
+    from huggingface_hub import snapshot_download
+
+    name, revision = locate(model)
+    with from_hub(name):
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
 
 
 def model_digest(folder: Path) -> str:

@@ -98,8 +98,8 @@ class EvaluationConfig(Config):
     utmos: Path | None = Field(None, description="UTMOS as an ONNX file; unset: not measured")
     speaker_encoder: str = Field(
         RESEMBLYZER,
-        description='"resemblyzer", "speaker_encoder" (the asset), a folder, also of a WavLM, or '
-        "an .onnx of WeSpeaker",
+        description='"resemblyzer", "speaker_encoder" (the asset), a folder or hub name, also of '
+        "a WavLM, or an .onnx of WeSpeaker",
     )
     whisper: str = Field(
         "",

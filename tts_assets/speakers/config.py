@@ -9,6 +9,7 @@ This module imports no torch, because Dagster's definitions import it.
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -24,9 +25,11 @@ from tts_assets.core.artifacts import (
     sha256_file,
 )
 from tts_assets.core.config import Config, ConfigError, digest_of
+from tts_assets.core.hub import snapshot
 from tts_assets.core.metadata import CheckResult, Metadata, markdown_table
 from tts_assets.core.program import ProgramConfig
 
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 RESEMBLYZER = "resemblyzer"  # the public weights in the Python package of that name
 PUBLISHED = "speaker_encoder"  # the asset: the encoder of [speakers]
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
@@ -37,12 +40,28 @@ PAIRS_OF_A_SPEAKER, UTTERANCES_OF_A_SPEAKER = 200, 100  # most of them, in the t
 
 
 def resolve(name: str, root: Path) -> Path:
-    """The folder or file of an encoder: below ``root``, or in the package resemblyzer."""
+    """The folder or file of an encoder: below ``root``, in the cache of the hub for a name on the
+    hub, which is fetched, or in the package resemblyzer.
+
+    Raises :class:`ConfigError` if the hub does not give the model.
+    """
     if name != RESEMBLYZER:
-        return root / name
+        path = root / name
+        return path if path.exists() or not HUB_NAME.fullmatch(name) else fetched(name)
     found = importlib.util.find_spec(RESEMBLYZER)
     assert found is not None and found.origin is not None
     return Path(found.origin).with_name("pretrained.pt")
+
+
+def fetched(name: str) -> Path:
+    """The folder of an encoder of the hub. Raises :class:`ConfigError`."""
+    folder = snapshot(name, [WEIGHTS_FILE, "*.json"])
+    if not (folder / WEIGHTS_FILE).is_file():
+        raise ConfigError(
+            f"{name} has no {WEIGHTS_FILE} on the hub, and a pickle is not opened: save it to a "
+            "folder as docs/leaderboards.md shows, and name the folder"
+        )
+    return folder
 
 
 def encoder_path(name: str, published: SpeakerEncoderCheckpoint | None, root: Path) -> Path:
