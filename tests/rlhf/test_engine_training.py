@@ -75,13 +75,8 @@ def test_each_rollout_uses_the_current_weights(whole: RlhfProgram) -> None:
     gaps = [record["engine_logprob_gap"] for record in records]
     assert all(0 < gap < 1e-2 for gap in gaps), gaps
     assert all(record["engine_lost"] == 0 for record in records)
-    # The engine has the precision of the policy here. At another temperature the ratio is far off.
-    print(
-        "RATIOS",
-        [(r["importance_ratio"], r["importance_masked"], r["engine_logprob_gap"]) for r in records],
-    )
-    assert all(record["importance_ratio"] == pytest.approx(1, abs=0.01) for record in records)
-    assert all(record["importance_masked"] == 0 for record in records)
+    # The engine has the precision of the policy here, so nothing is corrected.
+    assert not any("importance_ratio" in record for record in records)
     base = (whole.serving_model / "model.safetensors").read_bytes()
     assert weights(whole) != base
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tts_assets.core.program import Run
-from tts_assets.rlhf.config import RlhfRecipe
+from tts_assets.rlhf.config import RlhfRecipe, VllmRollouts
 from tts_assets.speechlm.config import LlamaSize, VocabularyConfig
 from tts_assets.speechlm.generate import Completion, Request
 from tts_assets.speechlm.model import new_llama
@@ -162,3 +162,15 @@ def test_completions_that_the_policy_would_not_sample_count_less() -> None:
     for shift, expected in ((0.0, 1.0), (0.1, math.exp(-0.5)), (-0.1, math.exp(0.5)), (-0.3, 0.0)):
         sampled = replace(completion, logprobs=own + np.float32(shift))
         assert float(importance_ratio(lm, request, sampled)) == pytest.approx(expected, rel=1e-4)
+
+
+def test_rollouts_of_another_precision_are_corrected() -> None:
+    import torch
+
+    from tts_assets.rlhf.train import other_precision
+
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert not other_precision(VllmRollouts(), torch.float32, cpu)
+    assert other_precision(VllmRollouts(), torch.float32, gpu)
+    assert other_precision(VllmRollouts(dtype="bfloat16"), torch.float32, cpu)
+    assert not other_precision(VllmRollouts(dtype="bfloat16"), torch.bfloat16, gpu)

@@ -188,13 +188,23 @@ def grpo_config(recipe: RlhfRecipe, run: Run) -> GRPOConfig:
     )
 
 
+def other_precision(engine: VllmRollouts, policy: torch.dtype, device: torch.device) -> bool:
+    """Whether vLLM computes in another precision than that of the policy's weights.
+
+    In the same one the ratios are 1 but for rounding, which depends on vLLM's batches: a resumed
+    run would end in other weights.
+    """
+    default = "float32" if device.type == "cpu" else "bfloat16"
+    return getattr(torch, engine.dtype or default) != policy
+
+
 class TrainingRollouts:
     """Generates and scores the completions that TRL asks for, on one rank.
 
-    An engine of another precision, or with other kernels, samples from another distribution than
-    the policy. ``ratios`` are the probabilities of the completions by the policy divided by those
-    by the engine, both at temperature 1 over the whole vocabulary (TRL's are at the temperature of
-    the rollouts). They are 0 above :data:`IMPORTANCE_CAP`, as in TRL's ``sequence_mask``.
+    An engine of another precision samples from another distribution than the policy. ``ratios``
+    are the probabilities of the completions by the policy divided by those by the engine, both at
+    temperature 1 over the whole vocabulary (TRL's are at the temperature of the rollouts). They are
+    0 above :data:`IMPORTANCE_CAP`, as in TRL's ``sequence_mask``.
     """
 
     def __init__(
@@ -208,7 +218,9 @@ class TrainingRollouts:
     ) -> None:
         self.run, self.worker, self.evaluation, self.prompts = run, worker, evaluation, prompts
         self.lm = lm
-        self.other_engine = isinstance(recipe.engine, VllmRollouts)
+        self.corrects = isinstance(recipe.engine, VllmRollouts) and other_precision(
+            recipe.engine, lm.model.dtype, run.device
+        )
         self.ratios: Tensor | None = None  # of the last completions, policy to engine, (B,)
         self.kept = KEPT_AUDIO
         self.audio_every = recipe.audio_every * recipe.iterations
@@ -229,7 +241,7 @@ class TrainingRollouts:
             self.evaluation.measure(update)
         chosen = [self.prompts[int(index)] for index in prompts]
         rollouts = self.worker.run(chosen, update, first_index=self.run.rank * len(prompts))
-        if self.other_engine:
+        if self.corrects:
             pairs = ((r.request, r.completion) for r in rollouts)
             self.ratios = torch.stack([importance_ratio(self.lm, *pair) for pair in pairs])
         if self.run.is_main and self.kept and update % self.audio_every == 0:
