@@ -36,10 +36,7 @@ def shared(
     monkeypatch.setenv("TTS_SERVICE_PORT", str(address.port))
 
     def make(name: str, **changes: Any) -> RlhfProgram:
-        sampling = {"temperature": 0.8, "top_k": 0, "repetition_penalty": 1.0}
-        sampling |= {"min_tokens": 5, "max_tokens": 40}
-        values = {"engine": {"kind": "vllm"}, "steps": STEPS, "sampling": sampling, **changes}
-        made = program(name, **values)
+        made = program(name, engine={"kind": "vllm"}, steps=STEPS, **changes)
         (made.run_dir / "engine").symlink_to(engine.run_dir)
         return made
 

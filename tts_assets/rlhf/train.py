@@ -191,8 +191,7 @@ def grpo_config(recipe: RlhfRecipe, run: Run) -> GRPOConfig:
 def other_precision(engine: VllmRollouts, policy: torch.dtype, device: torch.device) -> bool:
     """Whether vLLM computes in another precision than that of the policy's weights.
 
-    In the same one the ratios are 1 but for rounding, which depends on vLLM's batches: a resumed
-    run would end in other weights.
+    In the same one the ratios are 1 but for rounding, which may depend on vLLM's batches.
     """
     default = "float32" if device.type == "cpu" else "bfloat16"
     return getattr(torch, engine.dtype or default) != policy
