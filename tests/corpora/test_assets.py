@@ -29,11 +29,6 @@ ASSETS = ("raw_corpus", "speech_segments", "filtered_samples")
 
 
 @pytest.fixture
-def corpus(clips: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(clips, tmp_path / "corpus"))
-
-
-@pytest.fixture
 def instance() -> Iterator[DagsterInstance]:
     with DagsterInstance.ephemeral() as instance:
         instance.add_dynamic_partitions("corpus", [CORPUS, "undeclared"])

@@ -38,11 +38,6 @@ Damage = Callable[[Path], object]
 
 
 @pytest.fixture
-def corpus(clips: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(clips, tmp_path / "corpus"))
-
-
-@pytest.fixture
 def speech(clips: Path) -> np.ndarray:
     return read_clip(clips / "audio" / "demo-nomatch.g722").wave
 

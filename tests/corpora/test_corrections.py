@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,11 +17,6 @@ from tts_assets.corpora.corrections import Correction, Corrections
 from tts_assets.corpora.samples import Sample, read_samples
 
 ONE, TWO = "0" * 16, "1" * 16
-
-
-@pytest.fixture
-def corpus(clips: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(clips, tmp_path / "corpus"))
 
 
 @pytest.fixture

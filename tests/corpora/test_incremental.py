@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,11 +15,6 @@ from tests.corpora.test_lhotse import manifest, recording, supervision
 from tests.support.corpus_layouts import index, put
 from tests.support.watching import reads_below
 from tts_assets.core.audio import read_clip
-
-
-@pytest.fixture
-def corpus(clips: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(clips, tmp_path / "corpus"))
 
 
 def files(corpus: Path) -> set[str]:

@@ -8,7 +8,6 @@ This module imports no torch, because Dagster's definitions import it.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -24,7 +23,7 @@ from tts_assets.codec.training_config import (
 from tts_assets.core.accounting import ValidationSplit
 from tts_assets.core.artifacts import CodecFacts, sha256_file
 from tts_assets.core.config import Config, ConfigError
-from tts_assets.core.hub import MAIN, commit_of
+from tts_assets.core.hub import HUB_NAME, MAIN, commit_of
 from tts_assets.core.metadata import Markdown, Metadata
 from tts_assets.core.program import ProgramConfig
 
@@ -37,7 +36,6 @@ ORIGINAL = (
 )  # suffixes of the X-Codec-2 checkpoints of its authors
 
 MODEL_CARD = "README.md"
-HUB_NAME = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 CODEBOOKS_FILE = "codebooks.json"  # of a codec folder: how many codebooks are used
 
 

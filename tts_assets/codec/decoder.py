@@ -217,7 +217,7 @@ def open_decoder(folder: Path) -> CodecDecoder:
 
 
 @torch.no_grad()
-def copy_fitting_weights(source: nn.Module, target: CodecDecoder) -> list[str]:
+def copy_fitting_weights(source: nn.Module, target: nn.Module) -> list[str]:
     """Copy all weights of ``source`` whose name and shape exist in ``target``.
 
     Returns the names of the other weights of ``target``: a head of another rate, an upsampler.

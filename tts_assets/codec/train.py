@@ -33,6 +33,7 @@ from tts_assets.codec.config import (
     CodecRecipe,
     SemanticConfig,
 )
+from tts_assets.codec.decoder import copy_fitting_weights
 from tts_assets.codec.losses import SpectralLoss, covariance_loss, usage
 from tts_assets.codec.original import PublishedCodec
 from tts_assets.codec.semantic import (
@@ -41,8 +42,8 @@ from tts_assets.codec.semantic import (
     SemanticHead,
     WhisperFeatures,
 )
-from tts_assets.codec.training import GPU_WORKERS, Generated, GeneratorLoop
-from tts_assets.codec.windows import TrainingAudio, WindowLoader
+from tts_assets.codec.training import Generated, GeneratorLoop
+from tts_assets.codec.windows import TrainingAudio
 from tts_assets.codec.xcodec2 import (
     HOP,
     SAMPLE_RATE,
@@ -152,10 +153,7 @@ def content_codec(recipe: CodecRecipe, base: TrainableCodec | None) -> ContentCo
         )
     codec = ContentCodec.build(size, packaged_model(), recipe.seed)
     if base is not None:
-        own = codec.acoustic_decoder.state_dict()
-        start = base.acoustic_decoder.state_dict().items()
-        fitting = {name: tensor for name, tensor in start if own[name].shape == tensor.shape}
-        codec.acoustic_decoder.load_state_dict(fitting, strict=False)
+        copy_fitting_weights(base.acoustic_decoder, codec.acoustic_decoder)
     return codec
 
 
@@ -301,15 +299,21 @@ class CodecTrainer(GeneratorLoop):
         self.frozen = True
         self._connect()
 
+    def inputs(self, step: int) -> tuple[Tensor, Tensor | None, int]:
+        """This rank's windows of ``step`` (windows, samples), features that the encoder takes
+        instead of theirs, and how many windows, the first ones, are reconstructed."""
+        waves = self.windows_of(step).to(self.run.device)
+        return waves, None, len(waves)
+
     def generate(self, step: int) -> Generated:
         """Reconstruct this rank's windows; the losses are spectral, semantic and of covariance.
 
         The metric of the covariance loss is called ``spread`` in ``metrics.jsonl``. It is for the
         encoder of a compact codec, unless that is frozen.
         """
-        waves = self.windows_of(step).to(self.run.device)
-        made, latents, codes, predicted = self.reconstruct(waves)
-        loss, mel = self.spectral(made, waves)
+        waves, features, count = self.inputs(step)
+        made, latents, codes, predicted = self.reconstruct(waves, features)
+        loss, mel = self.spectral(made[:count], waves[:count])
         report = {"mel": float(mel)}
         if self.semantic is not None:
             loss = loss + self._semantic_losses(waves, made, predicted, report)
@@ -317,7 +321,8 @@ class CodecTrainer(GeneratorLoop):
             covariance = covariance_loss(latents)
             loss = loss + self.recipe.covariance_weight * covariance
             report["spread"] = float(covariance.detach())
-        return Generated(made, waves, codes, loss, report)
+        unpaired = made[count:] if count < len(made) else None
+        return Generated(made[:count], waves[:count], codes, loss, report, unpaired)
 
     def _semantic_losses(
         self, waves: Tensor, made: Tensor, predicted: Tensor | None, report: dict[str, float]
@@ -390,40 +395,25 @@ class ContentTrainer(CodecTrainer):
         others: TrainingAudio | None,
     ) -> None:
         self.others = others
-        if others is not None:
-            workers = GPU_WORKERS if run.device.type == "cuda" else 0
-            self.other_windows = WindowLoader(
-                others, recipe.steps, run.rank, run.world_size, workers=workers
-            )
         super().__init__(run, recipe, audio, codec)
+        self.other_windows = None if others is None else self.loader_of(others)
 
     def utterances(self) -> list[str]:
         """Those of the voice, then those of others."""
         others = self.others.train["id"].to_list() if self.others is not None else []
         return [*super().utterances(), *others]
 
-    def generate(self, step: int) -> Generated:
-        """As :meth:`CodecTrainer.generate`, with perturbed input and further voices."""
+    def inputs(self, step: int) -> tuple[Tensor, Tensor, int]:
+        """Windows of the voice with perturbed features, then those of others."""
         waves = self.windows_of(step)
         speed = PERTURBATIONS[int(torch.randint(len(PERTURBATIONS), ()))]
-        features = perturbed_features(self.codec, waves, speed, self.run.device)
-        count, every = len(waves), waves
-        if self.others is not None:
-            spoken = self.other_windows.at(step)
-            every = torch.cat([waves, spoken])
-            features = torch.cat([features, self.codec.features(spoken.to(self.run.device))])
-        every = every.to(self.run.device)
-        made, latents, codes, predicted = self.reconstruct(every, features)
-        loss, mel = self.spectral(made[:count], every[:count])
-        report = {"mel": float(mel)}
-        if self.semantic is not None:
-            loss = loss + self._semantic_losses(every, made, predicted, report)
-        if not self.frozen:
-            covariance = covariance_loss(latents)
-            loss = loss + self.recipe.covariance_weight * covariance
-            report["spread"] = float(covariance.detach())
-        unpaired = made[count:] if count < len(made) else None
-        return Generated(made[:count], every[:count], codes, loss, report, unpaired)
+        device, count = self.run.device, len(waves)
+        features = perturbed_features(self.codec, waves, speed, device)
+        if self.other_windows is None:
+            return waves.to(device), features, count
+        spoken = self.other_windows.at(step).to(device)
+        features = torch.cat([features, self.codec.features(spoken)])
+        return torch.cat([waves.to(device), spoken]), features, count
 
 
 def perturbed_features(

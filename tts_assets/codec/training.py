@@ -67,9 +67,14 @@ class GeneratorLoop(StepLoop):
         super().__init__(run, recipe)
         recipe.check_ranks(run.world_size)
         self.audio = audio
+        self.windows = self.loader_of(audio)
+
+    def loader_of(self, audio: TrainingAudio) -> WindowLoader:
+        """The windows of this rank, in the order of the steps."""
+        run = self.run
         # The cores of a CPU are busy with the step itself, of which decoding is 5 %.
         workers = GPU_WORKERS if run.device.type == "cuda" else 0
-        self.windows = WindowLoader(audio, recipe.steps, run.rank, run.world_size, workers=workers)
+        return WindowLoader(audio, self.recipe.steps, run.rank, run.world_size, workers=workers)
 
     @abstractmethod
     def generate(self, step: int) -> Generated:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 from tts_assets.core.artifacts import atomic_write, sha256_file
 from tts_assets.core.config import ConfigError, digest_of
 
+HUB_NAME = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")  # its name and its revision
 COMMIT = re.compile(r"[0-9a-f]{40}")
 MAIN = "main"
 

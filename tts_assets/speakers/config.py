@@ -9,7 +9,6 @@ This module imports no torch, because Dagster's definitions import it.
 from __future__ import annotations
 
 import importlib.util
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -25,11 +24,10 @@ from tts_assets.core.artifacts import (
     sha256_file,
 )
 from tts_assets.core.config import Config, ConfigError, digest_of
-from tts_assets.core.hub import snapshot
+from tts_assets.core.hub import HUB_NAME, snapshot
 from tts_assets.core.metadata import CheckResult, Metadata, markdown_table
 from tts_assets.core.program import ProgramConfig
 
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 RESEMBLYZER = "resemblyzer"  # the public weights in the Python package of that name
 PUBLISHED = "speaker_encoder"  # the asset: the encoder of [speakers]
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
