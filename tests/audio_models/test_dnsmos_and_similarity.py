@@ -100,6 +100,17 @@ def test_a_folder_with_an_x_vector_model(recordings: Recordings, tmp_path: Path)
     assert found[1:] == [None, None]
 
 
+def test_a_folder_with_damaged_weights(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"architectures": ["WavLMForXVector"]}')
+    with pytest.raises(ConfigError, match="is incomplete or damaged"):
+        open_voices(str(tmp_path))  # a download that was interrupted
+    Wav2Vec2FeatureExtractor().save_pretrained(tmp_path)
+    WavLMConfig(architectures=["WavLMForXVector"]).save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{}")
+    with pytest.raises(ConfigError, match="is incomplete or damaged"):
+        open_voices(str(tmp_path))
+
+
 def test_filter_banks_are_those_of_kaldi() -> None:
     """The fourth frame of a sine, every tenth band, as kaldi-native-fbank 1.23.0 computes it."""
     sine = 0.5 * np.sin(2 * np.pi * 440 * np.arange(1600) / 16_000)
@@ -133,6 +144,16 @@ def test_an_encoder_of_wespeaker(recordings: Recordings, tmp_path: Path) -> None
     found = encoder.embed_all([(wave, 16_000) for wave in (clip.wave, short, silence)])
     assert found[0] is not None and found[1:] == [None, None]
     assert np.allclose(found[0], expected / np.linalg.norm(expected), atol=1e-4)
+    whole = path.read_bytes()
+    for damaged in (b"", whole[: len(whole) // 2], b"<html>"):
+        path.write_bytes(damaged)
+        with pytest.raises(ConfigError, match="is damaged, or no ONNX file"):
+            open_voices(str(path))
+    other = onnx.ModelProto.FromString(whole)
+    other.graph.input[0].type.tensor_type.shape.dim[2].dim_value = 40
+    onnx.save(other, path)
+    with pytest.raises(ConfigError, match=r"is damaged|feats, of 80 bands"):
+        open_voices(str(path))
     model.graph.input[0].name = model.graph.node[0].input[0] = model.graph.node[0].input[1] = "x"
     onnx.save(model, path)
     with pytest.raises(ConfigError, match=r"maps \['x'\] to \['embs'\]"):

@@ -96,6 +96,15 @@ def test_a_speaker_encoder_of_the_hub_is_a_folder_of_its_cache(cache: Path) -> N
     assert resolve(NAME, cache) == cache / NAME, "a folder comes first"
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["../models", "./encoder", "models/encoder.onnx", "models/encoder.pt", f"{NAME}@../../main"],
+)
+def test_a_path_that_does_not_exist_is_no_name_on_the_hub(name: str, cache: Path) -> None:
+    with pytest.raises(ConfigError, match="is no speaker encoder: give a folder"):
+        encoder_digest(resolve(name, cache))
+
+
 LOAD = """
 import sys, torch
 from tts_assets.speechlm.config import BaseModel, VocabularyConfig

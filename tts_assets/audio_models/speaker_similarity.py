@@ -21,6 +21,7 @@ from tts_assets.core.audio import resample
 from tts_assets.core.config import ConfigError
 
 RATE = 16_000
+BANDS = 80  # of the filter banks of WeSpeaker's encoders
 SHORTEST_SECONDS = 0.3  # of speech, after silences are shortened
 SHORTEST_XVECTOR = 0.5  # of a clip: its convolutions span 15 frames of 20 ms
 # The defaults of resemblyzer's embed_utterance.
@@ -125,11 +126,16 @@ class XVectorEncoder:
     """
 
     def __init__(self, folder: Path, device: str = "cpu") -> None:
+        """Raises :class:`ConfigError` for a folder that is incomplete or damaged."""
         import torch
+        from safetensors import SafetensorError
         from transformers import Wav2Vec2FeatureExtractor, WavLMForXVector
 
-        self.features = Wav2Vec2FeatureExtractor.from_pretrained(folder)
-        model = WavLMForXVector.from_pretrained(folder, use_safetensors=True)
+        try:
+            self.features = Wav2Vec2FeatureExtractor.from_pretrained(folder)
+            model = WavLMForXVector.from_pretrained(folder, use_safetensors=True)
+        except (OSError, SafetensorError) as error:
+            raise ConfigError(f"{folder} is incomplete or damaged: {error}") from None
         self.model = model.to(torch.device(device)).eval()  # type: ignore[arg-type]
         self.device = device
 
@@ -169,21 +175,30 @@ class OnnxEncoder:
     """
 
     def __init__(self, file: Path) -> None:
+        """Raises :class:`ConfigError` for a file that is damaged, or no such encoder."""
         import onnxruntime
+        from onnxruntime.capi.onnxruntime_pybind11_state import (
+            Fail,
+            InvalidArgument,
+            InvalidGraph,
+            InvalidProtobuf,
+        )
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         providers = ["CPUExecutionProvider"]
-        self.session = onnxruntime.InferenceSession(str(file), options, providers=providers)
-        inputs, outputs = (
-            [one.name for one in names()]
-            for names in (self.session.get_inputs, self.session.get_outputs)
-        )
-        if inputs != ["feats"] or outputs != ["embs"]:
+        try:
+            session = onnxruntime.InferenceSession(str(file), options, providers=providers)
+        except (Fail, InvalidArgument, InvalidGraph, InvalidProtobuf) as error:
+            raise ConfigError(f"{file} is damaged, or no ONNX file: {error}") from None
+        inputs = {one.name: one.shape[-1:] for one in session.get_inputs()}
+        outputs = [one.name for one in session.get_outputs()]
+        if inputs != {"feats": [BANDS]} or outputs != ["embs"]:
             raise ConfigError(
-                f"{file} maps {inputs} to {outputs}, and the encoders of WeSpeaker map feats to "
-                "embs: download one of its ONNX files"
+                f"{file} maps {[*inputs]} to {outputs}, and WeSpeaker's encoders map feats, of "
+                f"{BANDS} bands, to embs: download one of its ONNX files"
             )
+        self.session = session
 
     def embed(self, wave: NDArray[np.float32], rate: int) -> Embedding | None:
         """The embedding of a mono clip (samples,) at ``rate`` Hz; None below 0.5 s.
@@ -211,7 +226,7 @@ def filter_banks(audio: NDArray[np.float32]) -> NDArray[np.float32]:
 
     bank = mel_filter_bank(
         num_frequency_bins=257,
-        num_mel_filters=80,
+        num_mel_filters=BANDS,
         min_frequency=20.0,
         max_frequency=RATE / 2,
         sampling_rate=RATE,

@@ -16,7 +16,8 @@ from typing import NamedTuple
 from tts_assets.core.artifacts import atomic_write, sha256_file
 from tts_assets.core.config import ConfigError, digest_of
 
-HUB_NAME = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")  # its name and its revision
+# Its name and its revision; ../models is none, nor is a revision that leaves the cache's folder.
+HUB_NAME = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@((?!.*\.\.)\w[\w./-]*))?")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 MAIN = "main"
 

@@ -28,6 +28,7 @@ from tts_assets.core.hub import HUB_NAME, snapshot
 from tts_assets.core.metadata import CheckResult, Metadata, markdown_table
 from tts_assets.core.program import ProgramConfig
 
+FILES = (".onnx", ".pt")  # of encoders; others are folders
 RESEMBLYZER = "resemblyzer"  # the public weights in the Python package of that name
 PUBLISHED = "speaker_encoder"  # the asset: the encoder of [speakers]
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
@@ -45,7 +46,8 @@ def resolve(name: str, root: Path) -> Path:
     """
     if name != RESEMBLYZER:
         path = root / name
-        return path if path.exists() or not HUB_NAME.fullmatch(name) else fetched(name)
+        local = path.exists() or path.suffix in FILES or not HUB_NAME.fullmatch(name)
+        return path if local else fetched(name)
     found = importlib.util.find_spec(RESEMBLYZER)
     assert found is not None and found.origin is not None
     return Path(found.origin).with_name("pretrained.pt")
@@ -56,8 +58,9 @@ def fetched(name: str) -> Path:
     folder = snapshot(name, [WEIGHTS_FILE, "*.json"])
     if not (folder / WEIGHTS_FILE).is_file():
         raise ConfigError(
-            f"{name} has no {WEIGHTS_FILE} on the hub, and a pickle is not opened: save it to a "
-            "folder as docs/leaderboards.md shows, and name the folder"
+            f"{name} has no {WEIGHTS_FILE} on the hub, or offline only a part of it is in the "
+            "cache, and a pickle is not opened: save it to a folder as docs/leaderboards.md "
+            "shows, and name the folder"
         )
     return folder
 
