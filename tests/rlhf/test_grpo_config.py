@@ -164,13 +164,14 @@ def test_completions_that_the_policy_would_not_sample_count_less() -> None:
         assert float(importance_ratio(lm, request, sampled)) == pytest.approx(expected, rel=1e-4)
 
 
-def test_rollouts_of_another_precision_are_corrected() -> None:
+def test_rollouts_that_are_not_in_float32_are_corrected() -> None:
     import torch
 
-    from tts_assets.rlhf.train import other_precision
+    from tts_assets.rlhf.train import inexact_engine
 
-    cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    assert not other_precision(VllmRollouts(), torch.float32, cpu)
-    assert other_precision(VllmRollouts(), torch.float32, gpu)
-    assert other_precision(VllmRollouts(dtype="bfloat16"), torch.float32, cpu)
-    assert not other_precision(VllmRollouts(dtype="bfloat16"), torch.bfloat16, gpu)
+    cpu, gpu, half = torch.device("cpu"), torch.device("cuda"), VllmRollouts(dtype="bfloat16")
+    assert not inexact_engine(VllmRollouts(), torch.float32, cpu)
+    assert not inexact_engine(VllmRollouts(dtype="float32"), torch.float32, gpu)
+    assert inexact_engine(VllmRollouts(), torch.float32, gpu)
+    assert inexact_engine(half, torch.float32, cpu)
+    assert inexact_engine(half, torch.bfloat16, gpu)  # other kernels round otherwise

@@ -379,6 +379,8 @@ class RlhfRecipe(Config):
         """Returns the settings that determine the result, as JSON values.
 
         Settings of execution are left out: how the engine runs, and where rewards are computed.
+        The cap of importance ratios is in that of every recipe with vLLM: whether it corrects
+        follows from the machine.
         ``clip_high`` is included only if it has an effect: recipes from before this key keep
         their fingerprints.
         """

@@ -188,22 +188,25 @@ def grpo_config(recipe: RlhfRecipe, run: Run) -> GRPOConfig:
     )
 
 
-def other_precision(engine: VllmRollouts, policy: torch.dtype, device: torch.device) -> bool:
-    """Whether vLLM computes in another precision than that of the policy's weights.
+def inexact_engine(engine: VllmRollouts, policy: torch.dtype, device: torch.device) -> bool:
+    """Whether vLLM's probabilities differ from those of a policy with weights of dtype ``policy``.
 
-    In the same one the ratios are 1 but for rounding, which may depend on vLLM's batches.
+    In bfloat16 they do on both sides alike: kernels round differently (Qi et al., arXiv
+    2510.26788). With float32 on both sides the ratios are 1 but for rounding, which may depend on
+    vLLM's batches.
     """
     default = "float32" if device.type == "cpu" else "bfloat16"
-    return getattr(torch, engine.dtype or default) != policy
+    return not getattr(torch, engine.dtype or default) == policy == torch.float32
 
 
 class TrainingRollouts:
     """Generates and scores the completions that TRL asks for, on one rank.
 
-    An engine of another precision samples from another distribution than the policy. ``ratios``
+    An engine that is not in float32 samples from another distribution than the policy. ``ratios``
     are the probabilities of the completions by the policy divided by those by the engine, both at
-    temperature 1 over the whole vocabulary (TRL's are at the temperature of the rollouts). They are
-    0 above :data:`IMPORTANCE_CAP`, as in TRL's ``sequence_mask``.
+    temperature 1 over the whole vocabulary: vLLM gives them before temperature, penalties and
+    filters. TRL's are at the temperature T of the rollouts, where the logarithm is about 1 / T of
+    it. They are 0 above :data:`IMPORTANCE_CAP`, as in TRL's ``sequence_mask``.
     """
 
     def __init__(
@@ -217,7 +220,7 @@ class TrainingRollouts:
     ) -> None:
         self.run, self.worker, self.evaluation, self.prompts = run, worker, evaluation, prompts
         self.lm = lm
-        self.corrects = isinstance(recipe.engine, VllmRollouts) and other_precision(
+        self.corrects = isinstance(recipe.engine, VllmRollouts) and inexact_engine(
             recipe.engine, lm.model.dtype, run.device
         )
         self.ratios: Tensor | None = None  # of the last completions, policy to engine, (B,)
