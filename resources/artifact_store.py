@@ -51,6 +51,7 @@ from tts_assets.core.artifacts.handle import asset_name
 from tts_assets.core.artifacts.store import corpora_of
 from tts_assets.core.metadata import Columns, Link, Markdown, Metadata, Table, literal
 from tts_assets.core.tracking import keep_files
+from tts_assets.provenance import invalid
 
 # Output(data_version=...) is "beta" in Dagster 1.13. Lineage depends on it, and tests cover it.
 warnings.filterwarnings("ignore", message=".*data_version.*", category=BetaWarning)
@@ -140,13 +141,14 @@ class ArtifactStoreResource(ConfigurableResource):
 
         Data of a single corpus, which nobody hears, are not refused.
         """
-        if not self.refused or build.partition != UNPARTITIONED:
+        refused = self.refused | invalid({}, self.store.root)  # also withdrawn during this run
+        if not refused or build.partition != UNPARTITIONED:
             return
         used = corpora_of(self.store, build.references().values())
-        for corpus in sorted(used & self.refused.keys()):
+        for corpus in sorted(used & refused.keys()):
             raise ArtifactError(
                 f"{build.asset} is not made: its inputs were made from corpora.{corpus}, whose "
-                f"consent {self.refused[corpus]}. Make the inputs again, which leaves this corpus "
+                f"consent {refused[corpus]}. Make the inputs again, which leaves this corpus "
                 "out, or remove it from the recipes (docs/consent.md)"
             )
 

@@ -44,7 +44,7 @@ from tts_assets.normalization.rules import with_files
 from tts_assets.orchestration.config import Alerts, Budget, Owner, Schedules
 from tts_assets.project_file import read_project, with_folders
 from tts_assets.promotion.decision import PromotionConfig, sft_bases, training_steps
-from tts_assets.provenance import invalid, without_corpora
+from tts_assets.provenance import check_starts, invalid, without_corpora
 from tts_assets.rlhf.config import RlhfRecipe, VllmRollouts
 from tts_assets.rlhf.dpo_config import DpoRecipe, PreferencesConfig, check_preferences
 from tts_assets.serving.config import ServingConfig, VllmConfig
@@ -170,14 +170,15 @@ class Settings(Config):
             except (ConfigError, OSError) as error:
                 raise ConfigError(f"{where} has corpus {corpus!r}: {error}") from None
 
-    def consents(self, recipe: str) -> dict[str, VoiceConsent | None]:
+    def consents(self, recipe: str, used: Iterable[str] = ()) -> dict[str, VoiceConsent | None]:
         """The consent of each corpus that a recipe or one of its base recipes is trained on.
 
-        Corpora of the codec are among them where they have a consent.
+        ``used``: corpora that a model of the recipe was made from, maybe before the recipe changed.
+        They and those of the codec are among them, except declared ones without a consent.
         """
         known, corpora = self.known_consents, self.training_corpora(recipe)
-        if recipe not in self.external_models.recipes:
-            corpora |= {name for name in self.codec.corpora if known.get(name) is not None}
+        own: set[str] = set() if recipe in self.external_models.recipes else self.codec.corpora
+        corpora |= {name for name in {*own, *used} if known.get(name, True) is not None}
         return {name: known.get(name) for name in sorted(corpora)}
 
     @property
@@ -424,8 +425,13 @@ def load_settings(
     values["text"] = with_files(values.get("text", {}), path.parent)
     values["sft"] = with_folders(values.get("sft", {}), path.parent)
     settings = _parsed(values, path)
-    if not every_corpus and settings.ended_consents:
-        settings = _parsed(without_corpora(values, settings.ended_consents), path)
+    if not every_corpus:
+        ended = settings.ended_consents
+        check_starts(values, path.parent, settings.storage, ended)
+        try:
+            settings = _parsed(without_corpora(values, ended), path) if ended else settings
+        except ConfigError as error:
+            raise ConfigError(f"{error}\n(without corpora.{', corpora.'.join(ended)})") from None
     if settings.text.normalizer == "rules":
         tags = (corpus.language for corpus in settings.corpora.values())
         warn_of_languages(tags, settings.text.rules)

@@ -11,6 +11,7 @@ import typer
 
 from tts_assets.cli import AsJson, CommandError, app, names_of, use_project
 from tts_assets.project_file import DEMO, PROJECT_FILE
+from tts_assets.speakers.config import PUBLISHED
 
 if TYPE_CHECKING:
     from tts_assets.settings import Settings
@@ -128,6 +129,10 @@ def recipes_of(settings: Settings, voice: str) -> list[str]:
 def selection(settings: Settings, recipes: Iterable[str]) -> str:
     """The assets of ``recipes``, after the arrays of their corpora, in the syntax of the UI."""
     keys = {"evaluation_suite"}
+    if settings.codec.decoder is not None:
+        keys.add("codec_decoder")
+    if settings.evaluation.speaker_encoder == PUBLISHED:
+        keys.add(PUBLISHED)
     for recipe in recipes:
         aligned = settings.aligned.get(recipe)
         base: str | None = aligned.base if aligned else recipe

@@ -3,7 +3,7 @@
 They are the trained model, the suites as it synthesizes them, and the table of all models.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from dagster import AssetDep, AssetIn, AssetKey, AssetsDefinition
@@ -45,7 +45,7 @@ from tts_assets.orchestration.program_asset import (
     group_of,
     program_asset,
 )
-from tts_assets.provenance import check_use
+from tts_assets.provenance import check_use, corpora_behind
 
 CODE_VERSION = "3"
 GROUP = "external_models"
@@ -58,7 +58,7 @@ def build_assets(
     speechlm: Mapping[str, str],
     shape: Shape,
     root: Path,
-    consents: Callable[[str], Mapping[str, VoiceConsent | None]],
+    consents: Callable[[str, Collection[str]], Mapping[str, VoiceConsent | None]],
     suites: Mapping[str, Sequence[str]] | None = None,
 ) -> list[AssetsDefinition]:
     """All assets; none without recipes. ``speechlm``: the stage of each SFT and RLHF recipe.
@@ -86,14 +86,12 @@ def model_asset(
     located = recipe.with_model(environment.root / recipe.model) if recipe.model else recipe
 
     def plan(request: Request, samples: Mapping[str, SampleManifest]) -> Plan[ExternalModel]:
-        what = f"family/{name} is not published"
-        check_use(environment.consents(name), what, request.store)
+        check_use(environment.consents(name, ()), f"family/{name} is not published", request.store)
         known = {
             "recipe": recipe.canonical(exclude={"model"}),
             "weights": weights_digests(located.model),
             "validation": identified(validation, samples),
         }
-
         return Plan(
             known,
             program=lambda work: ExternalTrainProgram(
@@ -136,7 +134,8 @@ def synthesis_asset(
     def plan(
         request: Request, model: ExternalModel, suite: EvaluationSuite
     ) -> Plan[SynthesizedSuite]:
-        agreed = check_use(environment.consents(name), f"{name} may not speak", request.store)
+        found = environment.consents(name, corpora_behind(request.store, model))
+        agreed = check_use(found, f"{name} may not speak", request.store)
         return Plan(
             {"seeds": evaluation.seeds, "consents": agreed},
             program=lambda work: ExternalSynthesisProgram(

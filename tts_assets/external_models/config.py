@@ -150,13 +150,13 @@ class Environment:
     """What all external models share.
 
     ``python``: coqui's interpreter; ``root``: start of relative paths; ``consents``: consents by
-    corpus for the voice of a recipe.
+    corpus for the voice of a recipe, and for the corpora that its model was made from.
     """
 
     python: Path
     root: Path
     shape: Shape
-    consents: Callable[[str], Mapping[str, VoiceConsent | None]]
+    consents: Callable[[str, Collection[str]], Mapping[str, VoiceConsent | None]]
 
 
 class ExternalTrainProgram(ProgramConfig):

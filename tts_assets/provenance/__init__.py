@@ -18,9 +18,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from pydantic import Field
 
 from tts_assets.core.artifacts import ArtifactStore, Handle, atomic_write, readable, store_of
+from tts_assets.core.artifacts.pruning import key_of
 from tts_assets.core.artifacts.store import corpora_of
 from tts_assets.core.artifacts.verification import artifact_folders
 from tts_assets.core.config import Config, ConfigError
@@ -35,6 +37,7 @@ from tts_assets.corpora.config import (
 log = logging.getLogger(__name__)
 WITHDRAWN_FILE = "withdrawn.jsonl"
 NAMED_BY = ("corpora", "reference_corpora")  # keys of the project file whose values name corpora
+STARTS = ("hub", "checkpoint", "base", "start")  # those whose values may be folders of models
 
 
 class Withdrawal(Config):
@@ -65,15 +68,17 @@ def withdrawals(root: Path) -> dict[str, date]:
 
 def withdraw(store: ArtifactStore, corpus: str, because: str, today: date) -> None:
     """Add a corpus to the list. Raises :class:`ConfigError` if it is on it already."""
-    known = withdrawals(store.root)
-    if corpus in known:
-        raise ConfigError(f"the consent for {corpus} was already withdrawn on {known[corpus]}")
     row = Withdrawal.parse({"corpus": corpus, "on": today, "because": because}, "withdrawal")
     path = store.root / WITHDRAWN_FILE
-    before = path.read_text() if path.is_file() else ""
     store.root.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as aside:
-        aside.write_text(f"{before}{json.dumps(row.model_dump(mode='json'), sort_keys=True)}\n")
+    with FileLock(store.root / f".{WITHDRAWN_FILE}.lock"):  # another process may withdraw, too
+        known = withdrawals(store.root)
+        if corpus in known:
+            raise ConfigError(f"the consent for {corpus} was already withdrawn on {known[corpus]}")
+        lines = path.read_text().splitlines() if path.is_file() else []
+        lines.append(json.dumps(row.model_dump(mode="json"), sort_keys=True))
+        with atomic_write(path) as aside:
+            aside.write_text("".join(f"{line}\n" for line in lines))
 
 
 def invalid(consents: Mapping[str, VoiceConsent | None], storage: Path) -> dict[str, str]:
@@ -108,6 +113,11 @@ def check_use(
                 f"this corpus; if there is a new consent, delete its line in {WITHDRAWN_FILE}"
             )
     return check_consents(consents, refused, date.today())
+
+
+def corpora_behind(store: ArtifactStore, *handles: Handle | None) -> frozenset[str]:
+    """The corpora that artifacts were made from in any way; None stands for no artifact."""
+    return corpora_of(store, [one.reference() for one in handles if one is not None])
 
 
 def check_model(folder: Path, consents: Mapping[str, VoiceConsent], refused: str) -> None:
@@ -145,7 +155,7 @@ def without_corpora(values: Mapping[str, Any], ended: Mapping[str, str]) -> dict
 
 def _without(value: Any, ended: Mapping[str, str], where: str, found: set[str]) -> Any:
     """``value``, at the dotted key ``where``, without the corpora that are then in ``found``."""
-    if where.count(".") and where.rpartition(".")[2] in NAMED_BY and not isinstance(value, str):
+    if where.count(".") and where.rpartition(".")[2] in NAMED_BY and _names_corpora(value):
         others = [name for name in value if name not in ended]
         if value and not others:
             reasons = ", ".join(f"corpora.{name} {ended[name]}" for name in value)
@@ -156,6 +166,40 @@ def _without(value: Any, ended: Mapping[str, str], where: str, found: set[str]) 
     if isinstance(value, Mapping):
         return {key: _without(one, ended, f"{where}.{key}", found) for key, one in value.items()}
     return value
+
+
+def _names_corpora(value: Any) -> bool:
+    """Whether it is a list, or a table of weights: not a recipe or corpus named "corpora"."""
+    if isinstance(value, Mapping):
+        return all(isinstance(one, int | float) for one in value.values())
+    return not isinstance(value, str)
+
+
+def check_starts(
+    values: Mapping[str, Any], root: Path, storage: Path, ended: Mapping[str, str], where: str = ""
+) -> None:
+    """Raise :class:`ConfigError` where a training starts, by its path, from a model of a corpus
+    whose consent ``ended``.
+
+    ``values``: the table ``where`` of a project file in ``root``. No manifest records such a start.
+    A base of a SpeechLM has a name, so that a path into the storage is always refused.
+    """
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            check_starts(value, root, storage, ended, f"{where}{key}.")
+        elif key in STARTS and isinstance(value, str) and value:
+            folder = (root / value).resolve()
+            found = readable(folder) if folder.is_relative_to(storage) else None
+            if found is None:
+                continue
+            gone = sorted(corpora_behind(store_of(found), found) & ended.keys())
+            if key == "hub":
+                raise ConfigError(f"{where}hub is a model of this storage: name its recipe instead")
+            if gone:
+                raise ConfigError(
+                    f"{where}{key} was made from corpora.{gone[0]}, whose consent "
+                    f"{ended[gone[0]]}: start from another model"
+                )
 
 
 def artifacts(store: ArtifactStore) -> list[Handle]:
@@ -169,15 +213,14 @@ def made_from(handles: Iterable[Handle], corpus: str) -> list[Handle]:
 
     ``corpus`` is the partition of the corpus' data assets. The result is sorted by path.
     """
-    handles = list(handles)
-    affected = {one.content for one in handles if one.partition == corpus}
-    inputs: Mapping[Path, set[str]] = {
-        one.path: {reference.content for reference in one.manifest.inputs.values()}
-        for one in handles
+    by_reference = {key_of(one.reference()): one for one in handles}
+    inputs = {
+        key: {key_of(reference) for reference in one.manifest.inputs.values()}
+        for key, one in by_reference.items()
     }
-    while True:
-        more = {one.content for one in handles if inputs[one.path] & affected} - affected
-        if not more:
-            break
+    affected = {key for key, one in by_reference.items() if one.partition == corpus}
+    affected |= {key for keys in inputs.values() for key in keys if key[1] == corpus}  # deleted
+    while more := {key for key, keys in inputs.items() if keys & affected} - affected:
         affected |= more
-    return sorted((one for one in handles if one.content in affected), key=lambda one: one.path)
+    found = (by_reference[key] for key in affected & by_reference.keys())
+    return sorted(found, key=lambda one: one.path)

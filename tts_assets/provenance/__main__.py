@@ -165,10 +165,7 @@ def lineage(origin: Origin, store: ArtifactStore) -> Iterator[str]:
 def run_consents(options: argparse.Namespace) -> int:
     """The command ``consents``."""
     settings = load_settings(every_corpus=True)
-    states = consent_states(settings)
-    if options.corpus is not None and options.corpus not in states:
-        known = ", ".join(sorted(states)) or "none"
-        raise ConfigError(f"no recipe uses a corpus {options.corpus!r}; known: {known}")
+    states = consent_states(settings, options.corpus)
     invalid = [name for name, state in states.items() if not state.valid]
     for name, state in states.items():
         print(f"{name}: {state.text}")
@@ -180,12 +177,24 @@ def run_consents(options: argparse.Namespace) -> int:
 def run_withdraw(options: argparse.Namespace) -> int:
     """The command ``withdraw``."""
     settings = load_settings(every_corpus=True)
-    if (state := consent_states(settings).get(options.corpus)) is None:
-        raise ConfigError(f"no recipe uses a corpus {options.corpus!r}")
+    state = consent_states(settings, options.corpus)[options.corpus]
     withdraw(ArtifactStore(settings.storage), options.corpus, options.because, date.today())
     print(f"{options.corpus}: withdrawn; no model of it is published, promoted or served any more")
     print("\n".join(dependents(settings, options.corpus, state)))
+    for other in others_of(settings, options.corpus):
+        print(f"  {other} has the same speaker: withdraw it, too, if the speaker means both")
     return 0
+
+
+def others_of(settings: Settings, corpus: str) -> list[str]:
+    """The other corpora with a consent of the speaker of ``corpus``, unless it is withdrawn."""
+    known = settings.known_consents
+    own = known.get(corpus)
+    if not isinstance(own, Consent):
+        return []
+    gone = withdrawals(settings.storage)
+    same = (n for n, one in known.items() if isinstance(one, Consent) and one.who == own.who)
+    return sorted({*same} - {corpus, *gone})
 
 
 @dataclass(frozen=True)
@@ -197,19 +206,30 @@ class ConsentState:
     recipes: tuple[str, ...]
 
 
-def consent_states(settings: Settings) -> dict[str, ConsentState]:
-    """The consent for every corpus of a recipe or of the codec, sorted by corpus."""
-    found: dict[str, VoiceConsent | None] = {}
+def consent_states(settings: Settings, asked: str | None) -> dict[str, ConsentState]:
+    """The consent for every corpus of a recipe or of the codec, sorted by corpus.
+
+    Corpora that no recipe has any more are among them if their consent is not valid, and the one
+    that is ``asked`` for. Raises :class:`ConfigError` if nothing is known of it.
+    """
+    declared = settings.known_consents
+    found = {name: declared.get(name) for name in settings.ended_consents}
     recipes: dict[str, list[str]] = {}
     for recipe in (*settings.stage_of, *settings.external_models.recipes):
         for corpus, consent in settings.consents(recipe).items():
             found[corpus] = consent
             recipes.setdefault(corpus, []).append(recipe)
+    if asked is not None and asked not in found:
+        store = ArtifactStore(settings.storage)
+        if asked not in declared and not made_from(artifacts(store), asked):
+            known = ", ".join(sorted({*found, *declared})) or "none"
+            raise ConfigError(f"nothing is known of a corpus {asked!r}; known: {known}")
+        found[asked] = declared.get(asked)
     withdrawn = withdrawals(settings.storage)
     states = {}
     for corpus in sorted(found):
         text, valid = state_of(found[corpus], withdrawn.get(corpus))
-        states[corpus] = ConsentState(text, valid, tuple(recipes[corpus]))
+        states[corpus] = ConsentState(text, valid, tuple(recipes.get(corpus, ())))
     return states
 
 
@@ -234,8 +254,10 @@ def dependents(settings: Settings, corpus: str, state: ConsentState) -> Iterator
     if older := len(affected) - len(current):
         yield f"  and {older} earlier versions; delete the folders if the data must be erased"
     if corpus in settings.ended_consents:
-        yield from remedies(load_settings(), state.recipes)
-    elif not state.valid:
+        made = (one.asset.rpartition("/")[2] for one in current)
+        recipes = {*state.recipes, *(name for name in made if name in settings.stage_of)}
+        yield from remedies(load_settings(), sorted(recipes))
+    elif not state.valid and state.recipes:
         yield f"  add a consent, or remove {corpus} from the recipes {', '.join(state.recipes)}"
 
 
@@ -247,8 +269,8 @@ def remedies(settings: Settings, recipes: Sequence[str]) -> Iterator[str]:
     if bound:
         yield f"  {', '.join(bound)}: no other corpus is left; add one, or remove the recipes"
     candidates = {voice: {*one.candidates} for voice, one in settings.promotion.items()}
-    voices = [voice for voice, names in candidates.items() if names & {*free}]
-    others = {*free}.difference(*candidates.values())
+    voices = [v for v, names in candidates.items() if names & {*free} and not names & {*bound}]
+    others = {*free}.difference(*(candidates[voice] for voice in voices))
     if names := [*voices, *(name for name in free if name in others & {*settings.stage_of})]:
         yield f"  to train without it: tts-assets train {' '.join(names)}"
     if {*free} & {*settings.external_models.recipes}:

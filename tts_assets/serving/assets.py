@@ -1,6 +1,6 @@
 """Dagster assets of serving models: ``serving/<recipe>`` for SFT, RLHF and DPO checkpoints."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from dagster import AssetChecksDefinition, AssetIn, AssetKey, AssetsDefinition
@@ -14,12 +14,12 @@ from tts_assets.corpora.config import TextConfig, VoiceConsent
 from tts_assets.orchestration.checks import artifact_check
 from tts_assets.orchestration.dependencies import code_arrays_of
 from tts_assets.orchestration.program_asset import Machines, Plan, Request, artifact_asset
-from tts_assets.provenance import check_use
+from tts_assets.provenance import check_use, corpora_behind
 from tts_assets.serving.config import ServingConfig, describe
 
 CODE_VERSION = "5"
 Definitions = list[AssetsDefinition | AssetChecksDefinition]
-Consents = Callable[[str], Mapping[str, VoiceConsent | None]]
+Consents = Callable[[str, Collection[str]], Mapping[str, VoiceConsent | None]]
 
 
 def build_assets(
@@ -34,8 +34,8 @@ def build_assets(
 
     ``stages`` have, by recipe of each stage, the corpora whose validation clips become voices.
     ``shape`` is that of the comparison program. ``text`` is the normalization of the corpora's
-    texts. ``consents(recipe)`` returns the consents of all corpora of a recipe; it is called when
-    the model is published. ``decoder``: the asset ``codec_decoder`` exists.
+    texts. ``consents(recipe, used)`` returns the consents of all corpora of a recipe, and of those
+    that its model was made from. ``decoder``: the asset ``codec_decoder`` exists.
     """
     engines = ("transformers", "vllm") if config.check_vllm else ("transformers",)
 
@@ -47,7 +47,8 @@ def build_assets(
             arrays: Mapping[str, artifacts.CodeArrays],
             decoder: artifacts.CodecDecoder | None = None,
         ) -> Plan[ServingModel]:
-            valid = check_use(consents(name), f"serving/{name} is not published", request.store)
+            found = consents(name, corpora_behind(request.store, checkpoint, codec, decoder))
+            valid = check_use(found, f"serving/{name} is not published", request.store)
 
             def make(work: Path) -> ServingFacts:
                 from tts_assets.serving.verify import Sources, convert

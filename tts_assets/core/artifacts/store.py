@@ -223,15 +223,15 @@ def way_back(store: ArtifactStore, *references: InputRef) -> Iterator[Source]:
 
     It follows the inputs in the manifests of one storage. A deleted artifact ends the way.
     """
-    known: set[str] = set()
+    known: set[Path] = set()
 
     def visit(depth: int, name: str, reference: InputRef) -> Iterator[Source]:
         folder = store.folder(reference.asset, reference.partition) / reference.fingerprint
         found = readable(folder) if folder.is_dir() else None
         yield Source(depth, name, reference, folder if found else None)
-        if found is None or reference.content in known:
+        if found is None or folder in known:
             return
-        known.add(reference.content)
+        known.add(folder)
         for input_name, one in sorted(found.manifest.inputs.items()):
             yield from visit(depth + 1, input_name, one)
 
