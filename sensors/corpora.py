@@ -3,6 +3,7 @@
 A change is detected from names, sizes and times of files (``tts_assets/corpora/watch.py``), without
 reading them. ``raw_corpus`` then reads the corpus, and assets downstream run only if its content
 changed (sensor ``data_automation``). A file that was only touched costs one run of ``raw_corpus``.
+Corrections do not change a corpus but its samples: ``filtered_samples`` is made again with them.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from dagster import (
+    AssetKey,
     AssetSelection,
     DagsterInstance,
     DagsterRunStatus,
@@ -29,6 +31,7 @@ from tts_assets.corpora.watch import Watch, access_problem
 from tts_assets.orchestration.dependencies import corpus_partitions
 
 LOOK_SECONDS = 20.0  # per tick; Dagster ends a tick after 60 s and discards its result
+RAW, SAMPLES = AssetKey("raw_corpus"), AssetKey("filtered_samples")
 PARTITION_TAG = "dagster/partition"
 UNFINISHED = [
     DagsterRunStatus.QUEUED,
@@ -67,27 +70,34 @@ def build_corpora_sensors(
 
     @sensor(
         name="changed_corpora",
-        asset_selection=AssetSelection.assets("raw_corpus"),
+        asset_selection=AssetSelection.assets(RAW, SAMPLES),
         minimum_interval_seconds=60,
-        description="Requests raw_corpus for a corpus when its files change.",
+        description="Requests raw_corpus for a corpus when its files change, and filtered_samples "
+        "when its corrections change.",
     )
     def changed_corpora(context: SensorEvaluationContext) -> SensorResult:
         found, _ = corpora.find()
         hidden = {name: why for name, corpus in found.items() if (why := access_problem(corpus))}
         readable = {name: found[name] for name in found if name not in hidden}
         watch = Watch.load(context.cursor)
-        changed = watch.round(readable, ArtifactStore(storage), LOOK_SECONDS)
-        notes = [f"{name} is skipped: {why}" for name, why in hidden.items()]
+        store = ArtifactStore(storage)
+        changed = watch.round(readable, store, LOOK_SECONDS)
+        corrected, problems = watch.corrections(readable, store, corpora.project)
+        notes = [f"{name} is skipped: {why}" for name, why in hidden.items()] + problems
         if watch.first:
             notes.append(f"the time limit was reached; the next tick starts with {watch.first}")
         requests = []
-        for name, digest in changed.items():
+        for name in readable:
+            if name not in changed and name not in corrected:
+                continue
             if run := unfinished_run(context.instance, name):
                 notes.append(f"{name} changed, and waits for the end of run {run}")
                 continue
-            watch.requested[name] = digest
+            watch.requested |= {name: changed[name]} if name in changed else {}
+            watch.corrected |= {name: corrected[name]} if name in corrected else {}
+            asked = [RAW] * (name in changed) + [SAMPLES] * (name in corrected)
             # No run key: a corpus that returns to an earlier state must be read again, too.
-            requests.append(RunRequest(partition_key=name))
+            requests.append(RunRequest(partition_key=name, asset_selection=asked))
         return result(
             context,
             f"{len(readable)} corpora checked, no change to act on",

@@ -71,7 +71,11 @@ class Daemon:
 
     def looks(self) -> list[Made]:
         requests = self.sense("changed_corpora").run_requests or []
-        return [("raw_corpus", request.partition_key) for request in requests]
+        return [
+            (key.to_user_string(), request.partition_key)
+            for request in requests
+            for key in request.asset_selection or []
+        ]
 
     def follow(self) -> list[Made]:
         """One tick of each automation sensor that is on."""

@@ -6,6 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
+import polars as pl
 from dagster import DagsterRunStatus
 
 from jobs.asset_jobs import REFRESH
@@ -13,6 +14,7 @@ from jobs.foreground import register_corpora
 from sensors import corpora as sensors
 from tests.sensors.conftest import SPOKEN, Daemon
 from tests.support.corpus_layouts import write
+from tts_assets.corpora.corrections import Correction, Corrections
 from tts_assets.settings import load_settings
 
 LOOK = [("raw_corpus", SPOKEN)]
@@ -48,6 +50,28 @@ def test_a_change_is_requested_once(daemon: Daemon, corpora: Path) -> None:
     os.utime(next(corpora.rglob("*.g722")))
     assert daemon.looks() == LOOK
     assert daemon.looks() == []
+
+
+def test_corrections_make_the_samples_again(daemon: Daemon) -> None:
+    chain = [(asset, SPOKEN) for asset in ("raw_corpus", "speech_segments", "filtered_samples")]
+    daemon.looks()
+    layer = Corrections.of(daemon.settings.root, SPOKEN)
+    layer = layer.add(Correction(id="0" * 16, text="not of this corpus"))
+    assert daemon.looks() == []  # no samples yet
+    daemon.run(chain)
+    assert daemon.looks() == []
+    samples = daemon.store.current("filtered_samples", SPOKEN)
+    row = pl.read_parquet(daemon.store.current("raw_corpus", SPOKEN).path / "utterances.parquet")
+    layer = layer.add(Correction(id=row["id"][0], drop=True))
+    assert daemon.looks() == chain[-1:]
+    assert daemon.looks() == []  # asked for, whether it succeeds or not
+    daemon.run(chain[-1:])
+    assert daemon.looks() == []
+    changed = daemon.store.current("filtered_samples", SPOKEN)
+    assert changed.content != samples.content
+    with layer.path.open("a") as file:
+        file.write("{}\n")
+    assert f"{layer.path}:3" in str(daemon.sense("changed_corpora").skip_reason)
 
 
 def test_a_corpus_is_not_requested_during_a_run(daemon: Daemon) -> None:

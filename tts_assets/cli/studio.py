@@ -322,14 +322,8 @@ def clips(corpus: str, offset: int = 0, search: str = "") -> dict[str, Any]:
     return {
         **{"clips": rows, "total": len(table), "suspect": suspect, "size": MOST_CLIPS},
         **{"version": len(layer.lines), "corrected": len(layer.current)},
-        "pending": is_pending(store, corpus, layer),
+        "pending": layer.pending(store, corpus),
     }
-
-
-def is_pending(store: ArtifactStore, corpus: str, layer: Corrections) -> bool:
-    """Whether the current samples of a corpus were made with other corrections."""
-    made = store.current("filtered_samples", corpus).manifest.config
-    return made.get("corrections") != layer.identity().get("corrections")
 
 
 def with_correction(row: dict[str, Any], layer: Corrections) -> dict[str, Any]:
@@ -356,7 +350,7 @@ def correct(corpus: str, change: dict[str, Any]) -> dict[str, Any]:
         asked = asked.model_copy(update={"text": None})
     layer = layer.add(asked)
     clip = with_correction({key: row[key] for key in SHOWN}, layer)
-    return {"clip": clip, "pending": is_pending(store, corpus, layer)}
+    return {"clip": clip, "pending": layer.pending(store, corpus)}
 
 
 @router.get("/corpora/{corpus}/clips/{name}")

@@ -30,6 +30,7 @@ from typing import Any, Self
 import polars as pl
 from pydantic import Field, field_validator, model_validator
 
+from tts_assets.core.artifacts import ArtifactError, ArtifactStore
 from tts_assets.core.config import Config, ConfigError, digest_of
 
 FOLDER = "corrections"
@@ -111,6 +112,17 @@ class Corrections:
         """Their part of a fingerprint; empty without corrections."""
         effect = {name: [line.text, line.drop] for name, line in self.current.items()}
         return {"corrections": digest_of(effect)} if effect else {}
+
+    def pending(self, store: ArtifactStore, corpus: str) -> bool:
+        """Whether the current samples of the corpus were made with other corrections.
+
+        Without samples nothing is pending: they will be made with these.
+        """
+        try:
+            made = store.current("filtered_samples", corpus).manifest.config
+        except ArtifactError:
+            return False
+        return made.get("corrections") != self.identity().get("corrections")
 
     def add(self, correction: Correction) -> Self:
         """Write a correction. Returns the new layer.

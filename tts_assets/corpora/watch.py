@@ -20,7 +20,8 @@ from typing import Self
 
 from tts_assets.core.accounting import SetAside
 from tts_assets.core.artifacts import ArtifactStore, atomic_write
-from tts_assets.core.config import digest_of
+from tts_assets.core.config import ConfigError, digest_of
+from tts_assets.corpora.corrections import Corrections
 from tts_assets.corpora.discovery import Corpus
 from tts_assets.corpora.readers.files import Entry
 
@@ -158,11 +159,12 @@ class Watch:
     """The state of the watcher between rounds. Its size does not depend on the number of files.
 
     ``requested`` has the digest of the last reported change by corpus, so that a change that
-    cannot be indexed is reported once. ``unfinished`` has the scans that ran out of time, and
-    ``first`` the corpus that begins the next round.
+    cannot be indexed is reported once, and ``corrected`` that of its corrections. ``unfinished``
+    has the scans that ran out of time, and ``first`` the corpus that begins the next round.
     """
 
     requested: dict[str, str] = field(default_factory=dict)
+    corrected: dict[str, str] = field(default_factory=dict)
     unfinished: dict[str, list[str]] = field(default_factory=dict)
     first: str = ""
 
@@ -186,7 +188,7 @@ class Watch:
         The next round starts with the corpora that this round did not reach, and resumes
         unfinished scans. Every scan covers every file, so no change is missed.
         """
-        for memory in (self.requested, self.unfinished):
+        for memory in (self.requested, self.corrected, self.unfinished):
             for gone in set(memory) - set(corpora):
                 del memory[gone]
         deadline = time.monotonic() + seconds
@@ -203,6 +205,28 @@ class Watch:
                 self.first = ordered[(ordered.index(name) + 1) % len(ordered)]
                 break
         return changed
+
+    def corrections(
+        self, corpora: Mapping[str, Corpus], store: ArtifactStore, project: Path
+    ) -> tuple[dict[str, str], list[str]]:
+        """The digests of corrections that the samples of their corpora do not have yet.
+
+        ``project`` is the folder of the project file. Changes that :attr:`corrected` has are left
+        out. Returns the messages of files with errors, too.
+        """
+        changed, problems = {}, []
+        for name in corpora:
+            try:
+                layer = Corrections.of(project, name)
+            except ConfigError as error:
+                problems.append(str(error))
+                continue
+            digest = layer.identity().get("corrections", "")[:DIGITS]
+            if not layer.pending(store, name):
+                self.corrected.pop(name, None)
+            elif self.corrected.get(name) != digest:
+                changed[name] = digest
+        return changed, problems
 
     def _scan(self, name: str, corpus: Corpus, seen: RecordedScan, deadline: float) -> str | None:
         """The digest of a complete scan, or None if the deadline passed."""
