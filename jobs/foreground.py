@@ -257,12 +257,16 @@ def register_corpora(instance: DagsterInstance, settings: Settings) -> list[str]
     return list(corpora)
 
 
-def run_shown(instance: DagsterInstance, settings: Settings, request: Request) -> None:
-    """Run ``request``, and print the pages that it made and its address in the UI."""
+def run_shown(instance: DagsterInstance, settings: Settings, request: Request) -> dict[str, Any]:
+    """Run ``request``, and print the pages that it made and its address in the UI.
+
+    Returns its id (``run``), its title (``what``) and its pages by asset (``pages``).
+    """
     view = run(instance, settings, request)
     for asset, page in view.pages.items():
         print(f"open {page}  ({asset})")
     print(f"the run in the UI: {ui_address()}/runs/{view.run_id}")
+    return {"run": view.run_id, "what": request.title, "pages": view.pages}
 
 
 def run(

@@ -145,7 +145,10 @@ def test_a_voice_is_promoted_and_rolled_back(
     assert run_command(["promote", "ann"]) == 0
     assert (voice.parent / ".dagster" / "dagster.yaml").is_file()
     publisher.candidate("ann", "second weights", wer=0.2)
-    assert run_command(["promote", "ann", "ann", "--because", "better"]) == 0
+    capsys.readouterr()
+    assert run_command(["promote", "ann", "ann", "--because", "better", "--json"]) == 0
+    promoted = json.loads(capsys.readouterr().out)
+    assert (promoted["recipe"], promoted["why"]) == ("ann", "better")
     assert run_command(["rollback", "ann", "--because", "clicks"]) == 0
     assert "next: tts-assets history ann" in capsys.readouterr().out
     assert run_command(["history", "ann", "--json"]) == 0

@@ -71,3 +71,5 @@ def test_the_wheel_works_outside_of_the_checkout(installed: Path, tmp_path: Path
     shown = run(below, "run", "--select", "evaluation_suite")
     assert f"  evaluation_suite  texts {len(suite.read_text().splitlines())}" in shown
     assert (project / "storage" / "evaluation_suite").is_dir()
+    [again] = json.loads(run(below, "run", "--select", "evaluation_suite", "--json"))
+    assert again["what"] == "assets evaluation_suite" and len(again["run"]) == 36

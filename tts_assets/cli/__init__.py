@@ -10,7 +10,8 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -115,6 +116,13 @@ def show(data: Any, as_json: bool, text: Callable[[], str], next_step: str = "")
     print(text())
     if next_step:
         print(f"\nnext: {next_step}")
+
+
+@contextmanager
+def messages_beside(as_json: bool) -> Iterator[None]:
+    """With ``as_json``, what the block prints goes to stderr, because stdout is for the JSON."""
+    with redirect_stdout(sys.stderr if as_json else sys.stdout):
+        yield
 
 
 def names_of(*tables: str) -> Callable[[str], list[str]]:

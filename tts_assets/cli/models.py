@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tts_assets.cli import PROGRAM, AsJson, CommandError, app, names_of, show, use_project
+from tts_assets.cli import (
+    PROGRAM,
+    AsJson,
+    CommandError,
+    app,
+    messages_beside,
+    names_of,
+    show,
+    use_project,
+)
 
 if TYPE_CHECKING:
     from tts_assets.core.artifacts import ArtifactStore
@@ -177,6 +186,7 @@ def promote(
     voice: VoiceName,
     recipe: Annotated[str | None, typer.Argument(help="Default: the first candidate.")] = None,
     because: Because = "by hand",
+    as_json: AsJson = False,
 ) -> None:
     """Promote the current model of a recipe by hand, whatever its report says.
 
@@ -191,11 +201,11 @@ def promote(
 
         check_voice(settings, voice)
         recipe = settings.promotion[voice].candidates[0]
-    change_promoted("promote", voice, recipe, "--because", because)
+    change_promoted(["promote", voice, recipe, "--because", because], as_json)
 
 
 @app.command()
-def rollback(voice: VoiceName, because: Because = "by hand") -> None:
+def rollback(voice: VoiceName, because: Because = "by hand", as_json: AsJson = False) -> None:
     """Return to the model that was promoted before.
 
     The model that is left is not promoted again automatically.
@@ -204,17 +214,24 @@ def rollback(voice: VoiceName, because: Because = "by hand") -> None:
     Examples:
       tts-assets rollback ann --because "clicks at the end"
     """
-    use_project()
-    change_promoted("rollback", voice, "--because", because)
+    change_promoted(["rollback", voice, "--because", because], as_json)
 
 
-def change_promoted(*arguments: str) -> None:
-    """Run a command of ``tts_assets.promotion``, and print the next step."""
+def change_promoted(arguments: list[str], as_json: bool) -> None:
+    """Run a command of ``tts_assets.promotion``. Prints the next step, or the promoted model."""
+    _, store = project_store()
     from tts_assets.promotion.__main__ import main
+    from tts_assets.promotion.history import promoted_now
 
-    if status := main(list(arguments)):
-        raise typer.Exit(status)
-    print(f"\nnext: {PROGRAM} history {arguments[1]}; a running server keeps the model it has")
+    with messages_beside(as_json):
+        if status := main(arguments):
+            raise typer.Exit(status)
+    if as_json:
+        promoted = promoted_now(store, arguments[1])
+        assert promoted is not None
+        show({"folder": promoted.path, **promoted.facts.model_dump(mode="json")}, True, str)
+    else:
+        print(f"\nnext: {PROGRAM} history {arguments[1]}; a running server keeps the model it has")
 
 
 @app.command(context_settings=FORWARDED)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tts_assets.cli import AsJson, CommandError, app, names_of, use_project
+from tts_assets.cli import AsJson, CommandError, app, messages_beside, names_of, show, use_project
 from tts_assets.project_file import DEMO, PROJECT_FILE
 from tts_assets.speakers.config import PUBLISHED
 
@@ -35,6 +35,7 @@ def run(
     config: Annotated[
         Path | None, typer.Option(help="YAML of the launchpad, for this run only.")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Run a job, or a selection of assets, in the foreground.
 
@@ -56,12 +57,14 @@ def run(
 
     values = yaml.safe_load(config.read_text()) if config else {}
     try:
-        with project_instance() as (instance, settings, known):
+        with messages_beside(as_json), project_instance() as (instance, settings, known):
             corpora: list[str | None] = [*(known if all_corpora else corpus or ())]
-            for one in corpora or [None]:
-                run_shown(instance, settings, Request(job, select, one, values))
+            asked = [Request(job, select, one, values) for one in corpora or [None]]
+            runs = [run_shown(instance, settings, one) for one in asked]
     except RequestError as error:
         raise CommandError(error) from None
+    if as_json:
+        show(runs, True, str)
 
 
 @app.command()
@@ -74,6 +77,7 @@ def train(
             autocompletion=names_of("promotion", "sft", "rlhf", "dpo"),
         ),
     ],
+    as_json: AsJson = False,
 ) -> None:
     """Train voices: data, training, serving model, report, promotion.
 
@@ -91,17 +95,21 @@ def train(
     from jobs.foreground import Request, RequestError, project_instance, run_shown
 
     try:
-        with project_instance() as (instance, settings, known):
+        with messages_beside(as_json), project_instance() as (instance, settings, known):
             recipes = [one for voice in voices for one in recipes_of(settings, voice)]
             corpora = {name for one in recipes for name in settings.training_corpora(one)}
             check_consents(settings, corpora)
-            for name in sorted(corpora):
-                job = REFRESH if name in known else IMPORT
-                run_shown(instance, settings, Request(job, corpus=name))
-            run_shown(instance, settings, Request(select=selection(settings, recipes)))
+            asked = [
+                *(Request(REFRESH if c in known else IMPORT, corpus=c) for c in sorted(corpora)),
+                Request(select=selection(settings, recipes)),
+            ]
+            runs = [run_shown(instance, settings, one) for one in asked]
     except RequestError as error:
         raise CommandError(error) from None
-    print(f"\nnext: tts-assets report {voices[0]}, or tts-assets say TEXT --voice {voices[0]}")
+    if as_json:
+        show(runs, True, str)
+    else:
+        print(f"\nnext: tts-assets report {voices[0]}, or tts-assets say TEXT --voice {voices[0]}")
 
 
 def check_consents(settings: Settings, corpora: Iterable[str]) -> None:
