@@ -48,10 +48,9 @@ from tts_assets.core.artifacts import (
     verify,
 )
 from tts_assets.core.artifacts.handle import asset_name
-from tts_assets.core.artifacts.store import corpora_of
+from tts_assets.core.artifacts.store import corpora_of, withdrawals
 from tts_assets.core.metadata import Columns, Link, Markdown, Metadata, Table, literal
 from tts_assets.core.tracking import keep_files
-from tts_assets.provenance import invalid
 
 # Output(data_version=...) is "beta" in Dagster 1.13. Lineage depends on it, and tests cover it.
 warnings.filterwarnings("ignore", message=".*data_version.*", category=BetaWarning)
@@ -141,7 +140,8 @@ class ArtifactStoreResource(ConfigurableResource):
 
         Data of a single corpus, which nobody hears, are not refused.
         """
-        refused = self.refused | invalid({}, self.store.root)  # also withdrawn during this run
+        gone = withdrawals(self.store.root).items()  # also those of this run's time
+        refused = self.refused | {name: f"was withdrawn on {day}" for name, day in gone}
         if not refused or build.partition != UNPARTITIONED:
             return
         used = corpora_of(self.store, build.references().values())

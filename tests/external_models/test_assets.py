@@ -88,7 +88,7 @@ def definitions(
                 {"announcer": "sft"},
                 shape,
                 folder,
-                lambda name: {"clips": consent},
+                lambda *_: {"clips": consent},
             ),
         ],
         jobs=[define_asset_job("everything", ASSETS)],

@@ -23,12 +23,12 @@ from tts_assets.core.artifacts import (
     EvaluationSuite,
     Handle,
 )
-from tts_assets.core.artifacts.store import corpora_of
+from tts_assets.core.artifacts.store import corpora_of, withdrawals
 from tts_assets.core.config import ConfigError
 from tts_assets.corpora.config import ConsentError
 from tts_assets.definitions import build_assets, build_resources
 from tts_assets.orchestration.dependencies import corpus_partitions
-from tts_assets.provenance import artifacts, made_from, withdraw, withdrawals, without_corpora
+from tts_assets.provenance import artifacts, made_from, withdraw, without_corpora
 from tts_assets.provenance.__main__ import main
 from tts_assets.settings import load_settings
 

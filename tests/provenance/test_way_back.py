@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.support.speaking import Speaking
+from tts_assets.core.artifacts.store import withdrawals
 from tts_assets.corpora.config import ConsentError
 from tts_assets.promotion import history
-from tts_assets.provenance import artifacts, check_model, made_from, withdraw, withdrawals
+from tts_assets.provenance import artifacts, check_model, made_from, withdraw
 from tts_assets.provenance.__main__ import main
 from tts_assets.provenance.manifest import KEYS_VARIABLE, ROOT_FILE, Keys
 from tts_assets.serving import server, synthesize

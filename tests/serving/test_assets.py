@@ -53,7 +53,7 @@ def check(model: ServingModel) -> AssetCheckResult:
     asset = next(
         definition
         for definition in build_assets(
-            ServingConfig(), {"sft": {"voice": ["clips"]}}, Shape(), TextConfig(), lambda _: {}
+            ServingConfig(), {"sft": {"voice": ["clips"]}}, Shape(), TextConfig(), lambda *_: {}
         )
         if isinstance(definition, AssetsDefinition) and not definition.check_keys
     )

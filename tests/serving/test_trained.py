@@ -76,7 +76,7 @@ def serve(
         assets=[
             *upstream,
             *build_assets(
-                config, {"sft": {name: ["clips"]}}, Shape(processes=1), TextConfig(), lambda _: {}
+                config, {"sft": {name: ["clips"]}}, Shape(processes=1), TextConfig(), lambda *_: {}
             ),
         ],
         jobs=[define_asset_job("serve", f"serving/{name}")],

@@ -19,15 +19,18 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from pydantic import Field
 
 from tts_assets.core.artifacts import ArtifactStore, Handle, atomic_write, readable, store_of
 from tts_assets.core.artifacts.pruning import key_of
-from tts_assets.core.artifacts.store import corpora_of
+from tts_assets.core.artifacts.store import (
+    WITHDRAWN_FILE,
+    Withdrawal,
+    corpora_of,
+    withdrawals,
+)
 from tts_assets.core.artifacts.verification import artifact_folders
-from tts_assets.core.config import Config, ConfigError
+from tts_assets.core.config import ConfigError
 from tts_assets.corpora.config import (
-    ONE_LINE,
     Consent,
     ConsentError,
     VoiceConsent,
@@ -35,35 +38,8 @@ from tts_assets.corpora.config import (
 )
 
 log = logging.getLogger(__name__)
-WITHDRAWN_FILE = "withdrawn.jsonl"
 NAMED_BY = ("corpora", "reference_corpora")  # keys of the project file whose values name corpora
 STARTS = ("hub", "checkpoint", "base", "start")  # those whose values may be folders of models
-
-
-class Withdrawal(Config):
-    """One line of the file: from the day ``on``, no model of the corpus is used."""
-
-    corpus: str = Field(pattern=ONE_LINE)
-    on: date
-    because: str = Field("", pattern=r"^[^\x00-\x1f]*$")
-
-
-def withdrawals(root: Path) -> dict[str, date]:
-    """The day of the withdrawal by corpus, for the storage at ``root``.
-
-    Raises :class:`ConfigError` for a damaged file.
-    """
-    path = root / WITHDRAWN_FILE
-    if not path.is_file():
-        return {}
-    found = {}
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
-        try:
-            row = Withdrawal.parse(json.loads(line), f"{path}:{number}")
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"{path}:{number}: not JSON ({error})") from None
-        found[row.corpus] = row.on
-    return found
 
 
 def withdraw(store: ArtifactStore, corpus: str, because: str, today: date) -> None:

@@ -32,12 +32,12 @@ import numpy as np
 
 from tts_assets.core.artifacts import ArtifactStore, Report
 from tts_assets.core.artifacts.handle import asset_name
-from tts_assets.core.artifacts.store import way_back
+from tts_assets.core.artifacts.store import way_back, withdrawals
 from tts_assets.core.artifacts.verification import is_current
 from tts_assets.core.audio import BrokenAudio, read_clip
 from tts_assets.core.config import ConfigError
 from tts_assets.corpora.config import Consent, VoiceConsent
-from tts_assets.provenance import artifacts, made_from, withdraw, withdrawals
+from tts_assets.provenance import artifacts, made_from, withdraw
 from tts_assets.provenance.manifest import (
     KEYS_VARIABLE,
     ROOT_FILE,

@@ -10,11 +10,12 @@ import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import date
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from tts_assets.core.artifacts.handle import (
     MANIFEST,
@@ -34,8 +35,9 @@ from tts_assets.core.artifacts.handle import (
     remove_temporary_files,
     sha256_file,
 )
-from tts_assets.core.config import canonical_json, digest_of
+from tts_assets.core.config import Config, ConfigError, canonical_json, digest_of
 
+WITHDRAWN_FILE = "withdrawn.jsonl"  # in the storage: the corpora whose consent was withdrawn
 FINGERPRINT_DIGITS = 20  # 80 bits: among a million artifacts, P(collision) < 1e-12
 FINGERPRINT = re.compile(rf"[0-9a-f]{{{FINGERPRINT_DIGITS}}}")
 RECORDED_LIBRARIES = (
@@ -280,4 +282,30 @@ def library_versions() -> dict[str, str]:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
+    return found
+
+
+class Withdrawal(Config):
+    """One line of ``withdrawn.jsonl``: from the day ``on``, no model of the corpus is used."""
+
+    corpus: str = Field(pattern=r"^[^\x00-\x1f]+$")
+    on: date
+    because: str = Field("", pattern=r"^[^\x00-\x1f]*$")
+
+
+def withdrawals(root: Path) -> dict[str, date]:
+    """The day of the withdrawal by corpus, for the storage at ``root``.
+
+    Raises :class:`ConfigError` for a damaged file.
+    """
+    path = root / WITHDRAWN_FILE
+    if not path.is_file():
+        return {}
+    found = {}
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        try:
+            row = Withdrawal.parse(json.loads(line), f"{path}:{number}")
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"{path}:{number}: not JSON ({error})") from None
+        found[row.corpus] = row.on
     return found
