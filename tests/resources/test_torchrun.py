@@ -185,6 +185,7 @@ def role(folder: Path, name: Literal["ask", "serve"]) -> RoleConfig:
     return RoleConfig(run_dir=folder / name, role=name, answer="yes")
 
 
+@pytest.mark.slow
 def test_the_time_limit_saves(tmp_path: Path) -> None:
     program = count(tmp_path, Shape(processes=1, hours=20 / 3600), total=10_000, step_seconds=0.05)
     assert "reached its time limit" in failure(launch(program, TorchrunLauncher()))

@@ -97,6 +97,7 @@ def test_every_setting_is_either_used_here_or_tested_below() -> None:
     assert {*RlhfRecipe.model_fields} == OWN_SETTINGS | {*CHANGES}
 
 
+@pytest.mark.slow
 def test_trl_gets_the_defaults(tmp_path: Path) -> None:
     found = trl_settings(tmp_path)
     expected = DEFAULTS | CONSTANTS

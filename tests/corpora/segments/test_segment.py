@@ -135,6 +135,7 @@ def test_bytes_do_not_depend_on_the_number_of_ranks(
     assert digests(tmp_path / "two") == digests(tmp_path / "one")
 
 
+@pytest.mark.slow
 def test_only_the_wanted_speaker_is_kept(store: ArtifactStore, tmp_path: Path) -> None:
     folder = tmp_path / "talks" / "ann"
     record(folder / "ann.wav", FIRST, (1.0, 1.0))
