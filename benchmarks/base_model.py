@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="the folder of the run")
     parser.add_argument("--corpus", required=True, help="of the held-out utterances")
     parser.add_argument("--description", default="", help="voice description of the syntheses")
-    parser.add_argument("--codec", type=Path, default=Path("examples/codecs/two-voices-16khz"))
+    parser.add_argument("--codec", type=Path, default=Path("examples/codecs/announcer-16khz"))
     parser.add_argument("--suite", type=Path, default=Path("examples/suites/everyday.jsonl"))
     parser.add_argument("--newest", action="store_true", help="the newest weights only")
     options = parser.parse_args()

@@ -1,6 +1,6 @@
 """How a published SpeechLM reads texts that it has not seen: WER, DNSMOS and speaker similarity.
 
-    python benchmarks/base_voice.py storage/sft/reader_en/all/current --description Joe
+    python benchmarks/base_voice.py storage/sft/reader_en/all/current
 
 Each text of the suites is synthesized once for each seed. The script prints a row of a Markdown
 table for each category: the WER by Whisper of each seed, and the means of DNSMOS P.808 and of the
@@ -25,7 +25,7 @@ from tts_assets.core.audio import read_clip
 from tts_assets.evaluation.suite import read_suite
 from tts_assets.speechlm.model import SpeechLM
 
-CODEC = Path("examples/codecs/two-voices-16khz")
+CODEC = Path("examples/codecs/announcer-16khz")
 SUITES = [Path("examples/suites/everyday.jsonl"), Path("examples/suites/announcer.jsonl")]
 REFERENCES = 30  # recordings whose mean embedding is that of the speaker
 SHORTEST_SECONDS = 2.0  # of a recording whose speaker is measured

@@ -2,9 +2,10 @@
 
     python benchmarks/reading.py [--steps 1000]
 
-Trains ``[sft.announcer]`` four times on the arrays of ``make demo``: unchanged, without growing
-groups (``grow_epochs``), without hidden codes (``code_dropout``), and without both. Then it
-measures the loss a word, in nats, of random digit strings that are concatenated from recordings of
+Trains the recipe of the preset ``scratch-cpu`` four times on the arrays of ``make demo``:
+unchanged, without growing groups (``grow_epochs``), without hidden codes (``code_dropout``), and
+without both. Then it measures the loss a word, in nats, of random digit strings that are
+concatenated from recordings of
 digits: after their own text, and after the text of another string. An over-fitted model that
 ignores the text has the same loss for both. A model that uses the text has a low loss after its own
 text and a high loss after the other. Prints a Markdown table. A row takes about six minutes on one
@@ -21,6 +22,7 @@ import numpy as np
 import torch
 
 from tts_assets.core.artifacts import ArtifactStore
+from tts_assets.project_file import preset_values
 from tts_assets.settings import load_settings
 from tts_assets.sft.config import SftProgram, SftRecipe
 from tts_assets.sft.dataset import UtteranceDataset
@@ -91,7 +93,8 @@ def run() -> None:
     parser.add_argument("--steps", type=int, default=1000)
     steps = parser.parse_args().steps
     settings = load_settings()
-    recipe = settings.sft["announcer"]
+    scratch = preset_values("scratch-cpu", ["announcer"], [], "")["sft"]["announcer"]
+    recipe = SftRecipe(corpora=settings.sft["announcer"].corpora, **scratch)
     store = ArtifactStore(settings.storage)
     arrays = {name: store.current("code_arrays", name) for name in recipe.corpora}
     facts = next(iter(arrays.values())).facts

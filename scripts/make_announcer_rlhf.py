@@ -2,9 +2,8 @@
 
     python scripts/make_announcer_rlhf.py
 
-240 strings of 3 to 7 spoken digits, drawn with a fixed seed; none is in the evaluation suite or was
-recorded. Sentences are left out: with 48 announcements among the texts, the reward of a step told
-mostly how many of them it had, and one of three seeds fell (benchmarks/grpo-2026-11-23.md).
+240 texts, drawn with a fixed seed: sentences of ``examples/texts/codec_en.txt``, which the base has
+not read, and strings of 3 to 7 digits. None is in the evaluation suites or was recorded.
 """
 
 from __future__ import annotations
@@ -17,28 +16,40 @@ from tts_assets.audio_models.wer import normalize_for_match
 
 ROOT = Path(__file__).resolve().parent.parent
 CORPUS = ROOT / "examples" / "corpora" / "asterisk_en" / "samples.jsonl"
-SUITE = ROOT / "examples" / "suites" / "announcer.jsonl"
+SENTENCES = ROOT / "examples" / "texts" / "codec_en.txt"
+SUITES = [ROOT / "examples" / "suites" / f"{name}.jsonl" for name in ("announcer", "everyday")]
 TEXTS = ROOT / "examples" / "texts" / "announcer_rlhf.txt"
 
 SEED = 20_261_122
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 LENGTHS = range(3, 8)
-STRINGS_A_LENGTH = 48
+STRINGS_A_LENGTH = 8
+SENTENCES_DRAWN = 200
+WORDS = range(4, 10)  # of a sentence: 1.5 to 4 s
 
 
 def main() -> None:
-    suite = [json.loads(line)["text"] for line in SUITE.read_text().splitlines()]
+    suite = [json.loads(line)["text"] for path in SUITES for line in path.open()]
     recorded = [json.loads(line)["transcript"] for line in CORPUS.read_text().splitlines()]
     taken = {normalize_for_match(text) for text in (*suite, *recorded)}
-    texts = digit_strings(taken)
+    draw = random.Random(SEED)
+    strings = digit_strings(draw, taken)
+    texts = strings + draw.sample(sentences(taken), SENTENCES_DRAWN)
+    draw.shuffle(texts)
     TEXTS.parent.mkdir(parents=True, exist_ok=True)
     TEXTS.write_text("# Made by scripts/make_announcer_rlhf.py\n" + "\n".join(texts) + "\n")
     print(f"{TEXTS.relative_to(ROOT)}: {len(texts)} texts")
 
 
-def digit_strings(taken: set[str]) -> list[str]:
+def sentences(taken: set[str]) -> list[str]:
+    """Sentences of ``WORDS`` words that are not ``taken``."""
+    lines = SENTENCES.read_text().splitlines()[1:]  # without the comment
+    fitting = (line for line in lines if len(line.split()) in WORDS)
+    return [line for line in fitting if normalize_for_match(line) not in taken]
+
+
+def digit_strings(draw: random.Random, taken: set[str]) -> list[str]:
     """Different strings, in the order of their lengths."""
-    draw = random.Random(SEED)
     strings: dict[str, None] = {}
     for length in LENGTHS:
         wanted = len(strings) + STRINGS_A_LENGTH

@@ -1,4 +1,4 @@
-"""Make ``examples/texts/base_en.txt``: the texts of the synthetic corpus of the demo's base model.
+"""Make the texts of the synthetic corpora: ``base_en.txt`` and ``codec_en.txt`` in examples/texts.
 
     python scripts/make_base_texts.py WORDNET
 
@@ -6,7 +6,8 @@
 installs it as ``/usr/share/wordnet``. The example sentences of WordNet cover the words of English.
 Templates add what they lack: numbers, dates, times, money, letters, names, questions and
 announcements. The draw has a fixed seed. A text that resembles one of ``examples/suites`` is left
-out: the suites stay unseen.
+out: the suites stay unseen. The base model reads the first file. The codec learns other voices from
+the second; the texts of GRPO are drawn from it, so the base has not read them.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ from tts_assets.audio_models.wer import normalize_for_match
 
 ROOT = Path(__file__).resolve().parent.parent
 SUITES = ROOT / "examples" / "suites"
-TEXTS = ROOT / "examples" / "texts" / "base_en.txt"
+TEXTS = ROOT / "examples" / "texts"
 
 SEED = 20_261_129
 SENTENCES = 13_000  # of WordNet
 TEMPLATED = 4_500
+FOR_THE_BASE = 9_999
 RESEMBLES = 0.75  # share of common words, of all words of both texts
 WORDS = range(3, 15)  # 1 to 8 seconds
 READABLE = re.compile(r"[A-Za-z][A-Za-z ,'!?;:-]*[A-Za-z!?]")
@@ -100,8 +102,11 @@ def main() -> None:
     templated = unseen.only(from_templates(draw))
     texts = sentences[:SENTENCES] + templated
     draw.shuffle(texts)
-    TEXTS.write_text("# Made by scripts/make_base_texts.py\n" + "\n".join(texts) + "\n")
-    print(f"{TEXTS.relative_to(ROOT)}: {len(texts)} texts, {len(templated)} from templates")
+    files = {"base_en.txt": texts[:FOR_THE_BASE], "codec_en.txt": texts[FOR_THE_BASE:]}
+    for name, part in files.items():
+        made = "# Made by scripts/make_base_texts.py\n" + "\n".join(part) + "\n"
+        (TEXTS / name).write_text(made)
+        print(f"{name}: {len(part)} texts")
 
 
 def suite_texts() -> list[str]:

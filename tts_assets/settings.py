@@ -48,7 +48,7 @@ from tts_assets.provenance import check_starts, invalid, without_corpora
 from tts_assets.rlhf.config import RlhfRecipe, VllmRollouts
 from tts_assets.rlhf.dpo_config import DpoRecipe, PreferencesConfig, check_preferences
 from tts_assets.serving.config import ServingConfig, VllmConfig
-from tts_assets.sft.config import SftRecipe
+from tts_assets.sft.config import SftRecipe, check_phonemes
 from tts_assets.speakers.config import PUBLISHED, RESEMBLYZER, SpeakersConfig
 from tts_assets.speechlm.config import TokenizerConfig
 from tts_assets.speechlm.formats import TextSource
@@ -251,9 +251,9 @@ class Settings(Config):
         """Raise ValueError where languages of speech, texts and ASR models differ."""
         check_transcribed(self.evaluation, self.root)
         _ = self.suites
+        check_phonemes({name: (self.sft[name], self.languages_of(name)) for name in self.sft})
         for name, rlhf in self.rlhf.items():
-            corpora = rlhf.prompts.corpora
-            known = [name for name in corpora if name not in self.arrays.imported]
+            known = [name for name in rlhf.prompts.corpora if name not in self.arrays.imported]
             tags = [self.all_corpora(name).config.language for name in known]
             rlhf.check_languages(f"rlhf.{name}", self.languages_of(name), tags)
         if (report := self.codec.report) is not None:

@@ -99,7 +99,11 @@ def test_a_voice_in_another_language_has_a_suite_of_its_own(
     suite = project.parent / "german.jsonl"
     suite.write_text('{"id": "a", "category": "all", "text": "Guten Morgen"}\n')
     german = ["--language", "de", "--synthetic", "--suite", str(suite)]
-    assert run_command(["add-corpus", str(recordings), "--name", "eva", *german]) == 0
+    arguments = ["add-corpus", str(recordings), "--name", "eva", *german]
+    assert run_command(arguments) == 1  # the base of the preset reads English
+    assert "or one from scratch as the preset scratch-cpu" in capsys.readouterr().err
+    project.write_text(project.read_text().replace('"small-cpu"', '"scratch-cpu"'))
+    assert run_command(arguments) == 0
     settings = load_settings(project, environment={})
     assert settings.suites["eva"] == ["de"]
     found = settings.evaluation.suites["de"]

@@ -21,6 +21,7 @@ from transformers import (
 
 from tts_assets.codec.config import CodecArchitecture
 from tts_assets.codec.model import Codec
+from tts_assets.codec.xcodec2 import CompactXcodec2, build, calibrate
 from tts_assets.core.artifacts import sha256_file
 from tts_assets.core.audio import Wave, read_wave
 from tts_assets.corpora.samples import Sample, write_samples
@@ -75,6 +76,14 @@ def waves(samples: list[Sample]) -> list[Wave]:
 def speech(samples: list[Sample]) -> list[Wave]:
     """Thirty clips, 2,200 codes."""
     return [read_wave(Path(sample.wav_path), 16_000) for sample in samples]
+
+
+def compact() -> CompactXcodec2:
+    """A codec of the filterbank with random weights, whose latents spread over the codes."""
+    model = build(CodecArchitecture(levels=(4, 4, 4, 4, 4, 4)), seed=0)
+    noise = torch.randn(4, 16_000, generator=torch.Generator().manual_seed(0))
+    calibrate(model, noise * torch.linspace(1e-3, 0.3, 4).unsqueeze(1))
+    return model.eval()
 
 
 @pytest.fixture(scope="session")

@@ -137,7 +137,7 @@ def test_the_number_of_codebooks_is_part_of_the_codec(tmp_path: Path, store: Art
     with pytest.raises(ValueError, match="trained here have one codebook"):
         CodecConfig.model_validate({"train": {"corpora": {"a": 1.0}}, "codebooks": 2})
     shutil.copytree(VENDORED, tmp_path / "one")
-    with pytest.raises(ValueError, match="this xcodec2 has one: remove it"):
+    with pytest.raises(ValueError, match="this content_xcodec2 has one: remove it"):
         fetch(tmp_path, store, "one", codebooks=2)
 
 

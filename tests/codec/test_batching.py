@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import Xcodec2Config, Xcodec2Model
 
-from tests.codec.conftest import VENDORED, published, small
-from tts_assets.codec.backends import Backend, CompactBackend, PublishedBackend, open_compact
+from tests.codec.conftest import compact, published, small
+from tts_assets.codec.backends import Backend, CompactBackend, PublishedBackend
 from tts_assets.codec.config import CodecArchitecture
 from tts_assets.codec.model import PROBED, BatchEncoder, Codec, RoundingError
 from tts_assets.codec.xcodec2 import HOP, build
@@ -29,7 +29,7 @@ MODELS = (
 
 def open_backend(name: str) -> Backend:
     if name == "ours":
-        return CompactBackend(open_compact(VENDORED))
+        return CompactBackend(compact())
     if name == "ours with a waveform branch":
         return CompactBackend(build(CodecArchitecture(acoustic_hidden=2), seed=0))
     return PublishedBackend(published(*name.split()), "cpu")
@@ -88,7 +88,7 @@ def test_codes_of_batches_are_those_of_every_clip_alone(name: str, waves: list[W
 
 
 def test_a_clip_on_the_boundary_between_two_codes_is_encoded_again(waves: list[Wave]) -> None:
-    model = open_compact(VENDORED)
+    model = compact()
     codec = Codec(CompactBackend(model), "cpu")
     pair = [waves[0][:16_000], waves[1][:9_600]]
     encoder = BatchEncoder(codec)

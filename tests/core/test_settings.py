@@ -214,6 +214,13 @@ def test_names_that_are_equal_in_dagster_are_rejected(values: dict[str, Any], ke
         load(values)
 
 
+def test_a_base_reads_phonemes_of_the_languages_of_its_corpora() -> None:
+    german = {"eva": {"path": "eva", "reader": "folder", "language": "de", "licence": "x"}}
+    recipe = {"announcer": {"corpora": {"asterisk_en": 1.0, "eva": 1.0}}}
+    with pytest.raises(ConfigError, match=r"its base reads phonemes of 'en', but .* speech in de"):
+        load({"corpora": german, "sft": recipe})
+
+
 def test_recipes_train_on_imported_arrays() -> None:
     base = load({}).sft["announcer"].model_dump(mode="json")
     more = base | {"base": {"recipe": "announcer"}, "corpora": {"theirs": 1, "asterisk_en": 1}}
@@ -221,7 +228,7 @@ def test_recipes_train_on_imported_arrays() -> None:
     settings = load({"arrays": imported, "sft": {"more": more}})
     # Continued training keeps the tokenizer, so that both recipes share one.
     assert settings.tokenizers["asterisk_en"] == settings.tokenizers["theirs"]
-    assert [tokenizer.hub for tokenizer in settings.tokenizers["theirs"]] == [None]
+    assert [tokenizer.hub for tokenizer in settings.tokenizers["theirs"]] == [base["base"]["hub"]]
 
 
 def test_a_missing_file_a_broken_file_and_an_unknown_profile(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The texts of the demo's base model: readable by a voice, and unlike every evaluation suite."""
+"""The texts of the demo's base model and codec: readable, and unlike every evaluation suite."""
 
 from __future__ import annotations
 
@@ -14,13 +14,19 @@ from tts_assets.corpora.synthesis import read_texts
 from tts_assets.corpora.text import Normalizer
 
 ROOT = Path(__file__).resolve().parents[2]
+TEXTS_OF_BOTH = [TEXTS / "base_en.txt", TEXTS / "codec_en.txt"]
+
+
+def both() -> list[str]:
+    """The texts of the base, then those of the codec."""
+    return [text for path in TEXTS_OF_BOTH for text in read_texts(path)]
 
 
 @pytest.mark.slow
 def test_the_everyday_suite_is_in_no_corpus() -> None:
     corpus = ROOT / "examples/corpora/asterisk_en/samples.jsonl"
     recorded = [json.loads(line)["transcript"] for line in corpus.read_text().splitlines()]
-    known = {normalize_for_match(text) for text in (*recorded, *read_texts(TEXTS))}
+    known = {normalize_for_match(text) for text in (*recorded, *both())}
     suite = (ROOT / "examples/suites/everyday.jsonl").read_text().splitlines()
     texts = [json.loads(line) for line in suite]
     assert sum(text["category"] == "sentences" for text in texts) >= 60
@@ -28,7 +34,7 @@ def test_the_everyday_suite_is_in_no_corpus() -> None:
 
 
 def test_the_texts_are_spoken_as_they_are_written() -> None:
-    texts = read_texts(TEXTS)
+    texts = both()
     assert len(texts) > 15_000
     assert all(len(text.split()) <= max(WORDS) + 10 for text in texts)
     sample = texts[::50]
@@ -37,5 +43,5 @@ def test_the_texts_are_spoken_as_they_are_written() -> None:
 
 @pytest.mark.slow
 def test_no_text_resembles_one_of_a_suite() -> None:
-    texts = read_texts(TEXTS)
+    texts = both()
     assert Unseen(suite_texts()).only(texts) == texts

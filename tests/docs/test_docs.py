@@ -62,12 +62,12 @@ def test_the_configuration_reference_is_current() -> None:
 
 @pytest.mark.parametrize("name", ["README.md", "docs/tutorial.md", "docs/voices.md"])
 def test_documents_recommend_the_published_codec_for_other_voices(name: str) -> None:
-    """The demo's codec is for one speaker; the documents name that of the profile ``gpu``."""
+    """The demo's codec speaks in one voice; the documents name that of the profile ``gpu``."""
     project = tomllib.loads((ROOT / "dagster_project.toml").read_text())
     wanted = project["profiles"]["gpu"]["codec"]["checkpoint"]
     text = " ".join((ROOT / name).read_text().split())
     assert f'checkpoint = "{wanted}"' in text
-    assert "the demo's one speaker" in text
+    assert "the voice of the demo's speaker" in text
 
 
 def test_sensors_and_schedules_of_commands_exist(code_literals: list[str]) -> None:

@@ -269,7 +269,7 @@ def test_the_tutorial_can_be_loaded(tmp_path: Path) -> None:
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     settings = load_settings(name)
     assert {"my_voice"} <= {*settings.sft} & {*settings.promotion}
-    assert settings.codec.train is not None and settings.codec.train.steps == 1200
+    assert settings.codec.train is not None and settings.codec.train.steps == 300
 
 
 def test_the_reference_lists_every_table() -> None:

@@ -129,7 +129,8 @@ def test_a_decisive_category_without_a_change_is_named(report: Path, tmp_path: P
 
 
 def test_categories_of_promotions_come_from_the_project() -> None:
-    assert load_settings(environment={}).decisive == {
+    chosen = {"promotion": {"announcer": {"category": "digits"}}}
+    assert load_settings(environment={}, overrides=chosen).decisive == {
         "announcer": ["digits"],
         "announcer_grpo": ["digits"],
     }

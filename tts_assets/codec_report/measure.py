@@ -32,6 +32,7 @@ from tts_assets.codec.losses import (
     usage,
 )
 from tts_assets.codec.model import Codec
+from tts_assets.codec.semantic import ContentCodec
 from tts_assets.codec.xcodec2 import SAMPLE_RATE
 from tts_assets.codec_report.config import LONGEST_SECONDS, CodecReportProgram
 from tts_assets.core.accounting import SetAside, ValidationSplit, raise_nothing_usable
@@ -218,7 +219,7 @@ class Measurer:
         )
         clips = self._measured(name, [(wave, codec.sample_rate) for wave in made])
         compared = (
-            clip.model_copy(update=self._compared(row, made[row], codec.sample_rate))
+            clip.model_copy(update=self._compared(row, made[row], codec))
             for row, clip in enumerate(clips)
         )
         return code_statistics(codec, codes), speed, compared
@@ -253,11 +254,15 @@ class Measurer:
             return None
         return self.transcriber([(wave, rate)], [spoken_language(sample.language)])[0]
 
-    def _compared(self, row: int, made: Wave, rate: int) -> dict[str, float | None]:
-        """Intrusive metrics of a resynthesis of recording ``row``."""
-        pair = aligned(self.waves[row], made, rate)
-        error = pitch_error(self.pitches[row], pitch(pair[1]))
-        embeddings = self.embeddings[row], self.speaker_encoder.embed(made, rate)
+    def _compared(self, row: int, made: Wave, codec: Codec) -> dict[str, float | None]:
+        """Intrusive metrics of a resynthesis of recording ``row``.
+
+        The codes of a :class:`ContentCodec` have no pitch, so there is no error of it.
+        """
+        pair = aligned(self.waves[row], made, codec.sample_rate)
+        pitched = not isinstance(codec.backend.model, ContentCodec)
+        error = pitch_error(self.pitches[row], pitch(pair[1])) if pitched else None
+        embeddings = self.embeddings[row], self.speaker_encoder.embed(made, codec.sample_rate)
         metrics = {
             "similarity": cosine(*embeddings),
             "stoi": stoi(*pair),

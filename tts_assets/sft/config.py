@@ -7,15 +7,21 @@ rejected on load. The message says how to fix them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from tts_assets.core.config import Config
+from tts_assets.core.config import Config, ConfigError
 from tts_assets.core.program import ProgramConfig
-from tts_assets.speechlm.config import BaseModel, VocabularyConfig, identified, with_commit
+from tts_assets.speechlm.config import (
+    BaseModel,
+    VocabularyConfig,
+    identified,
+    phonemes_of_base,
+    with_commit,
+)
 
 FORGOTTEN = "val_forgotten"  # metric: 1 in a validation at which a source was forgotten
 TRANSCRIPTS = "text"  # the source name of the corpora's transcripts in pretraining
@@ -420,3 +426,19 @@ class SftProgram(ProgramConfig):
                 "sample_texts needs the codec: give codec_folder, or write sample_texts = 0"
             )
         return self
+
+
+def check_phonemes(recipes: Mapping[str, tuple[SftRecipe, Set[str]]]) -> None:
+    """Raise :class:`ConfigError` if a base reads phonemes of another language than its corpora.
+
+    Each recipe comes with the languages of its speech, such as {"en"}.
+    """
+    for name, (recipe, spoken) in recipes.items():
+        language = phonemes_of_base(recipe.base, recipe.vocabulary)
+        others = sorted(spoken - {language.split("-")[0].lower()}) if language else []
+        if others:
+            raise ConfigError(
+                f"sft.{name}: its base reads phonemes of {language!r}, but its corpora have speech "
+                f"in {', '.join(others)}: take a base of that language, or one from scratch as the "
+                "preset scratch-cpu"
+            )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeVar
@@ -15,6 +16,7 @@ from tts_assets.corpora.config import Language
 
 ADAPTER, ADAPTER_CARD = "adapter", "base.json"  # folder of a published adapter, its card
 TOKENS_VERSION = "2"  # of token_arrays
+PHONEMES = "text_phonemes"  # in tokenizer_config.json: the language of the phonemes that it reads
 FormatName = Literal["inworld", "llasa", "neutts", "orpheus", "plain"]
 
 
@@ -98,6 +100,17 @@ class TokenizerConfig(Config):
     hub: str | None
     vocabulary: VocabularyConfig
     lexicon: dict[str, str] = Field(default_factory=dict)
+
+
+def phonemes_of_base(base: BaseModel, vocabulary: VocabularyConfig) -> str:
+    """The language whose phonemes a base reads, such as "en"; empty: it reads characters.
+
+    A name on the hub is not looked up, and gives what ``vocabulary`` says.
+    """
+    declared = Path(base.hub or "") / "tokenizer_config.json"
+    if vocabulary.phonemes or base.hub is None or not declared.is_file():
+        return vocabulary.phonemes or ""
+    return str(json.loads(declared.read_text(encoding="utf-8")).get(PHONEMES, ""))
 
 
 Hub = TypeVar("Hub", BaseModel, TokenizerConfig)

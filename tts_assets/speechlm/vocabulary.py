@@ -36,7 +36,7 @@ from tts_assets.codec.shard_files import Frame
 from tts_assets.core.config import digest_of
 from tts_assets.core.hub import MAIN, from_hub, locate
 from tts_assets.normalization.rules import Pronunciation
-from tts_assets.speechlm.config import VocabularyConfig
+from tts_assets.speechlm.config import PHONEMES, VocabularyConfig
 from tts_assets.speechlm.formats import FORMATS, INWORLD, SpeechFormat, recognize
 
 NONVERBALS = (
@@ -70,8 +70,8 @@ FIXED_STRINGS = (
 )
 SIZE_MULTIPLE = 64  # of embedding rows: multiples of 64 fit the tile sizes of GPUs
 VOCABULARY_FILE = "vocabulary.json"
-# Keys of tokenizer_config.json.
-PHONEMES, LEXICON, FRAME = "text_phonemes", "text_lexicon", "speech_frame"
+# Further keys of tokenizer_config.json.
+LEXICON, FRAME = "text_lexicon", "speech_frame"
 # Letters and marks that espeak-ng writes and that ASCII lacks: one token each in a byte tokenizer.
 IPA_SYMBOLS = (*map(chr, range(0x250, 0x2B0)), *"æçðøħŋœβθχᵻⱱᵊʰʲʷˈˌːˑ˞\u0303\u0329\u032a\u032f")
 PAD = "<|pad|>"
