@@ -60,7 +60,9 @@ DIAGNOSTICS = (  # panels of the plot: metrics and their labels
 def describe_recipe(recipe: SftRecipe) -> str:
     """The description of the asset: base, data and length of the training."""
     base = recipe.base
-    start = base.hub or (f"sft/{base.recipe}" if base.recipe else "a Llama from scratch")
+    named = Path(base.hub or "")  # a folder of the project is an absolute path here
+    hub = named.name if named.is_absolute() else base.hub
+    start = hub or (f"sft/{base.recipe}" if base.recipe else "a Llama from scratch")
     if recipe.steps == 0:
         return f"SpeechLM that is not trained: {start}."
     length = f"{recipe.steps} steps" if recipe.steps else f"{recipe.epochs} epochs"
