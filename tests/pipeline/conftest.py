@@ -29,7 +29,7 @@ def minimal(corpus: Path, folder: Path) -> dict[str, Any]:
         "validation": {"fraction": 0.3},
         "codec": {"shard_samples": 5},
         "serving": {"sampling": sampling, "check_vllm": False},
-        "sft": {"announcer": {"base": {"llama": llama}, "steps": 2, "eval_every": 1}},
+        "sft": {"announcer": {"base": {"hub": None, "llama": llama}, "steps": 2, "eval_every": 1}},
         "rlhf": {
             "announcer_grpo": {
                 "steps": 1,
