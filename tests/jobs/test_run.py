@@ -81,7 +81,7 @@ def test_runs_are_in_the_bars_of_their_job(home: Path, instance: DagsterInstance
 
     command = [sys.executable, "-m", "tts_assets.cli", "run", "--select", "evaluation_suite"]
     shown = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=True).stdout
-    assert "  evaluation_suite  texts 75" in shown
+    assert "  evaluation_suite  texts 175" in shown
     [made] = instance.get_runs()
     last = f"the run in the UI: tts-assets ui, then http://127.0.0.1:3000/runs/{made.run_id}"
     assert shown.splitlines()[-1] == last
