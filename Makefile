@@ -32,7 +32,7 @@ demo: install ## train a small voice end to end and print the paths of its repor
 ui: install ## the Dagster UI on http://127.0.0.1:3000 (PORT=…), and the files of the storage at 3001
 	@$(BIN)/tts-assets ui --port $(PORT)
 
-codec-demo: install ## train a codec of the demo's speaker from scratch (an hour and a half)
+codec-demo: install ## train the decoder of the demo's codec on (two hours; needs flite)
 	@TTS_PROFILE=codec_demo $(BIN)/python -m jobs.demo codec
 
 base: install ## train a base model that reads English on synthetic speech (hours of two cores)

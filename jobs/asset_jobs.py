@@ -75,7 +75,7 @@ def corpus_jobs() -> list[UnresolvedAssetJobDefinition]:
             TRAIN_CODEC,
             AssetSelection.groups("corpora", "codec_decoder") | AssetSelection.assets("codec"),
             partitions_def=corpus_partitions,
-            description="The codec and its training data (profile codec_demo: from scratch).",
+            description="The codec and its training data.",
         ),
     ]
 

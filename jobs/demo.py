@@ -1,7 +1,8 @@
 """Whole jobs in the instance of the UI: the demo, a codec, and a base model.
 
     python -m jobs.demo          runs refresh (once per corpus), retrain and align
-    python -m jobs.demo codec    runs train_codec (profile codec_demo)
+    python -m jobs.demo codec    runs prepare (once per corpus), and train_codec
+                                 (profile codec_demo)
     python -m jobs.demo base     runs prepare and refresh (once per corpus), and retrain
                                  (profile base)
 
@@ -10,9 +11,10 @@ One line is printed per finished asset, and a progress bar. The demo ends with t
 reports and the paths of the listening pages. Assets that exist are not built again, and interrupted
 programs resume.
 
-The codec demo trains a codec of the demo's speaker from scratch, in an hour and a half on two
-cores. The result is another version of the asset ``codec``; ``make demo`` afterwards returns to the
-vendored checkpoint. ``make base`` trains a base model on synthetic speech, in hours on two cores.
+The codec demo trains the decoder of the demo's codec on, in an hour and a half of one core; it
+makes synthetic speech of three speakers first. The result is another version of the asset
+``codec``; ``make demo`` afterwards returns to the vendored checkpoint. ``make base`` trains a base
+model on synthetic speech, in hours on two cores.
 """
 
 from __future__ import annotations
@@ -60,8 +62,9 @@ def run_codec_demo(instance: DagsterInstance, settings: Settings) -> None:
     if settings.codec.train is None:
         sys.exit("this profile has no [codec.train]; run: make codec-demo")
     register_corpora(instance, settings)
-    for corpus in settings.codec.train.corpora:
-        run(instance, settings, Request(TRAIN_CODEC, corpus=corpus))
+    for corpus in settings.codec.train.corpora:  # the codec needs the samples of all of them
+        run(instance, settings, Request(PREPARE, corpus=corpus))
+    run(instance, settings, Request(TRAIN_CODEC, corpus=next(iter(settings.codec.train.corpora))))
     codec = ArtifactStore(settings.storage).current("codec")
     print(f"\ncodec: {codec.path}\nmeasure it with: benchmarks/codec_quality.py --codec …")
 
